@@ -1,0 +1,112 @@
+"""The four paradigms of clinical reasoning (paper section 3.2 and appendix A): what each asks for, and whether a trace follows it."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mmedexpert_jax.data.case import PARADIGMS as NAMES
+
+_STATEMENT = re.compile(r"\((\d+)\)\s*")
+_ELIMINATION = re.compile(
+    r"\b(against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|not (?:fit|met|reached|match))\b", re.I
+)
+_RECOGNITION = re.compile(r"\b(pattern|typical(?:ly)?|classic(?:al)?|recogni[sz]\w*|picture|characteristic)\b", re.I)
+_DEDUCTION = re.compile(r"→|->|=|:|\b(because|since|therefore|thus|hence|so|leads? to|causes?|implies|gives?|adds?|means)\b", re.I)
+_PRIOR = re.compile(r"\b(prior|pre-?test|base rate)\b", re.I)
+_EVIDENCE = re.compile(r"\b(evidence|likelihood|raises?|lowers?|increases?|decreases?|update[sd]?)\b", re.I)
+_POSTERIOR = re.compile(r"\b(posterior|post-?test)\b", re.I)
+
+
+def statements(trace: str) -> list[str]:
+    """The numbered statements "(1) ... (2) ..." of a trace; empty if they do not count up from 1."""
+    parts = _STATEMENT.split(trace)
+    numbers, texts = parts[1::2], [text.strip() for text in parts[2::2]]
+    counted = [int(n) for n in numbers] == list(range(1, len(numbers) + 1))
+    return texts if counted and all(texts) else []
+
+
+def _differential(steps: list[str], options: tuple[str, ...]) -> bool:
+    text = " ".join(steps).lower()
+    named = sum(option.lower() in text for option in options)
+    return named >= 2 and bool(_ELIMINATION.search(text))
+
+
+def _intuitive(steps: list[str], options: tuple[str, ...]) -> bool:
+    text = " ".join(steps)
+    return bool(_RECOGNITION.search(text)) and not _PRIOR.search(text) and not _POSTERIOR.search(text)
+
+
+def _analytical(steps: list[str], options: tuple[str, ...]) -> bool:
+    text = " ".join(steps)
+    return sum(bool(_DEDUCTION.search(step)) for step in steps) >= 2 and not _POSTERIOR.search(text)
+
+
+def _bayesian(steps: list[str], options: tuple[str, ...]) -> bool:
+    first = [next((i for i, step in enumerate(steps) if cue.search(step)), -1) for cue in (_PRIOR, _EVIDENCE, _POSTERIOR)]
+    return 0 <= first[0] <= first[1] <= first[2] and first[0] < first[2]
+
+
+@dataclass(frozen=True)
+class Paradigm:
+    """One way to reason about a case.
+
+    Attributes:
+        name: one of `data.case.PARADIGMS`.
+        title: as the paper writes it.
+        definition: what the paradigm does (appendix A).
+        instruction: the sentence that asks for it in a prompt.
+        structure: rule over the numbered statements and the options that `follows` applies.
+    """
+
+    name: str
+    title: str
+    definition: str
+    instruction: str
+    structure: Callable[[list[str], tuple[str, ...]], bool]
+
+    def follows(self, trace: str, options: tuple[str, ...]) -> bool:
+        """Whether `trace` has the paradigm's structure: 2 to 12 numbered statements and the paradigm's own moves.
+
+        The rule sees only the form, never the key. Differential: names two options or more and eliminates.
+        Intuitive: recognises a pattern, without prior or posterior. Analytical: two statements or more deduce, none
+        speaks of a posterior. Bayesian: prior, evidence and posterior, in this order.
+        """
+        steps = statements(trace)
+        return 2 <= len(steps) <= 12 and self.structure(steps, options)
+
+
+PARADIGMS: dict[str, Paradigm] = {
+    paradigm.name: paradigm
+    for paradigm in (
+        Paradigm(
+            "differential",
+            "Differential Diagnosis",
+            "List the competing possibilities, compare them step by step, and eliminate those that the findings exclude.",
+            "Use differential diagnosis: name the competing options and eliminate those that the findings exclude.",
+            _differential,
+        ),
+        Paradigm(
+            "intuitive",
+            "Intuitive Reasoning",
+            "Recognise the pattern of the findings and associate it with what it typically means.",
+            "Use intuitive reasoning: recognise the pattern of the findings and what it typically means.",
+            _intuitive,
+        ),
+        Paradigm(
+            "analytical",
+            "Analytical Reasoning",
+            "Deduce from mechanism or rule, step by step, what each finding implies.",
+            "Use analytical reasoning: deduce step by step what each finding implies.",
+            _analytical,
+        ),
+        Paradigm(
+            "bayesian",
+            "Bayesian Reasoning",
+            "Start from prior probabilities, update them with the evidence, and infer the posterior.",
+            "Use Bayesian reasoning: state the prior, update it with the evidence, conclude with the posterior.",
+            _bayesian,
+        ),
+    )
+}
+
+assert tuple(PARADIGMS) == NAMES

@@ -1,0 +1,39 @@
+"""Errors a user can cause. Each is one line that names the file, row or key, and the mend."""
+
+
+class UserError(Exception):
+    """Base of every error that is shown without a traceback; `exit_code` is the process's status."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """Wrong usage, config path, preset, key or value. Exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Wrong data: a case, an image, a checkpoint, an adapter. Exit code 3."""
+
+    exit_code = 3
+
+
+class ResourceError(UserError):
+    """Not enough memory or disk, no such device, a directory that cannot be written. Exit code 4."""
+
+    exit_code = 4
+
+
+class RemoteError(UserError):
+    """A remote endpoint refused or failed. Exit code 5."""
+
+    exit_code = 5
+
+
+class Interrupted(UserError):
+    """A signal ended the run after a checkpoint was saved. Exit code 128 + signal (130 or 143)."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.exit_code = 128 + signum

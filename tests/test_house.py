@@ -1,0 +1,78 @@
+"""The house: which folder may import which, and what importing costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "mmedexpert_jax"
+STAGES = {"mmedexpert", "sft", "gba", "merging", "medeval"}
+GROUND = {"runtime", "processing", "lora", "answers", "errors"}
+ALLOWED = {
+    "launch": STAGES | {"rollout", "data", "models"} | GROUND,
+    **{stage: {"rollout", "data", "models"} | GROUND for stage in STAGES},
+    "rollout": {"models"} | GROUND,
+    "data": {"models"} | GROUND,
+    "models": GROUND,
+    **{ground: GROUND for ground in GROUND},
+}
+LIGHT = ("errors", "answers", "processing", "data", "launch.flags")
+
+
+def _part(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(file: Path):
+    """Every `mmedexpert_jax.<part>` that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _edges() -> set[tuple[str, str]]:
+    edges = set()
+    for file in PACKAGE.rglob("*.py"):
+        if file.parent == PACKAGE and file.name == "__init__.py":
+            continue
+        for name in _imports(file):
+            parts = name.split(".")
+            if parts[0] == "mmedexpert_jax" and len(parts) > 1 and parts[1] != _part(file) and parts[1] != "__version__":
+                edges.add((_part(file), parts[1]))
+    return edges
+
+
+def test_arrows_run_one_way():
+    wrong = sorted((a, b) for a, b in _edges() if b not in ALLOWED[a])
+    assert not wrong, f"imports against the house's arrows: {wrong}"
+
+
+def test_the_ground_has_no_circles():
+    edges = {(a, b) for a, b in _edges() if a in GROUND and b in GROUND}
+    reach = set(edges)
+    while True:
+        more = {(a, d) for a, b in reach for c, d in edges if b == c} - reach
+        if not more:
+            break
+        reach |= more
+    assert not [a for a, b in reach if a == b]
+
+
+def test_only_models_knows_flax():
+    users = {_part(f) for f in PACKAGE.rglob("*.py") for name in _imports(f) if name.split(".")[0] == "flax"}
+    assert users <= {"models"}
+
+
+def test_no_module_imports_torch():
+    users = {str(f) for f in PACKAGE.rglob("*.py") for name in _imports(f) if name.split(".")[0] in {"torch", "torchvision"}}
+    assert not users
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_the_host_side_does_not_import_jax(module):
+    code = f"import sys, mmedexpert_jax.{module}; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
