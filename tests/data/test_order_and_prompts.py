@@ -1,0 +1,81 @@
+"""Data order as a pure function, prompts as text, and the structure that each paradigm asks for."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmedexpert_jax.answers import choice
+from mmedexpert_jax.data import PARADIGMS, Case
+from mmedexpert_jax.data.order import batch_indices
+from mmedexpert_jax.data.paradigms import PARADIGMS as RULES
+from mmedexpert_jax.data.paradigms import statements
+from mmedexpert_jax.data.prompts import completion, conversation
+
+# The examples of the paper's appendix A, abridged.
+TRACES = {
+    "differential": "(1) The lesion is round, favoring benignity. (2) Phyllodes tumor: typically larger. "
+    "(3) Invasive carcinoma: spiculated margins, absent here. (4) Fibroadenoma matches best.",
+    "intuitive": "(1) A smooth, oval mass is intuitively recognized as benign. (2) Common benign lesion in this pattern "
+    "is fibroadenoma.",
+    "analytical": "(1) Malignancies induce desmoplasia → spiculation (absent). (2) Intraductal lesions form cysts: not "
+    "seen. (3) Benign stromal proliferation gives a smooth nodule.",
+    "bayesian": "(1) Prior: fibroadenoma most common. (2) Evidence: smooth border increases P(benign). "
+    "(3) Posterior: highest for fibroadenoma.",
+}
+OPTIONS = ("Phyllodes tumor", "Invasive carcinoma", "Fibroadenoma")
+
+
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 5))
+def test_every_epoch_visits_each_case_once(count, batch, seed):
+    steps = -(-3 * count // batch)
+    seen = np.concatenate([batch_indices(count, batch, step, seed) for step in range(steps)])
+    for epoch in range(3):
+        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_the_papers_examples_follow_their_own_paradigm(paradigm):
+    assert RULES[paradigm].follows(TRACES[paradigm], OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "trace"),
+    [
+        ("differential", TRACES["bayesian"]),
+        ("intuitive", TRACES["bayesian"]),
+        ("analytical", TRACES["bayesian"]),
+        ("bayesian", TRACES["analytical"]),
+        ("bayesian", "(1) Posterior first. (2) Evidence raises it. (3) Prior last."),
+        ("differential", "Phyllodes tumor is excluded, Fibroadenoma matches."),
+        ("intuitive", "(2) A typical pattern. (1) Classic."),
+        ("analytical", ""),
+    ],
+)
+def test_other_forms_do_not(paradigm, trace):
+    assert not RULES[paradigm].follows(trace, OPTIONS)
+
+
+def test_statements_must_count_up_from_one():
+    assert statements("(1) a (2) b") == ["a", "b"]
+    assert statements("(1) a (3) b") == statements("(1) (2) b") == statements("none") == []
+
+
+@pytest.mark.parametrize("paradigm", [None, *PARADIGMS])
+def test_the_prompt_holds_question_options_and_only_its_own_paradigm(paradigm):
+    case = Case("i", "Which lesion?", OPTIONS, "C", "CSI", "x", paradigm="bayesian", trace=TRACES["bayesian"])
+    (turn,) = conversation(case, paradigm)
+    text = turn["content"][0]["text"]
+    assert text.startswith("Which lesion?\nA. Phyllodes tumor\nB. Invasive carcinoma\nC. Fibroadenoma\n")
+    assert [name for name in PARADIGMS if RULES[name].instruction in text] == ([paradigm] if paradigm else [])
+    assert choice(completion(case), OPTIONS) == "C"
+
+
+def test_images_and_guideline_stand_where_they_belong():
+    from PIL import Image
+
+    case = Case("i", "Q?", ("a", "b"), "A", "BS", "x", images=(Image.new("RGB", (4, 4)),) * 2)
+    (turn,) = conversation(case, "analytical", guideline="Guideline: a before b.")
+    assert [part["type"] for part in turn["content"]] == ["image", "image", "text"]
+    text = turn["content"][-1]["text"]
+    assert text.index("B. b") < text.index("Guideline: a before b.") < text.index("Use analytical reasoning")
