@@ -1,0 +1,144 @@
+"""The edge table of answer parsing: where peers' reward parsers differ, each line is a decision of ours."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmedexpert_jax import answers
+from mmedexpert_jax.data import LETTERS, prompts
+
+CT = ("MRI", "Ultrasound", "CT", "Melanoma of the skin")
+
+
+def choose(inside, options=CT):
+    return answers.choice(f"<think>because</think><answer>{inside}</answer>", options)
+
+
+@pytest.mark.parametrize(
+    ("inside", "letter"),
+    [
+        ("C", "C"),
+        ("\nC\n", "C"),  # a search without DOTALL misses it
+        ("(C)", "C"),
+        ("C.", "C"),
+        ("C)", "C"),
+        ("C:", "C"),
+        ("c", "C"),
+        ("(c)", "C"),
+        ("C: CT", "C"),
+        ("C. CT", "C"),  # holds two letters of A-J, both C
+        ("C) ct.", "C"),
+        ("(C) CT", "C"),
+        ("D) Melanoma of the skin", "D"),
+        ("CT", "C"),
+        ("ct.", "C"),
+        ("melanoma  of\nthe skin", "D"),
+        ("C: the scan with contrast", "C"),
+        ("", None),
+        ("  ", None),
+        ("E", None),
+        ("J: CT", None),
+        ("A or B", None),
+        ("A, B", None),
+        ("A. or B.", None),
+        ("A: B", None),
+        ("A: CT", None),
+        ("A. MRI (C)", None),
+        ("A: MRI rather than CT", None),
+        ("AB", None),
+        ("The answer is C", None),
+        ("CT or MRI", None),
+        ("maybe CT", None),
+        ("C <b>", None),
+    ],
+)
+def test_what_an_answer_block_chooses(inside, letter):
+    assert choose(inside) == letter
+
+
+@pytest.mark.parametrize(
+    ("inside", "options", "letter"),
+    [
+        ("no fever", ("fever", "no fever"), "B"),
+        ("B: no fever", ("fever", "no fever"), "B"),
+        ("A: no fever", ("fever", "no fever"), None),
+        ("A", ("B", "A", "AB", "O"), "A"),  # blood groups: the label is what was asked for
+        ("A: B", ("B", "A", "AB", "O"), "A"),
+        ("A: A", ("B", "A", "AB", "O"), None),
+        ("C: Hepatitis B", ("Hepatitis A", "Gout", "Hepatitis B"), "C"),
+        ("C: Hepatitis B, acute", ("Hepatitis A", "Gout", "Hepatitis B"), "C"),
+        ("same", ("same", "same"), None),
+        ("A", ("same", "same"), "A"),
+        ("2", ("1", "2", "12"), "B"),
+    ],
+)
+def test_options_that_hold_each_other(inside, options, letter):
+    assert choose(inside, options) == letter
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        ("C", None),  # no tags: the text is not searched
+        ("The answer is C.", None),
+        ("<answer>C</answer>", "C"),
+        ("<ANSWER>C</ANSWER>", "C"),
+        ("<answer>A</answer> no: <answer>B</answer>", "B"),
+        ("<answer>A</answer><answer></answer>", None),
+        ("<answer>A<answer>B</answer>", "B"),
+        ("<answer>A<answer>B</answer></answer>", "B"),
+        ("<answer>C", None),
+        ("<think><answer>A</answer></think>", None),  # reasoning is never an answer
+        ("<think>is it <answer>A</answer>?</think><answer>B</answer>", "B"),
+        ("<think>cut off in <answer>A</answer>", None),
+        ("no opening tag <answer>A</answer></think><answer>B</answer>", "B"),
+        ("<think>x</think>\n\n text <answer>C</answer> more", "C"),
+        ("", None),
+    ],
+)
+def test_which_block_counts(response, letter):
+    assert answers.choice(response, CT) == letter
+
+
+@pytest.mark.parametrize(
+    ("response", "well_formed"),
+    [
+        ("<think>a</think><answer>C</answer>", True),
+        ("<think>a\nb</think>\n<answer>\nC\n</answer>\n", True),
+        (" <think>a</think> <answer>C</answer>", True),
+        ("<think></think><answer>C</answer>", False),
+        ("<think>a</think><answer> </answer>", False),
+        ("<think>a</think> so <answer>C</answer>", False),
+        ("<think>a</think><answer>C</answer> done", False),
+        ("<think>a</think><answer>C</answer><answer>C</answer>", False),
+        ("<think>a<think>b</think><answer>C</answer>", False),
+        ("<think>a</think><think>b</think><answer>C</answer>", False),
+        ("<think>a</think><answer><answer>C</answer></answer>", False),
+        ("<answer>C</answer><think>a</think>", False),
+        ("<think>a</think><answer>C", False),
+        ("C", False),
+    ],
+)
+def test_the_form(response, well_formed):
+    assert answers.parse(response).well_formed is well_formed
+
+
+def test_parse_keeps_reasoning_and_answer_apart():
+    parsed = answers.parse("<think> (1) one\n(2) two </think><answer> B </answer>")
+    assert parsed == answers.Answer("(1) one\n(2) two", "B", True)
+    assert answers.parse("plain") == answers.Answer(None, None, False)
+
+
+@given(st.text(alphabet="ABCabc<>/().: \nthinkanswer", max_size=80))
+def test_any_text_gives_a_letter_of_the_options_or_none(text):
+    assert answers.choice(text, ("x", "y")) in (None, "A", "B")
+    assert answers.choice(f"<think>{text}", ("x", "y")) is None or "</think>" in text.lower()
+
+
+@given(st.lists(st.text(alphabet="abcdefgh XYZ", min_size=2, max_size=12), min_size=2, max_size=10), st.data())
+def test_every_letter_in_every_form_reads_back(options, data):
+    letter = data.draw(st.sampled_from(LETTERS[: len(options)]))
+    for form in ("{}", "({})", "{}.", "{})", "\n{}:\n"):
+        assert answers.choice(prompts.render("why", form.format(letter)), options) == letter
+    own = options[LETTERS.index(letter)]
+    assert answers.choice(prompts.render("why", f"{letter}. {own}"), options) == letter
