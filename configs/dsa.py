@@ -1,0 +1,25 @@
+"""DSA (section 4.1): one LoRA expert per specialty, by supervised fine-tuning on its reasoning traces."""
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.launch import presets
+
+PRESETS = ("mini", "qwen2_vl_2b", "lingshu_7b")
+
+
+def get_config(preset: str = "mini") -> ConfigDict:
+    """Fields of the job under a preset."""
+    config = presets.training("dsa", preset)
+    config.specialty = "all"  # "all": four experts in turn; AM, CAH, BS or CSI: that one; "mixed": pooled data
+    config.trainable = "lora"  # "lora" (appendix B) or "full": every parameter
+    config.batch_size = 1  # cases per forward pass; appendix B
+    config.accumulation = 8  # forward passes per optimizer step; appendix B
+    config.max_new_tokens = 1024  # tokens of a trace and its answer; a longer one is refused
+
+    if preset == "mini":
+        config.lr = 2e-3
+        config.batch_size = 4
+        config.max_prompt_length = 512
+        config.max_new_tokens = 128
+        config.eval.split = "test"
+    return config

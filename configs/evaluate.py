@@ -1,0 +1,25 @@
+"""Evaluation (section 5) on held-out cases: accuracy by specialty, paradigm and modality, with intervals."""
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.launch import presets
+
+PRESETS = ("mini", "qwen2_vl_2b", "lingshu_7b")
+
+
+def get_config(preset: str = "mini") -> ConfigDict:
+    """Fields of the job under a preset."""
+    config = presets.common("evaluate", preset)
+    config.split = "test"  # split of data.path
+    config.num_samples = 1  # answers per case
+    config.temperature = 0.0  # 0: greedy
+    config.max_prompt_length = 1024  # tokens, images included; a longer prompt is refused
+    config.max_new_tokens = 1024  # tokens of an answer; appendix B
+    config.batch_size = 16  # cases per forward pass
+    config.scorer = "strict"  # how an answer is read: "strict" or "medevalkit"
+
+    if preset == "mini":
+        config.max_prompt_length = 512
+        config.max_new_tokens = 80
+        config.batch_size = 64
+    return config

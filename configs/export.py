@@ -1,0 +1,15 @@
+"""Export: a run or a model as a Hugging Face directory for transformers and vLLM, or as a peft adapter."""
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.launch import presets
+
+PRESETS = ("mini", "qwen2_vl_2b", "lingshu_7b")
+
+
+def get_config(preset: str = "mini") -> ConfigDict:
+    """Fields of the job under a preset."""
+    config = presets.common("export", preset)
+    config.format = "model"  # "model": adapters folded in, with processor; "adapter": the run's peft adapter
+    config.output = ""  # directory to write; empty: export/ of the run directory
+    return config

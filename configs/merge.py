@@ -1,0 +1,20 @@
+"""Merging (section 4.3): TIES and its rivals over the experts' task vectors."""
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.launch import presets
+
+PRESETS = ("mini", "qwen2_vl_2b", "lingshu_7b")
+
+
+def get_config(preset: str = "mini") -> ConfigDict:
+    """Fields of the job under a preset."""
+    config = presets.common("merge", preset)
+    runs = f"runs/dsa-{preset}"
+    config.experts = tuple(f"{runs}/{name}" for name in ("AM", "CAH", "BS", "CSI"))  # runs, adapters or models to merge
+    config.weights = ()  # a number per expert, in their order; empty: all 1
+    config.method = "ties"  # "ties" (equation 7), "task_arithmetic", "average" or "slerp"
+    config.rules = "paper"  # details of TIES: "paper" (algorithm 1)
+    config.density = 0.2  # share of each task vector's entries kept; not given in the paper, value of the TIES authors
+    config.scale = 1.0  # lambda, factor of the merged task vector; not given in the paper
+    return config

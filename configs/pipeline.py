@@ -1,0 +1,20 @@
+"""The paper from data to table: DSA x 4, merge, GBA, merge again, and every model evaluated."""
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.launch import presets
+
+PRESETS = ("mini", "qwen2_vl_2b", "lingshu_7b")
+
+
+def get_config(preset: str = "mini") -> ConfigDict:
+    """Fields of the job under a preset."""
+    config = presets.common("pipeline", preset)
+    config.rl_origin = "base"  # where the RL task vector starts: "base" (section 4.3) or "start", where GBA began
+    config.dsa = presets.stage("dsa", preset, without=("specialty",))
+    config.merge = presets.stage("merge", preset, without=("experts", "weights"))
+    config.gba = presets.stage("gba", preset)
+    config.evaluate = presets.stage("evaluate", preset)
+
+    config.dsa.eval.every = config.gba.eval.every = -1  # the evaluate stage scores every model once
+    return config

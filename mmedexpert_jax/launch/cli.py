@@ -1,0 +1,90 @@
+"""`main`: from the command line to an exit code. Every error a user can cause is one line on stderr."""
+
+import errno
+import os
+import sys
+import traceback
+
+from mmedexpert_jax.errors import ConfigError, Interrupted, UserError
+from mmedexpert_jax.launch import config as configs
+from mmedexpert_jax.launch.flags import Flags, parse_flags
+
+USAGE = """\
+usage: python -m mmedexpert_jax.launch --config configs/<job>.py[:preset] [--config.key=value ...]
+
+  --config.key=value     set a field: numbers (1e-6, 1e3), true/false/yes/no, none, tuples (2,4); the last one wins
+  --overrides=file.json  set fields from a JSON object, before those of the command line
+  --list_config          print the fields of a config with type, value and meaning
+  --debug                show the traceback of an error
+  --help                 print this
+
+The same command again resumes a run; --config.fresh=True starts over.
+Exit codes: 0 done, 1 unexpected error, 2 usage or config, 3 data, 4 resources, 5 remote endpoint,
+130 or 143 interrupted with a checkpoint saved.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; `argv` holds the arguments after the program's name. Returns the exit code."""
+    try:
+        return _dispatch(parse_flags(argv))
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        message, code = explain(error)
+        print(message, file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        print("interrupted before anything was saved", file=sys.stderr)
+        return 130
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One line for an exception, and the exit code that goes with it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, Interrupted):
+        return f"interrupted: {text}", error.exit_code
+    if isinstance(error, UserError):
+        return f"error: {text}", error.exit_code
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        mend = "use smaller batches, fewer samples or fewer tokens, e.g. --config.batch_size or --config.max_new_tokens"
+        return f"error: out of memory ({text[:200] or 'host'}); {mend}", 4
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"error: no space left for {error.filename or 'the run directory'}; free some or set --config.workdir", 4
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"error: {error.strerror}: {error.filename}; choose another directory by --config.workdir", 4
+    return f"error: {type(error).__name__}: {text[:300]}; run with --debug for the traceback", 1
+
+
+def usage() -> str:
+    """The text of --help: usage, jobs and their presets."""
+    lines = [USAGE, "configs (presets; the first is the default):"]
+    for name, path in configs.available().items():
+        presets = ", ".join(configs.presets_of(path)) or "no presets"
+        lines += [f"  {name} ({presets})", f"      {configs.summary_of(path)}"]
+    return "\n".join(lines)
+
+
+def _dispatch(flags: Flags) -> int:
+    if flags.help:
+        return _print(usage())
+    if not flags.config:
+        known = ", ".join(configs.available())
+        raise ConfigError(f"no config given; add --config=<file>, one of {known}, or see --help")
+    config = configs.read_config(flags.config)
+    configs.override(config, flags.overrides)
+    if flags.list_config:
+        return _print(configs.format_config(config, configs.field_docs(configs.locate(flags.config))))
+    from mmedexpert_jax.launch import jobs
+
+    jobs.launch(config)
+    return 0
+
+
+def _print(text: str) -> int:
+    """Prints to a reader that may close early, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

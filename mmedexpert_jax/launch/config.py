@@ -1,0 +1,295 @@
+"""Configs: found, read with their preset, overridden with typed values, and documented by their own comments."""
+
+import ast
+import difflib
+import io
+import math
+import re
+import runpy
+import tokenize
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.launch.flags import flatten
+
+PACKAGE = Path(__file__).resolve().parent.parent
+PRESETS_FILE = Path(__file__).with_name("presets.py")
+FIXED = ("job", "preset")  # fields that name the config; a config file sets them
+
+
+def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Loads `path[:preset]` with overrides, as the command line does.
+
+    Args:
+        spec: path of a config file, from the current folder or the installed package, with an optional preset.
+        overrides: nested or dotted keys to values, e.g. {"steps": 10, "lora.rank": 8}.
+
+    Returns:
+        A locked ConfigDict.
+
+    Raises:
+        ConfigError: no such file, preset or key, or a value of the wrong type.
+    """
+    config = read_config(spec)
+    override(config, flatten(dict(overrides or {})))
+    return config
+
+
+def search_folders() -> list[Path]:
+    """Folders from which a config path counts: the current one, the installed package, a source checkout."""
+    checkout = [PACKAGE.parent] if (PACKAGE.parent / "pyproject.toml").is_file() else []
+    return [Path.cwd(), PACKAGE, *checkout]
+
+
+def available() -> dict[str, Path]:
+    """Config files at hand, by the path that finds them."""
+    found: dict[str, Path] = {}
+    for folder in search_folders():
+        for path in sorted((folder / "configs").glob("[!_]*.py")):
+            found.setdefault(f"configs/{path.name}", path)
+    return found
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """Splits `path:preset`; the preset is "" where there is none."""
+    path, colon, preset = spec.rpartition(":")
+    return (path, preset) if colon and not re.search(r"[/\\]", preset) else (spec, "")
+
+
+def find_config(path: str) -> Path:
+    """Finds a config file. Raises ConfigError that lists what is available."""
+    for folder in search_folders():
+        if (folder / path).is_file():
+            return folder / path
+    known = list(available())
+    close = difflib.get_close_matches(path, known, n=1) or [k for k in known if Path(k).stem == Path(path).stem]
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ConfigError(f"no such config file: {path}; {hint}available: {', '.join(known) or 'none'}")
+
+
+def locate(spec: str) -> Path:
+    """The file of `path[:preset]`."""
+    return find_config(split_spec(spec)[0])
+
+
+def presets_of(path: Path) -> tuple[str, ...]:
+    """Reads the PRESETS of a config file without running it; empty where it has none."""
+    for node in _parse(path).body:
+        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["PRESETS"]:
+            return tuple(ast.literal_eval(node.value))
+    return ()
+
+
+def summary_of(path: Path) -> str:
+    """First line of a config file's docstring."""
+    return (ast.get_docstring(_parse(path)) or "").partition("\n")[0]
+
+
+def read_config(spec: str) -> ConfigDict:
+    """Runs `get_config` of the file that `path[:preset]` names and locks the result."""
+    name, preset = split_spec(spec)
+    path = find_config(name)
+    presets = presets_of(path)
+    if preset and preset not in presets:
+        close = difflib.get_close_matches(preset, presets, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"{name} has no preset {preset!r}; {hint}available: {', '.join(presets) or 'none'}")
+    try:
+        get_config = runpy.run_path(str(path))["get_config"]
+        config = get_config(preset) if preset else get_config()
+    except ConfigError:
+        raise
+    except KeyError as error:
+        raise ConfigError(f"{path} defines no {error.args[0]}") from error
+    except Exception as error:
+        raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict")
+    return config.lock()
+
+
+def fields(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, bool, Any]]:
+    """Leaves of a config: dotted key -> (type, whether it may be none, value)."""
+    leaves: dict[str, tuple[type, bool, Any]] = {}
+    for key, value in config.items(preserve_field_references=True):
+        if isinstance(value, ConfigDict):
+            leaves |= fields(value, f"{prefix}{key}.")
+        elif isinstance(value, FieldReference):
+            leaves[prefix + key] = (value.get_type(), True, value.get())
+        else:
+            leaves[prefix + key] = (type(value), False, value)
+    return leaves
+
+
+def override(config: ConfigDict, pairs: list[tuple[str, Any]]) -> None:
+    """Sets dotted keys of `config` in order; a later pair wins.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one) or a value that the field's type cannot take.
+    """
+    known = fields(config)
+    for key, value in pairs:
+        if key in FIXED:
+            raise ConfigError(f"config.{key} names the config itself; choose it by --config=configs/<job>.py:<preset>")
+        if key not in known:
+            raise ConfigError(_unknown_key(key, list(known)))
+        kind, optional, default = known[key]
+        *groups, leaf = key.split(".")
+        parent = config
+        for group in groups:
+            parent = parent[group]
+        parent[leaf] = convert(key, value, kind, optional, default)
+
+
+def convert(key: str, value: Any, kind: type, optional: bool = False, default: Any = None) -> Any:
+    """Turns a string, or a value from JSON or Python, into the type of a field.
+
+    Integers may be written as integral floats (1e3), booleans as yes/no, tuples with commas (2,4), the absent value
+    of an optional field as none. Raises ConfigError naming key, expected type and value.
+    """
+    if optional and (value is None or (isinstance(value, str) and value.strip().lower() in ("none", "null"))):
+        return None
+    try:
+        return _CONVERTERS[kind](value, default)
+    except (ValueError, TypeError, OverflowError, KeyError):
+        expected = _EXPECTED.get(kind, kind.__name__) + (" or none" if optional else "")
+        raise ConfigError(f"config.{key} expects {expected}, got {value!r}") from None
+
+
+def field_docs(path: Path) -> dict[str, str]:
+    """Comments of the fields that a config file assigns, its shared base and the stages it takes in included.
+
+    A field's comment stands at the end of its assignment or on the lines right above it.
+    """
+    docs = _comments(PRESETS_FILE) | _comments(path)
+    for key, job in _stages(path).items():
+        docs |= {f"{key}.{name}": doc for name, doc in field_docs(find_config(f"configs/{job}.py")).items()}
+    return docs
+
+
+def format_config(config: ConfigDict, docs: Mapping[str, str]) -> str:
+    """A table of key, type, value and doc, in the order of the comments."""
+    leaves = fields(config)
+    order = [key for key in docs if key in leaves] + [key for key in leaves if key not in docs]
+    rows = [("key", "type", "value", "doc")]
+    for key in order:
+        kind, optional, value = leaves[key]
+        name = kind.__name__ + ("?" if optional else "")
+        rows.append((key, name, "none" if value is None else str(value) if value != "" else '""', docs.get(key, "")))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join(
+        f"{key:{widths[0]}}  {kind:{widths[1]}}  {value:{widths[2]}}  {doc}".rstrip() for key, kind, value, doc in rows
+    )
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"{path} is not Python: {error}") from error
+
+
+def _comments(path: Path) -> dict[str, str]:
+    """Comments beside the assignments `config.a.b = ...` of one file, by dotted key."""
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    comments: dict[int, str] = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            comments[token.start[0]] = token.string.lstrip("# ")
+    docs: dict[str, str] = {}
+    for node in ast.walk(_parse(path)):
+        if not isinstance(node, ast.Assign) or not (key := _dotted(node.targets[0])):
+            continue
+        end = node.end_lineno or node.lineno
+        above, line = [], node.lineno - 1
+        while end not in comments and line in comments and lines[line - 1].lstrip().startswith("#"):
+            above.insert(0, comments[line])
+            line -= 1
+        if doc := comments.get(end) or " ".join(above):
+            docs[key] = doc
+    return docs
+
+
+def _dotted(node: ast.expr) -> str:
+    """`config.a.b` -> "a.b"; "" for any other expression."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    return ".".join(names) if isinstance(node, ast.Name) and node.id == "config" else ""
+
+
+def _stages(path: Path) -> dict[str, str]:
+    """Groups that a config takes from another job's config: `config.dsa = presets.stage("dsa", ...)`."""
+    found = {}
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and (key := _dotted(node.targets[0])):
+            call = node.value
+            if getattr(call.func, "attr", "") == "stage" and isinstance(call.args[0], ast.Constant):
+                found[key] = call.args[0].value
+    return found
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    inside = [name for name in known if name.startswith(key + ".")]
+    if inside:
+        return f"config.{key} is a group, not a field; it holds {', '.join(inside)}"
+    leaf = key.rpartition(".")[2]
+    close = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.rpartition(".")[2] == leaf][:1]
+    hint = f"did you mean config.{close[0]}? " if close else ""
+    return f"no field config.{key} in this config; {hint}--list_config shows all"
+
+
+def _to_int(value: Any, _: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    number = float(value)
+    if number != int(number):
+        raise ValueError
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()) else int(number)
+
+
+def _to_float(value: Any, _: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(number := float(value)):
+        raise ValueError
+    return number
+
+
+def _to_bool(value: Any, _: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    return {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}[
+        str(value).strip().lower()
+    ]
+
+
+def _to_str(value: Any, _: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise TypeError
+
+
+def _to_tuple(value: Any, default: Any) -> tuple:
+    """Elements take the type of the default's first one; strings where the default is empty."""
+    if isinstance(value, str):
+        bare = value.strip().removeprefix("(").removesuffix(")").removeprefix("[").removesuffix("]")
+        value = [part.strip().strip("'\"") for part in bare.split(",") if part.strip()]
+    if not isinstance(value, list | tuple):
+        raise TypeError
+    kind = type(default[0]) if default else str
+    return tuple(_CONVERTERS[kind](part, None) for part in value)
+
+
+_CONVERTERS = {int: _to_int, float: _to_float, bool: _to_bool, str: _to_str, tuple: _to_tuple}
+_EXPECTED = {
+    int: "an integer",
+    float: "a finite number",
+    bool: "true or false",
+    str: "text",
+    tuple: "values with commas between them",
+}

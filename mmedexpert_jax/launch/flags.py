@@ -1,0 +1,107 @@
+"""The command line as data: which config, which overrides, which switches.
+
+A parser of our own over the same form that `ml_collections.config_flags` made common. The stock flags silently skip
+stray arguments, answer a misspelt key with a traceback and exit with 1 on `--help`; mending that from outside takes
+more code than this file.
+"""
+
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax.errors import ConfigError
+
+SWITCHES = ("--debug", "--list_config", "--help")
+
+
+@dataclass
+class Flags:
+    """What the user asked for.
+
+    Attributes:
+        config: `path[:preset]`; "" where none was given.
+        overrides: (dotted key, value) in the order of the command line, files first; a later pair wins. Values are
+            strings from the command line, anything JSON has from a file, and True for `--config.key` without a value.
+        debug: show tracebacks.
+        list_config: print the config's fields instead of running.
+        help: print the usage instead of running.
+    """
+
+    config: str = ""
+    overrides: list[tuple[str, Any]] = field(default_factory=list)
+    debug: bool = False
+    list_config: bool = False
+    help: bool = False
+
+
+def parse_flags(argv: list[str]) -> Flags:
+    """Reads the arguments after the program's name. Raises ConfigError on anything that is not understood."""
+    flags, from_files, rest = Flags(), [], list(argv)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        if name in ("-h", "--help", "--helpfull"):
+            flags.help = True
+        elif argument in SWITCHES:
+            setattr(flags, argument[2:], True)
+        elif name.startswith("--config.") and len(name) > len("--config."):
+            flags.overrides.append((name[len("--config.") :], value if equals else _value(rest)))
+        elif name in ("--config", "--overrides"):
+            value = value if equals else _value(rest)
+            if not isinstance(value, str) or not value:
+                raise ConfigError(f"{name} needs a value, e.g. {name}={_EXAMPLE[name]}")
+            if name == "--config":
+                flags.config = value
+            else:
+                from_files += read_overrides(value)
+        else:
+            raise ConfigError(_not_understood(argument))
+    flags.overrides = from_files + flags.overrides
+    return flags
+
+
+def read_overrides(path: str | Path) -> list[tuple[str, Any]]:
+    """Reads overrides from a JSON object, nested or with dotted keys, as (dotted key, value) pairs."""
+    try:
+        tree = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--overrides: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"--overrides: {path} is not JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"--overrides: {path} must hold one JSON object of keys and values")
+    return flatten(tree)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Turns nested dicts into (dotted key, value) pairs, in order."""
+    pairs = []
+    for key, value in tree.items():
+        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+_EXAMPLE = {"--config": "configs/gba.py", "--overrides": "overrides.json"}
+
+
+def _value(rest: list[str]) -> str | bool:
+    """Takes the value of a flag that was written without "="; True where another flag or nothing follows."""
+    return rest.pop(0) if rest and not rest[0].startswith("--") else True
+
+
+def _not_understood(argument: str) -> str:
+    name, equals, value = argument.lstrip("-").partition("=")
+    if equals:
+        key = name.removeprefix("config.")
+        if not argument.startswith("-") or key != name:
+            return f"stray argument {argument!r}; did you mean --config.{key}={value}?"
+    close = difflib.get_close_matches("--" + name, ["--config", "--overrides", *SWITCHES], n=1)
+    if argument.startswith("-") and close:
+        return f"unknown flag {argument!r}; did you mean {close[0]}?"
+    if argument.startswith("-"):
+        return f"unknown flag {argument!r}; fields of the config are set by --config.key=value, see --help"
+    if name.endswith(".py") or ".py:" in name:
+        return f"stray argument {argument!r}; did you mean --config={argument}?"
+    return f"stray argument {argument!r}; every argument is a flag, see --help"

@@ -1,0 +1,70 @@
+"""Fields that several jobs share, and the base models behind the presets. The files in configs/ build on these.
+
+A field's comment is its documentation (`--list_config`): meaning, unit, where the default comes from. Sections,
+equations and appendices are those of the paper (arXiv 2601.10949).
+"""
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.launch.config import read_config
+
+MODELS = {
+    "mini": "mini",
+    "qwen2_vl_2b": "Qwen/Qwen2-VL-2B-Instruct",
+    "lingshu_7b": "lingshu-medical-mllm/Lingshu-7B",
+}
+SHARED = ("job", "preset", "workdir", "seed", "fresh", "plan", "limit", "model", "data")  # set once for a pipeline
+
+
+def common(job: str, preset: str) -> ConfigDict:
+    """Fields of every job."""
+    config = ConfigDict()
+    config.job = job  # stage that runs; set by the config file
+    config.preset = preset  # preset that was chosen after the colon of --config
+    config.workdir = ""  # run directory; empty: runs/<job>-<preset>, for one DSA expert runs/dsa-<preset>/<specialty>
+    config.seed = 0  # of data order, initialisation and sampling
+    config.fresh = False  # start over: what the run directory holds is deleted
+    config.plan = False  # print what the job would read, do and write, and stop before it
+    config.limit = 0  # cases read at most per split, specialties in turn; 0: all
+    config.model = ConfigDict()
+    config.model.path = MODELS[preset]  # base model: "mini", a Hugging Face directory or hub id, or a run directory
+    config.model.dtype = ""  # of the base weights; empty: float32 on CPU, the checkpoint's elsewhere
+    config.data = ConfigDict()
+    config.data.path = "mini"  # "mini", or a .parquet or .jsonl file, or a directory with one per split
+    return config
+
+
+def training(job: str, preset: str) -> ConfigDict:
+    """Fields of the jobs that train."""
+    config = common(job, preset)
+    config.steps = 0  # optimizer steps; 0: from epochs
+    config.epochs = 3  # passes over the training cases where steps is 0; appendix B (DSA)
+    config.lr = 1e-6  # learning rate of AdamW, constant; appendix B (DSA)
+    config.lora = ConfigDict()
+    config.lora.rank = 16  # r; appendix B
+    config.lora.alpha = 32.0  # scale of the deltas is alpha / rank; appendix B
+    config.lora.targets = "all-linear"  # "all-linear" (appendix B), vision tower included as in peft, or "text"
+    config.max_prompt_length = 1024  # tokens, images included; a longer prompt is refused
+    config.checkpoint_every = 50  # optimizer steps between checkpoints
+    config.eval = evaluation()
+    return config
+
+
+def evaluation() -> ConfigDict:
+    """Fields of the held-out evaluation inside a training job."""
+    config = ConfigDict()
+    config.eval = ConfigDict()
+    config.eval.every = 0  # optimizer steps between evaluations; 0: at the start and the end only; -1: never
+    config.eval.limit = 0  # cases; 0: the whole split
+    config.eval.split = "dev"  # choices are made on dev, test is for reporting
+    config.eval.num_samples = 1  # answers per case
+    config.eval.temperature = 0.0  # 0: greedy
+    return config.eval
+
+
+def stage(job: str, preset: str, without: tuple[str, ...] = ()) -> ConfigDict:
+    """Config of another job as a group of a pipeline, less the fields that the pipeline sets itself."""
+    config = read_config(f"configs/{job}.py:{preset}").unlock()
+    for name in (*SHARED, *without):
+        del config[name]
+    return config

@@ -1,0 +1,106 @@
+"""What can be known to be wrong with a config before any long work, without JAX."""
+
+import difflib
+import re
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.launch.config import fields
+
+CHOICES = {
+    "job": ("dsa", "gba", "merge", "evaluate", "pipeline", "export"),
+    "model.dtype": ("", "float32", "bfloat16", "float16"),
+    "specialty": ("all", *SPECIALTIES, "mixed"),
+    "trainable": ("lora", "full"),
+    "lora.targets": ("all-linear", "text"),
+    "objective": ("gba", "grpo"),
+    "aggregation": ("sequence", "token", "constant"),
+    "group_by": ("prompt", "query"),
+    "method": ("ties", "task_arithmetic", "average", "slerp"),
+    "rl_origin": ("base", "start"),
+    "scorer": ("strict", "medevalkit"),
+    "format": ("model", "adapter"),
+}
+_SIZES = "batch_size accumulation prompts_per_step num_samples max_new_tokens max_prompt_length lora.rank"
+_COUNTS = "checkpoint_every inner_epochs minibatches paradigms_per_query"
+_FROM_ZERO = "seed limit steps epochs beta temperature top_k samples_every explain"
+AT_LEAST = dict.fromkeys(f"{_SIZES} {_COUNTS}".split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
+ABOVE_ZERO = ("lr", "lora.alpha", "clip", "advantage_eps")
+SHARES = ("density", "top_p")  # in (0, 1]
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks values and paths of any job's config; the stages of a pipeline by the same rules.
+
+    Raises:
+        ConfigError: a value outside its range or choices.
+        DataError: a model, expert or data path where there is nothing to read.
+    """
+    for key, (_, _, value) in fields(config).items():
+        if value is not None:
+            _check_value(key, value)
+    for prefix, stage in [("", config), *((f"{name}.", config[name]) for name in ("dsa", "gba") if name in config)]:
+        if "steps" in stage and stage.steps == 0 and stage.epochs == 0:
+            raise ConfigError(f"config.{prefix}steps and config.{prefix}epochs are both 0; set one of them")
+        if "objective" in stage:
+            _check_groups(prefix, stage)
+    check_model("model.path", config.model.path)
+    for expert in config.get("experts", ()):
+        check_model("experts", expert.partition("=")[2] or expert)
+    if config.data.path != "mini" and not Path(config.data.path).expanduser().exists():
+        raise DataError(f"config.data.path: no such file or directory: {config.data.path}")
+
+
+def check_model(key: str, path: str) -> None:
+    """Checks that a model path names something loadable, as far as file names tell. Raises DataError."""
+    folder = Path(path).expanduser()
+    if path == "mini" or path.startswith("random:"):
+        return
+    if not folder.exists():
+        if HUB_ID.fullmatch(path) and path.partition("/")[0] != "runs" and not folder.parent.exists():
+            return
+        raise DataError(f"config.{key}: no such model: {path}; give mini, a directory, a run or a hub id")
+    kinds = ("*.safetensors", "export/*/*.safetensors")
+    if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
+        raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/")
+
+
+def _check_value(key: str, value: object) -> None:
+    *groups, leaf = key.split(".")
+    name = next((n for n in (f"{groups[-1] if groups else ''}.{leaf}", leaf) if n in _NAMES), "")
+    if name in CHOICES and value not in CHOICES[name]:
+        close = difflib.get_close_matches(str(value), CHOICES[name], n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? " if close else ""
+        known = ", ".join(choice or '""' for choice in CHOICES[name])
+        raise ConfigError(f"config.{key}={value} is unknown; {hint}choose one of {known}")
+    if name in AT_LEAST and value < AT_LEAST[name]:
+        raise ConfigError(f"config.{key} must be at least {AT_LEAST[name]}, got {value}")
+    if name in ABOVE_ZERO and value <= 0:
+        raise ConfigError(f"config.{key} must be above 0, got {value}")
+    if name in SHARES and not 0 < value <= 1:
+        raise ConfigError(f"config.{key} must be above 0 and at most 1, got {value}")
+
+
+_NAMES = {*CHOICES, *AT_LEAST, *ABOVE_ZERO, *SHARES}
+
+
+def _check_groups(prefix: str, gba: ConfigDict) -> None:
+    """Group advantages (equation 4) need groups of at least two samples that differ."""
+    if gba.num_samples < 2:
+        raise ConfigError(
+            f"config.{prefix}num_samples must be at least 2: the advantage of equation 4 compares the samples of a "
+            f"group; got {gba.num_samples}"
+        )
+    if gba.temperature == 0:
+        raise ConfigError(f"config.{prefix}temperature must be above 0: greedy samples of a group are all the same")
+    if gba.paradigms_per_query > 4:
+        raise ConfigError(f"config.{prefix}paradigms_per_query is at most 4, got {gba.paradigms_per_query}")
+    if gba.group_by == "query" and gba.num_samples % gba.paradigms_per_query:
+        raise ConfigError(
+            f"config.{prefix}num_samples ({gba.num_samples}) must be a multiple of paradigms_per_query "
+            f"({gba.paradigms_per_query}) where group_by is query"
+        )
