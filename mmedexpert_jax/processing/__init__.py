@@ -1,0 +1,18 @@
+"""Host side, no JAX: images to patches, conversations to token ids, 3-D rotary positions, padded batches."""
+
+from mmedexpert_jax.processing.batch import Batch
+from mmedexpert_jax.processing.images import ImageConfig, open_image, patchify, smart_resize
+from mmedexpert_jax.processing.positions import mrope_positions, patch_positions
+from mmedexpert_jax.processing.processor import Encoded, Processor
+
+__all__ = [
+    "Batch",
+    "Encoded",
+    "ImageConfig",
+    "Processor",
+    "mrope_positions",
+    "open_image",
+    "patch_positions",
+    "patchify",
+    "smart_resize",
+]

@@ -1,0 +1,58 @@
+"""Where tokens and patches stand: 3-D rotary positions of a prompt, row and column of each patch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmedexpert_jax.errors import DataError
+
+MERGE_SIZE = 2  # patches on a side of one text token
+
+
+def mrope_positions(
+    tokens: np.ndarray, image_token_id: int, grids: Sequence[tuple[int, int]]
+) -> tuple[np.ndarray, int]:
+    """M-RoPE positions of one prompt without padding (Qwen2-VL, `get_rope_index` of transformers 5).
+
+    Text counts 0, 1, 2, ... in all three rows. An image that starts at position p has time p, height p + row and
+    width p + column over its merged grid; the text after it goes on at p plus the grid's longer side.
+
+    Args:
+        tokens: [T] ids, image pads expanded.
+        image_token_id: id of the image pad.
+        grids: rows and columns of each image in patches, in order of appearance.
+
+    Returns:
+        positions [3, T] int32, and the position of the first token after the prompt.
+
+    Raises:
+        DataError: the image pads are not those of the images.
+    """
+    tokens = np.asarray(tokens)
+    positions = np.empty((3, len(tokens)), np.int32)
+    is_pad = tokens == image_token_id
+    expected = sum(rows * columns for rows, columns in grids) // MERGE_SIZE**2
+    if is_pad.sum() != expected:
+        raise DataError(f"the prompt has {is_pad.sum()} image pads where its {len(grids)} images need {expected}")
+    cursor = following = 0
+    for rows, columns in grids:
+        rows, columns = rows // MERGE_SIZE, columns // MERGE_SIZE
+        start = cursor + int(np.argmax(is_pad[cursor:]))
+        end = start + rows * columns
+        if not is_pad[start:end].all():
+            raise DataError(f"the image pads from token {start} on are fewer than the {end - start} of their image")
+        positions[:, cursor:start] = np.arange(following, following + start - cursor)
+        following += start - cursor
+        height, width = np.divmod(np.arange(rows * columns), columns)
+        positions[:, start:end] = following + np.stack([np.zeros_like(height), height, width])
+        following += max(rows, columns)
+        cursor = end
+    positions[:, cursor:] = np.arange(following, following + len(tokens) - cursor)
+    return positions, following + len(tokens) - cursor
+
+
+def patch_positions(rows: int, columns: int) -> np.ndarray:
+    """Row and column of each patch [rows * columns, 2] int32, the four patches of a merged token together."""
+    grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).astype(np.int32)
+    grid = grid.reshape(rows // MERGE_SIZE, MERGE_SIZE, columns // MERGE_SIZE, MERGE_SIZE, 2)
+    return grid.transpose(0, 2, 1, 3, 4).reshape(-1, 2)

@@ -1,0 +1,292 @@
+"""Conversations in, padded batches out: tokenizer, chat template, image patches and positions together."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.batch import Batch
+from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template
+from mmedexpert_jax.processing.images import ImageConfig, open_image, patchify
+from mmedexpert_jax.processing.positions import MERGE_SIZE, mrope_positions, patch_positions
+
+Conversation = Sequence[Mapping[str, Any]]
+
+CHAT_END = "<|im_end|>"
+IMAGE_PAD = "<|image_pad|>"
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")
+_MERGED = MERGE_SIZE**2  # patches of one merged token
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One prompt, not padded: T tokens and its images in order of appearance."""
+
+    tokens: np.ndarray  # [T] int32, image pads expanded
+    positions: np.ndarray  # [3, T] int32
+    next_position: int
+    vision_index: np.ndarray  # [T] int32, index into the prompt's own merged features back to back; -1 on text
+    images: list[tuple[np.ndarray, tuple[int, int]]]  # patches [n, C] float32 and the grid's (rows, columns)
+
+
+class Processor:
+    """Tokenizer, image processor and chat template of a Qwen2-VL checkpoint, without torch.
+
+    A conversation is a list of messages `{"role": "user", "content": [{"type": "image", "image": source},
+    {"type": "text", "text": "..."}]}`; content may be a plain string, and a source is what `open_image` takes.
+    Special tokens spelt out in a message are encoded as ordinary text.
+    """
+
+    def __init__(self, tokenizer: Any, image_config: ImageConfig = ImageConfig(), template: str | None = None):
+        """Takes a transformers fast tokenizer; `template` None means the tokenizer's own, or Qwen2-VL's."""
+        self.tokenizer = tokenizer
+        self.image_config = image_config
+        tokenizer.chat_template = template or tokenizer.chat_template or QWEN2_VL_TEMPLATE
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in (CHAT_END, IMAGE_PAD) if token not in vocabulary]
+        if missing:
+            raise DataError(f"the tokenizer lacks {' and '.join(missing)}; it is not of the Qwen2-VL family")
+        self.image_token_id: int = vocabulary[IMAGE_PAD]
+        self.chat_end_id: int = vocabulary[CHAT_END]
+        self.pad_id: int = self.chat_end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.special_vision_ids: tuple[int, ...] = tuple(
+            sorted(vocabulary[token] for token in VISION_TOKENS if token in vocabulary)
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, max_pixels: int | None = None) -> "Processor":
+        """Reads a Hugging Face directory.
+
+        Args:
+            path: holds tokenizer.json (or vocab.json and merges.txt) and preprocessor_config.json (or, as
+                transformers 5 saves it, processor_config.json); a chat template in chat_template.jinja,
+                chat_template.json or tokenizer_config.json.
+            max_pixels: limit of an image's area; None takes the file's, at most 401,408 (512 tokens).
+
+        Raises:
+            DataError: a file is missing, broken, or asks for a preprocessing that is not Qwen2-VL's.
+            ConfigError: `max_pixels` is too low.
+        """
+        directory = Path(path)
+        tokenizer = _load_tokenizer(directory)
+        image_config = ImageConfig.from_hf(_read_image_settings(directory), max_pixels)
+        return cls(tokenizer, image_config, find_template(directory, tokenizer))
+
+    def save(self, path: str | Path) -> None:
+        """Writes what `load` and transformers read: tokenizer, chat_template.jinja, preprocessor_config.json."""
+        directory = Path(path)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(str(directory))
+        file = directory / "tokenizer_config.json"
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        # The class that reads tokenizer.json as it stands, under the name that every transformers knows.
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "Qwen2VLProcessor"}
+        for key in ("is_local", "local_files_only"):
+            settings.pop(key, None)
+        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        settings = json.dumps(self.image_config.to_hf(), indent=2)
+        (directory / "preprocessor_config.json").write_text(settings + "\n", encoding="utf-8")
+
+    def encode(
+        self, conversation: Conversation, add_generation_prompt: bool = True, max_length: int | None = None
+    ) -> Encoded:
+        """One prompt, equal to transformers' Qwen2VLProcessor to the last token.
+
+        Raises:
+            DataError: a malformed conversation, an image that cannot be used, or more than `max_length` tokens
+                (a prompt is never truncated: that would cut images).
+        """
+        messages, sources = _split_images(conversation)
+        images = [patchify(open_image(source, f"image {i + 1}"), self.image_config) for i, source in enumerate(sources)]
+        try:
+            tokens = self.tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                sanitize_control_tokens=True,
+                return_dict=False,
+            )
+        except Exception as error:  # templates raise errors of their own
+            reason = " ".join(str(error).split())
+            raise DataError(f"the chat template refuses the conversation: {reason}") from error
+        expanded = self._expand(np.array(tokens, np.int32), [len(patches) for patches, _ in images])
+        if max_length is not None and len(expanded) > max_length:
+            in_images = int((expanded == self.image_token_id).sum())
+            raise DataError(
+                f"a prompt of {len(expanded)} tokens ({in_images} of images) is over the limit of {max_length}; "
+                "raise max_prompt_length, lower max_pixels or shorten the text"
+            )
+        positions, next_position = mrope_positions(expanded, self.image_token_id, [grid for _, grid in images])
+        is_pad = expanded == self.image_token_id
+        vision_index = np.where(is_pad, np.cumsum(is_pad) - 1, -1).astype(np.int32)
+        return Encoded(expanded, positions, next_position, vision_index, images)
+
+    def _expand(self, tokens: np.ndarray, patch_counts: Sequence[int]) -> np.ndarray:
+        """Repeats the one pad of each image as often as the image has merged tokens."""
+        repeats = np.ones(len(tokens), np.int64)
+        places = np.flatnonzero(tokens == self.image_token_id)
+        if len(places) != len(patch_counts):
+            raise DataError(
+                f"the chat template wrote {len(places)} image pads for {len(patch_counts)} images; "
+                "the checkpoint needs the template of a vision-language model"
+            )
+        repeats[places] = np.array(patch_counts, np.int64) // _MERGED
+        return np.repeat(tokens, repeats)
+
+    def __call__(
+        self,
+        conversations: Sequence[Conversation],
+        add_generation_prompt: bool = True,
+        *,
+        min_length: int = 0,
+        min_patches: int = 0,
+        min_images: int = 0,
+        multiple: int = 1,
+    ) -> Batch:
+        """`collate` of `encode` over a list of conversations."""
+        return self.collate(
+            [self.encode(conversation, add_generation_prompt) for conversation in conversations],
+            min_length=min_length,
+            min_patches=min_patches,
+            min_images=min_images,
+            multiple=multiple,
+        )
+
+    def collate(
+        self,
+        encoded: Sequence[Encoded],
+        *,
+        min_length: int = 0,
+        min_patches: int = 0,
+        min_images: int = 0,
+        multiple: int = 1,
+    ) -> Batch:
+        """Right-padded batch; images in order of row, then appearance.
+
+        The least sizes keep the shapes that jit sees few. Images that fill up to `min_images` have no valid patch.
+
+        Args:
+            encoded: B prompts.
+            min_length: least T.
+            min_patches: least P; rounded up to a multiple of 4.
+            min_images: least I.
+            multiple: T is a multiple of this, P of its least common multiple with 4.
+        """
+        images = [image for prompt in encoded for image in prompt.images]
+        length = _round_up(max([min_length, *(len(prompt.tokens) for prompt in encoded)]), multiple)
+        num_images = max(min_images, len(images))
+        num_patches = max([min_patches, *(len(patches) for patches, _ in images), _MERGED if num_images else 0])
+        num_patches = _round_up(num_patches, math.lcm(multiple, _MERGED))
+        size = len(encoded)
+        batch = Batch(
+            tokens=np.full((size, length), self.pad_id, np.int32),
+            lengths=np.array([len(prompt.tokens) for prompt in encoded], np.int32),
+            positions=np.zeros((size, 3, length), np.int32),
+            next_position=np.array([prompt.next_position for prompt in encoded], np.int32),
+            vision_index=np.full((size, length), -1, np.int32),
+            patches=np.zeros((num_images, num_patches, self.image_config.patch_dim), np.float32),
+            patch_positions=np.zeros((num_images, num_patches, 2), np.int32),
+            patch_counts=np.zeros(num_images, np.int32),
+        )
+        for i, (patches, grid) in enumerate(images):
+            batch.patches[i, : len(patches)] = patches
+            batch.patch_positions[i, : len(patches)] = patch_positions(*grid)
+            batch.patch_counts[i] = len(patches)
+        first = 0
+        for row, prompt in enumerate(encoded):
+            valid = len(prompt.tokens)
+            batch.tokens[row, :valid] = prompt.tokens
+            batch.positions[row, :, :valid] = prompt.positions
+            is_pad = prompt.vision_index >= 0
+            batch.vision_index[row, :valid][is_pad] = _merged_rows(prompt, first, num_patches // _MERGED)
+            first += len(prompt.images)
+        return batch
+
+    def completion(self, text: str) -> list[int]:
+        """Ids of an assistant's answer, closed by `<|im_end|>`; special tokens spelt out in it are ordinary text."""
+        return [*self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), self.chat_end_id]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of ids, special tokens skipped."""
+        return self.tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
+
+
+def _merged_rows(prompt: Encoded, first: int, stride: int) -> np.ndarray:
+    """Rows of the batch's merged features [I * stride, D] for the prompt's image pads; `first` is its first image."""
+    return np.concatenate(
+        [
+            (first + i) * stride + np.arange(len(patches) // _MERGED, dtype=np.int32)
+            for i, (patches, _) in enumerate(prompt.images)
+        ]
+        or [np.zeros(0, np.int32)]
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _split_images(conversation: Conversation) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Messages with bare image parts for the template, and the images' sources in order of appearance."""
+    if not conversation:
+        raise DataError("an empty conversation; give it at least one message")
+    messages, sources = [], []
+    for number, message in enumerate(conversation, start=1):
+        content = message.get("content")
+        if "role" not in message or not isinstance(content, str | list | tuple):
+            raise DataError(f"message {number} needs a role and a content that is text or a list of parts")
+        if not isinstance(content, str):
+            parts = []
+            for part in content:
+                if isinstance(part, Mapping) and part.get("type") == "image" and part.get("image") is not None:
+                    sources.append(part["image"])
+                    parts.append({"type": "image"})
+                elif isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+                    parts.append({"type": "text", "text": part["text"]})
+                else:
+                    raise DataError(
+                        f'message {number}: a part is {{"type": "image", "image": image, path or bytes}} or '
+                        f'{{"type": "text", "text": string}}, not {str(part)[:80]}'
+                    )
+            content = parts
+        messages.append({"role": message["role"], "content": content})
+    return messages, sources
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    """tokenizer.json as it stands; the older vocab.json and merges.txt through AutoTokenizer."""
+    if not directory.is_dir():
+        raise DataError(f"{directory}: no such directory to load a tokenizer from")
+    has_file = (directory / "tokenizer.json").is_file()
+    if not has_file and not (directory / "vocab.json").is_file():
+        raise DataError(f"{directory}: no tokenizer.json; copy the tokenizer files of the base model there")
+    try:
+        if has_file:
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{directory}: the tokenizer files cannot be read ({reason}); copy them again") from error
+
+
+def _read_image_settings(directory: Path) -> Mapping[str, Any]:
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = directory / name
+        if not file.is_file():
+            continue
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            if name == "processor_config.json":
+                settings = settings["image_processor"]
+            return dict(settings)
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{file}: not a JSON object of image processor settings; copy it from the base") from None
+    raise DataError(f"{directory}: no preprocessor_config.json; copy the one of the base model there")
