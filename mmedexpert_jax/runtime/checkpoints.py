@@ -1,0 +1,246 @@
+"""Checkpoints of a run: Orbax underneath, whole or not there, the same bytes back.
+
+A checkpoint is a directory `ckpt/<step>/` that appears by one rename, with Orbax's arrays in `state/` and a
+`manifest.json` that lists the leaves and the size and CRC-32 of every file. One whose files do not agree with its
+manifest (a full disk, a lost node, a copy cut short) is passed over, and the one before it is taken.
+
+Leaves smaller than PACK bytes travel together in one array: Orbax spends some 4 ms on each array, and the LoRA
+deltas of a model with their two moments are hundreds of small ones.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import re
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.runtime import files
+
+PACK = 1 << 18  # bytes
+_PACKED = "packed"
+
+
+class Checkpoints:
+    """The checkpoints of one directory.
+
+    Args:
+        path: the directory; made at the first save.
+        keep: how many of the newest to keep, at least 1. With 2 a broken newest one costs one interval, not the run.
+
+    The checkpoint with the best `score` is kept besides, where scores are given.
+    """
+
+    def __init__(self, path: str | Path, keep: int = 2):
+        self.path = Path(path)
+        self.keep = max(1, keep)
+        self._whole: dict[int, bool] = {}
+
+    def save(self, step: int, tree: Any, score: float | None = None) -> Path:
+        """Saves a pytree of arrays as the checkpoint of `step`, replacing one of that step.
+
+        Log everything of a step before its checkpoint: what comes later is lost on resume.
+        Raises ResourceError where the disk is full or read-only; the older checkpoints then stand untouched.
+        """
+        leaves, _ = _flatten(tree)
+        arrays, small = {}, []
+        for index, (_, leaf) in enumerate(leaves):
+            if _is_small(leaf):
+                small.append(np.asarray(leaf).tobytes())
+            else:
+                arrays[_name(index)] = leaf
+        final, temporary = self.path / str(step), self.path / f"{step}.tmp"
+        self._clear()
+        try:
+            with files.writing(final):
+                temporary.mkdir(parents=True)
+                _save_arrays(temporary / "state", arrays | {_PACKED: np.frombuffer(b"".join(small) or b"\0", np.uint8)})
+                manifest = {"step": step, "score": score, "leaves": _describe(leaves), "files": _sums(temporary)}
+                (temporary / "manifest.json").write_text(json.dumps(manifest))
+                if final.exists():
+                    final.rename(self.path / f"{step}.old.tmp")
+                temporary.rename(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._whole[step] = True
+        self._prune()
+        return final
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, rising. A file's CRC is read once for each object of this class."""
+        if not self.path.is_dir():
+            return []
+        found = sorted(int(entry.name) for entry in self.path.iterdir() if re.fullmatch(r"\d+", entry.name))
+        return [step for step in found if self._check(step)]
+
+    def latest(self) -> int | None:
+        """The newest whole checkpoint's step; None where there is none."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the highest score (the later one of equals); None where no checkpoint has a score."""
+        scores = [(score, step) for step in self.steps() if (score := self._manifest(step)["score"]) is not None]
+        return max(scores)[1] if scores else None
+
+    def restore(self, step: int, like: Any) -> Any:
+        """The tree that was saved at `step`, byte for byte, with the structure of `like`.
+
+        A leaf comes back as what its counterpart in `like` is: a numpy array, a Python number, or a JAX array with
+        that one's sharding (jax.ShapeDtypeStruct serves too). Raises DataError where the checkpoint is missing or
+        its leaves have other names, shapes or dtypes.
+        """
+        if step not in self.steps():
+            raise DataError(f"{self.path / str(step)}: no whole checkpoint there; whole ones: {self.steps() or 'none'}")
+        manifest = self._manifest(step)
+        leaves, treedef = _flatten(like)
+        _compare(self.path / str(step), manifest["leaves"], _describe(leaves))
+        arrays = _restore_arrays(self.path / str(step) / "state", leaves)
+        packed, offset, restored = arrays[_PACKED].tobytes(), 0, []
+        for index, (_, leaf) in enumerate(leaves):
+            if _name(index) in arrays:
+                restored.append(arrays[_name(index)])
+                continue
+            shape, dtype = _shape_dtype(leaf)
+            count = _bytes(shape, dtype)
+            restored.append(_as(leaf, packed[offset : offset + count], shape, dtype))
+            offset += count
+        return treedef.unflatten(restored)
+
+    def _manifest(self, step: int) -> dict:
+        return files.read_json(self.path / str(step) / "manifest.json") or {}
+
+    def _check(self, step: int) -> bool:
+        if step not in self._whole:
+            manifest = self._manifest(step)
+            self._whole[step] = bool(manifest) and manifest["files"] == _sums(self.path / str(step))
+            if not self._whole[step]:
+                print(f"{self.path / str(step)}: this checkpoint is not whole and is passed over", flush=True)
+        return self._whole[step]
+
+    def _prune(self) -> None:
+        for step in set(self.steps()[: -self.keep]) - {self.best()}:
+            shutil.rmtree(self.path / str(step), ignore_errors=True)
+            self._whole.pop(step)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Removes what a process that was killed while saving left behind."""
+        for entry in self.path.glob("*.tmp"):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _flatten(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves], treedef
+
+
+def _name(index: int) -> str:
+    return f"leaf_{index:05d}"
+
+
+def _shape_dtype(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    if not hasattr(leaf, "dtype"):
+        leaf = np.asarray(leaf)
+    return tuple(leaf.shape), leaf.dtype
+
+
+def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _is_small(leaf: Any) -> bool:
+    return _bytes(*_shape_dtype(leaf)) < PACK
+
+
+def _describe(leaves: list[tuple[str, Any]]) -> list[list]:
+    described = []
+    for name, leaf in leaves:
+        shape, dtype = _shape_dtype(leaf)
+        described.append([name, list(shape), str(dtype)])
+    return described
+
+
+def _compare(path: Path, saved: list[list], wanted: list[list]) -> None:
+    """Raises DataError that names the first leaf in which a checkpoint differs from what the run wants."""
+    have, want = ({name: (shape, dtype) for name, shape, dtype in side} for side in (saved, wanted))
+    for name in [*want, *have]:
+        if name not in have:
+            raise DataError(f"{path}: the checkpoint has no {name}; was it saved with another config?")
+        if name not in want:
+            raise DataError(
+                f"{path}: the checkpoint has {name}, which this run lacks; was it saved with another config?"
+            )
+        if have[name] != want[name]:
+            raise DataError(f"{path}: {name} is {have[name]} in the checkpoint and {want[name]} in this run")
+
+
+def _sums(directory: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file below `directory` but the manifest."""
+    sums = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path != directory / "manifest.json":
+            crc = 0
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    crc = zlib.crc32(block, crc)
+            sums[path.relative_to(directory).as_posix()] = [path.stat().st_size, crc]
+    return sums
+
+
+def _as(leaf: Any, data: bytes, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Bytes as what `leaf` is: a Python number, a numpy array, or a JAX array with its sharding."""
+    array = np.frombuffer(data, dtype).reshape(shape).copy()
+    if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
+        return jax.device_put(array, _sharding(leaf))
+    return array if isinstance(leaf, np.ndarray) else array[()] if isinstance(leaf, np.generic) else array.item()
+
+
+def _checkpointer() -> Any:
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+
+def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Orbax's save. TensorStore reports a failed write as a ValueError that holds the errno."""
+    try:
+        with contextlib.closing(_checkpointer()) as checkpointer:
+            checkpointer.save(path.absolute(), arrays)
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), str(path)) from error
+
+
+def _restore_arrays(path: Path, leaves: list[tuple[str, Any]]) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    on_host = ocp.RestoreArgs(restore_type=np.ndarray)
+    arguments: dict[str, Any] = {_PACKED: on_host}
+    for index, (_, leaf) in enumerate(leaves):
+        if not _is_small(leaf):
+            sharding = _sharding(leaf)
+            arguments[_name(index)] = on_host if sharding is None else ocp.ArrayRestoreArgs(sharding=sharding)
+    with contextlib.closing(_checkpointer()) as checkpointer:
+        arrays = checkpointer.restore(path.absolute(), restore_args=arguments)
+    for index, (_, leaf) in enumerate(leaves):
+        if _name(index) in arrays and isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
+            arrays[_name(index)] = jax.device_put(arrays[_name(index)], _sharding(leaf))
+    return arrays
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
+    """Where a restored leaf has to live; None for the host, and for JAX arrays that nobody has placed."""
+    if isinstance(leaf, jax.Array):
+        return leaf.sharding if leaf.committed else None
+    return getattr(leaf, "sharding", None)

@@ -1,0 +1,117 @@
+"""Writes that leave nothing half-written, and values made plain enough for strict JSON."""
+
+import base64
+import contextlib
+import errno
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax.errors import ResourceError
+
+THUMBNAIL = 256  # longest side, in pixels, of an image inside a samples table
+
+_MENDS = {
+    errno.ENOSPC: "free some space, then run the same command to resume",
+    errno.EDQUOT: "free some of the quota, then run the same command to resume",
+    errno.EFBIG: "raise the limit on file sizes, then run the same command to resume",
+    errno.EROFS: "choose a workdir on a writable disk",
+    errno.EACCES: "choose a workdir that this user may write",
+    errno.EPERM: "choose a workdir that this user may write",
+    errno.ENOTDIR: "choose a workdir that is a directory, or a new one",
+    errno.EEXIST: "choose a workdir that is a directory, or a new one",
+}
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turns an OSError of the block into a ResourceError of one line that names `path` and the mend."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error.errno or 0) from error
+
+
+def unwritable(path: str | os.PathLike, code: int) -> ResourceError:
+    """The error of a path that cannot be written, for an errno."""
+    mend = _MENDS.get(code, "choose another workdir")
+    return ResourceError(f"cannot write {os.fspath(path)}: {os.strerror(code).lower()}; {mend}")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a whole file by way of a temporary one beside it, so that a reader sees the old or the new text."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """As `write_text`, for bytes. Raises ResourceError, after which the old file stands untouched."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `plain(value)` as indented strict JSON, whole."""
+    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value in a JSON file; None where the file is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def append(file: io.RawIOBase, path: str | os.PathLike, data: bytes) -> None:
+    """Appends `data` to an unbuffered file whole or not at all; raises ResourceError."""
+    with writing(path):
+        size = file.seek(0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(data):
+                written += file.write(data[written:]) or 0
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types: mappings to dicts, sequences and arrays to lists, NaN and infinities to None,
+    images to JPEG data URIs of at most THUMBNAIL pixels, anything else to its str."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping) or hasattr(value, "items"):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and JAX scalars and arrays
+        return plain(value.tolist())
+    if hasattr(value, "thumbnail"):  # PIL
+        return data_uri(value)
+    return str(value)
+
+
+def data_uri(image: Any) -> str:
+    """A PIL image as a small JPEG that HTML and JSON can hold."""
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,109 @@
+"""The metrics of a run: one line of strict JSON a step, TensorBoard beside it, a hosted tracker where asked for.
+
+Names are TRL's (`reward`, `rewards/<function>/mean`, `completions/mean_length`, `kl`, `entropy`, `clip_ratio/*`), and
+held-out figures begin with `eval/`. `time`, `step_time`, `tokens_per_second` and all that begins with `time/` are
+clock readings: they alone differ between a run that was killed and resumed and one that never was.
+"""
+
+import importlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime.tfevents import EventWriter
+
+TRACKERS = ("wandb", "trackio")
+CLOCKS = ("time", "step_time", "tokens_per_second")
+
+
+def is_clock(name: str) -> bool:
+    """True for a metric that reads a clock, and so differs from run to run."""
+    return name in CLOCKS or name.startswith("time/")
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl, or of the one in a run directory; a last line that was cut short is left out."""
+    path = Path(path)
+    path = path / "metrics.jsonl" if path.is_dir() else path
+    return [row for _, row in _lines(path)]
+
+
+def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """(line, row) pairs up to the first line that is not whole."""
+    found: list[tuple[bytes, dict[str, Any]]] = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not (line.endswith(b"\n") and isinstance(row, dict)):
+            break
+        found.append((line, row))
+    return found
+
+
+class Metrics:
+    """Appends rows to `folder`/metrics.jsonl and scalars to `folder`/tb.
+
+    Args:
+        folder: the run directory.
+        tracker: "" or one of TRACKERS; a package that is missing is a ConfigError at the start, not after hours.
+        config: passed on to the tracker.
+    """
+
+    def __init__(self, folder: Path, tracker: str = "", config: Mapping | None = None):
+        self.path = folder / "metrics.jsonl"
+        self._folder = folder
+        whole = b"".join(line for line, _ in _lines(self.path))
+        if self.path.exists() and self.path.stat().st_size != len(whole):
+            files.write_bytes(self.path, whole)
+        with files.writing(self.path):
+            self._file = self.path.open("ab", buffering=0)
+        self._events: EventWriter | None = None
+        self._purge_step: int | None = None
+        self._tracker = _tracker(tracker, folder, config) if tracker else None
+
+    def log(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes one row at once; NaN and infinities become null. Returns the row."""
+        row = {"step": int(step), "time": round(time.time(), 3), **files.plain(values)}
+        line = json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
+        files.append(self._file, self.path, line.encode())
+        scalars = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "time")}
+        if self._events is None:
+            self._events = EventWriter(self._folder / "tb", self._purge_step)
+        self._events.scalars(row["step"], scalars)
+        if self._tracker is not None:
+            self._tracker.log(scalars, step=row["step"])
+        return row
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows after `step`; TensorBoard is told to forget them too."""
+        lines = _lines(self.path)
+        kept = b"".join(line for line, row in lines if row["step"] <= step)
+        self.close(tracker=False)
+        files.write_bytes(self.path, kept)
+        with files.writing(self.path):
+            self._file = self.path.open("ab", buffering=0)
+        self._events, self._purge_step = None, step + 1
+
+    def close(self, tracker: bool = True) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+        if tracker and self._tracker is not None:
+            self._tracker.finish()
+
+
+def _tracker(name: str, folder: Path, config: Mapping | None) -> Any:
+    """A wandb run, or trackio's, which has the same three calls."""
+    if name not in TRACKERS:
+        raise ConfigError(f"tracker={name!r}: choose one of {', '.join(TRACKERS)}, or '' for none")
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"tracker={name!r} needs its package: pip install {name}") from error
+    return module.init(project="mmedexpert-jax", name=folder.name, config=files.plain(config or {}), resume="allow")

@@ -1,0 +1,277 @@
+"""The run directory: all that a job writes, and how the same command goes on where it stopped."""
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from mmedexpert_jax.errors import ConfigError, Interrupted, ResourceError
+from mmedexpert_jax.runtime import environment, files
+from mmedexpert_jax.runtime.metrics import Metrics, read
+from mmedexpert_jax.runtime.progress import Progress
+from mmedexpert_jax.runtime.signals import SIGNALS
+
+if TYPE_CHECKING:
+    from mmedexpert_jax.runtime.checkpoints import Checkpoints
+
+LAYOUT = (
+    "config.json", "cmd.txt", "env.json", "metrics.jsonl", "tb", "plots", "samples", "ckpt", "export", "report.html",
+    "STATUS.json",
+)  # fmt: skip
+# Fields that may differ when a run is resumed: they change what is seen of it, not what it computes.
+FREE = frozenset(
+    {
+        "workdir",
+        "fresh",
+        "plan",
+        "debug",
+        "explain",
+        "tracker",
+        "log_every",
+        "samples_every",
+        "checkpoint_every",
+        "keep",
+    }
+)
+GROWING = frozenset({"steps", "epochs"})  # may be raised, to train on
+_STATUS_EVERY = 10.0  # seconds between two writes of STATUS.json while steps are logged
+
+
+class Run:
+    """One job's directory, open for writing by one process.
+
+    Use `Run.open`, as a context manager: an exception marks the run failed or interrupted and signal handlers are
+    given back. Attributes: `path`, `config` (plain dict), `checkpoints`, `done`, `summary`, `resumed`.
+    """
+
+    def __init__(self, path: Path, config: Any, lock: Any, keep: int):
+        self.path = path
+        self.config = files.plain(config)
+        self._lock = lock
+        self._keep = keep
+        status = files.read_json(path / "STATUS.json") or {}
+        self.resumed = bool(status)
+        self.done = status.get("state") == "done" and not self._grown()
+        self.summary: dict[str, Any] = status.get("summary") or {}
+        now = _now()
+        self._status = {"state": "running", "step": 0, "started": now, "summary": {}} | status | {"pid": os.getpid()}
+        if not self.done:
+            self._status["state"] = "running"
+            self._status.pop("error", None)
+        self._write_start()
+        self._metrics = Metrics(path, self.config.get("tracker") or "", self.config)
+        self._closed = False
+        SIGNALS.install()
+
+    @classmethod
+    def open(cls, workdir: str | os.PathLike, config: Any, fresh: bool = False, keep: int = 2) -> "Run":
+        """Creates a run, or resumes the one that is there.
+
+        Args:
+            workdir: the directory; parents are made.
+            config: dict or ConfigDict of the job.
+            fresh: delete an earlier run in it and start over. Files that are not a run's are never touched.
+            keep: checkpoints to keep.
+
+        Raises:
+            ConfigError: the run there was started with another config, or the directory is something else's.
+            ResourceError: it cannot be written, or another process has it open.
+        """
+        if not str(workdir):
+            raise ConfigError("workdir is empty; give a directory, such as --config.workdir=runs/first")
+        path = Path(workdir).expanduser()
+        with files.writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(path)
+        lock = _lock(path)
+        try:
+            if fresh:
+                _wipe(path)
+            else:
+                _refuse_drift(path, files.plain(config))
+            return cls(path, config, lock, keep)
+        except BaseException:
+            lock.close()
+            raise
+
+    @functools.cached_property
+    def checkpoints(self) -> "Checkpoints":
+        """The run's checkpoints; the first use imports JAX."""
+        from mmedexpert_jax.runtime.checkpoints import Checkpoints
+
+        return Checkpoints(self.path / "ckpt", self._keep)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes a row of metrics for `step`. Log all of a step before its checkpoint is saved."""
+        self._metrics.log(step, values)
+        self._status["step"] = max(int(step), self._status["step"])
+        if datetime.now(timezone.utc).timestamp() - self._written >= _STATUS_EVERY:
+            self._write_status()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows logged so far."""
+        return read(self.path)
+
+    def table(self, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Writes rows (completions, say) as samples/<name>/<step>.jsonl; images become small JPEG data URIs."""
+        return write_table(self.path / "samples" / name / f"{step:06d}.jsonl", rows)
+
+    def rewind(self, step: int) -> None:
+        """Drops metrics and samples after `step`, so that a resumed run writes them as if it had never stopped."""
+        self._metrics.rewind(step)
+        for path in self.path.glob("samples/*/*.jsonl"):
+            if path.stem.isdigit() and int(path.stem) > step:
+                path.unlink()
+        self._status["step"] = step
+        self._write_status()
+
+    def progress(self, total: int, start: int = 0, label: str = "") -> Progress:
+        """A progress display of `total` steps, `start` of which are done; see Progress."""
+        return Progress(total, start, label or self.path.name)
+
+    def interrupted(self) -> int | None:
+        """The signal that asks the run to stop, or None. The trainer saves a checkpoint, then raises Interrupted."""
+        return SIGNALS.caught
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Marks the run done, with the figures that stand for it."""
+        self.summary = files.plain(summary)
+        self.done = True
+        self._status |= {"state": "done", "summary": self.summary}
+        self._write_status()
+
+    def close(self) -> None:
+        """Closes files, gives back signal handlers and the lock. A run that was not finished counts as interrupted."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._status["state"] == "running":
+                self._status["state"] = "interrupted"
+            with contextlib.suppress(ResourceError):  # a full disk has had its own error by now
+                self._write_status()
+            self._metrics.close()
+        finally:
+            SIGNALS.restore()
+            self._lock.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and not self.done:
+            stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+            self._status |= {"state": "interrupted" if stopped else "failed", "error": f"{kind.__name__}: {error}"}
+        self.close()
+
+    def _grown(self) -> bool:
+        saved = files.read_json(self.path / "config.json") or {}
+        return any(_leaf(key) in GROWING for key in _drift(saved, self.config))
+
+    def _write_start(self) -> None:
+        self._write_status()
+        files.write_json(self.path / "config.json", self.config)
+        files.write_json(self.path / "env.json", environment.describe())
+        cmd = self.path / "cmd.txt"
+        earlier = cmd.read_text() if cmd.exists() else ""
+        files.write_text(cmd, f"{earlier}# {_now()}\n{shlex.join(sys.orig_argv)}\n")
+
+    def _write_status(self) -> None:
+        self._written = datetime.now(timezone.utc).timestamp()
+        files.write_json(self.path / "STATUS.json", self._status | {"updated": _now()})
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes rows as a JSON-lines file, whole."""
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(files.plain(row), allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+    files.write_text(path, "".join(lines))
+    return path
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _refuse_foreign(path: Path) -> None:
+    """A directory that holds files of our names but no run is someone else's; do not mix with it."""
+    ours = [name for name in LAYOUT if (path / name).exists()]
+    if ours and "STATUS.json" not in ours and "config.json" not in ours:
+        raise ConfigError(f"{path} is no run directory but holds {ours[0]}; choose another workdir")
+
+
+def _lock(path: Path) -> Any:
+    """An exclusive lock that the system drops when the process ends, however it ends."""
+    with files.writing(path):
+        file = (path / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise ResourceError(
+            f"{path} is in use by process {holder}; wait for it, stop it, or choose another workdir"
+        ) from error
+    with files.writing(path):
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+    return file
+
+
+def _wipe(path: Path) -> None:
+    with files.writing(path):
+        for name in LAYOUT:
+            if (path / name).is_dir():
+                shutil.rmtree(path / name)
+            else:
+                (path / name).unlink(missing_ok=True)
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _drift(saved: dict, wanted: dict) -> dict[str, tuple[Any, Any]]:
+    """{key: (saved, wanted)} of the fields that differ; "(absent)" stands for a field that one side lacks."""
+    old, new = _flat(saved), _flat(wanted)
+    pairs = {key: (old.get(key, "(absent)"), new.get(key, "(absent)")) for key in [*old, *new]}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _allowed(key: str, old: Any, new: Any) -> bool:
+    if _leaf(key) in FREE:
+        return True
+    return _leaf(key) in GROWING and isinstance(old, int) and isinstance(new, int) and 0 < old < new
+
+
+def _refuse_drift(path: Path, config: dict) -> None:
+    saved = files.read_json(path / "config.json")
+    drift = {} if saved is None else _drift(saved, config)
+    refused = [f"{key} was {old!r}, now {new!r}" for key, (old, new) in drift.items() if not _allowed(key, old, new)]
+    if refused:
+        more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
+        raise ConfigError(
+            f"{path} holds a run with another config: {'; '.join(refused[:4])}{more}; "
+            "start over with fresh=True, or choose another workdir"
+        )
