@@ -1,0 +1,112 @@
+"""Where the experts fight: cosines, sign conflicts and kept mass of their task vectors."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+@jax.jit
+def measure(vectors: Array, trimmed: Array) -> dict[str, Array]:
+    """Sums over the entries of one tensor's task vectors [K, ...]; sums of several tensors add up.
+
+    Returns `gram` [K, K]; `mass` and `kept_mass` [K], sums of magnitudes before and after the trim; and the entries
+    that at least one (`wanted`), at least two (`shared`), or two of opposite sign (`conflict`) experts keep.
+    """
+    vectors, trimmed = vectors.reshape(len(vectors), -1), trimmed.reshape(len(trimmed), -1)
+    keepers = jnp.sum(trimmed != 0, axis=0)
+    return {
+        "gram": jnp.matmul(vectors, vectors.T, precision="highest"),
+        "mass": jnp.sum(jnp.abs(vectors), axis=1),
+        "kept_mass": jnp.sum(jnp.abs(trimmed), axis=1),
+        "wanted": jnp.sum(keepers > 0),
+        "shared": jnp.sum(keepers > 1),
+        "conflict": jnp.sum(jnp.any(trimmed > 0, axis=0) & jnp.any(trimmed < 0, axis=0)),
+    }
+
+
+@dataclass
+class Interference:
+    """The report of one merge.
+
+    Attributes:
+        experts: names of the K experts, in the order of the merge.
+        sums: what `measure` found, by tensor; tensors nobody changed are absent.
+        energy: share of the squared norm that a rank-r output keeps, by tensor; empty for a full output.
+    """
+
+    experts: tuple[str, ...]
+    sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    energy: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def add(self, name: str, vectors: Array, trimmed: Array) -> None:
+        """Measures one tensor."""
+        self.sums[name] = {key: np.asarray(value, np.float64) for key, value in measure(vectors, trimmed).items()}
+
+    def add_energy(self, name: str, kept: float, total: float) -> None:
+        """Notes the squared norm that a truncation kept of a tensor, and the whole."""
+        self.energy[name] = (kept, total)
+
+    @property
+    def kept_energy(self) -> float:
+        """Share of the merged vector's squared norm that a rank-r output keeps; 1 for a full output."""
+        total = sum(whole for _, whole in self.energy.values())
+        return sum(kept for kept, _ in self.energy.values()) / total if total else 1.0
+
+    def rates(self, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
+        """Cosines and rates over the tensors that `chosen` accepts; `{}` if there are none."""
+        tensors = [sums for name, sums in self.sums.items() if chosen(name)]
+        if not tensors:
+            return {}
+        total = {key: sum(sums[key] for sums in tensors) for key in tensors[0]}
+        norms = np.sqrt(np.diag(total["gram"]))
+        lengths = np.outer(norms, norms)
+        cosine = np.divide(total["gram"], lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        mass = np.divide(total["kept_mass"], total["mass"], out=np.ones_like(norms), where=total["mass"] > 0)
+        return {
+            "norm": dict(zip(self.experts, norms.tolist(), strict=True)),
+            "cosine": cosine.round(6).tolist(),
+            "kept_mass": dict(zip(self.experts, mass.tolist(), strict=True)),
+            "shared": float(total["shared"] / max(total["wanted"], 1)),
+            "conflict": float(total["conflict"] / max(total["wanted"], 1)),
+        }
+
+    def kinds(self) -> list[str]:
+        """Names of the changed tensors with their layer numbers left out, in order of appearance."""
+        return list(dict.fromkeys(kind(name) for name in self.sums))
+
+    def to_json(self) -> dict[str, Any]:
+        """The rates of all tensors together, by kind of module, and by tensor."""
+        return {
+            "experts": list(self.experts),
+            "all": self.rates(),
+            "kinds": {one: self.rates(lambda name, one=one: kind(name) == one) for one in self.kinds()},
+            "tensors": {one: self.rates(lambda name, one=one: name == one) for one in self.sums},
+            "kept_energy": self.kept_energy,
+        }
+
+    def markdown(self) -> str:
+        """Two small tables: cosines between the experts, and rates by kind of module."""
+        overall = self.rates()
+        if not overall:
+            return "No expert differs from the base.\n"
+        lines = ["| cosine | " + " | ".join(self.experts) + " | kept mass |", "|---" * (len(self.experts) + 2) + "|"]
+        for name, row in zip(self.experts, overall["cosine"], strict=True):
+            cells = " | ".join(f"{value:.3f}" for value in row)
+            lines.append(f"| {name} | {cells} | {overall['kept_mass'][name]:.3f} |")
+        lines += ["", "| module | wanted by two or more | sign conflict |", "|---|---|---|"]
+        for one in self.kinds():
+            rates = self.rates(lambda name, one=one: kind(name) == one)
+            lines.append(f"| {one} | {rates['shared']:.3f} | {rates['conflict']:.3f} |")
+        lines.append(f"| **all** | {overall['shared']:.3f} | {overall['conflict']:.3f} |")
+        return "\n".join(lines) + "\n"
+
+
+def kind(name: str) -> str:
+    """A tensor's name with its numbers starred: "model.layers.*.mlp.up_proj.weight"."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
