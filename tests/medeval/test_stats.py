@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from mmedexpert_jax.medeval.stats import bootstrap, compare, mcnemar, wilson
+
+
+@given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_is_scipys(counts):
+    interval = scipy_stats.binomtest(*counts).proportion_ci(method="wilson")
+    assert wilson(*counts) == pytest.approx((interval.low, interval.high), abs=1e-12)
+
+
+def test_wilson_by_hand():
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson(0, 0) == (0, 1)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_is_the_binomial_test_on_discordant_pairs(pairs):
+    first, second = zip(*pairs, strict=True)
+    gained, lost = sum(b > a for a, b in pairs), sum(a > b for a, b in pairs)
+    expected = scipy_stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert mcnemar(first, second) == pytest.approx(expected)
+
+
+def test_bootstrap_matches_the_normal_interval_on_many_items():
+    values = np.random.default_rng(1).random(2000) < 0.3
+    low, high = bootstrap(values)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=2e-3)
+    assert bootstrap([1, 1, 1]) == (1, 1)
+    assert bootstrap(values) == (low, high)  # seeded
+
+
+def test_samples_of_an_item_stay_together():
+    """Eight identical samples of an item add nothing: the interval is that of one sample."""
+    rng = np.random.default_rng(0)
+    first, second = rng.random((200, 1)) < 0.4, rng.random((200, 1)) < 0.5
+    once, often = compare(first, second), compare(np.repeat(first, 8, 1), np.repeat(second, 8, 1))
+    assert (often.low, often.high) == (once.low, once.high)
+    assert once.p_value is not None and often.p_value is None
+
+
+def test_compare_by_hand():
+    result = compare([[1, 0], [0, 0]], [[1, 1], [1, 0]])
+    assert (result.difference, result.low, result.high, result.items) == (0.5, 0.5, 0.5, 2)
+    with pytest.raises(ValueError, match="1 and 2 items"):
+        compare([[1]], [[1], [0]])
