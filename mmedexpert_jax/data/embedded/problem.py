@@ -1,0 +1,81 @@
+"""A problem that a task poses, before it becomes a case: what is seen, what it adds up to, what may be answered."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of evidence.
+
+    Attributes:
+        text: as in the vignette, or what the image shows.
+        effect: the running total after it ("2"), or what it says by itself ("stage 1").
+        band: index of the option that follows if nothing comes after it.
+        total: the running total in words ("2 points"); "" where it need not be said.
+    """
+
+    text: str
+    effect: str
+    band: int
+    total: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a case and its traces are composed from.
+
+    Attributes:
+        key: the values that decide the answer, as one line; pools partition the keys.
+        values: the same by name, for an independent check of the answer.
+        question: vignette and question.
+        steps: the evidence in order; the last step's band is the answer.
+        empty: the band that follows without evidence.
+        images: of the case.
+    """
+
+    key: str
+    question: str
+    steps: tuple[Step, ...]
+    values: dict[str, object] = field(default_factory=dict)
+    empty: int = 0
+    images: tuple[Image.Image, ...] = ()
+
+    @property
+    def answer(self) -> int:
+        """Index of the right option among the task's options."""
+        return self.band(len(self.steps))
+
+    def band(self, count: int) -> int:
+        """Index of the option that the first `count` steps support."""
+        return self.steps[count - 1].band if count else self.empty
+
+
+class Task(Protocol):
+    """A text rule or an image task.
+
+    Attributes:
+        options: all option texts, from the lowest band to the highest where they have an order.
+        running: whether effects are running totals ("makes 2") rather than statements ("is stage 1").
+        ordered: whether the options have an order, so that a rival is exceeded or not reached.
+        prior: option text of the band met most often in practice.
+        mechanism: why the evidence counts, in a few words.
+    """
+
+    task: str
+    specialty: str
+    title: str
+    doi: str
+    source: str
+    licence: str
+    options: tuple[str, ...]
+    running: bool
+    ordered: bool
+    prior: str
+    mechanism: str
+
+    def problem(self, rng, band: int, pool: str) -> Problem:
+        """A problem whose answer is option `band`, worded for `pool`; its key may belong to another pool."""
+        ...

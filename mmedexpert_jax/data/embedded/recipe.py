@@ -1,0 +1,134 @@
+"""The recipe of MMedExpert-mini: cases of every task, in pools whose values and wordings never meet."""
+
+import hashlib
+from dataclasses import dataclass
+from random import Random
+
+from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
+from mmedexpert_jax.data.embedded import adult, brain, child, surgery
+from mmedexpert_jax.data.embedded.problem import Problem, Task
+from mmedexpert_jax.data.embedded.traces import hasty, trace
+
+TASKS: tuple[Task, ...] = (*adult.RULES, *child.RULES, *brain.RULES, *surgery.RULES)
+POOLS = {"pretrain": 0.64, "train": 0.80, "dev": 0.85, "test": 1.0}  # upper ends of the shares of all keys
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A case with what only its making knows.
+
+    Attributes:
+        case: carries the sound trace of one paradigm.
+        traces: the sound trace under each paradigm.
+        hasty: under each paradigm, a trace that stops at the first evidence, and the letter it concludes.
+        problem: the values behind the case.
+    """
+
+    case: Case
+    traces: dict[str, str]
+    hasty: dict[str, tuple[str, str]]
+    problem: Problem
+
+
+def pool_of(key: str) -> str:
+    """The pool that a key belongs to, by its hash."""
+    share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
+    return next(pool for pool, end in POOLS.items() if share < end)
+
+
+def generate(seed: int, count: int, pool: str, tasks: tuple[Task, ...] = TASKS) -> list[Generated]:
+    """`count` cases of `pool`, the same for the same arguments.
+
+    Specialties, tasks, right options, letters and paradigms are balanced. Outside "pretrain" no two cases share a key.
+
+    Args:
+        seed: any integer.
+        count: of cases, over all tasks.
+        pool: one of POOLS.
+        tasks: a subset of TASKS.
+    """
+    made = []
+    for task, share in _shares(tasks, count):
+        made += _of_task(task, share, pool, Random(f"{seed} {pool} {task.task}"))
+    Random(f"{seed} {pool}").shuffle(made)
+    return [build(f"mini-{pool}-{i:05d}") for i, build in enumerate(made)]
+
+
+def _shares(tasks: tuple[Task, ...], count: int) -> list[tuple[Task, int]]:
+    """How many of `count` cases each task gives: equal for the specialties, and for the tasks of each."""
+    groups = [[task for task in tasks if task.specialty == specialty] for specialty in SPECIALTIES]
+    groups = [group for group in groups if group]
+    shares = []
+    for group, total in zip(groups, _split(count, len(groups)), strict=True):
+        shares += zip(group, _split(total, len(group)), strict=True)
+    return shares
+
+
+def _split(count: int, parts: int) -> list[int]:
+    """`count` as a sum of `parts` numbers that differ by at most one."""
+    return [count // parts + (i < count % parts) for i in range(parts)]
+
+
+def _of_task(task: Task, count: int, pool: str, rng: Random) -> list:
+    """`count` builders (case id -> Generated) of one task."""
+    size = len(task.options)
+    bands, places = _balanced(rng, count, size), _balanced(rng, count, size)
+    paradigms = _balanced(rng, count, len(PARADIGMS))
+    seen: set[str] = set()
+    builders = []
+    for band, place, paradigm in zip(bands, places, paradigms, strict=True):
+        problem = _in_pool(task, band, pool, rng, seen)
+        options = _placed(rng, task.options, band, place)
+        builders.append(_builder(task, problem, options, PARADIGMS[paradigm], rng.random()))
+    return builders
+
+
+def _in_pool(task: Task, band: int, pool: str, rng: Random, seen: set[str]) -> Problem:
+    """A problem of `task` whose key belongs to `pool` and is new there."""
+    for _ in range(20_000):
+        problem = task.problem(rng, band, pool)
+        if pool_of(problem.key) == pool and problem.key not in seen:
+            if pool != "pretrain":
+                seen.add(problem.key)
+            return problem
+    raise ValueError(f"{task.task}: no more cases of {task.options[band]!r} in pool {pool!r}; ask for fewer")
+
+
+def _builder(task: Task, problem: Problem, options: tuple[str, ...], paradigm: str, luck: float):
+    def build(name: str) -> Generated:
+        letter = {text: LETTERS[i] for i, text in enumerate(options)}
+        sound = {p: trace(task, problem, p, options) for p in PARADIGMS}
+        weighed = hasty(task, problem, Random(luck))
+        short = {
+            p: (trace(task, problem, p, options, weighed), letter[task.options[problem.band(weighed)]])
+            for p in PARADIGMS
+        }
+        answer = letter[task.options[problem.answer]]
+        case = Case(
+            name,
+            problem.question,
+            options,
+            answer,
+            task.specialty,
+            task.task,
+            problem.images,
+            paradigm,
+            sound[paradigm],
+        )
+        return Generated(case, sound, short, problem)
+
+    return build
+
+
+def _balanced(rng: Random, count: int, size: int) -> list[int]:
+    """`count` numbers below `size` in random order, each as often as the others (to within one)."""
+    numbers = [i % size for i in range(count)]
+    rng.shuffle(numbers)
+    return numbers
+
+
+def _placed(rng: Random, options: tuple[str, ...], band: int, place: int) -> tuple[str, ...]:
+    """The options in random order with option `band` at `place`."""
+    others = [text for i, text in enumerate(options) if i != band]
+    rng.shuffle(others)
+    return (*others[:place], options[band], *others[place:])

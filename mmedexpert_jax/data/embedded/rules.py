@@ -1,0 +1,163 @@
+"""A published clinical rule as data: findings and what they count, and the bands of the total."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from random import Random
+
+from mmedexpert_jax.data.embedded.problem import Problem, Step
+from mmedexpert_jax.data.embedded.wording import NEUTRAL, sentence, templates
+
+
+@dataclass(frozen=True)
+class Level:
+    """One state of an item of a rule.
+
+    Attributes:
+        points: what it counts.
+        phrases: ways to write it in a vignette; "{}" takes a number from `spans`, in order.
+        spans: inclusive ranges of the numbers, in units of 1 / `scale`.
+        scale: 1 for whole numbers, 10 for one decimal.
+    """
+
+    points: int
+    phrases: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...] = ()
+    scale: int = 1
+
+    def numbers(self, rng: Random) -> tuple[float, ...]:
+        """A number from each span."""
+        return tuple(rng.randint(low, high) / self.scale for low, high in self.spans)
+
+    def write(self, phrase: str, numbers: tuple[float, ...]) -> str:
+        """The finding as it stands in the vignette."""
+        return phrase.format(*(f"{number:.{1 if self.scale > 1 else 0}f}" for number in numbers))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a rule: its name and the levels it can take."""
+
+    name: str
+    levels: tuple[Level, ...]
+
+
+def sign(name: str, points: int, present: str, absent: str) -> Item:
+    """An item that is present (counts `points`) or absent; alternatives are separated by "|"."""
+    return Item(name, (Level(0, tuple(absent.split("|"))), Level(points, tuple(present.split("|")))))
+
+
+def measure(name: str, phrase: str, *levels: tuple[int, int, int], scale: int = 1) -> Item:
+    """A measured item; each level is (points, lowest, highest value in units of 1 / scale)."""
+    phrases = tuple(phrase.split("|"))
+    return Item(name, tuple(Level(points, phrases, ((low, high),), scale) for points, low, high in levels))
+
+
+def points(count: int) -> str:
+    """ "1 point", "2 points"."""
+    return f"{count} point" if count == 1 else f"{count} points"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A text task: the items are scored, the total falls in a band, the band is the answer.
+
+    Attributes:
+        task: name of the task.
+        specialty: one of data.case.SPECIALTIES.
+        title: the rule's name.
+        doi: of the publication or guideline the rule stands in.
+        who: "patient", "child" or "newborn".
+        contexts: ways to name the clinical situation.
+        what: what the question asks for.
+        items: in the order of the rule.
+        bands: (lowest total, option text), ascending.
+        prior: option text of the band met most often in practice.
+        mechanism: why the findings count, in a few words.
+        highest: whether the total is the highest level of all items instead of their sum.
+        scored: whether the options themselves are totals, so that traces need not repeat the total.
+    """
+
+    task: str
+    specialty: str
+    title: str
+    doi: str
+    contexts: tuple[str, ...]
+    what: str
+    items: tuple[Item, ...]
+    bands: tuple[tuple[int, str], ...]
+    prior: str
+    mechanism: str
+    who: str = "patient"
+    highest: bool = False
+    scored: bool = False
+    most: int = 6
+
+    def __post_init__(self):
+        assert self.prior in self.options, self.task
+
+    source = "generated from the published rule"
+    licence = "Apache-2.0"
+    ordered = True
+
+    @property
+    def running(self) -> bool:
+        """Whether findings add up to a running total."""
+        return not self.highest
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """All option texts, from the lowest band to the highest."""
+        return tuple(text for _, text in self.bands)
+
+    def band(self, total: int) -> int:
+        """Index of the band that `total` falls in."""
+        return max(i for i, (low, _) in enumerate(self.bands) if i == 0 or total >= low)
+
+    def problem(self, rng: Random, band: int, pool: str) -> Problem:
+        """A patient whose total falls in `band`; totals in the band are equally likely."""
+        choice = rng.choice(rng.choice(self._choices[band]))
+        levels = [item.levels[i] for item, i in zip(self.items, choice, strict=True)]
+        numbers = [level.numbers(rng) for level in levels]
+        texts = [level.write(rng.choice(level.phrases), n) for level, n in zip(levels, numbers, strict=True)]
+        findings = list(texts)
+        if rng.random() < 0.5:
+            findings.insert(rng.randint(0, len(findings)), rng.choice(NEUTRAL))
+        names = [item.name for item in self.items]
+        return Problem(
+            key=f"{self.task} {choice} {numbers}",
+            question=self._question(rng, pool, findings),
+            steps=self._steps(texts, levels),
+            values={name: n or text for name, n, text in zip(names, numbers, texts, strict=True)},
+        )
+
+    @cached_property
+    def _choices(self) -> list[list[list[tuple[int, ...]]]]:
+        """For each band, for each total in it: the choices of levels (one index an item) that reach it."""
+        table: list[dict[int, list[tuple[int, ...]]]] = [{} for _ in self.bands]
+        for choice in product(*(range(len(item.levels)) for item in self.items)):
+            counts = [item.levels[i].points for item, i in zip(self.items, choice, strict=True)]
+            if sum(count > 0 for count in counts) <= self.most:
+                total = max(counts) if self.highest else sum(counts)
+                table[self.band(total)].setdefault(total, []).append(choice)
+        return [[totals[total] for total in sorted(totals)] for totals in table]
+
+    def _question(self, rng: Random, pool: str, findings: list[str]) -> str:
+        openers, asks = templates(pool)
+        context = rng.choice(self.contexts)
+        opener = rng.choice(openers).format(
+            who=self.who, context=context, Context=sentence(context), findings=", ".join(findings)
+        )
+        return f"{opener} {rng.choice(asks).format(what=self.what)}"
+
+    def _steps(self, texts: list[str], levels: list[Level]) -> tuple[Step, ...]:
+        steps: list[Step] = []
+        total = 0
+        for text, level in zip(texts, levels, strict=True):
+            if self.highest:
+                total = max(total, level.points)
+                steps.append(Step(text, f"is {self.options[self.band(level.points)]}", self.band(total)))
+            elif level.points:
+                total += level.points
+                steps.append(Step(text, str(total), self.band(total), "" if self.scored else points(total)))
+        return tuple(steps)

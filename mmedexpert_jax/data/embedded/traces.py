@@ -1,0 +1,48 @@
+"""Traces of the four paradigms (paper appendix A), composed from a problem's evidence."""
+
+from random import Random
+
+from mmedexpert_jax.data.embedded.problem import Problem, Task
+from mmedexpert_jax.data.embedded.wording import sentence
+
+_VERBS = {"differential": "makes", "intuitive": "makes", "analytical": "gives", "bayesian": "raises to"}
+
+
+def trace(task: Task, problem: Problem, paradigm: str, options: tuple[str, ...], count: int | None = None) -> str:
+    """The trace of `problem` under `paradigm` that weighs the first `count` pieces of evidence (all if None)."""
+    count = len(problem.steps) if count is None else count
+    steps = problem.steps[:count]
+    band = problem.band(count)
+    answer = task.options[band]
+    total = steps[-1].total if steps else ""
+    verb = f" {_VERBS[paradigm]} " if task.running else " "
+    chain = ", ".join(f"{step.text}{verb}{step.effect}" for step in steps) or "no criterion met"
+    if paradigm == "differential":
+        said = [chain, *_rivals(task, band, options), f"{answer} fits best"]
+    elif paradigm == "intuitive":
+        said = [f"pattern recognised: {chain}", f"this picture{f' of {total}' if total else ''} is typical of {answer}"]
+    elif paradigm == "analytical":
+        said = [task.mechanism, f"so {chain}", f"{f'{total} means' if total else 'therefore'} {answer}"]
+    else:
+        with_total = f"with {total} " if total else ""
+        said = [
+            f"prior: {task.prior} is common",
+            f"evidence: {chain}",
+            f"posterior: {with_total}{answer} is most probable",
+        ]
+    return " ".join(f"({i}) {sentence(text)}." for i, text in enumerate(said, 1))
+
+
+def hasty(task: Task, problem: Problem, rng: Random) -> int:
+    """How much of the evidence a hasty reasoner weighs: the first piece, or the first two of four and more."""
+    steps = len(problem.steps)
+    return min(steps, rng.randint(1, 2) if steps > 3 else 1)
+
+
+def _rivals(task: Task, band: int, options: tuple[str, ...]) -> list[str]:
+    """Statements that eliminate the two nearest rivals among the options of the case."""
+    others = [i for i, text in enumerate(task.options) if text in options and i != band]
+    nearest = sorted(sorted(others, key=lambda i: (abs(i - band), i))[:2])
+    if not task.ordered:
+        return [f"{task.options[i]} is ruled out" for i in nearest]
+    return [f"{task.options[i]} is {'ruled out' if i < band else 'not reached'}" for i in nearest]
