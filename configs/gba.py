@@ -42,6 +42,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.rewards.format = 0.5  # weight: one well-formed <think> and <answer>
     config.rewards.structure = 0.5  # weight: the reasoning follows its paradigm (section 4.2)
     config.rewards.length = 0.0  # weight: no longer than needed
+    config.rewards.functions = ()  # own rewards, each "module.function=weight"
     config.rewards.shuffle = False  # negative control: rewards are shuffled among the samples
 
     config.samples_every = 10  # optimizer steps between tables of completions in samples/

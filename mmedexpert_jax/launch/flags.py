@@ -93,11 +93,10 @@ def _value(rest: list[str]) -> str | bool:
 
 def _not_understood(argument: str) -> str:
     name, equals, value = argument.lstrip("-").partition("=")
-    if equals:
-        key = name.removeprefix("config.")
-        if not argument.startswith("-") or key != name:
-            return f"stray argument {argument!r}; did you mean --config.{key}={value}?"
-    close = difflib.get_close_matches("--" + name, ["--config", "--overrides", *SWITCHES], n=1)
+    key = name.removeprefix("config.")
+    if equals and key and (key != name or not argument.startswith("-")):
+        return f"stray argument {argument!r}; did you mean --config.{key}={value}?"
+    close = difflib.get_close_matches("--" + name, ["--config", "--overrides", *SWITCHES], n=1, cutoff=0.75)
     if argument.startswith("-") and close:
         return f"unknown flag {argument!r}; did you mean {close[0]}?"
     if argument.startswith("-"):

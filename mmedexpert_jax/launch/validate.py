@@ -25,12 +25,12 @@ CHOICES = {
     "format": ("model", "adapter"),
 }
 _SIZES = "batch_size accumulation prompts_per_step num_samples max_new_tokens max_prompt_length lora.rank"
-_COUNTS = "checkpoint_every inner_epochs minibatches paradigms_per_query"
-_FROM_ZERO = "seed limit steps epochs beta temperature top_k samples_every explain"
+_COUNTS = "checkpoint_every inner_epochs minibatches paradigms_per_query eval.num_samples"
+_FROM_ZERO = "seed limit steps epochs beta temperature top_k samples_every explain eval.limit eval.temperature"
 AT_LEAST = dict.fromkeys(f"{_SIZES} {_COUNTS}".split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
 ABOVE_ZERO = ("lr", "lora.alpha", "clip", "advantage_eps")
 SHARES = ("density", "top_p")  # in (0, 1]
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 def validate(config: ConfigDict) -> None:
@@ -57,7 +57,7 @@ def validate(config: ConfigDict) -> None:
 
 def check_model(key: str, path: str) -> None:
     """Checks that a model path names something loadable, as far as file names tell. Raises DataError."""
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if path == "mini" or path.startswith("random:"):
         return
     if not folder.exists():
@@ -70,8 +70,8 @@ def check_model(key: str, path: str) -> None:
 
 
 def _check_value(key: str, value: object) -> None:
-    *groups, leaf = key.split(".")
-    name = next((n for n in (f"{groups[-1] if groups else ''}.{leaf}", leaf) if n in _NAMES), "")
+    group, _, rest = key.partition(".")
+    name = rest if group in CHOICES["job"] else key  # a stage inside a pipeline
     if name in CHOICES and value not in CHOICES[name]:
         close = difflib.get_close_matches(str(value), CHOICES[name], n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -85,9 +85,6 @@ def _check_value(key: str, value: object) -> None:
         raise ConfigError(f"config.{key} must be above 0 and at most 1, got {value}")
 
 
-_NAMES = {*CHOICES, *AT_LEAST, *ABOVE_ZERO, *SHARES}
-
-
 def _check_groups(prefix: str, gba: ConfigDict) -> None:
     """Group advantages (equation 4) need groups of at least two samples that differ."""
     if gba.num_samples < 2:
@@ -99,8 +96,9 @@ def _check_groups(prefix: str, gba: ConfigDict) -> None:
         raise ConfigError(f"config.{prefix}temperature must be above 0: greedy samples of a group are all the same")
     if gba.paradigms_per_query > 4:
         raise ConfigError(f"config.{prefix}paradigms_per_query is at most 4, got {gba.paradigms_per_query}")
-    if gba.group_by == "query" and gba.num_samples % gba.paradigms_per_query:
+    split = "num_samples" if gba.group_by == "query" else "prompts_per_step"
+    if gba[split] % gba.paradigms_per_query:
         raise ConfigError(
-            f"config.{prefix}num_samples ({gba.num_samples}) must be a multiple of paradigms_per_query "
-            f"({gba.paradigms_per_query}) where group_by is query"
+            f"config.{prefix}{split} ({gba[split]}) must be a multiple of paradigms_per_query "
+            f"({gba.paradigms_per_query}) where group_by is {gba.group_by}"
         )

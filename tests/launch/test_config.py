@@ -1,0 +1,236 @@
+"""Configs: lookup, presets, typed overrides, and a comment for every field."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.launch import config as configs
+from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.launch.presets import MODELS
+
+REPOSITORY = Path(__file__).parents[2]
+SPECS = [
+    f"configs/{path.name}:{preset}"
+    for path in sorted((REPOSITORY / "configs").glob("*.py"))
+    for preset in configs.presets_of(path)
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_preset_loads_and_every_field_has_a_comment(spec):
+    config = load_config(spec)
+    docs = configs.field_docs(configs.locate(spec))
+    leaves = configs.fields(config)
+    assert set(docs) >= set(leaves), f"fields without a comment: {sorted(set(leaves) - set(docs))}"
+    assert config.job == Path(spec.partition(":")[0]).stem and config.preset == spec.rpartition(":")[2]
+    assert config.model.path == MODELS[config.preset]
+    json.loads(config.to_json_best_effort())
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_field_can_be_overridden(spec):
+    """No lists, no bare None: each leaf takes its own value back as text."""
+    config = load_config(spec)
+    for key, (kind, optional, value) in configs.fields(config).items():
+        assert kind in (int, float, bool, str, tuple), key
+        assert optional or value is not None, key
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        assert configs.convert(key, text, kind, optional, value) == value, key
+
+
+def test_the_paper_presets_hold_appendix_b():
+    for preset in ("qwen2_vl_2b", "lingshu_7b"):
+        dsa, gba = load_config(f"configs/dsa.py:{preset}"), load_config(f"configs/gba.py:{preset}")
+        assert (dsa.lora.rank, dsa.lora.alpha, dsa.lora.targets) == (16, 32, "all-linear")
+        assert (dsa.epochs, dsa.lr, dsa.batch_size, dsa.accumulation, dsa.steps) == (3, 1e-6, 1, 8, 0)
+        assert (gba.num_samples, gba.clip, gba.beta, gba.max_new_tokens, gba.lr) == (8, 0.2, 0.001, 1024, 1e-6)
+
+
+def test_the_pipeline_uses_the_jobs_own_configs():
+    pipeline = load_config("configs/pipeline.py")
+    assert pipeline.gba.num_samples == load_config("configs/gba.py").num_samples
+    assert pipeline.dsa.eval.every == pipeline.gba.eval.every == -1
+    assert not {"seed", "model", "workdir", "job"} & set(pipeline.gba)
+
+
+def test_load_config_takes_dotted_and_nested_overrides():
+    config = load_config("configs/gba.py:mini", overrides={"steps": 10, "lora.rank": 8, "eval": {"limit": 5}})
+    assert (config.steps, config.lora.rank, config.eval.limit) == (10, 8, 5)
+    assert load_config("configs/gba.py") == load_config("configs/gba.py:mini") == load_config("configs/gba.py:")
+    with pytest.raises(AttributeError):
+        config.stesp = 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        ("configs/gab.py", "did you mean configs/gba.py?"),
+        ("gba", "did you mean configs/gba.py?"),
+        ("nowhere.py", "available: configs/dsa.py"),
+        ("configs/gba.py:minni", "did you mean mini?"),
+        ("configs/gba.py:huge", "available: mini, qwen2_vl_2b"),
+        ("configs", "no such config file"),
+    ],
+)
+def test_a_wrong_config_lists_what_there_is(spec, hint):
+    with pytest.raises(ConfigError) as refusal:
+        load_config(spec)
+    assert hint in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("def get_config(:\n", "not Python"),
+        ("import nothing_of_this_name\n", "ModuleNotFoundError"),
+        ("x = 1\n", "defines no get_config"),
+        ("def get_config():\n    return {}\n", "returned dict"),
+    ],
+)
+def test_a_broken_config_file_is_named(tmp_path, text, hint):
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(ConfigError) as refusal:
+        load_config(str(tmp_path / "own.py"))
+    assert hint in str(refusal.value) and "own.py" in str(refusal.value)
+
+
+def test_the_current_folder_comes_before_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/gba.py").job == "gba"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "gba.py").write_text(
+        "from mmedexpert_jax.launch import presets\n\n\ndef get_config():\n"
+        "    config = presets.common('gba', 'mini')\n    config.own = 7  # a field of my own\n    return config\n"
+    )
+    assert load_config("configs/gba.py", {"own": "8"}).own == 8
+    assert configs.field_docs(configs.locate("configs/gba.py"))["own"] == "a field of my own"
+
+
+def test_an_installed_package_has_its_own_configs(tmp_path, monkeypatch):
+    (tmp_path / "package" / "configs").mkdir(parents=True)
+    (tmp_path / "package" / "configs" / "job.py").write_text("PRESETS = ('mini',)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(configs, "PACKAGE", tmp_path / "package")
+    assert list(configs.available()) == ["configs/job.py"]
+    assert configs.find_config("configs/job.py") == tmp_path / "package" / "configs" / "job.py"
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("stesp", "did you mean config.steps?"),
+        ("rank", "did you mean config.lora.rank?"),
+        ("lora.rnak", "did you mean config.lora.rank?"),
+        ("lora", "is a group, not a field; it holds lora.alpha, lora.rank"),
+        ("train.lrr", "--list_config"),
+        ("job", "--config=configs/<job>.py:<preset>"),
+    ],
+)
+def test_a_misspelt_key_gets_a_suggestion(key, hint):
+    with pytest.raises(ConfigError) as refusal:
+        load_config("configs/gba.py", {key: "3"})
+    assert hint in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (int, "1e3", 1000),
+        (int, "-3", -3),
+        (int, 4.0, 4),
+        (int, "123456789012345678901", 123456789012345678901),
+        (float, "1e-6", 1e-6),
+        (float, 3, 3.0),
+        (bool, "no", False),
+        (bool, "Yes", True),
+        (bool, "0", False),
+        (bool, True, True),
+        (str, "", ""),
+        (str, "none", "none"),
+    ],
+)
+def test_values_take_the_type_of_their_field(kind, text, value):
+    result = configs.convert("key", text, kind)
+    assert result == value and type(result) is kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (int, "1.5"),
+        (int, "ten"),
+        (int, True),
+        (int, "inf"),
+        (int, None),
+        (float, "nan"),
+        (float, True),
+        (float, "1e-6x"),
+        (bool, "maybe"),
+        (bool, 2),
+        (bool, None),
+        (str, 3),
+        (tuple, 3),
+    ],
+)
+def test_a_wrong_type_names_key_expected_and_got(kind, text):
+    with pytest.raises(ConfigError) as refusal:
+        configs.convert("some.key", text, kind)
+    message = str(refusal.value)
+    assert message.startswith("config.some.key expects ") and message.endswith(f"got {text!r}")
+
+
+@pytest.mark.parametrize("text", ["2,4", "(2, 4)", "[2,4]", "2,4,", [2, 4], (2.0, "4")])
+def test_tuples_are_written_with_commas(text):
+    assert configs.convert("mesh", text, tuple, default=(1,)) == (2, 4)
+    assert configs.convert("mesh", "", tuple, default=(1,)) == ()
+    assert configs.convert("experts", "'a b',c", tuple, default=()) == ("a b", "c")
+
+
+def test_optional_fields_take_none_and_keep_their_type():
+    config = load_config("configs/gba.py", {"clip_high": "0.28"})
+    assert config.clip_high == 0.28
+    configs.override(config, [("clip_high", "none")])
+    assert config.clip_high is None
+    configs.override(config, [("clip_high", 0.3), ("clip_high", None), ("clip_high", "1")])
+    assert config.clip_high == 1.0
+    with pytest.raises(ConfigError, match="a finite number or none, got 'wide'"):
+        configs.override(config, [("clip_high", "wide")])
+    with pytest.raises(ConfigError, match=r"config\.lr expects a finite number, got 'none'"):
+        configs.override(config, [("lr", "none")])
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1))
+def test_the_last_of_several_overrides_wins(values):
+    config = ConfigDict({"steps": 0}).lock()
+    configs.override(config, [("steps", str(value)) for value in values])
+    assert config.steps == values[-1]
+
+
+def test_comments_beside_and_above_an_assignment(tmp_path):
+    (tmp_path / "c.py").write_text(
+        "def get_config():\n"
+        "    config.a = 1  # beside\n"
+        "    # above, on\n"
+        "    # two lines\n"
+        "    config.b.c = (\n        1\n    )\n"
+        "    x = 1  # of another statement\n"
+        "    config.d = 'text # no comment'\n"
+    )
+    docs = configs.field_docs(tmp_path / "c.py")
+    assert docs["a"] == "beside" and docs["b.c"] == "above, on two lines" and "d" not in docs
+
+
+def test_the_listing_has_key_type_value_and_doc():
+    config = load_config("configs/gba.py", {"lr": "1e-6"})
+    lines = configs.format_config(config, configs.field_docs(configs.locate("configs/gba.py"))).splitlines()
+    table = {line.split()[0]: line for line in lines}
+    assert lines[0].split() == ["key", "type", "value", "doc"]
+    assert table["lr"].split()[:3] == ["lr", "float", "1e-06"]
+    assert table["clip_high"].split()[:3] == ["clip_high", "float?", "none"]
+    assert "appendix B" in table["beta"] and table["workdir"].split()[2] == '""'
+    assert set(table) - {"key"} == set(configs.fields(config))
