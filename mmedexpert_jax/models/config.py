@@ -1,0 +1,275 @@
+"""The shape of a Qwen2-VL or Qwen2.5-VL model, read from and written to Hugging Face's config.json."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmedexpert_jax.errors import DataError
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The decoder: grouped-query attention, M-RoPE, SwiGLU."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 1e6
+    mrope_section: tuple[int, int, int] = (16, 24, 24)  # rotary frequencies that follow time, height, width
+    max_position_embeddings: int = 32768
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower. Qwen2.5-VL attends inside windows, except in the blocks named here."""
+
+    family: str
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    in_channels: int = 3
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    window_size: int = 112  # pixels (Qwen2.5-VL)
+    full_attention_blocks: tuple[int, ...] = (7, 15, 23, 31)  # Qwen2.5-VL
+    tokens_per_second: int = 4  # of video (Qwen2.5-VL); unused, kept for saving
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything the network needs to know; hashable, so that it can be a static argument of jit."""
+
+    text: TextConfig
+    vision: VisionConfig
+    tie_word_embeddings: bool = False
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    bos_token_id: int = 151643
+    pad_token_id: int = 151643
+    eos_token_ids: tuple[int, ...] = (151645, 151643)
+
+    @property
+    def family(self) -> str:
+        """ "qwen2_vl" or "qwen2_5_vl"."""
+        return self.vision.family
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> "ModelConfig":
+        """From the content of config.json, flat (the hub's files) or nested (transformers 4.52 and later).
+
+        Absent keys take transformers' class defaults. The EOS ids are generation_config.json's where it has them.
+
+        Raises:
+            DataError: another architecture, or one that this network does not implement.
+        """
+        family = config.get("model_type")
+        if family not in FAMILIES:
+            raise DataError(f"config.json: model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
+        if "quantization_config" in config:
+            raise DataError("config.json: quantization_config is not supported; use the unquantised checkpoint")
+        text = config.get("text_config") or config
+        ids = {k: v for source in (text, config, generation or {}) for k, v in source.items() if v is not None}
+        eos = ids.get("eos_token_id", 151645)
+        eos = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+        result = cls(
+            text=_text_config(text),
+            vision=_vision_config(family, config.get("vision_config") or {}),
+            tie_word_embeddings=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
+            image_token_id=config.get("image_token_id", 151655),
+            video_token_id=config.get("video_token_id", 151656),
+            vision_start_token_id=config.get("vision_start_token_id", 151652),
+            vision_end_token_id=config.get("vision_end_token_id", 151653),
+            bos_token_id=ids.get("bos_token_id", 151643),
+            pad_token_id=ids.get("pad_token_id", eos[-1]),
+            eos_token_ids=eos,
+        )
+        result._check()
+        return result
+
+    def to_hf(self) -> dict[str, Any]:
+        """config.json in the flat layout of the hub's own files: the one that transformers 4.45 to 5.x and vLLM all read."""
+        text = self.text
+        return {
+            "architectures": [
+                {"qwen2_vl": "Qwen2VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}[
+                    self.family
+                ]
+            ],
+            "model_type": self.family,
+            "attention_dropout": 0.0,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_ids[0],
+            "hidden_act": "silu",
+            "hidden_size": text.hidden_size,
+            "image_token_id": self.image_token_id,
+            "initializer_range": 0.02,
+            "intermediate_size": text.intermediate_size,
+            "max_position_embeddings": text.max_position_embeddings,
+            "max_window_layers": text.num_layers,
+            "num_attention_heads": text.num_heads,
+            "num_hidden_layers": text.num_layers,
+            "num_key_value_heads": text.num_kv_heads,
+            "rms_norm_eps": text.rms_norm_eps,
+            "rope_scaling": {"type": "mrope", "mrope_section": list(text.mrope_section)},
+            "rope_theta": text.rope_theta,
+            "sliding_window": text.max_position_embeddings,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "use_cache": True,
+            "use_sliding_window": False,
+            "video_token_id": self.video_token_id,
+            "vision_config": _vision_to_hf(self.vision),
+            "vision_end_token_id": self.vision_end_token_id,
+            "vision_start_token_id": self.vision_start_token_id,
+            "vocab_size": text.vocab_size,
+        }
+
+    def _check(self) -> None:
+        text, vision = self.text, self.vision
+        if text.hidden_size % text.num_heads or text.num_heads % text.num_kv_heads:
+            raise DataError("config.json: num_attention_heads must divide hidden_size and be a multiple of num_key_value_heads")
+        if 2 * sum(text.mrope_section) != text.head_dim:
+            raise DataError(f"config.json: mrope_section {list(text.mrope_section)} must sum to half of head_dim {text.head_dim}")
+        if vision.hidden_size % (4 * vision.num_heads):
+            raise DataError("config.json: vision_config's width per head must be a multiple of 4")
+        if vision.out_hidden_size != text.hidden_size:
+            raise DataError(f"config.json: the vision tower gives {vision.out_hidden_size} features, the text takes {text.hidden_size}")
+
+
+def _text_config(text: Mapping[str, Any]) -> TextConfig:
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    if rope_type not in ("default", "mrope"):
+        raise DataError(f"config.json: rope type {rope_type!r} is not supported; only M-RoPE without scaling is")
+    if text.get("use_sliding_window"):
+        raise DataError("config.json: use_sliding_window is not supported; the published checkpoints leave it false")
+    if text.get("hidden_act", "silu") != "silu":
+        raise DataError(f"config.json: hidden_act {text['hidden_act']!r} is not supported in the decoder; only silu is")
+    num_heads = text.get("num_attention_heads", 64)
+    return TextConfig(
+        vocab_size=text.get("vocab_size", 152064),
+        hidden_size=text.get("hidden_size", 8192),
+        intermediate_size=text.get("intermediate_size", 29568),
+        num_layers=text.get("num_hidden_layers", 80),
+        num_heads=num_heads,
+        num_kv_heads=text.get("num_key_value_heads", 8) or num_heads,
+        rms_norm_eps=text.get("rms_norm_eps", 1e-5),
+        rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or 1e6),
+        mrope_section=tuple(rope.get("mrope_section", (16, 24, 24))),
+        max_position_embeddings=text.get("max_position_embeddings", 32768),
+    )
+
+
+def _vision_config(family: str, vision: Mapping[str, Any]) -> VisionConfig:
+    act = {"qwen2_vl": "quick_gelu", "qwen2_5_vl": "silu"}[family]
+    if vision.get("hidden_act", act) != act:
+        raise DataError(f"config.json: vision_config.hidden_act {vision['hidden_act']!r} is not supported; {family} has {act}")
+    common = {
+        "family": family,
+        "depth": vision.get("depth", 32),
+        "num_heads": vision.get("num_heads", 16),
+        "in_channels": vision.get("in_channels", vision.get("in_chans", 3)),
+        "patch_size": vision.get("patch_size", 14),
+        "temporal_patch_size": vision.get("temporal_patch_size", 2),
+        "merge_size": vision.get("spatial_merge_size", 2),
+    }
+    if family == "qwen2_vl":  # here hidden_size names the output's width
+        width = vision.get("embed_dim", 1280)
+        return VisionConfig(
+            **common,
+            hidden_size=width,
+            intermediate_size=int(width * vision.get("mlp_ratio", 4)),
+            out_hidden_size=vision.get("hidden_size", 3584),
+        )
+    return VisionConfig(
+        **common,
+        hidden_size=vision.get("hidden_size", 3584),
+        intermediate_size=vision.get("intermediate_size", 3420),
+        out_hidden_size=vision.get("out_hidden_size", 3584),
+        window_size=vision.get("window_size", 112),
+        full_attention_blocks=tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31))),
+        tokens_per_second=vision.get("tokens_per_second", 4),
+    )
+
+
+def _vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
+    common = {
+        "model_type": vision.family,
+        "depth": vision.depth,
+        "num_heads": vision.num_heads,
+        "in_channels": vision.in_channels,
+        "in_chans": vision.in_channels,
+        "patch_size": vision.patch_size,
+        "spatial_patch_size": vision.patch_size,
+        "spatial_merge_size": vision.merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+    if vision.family == "qwen2_vl":
+        return common | {
+            "embed_dim": vision.hidden_size,
+            "hidden_act": "quick_gelu",
+            "hidden_size": vision.out_hidden_size,
+            "mlp_ratio": vision.intermediate_size // vision.hidden_size,
+        }
+    return common | {
+        "fullatt_block_indexes": list(vision.full_attention_blocks),
+        "hidden_act": "silu",
+        "hidden_size": vision.hidden_size,
+        "intermediate_size": vision.intermediate_size,
+        "out_hidden_size": vision.out_hidden_size,
+        "tokens_per_second": vision.tokens_per_second,
+        "window_size": vision.window_size,
+    }
+
+
+def _published(family: str, *, width: int, ffn: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool) -> ModelConfig:
+    text = TextConfig(vocab, width, ffn, layers, heads, kv_heads, rms_norm_eps=1e-6)
+    vision = VisionConfig(
+        family,
+        depth=32,
+        hidden_size=1280,
+        intermediate_size=5120 if family == "qwen2_vl" else 3420,
+        num_heads=16,
+        out_hidden_size=width,
+        tokens_per_second=2,
+    )
+    return ModelConfig(text, vision, tie_word_embeddings=tied)
+
+
+# The sizes of Qwen/Qwen2-VL-{2B,7B}-Instruct and Qwen/Qwen2.5-VL-{3B,7B}-Instruct, from their config.json.
+PUBLISHED: dict[str, ModelConfig] = {
+    "qwen2_vl_2b": _published(
+        "qwen2_vl", width=1536, ffn=8960, layers=28, heads=12, kv_heads=2, vocab=151936, tied=True
+    ),
+    "qwen2_vl_7b": _published(
+        "qwen2_vl", width=3584, ffn=18944, layers=28, heads=28, kv_heads=4, vocab=152064, tied=False
+    ),
+    "qwen2_5_vl_3b": _published(
+        "qwen2_5_vl", width=2048, ffn=11008, layers=36, heads=16, kv_heads=2, vocab=151936, tied=True
+    ),
+    "qwen2_5_vl_7b": _published(
+        "qwen2_5_vl", width=3584, ffn=18944, layers=28, heads=28, kv_heads=4, vocab=152064, tied=False
+    ),
+}

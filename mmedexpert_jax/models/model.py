@@ -1,0 +1,115 @@
+"""The facade of the network: pure functions of (params, batch, lora), all of them traceable."""
+
+import functools
+from dataclasses import dataclass, fields
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mmedexpert_jax.models.config import ModelConfig
+from mmedexpert_jax.models.layers import attend, attend_shared
+from mmedexpert_jax.models.qwen2_vl import bind
+from mmedexpert_jax.processing.batch import Batch
+
+jax.tree_util.register_dataclass(Batch, [field.name for field in fields(Batch)], [])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Prefix:
+    """What the prompts leave behind for their continuations."""
+
+    hidden: Array  # [B, T, D], after the final norm
+    keys: tuple[Array, ...]  # by layer, [B, Hkv, T, Dh], rotated
+    values: tuple[Array, ...]  # by layer, [B, Hkv, T, Dh]
+    lengths: Array  # [B] int32, valid tokens of each prompt
+    next_position: Array  # [B] int32, rotary position of the first continuation token
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of the G continuations of each prompt."""
+
+    keys: tuple[Array, ...]  # by layer, [B, G, Hkv, R, Dh], rotated
+    values: tuple[Array, ...]  # by layer, [B, G, Hkv, R, Dh]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Qwen2-VL or Qwen2.5-VL without its weights; hashable, so it may be a static argument of jit.
+
+    `lora` is a `mmedexpert_jax.lora.Lora` or None. Hidden states have the dtype of the parameters.
+    """
+
+    config: ModelConfig
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def logits(self, params: dict, batch: Batch, lora=None) -> Array:
+        """Logits [B, T, V] in float32; rows beyond `batch.lengths` have no meaning."""
+        return self.unembed(params, self.prefill(params, batch, lora).hidden, lora)
+
+    def prefill(self, params: dict, batch: Batch, lora=None, remat: bool = False) -> Prefix:
+        """One causal pass over the prompts. `remat` recomputes each layer in the backward pass."""
+        network = bind(self.config, params, lora)
+        lengths = jnp.asarray(batch.lengths)
+
+        def attention(_, queries, keys, values):
+            return attend(queries, keys, values, lengths, causal=True), keys, values
+
+        x = network.embed(batch, remat)
+        hidden, keys, values = network.model(x, batch.positions, attention, remat)
+        return Prefix(hidden, keys, values, lengths, jnp.asarray(batch.next_position))
+
+    def extend(self, params: dict, prefix: Prefix, tokens: Array, lora=None, remat: bool = False) -> Array:
+        """Teacher-forced continuations: tokens [B, G, R] -> hidden [B, G, R, D].
+
+        Each continuation sees its prompt and, causally, itself; token j has the rotary positions next_position + j.
+        """
+        network = bind(self.config, params, lora)
+        size = tokens.shape[-1]
+        mask = jnp.tri(size, dtype=bool)
+
+        def attention(layer, queries, keys, values):
+            prompt = prefix.keys[layer], prefix.values[layer], prefix.lengths
+            return attend_shared(queries, *prompt, keys, values, mask), keys, values
+
+        positions = _positions(prefix, jnp.arange(size))
+        return network.model(network.model.embed_tokens(tokens), positions, attention, remat)[0]
+
+    def init_cache(self, batch_size: int, num_samples: int, length: int, dtype: jnp.dtype) -> Cache:
+        """Empty buffers for G = `num_samples` continuations of R = `length` tokens of each of B prompts."""
+        text = self.config.text
+        shape = (batch_size, num_samples, text.num_kv_heads, length, text.head_dim)
+        keys = tuple(jnp.zeros(shape, dtype) for _ in range(text.num_layers))
+        values = tuple(jnp.zeros(shape, dtype) for _ in range(text.num_layers))
+        return Cache(keys, values)
+
+    def decode(
+        self, params: dict, prefix: Prefix, cache: Cache, tokens: Array, step: Array, lora=None
+    ) -> tuple[Array, Cache]:
+        """One token of every continuation: tokens [B, G], the `step`-th (from 0) -> hidden [B, G, D], the cache."""
+        network = bind(self.config, params, lora)
+        mask = jnp.arange(cache.keys[0].shape[-2])[None] <= step
+
+        def attention(layer, queries, keys, values):
+            start = (0, 0, 0, step, 0)
+            keys = jax.lax.dynamic_update_slice(cache.keys[layer], keys, start)
+            values = jax.lax.dynamic_update_slice(cache.values[layer], values, start)
+            prompt = prefix.keys[layer], prefix.values[layer], prefix.lengths
+            return attend_shared(queries, *prompt, keys, values, mask), keys, values
+
+        x = network.model.embed_tokens(tokens[..., None])
+        hidden, keys, values = network.model(x, _positions(prefix, jnp.asarray(step)[None]), attention)
+        return hidden[..., 0, :], Cache(keys, values)
+
+    def unembed(self, params: dict, hidden: Array, lora=None) -> Array:
+        """Hidden states [..., D] -> logits [..., V] in float32."""
+        return bind(self.config, params, lora).unembed(hidden)
+
+
+def _positions(prefix: Prefix, offsets: Array) -> Array:
+    """next_position + offsets [T], equal in the three rows: [B, 1, 3, T]."""
+    positions = prefix.next_position[:, None] + offsets
+    return jnp.broadcast_to(positions[:, None, None], (positions.shape[0], 1, 3, positions.shape[1]))

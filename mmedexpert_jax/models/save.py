@@ -1,0 +1,96 @@
+"""Writes Hugging Face directories that transformers and vLLM load unchanged."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
+from mmedexpert_jax.models.model import Model
+from mmedexpert_jax.models.qwen2_vl import flatten, tensor_shapes
+
+SHARD_BYTES = 5 * 10**9  # transformers' usual size
+
+
+def save_pretrained(
+    path: str | Path, model: Model, params: dict, processor: Any = None, max_shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes weights, config.json, generation_config.json and, if given, the processor's files.
+
+    The weights keep their dtypes and the names of the hub's files. All is written to a temporary directory beside
+    `path` and renamed at the end, so that what stands at `path` is always whole; a model that stood there is replaced.
+
+    Raises:
+        ConfigError: `path` holds something other than a model.
+        DataError: `params` are not those of `model`.
+        ResourceError: the disk is full or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and ((path / "config.json").exists() or not any(path.iterdir()))):
+        raise ConfigError(f"{path}: holds something other than a model; choose another directory")
+    flat = flatten(params)
+    if {name: tuple(value.shape) for name, value in flat.items()} != tensor_shapes(model.config):
+        raise DataError(f"{path}: the parameters' names or shapes are not those of the model's config")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_weights(partial, flat, max_shard_bytes)
+        _write_configs(partial, model, flat)
+        if processor is not None:
+            processor.save(partial)
+        _replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ResourceError(f"{path}: the model cannot be written ({error}); free space or choose another path") from error
+
+
+def _write_weights(directory: Path, flat: dict, max_shard_bytes: int) -> None:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, value in flat.items():
+        if shards[-1] and size + value.nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += value.nbytes
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        save_file({name: np.ascontiguousarray(flat[name]) for name in names}, directory / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(value.nbytes for value in flat.values())
+        _write_json(
+            directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
+
+
+def _write_configs(directory: Path, model: Model, flat: dict) -> None:
+    config = model.config
+    dtype = str(flat["model.embed_tokens.weight"].dtype)
+    _write_json(directory / "config.json", config.to_hf() | {"torch_dtype": dtype})
+    ids = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(config.eos_token_ids),
+        "pad_token_id": config.pad_token_id,
+    }
+    _write_json(directory / "generation_config.json", ids)
+
+
+def _replace(new: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(new, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_json(file: Path, content: dict) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,134 @@
+"""The vision tower of Qwen2-VL and Qwen2.5-VL: patches of images in rows -> features in the text's width."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from mmedexpert_jax.models.config import VisionConfig
+from mmedexpert_jax.models.layers import GatedMLP, LayerNorm, Linear, RMSNorm, attend, contract, declare, rotate
+
+EPS = 1e-6  # of every norm of the tower, fixed in transformers
+ROPE_THETA = 10000.0
+
+
+class PatchEmbed(nnx.Module):
+    """A Conv3d whose kernel is its stride, which is one product with the flattened kernel."""
+
+    def __init__(self, config: VisionConfig):
+        kernel = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
+        self.proj = nnx.Dict(weight=declare(config.hidden_size, *kernel))
+
+    def __call__(self, patches: Array) -> Array:
+        weight = self.proj["weight"][...]
+        return contract(patches.astype(weight.dtype), weight.reshape(weight.shape[0], -1))
+
+
+class VisionAttention(nnx.Module):
+    """Attention of the patches of one image, with two-dimensional rotary positions in float32."""
+
+    def __init__(self, config: VisionConfig):
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, True)
+        self.proj = Linear(config.hidden_size, config.hidden_size, True)
+        self.num_heads = config.num_heads
+
+    def __call__(self, x: Array, rope: tuple[Array, Array], counts: Array, windows: Array | None) -> Array:
+        images, size, width = x.shape
+        qkv = self.qkv(x).reshape(images, size, 3, self.num_heads, width // self.num_heads)
+        queries, keys, values = qkv.transpose(2, 0, 3, 1, 4)  # each [I, H, P, D]
+        cos, sin = rope
+        queries = rotate(queries.astype(jnp.float32), cos, sin).astype(x.dtype)
+        keys = rotate(keys.astype(jnp.float32), cos, sin).astype(x.dtype)
+        mixed = attend(queries, keys, values, counts, causal=False, segments=windows)
+        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(x.shape))
+
+
+class QuickGeluMLP(nnx.Module):
+    """Qwen2-VL's: fc2(quick_gelu(fc1(x))), quick_gelu(x) = x sigmoid(1.702 x)."""
+
+    def __init__(self, width: int, hidden: int):
+        self.fc1 = Linear(width, hidden, True)
+        self.fc2 = Linear(hidden, width, True)
+
+    def __call__(self, x: Array) -> Array:
+        x = self.fc1(x)
+        return self.fc2(x * jax.nn.sigmoid(1.702 * x))
+
+
+class VisionBlock(nnx.Module):
+    """Pre-norm block. Qwen2-VL: LayerNorm and quick_gelu; Qwen2.5-VL: RMSNorm and SwiGLU with bias."""
+
+    def __init__(self, config: VisionConfig):
+        width, hidden = config.hidden_size, config.intermediate_size
+        self.norm1 = _norm(config)
+        self.norm2 = _norm(config)
+        self.attn = VisionAttention(config)
+        if config.family == "qwen2_vl":
+            self.mlp: nnx.Module = QuickGeluMLP(width, hidden)
+        else:
+            self.mlp = GatedMLP(width, hidden, True)
+
+    def __call__(self, x: Array, rope: tuple[Array, Array], counts: Array, windows: Array | None) -> Array:
+        x = x + self.attn(self.norm1(x), rope, counts, windows)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nnx.Module):
+    """Joins the 2 x 2 patches that follow one another in the processor's order into one feature."""
+
+    def __init__(self, config: VisionConfig):
+        width = config.hidden_size * config.merge_size**2
+        self.ln_q = _norm(config)
+        self.mlp = nnx.Dict(
+            {
+                "0": Linear(width, width, True),
+                "2": Linear(width, config.out_hidden_size, True),
+            }
+        )
+        self.width = width
+
+    def __call__(self, x: Array) -> Array:
+        x = self.ln_q(x).reshape(x.shape[0], -1, self.width)
+        return self.mlp["2"](jax.nn.gelu(self.mlp["0"](x), approximate=False))
+
+
+class VisionTower(nnx.Module):
+    """Each image is a row of its own; padding patches are masked as keys and their features never read."""
+
+    def __init__(self, config: VisionConfig):
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nnx.List([VisionBlock(config) for _ in range(config.depth)])
+        self.merger = PatchMerger(config)
+        self.config = config
+
+    def __call__(self, patches: Array, positions: Array, counts: Array, remat: bool = False) -> Array:
+        """patches [I, P, C], positions [I, P, 2] (row, column), counts [I] -> features [I, P / 4, D]."""
+        x = self.patch_embed(patches)
+        rope = self.rope(positions)
+        windows = None if self.config.family == "qwen2_vl" else self.windows(positions)
+        for index, block in enumerate(self.blocks):
+            segments = None if index in self.config.full_attention_blocks else windows
+            run = jax.checkpoint(block) if remat else block
+            x = run(x, rope, counts, segments)
+        return self.merger(x)
+
+    def rope(self, positions: Array) -> tuple[Array, Array]:
+        """cos and sin [I, 1, P, D / 2], float32: the first half of the angles follows rows, the second columns."""
+        half = self.config.head_dim // 2
+        frequencies = ROPE_THETA ** -(np.arange(0, half, 2, dtype=np.float32) / half)
+        angles = positions[..., None].astype(jnp.float32) * frequencies  # [I, P, 2, D / 4]
+        angles = angles.reshape(*positions.shape[:2], half)[:, None]
+        return jnp.cos(angles), jnp.sin(angles)
+
+    def windows(self, positions: Array) -> Array:
+        """Ids [I, P] of the square windows, counted from each image's upper left corner."""
+        config = self.config
+        side = config.window_size // config.merge_size // config.patch_size * config.merge_size  # in patches
+        rows, columns = positions[..., 0] // side, positions[..., 1] // side
+        return rows * (jnp.max(columns) + 1) + columns
+
+
+def _norm(config: VisionConfig) -> nnx.Module:
+    kind = LayerNorm if config.family == "qwen2_vl" else RMSNorm
+    return kind(config.hidden_size, EPS)
