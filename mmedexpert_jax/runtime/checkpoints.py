@@ -171,15 +171,15 @@ def _describe(leaves: list[tuple[str, Any]]) -> list[list]:
 def _compare(path: Path, saved: list[list], wanted: list[list]) -> None:
     """Raises DataError that names the first leaf in which a checkpoint differs from what the run wants."""
     have, want = ({name: (shape, dtype) for name, shape, dtype in side} for side in (saved, wanted))
+    mend = "was it saved with another config?"
     for name in [*want, *have]:
         if name not in have:
-            raise DataError(f"{path}: the checkpoint has no {name}; was it saved with another config?")
+            raise DataError(f"{path}: the checkpoint has no {name}; {mend}")
         if name not in want:
-            raise DataError(
-                f"{path}: the checkpoint has {name}, which this run lacks; was it saved with another config?"
-            )
+            raise DataError(f"{path}: the checkpoint has {name}, which this run lacks; {mend}")
         if have[name] != want[name]:
-            raise DataError(f"{path}: {name} is {have[name]} in the checkpoint and {want[name]} in this run")
+            (old, old_dtype), (new, new_dtype) = have[name], want[name]
+            raise DataError(f"{path}: {name} is {old_dtype}{old} there and {new_dtype}{new} in this run; {mend}")
 
 
 def _sums(directory: Path) -> dict[str, list[int]]:

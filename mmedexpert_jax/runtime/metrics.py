@@ -91,6 +91,7 @@ class Metrics:
         self._events, self._purge_step = None, step + 1
 
     def close(self, tracker: bool = True) -> None:
+        """Closes the files, and the tracker's run unless told not to."""
         self._file.close()
         if self._events is not None:
             self._events.close()

@@ -1,5 +1,6 @@
 """Progress that people can read: a live bar on a terminal, a plain line now and then elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -63,21 +64,24 @@ class Progress:
             self._bar.stop()
 
     def _print(self, line: str) -> None:
-        try:
+        with contextlib.suppress(BrokenPipeError, ValueError):  # the reader has gone, or the stream is closed
             print(line, file=self._stream, flush=True)
-        except (BrokenPipeError, ValueError):  # the reader has gone, or the stream is closed
-            pass
 
     def _make_bar(self) -> Any:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        bar = Bar(
-            TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"),
-            TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
-            console=Console(file=self._stream),
-        )  # fmt: skip
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        bar = Bar(*columns, console=Console(file=self._stream))
         bar.add_task(self.label, total=self.total, completed=self.start, shown="")
         return bar
 

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,7 @@ class Run:
         """Writes a row of metrics for `step`. Log all of a step before its checkpoint is saved."""
         self._metrics.log(step, values)
         self._status["step"] = max(int(step), self._status["step"])
-        if datetime.now(timezone.utc).timestamp() - self._written >= _STATUS_EVERY:
+        if datetime.now(UTC).timestamp() - self._written >= _STATUS_EVERY:
             self._write_status()
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -170,7 +170,10 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None and not self.done:
             stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
-            self._status |= {"state": "interrupted" if stopped else "failed", "error": f"{kind.__name__}: {error}"}
+            self._status |= {
+                "state": "interrupted" if stopped else "failed",
+                "error": f"{type(error).__name__}: {error}",
+            }
         self.close()
 
     def _grown(self) -> bool:
@@ -186,7 +189,7 @@ class Run:
         files.write_text(cmd, f"{earlier}# {_now()}\n{shlex.join(sys.orig_argv)}\n")
 
     def _write_status(self) -> None:
-        self._written = datetime.now(timezone.utc).timestamp()
+        self._written = datetime.now(UTC).timestamp()
         files.write_json(self.path / "STATUS.json", self._status | {"updated": _now()})
 
 
@@ -200,7 +203,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -16,7 +17,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._open = 0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
         self.caught: int | None = None
 
     def install(self) -> None:

@@ -39,6 +39,7 @@ class EventWriter:
         self._write(_event(step, _message(5, summary)))
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def _write(self, event: bytes) -> None:

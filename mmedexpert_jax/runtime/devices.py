@@ -1,0 +1,39 @@
+"""What goes wrong with a device, said in one line."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from mmedexpert_jax.errors import ResourceError
+
+MEND = "lower prompts_per_step, num_samples, batch_size or max_new_tokens, or use more devices"
+
+
+@contextlib.contextmanager
+def device_errors(mend: str = MEND) -> Iterator[None]:
+    """Turns out-of-memory and no-such-device errors of the block into a ResourceError with a mend."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourceError(f"out of memory on the host; {mend}") from error
+    except RuntimeError as error:  # jax.errors.JaxRuntimeError is one
+        line = explain(str(error), mend)
+        if line is None:
+            raise
+        raise ResourceError(line) from error
+
+
+def explain(message: str, mend: str = MEND) -> str | None:
+    """One line for JAX's message; None for one that is not about devices or their memory."""
+    if "RESOURCE_EXHAUSTED" in message or "Out of memory" in message:
+        size = re.search(r"allocat(?:e|ing) (\d+) bytes|allocat(?:e|ing) ([\d.]+ ?[KMGT]i?B)", message)
+        wanted = f" (wanted {_gigabytes(size[1], size[2])} more)" if size else ""
+        return f"out of device memory{wanted}; {mend}"
+    if found := re.search(r"[Uu]nknown backend:? '?(\w+)|[Uu]nable to initialize backend '(\w+)'", message):
+        name = found[1] or found[2]
+        return f"no such device: JAX cannot use {name!r} here; install its extra, or unset JAX_PLATFORMS"
+    return None
+
+
+def _gigabytes(count: str | None, text: str | None) -> str:
+    return f"{int(count) / 1e9:.2f} GB" if count else str(text)

@@ -1,0 +1,182 @@
+"""Curves of a run as PNG: thin raw values, their moving average, and held-out points."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax.runtime import files, metrics
+
+BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#2563a8", "#d97706", "#2f855a", "#7c4fa3", "#c53030", "#6b7280"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
+STYLE: dict[Any, Any] = {
+    "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY, "axes.labelcolor": "#374151",
+    "xtick.color": GREY, "ytick.color": GREY, "axes.grid": True, "grid.color": "#e5e7eb", "grid.linewidth": 0.8,
+    "legend.frameon": False, "legend.fontsize": 9, "figure.constrained_layout.use": True, "savefig.dpi": 144,
+}  # fmt: skip
+SIZE = (6.4, 3.4)  # inches
+SMOOTHING = 0.9  # weight of the past in the moving average
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure: `series` maps a metric's name to its label; a name that ends in "*" stands for all that begin so.
+
+    Metrics under `eval/` are drawn as points, which is what they are; the others as raw line and average.
+    """
+
+    name: str
+    title: str
+    unit: str
+    series: Mapping[str, str]
+
+
+PANELS = (
+    Panel("loss", "Loss", "", {"loss": "training", "eval/loss": "held out"}),
+    Panel("reward", "Reward", "sum of the weighted rewards", {"reward": "reward"}),
+    Panel("accuracy", "Accuracy", "share of right answers",
+          {"rewards/accuracy/mean": "training prompts", "eval/accuracy": "held out"}),
+    Panel("rewards", "Rewards by function", "mean, unweighted", {"rewards/*": ""}),
+    Panel("kl", "KL to the reference", "nats per token", {"kl": "KL"}),
+    Panel("length", "Completion length", "tokens",
+          {"completions/mean_length": "mean", "completions/max_length": "longest"}),
+    Panel("entropy", "Entropy of the policy", "nats per token", {"entropy": "entropy"}),
+)  # fmt: skip
+
+
+def ema(values: Sequence[float], smoothing: float = SMOOTHING) -> list[float]:
+    """Exponential moving average without the pull of a start value (each mean is divided by its weights' sum)."""
+    averaged, total, weight = [], 0.0, 0.0
+    for value in values:
+        total = smoothing * total + (1 - smoothing) * value
+        weight = smoothing * weight + (1 - smoothing)
+        averaged.append(total / weight)
+    return averaged
+
+
+def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a metric where it is a number."""
+    pairs = [(row["step"], float(row[name])) for row in rows if isinstance(row.get(name), (int, float))]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def draw_run(folder: str | Path) -> list[Path]:
+    """Draws every panel that the run's metrics.jsonl has figures for, into `folder`/plots; returns the PNG paths."""
+    folder = Path(folder)
+    rows = metrics.read(folder)
+    drawn = [draw(panel, rows, folder / "plots" / f"{panel.name}.png") for panel in PANELS]
+    return [path for path in drawn if path is not None]
+
+
+def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
+    """Draws one panel; None, and no file, where the rows have no figure for it."""
+    named = {name: label for name, label in _expand(panel, rows).items() if series(rows, name)[0]}
+    if not named:
+        return None
+    figure, axes = _figure(panel.title, panel.unit)
+    for (name, label), colour in zip(named.items(), COLOURS, strict=False):
+        steps, values = series(rows, name)
+        if name.startswith("eval/"):
+            axes.plot(steps, values, "o-", color=colour, lw=1, ms=5, label=label)
+        else:
+            axes.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
+            axes.plot(steps, ema(values), color=colour, lw=2, label=label)
+    return _save(figure, axes, path, legend=len(named) > 1)
+
+
+def learning_curve(
+    runs: Mapping[str, Sequence[str | Path]],
+    path: str | Path,
+    metric: str = "rewards/accuracy/mean",
+    held_out: str = "eval/accuracy",
+    title: str = "Accuracy while training",
+    unit: str = "share of right answers",
+) -> Path:
+    """Draws the mean over seeds and the band from the lowest to the highest, one colour for each label.
+
+    Args:
+        runs: label to the run directories of its seeds.
+        path: the PNG.
+        metric: smoothed, drawn as a line with a band.
+        held_out: drawn as points with whiskers; "" for none.
+        title: over the figure.
+        unit: of the vertical axis.
+    """
+    figure, axes = _figure(title, unit)
+    for (label, folders), colour in zip(runs.items(), COLOURS, strict=False):
+        rows = [metrics.read(folder) for folder in folders]
+        count = f" ({len(rows)} seeds)" if len(rows) > 1 else ""
+        steps, low, mean, high = _band([_smoothed(seed, metric) for seed in rows])
+        axes.fill_between(steps, low, high, color=colour, alpha=0.18, lw=0)
+        axes.plot(steps, mean, color=colour, lw=2, label=f"{label}, training prompts{count}")
+        steps, low, mean, high = _band([dict(zip(*series(seed, held_out), strict=True)) for seed in rows])
+        if steps:
+            below, above = ([abs(m - e) for m, e in zip(mean, edge, strict=True)] for edge in (low, high))
+            axes.errorbar(
+                steps,
+                mean,
+                yerr=[below, above],
+                fmt="o--",
+                color=colour,
+                lw=1,
+                ms=5,
+                capsize=3,
+                label=f"{label}, held out",
+            )
+    return _save(figure, axes, Path(path), legend=True)
+
+
+def _smoothed(rows: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
+    steps, values = series(rows, name)
+    return dict(zip(steps, ema(values), strict=True))
+
+
+def _band(seeds: Sequence[Mapping[int, float]]) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Steps that every seed has, and the lowest, mean and highest value at each."""
+    steps = sorted(set.intersection(*(set(seed) for seed in seeds))) if seeds else []
+    columns = [[seed[step] for seed in seeds] for step in steps]
+    return steps, [min(c) for c in columns], [sum(c) / len(c) for c in columns], [max(c) for c in columns]
+
+
+def _expand(panel: Panel, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The panel's series with each "*" replaced by what it stands for, such as rewards/<function>/mean."""
+    names: dict[str, str] = {}
+    for name, label in panel.series.items():
+        if name.endswith("*"):
+            stem = name[:-1]
+            found = sorted({key for row in rows for key in row if key.startswith(stem) and key.endswith("/mean")})
+            names |= {key: key[len(stem) : -len("/mean")] for key in found}
+        else:
+            names[name] = label
+    return names
+
+
+def _figure(title: str, unit: str) -> tuple[Any, Any]:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=SIZE)
+        axes = figure.subplots()
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, axes
+
+
+def _save(figure: Any, axes: Any, path: Path, legend: bool) -> Path:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        if legend:
+            axes.legend(loc="best")
+        figure.savefig(buffer, format="png")
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, buffer.getvalue())
+    return path
