@@ -17,7 +17,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False, "legend.fontsize": 9, "figure.constrained_layout.use": True, "savefig.dpi": 144,
 }  # fmt: skip
 SIZE = (6.4, 3.4)  # inches
-SMOOTHING = 0.9  # weight of the past in the moving average
+WINDOW = 6  # the moving average spans about this part of a run: 1 / WINDOW of its rows
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,13 @@ PANELS = (
 )  # fmt: skip
 
 
-def ema(values: Sequence[float], smoothing: float = SMOOTHING) -> list[float]:
-    """Exponential moving average without the pull of a start value (each mean is divided by its weights' sum)."""
+def ema(values: Sequence[float], span: float | None = None) -> list[float]:
+    """Exponential moving average over `span` values, its weights scaled to sum to one from the first value on.
+
+    The weight of the past is 1 - 2 / (span + 1), as in pandas with adjust=True; the default span is a part of the
+    run, so that a short run is not drawn later than it happened.
+    """
+    smoothing = 1 - 2 / ((span or max(1.0, len(values) / WINDOW)) + 1)
     averaged, total, weight = [], 0.0, 0.0
     for value in values:
         total = smoothing * total + (1 - smoothing) * value
@@ -83,7 +88,7 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], path: Path) -> Path | 
         else:
             axes.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
             axes.plot(steps, ema(values), color=colour, lw=2, label=label)
-    return _save(figure, axes, path, legend=len(named) > 1)
+    return _save(figure, axes, path, legend="best" if len(named) > 1 else "")
 
 
 def learning_curve(
@@ -125,7 +130,7 @@ def learning_curve(
                 capsize=3,
                 label=f"{label}, held out",
             )
-    return _save(figure, axes, Path(path), legend=True)
+    return _save(figure, axes, Path(path), legend="outside lower center")
 
 
 def _smoothed(rows: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
@@ -164,17 +169,19 @@ def _figure(title: str, unit: str) -> tuple[Any, Any]:
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return figure, axes
 
 
-def _save(figure: Any, axes: Any, path: Path, legend: bool) -> Path:
+def _save(figure: Any, axes: Any, path: Path, legend: str) -> Path:
     import matplotlib
 
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        if legend:
-            axes.legend(loc="best")
+        if legend.startswith("outside"):
+            figure.legend(loc=legend, ncols=2)
+        elif legend:
+            axes.legend(loc=legend)
         figure.savefig(buffer, format="png")
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
