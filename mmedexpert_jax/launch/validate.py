@@ -15,6 +15,7 @@ CHOICES = {
     "model.dtype": ("", "float32", "bfloat16", "float16"),
     "specialty": ("all", *SPECIALTIES, "mixed"),
     "trainable": ("lora", "full"),
+    "schedule": ("constant", "linear"),
     "lora.targets": ("all-linear", "text"),
     "objective": ("gba", "grpo"),
     "aggregation": ("sequence", "token", "constant"),
@@ -26,7 +27,10 @@ CHOICES = {
 }
 _SIZES = "batch_size accumulation prompts_per_step num_samples max_new_tokens max_prompt_length lora.rank"
 _COUNTS = "checkpoint_every inner_epochs minibatches paradigms_per_query eval.num_samples"
-_FROM_ZERO = "seed limit steps epochs beta temperature top_k samples_every explain eval.limit eval.temperature"
+_FROM_ZERO = (
+    "seed limit steps epochs beta temperature top_k samples_every explain eval.limit eval.temperature "
+    "warmup_steps weight_decay max_grad_norm micro_batch"
+)
 AT_LEAST = dict.fromkeys(f"{_SIZES} {_COUNTS}".split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
 ABOVE_ZERO = ("lr", "lora.alpha", "clip", "advantage_eps")
 SHARES = ("density", "top_p")  # in (0, 1]

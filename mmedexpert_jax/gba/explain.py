@@ -1,0 +1,56 @@
+"""A step taken apart: completions from prompt to tokens, their rewards, advantages and shares of the gradient."""
+
+import numpy as np
+import optax
+
+from mmedexpert_jax.gba.batches import Batches
+from mmedexpert_jax.gba.learner import Learner, Part, State
+from mmedexpert_jax.gba.rewards import Scores
+from mmedexpert_jax.gba.rollouts import Rollout
+from mmedexpert_jax.processing.processor import Processor
+
+
+def gradient_norms(rollout: Rollout, learner: Learner, state: State, batches: Batches) -> np.ndarray:
+    """Norm [N, S] of each completion's own gradient, its KL term included, before clipping and division."""
+    norms = np.zeros(rollout.lengths.shape)
+    for i, encoded in enumerate(rollout.encoded):
+        batch = batches.collate([encoded])
+        for j in range(norms.shape[1]):
+            one = np.s_[i : i + 1, j : j + 1]
+            part = Part(
+                batch, rollout.tokens[one], rollout.lengths[one], rollout.logprobs[one], rollout.advantages[one]
+            )
+            norms[i, j] = optax.global_norm(learner.gradient(state, part)[0])
+    return norms
+
+
+def explain(
+    rollout: Rollout, scores: Scores, learner: Learner, state: State, batches: Batches, processor: Processor, count: int
+) -> str:
+    """The first `count` completions of a step as text.
+
+    A completion's share is the norm of its gradient over the sum of all the step's norms.
+    """
+    norms = gradient_norms(rollout, learner, state, batches)
+    shares = norms / max(norms.sum(), np.finfo(np.float64).tiny)
+    samples = norms.shape[1]
+    lines = []
+    for number in range(min(count, norms.size)):
+        i, j = divmod(number, samples)
+        prompt, length = rollout.prompts[i], rollout.lengths[i, j]
+        ids = rollout.tokens[i, j, :length]
+        pieces = [f"{processor.tokenizer.decode([int(token)])!r}" for token in ids]
+        given = zip(scores.rewards, scores.values[i, j], strict=True)
+        lines += [
+            f"-- completion {number + 1}: case {prompt.case.id}, {prompt.paradigm or 'no paradigm'}, sample {j + 1} of {samples}",
+            f"prompt ({len(rollout.encoded[i].tokens)} tokens): {processor.decode(rollout.encoded[i].tokens)}",
+            f"completion ({length} tokens{', truncated' if rollout.truncated[i, j] else ''}): {rollout.texts[i][j]}",
+            "tokens: " + " ".join(f"{p}:{q:.2f}" for p, q in zip(pieces, rollout.logprobs[i, j, :length], strict=True)),
+            "rewards: "
+            + ", ".join(f"{r.name} {value:g} x {r.weight:g}" for r, value in given)
+            + f"; sum {scores.total[i, j]:g} (key {prompt.case.answer})",
+            f"advantage: {rollout.advantages[i, j]:+.4f}",
+            f"share of the gradient: {shares[i, j]:.2%} (norm {norms[i, j]:.3g})",
+            "",
+        ]
+    return "\n".join(lines)

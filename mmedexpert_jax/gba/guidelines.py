@@ -1,0 +1,145 @@
+"""P_guide (paper section 4.2): which query is put under which paradigm at which step."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmedexpert_jax.data import prompts
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.data.order import epoch_order
+from mmedexpert_jax.errors import ConfigError, DataError
+
+OBJECTIVES = ("gba", "grpo")
+GROUPINGS = ("prompt", "query")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A query under one paradigm.
+
+    Attributes:
+        case: the query.
+        paradigm: one of data.case.PARADIGMS; None for the plain query.
+        guideline: text of a guideline that the prompt quotes; None for none.
+    """
+
+    case: Case
+    paradigm: str | None = None
+    guideline: str | None = None
+
+    @property
+    def conversation(self) -> list[dict]:
+        """The prompt as a message list."""
+        return prompts.conversation(self.case, self.paradigm, self.guideline)
+
+
+@dataclass(frozen=True)
+class Guidelines:
+    """The prompts of every step; which ones is a function of the step, the seed and the set of cases alone.
+
+    A query takes its paradigms in turn, epoch by epoch. Where it starts is its rank, in the order of a seeded hash,
+    among the queries to which the same paradigms apply: in every epoch the paradigms are used equally often.
+
+    Attributes:
+        cases: the queries.
+        seed: of the order and the assignment.
+        groups: groups a step, each of `num_samples` completions that equation 4 compares.
+        num_samples: G.
+        paradigms_per_query: paradigms under which a query stands each time it is visited.
+        group_by: "prompt", a group is one prompt (equation 4); "query", a group is one query, its G samples split over
+            its paradigms.
+        objective: "gba"; "grpo" takes the same queries without paradigm and guideline.
+        texts: guideline texts by task or case id, which prompts quote.
+    """
+
+    cases: Sequence[Case]
+    seed: int
+    groups: int
+    num_samples: int
+    paradigms_per_query: int = 1
+    group_by: str = "prompt"
+    objective: str = "gba"
+    texts: dict[str, str] | None = None
+
+    def __post_init__(self):
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"config.objective is {self.objective!r}; one of {', '.join(OBJECTIVES)}")
+        if self.group_by not in GROUPINGS:
+            raise ConfigError(f"config.group_by is {self.group_by!r}; one of {', '.join(GROUPINGS)}")
+        if not 1 <= self.paradigms_per_query <= 4:
+            raise ConfigError(f"config.paradigms_per_query is {self.paradigms_per_query}; 1 to 4")
+        name, whole = (
+            ("num_samples", self.num_samples) if self.group_by == "query" else ("prompts_per_step", self.groups)
+        )
+        if whole % self.paradigms_per_query:
+            raise ConfigError(
+                f'config.{name} is {whole}; with group_by="{self.group_by}" it must be a multiple of '
+                f"paradigms_per_query, {self.paradigms_per_query}"
+            )
+        object.__setattr__(self, "_start", self._starts())
+
+    @property
+    def queries_per_step(self) -> int:
+        """Queries that a step visits."""
+        return self.groups if self.group_by == "query" else self.groups // self.paradigms_per_query
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Prompts of a step, each read once."""
+        return self.queries_per_step * self.paradigms_per_query
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """Completions of each prompt."""
+        return self.num_samples // self.paradigms_per_query if self.group_by == "query" else self.num_samples
+
+    def steps(self, epochs: float) -> int:
+        """Steps that visit every query `epochs` times."""
+        return int(np.ceil(epochs * len(self.cases) / self.queries_per_step))
+
+    def prompts(self, step: int) -> list[Prompt]:
+        """The prompts of a step (from 0), those of one query side by side."""
+        count = len(self.cases)
+        positions = np.arange(step * self.queries_per_step, (step + 1) * self.queries_per_step)
+        orders = {epoch: epoch_order(count, self.seed, epoch) for epoch in {int(p) // count for p in positions}}
+        visits = [(int(orders[p // count][p % count]), p // count) for p in map(int, positions)]
+        return [
+            self._prompt(query, epoch * self.paradigms_per_query + turn)
+            for query, epoch in visits
+            for turn in range(self.paradigms_per_query)
+        ]
+
+    def _prompt(self, query: int, turn: int) -> Prompt:
+        case = self.cases[query]
+        if self.objective == "grpo":
+            return Prompt(case)
+        texts = self.texts or {}
+        paradigm = case.paradigms[(self._start[query] + turn) % len(case.paradigms)]
+        return Prompt(case, paradigm, texts.get(case.id, texts.get(case.task)))
+
+    def _starts(self) -> list[int]:
+        def hashed(index: int) -> bytes:
+            return hashlib.sha256(f"{self.seed}:{self.cases[index].id}".encode()).digest()
+
+        ranks, used = [0] * len(self.cases), dict.fromkeys((case.paradigms for case in self.cases), 0)
+        for index in sorted(range(len(self.cases)), key=hashed):
+            ranks[index] = used[self.cases[index].paradigms]
+            used[self.cases[index].paradigms] += 1
+        return ranks
+
+
+def load_texts(path: str) -> dict[str, str] | None:
+    """Guideline texts by task or case id from a JSON file; None for an empty path. Raises DataError."""
+    if not path:
+        return None
+    try:
+        texts = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: guideline texts cannot be read ({error})") from None
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise DataError(f"{path}: guideline texts must be one JSON object from task or case id to text")
+    return texts

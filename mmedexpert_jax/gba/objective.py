@@ -1,0 +1,138 @@
+"""Equation 5 as a clipped surrogate with a KL term: the loss of one update, kept as sums until it is divided once."""
+
+import functools
+import operator
+from dataclasses import dataclass
+
+import chex
+import jax
+import jax.numpy as jnp
+
+AGGREGATIONS = ("sequence", "token", "constant")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["loss", "denominator", "tokens", "sums", "peaks"], meta_fields=[]
+)
+@dataclass(frozen=True)
+class Terms:
+    """Sums of a part of an update's rows. Terms of several parts add up; the whole is divided once, so neither the
+    loss nor its gradient depends on the split (as Tunix's deferred division).
+
+    Attributes:
+        loss: [] summed loss.
+        denominator: [] what `loss` is divided by.
+        tokens: [] trained tokens.
+        sums: statistics summed over tokens.
+        peaks: statistics of which the largest counts.
+    """
+
+    loss: jax.Array
+    denominator: jax.Array
+    tokens: jax.Array
+    sums: dict[str, jax.Array]
+    peaks: dict[str, jax.Array]
+
+    def __add__(self, other: "Terms") -> "Terms":
+        return Terms(
+            self.loss + other.loss,
+            self.denominator + other.denominator,
+            self.tokens + other.tokens,
+            jax.tree.map(operator.add, self.sums, other.sums),
+            jax.tree.map(jnp.maximum, self.peaks, other.peaks),
+        )
+
+    def stats(self) -> dict[str, jax.Array]:
+        """The loss and the statistics, means over tokens, as named scalars."""
+        tokens = jnp.maximum(self.tokens, 1)
+        return {"loss": self.loss / self.denominator, **{k: v / tokens for k, v in self.sums.items()}, **self.peaks}
+
+
+def policy_terms(
+    logprobs: jax.Array,
+    old_logprobs: jax.Array | None,
+    ref_logprobs: jax.Array | None,
+    advantages: jax.Array,
+    mask: jax.Array,
+    clip: float = 0.2,
+    beta: float = 0.001,
+    aggregation: str = "sequence",
+    clip_high: float | None = None,
+    max_tokens: int | None = None,
+) -> Terms:
+    """`policy_loss` before its division."""
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"no aggregation {aggregation!r}: one of {', '.join(AGGREGATIONS)}")
+    if aggregation == "constant" and not max_tokens:
+        raise ValueError('aggregation "constant" divides by max_tokens, which is not given')
+    chex.assert_rank([logprobs, advantages], [2, 1])
+    chex.assert_equal_shape([logprobs, mask])
+    high = clip if clip_high is None else clip_high
+    mask = mask.astype(bool)
+    logprobs = logprobs.astype(jnp.float32)
+    advantage = advantages.astype(jnp.float32)[:, None]
+
+    old = jax.lax.stop_gradient(logprobs if old_logprobs is None else old_logprobs)
+    ratio = jnp.exp(jnp.where(mask, logprobs - old, 0.0))
+    loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + high) * advantage)
+    low_clipped = (ratio < 1 - clip) & (advantage < 0)
+    high_clipped = (ratio > 1 + high) & (advantage > 0)
+    stats = {
+        "clip_ratio/low_mean": low_clipped,
+        "clip_ratio/high_mean": high_clipped,
+        "clip_ratio/region_mean": low_clipped | high_clipped,
+    }
+    if ref_logprobs is not None and beta != 0:
+        gap = jnp.where(mask, jax.lax.stop_gradient(ref_logprobs) - logprobs, 0.0)
+        stats["kl"] = jnp.expm1(gap) - gap  # k3, added after clipping
+        loss = loss + beta * stats["kl"]
+
+    loss = jnp.where(mask, loss, 0.0)
+    lengths = mask.sum(axis=1)
+    total = {
+        "sequence": lambda: ((loss.sum(axis=1) / jnp.maximum(lengths, 1)).sum(), len(mask)),
+        "token": lambda: (loss.sum(), lengths.sum()),
+        "constant": lambda: (loss.sum(), len(mask) * max_tokens),
+    }[aggregation]()
+    sums = {name: jnp.where(mask, value, 0).sum(dtype=jnp.float32) for name, value in stats.items()}
+    return Terms(total[0], jnp.float32(total[1]), jnp.float32(lengths.sum()), jax.lax.stop_gradient(sums), {})
+
+
+def policy_loss(
+    logprobs: jax.Array,
+    old_logprobs: jax.Array | None,
+    ref_logprobs: jax.Array | None,
+    advantages: jax.Array,
+    mask: jax.Array,
+    clip: float = 0.2,
+    beta: float = 0.001,
+    aggregation: str = "sequence",
+    clip_high: float | None = None,
+    max_tokens: int | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of GBA, to be minimised: PPO's clipped surrogate plus `beta` times the k3 estimate of the KL.
+
+    With `old_logprobs=None` the ratio is 1 and, at beta 0, the gradient of "sequence" is that of equation 5 with the
+    sign turned. Appendix B gives clip and beta.
+
+    Args:
+        logprobs: [B, T] log-probabilities of the completions' tokens under the policy.
+        old_logprobs: [B, T] those under the policy that sampled; None takes `logprobs` without gradient.
+        ref_logprobs: [B, T] those under the reference; None leaves the KL out.
+        advantages: [B].
+        mask: [B, T], true on the completion's tokens, the end token included.
+        clip: half-width of the ratio's clip range (lower side).
+        beta: weight of the KL term.
+        aggregation: "sequence" averages over |y| and then over rows (equation 5; TRL's grpo), "token" over all tokens
+            (dapo), "constant" divides by rows times `max_tokens` (dr_grpo).
+        clip_high: upper side of the clip range; None takes `clip` (dapo raises it).
+        max_tokens: length limit of a completion, for "constant".
+
+    Returns:
+        The loss and its statistics under TRL's names.
+    """
+    terms = policy_terms(
+        logprobs, old_logprobs, ref_logprobs, advantages, mask, clip, beta, aggregation, clip_high, max_tokens
+    )
+    stats = terms.stats()
+    return stats.pop("loss"), stats

@@ -1,0 +1,249 @@
+"""The algorithm of section 4.2: prompts of P_guide, G completions, rewards, group advantages, update."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmedexpert_jax import answers, lora
+from mmedexpert_jax.data import Case, load_cases
+from mmedexpert_jax.data.prompts import question
+from mmedexpert_jax.errors import ConfigError, Interrupted
+from mmedexpert_jax.gba import rewards as reward
+from mmedexpert_jax.gba.advantages import group_advantages
+from mmedexpert_jax.gba.batches import Batches
+from mmedexpert_jax.gba.explain import explain
+from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
+from mmedexpert_jax.gba.learner import Learner, Part, State
+from mmedexpert_jax.gba.rollouts import Rollout
+from mmedexpert_jax.models import load_model, load_processor, save_pretrained
+
+if TYPE_CHECKING:
+    from mmedexpert_jax.runtime import Run
+
+Evaluate = Callable[[dict, int], dict[str, float]]
+
+
+def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> Path:
+    """Trains a policy with Guideline-Based Advantages, or resumes at the run's last checkpoint.
+
+    Every step's prompts and noise are functions of (seed, step), so that a run that was killed and resumed ends
+    bit-identical to one that never was.
+
+    Args:
+        config: of the job gba.
+        run: where metrics, samples, checkpoints and the trained adapter go.
+        evaluate: called with the policy's parameters and the step, before, every `eval.every` steps, and after.
+
+    Returns:
+        `export/adapter` (a peft directory), or `export/model` where all parameters are trained.
+
+    Raises:
+        ConfigError: settings that do not go together, a reward that fails, a loss that is not finite.
+        DataError: a model or data that cannot be read, or a prompt that is too long.
+        Interrupted: a signal came; a checkpoint is saved.
+    """
+    _check(config)
+    scoring = reward.from_config(config)
+    cases = load_cases(config.data.path, "train", limit=config.limit, seed=config.seed)
+    guidelines = _guidelines(config, cases)
+    steps = config.steps or guidelines.steps(config.epochs)
+    processor = load_processor(config.model.path)
+    batches = Batches(processor, guidelines, steps, _micro_batch(config, guidelines), config.max_prompt_length)
+    model, params = load_model(config.model.path, dtype=config.model.dtype, seed=config.seed)
+    learner = Learner(model, params, config, processor.special_vision_ids, guidelines.samples_per_prompt, steps)
+    key, init_key = jax.random.split(jax.random.key(config.seed))
+    state = _resume(run, learner.init(init_key))
+    start = state.step
+    if evaluate and not start:
+        run.log(0, _held_out(evaluate, learner, state))
+
+    with run.progress(steps, start, "gba") as progress:
+        for step in range(start, steps):
+            began = time.perf_counter()
+            prompts = guidelines.prompts(step)  # p in P_guide
+            encoded = [batches.encode(prompt) for prompt in prompts]
+            completions = learner.sample(
+                state, batches.collate(encoded), jax.random.fold_in(key, step)
+            )  # y ~ pi(. | p)
+            rollout = Rollout.of(prompts, encoded, completions, processor)
+            scores = reward.score(scoring, rollout, config.max_new_tokens)  # r(p, y)
+            rewards = _groups(scores.total, config, step)
+            advantages = group_advantages(rewards, config.advantage_eps, config.advantage_ddof)  # equation 4
+            rollout = rollout.with_advantages(np.asarray(advantages))
+            if config.explain and step == start:
+                print(explain(rollout, scores, learner, state, batches, processor, config.explain), flush=True)
+            sampled = time.perf_counter()
+            state, stats = learner.update(state, _parts(rollout, batches, config))  # equation 5
+            state = dataclasses.replace(state, num_tokens=state.num_tokens + rollout.num_tokens)
+
+            _check_finite(stats, state.step, config)
+            metrics = (
+                stats | scores.stats() | rollout.stats() | _group_stats(rewards) | _clocks(began, sampled, rollout)
+            )
+            metrics |= {"num_tokens": state.num_tokens, "compilations": learner.compilations}
+            run.log(state.step, metrics)
+            progress.update(state.step, metrics)
+            if config.samples_every and _is_due(state.step, config.samples_every, steps):
+                run.table("completions", state.step, _rows(rollout, scores))
+            if evaluate and _is_due(state.step, config.eval.every, steps):
+                run.log(state.step, _held_out(evaluate, learner, state))
+            signum = run.interrupted()
+            if signum or _is_due(state.step, config.checkpoint_every, steps):
+                run.checkpoints.save(state.step, _tree(state))
+            if signum and state.step < steps:
+                raise Interrupted(f"step {state.step} of {steps} is saved; the same command resumes", signum)
+    path = _export(config, run, model, learner, state, processor)
+    run.finish(_summary(run, path, state, learner))
+    return path
+
+
+def _check(config: ConfigDict) -> None:
+    """What can be known to be wrong before any work."""
+    if config.num_samples < 2:
+        raise ConfigError(
+            f"config.num_samples is {config.num_samples}; group advantages (equation 4) need at least 2 samples"
+        )
+    if config.temperature <= 0:
+        raise ConfigError("config.temperature must be above 0: greedy samples of a group are all the same")
+    if config.prompts_per_step % config.minibatches:
+        raise ConfigError(
+            f"config.prompts_per_step ({config.prompts_per_step}) must be a multiple of minibatches ({config.minibatches})"
+        )
+
+
+def _guidelines(config: ConfigDict, cases: list[Case]) -> Guidelines:
+    return Guidelines(
+        cases,
+        seed=config.seed,
+        groups=config.prompts_per_step,
+        num_samples=config.num_samples,
+        paradigms_per_query=config.paradigms_per_query,
+        group_by=config.group_by,
+        objective=config.objective,
+        texts=load_texts(config.guideline_text),
+    )
+
+
+def _micro_batch(config: ConfigDict, guidelines: Guidelines) -> int:
+    """Prompts of one gradient: `micro_batch`, or all of a minibatch."""
+    minibatch = guidelines.prompts_per_step // config.minibatches
+    size = config.micro_batch or minibatch
+    if minibatch % size:
+        raise ConfigError(f"config.micro_batch ({size}) must divide the {minibatch} prompts of an update")
+    return size
+
+
+def _groups(rewards: np.ndarray, config: ConfigDict, step: int) -> np.ndarray:
+    """Rewards of prompts [N, S] as groups [., G]; as the negative control, permuted among all samples of the step."""
+    if config.rewards.shuffle:
+        rewards = np.random.default_rng([config.seed, step]).permutation(rewards.ravel())
+    return rewards.reshape(-1, config.num_samples)
+
+
+def _group_stats(rewards: np.ndarray) -> dict[str, float]:
+    """Share of groups whose rewards are all equal: without the KL they teach nothing."""
+    return {"frac_reward_zero_std": float((rewards == rewards[:, :1]).all(axis=1).mean())}
+
+
+def _parts(rollout: Rollout, batches: Batches, config: ConfigDict) -> list[list[Part]]:
+    """The minibatches of a step, each as its micro-batches."""
+    count = len(rollout.prompts) // config.minibatches
+    size = config.micro_batch or count
+    return [
+        [rollout.part(slice(i, i + size), batches) for i in range(first, first + count, size)]
+        for first in range(0, len(rollout.prompts), count)
+    ]
+
+
+def _resume(run: "Run", state: State) -> State:
+    """The state at the run's last checkpoint, or the given one; metrics and samples beyond it are dropped."""
+    latest = run.checkpoints.latest()
+    run.rewind(-1 if latest is None else latest)
+    if latest is None:
+        return state
+    tree = run.checkpoints.restore(latest, _tree(state))
+    return State(tree["trained"], tree["opt_state"], tree["step"], tree["num_tokens"])
+
+
+def _tree(state: State) -> dict:
+    return {"trained": state.trained, "opt_state": state.opt_state, "step": state.step, "num_tokens": state.num_tokens}
+
+
+def _check_finite(stats: dict[str, float], step: int, config: ConfigDict) -> None:
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(stats[name]):
+            raise ConfigError(
+                f"step {step}: {name} is {stats[name]} at lr {config.lr:g}; lower config.lr or config.max_grad_norm "
+                "and run again with fresh=True (earlier checkpoints stand)"
+            )
+
+
+def _clocks(began: float, sampled: float, rollout: Rollout) -> dict[str, float]:
+    now = time.perf_counter()
+    return {
+        "step_time": now - began,
+        "time/rollout": sampled - began,
+        "time/update": now - sampled,
+        "tokens_per_second": float(rollout.lengths.sum()) / (now - began),
+    }
+
+
+def _rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
+    """The completions table."""
+    for i, prompt in enumerate(rollout.prompts):
+        for j, text in enumerate(rollout.texts[i]):
+            yield {
+                "id": prompt.case.id,
+                "paradigm": prompt.paradigm or "",
+                "prompt": question(prompt.case, prompt.paradigm, prompt.guideline),
+                "image": prompt.case.images[0] if prompt.case.images and not j else None,
+                "completion": text,
+                "answer": prompt.case.answer,
+                "choice": answers.choice(text, prompt.case.options),
+                "reward": float(scores.total[i, j]),
+                **{f"rewards/{r.name}": float(scores.values[i, j, k]) for k, r in enumerate(scores.rewards)},
+                "advantage": float(rollout.advantages[i, j]),
+                "length": int(rollout.lengths[i, j]),
+                "truncated": bool(rollout.truncated[i, j]),
+            }
+
+
+def _is_due(step: int, every: int, steps: int) -> bool:
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def _held_out(evaluate: Evaluate, learner: Learner, state: State) -> dict[str, float]:
+    values = evaluate(learner.policy(state), state.step)
+    return {name if name.startswith("eval/") else f"eval/{name}": value for name, value in values.items()}
+
+
+def _export(config: ConfigDict, run: "Run", model, learner: Learner, state: State, processor) -> Path:
+    if config.trainable == "full":
+        path = run.path / "export" / "model"
+        save_pretrained(path, model, learner.policy(state), processor)
+    else:
+        path = run.path / "export" / "adapter"
+        lora.save_peft(path, state.trained, config.model.path)
+    return path
+
+
+def _summary(run: "Run", path: Path, state: State, learner: Learner) -> dict:
+    """The figures that stand for a run: rewards of its first and last tenth, held-out figures before and after."""
+    rows = run.metrics()
+    steps = [row for row in rows if "reward" in row]
+    tenth = max(1, len(steps) // 10)
+    summary = {"export": str(path), "steps": state.step, "num_tokens": state.num_tokens}
+    for name in ("reward", "rewards/accuracy/mean"):
+        for label, part in (("first_tenth", steps[:tenth]), ("last_tenth", steps[-tenth:])):
+            summary[f"{name}/{label}"] = float(np.mean([row[name] for row in part]))
+    held_out = [row for row in rows if any(name.startswith("eval/") for name in row)]
+    for label, row in (("before", held_out[:1]), ("after", held_out[-1:])):
+        summary |= {f"{name}/{label}": value for r in row for name, value in r.items() if name.startswith("eval/")}
+    return summary
