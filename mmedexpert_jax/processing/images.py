@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmedexpert_jax.errors import ConfigError, DataError
 
@@ -114,13 +114,9 @@ def open_image(source: Image.Image | bytes | str | Path, name: str = "") -> Imag
     Raises:
         DataError: no such file, not an image, truncated, animated, empty, or values without a known range.
     """
-    is_path = isinstance(source, str | Path)
-    name = name or (str(source) if is_path else "image")
+    name = name or (str(source) if isinstance(source, str | Path) else "image")
     try:
-        if isinstance(source, Image.Image):
-            image = source
-        else:
-            image = Image.open(source if is_path else io.BytesIO(source))
+        image = _decode(source)
         if 0 in image.size:
             raise DataError(f"{name}: the image is empty ({image.width} x {image.height} pixels)")
         if getattr(image, "is_animated", False) and image.format != "MPO":  # cameras add a preview frame to an MPO
@@ -131,28 +127,33 @@ def open_image(source: Image.Image | bytes | str | Path, name: str = "") -> Imag
         raise
     except FileNotFoundError:
         raise DataError(f"{name}: no such image file") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: not an image of a known format") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: not an image that can be decoded ({reason})") from error
 
 
+def _decode(source: Image.Image | bytes | str | Path) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    return Image.open(io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes()))
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if "A" in image.getbands() or "transparency" in image.info or image.mode in ("La", "RGBa"):
-        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_to_uint8(np.asarray(image, np.float64), image.mode, name)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
 
 
 def _to_uint8(values: np.ndarray, mode: str, name: str) -> np.ndarray:
     """Grey values [H, W] of an integer (up to 16 bits) or float image as uint8."""
     lowest, highest = values.min(), values.max()
-    if mode == "F":
-        limit = 1.0 if highest <= 1 else 255.0
-    else:
-        limit = 65535.0
+    limit = 65535.0 if mode.startswith("I") else 1.0 if highest <= 1 else 255.0
     if not (lowest >= 0 and highest <= limit):
         raise DataError(f"{name}: grey values from {lowest:g} to {highest:g}; window them to 0..255 and save as 8 bit")
     return np.round(values * (255 / limit)).astype(np.uint8)
@@ -194,13 +195,14 @@ def patchify(image: Image.Image, config: ImageConfig = ImageConfig()) -> tuple[n
     """
     height, width = smart_resize(image.height, image.width, config)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-    levels = (np.arange(256) * (1 / 255)).astype(np.float32)[:, None]
-    table = (levels - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)  # [256, 3]
-    values = table[pixels, np.arange(3)]  # [height, width, 3]
-
     size, merge = config.patch_size, config.merge_size
     rows, columns = height // size, width // size
-    values = values.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
-    values = values.transpose(0, 3, 1, 4, 6, 2, 5)  # [rows/2, columns/2, 2, 2, 3, size, size]
-    values = np.repeat(values[..., None, :, :], config.temporal_patch_size, axis=5)
+    pixels = pixels.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
+    pixels = pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, size**2)
+
+    levels = (np.arange(256) * (1 / 255)).astype(np.float32)[:, None]
+    table = (levels - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)  # [256, 3]
+    values = np.empty((rows * columns, 3, config.temporal_patch_size, size**2), np.float32)
+    for channel in range(3):
+        values[:, channel] = table[pixels[:, channel], channel]
     return values.reshape(rows * columns, config.patch_dim), (rows, columns)

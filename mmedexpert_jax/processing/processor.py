@@ -42,7 +42,7 @@ class Processor:
     Special tokens spelt out in a message are encoded as ordinary text.
     """
 
-    def __init__(self, tokenizer: Any, image_config: ImageConfig = ImageConfig(), template: str | None = None):
+    def __init__(self, tokenizer: Any, image_config: ImageConfig, template: str | None = None):
         """Takes a transformers fast tokenizer; `template` None means the tokenizer's own, or Qwen2-VL's."""
         self.tokenizer = tokenizer
         self.image_config = image_config
@@ -84,13 +84,12 @@ class Processor:
         self.tokenizer.save_pretrained(str(directory))
         file = directory / "tokenizer_config.json"
         settings = json.loads(file.read_text(encoding="utf-8"))
-        # The class that reads tokenizer.json as it stands, under the name that every transformers knows.
+        # The class that reads tokenizer.json as it stands, by the name that every transformers knows.
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "Qwen2VLProcessor"}
-        for key in ("is_local", "local_files_only"):
-            settings.pop(key, None)
-        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        settings = json.dumps(self.image_config.to_hf(), indent=2)
-        (directory / "preprocessor_config.json").write_text(settings + "\n", encoding="utf-8")
+        _write_json(
+            file, {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
+        )
+        _write_json(directory / "preprocessor_config.json", self.image_config.to_hf())
 
     def encode(
         self, conversation: Conversation, add_generation_prompt: bool = True, max_length: int | None = None
@@ -102,12 +101,12 @@ class Processor:
                 (a prompt is never truncated: that would cut images).
         """
         messages, sources = _split_images(conversation)
-        images = [patchify(open_image(source, f"image {i + 1}"), self.image_config) for i, source in enumerate(sources)]
+        images = [self._patches(source, number) for number, source in enumerate(sources, start=1)]
         try:
             tokens = self.tokenizer.apply_chat_template(
                 messages,
                 add_generation_prompt=add_generation_prompt,
-                sanitize_control_tokens=True,
+                sanitize_control_tokens=True,  # "<|image_pad|>" in a question is text
                 return_dict=False,
             )
         except Exception as error:  # templates raise errors of their own
@@ -124,6 +123,14 @@ class Processor:
         is_pad = expanded == self.image_token_id
         vision_index = np.where(is_pad, np.cumsum(is_pad) - 1, -1).astype(np.int32)
         return Encoded(expanded, positions, next_position, vision_index, images)
+
+    def _patches(self, source: Any, number: int) -> tuple[np.ndarray, tuple[int, int]]:
+        name = str(source) if isinstance(source, str | Path) else f"image {number}"
+        image = open_image(source, name)
+        try:
+            return patchify(image, self.image_config)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
 
     def _expand(self, tokens: np.ndarray, patch_counts: Sequence[int]) -> np.ndarray:
         """Repeats the one pad of each image as often as the image has merged tokens."""
@@ -255,6 +262,10 @@ def _split_images(conversation: Conversation) -> tuple[list[dict[str, Any]], lis
             content = parts
         messages.append({"role": message["role"], "content": content})
     return messages, sources
+
+
+def _write_json(file: Path, settings: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _load_tokenizer(directory: Path) -> Any:

@@ -1,0 +1,198 @@
+"""Patches against transformers' PIL processor, bit by bit, and the images that people really have."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import Qwen2VLImageProcessorPil
+from transformers.image_utils import load_image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as reference_resize
+
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.processing import ImageConfig, open_image, patchify, smart_resize
+
+ORIENTATION = 274  # EXIF tag
+
+
+def noise(mode: str, width: int, height: int, seed: int = 0) -> Image.Image:
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    if mode == "1":
+        return Image.fromarray(values[..., 0]).convert("1")
+    if mode == "P":
+        return Image.fromarray(values[..., 0]).convert("RGB").quantize(16)
+    return Image.frombytes(mode, (width, height), values.tobytes())
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def reference_patches(image: Image.Image, min_pixels: int, max_pixels: int) -> tuple[np.ndarray, tuple[int, int]]:
+    features = Qwen2VLImageProcessorPil(min_pixels=min_pixels, max_pixels=max_pixels)(image, return_tensors="np")
+    _, rows, columns = features["image_grid_thw"][0].tolist()
+    return features["pixel_values"], (rows, columns)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mode=st.sampled_from(["RGB", "L", "1", "P", "LA", "RGBA", "PA", "CMYK", "YCbCr", "HSV"]),
+    width=st.integers(1, 330),
+    height=st.integers(1, 330),
+    max_pixels=st.sampled_from([3136, 3920, 25_088, 50_176, 401_408]),
+)
+@example(mode="RGB", width=1, height=1, max_pixels=401_408)
+@example(mode="RGB", width=200, height=1, max_pixels=401_408)
+@example(mode="L", width=3, height=600, max_pixels=401_408)
+@example(mode="RGB", width=1400, height=900, max_pixels=401_408)
+@example(mode="RGB", width=70, height=98, max_pixels=401_408)  # 2.5 and 3.5 steps: to the even ones
+def test_patches_equal_transformers(mode: str, width: int, height: int, max_pixels: int):
+    if max(width, height) > 200 * min(width, height):
+        height = width = max(width, height)
+    image = noise(mode, width, height, seed=width * 1000 + height)
+    patches, grid = patchify(open_image(image), ImageConfig(max_pixels=max_pixels))
+    expected, expected_grid = reference_patches(image, 3136, max_pixels)
+    assert grid == expected_grid
+    assert patches.dtype == np.float32
+    assert np.array_equal(patches, expected)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    height=st.integers(1, 5000),
+    width=st.integers(1, 5000),
+    min_pixels=st.integers(1, 20_000),
+    extra=st.integers(784, 2_000_000),
+)
+@example(height=42, width=70, min_pixels=3136, extra=398_272)  # both sides half-way between two steps
+def test_size_equals_transformers(height: int, width: int, min_pixels: int, extra: int):
+    config = ImageConfig(min_pixels=min_pixels, max_pixels=min_pixels + extra)
+    try:
+        expected = reference_resize(height, width, 28, min_pixels, min_pixels + extra)
+    except ValueError:
+        with pytest.raises(DataError, match="200 to 1"):
+            smart_resize(height, width, config)
+    else:
+        assert smart_resize(height, width, config) == expected
+
+
+def test_half_steps_go_to_the_even_multiple():
+    assert smart_resize(70, 98) == (56, 112)  # 2.5 -> 2, 3.5 -> 4
+
+
+def test_other_patch_sizes_equal_transformers():
+    image = noise("RGB", 123, 77)
+    options = {"patch_size": 16, "temporal_patch_size": 4, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.25]}
+    expected = Qwen2VLImageProcessorPil(min_pixels=4096, max_pixels=401_408, **options)(image, return_tensors="np")
+    patches, grid = patchify(image, ImageConfig.from_hf({"min_pixels": 4096, **options}))
+    assert np.array_equal(patches, expected["pixel_values"])
+    assert [1, *grid] == expected["image_grid_thw"][0].tolist()
+
+
+def test_transparent_palette_and_grey_are_composited_on_white():
+    palette = noise("P", 40, 30)
+    transparent = open_image(encoded(palette, transparency=3))
+    expected = reference_patches(Image.open(io.BytesIO(encoded(palette, transparency=3))), 3136, 401_408)
+    assert np.array_equal(patchify(transparent)[0], expected[0])
+    hidden = np.asarray(palette) == 3
+    assert hidden.any()
+    assert (np.asarray(transparent)[hidden] == 255).all()
+    clear = Image.new("LA", (8, 8), (0, 0))
+    assert np.asarray(open_image(clear)).min() == 255
+    half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+    assert np.unique(np.asarray(open_image(half))).tolist() == [127]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(noise("RGB", 48, 32), "JPEG", exif=exif)
+    expected = np.asarray(load_image(Image.open(io.BytesIO(data))))
+    assert np.array_equal(np.asarray(open_image(data)), expected)
+    assert np.array_equal(np.asarray(open_image(Image.open(io.BytesIO(data)))), expected)
+    assert expected.shape[:2] == ((48, 32) if orientation > 4 else (32, 48))
+
+
+@pytest.mark.parametrize("byte_order", ["<u2", ">u2"])
+def test_sixteen_bit_grey_is_scaled_by_its_full_range(byte_order: str):
+    values = np.linspace(0, 65535, 64 * 48).astype(byte_order).reshape(48, 64)
+    image = Image.fromarray(values)
+    assert image.mode.startswith("I;16")
+    for source in (image, encoded(image, "TIFF"), encoded(Image.fromarray(values.astype("<u2")), "PNG")):
+        pixels = np.asarray(open_image(source))
+        assert pixels.shape == (48, 64, 3)
+        assert np.array_equal(pixels[..., 0], np.round(values.astype(np.float64) / 257).astype(np.uint8))
+
+
+def test_integer_and_float_grey():
+    ramp = np.linspace(0, 1, 100).reshape(10, 10).astype(np.float32)
+    expected = np.round(ramp.astype(np.float64) * 255).astype(np.uint8)
+    assert np.array_equal(np.asarray(open_image(Image.fromarray(ramp)))[..., 1], expected)
+    assert np.array_equal(np.asarray(open_image(Image.fromarray(expected.astype(np.float32))))[..., 1], expected)
+    wide = Image.fromarray(expected.astype(np.int32) * 257)
+    assert np.array_equal(np.asarray(open_image(wide))[..., 1], expected)
+    for values in (np.full((4, 4), -1000, np.int32), np.full((4, 4), 70_000, np.int32), np.full((4, 4), np.nan, "f4")):
+        with pytest.raises(DataError, match=r"scan: grey values from .*; window them to 0..255"):
+            open_image(Image.fromarray(values), "scan")
+
+
+def test_bad_files_are_refused_by_name(tmp_path):
+    whole = encoded(noise("RGB", 200, 200), "JPEG")
+    frames = [noise("RGB", 20, 20, seed) for seed in range(3)]
+    bad = {
+        "cut.jpg": whole[: len(whole) // 2],
+        "cut.png": encoded(noise("RGB", 200, 200))[:5000],
+        "words.png": b"not an image",
+        "nothing.png": b"",
+        "moving.gif": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "pages.tif": encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
+    }
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DataError, match=name) as caught:
+            open_image(tmp_path / name)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(DataError, match=r"row 7"):
+            open_image(data, "row 7")
+    for missing in (tmp_path / "gone.png", tmp_path, "https://example.org/a.png"):
+        with pytest.raises(DataError, match=str(missing).split("/")[-1]):
+            open_image(missing)
+    with pytest.raises(DataError, match="empty"):
+        open_image(Image.new("RGB", (0, 5)))
+    with pytest.raises(DataError, match="image"):
+        open_image(None)
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"slide: .*decompression bomb"):
+        open_image(encoded(Image.new("L", (100, 100))), "slide")
+
+
+def test_config_reads_old_and_new_files_and_caps_their_limit():
+    old = {"min_pixels": 3136, "max_pixels": 12_845_056}
+    new = {"size": {"shortest_edge": 3136, "longest_edge": 12_845_056}}
+    assert ImageConfig.from_hf(old) == ImageConfig.from_hf(new) == ImageConfig.from_hf({}) == ImageConfig()
+    assert ImageConfig.from_hf(old, max_pixels=1_003_520).max_pixels == 1_003_520
+    assert ImageConfig.from_hf({"max_pixels": 50_176}).max_pixels == 50_176
+    config = ImageConfig(min_pixels=784, max_pixels=50_176, mean=(0.1, 0.2, 0.3))
+    assert ImageConfig.from_hf(config.to_hf()) == config
+    reference = Qwen2VLImageProcessorPil(**config.to_hf())
+    assert dict(reference.size) == {"shortest_edge": 784, "longest_edge": 50_176}
+    assert ImageConfig.from_hf(reference.to_dict()) == config
+
+
+def test_config_refuses_what_it_does_not_do():
+    for values in ({"do_resize": False}, {"do_normalize": False}, {"resample": 2}, {"rescale_factor": 1.0}):
+        with pytest.raises(DataError, match=next(iter(values))):
+            ImageConfig.from_hf(values)
+    with pytest.raises(DataError, match="merge_size"):
+        ImageConfig(merge_size=4)
+    with pytest.raises(ConfigError, match="below the 3136"):
+        ImageConfig(max_pixels=1000)
