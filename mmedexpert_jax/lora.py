@@ -1,0 +1,238 @@
+"""Low-rank deltas (LoRA, Hu et al. 2021) as a pytree beside the parameters; equal to peft, and read and written as peft does."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
+
+TARGETS = ("all-linear", "text")
+# Fields of adapter_config.json that change what the factors mean, with the values under which they do not.
+_PLAIN = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    **dict.fromkeys(
+        ("use_dora", "use_rslora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out"), (False, None)
+    ),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), ({}, None)),
+    **dict.fromkeys(
+        ("modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters"), ([], {}, None)
+    ),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Deltas `alpha / rank * b @ a` of linear layers.
+
+    Attributes:
+        factors: {module path, e.g. "model.layers.0.self_attn.q_proj": {"a": [rank, in], "b": [out, rank]}}, float32.
+        rank: r of the paper's appendix B (16).
+        alpha: numerator of the scale (32).
+    """
+
+    factors: dict[str, dict[str, jax.Array]]
+    rank: int = dataclasses.field(metadata={"static": True})
+    alpha: float = dataclasses.field(metadata={"static": True})
+
+    @property
+    def scale(self) -> float:
+        """Factor of `b @ a` in the delta."""
+        return self.alpha / self.rank
+
+
+def init(key: jax.Array, params: dict, rank: int = 16, alpha: float = 32, targets: str = "all-linear") -> Lora:
+    """Fresh deltas, zero as a whole: `a` uniform within 1 / sqrt(in) (peft's Kaiming, a=sqrt(5)), `b` zero.
+
+    Args:
+        key: PRNG key.
+        params: nested dict of arrays or of their shapes.
+        rank: r.
+        alpha: numerator of the scale.
+        targets: "all-linear" as in peft (vision tower in; lm_head, embeddings and the patch convolution out), or
+            "text" for the decoder's layers alone.
+
+    Raises:
+        ConfigError: unknown targets or a rank below 1.
+    """
+    if targets not in TARGETS:
+        raise ConfigError(f"lora.targets={targets!r} is unknown: use one of {', '.join(TARGETS)}")
+    if rank < 1:
+        raise ConfigError(f"lora.rank={rank} must be at least 1")
+    shapes = {path: shape for path, shape in _linears(params) if targets == "all-linear" or path.startswith("model.")}
+    factors = {}
+    for path_key, (path, (outputs, inputs)) in zip(
+        jax.random.split(key, len(shapes)), sorted(shapes.items()), strict=True
+    ):
+        bound = inputs**-0.5
+        factors[path] = {
+            "a": jax.random.uniform(path_key, (rank, inputs), jnp.float32, -bound, bound),
+            "b": jnp.zeros((outputs, rank), jnp.float32),
+        }
+    return Lora(factors, rank, alpha)
+
+
+def delta(lora: Lora, path: str) -> jax.Array:
+    """The dense update [out, in] float32 of the module at `path`; DataError if the adapter does not have it."""
+    if path not in lora.factors:
+        raise DataError(f"the adapter has no module {path}: it has {', '.join(sorted(lora.factors)[:3])}, ...")
+    factors = lora.factors[path]
+    return lora.scale * jnp.matmul(factors["b"], factors["a"], precision="highest")
+
+
+def fold(params: dict, lora: Lora) -> dict:
+    """`params` with the deltas added in float32 and rounded to each weight's dtype; other leaves are shared.
+
+    Raises:
+        DataError: a module of the adapter is not a linear layer of `params`, or its shape differs.
+    """
+    check(lora, params)
+
+    def walk(tree: dict, path: str) -> dict:
+        if path in lora.factors:
+            weight = tree["weight"]
+            return tree | {"weight": (jnp.asarray(weight, jnp.float32) + delta(lora, path)).astype(weight.dtype)}
+        return {name: walk(node, _join(path, name)) if isinstance(node, dict) else node for name, node in tree.items()}
+
+    return walk(params, "")
+
+
+def check(lora: Lora, params: dict) -> None:
+    """Raises DataError, naming the module, unless every factor fits a linear layer of `params`."""
+    shapes = dict(_linears(params))
+    for path, factors in lora.factors.items():
+        if path not in shapes:
+            raise DataError(
+                f"adapter module {path} is not a linear layer of the base model: use the adapter's own base"
+            )
+        outputs, inputs = shapes[path]
+        found = tuple(factors["a"].shape), tuple(factors["b"].shape)
+        expected = (lora.rank, inputs), (outputs, lora.rank)
+        if found != expected:
+            raise DataError(
+                f"adapter module {path}: A and B have shapes {found[0]} and {found[1]}, the base model and "
+                f"r={lora.rank} need {expected[0]} and {expected[1]}"
+            )
+
+
+def save_peft(path: str | Path, lora: Lora, base: str) -> None:
+    """Writes a peft adapter directory, which `peft.PeftModel.from_pretrained` loads over `base`.
+
+    Args:
+        path: directory to write; an adapter that stands there is replaced as a whole.
+        lora: the deltas.
+        base: name or path of the model that the deltas belong to.
+
+    Raises:
+        ResourceError: the directory cannot be written.
+    """
+    path = Path(path)
+    tensors = {
+        f"base_model.model.{_peft_name(module)}.lora_{letter.upper()}.weight": np.ascontiguousarray(factor, np.float32)
+        for module, factors in lora.factors.items()
+        for letter, factor in factors.items()
+    }
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "target_modules": [_peft_name(module) for module in sorted(lora.factors)],
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    partial = path.with_name(path.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise ResourceError(
+            f"{path}: the adapter cannot be written ({error}); free space or choose another workdir"
+        ) from error
+
+
+def load_peft(path: str | Path, params: dict) -> Lora:
+    """Reads a peft LoRA adapter directory for the base `params`; module names of transformers 4 and 5 are accepted.
+
+    Raises:
+        DataError: files missing or broken, a kind of adapter other than plain LoRA, or tensors that do not fit.
+    """
+    path = Path(path)
+    config = _read_config(path / "adapter_config.json")
+    weights = path / "adapter_model.safetensors"
+    try:
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{weights}: cannot be read ({error}); save the adapter again with safetensors") from error
+    factors: dict[str, dict[str, jax.Array]] = {}
+    for name, tensor in tensors.items():
+        module, dot, rest = name.removeprefix("base_model.model.").partition(".lora_")
+        if rest not in ("A.weight", "B.weight"):
+            raise DataError(f"{weights}: tensor {name} is not a LoRA factor (lora_A.weight or lora_B.weight)")
+        factors.setdefault(_own_name(module), {})[rest[0].lower()] = jnp.asarray(tensor, jnp.float32)
+    for module, pair in factors.items():
+        if len(pair) != 2:
+            raise DataError(
+                f"{weights}: module {module} has only lora_{next(iter(pair)).upper()}, both factors are needed"
+            )
+    lora = Lora(factors, config["r"], config["lora_alpha"])
+    check(lora, params)
+    return lora
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read as JSON ({error})") from error
+    for key in ("r", "lora_alpha"):
+        if key not in config:
+            raise DataError(f"{file}: key {key} is missing")
+    for key, plain in _PLAIN.items():
+        if key in config and config[key] not in plain:
+            raise DataError(
+                f"{file}: {key}={config[key]!r} is not supported: only plain LoRA is, merge it with peft first"
+            )
+    return config
+
+
+def _linears(params: dict, path: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
+    """(module path, (out, in)) of the layers that peft's "all-linear" means: matrices, without embeddings and head."""
+    for name, node in params.items():
+        if not isinstance(node, dict) or name in ("embed_tokens", "lm_head"):
+            continue
+        child = _join(path, name)
+        weight = node.get("weight")
+        if weight is not None and not isinstance(weight, dict) and weight.ndim == 2:
+            yield child, tuple(weight.shape)
+        yield from _linears(node, child)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _peft_name(module: str) -> str:
+    """Module path in transformers' memory since 4.52, from the path in checkpoint files."""
+    return f"model.{module}" if module.startswith("visual.") else module.replace("model.", "model.language_model.", 1)
+
+
+def _own_name(module: str) -> str:
+    return module.replace("model.language_model.", "model.", 1).replace("model.visual.", "visual.", 1)

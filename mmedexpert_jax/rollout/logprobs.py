@@ -1,0 +1,107 @@
+"""Log-probabilities of given completions, as the sampler would report them, without logits of [B, G, R, V]."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mmedexpert_jax.lora import Lora
+from mmedexpert_jax.models import Model
+from mmedexpert_jax.processing.batch import Batch
+from mmedexpert_jax.rollout.sampling import distribution
+
+CHUNK = 128  # tokens of each completion whose logits stand in memory at a time
+
+
+def completion_logprobs(
+    model: Model,
+    params: dict,
+    batch: Batch,
+    tokens: Array,
+    lengths: Array,
+    *,
+    lora: Lora | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    ban: Sequence[int] = (),
+    chunk: int = CHUNK,
+    remat: bool = False,
+    entropy: bool = False,
+) -> Any:
+    """Log-probabilities of completions under the distribution that `generate` samples from with the same settings.
+
+    Each prompt is read once, whatever the size of its group. Differentiable with respect to `params` and `lora`;
+    traceable, not jitted by itself.
+
+    Args:
+        model: the network.
+        params: its weights.
+        batch: B prompts.
+        tokens: [B, G, R] int32.
+        lengths: [B, G] int32, valid tokens of each completion.
+        lora: deltas, in low-rank form, so that the gradient is never dense.
+        temperature: as in `distribution`, likewise `top_k`, `top_p`.
+        ban: ids of probability zero. Tokens sampled under `min_new_tokens` are not scored as drawn.
+        chunk: tokens of each completion whose logits are computed at a time, and again in the backward pass.
+        remat: recompute each layer in the backward pass.
+        entropy: return the entropies of the distributions too.
+
+    Returns:
+        logprobs [B, G, R] float32, 0 behind the end; with `entropy` a pair of such arrays, in nats.
+    """
+    hidden = completion_hidden(model, params, batch, tokens, lora=lora, remat=remat)
+    mask = jnp.arange(tokens.shape[-1]) < lengths[..., None]
+
+    def score(hidden: Array, tokens: Array) -> tuple[Array, ...]:
+        logits = model.unembed(params, hidden, lora)
+        banned = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(ban, jnp.int32)) if ban else None
+        logprobs = distribution(logits, temperature, top_k, top_p, banned)
+        chosen = jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0]
+        if not entropy:
+            return (chosen,)
+        surprise = jnp.where(logprobs > -jnp.inf, logprobs, 0.0)
+        return chosen, -jnp.sum(jnp.exp(logprobs) * surprise, -1)
+
+    results = [jnp.where(mask, values, 0.0) for values in in_chunks(score, hidden, tokens, chunk)]
+    return tuple(results) if entropy else results[0]
+
+
+def completion_hidden(
+    model: Model, params: dict, batch: Batch, tokens: Array, *, lora: Lora | None = None, remat: bool = False
+) -> Array:
+    """Hidden states [B, G, R, D] that predict the tokens [B, G, R]: the prompt's last one, then the completion's own."""
+    prefix = model.prefill(params, batch, lora, remat)
+    first = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)[:, None]  # [B, 1, 1, D]
+    first = jnp.broadcast_to(first, (*tokens.shape[:2], *first.shape[2:]))
+    if tokens.shape[-1] == 1:
+        return first
+    return jnp.concatenate([first, model.extend(params, prefix, tokens[..., :-1], lora, remat)], axis=2)
+
+
+def in_chunks(
+    score: Callable[[Array, Array], tuple[Array, ...]], hidden: Array, tokens: Array, chunk: int = CHUNK
+) -> tuple[Array, ...]:
+    """`score(hidden [B, G, C, D], tokens [B, G, C])` over the length in about equal chunks of at most `chunk`.
+
+    The chunks follow one another and are recomputed in the backward pass, so the logits of one of them are all that
+    stands in memory. Splitting the length leaves rows where they are when they are sharded over devices.
+
+    Returns:
+        What `score` returns, arrays [B, G, C], joined to [B, G, R].
+    """
+    size = tokens.shape[-1]
+    count = -(-size // chunk)
+    if count == 1:
+        return score(hidden, tokens)
+    width = -(-size // count)
+    padding = count * width - size
+
+    def split(array: Array) -> Array:
+        array = jnp.pad(array, [(0, 0), (0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 3))
+        return jnp.moveaxis(array.reshape(*array.shape[:2], count, width, *array.shape[3:]), 2, 0)
+
+    results = jax.lax.map(lambda pair: jax.checkpoint(score)(*pair), (split(hidden), split(tokens)))
+    return tuple(jnp.moveaxis(r, 0, 2).reshape(*tokens.shape[:2], -1)[..., :size] for r in results)
