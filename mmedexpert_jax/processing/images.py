@@ -119,8 +119,9 @@ def open_image(source: Image.Image | bytes | str | Path, name: str = "") -> Imag
         image = _decode(source)
         if 0 in image.size:
             raise DataError(f"{name}: the image is empty ({image.width} x {image.height} pixels)")
-        if getattr(image, "is_animated", False) and image.format != "MPO":  # cameras add a preview frame to an MPO
-            raise DataError(f"{name}: {image.n_frames} frames; save the one to be seen as a still image")
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # cameras add a preview frame to an MPO
+            raise DataError(f"{name}: {frames} frames; save the one to be seen as a still image")
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image), name)
     except DataError:

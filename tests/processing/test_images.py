@@ -169,6 +169,13 @@ def test_bad_files_are_refused_by_name(tmp_path):
         open_image(None)
 
 
+def test_a_camera_preview_frame_is_not_an_animation():
+    picture, preview = noise("RGB", 64, 48), noise("RGB", 16, 12)
+    data = encoded(picture, "MPO", save_all=True, append_images=[preview])
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert open_image(data).size == (64, 48)
+
+
 def test_a_huge_image_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DataError, match=r"slide: .*decompression bomb"):
