@@ -131,7 +131,7 @@ class Run:
         for path in self.path.glob("samples/*/*.jsonl"):
             if path.stem.isdigit() and int(path.stem) > step:
                 path.unlink()
-        self._status["step"] = step
+        self._status["step"] = max(0, step)
         self._write_status()
 
     def progress(self, total: int, start: int = 0, label: str = "") -> Progress:

@@ -1,0 +1,237 @@
+"""The run directory: resume, drift, locks, bad disks."""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.errors import ConfigError, Interrupted, ResourceError
+from mmedexpert_jax.runtime import Run, metrics
+
+CONFIG = {"seed": 0, "lr": 1e-3, "steps": 8, "lora": {"rank": 4}, "mesh": (1, 2), "samples_every": 2}
+
+
+def status(folder: Path) -> dict:
+    return json.loads((folder / "STATUS.json").read_text())
+
+
+@contextlib.contextmanager
+def disk_of(size: int):
+    """No file may grow beyond `size` bytes: a real failed write, without a disk to fill."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def train(run: Run, steps: int, stop_after: int | None = None) -> dict:
+    """A stand-in for a trainer: log, table, save every third step; stops without a word after `stop_after`."""
+    state = {"weights": np.zeros((3, 4), np.float32), "step": 0}
+    latest = run.checkpoints.latest()
+    run.rewind(-1 if latest is None else latest)
+    if latest is not None:
+        state = run.checkpoints.restore(latest, state)
+    for step in range(state["step"] + 1, steps + 1):
+        noise = np.random.default_rng([0, step]).normal(size=(3, 4)).astype(np.float32)
+        state = {"weights": state["weights"] * np.float32(0.9) + noise, "step": step}
+        run.log(step, {"loss": state["weights"].sum(), "step_time": os.times().elapsed, "kl": float("nan")})
+        if step % 2 == 0:
+            run.table("completions", step, [{"completion": f"<think>{noise[0, 0]}</think>"}])
+            run.log(step, {"eval/accuracy": state["weights"].mean()})
+        if stop_after == step:
+            return state
+        if step % 3 == 0:
+            run.checkpoints.save(step, state)
+    return state
+
+
+def seen(folder: Path) -> tuple:
+    """What may not depend on interruptions: metrics less clocks, and samples."""
+    rows = [{k: v for k, v in row.items() if not metrics.is_clock(k)} for row in metrics.read(folder)]
+    return rows, {path.name: path.read_text() for path in folder.glob("samples/*/*")}
+
+
+def test_a_stopped_run_ends_as_one_that_never_stopped(tmp_path):
+    with Run.open(tmp_path / "whole", CONFIG) as run:
+        whole = train(run, 8)
+    for stop in range(1, 9):
+        folder = tmp_path / str(stop)
+        for stop_after in (stop, None):
+            with Run.open(folder, CONFIG) as run:
+                state = train(run, 8, stop_after)
+        assert state["weights"].tobytes() == whole["weights"].tobytes()
+        assert seen(folder) == seen(tmp_path / "whole")
+
+
+def test_layout_and_states(tmp_path):
+    folder = tmp_path / "runs" / "first"
+    with Run.open(folder, ConfigDict(CONFIG)) as run:
+        assert status(folder)["state"] == "running"
+        assert not run.done and not run.resumed
+        run.log(1, {"reward": 0.5})
+        run.finish({"accuracy": 0.7})
+    assert {path.name for path in folder.iterdir()} >= {"config.json", "cmd.txt", "env.json", "metrics.jsonl", "tb"}
+    assert json.loads((folder / "config.json").read_text()) == CONFIG | {"mesh": [1, 2]}
+    assert json.loads((folder / "env.json").read_text())["versions"]["numpy"] == np.__version__
+    assert (status(folder)["state"], status(folder)["step"]) == ("done", 1)
+    with Run.open(folder, CONFIG) as run:
+        assert run.done and run.resumed and run.summary == {"accuracy": 0.7}
+    assert status(folder)["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (ValueError("broken"), "failed"),
+        (Interrupted("saved", 15), "interrupted"),
+        (KeyboardInterrupt(), "interrupted"),
+        (None, "interrupted"),
+    ],
+)
+def test_status_after_an_exception(tmp_path, error, state):
+    with contextlib.suppress(type(error) if error else ()), Run.open(tmp_path, CONFIG):
+        if error:
+            raise error
+    assert status(tmp_path)["state"] == state
+    assert status(tmp_path).get("error") == (f"{type(error).__name__}: {error}" if error else None)
+    with Run.open(tmp_path, CONFIG):
+        assert status(tmp_path)["state"] == "running" and "error" not in status(tmp_path)
+
+
+def test_config_drift_is_refused_by_name(tmp_path):
+    Run.open(tmp_path, CONFIG).close()
+    changed = CONFIG | {"lr": 3e-6, "lora": {"rank": 8}, "new": 1}
+    with pytest.raises(ConfigError, match=r"lr was 0\.001, now 3e-06; lora\.rank was 4, now 8; new was .*fresh=True"):
+        Run.open(tmp_path, changed)
+    assert json.loads((tmp_path / "config.json").read_text())["lr"] == 1e-3
+    Run.open(tmp_path, CONFIG | {"samples_every": 5}).close()
+    Run.open(tmp_path, CONFIG | {"lr": 3e-6}, fresh=True).close()
+
+
+def test_steps_may_grow_but_not_shrink(tmp_path):
+    with Run.open(tmp_path, CONFIG) as run:
+        run.finish({})
+    with Run.open(tmp_path, CONFIG | {"steps": 20}) as run:
+        assert not run.done
+    assert status(tmp_path)["state"] == "interrupted"
+    with pytest.raises(ConfigError, match="steps was 20, now 10"):
+        Run.open(tmp_path, CONFIG | {"steps": 10})
+
+
+def test_fresh_deletes_the_run_and_nothing_else(tmp_path):
+    with Run.open(tmp_path, CONFIG) as run:
+        run.log(1, {"loss": 1.0})
+        run.table("completions", 1, [{}])
+    (tmp_path / "notes.txt").write_text("mine")
+    with Run.open(tmp_path, CONFIG, fresh=True) as run:
+        assert run.metrics() == []
+    assert not (tmp_path / "samples").exists() and not (tmp_path / "tb").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_directory_of_someone_else_is_left_alone(tmp_path):
+    (tmp_path / "samples").mkdir()
+    with pytest.raises(ConfigError, match="no run directory but holds samples"):
+        Run.open(tmp_path, CONFIG, fresh=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
+
+
+def test_a_second_process_is_refused_and_a_killed_one_is_not_waited_for(tmp_path):
+    script = f"""
+import time
+from mmedexpert_jax.runtime import Run
+run = Run.open({str(tmp_path)!r}, {CONFIG!r})
+print("open", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(ResourceError, match=f"in use by process {process.pid}"):
+            Run.open(tmp_path, CONFIG, fresh=True)
+        assert status(tmp_path)["state"] == "running"
+        process.send_signal(signal.SIGKILL)
+    with Run.open(tmp_path, CONFIG) as run:
+        assert run.resumed
+        with pytest.raises(ResourceError, match=f"in use by process {os.getpid()}"):
+            Run.open(tmp_path, CONFIG)
+
+
+def test_workdir_that_is_a_file_or_empty(tmp_path):
+    (tmp_path / "file").write_text("text")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ResourceError, match=r"^cannot write .*; choose a workdir that is a directory") as caught:
+            Run.open(workdir, CONFIG)
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "text"
+    with pytest.raises(ConfigError, match="workdir is empty"):
+        Run.open("", CONFIG)
+
+
+def test_read_only_directory(tmp_path):
+    """Root may write anywhere, so the attempt is made in a process that gives that right up."""
+    script = f"""
+import os, sys
+from mmedexpert_jax.errors import ResourceError
+from mmedexpert_jax.runtime import Run, environment
+os.chdir({str(tmp_path)!r})
+os.chmod(".", 0o555)
+if os.geteuid() == 0:
+    os.setuid(65534)
+try:
+    Run.open(".", {{}})
+except ResourceError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    tmp_path.chmod(0o755)
+    assert done.stdout == "cannot write .: permission denied; choose a workdir that this user may write\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_leaves_nothing_half_written(tmp_path):
+    tree = {"weights": np.random.default_rng(0).normal(size=(100_000,)).astype(np.float32)}
+    with Run.open(tmp_path, CONFIG) as run:
+        run.log(1, {"loss": 1.0})
+        run.checkpoints.save(1, tree)
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+        for write in (
+            lambda: run.log(2, {"text": "x" * 10_000}),
+            lambda: run.table("completions", 2, [{"text": "x" * 10_000}]),
+            lambda: run.checkpoints.save(2, tree),
+            lambda: run.finish({"text": "x" * 10_000}),
+        ):
+            with disk_of(8000), pytest.raises(ResourceError, match=r"^cannot write .*: file too large; ") as caught:
+                write()
+            assert "\n" not in str(caught.value)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+        assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("000002.jsonl"))
+        assert run.checkpoints.latest() == 1
+        run.log(2, {"loss": 0.5})
+        run.checkpoints.save(2, tree)
+    assert [row["loss"] for row in metrics.read(tmp_path)] == [1.0, 0.5]
+
+
+def test_signals_set_a_flag_and_a_second_one_aborts(tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Run.open(tmp_path / "outer", CONFIG) as outer:
+        with Run.open(tmp_path / "inner", CONFIG) as inner:
+            assert inner.interrupted() is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inner.interrupted() == signal.SIGTERM
+        assert outer.interrupted() == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    with Run.open(tmp_path / "outer", CONFIG) as again:
+        assert again.interrupted() is None
