@@ -11,7 +11,6 @@ def get_config(preset: str = "mini") -> ConfigDict:
     """Fields of the job under a preset."""
     config = presets.training("dsa", preset)
     config.specialty = "all"  # "all": four experts in turn; AM, CAH, BS or CSI: that one; "mixed": pooled data
-    config.trainable = "lora"  # "lora" (appendix B) or "full": every parameter
     config.batch_size = 1  # cases per forward pass; appendix B
     config.accumulation = 8  # forward passes per optimizer step; appendix B
     config.max_new_tokens = 1024  # tokens of a trace and its answer; a longer one is refused

@@ -38,12 +38,15 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.advantage_eps = 1e-4  # epsilon of equation 4; value of the R1 family (TRL)
     config.advantage_ddof = 1  # degrees of freedom taken off the group's standard deviation; the R1 family (TRL)
     config.inner_epochs = 1  # passes over one rollout; 1: on-policy, the ratio is 1
-    config.minibatches = 1  # optimizer steps per pass
+    config.minibatches = 1  # updates per pass, each on its share of the prompts
+    config.micro_batch = 0 if preset == "mini" else 1  # prompts of one gradient, summed up to an update; 0: all
 
     # guidelines
     config.group_by = "prompt"  # whose samples compete: one "prompt" (equation 4) or all paradigms of one "query"
     config.paradigms_per_query = 1  # paradigms under which a query is asked per epoch, 1 to 4, assigned in balance
     config.guideline_text = ""  # JSON file of guideline texts by task or case id, quoted in the prompts; empty: none
+
+    config.guideline_text = ""  # JSON file, task or case id -> text that prompts quote; empty: the instruction alone
 
     config.rewards = ConfigDict()
     config.rewards.accuracy = 1.0  # weight: the answer in <answer> is the key

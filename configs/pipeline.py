@@ -10,11 +10,10 @@ PRESETS = ("mini", "qwen2_vl_2b", "lingshu_7b")
 def get_config(preset: str = "mini") -> ConfigDict:
     """Fields of the job under a preset."""
     config = presets.common("pipeline", preset)
-    config.rl_origin = "base"  # where the RL task vector starts: "base" (section 4.3) or "start", where GBA began
     config.dsa = presets.stage("dsa", preset, without=("specialty",))
     config.merge = presets.stage("merge", preset, without=("experts", "weights"))
     config.gba = presets.stage("gba", preset)
-    config.evaluate = presets.stage("evaluate", preset)
+    config.evaluate = presets.stage("evaluate", preset, without=("compare",))
 
     config.dsa.eval.every = config.gba.eval.every = -1  # the evaluate stage scores every model once
     return config

@@ -13,7 +13,7 @@ MODELS = {
     "qwen2_vl_2b": "Qwen/Qwen2-VL-2B-Instruct",
     "lingshu_7b": "lingshu-medical-mllm/Lingshu-7B",
 }
-SHARED = ("job", "preset", "workdir", "seed", "fresh", "plan", "limit", "model", "data")  # set once for a pipeline
+SHARED = ("job", "preset", "workdir", "seed", "fresh", "plan", "limit", "tracker", "model", "data")  # set once for a pipeline
 
 
 def common(job: str, preset: str) -> ConfigDict:
@@ -26,6 +26,7 @@ def common(job: str, preset: str) -> ConfigDict:
     config.fresh = False  # start over: what the run directory holds is deleted
     config.plan = False  # print what the job would read, do and write, and stop before it
     config.limit = 0  # cases read at most per split, specialties in turn; 0: all
+    config.tracker = ""  # beside metrics.jsonl and TensorBoard: "wandb" or "trackio", where installed; empty: none
     config.model = ConfigDict()
     config.model.path = MODELS[preset]  # base model: "mini", a Hugging Face directory or hub id, or a run directory
     config.model.dtype = ""  # of the base weights; empty: float32 on CPU, the checkpoint's elsewhere
@@ -39,27 +40,27 @@ def training(job: str, preset: str) -> ConfigDict:
     config = common(job, preset)
     config.steps = 0  # optimizer steps; 0: from epochs
     config.epochs = 3  # passes over the training cases where steps is 0; appendix B (DSA)
-    config.lr = 1e-6  # learning rate of AdamW, constant; appendix B (DSA)
+    config.lr = 1e-6  # learning rate of AdamW; appendix B (DSA)
+    config.schedule = "constant"  # of the learning rate: "constant" or "linear" (to 0); not given in the paper
+    config.warmup_steps = 0  # updates over which the learning rate rises; not given in the paper
+    config.weight_decay = 0.0  # of AdamW; TRL's default
+    config.max_grad_norm = 1.0  # the gradient's norm is clipped to it; TRL's default; 0: not clipped
+    config.trainable = "lora"  # "lora" (appendix B) or "full": every parameter
+    config.remat = preset != "mini"  # recompute activations in the backward pass: less memory, more time
     config.lora = ConfigDict()
     config.lora.rank = 16  # r; appendix B
     config.lora.alpha = 32.0  # scale of the deltas is alpha / rank; appendix B
     config.lora.targets = "all-linear"  # "all-linear" (appendix B), vision tower included as in peft, or "text"
-    config.max_prompt_length = 1024  # tokens, images included; a longer prompt is refused
+    config.max_prompt_length = 1024  # tokens, images included (max_pixels, appendix B, are 512); longer is refused
     config.checkpoint_every = 50  # optimizer steps between checkpoints
-    config.eval = evaluation()
-    return config
-
-
-def evaluation() -> ConfigDict:
-    """Fields of the held-out evaluation inside a training job."""
-    config = ConfigDict()
     config.eval = ConfigDict()
     config.eval.every = 0  # optimizer steps between evaluations; 0: at the start and the end only; -1: never
-    config.eval.limit = 0  # cases; 0: the whole split
+    config.eval.limit = 0  # cases; 0: as many as limit
     config.eval.split = "dev"  # choices are made on dev, test is for reporting
     config.eval.num_samples = 1  # answers per case
-    config.eval.temperature = 0.0  # 0: greedy
-    return config.eval
+    config.eval.temperature = 0.0  # of sampling; 0: greedy
+    config.eval.batch_size = 64  # prompts decoded together
+    return config
 
 
 def stage(job: str, preset: str, without: tuple[str, ...] = ()) -> ConfigDict:

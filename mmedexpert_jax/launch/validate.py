@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.errors import ConfigError, DataError
-from mmedexpert_jax.launch.config import fields
+from mmedexpert_jax.launch.config import convert, fields
 
 CHOICES = {
     "job": ("dsa", "gba", "merge", "evaluate", "pipeline", "export"),
@@ -20,13 +20,17 @@ CHOICES = {
     "objective": ("gba", "grpo"),
     "aggregation": ("sequence", "token", "constant"),
     "group_by": ("prompt", "query"),
+    "schedule": ("constant", "linear"),
+    "tracker": ("", "wandb", "trackio"),
+    "rules": ("paper", "official", "mergekit", "peft"),
+    "paradigm": ("", *PARADIGMS, "all"),
     "method": ("ties", "task_arithmetic", "average", "slerp"),
     "rl_origin": ("base", "start"),
     "scorer": ("strict", "medevalkit"),
     "format": ("model", "adapter"),
 }
 _SIZES = "batch_size accumulation prompts_per_step num_samples max_new_tokens max_prompt_length lora.rank"
-_COUNTS = "checkpoint_every inner_epochs minibatches paradigms_per_query eval.num_samples"
+_COUNTS = "checkpoint_every inner_epochs minibatches paradigms_per_query eval.num_samples eval.batch_size"
 _FROM_ZERO = (
     "seed limit steps epochs beta temperature top_k samples_every explain eval.limit eval.temperature "
     "warmup_steps weight_decay max_grad_norm micro_batch"
@@ -53,8 +57,11 @@ def validate(config: ConfigDict) -> None:
         if "objective" in stage:
             _check_groups(prefix, stage)
     check_model("model.path", config.model.path)
-    for expert in config.get("experts", ()):
-        check_model("experts", expert.partition("=")[2] or expert)
+    for key in ("experts", "compare"):
+        for model in config.get(key, ()):
+            check_model(key, model.rpartition("=")[2])
+    for weight in config.get("weights", ()):
+        convert("weights", weight, float)
     if config.data.path != "mini" and not Path(config.data.path).expanduser().exists():
         raise DataError(f"config.data.path: no such file or directory: {config.data.path}")
 
