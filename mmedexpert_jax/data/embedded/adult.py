@@ -43,8 +43,8 @@ CHADSVASC = Rule(
         sign("heart_failure", 1, "heart failure", "no heart failure"),
         sign("hypertension", 1, "hypertension", "no hypertension"),
         sign("diabetes", 1, "diabetes", "no diabetes"),
-        sign("stroke", 2, "prior stroke|prior TIA", "no prior stroke"),
-        sign("vascular", 1, "prior infarction|aortic plaque", "no vascular disease"),
+        sign("stroke", 2, "past stroke|past TIA", "no past stroke"),
+        sign("vascular", 1, "past infarction|aortic plaque", "no vascular disease"),
     ),
     bands=(
         (0, "1 point or fewer"),

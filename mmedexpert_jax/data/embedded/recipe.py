@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from random import Random
 
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
-from mmedexpert_jax.data.embedded import adult, brain, child, surgery
+from mmedexpert_jax.data.embedded import adult, brain, charts, child, scans, surgery
 from mmedexpert_jax.data.embedded.problem import Problem, Task
 from mmedexpert_jax.data.embedded.traces import hasty, trace
 
-TASKS: tuple[Task, ...] = (*adult.RULES, *child.RULES, *brain.RULES, *surgery.RULES)
+TASKS: tuple[Task, ...] = (*adult.RULES, *child.RULES, *brain.RULES, *surgery.RULES, *charts.TASKS, *scans.TASKS)
 POOLS = {"pretrain": 0.64, "train": 0.80, "dev": 0.85, "test": 1.0}  # upper ends of the shares of all keys
 
 
@@ -58,7 +58,7 @@ def _shares(tasks: tuple[Task, ...], count: int) -> list[tuple[Task, int]]:
     """How many of `count` cases each task gives: equal for the specialties, and for the tasks of each."""
     groups = [[task for task in tasks if task.specialty == specialty] for specialty in SPECIALTIES]
     groups = [group for group in groups if group]
-    shares = []
+    shares: list[tuple[Task, int]] = []
     for group, total in zip(groups, _split(count, len(groups)), strict=True):
         shares += zip(group, _split(total, len(group)), strict=True)
     return shares

@@ -1,4 +1,4 @@
-"""Wordings of the questions. Those in HELD_OUT occur in the test split only."""
+"""Wordings of the questions. The *_HELD_OUT ones occur in the test split only."""
 
 OPENERS = (
     "A {who} with {context} has {findings}.",
@@ -9,10 +9,18 @@ OPENERS = (
     "Case of {context}. On admission the {who} has {findings}.",
 )
 OPENERS_HELD_OUT = (
-    "On admission with {context}, a {who} shows {findings}.",
+    "Ward round. On admission with {context} the {who} shows {findings}.",
     "You assess {context}. The {who} has {findings}.",
-    "Case: {who} referred with {context}. Findings: {findings}.",
+    "Case of a {who} with {context}. Findings: {findings}.",
 )
+IMAGE_OPENERS = (
+    "{Context}.",
+    "The image shows {context}.",
+    "You assess {context}.",
+    "Image: {context}.",
+    "Look at the image, {context}.",
+)
+IMAGE_OPENERS_HELD_OUT = ("Look at {context}.", "You assess the image, {context}.")
 ASKS = (
     "What is the {what}?",
     "Which {what} applies?",
@@ -36,6 +44,11 @@ NEUTRAL = (
 def templates(pool: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Openers and asks of a pool: the test pool has its own."""
     return (OPENERS_HELD_OUT, ASKS_HELD_OUT) if pool == "test" else (OPENERS, ASKS)
+
+
+def image_templates(pool: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Openers and asks of a pool for image tasks."""
+    return (IMAGE_OPENERS_HELD_OUT, ASKS_HELD_OUT) if pool == "test" else (IMAGE_OPENERS, ASKS)
 
 
 def sentence(text: str) -> str:

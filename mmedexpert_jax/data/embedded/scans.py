@@ -1,0 +1,108 @@
+"""Real images: a marked spot on a slice of a chest CT or a brain MR. Subjects of the test pool occur nowhere else."""
+
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mmedexpert_jax.data.embedded.materials import slices
+from mmedexpert_jax.data.embedded.problem import Step
+from mmedexpert_jax.data.embedded.seen import ImageTask, Scene
+
+_SOURCE = "pyradiomics 3.0.1 sample data"
+_LICENCE = "BSD-3-Clause (pyradiomics)"
+_MARK = (255, 220, 0)
+
+TISSUES = ("lung", "fat", "soft tissue", "bone")
+_SHADES = ("black", "dark grey", "light grey", "white")
+QUARTERS = ("right front", "left front", "right back", "left back")
+
+
+def subject(kind: str, pool: str) -> str:
+    """The volume that a pool draws on: the second subject is the test pool's alone."""
+    return f"{kind}{2 if pool == 'test' else 1}"
+
+
+def _spot(rng: Random, name: str, label: int) -> tuple[int, int, int]:
+    """A random (slice, row, column) of volume `name` where the label map reads `label`."""
+    _, labels = slices(name)
+    places = np.argwhere(labels == label)
+    return tuple(int(i) for i in places[rng.randrange(len(places))])
+
+
+def _cut(
+    name: str, spot: tuple[int, int, int], corner: tuple[int, int], side: int, size: int, half: int
+) -> Image.Image:
+    """The square of `side` pixels at `corner`, scaled to `size`, with a mark of half width `half` round the spot."""
+    images, _ = slices(name)
+    index, row, column = spot
+    top, left = corner
+    image = Image.fromarray(images[index][top : top + side, left : left + side]).convert("RGB")
+    image = image.resize((size, size), Image.Resampling.BILINEAR)
+    x, y = ((c - o + 0.5) * size / side for c, o in ((column, left), (row, top)))
+    ImageDraw.Draw(image).rectangle((x - half, y - half, x + half, y + half), outline=_MARK, width=2)
+    return image
+
+
+def chest_scene(rng: Random, band: int, pool: str) -> Scene:
+    """A spot on a chest CT; the Hounsfield units under it name the tissue."""
+    name = subject("lung", pool)
+    spot = _spot(rng, name, band + 1)
+    side = 64
+    limit = slices(name)[0].shape[1] - side
+    top, left = (min(limit, max(0, c - rng.randint(16, side - 16))) for c in spot[1:])
+    image = _cut(name, spot, (top, left), side, 84, 9)
+    steps = (Step(f"{_SHADES[band]} in the mark", f"is {TISSUES[band]}", band),)
+    return Scene(image, steps, {"subject": name, "spot": spot, "corner": (top, left)})
+
+
+CHEST = ImageTask(
+    task="chest_ct",
+    specialty="AM",
+    title="Hounsfield scale",
+    doi="10.1259/0007-1285-46-552-1016",
+    source=_SOURCE,
+    licence=_LICENCE,
+    contexts=("a chest CT with a mark", "a mark on a chest CT", "a CT of the chest with one mark"),
+    what="tissue in the mark",
+    options=TISSUES,
+    prior="lung",
+    mechanism="Denser tissue absorbs more and looks brighter",
+    scene=chest_scene,
+    ordered=False,
+)
+
+
+def brain_scene(rng: Random, band: int, pool: str) -> Scene:
+    """A spot on a brain MR; the header's axes give side and depth. The right of the image is the patient's left."""
+    name = subject("brain", pool)
+    spot = _spot(rng, name, band + 1)
+    side = slices(name)[0].shape[1]
+    image = _cut(name, spot, (0, 0), side, 84, 7)
+    left, back = band % 2 == 1, band >= 2
+    steps = (
+        Step(
+            f"mark on the image {'right' if left else 'left'}", f"is the {'left' if left else 'right'} side", band % 2
+        ),
+        Step(f"mark in the {'lower' if back else 'upper'} half", f"is {QUARTERS[band]}", band),
+    )
+    return Scene(image, steps, {"subject": name, "spot": spot})
+
+
+BRAIN = ImageTask(
+    task="brain_mr",
+    specialty="BS",
+    title="Radiological orientation",
+    doi="10.1158/0008-5472.CAN-17-0339",
+    source=_SOURCE,
+    licence=_LICENCE,
+    contexts=("an axial brain MR with a mark", "a mark on a brain MR", "a contrast MR of the brain with one mark"),
+    what="quarter of the brain in the mark",
+    options=QUARTERS,
+    prior="left front",
+    mechanism="Axial slices are seen from below, face up",
+    scene=brain_scene,
+    ordered=False,
+)
+
+TASKS = (CHEST, BRAIN)

@@ -1,0 +1,65 @@
+"""Image tasks: what is drawn or cut out, what it shows, and how the question is put."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from PIL import Image
+
+from mmedexpert_jax.data.embedded.problem import Problem, Step
+from mmedexpert_jax.data.embedded.wording import image_templates, sentence
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image and what stands in it.
+
+    Attributes:
+        image: as the model sees it.
+        steps: what it shows, in the order of reading.
+        values: what it was made from, by name; decides the answer.
+    """
+
+    image: Image.Image
+    steps: tuple[Step, ...]
+    values: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """A task whose evidence is in an image. Attributes as in `problem.Task`, and:
+
+    Attributes:
+        contexts: ways to say what the image is.
+        what: what the question asks for.
+        scene: (rng, index of the answer, pool) -> a scene with that answer.
+    """
+
+    task: str
+    specialty: str
+    title: str
+    doi: str
+    source: str
+    licence: str
+    contexts: tuple[str, ...]
+    what: str
+    options: tuple[str, ...]
+    prior: str
+    mechanism: str
+    scene: Callable[[Random, int, str], Scene]
+    running: bool = False
+    ordered: bool = True
+
+    def problem(self, rng: Random, band: int, pool: str) -> Problem:
+        """A scene whose answer is option `band`, with its question."""
+        scene = self.scene(rng, band, pool)
+        openers, asks = image_templates(pool)
+        context = rng.choice(self.contexts)
+        opener = rng.choice(openers).format(context=context, Context=sentence(context))
+        return Problem(
+            key=f"{self.task} {scene.values}",
+            question=f"{opener} {rng.choice(asks).format(what=self.what)}",
+            steps=scene.steps,
+            values=scene.values,
+            images=(scene.image,),
+        )
