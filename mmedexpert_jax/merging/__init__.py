@@ -3,6 +3,7 @@
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import merge, merge_with_report
 from mmedexpert_jax.merging.methods import average, slerp, task_arithmetic
+from mmedexpert_jax.merging.run import run
 from mmedexpert_jax.merging.ties import PRESETS, Switches, ties
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "average",
     "merge",
     "merge_with_report",
+    "run",
     "slerp",
     "task_arithmetic",
     "ties",

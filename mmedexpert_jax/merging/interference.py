@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from mmedexpert_jax.errors import DataError
+
 
 @jax.jit
 def measure(vectors: Array, trimmed: Array) -> dict[str, Array]:
@@ -44,9 +46,20 @@ class Interference:
     sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     energy: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def add(self, name: str, vectors: Array, trimmed: Array) -> None:
-        """Measures one tensor."""
-        self.sums[name] = {key: np.asarray(value, np.float64) for key, value in measure(vectors, trimmed).items()}
+    def add(self, name: str, sums: dict[str, Array]) -> bool:
+        """Notes what `measure` found of one tensor; False, and nothing is noted, if no expert changed it.
+
+        Raises:
+            DataError: an expert's task vector is not finite.
+        """
+        found = {key: np.asarray(value, np.float64) for key, value in sums.items()}
+        for expert, mass in zip(self.experts, found["mass"], strict=True):
+            if not np.isfinite(mass):
+                raise DataError(f"expert {expert}: {name} holds NaN or infinite values (there or in the base)")
+        if not found["mass"].any():
+            return False
+        self.sums[name] = found
+        return True
 
     def add_energy(self, name: str, kept: float, total: float) -> None:
         """Notes the squared norm that a truncation kept of a tensor, and the whole."""
@@ -90,21 +103,30 @@ class Interference:
             "kept_energy": self.kept_energy,
         }
 
-    def markdown(self) -> str:
-        """Two small tables: cosines between the experts, and rates by kind of module."""
+    def cosine_rows(self) -> list[dict[str, Any]]:
+        """A table of the cosines between the experts, and the share of each one's mass that the trim keeps."""
         overall = self.rates()
-        if not overall:
-            return "No expert differs from the base.\n"
-        lines = ["| cosine | " + " | ".join(self.experts) + " | kept mass |", "|---" * (len(self.experts) + 2) + "|"]
-        for name, row in zip(self.experts, overall["cosine"], strict=True):
-            cells = " | ".join(f"{value:.3f}" for value in row)
-            lines.append(f"| {name} | {cells} | {overall['kept_mass'][name]:.3f} |")
-        lines += ["", "| module | wanted by two or more | sign conflict |", "|---|---|---|"]
-        for one in self.kinds():
-            rates = self.rates(lambda name, one=one: kind(name) == one)
-            lines.append(f"| {one} | {rates['shared']:.3f} | {rates['conflict']:.3f} |")
-        lines.append(f"| **all** | {overall['shared']:.3f} | {overall['conflict']:.3f} |")
-        return "\n".join(lines) + "\n"
+        return [
+            {"expert": name} | dict(zip(self.experts, row, strict=True)) | {"kept mass": overall["kept_mass"][name]}
+            for name, row in zip(self.experts, overall["cosine"], strict=True)
+        ]
+
+    def kind_rows(self) -> list[dict[str, Any]]:
+        """A table of the rates by kind of module, and of all together."""
+        rates = {one: self.rates(lambda name, one=one: kind(name) == one) for one in self.kinds()}
+        return [
+            {"module": one, "wanted by two or more": found["shared"], "sign conflict": found["conflict"]}
+            for one, found in (rates | {"all": self.rates()}).items()
+        ]
+
+    def markdown(self) -> str:
+        """Both tables."""
+        return "\n".join(_markdown(rows) for rows in (self.cosine_rows(), self.kind_rows()))
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [[value if isinstance(value, str) else f"{value:.3f}" for value in row.values()] for row in rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in [list(rows[0]), ["---"] * len(rows[0]), *lines])
 
 
 def kind(name: str) -> str:

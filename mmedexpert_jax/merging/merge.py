@@ -3,18 +3,21 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging.interference import Interference
+from mmedexpert_jax.merging.interference import Interference, measure
 from mmedexpert_jax.merging.methods import METHODS
 from mmedexpert_jax.merging.ties import Switches, disjoint_mean, switches, trim
-from mmedexpert_jax.merging.vectors import Expert, Params, check, flatten, task_vectors, unflatten
+from mmedexpert_jax.merging.vectors import Expert, Params, Source, check, sources, task_vectors
+from mmedexpert_jax.models.qwen2_vl import flatten, nest
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,8 @@ def merge_with_report(
     if rank is not None:
         return _as_lora(merged, scale, rank, report), report
     for name, vector in merged:
-        tensor = jnp.asarray(tensors[name])
-        tensors[name] = (tensor.astype(jnp.float32) + scale * vector).astype(tensor.dtype)
-    return unflatten(tensors), report
+        tensors[name] = _moved(tensors[name], vector, scale)
+    return nest(tensors), report
 
 
 def make_recipe(
@@ -132,31 +134,42 @@ def merged_vectors(
 
     A global trim is the exception: all task vectors become one, in the order of their sorted names.
     """
+    found = {name: sources(name, experts) for name in tensors}
+    changed = {name: source for name, source in found.items() if source is not None}
     if recipe.method == "ties" and recipe.rule.scope == "global":
-        yield from _merged_globally(tensors, experts, recipe, report)
+        yield from _merged_globally(tensors, changed, recipe, report)
         return
-    for name, tensor in tensors.items():
-        vectors = task_vectors(name, tensor, experts)
-        if vectors is not None:
-            trimmed = recipe.trim(vectors)
-            report.add(name, vectors, trimmed)
-            yield name, recipe.integrate(trimmed)
+    for name, source in changed.items():
+        merged, sums = _merged_tensor(tensors[name], source, recipe)
+        if report.add(name, sums):
+            yield name, merged
+
+
+@partial(jax.jit, static_argnames="recipe")
+def _merged_tensor(tensor: Array, source: tuple[Source, ...], recipe: Recipe) -> tuple[Array, dict[str, Array]]:
+    vectors = task_vectors(tensor, source)
+    trimmed = recipe.trim(vectors)
+    return recipe.integrate(trimmed), measure(vectors, trimmed)
 
 
 def _merged_globally(
-    tensors: Mapping[str, Any], experts: Mapping[str, Expert], recipe: Recipe, report: Interference
+    tensors: Mapping[str, Any], changed: dict[str, tuple[Source, ...]], recipe: Recipe, report: Interference
 ) -> Iterator[tuple[str, Array]]:
-    stacks = {name: task_vectors(name, tensors[name], experts) for name in sorted(tensors)}
-    rows = [jnp.zeros((len(experts), tensors[name].size)) if s is None else s for name, s in stacks.items()]
-    trimmed = recipe.trim(jnp.concatenate([row.reshape(len(experts), -1) for row in rows], axis=1))
+    names, experts = sorted(tensors), len(recipe.weights)
+    rows = [jax.jit(task_vectors)(tensors[name], changed.get(name, (None,) * experts)) for name in names]
+    vectors = jnp.concatenate([row.reshape(experts, -1) for row in rows], axis=1)
+    trimmed = recipe.trim(vectors)
     merged = recipe.integrate(trimmed)
-    start = 0
-    for name, stack in stacks.items():
-        end = start + tensors[name].size
-        if stack is not None:
-            report.add(name, stack, trimmed[:, start:end])
-            yield name, merged[start:end].reshape(stack.shape[1:])
-        start = end
+    ends = np.cumsum([tensors[name].size for name in names])
+    for name, end in zip(names, ends, strict=True):
+        part = slice(end - tensors[name].size, end)
+        if name in changed and report.add(name, measure(vectors[:, part], trimmed[:, part])):
+            yield name, merged[part].reshape(tensors[name].shape)
+
+
+@jax.jit
+def _moved(tensor: Array, vector: Array, scale: float) -> Array:
+    return (tensor.astype(jnp.float32) + scale * vector).astype(tensor.dtype)
 
 
 def _as_lora(merged: Iterator[tuple[str, Array]], scale: float, rank: int, report: Interference) -> Lora:

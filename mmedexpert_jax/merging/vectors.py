@@ -4,35 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
+from mmedexpert_jax.models.qwen2_vl import flatten
 
 Params = Mapping[str, Any]
 Expert = Params | Lora
-
-
-def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
-    """Leaves by their dotted names, as checkpoint files have them."""
-    leaves: dict[str, Any] = {}
-    for key, value in params.items():
-        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return leaves
-
-
-def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dict of dotted names."""
-    params: dict[str, Any] = {}
-    for name, value in leaves.items():
-        *path, last = name.split(".")
-        node = params
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = value
-    return params
+Source = Array | Lora | None  # a whole tensor, the factors of one module (under ""), or nothing
 
 
 def check(tensors: Mapping[str, Any], experts: Mapping[str, Expert]) -> None:
@@ -57,24 +38,31 @@ def _check_shape(tensors: Mapping[str, Any], expert: str, key: str, shape: tuple
         raise DataError(f"expert {expert}: {key} is {list(shape)}, but {list(tensors[key].shape)} in the base")
 
 
-def task_vectors(name: str, tensor: Any, experts: Mapping[str, Expert]) -> Array | None:
-    """tau_k of one tensor (equation 6), [K, ...] float32; None if no expert changes it. DataError if not finite."""
-    vectors = [_task_vector(name, tensor, expert) for expert in experts.values()]
-    changed = [vector for vector in vectors if vector is not None]
-    if not changed:
-        return None
-    stacked = jnp.stack([jnp.zeros_like(changed[0]) if vector is None else vector for vector in vectors])
-    for expert, finite in zip(experts, np.asarray(jnp.isfinite(stacked).reshape(len(stacked), -1).all(1)), strict=True):
-        if not finite:
-            raise DataError(f"expert {expert}: {name} holds NaN or infinite values (there or in the base)")
-    return stacked if bool(jnp.any(stacked != 0)) else None
+def sources(name: str, experts: Mapping[str, Expert]) -> tuple[Source, ...] | None:
+    """What each expert says of one tensor; None if none of them says anything."""
+    found = tuple(_source(name, expert) for expert in experts.values())
+    return None if all(source is None for source in found) else found
 
 
-def _task_vector(name: str, tensor: Any, expert: Expert) -> Array | None:
+def _source(name: str, expert: Expert) -> Source:
     if isinstance(expert, Lora):
-        path = name.removesuffix(".weight")
-        return adapters.delta(expert, path) if name.endswith(".weight") and path in expert.factors else None
-    theirs: Any = expert
+        path, _, leaf = name.rpartition(".")
+        module = expert.factors.get(path) if leaf == "weight" else None
+        return None if module is None else Lora({"": module}, expert.rank, expert.alpha)
+    node: Any = expert
     for part in name.split("."):
-        theirs = theirs[part]
-    return jnp.asarray(theirs, jnp.float32) - jnp.asarray(tensor, jnp.float32)
+        node = node[part]
+    return node
+
+
+def task_vectors(tensor: Array, found: tuple[Source, ...]) -> Array:
+    """tau_k = theta_k - theta_base of one tensor (equation 6): [...] and K sources -> [K, ...] float32."""
+
+    def vector(source: Source) -> Array:
+        if source is None:
+            return jnp.zeros(tensor.shape, jnp.float32)
+        if isinstance(source, Lora):
+            return adapters.delta(source, "")
+        return jnp.asarray(source, jnp.float32) - jnp.asarray(tensor, jnp.float32)
+
+    return jnp.stack([vector(source) for source in found])

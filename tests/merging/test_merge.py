@@ -7,7 +7,7 @@ from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.merging import merge, merge_with_report, ties
-from mmedexpert_jax.merging.vectors import flatten, unflatten
+from mmedexpert_jax.models.qwen2_vl import flatten, nest
 
 PATHS = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
 
@@ -142,7 +142,7 @@ def test_experts_of_another_base():
     tensor = full[name]
 
     def wrong(match, leaves):
-        refused(match, DataError, experts={"AM": unflatten(leaves)})
+        refused(match, DataError, experts={"AM": nest(leaves)})
 
     wrong(f"expert AM lacks {name}", {k: v for k, v in full.items() if k != name})
     wrong("expert AM changes lm_head.weight", full | {"lm_head.weight": tensor})

@@ -1,0 +1,109 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from mmedexpert_jax import lora as adapters
+from mmedexpert_jax import merging
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.lora import Lora
+from mmedexpert_jax.models import Model, ModelConfig, load_model, save_pretrained
+from mmedexpert_jax.models.config import TextConfig, VisionConfig
+from mmedexpert_jax.models.qwen2_vl import flatten, init_params
+from mmedexpert_jax.processing.processor import Processor
+from mmedexpert_jax.runtime import Run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer_dir):
+    """A base, two adapters over it (AM, BS), a full model that an adapter over the AM model makes (gba)."""
+    folder = tmp_path_factory.mktemp("experts")
+    text = TextConfig(400, 16, 24, 1, 2, 1, mrope_section=(2, 1, 1))
+    vision = VisionConfig("qwen2_vl", depth=1, hidden_size=8, intermediate_size=16, num_heads=1, out_hidden_size=16)
+    model = Model(ModelConfig(text, vision, True, 398, 399, 395, 396, 386, 386, (388, 386)))
+    params = init_params(model.config, 0, jnp.float32)
+    processor = Processor.load(tiny_tokenizer_dir)
+    save_pretrained(folder / "base", model, params, processor)
+    for seed, name in enumerate(("AM", "BS")):
+        adapters.save_peft(folder / name / "export" / "adapter", random_lora(params, seed), str(folder / "base"))
+    start = adapters.fold(params, random_lora(params, 0))
+    save_pretrained(folder / "start", model, start, processor)
+    adapters.save_peft(folder / "gba" / "export" / "adapter", random_lora(start, 2), str(folder / "start"))
+    return folder
+
+
+def random_lora(params, seed):
+    lora = adapters.init(jax.random.key(seed), params, rank=2, alpha=4, targets="text")
+    factors = {
+        path: {"a": pair["a"], "b": 0.1 * jax.random.normal(jax.random.key(seed + i), pair["b"].shape)}
+        for i, (path, pair) in enumerate(lora.factors.items())
+    }
+    return Lora(factors, 2, 4)
+
+
+def settings(folder, **changes):
+    config = ConfigDict(
+        {
+            "model": {"path": str(folder / "base"), "dtype": ""},
+            "experts": (str(folder / "AM"), str(folder / "BS"), f"RL={folder / 'gba'}"),
+            "weights": (),
+            "method": "ties",
+            "rules": "paper",
+            "density": 0.2,
+            "scale": 1.0,
+        }
+    )
+    with config.unlocked():
+        config.update(changes)
+    return config
+
+
+def execute(config, path, **keywords):
+    with Run.open(path, config) as run:
+        merging.run(config, run, **keywords)
+    return json.loads((path / "STATUS.json").read_text())["summary"]
+
+
+def test_model_equals_the_merge_of_its_parts(folder, tmp_path, capsys):
+    summary = execute(settings(folder), tmp_path, evaluate=lambda model, params: {"eval/accuracy": 0.5})
+    _, base = load_model(folder / "base")
+    experts = {name: adapters.load_peft(folder / name / "export" / "adapter", base) for name in ("AM", "BS")}
+    expected = merging.merge(base, experts | {"RL": load_model(folder / "gba")[1]})
+    for name, tensor in flatten(load_model(tmp_path)[1]).items():
+        np.testing.assert_array_equal(tensor, flatten(expected)[name])
+    assert summary["eval/accuracy"] == 0.5 and list(summary["experts"]) == ["AM", "BS", "RL"]
+    report = json.loads((tmp_path / "export" / "interference.json").read_text())
+    assert report["experts"] == ["AM", "BS", "RL"]
+    assert "model.layers.*.mlp.up_proj.weight" in report["kinds"]
+    assert "| sign conflict |" in capsys.readouterr().out
+    assert "sign conflict" in (tmp_path / "report.html").read_text()
+
+
+def test_rl_vector_from_where_gba_began(folder, tmp_path):
+    """gba's adapter starts at AM: seen from the base its vector holds AM's, seen from its start it does not."""
+    cosine = {}
+    for origin in ("base", "start"):
+        execute(settings(folder, rl_origin=origin), tmp_path / origin)
+        report = json.loads((tmp_path / origin / "export" / "interference.json").read_text())
+        cosine[origin] = report["all"]["cosine"][0][2]
+    assert cosine["base"] > 0.5 > abs(cosine["start"])
+
+
+def test_rank_writes_an_adapter(folder, tmp_path):
+    summary = execute(settings(folder, rank=3), tmp_path)
+    _, base = load_model(folder / "base")
+    assert adapters.load_peft(tmp_path / "export" / "adapter", base).rank == 3
+    assert 0 < summary["kept_energy"] < 1
+    assert not (tmp_path / "export" / "model").exists()
+
+
+def test_bad_experts_are_refused(folder, tmp_path):
+    for experts, match in (
+        ((str(folder / "AM"), str(folder / "AM")), "two experts are called AM"),
+        ((str(folder / "base"),), "no expert differs"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            execute(settings(folder, experts=experts), tmp_path / match[:4])
