@@ -13,13 +13,6 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config = presets.training("gba", preset)
     config.epochs = 1  # passes over the training cases where steps is 0; not given in the paper
     config.lr = 1e-6  # learning rate of AdamW; not given for RL in the paper: that of DSA (appendix B)
-    config.trainable = "lora"  # "lora", or "full": every parameter, in float32
-    config.schedule = "constant"  # of the learning rate: "constant", or "linear" down to 0
-    config.warmup_steps = 0  # optimizer updates over which the learning rate rises to lr
-    config.weight_decay = 0.0  # of AdamW; TRL's default
-    config.max_grad_norm = 1.0  # the gradient is scaled down to this norm; 0: never; TRL's default
-    config.micro_batch = 0  # prompts per gradient, summed up to the step's; 0: all; changes memory, not the result
-    config.remat = False  # recompute each layer in the backward pass: less memory, more time
 
     # rollouts
     config.prompts_per_step = 8  # prompts of P_guide per optimizer step; not given in the paper
@@ -39,13 +32,11 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.advantage_ddof = 1  # degrees of freedom taken off the group's standard deviation; the R1 family (TRL)
     config.inner_epochs = 1  # passes over one rollout; 1: on-policy, the ratio is 1
     config.minibatches = 1  # updates per pass, each on its share of the prompts
-    config.micro_batch = 0 if preset == "mini" else 1  # prompts of one gradient, summed up to an update; 0: all
+    config.micro_batch = 1  # prompts of one gradient, summed up to an update's; 0: all; changes memory, not the result
 
     # guidelines
     config.group_by = "prompt"  # whose samples compete: one "prompt" (equation 4) or all paradigms of one "query"
     config.paradigms_per_query = 1  # paradigms under which a query is asked per epoch, 1 to 4, assigned in balance
-    config.guideline_text = ""  # JSON file of guideline texts by task or case id, quoted in the prompts; empty: none
-
     config.guideline_text = ""  # JSON file, task or case id -> text that prompts quote; empty: the instruction alone
 
     config.rewards = ConfigDict()
@@ -62,6 +53,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
     if preset == "mini":
         config.steps = 100
         config.lr = 2e-3
+        config.micro_batch = 0
         config.max_prompt_length = 512
         config.max_new_tokens = 80
         config.eval.split = "test"

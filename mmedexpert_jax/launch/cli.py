@@ -46,9 +46,6 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"interrupted: {text}", error.exit_code
     if isinstance(error, UserError):
         return f"error: {text}", error.exit_code
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
-        mend = "use smaller batches, fewer samples or fewer tokens, e.g. --config.batch_size or --config.max_new_tokens"
-        return f"error: out of memory ({text[:200] or 'host'}); {mend}", 4
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"error: no space left for {error.filename or 'the run directory'}; free some or set --config.workdir", 4
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -12,8 +13,11 @@ from mmedexpert_jax.launch import pipeline
 from mmedexpert_jax.launch.plan import describe
 from mmedexpert_jax.launch.validate import validate
 
+if TYPE_CHECKING:
+    from mmedexpert_jax.runtime import Run
+
 COMMAND = "python -m mmedexpert_jax.launch"
-INNER_RUNS = {"dsa": SPECIALTIES, "pipeline": pipeline.INNER}  # folders of runs inside a run, by job
+INNER_RUNS = {"dsa": SPECIALTIES, "pipeline": pipeline.FOLDERS}  # folders of runs inside a run, by job
 ARTEFACTS = {
     "table": "table.md",
     "report": "report.html",
@@ -27,42 +31,37 @@ ARTEFACTS = {
 
 def launch(config: ConfigDict) -> None:
     """Checks a config, then runs its job in its run directory, or prints the plan where that is asked."""
-    config.workdir = config.workdir or default_workdir(config)
+    with config.unlocked():
+        config.workdir = config.workdir or default_workdir(config)
     validate(config)
     if config.plan:
         print(describe(config))
         return
     print(f"{config.job} (preset {config.preset}) in {config.workdir}", flush=True)
-    run_stage(config)
+    run_job(config)
     print(closing(config), flush=True)
 
 
 def default_workdir(config: ConfigDict) -> str:
-    """runs/<job>-<preset>; one DSA expert stands inside, where the job over all of them would put it."""
+    """runs/<job>-<preset>; one DSA expert stands inside, where the job over all of them puts it."""
     folder = f"runs/{config.job}-{config.preset}"
     single = config.job == "dsa" and config.specialty != "all"
     return f"{folder}/{config.specialty}" if single else folder
 
 
-def run_stage(config: ConfigDict, evaluate: bool = True) -> None:
-    """Opens the run of one job and carries it out; a finished run is left alone.
-
-    Args:
-        config: of the job, workdir included.
-        evaluate: whether training jobs get a held-out evaluation passed in.
-    """
+def run_job(config: ConfigDict) -> None:
+    """Opens the run of one job and carries it out, or goes on with it; a finished one is left alone."""
     from mmedexpert_jax.runtime import Run
+    from mmedexpert_jax.runtime.devices import device_errors
 
-    with Run.open(config.workdir, config, fresh=config.fresh) as run:
+    with device_errors(), Run.open(config.workdir, config, fresh=config.fresh) as run:
         if run.done:
             print(f"{config.workdir} is already finished; --config.fresh=True starts over", flush=True)
             return
         if config.fresh:
             for name in INNER_RUNS.get(config.job, ()):
                 shutil.rmtree(run.path / name, ignore_errors=True)
-        summary = JOBS[config.job](config, run, evaluate)
-        if not run.done:
-            run.finish(summary or {})
+        JOBS[config.job](config, run)
 
 
 def closing(config: ConfigDict) -> str:
@@ -70,102 +69,117 @@ def closing(config: ConfigDict) -> str:
     folder = Path(config.workdir)
     lines = [f"done: {folder}"]
     lines += [f"  {name:8} {folder / part}" for name, part in ARTEFACTS.items() if (folder / part).exists()]
-    target = f"--config.model.path={folder}"
-    evaluate = f"{COMMAND} --config=configs/evaluate.py:{config.preset} {target}"
-    export = f"{COMMAND} --config=configs/export.py:{config.preset} {target}"
+    return "\n".join([*lines, *(f"next: {COMMAND} {arguments}" for arguments in _next(config, folder))])
+
+
+def _next(config: ConfigDict, folder: Path) -> list[str]:
+    """Arguments of the commands that usually follow a job."""
+
+    def on(job: str, model: Path = folder) -> str:
+        return f"--config=configs/{job}.py:{config.preset} --config.model.path={model}"
+
     if config.job == "dsa" and config.specialty == "all":
         experts = ",".join(f"{folder}/{name}" for name in SPECIALTIES)
-        commands = [f"{COMMAND} --config=configs/merge.py:{config.preset} --config.experts={experts}"]
-    elif config.job in ("dsa", "gba"):
-        commands = [evaluate, export]
-    elif config.job == "merge":
-        commands = [f"{COMMAND} --config=configs/gba.py:{config.preset} {target}", evaluate]
-    elif config.job == "pipeline":
-        commands = [export.replace(target, f"--config.model.path={folder}/final")]
-    else:
-        commands = []
-    return "\n".join([*lines, *(f"next: {command}" for command in commands)])
+        return [f"--config=configs/merge.py:{config.preset} --config.experts={experts}"]
+    if config.job == "pipeline":
+        return [on("export", folder / "final")]
+    following = {"dsa": ("evaluate", "export"), "gba": ("evaluate", "export"), "merge": ("evaluate", "gba")}
+    return [on(job) for job in following.get(config.job, ())]
 
 
-def _dsa(config: ConfigDict, run, evaluate: bool) -> dict:
-    from mmedexpert_jax import sft
-
+def _dsa(config: ConfigDict, run: "Run") -> None:
+    """One expert, or all four, each in a run of its own inside this one."""
     if config.specialty != "all":
-        sft.train(config, run, evaluate=evaluator(config) if evaluate else None)
-        return run.summary
-    for specialty in SPECIALTIES:
-        expert = derive(config, workdir=f"{config.workdir}/{specialty}", specialty=specialty, fresh=False)
-        run_stage(expert, evaluate)
-    return {"experts": {name: f"{config.workdir}/{name}" for name in SPECIALTIES}}
+        from mmedexpert_jax import sft
+
+        _train(sft.train, config, run)
+        return
+    for name in SPECIALTIES:
+        pipeline.stop_if_asked(run, name)
+        run_job(_changed(config, workdir=str(run.path / name), specialty=name, fresh=False))
+    run.finish({"experts": {name: str(run.path / name) for name in SPECIALTIES}})
 
 
-def _gba(config: ConfigDict, run, evaluate: bool) -> dict:
+def _gba(config: ConfigDict, run: "Run") -> None:
     from mmedexpert_jax import gba
 
-    gba.train(config, run, evaluate=evaluator(config) if evaluate else None)
-    return run.summary
+    _train(gba.train, config, run)
 
 
-def _merge(config: ConfigDict, run, _: bool) -> dict:
+def _train(train: Callable[..., Any], config: ConfigDict, run: "Run") -> None:
+    """Trains with a held-out evaluation, then draws the run's plots and report."""
+    from mmedexpert_jax.launch.held_out import evaluator, gain, gain_line
+    from mmedexpert_jax.runtime import report
+
+    train(config, run, evaluate=evaluator(config, run))
+    if figures := gain(run):
+        run.finish(run.summary | figures)
+        print(gain_line(figures), flush=True)
+    report.report_run(run.path)
+
+
+def _merge(config: ConfigDict, run: "Run") -> None:
     from mmedexpert_jax import merging
 
     merging.run(config, run)
-    return run.summary
 
 
-def _evaluate(config: ConfigDict, run, _: bool) -> dict:
+def _evaluate(config: ConfigDict, run: "Run") -> None:
     from mmedexpert_jax import medeval
 
     medeval.run(config, run)
-    return run.summary
 
 
-def _pipeline(config: ConfigDict, run, _: bool) -> dict:
-    return pipeline.run(config, run, run_stage)
+def _pipeline(config: ConfigDict, run: "Run") -> None:
+    pipeline.run(config, run, run_job)
 
 
-def _export(config: ConfigDict, run, _: bool) -> dict:
+def _export(config: ConfigDict, run: "Run") -> None:
     """The model behind `model.path` with its adapters folded in, or the adapter alone."""
     output = Path(config.output or run.path / "export" / config.format)
     if config.format == "adapter":
-        source = next(
-            (
-                p
-                for p in (Path(config.model.path), Path(config.model.path) / "export" / "adapter")
-                if (p / "adapter_config.json").is_file()
-            ),
-            None,
-        )
-        if source is None:
-            raise DataError(f"{config.model.path} holds no adapter; export it with --config.format=model")
-        if output.exists():
-            raise ConfigError(f"config.output: {output} exists; choose a new directory")
-        shutil.copytree(source, output)
+        _copy_adapter(config.model.path, output)
     else:
         from mmedexpert_jax import models
 
         model, params = models.load_model(config.model.path, dtype=config.model.dtype)
         models.save_pretrained(output, model, params, models.load_processor(config.model.path))
-    return {"output": str(output)}
+    run.finish({"output": str(output)})
+    print(f"exported {config.model.path} to {output}", flush=True)
 
 
-def evaluator(config: ConfigDict) -> Callable[..., dict] | None:
-    """The held-out evaluation that a training job calls; None where `eval.every` is -1."""
-    return None if config.eval.every < 0 else lambda *args, **kwargs: {}
+def _copy_adapter(model_path: str, output: Path) -> None:
+    candidates = [Path(model_path), Path(model_path) / "export" / "adapter"]
+    source = next((folder for folder in candidates if (folder / "adapter_config.json").is_file()), None)
+    if source is None:
+        raise DataError(f"config.model.path: {model_path} holds no adapter; use --config.format=model")
+    if output.exists():
+        raise ConfigError(f"config.output: {output} exists; choose a new directory")
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    partial.rename(output)
 
 
-def derive(config: ConfigDict, **changes) -> ConfigDict:
-    """A copy of a config with some fields changed."""
+def _pretrain(config: ConfigDict, run: "Run") -> None:
+    from mmedexpert_jax.launch import pretrain
+
+    path = pretrain.run(config, run)
+    run.finish({"model": str(path)})
+
+
+def _changed(config: ConfigDict, **changes: Any) -> ConfigDict:
     copy = config.copy_and_resolve_references().unlock()
     copy.update(changes)
     return copy.lock()
 
 
-JOBS: dict[str, Callable[..., dict]] = {
+JOBS: dict[str, Callable[[ConfigDict, "Run"], None]] = {
     "dsa": _dsa,
     "gba": _gba,
     "merge": _merge,
     "evaluate": _evaluate,
     "pipeline": _pipeline,
     "export": _export,
+    "pretrain": _pretrain,
 }

@@ -6,6 +6,7 @@ inside the one that was cut off.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -13,59 +14,71 @@ from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import Interrupted
 from mmedexpert_jax.launch.presets import SHARED
 
-INNER = ("experts", "merged", "gba", "final", "evaluate")  # folders of the stages' runs
+if TYPE_CHECKING:
+    from mmedexpert_jax.runtime import Run
+
+FOLDERS = ("experts", "merged", "gba", "final", "evaluate")  # of the stages' runs
 
 
-def run(config: ConfigDict, run, run_stage: Callable[[ConfigDict], dict]) -> dict:
-    """Runs what is left of the pipeline and returns the table's rows.
+def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], None]) -> None:
+    """Runs what is left of the pipeline, writes table.md and report.html, and finishes the run.
 
     Args:
         config: of the job, with the stages' configs as groups.
         run: the pipeline's own run.
-        run_stage: opens and carries out one stage's run.
+        run_job: opens and carries out the run of one stage.
     """
 
-    def do(job: str, folder: str, **fields) -> str:
-        if signum := run.interrupted():
-            raise Interrupted(f"stopped before {folder}; the same command resumes", signum)
+    def do(job: str, folder: str, **fields: Any) -> str:
+        stop_if_asked(run, folder)
         stage = stage_config(config, job, workdir=str(run.path / folder), **fields)
         print(f"{job} in {stage.workdir}", flush=True)
-        run_stage(stage)
+        run_job(stage)
         return stage.workdir
 
+    base = config.model.path
     experts = {name: do("dsa", f"experts/{name}", specialty=name) for name in SPECIALTIES}  # section 4.1
     merged = do("merge", "merged", experts=_named(experts))  # section 4.3, stage one
-    policy = do("gba", "gba", start=merged)  # section 4.2
+    policy = do("gba", "gba", model={"path": merged})  # section 4.2
     final = do("merge", "final", experts=_named(experts | {"RL": policy}))  # section 4.3, stage two
+    rows = experts | {"merged experts": merged, "GBA": policy, "final": final}
+    evaluation = do("evaluate", "evaluate", model={"path": f"base={base}"}, compare=_named(rows))
+    _finish(run, evaluation, ["base", *rows])
 
-    models = {"base": config.model.path, **experts, "merged experts": merged, "GBA": policy, "final": final}
-    evaluations = {name: do("evaluate", f"evaluate/{_slug(name)}", start=path) for name, path in models.items()}
-    return write_table(run, evaluations)
 
-
-def stage_config(config: ConfigDict, job: str, workdir: str, start: str = "", **fields) -> ConfigDict:
-    """Config of one stage: its group, the pipeline's shared fields, and what the pipeline alone knows.
-
-    Args:
-        config: of the pipeline.
-        job: group that holds the stage's fields.
-        workdir: of the stage's run.
-        start: model to start from; empty: the pipeline's base.
-        **fields: further fields of the stage.
-    """
-    stage = ConfigDict(config[job].copy_and_resolve_references())
+def stage_config(config: ConfigDict, job: str, **fields: Any) -> ConfigDict:
+    """Config of one stage: its group, the pipeline's shared fields, and `fields` that the pipeline alone knows."""
+    stage = config[job].copy_and_resolve_references().unlock()
     shared = config.copy_and_resolve_references()
-    with stage.unlocked():
-        for name in SHARED:
-            stage[name] = shared[name]
-        stage.update(job=job, workdir=workdir, fresh=False, **fields)
-        stage.model.path = start or config.model.path
+    for name in SHARED:
+        stage[name] = shared[name]
+    stage.unlock().update({"job": job, "fresh": False, **fields})
     return stage.lock()
 
 
-def _named(experts: dict[str, str]) -> tuple[str, ...]:
-    return tuple(f"{name}={path}" for name, path in experts.items())
+def stop_if_asked(run: "Run", upcoming: str) -> None:
+    """Raises Interrupted between two stages where a signal came."""
+    if signum := run.interrupted():
+        raise Interrupted(f"stopped before {upcoming}; the same command resumes", signum)
 
 
-def _slug(name: str) -> str:
-    return Path(name.replace(" ", "-").lower()).name
+def _named(paths: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name}={path}" for name, path in paths.items())
+
+
+def _finish(run: "Run", evaluation: str, names: list[str]) -> None:
+    """One table: accuracy in all and by specialty with 95 % intervals, and the paired gain over the base."""
+    from mmedexpert_jax.medeval import tables
+    from mmedexpert_jax.medeval.evaluate import Evaluation
+    from mmedexpert_jax.medeval.run import slug
+    from mmedexpert_jax.runtime import files, report
+
+    rows = Path(evaluation) / "export" / "rows"
+    evaluations = {name: Evaluation.read(rows / f"{slug(name)}.jsonl") for name in names}
+    summaries = {name: found.summary() for name, found in evaluations.items()}
+    gains = {row.pop("model"): row for row in tables.comparison_table(evaluations)}
+    table = [row | gains.get(row["model"], {}) for row in tables.models_table(summaries)]
+    files.write_text(run.path / "table.md", tables.markdown(table))
+    run.finish({"models": summaries})
+    report.report_run(run.path, [report.Table("Accuracy, % [95 % interval]", table)])
+    print(tables.markdown(table), flush=True)

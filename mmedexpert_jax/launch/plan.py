@@ -16,8 +16,9 @@ def describe(config: ConfigDict) -> str:
     """A text of a few lines about the model, the cases by split and specialty, the run directory and the settings."""
     run = Path(config.workdir)
     state = "resumes what is there" if (run / "STATUS.json").is_file() and not config.fresh else "starts anew"
-    lines = [f"job      {config.job} (preset {config.preset})", f"model    {config.model.path}"]
-    lines += [f"cases    {line}" for line in _census(config)]
+    lines = [f"job      {config.job} (preset {config.preset})"]
+    if "data" in config:
+        lines += [f"model    {config.model.path}", *(f"cases    {line}" for line in _census(config))]
     lines += [f"workdir  {run}: {state}", "fields"]
     lines += [f"  {key} = {value}" for key, (_, _, value) in fields(config).items() if key not in ("job", "preset")]
     return "\n".join([*lines, "nothing was run; leave out --config.plan to start"])

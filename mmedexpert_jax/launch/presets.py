@@ -13,7 +13,8 @@ MODELS = {
     "qwen2_vl_2b": "Qwen/Qwen2-VL-2B-Instruct",
     "lingshu_7b": "lingshu-medical-mllm/Lingshu-7B",
 }
-SHARED = ("job", "preset", "workdir", "seed", "fresh", "plan", "limit", "tracker", "model", "data")  # set once for a pipeline
+# Fields that a pipeline sets once for all its stages.
+SHARED = ("job", "preset", "workdir", "seed", "fresh", "plan", "limit", "tracker", "model", "data")
 
 
 def common(job: str, preset: str) -> ConfigDict:

@@ -11,11 +11,10 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch.config import convert, fields
 
 CHOICES = {
-    "job": ("dsa", "gba", "merge", "evaluate", "pipeline", "export"),
+    "job": ("dsa", "gba", "merge", "evaluate", "pipeline", "export", "pretrain"),
     "model.dtype": ("", "float32", "bfloat16", "float16"),
     "specialty": ("all", *SPECIALTIES, "mixed"),
     "trainable": ("lora", "full"),
-    "schedule": ("constant", "linear"),
     "lora.targets": ("all-linear", "text"),
     "objective": ("gba", "grpo"),
     "aggregation": ("sequence", "token", "constant"),
@@ -52,17 +51,18 @@ def validate(config: ConfigDict) -> None:
         if value is not None:
             _check_value(key, value)
     for prefix, stage in [("", config), *((f"{name}.", config[name]) for name in ("dsa", "gba") if name in config)]:
-        if "steps" in stage and stage.steps == 0 and stage.epochs == 0:
+        if "steps" in stage and stage.steps == 0 and not stage.get("epochs"):
             raise ConfigError(f"config.{prefix}steps and config.{prefix}epochs are both 0; set one of them")
         if "objective" in stage:
             _check_groups(prefix, stage)
-    check_model("model.path", config.model.path)
+    if "model" in config:
+        check_model("model.path", config.model.path)
     for key in ("experts", "compare"):
         for model in config.get(key, ()):
             check_model(key, model.rpartition("=")[2])
     for weight in config.get("weights", ()):
         convert("weights", weight, float)
-    if config.data.path != "mini" and not Path(config.data.path).expanduser().exists():
+    if "data" in config and config.data.path != "mini" and not Path(config.data.path).expanduser().exists():
         raise DataError(f"config.data.path: no such file or directory: {config.data.path}")
 
 

@@ -51,6 +51,11 @@ def load_model(
     return Model(config), params
 
 
+def load_architecture(src: str | Path) -> Model:
+    """The model of `load_model` without its parameters."""
+    return Model(_published(str(src)) if str(src).startswith("random:") else read_config(_trace(src)[0]))
+
+
 def load_processor(src: str | Path, max_pixels: int | None = None) -> Any:
     """The `Processor` of whatever `load_model` takes; an adapter or a run has its base's."""
     from mmedexpert_jax.processing.processor import Processor
@@ -81,7 +86,9 @@ def _trace(src: str | Path) -> tuple[Path, list[Path]]:
         if not (directory / "adapter_config.json").exists():
             return directory, adapters[::-1]
         if directory in adapters:
-            raise DataError(f"{directory}/adapter_config.json: base_model_name_or_path leads back to the adapter itself")
+            raise DataError(
+                f"{directory}/adapter_config.json: base_model_name_or_path leads back to the adapter itself"
+            )
         adapters.append(directory)
         src = _read_json(directory / "adapter_config.json").get("base_model_name_or_path") or ""
         if not src:
@@ -97,7 +104,9 @@ def _locate(src: str | Path) -> Path:
     if path.exists():
         raise DataError(f"{path} is a file; give the directory of the model")
     if not _HUB_ID.fullmatch(str(src)) or str(src).startswith("."):
-        raise DataError(f"{path}: no such model directory; give a directory, a hub id (owner/name), mini or random:<size>")
+        raise DataError(
+            f"{path}: no such model directory; give a directory, a hub id (owner/name), mini or random:<size>"
+        )
     return _download(str(src))
 
 
@@ -109,9 +118,13 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
     except RepositoryNotFoundError as error:
-        raise DataError(f"{hub_id}: no such directory, and no such model on the hub (private ones need HF_TOKEN)") from error
+        raise DataError(
+            f"{hub_id}: no such directory, and no such model on the hub (private ones need HF_TOKEN)"
+        ) from error
     except LocalEntryNotFoundError as error:
-        raise RemoteError(f"{hub_id}: no such directory, and the hub cannot be reached; download it or give a path") from error
+        raise RemoteError(
+            f"{hub_id}: no such directory, and the hub cannot be reached; download it or give a path"
+        ) from error
     except (HfHubHTTPError, OSError) as error:
         raise RemoteError(f"{hub_id}: download failed: {str(error).splitlines()[0]}") from error
 
@@ -128,7 +141,9 @@ def _read_params(directory: Path, config: ModelConfig, dtype: Any, where: Any) -
 
     if config.tie_word_embeddings and "lm_head.weight" in names:
         if not np.array_equal(tensor("lm_head.weight")[:], tensor("model.embed_tokens.weight")[:]):
-            raise DataError(f"{directory}: lm_head.weight differs from embed_tokens.weight; set tie_word_embeddings false")
+            raise DataError(
+                f"{directory}: lm_head.weight differs from embed_tokens.weight; set tie_word_embeddings false"
+            )
         del names["lm_head.weight"]
     expected = tensor_shapes(config)
     _check_tensors(directory, expected, {name: tuple(tensor(name).get_shape()) for name in names})
@@ -136,7 +151,9 @@ def _read_params(directory: Path, config: ModelConfig, dtype: Any, where: Any) -
     for name in expected:
         value = tensor(name)[:]
         if value.dtype.kind not in "fV" and value.dtype != jnp.bfloat16:
-            raise DataError(f"{directory}: tensor {name} has dtype {value.dtype}; quantised checkpoints are not supported")
+            raise DataError(
+                f"{directory}: tensor {name} has dtype {value.dtype}; quantised checkpoints are not supported"
+            )
         value = np.asarray(value, _dtype(dtype, value.dtype))
         flat[name] = jnp.array(value) if where is None else jax.device_put(value, where)
     return nest(flat)
@@ -194,7 +211,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}); give the directory of a Hugging Face model") from error
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror}); give the directory of a Hugging Face model"
+        ) from error
     except ValueError as error:
         raise DataError(f"{file}: not valid JSON ({error})") from error
     if not isinstance(content, dict):

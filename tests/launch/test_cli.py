@@ -12,6 +12,7 @@ import pytest
 
 import mmedexpert_jax
 from mmedexpert_jax.errors import DataError, Interrupted, RemoteError, ResourceError
+from mmedexpert_jax.launch import held_out
 from mmedexpert_jax.launch.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -40,6 +41,7 @@ def stages(monkeypatch, tmp_path):
     for name in ("sft", "gba", "merging", "medeval"):
         module = SimpleNamespace(train=stand_in, run=stand_in)
         monkeypatch.setattr(mmedexpert_jax, name, module, raising=False)
+    monkeypatch.setattr(held_out, "evaluator", lambda config, run: len)
     return stand_in
 
 
@@ -116,7 +118,7 @@ class XlaRuntimeError(RuntimeError):
         (RemoteError("endpoint refused"), 5, "endpoint refused"),
         (Interrupted("at step 7", 2), 130, "interrupted: at step 7"),
         (Interrupted("at step 7", 15), 143, "interrupted: at step 7"),
-        (XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), 4, "--config.batch_size"),
+        (XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), 4, "lower prompts_per_step"),
         (MemoryError(), 4, "out of memory"),
         (OSError(errno.ENOSPC, "No space left on device", "ckpt/1"), 4, "no space left for ckpt/1"),
         (OSError(errno.EROFS, "Read-only file system", "runs/x"), 4, "--config.workdir"),
@@ -143,7 +145,7 @@ def test_a_run_ends_with_where_things_are_and_what_is_next(stages, capsys):
     assert "gba (preset mini) in runs/gba-mini" in out and "runs/gba-mini/metrics.jsonl" in out
     assert "--config=configs/evaluate.py:mini --config.model.path=runs/gba-mini" in out
     config, evaluate = stages.calls[0]
-    assert config.seed == 3 and callable(evaluate)
+    assert config.seed == 3 and evaluate is len
     assert json.loads(Path("runs/gba-mini/config.json").read_text())["workdir"] == "runs/gba-mini"
 
 
@@ -199,9 +201,14 @@ def command(*argv, cwd=REPOSITORY):
 def test_the_real_command_refuses_without_a_traceback_and_without_jax():
     result = command("--config=configs/gba.py", "--config.num_samples=1")
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and not result.stdout
-    code = "import sys; from mmedexpert_jax.launch.cli import main; main(sys.argv[1:]); sys.exit('jax' in sys.modules)"
-    for argv in (["--help"], ["--config=configs/gba.py", "--config.num_samples=1"], ["--config=configs/x.py"]):
-        assert subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, check=False).returncode == 0
+    code = """
+import sys
+from mmedexpert_jax.launch.cli import main
+codes = [main([]), main(["--help"]), main(["--config=configs/gba.py", "--config.num_samples=1"]), main(["--config=x.py"])]
+assert codes == [2, 0, 2, 2] and "jax" not in sys.modules, codes
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_reader_that_closes_early_is_no_error():

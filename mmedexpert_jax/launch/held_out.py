@@ -1,0 +1,82 @@
+"""The held-out evaluation that launch passes into a training job, and what it says of the job as a whole."""
+
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from mmedexpert_jax import medeval
+from mmedexpert_jax.data import load_cases
+from mmedexpert_jax.medeval.evaluate import Evaluation
+from mmedexpert_jax.medeval.run import sample_rows
+from mmedexpert_jax.models import load_architecture, load_processor
+from mmedexpert_jax.runtime import Run
+
+Evaluate = Callable[[dict, int], dict[str, float]]
+
+
+def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
+    """A function of the policy's parameters and the step that gives metrics `eval/...`; None where eval.every is -1.
+
+    Prompts carry no guideline. Every answer is written to export/rows/, a hundred of them to samples/held_out/.
+    """
+    if config.eval.every < 0:
+        return None
+    settings = config.eval
+    cases = load_cases(config.data.path, settings.split, limit=settings.limit or config.limit, seed=config.seed)
+    model, processor = load_architecture(config.model.path), load_processor(config.model.path)
+
+    def evaluate(params: dict, step: int) -> dict[str, float]:
+        with run.progress(len(cases), label=f"{settings.split} split at step {step}") as progress:
+            evaluation = medeval.evaluate(
+                model,
+                params,
+                processor,
+                cases,
+                key=jax.random.key(config.seed),
+                num_samples=settings.num_samples,
+                temperature=settings.temperature,
+                batch_size=settings.batch_size,
+                max_prompt_length=config.max_prompt_length,
+                max_new_tokens=config.max_new_tokens,
+                on_batch=progress.update,
+            )
+        evaluation.write(_rows(run, step, make=True))
+        run.table("held_out", step, sample_rows(evaluation, cases))
+        summary = evaluation.summary()
+        metrics = {f"eval/{name}": summary[name] for name in ("accuracy", "parse_rate", "mean_length", "truncated")}
+        by = summary["by"]
+        metrics |= {f"eval/accuracy/{v}": by[g][v]["accuracy"] for g in ("specialty", "modality") for v in by[g]}
+        return metrics
+
+    return evaluate
+
+
+def gain(run: Run) -> dict[str, float]:
+    """Held-out accuracy before and after, and the paired difference with its 95 % interval; empty without both."""
+    steps = sorted({row["step"] for row in run.metrics() if "eval/accuracy" in row})
+    files = [_rows(run, step) for step in (steps[0], steps[-1])] if len(steps) > 1 else []
+    if not files or not all(file.exists() for file in files):
+        return {}
+    before, after = map(Evaluation.read, files)
+    paired = medeval.compare_evaluations([before], [after])
+    return {
+        "held_out/before": before.accuracy()["accuracy"],
+        "held_out/after": after.accuracy()["accuracy"],
+        "held_out/gain": paired.difference,
+        "held_out/gain_low": paired.low,
+        "held_out/gain_high": paired.high,
+    }
+
+
+def gain_line(figures: dict[str, float]) -> str:
+    """One line of `gain` for people, in percent."""
+    before, after, difference, low, high = (100 * value for value in figures.values())
+    return f"held-out accuracy {before:.1f} -> {after:.1f} %, paired gain {difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _rows(run: Run, step: int, make: bool = False):
+    folder = run.path / "export" / "rows"
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"step-{step:06d}.jsonl"
