@@ -1,4 +1,4 @@
-"""Low-rank deltas (LoRA, Hu et al. 2021) as a pytree beside the parameters; equal to peft, and read and written as peft does."""
+"""LoRA (Hu et al. 2021): low-rank deltas as a pytree beside the parameters; equal to peft, in and out of its files."""
 
 import dataclasses
 import json
@@ -183,7 +183,7 @@ def load_peft(path: str | Path, params: dict) -> Lora:
         raise DataError(f"{weights}: cannot be read ({error}); save the adapter again with safetensors") from error
     factors: dict[str, dict[str, jax.Array]] = {}
     for name, tensor in tensors.items():
-        module, dot, rest = name.removeprefix("base_model.model.").partition(".lora_")
+        module, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
         if rest not in ("A.weight", "B.weight"):
             raise DataError(f"{weights}: tensor {name} is not a LoRA factor (lora_A.weight or lora_B.weight)")
         factors.setdefault(_own_name(module), {})[rest[0].lower()] = jnp.asarray(tensor, jnp.float32)

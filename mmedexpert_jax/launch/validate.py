@@ -28,7 +28,7 @@ CHOICES = {
     "scorer": ("strict", "medevalkit"),
     "format": ("model", "adapter"),
 }
-_SIZES = "batch_size accumulation prompts_per_step num_samples max_new_tokens max_prompt_length lora.rank"
+_SIZES = "batch_size accumulation buckets prompts_per_step num_samples max_new_tokens max_prompt_length lora.rank"
 _COUNTS = "checkpoint_every inner_epochs minibatches paradigms_per_query eval.num_samples eval.batch_size"
 _FROM_ZERO = (
     "seed limit steps epochs beta temperature top_k samples_every explain eval.limit eval.temperature "

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -97,8 +96,8 @@ def generate(
     """
     if num_samples < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ConfigError(
-            f"num_samples={num_samples} and max_new_tokens={max_new_tokens} must be at least 1, temperature={temperature} "
-            f"at least 0 and top_p={top_p} in (0, 1]"
+            f"num_samples={num_samples} and max_new_tokens={max_new_tokens} must be at least 1, "
+            f"temperature={temperature} at least 0 and top_p={top_p} in (0, 1]"
         )
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)

@@ -72,7 +72,7 @@ def completion_logprobs(
 def completion_hidden(
     model: Model, params: dict, batch: Batch, tokens: Array, *, lora: Lora | None = None, remat: bool = False
 ) -> Array:
-    """Hidden states [B, G, R, D] that predict the tokens [B, G, R]: the prompt's last one, then the completion's own."""
+    """Hidden states [B, G, R, D] that predict tokens [B, G, R]: the prompt's last one, then the completion's own."""
     prefix = model.prefill(params, batch, lora, remat)
     first = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)[:, None]  # [B, 1, 1, D]
     first = jnp.broadcast_to(first, (*tokens.shape[:2], *first.shape[2:]))

@@ -1,6 +1,10 @@
-"""A tiny model with prompts of unequal length, some with images, and the plain forward pass over whole sequences."""
+"""A tiny model, prompts of unequal length, some with images, samples, and the plain forward pass over whole rows.
+
+Compiling is what these tests spend their time on: they share few programs, all with the same shapes and deltas.
+"""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +12,51 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import init_params
+from mmedexpert_jax.models.qwen2_vl import tensor_shapes
 from mmedexpert_jax.processing.processor import Processor
+from mmedexpert_jax.rollout import generate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def highest():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def settings():
+    """The distribution that is sampled from."""
+    return {"temperature": 0.7, "top_p": 0.9, "ban": (398, 399, 7)}
+
+
+@pytest.fixture(scope="session")
+def limits():
+    """The shape of a group, and stop ids that are a twelfth of the vocabulary, so that rows end at different times."""
+    return {"num_samples": 4, "max_new_tokens": 12, "stop_ids": tuple(range(300, 330))}
 
 
 @pytest.fixture(scope="session")
 def tiny():
-    """(model, params): two layers of width 32, weights large enough for distributions that are far from flat."""
-    text = TextConfig(400, 32, 48, 2, 4, 2, mrope_section=(2, 1, 1))
+    """(model, params): width 32, weights large enough for distributions that are far from flat."""
+    text = TextConfig(400, 32, 48, 1, 4, 2, mrope_section=(2, 1, 1))
     vision = VisionConfig("qwen2_vl", depth=1, hidden_size=16, intermediate_size=32, num_heads=2, out_hidden_size=32)
     config = ModelConfig(text, vision, True, 398, 399, 395, 396, 386, 386, (388, 386))
-    params = jax.tree.map(lambda w: w * 8 if w.ndim > 1 else w, init_params(config, 0, jnp.float32))
+    rng = np.random.default_rng(0)
+    params: dict = {}
+    for name, shape in tensor_shapes(config).items():
+        *parents, leaf = name.split(".")
+        node = functools.reduce(lambda tree, part: tree.setdefault(part, {}), parents, params)
+        node[leaf] = jnp.array(rng.normal(0, 0.15, shape) + ("norm" in name or "ln_q" in name), jnp.float32)
     return Model(config), params
+
+
+@pytest.fixture(scope="session")
+def lora(tiny):
+    """Deltas that change the distribution."""
+    return jax.tree.map(lambda f: f + 0.03, lora_module.init(jax.random.key(1), tiny[1], rank=2, alpha=4))
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +78,11 @@ def prompts():
 @pytest.fixture(scope="session")
 def batch(processor, prompts):
     return processor(prompts)
+
+
+@pytest.fixture(scope="session")
+def completions(tiny, batch, lora, limits, settings):
+    return jax.device_get(generate(*tiny, batch, key=jax.random.key(0), lora=lora, **limits, **settings))
 
 
 @pytest.fixture(scope="session")

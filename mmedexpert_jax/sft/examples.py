@@ -1,0 +1,129 @@
+"""Cases as micro-batches of few shapes, in an order that depends on the seed and the step alone."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.data import Case
+from mmedexpert_jax.data.order import batch_indices, epoch_order
+from mmedexpert_jax.data.prompts import completion, conversation
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.processor import Encoded, Processor
+from mmedexpert_jax.sft.loss import MicroBatch
+
+_GRAIN = 64  # tokens or patches; padded sizes are multiples, so that the experts' programs are often the same
+
+
+class Size(NamedTuple):
+    """What a case, or a padded micro-batch, takes."""
+
+    prompt: int  # tokens, images included
+    completion: int  # tokens
+    images: int
+    patches: int  # of the largest image
+
+
+class Examples:
+    """The training rows of a run.
+
+    Every case is measured first, so that one that is too long is refused before any work, and the shapes of all
+    micro-batches, each of which costs a compilation, are known: `shapes`. The rows of a step are put in order of size
+    before they are split, which changes no gradient (`loss_sums`), and padded to the least of `buckets` sizes.
+
+    Args:
+        cases: of one specialty, or mixed.
+        processor: of the model.
+        config: of the job dsa.
+
+    Raises:
+        DataError: a case without a trace, over the limits, or with an image that cannot be used; it names the case.
+    """
+
+    def __init__(self, cases: Sequence[Case], processor: Processor, config: ConfigDict):
+        self._cases, self._processor, self._config = cases, processor, config
+        self._rows = config.batch_size * config.accumulation
+        self.steps = config.steps or math.ceil(config.epochs * len(cases) / self._rows)
+        self._halves = epoch_order(len(cases), config.seed + 1, 0)
+        self._completions = [self._completion(case) for case in cases]
+        self._sizes = [
+            _size(self._encode(case, case.paradigm or None), ids)
+            for case, ids in zip(cases, self._completions, strict=True)
+        ]
+        self._buckets = _buckets(self._sizes, config.buckets)
+        self.shapes = {shape for step in range(self.steps) for _, shape in self._split(step)}
+
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        """The `accumulation` micro-batches of a step (from 0), `batch_size` rows each."""
+        return [self._collate(rows, shape) for rows, shape in self._split(step)]
+
+    def epoch(self, step: int) -> float:
+        """Passes over the cases after so many steps."""
+        return step * self._rows / len(self._cases)
+
+    def _split(self, step: int) -> list[tuple[list[tuple[int, bool]], Size]]:
+        """Rows (case index, whether its prompt is neutral) of each micro-batch, and its padded shape."""
+        indices = batch_indices(len(self._cases), self._rows, step, self._config.seed)
+        epochs = np.arange(step * self._rows, (step + 1) * self._rows) // len(self._cases)
+        rows = [(int(i), bool((self._halves[i] + e) % 2)) for i, e in zip(indices, epochs, strict=True)]
+        rows.sort(
+            key=lambda row: (self._sizes[row[0]].images, self._sizes[row[0]].prompt, self._sizes[row[0]].completion)
+        )
+        size = self._config.batch_size
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [(part, self._shape([self._sizes[index] for index, _ in part])) for part in parts]
+
+    def _shape(self, sizes: Sequence[Size]) -> Size:
+        prompt, length = max(size.prompt for size in sizes), max(size.completion for size in sizes)
+        prompt, length = next(b for b in self._buckets if b[0] >= prompt and b[1] >= length)
+        images, patches = sum(size.images for size in sizes), max(size.patches for size in sizes)
+        if images:  # the number of rows, or two, four, ... times it; patches likewise from the grain on
+            images = len(sizes) << math.ceil(math.log2(max(1, images / len(sizes))))
+            patches = _GRAIN << math.ceil(math.log2(max(1, patches / _GRAIN)))
+        return Size(prompt, length, images, patches)
+
+    def _collate(self, rows: Sequence[tuple[int, bool]], shape: Size) -> MicroBatch:
+        prompts = [
+            self._encode(self._cases[i], None if neutral else self._cases[i].paradigm or None) for i, neutral in rows
+        ]
+        batch = self._processor.collate(
+            prompts, min_length=shape.prompt, min_images=shape.images, min_patches=shape.patches
+        )
+        tokens = np.full((len(rows), shape.completion), self._processor.pad_id, np.int32)
+        for row, (index, _) in zip(tokens, rows, strict=True):
+            row[: len(self._completions[index])] = self._completions[index]
+        return MicroBatch(batch, tokens, np.array([len(self._completions[index]) for index, _ in rows], np.int32))
+
+    def _encode(self, case: Case, paradigm: str | None) -> Encoded:
+        try:
+            return self._processor.encode(conversation(case, paradigm), max_length=self._config.max_prompt_length)
+        except DataError as error:
+            raise DataError(f"case {case.id}: {error}") from error
+
+    def _completion(self, case: Case) -> list[int]:
+        if not case.trace:
+            raise DataError(f"case {case.id}: no trace to imitate; leave it out of the training split")
+        ids, limit = self._processor.completion(completion(case)), self._config.max_new_tokens
+        if len(ids) > limit:
+            raise DataError(
+                f"case {case.id}: its answer has {len(ids)} tokens, the limit is {limit}; raise max_new_tokens"
+            )
+        return ids
+
+
+def _size(prompt: Encoded, completion: Sequence[int]) -> Size:
+    patches = max((len(patches) for patches, _ in prompt.images), default=0)
+    return Size(len(prompt.tokens), len(completion), len(prompt.images), patches)
+
+
+def _buckets(sizes: Sequence[Size], count: int) -> list[tuple[int, int]]:
+    """(prompt, completion) lengths, rising in both, that take equal shares of the cases in order of their length."""
+    lengths = sorted(((size.prompt, size.completion) for size in sizes), key=sum)
+    ends = [math.ceil(len(lengths) * (k + 1) / count) for k in range(count)]
+    return [tuple(_round_up(max(column)) for column in zip(*lengths[:end], strict=True)) for end in ends if end]
+
+
+def _round_up(length: int) -> int:
+    return -(-length // _GRAIN) * _GRAIN

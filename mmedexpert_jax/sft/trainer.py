@@ -1,0 +1,230 @@
+"""Domain-Specific Adaptation (section 4.1): a model learns one specialty's reasoning traces, as a LoRA expert."""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from mmedexpert_jax import lora as lora_module
+from mmedexpert_jax.data import SPECIALTIES, Case, load_cases
+from mmedexpert_jax.errors import ConfigError, Interrupted
+from mmedexpert_jax.lora import Lora
+from mmedexpert_jax.models import Model, load_model, load_processor, save_pretrained
+from mmedexpert_jax.sft.examples import Examples
+from mmedexpert_jax.sft.loss import MicroBatch, Sums, loss_sums
+
+if TYPE_CHECKING:
+    from mmedexpert_jax.runtime import Run
+
+Evaluate = Callable[[dict, int], dict[str, float]]
+Total = tuple[Any, Sums]  # gradient and sums of the micro-batches so far, before the division
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What an optimizer step changes, and what a checkpoint holds."""
+
+    trained: Any  # the Lora, or all parameters in float32
+    opt_state: Any
+    step: int = 0
+    num_tokens: int = 0  # tokens of prompts and completions so far, without padding
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the compiled functions depend on besides shapes."""
+
+    model: Model
+    dtype: str  # of the weights in the forward pass
+    remat: bool
+
+
+def train(
+    config: ConfigDict, run: "Run", evaluate: Evaluate | None = None, cases: Sequence[Case] | None = None
+) -> Path:
+    """Trains an expert on equation 2, or resumes at the run's last checkpoint.
+
+    The data order is a function of (seed, step), so that a run that was killed and resumed ends bit-identical to one
+    that never was.
+
+    Args:
+        config: of the job dsa; `specialty` is one of the four, or "mixed".
+        run: where metrics, checkpoints and the expert go.
+        evaluate: called with the expert's parameters and the step, before, every `eval.every` steps, and after.
+        cases: training cases in the place of those of `data.path`.
+
+    Returns:
+        `export/adapter` (a peft directory), or `export/model` where all parameters are trained.
+
+    Raises:
+        ConfigError: an unknown specialty, or a loss that is not finite.
+        DataError: a model or data that cannot be read, or a case that is too long.
+        Interrupted: a signal came; a checkpoint is saved.
+    """
+    processor = load_processor(config.model.path)
+    examples = Examples(cases or _load(config), processor, config)
+    model, params = load_model(config.model.path, dtype=config.model.dtype, seed=config.seed)
+    program = Program(model, str(jax.tree.leaves(params)[0].dtype), config.remat)
+    optimizer, schedule = _optimizer(config, examples.steps)
+    base, state = _start(config, params, optimizer)
+    state = _resume(run, state)
+    start = state.step
+    if evaluate and not start:
+        run.log(0, evaluate(_policy(base, state.trained, program), 0))
+
+    with run.progress(examples.steps, start, f"sft {config.specialty}") as progress:
+        for step in range(start, examples.steps):
+            began = time.perf_counter()
+            total = _zero(state.trained)
+            tokens = 0
+            for micro in examples.micro_batches(step):
+                total = _accumulate(program, base, state.trained, total, micro)
+                tokens += int(micro.prompts.lengths.sum() + micro.lengths.sum())
+            trained, opt_state, stats = _update(optimizer, state.trained, state.opt_state, total)
+            state = State(trained, opt_state, step + 1, state.num_tokens + tokens)
+
+            metrics = {name: float(value) for name, value in jax.device_get(stats).items()}
+            _check_finite(metrics, state.step, config)
+            seconds = time.perf_counter() - began
+            metrics |= {"learning_rate": float(schedule(step)), "epoch": examples.epoch(state.step)}
+            metrics |= {"num_tokens": state.num_tokens, "compilations": len(examples.shapes)}
+            metrics |= {"step_time": seconds, "tokens_per_second": tokens / seconds}
+            run.log(state.step, metrics)
+            progress.update(state.step, metrics)
+            if evaluate and _is_due(state.step, config.eval.every, examples.steps):
+                run.log(state.step, evaluate(_policy(base, state.trained, program), state.step))
+            signum = run.interrupted()
+            if signum or _is_due(state.step, config.checkpoint_every, examples.steps):
+                run.checkpoints.save(state.step, vars(state))
+            if signum and state.step < examples.steps:
+                raise Interrupted(f"step {state.step} of {examples.steps} is saved; the same command resumes", signum)
+    path = _export(config, run, model, _policy(base, state.trained, program), state, processor)
+    run.finish({"export": str(path), "steps": state.step, "num_tokens": state.num_tokens} | _losses(run))
+    return path
+
+
+def _load(config: ConfigDict) -> list[Case]:
+    known = (*SPECIALTIES, "mixed")
+    if config.specialty not in known:
+        raise ConfigError(
+            f"config.specialty={config.specialty} is unknown to a single run: choose one of {', '.join(known)}"
+        )
+    specialty = None if config.specialty == "mixed" else config.specialty
+    return load_cases(config.data.path, "train", specialty=specialty, limit=config.limit, seed=config.seed)
+
+
+def _start(config: ConfigDict, params: dict, optimizer: optax.GradientTransformation) -> tuple[dict, State]:
+    """Weights that stay as they are, and the state before the first step: fresh deltas, or all weights in float32."""
+    if config.trainable == "full":
+        base, trained = {}, jax.tree.map(lambda weight: jnp.array(weight, jnp.float32), params)
+    else:
+        settings = config.lora
+        key = jax.random.key(config.seed)
+        base, trained = params, lora_module.init(key, params, settings.rank, settings.alpha, settings.targets)
+    return base, State(trained, optimizer.init(trained))
+
+
+def _resume(run: "Run", state: State) -> State:
+    step = run.checkpoints.latest()
+    run.rewind(step or 0)
+    return state if step is None else State(**run.checkpoints.restore(step, vars(state)))
+
+
+@functools.lru_cache
+def _adamw(lr: float, final: float, warmup: int, steps: int, decay: float, max_norm: float) -> tuple:
+    """AdamW and its learning rate by step; one object for equal settings, so that the experts share their programs."""
+    falling = optax.linear_schedule(lr, final, max(steps - warmup, 1))
+    rising = optax.linear_schedule(lr / (warmup + 1), lr, warmup)
+    schedule = optax.join_schedules([rising, falling], [warmup]) if warmup else falling
+    adam = optax.adamw(schedule, weight_decay=decay)
+    return (optax.chain(optax.clip_by_global_norm(max_norm), adam) if max_norm else adam), schedule
+
+
+def _optimizer(config: ConfigDict, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    linear = config.schedule == "linear"
+    final, steps = (0.0, steps) if linear else (config.lr, 0)
+    return _adamw(config.lr, final, config.warmup_steps, steps, config.weight_decay, config.max_grad_norm)
+
+
+@jax.jit
+def _zero(trained: Any) -> Total:
+    """Nothing accumulated yet."""
+    return jax.tree.map(jnp.zeros_like, trained), Sums(*(jnp.zeros(()) for _ in dataclasses.fields(Sums)))
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="total")
+def _accumulate(program: Program, base: dict, trained: Any, total: Total, micro: MicroBatch) -> Total:
+    """Adds a micro-batch's gradient and sums. A Lora stays in low-rank form: no gradient of a weight is ever made."""
+
+    def loss(trained: Any) -> tuple[jax.Array, Sums]:
+        params, lora = _parts(base, trained, program.dtype)
+        sums = loss_sums(program.model, params, micro, lora, program.remat)
+        return sums.loss, sums
+
+    return jax.tree.map(jnp.add, total, jax.grad(loss, has_aux=True)(trained))
+
+
+@functools.partial(jax.jit, static_argnames="optimizer", donate_argnames=("trained", "opt_state", "total"))
+def _update(
+    optimizer: optax.GradientTransformation, trained: Any, opt_state: Any, total: Total
+) -> tuple[Any, Any, dict]:
+    """One AdamW step on the mean over the completion tokens of all micro-batches."""
+    gradient, sums = total
+    gradient = jax.tree.map(lambda leaf: leaf / sums.tokens, gradient)
+    updates, opt_state = optimizer.update(gradient, opt_state, trained)
+    stats = {
+        "loss": sums.loss / sums.tokens,
+        "mean_token_accuracy": sums.correct / sums.tokens,
+        "grad_norm": optax.global_norm(gradient),
+    }
+    return optax.apply_updates(trained, updates), opt_state, stats
+
+
+def _parts(base: dict, trained: Any, dtype: str) -> tuple[dict, Lora | None]:
+    """Parameters and deltas that make the model."""
+    if isinstance(trained, Lora):
+        return base, trained
+    return jax.tree.map(lambda weight: weight.astype(dtype), trained), None
+
+
+def _policy(base: dict, trained: Any, program: Program) -> dict:
+    """The model as plain parameters, the adapter folded in."""
+    params, lora = _parts(base, trained, program.dtype)
+    return params if lora is None else lora_module.fold(params, lora)
+
+
+def _is_due(step: int, every: int, steps: int) -> bool:
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def _check_finite(metrics: dict[str, float], step: int, config: ConfigDict) -> None:
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(metrics[name]):
+            raise ConfigError(
+                f"step {step}: {name} is {metrics[name]} at lr {config.lr:g}; lower config.lr or config.max_grad_norm "
+                "and run again with fresh=True (earlier checkpoints stand)"
+            )
+
+
+def _export(config: ConfigDict, run: "Run", model: Model, params: dict, state: State, processor: Any) -> Path:
+    if isinstance(state.trained, Lora):
+        path = run.path / "export" / "adapter"
+        lora_module.save_peft(path, state.trained, config.model.path)
+    else:
+        path = run.path / "export" / "model"
+        save_pretrained(path, model, params, processor)
+    return path
+
+
+def _losses(run: "Run") -> dict[str, float]:
+    """The first and the last step's loss."""
+    losses = [row["loss"] for row in run.metrics() if "loss" in row]
+    return {"loss/first": losses[0], "loss/last": losses[-1]}

@@ -1,0 +1,253 @@
+"""LoRA deltas against peft on a tiny Qwen2-VL: modules, logits, gradients, files in both directions."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import load_file, save_file
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from mmedexpert_jax import lora as lora_module
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.models import load_model
+from mmedexpert_jax.processing.batch import Batch
+from mmedexpert_jax.processing.positions import mrope_positions, patch_positions
+
+IMAGE = 197
+GRID = (4, 6)  # patches
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory):
+    """A random checkpoint as transformers writes it."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": 200, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 199, "bos_token_id": 198,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        },
+        vision_config={"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
+        image_token_id=IMAGE, vision_start_token_id=195, vision_end_token_id=196, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = Qwen2VLForConditionalGeneration(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.2)
+    directory = tmp_path_factory.mktemp("base")
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def base(base_dir):
+    return load_model(base_dir)
+
+
+def reference(base_dir):
+    return Qwen2VLForConditionalGeneration.from_pretrained(base_dir, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module")
+def adapted(base_dir, tmp_path_factory):
+    """(a peft model with random deltas, the directory it saved them to)."""
+    torch.manual_seed(1)
+    settings = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(reference(base_dir), settings)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, 0.0, 0.1)
+    directory = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(directory)
+    return model, directory
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """One prompt with an image, as transformers' arguments and as our batch, and a weight for every logit."""
+    rng = np.random.default_rng(0)
+    tokens = np.array([5, 9, 195, *[IMAGE] * 6, 196, 40, 41, 7], np.int32)
+    patches = rng.normal(size=(24, 1176)).astype(np.float32)
+    positions, next_position = mrope_positions(tokens, IMAGE, [GRID])
+    is_image = tokens == IMAGE
+    batch = Batch(
+        tokens=tokens[None],
+        lengths=np.array([len(tokens)], np.int32),
+        positions=positions[None].astype(np.int32),
+        next_position=np.array([next_position], np.int32),
+        vision_index=np.where(is_image, np.cumsum(is_image) - 1, -1)[None].astype(np.int32),
+        patches=patches[None],
+        patch_positions=patch_positions(*GRID)[None].astype(np.int32),
+        patch_counts=np.array([24], np.int32),
+    )
+    torch_inputs = {
+        "input_ids": torch.tensor(tokens[None], dtype=torch.long),
+        "attention_mask": torch.ones(1, len(tokens), dtype=torch.long),
+        "pixel_values": torch.tensor(patches),
+        "image_grid_thw": torch.tensor([[1, *GRID]]),
+        "mm_token_type_ids": torch.tensor(is_image[None].astype(np.int64)),
+    }
+    return torch_inputs, batch, rng.normal(size=(1, len(tokens), 200)).astype(np.float32)
+
+
+def relative(found, expected):
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def test_all_linear_are_the_modules_and_shapes_of_peft(adapted, base):
+    saved = {name: t.shape for name, t in load_file(adapted[1] / "adapter_model.safetensors").items()}
+    lora = lora_module.init(jax.random.key(0), base[1], rank=4)
+    own = {
+        f"base_model.model.{lora_module._peft_name(module)}.lora_{letter.upper()}.weight": factor.shape
+        for module, factors in lora.factors.items()
+        for letter, factor in factors.items()
+    }
+    assert own == saved
+    text = lora_module.init(jax.random.key(0), base[1], rank=4, targets="text")
+    assert set(text.factors) == {name for name in lora.factors if name.startswith("model.layers.")}
+
+
+def test_init_is_that_of_peft(base):
+    lora = lora_module.init(jax.random.key(0), base[1], rank=64)
+    draws = []
+    for factors in lora.factors.values():
+        assert factors["a"].dtype == factors["b"].dtype == jnp.float32 and not factors["b"].any()
+        draws.append(np.ravel(factors["a"]) * factors["a"].shape[1] ** 0.5)
+    draws = np.concatenate(draws)
+    assert np.abs(draws).max() <= 1 and abs(draws.mean()) < 0.02 and abs(draws.std() - 3**-0.5) < 0.01
+
+
+def test_logits_and_gradients_equal_peft(adapted, base, inputs):
+    model, params = base
+    torch_inputs, batch, weights = inputs
+    expected = adapted[0](**torch_inputs).logits
+    (expected * torch.tensor(weights)).sum().backward()
+    lora = lora_module.load_peft(adapted[1], params)
+
+    def loss(lora):
+        logits = model.logits(params, batch, lora)
+        return jnp.sum(logits * weights), logits
+
+    with jax.default_matmul_precision("highest"):
+        (_, logits), gradient = jax.value_and_grad(loss, has_aux=True)(lora)
+    assert relative(logits, expected.detach()) < 1e-5
+    gradients = {name: p.grad for name, p in adapted[0].named_parameters() if p.grad is not None}
+    assert len(gradients) == 2 * len(gradient.factors)
+    for module, factors in gradient.factors.items():
+        for letter, found in factors.items():
+            name = f"base_model.model.{lora_module._peft_name(module)}.lora_{letter.upper()}.default.weight"
+            assert relative(found, gradients[name]) < 1e-5, name
+
+
+def test_peft_loads_what_we_save(adapted, base, base_dir, inputs, tmp_path):
+    lora = lora_module.load_peft(adapted[1], base[1])
+    lora_module.save_peft(tmp_path / "own", lora, "first")
+    lora_module.save_peft(tmp_path / "own", lora, str(base_dir))  # in the place of the first
+    model = PeftModel.from_pretrained(reference(base_dir), tmp_path / "own")
+    with torch.no_grad():
+        assert torch.equal(model(**inputs[0]).logits, adapted[0](**inputs[0]).logits)
+    again = lora_module.load_peft(tmp_path / "own", base[1])
+    jax.tree.map(np.testing.assert_array_equal, lora, again)
+    assert json.loads((tmp_path / "own" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base_dir)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
+
+
+def test_a_part_of_the_modules_is_loaded_as_a_part(base, base_dir, tmp_path):
+    lora_module.save_peft(tmp_path / "text", lora_module.init(jax.random.key(0), base[1], 2, 4, "text"), str(base_dir))
+    model = PeftModel.from_pretrained(reference(base_dir), tmp_path / "text")
+    adapted = [name for name, _ in model.named_parameters() if "lora_A" in name]
+    assert len(adapted) == 7 and not any("visual" in name for name in adapted)
+
+
+def test_fold_is_the_merge_of_peft(adapted, base, base_dir):
+    params = base[1]
+    folded = lora_module.fold(params, lora_module.load_peft(adapted[1], params))
+    merged = PeftModel.from_pretrained(reference(base_dir), adapted[1]).merge_and_unload().state_dict()
+    found = folded["model"]["layers"]["0"]["self_attn"]["q_proj"]["weight"]
+    expected = merged["model.language_model.layers.0.self_attn.q_proj.weight"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    found = folded["visual"]["merger"]["mlp"]["2"]["weight"]
+    np.testing.assert_allclose(found, merged["model.visual.merger.mlp.2.weight"], atol=1e-6)
+    assert folded["model"]["norm"]["weight"] is params["model"]["norm"]["weight"]
+
+
+def test_fold_adds_in_float32_and_keeps_the_dtype(base):
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), base[1])
+    lora = jax.tree.map(lambda f: f + 0.1, lora_module.init(jax.random.key(0), params, 2, 4, "text"))
+    path = "model.layers.0.mlp.down_proj"
+    weight = params["model"]["layers"]["0"]["mlp"]["down_proj"]["weight"]
+    found = lora_module.fold(params, lora)["model"]["layers"]["0"]["mlp"]["down_proj"]["weight"]
+    expected = (weight.astype(jnp.float32) + 2.0 * lora.factors[path]["b"] @ lora.factors[path]["a"]).astype(jnp.bfloat16)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(lora_module.delta(lora, path), 2.0 * lora.factors[path]["b"] @ lora.factors[path]["a"])
+
+
+def test_names_of_older_transformers_are_read(adapted, base, tmp_path):
+    shutil.copytree(adapted[1], tmp_path / "old")
+    file = tmp_path / "old" / "adapter_model.safetensors"
+    names = {
+        name: name.replace("model.language_model.", "model.").replace("model.model.visual.", "model.visual.")
+        for name in load_file(file)
+    }
+    save_file({names[name]: tensor for name, tensor in load_file(file).items()}, file)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        lora_module.load_peft(tmp_path / "old", base[1]),
+        lora_module.load_peft(adapted[1], base[1]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_dora", True), ("use_rslora", True), ("bias", "all"), ("peft_type", "LOHA"), ("rank_pattern", {"q_proj": 8}),
+        ("alpha_pattern", {"q_proj": 8}), ("modules_to_save", ["lm_head"]), ("init_lora_weights", "pissa"),
+    ],
+)  # fmt: skip
+def test_other_adapters_are_refused_by_name(adapted, base, tmp_path, key, value):
+    shutil.copytree(adapted[1], tmp_path / "other")
+    file = tmp_path / "other" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(DataError, match=f"{key}="):
+        lora_module.load_peft(tmp_path / "other", base[1])
+
+
+def test_factors_that_do_not_fit_are_named(adapted, base, tmp_path):
+    file = tmp_path / "bad" / "adapter_model.safetensors"
+    shutil.copytree(adapted[1], file.parent)
+    tensors = load_file(file)
+    some = next(name for name in tensors if "q_proj.lora_A" in name)
+    wrong = {
+        "q_proj: A and B have shapes": tensors | {some: np.zeros((4, 31), np.float32)},
+        "r=4": tensors | {some: np.zeros((3, 32), np.float32)},
+        "lora_B, both": {name: tensor for name, tensor in tensors.items() if name != some},
+        "model.layers.9.mlp is not": tensors | {
+            f"base_model.model.model.layers.9.mlp.lora_{x}.weight": np.zeros((4, 4), np.float32) for x in "AB"
+        },
+        "is not a LoRA factor": tensors | {"base_model.model.lm_head.weight": np.zeros((4, 4), np.float32)},
+    }  # fmt: skip
+    for message, content in wrong.items():
+        save_file(content, file)
+        with pytest.raises(DataError, match=message):
+            lora_module.load_peft(file.parent, base[1])
+    file.write_bytes(b"half a file")
+    with pytest.raises(DataError, match="cannot be read"):
+        lora_module.load_peft(file.parent, base[1])
+    with pytest.raises(DataError, match="adapter_config.json"):
+        lora_module.load_peft(tmp_path, base[1])
+
+
+def test_bad_settings_are_refused(base):
+    with pytest.raises(ConfigError, match="targets"):
+        lora_module.init(jax.random.key(0), base[1], targets="vision")
+    with pytest.raises(ConfigError, match="rank"):
+        lora_module.init(jax.random.key(0), base[1], rank=0)
+    with pytest.raises(DataError, match="no module lm_head"):
+        lora_module.delta(lora_module.init(jax.random.key(0), base[1]), "lm_head")
