@@ -1,5 +1,6 @@
 """Real images: a marked spot on a slice of a chest CT or a brain MR. Subjects of the test pool occur nowhere else."""
 
+from functools import cache
 from random import Random
 
 import numpy as np
@@ -23,11 +24,17 @@ def subject(kind: str, pool: str) -> str:
     return f"{kind}{2 if pool == 'test' else 1}"
 
 
+@cache
+def _places(name: str, label: int) -> np.ndarray:
+    """Every (slice, row, column) of volume `name` where the label map reads `label`: [N, 3]."""
+    return np.argwhere(slices(name)[1] == label)
+
+
 def _spot(rng: Random, name: str, label: int) -> tuple[int, int, int]:
-    """A random (slice, row, column) of volume `name` where the label map reads `label`."""
-    _, labels = slices(name)
-    places = np.argwhere(labels == label)
-    return tuple(int(i) for i in places[rng.randrange(len(places))])
+    """A random one of `_places`."""
+    places = _places(name, label)
+    index, row, column = (int(i) for i in places[rng.randrange(len(places))])
+    return index, row, column
 
 
 def _cut(

@@ -1,0 +1,94 @@
+"""Builds MMedExpert-mini: `python -m mmedexpert_jax.data.embedded.build [directory]` writes the splits and the card."""
+
+import io
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from mmedexpert_jax.data.embedded.recipe import TASKS, Generated, generate
+from mmedexpert_jax.data.load import EMBEDDED
+
+SEED = 0
+SIZES = {"train": 2400, "dev": 320, "test": 1280}
+
+_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+_COLUMNS = {
+    "id": pa.string(),
+    "question": pa.string(),
+    "options": pa.list_(pa.string()),
+    "answer": pa.string(),
+    "specialty": pa.string(),
+    "task": pa.string(),
+    "images": pa.list_(_IMAGE),
+    "paradigm": pa.string(),
+    "trace": pa.string(),
+    "paradigms": pa.list_(pa.string()),
+    "source": pa.string(),
+    "licence": pa.string(),
+    "doi": pa.string(),
+}
+
+
+def _feature(kind: pa.DataType) -> dict:
+    """The `datasets` feature of a column, so that images are shown as images."""
+    if pa.types.is_list(kind):
+        inner = {"_type": "Image"} if kind.value_type == _IMAGE else _feature(kind.value_type)
+        return {"feature": inner, "_type": "List"}
+    return {"dtype": "string", "_type": "Value"}
+
+
+_FEATURES = {"info": {"features": {name: _feature(kind) for name, kind in _COLUMNS.items()}}}
+SCHEMA = pa.schema(list(_COLUMNS.items()), metadata={"huggingface": json.dumps(_FEATURES)})
+
+
+def png(image: Image.Image) -> bytes:
+    """The image as a PNG file."""
+    content = io.BytesIO()
+    image.save(content, "png", optimize=True)
+    return content.getvalue()
+
+
+def row(made: Generated) -> dict:
+    """A case as a row of the shipped schema."""
+    case, task = made.case, next(task for task in TASKS if task.task == made.case.task)
+    return {
+        "id": case.id,
+        "question": case.question,
+        "options": list(case.options),
+        "answer": case.answer,
+        "specialty": case.specialty,
+        "task": case.task,
+        "images": [{"bytes": png(image), "path": f"{case.id}.png"} for image in case.images],
+        "paradigm": case.paradigm,
+        "trace": case.trace,
+        "paradigms": list(case.paradigms),
+        "source": task.source,
+        "licence": task.licence,
+        "doi": task.doi,
+    }
+
+
+def write(path: Path, cases: Iterable[Generated]) -> None:
+    """A Parquet file of cases; the same cases give the same bytes."""
+    table = pa.Table.from_pylist([row(made) for made in cases], schema=SCHEMA)
+    pq.write_table(table, path, compression="zstd", compression_level=9)
+
+
+def build(directory: Path = EMBEDDED, sizes: dict[str, int] | None = None) -> None:
+    """Writes `<split>.parquet` for every split."""
+    for split, count in (sizes or SIZES).items():
+        write(directory / f"{split}.parquet", generate(SEED, count, split))
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else EMBEDDED
+    target.mkdir(parents=True, exist_ok=True)
+    build(target)
+    from mmedexpert_jax.data.embedded.card import write_card
+
+    write_card(target)
