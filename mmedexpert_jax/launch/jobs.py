@@ -37,9 +37,10 @@ def launch(config: ConfigDict) -> None:
     if config.plan:
         print(describe(config))
         return
-    print(f"{config.job} (preset {config.preset}) in {config.workdir}", flush=True)
-    run_job(config)
-    print(closing(config), flush=True)
+    if run_job(config):
+        print(closing(config), flush=True)
+    else:
+        print("--config.fresh=True starts over", flush=True)
 
 
 def default_workdir(config: ConfigDict) -> str:
@@ -49,19 +50,21 @@ def default_workdir(config: ConfigDict) -> str:
     return f"{folder}/{config.specialty}" if single else folder
 
 
-def run_job(config: ConfigDict) -> None:
-    """Opens the run of one job and carries it out, or goes on with it; a finished one is left alone."""
+def run_job(config: ConfigDict) -> bool:
+    """Opens the run of one job and carries it out, or goes on with it; a finished one is left alone (False)."""
     from mmedexpert_jax.runtime import Run
     from mmedexpert_jax.runtime.devices import device_errors
 
     with device_errors(), Run.open(config.workdir, config, fresh=config.fresh) as run:
         if run.done:
-            print(f"{config.workdir} is already finished; --config.fresh=True starts over", flush=True)
-            return
+            print(f"{config.job} in {config.workdir} is already finished", flush=True)
+            return False
+        print(f"{config.job} (preset {config.preset}) in {config.workdir}", flush=True)
         if config.fresh:
             for name in INNER_RUNS.get(config.job, ()):
                 shutil.rmtree(run.path / name, ignore_errors=True)
         JOBS[config.job](config, run)
+    return True
 
 
 def closing(config: ConfigDict) -> str:

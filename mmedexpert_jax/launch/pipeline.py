@@ -32,15 +32,14 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], None]) -
     def do(job: str, folder: str, **fields: Any) -> str:
         stop_if_asked(run, folder)
         stage = stage_config(config, job, workdir=str(run.path / folder), **fields)
-        print(f"{job} in {stage.workdir}", flush=True)
         run_job(stage)
         return stage.workdir
 
     base = config.model.path
     experts = {name: do("dsa", f"experts/{name}", specialty=name) for name in SPECIALTIES}  # section 4.1
-    merged = do("merge", "merged", experts=_named(experts))  # section 4.3, stage one
+    merged = do("merge", "merged", experts=_named(experts), weights=())  # section 4.3, stage one
     policy = do("gba", "gba", model={"path": merged})  # section 4.2
-    final = do("merge", "final", experts=_named(experts | {"RL": policy}))  # section 4.3, stage two
+    final = do("merge", "final", experts=_named(experts | {"RL": policy}), weights=())  # section 4.3, stage two
     rows = experts | {"merged experts": merged, "GBA": policy, "final": final}
     evaluation = do("evaluate", "evaluate", model={"path": f"base={base}"}, compare=_named(rows))
     _finish(run, evaluation, ["base", *rows])

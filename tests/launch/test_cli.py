@@ -204,7 +204,8 @@ def test_the_real_command_refuses_without_a_traceback_and_without_jax():
     code = """
 import sys
 from mmedexpert_jax.launch.cli import main
-codes = [main([]), main(["--help"]), main(["--config=configs/gba.py", "--config.num_samples=1"]), main(["--config=x.py"])]
+alone = "--config=configs/gba.py", "--config.num_samples=1"
+codes = [main(argv) for argv in ([], ["--help"], alone, ["--config=x.py"])]
 assert codes == [2, 0, 2, 2] and "jax" not in sys.modules, codes
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -1,0 +1,63 @@
+"""The real jobs on a tiny model, through the command line: train with a held-out evaluation, then export."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mmedexpert_jax import models
+from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.launch.held_out import gain_line
+
+SMALL = ["--config.steps=2", "--config.lora.rank=2", "--config.max_new_tokens=24", "--config.eval.batch_size=8"]
+
+
+@pytest.fixture
+def tiny(tiny_checkpoint, tiny_cases, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return [f"--config.model.path={tiny_checkpoint}", f"--config.data.path={tiny_cases}"]
+
+
+def same(first: dict, second: dict) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+def test_an_expert_is_trained_evaluated_and_exported(tiny, capsys):
+    job = ["--config=configs/dsa.py", "--config.specialty=BS", "--config.batch_size=1", "--config.accumulation=2"]
+    assert main([*job, *tiny, *SMALL]) == 0
+    run = Path("runs/dsa-mini/BS")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 2]
+    for part in ("report.html", "export/adapter/adapter_config.json", "export/rows/step-000002.jsonl"):
+        assert (run / part).exists(), part
+    summary = json.loads((run / "STATUS.json").read_text())["summary"]
+    assert summary["held_out/gain"] == summary["held_out/after"] - summary["held_out/before"]
+    out = capsys.readouterr().out
+    assert "held-out accuracy" in out and "--config=configs/export.py:mini --config.model.path=runs/dsa-mini/BS" in out
+
+    export = ["--config=configs/export.py", f"--config.model.path={run}"]
+    assert main(export) == 0
+    assert main([*export, "--config.format=adapter", "--config.workdir=runs/adapter"]) == 0
+    trained = models.load_model(run)[1]
+    assert same(trained, models.load_model("runs/export-mini")[1])
+    assert same(trained, models.load_model("runs/adapter/export/adapter")[1])
+    assert main([*export, "--config.format=adapter", "--config.workdir=other", "--config.output=runs/adapter"]) == 2
+    wrong = ["--config=configs/export.py", tiny[0], "--config.format=adapter", "--config.workdir=third"]
+    assert main(wrong) == 3 and "holds no adapter" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_whole_paper_on_a_tiny_model(tiny):
+    stages = {"dsa": SMALL[:3], "gba": [*SMALL[:3], "--config.num_samples=2", "--config.prompts_per_step=2"]}
+    fields = [f.replace("--config.", f"--config.{name}.") for name, group in stages.items() for f in group]
+    evaluate = ["--config.evaluate.max_new_tokens=4", "--config.evaluate.batch_size=8"]
+    assert main(["--config=configs/pipeline.py", *tiny, *fields, *evaluate]) == 0
+    table = Path("runs/pipeline-mini/table.md").read_text()
+    assert all(f"| {row} |" in table for row in ("base", "AM", "merged experts", "GBA", "final"))
+
+
+def test_the_gain_is_said_in_percent():
+    figures = dict(zip(("before", "after", "gain", "low", "high"), (0.4, 0.55, 0.15, 0.1, 0.2), strict=True))
+    assert gain_line(figures) == "held-out accuracy 40.0 -> 55.0 %, paired gain +15.0 [+10.0, +20.0]"

@@ -1,0 +1,98 @@
+"""The pipeline's order, resuming and table, with real merges and evaluations and stand-ins for the trainers."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+import mmedexpert_jax
+from mmedexpert_jax import lora, merging, models
+from mmedexpert_jax.errors import Interrupted
+from mmedexpert_jax.launch import load_config, pipeline
+from mmedexpert_jax.launch.cli import main
+
+ROWS = ["base", "AM", "CAH", "BS", "CSI", "merged experts", "GBA", "final"]
+
+
+class Trainer:
+    """Writes a random adapter over `model.path`, as a trainer would; raises `error` in the run called `fail_at`."""
+
+    def __init__(self):
+        self.runs: list[str] = []
+        self.bases: list[str] = []
+        self.error: Exception | None = None
+        self.fail_at = ""
+
+    def train(self, config, run, evaluate=None):
+        self.runs.append(run.path.name)
+        self.bases.append(config.model.path)
+        assert evaluate is None, "the evaluate stage scores every model once"
+        if self.error and run.path.name == self.fail_at:
+            raise self.error
+        _, params = models.load_model(config.model.path)
+        adapter = lora.init(jax.random.key(len(self.runs)), params, rank=2, alpha=4, targets="text")
+        factors = {path: {"a": pair["a"], "b": pair["b"] + 0.05} for path, pair in adapter.factors.items()}
+        lora.save_peft(run.path / "export" / "adapter", lora.Lora(factors, 2, 4), config.model.path)
+        run.finish({})
+
+
+@pytest.fixture
+def command(tiny_checkpoint, tiny_cases, tmp_path, monkeypatch):
+    """Arguments of a tiny pipeline, and the stand-in of its trainers."""
+    monkeypatch.chdir(tmp_path)
+    trainer = Trainer()
+    for name in ("sft", "gba"):
+        monkeypatch.setattr(mmedexpert_jax, name, SimpleNamespace(train=trainer.train), raising=False)
+    arguments = [
+        "--config=configs/pipeline.py",
+        "--config.workdir=run",
+        f"--config.model.path={tiny_checkpoint}",
+        f"--config.data.path={tiny_cases}",
+        "--config.evaluate.max_new_tokens=2",
+        "--config.evaluate.batch_size=8",
+    ]
+    return arguments, trainer
+
+
+def test_the_paper_in_order_through_interruptions(command, tiny_checkpoint, capsys, monkeypatch):
+    arguments, trainer = command
+    trainer.error, trainer.fail_at = Interrupted("step 3 is saved", 15), "BS"
+    assert main(arguments) == 143
+    assert trainer.runs == ["AM", "CAH", "BS"] and not Path("run/merged").exists()
+    assert json.loads(Path("run/STATUS.json").read_text())["state"] == "interrupted"
+
+    trainer.error = None
+    assert main(arguments) == 0
+    assert trainer.runs == ["AM", "CAH", "BS", "BS", "CSI", "gba"]
+    assert trainer.bases == [tiny_checkpoint] * 5 + ["run/merged"]
+    final = json.loads(Path("run/final/config.json").read_text())
+    assert final["experts"] == [f"{name}=run/experts/{name}" for name in ROWS[1:5]] + ["RL=run/gba"]
+    assert final["model"]["path"] == tiny_checkpoint, "the RL vector is taken against the same base"
+
+    lines = Path("run/table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ROWS
+    for column in ("accuracy", "AM", "CAH", "BS", "CSI", "gain over base"):
+        assert column in lines[0]
+    out = capsys.readouterr().out
+    assert lines[0] in out and "configs/export.py:mini --config.model.path=run/final" in out
+
+    assert main(arguments) == 0 and len(trainer.runs) == 6, "a finished pipeline is left alone"
+    monkeypatch.setattr(merging, "run", lambda config, run: 1 / 0)
+    assert main([*arguments, "--config.fresh=True"]) == 1
+    assert trainer.runs[6:] == ["AM", "CAH", "BS", "CSI"], "fresh starts the stages over too"
+
+
+def test_a_stage_has_its_group_and_the_shared_fields():
+    overrides = {"seed": 5, "limit": 7, "dsa.lr": 1e-3, "gba.clip_high": 0.3, "fresh": True, "model.dtype": "bfloat16"}
+    config = load_config("configs/pipeline.py", overrides)
+    stage = pipeline.stage_config(config, "dsa", workdir="w", specialty="BS")
+    assert (stage.job, stage.seed, stage.limit, stage.lr, stage.specialty) == ("dsa", 5, 7, 1e-3, "BS")
+    assert (stage.workdir, stage.fresh, stage.model.dtype) == ("w", False, "bfloat16")
+    stage = pipeline.stage_config(config, "gba", workdir="w", model={"path": "merged"})
+    assert (stage.model.path, stage.clip_high, config.model.path) == ("merged", 0.3, "mini")
+    for job in ("dsa", "merge", "gba", "evaluate"):
+        own = load_config(f"configs/{job}.py")
+        stage = pipeline.stage_config(config, job, workdir="w", specialty="AM", experts=(), weights=(), compare=())
+        assert set(own) <= set(stage), "a stage finds every field of its own config"
