@@ -9,6 +9,7 @@ deltas of a model with their two moments are hundreds of small ones.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -61,6 +62,7 @@ class Checkpoints:
         try:
             with files.writing(final):
                 temporary.mkdir(parents=True)
+                _refuse_full(temporary, sum(_bytes(*_shape_dtype(leaf)) for _, leaf in leaves))
                 _save_arrays(temporary / "state", arrays | {_PACKED: np.frombuffer(b"".join(small) or b"\0", np.uint8)})
                 manifest = {"step": step, "score": score, "leaves": _describe(leaves), "files": _sums(temporary)}
                 (temporary / "manifest.json").write_text(json.dumps(manifest))
@@ -208,6 +210,12 @@ def _checkpointer() -> Any:
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+
+def _refuse_full(path: Path, size: int) -> None:
+    """Raises OSError where `size` bytes have no room, before Orbax starts on what it cannot end."""
+    if shutil.disk_usage(path).free < size:
+        raise OSError(errno.ENOSPC, str(path))
 
 
 def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ class Progress:
             self._bar.stop()
 
     def _print(self, line: str) -> None:
-        with contextlib.suppress(BrokenPipeError, ValueError):  # the reader has gone, or the stream is closed
+        with contextlib.suppress(BrokenPipeError):  # the reader has gone
             print(line, file=self._stream, flush=True)
 
     def _make_bar(self) -> Any:

@@ -7,6 +7,7 @@ A report is a title and a list of sections, each a small record; every job build
 import base64
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -74,8 +75,8 @@ Section = Facts | Figures | Table | Completions | Text
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
     """Writes the page, whole. Everything is escaped; nothing in it reaches outside the file."""
     page = resources.files("mmedexpert_jax.runtime").joinpath("report_page.html").read_text()
-    body = "\n".join(_render(section) for section in sections)
-    files.write_text(path, page.replace("{{title}}", _escape(title)).replace("{{body}}", body))
+    parts = {"title": _escape(title), "body": "\n".join(_render(section) for section in sections)}
+    files.write_text(path, re.sub(r"\{\{(title|body)\}\}", lambda match: parts[match[1]], page))
     return Path(path)
 
 
@@ -124,7 +125,7 @@ def read_tables(folder: Path) -> list[dict[str, Any]]:
     """The rows of samples/<name>/*.jsonl, each with the step of its file."""
     rows = []
     for path in sorted(folder.glob("*.jsonl")):
-        rows += [{"step": int(path.stem)} | json.loads(line) for line in path.read_text().splitlines()]
+        rows += [{"step": int(path.stem)} | json.loads(line) for line in path.read_bytes().splitlines()]
     return rows
 
 

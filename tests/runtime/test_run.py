@@ -198,6 +198,7 @@ except ResourceError as error:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads after a failed save
 def test_full_disk_leaves_nothing_half_written(tmp_path):
     tree = {"weights": np.random.default_rng(0).normal(size=(100_000,)).astype(np.float32)}
     with Run.open(tmp_path, CONFIG) as run:

@@ -1,0 +1,128 @@
+"""metrics.jsonl, TensorBoard's files read by another implementation, trackers."""
+
+import json
+import math
+import struct
+import sys
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.runtime import files, metrics, tfevents
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_plain_is_strict_json_and_keeps_what_json_can_say(value):
+    def expected(item):
+        if isinstance(item, float) and not math.isfinite(item):
+            return None
+        if isinstance(item, list):
+            return [expected(part) for part in item]
+        if isinstance(item, dict):
+            return {key: expected(part) for key, part in item.items()}
+        return item
+
+    assert json.loads(json.dumps(files.plain(value), allow_nan=False)) == expected(value)
+
+
+def test_plain_of_arrays_paths_and_images():
+    value = {"f": jnp.float32(0.1), "b": jnp.bfloat16(0.5), "i": np.int64(3), "a": np.array([1.0, np.inf]), "t": (1,)}
+    assert files.plain(value) == {"f": float(np.float32(0.1)), "b": 0.5, "i": 3, "a": [1.0, None], "t": [1]}
+    assert files.plain(Image.new("RGBA", (900, 20))).startswith("data:image/jpeg;base64,")
+
+
+def test_rows_are_there_at_once_and_nan_is_null(tmp_path):
+    log = metrics.Metrics(tmp_path)
+    log.log(3, {"reward": jnp.float32(0.5), "kl": float("nan"), "grad_norm": float("inf"), "note": "ü"})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(line, parse_constant=pytest.fail)
+    assert row.pop("time") > 1.7e9
+    assert row == {"step": 3, "reward": 0.5, "kl": None, "grad_norm": None, "note": "ü"}
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 3, "rew', b'{"step": 3}', b"\0\0\0\0\n", b"3\n"])
+def test_a_last_line_cut_short_is_dropped(tmp_path, tail):
+    log = metrics.Metrics(tmp_path)
+    log.log(1, {"x": 1.0})
+    log.log(2, {"x": 2.0})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(tail)
+    assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2]
+    log = metrics.Metrics(tmp_path)
+    log.log(3, {"x": 3.0})
+    assert [row["x"] for row in metrics.read(tmp_path)] == [1.0, 2.0, 3.0]
+
+
+def test_rewind_drops_later_rows_of_both_files(tmp_path):
+    log = metrics.Metrics(tmp_path)
+    for step in range(6):
+        log.log(step, {"x": step})
+    log.rewind(3)
+    log.log(4, {"x": 40})
+    log.close()
+    assert [row["x"] for row in metrics.read(tmp_path)] == [0, 1, 2, 3, 40]
+    events = [event for path in sorted((tmp_path / "tb").iterdir()) for event in read_events(path)]
+    starts = [event.step for event in events if event.HasField("session_log")]
+    assert starts == [4]
+
+
+def read_events(path) -> list:
+    """Event records, parsed with tensorboardX's generated protocol buffers; checksums by its own CRC."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    data, events = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        body = data[12 : 12 + length]
+        assert struct.unpack("<I", data[8:12])[0] == masked_crc32c(data[:8])
+        assert struct.unpack("<I", data[12 + length : 16 + length])[0] == masked_crc32c(body)
+        events.append(Event.FromString(body))
+        data = data[16 + length :]
+    return events
+
+
+def test_tensorboard_reads_what_we_write(tmp_path):
+    writer = tfevents.EventWriter(tmp_path, purge_step=None)
+    values = {"reward": 0.25, "rewards/accuracy/mean": -1.5, "länge": 300.0}
+    writer.scalars(0, {"x": 1.0})
+    writer.scalars(70_000, values)
+    writer.close()
+    head, first, second = read_events(writer.path)
+    assert head.file_version == "brain.Event:2" and head.wall_time > 1.7e9
+    assert (first.step, second.step) == (0, 70_000)
+    assert {value.tag: value.simple_value for value in second.summary.value} == values
+    resumed = tfevents.EventWriter(tmp_path, purge_step=5)
+    event = read_events(resumed.path)[1]
+    assert (event.step, event.session_log.status) == (5, event.session_log.START)
+
+
+def test_tracker_is_asked_for_or_absent(tmp_path, monkeypatch):
+    calls = []
+    run = SimpleNamespace(log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finish"))
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=lambda **options: calls.append(options) or run))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    log = metrics.Metrics(tmp_path, tracker="trackio", config={"lr": float("nan")})
+    log.log(2, {"x": 1.0, "note": "text", "kl": float("nan")})
+    log.close()
+    assert calls[0]["config"] == {"lr": None} and calls[0]["name"] == tmp_path.name
+    assert calls[1:] == [(2, {"x": 1.0}), "finish"]
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        metrics.Metrics(tmp_path, tracker="wandb")
+    with pytest.raises(ConfigError, match="choose one of wandb, trackio"):
+        metrics.Metrics(tmp_path, tracker="wandbb")
+
+
+def test_clocks_are_told_apart():
+    assert all(map(metrics.is_clock, ("time", "time/rollout", "step_time", "tokens_per_second")))
+    assert not any(map(metrics.is_clock, ("reward", "timeout", "completions/mean_length")))

@@ -1,0 +1,100 @@
+"""report.html: self-contained, escaped, and holding what the run directory holds."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from mmedexpert_jax.runtime import Run, report
+
+NASTY = "</script><script>alert('x')</script> & <b>\"bold\"</b> \u2028 {{body}}"
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page; raises on nothing, as browsers do."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.data: list = []
+        self._json = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._json = tag == "script" and dict(attrs).get("type") == "application/json"
+
+    def handle_data(self, data):
+        (self.data.append(json.loads(data)) if self._json else self.texts.append(data))
+        self._json = False
+
+    def attributes(self, name: str) -> list[str]:
+        return [attrs[name] for _, attrs in self.tags if name in attrs]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "gba"
+    with Run.open(path, {"lr": 1e-3, "note": NASTY, "lora": {"rank": 4}}) as run:
+        for step in range(1, 21):
+            run.log(step, {"reward": step / 20, "step_time": 1.0})
+        for step in (10, 20):
+            rows = [
+                {"id": f"case-{i}", "paradigm": "bayesian", "correct": i > 0, "completion": NASTY, "images": [picture]}
+                for i, picture in enumerate([Image.new("L", (30, 20)), Image.new("RGB", (900, 30))])
+            ]
+            run.table("completions", step, rows)
+        run.finish({"accuracy": 0.71234, "after": {"AM": 0.5}})
+    return path
+
+
+def test_the_page_of_a_run(folder):
+    evaluation = report.Table(
+        "Evaluation", [{"set": NASTY, "n": 300, "accuracy": 0.51239}, {"set": "CAH", "gain": None}]
+    )
+    page = Page(report.report_run(folder, [evaluation], title=NASTY).read_text())
+    text = " ".join(page.texts)
+    for expected in ("accuracy", "0.7123", "after.AM", "0.5124", "–", "lora.rank", "first tenth", "0.075", "0.975"):
+        assert expected in text
+    assert page.texts.count(NASTY) == 4  # head, heading, table, config
+    assert [tag for tag, _ in page.tags].count("script") == 2
+    assert [attrs["alt"] for tag, attrs in page.tags if tag == "img"] == ["reward"]
+
+
+def test_it_reaches_outside_for_nothing(folder):
+    text = report.report_run(folder).read_text()
+    page = Page(text)
+    for source in page.attributes("src"):
+        assert source.startswith("data:image/png;base64,")
+    assert not page.attributes("href") and not re.search(r"url\(|@import|fetch\(|https?://", text)
+    assert any("default-src 'none'" in content for content in page.attributes("content"))
+    assert any("width=device-width" in content for content in page.attributes("content"))
+
+
+def test_the_browser_holds_every_completion(folder):
+    (data,) = Page(report.report_run(folder).read_text()).data
+    assert data["filters"] == ["step", "specialty", "paradigm", "correct"]
+    assert [(row["step"], row["id"], row["correct"]) for row in data["rows"]] == [
+        (10, "case-0", False), (10, "case-1", True), (20, "case-0", False), (20, "case-1", True),
+    ]  # fmt: skip
+    assert all(row["completion"] == NASTY for row in data["rows"])
+    assert data["rows"][0]["images"][0].startswith("data:image/jpeg;base64,")
+
+
+def test_many_completions_are_thinned_and_it_says_so(tmp_path):
+    rows = [{"step": i, "completion": str(i)} for i in range(1000)]
+    path = report.write_report(tmp_path / "report.html", "many", [report.Completions("Completions", rows)])
+    page = Page(path.read_text())
+    assert [row["step"] for row in page.data[0]["rows"]] == list(range(0, 1000, 3))
+    assert "334 of 1000 rows; all of them are in samples/." in page.texts
+
+
+def test_a_run_without_anything_still_has_a_page(tmp_path):
+    with Run.open(tmp_path, {}):
+        pass
+    assert "interrupted" in Page(report.report_run(tmp_path).read_text()).texts
+    write = report.write_report(tmp_path / "r.html", "t", [report.Text("Log", NASTY), report.Facts("None", {})])
+    assert NASTY in Page(write.read_text()).texts
