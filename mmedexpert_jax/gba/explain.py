@@ -41,8 +41,9 @@ def explain(
         ids = rollout.tokens[i, j, :length]
         pieces = [f"{processor.tokenizer.decode([int(token)])!r}" for token in ids]
         given = zip(scores.rewards, scores.values[i, j], strict=True)
+        paradigm = prompt.paradigm or "no paradigm"
         lines += [
-            f"-- completion {number + 1}: case {prompt.case.id}, {prompt.paradigm or 'no paradigm'}, sample {j + 1} of {samples}",
+            f"-- completion {number + 1}: case {prompt.case.id}, {paradigm}, sample {j + 1} of {samples}",
             f"prompt ({len(rollout.encoded[i].tokens)} tokens): {processor.decode(rollout.encoded[i].tokens)}",
             f"completion ({length} tokens{', truncated' if rollout.truncated[i, j] else ''}): {rollout.texts[i][j]}",
             "tokens: " + " ".join(f"{p}:{q:.2f}" for p, q in zip(pieces, rollout.logprobs[i, j, :length], strict=True)),

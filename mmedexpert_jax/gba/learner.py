@@ -74,7 +74,7 @@ class Learner:
         self._optimizer = _optimizer(config, self._schedule)
         self._sample = self._compile(self._sample_fn)
         self._gradient = self._compile(self._gradient_fn)
-        self._apply = self._compile(self._apply_fn, donate_argnums=(0, 1, 2))
+        self._apply = self._compile(self._apply_fn, donate_argnums=(0, 1))
         self._score = self._compile(self._score_fn)
         self._add = self._compile(lambda a, b: (jax.tree.map(jnp.add, a[0], b[0]), a[1] + b[1]), donate_argnums=0)
 

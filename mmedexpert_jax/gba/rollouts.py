@@ -24,7 +24,7 @@ class Rollout:
         lengths: [N, S] int32, the end token counted.
         logprobs: [N, S, R] float32, the sampler's.
         truncated: [N, S] bool, ran into the limit.
-        advantages: [N, S] float32, once they are known.
+        advantages: [N, S] float32; zeros until they are known.
     """
 
     prompts: Sequence[Prompt]
@@ -34,7 +34,7 @@ class Rollout:
     lengths: np.ndarray
     logprobs: np.ndarray
     truncated: np.ndarray
-    advantages: np.ndarray | None = None
+    advantages: np.ndarray
 
     @classmethod
     def of(
@@ -46,7 +46,8 @@ class Rollout:
             [processor.decode(row[:length]) for row, length in zip(*group, strict=True)]
             for group in zip(tokens, lengths, strict=True)
         ]
-        return cls(prompts, encoded, texts, tokens, lengths, np.asarray(done.logprobs), np.asarray(done.truncated))
+        logprobs, truncated = np.asarray(done.logprobs), np.asarray(done.truncated)
+        return cls(prompts, encoded, texts, tokens, lengths, logprobs, truncated, np.zeros(lengths.shape, np.float32))
 
     def with_advantages(self, advantages: np.ndarray) -> "Rollout":
         """The rollout with advantages [., G] in the groups' order, which is the prompts' order."""

@@ -69,9 +69,8 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
             began = time.perf_counter()
             prompts = guidelines.prompts(step)  # p in P_guide
             encoded = [batches.encode(prompt) for prompt in prompts]
-            completions = learner.sample(
-                state, batches.collate(encoded), jax.random.fold_in(key, step)
-            )  # y ~ pi(. | p)
+            noise = jax.random.fold_in(key, step)
+            completions = learner.sample(state, batches.collate(encoded), noise)  # y_1 .. y_G ~ pi(. | p)
             rollout = Rollout.of(prompts, encoded, completions, processor)
             scores = reward.score(scoring, rollout, config.max_new_tokens)  # r(p, y)
             rewards = _groups(scores.total, config, step)
@@ -84,21 +83,16 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
             state = dataclasses.replace(state, num_tokens=state.num_tokens + rollout.num_tokens)
 
             _check_finite(stats, state.step, config)
-            metrics = (
-                stats | scores.stats() | rollout.stats() | _group_stats(rewards) | _clocks(began, sampled, rollout)
-            )
+            metrics = stats | scores.stats() | rollout.stats() | _group_stats(rewards)
             metrics |= {"num_tokens": state.num_tokens, "compilations": learner.compilations}
+            metrics |= _clocks(began, sampled, rollout)
             run.log(state.step, metrics)
             progress.update(state.step, metrics)
             if config.samples_every and _is_due(state.step, config.samples_every, steps):
                 run.table("completions", state.step, _rows(rollout, scores))
             if evaluate and _is_due(state.step, config.eval.every, steps):
                 run.log(state.step, _held_out(evaluate, learner, state))
-            signum = run.interrupted()
-            if signum or _is_due(state.step, config.checkpoint_every, steps):
-                run.checkpoints.save(state.step, _tree(state))
-            if signum and state.step < steps:
-                raise Interrupted(f"step {state.step} of {steps} is saved; the same command resumes", signum)
+            _keep(config, run, state, steps)
     path = _export(config, run, model, learner, state, processor)
     run.finish(_summary(run, path, state, learner))
     return path
@@ -114,7 +108,8 @@ def _check(config: ConfigDict) -> None:
         raise ConfigError("config.temperature must be above 0: greedy samples of a group are all the same")
     if config.prompts_per_step % config.minibatches:
         raise ConfigError(
-            f"config.prompts_per_step ({config.prompts_per_step}) must be a multiple of minibatches ({config.minibatches})"
+            f"config.prompts_per_step is {config.prompts_per_step}; it must be a multiple of minibatches, "
+            f"{config.minibatches}"
         )
 
 
@@ -174,6 +169,15 @@ def _resume(run: "Run", state: State) -> State:
 
 def _tree(state: State) -> dict:
     return {"trained": state.trained, "opt_state": state.opt_state, "step": state.step, "num_tokens": state.num_tokens}
+
+
+def _keep(config: ConfigDict, run: "Run", state: State, steps: int) -> None:
+    """Saves a checkpoint where one is due or a signal came; a signal then ends the run."""
+    signum = run.interrupted()
+    if signum or _is_due(state.step, config.checkpoint_every, steps):
+        run.checkpoints.save(state.step, _tree(state))
+    if signum and state.step < steps:
+        raise Interrupted(f"step {state.step} of {steps} is saved; the same command resumes", signum)
 
 
 def _check_finite(stats: dict[str, float], step: int, config: ConfigDict) -> None:

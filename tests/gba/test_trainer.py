@@ -1,0 +1,311 @@
+"""A run of a tiny model: what it writes and how it resumes, and what its gradient holds and does not depend on."""
+
+import dataclasses
+import json
+import signal
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmedexpert_jax import lora
+from mmedexpert_jax.data import load_cases
+from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
+from mmedexpert_jax.gba import learner as learner_module
+from mmedexpert_jax.gba import trainer
+from mmedexpert_jax.gba.batches import Batches
+from mmedexpert_jax.gba.guidelines import Prompt
+from mmedexpert_jax.gba.learner import Learner
+from mmedexpert_jax.gba.rollouts import Rollout
+from mmedexpert_jax.models import load_model, load_processor
+from mmedexpert_jax.runtime import Run
+from mmedexpert_jax.runtime.metrics import is_clock
+
+STEPS = 5
+
+
+def score(params, step):
+    """Stands for the held-out evaluation."""
+    weight = params["model"]["layers"]["1"]["mlp"]["down_proj"]["weight"]
+    return {"eval/weight": float(np.abs(weight).sum(dtype=np.float64)), "step": step}
+
+
+def train(config, evaluate=score):
+    with Run.open(config.workdir, config) as run:
+        path = trainer.train(config, run, evaluate)
+        rows = [{k: v for k, v in row.items() if not is_clock(k)} for row in run.metrics()]
+        return SimpleNamespace(run=run, path=path, rows=rows)
+
+
+@pytest.fixture(scope="module")
+def finished(run_config, tmp_path_factory):
+    """A run that was never interrupted, the batches and keys that its sampler saw, and what it printed."""
+    calls, printed = [], []
+    sample = Learner.sample
+
+    def recorded(self, state, batch, key):
+        completions = sample(self, state, batch, key)
+        calls.append((jax.random.key_data(key).tolist(), completions))
+        return completions
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "sample", recorded)
+        patch.setattr(trainer, "print", lambda text, **_: printed.append(text), raising=False)
+        done = train(run_config(tmp_path_factory.mktemp("runs") / "whole", explain=3))
+    return SimpleNamespace(**vars(done), calls=calls, printed=printed)
+
+
+@pytest.fixture(scope="module")
+def setup(run_config, tmp_path_factory):
+    """Learner, state and a scored rollout over four prompts, two of them with an image of their own."""
+    config = run_config(tmp_path_factory.mktemp("setup"))
+    cases = load_cases(config.data.path, "train")
+    model, params = load_model(config.model.path)
+    processor = load_processor(config.model.path)
+    prompts = [Prompt(cases[i], "analytical") for i in (2, 0, 5, 1)]
+    order = SimpleNamespace(prompts=lambda step: prompts)
+    batches = Batches(processor, order, 1, 2, config.max_prompt_length)
+    encoded = [batches.encode(prompt) for prompt in prompts]
+    learner = Learner(model, params, config, processor.special_vision_ids, config.num_samples, 10)
+    state = learner.init(jax.random.key(1))
+    moved = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(2), x.shape), state.trained)
+    state = dataclasses.replace(state, trained=moved)
+    done = learner.sample(state, batches.collate(encoded), jax.random.key(3))
+    rollout = Rollout.of(prompts, encoded, done, processor)
+    rollout = rollout.with_advantages(np.random.default_rng(0).normal(size=rollout.lengths.shape).astype(np.float32))
+    return SimpleNamespace(**locals())
+
+
+def summed(setup, parts):
+    total = [setup.learner.gradient(setup.state, part) for part in parts]
+    terms = total[0][1]
+    for _, more in total[1:]:
+        terms = terms + more
+    return jax.tree.map(lambda *leaves: sum(leaves), *(gradient for gradient, _ in total)), terms
+
+
+def assert_close(got, expected, tolerance=1e-5):
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * (float(np.abs(y).max()) + 1e-6))
+
+
+def test_a_run_logs_evaluates_and_exports(finished):
+    trained = [row for row in finished.rows if "reward" in row]
+    assert [row["step"] for row in trained] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in finished.rows if "eval/weight" in row] == [0, 2, 4, 5]
+    names = {
+        "loss", "kl", "entropy", "grad_norm", "learning_rate", "reward", "reward_std", "frac_reward_zero_std",
+        "rewards/accuracy/mean", "rewards/vowels/std", "completions/mean_length", "completions/clipped_ratio",
+        "clip_ratio/region_mean", "sampling/logp_difference/mean", "num_tokens", "compilations",
+    }  # fmt: skip
+    assert all(names <= row.keys() for row in trained)
+    assert trained[0]["kl"] == 0 < trained[-1]["kl"]
+    assert all(row["grad_norm"] > 0 for row in trained)
+    assert {row["compilations"] for row in trained} == {5}  # sample, gradient, the same for explain, add, apply
+    assert finished.run.summary["eval/weight/before"] != finished.run.summary["eval/weight/after"]
+    assert "rewards/accuracy/mean/last_tenth" in finished.run.summary
+
+
+def test_the_exported_adapter_is_the_trained_policy(finished, run_config, tmp_path):
+    config = run_config(tmp_path)
+    _, params = load_model(config.model.path)
+    adapter = lora.load_peft(finished.path, params)
+    assert score(lora.fold(params, adapter), 0)["eval/weight"] == finished.rows[-1]["eval/weight"]
+
+
+def test_sampler_and_trainer_agree_on_log_probabilities_at_any_temperature(finished):
+    assert max(row["sampling/logp_difference/max"] for row in finished.rows if "reward" in row) < 1e-4
+
+
+def test_every_step_has_noise_of_its_own(finished):
+    keys = [tuple(key) for key, _ in finished.calls]
+    assert len(set(keys)) == len(keys) == STEPS
+    tokens = [done.tokens.tobytes() for _, done in finished.calls]
+    assert len(set(tokens)) == STEPS
+
+
+def test_special_vision_tokens_are_never_sampled_nor_given_probability(finished, setup):
+    ban = setup.processor.special_vision_ids
+    assert ban
+    assert not any(np.isin(done.tokens, ban).any() for _, done in finished.calls)
+    part = setup.rollout.part(slice(0, 2), setup.batches)
+    banned = dataclasses.replace(part, tokens=np.full_like(part.tokens, ban[0]))
+    assert not np.isfinite(setup.learner.gradient(setup.state, banned)[1].loss)
+
+
+def test_the_table_shows_completions_as_text(finished):
+    rows = [json.loads(line) for line in (finished.run.path / "samples/completions/000004.jsonl").open()]
+    assert len(rows) == 16
+    assert {"prompt", "completion", "paradigm", "rewards/vowels", "advantage", "choice", "truncated"} <= rows[0].keys()
+    assert sorted(path.name for path in (finished.run.path / "samples/completions").iterdir()) == [
+        "000002.jsonl", "000004.jsonl", "000005.jsonl"
+    ]  # fmt: skip
+
+
+def test_explain_goes_from_prompt_to_share(finished):
+    (text,) = finished.printed
+    blocks = text.split("-- completion ")[1:]
+    assert len(blocks) == 3
+    for part in ("prompt (", "tokens: ", "vowels", "advantage: ", "share of the gradient: ", "What is her score?"):
+        assert all(part in block for block in blocks)
+
+
+def test_killed_and_resumed_is_bit_identical(finished, run_config, tmp_path, monkeypatch):
+    config = run_config(tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "interrupted", lambda self: signal.SIGTERM)
+        with pytest.raises(Interrupted, match="step 1 of 5 is saved") as stopped:
+            train(config)
+        assert stopped.value.exit_code == 143
+    with monkeypatch.context() as patch:  # killed at step 4, after its metrics and before its checkpoint
+        patch.setattr("mmedexpert_jax.runtime.checkpoints.Checkpoints.save", fail_at(4))
+        with pytest.raises(RuntimeError, match="killed"):
+            train(config)
+    resumed = train(config)
+    assert resumed.run.checkpoints.latest() == STEPS
+    assert [without_count(row) for row in resumed.rows] == [without_count(row) for row in finished.rows]
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (resumed.path / file).read_bytes() == (finished.path / file).read_bytes()
+    tables = [sorted((r.run.path / "samples/completions").iterdir()) for r in (resumed, finished)]
+    assert [path.read_bytes() for path in tables[0]] == [path.read_bytes() for path in tables[1]]
+
+
+def without_count(row):
+    """Explaining costs one program more."""
+    return {name: value for name, value in row.items() if name != "compilations"}
+
+
+def fail_at(step):
+    from mmedexpert_jax.runtime.checkpoints import Checkpoints
+
+    save = Checkpoints.save
+
+    def saved(self, at, tree, *args):
+        if at == step:
+            raise RuntimeError("killed")
+        return save(self, at, tree, *args)
+
+    return saved
+
+
+def test_the_gradient_does_not_depend_on_the_micro_batches(setup):
+    # prompts with images of their own in either half: rows and images must stay together
+    whole = summed(setup, [setup.rollout.part(slice(0, 4), setup.batches)])
+    halves = summed(setup, [setup.rollout.part(slice(i, i + 2), setup.batches) for i in (0, 2)])
+    assert_close(halves, whole)
+
+
+def test_every_prompt_is_scored_with_its_own_image(setup):
+    part = setup.rollout.part(slice(0, 2), setup.batches)
+    other = setup.batches.collate([setup.encoded[2], setup.encoded[1]])  # the first prompt with the third's image
+    swapped = setup.learner.gradient(setup.state, dataclasses.replace(part, batch=other))[1]
+    right = setup.learner.gradient(setup.state, part)[1]
+    assert float(right.peaks["sampling/logp_difference/max"]) < 1e-4
+    assert float(swapped.peaks["sampling/logp_difference/max"]) > 1e-4
+
+
+def test_the_end_token_is_trained(setup):
+    part = setup.rollout.part(slice(0, 2), setup.batches)
+    (end,) = setup.model.config.eos_token_ids
+    tokens = np.full_like(part.tokens, setup.model.config.pad_token_id)
+    tokens[..., 0] = end
+    ones = np.ones_like(part.lengths)
+    only_end = dataclasses.replace(part, tokens=tokens, lengths=ones, advantages=ones.astype(np.float32))
+    gradient, terms = setup.learner.gradient(setup.state, only_end)
+    assert float(terms.tokens) == ones.size
+    assert all(float(jnp.abs(f["b"]).max()) > 0 for name, f in gradient.factors.items() if name.startswith("model."))
+
+
+def test_gradients_are_for_what_is_trained_and_beta_zero_has_no_reference(setup, run_config, tmp_path, monkeypatch):
+    """By abstract evaluation: nothing is compiled."""
+    calls = []
+    real = learner_module.completion_logprobs
+    monkeypatch.setattr(
+        learner_module, "completion_logprobs", lambda *args, **kwargs: calls.append(kwargs) or real(*args, **kwargs)
+    )
+    part = setup.rollout.part(slice(0, 2), setup.batches)
+    for trainable, beta in (("lora", 0.01), ("lora", 0.0), ("full", 0.01), ("full", 0.0)):
+        calls.clear()
+        config = run_config(tmp_path, trainable=trainable, beta=beta)
+        learner = Learner(setup.model, setup.params, config, (), config.num_samples, 10)
+        state = learner.init(jax.random.key(0))
+        gradient, _ = jax.eval_shape(
+            lambda trained, learner=learner, state=state: learner.gradient(
+                dataclasses.replace(state, trained=trained), part
+            ),
+            state.trained,
+        )
+        expected = setup.params if trainable == "full" else setup.state.trained
+        assert jax.tree.structure(gradient) == jax.tree.structure(expected) == jax.tree.structure(state.trained)
+        assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+        references = [kwargs for kwargs in calls if kwargs.get("lora") is None and not kwargs.get("entropy")]
+        assert len(references) == (beta > 0)
+
+
+def test_shuffled_rewards_are_the_same_values_elsewhere(run_config, tmp_path):
+    rewards = np.arange(16.0).reshape(4, 4)
+    config = run_config(tmp_path, **{"rewards.shuffle": True})
+    shuffled = trainer._groups(rewards, config, 3)
+    assert sorted(shuffled.ravel()) == sorted(rewards.ravel())
+    assert shuffled.tolist() != rewards.tolist()
+    assert (
+        shuffled.tolist()
+        == trainer._groups(rewards, config, 3).tolist()
+        != trainer._groups(rewards, config, 4).tolist()
+    )
+    assert trainer._groups(rewards, run_config(tmp_path), 3) is not shuffled
+
+
+def test_a_query_group_joins_the_samples_of_its_prompts(run_config, tmp_path):
+    rewards = np.arange(16.0).reshape(8, 2)  # 8 prompts x 2 samples: 4 queries under 2 paradigms
+    groups = trainer._groups(rewards, run_config(tmp_path), 0)
+    assert groups.shape == (4, 4)
+    assert groups[1].tolist() == [4, 5, 6, 7]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run_config, tmp_path):
+    config = run_config(tmp_path / "run", lr=1e35)
+    with pytest.raises(ConfigError, match=r"step \d: (loss|grad_norm) is (nan|inf) at lr 1e\+35; lower config.lr"):
+        train(config, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        ({"num_samples": 1}, ConfigError, "config.num_samples is 1; group advantages"),
+        ({"temperature": 0.0}, ConfigError, "config.temperature"),
+        ({"minibatches": 3}, ConfigError, "multiple of minibatches"),
+        ({"micro_batch": 3}, ConfigError, "config.micro_batch"),
+        ({"paradigms_per_query": 3}, ConfigError, "config.prompts_per_step"),
+        ({"rewards.functions": ("nowhere.f",)}, ConfigError, "nowhere.f"),
+        ({"max_prompt_length": 40}, DataError, r"case case-\d: a prompt of \d+ tokens"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(run_config, tmp_path, monkeypatch, overrides, error, message):
+    monkeypatch.setattr(trainer, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    config = run_config(tmp_path / "run", **overrides)
+    with pytest.raises(error, match=message):
+        train(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"inner_epochs": 2, "minibatches": 2, "lr": 0.3},
+        {"trainable": "full", "lr": 1e-3},
+        {"group_by": "query", "paradigms_per_query": 2, "schedule": "linear", "warmup_steps": 2},
+        {"objective": "grpo", "beta": 0.0, "aggregation": "constant", "remat": True},
+    ],
+)
+def test_other_ways_to_train(run_config, tmp_path, overrides):
+    done = train(run_config(tmp_path / "run", steps=3, **overrides))
+    assert done.path.is_dir()
+    rows = [row for row in done.rows if "reward" in row]
+    assert rows[0]["loss"] is not None
+    if "inner_epochs" in overrides:
+        assert sum(row["clip_ratio/region_mean"] for row in rows) > 0
+    if "schedule" in overrides:
+        np.testing.assert_allclose([row["learning_rate"] for row in rows], [1e-2 / 3, 2e-2 / 3, 1e-2], rtol=1e-5)
