@@ -16,18 +16,24 @@ from mmedexpert_jax.data.load import EMBEDDED
 SEED = 0
 SIZES = {"train": 2400, "dev": 320, "test": 1280}
 
+
+def _list(kind: pa.DataType) -> pa.DataType:
+    """A list as Parquet names it."""
+    return pa.list_(pa.field("element", kind))
+
+
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _COLUMNS = {
     "id": pa.string(),
     "question": pa.string(),
-    "options": pa.list_(pa.string()),
+    "options": _list(pa.string()),
     "answer": pa.string(),
     "specialty": pa.string(),
     "task": pa.string(),
-    "images": pa.list_(_IMAGE),
+    "images": _list(_IMAGE),
     "paradigm": pa.string(),
     "trace": pa.string(),
-    "paradigms": pa.list_(pa.string()),
+    "paradigms": _list(pa.string()),
     "source": pa.string(),
     "licence": pa.string(),
     "doi": pa.string(),

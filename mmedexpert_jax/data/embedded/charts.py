@@ -73,13 +73,14 @@ ECG = ImageTask(
     ordered=False,
 )
 
+_PAPER = {"boys": (246, 250, 255), "girls": (255, 246, 250)}  # faint, as the WHO's charts are blue and pink
 WEIGHTS = ("severe wasting", "moderate wasting", "normal weight", "overweight")
 _Z = {0: (-3.8, -3.4), 1: (-2.65, -2.35), 2: (-1.5, 1.3), 3: (2.4, 2.9)}
 
 
 def draw_growth(sex: str, length: int, weight: float, start: int) -> Image.Image:
     """Six cm of the WHO chart from `start`, 112 x 112 pixels: -3 black, -2 red, median green, +2 red; the dot blue."""
-    image = Image.new("RGB", (112, 112), (255, 255, 255))
+    image = Image.new("RGB", (112, 112), _PAPER[sex])
     draw = ImageDraw.Draw(image)
     low = weight_for_length(sex, start, -4)
     unit = 112 / (weight_for_length(sex, start + 6, 3) - low)
@@ -98,7 +99,7 @@ def draw_growth(sex: str, length: int, weight: float, start: int) -> Image.Image
 def growth_scene(rng: Random, band: int, pool: str) -> Scene:
     """A child's point; the z-score from the WHO's LMS values decides: -3, -2 and +2 are the limits."""
     sex, length = rng.choice(("boys", "girls")), rng.randint(65, 104)
-    weight = round(weight_for_length(sex, length, rng.uniform(*_Z[band])), 2)
+    weight = round(weight_for_length(sex, length, rng.uniform(*_Z[band])), 1)
     start = length - rng.randint(1, 5)
     below = weight < weight_for_length(sex, length, 0)
     steps = [Step(f"dot {'below' if below else 'above'} the green line", "fits normal weight", 2)]

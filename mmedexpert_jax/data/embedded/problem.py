@@ -15,12 +15,14 @@ class Step:
         effect: the running total after it ("2"), or what it says by itself ("stage 1").
         band: index of the option that follows if nothing comes after it.
         total: the running total in words ("2 points"); "" where it need not be said.
+        counts: whether it changes the running total.
     """
 
     text: str
     effect: str
     band: int
     total: str = ""
+    counts: bool = True
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Generated:
     Attributes:
         case: carries the sound trace of one paradigm.
         traces: the sound trace under each paradigm.
-        hasty: under each paradigm, a trace that stops at the first evidence, and the letter it concludes.
+        hasty: under each paradigm, a trace that weighs only the first evidence, and the letter it concludes.
         problem: the values behind the case.
     """
 
@@ -85,7 +85,7 @@ def _of_task(task: Task, count: int, pool: str, rng: Random) -> list:
 
 def _in_pool(task: Task, band: int, pool: str, rng: Random, seen: set[str]) -> Problem:
     """A problem of `task` whose key belongs to `pool` and is new there."""
-    for _ in range(20_000):
+    for _ in range(5_000):
         problem = task.problem(rng, band, pool)
         if pool_of(problem.key) == pool and problem.key not in seen:
             if pool != "pretrain":
@@ -98,7 +98,7 @@ def _builder(task: Task, problem: Problem, options: tuple[str, ...], paradigm: s
     def build(name: str) -> Generated:
         letter = {text: LETTERS[i] for i, text in enumerate(options)}
         sound = {p: trace(task, problem, p, options) for p in PARADIGMS}
-        weighed = hasty(task, problem, Random(luck))
+        weighed = hasty(problem, Random(luck))
         short = {
             p: (trace(task, problem, p, options, weighed), letter[task.options[problem.band(weighed)]])
             for p in PARADIGMS
@@ -122,7 +122,8 @@ def _builder(task: Task, problem: Problem, options: tuple[str, ...], paradigm: s
 
 def _balanced(rng: Random, count: int, size: int) -> list[int]:
     """`count` numbers below `size` in random order, each as often as the others (to within one)."""
-    numbers = [i % size for i in range(count)]
+    first = rng.randrange(size)
+    numbers = [(first + i) % size for i in range(count)]
     rng.shuffle(numbers)
     return numbers
 

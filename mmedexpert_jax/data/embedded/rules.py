@@ -120,14 +120,14 @@ class Rule:
         levels = [item.levels[i] for item, i in zip(self.items, choice, strict=True)]
         numbers = [level.numbers(rng) for level in levels]
         texts = [level.write(rng.choice(level.phrases), n) for level, n in zip(levels, numbers, strict=True)]
-        findings = list(texts)
+        findings = [(text, level.points) for text, level in zip(texts, levels, strict=True)]
         if rng.random() < 0.5:
-            findings.insert(rng.randint(0, len(findings)), rng.choice(NEUTRAL))
+            findings.insert(rng.randint(0, len(findings)), (rng.choice(NEUTRAL), 0))
         names = [item.name for item in self.items]
         return Problem(
             key=f"{self.task} {choice} {numbers}",
-            question=self._question(rng, pool, findings),
-            steps=self._steps(texts, levels),
+            question=self._question(rng, pool, [text for text, _ in findings]),
+            steps=self._steps(findings),
             values={name: n or text for name, n, text in zip(names, numbers, texts, strict=True)},
         )
 
@@ -150,14 +150,17 @@ class Rule:
         )
         return f"{opener} {rng.choice(asks).format(what=self.what)}"
 
-    def _steps(self, texts: list[str], levels: list[Level]) -> tuple[Step, ...]:
+    def _steps(self, findings: list[tuple[str, int]]) -> tuple[Step, ...]:
+        """Every finding in its order, with the running total, or by itself where the highest decides."""
         steps: list[Step] = []
         total = 0
-        for text, level in zip(texts, levels, strict=True):
+        for text, count in findings:
             if self.highest:
-                total = max(total, level.points)
-                steps.append(Step(text, f"is {self.options[self.band(level.points)]}", self.band(total)))
-            elif level.points:
-                total += level.points
-                steps.append(Step(text, str(total), self.band(total), "" if self.scored else points(total)))
+                total = max(total, count)
+                if text not in NEUTRAL:
+                    steps.append(Step(text, f"is {self.options[self.band(count)]}", self.band(total)))
+            else:
+                total += count
+                said = "" if self.scored else points(total)
+                steps.append(Step(text, str(total), self.band(total), said, counts=count > 0))
         return tuple(steps)

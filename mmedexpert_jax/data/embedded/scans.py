@@ -1,5 +1,6 @@
 """Real images: a marked spot on a slice of a chest CT or a brain MR. Subjects of the test pool occur nowhere else."""
 
+from dataclasses import dataclass
 from functools import cache
 from random import Random
 
@@ -12,6 +13,7 @@ from mmedexpert_jax.data.embedded.seen import ImageTask, Scene
 
 _SOURCE = "pyradiomics 3.0.1 sample data"
 _LICENCE = "BSD-3-Clause (pyradiomics)"
+SIZE = 84  # pixels, 3 x 3 merged tokens
 _MARK = (255, 220, 0)
 
 TISSUES = ("lung", "fat", "soft tissue", "bone")
@@ -37,18 +39,36 @@ def _spot(rng: Random, name: str, label: int) -> tuple[int, int, int]:
     return index, row, column
 
 
-def _cut(
-    name: str, spot: tuple[int, int, int], corner: tuple[int, int], side: int, size: int, half: int
-) -> Image.Image:
-    """The square of `side` pixels at `corner`, scaled to `size`, with a mark of half width `half` round the spot."""
-    images, _ = slices(name)
-    index, row, column = spot
-    top, left = corner
-    image = Image.fromarray(images[index][top : top + side, left : left + side]).convert("RGB")
-    image = image.resize((size, size), Image.Resampling.BILINEAR)
-    x, y = ((c - o + 0.5) * size / side for c, o in ((column, left), (row, top)))
-    ImageDraw.Draw(image).rectangle((x - half, y - half, x + half, y + half), outline=_MARK, width=2)
-    return image
+@dataclass(frozen=True)
+class _Cut:
+    """A square of a slice, scaled to SIZE pixels, with a mark of half width `half` centred on a spot of it."""
+
+    name: str
+    index: int
+    corner: tuple[int, int]
+    side: int
+    mark: tuple[int, int]
+    half: int
+
+    @classmethod
+    def round(cls, name: str, spot: tuple[int, int, int], corner: tuple[int, int], side: int, half: int) -> "_Cut":
+        """The cut at `corner` (top, left) whose mark is centred on `spot` (slice, row, column)."""
+        row, column = (round((c - o + 0.5) * SIZE / side) for c, o in zip(spot[1:], corner, strict=True))
+        return cls(name, spot[0], corner, side, (row, column), half)
+
+    @property
+    def values(self) -> dict[str, object]:
+        """What the picture depends on."""
+        return {"subject": self.name, "slice": self.index, "corner": self.corner, "mark": self.mark}
+
+    def draw(self) -> Image.Image:
+        """The picture, SIZE x SIZE."""
+        (top, left), (row, column) = self.corner, self.mark
+        pixels = slices(self.name)[0][self.index][top : top + self.side, left : left + self.side]
+        image = Image.fromarray(pixels).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        box = (column - self.half, row - self.half, column + self.half, row + self.half)
+        ImageDraw.Draw(image).rectangle(box, outline=_MARK, width=2)
+        return image
 
 
 def chest_scene(rng: Random, band: int, pool: str) -> Scene:
@@ -58,9 +78,9 @@ def chest_scene(rng: Random, band: int, pool: str) -> Scene:
     side = 64
     limit = slices(name)[0].shape[1] - side
     top, left = (min(limit, max(0, c - rng.randint(16, side - 16))) for c in spot[1:])
-    image = _cut(name, spot, (top, left), side, 84, 9)
+    cut = _Cut.round(name, spot, (top, left), side, 9)
     steps = (Step(f"{_SHADES[band]} in the mark", f"is {TISSUES[band]}", band),)
-    return Scene(image, steps, {"subject": name, "spot": spot, "corner": (top, left)})
+    return Scene(cut.draw(), steps, cut.values)
 
 
 CHEST = ImageTask(
@@ -84,8 +104,7 @@ def brain_scene(rng: Random, band: int, pool: str) -> Scene:
     """A spot on a brain MR; the header's axes give side and depth. The right of the image is the patient's left."""
     name = subject("brain", pool)
     spot = _spot(rng, name, band + 1)
-    side = slices(name)[0].shape[1]
-    image = _cut(name, spot, (0, 0), side, 84, 7)
+    cut = _Cut.round(name, spot, (0, 0), slices(name)[0].shape[1], 7)
     left, back = band % 2 == 1, band >= 2
     steps = (
         Step(
@@ -93,7 +112,7 @@ def brain_scene(rng: Random, band: int, pool: str) -> Scene:
         ),
         Step(f"mark in the {'lower' if back else 'upper'} half", f"is {QUARTERS[band]}", band),
     )
-    return Scene(image, steps, {"subject": name, "spot": spot})
+    return Scene(cut.draw(), steps, cut.values)
 
 
 BRAIN = ImageTask(

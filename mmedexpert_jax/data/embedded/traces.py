@@ -2,7 +2,7 @@
 
 from random import Random
 
-from mmedexpert_jax.data.embedded.problem import Problem, Task
+from mmedexpert_jax.data.embedded.problem import Problem, Step, Task
 from mmedexpert_jax.data.embedded.wording import sentence
 
 _VERBS = {"differential": "makes", "intuitive": "makes", "analytical": "gives", "bayesian": "raises to"}
@@ -15,8 +15,7 @@ def trace(task: Task, problem: Problem, paradigm: str, options: tuple[str, ...],
     band = problem.band(count)
     answer = task.options[band]
     total = steps[-1].total if steps else ""
-    verb = f" {_VERBS[paradigm]} " if task.running else " "
-    chain = ", ".join(f"{step.text}{verb}{step.effect}" for step in steps) or "no criterion met"
+    chain = ", ".join(f"{step.text} {_verb(task, step, paradigm)}{step.effect}" for step in steps)
     if paradigm == "differential":
         said = [chain, *_rivals(task, band, options), f"{answer} fits best"]
     elif paradigm == "intuitive":
@@ -33,10 +32,15 @@ def trace(task: Task, problem: Problem, paradigm: str, options: tuple[str, ...],
     return " ".join(f"({i}) {sentence(text)}." for i, text in enumerate(said, 1))
 
 
-def hasty(task: Task, problem: Problem, rng: Random) -> int:
-    """How much of the evidence a hasty reasoner weighs: the first piece, or the first two of four and more."""
-    steps = len(problem.steps)
-    return min(steps, rng.randint(1, 2) if steps > 3 else 1)
+def hasty(problem: Problem, rng: Random) -> int:
+    """How much of the evidence a hasty reasoner weighs: one piece or more, at most the first half."""
+    return rng.randint(1, max(1, len(problem.steps) // 2))
+
+
+def _verb(task: Task, step: Step, paradigm: str) -> str:
+    if not task.running:
+        return ""
+    return f"{_VERBS[paradigm]} " if step.counts else "keeps "
 
 
 def _rivals(task: Task, band: int, options: tuple[str, ...]) -> list[str]:
