@@ -17,7 +17,7 @@ from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 
 TARGETS = ("all-linear", "text")
 # Fields of adapter_config.json that change what the factors mean, with the values under which they do not.
-_PLAIN = {
+_PLAIN: dict[str, tuple] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),

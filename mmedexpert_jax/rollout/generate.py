@@ -152,7 +152,7 @@ def _sample_keys(key: Array, rows: Array, num_samples: int) -> Array:
     return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(row_keys, jnp.arange(num_samples))
 
 
-def _start(model: Model, settings: _Settings, shape: tuple[int, int], dtype: jnp.dtype) -> _State:
+def _start(model: Model, settings: _Settings, shape: tuple[int, ...], dtype: jnp.dtype) -> _State:
     """Nothing drawn yet."""
     size = settings.max_new_tokens
     empty = Completions(
@@ -161,7 +161,7 @@ def _start(model: Model, settings: _Settings, shape: tuple[int, int], dtype: jnp
         lengths=jnp.zeros(shape, jnp.int32),
         truncated=jnp.zeros(shape, bool),
     )
-    return _State(jnp.int32(0), model.init_cache(*shape, size, dtype), empty, jnp.zeros(shape, bool))
+    return _State(jnp.int32(0), model.init_cache(shape[0], shape[1], size, dtype), empty, jnp.zeros(shape, bool))
 
 
 def _ban_mask(settings: _Settings, step: Array, vocabulary: int) -> Array | None:

@@ -1,5 +1,6 @@
 """Log-probabilities of given completions, as the sampler would report them, without logits of [B, G, R, V]."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import distribution
 
-CHUNK = 128  # tokens of each completion whose logits stand in memory at a time
+CHUNK = 4096  # tokens, over all completions, whose logits stand in memory at a time
 
 
 def completion_logprobs(
@@ -45,7 +46,7 @@ def completion_logprobs(
         lora: deltas, in low-rank form, so that the gradient is never dense.
         temperature: as in `distribution`, likewise `top_k`, `top_p`.
         ban: ids of probability zero. Tokens sampled under `min_new_tokens` are not scored as drawn.
-        chunk: tokens of each completion whose logits are computed at a time, and again in the backward pass.
+        chunk: tokens, over all completions, whose logits are computed at a time, and again in the backward pass.
         remat: recompute each layer in the backward pass.
         entropy: return the entropies of the distributions too.
 
@@ -84,16 +85,17 @@ def completion_hidden(
 def in_chunks(
     score: Callable[[Array, Array], tuple[Array, ...]], hidden: Array, tokens: Array, chunk: int = CHUNK
 ) -> tuple[Array, ...]:
-    """`score(hidden [B, G, C, D], tokens [B, G, C])` over the length in about equal chunks of at most `chunk`.
+    """`score(hidden [B, G, C, D], tokens [B, G, C])` over the length, in about equal chunks.
 
-    The chunks follow one another and are recomputed in the backward pass, so the logits of one of them are all that
-    stands in memory. Splitting the length leaves rows where they are when they are sharded over devices.
+    The chunks, of at most `chunk` tokens or one of each row, follow one another and are recomputed in the backward
+    pass, so the logits of one of them are all that stands in memory. Splitting the length leaves rows where they are
+    when they are sharded over devices.
 
     Returns:
         What `score` returns, arrays [B, G, C], joined to [B, G, R].
     """
-    size = tokens.shape[-1]
-    count = -(-size // chunk)
+    *rows, size = tokens.shape
+    count = -(-size // max(1, chunk // math.prod(rows)))
     if count == 1:
         return score(hidden, tokens)
     width = -(-size // count)

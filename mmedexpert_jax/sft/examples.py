@@ -122,7 +122,8 @@ def _buckets(sizes: Sequence[Size], count: int) -> list[tuple[int, int]]:
     """(prompt, completion) lengths, rising in both, that take equal shares of the cases in order of their length."""
     lengths = sorted(((size.prompt, size.completion) for size in sizes), key=sum)
     ends = [math.ceil(len(lengths) * (k + 1) / count) for k in range(count)]
-    return [tuple(_round_up(max(column)) for column in zip(*lengths[:end], strict=True)) for end in ends if end]
+    shorter = [lengths[:end] for end in ends if end]
+    return [(_round_up(max(p for p, _ in part)), _round_up(max(c for _, c in part))) for part in shorter]
 
 
 def _round_up(length: int) -> int:
