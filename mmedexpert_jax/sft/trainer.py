@@ -134,7 +134,7 @@ def _start(config: ConfigDict, params: dict, optimizer: optax.GradientTransforma
 
 def _resume(run: "Run", state: State) -> State:
     step = run.checkpoints.latest()
-    run.rewind(step or 0)
+    run.rewind(-1 if step is None else step)
     return state if step is None else State(**run.checkpoints.restore(step, vars(state)))
 
 
@@ -172,7 +172,7 @@ def _accumulate(program: Program, base: dict, trained: Any, total: Total, micro:
     return jax.tree.map(jnp.add, total, jax.grad(loss, has_aux=True)(trained))
 
 
-@functools.partial(jax.jit, static_argnames="optimizer", donate_argnames=("trained", "opt_state", "total"))
+@functools.partial(jax.jit, static_argnames="optimizer", donate_argnames=("trained", "opt_state"))
 def _update(
     optimizer: optax.GradientTransformation, trained: Any, opt_state: Any, total: Total
 ) -> tuple[Any, Any, dict]:
