@@ -24,22 +24,22 @@ def bootstrap(
     values: Sequence[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of one value per item (a mean over its samples, a difference)."""
-    values = np.asarray(values, np.float64)
-    if len(values) == 0:
+    items = np.asarray(values, np.float64)
+    if len(items) == 0:
         return 0.0, 0.0
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
-    for start in range(0, resamples, 500):  # chunks bound the memory: 500 x items at a time
-        chosen = rng.integers(0, len(values), (min(500, resamples - start), len(values)))
-        means[start : start + len(chosen)] = values[chosen].mean(1)
+    for start in range(0, resamples, 500):  # chunks bound the memory: 500 x items indices at a time
+        chosen = rng.integers(0, len(items), (min(500, resamples - start), len(items)))
+        means[start : start + len(chosen)] = items[chosen].mean(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Exact two-sided p-value of McNemar's test on paired outcomes; 1 if no pair differs."""
-    first, second = np.asarray(first, bool), np.asarray(second, bool)
-    gained, lost = int(np.sum(second & ~first)), int(np.sum(first & ~second))
+    before, after = np.asarray(first, bool), np.asarray(second, bool)
+    gained, lost = int(np.sum(after & ~before)), int(np.sum(before & ~after))
     pairs = gained + lost
     tail = sum(math.comb(pairs, i) for i in range(min(gained, lost) + 1))
     return min(1.0, 2 * tail / 2**pairs)

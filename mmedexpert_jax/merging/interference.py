@@ -1,7 +1,6 @@
 """Where the experts fight: cosines, sign conflicts and kept mass of their task vectors."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,9 +70,9 @@ class Interference:
         total = sum(whole for _, whole in self.energy.values())
         return sum(kept for kept, _ in self.energy.values()) / total if total else 1.0
 
-    def rates(self, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
-        """Cosines and rates over the tensors that `chosen` accepts; `{}` if there are none."""
-        tensors = [sums for name, sums in self.sums.items() if chosen(name)]
+    def rates(self, module: str = "") -> dict[str, Any]:
+        """Cosines and rates over all changed tensors, or over those of one kind or name; `{}` if there are none."""
+        tensors = [sums for name, sums in self.sums.items() if module in ("", name, kind(name))]
         if not tensors:
             return {}
         total = {key: sum(sums[key] for sums in tensors) for key in tensors[0]}
@@ -98,8 +97,8 @@ class Interference:
         return {
             "experts": list(self.experts),
             "all": self.rates(),
-            "kinds": {one: self.rates(lambda name, one=one: kind(name) == one) for one in self.kinds()},
-            "tensors": {one: self.rates(lambda name, one=one: name == one) for one in self.sums},
+            "kinds": {one: self.rates(one) for one in self.kinds()},
+            "tensors": {one: self.rates(one) for one in self.sums},
             "kept_energy": self.kept_energy,
         }
 
@@ -113,7 +112,7 @@ class Interference:
 
     def kind_rows(self) -> list[dict[str, Any]]:
         """A table of the rates by kind of module, and of all together."""
-        rates = {one: self.rates(lambda name, one=one: kind(name) == one) for one in self.kinds()}
+        rates = {one: self.rates(one) for one in self.kinds()}
         return [
             {"module": one, "wanted by two or more": found["shared"], "sign conflict": found["conflict"]}
             for one, found in (rates | {"all": self.rates()}).items()

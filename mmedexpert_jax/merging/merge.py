@@ -134,7 +134,7 @@ def merged_vectors(
 
     A global trim is the exception: all task vectors become one, in the order of their sorted names.
     """
-    found = {name: sources(name, experts) for name in tensors}
+    found = {name: sources(name, tensor, experts) for name, tensor in tensors.items()}
     changed = {name: source for name, source in found.items() if source is not None}
     if recipe.method == "ties" and recipe.rule.scope == "global":
         yield from _merged_globally(tensors, changed, recipe, report)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -11,7 +12,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models.qwen2_vl import flatten
 
-Params = Mapping[str, Any]
+Params = dict[str, Any]
 Expert = Params | Lora
 Source = Array | Lora | None  # a whole tensor, the factors of one module (under ""), or nothing
 
@@ -38,13 +39,13 @@ def _check_shape(tensors: Mapping[str, Any], expert: str, key: str, shape: tuple
         raise DataError(f"expert {expert}: {key} is {list(shape)}, but {list(tensors[key].shape)} in the base")
 
 
-def sources(name: str, experts: Mapping[str, Expert]) -> tuple[Source, ...] | None:
-    """What each expert says of one tensor; None if none of them says anything."""
-    found = tuple(_source(name, expert) for expert in experts.values())
+def sources(name: str, tensor: Array, experts: Mapping[str, Expert]) -> tuple[Source, ...] | None:
+    """What each expert makes of one tensor; None if none of them changes it."""
+    found = tuple(_source(name, tensor, expert) for expert in experts.values())
     return None if all(source is None for source in found) else found
 
 
-def _source(name: str, expert: Expert) -> Source:
+def _source(name: str, tensor: Array, expert: Expert) -> Source:
     if isinstance(expert, Lora):
         path, _, leaf = name.rpartition(".")
         module = expert.factors.get(path) if leaf == "weight" else None
@@ -52,7 +53,12 @@ def _source(name: str, expert: Expert) -> Source:
     node: Any = expert
     for part in name.split("."):
         node = node[part]
-    return node
+    return None if node is tensor or bool(_equal(node, tensor)) else node
+
+
+@jax.jit
+def _equal(first: Array, second: Array) -> Array:
+    return jnp.all(first == second)
 
 
 def task_vectors(tensor: Array, found: tuple[Source, ...]) -> Array:

@@ -1,7 +1,5 @@
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -12,7 +10,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model, ModelConfig, load_model, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import flatten, init_params
+from mmedexpert_jax.models.qwen2_vl import flatten, nest, tensor_shapes
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.runtime import Run
 
@@ -24,7 +22,9 @@ def folder(tmp_path_factory, tiny_tokenizer_dir):
     text = TextConfig(400, 16, 24, 1, 2, 1, mrope_section=(2, 1, 1))
     vision = VisionConfig("qwen2_vl", depth=1, hidden_size=8, intermediate_size=16, num_heads=1, out_hidden_size=16)
     model = Model(ModelConfig(text, vision, True, 398, 399, 395, 396, 386, 386, (388, 386)))
-    params = init_params(model.config, 0, jnp.float32)
+    rng = np.random.default_rng(0)
+    shapes = tensor_shapes(model.config)
+    params = nest({name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
     processor = Processor.load(tiny_tokenizer_dir)
     save_pretrained(folder / "base", model, params, processor)
     for seed, name in enumerate(("AM", "BS")):
@@ -36,11 +36,13 @@ def folder(tmp_path_factory, tiny_tokenizer_dir):
 
 
 def random_lora(params, seed):
-    lora = adapters.init(jax.random.key(seed), params, rank=2, alpha=4, targets="text")
-    factors = {
-        path: {"a": pair["a"], "b": 0.1 * jax.random.normal(jax.random.key(seed + i), pair["b"].shape)}
-        for i, (path, pair) in enumerate(lora.factors.items())
-    }
+    rng = np.random.default_rng(seed)
+    factors = {}
+    for name, tensor in flatten(params).items():
+        if "_proj.weight" in name:
+            rows, columns = tensor.shape
+            pair = {"a": rng.standard_normal((2, columns)), "b": 0.1 * rng.standard_normal((rows, 2))}
+            factors[name.removesuffix(".weight")] = {key: value.astype(np.float32) for key, value in pair.items()}
     return Lora(factors, 2, 4)
 
 

@@ -1,0 +1,137 @@
+import jax
+import numpy as np
+import pytest
+
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.medeval import Evaluation, compare_evaluations, evaluate
+from mmedexpert_jax.medeval.batches import Size, buckets
+from mmedexpert_jax.medeval.evaluate import chance, constant
+from mmedexpert_jax.medeval.stats import wilson
+from mmedexpert_jax.medeval.tables import breakdown_table, comparison_table, markdown, models_table
+
+KEY = jax.random.key(0)
+
+
+def ask(processor, cases, **settings):
+    return evaluate(None, None, processor, cases, key=KEY, **{"batch_size": 4, "max_new_tokens": 64} | settings)
+
+
+def test_rows_keep_the_order_of_the_cases(processor, cases, sampler):
+    sampler.say = lambda row, sample: f"<think>(1) {row}</think><answer>{'AB'[row % 2]}</answer>"
+    rows = ask(processor, cases).rows
+    assert [row.id for row in rows] == [case.id for case in cases]
+    assert [row.response for row in rows] == [sampler.say(i, 0) for i in range(12)]
+    assert [row.letter for row in rows] == ["A", "B"] * 6
+    assert [row.right for row in rows] == [True] + [i % 2 == 1 for i in range(1, 12)]
+    assert rows[3].modality == "image" and rows[3].specialty == "CSI" and rows[3].task == "curb65"
+    assert rows[0].tokens == len(processor.completion(rows[0].response)) and not rows[0].truncated
+
+
+def test_batches_hold_every_prompt_once_in_few_shapes(processor, cases, sampler):
+    done = []
+    ask(processor, cases, on_batch=done.append)
+    asked = [row for call in sampler.calls for row in dict.fromkeys(call["rows"])]
+    assert sorted(asked) == list(range(12)) and done[-1] == 12
+    assert {len(call["rows"]) for call in sampler.calls} == {2, 4}
+    assert len({(c["batch"].tokens.shape, c["batch"].patches.shape) for c in sampler.calls}) <= 3
+    for call in sampler.calls:
+        for place, row in enumerate(call["rows"]):
+            assert (call["batch"].vision_index[place] >= 0).any() == bool(cases[row].images)
+
+
+def test_summary(processor, cases, sampler):
+    sampler.say = lambda row, sample: "no tags" if row == 5 else "<answer>B</answer>"
+    evaluation = ask(processor, cases, max_new_tokens=4)
+    assert all(row.truncated for row in evaluation.rows)
+    summary = ask(processor, cases).summary()
+    assert (summary["items"], summary["accuracy"]) == (12, pytest.approx(10 / 12))
+    assert (summary["low"], summary["high"]) == wilson(10, 12)
+    assert summary["parse_rate"] == pytest.approx(11 / 12) and summary["truncated"] == 0
+    assert summary["by"]["specialty"]["AM"] == {
+        "items": 3, "accuracy": pytest.approx(2 / 3), "low": wilson(2, 3)[0], "high": wilson(2, 3)[1]
+    }  # fmt: skip
+    assert {name: v["items"] for name, v in summary["by"]["modality"].items()} == {"image": 2, "text": 10}
+    assert list(summary["by"]["paradigm"]) == ["analytical"]
+
+
+def test_guided_prompts_count_by_the_paradigm_they_ask_for(processor, cases, sampler):
+    evaluation = ask(processor, cases, paradigm="all")
+    assert len(evaluation.rows) == 24
+    summary = evaluation.summary()
+    assert summary["items"] == 12  # both prompts of a case stand together
+    assert {name: v["items"] for name, v in summary["by"]["paradigm"].items()} == {"analytical": 12, "bayesian": 12}
+    with pytest.raises(ConfigError, match="analytical, bayesian, all"):
+        ask(processor, cases, paradigm="socratic")
+
+
+def test_several_samples_per_case(processor, cases, sampler):
+    sampler.say = lambda row, sample: f"<answer>{'AB'[sample]}</answer>"
+    evaluation = ask(processor, cases[:3], num_samples=2, temperature=1.0)
+    assert evaluation.outcomes() == {"case-0": [True, False], "case-1": [False, True], "case-2": [False, True]}
+    assert evaluation.summary()["low"] == evaluation.summary()["high"] == 0.5  # every item has the same mean
+    assert sampler.calls[0]["temperature"] == 1.0
+
+
+def test_medevalkit_guesses_where_strict_does_not(processor, cases, sampler):
+    sampler.say = lambda row, sample: "two"
+    assert not any(row.right for row in ask(processor, cases).rows)
+    assert sum(row.right for row in ask(processor, cases, scorer="medevalkit").rows) == 11
+
+
+def test_rows_survive_a_file(processor, cases, sampler, tmp_path):
+    evaluation = ask(processor, cases)
+    evaluation.write(tmp_path / "rows.jsonl")
+    assert Evaluation.read(tmp_path / "rows.jsonl") == evaluation
+    (tmp_path / "rows.jsonl").write_text('{"id": 1}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl: not the rows"):
+        Evaluation.read(tmp_path / "rows.jsonl")
+
+
+def test_too_long_prompts_are_refused_by_case(processor, cases, sampler):
+    with pytest.raises(DataError, match=r"case case-0: a prompt of \d+ tokens"):
+        ask(processor, cases, max_prompt_length=20)
+    assert not sampler.calls
+
+
+def test_comparison_pools_seeds_by_case(processor, cases, sampler):
+    before = ask(processor, cases)
+    sampler.say = lambda row, sample: f"<answer>{cases[row].answer}</answer>"
+    after = ask(processor, cases)
+    once = compare_evaluations([before], [after])
+    assert once.difference == pytest.approx(1 / 12) and once.items == 12 and once.p_value == 1.0
+    pooled = compare_evaluations([before, before], [after, after])
+    assert (pooled.difference, pooled.low, pooled.high) == (once.difference, once.low, once.high)
+    with pytest.raises(DataError, match="no case in common"):
+        compare_evaluations([before], [Evaluation(())])
+
+
+def test_baselines(cases):
+    letter, evaluation = constant(cases)
+    assert letter == "B" and evaluation.summary()["accuracy"] == pytest.approx(11 / 12)
+    assert chance(cases) == pytest.approx(1 / 3)
+
+
+def test_tables(processor, cases, sampler):
+    evaluations = {"base": ask(processor, cases[:4])}
+    sampler.say = lambda row, sample: "<answer>A</answer>"
+    evaluations["tuned"] = ask(processor, cases[:4])
+    summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
+    first, second = models_table(summaries)
+    assert first["model"] == "base" and first["accuracy"] == "75.0 [30.1, 95.4]"
+    assert second["AM"] == "100.0 [20.7, 100.0]" and second["parsed"] == "100.0"
+    assert breakdown_table(summaries, "modality")[0]["modality"] == "image"
+    row = comparison_table(evaluations)[0]
+    assert row["gain over base"].startswith("-50.0 [") and row["McNemar p"] == "0.625"
+    assert markdown([{"a": "1"}, {"b": "2"}]) == "| a | b |\n| --- | --- |\n| 1 |  |\n|  | 2 |\n"
+
+
+def test_buckets_join_small_groups_and_keep_images_apart():
+    sizes = [Size(100, 0, 0)] * 5 + [Size(30, 0, 0)] * 3 + [Size(90, 16, 1)] + [Size(20, 0, 0)] * 9
+    found = buckets(sizes, 4)
+    assert [[sizes[i] for i in group] for group in found] == [
+        [Size(90, 16, 1)],
+        [Size(100, 0, 0)] * 5,
+        [Size(30, 0, 0)] * 3 + [Size(20, 0, 0)] * 9,
+    ]
+    assert sorted(np.concatenate(found)) == list(range(18))
+    assert len(buckets([Size(100, 0, 0)] * 9 + [Size(30, 0, 0)], 4)) == 1
