@@ -6,7 +6,8 @@ from typing import Any
 
 from mmedexpert_jax.errors import DataError
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+# model_type -> architecture
+FAMILIES = {"qwen2_vl": "Qwen2VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class TextConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of one head."""
         return self.hidden_size // self.num_heads
 
 
@@ -49,11 +51,8 @@ class VisionConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of one head."""
         return self.hidden_size // self.num_heads
-
-    @property
-    def patch_dim(self) -> int:
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class ModelConfig:
 
     @property
     def family(self) -> str:
-        """ "qwen2_vl" or "qwen2_5_vl"."""
+        """The model_type, "qwen2_vl" or "qwen2_5_vl"."""
         return self.vision.family
 
     @classmethod
@@ -110,14 +109,10 @@ class ModelConfig:
         return result
 
     def to_hf(self) -> dict[str, Any]:
-        """config.json in the flat layout of the hub's own files: the one that transformers 4.45 to 5.x and vLLM all read."""
+        """config.json in the flat layout of the hub's own files, which transformers 4.45 to 5.x and vLLM all read."""
         text = self.text
         return {
-            "architectures": [
-                {"qwen2_vl": "Qwen2VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}[
-                    self.family
-                ]
-            ],
+            "architectures": [FAMILIES[self.family]],
             "model_type": self.family,
             "attention_dropout": 0.0,
             "bos_token_id": self.bos_token_id,
@@ -149,13 +144,21 @@ class ModelConfig:
     def _check(self) -> None:
         text, vision = self.text, self.vision
         if text.hidden_size % text.num_heads or text.num_heads % text.num_kv_heads:
-            raise DataError("config.json: num_attention_heads must divide hidden_size and be a multiple of num_key_value_heads")
+            raise DataError(
+                f"config.json: num_attention_heads {text.num_heads} must divide hidden_size {text.hidden_size} "
+                f"and be a multiple of num_key_value_heads {text.num_kv_heads}"
+            )
         if 2 * sum(text.mrope_section) != text.head_dim:
-            raise DataError(f"config.json: mrope_section {list(text.mrope_section)} must sum to half of head_dim {text.head_dim}")
+            raise DataError(
+                f"config.json: mrope_section {list(text.mrope_section)} must sum to half of head_dim {text.head_dim}"
+            )
         if vision.hidden_size % (4 * vision.num_heads):
             raise DataError("config.json: vision_config's width per head must be a multiple of 4")
         if vision.out_hidden_size != text.hidden_size:
-            raise DataError(f"config.json: the vision tower gives {vision.out_hidden_size} features, the text takes {text.hidden_size}")
+            raise DataError(
+                f"config.json: the vision tower's features have width {vision.out_hidden_size}, "
+                f"the text's embeddings {text.hidden_size}"
+            )
 
 
 def _text_config(text: Mapping[str, Any]) -> TextConfig:
@@ -185,7 +188,9 @@ def _text_config(text: Mapping[str, Any]) -> TextConfig:
 def _vision_config(family: str, vision: Mapping[str, Any]) -> VisionConfig:
     act = {"qwen2_vl": "quick_gelu", "qwen2_5_vl": "silu"}[family]
     if vision.get("hidden_act", act) != act:
-        raise DataError(f"config.json: vision_config.hidden_act {vision['hidden_act']!r} is not supported; {family} has {act}")
+        raise DataError(
+            f"config.json: vision_config.hidden_act {vision['hidden_act']!r} is not supported; {family} has {act}"
+        )
     common = {
         "family": family,
         "depth": vision.get("depth", 32),
@@ -244,7 +249,9 @@ def _vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
     }
 
 
-def _published(family: str, *, width: int, ffn: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool) -> ModelConfig:
+def _published(
+    family: str, *, width: int, ffn: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool
+) -> ModelConfig:
     text = TextConfig(vocab, width, ffn, layers, heads, kv_heads, rms_norm_eps=1e-6)
     vision = VisionConfig(
         family,
@@ -253,7 +260,7 @@ def _published(family: str, *, width: int, ffn: int, layers: int, heads: int, kv
         intermediate_size=5120 if family == "qwen2_vl" else 3420,
         num_heads=16,
         out_hidden_size=width,
-        tokens_per_second=2,
+        tokens_per_second=4 if family == "qwen2_vl" else 2,
     )
     return ModelConfig(text, vision, tie_word_embeddings=tied)
 

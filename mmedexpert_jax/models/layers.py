@@ -22,6 +22,7 @@ class Linear(nnx.Module):
         self.lora = nnx.data(None)
 
     def __call__(self, x: Array) -> Array:
+        """x [..., in] -> [..., out]; the delta is computed in float32 and cast back."""
         y = contract(x, self.weight[...])
         if self.bias is not None:
             y = y + self.bias[...]
@@ -39,6 +40,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
+        """Normalises the last axis."""
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         return x32.astype(x.dtype) * self.weight[...]
@@ -53,6 +55,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
+        """Normalises the last axis."""
         x32 = x.astype(jnp.float32)
         x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
@@ -68,6 +71,7 @@ class GatedMLP(nnx.Module):
         self.down_proj = Linear(hidden, width, bias)
 
     def __call__(self, x: Array) -> Array:
+        """x [..., D] -> [..., D]."""
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -85,7 +89,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 def attend(
     queries: Array, keys: Array, values: Array, lengths: Array, *, causal: bool, segments: Array | None = None
 ) -> Array:
-    """Self-attention of padded rows, softmax in float32. The place for a fused kernel.
+    """Self-attention of padded rows.
 
     Args:
         queries: [B, H, T, D].
@@ -98,16 +102,14 @@ def attend(
         [B, H, T, D] in the dtype of the values.
     """
     size = queries.shape[2]
-    mask = jnp.arange(size) < lengths[:, None, None]  # [B, 1, T]
+    rows = _query_rows(queries, keys)
+    mask = jnp.arange(size) < lengths[:, None, None]  # [B, rows, T]
     if causal:
-        mask = mask & jnp.tri(size, dtype=bool)
+        mask = mask & (jnp.arange(size) <= rows[:, None])
     if segments is not None:
-        mask = mask & (segments[:, :, None] == segments[:, None, :])
-    grouped = _group(queries, keys.shape[1])
-    scores = jnp.einsum("bkntd,bksd->bknts", grouped, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bknts,bksd->bkntd", weights, values).reshape(queries.shape)
+        mask = mask & (segments[:, rows, None] == segments[:, None, :])
+    mixed, _, total = _softmax_part(_group(queries, keys), keys, values, mask[:, None])
+    return (mixed / total).astype(values.dtype).reshape(queries.shape)
 
 
 def attend_shared(
@@ -121,35 +123,59 @@ def attend_shared(
 ) -> Array:
     """Attention of G continuations of each prompt to the prompt, which they share, and each to itself.
 
-    One softmax over both parts: each part's exponentials are taken against the common maximum and the sum
-    divides at the end, so that neither the prompt's keys are repeated G times nor the scores concatenated.
+    One softmax over both parts, merged as in flash decoding: the prompt's keys are never repeated G times.
 
     Args:
         queries: [B, G, H, T, D].
         prompt_keys, prompt_values: [B, Hkv, S, D].
-        prompt_lengths: [B], valid keys of each prompt, at least 1.
+        prompt_lengths: [B], valid keys of each prompt.
         keys, values: [B, G, Hkv, R, D], the continuations' own.
-        mask: [T, R], the own keys that each query sees.
+        mask: [T, R], the own keys that each query sees, at least one each.
 
     Returns:
         [B, G, H, T, D] in the dtype of the values.
     """
-    grouped = _group(queries, keys.shape[2])
-    seen = (jnp.arange(prompt_keys.shape[2]) < prompt_lengths[:, None])[:, None, None, None, None]
-    prompt = jnp.einsum("bgkntd,bksd->bgknts", grouped, prompt_keys, preferred_element_type=jnp.float32)
-    prompt = jnp.where(seen, prompt, MASKED)
-    own = jnp.einsum("bgkntd,bgkrd->bgkntr", grouped, keys, preferred_element_type=jnp.float32)
-    own = jnp.where(mask, own, MASKED)
-    top = jax.lax.stop_gradient(jnp.maximum(prompt.max(-1, keepdims=True), own.max(-1, keepdims=True)))
-    prompt, own = jnp.exp(prompt - top), jnp.exp(own - top)
-    total = prompt.sum(-1, keepdims=True) + own.sum(-1, keepdims=True)
-    prompt, own = (prompt / total).astype(values.dtype), (own / total).astype(values.dtype)
-    mixed = jnp.einsum("bgknts,bksd->bgkntd", prompt, prompt_values)
-    mixed = mixed + jnp.einsum("bgkntr,bgkrd->bgkntd", own, values)
-    return mixed.reshape(queries.shape)
+    grouped = _group(queries, keys)  # [B, G, Hkv, N * T, D]
+    batch, samples, kv_heads, rows, width = grouped.shape
+    together = jnp.swapaxes(grouped, 1, 2).reshape(batch, kv_heads, samples * rows, width)
+    seen = jnp.arange(prompt_keys.shape[2]) < prompt_lengths[:, None, None, None]
+    prompt = _softmax_part(together, prompt_keys, prompt_values, seen)
+    mixed_prompt, top_prompt, total_prompt = (
+        jnp.swapaxes(x.reshape(batch, kv_heads, samples, rows, -1), 1, 2) for x in prompt
+    )
+    mixed, top, total = _softmax_part(grouped, keys, values, mask[_query_rows(queries, keys)])
+    highest = jnp.maximum(top_prompt, top)
+    of_prompt, of_own = jnp.exp(top_prompt - highest), jnp.exp(top - highest)
+    mixed = (mixed_prompt * of_prompt + mixed * of_own) / (total_prompt * of_prompt + total * of_own)
+    return mixed.astype(values.dtype).reshape(queries.shape)
 
 
-def _group(queries: Array, kv_heads: int) -> Array:
-    """Scales queries [..., H, T, D] by D^-1/2 and splits the heads: [..., Hkv, H / Hkv, T, D]."""
-    *lead, heads, length, width = queries.shape
-    return (queries * width**-0.5).reshape(*lead, kv_heads, heads // kv_heads, length, width)
+def _softmax_part(queries: Array, keys: Array, values: Array, mask: Array) -> tuple[Array, Array, Array]:
+    """A softmax's share of some keys, in float32. The place for a fused kernel.
+
+    queries [..., Q, D], keys and values [..., S, D], mask [..., Q, S] -> the values weighted by exp(score - top)
+    [..., Q, D], top [..., Q, 1] and the sum of those weights [..., Q, 1].
+    """
+    axes = tuple(range(queries.ndim - 2))
+    last, before = queries.ndim - 1, queries.ndim - 2
+    scores = jax.lax.dot_general(queries, keys, (((last,), (last,)), (axes, axes)), preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores, MASKED)
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))  # cancels out
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    mixed = jax.lax.dot_general(
+        weights.astype(values.dtype), values, (((last,), (before,)), (axes, axes)), preferred_element_type=jnp.float32
+    )
+    return mixed, top, total
+
+
+def _group(queries: Array, keys: Array) -> Array:
+    """Scales queries [..., H, T, D] by D^-1/2 and joins those of a key head: [..., Hkv, H / Hkv * T, D]."""
+    *lead, _, _, width = queries.shape
+    return (queries * width**-0.5).reshape(*lead, keys.shape[-3], -1, width)
+
+
+def _query_rows(queries: Array, keys: Array) -> Array:
+    """Position of each row of `_group`'s result: 0 .. T - 1, once for every query head of a key head."""
+    heads, size, _ = queries.shape[-3:]
+    return jnp.tile(jnp.arange(size), heads // keys.shape[-3])

@@ -62,8 +62,8 @@ def load_processor(src: str | Path, max_pixels: int | None = None) -> Any:
 
     if str(src).startswith("random:"):
         raise DataError(f"{src} has no tokenizer; load the processor of the checkpoint with that shape")
-    directory = _trace(src)[0]
-    return Processor.load(directory) if max_pixels is None else Processor.load(directory, max_pixels)
+    directory, _ = _trace(src)
+    return Processor.load(directory, max_pixels)
 
 
 def read_config(directory: Path) -> ModelConfig:

@@ -14,9 +14,9 @@ from mmedexpert_jax.models.config import ModelConfig, TextConfig
 from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, contract, declare, rotate
 from mmedexpert_jax.models.vision import VisionTower
 
-# (layer index, queries [..., H, T, D], keys and values [..., Hkv, T, D], rotated)
+# An attention over queries [..., H, T, D] and keys and values [..., Hkv, T, D], queries and keys rotated:
 # -> mixed values [..., H, T, D], and the keys and values to keep
-Attention = Callable[[int, Array, Array, Array], tuple[Array, Array, Array]]
+Attention = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
 
 
 class Embedding(nnx.Module):
@@ -26,6 +26,7 @@ class Embedding(nnx.Module):
         self.weight = declare(size, width)
 
     def __call__(self, tokens: Array) -> Array:
+        """tokens [...] -> [..., D]."""
         return self.weight[...][tokens]
 
 
@@ -40,9 +41,8 @@ class TextAttention(nnx.Module):
         self.o_proj = Linear(width, width, False)
         self.head_dim = config.head_dim
 
-    def __call__(
-        self, x: Array, rope: tuple[Array, Array], attention: Callable[[Array, Array, Array], tuple[Array, Array, Array]]
-    ) -> tuple[Array, Array, Array]:
+    def __call__(self, x: Array, rope: tuple[Array, Array], attention: Attention) -> tuple[Array, Array, Array]:
+        """x [..., T, D] -> [..., T, D], and the keys and values to keep."""
         cos, sin = rope
         queries = rotate(self._heads(self.q_proj(x)), cos, sin)
         keys = rotate(self._heads(self.k_proj(x)), cos, sin)
@@ -63,9 +63,8 @@ class DecoderLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, False)
 
-    def __call__(
-        self, x: Array, rope: tuple[Array, Array], attention: Callable[[Array, Array, Array], tuple[Array, Array, Array]]
-    ) -> tuple[Array, Array, Array]:
+    def __call__(self, x: Array, rope: tuple[Array, Array], attention: Attention) -> tuple[Array, Array, Array]:
+        """x [..., T, D] -> [..., T, D], and the keys and values to keep."""
         mixed, keys, values = self.self_attn(self.input_layernorm(x), rope, attention)
         x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), keys, values
@@ -81,9 +80,12 @@ class TextDecoder(nnx.Module):
         self.config = config
 
     def __call__(
-        self, x: Array, positions: Array, attention: Attention, remat: bool = False
+        self, x: Array, positions: Array, attention: Callable[..., tuple[Array, Array, Array]], remat: bool = False
     ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
-        """Embeddings x [..., T, D] at positions [..., 3, T] -> normed hidden [..., T, D], keys and values by layer."""
+        """Embeddings x [..., T, D] at positions [..., 3, T] -> normed hidden [..., T, D], keys and values by layer.
+
+        `attention` is an `Attention` that takes the layer's index first.
+        """
         rope = self.rope(positions, x.dtype)
         keys, values = [], []
         for index, layer in enumerate(self.layers):

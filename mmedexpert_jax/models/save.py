@@ -47,7 +47,9 @@ def save_pretrained(
         _replace(partial, path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise ResourceError(f"{path}: the model cannot be written ({error}); free space or choose another path") from error
+        raise ResourceError(
+            f"{path}: the model cannot be written ({error}); free space or choose another path"
+        ) from error
 
 
 def _write_weights(directory: Path, flat: dict, max_shard_bytes: int) -> None:

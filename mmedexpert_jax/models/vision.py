@@ -21,6 +21,7 @@ class PatchEmbed(nnx.Module):
         self.proj = nnx.Dict(weight=declare(config.hidden_size, *kernel))
 
     def __call__(self, patches: Array) -> Array:
+        """patches [..., C] -> [..., D] in the dtype of the parameters."""
         weight = self.proj["weight"][...]
         return contract(patches.astype(weight.dtype), weight.reshape(weight.shape[0], -1))
 
@@ -34,6 +35,7 @@ class VisionAttention(nnx.Module):
         self.num_heads = config.num_heads
 
     def __call__(self, x: Array, rope: tuple[Array, Array], counts: Array, windows: Array | None) -> Array:
+        """x [I, P, D]; windows [I, P] are the ids of segments that do not see one another, None: one segment."""
         images, size, width = x.shape
         qkv = self.qkv(x).reshape(images, size, 3, self.num_heads, width // self.num_heads)
         queries, keys, values = qkv.transpose(2, 0, 3, 1, 4)  # each [I, H, P, D]
@@ -52,6 +54,7 @@ class QuickGeluMLP(nnx.Module):
         self.fc2 = Linear(hidden, width, True)
 
     def __call__(self, x: Array) -> Array:
+        """x [..., D] -> [..., D]."""
         x = self.fc1(x)
         return self.fc2(x * jax.nn.sigmoid(1.702 * x))
 
@@ -70,6 +73,7 @@ class VisionBlock(nnx.Module):
             self.mlp = GatedMLP(width, hidden, True)
 
     def __call__(self, x: Array, rope: tuple[Array, Array], counts: Array, windows: Array | None) -> Array:
+        """x [I, P, D] -> [I, P, D]."""
         x = x + self.attn(self.norm1(x), rope, counts, windows)
         return x + self.mlp(self.norm2(x))
 
@@ -89,6 +93,7 @@ class PatchMerger(nnx.Module):
         self.width = width
 
     def __call__(self, x: Array) -> Array:
+        """x [I, P, D] -> [I, P / 4, D of the text]."""
         x = self.ln_q(x).reshape(x.shape[0], -1, self.width)
         return self.mlp["2"](jax.nn.gelu(self.mlp["0"](x), approximate=False))
 

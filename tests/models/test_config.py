@@ -1,0 +1,101 @@
+"""config.json in both layouts, and the published sizes."""
+
+import math
+
+import pytest
+
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.models import ModelConfig
+from mmedexpert_jax.models.config import PUBLISHED
+from mmedexpert_jax.models.qwen2_vl import tensor_shapes
+
+FLAT = {  # the fields of Qwen/Qwen2-VL-2B-Instruct's config.json that matter here
+    "model_type": "qwen2_vl",
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "hidden_act": "silu",
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+    "vision_config": {
+        "depth": 32,
+        "embed_dim": 1280,
+        "mlp_ratio": 4,
+        "num_heads": 16,
+        "in_chans": 3,
+        "hidden_size": 1536,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+}
+# counted by transformers from the checkpoints' own configs
+PARAMETERS = {
+    "qwen2_vl_2b": 2_208_985_600,
+    "qwen2_vl_7b": 8_291_375_616,
+    "qwen2_5_vl_3b": 3_754_622_976,
+    "qwen2_5_vl_7b": 8_292_166_656,
+}
+
+
+def test_flat_config_with_the_generation_config_ids():
+    config = ModelConfig.from_hf(FLAT, {"eos_token_id": [151645, 151643], "pad_token_id": 151643})
+    assert config.text.rms_norm_eps == 1e-6 and config.text.mrope_section == (16, 24, 24)
+    assert (config.eos_token_ids, config.pad_token_id) == ((151645, 151643), 151643)
+    assert config.tie_word_embeddings and config.vision.out_hidden_size == 1536
+    assert hash(config) == hash(ModelConfig.from_hf(FLAT, {"eos_token_id": [151645, 151643], "pad_token_id": 151643}))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_have_the_published_parameter_counts(name):
+    assert sum(math.prod(shape) for shape in tensor_shapes(PUBLISHED[name]).values()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_written_config_reads_back_the_same_here_and_in_transformers(name):
+    import transformers
+
+    ours = PUBLISHED[name]
+    written = ours.to_hf()
+    assert ModelConfig.from_hf(written, {"eos_token_id": list(ours.eos_token_ids), "pad_token_id": 151643}) == ours
+    kind = {"qwen2_vl": transformers.Qwen2VLConfig, "qwen2_5_vl": transformers.Qwen2_5_VLConfig}[ours.family]
+    nested = kind(**written).to_dict()
+    assert "text_config" in nested
+    nested = ModelConfig.from_hf(nested, {"eos_token_id": list(ours.eos_token_ids), "pad_token_id": 151643})
+    assert nested == ours
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "llava"}, "llava"),
+        ({"model_type": None}, "model_type"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "yarn"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [8, 8, 8]}}, "mrope_section"),
+        ({"hidden_size": 3072, "num_attention_heads": 24}, "1536"),
+    ],
+)
+def test_what_the_network_does_not_implement_is_refused_by_name(change, named):
+    with pytest.raises(DataError, match=named) as caught:
+        ModelConfig.from_hf(FLAT | change)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,189 @@
+"""Directories in, directories out: names, dtypes, shards, adapters, runs, and what is wrong with broken ones."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from mmedexpert_jax import lora
+from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
+from mmedexpert_jax.models import load_model, save_pretrained
+from mmedexpert_jax.models.qwen2_vl import flatten, nest
+
+PROMPTS = [[3, (4, 6), 2], [5]]
+
+
+def same(left: dict, right: dict) -> bool:
+    left, right = flatten(left), flatten(right)
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture
+def broken(checkpoint, tmp_path):
+    """A copy of a checkpoint whose tensors and config a function may change."""
+
+    def build(change_tensors=None, change_config=None):
+        directory = tmp_path / "broken"
+        shutil.copytree(checkpoint("qwen2_tied").directory, directory)
+        if change_tensors:
+            tensors = load_file(directory / "model.safetensors")
+            change_tensors(tensors)
+            save_file(tensors, directory / "model.safetensors")
+        if change_config:
+            config = json.loads((directory / "config.json").read_text())
+            config.update(change_config)
+            (directory / "config.json").write_text(json.dumps(config))
+        return directory
+
+    return build
+
+
+@pytest.mark.parametrize("name", ["qwen2_tied", "qwen2_5_untied"])
+def test_saved_directory_gives_the_same_logits_in_transformers(name, checkpoint, prompts, tmp_path):
+    case = checkpoint(name)
+    save_pretrained(tmp_path / "out", case.model, case.params, max_shard_bytes=40_000)
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    reloaded = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
+    inputs = prompts(case.reference, PROMPTS).inputs
+    with torch.no_grad():
+        assert torch.equal(reloaded(**inputs).logits, case.reference(**inputs).logits)
+    model, params = load_model(tmp_path / "out")
+    assert model == case.model and same(params, case.params)
+
+
+def test_written_keys_are_those_of_the_checkpoint(checkpoint, tmp_path):
+    case = checkpoint("qwen2_tied")
+    save_pretrained(tmp_path / "out", case.model, case.params)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == load_file(case.directory / "model.safetensors").keys()
+
+
+def test_names_of_transformers_memory_layout_are_accepted(checkpoint, broken):
+    def rename(tensors):
+        for name in list(tensors):
+            new = "model." + name if name.startswith("visual.") else name.replace("model.", "model.language_model.", 1)
+            tensors[new] = tensors.pop(name)
+
+    assert same(load_model(broken(rename))[1], checkpoint("qwen2_tied").params)
+
+
+def test_bfloat16_is_kept_and_cast_on_request(checkpoint, tmp_path):
+    case = checkpoint("qwen2_tied")
+    half = jax.tree.map(lambda value: value.astype(jnp.bfloat16), case.params)
+    save_pretrained(tmp_path / "out", case.model, half)
+    assert {value.dtype.name for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {"bfloat16"}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert same(load_model(tmp_path / "out", dtype="bfloat16")[1], half)
+    loaded = load_model(tmp_path / "out")[1]  # float32 on CPU
+    assert same(loaded, jax.tree.map(lambda value: value.astype(jnp.float32), half))
+    assert flatten(loaded)["model.norm.weight"].dtype == jnp.float32
+
+
+def test_numpy_parameters_are_accepted(checkpoint, prompts, tmp_path):
+    case = checkpoint("qwen2_tied")
+    host = jax.tree.map(np.asarray, case.params)
+    save_pretrained(tmp_path / "out", case.model, host)
+    assert same(load_model(tmp_path / "out")[1], case.params)
+
+
+def test_random_sizes_are_seeded_and_unknown_ones_refused():
+    with pytest.raises(DataError, match="qwen2_vl_2b"):
+        load_model("random:qwen2_vl_72b")
+
+
+def test_missing_extra_and_misshapen_tensors_are_all_named(broken):
+    def change(tensors):
+        del tensors["model.norm.weight"]
+        tensors["model.layers.9.bogus"] = np.zeros(3, np.float32)
+        tensors["visual.blocks.0.attn.proj.bias"] = np.zeros(5, np.float32)
+
+    with pytest.raises(DataError) as caught:
+        load_model(broken(change))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "missing: model.norm.weight;" in message and "unexpected: model.layers.9.bogus;" in message
+    assert "visual.blocks.0.attn.proj.bias (5,) instead of (32,)" in message
+
+
+def test_tied_head_in_the_file_must_be_the_embedding(broken, checkpoint):
+    def copy(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+    directory = broken(copy)
+    assert same(load_model(directory)[1], checkpoint("qwen2_tied").params)
+    tensors = load_file(directory / "model.safetensors")
+    tensors["lm_head.weight"][0] += 1
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(DataError, match="tie_word_embeddings"):
+        load_model(directory)
+
+
+def test_what_is_not_a_whole_model_directory_is_one_line(broken, tmp_path):
+    directory = broken()
+    (directory / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes()[:-100])
+    cases = [(directory, "model.safetensors")]
+    (tmp_path / "empty").mkdir()
+    cases.append((tmp_path / "empty", "config.json"))
+    (tmp_path / "weightless").mkdir()
+    shutil.copy(directory / "config.json", tmp_path / "weightless")
+    cases.append((tmp_path / "weightless", "no weights"))
+    (tmp_path / "shardless").mkdir()
+    shutil.copy(directory / "config.json", tmp_path / "shardless")
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "shardless" / "model.safetensors.index.json").write_text(json.dumps(index))
+    cases.append((tmp_path / "shardless", "model-00001-of-00002"))
+    cases.append((tmp_path / "absent", "no such model directory"))
+    cases.append((directory / "config.json", "is a file"))
+    for path, named in cases:
+        with pytest.raises(DataError, match=named) as caught:
+            load_model(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_unsupported_architecture_names_the_file(broken):
+    directory = broken(change_config={"model_type": "llava"})
+    with pytest.raises(DataError, match=r"config\.json.*llava") as caught:
+        load_model(directory)
+    assert str(directory) in str(caught.value)
+
+
+def test_adapter_and_run_directories_are_folded_into_their_base(checkpoint, tmp_path):
+    case = checkpoint("qwen2_tied")
+    delta = lora.init(jax.random.key(0), case.params, rank=2, alpha=4)
+    delta = jax.tree.map(lambda value: value + 0.1, delta)
+    lora.save_peft(tmp_path / "run" / "export" / "adapter", delta, base=str(case.directory))
+    expected = lora.fold(case.params, delta)
+    model, params = load_model(tmp_path / "run" / "export" / "adapter")
+    assert model == case.model and same(params, expected)
+    assert same(load_model(tmp_path / "run")[1], expected)
+    lora.save_peft(tmp_path / "second", delta, base=str(tmp_path / "run"))  # an adapter over an adapter
+    assert same(load_model(tmp_path / "second")[1], lora.fold(expected, delta))
+    save_pretrained(tmp_path / "merged" / "export" / "model", case.model, expected)
+    assert same(load_model(tmp_path / "merged")[1], expected)
+    lora.save_peft(tmp_path / "circle", delta, base=str(tmp_path / "circle"))
+    with pytest.raises(DataError, match="leads back"):
+        load_model(tmp_path / "circle")
+
+
+def test_saving_replaces_a_model_whole_and_nothing_else(checkpoint, tmp_path):
+    case = checkpoint("qwen2_tied")
+    save_pretrained(tmp_path / "out", case.model, case.params, max_shard_bytes=40_000)
+    save_pretrained(tmp_path / "out", case.model, case.params)
+    assert not list((tmp_path / "out").glob("model-*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("keep")
+    with pytest.raises(ConfigError, match="notes"):
+        save_pretrained(tmp_path / "notes", case.model, case.params)
+    (tmp_path / "file").write_text("keep")
+    with pytest.raises(ResourceError, match="file"):
+        save_pretrained(tmp_path / "file" / "out", case.model, case.params)
+    with pytest.raises(DataError, match="not those of the model"):
+        save_pretrained(tmp_path / "other", case.model, nest({"model.norm.weight": np.ones(3)}))
+    assert not (tmp_path / "other").exists()
