@@ -1,6 +1,5 @@
 """`main`: from the command line to an exit code. Every error a user can cause is one line on stderr."""
 
-import errno
 import os
 import sys
 import traceback
@@ -46,10 +45,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"interrupted: {text}", error.exit_code
     if isinstance(error, UserError):
         return f"error: {text}", error.exit_code
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"error: no space left for {error.filename or 'the run directory'}; free some or set --config.workdir", 4
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"error: {error.strerror}: {error.filename}; choose another directory by --config.workdir", 4
+    if isinstance(error, PermissionError):
+        return f"error: {error.strerror}: {error.filename}; mend its permissions or choose another path", 4
     return f"error: {type(error).__name__}: {text[:300]}; run with --debug for the traceback", 1
 
 

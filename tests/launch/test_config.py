@@ -33,6 +33,13 @@ def test_every_preset_loads_and_every_field_has_a_comment(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS)
+def test_every_field_is_read_somewhere(spec):
+    source = "\n".join(path.read_text() for path in configs.PACKAGE.rglob("*.py") if path != configs.PRESETS_FILE)
+    names = {key: key.rpartition(".")[2] for key in configs.fields(load_config(spec))}
+    assert not [key for key, name in names.items() if f".{name}" not in source and f'get("{name}")' not in source]
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_every_field_can_be_overridden(spec):
     """No lists, no bare None: each leaf takes its own value back as text."""
     config = load_config(spec)

@@ -11,7 +11,7 @@ from mmedexpert_jax import models
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.held_out import gain_line
 
-SMALL = ["--config.steps=2", "--config.lora.rank=2", "--config.max_new_tokens=24", "--config.eval.batch_size=8"]
+SMALL = ["--config.steps=2", "--config.lora.rank=2", "--config.max_new_tokens=40", "--config.eval.batch_size=8"]
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def command(tiny_checkpoint, tiny_cases, tmp_path, monkeypatch):
         "--config.workdir=run",
         f"--config.model.path={tiny_checkpoint}",
         f"--config.data.path={tiny_cases}",
-        "--config.evaluate.max_new_tokens=2",
+        "--config.evaluate.max_new_tokens=40",
         "--config.evaluate.batch_size=8",
     ]
     return arguments, trainer
