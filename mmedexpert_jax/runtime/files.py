@@ -15,6 +15,7 @@ from mmedexpert_jax.errors import ResourceError
 
 THUMBNAIL = 256  # longest side, in pixels, of an image inside a samples table
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _MENDS = {
     errno.ENOSPC: "free some space, then run the same command to resume",
     errno.EDQUOT: "free some of the quota, then run the same command to resume",

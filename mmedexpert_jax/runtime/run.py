@@ -49,8 +49,9 @@ _STATUS_EVERY = 10.0  # seconds between two writes of STATUS.json while steps ar
 class Run:
     """One job's directory, open for writing by one process.
 
-    Use `Run.open`, as a context manager: an exception marks the run failed or interrupted and signal handlers are
-    given back. Attributes: `path`, `config` (plain dict), `checkpoints`, `done`, `summary`, `resumed`.
+    Use `Run.open`, as a context manager: an exception marks the run failed or interrupted, signal handlers are given
+    back, and a full or read-only disk met anywhere inside becomes a ResourceError. Attributes: `path`, `config` (plain
+    dict), `checkpoints`, `done`, `summary`, `resumed`.
     """
 
     def __init__(self, path: Path, config: Any, lock: Any, keep: int):
@@ -175,6 +176,8 @@ class Run:
                 "error": f"{type(error).__name__}: {error}",
             }
         self.close()
+        if isinstance(error, OSError) and error.errno in files.DISK_ERRORS:
+            raise files.unwritable(error.filename or self.path, error.errno) from error
 
     def _grown(self) -> bool:
         saved = files.read_json(self.path / "config.json") or {}

@@ -21,7 +21,8 @@ from mmedexpert_jax.runtime.mesh import make_mesh, replicate, shard_batch
 mesh = make_mesh()
 assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
 assert set(mesh.axis_types) == {AxisType.Auto}
-batch = {"tokens": np.linspace(-1, 1, 96, dtype=np.float32).reshape(16, 6), "images": np.zeros((0, 3)), "scale": np.float32(2)}
+tokens = np.linspace(-1, 1, 96, dtype=np.float32).reshape(16, 6)
+batch = {"tokens": tokens, "images": np.zeros((0, 3)), "scale": np.float32(2)}
 weights = np.linspace(-1, 1, 30, dtype=np.float32).reshape(6, 5)
 sharded, whole = shard_batch(batch, mesh), replicate(weights, mesh)
 assert [shard.data.shape for shard in sharded["tokens"].addressable_shards] == [(2, 6)] * 8

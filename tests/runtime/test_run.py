@@ -222,6 +222,20 @@ def test_full_disk_leaves_nothing_half_written(tmp_path):
     assert [row["loss"] for row in metrics.read(tmp_path)] == [1.0, 0.5]
 
 
+def test_a_full_disk_met_by_the_job_itself_is_one_line_too(tmp_path):
+    wanted = r"^cannot write .*export: file too large; .* resume$"
+
+    def export(run):
+        try:
+            (run.path / "export").write_bytes(bytes(9000))
+        except OSError as error:  # safetensors and pyarrow name the file, open files do not
+            raise OSError(error.errno, error.strerror, str(run.path / "export")) from None
+
+    with pytest.raises(ResourceError, match=wanted), disk_of(8000), Run.open(tmp_path, CONFIG) as run:
+        export(run)
+    assert status(tmp_path)["state"] == "failed"
+
+
 def test_signals_set_a_flag_and_a_second_one_aborts(tmp_path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Run.open(tmp_path / "outer", CONFIG) as outer:
