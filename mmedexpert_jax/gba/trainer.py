@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -62,7 +62,7 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     state = _resume(run, learner.init(init_key))
     start = state.step
     if evaluate and not start:
-        run.log(0, _held_out(evaluate, learner, state))
+        run.log(0, evaluate(learner.policy(state), 0))
 
     with run.progress(steps, start, "gba") as progress:
         for step in range(start, steps):
@@ -91,10 +91,10 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
             if config.samples_every and _is_due(state.step, config.samples_every, steps):
                 run.table("completions", state.step, _rows(rollout, scores))
             if evaluate and _is_due(state.step, config.eval.every, steps):
-                run.log(state.step, _held_out(evaluate, learner, state))
+                run.log(state.step, evaluate(learner.policy(state), state.step))
             _keep(config, run, state, steps)
     path = _export(config, run, model, learner, state, processor)
-    run.finish(_summary(run, path, state, learner))
+    run.finish(_summary(run, path, state))
     return path
 
 
@@ -163,19 +163,14 @@ def _resume(run: "Run", state: State) -> State:
     run.rewind(-1 if latest is None else latest)
     if latest is None:
         return state
-    tree = run.checkpoints.restore(latest, _tree(state))
-    return State(tree["trained"], tree["opt_state"], tree["step"], tree["num_tokens"])
-
-
-def _tree(state: State) -> dict:
-    return {"trained": state.trained, "opt_state": state.opt_state, "step": state.step, "num_tokens": state.num_tokens}
+    return State(**run.checkpoints.restore(latest, vars(state)))
 
 
 def _keep(config: ConfigDict, run: "Run", state: State, steps: int) -> None:
     """Saves a checkpoint where one is due or a signal came; a signal then ends the run."""
     signum = run.interrupted()
     if signum or _is_due(state.step, config.checkpoint_every, steps):
-        run.checkpoints.save(state.step, _tree(state))
+        run.checkpoints.save(state.step, vars(state))
     if signum and state.step < steps:
         raise Interrupted(f"step {state.step} of {steps} is saved; the same command resumes", signum)
 
@@ -223,11 +218,6 @@ def _is_due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
 
 
-def _held_out(evaluate: Evaluate, learner: Learner, state: State) -> dict[str, float]:
-    values = evaluate(learner.policy(state), state.step)
-    return {name if name.startswith("eval/") else f"eval/{name}": value for name, value in values.items()}
-
-
 def _export(config: ConfigDict, run: "Run", model, learner: Learner, state: State, processor) -> Path:
     if config.trainable == "full":
         path = run.path / "export" / "model"
@@ -238,16 +228,12 @@ def _export(config: ConfigDict, run: "Run", model, learner: Learner, state: Stat
     return path
 
 
-def _summary(run: "Run", path: Path, state: State, learner: Learner) -> dict:
-    """The figures that stand for a run: rewards of its first and last tenth, held-out figures before and after."""
-    rows = run.metrics()
-    steps = [row for row in rows if "reward" in row]
-    tenth = max(1, len(steps) // 10)
-    summary = {"export": str(path), "steps": state.step, "num_tokens": state.num_tokens}
+def _summary(run: "Run", path: Path, state: State) -> dict:
+    """The figures that stand for a run: the rewards of its first and its last tenth."""
+    rows = [row for row in run.metrics() if "reward" in row]
+    tenth = max(1, len(rows) // 10)
+    summary: dict[str, Any] = {"export": str(path), "steps": state.step, "num_tokens": state.num_tokens}
     for name in ("reward", "rewards/accuracy/mean"):
-        for label, part in (("first_tenth", steps[:tenth]), ("last_tenth", steps[-tenth:])):
+        for label, part in (("first_tenth", rows[:tenth]), ("last_tenth", rows[-tenth:])):
             summary[f"{name}/{label}"] = float(np.mean([row[name] for row in part]))
-    held_out = [row for row in rows if any(name.startswith("eval/") for name in row)]
-    for label, row in (("before", held_out[:1]), ("after", held_out[-1:])):
-        summary |= {f"{name}/{label}": value for r in row for name, value in r.items() if name.startswith("eval/")}
     return summary

@@ -92,7 +92,7 @@ def test_own_functions_join_by_dotted_path(monkeypatch):
     monkeypatch.setitem(sys.modules, "own", module)
 
     def scores(spec):
-        return rewards.score(rewards.from_config(config(**{"rewards.functions": (spec,)})), rollout(["x"]), 100)
+        return rewards.score(rewards.from_config(config(**{"rewards.functions": (spec,)})), rollout(["x", "y"]), 100)
 
     assert scores("own.brief=2").total[0, 0] == pytest.approx(0.2)
     assert "rewards/brief/mean" in scores("own.brief").stats()

@@ -52,7 +52,8 @@ def trl(tmp_path_factory):
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, rms_norm_eps=1e-5, rope_theta=1e6, tie_word_embeddings=True,
+            num_key_value_heads=1, rms_norm_eps=1e-5, tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         )
     )  # fmt: skip
     with torch.no_grad():
