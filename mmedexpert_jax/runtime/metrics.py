@@ -1,8 +1,9 @@
 """The metrics of a run: one line of strict JSON a step, TensorBoard beside it, a hosted tracker where asked for.
 
 Names are TRL's (`reward`, `rewards/<function>/mean`, `completions/mean_length`, `kl`, `entropy`, `clip_ratio/*`), and
-held-out figures begin with `eval/`. `time`, `step_time`, `tokens_per_second` and all that begins with `time/` are
-clock readings: they alone differ between a run that was killed and resumed and one that never was.
+held-out figures begin with `eval/`. `time`, `step_time`, `tokens_per_second`, `compilations` and all that begins with
+`time/` tell of the process, not of what is learned: they alone differ between a run that was killed and resumed and
+one that never was.
 """
 
 import importlib
@@ -17,11 +18,11 @@ from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.tfevents import EventWriter
 
 TRACKERS = ("wandb", "trackio")
-CLOCKS = ("time", "step_time", "tokens_per_second")
+CLOCKS = ("time", "step_time", "tokens_per_second", "compilations")
 
 
 def is_clock(name: str) -> bool:
-    """True for a metric that reads a clock, and so differs from run to run."""
+    """True for a metric that reads a clock or counts what the process did, and so differs from run to run."""
     return name in CLOCKS or name.startswith("time/")
 
 

@@ -51,8 +51,9 @@ class Table:
 class Completions:
     """A browser of completions, with selectors for those of FILTERS that the rows have.
 
-    Long texts (`prompt`, `question`, `completion`) are shown as written, `images` (data URIs) as pictures, every
-    other field as a small label. Rows beyond MAX_ROWS are thinned out evenly, and the page says so.
+    Long texts (`prompt`, `question`, `completion`) are shown as written, images (data URIs) as pictures, `correct` as
+    the card's colour, every other field as a small label. Rows beyond MAX_ROWS are thinned out evenly, and the page
+    says so.
     """
 
     title: str
