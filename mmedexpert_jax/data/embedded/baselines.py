@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def right(case: Case) -> str:
 
 def rows(train: list[Case], test: list[Case]) -> list[tuple[str, list[float]]]:
     """Accuracies by baseline: all cases, each of SPECIALTIES, text cases, image cases."""
-    hits = {
+    hits: dict[str, Sequence[float]] = {
         "chance": [1 / len(case.options) for case in test],
         "constant letter": constant_letter(train, test),
         "most frequent option of the task": frequent_option(train, test),
@@ -67,7 +68,7 @@ def rows(train: list[Case], test: list[Case]) -> list[tuple[str, list[float]]]:
     return [(name, [_mean(hit, group) for group in groups]) for name, hit in hits.items()]
 
 
-def _mean(hits: list, chosen: list[bool]) -> float:
+def _mean(hits: Sequence[float], chosen: list[bool]) -> float:
     return sum(float(hit) for hit, use in zip(hits, chosen, strict=True) if use) / sum(chosen)
 
 

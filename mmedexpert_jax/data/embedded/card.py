@@ -26,7 +26,7 @@ def write_card(directory: Path) -> None:
 
 
 def _table(heads: list[str], lines: list[list[object]]) -> str:
-    out = [heads, ["---"] * len(heads), *lines]
+    out: list[list] = [list(heads), ["---"] * len(heads), *lines]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in out)
 
 
@@ -35,12 +35,9 @@ def _counts(cases: dict[str, list[Case]]) -> str:
     for split, members in cases.items():
         specialties, modalities = Counter(c.specialty for c in members), Counter(c.modality for c in members)
         paradigms = Counter(c.paradigm for c in members)
-        lines.append(
-            [split, len(members)]
-            + [specialties[name] for name in SPECIALTIES]
-            + [f"{modalities['image']} ({modalities['image'] / len(members):.0%})"]
-            + [paradigms[name] for name in PARADIGMS]
-        )
+        pictured = f"{modalities['image']} ({modalities['image'] / len(members):.0%})"
+        by_specialty, by_paradigm = [specialties[s] for s in SPECIALTIES], [paradigms[p] for p in PARADIGMS]
+        lines.append([split, len(members), *by_specialty, pictured, *by_paradigm])
     return _table(["split", "cases", *SPECIALTIES, "with image", *PARADIGMS], lines)
 
 
@@ -50,9 +47,11 @@ def _tasks(cases: dict[str, list[Case]]) -> str:
     return _table(
         ["task", "specialty", "kind", "rule", "DOI", "options", "source", "licence", *cases],
         [
-            [task.task, task.specialty, "image" if task.task in images else "text", task.title]
-            + [f"[{task.doi}](https://doi.org/{task.doi})", "; ".join(task.options), task.source, task.licence]
-            + [counts[split][task.task] for split in cases]
+            [
+                *(task.task, task.specialty, "image" if task.task in images else "text", task.title),
+                *(f"[{task.doi}](https://doi.org/{task.doi})", "; ".join(task.options), task.source, task.licence),
+                *(counts[split][task.task] for split in cases),
+            ]
             for task in TASKS
         ],
     )

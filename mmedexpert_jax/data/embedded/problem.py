@@ -1,7 +1,7 @@
 """A problem that a task poses, before it becomes a case: what is seen, what it adds up to, what may be answered."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from PIL import Image
 
@@ -41,7 +41,7 @@ class Problem:
     key: str
     question: str
     steps: tuple[Step, ...]
-    values: dict[str, object] = field(default_factory=dict)
+    values: Mapping[str, object] = field(default_factory=dict)
     empty: int = 0
     images: tuple[Image.Image, ...] = ()
 
@@ -53,31 +53,3 @@ class Problem:
     def band(self, count: int) -> int:
         """Index of the option that the first `count` steps support."""
         return self.steps[count - 1].band if count else self.empty
-
-
-class Task(Protocol):
-    """A text rule or an image task.
-
-    Attributes:
-        options: all option texts, from the lowest band to the highest where they have an order.
-        running: whether effects are running totals ("makes 2") rather than statements ("is stage 1").
-        ordered: whether the options have an order, so that a rival is exceeded or not reached.
-        prior: option text of the band met most often in practice.
-        mechanism: why the evidence counts, in a few words.
-    """
-
-    task: str
-    specialty: str
-    title: str
-    doi: str
-    source: str
-    licence: str
-    options: tuple[str, ...]
-    running: bool
-    ordered: bool
-    prior: str
-    mechanism: str
-
-    def problem(self, rng, band: int, pool: str) -> Problem:
-        """A problem whose answer is option `band`, worded for `pool`; its key may belong to another pool."""
-        ...

@@ -67,15 +67,16 @@ class Rule:
         specialty: one of data.case.SPECIALTIES.
         title: the rule's name.
         doi: of the publication or guideline the rule stands in.
-        who: "patient", "child" or "newborn".
         contexts: ways to name the clinical situation.
         what: what the question asks for.
         items: in the order of the rule.
         bands: (lowest total, option text), ascending.
         prior: option text of the band met most often in practice.
         mechanism: why the findings count, in a few words.
+        who: "patient", "child" or "newborn".
         highest: whether the total is the highest level of all items instead of their sum.
         scored: whether the options themselves are totals, so that traces need not repeat the total.
+        most: how many items of a patient may count, so that traces stay short.
     """
 
     task: str
@@ -93,12 +94,12 @@ class Rule:
     scored: bool = False
     most: int = 6
 
-    def __post_init__(self):
-        assert self.prior in self.options, self.task
-
     source = "generated from the published rule"
     licence = "Apache-2.0"
     ordered = True
+
+    def __post_init__(self):
+        assert self.prior in self.options, self.task
 
     @property
     def running(self) -> bool:

@@ -1,6 +1,6 @@
 """Image tasks: what is drawn or cut out, what it shows, and how the question is put."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
@@ -22,17 +22,20 @@ class Scene:
 
     image: Image.Image
     steps: tuple[Step, ...]
-    values: dict[str, object] = field(default_factory=dict)
+    values: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ImageTask:
-    """A task whose evidence is in an image. Attributes as in `problem.Task`, and:
+    """A task whose evidence is in an image.
 
     Attributes:
+        task, specialty, title, doi, source, licence, what, prior, mechanism: as in `rules.Rule`.
         contexts: ways to say what the image is.
-        what: what the question asks for.
+        options: all option texts, from the lowest band to the highest where they have an order.
         scene: (rng, index of the answer, pool) -> a scene with that answer.
+        running: whether the effects of the steps are running totals rather than statements.
+        ordered: whether the options have an order, so that a rival is exceeded or not reached.
     """
 
     task: str

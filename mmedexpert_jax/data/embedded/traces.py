@@ -2,8 +2,12 @@
 
 from random import Random
 
-from mmedexpert_jax.data.embedded.problem import Problem, Step, Task
+from mmedexpert_jax.data.embedded.problem import Problem, Step
+from mmedexpert_jax.data.embedded.rules import Rule
+from mmedexpert_jax.data.embedded.seen import ImageTask
 from mmedexpert_jax.data.embedded.wording import sentence
+
+Task = Rule | ImageTask
 
 _VERBS = {"differential": "makes", "intuitive": "makes", "analytical": "gives", "bayesian": "raises to"}
 
