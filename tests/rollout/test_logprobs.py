@@ -11,7 +11,7 @@ from mmedexpert_jax.rollout.sampling import distribution
 
 @pytest.fixture(scope="module")
 def results(tiny, batch, completions, lora, settings):
-    """((logprobs, entropy), gradient) of a weighted sum, in chunks of 4 and with layers recomputed."""
+    """((logprobs, entropy), gradient) of a weighted sum, in chunks of 4 tokens of each row and with layers recomputed."""
     weights = np.random.default_rng(0).normal(size=completions.tokens.shape)
 
     def loss(lora):
@@ -21,7 +21,7 @@ def results(tiny, batch, completions, lora, settings):
             completions.tokens,
             completions.lengths,
             lora=lora,
-            chunk=5,
+            chunk=60,
             remat=True,
             entropy=True,
             **settings,
@@ -67,6 +67,6 @@ def test_a_completion_of_one_token(tiny, batch):
 
 def test_logits_of_all_tokens_never_stand_in_memory(tiny, batch):
     tokens, lengths = np.ones((3, 8, 80), np.int32), np.full((3, 8), 80, np.int32)
-    score = lambda params: completion_logprobs(tiny[0], params, batch, tokens, lengths, chunk=8).sum()  # noqa: E731
+    score = lambda params: completion_logprobs(tiny[0], params, batch, tokens, lengths, chunk=200).sum()  # noqa: E731
     program = jax.jit(jax.grad(score)).lower(tiny[1]).as_text()
     assert "3x8x80x400x" not in program and "3x8x8x400x" in program
