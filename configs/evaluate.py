@@ -22,6 +22,6 @@ def get_config(preset: str = "mini") -> ConfigDict:
 
     if preset == "mini":
         config.max_prompt_length = 512
-        config.max_new_tokens = 80
+        config.max_new_tokens = 96
         config.batch_size = 64
     return config

@@ -55,6 +55,6 @@ def get_config(preset: str = "mini") -> ConfigDict:
         config.lr = 2e-3
         config.micro_batch = 0
         config.max_prompt_length = 512
-        config.max_new_tokens = 80
+        config.max_new_tokens = 96
         config.eval.split = "test"
     return config

@@ -1,0 +1,55 @@
+"""The recipe of the embedded `mini` model (weights in mmedexpert_jax/assets/mini): about 40 minutes on two cores."""
+
+from ml_collections import ConfigDict
+
+PRESETS = ("mini",)
+
+
+def get_config(preset: str = "mini") -> ConfigDict:
+    """Fields of the recipe."""
+    config = ConfigDict()
+    config.job = "pretrain"  # stage that runs; set by the config file
+    config.preset = preset  # preset that was chosen after the colon of --config
+    config.workdir = ""  # run directory; empty: runs/pretrain-<preset>
+    config.seed = 0  # of initialisation and of the generated cases
+    config.fresh = False  # start over: what the run directory holds is deleted
+    config.plan = False  # print what the job would read, do and write, and stop before it
+    config.tokenizer = "mini"  # directory of tokenizer, chat template and image settings
+    config.steps = 950  # optimizer steps
+    config.reading_steps = 60  # first steps that have reading exercises
+    config.reading_share = 0.5  # share of reading exercises in those steps
+    config.naming_from = 350  # first step that has exercises in naming the letters of options
+    config.naming_until = 550  # first step that has none again
+    config.naming_share = 0.35  # share of those exercises in the steps between
+    config.answering_from = 550  # first step that has exercises in answering; the second cosine begins
+    config.answering_until = 800  # first step that has none again
+    config.answering_share = 0.4  # share of those exercises in the steps between
+    config.answer_weight = 4.0  # weight of an answer's letter in the loss from then on
+    config.mixed_steps = 80  # last steps that read notes of mixed quality
+    config.hasty_share = 0.65  # share of hasty traces in those steps
+    config.guided_share = 0.5  # share of prompts under one paradigm's instruction
+    config.prompts_per_step = 16  # cases of a step, two completions of each
+    config.max_prompt_length = 144  # tokens that prompts are padded to
+    config.max_new_tokens = 96  # tokens that completions are padded to
+    config.max_images = 12  # images of a step, padded to
+    config.max_patches = 64  # patches that images are padded to
+    config.lr = 3e-3  # peak learning rate of AdamW, cosine decay to a twentieth
+    config.cosine_steps = 700  # length of the first cosine
+    config.second_lr = 2e-3  # learning rate that the second cosine starts from
+    config.warmup = 40  # steps of linear warm-up
+    config.weight_decay = 0.05  # of AdamW
+    config.log_every = 10  # steps between rows of metrics
+    config.checkpoint_every = 50  # steps between checkpoints
+
+    config.shape = ConfigDict()
+    config.shape.width = 128  # hidden size of the decoder
+    config.shape.mlp = 384  # inner size of its MLPs
+    config.shape.layers = 5  # decoder layers
+    config.shape.heads = 4  # query heads
+    config.shape.kv_heads = 2  # key and value heads
+    config.shape.rope_theta = 1e6  # base of the rotary frequencies, as in Qwen2-VL
+    config.shape.mrope_section = (4, 6, 6)  # rotary frequencies that follow time, height and width
+    config.shape.vision_width = 64  # hidden size of the vision tower
+    config.shape.vision_layers = 2  # its blocks
+    config.shape.vision_heads = 2  # its heads
+    return config

@@ -1,0 +1,206 @@
+"""The recipe of the embedded `mini` model: a small Qwen2-VL that learns to read, to look and to answer in the format.
+
+It reads generated cases of the "pretrain" pool alone, whose values never occur in MMedExpert-mini: at first, half of
+the time, it reads cases aloud, which teaches attention to copy; then it follows sound traces, and between them
+it learns to name the letters of options; last come notes of mixed quality, of which the hasty ones stop at the first evidence, as much of
+what is written does. So the base knows how to reason
+and does not always do it, and what is learned later can be told from what was there.
+"""
+
+import functools
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.data.case import LETTERS, PARADIGMS, Case
+from mmedexpert_jax.data.embedded import Generated, generate
+from mmedexpert_jax.data.prompts import conversation, render
+from mmedexpert_jax.errors import Interrupted
+from mmedexpert_jax.launch.initial import initial_params
+from mmedexpert_jax.models import Model, ModelConfig, load_processor, save_pretrained
+from mmedexpert_jax.models.config import TextConfig, VisionConfig
+from mmedexpert_jax.processing.batch import Batch
+from mmedexpert_jax.processing.processor import Processor
+from mmedexpert_jax.rollout.logprobs import completion_logprobs
+from mmedexpert_jax.runtime.run import Run
+
+_BLOCK = 16  # steps whose cases are generated together
+
+
+def run(config: ConfigDict, run: Run) -> Path:
+    """Trains the model from random weights and writes it as a Hugging Face directory to `export/model`."""
+    processor = load_processor(config.tokenizer)
+    model = Model(model_config(config.shape, processor))
+    params = jax.tree.map(jnp.asarray, initial_params(model.config, config.seed))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(_schedule(config), b2=0.98, weight_decay=config.weight_decay)
+    )
+    state = {"params": params, "opt_state": optimizer.init(params)}
+    start = run.checkpoints.latest() or 0
+    if start:
+        state = run.checkpoints.restore(start, state)
+        run.rewind(start)
+    with run.progress(config.steps, start, "pretrain") as progress:
+        for step in range(start, config.steps):
+            examples = step_examples(config, processor, step)
+            state, metrics = _update(model, optimizer, state, *examples)
+            if (step + 1) % config.log_every == 0:
+                values = {name: float(value) for name, value in metrics.items()}
+                run.log(step + 1, values)
+                progress.update(step + 1, values)
+            signal = run.interrupted()
+            if signal or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                run.checkpoints.save(step + 1, state)
+            if signal:
+                raise Interrupted(f"stopped at step {step + 1}; the same command goes on", signal)
+    path = run.path / "export" / "model"
+    save_pretrained(path, model, jax.device_get(state["params"]), processor)
+    return path
+
+
+def model_config(shape: ConfigDict, processor: Processor) -> ModelConfig:
+    """The architecture of Qwen2-VL at the recipe's size, with the ids of the processor's tokenizer."""
+    ids = processor.tokenizer.get_vocab()
+    text = TextConfig(
+        vocab_size=-(-len(ids) // 8) * 8,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_layers=shape.layers,
+        num_heads=shape.heads,
+        num_kv_heads=shape.kv_heads,
+        rms_norm_eps=1e-6,
+        rope_theta=shape.rope_theta,
+        mrope_section=tuple(shape.mrope_section),
+        max_position_embeddings=2048,
+    )
+    vision = VisionConfig(
+        "qwen2_vl",
+        depth=shape.vision_layers,
+        hidden_size=shape.vision_width,
+        intermediate_size=4 * shape.vision_width,
+        num_heads=shape.vision_heads,
+        out_hidden_size=shape.width,
+    )
+    end, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
+    return ModelConfig(
+        text,
+        vision,
+        tie_word_embeddings=True,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        bos_token_id=pad,
+        pad_token_id=pad,
+        eos_token_ids=(end, pad),
+    )
+
+
+def _schedule(config: ConfigDict) -> optax.Schedule:
+    """A cosine after a linear rise, cut off by a second, lower one when the answering exercises begin."""
+    first = optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup, config.cosine_steps, 0.05 * config.lr)
+    second = optax.cosine_decay_schedule(config.second_lr, config.steps - config.answering_from, 0.05)
+    return optax.join_schedules([first, second], [config.answering_from])
+
+
+def step_examples(config: ConfigDict, processor: Processor, step: int) -> tuple[Batch, np.ndarray, np.ndarray]:
+    """What `step` reads, a function of (seed, step): prompts, completions [B, G, R] int32, weights of their tokens."""
+    rng = Random(f"{config.seed} {step}")
+    number, place = divmod(step, _BLOCK)
+    block = _block(config.seed * 1_000_000 + number, config.prompts_per_step * _BLOCK)
+    made = block[place * config.prompts_per_step : (place + 1) * config.prompts_per_step]
+    prompts, texts = zip(*(_example(item, rng, config, step) for item in made), strict=True)
+    batch = processor(
+        prompts,
+        min_length=config.max_prompt_length,
+        min_patches=config.max_patches,
+        min_images=config.max_images,
+    )
+    tokens = np.full((len(texts), 2, config.max_new_tokens), processor.pad_id, np.int32)
+    weights = np.zeros(tokens.shape, np.float32)
+    letters = processor.tokenizer.convert_tokens_to_ids(list(LETTERS))
+    for place in np.ndindex(len(texts), 2):
+        ids = processor.completion(texts[place[0]][place[1]])[: config.max_new_tokens]
+        tokens[place][: len(ids)] = ids
+        weights[place][: len(ids)] = 1
+    if step >= config.answering_from:
+        answer = processor.tokenizer.convert_tokens_to_ids("<answer>")
+        weights[..., 1:] *= np.where((tokens[..., :-1] == answer) & np.isin(tokens[..., 1:], letters), config.answer_weight, 1)
+    return batch, tokens, weights
+
+
+@functools.lru_cache(maxsize=2)
+def _block(seed: int, count: int) -> list[Generated]:
+    """The cases of several steps, so that all tasks have their share."""
+    return generate(seed, count, "pretrain")
+
+
+def _example(item: Generated, rng: Random, config: ConfigDict, step: int) -> tuple[list[dict], list[str]]:
+    """A case's prompt and two completions of it: read aloud, or reasoned, guided by a paradigm or not."""
+    if step < config.reading_steps and rng.random() < config.reading_share:
+        return _reading(item)
+    if config.naming_from <= step < config.naming_until and rng.random() < config.naming_share:
+        return _naming(item, rng)
+    if config.answering_from <= step < config.answering_until and rng.random() < config.answering_share:
+        return _answering(item, rng)
+    hasty_share = config.hasty_share if step >= config.steps - config.mixed_steps else 0.0
+    guided = rng.choice(PARADIGMS) if rng.random() < config.guided_share else None
+    texts = []
+    for paradigm in (guided, guided) if guided else rng.sample(PARADIGMS, 2):
+        hasty = rng.random() < hasty_share
+        texts.append(render(*(item.hasty[paradigm] if hasty else (item.traces[paradigm], item.case.answer))))
+    return conversation(item.case, guided), texts
+
+
+def _reading(item: Generated) -> tuple[list[dict], list[str]]:
+    """The exercise that teaches to copy: the question and its options are to be said again."""
+    return _exercise(item, "Read aloud."), [item.case.question, _options(item.case)]
+
+
+def _naming(item: Generated, rng: Random) -> tuple[list[dict], list[str]]:
+    """The exercise that teaches to answer: the options, in two random orders, each with its letter after it."""
+    named = [f"{text}: {letter}" for letter, text in zip(LETTERS, item.case.options, strict=False)]
+    return _exercise(item, "Name the letters."), [", ".join(rng.sample(named, len(named))) for _ in range(2)]
+
+
+def _answering(item: Generated, rng: Random) -> tuple[list[dict], list[str]]:
+    """The exercise that teaches the letter of a conclusion: every option is concluded in turn, in two random orders."""
+    ends = ("{} fits best.", "typical of {}.", "means {}.", "{} is most probable.", "therefore {}.")
+    options = list(zip(LETTERS, item.case.options, strict=False))
+
+    def conclude() -> str:
+        pairs = rng.sample(options, len(options))
+        return "".join(render(rng.choice(ends).format(text), letter) for letter, text in pairs)
+
+    return _exercise(item, "Answer each."), [conclude(), conclude()]
+
+
+def _exercise(item: Generated, instruction: str) -> list[dict]:
+    case = item.case
+    images = [{"type": "image", "image": image} for image in case.images]
+    text = f"{case.question}\n{_options(case)}\n{instruction}"
+    return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
+
+
+def _options(case: Case) -> str:
+    return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, case.options, strict=False))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _update(
+    model: Model, optimizer: optax.GradientTransformation, state: dict, batch: Batch, tokens: Any, weights: Any
+) -> tuple[dict, dict]:
+    def loss(params: dict) -> jax.Array:
+        logprobs = completion_logprobs(model, params, batch, tokens, jnp.sum(weights > 0, -1))
+        return -jnp.sum(weights * logprobs) / jnp.sum(weights)
+
+    value, gradient = jax.value_and_grad(loss)(state["params"])
+    updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
+    metrics = {"loss": value, "grad_norm": optax.global_norm(gradient)}
+    return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, metrics
