@@ -1,6 +1,7 @@
 """LoRA (Hu et al. 2021): low-rank deltas as a pytree beside the parameters; equal to peft, in and out of its files."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -88,7 +89,7 @@ def delta(lora: Lora, path: str) -> jax.Array:
     if path not in lora.factors:
         raise DataError(f"the adapter has no module {path}: it has {', '.join(sorted(lora.factors)[:3])}, ...")
     factors = lora.factors[path]
-    return lora.scale * jnp.matmul(factors["b"], factors["a"], precision="highest")
+    return _product(factors, lora.scale)
 
 
 def fold(params: dict, lora: Lora) -> dict:
@@ -101,8 +102,7 @@ def fold(params: dict, lora: Lora) -> dict:
 
     def walk(tree: dict, path: str) -> dict:
         if path in lora.factors:
-            weight = tree["weight"]
-            return tree | {"weight": (jnp.asarray(weight, jnp.float32) + delta(lora, path)).astype(weight.dtype)}
+            return tree | {"weight": _folded(tree["weight"], lora.factors[path], lora.scale)}
         return {name: walk(node, _join(path, name)) if isinstance(node, dict) else node for name, node in tree.items()}
 
     return walk(params, "")
@@ -195,6 +195,15 @@ def load_peft(path: str | Path, params: dict) -> Lora:
     lora = Lora(factors, config["r"], config["lora_alpha"])
     check(lora, params)
     return lora
+
+
+@functools.partial(jax.jit, static_argnames="scale")
+def _folded(weight: jax.Array, factors: dict[str, jax.Array], scale: float) -> jax.Array:
+    return (weight.astype(jnp.float32) + _product(factors, scale)).astype(weight.dtype)
+
+
+def _product(factors: dict[str, jax.Array], scale: float) -> jax.Array:
+    return scale * jnp.matmul(factors["b"], factors["a"], precision="highest")
 
 
 def _read_config(file: Path) -> dict[str, Any]:

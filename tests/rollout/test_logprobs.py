@@ -11,7 +11,7 @@ from mmedexpert_jax.rollout.sampling import distribution
 
 @pytest.fixture(scope="module")
 def results(tiny, batch, completions, lora, settings):
-    """((logprobs, entropy), gradient) of a weighted sum, in chunks of 4 tokens of each row and with layers recomputed."""
+    """((logprobs, entropy), gradient) of a weighted sum, in chunks, layers recomputed."""
     weights = np.random.default_rng(0).normal(size=completions.tokens.shape)
 
     def loss(lora):
