@@ -51,8 +51,10 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.explain = 0  # completions to explain: prompt, tokens, rewards, advantage, share of the gradient
 
     if preset == "mini":
-        config.steps = 100
-        config.lr = 2e-3
+        config.steps = 48
+        config.lr = 1.5e-3
+        config.warmup_steps = 4
+        config.prompts_per_step = 12
         config.micro_batch = 0
         config.max_prompt_length = 512
         config.max_new_tokens = 96

@@ -103,10 +103,11 @@ def model_config(shape: ConfigDict, processor: Processor) -> ModelConfig:
 
 
 def _schedule(config: ConfigDict) -> optax.Schedule:
-    """A cosine after a linear rise, cut off by a second, lower one when the answering exercises begin."""
-    first = optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup, config.cosine_steps, 0.05 * config.lr)
-    second = optax.cosine_decay_schedule(config.second_lr, config.steps - config.answering_from, 0.05)
-    return optax.join_schedules([first, second], [config.answering_from])
+    """Cosines to a twentieth of their peaks, one after another, each cut off where the next begins."""
+    first, *later = config.cosines
+    schedules = [optax.warmup_cosine_decay_schedule(0.0, first[1], config.warmup, first[2], 0.05 * first[1])]
+    schedules += [optax.cosine_decay_schedule(peak, length, 0.05) for _, peak, length in later]
+    return optax.join_schedules(schedules, [start for start, _, _ in later])
 
 
 def step_examples(config: ConfigDict, processor: Processor, step: int) -> tuple[Batch, np.ndarray, np.ndarray]:
@@ -149,7 +150,7 @@ def _example(item: Generated, rng: Random, config: ConfigDict, step: int) -> tup
         return _naming(item, rng)
     if config.answering_from <= step < config.answering_until and rng.random() < config.answering_share:
         return _answering(item, rng)
-    hasty_share = config.hasty_share if step >= config.steps - config.mixed_steps else 0.0
+    hasty_share = sum(share for start, end, share in config.mixed if start <= step < end)
     guided = rng.choice(PARADIGMS) if rng.random() < config.guided_share else None
     texts = []
     for paradigm in (guided, guided) if guided else rng.sample(PARADIGMS, 2):
