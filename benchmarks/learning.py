@@ -82,11 +82,16 @@ def main() -> None:
     result = {name: summarise(done) for name, done in runs.items()}
     for name, figures in result.items():
         print(
-            f"{name}: held-out gain {figures['gain']:+.3f}, 95 % interval [{figures['low']:+.3f}, {figures['high']:+.3f}]"
+            f"{name}: held-out gain {figures['gain']:+.3f}, "
+            f"95 % interval [{figures['low']:+.3f}, {figures['high']:+.3f}]"
         )
     if arguments.picture:
         learning_curve([arguments.folder / f"gba-{seed}" for seed in arguments.seeds], arguments.picture)
-    print(json.dumps({"benchmark": "learning", "machine": platform.machine(), "python": platform.python_version()} | result))
+    print(
+        json.dumps(
+            {"benchmark": "learning", "machine": platform.machine(), "python": platform.python_version()} | result
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ ALLOWED = {
     "rollout": {"models"} | GROUND,
     "data": {"models"} | GROUND,
     "models": GROUND,
-    **{ground: GROUND for ground in GROUND},
+    **dict.fromkeys(GROUND, GROUND),
 }
 LIGHT = ("errors", "answers", "processing", "data", "launch.flags")
 
@@ -41,7 +41,12 @@ def _edges() -> set[tuple[str, str]]:
             continue
         for name in _imports(file):
             parts = name.split(".")
-            if parts[0] == "mmedexpert_jax" and len(parts) > 1 and parts[1] != _part(file) and parts[1] != "__version__":
+            if (
+                parts[0] == "mmedexpert_jax"
+                and len(parts) > 1
+                and parts[1] != _part(file)
+                and parts[1] != "__version__"
+            ):
                 edges.add((_part(file), parts[1]))
     return edges
 
@@ -68,7 +73,9 @@ def test_only_models_knows_flax():
 
 
 def test_no_module_imports_torch():
-    users = {str(f) for f in PACKAGE.rglob("*.py") for name in _imports(f) if name.split(".")[0] in {"torch", "torchvision"}}
+    users = {
+        str(f) for f in PACKAGE.rglob("*.py") for name in _imports(f) if name.split(".")[0] in {"torch", "torchvision"}
+    }
     assert not users
 
 

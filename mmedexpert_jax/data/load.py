@@ -80,7 +80,9 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except json.JSONDecodeError as error:
             raise DataError(f"{file}, row {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
-            raise DataError(f"{file}, row {number}: a row must be an object with the keys question, options, answer, ...")
+            raise DataError(
+                f"{file}, row {number}: a row must be an object with the keys question, options, answer, ..."
+            )
         yield number, row
 
 
@@ -128,7 +130,7 @@ def _image(item: Any, where: str, folder: Path) -> Image.Image:
     """An image of a row: a `datasets` Image struct {bytes, path}, or a path relative to the file."""
     data, path = (item.get("bytes"), item.get("path")) if isinstance(item, dict) else (None, item)
     try:
-        content = data if data is not None else (folder / path).read_bytes()
+        content = data if data is not None else (folder / str(path)).read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             image.verify()
         image = Image.open(io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""The four paradigms of clinical reasoning (paper section 3.2 and appendix A): what each asks for, and whether a trace follows it."""
+"""The four paradigms of clinical reasoning (paper section 3.2, appendix A): what each asks for, what follows it."""
 
 import re
 from collections.abc import Callable
@@ -8,10 +8,14 @@ from mmedexpert_jax.data.case import PARADIGMS as NAMES
 
 _STATEMENT = re.compile(r"\((\d+)\)\s*")
 _ELIMINATION = re.compile(
-    r"\b(against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|not (?:fit|met|reached|match))\b", re.I
+    r"\b(against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|"
+    r"not (?:fit|met|reached|match))\b",
+    re.I,
 )
 _RECOGNITION = re.compile(r"\b(pattern|typical(?:ly)?|classic(?:al)?|recogni[sz]\w*|picture|characteristic)\b", re.I)
-_DEDUCTION = re.compile(r"→|->|=|:|\b(because|since|therefore|thus|hence|so|leads? to|causes?|implies|gives?|adds?|means)\b", re.I)
+_DEDUCTION = re.compile(
+    r"→|->|=|:|\b(because|since|therefore|thus|hence|so|leads? to|causes?|implies|gives?|adds?|means)\b", re.I
+)
 _PRIOR = re.compile(r"\b(prior|pre-?test|base rate)\b", re.I)
 _EVIDENCE = re.compile(r"\b(evidence|likelihood|raises?|lowers?|increases?|decreases?|update[sd]?)\b", re.I)
 _POSTERIOR = re.compile(r"\b(posterior|post-?test)\b", re.I)
@@ -42,7 +46,9 @@ def _analytical(steps: list[str], options: tuple[str, ...]) -> bool:
 
 
 def _bayesian(steps: list[str], options: tuple[str, ...]) -> bool:
-    first = [next((i for i, step in enumerate(steps) if cue.search(step)), -1) for cue in (_PRIOR, _EVIDENCE, _POSTERIOR)]
+    first = [
+        next((i for i, step in enumerate(steps) if cue.search(step)), -1) for cue in (_PRIOR, _EVIDENCE, _POSTERIOR)
+    ]
     return 0 <= first[0] <= first[1] <= first[2] and first[0] < first[2]
 
 
@@ -81,7 +87,7 @@ PARADIGMS: dict[str, Paradigm] = {
         Paradigm(
             "differential",
             "Differential Diagnosis",
-            "List the competing possibilities, compare them step by step, and eliminate those that the findings exclude.",
+            "List the competing possibilities, compare them step by step, eliminate those that the findings exclude.",
             "Use differential diagnosis: name the competing options and eliminate those that the findings exclude.",
             _differential,
         ),

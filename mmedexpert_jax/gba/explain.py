@@ -12,11 +12,11 @@ from mmedexpert_jax.processing.processor import Processor
 
 def gradient_norms(rollout: Rollout, learner: Learner, state: State, batches: Batches) -> np.ndarray:
     """Norm [N, S] of each completion's own gradient, its KL term included, before clipping and division."""
-    norms = np.zeros(rollout.lengths.shape)
+    norms = np.zeros_like(rollout.lengths, np.float64)
     for i, encoded in enumerate(rollout.encoded):
         batch = batches.collate([encoded])
         for j in range(norms.shape[1]):
-            one = np.s_[i : i + 1, j : j + 1]
+            one = slice(i, i + 1), slice(j, j + 1)
             part = Part(
                 batch, rollout.tokens[one], rollout.lengths[one], rollout.logprobs[one], rollout.advantages[one]
             )

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,6 @@ class Guidelines:
                 f'config.{name} is {whole}; with group_by="{self.group_by}" it must be a multiple of '
                 f"paradigms_per_query, {self.paradigms_per_query}"
             )
-        object.__setattr__(self, "_start", self._starts())
 
     @property
     def queries_per_step(self) -> int:
@@ -121,7 +121,8 @@ class Guidelines:
         paradigm = case.paradigms[(self._start[query] + turn) % len(case.paradigms)]
         return Prompt(case, paradigm, texts.get(case.id, texts.get(case.task)))
 
-    def _starts(self) -> list[int]:
+    @cached_property
+    def _start(self) -> list[int]:
         def hashed(index: int) -> bytes:
             return hashlib.sha256(f"{self.seed}:{self.cases[index].id}".encode()).digest()
 

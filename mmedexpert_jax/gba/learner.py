@@ -57,7 +57,8 @@ class Learner:
         self, model: Model, params: dict, config: ConfigDict, ban: Sequence[int], num_samples: int, steps: int
     ):
         self.compilations = 0
-        self._model, self._params, self._config = model, params, config
+        self._model, self._config = model, config
+        self._params: Any = params  # None once they are trained and no reference is kept
         self._full = config.trainable == "full"
         self._dtypes = jax.tree.map(lambda leaf: leaf.dtype, params)
         self._sampling: dict[str, Any] = {
@@ -159,10 +160,11 @@ class Learner:
         """The loss of equation 5 with clip and KL, and what else is watched of the completions."""
         config, old = self._config, part.old_logprobs
         mask = jnp.arange(part.tokens.shape[-1]) < part.lengths[..., None]
-        flat = [None if x is None else x.reshape(-1, x.shape[-1]) for x in (logprobs, old, reference)]
         terms = policy_terms(
-            *flat,
-            part.advantages.reshape(-1),
+            _flat(logprobs),
+            None if old is None else _flat(old),
+            None if reference is None else _flat(reference),
+            jnp.reshape(part.advantages, -1),
             mask.reshape(-1, mask.shape[-1]),
             clip=config.clip,
             beta=config.beta,
@@ -189,6 +191,11 @@ class Learner:
             return function(*args)
 
         return jax.jit(traced, **options)
+
+
+def _flat(rows: jax.Array) -> jax.Array:
+    """[B, S, R] -> [B * S, R]."""
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def _schedule(config: ConfigDict, updates: int) -> optax.Schedule:

@@ -92,7 +92,7 @@ def policy_terms(
     total = {
         "sequence": lambda: ((loss.sum(axis=1) / jnp.maximum(lengths, 1)).sum(), len(mask)),
         "token": lambda: (loss.sum(), lengths.sum()),
-        "constant": lambda: (loss.sum(), len(mask) * max_tokens),
+        "constant": lambda: (loss.sum(), len(mask) * (max_tokens or 0)),
     }[aggregation]()
     sums = {name: jnp.where(mask, value, 0).sum(dtype=jnp.float32) for name, value in stats.items()}
     return Terms(total[0], jnp.float32(total[1]), jnp.float32(lengths.sum()), jax.lax.stop_gradient(sums), {})

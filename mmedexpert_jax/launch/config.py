@@ -206,7 +206,8 @@ def _comments(path: Path) -> dict[str, str]:
         if not isinstance(node, ast.Assign) or not (key := _dotted(node.targets[0])):
             continue
         end = node.end_lineno or node.lineno
-        above, line = [], node.lineno - 1
+        above: list[str] = []
+        line = node.lineno - 1
         while end not in comments and line in comments and lines[line - 1].lstrip().startswith("#"):
             above.insert(0, comments[line])
             line -= 1
@@ -231,7 +232,7 @@ def _stages(path: Path) -> dict[str, str]:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and (key := _dotted(node.targets[0])):
             call = node.value
             if getattr(call.func, "attr", "") == "stage" and isinstance(call.args[0], ast.Constant):
-                found[key] = call.args[0].value
+                found[key] = str(call.args[0].value)
     return found
 
 

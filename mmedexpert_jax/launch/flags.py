@@ -49,13 +49,13 @@ def parse_flags(argv: list[str]) -> Flags:
         elif name.startswith("--config.") and len(name) > len("--config."):
             flags.overrides.append((name[len("--config.") :], value if equals else _value(rest)))
         elif name in ("--config", "--overrides"):
-            value = value if equals else _value(rest)
-            if not isinstance(value, str) or not value:
+            path = value if equals else _value(rest)
+            if not isinstance(path, str) or not path:
                 raise ConfigError(f"{name} needs a value, e.g. {name}={_EXAMPLE[name]}")
             if name == "--config":
-                flags.config = value
+                flags.config = path
             else:
-                from_files += read_overrides(value)
+                from_files += read_overrides(path)
         else:
             raise ConfigError(_not_understood(argument))
     flags.overrides = from_files + flags.overrides

@@ -1,8 +1,8 @@
 """Initial weights of the embedded model's recipe: random, but for heads that copy.
 
-Copying a finding out of the question takes an induction circuit: a head that looks at the previous token and, one layer
-up, a head that looks for what followed the last time (Olsson et al. 2022, arXiv 2209.11895). Training finds it late, and
-on two cores late is too late; so the first two layers start with one. Training is free to change it.
+Copying a finding out of the question takes an induction circuit: a head that looks at the previous token and, one
+layer up, a head that looks for what followed the last time (Olsson et al. 2022, arXiv 2209.11895). Training finds it
+late, and on two cores late is too late; so the first two layers start with one. Training is free to change it.
 """
 
 import numpy as np

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FOLDERS = ("experts", "merged", "gba", "final", "evaluate")  # of the stages' runs
 
 
-def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], None]) -> None:
+def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) -> None:
     """Runs what is left of the pipeline, writes table.md and report.html, and finishes the run.
 
     Args:

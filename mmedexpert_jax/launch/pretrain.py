@@ -1,10 +1,10 @@
 """The recipe of the embedded `mini` model: a small Qwen2-VL that learns to read, to look and to answer in the format.
 
-It reads generated cases of the "pretrain" pool alone, whose values never occur in MMedExpert-mini: at first, half of
-the time, it reads cases aloud, which teaches attention to copy; then it follows sound traces, and between them
-it learns to name the letters of options; last come notes of mixed quality, of which the hasty ones stop at the first evidence, as much of
-what is written does. So the base knows how to reason
-and does not always do it, and what is learned later can be told from what was there.
+It reads generated cases of the "pretrain" pool alone, whose values never occur in MMedExpert-mini. At first, half of
+the time, it reads cases aloud, which teaches attention to copy; then it follows sound traces, with exercises in naming
+the letters of options and in answering; twice, for a while, it reads notes of mixed quality, of which the hasty ones
+stop at the first evidence, as much of what is written does. So the base knows how to reason and does not always do it,
+and what is learned later can be told from what was there.
 """
 
 import functools
@@ -126,13 +126,15 @@ def step_examples(config: ConfigDict, processor: Processor, step: int) -> tuple[
     tokens = np.full((len(texts), 2, config.max_new_tokens), processor.pad_id, np.int32)
     weights = np.zeros(tokens.shape, np.float32)
     letters = processor.tokenizer.convert_tokens_to_ids(list(LETTERS))
-    for place in np.ndindex(len(texts), 2):
-        ids = processor.completion(texts[place[0]][place[1]])[: config.max_new_tokens]
-        tokens[place][: len(ids)] = ids
-        weights[place][: len(ids)] = 1
+    for i, j in np.ndindex(len(texts), 2):
+        ids = processor.completion(texts[i][j])[: config.max_new_tokens]
+        tokens[i, j, : len(ids)] = ids
+        weights[i, j, : len(ids)] = 1
     if step >= config.answering_from:
         answer = processor.tokenizer.convert_tokens_to_ids("<answer>")
-        weights[..., 1:] *= np.where((tokens[..., :-1] == answer) & np.isin(tokens[..., 1:], letters), config.answer_weight, 1)
+        weights[..., 1:] *= np.where(
+            (tokens[..., :-1] == answer) & np.isin(tokens[..., 1:], letters), config.answer_weight, 1
+        )
     return batch, tokens, weights
 
 

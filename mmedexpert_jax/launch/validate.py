@@ -3,6 +3,7 @@
 import difflib
 import re
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -80,7 +81,7 @@ def check_model(key: str, path: str) -> None:
         raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/")
 
 
-def _check_value(key: str, value: object) -> None:
+def _check_value(key: str, value: Any) -> None:
     group, _, rest = key.partition(".")
     name = rest if group in CHOICES["job"] else key  # a stage inside a pipeline
     if name in CHOICES and value not in CHOICES[name]:

@@ -18,6 +18,7 @@ from mmedexpert_jax.models.qwen2_vl import init_params, nest, tensor_shapes
 
 MINI = Path(__file__).parent.parent / "assets" / "mini"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -150,7 +151,7 @@ def _read_params(directory: Path, config: ModelConfig, dtype: Any, where: Any) -
     flat = {}
     for name in expected:
         value = tensor(name)[:]
-        if value.dtype.kind not in "fV" and value.dtype != jnp.bfloat16:
+        if value.dtype.name not in _DTYPES:
             raise DataError(
                 f"{directory}: tensor {name} has dtype {value.dtype}; quantised checkpoints are not supported"
             )

@@ -59,7 +59,7 @@ class Model:
             return attend(queries, keys, values, lengths, causal=True), keys, values
 
         x = network.embed(batch, remat)
-        hidden, keys, values = network.model(x, batch.positions, attention, remat)
+        hidden, keys, values = network.model(x, jnp.asarray(batch.positions), attention, remat)
         return Prefix(hidden, keys, values, lengths, jnp.asarray(batch.next_position))
 
     def extend(self, params: dict, prefix: Prefix, tokens: Array, lora=None, remat: bool = False) -> Array:

@@ -1,7 +1,7 @@
 """Qwen2-VL and Qwen2.5-VL as Flax NNX modules; attribute paths are the tensor names of the checkpoints."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -156,7 +156,7 @@ def bind(config: ModelConfig, params: dict, lora: Any = None) -> Qwen2VL:
     return network
 
 
-def _leaf(params: dict, path: tuple) -> Array:
+def _leaf(params: Any, path: tuple) -> Array:
     for part in path:
         params = params[str(part)]
     return params
@@ -183,7 +183,7 @@ def _normal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     return 0.02 * jax.random.normal(key, shape, dtype)
 
 
-def nest(flat: dict[str, Array]) -> dict:
+def nest(flat: Mapping[str, Any]) -> dict:
     """{"a.b": x} -> {"a": {"b": x}}."""
     nested: dict = {}
     for name, value in flat.items():

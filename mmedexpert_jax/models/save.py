@@ -61,7 +61,7 @@ def _write_weights(directory: Path, flat: dict, max_shard_bytes: int) -> None:
             size = 0
         shards[-1].append(name)
         size += value.nbytes
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         save_file({name: np.ascontiguousarray(flat[name]) for name in names}, directory / file, {"format": "pt"})

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mmedexpert_jax.lora import Lora
@@ -20,8 +21,8 @@ def completion_logprobs(
     model: Model,
     params: dict,
     batch: Batch,
-    tokens: Array,
-    lengths: Array,
+    tokens: Array | np.ndarray,
+    lengths: Array | np.ndarray,
     *,
     lora: Lora | None = None,
     temperature: float = 1.0,
@@ -53,6 +54,7 @@ def completion_logprobs(
     Returns:
         logprobs [B, G, R] float32, 0 behind the end; with `entropy` a pair of such arrays, in nats.
     """
+    tokens = jnp.asarray(tokens)
     hidden = completion_hidden(model, params, batch, tokens, lora=lora, remat=remat)
     mask = jnp.arange(tokens.shape[-1]) < lengths[..., None]
 

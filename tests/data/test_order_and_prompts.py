@@ -16,8 +16,8 @@ from mmedexpert_jax.data.prompts import completion, conversation
 TRACES = {
     "differential": "(1) The lesion is round, favoring benignity. (2) Phyllodes tumor: typically larger. "
     "(3) Invasive carcinoma: spiculated margins, absent here. (4) Fibroadenoma matches best.",
-    "intuitive": "(1) A smooth, oval mass is intuitively recognized as benign. (2) Common benign lesion in this pattern "
-    "is fibroadenoma.",
+    "intuitive": "(1) A smooth, oval mass is intuitively recognized as benign. (2) Common benign lesion in this "
+    "pattern is fibroadenoma.",
     "analytical": "(1) Malignancies induce desmoplasia → spiculation (absent). (2) Intraductal lesions form cysts: not "
     "seen. (3) Benign stromal proliferation gives a smooth nodule.",
     "bayesian": "(1) Prior: fibroadenoma most common. (2) Evidence: smooth border increases P(benign). "

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from mmedexpert_jax.launch import load_config
@@ -29,12 +30,14 @@ def _compile_once_and_fast(tmp_path_factory: pytest.TempPathFactory):
         "jax_persistent_cache_min_entry_size_bytes": -1,
         "jax_disable_most_optimizations": True,
     }
-    before = {name: getattr(jax.config, name) for name in options}
+    before = {name: jax.config.values[name] for name in options}
     for name, value in options.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

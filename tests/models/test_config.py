@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import transformers
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import ModelConfig
@@ -69,8 +70,6 @@ def test_published_sizes_have_the_published_parameter_counts(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_written_config_reads_back_the_same_here_and_in_transformers(name):
-    import transformers
-
     ours = PUBLISHED[name]
     written = ours.to_hf()
     assert ModelConfig.from_hf(written, {"eos_token_id": list(ours.eos_token_ids), "pad_token_id": 151643}) == ours

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
 from mmedexpert_jax import lora
-from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
+from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
 from mmedexpert_jax.models import load_model, save_pretrained
+from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.qwen2_vl import flatten, nest
 
 PROMPTS = [[3, (4, 6), 2], [5]]
@@ -92,7 +94,21 @@ def test_numpy_parameters_are_accepted(checkpoint, prompts, tmp_path):
     assert same(load_model(tmp_path / "out")[1], case.params)
 
 
-def test_random_sizes_are_seeded_and_unknown_ones_refused():
+def test_integer_weights_are_refused(broken):
+    def quantise(tensors):
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.int8)
+
+    with pytest.raises(DataError, match=r"model\.norm\.weight is int8"):
+        load_model(broken(quantise))
+
+
+def test_random_sizes_are_seeded_and_unknown_ones_refused(checkpoint, monkeypatch):
+    monkeypatch.setitem(PUBLISHED, "tiny", checkpoint("qwen2_untied").model.config)
+    model, params = load_model("random:tiny", seed=3)
+    assert model == checkpoint("qwen2_untied").model
+    assert same(params, load_model("random:tiny", seed=3)[1]) and not same(params, load_model("random:tiny", seed=4)[1])
+    weight = flatten(params)["visual.merger.mlp.0.weight"]
+    assert weight.dtype == jnp.float32 and abs(float(weight.std()) - 0.02) < 1e-3
     with pytest.raises(DataError, match="qwen2_vl_2b"):
         load_model("random:qwen2_vl_72b")
 
@@ -169,6 +185,26 @@ def test_adapter_and_run_directories_are_folded_into_their_base(checkpoint, tmp_
     lora.save_peft(tmp_path / "circle", delta, base=str(tmp_path / "circle"))
     with pytest.raises(DataError, match="leads back"):
         load_model(tmp_path / "circle")
+
+
+def test_hub_ids_go_through_huggingface_hub_and_paths_never(checkpoint, tmp_path, monkeypatch):
+    case, asked = checkpoint("qwen2_tied"), []
+
+    def download(name, revision, allow_patterns):
+        asked.append((name, revision))
+        if name == "no/network":
+            raise LocalEntryNotFoundError("offline")
+        return str(case.directory)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert same(load_model("Qwen/Qwen2-VL-2B-Instruct@main")[1], case.params)
+    with pytest.raises(RemoteError, match="no/network"):
+        load_model("no/network")
+    assert asked == [("Qwen/Qwen2-VL-2B-Instruct", "main"), ("no/network", None)]
+    load_model(case.directory)
+    with pytest.raises(DataError, match="no such model directory"):
+        load_model(str(tmp_path / "absent"))
+    assert len(asked) == 2
 
 
 def test_saving_replaces_a_model_whole_and_nothing_else(checkpoint, tmp_path):

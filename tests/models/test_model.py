@@ -1,0 +1,94 @@
+"""The facade's promises beyond parity: gradients, rematerialisation, LoRA, shapes of the decode loop."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmedexpert_jax import lora
+from mmedexpert_jax.models.layers import attend
+from mmedexpert_jax.models.qwen2_vl import flatten
+
+PROMPTS = [[3, (4, 6), 2], [5]]
+TOKENS = np.arange(2 * 2 * 3, dtype=np.int32).reshape(2, 2, 3)
+
+
+def loss(params, delta, model, batch, remat):
+    prefix = model.prefill(params, batch, delta, remat=remat)
+    logits = model.unembed(params, model.extend(params, prefix, TOKENS, delta, remat=remat), delta)
+    return -jnp.mean(jax.nn.log_softmax(logits)[..., 7])
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint, prompts):
+    """Loss and gradients by parameters and LoRA, without and with rematerialisation; two images are padding."""
+    case = checkpoint("qwen2_5_tied")
+    batch = prompts(case.reference, PROMPTS, dummy_images=2).batch
+    delta = jax.tree.map(lambda x: x + 0.02, lora.init(jax.random.key(1), case.params, rank=2, alpha=4))
+    value = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnames=("model", "remat"))
+    with jax.default_matmul_precision("highest"):
+        return case, batch, delta, [value(case.params, delta, case.model, batch, remat) for remat in (False, True)]
+
+
+def test_gradients_are_finite_with_padding_images(trained):
+    _, _, _, ((_, gradients), _) = trained
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    vision = flatten(gradients[0])["visual.patch_embed.proj.weight"]
+    assert np.abs(vision).max() > 0
+
+
+def test_rematerialisation_changes_nothing(trained):
+    _, _, _, (plain, remat) = trained
+    for a, b in zip(*map(jax.tree.leaves, (plain, remat)), strict=True):
+        assert np.abs(a - b).max() < 1e-5 * np.abs(a).max() + 1e-7
+
+
+def test_lora_in_the_network_equals_folded_weights(trained):
+    case, batch, delta, _ = trained
+    attached = np.asarray(case.model.logits(case.params, batch, delta))
+    folded = np.asarray(case.model.logits(lora.fold(case.params, delta), batch))
+    base = np.asarray(case.model.logits(case.params, batch))
+    assert np.abs(attached - folded).max() < 1e-5 * np.abs(folded).max()
+    assert np.abs(attached - base).max() > 0.01 * np.abs(base).max()
+
+
+def test_rows_do_not_depend_on_their_neighbours_or_padding(checkpoint, prompts):
+    case = checkpoint("qwen2_untied")
+    together = np.asarray(case.model.logits(case.params, prompts(case.reference, PROMPTS, dummy_images=2).batch))
+    alone = np.asarray(case.model.logits(case.params, prompts(case.reference, PROMPTS[:1]).batch))
+    assert np.abs(together[0, : alone.shape[1]] - alone[0]).max() < 1e-5 * np.abs(alone).max()
+
+
+def test_keys_without_any_valid_one_give_finite_values_and_gradients():
+    x = jnp.ones((1, 2, 4, 8))
+    value, gradient = jax.value_and_grad(lambda q: attend(q, x, x, jnp.zeros(1, int), causal=False).sum())(x)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_decode_loop_updates_its_cache_in_place(checkpoint, prompts):
+    """No copy of a cache buffer in the compiled loop, and scratch memory that is not a second cache."""
+    case = checkpoint("qwen2_untied")
+    batch = prompts(case.reference, [[5], [3]]).batch
+    samples, steps = 3, 512
+
+    def roll(params, prefix):
+        def step(index, carry):
+            cache, tokens = carry
+            hidden, cache = case.model.decode(params, prefix, cache, tokens, index)
+            return cache, jnp.argmax(case.model.unembed(params, hidden), -1)
+
+        cache = case.model.init_cache(2, samples, steps, jnp.float32)
+        return jax.lax.fori_loop(0, steps, step, (cache, jnp.zeros((2, samples), int)))[1]
+
+    prefix = jax.eval_shape(case.model.prefill, case.params, batch)
+    compiled = jax.jit(roll).lower(case.params, prefix).compile()
+    text = case.model.config.text
+    shape = f"f32[2,{samples},{text.num_kv_heads},{steps},{text.head_dim}]"
+    computations = compiled.as_text().split("\n\n")  # the loop's buffers are initialised in ENTRY, once
+    loop = "\n\n".join(part for part in computations if "ENTRY" not in part)
+    assert shape in loop and "dynamic-update-slice" in loop
+    assert not re.search(re.escape(shape) + r"\S* (copy|transpose)\(", loop)
+    cache_bytes = 2 * text.num_layers * 2 * samples * text.num_kv_heads * steps * text.head_dim * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * cache_bytes
