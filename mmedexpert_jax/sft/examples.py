@@ -14,7 +14,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.sft.loss import MicroBatch
 
-_GRAIN = 64  # tokens or patches; padded sizes are multiples, so that the experts' programs are often the same
+_GRAIN = 32  # tokens or patches; padded sizes are multiples, so that the experts' programs are often the same
 
 
 class Size(NamedTuple):
