@@ -86,7 +86,9 @@ def main() -> None:
             f"95 % interval [{figures['low']:+.3f}, {figures['high']:+.3f}]"
         )
     if arguments.picture:
-        learning_curve([arguments.folder / f"gba-{seed}" for seed in arguments.seeds], arguments.picture)
+        folders = {"GBA": "gba", "shuffled rewards": "shuffled"}
+        curves = {name: [arguments.folder / f"{f}-{seed}" for seed in arguments.seeds] for name, f in folders.items()}
+        learning_curve(curves, arguments.picture)
     print(
         json.dumps(
             {"benchmark": "learning", "machine": platform.machine(), "python": platform.python_version()} | result

@@ -104,10 +104,10 @@ def model_config(shape: ConfigDict, processor: Processor) -> ModelConfig:
 
 def _schedule(config: ConfigDict) -> optax.Schedule:
     """Cosines to a twentieth of their peaks, one after another, each cut off where the next begins."""
-    first, *later = config.cosines
-    schedules = [optax.warmup_cosine_decay_schedule(0.0, first[1], config.warmup, first[2], 0.05 * first[1])]
-    schedules += [optax.cosine_decay_schedule(peak, length, 0.05) for _, peak, length in later]
-    return optax.join_schedules(schedules, [start for start, _, _ in later])
+    (peak, length), *later = zip(config.cosine_peaks, config.cosine_lengths, strict=True)
+    schedules = [optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, length, 0.05 * peak)]
+    schedules += [optax.cosine_decay_schedule(peak, length, 0.05) for peak, length in later]
+    return optax.join_schedules(schedules, list(config.cosine_starts[1:]))
 
 
 def step_examples(config: ConfigDict, processor: Processor, step: int) -> tuple[Batch, np.ndarray, np.ndarray]:
@@ -152,7 +152,8 @@ def _example(item: Generated, rng: Random, config: ConfigDict, step: int) -> tup
         return _naming(item, rng)
     if config.answering_from <= step < config.answering_until and rng.random() < config.answering_share:
         return _answering(item, rng)
-    hasty_share = sum(share for start, end, share in config.mixed if start <= step < end)
+    spans = zip(config.mixed_from, config.mixed_until, config.hasty_shares, strict=True)
+    hasty_share = sum(share for start, end, share in spans if start <= step < end)
     guided = rng.choice(PARADIGMS) if rng.random() < config.guided_share else None
     texts = []
     for paradigm in (guided, guided) if guided else rng.sample(PARADIGMS, 2):

@@ -83,7 +83,11 @@ def test_list_config_prints_overridden_values_and_runs_nothing(capsys, stages):
         (["--config=configs/gba.py", "--config.lr=-1"], 2, "config.lr must be above 0"),
         (["--config=configs/gba.py", "--config.top_p=1.5"], 2, "config.top_p must be above 0 and at most 1"),
         (["--config=configs/gba.py", "--config.objective=gbaa"], 2, "did you mean gba?"),
-        (["--config=configs/gba.py", "--config.paradigms_per_query=3"], 2, "multiple of paradigms_per_query"),
+        (
+            ["--config=configs/gba.py", "--config.prompts_per_step=8", "--config.paradigms_per_query=3"],
+            2,
+            "multiple of paradigms_per_query",
+        ),
         (["--config=configs/gba.py", "--config.steps=0", "--config.epochs=0"], 2, "both 0"),
         (
             ["--config=configs/dsa.py", "--config.specialty=CHA"],
@@ -183,7 +187,7 @@ def test_the_plan_runs_nothing(stages, capsys, tmp_path):
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert main(["--config=configs/gba.py", f"--config.data.path={tmp_path}", "--config.plan=True"]) == 0
     out = capsys.readouterr().out
-    assert "train: 3 (AM 3, CAH 0" in out and "no split 'dev'" in out and "steps = 100" in out
+    assert "train: 3 (AM 3, CAH 0" in out and "no split 'dev'" in out and "steps = 48" in out
     assert not stages.calls and not (tmp_path / "runs").exists()
 
 

@@ -19,8 +19,8 @@ VOCAB = 200
 CHECKPOINTS = {  # family, tied, heads, key heads, layers, vision depth, blocks with full attention
     "qwen2_tied": ("qwen2_vl", True, 4, 2, 2, 2, ()),
     "qwen2_untied": ("qwen2_vl", False, 4, 1, 2, 1, ()),
-    "qwen2_5_untied": ("qwen2_5_vl", False, 4, 4, 2, 3, (1,)),
-    "qwen2_5_tied": ("qwen2_5_vl", True, 4, 2, 1, 2, (0, 1)),
+    "qwen2_5_untied": ("qwen2_5_vl", False, 4, 4, 2, 2, (1,)),
+    "qwen2_5_tied": ("qwen2_5_vl", True, 4, 2, 1, 1, (0,)),
 }
 
 
