@@ -1,0 +1,160 @@
+"""The factory's data base, `factory.sqlite` in the run directory: cases, traces and the review's events."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.mmedexpert.record import Check, Judgement, Picture, Record, Trace
+
+FILE = "factory.sqlite"
+TRACE_COLUMNS = "t.id, case_id, paradigm, text, response, teacher, sample, request, stage1, judge"
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS images (sha256 TEXT PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS cases (
+  id TEXT PRIMARY KEY, position INTEGER NOT NULL, specialty TEXT NOT NULL, modality TEXT NOT NULL, record TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS traces (
+  id TEXT PRIMARY KEY, case_id TEXT NOT NULL, paradigm TEXT NOT NULL, teacher TEXT NOT NULL, sample INTEGER NOT NULL,
+  request TEXT NOT NULL, text TEXT NOT NULL, response TEXT NOT NULL, passed INTEGER NOT NULL, stage1 TEXT NOT NULL,
+  judge TEXT
+);
+CREATE INDEX IF NOT EXISTS traces_of_case ON traces (case_id);
+CREATE TABLE IF NOT EXISTS review_events (
+  id INTEGER PRIMARY KEY, time TEXT NOT NULL, reviewer TEXT NOT NULL, role TEXT NOT NULL, trace_id TEXT NOT NULL,
+  kind TEXT NOT NULL, value TEXT NOT NULL, seconds REAL, client_id TEXT UNIQUE
+);
+CREATE TRIGGER IF NOT EXISTS review_events_keep BEFORE UPDATE ON review_events
+  BEGIN SELECT RAISE(ABORT, 'review_events is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS review_events_hold BEFORE DELETE ON review_events
+  BEGIN SELECT RAISE(ABORT, 'review_events is append-only'); END;
+"""
+
+
+class Store:
+    """The tables of one run; threads may share it, and other processes may have it open (WAL).
+
+    Replacing cases or traces never touches `review_events`: their trace ids stay valid, since an id is a function of
+    what the trace says. `events` values are JSON. Answers, attempts and costs stand in tables that remote.Answers
+    keeps, by default in the same file.
+    """
+
+    def __init__(self, path: str | Path):
+        """Opens or creates the file. Raises DataError where it is no SQLite data base."""
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        self._db = sqlite3.connect(self.path, check_same_thread=False, timeout=30.0, isolation_level=None)
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"{path} is not the factory's data base ({error}); choose another workdir") from None
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._db.close()
+
+    def write(self, change: Callable[[sqlite3.Connection], object]) -> None:
+        """Runs `change` inside one transaction: all of it is stored, or nothing."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                change(self._db)
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def read(self, query: str, *values: object) -> list[tuple]:
+        """Rows of a SELECT."""
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    def replace_cases(self, records: Iterable[Record]) -> None:
+        """Makes `records`, in their order, the cases; traces of others go."""
+        records = list(records)
+        rows = [(r.id, i, r.specialty, r.modality, _record_json(r)) for i, r in enumerate(records)]
+        pictures = {picture.sha256: picture.data for record in records for picture in record.images}
+
+        def change(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM cases")
+            db.execute("DELETE FROM images")
+            db.executemany("INSERT INTO images VALUES (?, ?)", pictures.items())
+            db.executemany("INSERT INTO cases VALUES (?, ?, ?, ?, ?)", rows)
+            db.execute("DELETE FROM traces WHERE case_id NOT IN (SELECT id FROM cases)")
+
+        self.write(change)
+
+    def cases(self) -> list[Record]:
+        """All records, in order."""
+        return [self._record(text) for (text,) in self.read("SELECT record FROM cases ORDER BY position")]
+
+    def case(self, case_id: str) -> Record:
+        """One record. Raises DataError."""
+        rows = self.read("SELECT record FROM cases WHERE id = ?", case_id)
+        if not rows:
+            raise DataError(f"{self.path}: no case {case_id}")
+        return self._record(rows[0][0])
+
+    def put_traces(self, traces: Iterable[Trace]) -> None:
+        """Adds traces or replaces those with the same id."""
+        rows = [
+            (
+                *(t.id, t.case.id, t.paradigm, t.teacher, t.sample, t.request, t.text, t.response),
+                *(t.check.passed, json.dumps(asdict(t.check)), json.dumps(asdict(t.judge)) if t.judge else None),
+            )
+            for t in traces
+        ]
+        insert = f"INSERT OR REPLACE INTO traces VALUES ({', '.join('?' * 11)})"
+        self.write(lambda db: db.executemany(insert, rows))
+
+    def clear_traces(self) -> None:
+        """Drops all traces; the answers they were read from stay, and so do review events."""
+        self.write(lambda db: db.execute("DELETE FROM traces"))
+
+    def traces(self, passed: bool | None = True) -> Iterator[Trace]:
+        """Traces in the order of their cases, then paradigm and candidate; `passed` None gives all of them."""
+        where = "" if passed is None else f"WHERE passed = {int(passed)}"
+        records = {record.id: record for record in self.cases()}
+        query = f"""SELECT {TRACE_COLUMNS} FROM traces t JOIN cases c ON c.id = t.case_id {where}
+            ORDER BY position, paradigm, sample, t.id"""
+        for row in self.read(query):
+            yield _trace(row, records[row[1]])
+
+    def trace(self, id: str) -> Trace:
+        """One trace. Raises DataError."""
+        rows = self.read(f"SELECT {TRACE_COLUMNS} FROM traces t WHERE t.id = ?", id)
+        if not rows:
+            raise DataError(f"{self.path}: no trace {id}")
+        return _trace(rows[0], self.case(rows[0][1]))
+
+    def _record(self, text: str) -> Record:
+        values = json.loads(text)
+        images = tuple(Picture(name, self._image(sha)) for name, sha in values.pop("images"))
+        lists: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("options", "paradigms", "flags")}
+        return Record(**values, **lists, images=images)
+
+    def _image(self, sha: str) -> bytes:
+        return self.read("SELECT data FROM images WHERE sha256 = ?", sha)[0][0]
+
+
+def _record_json(record: Record) -> str:
+    values = asdict(replace(record, images=())) | {"images": [(p.name, p.sha256) for p in record.images]}
+    return json.dumps(values, ensure_ascii=False)
+
+
+def _trace(row: tuple, record: Record) -> Trace:
+    id, _, paradigm, text, response, teacher, sample, request, stage1, judge = row
+    found = json.loads(stage1)
+    check = Check(found["passed"], found["answer"], tuple(found["reasons"]), tuple(found["flags"]))
+    judgement = None
+    if judge:
+        values = json.loads(judge)
+        criteria = tuple((name, met) for name, met in values["criteria"])
+        judgement = Judgement(values["score"], criteria, values["model"])
+    return Trace(id, record, paradigm, text, response, teacher, sample, request, check, judgement)
