@@ -1,0 +1,117 @@
+"""The engine against `generate` on each conversation alone."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.rollout import Engine, Settings, generate
+from mmedexpert_jax.rollout import engine as engine_module
+from mmedexpert_jax.rollout.buckets import Shape, Shapes, Size, buckets
+
+SETTINGS = Settings(num_samples=2, max_new_tokens=12, temperature=0.7, top_p=0.9, batch_size=2, seed=3)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny, processor):
+    return Engine(*tiny, processor, SETTINGS)
+
+
+def test_answers_are_those_of_each_conversation_alone(engine, tiny, processor, prompts):
+    answers = dict(engine.answer([*prompts, lambda: prompts[0]]))
+    assert sorted(answers) == [0, 1, 2, 3]
+    done = generate(
+        *tiny,
+        processor(prompts, min_length=64),
+        key=jax.random.key(3),
+        num_samples=2,
+        max_new_tokens=12,
+        temperature=0.7,
+        top_p=0.9,
+    )
+    for number in range(3):
+        expected = [
+            processor.decode(tokens[:length])
+            for tokens, length in zip(np.asarray(done.tokens[number]), np.asarray(done.lengths[number]), strict=True)
+        ]
+        assert [reply.text for reply in answers[number]] == expected
+        assert [reply.tokens for reply in answers[number]] == np.asarray(done.lengths[number]).tolist()
+        assert [reply.truncated for reply in answers[number]] == np.asarray(done.truncated[number]).tolist()
+
+
+def test_an_answer_depends_on_its_id_alone(engine, prompts, monkeypatch):
+    ids = [7, 2**32 - 1, 11]
+    first = dict(engine.answer(prompts, ids))
+    monkeypatch.setattr(engine_module, "WINDOW", 1)
+    monkeypatch.setattr(engine_module, "KEPT", 0)
+    reverse = dict(engine.answer(prompts[::-1], ids[::-1]))
+    assert [first[i] for i in range(3)] == [reverse[2 - i] for i in range(3)]
+    assert first != dict(engine.answer(prompts, [8, 9, 10]))
+
+
+def test_conversations_that_cannot_be_encoded(engine, prompts, tmp_path):
+    broken = [{"role": "user", "content": [{"type": "image", "image": str(tmp_path / "none.png")}]}]
+    with pytest.raises(DataError, match=r"item 9: .*none\.png"):
+        list(engine.answer([broken], names=["item 9"]))
+    refused = []
+    answers = dict(engine.answer([prompts[0], broken], refuse=lambda number, error: refused.append((number, error))))
+    assert list(answers) == [0] and [number for number, _ in refused] == [1]
+
+
+def test_long_conversations_are_refused(tiny, processor, prompts):
+    engine = Engine(*tiny, processor, Settings(max_prompt_length=10))
+    with pytest.raises(DataError, match=r"conversation 0: a prompt of \d+ tokens .* over the limit of 10"):
+        list(engine.answer(prompts))
+
+
+def test_buckets_join_small_groups_and_keep_images_apart():
+    sizes = [Size(100, 0, 0)] * 5 + [Size(30, 0, 0)] * 3 + [Size(90, 16, 1)] + [Size(20, 0, 0)] * 9
+    found = buckets(sizes, 4)
+    assert [[sizes[i] for i in group] for group in found] == [
+        [Size(90, 16, 1)],
+        [Size(100, 0, 0)] * 5,
+        [Size(30, 0, 0)] * 3 + [Size(20, 0, 0)] * 9,
+    ]
+    assert sorted(np.concatenate(found)) == list(range(18))
+    assert len(buckets([Size(100, 0, 0)] * 9 + [Size(30, 0, 0)], 4)) == 1
+
+
+def test_a_shape_serves_again_where_it_wastes_little():
+    shapes = Shapes(batch_size=8, devices=4)
+    first = shapes.fit([Size(100, 50, 1)] * 9)
+    assert first == Shape(rows=8, tokens=128, images=1, patches=64)
+    assert shapes.fit([Size(90, 60, 1)] * 8) is first
+    assert shapes.fit([Size(100, 50, 1)] * 3).rows == 4  # half of the work: a shape of its own
+    assert shapes.fit([Size(100, 50, 2)] * 8) == Shape(8, 128, 2, 64)
+    assert len(shapes.known) == 3
+
+
+EIGHT = """
+import jax
+from mmedexpert_jax.models import load_model, load_processor
+from mmedexpert_jax.rollout import Engine, Settings
+from mmedexpert_jax.runtime.mesh import make_mesh
+from PIL import Image
+
+settings = Settings(max_new_tokens=6, batch_size=3)
+model, params = load_model("mini")
+picture = {"type": "image", "image": Image.new("RGB", (56, 56), (200, 30, 30))}
+ask = lambda n: [{"role": "user", "content": [*[picture] * (n == 2), {"type": "text", "text": "Score? " * (1 + n)}]}]
+prompts = [ask(n) for n in range(5)]
+alone = dict(Engine(model, params, load_processor("mini"), settings).answer(prompts))
+mesh = make_mesh()
+spread = Engine(model, load_model("mini", mesh=mesh)[1], load_processor("mini"), settings, mesh=mesh)
+assert dict(spread.answer(prompts)) == alone and len(alone) == 5
+assert all(shape.rows % 4 == 0 for shape in spread._shapes.known)
+print("ok")
+"""
+
+
+def test_rows_over_four_devices():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True)
+    assert done.stdout == "ok\n", done.stderr
