@@ -1,0 +1,120 @@
+"""Conversations on the wire: image parts become data URIs, and a request gets its content address."""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.remote.protocol import Endpoint, Request
+
+IMAGE_TOKENS = 1500  # estimate for limits and budgets: a 1024 x 1024 image costs 765 to 1,445 tokens with OpenAI
+CHARACTERS_PER_TOKEN = 3.0  # estimate on the safe side; English runs at about 4
+
+
+def wire(request: Request, endpoint: Endpoint) -> list[dict[str, Any]]:
+    """The messages as the protocol has them. Images lose their metadata and are scaled to `endpoint.image_side`."""
+
+    def encode(image: Any) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": data_uri(image, endpoint.image_side)}}
+
+    return _mapped(request.messages, encode)
+
+
+def content_key(request: Request, model: str, settings: Mapping[str, Any]) -> str:
+    """Content address of a request: hash of model, settings, messages, images and sample number.
+
+    Neither the server's address nor anything of our code enters it, so that answers outlive both.
+    """
+
+    def hashed(image: Any) -> dict[str, Any]:
+        return {"type": "image", "sha256": image_hash(image)}
+
+    content = {
+        "model": model,
+        "settings": dict(settings),
+        "messages": _mapped(request.messages, hashed),
+        "sample": request.sample,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def request_key(request: Request, endpoint: Endpoint) -> str:
+    """`content_key` of a request to an endpoint."""
+    names = ("max_tokens", "temperature", "seed", "effort", "image_side")
+    return content_key(request, endpoint.model, {name: getattr(endpoint, name) for name in names})
+
+
+def estimate_tokens(request: Request) -> int:
+    """Prompt tokens, estimated before anything is sent."""
+    parts = [part for message in request.messages for part in _parts(message)]
+    characters = sum(len(part.get("text", "")) for part in parts)
+    images = sum(part["type"] == "image" for part in parts)
+    return round(characters / CHARACTERS_PER_TOKEN) + IMAGE_TOKENS * images + 8 * len(request.messages)
+
+
+def image_hash(image: Any) -> str:
+    """Hash of an image's file, or of its pixels where it is an open PIL image."""
+    if isinstance(image, Image.Image):
+        return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+    return hashlib.sha256(_read(image)).hexdigest()
+
+
+def data_uri(image: Any, side: int) -> str:
+    """An image as a data URI: upright, RGB, no metadata, at most `side` pixels long; PNG up to 512 kB, else JPEG."""
+    opened = image if isinstance(image, Image.Image) else _open(image)
+    upright = ImageOps.exif_transpose(opened).convert("RGB")
+    upright.thumbnail((side, side))
+    clean = Image.frombytes("RGB", upright.size, upright.tobytes())
+    content = io.BytesIO()
+    clean.save(content, "png")
+    kind = "png"
+    if content.tell() > 512 * 1024:
+        content, kind = io.BytesIO(), "jpeg"
+        clean.save(content, "jpeg", quality=90)
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _open(image: Any) -> Image.Image:
+    try:
+        opened = Image.open(io.BytesIO(_read(image)))
+        opened.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{_name(image)} cannot be decoded ({error}); leave the case out or mend the file") from None
+    return opened
+
+
+def _read(image: Any) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise DataError(f"{image} cannot be read ({error.strerror}); mend the path") from None
+
+
+def _name(image: Any) -> str:
+    return "an image" if isinstance(image, bytes) else str(image)
+
+
+def _parts(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _mapped(messages: Sequence[Mapping[str, Any]], image: Callable[[Any], dict]) -> list[dict[str, Any]]:
+    """Messages with every image part passed through `image`; a text alone becomes a plain string."""
+    out = []
+    for message in messages:
+        parts = [
+            image(part["image"]) if part["type"] == "image" else {"type": "text", "text": part["text"]}
+            for part in _parts(message)
+        ]
+        alone = len(parts) == 1 and parts[0]["type"] == "text"
+        out.append({"role": message["role"], "content": parts[0]["text"] if alone else parts})
+    return out

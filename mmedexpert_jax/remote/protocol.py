@@ -1,0 +1,165 @@
+"""What is asked of an endpoint and what comes back."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from mmedexpert_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint that speaks OpenAI's protocol, and how to use it.
+
+    Attributes:
+        url: base, such as "https://api.openai.com/v1" or "http://localhost:8000/v1".
+        model: name sent with every request; part of an answer's key, as are `max_tokens`, `temperature`, `seed`,
+            `effort` and `image_side`.
+        key_env: environment variable that holds the key; "" sends none. The key itself is never stored or printed.
+        max_tokens: of a completion, hidden reasoning included.
+        temperature: None leaves it to the server.
+        seed: sent plus the request's sample number; None sends none.
+        effort: reasoning effort, such as "medium"; "" sends none.
+        image_side: longest side in pixels of images sent; larger ones are scaled down.
+        concurrency: requests in flight at most.
+        requests_per_minute: 0: no limit.
+        tokens_per_minute: prompt and completion together; 0: no limit.
+        timeout: seconds for one attempt.
+        max_attempts: per request and run.
+        retry_wait: seconds before the first retry; doubles from retry to retry, with jitter, up to 60.
+        budget: dollars that all attempts recorded in the store of answers may cost; 0: no limit.
+        price_input: dollars per million prompt tokens.
+        price_cached: dollars per million prompt tokens read from the server's cache; None: as price_input.
+        price_output: dollars per million completion tokens.
+        batch_discount: factor on prices for the Batch API; 0.5 as OpenAI publishes.
+    """
+
+    url: str
+    model: str
+    key_env: str = "OPENAI_API_KEY"
+    max_tokens: int = 2048
+    temperature: float | None = None
+    seed: int | None = 0
+    effort: str = ""
+    image_side: int = 1024
+    concurrency: int = 16
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    timeout: float = 300.0
+    max_attempts: int = 8
+    retry_wait: float = 1.0
+    budget: float = 0.0
+    price_input: float = 0.0
+    price_cached: float | None = None
+    price_output: float = 0.0
+    batch_discount: float = 0.5
+
+    def __post_init__(self):
+        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
+            raise ConfigError(f"endpoint url {self.url!r}: give http://host:port/v1 or https://host/v1")
+        if not self.model:
+            raise ConfigError(f"endpoint {self.host}: no model is named; give one that the server lists under /models")
+        if self.budget > 0 and not self.price_input + self.price_output > 0:
+            raise ConfigError("a budget needs prices: set price_input and price_output in dollars per million tokens")
+
+    @property
+    def host(self) -> str:
+        """Host and port, for messages and histories."""
+        return urlsplit(self.url).netloc.rpartition("@")[2]
+
+    def key(self) -> str:
+        """The key from the environment; "" where none is wanted. Raises ConfigError where it is missing."""
+        if not self.key_env:
+            return ""
+        if key := os.environ.get(self.key_env, "").strip():
+            return key
+        raise ConfigError(f"{self.key_env} is not set: export the key of {self.host}, or set key_env to an empty text")
+
+    def cost(self, usage: "Usage", factor: float = 1.0) -> float:
+        """Dollars for the tokens of an attempt; `factor` is the discount of the Batch API."""
+        cached = self.price_input if self.price_cached is None else self.price_cached
+        fresh = usage.prompt - usage.cached
+        dollars = fresh * self.price_input + usage.cached * cached + usage.completion * self.price_output
+        return factor * dollars / 1e6
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a model.
+
+    Attributes:
+        messages: Hugging Face-style message list; image parts hold a PIL image, the bytes of a file, or a path.
+        sample: number of the candidate: each sample of the same messages is an answer of its own.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of an attempt; `cached` are among `prompt`, `reasoning` among `completion`."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+    reasoning: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of a request.
+
+    Attributes:
+        key: content address of the request; the store of answers keeps its attempts under it.
+        text: the visible answer.
+        finish: "stop", "length", "content_filter" or another reason of the server; "" where there is no answer.
+        reasoning: hidden reasoning that some servers return beside the text.
+        model: that the server says has answered.
+        usage: tokens of the attempt that answered.
+        cost: dollars of that attempt.
+        stored: taken from the store of answers, not asked now.
+        error: why there is no answer; "" where there is one.
+    """
+
+    key: str
+    text: str = ""
+    finish: str = ""
+    reasoning: str = ""
+    model: str = ""
+    usage: Usage = field(default_factory=Usage)
+    cost: float = 0.0
+    stored: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a request, as history keeps it.
+
+    Attributes:
+        key: of the request.
+        started: seconds since 1970.
+        seconds: it took.
+        status: HTTP status; 0 where none came.
+        outcome: "answered", "rate-limit", "server", "timeout", "connection", "malformed", "unsupported", "rejected",
+            "quota" or "refused".
+        detail: what the server said, cut short and without the key.
+        usage: tokens.
+        cost: dollars; where the server may have billed without saying, the most it can have been.
+        response_id: the server's id of the response.
+        host: that was asked.
+    """
+
+    key: str
+    started: float
+    seconds: float
+    status: int
+    outcome: str
+    detail: str = ""
+    usage: Usage = field(default_factory=Usage)
+    cost: float = 0.0
+    response_id: str = ""
+    host: str = ""

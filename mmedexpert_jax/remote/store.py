@@ -1,0 +1,123 @@
+"""The store of answers: every answer once, under the content address of its request, and every attempt."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.remote.protocol import Attempt, Reply, Usage
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS attempts (
+  id INTEGER PRIMARY KEY, key TEXT NOT NULL, started REAL NOT NULL, seconds REAL NOT NULL, status INTEGER NOT NULL,
+  outcome TEXT NOT NULL, detail TEXT NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+  cached_tokens INTEGER NOT NULL, reasoning_tokens INTEGER NOT NULL, cost REAL NOT NULL, response_id TEXT NOT NULL,
+  host TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS attempts_of_key ON attempts (key);
+CREATE TABLE IF NOT EXISTS batches (
+  id TEXT PRIMARY KEY, shard TEXT NOT NULL, host TEXT NOT NULL, keys TEXT NOT NULL, collected INTEGER NOT NULL
+);
+"""
+_COLUMNS = "key, started, seconds, status, outcome, detail, prompt_tokens, completion_tokens, cached_tokens, "
+_COLUMNS += "reasoning_tokens, cost, response_id, host"
+
+
+class Answers:
+    """One SQLite file; threads may share it, several processes may have it open.
+
+    An answer is committed before anyone sees it, so a killed process loses no answer that came back. Nothing that
+    could hold a key is written.
+    """
+
+    def __init__(self, path: str | Path):
+        """Opens or creates the file. Raises DataError where it is no SQLite data base."""
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        try:
+            self._db = sqlite3.connect(self.path, check_same_thread=False, timeout=60.0, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise DataError(f"{path} is no store of answers ({error}); choose another file") from None
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._db.close()
+
+    def get(self, key: str) -> Reply | None:
+        """The stored answer, marked as stored; None where there is none."""
+        with self._lock:
+            row = self._db.execute("SELECT reply FROM answers WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        values = json.loads(row[0])
+        return Reply(**values | {"key": key, "usage": Usage(**values["usage"]), "stored": True})
+
+    def put(self, attempts: Iterable[Attempt], replies: Iterable[Reply] = ()) -> None:
+        """Stores attempts and the answers they gave, in one transaction. An answer that is there stays."""
+        rows = [
+            (
+                *(a.key, a.started, a.seconds, a.status, a.outcome, a.detail),
+                *(a.usage.prompt, a.usage.completion, a.usage.cached, a.usage.reasoning, a.cost, a.response_id, a.host),
+            )
+            for a in attempts
+        ]
+        answers = [(reply.key, json.dumps(asdict(replace(reply, stored=False)))) for reply in replies]
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(f"INSERT INTO attempts ({_COLUMNS}) VALUES ({', '.join('?' * 13)})", rows)
+            self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", answers)
+            self._db.execute("COMMIT")
+
+    def attempts(self, key: str) -> list[Attempt]:
+        """The history of a request, oldest first."""
+        query = f"SELECT {_COLUMNS} FROM attempts WHERE key = ? ORDER BY id"
+        with self._lock:
+            rows = self._db.execute(query, (key,)).fetchall()
+        return [_attempt(*row) for row in rows]
+
+    def spent(self) -> float:
+        """Dollars of all attempts."""
+        with self._lock:
+            return float(self._db.execute("SELECT COALESCE(SUM(cost), 0) FROM attempts").fetchone()[0])
+
+    def totals(self) -> dict[str, float]:
+        """Sums over all attempts: "attempts", "prompt_tokens", "completion_tokens", "cost", and counts by outcome."""
+        with self._lock:
+            sums = self._db.execute(
+                "SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0), "
+                "COALESCE(SUM(cost), 0) FROM attempts"
+            ).fetchone()
+            counts = self._db.execute(
+                "SELECT outcome, COUNT(*) FROM attempts GROUP BY outcome ORDER BY outcome"
+            ).fetchall()
+        return dict(zip(("attempts", "prompt_tokens", "completion_tokens", "cost"), sums, strict=True)) | dict(counts)
+
+    def add_batch(self, id: str, shard: str, host: str, keys: list[str]) -> None:
+        """Remembers a submitted batch."""
+        row = (id, shard, host, json.dumps(keys))
+        with self._lock:
+            self._db.execute("INSERT OR IGNORE INTO batches VALUES (?, ?, ?, ?, 0)", row)
+
+    def close_batch(self, id: str) -> None:
+        """Marks a batch as collected."""
+        with self._lock:
+            self._db.execute("UPDATE batches SET collected = 1 WHERE id = ?", (id,))
+
+    def open_batches(self, host: str) -> dict[str, list[str]]:
+        """Batches not collected yet: id -> keys of the requests in it."""
+        query = "SELECT id, keys FROM batches WHERE collected = 0 AND host = ? ORDER BY rowid"
+        with self._lock:
+            return {id: json.loads(keys) for id, keys in self._db.execute(query, (host,))}
+
+
+def _attempt(*row: Any) -> Attempt:
+    key, started, seconds, status, outcome, detail, *tokens, cost, response_id, host = row
+    return Attempt(key, started, seconds, status, outcome, detail, Usage(*tokens), cost, response_id, host)
