@@ -36,11 +36,15 @@ def parse(text: str) -> Answer:
     """Takes a response apart. Tags may be of either case and span lines; what stands in a think block, closed or
     not, is never read as an answer."""
     think = _THINK.search(text)
-    spoken = _THINK_END.sub("", _REASONING.sub("", text))
-    blocks = _ANSWER.findall(spoken)
+    blocks = _ANSWER.findall(spoken(text))
     form = _FORM.fullmatch(text)
     well_formed = form is not None and all(part.strip() and not _TAG.search(part) for part in form.groups())
     return Answer(think[1].strip() if think else None, blocks[-1].strip() if blocks else None, well_formed)
+
+
+def spoken(text: str) -> str:
+    """What stands outside the reasoning: `text` without its think blocks, closed or not."""
+    return _THINK_END.sub("", _REASONING.sub("", text))
 
 
 def choice(response: str, options: Sequence[str]) -> str | None:
@@ -73,6 +77,8 @@ def choice(response: str, options: Sequence[str]) -> str | None:
 def _names_another(letter: str, text: str, texts: list[str]) -> bool:
     """Whether the text after a label names an option other than the label's."""
     own, plain = texts[LETTERS.index(letter)], _plain(text)
+    if not plain:
+        return False
     if plain == own or plain in texts:
         return plain != own
     beside = re.sub(re.escape(own), " ", text, flags=re.IGNORECASE) if own else text

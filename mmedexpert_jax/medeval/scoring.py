@@ -1,25 +1,78 @@
-"""Whether a response to a multiple-choice question is right, under two readings of it."""
+"""Whether a response is right, under the readings of several scorers, and how that was found."""
 
-import difflib
 import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mmedexpert_jax import answers
+from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.medeval import kit
 
-SCORERS = ("strict", "medevalkit")
+SCORERS = ("strict", "medevalkit", "medxpertqa")
+FORMS = ("tags", "boxed", "plain")
+READ_WHOLE = ("pmc_vqa",)  # benchmarks whose answers MedEvalKit does not first cut to their tags
 
-_PATTERNS = (
-    "**answer**:",
-    "**answer**",
-    "*answer*:",
-    "**answer:**",
-    "answer is",
-    "answer:",
-    "答案:",
-    "final answer",
-    "final answer is",
+_STATEMENT = re.compile(
+    r"\b(?:answer|option|choice)\b(?:\s+(?:is|would\s+be|should\s+be))?[\s:*\-]*\(?([A-J])(?![\w'])\)?", re.IGNORECASE
 )
+_WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{(.*)\}", re.DOTALL)
+_BOX = re.compile(r"\\boxed\s*\{")
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_PUNCTUATION = re.compile(r"[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A scorer's verdict on one response.
+
+    Attributes:
+        right: the verdict; an open answer is right if it is exact.
+        answer: what was read: a letter, "yes" or "no", or text; None where nothing was.
+        guessed: the scorer could not read the response and took the most similar option ("medevalkit" only).
+        unparsed: nothing was read; always wrong.
+        f1: token F1 of an open answer; else 1.0 where right and 0.0 where not.
+    """
+
+    right: bool
+    answer: str | None
+    guessed: bool = False
+    unparsed: bool = False
+    f1: float = 0.0
+
+
+def score(item: Item, response: str, scorer: str = "strict", form: str = "tags") -> Score:
+    """Judges one response.
+
+    Args:
+        item: the question.
+        response: the whole completion (of the last turn).
+        scorer: "strict": ambiguous or absent is wrong (`read_choice`); "medevalkit": the kit's rule for the item's
+            kind (`medeval.kit`), which guesses where it cannot read; "medxpertqa": that benchmark's official rule.
+        form: what the prompt asked the answer to stand in, `Prompt.form`; "strict" holds to it.
+
+    Raises:
+        ConfigError: an unknown scorer or form.
+    """
+    if form not in FORMS:
+        raise ConfigError(f"no form of answer {form!r}: choose one of {', '.join(FORMS)}")
+    if scorer == "medevalkit":
+        return _kit(item, response)
+    if scorer not in SCORERS:
+        raise ConfigError(f"no scorer {scorer!r}: choose one of {', '.join(SCORERS)}")
+    if item.kind == "choice":
+        official = scorer == "medxpertqa"
+        read = read_official(response, len(item.options)) if official else read_choice(response, item.options, form)
+        right = read is not None and _same(item, read)
+    elif item.kind == "yes_no":
+        read = read_yes_no(response, form)
+        right = read == item.answer
+    else:
+        read = read_text(response, form)
+        right = read is not None and normalised(read) == normalised(item.answer)
+        return Score(right, read, unparsed=read is None, f1=token_f1(item.answer, read or ""))
+    return Score(right, read, unparsed=read is None, f1=float(right))
 
 
 def judge_choice(response: str, options: Sequence[str], answer: str, scorer: str = "strict") -> bool:
@@ -30,7 +83,8 @@ def judge_choice(response: str, options: Sequence[str], answer: str, scorer: str
         options: option texts in order, all with their labels ("A. text") or all without.
         answer: letter of the right option.
         scorer: "strict": `answers.choice`, the parser of the rewards, where ambiguous or absent is wrong; "medevalkit":
-            that kit's `judge_multi_choice`, which guesses where it cannot read (an empty response counts as "A").
+            that kit's `judge_multi_choice`, which guesses where it cannot read (an empty response counts as "A");
+            "medxpertqa": that benchmark's official rule.
 
     Raises:
         ConfigError: an unknown scorer.
@@ -38,7 +92,9 @@ def judge_choice(response: str, options: Sequence[str], answer: str, scorer: str
     if scorer == "strict":
         return strict_choice(response, options) == answer
     if scorer == "medevalkit":
-        return _medevalkit(response, options, answer)
+        return kit.judge_multi_choice(options, answer, response).right
+    if scorer == "medxpertqa":
+        return read_official(response, len(options)) == answer
     raise ConfigError(f"no scorer {scorer!r}: choose one of {', '.join(SCORERS)}")
 
 
@@ -47,53 +103,129 @@ def strict_choice(response: str, options: Sequence[str]) -> str | None:
     return answers.choice(response, _unlabelled(options))
 
 
+def read_choice(response: str, options: Sequence[str], form: str = "tags") -> str | None:
+    r"""Letter that a response chooses, or None: the strict reading.
+
+    Tags: the last answer block outside the reasoning, as the rewards read it (`answers.choice`), or nothing. Boxed:
+    such a block if there is one, else the last \boxed{...}, or nothing. Plain: such a block or box if there is one;
+    else the whole text outside the reasoning if it is a label, a label and its text, or an option's text; else the one
+    letter that all statements of the kind "answer is B", "Answer: B" or "option B" name; else the first or last line
+    read like the whole, if the two do not contradict each other.
+
+    Args:
+        response: the whole completion.
+        options: option texts without letters.
+        form: one of FORMS.
+    """
+    tagged = _tagged(response)
+    if form == "tags" or tagged is not None:
+        return answers.choice(response, options)
+    if (content := _boxed(response)) is not None:
+        return _choice(content, options)
+    if form == "boxed":
+        return None
+    text = answers.spoken(response).strip()
+    if whole := _choice(text.strip("* \n"), options):
+        return whole
+    stated = {letter.upper() for letter in _STATEMENT.findall(text)} & set(answers.LETTERS[: len(options)])
+    if stated:
+        return stated.pop() if len(stated) == 1 else None
+    lines = [line.strip("* \t") for line in text.splitlines() if line.strip()]
+    read = {_choice(line, options) for line in (lines[:1] + lines[-1:])} - {None}
+    return read.pop() if len(read) == 1 else None
+
+
+def read_official(response: str, count: int) -> str | None:
+    """MedXpertQA's rule (git f21247d, `answer_cleansing`): the first free-standing letter after the trigger of the
+    second turn, else after " answer is ", else anywhere; case counts."""
+    last = answers.LETTERS[count - 1]
+    for mark in (f"Therefore, among A through {last}, the answer is", " answer is "):
+        if mark in response:
+            response = response.split(mark)[1]
+            break
+    for phrase in ("I understand", "A through J", "A through E", "A through D"):
+        response = response.replace(phrase, "")
+    found = re.search(rf"\b[A-{last}]\b", response)
+    return found[0] if found else None
+
+
+def read_yes_no(response: str, form: str = "tags") -> str | None:
+    """ "yes" or "no" if exactly one of the two words stands in the answer (`read_text`), else None."""
+    text = read_text(response, form)
+    said = {word.lower() for word in re.findall(r"\b(?:yes|no)\b", text or "", re.IGNORECASE)}
+    return said.pop() if len(said) == 1 else None
+
+
+def read_text(response: str, form: str = "tags") -> str | None:
+    """The answer as text: of the last answer block; unless `form` is tags, of the last box; in a plain form, else all
+    that is said outside the reasoning. None where it is empty or absent."""
+    text = _tagged(response)
+    if text is None and form != "tags":
+        text = _boxed(response)
+    if text is None and form == "plain":
+        text = answers.spoken(response)
+    return text.strip() or None if text is not None else None
+
+
+def normalised(text: str) -> str:
+    """Text as exact match and F1 compare it: lower case, without punctuation, articles and extra space (as SQuAD)."""
+    return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub(" ", text.lower())).split())
+
+
+def token_f1(gold: str, said: str) -> float:
+    """F1 over the words of two normalised texts, with multiplicity (as SQuAD)."""
+    wanted, found = normalised(gold).split(), normalised(said).split()
+    common = sum((Counter(wanted) & Counter(found)).values())
+    return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
+
+
+def _kit(item: Item, response: str) -> Score:
+    """MedEvalKit's verdict, on the options and key as the file has them."""
+    gold = item.meta.get("raw_answer", item.answer)
+    rule = item.meta.get("kit", {"choice": "choice", "yes_no": "judgement", "open": "open"}[item.kind])
+    if rule == "choice":
+        labelled = [f"{letter}. {text}" for letter, text in zip(answers.LETTERS, item.options, strict=False)]
+        text = response if item.benchmark in READ_WHOLE else kit.extract(response)
+        verdict = kit.judge_multi_choice(item.meta.get("raw_options", labelled), gold, text)
+        said = verdict.said.upper() if len(verdict.said) == 1 else verdict.said
+        return Score(verdict.right, said, verdict.guessed, f1=float(verdict.right))
+    text = kit.final(response)
+    if rule == "open":
+        verdict = kit.judge_open_end(gold, text)
+        return Score(verdict.right, verdict.said, f1=kit.token_f1(gold, verdict.said))
+    verdict = kit.judge_judgement(gold, text) if rule == "judgement" else kit.judge_close_end(gold, text)
+    return Score(verdict.right, verdict.said or None, unparsed=not verdict.said, f1=float(verdict.right))
+
+
+def _same(item: Item, letter: str) -> bool:
+    """Whether a letter is the key, or names an option with the very same text."""
+    if item.answer not in answers.LETTERS[: len(item.options)] or not item.answer:
+        return False
+    key = item.options[answers.LETTERS.index(item.answer)]
+    return letter == item.answer or item.options[answers.LETTERS.index(letter)] == key
+
+
+def _choice(text: str, options: Sequence[str]) -> str | None:
+    """`answers.choice` of a text that is an answer without its tags."""
+    return answers.choice(f"<answer>{text}</answer>", options)
+
+
+def _tagged(response: str) -> str | None:
+    return answers.parse(response).answer
+
+
+def _boxed(response: str) -> str | None:
+    """Content of the last box outside the reasoning, out of a text command; None where there is none."""
+    text = answers.spoken(response)
+    if not _BOX.search(text):
+        return None
+    content = kit.boxed(_BOX.sub(r"\\boxed{", text))
+    wrapped = _WRAPPED.fullmatch(content)
+    return (wrapped[1] if wrapped else content).strip()
+
+
 def _unlabelled(options: Sequence[str]) -> list[str]:
     """Options without their labels, if each has its own ("A. text", "(A) text", "A: text")."""
     parts = [re.match(r"\s*(?:\((\w)\)|(\w)[.:)])\s*(.*)", option, re.DOTALL) for option in options]
     labels = [(part[1] or part[2]).upper() for part in parts if part]
     return [part[3] for part in parts if part] if labels == list(answers.LETTERS[: len(options)]) else list(options)
-
-
-def _medevalkit(response: str, options: Sequence[str], answer: str) -> bool:
-    """MedEvalKit's rule (git 9b12e3b, `judge_multi_choice`), fuzzy guess and oddities included."""
-    letters = [chr(ord("a") + i) for i in range(len(options))]
-    texts = [option.lower() for option in options]
-    response, gold = response.lower(), answer.strip().lower()
-    paragraphs = response.split("\n\n")
-    if paragraphs[0] in letters:
-        response = paragraphs[0]
-    elif paragraphs[-1].split(".")[0] in letters:
-        response = paragraphs[-1].split(".")[0]
-    response = _medevalkit_answer(response).strip().lower().replace("\n", "")
-    said = response.split(".")[0].split(":")[-1]
-    if said == gold:
-        return True
-    if said in letters:
-        return texts[letters.index(said)] == gold
-    if said in texts:
-        return gold in letters and said == texts[letters.index(gold)]
-    ratios = [difflib.SequenceMatcher(None, text, response).ratio() for text in texts]
-    guess = ratios.index(max(ratios))
-    return gold in (letters[guess], texts[guess])
-
-
-def _medevalkit_answer(response: str) -> str:
-    """The kit's `parse_response`: the last box or the answer tags, then what follows each pattern's last occurrence."""
-    if "boxed" in response:
-        response = _boxed(response)
-    elif blocks := re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL):
-        response = " ".join(blocks).strip() or response
-    for pattern in _PATTERNS:
-        response = response.split(pattern)[-1]
-    return response
-
-
-def _boxed(text: str) -> str:
-    r"""Content of the last \boxed{...}, braces balanced; "None" where there is none or it is not closed."""
-    _, mark, content = text.rpartition(r"\boxed{")
-    depth = 1
-    for end, char in enumerate(content if mark else ""):
-        depth += (char == "{") - (char == "}")
-        if not depth:
-            return content[:end].strip()
-    return "None"

@@ -1,0 +1,7 @@
+"""Benchmarks as their authors distribute them (paper section 5): one small file each, one registry, one record."""
+
+from mmedexpert_jax.data.benchmarks.census import describe
+from mmedexpert_jax.data.benchmarks.item import Benchmark, ImageRef, Item, from_case
+from mmedexpert_jax.data.benchmarks.registry import Spec, load, names, register, spec
+
+__all__ = ["Benchmark", "ImageRef", "Item", "Spec", "describe", "from_case", "load", "names", "register", "spec"]

@@ -1,0 +1,129 @@
+"""The record of a benchmark's question, and of a benchmark: what every loader gives and all of evaluation takes."""
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from PIL import Image
+
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.errors import DataError
+
+KINDS = ("choice", "yes_no", "open")
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """An image that is read only when it is asked for.
+
+    Attributes:
+        name: where it stands, for errors and reports.
+        read: gives the encoded file; a picklable object, so that items can travel between processes.
+    """
+
+    name: str
+    read: Callable[[], bytes] = field(repr=False, compare=False)
+
+    def open(self) -> bytes:
+        """The encoded image file. Raises DataError, one line that names it, where it cannot be read."""
+        try:
+            return self.read()
+        except DataError:
+            raise
+        except Exception as error:  # a broken archive raises nearly anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{self.name}: the image cannot be read ({reason}); fetch the file again") from None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the encoded file, 64 hexadecimal digits: the same wherever the file lies."""
+        return hashlib.sha256(self.open()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a benchmark.
+
+    Attributes:
+        id: stable and unique within its benchmark, subset and split.
+        benchmark: name in the registry.
+        question: without the options.
+        options: texts without letters, in order; empty unless `kind` is "choice".
+        answer: letter of the right option; "yes" or "no"; or the gold text. Where a file's key is no option's text,
+            that text stands for a choice too, and `scoring` holds nothing right under "strict".
+        images: in order; read when opened.
+        kind: one of KINDS.
+        labels: what accuracies are broken down by: task, modality, department ...
+        meta: what else the file says. The keys `raw_question`, `raw_options` and `raw_answer` hold the file's own
+            text where it differs from the cleaned fields: peers' prompts and scorers use them.
+    """
+
+    id: str
+    benchmark: str
+    question: str
+    options: tuple[str, ...]
+    answer: str
+    images: tuple[ImageRef, ...] = ()
+    kind: str = "choice"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The questions of one split of a benchmark.
+
+    Attributes:
+        name: in the registry.
+        title: as the paper writes it.
+        items: in the file's order.
+        columns: label -> {its value: heading}, in the order of the paper's table; empty where it has the total only.
+        metric: of the headline: "micro" (mean over items) or "macro" (mean of the means by the first label's values).
+        census: what was counted (`census.count`), with what differs from the published counts.
+    """
+
+    name: str
+    title: str
+    items: Sequence[Item]
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    metric: str = "micro"
+    census: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels whose values make columns of the paper's table."""
+        return tuple(self.columns)
+
+
+@dataclass(frozen=True)
+class _Png:
+    """Encodes an opened image; no compression, so that the bytes do not depend on the library's version."""
+
+    image: Image.Image
+
+    def __call__(self) -> bytes:
+        buffer = io.BytesIO()
+        self.image.save(buffer, "PNG", compress_level=0)
+        return buffer.getvalue()
+
+
+def from_case(case: Case, benchmark: str = "mmedexpert_mini") -> Item:
+    """A case of the training data as an item."""
+    return Item(
+        id=case.id,
+        benchmark=benchmark,
+        question=case.question,
+        options=case.options,
+        answer=case.answer,
+        images=tuple(ImageRef(f"{case.id}, image {n}", _Png(image)) for n, image in enumerate(case.images, 1)),
+        labels={
+            "specialty": case.specialty,
+            "task": case.task,
+            "modality": case.modality,
+            "paradigm": case.paradigm,
+        },
+        meta={"paradigms": case.paradigms},
+    )

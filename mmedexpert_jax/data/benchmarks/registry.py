@@ -1,0 +1,186 @@
+"""What is known of each benchmark, and the one way to load any of them."""
+
+import difflib
+import importlib
+import pkgutil
+import runpy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax.data.benchmarks import census
+from mmedexpert_jax.data.benchmarks import subset as subsets
+from mmedexpert_jax.data.benchmarks.item import Benchmark, Item
+from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
+from mmedexpert_jax.errors import ConfigError, DataError
+
+Choose = Callable[[list[Item], str, int], list[Item]]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How to read a benchmark; a file of this folder, or one of a user's, registers one or more.
+
+    Attributes:
+        name: by which it is called.
+        title: as its paper writes it.
+        rows: (files, split, subset) -> the rows of its distributed files, in order.
+        item: (row, files, subset) -> the row's item; raises DataError on a row that cannot be used.
+        splits: that have answers; the first is the default.
+        subsets: versions or parts of it; the first is the default.
+        hub: dataset id on the Hugging Face hub.
+        hub_files: (split, subset) -> patterns of the hub's files that are needed.
+        expects: the files that a directory or zip must hold, in words for an error.
+        default: source where none is given; "" where one must be.
+        choose: (items of all rows, split, seed) -> items of a split that the files do not know; None: all of them.
+        strata: labels by which `limit` draws in proportion.
+        columns: see `Benchmark`.
+        metric: see `Benchmark`.
+        published: (split, subset) -> counts to hold the census against.
+        licence: of the data, and where that is said.
+    """
+
+    name: str
+    title: str
+    rows: Callable[[Files, str, str], Iterable[Any]]
+    item: Callable[[Any, Files, str], Item]
+    splits: tuple[str, ...] = ("test",)
+    subsets: tuple[str, ...] = ("",)
+    hub: str = ""
+    hub_files: Callable[[str, str], tuple[str, ...]] = lambda split, subset: ()
+    expects: str = ""
+    default: str = ""
+    choose: Choose | None = None
+    strata: tuple[str, ...] = ()
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    metric: str = "micro"
+    published: Callable[[str, str], Mapping[str, Any]] = lambda split, subset: {}
+    licence: str = ""
+
+
+_SPECS: dict[str, Spec] = {}
+
+
+def register(spec: Spec) -> Spec:
+    """Makes a benchmark known by its name; the last of a name counts."""
+    _SPECS[spec.name] = spec
+    return spec
+
+
+def names() -> tuple[str, ...]:
+    """Names of the registered benchmarks."""
+    _discover()
+    return tuple(sorted(_SPECS))
+
+
+def spec(name: str) -> Spec:
+    """The benchmark of a name, or the one that a Python file ("my_benchmark.py") registers. Raises ConfigError."""
+    _discover()
+    if name.endswith(".py"):
+        return _from_file(name)
+    if name not in _SPECS:
+        close = difflib.get_close_matches(name, _SPECS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"no benchmark {name!r}; {hint}choose one of {', '.join(sorted(_SPECS))}, or a .py file")
+    return _SPECS[name]
+
+
+def load(
+    name: str,
+    source: str | Path = "",
+    *,
+    split: str = "",
+    subset: str = "",
+    limit: int = 0,
+    seed: int = 0,
+    skip_broken: bool = False,
+) -> Benchmark:
+    """Reads one split of a benchmark from its distributed files; images stay unread.
+
+    Args:
+        name: in the registry, or a Python file that registers one.
+        source: a directory, a zip (read without unpacking), "hub", or "hub:owner/name" for a copy on the hub.
+            Zips inside the directory are looked into as well.
+        split: one of the benchmark's; "" is its first.
+        subset: a version or part of it; "" is its first.
+        limit: items to keep, a seeded sample in proportion to the benchmark's strata; a smaller one is part of a
+            larger one. 0 keeps all.
+        seed: of the sample, and of splits that are drawn.
+        skip_broken: leave out malformed rows and items whose images are missing; the census counts and names them.
+
+    Raises:
+        ConfigError: no such benchmark, split or subset, or no source where one is needed.
+        DataError: no such directory or file, a malformed row, missing images.
+        RemoteError: the hub cannot be reached or refuses.
+    """
+    known = spec(name)
+    split = _one_of("split", split, known.splits, known.name)
+    subset = _one_of("subset", subset, known.subsets, known.name)
+    files = _open(known, str(source) or known.default, split, subset)
+    items, malformed, missing, rows = _read(known, files, split, subset)
+    counted = census.count(known.name, items, rows, malformed, missing, known.published(split, subset))
+    if (malformed or missing) and not skip_broken:
+        raise DataError(f"{files.name}: {census.broken(counted)}; skip_broken=True goes on without them")
+    if not items:
+        raise DataError(f"{files.name}: no usable row of {known.title}, split {split}")
+    if known.choose is not None:
+        items = known.choose(items, split, seed)
+    items = subsets.stratified(items, limit, seed, known.strata)
+    return Benchmark(known.name, known.title, tuple(items), known.columns, known.metric, counted)
+
+
+def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Item], list[str], list[str], int]:
+    items: dict[str, Item] = {}
+    malformed: list[str] = []
+    missing: list[str] = []
+    rows = 0
+    for row in known.rows(files, split, subset):
+        rows += 1
+        try:
+            item = known.item(row, files, subset)
+            if item.id in items:
+                raise DataError(f"{getattr(row, 'where', item.id)}: id {item.id!r} stands twice")
+            items[item.id] = item
+        except MissingImage as error:
+            missing.append(str(error))
+        except DataError as error:
+            malformed.append(str(error))
+    return list(items.values()), malformed, missing, rows
+
+
+def _open(known: Spec, source: str, split: str, subset: str) -> Files:
+    if not source:
+        raise ConfigError(f"{known.name} needs a source: a directory or zip with {known.expects}, or hub")
+    if source == "hub" or source.startswith("hub:"):
+        repository = source.removeprefix("hub").lstrip(":") or known.hub
+        patterns = known.hub_files(split, subset)
+        if not repository or not patterns:
+            raise ConfigError(f"{known.name} is not on the hub: give a directory or zip with {known.expects}")
+        return Files.from_hub(repository, patterns)
+    return Files.open(source, known.expects)
+
+
+def _one_of(kind: str, value: str, choices: tuple[str, ...], name: str) -> str:
+    value = value or choices[0]
+    if value not in choices:
+        raise ConfigError(f"{name} has no {kind} {value!r}: choose one of {', '.join(choices)}")
+    return value
+
+
+def _discover() -> None:
+    """Imports the files of this folder once; each registers its benchmarks."""
+    package = importlib.import_module(__package__ or "")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def _from_file(path: str) -> Spec:
+    if not Path(path).is_file():
+        raise ConfigError(f"no such benchmark file: {path}")
+    before = dict(_SPECS)
+    runpy.run_path(path)
+    added = [spec for name, spec in _SPECS.items() if before.get(name) is not spec]
+    if len(added) != 1:
+        raise ConfigError(f"{path} registers {len(added)} benchmarks: a file that is given by its path registers one")
+    return added[0]

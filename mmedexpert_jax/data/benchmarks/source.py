@@ -1,0 +1,182 @@
+"""A benchmark's files where they lie: a directory, a zip, zips inside a directory, or the hub's cache."""
+
+import fnmatch
+import functools
+import os
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mmedexpert_jax.data.benchmarks.item import ImageRef
+from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
+
+JUNK = ("__MACOSX/", "/._", ".cache/")
+
+
+class MissingImage(DataError):
+    """An image that a row names and the files do not hold."""
+
+
+@dataclass(frozen=True)
+class InFolder:
+    """A file of a directory."""
+
+    path: Path
+
+    def open(self) -> BinaryIO:
+        """The file, seekable."""
+        return self.path.open("rb")
+
+    def __call__(self) -> bytes:
+        """All of it."""
+        return self.path.read_bytes()
+
+
+@dataclass(frozen=True)
+class InZip:
+    """A member of a zip."""
+
+    archive: Path
+    member: str
+
+    def open(self) -> BinaryIO:
+        """The member, seekable; going back reads it from its beginning."""
+        return open_archive(self.archive, os.getpid()).open(self.member)  # type: ignore[return-value]
+
+    def __call__(self) -> bytes:
+        """All of it."""
+        return open_archive(self.archive, os.getpid()).read(self.member)
+
+
+Entry = InFolder | InZip
+
+
+@functools.lru_cache(maxsize=16)
+def open_archive(path: Path, process: int) -> zipfile.ZipFile:
+    """A zip, opened once in each process. Raises DataError."""
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path} is not a readable zip ({error}); fetch it again") from None
+
+
+class Files:
+    """The files of one benchmark, found by the end of their paths."""
+
+    def __init__(self, name: str, root: Path, entries: Iterator[tuple[str, Entry]], expects: str = ""):
+        """Takes a name for errors, and (path with slashes, entry) pairs; unpacked files before those in zips."""
+        self.name, self.root, self.expects = name, root, expects
+        self._by_name: dict[str, list[tuple[str, Entry]]] = defaultdict(list)
+        for path, entry in entries:
+            if not any(junk in f"/{path}" for junk in JUNK):
+                self._by_name[path.rpartition("/")[2]].append((path, entry))
+
+    @classmethod
+    def open(cls, source: str | Path, expects: str = "") -> "Files":
+        """Files of a directory (its zips looked into) or of a zip. Raises DataError."""
+        root = Path(source).expanduser()
+        if root.is_dir():
+            return cls(str(root), root, _walk(root), expects)
+        if root.is_file() and zipfile.is_zipfile(root):
+            return cls(str(root), root, _members(root), expects)
+        if root.is_file() and root.suffix.lower() == ".zip":
+            raise DataError(f"{root} is not a readable zip; fetch it again")
+        if root.is_file():
+            return cls(str(root), root, iter([(root.name, InFolder(root))]), expects)
+        raise DataError(f"no such directory or zip: {source}; give one with {expects or 'the files'}, or hub")
+
+    @classmethod
+    def from_hub(cls, repository: str, patterns: Sequence[str]) -> "Files":
+        """Downloads the files of a hub dataset that match `patterns` into the cache of `datasets`.
+
+        Raises:
+            ConfigError: `datasets` is not installed.
+            RemoteError: the hub refuses or cannot be reached, or has no such files.
+        """
+        names, download = _hub(repository)
+        chosen = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+        if not chosen:
+            raise RemoteError(
+                f"hub:{repository} has no file {' or '.join(patterns)}; give another copy as hub:owner/name"
+            )
+        local = [(name, Path(download(name))) for name in chosen]
+        plain = ((name, InFolder(path)) for name, path in local if not name.endswith(".zip"))
+        zipped = (pair for name, path in local if name.endswith(".zip") for pair in _members(path))
+        return cls(f"hub:{repository}", Path(), iter([*plain, *zipped]))
+
+    def find(self, pattern: str) -> list[tuple[str, Entry]]:
+        """Entries whose path ends with `pattern` ("QA_information/Open-access/*.json"), sorted by path."""
+        name = pattern.rpartition("/")[2]
+        pools = [self._by_name[name]] if name in self._by_name else self._by_name.values()
+        found = [pair for pool in pools for pair in pool if _ends(pair[0], pattern)]
+        return sorted(dict(reversed(found)).items())
+
+    def need(self, *patterns: str) -> list[tuple[str, Entry]]:
+        """`find` of the first pattern that finds something. Raises DataError."""
+        for pattern in patterns:
+            if found := self.find(pattern):
+                return found
+        held = sorted(self._by_name)
+        some = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "") if held else "nothing"
+        wanted = self.expects or " or ".join(patterns)
+        raise DataError(f"{self.name} holds no {' or '.join(patterns)} (but {some}); give the place with {wanted}")
+
+    def one(self, *patterns: str) -> tuple[str, Entry]:
+        """The entry that `need` finds with the shortest path."""
+        return min(self.need(*patterns), key=lambda pair: (len(pair[0]), pair[0]))
+
+    def image(self, path: str, where: str) -> ImageRef:
+        """The image whose path ends as `path` does. Raises MissingImage, which names `where`."""
+        wanted = path.strip().replace("\\", "/").lstrip("./")
+        pool = self._by_name.get(wanted.rpartition("/")[2], ()) if wanted else ()
+        for candidate, entry in pool:
+            if candidate == wanted or candidate.endswith(f"/{wanted}"):
+                return ImageRef(wanted, entry)
+        raise MissingImage(f"{where}: no image {path!r}")
+
+
+def _ends(path: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}")
+
+
+def _walk(root: Path) -> Iterator[tuple[str, Entry]]:
+    zips = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name.lower().endswith(".zip"):
+                zips.append(path)
+            else:
+                yield path.relative_to(root).as_posix(), InFolder(path)
+    for path in zips:
+        yield from _members(path)
+
+
+def _members(path: Path) -> Iterator[tuple[str, Entry]]:
+    for member in open_archive(path, os.getpid()).namelist():
+        if not member.endswith("/"):
+            yield member, InZip(path, member)
+
+
+def _hub(repository: str) -> tuple[list[str], Callable[[str], str]]:
+    """Names of a hub dataset's files, and what downloads one of them."""
+    try:
+        from datasets import DownloadManager
+    except ImportError:
+        raise ConfigError("reading from the hub needs datasets: pip install datasets, or give a directory") from None
+    from huggingface_hub import HfApi
+
+    def remote(call: Callable[[], object]) -> object:
+        try:
+            return call()
+        except Exception as error:  # the hub's clients raise their own, requests' and OS errors
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise RemoteError(f"hub:{repository}: {reason}; download it by hand and give its directory") from None
+
+    names = remote(lambda: HfApi().list_repo_files(repository, repo_type="dataset"))
+    manager = DownloadManager()
+    return list(names), lambda name: str(remote(lambda: manager.download(f"hf://datasets/{repository}/{name}")))  # type: ignore[call-overload]
