@@ -1,4 +1,4 @@
-"""The recipe of the embedded `mini` model (weights in mmedexpert_jax/assets/mini): about 40 minutes on two cores."""
+"""The recipe of the embedded `mini` model (weights in mmedexpert_jax/assets/mini): about 50 minutes on two cores."""
 
 from ml_collections import ConfigDict
 
@@ -15,7 +15,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.fresh = False  # start over: what the run directory holds is deleted
     config.plan = False  # print what the job would read, do and write, and stop before it
     config.tokenizer = "mini"  # directory of tokenizer, chat template and image settings
-    config.steps = 1250  # optimizer steps
+    config.steps = 1550  # optimizer steps
     config.reading_steps = 60  # first steps that have reading exercises
     config.reading_share = 0.5  # share of reading exercises in those steps
     config.naming_from = 350  # first step that has exercises in naming the letters of options
@@ -25,18 +25,18 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.answering_until = 800  # first step that has none again
     config.answering_share = 0.4  # share of those exercises in the steps between
     config.answer_weight = 4.0  # weight of an answer's letter in the loss from then on
-    config.mixed_from = (870, 1130)  # first steps of the spans that read notes of mixed quality
-    config.mixed_until = (950, 1250)  # first steps after them
-    config.hasty_shares = (0.65, 0.75)  # shares of hasty traces in them
+    config.mixed_from = (870, 1400)  # first steps of the spans that read notes of mixed quality
+    config.mixed_until = (950, 1550)  # first steps after them
+    config.hasty_shares = (0.65, 0.85)  # shares of hasty traces in them
     config.guided_share = 0.5  # share of prompts under one paradigm's instruction
     config.prompts_per_step = 16  # cases of a step, two completions of each
     config.max_prompt_length = 144  # tokens that prompts are padded to
     config.max_new_tokens = 96  # tokens that completions are padded to
     config.max_images = 12  # images of a step, padded to
     config.max_patches = 64  # patches that images are padded to
-    config.cosine_starts = (0, 550, 950)  # first steps of the cosines that AdamW's learning rate follows
-    config.cosine_peaks = (3e-3, 2e-3, 2e-3)  # their peaks; each falls to a twentieth
-    config.cosine_lengths = (700, 400, 300)  # steps in which they would; the next cuts one off
+    config.cosine_starts = (0, 550, 950, 1100)  # first steps of the cosines that AdamW's learning rate follows
+    config.cosine_peaks = (3e-3, 2e-3, 2e-3, 1.5e-3)  # their peaks; each falls to a twentieth
+    config.cosine_lengths = (700, 400, 300, 450)  # steps in which they would; the next cuts one off
     config.warmup = 40  # steps of linear warm-up
     config.weight_decay = 0.05  # of AdamW
     config.log_every = 10  # steps between rows of metrics

@@ -16,16 +16,8 @@ from mmedexpert_jax.gba.objective import Terms, policy_terms
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout import Completions, completion_logprobs, generate
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    """What an update changes, and what a checkpoint holds."""
-
-    trained: Any  # the Lora, or all parameters in float32
-    opt_state: Any
-    step: int = 0  # rollouts learnt from
-    num_tokens: int = 0  # tokens of prompts and completions so far
+from mmedexpert_jax.runtime import training
+from mmedexpert_jax.runtime.training import State
 
 
 @jax.tree_util.register_dataclass
@@ -71,8 +63,7 @@ class Learner:
         }
         self._scoring: dict[str, Any] = {"temperature": config.temperature, "ban": tuple(ban), "remat": config.remat}
         self.updates = config.inner_epochs * config.minibatches
-        self._schedule = _schedule(config, steps * self.updates)
-        self._optimizer = _optimizer(config, self._schedule)
+        self._optimizer, self._schedule = training.optimizer(config, steps * self.updates)
         self._sample = self._compile(self._sample_fn)
         self._gradient = self._compile(self._gradient_fn)
         self._apply = self._compile(self._apply_fn, donate_argnums=(0, 1))
@@ -196,17 +187,3 @@ class Learner:
 def _flat(rows: jax.Array) -> jax.Array:
     """[B, S, R] -> [B * S, R]."""
     return rows.reshape(-1, rows.shape[-1])
-
-
-def _schedule(config: ConfigDict, updates: int) -> optax.Schedule:
-    """The learning rate by update: a linear rise over `warmup_steps`, then constant, or falling linearly to 0."""
-    warmup = config.warmup_steps
-    end = config.lr if config.schedule == "constant" else 0.0
-    after = optax.linear_schedule(config.lr, end, max(updates - warmup, 1))
-    rise = optax.linear_schedule(config.lr / (warmup + 1), config.lr, warmup)
-    return optax.join_schedules([rise, after], [warmup]) if warmup else after
-
-
-def _optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    adam = optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam) if config.max_grad_norm else adam

@@ -1,7 +1,6 @@
 """The algorithm of section 4.2: prompts of P_guide, G completions, rewards, group advantages, update."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,15 +13,17 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import answers, lora
 from mmedexpert_jax.data import Case, load_cases
 from mmedexpert_jax.data.prompts import question
-from mmedexpert_jax.errors import ConfigError, Interrupted
+from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
 from mmedexpert_jax.gba.advantages import group_advantages
 from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
-from mmedexpert_jax.gba.learner import Learner, Part, State
+from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
+from mmedexpert_jax.runtime import training
+from mmedexpert_jax.runtime.training import State
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -59,7 +60,7 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     model, params = load_model(config.model.path, dtype=config.model.dtype, seed=config.seed)
     learner = Learner(model, params, config, processor.special_vision_ids, guidelines.samples_per_prompt, steps)
     key, init_key = jax.random.split(jax.random.key(config.seed))
-    state = _resume(run, learner.init(init_key))
+    state = training.resume(run, learner.init(init_key))
     start = state.step
     if evaluate and not start:
         run.log(0, evaluate(learner.policy(state), 0))
@@ -82,17 +83,17 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
             state, stats = learner.update(state, _parts(rollout, batches, config))  # equation 5
             state = dataclasses.replace(state, num_tokens=state.num_tokens + rollout.num_tokens)
 
-            _check_finite(stats, state.step, config)
+            training.check_finite(stats, state.step, config)
             metrics = stats | scores.stats() | rollout.stats() | _group_stats(rewards)
             metrics |= {"num_tokens": state.num_tokens, "compilations": learner.compilations}
             metrics |= _clocks(began, sampled, rollout)
             run.log(state.step, metrics)
             progress.update(state.step, metrics)
-            if config.samples_every and _is_due(state.step, config.samples_every, steps):
+            if config.samples_every and training.is_due(state.step, config.samples_every, steps):
                 run.table("completions", state.step, _rows(rollout, scores))
-            if evaluate and _is_due(state.step, config.eval.every, steps):
+            if evaluate and training.is_due(state.step, config.eval.every, steps):
                 run.log(state.step, evaluate(learner.policy(state), state.step))
-            _keep(config, run, state, steps)
+            training.keep(run, state, steps, config.checkpoint_every)
     path = _export(config, run, model, learner, state, processor)
     run.finish(_summary(run, path, state))
     return path
@@ -157,33 +158,6 @@ def _parts(rollout: Rollout, batches: Batches, config: ConfigDict) -> list[list[
     ]
 
 
-def _resume(run: "Run", state: State) -> State:
-    """The state at the run's last checkpoint, or the given one; metrics and samples beyond it are dropped."""
-    latest = run.checkpoints.latest()
-    run.rewind(-1 if latest is None else latest)
-    if latest is None:
-        return state
-    return State(**run.checkpoints.restore(latest, vars(state)))
-
-
-def _keep(config: ConfigDict, run: "Run", state: State, steps: int) -> None:
-    """Saves a checkpoint where one is due or a signal came; a signal then ends the run."""
-    signum = run.interrupted()
-    if signum or _is_due(state.step, config.checkpoint_every, steps):
-        run.checkpoints.save(state.step, vars(state))
-    if signum and state.step < steps:
-        raise Interrupted(f"step {state.step} of {steps} is saved; the same command resumes", signum)
-
-
-def _check_finite(stats: dict[str, float], step: int, config: ConfigDict) -> None:
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(stats[name]):
-            raise ConfigError(
-                f"step {step}: {name} is {stats[name]} at lr {config.lr:g}; lower config.lr or config.max_grad_norm "
-                "and run again with fresh=True (earlier checkpoints stand)"
-            )
-
-
 def _clocks(began: float, sampled: float, rollout: Rollout) -> dict[str, float]:
     now = time.perf_counter()
     return {
@@ -198,24 +172,23 @@ def _rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
     """The completions table."""
     for i, prompt in enumerate(rollout.prompts):
         for j, text in enumerate(rollout.texts[i]):
+            choice = answers.choice(text, prompt.case.options)
             yield {
                 "id": prompt.case.id,
+                "specialty": prompt.case.specialty,
                 "paradigm": prompt.paradigm or "",
                 "prompt": question(prompt.case, prompt.paradigm, prompt.guideline),
                 "image": prompt.case.images[0] if prompt.case.images and not j else None,
                 "completion": text,
                 "answer": prompt.case.answer,
-                "choice": answers.choice(text, prompt.case.options),
+                "choice": choice,
+                "correct": choice == prompt.case.answer,
                 "reward": float(scores.total[i, j]),
                 **{f"rewards/{r.name}": float(scores.values[i, j, k]) for k, r in enumerate(scores.rewards)},
                 "advantage": float(rollout.advantages[i, j]),
                 "length": int(rollout.lengths[i, j]),
                 "truncated": bool(rollout.truncated[i, j]),
             }
-
-
-def _is_due(step: int, every: int, steps: int) -> bool:
-    return step == steps or (every > 0 and step % every == 0)
 
 
 def _export(config: ConfigDict, run: "Run", model, learner: Learner, state: State, processor) -> Path:

@@ -21,14 +21,15 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, Case
 from mmedexpert_jax.data.embedded import Generated, generate
 from mmedexpert_jax.data.prompts import conversation, render
-from mmedexpert_jax.errors import Interrupted
 from mmedexpert_jax.launch.initial import initial_params
 from mmedexpert_jax.models import Model, ModelConfig, load_processor, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout.logprobs import completion_logprobs
+from mmedexpert_jax.runtime import training
 from mmedexpert_jax.runtime.run import Run
+from mmedexpert_jax.runtime.training import State
 
 _BLOCK = 16  # steps whose cases are generated together
 
@@ -41,26 +42,20 @@ def run(config: ConfigDict, run: Run) -> Path:
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(_schedule(config), b2=0.98, weight_decay=config.weight_decay)
     )
-    state = {"params": params, "opt_state": optimizer.init(params)}
-    start = run.checkpoints.latest() or 0
-    if start:
-        state = run.checkpoints.restore(start, state)
-        run.rewind(start)
-    with run.progress(config.steps, start, "pretrain") as progress:
-        for step in range(start, config.steps):
+    state = training.resume(run, State(params, optimizer.init(params)))
+    with run.progress(config.steps, state.step, "pretrain") as progress:
+        for step in range(state.step, config.steps):
             examples = step_examples(config, processor, step)
-            state, metrics = _update(model, optimizer, state, *examples)
-            if (step + 1) % config.log_every == 0:
-                values = {name: float(value) for name, value in metrics.items()}
-                run.log(step + 1, values)
-                progress.update(step + 1, values)
-            signal = run.interrupted()
-            if signal or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                run.checkpoints.save(step + 1, state)
-            if signal:
-                raise Interrupted(f"stopped at step {step + 1}; the same command goes on", signal)
+            trained, opt_state, stats = _update(model, optimizer, state.trained, state.opt_state, *examples)
+            tokens = int(examples[0].lengths.sum()) + np.count_nonzero(examples[2])
+            state = State(trained, opt_state, step + 1, state.num_tokens + tokens)
+            if training.is_due(state.step, config.log_every, config.steps):
+                values = {name: float(value) for name, value in stats.items()}
+                run.log(state.step, values | {"num_tokens": state.num_tokens})
+                progress.update(state.step, values)
+            training.keep(run, state, config.steps, config.checkpoint_every)
     path = run.path / "export" / "model"
-    save_pretrained(path, model, jax.device_get(state["params"]), processor)
+    save_pretrained(path, model, jax.device_get(state.trained), processor)
     return path
 
 
@@ -196,15 +191,21 @@ def _options(case: Case) -> str:
     return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, case.options, strict=False))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
 def _update(
-    model: Model, optimizer: optax.GradientTransformation, state: dict, batch: Batch, tokens: Any, weights: Any
-) -> tuple[dict, dict]:
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    params: dict,
+    opt_state: Any,
+    batch: Batch,
+    tokens: Any,
+    weights: Any,
+) -> tuple[dict, Any, dict]:
     def loss(params: dict) -> jax.Array:
         logprobs = completion_logprobs(model, params, batch, tokens, jnp.sum(weights > 0, -1))
         return -jnp.sum(weights * logprobs) / jnp.sum(weights)
 
-    value, gradient = jax.value_and_grad(loss)(state["params"])
-    updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
-    metrics = {"loss": value, "grad_norm": optax.global_norm(gradient)}
-    return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, metrics
+    value, gradient = jax.value_and_grad(loss)(params)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    stats = {"loss": value, "grad_norm": optax.global_norm(gradient)}
+    return optax.apply_updates(params, updates), opt_state, stats

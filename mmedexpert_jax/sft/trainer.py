@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +14,11 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.data import SPECIALTIES, Case, load_cases
-from mmedexpert_jax.errors import ConfigError, Interrupted
+from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model, load_model, load_processor, save_pretrained
+from mmedexpert_jax.runtime import training
+from mmedexpert_jax.runtime.training import State
 from mmedexpert_jax.sft.examples import Examples
 from mmedexpert_jax.sft.loss import MicroBatch, Sums, loss_sums
 
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 
 Evaluate = Callable[[dict, int], dict[str, float]]
 Total = tuple[Any, Sums]  # gradient and sums of the micro-batches so far, before the division
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    """What an optimizer step changes, and what a checkpoint holds."""
-
-    trained: Any  # the Lora, or all parameters in float32
-    opt_state: Any
-    step: int = 0
-    num_tokens: int = 0  # tokens of prompts and completions so far, without padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +64,9 @@ def train(
     examples = Examples(cases or _load(config), processor, config)
     model, params = load_model(config.model.path, dtype=config.model.dtype, seed=config.seed)
     program = Program(model, str(jax.tree.leaves(params)[0].dtype), config.remat)
-    optimizer, schedule = _optimizer(config, examples.steps)
+    optimizer, schedule = training.optimizer(config, examples.steps)
     base, state = _start(config, params, optimizer)
-    state = _resume(run, state)
+    state = training.resume(run, state)
     start = state.step
     if evaluate and not start:
         run.log(0, evaluate(_policy(base, state.trained, program), 0))
@@ -92,20 +83,16 @@ def train(
             state = State(trained, opt_state, step + 1, state.num_tokens + tokens)
 
             metrics = {name: float(value) for name, value in jax.device_get(stats).items()}
-            _check_finite(metrics, state.step, config)
+            training.check_finite(metrics, state.step, config)
             seconds = time.perf_counter() - began
             metrics |= {"learning_rate": float(schedule(step)), "epoch": examples.epoch(state.step)}
             metrics |= {"num_tokens": state.num_tokens, "compilations": len(examples.shapes)}
             metrics |= {"step_time": seconds, "tokens_per_second": tokens / seconds}
             run.log(state.step, metrics)
             progress.update(state.step, metrics)
-            if evaluate and _is_due(state.step, config.eval.every, examples.steps):
+            if evaluate and training.is_due(state.step, config.eval.every, examples.steps):
                 run.log(state.step, evaluate(_policy(base, state.trained, program), state.step))
-            signum = run.interrupted()
-            if signum or _is_due(state.step, config.checkpoint_every, examples.steps):
-                run.checkpoints.save(state.step, vars(state))
-            if signum and state.step < examples.steps:
-                raise Interrupted(f"step {state.step} of {examples.steps} is saved; the same command resumes", signum)
+            training.keep(run, state, examples.steps, config.checkpoint_every)
     path = _export(config, run, model, _policy(base, state.trained, program), state, processor)
     run.finish({"export": str(path), "steps": state.step, "num_tokens": state.num_tokens} | _losses(run))
     return path
@@ -130,28 +117,6 @@ def _start(config: ConfigDict, params: dict, optimizer: optax.GradientTransforma
         key = jax.random.key(config.seed)
         base, trained = params, lora_module.init(key, params, settings.rank, settings.alpha, settings.targets)
     return base, State(trained, optimizer.init(trained))
-
-
-def _resume(run: "Run", state: State) -> State:
-    step = run.checkpoints.latest()
-    run.rewind(-1 if step is None else step)
-    return state if step is None else State(**run.checkpoints.restore(step, vars(state)))
-
-
-@functools.lru_cache
-def _adamw(lr: float, final: float, warmup: int, steps: int, decay: float, max_norm: float) -> tuple:
-    """AdamW and its learning rate by step; one object for equal settings, so that the experts share their programs."""
-    falling = optax.linear_schedule(lr, final, max(steps - warmup, 1))
-    rising = optax.linear_schedule(lr / (warmup + 1), lr, warmup)
-    schedule = optax.join_schedules([rising, falling], [warmup]) if warmup else falling
-    adam = optax.adamw(schedule, weight_decay=decay)
-    return (optax.chain(optax.clip_by_global_norm(max_norm), adam) if max_norm else adam), schedule
-
-
-def _optimizer(config: ConfigDict, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    linear = config.schedule == "linear"
-    final, steps = (0.0, steps) if linear else (config.lr, 0)
-    return _adamw(config.lr, final, config.warmup_steps, steps, config.weight_decay, config.max_grad_norm)
 
 
 @jax.jit
@@ -199,19 +164,6 @@ def _policy(base: dict, trained: Any, program: Program) -> dict:
     """The model as plain parameters, the adapter folded in."""
     params, lora = _parts(base, trained, program.dtype)
     return params if lora is None else lora_module.fold(params, lora)
-
-
-def _is_due(step: int, every: int, steps: int) -> bool:
-    return step == steps or (every > 0 and step % every == 0)
-
-
-def _check_finite(metrics: dict[str, float], step: int, config: ConfigDict) -> None:
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(metrics[name]):
-            raise ConfigError(
-                f"step {step}: {name} is {metrics[name]} at lr {config.lr:g}; lower config.lr or config.max_grad_norm "
-                "and run again with fresh=True (earlier checkpoints stand)"
-            )
 
 
 def _export(config: ConfigDict, run: "Run", model: Model, params: dict, state: State, processor: Any) -> Path:
