@@ -1,6 +1,7 @@
 """The client: many requests to one endpoint, at a bounded rate and cost, each answer stored as soon as it is there."""
 
 import asyncio
+import importlib.util
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,13 +41,15 @@ class Client:
     """
 
     def __init__(self, endpoint: Endpoint, answers: Answers, interrupted: Callable[[], int | None] = lambda: None):
-        """Raises ConfigError where the key's variable is not set.
+        """Raises ConfigError where the key's variable is not set, or httpx2 is missing.
 
         Args:
             endpoint: whom to ask, and how.
             answers: the store.
             interrupted: tells of a signal (`Run.interrupted`); looked at before each request.
         """
+        if importlib.util.find_spec("httpx2") is None:
+            raise ConfigError("endpoints need httpx2: pip install 'mmedexpert-jax[remote]'")
         self.endpoint, self.answers = endpoint, answers
         self._interrupted = interrupted
         self._key = endpoint.key()
@@ -167,9 +170,7 @@ class Client:
             *(ask.key, started, time.monotonic() - clock, status, verdict.outcome, self._clean(verdict.detail)),
             *(usage, cost, verdict.response_id, self.endpoint.host),
         )
-        reply = None
-        if verdict.reply is not None:
-            reply = replace(verdict.reply, key=ask.key, usage=usage, cost=cost)
+        if reply := verdict.stored(ask.key, cost):
             self._answered, self._fruitless = self._answered + 1, 0
         self.answers.put([attempt], [reply] if reply else [])
         self._spent += cost
@@ -241,20 +242,22 @@ def settings(endpoint: Endpoint, sample: int) -> dict[str, Any]:
     return body
 
 
-def _http(endpoint: Endpoint, key: str) -> Any:
-    """The HTTP client. Proxies of the environment are honoured except for servers on this machine."""
-    try:
-        import httpx2
-    except ImportError:
-        raise ConfigError("endpoints need httpx2: pip install 'mmedexpert-jax[remote]'") from None
+def http_options(endpoint: Endpoint, key: str) -> dict[str, Any]:
+    """Options of httpx2's clients. Proxies of the environment are honoured except for servers on this machine."""
     local = endpoint.host.rpartition(":")[0] in LOOPBACK or endpoint.host in LOOPBACK
-    return httpx2.AsyncClient(
-        base_url=endpoint.url.rstrip("/") + "/",
-        headers={"authorization": f"Bearer {key}"} if key else {},
-        timeout=endpoint.timeout,
-        limits=httpx2.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency),
-        trust_env=not local,
-    )
+    return {
+        "base_url": endpoint.url.rstrip("/") + "/",
+        "headers": {"authorization": f"Bearer {key}"} if key else {},
+        "timeout": endpoint.timeout,
+        "trust_env": not local,
+    }
+
+
+def _http(endpoint: Endpoint, key: str) -> Any:
+    import httpx2
+
+    limits = httpx2.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
+    return httpx2.AsyncClient(limits=limits, **http_options(endpoint, key))
 
 
 def _run(coroutine: Any) -> None:

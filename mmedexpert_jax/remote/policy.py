@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmedexpert_jax.remote.protocol import Reply, Usage
@@ -40,6 +40,10 @@ class Verdict:
     billed: bool = False
     usage: Usage | None = None
     response_id: str = ""
+
+    def stored(self, key: str, cost: float) -> Reply | None:
+        """The reply as the store keeps it; None where there is none."""
+        return self.reply and replace(self.reply, key=key, usage=self.usage or Usage(), cost=cost)
 
 
 def judge(status: int, headers: Mapping[str, str], content: bytes) -> Verdict:

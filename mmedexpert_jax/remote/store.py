@@ -20,9 +20,7 @@ CREATE TABLE IF NOT EXISTS attempts (
   host TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS attempts_of_key ON attempts (key);
-CREATE TABLE IF NOT EXISTS batches (
-  id TEXT PRIMARY KEY, shard TEXT NOT NULL, host TEXT NOT NULL, keys TEXT NOT NULL, collected INTEGER NOT NULL
-);
+CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, host TEXT NOT NULL, collected INTEGER NOT NULL);
 """
 _COLUMNS = "key, started, seconds, status, outcome, detail, prompt_tokens, completion_tokens, cached_tokens, "
 _COLUMNS += "reasoning_tokens, cost, response_id, host"
@@ -100,22 +98,26 @@ class Answers:
             ).fetchall()
         return dict(zip(("attempts", "prompt_tokens", "completion_tokens", "cost"), sums, strict=True)) | dict(counts)
 
-    def add_batch(self, id: str, shard: str, host: str, keys: list[str]) -> None:
+    def add_batch(self, id: str, host: str) -> None:
         """Remembers a submitted batch."""
-        row = (id, shard, host, json.dumps(keys))
         with self._lock:
-            self._db.execute("INSERT OR IGNORE INTO batches VALUES (?, ?, ?, ?, 0)", row)
+            self._db.execute("INSERT OR IGNORE INTO batches VALUES (?, ?, 0)", (id, host))
 
     def close_batch(self, id: str) -> None:
         """Marks a batch as collected."""
         with self._lock:
             self._db.execute("UPDATE batches SET collected = 1 WHERE id = ?", (id,))
 
-    def open_batches(self, host: str) -> dict[str, list[str]]:
-        """Batches not collected yet: id -> keys of the requests in it."""
-        query = "SELECT id, keys FROM batches WHERE collected = 0 AND host = ? ORDER BY rowid"
+    def known_batches(self) -> set[str]:
+        """Ids of all batches ever remembered."""
         with self._lock:
-            return {id: json.loads(keys) for id, keys in self._db.execute(query, (host,))}
+            return {id for (id,) in self._db.execute("SELECT id FROM batches")}
+
+    def open_batches(self, host: str) -> list[str]:
+        """Ids of a host's batches that are not collected yet, oldest first."""
+        with self._lock:
+            rows = self._db.execute("SELECT id FROM batches WHERE collected = 0 AND host = ? ORDER BY rowid", (host,))
+            return [id for (id,) in rows]
 
 
 def _attempt(*row: Any) -> Attempt:

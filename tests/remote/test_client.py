@@ -1,0 +1,201 @@
+import asyncio
+import json
+import time
+
+import pytest
+
+from mmedexpert_jax.errors import ConfigError, Interrupted, RemoteError
+from mmedexpert_jax.remote import Client, Endpoint, Request, Usage
+from mmedexpert_jax.remote.loopback import FAULTS, Loopback, Misbehaviour
+
+KEY = "sk-very-secret-0123456789"
+
+
+def questions(count: int, sample: int = 0) -> list[Request]:
+    return [Request([{"role": "user", "content": f"question {i}"}], sample) for i in range(count)]
+
+
+def test_replies_come_in_the_order_of_the_requests_and_are_asked_once(client, answers):
+    with Loopback() as server:
+        seen = []
+        first = client(server).ask(questions(40), lambda index, reply: seen.append((index, reply.text)))
+        again = client(server).ask(questions(40))
+    assert [reply.text for reply in first] == [f"answer to question {i} (0)" for i in range(40)]
+    assert sorted(seen) == [(i, f"answer to question {i} (0)") for i in range(40)]
+    assert [reply.text for reply in again] == [reply.text for reply in first]
+    assert all(reply.stored for reply in again) and not any(reply.stored for reply in first)
+    assert server.asked.total() == 40
+
+
+def test_samples_are_answers_of_their_own_and_equal_requests_are_asked_once(client):
+    with Loopback() as server:
+        replies = client(server).ask([*questions(2), *questions(2), *questions(2, sample=1)])
+    assert [reply.text[-3:] for reply in replies] == ["(0)", "(0)", "(0)", "(0)", "(1)", "(1)"]
+    assert server.asked.total() == 4
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_every_failure_is_retried_and_recorded(client, answers, kind):
+    wrong = Misbehaviour(share=1.0, kinds=(kind,), in_a_row=2, retry_after=0.02)
+    with Loopback(misbehaviour=wrong) as server:
+        replies = client(server, timeout=0.7).ask(questions(2))
+    assert [reply.text for reply in replies] == ["answer to question 0 (0)", "answer to question 1 (0)"]
+    expected = {"429": "rate-limit", "429-after": "rate-limit", "500": "server", "503-after": "server"}
+    expected |= {"stall": "timeout", "drop": "connection", "drop-mid-body": "connection"}
+    outcomes = [attempt.outcome for attempt in answers.attempts(replies[0].key)]
+    assert outcomes == [expected.get(kind, "malformed")] * 2 + ["answered"]
+
+
+def test_no_request_is_asked_more_often_than_the_policy_allows(client):
+    with Loopback(misbehaviour=Misbehaviour(share=1.0, kinds=("500",), in_a_row=99)) as server:
+        replies = client(server, max_attempts=3).ask(questions(4))
+    assert set(server.asked.values()) == {3}
+    assert all(reply.error.startswith("server: 500") and not reply.text for reply in replies)
+
+
+def test_a_request_given_up_is_tried_again_by_the_next_run(client):
+    with Loopback(misbehaviour=Misbehaviour(share=1.0, kinds=("500",), in_a_row=3)) as server:
+        assert client(server, max_attempts=3).ask(questions(1))[0].error
+        assert client(server, max_attempts=3).ask(questions(1))[0].text == "answer to question 0 (0)"
+
+
+def test_a_server_that_answers_nothing_stops_the_run(client):
+    stop = pytest.raises(RemoteError, match="no answer to 8 requests in a row, last 400: the prompt is too long")
+    with Loopback(misbehaviour=Misbehaviour(rejected=1.0)) as server, stop:
+        client(server, concurrency=1).ask(questions(50))
+    assert server.asked.total() == 8
+
+
+def test_a_content_filter_is_an_answer_and_is_not_asked_again(client):
+    with Loopback(misbehaviour=Misbehaviour(filtered=1.0)) as server:
+        first = client(server).ask(questions(3))
+        client(server).ask(questions(3))
+    assert {reply.finish for reply in first} == {"content_filter"} and server.asked.total() == 3
+
+
+def test_exhausted_quota_stops_the_run_and_keeps_what_came(client, answers):
+    with Loopback(misbehaviour=Misbehaviour(quota_after=10)) as server:
+        with pytest.raises(RemoteError, match="exceeded your current quota"):
+            client(server, concurrency=2).ask(questions(50))
+        assert answers.totals()["answered"] == server.answered.total() >= 10
+        assert server.asked.total() <= server.answered.total() + 2
+        server.misbehaviour = Misbehaviour()
+        client(server).ask(questions(50))
+    assert server.answered.total() == 50 and max(server.answered.values()) == 1
+
+
+def test_retry_after_pauses_every_request(client, answers):
+    wrong = Misbehaviour(share=0.2, kinds=("429-after",), in_a_row=1, retry_after=0.3)
+    with Loopback(misbehaviour=wrong, latency=0.01) as server:
+        client(server, concurrency=8).ask(questions(40))
+    tries = sorted(answers._db.execute("SELECT started, started + seconds, outcome FROM attempts").fetchall())
+    limits = [end for _, end, outcome in tries if outcome == "rate-limit"]
+    assert limits
+    for end in limits:  # those in flight come home; nothing new goes out until the time is over
+        assert not [start for start, _, _ in tries if end + 0.05 < start < end + 0.28]
+
+
+def test_a_wait_beyond_patience_stops_the_run(client):
+    wrong = Misbehaviour(share=1.0, kinds=("429-after",), retry_after=3600)
+    with Loopback(misbehaviour=wrong) as server, pytest.raises(RemoteError, match="asks to wait 3600 s"):
+        client(server).ask(questions(3))
+
+
+def test_unknown_fields_are_left_out_from_then_on(client):
+    wrong = Misbehaviour(unknown_fields=("max_completion_tokens", "seed"))
+    with Loopback(misbehaviour=wrong) as server:
+        replies = client(server, concurrency=1).ask(questions(10))
+    assert [reply.text for reply in replies] == [f"answer to question {i} (None)" for i in range(10)]
+    assert server.asked.total() == 12
+
+
+def test_the_budget_is_never_exceeded(client, answers):
+    prices = {"price_input": 1000.0, "price_output": 1000.0, "max_tokens": 30}
+    with Loopback() as server:
+        whole = sum(reply.cost for reply in client(server, **prices).ask(questions(5)))
+        with pytest.raises(RemoteError, match=r"budget of .* cannot bear another request"):
+            client(server, **prices, budget=whole + 0.1).ask(questions(50))
+    assert whole < answers.spent() <= whole + 0.1
+    assert 5 < answers.totals()["answered"] < 50
+
+
+def test_costs_follow_the_prices(client):
+    fields = {"price_input": 2.0, "price_cached": 0.5, "price_output": 8.0}
+    end = Endpoint("http://localhost/v1", "m", **fields)
+    assert end.cost(Usage(prompt=1000, completion=500, cached=400, reasoning=100)) == pytest.approx(
+        (600 * 2.0 + 400 * 0.5 + 500 * 8.0) / 1e6
+    )
+    with Loopback() as server:
+        asked = client(server, **fields)
+        reply = asked.ask(questions(1))[0]
+        assert reply.cost == pytest.approx((reply.usage.prompt * 2.0 + reply.usage.completion * 8.0) / 1e6)
+        figures = asked.figures(left=9)
+    assert figures["dollars"] == pytest.approx(reply.cost)
+    assert figures["dollars_projected"] == pytest.approx(10 * reply.cost)
+
+
+def test_requests_in_flight_are_bounded(client):
+    with Loopback(latency=0.02) as server:
+        client(server, concurrency=5).ask(questions(40))
+    assert server.most_at_once == 5
+
+
+def test_requests_per_minute_are_kept(client):
+    with Loopback() as server:
+        start = time.monotonic()
+        client(server, requests_per_minute=1200, concurrency=32).ask(questions(30))
+        assert time.monotonic() - start >= (30 - 20) / 20 - 0.05
+
+
+def test_a_signal_ends_the_run_with_what_came_stored(answers, endpoint):
+    with Loopback() as server:
+        asked = Client(endpoint(server, concurrency=1), answers, lambda: 15 if server.asked.total() >= 5 else None)
+        with pytest.raises(Interrupted):
+            asked.ask(questions(20))
+    assert answers.totals()["answered"] == 5
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(answers, endpoint, monkeypatch, tmp_path):
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    with Loopback(key=KEY) as server:
+        asked = Client(endpoint(server, key_env="TEACHER_KEY"), answers)
+        assert asked.ask(questions(1))[0].text
+        server.key = "another"
+        with pytest.raises(RemoteError) as error:
+            asked.ask(questions(2))
+    assert KEY not in str(error.value) and KEY not in repr(asked.endpoint)
+    answers.close()
+    assert not [file for file in tmp_path.iterdir() if KEY.encode() in file.read_bytes()]
+
+
+def test_a_key_that_the_server_repeats_is_masked(answers, endpoint, monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    with Loopback() as server:
+        server.answer = lambda body: 1 / 0  # the server drops the connection
+        asked = Client(endpoint(server, key_env="TEACHER_KEY", max_attempts=1), answers)
+        assert asked._clean(f"wrong key {KEY}") == "wrong key ***"
+
+
+def test_a_missing_key_and_a_broken_url_are_config_errors(answers, monkeypatch):
+    monkeypatch.delenv("TEACHER_KEY", raising=False)
+    with pytest.raises(ConfigError, match="TEACHER_KEY is not set"):
+        Client(Endpoint("http://localhost/v1", "m", key_env="TEACHER_KEY"), answers)
+    with pytest.raises(ConfigError, match="give http"):
+        Endpoint("localhost/v1", "m")
+    with pytest.raises(ConfigError, match="prices"):
+        Endpoint("http://localhost/v1", "m", budget=1.0)
+
+
+def test_it_works_inside_a_running_loop(client):
+    async def notebook(server):
+        return client(server).ask(questions(3))
+
+    with Loopback() as server:
+        assert len(asyncio.run(notebook(server))) == 3
+
+
+def test_what_stands_in_the_store_is_plain_json(client, answers):
+    with Loopback() as server:
+        reply = client(server).ask(questions(1))[0]
+    row = answers._db.execute("SELECT reply FROM answers").fetchone()
+    assert json.loads(row[0])["text"] == reply.text
