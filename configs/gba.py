@@ -53,6 +53,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
     if preset == "mini":
         config.steps = 48
         config.lr = 1.5e-3
+        config.schedule = "linear"
         config.warmup_steps = 4
         config.prompts_per_step = 12
         config.micro_batch = 0
