@@ -1,7 +1,7 @@
 """The edge table of answer parsing: where peers' reward parsers differ, each line is a decision of ours."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmedexpert_jax import answers
@@ -129,12 +129,14 @@ def test_parse_keeps_reasoning_and_answer_apart():
     assert answers.parse("plain") == answers.Answer(None, None, False)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ABCabc<>/().: \nthinkanswer", max_size=80))
 def test_any_text_gives_a_letter_of_the_options_or_none(text):
     assert answers.choice(text, ("x", "y")) in (None, "A", "B")
     assert answers.choice(f"<think>{text}", ("x", "y")) is None or "</think>" in text.lower()
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="abcdefgh XYZ", min_size=2, max_size=12), min_size=2, max_size=10), st.data())
 def test_every_letter_in_every_form_reads_back(options, data):
     letter = data.draw(st.sampled_from(LETTERS[: len(options)]))

@@ -1,5 +1,7 @@
 """A case as a conversation: the one place where questions, guidelines and answers become text."""
 
+from typing import Protocol
+
 from mmedexpert_jax.data.case import LETTERS, Case
 from mmedexpert_jax.data.paradigms import PARADIGMS
 
@@ -8,7 +10,19 @@ ANSWER_FORMAT = (
 )
 
 
-def question(case: Case, paradigm: str | None = None, guideline: str | None = None) -> str:
+class Asked(Protocol):
+    """What a prompt needs of a question: a case has it, and a benchmark's item."""
+
+    @property
+    def question(self) -> str:
+        """Without the options."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Texts without letters."""
+
+
+def question(case: Asked, paradigm: str | None = None, guideline: str | None = None) -> str:
     """The user's turn: question, lettered options, guideline text, the paradigm's instruction, answer format."""
     options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, case.options, strict=False))
     instruction = f"{PARADIGMS[paradigm].instruction} {ANSWER_FORMAT}" if paradigm else ANSWER_FORMAT

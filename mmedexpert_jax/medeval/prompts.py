@@ -8,10 +8,9 @@ from mmedexpert_jax.data import prompts as training
 from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.medeval.scoring import kit_rule
 
 Messages = list[dict[str, Any]]
-
-FORMS = ("tags", "boxed", "plain")
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Prompt:
     Attributes:
         style: one of `styles()`.
         messages: the conversation, a Hugging Face message list; an image part holds an `ImageRef`.
-        form: what the answer is asked to stand in, one of FORMS; `scoring.score` takes it.
+        form: what the answer is asked to stand in, one of `scoring.FORMS`; `scoring.score` takes it.
         follow_up: the user's second turn; "" where there is none. The answer to the second turn is the one scored.
     """
 
@@ -64,28 +63,140 @@ def build(item: Item, style: str, paradigm: str | None = None) -> Prompt:
         paradigm: adds the instruction of one of the paper's paradigms; only "think_answer" has a place for it.
 
     Raises:
-        ConfigError: an unknown style, or a paradigm where there is no place for it.
+        ConfigError: an unknown style, a paradigm where there is no place for it, or a style that asks for a letter and
+            an item without options.
     """
     if style not in STYLES:
         raise ConfigError(f"no prompt {style!r}: choose one of {', '.join(STYLES)}")
-    if paradigm and style != "think_answer":
+    if style == "think_answer":
+        return _think_answer(item, paradigm)
+    if paradigm:
         raise ConfigError(f"the prompt {style} has no place for a paradigm: use think_answer")
-    return _think_answer(item, paradigm) if style == "think_answer" else STYLES[style](item)
+    if style in LETTER_ONLY and item.kind != "choice":
+        raise ConfigError(f"the prompt {style} asks for a letter, and {item.benchmark} {item.id} has no options")
+    return STYLES[style](item)
 
 
-def _user(item: Item, text: str) -> dict[str, Any]:
-    images = [{"type": "image", "image": image} for image in item.images]
-    return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
+def _user(item: Item, text: str, named: bool = False) -> dict[str, Any]:
+    """A user's turn, images first, each after its name where `named`."""
+    parts: list[dict[str, Any]] = []
+    for number, image in enumerate(item.images, 1):
+        parts += [{"type": "text", "text": f"<image_{number}>: "}] if named else []
+        parts.append({"type": "image", "image": image})
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def lettered(item: Item, form: str = "{}. {}") -> list[str]:
+    """Options with their letters."""
+    return [form.format(letter, text) for letter, text in zip(LETTERS, item.options, strict=False)]
+
+
+def _distributed(item: Item) -> str:
+    """The question as its file has it (MedXpertQA's hold the choices), which is how the kits show it."""
+    return item.meta.get("raw_question", item.question)
 
 
 def _think_answer(item: Item, paradigm: str | None = None) -> Prompt:
-    """The prompt of this project's training (`data.prompts`), after the paper's form of answer (figures 4 and 5)."""
-    return Prompt("think_answer", [_user(item, training.question(item, paradigm))], "tags")
+    """The prompt of this project's training (`data.prompts`): the form of answer is the paper's (appendix D)."""
+    text = training.question(item, paradigm)
+    if item.kind != "choice":
+        answer = {"yes_no": "yes or no", "open": "the answer in a few words"}[item.kind]
+        asks = training.ANSWER_FORMAT.replace("the letter of the answer", answer)
+        text = text.removesuffix(training.ANSWER_FORMAT) + asks
+    return Prompt("think_answer", [_user(item, text)], "tags")
 
 
-def lettered(item: Item) -> list[str]:
-    """Options as "A. text"."""
-    return [f"{letter}. {text}" for letter, text in zip(LETTERS, item.options, strict=False)]
+_KIT_ASKS = {  # rule of judgement -> (direct, reasoning), MedEvalKit git 9b12e3b, utils/question_formats.py
+    "choice": (
+        "Answer with the option's letter from the given choices directly.",
+        'Answer with the option\'s letter from the given choices and put the letter in one "\\boxed{}".',
+    ),
+    "judgement": (
+        "Please output 'yes' or 'no'(no extra output).",
+        'Please output "yes" or "no" and put the answer in one "\\boxed{}".',
+    ),
+    "close": (
+        "Answer the question using a single word or phrase.",
+        'Answer the question using a single word or phrase and put the answer in one "\\boxed{}".',
+    ),
+    "open": (
+        "Please answer the question concisely.",
+        'Please answer the question concisely and put the answer in one "\\boxed{}".',
+    ),
+}
 
 
-STYLES: dict[str, Callable[[Item], Prompt]] = {"think_answer": _think_answer}
+def _medevalkit(item: Item, reasoning: bool = False) -> Prompt:
+    """MedEvalKit's: no system turn; MedXpertQA's images, and several images of any, are named.
+
+    The kit shows MedXpertQA's choices twice, since the file's questions hold them already.
+    """
+    rule = kit_rule(item)
+    asks = _KIT_ASKS[rule][reasoning]
+    if rule == "choice":
+        options = "\n".join(item.meta.get("raw_options", lettered(item)))
+        text = f"\nQuestion: {_distributed(item)}\nOptions: \n{options}\n{asks}"
+    else:
+        text = f"{_distributed(item)}\n{asks}"
+    named = len(item.images) > 1 or item.benchmark == "medxpertqa_mm"
+    style, form = ("medevalkit_reasoning", "boxed") if reasoning else ("medevalkit", "plain")
+    return Prompt(style, [_user(item, text, named)], form)
+
+
+def _medxpertqa(item: Item) -> Prompt:
+    """MedXpertQA's zero-shot chain of thought (git f21247d): two turns, images after the text."""
+    question = _distributed(item).strip()
+    if "Answer Choices:" not in question:
+        question += "\nAnswer Choices: " + " ".join(lettered(item, "({}) {}"))
+    images = [{"type": "image", "image": image} for image in item.images]
+    text = {"type": "text", "text": f"Q: {question}\nA: Let's think step by step."}
+    system = {"role": "system", "content": "You are a helpful medical assistant."}
+    last = LETTERS[len(item.options) - 1]
+    trigger = f"Therefore, among A through {last}, the answer is"
+    return Prompt("medxpertqa", [system, {"role": "user", "content": [text, *images]}], "plain", trigger)
+
+
+def _medvlm_r1(item: Item) -> Prompt:
+    """MedVLM-R1's, as on its model card, indentation included."""
+    problem = "\n".join([item.question, *lettered(item, "{}) {}")])
+    lines = (
+        f"{problem} ",
+        "Your task: ",
+        "1. Think through the question step by step, enclose your reasoning process in <think>...</think> tags. ",
+        "2. Then provide the correct single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags.",
+        "3. No extra information or text outside of these tags.",
+        "",
+    )
+    return Prompt("medvlm_r1", [_user(item, "".join(f"\n    {line}" for line in lines))], "tags")
+
+
+def _med_r1(item: Item) -> Prompt:
+    """Med-R1's (`src/eval_vqa/test_qwen2vl_vqa.py`): options in the line of the question."""
+    problem = f"{item.question} {', '.join(lettered(item, '{}){}'))}"
+    asks = (
+        "Think through the question step by step in <think>...</think> tags. Then provide the correct single-letter "
+        "choice (A, B, C, D,...) inside <answer>...</answer> tags."
+    )
+    return Prompt("med_r1", [_user(item, f"{problem} {asks}")], "tags")
+
+
+def _medvlthinker(item: Item) -> Prompt:
+    """MedVLThinker's (git a3163b1, `eval/run_offline_inference.py`); its line break is a backslash and an n."""
+    asks = (
+        "You will solve a problem/request. You should provide your thoughts within <think> </think> tags before "
+        r"providing the answer.\nWrite your final answer within <answer> </answer> tags."
+    )
+    text = "\n\n".join([asks, f"Question: {item.question}", "Options:", *lettered(item)])
+    return Prompt("medvlthinker", [_user(item, text)], "tags")
+
+
+STYLES: dict[str, Callable[[Item], Prompt]] = {
+    "think_answer": _think_answer,
+    "medevalkit": _medevalkit,
+    "medevalkit_reasoning": lambda item: _medevalkit(item, reasoning=True),
+    "medxpertqa": _medxpertqa,
+    "medvlm_r1": _medvlm_r1,
+    "med_r1": _med_r1,
+    "medvlthinker": _medvlthinker,
+}
+LETTER_ONLY = ("medxpertqa", "medvlm_r1", "med_r1", "medvlthinker")

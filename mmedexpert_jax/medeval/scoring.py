@@ -179,10 +179,15 @@ def token_f1(gold: str, said: str) -> float:
     return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
 
 
+def kit_rule(item: Item) -> str:
+    """MedEvalKit's rule for an item: "choice", "judgement" (yes or no), "close" (a word or phrase) or "open"."""
+    return item.meta.get("kit", {"choice": "choice", "yes_no": "judgement", "open": "open"}[item.kind])
+
+
 def _kit(item: Item, response: str) -> Score:
     """MedEvalKit's verdict, on the options and key as the file has them."""
     gold = item.meta.get("raw_answer", item.answer)
-    rule = item.meta.get("kit", {"choice": "choice", "yes_no": "judgement", "open": "open"}[item.kind])
+    rule = kit_rule(item)
     if rule == "choice":
         labelled = [f"{letter}. {text}" for letter, text in zip(answers.LETTERS, item.options, strict=False)]
         text = response if item.benchmark in READ_WHOLE else kit.extract(response)

@@ -15,8 +15,6 @@ from mmedexpert_jax.data.benchmarks.item import Benchmark, Item
 from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
 from mmedexpert_jax.errors import ConfigError, DataError
 
-Choose = Callable[[list[Item], str, int], list[Item]]
-
 
 @dataclass(frozen=True)
 class Spec:
@@ -33,7 +31,7 @@ class Spec:
         hub_files: (split, subset) -> patterns of the hub's files that are needed.
         expects: the files that a directory or zip must hold, in words for an error.
         default: source where none is given; "" where one must be.
-        choose: (items of all rows, split, seed) -> items of a split that the files do not know; None: all of them.
+        choose: (items of all rows, split) -> those of a split that the files do not know; None: all of them.
         strata: labels by which `limit` draws in proportion.
         columns: see `Benchmark`.
         metric: see `Benchmark`.
@@ -51,7 +49,7 @@ class Spec:
     hub_files: Callable[[str, str], tuple[str, ...]] = lambda split, subset: ()
     expects: str = ""
     default: str = ""
-    choose: Choose | None = None
+    choose: Callable[[list[Item], str], list[Item]] | None = None
     strata: tuple[str, ...] = ()
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     metric: str = "micro"
@@ -106,7 +104,7 @@ def load(
         subset: a version or part of it; "" is its first.
         limit: items to keep, a seeded sample in proportion to the benchmark's strata; a smaller one is part of a
             larger one. 0 keeps all.
-        seed: of the sample, and of splits that are drawn.
+        seed: of the sample.
         skip_broken: leave out malformed rows and items whose images are missing; the census counts and names them.
 
     Raises:
@@ -125,7 +123,7 @@ def load(
     if not items:
         raise DataError(f"{files.name}: no usable row of {known.title}, split {split}")
     if known.choose is not None:
-        items = known.choose(items, split, seed)
+        items = known.choose(items, split)
     items = subsets.stratified(items, limit, seed, known.strata)
     return Benchmark(known.name, known.title, tuple(items), known.columns, known.metric, counted)
 
@@ -137,6 +135,9 @@ def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Item
     rows = 0
     for row in known.rows(files, split, subset):
         rows += 1
+        if problem := getattr(row, "problem", ""):
+            malformed.append(problem)
+            continue
         try:
             item = known.item(row, files, subset)
             if item.id in items:

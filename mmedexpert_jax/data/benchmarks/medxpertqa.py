@@ -1,0 +1,106 @@
+"""MedXpertQA, the parts MM and Text (Zuo et al. 2025): JSON Lines of the hub or of the repository, and images.zip.
+
+The questions end with their choices ("Answer Choices: (A) ... (E) ..."); `Item.question` is without them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from mmedexpert_jax.data.benchmarks import rows
+from mmedexpert_jax.data.benchmarks.item import Item
+from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import LETTERS
+
+CHOICES = "\nAnswer Choices:"
+MM_TEST = {
+    "items": 2000,
+    "images": 2852,
+    "answers": {"A": 399, "B": 408, "C": 383, "D": 386, "E": 424},
+    "question_type": {"Reasoning": 1446, "Understanding": 554},
+    "medical_task": {"Diagnosis": 1199, "Treatment": 448, "Basic Science": 353},
+    "images_per_item": {"1": 1581, "2": 236, "3": 59, "4": 22, "5": 78, "6": 24},
+}
+COLUMNS = {
+    "question_type": {"Reasoning": "Rea.", "Understanding": "Under."},
+    "medical_task": {"Treatment": "Treatment", "Basic Science": "Basic Science", "Diagnosis": "Diagnosis"},
+}
+
+
+def options(row: rows.Row) -> tuple[str, ...]:
+    """Texts of `options`, an object {A: text} (hub) or a list of {letter, content} (repository)."""
+    value = row.values.get("options")
+    if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+        value = {part.get("letter"): part.get("content") for part in value}
+    if not isinstance(value, Mapping) or len(value) < 2:
+        raise row.bad("options", f"an object of letters and texts is needed, got {value!r:.60}")
+    # Parquet gives every key that any row has, with None where a row lacks it.
+    texts = {letter: text for letter, text in value.items() if text is not None}
+    if list(texts) != list(LETTERS[: len(texts)]) or not all(isinstance(text, str) for text in texts.values()):
+        raise row.bad(
+            "options", f"the letters are {', '.join(map(str, texts))}, not {', '.join(LETTERS[: len(texts)])}"
+        )
+    return tuple(text.strip() for text in texts.values())
+
+
+def _rows(part: str) -> Callable[[Files, str, str], Iterable[rows.Row]]:
+    def read(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+        lower = part.lower()
+        copies = (f"medxpertqa_{lower}_input.jsonl",) if split == "test" else ()
+        return rows.read(files.one(f"{part}/{split}.jsonl", *copies, f"{part}/{split}-*.parquet"))
+
+    return read
+
+
+def _item(part: str) -> Callable[[rows.Row, Files, str], Item]:
+    def item(row: rows.Row, files: Files, subset: str) -> Item:
+        texts = options(row)
+        label = row.values.get("label")
+        values = row.values | {"label": label[0] if isinstance(label, list) and len(label) == 1 else label}
+        row = rows.Row(values, row.where, row.number)
+        full = row.text("question")
+        names = row.values.get("images") or []
+        names = [image.get("image_path", "") if isinstance(image, Mapping) else image for image in names]
+        if part == "MM" and not names:
+            raise row.bad("images", "no image is named")
+        return Item(
+            id=row.text("id"),
+            benchmark=f"medxpertqa_{part.lower()}",
+            question=full.rpartition(CHOICES)[0].strip() or full,
+            options=texts,
+            answer=row.letter(len(texts), "label"),
+            images=tuple(files.image(str(name), row.where) for name in names),
+            labels={key: row.label(key) for key in ("question_type", "medical_task", "body_system")},
+            meta={"raw_question": full},
+        )
+
+    return item
+
+
+def _hub_files(part: str) -> Callable[[str, str], tuple[str, ...]]:
+    images = ("images.zip",) if part == "MM" else ()
+    return lambda split, subset: (f"{part}/{split}.jsonl", *images)
+
+
+def _published(total: Mapping[str, Any]) -> Callable[[str, str], Mapping[str, Any]]:
+    return lambda split, subset: total if split == "test" else {"items": 5}
+
+
+for _part, _total in (("MM", MM_TEST), ("Text", {"items": 2450})):
+    _images = "MM/test.jsonl and images.zip or images/" if _part == "MM" else "Text/test.jsonl"
+    register(
+        Spec(
+            name=f"medxpertqa_{_part.lower()}",
+            title=f"MedXpertQA-{_part}",
+            rows=_rows(_part),
+            item=_item(_part),
+            splits=("test", "dev"),
+            hub="TsinghuaC3I/MedXpertQA",
+            hub_files=_hub_files(_part),
+            expects=_images,
+            strata=("medical_task", "question_type"),
+            columns=COLUMNS,
+            published=_published(_total),
+            licence="MIT (its repository and hub card)",
+        )
+    )

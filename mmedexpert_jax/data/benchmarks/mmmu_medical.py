@@ -1,0 +1,76 @@
+"""MMMU, Health and Medicine (Yue et al. 2024), validation: the hub's Parquet files of five subjects.
+
+The test part has no answers. Images of the options stand among the item's images, in order of their number.
+"""
+
+import ast
+from collections.abc import Iterable
+
+from mmedexpert_jax.data.benchmarks import rows
+from mmedexpert_jax.data.benchmarks.item import Item
+from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.benchmarks.vqa import kind_of
+
+SUBJECTS = (
+    "Basic_Medical_Science",
+    "Clinical_Medicine",
+    "Diagnostics_and_Laboratory_Medicine",
+    "Pharmacy",
+    "Public_Health",
+)
+IMAGES = tuple(f"image_{n}" for n in range(1, 8))
+
+
+def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+    for subject in SUBJECTS:
+        for file in files.need(f"{subject}/{split}-*.parquet"):
+            for row in rows.read(file, images=IMAGES):
+                yield rows.Row(row.values | {"subject": subject}, row.where, row.number)
+
+
+def _item(row: rows.Row, files: Files, subset: str) -> Item:
+    choice = row.text("question_type") == "multiple-choice"
+    options = _options(row) if choice else ()
+    answer = row.letter(len(options), "answer") if choice else row.text("answer")
+    images = tuple(row.image(key) for key in IMAGES if row.values.get(key) is not None)
+    return Item(
+        id=row.text("id"),
+        benchmark="mmmu_medical",
+        question=row.text("question"),
+        options=options,
+        answer=answer,
+        images=images,
+        kind="choice" if choice else kind_of(answer),
+        labels={"subject": row.text("subject").replace("_", " "), "difficulty": row.label("topic_difficulty")},
+        meta={} if choice else {"kit": "close"},
+    )
+
+
+def _options(row: rows.Row) -> tuple[str, ...]:
+    """The list that the cell spells as Python."""
+    try:
+        texts = ast.literal_eval(row.text("options"))
+    except (ValueError, SyntaxError):
+        raise row.bad("options", "a list of texts is needed") from None
+    if not isinstance(texts, list) or not 2 <= len(texts) <= 10:
+        raise row.bad("options", f"2 to 10 texts are needed, got {texts!r:.60}")
+    return tuple(str(text).strip() for text in texts)
+
+
+register(
+    Spec(
+        name="mmmu_medical",
+        title="MMMU Health & Medicine",
+        rows=_rows,
+        item=_item,
+        splits=("validation", "dev"),
+        hub="MMMU/MMMU",
+        hub_files=lambda split, subset: tuple(f"{subject}/{split}-*.parquet" for subject in SUBJECTS),
+        expects="Clinical_Medicine/validation-*.parquet and the four other subjects",
+        strata=("subject",),
+        columns={"subject": {name.replace("_", " "): name.replace("_", " ") for name in SUBJECTS}},
+        published=lambda split, subset: {"items": {"validation": 150, "dev": 25}[split]},
+        licence="Apache-2.0 (hub card)",
+    )
+)

@@ -1,0 +1,103 @@
+"""OmniMedVQA (Hu et al. 2024), open access: 42 JSON files and their images, by directory or inside OmniMedVQA.zip.
+
+Keys are texts; options C and D may be missing; one file says `modality` where the others say `modality_type`.
+The splits `train_1000` and `test_rest` share no image: the first is what the paper's Table 4 trains on.
+"""
+
+from collections.abc import Iterable
+
+from mmedexpert_jax.data.benchmarks import rows
+from mmedexpert_jax.data.benchmarks.item import Item
+from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.benchmarks.subset import apart_by_image
+
+FOLDER = "QA_information/Open-access/*.json"
+STRATA = ("modality", "question_type")
+TRAINING, SPLIT_SEED = 1000, 2026  # one split for all runs, whatever their seed
+PUBLISHED = {
+    "items": 88_996,
+    "question_type": {
+        "Disease Diagnosis": 55_387,
+        "Anatomy Identification": 16_448,
+        "Modality Recognition": 11_565,
+        "Other Biological Attributes": 3_498,
+        "Lesion Grading": 2_098,
+    },
+    "modality": {
+        "MR (Mag-netic Resonance Imaging)": 31_877,
+        "CT(Computed Tomography)": 15_809,
+        "ultrasound": 10_991,
+        "X-Ray": 7_916,
+        "Dermoscopy": 6_679,
+        "Microscopy Images": 5_680,
+        "Fundus Photography": 5_398,
+        "OCT (Optical Coherence Tomography": 4_646,
+    },
+}
+
+
+def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+    for found in files.need(FOLDER):
+        yield from rows.read(found)
+
+
+def _item(row: rows.Row, files: Files, subset: str) -> Item:
+    shown = {letter: row.values.get(f"option_{letter}") for letter in "ABCD"}
+    options = {letter: text for letter, text in shown.items() if isinstance(text, str) and text.strip()}
+    if len(options) < 2:
+        raise row.bad("option_A to option_D", "at least two texts are needed")
+    gold = row.text("gt_answer")
+    return Item(
+        id=row.text("question_id"),
+        benchmark="omnimedvqa",
+        question=row.text("question"),
+        options=tuple(text.strip() for text in options.values()),
+        answer=_key(gold, list(options.values())),
+        images=(files.image(row.text("image_path"), row.where),),
+        labels={
+            "modality": row.label("modality_type", "modality"),
+            "question_type": row.label("question_type"),
+            "dataset": row.label("dataset"),
+        },
+        meta={
+            "raw_options": tuple(f"{letter}. {text}" for letter, text in options.items()),
+            "raw_answer": ([letter for letter, text in options.items() if text == row.values["gt_answer"]] or [gold])[
+                -1
+            ],
+        },
+    )
+
+
+def _key(gold: str, options: list[str]) -> str:
+    """Letter of the first option with the key's text, exactly or but for case, spaces and a stop; else the text."""
+    for same in (str, lambda text: " ".join(text.lower().split()).rstrip(". ")):
+        for letter, text in zip("ABCD", options, strict=False):
+            if same(text) == same(gold):
+                return letter
+    return gold
+
+
+def _choose(items: list[Item], split: str) -> list[Item]:
+    if split == "test":
+        return items
+    training, rest = apart_by_image(items, TRAINING, SPLIT_SEED, STRATA)
+    return training if split == "train_1000" else rest
+
+
+register(
+    Spec(
+        name="omnimedvqa",
+        title="OmniMedVQA",
+        rows=_rows,
+        item=_item,
+        splits=("test", "test_rest", "train_1000"),
+        hub="foreverbeliever/OmniMedVQA",
+        hub_files=lambda split, subset: ("OmniMedVQA.zip",),
+        expects="QA_information/Open-access/*.json and Images/",
+        choose=_choose,
+        strata=STRATA,
+        published=lambda split, subset: PUBLISHED,
+        licence="CC BY-NC 4.0 for the questions; images under the 42 datasets' own licences",
+    )
+)

@@ -1,0 +1,48 @@
+"""PathVQA (He et al. 2020): the hub's Parquet files."""
+
+from collections.abc import Iterable
+
+from mmedexpert_jax.data.benchmarks import rows
+from mmedexpert_jax.data.benchmarks.item import Item
+from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.benchmarks.vqa import fields
+
+COUNTS = {"test": 6_719, "validation": 6_259, "train": 19_654}
+
+
+def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+    number = 0
+    for file in files.need(f"{split}-*.parquet"):
+        for row in rows.read(file):
+            number += 1
+            yield rows.Row(row.values, row.where, number)
+
+
+def _item(row: rows.Row, files: Files, subset: str) -> Item:
+    shared = fields(row)
+    return Item(
+        id=str(row.number),
+        benchmark="pathvqa",
+        images=(row.image("image"),),
+        labels={"kind": shared["kind"]},
+        **shared,
+    )
+
+
+register(
+    Spec(
+        name="pathvqa",
+        title="PathVQA",
+        rows=_rows,
+        item=_item,
+        splits=tuple(COUNTS),
+        hub="flaviagiammarino/path-vqa",
+        hub_files=lambda split, subset: (f"data/{split}-*.parquet",),
+        expects="data/test-*.parquet",
+        strata=("kind",),
+        columns={"kind": {"yes_no": "closed", "open": "open"}},
+        published=lambda split, subset: {"items": COUNTS[split]},
+        licence="MIT (hub card)",
+    )
+)

@@ -1,0 +1,87 @@
+"""PMC-VQA (Zhang et al. 2023): v2 (figures that are not compound; the paper's), v1, and v1's checked part.
+
+Cells look like " A: Green "; some have stray quotes, non-breaking spaces or another option's letter. `Item.options` are
+the clean texts by place; the cells themselves are `raw_options`, since MedEvalKit shows them as they are.
+"""
+
+import re
+from collections.abc import Iterable
+
+from mmedexpert_jax.data.benchmarks import rows
+from mmedexpert_jax.data.benchmarks.item import ImageRef, Item
+from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
+from mmedexpert_jax.errors import DataError
+
+NAMES = {"v2": "{}_2.csv", "v1": "{}.csv", "v1_clean": "{}_clean.csv"}
+FOLDERS = {"v2": ("figures", "images_2.zip"), "v1": ("images", "images.zip"), "v1_clean": ("images", "images.zip")}
+PUBLISHED = {"v2": 33_430, "v1": 50_000, "v1_clean": 2_000}
+LABEL = re.compile(r"""\s*["']?\s*([A-D])\s*:\s*(.*)""", re.DOTALL)
+
+
+def clean(cell: str) -> tuple[str, str]:
+    """The letter that a cell begins with ("" where none does) and its text without quotes that do not belong to it."""
+    cell = cell.replace("\xa0", " ")
+    match = LABEL.fullmatch(cell)
+    letter, text = (match[1], match[2]) if match else ("", cell)
+    text = re.sub(r"""\s+["']+\s*$|"\s*$""", "", text) if text.count('"') % 2 or match else text
+    return letter, " ".join(text.split())
+
+
+def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+    if subset == "v1_clean" and split != "test":
+        raise DataError("PMC-VQA's checked part has a test split only: use subset v1")
+    return rows.read(files.one(NAMES[subset].format(split)))
+
+
+def _item(row: rows.Row, files: Files, subset: str) -> Item:
+    cells = [str(row.values.get(f"Choice {letter}", "")) for letter in "ABCD"]
+    cleaned = [clean(cell) for cell in cells]
+    options = tuple(text for _, text in cleaned)
+    answer = _key(row, options)
+    if not options["ABCD".index(answer)]:
+        raise row.bad(f"Choice {answer}", "the right option is empty")
+    as_usual = "".join(letter for letter, _ in cleaned) == "ABCD"
+    name = row.text("Figure_path")
+    return Item(
+        id=f"{subset}-{row.number}",
+        benchmark="pmc_vqa",
+        question=" ".join(row.text("Question").replace("\xa0", " ").split()).strip('"'),
+        options=options,
+        answer=answer,
+        images=(_image(files, name, subset, row.where),),
+        labels={"letters": "A, B, C, D" if as_usual else "other"},
+        meta={"raw_question": row.text("Question"), "raw_options": tuple(cells), "raw_answer": answer},
+    )
+
+
+def _key(row: rows.Row, options: tuple[str, ...]) -> str:
+    """v2 gives a letter; v1 a text, which counts, and a letter, which is misread where the cells are mislabelled."""
+    if "Answer_label" not in row.values:
+        return row.letter(4, "Answer")
+    named = [letter for letter, text in zip("ABCD", options, strict=True) if text == clean(row.text("Answer"))[1]]
+    return named[0] if len(named) == 1 else row.letter(4, "Answer_label")
+
+
+def _image(files: Files, name: str, subset: str, where: str) -> ImageRef:
+    try:
+        return files.image(f"{FOLDERS[subset][0]}/{name}", where)
+    except MissingImage:
+        return files.image(name, where)
+
+
+register(
+    Spec(
+        name="pmc_vqa",
+        title="PMC-VQA",
+        rows=_rows,
+        item=_item,
+        splits=("test", "train"),
+        subsets=tuple(NAMES),
+        hub="RadGenome/PMC-VQA",
+        hub_files=lambda split, subset: (NAMES[subset].format(split), FOLDERS[subset][1]),
+        expects="test_2.csv and figures/ or images_2.zip (v2), or test.csv and images/ or images.zip (v1)",
+        published=lambda split, subset: {"items": PUBLISHED[subset]} if split == "test" else {},
+        licence="CC BY-SA (hub card); figures under their articles' licences",
+    )
+)
