@@ -1,0 +1,85 @@
+"""Duplicates inside the set: the same case under two ids' roofs, and texts that are nearly the same."""
+
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.mmedexpert.sources.canonical import normal
+
+WORDS = 5  # of a shingle
+PERMUTATIONS, BANDS = 128, 32  # four rows a band: texts of Jaccard 0.8 meet with probability 1 - 1e-7
+_PRIME = np.uint64(2**61 - 1)
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """One finding.
+
+    Attributes:
+        record: the later case.
+        of: id of the earlier one.
+        score: Jaccard similarity of their word 5-grams; 1.0 for the same case.
+        same: whether it is the same case, word for word.
+    """
+
+    record: Record
+    of: str
+    score: float
+    same: bool
+
+
+def duplicates(records: Sequence[Record], threshold: float = 0.8) -> list[Duplicate]:
+    """Later cases that repeat an earlier one.
+
+    Two cases are nearly the same where the word 5-grams of their questions overlap by `threshold` (Jaccard), the right
+    options read the same, and the images are the same: one vignette with two questions, and one question about two
+    images, are two cases.
+    """
+    first: dict[str, Record] = {}
+    found = []
+    for record in records:
+        if record.id in first:
+            found.append(Duplicate(record, record.id, 1.0, True))
+        else:
+            first[record.id] = record
+    unique = list(first.values())
+    shingled = [shingles(record.question) for record in unique]
+    dropped: set[int] = set()
+    for a, b in sorted(_candidates(shingled)):
+        if a in dropped or b in dropped or not _alike(unique[a], unique[b]):
+            continue
+        score = len(shingled[a] & shingled[b]) / len(shingled[a] | shingled[b])
+        if score >= threshold:
+            dropped.add(b)
+            found.append(Duplicate(unique[b], unique[a].id, score, False))
+    return found
+
+
+def shingles(text: str) -> frozenset[int]:
+    """Hashes of the text's word 5-grams; of the whole text where it is shorter."""
+    words = re.findall(r"\w+", text.lower())
+    grams = [words[i : i + WORDS] for i in range(max(1, len(words) - WORDS + 1))]
+    return frozenset(zlib.crc32(" ".join(gram).encode()) for gram in grams)
+
+
+def _alike(a: Record, b: Record) -> bool:
+    same_images = [p.sha256 for p in a.images] == [p.sha256 for p in b.images]
+    return same_images and normal(a.answer_text) == normal(b.answer_text)
+
+
+def _candidates(shingled: Sequence[frozenset[int]]) -> set[tuple[int, int]]:
+    """Pairs whose MinHash signatures share a band (Broder 1997)."""
+    rng = np.random.default_rng(0)
+    scale, shift = rng.integers(1, 2**31, (2, PERMUTATIONS), dtype=np.uint64)
+    groups: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
+    for index, grams in enumerate(shingled):
+        hashes = np.fromiter(grams, np.uint64, len(grams))
+        signature = ((hashes[:, None] * scale + shift) % _PRIME).min(axis=0)  # [PERMUTATIONS]
+        for band, part in enumerate(signature.reshape(BANDS, -1)):
+            groups[band, part.tobytes()].append(index)
+    return {(a, b) for members in groups.values() for i, a in enumerate(members) for b in members[i + 1 :]}

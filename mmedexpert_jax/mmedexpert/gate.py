@@ -1,0 +1,105 @@
+"""Which paradigms a case allows, and which one it gets.
+
+Savage et al. 2024 wrote the four paradigms for questions that ask for a diagnosis. Asked of an item on ethics or on an
+enzyme, Bayesian reasoning is a form without content. The gate therefore looks at what is asked:
+
+| kind | asks for | paradigms |
+| --- | --- | --- |
+| diagnosis | diagnosis, cause, risk, class or stage; about an image, anything else | all four |
+| management | next step, treatment, test, place of care | differential, analytical, Bayesian |
+| mechanism | mechanism, enzyme, expected finding, adverse effect | analytical |
+| other | anything else but ethics and statistics | analytical |
+| other | ethics, law, statistics | none: the case is left out |
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mmedexpert_jax.data.case import PARADIGMS
+from mmedexpert_jax.mmedexpert.record import Record
+
+APPLY = {
+    "diagnosis": PARADIGMS,
+    "management": ("differential", "analytical", "bayesian"),
+    "mechanism": ("analytical",),
+    "other": ("analytical",),
+}
+POLICIES = ("balanced", "all")
+_NONE = re.compile(
+    r"\b(?:ethic|autonomy|beneficence|informed consent|confidentiality|malpractice|power of attorney|"
+    r"confidence interval|p-?value|null hypothesis|type (?:i|ii|1|2) error|odds ratio|relative risk|number needed|"
+    r"sensitivity of th|specificity of th|predictive value|study design|case-control|cohort study|selection bias|"
+    r"standard deviation|apologi[sz]e|disclos)",
+    re.I,
+)
+_MECHANISM = re.compile(
+    r"\b(?:mechanism|pathophysiolog|enzyme|receptor|gene|mutation|protein|molecul|pathway|chromosom|inherit|"
+    r"embryolog|histolog|biops|would (?:most likely )?(?:show|reveal)|expected (?:to|find)|additional finding|"
+    r"associated with|adverse effect|side effect|complication|mode of action|nerve|artery|muscle|vitamin|toxin)",
+    re.I,
+)
+_MANAGEMENT = re.compile(
+    r"\b(?:next step|management|manage|treat|therapy|pharmacotherapy|drug|medication|intervention|administer|"
+    r"prescri|recommend|prevent|screening|initial (?:test|step)|best (?:test|step|initial)|confirm|evaluat|"
+    r"diagnostic (?:test|study|step)|course of action|counsel|prophyla|place of care)",
+    re.I,
+)
+_DIAGNOSIS = re.compile(
+    r"\b(?:diagnos[ie]s|cause|causal|etiolog|aetiolog|condition|disease|disorder|syndrome|explain|underlying|organism|"
+    r"pathogen|responsible|class|grade|stage|score|risk|probability|likelihood|mortality|category|rhythm|"
+    r"injury|deficiency|abnormality)",
+    re.I,
+)
+
+
+def ask(question: str) -> str:
+    """What is asked: the last sentence with a question mark, else the last sentence."""
+    sentences = [s.strip() for s in re.split(r"(?<=[.?!])\s+(?=[A-Z\"(])|\n", question) if s.strip()]
+    asked = [sentence for sentence in sentences if sentence.endswith("?")]
+    return (asked or sentences or [""])[-1]
+
+
+def kind(record: Record) -> str:
+    """What the question asks, one of record.KINDS; a diagnosis is looked for first, then treatment, then mechanism."""
+    stem = ask(record.question)
+    if re.search(r"\bdiagnos[ie]s\b", stem, re.I) and not re.search(r"\b(?:confirm|test|study|step)\b", stem, re.I):
+        return "diagnosis"
+    cues = (("management", _MANAGEMENT), ("mechanism", _MECHANISM), ("diagnosis", _DIAGNOSIS))
+    return next((name for name, cue in cues if cue.search(stem)), "diagnosis" if record.images else "other")
+
+
+def paradigms(record: Record, kind: str) -> tuple[str, ...]:
+    """The paradigms that apply; none where the question is one of ethics, law or statistics."""
+    return () if kind != "diagnosis" and _NONE.search(record.question) else APPLY[kind]
+
+
+def gate(record: Record) -> Record:
+    """The record with its kind and its paradigms."""
+    found = kind(record)
+    return replace(record, kind=found, paradigms=paradigms(record, found))
+
+
+def assign(records: Sequence[Record], policy: str, seed: int) -> list[tuple[Record, str]]:
+    """Pairs of record and designated paradigm, in the order of `records`.
+
+    "balanced" gives each case one: in the order of a seeded hash of the ids, a case takes the paradigm among its own
+    that has been given least often, so that the numbers are as equal as the gate lets them be and depend on the set of
+    cases and the seed alone. "all" gives each case all of its own.
+    """
+    if policy == "all":
+        return [(record, paradigm) for record in records for paradigm in record.paradigms]
+
+    def hashed(text: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{text}".encode()).digest()
+
+    used: Counter = Counter()
+    chosen: dict[str, str] = {}
+    eligible = [record for record in records if record.paradigms]
+    for record in sorted(eligible, key=lambda r: (len(r.paradigms), hashed(r.id))):
+        own = sorted(record.paradigms, key=lambda name: (used[name], hashed(f"{record.id}:{name}")))
+        chosen[record.id] = own[0]
+        used[own[0]] += 1
+    return [(record, chosen[record.id]) for record in eligible]

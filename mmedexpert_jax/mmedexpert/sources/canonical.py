@@ -1,0 +1,216 @@
+"""From a row's content to the canonical record: checked, mended where that is safe, refused with a reason where not."""
+
+import hashlib
+import html
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
+from mmedexpert_jax.mmedexpert.record import STEPS, Picture, Record
+from mmedexpert_jax.mmedexpert.sources.formats import CHOICES, Format, Raw, listed
+
+REASONS = {
+    "not-an-object": "the row is no object of keys and values",
+    "unknown-shape": "no published shape and not the plain one",
+    "unreadable": "a key that its shape needs is missing or of another type",
+    "empty-question": "no question",
+    "few-options": "fewer than 2 options",
+    "many-options": "more than 10 options",
+    "equal-options": "two options read the same",
+    "no-such-key": "the key is none of the options",
+    "key-differs": "key letter and key text name different options",
+    "image-missing": "a named image cannot be found",
+    "image-broken": "an image cannot be decoded",
+    "duplicate": "the same case stands before it",
+    "near-duplicate": "almost the same text stands before it",
+    "contaminated": "a benchmark's test item holds its text or image",
+}
+PICTURE = re.compile(
+    r"\b(?:(?:image|figure|photograph|picture|radiograph|ecg|electrocardiogram|x-ray|scan|smear|graph|tracing)s? "
+    r"(?:is |are |as )?(?:shown|seen|below|above|provided|depicted)|shown (?:below|above|in (?:the )?(?:figure|image|"
+    r"photograph|picture|graph))|(?:see|the following|the (?:attached|accompanying)) (?:image|figure|photograph))",
+    re.I,
+)
+NEGATIVE = re.compile(r"\b(?:EXCEPT|NOT|LEAST)\b|\ball of the following[^.?]*\bexcept\b")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_TAG = re.compile(r"<(?:br|/?p|/?i|/?b|/?sub|/?sup|/?em|/?strong)\s*/?>", re.I)
+
+
+class Rejected(Exception):
+    """A row that cannot become a record; `reason` is one of REASONS."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(detail or REASONS[reason])
+        self.reason = reason
+
+
+def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], licence: str, open_: bool) -> Record:
+    """The record of a row.
+
+    Args:
+        raw: its content.
+        shape: that it was read by.
+        where: "<file>:<row>".
+        folders: where images are looked for.
+        licence: of the file.
+        open_: whether that licence lets the row be passed on.
+
+    Raises:
+        Rejected: with the reason.
+    """
+    repairs = list(raw.repairs)
+    question, options, letters = _question_and_options(raw, repairs)
+    answer = _key(raw, options, letters, repairs)
+    images = _pictures(raw, folders)
+    flags = [f"repaired:{name}" for name in dict.fromkeys(repairs)]
+    if not images and PICTURE.search(question):
+        flags.append("mentions-picture")
+    if NEGATIVE.search(question):
+        flags.append("negative-stem")
+    source = raw.source or shape.name.partition("-")[0]
+    return Record(
+        id=f"{_slug(source)}-{_hash(question, options, images)}",
+        source=source,
+        source_id=raw.id or where,
+        split=raw.split,
+        licence=raw.licence or licence,
+        redistributable=open_ if raw.redistributable is None else bool(raw.redistributable),
+        question=question,
+        options=tuple(options),
+        answer=answer,
+        images=tuple(images),
+        step=raw.step if raw.step in STEPS else "",
+        specialty=raw.specialty if raw.specialty in SPECIALTIES else "",
+        specialty_by="source" if raw.specialty in SPECIALTIES else "",
+        field=raw.field,
+        explanation=raw.explanation,
+        flags=tuple(flags),
+    )
+
+
+def plain_text(text: Any, repairs: list[str]) -> str:
+    """Text without mark-up, entities and superfluous white space."""
+    if not isinstance(text, str):
+        text = "" if text is None else str(text)
+    clean = html.unescape(_TAG.sub(" ", text))
+    if clean != text:
+        repairs.append("mark-up")
+    lines = (" ".join(line.split()) for line in clean.replace("\x00", "").splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def normal(text: str) -> str:
+    """Text for comparisons: case, white space and punctuation at the ends aside."""
+    return " ".join(text.casefold().split()).strip(" .;:,")
+
+
+def _question_and_options(raw: Raw, repairs: list[str]) -> tuple[str, list[str], list[str]]:
+    question, *tail = CHOICES.split(str(raw.question or ""), maxsplit=1)
+    letters, texts = list(raw.letters), list(raw.options)
+    if tail:
+        repairs.append("options-in-question")
+        if not texts:
+            letters, texts = listed(tail[0])
+    question = plain_text(question, repairs)
+    if not question:
+        raise Rejected("empty-question")
+    letters = letters or list(LETTERS[: len(texts)])
+    kept = [(letter, option) for letter, text in zip(letters, texts, strict=False) if (option := plain_text(text, []))]
+    if len(kept) < len(texts):
+        repairs.append("empty-option")
+    if len(kept) < 2:
+        raise Rejected("few-options", f"{len(kept)} options")
+    if len(kept) > len(LETTERS):
+        raise Rejected("many-options", f"{len(kept)} options")
+    options = [option for _, option in kept]
+    if len({normal(option) for option in options}) < len(options):
+        raise Rejected("equal-options")
+    return question, options, [str(letter).strip().upper() for letter, _ in kept]
+
+
+def _key(raw: Raw, options: list[str], letters: list[str], repairs: list[str]) -> str:
+    """Letter, counted from A, of the right option."""
+    texts = [normal(option) for option in options]
+    named = texts.index(normal(raw.key_text)) if normal(raw.key_text) in texts else None
+    place = _place(raw.key, texts, letters, repairs)
+    if place is None:
+        if named is None:
+            raise Rejected("no-such-key", f"key {str(raw.key)[:80]!r}")
+        repairs.append("key-from-text")
+        return LETTERS[named]
+    if raw.key_text and named != place and not (named is None and _begins(raw.key_text, texts[place])):
+        raise Rejected("key-differs", f"key {raw.key!r} is {options[place]!r}, its text {raw.key_text[:80]!r}")
+    return LETTERS[place]
+
+
+def _begins(text: str, option: str) -> bool:
+    """Whether a key's text is the option and more, as in "C. Patient 3" with a note behind it."""
+    return normal(re.sub(r"^\(?[A-J][.):]\s*", "", text)).startswith(option)
+
+
+def _place(key: str | int, texts: list[str], letters: list[str], repairs: list[str]) -> int | None:
+    """Index of the option that a letter, an index or a text names; None where it names none."""
+    if isinstance(key, int) and not isinstance(key, bool):
+        repairs.append("index-key")
+        return key if 0 <= key < len(texts) else None
+    text = str(key).strip()
+    letter = text.strip("(). ")
+    if letter.upper() in letters and len(letter) == 1:
+        if letter != text or letter != letter.upper():
+            repairs.append("key-form")
+        return letters.index(letter.upper())
+    if normal(text) in texts:
+        repairs.append("key-from-text")
+        return texts.index(normal(text))
+    return None
+
+
+def _pictures(raw: Raw, folders: Sequence[Path]) -> list[Picture]:
+    found = [_picture(item, folders) for item in raw.images]
+    if not found:
+        names = [name for name in (raw.id, raw.folder) if name and "/" not in name and name != ".."]
+        found = [_file(path) for folder in folders for name in names for path in _folder(folder / name)]
+    for picture in found:
+        try:
+            with Image.open(io.BytesIO(picture.data)) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise Rejected("image-broken", f"{picture.name}: {error}") from None
+    return found
+
+
+def _picture(item: Any, folders: Sequence[Path]) -> Picture:
+    """An image given as bytes, as a `datasets` struct, or by name."""
+    if isinstance(item, bytes):
+        return Picture("image", item)
+    name = str(item.get("path") or "image") if isinstance(item, dict) else str(item)
+    if isinstance(item, dict) and item.get("bytes"):
+        return Picture(Path(name).name, item["bytes"])
+    for path in (folder / name for folder in folders):
+        if path.is_file():
+            return _file(path)
+    raise Rejected("image-missing", name)
+
+
+def _file(path: Path) -> Picture:
+    return Picture(path.name, path.read_bytes())
+
+
+def _folder(path: Path) -> list[Path]:
+    """Images of one case, in order of name."""
+    return sorted(p for p in path.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "own"
+
+
+def _hash(question: str, options: list[str], images: list[Picture]) -> str:
+    """Of the words, the options in any order, and the images."""
+    parts = [normal(question), *sorted(map(normal, options)), *(picture.sha256 for picture in images)]
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,142 @@
+"""Collection (section 3.1): files to records, with a count of what was mended, flagged and refused, and why."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.mmedexpert.sources import rows
+from mmedexpert_jax.mmedexpert.sources.canonical import Rejected, canonical
+from mmedexpert_jax.mmedexpert.sources.formats import FORMATS, Format, keys, recognise
+
+EMBEDDED = Path(__file__).parents[2] / "assets" / "raw_mini"
+
+
+@dataclass
+class Collection:
+    """What the sources gave.
+
+    Attributes:
+        records: kept, in the order of files and rows.
+        rejected: one row each: file, row, reason, detail, content.
+        counts: (file, what) -> number, where what is "read", "kept", "repaired:<how>", "flagged:<what>" or
+            "rejected:<reason>".
+    """
+
+    records: list[Record] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter = field(default_factory=Counter)
+
+    def reject(self, file: str, number: int, reason: str, detail: str, content: Any) -> None:
+        """Counts a refused row and keeps it with its reason."""
+        self.counts[file, f"rejected:{reason}"] += 1
+        self.rejected.append({"file": file, "row": number, "reason": reason, "detail": detail, "content": content})
+
+    def drop(self, records: Sequence[Record], reason: str, details: Callable[[Record], str]) -> None:
+        """Takes records out again, as duplicates or leaks are."""
+        gone = {record.id for record in records}
+        for record in records:
+            self.reject(record.source, 0, reason, details(record), {"id": record.id, "question": record.question})
+        self.records = [record for record in self.records if record.id not in gone]
+
+    def table(self) -> list[dict[str, Any]]:
+        """Counts as rows: file, what, number."""
+        return [{"source": file, "what": what, "rows": count} for (file, what), count in self.counts.items()]
+
+
+@dataclass(frozen=True)
+class Rights:
+    """Licences that a user states, by name of a format or file: they stand before those of the formats.
+
+    Attributes:
+        licences: name -> licence.
+        redistributable: names whose rows may be passed on.
+        restricted: names whose rows may not.
+    """
+
+    licences: dict[str, str] = field(default_factory=dict)
+    redistributable: tuple[str, ...] = ()
+    restricted: tuple[str, ...] = ()
+
+    def of(self, shape: Format, file: Path) -> tuple[str, bool]:
+        """Licence of a file, and whether its rows may be passed on."""
+        names = (file.name, shape.name)
+        licence = next((self.licences[name] for name in names if name in self.licences), shape.licence)
+        if any(name in self.restricted for name in names):
+            return licence, False
+        return licence, shape.redistributable or any(name in self.redistributable for name in names)
+
+
+def collect(sources: Sequence[str], image_dir: str = "", rights: Rights | None = None) -> Collection:
+    """Reads every source.
+
+    Args:
+        sources: "embedded", a file or directory, or "<format>=<path>" where the shape is to be forced.
+        image_dir: where images are looked for, beside the folder of each file: by their names, or all those in
+            <image_dir>/<id of the row>.
+        rights: licences that stand before those of the formats.
+
+    Raises:
+        ConfigError: an unknown format.
+        DataError: no such file, or one that is not readable as a whole.
+    """
+    found, rights = Collection(), rights or Rights()
+    for source in sources:
+        name, _, path = source.rpartition("=")
+        if name and name not in FORMATS:
+            raise ConfigError(f"config.sources: no format {name!r}; choose one of {', '.join(FORMATS)}")
+        for file in rows.files(EMBEDDED if path == "embedded" else Path(path).expanduser()):
+            folders = [Path(image_dir).expanduser(), file.parent] if image_dir else [file.parent]
+            _read(found, file, FORMATS.get(name), folders, rights)
+    return found
+
+
+def check_share(found: Collection, most: float) -> None:
+    """Raises DataError where more than `most` of the rows read were refused."""
+    read = sum(count for (_, what), count in found.counts.items() if what == "read")
+    refused = read - len(found.records)
+    if read and refused > most * read:
+        worst = Counter(row["reason"] for row in found.rejected).most_common(1)[0]
+        raise DataError(
+            f"{refused} of {read} raw rows were refused, {worst[1]} of them as {worst[0]}: see rejected.jsonl, mend "
+            "the files or raise config.max_rejected"
+        )
+
+
+def _read(found: Collection, file: Path, forced: Format | None, folders: list[Path], rights: Rights) -> None:
+    for number, row in rows.read(file):
+        found.counts[file.name, "read"] += 1
+        try:
+            record = _record(row, forced, f"{file.name}:{number}", folders, rights, file)
+        except Rejected as rejected:
+            found.reject(file.name, number, rejected.reason, str(rejected), _shown(row))
+            continue
+        found.records.append(record)
+        found.counts[file.name, "kept"] += 1
+        for flag in record.flags:
+            found.counts[file.name, flag if flag.startswith("repaired:") else f"flagged:{flag}"] += 1
+
+
+def _record(row: Any, forced: Format | None, where: str, folders: list[Path], rights: Rights, file: Path) -> Record:
+    if not isinstance(row, dict):
+        raise Rejected("not-an-object")
+    shape = forced or recognise(row)
+    if shape is None:
+        raise Rejected("unknown-shape", f"keys {keys(row)}")
+    try:
+        raw = shape.read(row)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise Rejected("unreadable", f"{shape.name}: {type(error).__name__} {error}") from None
+    return canonical(raw, shape, where, folders, *rights.of(shape, file))
+
+
+def _shown(row: Any) -> Any:
+    """A row as rejected.jsonl keeps it: image bytes left out."""
+    if isinstance(row, dict):
+        return {key: _shown(value) for key, value in row.items()}
+    if isinstance(row, list):
+        return [_shown(value) for value in row]
+    return f"<{len(row)} bytes>" if isinstance(row, bytes) else row

@@ -1,0 +1,341 @@
+"""Published shapes of clinical multiple-choice cases: how each is recognised, and what its fields mean."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmedexpert_jax.data.case import LETTERS
+
+CHOICES = re.compile(r"\s*\n\s*(?:Answer Choices|Options)\s*:\s*(?=\(A\)|A[.)])", re.I)
+_LETTER = re.compile(r"(?:^|\s)\(([A-J])\)\s*")
+_PREFIX = re.compile(r"\s*\(?([A-J])\s*[.):]\s*")
+
+
+@dataclass
+class Raw:
+    """A row's content before it is checked.
+
+    Attributes:
+        question, options, explanation, field, step, specialty, split: texts, as found.
+        letters: of the options, where the source names them; else they count up from A.
+        key: letter, index from 0, or text of the right option.
+        key_text: text of the right option, where the source gives it beside the letter.
+        images: bytes, {bytes, path} structs, or names of files.
+        folder: of its images in a folder of images, where that is not named after the id; "".
+        id: the row's own; "".
+        licence, redistributable: where the row itself says so.
+        repairs: what had to be mended to read it.
+    """
+
+    question: str
+    options: Sequence[str]
+    key: str | int
+    letters: Sequence[str] = ()
+    key_text: str = ""
+    images: Sequence[Any] = ()
+    folder: str = ""
+    id: str = ""
+    explanation: str = ""
+    field: str = ""
+    step: str = ""
+    specialty: str = ""
+    split: str = ""
+    source: str = ""
+    licence: str = ""
+    redistributable: bool | None = None
+    repairs: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One shape.
+
+    Attributes:
+        name: by which `format=path` forces it.
+        title: what it is and who publishes it.
+        matches: whether a row has the shape.
+        read: row -> Raw; raises KeyError, TypeError, ValueError or IndexError on a row that it cannot read.
+        licence: of the files as published.
+        redistributable: whether that licence lets rows be passed on.
+    """
+
+    name: str
+    title: str
+    matches: Callable[[Mapping[str, Any]], bool]
+    read: Callable[[Mapping[str, Any]], Raw]
+    licence: str
+    redistributable: bool
+
+
+def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda row: all(row.get(name) is not None for name in names)
+
+
+def _medqa(row: Mapping[str, Any]) -> Raw:
+    options = row["options"]
+    return Raw(
+        row["question"],
+        list(options.values()),
+        row["answer_idx"],
+        letters=list(options),
+        key_text=_text(row.get("answer")),
+        step=_text(row.get("meta_info")),
+    )
+
+
+def _multiple_choice(row: Mapping[str, Any]) -> Raw:
+    endings = [row[name] for name in sorted(row) if re.fullmatch(r"ending\d+", name)]
+    question = " ".join(part for part in (_text(row["sent1"]), _text(row.get("sent2"))) if part)
+    return Raw(question, endings, int(row["label"]), id=_text(row.get("id")))
+
+
+def _bigbio(row: Mapping[str, Any]) -> Raw:
+    options = row["options"]
+    answer = row["answer"][0] if isinstance(row["answer"], list) else row["answer"]
+    texts, letters = [o["value"] for o in options], [o["key"] for o in options]
+    if isinstance(answer, Mapping):
+        return Raw(row["question"], texts, answer["label"], letters, key_text=_text(answer.get("text")))
+    key = row.get("answer_idx") or answer
+    return Raw(row["question"], texts, key, letters, key_text=_text(answer), step=_text(row.get("meta_info")))
+
+
+def _in_question(row: Mapping[str, Any]) -> Raw:
+    """Options inside the text, the label in a list; options may stand beside them as {letter, content}."""
+    question, *rest = CHOICES.split(row["question"], maxsplit=1)
+    options = row.get("options") or []
+    if options:
+        texts, letters = [o["content"] for o in options], [o["letter"] for o in options]
+    else:
+        letters, texts = listed(rest[0] if rest else "")
+    label = row["label"][0] if isinstance(row["label"], list) else row["label"]
+    return Raw(question, texts, label, letters, images=_images(row), id=_text(row.get("id")))
+
+
+def _jama(row: Mapping[str, Any]) -> Raw:
+    raw = _lettered(row)
+    raw.field, raw.folder = _text(row.get("field")), _text(row.get("link")).rstrip("/").rpartition("/")[2]
+    return raw
+
+
+def _lettered(row: Mapping[str, Any]) -> Raw:
+    """Options in opa, opb, ... or in `options`, letter in answer_idx, text in answer."""
+    columns = [f"op{letter.lower()}" for letter in LETTERS if _text(row.get(f"op{letter.lower()}"))]
+    options = row.get("options")
+    if columns:
+        texts: Sequence[str] = [row[name] for name in columns]
+    else:
+        texts = list(options.values()) if isinstance(options, Mapping) else list(options or [])
+    texts, bare = [_PREFIX.sub("", t, count=1) if _PREFIX.match(t) else t for t in texts], texts
+    repairs = ["option-prefix"] if list(texts) != list(bare) else []
+    return Raw(
+        row["question"],
+        texts,
+        row["answer_idx"],
+        key_text=_PREFIX.sub("", _text(row.get("answer")), count=1),
+        images=_images(row),
+        id=_text(row.get("id")),
+        explanation=_text(row.get("explanation")),
+        repairs=repairs,
+    )
+
+
+def _medxpertqa(row: Mapping[str, Any]) -> Raw:
+    options = row["options"]
+    pairs = options.items() if isinstance(options, Mapping) else ((o["letter"], o["content"]) for o in options)
+    given = {letter: text for letter, text in pairs if text is not None}
+    label = row["label"][0] if isinstance(row["label"], list) else row["label"]
+    return Raw(
+        CHOICES.split(row["question"], maxsplit=1)[0],
+        list(given.values()),
+        label,
+        list(given),
+        images=_images(row),
+        id=_text(row.get("id")),
+        field=_text(row.get("body_system")),
+    )
+
+
+def _medvlthinker(row: Mapping[str, Any]) -> Raw:
+    options = json.loads(row["options"]) if isinstance(row["options"], str) else row["options"]
+    return Raw(
+        row["question"],
+        list(options.values()),
+        row["answer_label"],
+        list(options),
+        key_text=_text(row.get("answer")),
+        images=_images(row),
+        id=f"{_text(row.get('dataset_name'))}-{_text(row.get('dataset_index'))}",
+        source=_text(row.get("dataset_name")),
+    )
+
+
+def _plain(row: Mapping[str, Any]) -> Raw:
+    options = row["options"]
+    named = isinstance(options, Mapping)
+    return Raw(
+        row["question"],
+        list(options.values()) if named else list(options),
+        row["answer"],
+        list(options) if named else (),
+        images=_images(row),
+        id=_text(row.get("id")),
+        explanation=_text(row.get("explanation")),
+        field=_text(row.get("field")),
+        step=_text(row.get("step")),
+        specialty=_text(row.get("specialty")),
+        split=_text(row.get("split")),
+        source=_text(row.get("source")),
+        licence=_text(row.get("licence") or row.get("license")),
+        redistributable=row.get("redistributable"),
+    )
+
+
+def listed(text: str) -> tuple[list[str], list[str]]:
+    """Letters and texts of "(A) one (B) two"; empty where the letters do not count up from A."""
+    parts = _LETTER.split(text)
+    letters, texts = parts[1::2], [part.strip() for part in parts[2::2]]
+    return (letters, texts) if letters == list(LETTERS[: len(letters)]) else ([], [])
+
+
+def _images(row: Mapping[str, Any]) -> Sequence[Any]:
+    """Images of a row: `images` or `image`, one or a list, perhaps as JSON text in a CSV cell."""
+    found = row.get("images") if row.get("images") is not None else row.get("image")
+    if isinstance(found, str):
+        found = json.loads(found) if found.lstrip().startswith("[") else [p for p in found.split(";") if p.strip()]
+    if found is None:
+        return []
+    listed_images = found if isinstance(found, list) else [found]
+    return [i["image_path"] if isinstance(i, Mapping) and "image_path" in i else i for i in listed_images]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _options_are(kind: type) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda row: isinstance(row.get("options"), kind)
+
+
+def _all(*tests: Callable[[Mapping[str, Any]], bool]) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda row: all(test(row) for test in tests)
+
+
+def _keyed(row: Mapping[str, Any]) -> bool:
+    """Options are a list of {key, value}."""
+    options = row.get("options")
+    return isinstance(options, list) and bool(options) and isinstance(options[0], Mapping) and "key" in options[0]
+
+
+def _letters(row: Mapping[str, Any]) -> int:
+    options = row.get("options")
+    return sum(text is not None for text in options.values()) if isinstance(options, Mapping) else 0
+
+
+_MEDQA = _all(_has("question", "answer_idx", "answer"), _options_are(dict))
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        Format(
+            "medvlthinker",
+            "MedVLThinker's unified rows, options as JSON text",
+            _has("question", "options", "answer_label", "dataset_name"),
+            _medvlthinker,
+            "differs by dataset_name; see its source",
+            False,
+        ),
+        Format(
+            "medqa-bigbio",
+            "MedQA-USMLE as BigBIO has it, options as a list of {key, value}",
+            _all(_has("question", "answer"), _keyed),
+            _bigbio,
+            "MIT",
+            True,
+        ),
+        Format(
+            "medxpertqa",
+            "MedXpertQA dev, Text and MM",
+            _all(_has("question", "options", "label"), lambda row: "medical_task" in row or "body_system" in row),
+            _medxpertqa,
+            "MIT",
+            True,
+        ),
+        Format(
+            "medqa-in-question",
+            "MedQA-USMLE as MedXpertQA's repository ships it, options inside the text",
+            _all(_has("question", "label"), lambda row: bool(CHOICES.search(str(row["question"])))),
+            _in_question,
+            "MIT",
+            True,
+        ),
+        Format(
+            "medqa-multiple-choice",
+            "MedQA-USMLE in the multiple-choice form of the hub, sent1 and ending0 to ending3",
+            _has("sent1", "ending0", "ending1", "label"),
+            _multiple_choice,
+            "CC-BY-SA-4.0",
+            True,
+        ),
+        Format(
+            "medqa-phrases",
+            "MedQA-USMLE, 4 options with MetaMap phrases (phrases_no_exclude_*.jsonl)",
+            _all(_MEDQA, _has("metamap_phrases")),
+            _medqa,
+            "MIT",
+            True,
+        ),
+        Format(
+            "medqa-5-options",
+            "MedQA-USMLE, US/*.jsonl",
+            _all(_MEDQA, _has("meta_info"), lambda row: _letters(row) >= 5),
+            _medqa,
+            "MIT",
+            True,
+        ),
+        Format(
+            "medqa-4-options",
+            "MedQA-USMLE, 4 options, as mirrored on the hub",
+            _all(_MEDQA, _has("meta_info")),
+            _medqa,
+            "CC-BY-4.0",
+            True,
+        ),
+        Format(
+            "jama",
+            "JAMA Clinical Challenge, jama_raw.csv or .json of its scraper, and a folder of images",
+            _all(_has("question", "opa", "opb", "answer_idx"), lambda row: "diagnosis" in row or "field" in row),
+            _jama,
+            "AMA; licensed copies only, not to be passed on",
+            False,
+        ),
+        Format(
+            "medbullets",
+            "Medbullets, 4 or 5 options",
+            _all(_has("question", "answer_idx"), lambda row: row.get("opa") is not None or "options" in row),
+            _lettered,
+            "none stated; not to be passed on",
+            False,
+        ),
+        Format(
+            "plain",
+            "one's own cases: question, options, answer and optional id, images, field, specialty, licence, ...",
+            _has("question", "options", "answer"),
+            _plain,
+            "",
+            False,
+        ),
+    )
+}
+
+
+def recognise(row: Mapping[str, Any]) -> Format | None:
+    """The first format that a row has the shape of; None for none."""
+    return next((known for known in FORMATS.values() if known.matches(row)), None)
+
+
+def keys(names: Iterable[str]) -> str:
+    """Keys of a row for a message."""
+    shown = sorted(map(str, names))
+    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")

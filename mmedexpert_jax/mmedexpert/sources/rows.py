@@ -1,0 +1,82 @@
+"""Rows of a file: JSON Lines, a JSON array or object of columns, CSV, Parquet. Directories give all their files."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+csv.field_size_limit(sys.maxsize)
+
+
+def files(path: Path) -> list[Path]:
+    """The files behind a path, in order of name. Raises DataError where there are none."""
+    if path.is_file():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else []
+    if not found:
+        raise DataError(f"{path} holds no raw cases; give a {', '.join(SUFFIXES)} file or a directory of them")
+    return found
+
+
+def read(file: Path) -> Iterator[tuple[int, Any]]:
+    """(number from 1, row) of a file; a line that is no JSON object comes as the text it is.
+
+    Raises:
+        DataError: the file as a whole cannot be read.
+    """
+    try:
+        yield from enumerate(_rows(file), 1)
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise DataError(f"{file} is not a readable {file.suffix or 'data'} file: {_line(error)}") from None
+
+
+def _rows(file: Path) -> Iterator[Any]:
+    if file.suffix == ".parquet":
+        from pyarrow import parquet
+
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
+            yield from batch.to_pylist()
+    elif file.suffix == ".csv":
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            yield from csv.DictReader(text)
+    elif file.suffix == ".json":
+        yield from _array(json.loads(file.read_text(encoding="utf-8-sig")))
+    else:
+        for line in file.read_text(encoding="utf-8-sig").split("\n"):
+            if line.strip():
+                yield _object(line)
+
+
+def _object(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
+
+
+def _array(content: Any) -> Iterator[Any]:
+    """Rows of a JSON file: an array, pandas' columns {"question": {"0": ...}}, or an object that holds one array."""
+    if isinstance(content, list):
+        yield from content
+        return
+    if not isinstance(content, dict) or not content:
+        raise ValueError("an array of objects is needed")
+    columns = [column for column in content.values() if isinstance(column, dict)]
+    if len(columns) == len(content):
+        for index in columns[0]:
+            yield {name: column.get(index) for name, column in content.items()}
+        return
+    arrays = [value for value in content.values() if isinstance(value, list)]
+    if len(arrays) != 1:
+        raise ValueError("an array of objects is needed")
+    yield from arrays[0]
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

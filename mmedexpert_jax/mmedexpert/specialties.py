@@ -1,0 +1,171 @@
+"""Stratification (section 3.3): every case in exactly one of the four specialties, and a finer field beside it.
+
+Rules in this order, the first that holds decides, so that the partition is exclusive and exhaustive by construction:
+
+1. the specialty that the source itself gives;
+2. the patient is under 18, or the source's field is paediatric: CAH;
+3. cancer, surgery and trauma (CSI), brain, mind, eye and ear (BS), diseases of internal medicine (AM): whichever has
+   most cues, where what is asked and the source's field count FIELD times; of equals the first named, since a tumour
+   of the brain is operated on;
+4. no cue: AM.
+
+A teacher model may be asked to vote (`votes`): two votes that agree overrule the rules, a third breaks a tie.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
+from mmedexpert_jax.mmedexpert.gate import ask
+from mmedexpert_jax.mmedexpert.record import Record
+
+FIELD = 3  # cues that one counts for in what is asked, or in the source's field or body system
+TITLES = {
+    "AM": "Adult Medicine",
+    "CAH": "Child and Adolescent Health",
+    "BS": "Brain and Senses",
+    "CSI": "Cancer and Surgical Interventions",
+}
+_YOUNG = re.compile(
+    r"\b(?:newborn|neonat\w*|infant|toddler|schoolchild|preterm|premature (?:boy|girl|baby)|baby|boy|girl|"
+    r"adolescent|teenager|child)\b(?!-|bearing|hood)",
+    re.I,
+)
+_AGE = re.compile(
+    r"\b(?P<number>\d{1,3})[\s-]*(?P<unit>years?|yrs?|months?|mos?|weeks?|wks?|days?|hours?)[\s-]*(?P<old>old\b)?",
+    re.I,
+)
+_PAEDIATRIC = re.compile(r"\bp(?:a)?ediatric|\bneonat|child and adolescent", re.I)
+_CSI = re.compile(
+    r"\b(?:\w*(?:cancer|carcinoma|sarcoma|lymphoma|leuk(?:a)?emia|melanoma|myeloma|metasta\w+|neoplasm|glioma|"
+    r"blastoma)|"
+    r"tumou?rs?|malignan\w+|chemotherap\w+|radiotherap\w+|oncolog\w*|"
+    r"surg(?:ery|ical|eon)\w*|resect\w+|\w+ectom(?:y|ies)|post-?operative\w*|pre-?operative\w*|intra-?operative\w*|"
+    r"an(?:a)?esthesi\w+|laparo\w+|incision|hernia|appendicitis|fractur\w+|trauma\w*|burns?|burned|gunshot|"
+    r"stab wound|"
+    r"orthop(?:a)?edic\w*|transplant\w*|skeletal)\b",
+    re.I,
+)
+_BS = re.compile(
+    r"\b(?:brain|cerebr\w+|intracerebral|neuro\w+|stroke|thrombolysis|isch(?:a)?emic attacks?|TIA|seizure\w*|"
+    r"epilep\w+|"
+    r"headaches?|migraine|dementia|alzheimer\w*|parkinson\w*|multiple sclerosis|mening\w+|encephal\w+|GCS|"
+    r"cranial nerve|nervous|psychiatr\w+|psychosis|hallucinations?|delusions?|depressi(?:on|ve)|bipolar|anxiety|"
+    r"suicid\w+|"
+    r"schizophreni\w+|eyes?|ophthalm\w*|ocular|retin(?:a|al)\w*|visual|vision|cornea\w*|glaucoma|optic|"
+    r"ears?|hearing|audio\w+|tinnitus|vertigo|otolaryng\w*|otitis|deaf\w*|senses|sensory)\b",
+    re.I,
+)
+_AM = re.compile(
+    r"\b(?:atrial fibrillation|heart failure|coronary|angina|myocard\w+|endocarditis|hypertensi(?:on|ve)|pneumonia|"
+    r"asthma|COPD|bronch\w+|pulmonary embol\w+|diabet\w+|thyroid\w*|cirrhosis|hepatitis|colitis|ulcer|kidney|renal|"
+    r"nephr\w+|an(?:a)?emia|arthritis|lupus|gout|vasculitis|sepsis|septic|HIV|tuberculosis|hypertension|"
+    r"blood pressure category|cardiovascular|respiratory system|digestive|urinary|endocrine|internal medicine|"
+    r"cardiolog\w+)\b",
+    re.I,
+)
+_CUES = {"CSI": _CSI, "BS": _BS, "AM": _AM}
+SUBSPECIALTIES: dict[str, re.Pattern] = {
+    name: re.compile(rf"\b(?:{cues})", re.I)
+    for name, cues in {
+        "cardiology": r"cardi|heart|coronary|myocardial infarct|angina|atrial|ventricular (?:tachy|fibr|hyper|"
+        r"dys|septal)|valve|murmur|aort|ECG|electrocardio|"
+        r"hypertensi|palpitation|systolic|arrhythm",
+        "pulmonology": r"pulmon|lung|pneumon|asthma|COPD|bronch|respirat|dyspn|cough|pleur|sputum|chest (?:CT|"
+        r"x-ray|film)",
+        "gastroenterology": r"gastr|bowel|colon|colitis|liver|hepat|cirrho|pancrea|bili|esophag|oesophag|abdom|"
+        r"diarrh|"
+        r"melena|digest|rectal",
+        "nephrology": r"kidney|renal|nephr|glomerul|dialysis|proteinuria|h(?:a)?ematuria|urinary",
+        "endocrinology": r"diabet|insulin|thyroid|adrenal|pituitar|cortisol|glucose|hormon|endocrin|parathyroid",
+        "infectious disease": r"infect|bacter|virus|viral|HIV|tubercul|sepsis|septic|fung|parasit|malaria|"
+        r"antibiot|abscess",
+        "haematology": r"an(?:a)?emi|h(?:a)?emophil|coagul|thrombocytop|leuk(?:a)?emi|lymphoma|myeloma|sickle|"
+        r"h(?:a)?emat|"
+        r"transfus|platelet|bleeding",
+        "rheumatology": r"arthrit|lupus|rheumat|gout|vasculit|sclerod|joint|autoimmun|spondyl",
+        "dermatology": r"rash|skin|dermat|eczema|psoria|pruri|skin lesion|blister|melanoma|nail|integument",
+        "neurology": r"brain|cerebr|stroke|seizure|epilep|headache|migraine|neuro|mening|parkinson|dementia|GCS|TIA|"
+        r"isch(?:a)?emic attack|thrombolysis|cranial nerve|paralys|h(?:a)?emorrhage on CT|intracranial",
+        "psychiatry": r"psychiatr|depress|anxiety|bipolar|schizo|hallucinat|delusion|suicid|psychosis|mood|addict",
+        "ophthalmology": r"eye|ophthalm|ocular|retin|cornea|glaucoma|vision|visual|cataract|optic",
+        "otolaryngology": r"ear\b|ears\b|hearing|audio|tinnitus|otitis|otolaryng|sinus|nasal|throat|tonsil|"
+        r"vertigo|hoarse|"
+        r"swallow",
+        "oncology": r"\w*cancer|\w*carcinoma|\w*sarcoma|tumou?r|metasta|malignan|chemotherap|radiotherap|"
+        r"oncolog|neoplas",
+        "surgery": r"surg|operati|resect|\w+ectomy|laparo|incision|hernia|append|an(?:a)?esthe|burn|trauma|wound",
+        "orthopaedics": r"fractur|bone|orthop|hip\b|knee|shoulder|tendon|ligament|skelet|dislocat",
+        "obstetrics and gynaecology": r"pregnan|gestation|obstet|gyn(?:a)?ecolog|uter|ovar|vagin|menstru|labou?r\b|"
+        r"reproductive|cervi(?:x|cal (?:cancer|smear))",
+        "neonatology": r"newborn|neonat|apgar|preterm|premature|birth",
+        "urology": r"prostat|bladder|urethr|testic|scrot|urolog|erectile",
+    }.items()
+}
+SYSTEM = "You sort clinical cases into specialties. Answer with one letter and nothing else."
+
+
+def classify(record: Record) -> Record:
+    """The record with its specialty, the rule that decided, and the sub-specialty ("" where no cue stands)."""
+    specialty, by = (record.specialty, "source") if record.specialty else rule(record)
+    return replace(record, specialty=specialty, specialty_by=by, subspecialty=subspecialty(record))
+
+
+def rule(record: Record) -> tuple[str, str]:
+    """Specialty and the rule that gives it: "age", "field", "cues" or "default"."""
+    if _PAEDIATRIC.search(record.field):
+        return "CAH", "field"
+    if under_age(record.question):
+        return "CAH", "age"
+    counts = {name: _count(record, cues) for name, cues in _CUES.items()}
+    best = max(counts, key=lambda name: counts[name])
+    if not counts[best]:
+        return "AM", "default"
+    return best, "field" if _CUES[best].search(record.field) else "cues"
+
+
+def under_age(question: str) -> bool:
+    """Whether the patient is under 18: by the first age that the vignette gives, else by a word for the young."""
+    for found in _AGE.finditer(question):
+        unit, number = found["unit"].lower(), int(found["number"])
+        if found["old"]:
+            return not unit.startswith("y") or number < 18
+    if (age := re.search(r"\bage(?:d)? (\d{1,3})\b", question, re.I)) is not None:
+        return int(age[1]) < 18
+    return bool(_YOUNG.search(question))
+
+
+def subspecialty(record: Record) -> str:
+    """The field with most cues in question, options and the source's field; the first of equals; "" for none."""
+    counts = {name: _count(record, cues) for name, cues in SUBSPECIALTIES.items()}
+    best = max(counts, key=lambda name: counts[name])
+    return best if counts[best] else ""
+
+
+def _count(record: Record, cues: re.Pattern) -> int:
+    """Cues in question and options, once more FIELD times where they stand in what is asked or the source's field."""
+    text = " ".join((record.question, *record.options))
+    return len(cues.findall(text)) + FIELD * len(cues.findall(f"{ask(record.question)} {record.field}"))
+
+
+def ballot(record: Record) -> list[dict]:
+    """The conversation that asks a model for its vote."""
+    options = "\n".join(f"{letter}. {TITLES[name]}" for letter, name in zip(LETTERS, SPECIALTIES, strict=False))
+    text = f"{record.question}\n\nWhich specialty does this case belong to?\n{options}"
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+
+
+def vote(text: str) -> str:
+    """The specialty that a reply names; "" where it names none or several."""
+    bare = re.sub(r"</?(?:think|answer)>", " ", re.sub(r"<think>.*?</think>", " ", text, flags=re.S))
+    letters = {LETTERS.index(letter) for letter in re.findall(r"\b([A-D])\b", bare)}
+    named = {name for name in SPECIALTIES if re.search(rf"\b{name}\b", bare) or TITLES[name].lower() in bare.lower()}
+    named |= {SPECIALTIES[index] for index in letters}
+    return named.pop() if len(named) == 1 else ""
+
+
+def settle(record: Record, votes: Sequence[str]) -> Record:
+    """The record after the votes: any specialty that two of them name; where none has two, the rules stand."""
+    winner = next((name for name in SPECIALTIES if list(votes).count(name) >= 2), "")
+    return replace(record, specialty=winner, specialty_by="votes") if winner else record
