@@ -166,23 +166,6 @@ def _child(module: Any, name: str) -> Any:
     return module[name] if isinstance(module, nnx.Dict) else getattr(module, name)
 
 
-def init_params(config: ModelConfig, seed: int, dtype: jnp.dtype) -> dict:
-    """Seeded random parameters on the default device, as transformers draws them: N(0, 0.02), biases 0, norms 1."""
-    key = jax.random.key(seed)
-    flat = {}
-    for number, (name, shape) in enumerate(tensor_shapes(config).items()):
-        if len(shape) > 1:
-            flat[name] = _normal(jax.random.fold_in(key, number), shape, dtype)
-        else:
-            flat[name] = jnp.full(shape, 0 if name.endswith("bias") else 1, dtype)
-    return nest(flat)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _normal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    return 0.02 * jax.random.normal(key, shape, dtype)
-
-
 def nest(flat: Mapping[str, Any]) -> dict:
     """{"a.b": x} -> {"a": {"b": x}}."""
     nested: dict = {}

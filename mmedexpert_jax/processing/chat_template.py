@@ -6,6 +6,7 @@ from typing import Any
 
 from mmedexpert_jax.errors import DataError
 
+SYSTEM = "You are a helpful assistant."  # said where a conversation has no system message
 QWEN2_VL_TEMPLATE = """\
 {%- for message in messages -%}
     {%- if loop.first and message['role'] != 'system' -%}

@@ -1,9 +1,16 @@
-"""The device mesh: rows of a batch are split over "data", weights stand whole on every device.
+"""The device mesh, and which axis of which array lies along which of its axes.
 
-Axes "fsdp" (shards of the weights) and "tensor" (shards within a layer) are named and of size 1. All axes are
+A mesh has three axes: "data" and "fsdp" split the rows of a batch, "fsdp" and "tensor" split the weights. All are
 AxisType.Auto: `jax.make_mesh` defaults to Explicit, where a product over two sharded axes is an error.
+
+A rule is chosen by the path of a leaf, from its end: the same rules serve parameters, LoRA factors, and the optimizer
+state of either, whose paths end alike. "tensor" splits a pair of layers as Megatron-LM does (Shoeybi et al. 2019): the
+outputs of the first, the inputs of the second, so that one sum over devices joins them. "fsdp" splits the other side.
 """
 
+import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,23 +19,79 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mmedexpert_jax.errors import ConfigError, ResourceError
 
 AXES = ("data", "fsdp", "tensor")
+ROWS = PartitionSpec(("data", "fsdp"))
+
+# layers -> axes of their weight [out, in, ...]
+_RULES = (
+    (r"q_proj|k_proj|v_proj|gate_proj|up_proj|fc1|merger\.mlp\.0|embed_tokens|lm_head", ("tensor", "fsdp")),
+    # qkv is three layers in one: to split its outputs would split queries from keys, so its inputs are split
+    (r"o_proj|down_proj|fc2|merger\.mlp\.2|attn\.qkv|attn\.proj", ("fsdp", "tensor")),
+    (r"patch_embed\.proj", ("fsdp", None)),
+)
+_LEAVES = tuple((re.compile(rf"(?:^|\.)(?:{layers})\.(weight|bias|a|b)$"), axes) for layers, axes in _RULES)
 
 
-def make_mesh(data: int = -1) -> Mesh:
-    """A mesh of `data` devices, the first ones that JAX lists; -1 takes all.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of data x fsdp x tensor devices, the first ones that JAX lists; data=-1 takes all that there are.
 
-    Raises ResourceError where there are fewer, ConfigError for a number that is none.
+    Raises ResourceError where there are fewer, ConfigError for numbers that are none or do not divide the devices.
     """
     devices = jax.devices()
-    count = len(devices) if data == -1 else data
-    if count < 1:
-        raise ConfigError(f"mesh data={data}: give a number of devices from 1, or -1 for all")
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    for name, size in sizes.items():
+        if size < 1 and not (name == "data" and size == -1):
+            more = ", or -1 for all" if name == "data" else ""
+            raise ConfigError(f"mesh {name}={size}: give a number of devices from 1{more}")
+    if data == -1:
+        if len(devices) % (fsdp * tensor):
+            raise ConfigError(f"mesh fsdp={fsdp}, tensor={tensor} does not divide the {len(devices)} devices of JAX")
+        sizes["data"] = len(devices) // (fsdp * tensor)
+    count = math.prod(sizes.values())
     if count > len(devices):
+        wanted = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
         raise ResourceError(
-            f"mesh data={count} needs {count} devices and JAX sees {len(devices)} ({devices[0].platform}); "
-            f"lower it to at most {len(devices)}, or -1 for all"
+            f"mesh {wanted} needs {count} devices and JAX sees {len(devices)} ({devices[0].platform}); "
+            f"lower it to at most {len(devices)}, or data to -1 for all"
         )
-    return jax.make_mesh((count, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
+
+
+def partition(path: str, ndim: int) -> PartitionSpec:
+    """How the leaf at `path`, e.g. "mu.model.layers.0.self_attn.q_proj.weight", is split; norms and the rest: whole."""
+    for pattern, (outputs, inputs) in _LEAVES:
+        if found := pattern.search(path):
+            specs = {"weight": (outputs, inputs), "bias": (outputs,), "a": (None, inputs), "b": (outputs, None)}
+            return PartitionSpec(*specs[found[1]][:ndim])
+    return PartitionSpec()
+
+
+def sharding(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Where the leaf at `path` lies on the mesh.
+
+    Raises ConfigError that names the leaf and the mesh axis that does not divide it.
+    """
+    spec = partition(path, len(shape))
+    for size, axis in zip(shape, spec, strict=False):
+        if axis is not None and size % mesh.shape[axis]:
+            raise ConfigError(
+                f"mesh {axis}={mesh.shape[axis]} does not divide the {size} of {path} {tuple(shape)}; "
+                f"choose {axis} among the divisors of {size}"
+            )
+    return NamedSharding(mesh, spec)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """`sharding` of every leaf (arrays or their shapes) of parameters, LoRA deltas or an optimizer state."""
+
+    def of(path: Any, leaf: Any) -> NamedSharding:
+        return sharding(_name(path), getattr(leaf, "shape", ()), mesh)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def shard(tree: Any, mesh: Mesh) -> Any:
+    """The tree on the mesh by its rules."""
+    return jax.device_put(tree, shardings(tree, mesh))
 
 
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
@@ -37,22 +100,24 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
     Raises ConfigError that names an array whose first axis the devices do not divide.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    whole = NamedSharding(mesh, PartitionSpec())
+    split, whole = NamedSharding(mesh, ROWS), NamedSharding(mesh, PartitionSpec())
 
-    def sharding(path: Any, leaf: Any) -> NamedSharding:
+    def of(path: Any, leaf: Any) -> NamedSharding:
         shape = getattr(leaf, "shape", ())
         if shape and shape[0] % parts:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ConfigError(
-                f"{name or 'the batch'} has {shape[0]} rows, which {parts} devices do not divide; "
+                f"{_name(path) or 'the batch'} has {shape[0]} rows, which {parts} devices do not divide; "
                 f"choose a batch that is a multiple of {parts}, or fewer devices"
             )
         return split if shape else whole
 
-    return jax.device_put(tree, jax.tree_util.tree_map_with_path(sharding, tree))
+    return jax.device_put(tree, jax.tree_util.tree_map_with_path(of, tree))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The tree on the mesh, whole on every device."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

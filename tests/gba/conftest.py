@@ -15,7 +15,7 @@ from PIL import Image
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import init_params
+from mmedexpert_jax.models.random import init_params
 from mmedexpert_jax.processing.processor import Processor
 
 NUM_CASES = 10

@@ -98,7 +98,7 @@ def test_integer_weights_are_refused(broken):
     def quantise(tensors):
         tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.int8)
 
-    with pytest.raises(DataError, match=r"model\.norm\.weight has dtype int8"):
+    with pytest.raises(DataError, match=r"model\.norm\.weight has dtype I8"):
         load_model(broken(quantise))
 
 

@@ -1,0 +1,131 @@
+"""Tensors of a Hugging Face directory, read slice by slice when they are asked for."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mmedexpert_jax.errors import DataError
+
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+_ROWS = 4096  # rows of two matrices that are compared at a time
+Index = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that is still in its file."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as numpy names it
+    read: Callable[[Index], np.ndarray]  # the part at an index
+
+
+def read_checkpoint(directory: Path, expected: dict[str, tuple[int, ...]], tied: bool) -> dict[str, Stored]:
+    """The tensors of a directory by the hub files' names; names of transformers' memory layout are accepted.
+
+    Args:
+        directory: holds model.safetensors, or model.safetensors.index.json and its shards.
+        expected: shapes by name.
+        tied: whether the output layer is the embedding; a file may then repeat it.
+
+    Raises:
+        DataError: no weights, a broken file, a quantised tensor, or missing, unexpected or misshapen tensors, by name.
+    """
+    found = {_own_name(name): stored for name, stored in _stored(directory)}
+    head = found.pop("lm_head.weight", None) if tied else None
+    if head and not _equal(head, found.get("model.embed_tokens.weight")):
+        raise DataError(f"{directory}: lm_head.weight differs from embed_tokens.weight; set tie_word_embeddings false")
+    _check(directory, expected, {name: stored.shape for name, stored in found.items()})
+    for name, stored in found.items():
+        if stored.dtype not in _DTYPES.values():
+            raise DataError(
+                f"{directory}: tensor {name} has dtype {stored.dtype}; quantised checkpoints are not supported"
+            )
+    return found
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; DataError for anything else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror}); give the directory of a Hugging Face model"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: expected a JSON object")
+    return content
+
+
+def _stored(directory: Path) -> Iterator[tuple[str, Stored]]:
+    files = _tensor_files(directory)
+    readers = {file: _open(file) for file in set(files.values())}
+    for name, file in files.items():
+        try:
+            part = readers[file].get_slice(name)
+        except SafetensorError as error:
+            raise DataError(f"{file}: has no tensor {name}, which the index puts there; download it again") from error
+        yield name, Stored(tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype()), part.__getitem__)
+
+
+def _tensor_files(directory: Path) -> dict[str, Path]:
+    """{tensor name: file}, from the index of a sharded checkpoint or the one file."""
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = read_json(index).get("weight_map", {})
+        absent = sorted({file for file in weight_map.values() if not (directory / file).exists()})
+        if absent:
+            raise DataError(f"{index}: shards missing: {_listing(absent)}; download them again")
+        return {name: directory / file for name, file in weight_map.items()}
+    single = directory / "model.safetensors"
+    if not single.exists():
+        raise DataError(f"{directory}: no weights; expected model.safetensors or model.safetensors.index.json")
+    return dict.fromkeys(_open(single).keys(), single)
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, "np")
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file}: not a whole safetensors file ({error}); download it again") from error
+
+
+def _equal(left: Stored, right: Stored | None) -> bool:
+    if right is None or left.shape != right.shape:
+        return False
+    blocks = ((slice(start, start + _ROWS),) for start in range(0, left.shape[0], _ROWS))
+    return all(np.array_equal(left.read(block), right.read(block)) for block in blocks)
+
+
+def _check(directory: Path, expected: dict[str, tuple], found: dict[str, tuple]) -> None:
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "misshapen": [
+            f"{name} {found[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    lines = [f"{kind}: {_listing(names)}" for kind, names in problems.items() if names]
+    if lines:
+        raise DataError(f"{directory}: tensors do not fit config.json: {'; '.join(lines)}")
+
+
+def _listing(names: list[str], limit: int = 12) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def _own_name(name: str) -> str:
+    """Names of transformers since 4.52 (`model.language_model.`, `model.visual.`) -> the hub files' names."""
+    if name.startswith("model.visual."):
+        return name.removeprefix("model.")
+    return name.replace("model.language_model.", "model.", 1) if name.startswith("model.language_model.") else name

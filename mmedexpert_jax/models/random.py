@@ -1,0 +1,35 @@
+"""Random weights of any size, drawn on the host: the same on every backend, and nothing to compile."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from mmedexpert_jax.models.checkpoint import Stored
+from mmedexpert_jax.models.config import ModelConfig
+from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+
+DEVIATION = 0.02  # transformers' initializer_range
+
+
+def draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """A tensor as transformers initialises it, float32: matrices N(0, 0.02), biases 0, norms 1."""
+    if len(shape) < 2:
+        return np.full(shape, 0 if name.endswith("bias") else 1, np.float32)
+    key = np.random.SeedSequence([seed, *name.encode()])
+    values = np.random.Generator(np.random.SFC64(key)).standard_normal(shape, np.float32)
+    values *= np.float32(DEVIATION)
+    return values
+
+
+def random_tensors(config: ModelConfig, seed: int) -> dict[str, Stored]:
+    """The tensors of a model, drawn when they are read."""
+
+    def stored(name: str, shape: tuple[int, ...]) -> Stored:
+        return Stored(shape, "bfloat16", lambda index: draw(name, shape, seed)[index])
+
+    return {name: stored(name, shape) for name, shape in tensor_shapes(config).items()}
+
+
+def init_params(config: ModelConfig, seed: int, dtype: jnp.dtype) -> dict:
+    """Random parameters on the default device."""
+    shapes = tensor_shapes(config)
+    return nest({name: jnp.asarray(draw(name, shape, seed), dtype) for name, shape in shapes.items()})
