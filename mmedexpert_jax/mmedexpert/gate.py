@@ -36,7 +36,7 @@ _NONE = re.compile(
     re.I,
 )
 _MECHANISM = re.compile(
-    r"\b(?:mechanism|pathophysiolog|enzyme|receptor|gene|mutation|protein|molecul|pathway|chromosom|inherit|"
+    r"\b(?:mechanism|pathophysiolog|enzyme|receptor|genes?\b|genetic|mutation|protein|molecul|pathway|chromosom|inherit|"
     r"embryolog|histolog|biops|would (?:most likely )?(?:show|reveal)|expected (?:to|find)|additional finding|"
     r"associated with|adverse effect|side effect|complication|mode of action|nerve|artery|muscle|vitamin|toxin)",
     re.I,

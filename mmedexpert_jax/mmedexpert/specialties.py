@@ -74,7 +74,8 @@ SUBSPECIALTIES: dict[str, re.Pattern] = {
         r"hypertensi|palpitation|systolic|arrhythm",
         "pulmonology": r"pulmon|lung|pneumon|asthma|COPD|bronch|respirat|dyspn|cough|pleur|sputum|chest (?:CT|"
         r"x-ray|film)",
-        "gastroenterology": r"gastr|bowel|colon|colitis|liver|hepat|cirrho|pancrea|bili|esophag|oesophag|abdom|"
+        "gastroenterology": r"gastr|bowel|colon|colitis|liver|hepat|cirrho|pancrea|bilir|biliary|esophag|"
+        r"oesophag|abdom|"
         r"diarrh|"
         r"melena|digest|rectal",
         "nephrology": r"kidney|renal|nephr|glomerul|dialysis|proteinuria|h(?:a)?ematuria|urinary",

@@ -1,0 +1,100 @@
+"""Stage 1 (section 3.2): exact match by the shared strict parser, and the checks that a machine can make."""
+
+import re
+
+from mmedexpert_jax import answers
+from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.mmedexpert import moves
+from mmedexpert_jax.mmedexpert.record import Check, Record
+
+REASONS = {
+    "no-answer-came": "the teacher gave no answer: refused, filtered or failed",
+    "cut-short": "the answer ran into the limit of its length",
+    "malformed": "not one think block and one answer block",
+    "unreadable-answer": "the strict parser reads no option",
+    "wrong-answer": "another option than the key",
+    "too-short": "fewer words than the lower bound",
+    "too-long": "more words than the upper bound",
+    "answer-first": "the first statement already gives the answer",
+    "answer-leak": "speaks of an answer that was given, or of a key",
+    "mentions-rules": "speaks of the way of reasoning as of an order",
+    "structure": "a required move is missing or a forbidden one is made",
+}
+FLAGS = {
+    "image-not-mentioned": "a case with an image, and no word about what is seen",
+    "new-numbers": "measured values that the case does not give",
+}
+_LEAK = re.compile(
+    r"\b(?:answer key|ground truth|gold (?:standard )?answer|"
+    r"(?:given|provided|supplied|stated|listed|known|official) (?:correct )?(?:answer|key|solution)|"
+    r"(?:answer|key|solution) (?:is|was) (?:given|provided|known|supplied)|"
+    r"we (?:know|are told) (?:that )?the (?:correct )?answer|"
+    r"(?:since|because|given that|as) the (?:correct )?answer is)\b",
+    re.I,
+)
+_RULES = re.compile(
+    r"\b(?:(?:asked|told|instructed|required|requested|supposed) to (?:use|reason|apply|follow)|"
+    r"as (?:requested|instructed)|(?:designated|requested|required|assigned) (?:way|method|paradigm|style|reasoning)|"
+    r"as an AI|language model)\b",
+    re.I,
+)
+_FIRST = re.compile(
+    r"^\W*(?:the )?(?:final |correct |right |best )*(?:answer|option|choice)\b\W*(?:is|would be|:)?\W*", re.I
+)
+_LOOKED = re.compile(
+    r"\b(?:image|picture|figure|photo\w*|film|radiograph|x-?ray|scan|slice|CT|MR\w?|ultrasound|ECG|trac(?:e|ing)|smear|"
+    r"biops\w+|histolog\w+|chart|graph|shows?|shown|seen|visible|mark\w*|line|dot|field|lesion|opaci\w+|bright|dark|white|"
+    r"shaded)\b",
+    re.I,
+)
+_VALUE = re.compile(r"\b\d+(?:\.\d+)?(?=\s?(?:mm|mg|g|cm|mL|mmol|µmol|umol|kg|bpm|/min|U/L|IU|mEq|ng|pg|dB)\b)")
+
+
+def check(
+    response: str, record: Record, paradigm: str, words: tuple[int, int] = (1, 10_000), finish: str = "stop"
+) -> Check:
+    """What stage 1 finds in a response.
+
+    Args:
+        response: the whole answer, tags and all; for an edited trace `trace.with_text(text)`.
+        record: its case.
+        paradigm: the designated one.
+        words: bounds of the reasoning's length.
+        finish: why the teacher stopped.
+    """
+    if finish not in ("stop", "length", ""):
+        return Check(False, None, ("no-answer-came",))
+    parsed, letter = answers.parse(response), answers.choice(response, record.options)
+    think = parsed.think or ""
+    count = len(think.split())
+    found = {
+        "cut-short": finish == "length",
+        "malformed": not parsed.well_formed,
+        "unreadable-answer": letter is None,
+        "wrong-answer": letter is not None and letter != record.answer,
+        "too-short": count < words[0],
+        "too-long": count > words[1],
+        "answer-first": states_first(think, record),
+        "answer-leak": bool(_LEAK.search(think)),
+        "mentions-rules": bool(_RULES.search(think)),
+    }
+    reasons = [name for name, there in found.items() if there]
+    if not found["malformed"]:
+        lacks = moves.missing(think, paradigm, record.options, LETTERS.index(letter or record.answer))
+        reasons += [f"structure:{lack}" for lack in lacks]
+    flags = {
+        "image-not-mentioned": bool(record.images) and not _LOOKED.search(think),
+        "new-numbers": bool(set(_VALUE.findall(think)) - set(re.findall(r"\d+(?:\.\d+)?", record.question))),
+    }
+    return Check(not reasons, letter, tuple(reasons), tuple(name for name, there in flags.items() if there))
+
+
+def states_first(think: str, record: Record) -> bool:
+    """Whether the reasoning opens with its answer, as "Answer: B" or "(1) The correct answer is ..."."""
+    opening = re.sub(r"^\s*\(1\)\s*", "", think)
+    found = _FIRST.match(opening)
+    if found is None:
+        return False
+    rest = opening[found.end() :].lower()
+    texts = [option.lower() for option in record.options]
+    return bool(re.match(r"\(?[a-j]\b", rest)) or any(rest.startswith(text) for text in texts)

@@ -1,0 +1,177 @@
+"""The moves that each paradigm asks for and forbids: one table for the prompt that demands them and the check of them.
+
+After Savage et al. 2024 (npj Digit. Med. 7:20), in our words. The shared rule `data.paradigms.Paradigm.follows`, which
+the structure reward of GBA applies too, stands below these: what passes here passes there.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mmedexpert_jax.data.paradigms import PARADIGMS, statements
+
+_AGAINST = re.compile(
+    r"\b(?:against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|lacks?|without|does not|"
+    r"do not|neither|nor|no longer|cannot|not (?:fit|met|reached|match\w*|explain\w*|expected|seen|present|compatible))\b",
+    re.I,
+)
+_FOR = re.compile(
+    r"\b(?:fits?|best|supports?|favou?rs?|consistent|explains?|explained|matche?s?|remains?|likely|points? to|is)\b",
+    re.I,
+)
+_CAUSAL = re.compile(
+    r"→|->|=|:|\b(?:because|since|therefore|thus|hence|so|leads? to|causes?|implies|gives?|adds?|means|results? in|"
+    r"produces?|impairs?|prevents?|raises?|lowers?)\b",
+    re.I,
+)
+_PROBABILITY = re.compile(r"\b(?:prior|posterior|pre-?test|post-?test|likelihood ratio)\b", re.I)
+_DIRECTION = re.compile(
+    r"→|->|\b(?:raises?|lowers?|increases?|decreases?|more likely|less likely|up to|down to|keeps|argues?|fits|halves|"
+    r"doubles|to (?:about |roughly )?\d+ ?%)",
+    re.I,
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """A trace as the moves see it: its statements, their text in one, the options, and the index of the chosen one."""
+
+    steps: tuple[str, ...]
+    text: str
+    options: tuple[str, ...]
+    chosen: int
+
+    def named(self, text: str) -> set[int]:
+        """Indices of the options that `text` names; an option inside another one that is named does not count."""
+        lower = text.lower()
+        found = {i for i, option in enumerate(self.options) if _stands(option.lower(), lower)}
+        texts = {i: self.options[i].lower() for i in found}
+        return {
+            i
+            for i in found
+            if not any(
+                texts[i] != texts[j] and texts[i] in texts[j] and _only_in(texts[i], texts[j], lower) for j in found
+            )
+        }
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move.
+
+    Attributes:
+        name: for counts and reviewers.
+        demand: the sentence of the prompt.
+        made: whether a trace makes it.
+    """
+
+    name: str
+    demand: str
+    made: Callable[[Said], bool]
+
+
+def _candidates(said: Said) -> bool:
+    return len(said.named(said.text)) >= min(3, len(said.options))
+
+
+def _for_and_against(said: Said) -> bool:
+    against = sum(bool(_AGAINST.search(step)) for step in said.steps)
+    return against >= min(2, len(said.options) - 1) and bool(_FOR.search(said.text))
+
+
+def _pattern(said: Said) -> bool:
+    return PARADIGMS["intuitive"].follows(_joined(said.steps), said.options)
+
+
+def _no_list(said: Said) -> bool:
+    excluded = [i for step in said.steps if _AGAINST.search(step) for i in said.named(step) if i != said.chosen]
+    return len(set(excluded)) < 2
+
+
+def _links(said: Said) -> bool:
+    return sum(bool(_CAUSAL.search(step)) for step in said.steps) >= 2
+
+
+def _no_probability(said: Said) -> bool:
+    return not _PROBABILITY.search(said.text)
+
+
+def _updates(said: Said) -> bool:
+    prior = next(
+        (i for i, step in enumerate(said.steps) if re.search(r"\b(?:prior|pre-?test|base rate)\b", step, re.I)), 0
+    )
+    between = [re.sub(r"^\s*evidence\s*:", "", step, flags=re.I) for step in said.steps[prior + 1 : -1]]
+    findings = [part for step in between for part in re.split(r"[,;.]\s", step) if len(part.split()) > 1]
+    return len(findings) >= 2 and bool(_DIRECTION.search(" ".join(between)))
+
+
+def _order(said: Said) -> bool:
+    return PARADIGMS["bayesian"].follows(_joined(said.steps), said.options)
+
+
+def _conclusion(said: Said) -> bool:
+    named = said.named(said.steps[-1])
+    return not named or said.chosen in named
+
+
+REQUIRED: dict[str, tuple[Move, ...]] = {
+    "differential": (
+        Move("candidates", "Name at least three of the options, word for word, as candidates.", _candidates),
+        Move("for-and-against", "Weigh findings for and against them and eliminate at least two.", _for_and_against),
+    ),
+    "intuitive": (
+        Move("pattern", "Name the few findings that form the pattern, and say what they are typical of.", _pattern),
+    ),
+    "analytical": (Move("links", "Link cause and effect at least twice (because, therefore, leads to).", _links),),
+    "bayesian": (
+        Move("prior-to-posterior", "State the prior first, then the evidence, and the posterior last.", _order),
+        Move("updates", "Update on at least two findings, and say for each in which direction.", _updates),
+    ),
+}
+FORBIDDEN: dict[str, tuple[Move, ...]] = {
+    "differential": (Move("probabilities", "Do not speak of prior or posterior probabilities.", _no_probability),),
+    "intuitive": (
+        Move("list", "Do not list candidates and exclude them one by one.", _no_list),
+        Move("probabilities", "Do not speak of prior or posterior probabilities.", _no_probability),
+    ),
+    "analytical": (
+        Move("list", "Do not list candidates and exclude them one by one.", _no_list),
+        Move("probabilities", "Do not speak of prior or posterior probabilities.", _no_probability),
+    ),
+    "bayesian": (),
+}
+CONCLUSION = Move("conclusion", "End with the option that follows, word for word.", _conclusion)
+
+
+def missing(trace: str, paradigm: str, options: Sequence[str], chosen: int) -> list[str]:
+    """What keeps a trace from its paradigm, such as "missing:updates" or "forbidden:list"; empty where nothing does.
+
+    Args:
+        trace: the reasoning, numbered statements.
+        paradigm: the designated one.
+        options: of the case.
+        chosen: index of the option that the response chooses.
+    """
+    steps = statements(trace)
+    if not 2 <= len(steps) <= 12:
+        return ["missing:statements"]
+    said = Said(tuple(steps), " ".join(steps), tuple(options), chosen)
+    found = [f"missing:{move.name}" for move in (*REQUIRED[paradigm], CONCLUSION) if not move.made(said)]
+    found += [f"forbidden:{move.name}" for move in FORBIDDEN[paradigm] if not move.made(said)]
+    if not found and not PARADIGMS[paradigm].follows(trace, tuple(options)):
+        found.append("missing:structure")
+    return found
+
+
+def _joined(steps: Sequence[str]) -> str:
+    return " ".join(f"({number}) {step}" for number, step in enumerate(steps, 1))
+
+
+def _stands(option: str, text: str) -> bool:
+    """Whether an option stands in a text as whole words."""
+    return bool(re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text))
+
+
+def _only_in(short: str, long: str, text: str) -> bool:
+    """Whether the shorter option stands in the text only inside the longer one."""
+    return not _stands(short, text.replace(long, " "))

@@ -1,0 +1,82 @@
+"""What a teacher is told: the paradigm as hard constraints, two worked examples, the case. Never the key."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from mmedexpert_jax.data import prompts as shared
+from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, Case
+from mmedexpert_jax.data.paradigms import PARADIGMS
+from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
+from mmedexpert_jax.mmedexpert.moves import CONCLUSION, FORBIDDEN, REQUIRED
+from mmedexpert_jax.mmedexpert.record import Record
+
+STYLES = ("full", "short")
+SYSTEM = (
+    "You are an experienced clinician who writes down, for learners, how you reason about a case. You reason in one "
+    "designated way, keep to its rules, use only findings that the case gives, and invent nothing."
+)
+FORMAT = (
+    "Write the reasoning as 2 to 12 numbered statements, (1), (2), ..., inside <think></think>, {words} words in all, "
+    "then only the letter of your answer inside <answer></answer>. Reason towards the answer: do not state it first. "
+    "Do not mention these rules, the name of a method that was asked for, or that an answer might be known."
+)
+LOOK = "Describe in words the finding in the image that you rely on."
+
+
+def conversation(record: Record, paradigm: str, style: str, words: tuple[int, int]) -> list[dict[str, Any]]:
+    """The conversation that asks for a trace.
+
+    Args:
+        record: the case; its key and explanation do not enter.
+        paradigm: the designated one.
+        style: "full": rules and examples, for instruction-tuned teachers; "short": the prompt that our own models are
+            trained on, which fits a small context.
+        words: bounds of the trace's length.
+    """
+    if style == "short":
+        return shared.conversation(as_case(record), paradigm)
+    turns = [{"role": "system", "content": f"{SYSTEM}\n\n{rules(paradigm, words)}"}]
+    for exemplar in EXEMPLARS:
+        turns.append({"role": "user", "content": _posed(exemplar.question, exemplar.options)})
+        turns.append({"role": "assistant", "content": shared.render(exemplar.traces[paradigm], exemplar.answer)})
+    images = [{"type": "image", "image": picture.data} for picture in record.images]
+    text = _posed(record.question, record.options) + (f"\n\n{LOOK}" if images else "")
+    return [*turns, {"role": "user", "content": [*images, {"type": "text", "text": text}]}]
+
+
+def rules(paradigm: str, words: tuple[int, int]) -> str:
+    """The paradigm's constraints and the answer's format."""
+    known = PARADIGMS[paradigm]
+    demands = [move.demand for move in (*REQUIRED[paradigm], *FORBIDDEN[paradigm], CONCLUSION)]
+    listed = "\n".join(f"- {demand}" for demand in demands)
+    length = FORMAT.format(words=f"{words[0]} to {words[1]}")
+    return f"Way of reasoning: {known.title}. {known.definition}\n{listed}\n\n{length}"
+
+
+def version(style: str, words: tuple[int, int]) -> str:
+    """Hash of all that a prompt holds beside the case, for the manifest."""
+    probe = Record("", "", "", "", "", False, "?", ("a", "b"), "A")
+    texts = [str(conversation(probe, paradigm, style, words)) for paradigm in PARADIGMS]
+    return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:16]
+
+
+def as_case(record: Record, paradigm: str = "", trace: str = "") -> Case:
+    """The record as stages that train see it."""
+    return Case(
+        record.id,
+        record.question,
+        record.options,
+        record.answer,
+        record.specialty or SPECIALTIES[0],
+        record.subspecialty,
+        tuple(picture.image() for picture in record.images),
+        paradigm,
+        trace,
+        record.paradigms,
+    )
+
+
+def _posed(question: str, options: Sequence[str]) -> str:
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
+    return f"{question}\n{listed}"
