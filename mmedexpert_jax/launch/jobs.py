@@ -34,6 +34,9 @@ def launch(config: ConfigDict) -> None:
     with config.unlocked():
         config.workdir = config.workdir or default_workdir(config)
     validate(config)
+    if config.job == "review":  # people work in it as long as they like: no run that is done once
+        _review(config)
+        return
     if config.plan:
         print(describe(config))
         return
@@ -41,6 +44,15 @@ def launch(config: ConfigDict) -> None:
         print(closing(config), flush=True)
     else:
         print("--config.fresh=True starts over", flush=True)
+
+
+def _review(config: ConfigDict) -> None:
+    from mmedexpert_jax.mmedexpert import review
+
+    if config.plan:
+        print(review.describe(config))
+    else:
+        review.run(config)
 
 
 def default_workdir(config: ConfigDict) -> str:

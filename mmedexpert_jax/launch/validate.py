@@ -12,7 +12,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch.config import convert, fields
 
 CHOICES = {
-    "job": ("dsa", "gba", "merge", "evaluate", "pipeline", "export", "pretrain"),
+    "job": ("dsa", "gba", "merge", "evaluate", "pipeline", "export", "pretrain", "review"),
     "model.dtype": ("", "float32", "bfloat16", "float16"),
     "specialty": ("all", *SPECIALTIES, "mixed"),
     "trainable": ("lora", "full"),
@@ -28,14 +28,17 @@ CHOICES = {
     "rl_origin": ("base", "start"),
     "scorer": ("strict", "medevalkit"),
     "format": ("model", "adapter"),
+    "action": ("serve", "report", "export", "import"),
+    "exchange.tool": ("trail", "label_studio", "argilla"),
 }
 _SIZES = "batch_size accumulation buckets prompts_per_step num_samples max_new_tokens max_prompt_length lora.rank"
-_COUNTS = "checkpoint_every inner_epochs minibatches paradigms_per_query eval.num_samples eval.batch_size"
+_COUNTS = "raters checkpoint_every inner_epochs minibatches paradigms_per_query eval.num_samples eval.batch_size"
 _FROM_ZERO = (
     "seed limit steps epochs beta temperature top_k samples_every explain eval.limit eval.temperature "
-    "warmup_steps weight_decay max_grad_norm micro_batch"
+    "warmup_steps weight_decay max_grad_norm micro_batch port"
 )
 AT_LEAST = dict.fromkeys(f"{_SIZES} {_COUNTS}".split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
+FROM_ZERO_TO_ONE = ("overlap",)
 ABOVE_ZERO = ("lr", "lora.alpha", "clip", "advantage_eps")
 SHARES = ("density", "top_p")  # in (0, 1]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -91,6 +94,8 @@ def _check_value(key: str, value: Any) -> None:
         raise ConfigError(f"config.{key}={value} is unknown; {hint}choose one of {known}")
     if name in AT_LEAST and value < AT_LEAST[name]:
         raise ConfigError(f"config.{key} must be at least {AT_LEAST[name]}, got {value}")
+    if name in FROM_ZERO_TO_ONE and not 0 <= value <= 1:
+        raise ConfigError(f"config.{key} must be from 0 to 1, got {value}")
     if name in ABOVE_ZERO and value <= 0:
         raise ConfigError(f"config.{key} must be above 0, got {value}")
     if name in SHARES and not 0 < value <= 1:

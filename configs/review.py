@@ -1,0 +1,31 @@
+"""Review (section 3.2, stage 2): people judge traces on a local page; agreement, Label Studio and Argilla."""
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.launch import presets
+
+PRESETS = ("mini",)
+
+
+def get_config(preset: str = "mini") -> ConfigDict:
+    """Fields of the job under a preset."""
+    config = presets.common("review", preset)
+    del config.model, config.tracker
+    config.data.path = (
+        ""  # run directory of the dataset job, or a data set as elsewhere; empty: runs/dataset-<preset>, else "mini"
+    )
+    config.split = "dev"  # of a data set: "train", "dev", "test" or "all"; a dataset run has none
+    config.action = "serve"  # "serve" the page, "report" agreement and coverage, "export" or "import" (exchange.*)
+    config.host = "127.0.0.1"  # address to listen on; anything but loopback is plain HTTP in your network
+    config.port = 8420  # 0: any that is free
+    config.reviewers = ("reviewer",)  # names, each with a link of its own
+    config.adjudicators = ()  # names of others, who decide where reviewers differ
+    config.overlap = 0.2  # share of the traces that several reviewers see, for agreement
+    config.raters = 2  # reviewers of each of these traces, as far as there are so many
+    config.blind = True  # hide teacher, judge and other reviewers' names; False shows them
+    config.exchange = ConfigDict()
+    config.exchange.tool = "trail"  # "trail" (verdicts.jsonl, events.jsonl), "label_studio" or "argilla"
+    config.exchange.path = ""  # file to import; folder to export to, empty: export/ of the workdir
+    config.exchange.verdicts = False  # export with the verdicts so far, which annotators there will see
+    config.exchange.names = ()  # "theirs=ours": names of the other tool's annotators
+    return config

@@ -1,0 +1,44 @@
+"""What an edited trace must still hold: stage 1 again, with the shared parser and the paradigm's structure."""
+
+from mmedexpert_jax import answers
+from mmedexpert_jax.data.paradigms import PARADIGMS, statements
+from mmedexpert_jax.data.prompts import render
+from mmedexpert_jax.mmedexpert import filters, moves
+from mmedexpert_jax.mmedexpert.record import Trace
+
+MAX_CHARACTERS = 20_000
+
+
+def problems(trace: Trace, text: str) -> list[str]:
+    """Why `text` cannot stand as the reasoning of `trace`, a sentence each; empty if it can.
+
+    A teacher's trace goes through stage 1 as it did when it was written; one of a data set, whose making is not known,
+    through the shared parser and the shared rule of its paradigm.
+    """
+    if not text.strip():
+        return ["The trace is empty."]
+    if len(text) > MAX_CHARACTERS:
+        return [f"The trace has {len(text)} characters; at most {MAX_CHARACTERS} are kept."]
+    response = render(text, trace.case.answer)
+    if not answers.parse(response).well_formed:
+        return ["The trace must not hold <think> or <answer> tags."]
+    if answers.choice(response, trace.case.options) != trace.case.answer:
+        return ["The parser does not read the key as the answer."]
+    if not 2 <= (count := len(statements(text))) <= 12:
+        return [f"2 to 12 statements numbered (1), (2), ... are needed; {count or 'none'} can be counted."]
+    if trace.teacher:
+        return [
+            _sentence(reason, trace.paradigm) for reason in filters.check(response, trace.case, trace.paradigm).reasons
+        ]
+    paradigm = PARADIGMS[trace.paradigm]
+    if not paradigm.follows(text, trace.case.options):
+        return [f"The moves of {paradigm.title} are not found. {paradigm.definition}"]
+    return []
+
+
+def _sentence(reason: str, paradigm: str) -> str:
+    """A reason of stage 1 in words; for a move, the demand that is not met."""
+    name, _, lack = reason.partition(":")
+    table = (*moves.REQUIRED[paradigm], *moves.FORBIDDEN[paradigm], moves.CONCLUSION)
+    demands = [move.demand for move in table if move.name == lack.rpartition(":")[2]]
+    return demands[0] if demands else f"{filters.REASONS[name].capitalize()}."

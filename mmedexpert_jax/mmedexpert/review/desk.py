@@ -1,0 +1,238 @@
+"""The desk that reviewers come to: it takes their actions, hands out traces, and counts what is left."""
+
+import statistics
+import threading
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.mmedexpert.record import Trace
+from mmedexpert_jax.mmedexpert.review import events as trail
+from mmedexpert_jax.mmedexpert.review.checks import MAX_CHARACTERS, problems
+from mmedexpert_jax.mmedexpert.review.events import Event
+from mmedexpert_jax.mmedexpert.review.outcome import Review, Reviews, Settings, add, said, share, status
+from mmedexpert_jax.mmedexpert.review.rubric import REASONS, RUBRIC
+from mmedexpert_jax.mmedexpert.store import Store
+
+HELD_SECONDS = 600.0  # a trace handed out stays with its reviewer for so long after it was last asked for
+RECENT = 50  # verdicts that a reviewer's pace is taken from
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who acts: a name and a role, "reviewer" or "adjudicator"."""
+
+    name: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of an event: "stored", "known" (a retry) or "refused", and in that case why."""
+
+    client_id: str
+    result: str
+    why: str = ""
+
+
+class Desk:
+    """Reviews of one set of traces. Threads share it; another process may append to the same trail.
+
+    Order: the judge's score where there is one, the doubtful first; within it an own random order for everybody, so
+    that two reviewers rarely meet and no position is favoured.
+    """
+
+    def __init__(self, store: Store, traces: Sequence[Trace], settings: Settings):
+        both = set(settings.reviewers) & set(settings.adjudicators)
+        if both:
+            raise ConfigError(
+                f"config.adjudicators: {min(both)} is among the reviewers; whoever adjudicates is another"
+            )
+        self.store = store
+        self.settings = settings
+        self.traces = {trace.id: trace for trace in traces}
+        self._needed = {id: settings.needed(id) for id in self.traces}
+        self._reviews: Reviews = {}
+        self._known: set[str] = set()
+        self._last = 0
+        self._opened: dict[str, list[str]] = {}  # by name: traces, the last opened last
+        self._paces: dict[str, list[float]] = {}  # by name: seconds of verdicts
+        self._held: dict[tuple[str, str], float] = {}  # (trace, name) -> when it was handed out
+        self._orders: dict[str, list[str]] = {}
+        self._lock = threading.RLock()
+        self._refresh()
+
+    def announce(self) -> None:
+        """Writes the settings to the trail, from which `outcome.verdicts` reads them."""
+        trail.append(self.store, [Event(trail.new_id(), "", "", "", "settings", asdict(self.settings))])
+
+    def submit(self, person: Person, events: Sequence[Event]) -> list[Answer]:
+        """Stores events in their order; each is answered for once it is on disk, or refused with the reason."""
+        with self._lock:
+            self._refresh()
+            return [self._take(person, event) for event in events]
+
+    def queue(self, person: Person, count: int = 1, holding: Collection[str] = ()) -> list[Trace]:
+        """The next traces for someone, who keeps `holding`; the one they had open and did not decide comes first."""
+        with self._lock:
+            self._refresh()
+            now = time.monotonic()
+            for id in holding:
+                self._held[id, person.name] = now
+            ids = [id for id in self._candidates(person) if id not in holding and self._free(person, id, now)]
+            chosen = ids[:count]
+            for id in chosen:
+                self._held[id, person.name] = now
+            return [self.traces[id] for id in chosen]
+
+    def review(self, name: str, trace_id: str) -> Review:
+        """What someone has said of a trace so far."""
+        with self._lock:
+            self._refresh()
+            return self._reviews.get(trace_id, {}).get(name) or Review("reviewer", {})
+
+    def reviews(self, trace_id: str) -> dict[str, Review]:
+        """What everybody has said of a trace so far."""
+        with self._lock:
+            self._refresh()
+            return dict(self._reviews.get(trace_id, {}))
+
+    def history(self, person: Person) -> list[tuple[str, str | None]]:
+        """Traces that someone opened, each once, the last opened last, with the client_id of a standing verdict."""
+        with self._lock:
+            self._refresh()
+            found = [(id, self.review(person.name, id).verdict) for id in self._opened.get(person.name, [])]
+            return [(id, verdict.client_id if verdict else None) for id, verdict in found]
+
+    def status(self, trace_id: str) -> str:
+        """As in outcome.status."""
+        return status(self._reviews.get(trace_id, {}), self._needed[trace_id])
+
+    def progress(self, person: Person | None = None) -> dict[str, Any]:
+        """Counts of traces and verdicts, and the seconds left at the recent pace of everybody (None before any)."""
+        with self._lock:
+            self._refresh()
+            counts = dict.fromkeys(("open", "settled", "conflict", "adjudicated"), 0)
+            done = missing = 0
+            for id, needed in self._needed.items():
+                state = self.status(id)
+                counts[state] += 1
+                given = len(said(self._reviews.get(id, {}), "reviewer"))
+                done += min(given, needed) + (state == "adjudicated")
+                missing += (needed - given if state == "open" else 0) + (state == "conflict")
+            paces = [pace for seconds in self._paces.values() for pace in seconds[-RECENT:]]
+            pace = statistics.median(paces) if paces else None
+            mine = self._mine(person) if person else 0
+            people = max(1, len(self.settings.reviewers))
+            eta = pace * missing / people if pace is not None else None
+            return {
+                "traces": len(self.traces), "verdicts": done, "required": done + missing, "mine": mine,
+                "pace": pace, "eta": eta, **counts,
+            }  # fmt: skip
+
+    def _mine(self, person: Person) -> int:
+        reviews = (self._reviews.get(id, {}).get(person.name) for id in self.traces)
+        return sum(1 for review in reviews if review and review.verdict)
+
+    def _refresh(self) -> None:
+        """Takes in what has been appended to the trail, by this process or another."""
+        for event in trail.since(self.store, self._last):
+            self._last = event.id
+            self._known.add(event.client_id)
+            if event.trace_id not in self.traces:
+                continue
+            add(self._reviews, event)
+            if event.kind == "opened":
+                opened = self._opened.setdefault(event.reviewer, [])
+                if event.trace_id in opened:
+                    opened.remove(event.trace_id)
+                opened.append(event.trace_id)
+            elif event.kind == "verdict" and event.seconds is not None:
+                self._paces.setdefault(event.reviewer, []).append(event.seconds)
+
+    def _take(self, person: Person, event: Event) -> Answer:
+        if event.client_id in self._known:
+            return Answer(event.client_id, "known")
+        event = replace(event, reviewer=person.name, role=person.role)
+        trace = self.traces.get(event.trace_id)
+        why = "no such trace" if trace is None else _malformed(trace, event)
+        if not why and trace is not None and event.kind in ("verdict", "undo"):
+            event, why = self._decide(trace, event)
+        if why:
+            return Answer(event.client_id, "refused", why)
+        trail.append(self.store, [event])
+        self._refresh()
+        if event.kind == "verdict":
+            self._held.pop((event.trace_id, event.reviewer), None)
+        return Answer(event.client_id, "stored")
+
+    def _decide(self, trace: Trace, event: Event) -> tuple[Event, str]:
+        """A verdict with all that it rests on, so that its event can be read by itself; an undo as it is."""
+        review = self._reviews.get(trace.id, {}).get(event.reviewer) or Review(event.role, {})
+        if event.kind == "undo":
+            standing = review.verdict.client_id if review.verdict else None
+            return event, "" if event.value["verdict"] == standing else "this verdict does not stand any more"
+        kind, text = event.value["kind"], review.text
+        if kind == "accept" and text is not None and text.strip() != trace.text.strip():
+            if found := problems(trace, text):
+                return event, f"the edited trace does not pass: {found[0]}"
+            kind = "edit"
+        if kind == "reject" and not review.reasons:
+            return event, "a rejection needs a reason"
+        value = {"kind": kind, "text": text.strip() if kind == "edit" and text else None}
+        value |= {"reasons": list(review.reasons), "note": review.note, "rubric": review.rubric}
+        return replace(event, value=value), ""
+
+    def _candidates(self, person: Person) -> list[str]:
+        """Traces that wait for someone, in their order: what they had open, then the rest, then what they put off."""
+        if person.name not in self._orders:
+            self._orders[person.name] = sorted(self.traces, key=lambda id: self._rank(person.name, id))
+        wanted = "conflict" if person.role == "adjudicator" else "open"
+        fresh: list[str] = []
+        later: list[str] = []
+        for id in self._orders[person.name]:
+            review = self._reviews.get(id, {}).get(person.name)
+            if self.status(id) != wanted or (review and review.verdict):
+                continue
+            (later if review and review.skipped else fresh).append(id)
+        last = self._opened.get(person.name, [])[-1:]
+        return [id for id in last if id in fresh] + [id for id in fresh if id not in last] + later
+
+    def _rank(self, name: str, trace_id: str) -> tuple[float, float]:
+        judge = self.traces[trace_id].judge
+        return judge.score if judge else 0.0, share(f"{self.settings.seed}:{name}:{trace_id}")
+
+    def _free(self, person: Person, id: str, now: float) -> bool:
+        """Whether a trace still lacks someone, counting those who have it before them."""
+        given = said(self._reviews.get(id, {}), person.role)
+        others = (name for (held, name), at in self._held.items() if held == id and now - at < HELD_SECONDS)
+        holders = {
+            name for name in others if name != person.name and name not in given and self._role(name) == person.role
+        }
+        needed = 1 if person.role == "adjudicator" else self._needed[id]
+        return len(given) + len(holders) < needed
+
+    def _role(self, name: str) -> str:
+        return "adjudicator" if name in self.settings.adjudicators else "reviewer"
+
+
+def _malformed(trace: Trace, event: Event) -> str:
+    """Why an event cannot be read; "" if it can."""
+    value, text = event.value, event.value.get("text")
+    criteria = {criterion.code for criterion in RUBRIC[trace.paradigm]}
+    right = {
+        "opened": lambda: not value,
+        "skip": lambda: not value,
+        "rubric": lambda: value["criterion"] in criteria and value["met"] in (True, False, None),
+        "reason": lambda: value["code"] in REASONS and value["on"] in (True, False),
+        "note": lambda: isinstance(text, str) and len(text) <= MAX_CHARACTERS,
+        "edit": lambda: text is None or (isinstance(text, str) and len(text) <= MAX_CHARACTERS),
+        "verdict": lambda: value["kind"] in ("accept", "reject"),
+        "undo": lambda: isinstance(value["verdict"], str),
+    }.get(event.kind)
+    try:
+        return "" if right and right() else f"no such event: {event.kind}"
+    except (KeyError, TypeError):
+        return f"an event of kind {event.kind} lacks a field"

@@ -1,0 +1,77 @@
+"""The audit trail: one event per action of a person, appended to `review_events` and never changed."""
+
+import json
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from mmedexpert_jax.mmedexpert.store import Store
+
+ROLES = ("reviewer", "adjudicator")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One action.
+
+    Attributes:
+        client_id: made by whoever acted, unique; a retry carries the same one and is stored once.
+        reviewer: name; "" for the server itself.
+        role: one of ROLES; "" for the server itself.
+        trace_id: the trace that it is about; "" for settings.
+        kind: "opened", "rubric", "reason", "note", "edit", "verdict", "undo", "skip", or "settings" of the server.
+        value: what was done, JSON.
+        seconds: time spent on the page with this trace before a verdict; None for other kinds.
+        time: UTC, when it was stored.
+        id: position in the trail; 0 before it is stored.
+    """
+
+    client_id: str
+    reviewer: str
+    role: str
+    trace_id: str
+    kind: str
+    value: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    time: str = ""
+    id: int = 0
+
+
+def append(store: Store, events: Iterable[Event]) -> None:
+    """Stores events in one transaction, those whose client_id is known already left out."""
+    time = now()
+    rows = [
+        (e.time or time, e.reviewer, e.role, e.trace_id, e.kind, dumps(e.value), e.seconds, e.client_id) for e in events
+    ]
+    insert = """INSERT INTO review_events (time, reviewer, role, trace_id, kind, value, seconds, client_id)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (client_id) DO NOTHING"""
+    store.write(lambda db: db.executemany(insert, rows))
+
+
+def since(store: Store, id: int = 0) -> list[Event]:
+    """Events after position `id`, in order."""
+    rows = store.read(
+        """SELECT client_id, reviewer, role, trace_id, kind, value, seconds, time, id FROM review_events
+        WHERE id > ? ORDER BY id""",
+        id,
+    )
+    return [
+        Event(c, who, role, trace, kind, json.loads(v), secs, t, n) for c, who, role, trace, kind, v, secs, t, n in rows
+    ]
+
+
+def now() -> str:
+    """The time in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def new_id() -> str:
+    """A fresh client_id."""
+    return str(uuid.uuid4())
+
+
+def dumps(value: Any) -> str:
+    """Strict JSON."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,187 @@
+"""Verdicts from and for other tools: what Label Studio and Argilla share, and the trail itself as JSON lines."""
+
+import base64
+import hashlib
+import json
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.mmedexpert.record import Trace
+from mmedexpert_jax.mmedexpert.review.checks import problems
+from mmedexpert_jax.mmedexpert.review.events import Event, append, dumps, since
+from mmedexpert_jax.mmedexpert.review.outcome import Reviews, add, said, settings_of, status, verdict
+from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
+from mmedexpert_jax.mmedexpert.review.sources import encoded
+from mmedexpert_jax.mmedexpert.store import Store
+from mmedexpert_jax.runtime import files
+
+NAMESPACE = uuid.UUID("6f0f8f8e-3c0d-4d0a-9a53-6f7a4e0f7a11")  # of ids that are a function of what they name
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """A verdict that comes from another tool.
+
+    Attributes:
+        trace_id: of the trace.
+        reviewer: name.
+        kind: one of rubric.VERDICTS; "accept" with a changed text counts as "edit".
+        text: reasoning as the tool holds it; None where it has none.
+        reasons: codes of rubric.REASONS.
+        note: free text.
+        seconds: time taken; None where the tool does not say.
+    """
+
+    trace_id: str
+    reviewer: str
+    kind: str
+    text: str | None
+    reasons: tuple[str, ...] = ()
+    note: str = ""
+    seconds: float | None = None
+
+
+def take_in(store: Store, traces: Sequence[Trace], opinions: Iterable[Opinion], tool: str) -> dict[str, int]:
+    """Appends opinions to the trail as verdicts; the same opinion twice is stored once.
+
+    Returns:
+        Counts: "stored", "known", and by reason those left out.
+    """
+    by_id = {trace.id: trace for trace in traces}
+    known = {event.client_id for event in since(store)}
+    counts: Counter[str] = Counter()
+    events = []
+    for opinion in opinions:
+        trace = by_id.get(opinion.trace_id)
+        why = "no such trace" if trace is None else ""
+        if trace is not None:
+            value, why = _value(trace, opinion)
+        if why or trace is None:
+            counts[why] += 1
+            continue
+        id = str(uuid.uuid5(NAMESPACE, dumps([tool, opinion.reviewer, trace.id, value])))
+        counts["known" if id in known else "stored"] += 1
+        known.add(id)
+        events.append(
+            Event(id, opinion.reviewer, "reviewer", trace.id, "verdict", value | {"from": tool}, opinion.seconds)
+        )
+    append(store, events)
+    return dict(counts)
+
+
+def _value(trace: Trace, opinion: Opinion) -> tuple[dict[str, Any], str]:
+    """The value of the verdict's event, and why it cannot be taken ("" if it can)."""
+    if opinion.kind not in VERDICTS:
+        return {}, "no verdict"
+    if any(code not in REASONS for code in opinion.reasons):
+        return {}, "unknown reason code"
+    kind, text = opinion.kind, (opinion.text or "").strip()
+    if kind != "reject":
+        kind = "edit" if text and text != trace.text.strip() else "accept"
+    if kind == "accept" and opinion.kind == "edit":
+        return {}, "an edit that changes nothing"
+    if kind == "edit" and problems(trace, text):
+        return {}, "an edit that does not pass the checks"
+    value = {"kind": kind, "text": text if kind == "edit" else None, "reasons": list(opinion.reasons)}
+    return value | {"note": opinion.note, "rubric": {}}, ""
+
+
+def given(store: Store) -> dict[str, dict[str, Opinion]]:
+    """Verdicts that stand, by trace and reviewer, in the form that is passed on; adjudicators are left out."""
+    reviews = Reviews()
+    for event in since(store):
+        add(reviews, event)
+    return {
+        id: {
+            name: Opinion(id, name, view.kind, view.text, view.reasons, view.note, view.seconds)
+            for name, view in said(of_trace, "reviewer").items()
+        }
+        for id, of_trace in reviews.items()
+    }
+
+
+def case_text(trace: Trace) -> str:
+    """Question, lettered options and the answer, for tools that show one text."""
+    options = [f"{letter}. {text}" for letter, text in zip(LETTERS, trace.case.options, strict=False)]
+    return "\n".join([trace.case.question, *options, f"Answer: {trace.case.answer}"])
+
+
+def image_uris(trace: Trace) -> list[str]:
+    """The images as data URIs."""
+    found = (encoded(picture) for picture in trace.case.images)
+    return [f"data:{kind};base64,{base64.b64encode(data).decode()}" for data, kind in found]
+
+
+def read_list(path: Path) -> list[Any]:
+    """The list in a JSON file. Raises DataError."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error})") from None
+    if not isinstance(values, list):
+        raise DataError(f"{path} holds no list; export it again as JSON")
+    return values
+
+
+def write_trail(store: Store, traces: Sequence[Trace], folder: Path) -> list[Path]:
+    """Writes verdicts.jsonl, a line per trace with its state, and events.jsonl, the whole trail."""
+    events, reviews = since(store), Reviews()
+    for event in events:
+        add(reviews, event)
+    settings = settings_of(events)
+    rows = []
+    for trace in traces:
+        of_trace, needed = reviews.get(trace.id, {}), settings.needed(trace.id)
+        row = {"trace_id": trace.id, "case_id": trace.case.id, "paradigm": trace.paradigm, "specialty": trace.specialty}
+        found = verdict(of_trace, needed)
+        empty: dict[str, Any] = {"kind": None, "text": None, "reasons": [], "reviewers": []}
+        rows.append(row | {"status": status(of_trace, needed)} | (asdict(found) if found else empty))
+    paths = [folder / "verdicts.jsonl", folder / "events.jsonl"]
+    for path, lines in zip(paths, (rows, [asdict(event) for event in events]), strict=True):
+        files.write_text(path, "".join(dumps(line) + "\n" for line in lines))
+    return paths
+
+
+def read_trail(store: Store, path: Path) -> dict[str, int]:
+    """Appends the events of an events.jsonl from another place to the trail; those known already are left out.
+
+    Raises:
+        DataError: a line that is no event, named by its number; nothing is stored then.
+    """
+    events = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error})") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            event = Event(**row | {"id": 0})
+            if not all(
+                isinstance(value, str) for value in (event.client_id, event.reviewer, event.trace_id, event.kind)
+            ):
+                raise TypeError("client_id, reviewer, trace_id and kind must be texts")
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}, line {number}: no event of a review ({error})") from None
+        if event.kind != "settings":
+            events.append(event)
+    known = {event.client_id for event in since(store)}
+    append(store, events)
+    new = len({event.client_id for event in events} - known)
+    return {"stored": new, "known": len(events) - new}
+
+
+def user_id(name: str) -> str:
+    """An id for a name in tools that want UUIDs."""
+    return str(uuid.uuid5(NAMESPACE, name))
+
+
+def short(text: str) -> str:
+    """A short id that depends on the text alone."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -1,0 +1,140 @@
+"""Label Studio: tasks with a labeling configuration for it, and annotations from its JSON export.
+
+Format: https://labelstud.io/guide/task_format ("Label Studio JSON"). Text-only and image cases become two projects,
+since an image tag wants an image in every task.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from mmedexpert_jax.data.paradigms import PARADIGMS
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.mmedexpert.record import Trace
+from mmedexpert_jax.mmedexpert.review.exchange import Opinion, case_text, given, image_uris, read_list, short
+from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
+from mmedexpert_jax.mmedexpert.store import Store
+from mmedexpert_jax.runtime import files
+
+HOTKEYS = {"accept": "a", "edit": "e", "reject": "r"}
+
+
+def config(images: bool) -> str:
+    """The labeling configuration of a project."""
+    verdicts = "".join(f'\n    <Choice value="{kind}" hotkey="{HOTKEYS[kind]}"/>' for kind in VERDICTS)
+    reasons = "".join(f"\n    <Choice value={quoteattr(code)} hint={quoteattr(t)}/>" for code, t in REASONS.items())
+    viewer = '\n  <Image name="image" valueList="$images" zoom="true" zoomControl="true" brightnessControl="true"/>'
+    return f"""<View>
+  <Header value="Case"/>
+  <Text name="case" value="$case"/>{viewer if images else ""}
+  <Header value="$paradigm"/>
+  <Text name="trace" value="$trace"/>
+  <Choices name="verdict" toName="trace" choice="single" required="true" showInline="true">{verdicts}
+  </Choices>
+  <Choices name="reasons" toName="trace" choice="multiple" showInline="true">{reasons}
+  </Choices>
+  <Header value="Trace, to be edited where the verdict is edit"/>
+  <TextArea name="text" toName="trace" value="$trace" rows="8" maxSubmissions="1" editable="true"/>
+  <TextArea name="note" toName="trace" rows="2" maxSubmissions="1" placeholder="Note"/>
+</View>
+"""
+
+
+def write(store: Store, traces: Sequence[Trace], folder: Path, verdicts: bool = False) -> list[Path]:
+    """Writes label_studio-{text,image}.json, tasks to import, each with its configuration as .xml.
+
+    Args:
+        store: of the review.
+        traces: to write.
+        folder: that exists.
+        verdicts: add what has been said so far as annotations, which every annotator there can see.
+    """
+    said: Mapping[str, Mapping[str, Opinion]] = given(store) if verdicts else {}
+    paths = []
+    for modality in ("text", "image"):
+        tasks = [_task(trace, said.get(trace.id, {})) for trace in traces if trace.case.modality == modality]
+        if tasks:
+            path = folder / f"label_studio-{modality}.json"
+            files.write_text(path, json.dumps(tasks, ensure_ascii=False, indent=1))
+            files.write_text(path.with_suffix(".xml"), config(modality == "image"))
+            paths += [path, path.with_suffix(".xml")]
+    return paths
+
+
+def _task(trace: Trace, said: Mapping[str, Opinion]) -> dict[str, Any]:
+    paradigm = PARADIGMS[trace.paradigm]
+    data = {
+        "trace_id": trace.id,
+        "case": case_text(trace),
+        "paradigm": f"{paradigm.title}: {paradigm.definition}",
+        "trace": trace.text,
+        "specialty": trace.specialty,
+    }
+    if trace.case.images:
+        data["images"] = image_uris(trace)  # type: ignore[assignment]
+    task: dict[str, Any] = {"data": data}
+    if said:
+        task["annotations"] = [_annotation(trace, opinion) for opinion in said.values()]
+    return task
+
+
+def _annotation(trace: Trace, opinion: Opinion) -> dict[str, Any]:
+    def part(name: str, kind: str, values: Sequence[str]) -> dict[str, Any]:
+        field = "text" if kind == "textarea" else kind
+        id = short(f"{trace.id}:{opinion.reviewer}:{name}")
+        return {"id": id, "from_name": name, "to_name": "trace", "type": kind, "value": {field: list(values)}}
+
+    result = [part("verdict", "choices", [opinion.kind]), part("text", "textarea", [opinion.text or trace.text])]
+    if opinion.reasons:
+        result.append(part("reasons", "choices", opinion.reasons))
+    if opinion.note:
+        result.append(part("note", "textarea", [opinion.note]))
+    return {"reviewer": opinion.reviewer, "lead_time": opinion.seconds, "was_cancelled": False, "result": result}
+
+
+def read(path: Path, names: Mapping[str, str]) -> Iterator[Opinion]:
+    """Opinions in a JSON export; cancelled (skipped) annotations are left out.
+
+    Args:
+        path: the export.
+        names: e-mail address or number of an annotator there -> name here.
+
+    Raises:
+        DataError: no such export; it names the task.
+    """
+    for number, task in enumerate(read_list(path), 1):
+        where = f"{path}, task {number}"
+        trace_id = task.get("data", {}).get("trace_id") if isinstance(task, dict) else None
+        if not isinstance(trace_id, str):
+            raise DataError(f"{where}: no data.trace_id; export the project that was made from our tasks, as JSON")
+        for annotation in task.get("annotations") or ():
+            if annotation.get("was_cancelled"):
+                continue
+            try:
+                yield _opinion(trace_id, annotation, names)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{where}: an annotation that is not Label Studio's ({error!r})") from None
+
+
+def _opinion(trace_id: str, annotation: Mapping[str, Any], names: Mapping[str, str]) -> Opinion:
+    by_name: dict[str, list[str]] = {}
+    for part in annotation["result"]:
+        by_name[part["from_name"]] = part["value"].get("choices") or part["value"].get("text") or []
+    author = annotation.get("completed_by")
+    author = author.get("email") or author.get("id") if isinstance(author, dict) else author
+    reviewer = annotation.get("reviewer") or f"label-studio:{author}"
+    return Opinion(
+        trace_id,
+        names.get(str(author), reviewer),
+        next(iter(by_name.get("verdict", [])), ""),
+        _text(by_name.get("text")),
+        tuple(by_name.get("reasons", [])),
+        _text(by_name.get("note")) or "",
+        annotation.get("lead_time"),
+    )
+
+
+def _text(value: str | Sequence[str] | None) -> str | None:
+    return value if value is None or isinstance(value, str) else "\n".join(value)

@@ -1,0 +1,180 @@
+"""From events to verdicts: what each reviewer has said of a trace, and what follows from all of them."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from mmedexpert_jax.mmedexpert.review.events import Event, since
+from mmedexpert_jax.mmedexpert.store import Store
+
+
+@dataclass(frozen=True)
+class Said:
+    """A verdict of one person.
+
+    Attributes:
+        kind: one of rubric.VERDICTS.
+        text: the edited reasoning; None unless kind is "edit".
+        reasons: codes of rubric.REASONS.
+        note: free text.
+        rubric: criterion code -> met.
+        client_id: of the event.
+        seconds: time on the page; None where it was not measured.
+    """
+
+    kind: str
+    text: str | None
+    reasons: tuple[str, ...]
+    note: str
+    rubric: dict[str, bool]
+    client_id: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Review:
+    """One person's work on one trace: a draft that every action changes, and the verdict that stands.
+
+    Attributes:
+        role: "reviewer" or "adjudicator".
+        rubric: criterion code -> met, as far as marked.
+        reasons: codes, in the order of marking.
+        note: free text.
+        text: edited reasoning; None while it is as written.
+        skipped: put off to the end of the queue.
+        verdict: None before one is given or after it is undone.
+    """
+
+    role: str
+    rubric: dict[str, bool]
+    reasons: tuple[str, ...] = ()
+    note: str = ""
+    text: str | None = None
+    skipped: bool = False
+    verdict: Said | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the review found of a trace.
+
+    Attributes:
+        kind: "accept", "edit" or "reject".
+        text: the edited reasoning; None unless kind is "edit".
+        reasons: codes of rubric.REASONS, of all whose verdict it is.
+        reviewers: names; the adjudicator alone where one decided.
+    """
+
+    kind: str
+    text: str | None
+    reasons: tuple[str, ...]
+    reviewers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the last server was started with; stored as an event, so that the trail alone gives the verdicts.
+
+    Attributes:
+        reviewers: names.
+        adjudicators: names.
+        overlap: share of the traces that several reviewers see.
+        raters: reviewers of each such trace.
+        seed: of the choice and of the order.
+    """
+
+    reviewers: tuple[str, ...] = ()
+    adjudicators: tuple[str, ...] = ()
+    overlap: float = 0.0
+    raters: int = 2
+    seed: int = 0
+
+    def needed(self, trace_id: str) -> int:
+        """Reviewers that a trace asks for: `raters` for the overlap, as far as there are so many, else 1."""
+        double = share(f"{self.seed}:{trace_id}") < self.overlap
+        return max(1, min(self.raters, len(self.reviewers))) if double else 1
+
+
+def share(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def fold(review: Review | None, event: Event) -> Review:
+    """The review after one more event of its reviewer."""
+    review, value = review or Review(event.role, {}), event.value
+    if event.kind == "rubric":
+        rubric = {k: v for k, v in review.rubric.items() if k != value["criterion"]}
+        return replace(review, rubric=rubric | ({} if value["met"] is None else {value["criterion"]: value["met"]}))
+    if event.kind == "reason":
+        others = tuple(code for code in review.reasons if code != value["code"])
+        return replace(review, reasons=(*others, value["code"]) if value["on"] else others)
+    if event.kind == "note":
+        return replace(review, note=value["text"])
+    if event.kind == "edit":
+        return replace(review, text=value["text"])
+    if event.kind == "skip":
+        return replace(review, skipped=True)
+    if event.kind == "verdict":
+        reasons, rubric = tuple(value["reasons"]), value.get("rubric", {})
+        note = value.get("note", "")
+        said = Said(value["kind"], value["text"], reasons, note, rubric, event.client_id, event.seconds)
+        return replace(review, verdict=said, skipped=False)
+    if event.kind == "undo" and review.verdict and review.verdict.client_id == value["verdict"]:
+        return replace(review, verdict=None)
+    return review
+
+
+Reviews = dict[str, dict[str, Review]]  # trace id -> reviewer -> review
+
+
+def add(reviews: Reviews, event: Event) -> None:
+    """Takes one event into the reviews, in place."""
+    if event.trace_id:
+        of_trace = reviews.setdefault(event.trace_id, {})
+        of_trace[event.reviewer] = fold(of_trace.get(event.reviewer), event)
+
+
+def settings_of(events: Iterable[Event]) -> Settings:
+    """The last settings among the events; the defaults where there are none."""
+    values = [event.value for event in events if event.kind == "settings"]
+    if not values:
+        return Settings()
+    last = values[-1]
+    return Settings(**last | {name: tuple(last[name]) for name in ("reviewers", "adjudicators")})
+
+
+def said(of_trace: Mapping[str, Review], role: str) -> dict[str, Said]:
+    """Verdicts that stand, by name, of one role."""
+    return {name: r.verdict for name, r in of_trace.items() if r.verdict and r.role == role}
+
+
+def status(of_trace: Mapping[str, Review], needed: int) -> str:
+    """ "adjudicated"; "conflict": two reviewers differ; "settled": as many as needed agree; else "open"."""
+    if said(of_trace, "adjudicator"):
+        return "adjudicated"
+    views = said(of_trace, "reviewer").values()
+    if len({(view.kind, view.text) for view in views}) > 1:
+        return "conflict"
+    return "settled" if len(views) >= needed else "open"
+
+
+def verdict(of_trace: Mapping[str, Review], needed: int) -> Verdict | None:
+    """The verdict on a trace; None while it is open or in conflict."""
+    found = status(of_trace, needed)
+    if found in ("open", "conflict"):
+        return None
+    views = said(of_trace, "adjudicator" if found == "adjudicated" else "reviewer")
+    last = list(views.values())[-1]
+    reasons = tuple(dict.fromkeys(code for view in views.values() for code in view.reasons))
+    return Verdict(last.kind, last.text, last.reasons if found == "adjudicated" else reasons, tuple(views))
+
+
+def verdicts(store: Store) -> dict[str, Verdict]:
+    """Verdicts by trace id, from the audit trail alone; traces that are open or in conflict are left out."""
+    events, reviews = since(store), Reviews()
+    for event in events:
+        add(reviews, event)
+    settings = settings_of(events)
+    found = {id: verdict(of_trace, settings.needed(id)) for id, of_trace in reviews.items()}
+    return {id: v for id, v in found.items() if v is not None}

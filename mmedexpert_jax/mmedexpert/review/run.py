@@ -1,0 +1,150 @@
+"""The job `review`: serve the page, pass verdicts to and from other tools, or report."""
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.mmedexpert.record import Trace
+from mmedexpert_jax.mmedexpert.review import argilla, exchange, label_studio, report
+from mmedexpert_jax.mmedexpert.review.access import Access, secret
+from mmedexpert_jax.mmedexpert.review.desk import Desk
+from mmedexpert_jax.mmedexpert.review.events import since
+from mmedexpert_jax.mmedexpert.review.outcome import Settings
+from mmedexpert_jax.mmedexpert.review.server import ReviewServer
+from mmedexpert_jax.mmedexpert.review.sources import locate, open_review
+from mmedexpert_jax.mmedexpert.store import Store
+from mmedexpert_jax.runtime import files
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A review that is open: where its traces come from, and its store."""
+
+    data: str
+    folder: Path
+    store: Store
+    traces: list[Trace]
+
+
+def run(config: ConfigDict) -> None:
+    """Carries out `config.action`: "serve" until interrupted, "export", "import" or "report".
+
+    The trail is never deleted: `fresh` is refused.
+
+    Raises:
+        ConfigError, DataError, ResourceError: as the parts say.
+    """
+    if config.fresh:
+        raise ConfigError("config.fresh: verdicts of people are never deleted; choose another workdir to start over")
+    opened = _open(config)
+    print(f"reviewing {len(opened.traces)} traces of {opened.data}, events in {opened.store.path}", flush=True)
+    try:
+        {"serve": _serve, "export": _export, "import": _import, "report": _report}[config.action](config, opened)
+    finally:
+        opened.store.close()
+
+
+def describe(config: ConfigDict) -> str:
+    """What the job would do, in a few lines."""
+    opened = _open(config)
+    settings = settings_of(config)
+    double = sum(settings.needed(trace.id) > 1 for trace in opened.traces)
+    required = sum(settings.needed(trace.id) for trace in opened.traces)
+    events = len(since(opened.store))
+    opened.store.close()
+    lines = [
+        f"job      {config.job}, {config.action}",
+        f"traces   {len(opened.traces)} of {opened.data}, {double} of them for {settings.raters} reviewers",
+        f"verdicts {required} in all, {events} events so far in {opened.store.path}",
+        f"people   {', '.join(settings.reviewers)}; adjudicators {', '.join(settings.adjudicators) or 'none'}",
+        "nothing was run; leave out --config.plan to start",
+    ]
+    return "\n".join(lines)
+
+
+def settings_of(config: ConfigDict) -> Settings:
+    """The settings that decide who sees what."""
+    return Settings(config.reviewers, config.adjudicators, config.overlap, config.raters, config.seed)
+
+
+def _open(config: ConfigDict) -> Opened:
+    folder = Path(config.workdir)
+    data = locate(config.data.path, config.preset)
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return Opened(data, folder, *open_review(data, folder, config.split, config.limit, config.seed))
+
+
+def _serve(config: ConfigDict, opened: Opened) -> None:
+    desk = Desk(opened.store, opened.traces, settings_of(config))
+    access = Access(secret(opened.folder), config.reviewers, config.adjudicators)
+    server = ReviewServer(config.host, config.port, desk, access, config.blind)
+    desk.announce()
+    for person, link in access.links(config.host, server.port).items():
+        print(f"{person.role} {person.name}: {link}", flush=True)
+    if not server.loopback:
+        print(
+            f"warning: {config.host} may be reached by others, over plain HTTP; an SSH tunnel to 127.0.0.1 is safer",
+            file=sys.stderr,
+        )
+    print("every action is saved as it happens; Ctrl-C stops, the same command goes on", flush=True)
+    with server, contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever(poll_interval=0.2)
+    progress = desk.progress()
+    print(
+        f"\n{progress['verdicts']} of {progress['required']} verdicts, {progress['conflict']} to adjudicate", flush=True
+    )
+
+
+def _export(config: ConfigDict, opened: Opened) -> None:
+    folder = Path(config.exchange.path or opened.folder / "export").expanduser()
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    verdicts = config.exchange.verdicts
+    if config.exchange.tool == "label_studio":
+        paths = label_studio.write(opened.store, opened.traces, folder, verdicts)
+    elif config.exchange.tool == "argilla":
+        raters = config.raters if config.overlap == 1 else 1
+        paths = argilla.write(opened.store, opened.traces, folder, verdicts, raters)
+    else:
+        paths = exchange.write_trail(opened.store, opened.traces, folder)
+    print("\n".join(f"  wrote {path}" for path in paths), flush=True)
+
+
+def _import(config: ConfigDict, opened: Opened) -> None:
+    if not config.exchange.path:
+        raise ConfigError("config.exchange.path is empty; name the file to import")
+    path, tool = Path(config.exchange.path).expanduser(), config.exchange.tool
+    if not path.exists():
+        raise DataError(f"config.exchange.path: no such file: {path}")
+    names = _names(config.exchange.names)
+    if tool == "trail":
+        counts: Mapping[str, int] = exchange.read_trail(opened.store, path)
+    else:
+        read = {"label_studio": label_studio.read, "argilla": argilla.read}[tool]
+        counts = exchange.take_in(opened.store, opened.traces, list(read(path, names)), tool)
+    found = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    print(f"imported {path}: {found or 'no verdict in it'}", flush=True)
+
+
+def _names(pairs: tuple[str, ...]) -> dict[str, str]:
+    names = {}
+    for pair in pairs:
+        theirs, equals, ours = pair.partition("=")
+        if not equals or not theirs or not ours:
+            raise ConfigError(f"config.exchange.names: {pair!r} is not theirs=ours, such as anna@clinic.example=anna")
+        names[theirs] = ours
+    return names
+
+
+def _report(config: ConfigDict, opened: Opened) -> None:
+    figures = report.summary(opened.store, opened.traces)
+    text = report.markdown(figures)
+    files.write_json(opened.folder / "agreement.json", figures)
+    files.write_text(opened.folder / "report.md", f"# Review of {opened.data}\n\n{text}")
+    print(f"{text}\n  wrote {opened.folder / 'agreement.json'} and report.md", flush=True)

@@ -1,0 +1,95 @@
+"""What is put before reviewers: the traces of a dataset run that passed stage 1, or those of any data set."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from mmedexpert_jax.data import load_cases
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.mmedexpert.record import Check, Picture, Record, Trace, trace_id
+from mmedexpert_jax.mmedexpert.store import FILE, Store
+
+OWN_FILE = "review.sqlite"  # holds the events of a review whose traces come from a data set
+SPLITS = ("train", "dev", "test")
+
+
+def locate(data: str, preset: str) -> str:
+    """The data to review: `data` as given, else the dataset run of the preset where there is one, else "mini"."""
+    if data:
+        return data
+    run = Path("runs") / f"dataset-{preset}"
+    return str(run) if (run / FILE).is_file() else "mini"
+
+
+def open_review(data: str, workdir: Path, split: str, limit: int = 0, seed: int = 0) -> tuple[Store, list[Trace]]:
+    """The store that takes the events, and the traces to review.
+
+    Args:
+        data: directory of a dataset run, whose store is used; else as in `data.load_cases`.
+        workdir: takes the store of a data set's review.
+        split: of a data set, or "all".
+        limit: at most so many traces; 0: all.
+        seed: of the choice that `limit` makes in a data set.
+
+    Raises:
+        DataError: nothing to read, or no trace in it.
+    """
+    folder = Path(data).expanduser()
+    if (folder / FILE).is_file():
+        store = Store(folder / FILE)
+        traces = list(store.traces())
+        traces = traces[:limit] if limit else traces
+    else:
+        traces = list(_of_data_set(data, split, limit, seed))
+        workdir.mkdir(parents=True, exist_ok=True)
+        store = Store(workdir / OWN_FILE)
+    if not traces:
+        raise DataError(f"{data} holds no trace to review; run the stages of configs/dataset.py before the review")
+    store.read("PRAGMA synchronous=FULL")  # an event that was answered for survives a power cut too
+    return store, traces
+
+
+def _of_data_set(data: str, split: str, limit: int, seed: int) -> Iterable[Trace]:
+    for name in SPLITS if split == "all" else (split,):
+        for case in load_cases(data, name, limit=limit, seed=seed):
+            if case.trace:
+                yield from_case(case, source=f"{data}/{name}")
+        if Path(data).is_file():
+            return
+
+
+def from_case(case: Case, source: str = "") -> Trace:
+    """A case of a data set with its trace, as the factory would pass it on."""
+    record = Record(
+        id=case.id,
+        source=source,
+        source_id=case.id,
+        split="",
+        licence="",
+        redistributable=False,
+        question=case.question,
+        options=case.options,
+        answer=case.answer,
+        images=tuple(Picture(f"{case.id}-{i}.png", _png(image)) for i, image in enumerate(case.images)),
+        specialty=case.specialty,
+        paradigms=case.paradigms,
+    )
+    id = trace_id(case.id, case.paradigm, "", 0, case.trace)
+    return Trace(id, record, case.paradigm, case.trace, "", "", 0, "", Check(True, case.answer))
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def encoded(picture: Picture) -> tuple[bytes, str]:
+    """An image as a browser shows it, and its content type; what browsers cannot read becomes PNG."""
+    with Image.open(io.BytesIO(picture.data)) as image:
+        if image.format in ("PNG", "JPEG", "WEBP", "GIF"):
+            return picture.data, f"image/{image.format.lower()}"
+        return _png(image.convert("RGB")), "image/png"
