@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import medeval
 from mmedexpert_jax.data import load_cases
+from mmedexpert_jax.data.benchmarks import from_case
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.run import sample_rows
 from mmedexpert_jax.models import load_architecture, load_processor
@@ -42,7 +43,7 @@ def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
                 on_batch=progress.update,
             )
         evaluation.write(_rows(run, step, make=True))
-        run.table("held_out", step, sample_rows(evaluation, cases))
+        run.table("held_out", step, sample_rows(evaluation, [from_case(case) for case in cases]))
         summary = evaluation.summary()
         metrics = {f"eval/{name}": summary[name] for name in ("accuracy", "parse_rate", "mean_length", "truncated")}
         by = summary["by"]

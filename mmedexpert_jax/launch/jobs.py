@@ -56,8 +56,11 @@ def _review(config: ConfigDict) -> None:
 
 
 def default_workdir(config: ConfigDict) -> str:
-    """runs/<job>-<preset>; one DSA expert stands inside, where the job over all of them puts it."""
+    """runs/<job>-<preset>; one DSA expert stands inside, where the job over all of them puts it, and so does one of
+    several processes that share an evaluation."""
     folder = f"runs/{config.job}-{config.preset}"
+    if config.job == "evaluate" and config.processes > 1:
+        return f"{folder}/process-{config.process}"
     single = config.job == "dsa" and config.specialty != "all"
     return f"{folder}/{config.specialty}" if single else folder
 

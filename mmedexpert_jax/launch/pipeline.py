@@ -69,11 +69,11 @@ def _finish(run: "Run", evaluation: str, names: list[str]) -> None:
     """One table: accuracy in all and by specialty with 95 % intervals, and the paired gain over the base."""
     from mmedexpert_jax.medeval import tables
     from mmedexpert_jax.medeval.evaluate import Evaluation
-    from mmedexpert_jax.medeval.run import slug
+    from mmedexpert_jax.medeval.finish import rows_path
+    from mmedexpert_jax.medeval.run import MINI
     from mmedexpert_jax.runtime import files, report
 
-    rows = Path(evaluation) / "export" / "rows"
-    evaluations = {name: Evaluation.read(rows / f"{slug(name)}.jsonl") for name in names}
+    evaluations = {name: Evaluation.read(rows_path(Path(evaluation), MINI, name)) for name in names}
     summaries = {name: found.summary() for name, found in evaluations.items()}
     gains = {row.pop("model"): row for row in tables.comparison_table(evaluations)}
     table = [row | gains.get(row["model"], {}) for row in tables.models_table(summaries)]

@@ -26,21 +26,25 @@ CHOICES = {
     "paradigm": ("", *PARADIGMS, "all"),
     "method": ("ties", "task_arithmetic", "average", "slerp"),
     "rl_origin": ("base", "start"),
-    "scorer": ("strict", "medevalkit"),
+    "scorer": ("strict", "medevalkit", "medxpertqa"),
+    "judge.what": ("open", "unparsed", "all"),
     "format": ("model", "adapter"),
     "action": ("serve", "report", "export", "import"),
     "exchange.tool": ("trail", "label_studio", "argilla"),
 }
 _SIZES = "batch_size accumulation buckets prompts_per_step num_samples max_new_tokens max_prompt_length lora.rank"
-_COUNTS = "raters checkpoint_every inner_epochs minibatches paradigms_per_query eval.num_samples eval.batch_size"
+_COUNTS = (
+    "raters checkpoint_every inner_epochs minibatches paradigms_per_query eval.num_samples eval.batch_size processes"
+)
 _FROM_ZERO = (
     "seed limit steps epochs beta temperature top_k samples_every explain eval.limit eval.temperature "
-    "warmup_steps weight_decay max_grad_norm micro_batch port"
+    "warmup_steps weight_decay max_grad_norm micro_batch port process report_items"
 )
 AT_LEAST = dict.fromkeys(f"{_SIZES} {_COUNTS}".split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
 FROM_ZERO_TO_ONE = ("overlap",)
 ABOVE_ZERO = ("lr", "lora.alpha", "clip", "advantage_eps")
 SHARES = ("density", "top_p")  # in (0, 1]
+ELSEWHERE = re.compile(r"([^:/]*=)?(system|endpoint|transformers):")  # models that are not files here
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
@@ -59,15 +63,25 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(f"config.{prefix}steps and config.{prefix}epochs are both 0; set one of them")
         if "objective" in stage:
             _check_groups(prefix, stage)
-    if "model" in config:
+    if config.get("job") == "evaluate":
+        _check_evaluated(config)
+    elif "model" in config:
         check_model("model.path", config.model.path)
-    for key in ("experts", "compare"):
-        for model in config.get(key, ()):
-            check_model(key, model.rpartition("=")[2])
+    for model in config.get("experts", ()):
+        check_model("experts", model.rpartition("=")[2])
     for weight in config.get("weights", ()):
         convert("weights", weight, float)
     if "data" in config and config.data.path != "mini" and not Path(config.data.path).expanduser().exists():
         raise DataError(f"config.data.path: no such file or directory: {config.data.path}")
+
+
+def _check_evaluated(config: ConfigDict) -> None:
+    """Models of an evaluation, and the process's number."""
+    for key, entry in [("model.path", config.model.path), *(("compare", model) for model in config.compare)]:
+        if not ELSEWHERE.match(entry):
+            check_model(key, entry.rpartition("=")[2])
+    if config.process >= config.processes:
+        raise ConfigError(f"config.process={config.process} must be below config.processes={config.processes}")
 
 
 def check_model(key: str, path: str) -> None:

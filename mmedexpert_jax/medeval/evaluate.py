@@ -1,27 +1,33 @@
-"""Answers of one model to many cases, judged: batches of few shapes, one row per answer, a summary with intervals."""
+"""Answers of one model to the items of a benchmark, judged: one row per answer, a summary with intervals."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from mmedexpert_jax import rollout
+from mmedexpert_jax.data.benchmarks import Item, from_case
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, Case
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.medeval.batches import Job, plan
-from mmedexpert_jax.medeval.scoring import judge_choice, strict_choice
-from mmedexpert_jax.medeval.stats import Comparison, bootstrap, compare, wilson
+from mmedexpert_jax.medeval.scoring import score
+from mmedexpert_jax.medeval.stats import (
+    Comparison,
+    bootstrap,
+    compare,
+    majority,
+    pass_at_k,
+    stratified_bootstrap,
+    wilson,
+)
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.processor import Processor
+from mmedexpert_jax.rollout import Engine, Reply, Settings
 
-GROUPS = ("specialty", "paradigm", "modality", "task")
+BOTH = ("strict", "medevalkit")  # scorers that every report shows
 
 
 @dataclass(frozen=True)
@@ -29,71 +35,97 @@ class Row:
     """One answer.
 
     Attributes:
-        id: of the case.
+        id: of the item.
         sample: number of the answer among those to the same prompt.
-        response: the whole completion.
-        letter: what the strict parser reads in it; None where it reads nothing.
-        answer: letter of the right option.
-        right: verdict of the scorer.
+        response: the whole completion, of the last turn.
+        said: what the strict scorer reads in it: a letter, "yes" or "no", or text; None where it reads nothing.
+        answer: letter or text of the key.
+        right: verdict of the scorer in force.
         tokens: length of the completion, its end counted.
         truncated: it reached the limit without an end.
-        specialty: of the case.
-        paradigm: that the prompt asks for; of a prompt that asks for none, the case's own.
-        modality: "image" or "text".
-        task: of the case.
+        labels: what accuracies are broken down by; "paradigm" is the one that the prompt asks for, if it asks for one.
+        verdicts: scorer -> whether it holds the answer right.
+        guessed: MedEvalKit's scorer could not read the answer and took the most similar option.
+        f1: token F1 of an open answer.
+        first: the reply to the first turn, where there are two.
     """
 
     id: str
     sample: int
     response: str
-    letter: str | None
+    said: str | None
     answer: str
     right: bool
     tokens: int
     truncated: bool
-    specialty: str
-    paradigm: str
-    modality: str
-    task: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    verdicts: Mapping[str, bool] = field(default_factory=dict)
+    guessed: bool = False
+    f1: float = 0.0
+    first: str = ""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answers of one model, in the order of the cases."""
+    """The answers of one model, in the order of the items."""
 
     rows: tuple[Row, ...]
 
     def outcomes(self) -> dict[str, list[bool]]:
-        """Verdicts by case; all samples and prompts of a case stand together."""
-        outcomes: dict[str, list[bool]] = {}
-        for row in self.rows:
-            outcomes.setdefault(row.id, []).append(row.right)
-        return outcomes
+        """Verdicts by item; all samples and prompts of an item stand together."""
+        return {item: [row.right for row in rows] for item, rows in self._by_item().items()}
 
     def summary(self) -> dict[str, Any]:
-        """Accuracy with its interval, parse rate and lengths of all rows, and accuracy `by` each of GROUPS."""
-        by = {}
-        for group in GROUPS:
-            values = sorted({getattr(row, group) for row in self.rows} - {""})
-            by[group] = {value: self.only(group, value).accuracy() for value in values}
-        return self.accuracy() | {
-            "parse_rate": _mean(row.letter is not None for row in self.rows),
+        """Accuracy with its intervals; the same under both scorers; shares of guesses, of answers parsed and cut off;
+        accuracy `by` each label's values; votes and pass@k where items have several answers."""
+        labels = dict.fromkeys(label for row in self.rows for label in row.labels)
+        by = {
+            label: {value: self.only(label, value).accuracy() for value in self.values(label)}
+            for label in labels
+            if self.values(label)
+        }
+        scorers = dict.fromkeys(scorer for row in self.rows for scorer in row.verdicts)
+        figures = self.accuracy() | {
+            "scorers": {scorer: self.under(scorer).accuracy() for scorer in scorers},
+            "parse_rate": _mean(row.said is not None for row in self.rows),
+            "guessed": _mean(row.guessed for row in self.rows),
+            "f1": _mean(row.f1 for row in self.rows),
             "mean_length": _mean(row.tokens for row in self.rows),
             "truncated": _mean(row.truncated for row in self.rows),
             "by": by,
         }
+        return figures | self._samples()
 
-    def accuracy(self) -> dict[str, float]:
-        """Items, mean accuracy, and its 95 % interval: Wilson's, or over items where they have several answers."""
-        items = self.outcomes().values()
-        means = [_mean(outcomes) for outcomes in items]
-        single = all(len(outcomes) == 1 for outcomes in items)
-        low, high = wilson(int(sum(means)), len(means)) if single else bootstrap(means)
-        return {"items": len(means), "accuracy": _mean(means), "low": low, "high": high}
+    def accuracy(self) -> dict[str, Any]:
+        """Items, mean accuracy, and 95 % intervals of it: "low" and "high" are Wilson's, or the bootstrap's over items
+        where they have several answers; "bootstrap" is always the latter."""
+        means = [_mean(outcomes) for outcomes in self.outcomes().values()]
+        single = all(len(outcomes) == 1 for outcomes in self.outcomes().values())
+        resampled = bootstrap(means)
+        low, high = wilson(int(sum(means)), len(means)) if single else resampled
+        return {"items": len(means), "accuracy": _mean(means), "low": low, "high": high, "bootstrap": list(resampled)}
 
-    def only(self, group: str, value: str) -> "Evaluation":
-        """The rows of one specialty, paradigm, modality or task."""
-        return Evaluation(tuple(row for row in self.rows if getattr(row, group) == value))
+    def macro(self, label: str) -> dict[str, Any]:
+        """Mean of the accuracies by a label's values, and its bootstrap interval with items drawn within each value."""
+        strata = [
+            [_mean(outcomes) for outcomes in self.only(label, value).outcomes().values()]
+            for value in self.values(label)
+        ]
+        low, high = stratified_bootstrap(strata)
+        items = sum(map(len, strata))
+        return {"items": items, "accuracy": _mean(map(_mean, strata)), "low": low, "high": high}
+
+    def values(self, label: str) -> list[str]:
+        """Values of a label, sorted."""
+        return sorted({row.labels.get(label, "") for row in self.rows} - {""})
+
+    def only(self, label: str, value: str) -> "Evaluation":
+        """The rows of one specialty, task, modality ..."""
+        return Evaluation(tuple(row for row in self.rows if row.labels.get(label) == value))
+
+    def under(self, scorer: str) -> "Evaluation":
+        """The same answers under another of their verdicts."""
+        return Evaluation(tuple(replace(row, right=row.verdicts.get(scorer, False)) for row in self.rows))
 
     def write(self, path: str | Path) -> None:
         """Writes the rows as JSON lines."""
@@ -104,26 +136,85 @@ class Evaluation:
     def read(cls, path: str | Path) -> "Evaluation":
         """Reads what `write` wrote. Raises DataError."""
         try:
-            return cls(tuple(Row(**json.loads(line)) for line in Path(path).read_text(encoding="utf-8").splitlines()))
+            lines = Path(path).read_text(encoding="utf-8").split("\n")
+            return cls(tuple(Row(**json.loads(line)) for line in lines if line))
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{path}: not the rows of an evaluation ({error})") from None
 
+    def _by_item(self) -> dict[str, list[Row]]:
+        rows: dict[str, list[Row]] = {}
+        for row in self.rows:
+            rows.setdefault(row.id, []).append(row)
+        return rows
+
+    def _samples(self) -> dict[str, Any]:
+        """Majority vote over what the strict scorer reads, and pass@k; empty where an item has one answer."""
+        items = list(self._by_item().values())
+        least = min(map(len, items), default=0)
+        if least < 2:
+            return {}
+        votes = [majority([(row.said, row.verdicts.get("strict", row.right)) for row in rows]) for rows in items]
+        low, high = bootstrap(votes)
+        ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < least] + [least]
+        counts = [(sum(row.right for row in rows), len(rows)) for rows in items]
+        passed = {}
+        for k in ks:
+            values = [pass_at_k(right, total, k) for right, total in counts]
+            ends = bootstrap(values)
+            passed[str(k)] = {"items": len(items), "accuracy": _mean(values), "low": ends[0], "high": ends[1]}
+        vote = {"items": len(items), "accuracy": _mean(votes), "low": low, "high": high}
+        return {"majority": vote, "pass_at": passed}
+
 
 def compare_evaluations(first: Sequence[Evaluation], second: Sequence[Evaluation], seed: int = 0) -> Comparison:
-    """Paired comparison over the cases that both sides answered; runs (seeds) and samples of a case stay together."""
+    """Paired comparison over the items that both sides answered; runs (seeds) and samples of an item stay together."""
     before, after = _pooled(first), _pooled(second)
-    shared = [case for case in before if case in after]
+    shared = [item for item in before if item in after]
     if not shared:
         raise DataError("the two evaluations have no case in common: evaluate both on the same split")
-    return compare([before[case] for case in shared], [after[case] for case in shared], seed)
+    return compare([before[item] for item in shared], [after[item] for item in shared], seed)
 
 
 def _pooled(evaluations: Sequence[Evaluation]) -> dict[str, list[bool]]:
     pooled: dict[str, list[bool]] = {}
     for evaluation in evaluations:
-        for case, outcomes in evaluation.outcomes().items():
-            pooled.setdefault(case, []).extend(outcomes)
+        for item, outcomes in evaluation.outcomes().items():
+            pooled.setdefault(item, []).extend(outcomes)
     return pooled
+
+
+def judged(
+    item: Item,
+    replies: Sequence[Reply],
+    *,
+    form: str = "tags",
+    paradigm: str | None = None,
+    scorer: str = "strict",
+    first: Sequence[Reply] = (),
+) -> list[Row]:
+    """Rows of a model's replies to one item under a prompt that asks for an answer in `form`. Raises ConfigError."""
+    rows = []
+    labels = {label: value for label, value in item.labels.items() if value}
+    for sample, reply in enumerate(replies):
+        scores = {name: score(item, reply.text, name, form) for name in dict.fromkeys((*BOTH, scorer))}
+        rows.append(
+            Row(
+                id=item.id,
+                sample=sample,
+                response=reply.text,
+                said=scores["strict"].answer,
+                answer=item.answer,
+                right=scores[scorer].right,
+                tokens=reply.tokens,
+                truncated=reply.truncated,
+                labels=labels | ({"paradigm": paradigm} if paradigm else {}),
+                verdicts={name: found.right for name, found in scores.items()},
+                guessed=scores["medevalkit"].guessed,
+                f1=scores["strict"].f1,
+                first=first[sample].text if first else "",
+            )
+        )
+    return rows
 
 
 def evaluate(
@@ -143,7 +234,7 @@ def evaluate(
     scorer: str = "strict",
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Lets a model answer cases and judges what it says.
+    """Lets a model in memory answer cases and judges what it says.
 
     Args:
         model: the network.
@@ -158,7 +249,7 @@ def evaluate(
         max_prompt_length: tokens; a longer prompt is refused. None: no limit.
         max_new_tokens: limit of an answer.
         paradigm: None for prompts without guidelines; one of PARADIGMS; or "all": each case under each that applies.
-        scorer: "strict" or "medevalkit" (`scoring.judge_choice`).
+        scorer: "strict", "medevalkit" or "medxpertqa" (`scoring.score`).
         on_batch: called with the number of prompts answered so far.
 
     Raises:
@@ -166,67 +257,44 @@ def evaluate(
         DataError: a prompt over the limit, or a case that cannot be encoded, by its id.
     """
     jobs = list(_jobs(cases, paradigm))
+    settings = Settings(
+        num_samples=num_samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        batch_size=batch_size,
+        max_prompt_length=max_prompt_length,
+    )
+    engine = Engine(model, params, processor, settings, lora=lora, key=key)
+    prompts = (conversation(case, asked) for case, asked in jobs)
     rows: dict[int, list[Row]] = {}
-    for batch, members in plan(processor, jobs, batch_size, max_prompt_length):
-        completions = rollout.generate(
-            model,
-            params,
-            batch,
-            key=key,
-            num_samples=num_samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            lora=lora,
-            rows=jnp.array(members, jnp.int32),
-        )
-        tokens, lengths, truncated = map(np.asarray, (completions.tokens, completions.lengths, completions.truncated))
-        for place, number in enumerate(members):
-            if number not in rows:  # a batch is filled up with repeated prompts
-                texts = [processor.decode(ids[:n]) for ids, n in zip(tokens[place], lengths[place], strict=True)]
-                judged = zip(texts, lengths[place], truncated[place], strict=True)
-                rows[number] = [_row(jobs[number], i, *found, scorer) for i, found in enumerate(judged)]
-        on_batch(len(rows))
+    for number, replies in engine.answer(prompts, names=(f"case {case.id}" for case, _ in jobs)):
+        case, asked = jobs[number]
+        rows[number] = judged(from_case(case), replies, paradigm=asked, scorer=scorer)
+        if len(rows) % batch_size == 0 or len(rows) == len(jobs):
+            on_batch(len(rows))
     return Evaluation(tuple(row for number in range(len(jobs)) for row in rows[number]))
 
 
-def constant(cases: Sequence[Case]) -> tuple[str, Evaluation]:
-    """The baseline that always answers the letter which is right most often in these very cases."""
-    counts = {letter: sum(case.answer == letter for case in cases) for letter in LETTERS}
+def constant(items: Sequence[Item]) -> tuple[str, Evaluation]:
+    """The baseline that always answers the letter which is right most often in these very items."""
+    counts = {letter: sum(item.answer == letter for item in items) for letter in LETTERS}
     letter = max(LETTERS, key=counts.__getitem__)
-    said = f"<answer>{letter}</answer>"
-    return letter, Evaluation(tuple(_row(job, 0, said, 1, False, "strict") for job in _jobs(cases, None)))
+    said = [Reply(f"<answer>{letter}</answer>", 1, False)]
+    return letter, Evaluation(tuple(row for item in items for row in judged(item, said)))
 
 
-def chance(cases: Sequence[Case]) -> float:
-    """Expected accuracy of a uniform guess."""
-    return _mean(1 / len(case.options) for case in cases)
+def chance(items: Sequence[Item]) -> float:
+    """Expected accuracy of a uniform guess among the options, or of a coin for yes and no; 0 for an open question."""
+    sizes = {"choice": lambda item: 1 / len(item.options), "yes_no": lambda item: 0.5, "open": lambda item: 0.0}
+    return _mean(sizes[item.kind](item) for item in items)
 
 
-def _jobs(cases: Sequence[Case], paradigm: str | None) -> Iterator[Job]:
+def _jobs(cases: Sequence[Case], paradigm: str | None) -> Iterator[tuple[Case, str | None]]:
     if paradigm not in (None, "all", *PARADIGMS):
         raise ConfigError(f"no paradigm {paradigm!r}: choose one of {', '.join(PARADIGMS)}, all, or none")
     for case in cases:
         for asked in case.paradigms if paradigm == "all" else (paradigm,):
-            yield Job(case, asked, conversation(case, asked))
-
-
-def _row(job: Job, sample: int, text: str, tokens: int, truncated: bool, scorer: str) -> Row:
-    case = job.case
-    labelled = [f"{letter}. {option}" for letter, option in zip(LETTERS, case.options, strict=False)]
-    return Row(
-        id=case.id,
-        sample=sample,
-        response=text,
-        letter=strict_choice(text, case.options),
-        answer=case.answer,
-        right=judge_choice(text, labelled, case.answer, scorer),
-        tokens=int(tokens),
-        truncated=bool(truncated),
-        specialty=case.specialty,
-        paradigm=job.paradigm or case.paradigm,
-        modality=case.modality,
-        task=case.task,
-    )
+            yield case, asked
 
 
 def _mean(values: Any) -> float:

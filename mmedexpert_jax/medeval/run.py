@@ -1,113 +1,165 @@
-"""The job `evaluate` (section 5): one or several models on one split, their rows, tables and report."""
+"""The job `evaluate` (section 5): models on benchmarks, their answers, rows, tables and report."""
 
+import contextlib
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.data import load_cases
-from mmedexpert_jax.data.case import LETTERS, Case
-from mmedexpert_jax.errors import ConfigError, Interrupted
-from mmedexpert_jax.medeval import tables
-from mmedexpert_jax.medeval.evaluate import GROUPS, Evaluation, chance, constant, evaluate
-from mmedexpert_jax.models import load_model, load_processor
-from mmedexpert_jax.runtime import Run, files, report
+from mmedexpert_jax.data import benchmarks
+from mmedexpert_jax.data.benchmarks import Benchmark, Item
+from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.medeval.ask import Asker, Share, questions
+from mmedexpert_jax.medeval.backends import Backend
+from mmedexpert_jax.medeval.backends.choose import generation, open_backend
+from mmedexpert_jax.medeval.evaluate import Evaluation, judged
+from mmedexpert_jax.medeval.finish import finish, slug, style
+from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.store import Answers
+from mmedexpert_jax.medeval.systems import Target, parse
+from mmedexpert_jax.processing.images import open_image
+from mmedexpert_jax.runtime import Run
 
-SAMPLES = 100  # answers of each model that the report shows
+SAMPLES = 100  # answers that a training run shows of an evaluation
+MINI = "mmedexpert_mini"  # the benchmark that reads data.path and split
 
 
 def run(config: ConfigDict, run: Run) -> None:
-    """Evaluates `model.path` and every model of `compare` on one split, and says how they differ.
+    """Asks `model.path` and every model of `compare` every question of every benchmark, and says how they differ.
 
-    Writes export/rows/<model>.jsonl as soon as a model is done (a resumed run does not ask it again),
-    export/summary.json, table.md, samples/ and report.html, and finishes the run with the summaries by model.
+    Answers are stored as they come, so that a run that was stopped asks none of them again. With `processes` above 1
+    only this process's share is asked; a run of one process with the same folder of answers then makes the tables.
 
     Args:
-        config: of the job; `compare` holds further models as "path" or "name=path".
+        config: of the job.
         run: the open run.
+
+    Raises:
+        ConfigError: a name twice, an unknown benchmark, system, prompt or scorer.
+        DataError: a benchmark's files, a model, or a question that a model cannot take.
+        RemoteError: the hub or an endpoint.
+        Interrupted: a signal came.
     """
-    cases = load_cases(config.data.path, config.split, limit=config.limit, seed=config.seed)
-    evaluations = {}
-    for name, path in models(config).items():
-        if signum := run.interrupted():
-            raise Interrupted(f"stopped before {name}; the same command resumes", signum)
-        rows = run.path / "export" / "rows" / f"{slug(name)}.jsonl"
-        if not rows.exists():
-            found = _evaluate(config, run, name, path, cases)
-            rows.parent.mkdir(parents=True, exist_ok=True)
-            found.write(rows)
-        evaluations[name] = Evaluation.read(rows)
-    _finish(run, cases, evaluations)
+    targets = models(config)
+    folder = _answers(config, run)
+    results = {key: Result(benchmark, {}) for key, benchmark in load(config).items()}
+    for target in targets:
+        with contextlib.closing(open_backend(config, target, folder / slug(target.name), run)) as backend:
+            for key, result in results.items():
+                store = folder / slug(target.name) / slug(key)
+                found = _evaluate(config, run, backend, target, key, result.benchmark, store)
+                result.evaluations[target.name] = _judge(config, run, found, result.benchmark, folder)
+    if config.processes > 1:
+        answered = {t.name: sum(len(r.evaluations[t.name].rows) for r in results.values()) for t in targets}
+        run.finish({"answers": answered})
+        print(f"process {config.process} of {config.processes} has its answers; a run of one process makes the tables")
+        return
+    finish(config, run, targets, results)
 
 
-def models(config: ConfigDict) -> dict[str, str]:
-    """Name -> path of the models to evaluate; a path without a name is its own. Raises ConfigError on a name twice."""
-    named: dict[str, str] = {}
+def models(config: ConfigDict) -> list[Target]:
+    """The models to evaluate, the reference first. Raises ConfigError on a name twice, and on unknown systems."""
+    named: dict[str, Target] = {}
     for entry in (config.model.path, *config.get("compare", ())):
-        name, _, path = entry.rpartition("=")
-        if (name or path) in named:
-            raise ConfigError(f"two models are called {name or path!r}: give names as name=path")
-        named[name or path] = path
-    return named
+        target = parse(entry, config.endpoint.url)
+        if target.name in named:
+            raise ConfigError(f"two models are called {target.name!r}: give names as name=path")
+        named[target.name] = target
+    return list(named.values())
 
 
-def slug(name: str) -> str:
-    """A model's name as a file name."""
-    return "".join(char if char.isalnum() or char in "-." else "-" for char in name).strip("-.")
-
-
-def _evaluate(config: ConfigDict, run: Run, name: str, path: str, cases: Sequence[Case]) -> Evaluation:
-    model, params = load_model(path, dtype=config.model.dtype)
-    paradigm = config.get("paradigm") or None
-    prompts = sum(len(case.paradigms) for case in cases) if paradigm == "all" else len(cases)
-    with run.progress(prompts, label=name) as progress:
-        return evaluate(
-            model,
-            params,
-            load_processor(path),
-            cases,
-            key=jax.random.key(config.seed),
-            num_samples=config.num_samples,
-            temperature=config.temperature,
-            batch_size=config.batch_size,
-            max_prompt_length=config.max_prompt_length,
-            max_new_tokens=config.max_new_tokens,
-            paradigm=paradigm,
-            scorer=config.scorer,
-            on_batch=progress.update,
+def load(config: ConfigDict) -> dict[str, Benchmark]:
+    """The benchmarks by their entry's name, subset and split; prints what was counted in each."""
+    loaded = {}
+    for entry in config.benchmarks:
+        key, _, source = entry.partition("=")
+        rest, _, split = key.partition("@")
+        name, _, subset = rest.partition(":")
+        if name == MINI:
+            source = source or ("" if config.data.path == "mini" else config.data.path)
+            split = split or config.split
+        loaded[key] = benchmarks.load(
+            name,
+            source,
+            split=split,
+            subset=subset,
+            limit=config.limit,
+            seed=config.seed,
+            skip_broken=config.skip_broken,
         )
+        print(benchmarks.describe(loaded[key]), flush=True)
+    if not loaded:
+        raise ConfigError("config.benchmarks is empty; name at least one")
+    return loaded
 
 
-def _finish(run: Run, cases: Sequence[Case], evaluations: dict[str, Evaluation]) -> None:
-    summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
-    letter, always = constant(cases)
-    headline = [
-        *tables.models_table(summaries | {f"always {letter}": always.summary()}),
-        tables.chance_row(chance(cases)),
-    ]
-    parts = {"Accuracy, % [95 % interval]": headline}
-    if len(evaluations) > 1:
-        parts["Paired comparison, points [95 % interval]"] = tables.comparison_table(evaluations)
-    parts |= {f"By {group}": tables.breakdown_table(summaries, group) for group in GROUPS}
-    for name, evaluation in evaluations.items():
-        run.table(slug(name), 0, sample_rows(evaluation, cases))
-    files.write_json(run.path / "export" / "summary.json", summaries)
-    text = "\n".join(f"## {title}\n\n{tables.markdown(rows)}" for title, rows in parts.items() if rows)
-    files.write_text(run.path / "table.md", text)
-    run.finish({"models": summaries})
-    report.report_run(run.path, [report.Table(title, rows) for title, rows in parts.items() if rows])
-    tables.show(headline, "Accuracy, % [95 % interval]")
-
-
-def sample_rows(evaluation: Evaluation, cases: Sequence[Case]) -> list[dict]:
+def sample_rows(evaluation: Evaluation, items: Sequence[Item]) -> list[dict]:
     """Up to SAMPLES answers at even distances, with question, options and images, to be read."""
-    by_id = {case.id: case for case in cases}
+    by_id = {item.id: item for item in items}
     stride = -(-len(evaluation.rows) // SAMPLES)
     rows = []
     for row in evaluation.rows[::stride]:
-        case = by_id[row.id]
-        options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, case.options, strict=False))
-        shown = {"id": row.id, "correct": row.right, "key": row.answer, "read": row.letter, "specialty": row.specialty}
-        shown |= {"paradigm": row.paradigm, "task": row.task, "tokens": row.tokens, "images": list(case.images)}
-        rows.append(shown | {"question": f"{case.question}\n{options}", "completion": row.response})
+        item = by_id[row.id]
+        options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, item.options, strict=False))
+        shown = {"id": row.id, "correct": row.right, "key": row.answer, "read": row.said, "tokens": row.tokens}
+        shown |= dict(row.labels) | {"images": [open_image(image.open()) for image in item.images]}
+        rows.append(shown | {"question": f"{item.question}\n{options}", "completion": row.response})
     return rows
+
+
+def _answers(config: ConfigDict, run: Run) -> Path:
+    """The folder of stored answers; processes that share the work stand beside each other in one folder."""
+    if config.answers:
+        return Path(config.answers).expanduser()
+    folder = (run.path.parent if config.processes > 1 else run.path) / "answers"
+    if config.get("fresh") and config.processes == 1:
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _evaluate(
+    config: ConfigDict, run: Run, backend: Backend, target: Target, key: str, benchmark: Benchmark, folder: Path
+) -> Evaluation:
+    """This process's share of one benchmark, asked and judged; `folder` keeps the answers."""
+    asked = questions(benchmark.items, style(config, target), config.paradigm or None)
+    refused: list[str] = []
+    with Answers(folder, config.process) as answers, run.progress(len(asked), label=f"{target.name}, {key}") as bar:
+        if answers.broken:
+            print(f"{folder}: {answers.broken} broken lines left out; their questions are asked again", flush=True)
+        share = Share(config.process, config.processes)
+        asker = Asker(backend, answers, generation(config), config.num_samples, share, bar.update)
+        if config.skip_broken:
+            asker.refuse = lambda name, error: refused.append(str(error))
+        found = asker.ask(asked)
+    if refused:
+        more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+        print(f"{target.name}: {len(refused)} questions of {key} left out: {'; '.join(refused[:3])}{more}", flush=True)
+    rows = []
+    for number in sorted(found):
+        rows += judged(
+            asked[number].item,
+            found[number].replies,
+            form=asked[number].prompt.form,
+            paradigm=asked[number].paradigm,
+            scorer=config.scorer,
+            first=found[number].first,
+        )
+    return Evaluation(tuple(rows))
+
+
+def _judge(config: ConfigDict, run: Run, found: Evaluation, benchmark: Benchmark, folder: Path) -> Evaluation:
+    """The evaluation with the verdicts of config.judge, where one is named; they are stored in `folder`."""
+    if not config.judge.model:
+        return found
+    from mmedexpert_jax import remote
+    from mmedexpert_jax.medeval.judge import judge
+
+    fields = config.judge.to_dict()
+    what = fields.pop("what")
+    endpoint = remote.Endpoint(temperature=0.0, **fields)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(remote.Answers(folder / "judge.sqlite")) as history:
+        client = remote.Client(endpoint, history, run.interrupted)
+        return judge(client, {item.id: item for item in benchmark.items}, found, what)

@@ -1,6 +1,7 @@
 """Intervals and paired tests for accuracies; samples of one item are one observation."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,16 +25,59 @@ def bootstrap(
     values: Sequence[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of one value per item (a mean over its samples, a difference)."""
-    items = np.asarray(values, np.float64)
-    if len(items) == 0:
-        return 0.0, 0.0
+    return stratified_bootstrap([values], level, resamples, seed)
+
+
+def stratified_bootstrap(
+    strata: Sequence[Sequence[float]], level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of the strata's means, items drawn within each stratum."""
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for start in range(0, resamples, 500):  # chunks bound the memory: 500 x items indices at a time
-        chosen = rng.integers(0, len(items), (min(500, resamples - start), len(items)))
-        means[start : start + len(chosen)] = items[chosen].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    means = [_resampled_means(np.asarray(values, np.float64), resamples, rng) for values in strata if len(values)]
+    if not means:
+        return 0.0, 0.0
+    low, high = np.quantile(np.mean(means, 0), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _resampled_means(items: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Means [resamples] of items drawn with replacement; equal values are drawn together, by their counts."""
+    values, counts = np.unique(items, return_counts=True)
+    size = max(1, 10_000_000 // len(values))  # bounds the memory of a chunk
+    chunks = [
+        rng.multinomial(len(items), counts / len(items), min(size, resamples - start)) @ values
+        for start in range(0, resamples, size)
+    ]
+    return np.concatenate(chunks) / len(items)
+
+
+def pass_at_k(right: int, total: int, k: int) -> float:
+    """Chance that one of k samples, drawn without replacement from `total`, is right (Chen et al. 2021, equation 1)."""
+    return 1.0 - math.comb(total - right, k) / math.comb(total, k)
+
+
+def majority(votes: Sequence[tuple[str | None, bool]]) -> float:
+    """Whether the answer with most votes is right; the mean over those that share the first place, 0 without votes.
+
+    Args:
+        votes: (what a sample answered, whether that is right); None abstains.
+    """
+    counts = Counter(said for said, _ in votes if said is not None)
+    if not counts:
+        return 0.0
+    most = max(counts.values())
+    first = [said for said, count in counts.items() if count == most]
+    return sum(dict(votes)[said] for said in first) / len(first)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number (Holm 1979), in the order given."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
@@ -41,7 +85,10 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     before, after = np.asarray(first, bool), np.asarray(second, bool)
     gained, lost = int(np.sum(after & ~before)), int(np.sum(before & ~after))
     pairs = gained + lost
-    tail = sum(math.comb(pairs, i) for i in range(min(gained, lost) + 1))
+    tail = term = 1
+    for i in range(min(gained, lost)):
+        term = term * (pairs - i) // (i + 1)
+        tail += term
     return min(1.0, 2 * tail / 2**pairs)
 
 

@@ -1,14 +1,20 @@
-"""Tables of evaluations: rows of plain cells that go to Markdown, to a terminal, or into a report."""
+"""Tables of evaluations: rows of plain cells that go to Markdown, CSV, LaTeX, to a terminal, or into a report."""
 
+import csv
+import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
+from mmedexpert_jax.medeval.stats import holm
 
 Rows = list[dict[str, str]]
+INTERVALS = "Percent with 95 % intervals: Wilson's, or the bootstrap's over items where an item has several answers."
+_LATEX = {"\\": r"\textbackslash{}", "–": "--"} | {char: f"\\{char}" for char in "&%$#_{}"}
 
 
-def cell(accuracy: Mapping[str, float]) -> str:
+def cell(accuracy: Mapping[str, Any]) -> str:
     """An accuracy in percent with its interval: "57.3 [54.5, 60.0]"."""
     return f"{100 * accuracy['accuracy']:.1f} [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
 
@@ -17,18 +23,41 @@ def models_table(summaries: Mapping[str, Mapping[str, Any]], group: str = "speci
     """One row per model: accuracy in all and by `group`, parse rate and mean length. Takes `Evaluation.summary()`s."""
     rows = []
     for name, summary in summaries.items():
-        parts = {value: cell(accuracy) for value, accuracy in summary["by"][group].items()}
-        rest = {"parsed": f"{100 * summary['parse_rate']:.1f}", "tokens": f"{summary['mean_length']:.0f}"}
+        parts = {value: cell(accuracy) for value, accuracy in summary["by"].get(group, {}).items()}
+        rest = {"parsed": _share(summary["parse_rate"]), "tokens": f"{summary['mean_length']:.0f}"}
         rows.append({"model": name, "accuracy": cell(summary)} | parts | rest)
     return rows
 
 
+def scorers_table(summaries: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """One row per model: accuracy under every scorer, shares of answers guessed, not parsed and cut off."""
+    rows = []
+    for name, summary in summaries.items():
+        shares = {
+            "guessed by medevalkit": _share(summary["guessed"]),
+            "not parsed by strict": _share(1 - summary["parse_rate"]),
+            "cut off": _share(summary["truncated"]),
+        }
+        rows.append({"model": name} | {s: cell(a) for s, a in summary["scorers"].items()} | shares)
+    return rows
+
+
+def samples_table(summaries: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """One row per model with several answers an item: their mean, the majority vote, pass@k."""
+    return [
+        {"model": name, "mean": cell(summary), "majority vote": cell(summary["majority"])}
+        | {f"pass@{k}": cell(passed) for k, passed in summary["pass_at"].items()}
+        for name, summary in summaries.items()
+        if "pass_at" in summary
+    ]
+
+
 def breakdown_table(summaries: Mapping[str, Mapping[str, Any]], group: str) -> Rows:
     """One row per value of `group` (a task, say), one column per model."""
-    values = dict.fromkeys(value for summary in summaries.values() for value in summary["by"][group])
+    values = dict.fromkeys(value for summary in summaries.values() for value in summary["by"].get(group, {}))
     rows = []
     for value in values:
-        found = {name: summary["by"][group].get(value) for name, summary in summaries.items()}
+        found = {name: summary["by"].get(group, {}).get(value) for name, summary in summaries.items()}
         items = max(accuracy["items"] for accuracy in found.values() if accuracy)
         cells = {name: cell(accuracy) if accuracy else "–" for name, accuracy in found.items()}
         rows.append({group: value, "items": str(items)} | cells)
@@ -36,27 +65,64 @@ def breakdown_table(summaries: Mapping[str, Mapping[str, Any]], group: str) -> R
 
 
 def comparison_table(evaluations: Mapping[str, Evaluation]) -> Rows:
-    """Each model against the first, on the items of both: difference in points, interval, McNemar's p."""
+    """Each model against the first, on the items of both: difference in points with its bootstrap interval, McNemar's
+    exact p, and that p adjusted for the number of comparisons (Holm)."""
     (first, reference), *others = evaluations.items()
+    results = {name: compare_evaluations([reference], [evaluation]) for name, evaluation in others}
+    tested = {name: result.p_value for name, result in results.items() if result.p_value is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     rows = []
-    for name, evaluation in others:
-        result = compare_evaluations([reference], [evaluation])
+    for name, result in results.items():
         points = f"{100 * result.difference:+.1f} [{100 * result.low:+.1f}, {100 * result.high:+.1f}]"
-        p_value = "–" if result.p_value is None else f"{result.p_value:.3g}"
-        rows.append({"model": name, f"gain over {first}": points, "McNemar p": p_value, "items": str(result.items)})
+        p_values = {"McNemar p": tested.get(name), "Holm p": adjusted.get(name)}
+        texts = {key: "–" if p is None else f"{p:.3g}" for key, p in p_values.items()}
+        rows.append({"model": name, f"gain over {first}": points, **texts, "items": str(result.items)})
     return rows
+
+
+def comparison_warning(comparisons: int) -> str:
+    """What several comparisons at 5 % mean; "" for a single one."""
+    if comparisons < 2:
+        return ""
+    share = 1 - 0.95**comparisons
+    return (
+        f"{comparisons} comparisons: if no model differed, one of independent ones would still fall below p = 0.05 "
+        f"with a chance of {100 * share:.0f} %. Judge by Holm's p, which allows for their number; the intervals do not."
+    )
 
 
 def chance_row(share: float) -> dict[str, str]:
     """A row of `models_table` for a uniform guess, whose accuracy is known exactly."""
-    return {"model": "chance (uniform guess)", "accuracy": f"{100 * share:.1f}"}
+    return {"model": "chance (uniform guess)", "accuracy": _share(share)}
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table; columns are the keys in order of first appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = _columns(rows)
     lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(part.replace("|", "\\|") for part in line) + " |\n" for line in lines)
+
+
+def comma_separated(rows: Sequence[Mapping[str, str]]) -> str:
+    """A CSV table with a header."""
+    columns = _columns(rows)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([columns, *([row.get(column, "") for column in columns] for row in rows)])
+    return buffer.getvalue()
+
+
+def latex(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
+    """A LaTeX table for booktabs; intervals are set small."""
+    columns = _columns(rows)
+    lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
+    head, *body = (" & ".join(_tex(part) for part in line) + r" \\" for line in lines)
+    inner = "\n".join([r"\toprule", head, r"\midrule", *body, r"\bottomrule"])
+    form = "l" + "r" * (len(columns) - 1)
+    return (
+        "\\begin{table}\n\\centering\n\\caption{" + _tex(caption) + "}\n\\begin{tabular}{" + form + "}\n"
+        f"{inner}\n\\end{{tabular}}\n\\end{{table}}\n"
+    )
 
 
 def show(rows: Sequence[Mapping[str, str]], title: str) -> None:
@@ -64,8 +130,21 @@ def show(rows: Sequence[Mapping[str, str]], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = _columns(rows)
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*(row.get(column, "") for column in columns))
     Console().print(table)
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _tex(text: str) -> str:
+    escaped = "".join(_LATEX.get(char, char) for char in text)
+    return re.sub(r" (\[[-+\d., ]+\])$", r" {\\scriptsize \1}", escaped)

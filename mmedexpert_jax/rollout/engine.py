@@ -53,11 +53,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: its text, its tokens with the end counted, and whether it reached the limit without an end."""
+    """One answer: its text, its tokens with the end counted, whether it reached the limit without an end, and the
+    reasoning that some endpoints give beside the text."""
 
     text: str
     tokens: int
     truncated: bool
+    reasoning: str = ""
 
 
 class Engine:
@@ -118,6 +120,11 @@ class Engine:
             waiting = (done, members)
         if waiting:
             yield from self._replies(*waiting)
+
+    def having(self, settings: Settings) -> "Engine":
+        """An engine of the same weights with other settings."""
+        model, params, lora = self._network
+        return Engine(model, params, self.processor, settings, lora=lora, mesh=self._mesh)
 
     def _batches(
         self, numbered: Iterator[tuple[int, int, str, Prompt]], refuse: Refuse | None

@@ -9,6 +9,7 @@ from PIL import Image
 from mmedexpert_jax import rollout
 from mmedexpert_jax.data.case import SPECIALTIES, Case
 from mmedexpert_jax.processing.processor import Processor
+from mmedexpert_jax.rollout import engine
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +43,7 @@ def cases():
 
 @dataclasses.dataclass
 class Sampler:
-    """Takes the place of `rollout.generate`: `say(row id, sample)` is the answer's text; calls are noted."""
+    """Takes the place of the engine's `generate`: `say(row id, sample)` is the answer's text; calls are noted."""
 
     processor: Processor
     say: object = None
@@ -65,5 +66,5 @@ class Sampler:
 @pytest.fixture
 def sampler(monkeypatch, processor):
     sampler = Sampler(processor, lambda row, sample: "<answer>B</answer>")
-    monkeypatch.setattr(rollout, "generate", sampler)
+    monkeypatch.setattr(engine, "generate", sampler)
     return sampler

@@ -2,10 +2,9 @@ import json
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from mmedexpert_jax import medeval
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax import load_config, medeval
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval import Evaluation
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
@@ -28,7 +27,7 @@ def folder(tmp_path_factory, processor):
     rows = [
         {
             "id": str(i),
-            "question": "Which?",
+            "question": f"Which of {i}?",
             "options": ["one", "two"],
             "answer": "AB"[i % 2],
             "specialty": "AM",
@@ -41,25 +40,11 @@ def folder(tmp_path_factory, processor):
 
 
 def settings(folder, **changes):
-    config = ConfigDict(
-        {
-            "model": {"path": f"{folder}/first", "dtype": ""},
-            "compare": (f"tuned={folder}/second",),
-            "data": {"path": str(folder)},
-            "split": "test",
-            "limit": 0,
-            "seed": 0,
-            "num_samples": 1,
-            "temperature": 0.0,
-            "batch_size": 4,
-            "max_prompt_length": 256,
-            "max_new_tokens": 4,
-            "paradigm": "",
-            "scorer": "strict",
-        }
-    )
-    with config.unlocked():
-        config.update(changes)
+    config = load_config("configs/evaluate.py:mini").unlock()
+    config.model.path, config.compare = f"{folder}/first", (f"tuned={folder}/second",)
+    config.data.path = str(folder)
+    config.batch_size, config.max_prompt_length, config.max_new_tokens = 4, 256, 4
+    config.update(changes)
     return config
 
 
@@ -72,35 +57,62 @@ def execute(config, path):
 def test_run_leaves_rows_tables_and_a_report(folder, tmp_path):
     """The real model and sampler, from directory to report."""
     summary = execute(settings(folder), tmp_path)
+    found = summary["benchmarks"]["mmedexpert_mini"]
     first = f"{folder}/first"
-    assert list(summary["models"]) == [first, "tuned"]
-    rows = sorted((tmp_path / "export" / "rows").iterdir())
+    assert list(found) == [first, "tuned"]
+    rows = sorted((tmp_path / "export" / "rows" / "mmedexpert-mini").iterdir())
     assert len(rows) == 2 and all(len(Evaluation.read(path).rows) == 4 for path in rows)
-    assert json.loads((tmp_path / "export" / "summary.json").read_text()) == summary["models"]
+    assert json.loads((tmp_path / "export" / "summary.json").read_text()) == summary["benchmarks"]
     table = (tmp_path / "table.md").read_text()
-    assert "always A" in table and "chance (uniform guess) | 50.0" in table and "## Paired comparison" in table
-    assert "always A" in (tmp_path / "report.html").read_text()
-    assert len(list((tmp_path / "samples").glob("*/*.jsonl"))) == 2
+    assert "always A" in table and "chance (uniform guess) | 50.0" in table and "Paired comparison" in table
+    assert {p.suffix for p in (tmp_path / "export" / "tables").glob("mmedexpert-mini.*")} == {
+        *(".md", ".csv", ".tex", ".json")
+    }
+    page = (tmp_path / "report.html").read_text()
+    assert "always A" in page and "http" not in page.replace("http-equiv", "")
 
 
-def test_a_resumed_run_does_not_ask_a_model_again(folder, tmp_path, sampler):
+def test_a_resumed_run_asks_nothing_that_is_stored(folder, tmp_path, sampler):
     config = settings(folder, max_new_tokens=64)
-
-    def stop(row, sample):
-        if len(sampler.calls) == 2:
-            raise KeyboardInterrupt
-        return "<answer>A</answer>"
-
-    sampler.say = stop
-    with pytest.raises(KeyboardInterrupt):
+    sampler.say = lambda row, sample: "<answer>A</answer>" if len(sampler.calls) < 2 else 1 / 0
+    with pytest.raises(ZeroDivisionError):
         execute(config, tmp_path)
+    assert stored(tmp_path) == 4  # of the first model
     sampler.say = lambda row, sample: "<answer>B</answer>"
     execute(config, tmp_path)
     assert len(sampler.calls) == 3  # first; second, cut off; second
-    read = {p.stem: Evaluation.read(p).rows[0].letter for p in (tmp_path / "export" / "rows").iterdir()}
+    read = {p.stem: Evaluation.read(p).rows[0].said for p in (tmp_path / "export" / "rows").rglob("*.jsonl")}
     assert read.pop("tuned") == "B" and list(read.values()) == ["A"]
+
+
+def test_processes_share_the_questions_and_one_makes_the_tables(folder, tmp_path, sampler):
+    config = settings(folder, max_new_tokens=64, compare=())
+    asked = []
+    for process in range(2):
+        share = settings(folder, max_new_tokens=64, compare=(), processes=2, process=process)
+        execute(share, tmp_path / f"process-{process}")
+        asked.append(stored(tmp_path))
+    assert asked[-1] == 4 and 0 <= asked[0] <= 4
+    calls = len(sampler.calls)
+    assert not (tmp_path / "process-0" / "table.md").exists()
+    summary = execute(config, tmp_path)
+    assert len(sampler.calls) == calls  # all was there
+    (figures,) = summary["benchmarks"]["mmedexpert_mini"].values()
+    assert figures["items"] == 4 and figures["accuracy"] == 0.5
+
+
+def stored(folder):
+    return sum(len(path.read_text().splitlines()) for path in (folder / "answers").rglob("*.jsonl"))
 
 
 def test_two_models_of_one_name(folder, tmp_path):
     with pytest.raises(ConfigError, match="two models are called 'a'"):
         execute(settings(folder, compare=(f"a={folder}/first", f"a={folder}/second")), tmp_path)
+
+
+def test_questions_that_a_model_cannot_take(folder, tmp_path, sampler, capsys):
+    config = settings(folder, max_prompt_length=20, compare=())
+    with pytest.raises(DataError, match=r"mmedexpert_mini 0: a prompt of \d+ tokens .* limit of 20"):
+        execute(config, tmp_path / "stops")
+    execute(settings(folder, max_prompt_length=20, compare=(), skip_broken=True), tmp_path / "goes-on")
+    assert "4 questions of mmedexpert_mini left out: mmedexpert_mini 0: a prompt of" in capsys.readouterr().out

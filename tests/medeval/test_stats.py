@@ -1,12 +1,24 @@
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from mmedexpert_jax.medeval.stats import bootstrap, compare, mcnemar, wilson
+from mmedexpert_jax.medeval.stats import (
+    bootstrap,
+    compare,
+    holm,
+    majority,
+    mcnemar,
+    pass_at_k,
+    stratified_bootstrap,
+    wilson,
+)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_is_scipys(counts):
     interval = scipy_stats.binomtest(*counts).proportion_ci(method="wilson")
@@ -18,6 +30,7 @@ def test_wilson_by_hand():
     assert wilson(0, 0) == (0, 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_mcnemar_is_the_binomial_test_on_discordant_pairs(pairs):
     first, second = zip(*pairs, strict=True)
@@ -49,3 +62,34 @@ def test_compare_by_hand():
     assert (result.difference, result.low, result.high, result.items) == (0.5, 0.5, 0.5, 2)
     with pytest.raises(ValueError, match="1 and 2 items"):
         compare([[1]], [[1], [0]])
+
+
+def test_bootstrap_of_yes_and_no_is_the_binomial_distribution():
+    low, high = bootstrap([1] * 30 + [0] * 70)
+    expected = scipy_stats.binom(100, 0.3).ppf([0.025, 0.975]) / 100
+    assert (low, high) == pytest.approx(expected, abs=0.011)
+
+
+def test_stratified_bootstrap_weighs_strata_alike():
+    assert stratified_bootstrap([[1.0] * 50, [0.0] * 2]) == (0.5, 0.5)
+    assert stratified_bootstrap([]) == (0, 0)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n), st.integers(1, n))))
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(counts):
+    right, total, k = counts
+    draws = list(itertools.combinations([True] * right + [False] * (total - right), k))
+    assert pass_at_k(right, total, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+
+
+def test_majority_by_hand():
+    assert majority([("A", False), ("B", True), ("B", True)]) == 1.0
+    assert majority([("A", False), ("B", True), (None, False)]) == 0.5  # shared first place, one abstains
+    assert majority([(None, False)]) == 0.0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -1,0 +1,67 @@
+"""The backend of a model, from the job's config."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.medeval.backends.base import Backend
+from mmedexpert_jax.medeval.systems import Target
+from mmedexpert_jax.rollout import Settings
+from mmedexpert_jax.runtime import Run
+
+
+def open_backend(config: ConfigDict, target: Target, folder: Path, run: Run) -> Backend:
+    """What answers for `target`; an endpoint keeps its history in `folder`. Nothing is loaded or asked yet.
+
+    Raises:
+        ConfigError: an endpoint without a URL or without its key.
+        DataError: no such model.
+        RemoteError: the hub cannot be reached.
+    """
+    if target.kind == "endpoint":
+        return _endpoint(config, target, folder, run)
+    settings = Settings(
+        num_samples=config.num_samples,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        batch_size=config.batch_size,
+        max_prompt_length=config.max_prompt_length,
+        seed=config.seed,
+    )
+    if target.kind == "transformers":
+        from mmedexpert_jax.medeval.backends.torch_model import TransformersBackend
+
+        return TransformersBackend(target.model, settings, run.interrupted)
+    from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend
+
+    return JaxBackend(target.model, config.model.dtype, settings, run.interrupted)
+
+
+def generation(config: ConfigDict) -> dict[str, Any]:
+    """The settings of the generation that an answer depends on, for its key."""
+    settings = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
+    if config.temperature > 0:
+        settings |= {"top_k": config.top_k, "top_p": config.top_p, "seed": config.seed}
+    return settings
+
+
+def _endpoint(config: ConfigDict, target: Target, folder: Path, run: Run) -> Backend:
+    from mmedexpert_jax.medeval.backends.endpoint import EndpointBackend
+    from mmedexpert_jax.remote import Answers, Endpoint
+
+    if not target.url:
+        raise ConfigError(f"{target.name} is asked through an endpoint: set config.endpoint.url, or name MODEL@URL")
+    fields = config.endpoint.to_dict() | {"url": target.url}
+    endpoint = Endpoint(
+        model=target.model,
+        max_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+        **fields,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    return EndpointBackend(endpoint, Answers(folder / "attempts.sqlite"), run.interrupted)

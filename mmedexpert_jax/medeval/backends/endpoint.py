@@ -1,0 +1,81 @@
+"""Answers by an endpoint of the OpenAI protocol: vLLM, SGLang, a hosted model."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse
+from mmedexpert_jax.medeval.prompts import opened
+from mmedexpert_jax.remote import Answers, Client, Endpoint, Request
+from mmedexpert_jax.remote import Reply as RemoteReply
+from mmedexpert_jax.rollout import Reply
+
+PART = 16  # requests for each one in flight that are prepared together, their images in memory
+
+
+class EndpointBackend:
+    """A model behind an endpoint; attempts and costs stand in an SQLite file beside the answers."""
+
+    def __init__(self, endpoint: Endpoint, history: Answers, interrupted: Callable[[], int | None] = lambda: None):
+        """Raises ConfigError where the key's variable is not set."""
+        self.identity = {
+            "endpoint": endpoint.model,
+            "effort": endpoint.effort,
+            "image_side": endpoint.image_side,
+        }
+        self._history = history
+        self._client = Client(endpoint, history, interrupted)
+        self._part = PART * endpoint.concurrency
+
+    def answer(self, asked: Sequence[Asked], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None) -> None:
+        """As in `Backend`.
+
+        Raises:
+            RemoteError: the endpoint refuses, has no quota left or gives no answers.
+            DataError: it cannot take one conversation, by its name, and `refuse` is None.
+        """
+        size = max(1, self._part // num_samples)
+        for start in range(0, len(asked), size):
+            self._answer(asked, range(start, min(start + size, len(asked))), num_samples, on_reply, refuse)
+
+    def _answer(
+        self, asked: Sequence[Asked], numbers: range, num_samples: int, on_reply: OnReply, refuse: Refuse | None
+    ) -> None:
+        places, requests = [], []
+        for number in numbers:
+            try:
+                messages = opened(asked[number].messages)
+            except DataError as error:
+                if refuse is None:
+                    raise
+                refuse(number, error)
+                continue
+            requests += [Request(messages, sample) for sample in range(num_samples)]
+            places += [(number, sample) for sample in range(num_samples)]
+        found: dict[int, dict[int, RemoteReply]] = defaultdict(dict)
+
+        def settle(index: int, reply: RemoteReply) -> None:
+            number, sample = places[index]
+            found[number][sample] = reply
+            if len(found[number]) == num_samples and not any(reply.error for reply in found[number].values()):
+                on_reply(number, [_reply(found[number][sample]) for sample in range(num_samples)])
+
+        self._client.ask(requests, settle)
+        for number, replies in found.items():
+            if errors := [reply.error for reply in replies.values() if reply.error]:
+                error = DataError(f"{asked[number].name}: {self._client.endpoint.host} gave no answer ({errors[0]})")
+                if refuse is None:
+                    raise error
+                refuse(number, error)
+
+    def totals(self) -> dict[str, float]:
+        """Attempts, tokens, dollars and outcomes of all requests in the history."""
+        return self._history.totals()
+
+    def close(self) -> None:
+        """Closes the history."""
+        self._history.close()
+
+
+def _reply(reply: RemoteReply) -> Reply:
+    return Reply(reply.text, reply.usage.completion, reply.finish == "length", reply.reasoning)

@@ -1,0 +1,77 @@
+"""Answers by this project's engine: checkpoints of the Qwen2-VL family, run directories and adapters."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse, stop_if
+from mmedexpert_jax.medeval.prompts import opened
+from mmedexpert_jax.models import load_model, load_processor
+from mmedexpert_jax.models.load import trace
+from mmedexpert_jax.rollout import Engine, Settings
+from mmedexpert_jax.runtime.mesh import make_mesh
+
+_SAMPLED = 2**16  # bytes of each stretch that a fingerprint reads
+_STRETCHES = 64  # of each file
+
+
+class JaxBackend:
+    """A model on all devices of this process, loaded when the first conversation comes."""
+
+    def __init__(self, path: str, dtype: str, settings: Settings, interrupted: Callable[[], int | None] = lambda: None):
+        """Takes what `load_model` takes; `interrupted` tells of a signal and is looked at between answers."""
+        self._interrupted = interrupted
+        self.identity = {"weights": fingerprint(path), "dtype": dtype}
+        self._path, self._dtype, self._settings = path, dtype, settings
+        self._engines: dict[int, Engine] = {}
+
+    def answer(self, asked: Sequence[Asked], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None) -> None:
+        """As in `Backend`."""
+        conversations = ((lambda messages=question.messages: opened(messages)) for question in asked)
+        ids, names = (question.row for question in asked), (question.name for question in asked)
+        for number, replies in self._engine(num_samples).answer(conversations, ids, names, refuse):
+            on_reply(number, replies)
+            stop_if(self._interrupted)
+
+    def close(self) -> None:
+        """Lets go of the weights."""
+        self._engines.clear()
+
+    def _engine(self, num_samples: int) -> Engine:
+        if not self._engines:
+            mesh = make_mesh() if jax.device_count() > 1 else None
+            model, params = load_model(self._path, dtype=self._dtype, mesh=mesh)
+            engine = Engine(model, params, load_processor(self._path), self._settings, mesh=mesh)
+            self._engines[self._settings.num_samples] = engine
+        if num_samples not in self._engines:
+            first = self._engines[self._settings.num_samples]
+            self._engines[num_samples] = first.having(replace(self._settings, num_samples=num_samples))
+        return self._engines[num_samples]
+
+
+def fingerprint(path: str) -> str:
+    """Hash of a checkpoint's files and its adapters': sizes, small files whole, stretches of large ones."""
+    if path.startswith("random:"):
+        return path
+    directory, adapters = trace(path)
+    digest = hashlib.sha256()
+    for folder in (directory, *adapters):
+        for file in sorted(folder.iterdir()):
+            if file.suffix in (".json", ".safetensors", ".jinja", ".txt") and file.is_file():
+                digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+                _add(digest, file)
+    return digest.hexdigest()
+
+
+def _add(digest: "hashlib._Hash", file: Path) -> None:
+    size = file.stat().st_size
+    step = max(_SAMPLED, size // _STRETCHES)
+    with file.open("rb") as source:
+        for start in range(0, size, step):
+            source.seek(start)
+            digest.update(source.read(_SAMPLED))
+        source.seek(max(0, size - _SAMPLED))
+        digest.update(source.read(_SAMPLED))

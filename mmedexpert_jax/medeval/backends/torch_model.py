@@ -1,0 +1,118 @@
+"""Answers by transformers, for models that this project's engine does not run. An optional extra: it needs torch."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from PIL import Image
+
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse, stop_if
+from mmedexpert_jax.medeval.prompts import Messages, opened
+from mmedexpert_jax.rollout import Reply, Settings
+
+
+class TransformersBackend:
+    """Any model of transformers' image-text-to-text family, `batch_size` conversations of like length at a time."""
+
+    def __init__(self, path: str, settings: Settings, interrupted: Callable[[], int | None] = lambda: None):
+        """Takes a directory or hub id, "owner/name@revision"; `interrupted` is looked at between batches."""
+        self._interrupted = interrupted
+        self.identity = {"transformers": path}
+        self._path, self._settings = path, settings
+        self._loaded: tuple[Any, Any] | None = None
+
+    def answer(self, asked: Sequence[Asked], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None) -> None:
+        """As in `Backend`."""
+        order = sorted(range(len(asked)), key=lambda number: -_length(asked[number].messages))
+        for start in range(0, len(order), self._settings.batch_size):
+            stop_if(self._interrupted)
+            numbers, conversations = [], []
+            for number in order[start : start + self._settings.batch_size]:
+                try:
+                    conversations.append(_plain(opened(asked[number].messages)))
+                    numbers.append(number)
+                except DataError as error:
+                    if refuse is None:
+                        raise
+                    refuse(number, error)
+            if numbers:
+                replies = self._generate(conversations, asked[numbers[0]].row, num_samples)
+                for place, number in enumerate(numbers):
+                    on_reply(number, replies[place * num_samples : (place + 1) * num_samples])
+
+    def close(self) -> None:
+        """Lets go of the weights."""
+        self._loaded = None
+
+    def _generate(self, conversations: list[Messages], seed: int, num_samples: int) -> list[Reply]:
+        from transformers import set_seed
+
+        model, processor = self._model()
+        inputs = processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(model.device, dtype=model.dtype)
+        sampled = self._settings.temperature > 0
+        choice = {"temperature": self._settings.temperature, "top_p": self._settings.top_p} if sampled else {}
+        set_seed(seed)
+        tokens = model.generate(
+            **inputs,
+            **choice,
+            do_sample=sampled,
+            max_new_tokens=self._settings.max_new_tokens,
+            num_return_sequences=num_samples,
+        )[:, inputs["input_ids"].shape[1] :]
+        stops = model.generation_config.eos_token_id
+        stops = stops if isinstance(stops, list) else [stops]
+        return [_reply(processor, row, stops) for row in tokens.tolist()]
+
+    def _model(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            try:
+                from transformers import AutoModelForImageTextToText, AutoProcessor
+
+                name, _, revision = self._path.partition("@")
+                processor = AutoProcessor.from_pretrained(name, revision=revision or "main")
+                model = AutoModelForImageTextToText.from_pretrained(name, revision=revision or "main", dtype="auto")
+            except ImportError as error:
+                raise ConfigError(
+                    f"transformers:{self._path} needs torch ({error}); pip install 'mmedexpert-jax[transformers]'"
+                ) from None
+            except (OSError, ValueError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise DataError(f"{self._path}: transformers cannot load it ({reason})") from None
+            if getattr(processor, "chat_template", None) is None:
+                raise DataError(f"{self._path} has no chat template; serve it and use endpoint:MODEL@URL instead")
+            processor.tokenizer.padding_side = "left"
+            self._loaded = (model.eval(), processor)
+        return self._loaded
+
+
+def _length(messages: Messages) -> int:
+    return sum(len(str(message["content"])) for message in messages)
+
+
+def _plain(messages: Messages) -> Messages:
+    """Images opened, for processors that take no bytes; every content as a list of parts, for templates."""
+    return [{**message, "content": [_part(part) for part in _parts(message["content"])]} for message in messages]
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] != "image":
+        return part
+    return {"type": "image", "image": Image.open(io.BytesIO(part["image"])).convert("RGB")}
+
+
+def _reply(processor: Any, tokens: list[int], stops: list[int]) -> Reply:
+    ends = [place for place, token in enumerate(tokens) if token in stops]
+    length = ends[0] + 1 if ends else len(tokens)
+    return Reply(processor.decode(tokens[:length], skip_special_tokens=True).strip(), length, not ends)

@@ -1,0 +1,132 @@
+"""What an evaluation leaves behind: rows, a summary, tables in four formats, the report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.data.benchmarks import Benchmark, describe
+from mmedexpert_jax.medeval import page, paper_tables, tables
+from mmedexpert_jax.medeval.evaluate import Evaluation, chance, constant
+from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.systems import Target
+from mmedexpert_jax.medeval.tables import Rows
+from mmedexpert_jax.runtime import Run, files
+
+HEADLINE = "Accuracy, % [95 % interval]"
+
+
+def finish(config: ConfigDict, run: Run, targets: Sequence[Target], results: Mapping[str, Result]) -> None:
+    """Writes export/rows/, export/summary.json, export/tables/, table.md and report.html, and prints the headlines."""
+    summaries = {key: _summaries(result) for key, result in results.items()}
+    sections: list[page.Part] = []
+    for table, lines in paper_tables.measured_tables(results, targets):
+        title = f"Table {table.number}: {table.title}"
+        readable = paper_tables.readable(table, lines)
+        spread, structured = paper_tables.spread(table, lines), paper_tables.structured(table, lines)
+        _write_table(run.path, f"table{table.number}", readable, title, spread, structured)
+        sections.append(page.Part(title, readable, f"{tables.INTERVALS} {table.note}"))
+    for key, result in results.items():
+        parts = benchmark_parts(result, summaries[key])
+        sections += [page.Part(f"{key}: {part.title}", part.rows, part.note, part.folded) for part in parts]
+        _write_table(run.path, slug(key), parts[0].rows, f"{result.benchmark.title}: {HEADLINE}", None, summaries[key])
+        for name, evaluation in result.evaluations.items():
+            rows = rows_path(run.path, key, name)
+            rows.parent.mkdir(parents=True, exist_ok=True)
+            evaluation.write(rows)
+    files.write_json(run.path / "export" / "summary.json", summaries)
+    files.write_text(run.path / "table.md", "\n".join(_markdown(part) for part in sections))
+    styles = {target.name: style(config, target) for target in targets}
+    paradigm = config.paradigm or None
+    page.write(run.path, sections, results, styles, paradigm, config.report_items)
+    run.finish({"benchmarks": summaries})
+    for key, result in results.items():
+        tables.show(benchmark_parts(result, summaries[key])[0].rows, f"{result.benchmark.title}: {HEADLINE}")
+
+
+def benchmark_parts(result: Result, summaries: Mapping[str, Mapping[str, Any]]) -> list[page.Part]:
+    """The tables of one benchmark, the headline first."""
+    benchmark, evaluations = result.benchmark, result.evaluations
+    parts = [page.Part(HEADLINE, _headline(benchmark, summaries), tables.INTERVALS)]
+    parts.append(page.Part("Both scorers", tables.scorers_table(summaries), _SCORERS))
+    if samples := tables.samples_table(summaries):
+        parts.append(page.Part("Several answers an item", samples, _SAMPLES))
+    if len(evaluations) > 1:
+        note = f"{_COMPARISON} {tables.comparison_warning(len(evaluations) - 1)}".strip()
+        parts.append(page.Part("Paired comparison, points [95 % interval]", tables.comparison_table(evaluations), note))
+    labels = dict.fromkeys(label for summary in summaries.values() for label in summary["by"])
+    parts += [page.Part(f"By {label}", tables.breakdown_table(summaries, label), "", True) for label in labels]
+    census = [{"": line} for line in describe(benchmark).splitlines()]
+    return [*parts, page.Part("Census", census, "", True)]
+
+
+_SCORERS = (
+    "Strict: an answer that is ambiguous or absent is wrong. MedEvalKit's rule guesses the most similar option where "
+    "it cannot read; the share of such guesses stands beside."
+)
+_SAMPLES = "Votes are read by the strict scorer, and ties shared; pass@k is the estimator of Chen et al. (2021)."
+_COMPARISON = "McNemar's exact test needs one answer an item; the interval is the bootstrap's over items."
+
+
+def slug(name: str) -> str:
+    """A name as a file name."""
+    return "".join(char if char.isalnum() or char in "-." else "-" for char in name).strip("-.")
+
+
+def style(config: ConfigDict, target: Target) -> str:
+    """The prompt that a model is asked with."""
+    return config.prompt or target.prompt or "think_answer"
+
+
+def rows_path(folder: Path, benchmark: str, model: str) -> Path:
+    """Where a run keeps the rows of a model on a benchmark."""
+    return folder / "export" / "rows" / slug(benchmark) / f"{slug(model)}.jsonl"
+
+
+def _summaries(result: Result) -> dict[str, Any]:
+    """Summaries by model, with the macro accuracy over the benchmark's first label where it has columns."""
+    summaries = {name: evaluation.summary() for name, evaluation in result.evaluations.items()}
+    if labels := result.benchmark.labels:
+        for name, evaluation in result.evaluations.items():
+            summaries[name]["macro"] = evaluation.macro(labels[0]) | {"over": labels[0]}
+    return summaries
+
+
+def _headline(benchmark: Benchmark, summaries: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """Models, and what is right without a model: the commonest letter, and a uniform guess."""
+    baselines: dict[str, Evaluation] = {}
+    if all(item.kind == "choice" for item in benchmark.items):
+        letter, always = constant(benchmark.items)
+        baselines[f"always {letter}"] = always
+    label = benchmark.labels[0] if benchmark.labels else ""
+    everyone = dict(summaries) | {name: found.summary() for name, found in baselines.items()}
+    headings = benchmark.columns.get(label, {})
+    rows = []
+    for row in tables.models_table(everyone, label):
+        name = row.pop("model")
+        figures = {"micro": row.pop("accuracy")}
+        if label:
+            macro = summaries[name]["macro"] if name in summaries else baselines[name].macro(label)
+            figures["macro"] = tables.cell(macro)
+        ordered = [*(value for value in headings if value in row), *(key for key in row if key not in headings)]
+        rows.append({"model": name} | figures | {headings.get(key, key): row[key] for key in ordered})
+    if baselines:
+        uniform = tables.chance_row(chance(benchmark.items))
+        rows.append({"model": uniform["model"], "micro": uniform["accuracy"]})
+    return rows
+
+
+def _write_table(folder: Path, name: str, readable: Rows, title: str, spread: Rows | None, structured: Any) -> None:
+    place = folder / "export" / "tables"
+    place.mkdir(parents=True, exist_ok=True)
+    files.write_text(place / f"{name}.md", f"{title}\n\n{tables.markdown(readable)}")
+    files.write_text(place / f"{name}.csv", tables.comma_separated(readable if spread is None else spread))
+    files.write_text(place / f"{name}.tex", tables.latex(readable, title))
+    files.write_text(place / f"{name}.json", json.dumps(files.plain(structured), indent=1, ensure_ascii=False) + "\n")
+
+
+def _markdown(part: page.Part) -> str:
+    note = f"\n{part.note}\n" if part.note else ""
+    return f"## {part.title}\n\n{tables.markdown(part.rows)}{note}"

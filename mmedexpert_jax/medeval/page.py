@@ -1,0 +1,197 @@
+"""report.html of an evaluation: tables, and items to browse with images, prompt, reasoning, gold and two models.
+
+One page that opens from disk without a server or a network; its pictures lie beside it in export/report/.
+"""
+
+import html
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax.data.benchmarks import Item
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.medeval import prompts
+from mmedexpert_jax.medeval.evaluate import Evaluation, Row
+from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.tables import Rows
+from mmedexpert_jax.processing.images import open_image
+from mmedexpert_jax.runtime import files
+
+PICTURES = "export/report"
+SIDE = 768  # pixels, the longest side of a picture
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table of the page."""
+
+    title: str
+    rows: Rows
+    note: str = ""
+    folded: bool = False
+
+
+def write(
+    folder: Path,
+    parts: Sequence[Part],
+    results: Mapping[str, Result],
+    styles: Mapping[str, str],
+    paradigm: str | None,
+    limit: int,
+) -> Path:
+    """Writes report.html and its pictures.
+
+    Args:
+        folder: of the run.
+        parts: tables, in order.
+        results: benchmarks and evaluations by key.
+        styles: prompt style by model.
+        paradigm: that the prompts ask for; "all" for each that applies.
+        limit: items of each benchmark to browse; of more, those that a model got wrong come first.
+    """
+    shown = {key: _benchmark(folder, result, styles, paradigm, limit) for key, result in results.items()}
+    data = json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
+    page = resources.files("mmedexpert_jax.medeval").joinpath("page.html").read_text()
+    title = html.escape(folder.resolve().name)
+    inner = {"title": title, "tables": "\n".join(_part(part) for part in parts) + _settings(folder), "data": data}
+    files.write_text(
+        folder / "report.html", re.sub(r"\{\{(title|tables|data)\}\}", lambda match: inner[match[1]], page)
+    )
+    return folder / "report.html"
+
+
+def _benchmark(
+    folder: Path, result: Result, styles: Mapping[str, str], paradigm: str | None, limit: int
+) -> dict[str, Any]:
+    by_model = {name: _by_item(evaluation) for name, evaluation in result.evaluations.items()}
+    chosen = _choose(result.benchmark.items, by_model, limit)
+    return {
+        "title": result.benchmark.title,
+        "total": len(result.benchmark.items),
+        "models": list(by_model),
+        "items": [_item(folder, item, by_model, styles, paradigm) for item in chosen],
+    }
+
+
+def _choose(items: Sequence[Item], by_model: Mapping[str, Mapping[str, list[Row]]], limit: int) -> list[Item]:
+    """At most `limit` items in their order: all of them, or those that a model got wrong and then the others, each
+    kind at even distances."""
+    if len(items) <= limit:
+        return list(items)
+    wrong = [not all(row.right for rows in by_model.values() for row in rows.get(item.id, ())) for item in items]
+    chosen: list[int] = []
+    for kind in (True, False):
+        places = [place for place, is_wrong in enumerate(wrong) if is_wrong is kind]
+        room = limit - len(chosen)
+        chosen += places if len(places) <= room else [places[i * len(places) // room] for i in range(room)]
+    return [items[place] for place in sorted(chosen)]
+
+
+def _item(
+    folder: Path,
+    item: Item,
+    by_model: Mapping[str, Mapping[str, list[Row]]],
+    styles: Mapping[str, str],
+    paradigm: str | None,
+) -> dict[str, Any]:
+    texts: list[str] = []
+    answers = {}
+    for model, rows in by_model.items():
+        answers[model] = []
+        for row in rows.get(item.id, ()):
+            asked = row.labels.get("paradigm") if paradigm == "all" else paradigm
+            text = _prompt_text(item, styles[model], asked)
+            if text not in texts:
+                texts.append(text)
+            answers[model].append(_answer(row, texts.index(text)))
+    return {
+        "id": item.id,
+        "question": item.question,
+        "options": list(item.options),
+        "gold": item.answer,
+        "labels": {label: value for label, value in item.labels.items() if value},
+        "images": _pictures(folder, item),
+        "prompts": texts,
+        "answers": answers,
+    }
+
+
+def _answer(row: Row, prompt: int) -> dict[str, Any]:
+    return {
+        "text": row.response,
+        "said": row.said,
+        "right": row.right,
+        "verdicts": dict(row.verdicts),
+        "guessed": row.guessed,
+        "tokens": row.tokens,
+        "truncated": row.truncated,
+        "first": row.first,
+        "prompt": prompt,
+    }
+
+
+def _prompt_text(item: Item, style: str, paradigm: str | None) -> str:
+    """A prompt as text, a line for each image."""
+    prompt = prompts.build(item, style, paradigm)
+    lines = []
+    for message in prompt.messages:
+        content = message["content"]
+        parts = [content] if isinstance(content, str) else [part.get("text", "[image]") for part in content]
+        lines.append(f"{message['role']}: " + "\n".join(parts))
+    return "\n\n".join([*lines, *([f"user, second turn: {prompt.follow_up}"] if prompt.follow_up else [])])
+
+
+def _pictures(folder: Path, item: Item) -> list[str]:
+    """Paths of an item's images, relative to the page; an image that cannot be read is left out."""
+    paths = []
+    for image in item.images:
+        try:
+            name = f"{PICTURES}/{image.sha256[:24]}.jpg"
+            if not (folder / name).exists():
+                picture = open_image(image.open(), image.name)
+                picture.thumbnail((SIDE, SIDE))
+                buffer = io.BytesIO()
+                picture.save(buffer, "JPEG", quality=85)
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                files.write_bytes(folder / name, buffer.getvalue())
+            paths.append(name)
+        except DataError:
+            continue
+    return paths
+
+
+def _by_item(evaluation: Evaluation) -> dict[str, list[Row]]:
+    rows: dict[str, list[Row]] = {}
+    for row in evaluation.rows:
+        rows.setdefault(row.id, []).append(row)
+    return rows
+
+
+def _part(part: Part) -> str:
+    columns = list(dict.fromkeys(key for row in part.rows for key in row))
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    lines = ("".join(f"<td>{html.escape(row.get(column, ''))}</td>" for column in columns) for row in part.rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    note = f'<p class="note">{html.escape(part.note)}</p>' if part.note else ""
+    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return _section(part.title, note + table, part.folded)
+
+
+def _section(title: str, inner: str, folded: bool) -> str:
+    heading = f"<h2>{html.escape(title)}</h2>"
+    if folded:
+        return f"<details><summary>{heading}</summary>{inner}</details>"
+    return f"<section>{heading}{inner}</section>"
+
+
+def _settings(folder: Path) -> str:
+    texts = {}
+    for title, name in (("Config", "config.json"), ("Environment", "env.json"), ("Command", "cmd.txt")):
+        if (folder / name).exists():
+            texts[title] = (folder / name).read_text()
+    return "\n".join(_section(title, f"<pre>{html.escape(text)}</pre>", True) for title, text in texts.items())

@@ -1,0 +1,148 @@
+"""The paper's Tables 1, 2, 4 and 5: published rows, measured rows, and the gap between the two.
+
+A measured model stands beside a published row if it is a registered system, or if its name spells the row out:
+"MMedExpert-R1 7B=runs/final".
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mmedexpert_jax.data.benchmarks import Benchmark
+from mmedexpert_jax.medeval.evaluate import Evaluation
+from mmedexpert_jax.medeval.published import SOURCE, TABLES, Column, PaperTable
+from mmedexpert_jax.medeval.systems import Target
+from mmedexpert_jax.medeval.tables import Rows, cell
+
+PUBLISHED, MEASURED, GAP = f"published ({SOURCE})", "measured", "gap to published"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A benchmark and the evaluations of it, by model."""
+
+    benchmark: Benchmark
+    evaluations: Mapping[str, Evaluation]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table.
+
+    Attributes:
+        model: its name.
+        size: as the paper writes it; "" where it is not known.
+        source: PUBLISHED, MEASURED or GAP.
+        cells: heading -> accuracy with intervals, as `Evaluation.accuracy` gives it; published ones have "accuracy"
+            alone, and a gap is a "difference" in points. A heading without a figure is missing.
+    """
+
+    model: str
+    size: str
+    source: str
+    cells: Mapping[str, Mapping[str, Any]]
+
+
+def lines(table: PaperTable, results: Mapping[str, Result], targets: Sequence[Target]) -> list[Line]:
+    """Rows of one table; a measured model that none of its columns knows is left out."""
+    found = [Line(name, size, PUBLISHED, _published(table, figures)) for (name, size), figures in table.rows.items()]
+    for target in targets:
+        cells = {
+            column.heading: measured
+            for column in table.columns
+            if (measured := _measured(column, results, target.name)) is not None
+        }
+        if not cells:
+            continue
+        size = target.row[1] if target.row else ""
+        found.append(Line(target.name, size, MEASURED, cells))
+        if target.row in table.rows:
+            printed = _published(table, table.rows[target.row])
+            gaps = {
+                heading: {"difference": 100 * (measured["accuracy"] - printed[heading]["accuracy"])}
+                for heading, measured in cells.items()
+                if heading in printed
+            }
+            found.append(Line(target.name, size, GAP, gaps))
+    return found
+
+
+def measured_tables(results: Mapping[str, Result], targets: Sequence[Target]) -> list[tuple[PaperTable, list[Line]]]:
+    """The tables in which at least one measured row has a figure."""
+    made = [(table, lines(table, results, targets)) for table in TABLES]
+    return [(table, rows) for table, rows in made if any(line.source == MEASURED for line in rows)]
+
+
+def readable(table: PaperTable, rows: Sequence[Line]) -> Rows:
+    """Rows for Markdown, LaTeX and the report: "27.5 [25.6, 29.5]", published figures as printed, gaps signed."""
+    return [_head(line) | {c.heading: _text(line.cells.get(c.heading)) for c in table.columns} for line in rows]
+
+
+def spread(table: PaperTable, rows: Sequence[Line]) -> Rows:
+    """Rows for CSV: a column for each number."""
+    out = []
+    for line in rows:
+        row = _head(line)
+        for column in table.columns:
+            row |= _numbers(column.heading, line.cells.get(column.heading, {}))
+        out.append(row)
+    return out
+
+
+def structured(table: PaperTable, rows: Sequence[Line]) -> dict[str, Any]:
+    """A table for JSON."""
+    return {
+        "table": table.number,
+        "title": table.title,
+        "note": table.note,
+        "columns": [asdict(column) for column in table.columns],
+        "rows": [asdict(line) for line in rows],
+    }
+
+
+def _published(table: PaperTable, figures: Sequence[float | None]) -> dict[str, dict[str, float]]:
+    pairs = zip(table.columns, figures, strict=True)
+    return {column.heading: {"accuracy": figure / 100} for column, figure in pairs if figure is not None}
+
+
+def _measured(column: Column, results: Mapping[str, Result], model: str) -> dict[str, Any] | None:
+    result = results.get(column.benchmark)
+    if result is None or model not in result.evaluations:
+        return None
+    evaluation = result.evaluations[model]
+    if column.part:
+        places = [
+            (label, value)
+            for label, headings in result.benchmark.columns.items()
+            for value, heading in headings.items()
+            if column.part in (heading, value)
+        ]
+        if not places:
+            return None
+        evaluation = evaluation.only(*places[0])
+    return evaluation.accuracy() if evaluation.rows else None
+
+
+def _head(line: Line) -> dict[str, str]:
+    return {"Model": line.model, "Size": line.size, "Source": line.source}
+
+
+def _text(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "–"
+    if "difference" in figure:
+        return f"{figure['difference']:+.2f}"
+    return cell(figure) if "low" in figure else f"{100 * figure['accuracy']:.2f}"
+
+
+def _numbers(heading: str, figure: Mapping[str, Any]) -> dict[str, str]:
+    numbers = {f"{heading} {part}": figure[part] for part in ("low", "high") if part in figure}
+    if "bootstrap" in figure:
+        numbers |= dict(
+            zip((f"{heading} bootstrap low", f"{heading} bootstrap high"), figure["bootstrap"], strict=True)
+        )
+    share = figure.get("accuracy")
+    value = figure.get("difference", 100 * share if share is not None else None)
+    texts = {heading: "" if value is None else f"{value:.2f}"}
+    texts |= {name: f"{100 * number:.2f}" for name, number in numbers.items()}
+    return texts | ({f"{heading} items": str(figure["items"])} if "items" in figure else {})

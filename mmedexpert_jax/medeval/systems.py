@@ -1,0 +1,130 @@
+"""The systems of the paper's tables: where their weights are, how they are asked and run, under which licence."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mmedexpert_jax.errors import ConfigError
+
+KINDS = ("jax", "endpoint", "transformers")
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the paper's tables.
+
+    Attributes:
+        title: as the paper writes it.
+        size: as the paper writes it; "" where it does not.
+        model: hub id.
+        kind: what runs it, one of KINDS.
+        prompt: style that its authors use (`prompts.styles()`).
+        licence: of the weights, as the model card says.
+        note: what one must know to run it.
+    """
+
+    title: str
+    size: str
+    model: str
+    kind: str
+    prompt: str
+    licence: str
+    note: str = ""
+
+    @property
+    def row(self) -> tuple[str, str]:
+        """Name and size of the published row."""
+        return self.title, self.size
+
+
+SYSTEMS: Mapping[str, System] = {
+    "medvlm-r1": System("MedVLM-R1", "2B", "JZPeterPan/MedVLM-R1", "jax", "medvlm_r1", "Apache-2.0"),
+    "med-r1": System(
+        *("Med-R1", "2B", "yuxianglai117/Med-R1", "jax", "med_r1", "see the card"),
+        "the repository holds one checkpoint per modality and task in folders: download it and give the folder as path",
+    ),
+    "medvlthinker": System(
+        "MedVLThinker", "3B", "UCSC-VLAA/MedVLThinker-3B-RL_m23k", "jax", "medvlthinker", "Apache-2.0"
+    ),
+    "lingshu": System("Lingshu", "7B", "lingshu-medical-mllm/Lingshu-7B", "jax", "medevalkit", "MIT"),
+    "medgemma": System(
+        *("MedGemma", "4B", "google/medgemma-4b-it", "transformers", "medevalkit"),
+        "Health AI Developer Foundations terms",
+        "gated on the hub; the paper's tables do not give its size",
+    ),
+    "llava-med": System(
+        *("LLaVA-Med", "7B", "microsoft/llava-med-v1.5-mistral-7b", "endpoint", "medevalkit", "Apache-2.0"),
+        "transformers has no class for it: serve it with its authors' code",
+    ),
+    "huatuogpt-v": System(
+        *("HuatuoGPT-V", "7B", "FreedomIntelligence/HuatuoGPT-Vision-7B", "endpoint", "medevalkit", "Apache-2.0"),
+        "transformers has no class for it: serve it with its authors' code",
+    ),
+    "bimedix2": System(
+        *("BiMediX2", "7B", "MBZUAI/BiMediX2-8B", "endpoint", "medevalkit", "CC-BY-NC-SA-4.0"),
+        "8B on the hub, 7B in the paper's table; transformers has no class for it: serve it with its authors' code",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to evaluate.
+
+    Attributes:
+        name: in tables.
+        kind: what runs it, one of KINDS.
+        model: path, hub id, or the name that an endpoint serves it under.
+        url: of the endpoint; "" for config.endpoint.url.
+        prompt: style of its own; "" where it has none.
+        row: name and size of the published row that it stands beside; None where there is none.
+    """
+
+    name: str
+    kind: str
+    model: str
+    url: str = ""
+    prompt: str = ""
+    row: tuple[str, str] | None = None
+
+
+def parse(entry: str, url: str = "") -> Target:
+    """A model from `[name=]model`: a path or hub id for the JAX engine; "system:NAME" for a row of the registry;
+    "endpoint:MODEL[@URL]"; "transformers:PATH".
+
+    Args:
+        entry: as above.
+        url: of the endpoint where the entry names none; with it, a registered system of another kind than "jax" is
+            asked there.
+
+    Raises:
+        ConfigError: no such system.
+    """
+    named, _, spec = entry.partition("=") if "://" in entry else entry.rpartition("=")
+    if not spec:
+        named, spec = "", entry
+    kind, _, rest = spec.partition(":")
+    if kind == "system":
+        system = _system(rest)
+        runs = "endpoint" if url and system.kind != "jax" else system.kind
+        return Target(named or f"{system.title} {system.size}", runs, system.model, url, system.prompt, system.row)
+    if kind == "endpoint":
+        model, _, place = rest.partition("@")
+        return Target(named or model, "endpoint", model, place or url, row=_row(named))
+    if kind == "transformers":
+        return Target(named or rest, "transformers", rest, row=_row(named))
+    return Target(named or spec, "jax", spec, row=_row(named))
+
+
+def _system(name: str) -> System:
+    if name not in SYSTEMS:
+        close = difflib.get_close_matches(name, SYSTEMS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"no system {name!r}; {hint}choose one of {', '.join(SYSTEMS)}")
+    return SYSTEMS[name]
+
+
+def _row(name: str) -> tuple[str, str] | None:
+    """The published row that a model's name spells out, such as "MMedExpert-R1 7B"."""
+    title, _, size = name.rpartition(" ")
+    return (title, size.upper()) if title and size[:-1].isdigit() and size[-1:].upper() == "B" else None
