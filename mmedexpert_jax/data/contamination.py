@@ -1,0 +1,284 @@
+"""Training cases held against test sets: by 8-gram containment of the texts and by hashes of the images.
+
+A shared 8-gram alone says nothing of clinical vignettes: their boilerplate ("which of the following is the most
+likely") makes the usual rule flag 846 of MedXpertQA-MM's 2,000 items against MedQA's test set, while a containment of
+at least 0.5 in one item flags a dozen. So the share of 8-grams decides, between two texts, without their last question.
+"""
+
+import csv
+import hashlib
+import io
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mmedexpert_jax.data.benchmarks import Item
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.images import open_image
+from mmedexpert_jax.runtime import files
+
+GRAM = 8  # words
+MIN_GRAMS = 12  # a text with fewer is compared whole: of a short question, eight words are nearly all
+DROP, REVIEW = 0.5, 0.3  # containment
+SIDE = 16  # a dHash has SIDE * SIDE bits
+MAX_BITS = 12  # of 256 that may differ between images that look alike
+PLAIN = 16  # a hash with fewer ones or fewer zeros is of a nearly uniform image, and says nothing
+BLOCK = 4096  # test images compared at once
+
+
+@dataclass(frozen=True)
+class Document:
+    """A case or item as it is compared.
+
+    Attributes:
+        set: name of its data set and split.
+        id: unique within the set.
+        text: question and options.
+        images: each gives its encoded file.
+    """
+
+    set: str
+    id: str
+    text: str
+    images: tuple[Callable[[], bytes], ...] = ()
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Words in lower case."""
+        return tuple(re.findall(r"\w+", self.text.lower()))
+
+    @cached_property
+    def grams(self) -> frozenset[int]:
+        """Hashes of the runs of GRAM words; equal within one process only."""
+        return frozenset(hash(self.words[i : i + GRAM]) for i in range(len(self.words) - GRAM + 1))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A training case and a test item that have something in common.
+
+    Attributes:
+        train_set, train_id, test_set, test_id: whose they are.
+        containment: share of the shorter text's 8-grams that the longer one holds, 0 to 1.
+        image: "", "same file", "same pixels", or "alike (n bits)" of 256.
+        decision: "drop" (containment of at least DROP, or the same image) or "review" (REVIEW, or an image alike).
+    """
+
+    train_set: str
+    train_id: str
+    test_set: str
+    test_id: str
+    containment: float
+    image: str
+    decision: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Pairs, the gravest first, and images that could not be read, a line each."""
+
+    pairs: list[Pair]
+    unreadable: list[str]
+
+    def dropped(self) -> set[tuple[str, str]]:
+        """(set, id) of the training cases to leave out."""
+        return {(pair.train_set, pair.train_id) for pair in self.pairs if pair.decision == "drop"}
+
+    def write(self, path: str | Path) -> None:
+        """Writes the pairs as CSV, whole."""
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, [field.name for field in fields(Pair)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(pair) | {"containment": f"{pair.containment:.3f}"} for pair in self.pairs)
+        files.write_text(path, buffer.getvalue())
+
+    def table(self) -> list[dict[str, str]]:
+        """Pairs and training cases by pair of sets and decision, as rows of a report."""
+        sets: dict[tuple[str, str], list[Pair]] = defaultdict(list)
+        for pair in self.pairs:
+            sets[pair.train_set, pair.test_set].append(pair)
+        rows = []
+        for (train, test), pairs in sorted(sets.items()):
+            row = {"training": train, "test": test}
+            for decision in ("drop", "review"):
+                chosen = [pair for pair in pairs if pair.decision == decision]
+                cases = len({pair.train_id for pair in chosen})
+                row[decision] = f"{len(chosen)} pairs of {cases} cases"
+            rows.append(row)
+        return rows
+
+
+def of_item(item: Item, name: str = "") -> Document:
+    """A benchmark's item as a document of the set `name`."""
+    text = "\n".join([without_last_question(item.question), *item.options])
+    return Document(name or item.benchmark, item.id, text, tuple(image.open for image in item.images))
+
+
+def of_case(case: Case, name: str) -> Document:
+    """A case as a document of the set `name`."""
+    text = "\n".join([without_last_question(case.question), *case.options])
+    return Document(name, case.id, text, tuple(_Encoded(image) for image in case.images))
+
+
+def without_last_question(text: str) -> str:
+    """A text without its last sentence where that is a question and not the whole text: the stem that all share."""
+    parts = re.split(r"(?<=[.!?])\s+", text.strip())
+    return " ".join(parts[:-1]) if len(parts) > 1 and parts[-1].endswith("?") else text
+
+
+def find(
+    training: Iterable[Document],
+    tests: Sequence[Document],
+    images: bool = True,
+    on_case: Callable[[int], None] = lambda done: None,
+) -> Findings:
+    """Compares every training case with every test item.
+
+    Args:
+        training: read once.
+        tests: of all test sets.
+        images: compare images too; reads all of them.
+        on_case: called with the number of training cases done.
+
+    Returns:
+        Pairs by falling containment, those with the same image before.
+    """
+    unreadable: list[str] = []
+    texts = TextIndex(tests)
+    pictures = ImageIndex(tests, unreadable) if images else None
+    pairs = []
+    for done, case in enumerate(training, 1):
+        shared = texts.containment(case)
+        looks = pictures.alike(case, unreadable) if pictures else {}
+        for index in sorted(shared.keys() | looks.keys()):
+            pair = _pair(case, tests[index], shared.get(index, 0.0), looks.get(index, ""))
+            pairs += [pair] if pair else []
+        on_case(done)
+    pairs.sort(key=lambda pair: (not pair.image.startswith("same"), -pair.containment, pair.train_id, pair.test_id))
+    return Findings(pairs, unreadable)
+
+
+def _pair(case: Document, item: Document, containment: float, image: str) -> Pair | None:
+    whole = min(len(case.grams), len(item.grams)) < MIN_GRAMS
+    if whole and (case.images or item.images) and not image:
+        containment = 0.0  # a short question of another image: a template
+    if containment >= DROP or image.startswith("same"):
+        decision = "drop"
+    elif containment >= REVIEW or image:
+        decision = "review"
+    else:
+        return None
+    return Pair(case.set, case.id, item.set, item.id, containment, image, decision)
+
+
+class TextIndex:
+    """Which test items hold which 8-gram."""
+
+    def __init__(self, tests: Sequence[Document]):
+        self._tests = tests
+        self._holders: dict[int, list[int]] = defaultdict(list)
+        self._whole: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for index, item in enumerate(tests):
+            self._whole[item.words].append(index)
+            for gram in item.grams if len(item.grams) >= MIN_GRAMS else ():
+                self._holders[gram].append(index)
+
+    def containment(self, case: Document) -> dict[int, float]:
+        """Test item -> share of the shorter text's 8-grams in the longer; 1 for equal texts of any length."""
+        shares: dict[int, float] = {}
+        if len(case.grams) >= MIN_GRAMS:
+            common = Counter(index for gram in case.grams for index in self._holders.get(gram, ()))
+            for index, count in common.items():
+                shares[index] = count / min(len(case.grams), len(self._tests[index].grams))
+        return shares | dict.fromkeys(self._whole.get(case.words, ()) if case.words else (), 1.0)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Hashes of one image: of the file, of the upright RGB pixels, and of how it looks ([4] uint64)."""
+
+    file: str
+    pixels: str
+    dhash: np.ndarray
+
+
+def look(data: bytes) -> Look:
+    """Hashes of an encoded image. Raises DataError where it cannot be decoded."""
+    image = open_image(data)
+    pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+    return Look(hashlib.sha256(data).hexdigest(), pixels, dhash(image))
+
+
+def dhash(image: Image.Image) -> np.ndarray:
+    """Difference hash: whether each pixel of a SIDE x (SIDE + 1) grey thumbnail is darker than the next, [4] uint64."""
+    small = np.asarray(image.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX), np.int16)
+    return np.packbits(small[:, :-1] < small[:, 1:]).view(np.uint64)
+
+
+class ImageIndex:
+    """The images of the test items by their hashes."""
+
+    def __init__(self, tests: Sequence[Document], unreadable: list[str]):
+        self._exact: dict[str, set[int]] = defaultdict(set)
+        owners, hashes = [], []
+        for index, item in enumerate(tests):
+            for seen in _looks(item, unreadable):
+                self._exact[seen.file].add(index)
+                self._exact[seen.pixels].add(index)
+                if _telling(seen.dhash):
+                    owners.append(index)
+                    hashes.append(seen.dhash)
+        self._owners = np.array(owners, np.int64)
+        self._hashes = np.array(hashes, np.uint64).reshape(-1, SIDE * SIDE // 64)
+
+    def alike(self, case: Document, unreadable: list[str]) -> dict[int, str]:
+        """Test item -> how an image of it relates to one of the case."""
+        found: dict[int, str] = {}
+        for seen in _looks(case, unreadable):
+            near = self._near(seen.dhash) if _telling(seen.dhash) else {}
+            same = dict.fromkeys(self._exact.get(seen.pixels, ()), "same pixels")
+            same |= dict.fromkeys(self._exact.get(seen.file, ()), "same file")
+            found |= {index: f"alike ({bits} bits)" for index, bits in near.items() if index not in found}
+            found |= same
+        return found
+
+    def _near(self, wanted: np.ndarray) -> dict[int, int]:
+        near: dict[int, int] = {}
+        for start in range(0, len(self._hashes), BLOCK):
+            bits = np.bitwise_count(self._hashes[start : start + BLOCK] ^ wanted).sum(-1)
+            for place in np.flatnonzero(bits <= MAX_BITS):
+                index = int(self._owners[start + place])
+                near[index] = min(near.get(index, SIDE * SIDE), int(bits[place]))
+        return near
+
+
+def _telling(wanted: np.ndarray) -> bool:
+    ones = int(np.bitwise_count(wanted).sum())
+    return PLAIN <= ones <= SIDE * SIDE - PLAIN
+
+
+def _looks(document: Document, unreadable: list[str]) -> list[Look]:
+    looks = []
+    for number, image in enumerate(document.images, 1):
+        try:
+            looks.append(look(image()))
+        except DataError as error:
+            unreadable.append(f"{document.set} {document.id}, image {number}: {error}")
+    return looks
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    image: Image.Image
+
+    def __call__(self) -> bytes:
+        buffer = io.BytesIO()
+        self.image.save(buffer, "PNG")
+        return buffer.getvalue()
