@@ -71,7 +71,7 @@ def _item(part: str) -> Callable[[rows.Row, Files, str], Item]:
             answer=row.letter(len(texts), "label"),
             images=tuple(files.image(str(name), row.where) for name in names),
             labels={key: row.label(key) for key in ("question_type", "medical_task", "body_system")},
-            meta={"raw_question": full},
+            meta={"raw_question": row.values["question"]},
         )
 
     return item

@@ -16,16 +16,18 @@ from mmedexpert_jax.errors import DataError
 NAMES = {"v2": "{}_2.csv", "v1": "{}.csv", "v1_clean": "{}_clean.csv"}
 FOLDERS = {"v2": ("figures", "images_2.zip"), "v1": ("images", "images.zip"), "v1_clean": ("images", "images.zip")}
 PUBLISHED = {"v2": 33_430, "v1": 50_000, "v1_clean": 2_000}
-LABEL = re.compile(r"""\s*["']?\s*([A-D])\s*:\s*(.*)""", re.DOTALL)
+LABEL = re.compile(r"""["']?\s*([A-D])\s*:\s*(.*)""")
+STRAY = re.compile(r"""^["']\s*|\s+["']$""")  # a quote whose other half stands in another cell
 
 
 def clean(cell: str) -> tuple[str, str]:
     """The letter that a cell begins with ("" where none does) and its text without quotes that do not belong to it."""
-    cell = cell.replace("\xa0", " ")
-    match = LABEL.fullmatch(cell)
-    letter, text = (match[1], match[2]) if match else ("", cell)
-    text = re.sub(r"""\s+["']+\s*$|"\s*$""", "", text) if text.count('"') % 2 or match else text
-    return letter, " ".join(text.split())
+    text = " ".join(cell.split())
+    match = LABEL.fullmatch(text)
+    letter, text = (match[1], match[2]) if match else ("", text)
+    if text.count('"') % 2:
+        text = text.strip('"')
+    return letter, STRAY.sub("", text).strip() if text.count("'") % 2 else text.strip()
 
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
@@ -46,12 +48,12 @@ def _item(row: rows.Row, files: Files, subset: str) -> Item:
     return Item(
         id=f"{subset}-{row.number}",
         benchmark="pmc_vqa",
-        question=" ".join(row.text("Question").replace("\xa0", " ").split()).strip('"'),
+        question=" ".join(row.text("Question").split()).strip('"').strip(),
         options=options,
         answer=answer,
         images=(_image(files, name, subset, row.where),),
         labels={"letters": "A, B, C, D" if as_usual else "other"},
-        meta={"raw_question": row.text("Question"), "raw_options": tuple(cells), "raw_answer": answer},
+        meta={"raw_question": row.values["Question"], "raw_options": tuple(cells), "raw_answer": answer},
     )
 
 

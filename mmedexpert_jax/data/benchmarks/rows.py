@@ -179,8 +179,8 @@ def _tsv(path: str, entry: Entry, images: Sequence[str]) -> Values:
                 values = _cells(header, _split(record.decode()))
             except csv.Error as error:
                 raise DataError(f"{path}, byte {start}: not TSV ({error}); fetch the file again") from None
-            for column in columns if isinstance(values, dict) else ():
-                if values[header[column]]:
+            for column in columns:
+                if isinstance(values, dict) and values[header[column]]:
                     values[header[column]] = _TsvCell(entry, start, len(record), column)
             start += len(record)
             yield values
@@ -225,23 +225,29 @@ def _group(entry: Entry, column: str, group: int, process: int) -> Any:
 
 
 def _parquet(path: str, entry: Entry, images: Sequence[str]) -> Values:
+    import pyarrow as pa
     import pyarrow.parquet as pq
-    from pyarrow import ArrowException
 
     try:
         with entry.open() as stream:
             file = pq.ParquetFile(stream)
             names = file.schema_arrow.names
             plain = [name for name in names if name not in images]
+            held = [
+                name for name in names if name in images and not pa.types.is_null(file.schema_arrow.field(name).type)
+            ]
             for group in range(file.num_row_groups):
-                present = {
-                    name: file.read_row_group(group, columns=[f"{name}.path"]).column(name).is_valid().to_pylist()
-                    for name in names
-                    if name in images
-                }
+                present = {name: _present(file, group, name) for name in held}
                 for place, row in enumerate(file.read_row_group(group, columns=plain).to_pylist()):
                     cells = {n: _ParquetCell(entry, n, group, place) for n, valid in present.items() if valid[place]}
                     yield row | cells
-    except (ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} is not a readable Parquet file ({reason}); fetch it again") from None
+
+
+def _present(file: Any, group: int, name: str) -> list[bool]:
+    """Which cells of a column hold an image, [rows of the group]; their bytes are not read where there are paths."""
+    kind = file.schema_arrow.field(name).type
+    columns = [f"{name}.path"] if getattr(kind, "get_field_index", lambda key: -1)("path") >= 0 else [name]
+    return file.read_row_group(group, columns=columns).column(name).is_valid().to_pylist()

@@ -1,0 +1,449 @@
+"""Each benchmark's loader on small files in the very shapes of the distributed ones, broken rows included."""
+
+import base64
+import csv
+import io
+import json
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mmedexpert_jax.data import benchmarks
+from mmedexpert_jax.data.benchmarks import omnimedvqa
+from mmedexpert_jax.errors import ConfigError, DataError
+
+
+def png(seed=0, size=(9, 7)):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def jsonl(path, rows):
+    write(path, "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+
+
+def parquet(path, rows, group=2):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
+
+
+def refused(name, source, *words, **settings):
+    """The one line that names what is wrong."""
+    with pytest.raises(DataError) as error:
+        benchmarks.load(name, source, **settings)
+    line = str(error.value)
+    assert "\n" not in line and all(word in line for word in words), line
+
+
+def texts(item):
+    return item.id, item.question, item.options, item.answer, item.kind
+
+
+# MedXpertQA -----------------------------------------------------------------------------------------------------------
+
+XPERT = {
+    "id": "MM-0",
+    "question": "A man falls. Which step?\nAnswer Choices: (A) Repair (B) Plication",
+    "options": {"A": "Repair", "B": "Plication"},
+    "label": "B",
+    "images": ["MM-0-a.jpeg", "MM-0-b.png"],
+    "medical_task": "Treatment",
+    "body_system": "Skeletal",
+    "question_type": "Reasoning",
+}
+
+
+def xpert(root, *changes):
+    jsonl(root / "MM" / "test.jsonl", [XPERT, *(XPERT | change for change in changes)])
+    with zipfile.ZipFile(root / "images.zip", "w") as archive:
+        archive.writestr("__MACOSX/images/._MM-0-a.jpeg", b"junk")
+        archive.writestr("images/MM-0-a.jpeg", png(1))
+        archive.writestr("images/MM-0-b.png", png(2))
+
+
+def test_medxpertqa_of_the_hub_with_its_zip(tmp_path):
+    xpert(tmp_path)
+    found = benchmarks.load("medxpertqa_mm", tmp_path)
+    (item,) = found.items
+    assert texts(item) == ("MM-0", "A man falls. Which step?", ("Repair", "Plication"), "B", "choice")
+    assert item.meta["raw_question"] == XPERT["question"]
+    assert item.labels == {"question_type": "Reasoning", "medical_task": "Treatment", "body_system": "Skeletal"}
+    assert [image.open() for image in item.images] == [png(1), png(2)]
+    assert found.labels == ("question_type", "medical_task") and found.metric == "micro"
+    assert "items: 1, published 2000" in found.census["differs"]
+
+
+def test_medxpertqa_of_the_repository_reads_the_same(tmp_path):
+    xpert(tmp_path / "hub")
+    row = XPERT | {
+        "options": [{"letter": key, "content": text} for key, text in XPERT["options"].items()],
+        "label": ["B"],
+        "images": [{"image_path": name} for name in XPERT["images"]],
+    }
+    jsonl(tmp_path / "git" / "medxpertqa_mm_input.jsonl", [row])
+    for number, name in enumerate(XPERT["images"], 1):
+        write(tmp_path / "git" / "images" / name, png(number))
+    (hub,), (copy,) = (benchmarks.load("medxpertqa_mm", tmp_path / name).items for name in ("hub", "git"))
+    assert hub == copy and [a.sha256 for a in hub.images] == [a.sha256 for a in copy.images]
+
+
+def test_medxpertqa_text_has_no_images(tmp_path):
+    jsonl(tmp_path / "Text" / "test.jsonl", [{k: v for k, v in XPERT.items() if k != "images"} | {"id": "Text-0"}])
+    (item,) = benchmarks.load("medxpertqa_text", tmp_path).items
+    assert item.benchmark == "medxpertqa_text" and item.images == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"label": "C"}, ("row 2", "label", "'C'", "A, B")),
+        ({"label": ["A", "B"]}, ("row 2", "label")),
+        ({"label": None}, ("row 2", "label")),
+        ({"options": {"A": "x", "C": "y"}}, ("row 2", "options", "A, B")),
+        ({"options": "A"}, ("row 2", "options")),
+        ({"question": " "}, ("row 2", "question")),
+        ({"images": []}, ("row 2", "images")),
+        ({"images": ["MM-9-a.png"]}, ("1 of 2 items lack an image", "row 2", "MM-9-a.png", "skip_broken")),
+        ({}, ("row 2", "'MM-0'", "twice")),
+    ],
+)
+def test_a_broken_row_of_medxpertqa_is_named_or_left_out_and_counted(tmp_path, change, words):
+    xpert(tmp_path, ({"id": "MM-1"} if change else {}) | change)
+    refused("medxpertqa_mm", tmp_path, *words)
+    found = benchmarks.load("medxpertqa_mm", tmp_path, skip_broken=True)
+    assert [item.id for item in found.items] == ["MM-0"] and found.census["rows"] == 2
+    assert len(found.census["malformed"]) + len(found.census["missing_images"]) == 1
+    assert "left out" in benchmarks.describe(found)
+
+
+def test_lines_that_are_no_objects_are_counted(tmp_path):
+    xpert(tmp_path)
+    jsonl(tmp_path / "MM" / "test.jsonl", ["{", XPERT, "[1]"])
+    refused("medxpertqa_mm", tmp_path, "2 of 3 malformed rows", "row 1: not JSON", "row 3: an object is needed")
+
+
+# PMC-VQA --------------------------------------------------------------------------------------------------------------
+
+V2 = ("index", "Figure_path", "Caption", "Question", "Choice A", "Choice B", "Choice C", "Choice D", "Answer", "split")
+V1 = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label")
+
+
+def table(path, header, *rows):
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows([header, *rows])
+    write(path, buffer.getvalue())
+
+
+def test_pmc_vqa_v2_keeps_the_cells_beside_the_clean_texts(tmp_path):
+    cells = [" A: Green ", " B:\xa0Red, pale ", " C: 3:1 ", " D: Yellow"]
+    table(
+        tmp_path / "test_2.csv",
+        V2,
+        ["7", "PMC1_F1.jpg", "A, cell\nof two lines", " What colour? ", *cells, "B", "test"],
+    )
+    with zipfile.ZipFile(tmp_path / "images_2.zip", "w") as archive:
+        archive.writestr("figures/PMC1_F1.jpg", png(3))
+    found = benchmarks.load("pmc_vqa", tmp_path)
+    (item,) = found.items
+    assert texts(item) == ("v2-1", "What colour?", ("Green", "Red, pale", "3:1", "Yellow"), "B", "choice")
+    assert item.meta["raw_options"] == tuple(cells) and item.meta["raw_question"] == " What colour? "
+    assert item.images[0].open() == png(3)
+    assert found.columns == {} and found.census["labels"] == {"letters": {"A, B, C, D": 1}}
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "answer"),
+    [  # rows of the distributed train.csv
+        (["'One patient", " 'A:One patient ", " B:Two patients ", " C:Three ", " D:Four patients ' ", "'"], 0, "A"),
+        (["Nucleus of M", " A: Nucleus of p ", " C: Nucleus of M   ", " C: Nucleus of e  ", " D: N ", "C"], 1, "B"),
+        (['" Focal pattern', ' "A: Focal pattern ', " B: x ", " C: y ", ' D: occlusion" ', '"'], 2, "A"),
+        (["N/A", " A: N/A ", " B: defect ", " C: arteries ", " D: None. ", "A"], 3, "A"),
+        (["T: thyroid", " A: T: testes ", " B: T: trachea ", " C: T: thyroid ", " D: T: thymus ", "C"], 4, "C"),
+    ],
+)
+def test_pmc_vqa_v1_reads_what_is_mislabelled_by_place(tmp_path, row, options, answer):
+    expected = [
+        ("One patient", "Two patients", "Three", "Four patients"),
+        ("Nucleus of p", "Nucleus of M", "Nucleus of e", "N"),
+        ("Focal pattern", "x", "y", "occlusion"),
+        ("N/A", "defect", "arteries", "None."),
+        ("T: testes", "T: trachea", "T: thyroid", "T: thymus"),
+    ]
+    table(tmp_path / "test.csv", V1, ["F.jpg", ' "What is it?" ', *row])
+    write(tmp_path / "images" / "F.jpg", png())
+    (item,) = benchmarks.load("pmc_vqa", tmp_path, subset="v1").items
+    assert (item.question, item.options, item.answer) == ("What is it?", expected[options], answer)
+
+
+def test_pmc_vqa_versions_are_kept_apart(tmp_path):
+    table(tmp_path / "test_clean.csv", V1, ["F.jpg", "Q?", "x", "A:x", "B:y", "C:z", "D:w", "A"])
+    write(tmp_path / "images" / "F.jpg", png())
+    assert len(benchmarks.load("pmc_vqa", tmp_path, subset="v1_clean").items) == 1
+    refused("pmc_vqa", tmp_path, "test_2.csv", "but F.jpg, test_clean.csv", "figures/")
+    refused("pmc_vqa", tmp_path, "test split only", subset="v1_clean", split="train")
+    with pytest.raises(ConfigError, match="no subset 'v3': choose one of v2, v1, v1_clean"):
+        benchmarks.load("pmc_vqa", tmp_path, subset="v3")
+
+
+def test_a_broken_row_of_pmc_vqa_is_named(tmp_path):
+    good = ["1", "F.jpg", "c", "Q?", "A:x", "B:y", "C:z", "D:w", "A", "test"]
+    table(tmp_path / "test_2.csv", V2, good, good[:-2], [*good[:8], "E", "test"], [*good[:4], "A: ", *good[5:]])
+    write(tmp_path / "figures" / "F.jpg", png())
+    words = (
+        "row 2: 8 cells under 10 columns",
+        "row 3, key Answer: 'E'",
+        "row 4, key Choice A: the right option is empty",
+    )
+    refused("pmc_vqa", tmp_path, "3 of 4 malformed rows", *words)
+
+
+# OmniMedVQA -----------------------------------------------------------------------------------------------------------
+
+OMNI = {
+    "dataset": "Chest CT Scan",
+    "question_id": "Chest CT Scan_0000",
+    "question_type": "Modality Recognition",
+    "question": "What imaging technique was employed?",
+    "gt_answer": "CT",
+    "image_path": "Images/Chest CT Scan/test/000143 (6).png",
+    "option_A": "Angiography",
+    "option_B": "ECG",
+    "option_C": "Mammogram",
+    "option_D": "CT",
+    "modality_type": "CT(Computed Tomography)",
+}
+
+
+def omni(root, *rows, name="Chest CT Scan"):
+    write(root / "QA_information" / "Open-access" / f"{name}.json", json.dumps(list(rows)))
+    for row in rows:
+        write(root / row["image_path"], png(len(row["image_path"])))
+
+
+def test_omnimedvqa_with_either_name_of_the_modality_and_options_missing(tmp_path):
+    other = {key: value for key, value in OMNI.items() if key not in ("modality_type", "option_C", "option_D")}
+    other |= {"modality": "X-Ray", "question_id": "B_1", "gt_answer": "ecg. ", "image_path": "Images/B/1.png"}
+    omni(tmp_path, OMNI)
+    omni(tmp_path, other, name="B")
+    write(tmp_path / "QA_information" / "Restricted-access" / "C.json", json.dumps([OMNI]))
+    second, first = sorted(benchmarks.load("omnimedvqa", tmp_path).items, key=lambda item: item.id)
+    second, first = first, second
+    assert (first.answer, first.meta["raw_answer"], first.labels["modality"]) == ("B", "ecg.", "X-Ray")
+    assert first.options == ("Angiography", "ECG")
+    assert (second.answer, second.meta["raw_answer"], second.labels["modality"]) == ("D", "D", OMNI["modality_type"])
+    assert second.meta["raw_options"][3] == "D. CT" and second.images[0].open() == png(len(OMNI["image_path"]))
+
+
+def test_omnimedvqa_inside_its_zip_reads_as_unpacked(tmp_path):
+    omni(tmp_path / "OmniMedVQA", OMNI)
+    with zipfile.ZipFile(tmp_path / "OmniMedVQA.zip", "w") as archive:
+        for path in (tmp_path / "OmniMedVQA").rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path))
+    (a,), (b,) = (benchmarks.load("omnimedvqa", tmp_path / name).items for name in ("OmniMedVQA", "OmniMedVQA.zip"))
+    assert a == b and a.images[0].sha256 == b.images[0].sha256
+
+
+def test_omnimedvqa_keys_that_are_no_option_stay_and_repeated_options_count(tmp_path):
+    rows = [
+        OMNI | {"question_id": "1", "gt_answer": "MRI"},
+        OMNI | {"question_id": "2", "option_A": "CT"},
+    ]
+    omni(tmp_path, *rows)
+    found = benchmarks.load("omnimedvqa", tmp_path)
+    assert [item.answer for item in found.items] == ["MRI", "A"]
+    assert [item.meta["raw_answer"] for item in found.items] == ["MRI", "D"]  # the kit takes the last equal option
+    assert found.census["keys_without_option"] == 1
+    assert "keys that are no option's text: 1" in benchmarks.describe(found)
+
+
+def test_omnimedvqa_names_broken_rows(tmp_path):
+    rows = [OMNI | {"question_id": "2", "gt_answer": None}, OMNI | {"question_id": "3", "option_A": None}]
+    rows[1] |= {"option_B": "", "option_C": None}
+    omni(tmp_path, OMNI, *rows)
+    refused("omnimedvqa", tmp_path, "2 of 3", "row 2, key gt_answer", "row 3, key option_A to option_D")
+    write(tmp_path / "QA_information" / "Open-access" / "A.json", '{"a": 1}')
+    refused("omnimedvqa", tmp_path, "A.json", "a list of objects is needed")
+
+
+def test_omnimedvqas_training_part_shares_no_image_with_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(omnimedvqa, "TRAINING", 100)
+    rows = [
+        OMNI | {"question_id": f"q{n}", "image_path": f"Images/{min(n // 3, n - 60)}.png", "modality_type": "AB"[n % 2]}
+        for n in range(300)
+    ]
+    write(tmp_path / "QA_information" / "Open-access" / "A.json", json.dumps(rows))
+    for name in {row["image_path"] for row in rows}:
+        write(tmp_path / name, b"x")
+    parts = {
+        split: benchmarks.load("omnimedvqa", tmp_path, split=split, seed=n).items for n, split in enumerate(SPLITS)
+    }
+    names = {split: {image.name for item in items for image in item.images} for split, items in parts.items()}
+    assert [len(parts[split]) for split in SPLITS] == [300, 100, 200]
+    assert not names["train_1000"] & names["test_rest"]
+    assert parts["train_1000"] == benchmarks.load("omnimedvqa", tmp_path, split="train_1000", seed=9).items
+
+
+SPLITS = ("test", "train_1000", "test_rest")
+
+# GMAI-MMBench ---------------------------------------------------------------------------------------------------------
+
+GMAI = ("index", "image", "question", "A", "B", "C", "D", "E", "answer", "category")
+GMAI += ("clinical VQA task", "department", "perceptual granularity", "modality")
+
+
+def gmai(path, *rows):
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, delimiter="\t", lineterminator="\n")
+    writer.writerows([GMAI, *rows])
+    write(path, buffer.getvalue())
+
+
+def cells(index, **changes):
+    row = dict(zip(GMAI, ("", base64.b64encode(png(index)).decode(), "What is it?"), strict=False))
+    row |= {"A": "cyst", "B": "stone", "C": "clip", "D": "none", "E": "", "answer": "B", "category": "stone"}
+    row |= {"clinical VQA task": "Organ Recognition - Head and Neck", "department": "Urology"}
+    row |= {"perceptual granularity": "image", "modality": "CT"}
+    row |= {"index": str(index)} | changes
+    return [row[name] for name in GMAI]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_gmai_reads_images_out_of_the_table_in_any_order(tmp_path, packed):
+    path = tmp_path / "GMAI_mm_bench_VAL.tsv"
+    gmai(path, cells(0), cells(1, question='two\nlines, "quoted"\tand a tab'), cells(2, E="other", answer="E"))
+    if packed:
+        with zipfile.ZipFile(tmp_path / "gmai.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(path, "GMAI/GMAI_mm_bench_VAL.tsv")
+        path = tmp_path / "gmai.zip"
+    found = benchmarks.load("gmai_mmbench", path)
+    first, second, third = found.items
+    assert [third.images[0].open(), first.images[0].open(), second.images[0].open()] == [png(2), png(0), png(1)]
+    assert first.options == ("cyst", "stone", "clip") and third.options == ("cyst", "stone", "clip", "none", "other")
+    assert second.question == 'two\nlines, "quoted"\tand a tab' and third.answer == "E"
+    assert found.columns["task"][first.labels["task"]] == "OR-H"
+    assert first.labels["department"] == "Urology" and len(found.columns["task"]) == 18
+
+
+def test_gmai_of_vlmevalkits_local_copy_names_image_files(tmp_path):
+    row = dict(zip(GMAI, cells(0), strict=True))
+    row["image_path"] = "images/GMAI/0.jpg"
+    del row["image"]
+    write(tmp_path / "GMAI_mm_bench_VAL_local.tsv", "\t".join(row) + "\n" + "\t".join(row.values()) + "\n")
+    write(tmp_path / "images" / "GMAI" / "0.jpg", png(5))
+    assert benchmarks.load("gmai_mmbench", tmp_path).items[0].images[0].open() == png(5)
+
+
+def test_a_broken_row_of_gmai_is_named(tmp_path):
+    rows = [cells(0), cells(1, answer="D"), cells(2, B=""), cells(3)[:-1], cells(4, answer="")]
+    gmai(tmp_path / "GMAI_mm_bench_VAL.tsv", *rows)
+    words = ("row 2, key answer: 'D'", "row 3, key A to E", "row 4: 13 cells under 14 columns", "and 1 more")
+    refused("gmai_mmbench", tmp_path, "4 of 5 malformed rows", *words)
+
+
+def test_an_image_that_is_no_base64_is_one_line_when_it_is_opened(tmp_path):
+    gmai(tmp_path / "GMAI_mm_bench_VAL.tsv", cells(0, image="%%%"))
+    (item,) = benchmarks.load("gmai_mmbench", tmp_path).items
+    with pytest.raises(DataError, match="not base64"):
+        item.images[0].open()
+
+
+# The five others ------------------------------------------------------------------------------------------------------
+
+
+def test_vqa_rad_of_the_hub(tmp_path):
+    rows = [
+        {"image": {"bytes": png(n), "path": None}, "question": f"q{n}", "answer": a}
+        for n, a in enumerate(("yes", "No", "left lung"))
+    ]
+    parquet(
+        tmp_path / "data" / "test-00000-of-00001-abc.parquet", [*rows, {"image": None, "question": "q", "answer": "a"}]
+    )
+    refused("vqa_rad", tmp_path, "1 of 4 items lack an image", "row 4")
+    found = benchmarks.load("vqa_rad", tmp_path, skip_broken=True)
+    assert [(item.answer, item.kind, item.meta["raw_answer"]) for item in found.items] == [
+        ("yes", "yes_no", "yes"),
+        ("no", "yes_no", "No"),
+        ("left lung", "open", "left lung"),
+    ]
+    assert [item.images[0].open() for item in reversed(found.items)] == [png(2), png(1), png(0)]
+
+
+def test_vqa_rad_of_the_authors_holds_both_splits(tmp_path):
+    row = {"qid": 1, "image_name": "synpic1.jpg", "image_organ": "HEAD", "answer": 2, "answer_type": "OPEN"}
+    row |= {"question": "How many?", "question_type": "COUNT", "phrase_type": "test_freeform"}
+    rows = [row, row | {"qid": 2, "phrase_type": "freeform"}, row | {"qid": 3, "phrase_type": "test_para"}]
+    write(tmp_path / "VQA_RAD Dataset Public.json", json.dumps(rows))
+    write(tmp_path / "VQA_RAD Image Folder" / "synpic1.jpg", png())
+    assert [item.id for item in benchmarks.load("vqa_rad", tmp_path).items] == ["1", "3"]
+    (item,) = benchmarks.load("vqa_rad", tmp_path, split="train").items
+    assert (item.id, item.answer, item.kind, item.labels["organ"]) == ("2", "2", "open", "HEAD")
+
+
+def test_pathvqa_numbers_its_rows_across_files(tmp_path):
+    for part in range(2):
+        rows = [{"image": {"bytes": png(n), "path": "x"}, "question": "q?", "answer": "no"} for n in range(3)]
+        parquet(tmp_path / "data" / f"test-0000{part}-of-00002.parquet", rows)
+    items = benchmarks.load("pathvqa", tmp_path).items
+    assert [item.id for item in items] == list("123456") and items[5].images[0].open() == png(2)
+
+
+def test_slake_keeps_english_and_knows_how_the_kit_judges(tmp_path):
+    row = {"img_id": 1, "img_name": "xmlab1/source.jpg", "question": "Is it normal?", "answer": "Yes", "q_lang": "en"}
+    row |= {"location": "Lung", "modality": "X-Ray", "answer_type": "CLOSED", "content_type": "Abnormality", "qid": 1}
+    rows = [row, row | {"qid": 2, "q_lang": "zh", "answer": "是"}]
+    rows.append(row | {"qid": 3, "answer": "Liver, Kidney", "answer_type": "OPEN"})
+    write(tmp_path / "test.json", json.dumps(rows))
+    with zipfile.ZipFile(tmp_path / "imgs.zip", "w") as archive:
+        archive.writestr("imgs/xmlab1/source.jpg", png(8))
+        archive.writestr("imgs/xmlab2/source.jpg", png(9))
+    closed, answered = benchmarks.load("slake", tmp_path).items
+    assert (closed.answer, closed.kind, closed.meta) == ("yes", "yes_no", {"raw_answer": "Yes", "kit": "close"})
+    assert (answered.answer, answered.kind, answered.meta["kit"]) == ("Liver, Kidney", "open", "open")
+    assert closed.images[0].open() == png(8)
+
+
+SUBJECTS = ("Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine", "Pharmacy")
+
+
+def test_mmmu_reads_options_and_images_of_five_subjects(tmp_path):
+    row = {
+        "question": "See <image 1>. Which?",
+        "options": "['<image 2>', \"it's B\"]",
+        "explanation": "",
+        "answer": "B",
+    }
+    row |= {"question_type": "multiple-choice", "topic_difficulty": "Easy", "subfield": "x", "img_type": "['CT']"}
+    row |= {f"image_{n}": {"bytes": png(n), "path": f"{n}.png"} if n < 3 else None for n in range(1, 8)}
+    for subject in (*SUBJECTS, "Public_Health"):
+        rows = [row | {"id": f"validation_{subject}_1"}]
+        rows.append(row | {"id": f"validation_{subject}_2", "question_type": "open", "options": "[]", "answer": "8"})
+        parquet(tmp_path / subject / "validation-00000-of-00001.parquet", rows)
+    found = benchmarks.load("mmmu_medical", tmp_path)
+    choice, answered = found.items[:2]
+    assert choice.options == ("<image 2>", "it's B") and [i.open() for i in choice.images] == [png(1), png(2)]
+    assert (answered.kind, answered.answer, answered.meta) == ("open", "8", {"kit": "close"})
+    assert choice.labels["subject"] == "Basic Medical Science" and len(found.items) == 10
+    (tmp_path / "Pharmacy" / "validation-00000-of-00001.parquet").write_bytes(b"PAR1")
+    refused("mmmu_medical", tmp_path, "Pharmacy", "not a readable Parquet file")
+
+
+@pytest.mark.parametrize(
+    ("subset", "path"), [("4_options", "phrases_no_exclude_test.jsonl"), ("5_options", "US/test.jsonl")]
+)
+def test_medqa_in_both_shapes(tmp_path, subset, path):
+    row = {"question": "Q?", "answer": "b", "options": {"A": "a", "B": "b"}, "meta_info": "step1", "answer_idx": "B"}
+    jsonl(tmp_path / path, [row])
+    (item,) = benchmarks.load("medqa", tmp_path, subset=subset).items
+    assert texts(item) == ("1", "Q?", ("a", "b"), "B", "choice") and item.labels == {"step": "step1"}
+    jsonl(tmp_path / path, [row | {"answer": "a"}])
+    refused("medqa", tmp_path, "row 1, key answer", "not the text of option B", subset=subset)
