@@ -86,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "mmedexpert-review"
     sys_version = ""
     timeout = 60
+    wbufsize = -1  # head and body leave together
+    disable_nagle_algorithm = True
     server: ReviewServer
 
     def do_GET(self) -> None:
