@@ -1,5 +1,6 @@
 """Questions to one model: what is stored is not asked again, what is asked is stored as it comes."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,15 +119,15 @@ class Asker:
         """Replies by the keys of `asked`; equal conversations are asked once."""
         if not asked:
             return {}
-        missing = list({one.key: one for one in asked.values() if one.key not in self.answers}.values())
-        waiting = {one.key for one in missing}
-        done = sum(one.key not in waiting for one in asked.values())
+        waiting = Counter(one.key for one in asked.values() if one.key not in self.answers)
+        missing = list({one.key: one for one in asked.values() if one.key in waiting}.values())
+        done = len(asked) - waiting.total()
         self.on_answer(done)
 
         def settle(number: int, replies: list[Reply]) -> None:
             nonlocal done
             self.answers.add(missing[number].name, missing[number].key, replies)
-            done += 1
+            done += waiting[missing[number].key]
             self.on_answer(done)
 
         def refuse(number: int, error: DataError) -> None:

@@ -106,7 +106,8 @@ def _published(table: PaperTable, figures: Sequence[float | None]) -> dict[str, 
 
 
 def _measured(column: Column, results: Mapping[str, Result], model: str) -> dict[str, Any] | None:
-    result = results.get(column.benchmark)
+    versions = (key for key in results if key.startswith(f"{column.benchmark}:") and "@" not in key)
+    result = results.get(column.benchmark) or results.get(next(versions, ""))
     if result is None or model not in result.evaluations:
         return None
     evaluation = result.evaluations[model]

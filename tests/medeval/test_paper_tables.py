@@ -1,0 +1,126 @@
+"""The paper's tables: what is printed, what is measured beside it, and the gap, in every format."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from mmedexpert_jax.data.benchmarks import Benchmark, Item
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.medeval import tables
+from mmedexpert_jax.medeval.evaluate import Evaluation, Row
+from mmedexpert_jax.medeval.paper_tables import (
+    GAP,
+    MEASURED,
+    Result,
+    lines,
+    measured_tables,
+    readable,
+    spread,
+    structured,
+)
+from mmedexpert_jax.medeval.prompts import styles
+from mmedexpert_jax.medeval.published import GMAI, MAIN, SKILLS, TABLES
+from mmedexpert_jax.medeval.systems import SYSTEMS, parse
+
+COLUMNS = {
+    "question_type": {"Reasoning": "Rea.", "Understanding": "Under."},
+    "medical_task": {"Diagnosis": "Diagnosis"},
+}
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Ten answers, four of them right, all four to questions of understanding."""
+
+    def row(i):
+        labels = {"question_type": "Understanding" if i < 4 else "Reasoning", "medical_task": "Diagnosis"}
+        return Row(str(i), 0, "B", "B", "B", i < 4, 1, False, labels, {"strict": i < 4, "medevalkit": i < 4})
+
+    items = [Item(str(i), "medxpertqa_mm", "?", ("x", "y"), "B") for i in range(10)]
+    evaluation = Evaluation(tuple(map(row, range(10))))
+    return {
+        "medxpertqa_mm": Result(
+            Benchmark("medxpertqa_mm", "MM", items, COLUMNS), {"Lingshu 7B": evaluation, "mine": evaluation}
+        )
+    }
+
+
+TARGETS = [parse("system:lingshu"), parse("mine=runs/final")]
+
+
+def test_published_numbers_agree_with_one_another():
+    totals = {row: figures[0] for row, figures in GMAI.rows.items()}
+    assert {row: figures[-1] for row, figures in MAIN.rows.items()} == {row: totals[row] for row in MAIN.rows}
+    headings = [column.heading for column in GMAI.columns]
+    differ = {
+        (row, column.heading)
+        for row, figures in SKILLS.rows.items()
+        for column, figure in zip(SKILLS.columns, figures, strict=True)
+        if figure != GMAI.rows[row][headings.index(column.heading)]
+    }
+    assert differ == {(("BiMediX2", "7B"), "CR")}  # as printed
+    assert all(len(figures) == len(table.columns) for table in TABLES for figures in table.rows.values())
+
+
+def test_measured_rows_stand_beside_published_ones_with_the_gap(results):
+    found = lines(MAIN, results, TARGETS)
+    assert len(found) == 9 + 3 and [line.source for line in found[9:]] == [MEASURED, GAP, MEASURED]
+    assert found[9].cells["Total"]["accuracy"] == 0.4 and found[9].size == "7B"
+    assert found[9].cells["Under."]["accuracy"] == 1.0 and "PMC-VQA" not in found[9].cells
+    assert found[10].cells["Total"]["difference"] == pytest.approx(40 - 26.00)
+    assert [table.number for table, _ in measured_tables(results, TARGETS)] == [1]
+    assert measured_tables({}, TARGETS) == []
+
+
+def test_formats(results):
+    found = lines(MAIN, results, TARGETS)
+    rows = readable(MAIN, found)
+    assert rows[8] == {
+        **{"Model": "MMedExpert-R1", "Size": "7B", "Source": "published (arXiv 2601.10949)"},
+        **{"Total": "27.50", "Rea.": "26.55", "Under.": "29.96", "Treatment": "29.91", "Basic Science": "22.66"},
+        **{"Diagnosis": "28.02", "PMC-VQA": "56.78", "OMVQA": "83.03", "GMAI-MM": "52.10"},
+    }
+    assert rows[9]["Total"] == "40.0 [16.8, 68.7]" and rows[10]["Total"] == "+14.00" and rows[0]["OMVQA"] == "–"
+    assert "| Lingshu 7B | 7B | measured | 40.0 [16.8, 68.7] |" in tables.markdown(rows)
+    parsed = list(csv.DictReader(io.StringIO(tables.comma_separated(spread(MAIN, found)))))
+    assert parsed[9]["Total"] == "40.00" and parsed[9]["Total low"] == "16.82" and parsed[9]["Total items"] == "10"
+    assert float(parsed[9]["Total bootstrap low"]) == pytest.approx(10, abs=1) and parsed[8]["Total low"] == ""
+    text = tables.latex(rows, "Table 1: 5 % & more")
+    assert r"40.0 {\scriptsize [16.8, 68.7]}" in text and r"\caption{Table 1: 5 \% \& more}" in text
+    assert text.count(r"\\") == 13 and r"\begin{tabular}{lrrrrrrrrrrr}" in text
+    saved = json.loads(json.dumps(structured(MAIN, found)))
+    assert saved["table"] == 1 and saved["rows"][0]["source"].startswith("published")
+
+
+def test_a_version_of_a_benchmark_fills_its_column(results):
+    other = {"medxpertqa_mm:other": results["medxpertqa_mm"], "medxpertqa_mm@dev": results["medxpertqa_mm"]}
+    assert lines(MAIN, other, TARGETS)[9].cells["Total"]["items"] == 10
+    assert len(lines(MAIN, {"medxpertqa_mm@dev": results["medxpertqa_mm"]}, TARGETS)) == 9
+
+
+def test_every_system_is_a_published_row_with_a_prompt_that_exists():
+    rows = {row for table in TABLES for row in table.rows}
+    for name, system in SYSTEMS.items():
+        assert system.row in rows and system.prompt in styles() and system.licence
+        assert parse(f"system:{name}").kind == system.kind
+    assert {row for row in rows if row[0] != "MMedExpert-R1"} == {system.row for system in SYSTEMS.values()}
+
+
+def test_entries():
+    assert parse("runs/final").name == "runs/final" and parse("runs/final").kind == "jax"
+    mine = parse("MMedExpert-R1 7b=runs/final")
+    assert (mine.row, mine.model) == (("MMedExpert-R1", "7B"), "runs/final")
+    served = parse("gpt=endpoint:org/model@http://localhost:8000/v1")
+    assert (served.name, served.kind, served.model, served.url) == (
+        "gpt",
+        "endpoint",
+        "org/model",
+        "http://localhost:8000/v1",
+    )
+    assert parse("endpoint:org/model", "http://host/v1").url == "http://host/v1"
+    assert parse("system:medgemma").kind == "transformers"
+    assert parse("system:medgemma", "http://host/v1").kind == "endpoint"
+    with pytest.raises(ConfigError, match="did you mean lingshu"):
+        parse("system:lingsu")
