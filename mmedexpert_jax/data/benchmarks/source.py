@@ -143,15 +143,16 @@ def _ends(path: str, pattern: str) -> bool:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, Entry]]:
+    """Paths begin with the directory's own name, so that "MM/test.jsonl" is found in a directory MM as well."""
     zips = []
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root.absolute(), followlinks=True):
         folders.sort()
         for name in sorted(names):
             path = Path(folder, name)
             if name.lower().endswith(".zip"):
                 zips.append(path)
             else:
-                yield path.relative_to(root).as_posix(), InFolder(path)
+                yield path.relative_to(root.absolute().parent).as_posix(), InFolder(path)
     for path in zips:
         yield from _members(path)
 
