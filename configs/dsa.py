@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.launch import presets
 
-PRESETS = ("mini", "qwen2_vl_2b", "lingshu_7b")
+PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b")
 
 
 def get_config(preset: str = "mini") -> ConfigDict:
@@ -23,4 +23,13 @@ def get_config(preset: str = "mini") -> ConfigDict:
         config.max_new_tokens = 128
         config.buckets = 1
         config.eval.split = "test"
+    elif preset == "smollm2":
+        config.lr = 2e-4
+        config.batch_size = 2
+        config.accumulation = 4
+        config.max_prompt_length = 512
+        config.max_new_tokens = 256
+        config.buckets = 1
+        config.eval.limit = 64
+        config.eval.batch_size = 16
     return config

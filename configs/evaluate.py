@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.launch import presets
 
-PRESETS = ("mini", "qwen2_vl_2b", "lingshu_7b")
+PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b")
 
 
 def get_config(preset: str = "mini") -> ConfigDict:
@@ -56,4 +56,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
         config.max_prompt_length = 512
         config.max_new_tokens = 96
         config.batch_size = 64
+    elif preset == "smollm2":
+        config.max_prompt_length = 512
+        config.max_new_tokens = 160
     return config

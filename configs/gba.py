@@ -5,7 +5,7 @@ from ml_collections.config_dict import placeholder
 
 from mmedexpert_jax.launch import presets
 
-PRESETS = ("mini", "qwen2_vl_2b", "lingshu_7b")
+PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b")
 
 
 def get_config(preset: str = "mini") -> ConfigDict:
@@ -60,4 +60,12 @@ def get_config(preset: str = "mini") -> ConfigDict:
         config.max_prompt_length = 512
         config.max_new_tokens = 96
         config.eval.split = "test"
+    elif preset == "smollm2":
+        config.steps = 20
+        config.lr = 2e-4
+        config.prompts_per_step = 4
+        config.max_prompt_length = 512
+        config.max_new_tokens = 160
+        config.eval.limit = 64
+        config.eval.batch_size = 16
     return config

@@ -10,6 +10,7 @@ from mmedexpert_jax.launch.config import read_config
 
 MODELS = {
     "mini": "mini",
+    "smollm2": "smollm2",
     "qwen2_vl_2b": "Qwen/Qwen2-VL-2B-Instruct",
     "lingshu_7b": "lingshu-medical-mllm/Lingshu-7B",
 }
@@ -29,7 +30,7 @@ def common(job: str, preset: str) -> ConfigDict:
     config.limit = 0  # cases read at most per split, specialties in turn; 0: all
     config.tracker = ""  # beside metrics.jsonl and TensorBoard: "wandb" or "trackio", where installed; empty: none
     config.model = ConfigDict()
-    config.model.path = MODELS[preset]  # base model: "mini", a Hugging Face directory or hub id, or a run directory
+    config.model.path = MODELS[preset]  # base model: "mini", "smollm2", a Hugging Face directory or hub id, or a run
     config.model.dtype = ""  # of the base weights; empty: float32 on CPU, the checkpoint's elsewhere
     config.data = ConfigDict()
     config.data.path = "mini"  # "mini", or a .parquet or .jsonl file, or a directory with one per split

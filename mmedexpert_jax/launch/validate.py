@@ -87,12 +87,12 @@ def _check_evaluated(config: ConfigDict) -> None:
 def check_model(key: str, path: str) -> None:
     """Checks that a model path names something loadable, as far as file names tell. Raises DataError."""
     folder = Path(path)
-    if path == "mini" or path.startswith("random:"):
+    if path in ("mini", "smollm2") or path.startswith("random:"):
         return
     if not folder.exists():
         if HUB_ID.fullmatch(path) and path.partition("/")[0] != "runs" and not folder.parent.exists():
             return
-        raise DataError(f"config.{key}: no such model: {path}; give mini, a directory, a run or a hub id")
+        raise DataError(f"config.{key}: no such model: {path}; give mini, smollm2, a directory, a run or a hub id")
     kinds = ("*.safetensors", "export/*/*.safetensors")
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
         raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/")
