@@ -1,0 +1,208 @@
+"""Label Studio, Argilla and the trail: what is written, what is read back, and what their own exports look like."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.mmedexpert import review
+from mmedexpert_jax.mmedexpert.review import argilla, exchange, label_studio
+from mmedexpert_jax.mmedexpert.review.desk import Desk, Person
+from mmedexpert_jax.mmedexpert.review.events import Event, new_id, since
+from mmedexpert_jax.mmedexpert.review.outcome import Settings
+from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
+from mmedexpert_jax.mmedexpert.review.sources import from_case
+from mmedexpert_jax.mmedexpert.store import Store
+
+TRACE = "(1) Fever means inflammation. (2) Crystals are absent, so it is sepsis."
+EDITED = "(1) Fever means inflammation. (2) Crystals are absent, so sepsis is left."
+TRACES = [
+    from_case(
+        Case(f"c{i}", "What is it?", ("gout", "sepsis"), "B", "AM", "", images, "analytical", TRACE),
+    )
+    for i, images in enumerate([(), (), (), (Image.new("L", (4, 4)),), ()])
+]
+IDS = [trace.id for trace in TRACES]
+
+
+@pytest.fixture
+def stores(tmp_path):
+    stores = [Store(tmp_path / f"{name}.sqlite") for name in ("here", "there")]
+    yield stores
+    for store in stores:
+        store.close()
+
+
+def judge(store: Store) -> None:
+    """Two reviewers' verdicts of every kind."""
+    desk = Desk(store, TRACES, Settings(("anna", "ben"), (), 1.0))
+    desk.announce()
+
+    def say(name, id, kind, value):
+        answer = desk.submit(Person(name, "reviewer"), [Event(new_id(), "", "", id, kind, value)])[0]
+        assert answer.result == "stored", answer
+
+    for name in ("anna", "ben"):
+        say(name, IDS[0], "verdict", {"kind": "accept"})
+        say(name, IDS[1], "reason", {"code": "medical_error", "on": True})
+        say(name, IDS[1], "note", {"text": "wrong, & <bad>"})
+        say(name, IDS[1], "verdict", {"kind": "reject"})
+        say(name, IDS[3], "edit", {"text": EDITED})
+        say(name, IDS[3], "verdict", {"kind": "accept"})
+
+
+def without_names(verdicts):
+    return {id: (v.kind, v.text, v.reasons, len(v.reviewers)) for id, v in verdicts.items()}
+
+
+@pytest.mark.parametrize("tool", [label_studio, argilla])
+def test_verdicts_go_there_and_come_back(stores, tmp_path, tool):
+    here, there = stores
+    judge(here)
+    paths = tool.write(here, TRACES, tmp_path, verdicts=True)
+    names = {exchange.user_id(name): name for name in ("anna", "ben")}
+    exports = [path for path in paths if path.suffix == ".json" and path.parent.name != ".argilla"]
+    for path in exports:
+        exchange.take_in(there, TRACES, tool.read(path, names), "test")
+    assert len(review.verdicts(here)) == 3
+    assert review.verdicts(there) == review.verdicts(here)
+    before = len(since(there))
+    for path in exports:
+        again = exchange.take_in(there, TRACES, tool.read(path, names), "test")
+        assert set(again) <= {"known"}
+    assert len(since(there)) == before
+
+
+@pytest.mark.parametrize("tool", [label_studio, argilla])
+def test_annotators_there_are_blind_unless_asked(stores, tmp_path, tool):
+    judge(stores[0])
+    text = "".join(path.read_text() for path in tool.write(stores[0], TRACES, tmp_path))
+    assert "medical_error" in text and "wrong, &" not in text and "sepsis is left" not in text and "anna" not in text
+
+
+def test_label_studio_tasks_fit_their_configuration(stores, tmp_path):
+    paths = {path.name: path for path in label_studio.write(stores[0], TRACES, tmp_path)}
+    assert set(paths) == {f"label_studio-{m}.{s}" for m in ("text", "image") for s in ("json", "xml")}
+    for modality, count in (("text", 4), ("image", 1)):
+        tasks = json.loads(paths[f"label_studio-{modality}.json"].read_text())
+        root = ElementTree.fromstring(paths[f"label_studio-{modality}.xml"].read_text())
+        assert len(tasks) == count
+        used = {value[1:] for tag in root.iter() for value in tag.attrib.values() if value.startswith("$")}
+        assert all(used <= set(task["data"]) for task in tasks)
+        objects = {tag.get("name") for tag in root.iter() if tag.get("value", tag.get("valueList", "")).startswith("$")}
+        assert all(tag.get("toName") in objects for tag in root.iter() if tag.get("toName"))
+        choices = {tag.get("name"): [c.get("value") for c in tag] for tag in root.iter("Choices")}
+        assert choices == {"verdict": list(VERDICTS), "reasons": list(REASONS)}
+    assert tasks[0]["data"]["images"][0].startswith("data:image/png;base64,")
+
+
+def label_studio_export(trace_id: str, verdict: str, text: str, email="anna@clinic.example", **more) -> dict:
+    """A task as Label Studio's JSON export has it (its guide, "Label Studio JSON format of annotated tasks")."""
+
+    def part(name, kind, values):
+        value = {"choices": values} if kind == "choices" else {"text": values}
+        return {
+            "id": "x1", "from_name": name, "to_name": "trace", "type": kind, "origin": "manual", "value": value
+        }  # fmt: skip
+
+    result = [part("verdict", "choices", [verdict]), part("text", "textarea", [text])]
+    result.append(part("reasons", "choices", ["unsafe_advice"]))
+    annotation = {"id": 7, "completed_by": {"id": 1, "email": email}, "result": result, "was_cancelled": False}
+    annotation |= {"lead_time": 4.2, "ground_truth": False, "unique_id": "u", "result_count": 1} | more
+    return {"id": 1, "data": {"trace_id": trace_id}, "annotations": [annotation], "predictions": []}
+
+
+def test_an_export_of_label_studio(stores, tmp_path):
+    path = tmp_path / "export.json"
+    tasks = [
+        label_studio_export(IDS[0], "accept", TRACE),
+        label_studio_export(IDS[1], "accept", EDITED),  # a changed text makes it an edit
+        label_studio_export(IDS[2], "edit", "Sepsis."),  # does not pass
+        label_studio_export(IDS[3], "edit", TRACE),  # nothing edited
+        label_studio_export(IDS[4], "reject", TRACE, was_cancelled=True),
+        label_studio_export("gone", "reject", TRACE),
+        label_studio_export(IDS[4], "reject", TRACE, completed_by=3),
+    ]
+    path.write_text(json.dumps(tasks))
+    opinions = list(label_studio.read(path, {"anna@clinic.example": "anna"}))
+    counts = exchange.take_in(stores[0], TRACES, opinions, "label_studio")
+    assert counts == {
+        "stored": 3,
+        "an edit that does not pass the checks": 1,
+        "an edit that changes nothing": 1,
+        "no such trace": 1,
+    }
+    found = review.verdicts(stores[0])
+    assert found[IDS[0]].reviewers == ("anna",) and found[IDS[0]].kind == "accept"
+    assert (found[IDS[1]].kind, found[IDS[1]].text) == ("edit", EDITED)
+    assert found[IDS[4]].reviewers == ("label-studio:3",) and found[IDS[4]].reasons == ("unsafe_advice",)
+    assert [e.seconds for e in since(stores[0])] == [4.2] * 3
+
+
+def test_records_of_argilla(stores, tmp_path):
+    """Records as argilla 2.8.0 writes them (`Record.to_dict`)."""
+    user = "00000000-0000-0000-0000-000000000001"
+    record = {
+        "id": IDS[0],
+        "fields": {"case": "x"},
+        "metadata": {"paradigm": "analytical"},
+        "suggestions": {"text": {"value": TRACE, "score": None, "agent": None}},
+        "responses": {
+            "verdict": [{"value": "reject", "user_id": user}, {"value": "accept", "user_id": "u2"}],
+            "reasons": [{"value": ["medical_error", "other"], "user_id": user}],
+            "note": [{"value": "dose", "user_id": user}],
+        },
+        "vectors": {},
+        "status": "completed",
+        "_server_id": None,
+    }
+    (tmp_path / "records.json").write_text(json.dumps([record, record | {"id": IDS[1], "responses": {}}]))
+    opinions = list(argilla.read(tmp_path, {user: "anna"}))
+    assert [(o.reviewer, o.kind, o.reasons, o.note) for o in opinions] == [
+        ("anna", "reject", ("medical_error", "other"), "dose"),
+        ("argilla:u2", "accept", (), ""),
+    ]
+    assert exchange.take_in(stores[0], TRACES, opinions, "argilla") == {"stored": 2}
+
+
+def test_argilla_settings_have_the_questions_that_are_read(stores, tmp_path):
+    argilla.write(stores[0], TRACES, tmp_path, raters=2)
+    root = tmp_path / "argilla"
+    settings = json.loads((root / ".argilla" / "settings.json").read_text())
+    records = json.loads((root / "records.json").read_text())
+    fields = {field["name"]: field for field in settings["fields"]}
+    assert {q["name"] for q in settings["questions"]} == {"verdict", "text", "reasons", "note"}
+    assert settings["distribution"] == {"strategy": "overlap", "min_submitted": 2}
+    assert all(set(record["fields"]) <= set(fields) for record in records)
+    assert [record["id"] for record in records] == IDS
+    required = {name for name, field in fields.items() if field["required"]}
+    assert required == {"case", "paradigm", "trace"} and "image_1" in records[3]["fields"]
+
+
+def test_the_trail_of_another_place_is_taken_in_once(stores, tmp_path):
+    here, there = stores
+    judge(here)
+    verdicts, events = exchange.write_trail(here, TRACES, tmp_path)
+    rows = [json.loads(line) for line in verdicts.read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["settled", "settled", "open", "settled", "open"]
+    assert rows[3]["text"] == EDITED and rows[3]["reviewers"] == ["anna", "ben"] and rows[2]["kind"] is None
+    counts = [exchange.read_trail(there, events) for _ in range(2)]
+    assert [count["known"] for count in counts] == [0, counts[0]["stored"]]
+    assert review.verdicts(there) == review.verdicts(here)
+
+
+@pytest.mark.parametrize("content", ["{}", "[", '[{"data": {}}]', "[3]"])
+def test_files_of_something_else_are_one_line(stores, tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"x\.json"):
+        list(label_studio.read(path, {}))
+    if content != '[{"data": {}}]':
+        with pytest.raises(DataError, match=r"x\.json"):
+            list(argilla.read(path, {}))
+    path.write_text('{"client_id": 3}')
+    with pytest.raises(DataError, match="line 1"):
+        exchange.read_trail(stores[0], path)

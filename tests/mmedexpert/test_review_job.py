@@ -1,0 +1,75 @@
+"""The job through the command line, on the embedded set and on a dataset run's store."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mmedexpert_jax.data import load_cases
+from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.mmedexpert import review
+from mmedexpert_jax.mmedexpert.record import Check
+from mmedexpert_jax.mmedexpert.review.checks import problems
+from mmedexpert_jax.mmedexpert.review.events import Event, append
+from mmedexpert_jax.mmedexpert.review.sources import from_case
+from mmedexpert_jax.mmedexpert.store import Store
+
+JOB = "--config=configs/review.py"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_embedded_set_is_reviewed_where_nothing_else_is_given(folder, capsys):
+    assert main([JOB, "--config.plan=True", "--config.reviewers=anna,ben", "--config.overlap=1"]) == 0
+    out = capsys.readouterr().out
+    assert "320 of mini, 320 of them for 2 reviewers" in out and "verdicts 640 in all" in out
+
+
+def test_report_export_and_import(folder, capsys):
+    arguments = [JOB, "--config.limit=8", "--config.reviewers=anna,ben", "--config.overlap=1"]
+    traces = [from_case(case, "mini/dev") for case in load_cases("mini", "dev", limit=8)]
+    assert main([*arguments, "--config.plan=True"]) == 0
+    store = Store("runs/review-mini/review.sqlite")
+    value = {"kind": "accept", "text": None, "reasons": []}
+    append(store, [Event(f"e{i}", "anna", "reviewer", trace.id, "verdict", value) for i, trace in enumerate(traces)])
+    store.close()
+    assert main([*arguments, "--config.action=report"]) == 0
+    assert json.loads(Path("runs/review-mini/agreement.json").read_text())["people"]["anna"]["verdicts"] == 8
+    assert main([*arguments, "--config.action=export"]) == 0
+    assert len(Path("runs/review-mini/export/verdicts.jsonl").read_text().splitlines()) == 8
+    for tool in ("label_studio", "argilla"):
+        assert main([*arguments, "--config.action=export", f"--config.exchange.tool={tool}"]) == 0
+    back = [*arguments, "--config.action=import", "--config.workdir=other"]
+    assert main([*back, "--config.exchange.path=runs/review-mini/export/events.jsonl"]) == 0
+    assert "8 stored" in capsys.readouterr().out
+    assert main([*arguments, "--config.fresh=True"]) == 2 and "never deleted" in capsys.readouterr().err
+    assert main(back) == 2 and "exchange.path is empty" in capsys.readouterr().err
+    assert main([*back, "--config.exchange.path=nowhere"]) == 3
+    assert main([*back, "--config.exchange.path=runs", "--config.exchange.names=anna"]) in (2, 3)
+    assert main([JOB, "--config.overlap=2"]) == 2 and "from 0 to 1" in capsys.readouterr().err
+    assert main([JOB, "--config.action=dance"]) == 2
+
+
+def test_a_dataset_run_is_reviewed_in_its_own_store(folder, capsys):
+    case = next(case for case in load_cases("mini", "dev") if case.paradigm == "analytical")
+    trace = from_case(case)
+    right = replace(trace, teacher="model", request="r")
+    wrong = replace(right, id="wrong", check=Check(False, "A", ("wrong-answer",)))
+    Path("runs/dataset-mini").mkdir(parents=True)
+    store = Store("runs/dataset-mini/factory.sqlite")
+    store.replace_cases([trace.case])
+    store.put_traces([right, wrong])
+    assert main([JOB, "--config.plan=True"]) == 0
+    assert "1 of runs/dataset-mini" in capsys.readouterr().out
+    value = {"kind": "reject", "text": None, "reasons": ["other"]}
+    append(store, [Event("e", "anna", "reviewer", trace.id, "verdict", value)])
+    assert review.verdicts(store)[trace.id].kind == "reject"
+    store.put_traces([right])  # a rebuild keeps what people said
+    assert review.verdicts(store)[trace.id].reviewers == ("anna",)
+    assert "Link cause and effect" in " ".join(problems(right, "(1) A finding. (2) Another finding."))
+    store.close()
