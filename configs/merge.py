@@ -12,12 +12,31 @@ def get_config(preset: str = "mini") -> ConfigDict:
     """Fields of the job under a preset."""
     config = presets.common("merge", preset)
     runs = f"runs/dsa-{preset}"
-    config.experts = tuple(f"{runs}/{name}" for name in SPECIALTIES)  # runs, adapters or models: "path" or "name=path"
+    # Experts as "path" or "name=path": runs, adapters (over any base of the family), models, or recipes of merges.
+    config.experts = tuple(f"{runs}/{name}" for name in SPECIALTIES)
     config.weights = ()  # a number per expert, in their order; empty: all 1
-    config.method = "ties"  # "ties" (equation 7), "task_arithmetic", "average" or "slerp"
-    config.rules = "paper"  # where TIES codes differ: "paper" (algorithm 1), "official", "mergekit" or "peft"
+    config.method = "ties"  # "ties" (equation 7), or one of its rivals: docs/merging.md lists them
+    config.rules = "paper"  # where codes differ: "paper" (algorithm 1), "official", "mergekit" or "peft"
     config.density = 0.2  # share of each task vector's entries kept; not given in the paper, value of the TIES authors
     config.scale = 1.0  # lambda, factor of the merged task vector; not given in the paper
+    # Numbers by expert, path or depth, before those above: "[expert.]density|weight|scale|gamma|epsilon[@part of a
+    # name]=value[:value...]"; several values are a gradient from the first layer to the last, as in mergekit.
+    config.parameters = ()
+    config.mergekit = ""  # a mergekit YAML file to take base, experts, method and numbers from; empty: the fields here
+    config.output = "model"  # "model", or "recipe": only written down, and applied where it is an expert or its base
     config.rank = 0  # 0: a full model; r: an adapter of that rank, by truncated SVD
     config.rl_origin = "base"  # start of the task vector of an expert named RL: "base" (section 4.3), or "start" of GBA
+    config.sweep = ConfigDict()
+    config.sweep.densities = ()  # densities to compare, in one pass over the data; empty: no sweep
+    config.sweep.scales = (1.0,)  # with each of these scales
+    config.sweep.score = False  # score every pair on held-out cases (eval), and merge with the best
+    config.max_prompt_length = 1024  # of the scored cases, tokens
+    config.max_new_tokens = 96 if preset == "mini" else 1024  # of their answers
+    config.eval = ConfigDict()
+    config.eval.every = 0  # as in the training jobs; scoring is switched by sweep.score
+    config.eval.limit = 0  # cases; 0: as many as limit
+    config.eval.split = "dev"  # choices are made on dev, test is for reporting
+    config.eval.num_samples = 1  # answers per case
+    config.eval.temperature = 0.0  # of sampling; 0: greedy
+    config.eval.batch_size = 64  # prompts decoded together
     return config

@@ -2,19 +2,20 @@
 
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import merge, merge_with_report
-from mmedexpert_jax.merging.methods import average, slerp, task_arithmetic
+from mmedexpert_jax.merging.methods import METHODS, merge_stack, setting
 from mmedexpert_jax.merging.run import run
-from mmedexpert_jax.merging.ties import PRESETS, Switches, ties
+from mmedexpert_jax.merging.switches import PRESETS, Switches
+from mmedexpert_jax.merging.ties import ties
 
 __all__ = [
+    "METHODS",
     "PRESETS",
     "Interference",
     "Switches",
-    "average",
     "merge",
+    "merge_stack",
     "merge_with_report",
     "run",
-    "slerp",
-    "task_arithmetic",
+    "setting",
     "ties",
 ]

@@ -1,34 +1,60 @@
-"""Where the experts fight: cosines, sign conflicts and kept mass of their task vectors."""
+"""Where the experts fight: cosines, sign conflicts, cancellation and kept mass of their task vectors."""
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.merging.arrays import Array, namespace
+from mmedexpert_jax.merging.methods import gram_matrix
 
 
-@jax.jit
-def measure(vectors: Array, trimmed: Array) -> dict[str, Array]:
-    """Sums over the entries of one tensor's task vectors [K, ...]; sums of several tensors add up.
+def measure(
+    base: Array, vectors: Array, kept: Array, update: Array, merged: Array, with_gram: bool = True
+) -> dict[str, Array]:
+    """Sums over the entries of one block; those of several blocks and tensors add up.
 
-    Returns `gram` [K, K]; `mass` and `kept_mass` [K], sums of magnitudes before and after the trim; and the entries
-    that at least one (`wanted`), at least two (`shared`), or two of opposite sign (`conflict`) experts keep.
+    Args:
+        base: [m] float32.
+        vectors: task vectors [K, m] float32.
+        kept: what the method keeps of them [K, m].
+        update: what the merge adds [m].
+        merged: base + update in the output's dtype [m].
+        with_gram: False where the inner products come from LoRA factors.
+
+    Returns:
+        `gram` [K, K], inner products; `mass` and `kept_mass` [K], sums of magnitudes before and after the trim;
+        `wanted`, `shared`, `conflict`: entries that at least one, at least two, or two of opposite sign keep;
+        `net`: sum of magnitudes of the sum of what is kept; `squared` of the update, `lost` of what rounding takes
+        from it; `changed` and `vanished`: entries with an update, and those that rounding leaves at the base.
     """
-    vectors, trimmed = vectors.reshape(len(vectors), -1), trimmed.reshape(len(trimmed), -1)
-    keepers = jnp.sum(trimmed != 0, axis=0)
-    return {
-        "gram": jnp.matmul(vectors, vectors.T, precision="highest"),
-        "mass": jnp.sum(jnp.abs(vectors), axis=1),
-        "kept_mass": jnp.sum(jnp.abs(trimmed), axis=1),
-        "wanted": jnp.sum(keepers > 0),
-        "shared": jnp.sum(keepers > 1),
-        "conflict": jnp.sum(jnp.any(trimmed > 0, axis=0) & jnp.any(trimmed < 0, axis=0)),
+    xp = namespace(vectors)
+    wide = np.float64 if xp is np else xp.float32
+    up, down = kept > 0, kept < 0
+    keepers = xp.sum(up | down, axis=0, dtype=xp.int8)
+    moved = merged.astype(xp.float32) - base
+    changed = update != 0
+    sums = {
+        "mass": xp.sum(xp.abs(vectors), axis=1, dtype=wide),
+        "kept_mass": xp.sum(xp.abs(kept), axis=1, dtype=wide),
+        "wanted": xp.count_nonzero(keepers),
+        "shared": xp.count_nonzero(keepers > 1),
+        "conflict": xp.count_nonzero(xp.any(up, axis=0) & xp.any(down, axis=0)),
+        "net": xp.sum(xp.abs(xp.sum(kept, axis=0)), dtype=wide),
+        "squared": xp.vdot(update, update),
+        "lost": xp.sum((moved - update) ** 2, dtype=wide),
+        "changed": xp.count_nonzero(changed),
+        "vanished": xp.count_nonzero(changed & (moved == 0)),
     }
+    return sums | {"gram": gram_matrix(vectors)} if with_gram else sums
+
+
+def add(total: dict[str, np.ndarray], found: Mapping[str, Any]) -> None:
+    """Adds the sums of another block in float64."""
+    for key, value in found.items():
+        total[key] = total.get(key, 0) + np.asarray(value, np.float64)
 
 
 @dataclass
@@ -38,27 +64,12 @@ class Interference:
     Attributes:
         experts: names of the K experts, in the order of the merge.
         sums: what `measure` found, by tensor; tensors nobody changed are absent.
-        energy: share of the squared norm that a rank-r output keeps, by tensor; empty for a full output.
+        energy: squared norms (kept, whole) of a rank-r output, by tensor; empty for a full output.
     """
 
     experts: tuple[str, ...]
     sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     energy: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    def add(self, name: str, sums: dict[str, Array]) -> bool:
-        """Notes what `measure` found of one tensor; False, and nothing is noted, if no expert changed it.
-
-        Raises:
-            DataError: an expert's task vector is not finite.
-        """
-        found = {key: np.asarray(value, np.float64) for key, value in sums.items()}
-        for expert, mass in zip(self.experts, found["mass"], strict=True):
-            if not np.isfinite(mass):
-                raise DataError(f"expert {expert}: {name} holds NaN or infinite values (there or in the base)")
-        if not found["mass"].any():
-            return False
-        self.sums[name] = found
-        return True
 
     def add_energy(self, name: str, kept: float, total: float) -> None:
         """Notes the squared norm that a truncation kept of a tensor, and the whole."""
@@ -72,20 +83,30 @@ class Interference:
 
     def rates(self, module: str = "") -> dict[str, Any]:
         """Cosines and rates over all changed tensors, or over those of one kind or name; `{}` if there are none."""
-        tensors = [sums for name, sums in self.sums.items() if module in ("", name, kind(name))]
-        if not tensors:
+        return self._rates(sums for name, sums in self.sums.items() if module in ("", name, kind(name)))
+
+    def tensor_rates(self, name: str) -> dict[str, Any]:
+        """The rates of one tensor."""
+        return self._rates([self.sums[name]])
+
+    def _rates(self, tensors: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+        total: dict[str, np.ndarray] = {}
+        for sums in tensors:
+            add(total, sums)
+        if not total:
             return {}
-        total = {key: sum(sums[key] for sums in tensors) for key in tensors[0]}
-        norms = np.sqrt(np.diag(total["gram"]))
-        lengths = np.outer(norms, norms)
-        cosine = np.divide(total["gram"], lengths, out=np.zeros_like(lengths), where=lengths > 0)
-        mass = np.divide(total["kept_mass"], total["mass"], out=np.ones_like(norms), where=total["mass"] > 0)
+        norms = np.sqrt(np.maximum(np.diag(total["gram"]), 0))
+        cosine = _ratio(total["gram"], np.outer(norms, norms), 0)
         return {
             "norm": dict(zip(self.experts, norms.tolist(), strict=True)),
             "cosine": cosine.round(6).tolist(),
-            "kept_mass": dict(zip(self.experts, mass.tolist(), strict=True)),
-            "shared": float(total["shared"] / max(total["wanted"], 1)),
-            "conflict": float(total["conflict"] / max(total["wanted"], 1)),
+            "kept_mass": dict(zip(self.experts, _ratio(total["kept_mass"], total["mass"], 1).tolist(), strict=True)),
+            "shared": float(_ratio(total["shared"], total["wanted"], 0)),
+            "conflict": float(_ratio(total["conflict"], total["wanted"], 0)),
+            "cancellation": float(1 - _ratio(total["net"], total["kept_mass"].sum(), 1)),
+            "merged_norm": float(np.sqrt(total["squared"])),
+            "rounding_error": float(np.sqrt(_ratio(total["lost"], total["squared"], 0))),
+            "vanished": float(_ratio(total["vanished"], total["changed"], 0)),
         }
 
     def kinds(self) -> list[str]:
@@ -98,7 +119,7 @@ class Interference:
             "experts": list(self.experts),
             "all": self.rates(),
             "kinds": {one: self.rates(one) for one in self.kinds()},
-            "tensors": {one: self.rates(one) for one in self.sums},
+            "tensors": {one: self.tensor_rates(one) for one in self.sums},
             "kept_energy": self.kept_energy,
         }
 
@@ -112,18 +133,22 @@ class Interference:
 
     def kind_rows(self) -> list[dict[str, Any]]:
         """A table of the rates by kind of module, and of all together."""
-        rates = {one: self.rates(one) for one in self.kinds()}
-        return [
-            {"module": one, "wanted by two or more": found["shared"], "sign conflict": found["conflict"]}
-            for one, found in (rates | {"all": self.rates()}).items()
-        ]
+        titles = {
+            "wanted by two or more": "shared",
+            "sign conflict": "conflict",
+            "cancellation": "cancellation",
+            "lost in rounding": "rounding_error",
+        }
+        rates = {one: self.rates(one) for one in self.kinds()} | {"all": self.rates()}
+        return [{"module": one} | {k: found[v] for k, v in titles.items()} for one, found in rates.items()]
 
     def markdown(self) -> str:
         """Both tables."""
-        return "\n".join(_markdown(rows) for rows in (self.cosine_rows(), self.kind_rows()))
+        return "\n".join(markdown(rows) for rows in (self.cosine_rows(), self.kind_rows()))
 
 
-def _markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table; numbers with three decimals."""
     lines = [[value if isinstance(value, str) else f"{value:.3f}" for value in row.values()] for row in rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in [list(rows[0]), ["---"] * len(rows[0]), *lines])
 
@@ -131,3 +156,15 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
 def kind(name: str) -> str:
     """A tensor's name with its numbers starred: "model.layers.*.mlp.up_proj.weight"."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def layer(name: str) -> int | None:
+    """The first number in a tensor's name; None for tensors outside the layers."""
+    found = re.search(r"(?<=\.)\d+(?=\.)", name)
+    return int(found[0]) if found else None
+
+
+def _ratio(part: Any, whole: Any, empty: float) -> np.ndarray:
+    """part / whole; `empty` where there is no whole."""
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, float(empty)), where=whole > 0)

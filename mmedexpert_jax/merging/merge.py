@@ -1,69 +1,60 @@
 """Conflict-aware capability integration (paper section 4.3): the experts of one base become one model."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging.interference import Interference, measure
-from mmedexpert_jax.merging.methods import METHODS
-from mmedexpert_jax.merging.ties import Switches, disjoint_mean, switches, trim
-from mmedexpert_jax.merging.vectors import Expert, Params, Source, check, sources, task_vectors
+from mmedexpert_jax.merging.devices import merged_on_devices, on_devices
+from mmedexpert_jax.merging.engine import Merge
+from mmedexpert_jax.merging.interference import Interference
+from mmedexpert_jax.merging.lowrank import truncate
+from mmedexpert_jax.merging.parameters import Parameters, Spec, by_expert
+from mmedexpert_jax.merging.switches import Switches
+from mmedexpert_jax.merging.vectors import Adapter, Expert, check
 from mmedexpert_jax.models.qwen2_vl import flatten, nest
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How task vectors become one: a method, its switches, and the experts' weights [K]."""
-
-    method: str
-    rule: Switches
-    density: float
-    weights: tuple[float, ...]
-
-    def trim(self, vectors: Array) -> Array:
-        """What the method keeps of the task vectors, [K, ...] -> [K, ...]."""
-        return trim(vectors, self.density, self.rule) if self.method == "ties" else vectors
-
-    def integrate(self, trimmed: Array) -> Array:
-        """The merged vector, [K, ...] -> [...] float32."""
-        weights = jnp.asarray(self.weights, jnp.float32)
-        if self.method == "ties":
-            return disjoint_mean(trimmed, weights, self.rule)
-        return METHODS[self.method](trimmed, weights)
+Params = dict[str, Any]
 
 
 def merge(
     base: Params,
-    experts: Mapping[str, Expert],
+    experts: Mapping[str, Params | Lora],
     method: str = "ties",
     preset: str | Switches = "paper",
-    density: float = 0.2,
-    weights: Sequence[float] | Mapping[str, float] | None = None,
-    scale: float = 1.0,
+    density: Spec | Mapping[str, Spec] = 0.2,
+    weights: Sequence[Spec] | Mapping[str, Spec] | None = None,
+    scale: Spec = 1.0,
     rank: int | None = None,
+    gamma: Spec | Mapping[str, Spec] = 0.01,
+    epsilon: Spec | Mapping[str, Spec] = 0.15,
+    seed: int = 0,
 ) -> dict[str, Any] | Lora:
     """theta_base + scale * F(tau_1, ..., tau_K), with tau_k = theta_k - theta_base (equations 6 and 7).
 
-    Task vectors are float32, formed tensor by tensor; those of a LoRA come straight from its factors.
+    Task vectors are float32, formed block by block; those of a LoRA come straight from its factors. A base in numpy
+    or on the CPU is merged by the host's cores; one on accelerators, or sharded, where it lies.
 
     Args:
-        base: parameters of the model that every expert started from.
+        base: parameters of the model that every expert started from; numpy or JAX.
         experts: name -> full parameters or a Lora beside `base`; both kinds together, in the order of the merge.
-        method: "ties", "task_arithmetic", "average" or "slerp" (on task vectors, folded pairwise in this order).
-        preset: of TIES: "paper", "official", "mergekit", "peft", or `ties.Switches`.
-        density: fraction of entries that TIES keeps of each task vector (of each tensor, or as the preset says).
+        method: one of `METHODS`: "ties", "task_arithmetic", "average", "slerp" (on task vectors, folded pairwise in
+            this order), "multislerp", "karcher", "weight_slerp" (on whole weights), "dare_linear", "dare_ties",
+            "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "magnitude_prune", "model_stock", "ram",
+            "ramplus".
+        preset: of the switches on which codes differ: "paper", "official", "mergekit", "peft", or `Switches`.
+        density: fraction of entries kept of each task vector (of each tensor, or as the preset says): a number, a
+            list of numbers over the layers' depth, a list of {"filter", "value"}, or {expert: one of these}.
         weights: one per expert, as a list in their order or a dict by name; None weighs all alike.
-        scale: eta and lambda of the paper, which multiply to one factor on the merged vector.
+        scale: eta and lambda of the paper, which multiply to one factor on the merged vector; as density.
         rank: None for full parameters; r for a Lora by truncated SVD.
+        gamma: fraction dropped as outliers (breadcrumbs).
+        epsilon: half width of the probabilities (DELLA).
+        seed: of random methods, with the names of tensor and expert.
 
     Returns:
         Parameters with the keys, shapes and dtypes of `base` (tensors that no expert changed are passed through
@@ -73,118 +64,111 @@ def merge(
         ConfigError: an unknown method or preset, weights that do not fit the experts, a density outside [0, 1].
         DataError: an expert with missing, extra, misshapen or non-finite tensors, named.
     """
-    return merge_with_report(base, experts, method, preset, density, weights, scale, rank)[0]
+    return merge_with_report(base, experts, method, preset, density, weights, scale, rank, gamma, epsilon, seed)[0]
 
 
 def merge_with_report(
     base: Params,
-    experts: Mapping[str, Expert],
+    experts: Mapping[str, Params | Lora],
     method: str = "ties",
     preset: str | Switches = "paper",
-    density: float = 0.2,
-    weights: Sequence[float] | Mapping[str, float] | None = None,
-    scale: float = 1.0,
+    density: Spec | Mapping[str, Spec] = 0.2,
+    weights: Sequence[Spec] | Mapping[str, Spec] | None = None,
+    scale: Spec = 1.0,
     rank: int | None = None,
+    gamma: Spec | Mapping[str, Spec] = 0.01,
+    epsilon: Spec | Mapping[str, Spec] = 0.15,
+    seed: int = 0,
 ) -> tuple[dict[str, Any] | Lora, Interference]:
     """`merge`, and where the experts interfered."""
-    recipe = make_recipe(experts, method, preset, density, weights)
     tensors = flatten(base)
-    check(tensors, experts)
-    report = Interference(tuple(experts))
-    merged = merged_vectors(tensors, experts, recipe, report)
+    names = tuple(experts)
+    given = {"density": density, "gamma": gamma, "epsilon": epsilon, "scale": scale}
+    numbers = {which: by_expert(value, names, which) for which, value in given.items()}
+    numbers["weight"] = by_expert(1.0 if weights is None else weights, names, "weights")
+    how = Parameters(method, names, preset, numbers, seed, tuple(tensors))
+    how.check()
+    job = Merge(tensors, tuple(expert_of(name, expert) for name, expert in experts.items()), how)
+    check(tensors, job.experts)
+    report = Interference(names)
+    if on_devices(tensors):
+        updates = merged_on_devices(job, report)
+        if rank is not None:
+            return as_lora(((name, np.asarray(update)) for name, update in updates), rank, report), report
+        return nest(tensors | {name: _moved(tensors[name], update) for name, update in updates}), report
     if rank is not None:
-        return _as_lora(merged, scale, rank, report), report
-    for name, vector in merged:
-        tensors[name] = _moved(tensors[name], vector, scale)
-    return nest(tensors), report
+        return as_lora(((name, update_of(job, name, report)) for name in job.touched), rank, report), report
+    merged, report = merge_in_memory(job)
+    return nest(merged), report
 
 
-def make_recipe(
-    experts: Mapping[str, Expert],
-    method: str,
-    preset: str | Switches,
-    density: float,
-    weights: Sequence[float] | Mapping[str, float] | None,
-) -> Recipe:
-    """Checks the settings of a merge. Raises ConfigError."""
-    if not experts:
-        raise ConfigError("nothing to merge: name at least one expert")
-    if method != "ties" and method not in METHODS:
-        raise ConfigError(f"no merging method {method!r}: choose one of ties, {', '.join(METHODS)}")
-    if not 0 <= density <= 1:
-        raise ConfigError(f"density is the fraction of entries kept, between 0 and 1; got {density}")
-    if weights is None:
-        weights = [1.0] * len(experts)
-    elif isinstance(weights, Mapping):
-        if set(weights) != set(experts):
-            raise ConfigError(f"weights name {', '.join(weights)}, but the experts are {', '.join(experts)}")
-        weights = [weights[name] for name in experts]
-    if len(weights) != len(experts):
-        raise ConfigError(f"{len(weights)} weights for {len(experts)} experts ({', '.join(experts)})")
-    weights = tuple(float(weight) for weight in weights)
-    if not all(map(math.isfinite, weights)) or (method in ("average", "slerp") and sum(weights) <= 0):
-        raise ConfigError(f"weights must be finite, with a positive sum for {method}; got {list(weights)}")
-    return Recipe(method, switches(preset), density, weights)
+def expert_of(name: str, expert: Params | Lora) -> Expert:
+    """An expert in memory."""
+    if isinstance(expert, Lora):
+        return Expert(name, adapters=(Adapter.of(expert),))
+    return Expert(name, weights=flatten(expert))
 
 
-def merged_vectors(
-    tensors: Mapping[str, Any], experts: Mapping[str, Expert], recipe: Recipe, report: Interference
-) -> Iterator[tuple[str, Array]]:
-    """Yields (name, merged task vector) of every changed tensor and measures it; one tensor at a time is in memory.
+def update_of(job: Merge, name: str, report: Interference) -> np.ndarray | None:
+    """What a merge adds to one tensor, whole and in float32, noted in the report; None where it changes nothing."""
+    tensor = job.base[name]
+    base = np.zeros(tensor.size, np.float32)
 
-    A global trim is the exception: all task vectors become one, in the order of their sorted names.
+    def write(start: int, merged: np.ndarray) -> None:
+        base[start : start + len(merged)] = merged
+
+    sums = job.tensor(name, np.float32, write, update_only=True)
+    if sums is None:
+        return None
+    report.sums[name] = sums
+    return base.reshape(tensor.shape)
+
+
+def as_lora(updates: Iterator[tuple[str, np.ndarray | None]], rank: int, report: Interference) -> Lora:
+    """The updates as factors of the given rank: the best in squared error, split evenly between a and b.
+
+    Raises:
+        ConfigError: a rank below 1.
+        DataError: a tensor was changed that is no linear layer's weight.
     """
-    found = {name: sources(name, tensor, experts) for name, tensor in tensors.items()}
-    changed = {name: source for name, source in found.items() if source is not None}
-    if recipe.method == "ties" and recipe.rule.scope == "global":
-        yield from _merged_globally(tensors, changed, recipe, report)
-        return
-    for name, source in changed.items():
-        merged, sums = _merged_tensor(tensors[name], source, recipe)
-        if report.add(name, sums):
-            yield name, merged
-
-
-@partial(jax.jit, static_argnames="recipe")
-def _merged_tensor(tensor: Array, source: tuple[Source, ...], recipe: Recipe) -> tuple[Array, dict[str, Array]]:
-    vectors = task_vectors(tensor, source)
-    trimmed = recipe.trim(vectors)
-    return recipe.integrate(trimmed), measure(vectors, trimmed)
-
-
-def _merged_globally(
-    tensors: Mapping[str, Any], changed: dict[str, tuple[Source, ...]], recipe: Recipe, report: Interference
-) -> Iterator[tuple[str, Array]]:
-    names, experts = sorted(tensors), len(recipe.weights)
-    rows = [jax.jit(task_vectors)(tensors[name], changed.get(name, (None,) * experts)) for name in names]
-    vectors = jnp.concatenate([row.reshape(experts, -1) for row in rows], axis=1)
-    trimmed = recipe.trim(vectors)
-    merged = recipe.integrate(trimmed)
-    ends = np.cumsum([tensors[name].size for name in names])
-    for name, end in zip(names, ends, strict=True):
-        part = slice(end - tensors[name].size, end)
-        if name in changed and report.add(name, measure(vectors[:, part], trimmed[:, part])):
-            yield name, merged[part].reshape(tensors[name].shape)
-
-
-@jax.jit
-def _moved(tensor: Array, vector: Array, scale: float) -> Array:
-    return (tensor.astype(jnp.float32) + scale * vector).astype(tensor.dtype)
-
-
-def _as_lora(merged: Iterator[tuple[str, Array]], scale: float, rank: int, report: Interference) -> Lora:
-    """The merged vectors as factors of the given rank: the best in squared error, split evenly between a and b."""
     if rank < 1:
         raise ConfigError(f"rank must be at least 1, got {rank}")
     factors = {}
-    for name, vector in merged:
-        if vector.ndim != 2 or name.endswith("embed_tokens.weight"):
+    for name, update in updates:
+        if update is None:
+            continue
+        if update.ndim != 2 or not name.endswith(".weight") or name.endswith("embed_tokens.weight"):
             raise DataError(f"{name} was changed and is no linear layer's weight: merge to full parameters (no rank)")
-        left, values, right = np.linalg.svd(np.asarray(scale * vector), full_matrices=False)
-        kept = min(rank, len(values))
-        root = np.sqrt(values[:kept])
-        a, b = np.zeros((rank, vector.shape[1]), np.float32), np.zeros((vector.shape[0], rank), np.float32)
-        a[:kept], b[:, :kept] = root[:, None] * right[:kept], left[:, :kept] * root
+        a, b, kept, total = truncate(update, rank)
         factors[name.removesuffix(".weight")] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
-        report.add_energy(name, float(np.sum(values[:kept] ** 2)), float(np.sum(values**2)))
+        report.add_energy(name, kept, total)
     return Lora(factors=factors, rank=rank, alpha=rank)
+
+
+def merge_in_memory(job: Merge, into: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Interference]:
+    """All tensors of the merged model by name, and where the experts interfered.
+
+    Args:
+        job: the merge.
+        into: the base's tensors, whose dtypes the result has; None: `job.base`. Those that nobody changed are shared.
+    """
+    tensors = dict(job.base if into is None else into)
+    report = Interference(tuple(expert.name for expert in job.experts))
+    for name in job.touched:
+        tensor = tensors[name]
+        out = np.empty(tensor.size, tensor.dtype)
+
+        def write(start: int, merged: np.ndarray, out: np.ndarray = out) -> None:
+            out[start : start + len(merged)] = merged
+
+        sums = job.tensor(name, out.dtype, write)
+        if sums is not None:
+            report.sums[name] = sums
+            whole = out.reshape(tensor.shape)
+            tensors[name] = jnp.asarray(whole) if isinstance(tensor, jax.Array) else whole
+    return tensors, report
+
+
+@jax.jit
+def _moved(tensor: jax.Array, update: jax.Array) -> jax.Array:
+    return (tensor.astype(jnp.float32) + update).astype(tensor.dtype)

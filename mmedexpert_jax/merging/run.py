@@ -1,48 +1,89 @@
-"""The job `merge` (section 4.3): experts from their directories, one model or adapter, and the interference report."""
+"""The job `merge` (section 4.3): experts from their directories, one model, adapter or recipe, and where they fight."""
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging.interference import Interference
-from mmedexpert_jax.merging.merge import merge_with_report
-from mmedexpert_jax.merging.vectors import Expert
-from mmedexpert_jax.models import Model, load_model, load_processor, save_pretrained
+from mmedexpert_jax.merging.interference import Interference, markdown
+from mmedexpert_jax.merging.merge import as_lora, merge_in_memory, update_of
+from mmedexpert_jax.merging.mergekit import read_mergekit
+from mmedexpert_jax.merging.page import write_page
+from mmedexpert_jax.merging.parameters import Parameters, parse
+from mmedexpert_jax.merging.recipe import Recipe, merge_to_disk
+from mmedexpert_jax.merging.sources import Loaded, is_checkpoint
+from mmedexpert_jax.merging.sweep import Sweep, at, sweep, variant
+from mmedexpert_jax.models import load_model, load_processor, save_pretrained
+from mmedexpert_jax.models.load import trace
+from mmedexpert_jax.models.qwen2_vl import flatten, nest
 from mmedexpert_jax.runtime import Run, files, report
 
+Evaluate = Callable[[dict, int], dict[str, float]]
 
-def run(config: ConfigDict, run: Run, evaluate: Callable[[Model, dict], dict[str, float]] | None = None) -> None:
-    """Merges `experts` over `model.path`.
 
-    Writes export/model (or, with `rank`, export/adapter), export/interference.json, table.md and report.html.
+def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
+    """Merges `experts` over `model.path`, or what a mergekit file says.
+
+    Writes export/model (with `rank` export/adapter, with output="recipe" export/recipe.json), export/interference.json,
+    merge_report.html, table.md and report.html; with a sweep also export/sweep.json.
 
     Args:
-        config: of the job; `experts` are runs, adapters or models as "path" or "name=path".
+        config: of the job; `experts` are runs, adapters, models or recipes as "path" or "name=path".
         run: the open run.
-        evaluate: figures of the merged model, which are logged and join the summary.
+        evaluate: (parameters, number of the setting) -> named figures `eval/...`; scores the settings of a sweep.
     """
-    model, base = load_model(config.model.path, dtype=config.model.dtype)
-    paths = expert_paths(config)
-    experts = {name: load_expert(path, config, base, name) for name, path in paths.items()}
-    weights, rank = config.weights or None, config.get("rank") or None
-    merged, found = merge_with_report(
-        base, experts, config.method, config.rules, config.density, weights, config.scale, rank
-    )
-    if isinstance(merged, Lora):
-        adapters.save_peft(run.path / "export" / "adapter", merged, config.model.path)
-        merged = adapters.fold(base, merged)
-    else:
-        save_pretrained(run.path / "export" / "model", model, merged, load_processor(config.model.path))
-    figures = evaluate(model, merged) if evaluate else {}
-    if figures:
-        run.log(0, figures)
-    _finish(run, paths, found, figures)
+    recipe = recipe_of(config)
+    values: dict[str, Any] = {"experts": dict(recipe.experts)}
+    tables = {}
+    if config.get("sweep") and config.sweep.densities:
+        found = _sweep(recipe, config, run, evaluate)
+        files.write_json(run.path / "export" / "sweep.json", found.rows)
+        tables["Sweep"] = found.rows
+        if best := found.best():
+            values["best"] = best
+            recipe = replace(recipe, parameters=at(recipe.parameters, best["density"], best["scale"]))
+    interference = _write(recipe, config, run)
+    if interference is not None:
+        values |= _report(recipe, interference, run)
+        tables |= {
+            "Cosine between the experts, and mass kept": interference.cosine_rows(),
+            "Interference": interference.kind_rows(),
+        }
+    text = "\n".join(markdown(rows) for rows in tables.values())
+    files.write_text(run.path / "table.md", text)
+    run.finish(values)
+    report.report_run(run.path, [report.Table(title, rows) for title, rows in tables.items()])
+    print(text, flush=True)
+
+
+def recipe_of(config: ConfigDict) -> Recipe:
+    """The merge that a config asks for. Raises ConfigError."""
+    if config.get("mergekit"):
+        return read_mergekit(config.mergekit)
+    experts = expert_paths(config)
+    if config.weights and len(config.weights) != len(experts):
+        raise ConfigError(f"{len(config.weights)} weights for {len(experts)} experts ({', '.join(experts)})")
+    own = parse(config.get("parameters", ()))
+    numbers: dict[str, dict[str, Any]] = {which: dict(specs) for which, specs in own.items()}
+    for which, value in {"density": config.density, "scale": config.scale}.items():
+        _fall_back(numbers, which, "", value)
+    for name, weight in zip(experts, config.weights, strict=False):
+        _fall_back(numbers, "weight", name, float(weight))
+    parameters = Parameters(config.method, tuple(experts), config.rules, numbers, config.get("seed", 0))
+    start_only = ("RL",) if config.get("rl_origin") == "start" and "RL" in experts else ()
+    return Recipe(config.model.path, experts, parameters, start_only, config.model.dtype)
+
+
+def _fall_back(numbers: dict[str, dict[str, Any]], which: str, owner: str, value: float) -> None:
+    """Appends what counts where no filter of `parameters` fits."""
+    specs = numbers.setdefault(which, {})
+    specs[owner] = [*specs[owner], {"value": value}] if owner in specs else value
 
 
 def expert_paths(config: ConfigDict) -> dict[str, str]:
@@ -57,35 +98,79 @@ def expert_paths(config: ConfigDict) -> dict[str, str]:
     return paths
 
 
-def load_expert(path: str, config: ConfigDict, base: dict, name: str) -> Expert:
-    """An adapter over this very base as its factors; everything else as full float32 parameters.
+def _write(recipe: Recipe, config: ConfigDict, run: Run) -> Interference | None:
+    """The output that is asked for; None for a recipe, which is not applied here."""
+    export = run.path / "export"
+    if config.get("output", "model") == "recipe":
+        recipe.open()  # so that what is wrong is said now
+        recipe.write(export)
+        return None
+    interference = Interference(tuple(recipe.experts))
+    if not is_checkpoint(recipe.base):
+        return _through_memory(recipe, config, export)
+    if config.get("rank"):
+        job = recipe.open()
+        with run.progress(len(job.touched), label="merge") as progress:
+            updates = _counted(((name, update_of(job, name, interference)) for name in job.touched), progress.update)
+            lora: Lora = as_lora(updates, config.rank, interference)
+        _refuse_unchanged(interference)
+        adapters.save_peft(export / "adapter", lora, recipe.base)
+        return interference
+    with run.progress(1, label="merge") as progress:
+        interference = merge_to_disk(recipe, export / "model", lambda done, total: progress.update(done / total))
+    _refuse_unchanged(interference)
+    return interference
 
-    With `rl_origin="start"` the expert RL is its adapter alone, so that its task vector starts where GBA began.
-    """
-    adapter = next(
-        (a for a in (Path(path), Path(path) / "export" / "adapter") if (a / "adapter_config.json").exists()), None
-    )
-    if adapter is not None:
-        own_base = json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path")
-        if same_model(own_base, config.model.path) or (name == "RL" and config.get("rl_origin") == "start"):
-            return adapters.load_peft(adapter, base)
-    return load_model(path, dtype=jnp.float32)[1]
+
+def _through_memory(recipe: Recipe, config: ConfigDict, export: Path) -> Interference:
+    """For a base whose weights are in another format than safetensors."""
+    model, params = load_model(recipe.base, dtype=recipe.dtype or np.float32)
+    job = recipe.open(Loaded(flatten(params), trace(recipe.base)[0]))
+    if config.get("rank"):
+        interference = Interference(tuple(recipe.experts))
+        lora = as_lora(((name, update_of(job, name, interference)) for name in job.touched), config.rank, interference)
+        adapters.save_peft(export / "adapter", lora, recipe.base)
+        return interference
+    merged, interference = merge_in_memory(job)
+    _refuse_unchanged(interference)
+    save_pretrained(export / "model", model, nest(merged), load_processor(recipe.base))
+    return interference
 
 
-def same_model(first: str, second: str) -> bool:
-    """Whether two model paths name the same directory, or the same hub id."""
-    return first == second or (Path(first).exists() and Path(first).resolve() == Path(second).resolve())
+def _counted(items: Any, tell: Callable[[int], Any]) -> Any:
+    for number, item in enumerate(items, 1):
+        yield item
+        tell(number)
 
 
-def _finish(run: Run, paths: dict[str, str], found: Interference, figures: dict[str, float]) -> None:
-    overall = found.rates()
-    if not overall:
+def _refuse_unchanged(interference: Interference) -> None:
+    if not interference.sums:
         raise ConfigError("no expert differs from the base: name trained experts in experts")
-    values = {"experts": paths, "conflict": overall["conflict"], "shared": overall["shared"]}
-    values |= {"kept_mass": overall["kept_mass"], "kept_energy": found.kept_energy, **figures}
-    files.write_json(run.path / "export" / "interference.json", found.to_json())
-    files.write_text(run.path / "table.md", found.markdown())
-    run.finish(values)
-    tables = {"Cosine between the experts, and mass kept": found.cosine_rows(), "Interference": found.kind_rows()}
-    report.report_run(run.path, [report.Table(title, rows) for title, rows in tables.items()])
-    print(found.markdown(), flush=True)
+
+
+def _report(recipe: Recipe, interference: Interference, run: Run) -> dict[str, Any]:
+    overall = interference.rates()
+    facts = {"method": recipe.parameters.method, "base": recipe.base, "experts": ", ".join(recipe.experts)}
+    facts |= recipe.parameters.to_json()["switches"]
+    files.write_json(run.path / "export" / "interference.json", interference.to_json())
+    write_page(run.path / "merge_report.html", interference, facts)
+    names = ("conflict", "shared", "cancellation", "kept_mass", "rounding_error", "vanished")
+    return {name: overall[name] for name in names} | {"kept_energy": interference.kept_energy}
+
+
+def _sweep(recipe: Recipe, config: ConfigDict, run: Run, evaluate: Evaluate | None) -> Sweep:
+    settings = config.sweep
+    loaded = {} if is_checkpoint(recipe.base) and not evaluate else flatten(load_model(recipe.base, np.float32)[1])
+    job = recipe.open(None if is_checkpoint(recipe.base) else Loaded(loaded, trace(recipe.base)[0]))
+    number = 0
+
+    def score(density: float, scale: float) -> dict[str, float]:
+        nonlocal number
+        assert evaluate is not None
+        merged, _ = merge_in_memory(variant(job, density, scale), loaded)
+        figures = evaluate(nest(merged), number)
+        run.log(number, {"density": density, "scale": scale} | figures)
+        number += 1
+        return {name.removeprefix("eval/"): value for name, value in figures.items() if name.count("/") == 1}
+
+    return sweep(job, settings.densities, settings.scales, recipe.dtype, score if evaluate else None)

@@ -1,74 +1,175 @@
-"""Task vectors (paper equation 6): what an expert changed of the base, from its weights or its LoRA factors."""
+"""Task vectors (paper equation 6): what an expert changed of the base, block by block, in float32.
 
-from collections.abc import Mapping
-from typing import Any
+An expert is full weights of its own, or adapters over the base, or adapters over full weights, or adapters over a
+merge that is itself computed when it is needed. None of them is ever formed as a whole model.
+"""
 
-import jax
-import jax.numpy as jnp
-from jax import Array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from mmedexpert_jax import lora as adapters
+import numpy as np
+
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.models.qwen2_vl import flatten
 
-Params = dict[str, Any]
-Expert = Params | Lora
-Source = Array | Lora | None  # a whole tensor, the factors of one module (under ""), or nothing
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def check(tensors: Mapping[str, Any], experts: Mapping[str, Expert]) -> None:
-    """Refuses an expert whose tensors are not those of the base (flat names). Raises DataError, naming the tensor."""
-    for name, expert in experts.items():
-        if isinstance(expert, Lora):
-            for path, factor in expert.factors.items():
-                shape = (factor["b"].shape[0], factor["a"].shape[1])
-                _check_shape(tensors, name, f"{path}.weight", shape)
+class Origin(Protocol):
+    """A merge that experts start from: `merging.engine.Merge`."""
+
+    def prepare(self, names: Sequence[str]) -> None:
+        """Computes what whole tensors decide, before blocks of them are asked for."""
+
+    def update(self, name: str, start: int, stop: int) -> np.ndarray | None:
+        """Entries start:stop of what it adds to the base's tensor, float32; None where it changes nothing."""
+
+    def sample(self, name: str, index: np.ndarray) -> np.ndarray | None:
+        """The same entries at given indices, nearly."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA factors on the host: {tensor name: (b [out, r], a [r, in])} in float32, and the scale of `b @ a`."""
+
+    factors: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    scale: float
+
+    @classmethod
+    def of(cls, lora: Lora) -> "Adapter":
+        """From the pytree."""
+        factors = {
+            f"{path}.weight": (np.asarray(pair["b"], np.float32), np.asarray(pair["a"], np.float32))
+            for path, pair in lora.factors.items()
+        }
+        return cls(factors, lora.scale)
+
+    def delta(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Entries start:stop of the flattened delta, float32, from the rows that hold them."""
+        b, a = self.factors[name]
+        width = a.shape[1]
+        first = start // width
+        rows = b[first : -(-stop // width)] @ a
+        rows *= np.float32(self.scale)
+        return rows.reshape(-1)[start - first * width : stop - first * width]
+
+    def sample(self, name: str, index: np.ndarray) -> np.ndarray:
+        """Entries at flat indices, up to rounding."""
+        b, a = self.factors[name]
+        row, column = np.divmod(index, a.shape[1])
+        return np.einsum("sr,rs->s", b[row], a[:, column]) * np.float32(self.scale)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert.
+
+    Attributes:
+        name: of the expert.
+        weights: all tensors of its own model by name (a view of a file, or arrays); None: those of the base.
+        adapters: over those weights.
+        origin: merge over the base that the adapters stand on; None: the base itself.
+        paths: directories that it comes from, for a manifest.
+    """
+
+    name: str
+    weights: Mapping[str, Any] | None = None
+    adapters: tuple[Adapter, ...] = ()
+    origin: Origin | None = None
+    paths: tuple[str, ...] = field(default=(), compare=False)
+
+    def low_rank(self, name: str) -> bool:
+        """Whether its task vector of a tensor is LoRA factors and nothing else (or nothing)."""
+        return self.weights is None and self.origin is None
+
+    def touches(self, name: str, base: Any) -> bool:
+        """Whether it may differ from the base's tensor, as far as is known without reading."""
+        own = self.weights is not None and self.weights[name] is not base
+        return own or self.origin is not None or any(name in adapter.factors for adapter in self.adapters)
+
+    def vector(self, name: str, start: int, stop: int, base: np.ndarray) -> np.ndarray | None:
+        """tau = theta - theta_base of entries start:stop (equation 6), [stop - start] float32; None where it is zero.
+
+        Args:
+            name: of the tensor.
+            start: flat index.
+            stop: flat index.
+            base: the same entries of the base, float32.
+        """
+        total = None
+        if self.weights is not None:
+            total = as_float(flat(self.weights[name])[start:stop]) - base
+        if self.origin is not None and (update := self.origin.update(name, start, stop)) is not None:
+            total = update if total is None else total + update
+        for adapter in self.adapters:
+            if name in adapter.factors:
+                delta = adapter.delta(name, start, stop)
+                total = delta if total is None else total + delta
+        return total
+
+    def sample(self, name: str, index: np.ndarray, base: np.ndarray) -> np.ndarray:
+        """Entries at flat indices, up to rounding."""
+        total = np.zeros(len(index), np.float32)
+        if self.weights is not None:
+            total += as_float(flat(self.weights[name])[index]) - base
+        if self.origin is not None and (update := self.origin.sample(name, index)) is not None:
+            total += update
+        for adapter in self.adapters:
+            if name in adapter.factors:
+                total += adapter.sample(name, index)
+        return total
+
+
+def flat(tensor: Any) -> np.ndarray:
+    """A tensor's entries in order, without a copy where its memory allows that."""
+    return np.asarray(tensor).reshape(-1)
+
+
+def as_float(entries: np.ndarray) -> np.ndarray:
+    """float32, a new array."""
+    return entries.astype(np.float32)
+
+
+def factor_gram(experts: Sequence[Expert], name: str) -> np.ndarray:
+    """Inner products [K, K] float64 of low-rank task vectors from their factors: <BA, DC> = sum((B'D) * (AC'))."""
+    left, right, owner = [], [], []
+    for number, expert in enumerate(experts):
+        for adapter in expert.adapters:
+            if name in adapter.factors:
+                b, a = adapter.factors[name]
+                left.append(b.astype(np.float64) * adapter.scale)
+                right.append(a.astype(np.float64))
+                owner += [number] * b.shape[1]
+    gram = np.zeros((len(experts), len(experts)))
+    if left:
+        b, a = np.concatenate(left, axis=1), np.concatenate(right, axis=0)
+        members = np.arange(len(experts))[:, None] == np.array(owner)
+        gram = members @ ((b.T @ b) * (a @ a.T)) @ members.T
+    return gram
+
+
+def check(base: Mapping[str, Any], experts: Sequence[Expert]) -> None:
+    """Refuses an expert whose tensors are not those of the base. Raises DataError, naming expert and tensor."""
+    for expert in experts:
+        for adapter in expert.adapters:
+            for name, (b, a) in adapter.factors.items():
+                _check_shape(base, expert.name, name, (b.shape[0], a.shape[1]))
+        if expert.weights is None:
             continue
-        theirs = flatten(expert)
-        if missing := [key for key in tensors if key not in theirs]:
-            raise DataError(f"expert {name} lacks {missing[0]} (and {len(missing) - 1} more): not of this base")
-        for key, tensor in theirs.items():
-            _check_shape(tensors, name, key, tensor.shape)
+        if missing := [name for name in base if name not in expert.weights]:
+            rest = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise DataError(f"expert {expert.name} lacks {missing[0]}{rest}: it is not of this base")
+        for name in expert.weights:
+            _check_shape(base, expert.name, name, expert.weights[name].shape)
 
 
-def _check_shape(tensors: Mapping[str, Any], expert: str, key: str, shape: tuple[int, ...]) -> None:
-    if key not in tensors:
-        raise DataError(f"expert {expert} changes {key}, which the base does not have")
-    if tuple(tensors[key].shape) != tuple(shape):
-        raise DataError(f"expert {expert}: {key} is {list(shape)}, but {list(tensors[key].shape)} in the base")
-
-
-def sources(name: str, tensor: Array, experts: Mapping[str, Expert]) -> tuple[Source, ...] | None:
-    """What each expert makes of one tensor; None if none of them changes it."""
-    found = tuple(_source(name, tensor, expert) for expert in experts.values())
-    return None if all(source is None for source in found) else found
-
-
-def _source(name: str, tensor: Array, expert: Expert) -> Source:
-    if isinstance(expert, Lora):
-        path, _, leaf = name.rpartition(".")
-        module = expert.factors.get(path) if leaf == "weight" else None
-        return None if module is None else Lora({"": module}, expert.rank, expert.alpha)
-    node: Any = expert
-    for part in name.split("."):
-        node = node[part]
-    return None if node is tensor or bool(_equal(node, tensor)) else node
-
-
-@jax.jit
-def _equal(first: Array, second: Array) -> Array:
-    return jnp.all(first == second)
-
-
-def task_vectors(tensor: Array, found: tuple[Source, ...]) -> Array:
-    """tau_k = theta_k - theta_base of one tensor (equation 6): [...] and K sources -> [K, ...] float32."""
-
-    def vector(source: Source) -> Array:
-        if source is None:
-            return jnp.zeros(tensor.shape, jnp.float32)
-        if isinstance(source, Lora):
-            return adapters.delta(source, "")
-        return jnp.asarray(source, jnp.float32) - jnp.asarray(tensor, jnp.float32)
-
-    return jnp.stack([vector(source) for source in found])
+def _check_shape(base: Mapping[str, Any], expert: str, name: str, shape: tuple[int, ...]) -> None:
+    if name not in base:
+        raise DataError(f"expert {expert} changes {name}, which the base does not have: it is not of this base")
+    if tuple(base[name].shape) != tuple(shape):
+        other = " (another vocabulary)" if name.endswith(("embed_tokens.weight", "lm_head.weight")) else ""
+        raise DataError(
+            f"expert {expert}: {name} is {list(shape)}, but {list(base[name].shape)} in the base{other}: "
+            "it is not of this base"
+        )

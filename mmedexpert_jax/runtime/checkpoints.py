@@ -116,6 +116,25 @@ class Checkpoints:
             offset += count
         return treedef.unflatten(restored)
 
+    def read(self, step: int) -> dict[str, np.ndarray]:
+        """The leaves that were saved at `step`, by name (`jax.tree_util.keystr`), for who does not know the tree.
+
+        Raises DataError where the checkpoint is missing.
+        """
+        if step not in self.steps():
+            raise DataError(f"{self.path / str(step)}: no whole checkpoint there; whole ones: {self.steps() or 'none'}")
+        described = self._manifest(step)["leaves"]
+        like = [np.broadcast_to(np.zeros((), dtype), shape) for _, shape, dtype in described]
+        arrays = _restore_arrays(self.path / str(step) / "state", [("", leaf) for leaf in like])
+        packed, offset, leaves = arrays[_PACKED].tobytes(), 0, {}
+        for index, ((name, shape, _), leaf) in enumerate(zip(described, like, strict=True)):
+            if _name(index) in arrays:
+                leaves[name] = arrays[_name(index)]
+                continue
+            leaves[name] = np.frombuffer(packed, leaf.dtype, leaf.size, offset).reshape(shape)
+            offset += leaf.nbytes
+        return leaves
+
     def _manifest(self, step: int) -> dict:
         return files.read_json(self.path / str(step) / "manifest.json") or {}
 

@@ -1,0 +1,193 @@
+"""Numbers of a merge by tensor and expert: constant, a gradient over depth, or by path, as mergekit has them."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.merging.methods import METHODS, Setting, setting
+from mmedexpert_jax.merging.sparsify import key_of
+from mmedexpert_jax.merging.switches import Switches, switches
+
+# A number; a list of numbers, interpolated linearly over the depth from first to last layer; or a list of
+# {"filter": part of a tensor's name (none or "*": all), "value": number or gradient}, the first that fits counts.
+Spec = Any
+NUMBERS = ("density", "weight", "gamma", "epsilon")  # by expert; "scale" is of the merge
+_LAYER = re.compile(r"^(.*?)\.(\d+)\.")
+
+
+def evaluate(spec: Spec, name: str, depth: float) -> float | None:
+    """The number that a spec means for one tensor; None where no filter of it fits.
+
+    Args:
+        spec: see Spec.
+        name: of the tensor.
+        depth: 0 for the first layer (and tensors outside the layers), 1 for the last.
+    """
+    if isinstance(spec, Mapping):
+        spec = [spec]
+    if not isinstance(spec, (list, tuple)):
+        return float(spec)
+    if spec and isinstance(spec[0], Mapping):
+        for choice in spec:
+            if choice.get("filter") in (None, "*") or choice["filter"] in name:
+                return evaluate(choice["value"], name, depth)
+        return None
+    if not spec:
+        return None
+    place = depth * (len(spec) - 1)
+    low = int(place)
+    high = min(low + 1, len(spec) - 1)
+    return (1 - (place - low)) * float(spec[low]) + (place - low) * float(spec[high])
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Method, switches and numbers of a merge; called with a tensor's name it gives the Setting.
+
+    Attributes:
+        method: name in METHODS.
+        experts: their names, in order.
+        preset: of the switches, or switches.
+        numbers: {one of NUMBERS or "scale": {expert, or "" for all: Spec}}; what an expert's own spec leaves out
+            falls to "" and then to the default.
+        seed: of random methods.
+        names: of the base's tensors, which give the number of layers.
+        threshold: of RAM.
+        amplify: of RAM+: r and alpha.
+    """
+
+    method: str
+    experts: tuple[str, ...]
+    preset: str | Switches = "paper"
+    numbers: Mapping[str, Mapping[str, Spec]] = field(default_factory=dict)
+    seed: int = 0
+    names: tuple[str, ...] = ()
+    threshold: float = 1e-5
+    amplify: tuple[float, float] = (0.1, 0.2)
+    _settings: dict[str, Setting] = field(default_factory=dict, compare=False, repr=False)
+
+    DEFAULTS = {"density": 1.0, "weight": 1.0, "gamma": 0.01, "epsilon": 0.15, "scale": 1.0}  # noqa: RUF012
+
+    @cached_property
+    def layers(self) -> dict[str, int]:
+        """How many layers stand under each prefix."""
+        found: dict[str, int] = {}
+        for name in self.names:
+            if match := _LAYER.match(name):
+                found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
+        return found
+
+    def depth(self, name: str) -> float:
+        """Where a tensor stands between the first layer (0) and the last (1); a single layer is the last."""
+        match = _LAYER.match(name)
+        if match is None:
+            return 0.0
+        count = self.layers.get(match[1], 1)
+        return int(match[2]) / (count - 1) if count > 1 else 1.0
+
+    def number(self, which: str, expert: str, name: str) -> float:
+        """A number for one expert ("" where it is of the merge) and tensor."""
+        specs = self.numbers.get(which, {})
+        for key in dict.fromkeys((expert, "")):
+            if key in specs and (value := evaluate(specs[key], name, self.depth(name))) is not None:
+                return value
+        return self.DEFAULTS[which]
+
+    def __call__(self, name: str) -> Setting:
+        """The Setting of one tensor."""
+        if name not in self._settings:
+            self._settings[name] = self._setting(name)
+        return self._settings[name]
+
+    def _setting(self, name: str) -> Setting:
+        numbers = {which: tuple(self.number(which, e, name) for e in self.experts) for which in NUMBERS}
+        return setting(
+            self.method,
+            len(self.experts),
+            self.preset,
+            numbers["density"],
+            numbers["weight"],
+            numbers["gamma"],
+            numbers["epsilon"],
+            scale=self.number("scale", "", name),
+            keys=tuple(key_of(self.seed, name, expert) for expert in self.experts),
+            threshold=self.threshold,
+            amplify=self.amplify,
+        )
+
+    def check(self) -> None:
+        """Raises ConfigError for whatever no tensor could be merged with."""
+        if not self.experts:
+            raise ConfigError("nothing to merge: name at least one expert")
+        if self.method not in METHODS:
+            raise ConfigError(f"no merging method {self.method!r}: choose one of {', '.join(METHODS)}")
+        for which, specs in self.numbers.items():
+            if which not in self.DEFAULTS:
+                raise ConfigError(f"no number {which!r}: choose one of {', '.join(self.DEFAULTS)}")
+            for expert in specs:
+                if expert and expert not in self.experts:
+                    raise ConfigError(f"{which} names {expert}, but the experts are {', '.join(self.experts)}")
+        for name in self.names or ("",):
+            try:
+                self(name)
+            except (TypeError, ValueError, KeyError) as error:
+                raise ConfigError(
+                    f"density, weight or scale is no number, gradient or list of filters ({error})"
+                ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that the result depends on, experts' contents apart."""
+        rule = switches(self.preset, self.method)
+        return {
+            "method": self.method,
+            "switches": {key: getattr(rule, key) for key in rule.__dataclass_fields__},
+            "numbers": {which: dict(specs) for which, specs in self.numbers.items()},
+            "seed": self.seed,
+            "threshold": self.threshold,
+            "amplify": list(self.amplify),
+        }
+
+
+def by_expert(value: Any, experts: Sequence[str], which: str) -> dict[str, Spec]:
+    """One spec for all, {expert: spec}, or (weights) a list of specs in the experts' order -> {expert or "": Spec}.
+
+    Raises:
+        ConfigError: a list of another length, or other names.
+    """
+    if isinstance(value, Mapping) and "value" not in value:
+        if which == "weights" and set(value) != set(experts):
+            raise ConfigError(f"weights name {', '.join(value)}, but the experts are {', '.join(experts)}")
+        return dict(value)
+    if which == "weights" and isinstance(value, Iterable):
+        listed = list(value)
+        if len(listed) != len(experts):
+            raise ConfigError(f"{len(listed)} weights for {len(experts)} experts ({', '.join(experts)})")
+        return dict(zip(experts, listed, strict=True))
+    return {"": value}
+
+
+def parse(entries: Iterable[str]) -> dict[str, dict[str, Spec]]:
+    """Lines of a config, "[expert.]density[@part of a name]=number[:number...]" -> numbers by which and expert.
+
+    Several lines for one number: the first whose filter fits a tensor's name counts. Raises ConfigError.
+    """
+    found: dict[str, dict[str, list]] = {}
+    for entry in entries:
+        left, equals, right = entry.partition("=")
+        target, _, part = left.partition("@")
+        expert, _, which = target.rpartition(".")
+        try:
+            values = [float(value) for value in right.split(":")]
+        except ValueError:
+            values = []
+        if not equals or not values or which not in Parameters.DEFAULTS:
+            raise ConfigError(
+                f"config.parameters: {entry!r} is not [expert.]name[@path]=value[:value...] with one of the names "
+                f"{', '.join(Parameters.DEFAULTS)}"
+            )
+        value = values[0] if len(values) == 1 else values
+        found.setdefault(which, {}).setdefault(expert, []).append({"filter": part or None, "value": value})
+    return {which: dict(specs) for which, specs in found.items()}

@@ -1,0 +1,230 @@
+"""Exact selection of the largest magnitudes by counting, without sorting.
+
+The k-th largest magnitude is bracketed by a sample, then found by exact counts inside the bracket. Counts add up over
+blocks, shards and devices, so that a vector in pieces gives the same bound as a whole one. The bits of a non-negative
+float32 order as its value; bounds are sought among these integers.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmedexpert_jax.merging.arrays import Array, namespace
+
+SAMPLE = 1 << 15  # entries
+_SIGMAS = 5.0  # half width of the bracket, in standard deviations of a rank in the sample
+_TOP = 0x7F800001  # above every finite float's bits
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["value", "cut"], meta_fields=["from_end"])
+@dataclass(frozen=True)
+class Bound:
+    """Which entries of K vectors are kept: those above `value`, and of those equal to it the ones before `cut`.
+
+    Attributes:
+        value: [K] float32, magnitudes.
+        cut: [K] integers, flat indices; with `from_end`, the entries equal to `value` from `cut` on are kept instead.
+        from_end: see above.
+    """
+
+    value: Array
+    cut: Array
+    from_end: bool = False
+
+    def keeps(self, vectors: Array, start: int = 0) -> Array:
+        """[K, n] float32, whose first column has flat index `start` -> [K, n] bool."""
+        if namespace(vectors) is jnp:
+            magnitude, index = jnp.abs(vectors), start + jnp.arange(vectors.shape[1])
+            early = (index < self.cut[:, None]) != self.from_end
+            return (magnitude > self.value[:, None]) | ((magnitude == self.value[:, None]) & early)
+        kept = np.empty(vectors.shape, bool)
+        stop = start + vectors.shape[1]
+        for row, magnitude, value, cut in zip(kept, np.abs(vectors), self.value, self.cut, strict=True):
+            whole, none = (cut <= start, cut >= stop) if self.from_end else (cut >= stop, cut <= start)
+            if whole or none:
+                (np.greater_equal if whole else np.greater)(magnitude, value, out=row)
+                continue
+            early = np.arange(start, stop) < cut
+            row[:] = (magnitude > value) | ((magnitude == value) & (early != self.from_end))
+        return kept
+
+
+def largest(vectors: Array, kept: Sequence[int], equal_magnitudes: str = "lower_index") -> Bound:
+    """Bound of the kept[i] largest magnitudes of row i of [K, n] float32, numpy or JAX (sharded or not)."""
+    if namespace(vectors) is jnp:
+        return _on_device(vectors, jnp.asarray(kept), equal_magnitudes)
+    whole = Blocks(vectors.shape[1], [0], lambda start: vectors, lambda index: vectors[:, index], map)
+    return by_counting(whole, kept, equal_magnitudes)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """K vectors of n entries that are read block by block.
+
+    Attributes:
+        size: n.
+        starts: flat index of each block's first entry, rising; entries between the blocks are 0.
+        read: first index -> the block [K, m] float32.
+        sample: rising flat indices [s] -> [K, s] float32; may differ from what `read` gives in the last bits.
+        map: applies a function to many blocks, as `map` does.
+    """
+
+    size: int
+    starts: Sequence[int]
+    read: Callable[[int], np.ndarray]
+    sample: Callable[[np.ndarray], np.ndarray]
+    map: Callable[[Callable, Iterable], Iterable]
+
+
+def by_counting(blocks: Blocks, kept: Sequence[int], equal_magnitudes: str = "lower_index") -> Bound:
+    """`largest` of vectors that are read block by block, each entry once (twice where a sample misleads).
+
+    `kept` may be longer than K: the bounds of several densities come from the same pass, kept[i] of vector i % K.
+    """
+    size = blocks.size
+    value = np.where(np.asarray(kept) <= 0, np.inf, 0).astype(np.float32)
+    cut = np.full(len(kept), size, np.int64)
+    ranks = {row: k for row, k in enumerate(kept) if 0 < k < size}
+    brackets = _brackets(blocks, ranks)
+    while brackets:
+        found = list(blocks.map(partial(_count, blocks.read, brackets), blocks.starts))
+        retry = {}
+        for row, (low, high) in brackets.items():
+            above = sum(block[row][0] for block in found)
+            inside = [block[row][1] for block in found]
+            missing = ranks[row] - above
+            if missing <= 0 and high < _TOP:
+                retry[row] = (high, _TOP)
+            elif missing <= 0:  # what is not finite counts as larger than all, and is refused where it is measured
+                value[row] = np.inf
+            elif missing > sum(map(len, inside)):  # below the bracket, or among entries left out because they are 0
+                if low > 0:
+                    retry[row] = (0, low)
+            else:
+                bits = _kth_of(np.concatenate(inside), missing)
+                value[row] = np.int32(bits + low).view(np.float32)
+                if equal_magnitudes != "keep_all" and value[row] > 0:
+                    missing -= sum(int(np.count_nonzero(part > bits)) for part in inside)
+                    cut[row] = _cut(blocks, row, value[row], inside, bits, missing, equal_magnitudes)
+        brackets = retry
+    from_end = equal_magnitudes == "higher_index"
+    cut[[row not in ranks for row in range(len(kept))]] = 0 if from_end else size
+    return Bound(value, cut, from_end)
+
+
+def _brackets(blocks: Blocks, ranks: dict[int, int]) -> dict[int, tuple[int, int]]:
+    """Bits [low, high) by row between which the k-th largest lies, nearly for sure."""
+    if not ranks:
+        return {}
+    count = min(SAMPLE, blocks.size)
+    strata = np.arange(count) * blocks.size // count
+    widths = np.diff(strata, append=blocks.size)
+    jitter = (np.random.default_rng(0).random(count) * widths).astype(np.int64)  # never on one phase of the rows
+    bits = np.abs(blocks.sample(strata + jitter)).view(np.int32)  # [K, count]
+    brackets = {}
+    for row, k in ranks.items():
+        share = k / blocks.size
+        margin = _SIGMAS * np.sqrt(share * (1 - share) * count) + 2 if count < blocks.size else 1
+        upper, lower = int(share * count - margin), int(share * count + margin) + 1
+        ordered = np.partition(
+            bits[row % len(bits)], sorted({max(0, count - lower), min(count - 1, count - max(upper, 1))})
+        )
+        high = int(ordered[count - upper]) + 64 if upper >= 1 else _TOP
+        low = max(0, int(ordered[count - lower]) - 64) if lower <= count else 0
+        brackets[row] = (min(low, _TOP - 1), min(high, _TOP))
+    return brackets
+
+
+def _count(
+    read: Callable[[int], np.ndarray], brackets: dict[int, tuple[int, int]], start: int
+) -> dict[int, tuple[int, np.ndarray]]:
+    """Of one block, by row: how many lie above the bracket, and the bits (less its low end) of those inside."""
+    vectors = read(start)
+    found = {}
+    for row, (low, high) in brackets.items():
+        offset = vectors[row % len(vectors)].view(np.int32) & np.int32(0x7FFFFFFF)
+        offset -= np.int32(low)
+        above = int(np.count_nonzero(offset >= high - low))
+        found[row] = above, offset[offset.view(np.uint32) < np.uint32(high - low)]
+    return found
+
+
+def _kth_of(values: np.ndarray, k: int) -> int:
+    """The k-th largest."""
+    return int(np.partition(values, len(values) - k)[len(values) - k])
+
+
+def _cut(
+    blocks: Blocks,
+    row: int,
+    value: np.float32,
+    inside: list[np.ndarray],
+    bits: int,
+    missing: int,
+    equal_magnitudes: str,
+) -> int:
+    """Flat index that splits the entries equal to `value` so that `missing` of them are kept."""
+    equal = np.array([np.count_nonzero(part == bits) for part in inside])
+    total = int(equal.sum())
+    before = total - missing if equal_magnitudes == "higher_index" else missing
+    if before == total:
+        return blocks.size
+    if before == 0:
+        return 0
+    ends = np.cumsum(equal)
+    block = int(np.searchsorted(ends, before))
+    rank = before - int(ends[block] - equal[block])
+    start = blocks.starts[block]
+    vectors = blocks.read(start)
+    return start + int(np.flatnonzero(np.abs(vectors[row % len(vectors)]) == value)[rank - 1]) + 1
+
+
+@partial(jax.jit, static_argnames="equal_magnitudes")
+def _on_device(vectors: jax.Array, kept: jax.Array, equal_magnitudes: str) -> Bound:
+    """Bisection by exact counts: over bits inside a sampled bracket, then over indices among equals."""
+    size = vectors.shape[1]
+    bits = jnp.abs(vectors).view(jnp.int32)
+
+    def above(bound: jax.Array) -> jax.Array:
+        return jnp.sum(bits >= bound[:, None], axis=1)
+
+    sample = jnp.sort(bits[:, :: max(1, size // 4096)], axis=1) if size else jnp.zeros((len(vectors), 1), jnp.int32)
+    count = sample.shape[1]
+    expected = jnp.clip(kept * count // max(size, 1), 0, count)
+    low = jnp.take_along_axis(sample, jnp.clip(count - expected - count // 32, 0, count - 1)[:, None], 1)[:, 0]
+    high = jnp.take_along_axis(sample, jnp.clip(count - expected + count // 32, 0, count - 1)[:, None], 1)[:, 0]
+    low = jnp.where(above(low) >= kept, low, 0)
+    high = jnp.where(above(high) < kept, high, _TOP)
+    bound = _bisect(low, high, lambda trial: above(trial) >= kept)
+    value = jnp.where(kept > 0, jax.lax.bitcast_convert_type(bound, jnp.float32), jnp.inf)
+    everything = jnp.full_like(kept, size)
+    if equal_magnitudes == "keep_all":
+        return Bound(value, everything, False)
+    from_end = equal_magnitudes == "higher_index"
+    equal = bits == bound[:, None]
+    missing = kept - jnp.sum(bits > bound[:, None], axis=1)
+    before = jnp.sum(equal, axis=1) - missing if from_end else missing
+    index = jnp.arange(size)
+    cut = _bisect(
+        jnp.zeros_like(kept),
+        everything + 1,
+        lambda trial: jnp.sum(equal & (index < trial[:, None]), axis=1) <= before,
+    )
+    return Bound(value, cut, from_end)
+
+
+def _bisect(low: Any, high: Any, holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The greatest integer in [low, high) for which a falling predicate holds, element by element; it holds at low."""
+
+    def step(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        right = holds(middle)
+        return jnp.where(right, middle, low), jnp.where(right, high, middle)
+
+    return jax.lax.while_loop(lambda bounds: jnp.any(bounds[1] - bounds[0] > 1), step, (low, high))[0]

@@ -1,0 +1,122 @@
+"""Merges that lie in the span of the vectors: SLERP and its kin, model stock. All follow from the Gram matrix.
+
+A merge sum_k c_k v_k needs nothing but the inner products of the v_k to find its coefficients c, so that one pass
+over the entries (or none, for LoRA factors) gives G, K x K arithmetic gives c, and a second pass the sum.
+"""
+
+from collections.abc import Callable
+
+from mmedexpert_jax.merging.arrays import Array, namespace
+
+PARALLEL = 0.9995  # |cosine| beyond which SLERP is linear interpolation (mergekit's bound)
+_TINY = 1e-8
+
+
+def slerp(gram: Array, weights: Array) -> Array:
+    """Spherical interpolation folded pairwise in the vectors' order: [K, K], [K] -> coefficients [K].
+
+    The k-th vector joins the fold of those before it at t = w_k / (w_1 + ... + w_k), so that equal weights give
+    equal shares. Pairs with |cosine| > 0.9995, or with a zero vector, are interpolated linearly. Two vectors over the
+    base are mergekit's `nuslerp`; two models' full weights are its `slerp`.
+    """
+    xp = namespace(gram)
+    basis = xp.eye(len(gram), dtype=gram.dtype)
+    merged, total = basis[0], weights[0]
+    for k in range(1, len(gram)):
+        total = total + weights[k]
+        t = weights[k] / xp.where(abs(total) < 1e-6, 1, total)
+        t = xp.where(abs(total) < 1e-6, 0.5, t)
+        norms = xp.sqrt(xp.maximum(merged @ gram @ merged, 0) * gram[k, k])
+        cosine = xp.clip(merged @ gram[:, k] / xp.where(norms > 0, norms, 1), -1, 1)
+        linear = (norms == 0) | (abs(cosine) > PARALLEL)
+        angle = xp.arccos(xp.where(linear, 0, cosine))
+        first = xp.where(linear, 1 - t, xp.sin((1 - t) * angle) / xp.sin(angle))
+        merged = first * merged + xp.where(linear, t, xp.sin(t * angle) / xp.sin(angle)) * basis[k]
+    return merged
+
+
+def multislerp(gram: Array, weights: Array) -> Array:
+    """One logarithm-exponential step at the weighted mean of the unit vectors, times the weighted mean norm.
+
+    Source: mergekit `multislerp` (weights normalised). Where the mean vanishes, the weighted mean of the vectors.
+    """
+    xp = namespace(gram)
+    shares = weights / xp.sum(weights)
+    norms = xp.sqrt(xp.diagonal(gram))
+    units = 1 / (norms + _TINY)
+    mean = shares * units  # coefficients
+    length = xp.sqrt(xp.maximum(mean @ gram @ mean, 0))
+    vanishes = length < _TINY
+    mean = mean / xp.where(vanishes, 1, length)
+    dots = units * (gram @ mean)
+    tangent = shares * units - (shares @ dots) * mean
+    size = xp.sqrt(xp.maximum(tangent @ gram @ tangent, 0)) + _TINY
+    merged = (xp.cos(size) * mean + xp.sin(size) / size * tangent) * (shares @ norms)
+    return xp.where(vanishes, shares, merged)
+
+
+def karcher(gram: Array, weights: Array, max_iterations: int = 10, tolerance: float = 1e-5) -> Array:
+    """Riemannian centre of mass of the unit vectors by fixed-point iteration, times the weighted mean norm.
+
+    Source: mergekit `karcher` (which knows equal weights alone); zero vectors count in the norm only.
+    """
+    xp = namespace(gram)
+    shares = weights / xp.sum(weights)
+    norms = xp.sqrt(xp.diagonal(gram))
+    valid = norms > tolerance
+    units = xp.where(valid, 1 / xp.where(valid, norms, 1), 0)
+    pull = xp.where(valid, shares, 0)
+    pull = pull / xp.where(xp.sum(pull) == 0, 1, xp.sum(pull))
+
+    def unit(coefficients: Array) -> tuple[Array, Array]:
+        length = xp.sqrt(xp.maximum(coefficients @ gram @ coefficients, 0))
+        return coefficients / xp.where(length > tolerance, length, 1), length
+
+    mean, length = unit(pull * units)
+    first = xp.arange(len(gram)) == xp.argmax(valid)
+    mean = xp.where(length < tolerance, units * first, mean)
+    done = xp.asarray(False)
+    for _ in range(max_iterations):
+        dots = xp.clip(units * (gram @ mean), -1, 1)
+        angles = xp.arccos(dots)
+        near = (angles < tolerance) | ~valid
+        rates = xp.where(near, 0, pull * angles / xp.where(near, 1, xp.sin(angles)))
+        tangent = rates * units - (rates @ dots) * mean
+        size = xp.sqrt(xp.maximum(tangent @ gram @ tangent, 0))
+        done = done | (size < tolerance)
+        step = xp.cos(size) * mean + xp.sin(size) * tangent / xp.where(size == 0, 1, size)
+        mean = xp.where(done, mean, unit(step)[0])
+    return mean * (shares @ norms)
+
+
+def model_stock(gram: Array, weights: Array) -> Array:
+    """t times the average of the vectors, t = K cos / (1 + (K - 1) cos) with the mean cosine of all pairs.
+
+    Source: Jang et al. 2024 (arXiv 2403.19522), equation 6, per tensor as in mergekit `model_stock`; needs K >= 2 and
+    knows no weights. Where the denominator vanishes, the base stays.
+    """
+    xp = namespace(gram)
+    size = len(gram)
+    norms = xp.sqrt(xp.diagonal(gram))
+    cosines = xp.clip(gram / xp.maximum(norms[:, None] * norms[None, :], 1e-6), -1, 1)
+    cosine = xp.sum(xp.triu(cosines, 1)) / (size * (size - 1) / 2)
+    denominator = 1 + (size - 1) * cosine
+    singular = abs(denominator) < 1e-6
+    t = xp.where(singular, 0, size * cosine / xp.where(singular, 1, denominator))
+    return xp.ones_like(weights) * t / size
+
+
+def average(gram: Array, weights: Array) -> Array:
+    """Weighted mean of the vectors, the same as that of the full weights (mergekit `linear`)."""
+    return weights / namespace(gram).sum(weights)
+
+
+Coefficients = Callable[[Array, Array], Array]
+SPANS: dict[str, Coefficients] = {
+    "average": average,
+    "slerp": slerp,
+    "multislerp": multislerp,
+    "karcher": karcher,
+    "model_stock": model_stock,
+}
+SPANS |= {f"weight_{name}": SPANS[name] for name in ("slerp", "multislerp", "karcher")}  # of the whole weights

@@ -1,0 +1,120 @@
+"""Densities x scales of one merge in one pass over the data: what each would do, before any model is written."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mmedexpert_jax.merging.engine import Merge, parallel, spans
+from mmedexpert_jax.merging.interference import Interference, add, measure
+from mmedexpert_jax.merging.methods import Fitted, combine
+from mmedexpert_jax.merging.parameters import Parameters
+from mmedexpert_jax.merging.recipe import output_dtype
+from mmedexpert_jax.merging.select import Bound
+
+Score = Callable[[float, float], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What the settings of a grid would do.
+
+    Attributes:
+        rows: one per density and scale: `density`, `scale`, `norm` (of the update), `kept mass`, `sign conflict`,
+            `wanted by two or more`, `cancellation`, and what a score gave.
+        reports: density -> the interference at scale 1.
+    """
+
+    rows: list[dict[str, Any]]
+    reports: dict[float, Interference]
+
+    def best(self) -> dict[str, Any] | None:
+        """The row with the highest `accuracy`, the first of equals; None where nothing was scored."""
+        scored = [row for row in self.rows if "accuracy" in row]
+        return max(scored, key=lambda row: row["accuracy"], default=None)
+
+
+def sweep(
+    job: Merge, densities: Sequence[float], scales: Sequence[float], dtype: str = "", score: Score | None = None
+) -> Sweep:
+    """Measures every density once (scales only stretch it), and scores each pair where a score is given.
+
+    Args:
+        job: the merge; its `how` is a `Parameters`, whose density and scale the grid replaces.
+        densities: fractions kept.
+        scales: factors of the merged vector.
+        dtype: of the output that would be written; empty: the base's.
+        score: (density, scale) -> named figures, among them `accuracy`.
+    """
+    jobs = {density: variant(job, density, 1.0) for density in densities}
+    reports = {density: Interference(tuple(expert.name for expert in job.experts)) for density in densities}
+    _fit_together(list(jobs.values()))
+    for name in job.touched:
+        target = output_dtype(np.asarray(job.base[name]), dtype)
+        for density, sums in _measure(jobs, name, target).items():
+            if sums["mass"].any():
+                reports[density].sums[name] = sums
+    rows = []
+    for density in densities:
+        rates = reports[density].rates()
+        kept = rates.get("kept_mass", {})
+        for scale in scales:
+            row = {"density": density, "scale": scale, "norm": abs(scale) * rates.get("merged_norm", 0.0)}
+            row["kept mass"] = float(np.mean(list(kept.values()))) if kept else 1.0
+            names = {"sign conflict": "conflict", "wanted by two or more": "shared", "cancellation": "cancellation"}
+            row |= {title: rates.get(key, 0.0) for title, key in names.items()}
+            rows.append(row | (score(density, scale) if score else {}))
+    return Sweep(rows, reports)
+
+
+def variant(job: Merge, density: float, scale: float) -> Merge:
+    """The same merge at another density and scale."""
+    how = job.how
+    assert isinstance(how, Parameters)
+    return Merge(job.base, job.experts, at(how, density, scale))
+
+
+def at(how: Parameters, density: float, scale: float) -> Parameters:
+    """The same parameters at another density and scale."""
+    numbers = {**how.numbers, "density": {"": density}, "scale": {"": scale}}
+    return replace(how, numbers=numbers, _settings={})
+
+
+def _measure(jobs: dict[float, Merge], name: str, dtype: np.dtype) -> dict[float, dict[str, np.ndarray]]:
+    """Sums of `measure` of one tensor by density, every block read once."""
+    first = next(iter(jobs.values()))
+
+    def one(span: tuple[int, int]) -> dict[float, dict[str, np.ndarray]]:
+        base, vectors = first.read(name, *span)
+        found = {}
+        for density, job in jobs.items():
+            offset = job.units[job.scope(name)].offsets[name]
+            kept, update = combine(base, vectors, offset + span[0], job.fitted(name), job.how(name))
+            flat = [part.reshape(len(vectors), -1) for part in (vectors, kept)]
+            line, update = base.reshape(-1), update.reshape(-1)
+            found[density] = measure(line, *flat, update, (line + update).astype(dtype))
+        return found
+
+    for job in jobs.values():
+        job.fitted(name)
+    totals: dict[float, dict[str, np.ndarray]] = {density: {} for density in jobs}
+    for found in parallel(one, spans(first.base[name].shape, first.how(name).whole_rows)):
+        for density, sums in found.items():
+            add(totals[density], sums)
+    return totals
+
+
+def _fit_together(jobs: list[Merge]) -> None:
+    """Bounds of all densities from one pass over each unit."""
+    first = jobs[0]
+    for key, unit in first.units.items():
+        how = first.how(unit.names[0])
+        if how.kind.keep != "largest" or how.rule.cancellation == "majority":
+            continue
+        kept = [how.rule.kept(unit.size, share) for job in jobs for share in job.how(unit.names[0]).density]
+        bound = unit.largest(kept, how.rule.equal_magnitudes)
+        experts = len(first.experts)
+        for number, job in enumerate(jobs):
+            part = slice(number * experts, (number + 1) * experts)
+            job._fits[key] = Fitted((Bound(bound.value[part], bound.cut[part], bound.from_end),))
