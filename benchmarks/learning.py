@@ -2,8 +2,10 @@
 
     python benchmarks/learning.py --seeds 0 1 2
 
-Each run is the README's command in a process of its own. Prints a table and one JSON line; with `--picture` draws
-the learning curve. A run that is already finished in its folder is read, not repeated.
+Each run is the README's command in a process of its own, without its held-out evaluations of other settings: the base
+and every policy are then scored here on the test split, sampled at temperature 1, as they were trained, and greedily.
+Prints a table and one JSON line; with `--picture` draws the learning curve. A run that is already finished in its
+folder is read, not repeated.
 """
 
 import argparse
@@ -12,88 +14,112 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+
+import mmedexpert_jax as mx
 from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.runtime.plots import learning_curve
 
 ACCURACY = "rewards/accuracy/mean"
+DECODING = {"sampled": 1.0, "greedy": 0.0}  # temperature of the held-out answers
+GROUPS = {"GBA": False, "shuffled rewards": True}
 
 
-def train(folder: Path, seed: int, shuffle: bool, extra: list[str]) -> dict:
-    """Runs one training in `folder` and reads what it left; times are wall seconds, compilation included."""
+@dataclass(frozen=True)
+class Trained:
+    """One finished run: wall seconds with compilation, mean accuracy reward of its first and last tenth of steps."""
+
+    folder: Path
+    seed: int
+    seconds: float
+    first: float
+    last: float
+
+
+def train(folder: Path, seed: int, shuffle: bool, extra: list[str]) -> Trained:
+    """Runs one training in `folder`, unless it is there, and reads what it left."""
     command = [sys.executable, "-m", "mmedexpert_jax.launch", "--config=configs/gba.py"]
     command += [f"--config.workdir={folder}", f"--config.seed={seed}", f"--config.rewards.shuffle={shuffle}", *extra]
+    folder.mkdir(parents=True, exist_ok=True)
     clock = folder / "wall_seconds"
     if not clock.exists():
         began = time.perf_counter()
         subprocess.run(command, check=True)
         clock.write_text(f"{time.perf_counter() - began:.1f}")
     summary = json.loads((folder / "STATUS.json").read_text())["summary"]
-    rows = sorted((folder / "export" / "rows").glob("step-*.jsonl"))
-    return {
-        "seed": seed,
-        "shuffled": shuffle,
-        "seconds": float(clock.read_text()),
-        "reward_first": summary[f"{ACCURACY}/first_tenth"],
-        "reward_last": summary[f"{ACCURACY}/last_tenth"],
-        "before": Evaluation.read(rows[0]),
-        "after": Evaluation.read(rows[-1]),
-    }
+    seconds = float(clock.read_text())
+    return Trained(folder, seed, seconds, summary[f"{ACCURACY}/first_tenth"], summary[f"{ACCURACY}/last_tenth"])
 
 
-def summarise(runs: list[dict]) -> dict:
-    """Reward of the first and last tenth, and the paired held-out gain; the seeds of an item stay together."""
-    gain = compare_evaluations([run["before"] for run in runs], [run["after"] for run in runs])
-    return {
-        "runs": len(runs),
-        "reward_first": sum(run["reward_first"] for run in runs) / len(runs),
-        "reward_last": sum(run["reward_last"] for run in runs) / len(runs),
-        "gain": gain.difference,
-        "low": gain.low,
-        "high": gain.high,
-        "items": gain.items,
-        "seconds": max(run["seconds"] for run in runs),
+def held_out(source: str, rows: Path) -> dict[str, Evaluation]:
+    """The test split answered by a model under each decoding, prompts without guideline; rows are kept beside it."""
+    found = {}
+    for name, temperature in DECODING.items():
+        file = rows / f"test-{name}.jsonl"
+        if not file.exists():
+            model, params = mx.load_model(source)
+            processor, cases = mx.load_processor("mini"), mx.data.load_cases("mini", "test")
+            settings = {"temperature": temperature, "max_new_tokens": 96, "key": jax.random.key(0)}
+            mx.medeval.evaluate(model, params, processor, cases, **settings).write(file)
+        found[name] = Evaluation.read(file)
+    return found
+
+
+def summarise(runs: list[Trained], base: dict[str, Evaluation], after: list[dict[str, Evaluation]]) -> dict:
+    """Rewards over the seeds, and the paired held-out gains; the seeds of an item are kept together."""
+    count = len(runs)
+    figures: dict = {
+        "runs": count,
+        "reward_first": sum(run.first for run in runs) / count,
+        "reward_last": sum(run.last for run in runs) / count,
+        "seconds": max(run.seconds for run in runs),
     }
+    for name in DECODING:
+        gain = compare_evaluations([base[name]] * count, [evaluations[name] for evaluations in after])
+        figures[name] = {"gain": gain.difference, "low": gain.low, "high": gain.high, "items": gain.items}
+    return figures
 
 
 def main() -> None:
-    """Trains, prints the table and the JSON line."""
+    """Trains, scores, prints the tables and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/learning"))
     parser.add_argument("--picture", type=Path, help="where to draw the learning curve of the seeds")
     arguments, extra = parser.parse_known_args()
-    runs = {name: [] for name in ("GBA", "shuffled rewards")}
-    print("| run | seed | accuracy reward, first tenth | last tenth | held out before | after | seconds |")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    base = held_out("mini", arguments.folder)
+    before = {name: evaluation.accuracy()["accuracy"] for name, evaluation in base.items()}
+    print(f"base model on the test split: sampled {before['sampled']:.3f}, greedy {before['greedy']:.3f}\n")
+    print("| run | seed | accuracy reward, first tenth | last tenth | held out, sampled | greedy | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name, done in runs.items():
-        for seed in arguments.seeds:
-            shuffle = name != "GBA"
-            folder = arguments.folder / f"{'shuffled' if shuffle else 'gba'}-{seed}"
-            folder.mkdir(parents=True, exist_ok=True)
-            done.append(run := train(folder, seed, shuffle, extra))
-            before, after = (run[side].accuracy()["accuracy"] for side in ("before", "after"))
-            print(
-                f"| {name} | {seed} | {run['reward_first']:.3f} | {run['reward_last']:.3f} | {before:.3f} | "
-                f"{after:.3f} | {run['seconds']:.0f} |",
-                flush=True,
-            )
-    result = {name: summarise(done) for name, done in runs.items()}
-    for name, figures in result.items():
-        print(
-            f"{name}: held-out gain {figures['gain']:+.3f}, "
-            f"95 % interval [{figures['low']:+.3f}, {figures['high']:+.3f}]"
-        )
+    result: dict = {"base": before}
+    policies, folders = {}, {}
+    for group, shuffle in GROUPS.items():
+        folders[group] = [arguments.folder / f"{'shuffled' if shuffle else 'gba'}-{seed}" for seed in arguments.seeds]
+        runs = [train(*pair, shuffle, extra) for pair in zip(folders[group], arguments.seeds, strict=True)]
+        policies[group] = [held_out(str(run.folder), run.folder) for run in runs]
+        for run, after in zip(runs, policies[group], strict=True):
+            sampled, greedy = (after[name].accuracy()["accuracy"] for name in DECODING)
+            cells = f"{run.first:.3f} | {run.last:.3f} | {sampled:.3f} | {greedy:.3f} | {run.seconds:.0f}"
+            print(f"| {group} | {run.seed} | {cells} |", flush=True)
+        result[group] = summarise(runs, base, policies[group])
+    print()
+    for name in DECODING:
+        for group in GROUPS:
+            figures = result[group][name]
+            print(f"{group}, {name}: gain {figures['gain']:+.3f} [{figures['low']:+.3f}, {figures['high']:+.3f}]")
+        control, gba = ([evaluations[name] for evaluations in policies[g]] for g in ("shuffled rewards", "GBA"))
+        beyond = compare_evaluations(control, gba)
+        result[f"GBA beyond shuffled, {name}"] = {"gain": beyond.difference, "low": beyond.low, "high": beyond.high}
+        print(f"GBA beyond shuffled rewards, {name}: {beyond.difference:+.3f} [{beyond.low:+.3f}, {beyond.high:+.3f}]")
     if arguments.picture:
-        folders = {"GBA": "gba", "shuffled rewards": "shuffled"}
-        curves = {name: [arguments.folder / f"{f}-{seed}" for seed in arguments.seeds] for name, f in folders.items()}
-        learning_curve(curves, arguments.picture)
-    print(
-        json.dumps(
-            {"benchmark": "learning", "machine": platform.machine(), "python": platform.python_version()} | result
-        )
-    )
+        learning_curve(folders, arguments.picture)
+    facts = {"benchmark": "learning", "machine": platform.machine(), "python": platform.python_version()}
+    print(json.dumps(facts | result))
 
 
 if __name__ == "__main__":
