@@ -1,21 +1,40 @@
-import pytest
+"""Scores: the strict reading by form of answer, the kit's and MedXpertQA's official reading, open answers."""
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmedexpert_jax import answers
+from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.medeval.scoring import judge_choice
+from mmedexpert_jax.medeval.scoring import (
+    FORMS,
+    SCORERS,
+    judge_choice,
+    normalised,
+    read_choice,
+    read_official,
+    score,
+    token_f1,
+)
 
 PLAIN = ["Pneumonia", "Heart failure", "Pulmonary embolism", "None of these"]
 LETTERED = [f"{letter}. {text}" for letter, text in zip("ABCD", PLAIN, strict=True)]
 
 
-def kit(response, options=LETTERED):
-    """The letter that MedEvalKit's rule scores as right."""
-    letters = [letter for letter in "ABCDE"[: len(options)] if judge_choice(response, options, letter, "medevalkit")]
-    assert len(letters) <= 1
-    return letters[0] if letters else None
+def choice(answer="B", options=tuple(PLAIN), benchmark="omnimedvqa", **meta):
+    return Item("1", benchmark, "Which?", options, answer, meta=meta)
+
+
+def open_item(answer, **meta):
+    return Item("1", "slake", "Where?", (), answer, kind="open", meta=meta)
+
+
+# The stable name ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [PLAIN, LETTERED])
-def test_strict(options):
+def test_judge_choice_strict(options):
     def right(text):
         return judge_choice(f"<think>B or A?</think><answer>{text}</answer>", options, "B")
 
@@ -30,45 +49,195 @@ def test_options_that_only_look_labelled_keep_their_text():
     assert judge_choice("<answer>D. dimer</answer>", options, "C")
 
 
-# Outcomes that MedEvalKit's own code gives (knowledge of its quirks, run on the five options below).
-FIVE = [
-    f"{letter}. {text}" for letter, text in zip("ABCDE", ("Asthma", "Gout", "Lupus", "Angina", "Mumps"), strict=True)
-]
+def test_judge_choice_by_the_other_scorers():
+    assert judge_choice("", LETTERED, "A", "medevalkit")  # the kit's guess
+    assert judge_choice("B", ["asthma", "gout"], "Gout", "medevalkit")  # a key given as text
+    assert judge_choice("The answer is B.", LETTERED, "B", "medxpertqa")
+
+
+@pytest.mark.parametrize("judge", [lambda s: judge_choice("A", PLAIN, "A", s), lambda s: score(choice(), "A", s)])
+def test_unknown_scorer(judge):
+    with pytest.raises(ConfigError, match="strict, medevalkit, medxpertqa"):
+        judge("fuzzy")
+
+
+def test_unknown_form():
+    with pytest.raises(ConfigError, match="tags, boxed, plain"):
+        score(choice(), "A", form="free")
+
+
+# Strict, choice -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("response", "tags", "boxed", "plain"),
+    [
+        ("<answer>B</answer>", "B", "B", "B"),
+        ("<answer>B or C</answer> so \\boxed{B}", None, None, None),  # what stands in the tags counts
+        ("\\boxed{B}", None, "B", "B"),
+        ("\\boxed{A}, rather \\boxed{\\text{B}}", None, "B", "B"),
+        ("\\boxed {B}", None, "B", "B"),
+        ("\\boxed{}", None, None, None),
+        ("\\boxed{B", None, None, None),
+        ("<think>\\boxed{A} the answer is A</think> B", None, None, "B"),
+        ("<think>the answer is A", None, None, None),
+        ("B", None, None, "B"),
+        ("(b)", None, None, "B"),
+        ("B. Heart failure", None, None, "B"),
+        ("**B. Heart failure**", None, None, "B"),
+        ("heart failure.", None, None, "B"),
+        ("B. Pneumonia", None, None, None),  # label and text contradict each other
+        ("The answer is B because there is no sign of C.", None, None, "B"),
+        ("Final answer: (B)", None, None, "B"),
+        ("**Answer:** B", None, None, "B"),
+        ("Answer - B", None, None, "B"),
+        ("I choose option B.", None, None, "B"),
+        ("The answer is A. On reflection, the answer is B.", None, None, None),  # ambiguous
+        ("The answer is Z", None, None, None),
+        ("The answer is because of sepsis", None, None, None),  # no label
+        ("Answer: BNP is raised", None, None, None),
+        ("B\n\nBecause the ventricle fails.", None, None, "B"),
+        ("The ventricle fails.\n\nB. Heart failure", None, None, "B"),
+        ("B\nfirst, then\nC", None, None, None),
+        ("A and B are both possible", None, None, None),
+        ("", None, None, None),
+        ("I cannot tell.", None, None, None),
+    ],
+)
+def test_read_choice_by_what_the_prompt_asked_for(response, tags, boxed, plain):
+    assert tuple(read_choice(response, PLAIN, form) for form in FORMS) == (tags, boxed, plain)
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ABCDabcd()<>/\\{}boxedanswer .:\n", max_size=60))
+def test_strict_reading_under_tags_is_the_rewards_and_never_leaves_the_options(response):
+    assert read_choice(response, PLAIN) == answers.choice(response, PLAIN)
+    assert all(read_choice(response, PLAIN[:2], form) in (None, "A", "B") for form in FORMS)
+
+
+def test_what_is_not_read_is_wrong_and_counted():
+    verdict = score(choice(), "no idea")
+    assert (verdict.right, verdict.answer, verdict.unparsed, verdict.guessed) == (False, None, True, False)
+    wrong = score(choice(), "<answer>A</answer>")
+    assert (wrong.right, wrong.answer, wrong.unparsed) == (False, "A", False)
+
+
+def test_an_option_with_the_keys_text_is_right_too():
+    item = choice("A", ("CT", "MRI", "CT"))
+    assert [score(item, f"<answer>{letter}</answer>").right for letter in "ABC"] == [True, False, True]
+
+
+def test_no_letter_is_right_where_the_key_is_no_option():
+    item = choice("Echo", ("CT", "MRI"), raw_answer="Echo")
+    assert not any(score(item, f"<answer>{said}</answer>").right for said in ("A", "B", "Echo"))
+    assert score(item, "Echo", "medevalkit").right
+
+
+# The kit and MedXpertQA -----------------------------------------------------------------------------------------------
+
+
+def test_the_kit_guesses_and_says_so():
+    verdict = score(choice("A"), "", "medevalkit")
+    assert (verdict.right, verdict.answer, verdict.guessed, verdict.unparsed) == (True, "A", True, False)
+    read = score(choice("B"), "<think>A</think>\n<answer>B</answer>", "medevalkit")
+    assert (read.right, read.answer, read.guessed) == (True, "B", False)
+
+
+def test_the_kit_reads_pmc_vqa_whole_and_by_its_cells():
+    cells = (" A: Green ", " B: Red ")
+    response = "C\n\n<answer>B</answer>"  # cut to the tags first, this is B
+    pmc = choice("B", ("Green", "Red"), "pmc_vqa", raw_options=cells)
+    other = choice("B", ("Green", "Red"), "omnimedvqa", raw_options=cells)
+    assert score(pmc, "A\n\n<answer>B</answer>", "medevalkit").right is False
+    assert score(other, "A\n\n<answer>B</answer>", "medevalkit").right is True
+    assert score(pmc, response, "medevalkit").right
+    assert score(pmc, " B: Red ", "medevalkit").guessed  # equal to no cell once stripped
 
 
 @pytest.mark.parametrize(
     ("response", "letter"),
     [
         ("B", "B"),
-        ("b.", "B"),
-        ("B\n\nBecause of the urate.", "B"),
-        ("Urate is high.\n\nB. Gout", "B"),
-        (r"So \boxed{B}", "B"),
-        (r"\boxed{A} no, \boxed{ C }", "C"),
-        ("<answer>B</answer>", "B"),
-        ("<think>A</think><answer>\nD\n</answer>", "D"),
-        ("The answer is B", "B"),
-        ("Final answer: C. Lupus", "C"),
-        ("**Answer:** E", "E"),
-        ("Answer: Option: D", None),  # what follows the colon is " D", not stripped: a guess by similarity
-        ("B. Gout", "B"),
-        ("", "A"),
-        ("Z", "A"),
+        ("(E).", "E"),
+        ("Therefore, among A through E, the answer is D.", "D"),
+        ("A is wrong; the answer is C, not B", "C"),
+        ("Among A through E it is B", "B"),
+        ("A fall", "A"),  # any free-standing letter, articles too
+        ("b", None),
+        ("Both", None),
+        ("", None),
     ],
 )
-def test_medevalkit(response, letter):
-    found = kit(response, FIVE)
-    assert found == letter if letter else found in "ABCDE"
+def test_medxpertqas_official_rule(response, letter):
+    assert read_official(response, 5) == letter
+    item = choice("B", ("a", "b", "c", "d", "e"), "medxpertqa_mm")
+    verdict = score(item, response, "medxpertqa", "plain")
+    assert (verdict.right, verdict.unparsed) == (letter == "B", letter is None)
 
 
-def test_medevalkit_on_texts():
-    assert judge_choice("gout", ["asthma", "gout"], "B", "medevalkit")  # the exact text of a choice
-    assert not judge_choice("gout", ["asthma", "gout"], "A", "medevalkit")
-    assert judge_choice("B", ["asthma", "gout"], "Gout", "medevalkit")  # gold given as text (OmniMedVQA)
-    assert kit("It is probably heart failurre", LETTERED) == "B"  # nearest by difflib
-    assert kit("a box, boxed in words", LETTERED) == kit("None", LETTERED) == "D"  # "boxed" without a box reads "None"
+# Yes or no, open ------------------------------------------------------------------------------------------------------
 
 
-def test_unknown_scorer():
-    with pytest.raises(ConfigError, match="strict, medevalkit"):
-        judge_choice("A", PLAIN, "A", "fuzzy")
+@pytest.mark.parametrize(
+    ("response", "form", "read"),
+    [
+        ("<answer>Yes</answer>", "tags", "yes"),
+        ("<answer>No, it is not.</answer>", "tags", "no"),
+        ("Yes", "tags", None),
+        ("\\boxed{no}", "boxed", "no"),
+        ("Yes, there is.", "plain", "yes"),
+        ("It is normal", "plain", None),  # "no" inside a word is not said
+        ("yes and no", "plain", None),
+    ],
+)
+def test_yes_or_no(response, form, read):
+    for answer in ("yes", "no"):
+        verdict = score(Item("1", "vqa_rad", "Is it?", (), answer, kind="yes_no"), response, form=form)
+        assert (verdict.right, verdict.answer, verdict.unparsed) == (read == answer, read, read is None)
+    kit = score(Item("1", "vqa_rad", "Is it?", (), "no", kind="yes_no"), "It is normal", "medevalkit")
+    assert kit.right  # the kit's rule
+
+
+def test_open_answers_are_exact_or_partly_right():
+    item = open_item("The left lung")
+    exact = score(item, "<answer>left lung.</answer>")
+    assert (exact.right, exact.f1) == (True, 1.0)
+    part = score(item, "<answer>left upper lung</answer>")
+    assert (part.right, part.f1) == (False, pytest.approx(2 * 2 / (2 + 3)))
+    absent = score(item, "left lung")
+    assert (absent.right, absent.unparsed, absent.f1) == (False, True, 0.0)
+    assert score(item, "left lung", form="plain").right
+    kit = score(item, "left lung", "medevalkit")
+    assert (kit.right, kit.f1) == (False, pytest.approx(2 * 2 / (3 + 2)))
+
+
+def test_the_kit_holds_slakes_closed_answers_to_their_words():
+    item = Item("1", "slake", "Normal?", (), "yes", kind="yes_no", meta={"raw_answer": "Yes", "kit": "close"})
+    assert score(item, "Yes.", "medevalkit").right
+    assert not score(item, "Yes, it is", "medevalkit").right
+
+
+def test_normalised_text_and_token_f1():
+    assert normalised(" The  Left-lung, a lobe.") == "left lung lobe"
+    assert token_f1("liver liver kidney", "liver spleen") == pytest.approx(2 * 1 / (3 + 2))
+    assert token_f1("the", "") == 1.0 and token_f1("liver", "") == 0.0
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["liver", "lung", "left"]), max_size=5), st.lists(st.sampled_from(["liver", "lung"])))
+def test_token_f1_is_the_harmonic_mean_of_precision_and_recall(gold, said):
+    common = sum(min(gold.count(word), said.count(word)) for word in set(gold))
+    found = token_f1(" ".join(gold), " ".join(said))
+    if common:
+        precision, recall = common / len(said), common / len(gold)
+        assert found == pytest.approx(2 * precision * recall / (precision + recall))
+    else:
+        assert found == (not gold and not said)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.text(max_size=40), st.sampled_from(SCORERS), st.sampled_from(FORMS))
+def test_no_response_breaks_a_scorer(response, scorer, form):
+    for item in (choice(), open_item("lung"), Item("1", "b", "q", (), "yes", kind="yes_no")):
+        verdict = score(item, response, scorer, form)
+        assert not (verdict.unparsed and verdict.right) and 0 <= verdict.f1 <= 1

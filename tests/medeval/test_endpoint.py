@@ -1,0 +1,114 @@
+"""The job against a server of the OpenAI protocol on this machine, and the judge."""
+
+import json
+
+import pytest
+
+from mmedexpert_jax import load_config, medeval
+from mmedexpert_jax.data.benchmarks import Item
+from mmedexpert_jax.errors import ConfigError, RemoteError
+from mmedexpert_jax.medeval.evaluate import Evaluation, judged
+from mmedexpert_jax.medeval.judge import judge, read
+from mmedexpert_jax.remote import Answers, Client, Endpoint
+from mmedexpert_jax.remote.loopback import Loopback, Misbehaviour
+from mmedexpert_jax.rollout import Reply
+from mmedexpert_jax.runtime import Run
+
+
+def say_b(body):
+    return "<think>(1) x</think><answer>B</answer>"
+
+
+def settings(server, **changes):
+    config = load_config("configs/evaluate.py:mini").unlock()
+    config.model.path = f"served=endpoint:some-model@{server.url}"
+    config.limit = 24
+    config.update(changes)
+    return config
+
+
+def execute(config, path):
+    with Run.open(path, config) as run:
+        medeval.run(config, run)
+        return run.summary
+
+
+def test_images_questions_and_samples_reach_the_server_and_come_back(tmp_path):
+    bodies = []
+
+    def answer(body):
+        bodies.append(body)
+        return say_b(body)
+
+    with Loopback(answer, Misbehaviour(share=0.2, kinds=("429-after", "500"))) as server:
+        config = settings(server, num_samples=2, temperature=0.7, skip_broken=True)
+        summary = execute(config, tmp_path)["benchmarks"]["mmedexpert_mini"]["served"]
+        assert server.answered.total() == 48 and summary["items"] == 24 and summary["pass_at"]["2"]["items"] == 24
+        assert {body["max_completion_tokens"] for body in bodies} == {96}
+        assert sorted({body["seed"] for body in bodies}) == [0, 1]
+        parts = [part for body in bodies for part in body["messages"][0]["content"] if not isinstance(part, str)]
+        assert any(part["type"] == "image_url" for part in parts)
+        page = (tmp_path / "report.html").read_text()
+        data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+        pictures = [path for item in data["mmedexpert_mini"]["items"] for path in item["images"]]
+        assert pictures and all((tmp_path / path).is_file() for path in pictures)
+        for place in (tmp_path / "answers").rglob("*.jsonl"):
+            place.unlink()
+        shared = settings(server, num_samples=2, temperature=0.7, answers=str(tmp_path / "answers"), report_items=0)
+        execute(shared, tmp_path / "again")
+        assert server.answered.total() == 48  # the history of attempts has them too
+    paths = [tmp_path / name / "export" / "rows" / "mmedexpert-mini" / "served.jsonl" for name in (".", "again")]
+    assert paths[0].read_text() == paths[1].read_text()
+
+
+def test_a_server_that_refuses_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "wrong")
+    with Loopback(say_b, key="right") as server:
+        config = settings(server, limit=4)
+        config.endpoint.key_env = "SOME_KEY"
+        with pytest.raises(RemoteError, match="refuses: 401"):
+            execute(config, tmp_path)
+    config = settings(server)
+    config.model.path = "endpoint:some-model"
+    with pytest.raises(ConfigError, match=r"set config\.endpoint\.url"):
+        execute(config, tmp_path / "other")
+
+
+def test_the_judge_decides_open_answers_and_is_asked_once(tmp_path):
+    items = [Item(str(i), "vqa_rad", f"What is {i}?", (), "the left lung", kind="open") for i in range(3)]
+    says = ["left lung, lower lobe", "right lung", "no idea"]
+    rows = [judged(item, [Reply(text, 3, False)], form="plain")[0] for item, text in zip(items, says, strict=True)]
+    prompts = []
+
+    def answer(body):
+        prompts.append(body["messages"][0]["content"])
+        verdict = "CORRECT" if "left lung, lower" in prompts[-1] else "INCORRECT"
+        return "hm" if "no idea" in prompts[-1] else f"**{verdict}**"
+
+    by_id = {item.id: item for item in items}
+    with Loopback(answer) as server:
+        store = Answers(tmp_path / "judge.sqlite")
+        client = Client(Endpoint(server.url, "judge", key_env="", temperature=0.0), store)
+        found = judge(client, by_id, Evaluation(tuple(rows)))
+        assert [row.right for row in found.rows] == [True, False, False]
+        assert [row.verdicts["judge"] for row in found.rows] == [True, False, False]
+        assert found.summary()["scorers"]["judge"]["accuracy"] == pytest.approx(1 / 3)
+        assert judge(client, by_id, Evaluation(tuple(rows))) == found and len(prompts) == 3
+        assert "Key:\nthe left lung" in prompts[0]
+        with pytest.raises(ConfigError, match="choose one of open"):
+            judge(client, by_id, found, "some")
+        store.close()
+
+
+def test_the_judge_reads_unparsed_choices_where_asked(tmp_path):
+    item = Item("1", "bench", "Which?", ("lung", "heart"), "A")
+    rows = judged(item, [Reply("It must be the lung.", 5, False), Reply("<answer>B</answer>", 5, False)])
+    with Loopback(lambda body: "CORRECT") as server:
+        client = Client(Endpoint(server.url, "judge", key_env=""), Answers(tmp_path / "judge.sqlite"))
+        found = judge(client, {"1": item}, Evaluation(tuple(rows)), "unparsed")
+    assert [row.right for row in found.rows] == [True, False]
+    assert [row.verdicts["judge"] for row in found.rows] == [True, False]
+
+
+def test_verdicts():
+    assert read("Incorrect.") is False and read("not INCORRECT but CORRECT") is True and read("yes") is None
