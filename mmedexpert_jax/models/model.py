@@ -5,8 +5,10 @@ from dataclasses import dataclass, fields
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.layers import attend, attend_shared
 from mmedexpert_jax.models.qwen2_vl import bind
@@ -45,10 +47,29 @@ class Model:
 
     config: ModelConfig
 
-    @functools.partial(jax.jit, static_argnums=0)
     def logits(self, params: dict, batch: Batch, lora=None) -> Array:
-        """Logits [B, T, V] in float32; rows beyond `batch.lengths` have no meaning."""
+        """Logits [B, T, V] in float32; rows beyond `batch.lengths` have no meaning. Raises DataError for video."""
+        self.refuse_video(batch)
+        return self._logits(params, batch, lora)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _logits(self, params: dict, batch: Batch, lora=None) -> Array:
         return self.unembed(params, self.prefill(params, batch, lora).hidden, lora)
+
+    def refuse_video(self, batch: Batch) -> None:
+        """Raises DataError for video in a batch; nothing is known of a traced one.
+
+        transformers 4 and 5 give the text after a video different positions, so no result could equal both.
+        """
+        if isinstance(batch.tokens, jax.core.Tracer):
+            return
+        tokens = np.asarray(batch.tokens)
+        starts = (tokens[:, :-1] == self.config.vision_start_token_id) & (tokens[:, 1:] == self.config.video_token_id)
+        if starts.any():
+            row = int(np.flatnonzero(starts.any(-1))[0])
+            raise DataError(
+                f"row {row} of the batch holds a video, which is not supported; give frames as still images"
+            )
 
     def prefill(self, params: dict, batch: Batch, lora=None, remat: bool = False) -> Prefix:
         """One causal pass over the prompts. `remat` recomputes each layer in the backward pass."""
