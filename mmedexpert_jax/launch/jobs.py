@@ -1,5 +1,6 @@
 """Job dispatch: a validated config becomes an open run, a stage, and a summary of where things are."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -160,13 +161,17 @@ def _export(config: ConfigDict, run: "Run") -> None:
     else:
         from mmedexpert_jax import models
 
-        model, params = models.load_model(config.model.path, dtype=config.model.dtype)
-        models.save_pretrained(output, model, params, models.load_processor(config.model.path))
+        source = config.model.path
+        model, params = models.load_model(source, dtype=config.model.dtype)
+        origin = models.load.origin(source)
+        models.save_pretrained(output, model, params, models.load_processor(source), origin=origin)
     run.finish({"output": str(output)})
     print(f"exported {config.model.path} to {output}", flush=True)
 
 
 def _copy_adapter(model_path: str, output: Path) -> None:
+    from mmedexpert_jax.models.card import adapter_card
+
     candidates = [Path(model_path), Path(model_path) / "export" / "adapter"]
     source = next((folder for folder in candidates if (folder / "adapter_config.json").is_file()), None)
     if source is None:
@@ -176,6 +181,9 @@ def _copy_adapter(model_path: str, output: Path) -> None:
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
+    settings = json.loads((source / "adapter_config.json").read_text())
+    card = adapter_card(settings["base_model_name_or_path"], settings["r"])
+    (partial / "README.md").write_text(card, encoding="utf-8")
     partial.rename(output)
 
 
