@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -22,7 +23,7 @@ class Stored:
 
     shape: tuple[int, ...]
     dtype: str  # as numpy names it
-    read: Callable[[Index], np.ndarray]  # the part at an index
+    read: Callable[[Index], np.ndarray]  # the part at an index; may be a view of the file
 
 
 def read_checkpoint(directory: Path, expected: dict[str, tuple[int, ...]], tied: bool) -> dict[str, Stored]:
@@ -41,11 +42,6 @@ def read_checkpoint(directory: Path, expected: dict[str, tuple[int, ...]], tied:
     if head and not _equal(head, found.get("model.embed_tokens.weight")):
         raise DataError(f"{directory}: lm_head.weight differs from embed_tokens.weight; set tie_word_embeddings false")
     _check(directory, expected, {name: stored.shape for name, stored in found.items()})
-    for name, stored in found.items():
-        if stored.dtype not in _DTYPES.values():
-            raise DataError(
-                f"{directory}: tensor {name} has dtype {stored.dtype}; quantised checkpoints are not supported"
-            )
     return found
 
 
@@ -66,13 +62,29 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _stored(directory: Path) -> Iterator[tuple[str, Stored]]:
     files = _tensor_files(directory)
-    readers = {file: _open(file) for file in set(files.values())}
+    headers = {file: _header(file) for file in set(files.values())}
     for name, file in files.items():
-        try:
-            part = readers[file].get_slice(name)
-        except SafetensorError as error:
-            raise DataError(f"{file}: has no tensor {name}, which the index puts there; download it again") from error
-        yield name, Stored(tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype()), part.__getitem__)
+        tensors, content = headers[file]
+        if name not in tensors:
+            raise DataError(f"{file}: has no tensor {name}, which the index puts there; download it again")
+        shape, kind = tuple(tensors[name]["shape"]), tensors[name]["dtype"]
+        if kind not in _DTYPES:
+            raise DataError(f"{directory}: tensor {name} has dtype {kind}; quantised checkpoints are not supported")
+        start, end = tensors[name]["data_offsets"]
+        values = content[start:end].view(jnp.dtype(_DTYPES[kind])).reshape(shape)
+        yield name, Stored(shape, _DTYPES[kind], values.__getitem__)
+
+
+def _header(file: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """The tensors' descriptions in a safetensors file, and its content as bytes that are read when they are used.
+
+    `safe_open` has the same from its `get_slice`, but copies what it reads, which is then copied to the device.
+    """
+    _open(file)
+    with file.open("rb") as source:
+        size = int.from_bytes(source.read(8), "little")
+        tensors = json.loads(source.read(size))
+    return tensors, np.memmap(file, np.uint8, "r", offset=8 + size)
 
 
 def _tensor_files(directory: Path) -> dict[str, Path]:

@@ -14,7 +14,7 @@ import numpy as np
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.models import smollm2
-from mmedexpert_jax.models.checkpoint import Index, Stored, read_checkpoint, read_json
+from mmedexpert_jax.models.checkpoint import Stored, read_checkpoint, read_json
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
@@ -24,6 +24,7 @@ from mmedexpert_jax.runtime.mesh import sharding
 MINI = Path(__file__).parent.parent / "assets" / "mini"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _READERS = 8  # threads that read tensors
+_ALIGNMENT = 64  # bytes
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -108,6 +109,14 @@ def trace(src: str | Path) -> tuple[Path, list[Path]]:
             raise DataError(f"{directory}/adapter_config.json: base_model_name_or_path is missing; name the base model")
 
 
+def origin(src: str | Path) -> str:
+    """What a model was made from: the base of its adapters as they name it, or `src` itself."""
+    if str(src).startswith("random:"):
+        return str(src)
+    _, adapters = trace(src)
+    return read_json(adapters[0] / "adapter_config.json")["base_model_name_or_path"] if adapters else str(src)
+
+
 def _locate(src: str | Path) -> Path:
     """The local directory with the files of `src`: "mini", smollm2's package, a run's export, or from the hub."""
     if str(src) == "smollm2":
@@ -151,26 +160,34 @@ def _tensors(directory: Path, config: ModelConfig) -> dict[str, Stored]:
 
 
 def _place(tensors: dict[str, Stored], config: ModelConfig, dtype: Any, mesh: jax.sharding.Mesh | None) -> dict:
-    """Arrays of the tensors, one after the other, each device's part of each read by itself.
+    """Arrays of the tensors, each device's part of each read by itself.
 
-    The largest come first, so that what a copy of one takes for a moment is never on top of nearly all of them.
+    The largest come first, so that what one takes for a moment is never on top of nearly all of them.
     """
     names = sorted(tensor_shapes(config), key=lambda name: -math.prod(tensors[name].shape))
-    where = {name: None if mesh is None else sharding(name, tensors[name].shape, mesh) for name in names}
+    where = {} if mesh is None else {name: sharding(name, tensors[name].shape, mesh) for name in names}
 
     def place(name: str) -> jax.Array:
         stored, own = tensors[name], _dtype(dtype, tensors[name].dtype)
-
-        def read(index: Index) -> np.ndarray:
-            return np.asarray(stored.read(index), own)
-
-        if where[name] is None:
-            return jnp.asarray(read((slice(None),) * len(stored.shape)))
-        return jax.make_array_from_callback(stored.shape, where[name], read)
+        if mesh is None:
+            return jax.device_put(_copied(stored.read(()), own))
+        return jax.make_array_from_callback(
+            stored.shape, where[name], lambda index: _copied(stored.read(index or ()), own)
+        )
 
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _READERS)) as pool:
         arrays = dict(zip(names, pool.map(place, names), strict=True))
     return nest({name: arrays[name] for name in tensor_shapes(config)})
+
+
+def _copied(values: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
+    """A copy aligned as XLA asks for on CPU, which `device_put` then takes as it is: one copy, not two."""
+    size = math.prod(values.shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    copy = memory[start : start + size].view(dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
 
 
 def _published(src: str) -> ModelConfig:

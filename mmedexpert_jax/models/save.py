@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
+from mmedexpert_jax.models.card import model_card
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.qwen2_vl import flatten, tensor_shapes
 
@@ -18,12 +19,25 @@ SHARD_BYTES = 5 * 10**9  # transformers' usual size
 
 
 def save_pretrained(
-    path: str | Path, model: Model, params: dict, processor: Any = None, max_shard_bytes: int = SHARD_BYTES
+    path: str | Path,
+    model: Model,
+    params: dict,
+    processor: Any = None,
+    max_shard_bytes: int = SHARD_BYTES,
+    origin: str = "",
 ) -> None:
-    """Writes weights, config.json, generation_config.json and, if given, the processor's files.
+    """Writes weights, config.json, generation_config.json, a model card and, if given, the processor's files.
 
     The weights keep their dtypes and the names of the hub's files. All is written to a temporary directory beside
     `path` and renamed at the end, so that what stands at `path` is always whole; a model that stood there is replaced.
+
+    Args:
+        path: directory to write.
+        model: the network.
+        params: nested dict of JAX or numpy arrays; sharded ones are gathered tensor by tensor.
+        processor: tokenizer, chat template and image settings, or None.
+        max_shard_bytes: of one weights file; one tensor may be larger.
+        origin: what the model was made from, for its card.
 
     Raises:
         ConfigError: `path` holds something other than a model.
@@ -42,6 +56,8 @@ def save_pretrained(
         partial.mkdir(parents=True)
         _write_weights(partial, flat, max_shard_bytes)
         _write_configs(partial, model, flat)
+        card = model_card(model.config, _dtype(flat), origin)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         if processor is not None:
             processor.save(partial)
         _replace(partial, path)
@@ -75,14 +91,17 @@ def _write_weights(directory: Path, flat: dict, max_shard_bytes: int) -> None:
 
 def _write_configs(directory: Path, model: Model, flat: dict) -> None:
     config = model.config
-    dtype = str(flat["model.embed_tokens.weight"].dtype)
-    _write_json(directory / "config.json", config.to_hf() | {"torch_dtype": dtype})
+    _write_json(directory / "config.json", config.to_hf() | {"torch_dtype": _dtype(flat)})
     ids = {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
     }
     _write_json(directory / "generation_config.json", ids)
+
+
+def _dtype(flat: dict) -> str:
+    return str(flat["model.embed_tokens.weight"].dtype)
 
 
 def _replace(new: Path, path: Path) -> None:
