@@ -93,12 +93,14 @@ def generate(
 
     Raises:
         ConfigError: a setting out of its range.
+        DataError: video in the batch.
     """
     if num_samples < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ConfigError(
             f"num_samples={num_samples} and max_new_tokens={max_new_tokens} must be at least 1, "
             f"temperature={temperature} at least 0 and top_p={top_p} in (0, 1]"
         )
+    model.refuse_video(batch)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     stop_ids = model.config.eos_token_ids if stop_ids is None else stop_ids
