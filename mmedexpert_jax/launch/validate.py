@@ -24,7 +24,12 @@ CHOICES = {
     "tracker": ("", "wandb", "trackio"),
     "rules": ("paper", "official", "mergekit", "peft"),
     "paradigm": ("", *PARADIGMS, "all"),
-    "method": ("ties", "task_arithmetic", "average", "slerp"),
+    "method": (
+        *("ties", "task_arithmetic", "average", "slerp", "multislerp", "karcher", "weight_slerp", "weight_multislerp"),
+        *("weight_karcher", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties"),
+        *("magnitude_prune", "model_stock", "ram", "ramplus"),
+    ),
+    "result": ("model", "recipe"),
     "rl_origin": ("base", "start"),
     "scorer": ("strict", "medevalkit", "medxpertqa"),
     "judge.what": ("open", "unparsed", "all"),
@@ -93,7 +98,9 @@ def check_model(key: str, path: str) -> None:
         if HUB_ID.fullmatch(path) and path.partition("/")[0] != "runs" and not folder.parent.exists():
             return
         raise DataError(f"config.{key}: no such model: {path}; give mini, smollm2, a directory, a run or a hub id")
-    kinds = ("*.safetensors", "export/*/*.safetensors")
+    kinds = ["*.safetensors", "export/*/*.safetensors"]
+    if key == "experts":  # a merge also takes recipes, and runs that have saved a checkpoint
+        kinds += ["recipe.json", "export/recipe.json", "ckpt/*/manifest.json"]
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
         raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/")
 
