@@ -1,0 +1,158 @@
+"""The page: what stands in it, and, in the slow tier, how a browser shows it from disk."""
+
+import html.parser
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmedexpert_jax.data.benchmarks import Benchmark, from_case
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.medeval import page
+from mmedexpert_jax.medeval.evaluate import Evaluation, judged
+from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.rollout import Reply
+
+EVIL = "</script><img src=x onerror=alert(1)> {{title}}"
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Thirty items; the first model is right on multiples of 3, the second on multiples of 2; item 4 has an image."""
+    pixels = np.random.default_rng(0).integers(0, 255, (900, 40, 3), np.uint8)
+    cases = [
+        Case(
+            id=f"case-{i}",
+            question=f"Question {i}? {EVIL if i == 1 else ''}",
+            options=("one", "two"),
+            answer="B",
+            specialty="AM" if i < 20 else "CSI",
+            task="curb65",
+            images=(Image.fromarray(pixels),) if i == 4 else (),
+        )
+        for i in range(30)
+    ]
+    items = [from_case(case) for case in cases]
+
+    def answers(divisor):
+        def reply(i):
+            if i == 5:
+                return Reply("no tags", 96, True)
+            return Reply(
+                f"<think>(1) reasoning {i}</think><answer>{'B' if i % divisor == 0 else 'A'}</answer>", 9, False
+            )
+
+        return Evaluation(tuple(row for i, item in enumerate(items) for row in judged(item, [reply(i)])))
+
+    benchmark = Benchmark("mmedexpert_mini", "MMedExpert-mini", items)
+    return {"mmedexpert_mini": Result(benchmark, {"base": answers(3), "tuned": answers(2)})}
+
+
+@pytest.fixture(scope="module")
+def folder(results, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    part = page.Part("Accuracy <all>", [{"model": "base", "accuracy": "33.3 [19.2, 51.2]"}], "A note.")
+    folded = page.Part("By task", [{"task": "curb65"}], folded=True)
+    page.write(folder, [part, folded], results, {"base": "think_answer", "tuned": "think_answer"}, None, 100)
+    return folder
+
+
+def data_of(folder):
+    text = (folder / "report.html").read_text()
+    return json.loads(text.split('id="data">')[1].split("</script>")[0])
+
+
+def test_the_page_holds_items_answers_prompts_and_pictures(folder):
+    shown = data_of(folder)["mmedexpert_mini"]
+    assert len(shown["items"]) == shown["total"] == 30 and shown["models"] == ["base", "tuned"]
+    item = shown["items"][4]
+    answer = item["answers"]["tuned"][0]
+    assert item["gold"] == "B" and answer["right"] and answer["said"] == "B"
+    assert answer["verdicts"] == {"strict": True, "medevalkit": True}
+    assert item["prompts"][answer["prompt"]].startswith("user: [image]\nQuestion 4?")
+    with Image.open(folder / item["images"][0]) as picture:
+        assert picture.size[1] == page.SIDE
+    assert shown["items"][5]["answers"]["base"][0]["said"] is None
+
+
+def test_nothing_in_it_reaches_outside_or_runs(folder):
+    text = (folder / "report.html").read_text()
+    sources = []
+
+    class Parser(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            sources.extend(value for name, value in attributes if name in ("src", "href"))
+            assert tag != "img" and not any(name.startswith("on") for name, _ in attributes)
+
+    Parser().feed(text)
+    assert not sources and "Accuracy &lt;all&gt;" in text and text.count("</script>") == 2
+    assert not re.search(r"https?://", text) and "default-src 'none'" in text
+
+
+def test_of_many_items_the_wrong_ones_come_first(results, tmp_path):
+    page.write(tmp_path, [], results, {"base": "think_answer", "tuned": "think_answer"}, None, 27)
+    shown = data_of(tmp_path)["mmedexpert_mini"]
+    assert len(shown["items"]) == 27 and shown["total"] == 30
+    both_right = [item["id"] for item in shown["items"] if all(a[0]["right"] for a in item["answers"].values())]
+    assert len(both_right) == 2  # of five: multiples of six
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, or any that is called chromium or google-chrome."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    assert program, "no chromium on the path: apt-get install chromium"
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.slow
+def test_in_a_browser_from_disk(folder, browser):
+    context = browser.new_context(offline=True)
+    tab = context.new_page()
+    problems = []
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    tab.on("dialog", lambda dialog: problems.append(dialog.message))
+    tab.goto((folder / "report.html").as_uri())
+    cards = tab.locator("article")
+    assert tab.locator("#count").inner_text() == "20 of 20 items"  # wrong answers of the first model
+    assert cards.count() == 20 and tab.locator("#more").is_hidden()
+    tab.select_option("#outcome", "all")
+    assert tab.locator("#count").inner_text() == "20 of 30 items" and cards.count() == 20
+    tab.click("#more")
+    assert cards.count() == 30 and tab.locator("#more").is_hidden()
+    pairs = "Of 30 items both are right on 5, only base on 5, only tuned on 10, neither on 10."
+    assert tab.locator("#pairs").inner_text() == pairs
+    tab.select_option("#outcome", "lost")
+    assert cards.count() == 10  # even, not multiples of three
+    picture = tab.locator("article img")
+    picture.scroll_into_view_if_needed()
+    tab.wait_for_function("() => [...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    first = cards.first.inner_text()
+    assert (
+        "reasoning 2" in first and "gold: B" in first and "base: wrong, read as A" in first and "tuned: right" in first
+    )
+    tab.select_option("#label", "specialty")
+    tab.select_option("#value", "CSI")
+    assert tab.locator("#count").inner_text().startswith("4 of 4")  # 20, 22, 26, 28
+    tab.select_option("#value", "")
+    tab.select_option("#outcome", "unparsed")
+    assert cards.count() == 1 and "cut off" in cards.first.inner_text()
+    tab.select_option("#outcome", "all")
+    tab.fill("#words", "question 17?")
+    assert cards.count() == 1
+    cards.first.locator("summary").first.click()
+    assert "give the letter of the answer inside" in cards.first.inner_text()
+    tab.fill("#words", "")
+    tab.select_option("#second", "")
+    assert tab.locator("#outcome option[value=lost]").count() == 0
+    assert not problems
+    context.close()
