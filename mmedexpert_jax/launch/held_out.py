@@ -53,6 +53,19 @@ def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
     return evaluate
 
 
+def scorer(config: ConfigDict, run: Run) -> Evaluate:
+    """`evaluator` with the accuracy's 95 % interval beside it, as `eval/low` and `eval/high`."""
+    evaluate = evaluator(config, run)
+    assert evaluate is not None
+
+    def score(params: dict, number: int) -> dict[str, float]:
+        metrics = evaluate(params, number)
+        accuracy = Evaluation.read(_rows(run, number)).accuracy()
+        return metrics | {"eval/low": accuracy["low"], "eval/high": accuracy["high"]}
+
+    return score
+
+
 def gain(run: Run) -> dict[str, float]:
     """Held-out accuracy before and after, and the paired difference with its 95 % interval; empty without both."""
     steps = sorted({row["step"] for row in run.metrics() if "eval/accuracy" in row})

@@ -139,8 +139,9 @@ def _train(train: Callable[..., Any], config: ConfigDict, run: "Run") -> None:
 
 def _merge(config: ConfigDict, run: "Run") -> None:
     from mmedexpert_jax import merging
+    from mmedexpert_jax.launch.held_out import scorer
 
-    merging.run(config, run)
+    merging.run(config, run, evaluate=scorer(config, run) if config.sweep.score else None)
 
 
 def _evaluate(config: ConfigDict, run: "Run") -> None:
