@@ -83,7 +83,7 @@ def read_recipe(path: str | Path) -> Recipe:
         return Recipe(content["base"], content["experts"], parameters, tuple(content["start_only"]), content["dtype"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{file}: not a recipe of a merge ({error}); write it again with --config.output=recipe"
+            f"{file}: not a recipe of a merge ({error}); write it again with --config.result=recipe"
         ) from error
 
 

@@ -30,7 +30,7 @@ Evaluate = Callable[[dict, int], dict[str, float]]
 def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
     """Merges `experts` over `model.path`, or what a mergekit file says.
 
-    Writes export/model (with `rank` export/adapter, with output="recipe" export/recipe.json), export/interference.json,
+    Writes export/model (with `rank` export/adapter, with result="recipe" export/recipe.json), export/interference.json,
     merge_report.html, table.md and report.html; with a sweep also export/sweep.json.
 
     Args:
@@ -101,7 +101,7 @@ def expert_paths(config: ConfigDict) -> dict[str, str]:
 def _write(recipe: Recipe, config: ConfigDict, run: Run) -> Interference | None:
     """The output that is asked for; None for a recipe, which is not applied here."""
     export = run.path / "export"
-    if config.get("output", "model") == "recipe":
+    if config.get("result") == "recipe":
         recipe.open()  # so that what is wrong is said now
         recipe.write(export)
         return None

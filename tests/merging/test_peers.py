@@ -1,12 +1,18 @@
-"""Presets against the peers themselves, element by element in float32: mergekit 0.1.5, peft, the TIES authors' formulas."""
+"""Presets against the peers themselves, element by element: mergekit 0.1.5, peft, the TIES authors' formulas.
+
+Two things a peer leaves open are settled so that equality can be exact. The order of torch's sums over experts depends
+on the shape: values and weights are multiples of powers of two whose sums need no rounding. Which of several equal
+magnitudes torch's sort and topk take is arbitrary: they are made stable, which is a choice they might have made.
+"""
 
 import dataclasses
+import functools
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from mergekit.merge_methods import merge_tensors
@@ -17,11 +23,12 @@ from mmedexpert_jax.merging.sparsify import bernoulli, by_rank
 from mmedexpert_jax.merging.switches import PRESETS
 from mmedexpert_jax.merging.ties import ties
 
-# Small multiples of 1/8 make equal magnitudes, zeros and exact cancellations; the wide floats make everything else.
+# Few values make equal magnitudes, zeros and exact cancellations; many make everything else. 5 experts x 19 bits x
+# weights of 3 bits fit float32's 24.
 COARSE = st.integers(-6, 6).map(lambda i: np.float32(i / 8))
-FINE = st.floats(-1e3, 1e3, width=32, allow_subnormal=False).map(lambda x: np.float32(0) if abs(x) < 1e-20 else x)
+FINE = st.integers(-(2**18), 2**18).map(lambda i: np.float32(i / 2**10))
 DENSITY = st.sampled_from((0.0, 0.1, 0.2, 0.5, 0.77, 1.0))
-WEIGHT = st.sampled_from((0.1, 0.25, 0.5, 1.0, 1.3, 2.0))
+WEIGHT = st.sampled_from((0.25, 0.5, 0.75, 1.0, 2.0))
 
 
 @st.composite
@@ -34,7 +41,9 @@ def stacks(draw, least=1, least_entries=0):
 def mergekit(vectors, method, **parameters):
     """The merged vector as mergekit makes it, over a base of zeros, so that its sums are the vectors' alone."""
     tensors = [torch.zeros(vectors.shape[1:]), *map(torch.tensor, vectors)]
-    return merge_tensors(tensors, method, base_index=0, parameters=parameters).numpy()
+    stable = {name: functools.partial(getattr(torch, name), stable=True) for name in ("argsort", "sort")}
+    with mock.patch.multiple("torch", **stable):
+        return merge_tensors(tensors, method, base_index=0, parameters=parameters).numpy()
 
 
 def per_expert(data, vectors, values):
@@ -50,7 +59,7 @@ def check_mergekit(vectors, data, method, **numbers):
     np.testing.assert_array_equal(merge_stack(vectors, how), theirs)
 
 
-EXAMPLES = settings(max_examples=60, deadline=None)
+EXAMPLES = settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.generate))
 
 
 @EXAMPLES
@@ -189,7 +198,7 @@ def test_peft_sums(vectors, data, density):
 
 @pytest.mark.filterwarnings("ignore:The density")
 @EXAMPLES
-@given(stacks(), st.data(), st.sampled_from((0.3, 0.5, 1.0)))
+@given(stacks(), st.data(), st.sampled_from((0.25, 0.5, 1.0)))
 def test_peft_dare_given_the_same_draws(vectors, data, density):
     weights, many = per_expert(data, vectors, WEIGHT), (density,) * len(vectors)
     for method, peer in (("dare_linear", merge_utils.dare_linear), ("dare_ties", merge_utils.dare_ties)):

@@ -1,0 +1,232 @@
+"""Merges of checkpoints on disk: equal to those in memory, resumable, and refused by name where they must be."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mmedexpert_jax import lora as adapters
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.lora import Lora
+from mmedexpert_jax.merging import engine, merge
+from mmedexpert_jax.merging.checkpoint import Checkpoint
+from mmedexpert_jax.merging.parameters import Parameters
+from mmedexpert_jax.merging.recipe import Recipe, merge_to_disk, read_recipe
+from mmedexpert_jax.models.qwen2_vl import flatten, nest
+
+SHAPES = {"model.embed_tokens.weight": (40, 8), "visual.merger.weight": (6, 4), "model.norm.weight": (8,)} | {
+    f"model.layers.{layer}.mlp.{name}_proj.weight": size
+    for layer in range(2)
+    for name, size in (("up", (24, 8)), ("down", (8, 24)))
+}
+BF16 = ml_dtypes.bfloat16
+
+
+def draw(seed, like=None):
+    rng = np.random.default_rng(seed)
+    if like is None:
+        return {name: rng.standard_normal(shape).astype(np.float32).astype(BF16) for name, shape in SHAPES.items()}
+    return {n: (t.astype(np.float32) + 0.05 * rng.standard_normal(t.shape)).astype(BF16) for n, t in like.items()}
+
+
+def low_rank(seed):
+    rng = np.random.default_rng(seed)
+    paths = [n.removesuffix(".weight") for n in SHAPES if "_proj" in n]
+    shape = {path: SHAPES[f"{path}.weight"] for path in paths}
+    factors = {
+        p: {"a": rng.standard_normal((2, shape[p][1])), "b": 0.1 * rng.standard_normal((shape[p][0], 2))} for p in paths
+    }
+    return Lora({p: {k: v.astype(np.float32) for k, v in f.items()} for p, f in factors.items()}, 2, 4.0)
+
+
+def save(path, tensors, shards=1):
+    path.mkdir(parents=True)
+    (path / "config.json").write_text("{}")
+    if shards == 1:
+        save_file(tensors, path / "model.safetensors")
+        return path
+    names = list(tensors)
+    weight_map = {}
+    for number in range(shards):
+        part = names[number::shards]
+        save_file({name: tensors[name] for name in part}, path / f"s{number}.safetensors")
+        weight_map |= dict.fromkeys(part, f"s{number}.safetensors")
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A base, two full experts (one sharded, under the newer names), an adapter, and one over the first expert."""
+    folder = tmp_path_factory.mktemp("models")
+    base = draw(0)
+    save(folder / "base", base)
+    first, second = draw(1, base), draw(2, base)
+    save(folder / "first", first)
+    newer = {
+        f"model.{n}" if n.startswith("visual.") else n.replace("model.", "model.language_model.", 1): t
+        for n, t in second.items()
+    }
+    save(folder / "second", newer, shards=3)
+    adapters.save_peft(folder / "low", low_rank(3), str(folder / "base"))
+    adapters.save_peft(folder / "gba", low_rank(4), str(folder / "first"))
+    return folder
+
+
+def recipe(models, names, method="ties", numbers=None, dtype="", **more):
+    experts = {name: str(models / name) for name in names}
+    numbers = numbers or {"density": {"": 0.3}}
+    return Recipe(
+        str(models / "base"), experts, Parameters(method, tuple(experts), "paper", numbers), (), dtype, **more
+    )
+
+
+def loaded(path):
+    return {name: np.array(view) for name, view in Checkpoint(path).items()}
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "karcher"])
+def test_disk_equals_memory_bit_for_bit(models, tmp_path, method, monkeypatch):
+    monkeypatch.setattr(engine, "BLOCK", 64)  # several blocks a tensor
+    report = merge_to_disk(recipe(models, ("first", "low", "second"), method), tmp_path / "out", max_shard_bytes=900)
+    base = loaded(models / "base")
+    experts = {"first": nest(loaded(models / "first")), "low": low_rank(3), "second": nest(loaded(models / "second"))}
+    expected = flatten(merge(nest(base), experts, method, density=0.3))
+    found = loaded(tmp_path / "out")
+    assert list(found) == list(base) and all(found[name].dtype == BF16 for name in found)
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1 and (tmp_path / "out" / "config.json").exists()
+    assert set(report.sums) == set(SHAPES)
+
+
+def test_an_adapter_over_another_model_is_seen_from_the_base(models, tmp_path):
+    merge_to_disk(recipe(models, ("gba",), numbers={"density": {"": 1.0}}, dtype="float32"), tmp_path / "out")
+    first, delta = loaded(models / "first"), low_rank(4)
+    for name, tensor in loaded(tmp_path / "out").items():
+        expected = first[name].astype(np.float32)
+        path = name.removesuffix(".weight")
+        if path in delta.factors:
+            expected = expected + np.asarray(adapters.delta(delta, path))
+        np.testing.assert_allclose(tensor, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_untouched_tensors_are_copied_byte_for_byte(models, tmp_path):
+    report = merge_to_disk(recipe(models, ("low",)), tmp_path / "out")
+    found, base = load_file(tmp_path / "out" / "model.safetensors"), loaded(models / "base")
+    for name in SHAPES:
+        assert (found[name].tobytes() == base[name].tobytes()) == ("_proj" not in name)
+    assert all("_proj" in name for name in report.sums)
+
+
+def test_a_killed_merge_goes_on(models, tmp_path):
+    job = recipe(models, ("first", "second"))
+    whole = merge_to_disk(job, tmp_path / "whole")
+
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_to_disk(job, tmp_path / "out", stop)
+    assert not (tmp_path / "out").exists()
+    journal = tmp_path / ".out.partial" / "journal.jsonl"
+    assert len(journal.read_text().splitlines()) == 4
+    journal.write_text(journal.read_text() + '["model.layers.1')  # cut short by the kill
+    shard = tmp_path / ".out.partial" / "model.safetensors"
+    before = shard.stat().st_ino
+    report = merge_to_disk(job, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").stat().st_ino == before  # went on, did not start over
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+    assert report.rates() == whole.rates()
+
+
+def test_another_merge_does_not_go_on_from_the_journal(models, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_to_disk(recipe(models, ("first",)), tmp_path / "out", stop)
+    merge_to_disk(recipe(models, ("second",)), tmp_path / "out")
+    merge_to_disk(recipe(models, ("second",)), tmp_path / "fresh")
+    assert load_equal(tmp_path / "out", tmp_path / "fresh")
+
+
+def load_equal(first, second):
+    first, second = loaded(first), loaded(second)
+    return all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+def test_a_recipe_equals_the_merge_that_it_stands_for(models, tmp_path):
+    """Two stages: experts merged, an adapter over that, all merged again; the first is never written as a model."""
+    stage_one = recipe(models, ("first", "second"))
+    stage_one.write(tmp_path / "stage-one")
+    read, written = read_recipe(tmp_path / "stage-one").open(), stage_one.open()
+    assert all(read.how(name) == written.how(name) for name in SHAPES)
+    adapters.save_peft(tmp_path / "rl", low_rank(5), str(tmp_path / "stage-one"))
+    experts = {"first": str(models / "first"), "RL": str(tmp_path / "rl")}
+    final = Recipe(str(models / "base"), experts, Parameters("ties", ("first", "RL"), "paper", {}), (), "float32")
+    merge_to_disk(final, tmp_path / "final")
+
+    one = Recipe(stage_one.base, stage_one.experts, stage_one.parameters, (), "float32")
+    merge_to_disk(one, tmp_path / "one")
+    start = loaded(tmp_path / "one")
+    delta = low_rank(5)
+    for name, tensor in loaded(tmp_path / "final").items():
+        base = loaded(models / "base")[name].astype(np.float32)
+        rl = start[name] - base
+        if name.removesuffix(".weight") in delta.factors:
+            rl = rl + np.asarray(adapters.delta(delta, name.removesuffix(".weight")))
+        first = loaded(models / "first")[name].astype(np.float32) - base
+        expected = flatten(merge({"w": base}, {"a": {"w": base + first}, "b": {"w": base + rl}}, density=1.0))["w"]
+        np.testing.assert_allclose(tensor, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_experts_of_another_base_are_refused_by_name(models, tmp_path):
+    base = draw(0)
+    name = "model.embed_tokens.weight"
+
+    def refused(match, tensors):
+        path = save(tmp_path / f"wrong{len(list(tmp_path.iterdir()))}", tensors)
+        job = Recipe(str(models / "base"), {"X": str(path)}, Parameters("ties", ("X",), "paper", {}))
+        with pytest.raises(DataError, match=match):
+            merge_to_disk(job, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    refused(rf"expert X lacks {name}", {n: t for n, t in base.items() if n != name})
+    refused(r"expert X changes model.extra", base | {"model.extra": base[name]})
+    refused(
+        rf"expert X: {name} is \[39, 8\], but \[40, 8\] in the base \(another vocabulary\)",
+        base | {name: base[name][:39]},
+    )
+    refused("expert X: lm_head.weight is not its embedding", base | {"lm_head.weight": base[name] + np.ones((), BF16)})
+    refused(rf"expert X: {name} holds NaN", base | {name: np.full_like(base[name], np.nan)})
+    with pytest.raises(ConfigError, match="holds something other than a model"):
+        (tmp_path / "kept").mkdir()
+        (tmp_path / "kept" / "thesis.tex").touch()
+        merge_to_disk(recipe(models, ("first",)), tmp_path / "kept")
+
+
+def test_a_tied_output_layer_of_an_expert_is_no_difference(models, tmp_path):
+    tensors = loaded(models / "first")
+    save(tmp_path / "tied", tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
+    job = recipe(models, ("first",))
+    merge_to_disk(job, tmp_path / "one")
+    merge_to_disk(Recipe(job.base, {"first": str(tmp_path / "tied")}, job.parameters), tmp_path / "two")
+    assert load_equal(tmp_path / "one", tmp_path / "two")
+
+
+def test_broken_files(models, tmp_path):
+    save(tmp_path / "cut", draw(0))
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match="not a whole safetensors file"):
+        Checkpoint(tmp_path / "cut")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "recipe.json").write_text("{}")
+    with pytest.raises(DataError, match="not a recipe of a merge"):
+        read_recipe(tmp_path / "r")
