@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 COMMAND = "python -m mmedexpert_jax.launch"
+REPEATABLE = ("dataset",)  # their stages look at what is there and may be run again, alone or all
 INNER_RUNS = {"dsa": SPECIALTIES, "pipeline": pipeline.FOLDERS}  # folders of runs inside a run, by job
 ARTEFACTS = {
     "table": "table.md",
     "report": "report.html",
+    "dataset": "export/dataset",
     "model": "export/model",
     "adapter": "export/adapter",
     "samples": "samples",
@@ -72,7 +74,7 @@ def run_job(config: ConfigDict) -> bool:
     from mmedexpert_jax.runtime.devices import device_errors
 
     with device_errors(), Run.open(config.workdir, config, fresh=config.fresh) as run:
-        if run.done:
+        if run.done and config.job not in REPEATABLE:
             print(f"{config.job} in {config.workdir} is already finished", flush=True)
             return False
         print(f"{config.job} (preset {config.preset}) in {config.workdir}", flush=True)
@@ -100,6 +102,9 @@ def _next(config: ConfigDict, folder: Path) -> list[str]:
     if config.job == "dsa" and config.specialty == "all":
         experts = ",".join(f"{folder}/{name}" for name in SPECIALTIES)
         return [f"--config=configs/merge.py:{config.preset} --config.experts={experts}"]
+    if config.job == "dataset":
+        review, train = f"--config=configs/review.py --config.data.path={folder}", folder / "export" / "dataset"
+        return [review, f"--config=configs/dsa.py --config.data.path={train}"]
     if config.job == "pipeline":
         return [on("export", folder / "final")]
     following = {"dsa": ("evaluate", "export"), "gba": ("evaluate", "export"), "merge": ("evaluate", "gba")}
@@ -135,6 +140,13 @@ def _train(train: Callable[..., Any], config: ConfigDict, run: "Run") -> None:
         run.finish(run.summary | figures)
         print(gain_line(figures), flush=True)
     report.report_run(run.path)
+
+
+def _dataset(config: ConfigDict, run: "Run") -> None:
+    from mmedexpert_jax import mmedexpert
+    from mmedexpert_jax.launch import teachers
+
+    mmedexpert.run(config, run, teachers.hire(config, run))
 
 
 def _merge(config: ConfigDict, run: "Run") -> None:
@@ -188,6 +200,12 @@ def _copy_adapter(model_path: str, output: Path) -> None:
     partial.rename(output)
 
 
+def _contamination(config: ConfigDict, run: "Run") -> None:
+    from mmedexpert_jax.launch import contamination
+
+    contamination.run(config, run)
+
+
 def _pretrain(config: ConfigDict, run: "Run") -> None:
     from mmedexpert_jax.launch import pretrain
 
@@ -202,6 +220,7 @@ def _changed(config: ConfigDict, **changes: Any) -> ConfigDict:
 
 
 JOBS: dict[str, Callable[[ConfigDict, "Run"], None]] = {
+    "dataset": _dataset,
     "dsa": _dsa,
     "gba": _gba,
     "merge": _merge,
@@ -209,4 +228,5 @@ JOBS: dict[str, Callable[[ConfigDict, "Run"], None]] = {
     "pipeline": _pipeline,
     "export": _export,
     "pretrain": _pretrain,
+    "contamination": _contamination,
 }

@@ -14,6 +14,11 @@ SPLITS = ("train", "dev", "test")
 
 def describe(config: ConfigDict) -> str:
     """A text of a few lines about the model, the cases by split and specialty, the run directory and the settings."""
+    if config.job == "dataset":
+        from mmedexpert_jax.launch import teachers
+        from mmedexpert_jax.mmedexpert import plan
+
+        return plan.describe(config, teachers.endpoint)
     run = Path(config.workdir)
     state = "resumes what is there" if (run / "STATUS.json").is_file() and not config.fresh else "starts anew"
     lines = [f"job      {config.job} (preset {config.preset})"]

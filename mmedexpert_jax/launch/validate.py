@@ -12,13 +12,17 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch.config import convert, fields
 
 CHOICES = {
-    "job": ("dsa", "gba", "merge", "evaluate", "pipeline", "export", "pretrain", "review"),
+    "job": ("dsa", "gba", "merge", "evaluate", "pipeline", "export", "pretrain", "review", "dataset", "contamination"),
     "model.dtype": ("", "float32", "bfloat16", "float16"),
     "specialty": ("all", *SPECIALTIES, "mixed"),
     "trainable": ("lora", "full"),
     "lora.targets": ("all-linear", "text"),
-    "objective": ("gba", "grpo"),
+    "objective": ("gba", "grpo", "dr_grpo", "dapo", "gspo"),
     "aggregation": ("sequence", "token", "constant"),
+    "ratio_level": ("token", "sequence"),
+    "advantage_scale": ("group", "none"),
+    "zero_variance": ("keep", "drop", "refill"),
+    "shard": ("none", "optimizer", "full"),
     "group_by": ("prompt", "query"),
     "schedule": ("constant", "linear"),
     "tracker": ("", "wandb", "trackio"),
@@ -35,20 +39,26 @@ CHOICES = {
     "judge.what": ("open", "unparsed", "all"),
     "format": ("model", "adapter"),
     "action": ("serve", "report", "export", "import"),
+    "teacher.kind": ("local", "chat", "batch"),
+    "judge.kind": ("", "local", "chat", "batch"),
+    "teacher.prompt": ("full", "short"),
+    "paradigm_policy": ("balanced", "all"),
+    "reviewed": ("any", "accepted"),
     "exchange.tool": ("trail", "label_studio", "argilla"),
 }
 _SIZES = "batch_size accumulation buckets prompts_per_step num_samples max_new_tokens max_prompt_length lora.rank"
 _COUNTS = (
-    "raters checkpoint_every inner_epochs minibatches paradigms_per_query eval.num_samples eval.batch_size processes"
+    "raters checkpoint_every inner_epochs minibatches paradigms_per_query eval.num_samples eval.batch_size processes "
+    "candidates teacher.max_tokens teacher.concurrency teacher.max_attempts teacher.batch_size"
 )
 _FROM_ZERO = (
     "seed limit steps epochs beta temperature top_k samples_every explain eval.limit eval.temperature "
     "warmup_steps weight_decay max_grad_norm micro_batch port process report_items"
 )
 AT_LEAST = dict.fromkeys(f"{_SIZES} {_COUNTS}".split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
-FROM_ZERO_TO_ONE = ("overlap",)
+FROM_ZERO_TO_ONE = ("overlap", "data.max_rejected", "dev_share", "test_share")
 ABOVE_ZERO = ("lr", "lora.alpha", "clip", "advantage_eps")
-SHARES = ("density", "top_p")  # in (0, 1]
+SHARES = ("density", "top_p", "duplicates")  # in (0, 1]
 ELSEWHERE = re.compile(r"([^:/]*=)?(system|endpoint|transformers):")  # models that are not files here
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
@@ -76,7 +86,9 @@ def validate(config: ConfigDict) -> None:
         check_model("experts", model.rpartition("=")[2])
     for weight in config.get("weights", ()):
         convert("weights", weight, float)
-    if "data" in config and config.data.path != "mini" and not Path(config.data.path).expanduser().exists():
+    if config.get("job") == "dataset":
+        _check_factory(config)
+    elif "data" in config and config.data.path != "mini" and not Path(config.data.path).expanduser().exists():
         raise DataError(f"config.data.path: no such file or directory: {config.data.path}")
 
 
@@ -87,6 +99,18 @@ def _check_evaluated(config: ConfigDict) -> None:
             check_model(key, entry.rpartition("=")[2])
     if config.process >= config.processes:
         raise ConfigError(f"config.process={config.process} must be below config.processes={config.processes}")
+
+
+def _check_factory(config: ConfigDict) -> None:
+    """Stages and shares of the dataset job."""
+    known = ("collect", "trace", "filter", "judge", "build")
+    for stage in config.stages:
+        if stage not in known:
+            raise ConfigError(f"config.stages: no stage {stage!r}; choose among {', '.join(known)}")
+    if len(config.words) != 2 or not 0 < config.words[0] <= config.words[1]:
+        raise ConfigError(f"config.words must be two rising numbers of words, such as 40,400; got {config.words}")
+    if config.dev_share + config.test_share >= 1:
+        raise ConfigError("config.dev_share and config.test_share leave nothing to train on; lower one of them")
 
 
 def check_model(key: str, path: str) -> None:

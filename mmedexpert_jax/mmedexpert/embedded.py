@@ -1,4 +1,4 @@
-"""The embedded raw cases: `python -m mmedexpert_jax.mmedexpert.embedded [directory]` writes them as a source would ship.
+"""The embedded raw cases, as a source would ship them: `python -m mmedexpert_jax.mmedexpert.embedded [directory]`.
 
 They are made by the recipe of MMedExpert-mini, from its train pool with a seed of their own, and carry no trace, no
 paradigm and no specialty: the factory has to find all three. Text cases come as JSON Lines, cases with images as

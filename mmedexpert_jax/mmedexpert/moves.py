@@ -12,7 +12,8 @@ from mmedexpert_jax.data.paradigms import PARADIGMS, statements
 
 _AGAINST = re.compile(
     r"\b(?:against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|lacks?|without|does not|"
-    r"do not|neither|nor|no longer|cannot|not (?:fit|met|reached|match\w*|explain\w*|expected|seen|present|compatible))\b",
+    r"do not|neither|nor|no longer|cannot|"
+    r"not (?:fit|met|reached|match\w*|explain\w*|expected|seen|present|compatible))\b",
     re.I,
 )
 _FOR = re.compile(

@@ -15,6 +15,7 @@ FILE = "factory.sqlite"
 TRACE_COLUMNS = "t.id, case_id, paradigm, text, response, teacher, sample, request, stage1, judge"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS images (sha256 TEXT PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS cases (
   id TEXT PRIMARY KEY, position INTEGER NOT NULL, specialty TEXT NOT NULL, modality TEXT NOT NULL, record TEXT NOT NULL
 );
@@ -132,6 +133,16 @@ class Store:
         if not rows:
             raise DataError(f"{self.path}: no trace {id}")
         return _trace(rows[0], self.case(rows[0][1]))
+
+    def put_fact(self, name: str, value: object) -> None:
+        """Keeps a JSON value that a later stage needs, such as the counts of the collection."""
+        text = json.dumps(value, ensure_ascii=False)
+        self.write(lambda db: db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, text)))
+
+    def fact(self, name: str) -> Any:
+        """The value kept under a name; None for none."""
+        rows = self.read("SELECT value FROM facts WHERE name = ?", name)
+        return json.loads(rows[0][0]) if rows else None
 
     def _record(self, text: str) -> Record:
         values = json.loads(text)

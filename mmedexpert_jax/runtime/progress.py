@@ -17,6 +17,9 @@ SHOWN = (
     ("kl", "KL", ".4f"),
     ("completions/mean_length", "length", ".0f"),
     ("tokens_per_second", "tokens/s", ".0f"),
+    ("requests_per_second", "requests/s", ".1f"),
+    ("dollars", "$", ".4f"),
+    ("dollars_projected", "of about $", ".2f"),
 )
 
 

@@ -40,6 +40,18 @@ FREE = frozenset(
         "samples_every",
         "checkpoint_every",
         "keep",
+        # of the dataset job: how much is asked at a time, and what is built of what was asked
+        "stages",
+        "reviewed",
+        "include_restricted",
+        "push_to",
+        "budget",
+        "concurrency",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "timeout",
+        "max_attempts",
+        "retry_wait",
     }
 )
 GROWING = frozenset({"steps", "epochs"})  # may be raised, to train on

@@ -1,0 +1,93 @@
+"""Teachers and judges of the data factory: endpoints by chat or batch, and models in this process."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.errors import ConfigError, Interrupted
+
+if TYPE_CHECKING:
+    from mmedexpert_jax.mmedexpert.teachers import Teacher
+    from mmedexpert_jax.remote import Answers, Endpoint
+    from mmedexpert_jax.runtime import Run
+
+KINDS = ("local", "chat", "batch")
+
+
+def hire(config: ConfigDict, run: "Run") -> Callable[[ConfigDict, "Answers"], tuple[str, "Teacher"]]:
+    """A function that makes the teacher, or judge, that a config group describes: (group, store) -> name, teacher."""
+
+    def make(group: ConfigDict, answers: "Answers") -> tuple[str, "Teacher"]:
+        if group.kind == "local":
+            return _local(config, group, answers, run)
+        from mmedexpert_jax.remote import Client
+        from mmedexpert_jax.remote.batches import BatchClient
+
+        client = BatchClient if group.kind == "batch" else Client
+        return group.model, client(endpoint(group), answers, run.interrupted)
+
+    return make
+
+
+def endpoint(group: ConfigDict) -> "Endpoint":
+    """The endpoint that a config group describes. Raises ConfigError."""
+    from mmedexpert_jax.remote import Endpoint
+
+    if not group.url:
+        raise ConfigError(f'kind="{group.kind}" needs url and model, such as http://localhost:8000/v1')
+    return Endpoint(**{field.name: group[field.name] for field in fields(Endpoint) if field.name in group})
+
+
+def _local(config: ConfigDict, group: ConfigDict, answers: "Answers", run: "Run") -> tuple[str, "Teacher"]:
+    """A model of this process, loaded when something has to be asked."""
+    from mmedexpert_jax.medeval.backends.jax_engine import fingerprint
+    from mmedexpert_jax.mmedexpert.teachers import LocalTeacher
+
+    engine: list[Any] = []
+
+    def answer(conversations: list[list[dict]], ids: list[int]) -> list[tuple[str, int, bool]]:
+        if not engine:
+            engine.append(_engine(config, group))
+        found = dict(engine[0].answer([_opened(turns) for turns in conversations], ids))
+        replies = [found[i][0] for i in range(len(conversations))]
+        return [(reply.text, reply.tokens, reply.truncated) for reply in replies]
+
+    def stop() -> None:
+        if signum := run.interrupted():
+            raise Interrupted("what was answered is stored; the same command resumes", signum)
+
+    names = ("max_tokens", "temperature", "seed", "max_prompt_length")
+    settings = {name: group[name] for name in names} | {"weights": fingerprint(config.model.path)}
+    teacher = LocalTeacher(config.model.path, settings, answer, answers, part=group.batch_size, stop=stop)
+    return config.model.path, teacher
+
+
+def _engine(config: ConfigDict, group: ConfigDict) -> Any:
+    from mmedexpert_jax.models import load_model, load_processor
+    from mmedexpert_jax.rollout import Engine, Settings
+
+    model, params = load_model(config.model.path, dtype=config.model.dtype)
+    settings = Settings(
+        max_new_tokens=group.max_tokens,
+        temperature=group.temperature or 0.0,
+        batch_size=group.batch_size,
+        max_prompt_length=group.max_prompt_length,
+        seed=group.seed or 0,
+    )
+    return Engine(model, params, load_processor(config.model.path), settings)
+
+
+def _opened(turns: list[dict]) -> list[dict]:
+    """A conversation with encoded images decoded."""
+    from mmedexpert_jax.processing.images import open_image
+
+    def part(item: dict) -> dict:
+        encoded = item["type"] == "image" and isinstance(item["image"], bytes)
+        return item | {"image": open_image(item["image"])} if encoded else item
+
+    return [
+        turn if isinstance(turn["content"], str) else turn | {"content": [part(item) for item in turn["content"]]}
+        for turn in turns
+    ]

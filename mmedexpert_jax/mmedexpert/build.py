@@ -1,0 +1,160 @@
+"""The data set (section 3.3): reviewed traces as Parquet with embedded images, split, stratified, with its history."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.mmedexpert import filters
+from mmedexpert_jax.mmedexpert.record import Trace
+from mmedexpert_jax.mmedexpert.review import Verdict
+
+SPLITS = ("train", "dev", "test")
+
+
+def _list(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", kind))
+
+
+_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "id": (pa.string(), "stable, unique; <source>-<hash of the case>.<paradigm>"),
+    "question": (pa.string(), "vignette and question, without options"),
+    "options": (_list(pa.string()), "option texts in the order of their letters"),
+    "answer": (pa.string(), "letter of the key"),
+    "specialty": (pa.string(), "AM, CAH, BS or CSI"),
+    "task": (pa.string(), "sub-specialty; empty where none is told"),
+    "images": (_list(_IMAGE), "the files as the source had them"),
+    "paradigm": (pa.string(), "way of reasoning of the trace"),
+    "trace": (pa.string(), "numbered statements, without tags"),
+    "paradigms": (_list(pa.string()), "ways of reasoning that apply to the case"),
+    "source": (pa.string(), "where the case comes from"),
+    "source_id": (pa.string(), "its id there"),
+    "licence": (pa.string(), "of its file"),
+    "redistributable": (pa.bool_(), "whether that licence lets it be passed on"),
+    "specialty_by": (pa.string(), "rule or vote that gave the specialty"),
+    "kind": (pa.string(), "what is asked: diagnosis, management, mechanism or other"),
+    "case_id": (pa.string(), "the same for all traces of a case"),
+    "trace_id": (pa.string(), "by which factory.sqlite knows its history"),
+    "teacher": (pa.string(), "who wrote the trace"),
+    "review": (pa.string(), "accept, edit, or none where nobody has looked"),
+    "flags": (_list(pa.string()), "remarks of collection and stage 1"),
+}
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """The `datasets` feature of a column."""
+    if pa.types.is_list(kind):
+        inner = {"_type": "Image"} if kind.value_type == _IMAGE else _feature(kind.value_type)
+        return {"feature": inner, "_type": "List"}
+    return {"dtype": "bool" if pa.types.is_boolean(kind) else "string", "_type": "Value"}
+
+
+_FEATURES = {"info": {"features": {name: _feature(kind) for name, (kind, _) in COLUMNS.items()}}}
+SCHEMA = pa.schema(
+    [(name, kind) for name, (kind, _) in COLUMNS.items()], metadata={"huggingface": json.dumps(_FEATURES)}
+)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A trace that enters the data set: the text after review, and what the review said ("none" for nothing)."""
+
+    trace: Trace
+    text: str
+    review: str
+
+    def row(self) -> dict[str, Any]:
+        """As a row of SCHEMA."""
+        case, trace = self.trace.case, self.trace
+        return {
+            "id": f"{case.id}.{trace.paradigm}",
+            "question": case.question,
+            "options": list(case.options),
+            "answer": case.answer,
+            "specialty": case.specialty,
+            "task": case.subspecialty,
+            "images": [{"bytes": p.data, "path": f"{p.sha256[:16]}{Path(p.name).suffix.lower()}"} for p in case.images],
+            "paradigm": trace.paradigm,
+            "trace": self.text,
+            "paradigms": list(case.paradigms),
+            "source": case.source,
+            "source_id": case.source_id,
+            "licence": case.licence,
+            "redistributable": case.redistributable,
+            "specialty_by": case.specialty_by,
+            "kind": case.kind,
+            "case_id": case.id,
+            "trace_id": trace.id,
+            "teacher": trace.teacher,
+            "review": self.review,
+            "flags": [*case.flags, *trace.check.flags],
+        }
+
+
+def choose(
+    traces: Iterable[Trace], verdicts: Mapping[str, Verdict], reviewed: str, words: tuple[int, int]
+) -> list[Built]:
+    """One trace for each case and paradigm: the first that a review accepts, else, with reviewed "any", the first
+    that passed stage 1 and was not rejected. An edited text must pass stage 1 again.
+
+    Args:
+        traces: that passed stage 1, in order.
+        verdicts: by trace id.
+        reviewed: "any" or "accepted".
+        words: bounds of a trace's length.
+    """
+    accepted: dict[tuple[str, str], Built] = {}
+    unseen: dict[tuple[str, str], Built] = {}
+    for trace in traces:
+        place, verdict = (trace.case.id, trace.paradigm), verdicts.get(trace.id)
+        if verdict is None:
+            unseen.setdefault(place, Built(trace, trace.text, "none"))
+        elif verdict.kind != "reject":
+            text = trace.text if verdict.text is None else verdict.text
+            if filters.check(trace.with_text(text), trace.case, trace.paradigm, (1, words[1])).passed:
+                accepted.setdefault(place, Built(trace, text, verdict.kind))
+    chosen = accepted if reviewed == "accepted" else unseen | accepted
+    return sorted(chosen.values(), key=lambda built: (built.trace.case.id, built.trace.paradigm))
+
+
+def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[str, list[Built]]:
+    """The splits, by a seeded hash of the case within each specialty: all traces of a case stay together, and a case
+    keeps its place in the hash's order when others are added. A specialty of one case gives it to train."""
+    parts: dict[str, list[Built]] = {name: [] for name in SPLITS}
+    for specialty in SPECIALTIES:
+        members = [one for one in built if one.trace.specialty == specialty]
+        cases = sorted({one.trace.case.id for one in members}, key=lambda id: _hash(f"{seed}:{id}"))
+        first, second = round(test * len(cases)), round((test + dev) * len(cases))
+        place = {id: "test" if i < first else "dev" if i < second else "train" for i, id in enumerate(cases)}
+        for one in members:
+            parts[place[one.trace.case.id]].append(one)
+    return {name: sorted(part, key=lambda one: _hash(f"{seed}:{one.trace.id}")) for name, part in parts.items() if part}
+
+
+def write(directory: Path, parts: Mapping[str, Sequence[Built]]) -> dict[str, str]:
+    """Writes <split>.parquet, and <specialty>/<split>.parquet for `load_dataset(path, "AM")`; returns hashes by file.
+
+    The same traces give the same bytes.
+    """
+    hashes = {}
+    for name, part in parts.items():
+        for folder in ("", *SPECIALTIES):
+            rows = [one.row() for one in part if folder in ("", one.trace.specialty)]
+            if rows:
+                path = directory / folder / f"{name}.parquet"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                table = pa.Table.from_pylist(rows, schema=SCHEMA)
+                parquet.write_table(table, path, compression="zstd", row_group_size=100)
+                hashes[str(path.relative_to(directory))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashes
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,119 @@
+"""README.md and manifest.json of a built data set: what it holds, where it comes from, how it was made."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from mmedexpert_jax import __version__
+from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
+from mmedexpert_jax.mmedexpert import exemplars, prompts
+from mmedexpert_jax.mmedexpert.build import COLUMNS, Built
+from mmedexpert_jax.mmedexpert.funnel import margins, markdown
+from mmedexpert_jax.mmedexpert.traces import Settings
+
+Parts = Mapping[str, Sequence[Built]]
+
+
+def manifest(
+    parts: Parts,
+    hashes: Mapping[str, str],
+    sources: Mapping[str, str],
+    settings: Settings,
+    funnel: Sequence[Mapping[str, Any]],
+    review: str,
+) -> dict[str, Any]:
+    """All that tells one data set from another; no times, no paths of this machine."""
+    return {
+        "format": 1,
+        "made_by": f"mmedexpert-jax {__version__}",
+        "files": dict(sorted(hashes.items())),
+        "rows": {name: counts(part) for name, part in parts.items()},
+        "sources": dict(sorted(sources.items())),
+        "teacher": settings.teacher,
+        "prompts": prompts.version(settings.style, settings.words),
+        "exemplars": exemplars.VERSION,
+        "candidates": settings.candidates,
+        "words": list(settings.words),
+        "review": review,
+        "funnel": list(funnel),
+    }
+
+
+def counts(part: Sequence[Built]) -> dict[str, Any]:
+    """Rows in all, by specialty, paradigm, modality and state of the review."""
+    return {
+        "all": len(part),
+        "specialty": _count((one.trace.specialty for one in part), SPECIALTIES),
+        "paradigm": _count((one.trace.paradigm for one in part), PARADIGMS),
+        "modality": _count((one.trace.case.modality for one in part), ("text", "image")),
+        "review": dict(sorted(Counter(one.review for one in part).items())),
+    }
+
+
+def write(
+    parts: Parts, hashes: Mapping[str, str], made: Mapping[str, Any], collection: Sequence[Mapping[str, Any]]
+) -> str:
+    """The data card, with the front matter that `datasets.load_dataset` reads its configurations from."""
+    rows = [one for part in parts.values() for one in part]
+    licences = Counter((o.trace.case.source, o.trace.case.licence, o.trace.case.redistributable) for o in rows)
+    licence_rows = [
+        {"source": source, "licence": licence or "none stated", "may be passed on": "yes" if open_ else "no", "rows": n}
+        for (source, licence, open_), n in sorted(licences.items())
+    ]
+    tables = {
+        "CONFIGS": _configs(hashes),
+        "REVIEW": _review(Counter(one.review for one in rows)),
+        "TEACHER": str(made["teacher"]),
+        "SPLITS": markdown([{"split": name} | _flat(counts(part)) for name, part in parts.items()]),
+        "COLUMNS": markdown([{"column": name, "meaning": meaning} for name, (_, meaning) in COLUMNS.items()]),
+        "LICENCES": markdown(licence_rows),
+        "COLLECTION": markdown(collection),
+        "MARGINS": markdown(margins(made["funnel"])),
+        "FUNNEL": markdown(made["funnel"]),
+    }
+    text = resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8")
+    for name, content in tables.items():
+        text = text.replace(f"<!-- {name} -->", content.rstrip("\n"))
+    return text
+
+
+def _configs(hashes: Mapping[str, str]) -> str:
+    """`configs` of the front matter: all cases, and each specialty."""
+    lines = ["configs:"]
+    for folder in ("", *SPECIALTIES):
+        files = [name for name in hashes if name.rpartition("/")[0] == folder]
+        if files:
+            lines += [
+                f"- config_name: {folder or 'all'}",
+                *(["  default: true"] if not folder else []),
+                "  data_files:",
+            ]
+            for name in files:
+                lines += [f"  - split: {name.rpartition('/')[2].removesuffix('.parquet')}", f"    path: {name}"]
+    return "\n".join(lines)
+
+
+def _review(states: Counter) -> str:
+    seen = states["accept"] + states["edit"]
+    if not seen:
+        return "No trace has been reviewed by a person. Treat all of them as unverified."
+    return f"{seen} of {states.total()} traces were accepted by people, {states['edit']} of these after an edit."
+
+
+def _count(values: Any, names: Sequence[str]) -> dict[str, int]:
+    found = Counter(values)
+    return {name: found[name] for name in names}
+
+
+def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return {name: value for name, value in flat.items() if name not in ("accept", "edit", "none")}
+
+
+def dumps(made: Mapping[str, Any]) -> str:
+    """The manifest as text."""
+    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"

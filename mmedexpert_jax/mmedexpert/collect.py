@@ -1,0 +1,139 @@
+"""The first stage: raw files to records with a specialty and the paradigms that apply, less duplicates and leaks."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.data import benchmarks, contamination
+from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.mmedexpert import gate, specialties
+from mmedexpert_jax.mmedexpert.duplicates import Duplicate, duplicates
+from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.mmedexpert.sources import Collection, rows
+from mmedexpert_jax.mmedexpert.sources import collect as read_sources
+from mmedexpert_jax.mmedexpert.sources.collect import EMBEDDED, Rights, check_share
+from mmedexpert_jax.mmedexpert.store import Store
+from mmedexpert_jax.mmedexpert.teachers import Teacher
+from mmedexpert_jax.remote import Request
+from mmedexpert_jax.runtime import files
+
+VOTES = 3  # at most; the third only where two differ
+
+
+def collect(config: ConfigDict, folder: Path, store: Store, voter: Teacher | None = None) -> Collection:
+    """Reads, cleans and stratifies the raw cases, and makes them the store's.
+
+    Writes rejected.jsonl, duplicates.csv and contamination.csv into `folder`.
+
+    Raises:
+        DataError: unreadable files, too many refused rows, or no case left.
+    """
+    found = gather(config)
+    repeated = duplicates(found.records, config.duplicates)
+    _without_repeats(found, repeated)
+    leaks = leaked(found.records, config.benchmarks)
+    gone = {id for _, id in leaks.dropped()}
+    where = {pair.train_id: f"{pair.test_set} {pair.test_id}" for pair in reversed(leaks.pairs)}
+    found.drop([r for r in found.records if r.id in gone], "contaminated", lambda record: where[record.id])
+    records = [gate.gate(specialties.classify(record)) for record in found.records]
+    if voter is not None:
+        records = vote(records, voter)
+    records = choose(records, config.limit, config.seed)
+    found.counts["all", "without a paradigm"] = sum(not record.paradigms for record in records)
+    if not any(record.paradigms for record in records):
+        raise DataError(f"config.data.path: no case of {config.data.path} is left to reason about; see rejected.jsonl")
+    _write(folder, found, repeated, leaks)
+    store.replace_cases(records)
+    store.put_fact("collection", found.table())
+    store.put_fact("sources", hashes(config.data.path))
+    return found
+
+
+def gather(config: ConfigDict) -> Collection:
+    """The records of all sources as they stand in the files. Raises DataError where too many rows are refused."""
+    stated = dict(entry.split("=", 1) for entry in config.data.licences if "=" in entry)
+    rights = Rights(stated, tuple(config.data.redistributable), tuple(config.data.restricted))
+    found = read_sources(sources(config.data.path), config.data.image_dir, rights)
+    check_share(found, config.data.max_rejected)
+    return found
+
+
+def sources(text: str) -> list[str]:
+    """The sources that `data.path` names, split at commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def hashes(text: str) -> dict[str, str]:
+    """SHA-256 of every source file, by name."""
+    paths = [source.rpartition("=")[2] for source in sources(text)]
+    found = [file for path in paths for file in rows.files(EMBEDDED if path == "embedded" else Path(path).expanduser())]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+
+
+def leaked(records: Sequence[Record], names: Sequence[str]) -> contamination.Findings:
+    """Records that share their text or an image with a test item of the named benchmarks ("name" or "name=path")."""
+    tests = []
+    for entry in names:
+        name, _, source = entry.partition("=")
+        known = benchmarks.load(name, source, skip_broken=True)
+        tests += [contamination.of_item(item, known.name) for item in known.items]
+    return contamination.find([_document(record) for record in records], tests)
+
+
+def vote(records: Sequence[Record], voter: Teacher) -> list[Record]:
+    """The records after a model's votes: two, and a third where they differ; without a majority the rules stand."""
+    votes: list[list[str]] = [[] for _ in records]
+    for sample in range(VOTES):
+        open_ = [i for i, cast in enumerate(votes) if sample < 2 or len(set(cast)) > 1]
+        replies = voter.ask([Request(specialties.ballot(records[i]), sample) for i in open_])
+        for i, reply in zip(open_, replies, strict=True):
+            votes[i].append(specialties.vote(reply.text))
+    return [specialties.settle(record, cast) for record, cast in zip(records, votes, strict=True)]
+
+
+def choose(records: list[Record], limit: int, seed: int) -> list[Record]:
+    """At most `limit` records, the specialties in turn, each in the order of a seeded hash; 0 keeps all."""
+    if not 0 < limit < len(records):
+        return records
+    order = sorted(records, key=lambda r: hashlib.sha256(f"{seed}:{r.id}".encode()).digest())
+    queues = [[r for r in order if r.specialty == name] for name in SPECIALTIES]
+    turns = [queue[i] for i in range(len(records)) for queue in queues if i < len(queue)]
+    kept = {record.id for record in turns[:limit]}
+    return [record for record in records if record.id in kept]
+
+
+def _document(record: Record) -> contamination.Document:
+    text = "\n".join([contamination.without_last_question(record.question), *record.options])
+    images = tuple(partial(bytes, picture.data) for picture in record.images)
+    return contamination.Document("raw", record.id, text, images)
+
+
+def _without_repeats(found: Collection, repeated: Sequence[Duplicate]) -> None:
+    first = list({record.id: record for record in reversed(found.records)}.values())[::-1]
+    again = [one for one in repeated if one.same]
+    for one in again:
+        found.reject(one.record.source, 0, "duplicate", f"of {one.of}", {"id": one.of, "row": one.record.source_id})
+    found.records = first
+    near = {one.record.id: one for one in repeated if not one.same}
+    close = [record for record in first if record.id in near]
+    found.drop(close, "near-duplicate", lambda record: f"of {near[record.id].of}, Jaccard {near[record.id].score:.2f}")
+
+
+def _write(folder: Path, found: Collection, repeated: Sequence[Duplicate], leaks: contamination.Findings) -> None:
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(files.plain(row), ensure_ascii=False) + "\n" for row in found.rejected)
+    files.write_text(folder / "rejected.jsonl", "".join(lines))
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["id", "source_id", "of", "jaccard", "same"])
+    table.writerows([d.record.id, d.record.source_id, d.of, f"{d.score:.3f}", d.same] for d in repeated)
+    files.write_text(folder / "duplicates.csv", text.getvalue())
+    leaks.write(folder / "contamination.csv")

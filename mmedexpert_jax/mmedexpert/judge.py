@@ -1,0 +1,66 @@
+"""An optional judge: a model that marks the reviewers' rubric. Its score orders the review and decides nothing."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.data.paradigms import PARADIGMS
+from mmedexpert_jax.mmedexpert.record import Judgement, Trace
+from mmedexpert_jax.mmedexpert.review.rubric import RUBRIC
+from mmedexpert_jax.mmedexpert.store import Store
+from mmedexpert_jax.mmedexpert.teachers import Teacher
+from mmedexpert_jax.remote import Reply, Request
+
+SYSTEM = (
+    "You check a clinician's written reasoning against a rubric. Be strict: a criterion is met only if the text shows "
+    'it. Answer with one JSON object and nothing else: {"<code>": true or false, ...}, one entry for each criterion.'
+)
+
+
+def judge(traces: Sequence[Trace], ask: Teacher, name: str, store: Store) -> int:
+    """Has traces judged and stores the judgements; returns how many replies could be read."""
+    read = 0
+
+    def on_reply(index: int, reply: Reply) -> None:
+        nonlocal read
+        if found := judgement(reply.text, traces[index].paradigm, name):
+            read += 1
+            store.put_traces([replace(traces[index], judge=found)])
+
+    ask.ask([Request(conversation(trace)) for trace in traces], on_reply)
+    return read
+
+
+def conversation(trace: Trace) -> list[dict[str, Any]]:
+    """The conversation that asks for a judgement; the source's discussion is part of it where there is one."""
+    case, known = trace.case, PARADIGMS[trace.paradigm]
+    options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, case.options, strict=False))
+    criteria = "\n".join(f"{criterion.code}: {criterion.text}" for criterion in RUBRIC[trace.paradigm])
+    parts = [
+        f"Case\n{case.question}\n{options}\nKey: {case.answer}. {case.answer_text}",
+        f"Discussion by the source\n{case.explanation}" if case.explanation else "",
+        f"Way of reasoning: {known.title}. {known.definition}",
+        f"Reasoning\n{trace.text}",
+        f"Criteria\n{criteria}",
+    ]
+    text = "\n\n".join(part for part in parts if part)
+    images = [{"type": "image", "image": picture.data} for picture in case.images]
+    content = [*images, {"type": "text", "text": text}]
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
+
+
+def judgement(text: str, paradigm: str, name: str) -> Judgement | None:
+    """The judgement in a reply; None unless it marks every criterion with true or false."""
+    found = re.search(r"\{[^{}]*\}", re.sub(r"<think>.*?</think>", "", text, flags=re.S))
+    try:
+        marks = json.loads(found[0]) if found else {}
+    except ValueError:
+        return None
+    codes = [criterion.code for criterion in RUBRIC[paradigm]]
+    if not all(isinstance(marks.get(code), bool) for code in codes):
+        return None
+    criteria = tuple((code, bool(marks[code])) for code in codes)
+    return Judgement(sum(met for _, met in criteria) / len(criteria), criteria, name)

@@ -1,0 +1,68 @@
+"""`--config.plan=True` of the dataset job: what it would read, ask and spend. Nothing is asked and nothing written."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
+from mmedexpert_jax.mmedexpert import gate, specialties, traces
+from mmedexpert_jax.mmedexpert.collect import choose, gather
+from mmedexpert_jax.mmedexpert.duplicates import duplicates
+from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.mmedexpert.store import FILE
+from mmedexpert_jax.remote import Endpoint, Request, Usage
+from mmedexpert_jax.remote.messages import estimate_tokens
+
+TRACE_TOKENS = 1.6  # a word of a trace, tags included, on the safe side
+
+
+def describe(config: ConfigDict, endpoint: Callable[[ConfigDict], Endpoint]) -> str:
+    """A few lines on cases, requests, tokens, dollars and the run directory."""
+    found = gather(config)
+    near = {one.record.id for one in duplicates(found.records, config.duplicates) if not one.same}
+    unique = {record.id: record for record in found.records if record.id not in near}.values()
+    records = [gate.gate(specialties.classify(record)) for record in unique]
+    records = choose(records, config.limit, config.seed)
+    pairs = gate.assign(records, config.paradigm_policy, config.seed)
+    places, ways = Counter(r.specialty for r in records), Counter(paradigm for _, paradigm in pairs)
+    images, closed = sum(bool(r.images) for r in records), sum(not r.redistributable for r in records)
+    run = Path(config.workdir)
+    state = "goes on with what is there" if (run / FILE).is_file() else "starts anew"
+    lines = [
+        f"job       {config.job} (preset {config.preset}), stages {', '.join(config.stages)}",
+        f"workdir   {run}: {state}",
+        *(f"source    {row['source']}: {row['what']} {row['rows']}" for row in found.table()),
+        f"cases     {len(records)} ({', '.join(f'{name} {places[name]}' for name in SPECIALTIES)}; {images} with "
+        f"images; {closed} not to be passed on), before test sets are compared",
+        f"traces    {len(pairs)} wanted ({', '.join(f'{name} {ways[name]}' for name in PARADIGMS)}), "
+        f"{len(records) - len({record.id for record, _ in pairs})} cases without a paradigm",
+        *_requests(config, [_request(config, *pair) for pair in pairs], endpoint),
+        "nothing was run; leave out --config.plan to start",
+    ]
+    return "\n".join(lines)
+
+
+def _request(config: ConfigDict, record: Record, paradigm: str) -> Request:
+    settings = traces.Settings("", config.candidates, config.teacher.prompt, tuple(config.words))
+    return traces.request(record, paradigm, 0, settings)
+
+
+def _requests(config: ConfigDict, asked: list[Request], endpoint: Callable[[ConfigDict], Endpoint]) -> list[str]:
+    """Requests, estimated tokens and dollars; a range from one candidate each to all of them."""
+    most, prompt = config.candidates, sum(estimate_tokens(request) for request in asked)
+    completion = round(len(asked) * TRACE_TOKENS * sum(config.words) / 2)
+    lines = [
+        f"requests  {len(asked)} to {len(asked) * most} ({most} candidates at most), about {prompt:,} prompt and "
+        f"{completion:,} completion tokens a round, hidden reasoning not counted"
+    ]
+    if config.teacher.kind == "local":
+        return [*lines, f"teacher   {config.model.path} in this process: no key, no cost"]
+    teacher = endpoint(config.teacher)
+    factor = teacher.batch_discount if config.teacher.kind == "batch" else 1.0
+    once = teacher.cost(Usage(prompt, completion), factor)
+    worst = teacher.cost(Usage(prompt * most, len(asked) * most * teacher.max_tokens), factor)
+    limit = f"budget ${teacher.budget:g}" if teacher.budget else "no budget set"
+    price = f"about ${once:,.2f} a round, ${worst:,.2f} at the very most; {limit}" if once else "no prices set"
+    return [*lines, f"teacher   {teacher.model} at {teacher.host} by {config.teacher.kind}: {price}"]

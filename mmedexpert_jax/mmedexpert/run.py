@@ -1,0 +1,214 @@
+"""The job `dataset` (section 3): collect, trace, filter, judge, build. Each stage reads what those before it left."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
+from mmedexpert_jax.mmedexpert import build, card, filters, funnel, gate, judge, publish, traces
+from mmedexpert_jax.mmedexpert.build import Built
+from mmedexpert_jax.mmedexpert.collect import collect
+from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.mmedexpert.review import verdicts
+from mmedexpert_jax.mmedexpert.store import FILE, Store
+from mmedexpert_jax.mmedexpert.teachers import Teacher
+from mmedexpert_jax.remote import Answers
+from mmedexpert_jax.runtime import Run, files, report
+
+STAGES = ("collect", "trace", "filter", "judge", "build")
+SAMPLES = 200  # traces that the report shows
+
+Hire = Callable[[ConfigDict, Answers], tuple[str, Teacher]]
+
+
+class Factory:
+    """One run: its config, its stores, and whom it may ask."""
+
+    def __init__(self, config: ConfigDict, run: Run, hire: Hire):
+        """`hire` makes a teacher from a config group with `kind`, and gives it a name."""
+        self.config, self.run, self._hire = config, run, hire
+        self.store = Store(run.path / FILE)
+        self.answers = Answers(Path(config.answers).expanduser() if config.answers else run.path / FILE)
+        self.export = run.path / "export"
+
+    def close(self) -> None:
+        """Closes the stores."""
+        self.answers.close()
+        self.store.close()
+
+    def collect(self) -> None:
+        """Stage 1 of the data set: the cases."""
+        voter = self._hire(self.config.teacher, self.answers)[1] if self.config.votes else None
+        found = collect(self.config, self.export, self.store, voter)
+        print(f"collected {len(self.store.cases())} cases, refused {len(found.rejected)} rows", flush=True)
+
+    def trace(self) -> None:
+        """The candidates of every case, with stage 1's check of each."""
+        name, teacher = self._hire(self.config.teacher, self.answers)
+        settings, pairs = self.settings(name), self.pairs()
+        self.store.clear_traces()
+        self.store.put_fact("teacher", name)
+        with self.run.progress(len(pairs), label="traces") as progress:
+
+            def shown(count: int) -> None:
+                progress.update(count, _figures(teacher, len(pairs) - count))
+
+            tally = traces.synthesise(pairs, teacher, self.store, settings, shown)
+        print(luck(tally), flush=True)
+        if tally.given_up:
+            print(f"{_listed(tally.given_up)}: given up; the same command tries them again", flush=True)
+
+    def filter(self) -> None:
+        """Checks all stored candidates again, as the settings now are."""
+        words = self.settings("").words
+        every = list(self.store.traces(passed=None))
+        checked = [
+            replace(t, check=filters.check(t.response, t.case, t.paradigm, words, _finish(self.answers, t.request)))
+            for t in every
+        ]
+        self.store.put_traces(new for new, old in zip(checked, every, strict=True) if new.check != old.check)
+        passed = sum(trace.check.passed for trace in checked)
+        print(f"stage 1: {passed} of {len(checked)} candidates pass", flush=True)
+
+    def judge(self) -> None:
+        """Has what passed judged, where a judge is named."""
+        if not self.config.judge.kind:
+            return
+        name, teacher = self._hire(self.config.judge, self.answers)
+        passed = list(self.store.traces())
+        read = judge.judge(passed, teacher, name, self.store)
+        print(f"judge: {read} of {len(passed)} traces have a score, which orders the review", flush=True)
+
+    def build(self) -> None:
+        """The data set, its card and manifest, the report."""
+        config, settings = self.config, self.settings(self.store.fact("teacher") or "")
+        every, said = list(self.store.traces(passed=None)), verdicts(self.store)
+        chosen = build.choose([t for t in every if t.check.passed], said, config.reviewed, settings.words)
+        if not chosen:
+            raise DataError(
+                f"{self.store.path}: no trace to build from; see the reasons in {self.run.path / 'report.html'}"
+            )
+        rows = funnel.funnel(self.pairs(), every, said, chosen)
+        self._write(chosen, rows, settings)
+        self._report(rows, every)
+
+    def settings(self, teacher: str) -> traces.Settings:
+        """How traces are asked for and checked."""
+        config = self.config
+        return traces.Settings(teacher, config.candidates, config.teacher.prompt, tuple(config.words))
+
+    def pairs(self) -> list[tuple[Record, str]]:
+        """Cases and designated paradigms. Raises ConfigError before the first stage."""
+        records = self.store.cases()
+        if not records:
+            raise ConfigError(f"{self.store.path} holds no cases: run --config.stages=collect first, or all stages")
+        return gate.assign(records, self.config.paradigm_policy, self.config.seed)
+
+    def _write(self, chosen: Sequence[Built], rows: list[dict], settings: traces.Settings) -> None:
+        """export/dataset with all rows, export/public without those that may not be passed on."""
+        config = self.config
+        public = [one for one in chosen if one.trace.case.redistributable or config.include_restricted]
+        for folder, members in (("dataset", chosen), ("public", public)):
+            parts = build.split(members, config.dev_share, config.test_share, config.seed)
+
+            def fill(target: Path, parts: dict = parts) -> None:
+                hashes = build.write(target, parts)
+                sources = self.store.fact("sources") or {}
+                made = card.manifest(parts, hashes, sources, settings, rows, config.reviewed)
+                files.write_text(target / "manifest.json", card.dumps(made))
+                files.write_text(
+                    target / "README.md", card.write(parts, hashes, made, self.store.fact("collection") or [])
+                )
+
+            publish.replace_folder(self.export / folder, fill)
+        left_out = len(chosen) - len(public)
+        print(f"built {len(chosen)} rows in {self.export / 'dataset'}; {left_out} kept out of public", flush=True)
+        if config.push_to:
+            publish.push(self.export / "public", config.push_to)
+
+    def _report(self, rows: list[dict], every: list) -> None:
+        """table.md, samples/ and report.html."""
+        tally = traces.Tally()
+        for trace in every:
+            traces.count(tally, trace)
+        shown = [_sample(trace) for trace in every[:: max(1, -(-len(every) // SAMPLES))]]
+        self.run.table("traces", 0, shown)
+        parts = {
+            "Cases left after each stage": funnel.margins(rows),
+            "Why candidates failed": [{"reason": k, "candidates": n} for k, n in tally.reasons.most_common()],
+            "Collection": self.store.fact("collection") or [],
+            "Attempts": [self.answers.totals()],
+        }
+        text = "\n".join(f"## {title}\n\n{funnel.markdown(table)}" for title, table in parts.items())
+        files.write_text(self.run.path / "table.md", f"{text}\n{luck(tally)}\n")
+        self.run.finish({"rows": rows[-1], "luck": luck(tally), "dataset": str(self.export / "dataset")})
+        report.report_run(self.run.path, [report.Table(title, table) for title, table in parts.items()])
+        print(funnel.markdown(parts["Cases left after each stage"]) + luck(tally), flush=True)
+
+
+def run(config: ConfigDict, run: Run, hire: Hire) -> None:
+    """Carries out `config.stages` in their order.
+
+    Args:
+        config: of the job.
+        run: the open run; `factory.sqlite` in it survives `fresh`, so that neither answers nor verdicts are lost.
+        hire: (config group, store of answers) -> name and teacher; launch/ makes it.
+    """
+    factory = Factory(config, run, hire)
+    try:
+        for stage in (name for name in STAGES if name in config.stages):
+            if signum := run.interrupted():
+                raise Interrupted(f"stopped before {stage}; the same command resumes", signum)
+            getattr(factory, stage)()
+        if "build" not in config.stages:
+            run.finish(run.summary)
+    finally:
+        factory.close()
+
+
+def luck(tally: traces.Tally) -> str:
+    """How many candidates match the key, and how many would if the teacher chose blindly."""
+    if not tally.asked:
+        return "no candidate was answered"
+    return (
+        f"{tally.asked} candidates: {tally.matched} match the key ({tally.matched / tally.asked:.1%}); by luck alone "
+        f"{tally.by_luck:.0f} would ({tally.by_luck / tally.asked:.1%}); {tally.passed} pass stage 1"
+    )
+
+
+def _figures(teacher: Teacher, left: int) -> dict[str, float]:
+    """Rate, spend and projected spend, where the teacher knows them."""
+    figures = getattr(teacher, "figures", None)
+    return figures(left) if figures else {}
+
+
+def _finish(answers: Answers, key: str) -> str:
+    reply = answers.get(key)
+    return reply.finish if reply else "stop"
+
+
+def _listed(counts: Any) -> str:
+    return ", ".join(f"{count} requests ({reason})" for reason, count in counts.items())
+
+
+def _sample(trace: Any) -> dict[str, Any]:
+    """A candidate as the report's browser shows it."""
+    case = trace.case
+    options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, case.options, strict=False))
+    return {
+        "id": trace.id,
+        "correct": trace.check.passed,
+        "specialty": trace.specialty,
+        "subspecialty": trace.subspecialty,
+        "paradigm": trace.paradigm,
+        "key": case.answer,
+        "read": trace.check.answer,
+        "reasons": ", ".join(trace.check.reasons),
+        "images": [picture.image() for picture in case.images],
+        "question": f"{case.question}\n{options}",
+        "completion": trace.response,
+    }

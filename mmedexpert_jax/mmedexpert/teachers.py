@@ -1,0 +1,76 @@
+"""Who writes the traces: an endpoint by chat or by batch, or a model in this process. All answers go to one store."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from mmedexpert_jax.remote import Answers, Attempt, Reply, Request, Usage
+from mmedexpert_jax.remote.messages import content_key
+
+OnReply = Callable[[int, Reply], None]
+Answer = Callable[[list[list[dict[str, Any]]], list[int]], list[tuple[str, int, bool]]]
+Interrupted = Callable[[], int | None]
+
+
+class Teacher(Protocol):
+    """What the factory asks of a teacher; `remote.Client` and `remote.batches.BatchClient` have the same `ask`."""
+
+    def ask(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+        """Replies in the order of the requests, each once to `on_reply` as it comes; stored ones first."""
+        ...
+
+
+class LocalTeacher:
+    """A model in this process: no key, no cost, and the same store of answers.
+
+    Requests are answered in parts of fixed membership, each stored whole, so that a killed run asks for the same parts
+    again and gets the same answers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: dict[str, Any],
+        answer: Answer,
+        answers: Answers,
+        part: int = 64,
+        stop: Callable[[], None] = lambda: None,
+    ):
+        """Makes a teacher.
+
+        Args:
+            name: identity of the weights, part of an answer's key.
+            settings: of the sampling, likewise.
+            answer: (conversations, a number below 2**32 for the randomness of each) -> (text, tokens, cut short).
+            answers: the store.
+            part: requests answered together.
+            stop: called between parts; raises where the run should end.
+        """
+        self.name, self._settings, self._answer, self._answers = name, settings, answer, answers
+        self._part, self._stop = part, stop
+
+    def ask(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+        """Replies in the order of the requests."""
+        keys = [content_key(request, self.name, self._settings) for request in requests]
+        replies: dict[str, Reply] = {}
+        for start in range(0, len(keys), self._part):
+            part = range(start, min(start + self._part, len(keys)))
+            if any(self._answers.get(keys[i]) is None for i in part):
+                self._stop()
+                self._ask([requests[i] for i in part], [keys[i] for i in part])
+            for i in part:
+                replies[keys[i]] = self._answers.get(keys[i]) or Reply(keys[i], error="no answer")
+                if on_reply is not None:
+                    on_reply(i, replies[keys[i]])
+        return [replies[key] for key in keys]
+
+    def _ask(self, requests: list[Request], keys: list[str]) -> None:
+        started, clock = time.time(), time.monotonic()
+        texts = self._answer([list(map(dict, r.messages)) for r in requests], [int(key[:8], 16) for key in keys])
+        seconds = (time.monotonic() - clock) / len(keys)
+        attempts, replies = [], []
+        for key, (text, tokens, cut) in zip(keys, texts, strict=True):
+            usage = Usage(completion=tokens)
+            attempts.append(Attempt(key, started, seconds, 0, "answered", usage=usage, host="in-process"))
+            replies.append(Reply(key, text, "length" if cut else "stop", model=self.name, usage=usage))
+        self._answers.put(attempts, replies)

@@ -1,0 +1,129 @@
+"""Trace synthesis (section 3.2): candidates round by round, until one passes stage 1 or there are enough."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mmedexpert_jax import answers
+from mmedexpert_jax.mmedexpert import filters, prompts
+from mmedexpert_jax.mmedexpert.record import Record, Trace, trace_id
+from mmedexpert_jax.mmedexpert.store import Store
+from mmedexpert_jax.mmedexpert.teachers import Teacher
+from mmedexpert_jax.remote import Reply, Request
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How traces are asked for.
+
+    Attributes:
+        teacher: name that stands in the traces.
+        candidates: at most so many for a case and paradigm.
+        style: of the prompts, "full" or "short".
+        words: bounds of a trace's length.
+    """
+
+    teacher: str
+    candidates: int
+    style: str
+    words: tuple[int, int]
+
+
+@dataclass
+class Tally:
+    """What came of the requests, for reports.
+
+    Attributes:
+        asked: candidates that were answered.
+        given_up: reason -> requests without an answer.
+        matched: candidates whose answer is the key, whatever else they lack.
+        by_luck: candidates that a blind choice among the options would have matched, expected.
+        passed: of stage 1.
+        reasons: why candidates failed; one may have several.
+    """
+
+    asked: int = 0
+    given_up: Counter = field(default_factory=Counter)
+    matched: int = 0
+    by_luck: float = 0.0
+    passed: int = 0
+    reasons: Counter = field(default_factory=Counter)
+
+
+Pair = tuple[Record, str]
+OnCount = Callable[[int], None]
+
+
+def synthesise(
+    pairs: Sequence[Pair], ask: Teacher, store: Store, settings: Settings, on_count: OnCount = lambda count: None
+) -> Tally:
+    """Asks for the traces of `pairs` and stores every candidate with what stage 1 found.
+
+    A pair whose candidate passes is not asked again; `on_count` hears how many pairs are through. Nothing here
+    remembers what has been asked: the store of answers does, so that a second run comes to the same traces without
+    asking.
+    """
+    tally, pending, settled = Tally(), list(pairs), 0
+    for sample in range(settings.candidates):
+        last = sample + 1 == settings.candidates
+
+        def on_trace(passed: bool, over: bool = last) -> None:
+            nonlocal settled
+            if passed or over:
+                settled += 1
+                on_count(settled)
+
+        passed = _round(pending, sample, ask, store, settings, tally, on_trace)
+        pending = [pair for index, pair in enumerate(pending) if index not in passed]
+        if not pending:
+            break
+    return tally
+
+
+def _round(
+    pairs: Sequence[Pair],
+    sample: int,
+    ask: Teacher,
+    store: Store,
+    settings: Settings,
+    tally: Tally,
+    on_trace: Callable[[bool], None],
+) -> set[int]:
+    """One candidate for each pair; returns the indices of those that passed."""
+    passed = set()
+
+    def on_reply(index: int, reply: Reply) -> None:
+        if reply.error:
+            tally.given_up[reply.error.partition(":")[0]] += 1
+        else:
+            trace = read(*pairs[index], sample, reply, settings)
+            store.put_traces([trace])
+            count(tally, trace)
+            if trace.check.passed:
+                passed.add(index)
+        on_trace(index in passed)
+
+    ask.ask([request(record, paradigm, sample, settings) for record, paradigm in pairs], on_reply)
+    return passed
+
+
+def request(record: Record, paradigm: str, sample: int, settings: Settings) -> Request:
+    """The request for one candidate."""
+    return Request(prompts.conversation(record, paradigm, settings.style, settings.words), sample)
+
+
+def read(record: Record, paradigm: str, sample: int, reply: Reply, settings: Settings) -> Trace:
+    """The trace in a reply, checked."""
+    check = filters.check(reply.text, record, paradigm, settings.words, reply.finish)
+    id = trace_id(record.id, paradigm, settings.teacher, sample, reply.text)
+    think = answers.parse(reply.text).think or ""
+    return Trace(id, record, paradigm, think, reply.text, settings.teacher, sample, reply.key, check)
+
+
+def count(tally: Tally, trace: Trace) -> None:
+    """Adds a candidate to a tally, in place."""
+    tally.asked += 1
+    tally.matched += trace.check.answer == trace.case.answer
+    tally.by_luck += 1 / len(trace.case.options)
+    tally.passed += trace.check.passed
+    tally.reasons.update(trace.check.reasons)
