@@ -1,9 +1,11 @@
 """The desk that reviewers come to: it takes their actions, hands out traces, and counts what is left."""
 
+import itertools
 import statistics
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -59,7 +61,10 @@ class Desk:
         self._last = 0
         self._opened: dict[str, list[str]] = {}  # by name: traces, the last opened last
         self._paces: dict[str, list[float]] = {}  # by name: seconds of verdicts
-        self._held: dict[tuple[str, str], float] = {}  # (trace, name) -> when it was handed out
+        self._held: dict[str, dict[str, float]] = {}  # by trace: name -> when it was handed out
+        self._states = dict.fromkeys(self.traces, "open")  # as in outcome.status
+        self._given = dict.fromkeys(self.traces, 0)  # reviewers whose verdict stands
+        self._decided: dict[str, set[str]] = {}  # by name: traces with a verdict that stands
         self._orders: dict[str, list[str]] = {}
         self._lock = threading.RLock()
         self._refresh()
@@ -80,11 +85,11 @@ class Desk:
             self._refresh()
             now = time.monotonic()
             for id in holding:
-                self._held[id, person.name] = now
-            ids = [id for id in self._candidates(person) if id not in holding and self._free(person, id, now)]
-            chosen = ids[:count]
+                self._held.setdefault(id, {})[person.name] = now
+            waiting = (id for id in self._candidates(person) if id not in holding and self._free(person, id, now))
+            chosen = list(itertools.islice(waiting, count))
             for id in chosen:
-                self._held[id, person.name] = now
+                self._held.setdefault(id, {})[person.name] = now
             return [self.traces[id] for id in chosen]
 
     def review(self, name: str, trace_id: str) -> Review:
@@ -103,38 +108,32 @@ class Desk:
         """Traces that someone opened, each once, the last opened last, with the client_id of a standing verdict."""
         with self._lock:
             self._refresh()
-            found = [(id, self.review(person.name, id).verdict) for id in self._opened.get(person.name, [])]
+            opened = self._opened.get(person.name, [])
+            found = [(id, self._reviews[id][person.name].verdict) for id in opened]
             return [(id, verdict.client_id if verdict else None) for id, verdict in found]
 
     def status(self, trace_id: str) -> str:
         """As in outcome.status."""
-        return status(self._reviews.get(trace_id, {}), self._needed[trace_id])
+        return self._states[trace_id]
 
     def progress(self, person: Person | None = None) -> dict[str, Any]:
         """Counts of traces and verdicts, and the seconds left at the recent pace of everybody (None before any)."""
         with self._lock:
             self._refresh()
-            counts = dict.fromkeys(("open", "settled", "conflict", "adjudicated"), 0)
+            counts = Counter(self._states.values())
             done = missing = 0
             for id, needed in self._needed.items():
-                state = self.status(id)
-                counts[state] += 1
-                given = len(said(self._reviews.get(id, {}), "reviewer"))
+                state, given = self._states[id], self._given[id]
                 done += min(given, needed) + (state == "adjudicated")
                 missing += (needed - given if state == "open" else 0) + (state == "conflict")
             paces = [pace for seconds in self._paces.values() for pace in seconds[-RECENT:]]
             pace = statistics.median(paces) if paces else None
-            mine = self._mine(person) if person else 0
+            mine = len(self._decided.get(person.name, ())) if person else 0
             people = max(1, len(self.settings.reviewers))
             eta = pace * missing / people if pace is not None else None
-            return {
-                "traces": len(self.traces), "verdicts": done, "required": done + missing, "mine": mine,
-                "pace": pace, "eta": eta, **counts,
-            }  # fmt: skip
-
-    def _mine(self, person: Person) -> int:
-        reviews = (self._reviews.get(id, {}).get(person.name) for id in self.traces)
-        return sum(1 for review in reviews if review and review.verdict)
+            states = {state: counts[state] for state in ("open", "settled", "conflict", "adjudicated")}
+            totals = {"traces": len(self.traces), "verdicts": done, "required": done + missing, "mine": mine}
+            return totals | {"pace": pace, "eta": eta} | states
 
     def _refresh(self) -> None:
         """Takes in what has been appended to the trail, by this process or another."""
@@ -144,6 +143,7 @@ class Desk:
             if event.trace_id not in self.traces:
                 continue
             add(self._reviews, event)
+            self._count(event)
             if event.kind == "opened":
                 opened = self._opened.setdefault(event.reviewer, [])
                 if event.trace_id in opened:
@@ -151,6 +151,13 @@ class Desk:
                 opened.append(event.trace_id)
             elif event.kind == "verdict" and event.seconds is not None:
                 self._paces.setdefault(event.reviewer, []).append(event.seconds)
+
+    def _count(self, event: Event) -> None:
+        id, of_trace = event.trace_id, self._reviews[event.trace_id]
+        self._states[id] = status(of_trace, self._needed[id])
+        self._given[id] = len(said(of_trace, "reviewer"))
+        decided = self._decided.setdefault(event.reviewer, set())
+        (decided.add if of_trace[event.reviewer].verdict else decided.discard)(id)
 
     def _take(self, person: Person, event: Event) -> Answer:
         if event.client_id in self._known:
@@ -165,7 +172,7 @@ class Desk:
         trail.append(self.store, [event])
         self._refresh()
         if event.kind == "verdict":
-            self._held.pop((event.trace_id, event.reviewer), None)
+            self._held.get(event.trace_id, {}).pop(event.reviewer, None)
         return Answer(event.client_id, "stored")
 
     def _decide(self, trace: Trace, event: Event) -> tuple[Event, str]:
@@ -185,20 +192,23 @@ class Desk:
         value |= {"reasons": list(review.reasons), "note": review.note, "rubric": review.rubric}
         return replace(event, value=value), ""
 
-    def _candidates(self, person: Person) -> list[str]:
+    def _candidates(self, person: Person) -> Iterator[str]:
         """Traces that wait for someone, in their order: what they had open, then the rest, then what they put off."""
-        if person.name not in self._orders:
-            self._orders[person.name] = sorted(self.traces, key=lambda id: self._rank(person.name, id))
+        name = person.name
+        if name not in self._orders:
+            self._orders[name] = sorted(self.traces, key=lambda id: self._rank(name, id))
         wanted = "conflict" if person.role == "adjudicator" else "open"
-        fresh: list[str] = []
-        later: list[str] = []
-        for id in self._orders[person.name]:
-            review = self._reviews.get(id, {}).get(person.name)
-            if self.status(id) != wanted or (review and review.verdict):
+        decided, later = self._decided.get(name, set()), []
+        last = self._opened.get(name, [])[-1:]
+        for id in itertools.chain(last, (id for id in self._orders[name] if id not in last)):
+            if self._states[id] != wanted or id in decided:
                 continue
-            (later if review and review.skipped else fresh).append(id)
-        last = self._opened.get(person.name, [])[-1:]
-        return [id for id in last if id in fresh] + [id for id in fresh if id not in last] + later
+            review = self._reviews.get(id, {}).get(name)
+            if review and review.skipped:
+                later.append(id)
+            else:
+                yield id
+        yield from later
 
     def _rank(self, name: str, trace_id: str) -> tuple[float, float]:
         judge = self.traces[trace_id].judge
@@ -207,12 +217,10 @@ class Desk:
     def _free(self, person: Person, id: str, now: float) -> bool:
         """Whether a trace still lacks someone, counting those who have it before them."""
         given = said(self._reviews.get(id, {}), person.role)
-        others = (name for (held, name), at in self._held.items() if held == id and now - at < HELD_SECONDS)
-        holders = {
-            name for name in others if name != person.name and name not in given and self._role(name) == person.role
-        }
+        holders = (name for name, at in self._held.get(id, {}).items() if now - at < HELD_SECONDS)
+        before = [n for n in holders if n != person.name and n not in given and self._role(n) == person.role]
         needed = 1 if person.role == "adjudicator" else self._needed[id]
-        return len(given) + len(holders) < needed
+        return len(given) + len(before) < needed
 
     def _role(self, name: str) -> str:
         return "adjudicator" if name in self.settings.adjudicators else "reviewer"

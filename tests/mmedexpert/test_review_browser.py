@@ -1,0 +1,307 @@
+"""The review page in headless Chromium, by keyboard. Needs Debian's `chromium` (apt-get install chromium).
+
+The page's policy forbids evaluated strings: conditions to wait for are functions.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmedexpert_jax.data.case import PARADIGMS
+from mmedexpert_jax.mmedexpert import review
+from mmedexpert_jax.mmedexpert.review.events import since
+from mmedexpert_jax.mmedexpert.store import Store
+
+pytestmark = pytest.mark.slow
+TRACES = {
+    "differential": "(1) Gout and sepsis compete. (2) Gout is unlikely without crystals. (3) Sepsis fits.",
+    "intuitive": "(1) Fever with a hot joint. (2) This pattern is typical of sepsis.",
+    "analytical": "(1) Fever means inflammation. (2) Crystals are absent, so it is sepsis.",
+    "bayesian": "(1) The prior of sepsis is low. (2) Fever raises it. (3) The posterior favours sepsis.",
+}
+SHOWN = "document.querySelector('#main').dataset.trace"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or os.environ.get("CHROMIUM")
+    assert path, "no Chromium found: apt-get install chromium, or give its path in CHROMIUM"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Site:
+    """The job on a port of its own, over `count` traces, every other one with two images."""
+
+    def __init__(self, folder: Path, count: int, *arguments: str):
+        Image.linear_gradient("L").save(folder / "scan.png")
+        rows = [
+            {
+                "id": f"c{i}",
+                "question": f"Case {i}: a hot joint and fever. What is it?",
+                "options": ["gout", "sepsis"],
+                "answer": "B",
+                "specialty": "AM",
+                "paradigm": PARADIGMS[i % 4],
+                "trace": TRACES[PARADIGMS[i % 4]],
+                "images": ["scan.png"] * (2 * (i % 2)),
+            }
+            for i in range(count)
+        ]
+        (folder / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.folder = folder
+        self.command = [sys.executable, "-m", "mmedexpert_jax.launch", "--config=configs/review.py"]
+        self.command += [f"--config.workdir={folder}/run", f"--config.data.path={folder}", f"--config.port={port}"]
+        self.command += arguments
+        self.links: dict[str, str] = {}
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
+        for line in self.process.stdout:
+            if found := re.match(r"\w+ (\w+): (http\S+)", line):
+                self.links[found[1]] = found[2]
+            if "every action is saved" in line:
+                return
+        raise AssertionError("the server did not start")
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.process.stdout.close()
+
+    def events(self, kind: str):
+        store = Store(self.folder / "run" / "review.sqlite")
+        try:
+            return [event for event in since(store) if event.kind == kind]
+        finally:
+            store.close()
+
+    def verdicts(self):
+        store = Store(self.folder / "run" / "review.sqlite")
+        try:
+            return review.verdicts(store)
+        finally:
+            store.close()
+
+
+@pytest.fixture
+def site(tmp_path):
+    sites = []
+
+    def make(*arguments, **settings):
+        sites.append(Site(tmp_path, *arguments, **settings))
+        return sites[-1]
+
+    yield make
+    for one in sites:
+        one.kill()
+
+
+@pytest.fixture
+def visit(chromium):
+    contexts = []
+
+    def open_page(link: str, width=1280, height=800, **settings):
+        context = chromium.new_context(viewport={"width": width, "height": height}, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on(
+            "request", lambda r: r.url.startswith(("http://127.0.0.1", "blob:", "data:")) or page.problems.append(r.url)
+        )
+        page.on("console", lambda m: "Content Security" in m.text and page.problems.append(m.text))
+        page.goto(link)
+        page.wait_for_selector("#main:not([hidden]), #empty:not([hidden])")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def press(page, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def decide(page, key: str) -> str:
+    """Presses a verdict's key and waits for the next trace."""
+    page.wait_for_selector("#main:not([aria-busy])")
+    before = page.evaluate(SHOWN)
+    page.keyboard.press(key)
+    page.wait_for_function(f"before => {SHOWN} !== before || !document.querySelector('#empty').hidden", arg=before)
+    return before
+
+
+def saved(page) -> None:
+    page.wait_for_function("() => document.querySelector('#saved').textContent === 'Saved'", timeout=60_000)
+
+
+def test_200_keyboard_verdicts_while_the_server_is_killed(site, visit):
+    served = site(200)
+    page = visit(served.links["reviewer"])
+    seen = []
+    for number in range(200):
+        if number in (30, 90, 150):
+            served.kill()
+        if number in (33, 93, 153):  # some verdicts are given while nobody listens
+            served.start()
+        if number == 60:
+            page.reload()
+            page.wait_for_selector("#main:not([hidden])")
+        if number % 5 == 4:
+            press(page, "3")
+            seen.append(decide(page, "r"))
+        else:
+            seen.append(decide(page, "a"))
+    page.wait_for_selector("#empty:not([hidden])")
+    saved(page)
+    verdicts = served.events("verdict")
+    assert [event.trace_id for event in verdicts] == seen and len(set(seen)) == 200
+    assert len({event.client_id for event in verdicts}) == 200
+    assert sum(event.value["kind"] == "reject" for event in verdicts) == 40
+    assert len(served.verdicts()) == 200 and not page.problems
+
+
+def test_drafts_survive_a_reload_and_a_killed_server(site, visit):
+    served = site(6)
+    page = visit(served.links["reviewer"])
+    trace = page.evaluate(SHOWN)
+    press(page, "2", "z", "x", "x", "n")
+    page.keyboard.type("look again, a r u 1")  # keys are text while typing
+    press(page, "Escape")
+    served.kill()
+    press(page, "e", "Control+End")
+    page.keyboard.type(" Fever is high.")
+    page.wait_for_function("() => document.querySelector('#saved').textContent.startsWith('Server away')")
+    served.start()
+    page.reload()  # at once: what was typed may not have been sent yet
+    page.wait_for_selector("#main:not([hidden])")
+    saved(page)
+    assert page.evaluate(SHOWN) == trace
+    assert page.input_value("#note") == "look again, a r u 1"
+    assert page.input_value("#editor").endswith(" Fever is high.")
+    assert page.locator("#reasons [aria-pressed=true]").count() == 1
+    assert page.locator("#rubric .met").count() == 1 and page.locator("#rubric .unmet").count() == 1
+    assert page.locator("#trace ins").inner_text().strip() == "Fever is high."
+    assert not served.events("verdict") and not page.problems
+
+
+def test_an_edit_is_checked_and_undo_returns(site, visit):
+    served = site(4)
+    page = visit(served.links["reviewer"])
+    trace = page.evaluate(SHOWN)
+    press(page, "e", "Control+A")
+    page.keyboard.type("Sepsis.")
+    page.wait_for_selector("#check.fails")
+    press(page, "Control+Enter")
+    page.wait_for_selector("#message:not([hidden])")
+    assert "does not pass" in page.inner_text("#message") and page.evaluate(SHOWN) == trace
+    page.click("#revert")
+    page.wait_for_selector("#check:not(.fails)")
+    press(page, "Control+End")
+    page.keyboard.type(" Done.")
+    press(page, "Control+Enter")
+    page.wait_for_function(f"before => {SHOWN} !== before", arg=trace)
+    saved(page)
+    assert served.verdicts()[trace].kind == "edit" and served.verdicts()[trace].text.endswith(" Done.")
+    press(page, "u")
+    page.wait_for_function(f"before => {SHOWN} === before", arg=trace)
+    saved(page)
+    assert served.verdicts() == {} and page.is_hidden("#verdict-badge")
+    press(page, "r")
+    page.wait_for_selector("#message:not([hidden])")
+    assert "reason" in page.inner_text("#message")
+    press(page, "k")
+    assert "first" in page.inner_text("#message")
+    assert not page.problems
+
+
+def test_several_reviewers_and_an_adjudicator(site, visit):
+    served = site(2, "--config.reviewers=anna,ben", "--config.adjudicators=chief", "--config.overlap=1")
+    anna, ben, chief = (visit(served.links[name]) for name in ("anna", "ben", "chief"))
+    assert chief.is_visible("#empty")
+    for page, key in ((anna, "a"), (ben, "r")):
+        for _ in range(2):
+            press(page, "1")
+            assert page.is_hidden("#reviews-box")
+            decide(page, key)
+        saved(page)
+    chief.wait_for_selector("#main:not([hidden])", timeout=20_000)
+    assert chief.locator("#reviews article").count() == 2
+    text = chief.inner_text("main")
+    assert "anna" not in text and "ben" not in text and "Wrong paradigm" in text
+    press(chief, "1")
+    decide(chief, "r")
+    decide(chief, "a")
+    saved(chief)
+    found = served.verdicts().values()
+    assert {verdict.reviewers for verdict in found} == {("chief",)} and len(found) == 2
+    assert not (anna.problems + ben.problems + chief.problems)
+
+
+def test_images_zoom_pan_and_brightness_by_keyboard(site, visit):
+    served = site(4)
+    page = visit(served.links["reviewer"])
+    while page.is_hidden("#viewer"):
+        decide(page, "a")
+    page.wait_for_function("() => document.querySelector('#image').naturalWidth === 256")
+    press(page, "+", "+", "ArrowLeft", "]", "}")
+    style = page.get_attribute("#image", "style")
+    assert "scale(1.5625)" in style and "translate(40px, 0px)" in style and "brightness(110%) contrast(110%)" in style
+    page.hover("#stage")
+    page.mouse.wheel(0, -600)
+    assert float(page.inner_text("#zoom").rstrip(" %")) > 1000
+    press(page, ".")
+    page.wait_for_function("() => document.querySelector('#stage').ariaLabel.startsWith('Image 2 of 2')")
+    assert page.inner_text("#zoom") == "100 %"
+    assert not page.problems
+
+
+@pytest.mark.parametrize(("width", "height", "touch"), [(1280, 800, False), (820, 1180, True), (1180, 820, True)])
+def test_all_is_in_sight_and_can_be_reached(site, visit, width, height, touch, tmp_path):
+    served = site(4)
+    page = visit(served.links["reviewer"], width, height, has_touch=touch)
+    while page.is_hidden("#viewer"):
+        decide(page, "a")
+    page.wait_for_timeout(300)
+    page.screenshot(path=tmp_path / "page.png")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for id in ("#accept", "#note", "#progress-text", "#trace-heading"):
+        box = page.locator(id).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
+        if width > 900 or id != "#trace-heading":  # on a narrow screen the trace stands below the case
+            assert box["y"] >= 0 and box["y"] + box["height"] <= height
+    small = page.evaluate(
+        "[...document.querySelectorAll('footer button')].filter(b => b.getBoundingClientRect().height < 24).length"
+    )
+    assert small == 0
+    names = page.evaluate("[...document.querySelectorAll('button')].map(b => b.innerText || b.ariaLabel || '')")
+    assert all(name.strip() for name in names)
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.dataset.key"))
+    assert {"accept", "note", "stage", "brightness", "r", "u"} <= reached
+    press(page, "?")
+    assert page.is_visible("#help")
+    press(page, "Escape")
+    assert page.is_hidden("#help") and not page.problems
