@@ -179,7 +179,9 @@ def test_argilla_settings_have_the_questions_that_are_read(stores, tmp_path):
     assert all(set(record["fields"]) <= set(fields) for record in records)
     assert [record["id"] for record in records] == IDS
     required = {name for name, field in fields.items() if field["required"]}
-    assert required == {"case", "paradigm", "trace"} and "image_1" in records[3]["fields"]
+    assert required == {"case", "designated", "trace"} and "image_1" in records[3]["fields"]
+    names = [one["name"] for part in ("fields", "questions", "metadata") for one in settings[part]]
+    assert len(set(names)) == len(names), "Argilla wants them to differ"
 
 
 def test_the_trail_of_another_place_is_taken_in_once(stores, tmp_path):

@@ -22,7 +22,7 @@ FOLDER = "argilla"
 
 def settings(images: int, raters: int = 1) -> dict[str, Any]:
     """The settings of a data set with up to `images` images a record and `raters` responses asked for each."""
-    fields = [_field("case", "Case", "text"), _field("paradigm", "Paradigm", "text"), _field("trace", "Trace", "text")]
+    fields = [_field("case", "Case", "text"), _field("designated", "Paradigm", "text"), _field("trace", "Trace", "text")]
     fields += [_field(f"image_{i}", f"Image {i}", "image", required=False) for i in range(1, images + 1)]
     verdicts = [{"value": kind, "text": kind} for kind in VERDICTS]
     reasons = [{"value": code, "text": text} for code, text in REASONS.items()]
@@ -98,7 +98,7 @@ def write(store: Store, traces: Sequence[Trace], folder: Path, verdicts: bool = 
 
 def _record(trace: Trace, said: Mapping[str, Opinion]) -> dict[str, Any]:
     paradigm = RULES[trace.paradigm]
-    fields = {"case": case_text(trace), "paradigm": f"{paradigm.title}: {paradigm.definition}", "trace": trace.text}
+    fields = {"case": case_text(trace), "designated": f"{paradigm.title}: {paradigm.definition}", "trace": trace.text}
     fields |= {f"image_{i}": uri for i, uri in enumerate(image_uris(trace), 1)}
     responses: dict[str, list[dict[str, Any]]] = {}
     for name, opinion in said.items():
