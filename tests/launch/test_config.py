@@ -78,9 +78,9 @@ def test_load_config_takes_dotted_and_nested_overrides():
     [
         ("configs/gab.py", "did you mean configs/gba.py?"),
         ("gba", "did you mean configs/gba.py?"),
-        ("nowhere.py", "available: configs/dsa.py"),
+        ("nowhere.py", ", configs/dsa.py, configs/evaluate.py, "),
         ("configs/gba.py:minni", "did you mean mini?"),
-        ("configs/gba.py:huge", "available: mini, qwen2_vl_2b"),
+        ("configs/gba.py:huge", ", qwen2_vl_2b, lingshu_7b"),
         ("configs", "no such config file"),
     ],
 )

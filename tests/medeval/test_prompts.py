@@ -109,8 +109,8 @@ SNAPSHOTS = {
                 "<a.png>",
                 "\n    A man falls. Which step?\nA) Repair\nB) Plication \n    Your task: \n    1. Think through the "
                 "question step by step, enclose your reasoning process in <think>...</think> tags. \n    2. Then "
-                "provide the correct single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags.\n    3. No extra "
-                "information or text outside of these tags.\n    ",
+                "provide the correct single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags.\n    3. "
+                "No extra information or text outside of these tags.\n    ",
             )
         ],
     ),
@@ -122,8 +122,8 @@ SNAPSHOTS = {
                 "user",
                 "<a.png>",
                 "You will solve a problem/request. You should provide your thoughts within <think> </think> tags "
-                "before providing the answer.\\nWrite your final answer within <answer> </answer> tags.\n\nQuestion: A man "
-                "falls. Which step?\n\nOptions:\n\nA. Repair\n\nB. Plication",
+                "before providing the answer.\\nWrite your final answer within <answer> </answer> tags.\n\nQuestion: A "
+                "man falls. Which step?\n\nOptions:\n\nA. Repair\n\nB. Plication",
             )
         ],
     ),

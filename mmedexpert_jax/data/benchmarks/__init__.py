@@ -2,6 +2,18 @@
 
 from mmedexpert_jax.data.benchmarks.census import describe
 from mmedexpert_jax.data.benchmarks.item import Benchmark, ImageRef, Item, from_case
-from mmedexpert_jax.data.benchmarks.registry import Spec, load, names, register, spec
+from mmedexpert_jax.data.benchmarks.registry import Spec, load, load_entry, names, register, spec
 
-__all__ = ["Benchmark", "ImageRef", "Item", "Spec", "describe", "from_case", "load", "names", "register", "spec"]
+__all__ = [
+    "Benchmark",
+    "ImageRef",
+    "Item",
+    "Spec",
+    "describe",
+    "from_case",
+    "load",
+    "load_entry",
+    "names",
+    "register",
+    "spec",
+]

@@ -128,6 +128,14 @@ def load(
     return Benchmark(known.name, known.title, tuple(items), known.columns, known.metric, counted)
 
 
+def load_entry(entry: str, **settings: Any) -> Benchmark:
+    """`load` of "name[:subset][@split][=source]", as configs write it; `settings` are its other arguments."""
+    key, _, source = entry.partition("=")
+    rest, _, split = key.partition("@")
+    name, _, part = rest.partition(":")
+    return load(name, source, split=split, subset=part, **settings)
+
+
 def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Item], list[str], list[str], int]:
     items: dict[str, Item] = {}
     malformed: list[str] = []
