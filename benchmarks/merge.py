@@ -6,7 +6,7 @@
     python benchmarks/merge.py --growth docs/images/merge_growth.png
 
 mergekit and peft are those of the `test` extra; `--mergekit` takes the mergekit-yaml of another environment. Models are
-random, in bf16: a base, and experts that add normal noise times normal noise. Prints a table and one JSON line.
+random, in bf16: a base, and experts that add products of normals (std 1e-3). Prints a table and one JSON line.
 """
 
 import argparse
@@ -71,13 +71,14 @@ def make(folder: Path, shape, lora: bool) -> None:
         if path.exists():
             continue
         rng, noise = np.random.default_rng(7), np.random.default_rng(number + 100)
+        quantiles = np.sort(rng.standard_normal(65536, np.float32)) * 0.02
+        steps = noise.standard_normal(65536, np.float32) * noise.standard_normal(65536, np.float32) * np.float32(1e-3)
         content = {}
         for name, size in tensors(shape):
-            weight = rng.standard_normal(size, np.float32) * 0.02
+            weight = quantiles[rng.integers(0, 65536, size, np.uint16)].astype(BF16)
             if number >= 0:
-                weight = weight.astype(BF16).astype(np.float32)
-                weight += noise.standard_normal(size, np.float32) * noise.standard_normal(size, np.float32) * 1e-3
-            content[name] = weight.astype(BF16)
+                weight = (weight.astype(np.float32) + steps[noise.integers(0, 65536, size, np.uint16)]).astype(BF16)
+            content[name] = weight
         write(path, content, "model.safetensors", "config.json", config)
     for number in range(EXPERTS if lora else 0):
         path = folder / f"lora{number}"

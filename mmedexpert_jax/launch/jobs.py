@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ def run_job(config: ConfigDict) -> bool:
         if config.fresh:
             for name in INNER_RUNS.get(config.job, ()):
                 shutil.rmtree(run.path / name, ignore_errors=True)
+        import_module("mmedexpert_jax.merging.recipe")  # so that a model's path may be a recipe
         JOBS[config.job](config, run)
     return True
 

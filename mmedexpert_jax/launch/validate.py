@@ -122,9 +122,8 @@ def check_model(key: str, path: str) -> None:
         if HUB_ID.fullmatch(path) and path.partition("/")[0] != "runs" and not folder.parent.exists():
             return
         raise DataError(f"config.{key}: no such model: {path}; give mini, smollm2, a directory, a run or a hub id")
-    kinds = ["*.safetensors", "export/*/*.safetensors"]
-    if key == "experts":  # a merge also takes recipes, and runs that have saved a checkpoint
-        kinds += ["recipe.json", "export/recipe.json", "ckpt/*/manifest.json"]
+    kinds = ["*.safetensors", "export/*/*.safetensors", "recipe.json", "export/model/recipe.json"]
+    kinds += ["ckpt/*/manifest.json"] if key == "experts" else []
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
         raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/")
 

@@ -112,6 +112,13 @@ class Tied(Mapping[str, np.ndarray]):
         return len(self._tensors)
 
 
+def copy_settings(source: Path, target: Path) -> None:
+    """Copies a model's configs and tokenizer files."""
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith((".safetensors", ".index.json", ".bin", ".md", ".jsonl", ".gguf")):
+            shutil.copyfile(file, target / file.name)
+
+
 def _views(file: Path) -> dict[str, np.ndarray]:
     try:
         with file.open("rb") as stream:
@@ -181,9 +188,8 @@ class Writer:
                 weight_map = {name: file for name, (file, _) in self._layout.items()}
                 index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
                 files.write_json(self.partial / "model.safetensors.index.json", index)
-            for file in copy_from.iterdir() if copy_from else ():
-                if file.is_file() and not file.name.endswith((".safetensors", ".index.json", ".bin", ".md", ".jsonl")):
-                    shutil.copyfile(file, self.partial / file.name)
+            if copy_from:
+                copy_settings(copy_from, self.partial)
             old = self.path.with_name(f".{self.path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             if self.path.exists():

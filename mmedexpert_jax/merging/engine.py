@@ -5,6 +5,7 @@ depend on a tensor's shape alone: both passes over a tensor, a resumed merge and
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ class Merge:
     experts: tuple[Expert, ...]
     how: Callable[[str], Setting]
     _fits: dict[str, Fitted] = field(default_factory=dict, compare=False)
+    _lock: Any = field(default_factory=threading.Lock, compare=False)
 
     @cached_property
     def touched(self) -> dict[str, None]:
@@ -91,10 +93,12 @@ class Merge:
         """What the unit of a tensor decides; computed once."""
         key = self.scope(name)
         if key not in self._fits:
-            for expert in self.experts:  # here, not in the threads that will ask for them
-                if expert.origin is not None:
-                    expert.origin.prepare(self.units[key].names)
-            self._fits[key] = fit(self.units[key], self.how(name))
+            with self._lock:
+                if key not in self._fits:
+                    for expert in self.experts:  # here, not in the threads that will ask for them
+                        if expert.origin is not None:
+                            expert.origin.prepare(self.units[key].names)
+                    self._fits[key] = fit(self.units[key], self.how(name))
         return self._fits[key]
 
     def prepare(self, names: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ body{font:14px/1.45 system-ui,sans-serif;margin:0 auto;max-width:1180px;padding:
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin:1.6rem 0 .3rem}h3{font-size:.9rem;margin:.7rem 0 .1rem;font-weight:600}
 p{margin:.2rem 0 .6rem;max-width:75ch;color:#444}table{border-collapse:collapse;font-size:13px}
 td,th{padding:.15rem .5rem;border-bottom:1px solid #ddd;text-align:left}td.n{text-align:right}
-.maps{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,%dpx),1fr));gap:.2rem 1.2rem}
+.maps{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%%,%dpx),1fr));gap:.2rem 1.2rem}
 svg{max-width:100%%;height:auto}svg text{font:10px system-ui,sans-serif;fill:#444}
 .scroll{overflow-x:auto}.bar{display:inline-block;width:160px;height:10px;vertical-align:middle;margin:0 .4rem}
 """.strip()

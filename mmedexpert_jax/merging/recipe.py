@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from mmedexpert_jax.errors import ConfigError, DataError
-from mmedexpert_jax.merging.checkpoint import SHARD_BYTES, Checkpoint, Writer
+from mmedexpert_jax.merging.checkpoint import SHARD_BYTES, Checkpoint, Writer, copy_settings
 from mmedexpert_jax.merging.engine import Merge
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.parameters import Parameters
-from mmedexpert_jax.merging.sources import RECIPE, Base, find, open_base, open_expert
+from mmedexpert_jax.merging.sources import RECIPE, Base, open_base, open_expert
 from mmedexpert_jax.merging.switches import Switches
 from mmedexpert_jax.merging.vectors import check
+from mmedexpert_jax.models.checkpoint import Stored
+from mmedexpert_jax.models.load import READERS, trace
 from mmedexpert_jax.runtime import files
 
 
@@ -52,7 +54,7 @@ class Recipe:
         return Merge(base, experts, how)
 
     def write(self, folder: Path) -> Path:
-        """Writes recipe.json into a directory."""
+        """Writes recipe.json beside the base's configs and tokenizer files: a directory that `load_model` takes."""
         content = {
             "base": self.base,
             "experts": dict(self.experts),
@@ -60,14 +62,16 @@ class Recipe:
             "dtype": self.dtype,
             "parameters": self.parameters.to_json(),
         }
-        folder.mkdir(parents=True, exist_ok=True)
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            copy_settings(trace(self.base)[0], folder)
         files.write_json(folder / RECIPE, content)
         return folder / RECIPE
 
 
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe in a directory or a run. Raises DataError where it is missing or broken."""
-    file = find(str(path)) / RECIPE
+    file = trace(path)[0] / RECIPE
     try:
         content = json.loads(file.read_text())
         values = content["parameters"]
@@ -133,6 +137,36 @@ def merge_to_disk(
             on_tensor(number, len(base))
     writer.close(base.directory)
     return report
+
+
+def tensors_of(directory: Path) -> dict[str, Stored]:
+    """The tensors that a recipe stands for, each computed when it is read: what `load_model` makes of the directory."""
+    recipe = read_recipe(directory)
+    base = open_base(recipe.base)
+    job = recipe.open(base)
+
+    def stored(name: str) -> Stored:
+        view = base[name]
+        dtype = output_dtype(view, recipe.dtype)
+
+        def read(index: Any) -> np.ndarray:
+            if name not in job.touched:
+                return view[index].astype(dtype, copy=False)
+            out = np.empty(view.size, dtype)
+
+            def write(start: int, merged: np.ndarray) -> None:
+                out[start : start + len(merged)] = merged
+
+            if job.tensor(name, dtype, write) is None:
+                return view[index].astype(dtype, copy=False)
+            return out.reshape(view.shape)[index]
+
+        return Stored(view.shape, dtype.name, read)
+
+    return {name: stored(name) for name in base}
+
+
+READERS[RECIPE] = tensors_of
 
 
 def output_dtype(view: np.ndarray, dtype: str) -> np.dtype:

@@ -30,8 +30,9 @@ Evaluate = Callable[[dict, int], dict[str, float]]
 def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
     """Merges `experts` over `model.path`, or what a mergekit file says.
 
-    Writes export/model (with `rank` export/adapter, with result="recipe" export/recipe.json), export/interference.json,
-    merge_report.html, table.md and report.html; with a sweep also export/sweep.json.
+    Writes export/model (with `rank` export/adapter; with result="recipe" the recipe and no weights), table.md,
+    report.html, and of a merge that is applied export/interference.json and merge_report.html; of a sweep
+    export/sweep.json.
 
     Args:
         config: of the job; `experts` are runs, adapters, models or recipes as "path" or "name=path".
@@ -103,7 +104,7 @@ def _write(recipe: Recipe, config: ConfigDict, run: Run) -> Interference | None:
     export = run.path / "export"
     if config.get("result") == "recipe":
         recipe.open()  # so that what is wrong is said now
-        recipe.write(export)
+        recipe.write(export / "model")
         return None
     interference = Interference(tuple(recipe.experts))
     if not is_checkpoint(recipe.base):

@@ -61,7 +61,6 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
         DataError: nothing there, or something of another base.
     """
     directory, folders = trace(path)
-    directory = find(directory)
     loaded = [Adapter.of(_load_adapter(folder, base, name)) for folder in folders]
     paths = (str(directory), *map(str, folders))
     if start_only and loaded:
@@ -80,14 +79,6 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
     return replace(under, adapters=(*under.adapters, Adapter.of(found), *loaded), paths=(*under.paths, *paths))
 
 
-def find(path: str | Path) -> Path:
-    """The directory behind a path: of a run its recipe or export, of a hub id its download."""
-    folder = Path(path)
-    if (folder / "export" / RECIPE).exists():
-        return folder / "export"
-    return trace(path)[0]
-
-
 def _same(first: Path, second: Path) -> bool:
     return first == second or first.resolve() == second.resolve()
 
@@ -104,7 +95,7 @@ def _open_recipe(directory: Path, base: Base) -> Origin:
     from mmedexpert_jax.merging.recipe import read_recipe
 
     recipe = read_recipe(directory)
-    if not _same(find(recipe.base), base.directory):
+    if not _same(trace(recipe.base)[0], base.directory):
         raise DataError(f"{directory / RECIPE}: its base is {recipe.base}, not {base.directory}: merge over that base")
     return recipe.open(base)
 

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from mmedexpert_jax.models.random import random_tensors
 from mmedexpert_jax.runtime.mesh import sharding
 
 MINI = Path(__file__).parent.parent / "assets" / "mini"
+# File that marks a directory -> what gives its tensors; who knows a format from above this folder registers it here.
+READERS: dict[str, Callable[[Path], dict[str, Stored]]] = {}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _READERS = 8  # threads that read tensors
 _ALIGNMENT = 64  # bytes
@@ -154,6 +157,11 @@ def _download(hub_id: str) -> Path:
 
 
 def _tensors(directory: Path, config: ModelConfig) -> dict[str, Stored]:
+    for name, read in READERS.items():
+        if (directory / name).exists():
+            return read(directory)
+    if (directory / "recipe.json").exists():
+        raise DataError(f"{directory}: a recipe of a merge; import mmedexpert_jax.merging, which applies it")
     if gguf := next(directory.glob("*.gguf"), None):
         return smollm2.read_tensors(gguf, MINI, config)
     return read_checkpoint(directory, tensor_shapes(config), config.tie_word_embeddings)

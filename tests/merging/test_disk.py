@@ -165,6 +165,7 @@ def test_a_recipe_equals_the_merge_that_it_stands_for(models, tmp_path):
     """Two stages: experts merged, an adapter over that, all merged again; the first is never written as a model."""
     stage_one = recipe(models, ("first", "second"))
     stage_one.write(tmp_path / "stage-one")
+    assert not list((tmp_path / "stage-one").glob("*.safetensors"))
     read, written = read_recipe(tmp_path / "stage-one").open(), stage_one.open()
     assert all(read.how(name) == written.how(name) for name in SHAPES)
     adapters.save_peft(tmp_path / "rl", low_rank(5), str(tmp_path / "stage-one"))

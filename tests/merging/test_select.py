@@ -37,7 +37,7 @@ def blocks(vectors, step):
 
 
 RULES = st.sampled_from(("lower_index", "higher_index", "keep_all"))
-VALUES = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e30, 1e30, width=32))
+VALUES = st.one_of(st.integers(-3, 3).map(float), st.floats(-(2.0**99), 2.0**99, width=32))
 
 
 @settings(max_examples=80, deadline=None)
@@ -117,7 +117,7 @@ for preset in ("paper", "official"):
 flat = jax.device_put(vectors.reshape(3, -1), NamedSharding(mesh, PartitionSpec(None, "data")))
 many, one = largest(flat, [100, 200, 300]), largest(vectors.reshape(3, -1), [100, 200, 300])
 np.testing.assert_array_equal(many.value, one.value)
-np.testing.assert_array_equal(many.cut, one.cut)
+np.testing.assert_array_equal(many.keeps(flat), one.keeps(vectors.reshape(3, -1)))
 how = setting("dare_ties", 3, "paper", 0.5)
 np.testing.assert_array_equal(jax.jit(merge_stack, static_argnums=1)(sharded, how), merge_stack(vectors, how))
 
