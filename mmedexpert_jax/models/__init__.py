@@ -1,6 +1,7 @@
 """The only folder that knows Flax modules: Qwen2-VL and Qwen2.5-VL as pure functions of parameters and batches."""
 
 from mmedexpert_jax.models.config import ModelConfig
+from mmedexpert_jax.models.layers import Slots
 from mmedexpert_jax.models.load import load_architecture, load_model, load_processor
 from mmedexpert_jax.models.model import Cache, Model, Prefix
 from mmedexpert_jax.models.save import save_pretrained
@@ -10,6 +11,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Prefix",
+    "Slots",
     "load_architecture",
     "load_model",
     "load_processor",

@@ -1,11 +1,23 @@
 """The pieces both towers share: linear layers with a LoRA hook, norms, rotary embedding, attention."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 MASKED = -1e30  # a score of a key that may not be seen; finite, so that a row without keys gives no NaN
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Slots:
+    """Which of the G continuations of each of B prompts the N rows of a smaller batch are."""
+
+    prompt: Array  # [N] int32
+    sample: Array  # [N] int32, number in the prompt's group
+    row: Array  # [B, G] int32, the row of each continuation; any row where it has none
 
 
 def declare(*shape: int) -> nnx.Param:
@@ -120,29 +132,31 @@ def attend_shared(
     keys: Array,
     values: Array,
     mask: Array,
+    slots: Slots | None = None,
 ) -> Array:
     """Attention of G continuations of each prompt to the prompt, which they share, and each to itself.
 
     One softmax over both parts, merged as in flash decoding: the prompt's keys are never repeated G times.
 
     Args:
-        queries: [B, G, H, T, D].
+        queries: [B, G, H, T, D]; with `slots`, here and below, [N, ...] for [B, G, ...].
         prompt_keys, prompt_values: [B, Hkv, S, D].
         prompt_lengths: [B], valid keys of each prompt.
         keys, values: [B, G, Hkv, R, D], the continuations' own.
         mask: [T, R], the own keys that each query sees, at least one each.
+        slots: where only N of the continuations are left: which ones.
 
     Returns:
         [B, G, H, T, D] in the dtype of the values.
     """
-    grouped = _group(queries, keys)  # [B, G, Hkv, N * T, D]
-    batch, samples, kv_heads, rows, width = grouped.shape
-    together = jnp.swapaxes(grouped, 1, 2).reshape(batch, kv_heads, samples * rows, width)
+    grouped = _group(queries, keys)
+    spread = grouped if slots is None else grouped[slots.row]  # [B, G, Hkv, H / Hkv * T, D]
+    batch, samples, kv_heads, rows, width = spread.shape
+    together = jnp.swapaxes(spread, 1, 2).reshape(batch, kv_heads, samples * rows, width)
     seen = jnp.arange(prompt_keys.shape[2]) < prompt_lengths[:, None, None, None]
     prompt = _softmax_part(together, prompt_keys, prompt_values, seen)
-    mixed_prompt, top_prompt, total_prompt = (
-        jnp.swapaxes(x.reshape(batch, kv_heads, samples, rows, -1), 1, 2) for x in prompt
-    )
+    parts = (jnp.swapaxes(x.reshape(batch, kv_heads, samples, rows, -1), 1, 2) for x in prompt)
+    mixed_prompt, top_prompt, total_prompt = (x if slots is None else x[slots.prompt, slots.sample] for x in parts)
     mixed, top, total = _softmax_part(grouped, keys, values, mask[_query_rows(queries, keys)])
     highest = jnp.maximum(top_prompt, top)
     of_prompt, of_own = jnp.exp(top_prompt - highest), jnp.exp(top - highest)

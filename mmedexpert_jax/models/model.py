@@ -10,7 +10,7 @@ from jax import Array
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models.config import ModelConfig
-from mmedexpert_jax.models.layers import attend, attend_shared
+from mmedexpert_jax.models.layers import Slots, attend, attend_shared
 from mmedexpert_jax.models.qwen2_vl import bind
 from mmedexpert_jax.processing.batch import Batch
 
@@ -32,10 +32,10 @@ class Prefix:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of the G continuations of each prompt."""
+    """Keys and values of the G continuations of each prompt, or of the N rows that are left of them."""
 
-    keys: tuple[Array, ...]  # by layer, [B, G, Hkv, R, Dh], rotated
-    values: tuple[Array, ...]  # by layer, [B, G, Hkv, R, Dh]
+    keys: tuple[Array, ...]  # by layer, [B, G, Hkv, R, Dh] or [N, Hkv, R, Dh], rotated
+    values: tuple[Array, ...]  # by layer, likewise
 
 
 @dataclass(frozen=True)
@@ -108,21 +108,33 @@ class Model:
         return Cache(keys, values)
 
     def decode(
-        self, params: dict, prefix: Prefix, cache: Cache, tokens: Array, step: Array, lora=None
+        self,
+        params: dict,
+        prefix: Prefix,
+        cache: Cache,
+        tokens: Array,
+        step: Array,
+        lora=None,
+        slots: Slots | None = None,
     ) -> tuple[Array, Cache]:
-        """One token of every continuation: tokens [B, G], the `step`-th (from 0) -> hidden [B, G, D], the cache."""
+        """One token of every continuation: tokens [B, G], the `step`-th (from 0) -> hidden [B, G, D], the cache.
+
+        With `slots`, tokens [N] of the rows that are left -> hidden [N, D].
+        """
         network = bind(self.config, params, lora)
         mask = jnp.arange(cache.keys[0].shape[-2])[None] <= step
+        start = (0,) * (cache.keys[0].ndim - 2) + (step, 0)
 
         def attention(layer, queries, keys, values):
-            start = (0, 0, 0, step, 0)
             keys = jax.lax.dynamic_update_slice(cache.keys[layer], keys, start)
             values = jax.lax.dynamic_update_slice(cache.values[layer], values, start)
             prompt = prefix.keys[layer], prefix.values[layer], prefix.lengths
-            return attend_shared(queries, *prompt, keys, values, mask), keys, values
+            return attend_shared(queries, *prompt, keys, values, mask, slots), keys, values
 
         x = network.model.embed_tokens(tokens[..., None])
-        hidden, keys, values = network.model(x, _positions(prefix, jnp.asarray(step)[None]), attention)
+        positions = _positions(prefix, jnp.asarray(step)[None])
+        positions = positions if slots is None else positions[slots.prompt, 0]
+        hidden, keys, values = network.model(x, positions, attention)
         return hidden[..., 0, :], Cache(keys, values)
 
     def unembed(self, params: dict, hidden: Array, lora=None) -> Array:

@@ -1,55 +1,23 @@
-"""Completions: each prompt is read once, its G samples are decoded together until all of them have ended."""
+"""Completions: each prompt is read once, its G samples are decoded together, and those that have ended make room."""
 
-import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.models import Cache, Model
+from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.batch import Batch
-from mmedexpert_jax.rollout.sampling import sample
+from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, begin, resize
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Completions:
-    """G samples of each of B prompts, at most R tokens long."""
-
-    tokens: Array  # [B, G, R] int32, the pad id behind the end
-    logprobs: Array  # [B, G, R] float32, of the distribution sampled from; 0 behind the end
-    lengths: Array  # [B, G] int32, the stop token counted
-    truncated: Array  # [B, G] bool, R tokens long and no stop token among them
-
-
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """What a compiled program depends on besides shapes."""
-
-    num_samples: int
-    max_new_tokens: int
-    min_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    stop_ids: tuple[int, ...]
-    ban: tuple[int, ...]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
-    """The loop's carry: `step` tokens of every sample are drawn."""
-
-    step: Array  # [] int32
-    cache: Cache
-    completions: Completions
-    ended: Array  # [B, G] bool
+STRETCH = 128  # tokens decoded before the host looks which samples are left
+HALVINGS = 4  # of the rows: below a 16th of the samples a step costs hardly less
 
 
 def generate(
@@ -68,11 +36,18 @@ def generate(
     ban: Sequence[int] = (),
     lora: Lora | None = None,
     rows: Array | None = None,
+    fold: bool | None = None,
 ) -> Completions:
     """Samples completions.
 
     A sample's randomness comes from (key, its prompt's row id, its number in the group, step), so neither the other
     prompts of the batch nor the padding change it.
+
+    After every 128 tokens the rows are cut to a half, a quarter, ... of the samples if no more are left, and the caches
+    grow to 256, 512, ... tokens: long tails do not run at full width, and what no one has written is not read. Each
+    number of rows and of tokens is a program, compiled when it is first met. If `batch` lies on a mesh
+    (`runtime.mesh.shard_batch`), each device decodes its own prompts. Under an outer `jit`, where the host cannot
+    look, all tokens are decoded in one program at full width.
 
     Args:
         model: the network.
@@ -87,9 +62,11 @@ def generate(
         top_p: 1.0 keeps the whole vocabulary.
         stop_ids: tokens that end a sample; None means the model's EOS ids.
         ban: tokens that are never sampled.
-        lora: deltas. Float32 weights take them folded in: exact, and fewer products for each token. In bfloat16 the
-            rounding of the sum would lose small deltas, so there they stay in low-rank form.
+        lora: deltas.
         rows: [B] row ids; None numbers the prompts from 0.
+        fold: whether the deltas are folded into the weights first, which saves two products a layer and token. None:
+            into float32 weights, where that is exact; bfloat16 would round small deltas away, so there they stay in
+            low-rank form.
 
     Raises:
         ConfigError: a setting out of its range.
@@ -100,12 +77,8 @@ def generate(
             f"num_samples={num_samples} and max_new_tokens={max_new_tokens} must be at least 1, "
             f"temperature={temperature} at least 0 and top_p={top_p} in (0, 1]"
         )
-    model.refuse_video(batch)
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
     stop_ids = model.config.eos_token_ids if stop_ids is None else stop_ids
-    rows = jnp.arange(len(batch.tokens)) if rows is None else jnp.asarray(rows)
-    settings = _Settings(
+    sampling = Sampling(
         num_samples,
         max_new_tokens,
         min_new_tokens,
@@ -115,76 +88,56 @@ def generate(
         tuple(stop_ids),
         tuple(ban),
     )
-    return _generate(model, settings, params, batch, lora, key, rows)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(
-    model: Model, settings: _Settings, params: dict, batch: Batch, lora: Lora | None, key: Array, rows: Array
-) -> Completions:
-    if lora is not None and params["model"]["embed_tokens"]["weight"].dtype == jnp.float32:
+    if fold is None:
+        fold = params["model"]["embed_tokens"]["weight"].dtype == jnp.float32
+    if lora is not None and fold:
         params, lora = lora_module.fold(params, lora), None
-    keys = _sample_keys(key, rows, settings.num_samples)
-    prefix = model.prefill(params, batch, lora)
-    prompt_end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)  # [B, 1, D]
-
-    def draw(hidden: Array, state: _State) -> _State:
-        logits = model.unembed(params, hidden, lora)
-        step_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, state.step)
-        ban = _ban_mask(settings, state.step, logits.shape[-1])
-        logits = jnp.broadcast_to(logits, (*keys.shape, logits.shape[-1]))
-        drawn = sample(step_keys, logits, settings.temperature, settings.top_k, settings.top_p, ban)
-        return _record(settings, model.config.pad_token_id, state, *drawn)
-
-    def advance(state: _State) -> _State:
-        tokens = jax.lax.dynamic_index_in_dim(state.completions.tokens, state.step - 1, axis=2, keepdims=False)
-        hidden, cache = model.decode(params, prefix, state.cache, tokens, state.step - 1, lora)
-        return draw(hidden, dataclasses.replace(state, cache=cache))
-
-    start = _start(model, settings, keys.shape, prefix.keys[0].dtype)
-    end = jax.lax.while_loop(
-        lambda state: (state.step < settings.max_new_tokens) & ~jnp.all(state.ended), advance, draw(prompt_end, start)
-    )
-    return dataclasses.replace(end.completions, truncated=~end.ended)
+    keys = _sample_keys(key, jnp.arange(len(batch.tokens)) if rows is None else jnp.asarray(rows), num_samples)
+    traced, mesh = isinstance(keys, jax.core.Tracer), _mesh(batch)
+    samples = keys.size // (1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"])  # of each device
+    ends = [max_new_tokens] if traced else _ends(max_new_tokens)
+    shape = samples, _window(ends[0], max_new_tokens)
+    prefix, state = begin(model, sampling, shape[1], mesh, params, batch, lora, keys)
+    start, left = 1, samples
+    for end in ends:
+        wanted = _width(left, samples), _window(end, max_new_tokens)
+        if wanted != shape:
+            shape, state = wanted, resize(*wanted, mesh, state)
+        state, count = advance(model, sampling, mesh, params, lora, prefix, keys, state, start, end)
+        start, left = end, samples if traced else int(count)
+        if not left:
+            break
+    return state.completions
 
 
+def _ends(size: int) -> list[int]:
+    """Where the stretches of `size` tokens end."""
+    return [*range(STRETCH, size, STRETCH), size]
+
+
+def _window(end: int, size: int) -> int:
+    """Tokens that the caches hold while token `end` is the last: a few sizes, of which the last is `size`."""
+    return min(size, STRETCH * 2 ** math.ceil(math.log2(max(end / STRETCH, 1))))
+
+
+def _width(left: int, samples: int) -> int:
+    """Rows for `left` of the samples: all, a half, ..., a 16th."""
+    widths = (-(-samples // 2**halvings) for halvings in range(HALVINGS, -1, -1))
+    return next(width for width in widths if width >= left)
+
+
+def _mesh(batch: Batch) -> Mesh | None:
+    """The mesh that the prompts are split over."""
+    sharding = None if isinstance(batch.tokens, jax.core.Tracer) else getattr(batch.tokens, "sharding", None)
+    split = isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated
+    return sharding.mesh if split else None
+
+
+@functools.partial(jax.jit, static_argnums=2)
 def _sample_keys(key: Array, rows: Array, num_samples: int) -> Array:
     """[B, G] keys."""
+    model.refuse_video(batch)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(row_keys, jnp.arange(num_samples))
-
-
-def _start(model: Model, settings: _Settings, shape: tuple[int, ...], dtype: jnp.dtype) -> _State:
-    """Nothing drawn yet."""
-    size = settings.max_new_tokens
-    empty = Completions(
-        tokens=jnp.full((*shape, size), model.config.pad_token_id, jnp.int32),
-        logprobs=jnp.zeros((*shape, size), jnp.float32),
-        lengths=jnp.zeros(shape, jnp.int32),
-        truncated=jnp.zeros(shape, bool),
-    )
-    return _State(jnp.int32(0), model.init_cache(shape[0], shape[1], size, dtype), empty, jnp.zeros(shape, bool))
-
-
-def _ban_mask(settings: _Settings, step: Array, vocabulary: int) -> Array | None:
-    """[V] bool: what `step` may not draw; None where nothing is ever banned."""
-    if not settings.ban and not settings.min_new_tokens:
-        return None
-    ids = jnp.arange(vocabulary)
-    banned = jnp.isin(ids, jnp.array(settings.ban, jnp.int32))
-    return banned | (jnp.isin(ids, jnp.array(settings.stop_ids, jnp.int32)) & (step < settings.min_new_tokens))
-
-
-def _record(settings: _Settings, pad_id: int, state: _State, tokens: Array, logprobs: Array) -> _State:
-    """The state with a drawn token [B, G] of every sample that has not ended."""
-    done, ended = state.completions, state.ended
-    tokens = jnp.where(ended, pad_id, tokens)
-    logprobs = jnp.where(ended, 0.0, logprobs)
-    completions = dataclasses.replace(
-        done,
-        tokens=jax.lax.dynamic_update_index_in_dim(done.tokens, tokens, state.step, axis=2),
-        logprobs=jax.lax.dynamic_update_index_in_dim(done.logprobs, logprobs, state.step, axis=2),
-        lengths=done.lengths + ~ended,
-    )
-    ended = ended | jnp.isin(tokens, jnp.array(settings.stop_ids, jnp.int32))
-    return dataclasses.replace(state, step=state.step + 1, completions=completions, ended=ended)

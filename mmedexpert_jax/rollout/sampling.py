@@ -28,15 +28,22 @@ def distribution(
     Returns:
         [..., V] float32, -inf where the probability is zero.
     """
+    return jax.nn.log_softmax(warp(logits, temperature, top_k, top_p, ban))
+
+
+def warp(
+    logits: jax.Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, ban: jax.Array | None = None
+) -> jax.Array:
+    """Logits [..., V] float32 of the distribution, -inf where its probability is zero; arguments as above."""
     logits = logits.astype(jnp.float32)
     if ban is not None:
         logits = jnp.where(ban, -jnp.inf, logits)
     if temperature == 0:
-        return jax.nn.log_softmax(logits)
+        return logits
     logits = logits / temperature
     if 0 < top_k < logits.shape[-1] or top_p < 1.0:
         logits = jnp.where(logits < _threshold(logits, top_k, top_p), -jnp.inf, logits)
-    return jax.nn.log_softmax(logits)
+    return logits
 
 
 def _threshold(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
@@ -50,17 +57,26 @@ def _threshold(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
     return jnp.take_along_axis(ascending, jnp.argmax(keep, -1, keepdims=True), -1)
 
 
-def draw(key: jax.Array, logprobs: jax.Array) -> jax.Array:
-    """A token [] int32 from log-probabilities [V], by inverse CDF in two levels: one uniform number for each token.
+def draw(key: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A token by inverse CDF in two levels, blocks and then a block's tokens: two uniform numbers for each token.
 
-    Gumbel noise would cost a random number for each entry of the vocabulary. Tokens of probability zero are never
-    drawn, whatever the rounding of the sums.
+    Gumbel noise would cost a random number for each entry of the vocabulary. The logits are read twice, and nothing of
+    their size is written. Tokens of probability zero are never drawn, whatever the rounding of the sums.
+
+    Args:
+        key: PRNG key.
+        logits: [V] float32, -inf where the probability is zero.
+
+    Returns:
+        The token [] int32 and its log-probability [] float32.
     """
-    probabilities = jnp.exp(logprobs)
-    blocks = jnp.pad(probabilities, (0, -len(probabilities) % _BLOCK)).reshape(-1, _BLOCK)
+    blocks = jnp.pad(logits, (0, -len(logits) % _BLOCK), constant_values=-jnp.inf).reshape(-1, _BLOCK)
+    top = jnp.max(logits)
+    masses = jnp.exp(blocks - top).sum(-1)
     first, second = jax.random.uniform(key, (2,))
-    block = _pick(first, blocks.sum(-1))
-    return block * _BLOCK + _pick(second, blocks[block])
+    block = _pick(first, masses)
+    token = block * _BLOCK + _pick(second, jnp.exp(blocks[block] - top))
+    return token, logits[token] - top - jnp.log(masses.sum())
 
 
 def _pick(uniform: jax.Array, weights: jax.Array) -> jax.Array:
@@ -84,7 +100,7 @@ def sample(
 
     Args:
         key: [...] keys, one for each row of `logits`, or a single key to split among them.
-        logits: [..., V].
+        logits: [..., V]; rows of size 1 serve all keys that they broadcast against.
         temperature: as in `distribution`; 0 takes the likeliest token.
         top_k: as in `distribution`, likewise `top_p` and `ban`.
 
@@ -92,10 +108,10 @@ def sample(
         tokens [...] int32, and their log-probabilities [...] float32 under the distribution sampled from. Greedy tokens
         carry their log-probability under the model's own distribution (temperature 1).
     """
-    logprobs = distribution(logits, temperature, top_k, top_p, ban)
+    logits = warp(logits, temperature, top_k, top_p, ban)
+    keys = key if key.ndim else jax.random.split(key, logits.shape[:-1])
     if temperature == 0:
-        tokens = jnp.argmax(logprobs, -1).astype(jnp.int32)
-    else:
-        keys = key if key.shape == logits.shape[:-1] else jax.random.split(key, logits.shape[:-1])
-        tokens = jnp.vectorize(draw, signature="(),(v)->()")(keys, logprobs)
-    return tokens, jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0]
+        tokens = jnp.broadcast_to(jnp.argmax(logits, -1), keys.shape).astype(jnp.int32)
+        logprobs = jax.nn.log_softmax(logits)
+        return tokens, jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0]
+    return jnp.vectorize(draw, signature="(),(v)->(),()")(keys, logits)

@@ -16,7 +16,7 @@ from transformers import (
 
 from mmedexpert_jax.rollout.sampling import distribution, draw, sample
 
-draws_of = jax.jit(jax.vmap(draw, (0, None)))
+draws_of = jax.jit(lambda keys, logits: jax.vmap(draw, (0, None))(keys, logits)[0])
 VOCABULARY = 300
 
 
@@ -87,9 +87,13 @@ def test_sample_reports_the_log_probability_it_drew_with():
     scores = logits().reshape(4, 4, -1)
     tokens, logprobs = sample(keys, scores, 0.7, 20, 0.9, ban_mask(0))
     expected = np.take_along_axis(np.asarray(distribution(scores, 0.7, 20, 0.9, ban_mask(0))), tokens[..., None], -1)
-    np.testing.assert_array_equal(logprobs, expected[..., 0])
+    np.testing.assert_allclose(logprobs, expected[..., 0], atol=1e-5)
     one = sample(keys[2, 1], scores[2, 1], 0.7, 20, 0.9, ban_mask(0))
-    assert (one[0], one[1]) == (tokens[2, 1], logprobs[2, 1])  # a row's draw is its own
+    assert one[0] == tokens[2, 1]  # a row's draw is its own
+    np.testing.assert_allclose(one[1], logprobs[2, 1], rtol=1e-6)
+    shared = sample(keys, scores[:, :1], 0.7, 20, 0.9, ban_mask(0))
+    repeated = sample(keys, np.repeat(scores[:, :1], 4, 1), 0.7, 20, 0.9, ban_mask(0))
+    np.testing.assert_array_equal(shared[0], repeated[0])
 
 
 def test_greedy_takes_the_likeliest_token_allowed():
