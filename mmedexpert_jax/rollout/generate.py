@@ -77,6 +77,7 @@ def generate(
             f"num_samples={num_samples} and max_new_tokens={max_new_tokens} must be at least 1, "
             f"temperature={temperature} at least 0 and top_p={top_p} in (0, 1]"
         )
+    model.refuse_video(batch)
     stop_ids = model.config.eos_token_ids if stop_ids is None else stop_ids
     sampling = Sampling(
         num_samples,
@@ -136,7 +137,6 @@ def _mesh(batch: Batch) -> Mesh | None:
 @functools.partial(jax.jit, static_argnums=2)
 def _sample_keys(key: Array, rows: Array, num_samples: int) -> Array:
     """[B, G] keys."""
-    model.refuse_video(batch)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
