@@ -69,6 +69,8 @@ _CUES = {"CSI": _CSI, "BS": _BS, "AM": _AM}
 SUBSPECIALTIES: dict[str, re.Pattern] = {
     name: re.compile(rf"\b(?:{cues})", re.I)
     for name, cues in {
+        "oncology": r"\w*cancer|\w*carcinoma|\w*sarcoma|tumou?r|metasta|malignan|chemotherap|radiotherap|"
+        r"oncolog|neoplas",
         "cardiology": r"cardi|heart|coronary|myocardial infarct|angina|atrial|ventricular (?:tachy|fibr|hyper|"
         r"dys|septal)|valve|murmur|aort|ECG|electrocardio|"
         r"hypertensi|palpitation|systolic|arrhythm",
@@ -94,8 +96,6 @@ SUBSPECIALTIES: dict[str, re.Pattern] = {
         "otolaryngology": r"ear\b|ears\b|hearing|audio|tinnitus|otitis|otolaryng|sinus|nasal|throat|tonsil|"
         r"vertigo|hoarse|"
         r"swallow",
-        "oncology": r"\w*cancer|\w*carcinoma|\w*sarcoma|tumou?r|metasta|malignan|chemotherap|radiotherap|"
-        r"oncolog|neoplas",
         "surgery": r"surg|operati|resect|\w+ectomy|laparo|incision|hernia|append|an(?:a)?esthe|burn|trauma|wound",
         "orthopaedics": r"fractur|bone|orthop|hip\b|knee|shoulder|tendon|ligament|skelet|dislocat",
         "obstetrics and gynaecology": r"pregnan|gestation|obstet|gyn(?:a)?ecolog|uter|ovar|vagin|menstru|labou?r\b|"

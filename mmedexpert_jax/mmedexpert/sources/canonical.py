@@ -119,7 +119,7 @@ def _question_and_options(raw: Raw, repairs: list[str]) -> tuple[str, list[str],
     question = plain_text(question, repairs)
     if not question:
         raise Rejected("empty-question")
-    letters = letters or list(LETTERS[: len(texts)])
+    letters = letters or [chr(ord("A") + i) for i in range(len(texts))]
     kept = [(letter, option) for letter, text in zip(letters, texts, strict=False) if (option := plain_text(text, []))]
     if len(kept) < len(texts):
         repairs.append("empty-option")

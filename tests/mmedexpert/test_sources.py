@@ -1,0 +1,266 @@
+"""Every published shape is read unchanged; the same case in six shapes is one case."""
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.mmedexpert.duplicates import duplicates
+from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
+from mmedexpert_jax.mmedexpert.sources.collect import Rights, check_share
+
+QUESTION = (
+    "A 23-year-old pregnant woman has burning on urination for one day. Which of the following is the best treatment?"
+)
+TEXTS = ("Ampicillin", "Ceftriaxone", "Doxycycline", "Nitrofurantoin")
+OPTIONS = dict(zip("ABCD", TEXTS, strict=True))
+PHRASES = ["pregnant", "burning"]
+IN_TEXT = f"{QUESTION}\nAnswer Choices: (A) Ampicillin (B) Ceftriaxone (C) Doxycycline (D) Nitrofurantoin"
+MEDQA = {
+    "medqa-5-options": {
+        "question": QUESTION,
+        "answer": "Nitrofurantoin",
+        "options": {
+            "A": "Ampicillin",
+            "B": "Ceftriaxone",
+            "C": "Ciprofloxacin",
+            "D": "Doxycycline",
+            "E": "Nitrofurantoin",
+        },
+        "meta_info": "step2&3",
+        "answer_idx": "E",
+    },
+    "medqa-phrases": {
+        "question": QUESTION,
+        "answer": "Nitrofurantoin",
+        "options": OPTIONS,
+        "meta_info": "step2&3",
+        "answer_idx": "D",
+        "metamap_phrases": PHRASES,
+    },
+    "medqa-4-options": {
+        "question": QUESTION,
+        "answer": "Nitrofurantoin",
+        "options": OPTIONS | {"E": None},
+        "meta_info": "step2&3",
+        "answer_idx": "D",
+    },
+    "medqa-multiple-choice": {
+        "id": "train-0",
+        "sent1": QUESTION,
+        "sent2": "",
+        **{f"ending{i}": text for i, text in enumerate(TEXTS)},
+        "label": 3,
+    },
+    "medqa-bigbio": {
+        "question_id": "0",
+        "question": QUESTION,
+        "options": [{"key": key, "value": value} for key, value in OPTIONS.items()],
+        "answer": ["Nitrofurantoin"],
+        "answer_idx": "D",
+        "meta_info": "step2&3",
+    },
+    "medqa-in-question": {"id": "test-00000", "question": IN_TEXT, "label": ["D"]},
+}
+
+
+def png(colour: str = "red") -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(content, "png")
+    return content.getvalue()
+
+
+def write(path, rows) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def kept(found, reason: str) -> int:
+    return sum(count for (_, what), count in found.counts.items() if what == reason)
+
+
+@pytest.mark.parametrize("name", MEDQA)
+def test_medqa_is_read_in_each_of_its_six_shapes(tmp_path, name):
+    found = collect([write(tmp_path / "medqa.jsonl", [MEDQA[name]])])
+    record = found.records[0]
+    assert record.question == QUESTION
+    assert record.answer_text == "Nitrofurantoin" and record.answer == ("E" if "5" in name else "D")
+    assert record.source == "medqa" and record.redistributable and record.licence == FORMATS[name].licence
+    assert found.counts["medqa.jsonl", "kept"] == 1 and not found.rejected
+
+
+def test_the_same_case_in_several_shapes_is_one_case(tmp_path):
+    found = collect([write(tmp_path / "all.jsonl", [MEDQA[name] for name in MEDQA if "5" not in name])])
+    assert len({record.id for record in found.records}) == 1
+    assert [one.score for one in duplicates(found.records)] == [1.0] * 4
+
+
+def test_letters_of_the_five_and_four_option_files_differ_and_the_text_decides(tmp_path):
+    rows = [MEDQA["medqa-5-options"], MEDQA["medqa-4-options"]]
+    found = collect([write(tmp_path / "both.jsonl", rows)])
+    repeated = duplicates(found.records)
+    assert [(one.same, one.score) for one in repeated] == [(False, 1.0)]
+
+
+def test_jama_as_its_scraper_writes_it_with_a_folder_of_images(tmp_path):
+    row = {
+        "id": "7",
+        "link": "https://jamanetwork.com/journals/jama/fullarticle/2790000",
+        "question": "A man in his 50s has a rash (Figure). What Would You Do Next?",
+        **{f"op{letter.lower()}": f"{letter}. {text}" for letter, text in OPTIONS.items()},
+        "diagnosis": "Cystitis",
+        "answer_idx": "D",
+        "answer": "D. Nitrofurantoin",
+        "explanation": "The key to the diagnosis is Nitrofurantoin.",
+        "field": "JAMA Dermatology Clinical Challenge",
+    }
+    for folder, name in (("2790000", "b.png"), ("2790000", "a.jpg")):
+        (tmp_path / "images" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / folder / name).write_bytes(png("blue" if name < "b" else "red"))
+    columns = {key: {"0": value} for key, value in row.items()}
+    (tmp_path / "jama_raw.json").write_text(json.dumps(columns))
+    record = collect([str(tmp_path / "jama_raw.json")], str(tmp_path / "images")).records[0]
+    assert record.options == TEXTS and record.answer == "D"
+    assert [picture.name for picture in record.images] == ["a.jpg", "b.png"] and record.modality == "image"
+    assert record.field.startswith("JAMA Dermatology") and "key to the diagnosis" in record.explanation
+    assert not record.redistributable
+    (tmp_path / "bare.json").write_text(json.dumps([row]))
+    bare = collect([str(tmp_path / "bare.json")]).records[0]
+    assert bare.modality == "text" and bare.id != record.id
+
+
+def test_jama_as_csv(tmp_path):
+    lines = ["id,link,question,opa,opb,opc,opd,diagnosis,answer_idx,answer,explanation,field"]
+    lines.append(
+        '1,l,"A woman, 40, has a lump. Which is it?",A. Cyst,B. Abscess,C. Lipoma,D. Node,Lipoma,C,C. Lipoma,x,JAMA'
+    )
+    (tmp_path / "jama_raw.csv").write_text("\n".join(lines))
+    record = collect([str(tmp_path / "jama_raw.csv")]).records[0]
+    assert record.source == "jama" and record.answer_text == "Lipoma" and "repaired:option-prefix" in record.flags
+
+
+@pytest.mark.parametrize("columns", [True, False])
+def test_medbullets(tmp_path, columns):
+    options = {f"op{letter.lower()}": text for letter, text in OPTIONS.items()} if columns else {"options": OPTIONS}
+    row = {"question": QUESTION, **options, "answer": "Nitrofurantoin", "answer_idx": "D", "explanation": "x"}
+    record = collect([write(tmp_path / "m.jsonl", [row])]).records[0]
+    assert record.source == "medbullets" and record.answer == "D" and not record.redistributable
+
+
+def test_medxpertqa_dev_with_options_in_the_text_and_images(tmp_path):
+    (tmp_path / "MM-0.png").write_bytes(png())
+    row = {"id": "MM-0", "question": IN_TEXT, "options": OPTIONS, "label": "D", "images": ["MM-0.png"]}
+    row |= {"medical_task": "Treatment", "body_system": "Urinary", "question_type": "Reasoning"}
+    other = row | {"options": [{"letter": k, "content": v} for k, v in OPTIONS.items()], "label": ["D"]}
+    other |= {"images": [{"image_path": "MM-0.png"}]}
+    first, second = collect([write(tmp_path / "dev.jsonl", [row, other])]).records
+    assert first.question == QUESTION and first.field == "Urinary" and first.images[0].data == png()
+    assert second.id == first.id
+
+
+def test_medvlthinker(tmp_path):
+    row = {
+        "images": [{"bytes": None, "path": "a.png"}],
+        "question": QUESTION,
+        "options": json.dumps(OPTIONS),
+        "answer_label": "D",
+        "answer": "Nitrofurantoin",
+        "dataset_name": "pmc_vqa",
+        "dataset_index": 4,
+        "misc": "{}",
+    }
+    (tmp_path / "a.png").write_bytes(png())
+    record = collect([write(tmp_path / "v.jsonl", [row])]).records[0]
+    assert record.source == "pmc_vqa" and record.source_id == "pmc_vqa-4" and record.images
+
+
+def test_own_cases_as_parquet_with_embedded_images(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    row = {
+        "question": QUESTION,
+        "options": list(TEXTS),
+        "answer": "nitrofurantoin.",
+        "licence": "CC0",
+        "specialty": "AM",
+    }
+    row |= {"images": [{"bytes": png(), "path": "x.png"}], "redistributable": True}
+    parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "own.parquet")
+    record = collect([str(tmp_path / "own.parquet")]).records[0]
+    assert record.answer == "D" and "repaired:key-from-text" in record.flags
+    assert (record.licence, record.redistributable, record.specialty_by) == ("CC0", True, "source")
+
+
+PLAIN = {"question": QUESTION, "options": OPTIONS, "answer": "D"}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("no json", "not-an-object"),
+        ({"text": "x"}, "unknown-shape"),
+        (PLAIN | {"question": " "}, "empty-question"),
+        (PLAIN | {"options": {"A": "x"}}, "few-options"),
+        (PLAIN | {"options": [str(i) for i in range(11)]}, "many-options"),
+        (PLAIN | {"options": {"A": "x", "B": " X. "}}, "equal-options"),
+        (PLAIN | {"answer": "E"}, "no-such-key"),
+        (PLAIN | {"answer": 9}, "no-such-key"),
+        (MEDQA["medqa-phrases"] | {"answer_idx": "A"}, "key-differs"),
+        (PLAIN | {"images": ["none.png"]}, "image-missing"),
+        (PLAIN | {"images": ["broken.png"]}, "image-broken"),
+        ({"sent1": "q", "ending0": "a", "ending1": "b", "label": "x"}, "unreadable"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path, row, reason):
+    (tmp_path / "broken.png").write_bytes(png()[:40])
+    (tmp_path / "r.jsonl").write_text((row if isinstance(row, str) else json.dumps(row)) + "\n")
+    found = collect([str(tmp_path / "r.jsonl")])
+    assert not found.records and found.counts["r.jsonl", f"rejected:{reason}"] == 1
+    assert found.rejected[0]["reason"] == reason and found.rejected[0]["row"] == 1
+    with pytest.raises(DataError, match="1 of 1 raw rows were refused"):
+        check_share(found, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("row", "flag"),
+    [
+        (PLAIN | {"answer": "(d)"}, "repaired:key-form"),
+        (PLAIN | {"answer": 3}, "repaired:index-key"),
+        (PLAIN | {"question": f"<p>{QUESTION}</p>"}, "repaired:mark-up"),
+        (PLAIN | {"options": OPTIONS | {"E": ""}}, "repaired:empty-option"),
+        (PLAIN | {"question": "The ECG is shown below. " + QUESTION}, "mentions-picture"),
+        (PLAIN | {"question": "All of these hold EXCEPT which?"}, "negative-stem"),
+    ],
+)
+def test_what_can_be_mended_or_is_odd_is_flagged(tmp_path, row, flag):
+    found = collect([write(tmp_path / "f.jsonl", [row])])
+    assert flag in found.records[0].flags and found.records[0].answer == "D"
+    assert kept(found, flag if flag.startswith("repaired") else f"flagged:{flag}") == 1
+
+
+def test_rights_can_be_stated(tmp_path):
+    path = write(tmp_path / "m.jsonl", [MEDQA["medqa-phrases"]])
+    assert not collect([path], rights=Rights(restricted=("medqa-phrases",))).records[0].redistributable
+    stated = Rights({"m.jsonl": "by contract"}, redistributable=("plain",))
+    assert collect([path], rights=stated).records[0].licence == "by contract"
+
+
+def test_ids_depend_on_the_case_alone(tmp_path):
+    rows = [PLAIN, PLAIN | {"question": "Another one?"}]
+    first = collect([write(tmp_path / "a" / "x.jsonl", rows)]).records
+    second = collect([write(tmp_path / "b" / "y.jsonl", rows[::-1])]).records
+    assert {r.id for r in first} == {r.id for r in second} and len({r.id for r in first}) == 2
+
+
+def test_wrong_sources_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="no format 'medqa'"):
+        collect(["medqa=x.jsonl"])
+    with pytest.raises(DataError, match="holds no raw cases"):
+        collect([str(tmp_path / "none.jsonl")])
+    (tmp_path / "bad.parquet").write_bytes(b"x")
+    with pytest.raises(DataError, match="not a readable"):
+        collect([str(tmp_path / "bad.parquet")])

@@ -1,0 +1,200 @@
+"""Moves, prompts and checks of the four paradigms, the gate, specialties and duplicates."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
+from mmedexpert_jax.data.embedded import generate
+from mmedexpert_jax.data.paradigms import PARADIGMS as KNOWN
+from mmedexpert_jax.data.prompts import render
+from mmedexpert_jax.mmedexpert import duplicates, filters, gate, prompts, specialties
+from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
+from mmedexpert_jax.mmedexpert.moves import FORBIDDEN, REQUIRED
+from mmedexpert_jax.mmedexpert.record import Picture, Record
+
+
+def record(question="What is the most likely diagnosis?", options=("Gout", "Sepsis", "Lupus"), answer="A", **fields):
+    return Record("x-1", "x", "1", "", "MIT", True, question, options, answer, **fields)
+
+
+SOUND = {
+    "differential": "(1) Candidates are Gout, Sepsis and Lupus. (2) Sepsis is unlikely without fever. (3) Lupus is "
+    "excluded by the normal titre. (4) The crystals fit Gout.",
+    "intuitive": "(1) A red toe at night after beer forms one pattern. (2) It is typical of Gout.",
+    "analytical": "(1) Urate crystals form because the serum is saturated. (2) They cause pain. (3) So it is Gout.",
+    "bayesian": "(1) Prior: Sepsis is rare here. (2) Evidence: crystals raise gout, no fever lowers infection. "
+    "(3) Posterior: Gout is most probable.",
+}
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_sound_traces_and_exemplars_pass_under_their_own_paradigm_alone(paradigm):
+    assert filters.check(render(SOUND[paradigm], "A"), record(), paradigm).passed
+    for exemplar in EXEMPLARS:
+        case = record(exemplar.question, exemplar.options, exemplar.answer)
+        passed = [
+            p for p in PARADIGMS if filters.check(render(exemplar.traces[paradigm], exemplar.answer), case, p).passed
+        ]
+        assert passed == [paradigm]
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_what_passes_follows_the_shared_rule_that_rewards_apply(paradigm):
+    assert KNOWN[paradigm].follows(SOUND[paradigm], record().options)
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "text", "lacks"),
+    [
+        ("differential", "(1) Gout or Sepsis. (2) Sepsis is excluded. (3) Gout fits.", "missing:candidates"),
+        ("differential", "(1) Gout, Sepsis, Lupus are candidates. (2) Gout fits best.", "missing:for-and-against"),
+        ("differential", SOUND["differential"] + " (5) The posterior is high.", "forbidden:probabilities"),
+        ("intuitive", "(1) A red toe. (2) It is Gout.", "missing:pattern"),
+        (
+            "intuitive",
+            "(1) A typical picture. (2) Sepsis is excluded. (3) Lupus is unlikely. (4) Gout.",
+            "forbidden:list",
+        ),
+        ("analytical", "(1) A red toe was seen. (2) So it is Gout.", "missing:links"),
+        ("bayesian", "(1) Evidence: crystals. (2) Prior: rare. (3) Posterior: Gout.", "missing:prior-to-posterior"),
+        ("bayesian", "(1) Prior: rare. (2) Evidence: crystals. (3) Posterior: Gout.", "missing:updates"),
+        ("intuitive", "(1) A typical picture. (2) It is Lupus.", "missing:conclusion"),
+        ("analytical", "No numbers, because there are none.", "missing:statements"),
+    ],
+)
+def test_a_missing_or_forbidden_move_is_named(paradigm, text, lacks):
+    assert f"structure:{lacks}" in filters.check(render(text, "A"), record(), paradigm).reasons
+
+
+def test_every_move_stands_in_the_prompt():
+    for paradigm in PARADIGMS:
+        told = prompts.rules(paradigm, (40, 400))
+        assert all(move.demand in told for move in (*REQUIRED[paradigm], *FORBIDDEN[paradigm]))
+        assert KNOWN[paradigm].definition in told and "40 to 400 words" in told
+
+
+@pytest.mark.parametrize(
+    ("response", "finish", "reason"),
+    [
+        ("", "content_filter", "no-answer-came"),
+        (render(SOUND["intuitive"], "A"), "length", "cut-short"),
+        (SOUND["intuitive"], "stop", "malformed"),
+        (render(SOUND["intuitive"], "A or B"), "stop", "unreadable-answer"),
+        (render(SOUND["intuitive"], "B"), "stop", "wrong-answer"),
+        (render("(1) Typical. (2) Gout.", "A"), "stop", "too-short"),
+        (render(SOUND["intuitive"] * 9, "A"), "stop", "too-long"),
+        (render("(1) The answer is Gout. (2) It is the typical picture of Gout.", "A"), "stop", "answer-first"),
+        (render("Answer: A " + SOUND["intuitive"], "A"), "stop", "answer-first"),
+        (render(SOUND["intuitive"] + " The provided answer agrees.", "A"), "stop", "answer-leak"),
+        (render(SOUND["intuitive"] + " I was asked to use intuition.", "A"), "stop", "mentions-rules"),
+    ],
+)
+def test_every_other_reason(response, finish, reason):
+    found = filters.check(response, record(), "intuitive", (8, 60), finish)
+    assert not found.passed and reason in found.reasons and reason in filters.REASONS
+
+
+def test_flags_do_not_fail_a_trace():
+    pictured = record(images=(Picture("a.png", b"x"),))
+    found = filters.check(
+        render(SOUND["intuitive"] + " (3) Urate of 540 mmol is typical of Gout.", "A"), pictured, "intuitive"
+    )
+    assert found.passed and found.flags == ("image-not-mentioned", "new-numbers")
+
+
+def test_the_key_never_reaches_a_teacher():
+    case = record(explanation="SECRET discussion", options=("Gout", "Sepsis", "Lupus"))
+    for paradigm in PARADIGMS:
+        for style in prompts.STYLES:
+            texts = [str(prompts.conversation(replace(case, answer=a), paradigm, style, (8, 60))) for a in "ABC"]
+            assert len(set(texts)) == 1 and "SECRET" not in texts[0]
+
+
+@pytest.mark.parametrize(
+    ("question", "kind", "count"),
+    [
+        ("A man has pain. What is the most likely diagnosis?", "diagnosis", 4),
+        ("A man has pain. Which of the following is the most likely cause of his condition?", "diagnosis", 4),
+        ("A man has pain. Which is the most appropriate next step in management?", "management", 3),
+        ("A man has pain. Which test will confirm the diagnosis?", "management", 3),
+        ("He takes a drug. Which of the following is its mechanism of action?", "mechanism", 1),
+        ("She is well. Which statement is true?", "other", 1),
+        ("She refuses. Which principle of medical ethics decides?", "other", 0),
+        ("A study of 100 men. Which value is the odds ratio?", "other", 0),
+    ],
+)
+def test_the_gate(question, kind, count):
+    found = gate.gate(record(question))
+    assert (found.kind, len(found.paradigms)) == (kind, count)
+
+
+@given(st.lists(st.sampled_from(["diagnosis", "management", "mechanism"]), min_size=1, max_size=60), st.integers(0, 9))
+def test_assignment_is_balanced_eligible_and_independent_of_the_order(kinds, seed):
+    cases = [replace(record(), id=f"c{i}", paradigms=gate.APPLY[kind]) for i, kind in enumerate(kinds)]
+    given_ = {r.id: p for r, p in gate.assign(cases, "balanced", seed)}
+    assert given_ == {r.id: p for r, p in gate.assign(cases[::-1], "balanced", seed)}
+    assert all(given_[r.id] in r.paradigms for r in cases)
+    if set(kinds) == {"diagnosis"}:
+        counts = Counter(given_.values())
+        assert max(counts.values()) - min(counts[p] for p in PARADIGMS) <= 1
+    assert len(gate.assign(cases, "all", seed)) == sum(len(r.paradigms) for r in cases)
+
+
+def test_specialties_are_those_that_the_recipe_of_the_embedded_cases_knows():
+    right = 0
+    made = [one.case for one in generate(3, 240, "dev")]
+    for case in made:
+        found = specialties.classify(record(case.question, case.options, case.answer))
+        assert found.specialty in SPECIALTIES and found.specialty_by
+        right += found.specialty == case.specialty
+    assert right >= 0.95 * len(made)
+
+
+@pytest.mark.parametrize(
+    ("question", "field", "specialty", "sub"),
+    [
+        ("A 12-year-old boy has a brain tumor and seizures.", "", "CAH", "neurology"),
+        ("A 3-week-old girl vomits.", "", "CAH", ""),
+        ("A 34-year-old woman, whose child is well, has migraine.", "", "BS", "neurology"),
+        ("A 60-year-old man has colon cancer and liver metastases.", "", "CSI", "oncology"),
+        ("A 45-year-old man has blurred vision.", "JAMA Ophthalmology", "BS", "ophthalmology"),
+        ("A 70-year-old man has heart failure and angina.", "", "AM", "cardiology"),
+        ("A 50-year-old man is tired.", "", "AM", ""),
+        ("A patient is seen.", "JAMA Pediatrics", "CAH", ""),
+    ],
+)
+def test_rules_of_the_specialties(question, field, specialty, sub):
+    found = specialties.classify(record(question, ("one thing", "another"), field=field))
+    assert (found.specialty, found.subspecialty) == (specialty, sub)
+
+
+def test_votes_overrule_the_rules_only_with_a_majority():
+    case = specialties.classify(record("A 50-year-old man is tired."))
+    assert specialties.settle(case, ["BS", "BS"]).specialty == "BS"
+    assert specialties.settle(case, ["BS", "CSI", "CSI"]).specialty_by == "votes"
+    assert specialties.settle(case, ["BS", "CSI", ""]) == case
+    assert specialties.vote("C") == "BS" and specialties.vote("<think>A or B</think> <answer>D</answer>") == "CSI"
+    assert specialties.vote("Adult Medicine") == "AM" and specialties.vote("A or B") == ""
+
+
+def test_near_duplicates_need_the_same_answer_and_images():
+    text = "A 40-year-old man has fever, cough and chest pain after a long flight from abroad, and " * 3
+    first, again = record(text + "asks."), replace(record(text + "wonders."), id="x-2")
+    assert [(d.of, round(d.score, 1)) for d in duplicates.duplicates([first, again])] == [("x-1", 0.9)]
+    assert not duplicates.duplicates([first, replace(again, answer="B")])
+    assert not duplicates.duplicates([first, replace(again, images=(Picture("a", b"x"),))])
+    assert not duplicates.duplicates([first, replace(again, question="Another text of many other words stands here.")])
+
+
+def test_minhash_finds_what_the_exact_overlap_says():
+    words = [f"w{i}" for i in range(60)]
+    texts = [" ".join(words[: 60 - cut] + [f"z{cut}{i}" for i in range(cut)]) for cut in range(0, 60, 6)]
+    cases = [replace(record(text), id=f"c{i}") for i, text in enumerate(texts)]
+    grams = [duplicates.shingles(text) for text in texts]
+    expected = [i for i in range(1, len(texts)) if len(grams[0] & grams[i]) / len(grams[0] | grams[i]) >= 0.6]
+    found = [int(d.record.id[1:]) for d in duplicates.duplicates(cases, 0.6) if d.of == "c0"]
+    assert found == expected and expected
