@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from mmedexpert_jax.data.case import PARADIGMS, Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.mmedexpert import review
 from mmedexpert_jax.mmedexpert.record import Judgement
+from mmedexpert_jax.mmedexpert.review import report
 from mmedexpert_jax.mmedexpert.review.desk import Desk, Person
 from mmedexpert_jax.mmedexpert.review.events import Event, append, new_id, since
 from mmedexpert_jax.mmedexpert.review.outcome import Settings
@@ -158,12 +160,9 @@ def test_the_trail_is_append_only(store):
 def test_the_overlap_goes_to_two_and_the_rest_to_one(store):
     desk = make(store, count=60, overlap=0.3, reviewers=("anna", "ben", "carl"))
     people = [ANNA, BEN, Person("carl", "reviewer")]
-    while any(handed := [(person, desk.queue(person, 1)) for person in people]):
-        if not any(traces for _, traces in handed):
-            break
-        for person, traces in handed:
-            for one in traces:
-                assert say(desk, person, one.id, "accept").result == "stored"
+    while handed := [(person, one) for person in people for one in desk.queue(person, 1)]:
+        for person, one in handed:
+            assert say(desk, person, one.id, "accept").result == "stored"
     given = Counter(event.trace_id for event in since(store) if event.kind == "verdict")
     assert set(given) == set(desk.traces) and set(given.values()) == {1, 2}
     assert given == {id: desk.settings.needed(id) for id in desk.traces}
@@ -189,8 +188,6 @@ def test_what_was_open_comes_first_and_what_was_put_off_last(store):
 
 
 def test_the_judge_orders_and_reviewers_differ_in_order(store):
-    from dataclasses import replace
-
     scores = (0.9, 0.1, 0.5, 0.5)
     traces = [replace(trace(i), judge=Judgement(score, (), "judge")) for i, score in enumerate(scores)]
     desk = Desk(store, traces, Settings(("anna", "ben"), (), 1.0))
@@ -212,8 +209,6 @@ def test_another_process_may_append(store):
 
 
 def test_the_report_says_who_agreed_on_what(store):
-    from mmedexpert_jax.mmedexpert.review import report
-
     desk = make(store)
     for i, id in enumerate(desk.traces):
         say(desk, ANNA, id, "accept")

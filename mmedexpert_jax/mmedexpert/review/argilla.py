@@ -22,7 +22,11 @@ FOLDER = "argilla"
 
 def settings(images: int, raters: int = 1) -> dict[str, Any]:
     """The settings of a data set with up to `images` images a record and `raters` responses asked for each."""
-    fields = [_field("case", "Case", "text"), _field("designated", "Paradigm", "text"), _field("trace", "Trace", "text")]
+    fields = [
+        _field("case", "Case", "text"),
+        _field("designated", "Paradigm", "text"),
+        _field("trace", "Trace", "text"),
+    ]
     fields += [_field(f"image_{i}", f"Image {i}", "image", required=False) for i in range(1, images + 1)]
     verdicts = [{"value": kind, "text": kind} for kind in VERDICTS]
     reasons = [{"value": code, "text": text} for code, text in REASONS.items()]
