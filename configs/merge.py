@@ -12,16 +12,13 @@ def get_config(preset: str = "mini") -> ConfigDict:
     """Fields of the job under a preset."""
     config = presets.common("merge", preset)
     runs = f"runs/dsa-{preset}"
-    # Experts as "path" or "name=path": runs, adapters (over any base of the family), models, or recipes of merges.
-    config.experts = tuple(f"{runs}/{name}" for name in SPECIALTIES)
+    config.experts = tuple(f"{runs}/{name}" for name in SPECIALTIES)  # "path" or "name=path" of runs, adapters, models
     config.weights = ()  # a number per expert, in their order; empty: all 1
     config.method = "ties"  # "ties" (equation 7), or one of its rivals: docs/merging.md lists them
     config.rules = "paper"  # where codes differ: "paper" (algorithm 1), "official", "mergekit" or "peft"
     config.density = 0.2  # share of each task vector's entries kept; not given in the paper, value of the TIES authors
     config.scale = 1.0  # lambda, factor of the merged task vector; not given in the paper
-    # Numbers by expert, path or depth, before those above: "[expert.]density|weight|scale|gamma|epsilon[@part of a
-    # name]=value[:value...]"; several values are a gradient from the first layer to the last, as in mergekit.
-    config.parameters = ()
+    config.parameters = ()  # before those above: "[expert.]density|weight|scale|gamma|epsilon[@path]=value[:value...]"
     config.mergekit = ""  # a mergekit YAML file to take base, experts, method and numbers from; empty: the fields here
     config.result = "model"  # "model", or "recipe": only written down, and applied where it is an expert or its base
     config.rank = 0  # 0: a full model; r: an adapter of that rank, by truncated SVD

@@ -153,9 +153,13 @@ def _dataset(config: ConfigDict, run: "Run") -> None:
 
 def _merge(config: ConfigDict, run: "Run") -> None:
     from mmedexpert_jax import merging
-    from mmedexpert_jax.launch.held_out import scorer
 
-    merging.run(config, run, evaluate=scorer(config, run) if config.sweep.score else None)
+    if config.sweep.score:
+        from mmedexpert_jax.launch.held_out import scorer
+
+        merging.run(config, run, evaluate=scorer(config, run))
+    else:
+        merging.run(config, run)
 
 
 def _evaluate(config: ConfigDict, run: "Run") -> None:
