@@ -22,6 +22,8 @@ from mmedexpert_jax.merging.vectors import FLOATS, Expert, as_float, factor_gram
 
 BLOCK = 1 << 16  # entries; K + 4 or so float32 arrays of them are in a core's cache at a time
 
+GLOBAL = "*"  # key of the unit that is the whole model
+
 
 def workers() -> int:
     """Cores that this process may use."""
@@ -77,7 +79,7 @@ class Merge:
         how = self.how(name)
         if not how.trims or how.rule.scope == "tensor":
             return name
-        return "" if how.rule.scope == "global" else name.rpartition(".")[0]
+        return GLOBAL if how.rule.scope == "global" else name.rpartition(".")[0]
 
     @cached_property
     def units(self) -> dict[str, "TensorUnit"]:
@@ -85,8 +87,8 @@ class Merge:
         groups: dict[str, list[str]] = {}
         for name in self.touched:
             groups.setdefault(self.scope(name), []).append(name)
-        if "" in groups:  # one vector of the whole model, tensors that nobody changed included
-            groups[""] = [name for name, tensor in self.base.items() if tensor.dtype.name in FLOATS]
+        if GLOBAL in groups:  # one vector of the whole model, tensors that nobody changed included
+            groups[GLOBAL] = [name for name, tensor in self.base.items() if tensor.dtype.name in FLOATS]
         return {key: TensorUnit(self, tuple(sorted(names))) for key, names in groups.items()}
 
     def fitted(self, name: str) -> Fitted:

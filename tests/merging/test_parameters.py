@@ -133,7 +133,9 @@ def test_a_mergekit_file_does_the_same_merge(models, tmp_path, method):
     text = FILES[method].format(models)
     (tmp_path / "m.yaml").write_text(text)
     run_merge(
-        MergeConfiguration.model_validate(yaml.safe_load(text)), tmp_path / "theirs", MergeOptions(copy_tokenizer=False)
+        MergeConfiguration.model_validate(yaml.safe_load(text)),
+        str(tmp_path / "theirs"),
+        MergeOptions(copy_tokenizer=False),
     )
     merge_to_disk(read_mergekit(tmp_path / "m.yaml"), tmp_path / "ours")
     ours, theirs = Checkpoint(tmp_path / "ours"), Checkpoint(tmp_path / "theirs")
