@@ -172,9 +172,23 @@ def verdict(of_trace: Mapping[str, Review], needed: int) -> Verdict | None:
 
 def verdicts(store: Store) -> dict[str, Verdict]:
     """Verdicts by trace id, from the audit trail alone; traces that are open or in conflict are left out."""
+    reviews, settings = _read(store)
+    found = {id: verdict(of_trace, settings.needed(id)) for id, of_trace in reviews.items()}
+    return {id: v for id, v in found.items() if v is not None}
+
+
+def undecided(store: Store) -> set[str]:
+    """Traces that somebody has given a verdict on and that are still open or in conflict."""
+    reviews, settings = _read(store)
+    return {
+        id
+        for id, of_trace in reviews.items()
+        if said(of_trace, "reviewer") and verdict(of_trace, settings.needed(id)) is None
+    }
+
+
+def _read(store: Store) -> tuple[Reviews, Settings]:
     events, reviews = since(store), Reviews()
     for event in events:
         add(reviews, event)
-    settings = settings_of(events)
-    found = {id: verdict(of_trace, settings.needed(id)) for id, of_trace in reviews.items()}
-    return {id: v for id, v in found.items() if v is not None}
+    return reviews, settings_of(events)
