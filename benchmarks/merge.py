@@ -17,11 +17,14 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
+
+from mmedexpert_jax.merging.checkpoint import Writer
 
 # layers, hidden, intermediate, key-value width, vocabulary
 SHAPES = {
@@ -66,20 +69,10 @@ def make(folder: Path, shape, lora: bool) -> None:
         "num_key_value_heads": kv // 64, "vocab_size": vocabulary, "tie_word_embeddings": True,
         "torch_dtype": "bfloat16", "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
     }  # fmt: skip
-    for number in range(-1, 0 if lora else EXPERTS):
-        path = folder / ("base" if number < 0 else f"expert{number}")
-        if path.exists():
-            continue
-        rng, noise = np.random.default_rng(7), np.random.default_rng(number + 100)
-        quantiles = np.sort(rng.standard_normal(65536, np.float32)) * 0.02
-        steps = noise.standard_normal(65536, np.float32) * noise.standard_normal(65536, np.float32) * np.float32(1e-3)
-        content = {}
-        for name, size in tensors(shape):
-            weight = quantiles[rng.integers(0, 65536, size, np.uint16)].astype(BF16)
-            if number >= 0:
-                weight = (weight.astype(np.float32) + steps[noise.integers(0, 65536, size, np.uint16)]).astype(BF16)
-            content[name] = weight
-        write(path, content, "model.safetensors", "config.json", config)
+    (folder / "config").mkdir(parents=True, exist_ok=True)
+    (folder / "config" / "config.json").write_text(json.dumps(config))
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(make_full, *zip(*[(folder, shape, number) for number in range(-1, 0 if lora else EXPERTS)])))
     for number in range(EXPERTS if lora else 0):
         path = folder / f"lora{number}"
         if path.exists():
@@ -95,6 +88,25 @@ def make(folder: Path, shape, lora: bool) -> None:
             "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         }  # fmt: skip
         write(path, content, "adapter_model.safetensors", "adapter_config.json", settings)
+
+
+def make_full(folder: Path, shape, number: int) -> None:
+    """A full checkpoint, written chunk by chunk: the base (number -1), or the base and noise of its own."""
+    path = folder / ("base" if number < 0 else f"expert{number}")
+    if path.exists():
+        return
+    rng, noise = np.random.default_rng(7), np.random.default_rng(number + 100)
+    quantiles = np.sort(rng.standard_normal(65536, np.float32)) * np.float32(0.02)
+    steps = noise.standard_normal(65536, np.float32) * noise.standard_normal(65536, np.float32) * np.float32(1e-3)
+    writer = Writer(path, {name: (size, BF16) for name, size in tensors(shape)}, "random")
+    for name, size in tensors(shape):
+        for start in range(0, int(np.prod(size)), 1 << 20):
+            count = min(1 << 20, int(np.prod(size)) - start)
+            weight = quantiles[rng.integers(0, 65536, count, np.uint16)].astype(BF16)
+            if number >= 0:
+                weight = (weight.astype(np.float32) + steps[noise.integers(0, 65536, count, np.uint16)]).astype(BF16)
+            writer.write(name, start, weight)
+    writer.close(folder / "config")
 
 
 def write(path: Path, content, weights: str, name: str, config) -> None:
