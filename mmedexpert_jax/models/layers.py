@@ -98,9 +98,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def attend(
-    queries: Array, keys: Array, values: Array, lengths: Array, *, causal: bool, segments: Array | None = None
-) -> Array:
+def attend(queries: Array, keys: Array, values: Array, lengths: Array, *, causal: bool) -> Array:
     """Self-attention of padded rows.
 
     Args:
@@ -108,7 +106,6 @@ def attend(
         keys, values: [B, Hkv, T, D]; query head h reads key head h // (H / Hkv).
         lengths: [B], valid keys of each row; rows of length 0 give finite values without meaning.
         causal: whether position t sees only keys up to t.
-        segments: [B, T], ids of segments that do not see one another.
 
     Returns:
         [B, H, T, D] in the dtype of the values.
@@ -118,10 +115,41 @@ def attend(
     mask = jnp.arange(size) < lengths[:, None, None]  # [B, rows, T]
     if causal:
         mask = mask & (jnp.arange(size) <= rows[:, None])
-    if segments is not None:
-        mask = mask & (segments[:, rows, None] == segments[:, None, :])
     mixed, _, total = _softmax_part(_group(queries, keys), keys, values, mask[:, None])
     return (mixed / total).astype(values.dtype).reshape(queries.shape)
+
+
+def attend_windows(queries: Array, keys: Array, values: Array, windows: Array, size: int) -> Array:
+    """Self-attention inside windows.
+
+    A window is at most `size` neighbours, so a block of `size` queries meets its keys in its own block and the two
+    beside it.
+
+    Args:
+        queries, keys, values: [B, H, T, D].
+        windows: [B, T], ids from 0; equal ones are neighbours.
+        size: the most positions of a window.
+
+    Returns:
+        [B, H, T, D] in the dtype of the values.
+    """
+    batch, heads, length, width = queries.shape
+    count = -(-length // size)
+    padding = count * size - length
+
+    def blocks(x: Array, before: int, after: int, fill: int = 0) -> Array:
+        x = jnp.pad(x, [(0, 0), (0, 0), (before, after + padding), (0, 0)], constant_values=fill)
+        return x.reshape(*x.shape[:2], -1, size, x.shape[-1])
+
+    def beside(x: Array, fill: int = 0) -> Array:
+        x = blocks(x, size, size, fill)
+        return jnp.concatenate([x[:, :, :-2], x[:, :, 1:-1], x[:, :, 2:]], axis=3)
+
+    ids = windows[:, None, :, None]
+    mask = blocks(ids, 0, 0, -1) == jnp.swapaxes(beside(ids, -2), -1, -2)
+    mixed, _, total = _softmax_part(blocks(queries * width**-0.5, 0, 0), beside(keys), beside(values), mask)
+    mixed = (mixed / total).astype(values.dtype)
+    return mixed.reshape(batch, heads, count * size, width)[:, :, :length]
 
 
 def attend_shared(
