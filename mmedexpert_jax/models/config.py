@@ -54,6 +54,11 @@ class VisionConfig:
         """Width of one head."""
         return self.hidden_size // self.num_heads
 
+    @property
+    def window_side(self) -> int:
+        """Side of a window in patches, a multiple of merge_size."""
+        return self.window_size // self.merge_size // self.patch_size * self.merge_size
+
 
 @dataclass(frozen=True)
 class ModelConfig:

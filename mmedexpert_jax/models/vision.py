@@ -7,7 +7,17 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models.config import VisionConfig
-from mmedexpert_jax.models.layers import GatedMLP, LayerNorm, Linear, RMSNorm, attend, contract, declare, rotate
+from mmedexpert_jax.models.layers import (
+    GatedMLP,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    attend,
+    attend_windows,
+    contract,
+    declare,
+    rotate,
+)
 
 EPS = 1e-6  # of every norm of the tower, fixed in transformers
 ROPE_THETA = 10000.0
@@ -33,16 +43,20 @@ class VisionAttention(nnx.Module):
         self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, True)
         self.proj = Linear(config.hidden_size, config.hidden_size, True)
         self.num_heads = config.num_heads
+        self.window = config.window_side**2
 
     def __call__(self, x: Array, rope: tuple[Array, Array], counts: Array, windows: Array | None) -> Array:
-        """x [I, P, D]; windows [I, P] are the ids of segments that do not see one another, None: one segment."""
+        """x [I, P, D]; windows [I, P] are the ids of windows, each of neighbours in P; None: all see all."""
         images, size, width = x.shape
         qkv = self.qkv(x).reshape(images, size, 3, self.num_heads, width // self.num_heads)
         queries, keys, values = qkv.transpose(2, 0, 3, 1, 4)  # each [I, H, P, D]
         cos, sin = rope
         queries = rotate(queries.astype(jnp.float32), cos, sin).astype(x.dtype)
         keys = rotate(keys.astype(jnp.float32), cos, sin).astype(x.dtype)
-        mixed = attend(queries, keys, values, counts, causal=False, segments=windows)
+        if windows is None:
+            mixed = attend(queries, keys, values, counts, causal=False)
+        else:
+            mixed = attend_windows(queries, keys, values, windows, self.window)
         return self.proj(mixed.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
@@ -108,15 +122,24 @@ class VisionTower(nnx.Module):
         self.config = config
 
     def __call__(self, patches: Array, positions: Array, counts: Array, remat: bool = False) -> Array:
-        """patches [I, P, C], positions [I, P, 2] (row, column), counts [I] -> features [I, P / 4, D]."""
+        """patches [I, P, C], positions [I, P, 2] (row, column), counts [I] -> features [I, P / 4, D].
+
+        Qwen2.5-VL works window by window: merged tokens are put in the order of their windows, padding last, and the
+        features back in their own.
+        """
         x = self.patch_embed(patches)
+        if self.config.family == "qwen2_vl":
+            windows, back = None, None
+        else:
+            windows, order = self.window_order(positions, counts)
+            x, positions, back = _reorder(x, order), _reorder(positions, order), jnp.argsort(order)
         rope = self.rope(positions)
-        windows = None if self.config.family == "qwen2_vl" else self.windows(positions)
         for index, block in enumerate(self.blocks):
             segments = None if index in self.config.full_attention_blocks else windows
             run = jax.checkpoint(block) if remat else block
             x = run(x, rope, counts, segments)
-        return self.merger(x)
+        features = self.merger(x)
+        return features if back is None else _reorder(features, back)
 
     def rope(self, positions: Array) -> tuple[Array, Array]:
         """cos and sin [I, 1, P, D / 2], float32: the first half of the angles follows rows, the second columns."""
@@ -128,10 +151,23 @@ class VisionTower(nnx.Module):
 
     def windows(self, positions: Array) -> Array:
         """Ids [I, P] of the square windows, counted from each image's upper left corner."""
-        config = self.config
-        side = config.window_size // config.merge_size // config.patch_size * config.merge_size  # in patches
-        rows, columns = positions[..., 0] // side, positions[..., 1] // side
+        rows, columns = positions[..., 0] // self.config.window_side, positions[..., 1] // self.config.window_side
         return rows * (jnp.max(columns) + 1) + columns
+
+    def window_order(self, positions: Array, counts: Array) -> tuple[Array, Array]:
+        """Ids [I, P] of the windows in their order, and the order [I, P / 4] of the merged tokens that gives it."""
+        merged = self.config.merge_size**2
+        padding = jnp.arange(positions.shape[1]) >= counts[:, None]
+        windows = jnp.where(padding, jnp.iinfo(jnp.int32).max, self.windows(positions))
+        order = jnp.argsort(windows[:, ::merged], stable=True)
+        return _reorder(windows, order), order
+
+
+def _reorder(x: Array, order: Array) -> Array:
+    """Groups of neighbours in x [I, N * g, ...], g for each index, in the order [I, N]."""
+    images, size = order.shape
+    groups = x.reshape(images, size, -1)
+    return jnp.take_along_axis(groups, order[..., None], axis=1).reshape(x.shape)
 
 
 def _norm(config: VisionConfig) -> nnx.Module:

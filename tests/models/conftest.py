@@ -19,8 +19,8 @@ VOCAB = 200
 CHECKPOINTS = {  # family, tied, heads, key heads, layers, vision depth, blocks with full attention
     "qwen2_tied": ("qwen2_vl", True, 4, 2, 2, 2, ()),
     "qwen2_untied": ("qwen2_vl", False, 4, 1, 2, 1, ()),
-    "qwen2_5_untied": ("qwen2_5_vl", False, 4, 4, 2, 2, (1,)),
-    "qwen2_5_tied": ("qwen2_5_vl", True, 4, 2, 1, 1, (0,)),
+    "qwen2_5_untied": ("qwen2_5_vl", False, 4, 4, 2, 2, (0,)),
+    "qwen2_5_tied": ("qwen2_5_vl", True, 4, 2, 1, 3, (1,)),
 }
 
 
@@ -66,7 +66,7 @@ def hf_config(name: str) -> Any:
         vision = {"depth": depth, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
         return transformers.Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **IDS)
     vision = {"depth": depth, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 44}
-    vision |= {"fullatt_block_indexes": list(full_blocks), "window_size": 112}
+    vision |= {"fullatt_block_indexes": list(full_blocks), "window_size": 56 if tied else 112}
     return transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **IDS)
 
 

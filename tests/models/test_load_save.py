@@ -1,6 +1,7 @@
 """Directories in, directories out: names, dtypes, shards, adapters, runs, and what is wrong with broken ones."""
 
 import json
+import math
 import shutil
 
 import jax
@@ -17,6 +18,7 @@ from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceE
 from mmedexpert_jax.models import load_model, save_pretrained
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.qwen2_vl import flatten, nest
+from mmedexpert_jax.runtime.mesh import partition
 
 PROMPTS = [[3, (4, 6), 2], [5]]
 
@@ -209,6 +211,61 @@ def test_hub_ids_go_through_huggingface_hub_and_paths_never(checkpoint, tmp_path
     with pytest.raises(DataError, match="no such model directory"):
         load_model(str(tmp_path / "absent"))
     assert len(asked) == 2
+
+
+def test_a_cached_hub_id_loads_offline_at_its_revision(checkpoint, tmp_path, monkeypatch):
+    """huggingface_hub itself, offline, over a cache in its layout."""
+    case, commit = checkpoint("qwen2_tied"), "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--owner--name"
+    shutil.copytree(case.directory, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for hub_id in ("owner/name", "owner/name@main", f"owner/name@{commit}"):
+        assert same(load_model(hub_id)[1], case.params)
+    for absent in ("owner/name@v2", "owner/other"):
+        with pytest.raises(RemoteError, match=absent):
+            load_model(absent)
+
+
+def test_each_device_reads_only_its_own_slices(checkpoint, tmp_path, monkeypatch):
+    """On a mesh that splits weights, what is copied for a device is its part of every tensor."""
+    case, mesh = checkpoint("qwen2_tied"), jax.sharding.AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
+    read = {}
+
+    def record(stored_shape, sharding, callback):
+        parts = sharding.shard_shape(stored_shape)
+        found = callback(tuple(slice(0, size) for size in parts))
+        assert found.shape == parts
+        read[len(read)] = found.nbytes
+        return jnp.zeros(stored_shape)
+
+    monkeypatch.setattr(jax, "make_array_from_callback", record)
+    load_model(case.directory, mesh=mesh)
+    shapes = {name: value.shape for name, value in flatten(case.params).items()}
+    expected = 0
+    for name, shape in shapes.items():
+        pieces = [mesh.shape[axis] for axis in partition(name, len(shape)) if axis]
+        expected += 4 * math.prod(shape) // math.prod(pieces)
+    assert sum(read.values()) == expected
+    assert expected < 0.5 * sum(value.nbytes for value in flatten(case.params).values())
+
+
+def test_the_card_says_what_the_model_is(checkpoint, tmp_path):
+    case = checkpoint("qwen2_5_tied")
+    save_pretrained(tmp_path / "out", case.model, case.params, origin="Qwen/Qwen2.5-VL-3B-Instruct")
+    card = (tmp_path / "out" / "README.md").read_text()
+    count = sum(value.size for value in flatten(case.params).values())
+    for part in (
+        'base_model: "Qwen/Qwen2.5-VL-3B-Instruct"',
+        "library_name: transformers",
+        f"{count:,} (float32)",
+        "Qwen2_5_VLForConditionalGeneration",
+    ):
+        assert part in card
+    save_pretrained(tmp_path / "out", case.model, case.params, origin="runs/gba-mini")
+    assert "base_model" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_saving_replaces_a_model_whole_and_nothing_else(checkpoint, tmp_path):

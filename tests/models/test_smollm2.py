@@ -177,7 +177,7 @@ def test_images_are_seen_and_the_saved_directory_is_transformers(tiny, tmp_path)
     ours = np.asarray(model.logits(params, batch))
     mx.save_pretrained(tmp_path / "out", model, params, processor, origin="smollm2")
     saved = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
-    tokens = torch.tensor(batch.tokens)
+    tokens = torch.tensor(batch.tokens).long()
     inputs = {"input_ids": tokens, "mm_token_type_ids": (tokens == 6).int(), "attention_mask": torch.ones_like(tokens)}
     inputs |= {"pixel_values": torch.tensor(batch.patches[0]), "image_grid_thw": torch.tensor([[1, 6, 4]])}
     with torch.no_grad():

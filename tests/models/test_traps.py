@@ -66,7 +66,7 @@ def test_merger_gelu_is_exact_not_the_tanh_approximation():
     with torch.no_grad():
         wrong = reference(torch.tensor(noise(1, 16, 32))).numpy()
     assert np.abs(ours - expected).max() < 2e-5 * expected.std()
-    assert np.abs(wrong - expected).max() > 2e-4 * expected.std()
+    assert np.abs(wrong - expected).max() > 1e-4 * expected.std()
 
 
 def test_qwen2_vl_blocks_have_quick_gelu():
@@ -193,7 +193,7 @@ def test_untied_models_have_a_head_and_tied_ones_none():
 sides = st.integers(1, 12).map(lambda side: 2 * side)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(rows=sides, columns=sides, window=st.sampled_from([56, 112, 168]))
 def test_windows_are_transformers_whether_or_not_they_divide_the_image(rows, columns, window):
     order, ends = get_vision_window_index(torch.tensor([[1, rows, columns]]), 2, window, 14)
