@@ -217,11 +217,11 @@ def test_smollm2_itself_equals_transformers_and_answers_in_english():
 def test_the_preset_runs_in_every_stage(job, tiny, tmp_path, monkeypatch):
     """On the tiny decoder, which goes through all of the same code."""
     monkeypatch.chdir(tmp_path)
-    small = {"steps": 1, "eval.limit": 4, "lora.rank": 2, "max_prompt_length": 1024}
-    stages = {"dsa": {**small, "max_new_tokens": 512}, "gba": {**small, "max_new_tokens": 8, "prompts_per_step": 1}}
+    small = {"steps": 1, "eval.limit": 4, "lora.rank": 2, "max_prompt_length": 2048}
+    stages = {"dsa": {**small, "max_new_tokens": 1024}, "gba": {**small, "max_new_tokens": 8, "prompts_per_step": 1}}
     if job == "pipeline":
         fields = {f"{stage}.{name}": value for stage, group in stages.items() for name, value in group.items()}
-        fields |= {"evaluate.max_new_tokens": 4, "evaluate.max_prompt_length": 1024, "limit": 8}
+        fields |= {"evaluate.max_new_tokens": 4, "evaluate.max_prompt_length": 2048, "limit": 8}
     else:
         fields = stages[job] | {"limit": 8}
     arguments = [f"--config.{name}={value}" for name, value in fields.items()]
