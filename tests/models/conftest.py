@@ -16,11 +16,11 @@ from mmedexpert_jax.processing.batch import Batch
 torch.set_num_threads(1)  # the models are tiny, and two threads wait for each other on a busy machine
 IDS = {"vision_start_token_id": 195, "vision_end_token_id": 196, "image_token_id": 197, "video_token_id": 198}
 VOCAB = 200
-CHECKPOINTS = {  # family, tied, heads, key heads, layers, vision depth, blocks with full attention
-    "qwen2_tied": ("qwen2_vl", True, 4, 2, 2, 2, ()),
-    "qwen2_untied": ("qwen2_vl", False, 4, 1, 2, 1, ()),
-    "qwen2_5_untied": ("qwen2_5_vl", False, 4, 4, 2, 2, (0,)),
-    "qwen2_5_tied": ("qwen2_5_vl", True, 4, 2, 1, 3, (1,)),
+CHECKPOINTS = {  # family, tied, heads, key heads, layers, vision depth, blocks with full attention, window in pixels
+    "qwen2_tied": ("qwen2_vl", True, 4, 2, 2, 2, (), 112),
+    "qwen2_untied": ("qwen2_vl", False, 4, 1, 2, 1, (), 112),
+    "qwen2_5_untied": ("qwen2_5_vl", False, 4, 4, 2, 2, (0,), 112),
+    "qwen2_5_tied": ("qwen2_5_vl", True, 4, 2, 1, 3, (1,), 56),
 }
 
 
@@ -48,8 +48,8 @@ def _exact_products():
         yield
 
 
-def hf_config(name: str) -> Any:
-    family, tied, heads, kv_heads, layers, depth, full_blocks = CHECKPOINTS[name]
+def hf_config(shape: tuple) -> Any:
+    family, tied, heads, kv_heads, layers, depth, full_blocks, window = shape
     text = {
         "vocab_size": VOCAB,
         "hidden_size": 32,
@@ -66,13 +66,18 @@ def hf_config(name: str) -> Any:
         vision = {"depth": depth, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
         return transformers.Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **IDS)
     vision = {"depth": depth, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 44}
-    vision |= {"fullatt_block_indexes": list(full_blocks), "window_size": 56 if tied else 112}
+    vision |= {"fullatt_block_indexes": list(full_blocks), "window_size": window}
     return transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **IDS)
 
 
 def write_reference(name: str, directory: Path) -> Any:
-    config = hf_config(name)
-    torch.manual_seed(list(CHECKPOINTS).index(name))
+    return write_shape(CHECKPOINTS[name], list(CHECKPOINTS).index(name), directory)
+
+
+def write_shape(shape: tuple, seed: int, directory: Path) -> Any:
+    """Saves a random checkpoint of a shape as in CHECKPOINTS, and returns transformers' model."""
+    config = hf_config(shape)
+    torch.manual_seed(seed)
     reference = transformers.AutoModelForImageTextToText.from_config(config).eval()
     with torch.no_grad():
         for parameter_name, parameter in reference.named_parameters():
@@ -170,3 +175,9 @@ def prompts():
 def reference_writer():
     """`write_reference` for the tests."""
     return write_reference
+
+
+@pytest.fixture(scope="session")
+def shape_writer():
+    """`write_shape` for the tests."""
+    return write_shape

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from mmedexpert_jax.models import load_model
+
 NAMES = ("qwen2_tied", "qwen2_untied", "qwen2_5_untied", "qwen2_5_tied")
 TOLERANCE = 1e-4  # of the logits' standard deviation
 # unequal lengths; text alone, two images in a prompt, odd aspects, sides that are and are not multiples of a window (8)
@@ -116,3 +118,32 @@ def test_cached_decode_and_extend_equal_the_full_forward(name, checkpoint, promp
     other = np.random.default_rng(1).integers(0, 190, tokens[:, 1].shape)  # a second continuation of the same prompts
     extended = np.asarray(extend(params, batch, np.stack([tokens[:, 0], other], axis=1)))
     assert np.abs(extended[:, 0, :-1] - full[:, 1:]).max() < 1e-5 * np.abs(full).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(16))
+def test_any_shape_of_both_families_equals_transformers(seed, shape_writer, prompts, tmp_path):
+    """Random depths, patterns of full blocks, heads, windows and grids, up to three images in a prompt."""
+    rng = np.random.default_rng(seed)
+    depth, kv_heads = int(rng.integers(1, 6)), int(rng.choice([1, 2, 4]))
+    full_blocks = tuple(np.flatnonzero(rng.random(depth) < 0.4).tolist())
+    family, tied = ("qwen2_vl", "qwen2_5_vl")[seed % 2], bool(rng.integers(2))
+    shape = (family, tied, 4, kv_heads, int(rng.integers(1, 4)), depth, full_blocks, int(rng.choice([56, 112])))
+    reference = shape_writer(shape, seed, tmp_path)
+    talks = [
+        [
+            part
+            for _ in range(rng.integers(0, 4))
+            for part in (int(rng.integers(1, 9)), tuple(2 * rng.integers(1, 13, 2)))
+        ]
+        + [int(rng.integers(1, 9))]
+        for _ in range(3)
+    ]
+    talks = [[tuple(map(int, part)) if isinstance(part, tuple) else part for part in talk] for talk in talks]
+    case = prompts(reference, talks, dummy_images=int(rng.integers(0, 2)))
+    model, params = load_model(tmp_path)
+    logits = np.asarray(model.logits(params, case.batch))
+    with torch.no_grad():
+        expected = reference(**case.inputs).logits.numpy()
+    valid = case.inputs["attention_mask"].numpy().astype(bool)
+    assert np.abs(logits - expected)[valid].max() < TOLERANCE * expected[valid].std()
