@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -72,7 +73,7 @@ def make(folder: Path, shape, lora: bool) -> None:
     (folder / "config").mkdir(parents=True, exist_ok=True)
     (folder / "config" / "config.json").write_text(json.dumps(config))
     with ProcessPoolExecutor() as pool:
-        list(pool.map(make_full, *zip(*[(folder, shape, number) for number in range(-1, 0 if lora else EXPERTS)])))
+        list(pool.map(partial(make_full, folder, shape), range(-1, 0 if lora else EXPERTS)))
     for number in range(EXPERTS if lora else 0):
         path = folder / f"lora{number}"
         if path.exists():
