@@ -1,0 +1,357 @@
+"""The dataset job against a loopback teacher: survived misbehaviour and kills, built, reviewed, trained from."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmedexpert_jax.data import SPECIALTIES, load_cases
+from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
+from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.launch.jobs import run_job
+from mmedexpert_jax.launch.plan import describe
+from mmedexpert_jax.mmedexpert import filters, publish
+from mmedexpert_jax.mmedexpert.practice import answer
+from mmedexpert_jax.mmedexpert.store import FILE, Store
+from mmedexpert_jax.remote import Answers
+from mmedexpert_jax.remote.loopback import Loopback, Misbehaviour
+
+KEY = "sk-very-secret-0123456789"
+MISBEHAVING = Misbehaviour(share=0.25, in_a_row=3, filtered=0.01, rejected=0.01, retry_after=0.01)
+INSERT = """INSERT INTO review_events (time, reviewer, role, trace_id, kind, value, seconds, client_id)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+TOPICS = ("angina and heart failure", "a brain tumour", "migraine", "colon cancer", "asthma", "hearing loss")
+
+
+def raw_cases(path: Path, count: int) -> Path:
+    """Cases that differ in a word or two of each five."""
+    lines = []
+    for i in range(count):
+        age = 3 + i % 80
+        text = f"A {age}-year-old patient {i} has {TOPICS[i % 6]} with sign {i * 7} since day {i * 3}."
+        row = {"id": f"own-{i}", "question": f"{text} What is the most likely diagnosis?", "answer": "ABC"[i % 3]}
+        row |= {
+            "options": {"A": "First disease", "B": "Second disease", "C": "Third disease"},
+            "licence": "CC0",
+            "redistributable": i % 5 > 0,
+        }
+        lines.append(json.dumps(row) + "\n")
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """(server, fields) -> config of a run on 60 cases (or `cases`) in tmp_path/run."""
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+
+    def make(server: Loopback, cases: int = 60, workdir: str = "run", **fields):
+        path = tmp_path / f"raw-{cases}.jsonl"
+        return load_config("configs/dataset.py:endpoint", overrides(server, path, cases, tmp_path / workdir) | fields)
+
+    return make
+
+
+def overrides(server: Loopback, path: Path, cases: int, workdir: Path) -> dict:
+    return {
+        "workdir": str(workdir),
+        "data.path": str(path if path.exists() else raw_cases(path, cases)),
+        "benchmarks": (),
+        "candidates": 3,
+        "words": (5, 100),
+        "teacher.url": server.url,
+        "teacher.model": "practice",
+        "teacher.key_env": "TEACHER_KEY",
+        "teacher.retry_wait": 0.01,
+        "teacher.timeout": 4.0,
+        "teacher.max_tokens": 200,
+        "teacher.price_input": 1.0,
+        "teacher.price_output": 10.0,
+    }
+
+
+def built(run: Path) -> dict[str, str]:
+    """Hashes of all that was built, by name."""
+    files = (path for path in (run / "export").rglob("*") if path.is_file())
+    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, _key):
+    """A finished run of 60 cases with a well-behaved teacher, and the server's counts."""
+    folder = tmp_path_factory.mktemp("finished")
+    with Loopback(answer, key=KEY) as server:
+        config = load_config("configs/dataset.py:endpoint", overrides(server, folder / "raw.jsonl", 60, folder / "run"))
+        run_job(config)
+    return folder / "run", server
+
+
+@pytest.fixture(scope="module")
+def _key():
+    os.environ["TEACHER_KEY"] = KEY
+    yield
+    del os.environ["TEACHER_KEY"]
+
+
+def survives(dataset, cases: int, **fields) -> None:
+    """A misbehaving server changes the history and nothing else."""
+    with Loopback(answer, MISBEHAVING, key=KEY) as server:
+        config = dataset(server, cases, **{"candidates": 1, "teacher.concurrency": 64} | fields)
+        run_job(config)
+        asked = dict(server.asked)
+        store = Store(Path(config.workdir) / FILE)
+        traces = list(store.traces(passed=None))
+        given_up = cases - len(traces)
+        assert given_up <= 0.03 * cases  # those that get a 400 always, and nothing else
+        assert len(traces) == server.answered.total() + sum(t.check.reasons[:1] == ("no-answer-came",) for t in traces)
+        assert max(server.answered.values()) == 1  # nothing that was answered was asked again
+        assert max(asked.values()) <= config.teacher.max_attempts
+        run_job(config)  # every stored answer is there: only what was refused is asked again
+        again = {content for content, count in server.asked.items() if count > asked.get(content, 0)}
+        assert len(again) == given_up and not again & set(server.answered)
+
+
+def test_five_hundred_cases_survive_a_misbehaving_server(dataset):
+    survives(dataset, 500)
+
+
+@pytest.mark.slow
+def test_ten_thousand_cases_survive_a_misbehaving_server(dataset):
+    survives(dataset, 10_000, **{"teacher.timeout": 10.0})
+
+
+def test_misbehaviour_leaves_no_trace_in_the_data_set(dataset, tmp_path):
+    wrong = Misbehaviour(share=0.4, in_a_row=3, retry_after=0.01)
+    with Loopback(answer, key=KEY) as good, Loopback(answer, wrong, key=KEY) as bad:
+        run_job(dataset(good, workdir="good", **{"stages": ("collect", "trace", "build")}))
+        run_job(dataset(bad, workdir="bad", **{"stages": ("collect", "trace", "build")}))
+    assert built(tmp_path / "good") == built(tmp_path / "bad")
+    assert bad.asked.total() > bad.answered.total() == good.answered.total()
+
+
+def killed(tmp_path: Path, kills: int, cases: int) -> None:
+    """A run killed at random moments ends with the bytes of one that was not, and pays nothing twice but what flew."""
+    random_ = random.Random(0)
+    slow = Misbehaviour(share=0.1, in_a_row=2, retry_after=0.01)
+    with Loopback(answer, slow, latency=0.03, key=KEY) as server:
+        fields = overrides(server, tmp_path / "raw.jsonl", cases, tmp_path / "whole") | {"teacher.concurrency": 8}
+        run_job(load_config("configs/dataset.py:endpoint", fields))
+        server.asked.clear(), server.answered.clear()
+        (tmp_path / "fields.json").write_text(json.dumps(fields | {"workdir": str(tmp_path / "cut")}))
+        command = [sys.executable, "-m", "mmedexpert_jax.launch", "--config=configs/dataset.py:endpoint"]
+        command.append(f"--overrides={tmp_path / 'fields.json'}")
+        environment = os.environ | {"TEACHER_KEY": KEY}
+        for _ in range(kills):
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            before, deadline = server.asked.total(), time.monotonic() + 60
+            target = before + random_.randint(0, 2 * cases // kills)
+            while process.poll() is None and server.asked.total() < target and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(random_.random() * 0.2)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+    assert built(tmp_path / "cut") == built(tmp_path / "whole")
+    in_flight = 8 * kills
+    assert server.answered.total() <= Answers(tmp_path / "whole" / FILE).totals()["answered"] + in_flight
+
+
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path, _key):
+    killed(tmp_path, kills=2, cases=40)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_moments_ends_with_the_same_bytes(tmp_path, _key):
+    killed(tmp_path, kills=20, cases=200)
+
+
+def test_training_reads_what_was_built(finished):
+    run, _ = finished
+    cases = [case for split in ("train", "dev", "test") for case in load_cases(run / "export" / "dataset", split)]
+    assert len({case.id for case in cases}) == len(cases) > 30
+    for case in cases:
+        passed = filters.check(
+            f"<think>{case.trace}</think><answer>{case.answer}</answer>", as_record(case), case.paradigm
+        )
+        assert passed.passed and case.paradigm in case.paradigms
+    found = {case.specialty for case in cases}
+    assert found == set(SPECIALTIES)
+    for name in found:
+        assert load_cases(run / "export" / "dataset", "train", specialty=name)
+
+
+def as_record(case):
+    from mmedexpert_jax.mmedexpert.record import Record
+
+    return Record(case.id, "", "", "", "", True, case.question, case.options, case.answer)
+
+
+def test_datasets_loads_every_specialty(finished, tmp_path):
+    import datasets
+
+    folder = finished[0] / "export" / "dataset"
+    for name in ("all", *SPECIALTIES):
+        loaded = datasets.load_dataset(str(folder), name, cache_dir=str(tmp_path))
+        assert all(row["specialty"] == name for row in loaded["train"]) or name == "all"
+        assert isinstance(loaded["train"].features["images"].feature, datasets.Image)
+
+
+def test_restricted_rows_stay_out_of_what_is_public(finished):
+    run, _ = finished
+    public = [json.loads(line) for line in (run / "export" / "rejected.jsonl").read_text().splitlines()]
+    assert not public
+    manifest = json.loads((run / "export" / "dataset" / "manifest.json").read_text())
+    opened = json.loads((run / "export" / "public" / "manifest.json").read_text())
+    rows = {
+        name: sum(part["all"] for part in made["rows"].values())
+        for name, made in (("all", manifest), ("public", opened))
+    }
+    import pyarrow.parquet as parquet
+
+    tables = [parquet.read_table(file).to_pylist() for file in (run / "export" / "public").glob("*.parquet")]
+    assert 0 < rows["public"] < rows["all"] and all(row["redistributable"] for table in tables for row in table)
+    assert sum(map(len, tables)) == rows["public"]
+
+
+def test_the_manifest_holds_hashes_and_the_card_the_funnel(finished):
+    folder = finished[0] / "export" / "dataset"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, sha in manifest["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha
+    last = manifest["funnel"][-1]
+    assert last["raw"] == 60 >= last["traced"] >= last["matched"] >= last["passed"] >= last["built"] > 0
+    card = (folder / "README.md").read_text()
+    assert "No trace has been reviewed" in card and "| all | 60 |" in card and "<!--" not in card
+
+
+def test_the_key_is_written_nowhere(finished):
+    run, _ = finished
+    assert not [path for path in run.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def test_a_report_says_what_luck_would_give(finished):
+    text = (finished[0] / "table.md").read_text()
+    assert "by luck alone" in text
+    totals = Answers(finished[0] / FILE).totals()
+    assert f"{totals['answered']} candidates" in text and f"{totals['answered'] / 3:.0f} would (33.3%)" in text
+
+
+def test_each_stage_runs_alone_and_early_stop_saves_requests(dataset, tmp_path):
+    with Loopback(answer, key=KEY) as server:
+        with pytest.raises(ConfigError, match="holds no cases"):
+            run_job(dataset(server, stages=("trace",)))
+        for stage in ("collect", "trace", "filter", "judge", "build"):
+            run_job(dataset(server, stages=(stage,)))
+        run_job(dataset(server, workdir="whole"))
+    assert built(tmp_path / "run") == built(tmp_path / "whole")
+    store = Store(tmp_path / "run" / FILE)
+    for case_id in {trace.case.id for trace in store.traces(passed=None)}:
+        passes = [t.check.passed for t in store.traces(passed=None) if t.case.id == case_id]
+        assert not any(passes[:-1]) and (passes[-1] or len(passes) == 3)
+
+
+def test_people_decide_what_is_built_and_their_verdicts_survive_fresh(dataset, tmp_path):
+    with Loopback(answer, key=KEY) as server:
+        run_job(dataset(server))
+        store = Store(tmp_path / "run" / FILE)
+        accepted, edited, rejected, spoiled = list(store.traces())[:4]
+        text = edited.text.replace("(1) ", "(1) Plainly put: ", 1)
+        for trace, kind, new in (
+            (accepted, "accept", None),
+            (edited, "edit", text),
+            (rejected, "reject", None),
+            (spoiled, "edit", "(1) Nothing of the kind."),
+        ):
+            value = json.dumps({"kind": kind, "text": new, "reasons": [], "note": "", "rubric": {}})
+            row = ("2026-01-01T00:00:00", "anna", "reviewer", trace.id, "verdict", value, 1.0, f"c-{trace.id}")
+            store.write(lambda db, values=row: db.execute(INSERT, values))
+        asked = server.asked.total()
+        run_job(dataset(server, stages=("build",), reviewed="accepted"))
+        folder = tmp_path / "run" / "export" / "dataset"
+        rows = {case.id: case for file in folder.glob("*.parquet") for case in load_cases(file, "")}
+        assert set(rows) == {f"{t.case.id}.{t.paradigm}" for t in (accepted, edited)}
+        assert rows[f"{edited.case.id}.{edited.paradigm}"].trace == text
+        run_job(dataset(server, fresh=True))
+        ids = {file: [case.id for case in load_cases(file, "")] for file in folder.glob("*.parquet")}
+        assert f"{rejected.case.id}.{rejected.paradigm}" not in {id for part in ids.values() for id in part}
+        assert len(ids) == 3 and server.asked.total() == asked
+
+
+def test_a_judge_scores_and_decides_nothing(dataset, tmp_path):
+    def both(body):
+        text = body["messages"][-1]["content"]
+        if "Criteria" not in text:
+            return answer(body)
+        codes = [line.partition(":")[0] for line in text.partition("Criteria\n")[2].splitlines()]
+        return json.dumps({code: code != "facts" for code in codes})
+
+    with Loopback(both, key=KEY) as server:
+        judge = {"judge.kind": "chat", "judge.url": server.url, "judge.model": "j", "judge.key_env": "TEACHER_KEY"}
+        run_job(dataset(server, **judge))
+    traces = list(Store(tmp_path / "run" / FILE).traces())
+    assert all(0 < trace.judge.score < 1 and dict(trace.judge.criteria)["facts"] is False for trace in traces)
+    assert all(trace.check.passed for trace in traces)
+
+
+def test_the_teacher_votes_on_specialties(dataset, tmp_path):
+    with Loopback(lambda body: "C" if "specialty" in str(body) else answer(body), key=KEY) as server:
+        run_job(dataset(server, votes=True, stages=("collect",)))
+    assert {(r.specialty, r.specialty_by) for r in Store(tmp_path / "run" / FILE).cases()} == {("BS", "votes")}
+
+
+def test_a_spent_budget_stops_and_a_higher_one_goes_on(dataset, tmp_path):
+    with Loopback(answer, key=KEY) as server:
+        with pytest.raises(RemoteError, match="budget"):
+            run_job(dataset(server, **{"teacher.budget": 0.05}))
+        spent = Answers(tmp_path / "run" / FILE).spent()
+        assert 0.03 < spent <= 0.05
+        run_job(dataset(server, **{"teacher.budget": 50.0}))
+        assert max(server.answered.values()) == 1
+
+
+def test_the_batch_api_builds_the_same_data_set(dataset, tmp_path):
+    with Loopback(answer, key=KEY) as server:
+        run_job(dataset(server, workdir="chat"))
+        run_job(dataset(server, workdir="batch", **{"teacher.kind": "batch"}))
+    assert built(tmp_path / "chat") == built(tmp_path / "batch")
+    chat, batch = (Answers(tmp_path / name / FILE).spent() for name in ("chat", "batch"))
+    assert batch == pytest.approx(chat / 2)
+
+
+def test_a_plan_counts_and_prices_without_asking_or_writing(dataset, tmp_path):
+    with Loopback(answer, key=KEY) as server:
+        text = describe(dataset(server))
+    assert not server.asked and not (tmp_path / "run").exists()
+    assert "60 to 180 (3 candidates at most)" in text and "12 not to be passed on" in text and "about $" in text
+
+
+def test_files_that_are_mostly_refused_stop_the_run(dataset, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"x": 1}\n' * 3)
+    with Loopback(answer, key=KEY) as server, pytest.raises(DataError, match="3 of 3 raw rows were refused"):
+        run_job(dataset(server, **{"data.path": str(path)}))
+
+
+def test_only_what_may_be_passed_on_is_pushed(monkeypatch, tmp_path):
+    calls = []
+
+    class Api:
+        def create_repo(self, *args, **kwargs):
+            calls.append(args)
+
+        def upload_folder(self, folder_path, **kwargs):
+            calls.append(folder_path)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    with pytest.raises(ConfigError, match="no row may be passed on"):
+        publish.push(tmp_path, "me/set")
+    (tmp_path / "train.parquet").touch()
+    publish.push(tmp_path, "me/set")
+    assert calls == [("me/set",), tmp_path]
