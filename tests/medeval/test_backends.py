@@ -1,0 +1,98 @@
+"""One model through this project's engine and through transformers: the same answers."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import transformers
+from PIL import Image
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
+from transformers.processing_utils import ProcessorMixin
+
+from mmedexpert_jax.data.benchmarks import from_case
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.medeval.backends import Asked
+from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend, fingerprint
+from mmedexpert_jax.medeval.backends.torch_model import TransformersBackend
+from mmedexpert_jax.medeval.prompts import build
+from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
+from mmedexpert_jax.models.config import TextConfig, VisionConfig
+from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE
+from mmedexpert_jax.rollout import Settings
+
+
+class Reference(Qwen2VLProcessor):
+    """transformers' own, without the video processor that torchvision would have to serve."""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, processor):
+    folder = tmp_path_factory.mktemp("model")
+    text = TextConfig(400, 16, 24, 1, 2, 1, mrope_section=(2, 1, 1))
+    vision = VisionConfig("qwen2_vl", depth=1, hidden_size=8, intermediate_size=16, num_heads=1, out_hidden_size=16)
+    model = Model(ModelConfig(text, vision, True, 398, 399, 395, 396, 386, 386, (388, 386)))
+    rng = np.random.default_rng(0)
+    params = nest({k: rng.standard_normal(s).astype(np.float32) for k, s in tensor_shapes(model.config).items()})
+    save_pretrained(folder, model, params, processor)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """Three questions of unlike lengths, the second with an image."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (56, 84, 3), np.uint8))
+    cases = [
+        Case(str(i), "What is the score? " * (i + 1), ("one", "two"), "A", "AM", "t", (picture,) if i == 1 else ())
+        for i in range(3)
+    ]
+    return [Asked(case.id, f"{int(case.id):064x}", build(from_case(case), "think_answer").messages) for case in cases]
+
+
+def test_both_ways_give_the_same_answers(folder, asked, monkeypatch):
+    def processor(*arguments, **options):
+        images = Qwen2VLImageProcessorPil.from_pretrained(folder)
+        return Reference(images, AutoTokenizer.from_pretrained(folder), QWEN2_VL_TEMPLATE)
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", processor)
+    settings = Settings(max_new_tokens=6, batch_size=2)
+    ours, theirs = {}, {}
+    with jax.default_matmul_precision("highest"):
+        JaxBackend(str(folder), "float32", settings).answer(asked, 1, ours.__setitem__)
+    TransformersBackend(str(folder), settings).answer(asked, 1, theirs.__setitem__)
+    assert sorted(ours) == [0, 1, 2] and [len(replies) for replies in theirs.values()] == [1, 1, 1]
+    for number in range(3):
+        (mine,), (other,) = ours[number], theirs[number]
+        assert (mine.text.strip(), mine.tokens, mine.truncated) == (other.text, other.tokens, other.truncated)
+
+
+def test_a_model_without_a_chat_template_is_one_line(folder, asked, monkeypatch):
+    def processor(*arguments, **options):
+        made = Reference(Qwen2VLImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+        made.chat_template = None
+        return made
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", processor)
+    with pytest.raises(DataError, match="has no chat template"):
+        TransformersBackend(str(folder), Settings()).answer(asked, 1, lambda number, replies: None)
+    with pytest.raises(DataError, match="transformers cannot load it"):
+        TransformersBackend(str(folder / "nowhere"), Settings()).answer(asked, 1, lambda number, replies: None)
+
+
+def test_a_fingerprint_changes_with_the_weights_alone(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert fingerprint(str(copy)) == fingerprint(str(folder))
+    weights = next(copy.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    assert fingerprint(str(copy)) != fingerprint(str(folder))
