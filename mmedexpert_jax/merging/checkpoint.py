@@ -123,7 +123,7 @@ def _views(file: Path) -> dict[str, np.ndarray]:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if length < 10**8 else None
+            header = json.loads(stream.read(length) if length < 10**8 else b"")
         data = np.memmap(file, np.uint8, "r", offset=8 + length)
         views = {}
         for name, entry in header.items():
@@ -165,7 +165,7 @@ class Writer:
     def write(self, name: str, start: int, entries: np.ndarray) -> None:
         """Entries of a tensor from a flat index on, in its layout's dtype; from any thread. Raises ResourceError."""
         file, offset = self._layout[name]
-        data = memoryview(np.ascontiguousarray(entries).view(np.uint8)).cast("B")
+        data = np.ascontiguousarray(entries).view(np.uint8).data
         offset += start * entries.dtype.itemsize
         with files.writing(self.partial):
             while data:
@@ -233,7 +233,8 @@ def _plan(tensors: Mapping[str, tuple], most: int) -> tuple[dict[str, tuple[str,
             sizes.append(0)
         shards[-1][name] = ([int(n) for n in shape], np.dtype(dtype).name, sizes[-1], sizes[-1] + size)
         sizes[-1] += size
-    layout, headers = {}, {}
+    layout: dict[str, tuple[str, int]] = {}
+    headers: dict[str, tuple[bytes, int]] = {}
     for number, (shard, size) in enumerate(zip(shards, sizes, strict=True), 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         entries = {

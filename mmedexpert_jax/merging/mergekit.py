@@ -115,9 +115,7 @@ def _numbers(
     return numbers, flags
 
 
-def _interpolation(
-    path: str | Path, models: list[str], base: str, names: Mapping[str, str], t: Spec
-) -> dict[str, Spec]:
+def _interpolation(path: str | Path, base: str, names: Mapping[str, str], t: Spec) -> dict[str, Spec]:
     """Weights of slerp's two models: t of the other, 1 - t of the base."""
     if len(names) != 2 or base not in names:
         raise ConfigError(f"{path}: slerp takes two models, one of them the base_model")

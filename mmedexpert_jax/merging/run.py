@@ -42,6 +42,8 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
     recipe = recipe_of(config)
     values: dict[str, Any] = {"experts": dict(recipe.experts)}
     tables = {}
+    with files.writing(run.path):
+        (run.path / "export").mkdir(exist_ok=True)
     if config.get("sweep") and config.sweep.densities:
         found = _sweep(recipe, config, run, evaluate)
         files.write_json(run.path / "export" / "sweep.json", found.rows)
