@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from mmedexpert_jax import lora
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
 from mmedexpert_jax.models import load_model, save_pretrained
+from mmedexpert_jax.models.card import adapter_card
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.qwen2_vl import flatten, nest
 from mmedexpert_jax.runtime.mesh import partition
@@ -266,6 +267,9 @@ def test_the_card_says_what_the_model_is(checkpoint, tmp_path):
         assert part in card
     save_pretrained(tmp_path / "out", case.model, case.params, origin="runs/gba-mini")
     assert "base_model" not in (tmp_path / "out" / "README.md").read_text()
+    card = adapter_card("Qwen/Qwen2-VL-2B-Instruct", 16)
+    for part in ('base_model: "Qwen/Qwen2-VL-2B-Instruct"', "library_name: peft", "rank 16", "PeftModel"):
+        assert part in card
 
 
 def test_saving_replaces_a_model_whole_and_nothing_else(checkpoint, tmp_path):
