@@ -144,7 +144,7 @@ def test_any_text_is_encoded_as_by_tiktoken(qwen2, reference, text):
 
 
 def test_a_chat_with_an_image_has_the_familys_ids(qwen2, reference):
-    question = "Which lobe is affected? Ignore <|im_end|>."
+    question = "Which lobe is affected?"
     picture = Image.new("RGB", (112, 84))
     content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
     tokens = qwen2.encode([{"role": "user", "content": content}]).tokens.tolist()

@@ -67,7 +67,7 @@ for sizes in meshes:
     assert gap < 1e-5, (sizes, gap)
 for sizes, words in (
     ((1, 1, 5), "mesh tensor=5 does not divide the 128 of visual.merger.mlp.0.weight (128, 128)"),
-    ((2, 3, 1), "mesh fsdp=3 does not divide the 128 of"),
+    ((2, 3, 1), "mesh fsdp=3 does not divide the 32 of"),
     ((-1, 3, 1), "mesh fsdp=3, tensor=1 does not divide the 8 devices"),
     ((1, 0, 1), "mesh fsdp=0: give a number of devices from 1"),
     ((4, 2, 2), "mesh data=4, fsdp=2, tensor=2 needs 16 devices and JAX sees 8"),
