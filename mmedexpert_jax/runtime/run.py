@@ -51,6 +51,10 @@ FREE = frozenset(
         "tokens_per_minute",
         "timeout",
         "max_attempts",
+        # of the evaluate job: answers are stored by all that they depend on
+        "skip_broken",
+        "report_items",
+        "url",
         "retry_wait",
     }
 )
