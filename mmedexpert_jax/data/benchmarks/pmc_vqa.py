@@ -15,7 +15,7 @@ from mmedexpert_jax.errors import DataError
 
 NAMES = {"v2": "{}_2.csv", "v1": "{}.csv", "v1_clean": "{}_clean.csv"}
 FOLDERS = {"v2": ("figures", "images_2.zip"), "v1": ("images", "images.zip"), "v1_clean": ("images", "images.zip")}
-PUBLISHED = {"v2": 33_430, "v1": 50_000, "v1_clean": 2_000}
+PUBLISHED = {"v2": {"items": 33_430}, "v1": {}, "v1_clean": {"items": 2_000}}
 LABEL = re.compile(r"""["']?\s*([A-D])\s*:\s*(.*)""")
 STRAY = re.compile(r"""^["']\s*|\s+["']$""")  # a quote whose other half stands in another cell
 
@@ -83,7 +83,7 @@ register(
         hub="RadGenome/PMC-VQA",
         hub_files=lambda split, subset: (NAMES[subset].format(split), FOLDERS[subset][1]),
         expects="test_2.csv and figures/ or images_2.zip (v2), or test.csv and images/ or images.zip (v1)",
-        published=lambda split, subset: {"items": PUBLISHED[subset]} if split == "test" else {},
-        licence="CC BY-SA (hub card); figures under their articles' licences",
+        published=lambda split, subset: PUBLISHED[subset] if split == "test" else {},
+        licence="CC BY-SA (hub card); figures of articles under CC0 or CC BY",
     )
 )

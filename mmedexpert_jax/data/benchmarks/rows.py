@@ -88,8 +88,10 @@ def read(found: tuple[str, Entry], images: Sequence[str] = ("image",)) -> Iterat
     try:
         for number, values in enumerate(readers[suffix](path, entry, images), 1):
             where = f"{path}, row {number}"
-            good = isinstance(values, dict)
-            yield Row(values if good else {}, where, number, "" if good else f"{where}: {values}")
+            if isinstance(values, dict):
+                yield Row(values, where, number)
+            else:
+                yield Row({}, where, number, f"{where}: {values}")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); fetch it again") from None
 
