@@ -86,22 +86,24 @@ class Ledger:
     """
 
     def __init__(self, budget: float, spent: float):
-        self.budget, self.spent, self._reserved = budget, spent, 0.0
+        self.budget, self.spent, self._reserved, self._open = budget, spent, 0.0, 0
         self._changed = asyncio.Condition()
 
     async def reserve(self, dollars: float) -> bool:
         """Sets `dollars` aside; False where the budget cannot bear them."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._bears(dollars) or self._reserved <= 0)
+            await self._changed.wait_for(lambda: self._bears(dollars) or not self._open)
             if not self._bears(dollars):
                 return False
             self._reserved += dollars
+            self._open += 1
             return True
 
     async def settle(self, reserved: float, cost: float) -> None:
         """Turns what was set aside into what was spent."""
         async with self._changed:
-            self._reserved = max(0.0, self._reserved - reserved)
+            self._open -= 1
+            self._reserved = self._reserved - reserved if self._open else 0.0  # no residue of rounding is left
             self.spent += cost
             self._changed.notify_all()
 

@@ -355,3 +355,14 @@ def test_only_what_may_be_passed_on_is_pushed(monkeypatch, tmp_path):
     (tmp_path / "train.parquet").touch()
     publish.push(tmp_path, "me/set")
     assert calls == [("me/set",), tmp_path]
+
+
+@pytest.mark.slow
+def test_the_embedded_cases_become_a_data_set_without_key_and_network(tmp_path):
+    config = load_config("configs/dataset.py", overrides={"workdir": str(tmp_path / "run")})
+    run_job(config)
+    cases = [
+        c for split in ("train", "dev", "test") for c in load_cases(tmp_path / "run" / "export" / "dataset", split)
+    ]
+    assert len(cases) > 100 and {case.specialty for case in cases} == set(SPECIALTIES)
+    assert {case.modality for case in cases} == {"text", "image"}

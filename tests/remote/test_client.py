@@ -119,6 +119,13 @@ def test_the_budget_is_never_exceeded(client, answers):
     assert 5 < answers.totals()["answered"] < 50
 
 
+def test_many_workers_at_the_end_of_a_budget_all_come_home(client, answers):
+    prices = {"price_input": 0.7, "price_output": 9.1, "max_tokens": 333}
+    with Loopback(latency=0.005) as server, pytest.raises(RemoteError, match="cannot bear"):
+        client(server, **prices, budget=0.02, concurrency=16).ask(questions(400))
+    assert 0.01 < answers.spent() <= 0.02
+
+
 def test_costs_follow_the_prices(client):
     fields = {"price_input": 2.0, "price_cached": 0.5, "price_output": 8.0}
     end = Endpoint("http://localhost/v1", "m", **fields)
