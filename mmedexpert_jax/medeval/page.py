@@ -100,7 +100,7 @@ def _item(
     paradigm: str | None,
 ) -> dict[str, Any]:
     texts: list[str] = []
-    answers = {}
+    answers: dict[str, list[dict[str, Any]]] = {}
     for model, rows in by_model.items():
         answers[model] = []
         for row in rows.get(item.id, ()):

@@ -22,7 +22,7 @@ class Result:
     """A benchmark and the evaluations of it, by model."""
 
     benchmark: Benchmark
-    evaluations: Mapping[str, Evaluation]
+    evaluations: dict[str, Evaluation]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def lines(table: PaperTable, results: Mapping[str, Result], targets: Sequence[Ta
             continue
         size = target.row[1] if target.row else ""
         found.append(Line(target.name, size, MEASURED, cells))
-        if target.row in table.rows:
+        if target.row is not None and target.row in table.rows:
             printed = _published(table, table.rows[target.row])
             gaps = {
                 heading: {"difference": 100 * (measured["accuracy"] - printed[heading]["accuracy"])}

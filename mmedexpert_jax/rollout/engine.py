@@ -131,7 +131,10 @@ class Engine:
     ) -> Iterator[tuple[Batch, list[int], list[int]]]:
         """Batches with the numbers of their conversations and the row ids; a batch is filled up with its first row."""
         while window := list(itertools.islice(numbered, WINDOW)):
-            sizes, asked, kept, room = [], [], {}, KEPT
+            sizes: list[Size] = []
+            asked: list[tuple[int, int, str, Prompt]] = []
+            kept: dict[int, Encoded] = {}
+            room = KEPT
             for number, row, name, prompt in window:
                 try:
                     encoded = self._encode(prompt, name)
@@ -150,7 +153,10 @@ class Engine:
                 for start in range(0, len(group), shape.rows):
                     places = group[start : start + shape.rows]
                     full = places + places[:1] * (shape.rows - len(places))
-                    prompts = {p: kept.pop(p, None) or self._encode(asked[p][3], asked[p][2]) for p in places}
+                    prompts = {
+                        place: kept.pop(place) if place in kept else self._encode(asked[place][3], asked[place][2])
+                        for place in places
+                    }
                     batch = self._collate([prompts[place] for place in full], shape)
                     yield batch, [asked[place][0] for place in places], [asked[place][1] for place in full]
 

@@ -1,7 +1,8 @@
 """Answers by an endpoint of the OpenAI protocol: vLLM, SGLang, a hosted model."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse
@@ -18,7 +19,7 @@ class EndpointBackend:
 
     def __init__(self, endpoint: Endpoint, history: Answers, interrupted: Callable[[], int | None] = lambda: None):
         """Raises ConfigError where the key's variable is not set."""
-        self.identity = {
+        self.identity: Mapping[str, Any] = {
             "endpoint": endpoint.model,
             "effort": endpoint.effort,
             "image_side": endpoint.image_side,
@@ -63,10 +64,11 @@ class EndpointBackend:
         self._client.ask(requests, settle)
         for number, replies in found.items():
             if errors := [reply.error for reply in replies.values() if reply.error]:
-                error = DataError(f"{asked[number].name}: {self._client.endpoint.host} gave no answer ({errors[0]})")
+                host = self._client.endpoint.host
+                failed = DataError(f"{asked[number].name}: {host} gave no answer ({errors[0]})")
                 if refuse is None:
-                    raise error
-                refuse(number, error)
+                    raise failed
+                refuse(number, failed)
 
     def totals(self) -> dict[str, float]:
         """Attempts, tokens, dollars and outcomes of all requests in the history."""

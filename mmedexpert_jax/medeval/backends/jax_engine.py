@@ -1,9 +1,10 @@
 """Answers by this project's engine: checkpoints of the Qwen2-VL family, run directories and adapters."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -24,7 +25,7 @@ class JaxBackend:
     def __init__(self, path: str, dtype: str, settings: Settings, interrupted: Callable[[], int | None] = lambda: None):
         """Takes what `load_model` takes; `interrupted` tells of a signal and is looked at between answers."""
         self._interrupted = interrupted
-        self.identity = {"weights": fingerprint(path), "dtype": dtype}
+        self.identity: Mapping[str, Any] = {"weights": fingerprint(path), "dtype": dtype}
         self._path, self._dtype, self._settings = path, dtype, settings
         self._engines: dict[int, Engine] = {}
 

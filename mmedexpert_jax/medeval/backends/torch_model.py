@@ -1,7 +1,7 @@
 """Answers by transformers, for models that this project's engine does not run. An optional extra: it needs torch."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -18,7 +18,7 @@ class TransformersBackend:
     def __init__(self, path: str, settings: Settings, interrupted: Callable[[], int | None] = lambda: None):
         """Takes a directory or hub id, "owner/name@revision"; `interrupted` is looked at between batches."""
         self._interrupted = interrupted
-        self.identity = {"transformers": path}
+        self.identity: Mapping[str, Any] = {"transformers": path}
         self._path, self._settings = path, settings
         self._loaded: tuple[Any, Any] | None = None
 
