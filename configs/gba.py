@@ -1,11 +1,28 @@
 """GBA (section 4.2): reinforcement learning with guideline-conditioned prompts and group advantages."""
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from types import SimpleNamespace
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
 
 from mmedexpert_jax.launch import presets
 
 PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b")
+
+# The plain rival of section 5.2.3: no guidelines, no reward for their structure, all else equal.
+_GRPO = {"guided": False, "rewards.structure": 0.0}
+# What an objective sets differently from gba. None of the papers behind the last three has a KL.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "gba": {},
+    "grpo": _GRPO,
+    # Liu et al. 2025 (arXiv 2503.20783): neither 1 / |y| nor 1 / deviation, which bias the gradient
+    "dr_grpo": _GRPO | {"aggregation": "constant", "advantage_scale": "none", "beta": 0.0},
+    # Yu et al. 2025 (arXiv 2503.14476): token-level loss, clip-higher, dynamic sampling, soft overlong punishment
+    "dapo": _GRPO
+    | {"aggregation": "token", "clip_high": 0.28, "zero_variance": "refill", "rewards.length": 1.0, "beta": 0.0},
+    # Zheng et al. 2025 (arXiv 2507.18071): the sequence's ratio, clipped close; four updates, since at one it is 1
+    "gspo": _GRPO | {"ratio_level": "sequence", "clip": 3e-4, "clip_high": 4e-4, "minibatches": 4, "beta": 0.0},
+}
 
 
 def get_config(preset: str = "mini") -> ConfigDict:
@@ -22,17 +39,49 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.top_k = 0  # sample among the k likeliest tokens; 0: all
     config.top_p = 1.0  # sample from the smallest set with this probability; 1: all
 
-    # objective
-    config.objective = "gba"  # "gba" (section 4.2), or "grpo": no guidelines, no structure reward, all else equal
-    config.clip = 0.2  # epsilon of the clipped ratio; appendix B
-    config.clip_high = placeholder(float)  # upper epsilon (DAPO's clip-higher); none: the same as clip
-    config.beta = 0.001  # weight of the k3 KL to the adapter-off reference; appendix B; 0: no reference
-    config.aggregation = "sequence"  # "sequence" (1/|y_i|, equation 5), "token" (DAPO) or "constant" (Dr. GRPO)
+    # objective: its name sets the fields marked "by objective" (OBJECTIVES above), each of which may be set on its own
+    objective = FieldReference("gba")
+    config.objective = objective  # "gba" (section 4.2), its rival "grpo" (no guidelines), "dr_grpo", "dapo" or "gspo"
+
+    def by_objective(name: str, default: Any, kind: type | None = None) -> FieldReference:
+        """The objective's value of a field, as long as the field is not set itself; `default` is that of gba."""
+        lookup = SimpleNamespace(fn=lambda _, chosen: OBJECTIVES.get(chosen, {}).get(name, default), args=[objective])
+        return FieldReference((kind or type(default))(), op=lookup)
+
+    config.guided = by_objective("guided", True)  # prompts ask for a paradigm (P_guide); by objective
+    config.clip = by_objective("clip", 0.2)  # epsilon of the clipped ratio; appendix B; by objective
+    config.clip_high = by_objective("clip_high", None, float)  # upper epsilon; none: the same as clip; by objective
+    # weight of the k3 KL to the adapter-off reference; appendix B; 0: no reference; by objective
+    config.beta = by_objective("beta", 0.001)
+    # "sequence" (1/|y_i|, equation 5), "token" (dapo) or "constant" (dr_grpo); by objective
+    config.aggregation = by_objective("aggregation", "sequence")
+    config.ratio_level = by_objective(
+        "ratio_level", "token"
+    )  # ratio of each "token" or "sequence" (gspo); by objective
+    # rewards over the deviation of their "group" (equation 4), or "none" (dr_grpo); by objective
+    config.advantage_scale = by_objective("advantage_scale", "group")
+    # groups of equal rewards: "keep", "drop" from the update, or "refill" by more rollouts (dapo's dynamic sampling);
+    # by objective
+    config.zero_variance = by_objective("zero_variance", "keep")
+    config.refill_rounds = 3  # rollouts that a step adds at most, to refill; verl's filter_groups allows 10
+    config.mask_truncated = False  # leave completions that ran into the limit out of the loss (TRL's field)
+    # cap of the weights pi / pi_sampler that correct for a sampler whose rounding differs (TRL's token_truncate; verl
+    # caps at 2); 0: no correction
+    config.importance_cap = 0.0
     config.advantage_eps = 1e-4  # epsilon of equation 4; value of the R1 family (TRL)
     config.advantage_ddof = 1  # degrees of freedom taken off the group's standard deviation; the R1 family (TRL)
     config.inner_epochs = 1  # passes over one rollout; 1: on-policy, the ratio is 1
-    config.minibatches = 1  # updates per pass, each on its share of the prompts
-    config.micro_batch = 1  # prompts of one gradient, summed up to an update's; 0: all; changes memory, not the result
+    config.minibatches = by_objective(
+        "minibatches", 1
+    )  # updates per pass, each on its share of the prompts; by objective
+
+    # devices and memory; none of it changes the result
+    config.micro_batch = 1  # prompts of one gradient on each device, summed up to an update's; 0: all
+    config.packing = 8  # capacities of the packed update, each compiled when it is first met; 0: rows stay padded
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices among which prompts are split; -1: all
+    config.mesh.fsdp = 1  # as data, and "shard" splits what it names among these
+    config.shard = "none"  # held in parts: "none", the "optimizer" state (ZeRO-2), or weights too ("full", ZeRO-3)
 
     # guidelines
     config.group_by = "prompt"  # whose samples compete: one "prompt" (equation 4) or all paradigms of one "query"
@@ -42,8 +91,10 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.rewards = ConfigDict()
     config.rewards.accuracy = 1.0  # weight: the answer in <answer> is the key
     config.rewards.format = 0.5  # weight: one well-formed <think> and <answer>
-    config.rewards.structure = 0.5  # weight: the reasoning follows its paradigm (section 4.2)
-    config.rewards.length = 0.0  # weight: no longer than needed
+    # weight: the reasoning follows its paradigm (section 4.2); by objective
+    config.rewards.structure = by_objective("rewards.structure", 0.5)
+    # weight: the soft punishment of overlong answers (dapo); by objective
+    config.rewards.length = by_objective("rewards.length", 0.0)
     config.rewards.functions = ()  # own rewards, each "module.function=weight"
     config.rewards.shuffle = False  # negative control: rewards are shuffled among the samples
 
@@ -57,6 +108,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
         config.warmup_steps = 4
         config.prompts_per_step = 12
         config.micro_batch = 0
+        config.packing = 0
         config.max_prompt_length = 512
         config.max_new_tokens = 96
         config.eval.split = "test"

@@ -14,7 +14,6 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.order import epoch_order
 from mmedexpert_jax.errors import ConfigError, DataError
 
-OBJECTIVES = ("gba", "grpo")
 GROUPINGS = ("prompt", "query")
 
 
@@ -53,7 +52,7 @@ class Guidelines:
         paradigms_per_query: paradigms under which a query stands each time it is visited.
         group_by: "prompt", a group is one prompt (equation 4); "query", a group is one query, its G samples split over
             its paradigms.
-        objective: "gba"; "grpo" takes the same queries without paradigm and guideline.
+        guided: whether the prompts ask for their paradigm; False takes the same queries without paradigm and guideline.
         texts: guideline texts by task or case id, which prompts quote.
     """
 
@@ -63,12 +62,10 @@ class Guidelines:
     num_samples: int
     paradigms_per_query: int = 1
     group_by: str = "prompt"
-    objective: str = "gba"
+    guided: bool = True
     texts: dict[str, str] | None = None
 
     def __post_init__(self):
-        if self.objective not in OBJECTIVES:
-            raise ConfigError(f"config.objective is {self.objective!r}; one of {', '.join(OBJECTIVES)}")
         if self.group_by not in GROUPINGS:
             raise ConfigError(f"config.group_by is {self.group_by!r}; one of {', '.join(GROUPINGS)}")
         if not 1 <= self.paradigms_per_query <= 4:
@@ -115,7 +112,7 @@ class Guidelines:
 
     def _prompt(self, query: int, turn: int) -> Prompt:
         case = self.cases[query]
-        if self.objective == "grpo":
+        if not self.guided:
             return Prompt(case)
         texts = self.texts or {}
         paradigm = case.paradigms[(self._start[query] + turn) % len(case.paradigms)]

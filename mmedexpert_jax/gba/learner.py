@@ -9,15 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as lora_module
-from mmedexpert_jax.gba.objective import Terms, policy_terms
+from mmedexpert_jax.gba.objective import Terms, policy_terms, truncated_weights
 from mmedexpert_jax.models import Model
+from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout import Completions, completion_logprobs, generate
+from mmedexpert_jax.rollout.decode import programs
 from mmedexpert_jax.runtime import training
+from mmedexpert_jax.runtime.mesh import ROWS, make_mesh, replicate, shard, shard_batch, shardings
 from mmedexpert_jax.runtime.training import State
+
+_WHOLE = PartitionSpec()
 
 
 @jax.tree_util.register_dataclass
@@ -27,14 +33,20 @@ class Part:
 
     batch: Batch  # B prompts
     tokens: np.ndarray  # [B, S, R] int32
-    lengths: np.ndarray  # [B, S] int32, the end token counted
+    lengths: np.ndarray  # [B, S] int32, the end token counted; 0 for a completion without a loss
     logprobs: np.ndarray  # [B, S, R] float32, the sampler's
     advantages: np.ndarray  # [B, S] float32
+    counted: np.ndarray | None = None  # [B, S] float32, 1 for a completion that the mean is over; None: all
+    packing: Packing | None = None  # of the completions' tokens; None: rows stay padded
     old_logprobs: jax.Array | None = None  # [B, S, R], the trainer's before the first update; None: the policy's own
 
 
 class Learner:
-    """Samples from the policy and updates it. Its programs are compiled once each; `compilations` counts them.
+    """Samples from the policy and updates it. Programs are compiled once for each shape; `compilations` counts them.
+
+    On several devices every one works on its share of the prompts, and only sums over the completions (the gradient
+    of what is trained, the loss and its statistics) pass between them. With `shard` the optimizer state, or the
+    weights too, lie in parts on the devices between steps; a step gathers what it needs of them.
 
     Args:
         model: the network.
@@ -43,16 +55,25 @@ class Learner:
         ban: token ids of probability zero, for the sampler and the trainer alike.
         num_samples: S, completions of each prompt.
         steps: rollouts of the run, for the learning-rate schedule.
+        mesh: of devices; None: one.
     """
 
     def __init__(
-        self, model: Model, params: dict, config: ConfigDict, ban: Sequence[int], num_samples: int, steps: int
+        self,
+        model: Model,
+        params: dict,
+        config: ConfigDict,
+        ban: Sequence[int],
+        num_samples: int,
+        steps: int,
+        mesh: Mesh | None = None,
     ):
-        self.compilations = 0
+        self._compiled, self._sampled = 0, len(programs)
+        self._mesh = mesh or make_mesh(1)
         self._model, self._config = model, config
-        self._params: Any = params  # None once they are trained and no reference is kept
         self._full = config.trainable == "full"
         self._dtypes = jax.tree.map(lambda leaf: leaf.dtype, params)
+        self._params: Any = self._place(params, "full")  # None once they are trained and no reference is kept
         self._sampling: dict[str, Any] = {
             "num_samples": num_samples,
             "max_new_tokens": config.max_new_tokens,
@@ -64,11 +85,23 @@ class Learner:
         self._scoring: dict[str, Any] = {"temperature": config.temperature, "ban": tuple(ban), "remat": config.remat}
         self.updates = config.inner_epochs * config.minibatches
         self._optimizer, self._schedule = training.optimizer(config, steps * self.updates)
-        self._sample = self._compile(self._sample_fn)
-        self._gradient = self._compile(self._gradient_fn)
+        self._policy = self._compile(self._parts)
+        self._gather = jax.jit(self._place)
+        self._gradient = self._compile(self._on_rows(self._gradient_fn, summed=True))
+        self._gradient_alone = self._gradient if self.devices == 1 else self._compile(self._gradient_fn)
         self._apply = self._compile(self._apply_fn, donate_argnums=(0, 1))
-        self._score = self._compile(self._score_fn)
+        self._score = self._compile(self._on_rows(self._score_fn))
         self._add = self._compile(lambda a, b: (jax.tree.map(jnp.add, a[0], b[0]), a[1] + b[1]), donate_argnums=0)
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far, those of the sampler included."""
+        return self._compiled + len(programs) - self._sampled
+
+    @property
+    def devices(self) -> int:
+        """Devices among which prompts are split."""
+        return self._mesh.size
 
     def init(self, key: jax.Array) -> State:
         """The state before the first step: fresh deltas, or the base weights."""
@@ -78,7 +111,7 @@ class Learner:
         else:
             lora = self._config.lora
             trained = lora_module.init(key, self._params, lora.rank, lora.alpha, lora.targets)
-        return State(trained, self._optimizer.init(trained))
+        return State(self._place(trained, "full"), self._place(self._optimizer.init(trained), "optimizer", "full"))
 
     def policy(self, state: State) -> dict:
         """The policy as plain parameters, the adapter folded in."""
@@ -86,8 +119,11 @@ class Learner:
         return params if lora is None else lora_module.fold(params, lora)
 
     def sample(self, state: State, batch: Batch, key: jax.Array) -> Completions:
-        """S completions of each prompt, on the host."""
-        return jax.device_get(self._sample(state.trained, self._params, batch, key))
+        """S completions of each prompt, on the host. The images of `batch` are numbered through for all prompts."""
+        policy, lora = self._policy(state.trained, self._params) if self._full else (self._params, state.trained)
+        batch, rows = self._split((batch, np.arange(len(batch.tokens), dtype=np.int32)))
+        done = generate(self._model, policy, batch, key=key, rows=rows, lora=lora, **self._sampling)
+        return jax.device_get(done if self.devices == 1 else self._gather(done))
 
     def update(self, state: State, parts: list[list[Part]]) -> tuple[State, dict[str, float]]:
         """One pass, or `inner_epochs`, over a step's minibatches, each of them a list of micro-batches.
@@ -101,7 +137,9 @@ class Learner:
             parts = [[self._with_old(state, part) for part in minibatch] for minibatch in parts]
         trained, opt_state, rows = state.trained, state.opt_state, []
         for minibatch in parts * self._config.inner_epochs:
-            total = functools.reduce(self._add, (self._gradient(trained, self._params, part) for part in minibatch))
+            total = functools.reduce(
+                self._add, (self._gradient((trained, self._params), self._split(p)) for p in minibatch)
+            )
             trained, opt_state, stats = self._apply(trained, opt_state, total)
             rows.append(stats)
         stats = {name: float(np.mean([row[name] for row in jax.device_get(rows)])) for name in rows[0]}
@@ -109,11 +147,19 @@ class Learner:
         return dataclasses.replace(state, trained=trained, opt_state=opt_state, step=state.step + 1), stats
 
     def gradient(self, state: State, part: Part) -> tuple[Any, Terms]:
-        """Summed gradient of the trained tree, and the sums that go with it, before the division."""
-        return self._gradient(state.trained, self._params, part)
+        """Summed gradient of the trained tree, and the sums that go with it, before the division.
+
+        The part, which may be of any size, is not split over the devices.
+        """
+        return self._gradient_alone((state.trained, self._params), part)
+
+    def lower_update(self, state: State, part: Part) -> jax.stages.Lowered:
+        """The gradient's program for such a part, to look at: its memory, its instructions."""
+        return self._gradient.lower((state.trained, self._params), self._split(part))
 
     def _with_old(self, state: State, part: Part) -> Part:
-        return dataclasses.replace(part, old_logprobs=self._score(state.trained, self._params, part))
+        part = self._split(part)
+        return dataclasses.replace(part, old_logprobs=self._score((state.trained, self._params), part))
 
     def _parts(self, trained: Any, params: dict) -> tuple[dict, Any]:
         """Parameters and deltas that make the policy."""
@@ -121,36 +167,33 @@ class Learner:
             return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), trained, self._dtypes), None
         return params, trained
 
-    def _sample_fn(self, trained: Any, params: dict, batch: Batch, key: jax.Array) -> Completions:
-        policy, lora = self._parts(trained, params)
-        return generate(self._model, policy, batch, key=key, lora=lora, **self._sampling)
+    def _score_fn(self, whole: tuple[Any, dict], part: Part) -> jax.Array:
+        policy, lora = self._parts(*whole)
+        return self._logprobs(policy, part, lora=lora)
 
-    def _score_fn(self, trained: Any, params: dict, part: Part) -> jax.Array:
-        policy, lora = self._parts(trained, params)
-        return completion_logprobs(
-            self._model, policy, part.batch, part.tokens, part.lengths, lora=lora, **self._scoring
-        )
-
-    def _gradient_fn(self, trained: Any, params: dict, part: Part) -> tuple[Any, Terms]:
-        completions = part.batch, part.tokens, part.lengths
-        reference = (
-            completion_logprobs(self._model, params, *completions, **self._scoring) if self._config.beta else None
-        )
+    def _gradient_fn(self, whole: tuple[Any, dict], part: Part) -> tuple[Any, Terms]:
+        trained, params = whole
+        reference = self._logprobs(params, part) if self._config.beta else None
 
         def loss(trained: Any) -> tuple[jax.Array, Terms]:
             policy, lora = self._parts(trained, params)
-            logprobs, entropy = completion_logprobs(
-                self._model, policy, *completions, lora=lora, entropy=True, **self._scoring
-            )
+            logprobs, entropy = self._logprobs(policy, part, lora=lora, entropy=True)
             terms = self._terms(part, logprobs, reference, entropy)
             return terms.loss, terms
 
         return jax.grad(loss, has_aux=True)(trained)
 
+    def _logprobs(self, params: dict, part: Part, **options) -> Any:
+        return completion_logprobs(
+            self._model, params, part.batch, part.tokens, part.lengths, packing=part.packing, **self._scoring, **options
+        )
+
     def _terms(self, part: Part, logprobs: jax.Array, reference: jax.Array | None, entropy: jax.Array) -> Terms:
         """The loss of equation 5 with clip and KL, and what else is watched of the completions."""
         config, old = self._config, part.old_logprobs
         mask = jnp.arange(part.tokens.shape[-1]) < part.lengths[..., None]
+        own = jax.lax.stop_gradient(logprobs) if old is None else old  # of the policy that sampled
+        weights = truncated_weights(own, part.logprobs, config.importance_cap) if config.importance_cap else None
         terms = policy_terms(
             _flat(logprobs),
             None if old is None else _flat(old),
@@ -162,23 +205,69 @@ class Learner:
             aggregation=config.aggregation,
             clip_high=config.clip_high,
             max_tokens=config.max_new_tokens,
+            ratio_level=config.ratio_level,
+            weights=None if weights is None else _flat(weights),
+            num_rows=None if part.counted is None else jnp.sum(part.counted),
         )
-        difference = jnp.where(mask, jnp.abs((logprobs if old is None else old) - part.logprobs), 0.0)
+        difference = jnp.where(mask, jnp.abs(own - part.logprobs), 0.0)
         sums = {"entropy": entropy.sum(), "sampling/logp_difference/mean": difference.sum()}
+        if weights is not None:
+            sums["sampling/importance_sampling_ratio/mean"] = jnp.where(mask, weights, 0.0).sum()
         peaks = {"sampling/logp_difference/max": difference.max()}
         watched = jax.lax.stop_gradient((terms.sums | sums, terms.peaks | peaks))
         return dataclasses.replace(terms, sums=watched[0], peaks=watched[1])
 
     def _apply_fn(self, trained: Any, opt_state: Any, total: tuple[Any, Terms]) -> tuple[Any, Any, dict]:
-        gradient = jax.tree.map(lambda leaf: leaf / total[1].denominator, total[0])
+        denominator = jnp.maximum(total[1].denominator, 1)  # 0 where every group was dropped
+        gradient = self._place(jax.tree.map(lambda leaf: leaf / denominator, total[0]), "optimizer", "full")
         updates, opt_state = self._optimizer.update(gradient, opt_state, trained)
         stats = total[1].stats() | {"grad_norm": optax.global_norm(gradient)}
-        return optax.apply_updates(trained, updates), opt_state, stats
+        trained = self._place(optax.apply_updates(trained, updates), "full")
+        return trained, self._place(opt_state, "optimizer", "full"), stats
 
-    def _compile(self, function: Callable, **options) -> Callable:
+    def _place(self, tree: Any, *modes: str) -> Any:
+        """The tree as it lies on the devices between steps: in parts where `shard` is one of `modes`, else whole."""
+        if self.devices == 1:
+            return tree
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+        if self._config.shard in modes:
+            if traced:
+                return jax.lax.with_sharding_constraint(tree, shardings(tree, self._mesh))
+            return shard(tree, self._mesh)
+        if traced:
+            return jax.lax.with_sharding_constraint(tree, jax.sharding.NamedSharding(self._mesh, _WHOLE))
+        return replicate(tree, self._mesh)
+
+    def _split(self, rows: Any) -> Any:
+        """Arrays of the host, each device's share of the prompts sent to it."""
+        return rows if self.devices == 1 else shard_batch(rows, self._mesh)
+
+    def _on_rows(self, function: Callable, summed: bool = False) -> Callable:
+        """`function(whole, split)` run by every device on its share of `split`; one device runs the function itself.
+
+        What it returns is split in the same way, or, with `summed`, is (a tree, Terms) to add up over the devices.
+        """
+        if self.devices == 1:
+            return function
+
+        def share(whole: Any, split: Any) -> Any:
+            result = function(whole, split)
+            if not summed:
+                return result
+            return jax.lax.psum(result[0], ROWS[0]), result[1].across(ROWS[0])
+
+        return jax.shard_map(
+            share,
+            mesh=self._mesh,
+            in_specs=(_WHOLE, ROWS),
+            out_specs=_WHOLE if summed else ROWS,
+            check_vma=False,
+        )
+
+    def _compile(self, function: Callable, **options) -> Any:
         @functools.wraps(function)
         def traced(*args):
-            self.compilations += 1
+            self._compiled += 1
             return function(*args)
 
         return jax.jit(traced, **options)

@@ -2,13 +2,16 @@
 
 import functools
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 AGGREGATIONS = ("sequence", "token", "constant")
+RATIO_LEVELS = ("token", "sequence")
 
 
 @functools.partial(
@@ -42,10 +45,15 @@ class Terms:
             jax.tree.map(jnp.maximum, self.peaks, other.peaks),
         )
 
+    def across(self, axes: Sequence[str]) -> "Terms":
+        """The sum over the devices along mesh axes, inside `jax.shard_map`."""
+        loss, denominator, tokens, sums = jax.lax.psum((self.loss, self.denominator, self.tokens, self.sums), axes)
+        return Terms(loss, denominator, tokens, sums, jax.lax.pmax(self.peaks, axes))
+
     def stats(self) -> dict[str, jax.Array]:
         """The loss and the statistics, means over tokens, as named scalars."""
-        tokens = jnp.maximum(self.tokens, 1)
-        return {"loss": self.loss / self.denominator, **{k: v / tokens for k, v in self.sums.items()}, **self.peaks}
+        tokens, denominator = jnp.maximum(self.tokens, 1), jnp.maximum(self.denominator, 1)
+        return {"loss": self.loss / denominator, **{k: v / tokens for k, v in self.sums.items()}, **self.peaks}
 
 
 def policy_terms(
@@ -59,21 +67,30 @@ def policy_terms(
     aggregation: str = "sequence",
     clip_high: float | None = None,
     max_tokens: int | None = None,
+    ratio_level: str = "token",
+    weights: jax.Array | None = None,
+    num_rows: jax.Array | int | None = None,
 ) -> Terms:
-    """`policy_loss` before its division."""
+    """`policy_loss` before its division; of a part of the rows, `num_rows` count (None: all)."""
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"no aggregation {aggregation!r}: one of {', '.join(AGGREGATIONS)}")
+    if ratio_level not in RATIO_LEVELS:
+        raise ValueError(f"no ratio_level {ratio_level!r}: one of {', '.join(RATIO_LEVELS)}")
     if aggregation == "constant" and not max_tokens:
         raise ValueError('aggregation "constant" divides by max_tokens, which is not given')
     chex.assert_rank([logprobs, advantages], [2, 1])
     chex.assert_equal_shape([logprobs, mask])
     high = clip if clip_high is None else clip_high
     mask = mask.astype(bool)
+    lengths = mask.sum(axis=1)
     logprobs = logprobs.astype(jnp.float32)
     advantage = advantages.astype(jnp.float32)[:, None]
 
     old = jax.lax.stop_gradient(logprobs if old_logprobs is None else old_logprobs)
-    ratio = jnp.exp(jnp.where(mask, logprobs - old, 0.0))
+    log_ratio = jnp.where(mask, logprobs - old, 0.0)
+    if ratio_level == "sequence":  # GSPO: the geometric mean over the tokens, one ratio for the sequence
+        log_ratio = log_ratio.sum(axis=1, keepdims=True) / jnp.maximum(lengths, 1)[:, None]
+    ratio = jnp.exp(log_ratio)
     loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + high) * advantage)
     low_clipped = (ratio < 1 - clip) & (advantage < 0)
     high_clipped = (ratio > 1 + high) & (advantage > 0)
@@ -82,20 +99,35 @@ def policy_terms(
         "clip_ratio/high_mean": high_clipped,
         "clip_ratio/region_mean": low_clipped | high_clipped,
     }
+    if weights is not None:
+        loss = loss * jax.lax.stop_gradient(weights)
     if ref_logprobs is not None and beta != 0:
         gap = jnp.where(mask, jax.lax.stop_gradient(ref_logprobs) - logprobs, 0.0)
         stats["kl"] = jnp.expm1(gap) - gap  # k3, added after clipping
         loss = loss + beta * stats["kl"]
 
     loss = jnp.where(mask, loss, 0.0)
-    lengths = mask.sum(axis=1)
+    rows = len(mask) if num_rows is None else num_rows
     total = {
-        "sequence": lambda: ((loss.sum(axis=1) / jnp.maximum(lengths, 1)).sum(), len(mask)),
+        "sequence": lambda: ((loss.sum(axis=1) / jnp.maximum(lengths, 1)).sum(), rows),
         "token": lambda: (loss.sum(), lengths.sum()),
-        "constant": lambda: (loss.sum(), len(mask) * (max_tokens or 0)),
+        "constant": lambda: (loss.sum(), rows * (max_tokens or 0)),
     }[aggregation]()
     sums = {name: jnp.where(mask, value, 0).sum(dtype=jnp.float32) for name, value in stats.items()}
     return Terms(total[0], jnp.float32(total[1]), jnp.float32(lengths.sum()), jax.lax.stop_gradient(sums), {})
+
+
+def truncated_weights(logprobs: jax.Array, sampled: jax.Array | np.ndarray, cap: float) -> jax.Array:
+    """Importance weights min(pi / pi_sampler, cap) of each token: they correct for a sampler that rounds otherwise.
+
+    Truncated importance sampling (Ionides 2008) as in TRL's "token_truncate" and verl's rollout correction.
+
+    Args:
+        logprobs: [B, T] under the trainer's policy that sampled.
+        sampled: [B, T] as the sampler reported them.
+        cap: the largest weight.
+    """
+    return jnp.minimum(jnp.exp(jax.lax.stop_gradient(logprobs) - sampled), cap)
 
 
 def policy_loss(
@@ -109,6 +141,8 @@ def policy_loss(
     aggregation: str = "sequence",
     clip_high: float | None = None,
     max_tokens: int | None = None,
+    ratio_level: str = "token",
+    weights: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of GBA, to be minimised: PPO's clipped surrogate plus `beta` times the k3 estimate of the KL.
 
@@ -127,12 +161,13 @@ def policy_loss(
             (dapo), "constant" divides by rows times `max_tokens` (dr_grpo).
         clip_high: upper side of the clip range; None takes `clip` (dapo raises it).
         max_tokens: length limit of a completion, for "constant".
+        ratio_level: "token" clips each token's ratio, "sequence" one geometric mean for each row (gspo).
+        weights: [B, T] factors of the surrogate, without gradient; the KL is not weighted (TRL's order).
 
     Returns:
         The loss and its statistics under TRL's names.
     """
-    terms = policy_terms(
-        logprobs, old_logprobs, ref_logprobs, advantages, mask, clip, beta, aggregation, clip_high, max_tokens
-    )
+    rest = (clip, beta, aggregation, clip_high, max_tokens, ratio_level, weights)
+    terms = policy_terms(logprobs, old_logprobs, ref_logprobs, advantages, mask, *rest)
     stats = terms.stats()
     return stats.pop("loss"), stats

@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,7 @@ class Weighted:
 def from_config(config: ConfigDict) -> tuple[Weighted, ...]:
     """The rewards of a run: those of `config.rewards` with a weight, and accuracy even without, since it is watched.
 
-    `objective="grpo"` has no structure reward. `rewards.functions` adds a user's own, each as
+    `rewards.functions` adds a user's own, each as
     "module.function=weight"; a function is called as `f(case, text, *, paradigm, length, truncated, max_new_tokens)`
     and should swallow what it does not use in `**_`.
 
@@ -62,8 +62,6 @@ def from_config(config: ConfigDict) -> tuple[Weighted, ...]:
         ConfigError: a function that cannot be imported, a weight that is no number, a name that stands twice.
     """
     weights = {name: config.rewards[name] for name in REWARDS}
-    if config.objective == "grpo":
-        weights["structure"] = 0.0
     chosen = [Weighted(name, w, REWARDS[name]) for name, w in weights.items() if w or name == "accuracy"]
     chosen += [_custom(spec) for spec in config.rewards.functions]
     names = [reward.name for reward in chosen]
@@ -96,6 +94,12 @@ class Scores:
     values: np.ndarray
     total: np.ndarray
     rewards: tuple[Weighted, ...]
+
+    @classmethod
+    def join(cls, scores: Sequence["Scores"]) -> "Scores":
+        """The scores of a step's rollouts as one."""
+        values, total = (np.concatenate([getattr(s, name) for s in scores]) for name in ("values", "total"))
+        return cls(values, total, scores[0].rewards)
 
     def stats(self) -> dict[str, float]:
         """Mean and deviation (ddof 1) by function and in all, under TRL's names."""

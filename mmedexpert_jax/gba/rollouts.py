@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from mmedexpert_jax.gba.guidelines import Prompt
 from mmedexpert_jax.gba.learner import Part
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.rollout import Completions
+from mmedexpert_jax.rollout.logprobs import packed
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Rollout:
         logprobs: [N, S, R] float32, the sampler's.
         truncated: [N, S] bool, ran into the limit.
         advantages: [N, S] float32; zeros until they are known.
+        trained: [N] bool, whether a prompt's completions enter the update.
+        scored: [N, S] bool, whether a completion has a loss; it counts for the mean over completions in any case.
     """
 
     prompts: Sequence[Prompt]
@@ -35,6 +39,8 @@ class Rollout:
     logprobs: np.ndarray
     truncated: np.ndarray
     advantages: np.ndarray
+    trained: np.ndarray
+    scored: np.ndarray
 
     @classmethod
     def of(
@@ -47,25 +53,69 @@ class Rollout:
             for group in zip(tokens, lengths, strict=True)
         ]
         logprobs, truncated = np.asarray(done.logprobs), np.asarray(done.truncated)
-        return cls(prompts, encoded, texts, tokens, lengths, logprobs, truncated, np.zeros(lengths.shape, np.float32))
+        advantages, trained = np.zeros(lengths.shape, np.float32), np.ones(len(prompts), bool)
+        return cls(
+            prompts, encoded, texts, tokens, lengths, logprobs, truncated, advantages, trained, np.ones_like(truncated)
+        )
+
+    @classmethod
+    def join(cls, rollouts: Sequence["Rollout"]) -> "Rollout":
+        """The rollouts of a step as one."""
+        if len(rollouts) == 1:
+            return rollouts[0]
+        fields: dict[str, Any] = {}
+        for name, first in vars(rollouts[0]).items():
+            values = [getattr(rollout, name) for rollout in rollouts]
+            fields[name] = np.concatenate(values) if isinstance(first, np.ndarray) else [x for v in values for x in v]
+        return cls(**fields)
 
     def with_advantages(self, advantages: np.ndarray) -> "Rollout":
         """The rollout with advantages [., G] in the groups' order, which is the prompts' order."""
         return replace(self, advantages=advantages.reshape(self.lengths.shape))
+
+    def with_trained(self, groups: np.ndarray) -> "Rollout":
+        """The rollout of which only some groups [.] bool, in the prompts' order, enter the update."""
+        return replace(self, trained=np.repeat(groups, len(self.prompts) // len(groups)))
+
+    def without_truncated(self) -> "Rollout":
+        """The rollout in which completions that ran into the limit have no loss."""
+        return replace(self, scored=~self.truncated)
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the prompts, once for each completion, and of the completions: TRL's count."""
         return int(sum(len(e.tokens) for e in self.encoded) * self.lengths.shape[1] + self.lengths.sum())
 
-    def part(self, rows: slice, batches: Batches) -> Part:
-        """The prompts `rows` and their completions, for a gradient."""
+    def part(
+        self,
+        rows: slice | Sequence[int] | np.ndarray,
+        batches: Batches,
+        size: int = 0,
+        capacities: int = 0,
+        devices: int = 1,
+    ) -> Part:
+        """The prompts `rows` and their completions, for a gradient.
+
+        Args:
+            rows: of the prompts.
+            batches: of the run.
+            size: prompts of the part; where `rows` are fewer, it is filled up with prompts that do not count.
+            capacities: among which the packing's is chosen; 0: rows stay padded.
+            devices: among which the prompts are split.
+        """
+        chosen = np.arange(len(self.prompts))[rows if isinstance(rows, slice) else np.asarray(rows, int)]
+        index = np.concatenate([chosen, np.zeros(max(0, size - len(chosen)), int)]).astype(int)
+        counted = np.broadcast_to((np.arange(len(index)) < len(chosen))[:, None], (len(index), self.lengths.shape[1]))
+        lengths = np.where(counted & self.scored[index], self.lengths[index], 0).astype(np.int32)
+        limit = self.tokens.shape[-1]
         return Part(
-            batches.collate(self.encoded[rows]),
-            self.tokens[rows],
-            self.lengths[rows],
-            self.logprobs[rows],
-            self.advantages[rows],
+            batches.collate([self.encoded[i] for i in index], devices),
+            self.tokens[index],
+            lengths,
+            self.logprobs[index],
+            self.advantages[index],
+            counted=counted.astype(np.float32),
+            packing=packed(lengths, limit, capacities, devices) if capacities and limit > 1 else None,
         )
 
     def stats(self) -> dict[str, float]:

@@ -23,12 +23,14 @@ from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
 from mmedexpert_jax.runtime import training
+from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.runtime.training import State
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 Evaluate = Callable[[dict, int], dict[str, float]]
+Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and their rewards [., G] by group
 
 
 def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> Path:
@@ -56,9 +58,13 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     guidelines = _guidelines(config, cases)
     steps = config.steps or guidelines.steps(config.epochs)
     processor = load_processor(config.model.path)
-    batches = Batches(processor, guidelines, steps, _micro_batch(config, guidelines), config.max_prompt_length)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    part = _micro_batch(config, guidelines, mesh.size)
+    rounds = steps * (1 + _refills(config))
+    ordered = config.zero_variance == "keep"
+    batches = Batches(processor, guidelines, rounds, part, config.max_prompt_length, mesh.size, ordered)
     model, params = load_model(config.model.path, dtype=config.model.dtype, seed=config.seed)
-    learner = Learner(model, params, config, processor.special_vision_ids, guidelines.samples_per_prompt, steps)
+    learner = Learner(model, params, config, processor.special_vision_ids, guidelines.samples_per_prompt, steps, mesh)
     key, init_key = jax.random.split(jax.random.key(config.seed))
     state = training.resume(run, learner.init(init_key))
     start = state.step
@@ -68,19 +74,24 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     with run.progress(steps, start, "gba") as progress:
         for step in range(start, steps):
             began = time.perf_counter()
-            prompts = guidelines.prompts(step)  # p in P_guide
-            encoded = [batches.encode(prompt) for prompt in prompts]
-            noise = jax.random.fold_in(key, step)
-            completions = learner.sample(state, batches.collate(encoded), noise)  # y_1 .. y_G ~ pi(. | p)
-            rollout = Rollout.of(prompts, encoded, completions, processor)
-            scores = reward.score(scoring, rollout, config.max_new_tokens)  # r(p, y)
-            rewards = _groups(scores.total, config, step)
-            advantages = group_advantages(rewards, config.advantage_eps, config.advantage_ddof)  # equation 4
-            rollout = rollout.with_advantages(np.asarray(advantages))
+            done: list[Round] = []
+            while _wants_more(done, config):
+                visit = step + len(done) * steps  # prompts and noise of more rounds come from beyond the last step
+                prompts = guidelines.prompts(visit)  # p in P_guide
+                encoded = [batches.encode(prompt) for prompt in prompts]
+                noise = jax.random.fold_in(key, visit)
+                completions = learner.sample(state, batches.collate(encoded), noise)  # y_1 .. y_G ~ pi(. | p)
+                rollout = Rollout.of(prompts, encoded, completions, processor)
+                scores = reward.score(scoring, rollout, config.max_new_tokens)  # r(p, y)
+                done.append((rollout, scores, _groups(scores.total, config, visit)))
+            rollout, scores, rewards = _join(done)
+            scale = config.advantage_scale == "group"
+            advantages = group_advantages(rewards, config.advantage_eps, config.advantage_ddof, scale)  # equation 4
+            rollout = _for_update(rollout.with_advantages(np.asarray(advantages)), rewards, config)
             if config.explain and step == start:
                 print(explain(rollout, scores, learner, state, batches, processor, config.explain), flush=True)
             sampled = time.perf_counter()
-            state, stats = learner.update(state, _parts(rollout, batches, config))  # equation 5
+            state, stats = learner.update(state, _parts(rollout, batches, config, part, mesh.size))  # equation 5
             state = dataclasses.replace(state, num_tokens=state.num_tokens + rollout.num_tokens)
 
             training.check_finite(stats, state.step, config)
@@ -122,18 +133,45 @@ def _guidelines(config: ConfigDict, cases: list[Case]) -> Guidelines:
         num_samples=config.num_samples,
         paradigms_per_query=config.paradigms_per_query,
         group_by=config.group_by,
-        objective=config.objective,
+        guided=config.guided,
         texts=load_texts(config.guideline_text),
     )
 
 
-def _micro_batch(config: ConfigDict, guidelines: Guidelines) -> int:
-    """Prompts of one gradient: `micro_batch`, or all of a minibatch."""
+def _micro_batch(config: ConfigDict, guidelines: Guidelines, devices: int) -> int:
+    """Prompts of one gradient on each device: `micro_batch`, or all of a minibatch."""
     minibatch = guidelines.prompts_per_step // config.minibatches
-    size = config.micro_batch or minibatch
-    if minibatch % size:
-        raise ConfigError(f"config.micro_batch ({size}) must divide the {minibatch} prompts of an update")
+    size = config.micro_batch or max(1, minibatch // devices)
+    if minibatch % (size * devices):
+        on = f" on each of {devices} devices" if devices > 1 else ""
+        raise ConfigError(f"config.micro_batch ({size}{on}) must divide the {minibatch} prompts of an update")
     return size
+
+
+def _refills(config: ConfigDict) -> int:
+    """Rollouts that a step may add to its own."""
+    return config.refill_rounds if config.zero_variance == "refill" else 0
+
+
+def _wants_more(done: list[Round], config: ConfigDict) -> bool:
+    """Whether a step samples again: once, or, with dynamic sampling, until as many groups as it trains on differ."""
+    differing = sum(int(_differs(rewards).sum()) for _, _, rewards in done)
+    return not done or (len(done) <= _refills(config) and differing < config.prompts_per_step)
+
+
+def _join(done: list[Round]) -> Round:
+    rollouts, scores, rewards = zip(*done, strict=True)
+    return Rollout.join(rollouts), reward.Scores.join(scores), np.concatenate(rewards)
+
+
+def _differs(rewards: np.ndarray) -> np.ndarray:
+    """Which groups [., G] have rewards that are not all equal: without the KL, the others teach nothing."""
+    return (rewards != rewards[:, :1]).any(axis=1)
+
+
+def _first(chosen: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` of those that are chosen."""
+    return chosen & (np.cumsum(chosen) <= count)
 
 
 def _groups(rewards: np.ndarray, config: ConfigDict, step: int) -> np.ndarray:
@@ -143,19 +181,30 @@ def _groups(rewards: np.ndarray, config: ConfigDict, step: int) -> np.ndarray:
     return rewards.reshape(-1, config.num_samples)
 
 
+def _for_update(rollout: Rollout, rewards: np.ndarray, config: ConfigDict) -> Rollout:
+    """The rollout without what `zero_variance` and `mask_truncated` keep from the update."""
+    if config.zero_variance != "keep":
+        rollout = rollout.with_trained(_first(_differs(rewards), config.prompts_per_step))
+    return rollout.without_truncated() if config.mask_truncated else rollout
+
+
 def _group_stats(rewards: np.ndarray) -> dict[str, float]:
-    """Share of groups whose rewards are all equal: without the KL they teach nothing."""
-    return {"frac_reward_zero_std": float((rewards == rewards[:, :1]).all(axis=1).mean())}
+    """Share of groups whose rewards are all equal, and the groups that were sampled."""
+    return {"frac_reward_zero_std": float(1 - _differs(rewards).mean()), "groups": len(rewards)}
 
 
-def _parts(rollout: Rollout, batches: Batches, config: ConfigDict) -> list[list[Part]]:
-    """The minibatches of a step, each as its micro-batches."""
-    count = len(rollout.prompts) // config.minibatches
-    size = config.micro_batch or count
-    return [
-        [rollout.part(slice(i, i + size), batches) for i in range(first, first + count, size)]
-        for first in range(0, len(rollout.prompts), count)
+def _parts(rollout: Rollout, batches: Batches, config: ConfigDict, part: int, devices: int) -> list[list[Part]]:
+    """The minibatches of a step, each as its micro-batches of `part` prompts on each device.
+
+    The last micro-batch is filled up where groups were dropped; if all were, one remains in which nothing counts.
+    """
+    size = part * devices
+    minibatches = [
+        [rollout.part(rows[i : i + size], batches, size, config.packing, devices) for i in range(0, len(rows), size)]
+        for rows in np.array_split(np.flatnonzero(rollout.trained), config.minibatches)
     ]
+    nothing = [[rollout.part([], batches, size, config.packing, devices)]]
+    return [minibatch for minibatch in minibatches if minibatch] or nothing
 
 
 def _clocks(began: float, sampled: float, rollout: Rollout) -> dict[str, float]:

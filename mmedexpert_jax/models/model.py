@@ -11,6 +11,7 @@ from jax import Array
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.layers import Slots, attend, attend_shared
+from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.models.qwen2_vl import bind
 from mmedexpert_jax.processing.batch import Batch
 
@@ -83,20 +84,38 @@ class Model:
         hidden, keys, values = network.model(x, jnp.asarray(batch.positions), attention, remat)
         return Prefix(hidden, keys, values, lengths, jnp.asarray(batch.next_position))
 
-    def extend(self, params: dict, prefix: Prefix, tokens: Array, lora=None, remat: bool = False) -> Array:
+    def extend(
+        self,
+        params: dict,
+        prefix: Prefix,
+        tokens: Array,
+        lora=None,
+        remat: bool = False,
+        packing: Packing | None = None,
+    ) -> Array:
         """Teacher-forced continuations: tokens [B, G, R] -> hidden [B, G, R, D].
 
         Each continuation sees its prompt and, causally, itself; token j has the rotary positions next_position + j.
+        With a `packing` the result is [N, D]: only the packed tokens are embedded, projected and go through the MLPs,
+        while attention sees whole rows.
         """
         network = bind(self.config, params, lora)
         size = tokens.shape[-1]
         mask = jnp.tri(size, dtype=bool)
+        positions = _positions(prefix, jnp.arange(size))
 
         def attention(layer, queries, keys, values):
             prompt = prefix.keys[layer], prefix.values[layer], prefix.lengths
-            return attend_shared(queries, *prompt, keys, values, mask), keys, values
+            if packing is None:
+                return attend_shared(queries, *prompt, keys, values, mask), keys, values
+            rows = (packing.unpack(x) for x in (queries, keys, values))
+            queries, *own = rows
+            return packing.pack(attend_shared(queries, *prompt, *own, mask)), keys, values
 
-        positions = _positions(prefix, jnp.arange(size))
+        if packing is not None:
+            positions = jnp.broadcast_to(positions[:, :, 0], tokens.shape)
+            tokens, positions = (packing.pack(x[..., None])[:, 0] for x in (tokens, positions))
+            positions = jnp.broadcast_to(positions, (3, len(positions)))
         return network.model(network.model.embed_tokens(tokens), positions, attention, remat)[0]
 
     def init_cache(self, batch_size: int, num_samples: int, length: int, dtype: jnp.dtype) -> Cache:

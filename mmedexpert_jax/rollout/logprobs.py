@@ -11,6 +11,8 @@ from jax import Array
 
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
+from mmedexpert_jax.models.model import Prefix
+from mmedexpert_jax.models.packing import Packing, capacity
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import distribution
 
@@ -32,6 +34,7 @@ def completion_logprobs(
     chunk: int = CHUNK,
     remat: bool = False,
     entropy: bool = False,
+    packing: Packing | None = None,
 ) -> Any:
     """Log-probabilities of completions under the distribution that `generate` samples from with the same settings.
 
@@ -50,26 +53,63 @@ def completion_logprobs(
         chunk: tokens, over all completions, whose logits are computed at a time, and again in the backward pass.
         remat: recompute each layer in the backward pass.
         entropy: return the entropies of the distributions too.
+        packing: of `packed`; padding is then neither computed in the layers nor scored.
 
     Returns:
         logprobs [B, G, R] float32, 0 behind the end; with `entropy` a pair of such arrays, in nats.
     """
     tokens = jnp.asarray(tokens)
-    hidden = completion_hidden(model, params, batch, tokens, lora=lora, remat=remat)
     mask = jnp.arange(tokens.shape[-1]) < lengths[..., None]
 
-    def score(hidden: Array, tokens: Array) -> tuple[Array, ...]:
+    def logprobs_of(hidden: Array) -> Array:
         logits = model.unembed(params, hidden, lora)
         banned = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(ban, jnp.int32)) if ban else None
-        logprobs = distribution(logits, temperature, top_k, top_p, banned)
-        chosen = jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0]
-        if not entropy:
-            return (chosen,)
-        surprise = jnp.where(logprobs > -jnp.inf, logprobs, 0.0)
-        return chosen, -jnp.sum(jnp.exp(logprobs) * surprise, -1)
+        return distribution(logits, temperature, top_k, top_p, banned)
 
-    results = [jnp.where(mask, values, 0.0) for values in in_chunks(score, hidden, tokens, chunk)]
+    def score(hidden: Array, tokens: Array) -> tuple[Array, ...]:
+        logprobs = logprobs_of(hidden)
+        chosen = jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0]
+        return (chosen, _entropy(logprobs)) if entropy else (chosen,)
+
+    if packing is None:
+        hidden = completion_hidden(model, params, batch, tokens, lora=lora, remat=remat)
+        values = in_chunks(score, hidden, tokens, chunk)
+    else:
+        prefix = model.prefill(params, batch, lora, remat)
+        logprobs = logprobs_of(_prompt_end(prefix)[:, 0])  # [B, V], of the first token of the whole group
+        start = jnp.take_along_axis(logprobs, tokens[..., 0], -1), _entropy(logprobs)[:, None]
+        hidden = model.extend(params, prefix, tokens[..., :-1], lora, remat, packing)
+        targets = packing.pack(tokens[..., 1:, None])[:, 0]
+        rest = in_chunks(score, hidden[None, None], targets[None, None], chunk)
+        first = tuple(jnp.broadcast_to(value, tokens.shape[:2])[..., None] for value in start)
+        rest = tuple(packing.unpack(value[0, 0, :, None])[..., 0] for value in rest)
+        values = tuple(jnp.concatenate(pair, -1) for pair in zip(first, rest, strict=False))
+    results = [jnp.where(mask, value, 0.0) for value in values]
     return tuple(results) if entropy else results[0]
+
+
+def packed(lengths: np.ndarray, size: int, sizes: int, devices: int = 1) -> Packing:
+    """The packing of completions [B, G, R = `size`] with these lengths [B, G], for `completion_logprobs`.
+
+    A completion's last token is predicted but predicts nothing: of y tokens, y - 1 go through the network. `sizes` is
+    the number of capacities, and so of programs, among which the smallest that suffices is taken. Where the prompts
+    are split over `devices`, each has a packing of its own and all have the same capacity.
+    """
+    inputs = np.maximum(np.asarray(lengths) - 1, 0)
+    shares = np.split(inputs, devices)
+    room = capacity(max(int(share.sum()) for share in shares), shares[0].size * (size - 1), sizes)
+    packings = [Packing.of(share, size - 1, room) for share in shares]
+    return Packing(np.concatenate([p.index for p in packings]), np.concatenate([p.inverse for p in packings]))
+
+
+def _prompt_end(prefix: Prefix) -> Array:
+    """[B, 1, D] hidden state of each prompt's last token."""
+    return jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)
+
+
+def _entropy(logprobs: Array) -> Array:
+    """Of distributions [..., V] -> [...], in nats."""
+    return -jnp.sum(jnp.exp(logprobs) * jnp.where(logprobs > -jnp.inf, logprobs, 0.0), -1)
 
 
 def completion_hidden(
@@ -77,7 +117,7 @@ def completion_hidden(
 ) -> Array:
     """Hidden states [B, G, R, D] that predict tokens [B, G, R]: the prompt's last one, then the completion's own."""
     prefix = model.prefill(params, batch, lora, remat)
-    first = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)[:, None]  # [B, 1, 1, D]
+    first = _prompt_end(prefix)[:, None]  # [B, 1, 1, D]
     first = jnp.broadcast_to(first, (*tokens.shape[:2], *first.shape[2:]))
     if tokens.shape[-1] == 1:
         return first

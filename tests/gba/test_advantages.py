@@ -70,3 +70,9 @@ def test_rewards_that_are_not_finite_are_caught_on_the_host(bad):
 def test_a_group_of_one_is_refused():
     with pytest.raises(ConfigError, match="num_samples"):
         group_advantages(np.ones((4, 1)))
+
+
+def test_without_the_deviation_a_group_keeps_its_scale():
+    rewards = np.array([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 2.5]])
+    expected = [[0.5, -0.5, -0.5, 0.5], [-0.5, -0.5, -0.5, 1.5]]  # Dr. GRPO: r - mean
+    np.testing.assert_allclose(group_advantages(rewards, scale=False), expected, rtol=1e-6)

@@ -66,7 +66,7 @@ def test_two_paradigms_a_query(group_by, queries, samples):
 
 def test_grpo_sees_the_same_queries_in_the_same_order_without_guidelines():
     options = {"seed": 1, "groups": 4, "num_samples": 4, "paradigms_per_query": 2, "texts": {"task0": "Rule."}}
-    gba, grpo = (Guidelines(make_cases(9), objective=name, **options) for name in ("gba", "grpo"))
+    gba, grpo = (Guidelines(make_cases(9), guided=guided, **options) for guided in (True, False))
     assert [p.case.id for p in gba.prompts(3)] == [p.case.id for p in grpo.prompts(3)]
     assert all(p.paradigm is None and p.guideline is None for p in grpo.prompts(3))
     assert all(p.paradigm for p in gba.prompts(3))
@@ -90,7 +90,6 @@ def test_epochs_become_steps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "ppo"}, "config.objective"),
         ({"group_by": "step"}, "config.group_by"),
         ({"paradigms_per_query": 5}, "config.paradigms_per_query"),
         ({"paradigms_per_query": 3}, "config.prompts_per_step is 4"),

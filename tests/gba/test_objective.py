@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmedexpert_jax.gba import policy_loss
-from mmedexpert_jax.gba.objective import policy_terms
+from mmedexpert_jax.gba.objective import policy_terms, truncated_weights
 
 ROWS, TOKENS = 4, 5
 LENGTHS = np.array([5, 1, 3, 2])
@@ -118,3 +118,38 @@ def test_unknown_aggregations_are_refused():
         policy_loss(new, old, ref, advantages, MASK, aggregation="mean")
     with pytest.raises(ValueError, match="max_tokens"):
         policy_loss(new, old, ref, advantages, MASK, aggregation="constant")
+
+
+def test_gspo_clips_the_geometric_mean_of_a_sequence():
+    new, old = np.log([[0.5, 0.3, 0.9]]).astype(np.float32), np.log([[0.4, 0.3, 0.6]]).astype(np.float32)
+    ones, high = jnp.ones((1, 3)), (1.25 * 1.0 * 1.5) ** (1 / 3)  # 1.233
+    free, _ = policy_loss(new, old, None, jnp.ones(1), ones, clip=0.3, ratio_level="sequence")
+    bound, stats = policy_loss(new, old, None, jnp.ones(1), ones, clip=0.2, ratio_level="sequence")
+    np.testing.assert_allclose([free, bound], [-high, -1.2], rtol=1e-5)
+    assert float(stats["clip_ratio/high_mean"]) == 1
+    # the gradient is that of the ratio, the same for every token: ratio / 3
+    slope = jax.grad(lambda x: policy_loss(x, old, None, jnp.ones(1), ones, clip=0.3, ratio_level="sequence")[0])(
+        jnp.asarray(new)
+    )
+    np.testing.assert_allclose(slope, np.full((1, 3), -high / 3), rtol=1e-5)
+
+
+def test_importance_weights_are_truncated_and_spare_the_kl():
+    new, sampled, ref = (np.log([row]).astype(np.float32) for row in ([0.5, 0.3], [0.5, 0.1], [0.4, 0.4]))
+    weights = truncated_weights(new, sampled, 2.0)
+    np.testing.assert_allclose(weights, [[1.0, 2.0]], rtol=1e-6)
+    one, mask = jnp.ones(1), jnp.ones((1, 2))
+    kl = policy_loss(new, None, ref, jnp.zeros(1), mask, beta=0.1)[0]
+    loss = policy_loss(new, None, ref, one, mask, beta=0.1, weights=weights)[0]
+    np.testing.assert_allclose(loss, -1.5 + kl, rtol=1e-6)
+
+
+def test_rows_that_do_not_count_leave_the_mean():
+    new, old, _, advantages = _random(4)
+    mask = MASK & (np.arange(ROWS) != 2)[:, None]
+    rest = [x[np.arange(ROWS) != 2] for x in (new, old, advantages, MASK)]
+    for aggregation in ("sequence", "token", "constant"):
+        options = {"aggregation": aggregation, "max_tokens": TOKENS}
+        got = policy_terms(new, old, None, advantages, mask, num_rows=ROWS - 1, **options).stats()["loss"]
+        expected, _ = policy_loss(rest[0], rest[1], None, rest[2], rest[3], **options)
+        np.testing.assert_allclose(got, expected, rtol=1e-6)

@@ -31,7 +31,8 @@ def rollout(texts, paradigm="bayesian", lengths=None):
     size = (1, len(texts))
     lengths = np.full(size, 10) if lengths is None else np.array([lengths])
     empty = np.zeros((*size, 1))
-    return Rollout([Prompt(CASE, paradigm)], [], [texts], empty, lengths, empty, np.zeros(size, bool), np.zeros(size))
+    cut, trained = np.zeros(size, bool), np.ones(1, bool)
+    return Rollout([Prompt(CASE, paradigm)], [], [texts], empty, lengths, empty, cut, np.zeros(size), trained, ~cut)
 
 
 def values(name, texts, **kwargs):

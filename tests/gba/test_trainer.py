@@ -105,7 +105,7 @@ def test_a_run_logs_evaluates_and_exports(finished):
     assert trained[0]["kl"] < 1e-9 < trained[-1]["kl"]
     assert all(row["grad_norm"] > 0 for row in trained)
     compilations = {row["compilations"] for row in finished.run.metrics() if "reward" in row}
-    assert compilations == {5}  # sample, gradient, the same for explain, add, apply
+    assert compilations == {6}  # prefill, decode, gradient, the same for explain, add, apply
     held_out = [row["eval/weight"] for row in finished.rows if "eval/weight" in row]
     assert len(set(held_out)) == len(held_out)
     assert "rewards/accuracy/mean/last_tenth" in finished.run.summary
@@ -193,6 +193,52 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(setup):
     whole = summed(setup, [setup.rollout.part(slice(0, 4), setup.batches)])
     halves = summed(setup, [setup.rollout.part(slice(i, i + 2), setup.batches) for i in (0, 2)])
     assert_close(halves, whole)
+
+
+def test_packed_and_filled_up_the_gradient_is_that_of_the_groups_that_were_kept(setup):
+    kept = [1, 2]
+    expected = setup.learner.gradient(setup.state, setup.rollout.part(kept, setup.batches))
+    order = SimpleNamespace(prompts=lambda step: setup.prompts)
+    batches = Batches(setup.processor, order, 1, 3, setup.config.max_prompt_length, ordered=False)
+    part = setup.rollout.part(kept, batches, size=3, capacities=4)
+    assert part.tokens.shape[0] == 3 and part.lengths[2].max() == 0 and part.packing is not None
+    got = setup.learner.gradient(setup.state, part)
+    assert_close(got, expected)
+    assert float(got[1].denominator) == 2 * setup.config.num_samples
+
+
+def test_masked_truncated_completions_count_for_the_mean_alone(setup):
+    cut = dataclasses.replace(setup.rollout, truncated=np.eye(4, dtype=bool))
+    part = cut.without_truncated().part(slice(0, 2), setup.batches)
+    assert part.lengths[0, 0] == part.lengths[1, 1] == 0 < part.lengths[0, 1]
+    terms = setup.learner.gradient(setup.state, part)[1]
+    assert float(terms.denominator) == 2 * setup.config.num_samples
+    assert float(terms.tokens) == part.lengths.sum() < setup.rollout.lengths[:2].sum()
+
+
+def test_dynamic_sampling_goes_on_until_enough_groups_differ(run_config, tmp_path):
+    config = run_config(tmp_path, objective="dapo", refill_rounds=2)
+    equal, mixed = np.ones((4, 4)), np.eye(4)
+    rounds = [(None, None, equal)]
+    assert trainer._wants_more([], config) and trainer._wants_more(rounds, config)
+    assert not trainer._wants_more([(None, None, mixed)], config)
+    assert not trainer._wants_more(rounds * 3, config)
+    half = [(None, None, np.concatenate([mixed[:2], equal[:2]]))]
+    assert trainer._wants_more(half, config) and not trainer._wants_more(half * 2, config)
+    assert not trainer._wants_more(rounds, run_config(tmp_path, zero_variance="drop"))
+    chosen = trainer._first(np.array([0, 1, 1, 0, 1, 1], bool), 3)
+    assert chosen.tolist() == [False, True, True, False, True, False]
+
+
+def test_parts_hold_the_kept_prompts_in_order(setup, run_config, tmp_path):
+    config = run_config(tmp_path, zero_variance="drop", minibatches=2, packing=0)
+    calls = []
+    rollout = SimpleNamespace(
+        trained=np.array([1, 0, 1, 1], bool), part=lambda rows, *args: calls.append([*rows]) or calls[-1]
+    )
+    assert trainer._parts(rollout, setup.batches, config, 1, 1) == [[[0], [2]], [[3]]]
+    rollout.trained[:] = False
+    assert trainer._parts(rollout, setup.batches, config, 1, 1) == [[[]]]
 
 
 def test_every_prompt_is_scored_with_its_own_image(setup):
@@ -296,6 +342,10 @@ def test_bad_input_is_refused_before_any_work(run_config, tmp_path, monkeypatch,
         {"trainable": "full", "lr": 1e-3},
         {"group_by": "query", "paradigms_per_query": 2, "schedule": "linear", "warmup_steps": 2},
         {"objective": "grpo", "beta": 0.0, "aggregation": "constant", "remat": True},
+        {"objective": "dr_grpo", "packing": 4},
+        {"objective": "dapo", "packing": 2, "refill_rounds": 1},
+        {"objective": "gspo", "lr": 0.3},
+        {"zero_variance": "drop", "mask_truncated": True, "importance_cap": 2.0, "micro_batch": 1},
     ],
 )
 def test_other_ways_to_train(run_config, tmp_path, overrides):

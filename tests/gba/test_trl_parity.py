@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mmedexpert_jax.gba import group_advantages, policy_loss
+from mmedexpert_jax.gba.objective import truncated_weights
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.models.qwen2_vl import flatten, nest
@@ -24,8 +25,15 @@ PROMPTS = [[1, 2, 3], [4, 5, 6]]
 GROUP, LIMIT, EOS, PAD, VOCAB = 4, 6, 38, 39, 40
 LENGTHS = np.array([[3, 6, 4, 2], [5, 3, 6, 4]])  # end token counted
 REWARDS = np.array([[1.0, 0.0, 0.5, 1.5], [2.0, 2.0, 2.0, 2.0]], np.float32)
-AGGREGATION = {"grpo": "sequence", "dapo": "token", "dr_grpo": "constant"}
-BETA = 0.05
+# TRL's loss type -> our settings; "gspo" and "truncated" are TRL's grpo with another ratio, or with weights
+SETTINGS = {
+    "grpo": {"aggregation": "sequence"},
+    "dapo": {"aggregation": "token"},
+    "dr_grpo": {"aggregation": "constant"},
+    "gspo": {"aggregation": "sequence", "ratio_level": "sequence"},
+    "truncated": {"aggregation": "sequence"},
+}
+BETA, CAP = 0.05, 1.2
 
 
 def _completions():
@@ -121,12 +129,15 @@ def test_advantages_are_trls(trl):
 
 
 @pytest.mark.parametrize("on_policy", [True, False])
-@pytest.mark.parametrize("loss_type", list(AGGREGATION))
+@pytest.mark.parametrize("loss_type", list(SETTINGS))
 def test_loss_statistics_and_gradients_are_trls(trl, ours, loss_type, on_policy):
     with jax.default_matmul_precision("highest"):
         logprobs, _ = ours(jnp.zeros((2, GROUP, LIMIT)))
         rng = np.random.default_rng(1)
-        old, ref = (np.asarray(logprobs) + 0.6 * rng.normal(size=logprobs.shape).astype(np.float32) for _ in range(2))
+        near = (np.asarray(logprobs) + 0.6 * rng.normal(size=logprobs.shape).astype(np.float32) for _ in range(3))
+        old, ref, sampled = near
+        behaviour = np.asarray(logprobs) if on_policy else old
+        weights = truncated_weights(behaviour, sampled, CAP).reshape(-1, LIMIT) if loss_type == "truncated" else None
         rows = (2 * GROUP, LIMIT)
         mask = np.arange(LIMIT) < LENGTHS.reshape(-1, 1)
 
@@ -140,26 +151,31 @@ def test_loss_statistics_and_gradients_are_trls(trl, ours, loss_type, on_policy)
                 clip=0.2,
                 clip_high=0.28,
                 beta=BETA,
-                aggregation=AGGREGATION[loss_type],
                 max_tokens=LIMIT,
+                weights=weights,
+                **SETTINGS[loss_type],
             )
 
         (value, stats), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(logprobs)
         _, gradient = ours(slope)
 
     torch, trainer = trl.torch, trl.trainer
-    trainer.loss_type, trainer.beta = loss_type, BETA
+    trainer.loss_type = loss_type if loss_type in ("grpo", "dapo", "dr_grpo") else "grpo"
+    trainer.importance_sampling_level, trainer.beta = SETTINGS[loss_type].get("ratio_level", "token"), BETA
+    trainer.use_vllm = trainer.vllm_importance_sampling_correction = loss_type == "truncated"
     trainer._metrics["train"].clear()
     inputs = {**trl.inputs, "ref_per_token_logps": torch.tensor(ref.reshape(rows))}
     if not on_policy:
         inputs["old_per_token_logps"] = torch.tensor(old.reshape(rows))
+    ratio = torch.exp(torch.tensor(behaviour.reshape(rows) - sampled.reshape(rows)))
+    inputs["importance_sampling_ratio"] = ratio.clamp(max=CAP)
     trl.model.zero_grad()
     expected = trainer._compute_loss(trainer.model, inputs)
     expected.backward()
 
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5, atol=1e-7)
     for name, theirs in trainer._metrics["train"].items():
-        if name in stats:
+        if name in stats and not (loss_type == "gspo" and "clip" in name):  # ours is a mean over tokens there too
             np.testing.assert_allclose(stats[name], theirs[0], rtol=1e-4, atol=1e-7, err_msg=name)
     assert {"kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"} <= stats.keys()
     assert on_policy or stats["clip_ratio/region_mean"] > 0

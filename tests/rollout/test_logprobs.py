@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 from mmedexpert_jax.rollout import completion_logprobs
+from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.rollout.sampling import distribution
 
 
-@pytest.fixture(scope="module")
-def results(tiny, batch, completions, lora, settings):
+@pytest.fixture(scope="module", params=[0, 8], ids=["rows", "packed"])
+def results(request, tiny, batch, completions, lora, settings):
     """((logprobs, entropy), gradient) of a weighted sum, in chunks, layers recomputed."""
     weights = np.random.default_rng(0).normal(size=completions.tokens.shape)
+    packing = packed(completions.lengths, 12, request.param) if request.param else None
+    if packing is not None:
+        assert packing.index.size < 0.8 * packing.inverse.size
 
     def loss(lora):
         logprobs, entropy = completion_logprobs(
@@ -24,6 +28,7 @@ def results(tiny, batch, completions, lora, settings):
             chunk=60,
             remat=True,
             entropy=True,
+            packing=packing,
             **settings,
         )
         return jnp.sum(weights * logprobs), (logprobs, entropy)

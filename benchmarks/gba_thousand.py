@@ -1,0 +1,142 @@
+"""GBA in the paper's setting: 1,000 prompts with an image, 8 completions each, clip and KL; projected from some steps.
+
+    python benchmarks/gba_thousand.py                               # one H100: Qwen2-VL-2B's shapes, minutes
+    python benchmarks/gba_thousand.py --memory                      # what the update's program takes, compiled only
+    python benchmarks/gba_thousand.py --model 64x2x512 --dtype float32 --prompt 96 --limit 24 --mean 8 --micro 2 \\
+        --prompts-per-step 2 --steps 3 --warm 1                     # tries the script on a CPU
+
+Weights are random. Lengths come from the stop decision: one token in `--mean` of the vocabulary ends a completion, so
+they are geometric, cut at the limit. Rewards are drawn. The paper gives 13 hours on an A100 (appendix B); the target is
+10 minutes on one H100. Prints a table and one JSON line.
+"""
+
+import argparse
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import workload
+
+from mmedexpert_jax.gba import group_advantages
+from mmedexpert_jax.gba.learner import Learner, Part
+from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.rollout.logprobs import packed
+
+PAPER_SECONDS = 13 * 3600
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="random:qwen2_vl_2b", help="random:<size> or <hidden>x<layers>x<vocabulary>")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--total", type=int, default=1000, help="prompts of the run that is projected")
+    parser.add_argument("--prompts-per-step", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=700)
+    parser.add_argument("--mean", type=float, default=300)
+    parser.add_argument("--limit", type=int, default=1024)
+    parser.add_argument("--micro", type=int, default=4, help="prompts of a gradient")
+    parser.add_argument("--capacities", type=int, default=8, help="sizes of the packed update; 0: padded rows")
+    parser.add_argument("--steps", type=int, default=10, help="steady steps that are timed")
+    parser.add_argument("--warm", type=int, default=2, help="steps before them")
+    parser.add_argument("--no-remat", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="compile the update for the longest rows and stop")
+    return parser.parse_args()
+
+
+def configured(args: argparse.Namespace):
+    """The paper's settings, with the sizes asked for."""
+    return load_config(
+        "configs/gba.py:qwen2_vl_2b",
+        {
+            "prompts_per_step": args.prompts_per_step,
+            "num_samples": args.samples,
+            "max_new_tokens": args.limit,
+            "micro_batch": args.micro,
+            "packing": args.capacities,
+            "remat": not args.no_remat,
+        },
+    )
+
+
+def parts(args: argparse.Namespace, batches: list, done, rewards: np.ndarray) -> list[list[Part]]:
+    """A step's one minibatch."""
+    advantages = np.asarray(group_advantages(rewards))
+    found = []
+    for number, batch in enumerate(batches):
+        rows = slice(number * args.micro, (number + 1) * args.micro)
+        lengths = done.lengths[rows]
+        packing = packed(lengths, args.limit, args.capacities) if args.capacities else None
+        part = Part(batch, done.tokens[rows], lengths, done.logprobs[rows], advantages[rows], packing=packing)
+        found.append(part)
+    return [found]
+
+
+def memory(args: argparse.Namespace, learner: Learner, model) -> dict[str, float]:
+    """Gigabytes of the update's program for rows that all have the full length."""
+    state = learner.init(jax.random.key(0))
+    shape = (args.micro, args.samples, args.limit)
+    lengths, floats = np.full(shape[:2], args.limit, np.int32), np.zeros(shape, np.float32)
+    packing = packed(lengths, args.limit, args.capacities) if args.capacities else None
+    batch = workload.prompts(model, args.micro, args.prompt, True)
+    part = Part(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0], packing=packing)
+    analysis = learner.lower_update(state, part).compile().memory_analysis()
+    return {
+        "arguments_gb": analysis.argument_size_in_bytes / 1e9,
+        "temporary_gb": analysis.temp_size_in_bytes / 1e9,
+        "output_gb": analysis.output_size_in_bytes / 1e9,
+    }
+
+
+def main() -> None:
+    args = arguments()
+    model, params = workload.build(args.model, jnp.dtype(args.dtype))
+    model = workload.imposed(model, args.mean)
+    learner = Learner(model, params, configured(args), (), args.samples, args.warm + args.steps)
+    if args.memory:
+        print(json.dumps(vars(args) | workload.machine() | memory(args, learner, model)))
+        return
+    state, rng, rows = learner.init(jax.random.key(0)), np.random.default_rng(0), []
+    for step in range(args.warm + args.steps):
+        whole = workload.prompts(model, args.prompts_per_step, args.prompt, True, step)
+        pieces = [
+            workload.prompts(model, args.prompts_per_step, args.prompt, True, step, slice(i, i + args.micro))
+            for i in range(0, args.prompts_per_step, args.micro)
+        ]
+        began = time.perf_counter()
+        done = learner.sample(state, whole, jax.random.key(step))
+        sampled = time.perf_counter()
+        rewards = rng.integers(0, 5, done.lengths.shape) / 2
+        compilations = learner.compilations
+        state, stats = learner.update(state, parts(args, pieces, done, rewards))
+        rows.append(
+            {
+                "rollout": sampled - began,
+                "update": time.perf_counter() - sampled,
+                "mean_length": float(done.lengths.mean()),
+                "compiled": learner.compilations > compilations,
+                "logp_difference": stats["sampling/logp_difference/mean"],
+            }
+        )
+        print(json.dumps({"step": step, **rows[-1]}), flush=True)
+    report(args, rows[args.warm :], learner.compilations)
+
+
+def report(args: argparse.Namespace, rows: list[dict], compilations: int) -> None:
+    """The steps that compiled nothing stand for the run."""
+    steady = [row for row in rows if not row["compiled"]] or rows
+    means = {name: float(np.mean([row[name] for row in steady])) for name in ("rollout", "update", "mean_length")}
+    steps = args.total / args.prompts_per_step
+    projected = steps * (means["rollout"] + means["update"])
+    print(f"{len(steady)} steady steps of {args.prompts_per_step} prompts x {args.samples}: {means}")
+    print(
+        f"{args.total} prompts: {projected:.0f} s projected; the paper's 13 hours are {PAPER_SECONDS / projected:.0f} x"
+    )
+    figures = {"steady_steps": len(steady), **means, "projected_seconds": projected, "compilations": compilations}
+    print(json.dumps(vars(args) | workload.machine() | figures))
+
+
+if __name__ == "__main__":
+    main()
