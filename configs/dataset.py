@@ -32,10 +32,47 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.paradigm_policy = "balanced"  # one paradigm a case, in "balance", or "all" that apply; not in the paper
     config.candidates = 4  # traces asked for at most, until one passes stage 1; not given in the paper
     config.words = (40, 400)  # bounds of a trace's length; not given in the paper
-    config.teacher = _model()
-    config.judge = _model()
-    config.judge.kind = ""  # as teacher.kind; empty: no judge. It orders the review and decides nothing
-    config.judge.max_tokens = 512  # tokens of a judgement
+
+    # who writes them
+    config.teacher = ConfigDict()
+    config.teacher.kind = "chat"  # "chat" or "batch": an endpoint of OpenAI's protocol; "local": model.path, in process
+    config.teacher.url = ""  # base of the endpoint, such as https://api.openai.com/v1 or http://localhost:8000/v1
+    config.teacher.model = ""  # name that the endpoint serves
+    config.teacher.key_env = "OPENAI_API_KEY"  # environment variable that holds the key; empty: none is sent
+    config.teacher.prompt = "full"  # "full": rules and worked examples; "short": the one that our models are trained on
+    config.teacher.max_tokens = 4096  # of an answer, hidden reasoning included
+    config.teacher.temperature = placeholder(float)  # of sampling; none: the server's own
+    config.teacher.seed = 0  # sent plus the candidate's number
+    config.teacher.effort = ""  # reasoning effort, such as "medium"; empty: none is sent
+    config.teacher.image_side = 1024  # pixels; longer sides of images are scaled down to it
+    config.teacher.concurrency = 32  # requests in flight
+    config.teacher.requests_per_minute = 0  # 0: no limit
+    config.teacher.tokens_per_minute = 0  # prompt and completion; 0: no limit
+    config.teacher.timeout = 300.0  # seconds for one attempt
+    config.teacher.max_attempts = 8  # for one request in one run
+    config.teacher.retry_wait = 1.0  # seconds before the first retry; doubles up to 60
+    config.teacher.budget = 0.0  # dollars that all attempts in the store may cost; 0: no limit
+    config.teacher.price_input = 0.0  # dollars per million prompt tokens
+    config.teacher.price_cached = placeholder(float)  # the same, read from the server's cache; none: as price_input
+    config.teacher.price_output = 0.0  # dollars per million completion tokens
+    config.teacher.batch_discount = 0.5  # factor on the prices of the Batch API; as OpenAI publishes
+    config.teacher.batch_size = 64  # conversations decoded together by a local model
+    config.teacher.max_prompt_length = 1024  # tokens that a local model reads; longer is refused
+
+    # who judges them
+    config.judge = ConfigDict()
+    config.judge.kind = ""  # "chat" or "batch"; empty: no judge. Its score orders the review and decides nothing
+    config.judge.url = ""  # base of its endpoint
+    config.judge.model = ""  # name that the endpoint serves
+    config.judge.key_env = "OPENAI_API_KEY"  # environment variable that holds the key; empty: none is sent
+    config.judge.max_tokens = 1024  # of a judgement, hidden reasoning included
+    config.judge.effort = ""  # reasoning effort; empty: none is sent
+    config.judge.concurrency = 32  # requests in flight
+    config.judge.requests_per_minute = 0  # 0: no limit
+    config.judge.tokens_per_minute = 0  # 0: no limit
+    config.judge.budget = 0.0  # dollars that all attempts in the store may cost, the teacher's included; 0: no limit
+    config.judge.price_input = 0.0  # dollars per million prompt tokens
+    config.judge.price_output = 0.0  # dollars per million completion tokens
 
     # build (section 3.3)
     config.reviewed = "any"  # traces to build: "accepted" by people alone, or "any" that they have not rejected
@@ -50,33 +87,4 @@ def get_config(preset: str = "mini") -> ConfigDict:
         config.teacher.prompt = "short"
         config.teacher.temperature = 0.7
         config.teacher.max_tokens = 96
-    return config
-
-
-def _model() -> ConfigDict:
-    """Fields of a model that is asked."""
-    config = ConfigDict()
-    config.kind = "chat"  # "chat" or "batch": an endpoint of OpenAI's protocol; "local": model.path in this process
-    config.url = ""  # base of the endpoint, such as https://api.openai.com/v1 or http://localhost:8000/v1
-    config.model = ""  # name that the endpoint serves
-    config.key_env = "OPENAI_API_KEY"  # environment variable that holds the key; empty: none is sent
-    config.prompt = "full"  # "full": rules and worked examples; "short": the prompt our own models are trained on
-    config.max_tokens = 4096  # of an answer, hidden reasoning included
-    config.temperature = placeholder(float)  # of sampling; none: the server's own
-    config.seed = 0  # sent plus the candidate's number
-    config.effort = ""  # reasoning effort, such as "medium"; empty: none is sent
-    config.image_side = 1024  # pixels; longer sides of images are scaled down to it
-    config.concurrency = 32  # requests in flight
-    config.requests_per_minute = 0  # 0: no limit
-    config.tokens_per_minute = 0  # prompt and completion; 0: no limit
-    config.timeout = 300.0  # seconds for one attempt
-    config.max_attempts = 8  # for one request in one run
-    config.retry_wait = 1.0  # seconds before the first retry; doubles up to 60
-    config.budget = 0.0  # dollars that all attempts in the store may cost; 0: no limit
-    config.price_input = 0.0  # dollars per million prompt tokens
-    config.price_cached = placeholder(float)  # the same, read from the server's cache; none: as price_input
-    config.price_output = 0.0  # dollars per million completion tokens
-    config.batch_discount = 0.5  # factor on the prices of the Batch API; as OpenAI publishes
-    config.batch_size = 64  # conversations decoded together by a local model
-    config.max_prompt_length = 1024  # tokens that a local model reads; longer is refused
     return config

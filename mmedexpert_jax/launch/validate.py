@@ -40,7 +40,7 @@ CHOICES = {
     "format": ("model", "adapter"),
     "action": ("serve", "report", "export", "import"),
     "teacher.kind": ("local", "chat", "batch"),
-    "judge.kind": ("", "local", "chat", "batch"),
+    "judge.kind": ("", "chat", "batch"),
     "teacher.prompt": ("full", "short"),
     "paradigm_policy": ("balanced", "all"),
     "reviewed": ("any", "accepted"),

@@ -141,6 +141,9 @@ class Client:
                     "raise the budget and run the same command to go on"
                 )
                 return None
+            if self._halt is not None:  # it came while this request waited for the budget
+                await self._ledger.settle(ask.worst, 0.0)
+                return None
             verdict, reply = await self._try(ask)
             if reply is not None:
                 return reply
