@@ -84,7 +84,8 @@ def _header(file: Path) -> tuple[dict[str, Any], np.ndarray]:
     with file.open("rb") as source:
         size = int.from_bytes(source.read(8), "little")
         tensors = json.loads(source.read(size))
-    return tensors, np.memmap(file, np.uint8, "r", offset=8 + size)
+    empty = file.stat().st_size == 8 + size  # which cannot be mapped
+    return tensors, np.empty(0, np.uint8) if empty else np.memmap(file, np.uint8, "r", offset=8 + size)
 
 
 def _tensor_files(directory: Path) -> dict[str, Path]:
