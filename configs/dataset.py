@@ -5,16 +5,15 @@ from ml_collections.config_dict import placeholder
 
 from mmedexpert_jax.launch import presets
 
-PRESETS = ("mini", "endpoint")
+PRESETS = ("mini", "smollm2", "endpoint")
 
 
 def get_config(preset: str = "mini") -> ConfigDict:
-    """Fields of the job under a preset: "mini" needs no key and no network, "endpoint" asks a served model."""
-    config = presets.common("dataset", "mini")
+    """Fields of the job under a preset: "mini" and "smollm2" need no key and no network, "endpoint" a served model."""
+    config = presets.common("dataset", "mini" if preset == "endpoint" else preset)
     config.preset = preset
     config.stages = ("collect", "trace", "filter", "judge", "build")  # stages to run, each alone or several
     config.limit = 0  # cases kept at most, specialties in turn; 0: all
-    config.model.path = "mini"  # in-process teacher: "mini", a Hugging Face directory or hub id, or a run directory
     config.answers = ""  # SQLite file of answers, which runs may share; empty: factory.sqlite of the run
 
     # collection (section 3.1)
@@ -81,10 +80,12 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.include_restricted = False  # put rows that may not be passed on into export/public as well
     config.push_to = ""  # "owner/name" on the Hugging Face hub to which export/public is uploaded; empty: nowhere
 
-    if preset == "mini":
-        config.words = (8, 200)
-        config.teacher.kind = "local"
-        config.teacher.prompt = "short"
-        config.teacher.temperature = 0.7
-        config.teacher.max_tokens = 96
+    if preset == "endpoint":
+        del config.model
+        return config
+    config.words = (8, 200)
+    config.teacher.kind = "local"
+    config.teacher.prompt = "short"
+    config.teacher.temperature = 0.7
+    config.teacher.max_tokens = 96 if preset == "mini" else 256
     return config

@@ -20,6 +20,8 @@ def hire(config: ConfigDict, run: "Run") -> Callable[[ConfigDict, "Answers"], tu
     """A function that makes the teacher, or judge, that a config group describes: (group, store) -> name, teacher."""
 
     def make(group: ConfigDict, answers: "Answers") -> tuple[str, "Teacher"]:
+        if group.kind == "local" and "model" not in config:
+            raise ConfigError('config.teacher.kind: "local" needs a model; use configs/dataset.py:mini or :smollm2')
         if group.kind == "local":
             return _local(config, group, answers, run)
         from mmedexpert_jax.remote import Client
