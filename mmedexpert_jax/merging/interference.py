@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedexpert_jax.merging.arrays import Array, namespace
+from mmedexpert_jax.merging.arrays import Array, namespace, tally
 from mmedexpert_jax.merging.methods import gram_matrix
 
 
@@ -31,20 +31,20 @@ def measure(
         from it; `changed` and `vanished`: entries with an update, and those that rounding leaves at the base.
     """
     xp = namespace(vectors)
-    wide = np.float64 if xp is np else xp.float32
     up, down = kept > 0, kept < 0
-    keepers = xp.sum(up | down, axis=0, dtype=xp.int8)
+    keepers = tally(up | down)
     moved = merged.astype(xp.float32) - base
+    error = moved - update
     changed = update != 0
     sums = {
-        "mass": xp.sum(xp.abs(vectors), axis=1, dtype=wide),
-        "kept_mass": xp.sum(xp.abs(kept), axis=1, dtype=wide),
+        "mass": xp.sum(xp.abs(vectors), axis=1),
+        "kept_mass": xp.sum(xp.abs(kept), axis=1),
         "wanted": xp.count_nonzero(keepers),
         "shared": xp.count_nonzero(keepers > 1),
         "conflict": xp.count_nonzero(xp.any(up, axis=0) & xp.any(down, axis=0)),
-        "net": xp.sum(xp.abs(xp.sum(kept, axis=0)), dtype=wide),
-        "squared": xp.vdot(update, update),
-        "lost": xp.sum((moved - update) ** 2, dtype=wide),
+        "net": xp.sum(xp.abs(xp.sum(kept, axis=0))),
+        "squared": xp.sum(update * update),
+        "lost": xp.sum(error * error),
         "changed": xp.count_nonzero(changed),
         "vanished": xp.count_nonzero(changed & (moved == 0)),
     }

@@ -272,10 +272,17 @@ class Stack:
 
 
 def gram_matrix(vectors: Array) -> Array:
-    """Inner products of K vectors [K, ...] -> [K, K]; in float64 on the host."""
+    """Inner products of K vectors [K, ...] -> [K, K]; on the host float64, from pairwise sums of a block.
+
+    Not BLAS there: its threads would fight with those that read the blocks.
+    """
     flat = vectors.reshape(len(vectors), -1)
     if namespace(vectors) is np:
-        return (flat @ flat.T).astype(np.float64)
+        gram = np.empty((len(flat), len(flat)))
+        for row in range(len(flat)):
+            for column in range(row + 1):
+                gram[row, column] = gram[column, row] = np.sum(flat[row] * flat[column])
+        return gram
     return jax.numpy.matmul(flat, flat.T, precision="highest")
 
 

@@ -176,4 +176,8 @@ def _sweep(recipe: Recipe, config: ConfigDict, run: Run, evaluate: Evaluate | No
         number += 1
         return {name.removeprefix("eval/"): value for name, value in figures.items() if name.count("/") == 1}
 
-    return sweep(job, settings.densities, settings.scales, recipe.dtype, score if evaluate else None)
+    try:
+        densities, scales = (tuple(map(float, grid)) for grid in (settings.densities, settings.scales))
+    except ValueError as error:
+        raise ConfigError(f"config.sweep: densities and scales are numbers ({error})") from error
+    return sweep(job, densities, scales, recipe.dtype, score if evaluate else None)

@@ -106,7 +106,7 @@ def test_a_sweep_is_scored_and_the_best_is_merged(folder, tmp_path):
         return {"eval/accuracy": 1 / sizes[number], "eval/low": 0.0, "eval/high": 1.0, "eval/accuracy/AM": 0.5}
 
     base = flatten(load_model(folder / "base")[1])
-    grid = ConfigDict({"densities": (0.5, 0.1), "scales": (1.0, 0.5), "score": True})
+    grid = ConfigDict({"densities": ("0.5", "0.1"), "scales": (1.0, 0.5), "score": True})
     summary = execute(settings(folder, sweep=grid), tmp_path, evaluate=evaluate)
     assert summary["best"]["density"] == 0.1 and summary["best"]["scale"] == 0.5 and summary["best"]["high"] == 1.0
     assert len(sizes) == 4 and len(json.loads((tmp_path / "export" / "sweep.json").read_text())) == 4
