@@ -51,7 +51,7 @@ def prompts(model: Model, count: int, length: int, image: bool, seed: int = 0, r
     after = np.full(count, length, np.int32)
     images = count if image else 0
     places = np.arange(SIDE * SIDE).reshape(SIDE // 2, 2, SIDE // 2, 2).swapaxes(1, 2).ravel()  # the processor's order
-    rows, columns = np.divmod(places, SIDE)
+    lines, columns = np.divmod(places, SIDE)
     if image:
         side = SIDE // 2
         span = np.arange(side * side)
@@ -70,7 +70,7 @@ def prompts(model: Model, count: int, length: int, image: bool, seed: int = 0, r
         next_position=after[rows],
         vision_index=np.where(index >= 0, index - first, -1)[rows].astype(np.int32),
         patches=patches,
-        patch_positions=np.broadcast_to(np.stack([rows, columns], -1).astype(np.int32), (images, SIDE * SIDE, 2)),
+        patch_positions=np.broadcast_to(np.stack([lines, columns], -1).astype(np.int32), (images, SIDE * SIDE, 2)),
         patch_counts=np.full(images, SIDE * SIDE, np.int32),
     )
 
