@@ -1,0 +1,102 @@
+"""Compiles the decode loop for H100s on a machine without one, and tells its memory and what stands in the loop.
+
+    pip install "jax-cuda12-plugin[with-cuda]==0.10.2"       # 5 GB; matches the installed jax
+    python benchmarks/deviceless.py --layers 28 --rows 64 --window 1024 [--devices 8] [--text program.hlo]
+
+Shapes are those of Qwen2-VL-2B in bfloat16 with prompts of 700 tokens. Without a device nothing is autotuned, so the
+kernels of a real run may differ. The plugin may print a traceback about a missing driver. The device's figures in
+h100.txtpb are XLA's own (openxla/xla, xla/backends/gpu/target_config/specs/h100_sxm.txtpb).
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src import xla_bridge
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mmedexpert_jax.models import Model
+from mmedexpert_jax.models.config import PUBLISHED
+from mmedexpert_jax.models.model import Prefix
+from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.rollout.decode import Sampling, advance, empty
+from mmedexpert_jax.runtime.mesh import AXES, ROWS
+
+GROUP = 8
+PROMPT = 700
+
+
+def devices(count: int) -> Mesh:
+    """A mesh of compile-only H100s."""
+    xla_bridge.discover_pjrt_plugins()
+    target = (Path(__file__).parent / "h100.txtpb").read_text()
+    topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology=f"1x1x{count}")
+    grid = np.array(topology.devices).reshape(count, 1, 1)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def compile_loop(layers: int, rows: int, window: int, mesh: Mesh) -> Any:
+    """The compiled stretch of decoding, `rows` on each device."""
+    config = PUBLISHED["qwen2_vl_2b"]
+    text = dataclasses.replace(config.text, num_layers=layers)
+    model = Model(dataclasses.replace(config, text=text))
+    count = mesh.size * rows // GROUP
+    sampling = Sampling(GROUP, 1024, 0, 1.0, 0, 1.0, config.eos_token_ids, ())
+
+    def place(tree: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    shapes = {name: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for name, shape in tensor_shapes(model.config).items()}
+    keyed = jax.ShapeDtypeStruct((count, text.num_kv_heads, PROMPT, text.head_dim), jnp.bfloat16)
+    number = jax.ShapeDtypeStruct((count,), jnp.int32)
+    hidden = jax.ShapeDtypeStruct((count, 1, text.hidden_size), jnp.bfloat16)
+    prefix = Prefix(hidden, (keyed,) * layers, (keyed,) * layers, number, number)
+    state = jax.eval_shape(lambda: empty(model, sampling, (count, GROUP), window, jnp.bfloat16))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (count, GROUP)))
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    split = [place(tree, ROWS) for tree in (prefix, keys, state)]
+    weights = place(nest(shapes), PartitionSpec())
+    return advance.lower(model, sampling, mesh, weights, None, *split, step, step).compile()
+
+
+def main() -> None:
+    """Compiles, and prints one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--text", type=Path, help="where to write the compiled program")
+    arguments = parser.parse_args()
+    began = time.perf_counter()
+    compiled = compile_loop(arguments.layers, arguments.rows, arguments.window, devices(arguments.devices))
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    if arguments.text:
+        arguments.text.write_text(text)
+    kernels = Counter(re.findall(r"\S+ (fusion|custom-call|copy|transpose|all-reduce\S*)\(", text))
+    figures = {
+        "compile_seconds": round(time.perf_counter() - began, 1),
+        "temporary_megabytes": round(memory.temp_size_in_bytes / 1e6, 1),
+        "cache_megabytes": round(memory.alias_size_in_bytes / 1e6, 1),
+        "arguments_megabytes": round(memory.argument_size_in_bytes / 1e6, 1),
+        "instructions": dict(kernels),
+    }
+    print(json.dumps({"benchmark": "deviceless", "target": "H100"} | vars(arguments) | figures, default=str))
+
+
+if __name__ == "__main__":
+    main()
