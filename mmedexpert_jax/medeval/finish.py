@@ -31,7 +31,8 @@ def finish(config: ConfigDict, run: Run, targets: Sequence[Target], results: Map
     for key, result in results.items():
         parts = benchmark_parts(result, summaries[key])
         sections += [page.Part(f"{key}: {part.title}", part.rows, part.note, part.folded) for part in parts]
-        _write_table(run.path, slug(key), parts[0].rows, f"{result.benchmark.title}: {HEADLINE}", None, summaries[key])
+        title, cells = f"{result.benchmark.title}: {HEADLINE}", tables.every_cell(summaries[key])
+        _write_table(run.path, slug(key), parts[0].rows, title, cells, summaries[key])
         for name, evaluation in result.evaluations.items():
             rows = rows_path(run.path, key, name)
             rows.parent.mkdir(parents=True, exist_ok=True)
@@ -118,11 +119,11 @@ def _headline(benchmark: Benchmark, summaries: Mapping[str, Mapping[str, Any]]) 
     return rows
 
 
-def _write_table(folder: Path, name: str, readable: Rows, title: str, spread: Rows | None, structured: Any) -> None:
+def _write_table(folder: Path, name: str, readable: Rows, title: str, spread: Rows, structured: Any) -> None:
     place = folder / "export" / "tables"
     place.mkdir(parents=True, exist_ok=True)
     files.write_text(place / f"{name}.md", f"{title}\n\n{tables.markdown(readable)}")
-    files.write_text(place / f"{name}.csv", tables.comma_separated(readable if spread is None else spread))
+    files.write_text(place / f"{name}.csv", tables.comma_separated(spread))
     files.write_text(place / f"{name}.tex", tables.latex(readable, title))
     files.write_text(place / f"{name}.json", json.dumps(files.plain(structured), indent=1, ensure_ascii=False) + "\n")
 

@@ -64,6 +64,20 @@ def breakdown_table(summaries: Mapping[str, Mapping[str, Any]], group: str) -> R
     return rows
 
 
+def every_cell(summaries: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """One row per model and part of a benchmark, for CSV: items, accuracy, both intervals, in percent."""
+    rows = []
+    for name, summary in summaries.items():
+        parts = {("all", ""): summary} | {(f"all, {s}", ""): found for s, found in summary["scorers"].items()}
+        parts |= {(label, value): found for label, by in summary["by"].items() for value, found in by.items()}
+        for (label, value), found in parts.items():
+            numbers = (found["accuracy"], found["low"], found["high"], *found["bootstrap"])
+            names = ("accuracy", "low", "high", "bootstrap low", "bootstrap high")
+            figures = {key: f"{100 * number:.2f}" for key, number in zip(names, numbers, strict=True)}
+            rows.append({"model": name, "part": label, "value": value, "items": str(found["items"])} | figures)
+    return rows
+
+
 def comparison_table(evaluations: Mapping[str, Evaluation]) -> Rows:
     """Each model against the first, on the items of both: difference in points with its bootstrap interval, McNemar's
     exact p, and that p adjusted for the number of comparisons (Holm)."""

@@ -6,7 +6,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval import Evaluation, compare_evaluations, evaluate
 from mmedexpert_jax.medeval.evaluate import chance, constant
 from mmedexpert_jax.medeval.stats import wilson
-from mmedexpert_jax.medeval.tables import breakdown_table, comparison_table, markdown, models_table
+from mmedexpert_jax.medeval.tables import breakdown_table, comparison_table, every_cell, markdown, models_table
 
 KEY = jax.random.key(0)
 
@@ -119,6 +119,12 @@ def test_tables(processor, cases, sampler):
     first, second = models_table(summaries)
     assert first["model"] == "base" and first["accuracy"] == "75.0 [30.1, 95.4]"
     assert second["AM"] == "100.0 [20.7, 100.0]" and second["parsed"] == "100.0"
+    cells = every_cell(summaries)
+    assert cells[0] | {"bootstrap low": "", "bootstrap high": ""} == {
+        **{"model": "base", "part": "all", "value": "", "items": "4", "accuracy": "75.00", "low": "30.06"},
+        **{"high": "95.44", "bootstrap low": "", "bootstrap high": ""},
+    }
+    assert {row["part"] for row in cells} >= {"all", "all, strict", "all, medevalkit", "specialty", "modality"}
     assert breakdown_table(summaries, "modality")[0]["modality"] == "image"
     row = comparison_table(evaluations)[0]
     assert row["gain over base"].startswith("-50.0 [") and row["McNemar p"] == "0.625"
