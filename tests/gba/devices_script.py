@@ -1,0 +1,72 @@
+"""Two GBA steps under each of several meshes: what test_devices.py runs in a process with devices of its own.
+
+    python devices_script.py MODEL CASES OUT.npz data,fsdp,shard[,trainable] ... [--process=NUMBER,COUNT,ADDRESS]
+
+Writes OUT-<number>.npz with the samples and the trained weights, and prints the statistics of each step.
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from mmedexpert_jax.data import load_cases
+from mmedexpert_jax.gba import trainer
+from mmedexpert_jax.gba.batches import Batches
+from mmedexpert_jax.gba.learner import Learner
+from mmedexpert_jax.gba.rollouts import Rollout
+from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.models import load_model, load_processor
+from mmedexpert_jax.runtime.mesh import make_mesh
+
+STEPS = 2
+
+
+def run(model_path, cases_path, data, fsdp, shard, trainable="lora"):
+    config = load_config(
+        "configs/gba.py:mini",
+        {
+            "model.path": model_path, "data.path": cases_path, "prompts_per_step": 8, "num_samples": 2,
+            "max_new_tokens": 6, "temperature": 0.7, "lr": 1e-2, "beta": 0.01, "lora.rank": 2, "packing": 2,
+            "shard": shard, "trainable": trainable,
+        },
+    )  # fmt: skip
+    mesh = make_mesh(int(data), int(fsdp))
+    cases = load_cases(config.data.path, "train")
+    processor = load_processor(config.model.path)
+    guidelines = trainer._guidelines(config, cases)
+    batches = Batches(processor, guidelines, STEPS, 8 // mesh.size, config.max_prompt_length, mesh.size)
+    model, params = load_model(config.model.path)
+    learner = Learner(model, params, config, processor.special_vision_ids, 2, STEPS, mesh)
+    state = learner.init(jax.random.key(1))
+    done, rows = [], []
+    for step in range(STEPS):
+        prompts = guidelines.prompts(step)
+        encoded = [batches.encode(prompt) for prompt in prompts]
+        completions = learner.sample(state, batches.collate(encoded), jax.random.fold_in(jax.random.key(2), step))
+        rollout = Rollout.of(prompts, encoded, completions, processor)
+        rollout = rollout.with_advantages(np.random.default_rng(step).normal(size=(8, 2)).astype(np.float32))
+        state, stats = learner.update(state, trainer._parts(rollout, batches, config, 8 // mesh.size, mesh.size))
+        done.append(completions)
+        rows.append(stats)
+    weights = {f"w{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.trained))}
+    samples = {name: np.stack([getattr(d, name) for d in done]) for name in ("tokens", "logprobs")}
+    return weights | samples, rows
+
+
+def main():
+    model_path, cases_path, out, *settings = sys.argv[1:]
+    if settings[-1].startswith("--process="):
+        number, count, address = settings.pop().removeprefix("--process=").split(",")
+        jax.distributed.initialize(address, int(count), int(number))
+    jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_disable_most_optimizations", True)
+    for number, setting in enumerate(settings):
+        arrays, rows = run(model_path, cases_path, *setting.split(","))
+        np.savez(out.replace(".npz", f"-{number}.npz"), **arrays)
+        print(json.dumps(rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()
