@@ -10,10 +10,14 @@ from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.rollout.sampling import distribution
 
 
+@pytest.fixture(scope="module")
+def weights(completions):
+    return np.random.default_rng(0).normal(size=completions.tokens.shape)
+
+
 @pytest.fixture(scope="module", params=[0, 8], ids=["rows", "packed"])
-def results(request, tiny, batch, completions, lora, settings):
+def results(request, tiny, batch, completions, lora, settings, weights):
     """((logprobs, entropy), gradient) of a weighted sum, in chunks, layers recomputed."""
-    weights = np.random.default_rng(0).normal(size=completions.tokens.shape)
     packing = packed(completions.lengths, 12, request.param) if request.param else None
     if packing is not None:
         assert packing.index.size < 0.8 * packing.inverse.size
@@ -34,18 +38,19 @@ def results(request, tiny, batch, completions, lora, settings):
         return jnp.sum(weights * logprobs), (logprobs, entropy)
 
     (_, values), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(lora)
-    return weights, values, gradient
+    return values, gradient
 
 
 def test_equal_to_what_the_sampler_reports(completions, results):
-    logprobs, entropy = map(np.asarray, results[1])
+    logprobs, entropy = map(np.asarray, results[0])
     np.testing.assert_allclose(logprobs, completions.logprobs, atol=1e-4)
     behind = np.arange(12) >= completions.lengths[..., None]
     assert behind.any() and (entropy[behind] == 0).all() and (entropy[~behind] > 0).any()
 
 
-def test_values_and_gradient_equal_the_plain_forward(tiny, batch, completions, lora, settings, full_logits, results):
-    weights, found, gradient = results
+@pytest.fixture(scope="module")
+def expected(tiny, batch, completions, lora, settings, full_logits, weights):
+    """The same from the plain forward pass over whole rows."""
     inside = np.arange(12) < completions.lengths[..., None]
     ban = jnp.isin(jnp.arange(400), jnp.array(settings["ban"]))
 
@@ -57,10 +62,14 @@ def test_values_and_gradient_equal_the_plain_forward(tiny, batch, completions, l
         values = jnp.where(inside, chosen, 0), jnp.where(inside, entropy, 0)
         return jnp.sum(weights * values[0]), values
 
-    (_, expected), expected_gradient = jax.jit(jax.value_and_grad(plain, has_aux=True))(lora)
-    for value, reference in zip(found, expected, strict=True):
+    (_, values), gradient = jax.jit(jax.value_and_grad(plain, has_aux=True))(lora)
+    return values, gradient
+
+
+def test_values_and_gradient_equal_the_plain_forward(results, expected):
+    for value, reference in zip(results[0], expected[0], strict=True):
         np.testing.assert_allclose(value, reference, atol=1e-4)
-    for value, reference in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+    for value, reference in zip(jax.tree.leaves(results[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(value, reference, atol=1e-5 * max(1.0, float(jnp.abs(reference).max())))
 
 
