@@ -105,7 +105,7 @@ def choose(
     that passed stage 1 and was not rejected. An edited text must pass stage 1 again.
 
     Args:
-        traces: that passed stage 1, in order.
+        traces: that passed stage 1, in order, without those that a review has begun and not decided.
         verdicts: by trace id.
         reviewed: "any" or "accepted".
         words: bounds of a trace's length.

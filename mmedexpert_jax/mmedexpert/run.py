@@ -13,7 +13,7 @@ from mmedexpert_jax.mmedexpert import build, card, filters, funnel, gate, judge,
 from mmedexpert_jax.mmedexpert.build import Built
 from mmedexpert_jax.mmedexpert.collect import collect
 from mmedexpert_jax.mmedexpert.record import Record
-from mmedexpert_jax.mmedexpert.review import verdicts
+from mmedexpert_jax.mmedexpert.review import undecided, verdicts
 from mmedexpert_jax.mmedexpert.store import FILE, Store
 from mmedexpert_jax.mmedexpert.teachers import Teacher
 from mmedexpert_jax.remote import Answers
@@ -87,7 +87,9 @@ class Factory:
         """The data set, its card and manifest, the report."""
         config, settings = self.config, self.settings(self.store.fact("teacher") or "")
         every, said = list(self.store.traces(passed=None)), verdicts(self.store)
-        chosen = build.choose([t for t in every if t.check.passed], said, config.reviewed, settings.words)
+        open_still = undecided(self.store)
+        decided = [trace for trace in every if trace.check.passed and trace.id not in open_still]
+        chosen = build.choose(decided, said, config.reviewed, settings.words)
         if not chosen:
             raise DataError(
                 f"{self.store.path}: no trace to build from; see the reasons in {self.run.path / 'report.html'}"

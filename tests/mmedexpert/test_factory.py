@@ -261,16 +261,18 @@ def test_people_decide_what_is_built_and_their_verdicts_survive_fresh(dataset, t
     with Loopback(answer, key=KEY) as server:
         run_job(dataset(server))
         store = Store(tmp_path / "run" / FILE)
-        accepted, edited, rejected, spoiled = list(store.traces())[:4]
+        accepted, edited, rejected, spoiled, disputed = list(store.traces())[:5]
         text = edited.text.replace("(1) ", "(1) Plainly put: ", 1)
-        for trace, kind, new in (
-            (accepted, "accept", None),
-            (edited, "edit", text),
-            (rejected, "reject", None),
-            (spoiled, "edit", "(1) Nothing of the kind."),
+        for trace, kind, new, name in (
+            (accepted, "accept", None, "anna"),
+            (edited, "edit", text, "anna"),
+            (rejected, "reject", None, "anna"),
+            (spoiled, "edit", "(1) Nothing of the kind.", "anna"),
+            (disputed, "accept", None, "anna"),
+            (disputed, "reject", None, "ben"),
         ):
             value = json.dumps({"kind": kind, "text": new, "reasons": [], "note": "", "rubric": {}})
-            row = ("2026-01-01T00:00:00", "anna", "reviewer", trace.id, "verdict", value, 1.0, f"c-{trace.id}")
+            row = ("2026-01-01T00:00:00", name, "reviewer", trace.id, "verdict", value, 1.0, f"{name}-{trace.id}")
             store.write(lambda db, values=row: db.execute(INSERT, values))
         asked = server.asked.total()
         run_job(dataset(server, stages=("build",), reviewed="accepted"))
@@ -280,7 +282,8 @@ def test_people_decide_what_is_built_and_their_verdicts_survive_fresh(dataset, t
         assert rows[f"{edited.case.id}.{edited.paradigm}"].trace == text
         run_job(dataset(server, fresh=True))
         ids = {file: [case.id for case in load_cases(file, "")] for file in folder.glob("*.parquet")}
-        assert f"{rejected.case.id}.{rejected.paradigm}" not in {id for part in ids.values() for id in part}
+        left_out = {f"{trace.case.id}.{trace.paradigm}" for trace in (rejected, disputed)}
+        assert not left_out & {id for part in ids.values() for id in part}
         assert len(ids) == 3 and server.asked.total() == asked
 
 
