@@ -47,7 +47,7 @@ def run(config: ConfigDict, run: Run) -> Path:
         for step in range(state.step, config.steps):
             examples = step_examples(config, processor, step)
             trained, opt_state, stats = _update(model, optimizer, state.trained, state.opt_state, *examples)
-            tokens = int(examples[0].lengths.sum()) + np.count_nonzero(examples[2])
+            tokens = int(examples[0].lengths.sum() + np.count_nonzero(examples[2]))
             state = State(trained, opt_state, step + 1, state.num_tokens + tokens)
             if training.is_due(state.step, config.log_every, config.steps):
                 values = {name: float(value) for name, value in stats.items()}

@@ -117,7 +117,7 @@ def setting(
     if method not in METHODS:
         raise ConfigError(f"no merging method {method!r}: choose one of {', '.join(METHODS)}")
     many = {"density": density, "gamma": gamma, "epsilon": epsilon, "weights": 1.0 if weights is None else weights}
-    numbers = {k: tuple(np.broadcast_to(v, count).astype(float).tolist()) for k, v in many.items()}
+    numbers: dict[str, Any] = {k: tuple(np.broadcast_to(v, count).astype(float).tolist()) for k, v in many.items()}
     if not np.isfinite(numbers["weights"]).all():
         raise ConfigError(f"weights must be finite; got {list(numbers['weights'])}")
     if METHODS[method].join == "span" and method != "model_stock" and sum(numbers["weights"]) <= 0:
@@ -132,7 +132,9 @@ def setting(
 class Unit(Protocol):
     """K task vectors that are fitted together: one tensor, one module or the whole model."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """Entries of each vector."""
 
     def total(self, measure: Callable[[Array, Array, int], Any]) -> Any:
         """Sum over blocks of measure(base [m], vectors [K, m], index of the first entry in its tensor)."""
@@ -193,7 +195,8 @@ def keep(vectors: Array, start: int, fitted: Fitted, how: Setting) -> Array:
         case "largest":
             kept = xp.where(fitted.bounds[0].keeps(vectors, start), vectors, 0)
         case "middle":
-            kept = between(vectors, *fitted.bounds, start)
+            outer, inner = fitted.bounds
+            kept = between(vectors, outer, inner, start)
         case "random":
             kept = bernoulli(vectors, how.density, how.keys, start, inverse)
         case "ranked":

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,9 @@ def merge_to_disk(
         if stored not in writer.done:
             sums = None
             if name in job.touched:
-                sums = job.tensor(name, dtypes[name], lambda start, part, to=stored: writer.write(to, start, part))
+                sums = job.tensor(name, dtypes[name], partial(writer.write, stored))
             if sums is None:
-                _copy(view, dtypes[name], lambda start, part, to=stored: writer.write(to, start, part))
+                _copy(view, dtypes[name], partial(writer.write, stored))
             writer.finish_tensor(stored, sums)
             writer.done[stored] = sums
         if writer.done[stored] is not None:

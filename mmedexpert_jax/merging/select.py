@@ -78,7 +78,7 @@ class Blocks:
     starts: Sequence[int]
     read: Callable[[int], np.ndarray]
     sample: Callable[[np.ndarray], np.ndarray]
-    map: Callable[[Callable, Iterable], Iterable]
+    map: Callable[[Callable, Any], Iterable]
 
 
 def by_counting(blocks: Blocks, kept: Sequence[int], equal_magnitudes: str = "lower_index") -> Bound:

@@ -91,9 +91,9 @@ def _measure(jobs: dict[float, Merge], name: str, dtype: np.dtype) -> dict[float
         for density, job in jobs.items():
             offset = job.units[job.scope(name)].offsets[name]
             kept, update = combine(base, vectors, offset + span[0], job.fitted(name), job.how(name))
-            flat = [part.reshape(len(vectors), -1) for part in (vectors, kept)]
+            all_of, kept = (part.reshape(len(vectors), -1) for part in (vectors, kept))
             line, update = base.reshape(-1), update.reshape(-1)
-            found[density] = measure(line, *flat, update, (line + update).astype(dtype))
+            found[density] = measure(line, all_of, kept, update, (line + update).astype(dtype))
         return found
 
     for job in jobs.values():

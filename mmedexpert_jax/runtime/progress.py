@@ -44,7 +44,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
+    def update(self, step: float, metrics: Mapping[str, Any] | None = None) -> None:
         """Says that `step` steps are done, with the newest metrics."""
         shown = describe(metrics or {})
         if self._bar is not None:
@@ -54,7 +54,7 @@ class Progress:
         if step % every == 0 or step == self.start + 1 or step == self.total:
             self._print(f"{self.label} {step}/{self.total}  {shown}  ETA {self.eta(step)}")
 
-    def eta(self, step: int) -> str:
+    def eta(self, step: float) -> str:
         """Time left at the mean rate so far, as h:mm:ss; the first step, which compiles, counts as any other."""
         done = step - self.start
         if done <= 0:
