@@ -15,7 +15,7 @@ MODELS = {
     "lingshu_7b": "lingshu-medical-mllm/Lingshu-7B",
 }
 # Fields that a pipeline sets once for all its stages.
-SHARED = ("job", "preset", "workdir", "seed", "fresh", "plan", "limit", "tracker", "model", "data")
+SHARED = ("job", "preset", "workdir", "seed", "fresh", "plan", "plan_mesh", "limit", "tracker", "model", "data")
 
 
 def common(job: str, preset: str) -> ConfigDict:
@@ -27,6 +27,7 @@ def common(job: str, preset: str) -> ConfigDict:
     config.seed = 0  # of data order, initialisation and sampling
     config.fresh = False  # start over: what the run directory holds is deleted
     config.plan = False  # print what the job would read, do and write, and stop before it
+    config.plan_mesh = ""  # devices to plan for: "a100x8", "h100x8", "v5e-8", any number; empty: those of this machine
     config.limit = 0  # cases read at most per split, specialties in turn; 0: all
     config.tracker = ""  # beside metrics.jsonl and TensorBoard: "wandb" or "trackio", where installed; empty: none
     config.model = ConfigDict()

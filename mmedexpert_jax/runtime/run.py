@@ -33,6 +33,7 @@ FREE = frozenset(
         "workdir",
         "fresh",
         "plan",
+        "plan_mesh",
         "debug",
         "explain",
         "tracker",

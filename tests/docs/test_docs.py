@@ -1,0 +1,150 @@
+"""The docs say what the code does: generated pages are current, commands and names exist, snippets run."""
+
+import ast
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmedexpert_jax import __version__, errors
+from mmedexpert_jax.launch import config as configs
+from mmedexpert_jax.launch.flags import parse_flags
+from mmedexpert_jax.launch.validate import validate
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+GENERATE = runpy.run_path(str(DOCS / "generate.py"))
+FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+LAUNCH = re.compile(r"^python -m mmedexpert_jax\.launch (.*)$", re.MULTILINE)
+
+
+def fences(page):
+    return FENCE.findall((DOCS / page).read_text(encoding="utf-8"))
+
+
+def commands(text):
+    return [shlex.split(line, comments=True) for line in LAUNCH.findall(text.replace("\\\n", " "))]
+
+
+def read(arguments):
+    flags = parse_flags(arguments)
+    config = configs.read_config(flags.config)
+    configs.override(config, flags.overrides)
+    return config
+
+
+def test_the_page_of_fields_is_current():
+    committed = (DOCS / "config.md").read_text(encoding="utf-8")
+    assert committed == GENERATE["config_page"](), "the configs changed: run `python docs/generate.py`"
+
+
+def test_every_field_of_every_job_has_a_meaning():
+    for path in configs.available().values():
+        documented = configs.field_docs(path)
+        for preset in configs.presets_of(path):
+            missing = set(configs.fields(configs.read_config(f"{path}:{preset}"))) - set(documented)
+            assert not missing, f"{path.name} has fields without a comment: {sorted(missing)}"
+
+
+def test_every_job_is_on_the_page():
+    assert set(GENERATE["JOBS"]) == {path.stem for path in configs.available().values()}
+
+
+@pytest.mark.parametrize("page", [page.name for page in PAGES] + ["../README.md"])
+def test_commands_have_fields_that_exist(page):
+    for kind, _, text in fences(page):
+        for arguments in commands(text) if kind == "sh" else []:
+            if not any("configs/mine.py" in argument for argument in arguments):
+                read(arguments)
+
+
+def test_what_a_user_brings_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = {}
+    try:
+        for kind, title, text in fences("own.md"):
+            if title:
+                Path(title).parent.mkdir(parents=True, exist_ok=True)
+                Path(title).write_text(text, encoding="utf-8")
+            elif kind == "python":
+                exec(compile(text, "docs/own.md", "exec"), names)
+        for kind, _, text in fences("own.md"):
+            for arguments in commands(text) if kind == "sh" else []:
+                validate(read(arguments))
+    finally:
+        names["benchmarks"].registry._SPECS.pop("mine", None)
+        sys.modules.pop("my_rewards", None)
+
+
+def test_the_equations_name_functions_that_exist():
+    page = (DOCS / "method.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py): (\w+)`", page)
+    assert len(named) > 15
+    for file, name in named:
+        tree = ast.parse((ROOT / "mmedexpert_jax" / file).read_text(encoding="utf-8"))
+        assert name in {getattr(node, "name", "") for node in tree.body}, f"{file} has no {name}"
+    paths = re.findall(r"`((?:mmedexpert|sft|gba|merging|medeval|rollout|data|launch)/[\w/.]*)[`:]", page)
+    assert all((ROOT / "mmedexpert_jax" / path).exists() for path in paths)
+    assert [int(n) for n in re.findall(r"^## Equation (\d)", page, re.MULTILINE)] == list(range(1, 8))
+
+
+def test_the_errors_stand_in_the_source():
+    template = GENERATE["_template"]
+    source = set()
+    for file in (ROOT / "mmedexpert_jax").rglob("*.py"):
+        texts = (
+            node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.JoinedStr | ast.Constant)
+        )
+        source |= {" ".join(template(node).split()) for node in texts}
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `([^`]*)` \|[^|]*\|$", page.partition("## Frequent")[2], re.MULTILINE)
+    assert len(lines) > 10
+    assert not [line for line in lines if line not in source]
+
+
+def test_the_exit_codes_are_those_of_the_classes():
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    for name, code in GENERATE["CODES"].items():
+        assert getattr(errors, name).exit_code == code and f"| {code} | `{name}` |" in page
+
+
+def test_the_index_finds_errors_of_every_kind():
+    found = GENERATE["errors"]()
+    assert {code for code, _, _ in found} == {2, 3, 4, 5}
+    assert (3, "mmedexpert_jax/data/load.py", "{file}, row {number}: id {id} stands twice; ids must be unique") in found
+    built = GENERATE["on_page_markdown"]((DOCS / "errors.md").read_text())
+    assert all(line in built for _, _, line in found)
+
+
+def test_links_lead_somewhere_and_every_page_is_in_the_navigation():
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = [page for group in navigation for entry in next(iter(group.values())) for page in _pages(entry)]
+    assert sorted(listed) == [page.name for page in PAGES]
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            assert re.match(r"https?:", link) or (DOCS / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_package_files_agree_on_the_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+    assert re.search(rf"^## {re.escape(__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    errors_page = (tmp_path / "site" / "errors" / "index.html").read_text(encoding="utf-8")
+    assert "ids must be unique" in errors_page and not (tmp_path / "site" / "generate.py").exists()
+
+
+def _pages(entry):
+    return [entry] if isinstance(entry, str) else list(entry.values())
