@@ -47,7 +47,7 @@ def generate(
     grow to 256, 512, ... tokens: long tails do not run at full width, and what no one has written is not read. Each
     number of rows and of tokens is a program, compiled when it is first met. If `batch` lies on a mesh
     (`runtime.mesh.shard_batch`), each device decodes its own prompts. Under an outer `jit`, where the host cannot
-    look, all tokens are decoded in one program at full width.
+    look, the rows stay as they are and the caches grow all the same.
 
     Args:
         model: the network.
@@ -96,18 +96,20 @@ def generate(
     keys = _sample_keys(key, jnp.arange(len(batch.tokens)) if rows is None else jnp.asarray(rows), num_samples)
     traced, mesh = isinstance(keys, jax.core.Tracer), _mesh(batch)
     samples = keys.size // (1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"])  # of each device
-    ends = [max_new_tokens] if traced else _ends(max_new_tokens)
+    ends = _ends(max_new_tokens)
+    if traced:
+        ends = sorted({_window(end, max_new_tokens) for end in ends})
     shape = samples, _window(ends[0], max_new_tokens)
     prefix, state = begin(model, sampling, shape[1], mesh, params, batch, lora, keys)
-    start, left = 1, samples
-    for end in ends:
+    count: int | Array = samples
+    for start, end in zip([1, *ends], ends, strict=False):
+        left = samples if traced else int(count)
+        if not left:
+            break
         wanted = _width(left, samples), _window(end, max_new_tokens)
         if wanted != shape:
             shape, state = wanted, resize(*wanted, mesh, state)
         state, count = advance(model, sampling, mesh, params, lora, prefix, keys, state, start, end)
-        start, left = end, samples if traced else int(count)
-        if not left:
-            break
     return state.completions
 
 
