@@ -122,7 +122,15 @@ class Learner:
         """S completions of each prompt, on the host. The images of `batch` are numbered through for all prompts."""
         policy, lora = self._policy(state.trained, self._params) if self._full else (self._params, state.trained)
         batch, rows = self._split((batch, np.arange(len(batch.tokens), dtype=np.int32)))
-        done = generate(self._model, policy, batch, key=self._place(key), rows=rows, lora=lora, **self._sampling)
+        done = generate(
+            self._model,
+            policy,
+            batch,
+            key=self._place(jax.random.key_data(key)),
+            rows=rows,
+            lora=lora,
+            **self._sampling,
+        )
         return jax.device_get(done if self.devices == 1 else self._gather(done))
 
     def update(self, state: State, parts: list[list[Part]]) -> tuple[State, dict[str, float]]:
@@ -230,6 +238,8 @@ class Learner:
         if self.devices == 1:
             return tree
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+        if not traced and jax.process_count() > 1:
+            tree = jax.device_get(tree)  # devices of other processes take arrays of the host alone
         if self._config.shard in modes:
             if traced:
                 return jax.lax.with_sharding_constraint(tree, shardings(tree, self._mesh))
