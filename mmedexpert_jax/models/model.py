@@ -108,9 +108,8 @@ class Model:
             prompt = prefix.keys[layer], prefix.values[layer], prefix.lengths
             if packing is None:
                 return attend_shared(queries, *prompt, keys, values, mask), keys, values
-            rows = (packing.unpack(x) for x in (queries, keys, values))
-            queries, *own = rows
-            return packing.pack(attend_shared(queries, *prompt, *own, mask)), keys, values
+            rows, own_keys, own_values = (packing.unpack(x) for x in (queries, keys, values))
+            return packing.pack(attend_shared(rows, *prompt, own_keys, own_values, mask)), keys, values
 
         if packing is not None:
             positions = jnp.broadcast_to(positions[:, :, 0], tokens.shape)
@@ -142,7 +141,7 @@ class Model:
         """
         network = bind(self.config, params, lora)
         mask = jnp.arange(cache.keys[0].shape[-2])[None] <= step
-        start = (0,) * (cache.keys[0].ndim - 2) + (step, 0)
+        start: list[int | Array] = [0] * (cache.keys[0].ndim - 2) + [step, 0]
 
         def attention(layer, queries, keys, values):
             keys = jax.lax.dynamic_update_slice(cache.keys[layer], keys, start)

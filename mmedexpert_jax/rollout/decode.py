@@ -78,10 +78,10 @@ def begin(
     prompt_end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)  # [B, 1, D]
 
     def first(params: dict, lora: Lora | None, prompt_end: Array, keys: Array) -> State:
-        state = empty(model, sampling, keys.shape, window, prompt_end.dtype)
+        state = empty(model, sampling, (keys.shape[0], keys.shape[1]), window, prompt_end.dtype)
         drawn = _draw(model, sampling, params, lora, prompt_end, keys, jnp.int32(0))
-        flat = tuple(values.reshape(-1) for values in drawn)
-        completions = _record(sampling, model.config.pad_token_id, state, *flat, jnp.int32(0))
+        tokens, logprobs = (values.reshape(-1) for values in drawn)
+        completions = _record(sampling, model.config.pad_token_id, state, tokens, logprobs, jnp.int32(0))
         return dataclasses.replace(state, completions=completions)
 
     state = _per_device(first, mesh, (WHOLE, WHOLE, ROWS, ROWS), ROWS)(params, lora, prompt_end, keys)
@@ -161,7 +161,8 @@ def empty(model: Model, sampling: Sampling, shape: tuple[int, int], window: int,
     """Nothing drawn yet of [B, G] samples."""
     cache = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), model.init_cache(*shape, window, dtype))
     row = jnp.arange(shape[0] * shape[1]).reshape(shape)
-    slots = Slots(*(index.reshape(-1) for index in jnp.indices(shape, jnp.int32)), row)
+    prompt, sample = (index.reshape(-1) for index in jnp.indices(shape, jnp.int32))
+    slots = Slots(prompt, sample, row)
     completions = Completions(
         tokens=jnp.full((*shape, sampling.max_new_tokens), model.config.pad_token_id, jnp.int32),
         logprobs=jnp.zeros((*shape, sampling.max_new_tokens), jnp.float32),

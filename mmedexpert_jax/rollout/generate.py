@@ -132,8 +132,9 @@ def _width(left: int, samples: int) -> int:
 def _mesh(batch: Batch) -> Mesh | None:
     """The mesh that the prompts are split over."""
     sharding = None if isinstance(batch.tokens, jax.core.Tracer) else getattr(batch.tokens, "sharding", None)
-    split = isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated
-    return sharding.mesh if split else None
+    if not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
+        return None
+    return sharding.mesh if isinstance(sharding.mesh, Mesh) else None
 
 
 @functools.partial(jax.jit, static_argnums=2)
