@@ -141,7 +141,7 @@ class Model:
         """
         network = bind(self.config, params, lora)
         mask = jnp.arange(cache.keys[0].shape[-2])[None] <= step
-        start: list[int | Array] = [0] * (cache.keys[0].ndim - 2) + [step, 0]
+        start = [*[0] * (cache.keys[0].ndim - 2), step, 0]
 
         def attention(layer, queries, keys, values):
             keys = jax.lax.dynamic_update_slice(cache.keys[layer], keys, start)
