@@ -141,7 +141,8 @@ class Model:
         """
         network = bind(self.config, params, lora)
         mask = jnp.arange(cache.keys[0].shape[-2])[None] <= step
-        start = [*[0] * (cache.keys[0].ndim - 2), step, 0]
+        zero = jnp.zeros((), jnp.asarray(step).dtype)
+        start = [zero] * (cache.keys[0].ndim - 2) + [step, zero]
 
         def attention(layer, queries, keys, values):
             keys = jax.lax.dynamic_update_slice(cache.keys[layer], keys, start)
