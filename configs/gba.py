@@ -55,9 +55,8 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.beta = by_objective("beta", 0.001)
     # "sequence" (1/|y_i|, equation 5), "token" (dapo) or "constant" (dr_grpo); by objective
     config.aggregation = by_objective("aggregation", "sequence")
-    config.ratio_level = by_objective(
-        "ratio_level", "token"
-    )  # ratio of each "token" or "sequence" (gspo); by objective
+    # ratio of each "token" or of the "sequence" (gspo); by objective
+    config.ratio_level = by_objective("ratio_level", "token")
     # rewards over the deviation of their "group" (equation 4), or "none" (dr_grpo); by objective
     config.advantage_scale = by_objective("advantage_scale", "group")
     # groups of equal rewards: "keep", "drop" from the update, or "refill" by more rollouts (dapo's dynamic sampling);
@@ -71,9 +70,8 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.advantage_eps = 1e-4  # epsilon of equation 4; value of the R1 family (TRL)
     config.advantage_ddof = 1  # degrees of freedom taken off the group's standard deviation; the R1 family (TRL)
     config.inner_epochs = 1  # passes over one rollout; 1: on-policy, the ratio is 1
-    config.minibatches = by_objective(
-        "minibatches", 1
-    )  # updates per pass, each on its share of the prompts; by objective
+    # updates per pass, each on its share of the prompts; by objective
+    config.minibatches = by_objective("minibatches", 1)
 
     # devices and memory; none of it changes the result
     config.micro_batch = 1  # prompts of one gradient on each device, summed up to an update's; 0: all
