@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import pipeline
-from mmedexpert_jax.launch.plan import describe
+from mmedexpert_jax.launch.plan import check, describe
 from mmedexpert_jax.launch.validate import validate
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def launch(config: ConfigDict) -> None:
         _review(config)
         return
     if config.plan:
-        print(describe(config))
+        print(describe(config), flush=True)
+        check(config)
         return
     if run_job(config):
         print(closing(config), flush=True)

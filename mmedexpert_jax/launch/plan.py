@@ -1,44 +1,89 @@
-"""`--config.plan=True`: what a job would read, do and write, without loading a model."""
+"""`--config.plan=True`: what a job would read, do, need and write, without loading weights."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.data import SPECIALTIES, load_cases
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import DataError, RemoteError, ResourceError
 from mmedexpert_jax.launch.config import fields
+from mmedexpert_jax.launch.pipeline import stage_config
+from mmedexpert_jax.launch.validate import ELSEWHERE
 
 SPLITS = ("train", "dev", "test")
+COUNTED = ("dsa", "gba", "evaluate", "export")  # jobs whose memory is counted; a merge streams from disk to disk
 
 
 def describe(config: ConfigDict) -> str:
-    """A text of a few lines about the model, the cases by split and specialty, the run directory and the settings."""
+    """A text of a few lines on the model, its memory, the cases, the run directory and the settings."""
     if config.job == "dataset":
         from mmedexpert_jax.launch import teachers
         from mmedexpert_jax.mmedexpert import plan
 
         return plan.describe(config, teachers.endpoint)
+    from mmedexpert_jax.launch import budget
+
     run = Path(config.workdir)
     state = "resumes what is there" if (run / "STATUS.json").is_file() and not config.fresh else "starts anew"
     lines = [f"job      {config.job} (preset {config.preset})"]
     if "data" in config:
-        lines += [f"model    {config.model.path}", *(f"cases    {line}" for line in _census(config))]
+        counts = _counts(config)
+        lines += [f"model    {config.model.path}", *(f"cases    {line}" for line in _census(counts))]
+        train = counts["train"] if isinstance(counts["train"], Counter) else Counter()
+        for prefix, stage in stages(config):
+            try:
+                lines += budget.lines(stage, prefix, train)
+            except (DataError, RemoteError) as error:
+                lines.append(f"{prefix or 'memory'}   not counted: {error}")
     lines += [f"workdir  {run}: {state}", "fields"]
     lines += [f"  {key} = {value}" for key, (_, _, value) in fields(config).items() if key not in ("job", "preset")]
     return "\n".join([*lines, "nothing was run; leave out --config.plan to start"])
 
 
-def _census(config: ConfigDict) -> list[str]:
-    lines = []
+def check(config: ConfigDict) -> None:
+    """Raises ResourceError with the smallest change under which it fits, where a job does not fit the devices."""
+    from mmedexpert_jax.launch import budget
+
+    for prefix, stage in stages(config):
+        try:
+            problem = budget.problem(stage, prefix)
+        except (DataError, RemoteError):
+            continue
+        if problem:
+            raise ResourceError(problem)
+
+
+def stages(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
+    """(prefix of its fields, config) of the parts of a job whose memory is counted: itself, or a pipeline's stages."""
+    if config.job == "pipeline":
+        yield "dsa.", stage_config(config, "dsa", specialty="all")
+        yield "gba.", stage_config(config, "gba")
+        yield "evaluate.", stage_config(config, "evaluate", compare=())
+    elif config.job in COUNTED and not ELSEWHERE.match(config.model.path):
+        yield "", config
+
+
+def _counts(config: ConfigDict) -> dict[str, Counter | str]:
+    """Cases by specialty, and of those with images, for each split; the error's line where there are none."""
+    found: dict[str, Counter | str] = {}
     for split in SPLITS:
         try:
             cases = load_cases(config.data.path, split, limit=config.limit, seed=config.seed)
         except DataError as error:
-            lines.append(f"{split}: {error}")
+            found[split] = str(error)
             continue
-        counts = Counter(case.specialty for case in cases)
-        images = sum(case.modality == "image" for case in cases)
-        parts = ", ".join(f"{name} {counts[name]}" for name in SPECIALTIES)
-        lines.append(f"{split}: {len(cases)} ({parts}; {images} with images)")
-    return lines
+        found[split] = Counter(case.specialty for case in cases)
+        found[split]["image"] = sum(case.modality == "image" for case in cases)  # type: ignore[index]
+    return found
+
+
+def _census(counts: dict[str, Counter | str]) -> Iterator[str]:
+    for split, found in counts.items():
+        if isinstance(found, str):
+            yield f"{split}: {found}"
+            continue
+        parts = ", ".join(f"{name} {found[name]}" for name in SPECIALTIES)
+        total = sum(found[name] for name in SPECIALTIES)
+        yield f"{split}: {total} ({parts}; {found['image']} with images)"

@@ -1,0 +1,58 @@
+"""The shape and stored dtype of a model without its weights, and without fetching them."""
+
+from pathlib import Path
+
+from mmedexpert_jax.errors import DataError, RemoteError
+from mmedexpert_jax.launch.presets import MODELS
+from mmedexpert_jax.models import ModelConfig, load_architecture
+from mmedexpert_jax.models.checkpoint import read_json
+from mmedexpert_jax.models.config import PUBLISHED
+
+# Hub ids whose shapes are published in models/config.py.
+_HUB = {
+    MODELS["qwen2_vl_2b"]: "qwen2_vl_2b",
+    "Qwen/Qwen2-VL-7B-Instruct": "qwen2_vl_7b",
+    "Qwen/Qwen2.5-VL-3B-Instruct": "qwen2_5_vl_3b",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl_7b",
+    MODELS["lingshu_7b"]: "qwen2_5_vl_7b",
+}
+
+
+def architecture(source: str) -> tuple[ModelConfig, str]:
+    """Shape and dtype of what load_model takes; of a hub id that is not listed here only config.json is fetched.
+
+    Raises:
+        DataError: nothing there, or another architecture.
+        RemoteError: the hub cannot be reached.
+    """
+    if source.startswith("random:") or source == "smollm2":
+        return load_architecture(source).config, "bfloat16"
+    if source == "mini":
+        return load_architecture(source).config, "float32"
+    if source in _HUB:
+        return PUBLISHED[_HUB[source]], "bfloat16"
+    folder = Path(source)
+    if not folder.is_dir():
+        return _of(_fetched(source))
+    folder = next((f for f in (folder / "export" / "model", folder / "export" / "adapter") if f.is_dir()), folder)
+    if (folder / "adapter_config.json").is_file():
+        return architecture(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    return _of(folder / "config.json")
+
+
+def _of(file: Path) -> tuple[ModelConfig, str]:
+    found = read_json(file)
+    return ModelConfig.from_hf(found), found.get("torch_dtype") or found.get("dtype") or "bfloat16"
+
+
+def _fetched(hub_id: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    name, _, revision = hub_id.partition("@")
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision or None))
+    except HFValidationError as error:
+        raise DataError(f"{hub_id}: no such model directory, and no hub id") from error
+    except OSError as error:
+        raise RemoteError(f"{hub_id}: its config.json is not in the hub's cache and cannot be fetched") from error

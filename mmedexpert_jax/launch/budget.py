@@ -1,0 +1,168 @@
+"""The lines of a plan on memory, steps, tokens and disk, and what to change where a job does not fit."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.data import SPECIALTIES
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.launch import hardware
+from mmedexpert_jax.launch.architecture import architecture
+from mmedexpert_jax.launch.hardware import Devices
+from mmedexpert_jax.launch.needs import ESTIMATES, Needs, needs
+
+CHECKPOINTS = 3  # two are kept, a third is being written
+
+
+def count(config: ConfigDict, **changes: Any) -> tuple[Needs, Devices, str]:
+    """Needs, devices and the dtype of the weights, with some fields changed."""
+    if changes:
+        config = config.copy_and_resolve_references().unlock()
+        for key, value in changes.items():
+            _set(config, key, value)
+    devices = hardware.find(config.plan_mesh)
+    shape, stored = architecture(config.model.path.rpartition("=")[2])
+    dtype = config.model.dtype or ("float32" if devices.kind == "cpu" else stored)
+    return needs(config, shape, dtype, devices), devices, dtype
+
+
+def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
+    """What a job, or the stage of a pipeline that `prefix` names, needs; `train`: its cases by specialty."""
+    found, devices, dtype = count(config)
+    share = f", {found.trained:,} trained ({found.trained / found.parameters:.1%})" if found.trained else ""
+    used = devices.count if config.job == "gba" else 1
+    room = f"{_gb(devices.memory)} for a program on each" if devices.memory else "memory not known"
+    phase, peak = found.peak
+    return [
+        f"{prefix.rstrip('.') or 'needs'}",
+        f"  parameters {found.parameters:,} {dtype}{share}",
+        f"  devices    {devices.count} x {devices.kind}, {room}; the job uses {used}",
+        f"  held       {_listed(found.held)}",
+        *(f"  {name:10} {_listed(parts)}" for name, parts in found.phases.items()),
+        f"  peak       {_gb(peak)} on a device, in {phase}; * estimated (docs/plan.md)",
+        *(f"  {line}" for line in _work(config, found, train)),
+    ]
+
+
+def problem(config: ConfigDict, prefix: str) -> str:
+    """ "" where the job fits its devices, or their memory is not known; else one line with the smallest mend."""
+    found, devices, _ = count(config)
+    phase, peak = found.peak
+    if not devices.memory or peak <= devices.memory:
+        return ""
+    known = f"{_gb(peak)} are needed in {phase} on a device, {_gb(devices.memory)} are there ({devices.kind})"
+    return f"config.{prefix or ''}plan: {known}; {_mend(config, prefix, devices)}"
+
+
+def _mend(config: ConfigDict, prefix: str, devices: Devices) -> str:
+    """The first single change that suffices, else as many of them together as it takes."""
+    steps = [step for step in _steps(config, devices) if any(_get(config, k) != v for k, v in step.items())]
+    together: dict[str, Any] = {}
+    for change in [*steps, *_joined(steps)]:
+        if _fits(config, change):
+            together = change
+            break
+    if not together:
+        return "no field mends that; use devices with more memory or a smaller model"
+    return "set " + " ".join(f"--config.{prefix}{key}={value}" for key, value in together.items())
+
+
+def _joined(steps: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    joined: dict[str, Any] = {}
+    for step in steps:
+        joined = joined | step
+        yield joined
+
+
+def _steps(config: ConfigDict, devices: Devices) -> Iterator[dict[str, Any]]:
+    """Changes that lower the peak, from those that change no result to those that do."""
+    if config.job in ("dsa", "gba"):
+        yield {"remat": True}
+        if config.job == "gba":
+            yield {"micro_batch": 1}
+        else:
+            yield {"batch_size": 1, "accumulation": config.batch_size * config.accumulation}
+        yield from ({"eval.batch_size": n} for n in (32, 16, 8, 4, 1) if n < config.eval.batch_size)
+        if config.job == "gba" and devices.count > 1:
+            yield {"mesh.fsdp": devices.count, "shard": "optimizer"}
+        yield {"model.dtype": "bfloat16"}
+        yield {"trainable": "lora"}
+        if config.job == "gba":
+            yield {"prompts_per_step": devices.count * config.minibatches}
+        yield from ({"max_new_tokens": n} for n in (512, 256, 128) if n < config.max_new_tokens)
+    elif config.job == "evaluate":
+        yield from ({"batch_size": n} for n in (8, 4, 2, 1) if n < config.batch_size)
+        yield {"model.dtype": "bfloat16"}
+    else:
+        yield {"model.dtype": "bfloat16"}
+
+
+def _fits(config: ConfigDict, change: dict[str, Any]) -> bool:
+    try:
+        found, devices, _ = count(config, **change)
+    except ConfigError:  # a mesh that does not divide the model
+        return False
+    return found.peak[1] <= devices.memory
+
+
+def _work(config: ConfigDict, found: Needs, train: Counter) -> Iterator[str]:
+    """Steps, tokens and disk of a training job; the disk of an export."""
+    disk = found.exported
+    if config.job in ("dsa", "gba"):
+        cases = {name: train[name] for name in SPECIALTIES}
+        runs = cases if config.job == "dsa" and config.specialty == "all" else {"": _cases(config, cases)}
+        steps = {
+            name: config.steps or math.ceil(config.epochs * n / _cases_per_step(config)) for name, n in runs.items()
+        }
+        total = sum(steps.values())
+        by_run = f" ({', '.join(f'{name} {n}' for name, n in steps.items())})" if len(steps) > 1 else ""
+        yield f"steps      {total:,}{by_run}, at most {total * _tokens_per_step(config):,} tokens with padding"
+        disk = len(steps) * (found.exported + CHECKPOINTS * found.saved)
+    if config.job != "evaluate":
+        yield f"disk       at most {_gb(disk)}: checkpoints and export"
+
+
+def _cases(config: ConfigDict, cases: dict[str, int]) -> int:
+    return cases.get(config.get("specialty", ""), sum(cases.values()))
+
+
+def _cases_per_step(config: ConfigDict) -> int:
+    if config.job == "dsa":
+        return config.batch_size * config.accumulation
+    return (
+        config.prompts_per_step if config.group_by == "query" else config.prompts_per_step // config.paradigms_per_query
+    )
+
+
+def _tokens_per_step(config: ConfigDict) -> int:
+    """Prompts and completions at their limits; a step that refills may sample more."""
+    if config.job == "dsa":
+        return config.batch_size * config.accumulation * (config.max_prompt_length + config.max_new_tokens)
+    prompts = config.prompts_per_step * (config.paradigms_per_query if config.group_by == "query" else 1)
+    completions = config.prompts_per_step * config.num_samples * config.max_new_tokens
+    rounds = 1 + (config.refill_rounds if config.zero_variance == "refill" else 0)
+    return rounds * (prompts * config.max_prompt_length + completions)
+
+
+def _listed(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name}{'*' if name in ESTIMATES else ''} {_gb(size)}" for name, size in parts.items())
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    for name in key.split("."):
+        config = config[name]
+    return config
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    *groups, leaf = key.split(".")
+    for name in groups:
+        config = config[name]
+    config[leaf] = value

@@ -1,0 +1,63 @@
+"""Devices that a plan counts for: those of this machine, or named ones that are not here."""
+
+import os
+import re
+from dataclasses import dataclass
+
+from jax.sharding import AbstractMesh, AxisType
+
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.runtime.mesh import AXES
+
+# Memory of one device in bytes, as its vendor states it, and the share that JAX takes: on GPUs three quarters unless
+# XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise (JAX's documentation on GPU memory), on TPUs all.
+MEMORY = {"a100": 80e9, "h100": 80e9, "v5e": 16e9}
+GPUS = ("a100", "h100", "gpu", "cuda")
+_NAME = re.compile(r"(a100|h100|v5e)[x-]([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class Devices:
+    """A number of equal devices.
+
+    Attributes:
+        kind: "a100", or JAX's name of the platform.
+        count: how many.
+        memory: bytes that a program may use on each; 0: not known.
+    """
+
+    kind: str
+    count: int
+    memory: int
+
+    def mesh(self, data: int = -1, fsdp: int = 1) -> AbstractMesh:
+        """The mesh that `runtime.mesh.make_mesh` makes of such devices, without any. Raises ConfigError."""
+        data = self.count // fsdp if data == -1 else data
+        if data * fsdp > self.count or not data:
+            raise ConfigError(
+                f"config.mesh.data={data}, config.mesh.fsdp={fsdp} do not fit {self.count} devices; lower them, or set "
+                "data to -1"
+            )
+        return AbstractMesh((data, fsdp, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def find(name: str) -> Devices:
+    """The devices of `plan_mesh`, or those of this machine for "". Raises ConfigError for another name."""
+    if not name:
+        return _here()
+    if not (found := _NAME.fullmatch(name)):
+        raise ConfigError(f"config.plan_mesh={name} is unknown; give a100, h100 or v5e and a number, such as a100x8")
+    return Devices(found[1], int(found[2]), int(MEMORY[found[1]] * _share(found[1])))
+
+
+def _here() -> Devices:
+    import jax
+
+    first, count = jax.devices()[0], len(jax.devices())
+    if first.platform == "cpu":
+        return Devices("cpu", count, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // count)
+    return Devices(first.platform, count, (first.memory_stats() or {}).get("bytes_limit", 0))
+
+
+def _share(kind: str) -> float:
+    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if kind in GPUS else 1.0

@@ -1,0 +1,179 @@
+"""What a job takes on each device, from shapes alone: nothing is loaded, drawn or compiled.
+
+Weights, deltas, optimizer state, gradients and caches are counted exactly, leaf by leaf. Activations are an estimate:
+
+    layer(n)  = b n (8 D + 2 K + 3 F) + 8 H (B T^2 + S R (T + R))
+    remat:      L b n D + 2 layer(n)        else:  L layer(n)
+    logits:     12 V min(S R, 4096)
+
+with b bytes of a number, B prompts of T tokens and S completions of R in one gradient, n = B T + S R, width D, keys of
+width K, inner width F, H heads, L layers and V tokens of the vocabulary. Scores of the attention, their exponentials
+and logits are float32. The vision tower is left out. Rows are taken at their full length.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh
+from ml_collections import ConfigDict
+
+from mmedexpert_jax import lora
+from mmedexpert_jax.launch.hardware import Devices
+from mmedexpert_jax.models import Model, ModelConfig
+from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.rollout.logprobs import CHUNK
+from mmedexpert_jax.runtime import training
+from mmedexpert_jax.runtime.mesh import shardings
+
+ESTIMATES = ("activations", "logits")
+
+
+@dataclass
+class Needs:
+    """Bytes on each device.
+
+    Attributes:
+        parameters: of the model, a number.
+        trained: of them or of the deltas, likewise; 0 where nothing is trained.
+        held: what stands there all the time.
+        phases: what comes on top in each phase of the job.
+        saved: bytes of one checkpoint, which holds all devices' state.
+        exported: bytes of the exported model or adapter.
+    """
+
+    parameters: int
+    trained: int = 0
+    held: dict[str, int] = field(default_factory=dict)
+    phases: dict[str, dict[str, int]] = field(default_factory=dict)
+    saved: int = 0
+    exported: int = 0
+
+    @property
+    def peak(self) -> tuple[str, int]:
+        """The phase that takes most, and the bytes it takes with what is held."""
+        totals = {name: sum(parts.values()) for name, parts in self.phases.items()} or {"loading": 0}
+        name = max(totals, key=lambda key: totals[key])
+        return name, totals[name] + sum(self.held.values())
+
+
+def needs(config: ConfigDict, shape: ModelConfig, dtype: str, devices: Devices) -> Needs:
+    """Counts a job that trains or samples: dsa, gba, evaluate or export."""
+    weights = abstract_params(shape, dtype)
+    found = Needs(sum(leaf.size for leaf in jax.tree.leaves(weights)), exported=size(weights))
+    if config.job in ("dsa", "gba"):
+        _training(found, config, shape, weights, devices)
+    else:
+        found.held["weights"] = size(weights)
+    if config.job == "evaluate":
+        found.phases["sampling"] = _sampling(shape, dtype, config, config.batch_size, config.num_samples)
+    return found
+
+
+def abstract_params(shape: ModelConfig, dtype: str) -> dict:
+    """The parameters' names, shapes and dtype, as load_model gives them."""
+    kind = jnp.dtype(dtype)
+    return nest({name: jax.ShapeDtypeStruct(size, kind) for name, size in tensor_shapes(shape).items()})
+
+
+def abstract_state(config: ConfigDict, weights: dict) -> tuple[Any, Any]:
+    """What is trained and its optimizer state before the first step, as shapes."""
+    if config.trainable == "full":
+        trained: Any = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), weights)
+    else:
+        how = config.lora
+        trained = jax.eval_shape(lambda: lora.init(jax.random.key(0), weights, how.rank, how.alpha, how.targets))
+    return trained, jax.eval_shape(training.optimizer(config, 1)[0].init, trained)
+
+
+def cache_bytes(shape: ModelConfig, dtype: str, prompts: int, length: int, samples: int, new: int) -> int:
+    """Keys and values of prompts, each read once, and of their samples, S in all."""
+    text = shape.text
+    prefix = 2 * text.num_layers * prompts * text.num_kv_heads * length * text.head_dim * jnp.dtype(dtype).itemsize
+    own = jax.eval_shape(lambda: Model(shape).init_cache(1, samples, new, jnp.dtype(dtype)))
+    return prefix + size(own)
+
+
+def size(tree: Any, mesh: AbstractMesh | None = None) -> int:
+    """Bytes of a tree of shapes; with a mesh, of the part that one device holds."""
+    if mesh is None:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    where = shardings(tree, mesh)  # type: ignore[arg-type]  # of a mesh it reads the axes' names and sizes alone
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(where), strict=True)
+    return sum(int(np.prod(part.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf, part in pairs)
+
+
+def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict, devices: Devices) -> None:
+    trained, opt_state = abstract_state(config, weights)
+    dtype = str(jax.tree.leaves(weights)[0].dtype)
+    full, gba = config.trainable == "full", config.job == "gba"
+    mesh = devices.mesh(config.mesh.data, config.mesh.fsdp) if gba else None
+    parts = mesh if gba and config.shard == "full" else None
+    found.trained = sum(leaf.size for leaf in jax.tree.leaves(trained))
+    found.saved = size(trained) + size(opt_state)
+    found.exported = found.exported if full else size(trained)
+    found.held = {
+        "weights": size(weights, parts),
+        "trained in float32": size(trained, parts),
+        "optimizer state": size(opt_state, mesh if gba and config.shard != "none" else None),
+    }
+    policy = _policy_bytes(weights, trained, full)
+    prompts, samples = _rows(config, mesh)
+    gathered = {"gathered weights": size(weights) + size(trained)} if parts else {}
+    if gba:
+        count = -(-_prompts(config) // mesh.size) if mesh else 0
+        copy = {"policy's copy": policy} if full or dtype == "float32" else {}
+        found.phases["rollout"] = gathered | copy | _sampling(shape, dtype, config, count, samples // prompts)
+    found.phases["update"] = (
+        gathered
+        | ({"policy's copy": size(weights)} if full else {})
+        | {"gradients, two sums": 2 * size(trained)}
+        | _activations(config, shape, dtype, prompts, samples)
+    )
+    if config.eval.every >= 0:
+        sampled = _sampling(shape, dtype, config, config.eval.batch_size, config.eval.num_samples)
+        found.phases["evaluation"] = gathered | {"policy's copy": policy} | sampled
+
+
+def _policy_bytes(weights: dict, trained: Any, full: bool) -> int:
+    """The policy as plain weights beside the base: all of them, or those that deltas are folded into."""
+    if full:
+        return size(weights)
+    item = jax.tree.leaves(weights)[0].dtype.itemsize
+    return sum(pair["a"].shape[1] * pair["b"].shape[0] * item for pair in trained.factors.values())
+
+
+def _rows(config: ConfigDict, mesh: AbstractMesh | None) -> tuple[int, int]:
+    """Prompts and completions of one gradient on one device."""
+    if mesh is None:
+        return config.batch_size, config.batch_size
+    prompts = config.micro_batch or max(1, _prompts(config) // config.minibatches // mesh.size)
+    split = config.paradigms_per_query if config.group_by == "query" else 1
+    return prompts, prompts * config.num_samples // split
+
+
+def _prompts(config: ConfigDict) -> int:
+    """Prompts of a step of GBA."""
+    return config.prompts_per_step * (config.paradigms_per_query if config.group_by == "query" else 1)
+
+
+def _sampling(shape: ModelConfig, dtype: str, config: ConfigDict, prompts: int, samples: int) -> dict[str, int]:
+    rows = prompts * samples
+    cache = cache_bytes(shape, dtype, prompts, config.max_prompt_length, rows, config.max_new_tokens)
+    return {"KV cache": cache, "logits": 12 * rows * shape.text.vocab_size}
+
+
+def _activations(config: ConfigDict, shape: ModelConfig, dtype: str, prompts: int, samples: int) -> dict[str, int]:
+    text, item = shape.text, jnp.dtype(dtype).itemsize
+    length, new = config.max_prompt_length, config.max_new_tokens
+    tokens = prompts * length + samples * new
+    keys = text.num_kv_heads * text.head_dim
+    layer = item * tokens * (8 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
+    layer += 8 * text.num_heads * (prompts * length**2 + samples * new * (length + new))
+    kept = text.num_layers * item * tokens * text.hidden_size + 2 * layer
+    return {
+        "activations": kept if config.remat else text.num_layers * layer,
+        "logits": 12 * text.vocab_size * min(samples * new, CHUNK),
+    }

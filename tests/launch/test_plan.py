@@ -1,0 +1,130 @@
+"""What a plan predicts, against the bytes that the arrays really take; what it says where a job does not fit."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from mmedexpert_jax.data import load_cases
+from mmedexpert_jax.data.prompts import conversation
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.gba.learner import Learner
+from mmedexpert_jax.launch import hardware, load_config
+from mmedexpert_jax.launch.architecture import architecture
+from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.launch.needs import abstract_params, abstract_state, cache_bytes, needs, size
+from mmedexpert_jax.models import load_model, load_processor
+
+ROOT = Path(__file__).parents[2]
+SHAPE, _ = architecture("mini")
+HERE = hardware.Devices("cpu", 1, 0)
+# The parameters of the published checkpoints, as their safetensors files count them.
+PUBLISHED = {"Qwen/Qwen2-VL-2B-Instruct": 2_208_985_600, "lingshu-medical-mllm/Lingshu-7B": 8_292_166_656}
+
+
+def taken(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_model("mini")
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_held_bytes_are_those_of_the_arrays(mini, trainable):
+    config = load_config("configs/gba.py", {"trainable": trainable})
+    model, params = mini
+    state = Learner(model, params, config, (), config.num_samples, 1).init(jax.random.key(0))
+    found = needs(config, SHAPE, "float32", HERE)
+    expected = {
+        "weights": taken(params),
+        "trained in float32": taken(state.trained),
+        "optimizer state": taken(state.opt_state),
+    }
+    assert found.held == expected
+    assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert found.trained == sum(leaf.size for leaf in jax.tree.leaves(state.trained))
+    assert found.saved == taken(state.trained) + taken(state.opt_state)
+
+
+def test_cache_bytes_are_those_of_the_arrays(mini):
+    model, params = mini
+    batch = load_processor("mini")([conversation(case) for case in load_cases("mini", "dev", limit=2)])
+    prefix = jax.eval_shape(model.prefill, params, batch)
+    cache = model.init_cache(2, 3, 40, jax.numpy.float32)
+    expected = taken(cache) + size((prefix.keys, prefix.values))
+    assert cache_bytes(SHAPE, "float32", 2, batch.tokens.shape[1], 6, 40) == expected
+
+
+def test_a_device_of_a_mesh_holds_what_is_predicted():
+    script = """
+import jax, json
+from mmedexpert_jax import lora
+from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.models import load_model
+from mmedexpert_jax.runtime import training
+from mmedexpert_jax.runtime.mesh import make_mesh, shard
+params = load_model("mini")[1]
+state = training.optimizer(load_config("configs/gba.py"), 1)[0].init(params)
+trees = [shard(tree, make_mesh(fsdp=2)) for tree in (params, state)]
+first = jax.devices()[0]
+print(json.dumps([sum(s.data.nbytes for x in jax.tree.leaves(t) for s in x.addressable_shards if s.device == first)
+                  for t in trees]))
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | flags, capture_output=True, check=True)
+    weights = abstract_params(SHAPE, "float32")
+    config = load_config("configs/gba.py", {"trainable": "full"})
+    mesh = hardware.Devices("cpu", 2, 0).mesh(fsdp=2)
+    predicted = [size(weights, mesh), size(abstract_state(config, weights)[1], mesh)]
+    assert predicted == json.loads(done.stdout)
+    assert predicted[0] < size(weights)
+
+
+@pytest.mark.parametrize(("model", "parameters"), PUBLISHED.items())
+def test_hub_models_are_planned_without_fetching(model, parameters):
+    shape, dtype = architecture(model)
+    found = needs(load_config("configs/dsa.py:qwen2_vl_2b"), shape, dtype, hardware.find("a100x8"))
+    assert (found.parameters, found.held["weights"]) == (parameters, 2 * parameters)
+
+
+def test_a_plan_names_memory_steps_and_disk(capsys):
+    arguments = ["--config=configs/gba.py:qwen2_vl_2b", "--config.plan=True", "--config.plan_mesh=h100x8"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "2,208,985,600 bfloat16" in out and "8 x h100, 60.00 GB" in out
+    assert "steps      300, at most 22,118,400 tokens" in out  # 2,400 cases by 8; 8 x (1,024 + 8 x 1,024) tokens each
+
+
+def test_what_does_not_fit_exits_with_a_mend_that_fits(capsys):
+    arguments = ["--config=configs/gba.py:qwen2_vl_2b", "--config.plan=True", "--config.plan_mesh=v5e-8"]
+    assert main(arguments) == 4
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "are there (v5e)" in line
+    mend = re.findall(r"--config\.\S+", line)
+    assert mend and main([*arguments, *mend]) == 0
+
+
+def test_what_nothing_mends_is_said(capsys):
+    arguments = ["--config=configs/dsa.py:lingshu_7b", "--config.plan=True", "--config.plan_mesh=v5e-8"]
+    assert main(arguments) == 4
+    assert "no field mends that" in capsys.readouterr().err
+
+
+def test_a_pipeline_is_counted_by_stage(capsys):
+    assert main(["--config=configs/pipeline.py", "--config.plan=True"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{stage}\n  parameters" in out for stage in ("dsa", "gba", "evaluate"))
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ConfigError, match="a100, h100 or v5e"):
+        hardware.find("a100")
+    with pytest.raises(ConfigError, match="do not fit 8 devices"):
+        hardware.find("v5e-8").mesh(fsdp=16)
