@@ -54,7 +54,7 @@ class Client:
         self._interrupted = interrupted
         self._key = endpoint.key()
         self._dropped: set[str] = set()
-        self._answered = 0
+        self._answered, self._answered_before = 0, answers.totals().get("answered", 0)
         self._fruitless = 0
         self._halt: Exception | None = None
         self._began = time.monotonic()
@@ -154,7 +154,8 @@ class Client:
                 break
             if number + 1 < self.endpoint.max_attempts and not await self._wait(verdict, number):
                 return None
-        self._fruitless += 1
+        if verdict.outcome in policy.RETRIED or not (self._answered or self._answered_before):
+            self._fruitless += 1  # a refusal of one request says nothing of a server that has answered others
         if self._fruitless >= FRUITLESS:
             self._stop(
                 f"{self.endpoint.host} gave no answer to {FRUITLESS} requests in a row, last {verdict.detail}; "

@@ -1,8 +1,10 @@
 """The job `review`: serve the page, pass verdicts to and from other tools, or report."""
 
 import contextlib
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,12 +95,29 @@ def _serve(config: ConfigDict, opened: Opened) -> None:
             file=sys.stderr,
         )
     print("every action is saved as it happens; Ctrl-C stops, the same command goes on", flush=True)
-    with server, contextlib.suppress(KeyboardInterrupt):
+    with server, _stoppable():
         server.serve_forever(poll_interval=0.2)
     progress = desk.progress()
     print(
         f"\n{progress['verdicts']} of {progress['required']} verdicts, {progress['conflict']} to adjudicate", flush=True
     )
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ends quietly at SIGINT and SIGTERM, also where the process was started with SIGINT ignored (a shell's `&`)."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _export(config: ConfigDict, opened: Opened) -> None:
