@@ -6,10 +6,8 @@ One page that opens from disk without a server or a network; its pictures lie be
 import html
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from mmedexpert_jax.medeval.evaluate import Evaluation, Row
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.tables import Rows
 from mmedexpert_jax.processing.images import open_image
-from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime import files, pages
 
 PICTURES = "export/report"
 SIDE = 768  # pixels, the longest side of a picture
@@ -56,12 +54,9 @@ def write(
     """
     shown = {key: _benchmark(folder, result, styles, paradigm, limit) for key, result in results.items()}
     data = json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
-    page = resources.files("mmedexpert_jax.medeval").joinpath("page.html").read_text()
     title = html.escape(folder.resolve().name)
     inner = {"title": title, "tables": "\n".join(_part(part) for part in parts) + _settings(folder), "data": data}
-    files.write_text(
-        folder / "report.html", re.sub(r"\{\{(title|tables|data)\}\}", lambda match: inner[match[1]], page)
-    )
+    files.write_text(folder / "report.html", pages.render("mmedexpert_jax.medeval", "page.html", inner))
     return folder / "report.html"
 
 

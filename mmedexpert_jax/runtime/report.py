@@ -7,14 +7,12 @@ A report is a title and a list of sections, each a small record; every job build
 import base64
 import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mmedexpert_jax.runtime import files, metrics, plots
+from mmedexpert_jax.runtime import files, metrics, pages, plots
 
 FILTERS = ("step", "specialty", "paradigm", "correct")  # fields of a completion that the browser offers to select by
 MAX_ROWS = 400  # completions in one report, so that a phone can open it
@@ -75,9 +73,8 @@ Section = Facts | Figures | Table | Completions | Text
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
     """Writes the page, whole. Everything is escaped; nothing in it reaches outside the file."""
-    page = resources.files("mmedexpert_jax.runtime").joinpath("report_page.html").read_text()
     parts = {"title": _escape(title), "body": "\n".join(_render(section) for section in sections)}
-    files.write_text(path, re.sub(r"\{\{(title|body)\}\}", lambda match: parts[match[1]], page))
+    files.write_text(path, pages.render("mmedexpert_jax.runtime", "report_page.html", parts))
     return Path(path)
 
 
