@@ -48,6 +48,7 @@ class Row:
         guessed: MedEvalKit's scorer could not read the answer and took the most similar option.
         f1: token F1 of an open answer.
         first: the reply to the first turn, where there are two.
+        logprob: sum over the completion's tokens, where the sampler tells it.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Row:
     guessed: bool = False
     f1: float = 0.0
     first: str = ""
+    logprob: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Evaluation:
 
     def outcomes(self) -> dict[str, list[bool]]:
         """Verdicts by item; all samples and prompts of an item stand together."""
-        return {item: [row.right for row in rows] for item, rows in self._by_item().items()}
+        return {item: [row.right for row in rows] for item, rows in self.by_item().items()}
 
     def summary(self) -> dict[str, Any]:
         """Accuracy with its intervals; the same under both scorers; shares of guesses, of answers parsed and cut off;
@@ -141,7 +143,8 @@ class Evaluation:
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{path}: not the rows of an evaluation ({error})") from None
 
-    def _by_item(self) -> dict[str, list[Row]]:
+    def by_item(self) -> dict[str, list[Row]]:
+        """Rows by item; all samples and prompts of an item stand together."""
         rows: dict[str, list[Row]] = {}
         for row in self.rows:
             rows.setdefault(row.id, []).append(row)
@@ -149,7 +152,7 @@ class Evaluation:
 
     def _samples(self) -> dict[str, Any]:
         """Majority vote over what the strict scorer reads, and pass@k; empty where an item has one answer."""
-        items = list(self._by_item().values())
+        items = list(self.by_item().values())
         least = min(map(len, items), default=0)
         if least < 2:
             return {}
@@ -212,6 +215,7 @@ def judged(
                 guessed=scores["medevalkit"].guessed,
                 f1=scores["strict"].f1,
                 first=first[sample].text if first else "",
+                logprob=reply.logprob,
             )
         )
     return rows

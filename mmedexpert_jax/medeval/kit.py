@@ -1,6 +1,7 @@
 """MedEvalKit's rules of judgement (git 9b12e3b), oddities included, so that figures compare with those made by it."""
 
 import difflib
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,28 @@ def judge_multi_choice(choices: Sequence[str], answer: str, response: str) -> Ve
     ratios = [difflib.SequenceMatcher(None, text, response).ratio() for text in texts]
     guess = ratios.index(max(ratios))
     return Verdict(gold in (letters[guess], texts[guess]), letters[guess], guessed=True)
+
+
+def judge_mmmu(options: Sequence[str], answer: str, response: str, seed: str) -> Verdict:
+    """The kit's verdict on a choice of MMMU, which has a parser of its own: of the letters in brackets, else between
+    spaces, else of the options' texts in more than five words, the last to appear. Where it finds none the kit draws a
+    letter from an unseeded generator; here `seed` (the item's id) decides.
+    """
+    text = extract(response)
+    if boxed(text) != "None" or ("\\boxed" in text and "<answer>" not in text):
+        text = boxed(text)
+    text = text.strip()
+    for char in ",.!?;:'":
+        text = text.strip(char)
+    text, letters = f" {text} ", "ABCDEFGHIJ"[: len(options)]
+    for form in ("({})", " {} "):
+        if places := {letter: text.rfind(form.format(letter)) for letter in letters if form.format(letter) in text}:
+            break
+    if not places and len(text.split()) > 5:
+        texts = zip(letters, map(str.lower, options), strict=True)
+        places = {letter: text.lower().rfind(option) for letter, option in texts if option in text.lower()}
+    said = max(places, key=places.__getitem__) if places else random.Random(seed).choice(letters)
+    return Verdict(said == answer, said, guessed=not places)
 
 
 def judge_judgement(answer: str, response: str) -> Verdict:

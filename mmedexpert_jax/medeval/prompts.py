@@ -1,7 +1,7 @@
 """Prompts of the evaluation kits and of the paper's models: an item becomes one conversation, or two turns of one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmedexpert_jax.data import prompts as training
@@ -123,21 +123,29 @@ _KIT_ASKS = {  # rule of judgement -> (direct, reasoning), MedEvalKit git 9b12e3
         "Please answer the question concisely.",
         'Please answer the question concisely and put the answer in one "\\boxed{}".',
     ),
+    "close zh": ("请用一个单词或者短语回答该问题。", "请用一个单词或者短语回答该问题，并将答案放在一个'\\boxed{}'中。"),
+    "open zh": ("请简要回答该问题。", "请简要回答该问题，并将答案放在一个'\\boxed{}'中。"),
 }
 
 
 def _medevalkit(item: Item, reasoning: bool = False) -> Prompt:
     """MedEvalKit's: no system turn; MedXpertQA's images, and several images of any, are named.
 
-    The kit shows MedXpertQA's choices twice, since the file's questions hold them already.
+    The kit shows MedXpertQA's choices twice, since the file's questions hold them already, and of MMMU's images the
+    first alone.
     """
     rule = kit_rule(item)
-    asks = _KIT_ASKS[rule][reasoning]
-    if rule == "choice":
+    if rule == "mmmu":
+        options = "".join(f"{line}\n" for line in lettered(item, "({}) {}"))
+        shown = "\n\n".join([item.question, options] if options else [item.question])
+        text = f"\n{shown}\n\n        {_KIT_ASKS['choice' if options else 'close'][reasoning]}"
+        item = replace(item, images=item.images[:1])
+    elif rule == "choice":
         options = "\n".join(item.meta.get("raw_options", lettered(item)))
-        text = f"\nQuestion: {_distributed(item)}\nOptions: \n{options}\n{asks}"
+        text = f"\nQuestion: {_distributed(item)}\nOptions: \n{options}\n{_KIT_ASKS[rule][reasoning]}"
     else:
-        text = f"{_distributed(item)}\n{asks}"
+        chinese = " zh" if item.labels.get("language") == "zh" else ""
+        text = f"{_distributed(item)}\n{_KIT_ASKS[rule + chinese][reasoning]}"
     named = len(item.images) > 1 or item.benchmark == "medxpertqa_mm"
     style, form = ("medevalkit_reasoning", "boxed") if reasoning else ("medevalkit", "plain")
     return Prompt(style, [_user(item, text, named)], form)

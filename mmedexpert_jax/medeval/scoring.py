@@ -21,6 +21,7 @@ _WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{(.*)\}", re.DOTALL)
 _BOX = re.compile(r"\\boxed\s*\{")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = re.compile(r"[^\w\s]")
+_HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,10 @@ def read_text(response: str, form: str = "tags") -> str | None:
 
 
 def normalised(text: str) -> str:
-    """Text as exact match and F1 compare it: lower case, without punctuation, articles and extra space (as SQuAD)."""
-    return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub(" ", text.lower())).split())
+    """Text as exact match and F1 compare it: lower case, without punctuation, articles and extra space (as SQuAD);
+    each Chinese character is a word."""
+    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(" ", text.lower()))
+    return " ".join(_ARTICLES.sub(" ", words).split())
 
 
 def token_f1(gold: str, said: str) -> float:
@@ -180,7 +183,8 @@ def token_f1(gold: str, said: str) -> float:
 
 
 def kit_rule(item: Item) -> str:
-    """MedEvalKit's rule for an item: "choice", "judgement" (yes or no), "close" (a word or phrase) or "open"."""
+    """MedEvalKit's rule for an item: "choice", "judgement" (yes or no), "close" (a word or phrase), "open", or "mmmu",
+    which has a parser of its own."""
     return item.meta.get("kit", {"choice": "choice", "yes_no": "judgement", "open": "open"}[item.kind])
 
 
@@ -194,6 +198,11 @@ def _kit(item: Item, response: str) -> Score:
         verdict = kit.judge_multi_choice(item.meta.get("raw_options", labelled), gold, text)
         said = verdict.said.upper() if len(verdict.said) == 1 else verdict.said
         return Score(verdict.right, said, verdict.guessed, f1=float(verdict.right))
+    if rule == "mmmu":
+        if item.kind != "choice":  # the kit looks for the key in single characters of the response, and finds none
+            return Score(False, kit.final(response) or None)
+        verdict = kit.judge_mmmu(item.options, gold, response, item.id)
+        return Score(verdict.right, verdict.said, verdict.guessed, f1=float(verdict.right))
     text = kit.final(response)
     if rule == "open":
         verdict = kit.judge_open_end(gold, text)

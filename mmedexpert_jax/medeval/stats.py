@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 Z95 = 1.959963984540054  # 97.5th percentile of the normal distribution
 
@@ -78,6 +79,32 @@ def holm(p_values: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
         adjusted[place] = least
     return adjusted
+
+
+def student(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Interval of the mean by Student's t, such as over seeds; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    half = stdtrit(len(values) - 1, (1 + level) / 2) * np.std(values, ddof=1) / math.sqrt(len(values))
+    centre = float(np.mean(values))
+    return centre - float(half), centre + float(half)
+
+
+def sign_flip(differences: Sequence[float], resamples: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value of a paired randomisation test (Fisher 1935): how often differences with random signs have a
+    mean as far from 0 as theirs; the observed signs count as one of the draws. 1 if no pair differs."""
+    values = np.asarray(differences, np.float64)
+    values = values[values != 0]
+    if not len(values):
+        return 1.0
+    rng = np.random.default_rng(seed)
+    least = abs(values.sum()) * (1 - 1e-12)
+    size = max(1, 10_000_000 // len(values))  # bounds the memory of a chunk
+    extreme = 0
+    for start in range(0, resamples, size):
+        signs = rng.integers(0, 2, (min(size, resamples - start), len(values)), np.int8) * 2 - 1
+        extreme += int(np.sum(np.abs(signs @ values) >= least))
+    return (extreme + 1) / (resamples + 1)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:

@@ -397,7 +397,7 @@ def test_pathvqa_numbers_its_rows_across_files(tmp_path):
     assert [item.id for item in items] == list("123456") and items[5].images[0].open() == png(2)
 
 
-def test_slake_keeps_english_and_knows_how_the_kit_judges(tmp_path):
+def test_slake_keeps_a_language_and_knows_how_the_kit_judges(tmp_path):
     row = {"img_id": 1, "img_name": "xmlab1/source.jpg", "question": "Is it normal?", "answer": "Yes", "q_lang": "en"}
     row |= {"location": "Lung", "modality": "X-Ray", "answer_type": "CLOSED", "content_type": "Abnormality", "qid": 1}
     rows = [row, row | {"qid": 2, "q_lang": "zh", "answer": "是"}]
@@ -410,6 +410,9 @@ def test_slake_keeps_english_and_knows_how_the_kit_judges(tmp_path):
     assert (closed.answer, closed.kind, closed.meta) == ("yes", "yes_no", {"raw_answer": "Yes", "kit": "close"})
     assert (answered.answer, answered.kind, answered.meta["kit"]) == ("Liver, Kidney", "open", "open")
     assert closed.images[0].open() == png(8)
+    (chinese,) = benchmarks.load("slake", tmp_path, subset="zh").items
+    assert (chinese.id, chinese.answer, chinese.kind, chinese.labels["language"]) == ("2", "是", "open", "zh")
+    assert len(benchmarks.load("slake", tmp_path, subset="all").items) == 3
 
 
 SUBJECTS = ("Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine", "Pharmacy")
@@ -431,7 +434,7 @@ def test_mmmu_reads_options_and_images_of_five_subjects(tmp_path):
     found = benchmarks.load("mmmu_medical", tmp_path)
     choice, answered = found.items[:2]
     assert choice.options == ("<image 2>", "it's B") and [i.open() for i in choice.images] == [png(1), png(2)]
-    assert (answered.kind, answered.answer, answered.meta) == ("open", "8", {"kit": "close"})
+    assert (answered.kind, answered.answer, answered.meta) == ("open", "8", {"kit": "mmmu"})
     assert choice.labels["subject"] == "Basic Medical Science" and len(found.items) == 10
     (tmp_path / "Pharmacy" / "validation-00000-of-00001.parquet").write_bytes(b"PAR1")
     refused("mmmu_medical", tmp_path, "Pharmacy", "not a readable Parquet file")

@@ -153,6 +153,29 @@ def test_yes_or_no(answer, response, right):
     assert kit.judge_judgement(answer, response).right is right
 
 
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        ("(B)", "B"),
+        ("B.", "B"),
+        ("The answer is B because A is rare", "A"),  # the last letter between spaces
+        ("(B), not C ", "B"),  # brackets go before bare letters
+        ("B\nbecause", None),  # neither in brackets nor between spaces
+        ("Most likely this is a case of gout", "B"),  # an option's text, in more than five words
+        ("gout", None),
+        (r"\boxed{C}", "C"),
+        (r"so \boxed{C", None),
+        (r"<answer>\boxed{D}</answer> A ", "D"),
+        ("", None),
+    ],
+)
+def test_mmmu_is_read_by_its_own_parser(response, letter):
+    verdict = kit.judge_mmmu(("Asthma", "Gout", "Lupus", "Angina"), letter or "A", response, "seed")
+    assert verdict.guessed is (letter is None)
+    if letter:
+        assert verdict.right and verdict.said == letter
+
+
 def test_words_and_open_answers():
     assert kit.judge_close_end("Left Lung", "left lung.\n").right
     assert not kit.judge_close_end("Left Lung", "the left lung").right

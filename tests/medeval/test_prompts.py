@@ -188,9 +188,26 @@ def test_every_style_has_a_snapshot():
 
 
 def test_several_images_are_named_for_the_kit():
-    item = Item("1", "mmmu_medical", "Which?", ("x", "y"), "A", IMAGES)
+    item = Item("1", "mine", "Which?", ("x", "y"), "A", IMAGES)
     (message,) = shown(prompts.build(item, "medevalkit"))
     assert message[1:5] == ("<image_1>: ", "<a.png>", "<image_2>: ", "<b.png>")
+
+
+def test_the_kit_shows_mmmu_in_a_form_of_its_own_with_the_first_image():
+    item = Item("1", "mmmu_medical", "See <image 1>. Which?", ("x", "y"), "A", IMAGES, meta={"kit": "mmmu"})
+    (message,) = shown(prompts.build(item, "medevalkit"))
+    asks = "Answer with the option's letter from the given choices directly."
+    assert message == ("user", "<a.png>", f"\nSee <image 1>. Which?\n\n(A) x\n(B) y\n\n\n        {asks}")
+    answered = Item("2", "mmmu_medical", "How many?", (), "8", IMAGES[:1], kind="open", meta={"kit": "mmmu"})
+    (message,) = shown(prompts.build(answered, "medevalkit_reasoning"))
+    asks = 'Answer the question using a single word or phrase and put the answer in one "\\boxed{}".'
+    assert message == ("user", "<a.png>", f"\nHow many?\n\n        {asks}")
+
+
+def test_the_kit_asks_in_chinese_where_the_question_is():
+    item = Item("1", "slake", "图中是什么？", (), "肝", IMAGES[:1], kind="open", labels={"language": "zh"})
+    (message,) = shown(prompts.build(item, "medevalkit"))
+    assert message == ("user", "<a.png>", "图中是什么？\n请简要回答该问题。")
 
 
 def test_the_second_turn_of_medxpertqa():

@@ -217,6 +217,25 @@ def test_the_kit_holds_slakes_closed_answers_to_their_words():
     assert not score(item, "Yes, it is", "medevalkit").right
 
 
+def test_the_kit_never_holds_an_open_answer_of_mmmu_right():
+    item = Item("1", "mmmu_medical", "How many?", (), "8", kind="open", meta={"kit": "mmmu"})
+    assert score(item, "8", form="plain").right and not score(item, "8", "medevalkit").right
+
+
+def test_the_kits_guess_on_mmmu_is_the_same_every_time_and_counted():
+    item = Item("1", "mmmu_medical", "Which?", ("x", "y"), "A", meta={"kit": "mmmu"})
+    guesses = {score(item, "unclear", "medevalkit") for _ in range(9)}
+    assert len(guesses) == 1 and guesses.pop().guessed
+    verdict = score(item, "<answer>(A)</answer>", "medevalkit")
+    assert (verdict.right, verdict.answer, verdict.guessed) == (True, "A", False)
+
+
+def test_chinese_answers_are_compared_by_character():
+    item = Item("1", "slake", "?", (), "左肺", kind="open")
+    assert score(item, "左肺。", form="plain").right
+    assert score(item, "肺", form="plain").f1 == pytest.approx(2 * 1 / (2 + 1))
+
+
 def test_normalised_text_and_token_f1():
     assert normalised(" The  Left-lung, a lobe.") == "left lung lobe"
     assert token_f1("liver liver kidney", "liver spleen") == pytest.approx(2 * 1 / (3 + 2))

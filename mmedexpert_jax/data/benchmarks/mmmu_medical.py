@@ -43,7 +43,7 @@ def _item(row: rows.Row, files: Files, subset: str) -> Item:
         images=images,
         kind="choice" if choice else kind_of(answer),
         labels={"subject": row.text("subject").replace("_", " "), "difficulty": row.label("topic_difficulty")},
-        meta={} if choice else {"kit": "close"},
+        meta={"kit": "mmmu"},
     )
 
 

@@ -1,4 +1,4 @@
-"""SLAKE (Liu et al. 2021), English: test.json and imgs/."""
+"""SLAKE (Liu et al. 2021), English and Chinese: test.json and imgs/."""
 
 from collections.abc import Iterable
 
@@ -8,12 +8,16 @@ from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.vqa import fields
 
-COUNTS = {"test": 1_061, "validation": 1_053, "train": 4_919}
+COUNTS = {  # English and Chinese items
+    "test": {"en": 1_061, "zh": 1_033},
+    "validation": {"en": 1_053, "zh": 1_046},
+    "train": {"en": 4_919, "zh": 4_916},
+}
 
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     names = {"validation": ("validation.json", "validate.json")}.get(split, (f"{split}.json",))
-    return (row for row in rows.read(files.one(*names)) if row.values.get("q_lang", "en") == "en")
+    return (row for row in rows.read(files.one(*names)) if subset in ("all", row.values.get("q_lang", "en")))
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Item:
@@ -22,6 +26,7 @@ def _item(row: rows.Row, files: Files, subset: str) -> Item:
     # MedEvalKit looks for "yes" and "no" in lower case, so that "Yes" is held to its rule for a word or phrase.
     shared["meta"] |= {"kit": "close" if closed else "open"}
     labels = {"answer_type": "closed" if closed else "open", "modality": row.label("modality")}
+    labels["language"] = row.label("q_lang") or "en"
     return Item(
         id=row.text("qid"),
         benchmark="slake",
@@ -31,6 +36,11 @@ def _item(row: rows.Row, files: Files, subset: str) -> Item:
     )
 
 
+def _published(split: str, subset: str) -> dict[str, int]:
+    counts = COUNTS[split]
+    return {"items": sum(counts.values()) if subset == "all" else counts[subset]}
+
+
 register(
     Spec(
         name="slake",
@@ -38,12 +48,13 @@ register(
         rows=_rows,
         item=_item,
         splits=tuple(COUNTS),
+        subsets=("en", "zh", "all"),
         hub="BoKelvin/SLAKE",
         hub_files=lambda split, subset: (f"{split}.json", "imgs.zip"),
         expects="test.json and imgs/ or imgs.zip",
-        strata=("answer_type", "modality"),
+        strata=("language", "answer_type", "modality"),
         columns={"answer_type": {"closed": "closed", "open": "open"}},
-        published=lambda split, subset: {"items": COUNTS[split]},
+        published=_published,
         licence="CC BY 4.0 (hub card)",
     )
 )
