@@ -79,5 +79,5 @@ def _finish(run: "Run", evaluation: str, names: list[str]) -> None:
     table = [row | gains.get(row["model"], {}) for row in tables.models_table(summaries)]
     files.write_text(run.path / "table.md", tables.markdown(table))
     run.finish({"models": summaries})
-    report.report_run(run.path, [report.Table("Accuracy, % [95 % interval]", table)])
+    report.report_run(run.path, [report.Table(tables.HEADLINE, table, tables.INTERVALS)])
     print(tables.markdown(table), flush=True)

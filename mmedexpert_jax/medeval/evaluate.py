@@ -99,13 +99,15 @@ class Evaluation:
         return figures | self._samples()
 
     def accuracy(self) -> dict[str, Any]:
-        """Items, mean accuracy, and 95 % intervals of it: "low" and "high" are Wilson's, or the bootstrap's over items
-        where they have several answers; "bootstrap" is always the latter."""
-        means = [_mean(outcomes) for outcomes in self.outcomes().values()]
-        single = all(len(outcomes) == 1 for outcomes in self.outcomes().values())
-        resampled = bootstrap(means)
-        low, high = wilson(int(sum(means)), len(means)) if single else resampled
-        return {"items": len(means), "accuracy": _mean(means), "low": low, "high": high, "bootstrap": list(resampled)}
+        """Items, mean accuracy, and 95 % intervals of it: "bootstrap" over items, "wilson" where every item has one
+        answer, and "low" and "high", which are Wilson's if there are such, else the bootstrap's."""
+        outcomes = list(self.outcomes().values())
+        means = [_mean(each) for each in outcomes]
+        found = _figure(len(means), _mean(means), bootstrap(means))
+        if all(len(each) == 1 for each in outcomes):
+            low, high = wilson(int(sum(means)), len(means))
+            found |= {"low": low, "high": high, "wilson": [low, high]}
+        return found
 
     def macro(self, label: str) -> dict[str, Any]:
         """Mean of the accuracies by a label's values, and its bootstrap interval with items drawn within each value."""
@@ -113,9 +115,7 @@ class Evaluation:
             [_mean(outcomes) for outcomes in self.only(label, value).outcomes().values()]
             for value in self.values(label)
         ]
-        low, high = stratified_bootstrap(strata)
-        items = sum(map(len, strata))
-        return {"items": items, "accuracy": _mean(map(_mean, strata)), "low": low, "high": high}
+        return _figure(sum(map(len, strata)), _mean(map(_mean, strata)), stratified_bootstrap(strata))
 
     def values(self, label: str) -> list[str]:
         """Values of a label, sorted."""
@@ -157,16 +157,13 @@ class Evaluation:
         if least < 2:
             return {}
         votes = [majority([(row.said, row.verdicts.get("strict", row.right)) for row in rows]) for rows in items]
-        low, high = bootstrap(votes)
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < least] + [least]
         counts = [(sum(row.right for row in rows), len(rows)) for rows in items]
         passed = {}
         for k in ks:
             values = [pass_at_k(right, total, k) for right, total in counts]
-            ends = bootstrap(values)
-            passed[str(k)] = {"items": len(items), "accuracy": _mean(values), "low": ends[0], "high": ends[1]}
-        vote = {"items": len(items), "accuracy": _mean(votes), "low": low, "high": high}
-        return {"majority": vote, "pass_at": passed}
+            passed[str(k)] = _figure(len(items), _mean(values), bootstrap(values))
+        return {"majority": _figure(len(items), _mean(votes), bootstrap(votes)), "pass_at": passed}
 
 
 def compare_evaluations(first: Sequence[Evaluation], second: Sequence[Evaluation], seed: int = 0) -> Comparison:
@@ -299,6 +296,11 @@ def _jobs(cases: Sequence[Case], paradigm: str | None) -> Iterator[tuple[Case, s
     for case in cases:
         for asked in case.paradigms if paradigm == "all" else (paradigm,):
             yield case, asked
+
+
+def _figure(items: int, accuracy: float, ends: tuple[float, float]) -> dict[str, Any]:
+    """An accuracy with its bootstrap interval."""
+    return {"items": items, "accuracy": accuracy, "low": ends[0], "high": ends[1], "bootstrap": list(ends)}
 
 
 def _mean(values: Any) -> float:

@@ -12,10 +12,8 @@ from mmedexpert_jax.medeval import page, paper_tables, tables
 from mmedexpert_jax.medeval.evaluate import Evaluation, chance, constant
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.systems import Target
-from mmedexpert_jax.medeval.tables import Rows
+from mmedexpert_jax.medeval.tables import HEADLINE, Rows
 from mmedexpert_jax.runtime import Run, files
-
-HEADLINE = "Accuracy, % [95 % interval]"
 
 
 def finish(config: ConfigDict, run: Run, targets: Sequence[Target], results: Mapping[str, Result]) -> None:
@@ -56,7 +54,9 @@ def benchmark_parts(result: Result, summaries: Mapping[str, Mapping[str, Any]]) 
         parts.append(page.Part("Several answers an item", samples, _SAMPLES))
     if len(evaluations) > 1:
         note = f"{_COMPARISON} {tables.comparison_warning(len(evaluations) - 1)}".strip()
-        parts.append(page.Part("Paired comparison, points [95 % interval]", tables.comparison_table(evaluations), note))
+        parts.append(
+            page.Part("Paired comparison, points (95 % bootstrap interval)", tables.comparison_table(evaluations), note)
+        )
     labels = dict.fromkeys(label for summary in summaries.values() for label in summary["by"])
     parts += [page.Part(f"By {label}", tables.breakdown_table(summaries, label), "", True) for label in labels]
     census = [{"": line} for line in describe(benchmark).splitlines()]

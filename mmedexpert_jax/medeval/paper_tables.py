@@ -12,7 +12,7 @@ from mmedexpert_jax.data.benchmarks import Benchmark
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.published import SOURCE, TABLES, Column, PaperTable
 from mmedexpert_jax.medeval.systems import Target
-from mmedexpert_jax.medeval.tables import Rows, cell
+from mmedexpert_jax.medeval.tables import Rows, cell, interval_columns
 
 PUBLISHED, MEASURED, GAP = f"published ({SOURCE})", "measured", "gap to published"
 
@@ -74,7 +74,8 @@ def measured_tables(results: Mapping[str, Result], targets: Sequence[Target]) ->
 
 
 def readable(table: PaperTable, rows: Sequence[Line]) -> Rows:
-    """Rows for Markdown, LaTeX and the report: "27.5 [25.6, 29.5]", published figures as printed, gaps signed."""
+    """Rows for Markdown, LaTeX and the report: "27.5 [25.6, 29.5] (25.6, 29.4)", published figures as printed, gaps
+    signed."""
     return [_head(line) | {c.heading: _text(line.cells.get(c.heading)) for c in table.columns} for line in rows]
 
 
@@ -133,17 +134,11 @@ def _text(figure: Mapping[str, Any] | None) -> str:
         return "–"
     if "difference" in figure:
         return f"{figure['difference']:+.2f}"
-    return cell(figure) if "low" in figure else f"{100 * figure['accuracy']:.2f}"
+    return cell(figure) if "bootstrap" in figure else f"{100 * figure['accuracy']:.2f}"
 
 
 def _numbers(heading: str, figure: Mapping[str, Any]) -> dict[str, str]:
-    numbers = {f"{heading} {part}": figure[part] for part in ("low", "high") if part in figure}
-    if "bootstrap" in figure:
-        numbers |= dict(
-            zip((f"{heading} bootstrap low", f"{heading} bootstrap high"), figure["bootstrap"], strict=True)
-        )
     share = figure.get("accuracy")
     value = figure.get("difference", 100 * share if share is not None else None)
-    texts = {heading: "" if value is None else f"{value:.2f}"}
-    texts |= {name: f"{100 * number:.2f}" for name, number in numbers.items()}
-    return texts | ({f"{heading} items": str(figure["items"])} if "items" in figure else {})
+    texts = {heading: "" if value is None else f"{value:.2f}", f"{heading} items": str(figure.get("items", ""))}
+    return texts | interval_columns(figure, heading)

@@ -10,13 +10,20 @@ from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.medeval.stats import holm
 
 Rows = list[dict[str, str]]
-INTERVALS = "Percent with 95 % intervals: Wilson's, or the bootstrap's over items where an item has several answers."
+HEADLINE = "Accuracy, % [Wilson] (bootstrap)"
+INTERVALS = (
+    "Percent with two 95 % intervals: [Wilson's] and (the bootstrap's over items). Macro means, votes, pass@k and "
+    "items with several answers have the bootstrap's alone."
+)
+_CELL = re.compile(r"([-+]?[\d.]+)(?: (\[[-+\d., ]+\]))?(?: (\([-+\d., ]+\)))?")
 _LATEX = {"\\": r"\textbackslash{}", "–": "--"} | {char: f"\\{char}" for char in "&%$#_{}"}
 
 
 def cell(accuracy: Mapping[str, Any]) -> str:
-    """An accuracy in percent with its interval: "57.3 [54.5, 60.0]"."""
-    return f"{100 * accuracy['accuracy']:.1f} [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
+    """An accuracy in percent, its 95 % intervals, Wilson's and the bootstrap's: "57.3 [54.5, 60.0] (54.6, 60.1)"."""
+    ends = {form: accuracy.get(kind) for form, kind in (("[{}]", "wilson"), ("({})", "bootstrap"))}
+    texts = [form.format(", ".join(f"{100 * end:.1f}" for end in pair)) for form, pair in ends.items() if pair]
+    return " ".join([_share(accuracy["accuracy"]), *texts])
 
 
 def models_table(summaries: Mapping[str, Mapping[str, Any]], group: str = "specialty") -> Rows:
@@ -65,17 +72,28 @@ def breakdown_table(summaries: Mapping[str, Mapping[str, Any]], group: str) -> R
 
 
 def every_cell(summaries: Mapping[str, Mapping[str, Any]]) -> Rows:
-    """One row per model and part of a benchmark, for CSV: items, accuracy, both intervals, in percent."""
+    """One row per model and part of a benchmark, for CSV: items, accuracy, both intervals, in percent; an interval that
+    a figure does not have is empty."""
     rows = []
     for name, summary in summaries.items():
         parts = {("all", ""): summary} | {(f"all, {s}", ""): found for s, found in summary["scorers"].items()}
         parts |= {(label, value): found for label, by in summary["by"].items() for value, found in by.items()}
+        if "macro" in summary:
+            parts["macro over", summary["macro"]["over"]] = summary["macro"]
         for (label, value), found in parts.items():
-            numbers = (found["accuracy"], found["low"], found["high"], *found["bootstrap"])
-            names = ("accuracy", "low", "high", "bootstrap low", "bootstrap high")
-            figures = {key: f"{100 * number:.2f}" for key, number in zip(names, numbers, strict=True)}
-            rows.append({"model": name, "part": label, "value": value, "items": str(found["items"])} | figures)
+            head = {"model": name, "part": label, "value": value, "items": str(found["items"])}
+            rows.append(head | {"accuracy": f"{100 * found['accuracy']:.2f}"} | interval_columns(found))
     return rows
+
+
+def interval_columns(accuracy: Mapping[str, Any], heading: str = "") -> dict[str, str]:
+    """Both intervals of an accuracy in percent, a column for each end; empty where there is none."""
+    columns = {}
+    for kind in ("wilson", "bootstrap"):
+        pair = accuracy.get(kind) or (None, None)
+        for end, number in zip(("low", "high"), pair, strict=True):
+            columns[f"{heading} {kind} {end}".strip()] = "" if number is None else f"{100 * number:.2f}"
+    return columns
 
 
 def comparison_table(evaluations: Mapping[str, Evaluation]) -> Rows:
@@ -87,7 +105,7 @@ def comparison_table(evaluations: Mapping[str, Evaluation]) -> Rows:
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     rows = []
     for name, result in results.items():
-        points = f"{100 * result.difference:+.1f} [{100 * result.low:+.1f}, {100 * result.high:+.1f}]"
+        points = f"{100 * result.difference:+.1f} ({100 * result.low:+.1f}, {100 * result.high:+.1f})"
         p_values = {"McNemar p": tested.get(name), "Holm p": adjusted.get(name)}
         texts = {key: "–" if p is None else f"{p:.3g}" for key, p in p_values.items()}
         rows.append({"model": name, f"gain over {first}": points, **texts, "items": str(result.items)})
@@ -127,7 +145,7 @@ def comma_separated(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def latex(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
-    """A LaTeX table for booktabs; intervals are set small."""
+    """A LaTeX table for booktabs; intervals are set small, under their figure."""
     columns = _columns(rows)
     lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
     head, *body = (" & ".join(_tex(part) for part in line) + r" \\" for line in lines)
@@ -140,15 +158,26 @@ def latex(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
 
 
 def show(rows: Sequence[Mapping[str, str]], title: str) -> None:
-    """Prints a table to the terminal."""
+    """Prints a table to the terminal, intervals under their figure; one that is too wide stands on its side."""
     from rich.console import Console
     from rich.table import Table
 
     columns = _columns(rows)
-    table = Table(*columns, title=title)
-    for row in rows:
-        table.add_row(*(row.get(column, "") for column in columns))
-    Console().print(table)
+    lines = [columns, *(["\n".join(split(row.get(column, ""))) for column in columns] for row in rows)]
+    console = Console()
+    for way in (lines, [list(line) for line in zip(*lines, strict=True)]):
+        table = Table(*way[0], title=title)
+        for line in way[1:]:
+            table.add_row(*line)
+        if console.measure(table).maximum <= console.width:
+            break
+    console.print(table)
+
+
+def split(text: str) -> list[str]:
+    """A figure and each of its intervals; any other text whole."""
+    found = _CELL.fullmatch(text)
+    return [part for part in found.groups() if part] if found else [text]
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -160,5 +189,6 @@ def _share(share: float) -> str:
 
 
 def _tex(text: str) -> str:
-    escaped = "".join(_LATEX.get(char, char) for char in text)
-    return re.sub(r" (\[[-+\d., ]+\])$", r" {\\scriptsize \1}", escaped)
+    figure, *intervals = ("".join(_LATEX.get(char, char) for char in part) for part in split(text))
+    small = (rf"\\{{\scriptsize {interval}}}" for interval in intervals)
+    return rf"\shortstack{{{figure}{''.join(small)}}}" if intervals else figure

@@ -6,7 +6,15 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval import Evaluation, compare_evaluations, evaluate
 from mmedexpert_jax.medeval.evaluate import chance, constant
 from mmedexpert_jax.medeval.stats import wilson
-from mmedexpert_jax.medeval.tables import breakdown_table, comparison_table, every_cell, markdown, models_table
+from mmedexpert_jax.medeval.tables import (
+    breakdown_table,
+    comparison_table,
+    every_cell,
+    markdown,
+    models_table,
+    show,
+    split,
+)
 
 KEY = jax.random.key(0)
 
@@ -117,15 +125,36 @@ def test_tables(processor, cases, sampler):
     evaluations["tuned"] = ask(processor, cases[:4])
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     first, second = models_table(summaries)
-    assert first["model"] == "base" and first["accuracy"] == "75.0 [30.1, 95.4]"
-    assert second["AM"] == "100.0 [20.7, 100.0]" and second["parsed"] == "100.0"
+    assert first["model"] == "base" and first["accuracy"] == "75.0 [30.1, 95.4] (25.0, 100.0)"
+    assert second["AM"] == "100.0 [20.7, 100.0] (100.0, 100.0)" and second["parsed"] == "100.0"
     cells = every_cell(summaries)
-    assert cells[0] | {"bootstrap low": "", "bootstrap high": ""} == {
-        **{"model": "base", "part": "all", "value": "", "items": "4", "accuracy": "75.00", "low": "30.06"},
-        **{"high": "95.44", "bootstrap low": "", "bootstrap high": ""},
+    assert cells[0] == {
+        **{"model": "base", "part": "all", "value": "", "items": "4", "accuracy": "75.00", "wilson low": "30.06"},
+        **{"wilson high": "95.44", "bootstrap low": "25.00", "bootstrap high": "100.00"},
     }
     assert {row["part"] for row in cells} >= {"all", "all, strict", "all, medevalkit", "specialty", "modality"}
+    macro = evaluations["base"].macro("specialty") | {"over": "specialty"}
+    last = every_cell({"base": summaries["base"] | {"macro": macro}})[-1]
+    assert (last["part"], last["value"], last["wilson low"]) == ("macro over", "specialty", "") and last[
+        "bootstrap low"
+    ]
     assert breakdown_table(summaries, "modality")[0]["modality"] == "image"
     row = comparison_table(evaluations)[0]
-    assert row["gain over base"].startswith("-50.0 [") and row["McNemar p"] == "0.625"
+    assert row["gain over base"].startswith("-50.0 (") and row["McNemar p"] == "0.625"
     assert markdown([{"a": "1"}, {"b": "2"}]) == "| a | b |\n| --- | --- |\n| 1 |  |\n|  | 2 |\n"
+
+
+def test_a_table_too_wide_for_the_terminal_stands_on_its_side(monkeypatch, capsys):
+    row = {"model": "base"} | {part: "53.0 [50.2, 55.7] (50.3, 55.6)" for part in ("micro", "macro", "AM", "CAH", "BS")}
+    for width, columns in (("120", 6), ("60", 2)):
+        monkeypatch.setenv("COLUMNS", width)
+        show([row], "Accuracy")
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= int(width) and lines[2].count("┃") == columns + 1
+        assert sum("[50.2, 55.7]" in line for line in lines) == (1 if columns == 6 else 5)
+
+
+def test_a_cell_splits_into_its_figure_and_intervals():
+    assert split("53.0 [50.2, 55.7] (50.3, 55.6)") == ["53.0", "[50.2, 55.7]", "(50.3, 55.6)"]
+    assert split("-1.0 (-2.0, +0.1)") == ["-1.0", "(-2.0, +0.1)"]
+    assert split("chance (uniform guess)") == ["chance (uniform guess)"]

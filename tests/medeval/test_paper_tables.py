@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 
@@ -82,14 +83,23 @@ def test_formats(results):
         **{"Total": "27.50", "Rea.": "26.55", "Under.": "29.96", "Treatment": "29.91", "Basic Science": "22.66"},
         **{"Diagnosis": "28.02", "PMC-VQA": "56.78", "OMVQA": "83.03", "GMAI-MM": "52.10"},
     }
-    assert rows[9]["Total"] == "40.0 [16.8, 68.7]" and rows[10]["Total"] == "+14.00" and rows[0]["OMVQA"] == "–"
-    assert "| Lingshu 7B | 7B | measured | 40.0 [16.8, 68.7] |" in tables.markdown(rows)
+    assert (
+        rows[9]["Total"] == "40.0 [16.8, 68.7] (10.0, 70.0)"
+        and rows[10]["Total"] == "+14.00"
+        and rows[0]["OMVQA"] == "–"
+    )
+    assert "| Lingshu 7B | 7B | measured | 40.0 [16.8, 68.7] (10.0, 70.0) |" in tables.markdown(rows)
     parsed = list(csv.DictReader(io.StringIO(tables.comma_separated(spread(MAIN, found)))))
-    assert parsed[9]["Total"] == "40.00" and parsed[9]["Total low"] == "16.82" and parsed[9]["Total items"] == "10"
-    assert float(parsed[9]["Total bootstrap low"]) == pytest.approx(10, abs=1) and parsed[8]["Total low"] == ""
+    assert (
+        parsed[9]["Total"] == "40.00" and parsed[9]["Total wilson low"] == "16.82" and parsed[9]["Total items"] == "10"
+    )
+    assert float(parsed[9]["Total bootstrap low"]) == pytest.approx(10, abs=1) and parsed[8]["Total wilson low"] == ""
     text = tables.latex(rows, "Table 1: 5 % & more")
-    assert r"40.0 {\scriptsize [16.8, 68.7]}" in text and r"\caption{Table 1: 5 \% \& more}" in text
-    assert text.count(r"\\") == 13 and r"\begin{tabular}{lrrrrrrrrrrr}" in text
+    assert (
+        r"\shortstack{40.0\\{\scriptsize [16.8, 68.7]}\\{\scriptsize (10.0, 70.0)}}" in text
+        and r"\caption{Table 1: 5 \% \& more}" in text
+    )
+    assert len(re.findall(r" \\\\$", text, re.M)) == 13 and r"\begin{tabular}{lrrrrrrrrrrr}" in text
     saved = json.loads(json.dumps(structured(MAIN, found)))
     assert saved["table"] == 1 and saved["rows"][0]["source"].startswith("published")
 
