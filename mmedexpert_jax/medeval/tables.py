@@ -169,7 +169,7 @@ def show(rows: Sequence[Mapping[str, str]], title: str) -> None:
         table = Table(*way[0], title=title)
         for line in way[1:]:
             table.add_row(*line)
-        if console.measure(table).maximum <= console.width:
+        if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
             break
     console.print(table)
 

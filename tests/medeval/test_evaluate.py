@@ -145,7 +145,7 @@ def test_tables(processor, cases, sampler):
 
 
 def test_a_table_too_wide_for_the_terminal_stands_on_its_side(monkeypatch, capsys):
-    row = {"model": "base"} | {part: "53.0 [50.2, 55.7] (50.3, 55.6)" for part in ("micro", "macro", "AM", "CAH", "BS")}
+    row = {"model": "base"} | dict.fromkeys(("micro", "macro", "AM", "CAH", "BS"), "53.0 [50.2, 55.7] (50.3, 55.6)")
     for width, columns in (("120", 6), ("60", 2)):
         monkeypatch.setenv("COLUMNS", width)
         show([row], "Accuracy")
