@@ -44,14 +44,14 @@ def chromium():
 
 
 class Site:
-    """The job on a port of its own, over `count` traces, every other one with two images."""
+    """The job on a port of its own, over `count` traces, every other one with two images; `long`: with long texts."""
 
-    def __init__(self, folder: Path, count: int, *arguments: str):
+    def __init__(self, folder: Path, count: int, *arguments: str, long: bool = False):
         Image.linear_gradient("L").save(folder / "scan.png")
         rows = [
             {
                 "id": f"c{i}",
-                "question": f"Case {i}: a hot joint and fever. What is it?",
+                "question": f"Case {i}: a hot joint and fever. {'It began a week ago. ' * 40 * long}What is it?",
                 "options": ["gout", "sepsis"],
                 "answer": "B",
                 "specialty": "AM",
@@ -274,6 +274,67 @@ def test_images_zoom_pan_and_brightness_by_keyboard(site, visit):
     page.wait_for_function("() => document.querySelector('#stage').ariaLabel.startsWith('Image 2 of 2')")
     assert page.inner_text("#zoom") == "100 %"
     assert not page.problems
+
+
+def test_two_fingers_zoom_one_pans_and_taps_decide_on_a_tablet(site, visit):
+    served = site(4)
+    page = visit(served.links["reviewer"], 820, 1180, has_touch=True)
+    while page.is_hidden("#viewer"):
+        page.tap("#accept")
+        page.wait_for_selector("#main:not([aria-busy])")
+    page.wait_for_function("() => document.querySelector('#image').naturalWidth === 256")
+    box = page.locator("#stage").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    devices = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        fingers = [{"x": x + dx, "y": y + dy, "id": i} for i, (dx, dy) in enumerate(points)]
+        devices.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+
+    touch("touchStart", (-40, 0), (40, 0))
+    for spread in (60, 90, 120):
+        touch("touchMove", (-spread, 0), (spread, 0))
+    touch("touchEnd")
+    assert page.inner_text("#zoom") == "300 %"
+    assert page.evaluate("visualViewport.scale") == 1  # the image is zoomed, not the page
+    touch("touchStart", (0, 0))
+    touch("touchMove", (20, 10))
+    touch("touchMove", (60, 30))
+    touch("touchEnd")
+    style = page.get_attribute("#image", "style")
+    assert "translate(60px, 30px) scale(3)" in style and page.inner_text("#zoom") == "300 %"
+    page.tap("#films button:nth-child(2)")
+    page.wait_for_function("() => document.querySelector('#stage').ariaLabel.startsWith('Image 2 of 2')")
+    before = page.evaluate(SHOWN)
+    page.tap("#reasons button:nth-child(6)")
+    page.tap("[data-key=r].reject")
+    page.wait_for_function(f"before => {SHOWN} !== before || !document.querySelector('#empty').hidden", arg=before)
+    while page.is_hidden("#empty"):
+        page.tap("#accept")
+        page.wait_for_selector("#main:not([aria-busy]), #empty:not([hidden])")
+    page.tap("#empty-actions [data-key=u]")
+    page.wait_for_selector("#main:not([hidden])")
+    saved(page)
+    assert served.verdicts()[before].kind == "reject" and len(served.verdicts()) == 3 and not page.problems
+
+
+def test_long_texts_are_scrolled_and_the_check_stays_in_sight_by_keyboard(site, visit):
+    served = site(4, long=True)
+    page = visit(served.links["reviewer"])
+    while page.is_hidden("#viewer"):
+        decide(page, "a")
+    last, tools = page.locator("#options li:last-child"), page.locator(".tools").bounding_box()
+    assert tools["height"] < 50  # one line
+    footer = page.locator("#bar").bounding_box()["y"]
+    assert last.bounding_box()["y"] > footer
+    press(page, *["PageDown"] * 4)
+    page.wait_for_timeout(100)
+    assert last.bounding_box()["y"] + last.bounding_box()["height"] <= footer
+    press(page, *["PageUp"] * 4, "e", "Control+A")
+    page.keyboard.type("Sepsis.")
+    page.wait_for_selector("#check.fails")
+    check = page.locator("#check").bounding_box()
+    assert check["y"] + check["height"] <= footer and not page.problems
 
 
 @pytest.mark.parametrize(("width", "height", "touch"), [(1280, 800, False), (820, 1180, True), (1180, 820, True)])

@@ -256,6 +256,11 @@ function toggleRubric(index) {
   drawRubric();
 }
 
+function turnPage(by) { // of the case, which does not have the focus; Space scrolls the trace, which has it
+  const box = $("case").scrollHeight > $("case").clientHeight ? $("case") : $("main");
+  box.scrollBy({ top: by * 0.8 * box.clientHeight });
+}
+
 function toggleEditor() {
   const open = $("editor-box").hidden;
   showEditor(open);
@@ -489,6 +494,8 @@ function say(text) {
 function stop(title, text) {
   $("main").hidden = $("bar").hidden = true;
   $("empty").hidden = false;
+  $("empty-actions").hidden = !state.session;
+  $("help-button").hidden = !state.session;
   $("empty-title").textContent = title;
   $("empty-text").textContent = text;
   $("empty-title").focus();
@@ -497,7 +504,7 @@ function stop(title, text) {
 function nothingLeft() {
   leave();
   const adjudicator = state.session.role === "adjudicator";
-  const text = adjudicator ? "Traces on which reviewers differ appear here by themselves." : "Traces that come free appear here by themselves; k goes back to yours.";
+  const text = adjudicator ? "Traces on which reviewers differ appear here by themselves." : "Traces that come free appear here by themselves.";
   stop(adjudicator ? "Nothing to adjudicate" : "Nothing waits for you", text);
 }
 
@@ -591,7 +598,8 @@ const viewer = {
     if (before.length === 1) return this.pan(now[0] - old[0], now[1] - old[1]);
     const other = before.find((point) => point !== old);
     const spread = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]) || 1;
-    this.zoom(spread(now) / spread(old), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
+    this.zoom(spread(now) / spread(old), (old[0] + other[0]) / 2, (old[1] + other[1]) / 2);
+    this.pan((now[0] - old[0]) / 2, (now[1] - old[1]) / 2); // what was between the fingers stays between them
   },
 };
 
@@ -618,6 +626,7 @@ function listenToStage() {
 const ANYWHERE = { k: () => step(-1), u: undo, "?": () => $("help").showModal() };
 const ON_TRACE = {
   a: accept, r: reject, s: putOff, e: toggleEditor, n: () => $("note").focus(), j: () => step(1),
+  PageDown: () => turnPage(1), PageUp: () => turnPage(-1),
   "+": () => viewer.zoom(1.25), "=": () => viewer.zoom(1.25), "-": () => viewer.zoom(0.8), 0: () => viewer.reset(),
   "[": () => viewer.shade("brightness", -10), "]": () => viewer.shade("brightness", 10),
   "{": () => viewer.shade("contrast", -10), "}": () => viewer.shade("contrast", 10),
@@ -627,7 +636,7 @@ const ON_TRACE = {
 };
 RUBRIC_KEYS.forEach((key, index) => { ON_TRACE[key] = () => toggleRubric(index); });
 for (let digit = 1; digit <= 9; digit++) ON_TRACE[digit] = () => toggleReason(digit - 1);
-const REPEATING = new Set(["+", "=", "-", "[", "]", "{", "}", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]);
+const REPEATING = new Set(["PageDown", "PageUp", "+", "=", "-", "[", "]", "{", "}", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]);
 
 function act(key) {
   const action = ANYWHERE[key] || (state.current && ON_TRACE[key]);
@@ -689,7 +698,7 @@ async function start() {
   try {
     state.session = await read("/api/session");
   } catch (error) {
-    return stop("No entry", error.message);
+    return stop("No entry", `The server says: ${error.message}.`);
   }
   const { name, role, review } = state.session;
   outbox.key = `review:${review}:${role}:${name}`;
