@@ -13,7 +13,10 @@ from mmedexpert_jax.launch import config as configs
 
 DOCS = Path(__file__).resolve().parent
 PACKAGE = DOCS.parent / "mmedexpert_jax"
-JOBS = ("dataset", "review", "dsa", "gba", "merge", "evaluate", "pipeline", "export", "contamination", "pretrain")
+JOBS = (
+    *("dataset", "review", "dsa", "gba", "merge", "evaluate", "pipeline", "ablation", "export", "contamination"),
+    "pretrain",
+)
 CODES = {"ConfigError": 2, "DataError": 3, "ResourceError": 4, "RemoteError": 5}
 MARK = "<!-- index -->"
 HEAD = """\

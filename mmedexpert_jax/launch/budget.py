@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -123,6 +123,12 @@ def _work(config: ConfigDict, found: Needs, train: Counter) -> Iterator[str]:
         disk = len(steps) * (found.exported + CHECKPOINTS * found.saved)
     if config.job != "evaluate":
         yield f"disk       at most {_gb(disk)}: checkpoints and export"
+
+
+def training_steps(config: ConfigDict, train: Mapping[str, int]) -> int:
+    """Optimizer steps of one training, from its training cases by specialty."""
+    cases = _cases(config, {name: train.get(name, 0) for name in SPECIALTIES})
+    return config.steps or math.ceil(config.epochs * cases / _cases_per_step(config))
 
 
 def _cases(config: ConfigDict, cases: dict[str, int]) -> int:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 COMMAND = "python -m mmedexpert_jax.launch"
 REPEATABLE = ("dataset",)  # their stages look at what is there and may be run again, alone or all
-INNER_RUNS = {"dsa": SPECIALTIES, "pipeline": pipeline.FOLDERS}  # folders of runs inside a run, by job
+# Folders of runs inside a run, by job.
+INNER_RUNS = {"dsa": SPECIALTIES, "pipeline": pipeline.FOLDERS, "ablation": ("stages",)}
 ARTEFACTS = {
     "table": "table.md",
     "report": "report.html",
@@ -173,6 +174,12 @@ def _pipeline(config: ConfigDict, run: "Run") -> None:
     pipeline.run(config, run, run_job)
 
 
+def _ablation(config: ConfigDict, run: "Run") -> None:
+    from mmedexpert_jax.launch import ablation
+
+    ablation.run(config, run, run_job)
+
+
 def _export(config: ConfigDict, run: "Run") -> None:
     """The model behind `model.path` with its adapters folded in, or the adapter alone."""
     output = Path(config.output or run.path / "export" / config.format)
@@ -233,6 +240,7 @@ JOBS: dict[str, Callable[[ConfigDict, "Run"], None]] = {
     "merge": _merge,
     "evaluate": _evaluate,
     "pipeline": _pipeline,
+    "ablation": _ablation,
     "export": _export,
     "pretrain": _pretrain,
     "contamination": _contamination,

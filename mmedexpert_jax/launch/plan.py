@@ -31,6 +31,10 @@ def describe(config: ConfigDict) -> str:
     if "data" in config:
         counts = _counts(config)
         lines += [f"model    {config.model.path}", *(f"cases    {line}" for line in _census(counts))]
+        if config.job == "ablation":
+            from mmedexpert_jax.launch import ablation
+
+            lines += ablation.describe(config)
         train = counts["train"] if isinstance(counts["train"], Counter) else Counter()
         for prefix, stage in stages(config):
             try:
@@ -57,7 +61,7 @@ def check(config: ConfigDict) -> None:
 
 def stages(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
     """(prefix of its fields, config) of the parts of a job whose memory is counted: itself, or a pipeline's stages."""
-    if config.job == "pipeline":
+    if config.job in ("pipeline", "ablation"):
         yield "dsa.", stage_config(config, "dsa", specialty="all")
         yield "gba.", stage_config(config, "gba")
         yield "evaluate.", stage_config(config, "evaluate", compare=())

@@ -12,7 +12,10 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch.config import convert, fields
 
 CHOICES = {
-    "job": ("dsa", "gba", "merge", "evaluate", "pipeline", "export", "pretrain", "review", "dataset", "contamination"),
+    "job": (
+        *("dsa", "gba", "merge", "evaluate", "pipeline", "ablation", "export", "pretrain", "review", "dataset"),
+        "contamination",
+    ),
     "model.dtype": ("", "float32", "bfloat16", "float16"),
     "specialty": ("all", *SPECIALTIES, "mixed"),
     "trainable": ("lora", "full"),
@@ -35,6 +38,7 @@ CHOICES = {
     ),
     "result": ("model", "recipe"),
     "rl_origin": ("base", "start"),
+    "rivals": ("all", "last"),
     "scorer": ("strict", "medevalkit", "medxpertqa"),
     "judge.what": ("open", "unparsed", "all"),
     "format": ("model", "adapter"),

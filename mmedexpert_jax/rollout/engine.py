@@ -53,13 +53,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: its text, its tokens with the end counted, whether it reached the limit without an end, and the
-    reasoning that some endpoints give beside the text."""
+    """One answer: its text, its tokens with the end counted, whether it reached the limit without an end, the
+    reasoning that some endpoints give beside the text, and the sum of its tokens' log-probabilities where the sampler
+    tells them."""
 
     text: str
     tokens: int
     truncated: bool
     reasoning: str = ""
+    logprob: float | None = None
 
 
 class Engine:
@@ -196,7 +198,11 @@ class Engine:
         )
 
     def _replies(self, done: Completions, members: list[int]) -> Iterator[tuple[int, list[Reply]]]:
-        tokens, lengths, truncated = map(np.asarray, (done.tokens, done.lengths, done.truncated))
+        arrays = [np.asarray(part) for part in (done.tokens, done.logprobs, done.lengths, done.truncated)]
         for place, number in enumerate(members):
-            samples = zip(tokens[place], lengths[place], truncated[place], strict=True)
-            yield number, [Reply(self.processor.decode(t[:n]), int(n), bool(cut)) for t, n, cut in samples]
+            samples = zip(*(part[place] for part in arrays), strict=True)
+            yield number, [self._reply(*sample) for sample in samples]
+
+    def _reply(self, tokens: np.ndarray, logprobs: np.ndarray, length: np.ndarray, truncated: np.ndarray) -> Reply:
+        text = self.processor.decode(tokens[:length])
+        return Reply(text, int(length), bool(truncated), logprob=float(logprobs[:length].sum()))

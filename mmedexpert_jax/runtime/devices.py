@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from mmedexpert_jax.errors import ResourceError
 
@@ -21,6 +22,27 @@ def device_errors(mend: str = MEND) -> Iterator[None]:
         if line is None:
             raise
         raise ResourceError(line) from error
+
+
+@contextlib.contextmanager
+def compiled_programs(folder: str | Path) -> Iterator[None]:
+    """Keeps compiled programs in a folder, so that equal ones are compiled once, in this process or a later one.
+
+    A folder that the user has chosen (JAX_COMPILATION_CACHE_DIR) stands.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
 
 
 def explain(message: str, mend: str = MEND) -> str | None:

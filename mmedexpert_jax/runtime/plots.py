@@ -133,6 +133,38 @@ def learning_curve(
     return _save(figure, axes, Path(path), legend="outside lower center")
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A bar with a whisker from `low` to `high`, a dot for each of `dots`, and a diamond at `mark`."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    dots: Sequence[float] = ()
+    mark: float | None = None
+
+
+def bars(found: Sequence[Bar], path: str | Path, title: str, unit: str) -> Path:
+    """Draws bars beside each other, the axis cut to where they differ."""
+    figure, axes = _figure(title, unit)
+    places = range(len(found))
+    heights = [bar.value for bar in found]
+    whiskers = [[max(0.0, bar.value - bar.low) for bar in found], [max(0.0, bar.high - bar.value) for bar in found]]
+    axes.bar(places, heights, yerr=whiskers, color=[COLOURS[i % len(COLOURS)] for i in places], alpha=0.8, capsize=3)
+    for place, bar in zip(places, found, strict=True):
+        axes.plot([place + 0.18] * len(bar.dots), bar.dots, "o", color="#374151", ms=3, alpha=0.7)
+        if bar.mark is not None:
+            axes.plot(place - 0.18, bar.mark, "D", color="#111827", mfc="white", ms=5)
+    shown = [value for bar in found for value in (bar.low, bar.high, *bar.dots, bar.mark) if value is not None]
+    room = max(0.25 * (max(shown) - min(shown)), 0.5)
+    axes.set_ylim(max(0.0, min(shown) - room), max(shown) + room)
+    axes.set_xticks(list(places), [bar.name.replace(" + ", " +\n") for bar in found], fontsize=9)
+    axes.set_xlabel("")
+    axes.grid(visible=False, axis="x")
+    return _save(figure, axes, Path(path), legend="")
+
+
 def _smoothed(rows: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
     steps, values = series(rows, name)
     return dict(zip(steps, ema(values), strict=True))

@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,6 +82,7 @@ class Run:
         self.done = status.get("state") == "done" and not self._grown()
         self.summary: dict[str, Any] = status.get("summary") or {}
         now = _now()
+        self._opened, self._spent = time.monotonic(), float(status.get("seconds") or 0.0)
         self._status = {"state": "running", "step": 0, "started": now, "summary": {}} | status | {"pid": os.getpid()}
         if not self.done:
             self._status["state"] = "running"
@@ -210,7 +212,8 @@ class Run:
 
     def _write_status(self) -> None:
         self._written = datetime.now(UTC).timestamp()
-        files.write_json(self.path / "STATUS.json", self._status | {"updated": _now()})
+        seconds = round(self._spent + time.monotonic() - self._opened, 3)
+        files.write_json(self.path / "STATUS.json", self._status | {"updated": _now(), "seconds": seconds})
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

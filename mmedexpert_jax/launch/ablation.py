@@ -1,0 +1,139 @@
+"""Table 3 over seeds: every row's stages, each once, then its evaluations, and a result after every seed.
+
+The rows are in table3.py; sharing.py gives each stage its directory. What is done is left alone, what was cut off goes
+on by its own job's resume, so that a sweep that was killed loses at most the steps since a checkpoint.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.data import load_cases
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.launch import table3
+from mmedexpert_jax.launch.pipeline import stop_if_asked
+from mmedexpert_jax.launch.sharing import Stages, Task
+from mmedexpert_jax.launch.table3 import Model, Row, Stage
+
+if TYPE_CHECKING:
+    from mmedexpert_jax.runtime import Run
+
+
+def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) -> None:
+    """Runs what is left of the sweep seed by seed; after each seed writes the result of those that are done.
+
+    Args:
+        config: of the job, with the stages' configs as groups.
+        run: the sweep's own run.
+        run_job: opens and carries out the run of one stage.
+    """
+    from mmedexpert_jax.launch import ablation_result
+    from mmedexpert_jax.runtime.devices import compiled_programs
+
+    chosen, stages = rows(config), Stages(config, folder(config))
+    plan = [(seed, list(stages.order(wanted(config, chosen), seed))) for seed in config.seeds]
+    total = sum(len(tasks) for _, tasks in plan)
+    numbers = itertools.count(1)
+    summary: dict[str, Any] = {}
+    with compiled_programs(run.path / "programs"):
+        for place, (seed, tasks) in enumerate(plan, 1):
+            for task, number in zip(tasks, numbers, strict=False):
+                if not task.done:
+                    stop_if_asked(run, task.folder.name)
+                    print(f"[{number}/{total}] seed {seed}:", end=" ", flush=True)
+                    run_job(task.config)
+            summary = ablation_result.write(config, run.path, chosen, stages, config.seeds[:place])
+    run.finish(summary)
+    ablation_result.report_run(run.path)
+
+
+def folder(config: ConfigDict) -> Path:
+    """Where the stages are."""
+    return Path(config.stages or f"{config.workdir}/stages").expanduser()
+
+
+def rows(config: ConfigDict) -> tuple[Row, ...]:
+    """The rows that are asked for, in the table's order. Raises ConfigError on an unknown name."""
+    known = table3.rows(config.rivals) if config.table == 3 else table3.rows_of_table_4()
+    names = [row.name for row in known]
+    if unknown := [name for name in config.rows if name not in names]:
+        raise ConfigError(f"config.rows: no row {unknown[0]!r}; choose among {', '.join(names)}")
+    return tuple(row for row in known if not config.rows or row.name in config.rows)
+
+
+def greedy(config: ConfigDict, model: Model) -> Stage:
+    """The evaluation behind a row's accuracy."""
+    return Stage("evaluate", {"limit": config.questions or config.limit}, model)
+
+
+def sampled(config: ConfigDict, model: Model) -> Stage:
+    """The evaluation behind a row's diversity: several answers to each of some items."""
+    settings = config.diversity
+    fields = {"num_samples": settings.num_samples, "temperature": settings.temperature}
+    return Stage("evaluate", {"limit": settings.questions or config.limit, **fields}, model)
+
+
+def wanted(config: ConfigDict, chosen: Sequence[Row]) -> list[Stage]:
+    """The evaluations of the rows; all other stages are what these need."""
+    return [stage(config, row.model) for row in chosen for stage in (greedy, sampled)]
+
+
+def describe(config: ConfigDict) -> list[str]:
+    """Lines of a plan: rows, stages by job, how many are done, and the time that the rest should take."""
+    chosen, stages = rows(config), Stages(config, folder(config))
+    tasks = {task.key: task for seed in config.seeds for task in stages.order(wanted(config, chosen), seed)}
+    left = [task for task in tasks.values() if not task.done]
+    lines = [f"rows     {len(chosen)}, over seeds {', '.join(map(str, config.seeds))}"]
+    for job in ("dsa", "merge", "gba", "evaluate"):
+        count = sum(task.stage.job == job for task in tasks.values())
+        rest = sum(task.stage.job == job for task in left)
+        lines.append(f"  {job:8} {count} stages, {count - rest} done")
+    counts = _counts(config)
+    seconds = [_expected(config, task, tasks.values(), counts) for task in left]
+    if any(value is None for value in seconds):
+        return [*lines, "time     not known: set config.expected, or let one seed finish"]
+    total = sum(value for value in seconds if value is not None)
+    return [*lines, f"time     about {_clock(total)} for the {len(left)} stages left"]
+
+
+def _expected(config: ConfigDict, task: Task, tasks: Iterable[Task], counts: Mapping[str, Counter]) -> float | None:
+    """Seconds of a stage: the mean of finished ones that differ in seed or model only, or from config.expected."""
+    like = [found.seconds for found in tasks if found.seconds is not None and _kind(found) == _kind(task)]
+    if like:
+        return sum(like) / len(like)
+    each = config.expected["answer" if task.stage.job == "evaluate" else task.stage.job]
+    return each * _size(task, counts) + config.expected.start if each else None
+
+
+def _kind(task: Task) -> tuple[Any, ...]:
+    mixed = task.stage.fields.get("specialty") == "mixed"
+    return task.stage.job, mixed, *(task.config.get(name) for name in ("steps", "num_samples", "limit"))
+
+
+def _size(task: Task, counts: Mapping[str, Counter]) -> int:
+    """Steps of a training, answers of an evaluation, 1 for a merge."""
+    if task.stage.job == "merge":
+        return 1
+    if task.stage.job == "evaluate":
+        items = counts["evaluated"].total()
+        return min(task.config.limit or items, items) * task.config.num_samples
+    from mmedexpert_jax.launch import budget
+
+    return budget.training_steps(task.config, counts["train"])
+
+
+def _counts(config: ConfigDict) -> dict[str, Counter]:
+    """Cases by specialty that are trained on, and that are evaluated."""
+    splits = {"train": ("train", config.limit), "evaluated": (config.evaluate.split, 0)}
+    return {
+        name: Counter(case.specialty for case in load_cases(config.data.path, split, limit=limit, seed=config.seed))
+        for name, (split, limit) in splits.items()
+    }
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 3600} h {int(seconds) // 60 % 60:02d} min"

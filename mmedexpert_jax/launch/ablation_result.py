@@ -1,0 +1,282 @@
+"""What a sweep found: its table beside the published one, the panels of Figure 3, and a sentence for each claim."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.launch import ablation, table3
+from mmedexpert_jax.launch.sharing import MODEL, Stages
+from mmedexpert_jax.launch.table3 import Claim, Row
+from mmedexpert_jax.medeval import stats, tables
+from mmedexpert_jax.medeval.evaluate import Evaluation
+from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.runtime import files, plots, report
+
+RESULT = "export/ablation.json"
+# name -> (heading, unit, factor of what is printed)
+MEASURES = {
+    "accuracy": ("accuracy", "points", 100.0),
+    "sampled": ("accuracy, sampled", "points", 100.0),
+    "distinct": ("distinct answers", "answers", 1.0),
+    "passed": ("pass@k", "points", 100.0),
+    "entropy": ("entropy", "nats per token", 1.0),
+}
+NOTE = (
+    "Accuracy in percent: mean over the seeds, [95 % bootstrap interval over items, the seeds of an item kept "
+    "together], ± half of the 95 % interval of Student's t over the seeds. Gains are paired over items; p is that of a "
+    "paired sign-flip test over items, Holm's p allows for the number of rows. Distinct answers, pass@k and entropy "
+    "are of sampled answers to the same items for all rows. Published: arXiv 2601.10949, another model on another "
+    "benchmark (MedXpertQA-MM): compare signs and order, not sizes."
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The answers of one row: a value per seed and item of each measure."""
+
+    row: Row
+    values: Mapping[str, np.ndarray]  # of shape [seeds, items]
+
+
+def write(config: ConfigDict, path: Path, rows: Sequence[Row], stages: Stages, seeds: Sequence[int]) -> dict[str, Any]:
+    """Writes export/ablation.json, tables in three formats, table.md and plots/ for the seeds that are done.
+
+    Returns:
+        The figures that stand for the sweep.
+    """
+    found = {row.name: _measured(config, row, stages, seeds) for row in rows}
+    claims = table3.CLAIMS if config.table == 3 else table3.CLAIMS_OF_TABLE_4
+    result = {
+        "preset": config.preset,
+        "seeds": list(seeds),
+        "items": {"greedy": _items(found, "accuracy"), "sampled": _items(found, "distinct")},
+        "samples": config.diversity.num_samples,
+        "rows": [_figures(measured, found) for measured in found.values()],
+        "claims": [_verdict(claim, found) for claim in claims if {*claim.better, *claim.worse} <= set(found)],
+    }
+    _adjust(result["rows"])
+    (path / "export" / "tables").mkdir(parents=True, exist_ok=True)
+    files.write_json(path / RESULT, result)
+    table = table_rows(result)
+    files.write_text(path / "export" / "tables" / f"table{config.table}.md", tables.markdown(table))
+    files.write_text(path / "export" / "tables" / f"table{config.table}.csv", tables.comma_separated(spread(result)))
+    files.write_text(path / "table.md", page(result))
+    draw(result, path / "plots")
+    print(page(result), flush=True)
+    return {"seeds": len(seeds), "accuracy": {row["name"]: row["accuracy"]["mean"] for row in result["rows"]}}
+
+
+def report_run(path: Path) -> None:
+    """Writes report.html of a sweep that has a result."""
+    result = json.loads((path / RESULT).read_text())
+    sections: list[report.Section] = [
+        report.Figures(
+            "Figure 3", sorted((path / "plots").glob("figure3*.png")), "Diamonds: base plus published gain."
+        ),
+        report.Table("Claims", [{"claim": claim["text"], "here": claim["sentence"]} for claim in result["claims"]]),
+        report.Table("Rows", table_rows(result), NOTE),
+    ]
+    report.report_run(path, sections)
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The result as Markdown: table, note, claims."""
+    seeds = ", ".join(map(str, result["seeds"]))
+    items = result["items"]
+    head = (
+        f"{len(result['seeds'])} seeds ({seeds}), preset {result['preset']}: {items['greedy']} items answered "
+        f"greedily, {items['sampled']} of them {result['samples']} times at temperature 1.\n"
+    )
+    claims = "".join(f"- {claim['sentence']}\n" for claim in result["claims"])
+    return f"{head}\n{tables.markdown(table_rows(result))}\n{NOTE}\n\n{claims}"
+
+
+def table_rows(result: Mapping[str, Any]) -> tables.Rows:
+    """The table in the paper's layout, as texts."""
+    base = next((row for row in result["rows"] if row["name"] == "Base"), None)
+    lines = []
+    for row in result["rows"]:
+        ticks = {column: _tick(row, column) for column in table3.COLUMNS}
+        line = {"method": row["name"], "part": row["part"]} | ticks
+        line["accuracy"] = _cell(row["accuracy"], 100)
+        if row["gain"]:
+            line["gain over base"] = _cell(row["gain"], 100, sign=True)
+            line["p"], line["Holm p"] = f"{row['gain']['p']:.3g}", f"{row['gain']['holm']:.3g}"
+        published = row["published"]
+        line["published"] = "–" if published is None else f"{published:.2f}"
+        both = published is not None and base is not None and base["published"] is not None and row is not base
+        line["published gain"] = f"{published - base['published']:+.2f}" if both and base else "–"
+        for name in ("sampled", "distinct", "passed", "entropy"):
+            heading, _, factor = MEASURES[name]
+            heading = heading.replace("@k", f"@{result['samples']}")
+            line[heading] = _mean(row[name], factor)
+        lines.append(line)
+    return lines
+
+
+def spread(result: Mapping[str, Any]) -> tables.Rows:
+    """One line per row and measure for CSV: mean, intervals over items and seeds, and the mean of every seed."""
+    lines = []
+    for row in result["rows"]:
+        for name in MEASURES:
+            figure = row[name]
+            line = {"method": row["name"], "part": row["part"], "measure": name, "published": row["published"]}
+            line |= {key: figure[key] for key in ("mean", "low", "high", "seeds_low", "seeds_high")}
+            line |= {f"seed {seed}": value for seed, value in zip(result["seeds"], figure["by_seed"], strict=True)}
+            lines.append({key: "" if value is None else str(value) for key, value in line.items()})
+    return lines
+
+
+def draw(result: Mapping[str, Any], folder: Path, prefix: str = "figure3") -> list[Path]:
+    """The panels of Figure 3 whose rows are there, as bars with the intervals over items and a dot per seed."""
+    rows = {row["name"]: row for row in result["rows"]}
+    drawn = []
+    for title, names in table3.PANELS.items():
+        if not set(names) <= set(rows):
+            continue
+        base = rows["Base"]
+        bars = []
+        for name in names:
+            figure, published = rows[name]["accuracy"], rows[name]["published"]
+            expected = None if published is None else 100 * base["accuracy"]["mean"] + published - base["published"]
+            numbers = (100 * figure[key] for key in ("mean", "low", "high"))
+            dots = [100 * value for value in figure["by_seed"]]
+            bars.append(plots.Bar(name, *numbers, dots, expected))
+        path = folder / f"{prefix}{title[1]}.png"
+        drawn.append(plots.bars(bars, path, f"Figure 3 {title}", "right answers, %"))
+    return drawn
+
+
+def _measured(config: ConfigDict, row: Row, stages: Stages, seeds: Sequence[int]) -> Measured:
+    greedy = [_read(config, stages, ablation.greedy(config, row.model), seed) for seed in seeds]
+    sampled = [_read(config, stages, ablation.sampled(config, row.model), seed) for seed in seeds]
+    values = {"accuracy": np.array([[np.mean(right) for right in run.outcomes().values()] for run in greedy])}
+    for name, measure in _SAMPLED.items():
+        values[name] = np.array([[measure(rows) for rows in run.by_item().values()] for run in sampled])
+    return Measured(row, values)
+
+
+def _read(config: ConfigDict, stages: Stages, stage: table3.Stage, seed: int) -> Evaluation:
+    """The answers of an evaluation to the items of all its benchmarks."""
+    folder = stages.task(stage, seed).folder
+    found = []
+    for entry in config.evaluate.benchmarks:
+        key = entry.partition("=")[0]
+        rows = Evaluation.read(rows_path(folder, key, MODEL)).rows
+        found += [replace(row, id=f"{key} {row.id}") for row in rows]
+    return Evaluation(tuple(found))
+
+
+_SAMPLED = {
+    "sampled": lambda rows: np.mean([row.right for row in rows]),
+    "distinct": lambda rows: len({row.said for row in rows} - {None}),
+    "passed": lambda rows: float(any(row.right for row in rows)),
+    "entropy": lambda rows: -sum(row.logprob for row in rows) / sum(row.tokens for row in rows),
+}
+
+
+def _items(found: Mapping[str, Measured], measure: str) -> int:
+    return next(iter(found.values())).values[measure].shape[1]
+
+
+def _figures(measured: Measured, found: Mapping[str, Measured]) -> dict[str, Any]:
+    row = measured.row
+    figures: dict[str, Any] = {"name": row.name, "part": row.part, "ticks": row.ticks, "published": row.published}
+    figures |= {name: _figure(values) for name, values in measured.values.items()}
+    base = found.get("Base")
+    gains = None if base is None or row.name == "Base" else _difference(measured, base, "accuracy")
+    return figures | {"gain": gains}
+
+
+def _figure(values: np.ndarray) -> dict[str, Any]:
+    """Mean and intervals of values [seeds, items]."""
+    low, high = stats.bootstrap(values.mean(0))
+    by_seed = values.mean(1)
+    seeds = stats.student(by_seed) or (None, None)
+    return {
+        "mean": float(values.mean()),
+        "low": low,
+        "high": high,
+        "seeds_low": seeds[0],
+        "seeds_high": seeds[1],
+        "by_seed": [float(value) for value in by_seed],
+    }
+
+
+def _difference(first: Measured, second: Measured, measure: str) -> dict[str, Any]:
+    return _tested(first.values[measure] - second.values[measure])
+
+
+def _tested(differences: np.ndarray) -> dict[str, Any]:
+    return _figure(differences) | {"p": stats.sign_flip(differences.mean(0))}
+
+
+def _adjust(rows: Sequence[dict[str, Any]]) -> None:
+    """Holm's p beside the p of every gain."""
+    gains = [row["gain"] for row in rows if row["gain"]]
+    for gain, p in zip(gains, stats.holm([gain["p"] for gain in gains]), strict=True):
+        gain["holm"] = p
+
+
+def _verdict(claim: Claim, found: Mapping[str, Measured]) -> dict[str, Any]:
+    """The mean difference over the claim's pairs of rows, and whether it bears the claim out."""
+    pairs = zip(claim.better, claim.worse, strict=True)
+    differences = [found[better].values[claim.measure] - found[worse].values[claim.measure] for better, worse in pairs]
+    figure = _tested(np.mean(differences, axis=0))
+    verdict = judge(figure)
+    return {"text": claim.text, "verdict": verdict, "measure": claim.measure, **figure} | {
+        "sentence": sentence(claim, figure, verdict)
+    }
+
+
+def judge(figure: Mapping[str, Any]) -> str:
+    """ "held" where the difference is above 0 by the interval over items and, with several seeds, over seeds;
+    "reversed" where it is below by both; else "not settled"."""
+    lows = [figure["low"], *([figure["seeds_low"]] if figure["seeds_low"] is not None else [])]
+    highs = [figure["high"], *([figure["seeds_high"]] if figure["seeds_high"] is not None else [])]
+    if min(lows) > 0:
+        return "held"
+    return "reversed" if max(highs) < 0 else "not settled"
+
+
+def sentence(claim: Claim, figure: Mapping[str, Any], verdict: str) -> str:
+    """One sentence on a claim of the paper."""
+    said = {
+        "held": "held here",
+        "reversed": "did not hold here: the opposite did",
+        "not settled": "neither held nor failed beyond chance here",
+    }
+    _, unit, factor = MEASURES[claim.measure]
+    seeds = len(figure["by_seed"])
+    over = f", {_span(figure, factor, 'seeds_')} over {seeds} seeds" if seeds > 1 else ", one seed"
+    size = f"{factor * figure['mean']:+.2f} {unit}, {_span(figure, factor)} over items{over}, p = {figure['p']:.3g}"
+    return f'"{claim.text[0].upper()}{claim.text[1:]}" {said[verdict]} ({size}).'
+
+
+def _span(figure: Mapping[str, Any], factor: float, prefix: str = "") -> str:
+    return f"[{factor * figure[prefix + 'low']:+.2f}, {factor * figure[prefix + 'high']:+.2f}]"
+
+
+def _cell(figure: Mapping[str, Any], factor: float, sign: bool = False) -> str:
+    form = "+.1f" if sign else ".1f"
+    low, high = (format(factor * figure[key], form) for key in ("low", "high"))
+    return f"{_mean(figure, factor, form)} [{low}, {high}]"
+
+
+def _mean(figure: Mapping[str, Any], factor: float, form: str = "") -> str:
+    form = form or (".1f" if factor == 100 else ".2f")
+    spread = ""
+    if figure["seeds_low"] is not None:
+        spread = f" ± {factor * (figure['seeds_high'] - figure['seeds_low']) / 2:{form.lstrip('+')}}"
+    return f"{factor * figure['mean']:{form}}{spread}"
+
+
+def _tick(row: Mapping[str, Any], column: str) -> str:
+    if column not in row["ticks"]:
+        return "–"
+    return f"✓ ({row['name']})" if row["name"] in table3.EXPERTS else "✓"

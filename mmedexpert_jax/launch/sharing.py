@@ -1,0 +1,131 @@
+"""Stages shared by content: each is a run in a directory named by a hash of all that it depends on.
+
+The hash covers the fields of the stage's config that a run may not change, the seed among them, and the hashes of the
+stages that it is made from. Equal stages are one directory, whichever rows, seeds or sweeps ask for them; a changed
+field leads to new directories for what depends on it, and leaves the others as they are.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax import __version__
+from mmedexpert_jax.launch.pipeline import stage_config
+from mmedexpert_jax.launch.table3 import Model, Stage
+from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime.run import FREE
+
+_DIGITS = 12  # of a hash in a directory's name
+MODEL = "model"  # name of the one model of an evaluation
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage under one seed. Attributes: `stage`, `seed`, the `config` of its run, its `key`."""
+
+    stage: Stage
+    seed: int
+    config: ConfigDict
+    key: str
+
+    @property
+    def folder(self) -> Path:
+        """The directory of its run."""
+        return Path(self.config.workdir)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is finished: the run's status says so, and is written last."""
+        return (files.read_json(self.folder / "STATUS.json") or {}).get("state") == "done"
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall seconds that it took, once it is done."""
+        status = files.read_json(self.folder / "STATUS.json") or {}
+        return status.get("seconds") if status.get("state") == "done" else None
+
+
+class Stages:
+    """The tasks behind stages.
+
+    Args:
+        config: of the sweep, with the jobs' configs as groups.
+        folder: of all stages' directories.
+    """
+
+    def __init__(self, config: ConfigDict, folder: str | Path):
+        self._config, self._folder = config, Path(folder)
+        self._tasks: dict[tuple[str, int], Task] = {}
+
+    def task(self, stage: Stage, seed: int) -> Task:
+        """A stage under a seed. An evaluation takes the sweep's own seed, so that all models answer the same items."""
+        name = repr(stage), seed
+        if name not in self._tasks:
+            self._tasks[name] = self._task(stage, seed)
+        return self._tasks[name]
+
+    def _task(self, stage: Stage, seed: int) -> Task:
+        inputs = {name: self.task(expert, seed) for name, expert in stage.experts.items()}
+        start = self.task(stage.model, seed) if stage.model else None
+        own = self._config.seed if stage.job == "evaluate" else seed
+        config = self._stage_config(stage, own)
+        made_from = [[name, task.key] for name, task in inputs.items()]
+        model = start.key if start else self._config.model.path
+        digest = hashlib.sha256(_text([__version__, held(config), model, made_from]).encode()).hexdigest()
+        paths: dict[str, Any] = {"workdir": str(self._folder / f"{label(stage, own)}-{digest[:_DIGITS]}")}
+        if start or stage.job == "evaluate":
+            path = str(start.folder) if start else self._config.model.path
+            paths["model"] = {"path": f"{MODEL}={path}" if stage.job == "evaluate" else path}
+        if inputs:
+            paths["experts"] = tuple(f"{name}={task.folder}" for name, task in inputs.items())
+        config.unlock().update(paths)
+        return Task(stage, own, config.lock(), digest)
+
+    def order(self, wanted: Sequence[Stage], seed: int) -> Iterator[Task]:
+        """What the wanted stages need and themselves, inputs first, each once."""
+        seen: set[str] = set()
+
+        def visit(stage: Model) -> Iterator[Task]:
+            if stage is None:
+                return
+            task = self.task(stage, seed)
+            if task.key in seen:
+                return
+            seen.add(task.key)
+            for needed in (stage.model, *stage.experts.values()):
+                yield from visit(needed)
+            yield task
+
+        for stage in wanted:
+            yield from visit(stage)
+
+    def _stage_config(self, stage: Stage, seed: int) -> ConfigDict:
+        known = {"dsa": {"specialty": ""}, "merge": {"experts": (), "weights": ()}, "evaluate": {"compare": ()}}
+        fields: dict[str, Any] = known.get(stage.job, {}) | {"seed": seed, "workdir": ""} | dict(stage.fields)
+        return stage_config(self._config, stage.job, **fields)
+
+
+def held(config: ConfigDict) -> dict[str, Any]:
+    """The fields of a stage that its result depends on, as plain data; paths to other stages are not among them."""
+    return _without_free(files.plain(config.to_dict()) | {"model": {"dtype": config.model.dtype}, "experts": None})
+
+
+def label(stage: Stage, seed: int) -> str:
+    """What a reader of the folder sees of a stage: job, specialty, method or objective, and seed."""
+    fields = (stage.fields.get(name) for name in ("specialty", "method", "objective"))
+    return "-".join([stage.job, *(str(field) for field in fields if field), f"s{seed}"])
+
+
+def _without_free(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_free(part) for name, part in value.items() if name not in FREE}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)

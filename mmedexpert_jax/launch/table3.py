@@ -1,0 +1,156 @@
+"""Table 3 and Figure 3 of the paper: their rows as stages over one base model, and what the paper says of them.
+
+A stage is a job with some fields set, the model that it starts from, and, of a merge, the experts. Rows share stages
+by what they are, not by name: GRPO and GBA both start from the base, "Ours" and "TIES once" train the same policy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmedexpert_jax.data.case import SPECIALTIES
+
+RIVALS = {"Task arithmetic": ("task_arithmetic", 22.70), "SLERP": ("slerp", 22.20), "Naive": ("average", None)}
+COLUMNS = ("Unified", "Disentangled", "GRPO", "GBA", "Naive", "TIES")  # of Table 3, those that are ticked
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a job makes.
+
+    Attributes:
+        job: "dsa", "merge", "gba" or "evaluate".
+        fields: of its config, beyond those that the sweep has for the job.
+        model: the stage that it starts from; None: the base model.
+        experts: of a merge, by name and in order.
+    """
+
+    job: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    model: "Stage | None" = None
+    experts: Mapping[str, "Stage"] = field(default_factory=dict)
+
+
+Model = Stage | None  # None: the base model
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the result.
+
+    Attributes:
+        name: as in the paper, where it has the row.
+        model: what is evaluated.
+        ticks: columns of Table 3 that the row has ticked.
+        published: average score in the paper, percent; None where it prints none.
+        part: "Table 3", "Figure 3 (c)", "beside" (not in the paper), or "Table 4".
+    """
+
+    name: str
+    model: Model
+    ticks: tuple[str, ...] = ()
+    published: float | None = None
+    part: str = "Table 3"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of section 5.2.3 or 1: the rows `better` are above the rows `worse` in `measure`, pair by pair."""
+
+    text: str
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
+    measure: str = "accuracy"
+
+
+BASE: Model = None
+
+
+def expert(specialty: str) -> Stage:
+    """DSA (section 4.1) on one specialty, or on all pooled: "mixed"."""
+    return Stage("dsa", {"specialty": specialty})
+
+
+EXPERTS = {name: expert(name) for name in SPECIALTIES}
+MIXED = expert("mixed")
+
+
+def rl(start: Model = BASE, **fields: Any) -> Stage:
+    """Reinforcement learning (section 4.2) from a model; without fields it is GBA."""
+    return Stage("gba", fields, start)
+
+
+def merged(method: str, experts: Mapping[str, Stage], **fields: Any) -> Stage:
+    """Experts of the base merged over it (section 4.3)."""
+    return Stage("merge", {"method": method, **fields}, experts=experts)
+
+
+def once(method: str) -> Stage:
+    """The four experts merged, then GBA."""
+    return rl(merged(method, EXPERTS))
+
+
+def twice(method: str, first: str = "", **fields: Any) -> Stage:
+    """The multi-stage way: the experts merged, GBA, and all five merged; `first`: another method of the first merge."""
+    return merged(method, EXPERTS | {"RL": once(first or method)}, **fields)
+
+
+GRPO = rl(objective="grpo", guided=False, rewards={"structure": 0.0})
+
+
+def rows(rivals: str = "all") -> tuple[Row, ...]:
+    """The eleven rows of Table 3, those of Figure 3 (c), and ours beside.
+
+    Args:
+        rivals: of Figure 3 (c) take the place of TIES in "all" merges, or in the "last" one.
+    """
+    first = {"all": "", "last": "ties"}[rivals]
+    scores = dict(zip(SPECIALTIES, (22.30, 22.80, 19.90, 21.30), strict=True))
+    return (
+        Row("Base", BASE, (), 20.90),
+        *(Row(name, EXPERTS[name], ("Disentangled",), scores[name]) for name in SPECIALTIES),
+        Row("Mixed SFT", MIXED, ("Unified",), 22.05),
+        Row("GRPO", GRPO, ("GRPO",), 21.35),
+        Row("GBA", rl(), ("GBA",), 21.90),
+        Row("Mixed SFT + GBA", rl(MIXED), ("Unified", "GBA", "Naive"), 22.05),
+        Row("DSA + GBA", once("average"), ("Disentangled", "GBA", "Naive"), 22.35),
+        Row("Ours", twice("ties"), ("Disentangled", "GBA", "TIES"), 23.35),
+        *(Row(name, twice(method, first), (), score, "Figure 3 (c)") for name, (method, score) in RIVALS.items()),
+        Row("TIES once", once("ties"), part="beside"),
+        Row('Ours, rl_origin="start"', twice("ties", rl_origin="start"), part="beside"),
+        Row("GBA without structure", rl(rewards={"structure": 0.0}), part="beside"),
+        Row("Experts merged, TIES", merged("ties", EXPERTS), part="beside"),
+        Row("Experts merged, naive", merged("average", EXPERTS), part="beside"),
+    )
+
+
+def rows_of_table_4() -> tuple[Row, ...]:
+    """`model.path`, and the same after GBA on the cases of `data.path`."""
+    return (
+        Row("MMedExpert-R1 before", BASE, part="Table 4"),
+        Row("MMedExpert-R1", rl(), published=77.93, part="Table 4"),
+    )
+
+
+PANELS = {
+    "(a) Domain-Specific Adaptation": ("Base", *SPECIALTIES),
+    "(b) Advantages and integration": ("Base", "GRPO", "GBA", "Mixed SFT + GBA", "DSA + GBA", "Ours"),
+    "(c) Merging methods": ("Base", *RIVALS, "Ours"),
+}
+CLAIMS = (
+    Claim("models trained on one specialty generally outperform the base", SPECIALTIES, ("Base",) * 4),
+    Claim("CAH achieves a significant boost over the base", ("CAH",), ("Base",)),
+    Claim("BS does not improve on the base", ("Base",), ("BS",)),
+    Claim("GBA outperforms GRPO", ("GBA",), ("GRPO",)),
+    Claim("merging experts before GBA is better than mixing their data", ("DSA + GBA",), ("Mixed SFT + GBA",)),
+    Claim("merging at several stages is better than merging once", ("Ours",), ("DSA + GBA",)),
+    Claim("TIES outperforms task arithmetic", ("Ours",), ("Task arithmetic",)),
+    Claim("TIES outperforms SLERP", ("Ours",), ("SLERP",)),
+    Claim("task arithmetic outperforms SLERP", ("Task arithmetic",), ("SLERP",)),
+    Claim("the whole method outperforms the base", ("Ours",), ("Base",)),
+    Claim("DSA starts GBA more diverse than the base does", ("Experts merged, TIES",), ("Base",), "distinct"),
+    Claim("DSA starts GBA more diverse than SFT on pooled data", ("Experts merged, TIES",), ("Mixed SFT",), "distinct"),
+)
+CLAIMS_OF_TABLE_4 = (
+    Claim("GBA on 1,000 items of OmniMedVQA improves the model", ("MMedExpert-R1",), ("MMedExpert-R1 before",)),
+)
