@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -31,6 +31,7 @@ SIDE = 16  # a dHash has SIDE * SIDE bits
 MAX_BITS = 12  # of 256 that may differ between images that look alike
 PLAIN = 16  # a hash with fewer ones or fewer zeros is of a nearly uniform image, and says nothing
 BLOCK = 4096  # test images compared at once
+_FACTORS = np.array([pow(0x9E3779B97F4A7C15, k + 1, 2**64) for k in range(GRAM)], np.uint64)
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,13 @@ class Document:
         return tuple(re.findall(r"\w+", self.text.lower()))
 
     @cached_property
-    def grams(self) -> frozenset[int]:
-        """Hashes of the runs of GRAM words; equal within one process only."""
-        return frozenset(hash(self.words[i : i + GRAM]) for i in range(len(self.words) - GRAM + 1))
+    def grams(self) -> np.ndarray:
+        """Hashes of the different runs of GRAM words, sorted, [n] uint64; equal within one process only."""
+        count = len(self.words) - GRAM + 1
+        if count < 1:
+            return np.empty(0, np.uint64)
+        words = np.fromiter(map(hash, self.words), np.int64, len(self.words)).view(np.uint64)
+        return np.unique(np.sum([words[k : k + count] * factor for k, factor in enumerate(_FACTORS)], 0, np.uint64))
 
 
 @dataclass(frozen=True)
@@ -155,10 +160,10 @@ def find(
     pictures = ImageIndex(tests, unreadable) if images else None
     pairs = []
     for done, case in enumerate(training, 1):
-        shared = texts.containment(case)
+        shares = texts.containment(case)
         looks = pictures.alike(case, unreadable) if pictures else {}
-        for index in sorted(shared.keys() | looks.keys()):
-            pair = _pair(case, tests[index], shared.get(index, 0.0), looks.get(index, ""))
+        for index in sorted({*np.flatnonzero(shares >= REVIEW).tolist(), *looks}):
+            pair = _pair(case, tests[index], float(shares[index]), looks.get(index, ""))
             pairs += [pair] if pair else []
         on_case(done)
     pairs.sort(key=lambda pair: (not pair.image.startswith("same"), -pair.containment, pair.train_id, pair.test_id))
@@ -179,25 +184,34 @@ def _pair(case: Document, item: Document, containment: float, image: str) -> Pai
 
 
 class TextIndex:
-    """Which test items hold which 8-gram."""
+    """Which test items hold which 8-gram: all their 8-grams in one sorted array, and whose each is beside it."""
 
     def __init__(self, tests: Sequence[Document]):
-        self._tests = tests
-        self._holders: dict[int, list[int]] = defaultdict(list)
         self._whole: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for index, item in enumerate(tests):
             self._whole[item.words].append(index)
-            for gram in item.grams if len(item.grams) >= MIN_GRAMS else ():
-                self._holders[gram].append(index)
+        self._sizes = np.array([len(item.grams) for item in tests], np.int64)
+        held = [item.grams if len(item.grams) >= MIN_GRAMS else item.grams[:0] for item in tests]
+        grams = np.concatenate([np.empty(0, np.uint64), *held])
+        order = np.argsort(grams, kind="stable")
+        self._grams, self._owners = grams[order], np.repeat(np.arange(len(tests)), list(map(len, held)))[order]
 
-    def containment(self, case: Document) -> dict[int, float]:
-        """Test item -> share of the shorter text's 8-grams in the longer; 1 for equal texts of any length."""
-        shares: dict[int, float] = {}
+    def containment(self, case: Document) -> np.ndarray:
+        """Share of the shorter text's 8-grams in the longer by test item, [n]; 1 for equal texts of any length."""
+        shares = np.zeros(len(self._sizes))
         if len(case.grams) >= MIN_GRAMS:
-            common = Counter(index for gram in case.grams for index in self._holders.get(gram, ()))
-            for index, count in common.items():
-                shares[index] = count / min(len(case.grams), len(self._tests[index].grams))
-        return shares | dict.fromkeys(self._whole.get(case.words, ()) if case.words else (), 1.0)
+            common = np.bincount(self._holders(case.grams), minlength=len(shares))
+            shares = common / np.maximum(np.minimum(self._sizes, len(case.grams)), 1)
+        if case.words:
+            shares[self._whole.get(case.words, [])] = 1.0
+        return shares
+
+    def _holders(self, grams: np.ndarray) -> np.ndarray:
+        """The item of every occurrence of the given 8-grams in the index."""
+        first = np.searchsorted(self._grams, grams, "left")
+        counts = np.searchsorted(self._grams, grams, "right") - first
+        ahead = np.cumsum(counts) - counts
+        return self._owners[np.repeat(first - ahead, counts) + np.arange(counts.sum())]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_containment_is_the_share_of_the_shorter_texts_8_grams(tests, case, cut)
         expected = 1.0 if words == case and words else 0.0
         if min(len(ours), len(theirs)) >= c.MIN_GRAMS:
             expected = max(expected, len(ours & theirs) / min(len(ours), len(theirs)))
-        assert found.get(n, 0.0) == pytest.approx(expected)
+        assert found[n] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
