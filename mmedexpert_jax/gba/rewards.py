@@ -109,6 +109,16 @@ class Scores:
             stats[f"rewards/{reward.name}/std"] = float(self.values[..., i].std(ddof=1))
         return {**stats, "reward": float(self.total.mean()), "reward_std": float(self.total.std(ddof=1))}
 
+    def by_paradigm(self, paradigms: Sequence[str | None]) -> dict[str, float]:
+        """Means under each of the paradigms that the N prompts ask for: of the sum, and by function."""
+        stats = {}
+        for name in sorted({paradigm for paradigm in paradigms if paradigm}):
+            chosen = [paradigm == name for paradigm in paradigms]
+            stats[f"paradigms/{name}/reward"] = float(self.total[chosen].mean())
+            for i, reward in enumerate(self.rewards):
+                stats[f"paradigms/{name}/{reward.name}"] = float(self.values[chosen][..., i].mean())
+        return stats
+
 
 def score(rewards: tuple[Weighted, ...], rollout: Rollout, max_new_tokens: int) -> Scores:
     """Scores the completions of a step.

@@ -96,6 +96,7 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
 
             training.check_finite(stats, state.step, config)
             metrics = stats | scores.stats() | rollout.stats() | _group_stats(rewards)
+            metrics |= scores.by_paradigm([prompt.paradigm for prompt in rollout.prompts])
             metrics |= {"num_tokens": state.num_tokens, "compilations": learner.compilations}
             metrics |= _clocks(began, sampled, rollout)
             run.log(state.step, metrics)

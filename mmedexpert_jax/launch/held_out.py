@@ -8,12 +8,14 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import medeval
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.benchmarks import from_case
+from mmedexpert_jax.medeval import tables
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.run import sample_rows
 from mmedexpert_jax.models import load_architecture, load_processor
 from mmedexpert_jax.runtime import Run
 
 Evaluate = Callable[[dict, int], dict[str, float]]
+NOTE = "Percent with 95 % intervals, [Wilson's] and (the bootstrap's over cases); gains in points, paired over cases."
 
 
 def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
@@ -68,11 +70,10 @@ def scorer(config: ConfigDict, run: Run) -> Evaluate:
 
 def gain(run: Run) -> dict[str, float]:
     """Held-out accuracy before and after, and the paired difference with its 95 % interval; empty without both."""
-    steps = sorted({row["step"] for row in run.metrics() if "eval/accuracy" in row})
-    files = [_rows(run, step) for step in (steps[0], steps[-1])] if len(steps) > 1 else []
-    if not files or not all(file.exists() for file in files):
+    found = _first_and_last(run)
+    if len(found) < 2:
         return {}
-    before, after = map(Evaluation.read, files)
+    before, after = found.values()
     paired = medeval.compare_evaluations([before], [after])
     return {
         "held_out/before": before.accuracy()["accuracy"],
@@ -81,6 +82,36 @@ def gain(run: Run) -> dict[str, float]:
         "held_out/gain_low": paired.low,
         "held_out/gain_high": paired.high,
     }
+
+
+def table(run: Run) -> tables.Rows:
+    """Held-out accuracy before and after with intervals, and the paired gain: in all, by specialty and by modality."""
+    found = _first_and_last(run)
+    whole = next(iter(found.values()), Evaluation(()))
+    groups = [(label, value) for label in ("specialty", "modality") for value in whole.values(label)]
+    return [_row(found, "all"), *(_row(_only(found, *group), group[1]) for group in groups)] if found else []
+
+
+def _row(found: dict[int, Evaluation], name: str) -> dict[str, str]:
+    accuracies = {step: evaluation.accuracy() for step, evaluation in found.items()}
+    row = {"cases": name, "number": str(next(iter(accuracies.values()))["items"])}
+    row |= {f"step {step}": tables.cell(accuracy) for step, accuracy in accuracies.items()}
+    if len(found) > 1:
+        before, after = found.values()
+        paired = medeval.compare_evaluations([before], [after])
+        row["gain"] = f"{100 * paired.difference:+.1f} [{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]"
+    return row
+
+
+def _only(found: dict[int, Evaluation], label: str, value: str) -> dict[int, Evaluation]:
+    return {step: evaluation.only(label, value) for step, evaluation in found.items()}
+
+
+def _first_and_last(run: Run) -> dict[int, Evaluation]:
+    """The evaluations before and after training, as far as they are there."""
+    steps = sorted({row["step"] for row in run.metrics() if "eval/accuracy" in row})
+    ends = dict.fromkeys([*steps[:1], *steps[-1:]])
+    return {step: Evaluation.read(_rows(run, step)) for step in ends if _rows(run, step).exists()}
 
 
 def gain_line(figures: dict[str, float]) -> str:

@@ -22,7 +22,8 @@ WINDOW = 6  # the moving average spans about this part of a run: 1 / WINDOW of i
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure: `series` maps a metric's name to its label; a name that ends in "*" stands for all that begin so.
+    """One figure: `series` maps a metric's name to its label; a name with a "*" stands for all that fit, each labelled
+    by what the "*" stands for.
 
     Metrics under `eval/` are drawn as points, which is what they are; the others as raw line and average.
     """
@@ -31,6 +32,7 @@ class Panel:
     title: str
     unit: str
     series: Mapping[str, str]
+    logarithmic: bool = False
 
 
 PANELS = (
@@ -38,11 +40,18 @@ PANELS = (
     Panel("reward", "Reward", "sum of the weighted rewards", {"reward": "reward"}),
     Panel("accuracy", "Accuracy", "share of right answers",
           {"rewards/accuracy/mean": "training prompts", "eval/accuracy": "held out"}),
-    Panel("rewards", "Rewards by function", "mean, unweighted", {"rewards/*": ""}),
+    Panel("held_out", "Held-out accuracy by group", "share of right answers", {"eval/accuracy/*": ""}),
+    Panel("rewards", "Rewards by function", "mean, unweighted", {"rewards/*/mean": ""}),
+    Panel("reward_by_paradigm", "Reward by paradigm", "sum of the weighted rewards", {"paradigms/*/reward": ""}),
+    Panel("accuracy_by_paradigm", "Accuracy by paradigm", "share of right answers", {"paradigms/*/accuracy": ""}),
+    Panel("structure_by_paradigm", "Structure by paradigm", "share that follows it", {"paradigms/*/structure": ""}),
     Panel("kl", "KL to the reference", "nats per token", {"kl": "KL"}),
     Panel("length", "Completion length", "tokens",
           {"completions/mean_length": "mean", "completions/max_length": "longest"}),
     Panel("entropy", "Entropy of the policy", "nats per token", {"entropy": "entropy"}),
+    Panel("gap", "Gap of sampler and trainer", "difference of log-probabilities",
+          {"sampling/logp_difference/mean": "mean", "sampling/logp_difference/max": "largest"}, logarithmic=True),
+    Panel("throughput", "Throughput", "completion tokens per second", {"tokens_per_second": "tokens per second"}),
 )  # fmt: skip
 
 
@@ -81,6 +90,8 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], path: Path) -> Path | 
     if not named:
         return None
     figure, axes = _figure(panel.title, panel.unit)
+    if panel.logarithmic and all(value > 0 for name in named for value in series(rows, name)[1]):
+        axes.set_yscale("log")
     for (name, label), colour in zip(named.items(), COLOURS, strict=False):
         steps, values = series(rows, name)
         if name.startswith("eval/"):
@@ -181,12 +192,12 @@ def _expand(panel: Panel, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The panel's series with each "*" replaced by what it stands for, such as rewards/<function>/mean."""
     names: dict[str, str] = {}
     for name, label in panel.series.items():
-        if name.endswith("*"):
-            stem = name[:-1]
-            found = sorted({key for row in rows for key in row if key.startswith(stem) and key.endswith("/mean")})
-            names |= {key: key[len(stem) : -len("/mean")] for key in found}
-        else:
+        before, star, after = name.partition("*")
+        if not star:
             names[name] = label
+            continue
+        found = sorted({key for row in rows for key in row if key.startswith(before) and key.endswith(after)})
+        names |= {key: key[len(before) : len(key) - len(after)] for key in found}
     return names
 
 

@@ -6,7 +6,10 @@ A report is a title and a list of sections, each a small record; every job build
 
 import base64
 import html
+import itertools
 import json
+import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +18,13 @@ from typing import Any
 from mmedexpert_jax.runtime import files, metrics, pages, plots
 
 FILTERS = ("step", "specialty", "paradigm", "correct")  # fields of a completion that the browser offers to select by
+GROUP = ("step", "id", "prompt")  # neighbours in which these are equal are samples of one group
 MAX_ROWS = 400  # completions in one report, so that a phone can open it
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values, such as a summary. Nested mappings are flattened with dots."""
+    """Names and values: tiles, or, folded, a table. Nested mappings are flattened with dots."""
 
     title: str
     values: Mapping[str, Any]
@@ -43,15 +47,17 @@ class Table:
     title: str
     rows: Sequence[Mapping[str, Any]]
     note: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True)
 class Completions:
     """A browser of completions, with selectors for those of FILTERS that the rows have.
 
-    Long texts (`prompt`, `question`, `completion`) are shown as written, images (data URIs) as pictures, `correct` as
-    the card's colour, every other field as a small label. Rows beyond MAX_ROWS are thinned out evenly, and the page
-    says so.
+    Neighbours with the same `step`, `id` and `prompt` are samples of one group and share a card, which names once what
+    they have in common. Long texts (`prompt`, `question`, `completion`) are shown as written, images (data URIs) as
+    pictures, `correct` as a colour, every other field as a small label. Groups beyond MAX_ROWS rows are thinned out
+    evenly, and the page says so.
     """
 
     title: str
@@ -73,7 +79,8 @@ Section = Facts | Figures | Table | Completions | Text
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
     """Writes the page, whole. Everything is escaped; nothing in it reaches outside the file."""
-    parts = {"title": _escape(title), "body": "\n".join(_render(section) for section in sections)}
+    links = "".join(f'<a href="#{_slug(section.title)}">{_escape(section.title)}</a>' for section in sections)
+    parts = {"title": _escape(title), "links": links, "body": "\n".join(_render(section) for section in sections)}
     files.write_text(path, pages.render("mmedexpert_jax.runtime", "report_page.html", parts))
     return Path(path)
 
@@ -88,22 +95,42 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
     """Summary, curves, `extra`, completions, config and environment, as far as the run directory has them."""
     status = files.read_json(folder / "STATUS.json") or {}
     rows = metrics.read(folder)
-    state = {key: status[key] for key in ("state", "step", "started", "updated", "error") if key in status}
+    state = {key: status[key] for key in ("state", "step", "error") if key in status}
+    state |= {key: _moment(status[key]) for key in ("started", "updated") if key in status}
     sections: list[Section] = [Facts("Summary", state | (status.get("summary") or {}))]
     if drawn := plots.draw_run(folder):
         sections.append(Figures("Curves", drawn, "Thin: every step. Thick: moving average. Points: held out."))
-    if len(rows) > 1:
-        note = "Mean of the first and of the last tenth of the steps."
-        sections.append(Table("Figures", first_and_last(rows), note))
     sections += extra
     for name in sorted(path.name for path in (folder / "samples").glob("*") if path.is_dir()):
-        sections.append(Completions(name.capitalize(), read_tables(folder / "samples" / name)))
+        title = name.replace("_", " ").capitalize()
+        sections.append(Completions(title, read_tables(folder / "samples" / name)))
+    if cost := run_cost(status, rows):
+        sections.append(Facts("Cost", cost))
+    if len(rows) > 1:
+        note = "Mean of the first and of the last tenth of the steps."
+        sections.append(Table("All metrics", first_and_last(rows), note, folded=True))
     for title, name in (("Config", "config.json"), ("Environment", "env.json")):
         if values := files.read_json(folder / name):
             sections.append(Facts(title, values, folded=True))
     if (folder / "cmd.txt").exists():
         sections.append(Text("Command", (folder / "cmd.txt").read_text(), folded=True))
     return sections
+
+
+def run_cost(status: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a run took, as far as it was logged: wall seconds in all and by phase of a step, tokens, tokens a second."""
+    cost = {"wall seconds": round(status["seconds"])} if "seconds" in status else {}
+    clocks = sorted({key for row in rows for key in row if key == "step_time" or key.startswith("time/")})
+    for name in clocks:
+        label = "seconds of steps" if name == "step_time" else f"seconds of {name.removeprefix('time/')}s"
+        cost[label] = round(sum(row.get(name) or 0 for row in rows), 1)
+    tokens = max((row.get("num_tokens") or 0 for row in rows), default=0)
+    if tokens:
+        cost["tokens, prompts counted"] = tokens
+    speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
+    if speeds:
+        cost["tokens per second, median step"] = round(statistics.median(speeds), 1)
+    return cost
 
 
 def first_and_last(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -130,11 +157,11 @@ def read_tables(folder: Path) -> list[dict[str, Any]]:
 def _render(section: Section) -> str:
     match section:
         case Facts(title, values, folded):
-            return _block(title, _facts(values), folded)
+            return _block(title, _facts(values) if folded else _tiles(values), folded)
         case Figures(title, paths, note):
             return _block(title, _note(note) + f'<div class="figures">{"".join(map(_image, paths))}</div>')
-        case Table(title, rows, note):
-            return _block(title, _note(note) + _table(rows))
+        case Table(title, rows, note, folded):
+            return _block(title, _note(note) + _table(rows), folded)
         case Completions(title, rows, note):
             return _block(title, _note(note) + _browser(rows))
         case Text(title, text, folded):
@@ -142,9 +169,18 @@ def _render(section: Section) -> str:
 
 
 def _block(title: str, inner: str, folded: bool = False) -> str:
+    name, heading = _slug(title), f"<h2>{_escape(title)}</h2>"
     if folded:
-        return f"<details><summary><h2>{_escape(title)}</h2></summary>{inner}</details>"
-    return f"<section><h2>{_escape(title)}</h2>{inner}</section>"
+        return f'<details id="{name}"><summary>{heading}</summary>{inner}</details>'
+    return f'<section id="{name}">{heading}{inner}</section>'
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"\W+", "-", title).strip("-").lower()
+
+
+def _moment(text: str) -> str:
+    return text.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _note(text: str) -> str:
@@ -164,6 +200,11 @@ def _cell(value: Any) -> str:
 def _facts(values: Mapping[str, Any]) -> str:
     lines = "".join(f"<tr><th>{_escape(k)}</th><td>{_cell(v)}</td></tr>" for k, v in _flat(files.plain(values)))
     return f'<div class="scroll"><table class="facts">{lines}</table></div>'
+
+
+def _tiles(values: Mapping[str, Any]) -> str:
+    pairs = [(re.sub(r"(?<=[/_])", "<wbr>", _escape(name)), value) for name, value in _flat(files.plain(values))]
+    return f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{_cell(value)}</dd></div>' for name, value in pairs)}</dl>"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -192,10 +233,11 @@ def _image(path: Path) -> str:
 
 def _browser(rows: Sequence[Mapping[str, Any]]) -> str:
     """Selectors and an empty list that the page's script fills from the JSON beside them."""
+    groups = [list(group) for _, group in itertools.groupby(rows, lambda row: [row.get(key) for key in GROUP])]
     stride = -(-len(rows) // MAX_ROWS) or 1
-    shown = [files.plain(row) for row in rows[::stride]]
+    shown = [files.plain(row) for group in groups[::stride] for row in group]
     thinned = _note(f"{len(shown)} of {len(rows)} rows; all of them are in samples/.") if stride > 1 else ""
-    data = json.dumps({"filters": FILTERS, "rows": shown}, ensure_ascii=False).replace("<", "\\u003c")
+    data = json.dumps({"filters": FILTERS, "group": GROUP, "rows": shown}, ensure_ascii=False).replace("<", "\\u003c")
     return (
         f'{thinned}<div class="browser"><div class="filters"></div><div class="cards"></div>'
         f'<script type="application/json">{data}</script></div>'

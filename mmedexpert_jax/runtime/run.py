@@ -168,6 +168,7 @@ class Run:
         self.done = True
         self._status |= {"state": "done", "summary": self.summary}
         self._write_status()
+        files.write_json(self.path / "env.json", environment.describe())  # by now with the devices
 
     def close(self) -> None:
         """Closes files, gives back signal handlers and the lock. A run that was not finished counts as interrupted."""

@@ -76,6 +76,17 @@ def test_the_sum_is_weighted_and_logged_by_function():
     assert stats["reward_std"] == pytest.approx(np.std([2.0, 0.5], ddof=1))
 
 
+def test_means_by_the_paradigm_that_a_prompt_asks_for():
+    scoring = rewards.from_config(config(**{"rewards.structure": 0}))[:1]
+    values = np.array([[[1.0], [0.0]], [[1.0], [1.0]], [[0.0], [0.0]]])
+    scores = rewards.Scores(values, 2 * values[..., 0], scoring)
+    expected = {"bayesian/accuracy": 0.75, "bayesian/reward": 1.5, "intuitive/accuracy": 0.0, "intuitive/reward": 0.0}
+    assert scores.by_paradigm(["bayesian", "bayesian", "intuitive"]) == {
+        f"paradigms/{name}": value for name, value in expected.items()
+    }
+    assert scores.by_paradigm([None, None, None]) == {}
+
+
 def test_grpo_drops_the_structure_reward_and_nothing_else():
     assert [r.name for r in rewards.from_config(config(objective="grpo"))] == ["accuracy", "format"]
 

@@ -69,7 +69,8 @@ def test_it_reaches_outside_for_nothing(folder):
     page = Page(text)
     for source in page.attributes("src"):
         assert source.startswith("data:image/png;base64,")
-    assert not page.attributes("href") and not re.search(r"url\(|@import|fetch\(|https?://", text)
+    assert all(link.startswith("#") for link in page.attributes("href"))
+    assert not re.search(r"url\(|@import|fetch\(|https?://", text)
     assert any("default-src 'none'" in content for content in page.attributes("content"))
     assert any("width=device-width" in content for content in page.attributes("content"))
 
@@ -90,6 +91,24 @@ def test_many_completions_are_thinned_and_it_says_so(tmp_path):
     page = Page(path.read_text())
     assert [row["step"] for row in page.data[0]["rows"]] == list(range(0, 1000, 3))
     assert "334 of 1000 rows; all of them are in samples/." in page.texts
+
+
+def test_samples_of_a_group_are_kept_together(tmp_path):
+    rows = [{"step": 1, "id": f"case-{i // 8}", "prompt": "?", "completion": str(i)} for i in range(480)]
+    path = report.write_report(tmp_path / "report.html", "groups", [report.Completions("Completions", rows)])
+    kept = [row["id"] for row in Page(path.read_text()).data[0]["rows"]]
+    assert kept == [f"case-{group}" for group in range(0, 60, 2) for _ in range(8)]
+
+
+def test_what_a_run_took():
+    rows = [{"step": 0, "eval/accuracy": 0.5}]
+    rows += [{"step": i, "step_time": 2.0, "time/rollout": 0.5, "num_tokens": 100 * i, "tokens_per_second": 9.0 + i}
+             for i in (1, 2, 3)]  # fmt: skip
+    assert report.run_cost({"seconds": 61.2}, rows) == {
+        "wall seconds": 61, "seconds of steps": 6.0, "seconds of rollouts": 1.5, "tokens, prompts counted": 300,
+        "tokens per second, median step": 11.0,
+    }  # fmt: skip
+    assert report.run_cost({}, []) == {}
 
 
 def test_a_run_without_anything_still_has_a_page(tmp_path):
