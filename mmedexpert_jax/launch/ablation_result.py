@@ -144,9 +144,9 @@ def draw(result: Mapping[str, Any], folder: Path, prefix: str = "figure3") -> li
         for name in names:
             figure, published = rows[name]["accuracy"], rows[name]["published"]
             expected = None if published is None else 100 * base["accuracy"]["mean"] + published - base["published"]
-            numbers = (100 * figure[key] for key in ("mean", "low", "high"))
-            dots = [100 * value for value in figure["by_seed"]]
-            bars.append(plots.Bar(name, *numbers, dots, expected))
+            value, low, high = (100 * figure[key] for key in ("mean", "low", "high"))
+            dots = [100 * seed for seed in figure["by_seed"]]
+            bars.append(plots.Bar(name, value, low, high, dots, expected))
         path = folder / f"{prefix}{title[1]}.png"
         drawn.append(plots.bars(bars, path, f"Figure 3 {title}", "right answers, %"))
     return drawn

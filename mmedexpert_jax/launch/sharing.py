@@ -21,6 +21,12 @@ from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.run import FREE
 
 _DIGITS = 12  # of a hash in a directory's name
+# Fields of the jobs that the groups of a sweep lack, since it sets them itself.
+_ITS_OWN: dict[str, dict[str, Any]] = {
+    "dsa": {"specialty": ""},
+    "merge": {"experts": (), "weights": ()},
+    "evaluate": {"compare": ()},
+}
 MODEL = "model"  # name of the one model of an evaluation
 
 
@@ -105,8 +111,7 @@ class Stages:
             yield from visit(stage)
 
     def _stage_config(self, stage: Stage, seed: int) -> ConfigDict:
-        known = {"dsa": {"specialty": ""}, "merge": {"experts": (), "weights": ()}, "evaluate": {"compare": ()}}
-        fields: dict[str, Any] = known.get(stage.job, {}) | {"seed": seed, "workdir": ""} | dict(stage.fields)
+        fields = _ITS_OWN.get(stage.job, {}) | {"seed": seed, "workdir": ""} | dict(stage.fields)
         return stage_config(self._config, stage.job, **fields)
 
 

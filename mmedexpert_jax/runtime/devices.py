@@ -33,7 +33,7 @@ def compiled_programs(folder: str | Path) -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    if jax.config.jax_compilation_cache_dir:
+    if getattr(jax.config, "jax_compilation_cache_dir", None):
         yield
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

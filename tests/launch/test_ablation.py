@@ -1,0 +1,208 @@
+"""The sweep: stages shared by content, what a changed field reruns, kills, and its table, figures and sentences."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+import mmedexpert_jax
+from mmedexpert_jax import lora, models
+from mmedexpert_jax.errors import ConfigError, Interrupted
+from mmedexpert_jax.launch import ablation, ablation_result, load_config, table3
+from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.launch.sharing import Stages
+from mmedexpert_jax.medeval import tables
+
+PAPER = [
+    *("Base", "AM", "CAH", "BS", "CSI", "Mixed SFT", "GRPO", "GBA", "Mixed SFT + GBA", "DSA + GBA", "Ours"),
+]  # in Table 3's order
+SHORT = "Base,AM,GRPO,GBA,DSA + GBA,Ours,Naive,TIES once"
+
+
+class Trainer:
+    """Writes an adapter over `model.path`, drawn by what it trains; raises `error` in the run after `after`."""
+
+    def __init__(self):
+        self.runs: list[str] = []
+        self.error: Exception | None = None
+        self.after = 0
+
+    def train(self, config, run, evaluate=None):
+        name = config.specialty if config.job == "dsa" else config.objective
+        self.runs.append(f"{config.job} {name} {config.seed}")
+        if self.error and len(self.runs) > self.after:
+            raise self.error
+        _, params = models.load_model(config.model.path)
+        adapter = lora.init(jax.random.key(len(self.runs)), params, rank=2, alpha=4, targets="text")
+        factors = {path: {"a": pair["a"], "b": pair["b"] + 0.05} for path, pair in adapter.factors.items()}
+        lora.save_peft(run.path / "export" / "adapter", lora.Lora(factors, 2, 4), config.model.path)
+        run.finish({})
+
+
+@pytest.fixture
+def sweep(tiny_checkpoint, tiny_cases, tmp_path, monkeypatch):
+    """Arguments of a tiny sweep, and the stand-in of its trainers."""
+    monkeypatch.chdir(tmp_path)
+    trainer = Trainer()
+    for name in ("sft", "gba"):
+        monkeypatch.setattr(mmedexpert_jax, name, SimpleNamespace(train=trainer.train), raising=False)
+    fields = {
+        "workdir": "run", "model.path": tiny_checkpoint, "data.path": tiny_cases, "rows": SHORT, "seeds": "0",
+        "diversity.questions": 2, "diversity.num_samples": 2, "questions": 4, "evaluate.max_new_tokens": 4,
+        "evaluate.batch_size": 4,
+    }  # fmt: skip
+    return ["--config=configs/ablation.py", *(f"--config.{key}={value}" for key, value in fields.items())], trainer
+
+
+def stages(tmp: str = "s", **overrides):
+    return Stages(load_config("configs/ablation.py", overrides), tmp)
+
+
+def test_the_rows_are_those_of_the_paper():
+    rows = {row.name: row for row in table3.rows()}
+    assert list(rows)[: len(PAPER)] == PAPER
+    assert [rows[name].published for name in PAPER] == [
+        *(20.90, 22.30, 22.80, 19.90, 21.30, 22.05, 21.35, 21.90, 22.05, 22.35, 23.35)
+    ]
+    assert rows["Ours"].ticks == ("Disentangled", "GBA", "TIES")
+    assert rows["DSA + GBA"].ticks == ("Disentangled", "GBA", "Naive")
+    for claim in table3.CLAIMS:
+        assert {*claim.better, *claim.worse} <= set(rows)
+    assert {name for names in table3.PANELS.values() for name in names} <= set(rows)
+
+
+def test_a_seed_of_the_whole_table_has_each_stage_once():
+    config = load_config("configs/ablation.py")
+    tasks = list(stages().order(ablation.wanted(config, ablation.rows(config)), 0))
+    counts = Counter(task.stage.job for task in tasks)
+    # four experts and the mixed one; GRPO, GBA, mixed + GBA, GBA without structure, and GBA from four merges; each
+    # merge of four and of five, and rl_origin="start" beside; two evaluations of every row
+    assert counts == {"dsa": 5, "gba": 8, "merge": 9, "evaluate": 2 * len(table3.rows())}
+    assert len({task.folder for task in tasks}) == len(tasks)
+    seen = set()
+    for task in tasks:
+        needed = [
+            task.config.model.path.removeprefix("model="),
+            *(e.partition("=")[2] for e in task.config.get("experts", ())),
+        ]
+        assert {path for path in needed if path != "mini"} <= seen, "inputs come first"
+        seen.add(task.config.workdir)
+    grpo = next(task.config for task in tasks if task.config.get("objective") == "grpo")
+    assert (grpo.guided, grpo.rewards.structure, grpo.rewards.format) == (False, 0.0, 0.5)
+    last = load_config("configs/ablation.py", {"rivals": "last"})
+    tasks = stages(rivals="last").order(ablation.wanted(last, ablation.rows(last)), 0)
+    assert Counter(task.stage.job for task in tasks)["gba"] == 6, "the policies of two methods are not needed"
+
+
+def test_a_changed_field_leads_elsewhere_only_for_what_depends_on_it():
+    ours = table3.twice("ties")
+
+    def folders(**overrides):
+        return {task.folder.name for task in stages(**overrides).order([ours], 0)}
+
+    before = folders()
+    assert len(before) == 7
+    for field, changed in {"dsa.lr": 7, "gba.lr": 2, "merge.density": 3, "seed": 0, "gba.log": 0}.items():
+        value = {"seed": 3, "gba.log": None}.get(field, 0.5)
+        overrides = {"gba.samples_every": 3} if field == "gba.log" else {field: value}
+        assert len(folders(**overrides) - before) == changed, field
+    config = load_config("configs/ablation.py")
+    answers = table3.Stage("evaluate", {"limit": 4}, None)
+    assert stages().task(answers, 0).key == stages().task(answers, 1).key, "the base is answered for once"
+    assert stages().task(ours, 0).key != stages().task(ours, 1).key
+    assert ablation.greedy(config, None).fields != ablation.sampled(config, None).fields
+
+
+def test_a_sweep_through_interruptions_and_a_changed_field(sweep, capsys):
+    arguments, trainer = sweep
+    trainer.error, trainer.after = Interrupted("step 3 is saved", 15), 3
+    assert main(arguments) == 143
+    trainer.error = None
+    assert main([*arguments, "--config.plan=True"]) == 0
+    assert "  dsa      4 stages, 1 done" in capsys.readouterr().out
+    assert main(arguments) == 0
+    ran = Counter(trainer.runs)
+    assert ran.pop("dsa CAH 0") == 2, "the one that was cut off goes on"
+    assert ran == {"gba gba 0": 3, "gba grpo 0": 1} | {f"dsa {name} 0": 1 for name in ("AM", "BS", "CSI")}
+
+    count = len(trainer.runs)
+    assert main(arguments) == 0 and len(trainer.runs) == count, "a finished sweep is left alone"
+    other = [*arguments, "--config.workdir=other", "--config.stages=run/stages"]
+    assert main(other) == 0 and len(trainer.runs) == count, "another sweep finds the stages"
+    assert main([*other, "--config.workdir=third", "--config.gba.lr=0.5"]) == 0
+    assert Counter(trainer.runs[count:]) == {"gba gba 0": 3, "gba grpo 0": 1}, "experts are not trained again"
+
+    result = json.loads(Path("run/export/ablation.json").read_text())
+    assert [row["name"] for row in result["rows"]] == SHORT.split(",")
+    assert result["items"] == {"greedy": 4, "sampled": 2}
+    lines = Path("run/table.md").read_text().splitlines()
+    assert "accuracy" in lines[2] and "distinct answers" in lines[2] and "23.35" in Path("run/table.md").read_text()
+    assert Path("run/plots/figure3b.png").exists() is False, "a panel needs its rows"
+    with Path("run/export/tables/table3.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(SHORT.split(",")) * len(ablation_result.MEASURES)
+    assert "GBA outperforms GRPO" in Path("run/report.html").read_text()
+
+
+def test_unknown_rows_are_refused(sweep):
+    assert main([*sweep[0], "--config.rows=Theirs"]) == 2
+    with pytest.raises(ConfigError, match="no row 'Theirs'; choose among Base"):
+        ablation.rows(load_config("configs/ablation.py", {"rows": ("Theirs",)}))
+
+
+def measured(name: str, accuracy: list[list[float]], distinct: list[list[float]] | None = None):
+    row = next((row for row in table3.rows() if row.name == name), None)
+    values = {key: np.array(accuracy, float) for key in ablation_result.MEASURES}
+    return ablation_result.Measured(row, values | {"distinct": np.array(distinct or accuracy, float)})
+
+
+def test_the_table_by_hand():
+    base = measured("Base", [[1, 0, 0, 0], [1, 0, 0, 0]])
+    ours = measured("Ours", [[1, 1, 0, 0], [1, 1, 1, 0]])
+    found = {"Base": base, "Ours": ours}
+    rows = [ablation_result._figures(row, found) for row in found.values()]
+    ablation_result._adjust(rows)
+    assert rows[0]["accuracy"]["by_seed"] == [0.25, 0.25] and rows[0]["gain"] is None
+    gain = rows[1]["gain"]
+    assert (rows[1]["accuracy"]["mean"], gain["mean"]) == (0.625, 0.375)
+    assert gain["by_seed"] == [0.25, 0.5]
+    half = 12.706204736 * np.std([0.25, 0.5], ddof=1) / np.sqrt(2)  # t of one degree of freedom
+    assert (gain["seeds_low"], gain["seeds_high"]) == pytest.approx((0.375 - half, 0.375 + half))
+    # of the items' mean differences (0, 1, 0.5, 0) the signs of two count: 1.5 in half of the four cases
+    assert gain["p"] == pytest.approx(0.5, abs=0.02) and gain["holm"] == gain["p"]
+    result = {"rows": rows, "samples": 8, "seeds": [0, 1]}
+    first, second = ablation_result.table_rows(result)
+    assert first["published gain"] == "–" and second["published gain"] == "+2.45"
+    assert second["accuracy"].startswith("62.5 ± 158.8 [") and second["TIES"] == "✓" and second["Naive"] == "–"
+    assert "pass@8" in tables.markdown([second])
+    assert len(ablation_result.spread(result)) == 2 * len(ablation_result.MEASURES)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "verdict", "said"),
+    [(1, 0, "held", "held here"), (0, 1, "reversed", "the opposite did"), (0, 0, "not settled", "beyond chance")],
+)
+def test_a_claim_both_ways(better, worse, verdict, said):
+    claim = table3.Claim("GBA outperforms GRPO", ("GBA",), ("GRPO",))
+    found = {"GBA": measured("GBA", [[better] * 8] * 2), "GRPO": measured("GRPO", [[worse] * 8] * 2)}
+    judged = ablation_result._verdict(claim, found)
+    assert judged["verdict"] == verdict and said in judged["sentence"]
+    assert f"{100 * (better - worse):+.2f} points" in judged["sentence"] and "2 seeds" in judged["sentence"]
+
+
+def test_a_claim_needs_the_seeds_to_agree():
+    figure = {"low": 0.1, "high": 0.3, "seeds_low": -0.1, "seeds_high": 0.5}
+    assert ablation_result.judge(figure) == "not settled"
+    assert ablation_result.judge(figure | {"seeds_low": None, "seeds_high": None}) == "held"
+
+
+def test_the_panels_are_drawn(tmp_path):
+    found = {row.name: measured(row.name, [[1, 0, 0, 1], [1, 1, 0, 0]]) for row in table3.rows()}
+    rows = [ablation_result._figures(row, found) for row in found.values()]
+    drawn = ablation_result.draw({"rows": rows}, tmp_path)
+    assert [path.name for path in drawn] == ["figure3a.png", "figure3b.png", "figure3c.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
