@@ -30,7 +30,12 @@ def describe(config: ConfigDict) -> str:
     lines = [f"job      {config.job} (preset {config.preset})"]
     if "data" in config:
         counts = _counts(config)
-        lines += [f"model    {config.model.path}", *(f"cases    {line}" for line in _census(counts))]
+        if config.job == "evaluate":
+            from mmedexpert_jax.medeval import plan as evaluation
+
+            lines += evaluation.describe(config)
+        else:
+            lines += [f"model    {config.model.path}", *(f"cases    {line}" for line in _census(counts))]
         if config.job == "ablation":
             from mmedexpert_jax.launch import ablation
 

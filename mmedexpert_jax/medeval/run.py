@@ -2,7 +2,8 @@
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -44,7 +45,7 @@ def run(config: ConfigDict, run: Run) -> None:
     """
     targets = models(config)
     folder = _answers(config, run)
-    results = {key: Result(benchmark, {}) for key, benchmark in load(config).items()}
+    results = {key: Result(benchmark, {}) for key, benchmark in load(config, partial(print, flush=True)).items()}
     for target in targets:
         with contextlib.closing(open_backend(config, target, folder / slug(target.name), run)) as backend:
             for key, result in results.items():
@@ -70,8 +71,8 @@ def models(config: ConfigDict) -> list[Target]:
     return list(named.values())
 
 
-def load(config: ConfigDict) -> dict[str, Benchmark]:
-    """The benchmarks by their entry's name, subset and split; prints what was counted in each."""
+def load(config: ConfigDict, say: Callable[[str], None] = print) -> dict[str, Benchmark]:
+    """The benchmarks by their entry's name, subset and split; `say` takes what was counted in each."""
     loaded = {}
     for entry in config.benchmarks:
         key, _, source = entry.partition("=")
@@ -89,7 +90,7 @@ def load(config: ConfigDict) -> dict[str, Benchmark]:
             seed=config.seed,
             skip_broken=config.skip_broken,
         )
-        print(benchmarks.describe(loaded[key]), flush=True)
+        say(benchmarks.describe(loaded[key]))
     if not loaded:
         raise ConfigError("config.benchmarks is empty; name at least one")
     return loaded

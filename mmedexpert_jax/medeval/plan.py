@@ -1,0 +1,120 @@
+"""`--config.plan=True` of the job `evaluate`: what every model would be asked, about how much of it, and what it costs.
+
+Nothing is asked, no weights are loaded and nothing is written; of the images only those of a sample are read.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.medeval.ask import Question, questions
+from mmedexpert_jax.medeval.finish import slug, style
+from mmedexpert_jax.medeval.prompts import opened
+from mmedexpert_jax.medeval.run import load, models
+from mmedexpert_jax.medeval.systems import Target
+from mmedexpert_jax.models import load_processor
+from mmedexpert_jax.remote import Request
+from mmedexpert_jax.remote.messages import estimate_tokens
+
+SAMPLE = 48  # questions whose prompts are counted for the estimate, at even distances
+RUNS_ON = {"jax": "the JAX engine", "transformers": "transformers"}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a model is asked of a benchmark, estimated: answers, tokens of all prompts, tokens of answers at most."""
+
+    answers: int
+    prompt: int
+    completion: int
+
+
+def describe(config: ConfigDict) -> list[str]:
+    """The census of each benchmark; requests and tokens of each model on each; their sum.
+
+    Raises:
+        ConfigError: an unknown benchmark, system or prompt, a name twice.
+        DataError: a benchmark's files.
+    """
+    lines: list[str] = []
+    loaded = load(config, lines.append)
+    lines = [f"benchmark  {text}".replace("\n", f"\n{'':11}") for text in lines]
+    loads = []
+    for target in models(config):
+        lines.append(f"model      {target.name}: {target.model} on {RUNS_ON.get(target.kind, target.url or '?')}")
+        count, exact = _counter(target)
+        for key, benchmark in loaded.items():
+            asked = questions(benchmark.items, style(config, target), config.paradigm or None)
+            text, load_ = _estimate(config, asked, count, exact)
+            lines.append(f"{'':11}{key}, prompt {style(config, target)}: {text}{_stored(config, target, key)}")
+            loads.append((target, load_))
+    return [*lines, *_sum(config, loads), *_judge(config, loaded, len(models(config)))]
+
+
+def _counter(target: Target) -> tuple[Callable[[Question], int], bool]:
+    """Counts the tokens of a prompt: exactly, by the model's own tokenizer and image grid, where they lie here, else
+    roughly; and which of the two."""
+    local = target.kind == "jax" and (Path(target.model).is_dir() or target.model in ("mini", "smollm2"))
+    if not local:
+        return lambda question: estimate_tokens(Request(question.prompt.messages)), False
+    processor = load_processor(target.model)
+    return lambda question: len(processor.encode(opened(question.prompt.messages)).tokens), True
+
+
+def _estimate(
+    config: ConfigDict, asked: Sequence[Question], count: Callable[[Question], int], exact: bool
+) -> tuple[str, Load]:
+    """In words and as a `Load`; the mean of a sample stands for all, and a second turn repeats the first with its
+    answer."""
+    sample = [asked[i * len(asked) // min(SAMPLE, len(asked))] for i in range(min(SAMPLE, len(asked)))]
+    lengths = []
+    for question in sample:
+        try:
+            lengths.append(count(question))
+        except DataError:
+            continue  # the run names it
+    mean = sum(lengths) / len(lengths) if lengths else 0.0
+    answers = len(asked) * config.num_samples
+    turns = 1 + any(question.prompt.follow_up for question in asked)
+    prompt = len(asked) * mean + (turns - 1) * answers * (mean + config.max_new_tokens)
+    done = Load(answers * turns, round(prompt), answers * turns * config.max_new_tokens)
+    text = f"{len(asked):,} questions x {config.num_samples}{' x 2 turns' if turns > 1 else ''}"
+    text += f" = {done.answers:,} answers; about {done.prompt:,} prompt tokens ({mean:.0f} a question), "
+    text += f"at most {done.completion:,} of answers"
+    over = exact and sum(length > config.max_prompt_length for length in lengths)
+    if over:
+        text += f"; {over} of {len(lengths)} sampled prompts are over max_prompt_length={config.max_prompt_length}"
+    return text, done
+
+
+def _stored(config: ConfigDict, target: Target, key: str) -> str:
+    """How many answers lie in the folder of stored ones; whether they fit this run's keys is not looked at."""
+    folder = Path(config.answers or Path(config.workdir) / "answers").expanduser() / slug(target.name) / slug(key)
+    lines = sum(path.read_bytes().count(b"\n") for path in folder.glob("*.jsonl"))
+    return f"; {lines:,} lines of answers are stored" if lines else ""
+
+
+def _sum(config: ConfigDict, loads: Sequence[tuple[Target, Load]]) -> list[str]:
+    """All answers and tokens, the share of each process, and dollars where an endpoint's prices are set."""
+    total = Load(*(sum(getattr(each, name) for _, each in loads) for name in ("answers", "prompt", "completion")))
+    share = f", 1/{config.processes} of them by each process" if config.processes > 1 else ""
+    tokens = f"about {total.prompt:,} prompt tokens, at most {total.completion:,} of answers"
+    lines = [f"in all     {total.answers:,} answers{share}; {tokens}"]
+    remote = [each for target, each in loads if target.kind == "endpoint"]
+    if remote and (config.endpoint.price_input or config.endpoint.price_output):
+        dollars = sum(each.prompt for each in remote) * config.endpoint.price_input
+        dollars += sum(each.completion for each in remote) * config.endpoint.price_output
+        budget = f"budget ${config.endpoint.budget:g}" if config.endpoint.budget else "no budget set"
+        lines.append(f"cost       at most about ${dollars / 1e6:,.2f} at the endpoint; {budget}")
+    return lines
+
+
+def _judge(config: ConfigDict, loaded: dict, number: int) -> list[str]:
+    if not config.judge.model:
+        return []
+    items = [item for benchmark in loaded.values() for item in benchmark.items]
+    wanted = len(items) if config.judge.what != "open" else sum(item.kind == "open" for item in items)
+    return [f"judge      {config.judge.model}: at most {wanted * number * config.num_samples:,} requests"]

@@ -1,0 +1,46 @@
+"""A plan of an evaluation: every benchmark, model, prompt and backend, and how much would be asked."""
+
+import pytest
+
+from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.medeval import plan
+from mmedexpert_jax.medeval.store import Answers
+
+QA = '"id": "Text-{0}", "question": "Which of {0}?", "options": {{"A": "x", "B": "y"}}, "label": "A"'
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "data" / "Text").mkdir(parents=True)
+    lines = ("{" + QA.format(n) + "}\n" for n in range(6))
+    (tmp_path / "data" / "Text" / "test.jsonl").write_text("".join(lines))
+    return tmp_path / "data"
+
+
+def planned(tmp_path, source, **fields):
+    fields = {"benchmarks": (f"medxpertqa_text={source}",), "workdir": str(tmp_path / "run")} | fields
+    return "\n".join(plan.describe(load_config("configs/evaluate.py", fields)))
+
+
+def test_every_model_and_benchmark_has_a_line(tmp_path, source):
+    remote = {"compare": ("far=endpoint:m@http://127.0.0.1:9/v1",), "endpoint.price_output": 2.0}
+    text = planned(tmp_path, source, num_samples=3, temperature=1.0, max_new_tokens=100, **remote)
+    assert "benchmark  MedXpertQA-Text: 6 items of 6 rows" in text and "published 2450" in text
+    assert "model      mini: mini on the JAX engine" in text and "far: m on http://127.0.0.1:9/v1" in text
+    assert text.count("prompt think_answer: 6 questions x 3 = 18 answers") == 2
+    assert "in all     36 answers" in text and "at most 3,600 of answers" in text
+    assert "at most about $0.00 at the endpoint; no budget set" in text  # 18 x 100 tokens at $2 a million
+
+
+def test_a_second_turn_counts_and_prompts_over_the_limit_are_named(tmp_path, source):
+    text = planned(tmp_path, source, prompt="medxpertqa", max_prompt_length=8)
+    assert "6 questions x 1 x 2 turns = 12 answers" in text
+    assert "6 of 6 sampled prompts are over max_prompt_length=8" in text
+
+
+def test_stored_answers_the_judge_and_shares_are_named(tmp_path, source):
+    with Answers(tmp_path / "run" / "answers" / "mini" / "medxpertqa-text") as answers:
+        answers.add("one", "0" * 64, [])
+    text = planned(tmp_path, source, processes=2, **{"judge.model": "j", "judge.what": "all"})
+    assert "1 lines of answers are stored" in text and "1/2 of them by each process" in text
+    assert "judge      j: at most 6 requests" in text
