@@ -4,8 +4,8 @@
 
 Each run is the README's command in a process of its own, without its held-out evaluations of other settings: the base
 and every policy are then scored here on the test split, sampled at temperature 1, as they were trained, and greedily.
-Prints a table and one JSON line; with `--picture` draws the learning curve. A run that is already finished in its
-folder is read, not repeated.
+Prints a table and one JSON line, which holds the curves too (docs/figures.py draws them). A run that is already
+finished in its folder is read, not repeated.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import jax
 
 import mmedexpert_jax as mx
 from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
-from mmedexpert_jax.runtime.plots import learning_curve
+from mmedexpert_jax.runtime import metrics
 
 ACCURACY = "rewards/accuracy/mean"
 DECODING = {"sampled": 1.0, "greedy": 0.0}  # temperature of the held-out answers
@@ -52,6 +52,12 @@ def train(folder: Path, seed: int, shuffle: bool, extra: list[str]) -> Trained:
     summary = json.loads((folder / "STATUS.json").read_text())["summary"]
     seconds = float(clock.read_text())
     return Trained(folder, seed, seconds, summary[f"{ACCURACY}/first_tenth"], summary[f"{ACCURACY}/last_tenth"])
+
+
+def curve(folder: Path) -> list[dict]:
+    """Accuracy while training and held out by step, which is what the learning curve is drawn from."""
+    kept = ("step", ACCURACY, "eval/accuracy")
+    return [{key: round(row[key], 6) for key in kept if key in row} for row in metrics.read(folder)]
 
 
 def held_out(source: str, rows: Path) -> dict[str, Evaluation]:
@@ -88,7 +94,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--picture", type=Path, help="where to draw the learning curve of the seeds")
     arguments, extra = parser.parse_known_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     base = held_out("mini", arguments.folder)
@@ -96,16 +101,18 @@ def main() -> None:
     print(f"base model on the test split: sampled {before['sampled']:.3f}, greedy {before['greedy']:.3f}\n")
     print("| run | seed | accuracy reward, first tenth | last tenth | held out, sampled | greedy | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    result: dict = {"base": before}
-    policies, folders = {}, {}
+    result: dict = {"base": before, "runs": []}
+    policies: dict = {}
     for group, shuffle in GROUPS.items():
-        folders[group] = [arguments.folder / f"{'shuffled' if shuffle else 'gba'}-{seed}" for seed in arguments.seeds]
-        runs = [train(*pair, shuffle, extra) for pair in zip(folders[group], arguments.seeds, strict=True)]
+        folders = [arguments.folder / f"{'shuffled' if shuffle else 'gba'}-{seed}" for seed in arguments.seeds]
+        runs = [train(*pair, shuffle, extra) for pair in zip(folders, arguments.seeds, strict=True)]
         policies[group] = [held_out(str(run.folder), run.folder) for run in runs]
         for run, after in zip(runs, policies[group], strict=True):
             sampled, greedy = (after[name].accuracy()["accuracy"] for name in DECODING)
             cells = f"{run.first:.3f} | {run.last:.3f} | {sampled:.3f} | {greedy:.3f} | {run.seconds:.0f}"
             print(f"| {group} | {run.seed} | {cells} |", flush=True)
+            facts = {"seed": run.seed, "first": run.first, "last": run.last, "sampled": sampled, "greedy": greedy}
+            result["runs"].append({"group": group, **facts, "seconds": run.seconds, "curve": curve(run.folder)})
         result[group] = summarise(runs, base, policies[group])
     print()
     for name in DECODING:
@@ -116,8 +123,6 @@ def main() -> None:
         beyond = compare_evaluations(control, gba)
         result[f"GBA beyond shuffled, {name}"] = {"gain": beyond.difference, "low": beyond.low, "high": beyond.high}
         print(f"GBA beyond shuffled rewards, {name}: {beyond.difference:+.3f} [{beyond.low:+.3f}, {beyond.high:+.3f}]")
-    if arguments.picture:
-        learning_curve(folders, arguments.picture)
     facts = {"benchmark": "learning", "machine": platform.machine(), "python": platform.python_version()}
     print(json.dumps(facts | result))
 

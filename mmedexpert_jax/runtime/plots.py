@@ -103,7 +103,7 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], path: Path) -> Path | 
 
 
 def learning_curve(
-    runs: Mapping[str, Sequence[str | Path]],
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
     path: str | Path,
     metric: str = "rewards/accuracy/mean",
     held_out: str = "eval/accuracy",
@@ -113,7 +113,7 @@ def learning_curve(
     """Draws the mean over seeds and the band from the lowest to the highest, one colour for each label.
 
     Args:
-        runs: label to the run directories of its seeds.
+        runs: label to the metrics of its seeds, as `metrics.read` gives them.
         path: the PNG.
         metric: smoothed, drawn as a line with a band.
         held_out: drawn as points with whiskers; "" for none.
@@ -121,8 +121,7 @@ def learning_curve(
         unit: of the vertical axis.
     """
     figure, axes = _figure(title, unit)
-    for (label, folders), colour in zip(runs.items(), COLOURS, strict=False):
-        rows = [metrics.read(folder) for folder in folders]
+    for (label, rows), colour in zip(runs.items(), COLOURS, strict=False):
         count = f" ({len(rows)} seeds)" if len(rows) > 1 else ""
         steps, low, mean, high = _band([_smoothed(seed, metric) for seed in rows])
         axes.fill_between(steps, low, high, color=colour, alpha=0.18, lw=0)

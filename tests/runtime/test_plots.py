@@ -53,7 +53,7 @@ def test_stars_stand_for_reward_functions():
 def test_learning_curve_of_seeds(tmp_path):
     for seed, gain in enumerate((0.1, 0.2, 0.3)):
         write_run(tmp_path / str(seed), gain)
-    seeds = [tmp_path / str(seed) for seed in range(3)]
+    seeds = [metrics.read(tmp_path / str(seed)) for seed in range(3)]
     path = plots.learning_curve({"GBA": seeds, "one seed": seeds[:1]}, tmp_path / "docs" / "curve.png")
     assert Image.open(path).width == 960
     band = plots._band([{1: 0.1, 2: 0.2}, {1: 0.3, 2: 0.6, 3: 1.0}])
