@@ -8,7 +8,7 @@ from typing import Any
 
 from mmedexpert_jax import __version__
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
-from mmedexpert_jax.mmedexpert import exemplars, prompts
+from mmedexpert_jax.mmedexpert import exemplars, leaks, prompts
 from mmedexpert_jax.mmedexpert.build import COLUMNS, Built
 from mmedexpert_jax.mmedexpert.funnel import margins, markdown
 from mmedexpert_jax.mmedexpert.traces import Settings
@@ -19,18 +19,22 @@ Parts = Mapping[str, Sequence[Built]]
 def manifest(
     parts: Parts,
     hashes: Mapping[str, str],
-    sources: Mapping[str, str],
+    facts: Mapping[str, Mapping[str, Any]],
     settings: Settings,
     funnel: Sequence[Mapping[str, Any]],
     review: str,
 ) -> dict[str, Any]:
-    """All that tells one data set from another; no times, no paths of this machine."""
+    """All that tells one data set from another; no times, no paths of this machine.
+
+    `facts`: "sources", hashes of the raw files, and "compared", items by test set (`leaks.compared`).
+    """
     return {
         "format": 1,
         "made_by": f"mmedexpert-jax {__version__}",
         "files": dict(sorted(hashes.items())),
         "rows": {name: counts(part) for name, part in parts.items()},
-        "sources": dict(sorted(sources.items())),
+        "sources": dict(sorted(facts["sources"].items())),
+        "compared": dict(sorted(facts["compared"].items())),
         "teacher": settings.teacher,
         "prompts": prompts.version(settings.style, settings.words),
         "exemplars": exemplars.VERSION,
@@ -70,6 +74,7 @@ def write(
         "COLUMNS": markdown([{"column": name, "meaning": meaning} for name, (_, meaning) in COLUMNS.items()]),
         "LICENCES": markdown(licence_rows),
         "COLLECTION": markdown(collection),
+        "COMPARED": markdown(leaks.table(made["compared"])),
         "MARGINS": markdown(margins(made["funnel"])),
         "FUNNEL": markdown(made["funnel"]),
     }

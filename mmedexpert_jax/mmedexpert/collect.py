@@ -5,15 +5,13 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.data import benchmarks, contamination
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.mmedexpert import gate, specialties
+from mmedexpert_jax.mmedexpert import gate, leaks, specialties
 from mmedexpert_jax.mmedexpert.duplicates import Duplicate, duplicates
 from mmedexpert_jax.mmedexpert.record import Record
 from mmedexpert_jax.mmedexpert.sources import Collection, rows
@@ -36,33 +34,41 @@ def collect(config: ConfigDict, folder: Path, store: Store, voter: Teacher | Non
         DataError: unreadable files, too many refused rows, or no case left.
     """
     found = gather(config)
+    _write_rejected(folder, found)
+    check_share(found, config.data.max_rejected)
     repeated = duplicates(found.records, config.duplicates)
     _without_repeats(found, repeated)
-    leaks = leaked(found.records, config.benchmarks)
-    gone = {id for _, id in leaks.dropped()}
-    where = {pair.train_id: f"{pair.test_set} {pair.test_id}" for pair in reversed(leaks.pairs)}
+    tests = leaks.test_sets(config.benchmarks)
+    pairs, compared = leaks.leaked(found.records, tests), leaks.compared(tests)
+    gone = {id for _, id in pairs.dropped()}
+    where = {pair.train_id: f"{pair.test_set} {pair.test_id}" for pair in reversed(pairs.pairs)}
     found.drop([r for r in found.records if r.id in gone], "contaminated", lambda record: where[record.id])
+    _write_rejected(folder, found)
+    _write_repeated(folder, repeated)
+    pairs.write(folder / "contamination.csv")
+    print("\n".join([*found.lines(), leaks.line(pairs, compared)]), flush=True)
     records = [gate.gate(specialties.classify(record)) for record in found.records]
     if voter is not None:
         records = vote(records, voter)
     records = choose(records, config.limit, config.seed)
     found.counts["all", "without a paradigm"] = sum(not record.paradigms for record in records)
     if not any(record.paradigms for record in records):
-        raise DataError(f"config.data.path: no case of {config.data.path} is left to reason about; see rejected.jsonl")
-    _write(folder, found, repeated, leaks)
+        raise DataError(
+            f"config.data.path: no case of {config.data.path} is left to reason about (ethics, law and statistics are "
+            f"left out); see {folder / 'rejected.jsonl'}"
+        )
     store.replace_cases(records)
     store.put_fact("collection", found.table())
     store.put_fact("sources", hashes(config.data.path))
+    store.put_fact("compared", compared)
     return found
 
 
 def gather(config: ConfigDict) -> Collection:
-    """The records of all sources as they stand in the files. Raises DataError where too many rows are refused."""
+    """The records of all sources as they stand in the files. Raises DataError where a file cannot be read."""
     stated = dict(entry.split("=", 1) for entry in config.data.licences if "=" in entry)
     rights = Rights(stated, tuple(config.data.redistributable), tuple(config.data.restricted))
-    found = read_sources(sources(config.data.path), config.data.image_dir, rights)
-    check_share(found, config.data.max_rejected)
-    return found
+    return read_sources(sources(config.data.path), config.data.image_dir, rights)
 
 
 def sources(text: str) -> list[str]:
@@ -75,16 +81,6 @@ def hashes(text: str) -> dict[str, str]:
     paths = [source.rpartition("=")[2] for source in sources(text)]
     found = [file for path in paths for file in rows.files(EMBEDDED if path == "embedded" else Path(path).expanduser())]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
-
-
-def leaked(records: Sequence[Record], names: Sequence[str]) -> contamination.Findings:
-    """Records that share their text or an image with a test item of the named benchmarks ("name" or "name=path")."""
-    tests = []
-    for entry in names:
-        name, _, source = entry.partition("=")
-        known = benchmarks.load(name, source, skip_broken=True)
-        tests += [contamination.of_item(item, known.name) for item in known.items]
-    return contamination.find([_document(record) for record in records], tests)
 
 
 def vote(records: Sequence[Record], voter: Teacher) -> list[Record]:
@@ -109,12 +105,6 @@ def choose(records: list[Record], limit: int, seed: int) -> list[Record]:
     return [record for record in records if record.id in kept]
 
 
-def _document(record: Record) -> contamination.Document:
-    text = "\n".join([contamination.without_last_question(record.question), *record.options])
-    images = tuple(partial(bytes, picture.data) for picture in record.images)
-    return contamination.Document("raw", record.id, text, images)
-
-
 def _without_repeats(found: Collection, repeated: Sequence[Duplicate]) -> None:
     first = list({record.id: record for record in reversed(found.records)}.values())[::-1]
     again = [one for one in repeated if one.same]
@@ -126,14 +116,16 @@ def _without_repeats(found: Collection, repeated: Sequence[Duplicate]) -> None:
     found.drop(close, "near-duplicate", lambda record: f"of {near[record.id].of}, Jaccard {near[record.id].score:.2f}")
 
 
-def _write(folder: Path, found: Collection, repeated: Sequence[Duplicate], leaks: contamination.Findings) -> None:
+def _write_rejected(folder: Path, found: Collection) -> None:
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(files.plain(row), ensure_ascii=False) + "\n" for row in found.rejected)
     files.write_text(folder / "rejected.jsonl", "".join(lines))
+
+
+def _write_repeated(folder: Path, repeated: Sequence[Duplicate]) -> None:
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["id", "source_id", "of", "jaccard", "same"])
     table.writerows([d.record.id, d.record.source_id, d.of, f"{d.score:.3f}", d.same] for d in repeated)
     files.write_text(folder / "duplicates.csv", text.getvalue())
-    leaks.write(folder / "contamination.csv")

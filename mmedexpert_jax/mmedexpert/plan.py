@@ -11,6 +11,7 @@ from mmedexpert_jax.mmedexpert import gate, specialties, traces
 from mmedexpert_jax.mmedexpert.collect import choose, gather
 from mmedexpert_jax.mmedexpert.duplicates import duplicates
 from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.mmedexpert.sources.collect import check_share
 from mmedexpert_jax.mmedexpert.store import FILE
 from mmedexpert_jax.remote import Endpoint, Request, Usage
 from mmedexpert_jax.remote.messages import estimate_tokens
@@ -21,6 +22,7 @@ TRACE_TOKENS = 1.6  # a word of a trace, tags included, on the safe side
 def describe(config: ConfigDict, endpoint: Callable[[ConfigDict], Endpoint]) -> str:
     """A few lines on cases, requests, tokens, dollars and the run directory."""
     found = gather(config)
+    check_share(found, config.data.max_rejected)
     near = {one.record.id for one in duplicates(found.records, config.duplicates) if not one.same}
     unique = {record.id: record for record in found.records if record.id not in near}.values()
     records = [gate.gate(specialties.classify(record)) for record in unique]
@@ -33,9 +35,10 @@ def describe(config: ConfigDict, endpoint: Callable[[ConfigDict], Endpoint]) -> 
     lines = [
         f"job       {config.job} (preset {config.preset}), stages {', '.join(config.stages)}",
         f"workdir   {run}: {state}",
-        *(f"source    {row['source']}: {row['what']} {row['rows']}" for row in found.table()),
+        *(f"source    {line}" for line in found.lines()),
         f"cases     {len(records)} ({', '.join(f'{name} {places[name]}' for name in SPECIALTIES)}; {images} with "
-        f"images; {closed} not to be passed on), before test sets are compared",
+        f"images; {closed} not to be passed on)",
+        f"tests     to be held against {', '.join(config.benchmarks) or 'no test set'}",
         f"traces    {len(pairs)} wanted ({', '.join(f'{name} {ways[name]}' for name in PARADIGMS)}), "
         f"{len(records) - len({record.id for record, _ in pairs})} cases without a paradigm",
         *_requests(config, [_request(config, *pair) for pair in pairs], endpoint),

@@ -1,5 +1,6 @@
 """The job `dataset` (section 3): collect, trace, filter, judge, build. Each stage reads what those before it left."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,10 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
-from mmedexpert_jax.mmedexpert import build, card, filters, funnel, gate, judge, publish, traces
+from mmedexpert_jax.mmedexpert import build, card, filters, funnel, gate, judge, leaks, publish, traces
 from mmedexpert_jax.mmedexpert.build import Built
 from mmedexpert_jax.mmedexpert.collect import collect
-from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.mmedexpert.record import Record, Trace
 from mmedexpert_jax.mmedexpert.review import undecided, verdicts
 from mmedexpert_jax.mmedexpert.store import FILE, Store
 from mmedexpert_jax.mmedexpert.teachers import Teacher
@@ -90,13 +91,12 @@ class Factory:
         open_still = undecided(self.store)
         decided = [trace for trace in every if trace.check.passed and trace.id not in open_still]
         chosen = build.choose(decided, said, config.reviewed, settings.words)
-        if not chosen:
-            raise DataError(
-                f"{self.store.path}: no trace to build from; see the reasons in {self.run.path / 'report.html'}"
-            )
         rows = funnel.funnel(self.pairs(), every, said, chosen)
-        self._write(chosen, rows, settings)
+        if chosen:
+            self._write(chosen, rows, settings)
         self._report(rows, every)
+        if not chosen:
+            raise DataError(f"{self.store.path}: {nothing(every, config.reviewed)}; see {self.run.path / 'table.md'}")
 
     def settings(self, teacher: str) -> traces.Settings:
         """How traces are asked for and checked."""
@@ -115,25 +115,32 @@ class Factory:
         config = self.config
         public = [one for one in chosen if one.trace.case.redistributable or config.include_restricted]
         for folder, members in (("dataset", chosen), ("public", public)):
-            parts = build.split(members, config.dev_share, config.test_share, config.seed)
+            parts = build.split(members, *self._shares())
 
             def fill(target: Path, parts: dict = parts) -> None:
                 hashes = build.write(target, parts)
-                sources = self.store.fact("sources") or {}
-                made = card.manifest(parts, hashes, sources, settings, rows, config.reviewed)
+                facts = {name: self.store.fact(name) or {} for name in ("sources", "compared")}
+                made = card.manifest(parts, hashes, facts, settings, rows, config.reviewed)
                 files.write_text(target / "manifest.json", card.dumps(made))
                 files.write_text(
                     target / "README.md", card.write(parts, hashes, made, self.store.fact("collection") or [])
                 )
 
             publish.replace_folder(self.export / folder, fill)
-        left_out = len(chosen) - len(public)
-        print(f"built {len(chosen)} rows in {self.export / 'dataset'}; {left_out} kept out of public", flush=True)
+        sizes = {name: len(part) for name, part in build.split(chosen, *self._shares()).items()}
+        listed, left_out = ", ".join(f"{name} {count}" for name, count in sizes.items()), len(chosen) - len(public)
+        print(f"built {len(chosen)} rows ({listed}) in {self.export / 'dataset'}; {left_out} kept out of public")
+        if "dev" not in sizes:
+            print("too few cases for a dev split: train with --config.eval.every=-1", flush=True)
         if config.push_to:
             publish.push(self.export / "public", config.push_to)
 
+    def _shares(self) -> tuple[float, float, int]:
+        """Shares of dev and test, and the seed of the choice."""
+        return self.config.dev_share, self.config.test_share, self.config.seed
+
     def _report(self, rows: list[dict], every: list) -> None:
-        """table.md, samples/ and report.html."""
+        """table.md, samples/ and report.html, also where nothing could be built."""
         tally = traces.Tally()
         for trace in every:
             traces.count(tally, trace)
@@ -143,11 +150,13 @@ class Factory:
             "Cases left after each stage": funnel.margins(rows),
             "Why candidates failed": [{"reason": k, "candidates": n} for k, n in tally.reasons.most_common()],
             "Collection": self.store.fact("collection") or [],
+            "Held against test sets": leaks.table(self.store.fact("compared") or {}),
             "Attempts": [self.answers.totals()],
         }
         text = "\n".join(f"## {title}\n\n{funnel.markdown(table)}" for title, table in parts.items())
         files.write_text(self.run.path / "table.md", f"{text}\n{luck(tally)}\n")
-        self.run.finish({"rows": rows[-1], "luck": luck(tally), "dataset": str(self.export / "dataset")})
+        if rows[-1]["built"]:
+            self.run.finish({"rows": rows[-1], "luck": luck(tally), "dataset": str(self.export / "dataset")})
         report.report_run(self.run.path, [report.Table(title, table) for title, table in parts.items()])
         print(funnel.markdown(parts["Cases left after each stage"]) + luck(tally), flush=True)
 
@@ -170,6 +179,24 @@ def run(config: ConfigDict, run: Run, hire: Hire) -> None:
             run.finish(run.summary)
     finally:
         factory.close()
+
+
+def nothing(every: Sequence[Trace], reviewed: str) -> str:
+    """Why no trace can be built, and what to do about it."""
+    passed = [trace for trace in every if trace.check.passed]
+    if passed and reviewed == "accepted":
+        return (
+            f"people have accepted none of the {len(passed)} traces that passed stage 1; review them "
+            "(configs/review.py), or build with config.reviewed=any"
+        )
+    if passed:
+        return f"people have rejected, or not yet settled, all {len(passed)} traces that passed stage 1"
+    reasons = Counter(trace.check.reasons[0].partition(":")[0] for trace in every).most_common(1)
+    why = "".join(f", {count} of them {reason}" for reason, count in reasons)
+    return (
+        f"none of {len(every)} candidates passed stage 1{why}; take a teacher that knows more "
+        '(configs/dataset.py:endpoint; "mini" knows the embedded cases alone) or more config.candidates'
+    )
 
 
 def luck(tally: traces.Tally) -> str:

@@ -3,6 +3,8 @@
 import asyncio
 import time
 
+GLANCE = 0.05  # seconds; answers give tokens back, so that a wait for them may be over sooner
+
 
 class Bucket:
     """A token bucket of `per_minute`, holding one second's worth; 0 sets no limit. An amount above what it can hold
@@ -56,7 +58,7 @@ class Gate:
             while wait := self._requests.wait(1):
                 await asyncio.sleep(wait)
             while wait := self._tokens.wait(tokens):
-                await asyncio.sleep(wait)
+                await asyncio.sleep(min(wait, GLANCE))
             while (left := self._paused_until - time.monotonic()) > 0:
                 await asyncio.sleep(left)
             self.active += 1

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -303,9 +304,14 @@ def test_a_judge_scores_and_decides_nothing(dataset, tmp_path):
     assert all(trace.check.passed for trace in traces)
 
 
-def test_the_teacher_votes_on_specialties(dataset, tmp_path):
-    with Loopback(lambda body: "C" if "specialty" in str(body) else answer(body), key=KEY) as server:
+def test_the_teacher_votes_on_specialties_and_a_third_vote_breaks_a_tie(dataset, tmp_path):
+    def votes(body):  # the first two differ on every third case
+        number = int(re.search(r"patient (\d+)", str(body["messages"]))[1])
+        return "D" if body["seed"] == 0 and number % 3 == 0 else "C"
+
+    with Loopback(votes, key=KEY) as server:
         run_job(dataset(server, votes=True, stages=("collect",)))
+    assert server.asked.total() == 60 * 2 + 20
     assert {(r.specialty, r.specialty_by) for r in Store(tmp_path / "run" / FILE).cases()} == {("BS", "votes")}
 
 
@@ -335,11 +341,73 @@ def test_a_plan_counts_and_prices_without_asking_or_writing(dataset, tmp_path):
     assert "60 to 180 (3 candidates at most)" in text and "12 not to be passed on" in text and "about $" in text
 
 
-def test_files_that_are_mostly_refused_stop_the_run(dataset, tmp_path):
+def test_files_that_are_mostly_refused_stop_the_run_and_list_why(dataset, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"x": 1}\n' * 3)
-    with Loopback(answer, key=KEY) as server, pytest.raises(DataError, match="3 of 3 raw rows were refused"):
+    said = (
+        r"3 of 3 raw rows were refused, 3 of them as unknown-shape, such as row 1 of bad\.jsonl: it has x; .*question"
+    )
+    with Loopback(answer, key=KEY) as server, pytest.raises(DataError, match=said):
         run_job(dataset(server, **{"data.path": str(path)}))
+    listed = (tmp_path / "run" / "export" / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in listed] == [1, 2, 3]
+
+
+def test_cases_of_a_test_set_are_dropped_and_stand_in_a_table(dataset, tmp_path, capsys):
+    with Loopback(answer, key=KEY) as server:
+        config = dataset(server, stages=("collect", "trace", "build"))
+        leak = json.loads((tmp_path / "raw-60.jsonl").read_text().splitlines()[7])
+        item = leak | {
+            "question": leak["question"].replace("What is the most likely", "Which is his"),
+            "specialty": "AM",
+        }
+        folder = tmp_path / "tests" / "mmedexpert_mini"
+        folder.mkdir(parents=True)
+        (folder / "test.jsonl").write_text(json.dumps(item | {"paradigm": "", "trace": ""}))
+        config.benchmarks = (f"all={tmp_path / 'tests'}",)
+        run_job(config)
+    export = tmp_path / "run" / "export"
+    pairs = (export / "contamination.csv").read_text().splitlines()
+    assert len(pairs) == 2 and pairs[1].endswith("drop") and "mmedexpert_mini,own-7" in pairs[1]
+    [rejected] = [json.loads(line) for line in (export / "rejected.jsonl").read_text().splitlines()]
+    assert rejected["reason"] == "contaminated" and rejected["content"]["question"] == leak["question"]
+    assert len(Store(tmp_path / "run" / FILE).cases()) == 59
+    manifest = json.loads((export / "dataset" / "manifest.json").read_text())
+    assert manifest["compared"]["mmedexpert_mini"] == 1 and manifest["compared"]["pathvqa"] == 0
+    assert "| pathvqa | not at hand |" in (export / "dataset" / "README.md").read_text()
+    out = capsys.readouterr().out
+    assert "held against mmedexpert_mini (1 items): 1 cases dropped" in out and "not held against" in out
+
+
+def test_where_nothing_can_be_built_the_run_says_why(dataset, tmp_path):
+    with Loopback(lambda body: "I do not know.", key=KEY) as server:
+        said = r"none of 60 candidates passed stage 1, 60 of them malformed; take a teacher .* see .*table\.md"
+        with pytest.raises(DataError, match=said):
+            run_job(dataset(server, candidates=1))
+    assert "| unreadable-answer | 60 |" in (tmp_path / "run" / "table.md").read_text()
+    assert (tmp_path / "run" / "report.html").exists() and not (tmp_path / "run" / "export" / "dataset").exists()
+
+
+def test_people_who_have_accepted_nothing_are_told(dataset):
+    with Loopback(answer, key=KEY) as server, pytest.raises(DataError, match="people have accepted none of the"):
+        run_job(dataset(server, reviewed="accepted"))
+
+
+def test_bounds_of_stage_one_can_be_changed_afterwards(dataset, tmp_path):
+    with Loopback(answer, key=KEY) as server:
+        run_job(dataset(server, stages=("collect", "trace")))
+        asked, store = server.asked.total(), Store(tmp_path / "run" / FILE)
+        before = len(list(store.traces()))
+        run_job(dataset(server, stages=("filter",), words=(20, 100), fresh=True))
+        assert server.asked.total() == asked and 0 < len(list(store.traces())) < before
+
+
+def test_the_live_line_has_rate_spend_projection_and_time_left(dataset, capsys):
+    with Loopback(answer, key=KEY) as server:
+        run_job(dataset(server, stages=("collect", "trace")))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("traces ")]
+    form = r"traces \d+/60  requests/s [\d.]+  \$ 0\.\d{4}  of about \$ 0\.\d\d  ETA \d+:\d\d:\d\d"
+    assert len(lines) > 5 and all(re.fullmatch(form, line) for line in lines)
 
 
 def test_only_what_may_be_passed_on_is_pushed(monkeypatch, tmp_path):
@@ -361,11 +429,18 @@ def test_only_what_may_be_passed_on_is_pushed(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_embedded_cases_become_a_data_set_without_key_and_network(tmp_path):
-    config = load_config("configs/dataset.py", overrides={"workdir": str(tmp_path / "run")})
+def test_the_embedded_cases_become_a_data_set_that_dsa_and_gba_train_from(tmp_path):
+    config = load_config("configs/dataset.py", {"workdir": str(tmp_path / "run")})
     run_job(config)
     cases = [
         c for split in ("train", "dev", "test") for c in load_cases(tmp_path / "run" / "export" / "dataset", split)
     ]
     assert len(cases) > 100 and {case.specialty for case in cases} == set(SPECIALTIES)
     assert {case.modality for case in cases} == {"text", "image"}
+    trained = {"data.path": f"{config.workdir}/export/dataset", "steps": 1, "eval.limit": 8}
+    small = {"prompts_per_step": 2, "num_samples": 2, "max_new_tokens": 16}
+    for job, fields in (("dsa", {"specialty": "BS"}), ("gba", small)):
+        run_job(load_config(f"configs/{job}.py", trained | fields | {"workdir": str(tmp_path / job)}))
+        status = json.loads((tmp_path / job / "STATUS.json").read_text())
+        assert status["state"] == "done" and status["step"] == 1
+        assert list((tmp_path / job / "export" / "adapter").glob("*.safetensors"))

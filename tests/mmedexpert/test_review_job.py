@@ -12,6 +12,7 @@ from mmedexpert_jax.mmedexpert import review
 from mmedexpert_jax.mmedexpert.record import Check
 from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.review.events import Event, append
+from mmedexpert_jax.mmedexpert.review.run import build_command
 from mmedexpert_jax.mmedexpert.review.sources import from_case
 from mmedexpert_jax.mmedexpert.store import Store
 
@@ -73,3 +74,15 @@ def test_a_dataset_run_is_reviewed_in_its_own_store(folder, capsys):
     assert review.verdicts(store)[trace.id].reviewers == ("anna",)
     assert "Link cause and effect" in " ".join(problems(right, "(1) A finding. (2) Another finding."))
     store.close()
+
+
+def test_the_command_that_builds_from_the_verdicts_is_that_of_the_run(tmp_path):
+    assert build_command(tmp_path) == ""
+    arguments = "--config configs/dataset.py:endpoint --config.workdir=runs/own --config.data.path='my cases.jsonl'"
+    lines = ["# 2026-01-01", f"/usr/bin/python -m mmedexpert_jax.launch {arguments} --config.stages=trace"]
+    (tmp_path / "cmd.txt").write_text("\n".join(lines) + "\n")
+    expected = arguments.replace("--config.data.path='my cases.jsonl'", "'--config.data.path=my cases.jsonl'")
+    end = "--config.stages=build --config.reviewed=accepted"
+    assert build_command(tmp_path) == f"python -m mmedexpert_jax.launch {expected} {end}"
+    (tmp_path / "cmd.txt").write_text("# then\npython notebook.py\n")
+    assert build_command(tmp_path) == ""

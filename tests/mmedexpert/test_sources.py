@@ -264,3 +264,33 @@ def test_wrong_sources_are_named(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"x")
     with pytest.raises(DataError, match="not a readable"):
         collect([str(tmp_path / "bad.parquet")])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "question,A,B,C,answer,redistributable\nWhat is it?,Gout,Sepsis,Lupus,B,no\n",
+        "question;A;B;C;answer;redistributable\nWhat is it?;Gout;Sepsis;Lupus;b;false\n",
+        "question,options,answer,redistributable\nWhat is it?,Gout; Sepsis; Lupus,B. Sepsis,0\n",
+        'question,options,answer,redistributable\nWhat is it?,"[""A) Gout"",""B) Sepsis"",""C) Lupus""]",Sepsis,no\n',
+    ],
+)
+def test_own_cases_from_a_spreadsheet(tmp_path, text):
+    (tmp_path / "own.csv").write_text(text, encoding="utf-8-sig")
+    record = collect([str(tmp_path / "own.csv")]).records[0]
+    assert (record.source, record.options, record.answer) == ("plain", ("Gout", "Sepsis", "Lupus"), "B")
+    assert not record.redistributable
+
+
+def test_a_specialty_that_is_none_of_the_four_is_a_field_of_medicine(tmp_path):
+    record = collect([write(tmp_path / "f.jsonl", [PLAIN | {"specialty": "Cardiology"}])]).records[0]
+    assert record.specialty == "" and record.field == "Cardiology"
+
+
+def test_files_that_cannot_be_read_say_what_to_do(tmp_path):
+    (tmp_path / "cases.xlsx").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"cases\.xlsx: no such kind of file is read; save the cases as \.jsonl"):
+        collect([str(tmp_path / "cases.xlsx")])
+    (tmp_path / "cases.csv").write_bytes("question,A,B,answer\nSjögren?,a,b,A\n".encode("latin-1"))
+    with pytest.raises(DataError, match="CSV UTF-8"):
+        collect([str(tmp_path / "cases.csv")])

@@ -154,6 +154,16 @@ def test_requests_per_minute_are_kept(client):
         assert time.monotonic() - start >= (30 - 20) / 20 - 0.05
 
 
+def test_tokens_per_minute_are_kept_and_what_was_booked_too_much_shortens_the_wait(client):
+    with Loopback() as server:
+        start = time.monotonic()
+        replies = client(server, tokens_per_minute=600, max_tokens=40, concurrency=8).ask(questions(2))
+        seconds = time.monotonic() - start
+    used, second = replies[0].usage.prompt + replies[0].usage.completion, 600 / 60
+    assert used < 20 and seconds >= used / second - 0.05  # the first leaves a debt, the second waits for a full bucket
+    assert seconds < (40 + 11) / second - 0.5  # but not for the debt of a completion at its longest
+
+
 def test_a_signal_ends_the_run_with_what_came_stored(answers, endpoint):
     with Loopback() as server:
         asked = Client(endpoint(server, concurrency=1), answers, lambda: 15 if server.asked.total() >= 5 else None)

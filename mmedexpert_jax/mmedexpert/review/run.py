@@ -1,6 +1,7 @@
 """The job `review`: serve the page, pass verdicts to and from other tools, or report."""
 
 import contextlib
+import shlex
 import signal
 import sys
 import threading
@@ -98,9 +99,23 @@ def _serve(config: ConfigDict, opened: Opened) -> None:
     with server, _stoppable():
         server.serve_forever(poll_interval=0.2)
     progress = desk.progress()
-    print(
-        f"\n{progress['verdicts']} of {progress['required']} verdicts, {progress['conflict']} to adjudicate", flush=True
-    )
+    print(f"\n{progress['verdicts']} of {progress['required']} verdicts, {progress['conflict']} to adjudicate")
+    if command := build_command(Path(opened.data)):
+        print(f"to build what was accepted: {command}", flush=True)
+
+
+def build_command(folder: Path) -> str:
+    """The command that builds from the verdicts: the one that made the dataset run in `folder`, for this stage alone;
+    "" where it is not known."""
+    try:
+        words = shlex.split((folder / "cmd.txt").read_text().splitlines()[-1])
+    except (OSError, IndexError, ValueError):
+        return ""
+    if "mmedexpert_jax.launch" not in words:
+        return ""
+    once = ("--config.stages", "--config.reviewed", "--config.fresh", "--config.plan")
+    kept = [word for word in words[words.index("mmedexpert_jax.launch") :] if not word.startswith(once)]
+    return shlex.join(["python", "-m", *kept, "--config.stages=build", "--config.reviewed=accepted"])
 
 
 @contextlib.contextmanager

@@ -159,6 +159,10 @@ def _place(key: str | int, texts: list[str], letters: list[str], repairs: list[s
         repairs.append("index-key")
         return key if 0 <= key < len(texts) else None
     text = str(key).strip()
+    told = re.fullmatch(r"\(?([A-Ja-j])[.):]\s*(\S.*)", text)
+    if told and told[1].upper() in letters and normal(told[2]) == texts[letters.index(told[1].upper())]:
+        repairs.append("key-form")
+        return letters.index(told[1].upper())
     letter = text.strip("(). ")
     if letter.upper() in letters and len(letter) == 1:
         if letter != text or letter != letter.upper():

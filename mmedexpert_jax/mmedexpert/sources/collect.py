@@ -42,6 +42,14 @@ class Collection:
             self.reject(record.source, 0, reason, details(record), {"id": record.id, "question": record.question})
         self.records = [record for record in self.records if record.id not in gone]
 
+    def lines(self) -> list[str]:
+        """Counts as text, a line for each source."""
+        files = dict.fromkeys(file for file, _ in self.counts)
+        return [
+            f"{file}: {', '.join(f'{what} {count}' for (of, what), count in self.counts.items() if of == file)}"
+            for file in files
+        ]
+
     def table(self) -> list[dict[str, Any]]:
         """Counts as rows: file, what, number."""
         return [{"source": file, "what": what, "rows": count} for (file, what), count in self.counts.items()]
@@ -87,7 +95,7 @@ def collect(sources: Sequence[str], image_dir: str = "", rights: Rights | None =
     for source in sources:
         name, _, path = source.rpartition("=")
         if name and name not in FORMATS:
-            raise ConfigError(f"config.sources: no format {name!r}; choose one of {', '.join(FORMATS)}")
+            raise ConfigError(f"config.data.path: no format {name!r}; choose one of {', '.join(FORMATS)}")
         for file in rows.files(EMBEDDED if path == "embedded" else Path(path).expanduser()):
             folders = [Path(image_dir).expanduser(), file.parent] if image_dir else [file.parent]
             _read(found, file, FORMATS.get(name), folders, rights)
@@ -95,14 +103,15 @@ def collect(sources: Sequence[str], image_dir: str = "", rights: Rights | None =
 
 
 def check_share(found: Collection, most: float) -> None:
-    """Raises DataError where more than `most` of the rows read were refused."""
+    """Raises DataError where more than `most` of the rows read were refused, with the commonest reason."""
     read = sum(count for (_, what), count in found.counts.items() if what == "read")
     refused = read - len(found.records)
     if read and refused > most * read:
-        worst = Counter(row["reason"] for row in found.rejected).most_common(1)[0]
+        [(reason, count)] = Counter(row["reason"] for row in found.rejected).most_common(1)
+        first = next(row for row in found.rejected if row["reason"] == reason)
         raise DataError(
-            f"{refused} of {read} raw rows were refused, {worst[1]} of them as {worst[0]}: see rejected.jsonl, mend "
-            "the files or raise config.max_rejected"
+            f"{refused} of {read} raw rows were refused, {count} of them as {reason}, such as row {first['row']} of "
+            f"{first['file']}: {first['detail']}; mend the files or raise config.data.max_rejected"
         )
 
 
@@ -125,7 +134,7 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
         raise Rejected("not-an-object")
     shape = forced or recognise(row)
     if shape is None:
-        raise Rejected("unknown-shape", f"keys {keys(row)}")
+        raise Rejected("unknown-shape", f"it has {keys(row)}; one's own cases have question, options and answer")
     try:
         raw = shape.read(row)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:

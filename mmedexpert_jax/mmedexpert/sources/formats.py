@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
+from mmedexpert_jax.mmedexpert.sources.cells import flag, items, text
 
 CHOICES = re.compile(r"\s*\n\s*(?:Answer Choices|Options)\s*:\s*(?=\(A\)|A[.)])", re.I)
 _LETTER = re.compile(r"(?:^|\s)\(([A-J])\)\s*")
@@ -81,15 +82,15 @@ def _medqa(row: Mapping[str, Any]) -> Raw:
         list(options.values()),
         row["answer_idx"],
         letters=list(options),
-        key_text=_text(row.get("answer")),
-        step=_text(row.get("meta_info")),
+        key_text=text(row.get("answer")),
+        step=text(row.get("meta_info")),
     )
 
 
 def _multiple_choice(row: Mapping[str, Any]) -> Raw:
     endings = [row[name] for name in sorted(row) if re.fullmatch(r"ending\d+", name)]
-    question = " ".join(part for part in (_text(row["sent1"]), _text(row.get("sent2"))) if part)
-    return Raw(question, endings, int(row["label"]), id=_text(row.get("id")))
+    question = " ".join(part for part in (text(row["sent1"]), text(row.get("sent2"))) if part)
+    return Raw(question, endings, int(row["label"]), id=text(row.get("id")))
 
 
 def _bigbio(row: Mapping[str, Any]) -> Raw:
@@ -97,9 +98,9 @@ def _bigbio(row: Mapping[str, Any]) -> Raw:
     answer = row["answer"][0] if isinstance(row["answer"], list) else row["answer"]
     texts, letters = [o["value"] for o in options], [o["key"] for o in options]
     if isinstance(answer, Mapping):
-        return Raw(row["question"], texts, answer["label"], letters, key_text=_text(answer.get("text")))
+        return Raw(row["question"], texts, answer["label"], letters, key_text=text(answer.get("text")))
     key = row.get("answer_idx") or answer
-    return Raw(row["question"], texts, key, letters, key_text=_text(answer), step=_text(row.get("meta_info")))
+    return Raw(row["question"], texts, key, letters, key_text=text(answer), step=text(row.get("meta_info")))
 
 
 def _in_question(row: Mapping[str, Any]) -> Raw:
@@ -111,18 +112,18 @@ def _in_question(row: Mapping[str, Any]) -> Raw:
     else:
         letters, texts = listed(rest[0] if rest else "")
     label = row["label"][0] if isinstance(row["label"], list) else row["label"]
-    return Raw(question, texts, label, letters, images=_images(row), id=_text(row.get("id")))
+    return Raw(question, texts, label, letters, images=_images(row), id=text(row.get("id")))
 
 
 def _jama(row: Mapping[str, Any]) -> Raw:
     raw = _lettered(row)
-    raw.field, raw.folder = _text(row.get("field")), _text(row.get("link")).rstrip("/").rpartition("/")[2]
+    raw.field, raw.folder = text(row.get("field")), text(row.get("link")).rstrip("/").rpartition("/")[2]
     return raw
 
 
 def _lettered(row: Mapping[str, Any]) -> Raw:
     """Options in opa, opb, ... or in `options`, letter in answer_idx, text in answer."""
-    columns = [f"op{letter.lower()}" for letter in LETTERS if _text(row.get(f"op{letter.lower()}"))]
+    columns = [f"op{letter.lower()}" for letter in LETTERS if text(row.get(f"op{letter.lower()}"))]
     options = row.get("options")
     if columns:
         texts: Sequence[str] = [row[name] for name in columns]
@@ -134,10 +135,10 @@ def _lettered(row: Mapping[str, Any]) -> Raw:
         row["question"],
         texts,
         row["answer_idx"],
-        key_text=_PREFIX.sub("", _text(row.get("answer")), count=1),
+        key_text=_PREFIX.sub("", text(row.get("answer")), count=1),
         images=_images(row),
-        id=_text(row.get("id")),
-        explanation=_text(row.get("explanation")),
+        id=text(row.get("id")),
+        explanation=text(row.get("explanation")),
         repairs=repairs,
     )
 
@@ -153,8 +154,8 @@ def _medxpertqa(row: Mapping[str, Any]) -> Raw:
         label,
         list(given),
         images=_images(row),
-        id=_text(row.get("id")),
-        field=_text(row.get("body_system")),
+        id=text(row.get("id")),
+        field=text(row.get("body_system")),
     )
 
 
@@ -165,31 +166,39 @@ def _medvlthinker(row: Mapping[str, Any]) -> Raw:
         list(options.values()),
         row["answer_label"],
         list(options),
-        key_text=_text(row.get("answer")),
+        key_text=text(row.get("answer")),
         images=_images(row),
-        id=f"{_text(row.get('dataset_name'))}-{_text(row.get('dataset_index'))}",
-        source=_text(row.get("dataset_name")),
+        id=f"{text(row.get('dataset_name'))}-{text(row.get('dataset_index'))}",
+        source=text(row.get("dataset_name")),
     )
 
 
 def _plain(row: Mapping[str, Any]) -> Raw:
-    options = row["options"]
+    """Options in one column, or in the columns A, B, ...; a specialty that is none of the four is a field."""
+    options = row.get("options") or {letter: row[letter] for letter in LETTERS if text(row.get(letter))}
+    options = items(options) if isinstance(options, str) else options
     named = isinstance(options, Mapping)
+    texts = list(options.values()) if named else list(options)
+    marked = [re.match(rf"\(?{letter}[.):]\s+", str(text)) for letter, text in zip(LETTERS, texts, strict=False)]
+    if prefixed := bool(texts) and all(marked):
+        texts = [str(text)[mark.end() :] for text, mark in zip(texts, marked, strict=False) if mark]
+    specialty = text(row.get("specialty"))
     return Raw(
         row["question"],
-        list(options.values()) if named else list(options),
+        texts,
         row["answer"],
         list(options) if named else (),
         images=_images(row),
-        id=_text(row.get("id")),
-        explanation=_text(row.get("explanation")),
-        field=_text(row.get("field")),
-        step=_text(row.get("step")),
-        specialty=_text(row.get("specialty")),
-        split=_text(row.get("split")),
-        source=_text(row.get("source")),
-        licence=_text(row.get("licence") or row.get("license")),
-        redistributable=row.get("redistributable"),
+        id=text(row.get("id")),
+        explanation=text(row.get("explanation")),
+        field=text(row.get("field")) or (specialty if specialty not in SPECIALTIES else ""),
+        step=text(row.get("step")),
+        specialty=specialty,
+        split=text(row.get("split")),
+        source=text(row.get("source")),
+        licence=text(row.get("licence") or row.get("license")),
+        redistributable=flag(row.get("redistributable")),
+        repairs=["option-prefix"] if prefixed else [],
     )
 
 
@@ -203,16 +212,11 @@ def listed(text: str) -> tuple[list[str], list[str]]:
 def _images(row: Mapping[str, Any]) -> Sequence[Any]:
     """Images of a row: `images` or `image`, one or a list, perhaps as JSON text in a CSV cell."""
     found = row.get("images") if row.get("images") is not None else row.get("image")
-    if isinstance(found, str):
-        found = json.loads(found) if found.lstrip().startswith("[") else [p for p in found.split(";") if p.strip()]
+    found = items(found) if isinstance(found, str) else found
     if found is None:
         return []
     listed_images = found if isinstance(found, list) else [found]
     return [i["image_path"] if isinstance(i, Mapping) and "image_path" in i else i for i in listed_images]
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
 
 
 def _options_are(kind: type) -> Callable[[Mapping[str, Any]], bool]:
@@ -321,7 +325,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "plain",
             "one's own cases: question, options, answer and optional id, images, field, specialty, licence, ...",
-            _has("question", "options", "answer"),
+            _all(_has("question", "answer"), lambda row: bool(row.get("options") or text(row.get("A")))),
             _plain,
             "",
             False,

@@ -1,4 +1,5 @@
-"""Rows of a file: JSON Lines, a JSON array or object of columns, CSV, Parquet. Directories give all their files."""
+"""Rows of a file: JSON Lines, a JSON array or object of columns, CSV (commas or semicolons), Parquet. Directories
+give all their files."""
 
 import csv
 import json
@@ -16,6 +17,8 @@ csv.field_size_limit(sys.maxsize)
 
 def files(path: Path) -> list[Path]:
     """The files behind a path, in order of name. Raises DataError where there are none."""
+    if path.is_file() and path.suffix not in SUFFIXES:
+        raise DataError(f"{path}: no such kind of file is read; save the cases as {', '.join(SUFFIXES)}")
     if path.is_file():
         return [path]
     found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else []
@@ -32,7 +35,9 @@ def read(file: Path) -> Iterator[tuple[int, Any]]:
     """
     try:
         yield from enumerate(_rows(file), 1)
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+    except UnicodeDecodeError:
+        raise DataError(f"{file} is not in UTF-8; save it so (in a spreadsheet: CSV UTF-8)") from None
+    except (OSError, csv.Error, ValueError) as error:
         raise DataError(f"{file} is not a readable {file.suffix or 'data'} file: {_line(error)}") from None
 
 
@@ -44,7 +49,9 @@ def _rows(file: Path) -> Iterator[Any]:
             yield from batch.to_pylist()
     elif file.suffix == ".csv":
         with file.open(encoding="utf-8-sig", newline="") as text:
-            yield from csv.DictReader(text)
+            head = text.readline()
+            text.seek(0)
+            yield from csv.DictReader(text, delimiter=";" if head.count(";") > head.count(",") else ",")
     elif file.suffix == ".json":
         yield from _array(json.loads(file.read_text(encoding="utf-8-sig")))
     else:

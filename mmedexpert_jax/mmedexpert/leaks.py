@@ -1,0 +1,72 @@
+"""Decontamination: raw cases held against the test sets of the evaluation, and the sets that were not at hand."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from mmedexpert_jax.data import benchmarks, contamination
+from mmedexpert_jax.data.benchmarks import Benchmark
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.mmedexpert.record import Record
+
+EVERY = "all="  # "all=<folder>": every known benchmark whose directory or zip stands there under its name
+
+
+def test_sets(entries: Sequence[str]) -> list[Benchmark]:
+    """The benchmarks of the entries, "name[:subset][@split][=source]" or "all=<folder>".
+
+    Raises:
+        ConfigError, DataError, RemoteError: as `benchmarks.load`; DataError where a folder holds no benchmark.
+    """
+    found = []
+    for entry in entries:
+        if entry.startswith(EVERY):
+            found += _of_folder(Path(entry.removeprefix(EVERY)).expanduser())
+        else:
+            found.append(benchmarks.load_entry(entry, skip_broken=True))
+    return found
+
+
+def leaked(records: Sequence[Record], tests: Sequence[Benchmark]) -> contamination.Findings:
+    """Pairs of a record and a test item that share their text or an image."""
+    items = [contamination.of_item(item, known.name) for known in tests for item in known.items]
+    return contamination.find([_document(record) for record in records], items)
+
+
+def compared(tests: Sequence[Benchmark]) -> dict[str, int]:
+    """Items by test set: what the cases were held against; 0 for a known set that was not at hand."""
+    found = dict.fromkeys(benchmarks.names(), 0)
+    for known in tests:
+        found[known.name] = found.get(known.name, 0) + len(known.items)
+    return found
+
+
+def line(found: contamination.Findings, compared: dict[str, int]) -> str:
+    """What the comparison gave, and which known test sets are still to be compared."""
+    held = ", ".join(f"{name} ({count} items)" for name, count in compared.items() if count)
+    missing = ", ".join(name for name, count in compared.items() if not count)
+    dropped, seen = len(found.dropped()), len({pair.train_id for pair in found.pairs if pair.decision == "review"})
+    said = f"held against {held or 'no test set'}: {dropped} cases dropped, {seen} to look at in contamination.csv"
+    return said + (f"; not held against {missing}: name their files in config.benchmarks" if missing else "")
+
+
+def table(compared: dict[str, int]) -> list[dict[str, str | int]]:
+    """`compared` as rows of a report."""
+    return [{"test set": name, "items": count or "not at hand"} for name, count in compared.items()]
+
+
+def _of_folder(folder: Path) -> list[Benchmark]:
+    places = [(name, folder / f"{name}{suffix}") for name in benchmarks.names() for suffix in ("", ".zip")]
+    found = [benchmarks.load(name, path, skip_broken=True) for name, path in places if path.exists()]
+    if not found:
+        raise DataError(
+            f"config.benchmarks: {folder} holds no benchmark; put each there in a directory or zip of its name "
+            f"({', '.join(benchmarks.names())})"
+        )
+    return found
+
+
+def _document(record: Record) -> contamination.Document:
+    text = "\n".join([contamination.without_last_question(record.question), *record.options])
+    images = tuple(partial(bytes, picture.data) for picture in record.images)
+    return contamination.Document("raw", record.id, text, images)
