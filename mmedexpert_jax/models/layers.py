@@ -1,4 +1,4 @@
-"""The pieces both towers share: linear layers with a LoRA hook, norms, rotary embedding, attention."""
+"""The pieces both towers share: linear layers with a LoRA hook, norms, attention."""
 
 from dataclasses import dataclass
 
@@ -90,12 +90,6 @@ class GatedMLP(nnx.Module):
 def contract(x: Array, weight: Array) -> Array:
     """x [..., in] with weight [out, in] -> [..., out]; no transposed copy of the weight is made."""
     return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary embedding, half-split: x [..., D] with cos, sin [..., D / 2] that broadcast."""
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 def attend(queries: Array, keys: Array, values: Array, lengths: Array, *, causal: bool) -> Array:

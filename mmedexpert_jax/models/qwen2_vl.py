@@ -11,7 +11,8 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models.config import ModelConfig, TextConfig
-from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, contract, declare, rotate
+from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, contract, declare
+from mmedexpert_jax.models.rotary import rotate, tables
 from mmedexpert_jax.models.vision import VisionTower
 
 # An attention over queries [..., H, T, D] and keys and values [..., Hkv, T, D], queries and keys rotated:
@@ -100,9 +101,8 @@ class TextDecoder(nnx.Module):
         width = self.config.head_dim
         frequencies = self.config.rope_theta ** -(np.arange(0, width, 2, dtype=np.float32) / width)
         rows = np.repeat(np.arange(3), self.config.mrope_section)
-        angles = jnp.swapaxes(positions[..., rows, :], -1, -2).astype(jnp.float32) * frequencies
-        angles = angles[..., None, :, :]
-        return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+        cos, sin = tables(positions, frequencies, rows)
+        return cos.astype(dtype), sin.astype(dtype)
 
 
 class Qwen2VL(nnx.Module):

@@ -16,8 +16,8 @@ from mmedexpert_jax.models.layers import (
     attend_windows,
     contract,
     declare,
-    rotate,
 )
+from mmedexpert_jax.models.rotary import rotate, tables
 
 EPS = 1e-6  # of every norm of the tower, fixed in transformers
 ROPE_THETA = 10000.0
@@ -145,9 +145,7 @@ class VisionTower(nnx.Module):
         """cos and sin [I, 1, P, D / 2], float32: the first half of the angles follows rows, the second columns."""
         half = self.config.head_dim // 2
         frequencies = ROPE_THETA ** -(np.arange(0, half, 2, dtype=np.float32) / half)
-        angles = positions[..., None].astype(jnp.float32) * frequencies  # [I, P, 2, D / 4]
-        angles = angles.reshape(*positions.shape[:2], half)[:, None]
-        return jnp.cos(angles), jnp.sin(angles)
+        return tables(jnp.swapaxes(positions, -1, -2), np.tile(frequencies, 2), np.repeat([0, 1], half // 2))
 
     def windows(self, positions: Array) -> Array:
         """Ids [I, P] of the square windows, counted from each image's upper left corner."""

@@ -68,6 +68,14 @@ def test_keys_without_any_valid_one_give_finite_values_and_gradients():
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
+def test_rotary_tables_are_computed_once_for_all_layers_and_heads(checkpoint, prompts):
+    """Two layers and two blocks: one cosine for the decoder and one for the tower in the compiled program."""
+    case = checkpoint("qwen2_tied")
+    batch = prompts(case.reference, PROMPTS).batch
+    program = jax.jit(case.model.prefill).lower(case.params, batch).compile().as_text()
+    assert program.count(" cosine(") == program.count(" sine(") == 2
+
+
 def test_decode_loop_updates_its_cache_in_place(checkpoint, prompts):
     """No copy of a cache buffer in the compiled loop, and scratch memory that is not a second cache."""
     case = checkpoint("qwen2_tied")

@@ -1,0 +1,28 @@
+"""Rotary embedding of both towers: positions in several dimensions, the halves of a head rotated."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def tables(positions: Array, frequencies: np.ndarray, rows: np.ndarray) -> tuple[Array, Array]:
+    """Cos and sin [..., 1, T, D / 2] in float32; the axis of 1 stands for the heads.
+
+    XLA counts a cosine as cheap, fuses it into its uses and computes it for every layer and head; a sum it keeps.
+
+    Args:
+        positions: [..., N, T], integers.
+        frequencies: [D / 2], radians a position.
+        rows: [D / 2], which of the N positions turns each frequency.
+    """
+    angles = positions[..., None].astype(jnp.float32) * frequencies  # [..., N, T, D / 2]
+    own = rows == np.arange(positions.shape[-2])[:, None, None]
+    cos = jnp.sum(jnp.where(own, jnp.cos(angles), 0), axis=-3, keepdims=True)
+    sin = jnp.sum(jnp.where(own, jnp.sin(angles), 0), axis=-3, keepdims=True)
+    return cos, sin
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """x [..., D] turned by cos, sin [..., D / 2] that broadcast."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
