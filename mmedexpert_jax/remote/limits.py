@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+SETTLING = 1.0  # seconds; refusals within it are one sign of too much, not several
 GLANCE = 0.05  # seconds; answers give tokens back, so that a wait for them may be over sooner
 
 
@@ -45,7 +46,7 @@ class Gate:
         self._most = concurrency
         self._limit = float(concurrency)
         self._requests, self._tokens = Bucket(requests_per_minute), Bucket(tokens_per_minute)
-        self._paused_until = 0.0
+        self._paused_until, self._halved = 0.0, float("-inf")
         self._changed = asyncio.Condition()
         self._turn = asyncio.Lock()
         self.active = 0
@@ -73,10 +74,11 @@ class Gate:
             self._changed.notify_all()
 
     def pause(self, seconds: float) -> None:
-        """Lets nothing out for so long, and half as many in flight after it; a pause in a pause only lengthens it."""
+        """Lets nothing out for so long, and half as many in flight after it; a pause in a pause, or shortly after the
+        last one, only lengthens it."""
         now = time.monotonic()
-        if now >= self._paused_until:
-            self._limit = max(1.0, self._limit / 2)
+        if now >= max(self._paused_until, self._halved + SETTLING):
+            self._limit, self._halved = max(1.0, self._limit / 2), now
         self._paused_until = max(self._paused_until, now + seconds)
 
 
