@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 import mmedexpert_jax as mx
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.medeval.backends.jax_engine import fingerprint
 from mmedexpert_jax.models import smollm2
 from mmedexpert_jax.models.qwen2_vl import flatten
 from mmedexpert_jax.processing.batch import Batch
@@ -186,6 +187,16 @@ def test_images_are_seen_and_the_saved_directory_is_transformers(tiny, tmp_path)
     assert "Made from `smollm2`" in (tmp_path / "out" / "README.md").read_text()
     again = flatten(mx.load_model(tmp_path / "out")[1])
     assert all(np.array_equal(leaf, again[name]) for name, leaf in flatten(params).items())
+
+
+def test_a_changed_file_is_another_model_to_a_run(tiny, tmp_path, monkeypatch):
+    """Answers are kept by the fingerprint of the weights that gave them."""
+    content = bytearray(tiny.read_bytes())
+    content[-3] ^= 1
+    (tmp_path / tiny.name).write_bytes(content)
+    before = fingerprint("smollm2")
+    monkeypatch.setattr(smollm2, "find", lambda: tmp_path / tiny.name)
+    assert fingerprint("smollm2") != before
 
 
 def test_without_the_packages_the_command_that_installs_them_is_named(monkeypatch):

@@ -61,7 +61,7 @@ def fingerprint(path: str) -> str:
     digest = hashlib.sha256()
     for folder in (directory, *adapters):
         for file in sorted(folder.iterdir()):
-            if file.suffix in (".json", ".safetensors", ".jinja", ".txt") and file.is_file():
+            if file.suffix in (".json", ".safetensors", ".gguf", ".jinja", ".txt") and file.is_file():
                 digest.update(f"{file.name} {file.stat().st_size}\n".encode())
                 _add(digest, file)
     return digest.hexdigest()
