@@ -238,8 +238,6 @@ class Learner:
         if self.devices == 1:
             return tree
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
-        if not traced and jax.process_count() > 1:
-            tree = jax.device_get(tree)  # devices of other processes take arrays of the host alone
         if self._config.shard in modes:
             if traced:
                 return jax.lax.with_sharding_constraint(tree, shardings(tree, self._mesh))

@@ -13,6 +13,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba.rollouts import Rollout
+from mmedexpert_jax.runtime import processes
 
 Reward = Callable[..., float]
 
@@ -121,13 +122,15 @@ class Scores:
 
 
 def score(rewards: tuple[Weighted, ...], rollout: Rollout, max_new_tokens: int) -> Scores:
-    """Scores the completions of a step.
+    """Scores the completions of a step; of several processes, each those of its share of the prompts.
 
     Raises:
         ConfigError: a function failed or gave no finite number; it names function and case.
     """
     values = np.zeros((*rollout.lengths.shape, len(rewards)), np.float32)
-    for (i, j), length in np.ndenumerate(rollout.lengths):
+    own = processes.block(len(values))
+    for (i, j), length in np.ndenumerate(rollout.lengths[own]):
+        i += own.start
         prompt = rollout.prompts[i]
         context = {
             "paradigm": prompt.paradigm,
@@ -137,6 +140,7 @@ def score(rewards: tuple[Weighted, ...], rollout: Rollout, max_new_tokens: int) 
         }
         for k, reward in enumerate(rewards):
             values[i, j, k] = _value(reward, prompt.case, rollout.texts[i][j], context)
+    values = processes.concatenate(values[own])
     return Scores(values, values @ np.array([reward.weight for reward in rewards], np.float32), rewards)
 
 

@@ -22,7 +22,7 @@ from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
 from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
-from mmedexpert_jax.runtime import training
+from mmedexpert_jax.runtime import processes, training
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.runtime.training import State
 
@@ -242,12 +242,15 @@ def _rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
 
 
 def _export(config: ConfigDict, run: "Run", model, learner: Learner, state: State, processor) -> Path:
-    if config.trainable == "full":
-        path = run.path / "export" / "model"
-        save_pretrained(path, model, learner.policy(state), processor)
+    full = config.trainable == "full"
+    path = run.path / "export" / ("model" if full else "adapter")
+    trained = processes.whole(learner.policy(state) if full else state.trained)
+    if not processes.is_writer():
+        return path
+    if full:
+        save_pretrained(path, model, trained, processor)
     else:
-        path = run.path / "export" / "adapter"
-        lora.save_peft(path, state.trained, config.model.path)
+        lora.save_peft(path, trained, config.model.path)
     return path
 
 

@@ -32,6 +32,7 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
         run_job: opens and carries out the run of one stage.
     """
     from mmedexpert_jax.launch import ablation_result
+    from mmedexpert_jax.runtime import processes
     from mmedexpert_jax.runtime.devices import compiled_programs
 
     chosen, stages = rows(config), Stages(config, folder(config))
@@ -42,13 +43,15 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
     with compiled_programs(run.path / "programs"):
         for place, (seed, tasks) in enumerate(plan, 1):
             for task, number in zip(tasks, numbers, strict=False):
-                if not task.done:
+                if not processes.agree(task.done):
                     stop_if_asked(run, task.folder.name)
                     print(f"[{number}/{total}] seed {seed}:", end=" ", flush=True)
                     run_job(task.config)
-            summary = ablation_result.write(config, run.path, chosen, stages, config.seeds[:place])
+            if processes.is_writer():
+                summary = ablation_result.write(config, run.path, chosen, stages, config.seeds[:place])
     run.finish(summary)
-    ablation_result.report_run(run.path)
+    if processes.is_writer():
+        ablation_result.report_run(run.path)
 
 
 def folder(config: ConfigDict) -> Path:

@@ -7,11 +7,13 @@ import traceback
 from mmedexpert_jax.errors import ConfigError, Interrupted, UserError
 from mmedexpert_jax.launch import config as configs
 from mmedexpert_jax.launch.flags import Flags, parse_flags
+from mmedexpert_jax.runtime import processes
 
 USAGE = """\
 usage: python -m mmedexpert_jax.launch --config configs/<job>.py[:preset] [--config.key=value ...]
 
   --config.key=value     set a field: numbers (1e-6, 1e3), true/false/yes/no, none, tuples (2,4); the last one wins
+  --processes=N          run the job in N processes of this machine; on a cluster, see docs/cluster.md
   --overrides=file.json  set fields from a JSON object, before those of the command line
   --list_config          print the fields of a config with type, value and meaning
   --debug                show the traceback of an error
@@ -26,16 +28,22 @@ Exit codes: 0 done, 1 unexpected error, 2 usage or config, 3 data, 4 resources, 
 def main(argv: list[str]) -> int:
     """Runs one command; `argv` holds the arguments after the program's name. Returns the exit code."""
     try:
-        return _dispatch(parse_flags(argv))
+        return _dispatch(parse_flags(argv), argv)
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
-        message, code = explain(error)
-        print(message, file=sys.stderr)
-        return code
+        return _fail(*explain(error))
     except KeyboardInterrupt:
-        print("interrupted before anything was saved", file=sys.stderr)
-        return 130
+        return _fail("interrupted before anything was saved", 130)
+
+
+def _fail(message: str, code: int) -> int:
+    """Says the last line and gives the exit code; with several processes, the others end with this one."""
+    if code == 1 and (failure := processes.failure()):  # another one's: the connection to it broke
+        message, code = failure
+    print(processes.signed(message), file=sys.stderr)
+    processes.leave(message, code)
+    return code
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -59,7 +67,7 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def _dispatch(flags: Flags) -> int:
+def _dispatch(flags: Flags, argv: list[str]) -> int:
     if flags.help:
         return _print(usage())
     if not flags.config:
@@ -69,6 +77,12 @@ def _dispatch(flags: Flags) -> int:
     configs.override(config, flags.overrides)
     if flags.list_config:
         return _print(configs.format_config(config, configs.field_docs(configs.locate(flags.config))))
+    if flags.processes > 1 and not processes.named():
+        from mmedexpert_jax.launch import local
+
+        return local.run(flags.processes, argv)
+    if config.job != "review":
+        processes.start()
     from mmedexpert_jax.launch import jobs
 
     jobs.launch(config)

@@ -13,6 +13,7 @@ from typing import Any
 
 from mmedexpert_jax.errors import ConfigError
 
+COUNT = "--processes"
 SWITCHES = ("--debug", "--list_config", "--help")
 
 
@@ -27,6 +28,7 @@ class Flags:
         debug: show tracebacks.
         list_config: print the config's fields instead of running.
         help: print the usage instead of running.
+        processes: of this machine, that the job runs in.
     """
 
     config: str = ""
@@ -34,6 +36,7 @@ class Flags:
     debug: bool = False
     list_config: bool = False
     help: bool = False
+    processes: int = 1
 
 
 def parse_flags(argv: list[str]) -> Flags:
@@ -48,6 +51,8 @@ def parse_flags(argv: list[str]) -> Flags:
             setattr(flags, argument[2:], True)
         elif name.startswith("--config.") and len(name) > len("--config."):
             flags.overrides.append((name[len("--config.") :], value if equals else _value(rest)))
+        elif name == COUNT:
+            flags.processes = _count(value if equals else _value(rest))
         elif name in ("--config", "--overrides"):
             path = value if equals else _value(rest)
             if not isinstance(path, str) or not path:
@@ -86,6 +91,12 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 _EXAMPLE = {"--config": "configs/gba.py", "--overrides": "overrides.json"}
 
 
+def _count(value: str | bool) -> int:
+    if not isinstance(value, str) or not value.isdigit() or not int(value):
+        raise ConfigError(f"{COUNT} needs a number of processes from 1, e.g. {COUNT}=2")
+    return int(value)
+
+
 def _value(rest: list[str]) -> str | bool:
     """Takes the value of a flag that was written without "="; True where another flag or nothing follows."""
     return rest.pop(0) if rest and not rest[0].startswith("--") else True
@@ -96,7 +107,7 @@ def _not_understood(argument: str) -> str:
     key = name.removeprefix("config.")
     if equals and key and (key != name or not argument.startswith("-")):
         return f"stray argument {argument!r}; did you mean --config.{key}={value}?"
-    close = difflib.get_close_matches("--" + name, ["--config", "--overrides", *SWITCHES], n=1, cutoff=0.75)
+    close = difflib.get_close_matches("--" + name, ["--config", "--overrides", COUNT, *SWITCHES], n=1, cutoff=0.75)
     if argument.startswith("-") and close:
         return f"unknown flag {argument!r}; did you mean {close[0]}?"
     if argument.startswith("-"):

@@ -12,7 +12,7 @@ from mmedexpert_jax.medeval import tables
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.run import sample_rows
 from mmedexpert_jax.models import load_architecture, load_processor
-from mmedexpert_jax.runtime import Run
+from mmedexpert_jax.runtime import Run, processes
 
 Evaluate = Callable[[dict, int], dict[str, float]]
 NOTE = "Percent with 95 % intervals, [Wilson's] and (the bootstrap's over cases); gains in points, paired over cases."
@@ -33,7 +33,7 @@ def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
         with run.progress(len(cases), label=f"{settings.split} split at step {step}") as progress:
             evaluation = medeval.evaluate(
                 model,
-                params,
+                processes.local(params),
                 processor,
                 cases,
                 key=jax.random.key(config.seed),
@@ -44,7 +44,8 @@ def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
                 max_new_tokens=config.max_new_tokens,
                 on_batch=progress.update,
             )
-        evaluation.write(_rows(run, step, make=True))
+        if processes.is_writer():
+            evaluation.write(_rows(run, step, make=True))
         run.table("held_out", step, sample_rows(evaluation, [from_case(case) for case in cases]))
         summary = evaluation.summary()
         metrics = {f"eval/{name}": summary[name] for name in ("accuracy", "parse_rate", "mean_length", "truncated")}

@@ -14,12 +14,15 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import pipeline
 from mmedexpert_jax.launch.plan import check, describe
 from mmedexpert_jax.launch.validate import validate
+from mmedexpert_jax.runtime import processes
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 COMMAND = "python -m mmedexpert_jax.launch"
 REPEATABLE = ("dataset",)  # their stages look at what is there and may be run again, alone or all
+# Several processes share the work of these; one does all of any other.
+TOGETHER = ("dsa", "gba", "evaluate", "pipeline", "ablation")
 # Folders of runs inside a run, by job.
 INNER_RUNS = {"dsa": SPECIALTIES, "pipeline": pipeline.FOLDERS, "ablation": ("stages",)}
 ARTEFACTS = {
@@ -43,13 +46,16 @@ def launch(config: ConfigDict) -> None:
         _review(config)
         return
     if config.plan:
-        print(describe(config), flush=True)
+        _say(describe(config))
         check(config)
         return
-    if run_job(config):
-        print(closing(config), flush=True)
-    else:
-        print("--config.fresh=True starts over", flush=True)
+    _say(closing(config) if run_job(config) else "--config.fresh=True starts over")
+
+
+def _say(text: str) -> None:
+    """Prints in the one process that reports."""
+    if processes.is_writer():
+        print(text, flush=True)
 
 
 def _review(config: ConfigDict) -> None:
@@ -76,16 +82,20 @@ def run_job(config: ConfigDict) -> bool:
     from mmedexpert_jax.runtime import Run
     from mmedexpert_jax.runtime.devices import device_errors
 
-    with device_errors(), Run.open(config.workdir, config, fresh=config.fresh) as run:
+    with device_errors(), Run.open(config.workdir, config, fresh=config.fresh) as run, processes.log(run.path / "logs"):
         if run.done and config.job not in REPEATABLE:
             print(f"{config.job} in {config.workdir} is already finished", flush=True)
             return False
         print(f"{config.job} (preset {config.preset}) in {config.workdir}", flush=True)
-        if config.fresh:
+        if config.fresh and processes.is_writer():
             for name in INNER_RUNS.get(config.job, ()):
                 shutil.rmtree(run.path / name, ignore_errors=True)
         import_module("mmedexpert_jax.merging.recipe")  # so that a model's path may be a recipe
-        JOBS[config.job](config, run)
+        if config.job in TOGETHER:
+            JOBS[config.job](config, run)
+        elif processes.is_writer():
+            with processes.alone():
+                JOBS[config.job](config, run)
     return True
 
 
@@ -140,6 +150,8 @@ def _train(train: Callable[..., Any], config: ConfigDict, run: "Run") -> None:
     from mmedexpert_jax.runtime import report
 
     train(config, run, evaluate=evaluator(config, run))
+    if not processes.is_writer():
+        return
     if figures := gain(run):
         run.finish(run.summary | figures)
         print(gain_line(figures), flush=True)
@@ -166,9 +178,22 @@ def _merge(config: ConfigDict, run: "Run") -> None:
 
 
 def _evaluate(config: ConfigDict, run: "Run") -> None:
+    """Several processes answer a share of the questions each; then one, which finds all answers stored, goes on."""
     from mmedexpert_jax import medeval
 
-    medeval.run(config, run)
+    if processes.count() > 1:
+        folder = config.answers or str(run.path / "answers")
+        if config.fresh and not config.answers and processes.is_writer():
+            shutil.rmtree(folder, ignore_errors=True)
+        processes.barrier()
+        share = {"process": processes.index(), "processes": processes.count(), "judge": {"model": ""}}
+        with processes.alone():
+            medeval.answer(_changed(config, answers=folder, **share), run)
+        processes.barrier()
+        config = _changed(config, fresh=False)
+    if processes.is_writer():
+        with processes.alone():
+            medeval.run(config, run)
 
 
 def _pipeline(config: ConfigDict, run: "Run") -> None:

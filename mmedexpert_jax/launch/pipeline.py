@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import Interrupted
 from mmedexpert_jax.launch.presets import SHARED
+from mmedexpert_jax.runtime import processes
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -42,7 +43,8 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
     final = do("merge", "final", experts=_named(experts | {"RL": policy}), weights=())  # section 4.3, stage two
     rows = experts | {"merged experts": merged, "GBA": policy, "final": final}
     evaluation = do("evaluate", "evaluate", model={"path": f"base={base}"}, compare=_named(rows))
-    _finish(run, evaluation, ["base", *rows])
+    if processes.is_writer():
+        _finish(run, evaluation, ["base", *rows])
 
 
 def stage_config(config: ConfigDict, job: str, **fields: Any) -> ConfigDict:

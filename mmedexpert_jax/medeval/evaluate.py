@@ -26,6 +26,7 @@ from mmedexpert_jax.medeval.stats import (
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout import Engine, Reply, Settings
+from mmedexpert_jax.runtime import processes
 
 BOTH = ("strict", "medevalkit")  # scorers that every report shows
 
@@ -235,7 +236,7 @@ def evaluate(
     scorer: str = "strict",
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Lets a model in memory answer cases and judges what it says.
+    """Lets a model in memory answer cases and judges what it says; several processes share the cases.
 
     Args:
         model: the network.
@@ -258,6 +259,7 @@ def evaluate(
         DataError: a prompt over the limit, or a case that cannot be encoded, by its id.
     """
     jobs = list(_jobs(cases, paradigm))
+    share = processes.own(range(len(jobs)))
     settings = Settings(
         num_samples=num_samples,
         max_new_tokens=max_new_tokens,
@@ -266,14 +268,16 @@ def evaluate(
         max_prompt_length=max_prompt_length,
     )
     engine = Engine(model, params, processor, settings, lora=lora, key=key)
-    prompts = (conversation(case, asked) for case, asked in jobs)
+    prompts, names = (conversation(*jobs[i]) for i in share), (f"case {jobs[i][0].id}" for i in share)
     rows: dict[int, list[Row]] = {}
-    for number, replies in engine.answer(prompts, names=(f"case {case.id}" for case, _ in jobs)):
-        case, asked = jobs[number]
-        rows[number] = judged(from_case(case), replies, paradigm=asked, scorer=scorer)
-        if len(rows) % batch_size == 0 or len(rows) == len(jobs):
-            on_batch(len(rows))
-    return Evaluation(tuple(row for number in range(len(jobs)) for row in rows[number]))
+    for place, replies in engine.answer(prompts, share, names):
+        case, asked = jobs[share[place]]
+        rows[place] = judged(from_case(case), replies, paradigm=asked, scorer=scorer)
+        if len(rows) % batch_size == 0 or len(rows) == len(share):
+            on_batch(len(rows) * len(jobs) // len(share))
+    shares = processes.gather([[asdict(row) for row in rows[place]] for place in range(len(share))])
+    count = len(shares)
+    return Evaluation(tuple(Row(**row) for i in range(len(jobs)) for row in shares[i % count][i // count]))
 
 
 def constant(items: Sequence[Item]) -> tuple[str, Evaluation]:

@@ -43,6 +43,17 @@ def run(config: ConfigDict, run: Run) -> None:
         RemoteError: the hub or an endpoint.
         Interrupted: a signal came.
     """
+    targets, results = answer(config, run)
+    if config.processes > 1:
+        answered = {t.name: sum(len(r.evaluations[t.name].rows) for r in results.values()) for t in targets}
+        run.finish({"answers": answered})
+        print(f"process {config.process} of {config.processes} has its answers; a run of one process makes the tables")
+        return
+    finish(config, run, targets, results)
+
+
+def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result]]:
+    """The models, and by benchmark what they answered, or this process's share of it; raises what `run` does."""
     targets = models(config)
     folder = _answers(config, run)
     results = {key: Result(benchmark, {}) for key, benchmark in load(config, partial(print, flush=True)).items()}
@@ -52,12 +63,7 @@ def run(config: ConfigDict, run: Run) -> None:
                 store = folder / slug(target.name) / slug(key)
                 found = _evaluate(config, run, backend, target, key, result.benchmark, store)
                 result.evaluations[target.name] = _judge(config, run, found, result.benchmark, folder)
-    if config.processes > 1:
-        answered = {t.name: sum(len(r.evaluations[t.name].rows) for r in results.values()) for t in targets}
-        run.finish({"answers": answered})
-        print(f"process {config.process} of {config.processes} has its answers; a run of one process makes the tables")
-        return
-    finish(config, run, targets, results)
+    return targets, results
 
 
 def models(config: ConfigDict) -> list[Target]:

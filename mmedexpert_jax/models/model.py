@@ -64,7 +64,7 @@ class Model:
         """
         if isinstance(batch.tokens, jax.core.Tracer):
             return
-        tokens = np.asarray(batch.tokens)
+        tokens = _readable(batch.tokens)
         starts = (tokens[:, :-1] == self.config.vision_start_token_id) & (tokens[:, 1:] == self.config.video_token_id)
         if starts.any():
             row = int(np.flatnonzero(starts.any(-1))[0])
@@ -159,6 +159,13 @@ class Model:
     def unembed(self, params: dict, hidden: Array, lora=None) -> Array:
         """Hidden states [..., D] -> logits [..., V] in float32."""
         return bind(self.config, params, lora).unembed(hidden)
+
+
+def _readable(tokens: Array | np.ndarray) -> np.ndarray:
+    """Tokens [B, T] on the host: of an array that several processes share, this one's rows."""
+    if not isinstance(tokens, jax.Array) or tokens.is_fully_addressable:
+        return np.asarray(tokens)
+    return np.concatenate([np.asarray(shard.data) for shard in tokens.addressable_shards])
 
 
 def _positions(prefix: Prefix, offsets: Array) -> Array:

@@ -4,6 +4,9 @@ A checkpoint is a directory `ckpt/<step>/` that appears by one rename, with Orba
 `manifest.json` that lists the leaves and the size and CRC-32 of every file. One whose files do not agree with its
 manifest (a full disk, a lost node, a copy cut short) is passed over, and the one before it is taken.
 
+Of several processes the writer makes the directory and the manifest; arrays that lie in parts on devices of several
+are written, and read, by each in its parts, so that the directory has to be one that all of them see.
+
 Leaves smaller than PACK bytes travel together in one array: Orbax spends some 4 ms on each array, and the LoRA
 deltas of a model with their two moments are hundreds of small ones.
 """
@@ -23,7 +26,7 @@ import jax
 import numpy as np
 
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime import files, processes
 
 PACK = 1 << 18  # bytes
 _PACKED = "packed"
@@ -54,30 +57,42 @@ class Checkpoints:
         arrays, small = {}, []
         for index, (_, leaf) in enumerate(leaves):
             if _is_small(leaf):
-                small.append(np.asarray(leaf).tobytes())
+                small.append(np.asarray(processes.whole(leaf)).tobytes())
             else:
-                arrays[_name(index)] = leaf
+                arrays[_name(index)] = _savable(leaf)
         final, temporary = self.path / str(step), self.path / f"{step}.tmp"
-        self._clear()
+        writer = processes.is_writer()
         try:
             with files.writing(final):
-                temporary.mkdir(parents=True)
-                _refuse_full(temporary, sum(_bytes(*_shape_dtype(leaf)) for _, leaf in leaves))
+                if writer:
+                    self._clear()
+                    temporary.mkdir(parents=True)
+                    _refuse_full(temporary, sum(_bytes(*_shape_dtype(leaf)) for _, leaf in leaves))
+                processes.barrier()
                 _save_arrays(temporary / "state", arrays | {_PACKED: np.frombuffer(b"".join(small) or b"\0", np.uint8)})
-                manifest = {"step": step, "score": score, "leaves": _describe(leaves), "files": _sums(temporary)}
-                (temporary / "manifest.json").write_text(json.dumps(manifest))
-                if final.exists():
-                    final.rename(self.path / f"{step}.old.tmp")
-                temporary.rename(final)
+                if writer:
+                    manifest = {"step": step, "score": score, "leaves": _describe(leaves), "files": _sums(temporary)}
+                    (temporary / "manifest.json").write_text(json.dumps(manifest))
+                    if final.exists():
+                        final.rename(self.path / f"{step}.old.tmp")
+                    temporary.rename(final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._whole[step] = True
-        self._prune()
+        if writer:
+            self._whole[step] = True
+            self._prune()
+        processes.barrier()
         return final
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints, rising. A file's CRC is read once for each object of this class."""
+        """Steps of the whole checkpoints, rising. A file's CRC is read once for each object of this class.
+
+        All processes of a job get what the writer sees.
+        """
+        return processes.agree(self._steps() if processes.is_writer() else None)
+
+    def _steps(self) -> list[int]:
         if not self.path.is_dir():
             return []
         found = sorted(int(entry.name) for entry in self.path.iterdir() if re.fullmatch(r"\d+", entry.name))
@@ -89,7 +104,10 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the highest score (the later one of equals); None where no checkpoint has a score."""
-        scores = [(score, step) for step in self.steps() if (score := self._manifest(step)["score"]) is not None]
+        return self._best(self.steps())
+
+    def _best(self, steps: list[int]) -> int | None:
+        scores = [(score, step) for step in steps if (score := self._manifest(step)["score"]) is not None]
         return max(scores)[1] if scores else None
 
     def restore(self, step: int, like: Any) -> Any:
@@ -147,7 +165,8 @@ class Checkpoints:
         return self._whole[step]
 
     def _prune(self) -> None:
-        for step in set(self.steps()[: -self.keep]) - {self.best()}:
+        steps = self._steps()
+        for step in set(steps[: -self.keep]) - {self._best(steps)}:
             shutil.rmtree(self.path / str(step), ignore_errors=True)
             self._whole.pop(step)
         self._clear()
@@ -220,7 +239,7 @@ def _as(leaf: Any, data: bytes, shape: tuple[int, ...], dtype: Any) -> Any:
     """Bytes as what `leaf` is: a Python number, a numpy array, or a JAX array with its sharding."""
     array = np.frombuffer(data, dtype).reshape(shape).copy()
     if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
-        return jax.device_put(array, _sharding(leaf))
+        return processes.put(array, _sharding(leaf))
     return array if isinstance(leaf, np.ndarray) else array[()] if isinstance(leaf, np.generic) else array.item()
 
 
@@ -229,6 +248,13 @@ def _checkpointer() -> Any:
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+
+def _savable(leaf: Any) -> Any:
+    """A leaf as Orbax takes it: of several processes, only arrays in parts on their devices, and those of the host."""
+    if processes.count() == 1 or not isinstance(leaf, jax.Array) or not leaf.is_fully_replicated:
+        return leaf
+    return np.asarray(leaf)
 
 
 def _refuse_full(path: Path, size: int) -> None:
@@ -262,7 +288,7 @@ def _restore_arrays(path: Path, leaves: list[tuple[str, Any]]) -> dict[str, Any]
         arrays = checkpointer.restore(path.absolute(), restore_args=arguments)
     for index, (_, leaf) in enumerate(leaves):
         if _name(index) in arrays and isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
-            arrays[_name(index)] = jax.device_put(arrays[_name(index)], _sharding(leaf))
+            arrays[_name(index)] = processes.put(arrays[_name(index)], _sharding(leaf))
     return arrays
 
 

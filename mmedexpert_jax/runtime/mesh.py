@@ -17,6 +17,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmedexpert_jax.errors import ConfigError, ResourceError
+from mmedexpert_jax.runtime import processes
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))
@@ -34,9 +35,10 @@ _LEAVES = tuple((re.compile(rf"(?:^|\.)(?:{layers})\.(weight|bias|a|b)$"), axes)
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """A mesh of data x fsdp x tensor devices, the first ones that JAX lists; data=-1 takes all that there are.
 
-    Raises ResourceError where there are fewer, ConfigError for numbers that are none or do not divide the devices.
+    Raises ResourceError where there are fewer, ConfigError for numbers that are none, do not divide the devices, or
+    leave a process of the job without one.
     """
-    devices = jax.devices()
+    devices = processes.devices()
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     for name, size in sizes.items():
         if size < 1 and not (name == "data" and size == -1):
@@ -52,6 +54,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         raise ResourceError(
             f"mesh {wanted} needs {count} devices and JAX sees {len(devices)} ({devices[0].platform}); "
             f"lower it to at most {len(devices)}, or data to -1 for all"
+        )
+    if processes.count() > 1 and count < len(devices):
+        raise ConfigError(
+            f"mesh of {count} devices: the job's {processes.count()} processes have {len(devices)}, and each must take "
+            "part; set config.mesh.data=-1, or start fewer processes"
         )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
 
@@ -91,7 +98,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 def shard(tree: Any, mesh: Mesh) -> Any:
     """The tree on the mesh by its rules."""
-    return jax.device_put(tree, shardings(tree, mesh))
+    return jax.tree.map(processes.put, tree, shardings(tree, mesh))
 
 
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
@@ -111,12 +118,13 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
             )
         return split if shape else whole
 
-    return jax.device_put(tree, jax.tree_util.tree_map_with_path(of, tree))
+    return jax.tree.map(processes.put, tree, jax.tree_util.tree_map_with_path(of, tree))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The tree on the mesh, whole on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: processes.put(leaf, sharding), tree)
 
 
 def _name(path: Any) -> str:

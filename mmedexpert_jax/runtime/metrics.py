@@ -47,6 +47,29 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return found
 
 
+class Rows:
+    """The rows of `folder` in the memory of a process that does not write them."""
+
+    def __init__(self, folder: Path):
+        self._rows = read(folder)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Keeps one row, and returns it."""
+        self._rows.append({"step": int(step), "time": round(time.time(), 3), **files.plain(values)})
+        return self._rows[-1]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows so far."""
+        return list(self._rows)
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows after `step`."""
+        self._rows = [row for row in self._rows if row["step"] <= step]
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 class Metrics:
     """Appends rows to `folder`/metrics.jsonl and scalars to `folder`/tb.
 
@@ -80,6 +103,10 @@ class Metrics:
         if self._tracker is not None:
             self._tracker.log(scalars, step=row["step"])
         return row
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows so far."""
+        return read(self._folder)
 
     def rewind(self, step: int) -> None:
         """Drops the rows after `step`; TensorBoard is told to forget them too."""

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mmedexpert_jax.errors import ConfigError, Interrupted, ResourceError
-from mmedexpert_jax.runtime import environment, files
-from mmedexpert_jax.runtime.metrics import Metrics, read
+from mmedexpert_jax.runtime import environment, files, processes
+from mmedexpert_jax.runtime.metrics import Metrics, Rows
 from mmedexpert_jax.runtime.progress import Progress
 from mmedexpert_jax.runtime.signals import SIGNALS
 
@@ -65,7 +65,8 @@ _STATUS_EVERY = 10.0  # seconds between two writes of STATUS.json while steps ar
 
 
 class Run:
-    """One job's directory, open for writing by one process.
+    """One job's directory, open for writing by one process; in the others of the job it looks the same, but writes
+    nothing. All of them open it, ask it and leave it together.
 
     Use `Run.open`, as a context manager: an exception marks the run failed or interrupted, signal handlers are given
     back, and a full or read-only disk met anywhere inside becomes a ResourceError. Attributes: `path`, `config` (plain
@@ -77,9 +78,11 @@ class Run:
         self.config = files.plain(config)
         self._lock = lock
         self._keep = keep
+        self._writes = processes.is_writer()
         status = files.read_json(path / "STATUS.json") or {}
+        done = status.get("state") == "done" and not self._grown()
+        self.done, status = processes.agree((done, status))
         self.resumed = bool(status)
-        self.done = status.get("state") == "done" and not self._grown()
         self.summary: dict[str, Any] = status.get("summary") or {}
         now = _now()
         self._opened, self._spent = time.monotonic(), float(status.get("seconds") or 0.0)
@@ -88,7 +91,8 @@ class Run:
             self._status["state"] = "running"
             self._status.pop("error", None)
         self._write_start()
-        self._metrics = Metrics(path, self.config.get("tracker") or "", self.config)
+        tracker = self.config.get("tracker") or ""
+        self._metrics = Metrics(path, tracker, self.config) if self._writes else Rows(path)
         self._closed = False
         SIGNALS.install()
 
@@ -109,6 +113,8 @@ class Run:
         if not str(workdir):
             raise ConfigError("workdir is empty; give a directory, such as --config.workdir=runs/first")
         path = Path(workdir).expanduser()
+        if not processes.is_writer():
+            return cls(path, config, None, keep)
         with files.writing(path):
             path.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(path)
@@ -139,16 +145,17 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows logged so far."""
-        return read(self.path)
+        return self._metrics.rows()
 
     def table(self, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Writes rows (completions, say) as samples/<name>/<step>.jsonl; images become small JPEG data URIs."""
-        return write_table(self.path / "samples" / name / f"{step:06d}.jsonl", rows)
+        path = self.path / "samples" / name / f"{step:06d}.jsonl"
+        return write_table(path, rows) if self._writes else path
 
     def rewind(self, step: int) -> None:
         """Drops metrics and samples after `step`, so that a resumed run writes them as if it had never stopped."""
         self._metrics.rewind(step)
-        for path in self.path.glob("samples/*/*.jsonl"):
+        for path in self.path.glob("samples/*/*.jsonl") if self._writes else ():
             if path.stem.isdigit() and int(path.stem) > step:
                 path.unlink()
         self._status["step"] = max(0, step)
@@ -159,8 +166,11 @@ class Run:
         return Progress(total, start, label or self.path.name)
 
     def interrupted(self) -> int | None:
-        """The signal that asks the run to stop, or None. The trainer saves a checkpoint, then raises Interrupted."""
-        return SIGNALS.caught
+        """The signal that asks the run to stop, or None. The trainer saves a checkpoint, then raises Interrupted.
+
+        A signal to any process counts for all of them.
+        """
+        return processes.largest(SIGNALS.caught or 0) or None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Marks the run done, with the figures that stand for it."""
@@ -183,7 +193,8 @@ class Run:
             self._metrics.close()
         finally:
             SIGNALS.restore()
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
 
     def __enter__(self) -> "Run":
         return self
@@ -196,6 +207,8 @@ class Run:
                 "error": f"{type(error).__name__}: {error}",
             }
         self.close()
+        if error is None:
+            processes.barrier()
         if isinstance(error, OSError) and error.errno in files.DISK_ERRORS:
             raise files.unwritable(error.filename or self.path, error.errno) from error
 
@@ -205,6 +218,8 @@ class Run:
 
     def _write_start(self) -> None:
         self._write_status()
+        if not self._writes:
+            return
         files.write_json(self.path / "config.json", self.config)
         files.write_json(self.path / "env.json", environment.describe())
         cmd = self.path / "cmd.txt"
@@ -213,8 +228,9 @@ class Run:
 
     def _write_status(self) -> None:
         self._written = datetime.now(UTC).timestamp()
-        seconds = round(self._spent + time.monotonic() - self._opened, 3)
-        files.write_json(self.path / "STATUS.json", self._status | {"updated": _now(), "seconds": seconds})
+        if self._writes:
+            seconds = round(self._spent + time.monotonic() - self._opened, 3)
+            files.write_json(self.path / "STATUS.json", self._status | {"updated": _now(), "seconds": seconds})
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -12,6 +12,7 @@ from mmedexpert_jax.data.order import batch_indices, epoch_order
 from mmedexpert_jax.data.prompts import completion, conversation
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.processor import Encoded, Processor
+from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.sft.loss import MicroBatch
 
 _GRAIN = 32  # tokens or patches; padded sizes are multiples, so that the experts' programs are often the same
@@ -56,8 +57,8 @@ class Examples:
         self.shapes = {shape for step in range(self.steps) for _, shape in self._split(step)}
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """The `accumulation` micro-batches of a step (from 0), `batch_size` rows each."""
-        return [self._collate(rows, shape) for rows, shape in self._split(step)]
+        """The `accumulation` micro-batches of a step (from 0), `batch_size` rows each; this process's share of them."""
+        return [self._collate(rows, shape) for rows, shape in processes.own(self._split(step))]
 
     def epoch(self, step: int) -> float:
         """Passes over the cases after so many steps."""

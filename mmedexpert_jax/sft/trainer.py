@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -17,7 +18,7 @@ from mmedexpert_jax.data import SPECIALTIES, Case, load_cases
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model, load_model, load_processor, save_pretrained
-from mmedexpert_jax.runtime import training
+from mmedexpert_jax.runtime import processes, training
 from mmedexpert_jax.runtime.training import State
 from mmedexpert_jax.sft.examples import Examples
 from mmedexpert_jax.sft.loss import MicroBatch, Sums, loss_sums
@@ -44,7 +45,8 @@ def train(
     """Trains an expert on equation 2, or resumes at the run's last checkpoint.
 
     The data order is a function of (seed, step), so that a run that was killed and resumed ends bit-identical to one
-    that never was.
+    that never was. Several processes share the micro-batches of a step, each with one device, and add up what they
+    found.
 
     Args:
         config: of the job dsa; `specialty` is one of the four, or "mixed".
@@ -79,6 +81,8 @@ def train(
             for micro in examples.micro_batches(step):
                 total = _accumulate(program, base, state.trained, total, micro)
                 tokens += int(micro.prompts.lengths.sum() + micro.lengths.sum())
+            total, tokens = processes.total((total, np.int32(tokens)))
+            tokens = int(tokens)
             trained, opt_state, stats = _update(optimizer, state.trained, state.opt_state, total)
             state = State(trained, opt_state, step + 1, state.num_tokens + tokens)
 
@@ -167,11 +171,13 @@ def _policy(base: dict, trained: Any, program: Program) -> dict:
 
 
 def _export(config: ConfigDict, run: "Run", model: Model, params: dict, state: State, processor: Any) -> Path:
-    if isinstance(state.trained, Lora):
-        path = run.path / "export" / "adapter"
+    adapter = isinstance(state.trained, Lora)
+    path = run.path / "export" / ("adapter" if adapter else "model")
+    if not processes.is_writer():
+        return path
+    if adapter:
         lora_module.save_peft(path, state.trained, config.model.path)
     else:
-        path = run.path / "export" / "model"
         save_pretrained(path, model, params, processor)
     return path
 

@@ -1,0 +1,162 @@
+"""What launch/ holds for schedulers: shell that parses, options that exist, manifests with the fields of their APIs."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmedexpert_jax import errors
+
+FOLDER = Path(__file__).parents[2] / "launch"
+# sbatch(1) of SLURM 24.11
+SBATCH = (
+    *("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem", "time"),
+    *("requeue", "signal", "open-mode"),
+)
+# Fields of JobSet v1alpha2 (github.com/kubernetes-sigs/jobset, config/components/crd, commit 08dfbdf) and of what it
+# embeds (Kubernetes' Job and Pod, API v1) that the manifest uses: name -> type, or the fields below; [..] are lists.
+# The manifest was also held to the whole published schema, with unknown fields refused.
+CONTAINER = {
+    "name": str, "image": str, "args": [str], "env": [{"name": str, "value": str}],
+    "resources": {"limits": {"nvidia.com/gpu": int}}, "volumeMounts": [{"name": str, "mountPath": str}],
+}  # fmt: skip
+POD = {
+    "serviceAccountName": str, "restartPolicy": str, "terminationGracePeriodSeconds": int,
+    "securityContext": {"fsGroup": int}, "containers": [CONTAINER],
+    "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}, "emptyDir": {"medium": str}}],
+}  # fmt: skip
+EXIT_CODES = {"containerName": str, "operator": str, "values": [int]}
+JOB = {
+    "completionMode": str, "completions": int, "parallelism": int, "backoffLimit": int, "template": {"spec": POD},
+    "podFailurePolicy": {"rules": [{"action": str, "onExitCodes": EXIT_CODES}]},
+}  # fmt: skip
+JOBSET = {
+    "apiVersion": str, "kind": str, "metadata": {"name": str},
+    "spec": {
+        "failurePolicy": {
+            "maxRestarts": int, "rules": [{"name": str, "action": str, "onJobFailureReasons": [str]}]
+        },
+        "replicatedJobs": [{"name": str, "replicas": int, "template": {"spec": JOB}}],
+    },
+}  # fmt: skip
+
+
+def wrong(value, schema, path="") -> list[str]:
+    """Paths of a manifest that are no fields of its schema, or of another type."""
+    if isinstance(schema, dict):
+        if not isinstance(value, dict):
+            return [path]
+        unknown = [f"{path}.{name}" for name in value.keys() - schema.keys()]
+        return unknown + [
+            p for name in value.keys() & schema.keys() for p in wrong(value[name], schema[name], f"{path}.{name}")
+        ]
+    if isinstance(schema, list):
+        return [path] if not isinstance(value, list) else [p for item in value for p in wrong(item, schema[0], path)]
+    return [] if type(value) is schema else [path]
+
+
+@pytest.fixture(scope="module")
+def jobset() -> dict:
+    documents = {document["kind"]: document for document in yaml.safe_load_all((FOLDER / "jobset.yaml").read_text())}
+    binding = documents["RoleBinding"]
+    assert documents.keys() == {"ServiceAccount", "Role", "RoleBinding", "JobSet"}
+    assert binding["roleRef"] == {
+        "apiGroup": "rbac.authorization.k8s.io",
+        "kind": "Role",
+        "name": documents["Role"]["metadata"]["name"],
+    }
+    assert binding["subjects"][0]["name"] == documents["ServiceAccount"]["metadata"]["name"]
+    return documents["JobSet"]
+
+
+def test_the_jobset_has_fields_of_its_api_alone(jobset):
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert wrong(jobset, JOBSET) == []
+    jobset["spec"]["replicatedJobs"][0]["replica"] = 1
+    assert wrong(jobset, JOBSET) == [".spec.replicatedJobs.replica"]
+    del jobset["spec"]["replicatedJobs"][0]["replica"]
+
+
+def test_the_jobset_restarts_what_was_lost_and_not_what_is_wrong(jobset):
+    """What JAX's detection asks for (jax/_src/clusters/k8s_cluster.py), and our exit codes."""
+    (workers,) = jobset["spec"]["replicatedJobs"]
+    job = workers["template"]["spec"]
+    pod = job["template"]["spec"]
+    assert workers["replicas"] == 1 and job["completionMode"] == "Indexed"
+    assert job["parallelism"] == job["completions"] and job["backoffLimit"] == 0
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy takes no other
+    (rule,) = job["podFailurePolicy"]["rules"]
+    final = [errors.ConfigError, errors.DataError, errors.RemoteError]
+    assert rule["onExitCodes"]["values"] == [error.exit_code for error in final]
+    assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+    mounted = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "tpu_pod.sh"])
+def test_scripts_parse(script):
+    subprocess.run(["bash", "-n", str(FOLDER / script)], check=True)
+
+
+def test_sbatch_options():
+    lines = (FOLDER / "slurm.sbatch").read_text().splitlines()
+    options = dict(
+        re.fullmatch(r"#SBATCH --([a-z-]+)(?:=(\S+))?", line).groups() for line in lines if "#SBATCH " in line[:8]
+    )
+    assert set(options) <= set(SBATCH)
+    assert {"requeue", "signal"} <= set(options) and options["signal"] == "TERM@120"
+    first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    assert not any(line.startswith("#SBATCH") for line in lines[first:]), "sbatch reads none after a command"
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (3, False), (143, True)])
+def test_sbatch_requeues_after_sigterm_alone(tmp_path, code, requeued):
+    """The script itself, with stand-ins of srun and scontrol."""
+    for name, text in (("srun", f"exit {code}"), ("scontrol", f"echo $@ > {tmp_path}/requeued")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", str(FOLDER / "slurm.sbatch")], env=environment, check=False)
+    assert done.returncode == code
+    assert (tmp_path / "requeued").exists() == requeued
+    if requeued:
+        assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+def test_tpu_script_runs_on_all_hosts(tmp_path):
+    (tmp_path / "gcloud").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > {tmp_path}/asked\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "ZONE": "z"}
+    command = [
+        "bash",
+        str(FOLDER / "tpu_pod.sh"),
+        "slice",
+        "run",
+        "--config=configs/gba.py",
+        "--config.workdir=/mnt/a b",
+    ]
+    subprocess.run(command, env=environment, check=True)
+    *asked, last = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["compute", "tpus", "tpu-vm", "ssh", "slice", "--zone=z", "--worker=all"]
+    assert r"-m mmedexpert_jax.launch --config=configs/gba.py --config.workdir=/mnt/a\ b" in last
+    assert subprocess.run([*command[:3], "fly"], env=environment, check=False, capture_output=True).returncode == 2
+
+
+def test_dockerfile():
+    text = (FOLDER / "Dockerfile").read_text().replace("\\\n", " ")
+    steps = [line.split(None, 1) for line in text.splitlines() if line and not line.startswith("#")]
+    names = [name for name, _ in steps]
+    known = {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "USER", "STOPSIGNAL", "ENTRYPOINT"}
+    assert names[0] == "FROM" and set(names) <= known
+    last = dict(steps)
+    assert ":" in last["FROM"] and last["STOPSIGNAL"] == "SIGTERM" and last["USER"] != "root"
+    assert yaml.safe_load(last["ENTRYPOINT"]) == [
+        "python",
+        "-m",
+        "mmedexpert_jax.launch",
+    ]  # no shell, so that signals arrive
+    for name, argument in steps:
+        if name == "COPY":
+            assert all((FOLDER.parent / source).exists() for source in argument.split()[:-1])
