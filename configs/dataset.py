@@ -23,7 +23,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.data.redistributable = ()  # formats or file names whose rows may be passed on
     config.data.restricted = ()  # formats or file names whose rows may not
     config.data.max_rejected = 0.5  # share of refused rows above which the run stops
-    config.benchmarks = ("mmedexpert_mini",)  # test sets to keep out, "name" or "name=path"; data/benchmarks has them
+    config.benchmarks = ("mmedexpert_mini",)  # test sets to keep out: name[:subset][@split][=source], or "all=<folder>"
     config.duplicates = 0.8  # Jaccard overlap of word 5-grams from which two cases with one answer are the same
     config.votes = False  # let the teacher vote on the specialty (section 3.3): two votes, a third breaks a tie
 
@@ -85,7 +85,11 @@ def get_config(preset: str = "mini") -> ConfigDict:
         return config
     config.words = (8, 200)
     config.teacher.kind = "local"
-    config.teacher.prompt = "short"
     config.teacher.temperature = 0.7
-    config.teacher.max_tokens = 96 if preset == "mini" else 256
+    config.teacher.max_tokens = 96
+    config.teacher.prompt = "short"
+    if preset == "smollm2":  # without the worked examples it hardly ever keeps to the format
+        config.teacher.prompt = "full"
+        config.teacher.max_tokens = 256
+        config.teacher.max_prompt_length = 1792
     return config

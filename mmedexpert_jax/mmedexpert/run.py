@@ -130,8 +130,8 @@ class Factory:
         sizes = {name: len(part) for name, part in build.split(chosen, *self._shares()).items()}
         listed, left_out = ", ".join(f"{name} {count}" for name, count in sizes.items()), len(chosen) - len(public)
         print(f"built {len(chosen)} rows ({listed}) in {self.export / 'dataset'}; {left_out} kept out of public")
-        if "dev" not in sizes:
-            print("too few cases for a dev split: train with --config.eval.every=-1", flush=True)
+        if missing := [name for name in build.SPLITS if name not in sizes]:
+            print(f"too few cases for {' and '.join(missing)}: train with --config.eval.every=-1", flush=True)
         if config.push_to:
             publish.push(self.export / "public", config.push_to)
 
