@@ -39,11 +39,11 @@ def get_config(preset: str = "mini") -> ConfigDict:
         config.gba.steps = 24
         config.questions = 400
         config.diversity.questions = 64
-        config.expected.dsa = 1.0
-        config.expected.gba = 4.5
-        config.expected.merge = 1.0
-        config.expected.answer = 0.02
-        config.expected.start = 4.0
+        config.expected.dsa = 1.2
+        config.expected.gba = 4.0
+        config.expected.merge = 2.0
+        config.expected.answer = 0.012
+        config.expected.start = 3.0
     elif preset == "omnimedvqa":
         config.data.path = "benchmark:omnimedvqa@train_1000=hub"
         config.evaluate.benchmarks = ("omnimedvqa@test_rest=hub",)

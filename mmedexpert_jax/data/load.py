@@ -14,14 +14,16 @@ from mmedexpert_jax.errors import DataError
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "mmedexpert_mini"
 SPLITS = ("train", "dev", "test")
+BENCHMARK = "benchmark:"  # begins a path that names a benchmark
 
 
 def load_cases(path: str | Path, split: str, specialty: str | None = None, limit: int = 0, seed: int = 0) -> list[Case]:
     """Reads the cases of one split.
 
     Args:
-        path: "mini" for the embedded set, a directory with `<split>.parquet` or `<split>.jsonl`, or one such file.
-        split: name of the split; ignored where `path` is a file.
+        path: "mini" for the embedded set, a directory with `<split>.parquet` or `<split>.jsonl`, or one such file; or
+            "benchmark:name[:subset][@split][=source]", the choice questions of a benchmark, which have no specialty.
+        split: name of the split; ignored where `path` is a file or a benchmark.
         specialty: keep this specialty only (paper section 3.3); None keeps all.
         limit: keep at most so many cases, the specialties in turn; 0 keeps all.
         seed: of the choice that `limit` makes.
@@ -34,6 +36,9 @@ def load_cases(path: str | Path, split: str, specialty: str | None = None, limit
     """
     if specialty is not None and specialty not in SPECIALTIES:
         raise DataError(f"no specialty {specialty!r}: choose one of {', '.join(SPECIALTIES)}")
+    if str(path).startswith(BENCHMARK):
+        cases = _benchmark(str(path).removeprefix(BENCHMARK))
+        return _subset(cases, limit, seed) if 0 < limit < len(cases) else cases
     file = _find(path, split)
     cases = [_case(row, f"{file}, row {number}", file.parent) for number, row in _rows(file)]
     seen: set[str] = set()
@@ -46,6 +51,28 @@ def load_cases(path: str | Path, split: str, specialty: str | None = None, limit
     if not cases:
         raise DataError(f"{file}: no cases{f' of specialty {specialty}' if specialty else ''}")
     return _subset(cases, limit, seed) if 0 < limit < len(cases) else cases
+
+
+def _benchmark(entry: str) -> list[Case]:
+    """The questions of a benchmark with a letter as key, as cases. Raises DataError, ConfigError, RemoteError."""
+    from mmedexpert_jax.data.benchmarks.registry import load_entry
+
+    items = load_entry(entry).items
+    found = [item for item in items if item.kind == "choice" and item.answer in LETTERS[: len(item.options)]]
+    if not found:
+        raise DataError(f"{BENCHMARK}{entry}: no choice questions to train on")
+    return [
+        Case(
+            id=item.id,
+            question=item.question,
+            options=item.options,
+            answer=item.answer,
+            specialty="",
+            task=item.benchmark,
+            images=tuple(Image.open(io.BytesIO(image.open())) for image in item.images),
+        )
+        for item in found
+    ]
 
 
 def _find(path: str | Path, split: str) -> Path:
@@ -143,6 +170,7 @@ def _image(item: Any, where: str, folder: Path) -> Image.Image:
 def _subset(cases: list[Case], limit: int, seed: int) -> list[Case]:
     """`limit` cases, drawn by `seed`, the specialties in turn as long as they last."""
     order = np.random.default_rng(seed).permutation(len(cases))
-    queues = [[cases[i] for i in order if cases[i].specialty == name] for name in SPECIALTIES]
+    names = dict.fromkeys((*SPECIALTIES, *(case.specialty for case in cases)))
+    queues = [[cases[i] for i in order if cases[i].specialty == name] for name in names]
     rounds = max(len(queue) for queue in queues)
     return [queue[i] for i in range(rounds) for queue in queues if i < len(queue)][:limit]

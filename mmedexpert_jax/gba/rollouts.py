@@ -86,6 +86,11 @@ class Rollout:
         """Tokens of the prompts, once for each completion, and of the completions: TRL's count."""
         return int(sum(len(e.tokens) for e in self.encoded) * self.lengths.shape[1] + self.lengths.sum())
 
+    @property
+    def num_read(self) -> int:
+        """Tokens of the prompts, each once, and of the completions."""
+        return int(sum(len(e.tokens) for e in self.encoded) + self.lengths.sum())
+
     def part(
         self,
         rows: slice | Sequence[int] | np.ndarray,

@@ -21,8 +21,8 @@ from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
 from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.gba.rollouts import Rollout
-from mmedexpert_jax.models import load_model, load_processor, save_pretrained
-from mmedexpert_jax.runtime import processes, training
+from mmedexpert_jax.models import Model, flops, load_model, load_processor, save_pretrained
+from mmedexpert_jax.runtime import costs, processes, training
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.runtime.training import State
 
@@ -98,7 +98,9 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
             metrics = stats | scores.stats() | rollout.stats() | _group_stats(rewards)
             metrics |= scores.by_paradigm([prompt.paradigm for prompt in rollout.prompts])
             metrics |= {"num_tokens": state.num_tokens, "compilations": learner.compilations}
-            metrics |= _clocks(began, sampled, rollout)
+            clocks = _clocks(began, sampled, rollout)
+            costs.count(clocks["step_time"], rollout.num_read, _flops(rollout, model, learner, config))
+            metrics |= clocks
             run.log(state.step, metrics)
             progress.update(state.step, metrics)
             if config.samples_every and training.is_due(state.step, config.samples_every, steps):
@@ -206,6 +208,22 @@ def _parts(rollout: Rollout, batches: Batches, config: ConfigDict, part: int, de
     ]
     nothing = [[rollout.part([], batches, size, config.packing, devices)]]
     return [minibatch for minibatch in minibatches if minibatch] or nothing
+
+
+def _flops(rollout: Rollout, model: Model, learner: Learner, config: ConfigDict) -> float:
+    """Operations of a step: sampling; in every pass the gradient, and the reference where there is a KL; and the old
+    policy where it is asked again."""
+
+    def once(prompts: Sequence[int]) -> float:
+        encoded = [rollout.encoded[i] for i in prompts]
+        images = [len(patches) for one in encoded for patches, _ in one.images]
+        lengths = np.array([len(one.tokens) for one in encoded])
+        return flops.forward(model.config, lengths, rollout.lengths[list(prompts)], np.array(images))
+
+    update = once(np.flatnonzero(rollout.trained).tolist())
+    gradient = flops.trained(update, config.trainable == "full", config.remat) + update * bool(config.beta)
+    sampled = once(range(len(rollout.prompts)))
+    return sampled + config.inner_epochs * gradient + update * (learner.updates > 1)
 
 
 def _clocks(began: float, sampled: float, rollout: Rollout) -> dict[str, float]:

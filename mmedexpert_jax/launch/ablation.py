@@ -4,6 +4,7 @@ The rows are in table3.py; sharing.py gives each stage its directory. What is do
 on by its own job's resume, so that a sweep that was killed loses at most the steps since a checkpoint.
 """
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -95,7 +96,7 @@ def describe(config: ConfigDict) -> list[str]:
         count = sum(task.stage.job == job for task in tasks.values())
         rest = sum(task.stage.job == job for task in left)
         lines.append(f"  {job:8} {count} stages, {count - rest} done")
-    counts = _counts(config)
+    counts = functools.cache(lambda: _counts(config))
     seconds = [_expected(config, task, tasks.values(), counts) for task in left]
     if any(value is None for value in seconds):
         return [*lines, "time     not known: set config.expected, or let one seed finish"]
@@ -103,13 +104,15 @@ def describe(config: ConfigDict) -> list[str]:
     return [*lines, f"time     about {_clock(total)} for the {len(left)} stages left"]
 
 
-def _expected(config: ConfigDict, task: Task, tasks: Iterable[Task], counts: Mapping[str, Counter]) -> float | None:
+def _expected(
+    config: ConfigDict, task: Task, tasks: Iterable[Task], counts: Callable[[], Mapping[str, Counter]]
+) -> float | None:
     """Seconds of a stage: the mean of finished ones that differ in seed or model only, or from config.expected."""
     like = [found.seconds for found in tasks if found.seconds is not None and _kind(found) == _kind(task)]
     if like:
         return sum(like) / len(like)
     each = config.expected["answer" if task.stage.job == "evaluate" else task.stage.job]
-    return each * _size(task, counts) + config.expected.start if each else None
+    return each * _size(task, counts()) + config.expected.start if each else None
 
 
 def _kind(task: Task) -> tuple[Any, ...]:

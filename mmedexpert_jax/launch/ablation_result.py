@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.launch import ablation, table3
+from mmedexpert_jax.launch import ablation, stage_costs, table3
 from mmedexpert_jax.launch.sharing import MODEL, Stages
 from mmedexpert_jax.launch.table3 import Claim, Row
 from mmedexpert_jax.medeval import stats, tables
@@ -29,9 +29,17 @@ MEASURES = {
 NOTE = (
     "Accuracy in percent: mean over the seeds, [95 % bootstrap interval over items, the seeds of an item kept "
     "together], ± half of the 95 % interval of Student's t over the seeds. Gains are paired over items; p is that of a "
-    "paired sign-flip test over items, Holm's p allows for the number of rows. Distinct answers, pass@k and entropy "
-    "are of sampled answers to the same items for all rows. Published: arXiv 2601.10949, another model on another "
-    "benchmark (MedXpertQA-MM): compare signs and order, not sizes."
+    "paired sign-flip test over items, Holm's p allows for the number of rows. Published: arXiv 2601.10949, another "
+    "model on another benchmark (MedXpertQA-MM): compare signs and order, not sizes."
+)
+
+
+FIGURE_NOTE = (
+    "Bars: accuracy with its interval over items. Dots: seeds. Diamonds: the base here plus the published gain over it."
+)
+DIVERSITY_NOTE = (
+    "Sampled answers to the same items for all rows: their accuracy; how many different answers there are; whether one "
+    "is right; and the entropy of a token, the mean of -log p over what was sampled. Intervals as above."
 )
 
 
@@ -56,10 +64,14 @@ def write(config: ConfigDict, path: Path, rows: Sequence[Row], stages: Stages, s
         "seeds": list(seeds),
         "items": {"greedy": _items(found, "accuracy"), "sampled": _items(found, "distinct")},
         "samples": config.diversity.num_samples,
+        "temperature": config.diversity.temperature,
         "rows": [_figures(measured, found) for measured in found.values()],
         "claims": [_verdict(claim, found) for claim in claims if {*claim.better, *claim.worse} <= set(found)],
     }
     _adjust(result["rows"])
+    evaluations = ablation.wanted(config, rows)
+    tasks = {task.folder: task for seed in seeds for task in stages.order(evaluations, seed)}
+    result["costs"] = stage_costs.table(tasks)
     (path / "export" / "tables").mkdir(parents=True, exist_ok=True)
     files.write_json(path / RESULT, result)
     table = table_rows(result)
@@ -80,20 +92,36 @@ def report_run(path: Path) -> None:
         ),
         report.Table("Claims", [{"claim": claim["text"], "here": claim["sentence"]} for claim in result["claims"]]),
         report.Table("Rows", table_rows(result), NOTE),
+        report.Table("Diversity", diversity_rows(result), DIVERSITY_NOTE),
+        report.Table("Cost of the stages", result["costs"], stage_costs.NOTE),
     ]
     report.report_run(path, sections)
 
 
-def page(result: Mapping[str, Any]) -> str:
-    """The result as Markdown: table, note, claims."""
-    seeds = ", ".join(map(str, result["seeds"]))
-    items = result["items"]
+def page(result: Mapping[str, Any], images: str = "") -> str:
+    """The result as Markdown: the table, what the paper claims, the motive, the costs.
+
+    Args:
+        result: what `write` left in export/ablation.json.
+        images: folder of the panels, relative to the page; empty: none are shown.
+    """
+    seeds, items = result["seeds"], result["items"]
     head = (
-        f"{len(result['seeds'])} seeds ({seeds}), preset {result['preset']}: {items['greedy']} items answered "
-        f"greedily, {items['sampled']} of them {result['samples']} times at temperature 1.\n"
+        f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} ({', '.join(map(str, seeds))}), preset "
+        f"{result['preset']}: {items['greedy']} items answered greedily, {items['sampled']} items "
+        f"{result['samples']} times at temperature {result['temperature']:g}.\n"
     )
+    panels = [title for title, names in table3.PANELS.items() if _has(result, names)] if images else []
+    figures = [f"![Figure 3 {title}]({images}/figure3{title[1]}.png)\n" for title in panels]
     claims = "".join(f"- {claim['sentence']}\n" for claim in result["claims"])
-    return f"{head}\n{tables.markdown(table_rows(result))}\n{NOTE}\n\n{claims}"
+    sections = {
+        "Rows": f"{tables.markdown(table_rows(result))}\n{NOTE}\n",
+        "Figure 3": "\n".join([*figures, FIGURE_NOTE + "\n"]) if figures else "",
+        "Claims": claims,
+        "Diversity": f"{tables.markdown(diversity_rows(result))}\n{DIVERSITY_NOTE}\n",
+        "Costs": f"{tables.markdown([_texts(row) for row in result['costs']])}\n{stage_costs.NOTE}\n",
+    }
+    return head + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items() if text)
 
 
 def table_rows(result: Mapping[str, Any]) -> tables.Rows:
@@ -111,10 +139,18 @@ def table_rows(result: Mapping[str, Any]) -> tables.Rows:
         line["published"] = "–" if published is None else f"{published:.2f}"
         both = published is not None and base is not None and base["published"] is not None and row is not base
         line["published gain"] = f"{published - base['published']:+.2f}" if both and base else "–"
+        lines.append(line)
+    return lines
+
+
+def diversity_rows(result: Mapping[str, Any]) -> tables.Rows:
+    """The paper's motive, row by row: how right and how different sampled answers are."""
+    lines = []
+    for row in result["rows"]:
+        line = {"method": row["name"]}
         for name in ("sampled", "distinct", "passed", "entropy"):
             heading, _, factor = MEASURES[name]
-            heading = heading.replace("@k", f"@{result['samples']}")
-            line[heading] = _mean(row[name], factor)
+            line[heading.replace("@k", f"@{result['samples']}")] = _cell(row[name], factor)
         lines.append(line)
     return lines
 
@@ -132,12 +168,12 @@ def spread(result: Mapping[str, Any]) -> tables.Rows:
     return lines
 
 
-def draw(result: Mapping[str, Any], folder: Path, prefix: str = "figure3") -> list[Path]:
+def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """The panels of Figure 3 whose rows are there, as bars with the intervals over items and a dot per seed."""
     rows = {row["name"]: row for row in result["rows"]}
     drawn = []
     for title, names in table3.PANELS.items():
-        if not set(names) <= set(rows):
+        if not _has(result, names):
             continue
         base = rows["Base"]
         bars = []
@@ -147,7 +183,7 @@ def draw(result: Mapping[str, Any], folder: Path, prefix: str = "figure3") -> li
             value, low, high = (100 * figure[key] for key in ("mean", "low", "high"))
             dots = [100 * seed for seed in figure["by_seed"]]
             bars.append(plots.Bar(name, value, low, high, dots, expected))
-        path = folder / f"{prefix}{title[1]}.png"
+        path = folder / f"figure3{title[1]}.png"
         drawn.append(plots.bars(bars, path, f"Figure 3 {title}", "right answers, %"))
     return drawn
 
@@ -274,6 +310,14 @@ def _mean(figure: Mapping[str, Any], factor: float, form: str = "") -> str:
     if figure["seeds_low"] is not None:
         spread = f" ± {factor * (figure['seeds_high'] - figure['seeds_low']) / 2:{form.lstrip('+')}}"
     return f"{factor * figure['mean']:{form}}{spread}"
+
+
+def _has(result: Mapping[str, Any], names: Sequence[str]) -> bool:
+    return set(names) <= {row["name"] for row in result["rows"]}
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in row.items()}
 
 
 def _tick(row: Mapping[str, Any], column: str) -> str:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 COMMAND = "python -m mmedexpert_jax.launch"
-REPEATABLE = ("dataset",)  # their stages look at what is there and may be run again, alone or all
+REPEATABLE = ("dataset", "evaluate")  # they look at what is there and may be run again, alone or all
+DRIFTING = ("evaluate",)  # answers are stored under all that they depend on: any config may go on with them
 # Several processes share the work of these; one does all of any other.
 TOGETHER = ("dsa", "gba", "evaluate", "pipeline", "ablation")
 # Folders of runs inside a run, by job.
@@ -82,7 +83,8 @@ def run_job(config: ConfigDict) -> bool:
     from mmedexpert_jax.runtime import Run
     from mmedexpert_jax.runtime.devices import device_errors
 
-    with device_errors(), Run.open(config.workdir, config, fresh=config.fresh) as run, processes.log(run.path / "logs"):
+    opened = Run.open(config.workdir, config, fresh=config.fresh, drift=config.job in DRIFTING)
+    with device_errors(), opened as run, processes.log(run.path / "logs"):
         if run.done and config.job not in REPEATABLE:
             print(f"{config.job} in {config.workdir} is already finished", flush=True)
             return False

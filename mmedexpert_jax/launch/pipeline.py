@@ -69,6 +69,7 @@ def _named(paths: dict[str, str]) -> tuple[str, ...]:
 
 def _finish(run: "Run", evaluation: str, names: list[str]) -> None:
     """One table: accuracy in all and by specialty with 95 % intervals, and the paired gain over the base."""
+    from mmedexpert_jax.launch import stage_costs
     from mmedexpert_jax.medeval import tables
     from mmedexpert_jax.medeval.evaluate import Evaluation
     from mmedexpert_jax.medeval.finish import rows_path
@@ -81,5 +82,7 @@ def _finish(run: "Run", evaluation: str, names: list[str]) -> None:
     table = [row | gains.get(row["model"], {}) for row in tables.models_table(summaries)]
     files.write_text(run.path / "table.md", tables.markdown(table))
     run.finish({"models": summaries})
-    report.report_run(run.path, [report.Table(tables.HEADLINE, table, tables.INTERVALS)])
+    stages = [*(run.path / "experts").glob("*"), *(run.path / name for name in FOLDERS)]
+    costs = report.Table("Cost of the stages", stage_costs.table(stages), stage_costs.NOTE)
+    report.report_run(run.path, [report.Table(tables.HEADLINE, table, tables.INTERVALS), costs])
     print(tables.markdown(table), flush=True)

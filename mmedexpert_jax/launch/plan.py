@@ -80,7 +80,7 @@ def _counts(config: ConfigDict) -> dict[str, Counter | str]:
     for split in SPLITS:
         try:
             cases = load_cases(config.data.path, split, limit=config.limit, seed=config.seed)
-        except DataError as error:
+        except (DataError, RemoteError) as error:
             found[split] = str(error)
             continue
         found[split] = Counter(case.specialty for case in cases)

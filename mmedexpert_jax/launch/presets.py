@@ -15,7 +15,9 @@ MODELS = {
     "lingshu_7b": "lingshu-medical-mllm/Lingshu-7B",
 }
 # Fields that a pipeline sets once for all its stages.
-SHARED = ("job", "preset", "workdir", "seed", "fresh", "plan", "plan_mesh", "limit", "tracker", "model", "data")
+SHARED = (
+    *("job", "preset", "workdir", "seed", "fresh", "plan", "plan_mesh", "limit", "tracker", "price", "model", "data"),
+)
 
 
 def common(job: str, preset: str) -> ConfigDict:
@@ -30,11 +32,13 @@ def common(job: str, preset: str) -> ConfigDict:
     config.plan_mesh = ""  # devices to plan for: "a100x8", "h100x8", "v5e-8", any number; empty: those of this machine
     config.limit = 0  # cases read at most per split, specialties in turn; 0: all
     config.tracker = ""  # beside metrics.jsonl and TensorBoard: "wandb" or "trackio", where installed; empty: none
+    config.price = 0.0  # dollars for an hour of one device, for the cost in reports; 0: no money is printed
     config.model = ConfigDict()
     config.model.path = MODELS[preset]  # base model: "mini", "smollm2", a Hugging Face directory or hub id, or a run
     config.model.dtype = ""  # of the base weights; empty: float32 on CPU, the checkpoint's elsewhere
     config.data = ConfigDict()
-    config.data.path = "mini"  # "mini", or a .parquet or .jsonl file, or a directory with one per split
+    # "mini", a .parquet or .jsonl file, a directory with one per split, or "benchmark:name[:subset][@split][=source]"
+    config.data.path = "mini"
     return config
 
 

@@ -53,7 +53,7 @@ class Task:
     def seconds(self) -> float | None:
         """Wall seconds that it took, once it is done."""
         status = files.read_json(self.folder / "STATUS.json") or {}
-        return status.get("seconds") if status.get("state") == "done" else None
+        return (status.get("cost") or {}).get("wall_seconds") if status.get("state") == "done" else None
 
 
 class Stages:

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
+from mmedexpert_jax.data.load import BENCHMARK
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch.config import convert, fields
 
@@ -92,8 +93,12 @@ def validate(config: ConfigDict) -> None:
         convert("weights", weight, float)
     if config.get("job") == "dataset":
         _check_factory(config)
-    elif "data" in config and config.data.path != "mini" and not Path(config.data.path).expanduser().exists():
+    elif "data" in config and not _has_data(config.data.path):
         raise DataError(f"config.data.path: no such file or directory: {config.data.path}")
+
+
+def _has_data(path: str) -> bool:
+    return path == "mini" or path.startswith(BENCHMARK) or Path(path).expanduser().exists()
 
 
 def _check_evaluated(config: ConfigDict) -> None:

@@ -1,6 +1,7 @@
 """What an evaluation leaves behind: rows, a summary, tables in four formats, the report."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,20 @@ from mmedexpert_jax.runtime import Run, files
 
 
 def finish(config: ConfigDict, run: Run, targets: Sequence[Target], results: Mapping[str, Result]) -> None:
-    """Writes export/rows/, export/summary.json, export/tables/, table.md and report.html, and prints the headlines."""
+    """Writes export/rows/, export/summary.json, export/tables/, table.md and report.html; prints the paper's tables and
+    the headlines."""
     summaries = {key: _summaries(result) for key, result in results.items()}
-    sections: list[page.Part] = []
-    for table, lines in paper_tables.measured_tables(results, targets):
-        title = f"Table {table.number}: {table.title}"
-        readable = paper_tables.readable(table, lines)
-        spread, structured = paper_tables.spread(table, lines), paper_tables.structured(table, lines)
-        _write_table(run.path, f"table{table.number}", readable, title, spread, structured)
-        sections.append(page.Part(title, readable, f"{tables.INTERVALS} {table.note}"))
+    for name in ("tables", "rows"):  # of an earlier run with other models or benchmarks
+        shutil.rmtree(run.path / "export" / name, ignore_errors=True)
+    papers = _paper_parts(run.path, results, targets)
+    sections = list(papers)
+    headlines = []
     for key, result in results.items():
         parts = benchmark_parts(result, summaries[key])
         sections += [page.Part(f"{key}: {part.title}", part.rows, part.note, part.folded) for part in parts]
-        title, cells = f"{result.benchmark.title}: {HEADLINE}", tables.every_cell(summaries[key])
-        _write_table(run.path, slug(key), parts[0].rows, title, cells, summaries[key])
+        headlines.append(page.Part(f"{result.benchmark.title}: {HEADLINE}", parts[0].rows))
+        cells = tables.every_cell(summaries[key])
+        _write_table(run.path, slug(key), parts[0].rows, headlines[-1].title, cells, summaries[key])
         for name, evaluation in result.evaluations.items():
             rows = rows_path(run.path, key, name)
             rows.parent.mkdir(parents=True, exist_ok=True)
@@ -38,11 +39,23 @@ def finish(config: ConfigDict, run: Run, targets: Sequence[Target], results: Map
     files.write_json(run.path / "export" / "summary.json", summaries)
     files.write_text(run.path / "table.md", "\n".join(_markdown(part) for part in sections))
     styles = {target.name: style(config, target) for target in targets}
-    paradigm = config.paradigm or None
-    page.write(run.path, sections, results, styles, paradigm, config.report_items)
+    page.write(run.path, sections, results, styles, config.paradigm or None, config.report_items)
     run.finish({"benchmarks": summaries})
-    for key, result in results.items():
-        tables.show(benchmark_parts(result, summaries[key])[0].rows, f"{result.benchmark.title}: {HEADLINE}")
+    for part in (*papers, *headlines):
+        tables.show(part.rows, part.title, part.note, heads=3 if part in papers else 1)
+
+
+def _paper_parts(folder: Path, results: Mapping[str, Result], targets: Sequence[Target]) -> list[page.Part]:
+    """The paper's tables in which a measured model has a figure, written to export/tables/ as well."""
+    parts = []
+    for table, lines in paper_tables.measured_tables(results, targets):
+        title, readable = f"Table {table.number}: {table.title}", paper_tables.readable(table, lines)
+        note = " ".join(filter(None, (paper_tables.partly(table, results), tables.INTERVALS, table.note)))
+        spread = paper_tables.spread(table, lines)
+        structured = paper_tables.structured(table, lines) | {"note": note}
+        _write_table(folder, f"table{table.number}", readable, title, spread, structured, note)
+        parts.append(page.Part(title, readable, note))
+    return parts
 
 
 def benchmark_parts(result: Result, summaries: Mapping[str, Mapping[str, Any]]) -> list[page.Part]:
@@ -119,15 +132,19 @@ def _headline(benchmark: Benchmark, summaries: Mapping[str, Mapping[str, Any]]) 
     return rows
 
 
-def _write_table(folder: Path, name: str, readable: Rows, title: str, spread: Rows, structured: Any) -> None:
+def _write_table(
+    folder: Path, name: str, readable: Rows, title: str, spread: Rows, structured: Any, note: str = tables.INTERVALS
+) -> None:
     place = folder / "export" / "tables"
     place.mkdir(parents=True, exist_ok=True)
-    files.write_text(place / f"{name}.md", f"{title}\n\n{tables.markdown(readable)}")
+    files.write_text(place / f"{name}.md", f"{title}\n\n{tables.markdown(readable)}\n{note}\n")
     files.write_text(place / f"{name}.csv", tables.comma_separated(spread))
-    files.write_text(place / f"{name}.tex", tables.latex(readable, title))
+    files.write_text(place / f"{name}.tex", tables.latex(readable, f"{title}. {note}"))
     files.write_text(place / f"{name}.json", json.dumps(files.plain(structured), indent=1, ensure_ascii=False) + "\n")
 
 
 def _markdown(part: page.Part) -> str:
     note = f"\n{part.note}\n" if part.note else ""
+    if all(list(row) == [""] for row in part.rows):  # lines of text
+        return f"## {part.title}\n\n```text\n" + "".join(f"{row['']}\n" for row in part.rows) + "```\n"
     return f"## {part.title}\n\n{tables.markdown(part.rows)}{note}"

@@ -73,6 +73,17 @@ def measured_tables(results: Mapping[str, Result], targets: Sequence[Target]) ->
     return [(table, rows) for table, rows in made if any(line.source == MEASURED for line in rows)]
 
 
+def partly(table: PaperTable, results: Mapping[str, Result]) -> str:
+    """Which columns are measured on another number of items than the published one; "" where none is."""
+    found = {}
+    for column in table.columns:
+        if (result := _result(column, results)) is not None:
+            wanted, have = result.benchmark.census.get("published_items"), len(result.benchmark.items)
+            if wanted and wanted != have:
+                found[result.benchmark.title] = f"{result.benchmark.title} {have:,} of {wanted:,}"
+    return f"Not the whole benchmark was measured: {', '.join(found.values())} items." if found else ""
+
+
 def readable(table: PaperTable, rows: Sequence[Line]) -> Rows:
     """Rows for Markdown, LaTeX and the report: "27.5 [25.6, 29.5] (25.6, 29.4)", published figures as printed, gaps
     signed."""
@@ -107,8 +118,7 @@ def _published(table: PaperTable, figures: Sequence[float | None]) -> dict[str, 
 
 
 def _measured(column: Column, results: Mapping[str, Result], model: str) -> dict[str, Any] | None:
-    versions = (key for key in results if key.startswith(f"{column.benchmark}:") and "@" not in key)
-    result = results.get(column.benchmark) or results.get(next(versions, ""))
+    result = _result(column, results)
     if result is None or model not in result.evaluations:
         return None
     evaluation = result.evaluations[model]
@@ -123,6 +133,12 @@ def _measured(column: Column, results: Mapping[str, Result], model: str) -> dict
             return None
         evaluation = evaluation.only(*places[0])
     return evaluation.accuracy() if evaluation.rows else None
+
+
+def _result(column: Column, results: Mapping[str, Result]) -> Result | None:
+    """The benchmark of a column: the paper's version of it, or the first other one."""
+    versions = (key for key in results if key.startswith(f"{column.benchmark}:") and "@" not in key)
+    return results.get(column.benchmark) or results.get(next(versions, ""))
 
 
 def _head(line: Line) -> dict[str, str]:

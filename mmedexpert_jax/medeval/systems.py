@@ -19,8 +19,11 @@ class System:
         model: hub id.
         kind: what runs it, one of KINDS.
         prompt: style that its authors use (`prompts.styles()`).
-        licence: of the weights, as the model card says.
+        licence: of the weights.
+        source: where the licence was read; "" where it was not seen and the card must be.
         note: what one must know to run it.
+        folders: some of the hub repository's, each with a checkpoint of its own, one of which must be named; () where
+            the repository is one checkpoint.
     """
 
     title: str
@@ -29,7 +32,9 @@ class System:
     kind: str
     prompt: str
     licence: str
+    source: str = ""
     note: str = ""
+    folders: tuple[str, ...] = ()
 
     @property
     def row(self) -> tuple[str, str]:
@@ -38,31 +43,47 @@ class System:
 
 
 SYSTEMS: Mapping[str, System] = {
-    "medvlm-r1": System("MedVLM-R1", "2B", "JZPeterPan/MedVLM-R1", "jax", "medvlm_r1", "Apache-2.0"),
+    "medvlm-r1": System(
+        *("MedVLM-R1", "2B", "JZPeterPan/MedVLM-R1", "jax", "medvlm_r1", "Apache-2.0"),
+        source="model card",
+    ),
     "med-r1": System(
-        *("Med-R1", "2B", "yuxianglai117/Med-R1", "jax", "med_r1", "see the card"),
-        "the repository holds one checkpoint per modality and task in folders: download it and give the folder as path",
+        *("Med-R1", "2B", "yuxianglai117/Med-R1", "jax", "med_r1", "Apache-2.0"),
+        source="model card",
+        note="a checkpoint for each modality (VQA_CT, VQA_MRI ...) and task (VQA_AI, VQA_LG ...); the paper does not "
+        "say which it took. Those under Qwen_2.5_3B_nothink/ are 3B and were trained without reasoning",
+        folders=("VQA_CT", "VQA_MRI"),
     ),
     "medvlthinker": System(
-        "MedVLThinker", "3B", "UCSC-VLAA/MedVLThinker-3B-RL_m23k", "jax", "medvlthinker", "Apache-2.0"
+        *("MedVLThinker", "3B", "UCSC-VLAA/MedVLThinker-3B-RL_m23k", "jax", "medvlthinker", "Apache-2.0"),
+        source="its repository, git a3163b1",
     ),
-    "lingshu": System("Lingshu", "7B", "lingshu-medical-mllm/Lingshu-7B", "jax", "medevalkit", "MIT"),
+    "lingshu": System(
+        *("Lingshu", "7B", "lingshu-medical-mllm/Lingshu-7B", "jax", "medevalkit", "MIT"),
+        source="a third party's list (bio.rodeo)",
+    ),
     "medgemma": System(
         *("MedGemma", "4B", "google/medgemma-4b-it", "transformers", "medevalkit"),
-        "Health AI Developer Foundations terms",
-        "gated on the hub; the paper's tables do not give its size",
+        licence="Health AI Developer Foundations terms",
+        source="a copy of the model card",
+        note="gated on the hub; the paper's tables do not give its size",
     ),
     "llava-med": System(
-        *("LLaVA-Med", "7B", "microsoft/llava-med-v1.5-mistral-7b", "endpoint", "medevalkit", "Apache-2.0"),
-        "transformers has no class for it: serve it with its authors' code",
+        *("LLaVA-Med", "7B", "microsoft/llava-med-v1.5-mistral-7b", "endpoint", "medevalkit"),
+        licence="that of Mistral-7B-Instruct-v0.2, for research only",
+        source="model card",
+        note="transformers has no class for it: serve it with its authors' code",
     ),
     "huatuogpt-v": System(
         *("HuatuoGPT-V", "7B", "FreedomIntelligence/HuatuoGPT-Vision-7B", "endpoint", "medevalkit", "Apache-2.0"),
-        "transformers has no class for it: serve it with its authors' code",
+        note="transformers has no class for it: serve it with its authors' code. HuatuoGPT-Vision-7B-Qwen2.5VL, a "
+        "later version, is a checkpoint of the family that the JAX engine runs",
     ),
     "bimedix2": System(
-        *("BiMediX2", "7B", "MBZUAI/BiMediX2-8B", "endpoint", "medevalkit", "CC-BY-NC-SA-4.0"),
-        "8B on the hub, 7B in the paper's table; transformers has no class for it: serve it with its authors' code",
+        *("BiMediX2", "7B", "MBZUAI/BiMediX2-8B-hf", "endpoint", "medevalkit", "CC-BY-NC-SA-4.0"),
+        source="its repository, git 00f8bf2",
+        note="8B on the hub, 7B in the paper's table; BiMediX2-8B-hf is the one for vLLM, BiMediX2-8B that for its "
+        "authors' code",
     ),
 }
 
@@ -77,6 +98,7 @@ class Target:
         model: path, hub id, or the name that an endpoint serves it under.
         url: of the endpoint; "" for config.endpoint.url.
         prompt: style of its own; "" where it has none.
+        folder: of the hub repository `model`, where its checkpoint is not at the top.
         row: name and size of the published row that it stands beside; None where there is none.
     """
 
@@ -85,12 +107,13 @@ class Target:
     model: str
     url: str = ""
     prompt: str = ""
+    folder: str = ""
     row: tuple[str, str] | None = None
 
 
 def parse(entry: str, url: str = "") -> Target:
-    """A model from `[name=]model`: a path or hub id for the JAX engine; "system:NAME" for a row of the registry;
-    "endpoint:MODEL[@URL]"; "transformers:PATH".
+    """A model from `[name=]model`: a path or hub id for the JAX engine; "system:NAME[/FOLDER]" for a row of the
+    registry; "endpoint:MODEL[@URL]"; "transformers:PATH".
 
     Args:
         entry: as above.
@@ -98,16 +121,20 @@ def parse(entry: str, url: str = "") -> Target:
             asked there.
 
     Raises:
-        ConfigError: no such system.
+        ConfigError: no such system, or no folder where its repository has several checkpoints.
     """
     named, _, spec = entry.partition("=") if "://" in entry else entry.rpartition("=")
     if not spec:
         named, spec = "", entry
     kind, _, rest = spec.partition(":")
     if kind == "system":
-        system = _system(rest)
+        name, _, folder = rest.partition("/")
+        system = _system(name)
+        if bool(folder) != bool(system.folders):
+            raise ConfigError(_folders(name, system))
         runs = "endpoint" if url and system.kind != "jax" else system.kind
-        return Target(named or f"{system.title} {system.size}", runs, system.model, url, system.prompt, system.row)
+        title = f"{system.title} {system.size} {folder}".strip()
+        return Target(named or title, runs, system.model, url, system.prompt, folder, system.row)
     if kind == "endpoint":
         model, _, place = rest.partition("@")
         return Target(named or model, "endpoint", model, place or url, row=_row(named))
@@ -122,6 +149,13 @@ def _system(name: str) -> System:
         hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(f"no system {name!r}; {hint}choose one of {', '.join(SYSTEMS)}")
     return SYSTEMS[name]
+
+
+def _folders(name: str, system: System) -> str:
+    if not system.folders:
+        return f"system:{name} is one checkpoint: leave the folder away"
+    some = ", ".join(f"system:{name}/{folder}" for folder in system.folders)
+    return f"{system.model} holds several checkpoints: name one, such as {some}"
 
 
 def _row(name: str) -> tuple[str, str] | None:

@@ -157,21 +157,41 @@ def latex(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
     )
 
 
-def show(rows: Sequence[Mapping[str, str]], title: str) -> None:
-    """Prints a table to the terminal, intervals under their figure; one that is too wide stands on its side."""
+def show(rows: Sequence[Mapping[str, str]], title: str, note: str = "", heads: int = 1) -> None:
+    """Prints a table to the terminal, intervals under their figure.
+
+    One that is too wide stands on its side; if that is too wide, too, it comes in parts, each with the first `heads`
+    columns.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    columns = _columns(rows)
-    lines = [columns, *(["\n".join(split(row.get(column, ""))) for column in columns] for row in rows)]
-    console = Console()
-    for way in (lines, [list(line) for line in zip(*lines, strict=True)]):
-        table = Table(*way[0], title=title)
-        for line in way[1:]:
-            table.add_row(*line)
-        if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
-            break
-    console.print(table)
+    columns, console = _columns(rows), Console()
+
+    def table(lines: Sequence[Sequence[str]]) -> Table:
+        made = Table(*lines[0], title=title)
+        for line in lines[1:]:
+            made.add_row(*line)
+        return made
+
+    def part(names: Sequence[str]) -> list[list[str]]:
+        body = (["\n".join(split(row.get(name, ""))) for name in names] for row in rows)
+        return [list(names), *body]
+
+    def fits(lines: Sequence[Sequence[str]]) -> bool:
+        return console.measure(table(lines), options=console.options.update(width=10_000)).maximum <= console.width
+
+    ways = [part(columns), [list(line) for line in zip(*part(columns), strict=True)]]
+    if whole := next(filter(fits, ways), None):
+        console.print(table(whole))
+    else:
+        rest = columns[heads:]
+        while rest:
+            count = next((n for n in range(len(rest), 1, -1) if fits(part([*columns[:heads], *rest[:n]]))), 1)
+            console.print(table(part([*columns[:heads], *rest[:count]])))
+            rest = rest[count:]
+    if note:
+        console.print(note, highlight=False)
 
 
 def split(text: str) -> list[str]:

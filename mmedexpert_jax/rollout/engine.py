@@ -1,8 +1,9 @@
 """Answers to many conversations: batches of few shapes, the sampler of `generate`, rows split over devices."""
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,12 @@ from jax.sharding import Mesh
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.models import Model
+from mmedexpert_jax.models import Model, flops
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Conversation, Encoded, Processor
 from mmedexpert_jax.rollout.buckets import MULTIPLE, Shape, Shapes, Size, buckets
 from mmedexpert_jax.rollout.generate import Completions, generate
+from mmedexpert_jax.runtime import costs
 from mmedexpert_jax.runtime.mesh import shard_batch
 
 WINDOW = 2048  # conversations that are sorted into buckets together
@@ -61,7 +63,7 @@ class Reply:
     tokens: int
     truncated: bool
     reasoning: str = ""
-    logprob: float | None = None
+    logprob: float | None = field(default=None, compare=False)
 
 
 class Engine:
@@ -88,6 +90,7 @@ class Engine:
         self._network = (model, params, lora)
         self._key = jax.random.key(settings.seed) if key is None else key
         self._mesh = mesh
+        self._counted = 0.0  # moment up to which the device's time is counted
         devices = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         self._shapes = Shapes(settings.batch_size, devices)
 
@@ -114,12 +117,13 @@ class Engine:
         rows = itertools.count() if ids is None else iter(ids)
         called = (f"conversation {i}" for i in itertools.count()) if names is None else iter(names)
         numbered = zip(itertools.count(), rows, called, conversations, strict=False)
-        waiting: tuple[Completions, list[int]] | None = None
+        waiting: tuple[Completions, list[int], Batch, float] | None = None
         for batch, members, chosen in self._batches(numbered, refuse):
+            began = time.perf_counter()
             done = self._sample(batch, chosen)
             if waiting:
                 yield from self._replies(*waiting)
-            waiting = (done, members)
+            waiting = (done, members, batch, began)
         if waiting:
             yield from self._replies(*waiting)
 
@@ -197,8 +201,16 @@ class Engine:
             rows=ids,
         )
 
-    def _replies(self, done: Completions, members: list[int]) -> Iterator[tuple[int, list[Reply]]]:
+    def _replies(
+        self, done: Completions, members: list[int], batch: Batch, began: float
+    ) -> Iterator[tuple[int, list[Reply]]]:
+        """Replies once the device has them; the batch's work is counted, `began` being when it was handed over."""
         arrays = [np.asarray(part) for part in (done.tokens, done.logprobs, done.lengths, done.truncated)]
+        ended = time.perf_counter()
+        prompts, lengths = np.asarray(batch.lengths)[: len(members)], arrays[2][: len(members)]
+        work = flops.forward(self._network[0].config, prompts, lengths, np.asarray(batch.patch_counts))
+        costs.count(ended - max(began, self._counted), prompts.sum() + lengths.sum(), work)
+        self._counted = ended
         for place, number in enumerate(members):
             samples = zip(*(part[place] for part in arrays), strict=True)
             yield number, [self._reply(*sample) for sample in samples]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedexpert_jax.runtime import files, metrics, pages, plots
+from mmedexpert_jax.runtime import costs, files, metrics, pages, plots
 
 FILTERS = ("step", "specialty", "paradigm", "correct")  # fields of a completion that the browser offers to select by
 GROUP = ("step", "id", "prompt")  # neighbours in which these are equal are samples of one group
@@ -119,7 +119,7 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
 
 def run_cost(status: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a run took, as far as it was logged: wall seconds in all and by phase of a step, tokens, tokens a second."""
-    cost = {"wall seconds": round(status["seconds"])} if "seconds" in status else {}
+    cost = costs.readable(status["cost"]) if "cost" in status else {}
     clocks = sorted({key for row in rows for key in row if key == "step_time" or key.startswith("time/")})
     for name in clocks:
         label = "seconds of steps" if name == "step_time" else f"seconds of {name.removeprefix('time/')}s"

@@ -97,7 +97,9 @@ class Run:
         SIGNALS.install()
 
     @classmethod
-    def open(cls, workdir: str | os.PathLike, config: Any, fresh: bool = False, keep: int = 2) -> "Run":
+    def open(
+        cls, workdir: str | os.PathLike, config: Any, fresh: bool = False, keep: int = 2, drift: bool = False
+    ) -> "Run":
         """Creates a run, or resumes the one that is there.
 
         Args:
@@ -105,9 +107,10 @@ class Run:
             config: dict or ConfigDict of the job.
             fresh: delete an earlier run in it and start over. Files that are not a run's are never touched.
             keep: checkpoints to keep.
+            drift: go on with another config than the run's; for jobs whose stored results name all they depend on.
 
         Raises:
-            ConfigError: the run there was started with another config, or the directory is something else's.
+            ConfigError: the run there was started with another config and `drift` is False, or the directory is something else's.
             ResourceError: it cannot be written, or another process has it open.
         """
         if not str(workdir):
@@ -122,7 +125,7 @@ class Run:
         try:
             if fresh:
                 _wipe(path)
-            else:
+            elif not drift:
                 _refuse_drift(path, files.plain(config))
             return cls(path, config, lock, keep)
         except BaseException:

@@ -17,8 +17,8 @@ from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.data import SPECIALTIES, Case, load_cases
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.models import Model, load_model, load_processor, save_pretrained
-from mmedexpert_jax.runtime import processes, training
+from mmedexpert_jax.models import Model, flops, load_model, load_processor, save_pretrained
+from mmedexpert_jax.runtime import costs, processes, training
 from mmedexpert_jax.runtime.training import State
 from mmedexpert_jax.sft.examples import Examples
 from mmedexpert_jax.sft.loss import MicroBatch, Sums, loss_sums
@@ -77,18 +77,20 @@ def train(
         for step in range(start, examples.steps):
             began = time.perf_counter()
             total = _zero(state.trained)
-            tokens = 0
+            tokens, work = 0, 0.0
             for micro in examples.micro_batches(step):
                 total = _accumulate(program, base, state.trained, total, micro)
                 tokens += int(micro.prompts.lengths.sum() + micro.lengths.sum())
-            total, tokens = processes.total((total, np.int32(tokens)))
-            tokens = int(tokens)
+                work += _flops(program, config, micro)
+            total, tokens, work = processes.total((total, np.int32(tokens), np.float32(work)))
+            tokens, work = int(tokens), float(work)
             trained, opt_state, stats = _update(optimizer, state.trained, state.opt_state, total)
             state = State(trained, opt_state, step + 1, state.num_tokens + tokens)
 
             metrics = {name: float(value) for name, value in jax.device_get(stats).items()}
             training.check_finite(metrics, state.step, config)
             seconds = time.perf_counter() - began
+            costs.count(seconds, tokens, work)
             metrics |= {"learning_rate": float(schedule(step)), "epoch": examples.epoch(state.step)}
             metrics |= {"num_tokens": state.num_tokens, "compilations": len(examples.shapes)}
             metrics |= {"step_time": seconds, "tokens_per_second": tokens / seconds}
@@ -100,6 +102,13 @@ def train(
     path = _export(config, run, model, _policy(base, state.trained, program), state, processor)
     run.finish({"export": str(path), "steps": state.step, "num_tokens": state.num_tokens} | _losses(run))
     return path
+
+
+def _flops(program: Program, config: ConfigDict, micro: MicroBatch) -> float:
+    """Operations of a micro-batch's gradient."""
+    prompts, completions = micro.prompts.lengths, micro.lengths[:, None]
+    once = flops.forward(program.model.config, prompts, completions, micro.prompts.patch_counts)
+    return flops.trained(once, config.trainable == "full", config.remat)
 
 
 def _load(config: ConfigDict) -> list[Case]:

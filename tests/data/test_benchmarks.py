@@ -251,10 +251,10 @@ def test_the_census_counts_and_says_what_differs(tmp_path):
     found = benchmarks.load("medxpertqa_text", tmp_path)
     assert found.census["answers"] == {"A": 4} and found.census["options"] == {"2": 4}
     assert found.census["labels"]["medical_task"] == {"A": 2, "B": 1, "C": 1}
-    assert found.census["differs"] == ["items: 4, published 2450"]
+    assert found.census["differs"] == ["items 4 (2450)"]
     text = benchmarks.describe(found)
     assert text.startswith("MedXpertQA-Text: 4 items of 4 rows, 0 images\n")
-    assert "differs from the published counts: items: 4, published 2450" in text
+    assert "differs from the published counts, which stand in brackets:\n    items 4 (2450)" in text
 
 
 # Cases as items -------------------------------------------------------------------------------------------------------

@@ -9,13 +9,16 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import mmedexpert_jax
 from mmedexpert_jax import lora, models
+from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError, Interrupted
-from mmedexpert_jax.launch import ablation, ablation_result, load_config, table3
+from mmedexpert_jax.launch import ablation, ablation_result, load_config, stage_costs, table3
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.sharing import Stages
+from mmedexpert_jax.launch.validate import validate
 from mmedexpert_jax.medeval import tables
 
 PAPER = [
@@ -176,9 +179,10 @@ def test_the_table_by_hand():
     assert gain["p"] == pytest.approx(0.5, abs=0.02) and gain["holm"] == gain["p"]
     result = {"rows": rows, "samples": 8, "seeds": [0, 1]}
     first, second = ablation_result.table_rows(result)
+    assert ablation_result.diversity_rows(result)[1]["pass@8"].startswith("62.5 ± 158.8")
     assert first["published gain"] == "–" and second["published gain"] == "+2.45"
     assert second["accuracy"].startswith("62.5 ± 158.8 [") and second["TIES"] == "✓" and second["Naive"] == "–"
-    assert "pass@8" in tables.markdown([second])
+    assert "| Ours |" in tables.markdown([first, second])
     assert len(ablation_result.spread(result)) == 2 * len(ablation_result.MEASURES)
 
 
@@ -206,3 +210,41 @@ def test_the_panels_are_drawn(tmp_path):
     drawn = ablation_result.draw({"rows": rows}, tmp_path)
     assert [path.name for path in drawn] == ["figure3a.png", "figure3b.png", "figure3c.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_the_costs_beside_appendix_e(tmp_path):
+    def finished(name: str, config: dict, seconds: float, steps: int) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        cost = {"wall_seconds": seconds, "device_seconds": seconds, "tokens": 10, "flops": 4e9, "share_of_peak": 0.5}
+        status = {"state": "done", "summary": {"steps": steps}, "cost": cost | {"peak_memory_bytes": 2e9}}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "STATUS.json").write_text(json.dumps(status))
+        return folder
+
+    dsa = {"job": "dsa", "batch_size": 4, "accumulation": 8, "epochs": 2}
+    folders = [finished("a", dsa, 60.0, 20), finished("b", dsa, 84.0, 40), finished("m", {"job": "merge"}, 3.0, 0)]
+    first, second = stage_costs.table([*folders, tmp_path / "missing"])
+    # 72 s on average for 30 steps of 32 cases in 2 epochs, that is 480 samples
+    assert (first["job"], first["runs"], first["wall seconds"]) == ("DSA", 2, "72")
+    assert first["here"] == f"{72 / 3600 / 480 * 1000:.2f} h for 1,000 samples" and first["share of peak"] == "50.0%"
+    assert second["here"] == "0.05 min a merge" and second["published (A100)"] == "5 min a merge"
+
+
+def test_a_benchmark_is_trained_on(tmp_path):
+    row = {"question_id": "q", "question": "Which organ?", "option_A": "liver", "option_B": "lung", "gt_answer": "lung"}
+    folder = tmp_path / "QA_information" / "Open-access"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    row |= {"image_path": "a.png", "modality_type": "CT", "question_type": "Organ", "dataset": "set"}
+    rows = [row | {"question_id": f"q{n}"} for n in range(3)]
+    (folder / "set.json").write_text(json.dumps(rows))
+    path = f"benchmark:omnimedvqa={tmp_path}"
+    case = load_cases(path, "train", limit=1)[0]
+    assert (case.options, case.answer, case.modality, case.specialty) == (("liver", "lung"), "B", "image", "")
+    config = load_config("configs/ablation.py:omnimedvqa", {"data.path": path, "model.path": "mini"})
+    validate(config)
+    found = ablation.rows(config)
+    assert [row.published for row in found] == [None, 77.93]
+    jobs = [task.stage.job for task in Stages(config, tmp_path).order(ablation.wanted(config, found), 0)]
+    assert Counter(jobs) == {"gba": 1, "evaluate": 4}

@@ -1,6 +1,7 @@
 """One model through this project's engine and through transformers: the same answers."""
 
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,10 +15,13 @@ from transformers.processing_utils import ProcessorMixin
 from mmedexpert_jax.data.benchmarks import from_case
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.medeval.backends import Asked
+from mmedexpert_jax.medeval.backends.choose import open_backend
 from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend, fingerprint
 from mmedexpert_jax.medeval.backends.torch_model import TransformersBackend
 from mmedexpert_jax.medeval.prompts import build
+from mmedexpert_jax.medeval.systems import parse
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
@@ -86,6 +90,19 @@ def test_a_model_without_a_chat_template_is_one_line(folder, asked, monkeypatch)
         TransformersBackend(str(folder), Settings()).answer(asked, 1, lambda number, replies: None)
     with pytest.raises(DataError, match="transformers cannot load it"):
         TransformersBackend(str(folder / "nowhere"), Settings()).answer(asked, 1, lambda number, replies: None)
+
+
+def test_of_a_hub_repository_one_folder_is_fetched(folder, tmp_path, monkeypatch):
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "VQA_CT").symlink_to(folder)
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: asked.append((a, k)) or tmp_path / "hub")
+    config = load_config("configs/evaluate.py")
+    backend = open_backend(config, parse("system:med-r1/VQA_CT"), tmp_path, SimpleNamespace(interrupted=lambda: None))
+    assert backend.identity["weights"] == fingerprint(str(folder))
+    assert asked == [(("yuxianglai117/Med-R1",), {"allow_patterns": ["VQA_CT/*"]})]
+    with pytest.raises(DataError, match="yuxianglai117/Med-R1 holds no folder VQA_US; see https"):
+        open_backend(config, parse("system:med-r1/VQA_US"), tmp_path, SimpleNamespace(interrupted=lambda: None))
 
 
 def test_a_fingerprint_changes_with_the_weights_alone(folder, tmp_path):

@@ -15,12 +15,17 @@ from mmedexpert_jax.medeval.tables import (
     show,
     split,
 )
+from mmedexpert_jax.models import Model, ModelConfig
+from mmedexpert_jax.models.config import TextConfig, VisionConfig
 
 KEY = jax.random.key(0)
+TEXT = TextConfig(400, 16, 24, 1, 2, 1, mrope_section=(2, 1, 1))
+VISION = VisionConfig("qwen2_vl", depth=1, hidden_size=8, intermediate_size=16, num_heads=1, out_hidden_size=16)
+MODEL = Model(ModelConfig(TEXT, VISION, True, 398, 399, 395, 396, 386, 386, (388, 386)))  # `sampler` answers for it
 
 
 def ask(processor, cases, **settings):
-    return evaluate(None, None, processor, cases, key=KEY, **{"batch_size": 4, "max_new_tokens": 64} | settings)
+    return evaluate(MODEL, {}, processor, cases, key=KEY, **{"batch_size": 4, "max_new_tokens": 64} | settings)
 
 
 def test_rows_keep_the_order_of_the_cases(processor, cases, sampler):
@@ -146,12 +151,22 @@ def test_tables(processor, cases, sampler):
 
 def test_a_table_too_wide_for_the_terminal_stands_on_its_side(monkeypatch, capsys):
     row = {"model": "base"} | dict.fromkeys(("micro", "macro", "AM", "CAH", "BS"), "53.0 [50.2, 55.7] (50.3, 55.6)")
-    for width, columns in (("120", 6), ("60", 2)):
+    for width, columns, bodies in (("120", 6, 1), ("60", 2, 5)):
         monkeypatch.setenv("COLUMNS", width)
-        show([row], "Accuracy")
-        lines = capsys.readouterr().out.splitlines()
-        assert max(map(len, lines)) <= int(width) and lines[2].count("┃") == columns + 1
-        assert sum("[50.2, 55.7]" in line for line in lines) == (1 if columns == 6 else 5)
+        show([row], "Accuracy", "A note.")
+        *lines, note = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= int(width) and lines[2].count("┃") == columns + 1 and note == "A note."
+        assert sum("[50.2, 55.7]" in line for line in lines) == bodies
+
+
+def test_a_table_too_wide_either_way_comes_in_parts(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = [{"model": f"m{n}"} | dict.fromkeys("ABCDEFGH", "53.0 [50.2, 55.7]") for n in range(9)]
+    show(rows, "Accuracy")
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line.strip("┃ ").split() for line in lines if line.startswith("┃")]
+    assert all(len(line) <= 60 for line in lines) and all(head[0] == "model" for head in heads) and len(heads) > 1
+    assert [name for head in heads for name in head if len(name) == 1 and name != "┃"] == list("ABCDEFGH")
 
 
 def test_a_cell_splits_into_its_figure_and_intervals():

@@ -25,7 +25,7 @@ def planned(tmp_path, source, **fields):
 def test_every_model_and_benchmark_has_a_line(tmp_path, source):
     remote = {"compare": ("far=endpoint:m@http://127.0.0.1:9/v1",), "endpoint.price_output": 2.0}
     text = planned(tmp_path, source, num_samples=3, temperature=1.0, max_new_tokens=100, **remote)
-    assert "benchmark  MedXpertQA-Text: 6 items of 6 rows" in text and "published 2450" in text
+    assert "benchmark  MedXpertQA-Text: 6 items of 6 rows" in text and "items 6 (2450)" in text
     assert "model      mini: mini on the JAX engine" in text and "far: m on http://127.0.0.1:9/v1" in text
     assert text.count("prompt think_answer: 6 questions x 3 = 18 answers") == 2
     assert "in all     36 answers" in text and "at most 3,600 of answers" in text

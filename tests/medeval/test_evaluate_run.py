@@ -5,6 +5,7 @@ import pytest
 
 from mmedexpert_jax import load_config, medeval
 from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.launch.jobs import run_job
 from mmedexpert_jax.medeval import Evaluation
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
@@ -83,6 +84,19 @@ def test_a_resumed_run_asks_nothing_that_is_stored(folder, tmp_path, sampler):
     assert len(sampler.calls) == 3  # first; second, cut off; second
     read = {p.stem: Evaluation.read(p).rows[0].said for p in (tmp_path / "export" / "rows").rglob("*.jsonl")}
     assert read.pop("tuned") == "B" and list(read.values()) == ["A"]
+
+
+def test_another_config_goes_on_with_the_stored_answers(folder, tmp_path, sampler):
+    config = settings(folder, max_new_tokens=64, compare=(), workdir=str(tmp_path / "run"))
+    assert run_job(config)
+    calls, rows = len(sampler.calls), tmp_path / "run" / "export" / "rows" / "mmedexpert-mini"
+    assert run_job(config) and len(sampler.calls) == calls  # the same command: tables anew, nothing asked
+    more = settings(folder, max_new_tokens=64, workdir=str(tmp_path / "run"))
+    assert run_job(more) and len(sampler.calls) == calls + 1  # one model more: its questions alone
+    assert len(list(rows.iterdir())) == 2
+    assert run_job(config) and len(list(rows.iterdir())) == 1  # nothing is left of the other
+    assert run_job(settings(folder, max_new_tokens=64, compare=(), workdir=str(tmp_path / "run"), fresh=True))
+    assert len(sampler.calls) == calls * 2 + 1  # asked again
 
 
 def test_processes_share_the_questions_and_one_makes_the_tables(folder, tmp_path, sampler):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,7 @@ from mmedexpert_jax.medeval.paper_tables import (
     Result,
     lines,
     measured_tables,
+    partly,
     readable,
     spread,
     structured,
@@ -104,6 +106,13 @@ def test_formats(results):
     assert saved["table"] == 1 and saved["rows"][0]["source"].startswith("published")
 
 
+def test_a_part_of_a_benchmark_is_named_beside_the_published_numbers(results):
+    assert partly(MAIN, results) == ""
+    census = {"published_items": 2000}
+    part = {key: replace(result, benchmark=replace(result.benchmark, census=census)) for key, result in results.items()}
+    assert partly(MAIN, part) == "Not the whole benchmark was measured: MM 10 of 2,000 items."
+
+
 def test_a_version_of_a_benchmark_fills_its_column(results):
     other = {"medxpertqa_mm:other": results["medxpertqa_mm"], "medxpertqa_mm@dev": results["medxpertqa_mm"]}
     assert lines(MAIN, other, TARGETS)[9].cells["Total"]["items"] == 10
@@ -114,7 +123,8 @@ def test_every_system_is_a_published_row_with_a_prompt_that_exists():
     rows = {row for table in TABLES for row in table.rows}
     for name, system in SYSTEMS.items():
         assert system.row in rows and system.prompt in styles() and system.licence
-        assert parse(f"system:{name}").kind == system.kind
+        entry = f"system:{name}/{system.folders[0]}" if system.folders else f"system:{name}"
+        assert parse(entry).kind == system.kind
     assert {row for row in rows if row[0] != "MMedExpert-R1"} == {system.row for system in SYSTEMS.values()}
 
 
@@ -134,3 +144,13 @@ def test_entries():
     assert parse("system:medgemma", "http://host/v1").kind == "endpoint"
     with pytest.raises(ConfigError, match="did you mean lingshu"):
         parse("system:lingsu")
+
+
+def test_a_system_of_several_checkpoints_is_named_with_its_folder():
+    found = parse("system:med-r1/VQA_CT")
+    assert (found.model, found.folder, found.row) == ("yuxianglai117/Med-R1", "VQA_CT", ("Med-R1", "2B"))
+    assert found.name == "Med-R1 2B VQA_CT"
+    with pytest.raises(ConfigError, match="holds several checkpoints: name one, such as system:med-r1/VQA_CT"):
+        parse("system:med-r1")
+    with pytest.raises(ConfigError, match="system:lingshu is one checkpoint"):
+        parse("system:lingshu/VQA_CT")

@@ -1,16 +1,103 @@
-"""The first notebook runs from top to bottom, as a person would run it, with two steps of training."""
+"""The notebooks run from top to bottom on the embedded default, in a kernel of their own, with little work to do.
 
+Settings are put into a cell behind the one tagged "parameters", as papermill does it.
+"""
+
+import ast
+import os
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TRAIN = {"steps": 1, "max_new_tokens": 24, "lora.rank": 2}
+GBA = TRAIN | {"prompts_per_step": 2, "num_samples": 2}
+DSA = TRAIN | {"batch_size": 2, "accumulation": 1, "max_new_tokens": 128}
+EVALUATION = {"limit": 8, "evaluate.max_new_tokens": 16, "evaluate.batch_size": 8}
+QUICK = {
+    "1_whole_paper": {
+        "FIELDS": EVALUATION
+        | {f"dsa.{key}": value for key, value in DSA.items()}
+        | {f"gba.{key}": value for key, value in GBA.items()}
+    },
+    "2_hub_checkpoint": {
+        "PRESET": "mini",
+        "MODEL": "mini",
+        "SHARED": {"eval.limit": 8},
+        "DSA": DSA | {"specialty": "AM"},
+        "GBA": GBA,
+    },
+    "3_merging": {
+        "DSA": DSA,
+        "DENSITIES": (0.1, 0.5),
+        "MERGE": {"max_new_tokens": 16, "eval.limit": 8, "eval.batch_size": 8, "max_prompt_length": 512},
+    },
+    "4_own_cases": {"FIELDS": {"limit": 60, "candidates": 2}},
+    "5_evaluation": {"GBA": GBA, "FIELDS": {"limit": 16, "max_new_tokens": 24, "batch_size": 16}},
+}
 
 
-def test_five_minutes(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKDIR", str(tmp_path / "run"))
-    monkeypatch.setenv("STEPS", "2")
-    notebook = nbformat.read(NOTEBOOKS / "five_minutes.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert (tmp_path / "run" / "report.html").exists()
+def run(path: Path, folder: Path, monkeypatch) -> nbformat.NotebookNode:
+    """The executed notebook, which worked in `folder`."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+    notebook = nbformat.read(path, as_version=4)
+    (place,) = (i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
+    names = {"WORK": str(folder / "work")} | QUICK[path.stem]
+    if path.stem == "4_own_cases":
+        names["CASES"] = str(folder / "own.jsonl")
+    source = "\n".join(f"{name} = {value!r}" for name, value in names.items())
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(source))
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
+
+
+def printed(notebook: nbformat.NotebookNode) -> str:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    texts = [output.get("text", "") + output.get("data", {}).get("text/markdown", "") for output in outputs]
+    return "\n".join(texts)
+
+
+def pictures(notebook: nbformat.NotebookNode) -> int:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_the_whole_paper(tmp_path, monkeypatch):
+    path = ROOT / "notebooks" / "1_whole_paper.ipynb"
+    done = run(path, tmp_path, monkeypatch)
+    assert "| final |" in printed(done) and pictures(done) >= 3
+    assert (tmp_path / "work" / "paper" / "final" / "merge_report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_runs_and_goes_on_where_it_was(path, tmp_path, monkeypatch):
+    first = run(path, tmp_path, monkeypatch)
+    assert "is already finished" not in printed(first)
+    again = printed(run(path, tmp_path, monkeypatch))
+    looking = ("4_own_cases", "5_evaluation")  # jobs that look at what is there
+    assert "is already finished" in again or path.stem in looking
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_clean_short_and_alike(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert len(notebook.cells) <= 22 and sum(len(cell.source.splitlines()) for cell in code) <= 110
+    for cell in code:
+        ast.parse(cell.source)  # plain Python: no magics, which a script could not run
+        assert "input(" not in cell.source and "getpass" not in cell.source
+    parameters, setup = (cell.source for cell in code[:2])
+    assert "SOURCE = " in parameters and "WORK = " in parameters and "jax" in parameters
+    assert "google.colab" in setup and "pip" in setup
+    everything = "\n".join(cell.source for cell in code)
+    assert "jax.devices()" in everything and ("brief(" in everything or "describe(" in everything)
+    assert "not for clinical use" in notebook.cells[0].source.lower() or "for clinical use" in notebook.cells[0].source
+
+
+def test_every_notebook_is_tried():
+    assert set(QUICK) == {path.stem for path in NOTEBOOKS}

@@ -104,7 +104,7 @@ def test_what_a_run_took():
     rows = [{"step": 0, "eval/accuracy": 0.5}]
     rows += [{"step": i, "step_time": 2.0, "time/rollout": 0.5, "num_tokens": 100 * i, "tokens_per_second": 9.0 + i}
              for i in (1, 2, 3)]  # fmt: skip
-    assert report.run_cost({"seconds": 61.2}, rows) == {
+    assert report.run_cost({"cost": {"wall_seconds": 61.2}}, rows) == {
         "wall seconds": 61, "seconds of steps": 6.0, "seconds of rollouts": 1.5, "tokens, prompts counted": 300,
         "tokens per second, median step": 11.0,
     }  # fmt: skip

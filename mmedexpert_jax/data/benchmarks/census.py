@@ -26,7 +26,7 @@ def count(
         rows: read, broken ones included.
         malformed: one line for each row that could not be used.
         missing: one line for each item whose image is not there.
-        published: the same keys with the published numbers; what differs stands under "differs", a line each.
+        published: the same keys with the published numbers; what differs stands under "differs", a line for each key.
     """
     labels = sorted({label for item in items for label in item.labels})
     counted: dict[str, Any] = {
@@ -43,6 +43,7 @@ def count(
         "malformed": list(malformed),
         "missing_images": list(missing),
     }
+    counted["published_items"] = published.get("items")
     counted["differs"] = _differences(counted, published)
     return counted
 
@@ -70,7 +71,9 @@ def describe(benchmark: Benchmark) -> str:
         lines.append(f"  keys that are no option's text: {census['keys_without_option']}")
     if problem := broken(census):
         lines.append(f"  left out: {problem}")
-    lines += [f"  differs from the published counts: {line}" for line in census["differs"]]
+    if census["differs"]:
+        lines.append("  differs from the published counts, which stand in brackets:")
+        lines += [f"    {line}" for line in census["differs"]]
     return "\n".join(lines)
 
 
@@ -89,9 +92,11 @@ def _differences(counted: Mapping[str, Any], published: Mapping[str, Any]) -> li
         found = counted["labels"].get(key, {}) if key not in counted else counted[key]
         if not isinstance(expected, Mapping):
             if found != expected:
-                lines.append(f"{key}: {found}, published {expected}")
+                lines.append(f"{key.replace('_', ' ')} {found} ({expected})")
             continue
-        for value in dict.fromkeys([*expected, *found]):
-            if found.get(value, 0) != expected.get(value, 0):
-                lines.append(f"{key} {value or '(none)'}: {found.get(value, 0)}, published {expected.get(value, 0)}")
+        values = dict.fromkeys([*expected, *found])
+        pairs = {value: (found.get(value, 0), expected.get(value, 0)) for value in values}
+        other = [f"{value or '(none)'} {have} ({want})" for value, (have, want) in pairs.items() if have != want]
+        if other:
+            lines.append(f"{key.replace('_', ' ')}: {', '.join(other)}")
     return lines

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.medeval.backends.base import Backend
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.rollout import Settings
@@ -38,7 +38,8 @@ def open_backend(config: ConfigDict, target: Target, folder: Path, run: Run) -> 
         return TransformersBackend(target.model, settings, run.interrupted)
     from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend
 
-    return JaxBackend(target.model, config.model.dtype, settings, run.interrupted)
+    path = _fetched(target.model, target.folder) if target.folder else target.model
+    return JaxBackend(path, config.model.dtype, settings, run.interrupted)
 
 
 def generation(config: ConfigDict) -> dict[str, Any]:
@@ -47,6 +48,20 @@ def generation(config: ConfigDict) -> dict[str, Any]:
     if config.temperature > 0:
         settings |= {"top_k": config.top_k, "top_p": config.top_p, "seed": config.seed}
     return settings
+
+
+def _fetched(repository: str, folder: str) -> str:
+    """A folder of a hub repository, downloaded into the hub's cache, and nothing else of it."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        root = snapshot_download(repository, allow_patterns=[f"{folder}/*"])
+    except Exception as error:  # the hub's clients raise their own, requests' and OS errors
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise RemoteError(f"{repository}: {reason}; download {folder}/ by hand and give its path") from None
+    if not (Path(root) / folder).is_dir():
+        raise DataError(f"{repository} holds no folder {folder}; see https://huggingface.co/{repository}/tree/main")
+    return str(Path(root) / folder)
 
 
 def _endpoint(config: ConfigDict, target: Target, folder: Path, run: Run) -> Backend:

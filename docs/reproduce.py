@@ -1,0 +1,74 @@
+"""Writes docs/reproduction.md and its figures from a sweep of configs/ablation.py; nothing on the page is typed.
+
+python docs/reproduce.py runs/ablation-mini   # keeps the sweep's result in docs/results/ablation.json, and writes
+python docs/reproduce.py                      # writes again from the result that is kept
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax.launch import ablation_result
+
+DOCS = Path(__file__).resolve().parent
+KEPT, PAGE, IMAGES = DOCS / "results" / "ablation.json", DOCS / "reproduction.md", DOCS / "images"
+HEAD = """\
+# The paper's ablations here
+
+Written by `python docs/reproduce.py` from the result of
+
+```sh
+{command}
+```
+
+"""
+NOTHING = "No sweep has been recorded yet.\n"
+VERSIONS = ("mmedexpert-jax", "jax", "jaxlib", "numpy")
+
+
+def keep(run: Path) -> None:
+    """Keeps the result of a sweep with the date, hardware and versions that it was made with."""
+    result = json.loads((run / ablation_result.RESULT).read_text())
+    status, environment = (json.loads((run / name).read_text()) for name in ("STATUS.json", "env.json"))
+    result["made"] = {
+        "date": status["updated"][:10],
+        "python": environment["python"],
+        "cpus": environment["cpus"],
+        "devices": environment.get("devices", []),
+        **{name: environment["versions"].get(name) for name in VERSIONS},
+    }
+    KEPT.parent.mkdir(exist_ok=True)
+    KEPT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def page(result: dict[str, Any] | None) -> str:
+    """The text of docs/reproduction.md."""
+    preset = result["preset"] if result else "mini"
+    seeds = ",".join(map(str, result["seeds"])) if result else "0,1,2,3,4"
+    command = f"python -m mmedexpert_jax.launch --config=configs/ablation.py:{preset} --config.seeds={seeds}"
+    head = HEAD.format(command=command)
+    if result is None:
+        return head + NOTHING
+    made = result["made"]
+    devices = ", ".join(made["devices"])
+    versions = ", ".join(f"{name} {made[name]}" for name in VERSIONS)
+    hours = sum(stage["runs"] * float(stage["wall seconds"]) for stage in result["costs"]) / 3600
+    about = (
+        f"on {made['date']} with {made['cpus']} cores ({devices}), Python {made['python']}, {versions}; the stages "
+        f"took {hours:.1f} h in all.\n\n"
+    )
+    return head + about + ablation_result.page(result, images="images")
+
+
+def kept() -> dict[str, Any] | None:
+    """The result that is kept."""
+    return json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else None
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        keep(Path(sys.argv[1]))
+    if found := kept():
+        ablation_result.draw(found, IMAGES)
+    PAGE.write_text(page(found), encoding="utf-8")

@@ -1,0 +1,48 @@
+"""Floating-point operations of a forward pass, counted from shapes: two for each product of a weight or a score."""
+
+import numpy as np
+
+from mmedexpert_jax.models.config import ModelConfig, VisionConfig
+
+
+def forward(config: ModelConfig, prompts: np.ndarray, completions: np.ndarray, patches: np.ndarray) -> float:
+    """Operations of reading prompts once each, and completions that attend to them.
+
+    Norms, softmaxes, activations, the products with LoRA's factors, and padding are left out; logits are counted for
+    the tokens of completions only.
+
+    Args:
+        config: of the model.
+        prompts: [N] lengths in tokens, images included.
+        completions: [N, S] lengths in tokens.
+        patches: [I] patches of each image.
+    """
+    text = config.text
+    read, written = np.asarray(prompts, np.float64), np.asarray(completions, np.float64)
+    tokens = read.sum() + written.sum()
+    pairs = (read * (read + 1) / 2).sum() + (written * read[:, None] + written * (written + 1) / 2).sum()
+    keys = text.num_kv_heads * text.head_dim
+    layer = text.hidden_size * (2 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
+    products = text.num_layers * (tokens * layer + 2 * pairs * text.hidden_size)
+    products += written.sum() * text.hidden_size * text.vocab_size
+    return 2.0 * float(products + _tower(config.vision, np.asarray(patches, np.float64)))
+
+
+def trained(once: float, full: bool, remat: bool) -> float:
+    """Operations of a gradient, from those of a forward pass: the backward pass costs as much for the activations, and
+    again for the weights where all are trained; `remat` repeats the forward pass."""
+    return once * (2 + full + remat)
+
+
+def _tower(vision: VisionConfig, patches: np.ndarray) -> float:
+    """Products of the vision tower for images of so many patches."""
+    total, width = patches.sum(), vision.hidden_size
+    mlps = 2 if vision.family == "qwen2_vl" else 3
+    block = width * (4 * width + mlps * vision.intermediate_size)
+    whole = vision.depth if vision.family == "qwen2_vl" else len(vision.full_attention_blocks)
+    window = np.minimum(patches, vision.window_side**2)
+    pairs = whole * (patches**2).sum() + (vision.depth - whole) * (patches * window).sum()
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    merged = vision.merge_size**2 * width
+    merger = merged * (merged + vision.out_hidden_size) / vision.merge_size**2
+    return total * (patch * width + vision.depth * block + merger) + 2 * pairs * width

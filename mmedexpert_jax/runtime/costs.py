@@ -1,0 +1,159 @@
+"""What a run takes (appendix E): seconds, tokens, operations, memory, money.
+
+Every open run has a meter. What trains or samples calls `count` after each step or batch, and every open run's meter
+takes it, so that a pipeline's meter holds the sum of its stages. What was counted before a kill counts: a cost is what
+was spent, repeated steps included.
+"""
+
+import contextlib
+import functools
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+# Dense bfloat16 operations per second of one device, as its vendor states them; found in the device's name.
+PEAKS = {
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+}
+_SIDE = 1024  # of the matrices whose product measures a CPU
+
+
+class Meter:
+    """The cost of one run so far. Use as a context manager, or `close` it.
+
+    Args:
+        saved: what an earlier process of the run had counted, as `values` gave it.
+        price: dollars for an hour of one device; 0: no money is counted.
+    """
+
+    def __init__(self, saved: Mapping[str, Any] | None = None, price: float = 0.0):
+        saved = saved or {}
+        self._price = price
+        self._wall = float(saved.get("wall_seconds") or 0.0)
+        self._begun: float | None = time.monotonic()
+        self.busy = float(saved.get("device_seconds") or 0.0)
+        self.tokens = int(saved.get("tokens") or 0)
+        self.flops = float(saved.get("flops") or 0.0)
+        self._memory = int(saved.get("peak_memory_bytes") or 0)
+        for meter in _OPEN:
+            meter._look()
+        _forget_peak()
+        _OPEN.append(self)
+
+    def close(self) -> None:
+        """Stops the clock."""
+        if self._begun is not None:
+            self._look()
+            self._wall += time.monotonic() - self._begun
+            self._begun = None
+            _OPEN.remove(self)
+
+    def values(self) -> dict[str, Any]:
+        """The cost by name: wall seconds, device seconds (of steps, over all devices), tokens, counted operations and
+        their share of what the devices can do in that time, bytes at the peak, dollars; what is not known is left out.
+        """
+        self._look()
+        wall = self._wall + (time.monotonic() - self._begun if self._begun is not None else 0.0)
+        found: dict[str, Any] = {"wall_seconds": round(wall, 3), "devices": _devices()}
+        if self.flops:
+            found |= {"device_seconds": round(self.busy, 3), "tokens": self.tokens, "flops": self.flops}
+            if self.busy and (peak := peak_flops()):
+                found["share_of_peak"] = self.flops / self.busy / peak
+        found["peak_memory_bytes"] = self._memory
+        if self._price:
+            found["dollars"] = self._price * wall / 3600 * found["devices"]
+        return found
+
+    def _look(self) -> None:
+        self._memory = max(self._memory, peak_memory())
+
+
+_OPEN: list[Meter] = []
+
+
+def count(seconds: float, tokens: int, flops: float) -> None:
+    """Adds work to every open run: `seconds` in which all devices were at it, tokens, floating-point operations."""
+    for meter in _OPEN:
+        meter.busy += seconds * _devices()
+        meter.tokens += int(tokens)
+        meter.flops += float(flops)
+
+
+def readable(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a meter for people."""
+    shown: dict[str, Any] = {"wall seconds": round(cost.get("wall_seconds", 0))}
+    if "flops" in cost:
+        shown |= {
+            "device seconds": round(cost["device_seconds"]),
+            "tokens": cost["tokens"],
+            "operations": f"{cost['flops']:.3g}",
+        }
+    if "share_of_peak" in cost:
+        shown["share of peak"] = f"{cost['share_of_peak']:.1%}"
+    if cost.get("peak_memory_bytes"):
+        shown["peak memory"] = f"{cost['peak_memory_bytes'] / 1e9:.2f} GB"
+    if "dollars" in cost:
+        shown["dollars"] = f"{cost['dollars']:.2f}"
+    return shown
+
+
+def peak_memory() -> int:
+    """Bytes at the peak: of the accelerator that had most in use, else of this process's memory."""
+    if "jax" in sys.modules:
+        import jax
+
+        with contextlib.suppress(RuntimeError):
+            used = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+            if any(used):
+                return max(used)
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as status:
+        return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@functools.cache
+def peak_flops() -> float:
+    """Operations per second of one device: its vendor's figure in bfloat16; of a CPU what a product of two float32
+    matrices reaches; 0 where it is not known."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return _product_rate() / len(jax.devices())
+    return next((peak for name, peak in PEAKS.items() if name.lower() in device.device_kind.lower()), 0.0)
+
+
+def _product_rate() -> float:
+    import numpy as np
+
+    matrix = np.ones((_SIDE, _SIDE), np.float32)
+    best = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        matrix @ matrix
+        best = min(best, time.perf_counter() - began)
+    return 2 * _SIDE**3 / best
+
+
+def _devices() -> int:
+    if "jax" not in sys.modules:
+        return 1
+    import jax
+
+    return jax.device_count()
+
+
+def _forget_peak() -> None:
+    """Lets the system's record of this process's memory begin anew, where it can (Linux)."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")

@@ -1,0 +1,54 @@
+"""Costs: what is counted, by whom, through nesting, kills and prices."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmedexpert_jax.runtime import Run, costs
+
+
+def test_a_meter_adds_up_over_processes_and_open_runs(tmp_path):
+    with Run.open(tmp_path / "outer", {"price": 36.0}) as outer:
+        with Run.open(tmp_path / "inner", {}) as inner:
+            costs.count(2.0, 100, 3e9)
+            inner.finish({})
+        costs.count(1.0, 10, 1e9)
+        outer.log(1, {"loss": 1.0})
+    read = lambda name: json.loads((tmp_path / name / "STATUS.json").read_text())["cost"]  # noqa: E731
+    inner, outer = read("inner"), read("outer")
+    devices = outer["devices"]
+    assert (inner["tokens"], inner["flops"], inner["device_seconds"]) == (100, 3e9, 2.0 * devices)
+    assert (outer["tokens"], outer["flops"], outer["device_seconds"]) == (110, 4e9, 3.0 * devices)
+    assert outer["share_of_peak"] == pytest.approx(4e9 / (3.0 * devices) / costs.peak_flops())
+    assert outer["dollars"] == pytest.approx(36.0 * outer["wall_seconds"] / 3600 * devices, abs=1e-4)
+    assert "dollars" not in inner
+
+    with Run.open(tmp_path / "outer", {"price": 0.0}):
+        costs.count(1.0, 5, 1e9)
+    again = read("outer")
+    assert (again["tokens"], again["flops"]) == (115, 5e9) and again["wall_seconds"] >= outer["wall_seconds"]
+    assert costs._OPEN == []
+
+
+def test_the_peak_of_memory_is_that_of_the_run(tmp_path):
+    with Run.open(tmp_path / "large", {}) as run:
+        np.ones(50_000_000).sum()  # 400 MB, given back
+        run.finish({})
+    with Run.open(tmp_path / "small", {}) as run:
+        run.finish({})
+    large, small = (
+        json.loads((tmp_path / name / "STATUS.json").read_text())["cost"]["peak_memory_bytes"]
+        for name in ("large", "small")
+    )
+    assert large - small > 300e6
+
+
+def test_costs_for_people():
+    cost = {"wall_seconds": 61.2, "devices": 1, "peak_memory_bytes": 2_500_000_000}
+    assert costs.readable(cost) == {"wall seconds": 61, "peak memory": "2.50 GB"}
+    work = {"device_seconds": 50.4, "tokens": 7, "flops": 1.234e15, "share_of_peak": 0.123, "dollars": 1.5}
+    assert costs.readable(cost | work) == {
+        "wall seconds": 61, "device seconds": 50, "tokens": 7, "operations": "1.23e+15", "share of peak": "12.3%",
+        "peak memory": "2.50 GB", "dollars": "1.50",
+    }  # fmt: skip
