@@ -1,7 +1,7 @@
 """GBA in the paper's setting: 1,000 prompts with an image, 8 completions each, clip and KL; projected from some steps.
 
     python benchmarks/gba_thousand.py                               # one H100: Qwen2-VL-2B's shapes, minutes
-    python benchmarks/gba_thousand.py --memory                      # what the update's program takes, compiled only
+    python benchmarks/gba_thousand.py --memory --prompts-per-step 8 # what its programs take for 64 rows, compiled only
     python benchmarks/gba_thousand.py --model 64x2x512 --dtype float32 --prompt 96 --limit 24 --mean 8 --micro 2 \\
         --prompts-per-step 2 --steps 3 --warm 1                     # tries the script on a CPU
 
@@ -11,8 +11,14 @@ they are geometric, cut at the limit. Rewards are drawn. The paper gives 13 hour
 """
 
 import argparse
+import functools
 import json
+import sys
 import time
+from collections.abc import Callable
+
+if "--target" in sys.argv:
+    import deviceless  # before JAX looks for devices
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +28,10 @@ import workload
 from mmedexpert_jax.gba import group_advantages
 from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.models import Model
+from mmedexpert_jax.rollout.decode import Sampling, advance, begin
 from mmedexpert_jax.rollout.logprobs import packed
+from mmedexpert_jax.runtime.training import State
 
 PAPER_SECONDS = 13 * 3600
 
@@ -42,7 +51,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="steady steps that are timed")
     parser.add_argument("--warm", type=int, default=2, help="steps before them")
     parser.add_argument("--no-remat", action="store_true")
-    parser.add_argument("--memory", action="store_true", help="compile the update for the longest rows and stop")
+    parser.add_argument("--memory", action="store_true", help="compile the programs for the longest rows and stop")
+    parser.add_argument("--no-fused", action="store_true", help="of --target: attention without the fused kernel")
+    parser.add_argument("--target", choices=["h100"], help="of --memory: a device that is not there (deviceless.py)")
     return parser.parse_args()
 
 
@@ -74,30 +85,45 @@ def parts(args: argparse.Namespace, batches: list, done, rewards: np.ndarray) ->
     return [found]
 
 
-def memory(args: argparse.Namespace, learner: Learner, model) -> dict[str, float]:
-    """Gigabytes of the update's program for rows that all have the full length."""
-    state = learner.init(jax.random.key(0))
+def memory(args: argparse.Namespace, place: Callable) -> dict[str, dict[str, float]]:
+    """Gigabytes of the programs of a step in which every completion has the full length."""
+    model, params = workload.abstract(args.model, jnp.dtype(args.dtype))
+    params = place(params)
+    learner = Learner(model, params, configured(args), (), args.samples, 1)
+    trained = place(jax.eval_shape(lambda key: learner.init(key).trained, jax.random.key(0)))
+    sampling = Sampling(args.samples, args.limit, 0, 1.0, 0, 1.0, model.config.eos_token_ids, ())
+    shape = args.prompts_per_step, args.samples
+    keys = place(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape)))
+    prompts = place(workload.prompts(model, args.prompts_per_step, args.prompt, True))
+    start = functools.partial(begin, model, sampling, args.limit, None)
+    prefix, rows = place(jax.eval_shape(start, params, prompts, trained, keys))
+    weights = params, trained
+    programs = {
+        "prefill": begin.lower(model, sampling, args.limit, None, params, prompts, trained, keys),
+        "decode": advance.lower(model, sampling, None, *weights, prefix, keys, rows, 1, args.limit),
+        "gradient": learner.lower_update(State(trained, ()), place(longest(args, model))),
+    }
+    return {name: workload.memory(program) for name, program in programs.items()}
+
+
+def longest(args: argparse.Namespace, model: Model) -> Part:
+    """Prompts of a gradient with completions of the full length."""
     shape = (args.micro, args.samples, args.limit)
     lengths, floats = np.full(shape[:2], args.limit, np.int32), np.zeros(shape, np.float32)
     packing = packed(lengths, args.limit, args.capacities) if args.capacities else None
     batch = workload.prompts(model, args.micro, args.prompt, True)
-    part = Part(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0], packing=packing)
-    analysis = learner.lower_update(state, part).compile().memory_analysis()
-    return {
-        "arguments_gb": analysis.argument_size_in_bytes / 1e9,
-        "temporary_gb": analysis.temp_size_in_bytes / 1e9,
-        "output_gb": analysis.output_size_in_bytes / 1e9,
-    }
+    return Part(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0], packing=packing)
 
 
 def main() -> None:
     args = arguments()
+    if args.memory:
+        place = deviceless.on_h100(not args.no_fused) if args.target else lambda tree: tree
+        workload.report_memory(vars(args), memory(args, place))
+        return
     model, params = workload.build(args.model, jnp.dtype(args.dtype))
     model = workload.imposed(model, args.mean)
     learner = Learner(model, params, configured(args), (), args.samples, args.warm + args.steps)
-    if args.memory:
-        print(json.dumps(vars(args) | workload.machine() | memory(args, learner, model)))
-        return
     state, rng, rows = learner.init(jax.random.key(0)), np.random.default_rng(0), []
     for step in range(args.warm + args.steps):
         whole = workload.prompts(model, args.prompts_per_step, args.prompt, True, step)

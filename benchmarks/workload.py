@@ -1,7 +1,9 @@
 """Models, prompts and completions of given sizes and random content, for the benchmarks of training."""
 
 import dataclasses
+import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 
@@ -10,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmedexpert_jax.models import Model, ModelConfig, load_model
-from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import tensor_shapes
+from mmedexpert_jax.models.config import PUBLISHED, TextConfig, VisionConfig
+from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
 from mmedexpert_jax.models.random import init_params
 from mmedexpert_jax.processing.batch import Batch
 
@@ -24,6 +26,20 @@ def build(size: str, dtype: jnp.dtype, seed: int = 0) -> tuple[Model, dict]:
     if size.startswith("random:"):
         model, params = load_model(size, dtype=str(jnp.dtype(dtype)), seed=seed)
         return model, params
+    config = network(size)
+    return Model(config), init_params(config, seed, dtype)
+
+
+def abstract(size: str, dtype: jnp.dtype) -> tuple[Model, dict]:
+    """A model as `build` makes it, with the shapes of its weights alone."""
+    config = network(size)
+    return Model(config), nest({n: jax.ShapeDtypeStruct(shape, dtype) for n, shape in tensor_shapes(config).items()})
+
+
+def network(size: str) -> ModelConfig:
+    """The configuration of a size."""
+    if size.startswith("random:"):
+        return PUBLISHED[size.removeprefix("random:")]
     hidden, layers, vocabulary = map(int, size.split("x"))
     heads = max(2, hidden // 64)
     half = hidden // heads // 2
@@ -31,8 +47,7 @@ def build(size: str, dtype: jnp.dtype, seed: int = 0) -> tuple[Model, dict]:
     text = TextConfig(vocabulary, hidden, hidden * 4, layers, heads, max(1, heads // 4), mrope_section=sections)
     vision = VisionConfig("qwen2_vl", 2, 64, 256, 2, hidden)
     ids = {"image_token_id": vocabulary - 1, "video_token_id": vocabulary - 2, "pad_token_id": 0, "bos_token_id": 0}
-    config = ModelConfig(text, vision, True, eos_token_ids=(1,), **ids)
-    return Model(config), init_params(config, seed, dtype)
+    return ModelConfig(text, vision, True, eos_token_ids=(1,), **ids)
 
 
 def imposed(model: Model, mean: float) -> Model:
@@ -98,6 +113,22 @@ def measure(functions: dict[str, Callable[[], object]], repeats: int) -> dict[st
             jax.block_until_ready(function())
             taken[name].append((time.perf_counter() - wall, time.process_time() - processor))
     return {n: {"seconds": min(w for w, _ in t), "processor_seconds": min(p for _, p in t)} for n, t in taken.items()}
+
+
+def memory(program: jax.stages.Lowered) -> dict[str, float]:
+    """Gigabytes of a compiled program: what it is given, what it needs besides, what it gives, and all of them."""
+    analysis = program.compile().memory_analysis()
+    given, besides = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    sizes = {"arguments": given, "temporary": besides, "output": new, "all": given + besides + new}
+    return {name: round(size / 1e9, 2) for name, size in sizes.items()}
+
+
+def report_memory(settings: dict, rows: dict[str, dict[str, float]]) -> None:
+    """Prints the table and one JSON line."""
+    for name, row in rows.items():
+        print(f"{name:10} " + "  ".join(f"{kind} {size:7.2f} GB" for kind, size in row.items()), file=sys.stderr)
+    print(json.dumps(settings | machine() | {"gigabytes": rows}))
 
 
 def machine() -> dict[str, str]:

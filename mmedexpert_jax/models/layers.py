@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from mmedexpert_jax.models import fused
+
 MASKED = -1e30  # a score of a key that may not be seen; finite, so that a row without keys gives no NaN
 
 
@@ -104,6 +106,8 @@ def attend(queries: Array, keys: Array, values: Array, lengths: Array, *, causal
     Returns:
         [B, H, T, D] in the dtype of the values.
     """
+    if fused.supported(queries):
+        return fused.attend(queries, keys, values, lengths, causal=causal)
     size = queries.shape[2]
     rows = _query_rows(queries, keys)
     mask = jnp.arange(size) < lengths[:, None, None]  # [B, rows, T]
@@ -144,6 +148,21 @@ def attend_windows(queries: Array, keys: Array, values: Array, windows: Array, s
     mixed, _, total = _softmax_part(blocks(queries * width**-0.5, 0, 0), beside(keys), beside(values), mask)
     mixed = (mixed / total).astype(values.dtype)
     return mixed.reshape(batch, heads, count * size, width)[:, :, :length]
+
+
+def attend_extended(
+    queries: Array,
+    prompt_keys: Array,
+    prompt_values: Array,
+    prompt_lengths: Array,
+    keys: Array,
+    values: Array,
+) -> Array:
+    """`attend_shared` of whole continuations, each of which sees itself causally: [B, G, H, R, D]."""
+    if fused.supported(queries):
+        return fused.attend_extended(queries, prompt_keys, prompt_values, prompt_lengths, keys, values)
+    causal = jnp.tri(queries.shape[-2], dtype=bool)
+    return attend_shared(queries, prompt_keys, prompt_values, prompt_lengths, keys, values, causal)
 
 
 def attend_shared(

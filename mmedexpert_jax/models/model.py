@@ -10,7 +10,7 @@ from jax import Array
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models.config import ModelConfig
-from mmedexpert_jax.models.layers import Slots, attend, attend_shared
+from mmedexpert_jax.models.layers import Slots, attend, attend_extended, attend_shared
 from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.models.qwen2_vl import bind
 from mmedexpert_jax.processing.batch import Batch
@@ -101,15 +101,14 @@ class Model:
         """
         network = bind(self.config, params, lora)
         size = tokens.shape[-1]
-        mask = jnp.tri(size, dtype=bool)
         positions = _positions(prefix, jnp.arange(size))
 
         def attention(layer, queries, keys, values):
             prompt = prefix.keys[layer], prefix.values[layer], prefix.lengths
             if packing is None:
-                return attend_shared(queries, *prompt, keys, values, mask), keys, values
+                return attend_extended(queries, *prompt, keys, values), keys, values
             rows, own_keys, own_values = (packing.unpack(x) for x in (queries, keys, values))
-            return packing.pack(attend_shared(rows, *prompt, own_keys, own_values, mask)), keys, values
+            return packing.pack(attend_extended(rows, *prompt, own_keys, own_values)), keys, values
 
         if packing is not None:
             positions = jnp.broadcast_to(positions[:, :, 0], tokens.shape)

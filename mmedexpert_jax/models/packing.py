@@ -36,11 +36,11 @@ class Packing:
         """[B, G, ..., R, D] -> [..., N, D]; zeros on padding."""
         x = jnp.moveaxis(x, (0, 1), (-4, -3))
         x = x.reshape(*x.shape[:-4], -1, x.shape[-1])
-        return _gather(x, self.index, self.inverse.reshape(-1))
+        return gather(x, self.index, self.inverse.reshape(-1))
 
     def unpack(self, x: Array) -> Array:
         """[..., N, D] -> [B, G, ..., R, D]; zeros behind the end."""
-        x = _gather(x, self.inverse.reshape(-1), self.index)
+        x = gather(x, self.inverse.reshape(-1), self.index)
         x = x.reshape(*x.shape[:-2], *self.inverse.shape, x.shape[-1])
         return jnp.moveaxis(x, (-4, -3), (0, 1))
 
@@ -53,19 +53,19 @@ def capacity(needed: int, full: int, sizes: int) -> int:
 
 
 @jax.custom_vjp
-def _gather(x: Array, index: Array, inverse: Array) -> Array:
+def gather(x: Array, index: Array, inverse: Array) -> Array:
     """x [..., M, D] at index [N] -> [..., N, D], zeros where it is -1. `inverse` [M] undoes it."""
     found = jnp.take(x, jnp.maximum(index, 0), axis=-2, mode="clip")
     return jnp.where((index >= 0)[:, None], found, 0)
 
 
 def _forward(x: Array, index: Array, inverse: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _gather(x, index, inverse), (index, inverse)
+    return gather(x, index, inverse), (index, inverse)
 
 
 def _backward(indices: tuple[Array, Array], slope: Array) -> tuple[Array, None, None]:
     index, inverse = indices
-    return _gather(slope, inverse, index), None, None
+    return gather(slope, inverse, index), None, None
 
 
-_gather.defvjp(_forward, _backward)
+gather.defvjp(_forward, _backward)

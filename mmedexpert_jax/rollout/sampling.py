@@ -28,19 +28,20 @@ def distribution(
     Returns:
         [..., V] float32, -inf where the probability is zero.
     """
-    return jax.nn.log_softmax(warp(logits, temperature, top_k, top_p, ban))
+    logits = _temper(logits, temperature, ban)
+    return jax.nn.log_softmax(logits if temperature == 0 else _truncate(logits, top_k, top_p))
 
 
-def warp(
-    logits: jax.Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, ban: jax.Array | None = None
-) -> jax.Array:
-    """Logits [..., V] float32 of the distribution, -inf where its probability is zero; arguments as above."""
+def _temper(logits: jax.Array, temperature: float, ban: jax.Array | None) -> jax.Array:
+    """Logits in float32 over the temperature, -inf where `ban`, which broadcasts against them, is true."""
     logits = logits.astype(jnp.float32)
     if ban is not None:
         logits = jnp.where(ban, -jnp.inf, logits)
-    if temperature == 0:
-        return logits
-    logits = logits / temperature
+    return logits / temperature if temperature else logits
+
+
+def _truncate(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """Logits [..., V], -inf where top-k or top-p cut them off."""
     if 0 < top_k < logits.shape[-1] or top_p < 1.0:
         logits = jnp.where(logits < _threshold(logits, top_k, top_p), -jnp.inf, logits)
     return logits
@@ -57,34 +58,38 @@ def _threshold(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
     return jnp.take_along_axis(ascending, jnp.argmax(keep, -1, keepdims=True), -1)
 
 
-def draw(key: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A token by inverse CDF in two levels, blocks and then a block's tokens: two uniform numbers for each token.
+def draw(keys: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A token for each column by inverse CDF in two levels, blocks and then a block's tokens: two uniform numbers each.
 
     Gumbel noise would cost a random number for each entry of the vocabulary. The logits are read twice, and nothing of
-    their size is written. Tokens of probability zero are never drawn, whatever the rounding of the sums.
+    their size is written. Tokens of probability zero are never drawn, whatever the rounding of the sums. The vocabulary
+    stands first, the order in which a CPU multiplies a few hidden states with the output layer fastest.
 
     Args:
-        key: PRNG key.
-        logits: [V] float32, -inf where the probability is zero.
+        keys: [N] PRNG keys.
+        logits: [V, N] float32, -inf where the probability is zero.
 
     Returns:
-        The token [] int32 and its log-probability [] float32.
+        tokens [N] int32 and their log-probabilities [N] float32.
     """
-    blocks = jnp.pad(logits, (0, -len(logits) % _BLOCK), constant_values=-jnp.inf).reshape(-1, _BLOCK)
-    top = jnp.max(logits)
-    masses = jnp.exp(blocks - top).sum(-1)
-    first, second = jax.random.uniform(key, (2,))
+    count = len(keys)
+    blocks = jnp.pad(logits, [(0, -len(logits) % _BLOCK), (0, 0)], constant_values=-jnp.inf).reshape(-1, _BLOCK, count)
+    top = jnp.max(logits, axis=0)
+    masses = jnp.exp(blocks - top).sum(axis=1)
+    first, second = jax.vmap(lambda key: jax.random.uniform(key, (2,)), out_axes=1)(keys)
     block = _pick(first, masses)
-    token = block * _BLOCK + _pick(second, jnp.exp(blocks[block] - top))
-    return token, logits[token] - top - jnp.log(masses.sum())
+    inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]  # [_BLOCK, N]
+    place = _pick(second, jnp.exp(inside - top))
+    chosen = jnp.take_along_axis(inside, place[None], axis=0)[0]
+    return block * _BLOCK + place, chosen - top - jnp.log(masses.sum(axis=0))
 
 
 def _pick(uniform: jax.Array, weights: jax.Array) -> jax.Array:
-    """Index [] int32 drawn in proportion to `weights` [N], never one of weight zero, by a number in [0, 1)."""
-    cumulative = jnp.cumsum(weights)
+    """Rows [N] int32 drawn in proportion to `weights` [M, N], never one of weight zero, by numbers [N] in [0, 1)."""
+    cumulative = jnp.cumsum(weights, axis=0)
     positive = weights > 0
-    level = uniform * jnp.max(cumulative, where=positive, initial=0.0)
-    return jnp.argmax(positive & (cumulative > level)).astype(jnp.int32)
+    level = uniform * jnp.max(cumulative, axis=0, where=positive, initial=0.0)
+    return jnp.argmax(positive & (cumulative > level), axis=0).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("temperature", "top_k", "top_p"))
@@ -108,10 +113,15 @@ def sample(
         tokens [...] int32, and their log-probabilities [...] float32 under the distribution sampled from. Greedy tokens
         carry their log-probability under the model's own distribution (temperature 1).
     """
-    logits = warp(logits, temperature, top_k, top_p, ban)
     keys = key if key.ndim else jax.random.split(key, logits.shape[:-1])
     if temperature == 0:
+        logits = _temper(logits, temperature, ban)
         tokens = jnp.broadcast_to(jnp.argmax(logits, -1), keys.shape).astype(jnp.int32)
         logprobs = jax.nn.log_softmax(logits)
         return tokens, jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0]
-    return jnp.vectorize(draw, signature="(),(v)->(),()")(keys, logits)
+    ban = None if ban is None else jnp.moveaxis(jnp.broadcast_to(ban, logits.shape), -1, 0)
+    first = _temper(jnp.moveaxis(logits, -1, 0), temperature, ban)  # the vocabulary first, as `draw` takes it
+    first = jnp.moveaxis(_truncate(jnp.moveaxis(first, 0, -1), top_k, top_p), -1, 0)
+    columns = jnp.broadcast_to(first, (len(first), *keys.shape)).reshape(len(first), -1)
+    tokens, logprobs = draw(keys.reshape(-1), columns)
+    return tokens.reshape(keys.shape), logprobs.reshape(keys.shape)

@@ -16,7 +16,12 @@ from transformers import (
 
 from mmedexpert_jax.rollout.sampling import distribution, draw, sample
 
-draws_of = jax.jit(lambda keys, logits: jax.vmap(draw, (0, None))(keys, logits)[0])
+
+@jax.jit
+def draws_of(keys, logits):
+    return draw(keys, jnp.broadcast_to(logits[:, None], (len(logits), len(keys))))[0]
+
+
 VOCABULARY = 300
 
 
