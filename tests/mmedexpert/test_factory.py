@@ -221,13 +221,30 @@ def test_restricted_rows_stay_out_of_what_is_public(finished):
     assert sum(map(len, tables)) == rows["public"]
 
 
+def test_restricted_rows_are_public_only_where_that_is_asked(dataset, tmp_path):
+    with Loopback(answer, key=KEY) as server:
+        run_job(dataset(server, stages=("collect", "trace")))
+        for asked in (False, True):
+            run_job(dataset(server, stages=("build",), include_restricted=asked))
+            manifests = [tmp_path / "run" / "export" / name / "manifest.json" for name in ("dataset", "public")]
+            everything, public = (json.loads(path.read_text())["files"] for path in manifests)
+            assert (public == everything) == asked
+    card = (tmp_path / "run" / "export" / "public" / "README.md").read_text()
+    assert "| plain | CC0 | no |" in card and "| plain | CC0 | yes |" in card
+
+
 def test_the_manifest_holds_hashes_and_the_card_the_funnel(finished):
     folder = finished[0] / "export" / "dataset"
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, sha in manifest["files"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha
     last = manifest["funnel"][-1]
+    stages = ("raw", "traced", "matched", "passed", "reviewed", "built")
     assert last["raw"] == 60 >= last["traced"] >= last["matched"] >= last["passed"] >= last["built"] > 0
+    cells = manifest["funnel"][:-1]
+    assert len({(cell["modality"], cell["paradigm"], cell["specialty"]) for cell in cells}) == len(cells) > 4
+    assert {cell["specialty"] for cell in cells} == set(SPECIALTIES)
+    assert all(sum(cell[stage] for cell in cells) == last[stage] for stage in stages)
     card = (folder / "README.md").read_text()
     assert "No trace has been reviewed" in card and "| all | 60 |" in card and "<!--" not in card
 
