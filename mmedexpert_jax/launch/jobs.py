@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 COMMAND = "python -m mmedexpert_jax.launch"
-REPEATABLE = ("dataset", "evaluate")  # they look at what is there and may be run again, alone or all
-DRIFTING = ("evaluate",)  # answers are stored under all that they depend on: any config may go on with them
+REPEATABLE = ("dataset", "evaluate", "ablation")  # they look at what is there and may be run again, alone or all
+DRIFTING = ("evaluate", "ablation")  # what they store is named by all that it depends on: any config may go on
 # Several processes share the work of these; one does all of any other.
 TOGETHER = ("dsa", "gba", "evaluate", "pipeline", "ablation")
 # Folders of runs inside a run, by job.

@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmedexpert_jax.errors import ConfigError, Interrupted, ResourceError
 from mmedexpert_jax.runtime import environment, files, processes
+from mmedexpert_jax.runtime.costs import Meter
 from mmedexpert_jax.runtime.metrics import Metrics, Rows
 from mmedexpert_jax.runtime.progress import Progress
 from mmedexpert_jax.runtime.signals import SIGNALS
@@ -38,6 +38,7 @@ FREE = frozenset(
         "debug",
         "explain",
         "tracker",
+        "price",
         "log_every",
         "samples_every",
         "checkpoint_every",
@@ -85,14 +86,18 @@ class Run:
         self.resumed = bool(status)
         self.summary: dict[str, Any] = status.get("summary") or {}
         now = _now()
-        self._opened, self._spent = time.monotonic(), float(status.get("seconds") or 0.0)
         self._status = {"state": "running", "step": 0, "started": now, "summary": {}} | status | {"pid": os.getpid()}
         if not self.done:
             self._status["state"] = "running"
             self._status.pop("error", None)
-        self._write_start()
-        tracker = self.config.get("tracker") or ""
-        self._metrics = Metrics(path, tracker, self.config) if self._writes else Rows(path)
+        self._meter = Meter(status.get("cost"), float(self.config.get("price") or 0.0))
+        try:
+            self._write_start()
+            tracker = self.config.get("tracker") or ""
+            self._metrics = Metrics(path, tracker, self.config) if self._writes else Rows(path)
+        except BaseException:
+            self._meter.close()
+            raise
         self._closed = False
         SIGNALS.install()
 
@@ -195,6 +200,7 @@ class Run:
                 self._write_status()
             self._metrics.close()
         finally:
+            self._meter.close()
             SIGNALS.restore()
             if self._lock is not None:
                 self._lock.close()
@@ -232,8 +238,8 @@ class Run:
     def _write_status(self) -> None:
         self._written = datetime.now(UTC).timestamp()
         if self._writes:
-            seconds = round(self._spent + time.monotonic() - self._opened, 3)
-            files.write_json(self.path / "STATUS.json", self._status | {"updated": _now(), "seconds": seconds})
+            status = self._status | {"updated": _now(), "cost": self._meter.values()}
+            files.write_json(self.path / "STATUS.json", status)
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
