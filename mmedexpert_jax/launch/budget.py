@@ -24,8 +24,9 @@ def count(config: ConfigDict, **changes: Any) -> tuple[Needs, Devices, str]:
         for key, value in changes.items():
             _set(config, key, value)
     devices = hardware.find(config.plan_mesh)
-    shape, stored = architecture(config.model.path.rpartition("=")[2])
-    dtype = config.model.dtype or ("float32" if devices.kind == "cpu" else stored)
+    shape, stored = architecture(_base(config).rpartition("=")[2])
+    widened = devices.kind == "cpu" and config.job != "merge"  # a merge writes what the base's files hold
+    dtype = config.model.dtype or ("float32" if widened else stored)
     return needs(config, shape, dtype, devices), devices, dtype
 
 
@@ -93,6 +94,12 @@ def _steps(config: ConfigDict, devices: Devices) -> Iterator[dict[str, Any]]:
         if config.job == "gba":
             yield {"prompts_per_step": devices.count * config.minibatches}
         yield from ({"max_new_tokens": n} for n in (512, 256, 128) if n < config.max_new_tokens)
+    elif config.job == "dataset":
+        yield from ({"teacher.batch_size": n} for n in (32, 16, 8, 4, 1) if n < config.teacher.batch_size)
+        yield {"model.dtype": "bfloat16"}
+    elif config.job == "merge":
+        yield {"sweep.score": False}
+        yield {"rank": 0}
     elif config.job == "evaluate":
         yield from ({"batch_size": n} for n in (8, 4, 2, 1) if n < config.batch_size)
         yield {"model.dtype": "bfloat16"}
@@ -121,8 +128,19 @@ def _work(config: ConfigDict, found: Needs, train: Counter) -> Iterator[str]:
         by_run = f" ({', '.join(f'{name} {n}' for name, n in steps.items())})" if len(steps) > 1 else ""
         yield f"steps      {total:,}{by_run}, at most {total * _tokens_per_step(config):,} tokens with padding"
         disk = len(steps) * (found.exported + CHECKPOINTS * found.saved)
-    if config.job != "evaluate":
+    if config.job in ("merge", "export"):
+        yield f"disk       {_gb(disk)}: export"
+    elif config.job in ("dsa", "gba"):
         yield f"disk       at most {_gb(disk)}: checkpoints and export"
+
+
+def _base(config: ConfigDict) -> str:
+    """The model whose shape counts: `model.path`, or what a merge's mergekit file names."""
+    if config.job == "merge" and config.mergekit:
+        from mmedexpert_jax.merging.mergekit import read_mergekit
+
+        return read_mergekit(config.mergekit).base
+    return config.model.path
 
 
 def training_steps(config: ConfigDict, train: Mapping[str, int]) -> int:

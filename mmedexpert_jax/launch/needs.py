@@ -6,9 +6,11 @@ Weights, deltas, optimizer state, gradients and caches are counted exactly, leaf
     remat:      L b n D + 2 layer(n)        else:  L layer(n)
     logits:     12 V min(S R, 4096)
 
-with b bytes of a number, B prompts of T tokens and S completions of R in one gradient, n = B T + S R, width D, keys of
-width K, inner width F, H heads, L layers and V tokens of the vocabulary. Scores of the attention, their exponentials
-and logits are float32. The vision tower is left out. Rows are taken at their full length.
+On a CPU the second holds with remat too: XLA's CPU compiler keeps what it was asked to recompute (measured, 5 % less).
+Here b are the bytes of a number, B prompts of T tokens and S completions of R in one gradient, n = B T + S R, width D,
+keys of width K, inner width F, H heads, L layers and V tokens of the vocabulary. Scores of the attention, their
+exponentials and logits are float32. The vision tower is left out. Rows are taken at their full length. A merge is
+counted by its blocks: a few float32 arrays of each for every expert and core.
 """
 
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora
 from mmedexpert_jax.launch.hardware import Devices
+from mmedexpert_jax.merging.engine import BLOCK, workers
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
 from mmedexpert_jax.rollout.logprobs import CHUNK
@@ -60,15 +63,23 @@ class Needs:
 
 
 def needs(config: ConfigDict, shape: ModelConfig, dtype: str, devices: Devices) -> Needs:
-    """Counts a job that trains or samples: dsa, gba, evaluate or export."""
+    """Counts a job: dsa, gba, evaluate, export, merge, or dataset with a teacher in this process."""
     weights = abstract_params(shape, dtype)
     found = Needs(sum(leaf.size for leaf in jax.tree.leaves(weights)), exported=size(weights))
     if config.job in ("dsa", "gba"):
         _training(found, config, shape, weights, devices)
+    elif config.job == "merge":
+        _merging(found, config, weights)
     else:
         found.held["weights"] = size(weights)
     if config.job == "evaluate":
         found.phases["sampling"] = _sampling(shape, dtype, config, config.batch_size, config.num_samples)
+    elif config.job == "dataset":
+        teacher, found.exported = config.teacher, 0
+        cache = cache_bytes(
+            shape, dtype, teacher.batch_size, teacher.max_prompt_length, teacher.batch_size, teacher.max_tokens
+        )
+        found.phases["traces"] = {"KV cache": cache, "logits": 12 * teacher.batch_size * shape.text.vocab_size}
     return found
 
 
@@ -130,11 +141,30 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         gathered
         | ({"policy's copy": size(weights)} if full else {})
         | {"gradients, two sums": 2 * size(trained)}
-        | _activations(config, shape, dtype, prompts, samples)
+        | _activations(config, shape, dtype, prompts, samples, config.remat and devices.kind != "cpu")
     )
     if config.eval.every >= 0:
         sampled = _sampling(shape, dtype, config, config.eval.batch_size, config.eval.num_samples)
         found.phases["evaluation"] = gathered | {"policy's copy": policy} | sampled
+
+
+def _merging(found: Needs, config: ConfigDict, weights: dict) -> None:
+    """Streamed from files, only blocks are held; a sweep that is scored, and `rank`, hold more."""
+    leaves = jax.tree.leaves(weights)
+    widest = max(int(np.prod(leaf.shape[1:])) for leaf in leaves)
+    block = max(BLOCK, widest if widest <= 4 * BLOCK else 0)
+    experts = len(config.experts) or 1
+    found.phases["merge"] = {"blocks of the experts": 4 * workers() * block * (2 * experts + 4)}
+    if config.result == "recipe":
+        found.exported = 0
+    elif config.rank:
+        factors = jax.eval_shape(lambda: lora.init(jax.random.key(0), weights, config.rank, 1.0, "all-linear"))
+        found.exported = size(factors)
+        largest = max(leaf.size for leaf in leaves)
+        found.phases["merge"] |= {"adapter": size(factors), "update of the largest tensor": 4 * largest}
+    if config.sweep.densities and config.sweep.score:
+        text = 4 * found.parameters
+        found.phases["sweep"] = {"weights in float32": text, "merged": text}
 
 
 def _policy_bytes(weights: dict, trained: Any, full: bool) -> int:
@@ -165,7 +195,9 @@ def _sampling(shape: ModelConfig, dtype: str, config: ConfigDict, prompts: int, 
     return {"KV cache": cache, "logits": 12 * rows * shape.text.vocab_size}
 
 
-def _activations(config: ConfigDict, shape: ModelConfig, dtype: str, prompts: int, samples: int) -> dict[str, int]:
+def _activations(
+    config: ConfigDict, shape: ModelConfig, dtype: str, prompts: int, samples: int, remat: bool
+) -> dict[str, int]:
     text, item = shape.text, jnp.dtype(dtype).itemsize
     length, new = config.max_prompt_length, config.max_new_tokens
     tokens = prompts * length + samples * new
@@ -174,6 +206,6 @@ def _activations(config: ConfigDict, shape: ModelConfig, dtype: str, prompts: in
     layer += 8 * text.num_heads * (prompts * length**2 + samples * new * (length + new))
     kept = text.num_layers * item * tokens * text.hidden_size + 2 * layer
     return {
-        "activations": kept if config.remat else text.num_layers * layer,
+        "activations": kept if remat else text.num_layers * layer,
         "logits": 12 * text.vocab_size * min(samples * new, CHUNK),
     }

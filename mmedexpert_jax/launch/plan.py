@@ -13,7 +13,7 @@ from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.launch.validate import ELSEWHERE
 
 SPLITS = ("train", "dev", "test")
-COUNTED = ("dsa", "gba", "evaluate", "export")  # jobs whose memory is counted; a merge streams from disk to disk
+COUNTED = ("dsa", "gba", "merge", "evaluate", "export")  # jobs of one model, whose memory and disk are counted
 
 
 def describe(config: ConfigDict) -> str:
@@ -22,9 +22,8 @@ def describe(config: ConfigDict) -> str:
         from mmedexpert_jax.launch import teachers
         from mmedexpert_jax.mmedexpert import plan
 
-        return plan.describe(config, teachers.endpoint)
-    from mmedexpert_jax.launch import budget
-
+        *lines, last = plan.describe(config, teachers.endpoint).splitlines()
+        return "\n".join([*lines, *_needed(config, {"train": Counter()}), last])
     run = Path(config.workdir)
     state = "resumes what is there" if (run / "STATUS.json").is_file() and not config.fresh else "starts anew"
     lines = [f"job      {config.job} (preset {config.preset})"]
@@ -40,15 +39,16 @@ def describe(config: ConfigDict) -> str:
             from mmedexpert_jax.launch import ablation
 
             lines += ablation.describe(config)
-        train = counts["train"] if isinstance(counts["train"], Counter) else Counter()
-        for prefix, stage in stages(config):
-            try:
-                lines += budget.lines(stage, prefix, train)
-            except (DataError, RemoteError) as error:
-                lines.append(f"{prefix or 'memory'}   not counted: {error}")
+        lines += _needed(config, counts)
     lines += [f"workdir  {run}: {state}", "fields"]
     lines += [f"  {key} = {value}" for key, (_, _, value) in fields(config).items() if key not in ("job", "preset")]
     return "\n".join([*lines, "nothing was run; leave out --config.plan to start"])
+
+
+def brief(config: ConfigDict) -> str:
+    """What a job needs on the devices that are here, for a notebook's first cell. Raises ResourceError as `check`."""
+    check(config)
+    return "\n".join(_needed(config, _counts(config)))
 
 
 def check(config: ConfigDict) -> None:
@@ -69,9 +69,29 @@ def stages(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
     if config.job in ("pipeline", "ablation"):
         yield "dsa.", stage_config(config, "dsa", specialty="all")
         yield "gba.", stage_config(config, "gba")
+        yield "merge.", stage_config(config, "merge", experts=SPECIALTIES, weights=())
         yield "evaluate.", stage_config(config, "evaluate", compare=())
-    elif config.job in COUNTED and not ELSEWHERE.match(config.model.path):
+    elif _counted(config):
         yield "", config
+
+
+def _counted(config: ConfigDict) -> bool:
+    """Whether a job of one model has that model on devices of ours."""
+    if config.job == "dataset":
+        return config.teacher.kind == "local" and "trace" in config.stages
+    return config.job in COUNTED and not ELSEWHERE.match(config.model.path)
+
+
+def _needed(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str]:
+    """The lines of memory, steps, tokens and disk of the parts that are counted."""
+    from mmedexpert_jax.launch import budget
+
+    train = counts["train"] if isinstance(counts["train"], Counter) else Counter()
+    for prefix, stage in stages(config):
+        try:
+            yield from budget.lines(stage, prefix, train)
+        except (DataError, RemoteError) as error:
+            yield f"{prefix or 'memory'}   not counted: {error}"
 
 
 def _counts(config: ConfigDict) -> dict[str, Counter | str]:

@@ -20,8 +20,7 @@ from mmedexpert_jax.remote import Request
 from mmedexpert_jax.remote.messages import estimate_tokens
 
 SAMPLE = 48  # questions whose prompts are counted for the estimate, at even distances
-ANSWER, TOKEN = 1000, 5  # bytes beside the text of an answer, measured; of a token's text, on the safe side
-KEPT = "stored answers and rows, without the report's images"
+ANSWER, TOKEN = 1000, 5  # bytes beside an answer's text, and of a token of it, both on the safe side
 RUNS_ON = {"jax": "the JAX engine", "transformers": "transformers"}
 
 
@@ -105,7 +104,8 @@ def _sum(config: ConfigDict, loads: Sequence[tuple[Target, Load]]) -> list[str]:
     share = f", 1/{config.processes} of them by each process" if config.processes > 1 else ""
     tokens = f"about {total.prompt:,} prompt tokens, at most {total.completion:,} of answers"
     lines = [f"in all     {total.answers:,} answers{share}; {tokens}"]
-    lines.append(f"disk       at most about {(total.answers * ANSWER + total.completion * 2 * TOKEN) / 1e6:.1f} MB: {KEPT}")
+    kept = total.answers * ANSWER + 2 * total.completion * TOKEN
+    lines.append(f"disk       at most about {kept / 1e6:.1f} MB: stored answers and rows, without the report's images")
     remote = [each for target, each in loads if target.kind == "endpoint"]
     if remote and (config.endpoint.price_input or config.endpoint.price_output):
         dollars = sum(each.prompt for each in remote) * config.endpoint.price_input

@@ -16,7 +16,10 @@ from mmedexpert_jax.mmedexpert.store import FILE
 from mmedexpert_jax.remote import Endpoint, Request, Usage
 from mmedexpert_jax.remote.messages import estimate_tokens
 
-CASE, CANDIDATE = 2000, 3000  # bytes beside a case's question and images, and beside a candidate's words; measured
+CASE, CANDIDATE = (
+    2000,
+    3000,
+)  # bytes beside a case's question and images, and beside a candidate's words, on the safe side
 TRACE_TOKENS = 1.6  # a word of a trace, tags included, on the safe side
 
 
@@ -50,7 +53,7 @@ def describe(config: ConfigDict, endpoint: Callable[[ConfigDict], Endpoint]) -> 
 
 
 def _disk(config: ConfigDict, records: list[Record], pairs: list[tuple[Record, str]]) -> str:
-    """Cases with their images stand in the store, in export/dataset and in export/public; every candidate in the store."""
+    """Cases with their images are in the store, export/dataset and export/public, every candidate in the store."""
     cases = sum(CASE + len(r.question) + sum(len(image.data) for image in r.images) for r in records)
     candidates = len(pairs) * config.candidates * (CANDIDATE + 6 * config.words[1])
     return f"disk      at most about {(3 * cases + candidates) / 1e6:.1f} MB: the store, export/dataset, export/public"

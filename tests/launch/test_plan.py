@@ -8,14 +8,17 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+from mmedexpert_jax import lora
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.gba.learner import Learner
+from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.launch import hardware, load_config
 from mmedexpert_jax.launch.architecture import architecture
+from mmedexpert_jax.launch.budget import problem
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.needs import abstract_params, abstract_state, cache_bytes, needs, size
 from mmedexpert_jax.models import load_model, load_processor
@@ -111,6 +114,23 @@ def test_what_does_not_fit_exits_with_a_mend_that_fits(capsys):
     assert mend and main([*arguments, *mend]) == 0
 
 
+@pytest.mark.parametrize(
+    ("devices", "fields", "mend"),
+    [
+        ("a100x8", {"remat": False, "micro_batch": 4}, "--config.remat=True"),
+        ("h100x1", {"prompts_per_step": 16, "micro_batch": 16}, "--config.micro_batch=1"),
+        ("a100x8", {"trainable": "full"}, "--config.mesh.fsdp=8 --config.shard=optimizer"),
+    ],
+)
+def test_the_smallest_mend_is_one_change_where_one_suffices(devices, fields, mend):
+    config = load_config("configs/gba.py:qwen2_vl_2b", fields | {"plan_mesh": devices})
+    line = problem(config, "")
+    assert line.endswith(f"; set {mend}"), line
+    mended = dict(part.removeprefix("--config.").split("=") for part in mend.split())
+    values = {key: mended[key] if key == "shard" else json.loads(mended[key].lower()) for key in mended}
+    assert problem(load_config("configs/gba.py:qwen2_vl_2b", fields | values | {"plan_mesh": devices}), "") == ""
+
+
 def test_what_nothing_mends_is_said(capsys):
     arguments = ["--config=configs/dsa.py:lingshu_7b", "--config.plan=True", "--config.plan_mesh=v5e-8"]
     assert main(arguments) == 4
@@ -121,6 +141,60 @@ def test_a_pipeline_is_counted_by_stage(capsys):
     assert main(["--config=configs/pipeline.py", "--config.plan=True"]) == 0
     out = capsys.readouterr().out
     assert all(f"\n{stage}\n  parameters" in out for stage in ("dsa", "gba", "evaluate"))
+
+
+@pytest.fixture
+def planned(capsys, tmp_path, monkeypatch):
+    """What a plan prints for a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        assert main([*arguments, "--config.plan=True"]) == 0
+        assert not list(tmp_path.iterdir())
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_merge_is_counted_by_blocks_and_its_export(planned):
+    experts = "--config.experts=a=mini,b=mini"
+    out = planned("--config=configs/merge.py", experts)
+    weights = (ROOT / "mmedexpert_jax" / "assets" / "mini" / "model.safetensors").stat().st_size
+    assert "merge      blocks of the experts" in out and f"disk       {weights / 1e6:.1f} MB: export" in out
+    adapter = planned("--config=configs/merge.py", experts, "--config.rank=4")
+    shapes = jax.eval_shape(lambda: lora.init(jax.random.key(0), abstract_params(SHAPE, "float32"), 4, 4.0))
+    assert f"disk       {size(shapes) / 1e6:.1f} MB: export" in adapter
+    assert "disk       0.0 MB" in planned("--config=configs/merge.py", experts, "--config.result=recipe")
+
+
+def test_a_factory_with_a_local_teacher_is_counted(planned):
+    out = planned("--config=configs/dataset.py")
+    cache = cache_bytes(SHAPE, "float32", 64, 1024, 64, 96)
+    assert f"KV cache {cache / 1e9:.2f} GB" in out and "disk      at most about" in out
+    assert out.endswith("nothing was run; leave out --config.plan to start\n")
+
+
+def test_an_evaluation_says_its_cache_and_disk(planned):
+    out = planned("--config=configs/evaluate.py", "--config.limit=8")
+    assert f"KV cache {cache_bytes(SHAPE, 'float32', 64, 512, 64, 96) / 1e6:.1f} MB" in out
+    assert "MB: stored answers and rows" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", [True, False])
+def test_the_estimate_of_an_update_is_near_what_its_program_takes(mini, remat):
+    fields = {"remat": remat, "prompts_per_step": 4, "max_prompt_length": 256}
+    config = load_config("configs/gba.py", fields)
+    model, params = mini
+    learner = Learner(model, params, config, (), 8, 1)
+    cases = [case for case in load_cases("mini", "dev", limit=20) if not case.images][:4]
+    batch = load_processor("mini")([conversation(case) for case in cases], min_length=256)
+    shape = (4, 8, config.max_new_tokens)
+    tokens, floats = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    part = Part(batch, tokens, np.full(shape[:2], shape[2], np.int32), floats, floats[..., 0])
+    program = learner.lower_update(learner.init(jax.random.key(0)), part).compile()
+    found = needs(config, SHAPE, "float32", HERE).phases["update"]
+    assert sum(found.values()) == pytest.approx(program.memory_analysis().temp_size_in_bytes, rel=0.25)
 
 
 def test_an_unknown_device_is_refused():
