@@ -12,6 +12,7 @@ from mmedexpert_jax.data.benchmarks import Benchmark, describe
 from mmedexpert_jax.medeval import page, paper_tables, tables
 from mmedexpert_jax.medeval.evaluate import Evaluation, chance, constant
 from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.published import SOURCE
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.medeval.tables import HEADLINE, Rows
 from mmedexpert_jax.runtime import Run, files
@@ -41,8 +42,10 @@ def finish(config: ConfigDict, run: Run, targets: Sequence[Target], results: Map
     styles = {target.name: style(config, target) for target in targets}
     page.write(run.path, sections, results, styles, config.paradigm or None, config.report_items)
     run.finish({"benchmarks": summaries})
-    for part in (*papers, *headlines):
-        tables.show(part.rows, part.title, part.note, heads=3 if part in papers else 1)
+    for part in papers:
+        tables.show(paper_tables.narrow(part.rows), f"{part.title} (rows without a mark: {SOURCE})", part.note)
+    for part in headlines:
+        tables.show(part.rows, part.title)
 
 
 def _paper_parts(folder: Path, results: Mapping[str, Result], targets: Sequence[Target]) -> list[page.Part]:

@@ -90,6 +90,16 @@ def readable(table: PaperTable, rows: Sequence[Line]) -> Rows:
     return [_head(line) | {c.heading: _text(line.cells.get(c.heading)) for c in table.columns} for line in rows]
 
 
+def narrow(rows: Rows) -> Rows:
+    """`readable`'s rows for a terminal: name, size and source in one column, the published source left away."""
+    marks = {MEASURED: " (measured)", GAP: " (gap)"}
+    labels = [" ".join(dict.fromkeys(f"{row['Model']} {row['Size']}".split())) for row in rows]
+    return [
+        {"model": label + marks.get(row["Source"], "")} | {key: row[key] for key in list(row)[3:]}
+        for label, row in zip(labels, rows, strict=True)
+    ]
+
+
 def spread(table: PaperTable, rows: Sequence[Line]) -> Rows:
     """Rows for CSV: a column for each number."""
     out = []

@@ -157,19 +157,19 @@ def latex(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
     )
 
 
-def show(rows: Sequence[Mapping[str, str]], title: str, note: str = "", heads: int = 1) -> None:
+def show(rows: Sequence[Mapping[str, str]], title: str, note: str = "") -> None:
     """Prints a table to the terminal, intervals under their figure.
 
-    One that is too wide stands on its side; if that is too wide, too, it comes in parts, each with the first `heads`
-    columns.
+    One that is too wide stands on its side; if that is too wide, too, it comes in parts, each with the first column.
     """
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     columns, console = _columns(rows), Console()
 
     def table(lines: Sequence[Sequence[str]]) -> Table:
-        made = Table(*lines[0], title=title)
+        made = Table(*lines[0], box=box.SIMPLE_HEAD)
         for line in lines[1:]:
             made.add_row(*line)
         return made
@@ -181,14 +181,15 @@ def show(rows: Sequence[Mapping[str, str]], title: str, note: str = "", heads: i
     def fits(lines: Sequence[Sequence[str]]) -> bool:
         return console.measure(table(lines), options=console.options.update(width=10_000)).maximum <= console.width
 
+    console.print(f"\n{title}", style="bold", highlight=False)
     ways = [part(columns), [list(line) for line in zip(*part(columns), strict=True)]]
     if whole := next(filter(fits, ways), None):
         console.print(table(whole))
     else:
-        rest = columns[heads:]
+        head, *rest = columns
         while rest:
-            count = next((n for n in range(len(rest), 1, -1) if fits(part([*columns[:heads], *rest[:n]]))), 1)
-            console.print(table(part([*columns[:heads], *rest[:count]])))
+            count = next((n for n in range(len(rest), 1, -1) if fits(part([head, *rest[:n]]))), 1)
+            console.print(table(part([head, *rest[:count]])))
             rest = rest[count:]
     if note:
         console.print(note, highlight=False)

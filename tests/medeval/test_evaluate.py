@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import jax
 import pytest
 
@@ -149,24 +151,26 @@ def test_tables(processor, cases, sampler):
     assert markdown([{"a": "1"}, {"b": "2"}]) == "| a | b |\n| --- | --- |\n| 1 |  |\n|  | 2 |\n"
 
 
+def shown(monkeypatch, capsys, width, rows):
+    """Lines of a table and the columns of each of its parts."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    show(rows, "Accuracy", "A note.")
+    first, title, *lines, note = capsys.readouterr().out.splitlines()
+    assert (first, title, note) == ("", "Accuracy", "A note.") and max(map(len, lines)) <= width
+    return lines, [above.split() for above, line in pairwise(lines) if "───" in line]
+
+
 def test_a_table_too_wide_for_the_terminal_stands_on_its_side(monkeypatch, capsys):
     row = {"model": "base"} | dict.fromkeys(("micro", "macro", "AM", "CAH", "BS"), "53.0 [50.2, 55.7] (50.3, 55.6)")
-    for width, columns, bodies in (("120", 6, 1), ("60", 2, 5)):
-        monkeypatch.setenv("COLUMNS", width)
-        show([row], "Accuracy", "A note.")
-        *lines, note = capsys.readouterr().out.splitlines()
-        assert max(map(len, lines)) <= int(width) and lines[2].count("┃") == columns + 1 and note == "A note."
-        assert sum("[50.2, 55.7]" in line for line in lines) == bodies
+    for width, columns, bodies in ((100, list(row), 1), (60, ["model", "base"], 5)):
+        lines, heads = shown(monkeypatch, capsys, width, [row])
+        assert heads == [columns] and sum("[50.2, 55.7]" in line for line in lines) == bodies
 
 
 def test_a_table_too_wide_either_way_comes_in_parts(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "60")
     rows = [{"model": f"m{n}"} | dict.fromkeys("ABCDEFGH", "53.0 [50.2, 55.7]") for n in range(9)]
-    show(rows, "Accuracy")
-    lines = capsys.readouterr().out.splitlines()
-    heads = [line.strip("┃ ").split() for line in lines if line.startswith("┃")]
-    assert all(len(line) <= 60 for line in lines) and all(head[0] == "model" for head in heads) and len(heads) > 1
-    assert [name for head in heads for name in head if len(name) == 1 and name != "┃"] == list("ABCDEFGH")
+    _, heads = shown(monkeypatch, capsys, 60, rows)
+    assert heads == [["model", *"ABC"], ["model", *"DEF"], ["model", *"GH"]]
 
 
 def test_a_cell_splits_into_its_figure_and_intervals():

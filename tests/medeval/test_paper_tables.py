@@ -18,6 +18,7 @@ from mmedexpert_jax.medeval.paper_tables import (
     Result,
     lines,
     measured_tables,
+    narrow,
     partly,
     readable,
     spread,
@@ -104,6 +105,13 @@ def test_formats(results):
     assert len(re.findall(r" \\\\$", text, re.M)) == 13 and r"\begin{tabular}{lrrrrrrrrrrr}" in text
     saved = json.loads(json.dumps(structured(MAIN, found)))
     assert saved["table"] == 1 and saved["rows"][0]["source"].startswith("published")
+
+
+def test_a_terminal_has_name_and_source_in_one_column(results):
+    rows = narrow(readable(MAIN, lines(MAIN, results, TARGETS)))
+    names = [row["model"] for row in rows]
+    assert names[7] == "Lingshu 7B" and names[9:] == ["Lingshu 7B (measured)", "Lingshu 7B (gap)", "mine (measured)"]
+    assert list(rows[0]) == ["model", *(column.heading for column in MAIN.columns)]
 
 
 def test_a_part_of_a_benchmark_is_named_beside_the_published_numbers(results):
