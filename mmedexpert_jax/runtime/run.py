@@ -115,7 +115,8 @@ class Run:
             drift: go on with another config than the run's; for jobs whose stored results name all they depend on.
 
         Raises:
-            ConfigError: the run there was started with another config, and not `drift`, or the directory is something else's.
+            ConfigError: the run there was started with another config (unless `drift`), or the directory is something
+                else's.
             ResourceError: it cannot be written, or another process has it open.
         """
         if not str(workdir):
