@@ -111,7 +111,7 @@ def _check_evaluated(config: ConfigDict) -> None:
 
 
 def _check_factory(config: ConfigDict) -> None:
-    """Stages and shares of the dataset job."""
+    """Stages, shares, raw files and endpoint of the dataset job."""
     known = ("collect", "trace", "filter", "judge", "build")
     for stage in config.stages:
         if stage not in known:
@@ -120,6 +120,16 @@ def _check_factory(config: ConfigDict) -> None:
         raise ConfigError(f"config.words must be two rising numbers of words, such as 40,400; got {config.words}")
     if config.dev_share + config.test_share >= 1:
         raise ConfigError("config.dev_share and config.test_share leave nothing to train on; lower one of them")
+    for source in config.data.path.split(",") if "collect" in config.stages else ():
+        path = source.strip().rpartition("=")[2]
+        if path != "embedded" and not Path(path).expanduser().exists():
+            raise DataError(f"config.data.path: no such file or directory: {path or 'it is empty'}")
+    if config.teacher.kind != "local" and "trace" in config.stages:
+        from mmedexpert_jax.launch.teachers import endpoint
+
+        known_endpoint = endpoint(config.teacher)
+        if not config.plan:
+            known_endpoint.key()
 
 
 def check_model(key: str, path: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 from mmedexpert_jax.data import SPECIALTIES, load_cases
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.jobs import run_job
 from mmedexpert_jax.launch.plan import describe
 from mmedexpert_jax.mmedexpert import filters, publish
@@ -394,6 +395,23 @@ def test_cases_of_a_test_set_are_dropped_and_stand_in_a_table(dataset, tmp_path,
     assert "| pathvqa | not at hand |" in (export / "dataset" / "README.md").read_text()
     out = capsys.readouterr().out
     assert "held against mmedexpert_mini (1 items): 1 cases dropped" in out and "not held against" in out
+
+
+@pytest.mark.parametrize(
+    ("field", "code", "words"),
+    [
+        ("data.path=typo.jsonl", 3, "config.data.path: no such file or directory: typo.jsonl"),
+        ("teacher.url=", 2, "needs url and model"),
+        ("teacher.model=", 2, "no model is named"),
+        ("teacher.key_env=NO_SUCH_KEY", 2, "NO_SUCH_KEY is not set"),
+    ],
+)
+def test_a_mistake_leaves_no_run_behind_for_its_mend_to_meet(tmp_path, capsys, monkeypatch, field, code, words):
+    monkeypatch.chdir(tmp_path)
+    raw_cases(tmp_path / "raw.jsonl", 3)
+    fields = ["data.path=raw.jsonl", "teacher.url=http://localhost:9/v1", "teacher.model=m", "teacher.key_env=", field]
+    assert main(["--config=configs/dataset.py:endpoint", *(f"--config.{one}" for one in fields)]) == code
+    assert words in capsys.readouterr().err and not Path("runs").exists()
 
 
 def test_where_nothing_can_be_built_the_run_says_why(dataset, tmp_path):

@@ -270,7 +270,7 @@ def test_wrong_sources_are_named(tmp_path):
     "text",
     [
         "question,A,B,C,answer,redistributable\nWhat is it?,Gout,Sepsis,Lupus,B,no\n",
-        "question;A;B;C;answer;redistributable\nWhat is it?;Gout;Sepsis;Lupus;b;false\n",
+        "Question;a;b;c;Answer; Redistributable\nWhat is it?;Gout;Sepsis;Lupus;b;false\n",
         "question,options,answer,redistributable\nWhat is it?,Gout; Sepsis; Lupus,B. Sepsis,0\n",
         'question,options,answer,redistributable\nWhat is it?,"[""A) Gout"",""B) Sepsis"",""C) Lupus""]",Sepsis,no\n',
     ],

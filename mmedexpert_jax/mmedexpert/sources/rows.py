@@ -51,13 +51,21 @@ def _rows(file: Path) -> Iterator[Any]:
         with file.open(encoding="utf-8-sig", newline="") as text:
             head = text.readline()
             text.seek(0)
-            yield from csv.DictReader(text, delimiter=";" if head.count(";") > head.count(",") else ",")
+            table = csv.DictReader(text, delimiter=";" if head.count(";") > head.count(",") else ",")
+            table.fieldnames = [_heading(name) for name in table.fieldnames or ()]
+            yield from table
     elif file.suffix == ".json":
         yield from _array(json.loads(file.read_text(encoding="utf-8-sig")))
     else:
         for line in file.read_text(encoding="utf-8-sig").split("\n"):
             if line.strip():
                 yield _object(line)
+
+
+def _heading(name: str) -> str:
+    """A column's name as formats know it: in lower case, the letter of an option in upper case."""
+    bare = name.strip()
+    return bare.upper() if len(bare) == 1 else bare.lower()
 
 
 def _object(line: str) -> Any:
