@@ -40,12 +40,15 @@ def finish(config: ConfigDict, run: Run, targets: Sequence[Target], results: Map
     files.write_json(run.path / "export" / "summary.json", summaries)
     files.write_text(run.path / "table.md", "\n".join(_markdown(part) for part in sections))
     styles = {target.name: style(config, target) for target in targets}
-    page.write(run.path, sections, results, styles, config.paradigm or None, config.report_items)
+    narrow = [
+        page.Part(f"{part.title} (rows without a mark: {SOURCE})", paper_tables.narrow(part.rows), part.note)
+        for part in papers
+    ]
+    parts = [*narrow, *sections[len(papers) :]]
+    page.write(run.path, parts, results, styles, config.paradigm or None, config.report_items)
     run.finish({"benchmarks": summaries})
-    for part in papers:
-        tables.show(paper_tables.narrow(part.rows), f"{part.title} (rows without a mark: {SOURCE})", part.note)
-    for part in headlines:
-        tables.show(part.rows, part.title)
+    for part in (*narrow, *headlines):
+        tables.show(part.rows, part.title, part.note)
 
 
 def _paper_parts(folder: Path, results: Mapping[str, Result], targets: Sequence[Target]) -> list[page.Part]:

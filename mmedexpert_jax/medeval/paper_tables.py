@@ -91,7 +91,7 @@ def readable(table: PaperTable, rows: Sequence[Line]) -> Rows:
 
 
 def narrow(rows: Rows) -> Rows:
-    """`readable`'s rows for a terminal: name, size and source in one column, the published source left away."""
+    """`readable`'s rows for a terminal or a phone: name, size and source in one column, the published one unmarked."""
     marks = {MEASURED: " (measured)", GAP: " (gap)"}
     labels = [" ".join(dict.fromkeys(f"{row['Model']} {row['Size']}".split())) for row in rows]
     return [
