@@ -15,7 +15,7 @@ from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.published import SOURCE
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.medeval.tables import HEADLINE, Rows
-from mmedexpert_jax.runtime import Run, files
+from mmedexpert_jax.runtime import Run, costs, files
 
 
 def finish(config: ConfigDict, run: Run, targets: Sequence[Target], results: Mapping[str, Result]) -> None:
@@ -44,7 +44,8 @@ def finish(config: ConfigDict, run: Run, targets: Sequence[Target], results: Map
         page.Part(f"{part.title} (rows without a mark: {SOURCE})", paper_tables.narrow(part.rows), part.note)
         for part in papers
     ]
-    parts = [*narrow, *sections[len(papers) :]]
+    spent = {name: str(value) for name, value in costs.readable(run.cost).items()}
+    parts = [*narrow, *sections[len(papers) :], page.Part("Cost", [spent], "", True)]
     page.write(run.path, parts, results, styles, config.paradigm or None, config.report_items)
     run.finish({"benchmarks": summaries})
     for part in (*narrow, *headlines):

@@ -145,6 +145,11 @@ class Run:
 
         return Checkpoints(self.path / "ckpt", self._keep)
 
+    @property
+    def cost(self) -> dict[str, Any]:
+        """What the run has taken so far; see `costs.Meter.values`."""
+        return self._meter.values()
+
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes a row of metrics for `step`. Log all of a step before its checkpoint is saved."""
         self._metrics.log(step, values)

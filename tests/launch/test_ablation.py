@@ -2,6 +2,7 @@
 
 import csv
 import json
+import runpy
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from mmedexpert_jax.launch.sharing import Stages
 from mmedexpert_jax.launch.validate import validate
 from mmedexpert_jax.medeval import tables
 
+ROOT = Path(__file__).parents[2]
 PAPER = [
     *("Base", "AM", "CAH", "BS", "CSI", "Mixed SFT", "GRPO", "GBA", "Mixed SFT + GBA", "DSA + GBA", "Ours"),
 ]  # in Table 3's order
@@ -248,3 +250,9 @@ def test_a_benchmark_is_trained_on(tmp_path):
     assert [row.published for row in found] == [None, 77.93]
     jobs = [task.stage.job for task in Stages(config, tmp_path).order(ablation.wanted(config, found), 0)]
     assert Counter(jobs) == {"gba": 1, "evaluate": 4}
+
+
+def test_the_page_is_that_of_the_kept_result():
+    reproduce = runpy.run_path(str(ROOT / "docs" / "reproduce.py"))
+    page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert page == reproduce["page"](reproduce["kept"]()), "run `python docs/reproduce.py`"
