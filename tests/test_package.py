@@ -1,0 +1,72 @@
+"""The wheel carries what a run needs in an empty folder, with the licence of every file."""
+
+import fnmatch
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mmedexpert_jax import __version__
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The built wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    return folder / f"mmedexpert_jax-{__version__}-py3-none-any.whl"
+
+
+def test_it_carries_code_configs_and_the_embedded_default(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder, inside in ((ROOT / "mmedexpert_jax", "mmedexpert_jax"), (ROOT / "configs", "mmedexpert_jax/configs")):
+        files = {f"{inside}/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*") if path.is_file()}
+        assert {name for name in files if "__pycache__" not in name} <= names
+    assert not [name for name in names if re.search(r"__pycache__|/tests/|\.ipynb$", name)]
+
+
+def test_every_shipped_file_has_a_licence(wheel):
+    archive = zipfile.ZipFile(wheel)
+    licences = f"mmedexpert_jax-{__version__}.dist-info/licenses"
+    notice = archive.read(f"{licences}/NOTICE").decode()
+    assert "Apache License" in archive.read(f"{licences}/LICENSE").decode()
+    patterns = re.findall(r"^  ([\w/*.-]+)  +\S", notice.partition("Material of third parties")[0], re.MULTILINE)
+    shipped = [name.removeprefix("mmedexpert_jax/") for name in archive.namelist() if ".dist-info/" not in name]
+    assert not [name for name in shipped if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    assert not [pattern for pattern in patterns if not fnmatch.filter(shipped, pattern)]
+
+
+def test_what_python_it_asks_for_is_what_it_says(wheel):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    metadata = zipfile.ZipFile(wheel).read(f"mmedexpert_jax-{__version__}.dist-info/METADATA").decode()
+    assert f"Requires-Python: {project['requires-python']}" in metadata and project["requires-python"] == ">=3.11"
+    required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.MULTILINE)
+    assert "torch" not in required and {"jax", "flax", "transformers"} <= set(required)
+
+
+@pytest.mark.slow
+def test_a_job_runs_from_the_wheel_in_an_empty_folder(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    (tmp_path / "empty").mkdir()
+    fields = ["steps=1", "prompts_per_step=2", "num_samples=2", "max_new_tokens=16", "eval.limit=8"]
+    command = [sys.executable, "-m", "mmedexpert_jax.launch", "--config", "configs/gba.py"]
+    done = subprocess.run(
+        command + [f"--config.{field}" for field in fields],
+        cwd=tmp_path / "empty",
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "empty" / "runs" / "gba-mini" / "report.html").exists()
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["runs"]
