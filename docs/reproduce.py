@@ -16,11 +16,20 @@ KEPT, PAGE, IMAGES = DOCS / "results" / "ablation.json", DOCS / "reproduction.md
 HEAD = """\
 # The paper's ablations here
 
-Written by `python docs/reproduce.py` from the result of
+Table 3 and Figure 3 over seeds, on a model and data set of this package:
 
 ```sh
+{command} --config.plan=True  # stages left, and their time
 {command}
+python docs/reproduce.py runs/ablation-{preset}  # writes this page
 ```
+
+Every stage (an expert, a merge, a policy, an evaluation) is a run in a directory named by a hash of the fields, the
+seed and the stages that it depends on. What two rows need is made once; the same command goes on after a kill; a
+changed field makes anew what depends on it and nothing else. `--config.rows="Base,GRPO,GBA"` asks for some rows,
+`--config.rivals=last` replaces TIES in the last merge alone, `--config.stages=FOLDER` shares stages among sweeps.
+`configs/ablation.py:omnimedvqa` is the job of Table 4: GBA on 1,000 items of OmniMedVQA, evaluated on those that share
+no image with them.
 
 """
 NOTHING = "No sweep has been recorded yet.\n"
@@ -47,7 +56,7 @@ def page(result: dict[str, Any] | None) -> str:
     preset = result["preset"] if result else "mini"
     seeds = ",".join(map(str, result["seeds"])) if result else "0,1,2,3,4"
     command = f"python -m mmedexpert_jax.launch --config=configs/ablation.py:{preset} --config.seeds={seeds}"
-    head = HEAD.format(command=command)
+    head = HEAD.format(command=command, preset=preset)
     if result is None:
         return head + NOTHING
     made = result["made"]
@@ -55,7 +64,7 @@ def page(result: dict[str, Any] | None) -> str:
     versions = ", ".join(f"{name} {made[name]}" for name in VERSIONS)
     hours = sum(stage["runs"] * float(stage["wall seconds"]) for stage in result["costs"]) / 3600
     about = (
-        f"on {made['date']} with {made['cpus']} cores ({devices}), Python {made['python']}, {versions}; the stages "
+        f"Run on {made['date']} with {made['cpus']} cores ({devices}), Python {made['python']}, {versions}; the stages "
         f"took {hours:.1f} h in all.\n\n"
     )
     return head + about + ablation_result.page(result, images="images")
