@@ -43,6 +43,13 @@ FREE = frozenset(
         "samples_every",
         "checkpoint_every",
         "keep",
+        # devices and memory: a run may go on with others
+        "data",
+        "fsdp",
+        "shard",
+        "micro_batch",
+        "packing",
+        "remat",
         # of the dataset job: how much is asked at a time, and what is built of what was asked
         "stages",
         "reviewed",
