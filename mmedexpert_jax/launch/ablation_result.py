@@ -285,7 +285,7 @@ def sentence(claim: Claim, figure: Mapping[str, Any], verdict: str) -> str:
     said = {
         "held": "held here",
         "reversed": "did not hold here: the opposite did",
-        "not settled": "neither held nor failed beyond chance here",
+        "not settled": "is not settled here",
     }
     _, unit, factor = MEASURES[claim.measure]
     seeds = len(figure["by_seed"])

@@ -140,7 +140,7 @@ PANELS = {
 CLAIMS = (
     Claim("models trained on one specialty generally outperform the base", SPECIALTIES, ("Base",) * 4),
     Claim("CAH achieves a significant boost over the base", ("CAH",), ("Base",)),
-    Claim("BS does not improve on the base", ("Base",), ("BS",)),
+    Claim("BS alone falls below the base", ("Base",), ("BS",)),
     Claim("GBA outperforms GRPO", ("GBA",), ("GRPO",)),
     Claim("merging experts before GBA is better than mixing their data", ("DSA + GBA",), ("Mixed SFT + GBA",)),
     Claim("merging at several stages is better than merging once", ("Ours",), ("DSA + GBA",)),

@@ -1,7 +1,7 @@
 """Curves of a run as PNG: thin raw values, their moving average, and held-out points."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,14 @@ def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], lis
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def draw_run(folder: str | Path) -> list[Path]:
-    """Draws every panel that the run's metrics.jsonl has figures for, into `folder`/plots; returns the PNG paths."""
+def draw_run(folder: str | Path, names: Collection[str] = ()) -> list[Path]:
+    """Draws the panels of these names, all without, that the run's metrics.jsonl has figures for, into `folder`/plots.
+
+    Returns the paths of the PNG files.
+    """
     folder = Path(folder)
-    rows = metrics.read(folder)
-    drawn = [draw(panel, rows, folder / "plots" / f"{panel.name}.png") for panel in PANELS]
+    rows, panels = metrics.read(folder), [panel for panel in PANELS if not names or panel.name in names]
+    drawn = [draw(panel, rows, folder / "plots" / f"{panel.name}.png") for panel in panels]
     return [path for path in drawn if path is not None]
 
 
@@ -172,6 +175,7 @@ def bars(found: Sequence[Bar], path: str | Path, title: str, unit: str) -> Path:
     axes.set_xticks(list(places), [bar.name.replace(" + ", " +\n") for bar in found], fontsize=9)
     axes.set_xlabel("")
     axes.grid(visible=False, axis="x")
+    axes.set_axisbelow(True)
     return _save(figure, axes, Path(path), legend="")
 
 

@@ -190,7 +190,7 @@ def test_the_table_by_hand():
 
 @pytest.mark.parametrize(
     ("better", "worse", "verdict", "said"),
-    [(1, 0, "held", "held here"), (0, 1, "reversed", "the opposite did"), (0, 0, "not settled", "beyond chance")],
+    [(1, 0, "held", "held here"), (0, 1, "reversed", "the opposite did"), (0, 0, "not settled", "is not settled")],
 )
 def test_a_claim_both_ways(better, worse, verdict, said):
     claim = table3.Claim("GBA outperforms GRPO", ("GBA",), ("GRPO",))
