@@ -39,6 +39,7 @@ def test_a_figure_for_each_metric_that_is_there(tmp_path):
     assert [path.name for path in drawn] == ["reward.png", "accuracy.png", "rewards.png"]
     for path in drawn:
         assert Image.open(io.BytesIO(path.read_bytes())).size == (960, 510)
+    assert [path.name for path in plots.draw_run(tmp_path / "run", ("reward",))] == ["reward.png"]
     assert "matplotlib.pyplot" not in sys.modules
     (tmp_path / "empty").mkdir()
     assert plots.draw_run(tmp_path / "empty") == []

@@ -1,7 +1,9 @@
 """The tokenizer of the mini model: `python -m mmedexpert_jax.data.embedded.tokenizer [directory]`.
 
 Byte-level BPE trained on the recipe's own prompts and completions of the "pretrain" pool, with Qwen2's pre-tokenizer
-(digits stand alone) and the Qwen2-VL family's special tokens and chat template.
+(digits stand alone) and the Qwen2-VL family's special tokens and chat template. The same recipe gives the same bytes.
+The shipped tokenizer is older than the last change of the wordings (7 of its tokens differ from those of today), and
+stays as it is because the model was trained with it.
 """
 
 import sys
