@@ -30,7 +30,7 @@ def model_card(config: ModelConfig, dtype: str, origin: str = "") -> str:
 ---
 # {_TITLES[config.family]}, {count / 1e9:.3g} billion parameters
 
-{made} mmedexpert-jax ([the paper's method](https://arxiv.org/abs/2601.10949)). Its licence is that of what it was made from.
+{made} mmedexpert-jax ([paper](https://arxiv.org/abs/2601.10949)). Its licence is that of what it was made from.
 For research only: nothing here is for clinical use.
 
 | | |
@@ -62,7 +62,7 @@ def adapter_card(base: str, rank: int) -> str:
 ---
 # LoRA adapter of rank {rank} over {base}
 
-Trained with mmedexpert-jax ([the paper's method](https://arxiv.org/abs/2601.10949)). Its licence is that of the base model.
+Trained with mmedexpert-jax ([paper](https://arxiv.org/abs/2601.10949)). Its licence is that of the base model.
 For research only: nothing here is for clinical use.
 
 ```python
