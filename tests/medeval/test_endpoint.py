@@ -74,6 +74,19 @@ def test_a_server_that_refuses_is_one_line(tmp_path, monkeypatch):
         execute(config, tmp_path / "other")
 
 
+def test_a_server_that_stalls_or_talks_nonsense_is_asked_again_then_named(tmp_path):
+    faults = Misbehaviour(share=0.3, kinds=("html", "no-choices", "truncated", "drop-mid-body"), in_a_row=1)
+    with Loopback(say_b, faults) as server:
+        config = settings(server, limit=12)
+        assert execute(config, tmp_path / "first")["benchmarks"]["mmedexpert_mini"]["served"]["items"] == 12
+        assert server.asked.total() > 12 == server.answered.total()
+    with Loopback(say_b, Misbehaviour(share=1.0, kinds=("stall",), in_a_row=99)) as server:
+        config = settings(server, limit=2)
+        config.endpoint.timeout, config.endpoint.max_attempts = 0.3, 1
+        with pytest.raises(RemoteError, match=r"mini-test-\d+: 127\.0\.0\.1:\d+ gave no answer .*asks again"):
+            execute(config, tmp_path / "second")
+
+
 def test_the_judge_decides_open_answers_and_is_asked_once(tmp_path):
     items = [Item(str(i), "vqa_rad", f"What is {i}?", (), "the left lung", kind="open") for i in range(3)]
     says = ["left lung, lower lobe", "right lung", "no idea"]

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse
 from mmedexpert_jax.medeval.prompts import opened
 from mmedexpert_jax.remote import Answers, Client, Endpoint, Request
@@ -32,8 +32,9 @@ class EndpointBackend:
         """As in `Backend`.
 
         Raises:
-            RemoteError: the endpoint refuses, has no quota left or gives no answers.
-            DataError: it cannot take one conversation, by its name, and `refuse` is None.
+            RemoteError: the endpoint refuses, has no quota left, or gives no answer to a conversation, by its name, and
+                `refuse` is None.
+            DataError: an image of a conversation cannot be read, and `refuse` is None.
         """
         size = max(1, self._part // num_samples)
         for start in range(0, len(asked), size):
@@ -65,10 +66,10 @@ class EndpointBackend:
         for number, replies in found.items():
             if errors := [reply.error for reply in replies.values() if reply.error]:
                 host = self._client.endpoint.host
-                failed = DataError(f"{asked[number].name}: {host} gave no answer ({errors[0]})")
+                problem = f"{asked[number].name}: {host} gave no answer ({errors[0]})"
                 if refuse is None:
-                    raise failed
-                refuse(number, failed)
+                    raise RemoteError(f"{problem}; the same command asks again, skip_broken=True goes on without it")
+                refuse(number, DataError(problem))
 
     def totals(self) -> dict[str, float]:
         """Attempts, tokens, dollars and outcomes of all requests in the history."""
