@@ -56,14 +56,16 @@ def table(compared: dict[str, int]) -> list[dict[str, str | int]]:
 
 
 def _of_folder(folder: Path) -> list[Benchmark]:
-    places = [(name, folder / f"{name}{suffix}") for name in benchmarks.names() for suffix in ("", ".zip")]
-    found = [benchmarks.load(name, path, skip_broken=True) for name, path in places if path.exists()]
-    if not found:
+    """The benchmarks that lie in a folder, and those that come with the package."""
+    places = {name: (folder / name, folder / f"{name}.zip") for name in benchmarks.names()}
+    there = {name: path for name, paths in places.items() for path in paths if path.exists()}
+    if not there:
         raise DataError(
             f"config.benchmarks: {folder} holds no benchmark; put each there in a directory or zip of its name "
             f"({', '.join(benchmarks.names())})"
         )
-    return found
+    names = [name for name in places if name in there or benchmarks.spec(name).default]
+    return [benchmarks.load(name, there.get(name, ""), skip_broken=True) for name in names]
 
 
 def _document(record: Record) -> contamination.Document:

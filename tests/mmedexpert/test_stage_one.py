@@ -1,5 +1,6 @@
 """Moves, prompts and checks of the four paradigms, the gate, specialties and duplicates."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,8 @@ from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.data.embedded import generate
 from mmedexpert_jax.data.paradigms import PARADIGMS as KNOWN
 from mmedexpert_jax.data.prompts import render
-from mmedexpert_jax.mmedexpert import duplicates, filters, gate, prompts, specialties
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.mmedexpert import duplicates, filters, gate, leaks, prompts, specialties
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
 from mmedexpert_jax.mmedexpert.moves import FORBIDDEN, REQUIRED
 from mmedexpert_jax.mmedexpert.record import Picture, Record
@@ -198,3 +200,14 @@ def test_minhash_finds_what_the_exact_overlap_says():
     expected = [i for i in range(1, len(texts)) if len(grams[0] & grams[i]) / len(grams[0] | grams[i]) >= 0.6]
     found = [int(d.record.id[1:]) for d in duplicates.duplicates(cases, 0.6) if d.of == "c0"]
     assert found == expected and expected
+
+
+def test_a_folder_of_test_sets_is_joined_by_what_comes_with_the_package(tmp_path):
+    with pytest.raises(DataError, match="holds no benchmark; put each there in a directory or zip of its name"):
+        leaks.test_sets([f"all={tmp_path}"])
+    (tmp_path / "medqa").mkdir()
+    row = {"question": "Q?", "options": {"A": "x", "B": "y"}, "answer_idx": "A", "answer": "x", "meta_info": "step1"}
+    (tmp_path / "medqa" / "phrases_no_exclude_test.jsonl").write_text(json.dumps(row))
+    found = leaks.compared(leaks.test_sets([f"all={tmp_path}"]))
+    assert found["medqa"] == 1 and found["mmedexpert_mini"] == 1280 and found["pathvqa"] == 0
+    assert leaks.compared(leaks.test_sets(["mmedexpert_mini@dev"]))["mmedexpert_mini"] == 320
