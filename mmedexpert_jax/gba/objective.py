@@ -72,33 +72,16 @@ def policy_terms(
     num_rows: jax.Array | int | None = None,
 ) -> Terms:
     """`policy_loss` before its division; of a part of the rows, `num_rows` count (None: all)."""
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"no aggregation {aggregation!r}: one of {', '.join(AGGREGATIONS)}")
-    if ratio_level not in RATIO_LEVELS:
-        raise ValueError(f"no ratio_level {ratio_level!r}: one of {', '.join(RATIO_LEVELS)}")
-    if aggregation == "constant" and not max_tokens:
-        raise ValueError('aggregation "constant" divides by max_tokens, which is not given')
+    _check(aggregation, ratio_level, max_tokens)
     chex.assert_rank([logprobs, advantages], [2, 1])
     chex.assert_equal_shape([logprobs, mask])
-    high = clip if clip_high is None else clip_high
     mask = mask.astype(bool)
     lengths = mask.sum(axis=1)
     logprobs = logprobs.astype(jnp.float32)
-    advantage = advantages.astype(jnp.float32)[:, None]
 
-    old = jax.lax.stop_gradient(logprobs if old_logprobs is None else old_logprobs)
-    log_ratio = jnp.where(mask, logprobs - old, 0.0)
-    if ratio_level == "sequence":  # GSPO: the geometric mean over the tokens, one ratio for the sequence
-        log_ratio = log_ratio.sum(axis=1, keepdims=True) / jnp.maximum(lengths, 1)[:, None]
-    ratio = jnp.exp(log_ratio)
-    loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + high) * advantage)
-    low_clipped = (ratio < 1 - clip) & (advantage < 0)
-    high_clipped = (ratio > 1 + high) & (advantage > 0)
-    stats = {
-        "clip_ratio/low_mean": low_clipped,
-        "clip_ratio/high_mean": high_clipped,
-        "clip_ratio/region_mean": low_clipped | high_clipped,
-    }
+    ratio = _ratio(logprobs, old_logprobs, mask, ratio_level)
+    high = clip if clip_high is None else clip_high
+    loss, stats = _clipped(ratio, advantages.astype(jnp.float32)[:, None], 1 - clip, 1 + high)
     if weights is not None:
         loss = loss * jax.lax.stop_gradient(weights)
     if ref_logprobs is not None and beta != 0:
@@ -115,6 +98,33 @@ def policy_terms(
     }[aggregation]()
     sums = {name: jnp.where(mask, value, 0).sum(dtype=jnp.float32) for name, value in stats.items()}
     return Terms(total[0], jnp.float32(total[1]), jnp.float32(lengths.sum()), jax.lax.stop_gradient(sums), {})
+
+
+def _check(aggregation: str, ratio_level: str, max_tokens: int | None) -> None:
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"no aggregation {aggregation!r}: one of {', '.join(AGGREGATIONS)}")
+    if ratio_level not in RATIO_LEVELS:
+        raise ValueError(f"no ratio_level {ratio_level!r}: one of {', '.join(RATIO_LEVELS)}")
+    if aggregation == "constant" and not max_tokens:
+        raise ValueError('aggregation "constant" divides by max_tokens, which is not given')
+
+
+def _ratio(logprobs: jax.Array, old_logprobs: jax.Array | None, mask: jax.Array, level: str) -> jax.Array:
+    """pi / pi_old of each token, [B, T], or of each sequence, [B, 1]: GSPO's geometric mean over its tokens."""
+    old = jax.lax.stop_gradient(logprobs if old_logprobs is None else old_logprobs)
+    log_ratio = jnp.where(mask, logprobs - old, 0.0)
+    if level == "sequence":
+        log_ratio = log_ratio.sum(axis=1, keepdims=True) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+    return jnp.exp(log_ratio)
+
+
+def _clipped(ratio: jax.Array, advantage: jax.Array, low: float, high: float) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """PPO's pessimistic bound, the larger of the plain and the clipped loss, and where it is clipped."""
+    loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, low, high) * advantage)
+    below = (ratio < low) & (advantage < 0)
+    above = (ratio > high) & (advantage > 0)
+    names = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+    return loss, dict(zip(names, (below, above, below | above), strict=True))
 
 
 def truncated_weights(logprobs: jax.Array, sampled: jax.Array | np.ndarray, cap: float) -> jax.Array:

@@ -22,6 +22,7 @@ from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
 from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.models import Model, flops, load_model, load_processor, save_pretrained
+from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.runtime import costs, processes, training
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.runtime.training import State
@@ -52,6 +53,72 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
         DataError: a model or data that cannot be read, or a prompt that is too long.
         Interrupted: a signal came; a checkpoint is saved.
     """
+    job = _prepare(config)
+    learner, steps = job.learner, job.steps
+    key, init_key = jax.random.split(jax.random.key(config.seed))
+    state = training.resume(run, learner.init(init_key))
+    start = state.step
+    if evaluate and not start:
+        run.log(0, evaluate(learner.policy(state), 0))
+
+    with run.progress(steps, start, "gba") as progress:
+        for step in range(start, steps):
+            began = time.perf_counter()
+            rollout, scores, rewards = _sample(job, config, state, key, step)  # y_1 .. y_G ~ pi(. | p) and r(p, y)
+            scale = config.advantage_scale == "group"
+            advantages = group_advantages(rewards, config.advantage_eps, config.advantage_ddof, scale)  # equation 4
+            rollout = _for_update(rollout.with_advantages(np.asarray(advantages)), rewards, config)
+            if config.explain and step == start:
+                print(explain(rollout, scores, learner, state, job.batches, job.processor, config.explain), flush=True)
+            sampled = time.perf_counter()
+            parts = _parts(rollout, job.batches, config, job.part, learner.devices)
+            state, stats = learner.update(state, parts)  # equation 5
+            state = dataclasses.replace(state, num_tokens=state.num_tokens + rollout.num_tokens)
+            training.check_finite(stats, state.step, config)
+
+            clocks = _clocks(began, sampled, rollout)
+            costs.count(clocks["step_time"], rollout.num_read, _flops(rollout, job.model, learner, config))
+            metrics = stats | _metrics(rollout, scores, rewards) | clocks
+            metrics |= {"num_tokens": state.num_tokens, "compilations": learner.compilations}
+            run.log(state.step, metrics)
+            progress.update(state.step, metrics)
+            if config.samples_every and training.is_due(state.step, config.samples_every, steps):
+                run.table("completions", state.step, _rows(rollout, scores))
+            if evaluate and training.is_due(state.step, config.eval.every, steps):
+                run.log(state.step, evaluate(learner.policy(state), state.step))
+            training.keep(run, state, steps, config.checkpoint_every)
+    path = _export(config, run, job.model, learner, state, job.processor)
+    run.finish(_summary(run, path, state))
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a run is made of before its first step.
+
+    Attributes:
+        scoring: the rewards.
+        guidelines: the prompts of every step.
+        batches: their tokens and images.
+        processor: of the model.
+        model: the network.
+        learner: the policy.
+        steps: rollouts of the run.
+        part: prompts of a micro-batch on each device.
+    """
+
+    scoring: tuple[reward.Weighted, ...]
+    guidelines: Guidelines
+    batches: Batches
+    processor: Processor
+    model: Model
+    learner: Learner
+    steps: int
+    part: int
+
+
+def _prepare(config: ConfigDict) -> Job:
+    """Reads data and model, and finds what is wrong with them before any work."""
     _check(config)
     scoring = reward.from_config(config)
     cases = load_cases(config.data.path, "train", limit=config.limit, seed=config.seed)
@@ -65,52 +132,21 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     batches = Batches(processor, guidelines, rounds, part, config.max_prompt_length, mesh.size, ordered)
     model, params = load_model(config.model.path, dtype=config.model.dtype, seed=config.seed)
     learner = Learner(model, params, config, processor.special_vision_ids, guidelines.samples_per_prompt, steps, mesh)
-    key, init_key = jax.random.split(jax.random.key(config.seed))
-    state = training.resume(run, learner.init(init_key))
-    start = state.step
-    if evaluate and not start:
-        run.log(0, evaluate(learner.policy(state), 0))
+    return Job(scoring, guidelines, batches, processor, model, learner, steps, part)
 
-    with run.progress(steps, start, "gba") as progress:
-        for step in range(start, steps):
-            began = time.perf_counter()
-            done: list[Round] = []
-            while _wants_more(done, config):
-                visit = step + len(done) * steps  # prompts and noise of more rounds come from beyond the last step
-                prompts = guidelines.prompts(visit)  # p in P_guide
-                encoded = [batches.encode(prompt) for prompt in prompts]
-                noise = jax.random.fold_in(key, visit)
-                completions = learner.sample(state, batches.collate(encoded), noise)  # y_1 .. y_G ~ pi(. | p)
-                rollout = Rollout.of(prompts, encoded, completions, processor)
-                scores = reward.score(scoring, rollout, config.max_new_tokens)  # r(p, y)
-                done.append((rollout, scores, _groups(scores.total, config, visit)))
-            rollout, scores, rewards = _join(done)
-            scale = config.advantage_scale == "group"
-            advantages = group_advantages(rewards, config.advantage_eps, config.advantage_ddof, scale)  # equation 4
-            rollout = _for_update(rollout.with_advantages(np.asarray(advantages)), rewards, config)
-            if config.explain and step == start:
-                print(explain(rollout, scores, learner, state, batches, processor, config.explain), flush=True)
-            sampled = time.perf_counter()
-            state, stats = learner.update(state, _parts(rollout, batches, config, part, mesh.size))  # equation 5
-            state = dataclasses.replace(state, num_tokens=state.num_tokens + rollout.num_tokens)
 
-            training.check_finite(stats, state.step, config)
-            metrics = stats | scores.stats() | rollout.stats() | _group_stats(rewards)
-            metrics |= scores.by_paradigm([prompt.paradigm for prompt in rollout.prompts])
-            metrics |= {"num_tokens": state.num_tokens, "compilations": learner.compilations}
-            clocks = _clocks(began, sampled, rollout)
-            costs.count(clocks["step_time"], rollout.num_read, _flops(rollout, model, learner, config))
-            metrics |= clocks
-            run.log(state.step, metrics)
-            progress.update(state.step, metrics)
-            if config.samples_every and training.is_due(state.step, config.samples_every, steps):
-                run.table("completions", state.step, _rows(rollout, scores))
-            if evaluate and training.is_due(state.step, config.eval.every, steps):
-                run.log(state.step, evaluate(learner.policy(state), state.step))
-            training.keep(run, state, steps, config.checkpoint_every)
-    path = _export(config, run, model, learner, state, processor)
-    run.finish(_summary(run, path, state))
-    return path
+def _sample(job: Job, config: ConfigDict, state: State, key: jax.Array, step: int) -> Round:
+    """A step's completions and their rewards: one rollout, or, with dynamic sampling, as many as it takes."""
+    done: list[Round] = []
+    while _wants_more(done, config):
+        visit = step + len(done) * job.steps  # prompts and noise of more rounds come from beyond the last step
+        prompts = job.guidelines.prompts(visit)  # p in P_guide
+        encoded = [job.batches.encode(prompt) for prompt in prompts]
+        completions = job.learner.sample(state, job.batches.collate(encoded), jax.random.fold_in(key, visit))
+        rollout = Rollout.of(prompts, encoded, completions, job.processor)
+        scores = reward.score(job.scoring, rollout, config.max_new_tokens)
+        done.append((rollout, scores, _groups(scores.total, config, visit)))
+    return _join(done)
 
 
 def _check(config: ConfigDict) -> None:
@@ -191,9 +227,11 @@ def _for_update(rollout: Rollout, rewards: np.ndarray, config: ConfigDict) -> Ro
     return rollout.without_truncated() if config.mask_truncated else rollout
 
 
-def _group_stats(rewards: np.ndarray) -> dict[str, float]:
-    """Share of groups whose rewards are all equal, and the groups that were sampled."""
-    return {"frac_reward_zero_std": float(1 - _differs(rewards).mean()), "groups": len(rewards)}
+def _metrics(rollout: Rollout, scores: reward.Scores, rewards: np.ndarray) -> dict[str, float]:
+    """Of the completions and their rewards, and of groups [., G]: their number, the share of equal rewards."""
+    groups = {"frac_reward_zero_std": float(1 - _differs(rewards).mean()), "groups": len(rewards)}
+    paradigms = scores.by_paradigm([prompt.paradigm for prompt in rollout.prompts])
+    return scores.stats() | rollout.stats() | groups | paradigms
 
 
 def _parts(rollout: Rollout, batches: Batches, config: ConfigDict, part: int, devices: int) -> list[list[Part]]:

@@ -4,11 +4,15 @@ Rows are padded on the right and masked by their lengths alone: the backward pas
 when it is handed a mask as a tensor (pytorch#196678).
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from mmedexpert_jax.models.packing import gather
+
+Implementation = Literal["cudnn", "xla"]
 
 
 def supported(queries: Array) -> bool:
@@ -19,7 +23,13 @@ def supported(queries: Array) -> bool:
 
 
 def attend(
-    queries: Array, keys: Array, values: Array, lengths: Array, *, causal: bool, implementation: str = "cudnn"
+    queries: Array,
+    keys: Array,
+    values: Array,
+    lengths: Array,
+    *,
+    causal: bool,
+    implementation: Implementation = "cudnn",
 ) -> Array:
     """`layers.attend` in one kernel: queries [B, H, T, D], keys and values [B, Hkv, T, D], lengths [B].
 
@@ -37,7 +47,7 @@ def attend(
         is_causal=causal,
         query_seq_lengths=counts,
         key_value_seq_lengths=counts,
-        implementation=implementation,  # type: ignore[arg-type]
+        implementation=implementation,
     )
     inside = jnp.arange(size) < lengths[:, None]
     return jnp.swapaxes(jnp.where(inside[..., None, None], mixed[:, :size], 0), 1, 2)
@@ -50,7 +60,7 @@ def attend_extended(
     prompt_lengths: Array,
     keys: Array,
     values: Array,
-    implementation: str = "cudnn",
+    implementation: Implementation = "cudnn",
 ) -> Array:
     """`layers.attend_extended` in one kernel: each continuation is joined to its prompt in a row of its own.
 

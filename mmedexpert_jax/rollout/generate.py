@@ -94,19 +94,27 @@ def generate(
     if lora is not None and fold:
         params, lora = lora_module.fold(params, lora), None
     keys = _sample_keys(key, jnp.arange(len(batch.tokens)) if rows is None else jnp.asarray(rows), num_samples)
-    traced, mesh = isinstance(keys, jax.core.Tracer), _mesh(batch)
+    return _in_stretches(model, sampling, params, batch, lora, keys)
+
+
+def _in_stretches(
+    model: Model, sampling: Sampling, params: dict, batch: Batch, lora: Lora | None, keys: Array
+) -> Completions:
+    """Prefill, then stretch by stretch the samples [B, G] that have not ended, in programs as small as hold them."""
+    size, mesh = sampling.max_new_tokens, _mesh(batch)
+    traced = isinstance(keys, jax.core.Tracer)
     samples = keys.size // (1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"])  # of each device
-    ends = _ends(max_new_tokens)
+    ends = _ends(size)
     if traced:
-        ends = sorted({_window(end, max_new_tokens) for end in ends})
-    shape = samples, _window(ends[0], max_new_tokens)
+        ends = sorted({_window(end, size) for end in ends})
+    shape = samples, _window(ends[0], size)
     prefix, state = begin(model, sampling, shape[1], mesh, params, batch, lora, keys)
     count: int | Array = samples
     for start, end in zip([1, *ends], ends, strict=False):
         left = samples if traced else int(count)
         if not left:
             break
-        wanted = _width(left, samples), _window(end, max_new_tokens)
+        wanted = _width(left, samples), _window(end, size)
         if wanted != shape:
             shape, state = wanted, resize(*wanted, mesh, state)
         state, count = advance(model, sampling, mesh, params, lora, prefix, keys, state, start, end)

@@ -16,7 +16,7 @@ from mmedexpert_jax.models.packing import Packing, capacity
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import distribution
 
-CHUNK = 4096  # tokens, over all completions, whose logits stand in memory at a time
+CHUNK = 1024  # tokens, over all completions, whose logits stand in memory at a time
 
 
 def completion_logprobs(
