@@ -101,6 +101,6 @@ for _part, _total in (("MM", MM_TEST), ("Text", {"items": 2450})):
             strata=("medical_task", "question_type"),
             columns=COLUMNS,
             published=_published(_total),
-            licence="MIT (its repository and hub card)",
+            licence="MIT (hub card)",
         )
     )

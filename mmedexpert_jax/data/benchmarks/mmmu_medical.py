@@ -71,6 +71,6 @@ register(
         strata=("subject",),
         columns={"subject": {name.replace("_", " "): name.replace("_", " ") for name in SUBJECTS}},
         published=lambda split, subset: {"items": {"validation": 150, "dev": 25}[split]},
-        licence="Apache-2.0 (hub card)",
+        licence="Apache-2.0 (a copy of the hub card)",
     )
 )

@@ -43,6 +43,6 @@ register(
         strata=("kind",),
         columns={"kind": {"yes_no": "closed", "open": "open"}},
         published=lambda split, subset: {"items": COUNTS[split]},
-        licence="MIT (hub card)",
+        licence="MIT (card not seen)",
     )
 )

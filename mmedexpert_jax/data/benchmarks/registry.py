@@ -36,7 +36,7 @@ class Spec:
         columns: see `Benchmark`.
         metric: see `Benchmark`.
         published: (split, subset) -> counts to hold the census against.
-        licence: of the data, and where that is said.
+        licence: of the data, and where it was read.
     """
 
     name: str

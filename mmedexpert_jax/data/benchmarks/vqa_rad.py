@@ -49,6 +49,6 @@ register(
         strata=("kind",),
         columns={"kind": {"yes_no": "closed", "open": "open"}},
         published=lambda split, subset: {"items": 451} if split == "test" else {},
-        licence="CC0 1.0",
+        licence="CC0 1.0 (hub card)",
     )
 )
