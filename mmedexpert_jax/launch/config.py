@@ -276,12 +276,14 @@ def _to_str(value: Any, _: Any) -> str:
 
 
 def _to_tuple(value: Any, default: Any) -> tuple:
-    """Elements take the type of the default's first one; strings where the default is empty."""
+    """Elements take the type of the default's first one; text, as on the command line, where the default is empty."""
     if isinstance(value, str):
         bare = value.strip().removeprefix("(").removesuffix(")").removeprefix("[").removesuffix("]")
         value = [part.strip().strip("'\"") for part in bare.split(",") if part.strip()]
     if not isinstance(value, list | tuple):
         raise TypeError
+    if not default:
+        value = [str(part) if isinstance(part, int | float) else part for part in value]
     kind = type(default[0]) if default else str
     return tuple(_CONVERTERS[kind](part, None) for part in value)
 

@@ -196,6 +196,7 @@ def test_tuples_are_written_with_commas(text):
     assert configs.convert("mesh", text, tuple, default=(1,)) == (2, 4)
     assert configs.convert("mesh", "", tuple, default=(1,)) == ()
     assert configs.convert("experts", "'a b',c", tuple, default=()) == ("a b", "c")
+    assert configs.convert("densities", (0.1, 1), tuple, default=()) == configs.convert("x", "0.1,1", tuple, default=())
 
 
 def test_optional_fields_take_none_and_keep_their_type():
