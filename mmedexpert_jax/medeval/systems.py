@@ -75,9 +75,10 @@ SYSTEMS: Mapping[str, System] = {
         note="transformers has no class for it: serve it with its authors' code",
     ),
     "huatuogpt-v": System(
-        *("HuatuoGPT-V", "7B", "FreedomIntelligence/HuatuoGPT-Vision-7B", "endpoint", "medevalkit", "Apache-2.0"),
-        note="transformers has no class for it: serve it with its authors' code. HuatuoGPT-Vision-7B-Qwen2.5VL, a "
-        "later version, is a checkpoint of the family that the JAX engine runs",
+        *("HuatuoGPT-V", "7B", "FreedomIntelligence/HuatuoGPT-Vision-7B-hf", "endpoint", "medevalkit", "Apache-2.0"),
+        source="hub page of HuatuoGPT-Vision-7B",
+        note="-hf is the form for vLLM, HuatuoGPT-Vision-7B that for its authors' code; HuatuoGPT-Vision-7B-Qwen2.5VL, "
+        "a later model, is of the family that the JAX engine runs",
     ),
     "bimedix2": System(
         *("BiMediX2", "7B", "MBZUAI/BiMediX2-8B-hf", "endpoint", "medevalkit", "CC-BY-NC-SA-4.0"),

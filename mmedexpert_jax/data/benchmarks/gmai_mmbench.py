@@ -88,6 +88,6 @@ register(
             "items": 4550,
             "task": {name: count for name, (_, count) in TASKS.items()},
         },
-        licence="CC BY-NC-SA (card not seen); gated on the hub",
+        licence="Apache-2.0 (hub page, and the authors' repository); gated on the hub",
     )
 )

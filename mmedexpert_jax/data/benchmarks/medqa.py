@@ -42,6 +42,6 @@ register(
         expects="phrases_no_exclude_test.jsonl (4 options) or US/test.jsonl (5 options)",
         strata=("step",),
         published=lambda split, subset: {"items": 1_273} if split == "test" else {},
-        licence="CC BY 4.0 (card not seen); the authors' repository MIT (not seen)",
+        licence="CC BY 4.0 (hub page); MIT (the authors' repository)",
     )
 )

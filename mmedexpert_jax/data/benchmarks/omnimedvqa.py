@@ -98,6 +98,6 @@ register(
         choose=_choose,
         strata=STRATA,
         published=lambda split, subset: PUBLISHED,
-        licence="CC BY-NC (card not seen); images under the 42 datasets' own licences",
+        licence="none is named on the hub page; images under the 42 datasets' own licences",
     )
 )

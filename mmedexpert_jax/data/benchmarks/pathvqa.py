@@ -43,6 +43,6 @@ register(
         strata=("kind",),
         columns={"kind": {"yes_no": "closed", "open": "open"}},
         published=lambda split, subset: {"items": COUNTS[split]},
-        licence="MIT (card not seen)",
+        licence="MIT (hub card); images of textbooks and of PEIR belong to their owners",
     )
 )

@@ -55,6 +55,6 @@ register(
         strata=("language", "answer_type", "modality"),
         columns={"answer_type": {"closed": "closed", "open": "open"}},
         published=_published,
-        licence="CC BY 4.0 (card not seen)",
+        licence="CC BY 4.0 (hub page)",
     )
 )
