@@ -1,8 +1,9 @@
 """Merging of experts (paper section 4.3): task vectors, TIES and its rivals, and a report of their interference."""
 
+from mmedexpert_jax.merging.fit import merge_stack
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import merge, merge_with_report
-from mmedexpert_jax.merging.methods import METHODS, merge_stack, setting
+from mmedexpert_jax.merging.methods import METHODS, setting
 from mmedexpert_jax.merging.run import run
 from mmedexpert_jax.merging.switches import PRESETS, Switches
 from mmedexpert_jax.merging.ties import ties

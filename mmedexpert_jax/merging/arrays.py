@@ -1,5 +1,8 @@
 """What lets one formula serve numpy on the host and JAX on devices."""
 
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from types import ModuleType
 from typing import Any
 
@@ -8,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = Any  # np.ndarray or jax.Array: the functions of this folder take either and give back the same
+Rows = Any  # K arrays of one shape: a sequence of them, or one array [K, ...]. Steps go row by row, so that XLA makes
+# one loop of them all, and numpy's temporaries stay in a core's cache.
 
 
-def namespace(array: Array) -> ModuleType:
+def namespace(array: Array | Rows) -> ModuleType:
     """jax.numpy for JAX arrays and tracers, numpy for everything else."""
-    return jnp if isinstance(array, jax.Array) else np
+    return jnp if isinstance(array[0] if isinstance(array, (list, tuple)) else array, jax.Array) else np
 
 
 def product(x: Array, factors: Array) -> Array:
@@ -21,21 +26,28 @@ def product(x: Array, factors: Array) -> Array:
     return x * factors if xp is np else xp.where(x == 0, 0, x * factors)
 
 
-def columns(values: Any, like: Array) -> Array:
-    """K numbers as float32 [K, 1, ...] beside a stack `like` [K, ...]."""
-    xp = namespace(like)
-    return xp.asarray(values, xp.float32).reshape(-1, *[1] * (like.ndim - 1))
+def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+    """float32 in another floating dtype, rounded for good: XLA may leave out a conversion there and back."""
+    if jnp.dtype(dtype).itemsize == 2:
+        x = jax.lax.reduce_precision(x, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
+    return x.astype(dtype)
 
 
-def count(mask: Array) -> Array:
-    """How many of K (at most 127) are true, entry by entry: [K, ...] bool -> [...] float32."""
-    return tally(mask).astype(namespace(mask).float32)
+def total(rows: Rows) -> Array:
+    """Sum of K arrays in their order."""
+    return reduce(add, rows)
 
 
-def tally(mask: Array) -> Array:
-    """`count` in int8. On the host the mask's bytes are added as they are, which spares numpy a cast."""
-    xp = namespace(mask)
-    return xp.sum(mask.view(np.int8) if xp is np else mask, axis=0, dtype=xp.int8)
+def tally(masks: Sequence[Array]) -> Array:
+    """How many of K (at most 127) are true, entry by entry: int8 on the host, where bytes are added as they are."""
+    if namespace(masks) is np:
+        return total([mask.view(np.int8) for mask in masks])
+    return total([mask.astype(jnp.int32) for mask in masks])
+
+
+def count(masks: Sequence[Array]) -> Array:
+    """`tally` in float32."""
+    return tally(masks).astype(namespace(masks).float32)
 
 
 def random_bits(key: int, start: Any, shape: tuple[int, ...], xp: ModuleType) -> Array:

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.merging.arrays import rounded
+from mmedexpert_jax.merging.combine import combine
 from mmedexpert_jax.merging.engine import Merge
+from mmedexpert_jax.merging.fit import Stack, fit
 from mmedexpert_jax.merging.interference import Interference, measure
-from mmedexpert_jax.merging.methods import Setting, Stack, combine, fit
+from mmedexpert_jax.merging.methods import Setting
 from mmedexpert_jax.merging.vectors import Expert
 
 
@@ -65,14 +68,12 @@ def _merge_unit(bases: list[jax.Array], sources: list[tuple], how: Setting) -> t
     stack = vectors[0] if len(vectors) == 1 else jnp.concatenate(vectors, axis=1)
     kept, merged = combine(whole, stack, 0, fit(Stack(whole, stack), how), how)
     merged = merged * jnp.float32(how.scale)
-    experts = len(stack)
-    flat, kept, merged = stack.reshape(experts, -1), kept.reshape(experts, -1), merged.reshape(-1)
+    flat, kept, merged = stack.reshape(len(stack), -1), [row.reshape(-1) for row in kept], merged.reshape(-1)
     updates, sums = [], []
     for base, start, stop in zip(bases, starts[:-1], starts[1:], strict=True):
         update, entries = merged[start:stop], base.reshape(-1).astype(jnp.float32)
-        sums.append(
-            measure(entries, flat[:, start:stop], kept[:, start:stop], update, (entries + update).astype(base.dtype))
-        )
+        own, left = flat[:, start:stop], [row[start:stop] for row in kept]
+        sums.append(measure(entries, own, left, update, rounded(entries + update, base.dtype)))
         updates.append(update.reshape(base.shape))
     return updates, sums
 

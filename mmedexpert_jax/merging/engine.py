@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.merging import compiled
+from mmedexpert_jax.merging.combine import Fitted, combine
+from mmedexpert_jax.merging.fit import fit
 from mmedexpert_jax.merging.interference import add, measure
-from mmedexpert_jax.merging.methods import Fitted, Setting, combine, fit, gram_matrix
-from mmedexpert_jax.merging.select import Blocks, Bound, by_counting
-from mmedexpert_jax.merging.vectors import FLOATS, Expert, as_float, factor_gram, flat
+from mmedexpert_jax.merging.methods import Setting
+from mmedexpert_jax.merging.select import Blocks, Bound, Brackets, Counts, by_counting, counted
+from mmedexpert_jax.merging.span import gram_matrix
+from mmedexpert_jax.merging.vectors import FLOATS, Expert, Parts, as_float, assembled, factor_gram, flat
 
-BLOCK = 1 << 16  # entries; K + 4 or so float32 arrays of them are in a core's cache at a time
+BLOCK = 1 << 17  # entries
 
 GLOBAL = "*"  # key of the unit that is the whole model
 
@@ -40,11 +44,11 @@ def parallel(function: Callable, items: Sequence) -> Iterator:
 
 
 def spans(shape: tuple[int, ...], whole_rows: bool = False) -> list[tuple[int, int]]:
-    """Flat ranges of a tensor's blocks: some whole rows each, or parts of rows where they are long."""
+    """Flat ranges of a tensor's blocks, some whole rows each where that is asked for."""
     size = int(np.prod(shape))
-    width = int(np.prod(shape[1:])) if len(shape) > 1 else size if whole_rows else 1
-    step = max(1, BLOCK // max(width, 1)) * width if width <= 4 * BLOCK or whole_rows else BLOCK
-    return [(start, min(start + step, size)) for start in range(0, size, max(step, 1))]
+    width = max(1, int(np.prod(shape[1:])) if len(shape) > 1 else size) if whole_rows else 1
+    step = max(1, BLOCK // width) * width
+    return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 @dataclass(frozen=True)
@@ -109,29 +113,56 @@ class Merge:
             if name in self.touched:
                 self.fitted(name)
 
+    def compiles(self, name: str) -> bool:
+        """Whether a tensor's blocks are worth a program, and of dtypes that it takes."""
+        tensors = [self.base[name], *(e.weights[name] for e in self.experts if e.weights is not None)]
+        return (
+            tensors[0].size >= BLOCK
+            and not self.how(name).whole_rows
+            and all(tensor.dtype.name in compiled.DTYPES for tensor in tensors)
+            and compiled.cpu() is not None
+        )
+
+    def parts(self, name: str, start: int, stop: int) -> tuple[np.ndarray, list[Parts]]:
+        """A block of the base [m] as it is stored, and what the task vectors are assembled from."""
+        return flat(self.base[name])[start:stop], [expert.parts(name, start, stop) for expert in self.experts]
+
     def read(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """A block of the base [m] and of the task vectors [K, m] (DELLA: [K, rows, columns]), float32."""
         tensor = self.base[name]
-        base = as_float(flat(tensor)[start:stop])
+        base, parts = self.parts(name, start, stop)
+        base = as_float(base)
         vectors = np.empty((len(self.experts), stop - start), np.float32)
-        for row, expert in zip(vectors, self.experts, strict=True):
-            vector = expert.vector(name, start, stop, base)
+        for row, part in zip(vectors, parts, strict=True):
+            vector = assembled(base, *part)
             row[:] = 0 if vector is None else vector
         if self.how(name).whole_rows:
             width = int(np.prod(tensor.shape[1:])) if tensor.ndim > 1 else tensor.size
             return base.reshape(-1, width), vectors.reshape(len(vectors), -1, width)
         return base, vectors
 
-    def block(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Base [m], task vectors [K, m], what is kept of them [K, m], and the update [m] of one block, float32."""
-        how = self.how(name)
+    def block(
+        self, name: str, start: int, stop: int, dtype: Any | None = None, with_gram: bool | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Merged entries [m] of one block in `dtype`, and what `measure` finds in it.
+
+        Without a dtype what the merge adds, in float32; without `with_gram` nothing is measured.
+        """
+        how, fitted = self.how(name), self.fitted(name)
+        first = self.units[self.scope(name)].offsets[name] + start
+        if how.method == "ties" and self.compiles(name) and (dtype is None or dtype.name in compiled.DTYPES):
+            base, parts = self.parts(name, start, stop)
+            return compiled.merge(base, parts, first, fitted, how, dtype, with_gram, BLOCK)
         base, vectors = self.read(name, start, stop)
-        offset = self.units[self.scope(name)].offsets[name]
-        kept, merged = combine(base, vectors, offset + start, self.fitted(name), how)
+        kept, update = combine(base, vectors, first, fitted, how)
         if how.scale != 1:
-            merged = merged * np.float32(how.scale)
-        experts = len(vectors)
-        return base.reshape(-1), vectors.reshape(experts, -1), kept.reshape(experts, -1), merged.reshape(-1)
+            update = update * np.float32(how.scale)
+        base, update, vectors = base.reshape(-1), update.reshape(-1), vectors.reshape(len(vectors), -1)
+        merged = base + update if dtype is None else (base + update).astype(dtype)
+        sums = {}
+        if with_gram is not None:
+            sums = measure(base, vectors, [row.reshape(-1) for row in kept], update, merged, with_gram)
+        return update if dtype is None else merged, sums
 
     def update(self, name: str, start: int, stop: int) -> np.ndarray | None:
         """Entries start:stop of what the merge adds to a tensor; None where no expert changes it."""
@@ -139,9 +170,9 @@ class Merge:
             return None
         ranges = spans(self.base[name].shape, self.how(name).whole_rows)
         if (start, stop) in ranges:
-            return self.block(name, start, stop)[3]
+            return self.block(name, start, stop)[0]
         covering = [(low, high) for low, high in ranges if low < stop and high > start]
-        whole = np.concatenate([self.block(name, low, high)[3] for low, high in covering])
+        whole = np.concatenate([self.block(name, low, high)[0] for low, high in covering])
         return whole[start - covering[0][0] : stop - covering[0][0]]
 
     def sample(self, name: str, index: np.ndarray) -> np.ndarray | None:
@@ -156,15 +187,14 @@ class Merge:
         return combine(base, vectors, 0, self.fitted(name), how)[1].reshape(-1) * np.float32(how.scale)
 
     def tensor(
-        self, name: str, dtype: Any, write: Callable[[int, np.ndarray], None], update_only: bool = False
+        self, name: str, dtype: Any | None, write: Callable[[int, np.ndarray], None]
     ) -> dict[str, np.ndarray] | None:
         """Merges one tensor: `write` gets (flat index, merged entries in `dtype`) of every block, from many threads.
 
         Args:
             name: of the tensor.
-            dtype: of the output.
+            dtype: of the output; None: `write` gets what the merge adds, in float32.
             write: takes a block.
-            update_only: `write` gets what the merge adds, in float32, in the place of the merged entries.
 
         Returns:
             What `interference.measure` found; None where no expert differs from the base, and nothing is changed.
@@ -176,10 +206,9 @@ class Merge:
         low_rank = all(expert.low_rank(name) for expert in self.experts)
 
         def one(span: tuple[int, int]) -> dict[str, np.ndarray]:
-            base, vectors, kept, update = self.block(name, *span)
-            merged = (base + update).astype(dtype)
-            write(span[0], update if update_only else merged)
-            return measure(base, vectors, kept, update, merged, with_gram=not low_rank)
+            merged, sums = self.block(name, *span, dtype, with_gram=not low_rank)
+            write(span[0], merged)
+            return sums
 
         sums: dict[str, np.ndarray] = {}
         with np.errstate(invalid="ignore", over="ignore"):
@@ -245,8 +274,14 @@ class TensorUnit:
         def read(first: int) -> np.ndarray:
             return self.merge.read(*self.blocks[first])[1]
 
-        starts = list(self.blocks)
-        return by_counting(Blocks(self.size, starts, read, self._sample, parallel), kept, equal_magnitudes)
+        def count(brackets: Brackets, first: int) -> Counts:
+            name, *span = self.blocks[first]
+            if not self.merge.compiles(name):
+                return counted(read, brackets, first)
+            return compiled.count(*self.merge.parts(name, *span), brackets, len(kept), BLOCK)
+
+        blocks = Blocks(self.size, list(self.blocks), read, self._sample, parallel, count)
+        return by_counting(blocks, kept, equal_magnitudes)
 
     def _sample(self, index: np.ndarray) -> np.ndarray:
         values = np.zeros((len(self.merge.experts), len(index)), np.float32)

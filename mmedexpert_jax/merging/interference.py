@@ -3,58 +3,72 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
 
-from mmedexpert_jax.merging.arrays import Array, namespace, tally
-from mmedexpert_jax.merging.methods import gram_matrix
+from mmedexpert_jax.merging.arrays import Array, Rows, namespace, tally, total
+from mmedexpert_jax.merging.span import gram_matrix
 
 
 def measure(
-    base: Array, vectors: Array, kept: Array, update: Array, merged: Array, with_gram: bool = True
+    base: Array, vectors: Rows, kept: Rows, update: Array, merged: Array, with_gram: bool = True
 ) -> dict[str, Array]:
     """Sums over the entries of one block; those of several blocks and tensors add up.
 
     Args:
         base: [m] float32.
-        vectors: task vectors [K, m] float32.
-        kept: what the method keeps of them [K, m].
+        vectors: K task vectors [m] float32.
+        kept: what the method keeps of them, K [m].
         update: what the merge adds [m].
         merged: base + update in the output's dtype [m].
         with_gram: False where the inner products come from LoRA factors.
 
     Returns:
-        `gram` [K, K], inner products; `mass` and `kept_mass` [K], sums of magnitudes before and after the trim;
-        `wanted`, `shared`, `conflict`: entries that at least one, at least two, or two of opposite sign keep;
-        `net`: sum of magnitudes of the sum of what is kept; `squared` of the update, `lost` of what rounding takes
-        from it; `changed` and `vanished`: entries with an update, and those that rounding leaves at the base.
+        The sums of `entries`, and `gram` [K, K], inner products of the task vectors.
     """
     xp = namespace(vectors)
-    up, down = kept > 0, kept < 0
-    keepers = tally(up | down)
-    moved = merged.astype(xp.float32) - base
-    error = moved - update
-    changed = update != 0
     sums = {
-        "mass": xp.sum(xp.abs(vectors), axis=1),
-        "kept_mass": xp.sum(xp.abs(kept), axis=1),
-        "wanted": xp.count_nonzero(keepers),
-        "shared": xp.count_nonzero(keepers > 1),
-        "conflict": xp.count_nonzero(xp.any(up, axis=0) & xp.any(down, axis=0)),
-        "net": xp.sum(xp.abs(xp.sum(kept, axis=0))),
-        "squared": xp.sum(update * update),
-        "lost": xp.sum(error * error),
-        "changed": xp.count_nonzero(changed),
-        "vanished": xp.count_nonzero(changed & (moved == 0)),
+        name: xp.stack([xp.sum(row) for row in found]) if isinstance(found, list) else _sum(found)
+        for name, found in entries(base, vectors, kept, update, merged).items()
     }
     return sums | {"gram": gram_matrix(vectors)} if with_gram else sums
 
 
-def add(total: dict[str, np.ndarray], found: Mapping[str, Any]) -> None:
+def entries(base: Array, vectors: Rows, kept: Rows, update: Array, merged: Array) -> dict[str, Array | list[Array]]:
+    """What `measure` sums, entry by entry: arrays [m] (of those of each expert a list), float32 or bool.
+
+    `mass` and `kept_mass`: magnitudes before and after the trim, by expert; `wanted`, `shared`, `conflict`: whether at
+    least one, at least two, or two of opposite sign keep it; `net`: magnitude of the sum of what is kept; `squared` of
+    the update, `lost` of what rounding takes from it; `changed` and `vanished`: whether there is an update, and whether
+    rounding leaves the base.
+    """
+    xp = namespace(vectors)
+    up, down = [row > 0 for row in kept], [row < 0 for row in kept]
+    keepers = tally([above | below for above, below in zip(up, down, strict=True)])
+    moved = merged.astype(xp.float32) - base
+    error = moved - update
+    changed = update != 0
+    return {
+        "mass": [xp.abs(row) for row in vectors],
+        "kept_mass": [xp.abs(row) for row in kept],
+        "wanted": keepers > 0,
+        "shared": keepers > 1,
+        "conflict": reduce(or_, up) & reduce(or_, down),
+        "net": xp.abs(total(kept)),
+        "squared": update * update,
+        "lost": error * error,
+        "changed": changed,
+        "vanished": changed & (moved == 0),
+    }
+
+
+def add(sums: dict[str, np.ndarray], found: Mapping[str, Any]) -> None:
     """Adds the sums of another block in float64."""
     for key, value in found.items():
-        total[key] = total.get(key, 0) + np.asarray(value, np.float64)
+        sums[key] = sums.get(key, 0) + np.asarray(value, np.float64)
 
 
 @dataclass
@@ -162,6 +176,12 @@ def layer(name: str) -> int | None:
     """The first number in a tensor's name; None for tensors outside the layers."""
     found = re.search(r"(?<=\.)\d+(?=\.)", name)
     return int(found[0]) if found else None
+
+
+def _sum(found: Array) -> Array:
+    """Of bools numpy counts them, which is much faster."""
+    xp = namespace(found)
+    return xp.count_nonzero(found) if found.dtype == bool else xp.sum(found)
 
 
 def _ratio(part: Any, whole: Any, empty: float) -> np.ndarray:

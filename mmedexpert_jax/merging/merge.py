@@ -117,7 +117,7 @@ def update_of(job: Merge, name: str, report: Interference) -> np.ndarray | None:
     def write(start: int, merged: np.ndarray) -> None:
         base[start : start + len(merged)] = merged
 
-    sums = job.tensor(name, np.float32, write, update_only=True)
+    sums = job.tensor(name, None, write)
     if sums is None:
         return None
     report.sums[name] = sums

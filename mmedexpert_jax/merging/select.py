@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmedexpert_jax.merging.arrays import Array, namespace
+from mmedexpert_jax.merging.arrays import Array, Rows, namespace
 
 SAMPLE = 1 << 15  # entries
 _SIGMAS = 5.0  # half width of the bracket, in standard deviations of a rank in the sample
 _TOP = 0x7F800001  # above every finite float's bits
+Brackets = dict[int, tuple[int, int]]  # by row: bits [low, high)
+Counts = dict[int, tuple[int, np.ndarray]]  # by row: entries above the bracket, bits (less low) of those inside
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value", "cut"], meta_fields=["from_end"])
@@ -36,22 +38,31 @@ class Bound:
     cut: Array
     from_end: bool = False
 
-    def keeps(self, vectors: Array, start: int = 0) -> Array:
-        """[K, n] float32, whose first column has flat index `start` -> [K, n] bool."""
-        if namespace(vectors) is jnp:
-            magnitude, index = jnp.abs(vectors), start + jnp.arange(vectors.shape[1])
-            early = (index < self.cut[:, None]) != self.from_end
-            return (magnitude > self.value[:, None]) | ((magnitude == self.value[:, None]) & early)
-        kept = np.empty(vectors.shape, bool)
-        stop = start + vectors.shape[1]
-        for row, magnitude, value, cut in zip(kept, np.abs(vectors), self.value, self.cut, strict=True):
-            whole, none = (cut <= start, cut >= stop) if self.from_end else (cut >= stop, cut <= start)
-            if whole or none:
-                (np.greater_equal if whole else np.greater)(magnitude, value, out=row)
-                continue
-            early = np.arange(start, stop) < cut
-            row[:] = (magnitude > value) | ((magnitude == value) & (early != self.from_end))
-        return kept
+    def keeps(self, vectors: Rows, start: int = 0) -> list[Array]:
+        """Which entries: K arrays [n] float32 (or of any shape with n), the first of flat index `start` -> K masks."""
+        return [self._keeps(row, vector, start) for row, vector in enumerate(vectors)]
+
+    def keep(self, vectors: Rows, start: int = 0) -> list[Array]:
+        """The entries, and zeros elsewhere."""
+        xp = namespace(vectors)
+        return [xp.where(mask, row, 0) for mask, row in zip(self.keeps(vectors, start), vectors, strict=True)]
+
+    def within(self, start: int, size: int) -> "Bound":
+        """The same for `size` entries from `start` on, with indices that count from there."""
+        return Bound(self.value, np.clip(self.cut - start, 0, size).astype(np.int32), self.from_end)
+
+    def _keeps(self, row: int, vector: Array, start: int) -> Array:
+        value, cut, size = self.value[row], self.cut[row], vector.shape[0]
+        if namespace(vector) is jnp:  # as integers, for which "equal and early" is one comparison
+            early = (start + jnp.arange(size) < cut) != self.from_end
+            bits, bound = (jax.lax.bitcast_convert_type(x, jnp.int32) for x in (jnp.abs(vector), value))
+            return bits >= bound + jnp.where(early, 0, 1)
+        magnitude = np.abs(vector)
+        whole, none = (cut <= start, cut >= start + size) if self.from_end else (cut >= start + size, cut <= start)
+        if whole or none:
+            return magnitude >= value if whole else magnitude > value
+        early = np.arange(start, start + size) < cut
+        return (magnitude > value) | ((magnitude == value) & (early != self.from_end))
 
 
 def largest(vectors: Array, kept: Sequence[int], equal_magnitudes: str = "lower_index") -> Bound:
@@ -72,6 +83,7 @@ class Blocks:
         read: first index -> the block [K, m] float32.
         sample: rising flat indices [s] -> [K, s] float32; may differ from what `read` gives in the last bits.
         map: applies a function to many blocks, as `map` does.
+        count: brackets, first index -> what `counted` finds in the block; None: numpy does it.
     """
 
     size: int
@@ -79,6 +91,7 @@ class Blocks:
     read: Callable[[int], np.ndarray]
     sample: Callable[[np.ndarray], np.ndarray]
     map: Callable[[Callable, Any], Iterable]
+    count: Callable[[Brackets, int], Counts] | None = None
 
 
 def by_counting(blocks: Blocks, kept: Sequence[int], equal_magnitudes: str = "lower_index") -> Bound:
@@ -92,7 +105,7 @@ def by_counting(blocks: Blocks, kept: Sequence[int], equal_magnitudes: str = "lo
     ranks = {row: k for row, k in enumerate(kept) if 0 < k < size}
     brackets = _brackets(blocks, ranks)
     while brackets:
-        found = list(blocks.map(partial(_count, blocks.read, brackets), blocks.starts))
+        found = list(blocks.map(partial(blocks.count or partial(counted, blocks.read), brackets), blocks.starts))
         retry = {}
         for row, (low, high) in brackets.items():
             above = sum(block[row][0] for block in found)
@@ -117,7 +130,7 @@ def by_counting(blocks: Blocks, kept: Sequence[int], equal_magnitudes: str = "lo
     return Bound(value, cut, from_end)
 
 
-def _brackets(blocks: Blocks, ranks: dict[int, int]) -> dict[int, tuple[int, int]]:
+def _brackets(blocks: Blocks, ranks: dict[int, int]) -> Brackets:
     """Bits [low, high) by row between which the k-th largest lies, nearly for sure."""
     if not ranks:
         return {}
@@ -140,9 +153,7 @@ def _brackets(blocks: Blocks, ranks: dict[int, int]) -> dict[int, tuple[int, int
     return brackets
 
 
-def _count(
-    read: Callable[[int], np.ndarray], brackets: dict[int, tuple[int, int]], start: int
-) -> dict[int, tuple[int, np.ndarray]]:
+def counted(read: Callable[[int], Rows], brackets: Brackets, start: int) -> Counts:
     """Of one block, by row: how many lie above the bracket, and the bits (less its low end) of those inside."""
     vectors = read(start)
     found = {}

@@ -6,10 +6,28 @@ over the entries (or none, for LoRA factors) gives G, K x K arithmetic gives c, 
 
 from collections.abc import Callable
 
+import jax
+import numpy as np
+
 from mmedexpert_jax.merging.arrays import Array, namespace
 
 PARALLEL = 0.9995  # |cosine| beyond which SLERP is linear interpolation (mergekit's bound)
 _TINY = 1e-8
+
+
+def gram_matrix(vectors: Array) -> Array:
+    """Inner products of K vectors [K, ...] -> [K, K]; on the host float64, from pairwise sums of a block.
+
+    Not BLAS there: its threads would fight with those that read the blocks.
+    """
+    flat = vectors.reshape(len(vectors), -1)
+    if namespace(vectors) is np:
+        gram = np.empty((len(flat), len(flat)))
+        for row in range(len(flat)):
+            for column in range(row + 1):
+                gram[row, column] = gram[column, row] = np.sum(flat[row] * flat[column])
+        return gram
+    return jax.numpy.matmul(flat, flat.T, precision="highest")
 
 
 def slerp(gram: Array, weights: Array) -> Array:

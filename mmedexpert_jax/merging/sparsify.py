@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.merging.arrays import Array, namespace, random_bits
+from mmedexpert_jax.merging.arrays import Array, Rows, namespace, random_bits
 from mmedexpert_jax.merging.select import Bound
 
 
@@ -20,11 +20,11 @@ def key_of(seed: int, tensor: str, expert: str) -> int:
     return zlib.crc32(text) << 32 | zlib.crc32(text[::-1], 0x9E3779B9)
 
 
-def bernoulli(vectors: Array, densities: Sequence[float], keys: Sequence[int], start: int, inverse: bool) -> Array:
+def bernoulli(vectors: Rows, densities: Sequence[float], keys: Sequence[int], start: int, inverse: bool) -> list[Array]:
     """DARE (Yu et al. 2024, arXiv 2311.03099): keeps each entry with probability density.
 
     Args:
-        vectors: [K, n] float32.
+        vectors: K arrays [n] float32.
         densities: K probabilities.
         keys: K keys of `key_of`.
         start: index of the first column in the tensor.
@@ -38,24 +38,24 @@ def bernoulli(vectors: Array, densities: Sequence[float], keys: Sequence[int], s
             continue
         kept = random_bits(key, start, vector.shape, xp) < xp.uint32(int(density * 2**32))
         rows.append(xp.where(kept, vector / xp.float32(density) if inverse and density > 0 else vector, 0))
-    return xp.stack(rows)
+    return rows
 
 
 def by_rank(
-    vectors: Array,
+    vectors: Rows,
     densities: Sequence[float],
     epsilons: Sequence[float],
     keys: Sequence[int],
     start: int,
     inverse: bool,
-) -> Array:
-    """DELLA's MagPrune (Deep et al. 2024, arXiv 2406.11617) on whole rows [K, rows, columns] of a matrix.
+) -> list[Array]:
+    """DELLA's MagPrune (Deep et al. 2024, arXiv 2406.11617) on whole rows, K arrays [rows, columns], of a matrix.
 
     In each row the entries are ranked by magnitude (the later of equals ranks higher); the probability to keep one
     rises linearly with its rank from density - epsilon to density + epsilon.
     """
     xp = namespace(vectors)
-    columns = vectors.shape[-1]
+    columns = vectors[0].shape[-1]
     rows = []
     for vector, density, epsilon, key in zip(vectors, densities, epsilons, keys, strict=True):
         if density >= 1 or density <= 0:
@@ -68,12 +68,14 @@ def by_rank(
         uniform = random_bits(key, start, vector.shape, xp).astype(xp.float32) * xp.float32(2**-32)
         kept = uniform < probability
         rows.append(xp.where(kept, vector / probability if inverse else vector, 0))
-    return xp.stack(rows)
+    return rows
 
 
-def between(vectors: Array, outer: Bound, inner: Bound, start: int) -> Array:
+def between(vectors: Rows, outer: Bound, inner: Bound, start: int) -> list[Array]:
     """Model breadcrumbs (Davari and Belilovsky 2023, arXiv 2312.06795): keeps what is inside `inner`, not `outer`."""
-    return namespace(vectors).where(inner.keeps(vectors, start) & ~outer.keeps(vectors, start), vectors, 0)
+    xp = namespace(vectors)
+    masks = zip(inner.keeps(vectors, start), outer.keeps(vectors, start), vectors, strict=True)
+    return [xp.where(small & ~large, row, 0) for small, large, row in masks]
 
 
 def breadcrumb_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
@@ -98,8 +100,8 @@ def check_densities(method: str, densities: Sequence[float], epsilons: Sequence[
             )
 
 
-def one_norms(vectors: Array) -> Array:
-    """Sums of magnitudes by row, [K, ...] -> [K]."""
+def one_norms(vectors: Rows) -> Array:
+    """Sums of magnitudes of K arrays -> [K]."""
     xp = namespace(vectors)
     wide = np.float64 if xp is np else xp.float32
-    return xp.sum(xp.abs(vectors).reshape(len(vectors), -1), axis=1, dtype=wide)
+    return xp.stack([xp.sum(xp.abs(row), dtype=wide) for row in vectors])

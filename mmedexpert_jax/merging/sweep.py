@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from mmedexpert_jax.merging.combine import Fitted, combine
 from mmedexpert_jax.merging.engine import Merge, parallel, spans
 from mmedexpert_jax.merging.interference import Interference, add, measure
-from mmedexpert_jax.merging.methods import Fitted, combine
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.recipe import output_dtype
 from mmedexpert_jax.merging.select import Bound
@@ -91,7 +91,7 @@ def _measure(jobs: dict[float, Merge], name: str, dtype: np.dtype) -> dict[float
         for density, job in jobs.items():
             offset = job.units[job.scope(name)].offsets[name]
             kept, update = combine(base, vectors, offset + span[0], job.fitted(name), job.how(name))
-            all_of, kept = (part.reshape(len(vectors), -1) for part in (vectors, kept))
+            all_of, kept = vectors.reshape(len(vectors), -1), [row.reshape(-1) for row in kept]
             line, update = base.reshape(-1), update.reshape(-1)
             found[density] = measure(line, all_of, kept, update, (line + update).astype(dtype))
         return found

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmedexpert_jax.merging.arrays import Array, columns, count, namespace, product
+from mmedexpert_jax.merging.arrays import Array, Rows, count, namespace, product, total
 from mmedexpert_jax.merging.select import largest
 from mmedexpert_jax.merging.switches import PRESETS, Switches, switches
 
@@ -27,7 +27,6 @@ def ties(vectors: Array, density: float = 0.2, weights: Array | None = None, pre
     rule = switches(preset)
     xp = namespace(vectors)
     vectors = xp.asarray(vectors, xp.float32)
-    weights = np.ones(len(vectors), np.float32) if weights is None else weights
     return disjoint_mean(trim(vectors, density, rule), weights, rule)
 
 
@@ -39,37 +38,35 @@ def trim(vectors: Array, density: float | Sequence[float], rule: Switches) -> Ar
     if min(kept) == size:
         return vectors
     flat = vectors.reshape(len(vectors), -1)
-    chosen = largest(flat, kept, rule.equal_magnitudes).keeps(flat)
-    return namespace(vectors).where(chosen, flat, 0).reshape(vectors.shape)
+    return namespace(vectors).stack(largest(flat, kept, rule.equal_magnitudes).keep(flat)).reshape(vectors.shape)
 
 
-def disjoint_mean(trimmed: Array, weights: Array, rule: Switches, majority: Array | None = None) -> Array:
-    """Elects a sign per entry and averages the values that have it: [K, ...], [K] -> [...] float32.
+def disjoint_mean(trimmed: Rows, weights: Rows | None, rule: Switches, majority: Array | None = None) -> Array:
+    """Elects a sign per entry and averages the values that have it: K arrays [...], [K] -> [...] float32.
 
     Args:
         trimmed: task vectors with zeros where nothing is kept.
-        weights: one per expert.
+        weights: one per expert; None weighs all alike.
         rule: the switches.
         majority: sum of the elected signs of the whole unit, for cancellation="majority"; None: `trimmed` is the unit.
     """
     xp = namespace(trimmed)
-    factors = columns(weights, trimmed)
-    weighted = trimmed if _all_ones(weights) else product(trimmed, factors)
+    weighted = trimmed if weights is None else [product(row, w) for row, w in zip(trimmed, weights, strict=True)]
     agree = agreement(weighted if rule.weigh == "before" else trimmed, rule, majority)
-    total = xp.sum(xp.where(agree, weighted, 0), axis=0)
+    sums = total([xp.where(mask, row, 0) for mask, row in zip(agree, weighted, strict=True)])
     if rule.denominator == "none":
-        return total
-    if rule.denominator == "count" or _all_ones(weights):
+        return sums
+    if rule.denominator == "count" or weights is None:
         share = count(agree)
     else:
-        share = xp.sum(xp.where(agree, factors, 0), axis=0)
-    return total / xp.where(share == 0, 1, share)
+        share = total([xp.where(mask, xp.float32(w), 0) for mask, w in zip(agree, weights, strict=True)])
+    return sums / xp.where(share == 0, 1, share)
 
 
-def agreement(voters: Array, rule: Switches, majority: Array | None = None) -> Array:
-    """Which values join the mean: those with the elected sign, [K, ...] -> [K, ...] bool."""
+def agreement(voters: Rows, rule: Switches, majority: Array | None = None) -> list[Array]:
+    """Which values join the mean: those with the elected sign, K arrays [...] -> K masks [...]."""
     xp = namespace(voters)
-    votes = xp.sum(xp.sign(voters) if rule.elect == "count" else voters, axis=0)
+    votes = _votes(voters, rule)
     if rule.cancellation == "plus":
         up, down = votes >= 0, votes < 0
     else:
@@ -77,15 +74,15 @@ def agreement(voters: Array, rule: Switches, majority: Array | None = None) -> A
         if rule.cancellation == "majority":
             signs = xp.sum(up, dtype=xp.int32) - xp.sum(down, dtype=xp.int32) if majority is None else majority
             up, down = up | (~down & (signs > 0)), down | (~up & (signs <= 0))
-    return ((voters > 0) & up) | ((voters < 0) & down)
+    return [((row > 0) & up) | ((row < 0) & down) for row in voters]
 
 
-def elected(voters: Array, rule: Switches) -> Array:
-    """Sum of the elected signs over the entries, cancellations apart: [K, ...] -> [] int."""
+def elected(voters: Rows, rule: Switches) -> Array:
+    """Sum of the elected signs over the entries, cancellations apart: K arrays [...] -> [] int."""
     xp = namespace(voters)
-    votes = xp.sum(xp.sign(voters) if rule.elect == "count" else voters, axis=0)
+    votes = _votes(voters, rule)
     return xp.sum(votes > 0) - xp.sum(votes < 0)
 
 
-def _all_ones(weights: Array) -> bool:
-    return isinstance(weights, (np.ndarray, tuple, list)) and bool(np.all(np.asarray(weights) == 1))
+def _votes(voters: Rows, rule: Switches) -> Array:
+    return total([namespace(voters).sign(row) for row in voters] if rule.elect == "count" else voters)

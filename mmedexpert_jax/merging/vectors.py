@@ -12,6 +12,7 @@ import numpy as np
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
+from mmedexpert_jax.merging.arrays import total
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -61,6 +62,17 @@ class Adapter:
         return np.einsum("sr,rs->s", b[row], a[:, column]) * np.float32(self.scale)
 
 
+# Of some entries of a task vector: an expert's own weights as they are stored (None: those of the base), and float32
+# arrays that are added to them.
+Parts = tuple[Any, list[Any]]
+
+
+def assembled(base: Any, own: Any, deltas: Sequence[Any]) -> Any:
+    """The task vector of an expert's `Parts` over the base in float32, numpy or JAX; None where it is zero."""
+    start = [] if own is None else [own.astype(np.float32) - base]
+    return total([*start, *deltas]) if start or deltas else None
+
+
 @dataclass(frozen=True)
 class Expert:
     """One expert.
@@ -97,16 +109,14 @@ class Expert:
             stop: flat index.
             base: the same entries of the base, float32.
         """
-        total = None
-        if self.weights is not None:
-            total = as_float(flat(self.weights[name])[start:stop]) - base
-        if self.origin is not None and (update := self.origin.update(name, start, stop)) is not None:
-            total = update if total is None else total + update
-        for adapter in self.adapters:
-            if name in adapter.factors:
-                delta = adapter.delta(name, start, stop)
-                total = delta if total is None else total + delta
-        return total
+        return assembled(base, *self.parts(name, start, stop))
+
+    def parts(self, name: str, start: int, stop: int) -> Parts:
+        """What `vector` is assembled from."""
+        own = None if self.weights is None else flat(self.weights[name])[start:stop]
+        update = None if self.origin is None else self.origin.update(name, start, stop)
+        deltas = [adapter.delta(name, start, stop) for adapter in self.adapters if name in adapter.factors]
+        return own, deltas if update is None else [update, *deltas]
 
     def sample(self, name: str, index: np.ndarray, base: np.ndarray) -> np.ndarray:
         """Entries at flat indices, up to rounding."""

@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as hnp
 from mergekit.merge_methods import merge_tensors
 from peft.utils import merge_utils
 
-from mmedexpert_jax.merging.methods import merge_stack, setting
+from mmedexpert_jax.merging.fit import merge_stack
+from mmedexpert_jax.merging.methods import setting
 from mmedexpert_jax.merging.sparsify import bernoulli, by_rank
 from mmedexpert_jax.merging.switches import PRESETS
 from mmedexpert_jax.merging.ties import ties
@@ -104,9 +105,9 @@ def test_mergekit_random_methods_given_the_same_draws(vectors, data, method):
     how = setting(method, len(vectors), "mergekit", density, tuple(weights))
     ones = np.ones_like(vectors)
     if method.startswith("dare"):
-        masks = bernoulli(ones.reshape(len(vectors), -1), density, how.keys, 0, False).reshape(vectors.shape)
+        masks = np.stack(bernoulli(ones, density, how.keys, 0, False))
     else:
-        masks = by_rank(vectors, density, how.epsilon, how.keys, 0, False) != 0
+        masks = np.stack(by_rank(vectors, density, how.epsilon, how.keys, 0, False)) != 0
         masks |= vectors == 0
     draws = iter(masks)
     with mock.patch("torch.bernoulli", lambda *_, **__: torch.tensor(next(draws).astype(np.float32))):
@@ -203,8 +204,7 @@ def test_peft_dare_given_the_same_draws(vectors, data, density):
     weights, many = per_expert(data, vectors, WEIGHT), (density,) * len(vectors)
     for method, peer in (("dare_linear", merge_utils.dare_linear), ("dare_ties", merge_utils.dare_ties)):
         how = setting(method, len(vectors), "peft", density, tuple(weights))
-        masks = bernoulli(np.ones_like(vectors).reshape(len(vectors), -1), many, how.keys, 0, False)
-        draws = iter(masks.reshape(vectors.shape))
+        draws = iter(bernoulli(np.ones_like(vectors), many, how.keys, 0, False))
         with mock.patch("torch.bernoulli", lambda *_, draws=draws, **__: torch.tensor(next(draws))):
             theirs = peer(list(torch.tensor(vectors)), torch.tensor(weights), density)
         np.testing.assert_array_equal(merge_stack(vectors, how), theirs.numpy())

@@ -1,0 +1,175 @@
+"""TIES over one block of a tensor as programs of XLA, for tensors that fill blocks.
+
+numpy sends the result of every step through memory; a program is one loop over the entries. What is compiled are the
+functions that numpy runs, and the entries come out the same bit for bit.
+"""
+
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmedexpert_jax.merging.arrays import product, rounded, total
+from mmedexpert_jax.merging.combine import Fitted
+from mmedexpert_jax.merging.interference import entries
+from mmedexpert_jax.merging.methods import Setting
+from mmedexpert_jax.merging.select import Bound, Brackets, Counts
+from mmedexpert_jax.merging.switches import Switches
+from mmedexpert_jax.merging.ties import disjoint_mean
+from mmedexpert_jax.merging.vectors import Parts, assembled
+
+DTYPES = ("bfloat16", "float16", "float32")  # of weights
+_LANES = 64  # sums that a loop adds to at a time
+_FOLD, _BITS = 16, 6  # flags that are counted in a field of an integer, and its bits
+_jit = partial(jax.jit, compiler_options={"xla_cpu_multi_thread_eigen": False})  # one block, one core
+
+
+@cache
+def cpu() -> jax.Device | None:
+    """The device that the host's cores are; None where JAX has been told to do without."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
+def count(base: np.ndarray, parts: Sequence[Parts], brackets: Brackets, rows: int, size: int) -> Counts:
+    """What `select.counted` finds in one block.
+
+    Args:
+        base: [m] as stored, m <= size.
+        parts: of the experts.
+        brackets: by row; row i is of expert i % K.
+        rows: how many rows there may be.
+        size: that the program is compiled for.
+    """
+    low, high = (np.array([brackets.get(row, (0, 0))[end] for row in range(rows)], np.int32) for end in (0, 1))
+    with jax.default_device(cpu()):
+        found = _outside(*_padded(base, parts, size), low, high)
+    found = [np.asarray(mask)[: len(base)] for mask in found]
+    counts = {}
+    for row, (start, _) in brackets.items():
+        above, inside = found[2 * row : 2 * row + 2]
+        index = np.flatnonzero(inside)
+        own, deltas = parts[row % len(parts)]
+        few = assembled(base[index].astype(np.float32), None if own is None else own[index], [d[index] for d in deltas])
+        offsets = np.zeros(len(index), np.int32) if few is None else np.abs(few).view(np.int32)
+        counts[row] = int(np.count_nonzero(above)), offsets - np.int32(start)
+    return counts
+
+
+def merge(
+    base: np.ndarray,
+    parts: Sequence[Parts],
+    start: int,
+    fitted: Fitted,
+    how: Setting,
+    dtype: np.dtype | None,
+    with_gram: bool | None,
+    size: int,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Merged entries of one block, and what `interference.measure` finds in it.
+
+    Args:
+        base: [m] as stored, m <= size.
+        parts: of the experts.
+        start: index of the first entry in the unit.
+        fitted: of the unit.
+        how: of the tensor; its method is TIES.
+        dtype: of the output; None: what the merge adds, in float32, as if the output were.
+        with_gram: False where the inner products come from LoRA factors; None: nothing is measured.
+        size: that the program is compiled for.
+    """
+    scale = None if how.scale == 1 else np.float32(how.scale)
+    numbers = fitted.bounds[0].within(start, len(base)), how.unequal_weights, scale, fitted.majority
+    with jax.default_device(cpu()):
+        merged, *measured = _merge(*_padded(base, parts, size), *numbers, how.rule, dtype, with_gram)
+    merged = np.asarray(merged)[: len(base)]
+    if with_gram is None:
+        return merged, {}
+    sums, counts, *gram = measured
+    experts, sums = len(parts), np.sum(np.asarray(sums), axis=1, dtype=np.float64)
+    found = {"mass": sums[:experts], "kept_mass": sums[experts : 2 * experts]}
+    found |= zip(("net", "squared", "lost"), sums[2 * experts :], strict=True)
+    found |= zip(("wanted", "shared", "conflict", "changed", "vanished"), np.asarray(counts), strict=True)
+    if with_gram:
+        found["gram"] = np.zeros((experts, experts))
+        lower = np.tril_indices(experts)
+        found["gram"][lower] = found["gram"].T[lower] = np.asarray(gram[0])
+    return merged, found
+
+
+def _padded(base: np.ndarray, parts: Sequence[Parts], size: int) -> tuple[np.ndarray, list[Parts]]:
+    """With zeros after the last block of a tensor, which change nothing that is summed."""
+
+    def whole(array: np.ndarray) -> np.ndarray:
+        return array if len(array) == size else np.concatenate([array, np.zeros(size - len(array), array.dtype)])
+
+    if len(base) == size:
+        return base, list(parts)
+    return whole(base), [(None if own is None else whole(own), [whole(d) for d in deltas]) for own, deltas in parts]
+
+
+def _vectors(base: jax.Array, parts: Sequence[Parts]) -> tuple[jax.Array, list[jax.Array]]:
+    base = base.astype(jnp.float32)
+    vectors = [assembled(base, *part) for part in parts]
+    return base, [jnp.zeros_like(base) if vector is None else vector for vector in vectors]
+
+
+@_jit
+def _outside(base: jax.Array, parts: list[Parts], low: jax.Array, high: jax.Array) -> list[jax.Array]:
+    """Of every row: which entries lie above its bracket, and which inside."""
+    bits = [jax.lax.bitcast_convert_type(jnp.abs(vector), jnp.int32) for vector in _vectors(base, parts)[1]]
+    found = []
+    for row in range(len(low)):
+        own = bits[row % len(bits)]
+        found += [own >= high[row], (own >= low[row]) & (own < high[row])]
+    return found
+
+
+@partial(_jit, static_argnums=(6, 7, 8))
+def _merge(
+    base: jax.Array,
+    parts: list[Parts],
+    bound: Bound,
+    weights: jax.Array | None,
+    scale: jax.Array | None,
+    majority: jax.Array | None,
+    rule: Switches,
+    dtype: Any,
+    with_gram: bool | None,
+) -> list[jax.Array]:
+    """Merged entries [m]; partial sums of the float `entries` [2 K + 3, n]; those that count [5]; gram [pairs]."""
+    base, vectors = _vectors(base, parts)
+    kept = bound.keep(vectors)
+    update = disjoint_mean(kept, weights, rule, majority)
+    update = update if scale is None else product(update, scale)
+    merged = base + update if dtype is None else rounded(base + update, dtype)
+    result = update if dtype is None else merged
+    if with_gram is None:
+        return [result]
+    # Written once and read by every sum, instead of being computed anew in the loop of each.
+    base, vectors, kept, update, merged = jax.lax.optimization_barrier((base, vectors, kept, update, merged))
+    found: dict[str, Any] = entries(base, vectors, kept, update, merged)
+    floats = [*found["mass"], *found["kept_mass"], found["net"], found["squared"], found["lost"]]
+    flags = [found[name] for name in ("wanted", "shared", "conflict", "changed", "vanished")]
+    measured = [jnp.stack([_partial_sums(x) for x in floats]), _counts(flags)]
+    if with_gram:
+        pairs = zip(*np.tril_indices(len(vectors)), strict=True)
+        measured.append(jnp.stack([jnp.dot(vectors[i], vectors[j], precision="highest") for i, j in pairs]))
+    return [result, *measured]
+
+
+def _partial_sums(x: jax.Array) -> jax.Array:
+    """[m] -> [n], which add up to the sum, in a loop that is vectorised."""
+    return jnp.sum(x.reshape(-1, _LANES), axis=0)
+
+
+def _counts(flags: list[jax.Array]) -> jax.Array:
+    """How many of each are true: counted together, in fields of one integer."""
+    packed = total([jnp.where(flag, 1 << _BITS * place, 0) for place, flag in enumerate(flags)])
+    few = jax.lax.optimization_barrier(total(list(packed.reshape(_FOLD, -1))))
+    return jnp.stack([jnp.sum(few >> _BITS * place & (1 << _BITS) - 1) for place in range(len(flags))])
