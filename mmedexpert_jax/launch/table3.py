@@ -117,10 +117,10 @@ def rows(rivals: str = "all") -> tuple[Row, ...]:
         Row("Ours", twice("ties"), ("Disentangled", "GBA", "TIES"), 23.35),
         *(Row(name, twice(method, first), (), score, "Figure 3 (c)") for name, (method, score) in RIVALS.items()),
         Row("TIES once", once("ties"), part="beside"),
-        Row('Ours, rl_origin="start"', twice("ties", rl_origin="start"), part="beside"),
+        Row("Ours (rl_origin=start)", twice("ties", rl_origin="start"), part="beside"),
         Row("GBA without structure", rl(rewards={"structure": 0.0}), part="beside"),
-        Row("Experts merged, TIES", merged("ties", EXPERTS), part="beside"),
-        Row("Experts merged, naive", merged("average", EXPERTS), part="beside"),
+        Row("Merged experts (TIES)", merged("ties", EXPERTS), part="beside"),
+        Row("Merged experts (naive)", merged("average", EXPERTS), part="beside"),
     )
 
 
@@ -148,8 +148,8 @@ CLAIMS = (
     Claim("TIES outperforms SLERP", ("Ours",), ("SLERP",)),
     Claim("task arithmetic outperforms SLERP", ("Task arithmetic",), ("SLERP",)),
     Claim("the whole method outperforms the base", ("Ours",), ("Base",)),
-    Claim("DSA starts GBA more diverse than the base does", ("Experts merged, TIES",), ("Base",), "distinct"),
-    Claim("DSA starts GBA more diverse than SFT on pooled data", ("Experts merged, TIES",), ("Mixed SFT",), "distinct"),
+    Claim("DSA starts GBA more diverse than the base does", ("Merged experts (TIES)",), ("Base",), "distinct"),
+    Claim("DSA starts GBA more diverse than SFT on pooled data", ("Merged experts (TIES)",), ("Mixed SFT",), "distinct"),
 )
 CLAIMS_OF_TABLE_4 = (
     Claim("GBA on 1,000 items of OmniMedVQA improves the model", ("MMedExpert-R1",), ("MMedExpert-R1 before",)),

@@ -32,7 +32,10 @@ def test_an_expert_is_trained_evaluated_and_exported(tiny, capsys):
     assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 2]
     for part in ("report.html", "export/adapter/adapter_config.json", "export/rows/step-000002.jsonl"):
         assert (run / part).exists(), part
-    summary = json.loads((run / "STATUS.json").read_text())["summary"]
+    status = json.loads((run / "STATUS.json").read_text())
+    summary, cost = status["summary"], status["cost"]
+    assert cost["tokens"] > summary["num_tokens"], "of training and of the held-out answers"
+    assert cost["flops"] > 0 and "share of peak" in (run / "report.html").read_text()
     assert summary["held_out/gain"] == summary["held_out/after"] - summary["held_out/before"]
     out = capsys.readouterr().out
     assert "held-out accuracy" in out and "--config=configs/export.py:mini --config.model.path=runs/dsa-mini/BS" in out
