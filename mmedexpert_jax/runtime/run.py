@@ -199,7 +199,7 @@ class Run:
         self.done = True
         self._status |= {"state": "done", "summary": self.summary}
         self._write_status()
-        files.write_json(self.path / "env.json", environment.describe())  # by now with the devices
+        self._write("env.json", environment.describe())  # by now with the devices
 
     def close(self) -> None:
         """Closes files, gives back signal handlers and the lock. A run that was not finished counts as interrupted."""
@@ -240,19 +240,22 @@ class Run:
 
     def _write_start(self) -> None:
         self._write_status()
+        self._write("config.json", self.config)
+        self._write("env.json", environment.describe())
         if not self._writes:
             return
-        files.write_json(self.path / "config.json", self.config)
-        files.write_json(self.path / "env.json", environment.describe())
         cmd = self.path / "cmd.txt"
         earlier = cmd.read_text() if cmd.exists() else ""
         files.write_text(cmd, f"{earlier}# {_now()}\n{shlex.join(sys.orig_argv)}\n")
 
     def _write_status(self) -> None:
         self._written = datetime.now(UTC).timestamp()
+        self._write("STATUS.json", self._status | {"updated": _now(), "cost": self._meter.values()})
+
+    def _write(self, name: str, value: Any) -> None:
+        """Writes one of the run's JSON files, in the process that writes."""
         if self._writes:
-            status = self._status | {"updated": _now(), "cost": self._meter.values()}
-            files.write_json(self.path / "STATUS.json", status)
+            files.write_json(self.path / name, value)
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
