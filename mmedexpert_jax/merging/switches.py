@@ -37,7 +37,7 @@ class Switches:
 
     def kept(self, size: int, density: float) -> int:
         """How many of `size` entries the trim keeps, int(density * size) before the switches."""
-        count = int(density * size) + (self.extra if density > 0 else 0)
+        count = int(density * size) + self.extra
         return min(size, max(self.at_least if density > 0 else 0, count))
 
 

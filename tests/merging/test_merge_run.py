@@ -97,6 +97,23 @@ def test_a_recipe_is_a_model_without_weights(folder, tmp_path):
         np.testing.assert_array_equal(computed[name], tensor)
 
 
+def test_stages_pass_recipes_on_instead_of_models(folder, tmp_path):
+    """The paper's order of stages: experts merged, RL from that merge, all merged again; nothing but the last is
+    written as a model, and the result is that of writing every stage."""
+    experts = (str(folder / "AM"), str(folder / "BS"))
+    results = {}
+    for kind in ("recipe", "model"):
+        first, rl = tmp_path / kind / "first", tmp_path / kind / "rl"
+        execute(settings(folder, experts=experts, result=kind), first)
+        start = load_model(first)[1]
+        adapters.save_peft(rl / "export" / "adapter", random_lora(start, 5), str(first))
+        execute(settings(folder, experts=(*experts, f"RL={rl}")), tmp_path / kind / "ours")
+        assert bool(list(first.rglob("*.safetensors"))) == (kind == "model")
+        results[kind] = flatten(load_model(tmp_path / kind / "ours")[1])
+    for name, tensor in results["model"].items():
+        np.testing.assert_allclose(results["recipe"][name], tensor, rtol=1e-5, atol=1e-5)
+
+
 def test_a_sweep_is_scored_and_the_best_is_merged(folder, tmp_path):
     sizes = {}
 

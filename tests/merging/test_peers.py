@@ -210,12 +210,10 @@ def test_peft_dare_given_the_same_draws(vectors, data, density):
         np.testing.assert_array_equal(merge_stack(vectors, how), theirs.numpy())
 
 
-@EXAMPLES
-@given(stacks(least_entries=2), st.sampled_from((0.2, 0.5, 0.8)))
-def test_official(vectors, density):
-    """The TIES authors' code on one vector per task, in torch, from its formulas (topk_values_mask with kthvalue,
-    resolve_sign with the majority sign for zeros, disjoint_merge "dis-mean")."""
-    tasks = torch.tensor(vectors.reshape(len(vectors), -1))
+def official(tasks, density):
+    """The TIES authors' code (github.com/prateeky2806/ties-merging, src/ties_merging_utils.py), formula by formula:
+    `topk_values_mask` with its kthvalue, `resolve_sign` with the majority sign for zeros, `disjoint_merge` "dis-mean".
+    One vector [n] per task stands for a whole model: [K, n] -> [n]."""
     size = tasks.shape[1]
     bound = tasks.abs().kthvalue(size - int(size * density), dim=1, keepdim=True).values
     trimmed = tasks * (tasks.abs() >= bound)
@@ -223,6 +221,17 @@ def test_official(vectors, density):
     majority = torch.sign(sign.sum())
     sign[sign == 0] = majority
     selected = trimmed * torch.where(sign > 0, trimmed > 0, trimmed < 0)
-    theirs = selected.sum(dim=0) / (selected != 0).sum(dim=0).float().clamp(min=1)
-    ours = ties(vectors, density, preset="official")
-    np.testing.assert_array_equal(ours.reshape(-1), theirs.numpy())
+    return selected.sum(dim=0) / (selected != 0).sum(dim=0).float().clamp(min=1)
+
+
+@EXAMPLES
+@given(stacks(least_entries=1), st.sampled_from((0.0, 0.2, 0.5, 0.8)))
+def test_official(vectors, density):
+    theirs = official(torch.tensor(vectors.reshape(len(vectors), -1)), density)
+    np.testing.assert_array_equal(ties(vectors, density, preset="official").reshape(-1), theirs.numpy())
+
+
+def test_official_keeps_everything_at_density_1():
+    """There kthvalue has no 0-th value to give, and the authors' code stops."""
+    vectors = np.array([[1.0, -2.0, 0.5], [3.0, 1.0, 0.0]], np.float32)
+    np.testing.assert_array_equal(ties(vectors, 1.0, preset="official"), [2.0, -2.0, 0.5])
