@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.errors import ConfigError, Interrupted, ResourceError
-from mmedexpert_jax.runtime import Run, metrics
+from mmedexpert_jax.runtime import Run, metrics, processes
 
 CONFIG = {"seed": 0, "lr": 1e-3, "steps": 8, "lora": {"rank": 4}, "mesh": (1, 2), "samples_every": 2}
 
@@ -250,3 +250,15 @@ def test_signals_set_a_flag_and_a_second_one_aborts(tmp_path):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     with Run.open(tmp_path / "outer", CONFIG) as again:
         assert again.interrupted() is None
+
+
+def test_a_process_that_does_not_write_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "is_writer", lambda: False)
+    with Run.open(tmp_path / "run", CONFIG) as run:
+        for step in (1, 2):
+            run.log(step, {"loss": 1 / step})
+            run.table("completions", step, [{"completion": "yes"}])
+        run.rewind(1)
+        assert [row["loss"] for row in run.metrics()] == [1.0]
+        run.finish({"loss": 1.0})
+    assert run.done and not list(tmp_path.iterdir())

@@ -1,0 +1,72 @@
+"""Shares of several processes: together they are the whole, and alone there is one."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.runtime import processes
+
+
+@given(st.lists(st.integers()), st.integers(1, 5))
+def test_own_shares_make_the_whole(things, count):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_count", count)
+        shares = []
+        for index in range(count):
+            patch.setattr(processes, "_index", index)
+            shares.append(processes.own(things))
+    assert [shares[i % count][i // count] for i in range(len(things))] == things
+
+
+@given(st.integers(0, 6), st.integers(1, 5))
+def test_blocks_follow_one_another(rows, count):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_count", count)
+        found = []
+        for index in range(count):
+            patch.setattr(processes, "_index", index)
+            found += range(rows * count)[processes.block(rows * count)]
+    assert found == list(range(rows * count))
+
+
+def test_alone_there_is_one(monkeypatch):
+    monkeypatch.setattr(processes, "_count", 3)
+    monkeypatch.setattr(processes, "_index", 2)
+    assert (processes.index(), processes.count(), processes.is_writer()) == (2, 3, False)
+    with processes.alone():
+        assert (processes.index(), processes.count(), processes.is_writer()) == (0, 1, True)
+        assert processes.agree([1]) == [1] and processes.gather("a") == ["a"] and processes.largest(15) == 15
+        assert processes.total({"a": 1}) == {"a": 1}
+        processes.barrier()
+    assert processes.count() == 3
+
+
+@pytest.mark.parametrize(
+    ("variables", "scheduled"),
+    [
+        ({}, False),
+        ({"SLURM_JOB_ID": "1"}, False),  # a shell of salloc
+        ({"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}, True),
+        ({"SLURM_STEP_NODELIST": "n1", "SLURM_NTASKS": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),  # a notebook's pod
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+    ],
+)
+def test_clusters_that_jax_detects(monkeypatch, variables, scheduled):
+    for name in ("SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processes._scheduled() is scheduled
+
+
+def test_variables_name_a_process(monkeypatch):
+    for name, value in zip(processes.VARIABLES, ("host:8476", "4", "3"), strict=True):
+        monkeypatch.setenv(name, value)
+    expected = {"coordinator_address": "host:8476", "num_processes": 4, "process_id": 3}
+    assert processes._given() == expected
+    monkeypatch.setenv("JAX_PROCESS_ID", "three")
+    with pytest.raises(ConfigError, match="are to be set together"):
+        processes._given()
