@@ -149,7 +149,7 @@ CLAIMS = (
     Claim("task arithmetic outperforms SLERP", ("Task arithmetic",), ("SLERP",)),
     Claim("the whole method outperforms the base", ("Ours",), ("Base",)),
     Claim("DSA starts GBA more diverse than the base does", ("Merged experts (TIES)",), ("Base",), "distinct"),
-    Claim("DSA starts GBA more diverse than SFT on pooled data", ("Merged experts (TIES)",), ("Mixed SFT",), "distinct"),
+    Claim("DSA starts GBA more diverse than pooled SFT", ("Merged experts (TIES)",), ("Mixed SFT",), "distinct"),
 )
 CLAIMS_OF_TABLE_4 = (
     Claim("GBA on 1,000 items of OmniMedVQA improves the model", ("MMedExpert-R1",), ("MMedExpert-R1 before",)),
