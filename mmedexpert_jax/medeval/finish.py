@@ -18,9 +18,15 @@ from mmedexpert_jax.medeval.tables import HEADLINE, Rows
 from mmedexpert_jax.runtime import Run, costs, files
 
 
-def finish(config: ConfigDict, run: Run, targets: Sequence[Target], results: Mapping[str, Result]) -> None:
-    """Writes export/rows/, export/summary.json, export/tables/, table.md and report.html; prints the paper's tables and
-    the headlines."""
+def finish(
+    config: ConfigDict,
+    run: Run,
+    targets: Sequence[Target],
+    results: Mapping[str, Result],
+    requests: Rows,
+) -> None:
+    """Writes export/rows/, export/summary.json, export/tables/, table.md and report.html; prints the paper's tables,
+    the headlines, and the `requests` to endpoints, a row each."""
     summaries = {key: _summaries(result) for key, result in results.items()}
     for name in ("tables", "rows"):  # of an earlier run with other models or benchmarks
         shutil.rmtree(run.path / "export" / name, ignore_errors=True)
@@ -28,7 +34,7 @@ def finish(config: ConfigDict, run: Run, targets: Sequence[Target], results: Map
     sections = list(papers)
     headlines = []
     for key, result in results.items():
-        parts = benchmark_parts(result, summaries[key])
+        parts = benchmark_parts(result, summaries[key], len(results))
         sections += [page.Part(f"{key}: {part.title}", part.rows, part.note, part.folded) for part in parts]
         headlines.append(page.Part(f"{result.benchmark.title}: {HEADLINE}", parts[0].rows))
         cells = tables.every_cell(summaries[key])
@@ -45,10 +51,11 @@ def finish(config: ConfigDict, run: Run, targets: Sequence[Target], results: Map
         for part in papers
     ]
     spent = {name: str(value) for name, value in costs.readable(run.cost).items()}
-    parts = [*narrow, *sections[len(papers) :], page.Part("Cost", [spent], "", True)]
+    asked = [page.Part("Requests to endpoints", requests, _REQUESTS, True)] if requests else []
+    parts = [*narrow, *sections[len(papers) :], *asked, page.Part("Cost", [spent], "", True)]
     page.write(run.path, parts, results, styles, config.paradigm or None, config.report_items)
     run.finish({"benchmarks": summaries})
-    for part in (*narrow, *headlines):
+    for part in (*narrow, *headlines, *asked):
         tables.show(part.rows, part.title, part.note)
 
 
@@ -65,15 +72,15 @@ def _paper_parts(folder: Path, results: Mapping[str, Result], targets: Sequence[
     return parts
 
 
-def benchmark_parts(result: Result, summaries: Mapping[str, Mapping[str, Any]]) -> list[page.Part]:
-    """The tables of one benchmark, the headline first."""
+def benchmark_parts(result: Result, summaries: Mapping[str, Mapping[str, Any]], benchmarks: int = 1) -> list[page.Part]:
+    """The tables of one benchmark of the `benchmarks` of a run, the headline first."""
     benchmark, evaluations = result.benchmark, result.evaluations
     parts = [page.Part(HEADLINE, _headline(benchmark, summaries), tables.INTERVALS)]
     parts.append(page.Part("Both scorers", tables.scorers_table(summaries), _SCORERS))
     if samples := tables.samples_table(summaries):
         parts.append(page.Part("Several answers an item", samples, _SAMPLES))
     if len(evaluations) > 1:
-        note = f"{_COMPARISON} {tables.comparison_warning(len(evaluations) - 1)}".strip()
+        note = f"{_COMPARISON} {tables.comparison_warning(len(evaluations) - 1, benchmarks)}".strip()
         parts.append(
             page.Part("Paired comparison, points (95 % bootstrap interval)", tables.comparison_table(evaluations), note)
         )
@@ -88,6 +95,9 @@ _SCORERS = (
     "it cannot read; the share of such guesses stands beside."
 )
 _SAMPLES = "Votes are read by the strict scorer, and ties shared; pass@k is the estimator of Chen et al. (2021)."
+_REQUESTS = (
+    "All attempts under this folder of answers, failed ones included, by outcome; cost in dollars at the prices given."
+)
 _COMPARISON = "McNemar's exact test needs one answer an item; the interval is the bootstrap's over items."
 
 

@@ -49,13 +49,15 @@ def run(config: ConfigDict, run: Run) -> None:
         run.finish({"answers": answered})
         print(f"process {config.process} of {config.processes} has its answers; a run of one process makes the tables")
         return
-    finish(config, run, targets, results)
+    finish(config, run, targets, results, _requests(_folder(config, run), targets))
 
 
 def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result]]:
     """The models, and by benchmark what they answered, or this process's share of it; raises what `run` does."""
     targets = models(config)
-    folder = _answers(config, run)
+    folder = _folder(config, run)
+    if config.get("fresh") and config.processes == 1 and not config.answers:
+        shutil.rmtree(folder, ignore_errors=True)
     results = {key: Result(benchmark, {}) for key, benchmark in load(config, partial(print, flush=True)).items()}
     for target in targets:
         with contextlib.closing(open_backend(config, target, folder / slug(target.name), run)) as backend:
@@ -116,14 +118,28 @@ def sample_rows(evaluation: Evaluation, items: Sequence[Item]) -> list[dict]:
     return rows
 
 
-def _answers(config: ConfigDict, run: Run) -> Path:
+def _folder(config: ConfigDict, run: Run) -> Path:
     """The folder of stored answers; processes that share the work stand beside each other in one folder."""
     if config.answers:
         return Path(config.answers).expanduser()
-    folder = (run.path.parent if config.processes > 1 else run.path) / "answers"
-    if config.get("fresh") and config.processes == 1:
-        shutil.rmtree(folder, ignore_errors=True)
-    return folder
+    return (run.path.parent if config.processes > 1 else run.path) / "answers"
+
+
+def _requests(folder: Path, targets: Sequence[Target]) -> list[dict[str, str]]:
+    """What was asked of each endpoint by all runs that share the folder of answers, a row each; the judge's last."""
+    from mmedexpert_jax import remote
+
+    paths = {t.name: folder / slug(t.name) / "attempts.sqlite" for t in targets if t.kind == "endpoint"}
+    rows = []
+    for name, path in {**paths, "judge": folder / "judge.sqlite"}.items():
+        if path.is_file():
+            with contextlib.closing(remote.Answers(path)) as history:
+                rows.append({"model": name} | {key: _number(key, value) for key, value in history.totals().items()})
+    return rows
+
+
+def _number(key: str, value: float) -> str:
+    return f"{value:,.4f}" if key == "cost" else f"{value:,.0f}"
 
 
 def _evaluate(

@@ -112,14 +112,17 @@ def comparison_table(evaluations: Mapping[str, Evaluation]) -> Rows:
     return rows
 
 
-def comparison_warning(comparisons: int) -> str:
-    """What several comparisons at 5 % mean; "" for a single one."""
-    if comparisons < 2:
+def comparison_warning(comparisons: int, benchmarks: int = 1) -> str:
+    """What several comparisons at 5 % on each of some benchmarks mean; "" for a single one."""
+    total = comparisons * benchmarks
+    if total < 2:
         return ""
-    share = 1 - 0.95**comparisons
+    where = f" on {benchmarks} benchmarks" if benchmarks > 1 else ""
+    holm = "their number" if benchmarks == 1 else "those of one benchmark alone"
     return (
-        f"{comparisons} comparisons: if no model differed, one of independent ones would still fall below p = 0.05 "
-        f"with a chance of {100 * share:.0f} %. Judge by Holm's p, which allows for their number; the intervals do not."
+        f"{total} comparisons{where}: if no model differed, one of independent ones would still fall below p = 0.05 "
+        f"with a chance of {100 * (1 - 0.95**total):.0f} %. Judge by Holm's p, which allows for {holm}; the intervals "
+        "do not."
     )
 
 

@@ -11,6 +11,7 @@ from mmedexpert_jax.medeval.stats import wilson
 from mmedexpert_jax.medeval.tables import (
     breakdown_table,
     comparison_table,
+    comparison_warning,
     every_cell,
     markdown,
     models_table,
@@ -171,6 +172,12 @@ def test_a_table_too_wide_either_way_comes_in_parts(monkeypatch, capsys):
     rows = [{"model": f"m{n}"} | dict.fromkeys("ABCDEFGH", "53.0 [50.2, 55.7]") for n in range(9)]
     _, heads = shown(monkeypatch, capsys, 60, rows)
     assert heads == [["model", *"ABC"], ["model", *"DEF"], ["model", *"GH"]]
+
+
+def test_several_comparisons_are_warned_of():
+    assert comparison_warning(1) == "" and "3 comparisons: " in comparison_warning(3)
+    text = comparison_warning(1, 4)
+    assert "4 comparisons on 4 benchmarks" in text and "a chance of 19 %" in text and "of one benchmark alone" in text
 
 
 def test_a_cell_splits_into_its_figure_and_intervals():
