@@ -19,12 +19,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import transformers
 from PIL import Image
 
 import mmedexpert_jax as mx
@@ -64,8 +63,10 @@ def prompts(processor: Processor, count: int) -> Batch:
     return processor(asked)
 
 
-def torch_inputs(batch: Batch, image_token_id: int, device: str, dtype: torch.dtype) -> dict:
+def torch_inputs(batch: Batch, image_token_id: int, device: str, dtype: Any) -> dict:
     """The same prompts as transformers takes them, padded on the left."""
+    import torch
+
     size = batch.tokens.shape[1]
     shifted = np.stack([np.roll(row, size - n) for row, n in zip(batch.tokens, batch.lengths, strict=True)])
     mask = np.arange(size) >= size - batch.lengths[:, None]
@@ -113,15 +114,7 @@ def measure(size: str, count: int, arguments: argparse.Namespace) -> dict:
     config = network(size, processor)
     model, params = mx.models.Model(config), init_params(config, 0, jnp.dtype(arguments.dtype))
     batch = prompts(processor, count)
-    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
-    with tempfile.TemporaryDirectory() as directory:
-        mx.save_pretrained(directory, model, params)
-        peer = transformers.AutoModelForImageTextToText.from_pretrained(
-            directory, dtype=getattr(torch, arguments.dtype)
-        ).to(device)
-    inputs = torch_inputs(batch, config.image_token_id, device, peer.dtype)
     stops = tuple(range(VOCABULARY // 2, VOCABULARY // 2 + VOCABULARY // arguments.mean)) if arguments.mean else ()
-    peer.generation_config = transformers.GenerationConfig(pad_token_id=config.pad_token_id, eos_token_id=None)
     lengths: list[np.ndarray] = []
 
     def ours(seed: int = 0) -> float:
@@ -139,9 +132,52 @@ def measure(size: str, count: int, arguments: argparse.Namespace) -> dict:
         lengths.append(done.lengths)
         return float(done.lengths.sum())
 
-    def theirs(samples: int = arguments.samples, tokens: int = arguments.tokens) -> float:
+    theirs = None if arguments.no_torch else peer(model, params, batch, stops, arguments)
+    before = len(programs)
+    first = clock(ours)[1]
+    if theirs:
+        theirs(1, 2)
+    sides = [run for run in (ours, theirs) if run]
+    turns = [[clock(run) for run in sides] for _ in range(arguments.repeats)]
+    speed = bandwidth()
+    rates = [statistics.median(turn[i][0] / turn[i][1] for turn in turns) for i in range(len(sides))]
+    work = [statistics.median(turn[i][2] / turn[i][0] * 1e3 for turn in turns) for i in range(len(sides))]
+    read = bytes_read(config, params, batch, lengths[-1])
+    return {
+        "size": size,
+        "rows": count * arguments.samples,
+        "tokens_per_second": rates[0],
+        "transformers": rates[-1] if theirs else None,
+        "ratio": rates[0] / rates[1] if theirs else None,
+        "cpu_ms_per_token": work[0],
+        "cpu_ms_per_token_transformers": work[-1] if theirs else None,
+        "cpu_ratio": work[1] / work[0] if theirs else None,
+        "roofline_share": read / (turns[-1][0][1] * speed),
+        "bandwidth_gb_per_second": speed / 1e9,
+        "first_call_seconds": first,
+        "programs": len(programs) - before,
+    }
+
+
+def peer(
+    model: mx.models.Model, params: dict, batch: Batch, stops: tuple[int, ...], arguments: argparse.Namespace
+) -> Callable[..., float]:
+    """A function (samples, tokens) that samples with transformers and gives the tokens sampled."""
+    import torch
+    import transformers
+
+    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+    with tempfile.TemporaryDirectory() as directory:
+        mx.save_pretrained(directory, model, params)
+        network = transformers.AutoModelForImageTextToText.from_pretrained(
+            directory, dtype=getattr(torch, arguments.dtype)
+        ).to(device)
+    inputs = torch_inputs(batch, model.config.image_token_id, device, network.dtype)
+    network.generation_config = transformers.GenerationConfig(pad_token_id=model.config.pad_token_id, eos_token_id=None)
+
+    def sampled(samples: int = arguments.samples, tokens: int = arguments.tokens) -> float:
         with torch.no_grad():
-            rows = peer.generate(
+            rows = network.generate(
                 **inputs,
                 do_sample=True,
                 temperature=1.0,
@@ -152,31 +188,9 @@ def measure(size: str, count: int, arguments: argparse.Namespace) -> dict:
                 eos_token_id=list(stops) or None,
             )[:, inputs["input_ids"].shape[1] :]
         ended = torch.isin(rows, torch.tensor(stops, device=device))
-        found = torch.where(ended.any(1), ended.int().argmax(1) + 1, rows.shape[1])
-        return float(found.sum())
+        return float(torch.where(ended.any(1), ended.int().argmax(1) + 1, rows.shape[1]).sum())
 
-    before = len(programs)
-    first = clock(ours)[1]
-    theirs(1, 2)
-    turns = [(clock(ours), clock(theirs)) for _ in range(arguments.repeats)]
-    speed = bandwidth()
-    rates = [statistics.median(turn[side][0] / turn[side][1] for turn in turns) for side in (0, 1)]
-    work = [statistics.median(turn[side][2] / turn[side][0] * 1e3 for turn in turns) for side in (0, 1)]
-    read = bytes_read(config, params, batch, lengths[-1])
-    return {
-        "size": size,
-        "rows": count * arguments.samples,
-        "tokens_per_second": rates[0],
-        "transformers": rates[1],
-        "ratio": rates[0] / rates[1],
-        "cpu_ms_per_token": work[0],
-        "cpu_ms_per_token_transformers": work[1],
-        "cpu_ratio": work[1] / work[0],
-        "roofline_share": read / (turns[-1][0][1] * speed),
-        "bandwidth_gb_per_second": speed / 1e9,
-        "first_call_seconds": first,
-        "programs": len(programs) - before,
-    }
+    return sampled
 
 
 def sync(size: str, arguments: argparse.Namespace) -> dict:
@@ -225,12 +239,14 @@ def main() -> None:
     parser.add_argument("--mean", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sync", action="store_true")
+    parser.add_argument("--no-torch", action="store_true", help="without the peer")
     arguments = parser.parse_args()
+    libraries = ("jax",) if arguments.no_torch else ("jax", "torch", "transformers")
     about = {
         "benchmark": "rollout",
         "device": jax.devices()[0].device_kind,
         "load": os.getloadavg()[0],
-        "versions": {name: version(name) for name in ("jax", "torch", "transformers")},
+        "versions": {name: version(name) for name in libraries},
         "python": platform.python_version(),
     }
     if arguments.sync:
