@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -192,6 +193,26 @@ def test_adapter_and_run_directories_are_folded_into_their_base(checkpoint, tmp_
     lora.save_peft(tmp_path / "circle", delta, base=str(tmp_path / "circle"))
     with pytest.raises(DataError, match="leads back"):
         load_model(tmp_path / "circle")
+
+
+def test_an_adapter_and_its_folded_model_have_our_logits_in_peft_and_transformers(checkpoint, prompts, tmp_path):
+    """The two exports of a LoRA run. The folded model has the tensors of its base."""
+    case = checkpoint("qwen2_5_untied")
+    given = prompts(case.reference, PROMPTS)
+    delta = lora.init(jax.random.key(0), case.params, rank=2, alpha=4)
+    delta = jax.tree.map(lambda value: np.asarray(value) + 0.02, delta)
+    ours = np.asarray(case.model.logits(case.params, given.batch, delta))
+    lora.save_peft(tmp_path / "adapter", delta, base=str(case.directory))
+    save_pretrained(tmp_path / "model", case.model, lora.fold(case.params, delta))
+    base, folded = map(transformers.AutoModelForImageTextToText.from_pretrained, (case.directory, tmp_path / "model"))
+    valid = given.inputs["attention_mask"].numpy().astype(bool)
+    for reloaded in (peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval(), folded.eval()):
+        with torch.no_grad():
+            theirs = reloaded(**given.inputs).logits.numpy()
+        assert np.abs(ours - theirs)[valid].max() < 1e-4 * theirs[valid].std()
+    written = load_file(tmp_path / "model" / "model.safetensors")
+    of_base = load_file(case.directory / "model.safetensors")
+    assert {name: value.shape for name, value in written.items()} == {k: v.shape for k, v in of_base.items()}
 
 
 def test_hub_ids_go_through_huggingface_hub_and_paths_never(checkpoint, tmp_path, monkeypatch):
