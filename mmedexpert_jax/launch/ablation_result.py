@@ -18,13 +18,13 @@ from mmedexpert_jax.medeval.finish import rows_path
 from mmedexpert_jax.runtime import files, plots, report
 
 RESULT = "export/ablation.json"
-# name -> (heading, unit, factor of what is printed)
+# name -> (heading, unit, factor and format of what is printed)
 MEASURES = {
-    "accuracy": ("accuracy", "points", 100.0),
-    "sampled": ("accuracy, sampled", "points", 100.0),
-    "distinct": ("distinct answers", "answers", 1.0),
-    "passed": ("pass@k", "points", 100.0),
-    "entropy": ("entropy", "nats per token", 1.0),
+    "accuracy": ("accuracy", "points", 100.0, ".1f"),
+    "sampled": ("accuracy, sampled", "points", 100.0, ".1f"),
+    "distinct": ("distinct answers", "answers", 1.0, ".2f"),
+    "passed": ("pass@k", "points", 100.0, ".1f"),
+    "entropy": ("entropy", "nats per token", 1.0, ".3f"),
 }
 NOTE = (
     "Accuracy in percent: mean over the seeds, [95 % bootstrap interval over items, the seeds of an item kept "
@@ -131,9 +131,9 @@ def table_rows(result: Mapping[str, Any]) -> tables.Rows:
     for row in result["rows"]:
         ticks = {column: _tick(row, column) for column in table3.COLUMNS}
         line = {"method": row["name"], "part": row["part"]} | ticks
-        line["accuracy"] = _cell(row["accuracy"], 100)
+        line["accuracy"] = _cell(row["accuracy"])
         if row["gain"]:
-            line["gain over base"] = _cell(row["gain"], 100, sign=True)
+            line["gain over base"] = _cell(row["gain"], form="+.1f")
             line["p"], line["Holm p"] = f"{row['gain']['p']:.3g}", f"{row['gain']['holm']:.3g}"
         published = row["published"]
         line["published"] = "–" if published is None else f"{published:.2f}"
@@ -149,8 +149,8 @@ def diversity_rows(result: Mapping[str, Any]) -> tables.Rows:
     for row in result["rows"]:
         line = {"method": row["name"]}
         for name in ("sampled", "distinct", "passed", "entropy"):
-            heading, _, factor = MEASURES[name]
-            line[heading.replace("@k", f"@{result['samples']}")] = _cell(row[name], factor)
+            heading, _, factor, form = MEASURES[name]
+            line[heading.replace("@k", f"@{result['samples']}")] = _cell(row[name], factor, form)
         lines.append(line)
     return lines
 
@@ -287,7 +287,7 @@ def sentence(claim: Claim, figure: Mapping[str, Any], verdict: str) -> str:
         "reversed": "did not hold here: the opposite did",
         "not settled": "is not settled here",
     }
-    _, unit, factor = MEASURES[claim.measure]
+    _, unit, factor, _ = MEASURES[claim.measure]
     seeds = len(figure["by_seed"])
     over = f", {_span(figure, factor, 'seeds_')} over {seeds} seeds" if seeds > 1 else ", one seed"
     size = f"{factor * figure['mean']:+.2f} {unit}, {_span(figure, factor)} over items{over}, p = {figure['p']:.3g}"
@@ -298,18 +298,13 @@ def _span(figure: Mapping[str, Any], factor: float, prefix: str = "") -> str:
     return f"[{factor * figure[prefix + 'low']:+.2f}, {factor * figure[prefix + 'high']:+.2f}]"
 
 
-def _cell(figure: Mapping[str, Any], factor: float, sign: bool = False) -> str:
-    form = "+.1f" if sign else ".1f"
-    low, high = (format(factor * figure[key], form) for key in ("low", "high"))
-    return f"{_mean(figure, factor, form)} [{low}, {high}]"
-
-
-def _mean(figure: Mapping[str, Any], factor: float, form: str = "") -> str:
-    form = form or (".1f" if factor == 100 else ".2f")
+def _cell(figure: Mapping[str, Any], factor: float = 100, form: str = ".1f") -> str:
+    """Mean, half of the interval over seeds, and interval over items: "57.3 ± 1.2 [54.5, 60.0]"."""
+    mean, low, high = (format(factor * figure[key], form) for key in ("mean", "low", "high"))
     spread = ""
     if figure["seeds_low"] is not None:
         spread = f" ± {factor * (figure['seeds_high'] - figure['seeds_low']) / 2:{form.lstrip('+')}}"
-    return f"{factor * figure['mean']:{form}}{spread}"
+    return f"{mean}{spread} [{low}, {high}]"
 
 
 def _has(result: Mapping[str, Any], names: Sequence[str]) -> bool:

@@ -48,21 +48,23 @@ def _row(job: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     def mean(name: str) -> float:
         return sum(run.get(name) or 0 for run in runs) / len(runs)
 
-    row: dict[str, Any] = {"job": NAMES[job], "runs": len(runs), "wall seconds": f"{mean('wall_seconds'):.0f}"}
-    if mean("flops"):
-        row |= {
-            "device seconds": f"{mean('device_seconds'):.0f}",
-            "tokens": f"{mean('tokens'):,.0f}",
-            "operations": f"{mean('flops'):.3g}",
-            "share of peak": f"{mean('share_of_peak'):.1%}",
-        }
-    row["peak memory"] = f"{max(run.get('peak_memory_bytes') or 0 for run in runs) / 1e9:.2f} GB"
-    if mean("dollars"):
-        row["dollars"] = f"{mean('dollars'):.4f}"
+    here = ""
     if mean("samples"):
-        hours = mean("wall_seconds") / 3600 / mean("samples") * 1000
-        row["here"] = f"{hours:.2f} h for 1,000 samples"
+        here = f"{mean('wall_seconds') / 3600 / mean('samples') * 1000:.2f} h for 1,000 samples"
     elif job == "merge":
-        row["here"] = f"{mean('wall_seconds') / 60:.2f} min a merge"
-    row["published (A100)"] = PUBLISHED.get(job, "–")
-    return row
+        here = f"{mean('wall_seconds') / 60:.2f} min a merge"
+    counted = bool(mean("flops"))
+    peak = max(run.get("peak_memory_bytes") or 0 for run in runs)
+    row: dict[str, Any] = {
+        "job": NAMES[job],
+        "here": here,
+        "published (A100)": PUBLISHED.get(job, "–"),
+        "runs": len(runs),
+        "wall seconds": f"{mean('wall_seconds'):.0f}",
+        "device seconds": f"{mean('device_seconds'):.0f}" if counted else "",
+        "tokens": f"{mean('tokens'):,.0f}" if counted else "",
+        "operations": f"{mean('flops'):.3g}" if counted else "",
+        "share of peak": f"{mean('share_of_peak'):.1%}" if counted else "",
+        "peak memory": f"{peak / 1e9:.2f} GB",
+    }
+    return row | ({"dollars": f"{mean('dollars'):.4f}"} if mean("dollars") else {})
