@@ -78,6 +78,7 @@ class Factory:
     def judge(self) -> None:
         """Has what passed judged, where a judge is named."""
         if not self.config.judge.kind:
+            print("judge: none is named (config.judge.kind), the review is in random order", flush=True)
             return
         name, teacher = self._hire(self.config.judge, self.answers)
         passed = list(self.store.traces())
