@@ -90,6 +90,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.teacher.prompt = "short"
     if preset == "smollm2":  # without the worked examples it hardly ever keeps to the format
         config.teacher.prompt = "full"
+        config.teacher.temperature = 0.3
         config.teacher.max_tokens = 256
         config.teacher.max_prompt_length = 1792
     return config
