@@ -121,7 +121,7 @@ def memory(program: jax.stages.Lowered) -> dict[str, float]:
     given, besides = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
     new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     sizes = {"arguments": given, "temporary": besides, "output": new, "all": given + besides + new}
-    return {name: round(size / 1e9, 2) for name, size in sizes.items()}
+    return {name: round(size / 1e9, 4) for name, size in sizes.items()}
 
 
 def report_memory(settings: dict, rows: dict[str, dict[str, float]]) -> None:

@@ -25,7 +25,9 @@ def test_gba_thousand():
     sizes = ["--prompts-per-step", "2", "--samples", "4", "--micro", "1", "--capacities", "2"]
     found = figures("gba_thousand", *sizes, "--steps", "3", "--warm", "2")
     assert found["projected_seconds"] > 0 and 2 < found["mean_length"] < 24
-    assert figures("gba_thousand", *sizes, "--memory")["temporary_gb"] > 0
+    programs = figures("gba_thousand", *sizes, "--memory")["gigabytes"]
+    assert programs.keys() == {"prefill", "decode", "gradient"}
+    assert all(program["all"] > program["temporary"] > 0 for program in programs.values())
 
 
 @pytest.mark.slow
