@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmedexpert_jax.launch import ablation_result
+from mmedexpert_jax import __version__
+from mmedexpert_jax.launch import ablation_result, table3
 
 DOCS = Path(__file__).resolve().parent
 KEPT, PAGE, IMAGES = DOCS / "results" / "ablation.json", DOCS / "reproduction.md", DOCS / "images"
@@ -33,7 +34,7 @@ no image with them.
 
 """
 NOTHING = "No sweep has been recorded yet.\n"
-VERSIONS = ("mmedexpert-jax", "jax", "jaxlib", "numpy")
+VERSIONS = ("jax", "jaxlib", "numpy")
 
 
 def keep(run: Path) -> None:
@@ -42,6 +43,7 @@ def keep(run: Path) -> None:
     status, environment = (json.loads((run / name).read_text()) for name in ("STATUS.json", "env.json"))
     result["made"] = {
         "date": status["updated"][:10],
+        "package": __version__,
         "python": environment["python"],
         "cpus": environment["cpus"],
         "devices": environment.get("devices", []),
@@ -56,6 +58,8 @@ def page(result: dict[str, Any] | None) -> str:
     preset = result["preset"] if result else "mini"
     seeds = ",".join(map(str, result["seeds"])) if result else "0,1,2,3,4"
     command = f"python -m mmedexpert_jax.launch --config=configs/ablation.py:{preset} --config.seeds={seeds}"
+    if result and len(result["rows"]) < len(table3.rows()):
+        command += f' --config.rows="{",".join(row["name"] for row in result["rows"])}"'
     head = HEAD.format(command=command, preset=preset)
     if result is None:
         return head + NOTHING
@@ -64,8 +68,8 @@ def page(result: dict[str, Any] | None) -> str:
     versions = ", ".join(f"{name} {made[name]}" for name in VERSIONS)
     hours = sum(stage["runs"] * float(stage["wall seconds"]) for stage in result["costs"]) / 3600
     about = (
-        f"Run on {made['date']} with {made['cpus']} cores ({devices}), Python {made['python']}, {versions}; the stages "
-        f"took {hours:.1f} h in all.\n\n"
+        f"Run on {made['date']} with {made['cpus']} cores ({devices}), mmedexpert-jax {made['package']}, Python {made['python']}, {versions}; the stages "
+        f"counted under Costs took {hours:.1f} h.\n\n"
     )
     return head + about + ablation_result.page(result, images="images")
 
