@@ -101,7 +101,8 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], path: Path) -> Path | 
             axes.plot(steps, values, "o-", color=colour, lw=1, ms=5, label=label)
         else:
             axes.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
-            axes.plot(steps, ema(values), color=colour, lw=2, label=label)
+            marker = "o" if len(values) == 1 else ""
+            axes.plot(steps, ema(values), marker=marker, color=colour, lw=2, label=label)
     return _save(figure, axes, path, legend="best" if len(named) > 1 else "")
 
 
