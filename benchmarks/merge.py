@@ -131,11 +131,13 @@ def measured(command: list[str]) -> dict[str, float]:
         except (OSError, IndexError):
             pass
         time.sleep(0.1)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: {process.stderr.read()[-2000:]}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_s": time.perf_counter() - began, "cpu_s": cpu, "anonymous_gb": peak * 1024 / 1e9}
+    found = {"wall_s": wall, "cpu_s": cpu, "anonymous_gb": peak * 1024 / 1e9}
+    print(f"{Path(command[-1] if '--work' in command else command[0]).name}: {found}", file=sys.stderr, flush=True)
+    return found
 
 
 def ours(folder: Path, out: Path, kind: str) -> list[str]:
