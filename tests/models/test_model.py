@@ -68,6 +68,29 @@ def test_keys_without_any_valid_one_give_finite_values_and_gradients():
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_long_rows_are_attended_block_by_block(causal):
+    """131 positions, which the blocks do not divide, against JAX's own attention, with gradients."""
+    draw = np.random.default_rng(0)
+    queries, keys, values = (draw.standard_normal((2, heads, 131, 8), np.float32) for heads in (4, 2, 2))
+    lengths = np.array([131, 50])
+
+    def ours(*arrays):
+        return attend(*arrays, lengths, causal=causal)
+
+    def theirs(*arrays):
+        arrays = (jnp.swapaxes(x, 1, 2) for x in arrays)
+        return jnp.swapaxes(
+            jax.nn.dot_product_attention(*arrays, is_causal=causal, key_value_seq_lengths=lengths), 1, 2
+        )
+
+    expected, pull = jax.vjp(theirs, queries, keys, values)
+    found, own_pull = jax.vjp(ours, queries, keys, values)
+    assert np.abs(found - expected).max() < 1e-5
+    for own, their in zip(own_pull(expected), pull(expected), strict=True):
+        assert np.abs(own - their).max() < 1e-4
+
+
 def test_rotary_tables_are_computed_once_for_all_layers_and_heads(checkpoint, prompts):
     """Two layers and two blocks: one cosine for the decoder and one for the tower in the compiled program."""
     case = checkpoint("qwen2_tied")
