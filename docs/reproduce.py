@@ -68,8 +68,8 @@ def page(result: dict[str, Any] | None) -> str:
     versions = ", ".join(f"{name} {made[name]}" for name in VERSIONS)
     hours = sum(stage["runs"] * float(stage["wall seconds"]) for stage in result["costs"]) / 3600
     about = (
-        f"Run on {made['date']} with {made['cpus']} cores ({devices}), mmedexpert-jax {made['package']}, Python {made['python']}, {versions}; the stages "
-        f"counted under Costs took {hours:.1f} h.\n\n"
+        f"Run on {made['date']} with {made['cpus']} cores ({devices}), mmedexpert-jax {made['package']}, Python "
+        f"{made['python']}, {versions}; the stages counted under Costs took {hours:.1f} h.\n\n"
     )
     return head + about + ablation_result.page(result, images="images")
 
