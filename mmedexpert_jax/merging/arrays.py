@@ -1,7 +1,7 @@
 """What lets one formula serve numpy on the host and JAX on devices."""
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import cache, partial, reduce
 from operator import add
 from types import ModuleType
 from typing import Any
@@ -13,6 +13,16 @@ import numpy as np
 Array = Any  # np.ndarray or jax.Array: the functions of this folder take either and give back the same
 Rows = Any  # K arrays of one shape: a sequence of them, or one array [K, ...]. Steps go row by row, so that XLA makes
 # one loop of them all, and numpy's temporaries stay in a core's cache.
+one_core = partial(jax.jit, compiler_options={"xla_cpu_multi_thread_eigen": False})  # blocks share the cores
+
+
+@cache
+def cpu() -> jax.Device | None:
+    """The device that the host's cores are; None where JAX has been told to do without."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def namespace(array: Array | Rows) -> ModuleType:
@@ -36,6 +46,22 @@ def rounded(x: jax.Array, dtype: Any) -> jax.Array:
 def total(rows: Rows) -> Array:
     """Sum of K arrays in their order."""
     return reduce(add, rows)
+
+
+def matrix_product(b: np.ndarray, a: np.ndarray, scale: float) -> np.ndarray:
+    """`(b @ a) * scale` of host arrays in float32, on the core that asks: the same bits whatever else runs.
+
+    numpy's BLAS has threads of its own, which wait for each other when several blocks are asked for at once.
+    """
+    if (device := cpu()) is None:
+        return (b @ a) * np.float32(scale)
+    with jax.default_device(device):
+        return np.asarray(_matrix_product(b, a, np.float32(scale)))
+
+
+@one_core
+def _matrix_product(b: jax.Array, a: jax.Array, scale: jax.Array) -> jax.Array:
+    return jnp.matmul(b, a, precision="highest") * scale
 
 
 def tally(masks: Sequence[Array]) -> Array:

@@ -5,14 +5,14 @@ functions that numpy runs, and the entries come out the same bit for bit.
 """
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmedexpert_jax.merging.arrays import product, rounded, total
+from mmedexpert_jax.merging.arrays import cpu, one_core, product, rounded, total
 from mmedexpert_jax.merging.combine import Fitted
 from mmedexpert_jax.merging.interference import entries
 from mmedexpert_jax.merging.methods import Setting
@@ -24,16 +24,6 @@ from mmedexpert_jax.merging.vectors import Parts, assembled
 DTYPES = ("bfloat16", "float16", "float32")  # of weights
 _LANES = 64  # sums that a loop adds to at a time
 _FOLD, _BITS = 16, 6  # flags that are counted in a field of an integer, and its bits
-_jit = partial(jax.jit, compiler_options={"xla_cpu_multi_thread_eigen": False})  # one block, one core
-
-
-@cache
-def cpu() -> jax.Device | None:
-    """The device that the host's cores are; None where JAX has been told to do without."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return None
 
 
 def count(base: np.ndarray, parts: Sequence[Parts], brackets: Brackets, rows: int, size: int) -> Counts:
@@ -119,7 +109,7 @@ def _vectors(base: jax.Array, parts: Sequence[Parts]) -> tuple[jax.Array, list[j
     return base, [jnp.zeros_like(base) if vector is None else vector for vector in vectors]
 
 
-@_jit
+@one_core
 def _outside(base: jax.Array, parts: list[Parts], low: jax.Array, high: jax.Array) -> list[jax.Array]:
     """Of every row: which entries lie above its bracket, and which inside."""
     bits = [jax.lax.bitcast_convert_type(jnp.abs(vector), jnp.int32) for vector in _vectors(base, parts)[1]]
@@ -130,7 +120,7 @@ def _outside(base: jax.Array, parts: list[Parts], low: jax.Array, high: jax.Arra
     return found
 
 
-@partial(_jit, static_argnums=(6, 7, 8))
+@partial(one_core, static_argnums=(6, 7, 8))
 def _merge(
     base: jax.Array,
     parts: list[Parts],

@@ -16,6 +16,7 @@ import numpy as np
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.merging import compiled
+from mmedexpert_jax.merging.arrays import cpu
 from mmedexpert_jax.merging.combine import Fitted, combine
 from mmedexpert_jax.merging.fit import fit
 from mmedexpert_jax.merging.interference import add, measure
@@ -120,7 +121,7 @@ class Merge:
             tensors[0].size >= BLOCK
             and not self.how(name).whole_rows
             and all(tensor.dtype.name in compiled.DTYPES for tensor in tensors)
-            and compiled.cpu() is not None
+            and cpu() is not None
         )
 
     def parts(self, name: str, start: int, stop: int) -> tuple[np.ndarray, list[Parts]]:
