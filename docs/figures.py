@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -27,10 +28,12 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
+from mmedexpert_jax.launch import ablation_result
 from mmedexpert_jax.runtime import environment, plots
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
+REPRODUCTION = runpy.run_path(str(ROOT / "docs" / "reproduce.py"))
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 COMMANDS = {
     "learning": "python benchmarks/learning.py --seeds 0 1 2",
@@ -119,6 +122,11 @@ def learning_image(path: Path, learning: dict) -> None:
     plots.learning_curve(groups, path)
 
 
+def panel_image(path: Path, ablation: dict) -> None:
+    """A panel of Figure 3."""
+    ablation_result.draw(ablation, ablation_result.panels(ablation)[path.name], path)
+
+
 KINDS = ("sampled", "greedy")
 TABLES = {
     "about_learning": Figure(("learning",), lambda learning: f"{_about(learning)}\n"),
@@ -126,7 +134,12 @@ TABLES = {
     "pipeline": Figure(("pipeline",), pipeline_table),
     "measured": Figure(("learning", "pipeline", "merge"), measured_table),
 }
-DRAWN = {"learning.png": Figure(("learning",), learning_image)}
+
+
+def drawn() -> dict[str, Figure]:
+    """The images of docs/images by name."""
+    panels = dict.fromkeys(ablation_result.panels(read("ablation")), Figure(("ablation",), panel_image))
+    return {"learning.png": Figure(("learning",), learning_image)} | panels
 
 
 def stale() -> Iterator[str]:
@@ -135,10 +148,11 @@ def stale() -> Iterator[str]:
         text = page.read_text(encoding="utf-8")
         if written(text) != text:
             yield f"{page.relative_to(ROOT)}: a table is not that of docs/results"
-    for name, figure in DRAWN.items():
+    images = drawn()
+    for name, figure in images.items():
         if not (IMAGES / name).exists() or _carried(IMAGES / name) != digest(figure):
             yield f"docs/images/{name}: not drawn from what is in docs/results now"
-    for name in sorted({path.name for path in IMAGES.glob("*.png")} - set(DRAWN)):
+    for name in sorted({path.name for path in IMAGES.glob("*.png")} - set(images)):
         yield f"docs/images/{name}: no function in docs/figures.py draws it"
 
 
@@ -148,7 +162,7 @@ def draw() -> None:
         text = page.read_text(encoding="utf-8")
         if (new := written(text)) != text:
             page.write_text(new, encoding="utf-8")
-    for name, figure in DRAWN.items():
+    for name, figure in drawn().items():
         path = IMAGES / name
         if not path.exists() or _carried(path) != digest(figure):
             figure.make(path, *map(read, figure.results))
@@ -157,6 +171,8 @@ def draw() -> None:
 
 def written(text: str) -> str:
     """A page's text with every block that has a figure's name as the results have it now."""
+    if text.startswith(REPRODUCTION["TITLE"]):  # nothing else stands there
+        return REPRODUCTION["page"](read("ablation"))
 
     def block(match: re.Match) -> str:
         figure = TABLES[match[2]]

@@ -1,10 +1,12 @@
-"""Writes docs/reproduction.md and its figures from a sweep of configs/ablation.py; nothing on the page is typed.
+"""docs/reproduction.md, written from a sweep of configs/ablation.py; nothing on the page is typed.
 
-python docs/reproduce.py runs/ablation-mini   # keeps the sweep's result in docs/results/ablation.json, and writes
-python docs/reproduce.py                      # writes again from the result that is kept
+    python docs/reproduce.py runs/ablation-mini   # keeps the sweep's result in docs/results/ablation.json
+
+and writes the page and its images, which docs/figures.py does again whenever it is run.
 """
 
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,9 @@ from mmedexpert_jax import __version__
 from mmedexpert_jax.launch import ablation_result, table3
 
 DOCS = Path(__file__).resolve().parent
-KEPT, PAGE, IMAGES = DOCS / "results" / "ablation.json", DOCS / "reproduction.md", DOCS / "images"
-HEAD = """\
-# The paper's ablations here
-
+KEPT = DOCS / "results" / "ablation.json"
+TITLE = "# The paper's ablations here\n"
+HEAD = """
 Table 3 and Figure 3 over seeds, on a model and data set of this package:
 
 ```sh
@@ -33,7 +34,6 @@ changed field makes anew what depends on it and nothing else. `--config.rows="Ba
 no image with them.
 
 """
-NOTHING = "No sweep has been recorded yet.\n"
 VERSIONS = ("jax", "jaxlib", "numpy")
 
 
@@ -53,16 +53,13 @@ def keep(run: Path) -> None:
     KEPT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def page(result: dict[str, Any] | None) -> str:
+def page(result: dict[str, Any]) -> str:
     """The text of docs/reproduction.md."""
-    preset = result["preset"] if result else "mini"
-    seeds = ",".join(map(str, result["seeds"])) if result else "0,1,2,3,4"
+    preset, seeds = result["preset"], ",".join(map(str, result["seeds"]))
     command = f"python -m mmedexpert_jax.launch --config=configs/ablation.py:{preset} --config.seeds={seeds}"
-    if result and len(result["rows"]) < len(table3.rows()):
+    if len(result["rows"]) < len(table3.rows()):
         command += f' --config.rows="{",".join(row["name"] for row in result["rows"])}"'
-    head = HEAD.format(command=command, preset=preset)
-    if result is None:
-        return head + NOTHING
+    head = TITLE + HEAD.format(command=command, preset=preset)
     made = result["made"]
     devices = ", ".join(made["devices"])
     versions = ", ".join(f"{name} {made[name]}" for name in VERSIONS)
@@ -74,14 +71,6 @@ def page(result: dict[str, Any] | None) -> str:
     return head + about + ablation_result.page(result, images="images")
 
 
-def kept() -> dict[str, Any] | None:
-    """The result that is kept."""
-    return json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else None
-
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        keep(Path(sys.argv[1]))
-    if found := kept():
-        ablation_result.draw(found, IMAGES)
-    PAGE.write_text(page(found), encoding="utf-8")
+    keep(Path(sys.argv[1]))
+    runpy.run_path(str(DOCS / "figures.py"))["draw"]()

@@ -78,7 +78,8 @@ def write(config: ConfigDict, path: Path, rows: Sequence[Row], stages: Stages, s
     files.write_text(path / "export" / "tables" / f"table{config.table}.md", tables.markdown(table))
     files.write_text(path / "export" / "tables" / f"table{config.table}.csv", tables.comma_separated(spread(result)))
     files.write_text(path / "table.md", page(result))
-    draw(result, path / "plots")
+    for name, title in panels(result).items():
+        draw(result, title, path / "plots" / name)
     print(page(result), flush=True)
     return {"seeds": len(seeds), "accuracy": {row["name"]: row["accuracy"]["mean"] for row in result["rows"]}}
 
@@ -111,8 +112,8 @@ def page(result: Mapping[str, Any], images: str = "") -> str:
         f"{result['preset']}: {items['greedy']} items answered greedily, {items['sampled']} items "
         f"{result['samples']} times at temperature {result['temperature']:g}.\n"
     )
-    panels = [title for title, names in table3.PANELS.items() if _has(result, names)] if images else []
-    figures = [f"![Figure 3 {title}]({images}/figure3{title[1]}.png)\n" for title in panels]
+    shown = panels(result) if images else {}
+    figures = [f"![Figure 3 {title}]({images}/{name})\n" for name, title in shown.items()]
     claims = "".join(f"- {claim['sentence']}\n" for claim in result["claims"])
     sections = {
         "Rows": f"{tables.markdown(table_rows(result))}\n{NOTE}\n",
@@ -168,24 +169,22 @@ def spread(result: Mapping[str, Any]) -> tables.Rows:
     return lines
 
 
-def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """The panels of Figure 3 whose rows are there, as bars with the intervals over items and a dot per seed."""
+def panels(result: Mapping[str, Any]) -> dict[str, str]:
+    """File name -> title of the panels of Figure 3 whose rows are there."""
+    return {f"figure3{title[1]}.png": title for title, names in table3.PANELS.items() if _has(result, names)}
+
+
+def draw(result: Mapping[str, Any], title: str, path: Path) -> Path:
+    """A panel of Figure 3 as bars with the intervals over items and a dot per seed."""
     rows = {row["name"]: row for row in result["rows"]}
-    drawn = []
-    for title, names in table3.PANELS.items():
-        if not _has(result, names):
-            continue
-        base = rows["Base"]
-        bars = []
-        for name in names:
-            figure, published = rows[name]["accuracy"], rows[name]["published"]
-            expected = None if published is None else 100 * base["accuracy"]["mean"] + published - base["published"]
-            value, low, high = (100 * figure[key] for key in ("mean", "low", "high"))
-            dots = [100 * seed for seed in figure["by_seed"]]
-            bars.append(plots.Bar(name, value, low, high, dots, expected))
-        path = folder / f"figure3{title[1]}.png"
-        drawn.append(plots.bars(bars, path, f"Figure 3 {title}", "right answers, %"))
-    return drawn
+    base, bars = rows["Base"], []
+    for name in table3.PANELS[title]:
+        figure, published = rows[name]["accuracy"], rows[name]["published"]
+        expected = None if published is None else 100 * base["accuracy"]["mean"] + published - base["published"]
+        value, low, high = (100 * figure[key] for key in ("mean", "low", "high"))
+        dots = [100 * seed for seed in figure["by_seed"]]
+        bars.append(plots.Bar(name, value, low, high, dots, expected))
+    return plots.bars(bars, path, f"Figure 3 {title}", "right answers, %")
 
 
 def _measured(config: ConfigDict, row: Row, stages: Stages, seeds: Sequence[int]) -> Measured:

@@ -35,6 +35,17 @@ def test_a_changed_result_is_found_and_drawn_anew(figures, tmp_path):
     assert all("+90.0 [" in (tmp_path / page).read_text() for page in ("README.md", "docs/benchmarks.md"))
 
 
+def test_a_changed_sweep_is_found_and_drawn_anew(figures, tmp_path):
+    file = tmp_path / "docs" / "results" / "ablation.json"
+    found = json.loads(file.read_text())
+    found["rows"][0]["accuracy"]["mean"] = 0.123
+    file.write_text(json.dumps(found))
+    stale = [line.partition(":")[0] for line in figures["stale"]()]
+    assert stale[0] == "docs/reproduction.md" and all(name.startswith("docs/images/figure3") for name in stale[1:])
+    figures["draw"]()
+    assert list(figures["stale"]()) == []
+
+
 def test_an_edited_table_and_a_foreign_image_are_found(figures, tmp_path):
     page = tmp_path / "docs" / "benchmarks.md"
     page.write_text(page.read_text().replace("| GBA | 0 | 0.370 |", "| GBA | 0 | 0.470 |"))

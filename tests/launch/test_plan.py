@@ -107,6 +107,7 @@ def test_a_plan_names_memory_steps_and_disk(capsys):
 
 def test_what_does_not_fit_exits_with_a_mend_that_fits(capsys):
     arguments = ["--config=configs/gba.py:qwen2_vl_2b", "--config.plan=True", "--config.plan_mesh=v5e-8"]
+    arguments.append("--config.micro_batch=8")
     assert main(arguments) == 4
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "are there (v5e)" in line
