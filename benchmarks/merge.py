@@ -3,7 +3,7 @@
     python benchmarks/merge.py --shape qwen2_0_5b            # TIES of five full checkpoints, against mergekit
     python benchmarks/merge.py --shape qwen2_0_5b --lora     # five rank-16 adapters, against mergekit and peft ties_svd
     python benchmarks/merge.py --shape qwen2_vl_2b --lora --no-peers
-    python benchmarks/merge.py --growth docs/images/merge_growth.png
+    python benchmarks/merge.py --growth                      # ours over models of more layers and larger tensors
 
 mergekit and peft are those of the `test` extra; `--mergekit` takes the mergekit-yaml of another environment. Models are
 random, in bf16: a base, and experts that add products of normals (std 1e-3). Prints a table and one JSON line.
@@ -222,7 +222,7 @@ def errors(folder: Path, adapters: dict[str, Path], modules: int = 14) -> dict[s
     return found
 
 
-def growth(root: Path, picture: Path) -> list[dict[str, float]]:
+def growth(root: Path) -> list[dict[str, float]]:
     """Our TIES over models of more layers and of larger tensors."""
     rows = []
     for layers, hidden, vocabulary in ((1, 896, 8192), (2, 896, 16384), (4, 896, 32768), (8, 896, 65536)):
@@ -233,14 +233,6 @@ def growth(root: Path, picture: Path) -> list[dict[str, float]]:
         row = {"parameters_m": sum(sizes) / 1e6, "largest_m": max(sizes) / 1e6}
         rows.append(row | measured(ours(folder, folder / "out", "full")))
         shutil.rmtree(folder)
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), constrained_layout=True)
-    for axis, key, label in zip(axes, ("cpu_s", "anonymous_gb"), ("CPU seconds", "peak anonymous GB"), strict=True):
-        axis.plot([row["parameters_m"] for row in rows], [row[key] for row in rows], "o-")
-        axis.set(xlabel="parameters, million (5 experts)", ylabel=label, ylim=(0, None))
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=110)
     return rows
 
 
@@ -272,20 +264,29 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("bench-merge"), help="where models are made and kept")
     parser.add_argument("--mergekit", default=str(Path(sys.executable).parent / "mergekit-yaml"))
-    parser.add_argument("--growth", type=Path, help="measure ours over growing models and draw this picture")
+    parser.add_argument("--growth", action="store_true", help="measure ours over growing models")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         return work(options.work, options.folder, options.out)
     if options.growth:
-        rows = {f"{row['parameters_m']:.0f} M": row for row in growth(options.folder, options.growth)}
+        rows = {f"{row['parameters_m']:.0f} M": row for row in growth(options.folder)}
     else:
         folder = (options.folder / options.shape).resolve()
         make(folder, SHAPES[options.shape], options.lora)
         rows = compare(folder, options.lora, not options.no_peers, options.mergekit)
     print(table(rows))
-    print(json.dumps({"benchmark": "merge", "shape": options.shape, "lora": options.lora, "rows": rows}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "merge",
+                "shape": "growing" if options.growth else options.shape,
+                "lora": options.lora,
+                "rows": rows,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure as Canvas
 from PIL import Image, PngImagePlugin
 
 from mmedexpert_jax.launch import ablation_result
@@ -39,7 +41,10 @@ COMMANDS = {
     "learning": "python benchmarks/learning.py --seeds 0 1 2",
     "pipeline": "python benchmarks/pipeline.py",
     "merge": "python benchmarks/merge.py --shape qwen2_0_5b",
-    "forward": "python benchmarks/forward.py",
+    "merge_lora": "python benchmarks/merge.py --shape qwen2_0_5b --lora",
+    "merge_lora_2b": "python benchmarks/merge.py --shape qwen2_vl_2b --lora --no-peers",
+    "merge_growth": "python benchmarks/merge.py --growth",
+    "forward": "python benchmarks/forward.py --turns 7",
     "update": "python benchmarks/update.py",
     "rollout": "python benchmarks/rollout.py",
     "evaluate": "python benchmarks/evaluate.py",
@@ -114,6 +119,50 @@ def measured_table(learning: dict, pipeline: dict, merge: dict) -> str:
     return f"{_about(learning, command=False)}\n\n{_table(['what', 'figure'], rows)}"
 
 
+def forward_table(forward: dict) -> str:
+    """Passes and loading beside transformers, least of the turns."""
+    heads = ["size", "", *(f"{who}, {clock}" for clock in ("wall s", "CPU s") for who in ("ours", "transformers"))]
+    rows = [
+        [
+            f"{found['parameters'] / 1e6:.0f} M",
+            {"full": "full forward"}.get(kind, kind),
+            *(f"{found[kind][who][clock]:.3f}" for clock in ("least", "cpu") for who in ("ours", "transformers")),
+        ]
+        for found in forward["result"]["results"]
+        for kind in ("prefill", "full", "loading")
+    ]
+    return f"{_about(forward)}\n\n{_table(heads, rows)}"
+
+
+def merge_table(*measured: dict) -> str:
+    """Merges beside their peers, each pair in one run, and over growing models."""
+    text = ""
+    for one in measured:
+        names = {"wall_s": "wall s", "cpu_s": "CPU s", "anonymous_gb": "peak anonymous GB"}
+        names |= {"relative_error": "relative error", "largest_m": "largest tensor, million"}
+        found = one["result"]["rows"]
+        columns = [key for key in names if any(key in row for row in found.values())]
+        what = {False: "full checkpoints", True: "rank-16 adapters"}[one["result"]["lora"]]
+        heads = [f"{what}, {one['result']['shape']}", *(names[key] for key in columns)]
+        rows = [[name, *(f"{row[key]:.3g}" if key in row else "" for key in columns)] for name, row in found.items()]
+        text += f"{_about(one)}\n\n{_table(heads, rows)}\n"
+    return text.rstrip("\n") + "\n"
+
+
+def growth_image(path: Path, growth: dict) -> None:
+    """CPU seconds and memory of a merge as the model grows."""
+    rows = list(growth["result"]["rows"].values())
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Canvas(figsize=(6.4, 2.8))
+        panels = zip(
+            figure.subplots(1, 2), (("CPU seconds", "cpu_s"), ("peak anonymous GB", "anonymous_gb")), strict=True
+        )
+        for axes, (title, key) in panels:
+            axes.plot([row["parameters_m"] for row in rows], [row[key] for row in rows], "o-", color=plots.BLUE)
+            axes.set(title=title, xlabel="parameters, million", ylim=(0, None))
+        figure.savefig(path)
+
+
 def learning_image(path: Path, learning: dict) -> None:
     """The learning curve over seeds, with the negative control."""
     groups: dict[str, list] = {}
@@ -132,6 +181,8 @@ TABLES = {
     "about_learning": Figure(("learning",), lambda learning: f"{_about(learning)}\n"),
     "learning": Figure(("learning",), learning_table),
     "pipeline": Figure(("pipeline",), pipeline_table),
+    "forward": Figure(("forward",), forward_table),
+    "merge": Figure(("merge", "merge_lora", "merge_lora_2b", "merge_growth"), merge_table),
     "measured": Figure(("learning", "pipeline", "merge"), measured_table),
 }
 
@@ -139,7 +190,11 @@ TABLES = {
 def drawn() -> dict[str, Figure]:
     """The images of docs/images by name."""
     panels = dict.fromkeys(ablation_result.panels(read("ablation")), Figure(("ablation",), panel_image))
-    return {"learning.png": Figure(("learning",), learning_image)} | panels
+    return {
+        "learning.png": Figure(("learning",), learning_image),
+        "merge_growth.png": Figure(("merge_growth",), growth_image),
+        **panels,
+    }
 
 
 def stale() -> Iterator[str]:
