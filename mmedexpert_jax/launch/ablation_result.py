@@ -77,10 +77,11 @@ def write(config: ConfigDict, path: Path, rows: Sequence[Row], stages: Stages, s
     table = table_rows(result)
     files.write_text(path / "export" / "tables" / f"table{config.table}.md", tables.markdown(table))
     files.write_text(path / "export" / "tables" / f"table{config.table}.csv", tables.comma_separated(spread(result)))
-    files.write_text(path / "table.md", page(result))
+    text = page(result)
+    files.write_text(path / "table.md", text)
     for name, title in panels(result).items():
         draw(result, title, path / "plots" / name)
-    print(page(result), flush=True)
+    print(text, flush=True)
     return {"seeds": len(seeds), "accuracy": {row["name"]: row["accuracy"]["mean"] for row in result["rows"]}}
 
 

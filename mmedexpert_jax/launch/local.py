@@ -42,7 +42,7 @@ def run(count: int, argv: list[str]) -> int:
 
 
 def _wait(children: list[subprocess.Popen]) -> int:
-    first, failed, since = 0, -1, 0.0
+    failed, since = -1, 0.0
     while any(child.poll() is None for child in children):
         if failed < 0:
             failed = next((i for i, child in enumerate(children) if child.poll()), -1)

@@ -4,7 +4,7 @@ Weights, deltas, optimizer state, gradients and caches are counted exactly, leaf
 
     layer(n)  = b n (8 D + 2 K + 3 F) + 8 H (B T^2 + S R (T + R))
     remat:      L b n D + 2 layer(n)        else:  L layer(n)
-    logits:     12 V min(S R, 4096)
+    logits:     12 V min(S R, 1024)
 
 On a CPU the second holds with remat too: XLA's CPU compiler keeps what it was asked to recompute (measured, 5 % less).
 Here b are the bytes of a number, B prompts of T tokens and S completions of R in one gradient, n = B T + S R, width D,

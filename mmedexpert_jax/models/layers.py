@@ -213,7 +213,7 @@ def attend_shared(
 
 
 def _softmax_part(queries: Array, keys: Array, values: Array, mask: Array) -> tuple[Array, Array, Array]:
-    """A softmax's share of some keys, in float32. The place for a fused kernel.
+    """A softmax's share of some keys, in float32.
 
     queries [..., Q, D], keys and values [..., S, D], mask [..., Q, S] -> the values weighted by exp(score - top)
     [..., Q, D], top [..., Q, 1] and the sum of those weights [..., Q, 1].

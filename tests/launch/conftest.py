@@ -1,11 +1,16 @@
 """A tiny random Qwen2-VL in a checkpoint directory, and a folder of cases of all four specialties."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
+import mmedexpert_jax
+from mmedexpert_jax import lora, models
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
@@ -55,3 +60,28 @@ def tiny_cases(tmp_path_factory: pytest.TempPathFactory) -> str:
         ]
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def write_adapter() -> Callable[..., None]:
+    """Does in a run what a trainer leaves behind: a random adapter over `model.path`."""
+
+    def write(config, run, seed: int) -> None:
+        _, params = models.load_model(config.model.path)
+        adapter = lora.init(jax.random.key(seed), params, rank=2, alpha=4, targets="text")
+        factors = {path: {"a": pair["a"], "b": pair["b"] + 0.05} for path, pair in adapter.factors.items()}
+        lora.save_peft(run.path / "export" / "adapter", lora.Lora(factors, 2, 4), config.model.path)
+        run.finish({})
+
+    return write
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> Callable[[Callable], None]:
+    """Puts a function in the place of both trainers' `train`."""
+
+    def replace(train: Callable) -> None:
+        for name in ("sft", "gba"):
+            monkeypatch.setattr(mmedexpert_jax, name, SimpleNamespace(train=train), raising=False)
+
+    return replace

@@ -4,15 +4,11 @@ import csv
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-import mmedexpert_jax
-from mmedexpert_jax import lora, models
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError, Interrupted
 from mmedexpert_jax.launch import ablation, ablation_result, load_config, stage_costs, table3
@@ -31,7 +27,8 @@ SHORT = "Base,AM,GRPO,GBA,DSA + GBA,Ours,Naive,TIES once"
 class Trainer:
     """Writes an adapter over `model.path`, drawn by what it trains; raises `error` in the run after `after`."""
 
-    def __init__(self):
+    def __init__(self, write_adapter):
+        self.write_adapter = write_adapter
         self.runs: list[str] = []
         self.error: Exception | None = None
         self.after = 0
@@ -41,20 +38,15 @@ class Trainer:
         self.runs.append(f"{config.job} {name} {config.seed}")
         if self.error and len(self.runs) > self.after:
             raise self.error
-        _, params = models.load_model(config.model.path)
-        adapter = lora.init(jax.random.key(len(self.runs)), params, rank=2, alpha=4, targets="text")
-        factors = {path: {"a": pair["a"], "b": pair["b"] + 0.05} for path, pair in adapter.factors.items()}
-        lora.save_peft(run.path / "export" / "adapter", lora.Lora(factors, 2, 4), config.model.path)
-        run.finish({})
+        self.write_adapter(config, run, seed=len(self.runs))
 
 
 @pytest.fixture
-def sweep(tiny_checkpoint, tiny_cases, tmp_path, monkeypatch):
+def sweep(tiny_checkpoint, tiny_cases, write_adapter, stand_in, tmp_path, monkeypatch):
     """Arguments of a tiny sweep, and the stand-in of its trainers."""
     monkeypatch.chdir(tmp_path)
-    trainer = Trainer()
-    for name in ("sft", "gba"):
-        monkeypatch.setattr(mmedexpert_jax, name, SimpleNamespace(train=trainer.train), raising=False)
+    trainer = Trainer(write_adapter)
+    stand_in(trainer.train)
     fields = {
         "workdir": "run", "model.path": tiny_checkpoint, "data.path": tiny_cases, "rows": SHORT, "seeds": "0",
         "diversity.questions": 2, "diversity.num_samples": 2, "questions": 4, "evaluate.max_new_tokens": 4,

@@ -2,13 +2,10 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
-import jax
 import pytest
 
-import mmedexpert_jax
-from mmedexpert_jax import lora, merging, models
+from mmedexpert_jax import merging
 from mmedexpert_jax.errors import Interrupted
 from mmedexpert_jax.launch import load_config, pipeline
 from mmedexpert_jax.launch.cli import main
@@ -19,7 +16,8 @@ ROWS = ["base", "AM", "CAH", "BS", "CSI", "merged experts", "GBA", "final"]
 class Trainer:
     """Writes a random adapter over `model.path`, as a trainer would; raises `error` in the run called `fail_at`."""
 
-    def __init__(self):
+    def __init__(self, write_adapter):
+        self.write_adapter = write_adapter
         self.runs: list[str] = []
         self.bases: list[str] = []
         self.error: Exception | None = None
@@ -31,20 +29,15 @@ class Trainer:
         assert evaluate is None, "the evaluate stage scores every model once"
         if self.error and run.path.name == self.fail_at:
             raise self.error
-        _, params = models.load_model(config.model.path)
-        adapter = lora.init(jax.random.key(len(self.runs)), params, rank=2, alpha=4, targets="text")
-        factors = {path: {"a": pair["a"], "b": pair["b"] + 0.05} for path, pair in adapter.factors.items()}
-        lora.save_peft(run.path / "export" / "adapter", lora.Lora(factors, 2, 4), config.model.path)
-        run.finish({})
+        self.write_adapter(config, run, seed=len(self.runs))
 
 
 @pytest.fixture
-def command(tiny_checkpoint, tiny_cases, tmp_path, monkeypatch):
+def command(tiny_checkpoint, tiny_cases, write_adapter, stand_in, tmp_path, monkeypatch):
     """Arguments of a tiny pipeline, and the stand-in of its trainers."""
     monkeypatch.chdir(tmp_path)
-    trainer = Trainer()
-    for name in ("sft", "gba"):
-        monkeypatch.setattr(mmedexpert_jax, name, SimpleNamespace(train=trainer.train), raising=False)
+    trainer = Trainer(write_adapter)
+    stand_in(trainer.train)
     arguments = [
         "--config=configs/pipeline.py",
         "--config.workdir=run",

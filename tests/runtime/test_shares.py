@@ -8,26 +8,27 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.runtime import processes
 
 
-@given(st.lists(st.integers()), st.integers(1, 5))
-def test_own_shares_make_the_whole(things, count):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "_count", count)
-        shares = []
-        for index in range(count):
-            patch.setattr(processes, "_index", index)
-            shares.append(processes.own(things))
-    assert [shares[i % count][i // count] for i in range(len(things))] == things
-
-
-@given(st.integers(0, 6), st.integers(1, 5))
-def test_blocks_follow_one_another(rows, count):
+def in_each(count, function):
+    """What a function gives in each of so many processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, "_count", count)
         found = []
         for index in range(count):
             patch.setattr(processes, "_index", index)
-            found += range(rows * count)[processes.block(rows * count)]
-    assert found == list(range(rows * count))
+            found.append(function())
+    return found
+
+
+@given(st.lists(st.integers()), st.integers(1, 5))
+def test_own_shares_make_the_whole(things, count):
+    shares = in_each(count, lambda: processes.own(things))
+    assert [shares[i % count][i // count] for i in range(len(things))] == things
+
+
+@given(st.integers(0, 6), st.integers(1, 5))
+def test_blocks_follow_one_another(rows, count):
+    blocks = in_each(count, lambda: processes.block(rows * count))
+    assert [row for block in blocks for row in range(rows * count)[block]] == list(range(rows * count))
 
 
 def test_alone_there_is_one(monkeypatch):
