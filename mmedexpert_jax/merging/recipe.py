@@ -18,7 +18,7 @@ from mmedexpert_jax.merging.sources import RECIPE, Base, open_base, open_expert
 from mmedexpert_jax.merging.switches import Switches
 from mmedexpert_jax.merging.vectors import check
 from mmedexpert_jax.models.checkpoint import Stored
-from mmedexpert_jax.models.load import READERS, trace
+from mmedexpert_jax.models.load import READERS, Reader, trace
 from mmedexpert_jax.runtime import files
 
 
@@ -167,7 +167,13 @@ def tensors_of(directory: Path) -> dict[str, Stored]:
     return {name: stored(name) for name in base}
 
 
-READERS[RECIPE] = tensors_of
+def sources_of(directory: Path) -> list[str]:
+    """The models that a recipe merges."""
+    recipe = read_recipe(directory)
+    return [recipe.base, *recipe.experts.values()]
+
+
+READERS[RECIPE] = Reader(tensors_of, sources_of)
 
 
 def output_dtype(view: np.ndarray, dtype: str) -> np.dtype:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,20 @@ from mmedexpert_jax.models.random import random_tensors
 from mmedexpert_jax.runtime.mesh import sharding
 
 MINI = Path(__file__).parent.parent / "assets" / "mini"
-# File that marks a directory -> what gives its tensors; who knows a format from above this folder registers it here.
-READERS: dict[str, Callable[[Path], dict[str, Stored]]] = {}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a directory that holds no weights is read."""
+
+    tensors: Callable[[Path], dict[str, Stored]]
+    sources: Callable[[Path], list[str]]  # the models that the tensors are computed from
+
+
+# File that marks a directory -> its reader; who knows a format from above this folder registers it here.
+READERS: dict[str, Reader] = {}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_READERS = 8  # threads that read tensors
+_THREADS = 8  # threads that read tensors
 _ALIGNMENT = 64  # bytes
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
@@ -112,6 +123,16 @@ def trace(src: str | Path) -> tuple[Path, list[Path]]:
             raise DataError(f"{directory}/adapter_config.json: base_model_name_or_path is missing; name the base model")
 
 
+def folders(src: str | Path) -> list[Path]:
+    """Every directory that `load_model` and `load_processor` read for `src`."""
+    directory, adapters = trace(src)
+    if reader := _reader(directory):
+        parts = reader.sources(directory)
+    else:
+        parts = ["mini"] if any(directory.glob("*.gguf")) else []
+    return [directory, *adapters, *(folder for part in parts for folder in folders(part))]
+
+
 def origin(src: str | Path) -> str:
     """What a model was made from: the base of its adapters as they name it, or `src` itself."""
     if str(src).startswith("random:"):
@@ -156,10 +177,13 @@ def _download(hub_id: str) -> Path:
         raise RemoteError(f"{hub_id}: download failed: {str(error).splitlines()[0]}") from error
 
 
+def _reader(directory: Path) -> Reader | None:
+    return next((reader for mark, reader in READERS.items() if (directory / mark).exists()), None)
+
+
 def _tensors(directory: Path, config: ModelConfig) -> dict[str, Stored]:
-    for name, read in READERS.items():
-        if (directory / name).exists():
-            return read(directory)
+    if reader := _reader(directory):
+        return reader.tensors(directory)
     if (directory / "recipe.json").exists():
         raise DataError(f"{directory}: a recipe of a merge; import mmedexpert_jax.merging, which applies it")
     if gguf := next(directory.glob("*.gguf"), None):
@@ -183,7 +207,7 @@ def _place(tensors: dict[str, Stored], config: ModelConfig, dtype: Any, mesh: ja
             stored.shape, where[name], lambda index: _copied(stored.read(index or ()), own)
         )
 
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _READERS)) as pool:
+    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _THREADS)) as pool:
         arrays = dict(zip(names, pool.map(place, names), strict=True))
     return nest({name: arrays[name] for name in tensor_shapes(config)})
 

@@ -12,6 +12,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model, ModelConfig, load_model, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
+from mmedexpert_jax.models.load import folders
 from mmedexpert_jax.models.qwen2_vl import flatten, nest, tensor_shapes
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.runtime import Run
@@ -95,6 +96,13 @@ def test_a_recipe_is_a_model_without_weights(folder, tmp_path):
     whole, computed = (flatten(load_model(tmp_path / name)[1]) for name in ("whole", "recipe"))
     for name, tensor in whole.items():
         np.testing.assert_array_equal(computed[name], tensor)
+
+
+def test_the_folders_behind_a_recipe_are_those_of_its_base_and_experts(folder, tmp_path):
+    execute(settings(folder, result="recipe"), tmp_path / "recipe")
+    adapters = {folder / name / "export" / "adapter" for name in ("AM", "BS", "gba")}
+    expected = {tmp_path / "recipe" / "export" / "model", folder / "base", folder / "start", *adapters}
+    assert set(folders(tmp_path / "recipe")) == expected
 
 
 def test_stages_pass_recipes_on_instead_of_models(folder, tmp_path):

@@ -6,6 +6,7 @@ transformers reads the same files by its own code; tiktoken encodes by the same 
 import functools
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -22,7 +23,7 @@ import mmedexpert_jax as mx
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.medeval.backends.jax_engine import fingerprint
-from mmedexpert_jax.models import smollm2
+from mmedexpert_jax.models import load, smollm2
 from mmedexpert_jax.models.qwen2_vl import flatten
 from mmedexpert_jax.processing.batch import Batch
 
@@ -189,14 +190,20 @@ def test_images_are_seen_and_the_saved_directory_is_transformers(tiny, tmp_path)
     assert all(np.array_equal(leaf, again[name]) for name, leaf in flatten(params).items())
 
 
-def test_a_changed_file_is_another_model_to_a_run(tiny, tmp_path, monkeypatch):
+def test_a_changed_decoder_or_tower_is_another_model_to_a_run(tiny, tmp_path, monkeypatch):
     """Answers are kept by the fingerprint of the weights that gave them."""
-    content = bytearray(tiny.read_bytes())
-    content[-3] ^= 1
-    (tmp_path / tiny.name).write_bytes(content)
-    before = fingerprint("smollm2")
-    monkeypatch.setattr(smollm2, "find", lambda: tmp_path / tiny.name)
-    assert fingerprint("smollm2") != before
+    found = [fingerprint("smollm2")]
+    tower = shutil.copytree(load.MINI, tmp_path / "tower") / "model.safetensors"
+    decoder = Path(shutil.copy(tiny, tmp_path))
+    monkeypatch.setattr(load, "MINI", tower.parent)
+    monkeypatch.setattr(smollm2, "find", lambda: decoder)
+    assert fingerprint("smollm2") == found[0]
+    for file in (decoder, tower):
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 1
+        file.write_bytes(content)
+        found.append(fingerprint("smollm2"))
+    assert len(set(found)) == 3
 
 
 def test_without_the_packages_the_command_that_installs_them_is_named(monkeypatch):

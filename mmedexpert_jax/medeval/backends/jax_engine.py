@@ -11,7 +11,7 @@ import jax
 from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse, stop_if
 from mmedexpert_jax.medeval.prompts import opened
 from mmedexpert_jax.models import load_model, load_processor
-from mmedexpert_jax.models.load import trace
+from mmedexpert_jax.models.load import folders
 from mmedexpert_jax.rollout import Engine, Settings
 from mmedexpert_jax.runtime.mesh import make_mesh
 
@@ -54,12 +54,11 @@ class JaxBackend:
 
 
 def fingerprint(path: str) -> str:
-    """Hash of a checkpoint's files and its adapters': sizes, small files whole, stretches of large ones."""
+    """Hash of the files that a model is read from: their sizes, small ones whole, stretches of large ones."""
     if path.startswith("random:"):
         return path
-    directory, adapters = trace(path)
     digest = hashlib.sha256()
-    for folder in (directory, *adapters):
+    for folder in folders(path):
         for file in sorted(folder.iterdir()):
             if file.suffix in (".json", ".safetensors", ".gguf", ".jinja", ".txt") and file.is_file():
                 digest.update(f"{file.name} {file.stat().st_size}\n".encode())
