@@ -1,7 +1,8 @@
 """Table 3 over seeds: every row's stages, each once, then its evaluations, and a result after every seed.
 
 The rows are in table3.py; sharing.py gives each stage its directory. What is done is left alone, what was cut off goes
-on by its own job's resume, so that a sweep that was killed loses at most the steps since a checkpoint.
+on by its own job's resume, so that a sweep that was killed loses at most the steps since a checkpoint. Sweeps that run
+at once over one folder of stages wait for each other's where they need the same.
 """
 
 import functools
@@ -17,7 +18,7 @@ from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import table3
 from mmedexpert_jax.launch.pipeline import stop_if_asked
-from mmedexpert_jax.launch.sharing import Stages, Task
+from mmedexpert_jax.launch.sharing import Stages, Task, turn
 from mmedexpert_jax.launch.table3 import Model, Row, Stage
 
 if TYPE_CHECKING:
@@ -44,10 +45,14 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
     with compiled_programs(run.path / "programs"):
         for place, (seed, tasks) in enumerate(plan, 1):
             for task, number in zip(tasks, numbers, strict=False):
-                if not processes.agree(task.done):
-                    stop_if_asked(run, task.folder.name)
-                    print(f"[{number}/{total}] seed {seed}:", end=" ", flush=True)
-                    run_job(task.config)
+                if processes.agree(task.done):
+                    continue
+                check = functools.partial(stop_if_asked, run, task.folder.name)
+                check()
+                with turn(task, check):
+                    if not processes.agree(task.done):
+                        print(f"[{number}/{total}] seed {seed}:", end=" ", flush=True)
+                        run_job(task.config)
             if processes.is_writer():
                 summary = ablation_result.write(config, run.path, chosen, stages, config.seeds[:place])
     run.finish(summary)

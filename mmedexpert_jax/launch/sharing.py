@@ -5,9 +5,11 @@ stages that it is made from. Equal stages are one directory, whichever rows, see
 field leads to new directories for what depends on it, and leaves the others as they are.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import __version__
+from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.launch.table3 import Model, Stage
-from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime import files, processes
 from mmedexpert_jax.runtime.run import FREE
 
 _DIGITS = 12  # of a hash in a directory's name
+_EVERY = 1.0  # seconds between two looks at whether a stage is free
 # Fields of the jobs that the groups of a sweep lack, since it sets them itself.
 _ITS_OWN: dict[str, dict[str, Any]] = {
     "dsa": {"specialty": ""},
@@ -90,7 +94,9 @@ class Stages:
         if inputs:
             paths["experts"] = tuple(f"{name}={task.folder}" for name, task in inputs.items())
         config.unlock().update(paths)
-        return Task(stage, own, config.lock(), digest)
+        task = Task(stage, own, config.lock(), digest)
+        _refuse_other_data(task)
+        return task
 
     def order(self, wanted: Sequence[Stage], seed: int) -> Iterator[Task]:
         """What the wanted stages need and themselves, inputs first, each once."""
@@ -113,6 +119,38 @@ class Stages:
     def _stage_config(self, stage: Stage, seed: int) -> ConfigDict:
         fields = _ITS_OWN.get(stage.job, {}) | {"seed": seed, "workdir": ""} | dict(stage.fields)
         return stage_config(self._config, stage.job, **fields)
+
+
+@contextlib.contextmanager
+def turn(task: Task, check: Callable[[], None]) -> Iterator[None]:
+    """Inside, the stage belongs to this sweep; it waits while another one has it, and calls `check` meanwhile."""
+    path = task.folder.parent / ".locks" / task.folder.name
+    said = False
+    while True:
+        file = files.lock(path) if processes.is_writer() else None
+        if processes.agree(file is not None):
+            break
+        if not said:
+            print(f"waits for {task.folder.name}, which another sweep is making", flush=True)
+        said = True
+        check()
+        time.sleep(_EVERY)
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _refuse_other_data(task: Task) -> None:
+    """The hash names a dataset no more than a run's directory does: neither may hold two."""
+    saved = files.read_json(task.folder / "config.json") or {}
+    path = saved.get("data", {}).get("path", task.config.data.path)
+    if path != task.config.data.path:
+        raise ConfigError(
+            f"config.data.path: {task.folder} was made from {path!r}, not from {task.config.data.path!r}; choose "
+            "another folder with config.stages or config.workdir"
+        )
 
 
 def held(config: ConfigDict) -> dict[str, Any]:

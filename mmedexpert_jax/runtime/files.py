@@ -3,13 +3,14 @@
 import base64
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mmedexpert_jax.errors import ResourceError
 
@@ -73,6 +74,26 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(Path(path).read_text())
     except (OSError, ValueError):
         return None
+
+
+def lock(path: Path) -> IO[str] | None:
+    """Takes an exclusive lock, which closing the file drops, or the system when the process ends, however it ends.
+
+    Returns:
+        The open file, with this process's id in it; None where another process has it.
+    """
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+    return file
 
 
 def append(file: io.RawIOBase, path: str | os.PathLike, data: bytes) -> None:

@@ -1,7 +1,6 @@
 """The run directory: all that a job writes, and how the same command goes on where it stopped."""
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -279,22 +278,10 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _lock(path: Path) -> Any:
-    """An exclusive lock that the system drops when the process ends, however it ends."""
-    with files.writing(path):
-        file = (path / ".lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise ResourceError(
-            f"{path} is in use by process {holder}; wait for it, stop it, or choose another workdir"
-        ) from error
-    with files.writing(path):
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    file = files.lock(path / ".lock")
+    if file is None:
+        holder = (path / ".lock").read_text().strip() or "unknown"
+        raise ResourceError(f"{path} is in use by process {holder}; wait for it, stop it, or choose another workdir")
     return file
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -11,11 +13,13 @@ from PIL import Image
 
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError, Interrupted
-from mmedexpert_jax.launch import ablation, ablation_result, load_config, stage_costs, table3
+from mmedexpert_jax.launch import ablation, ablation_result, load_config, sharing, stage_costs, table3
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.sharing import Stages
 from mmedexpert_jax.launch.validate import validate
 from mmedexpert_jax.medeval import tables
+from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime.signals import SIGNALS
 
 ROOT = Path(__file__).parents[2]
 PAPER = [
@@ -143,6 +147,38 @@ def test_a_sweep_through_interruptions_and_a_changed_field(sweep, capsys):
     with Path("run/export/tables/table3.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(SHORT.split(",")) * len(ablation_result.MEASURES)
     assert "GBA outperforms GRPO" in Path("run/report.html").read_text()
+
+
+def test_two_sweeps_take_turns(sweep, monkeypatch, capsys):
+    arguments, trainer = [*sweep[0], "--config.rows=Base,AM"], sweep[1]
+    assert main([*arguments, "--config.stages=made"]) == 0
+    first = min(Path("made").glob("evaluate-*"), key=lambda folder: (folder / "cmd.txt").stat().st_ctime)
+    other = files.lock(Path("shared", ".locks", first.name))
+
+    def interrupt(seconds: float) -> None:
+        SIGNALS.caught = signal.SIGTERM
+
+    monkeypatch.setattr(sharing.time, "sleep", interrupt)
+    assert main([*arguments, "--config.stages=shared"]) == 143
+    assert f"waits for {first.name}, which another sweep is making" in capsys.readouterr().out
+
+    def finish(seconds: float) -> None:
+        shutil.copytree("made", "shared", dirs_exist_ok=True, ignore=shutil.ignore_patterns(".locks"))
+        other.close()
+
+    monkeypatch.setattr(sharing.time, "sleep", finish)
+    assert main([*arguments, "--config.stages=shared"]) == 0
+    out = capsys.readouterr().out
+    assert f"waits for {first.name}" in out and "[1/" not in out, "it is not made again"
+    assert trainer.runs == ["dsa AM 0"]
+
+
+def test_stages_of_other_data_are_refused(sweep, capsys):
+    arguments = [*sweep[0], "--config.rows=Base"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--config.data.path=mini"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: config.data.path: run/stages/evaluate-") and "choose another folder" in line
 
 
 def test_unknown_rows_are_refused(sweep):

@@ -186,6 +186,32 @@ def test_an_evaluation_is_the_same(start, here, arguments, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_sweep_is_the_same(start, here, tiny_checkpoint, tiny_cases, tmp_path):
+    """Experts, a merge, policies and evaluations, one after the other in the same processes."""
+    training = {"steps": 1, "lora.rank": 2, "lr": 0.01}
+    groups = {
+        "dsa": training | {"batch_size": 1, "accumulation": 4, "max_new_tokens": 40},
+        "gba": training | {"num_samples": 2, "prompts_per_step": 4, "max_new_tokens": 8, "temperature": 0.7},
+        "evaluate": {"max_new_tokens": 4, "batch_size": 4},
+        "diversity": {"questions": 2, "num_samples": 2},
+    }
+    fields = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+    fields |= {"model.path": tiny_checkpoint, "data.path": tiny_cases, "questions": 4, "seeds": 0, "rows": "Base,Ours"}
+
+    def command(name: str) -> list[str]:
+        values = fields | {"workdir": tmp_path / name}
+        return ["--config=configs/ablation.py", *(f"--config.{name}={value}" for name, value in values.items())]
+
+    here(command("one"))
+    end(start(2, command("two")), 0)
+    for name in ("dsa-AM", "gba-gba"):
+        (got,), (expected,) = (list((tmp_path / run / "stages").glob(f"{name}-*")) for run in ("two", "one"))
+        assert_same_run(got, expected)
+    results = [json.loads((tmp_path / run / "export/ablation.json").read_text()) for run in ("two", "one")]
+    assert results[0]["rows"] == results[1]["rows"]
+
+
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_the_others(start, arguments, tmp_path):
     """A reward function fails on a case that one of two processes scores."""
     fields = {"rewards.functions": "own_rewards_of_processes.picky", "prompts_per_step": 8}
