@@ -159,22 +159,25 @@ def _locate(src: str | Path) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
     name, _, revision = hub_id.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
-    except RepositoryNotFoundError as error:
+    except errors.GatedRepoError as error:
+        raise DataError(f"{hub_id}: accept its terms on https://huggingface.co/{name} and set HF_TOKEN") from error
+    except errors.RepositoryNotFoundError as error:
         raise DataError(
             f"{hub_id}: no such directory, and no such model on the hub (private ones need HF_TOKEN)"
         ) from error
-    except LocalEntryNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
+        raise DataError(f"{hub_id}: the hub has {name}, but no branch, tag or commit {revision} of it") from error
+    except errors.LocalEntryNotFoundError as error:
         raise RemoteError(
             f"{hub_id}: no such directory, and the hub cannot be reached; download it or give a path"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise RemoteError(f"{hub_id}: download failed: {str(error).splitlines()[0]}") from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise RemoteError(f"{hub_id}: download failed: {' '.join(str(error).split())}") from error
 
 
 def _reader(directory: Path) -> Reader | None:

@@ -1,0 +1,124 @@
+"""Hub ids against a hub on this machine, through huggingface_hub's own variables: revision, token, cache, offline."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from mmedexpert_jax.models.qwen2_vl import flatten
+
+COMMITS = {"main": 40 * "a", "v1": 40 * "b"}
+TOKEN = "hf_test"
+LOAD = """
+import json, os, sys
+import numpy as np
+from mmedexpert_jax.errors import UserError
+from mmedexpert_jax.models import load_model
+from mmedexpert_jax.models.qwen2_vl import flatten
+
+for hub_id, token in json.loads(sys.argv[1]):
+    os.environ["HF_TOKEN"] = token
+    try:
+        found = {name: float(np.asarray(leaf).sum()) for name, leaf in flatten(load_model(hub_id)[1]).items()}
+    except UserError as error:
+        found = [type(error).__name__, str(error)]
+    print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def hub(checkpoint):
+    """A server of the private repository owner/name with a checkpoint on main and another at the tag v1, and what it
+    is asked: (path, Authorization)."""
+    files = {
+        commit: {path.name: path.read_bytes() for path in checkpoint(name).directory.iterdir()} | {"notes.bin": b"?"}
+        for commit, name in zip(COMMITS.values(), ("qwen2_tied", "qwen2_untied"), strict=True)
+    }
+    asked: list[tuple[str, str | None]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self, status: int, content: bytes = b"", **headers: str) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            path, token = self.path.partition("?")[0], self.headers.get("Authorization")
+            asked.append((path, token))
+            repository, _, what = path.partition("/name/")
+            kind, _, rest = what.partition("/")
+            revision, _, file = rest.partition("/")
+            commit = COMMITS.get(revision, revision)
+            if token != f"Bearer {TOKEN}":
+                self.answer(401, X_Error_Code="RepoNotFound")
+            elif repository not in ("/owner", "/api/models/owner"):
+                self.answer(404, X_Error_Code="RepoNotFound")
+            elif commit not in files:
+                self.answer(404, X_Error_Code="RevisionNotFound")
+            elif kind == "revision":
+                self.answer(200, json.dumps({"id": "owner/name", "sha": commit}).encode())
+            elif kind == "tree":
+                found = [(name, len(content)) for name, content in files[commit].items()]
+                entries = [{"type": "file", "path": name, "size": size, "oid": 40 * "0"} for name, size in found]
+                self.answer(200, json.dumps(entries).encode())
+            else:
+                content = files[commit][file]
+                self.answer(200, content, X_Repo_Commit=commit, ETag=f'"{hashlib.sha256(content).hexdigest()}"')
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server, asked
+        server.shutdown()
+
+
+def test_revision_and_token_go_to_the_hub_and_the_cache_serves_without_it(hub, checkpoint, tmp_path):
+    server, asked = hub
+    variables = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "NO_PROXY": "*"}
+
+    def load(*cases: tuple[str, str], offline: str = "0") -> list:
+        environment = os.environ | variables | {"HF_HUB_OFFLINE": offline}
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, json.dumps(cases)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    cases = [("owner/name", TOKEN), ("owner/name@v1", TOKEN), (f"owner/name@{COMMITS['v1']}", TOKEN)]
+    refused = [("owner/name@v1.1", TOKEN), ("owner/other", TOKEN), ("owner/other", "")]
+    main, tag, commit, *errors = load(*cases, *refused)
+    for found, name in (main, "qwen2_tied"), (tag, "qwen2_untied"), (commit, "qwen2_untied"):
+        expected = flatten(checkpoint(name).params)
+        assert found == {key: float(np.asarray(leaf).sum()) for key, leaf in expected.items()}
+    assert [kind for kind, _ in errors] == ["DataError"] * 3
+    assert [words.partition(": ")[0] for _, words in errors] == [hub_id for hub_id, _ in refused]
+    assert "no branch, tag or commit v1.1" in errors[0][1]
+    assert "no such model on the hub" in errors[1][1]
+    assert not any("\n" in words for _, words in errors)
+
+    assert {token for path, token in asked if "owner/name" in path} == {f"Bearer {TOKEN}"}
+    weights = [path for path, _ in asked if path.endswith("model.safetensors")]
+    assert set(weights) == {f"/owner/name/resolve/{commit}/model.safetensors" for commit in COMMITS.values()}
+    assert not any(path.endswith("notes.bin") for path, _ in asked)
+
+    server.shutdown()
+    server.server_close()
+    *again, (kind, words) = load(*cases, ("owner/other", TOKEN), offline="1")
+    assert again == [main, tag, commit]
+    assert kind == "RemoteError" and words.startswith("owner/other: ")
