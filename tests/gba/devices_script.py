@@ -1,8 +1,10 @@
 """Two GBA steps under each of several meshes: what test_devices.py runs in a process with devices of its own.
 
     python devices_script.py MODEL CASES OUT.npz data,fsdp,shard[,trainable] ... [--process=NUMBER,COUNT,ADDRESS]
+    python devices_script.py MODEL CASES OUT.npz data,fsdp,shard[,trainable] --program
 
-Writes OUT-<number>.npz with the samples and the trained weights, and prints the statistics of each step.
+Writes OUT-<number>.npz with the samples, the trained weights (w0, w1, ...) and Adam's moments of them after each step
+(m0, ..., v0, ...), and prints the statistics of each step. With `--program` it prints the gradient's compiled program.
 """
 
 import json
@@ -10,6 +12,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.gba import trainer
@@ -20,15 +23,15 @@ from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.runtime.mesh import make_mesh
 
-STEPS = 2
+STEPS, LR = 2, 1e-2
 
 
-def run(model_path, cases_path, data, fsdp, shard, trainable="lora"):
+def run(model_path, cases_path, data, fsdp, shard, trainable="lora", program=False):
     config = load_config(
         "configs/gba.py:mini",
         {
             "model.path": model_path, "data.path": cases_path, "prompts_per_step": 8, "num_samples": 2,
-            "max_new_tokens": 6, "temperature": 0.7, "lr": 1e-2, "beta": 0.01, "lora.rank": 2, "packing": 2,
+            "max_new_tokens": 6, "temperature": 0.7, "lr": LR, "beta": 0.01, "lora.rank": 2, "packing": 2,
             "shard": shard, "trainable": trainable,
         },
     )  # fmt: skip
@@ -40,19 +43,29 @@ def run(model_path, cases_path, data, fsdp, shard, trainable="lora"):
     model, params = load_model(config.model.path)
     learner = Learner(model, params, config, processor.special_vision_ids, 2, STEPS, mesh)
     state = learner.init(jax.random.key(1))
-    done, rows = [], []
+    done, rows, moments = [], [], []
     for step in range(STEPS):
         prompts = guidelines.prompts(step)
         encoded = [batches.encode(prompt) for prompt in prompts]
         completions = learner.sample(state, batches.collate(encoded), jax.random.fold_in(jax.random.key(2), step))
         rollout = Rollout.of(prompts, encoded, completions, processor)
         rollout = rollout.with_advantages(np.random.default_rng(step).normal(size=(8, 2)).astype(np.float32))
-        state, stats = learner.update(state, trainer._parts(rollout, batches, config, 8 // mesh.size, mesh.size))
+        parts = trainer._parts(rollout, batches, config, 8 // mesh.size, mesh.size)
+        if program:
+            return learner.lower_update(state, parts[0][0]).compile().as_text()
+        state, stats = learner.update(state, parts)
         done.append(completions)
         rows.append(stats)
-    weights = {f"w{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.trained))}
+        moments.append([leaves(optax.tree.get(state.opt_state, name)) for name in ("mu", "nu")])
+    weights = {f"w{i}": leaf for i, leaf in enumerate(leaves(state.trained))}
+    for name, steps in zip("mv", zip(*moments, strict=True), strict=True):
+        weights |= {f"{name}{i}": np.stack(leaf) for i, leaf in enumerate(zip(*steps, strict=True))}
     samples = {name: np.stack([getattr(d, name) for d in done]) for name in ("tokens", "logprobs")}
-    return weights | samples, rows
+    return weights | samples | {"lr": np.float32(LR)}, rows
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def main():
@@ -60,6 +73,9 @@ def main():
     if settings[-1].startswith("--process="):
         number, count, address = settings.pop().removeprefix("--process=").split(",")
         jax.distributed.initialize(address, int(count), int(number))
+    if program := settings[-1] == "--program":
+        print(run(model_path, cases_path, *settings.pop(0).split(","), program=program))
+        return
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_disable_most_optimizations", True)
     for number, setting in enumerate(settings):
