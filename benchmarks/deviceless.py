@@ -4,8 +4,7 @@
     python benchmarks/deviceless.py --layers 28 --rows 64 --window 1024 [--devices 8] [--text program.hlo]
 
 Shapes are those of Qwen2-VL-2B in bfloat16 with prompts of 700 tokens. Without a device nothing is autotuned, so the
-kernels of a real run may differ. The plugin may print a traceback about a missing driver. The device's figures in
-h100.txtpb are XLA's own (openxla/xla, xla/backends/gpu/target_config/specs/h100_sxm.txtpb).
+kernels of a real run may differ. The plugin may print a traceback about a missing driver.
 """
 
 import argparse
@@ -24,17 +23,15 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax._src import xla_bridge
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmedexpert_jax.launch import deviceless
 from mmedexpert_jax.models import Model, fused
 from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.model import Prefix
 from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
 from mmedexpert_jax.rollout.decode import Sampling, advance, empty
-from mmedexpert_jax.runtime.mesh import AXES, ROWS
+from mmedexpert_jax.runtime.mesh import ROWS
 
 GROUP = 8
 PROMPT = 700
@@ -42,11 +39,7 @@ PROMPT = 700
 
 def devices(count: int) -> Mesh:
     """A mesh of compile-only H100s."""
-    xla_bridge.discover_pjrt_plugins()
-    target = (Path(__file__).parent / "h100.txtpb").read_text()
-    topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology=f"1x1x{count}")
-    grid = np.array(topology.devices).reshape(count, 1, 1)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    return deviceless.mesh("h100", count)
 
 
 def on_h100(fuse: bool = True) -> Callable:

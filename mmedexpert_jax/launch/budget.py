@@ -5,20 +5,26 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from mmedexpert_jax.data import SPECIALTIES
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import hardware
 from mmedexpert_jax.launch.architecture import architecture
 from mmedexpert_jax.launch.hardware import Devices
-from mmedexpert_jax.launch.needs import ESTIMATES, Needs, needs
+from mmedexpert_jax.launch.needs import ESTIMATES, Needs, needs, rows
 
 CHECKPOINTS = 3  # two are kept, a third is being written
 
 
-def count(config: ConfigDict, **changes: Any) -> tuple[Needs, Devices, str]:
-    """Needs, devices and the dtype of the weights, with some fields changed."""
+def count(config: ConfigDict, factor: float = 0.0, **changes: Any) -> tuple[Needs, Devices, str]:
+    """Needs, devices and the dtype of the weights, with some fields changed.
+
+    Args:
+        config: of the job.
+        factor: of `compiled_share`: the update's estimates are corrected by it; 0: they stand.
+        changes: values by field.
+    """
     if changes:
         config = config.copy_and_resolve_references().unlock()
         for key, value in changes.items():
@@ -27,12 +33,36 @@ def count(config: ConfigDict, **changes: Any) -> tuple[Needs, Devices, str]:
     shape, stored = architecture(_base(config).rpartition("=")[2])
     widened = devices.kind == "cpu" and config.job != "merge"  # a merge writes what the base's files hold
     dtype = config.model.dtype or ("float32" if widened else stored)
-    return needs(config, shape, dtype, devices), devices, dtype
+    found = needs(config, shape, dtype, devices)
+    if factor:
+        update = found.phases["update"]
+        estimated = sum(update.pop(name) for name in ESTIMATES)
+        update.pop("policy's copy", 0)  # the program makes it
+        update["compiled program"] = round(factor * estimated)
+    return found, devices, dtype
+
+
+def compiled_share(config: ConfigDict) -> float:
+    """Bytes of the compiled update over those that are estimated; 0 where `plan_compile` does not ask for it.
+
+    Raises:
+        ConfigError: no compiler for the devices of `plan_mesh` is installed.
+    """
+    if not config.plan_compile or config.job not in ("dsa", "gba"):
+        return 0.0
+    from mmedexpert_jax.launch import compiled
+
+    found, devices, dtype = count(config)
+    mesh = devices.mesh(config.mesh.data, config.mesh.fsdp) if config.job == "gba" else None
+    shape, _ = architecture(config.model.path)
+    kind = devices.kind if config.plan_mesh else ""
+    taken = compiled.temporary(FrozenConfigDict(config), shape, dtype, kind, *rows(config, mesh))
+    return taken / sum(found.phases["update"][name] for name in ESTIMATES)
 
 
 def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
     """What a job, or the stage of a pipeline that `prefix` names, needs; `train`: its cases by specialty."""
-    found, devices, dtype = count(config)
+    found, devices, dtype = count(config, compiled_share(config))
     share = f", {found.trained:,} trained ({found.trained / found.parameters:.1%})" if found.trained else ""
     used = devices.count if config.job == "gba" else 1
     room = f"{_gb(devices.memory)} for a program on each" if devices.memory else "memory not known"
@@ -50,20 +80,21 @@ def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
 
 def problem(config: ConfigDict, prefix: str) -> str:
     """ "" where the job fits its devices, or their memory is not known; else one line with the smallest mend."""
-    found, devices, _ = count(config)
+    factor = compiled_share(config)
+    found, devices, _ = count(config, factor)
     phase, peak = found.peak
     if not devices.memory or peak <= devices.memory:
         return ""
     known = f"{_gb(peak)} are needed in {phase} on a device, {_gb(devices.memory)} are there ({devices.kind})"
-    return f"config.{prefix or ''}plan: {known}; {_mend(config, prefix, devices)}"
+    return f"config.{prefix or ''}plan: {known}; {_mend(config, prefix, devices, factor)}"
 
 
-def _mend(config: ConfigDict, prefix: str, devices: Devices) -> str:
+def _mend(config: ConfigDict, prefix: str, devices: Devices, factor: float) -> str:
     """The first single change that suffices, else as many of them together as it takes."""
     steps = [step for step in _steps(config, devices) if any(_get(config, k) != v for k, v in step.items())]
     together: dict[str, Any] = {}
     for change in [*steps, *_joined(steps)]:
-        if _fits(config, change):
+        if _fits(config, change, factor):
             together = change
             break
     if not together:
@@ -107,9 +138,9 @@ def _steps(config: ConfigDict, devices: Devices) -> Iterator[dict[str, Any]]:
         yield {"model.dtype": "bfloat16"}
 
 
-def _fits(config: ConfigDict, change: dict[str, Any]) -> bool:
+def _fits(config: ConfigDict, change: dict[str, Any], factor: float) -> bool:
     try:
-        found, devices, _ = count(config, **change)
+        found, devices, _ = count(config, factor, **change)
     except ConfigError:  # a mesh that does not divide the model
         return False
     return found.peak[1] <= devices.memory

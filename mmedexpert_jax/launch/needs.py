@@ -131,7 +131,7 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         "optimizer state": size(opt_state, mesh if gba and config.shard != "none" else None),
     }
     policy = _policy_bytes(weights, trained, full)
-    prompts, samples = _rows(config, mesh)
+    prompts, samples = rows(config, mesh)
     gathered = {"gathered weights": size(weights) + size(trained)} if parts else {}
     if gba:
         count = -(-_prompts(config) // mesh.size) if mesh else 0
@@ -175,8 +175,8 @@ def _policy_bytes(weights: dict, trained: Any, full: bool) -> int:
     return sum(pair["a"].shape[1] * pair["b"].shape[0] * item for pair in trained.factors.values())
 
 
-def _rows(config: ConfigDict, mesh: AbstractMesh | None) -> tuple[int, int]:
-    """Prompts and completions of one gradient on one device."""
+def rows(config: ConfigDict, mesh: AbstractMesh | None) -> tuple[int, int]:
+    """Prompts and completions of one gradient on one device of a mesh; None: of DSA, which has none."""
     if mesh is None:
         return config.batch_size, config.batch_size
     prompts = config.micro_batch or max(1, _prompts(config) // config.minibatches // mesh.size)

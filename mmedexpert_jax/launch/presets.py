@@ -16,7 +16,8 @@ MODELS = {
 }
 # Fields that a pipeline sets once for all its stages.
 SHARED = (
-    *("job", "preset", "workdir", "seed", "fresh", "plan", "plan_mesh", "limit", "tracker", "price", "model", "data"),
+    *("job", "preset", "workdir", "seed", "fresh", "plan", "plan_mesh", "plan_compile", "limit", "tracker", "price"),
+    *("model", "data"),
 )
 
 
@@ -30,6 +31,7 @@ def common(job: str, preset: str) -> ConfigDict:
     config.fresh = False  # start over: what the run directory holds is deleted
     config.plan = False  # print what the job would read, do and write, and stop before it
     config.plan_mesh = ""  # devices to plan for: "a100x8", "h100x8", "v5e-8", any number; empty: those of this machine
+    config.plan_compile = False  # a plan compiles the update for its memory, in minutes; else a formula counts it
     config.limit = 0  # cases read at most per split, specialties in turn; 0: all
     config.tracker = ""  # beside metrics.jsonl and TensorBoard: "wandb" or "trackio", where installed; empty: none
     config.price = 0.0  # dollars for an hour of one device, for the cost in reports; 0: no money is printed

@@ -4,6 +4,9 @@ Rows are padded on the right and masked by their lengths alone: the backward pas
 when it is handed a mask as a tensor (pytorch#196678).
 """
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Literal
 
 import jax
@@ -15,9 +18,24 @@ from mmedexpert_jax.models.packing import gather
 Implementation = Literal["cudnn", "xla"]
 
 
+_target: ContextVar[str | None] = ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def traced_for(capability: str) -> Iterator[None]:
+    """Inside, programs are traced for a device of this compute capability that is not here; "": for no GPU."""
+    token = _target.set(capability)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
 def supported(queries: Array) -> bool:
     """Whether the kernel takes such queries [..., D]: on CUDA devices since Ampere, 16 bits, heads of at most 128."""
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; of others "gfx942" or none
+    target = _target.get()
+    here = getattr(jax.devices()[0], "compute_capability", "") if target is None else target
+    capability = str(here)  # "9.0"; of others "gfx942" or none
     recent = capability[:1].isdigit() and float(capability) >= 8
     return recent and queries.dtype.itemsize == 2 and queries.shape[-1] <= 128 and queries.shape[-1] % 8 == 0
 

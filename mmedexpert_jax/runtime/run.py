@@ -34,6 +34,7 @@ FREE = frozenset(
         "fresh",
         "plan",
         "plan_mesh",
+        "plan_compile",
         "debug",
         "explain",
         "tracker",

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,14 +76,7 @@ def train(
     with run.progress(examples.steps, start, f"sft {config.specialty}") as progress:
         for step in range(start, examples.steps):
             began = time.perf_counter()
-            total = _zero(state.trained)
-            tokens, work = 0, 0.0
-            for micro in examples.micro_batches(step):
-                total = _accumulate(program, base, state.trained, total, micro)
-                tokens += int(micro.prompts.lengths.sum() + micro.lengths.sum())
-                work += _flops(program, config, micro)
-            total, tokens, work = processes.total((total, np.int32(tokens), np.float32(work)))
-            tokens, work = int(tokens), float(work)
+            total, tokens, work = _gradient(program, config, base, state.trained, examples.micro_batches(step))
             trained, opt_state, stats = _update(optimizer, state.trained, state.opt_state, total)
             state = State(trained, opt_state, step + 1, state.num_tokens + tokens)
 
@@ -102,6 +95,26 @@ def train(
     path = _export(config, run, model, _policy(base, state.trained, program), state, processor)
     run.finish({"export": str(path), "steps": state.step, "num_tokens": state.num_tokens} | _losses(run))
     return path
+
+
+def _gradient(
+    program: Program, config: ConfigDict, base: dict, trained: Any, micro_batches: Iterable[MicroBatch]
+) -> tuple[Total, int, float]:
+    """The sum of the gradients of a step's micro-batches, those of all processes; its tokens and operations."""
+    total, tokens, work = _zero(trained), 0, 0.0
+    for micro in micro_batches:
+        total = _accumulate(program, base, trained, total, micro)
+        tokens += int(micro.prompts.lengths.sum() + micro.lengths.sum())
+        work += _flops(program, config, micro)
+    total, tokens, work = processes.total((total, np.int32(tokens), np.float32(work)))
+    return total, int(tokens), float(work)
+
+
+def lower_update(config: ConfigDict, model: Model, params: dict, trained: Any, micro: MicroBatch) -> jax.stages.Lowered:
+    """The gradient's program for such a micro-batch, to look at: its memory, its instructions."""
+    program = Program(model, str(jax.tree.leaves(params)[0].dtype), config.remat)
+    base = params if isinstance(trained, Lora) else {}
+    return _accumulate.lower(program, base, trained, jax.eval_shape(_zero, trained), micro)
 
 
 def _flops(program: Program, config: ConfigDict, micro: MicroBatch) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from mmedexpert_jax import lora
 from mmedexpert_jax.data import load_cases
@@ -18,8 +19,9 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.launch import hardware, load_config
 from mmedexpert_jax.launch.architecture import architecture
-from mmedexpert_jax.launch.budget import problem
+from mmedexpert_jax.launch.budget import compiled_share, count, problem
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.launch.jobs import launch
 from mmedexpert_jax.launch.needs import abstract_params, abstract_state, cache_bytes, needs, size
 from mmedexpert_jax.models import load_model, load_processor
 
@@ -181,21 +183,62 @@ def test_an_evaluation_says_its_cache_and_disk(planned):
     assert "MB: stored answers and rows" in out
 
 
+def compiled_bytes(config, cases):
+    """Temporary bytes of a gradient's program, from arrays: prompts and completions of the full length."""
+    model, params = load_model(config.model.path)
+    learner = Learner(model, params, config, (), config.num_samples, 1)
+    prompts = [conversation(case) for case in cases if not case.images][: config.prompts_per_step]
+    batch = load_processor(config.model.path)(prompts, min_length=config.max_prompt_length)
+    assert batch.tokens.shape == (config.prompts_per_step, config.max_prompt_length)
+    shape = (len(prompts), config.num_samples, config.max_new_tokens)
+    floats, lengths = np.zeros(shape, np.float32), np.full(shape[:2], shape[2], np.int32)
+    part = Part(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0])
+    program = learner.lower_update(learner.init(jax.random.key(0)), part).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", [True, False])
-def test_the_estimate_of_an_update_is_near_what_its_program_takes(mini, remat):
+def test_the_estimate_of_an_update_is_near_what_its_program_takes(remat):
     fields = {"remat": remat, "prompts_per_step": 4, "max_prompt_length": 256}
     config = load_config("configs/gba.py", fields)
-    model, params = mini
-    learner = Learner(model, params, config, (), 8, 1)
-    cases = [case for case in load_cases("mini", "dev", limit=20) if not case.images][:4]
-    batch = load_processor("mini")([conversation(case) for case in cases], min_length=256)
-    shape = (4, 8, config.max_new_tokens)
-    tokens, floats = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    part = Part(batch, tokens, np.full(shape[:2], shape[2], np.int32), floats, floats[..., 0])
-    program = learner.lower_update(learner.init(jax.random.key(0)), part).compile()
     found = needs(config, SHAPE, "float32", HERE).phases["update"]
-    assert sum(found.values()) == pytest.approx(program.memory_analysis().temp_size_in_bytes, rel=0.25)
+    taken = compiled_bytes(config, load_cases("mini", "dev", limit=20))
+    assert sum(found.values()) == pytest.approx(taken, rel=0.25)
+
+
+@pytest.fixture
+def little(tiny_checkpoint, tiny_cases):
+    """Fields of a gradient that compiles in seconds."""
+    fields = {"model.path": tiny_checkpoint, "data.path": tiny_cases, "lora.rank": 2, "max_new_tokens": 8}
+    return fields | {"max_prompt_length": 256, "plan": True, "plan_compile": True, "eval.every": -1}
+
+
+def test_the_bytes_of_a_compiled_update_are_those_of_its_program(little, capsys):
+    config = load_config("configs/gba.py", little | {"prompts_per_step": 2, "num_samples": 2, "packing": 0})
+    found, _, _ = count(config, compiled_share(config))
+    assert found.phases["update"]["compiled program"] == compiled_bytes(config, load_cases(config.data.path, "dev"))
+    launch(load_config("configs/dsa.py", little | {"batch_size": 2, "specialty": "AM"}))
+    assert "compiled program" in capsys.readouterr().out
+
+
+def test_a_compiler_that_is_not_here_is_named(little, monkeypatch):
+    def missing(**names):
+        raise NotImplementedError
+
+    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    config = load_config("configs/dsa.py", little | {"plan_mesh": "v5e-8"})
+    with pytest.raises(ConfigError, match=r"no compiler for v5e is here; install libtpu"):
+        compiled_share(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "plugin"), [("h100x8", "jax_cuda12_plugin"), ("v5e-8", "libtpu")])
+def test_an_update_is_compiled_for_devices_that_are_not_here(little, devices, plugin):
+    """Needs a plugin, not a device: "jax-cuda12-plugin[with-cuda]" of the installed JAX's version, or libtpu."""
+    pytest.importorskip(plugin)
+    config = load_config("configs/gba.py", little | {"prompts_per_step": 8, "num_samples": 2, "plan_mesh": devices})
+    assert 0.1 < compiled_share(config) < 10
 
 
 def test_an_unknown_device_is_refused():

@@ -192,6 +192,7 @@ def test_a_sweep_is_the_same(start, here, tiny_checkpoint, tiny_cases, tmp_path)
     groups = {
         "dsa": training | {"batch_size": 1, "accumulation": 4, "max_new_tokens": 40},
         "gba": training | {"num_samples": 2, "prompts_per_step": 4, "max_new_tokens": 8, "temperature": 0.7},
+        "gba.rewards": {"functions": "own_rewards_of_processes.vowels=2"},
         "evaluate": {"max_new_tokens": 4, "batch_size": 4},
         "diversity": {"questions": 2, "num_samples": 2},
     }
@@ -204,7 +205,7 @@ def test_a_sweep_is_the_same(start, here, tiny_checkpoint, tiny_cases, tmp_path)
 
     here(command("one"))
     end(start(2, command("two")), 0)
-    for name in ("dsa-AM", "gba-gba"):
+    for name in ("dsa-AM", "gba-s0"):
         (got,), (expected,) = (list((tmp_path / run / "stages").glob(f"{name}-*")) for run in ("two", "one"))
         assert_same_run(got, expected)
     results = [json.loads((tmp_path / run / "export/ablation.json").read_text()) for run in ("two", "one")]
