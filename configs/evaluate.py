@@ -58,5 +58,5 @@ def get_config(preset: str = "mini") -> ConfigDict:
         config.batch_size = 64
     elif preset == "smollm2":
         config.max_prompt_length = 512
-        config.max_new_tokens = 160
+        config.max_new_tokens = 128
     return config

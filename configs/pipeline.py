@@ -17,6 +17,6 @@ def get_config(preset: str = "mini") -> ConfigDict:
 
     config.dsa.eval.every = config.gba.eval.every = -1  # the evaluate stage scores every model once
     if preset == "smollm2":  # so that a CPU gets through all stages; raise them for anything but a look
-        config.limit = 32
+        config.limit = 16
         config.dsa.steps, config.gba.steps = 3, 2
     return config

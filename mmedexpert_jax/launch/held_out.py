@@ -70,7 +70,8 @@ def scorer(config: ConfigDict, run: Run) -> Evaluate:
 
 
 def gain(run: Run) -> dict[str, float]:
-    """Held-out accuracy before and after, and the paired difference with its 95 % interval; empty without both."""
+    """Held-out accuracy and share of parsed answers before and after, and the paired difference of the accuracies with
+    its 95 % interval; empty without both."""
     found = _first_and_last(run)
     if len(found) < 2:
         return {}
@@ -82,6 +83,8 @@ def gain(run: Run) -> dict[str, float]:
         "held_out/gain": paired.difference,
         "held_out/gain_low": paired.low,
         "held_out/gain_high": paired.high,
+        "held_out/parsed_before": before.summary()["parse_rate"],
+        "held_out/parsed_after": after.summary()["parse_rate"],
     }
 
 
@@ -117,8 +120,11 @@ def _first_and_last(run: Run) -> dict[int, Evaluation]:
 
 def gain_line(figures: dict[str, float]) -> str:
     """One line of `gain` for people, in percent."""
-    before, after, difference, low, high = (100 * value for value in figures.values())
-    return f"held-out accuracy {before:.1f} -> {after:.1f} %, paired gain {difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+    percent = {name.removeprefix("held_out/"): 100 * value for name, value in figures.items()}
+    return (
+        "held-out accuracy {before:.1f} -> {after:.1f} %, paired gain {gain:+.1f} [{gain_low:+.1f}, {gain_high:+.1f}], "
+        "answers with a choice {parsed_before:.0f} -> {parsed_after:.0f} %"
+    ).format(**percent)
 
 
 def _rows(run: Run, step: int, make: bool = False):

@@ -55,7 +55,8 @@ def training(job: str, preset: str) -> ConfigDict:
     config.weight_decay = 0.0  # of AdamW; TRL's default
     config.max_grad_norm = 1.0  # the gradient's norm is clipped to it; TRL's default; 0: not clipped
     config.trainable = "lora"  # "lora" (appendix B) or "full": every parameter
-    config.remat = preset != "mini"  # recompute activations in the backward pass: less memory, more time
+    # recompute activations in the backward pass: less memory, more time
+    config.remat = preset not in ("mini", "smollm2")
     config.lora = ConfigDict()
     config.lora.rank = 16  # r; appendix B
     config.lora.alpha = 32.0  # scale of the deltas is alpha / rank; appendix B

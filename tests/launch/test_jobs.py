@@ -62,5 +62,8 @@ def test_the_whole_paper_on_a_tiny_model(tiny):
 
 
 def test_the_gain_is_said_in_percent():
-    figures = dict(zip(("before", "after", "gain", "low", "high"), (0.4, 0.55, 0.15, 0.1, 0.2), strict=True))
-    assert gain_line(figures) == "held-out accuracy 40.0 -> 55.0 %, paired gain +15.0 [+10.0, +20.0]"
+    figures = {"before": 0.4, "after": 0.55, "gain": 0.15, "gain_low": 0.1, "gain_high": 0.2}
+    figures |= {"parsed_before": 0.5, "parsed_after": 0.98}
+    line = gain_line({f"held_out/{name}": value for name, value in figures.items()})
+    expected = "held-out accuracy 40.0 -> 55.0 %, paired gain +15.0 [+10.0, +20.0], answers with a choice 50 -> 98 %"
+    assert line == expected
