@@ -1,6 +1,7 @@
 """DSA in the paper's setting: 1,000 samples with an image x 3 epochs, 8 sequences an update; projected from some steps.
 
     python benchmarks/dsa_thousand.py                                # one H100: Qwen2-VL-2B's shapes, minutes
+    python benchmarks/dsa_thousand.py --memory                       # what a gradient takes, compiled only
     python benchmarks/dsa_thousand.py --model 64x2x512 --dtype float32 --prompt 96 --limit 24 --mean 8 --batch 2 \\
         --accumulation 2 --steps 3 --warm 1                          # tries the script on a CPU
 
@@ -9,16 +10,24 @@ Weights, prompts and traces are random. The paper gives 0.4 hours for an expert 
 """
 
 import argparse
+import dataclasses
 import json
+import sys
 import time
+from collections.abc import Callable
+
+if "--target" in sys.argv:
+    import deviceless  # before JAX looks for devices
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import workload
+from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.runtime import training
 from mmedexpert_jax.sft import trainer
 from mmedexpert_jax.sft.loss import MicroBatch
@@ -39,6 +48,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="steady steps that are timed")
     parser.add_argument("--warm", type=int, default=2, help="steps before them")
     parser.add_argument("--no-remat", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="compile the gradient of the longest rows and stop")
+    parser.add_argument("--no-fused", action="store_true", help="of --target: attention without the fused kernel")
+    parser.add_argument("--target", choices=["h100"], help="of --memory: a device that is not there (deviceless.py)")
     return parser.parse_args()
 
 
@@ -49,13 +61,32 @@ def micro_batch(args: argparse.Namespace, model, seed: int) -> MicroBatch:
     return MicroBatch(workload.prompts(model, args.batch, args.prompt, True, seed), tokens.astype(np.int32), lengths)
 
 
+def memory(args: argparse.Namespace, config: ConfigDict, place: Callable) -> dict[str, dict[str, float]]:
+    """Gigabytes of the gradient of sequences that all have the full length."""
+    model, params = workload.abstract(args.model, jnp.dtype(args.dtype))
+    trained = jax.eval_shape(lambda params: fresh(config, params), params)
+    micro = dataclasses.replace(micro_batch(args, model, 0), lengths=np.full(args.batch, args.limit, np.int32))
+    given = place((params, trained, jax.eval_shape(trainer._zero, trained), micro))
+    program = trainer.Program(model, args.dtype, config.remat)
+    return {"gradient": workload.memory(trainer._accumulate.lower(program, *given))}
+
+
+def fresh(config: ConfigDict, params: dict) -> Lora:
+    """The adapter before the first step."""
+    return lora_module.init(jax.random.key(0), params, config.lora.rank, config.lora.alpha, config.lora.targets)
+
+
 def main() -> None:
     args = arguments()
-    model, params = workload.build(args.model, jnp.dtype(args.dtype))
     config = load_config("configs/dsa.py:qwen2_vl_2b", {"remat": not args.no_remat})
+    if args.memory:
+        place = deviceless.on_h100(not args.no_fused) if args.target else lambda tree: tree
+        workload.report_memory(vars(args), memory(args, config, place))
+        return
+    model, params = workload.build(args.model, jnp.dtype(args.dtype))
     program = trainer.Program(model, args.dtype, config.remat)
     optimizer, _ = training.optimizer(config, args.warm + args.steps)
-    trained = lora_module.init(jax.random.key(0), params, config.lora.rank, config.lora.alpha, config.lora.targets)
+    trained = fresh(config, params)
     opt_state, seconds = optimizer.init(trained), []
     for step in range(args.warm + args.steps):
         micros = [micro_batch(args, model, step * args.accumulation + i) for i in range(args.accumulation)]

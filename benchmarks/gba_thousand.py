@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 if "--target" in sys.argv:
     import deviceless  # before JAX looks for devices
@@ -54,6 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="compile the programs for the longest rows and stop")
     parser.add_argument("--no-fused", action="store_true", help="of --target: attention without the fused kernel")
     parser.add_argument("--target", choices=["h100"], help="of --memory: a device that is not there (deviceless.py)")
+    parser.add_argument("--text", type=Path, help="of --memory: a folder where the compiled programs are written")
     return parser.parse_args()
 
 
@@ -103,7 +105,9 @@ def memory(args: argparse.Namespace, place: Callable) -> dict[str, dict[str, flo
         "decode": advance.lower(model, sampling, None, *weights, prefix, keys, rows, 1, args.limit),
         "gradient": learner.lower_update(State(trained, ()), place(longest(args, model))),
     }
-    return {name: workload.memory(program) for name, program in programs.items()}
+    return {
+        name: workload.memory(program, args.text and args.text / f"{name}.hlo") for name, program in programs.items()
+    }
 
 
 def longest(args: argparse.Namespace, model: Model) -> Part:

@@ -6,6 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -115,9 +116,15 @@ def measure(functions: dict[str, Callable[[], object]], repeats: int) -> dict[st
     return {n: {"seconds": min(w for w, _ in t), "processor_seconds": min(p for _, p in t)} for n, t in taken.items()}
 
 
-def memory(program: jax.stages.Lowered) -> dict[str, float]:
-    """Gigabytes of a compiled program: what it is given, what it needs besides, what it gives, and all of them."""
-    analysis = program.compile().memory_analysis()
+def memory(program: jax.stages.Lowered, text: Path | None = None) -> dict[str, float]:
+    """Gigabytes of a compiled program: what it is given, what it needs besides, what it gives, and all of them.
+
+    The compiled program itself goes to the file `text`.
+    """
+    compiled = program.compile()
+    if text:
+        text.write_text(compiled.as_text())
+    analysis = compiled.memory_analysis()
     given, besides = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
     new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     sizes = {"arguments": given, "temporary": besides, "output": new, "all": given + besides + new}
@@ -128,7 +135,7 @@ def report_memory(settings: dict, rows: dict[str, dict[str, float]]) -> None:
     """Prints the table and one JSON line."""
     for name, row in rows.items():
         print(f"{name:10} " + "  ".join(f"{kind} {size:7.2f} GB" for kind, size in row.items()), file=sys.stderr)
-    print(json.dumps(settings | machine() | {"gigabytes": rows}))
+    print(json.dumps(settings | machine() | {"gigabytes": rows}, default=str))
 
 
 def machine() -> dict[str, str]:

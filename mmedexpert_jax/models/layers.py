@@ -1,6 +1,7 @@
 """The pieces both towers share: linear layers with a LoRA hook, norms, attention."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ class Linear(nnx.Module):
     def __init__(self, in_features: int, out_features: int, bias: bool):
         self.weight = declare(out_features, in_features)
         self.bias = declare(out_features) if bias else None
-        self.lora = nnx.data(None)
+        self.lora: Any = nnx.data(None)
 
     def __call__(self, x: Array) -> Array:
         """x [..., in] -> [..., out]; the delta is computed in float32 and cast back."""
@@ -89,6 +90,27 @@ class GatedMLP(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """x [..., D] -> [..., D]."""
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def finish_factors(module: nnx.Module, x: Array) -> Array:
+    """x [..., D], on its way into a module, with a gradient that waits for those of the module's LoRA factors.
+
+    XLA for GPUs would put their products off, and join them to sums that they are added to; what they read, as large as
+    the MLP inside, would stand in memory for all layers at the end of a backward pass.
+    """
+    linears = [part for _, part in nnx.iter_modules(module) if isinstance(part, Linear) and part.lora is not None]
+    x, factors = _together((x, [linear.lora[:2] for linear in linears]))
+    for linear, (a, b) in zip(linears, factors, strict=True):
+        linear.lora = nnx.data((a, b, linear.lora[2]))
+    return x
+
+
+@jax.custom_vjp
+def _together(tree: Any) -> Any:
+    return tree
+
+
+_together.defvjp(lambda tree: (tree, None), lambda _, slopes: (jax.lax.optimization_barrier(slopes),))
 
 
 def contract(x: Array, weight: Array) -> Array:

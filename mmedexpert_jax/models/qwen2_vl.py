@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models.config import ModelConfig, TextConfig
-from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, contract, declare
+from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, contract, declare, finish_factors
 from mmedexpert_jax.models.rotary import rotate, tables
 from mmedexpert_jax.models.vision import VisionTower
 
@@ -90,6 +90,7 @@ class TextDecoder(nnx.Module):
         rope = self.rope(positions, x.dtype)
         keys, values = [], []
         for index, layer in enumerate(self.layers):
+            x = finish_factors(layer, x) if index else x  # into the first layer there may be no gradient
             run = functools.partial(layer, attention=functools.partial(attention, index))
             x, layer_keys, layer_values = (jax.checkpoint(run) if remat else run)(x, rope)
             keys.append(layer_keys)

@@ -344,7 +344,7 @@ def test_bad_input_is_refused_before_any_work(run_config, tmp_path, monkeypatch,
         {"objective": "grpo", "beta": 0.0, "aggregation": "constant", "remat": True},
         {"objective": "dr_grpo", "packing": 4},
         {"objective": "dapo", "packing": 2, "refill_rounds": 1},
-        {"objective": "gspo", "lr": 0.3},
+        {"objective": "gspo", "lr": 0.3, "micro_batch": 1},
         {"zero_variance": "drop", "mask_truncated": True, "importance_cap": 2.0, "micro_batch": 1},
     ],
 )
