@@ -1,9 +1,11 @@
 """Random weights of any size, drawn on the host: the same on every backend, and nothing to compile."""
 
+import threading
+
 import jax.numpy as jnp
 import numpy as np
 
-from mmedexpert_jax.models.checkpoint import Stored
+from mmedexpert_jax.models.checkpoint import Index, Stored
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
 
@@ -21,10 +23,17 @@ def draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def random_tensors(config: ModelConfig, seed: int) -> dict[str, Stored]:
-    """The tensors of a model, drawn when they are read."""
+    """The tensors of a model, drawn when they are read; each thread keeps its last for the other devices' parts."""
+    last = threading.local()
 
     def stored(name: str, shape: tuple[int, ...]) -> Stored:
-        return Stored(shape, "bfloat16", lambda index: draw(name, shape, seed)[index])
+        def read(index: Index) -> np.ndarray:
+            if getattr(last, "name", "") != name:
+                last.values = None  # freed before the next is drawn
+                last.name, last.values = name, draw(name, shape, seed)
+            return last.values[index]
+
+        return Stored(shape, "bfloat16", read)
 
     return {name: stored(name, shape) for name, shape in tensor_shapes(config).items()}
 

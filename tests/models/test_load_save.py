@@ -15,10 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from mmedexpert_jax import lora
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
-from mmedexpert_jax.models import load_model, save_pretrained
+from mmedexpert_jax.models import load_model, random, save_pretrained
 from mmedexpert_jax.models.card import adapter_card
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.qwen2_vl import flatten, nest
+from mmedexpert_jax.models.random import random_tensors
 from mmedexpert_jax.runtime.mesh import partition
 
 PROMPTS = [[3, (4, 6), 2], [5]]
@@ -118,6 +119,18 @@ def test_random_sizes_are_seeded_and_unknown_ones_refused(monkeypatch):
     assert weight.dtype == jnp.float32 and abs(float(weight.std()) - 0.02) < 1e-3
     with pytest.raises(DataError, match="qwen2_vl_2b"):
         load_model("random:qwen2_vl_72b")
+
+
+def test_a_random_tensor_is_drawn_once_for_the_parts_of_all_devices(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(random, "draw", lambda name, shape, seed: drawn.append(name) or np.ones(shape, np.float32))
+    tensors = random_tensors(PUBLISHED["qwen2_vl_2b"], seed=0)
+    names = ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"]
+    for name in names:
+        rows = tensors[name].shape[0] // 4
+        parts = [tensors[name].read((slice(rows * part, rows * (part + 1)),)) for part in range(4)]
+        assert np.concatenate(parts).shape == tensors[name].shape
+    assert drawn == names
 
 
 def test_missing_extra_and_misshapen_tensors_are_all_named(broken):
