@@ -1,5 +1,11 @@
-"""Prefill, decoding and the update lower for TPU: no accelerator is needed for that."""
+"""Prefill, decoding and the update compiled for accelerators that are not there."""
 
+import functools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +20,8 @@ from mmedexpert_jax.gba.learner import Learner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.rollout import generate
+
+WIDTH, PROMPTS, PROMPT, LIMIT = 256, 2, 200, 64  # of what is compiled for an H100
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +63,46 @@ def test_the_packed_update_lowers_without_a_scatter_in_the_layers(setup):
     assert "dot_general" in program
     width = setup.model.config.text.head_dim
     assert not [line for line in program.splitlines() if "stablehlo.scatter" in line and f"x{width}xf32" in line]
+
+
+@pytest.fixture(scope="module")
+def for_h100(tmp_path_factory):
+    """`compiled(layers)`: the programs of a step of a small model, and the gradient's temporary bytes.
+
+    Needs the CUDA plugin, not a GPU: pip install "jax-cuda12-plugin[with-cuda]" of the installed JAX's version.
+    """
+    pytest.importorskip("jax_cuda12_plugin")
+
+    def compiled(layers):
+        folder = tmp_path_factory.mktemp("programs")
+        script = Path(__file__).parents[2] / "benchmarks" / "gba_thousand.py"
+        sizes = {"model": f"{WIDTH}x{layers}x4096", "prompts-per-step": PROMPTS, "micro": PROMPTS}
+        sizes |= {"prompt": PROMPT, "limit": LIMIT, "text": folder}
+        options = [f"--{name}={value}" for name, value in sizes.items()]
+        command = [sys.executable, script, "--memory", "--target", "h100", *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert not done.returncode, done.stderr[-3000:]
+        gigabytes = json.loads(done.stdout.splitlines()[-1])["gigabytes"]
+        programs = {path.stem: path.read_text() for path in folder.glob("*.hlo")}
+        return programs, gigabytes["gradient"]["temporary"] * 1e9
+
+    return functools.cache(compiled)
+
+
+@pytest.mark.slow
+def test_for_an_h100_attention_is_the_fused_kernel(for_h100):
+    programs, _ = for_h100(2)
+    kernels = {}
+    for name in ("prefill", "gradient"):
+        found = re.findall(r'custom_call_target="__cudnn\$fmhaSoftmax(Backward)?', programs[name])
+        kernels[name] = {"forward": found.count(""), "backward": found.count("Backward")}
+    # Prompts: two layers of the tower, two of the decoder. An update has the completions' two as well, for the
+    # reference, for the policy, and once more in its backward pass.
+    assert kernels == {"prefill": {"forward": 4, "backward": 0}, "gradient": {"forward": 3 * 6, "backward": 6}}
+
+
+@pytest.mark.slow
+def test_for_an_h100_a_recomputed_layer_keeps_less_than_the_inside_of_its_mlp(for_h100):
+    growth = (for_h100(4)[1] - for_h100(2)[1]) / 2
+    tokens = PROMPTS * (PROMPT + 8 * (LIMIT - 1))
+    assert 0 < growth < tokens * 4 * WIDTH * 2
