@@ -5,8 +5,9 @@
     python docs/figures.py --record learning  # runs that benchmark again, keeps its line, redraws
 
 A result is the JSON line of a benchmark with the command, date, hardware and versions that it was measured with. What
-stands between `<!-- figure: NAME -->` and `<!-- end -->` is written here. An image carries the digest of its result
-and of the code that draws it, so that a stale one is found whatever version of matplotlib drew it.
+stands between `<!-- figure: NAME -->` and `<!-- end -->` is written here, or what is still to be measured. An image
+carries the digest of its result and of the code that draws it, so that a stale one is found whatever version of
+matplotlib drew it.
 """
 
 import argparse
@@ -24,7 +25,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure as Canvas
@@ -36,7 +36,9 @@ from mmedexpert_jax.runtime import environment, plots
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
 REPRODUCTION = runpy.run_path(str(ROOT / "docs" / "reproduce.py"))
+TABLES = runpy.run_path(str(ROOT / "docs" / "tables.py"))["TABLES"]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+MEMORY = "python benchmarks/gba_thousand.py --memory --target h100 --prompts-per-step 8"
 COMMANDS = {
     "learning": "python benchmarks/learning.py --seeds 0 1 2",
     "pipeline": "python benchmarks/pipeline.py",
@@ -46,8 +48,12 @@ COMMANDS = {
     "merge_growth": "python benchmarks/merge.py --growth",
     "forward": "python benchmarks/forward.py --turns 7",
     "update": "python benchmarks/update.py",
+    "memory": f"{MEMORY} --micro 4",
+    "memory_7b": f"{MEMORY} --model random:qwen2_5_vl_7b --micro 1",
+    "memory_dsa": "python benchmarks/dsa_thousand.py --memory --target h100",
     "rollout": "python benchmarks/rollout.py",
-    "evaluate": "python benchmarks/evaluate.py",
+    "rollout_sync": "python benchmarks/rollout.py --sync --sizes 512x8",
+    "evaluate": "python benchmarks/evaluate.py --peer 512",
 }
 BLOCK = re.compile(r"(<!-- figure: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SOURCE = "Source"  # the key of a PNG's text that holds the digest
@@ -55,98 +61,10 @@ SOURCE = "Source"  # the key of a PNG's text that holds the digest
 
 @dataclass(frozen=True)
 class Figure:
-    """A table or an image: the results that it is made of, and the function that makes it of them."""
+    """An image: the results that it is made of, and the function that draws it to a path."""
 
     results: tuple[str, ...]
-    make: Callable[..., Any]
-
-
-def learning_table(learning: dict) -> str:
-    """The runs by seed, and the paired gains."""
-    found = learning["result"]
-    runs = [
-        [run["group"], run["seed"], *(f"{run[key]:.3f}" for key in ("first", "last", "sampled", "greedy"))]
-        for run in found["runs"]
-    ]
-    heads = ["run", "seed", "accuracy reward, first tenth", "last tenth", "held out, sampled", "greedy"]
-    sides = {"GBA": found["GBA"], "shuffled rewards": found["shuffled rewards"]}
-    gains = [[name, *(_points(side[kind]["gain"], side[kind]) for kind in KINDS)] for name, side in sides.items()]
-    beyond = [found[f"GBA beyond shuffled, {kind}"] for kind in KINDS]
-    gains.append(["GBA beyond shuffled rewards", *(_points(pair["gain"], pair) for pair in beyond)])
-    gain_heads = [f"gain over the base, {found['GBA']['runs']} seeds, points [95 % interval]", *KINDS]
-    return f"{_about(learning)}\n\n{_table(heads, runs)}\n{_table(gain_heads, gains)}"
-
-
-def pipeline_table(pipeline: dict) -> str:
-    """The models of the pipeline with their accuracies."""
-    heads = ["model", "accuracy", "AM", "BS", "CAH", "CSI", "gain over base"]
-    rows = [[row[head] for head in heads] for row in pipeline["result"]["rows"]]
-    return f"{_about(pipeline)}\n\n{_table(heads, rows)}"
-
-
-def measured_table(learning: dict, pipeline: dict, merge: dict) -> str:
-    """The README's overview."""
-    found, stages = learning["result"], {row["model"]: row["accuracy"] for row in pipeline["result"]["rows"]}
-    gba, control, ties = found["GBA"], found["shuffled rewards"], merge["result"]["rows"]
-    percent = {name: accuracy.split()[0] for name, accuracy in stages.items()}
-    experts = sorted(float(percent[name]) for name in ("AM", "CAH", "BS", "CSI"))
-    base = " / ".join(f"{100 * found['base'][kind]:.1f} %" for kind in KINDS)
-    times = {key: ties["mergekit"][key] / ties["ours"][key] for key in ("wall_s", "anonymous_gb")}
-    rows = [
-        ["base model on the held-out test split, sampled at temperature 1 / greedy", f"{base} right (chance 25.6 %)"],
-        [
-            f"GBA, {gba['runs']} seeds: accuracy reward, first to last tenth of 48 steps",
-            f"{gba['reward_first']:.3f} to {gba['reward_last']:.3f}",
-        ],
-        [
-            f"GBA, {gba['runs']} seeds: held-out gain in points [95 % interval], sampled / greedy",
-            " / ".join(_points(gba[kind]["gain"], gba[kind]) for kind in KINDS),
-        ],
-        [
-            "the same with shuffled rewards, the negative control",
-            " / ".join(_points(control[kind]["gain"], control[kind]) for kind in KINDS),
-        ],
-        [
-            "`configs/pipeline.py`, the paper from data to table, one seed, greedy",
-            f"base {percent['base']} %, experts {experts[0]} to {experts[-1]} %, merged {percent['merged experts']} %, "
-            f"GBA {percent['GBA']} %, final {percent['final']} %; {_minutes(pipeline['result']['seconds'])}",
-        ],
-        [
-            "TIES of five 0.5B checkpoints on disk, against mergekit in the same run",
-            f"{times['wall_s']:.1f} times faster, {times['anonymous_gb']:.0f} times less memory",
-        ],
-    ]
-    return f"{_about(learning, command=False)}\n\n{_table(['what', 'figure'], rows)}"
-
-
-def forward_table(forward: dict) -> str:
-    """Passes and loading beside transformers, least of the turns."""
-    heads = ["size", "", *(f"{who}, {clock}" for clock in ("wall s", "CPU s") for who in ("ours", "transformers"))]
-    rows = [
-        [
-            f"{found['parameters'] / 1e6:.0f} M",
-            {"full": "full forward"}.get(kind, kind),
-            *(f"{found[kind][who][clock]:.3f}" for clock in ("least", "cpu") for who in ("ours", "transformers")),
-        ]
-        for found in forward["result"]["results"]
-        for kind in ("prefill", "full", "loading")
-    ]
-    return f"{_about(forward)}\n\n{_table(heads, rows)}"
-
-
-def merge_table(*measured: dict) -> str:
-    """Merges beside their peers, each pair in one run, and over growing models."""
-    text = ""
-    for one in measured:
-        names = {"wall_s": "wall s", "cpu_s": "CPU s", "anonymous_gb": "peak anonymous GB"}
-        names |= {"relative_error": "relative error", "largest_m": "largest tensor, million"}
-        found = one["result"]["rows"]
-        columns = [key for key in names if any(key in row for row in found.values())]
-        what = {False: "full checkpoints", True: "rank-16 adapters"}[one["result"]["lora"]]
-        heads = [f"{what}, {one['result']['shape']}", *(names[key] for key in columns)]
-        rows = [[name, *(f"{row[key]:.3g}" if key in row else "" for key in columns)] for name, row in found.items()]
-        text += f"{_about(one)}\n\n{_table(heads, rows)}\n"
-    return text.rstrip("\n") + "\n"
+    make: Callable[..., None]
 
 
 def growth_image(path: Path, growth: dict) -> None:
@@ -174,17 +92,6 @@ def learning_image(path: Path, learning: dict) -> None:
 def panel_image(path: Path, ablation: dict) -> None:
     """A panel of Figure 3."""
     ablation_result.draw(ablation, ablation_result.panels(ablation)[path.name], path)
-
-
-KINDS = ("sampled", "greedy")
-TABLES = {
-    "about_learning": Figure(("learning",), lambda learning: f"{_about(learning)}\n"),
-    "learning": Figure(("learning",), learning_table),
-    "pipeline": Figure(("pipeline",), pipeline_table),
-    "forward": Figure(("forward",), forward_table),
-    "merge": Figure(("merge", "merge_lora", "merge_lora_2b", "merge_growth"), merge_table),
-    "measured": Figure(("learning", "pipeline", "merge"), measured_table),
-}
 
 
 def drawn() -> dict[str, Figure]:
@@ -230,8 +137,10 @@ def written(text: str) -> str:
         return REPRODUCTION["page"](read("ablation"))
 
     def block(match: re.Match) -> str:
-        figure = TABLES[match[2]]
-        return f"{match[1]}\n{figure.make(*map(read, figure.results))}\n{match[3]}"
+        results, make = TABLES[match[2]]
+        missing = [COMMANDS[name] for name in results if not (RESULTS / f"{name}.json").exists()]
+        text = make(*map(read, results)) if not missing else f"Not measured yet: `{'`, `'.join(missing)}`\n"
+        return f"{match[1]}\n{text}\n{match[3]}"
 
     return BLOCK.sub(block, text)
 
@@ -270,25 +179,6 @@ def _carry(path: Path, value: str) -> None:
     with Image.open(path) as image:
         image.load()
         image.save(path, pnginfo=info, optimize=True)
-
-
-def _about(measured: dict, command: bool = True) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
-    line = f"Measured {measured['date']} on {measured['hardware']}; {versions}"
-    return f"{line}: `{measured['command']}`" if command else f"{line}."
-
-
-def _table(heads: list[str], rows: list[list[Any]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
-
-
-def _points(gain: float, interval: dict) -> str:
-    return f"{100 * gain:+.1f} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
 def _processor() -> str:

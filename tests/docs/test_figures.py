@@ -35,6 +35,36 @@ def test_a_changed_result_is_found_and_drawn_anew(figures, tmp_path):
     assert all("+90.0 [" in (tmp_path / page).read_text() for page in ("README.md", "docs/benchmarks.md"))
 
 
+def doubled(value):
+    if isinstance(value, dict):
+        return {key: doubled(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [doubled(each) for each in value]
+    return 2 * value if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("name", ["forward", "merge", "memory", "rollout"])
+def test_a_table_follows_its_result(figures, tmp_path, name):
+    file = tmp_path / "docs" / "results" / f"{name}.json"
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"result": doubled(found["result"])}))
+    assert "docs/benchmarks.md: a table is not that of docs/results" in list(figures["stale"]())
+
+
+def test_a_table_says_what_is_not_measured_until_it_is(figures, tmp_path):
+    (tmp_path / "docs" / "results" / "update.json").unlink(missing_ok=True)
+    figures["draw"]()
+    page = tmp_path / "docs" / "benchmarks.md"
+    assert "Not measured yet: `python benchmarks/update.py`" in page.read_text()
+    row = {"tokens": 96, "seconds": 0.5, "processor_seconds": 0.75, "samples_per_second": 16.0, "grad_norm": 0.25}
+    line = {"model": "64x1x512", "prompts": 1, "samples": 8, "rows": {"trl": row}, "speedup": 3.0, "token_ratio": 2.0}
+    figures["record"]("update", json.dumps(line))
+    assert "docs/benchmarks.md: a table is not that of docs/results" in list(figures["stale"]())
+    figures["draw"]()
+    assert "| trl | 96 | 0.5 | 0.75 | 16 |  | 0.250000 |" in page.read_text()
+    assert "3.00 times faster of 2.00 times fewer tokens, 1.50 of it." in page.read_text()
+
+
 def test_a_changed_sweep_is_found_and_drawn_anew(figures, tmp_path):
     file = tmp_path / "docs" / "results" / "ablation.json"
     found = json.loads(file.read_text())

@@ -1,0 +1,182 @@
+"""The tables that docs/figures.py writes into README and docs, each from results of docs/results/."""
+
+from collections.abc import Callable
+from typing import Any
+
+KINDS = ("sampled", "greedy")
+
+
+def learning_table(learning: dict) -> str:
+    """The runs by seed, and the paired gains."""
+    found = learning["result"]
+    runs = [
+        [run["group"], run["seed"], *(f"{run[key]:.3f}" for key in ("first", "last", "sampled", "greedy"))]
+        for run in found["runs"]
+    ]
+    heads = ["run", "seed", "accuracy reward, first tenth", "last tenth", "held out, sampled", "greedy"]
+    sides = {"GBA": found["GBA"], "shuffled rewards": found["shuffled rewards"]}
+    gains = [[name, *(_points(side[kind]["gain"], side[kind]) for kind in KINDS)] for name, side in sides.items()]
+    beyond = [found[f"GBA beyond shuffled, {kind}"] for kind in KINDS]
+    gains.append(["GBA beyond shuffled rewards", *(_points(pair["gain"], pair) for pair in beyond)])
+    gain_heads = [f"gain over the base, {found['GBA']['runs']} seeds, points [95 % interval]", *KINDS]
+    return f"{_about(learning)}\n\n{_table(heads, runs)}\n{_table(gain_heads, gains)}"
+
+
+def pipeline_table(pipeline: dict) -> str:
+    """The models of the pipeline with their accuracies."""
+    heads = ["model", "accuracy", "AM", "BS", "CAH", "CSI", "gain over base"]
+    rows = [[row[head] for head in heads] for row in pipeline["result"]["rows"]]
+    return f"{_about(pipeline)}\n\n{_table(heads, rows)}"
+
+
+def measured_table(learning: dict, pipeline: dict, merge: dict) -> str:
+    """The README's overview."""
+    found, stages = learning["result"], {row["model"]: row["accuracy"] for row in pipeline["result"]["rows"]}
+    gba, control, ties = found["GBA"], found["shuffled rewards"], merge["result"]["rows"]
+    percent = {name: accuracy.split()[0] for name, accuracy in stages.items()}
+    experts = sorted(float(percent[name]) for name in ("AM", "CAH", "BS", "CSI"))
+    base = " / ".join(f"{100 * found['base'][kind]:.1f} %" for kind in KINDS)
+    times = {key: ties["mergekit"][key] / ties["ours"][key] for key in ("wall_s", "anonymous_gb")}
+    rows = [
+        ["base model on the held-out test split, sampled at temperature 1 / greedy", f"{base} right (chance 25.6 %)"],
+        [
+            f"GBA, {gba['runs']} seeds: accuracy reward, first to last tenth of 48 steps",
+            f"{gba['reward_first']:.3f} to {gba['reward_last']:.3f}",
+        ],
+        [
+            f"GBA, {gba['runs']} seeds: held-out gain in points [95 % interval], sampled / greedy",
+            " / ".join(_points(gba[kind]["gain"], gba[kind]) for kind in KINDS),
+        ],
+        [
+            "the same with shuffled rewards, the negative control",
+            " / ".join(_points(control[kind]["gain"], control[kind]) for kind in KINDS),
+        ],
+        [
+            "`configs/pipeline.py`, the paper from data to table, one seed, greedy",
+            f"base {percent['base']} %, experts {experts[0]} to {experts[-1]} %, merged {percent['merged experts']} %, "
+            f"GBA {percent['GBA']} %, final {percent['final']} %; {_minutes(pipeline['result']['seconds'])}",
+        ],
+        [
+            "TIES of five 0.5B checkpoints on disk, against mergekit in the same run",
+            f"{times['wall_s']:.1f} times faster, {times['anonymous_gb']:.0f} times less memory",
+        ],
+    ]
+    return f"{_about(learning, command=False)}\n\n{_table(['what', 'figure'], rows)}"
+
+
+def forward_table(forward: dict) -> str:
+    """Passes and loading beside transformers, least of the turns."""
+    heads = ["size", "", *(f"{who}, {clock}" for clock in ("wall s", "CPU s") for who in ("ours", "transformers"))]
+    rows = [
+        [
+            f"{found['parameters'] / 1e6:.0f} M",
+            {"full": "full forward"}.get(kind, kind),
+            *(f"{found[kind][who][clock]:.3f}" for clock in ("least", "cpu") for who in ("ours", "transformers")),
+        ]
+        for found in forward["result"]["results"]
+        for kind in ("prefill", "full", "loading")
+    ]
+    return f"{_about(forward)}\n\n{_table(heads, rows)}"
+
+
+def merge_table(*measured: dict) -> str:
+    """Merges beside their peers, each pair in one run, and over growing models."""
+    text = ""
+    for one in measured:
+        names = {"wall_s": "wall s", "cpu_s": "CPU s", "anonymous_gb": "peak anonymous GB"}
+        names |= {"relative_error": "relative error", "largest_m": "largest tensor, million"}
+        found = one["result"]["rows"]
+        columns = [key for key in names if any(key in row for row in found.values())]
+        what = {False: "full checkpoints", True: "rank-16 adapters"}[one["result"]["lora"]]
+        heads = [f"{what}, {one['result']['shape']}", *(names[key] for key in columns)]
+        rows = [[name, *(f"{row[key]:.3g}" if key in row else "" for key in columns)] for name, row in found.items()]
+        text += f"{_about(one)}\n\n{_table(heads, rows)}\n"
+    return text.rstrip("\n") + "\n"
+
+
+def update_table(update: dict) -> str:
+    """Gradients of the same completions by each way of laying out their tokens."""
+    found = update["result"]
+    heads = [f"{found['prompts']} x {found['samples']} completions, {found['model']}", "tokens", "wall s", "CPU s"]
+    heads += ["samples/s", "temporary MB", "norm of the gradient"]
+    rows = [
+        [
+            name,
+            f"{row['tokens']:,}",
+            *(f"{row[key]:.3g}" for key in ("seconds", "processor_seconds", "samples_per_second")),
+            f"{row['temporary_bytes'] / 1e6:,.0f}" if "temporary_bytes" in row else "",
+            f"{row['grad_norm']:.6f}",
+        ]
+        for name, row in found["rows"].items()
+    ]
+    faster, fewer = found["speedup"], found["token_ratio"]
+    last = (
+        f"Packed over plain: {faster:.2f} times faster of {fewer:.2f} times fewer tokens, {faster / fewer:.2f} of it."
+    )
+    return f"{_about(update)}\n\n{_table(heads, rows)}\n{last}\n"
+
+
+def memory_table(*measured: dict) -> str:
+    """What compiled programs take of a device."""
+    text = ""
+    for one in measured:
+        found = one["result"]["gigabytes"]
+        heads = [f"program, {one['result']['model']}", *(f"{kind}, GB" for kind in next(iter(found.values())))]
+        rows = [[name, *(f"{size:.2f}" for size in row.values())] for name, row in found.items()]
+        text += f"{_about(one)}\n\n{_table(heads, rows)}\n"
+    return text.rstrip("\n") + "\n"
+
+
+def rollout_table(rollout: dict, sync: dict) -> str:
+    """Generation beside transformers, and the adapter's two ways into the sampler."""
+    heads = ["width x layers", "rows", "tokens/s", "transformers", "ratio", "CPU ms/token", "transformers", "ratio"]
+    keys = ["tokens_per_second", "transformers", "ratio", "cpu_ms_per_token", "cpu_ms_per_token_transformers"]
+    keys += ["cpu_ratio", "roofline_share", "bandwidth_gb_per_second"]
+    rows = [[row["size"], row["rows"], *(_digits(row[key]) for key in keys)] for row in rollout["result"]["rows"]]
+    text = f"{_about(rollout)}\n\n{_table([*heads, 'share of the bandwidth', 'GB/s'], rows)}\n"
+    heads = ["adapter, width x layers", "s a rollout", "CPU s", "gap to the trainer, mean", "most"]
+    keys = ["seconds", "cpu_seconds", "gap_mean", "gap_max"]
+    rows = [
+        [f"{name.replace('_', '-')}, {row['size']}", *(_digits(row[name][key]) for key in keys)]
+        for row in sync["result"]["rows"]
+        for name in ("folded", "low_rank")
+    ]
+    return f"{text}{_about(sync)}\n\n{_table(heads, rows)}"
+
+
+def _about(measured: dict, command: bool = True) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+    line = f"Measured {measured['date']} on {measured['hardware']}; {versions}"
+    return f"{line}: `{measured['command']}`" if command else f"{line}."
+
+
+def _table(heads: list[str], rows: list[list[Any]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def _points(gain: float, interval: dict) -> str:
+    return f"{100 * gain:+.1f} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
+
+
+def _digits(value: float) -> str:
+    """Three digits, large numbers whole."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+# name of a block: the results that its table is made of, and the function that makes it of them
+TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
+    "about_learning": (("learning",), lambda learning: f"{_about(learning)}\n"),
+    "learning": (("learning",), learning_table),
+    "pipeline": (("pipeline",), pipeline_table),
+    "forward": (("forward",), forward_table),
+    "merge": (("merge", "merge_lora", "merge_lora_2b", "merge_growth"), merge_table),
+    "update": (("update",), update_table),
+    "memory": (("memory", "memory_7b", "memory_dsa"), memory_table),
+    "rollout": (("rollout", "rollout_sync"), rollout_table),
+    "measured": (("learning", "pipeline", "merge"), measured_table),
+}
