@@ -48,6 +48,9 @@ COMMANDS = {
     "merge_growth": "python benchmarks/merge.py --growth",
     "forward": "python benchmarks/forward.py --turns 7",
     "update": "python benchmarks/update.py",
+    "update_long": "python benchmarks/update.py --prompt 700 --mean 300 --limit 1024",
+    "update_mini": "python benchmarks/update.py --model 128x5x1944 --prompts 12 --prompt 136 --mean 55 --limit 96"
+    " --no-torch",
     "memory": f"{MEMORY} --micro 4",
     "memory_7b": f"{MEMORY} --model random:qwen2_5_vl_7b --micro 1",
     "memory_dsa": "python benchmarks/dsa_thousand.py --memory --target h100",

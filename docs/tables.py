@@ -94,26 +94,27 @@ def merge_table(*measured: dict) -> str:
     return text.rstrip("\n") + "\n"
 
 
-def update_table(update: dict) -> str:
+def update_table(*measured: dict) -> str:
     """Gradients of the same completions by each way of laying out their tokens."""
-    found = update["result"]
-    heads = [f"{found['prompts']} x {found['samples']} completions, {found['model']}", "tokens", "wall s", "CPU s"]
-    heads += ["samples/s", "temporary MB", "norm of the gradient"]
-    rows = [
-        [
-            name,
-            f"{row['tokens']:,}",
-            *(f"{row[key]:.3g}" for key in ("seconds", "processor_seconds", "samples_per_second")),
-            f"{row['temporary_bytes'] / 1e6:,.0f}" if "temporary_bytes" in row else "",
-            f"{row['grad_norm']:.6f}",
+    text = ""
+    for one in measured:
+        found = one["result"]
+        heads = [f"{found['prompts']} x {found['samples']} completions, {found['model']}", "tokens", "wall s", "CPU s"]
+        heads += ["samples/s", "temporary MB", "norm of the gradient"]
+        rows = [
+            [
+                name,
+                f"{row['tokens']:,}",
+                *(f"{row[key]:.3g}" for key in ("seconds", "processor_seconds", "samples_per_second")),
+                f"{row['temporary_bytes'] / 1e6:,.0f}" if "temporary_bytes" in row else "",
+                f"{row['grad_norm']:.6f}",
+            ]
+            for name, row in found["rows"].items()
         ]
-        for name, row in found["rows"].items()
-    ]
-    faster, fewer = found["speedup"], found["token_ratio"]
-    last = (
-        f"Packed over plain: {faster:.2f} times faster of {fewer:.2f} times fewer tokens, {faster / fewer:.2f} of it."
-    )
-    return f"{_about(update)}\n\n{_table(heads, rows)}\n{last}\n"
+        faster, fewer = found["speedup"], found["token_ratio"]
+        shares = f"{faster:.2f} times faster of {fewer:.2f} times fewer tokens, {faster / fewer:.2f} of it."
+        text += f"{_about(one)}\n\n{_table(heads, rows)}\nPacked over plain: {shares}\n\n"
+    return text.removesuffix("\n")
 
 
 def memory_table(*measured: dict) -> str:
@@ -175,7 +176,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "pipeline": (("pipeline",), pipeline_table),
     "forward": (("forward",), forward_table),
     "merge": (("merge", "merge_lora", "merge_lora_2b", "merge_growth"), merge_table),
-    "update": (("update",), update_table),
+    "update": (("update", "update_long", "update_mini"), update_table),
     "memory": (("memory", "memory_7b", "memory_dsa"), memory_table),
     "rollout": (("rollout", "rollout_sync"), rollout_table),
     "measured": (("learning", "pipeline", "merge"), measured_table),

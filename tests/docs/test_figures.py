@@ -43,7 +43,7 @@ def doubled(value):
     return 2 * value if isinstance(value, float) else value
 
 
-@pytest.mark.parametrize("name", ["forward", "merge", "memory", "rollout"])
+@pytest.mark.parametrize("name", ["forward", "merge", "memory", "rollout", "update_mini"])
 def test_a_table_follows_its_result(figures, tmp_path, name):
     file = tmp_path / "docs" / "results" / f"{name}.json"
     found = json.loads(file.read_text())
@@ -52,7 +52,7 @@ def test_a_table_follows_its_result(figures, tmp_path, name):
 
 
 def test_a_table_says_what_is_not_measured_until_it_is(figures, tmp_path):
-    (tmp_path / "docs" / "results" / "update.json").unlink(missing_ok=True)
+    (tmp_path / "docs" / "results" / "update.json").unlink()
     figures["draw"]()
     page = tmp_path / "docs" / "benchmarks.md"
     assert "Not measured yet: `python benchmarks/update.py`" in page.read_text()
