@@ -23,7 +23,7 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora
-from mmedexpert_jax.launch.hardware import Devices
+from mmedexpert_jax.launch.hardware import GPUS, Devices
 from mmedexpert_jax.merging.engine import BLOCK, workers
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
@@ -141,7 +141,7 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         gathered
         | ({"policy's copy": size(weights)} if full else {})
         | {"gradients, two sums": 2 * size(trained)}
-        | _activations(config, shape, dtype, prompts, samples, config.remat and devices.kind != "cpu")
+        | _activations(config, shape, dtype, prompts, samples, devices.kind)
     )
     if config.eval.every >= 0:
         sampled = _sampling(shape, dtype, config, config.eval.batch_size, config.eval.num_samples)
@@ -196,16 +196,19 @@ def _sampling(shape: ModelConfig, dtype: str, config: ConfigDict, prompts: int, 
 
 
 def _activations(
-    config: ConfigDict, shape: ModelConfig, dtype: str, prompts: int, samples: int, remat: bool
+    config: ConfigDict, shape: ModelConfig, dtype: str, prompts: int, samples: int, kind: str
 ) -> dict[str, int]:
+    """Of an update on such devices (docs/plan.md): on GPUs 16-bit attention is fused and holds no scores."""
     text, item = shape.text, jnp.dtype(dtype).itemsize
     length, new = config.max_prompt_length, config.max_new_tokens
     tokens = prompts * length + samples * new
     keys = text.num_kv_heads * text.head_dim
     layer = item * tokens * (8 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
-    layer += 8 * text.num_heads * (prompts * length**2 + samples * new * (length + new))
+    if kind not in GPUS or item > 2:
+        layer += 8 * text.num_heads * (prompts * length**2 + samples * new * (length + new))
+    recomputed = config.remat and kind != "cpu"
     kept = text.num_layers * item * tokens * text.hidden_size + 2 * layer
     return {
-        "activations": kept if remat else text.num_layers * layer,
+        "activations": kept if recomputed else text.num_layers * layer,
         "logits": 12 * text.vocab_size * min(samples * new, CHUNK),
     }

@@ -22,7 +22,7 @@ from mmedexpert_jax.launch.architecture import architecture
 from mmedexpert_jax.launch.budget import compiled_share, count, problem
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.jobs import launch
-from mmedexpert_jax.launch.needs import abstract_params, abstract_state, cache_bytes, needs, size
+from mmedexpert_jax.launch.needs import ESTIMATES, abstract_params, abstract_state, cache_bytes, needs, size
 from mmedexpert_jax.models import load_model, load_processor
 
 ROOT = Path(__file__).parents[2]
@@ -121,8 +121,8 @@ def test_what_does_not_fit_exits_with_a_mend_that_fits(capsys):
     ("devices", "fields", "mend"),
     [
         ("a100x8", {"remat": False, "micro_batch": 4}, "--config.remat=True"),
-        ("h100x1", {"prompts_per_step": 16, "micro_batch": 16}, "--config.micro_batch=1"),
-        ("a100x8", {"trainable": "full"}, "--config.mesh.fsdp=8 --config.shard=optimizer"),
+        ("h100x1", {"prompts_per_step": 32, "micro_batch": 32}, "--config.micro_batch=1"),
+        ("a100x8", {"trainable": "full", "max_new_tokens": 4096}, "--config.mesh.fsdp=8 --config.shard=optimizer"),
     ],
 )
 def test_the_smallest_mend_is_one_change_where_one_suffices(devices, fields, mend):
@@ -205,6 +205,17 @@ def test_the_estimate_of_an_update_is_near_what_its_program_takes(remat):
     found = needs(config, SHAPE, "float32", HERE).phases["update"]
     taken = compiled_bytes(config, load_cases("mini", "dev", limit=20))
     assert sum(found.values()) == pytest.approx(taken, rel=0.25)
+
+
+@pytest.mark.parametrize("name", ["memory", "memory_7b"])
+def test_the_estimate_for_an_h100_is_near_what_was_compiled_for_one(name):
+    made = json.loads(Path(f"docs/results/{name}.json").read_text())["result"]
+    fields = {"max_prompt_length": made["prompt"], "prompts_per_step": made["micro"], "micro_batch": made["micro"]}
+    config = load_config("configs/gba.py:qwen2_vl_2b", fields | {"max_new_tokens": made["limit"]})
+    shape, _ = architecture(made["model"])
+    found = needs(config, shape, made["dtype"], hardware.find("h100x1")).phases["update"]
+    compiled = made["gigabytes"]["gradient"]["temporary"] * 1e9
+    assert compiled < sum(found[part] for part in ESTIMATES) < 1.5 * compiled
 
 
 @pytest.fixture
