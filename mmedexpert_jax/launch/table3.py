@@ -12,7 +12,7 @@ from mmedexpert_jax.data.case import SPECIALTIES
 
 RIVALS = {"Task arithmetic": ("task_arithmetic", 22.70), "SLERP": ("slerp", 22.20), "Naive": ("average", None)}
 # The paper gives no scale. Task vectors that are added up whole overshoot; 0.4 is what the method's authors recommend
-# untuned, and what TIES (with a scale of 1) was compared with (Yadav et al. 2023, arXiv 2306.01708, section 6).
+# untuned, and what TIES (with a scale of 1) was compared with (Yadav et al. 2023, arXiv 2306.01708).
 SCALES = {"task_arithmetic": 0.4}
 COLUMNS = ("Unified", "Disentangled", "GRPO", "GBA", "Naive", "TIES")  # of Table 3, those that are ticked
 
