@@ -37,15 +37,10 @@ GROUP = 8
 PROMPT = 700
 
 
-def devices(count: int) -> Mesh:
-    """A mesh of compile-only H100s."""
-    return deviceless.mesh("h100", count)
-
-
 def on_h100(fuse: bool = True) -> Callable:
     """A function that places the shapes of a tree's arrays on a compile-only H100; its fused attention on or off."""
     fused.supported = lambda queries: fuse and queries.dtype.itemsize == 2
-    sharding = NamedSharding(devices(1), PartitionSpec())
+    sharding = NamedSharding(deviceless.mesh("h100"), PartitionSpec())
     return lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
@@ -84,7 +79,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="where to write the compiled program")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    compiled = compile_loop(arguments.layers, arguments.rows, arguments.window, devices(arguments.devices))
+    compiled = compile_loop(
+        arguments.layers, arguments.rows, arguments.window, deviceless.mesh("h100", arguments.devices)
+    )
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if arguments.text:
         arguments.text.write_text(text)

@@ -66,9 +66,7 @@ def memory(args: argparse.Namespace, config: ConfigDict, place: Callable) -> dic
     model, params = workload.abstract(args.model, jnp.dtype(args.dtype))
     trained = jax.eval_shape(lambda params: fresh(config, params), params)
     micro = dataclasses.replace(micro_batch(args, model, 0), lengths=np.full(args.batch, args.limit, np.int32))
-    given = place((params, trained, jax.eval_shape(trainer._zero, trained), micro))
-    program = trainer.Program(model, args.dtype, config.remat)
-    return {"gradient": workload.memory(trainer._accumulate.lower(program, *given))}
+    return {"gradient": workload.memory(trainer.lower_update(config, model, *place((params, trained, micro))))}
 
 
 def fresh(config: ConfigDict, params: dict) -> Lora:
