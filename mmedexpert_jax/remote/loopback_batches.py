@@ -44,14 +44,14 @@ class Batches:
 
     def _submit(self, body: dict[str, Any]) -> dict[str, Any]:
         name = f"batch-{len(self._batches)}"
-        lines = self._files[body["input_file_id"]].decode().splitlines()
+        lines = self._files[body["input_file_id"]].splitlines()
         self.submitted += [json.loads(line)["custom_id"] for line in lines]
         self._batches[name] = body | {"id": name, "status": "in_progress"}
         return self._batches[name]
 
     def _finish(self, batch: dict[str, Any]) -> dict[str, Any]:
         if batch["status"] == "in_progress":
-            requests = [json.loads(line) for line in self._files[batch["input_file_id"]].decode().splitlines()]
+            requests = [json.loads(line) for line in self._files[batch["input_file_id"]].splitlines()]
             done = [r for i, r in enumerate(requests, 1) if not self.lose or i % self.lose]
             lines = [
                 {"custom_id": r["custom_id"], "response": {"status_code": 200, "body": self._complete(r["body"])}}

@@ -196,6 +196,55 @@ def test_the_trail_of_another_place_is_taken_in_once(stores, tmp_path):
     assert review.verdicts(there) == review.verdicts(here)
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b", "\x0c", "\r"])
+def test_a_note_may_hold_any_character(stores, tmp_path, mark):
+    here, there = stores
+    exchange.take_in(
+        here, TRACES, [exchange.Opinion(IDS[0], "anna", "accept", None, note=f"dose{mark}unclear")], "test"
+    )
+    _, events = exchange.write_trail(here, TRACES, tmp_path)
+    assert exchange.read_trail(there, events) == {"stored": 1, "known": 0}
+    assert since(there)[0].value["note"] == f"dose{mark}unclear"
+
+
+ACCEPT = {"kind": "accept", "text": None, "reasons": []}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"value": {}},
+        {"value": []},
+        {"value": ACCEPT | {"kind": "perhaps"}},
+        {"value": ACCEPT | {"kind": ["accept"]}},
+        {"value": ACCEPT | {"reasons": ["no such code"]}},
+        {"value": ACCEPT | {"reasons": None}},
+        {"value": ACCEPT | {"kind": "edit"}},
+        {"value": ACCEPT | {"note": "cut \ud83d"}},
+        {"value": ACCEPT | {"more": float("nan")}},
+        {"kind": "undo", "value": {}},
+        {"kind": "rubric", "value": {"criterion": "facts"}},
+        {"kind": "reason", "value": {"code": "other", "on": "yes"}},
+        {"kind": "note", "value": {"text": 3}},
+        {"kind": "perhaps", "value": {}},
+        {"seconds": "soon"},
+        {"role": None},
+    ],
+)
+def test_a_broken_event_is_refused_before_anything_is_stored(stores, tmp_path, wrong):
+    """The trail is append-only: what it once holds must be readable for good."""
+    whole = {"client_id": "1", "reviewer": "anna", "role": "reviewer", "trace_id": IDS[0], "kind": "verdict"}
+    whole |= {"value": ACCEPT}
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in (whole, whole | {"client_id": "2"} | wrong)))
+    with pytest.raises(DataError, match=r"events\.jsonl, line 2: no event"):
+        exchange.read_trail(stores[0], path)
+    assert since(stores[0]) == [] and review.verdicts(stores[0]) == {}
+    path.write_text(json.dumps(whole) + "\n")
+    exchange.read_trail(stores[0], path)
+    assert review.verdicts(stores[0])[IDS[0]].kind == "accept"
+
+
 @pytest.mark.parametrize("content", ["{}", "[", '[{"data": {}}]', "[3]"])
 def test_files_of_something_else_are_one_line(stores, tmp_path, content):
     path = tmp_path / "x.json"

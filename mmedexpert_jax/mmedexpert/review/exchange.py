@@ -15,7 +15,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import Trace
 from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.review.events import Event, append, dumps, since
-from mmedexpert_jax.mmedexpert.review.outcome import Reviews, add, said, settings_of, status, verdict
+from mmedexpert_jax.mmedexpert.review.outcome import Reviews, add, misfit, said, settings_of, status, verdict
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
 from mmedexpert_jax.mmedexpert.review.sources import encoded
 from mmedexpert_jax.mmedexpert.store import Store
@@ -156,17 +156,17 @@ def read_trail(store: Store, path: Path) -> dict[str, int]:
     """
     events = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error})") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line)
-            event = Event(**row | {"id": 0})
-            if not all(
-                isinstance(value, str) for value in (event.client_id, event.reviewer, event.trace_id, event.kind)
-            ):
-                raise TypeError("client_id, reviewer, trace_id and kind must be texts")
+            event = Event(**json.loads(line) | {"id": 0})
+            dumps(asdict(event)).encode()
+            if why := misfit(event):
+                raise ValueError(why)
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}, line {number}: no event of a review ({error})") from None
         if event.kind != "settings":

@@ -3,8 +3,10 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mmedexpert_jax.mmedexpert.review.events import Event, since
+from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
 from mmedexpert_jax.mmedexpert.store import Store
 
 
@@ -123,6 +125,42 @@ def fold(review: Review | None, event: Event) -> Review:
     if event.kind == "undo" and review.verdict and review.verdict.client_id == value["verdict"]:
         return replace(review, verdict=None)
     return review
+
+
+def misfit(event: Event) -> str:
+    """Why `fold` cannot take an event that was written elsewhere; "" if it can."""
+    texts = (event.client_id, event.reviewer, event.role, event.trace_id, event.kind, event.time)
+    if not all(isinstance(text, str) for text in texts):
+        return "client_id, reviewer, role, trace_id, kind and time must be texts"
+    if not isinstance(event.seconds, (int, float, type(None))):
+        return "seconds must be a number or null"
+    value = event.value
+    right = {
+        "settings": lambda: True,
+        "opened": lambda: True,
+        "skip": lambda: True,
+        "rubric": lambda: isinstance(value["criterion"], str) and value["met"] in (True, False, None),
+        "reason": lambda: value["code"] in REASONS and value["on"] in (True, False),
+        "note": lambda: isinstance(value["text"], str),
+        "edit": lambda: isinstance(value["text"], (str, type(None))),
+        "verdict": lambda: _is_verdict(value),
+        "undo": lambda: isinstance(value["verdict"], str),
+    }.get(event.kind)
+    try:
+        return "" if right and isinstance(value, dict) and right() else f"no such event: {event.kind}"
+    except (KeyError, TypeError):
+        return f"an event of kind {event.kind} lacks a field"
+
+
+def _is_verdict(value: dict[str, Any]) -> bool:
+    return (
+        value["kind"] in VERDICTS
+        and isinstance(value["text"], str if value["kind"] == "edit" else type(None))
+        and isinstance(value["reasons"], list)
+        and all(code in REASONS for code in value["reasons"])
+        and isinstance(value.get("note", ""), str)
+        and isinstance(value.get("rubric", {}), dict)
+    )
 
 
 Reviews = dict[str, dict[str, Review]]  # trace id -> reviewer -> review
