@@ -19,8 +19,9 @@ from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
 
 RECIPE = "recipe.json"
-_FACTOR = re.compile(r"^\.trained\.factors\['(.+)'\]\['([ab])'\]$")
-_WEIGHT = re.compile(r"^\.trained((?:\['[^']+'\])+)$")
+# Leaves of `vars(runtime.training.State(...))`, which the trainers save.
+_FACTOR = re.compile(r"^\['trained'\]\.factors\['(.+)'\]\['([ab])'\]$")
+_WEIGHT = re.compile(r"^\['trained'\]((?:\['[^']+'\])+)$")
 
 
 class Loaded(dict[str, Any]):
