@@ -7,33 +7,53 @@ from typing import Any
 
 from mmedexpert_jax.runtime import files
 
-# Appendix E, on one NVIDIA A100: hours for about 1,000 samples, and minutes of one merge.
-PUBLISHED = {"dsa": "0.4 h for 1,000 samples", "gba": "13 h for 1,000 samples", "merge": "5 min a merge"}
-NAMES = {"dsa": "DSA", "merge": "merge", "gba": "GBA", "evaluate": "evaluation"}
+# Appendix E, on one NVIDIA A100: hours for about 1,000 samples, and of one merge ("5 minutes per merge operation").
+PUBLISHED = {"dsa": 0.4, "gba": 13.0, "merge": 5 / 60}
+# Kinds of stages, in the order of the table. Experts and the pooled run differ in size, and so do evaluations.
+NAMES = {
+    ("dsa", ""): "DSA, an expert",
+    ("dsa", "mixed"): "DSA, mixed",
+    ("merge", ""): "merge",
+    ("gba", ""): "GBA",
+    ("evaluate", ""): "evaluation",
+    ("evaluate", "sampled"): "evaluation, sampled",
+}
 NOTE = (
-    "Means over the runs of a job, the peak of memory over all. Device seconds are those of steps and batches, over "
+    "Means over the runs of a kind, the peak of memory over all. Device seconds are those of steps and batches, over "
     "all devices; operations are counted from shapes, two for each product, padding left out; the share is of a "
     "vendor's bfloat16 peak, on a CPU of what a product of two float32 matrices reaches; memory is the host's on a "
-    "CPU. Published: appendix E, one A100, a 2B or 7B model, completions of up to 1,024 tokens."
+    "CPU, and on an accelerator that of a stage which needed more than what ran in its process before. A merge runs on "
+    "the host and has neither device seconds nor operations. Published: appendix E, one A100, a 2B or 7B model, "
+    "completions of up to 1,024 tokens."
 )
 
 
-def table(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """One row per job: the means over the finished runs in `folders`, and the published figure."""
-    runs = [found for folder in folders if (found := read(folder))]
-    by_job: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for found in runs:
-        by_job[found["job"]].append(found)
-    return [_row(job, by_job[job]) for job in NAMES if job in by_job]
+def note(price: float = 0.0) -> str:
+    """What to know about the table at a price in dollars for an hour of one device; 0: without money."""
+    money = f" Money: ${price:g} for an hour of one device, from start to end of a stage; the published hours likewise."
+    return NOTE + (money if price else "")
+
+
+def table(folders: Iterable[Path], price: float = 0.0) -> list[dict[str, Any]]:
+    """One row per kind of stage: the means over the finished runs in `folders`, and the published figure.
+
+    Args:
+        folders: of the runs.
+        price: dollars for an hour of one device, whatever it was when they ran; 0: no money in the table.
+    """
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for found in filter(None, map(read, folders)):
+        kinds[found["kind"]].append(found)
+    return [_row(kind, kinds[kind], price) for kind in NAMES if kind in kinds]
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The cost of a run with its `job` and the `samples` that it trained on; None where it is not done."""
+    """The cost of a run with its `kind` and the `samples` that it trained on; None where it is not done."""
     status = files.read_json(folder / "STATUS.json") or {}
     config = files.read_json(folder / "config.json") or {}
     if status.get("state") != "done" or "cost" not in status:
         return None
-    return {"job": config["job"], "samples": samples(config, status.get("summary") or {}), **status["cost"]}
+    return {"kind": _kind(config), "samples": samples(config, status.get("summary") or {}), **status["cost"]}
 
 
 def samples(config: Mapping[str, Any], summary: Mapping[str, Any]) -> float:
@@ -44,27 +64,39 @@ def samples(config: Mapping[str, Any], summary: Mapping[str, Any]) -> float:
     return steps * config["prompts_per_step"] if config["job"] == "gba" else 0.0
 
 
-def _row(job: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _kind(config: Mapping[str, Any]) -> tuple[str, str]:
+    job = config["job"]
+    if job == "dsa" and config.get("specialty") == "mixed":
+        return job, "mixed"
+    return job, "sampled" if job == "evaluate" and config.get("num_samples", 1) > 1 else ""
+
+
+def _row(kind: tuple[str, str], runs: list[dict[str, Any]], price: float) -> dict[str, Any]:
     def mean(name: str) -> float:
         return sum(run.get(name) or 0 for run in runs) / len(runs)
 
-    here = ""
-    if mean("samples"):
-        here = f"{mean('wall_seconds') / 3600 / mean('samples') * 1000:.2f} h for 1,000 samples"
-    elif job == "merge":
-        here = f"{mean('wall_seconds') / 60:.2f} min a merge"
+    job, hours, thousands = kind[0], mean("wall_seconds") / 3600, mean("samples") / 1000
+    dollars = price * sum(run["wall_seconds"] * run["devices"] for run in runs) / 3600 / len(runs)
+    unit = 1.0 if job == "merge" else thousands  # what appendix E counts by
     counted = bool(mean("flops"))
     peak = max(run.get("peak_memory_bytes") or 0 for run in runs)
     row: dict[str, Any] = {
-        "job": NAMES[job],
-        "here": here,
-        "published (A100)": PUBLISHED.get(job, "–"),
+        "stage": NAMES[kind],
+        "here": _text(job, hours / unit, dollars / unit) if unit else "",
+        "published (A100)": _text(job, PUBLISHED[job], price * PUBLISHED[job]) if job in PUBLISHED else "–",
         "runs": len(runs),
-        "wall seconds": f"{mean('wall_seconds'):.0f}",
+        "wall seconds": f"{3600 * hours:.0f}",
         "device seconds": f"{mean('device_seconds'):.0f}" if counted else "",
         "tokens": f"{mean('tokens'):,.0f}" if counted else "",
         "operations": f"{mean('flops'):.3g}" if counted else "",
         "share of peak": f"{mean('share_of_peak'):.1%}" if counted else "",
-        "peak memory": f"{peak / 1e9:.2f} GB",
+        "peak memory": f"{peak / 1e9:.2f} GB" if peak else "",
     }
-    return row | ({"dollars": f"{mean('dollars'):.4f}"} if mean("dollars") else {})
+    return row | ({"dollars a run": f"{dollars:.4f}"} if price else {})
+
+
+def _text(job: str, hours: float, dollars: float) -> str:
+    """Time, and money where there is some: of a merge, or for 1,000 samples."""
+    time = f"{round(60 * hours, 2):g} min a merge" if job == "merge" else f"{round(hours, 2):g} h for 1,000 samples"
+    money = f"${dollars:.2f}" if dollars >= 0.01 else "under $0.01"
+    return f"{time}, {money}" if dollars else time

@@ -246,23 +246,52 @@ def test_the_panels_are_drawn(tmp_path):
         assert ablation_result.draw({"rows": rows}, title, tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_costs_beside_appendix_e(tmp_path):
-    def finished(name: str, config: dict, seconds: float, steps: int) -> Path:
+@pytest.fixture
+def finished(tmp_path):
+    """`finished(name, config, seconds, steps, **cost)`: the folder of a run that is done."""
+
+    def make(name: str, config: dict, seconds: float, steps: int = 0, **cost) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        cost = {"wall_seconds": seconds, "device_seconds": seconds, "tokens": 10, "flops": 4e9, "share_of_peak": 0.5}
-        status = {"state": "done", "summary": {"steps": steps}, "cost": cost | {"peak_memory_bytes": 2e9}}
+        work = {"device_seconds": seconds, "tokens": 10, "flops": 4e9, "share_of_peak": 0.5, "peak_memory_bytes": 2e9}
+        cost = {"wall_seconds": seconds, "devices": 1} | ({} if config["job"] == "merge" else work) | cost
         (folder / "config.json").write_text(json.dumps(config))
-        (folder / "STATUS.json").write_text(json.dumps(status))
+        (folder / "STATUS.json").write_text(json.dumps({"state": "done", "summary": {"steps": steps}, "cost": cost}))
         return folder
 
-    dsa = {"job": "dsa", "batch_size": 4, "accumulation": 8, "epochs": 2}
-    folders = [finished("a", dsa, 60.0, 20), finished("b", dsa, 84.0, 40), finished("m", {"job": "merge"}, 3.0, 0)]
+    return make
+
+
+DSA = {"job": "dsa", "specialty": "AM", "batch_size": 4, "accumulation": 8, "epochs": 2}
+
+
+def test_the_costs_beside_appendix_e(finished, tmp_path):
+    folders = [finished("a", DSA, 60.0, 20), finished("b", DSA, 84.0, 40), finished("m", {"job": "merge"}, 3.0)]
     first, second = stage_costs.table([*folders, tmp_path / "missing"])
     # 72 s on average for 30 steps of 32 cases in 2 epochs, that is 480 samples
-    assert (first["job"], first["runs"], first["wall seconds"]) == ("DSA", 2, "72")
+    assert (first["stage"], first["runs"], first["wall seconds"]) == ("DSA, an expert", 2, "72")
     assert first["here"] == f"{72 / 3600 / 480 * 1000:.2f} h for 1,000 samples" and first["share of peak"] == "50.0%"
     assert second["here"] == "0.05 min a merge" and second["published (A100)"] == "5 min a merge"
+    assert second["operations"] == second["peak memory"] == "", "a merge runs on the host"
+    assert not any("$" in str(row.values()) for row in (first, second)) and "$" not in stage_costs.note()
+
+
+def test_money_is_of_the_price_that_is_asked_for(finished):
+    """Stages that ran at no price, or at another, on four devices: 0.1 h x 4 devices x $2.5 for 500 samples."""
+    gba = {"job": "gba", "prompts_per_step": 50, "price": 9.0}
+    folder = finished("g", gba, 360.0, 10, devices=4, dollars=99.0)
+    (row,) = stage_costs.table([folder], 2.5)
+    assert row["here"] == "0.2 h for 1,000 samples, $2.00" and row["dollars a run"] == "1.0000"
+    assert row["published (A100)"] == "13 h for 1,000 samples, $32.50"
+    assert "$2.5 for an hour of one device" in stage_costs.note(2.5)
+
+
+def test_unlike_runs_of_a_job_have_rows_of_their_own(finished):
+    evaluate = {"job": "evaluate"}
+    folders = [finished(name, DSA | {"specialty": name}, seconds, 10) for name, seconds in (("AM", 10), ("mixed", 40))]
+    folders += [finished("g", evaluate | {"num_samples": 1}, 1.0), finished("s", evaluate | {"num_samples": 8}, 9.0)]
+    found = [(row["stage"], row["wall seconds"]) for row in stage_costs.table(folders)]
+    assert found == [("DSA, an expert", "10"), ("DSA, mixed", "40"), ("evaluation", "1"), ("evaluation, sampled", "9")]
 
 
 def test_a_benchmark_is_trained_on(tmp_path):
