@@ -88,7 +88,7 @@ def test_the_jobset_restarts_what_was_lost_and_not_what_is_wrong(jobset):
     assert job["parallelism"] == job["completions"] and job["backoffLimit"] == 0
     assert pod["restartPolicy"] == "Never"  # podFailurePolicy takes no other
     (rule,) = job["podFailurePolicy"]["rules"]
-    final = [errors.ConfigError, errors.DataError, errors.RemoteError]
+    final = [errors.ConfigError, errors.DataError, errors.ResourceError, errors.RemoteError]
     assert rule["onExitCodes"]["values"] == [error.exit_code for error in final]
     assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
     mounted = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
@@ -111,7 +111,7 @@ def test_sbatch_options():
     assert not any(line.startswith("#SBATCH") for line in lines[first:]), "sbatch reads none after a command"
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (3, False), (143, True)])
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (3, False), (4, False), (143, True)])
 def test_sbatch_requeues_after_sigterm_alone(tmp_path, code, requeued):
     """The script itself, with stand-ins of srun and scontrol."""
     for name, text in (("srun", f"exit {code}"), ("scontrol", f"echo $@ > {tmp_path}/requeued")):
