@@ -36,6 +36,10 @@ from mmedexpert_jax.models import load_processor
 from mmedexpert_jax.models.load import trace
 from mmedexpert_jax.rollout import Settings
 
+COLD = "ours, compilation included"
+WARM = "ours, other items of the same benchmark"
+PEER = "transformers, one item at a time"
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -45,11 +49,16 @@ class Run:
     seconds: float
     cpu: float
 
-    def __str__(self) -> str:
-        rate = len(self.texts) / self.seconds
-        return (
-            f"{len(self.texts)} | {self.seconds:.1f} | {self.cpu:.1f} | {rate:.2f} | {len(self.texts) / self.cpu:.2f}"
-        )
+    def row(self) -> dict[str, float]:
+        """Its figures, with items a second of either clock."""
+        items = len(self.texts)
+        return {
+            "items": items,
+            "wall_s": self.seconds,
+            "cpu_s": self.cpu,
+            "items_per_second": items / self.seconds,
+            "items_per_cpu_second": items / self.cpu,
+        }
 
 
 class Processor(Qwen2VLProcessor):
@@ -135,26 +144,26 @@ def main() -> None:
     after = peer.answer(few[len(few) // 2 :])
     shifted = {number + len(before.texts): text for number, text in after.texts.items()}
     one = Run(before.texts | shifted, before.seconds + after.seconds, before.cpu + after.cpu)
-    print("| way | items | wall s | processor s | items a wall second | items a processor second |")
+    runs = {COLD: cold, WARM: warm, PEER: one}
+    rows = {name: run.row() for name, run in runs.items()}
+    print("| way | items | wall s | CPU s | items/s | items/CPU s |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for name, run in (("ours, cold", cold), ("ours, warm", warm), ("one at a time, transformers", one)):
-        print(f"| {name} | {run} |")
+    for name, row in rows.items():
+        print(f"| {name} | " + " | ".join(f"{value:.4g}" for value in row.values()) + " |")
     ids = {question.item.id: number for number, question in enumerate(asked)}
     places = [ids[question.item.id] for question in few]
     same = Run({i: cold.texts[place] for i, place in enumerate(places)}, cold.seconds, cold.cpu)
-    rates = {name: len(run.texts) / run.seconds for name, run in (("cold", cold), ("warm", warm), ("peer", one))}
+    rates = {name: row["items_per_second"] for name, row in rows.items()}
     result = {
         "benchmark": "evaluate",
         "model": arguments.model,
-        "items_per_second": rates,
-        "speedup_cold": rates["cold"] / rates["peer"],
-        "speedup_warm": rates["warm"] / rates["peer"],
+        "rows": rows,
+        "speedup_cold": rates[COLD] / rates[PEER],
+        "speedup_warm": rates[WARM] / rates[PEER],
         **agreement(few, same, one),
         "machine": platform.machine(),
         "devices": str(jax.devices()),
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     print(f"cold {result['speedup_cold']:.1f}x, warm {result['speedup_warm']:.1f}x the rate of one item at a time")
     print(json.dumps(result))

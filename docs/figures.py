@@ -57,6 +57,7 @@ COMMANDS = {
     "rollout": "python benchmarks/rollout.py",
     "rollout_sync": "python benchmarks/rollout.py --sync --sizes 512x8",
     "evaluate": "python benchmarks/evaluate.py --peer 512",
+    "dataset": "python benchmarks/dataset.py --requests 2000 --concurrency 64 --limit 200",
 }
 BLOCK = re.compile(r"(<!-- figure: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SOURCE = "Source"  # the key of a PNG's text that holds the digest

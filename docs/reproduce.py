@@ -1,8 +1,9 @@
 """docs/reproduction.md, written from a sweep of configs/ablation.py; nothing on the page is typed.
 
-    python docs/reproduce.py runs/ablation-mini   # keeps the sweep's result in docs/results/ablation.json
+    python docs/reproduce.py runs/ablation-mini ["How it was run"]
 
-and writes the page and its images, which docs/figures.py does again whenever it is run.
+keeps the sweep's result in docs/results/ablation.json and writes the page and its images, which docs/figures.py does
+again whenever it is run.
 """
 
 import json
@@ -51,11 +52,12 @@ no image with them.
 VERSIONS = ("jax", "jaxlib", "numpy")
 
 
-def keep(run: Path) -> None:
-    """Keeps the result of a sweep with the date, hardware and versions that it was made with."""
+def keep(run: Path, how: str = "") -> None:
+    """Keeps the result of a sweep with the date, hardware and versions that it was made with, and how it was run."""
     result = json.loads((run / ablation_result.RESULT).read_text())
     status, environment = (json.loads((run / name).read_text()) for name in ("STATUS.json", "env.json"))
     result["made"] = {
+        "how": how,
         "date": status["updated"][:10],
         "package": __version__,
         "python": environment["python"],
@@ -77,14 +79,16 @@ def page(result: dict[str, Any]) -> str:
     made = result["made"]
     devices = ", ".join(made["devices"])
     versions = ", ".join(f"{name} {made[name]}" for name in VERSIONS)
-    hours = sum(stage["runs"] * float(stage["wall seconds"]) for stage in result["costs"]) / 3600
+    minutes = [f"{seconds / 60:.0f}" for seconds in result["seconds"]]
+    how = f" {made['how']}" if made["how"] else ""
     about = (
         f"Run on {made['date']} with {made['cpus']} cores ({devices}), mmedexpert-jax {made['package']}, Python "
-        f"{made['python']}, {versions}; the stages counted under Costs took {hours:.1f} h.\n\n"
+        f"{made['python']}, {versions}. The stages took {', '.join(minutes)} minutes by seed, one after the "
+        f"other.{how}\n\n"
     )
     return head + about + ablation_result.page(result, images="images")
 
 
 if __name__ == "__main__":
-    keep(Path(sys.argv[1]))
+    keep(Path(sys.argv[1]), *sys.argv[2:3])
     runpy.run_path(str(DOCS / "figures.py"))["draw"]()

@@ -145,8 +145,27 @@ def rollout_table(rollout: dict, sync: dict) -> str:
     return f"{text}{_about(sync)}\n\n{_table(heads, rows)}"
 
 
+def evaluate_table(evaluate: dict) -> str:
+    """Items a second beside transformers, one at a time."""
+    found = evaluate["result"]
+    heads = ["way", "items", "wall s", "CPU s", "items/s", "items/CPU s"]
+    keys = ["wall_s", "cpu_s", "items_per_second", "items_per_cpu_second"]
+    rows = [[name, row["items"], *(_digits(row[key]) for key in keys)] for name, row in found["rows"].items()]
+    faster = " and ".join(f"{found[f'speedup_{kind}']:.1f} times with {kind} programs" for kind in ("cold", "warm"))
+    text = f"{_about(evaluate)}\n\n{_table(heads, rows)}\nItems a second over transformers': {faster}; "
+    return f"{text}{found['same_text']:.0%} of the peer's answers are ours letter for letter.\n"
+
+
+def dataset_table(dataset: dict) -> str:
+    """Requests a second of the teacher's client, by what its server allows."""
+    heads = ["server", "answered", "attempts", "requests/s", "of the limit", "CPU ms/request, server included"]
+    rows = [[row[head] for head in heads] for row in dataset["result"]["rows"]]
+    return f"{_about(dataset)}\n\n{_table(heads, rows)}"
+
+
 def _about(measured: dict, command: bool = True) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+    found = measured["versions"] | measured["result"].get("versions", {})  # those of its peers
+    versions = ", ".join(f"{name} {version}" for name, version in found.items())
     line = f"Measured {measured['date']} on {measured['hardware']}; {versions}"
     return f"{line}: `{measured['command']}`" if command else f"{line}."
 
@@ -179,5 +198,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "update": (("update", "update_long", "update_mini"), update_table),
     "memory": (("memory", "memory_7b", "memory_dsa"), memory_table),
     "rollout": (("rollout", "rollout_sync"), rollout_table),
+    "evaluate": (("evaluate",), evaluate_table),
+    "dataset": (("dataset",), dataset_table),
     "measured": (("learning", "pipeline", "merge"), measured_table),
 }

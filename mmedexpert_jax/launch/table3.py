@@ -152,8 +152,11 @@ CLAIMS = (
     Claim("TIES outperforms SLERP", ("Ours",), ("SLERP",)),
     Claim("task arithmetic outperforms SLERP", ("Task arithmetic",), ("SLERP",)),
     Claim("the whole method outperforms the base", ("Ours",), ("Base",)),
-    Claim("DSA starts GBA more diverse than the base does", ("Merged experts (TIES)",), ("Base",), "distinct"),
-    Claim("DSA starts GBA more diverse than pooled SFT", ("Merged experts (TIES)",), ("Mixed SFT",), "distinct"),
+    *(
+        Claim(f"DSA starts GBA more diverse than {start}, by {what}", ("Merged experts (TIES)",), (row,), measure)
+        for row, start in (("Base", "the base"), ("Mixed SFT", "pooled SFT"))
+        for measure, what in (("distinct", "distinct answers"), ("passed", "pass@k"), ("entropy", "token entropy"))
+    ),
 )
 CLAIMS_OF_TABLE_4 = (
     Claim("GBA on 1,000 items of OmniMedVQA improves the model", ("MMedExpert-R1",), ("MMedExpert-R1 before",)),

@@ -43,7 +43,7 @@ def doubled(value):
     return 2 * value if isinstance(value, float) else value
 
 
-@pytest.mark.parametrize("name", ["forward", "merge", "memory", "rollout", "update_mini"])
+@pytest.mark.parametrize("name", ["dataset", "evaluate", "forward", "merge", "memory", "rollout", "update_mini"])
 def test_a_table_follows_its_result(figures, tmp_path, name):
     file = tmp_path / "docs" / "results" / f"{name}.json"
     found = json.loads(file.read_text())
