@@ -26,7 +26,7 @@ from mmedexpert_jax.medeval.stats import (
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout import Engine, Reply, Settings
-from mmedexpert_jax.runtime import processes
+from mmedexpert_jax.runtime import files, processes
 
 BOTH = ("strict", "medevalkit")  # scorers that every report shows
 
@@ -131,9 +131,9 @@ class Evaluation:
         return Evaluation(tuple(replace(row, right=row.verdicts.get(scorer, False)) for row in self.rows))
 
     def write(self, path: str | Path) -> None:
-        """Writes the rows as JSON lines."""
+        """Writes the rows as JSON lines, whole or not at all. Raises ResourceError."""
         lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows)
-        Path(path).write_text("".join(lines), encoding="utf-8")
+        files.write_text(path, "".join(lines))
 
     @classmethod
     def read(cls, path: str | Path) -> "Evaluation":

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from mmedexpert_jax.data.benchmarks import from_case
-from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.medeval import Evaluation, compare_evaluations, evaluate
 from mmedexpert_jax.medeval.evaluate import chance, constant
 from mmedexpert_jax.medeval.stats import wilson
@@ -97,6 +97,8 @@ def test_rows_survive_a_file(processor, cases, sampler, tmp_path):
     evaluation = ask(processor, cases)
     evaluation.write(tmp_path / "rows.jsonl")
     assert Evaluation.read(tmp_path / "rows.jsonl") == evaluation
+    with pytest.raises(ResourceError, match=r"cannot write .*rows\.jsonl"):
+        evaluation.write(tmp_path / "nowhere" / "rows.jsonl")
     (tmp_path / "rows.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(DataError, match=r"rows\.jsonl: not the rows"):
         Evaluation.read(tmp_path / "rows.jsonl")
