@@ -15,7 +15,9 @@ FORMS = ("tags", "boxed", "plain")
 READ_WHOLE = ("pmc_vqa",)  # benchmarks whose answers MedEvalKit does not first cut to their tags
 
 _STATEMENT = re.compile(
-    r"\b(?:answer|option|choice)\b(?:\s+(?:is|would\s+be|should\s+be))?[\s:*\-]*\(?([A-J])(?![\w'])\)?", re.IGNORECASE
+    r"\b(?i:answer|option|choice)\b(?i:\s+(?:is|would\s+be|should\s+be))?[\s:*\-]*"
+    r"\(?([A-J](?![\w'])|[a-j](?=[.,;:)*](?!\w)|$))",  # a small letter with a space behind it may be the article
+    re.MULTILINE,
 )
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{(.*)\}", re.DOTALL)
 _BOX = re.compile(r"\\boxed\s*\{")

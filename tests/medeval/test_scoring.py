@@ -94,6 +94,13 @@ def test_unknown_form():
         ("I choose option B.", None, None, "B"),
         ("The answer is A. On reflection, the answer is B.", None, None, None),  # ambiguous
         ("The answer is Z", None, None, None),
+        ("The best option is a CT scan.", None, None, None),  # the article is no label
+        ("The answer is a combination of B and C, so B", None, None, None),
+        ("One choice is e.g. a CT scan.", None, None, None),
+        ("The ANSWER IS b\nbecause the ventricle fails", None, None, "B"),
+        ("The answer is (b) because of that", None, None, "B"),
+        ("The answer is **b**, not a", None, None, "B"),
+        ("I choose option b.", None, None, "B"),
         ("The answer is because of sepsis", None, None, None),  # no label
         ("Answer: BNP is raised", None, None, None),
         ("B\n\nBecause the ventricle fails.", None, None, "B"),
