@@ -134,8 +134,10 @@ def _usage(usage: Any) -> Usage | None:
 
 
 def _object(content: bytes) -> Mapping[str, Any]:
+    """The object in a body, {} for anything else; half a surrogate pair, of an emoji cut in two, becomes U+FFFD."""
     try:
-        body = json.loads(content)
+        text = json.dumps(json.loads(content), ensure_ascii=False)
+        body = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     except ValueError:
         return {}
     return body if isinstance(body, dict) else {}

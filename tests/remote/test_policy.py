@@ -45,6 +45,12 @@ def test_errors_are_told_apart(status, content, outcome):
     assert judge(status, JSON, content).outcome == outcome
 
 
+def test_half_an_emoji_can_be_stored():
+    found = judge(200, JSON, completion(content="B \ud83d", reasoning_content="\ude00 \ud83d\ude00 é"))
+    assert (found.reply.text, found.reply.reasoning) == ("B \ufffd", "\ufffd \U0001f600 é")
+    assert judge(500, JSON, body(message="cut \ud83d")).detail == "500: cut \ufffd"
+
+
 def test_an_answer_has_text_finish_reasoning_and_usage():
     content = json.loads(completion(content="B", reasoning_content="hidden"))
     content["usage"] = {
