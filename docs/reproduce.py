@@ -75,6 +75,8 @@ def page(result: dict[str, Any]) -> str:
     command = f"python -m mmedexpert_jax.launch --config=configs/ablation.py:{preset} --config.seeds={seeds}"
     if len(result["rows"]) < len(table3.rows()):
         command += f' --config.rows="{",".join(row["name"] for row in result["rows"])}"'
+    if result["price"]:
+        command += f" --config.price={result['price']:g}"
     head = TITLE + HEAD.format(command=command, preset=preset)
     made = result["made"]
     devices = ", ".join(made["devices"])

@@ -72,7 +72,7 @@ def write(config: ConfigDict, path: Path, rows: Sequence[Row], stages: Stages, s
     by_seed = [list(stages.order(evaluations, seed)) for seed in seeds]
     tasks = {task.folder: task for tasks in by_seed for task in tasks}
     result["seconds"] = [sum(task.seconds or 0.0 for task in tasks) for tasks in by_seed]
-    result["costs"] = stage_costs.table(tasks)
+    result |= {"price": config.price, "costs": stage_costs.table(tasks, config.price)}
     (path / "export" / "tables").mkdir(parents=True, exist_ok=True)
     files.write_json(path / RESULT, result)
     table = table_rows(result)
@@ -96,7 +96,7 @@ def report_run(path: Path) -> None:
         report.Table("Claims", [{"claim": claim["text"], "here": claim["sentence"]} for claim in result["claims"]]),
         report.Table("Rows", table_rows(result), NOTE),
         report.Table("Diversity", diversity_rows(result), DIVERSITY_NOTE),
-        report.Table("Cost of the stages", result["costs"], stage_costs.NOTE),
+        report.Table("Cost of the stages", result["costs"], stage_costs.note(result["price"])),
     ]
     report.report_run(path, sections)
 
@@ -117,12 +117,13 @@ def page(result: Mapping[str, Any], images: str = "") -> str:
     shown = panels(result) if images else {}
     figures = [f"![Figure 3 {title}]({images}/{name})\n" for name, title in shown.items()]
     claims = "".join(f"- {claim['sentence']}\n" for claim in result["claims"])
+    costs_note = stage_costs.note(result.get("price", 0.0))
     sections = {
         "Rows": f"{tables.markdown(table_rows(result))}\n{NOTE}\n",
         "Figure 3": "\n".join([*figures, FIGURE_NOTE + "\n"]) if figures else "",
         "Claims": claims,
         "Diversity": f"{tables.markdown(diversity_rows(result))}\n{DIVERSITY_NOTE}\n",
-        "Costs": f"{tables.markdown([_texts(row) for row in result['costs']])}\n{stage_costs.NOTE}\n",
+        "Costs": f"{tables.markdown([_texts(row) for row in result['costs']])}\n{costs_note}\n",
     }
     return head + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items() if text)
 
