@@ -1,5 +1,6 @@
 """One model through this project's engine and through transformers: the same answers."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -62,12 +63,17 @@ def asked():
     return [Asked(case.id, f"{int(case.id):064x}", build(from_case(case), "think_answer").messages) for case in cases]
 
 
-def test_both_ways_give_the_same_answers(folder, asked, monkeypatch):
+@pytest.fixture
+def reference(folder, monkeypatch):
     def processor(*arguments, **options):
         images = Qwen2VLImageProcessorPil.from_pretrained(folder)
         return Reference(images, AutoTokenizer.from_pretrained(folder), QWEN2_VL_TEMPLATE)
 
     monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", processor)
+
+
+@pytest.mark.usefixtures("reference")
+def test_both_ways_give_the_same_answers(folder, asked):
     settings = Settings(max_new_tokens=6, batch_size=2)
     ours, theirs = {}, {}
     with jax.default_matmul_precision("highest"):
@@ -77,6 +83,28 @@ def test_both_ways_give_the_same_answers(folder, asked, monkeypatch):
     for number in range(3):
         (mine,), (other,) = ours[number], theirs[number]
         assert (mine.text.strip(), mine.tokens, mine.truncated) == (other.text, other.tokens, other.truncated)
+
+
+@pytest.mark.usefixtures("reference")
+def test_of_transformers_settings_ours_alone_count(folder, asked, tmp_path):
+    """Not those of the checkpoint's generation_config.json: Qwen2-VL's has top_k 1, Qwen2.5-VL's a penalty of 1.05."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    file = copy / "generation_config.json"
+    penalties = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "num_beams": 3}
+    file.write_text(json.dumps(json.loads(file.read_text()) | penalties | {"top_k": 1, "do_sample": True}))
+
+    def answers(path, questions=asked, num_samples=1, **settings):
+        found = {}
+        backend = TransformersBackend(str(path), Settings(max_new_tokens=8, batch_size=3, **settings))
+        backend.answer(questions, num_samples, found.__setitem__)
+        return {questions[number].name: [reply.text for reply in replies] for number, replies in found.items()}
+
+    greedy = answers(folder)
+    assert answers(copy) == greedy == answers(folder, temperature=0.5, top_k=1)
+    drawn = answers(copy, num_samples=4, temperature=9.0)
+    assert all(len(set(texts)) > 1 for texts in drawn.values()), "the checkpoint's top_k would leave one token"
+    assert drawn == answers(folder, num_samples=4, temperature=9.0)
+    assert answers(copy, asked[1:2], 4, temperature=9.0) == {asked[1].name: drawn[asked[1].name]}
 
 
 def test_a_model_without_a_chat_template_is_one_line(folder, asked, monkeypatch):

@@ -11,9 +11,15 @@ from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse, stop_if
 from mmedexpert_jax.medeval.prompts import Messages, opened
 from mmedexpert_jax.rollout import Reply, Settings
 
+PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}  # not what the checkpoint names
+
 
 class TransformersBackend:
-    """Any model of transformers' image-text-to-text family, `batch_size` conversations of like length at a time."""
+    """Any model of transformers' image-text-to-text family, `batch_size` conversations of like length at a time.
+
+    Sampled answers are drawn for one conversation at a time, from a seed of its own, so that they do not depend on the
+    others.
+    """
 
     def __init__(self, path: str, settings: Settings, interrupted: Callable[[], int | None] = lambda: None):
         """Takes a directory or hub id, "owner/name@revision"; `interrupted` is looked at between batches."""
@@ -25,10 +31,11 @@ class TransformersBackend:
     def answer(self, asked: Sequence[Asked], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None) -> None:
         """As in `Backend`."""
         order = sorted(range(len(asked)), key=lambda number: -_length(asked[number].messages))
-        for start in range(0, len(order), self._settings.batch_size):
+        size = 1 if self._settings.temperature > 0 else self._settings.batch_size
+        for start in range(0, len(order), size):
             stop_if(self._interrupted)
             numbers, conversations = [], []
-            for number in order[start : start + self._settings.batch_size]:
+            for number in order[start : start + size]:
                 try:
                     conversations.append(_plain(opened(asked[number].messages)))
                     numbers.append(number)
@@ -57,14 +64,16 @@ class TransformersBackend:
             return_tensors="pt",
             processor_kwargs={"padding": True},
         ).to(model.device, dtype=model.dtype)
-        sampled = self._settings.temperature > 0
-        choice = {"temperature": self._settings.temperature, "top_p": self._settings.top_p} if sampled else {}
+        settings = self._settings
+        sampled = settings.temperature > 0
+        choice = {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
         set_seed(seed)
         tokens = model.generate(
             **inputs,
-            **choice,
+            **(choice if sampled else {}),
+            **PLAIN,
             do_sample=sampled,
-            max_new_tokens=self._settings.max_new_tokens,
+            max_new_tokens=settings.max_new_tokens,
             num_return_sequences=num_samples,
         )[:, inputs["input_ids"].shape[1] :]
         stops = model.generation_config.eos_token_id
