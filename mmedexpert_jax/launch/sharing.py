@@ -17,11 +17,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import __version__
-from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.launch.table3 import Model, Stage
 from mmedexpert_jax.runtime import files, processes
-from mmedexpert_jax.runtime.run import FREE
+from mmedexpert_jax.runtime.run import flat, is_free
 
 _DIGITS = 12  # of a hash in a directory's name
 _EVERY = 1.0  # seconds between two looks at whether a stage is free
@@ -94,9 +93,7 @@ class Stages:
         if inputs:
             paths["experts"] = tuple(f"{name}={task.folder}" for name, task in inputs.items())
         config.unlock().update(paths)
-        task = Task(stage, own, config.lock(), digest)
-        _refuse_other_data(task)
-        return task
+        return Task(stage, own, config.lock(), digest)
 
     def order(self, wanted: Sequence[Stage], seed: int) -> Iterator[Task]:
         """What the wanted stages need and themselves, inputs first, each once."""
@@ -142,32 +139,16 @@ def turn(task: Task, check: Callable[[], None]) -> Iterator[None]:
             file.close()
 
 
-def _refuse_other_data(task: Task) -> None:
-    """The hash names a dataset no more than a run's directory does: neither may hold two."""
-    saved = files.read_json(task.folder / "config.json") or {}
-    path = saved.get("data", {}).get("path", task.config.data.path)
-    if path != task.config.data.path:
-        raise ConfigError(
-            f"config.data.path: {task.folder} was made from {path!r}, not from {task.config.data.path!r}; choose "
-            "another folder with config.stages or config.workdir"
-        )
-
-
 def held(config: ConfigDict) -> dict[str, Any]:
     """The fields of a stage that its result depends on, as plain data; paths to other stages are not among them."""
-    return _without_free(files.plain(config.to_dict()) | {"model": {"dtype": config.model.dtype}, "experts": None})
+    fields = files.plain(config.to_dict()) | {"model": {"dtype": config.model.dtype}, "experts": None}
+    return {key: value for key, value in flat(fields).items() if not is_free(key)}
 
 
 def label(stage: Stage, seed: int) -> str:
     """What a reader of the folder sees of a stage: job, specialty, method or objective, and seed."""
     fields = (stage.fields.get(name) for name in ("specialty", "method", "objective"))
     return "-".join([stage.job, *(str(field) for field in fields if field), f"s{seed}"])
-
-
-def _without_free(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return {name: _without_free(part) for name, part in value.items() if name not in FREE}
 
 
 def _text(value: Any) -> str:

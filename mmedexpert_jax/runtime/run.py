@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from mmedexpert_jax.runtime.checkpoints import Checkpoints
 
 LAYOUT = (
-    "config.json", "cmd.txt", "env.json", "metrics.jsonl", "tb", "plots", "samples", "ckpt", "export", "report.html",
-    "STATUS.json",
+    "config.json", "cmd.txt", "env.json", "metrics.jsonl", "tb", "plots", "samples", "ckpt", "export", "table.md",
+    "report.html", "merge_report.html", "logs", "STATUS.json",
 )  # fmt: skip
-# Fields that may differ when a run is resumed: they change what is seen of it, not what it computes.
+# Fields, by the end of their dotted key, that may differ when a run is resumed: they change what is seen of it, not
+# what it computes.
 FREE = frozenset(
     {
         "workdir",
@@ -44,8 +45,8 @@ FREE = frozenset(
         "checkpoint_every",
         "keep",
         # devices and memory: a run may go on with others
-        "data",
-        "fsdp",
+        "mesh.data",
+        "mesh.fsdp",
         "shard",
         "micro_batch",
         "packing",
@@ -295,28 +296,34 @@ def _wipe(path: Path) -> None:
                 (path / name).unlink(missing_ok=True)
 
 
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The fields of a config by dotted key."""
     if not isinstance(config, dict):
         return {prefix: config}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return flat
+        found |= flat(value, f"{prefix}.{key}" if prefix else key)
+    return found
 
 
 def _leaf(key: str) -> str:
     return key.rpartition(".")[2]
 
 
+def is_free(key: str) -> bool:
+    """Whether a field, by its dotted key, may differ when a run is resumed."""
+    return any(f".{key}".endswith(f".{name}") for name in FREE)
+
+
 def _drift(saved: dict, wanted: dict) -> dict[str, tuple[Any, Any]]:
     """{key: (saved, wanted)} of the fields that differ; "(absent)" stands for a field that one side lacks."""
-    old, new = _flat(saved), _flat(wanted)
+    old, new = flat(saved), flat(wanted)
     pairs = {key: (old.get(key, "(absent)"), new.get(key, "(absent)")) for key in [*old, *new]}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _allowed(key: str, old: Any, new: Any) -> bool:
-    if _leaf(key) in FREE:
+    if is_free(key):
         return True
     return _leaf(key) in GROWING and isinstance(old, int) and isinstance(new, int) and 0 < old < new
 

@@ -176,12 +176,17 @@ def test_two_sweeps_take_turns(sweep, monkeypatch, capsys):
     assert trainer.runs == ["dsa AM 0"]
 
 
-def test_stages_of_other_data_are_refused(sweep, capsys):
-    arguments = [*sweep[0], "--config.rows=Base"]
-    assert main(arguments) == 0
-    assert main([*arguments, "--config.data.path=mini"]) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: config.data.path: run/stages/evaluate-") and "choose another folder" in line
+def test_other_data_or_another_model_leads_to_other_stages():
+    ours = table3.twice("ties")
+
+    def folders(**overrides):
+        return {task.folder.name for task in stages(**overrides).order([ours], 0)}
+
+    before = folders()
+    for field in ("data.path", "model.path"):
+        assert not folders(**{field: "elsewhere"}) & before, field
+    for field in ("gba.mesh.data", "dsa.mesh.fsdp", "gba.micro_batch"):
+        assert folders(**{field: 2}) == before, field
 
 
 def test_unknown_rows_are_refused(sweep):

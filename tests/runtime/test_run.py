@@ -132,10 +132,11 @@ def test_fresh_deletes_the_run_and_nothing_else(tmp_path):
     with Run.open(tmp_path, CONFIG) as run:
         run.log(1, {"loss": 1.0})
         run.table("completions", 1, [{}])
+    (tmp_path / "table.md").write_text("of the run")
     (tmp_path / "notes.txt").write_text("mine")
     with Run.open(tmp_path, CONFIG, fresh=True) as run:
         assert run.metrics() == []
-    assert not (tmp_path / "samples").exists() and not (tmp_path / "tb").exists()
+    assert not [name for name in ("samples", "tb", "table.md") if (tmp_path / name).exists()]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
