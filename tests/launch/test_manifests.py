@@ -1,7 +1,10 @@
 """What launch/ holds for schedulers: shell that parses, options that exist, manifests with the fields of their APIs."""
 
+import os
 import re
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -142,6 +145,56 @@ def test_tpu_script_runs_on_all_hosts(tmp_path):
     assert asked == ["compute", "tpus", "tpu-vm", "ssh", "slice", "--zone=z", "--worker=all"]
     assert r"-m mmedexpert_jax.launch --config=configs/gba.py --config.workdir=/mnt/a\ b" in last
     assert subprocess.run([*command[:3], "fly"], env=environment, check=False, capture_output=True).returncode == 2
+    del environment["ZONE"]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 1 and "export ZONE=" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def tpu(tmp_path):
+    """Runs the script's action on two hosts, folders here, whose program only waits for SIGTERM."""
+    for host in ("host0", "host1"):
+        program = tmp_path / host / "venv" / "bin" / "python"
+        program.parent.mkdir(parents=True)
+        program.write_text('#!/bin/bash\ntrap "echo saved; exit 143" TERM\necho "$@"\nwhile sleep 0.05; do :; done\n')
+        program.chmod(0o755)
+    hosts = 'worker=${7#--worker=}; [ "$worker" = all ] && worker="0 1"'
+    loop = f'for n in $worker; do (cd "{tmp_path}/host$n" && bash -c "${{8#--command=}}") || exit; done'
+    (tmp_path / "gcloud").write_text(f"#!/bin/bash\n{hosts}\n{loop}\n")
+    (tmp_path / "gcloud").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "ZONE": "z"}
+
+    def act(*arguments):
+        command = ["bash", str(FOLDER / "tpu_pod.sh"), "slice", *arguments]
+        return subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=60)
+
+    yield act
+    act("stop")
+
+
+def wait_for(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_tpu_job_outlives_its_connection_and_is_followed_and_stopped(tpu, tmp_path):
+    assert tpu("run", "--config.workdir=/mnt/a b").returncode == 0
+    logs = [tmp_path / host / "mmedexpert.log" for host in ("host0", "host1")]
+    wait_for(lambda: all(log.read_text() for log in logs))
+    numbers = [int(log.with_suffix(".pid").read_text()) for log in logs]
+    assert [os.getsid(number) for number in numbers] == numbers  # no terminal and no connection can hang up on them
+    again = tpu("run")
+    assert again.returncode == 1 and "a job runs" in again.stderr
+    with ThreadPoolExecutor() as pool:
+        following = pool.submit(tpu, "logs", "1")
+        assert tpu("stop").returncode == 0
+        lines = following.result().stdout.splitlines()  # it returns when the job ends
+    assert lines == ["-m mmedexpert_jax.launch --config.workdir=/mnt/a b", "saved"]
+    wait_for(lambda: tpu("stop").stdout.splitlines() == ["no job runs"] * 2)
+    assert tpu("run", "--config.seed=1").returncode == 0
+    wait_for(lambda: logs[0].read_text().splitlines() == [*lines, "-m mmedexpert_jax.launch --config.seed=1"])
 
 
 def test_dockerfile():
