@@ -185,7 +185,7 @@ def test_other_data_or_another_model_leads_to_other_stages():
     before = folders()
     for field in ("data.path", "model.path"):
         assert not folders(**{field: "elsewhere"}) & before, field
-    for field in ("gba.mesh.data", "dsa.mesh.fsdp", "gba.micro_batch"):
+    for field in ("gba.mesh.data", "gba.micro_batch"):
         assert folders(**{field: 2}) == before, field
 
 
