@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
+from mmedexpert_jax.runtime import files
 
 TARGETS = ("all-linear", "text")
 # Fields of adapter_config.json that change what the factors mean, with the values under which they do not.
@@ -154,14 +154,10 @@ def save_peft(path: str | Path, lora: Lora, base: str) -> None:
         "bias": "none",
         "inference_mode": True,
     }
-    partial = path.with_name(path.name + ".partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-        (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
+        with files.replacing(path) as partial:
+            save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+            (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise ResourceError(
             f"{path}: the adapter cannot be written ({error}); free space or choose another workdir"

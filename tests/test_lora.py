@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from mmedexpert_jax import lora as lora_module
-from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.models import load_model
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.positions import mrope_positions, patch_positions
@@ -158,6 +159,21 @@ def test_peft_loads_what_we_save(adapted, base, base_dir, inputs, tmp_path):
         base_dir
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
+
+
+def test_a_good_adapter_outlives_a_save_that_fails_at_its_end(base, tmp_path, monkeypatch):
+    lora = lora_module.init(jax.random.key(0), base[1], 2, 4, "text")
+    lora_module.save_peft(tmp_path / "own", lora, "first")
+
+    def refuse(path, target):
+        raise OSError(5, "input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(ResourceError, match="own: the adapter cannot be written"):
+        patch.setattr(Path, "rename", refuse)
+        lora_module.save_peft(tmp_path / "own", lora_module.init(jax.random.key(1), base[1], 2, 4, "text"), "first")
+    kept = lora_module.load_peft(tmp_path / "own", base[1])
+    for one, two in zip(jax.tree.leaves(lora), jax.tree.leaves(kept), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_a_part_of_the_modules_is_loaded_as_a_part(base, base_dir, tmp_path):

@@ -12,15 +12,15 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import pipeline
-from mmedexpert_jax.launch.plan import check, describe
+from mmedexpert_jax.launch.plan import check, check_devices, describe
 from mmedexpert_jax.launch.validate import validate
-from mmedexpert_jax.runtime import processes
+from mmedexpert_jax.runtime import costs, files, processes
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 COMMAND = "python -m mmedexpert_jax.launch"
-REPEATABLE = ("dataset", "evaluate", "ablation")  # they look at what is there and may be run again, alone or all
+REPEATABLE = ("dataset", "evaluate", "pipeline", "ablation")  # they look at what is there and may be run again, alone or all
 DRIFTING = ("evaluate", "ablation")  # what they store is named by all that it depends on: any config may go on
 # Several processes share the work of these; one does all of any other.
 TOGETHER = ("dsa", "gba", "evaluate", "pipeline", "ablation")
@@ -46,6 +46,7 @@ def launch(config: ConfigDict) -> None:
     if config.job == "review":  # people work in it as long as they like: no run that is done once
         _review(config)
         return
+    check_devices(config)
     if config.plan:
         _say(describe(config))
         check(config)
@@ -189,7 +190,7 @@ def _evaluate(config: ConfigDict, run: "Run") -> None:
             shutil.rmtree(folder, ignore_errors=True)
         processes.barrier()
         share = {"process": processes.index(), "processes": processes.count(), "judge": {"model": ""}}
-        with processes.alone():
+        with costs.shared(), processes.alone():
             medeval.answer(_changed(config, answers=folder, **share), run)
         processes.barrier()
         config = _changed(config, fresh=False)
@@ -233,13 +234,11 @@ def _copy_adapter(model_path: str, output: Path) -> None:
         raise DataError(f"config.model.path: {model_path} holds no adapter; use --config.format=model")
     if output.exists():
         raise ConfigError(f"config.output: {output} exists; choose a new directory")
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
     settings = json.loads((source / "adapter_config.json").read_text())
     card = adapter_card(settings["base_model_name_or_path"], settings["r"])
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    partial.rename(output)
+    with files.writing(output), files.replacing(output) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+        (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def _contamination(config: ConfigDict, run: "Run") -> None:

@@ -154,7 +154,7 @@ class Writer:
         self, path: str | Path, tensors: Mapping[str, tuple], fingerprint: Any, max_shard_bytes: int = SHARD_BYTES
     ):
         self.path = Path(path)
-        self.partial = self.path.with_name(f".{self.path.name}.partial")
+        self.partial = files.partial(self.path)
         self._layout, self._headers = _plan(tensors, max_shard_bytes)
         self._total = sum(size for _, size in self._headers.values())
         self._journal = self.partial / "journal.jsonl"
@@ -190,12 +190,7 @@ class Writer:
                 files.write_json(self.partial / "model.safetensors.index.json", index)
             if copy_from:
                 copy_settings(copy_from, self.partial)
-            old = self.path.with_name(f".{self.path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            if self.path.exists():
-                self.path.rename(old)
-            self.partial.rename(self.path)
-            shutil.rmtree(old, ignore_errors=True)
+            files.replace_folder(self.path)
         return self.path
 
     def _resume(self, digest: str) -> dict[str, Any]:

@@ -1,22 +1,8 @@
-"""A folder that appears whole, and its way to the Hugging Face hub."""
+"""A data set's way to the Hugging Face hub."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from mmedexpert_jax.errors import ConfigError, RemoteError
-from mmedexpert_jax.runtime import files
-
-
-def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a folder beside `folder`, then puts it in its place; a run killed in between leaves the old or none."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    with files.writing(folder):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        fill(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
 
 
 def push(folder: Path, repository: str) -> None:

@@ -117,8 +117,8 @@ class Factory:
         public = [one for one in chosen if one.trace.case.redistributable or config.include_restricted]
         for folder, members in (("dataset", chosen), ("public", public)):
             parts = build.split(members, *self._shares())
-
-            def fill(target: Path, parts: dict = parts) -> None:
+            path = self.export / folder
+            with files.writing(path), files.replacing(path) as target:
                 hashes = build.write(target, parts)
                 facts = {name: self.store.fact(name) or {} for name in ("sources", "compared")}
                 made = card.manifest(parts, hashes, facts, settings, rows, config.reviewed)
@@ -126,8 +126,6 @@ class Factory:
                 files.write_text(
                     target / "README.md", card.write(parts, hashes, made, self.store.fact("collection") or [])
                 )
-
-            publish.replace_folder(self.export / folder, fill)
         sizes = {name: len(part) for name, part in build.split(chosen, *self._shares()).items()}
         listed, left_out = ", ".join(f"{name} {count}" for name, count in sizes.items()), len(chosen) - len(public)
         print(f"built {len(chosen)} rows ({listed}) in {self.export / 'dataset'}; {left_out} kept out of public")

@@ -1,8 +1,6 @@
 """Writes Hugging Face directories that transformers and vLLM load unchanged."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.models.card import model_card
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.qwen2_vl import flatten, tensor_shapes
+from mmedexpert_jax.runtime import files
 
 SHARD_BYTES = 5 * 10**9  # transformers' usual size
 
@@ -50,19 +49,15 @@ def save_pretrained(
     flat = flatten(params)
     if {name: tuple(value.shape) for name, value in flat.items()} != tensor_shapes(model.config):
         raise DataError(f"{path}: the parameters' names or shapes are not those of the model's config")
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write_weights(partial, flat, max_shard_bytes)
-        _write_configs(partial, model, flat)
-        card = model_card(model.config, _dtype(flat), origin)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        if processor is not None:
-            processor.save(partial)
-        _replace(partial, path)
+        with files.replacing(path) as partial:
+            _write_weights(partial, flat, max_shard_bytes)
+            _write_configs(partial, model, flat)
+            card = model_card(model.config, _dtype(flat), origin)
+            (partial / "README.md").write_text(card, encoding="utf-8")
+            if processor is not None:
+                processor.save(partial)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise ResourceError(
             f"{path}: the model cannot be written ({error}); free space or choose another path"
         ) from error
@@ -102,15 +97,6 @@ def _write_configs(directory: Path, model: Model, flat: dict) -> None:
 
 def _dtype(flat: dict) -> str:
     return str(flat["model.embed_tokens.weight"].dtype)
-
-
-def _replace(new: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.replace(path, old)
-    os.replace(new, path)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_json(file: Path, content: dict) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -74,6 +75,54 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(Path(path).read_text())
     except (OSError, ValueError):
         return None
+
+
+@contextlib.contextmanager
+def replacing(folder: str | os.PathLike) -> Iterator[Path]:
+    """An empty folder to be filled: it stands at `folder` when the block ends, and is gone where the block raises.
+
+    A process killed at any point leaves the old folder or the new one whole: at `folder`, or, of one killed between
+    two renames, at `.<name>.old`, from where the next call brings it back.
+    """
+    folder = Path(folder)
+    new = partial(folder)
+    _settle(folder)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        replace_folder(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def partial(folder: Path) -> Path:
+    """Where the next `folder` is filled: beside it, hidden."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def replace_folder(folder: Path) -> None:
+    """Puts `partial(folder)` at `folder`, and deletes what stood there only then."""
+    _settle(folder)
+    try:
+        if folder.is_dir():
+            folder.rename(_aside(folder))
+        partial(folder).rename(folder)
+    finally:
+        _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Ends a replacement that was cut short: the old folder goes back where no new one came, and else goes."""
+    old = _aside(folder)
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def lock(path: Path) -> IO[str] | None:
