@@ -26,7 +26,7 @@ from mmedexpert_jax.medeval.stats import (
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout import Engine, Reply, Settings
-from mmedexpert_jax.runtime import files, processes
+from mmedexpert_jax.runtime import costs, files, processes
 
 BOTH = ("strict", "medevalkit")  # scorers that every report shows
 
@@ -270,11 +270,12 @@ def evaluate(
     engine = Engine(model, params, processor, settings, lora=lora, key=key)
     prompts, names = (conversation(*jobs[i]) for i in share), (f"case {jobs[i][0].id}" for i in share)
     rows: dict[int, list[Row]] = {}
-    for place, replies in engine.answer(prompts, share, names):
-        case, asked = jobs[share[place]]
-        rows[place] = judged(from_case(case), replies, paradigm=asked, scorer=scorer)
-        if len(rows) % batch_size == 0 or len(rows) == len(share):
-            on_batch(len(rows) * len(jobs) // len(share))
+    with costs.shared():
+        for place, replies in engine.answer(prompts, share, names):
+            case, asked = jobs[share[place]]
+            rows[place] = judged(from_case(case), replies, paradigm=asked, scorer=scorer)
+            if len(rows) % batch_size == 0 or len(rows) == len(share):
+                on_batch(len(rows) * len(jobs) // len(share))
     shares = processes.gather([[asdict(row) for row in rows[place]] for place in range(len(share))])
     count = len(shares)
     return Evaluation(tuple(Row(**row) for i in range(len(jobs)) for row in shares[i % count][i // count]))

@@ -7,29 +7,40 @@ was spent, repeated steps included.
 
 import contextlib
 import functools
+import re
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Dense bfloat16 operations per second of one device, as its vendor states them; found in the device's name.
+from mmedexpert_jax.runtime import processes
+
+# Dense bfloat16 operations per second of one device, as its vendor's data sheet states them; float16 of V100 and T4,
+# which know no bfloat16. Looked for as whole words in JAX's name of the device: "Tesla T4", "NVIDIA A100-SXM4-80GB".
 PEAKS = {
+    "V100-PCIE": 112e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "L4": 121e12,
+    "A10": 125e12,
     "A100": 312e12,
     "H100": 989e12,
     "H200": 989e12,
+    "GH200": 989e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
     "TPU v5p": 459e12,
     "TPU v5": 459e12,
     "TPU v6": 918e12,
+    "TPU v6e": 918e12,
 }
 _SIDE = 1024  # of the matrices whose product measures a CPU
 
 
 class Meter:
-    """The cost of one run so far. Use as a context manager, or `close` it.
+    """The cost of one run so far; `close` it at the end.
 
     Args:
         saved: what an earlier process of the run had counted, as `values` gave it.
@@ -47,6 +58,7 @@ class Meter:
         self._memory = int(saved.get("peak_memory_bytes") or 0)
         for meter in _OPEN:
             meter._look()
+        self._earlier = _device_peak() or 0  # an accelerator's record is of the whole process and cannot begin anew
         _forget_peak()
         _OPEN.append(self)
 
@@ -60,7 +72,8 @@ class Meter:
 
     def values(self) -> dict[str, Any]:
         """The cost by name: wall seconds, device seconds (of steps, over all devices), tokens, counted operations and
-        their share of what the devices can do in that time, bytes at the peak, dollars; what is not known is left out.
+        their share of what the devices can do in that time, bytes at the peak, dollars; what is not known is left out,
+        as the peak on an accelerator is where this process had needed more of it before the run.
         """
         self._look()
         wall = self._wall + (time.monotonic() - self._begun if self._begun is not None else 0.0)
@@ -69,24 +82,54 @@ class Meter:
             found |= {"device_seconds": round(self.busy, 3), "tokens": self.tokens, "flops": self.flops}
             if self.busy and (peak := peak_flops()):
                 found["share_of_peak"] = self.flops / self.busy / peak
-        found["peak_memory_bytes"] = self._memory
+        if self._memory:
+            found["peak_memory_bytes"] = self._memory
         if self._price:
             found["dollars"] = self._price * wall / 3600 * found["devices"]
         return found
 
     def _look(self) -> None:
-        self._memory = max(self._memory, peak_memory())
+        peak = _device_peak()
+        if peak is None:
+            self._memory = max(self._memory, _host_peak())
+        elif peak > self._earlier:
+            self._memory = max(self._memory, peak)
 
 
 _OPEN: list[Meter] = []
+_counted = (0.0, 0, 0.0)  # by this process since it started: device seconds, tokens, operations
+_sharing = False
 
 
 def count(seconds: float, tokens: int, flops: float) -> None:
-    """Adds work to every open run: `seconds` in which all devices were at it, tokens, floating-point operations."""
+    """Adds work to every open run: `seconds` in which all devices (inside `shared` those of this process) were at it,
+    tokens, floating-point operations."""
+    _add(seconds * len(_at_work()), int(tokens), float(flops))
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Inside, every process of the job works on a share of its own and counts that; at the end, to which all come, each
+    adds what the others counted."""
+    global _sharing
+    before, outer = _counted, _sharing
+    _sharing = processes.count() > 1
+    try:
+        yield
+    finally:
+        _sharing = outer
+    own = [after - earlier for after, earlier in zip(_counted, before, strict=True)]
+    shares = zip(own, *processes.gather(own), strict=True)
+    _add(*(sum(everyone) - mine for mine, *everyone in shares))
+
+
+def _add(busy: float, tokens: int, flops: float) -> None:
+    global _counted
+    _counted = (_counted[0] + busy, _counted[1] + tokens, _counted[2] + flops)
     for meter in _OPEN:
-        meter.busy += seconds * _devices()
-        meter.tokens += int(tokens)
-        meter.flops += float(flops)
+        meter.busy += busy
+        meter.tokens += tokens
+        meter.flops += flops
 
 
 def readable(cost: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,20 +150,6 @@ def readable(cost: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def peak_memory() -> int:
-    """Bytes at the peak: of the accelerator that had most in use, else of this process's memory."""
-    if "jax" in sys.modules:
-        import jax
-
-        with contextlib.suppress(RuntimeError):
-            used = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
-            if any(used):
-                return max(used)
-    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as status:
-        return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 @functools.cache
 def peak_flops() -> float:
     """Operations per second of one device: its vendor's figure in bfloat16; of a CPU what a product of two float32
@@ -130,7 +159,32 @@ def peak_flops() -> float:
     device = jax.devices()[0]
     if device.platform == "cpu":
         return _product_rate() / len(jax.devices())
-    return next((peak for name, peak in PEAKS.items() if name.lower() in device.device_kind.lower()), 0.0)
+    return vendors_peak(device.device_kind)
+
+
+def vendors_peak(kind: str) -> float:
+    """Operations per second of a device of JAX's name `kind`, of PEAKS; 0 where it has none."""
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", kind, re.IGNORECASE)), 0.0)
+
+
+def _device_peak() -> int | None:
+    """Bytes at the peak on the accelerator of this process that had most in use; None: it has none."""
+    if "jax" not in sys.modules:
+        return None
+    import jax
+
+    with contextlib.suppress(RuntimeError):
+        records = [device.memory_stats() for device in jax.local_devices()]
+        if any(records):
+            return max((record or {}).get("peak_bytes_in_use", 0) for record in records)
+    return None
+
+
+def _host_peak() -> int:
+    """Bytes at the peak of this process's memory."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as status:
+        return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _product_rate() -> float:
@@ -146,11 +200,19 @@ def _product_rate() -> float:
 
 
 def _devices() -> int:
+    """Devices of the job, which are paid for whether they work or not."""
     if "jax" not in sys.modules:
         return 1
     import jax
 
     return jax.device_count()
+
+
+def _at_work() -> list[Any]:
+    """Devices behind what is counted."""
+    import jax
+
+    return jax.local_devices() if _sharing else processes.devices()
 
 
 def _forget_peak() -> None:

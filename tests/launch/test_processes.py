@@ -126,6 +126,13 @@ def assert_same_run(got: Path, expected: Path) -> None:
         np.testing.assert_allclose(weights[name], reference, atol=2e-5 * np.abs(reference).max() + 1e-9, err_msg=name)
 
 
+def assert_same_work(got: Path, expected: Path) -> None:
+    """However many processes shared it, the run says what all of them did."""
+    cost, reference = (status(run)["cost"] for run in (got, expected))
+    assert cost["tokens"] == reference["tokens"]
+    assert cost["flops"] == pytest.approx(reference["flops"], rel=1e-6)
+
+
 def test_stopped_in_two_processes_resumed_in_one(start, here, arguments, whole, tmp_path):
     process = start(2, arguments(tmp_path))
     wait_for(2, tmp_path, process)
@@ -176,6 +183,7 @@ def test_an_expert_is_the_same(start, here, arguments, tmp_path, fields):
     here(arguments(tmp_path / "one", "dsa", **fields))
     end(start(2, arguments(tmp_path / "two", "dsa", **fields)), 0)
     assert_same_run(tmp_path / "two", tmp_path / "one")
+    assert_same_work(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow
@@ -184,6 +192,7 @@ def test_an_evaluation_is_the_same(start, here, arguments, tmp_path):
     end(start(2, arguments(tmp_path / "two", "evaluate")), 0)
     assert len(list((tmp_path / "two").glob("answers/*/*/*.jsonl"))) >= 2, "each process answers a share"
     assert status(tmp_path / "two")["summary"] == status(tmp_path / "one")["summary"]
+    assert_same_work(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+from contextlib import closing
 from itertools import pairwise
 
 import jax
@@ -20,6 +21,7 @@ from mmedexpert_jax.medeval.tables import (
 )
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
+from mmedexpert_jax.runtime import costs, processes
 
 KEY = jax.random.key(0)
 TEXT = TextConfig(400, 16, 24, 1, 2, 1, mrope_section=(2, 1, 1))
@@ -77,6 +79,18 @@ def test_guided_prompts_count_by_the_paradigm_they_ask_for(processor, cases, sam
     assert {name: v["items"] for name, v in summary["by"]["paradigm"].items()} == {"analytical": 12, "bayesian": 12}
     with pytest.raises(ConfigError, match="analytical, bayesian, all"):
         ask(processor, cases, paradigm="socratic")
+
+
+def test_the_work_of_all_processes_is_counted(processor, cases, sampler, monkeypatch):
+    """Of two processes that share the cases, the other is said to have done as much as this one."""
+    monkeypatch.setattr(processes, "_count", 2)
+    monkeypatch.setattr(processes, "gather", lambda own: [own, own])
+    with closing(costs.Meter()) as meter:
+        ask(processor, cases)
+    prompts = {row: call["batch"].lengths[i] for call in sampler.calls for i, row in enumerate(call["rows"])}
+    answered = sum(len(processor.completion(sampler.say(row, 0))) for row in prompts)
+    assert sorted(prompts) == list(range(0, 12, 2))
+    assert meter.tokens == 2 * (sum(map(int, prompts.values())) + answered)
 
 
 def test_several_samples_per_case(processor, cases, sampler):

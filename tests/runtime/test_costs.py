@@ -1,11 +1,14 @@
 """Costs: what is counted, by whom, through nesting, kills and prices."""
 
 import json
+from contextlib import closing
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
-from mmedexpert_jax.runtime import Run, costs
+from mmedexpert_jax.runtime import Run, costs, processes
 
 
 def test_a_meter_adds_up_over_processes_and_open_runs(tmp_path):
@@ -52,3 +55,57 @@ def test_costs_for_people():
         "wall seconds": 61, "device seconds": 50, "tokens": 7, "operations": "1.23e+15", "share of peak": "12.3%",
         "peak memory": "2.50 GB", "dollars": "1.50",
     }  # fmt: skip
+
+
+def test_what_processes_do_for_each_other_is_added_up(monkeypatch):
+    """Three processes with one device each, of which this one answered a share."""
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(processes, "gather", lambda own: [own, [4.0, 7, 5e9], [3.0, 8, 6e9]])
+    device = SimpleNamespace(memory_stats=lambda: None)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(jax, "devices", lambda: [device] * 3)
+    with closing(costs.Meter()) as meter:
+        costs.count(1.0, 100, 1e9)
+        with costs.shared():
+            costs.count(2.0, 5, 4e9)
+            costs.count(1.0, 1, 1e9)
+        assert (meter.busy, meter.tokens, meter.flops) == (3.0 + 3.0 + 7.0, 121, 17e9)
+
+
+def test_on_an_accelerator_a_run_shows_its_own_peak_or_none(monkeypatch):
+    """The device's record never falls: a run that stays below what came before it has no figure."""
+    device = SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": record})
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda: None), device])
+    record = 10
+    with closing(costs.Meter()) as outer:
+        record = 50
+        with closing(costs.Meter()) as large:
+            record = 70
+        with closing(costs.Meter()) as small:
+            pass
+        with closing(costs.Meter({"peak_memory_bytes": 30})) as resumed:
+            pass
+    peaks = [meter.values().get("peak_memory_bytes") for meter in (outer, large, small, resumed)]
+    assert peaks == [70, 70, None, 30]
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("Tesla T4", 65e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 0.0),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", 0.0),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("Tesla V100-SXM2-16GB", 125e12),
+        ("Tesla V100-PCIE-16GB", 112e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+    ],
+)
+def test_a_device_is_known_by_its_name_as_a_whole(kind, peak):
+    assert costs.vendors_peak(kind) == peak
