@@ -12,15 +12,15 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import pipeline
-from mmedexpert_jax.launch.plan import check, check_devices, describe
+from mmedexpert_jax.launch.plan import check, describe
 from mmedexpert_jax.launch.validate import validate
-from mmedexpert_jax.runtime import costs, files, processes
+from mmedexpert_jax.runtime import files, processes
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 COMMAND = "python -m mmedexpert_jax.launch"
-REPEATABLE = ("dataset", "evaluate", "pipeline", "ablation")  # they look at what is there and may be run again, alone or all
+REPEATABLE = ("dataset", "evaluate", "ablation")  # they look at what is there and may be run again, alone or all
 DRIFTING = ("evaluate", "ablation")  # what they store is named by all that it depends on: any config may go on
 # Several processes share the work of these; one does all of any other.
 TOGETHER = ("dsa", "gba", "evaluate", "pipeline", "ablation")
@@ -46,7 +46,6 @@ def launch(config: ConfigDict) -> None:
     if config.job == "review":  # people work in it as long as they like: no run that is done once
         _review(config)
         return
-    check_devices(config)
     if config.plan:
         _say(describe(config))
         check(config)
@@ -190,7 +189,7 @@ def _evaluate(config: ConfigDict, run: "Run") -> None:
             shutil.rmtree(folder, ignore_errors=True)
         processes.barrier()
         share = {"process": processes.index(), "processes": processes.count(), "judge": {"model": ""}}
-        with costs.shared(), processes.alone():
+        with processes.alone():
             medeval.answer(_changed(config, answers=folder, **share), run)
         processes.barrier()
         config = _changed(config, fresh=False)
