@@ -88,7 +88,7 @@ class Engine:
         takes the place of `settings.seed`."""
         self.processor, self.settings = processor, settings
         self._network = (model, params, lora)
-        self._key = jax.random.key(settings.seed) if key is None else key
+        self._given, self._key = key, jax.random.key(settings.seed) if key is None else key
         self._mesh = mesh
         self._counted = 0.0  # moment up to which the device's time is counted
         devices = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
@@ -128,9 +128,9 @@ class Engine:
             yield from self._replies(*waiting)
 
     def having(self, settings: Settings) -> "Engine":
-        """An engine of the same weights with other settings."""
+        """An engine of the same weights, and of the same `key` if there is one, with other settings."""
         model, params, lora = self._network
-        return Engine(model, params, self.processor, settings, lora=lora, mesh=self._mesh)
+        return Engine(model, params, self.processor, settings, lora=lora, key=self._given, mesh=self._mesh)
 
     def _batches(
         self, numbered: Iterator[tuple[int, int, str, Prompt]], refuse: Refuse | None

@@ -95,16 +95,16 @@ def test_of_transformers_settings_ours_alone_count(folder, asked, tmp_path):
 
     def answers(path, questions=asked, num_samples=1, **settings):
         found = {}
-        backend = TransformersBackend(str(path), Settings(max_new_tokens=8, batch_size=3, **settings))
+        backend = TransformersBackend(str(path), Settings(max_new_tokens=4, batch_size=3, **settings))
         backend.answer(questions, num_samples, found.__setitem__)
         return {questions[number].name: [reply.text for reply in replies] for number, replies in found.items()}
 
     greedy = answers(folder)
     assert answers(copy) == greedy == answers(folder, temperature=0.5, top_k=1)
-    drawn = answers(copy, num_samples=4, temperature=9.0)
+    drawn = answers(copy, num_samples=3, temperature=9.0)
     assert all(len(set(texts)) > 1 for texts in drawn.values()), "the checkpoint's top_k would leave one token"
-    assert drawn == answers(folder, num_samples=4, temperature=9.0)
-    assert answers(copy, asked[1:2], 4, temperature=9.0) == {asked[1].name: drawn[asked[1].name]}
+    assert drawn == answers(folder, num_samples=3, temperature=9.0)
+    assert answers(copy, asked[1:2], 3, temperature=9.0) == {asked[1].name: drawn[asked[1].name]}
 
 
 def test_a_model_without_a_chat_template_is_one_line(folder, asked, monkeypatch):
@@ -131,6 +131,16 @@ def test_of_a_hub_repository_one_folder_is_fetched(folder, tmp_path, monkeypatch
     assert asked == [(("yuxianglai117/Med-R1",), {"allow_patterns": ["VQA_CT/*"]})]
     with pytest.raises(DataError, match="yuxianglai117/Med-R1 holds no folder VQA_US; see https"):
         open_backend(config, parse("system:med-r1/VQA_US"), tmp_path, SimpleNamespace(interrupted=lambda: None))
+
+
+def test_answers_in_another_precision_are_answers_of_another_model(folder, monkeypatch):
+    def identity(dtype):
+        return JaxBackend(str(folder), dtype, Settings()).identity
+
+    assert identity("") == identity("float32") != identity("bfloat16")
+    on_cpu = identity("")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert identity("") != on_cpu
 
 
 def test_a_fingerprint_changes_with_the_weights_alone(folder, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -51,6 +52,12 @@ def test_an_answer_depends_on_its_id_alone(engine, prompts, monkeypatch):
     reverse = dict(engine.answer(prompts[::-1], ids[::-1]))
     assert [first[i] for i in range(3)] == [reverse[2 - i] for i in range(3)]
     assert first != dict(engine.answer(prompts, [8, 9, 10]))
+
+
+def test_an_engine_with_other_settings_draws_from_the_same_key(tiny, processor, prompts):
+    first = Engine(*tiny, processor, SETTINGS, key=jax.random.key(5))
+    other = first.having(replace(SETTINGS, seed=9))
+    assert dict(first.answer(prompts[:2])) == dict(other.answer(prompts[:2]))
 
 
 def test_conversations_that_cannot_be_encoded(engine, prompts, tmp_path):

@@ -25,7 +25,8 @@ class JaxBackend:
     def __init__(self, path: str, dtype: str, settings: Settings, interrupted: Callable[[], int | None] = lambda: None):
         """Takes what `load_model` takes; `interrupted` tells of a signal and is looked at between answers."""
         self._interrupted = interrupted
-        self.identity: Mapping[str, Any] = {"weights": fingerprint(path), "dtype": dtype}
+        default = "float32" if jax.default_backend() == "cpu" else "checkpoint"  # as `load_model` takes it
+        self.identity: Mapping[str, Any] = {"weights": fingerprint(path), "dtype": dtype or default}
         self._path, self._dtype, self._settings = path, dtype, settings
         self._engines: dict[int, Engine] = {}
 
