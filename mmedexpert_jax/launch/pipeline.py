@@ -30,29 +30,37 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
         run_job: opens and carries out the run of one stage.
     """
 
-    def do(job: str, folder: str, **fields: Any) -> str:
-        stop_if_asked(run, folder)
-        stage = stage_config(config, job, workdir=str(run.path / folder), **fields)
+    for stage in stages(config):
+        stop_if_asked(run, Path(stage.workdir).name)
         run_job(stage)
-        return stage.workdir
-
-    base = config.model.path
-    experts = {name: do("dsa", f"experts/{name}", specialty=name) for name in SPECIALTIES}  # section 4.1
-    merged = do("merge", "merged", experts=_named(experts), weights=())  # section 4.3, stage one
-    policy = do("gba", "gba", model={"path": merged})  # section 4.2
-    final = do("merge", "final", experts=_named(experts | {"RL": policy}), weights=())  # section 4.3, stage two
-    rows = experts | {"merged experts": merged, "GBA": policy, "final": final}
-    evaluation = do("evaluate", "evaluate", model={"path": f"base={base}"}, compare=_named(rows))
     if processes.is_writer():
-        _finish(run, evaluation, ["base", *rows])
+        rows = (stage.model.path, *stage.compare)
+        _finish(run, stage.workdir, [row.partition("=")[0] for row in rows])
+
+
+def stages(config: ConfigDict) -> list[ConfigDict]:
+    """Configs of the stages in order, the evaluation last."""
+
+    def add(job: str, folder: str, **fields: Any) -> str:
+        found.append(stage_config(config, job, workdir=str(Path(config.workdir) / folder), **fields))
+        return found[-1].workdir
+
+    found: list[ConfigDict] = []
+    experts = {name: add("dsa", f"experts/{name}", specialty=name) for name in SPECIALTIES}  # section 4.1
+    merged = add("merge", "merged", experts=_named(experts), weights=())  # section 4.3, stage one
+    policy = add("gba", "gba", model={"path": merged})  # section 4.2
+    final = add("merge", "final", experts=_named(experts | {"RL": policy}), weights=())  # section 4.3, stage two
+    rows = experts | {"merged experts": merged, "GBA": policy, "final": final}
+    add("evaluate", "evaluate", model={"path": f"base={config.model.path}"}, compare=_named(rows))
+    return found
 
 
 def stage_config(config: ConfigDict, job: str, **fields: Any) -> ConfigDict:
     """Config of one stage: its group, the pipeline's shared fields, and `fields` that the pipeline alone knows."""
     stage = config[job].copy_and_resolve_references().unlock()
-    shared = config.copy_and_resolve_references()
     for name in SHARED:
-        stage[name] = shared[name]
+        value = config[name]
+        stage[name] = value.copy_and_resolve_references() if isinstance(value, ConfigDict) else value
     stage.unlock().update({"job": job, "fresh": False, **fields})
     return stage.lock()
 
