@@ -21,6 +21,7 @@ from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
 from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.gba.rollouts import Rollout
+from mmedexpert_jax.gba.split import micro_batch
 from mmedexpert_jax.models import Model, flops, load_model, load_processor, save_pretrained
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.runtime import costs, processes, training
@@ -126,7 +127,7 @@ def _prepare(config: ConfigDict) -> Job:
     steps = config.steps or guidelines.steps(config.epochs)
     processor = load_processor(config.model.path)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    part = _micro_batch(config, guidelines, mesh.size)
+    part = micro_batch(config, mesh.size)
     rounds = steps * (1 + _refills(config))
     ordered = config.zero_variance == "keep"
     batches = Batches(processor, guidelines, rounds, part, config.max_prompt_length, mesh.size, ordered)
@@ -157,11 +158,6 @@ def _check(config: ConfigDict) -> None:
         )
     if config.temperature <= 0:
         raise ConfigError("config.temperature must be above 0: greedy samples of a group are all the same")
-    if config.prompts_per_step % config.minibatches:
-        raise ConfigError(
-            f"config.prompts_per_step is {config.prompts_per_step}; it must be a multiple of minibatches, "
-            f"{config.minibatches}"
-        )
 
 
 def _guidelines(config: ConfigDict, cases: list[Case]) -> Guidelines:
@@ -175,16 +171,6 @@ def _guidelines(config: ConfigDict, cases: list[Case]) -> Guidelines:
         guided=config.guided,
         texts=load_texts(config.guideline_text),
     )
-
-
-def _micro_batch(config: ConfigDict, guidelines: Guidelines, devices: int) -> int:
-    """Prompts of one gradient on each device: `micro_batch`, or all of a minibatch."""
-    minibatch = guidelines.prompts_per_step // config.minibatches
-    size = config.micro_batch or max(1, minibatch // devices)
-    if minibatch % (size * devices):
-        on = f" on each of {devices} devices" if devices > 1 else ""
-        raise ConfigError(f"config.micro_batch ({size}{on}) must divide the {minibatch} prompts of an update")
-    return size
 
 
 def _refills(config: ConfigDict) -> int:

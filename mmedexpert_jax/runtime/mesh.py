@@ -35,32 +35,43 @@ _LEAVES = tuple((re.compile(rf"(?:^|\.)(?:{layers})\.(weight|bias|a|b)$"), axes)
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """A mesh of data x fsdp x tensor devices, the first ones that JAX lists; data=-1 takes all that there are.
 
-    Raises ResourceError where there are fewer, ConfigError for numbers that are none, do not divide the devices, or
-    leave a process of the job without one.
+    Raises as `sizes` does, and ConfigError where a process of the job is left without a device.
     """
     devices = processes.devices()
+    shape = sizes(len(devices), devices[0].platform, data, fsdp, tensor)
+    count = math.prod(shape)
+    if processes.count() > 1 and count < len(devices):
+        raise ConfigError(
+            f"mesh of {count} devices: the job's {processes.count()} processes have {len(devices)}, and each must take "
+            "part; set config.mesh.data=-1, or start fewer processes"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
+
+
+def sizes(devices: int, kind: str, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:
+    """Devices along each of AXES in a mesh of so many devices of a kind; data=-1 takes all that there are.
+
+    Raises ResourceError where there are fewer, ConfigError for numbers that are none or do not divide the devices.
+    """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     for name, size in sizes.items():
         if size < 1 and not (name == "data" and size == -1):
             more = ", or -1 for all" if name == "data" else ""
             raise ConfigError(f"mesh {name}={size}: give a number of devices from 1{more}")
     if data == -1:
-        if len(devices) % (fsdp * tensor):
-            raise ConfigError(f"mesh fsdp={fsdp}, tensor={tensor} does not divide the {len(devices)} devices of JAX")
-        sizes["data"] = len(devices) // (fsdp * tensor)
+        if devices % (fsdp * tensor):
+            raise ConfigError(
+                f"mesh fsdp={fsdp}, tensor={tensor} does not divide the {devices} devices; choose among their divisors"
+            )
+        sizes["data"] = devices // (fsdp * tensor)
     count = math.prod(sizes.values())
-    if count > len(devices):
+    if count > devices:
         wanted = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
         raise ResourceError(
-            f"mesh {wanted} needs {count} devices and JAX sees {len(devices)} ({devices[0].platform}); "
-            f"lower it to at most {len(devices)}, or data to -1 for all"
+            f"mesh {wanted} needs {count} devices and there are {devices} ({kind}); lower it to at most {devices}, or "
+            "data to -1 for all"
         )
-    if processes.count() > 1 and count < len(devices):
-        raise ConfigError(
-            f"mesh of {count} devices: the job's {processes.count()} processes have {len(devices)}, and each must take "
-            "part; set config.mesh.data=-1, or start fewer processes"
-        )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
+    return sizes["data"], fsdp, tensor
 
 
 def partition(path: str, ndim: int) -> PartitionSpec:

@@ -320,8 +320,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_config, tmp_path):
     [
         ({"num_samples": 1}, ConfigError, "config.num_samples is 1; group advantages"),
         ({"temperature": 0.0}, ConfigError, "config.temperature"),
-        ({"minibatches": 3}, ConfigError, "multiple of minibatches"),
-        ({"micro_batch": 3}, ConfigError, "config.micro_batch"),
+        ({"minibatches": 3}, ConfigError, "minibatches 3, micro_batch 2.; set --config.prompts_per_step=6"),
+        ({"micro_batch": 3}, ConfigError, "set --config.micro_batch=2"),
         ({"paradigms_per_query": 3}, ConfigError, "config.prompts_per_step"),
         ({"rewards.functions": ("nowhere.f",)}, ConfigError, "nowhere.f"),
         ({"max_prompt_length": 40}, DataError, r"case case-\d: a prompt of \d+ tokens"),

@@ -39,7 +39,7 @@ assert make_mesh(4).devices.size == 4
 
 for call, kind, words in (
     (lambda: shard_batch({"tokens": np.zeros((12, 2))}, mesh), ConfigError, "tokens has 12 rows, which 8 devices"),
-    (lambda: make_mesh(16), ResourceError, "mesh data=16 needs 16 devices and JAX sees 8"),
+    (lambda: make_mesh(16), ResourceError, "mesh data=16 needs 16 devices and there are 8"),
     (lambda: make_mesh(0), ConfigError, "mesh data=0"),
 ):
     try:

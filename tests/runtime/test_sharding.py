@@ -70,7 +70,7 @@ for sizes, words in (
     ((2, 3, 1), "mesh fsdp=3 does not divide the 32 of"),
     ((-1, 3, 1), "mesh fsdp=3, tensor=1 does not divide the 8 devices"),
     ((1, 0, 1), "mesh fsdp=0: give a number of devices from 1"),
-    ((4, 2, 2), "mesh data=4, fsdp=2, tensor=2 needs 16 devices and JAX sees 8"),
+    ((4, 2, 2), "mesh data=4, fsdp=2, tensor=2 needs 16 devices and there are 8"),
 ):
     try:
         load_model(folder, mesh=make_mesh(*sizes))

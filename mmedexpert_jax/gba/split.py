@@ -1,0 +1,49 @@
+"""How the prompts of a step are split: into the minibatches of its updates, over devices, into micro-batches."""
+
+import itertools
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.errors import ConfigError
+
+
+def prompts(config: ConfigDict, groups: int = 0) -> int:
+    """Prompts of a step, each read once (`Guidelines.prompts_per_step`); with `groups` in place of the config's."""
+    return (groups or config.prompts_per_step) * (config.paradigms_per_query if config.group_by == "query" else 1)
+
+
+def micro_batch(config: ConfigDict, devices: int, prefix: str = "") -> int:
+    """Prompts of one gradient on each device: `micro_batch`, or all of a minibatch.
+
+    Args:
+        config: of the job gba.
+        devices: of its mesh, all processes together.
+        prefix: of its fields' names, such as "gba." in a pipeline.
+
+    Raises:
+        ConfigError: they cannot be split evenly. It names the least number of prompts that can, or, where the devices
+            are not the cause, the largest micro-batch, which changes no result.
+    """
+    shares = config.minibatches * devices
+    if _divides(config, shares * max(1, config.micro_batch), config.prompts_per_step):
+        return config.micro_batch or prompts(config) // shares
+    if _divides(config, shares, config.prompts_per_step):
+        share = prompts(config) // shares
+        size = max(n for n in range(1, config.micro_batch) if share % n == 0)
+        raise ConfigError(
+            f"config.{prefix}micro_batch={config.micro_batch} does not divide the {share} prompts of an update on each "
+            f"device; set --config.{prefix}micro_batch={size}"
+        )
+    size = max(1, config.micro_batch)
+    more = next(n for n in itertools.count(config.prompts_per_step) if _divides(config, shares * size, n))
+    raise ConfigError(
+        f"config.{prefix}prompts_per_step={config.prompts_per_step}, the batch of all devices, cannot be split "
+        f"evenly (devices {devices}, minibatches {config.minibatches}, micro_batch {config.micro_batch}); "
+        f"set --config.{prefix}prompts_per_step={more}"
+    )
+
+
+def _divides(config: ConfigDict, shares: int, groups: int) -> bool:
+    """Whether so many groups a step can be split: their prompts into the shares, they themselves by minibatches."""
+    queries = 1 if config.group_by == "query" else config.paradigms_per_query
+    return prompts(config, groups) % shares == groups % config.minibatches == groups % queries == 0
