@@ -99,7 +99,11 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(f"{file} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
         yield from enumerate(rows, 1)
         return
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as UTF-8 text ({error}); save it in UTF-8") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -117,7 +121,10 @@ def _case(row: dict[str, Any], where: str, folder: Path) -> Case:
     question, answer = _text(row, "question", where), _text(row, "answer", where)
     options = row.get("options")
     if isinstance(options, dict):
-        options = [options[letter] for letter in sorted(options)]
+        letters = sorted(options)
+        if "".join(letters).upper() != LETTERS[: len(letters)]:
+            raise DataError(f"{where}, key options: lettered {', '.join(letters)}; letter them A, B, ... without a gap")
+        options = [options[letter] for letter in letters]
     if not options:
         raise DataError(f"{where}, key options: no options; give 2 to {len(LETTERS)} texts")
     if not 2 <= len(options) <= len(LETTERS) or not all(isinstance(o, str) and o.strip() for o in options):

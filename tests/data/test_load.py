@@ -51,6 +51,8 @@ def test_jsonl_and_parquet_give_the_same_cases(tmp_path):
     ("change", "words"),
     [
         ({"options": None}, ("row 2", "options", "no options")),
+        ({"options": {"B": "one", "C": "two"}, "answer": "B"}, ("row 2", "options", "lettered B, C;", "without a gap")),
+        ({"options": {"A": "one", "C": "two"}}, ("row 2", "options", "lettered A, C;")),
         ({"options": ["one"]}, ("row 2", "options", "2 to 10")),
         ({"options": ["a", ""]}, ("row 2", "options", "empty")),
         ({"answer": "C"}, ("row 2", "answer", "'C'", "A, B")),
@@ -70,6 +72,25 @@ def test_a_wrong_row_is_named(tmp_path, change, words):
         load_cases(file, "train")
     line = str(error.value)
     assert "\n" not in line and str(file) in line and all(word in line for word in words)
+
+
+@pytest.mark.parametrize("head", ["", "\ufeff"])
+def test_a_text_may_hold_any_character(tmp_path, head):
+    rows = [ROW | {"id": str(i), "question": f"one{mark}two"} for i, mark in enumerate("\u2028\x85\x0b\x0c\r")]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    (tmp_path / "train.jsonl").write_bytes((head + text).encode())
+    assert [case.question for case in load_cases(tmp_path, "train")] == [row["question"] for row in rows]
+
+
+def test_a_file_in_another_encoding_is_one_line(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(json.dumps(ROW | {"trace": "für"}, ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(DataError, match=r"train\.jsonl cannot be read as UTF-8 text .*; save it in UTF-8"):
+        load_cases(tmp_path, "train")
+
+
+def test_lettered_options_keep_their_letters(tmp_path):
+    (case,) = load_cases(_write(tmp_path, ROW | {"options": {"B": "high", "A": "low", "C": "none"}}), "train")
+    assert case.options == ("low", "high", "none")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
