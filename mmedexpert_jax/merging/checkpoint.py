@@ -194,16 +194,11 @@ class Writer:
         return self.path
 
     def _resume(self, digest: str) -> dict[str, Any]:
-        lines = self._journal.read_text().splitlines() if self._journal.exists() else []
-        if lines and lines[0] == digest:
-            done = {}
-            for line in lines[1:]:
-                try:  # the last line may be cut short
-                    name, note = json.loads(line)
-                except ValueError:
-                    break
-                done[name] = note
-            return done
+        lines = files.json_lines(self._journal)
+        if lines and lines[0][1] == digest:
+            with files.writing(self._journal):  # the last line may be cut short, and more will follow it
+                os.truncate(self._journal, sum(len(line) for line, _ in lines))
+            return dict(entry for _, entry in lines[1:])
         with files.writing(self.partial):
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)
@@ -213,7 +208,7 @@ class Writer:
                 with (self.partial / file).open("wb") as stream:
                     stream.write(header)
                     stream.truncate(len(header) + size)
-            self._journal.write_text(digest + "\n")
+            self._journal.write_text(json.dumps(digest) + "\n")
         return {}
 
 

@@ -21,6 +21,9 @@ from mmedexpert_jax.models.checkpoint import Stored
 from mmedexpert_jax.models.load import READERS, Reader, trace
 from mmedexpert_jax.runtime import files
 
+# What an expert is read from: weights, the settings of an adapter, a recipe or a run, the checkpoints of a run.
+_FILES = ("*.safetensors", "adapter_config.json", RECIPE, "config.json", "ckpt/*/manifest.json")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -192,11 +195,16 @@ def _copy(view: np.ndarray, dtype: np.dtype, write: Callable[[int, np.ndarray], 
 
 
 def _fingerprint(recipe: Recipe, base: Checkpoint, job: Merge) -> list[Any]:
-    """Everything that the result depends on; weights by the size and time of their files."""
-    sources: list[Any] = [base.fingerprint()]
+    """Everything that the result depends on; files by their size and time."""
+    return [recipe.parameters.to_json(), recipe.dtype, recipe.start_only, base.fingerprint(), _sources(job)]
+
+
+def _sources(job: Merge) -> list[Any]:
+    """Name, paths and files of the experts, and of those behind the merges that they start from."""
+    found: list[Any] = []
     for expert in job.experts:
-        found = [
-            [str(f), f.stat().st_size, f.stat().st_mtime_ns] for p in expert.paths for f in Path(p).glob("*.*t*s*")
-        ]
-        sources.append([expert.name, expert.paths, sorted(found)])
-    return [recipe.parameters.to_json(), recipe.dtype, recipe.start_only, sources]
+        read = sorted(file for path in expert.paths for pattern in _FILES for file in Path(path).glob(pattern))
+        stats = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in read]
+        behind = _sources(expert.origin) if isinstance(expert.origin, Merge) else []
+        found.append([expert.name, expert.paths, stats, behind])
+    return found

@@ -77,6 +77,20 @@ def read_json(path: str | os.PathLike) -> Any:
         return None
 
 
+def json_lines(path: Path) -> list[tuple[bytes, Any]]:
+    """(line, value) pairs of a JSON-lines file up to the first line that is not whole; none where there is no file."""
+    found: list[tuple[bytes, Any]] = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        found.append((line, value))
+    return found
+
+
 @contextlib.contextmanager
 def replacing(folder: str | os.PathLike) -> Iterator[Path]:
     """An empty folder to be filled: it stands at `folder` when the block ends, and is gone where the block raises.

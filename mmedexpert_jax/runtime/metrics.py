@@ -9,6 +9,7 @@ one that never was.
 import importlib
 import json
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """(line, row) pairs up to the first line that is not whole."""
-    found: list[tuple[bytes, dict[str, Any]]] = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not (line.endswith(b"\n") and isinstance(row, dict)):
-            break
-        found.append((line, row))
-    return found
+    return [(line, row) for line, row in files.json_lines(path) if isinstance(row, dict)]
 
 
 class Rows:
@@ -128,11 +120,19 @@ class Metrics:
 
 
 def _tracker(name: str, folder: Path, config: Mapping | None) -> Any:
-    """A wandb run, or trackio's, which has the same three calls."""
+    """A wandb run, or trackio's, which has the same three calls; the one that this folder had before, if it had one.
+
+    The file `tracker_id` tells which: wandb resumes by id, trackio, which takes none, by name.
+    """
     if name not in TRACKERS:
         raise ConfigError(f"tracker={name!r}: choose one of {', '.join(TRACKERS)}, or '' for none")
     try:
         module = importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"tracker={name!r} needs its package: pip install {name}") from error
-    return module.init(project="mmedexpert-jax", name=folder.name, config=files.plain(config or {}), resume="allow")
+    known = folder / "tracker_id"
+    if not known.exists():
+        files.write_text(known, uuid.uuid4().hex[:8])
+    id = known.read_text()
+    own = {"name": folder.name, "id": id} if name == "wandb" else {"name": f"{folder.name}-{id}"}
+    return module.init(project="mmedexpert-jax", config=files.plain(config or {}), resume="allow", **own)

@@ -17,6 +17,8 @@ from mmedexpert_jax.merging.checkpoint import Checkpoint
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.recipe import Recipe, merge_to_disk, read_recipe
 from mmedexpert_jax.models.qwen2_vl import flatten, nest
+from mmedexpert_jax.runtime.checkpoints import Checkpoints
+from mmedexpert_jax.runtime.training import State
 
 SHAPES = {"model.embed_tokens.weight": (40, 8), "visual.merger.weight": (6, 4), "model.norm.weight": (8,)} | {
     f"model.layers.{layer}.mlp.{name}_proj.weight": size
@@ -127,12 +129,7 @@ def test_a_killed_merge_goes_on(models, tmp_path):
     job = recipe(models, ("first", "second"))
     whole = merge_to_disk(job, tmp_path / "whole")
 
-    def stop(done, total):
-        if done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        merge_to_disk(job, tmp_path / "out", stop)
+    kill(job, tmp_path / "out", after=3)
     assert not (tmp_path / "out").exists()
     journal = tmp_path / ".out.partial" / "journal.jsonl"
     assert len(journal.read_text().splitlines()) == 4
@@ -148,13 +145,67 @@ def test_a_killed_merge_goes_on(models, tmp_path):
 
 
 def test_another_merge_does_not_go_on_from_the_journal(models, tmp_path):
-    def stop(done, total):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        merge_to_disk(recipe(models, ("first",)), tmp_path / "out", stop)
+    kill(recipe(models, ("first",)), tmp_path / "out", after=1)
     merge_to_disk(recipe(models, ("second",)), tmp_path / "out")
     merge_to_disk(recipe(models, ("second",)), tmp_path / "fresh")
+    assert load_equal(tmp_path / "out", tmp_path / "fresh")
+
+
+def kill(recipe, path, after):
+    def stop(done, total):
+        if done == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_to_disk(recipe, path, stop)
+
+
+def test_a_line_of_the_journal_cut_short_costs_one_tensor_and_no_later_ones(models, tmp_path):
+    job = recipe(models, ("first", "second"))
+    kill(job, tmp_path / "out", after=2)
+    journal = tmp_path / ".out.partial" / "journal.jsonl"
+    with journal.open("a") as file:
+        file.write('["model.layers.1')
+    kill(job, tmp_path / "out", after=5)
+    names = [json.loads(line)[0] for line in journal.read_text().splitlines()[1:]]
+    assert len(names) == 5 and len(set(names)) == 5
+
+
+def alpha_changed(path, base):
+    settings = json.loads((path / "adapter" / "adapter_config.json").read_text())
+    (path / "adapter" / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 8.0}))
+
+
+def next_checkpoint(path, base):
+    Checkpoints(path / "run" / "ckpt").save(2, vars(State(low_rank(7), (), 2)))
+
+
+def recipe_changed(path, base):
+    content = json.loads((path / "recipe" / "recipe.json").read_text())
+    content["parameters"]["numbers"]["density"][""] = 0.9
+    (path / "recipe" / "recipe.json").write_text(json.dumps(content))
+
+
+def expert_behind_the_recipe_changed(path, base):
+    adapters.save_peft(path / "behind", low_rank(7), str(base))
+
+
+@pytest.mark.parametrize("change", [alpha_changed, next_checkpoint, recipe_changed, expert_behind_the_recipe_changed])
+def test_a_merge_whose_experts_changed_does_not_go_on_from_the_journal(models, tmp_path, change):
+    base = models / "base"
+    adapters.save_peft(tmp_path / "adapter", low_rank(5), str(base))
+    Checkpoints(tmp_path / "run" / "ckpt").save(1, vars(State(low_rank(6), (), 1)))
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"model": {"path": str(base)}}))
+    adapters.save_peft(tmp_path / "behind", low_rank(8), str(base))
+    experts = {"first": str(models / "first"), "behind": str(tmp_path / "behind")}
+    numbers = {"density": {"": 0.3}}
+    Recipe(str(base), experts, Parameters("ties", tuple(experts), "paper", numbers)).write(tmp_path / "recipe")
+    experts = {name: str(tmp_path / name) for name in ("adapter", "run", "recipe")}
+    job = Recipe(str(base), experts, Parameters("ties", tuple(experts), "paper", numbers), (), "float32")
+    kill(job, tmp_path / "out", after=len(SHAPES) - 1)
+    change(tmp_path, base)
+    merge_to_disk(job, tmp_path / "out")
+    merge_to_disk(job, tmp_path / "fresh")
     assert load_equal(tmp_path / "out", tmp_path / "fresh")
 
 
