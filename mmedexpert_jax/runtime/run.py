@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LAYOUT = (
     "config.json", "cmd.txt", "env.json", "metrics.jsonl", "tb", "plots", "samples", "ckpt", "export", "table.md",
-    "report.html", "merge_report.html", "logs", "STATUS.json",
+    "report.html", "merge_report.html", "logs", "STATUS.json", "tracker_id",
 )  # fmt: skip
 # Fields, by the end of their dotted key, that may differ when a run is resumed: they change what is seen of it, not
 # what it computes.

@@ -115,12 +115,34 @@ def test_tracker_is_asked_for_or_absent(tmp_path, monkeypatch):
     log = metrics.Metrics(tmp_path, tracker="trackio", config={"lr": float("nan")})
     log.log(2, {"x": 1.0, "note": "text", "kl": float("nan")})
     log.close()
-    assert calls[0]["config"] == {"lr": None} and calls[0]["name"] == tmp_path.name
+    assert calls[0]["config"] == {"lr": None} and calls[0]["name"].startswith(f"{tmp_path.name}-")
     assert calls[1:] == [(2, {"x": 1.0}), "finish"]
     with pytest.raises(ConfigError, match="pip install wandb"):
         metrics.Metrics(tmp_path, tracker="wandb")
     with pytest.raises(ConfigError, match="choose one of wandb, trackio"):
         metrics.Metrics(tmp_path, tracker="wandbb")
+
+
+def test_a_resumed_run_goes_on_in_its_tracker(tmp_path, monkeypatch):
+    """wandb resumes by `id`, without which resume="allow" makes a new run; trackio has no `id` and resumes by name."""
+    calls = []
+
+    def wandb(*, project, name, config, resume, id):
+        calls.append((resume, name, id))
+        return SimpleNamespace(finish=lambda: None)
+
+    def trackio(*, project, name, config, resume):
+        calls.append((resume, name))
+        return SimpleNamespace(finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=wandb))
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=trackio))
+    for tracker in ("wandb", "trackio"):
+        for parent in ("a", "a", "b"):
+            (tmp_path / tracker / parent / "gba").mkdir(parents=True, exist_ok=True)
+            metrics.Metrics(tmp_path / tracker / parent / "gba", tracker=tracker).close()
+        first, resumed, other = calls[-3:]
+        assert first == resumed != other and first[0] == "allow"
 
 
 def test_clocks_are_told_apart():
