@@ -2,14 +2,14 @@
 
 import json
 import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import Check, Judgement, Picture, Record, Trace
+from mmedexpert_jax.remote.database import Database
 
 FILE = "factory.sqlite"
 TRACE_COLUMNS = "t.id, case_id, paradigm, text, response, teacher, sample, request, stage1, judge"
@@ -36,8 +36,8 @@ CREATE TRIGGER IF NOT EXISTS review_events_hold BEFORE DELETE ON review_events
 """
 
 
-class Store:
-    """The tables of one run; threads may share it, and other processes may have it open (WAL).
+class Store(Database):
+    """The tables of one run.
 
     Replacing cases or traces never touches `review_events`: their trace ids stay valid, since an id is a function of
     what the trace says. `events` values are JSON. Answers, attempts and costs stand in tables that remote.Answers
@@ -45,36 +45,8 @@ class Store:
     """
 
     def __init__(self, path: str | Path):
-        """Opens or creates the file. Raises DataError where it is no SQLite data base."""
-        self.path = Path(path)
-        self._lock = threading.RLock()
-        self._db = sqlite3.connect(self.path, check_same_thread=False, timeout=30.0, isolation_level=None)
-        try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(SCHEMA)
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"{path} is not the factory's data base ({error}); choose another workdir") from None
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._db.close()
-
-    def write(self, change: Callable[[sqlite3.Connection], object]) -> None:
-        """Runs `change` inside one transaction: all of it is stored, or nothing."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                change(self._db)
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    def read(self, query: str, *values: object) -> list[tuple]:
-        """Rows of a SELECT."""
-        with self._lock:
-            return self._db.execute(query, values).fetchall()
+        """Opens or creates the file. Raises DataError, ResourceError."""
+        super().__init__(path, SCHEMA, "the factory's data base")
 
     def replace_cases(self, records: Iterable[Record]) -> None:
         """Makes `records`, in their order, the cases; traces of others go."""

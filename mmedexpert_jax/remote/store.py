@@ -2,13 +2,12 @@
 
 import json
 import sqlite3
-import threading
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.remote.database import Database
 from mmedexpert_jax.remote.protocol import Attempt, Reply, Usage
 
 SCHEMA = """
@@ -26,40 +25,31 @@ _COLUMNS = "key, started, seconds, status, outcome, detail, prompt_tokens, compl
 _COLUMNS += "reasoning_tokens, cost, response_id, host"
 
 
-class Answers:
-    """One SQLite file; threads may share it, several processes may have it open.
+class Answers(Database):
+    """Answers and attempts in one file.
 
     An answer is committed before anyone sees it, so a killed process loses no answer that came back. Nothing that
     could hold a key is written.
     """
 
     def __init__(self, path: str | Path):
-        """Opens or creates the file. Raises DataError where it is no SQLite data base."""
-        self.path = Path(path)
-        self._lock = threading.RLock()
-        try:
-            self._db = sqlite3.connect(self.path, check_same_thread=False, timeout=60.0, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(SCHEMA)
-        except sqlite3.Error as error:
-            raise DataError(f"{path} is no store of answers ({error}); choose another file") from None
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._db.close()
+        """Opens or creates the file. Raises DataError, ResourceError."""
+        super().__init__(path, SCHEMA, "a store of answers")
 
     def get(self, key: str) -> Reply | None:
         """The stored answer, marked as stored; None where there is none."""
-        with self._lock:
-            row = self._db.execute("SELECT reply FROM answers WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        rows = self.read("SELECT reply FROM answers WHERE key = ?", key)
+        if not rows:
             return None
-        values = json.loads(row[0])
+        values = json.loads(rows[0][0])
         return Reply(**values | {"key": key, "usage": Usage(**values["usage"]), "stored": True})
 
     def put(self, attempts: Iterable[Attempt], replies: Iterable[Reply] = ()) -> None:
-        """Stores attempts and the answers they gave, in one transaction. An answer that is there stays."""
+        """Stores attempts and the answers they gave, all or nothing. An answer that is there stays.
+
+        Raises:
+            ResourceError: the disk is full, or cannot be written.
+        """
         rows = [
             (
                 *(a.key, a.started, a.seconds, a.status, a.outcome, a.detail),
@@ -68,56 +58,47 @@ class Answers:
             for a in attempts
         ]
         answers = [(reply.key, json.dumps(asdict(replace(reply, stored=False)))) for reply in replies]
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(f"INSERT INTO attempts ({_COLUMNS}) VALUES ({', '.join('?' * 13)})", rows)
-            self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", answers)
-            self._db.execute("COMMIT")
+
+        def change(db: sqlite3.Connection) -> None:
+            db.executemany(f"INSERT INTO attempts ({_COLUMNS}) VALUES ({', '.join('?' * 13)})", rows)
+            db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", answers)
+
+        self.write(change)
 
     def attempts(self, key: str) -> list[Attempt]:
         """The history of a request, oldest first."""
-        query = f"SELECT {_COLUMNS} FROM attempts WHERE key = ? ORDER BY id"
-        with self._lock:
-            rows = self._db.execute(query, (key,)).fetchall()
+        rows = self.read(f"SELECT {_COLUMNS} FROM attempts WHERE key = ? ORDER BY id", key)
         return [_attempt(*row) for row in rows]
 
     def spent(self) -> float:
         """Dollars of all attempts."""
-        with self._lock:
-            return float(self._db.execute("SELECT COALESCE(SUM(cost), 0) FROM attempts").fetchone()[0])
+        return float(self.read("SELECT COALESCE(SUM(cost), 0) FROM attempts")[0][0])
 
     def totals(self) -> dict[str, float]:
         """Sums over all attempts: "attempts", "prompt_tokens", "completion_tokens", "cost", and counts by outcome."""
-        with self._lock:
-            sums = self._db.execute(
-                "SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0), "
-                "COALESCE(SUM(cost), 0) FROM attempts"
-            ).fetchone()
-            counts = self._db.execute(
-                "SELECT outcome, COUNT(*) FROM attempts GROUP BY outcome ORDER BY outcome"
-            ).fetchall()
+        (sums,) = self.read(
+            "SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0), "
+            "COALESCE(SUM(cost), 0) FROM attempts"
+        )
+        counts = self.read("SELECT outcome, COUNT(*) FROM attempts GROUP BY outcome ORDER BY outcome")
         return dict(zip(("attempts", "prompt_tokens", "completion_tokens", "cost"), sums, strict=True)) | dict(counts)
 
     def add_batch(self, id: str, host: str) -> None:
         """Remembers a submitted batch."""
-        with self._lock:
-            self._db.execute("INSERT OR IGNORE INTO batches VALUES (?, ?, 0)", (id, host))
+        self.write(lambda db: db.execute("INSERT OR IGNORE INTO batches VALUES (?, ?, 0)", (id, host)))
 
     def close_batch(self, id: str) -> None:
         """Marks a batch as collected."""
-        with self._lock:
-            self._db.execute("UPDATE batches SET collected = 1 WHERE id = ?", (id,))
+        self.write(lambda db: db.execute("UPDATE batches SET collected = 1 WHERE id = ?", (id,)))
 
     def known_batches(self) -> set[str]:
         """Ids of all batches ever remembered."""
-        with self._lock:
-            return {id for (id,) in self._db.execute("SELECT id FROM batches")}
+        return {id for (id,) in self.read("SELECT id FROM batches")}
 
     def open_batches(self, host: str) -> list[str]:
         """Ids of a host's batches that are not collected yet, oldest first."""
-        with self._lock:
-            rows = self._db.execute("SELECT id FROM batches WHERE collected = 0 AND host = ? ORDER BY rowid", (host,))
-            return [id for (id,) in rows]
+        rows = self.read("SELECT id FROM batches WHERE collected = 0 AND host = ? ORDER BY rowid", host)
+        return [id for (id,) in rows]
 
 
 def _attempt(*row: Any) -> Attempt:
