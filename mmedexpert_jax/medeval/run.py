@@ -69,12 +69,18 @@ def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result
 
 
 def models(config: ConfigDict) -> list[Target]:
-    """The models to evaluate, the reference first. Raises ConfigError on a name twice, and on unknown systems."""
+    """The models to evaluate, the reference first.
+
+    Raises:
+        ConfigError: a name twice, an unknown system, or top_k for an endpoint, whose protocol has no such field.
+    """
     named: dict[str, Target] = {}
     for entry in (config.model.path, *config.get("compare", ())):
         target = parse(entry, config.endpoint.url)
         if target.name in named:
             raise ConfigError(f"two models are called {target.name!r}: give names as name=path")
+        if target.kind == "endpoint" and config.temperature > 0 and config.top_k > 0:
+            raise ConfigError(f"config.top_k: {target.name} is an endpoint, which takes none; set 0, or use top_p")
         named[target.name] = target
     return list(named.values())
 

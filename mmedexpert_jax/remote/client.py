@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from threading import Thread
 from typing import Any
 
-from mmedexpert_jax.errors import ConfigError, Interrupted, RemoteError
+from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, RemoteError
 from mmedexpert_jax.remote import messages, policy
 from mmedexpert_jax.remote.limits import Gate, Ledger
 from mmedexpert_jax.remote.policy import Verdict
@@ -19,6 +19,7 @@ from mmedexpert_jax.remote.store import Answers
 LONGEST_WAIT = 60.0  # seconds between two tries where the server names no time
 PATIENCE = 900.0  # seconds; a server that asks for a longer wait ends the run
 FRUITLESS = 8  # requests in a row given up without an answer, after which the run stops
+UNREADABLE = "unreadable"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -63,7 +64,8 @@ class Client:
     def ask(self, requests: Sequence[Request], on_reply: Callable[[int, Reply], None] | None = None) -> list[Reply]:
         """Replies in the order of `requests`; stored ones come first, others as they arrive, each once to `on_reply`.
 
-        A request that was given up has a reply with `error`; asking again tries again. Equal requests are asked once.
+        A request that was given up has a reply with `error`; asking again tries again. An error that begins with
+        UNREADABLE is of an image that cannot be decoded, so that nothing was asked. Equal requests are asked once.
 
         Raises:
             RemoteError: quota, refused key, spent budget, or a server that gives no answers at all.
@@ -122,8 +124,12 @@ class Client:
                 self._halt = Interrupted("what was answered is stored; the same command resumes", signum)
             if self._halt is not None:
                 return
-            body = {"model": self.endpoint.model, "messages": messages.wire(request, self.endpoint)}
-            body |= settings(self.endpoint, request.sample)
+            try:
+                wire = messages.wire(request, self.endpoint)
+            except DataError as error:
+                settle(Reply(key, error=f"{UNREADABLE}: {error}"))
+                continue
+            body = {"model": self.endpoint.model, "messages": wire} | settings(self.endpoint, request.sample)
             tokens = messages.estimate_tokens(request) + self.endpoint.max_tokens
             reply = await self._until_answered(Ask(key, body, tokens, self.worst_cost(request)))
             if reply is not None:
@@ -239,6 +245,8 @@ def settings(endpoint: Endpoint, sample: int) -> dict[str, Any]:
     body: dict[str, Any] = {"max_completion_tokens": endpoint.max_tokens}
     if endpoint.temperature is not None:
         body["temperature"] = endpoint.temperature
+    if endpoint.top_p is not None:
+        body["top_p"] = endpoint.top_p
     if endpoint.seed is not None:
         body["seed"] = endpoint.seed + sample
     if endpoint.effort:

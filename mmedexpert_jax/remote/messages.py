@@ -47,7 +47,10 @@ def content_key(request: Request, model: str, settings: Mapping[str, Any]) -> st
 def request_key(request: Request, endpoint: Endpoint) -> str:
     """`content_key` of a request to an endpoint."""
     names = ("max_tokens", "temperature", "seed", "effort", "image_side")
-    return content_key(request, endpoint.model, {name: getattr(endpoint, name) for name in names})
+    settings = {name: getattr(endpoint, name) for name in names}
+    if endpoint.top_p is not None:
+        settings["top_p"] = endpoint.top_p
+    return content_key(request, endpoint.model, settings)
 
 
 def estimate_tokens(request: Request) -> int:

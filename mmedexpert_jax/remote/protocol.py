@@ -16,10 +16,11 @@ class Endpoint:
     Attributes:
         url: base, such as "https://api.openai.com/v1" or "http://localhost:8000/v1".
         model: name sent with every request; part of an answer's key, as are `max_tokens`, `temperature`, `seed`,
-            `effort` and `image_side`.
+            `effort`, `image_side`, and `top_p` where it is sent.
         key_env: environment variable that holds the key; "" sends none. The key itself is never stored or printed.
         max_tokens: of a completion, hidden reasoning included.
         temperature: None leaves it to the server.
+        top_p: mass of the tokens that are sampled from; None leaves it to the server.
         seed: sent plus the request's sample number; None sends none.
         effort: reasoning effort, such as "medium"; "" sends none.
         image_side: longest side in pixels of images sent; larger ones are scaled down.
@@ -41,6 +42,7 @@ class Endpoint:
     key_env: str = "OPENAI_API_KEY"
     max_tokens: int = 2048
     temperature: float | None = None
+    top_p: float | None = None
     seed: int | None = 0
     effort: str = ""
     image_side: int = 1024

@@ -6,7 +6,10 @@ import pytest
 
 from mmedexpert_jax import load_config, medeval
 from mmedexpert_jax.data.benchmarks import Item
-from mmedexpert_jax.errors import ConfigError, RemoteError
+from mmedexpert_jax.data.benchmarks.item import ImageRef
+from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
+from mmedexpert_jax.medeval.backends import Asked
+from mmedexpert_jax.medeval.backends.endpoint import EndpointBackend
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.judge import judge, read
 from mmedexpert_jax.remote import Answers, Client, Endpoint
@@ -74,6 +77,35 @@ def test_a_server_that_refuses_is_one_line(tmp_path, monkeypatch):
     config.model.path = "endpoint:some-model"
     with pytest.raises(ConfigError, match=r"set config\.endpoint\.url"):
         execute(config, tmp_path / "other")
+
+
+def test_what_an_endpoint_samples_from_is_sent_or_refused(tmp_path):
+    bodies = []
+    with Loopback(lambda body: bodies.append(body) or say_b(body)) as server:
+        fields = {"limit": 1, "top_p": 0.9, "report_items": 0}
+        execute(settings(server, temperature=0.7, **fields), tmp_path / "sampled")
+        execute(settings(server, **fields), tmp_path / "greedy")
+        assert [body.get("top_p") for body in bodies] == [0.9, None]
+        with pytest.raises(ConfigError, match=r"config\.top_k: served is an endpoint"):
+            execute(settings(server, temperature=0.7, top_k=5), tmp_path / "refused")
+    assert len(bodies) == 2
+
+
+def test_a_broken_image_costs_its_own_question_alone(tmp_path):
+    def asked(name, *images):
+        parts = [{"type": "image", "image": ImageRef(name, lambda data=data: data)} for data in images]
+        return Asked(name, "0" * 64, [{"role": "user", "content": [*parts, {"type": "text", "text": name}]}])
+
+    found, refused = {}, {}
+    with Loopback(say_b) as server:
+        backend = EndpointBackend(Endpoint(server.url, "m", key_env=""), Answers(tmp_path / "a.sqlite"))
+        both = [asked("whole"), asked("broken", b"no image"), asked("also whole")]
+        backend.answer(both, 2, found.__setitem__, refused.__setitem__)
+        assert sorted(found) == [0, 2] and [reply.text for reply in found[2]] == [say_b(None)] * 2
+        assert list(refused) == [1] and str(refused[1]).startswith("broken: unreadable: an image cannot be decoded")
+        with pytest.raises(DataError, match="broken: unreadable"):
+            backend.answer(both, 2, found.__setitem__)
+        backend.close()
 
 
 def test_a_server_that_stalls_or_talks_nonsense_is_asked_again_then_named(tmp_path):

@@ -59,6 +59,22 @@ def test_a_request_given_up_is_tried_again_by_the_next_run(client):
         assert client(server, max_attempts=3).ask(questions(1))[0].text == "answer to question 0 (0)"
 
 
+def test_an_image_that_cannot_be_decoded_stops_no_other_request(client, answers):
+    broken = Request([{"role": "user", "content": [{"type": "image", "image": b"no image"}]}])
+    with Loopback(latency=0.01) as server:
+        replies = client(server).ask([*questions(9), broken, *questions(9, sample=1)])
+    assert replies[9].error.startswith("unreadable: an image cannot be decoded") and not replies[9].text
+    assert sum(bool(reply.text) for reply in replies) == 18 == answers.totals()["answered"]
+
+
+def test_the_fields_of_sampling_are_sent(client):
+    bodies = []
+    with Loopback(lambda body: bodies.append(body) or "B") as server:
+        client(server, temperature=0.7, top_p=0.9).ask(questions(1))
+        client(server, temperature=0.7).ask(questions(1))
+    assert [(body["temperature"], body.get("top_p")) for body in bodies] == [(0.7, 0.9), (0.7, None)]
+
+
 def test_a_server_that_answers_nothing_stops_the_run(client):
     stop = pytest.raises(RemoteError, match="no answer to 8 requests in a row, last 400: the prompt is too long")
     with Loopback(misbehaviour=Misbehaviour(rejected=1.0)) as server, stop:

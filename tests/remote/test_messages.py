@@ -58,8 +58,9 @@ def test_the_key_depends_on_all_that_shapes_the_answer_and_not_on_the_server(tmp
         request_key(asking(picture()), Endpoint("http://localhost/v1", "m2", image_side=64)),
         request_key(asking(picture()), Endpoint("http://localhost/v1", "m", image_side=65)),
         request_key(asking(picture()), Endpoint("http://localhost/v1", "m", image_side=64, temperature=1.0)),
+        request_key(asking(picture()), Endpoint("http://localhost/v1", "m", image_side=64, top_p=0.9)),
     ]
-    assert len({base, *others}) == 7
+    assert len({base, *others}) == 8
 
 
 def test_a_broken_image_is_one_line(tmp_path):

@@ -75,6 +75,7 @@ def _endpoint(config: ConfigDict, target: Target, folder: Path, run: Run) -> Bac
         model=target.model,
         max_tokens=config.max_new_tokens,
         temperature=config.temperature,
+        top_p=config.top_p if config.temperature > 0 and config.top_p < 1 else None,
         seed=config.seed,
         **fields,
     )

@@ -9,6 +9,7 @@ from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse
 from mmedexpert_jax.medeval.prompts import opened
 from mmedexpert_jax.remote import Answers, Client, Endpoint, Request
 from mmedexpert_jax.remote import Reply as RemoteReply
+from mmedexpert_jax.remote.client import UNREADABLE
 from mmedexpert_jax.rollout import Reply
 
 PART = 16  # requests for each one in flight that are prepared together, their images in memory
@@ -65,11 +66,15 @@ class EndpointBackend:
         self._client.ask(requests, settle)
         for number, replies in found.items():
             if errors := [reply.error for reply in replies.values() if reply.error]:
-                host = self._client.endpoint.host
-                problem = f"{asked[number].name}: {host} gave no answer ({errors[0]})"
-                if refuse is None:
+                unreadable = errors[0].startswith(UNREADABLE)
+                said = errors[0] if unreadable else f"{self._client.endpoint.host} gave no answer ({errors[0]})"
+                problem = DataError(f"{asked[number].name}: {said}")
+                if refuse is not None:
+                    refuse(number, problem)
+                elif unreadable:
+                    raise problem
+                else:
                     raise RemoteError(f"{problem}; the same command asks again, skip_broken=True goes on without it")
-                refuse(number, DataError(problem))
 
     def totals(self) -> dict[str, float]:
         """Attempts, tokens, dollars and outcomes of all requests in the history."""
