@@ -117,7 +117,7 @@ def page(result: Mapping[str, Any], images: str = "") -> str:
     shown = panels(result) if images else {}
     figures = [f"![Figure 3 {title}]({images}/{name})\n" for name, title in shown.items()]
     claims = "".join(f"- {claim['sentence']}\n" for claim in result["claims"])
-    costs_note = stage_costs.note(result.get("price", 0.0))
+    costs_note = stage_costs.note(result["price"])
     sections = {
         "Rows": f"{tables.markdown(table_rows(result))}\n{NOTE}\n",
         "Figure 3": "\n".join([*figures, FIGURE_NOTE + "\n"]) if figures else "",

@@ -14,13 +14,13 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import pipeline
 from mmedexpert_jax.launch.plan import check, describe
 from mmedexpert_jax.launch.validate import validate
-from mmedexpert_jax.runtime import files, processes
+from mmedexpert_jax.runtime import costs, files, processes
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 COMMAND = "python -m mmedexpert_jax.launch"
-REPEATABLE = ("dataset", "evaluate", "ablation")  # they look at what is there and may be run again, alone or all
+REPEATABLE = ("dataset", "evaluate", "pipeline", "ablation")  # they look at what is there and may be run again
 DRIFTING = ("evaluate", "ablation")  # what they store is named by all that it depends on: any config may go on
 # Several processes share the work of these; one does all of any other.
 TOGETHER = ("dsa", "gba", "evaluate", "pipeline", "ablation")
@@ -189,7 +189,7 @@ def _evaluate(config: ConfigDict, run: "Run") -> None:
             shutil.rmtree(folder, ignore_errors=True)
         processes.barrier()
         share = {"process": processes.index(), "processes": processes.count(), "judge": {"model": ""}}
-        with processes.alone():
+        with costs.shared(), processes.alone():
             medeval.answer(_changed(config, answers=folder, **share), run)
         processes.barrier()
         config = _changed(config, fresh=False)

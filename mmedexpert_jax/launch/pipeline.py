@@ -22,20 +22,23 @@ FOLDERS = ("experts", "merged", "gba", "final", "evaluate")  # of the stages' ru
 
 
 def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) -> None:
-    """Runs what is left of the pipeline, writes table.md and report.html, and finishes the run.
+    """Runs what is left of the pipeline, writes table.md and report.html (again, if nothing is), and finishes the run.
 
     Args:
         config: of the job, with the stages' configs as groups.
         run: the pipeline's own run.
         run_job: opens and carries out the run of one stage.
     """
-
-    for stage in stages(config):
+    plan = stages(config)
+    for stage in () if run.done else plan:
         stop_if_asked(run, Path(stage.workdir).name)
         run_job(stage)
     if processes.is_writer():
-        rows = (stage.model.path, *stage.compare)
-        _finish(run, stage.workdir, [row.partition("=")[0] for row in rows])
+        from mmedexpert_jax.launch import pipeline_result
+
+        rows = (plan[-1].model.path, *plan[-1].compare)
+        models = [row.partition("=")[0] for row in rows]
+        pipeline_result.finish(run, [Path(stage.workdir) for stage in plan], models, config.price)
 
 
 def stages(config: ConfigDict) -> list[ConfigDict]:
@@ -73,24 +76,3 @@ def stop_if_asked(run: "Run", upcoming: str) -> None:
 
 def _named(paths: dict[str, str]) -> tuple[str, ...]:
     return tuple(f"{name}={path}" for name, path in paths.items())
-
-
-def _finish(run: "Run", evaluation: str, names: list[str]) -> None:
-    """One table: accuracy in all and by specialty with 95 % intervals, and the paired gain over the base."""
-    from mmedexpert_jax.launch import stage_costs
-    from mmedexpert_jax.medeval import tables
-    from mmedexpert_jax.medeval.evaluate import Evaluation
-    from mmedexpert_jax.medeval.finish import rows_path
-    from mmedexpert_jax.medeval.run import MINI
-    from mmedexpert_jax.runtime import files, report
-
-    evaluations = {name: Evaluation.read(rows_path(Path(evaluation), MINI, name)) for name in names}
-    summaries = {name: found.summary() for name, found in evaluations.items()}
-    gains = {row.pop("model"): row for row in tables.comparison_table(evaluations)}
-    table = [row | gains.get(row["model"], {}) for row in tables.models_table(summaries)]
-    files.write_text(run.path / "table.md", tables.markdown(table))
-    run.finish({"models": summaries})
-    stages = [*(run.path / "experts").glob("*"), *(run.path / name for name in FOLDERS)]
-    costs = report.Table("Cost of the stages", stage_costs.table(stages), stage_costs.NOTE)
-    report.report_run(run.path, [report.Table(tables.HEADLINE, table, tables.INTERVALS), costs])
-    print(tables.markdown(table), flush=True)

@@ -16,7 +16,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import prompts
 from mmedexpert_jax.medeval.evaluate import Evaluation, Row
 from mmedexpert_jax.medeval.paper_tables import Result
-from mmedexpert_jax.medeval.tables import Rows, split
+from mmedexpert_jax.medeval.tables import Rows
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.runtime import files, pages
 
@@ -170,17 +170,11 @@ def _by_item(evaluation: Evaluation) -> dict[str, list[Row]]:
 def _part(part: Part) -> str:
     columns = list(dict.fromkeys(key for row in part.rows for key in row))
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    lines = ("".join(f"<td>{_cell(row.get(column, ''))}</td>" for column in columns) for row in part.rows)
+    lines = ("".join(f"<td>{pages.cell(row.get(column, ''))}</td>" for column in columns) for row in part.rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     note = f'<p class="note">{html.escape(part.note)}</p>' if part.note else ""
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     return _section(part.title, note + table, part.folded)
-
-
-def _cell(text: str) -> str:
-    """A cell's text, its intervals small and on lines of their own."""
-    figure, *intervals = map(html.escape, split(text))
-    return figure + "".join(f"<small>{interval}</small>" for interval in intervals)
 
 
 def _section(title: str, inner: str, folded: bool) -> str:

@@ -2,12 +2,12 @@
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.medeval.stats import holm
+from mmedexpert_jax.runtime.pages import split
 
 Rows = list[dict[str, str]]
 HEADLINE = "Accuracy, % [Wilson] (bootstrap)"
@@ -15,7 +15,6 @@ INTERVALS = (
     "Percent with two 95 % intervals: [Wilson's] and (the bootstrap's over items). Macro means, votes, pass@k and "
     "items with several answers have the bootstrap's alone."
 )
-_CELL = re.compile(r"([-+]?[\d.]+)(?: (\[[-+\d., ]+\]))?(?: (\([-+\d., ]+\)))?")
 _LATEX = {"\\": r"\textbackslash{}", "–": "--"} | {char: f"\\{char}" for char in "&%$#_{}"}
 
 
@@ -196,12 +195,6 @@ def show(rows: Sequence[Mapping[str, str]], title: str, note: str = "") -> None:
             rest = rest[count:]
     if note:
         console.print(note, highlight=False)
-
-
-def split(text: str) -> list[str]:
-    """A figure and each of its intervals; any other text whole."""
-    found = _CELL.fullmatch(text)
-    return [part for part in found.groups() if part] if found else [text]
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:

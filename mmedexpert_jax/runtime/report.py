@@ -19,6 +19,8 @@ from mmedexpert_jax.runtime import costs, files, metrics, pages, plots
 
 FILTERS = ("step", "specialty", "paradigm", "correct")  # fields of a completion that the browser offers to select by
 GROUP = ("step", "id", "prompt")  # neighbours in which these are equal are samples of one group
+CURVES = "Thin: every step. Thick: moving average. Points: held out."
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?%| GB)?")
 MAX_ROWS = 400  # completions in one report, so that a phone can open it
 
 
@@ -95,15 +97,10 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
     """Summary, curves, `extra`, completions, config and environment, as far as the run directory has them."""
     status = files.read_json(folder / "STATUS.json") or {}
     rows = metrics.read(folder)
-    state = {key: status[key] for key in ("state", "step", "error") if key in status}
+    state = {key: status[key] for key in ("state", "step", "error") if status.get(key)}
     state |= {key: _moment(status[key]) for key in ("started", "updated") if key in status}
     sections: list[Section] = [Facts("Summary", state | (status.get("summary") or {}))]
-    if drawn := plots.draw_run(folder):
-        sections.append(Figures("Curves", drawn, "Thin: every step. Thick: moving average. Points: held out."))
-    sections += extra
-    for name in sorted(path.name for path in (folder / "samples").glob("*") if path.is_dir()):
-        title = name.replace("_", " ").capitalize()
-        sections.append(Completions(title, read_tables(folder / "samples" / name)))
+    sections += [*curves(folder), *extra, *samples(folder)]
     if cost := run_cost(status, rows):
         sections.append(Facts("Cost", cost))
     if len(rows) > 1:
@@ -115,6 +112,21 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
     if (folder / "cmd.txt").exists():
         sections.append(Text("Command", (folder / "cmd.txt").read_text(), folded=True))
     return sections
+
+
+def curves(folder: Path, title: str = "Curves") -> list[Section]:
+    """The plots of a run, drawn anew; none where it has no figures."""
+    drawn = plots.draw_run(folder)
+    return [Figures(title, drawn, CURVES)] if drawn else []
+
+
+def samples(folder: Path, prefix: str = "") -> list[Section]:
+    """A browser for each folder of samples/ in a run."""
+    found: list[Section] = []
+    for path in sorted(path for path in (folder / "samples").glob("*") if path.is_dir()):
+        title = prefix + path.name.replace("_", " ")
+        found.append(Completions(title[0].upper() + title[1:], read_tables(path)))
+    return found
 
 
 def run_cost(status: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -194,7 +206,9 @@ def _escape(value: Any) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return _escape(f"{value:.4g}" if isinstance(value, float) else value)
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
+    return pages.cell(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
 def _facts(values: Mapping[str, Any]) -> str:
@@ -216,14 +230,18 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th>{_escape(column)}</th>" for column in columns)
     lines = [[files.plain(row.get(column)) for column in columns] for row in rows]
-    body = "".join("<tr>" + "".join(f"<td{_numeric(v)}>{_cell(v)}</td>" for v in line) + "</tr>" for line in lines)
+    kinds = [_alignment(values) for values in zip(*lines, strict=True)]
+    head = "".join(f"<th{kind}>{_escape(column)}</th>" for column, kind in zip(columns, kinds, strict=True))
+    cells = [[f"<td{kind}>{_cell(v)}</td>" for v, kind in zip(line, kinds, strict=True)] for line in lines]
+    body = "".join(f"<tr>{''.join(line)}</tr>" for line in cells)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _numeric(value: Any) -> str:
-    return ' class="number"' if isinstance(value, (int, float)) else ""
+def _alignment(values: Sequence[Any]) -> str:
+    """The class of a column that holds numbers, some of which may be missing."""
+    texts = [str(value) for value in values if value not in (None, "", "–")]
+    return ' class="number"' if texts and all(map(_NUMBER.fullmatch, texts)) else ""
 
 
 def _image(path: Path) -> str:

@@ -14,7 +14,8 @@ ROWS = ["base", "AM", "CAH", "BS", "CSI", "merged experts", "GBA", "final"]
 
 
 class Trainer:
-    """Writes a random adapter over `model.path`, as a trainer would; raises `error` in the run called `fail_at`."""
+    """Writes a random adapter over `model.path`, curves and completions, as a trainer would; raises `error` in the run
+    called `fail_at`."""
 
     def __init__(self, write_adapter):
         self.write_adapter = write_adapter
@@ -29,6 +30,9 @@ class Trainer:
         assert evaluate is None, "the evaluate stage scores every model once"
         if self.error and run.path.name == self.fail_at:
             raise self.error
+        run.log(1, {"loss": 1.0} if config.job == "dsa" else {"reward": 1.5, "kl": 0.01})
+        if config.job == "gba":
+            run.table("completions", 1, [{"id": "train-0", "completion": "<answer>A</answer>", "correct": True}])
         self.write_adapter(config, run, seed=len(self.runs))
 
 
@@ -71,7 +75,16 @@ def test_the_paper_in_order_through_interruptions(command, tiny_checkpoint, caps
     out = capsys.readouterr().out
     assert lines[0] in out and "configs/export.py:mini --config.model.path=run/final" in out
 
-    assert main(arguments) == 0 and len(trainer.runs) == 6, "a finished pipeline is left alone"
+    assert list(json.loads(Path("run/STATUS.json").read_text())["summary"]["accuracy"]) == ROWS
+    page = Path("run/report.html").read_text()
+    assert page.count("<dt>") < 30, "tiles are for what is read first"
+    for section in ("experts-dsa", "gba", "gba-completions", "cost-of-the-stages", "config", "environment"):
+        assert f'id="{section}"' in page
+    assert [f'alt="{name}"' in page for name in ("experts", "reward", "kl", "accuracy")] == [True, True, True, False]
+
+    assert "samples, $" not in page and main([*arguments, "--config.price=3"]) == 0
+    assert len(trainer.runs) == 6, "a finished pipeline is left alone"
+    assert "13 h for 1,000 samples, $39.00" in Path("run/report.html").read_text(), "and priced"
     monkeypatch.setattr(merging, "run", lambda config, run: 1 / 0)
     assert main([*arguments, "--config.fresh=True"]) == 1
     assert trainer.runs[6:] == ["AM", "CAH", "BS", "CSI"], "fresh starts the stages over too"

@@ -5,18 +5,61 @@ import shutil
 import pytest
 from PIL import Image
 
+from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.launch import pipeline_result
+from mmedexpert_jax.medeval.evaluate import Evaluation, Row
+from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.medeval.run import MINI
 from mmedexpert_jax.runtime import Run, report
 
 pytestmark = pytest.mark.slow
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 PARADIGMS = ("bayesian", "analytical")
+FOLDERS = ("merged", "gba", "final", "evaluate")
 
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     """The report of a run with curves, a wide table, and two groups of four completions at each of two steps."""
     path = tmp_path_factory.mktemp("runs") / "gba"
-    with Run.open(path, {"lr": 1e-3, "a": {"long": {"name_of_a_field": "value " * 40}}}) as run:
+    _gba(path, {"lr": 1e-3, "a": {"long": {"name_of_a_field": "value " * 40}}})
+    wide = report.Table("Held-out accuracy", [{f"column {i}": "71.2 [68.6, 73.6]" for i in range(9)}])
+    return report.report_run(path, [wide])
+
+
+@pytest.fixture(scope="module")
+def pipeline_file(tmp_path_factory):
+    """The report of a pipeline whose stages trained for a few steps and answered forty questions."""
+    path = tmp_path_factory.mktemp("runs") / "pipeline"
+    dsa = {"job": "dsa", "batch_size": 2, "accumulation": 4, "epochs": 1}
+    for number, name in enumerate(SPECIALTIES):
+        with Run.open(path / "experts" / name, dsa | {"specialty": name}) as run:
+            for step in range(1, 13):
+                run.log(step, {"loss": (2 + number) / step})
+            run.finish({"steps": 12})
+    _gba(path / "gba", {"job": "gba", "prompts_per_step": 2})
+    for name, job in (("merged", "merge"), ("final", "merge"), ("evaluate", "evaluate")):
+        with Run.open(path / name, {"job": job}) as run:
+            run.finish({})
+    models = ["base", *SPECIALTIES, "merged experts", "GBA", "final"]
+    for number, name in enumerate(models):
+        rows = rows_path(path / "evaluate", MINI, name)
+        rows.parent.mkdir(parents=True, exist_ok=True)
+        Evaluation(tuple(_answer(item, item % 8 < number) for item in range(40))).write(rows)
+    stages = [*(path / "experts" / name for name in SPECIALTIES), *(path / name for name in FOLDERS)]
+    with Run.open(path, {"job": "pipeline", "price": 2.0}) as run:
+        pipeline_result.finish(run, stages, models, 2.0)
+    return path / "report.html"
+
+
+def _answer(item, right):
+    labels = {"specialty": SPECIALTIES[item % 4]}
+    verdicts = {"strict": right, "medevalkit": right}
+    return Row(f"item-{item}", 0, "<answer>A</answer>", "A", "A", right, 5, False, labels, verdicts)
+
+
+def _gba(path, config):
+    with Run.open(path, config) as run:
         for step in range(1, 13):
             row = {"reward": step / 12, "rewards/accuracy/mean": step / 12, "kl": 0.01, "entropy": 1 / step}
             row |= {f"paradigms/{name}/reward": step / 12 for name in PARADIGMS}
@@ -25,8 +68,6 @@ def page_file(tmp_path_factory):
         for step in (6, 12):
             run.table("completions", step, _completions())
         run.finish({"rewards/accuracy/mean/first_tenth": 0.1, "rewards/accuracy/mean/last_tenth": 1.0})
-    wide = report.Table("Held-out accuracy", [{f"column {i}": "71.2 [68.6, 73.6]" for i in range(9)}])
-    return report.report_run(path, [wide])
 
 
 def _completions():
@@ -85,6 +126,45 @@ def test_the_report_can_be_read(browser, page_file, size, tmp_path):
     shot = tmp_path / f"{size}.png"
     page.screenshot(path=shot)
     assert Image.open(shot).size == (width, height)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_report_of_a_pipeline_can_be_read(browser, pipeline_file, size, tmp_path):
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text))
+    page.goto(pipeline_file.as_uri())
+    assert not problems
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert 8 <= page.locator("#summary dl div").count() <= 12  # the models' accuracies, state and dates
+    assert page.locator("section").first.evaluate("box => box.offsetHeight") < height  # what follows is soon in sight
+
+    table = page.locator("table").first
+    assert table.locator("tbody tr").count() == 8
+    heights = table.locator("tbody td small").evaluate_all("cells => cells.map(cell => cell.getClientRects().length)")
+    assert heights and set(heights) == {1}  # an interval is not broken into lines
+    rows = table.locator("tbody tr").evaluate_all("rows => rows.map(row => row.offsetHeight)")
+    assert max(rows) < 100
+
+    names = [image.get_attribute("alt") for image in page.locator(".figures img").all()]
+    assert names[0] == "experts" and {
+        "rewards",
+        "reward_by_paradigm",
+        "length",
+        "kl",
+        "entropy",
+        "gap",
+        "throughput",
+    } <= {*names}
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+    assert page.locator(".card").count() == 2 and page.locator(".card img").count() == 2
+
+    costs = page.locator("#cost-of-the-stages").inner_text()
+    for text in ("DSA, an expert", "merge", "GBA", "evaluation", "0.4 h for 1,000 samples, $0.80", "$26.00"):
+        assert text in costs
+    page.screenshot(path=tmp_path / f"{size}.png", full_page=True)
 
 
 def _box(locator):

@@ -1,0 +1,58 @@
+"""What a pipeline found: its table, and a report from which every stage can be read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.launch import stage_costs
+from mmedexpert_jax.medeval import tables
+from mmedexpert_jax.medeval.evaluate import Evaluation
+from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.medeval.run import MINI
+from mmedexpert_jax.runtime import files, metrics, plots, report
+
+if TYPE_CHECKING:
+    from mmedexpert_jax.runtime import Run
+
+EXPERTS = plots.Panel("experts", "Loss of the experts", "nats per token", {"loss/*": ""})
+TABLE_NOTE = (
+    "Every answer of every model, both scorers and more groups of cases: evaluate/report.html beside this file."
+)
+
+
+def finish(run: "Run", stages: Sequence[Path], models: Sequence[str], price: float) -> None:
+    """Writes and prints table.md, finishes the run with the accuracies, and writes report.html.
+
+    Args:
+        run: the pipeline's own.
+        stages: the runs of the stages, the evaluation last.
+        models: names of what was evaluated, the base first.
+        price: dollars for an hour of one device; 0: no money is shown.
+    """
+    found = {name: Evaluation.read(rows_path(stages[-1], MINI, name)) for name in models}
+    summaries = {name: evaluation.summary() for name, evaluation in found.items()}
+    gains = {row.pop("model"): row for row in tables.comparison_table(found)}
+    table = [row | gains.get(row["model"], {}) for row in tables.models_table(summaries)]
+    files.write_text(run.path / "table.md", tables.markdown(table))
+    run.finish({"accuracy": {name: summary["accuracy"] for name, summary in summaries.items()}})
+    sections = [
+        report.Table(tables.HEADLINE, table, f"{tables.INTERVALS} {TABLE_NOTE}"),
+        *_training(run.path),
+        report.Table("Cost of the stages", stage_costs.table(stages, price), stage_costs.note(price)),
+    ]
+    report.report_run(run.path, sections)
+    print(tables.markdown(table), flush=True)
+
+
+def _training(folder: Path) -> list[report.Section]:
+    """Curves of the experts and of GBA, and GBA's completions."""
+    rows = [
+        {"step": row["step"], f"loss/{name}": row["loss"]}
+        for name in SPECIALTIES
+        for row in metrics.read(folder / "experts" / name)
+        if "loss" in row
+    ]
+    experts = plots.draw(EXPERTS, rows, folder / "plots" / "experts.png")
+    found: list[report.Section] = [report.Figures("Experts (DSA)", [experts], report.CURVES)] if experts else []
+    return [*found, *report.curves(folder / "gba", "GBA"), *report.samples(folder / "gba", "GBA, ")]
