@@ -12,6 +12,7 @@ from mmedexpert_jax.data.benchmarks import Item, from_case
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, Case
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.medeval.scoring import score
 from mmedexpert_jax.medeval.stats import (
@@ -21,7 +22,6 @@ from mmedexpert_jax.medeval.stats import (
     majority,
     pass_at_k,
     stratified_bootstrap,
-    wilson,
 )
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.processor import Processor

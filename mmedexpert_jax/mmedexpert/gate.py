@@ -85,9 +85,10 @@ def gate(record: Record) -> Record:
 def assign(records: Sequence[Record], policy: str, seed: int) -> list[tuple[Record, str]]:
     """Pairs of record and designated paradigm, in the order of `records`.
 
-    "balanced" gives each case one: in the order of a seeded hash of the ids, a case takes the paradigm among its own
-    that has been given least often, so that the numbers are as equal as the gate lets them be and depend on the set of
-    cases and the seed alone. "all" gives each case all of its own.
+    "balanced" gives each case one: cases with the fewest paradigms come first, those with as many in the order of a
+    seeded hash of the ids, and each takes the paradigm among its own that has been given least often, so that the
+    numbers are as equal as the gate lets them be and depend on the set of cases and the seed alone. "all" gives each
+    case all of its own.
     """
     if policy == "all":
         return [(record, paradigm) for record in records for paradigm in record.paradigms]

@@ -6,9 +6,9 @@ import pytest
 
 from mmedexpert_jax.data.benchmarks import from_case
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
+from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.medeval import Evaluation, compare_evaluations, evaluate
 from mmedexpert_jax.medeval.evaluate import chance, constant
-from mmedexpert_jax.medeval.stats import wilson
 from mmedexpert_jax.medeval.tables import (
     breakdown_table,
     comparison_table,

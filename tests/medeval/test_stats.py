@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.medeval.stats import (
     bootstrap,
     compare,
@@ -14,7 +15,6 @@ from mmedexpert_jax.medeval.stats import (
     mcnemar,
     pass_at_k,
     stratified_bootstrap,
-    wilson,
 )
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmedexpert_jax.intervals import wilson
+
 _RESAMPLES = 2000
 
 
@@ -63,7 +65,7 @@ def agreement(ratings: Sequence[Mapping[str, str]], categories: Sequence[str], s
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(len(shared), np.full(len(shared), 1 / len(shared)), _RESAMPLES)
     _, kappas, ac1s = _statistics(marks, weights)
-    interval = _wilson(raw, len(shared))
+    interval = wilson(raw * len(shared), len(shared))
     return Agreement(len(shared), len(names), Estimate(raw, *interval), _estimate(kappa, kappas), _estimate(ac1, ac1s))
 
 
@@ -98,10 +100,3 @@ def _estimate(value: float, resampled: np.ndarray) -> Estimate:
         return Estimate(None, None, None)
     low, high = np.quantile(defined, (0.025, 0.975))
     return Estimate(float(value), float(low), float(high))
-
-
-def _wilson(share: float, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    scale = 1 + z * z / total
-    centre = (share + z * z / (2 * total)) / scale
-    half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
