@@ -4,7 +4,9 @@ Settings are put into a cell behind the one tagged "parameters", as papermill do
 """
 
 import ast
+import importlib.util
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -97,6 +99,37 @@ def test_notebooks_are_clean_short_and_alike(path):
     everything = "\n".join(cell.source for cell in code)
     assert "jax.devices()" in everything and ("brief(" in everything or "describe(" in everything)
     assert "not for clinical use" in notebook.cells[0].source.lower() or "for clinical use" in notebook.cells[0].source
+
+
+@pytest.mark.parametrize(
+    ("stem", "given", "planned"),
+    [
+        ("3_merging", {}, {"update": 1, "merge": 1, "sweep": 1}),
+        ("3_merging", {"EXPERTS": {"AM": "runs/am", "BS": "runs/bs"}}, {"update": 0, "merge": 1, "sweep": 1}),
+        ("5_evaluation", {}, {"update": 1, "sampling": 1}),
+        ("5_evaluation", {"MODELS": {"policy": "runs/policy"}}, {"update": 0, "sampling": 1}),
+    ],
+)
+def test_the_memory_of_every_job_is_checked(stem, given, planned, tmp_path, capsys):
+    parameters, _, check, *_ = (
+        cell.source
+        for cell in nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4).cells
+        if cell.cell_type == "code"
+    )
+    names: dict = {}
+    exec(parameters, names)
+    exec(check, names | given | {"WORK": str(tmp_path)})
+    lines = re.findall(r"^  (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    assert {name: lines.count(name) for name in planned} == planned
+
+
+def test_a_source_that_pip_cannot_install_is_said_in_one_line(tmp_path, monkeypatch):
+    """Colab's case: the folder above the notebook is no repository."""
+    cells = [nbformat.read(path, as_version=4).cells for path in NOTEBOOKS]
+    (setup,) = {next(cell.source for cell in notebook if "google.colab" in cell.source) for notebook in cells}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=rf"^pip cannot install '{tmp_path}': .*SOURCE.*$"):
+        exec(compile(setup, "setup", "exec"), {"SOURCE": str(tmp_path), "PINNED": []})
 
 
 def test_every_notebook_is_tried():
