@@ -7,8 +7,8 @@ at once over one folder of stages wait for each other's where they need the same
 
 import functools
 import itertools
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,36 +91,45 @@ def wanted(config: ConfigDict, chosen: Sequence[Row]) -> list[Stage]:
     return [stage(config, row.model) for row in chosen for stage in (greedy, sampled)]
 
 
+def tasks(config: ConfigDict) -> list[Task]:
+    """All stages of the sweep, each once, seed by seed, inputs first."""
+    chosen, stages = wanted(config, rows(config)), Stages(config, folder(config))
+    return list({task.key: task for seed in config.seeds for task in stages.order(chosen, seed)}.values())
+
+
 def describe(config: ConfigDict) -> list[str]:
     """Lines of a plan: rows, stages by job, how many are done, and the time that the rest should take."""
-    chosen, stages = rows(config), Stages(config, folder(config))
-    tasks = {task.key: task for seed in config.seeds for task in stages.order(wanted(config, chosen), seed)}
-    left = [task for task in tasks.values() if not task.done]
-    lines = [f"rows     {len(chosen)}, over seeds {', '.join(map(str, config.seeds))}"]
+    every = tasks(config)
+    left = [task for task in every if not task.done]
+    lines = [f"rows     {len(rows(config))}, over seeds {', '.join(map(str, config.seeds))}"]
     for job in ("dsa", "merge", "gba", "evaluate"):
-        count = sum(task.stage.job == job for task in tasks.values())
+        count = sum(task.stage.job == job for task in every)
         rest = sum(task.stage.job == job for task in left)
         lines.append(f"  {job:8} {count} stages, {count - rest} done")
     counts = functools.cache(lambda: _counts(config))
-    seconds = [_expected(config, task, tasks.values(), counts) for task in left]
-    if any(value is None for value in seconds):
-        return [*lines, "time     not known: set config.expected, or let one seed finish"]
-    total = sum(value for value in seconds if value is not None)
+    known: dict[tuple, list[float]] = defaultdict(list)
+    for task in every:
+        if (seconds := task.seconds) is not None:
+            known[_kind(task)].append(seconds)
+    expected = [_expected(config, task, known, counts) for task in left]
+    if None in expected:
+        return [*lines, "time     not known: let one seed finish, or measure config.expected (docs/plan.md)"]
+    total = sum(value for value in expected if value is not None)
     return [*lines, f"time     about {_clock(total)} for the {len(left)} stages left"]
 
 
 def _expected(
-    config: ConfigDict, task: Task, tasks: Iterable[Task], counts: Callable[[], Mapping[str, Counter]]
+    config: ConfigDict, task: Task, known: Mapping[tuple, list[float]], counts: Callable[[], Mapping[str, Counter]]
 ) -> float | None:
-    """Seconds of a stage: the mean of finished ones that differ in seed or model only, or from config.expected."""
-    like = [found.seconds for found in tasks if found.seconds is not None and _kind(found) == _kind(task)]
-    if like:
+    """Seconds of a stage: the mean of the `known` ones of its kind, or from config.expected."""
+    if like := known.get(_kind(task)):
         return sum(like) / len(like)
     each = config.expected["answer" if task.stage.job == "evaluate" else task.stage.job]
     return each * _size(task, counts()) + config.expected.start if each else None
 
 
 def _kind(task: Task) -> tuple[Any, ...]:
+    """Equal for stages that differ in seed or model only."""
     mixed = task.stage.fields.get("specialty") == "mixed"
     return task.stage.job, mixed, *(task.config.get(name) for name in ("steps", "num_samples", "limit"))
 

@@ -8,12 +8,16 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from mmedexpert_jax.data import SPECIALTIES
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, ResourceError
+from mmedexpert_jax.gba import split
 from mmedexpert_jax.launch import hardware
 from mmedexpert_jax.launch.architecture import architecture
 from mmedexpert_jax.launch.hardware import Devices
 from mmedexpert_jax.launch.needs import ESTIMATES, Needs, needs, rows
+from mmedexpert_jax.launch.presets import SHARED
+from mmedexpert_jax.models import ModelConfig
 
+TRAINING = ("dsa", "gba", "pretrain")
 CHECKPOINTS = 3  # two are kept, a third is being written
 
 
@@ -29,10 +33,11 @@ def count(config: ConfigDict, factor: float = 0.0, **changes: Any) -> tuple[Need
         config = config.copy_and_resolve_references().unlock()
         for key, value in changes.items():
             _set(config, key, value)
-    devices = hardware.find(config.plan_mesh)
-    shape, stored = architecture(_base(config).rpartition("=")[2])
+    devices = hardware.find(config.get("plan_mesh", ""))
+    shape, stored = _architecture(config)
     widened = devices.kind == "cpu" and config.job != "merge"  # a merge writes what the base's files hold
-    dtype = config.model.dtype or ("float32" if widened else stored)
+    given = config.model.dtype if "model" in config else ""
+    dtype = given or ("float32" if widened else stored)
     found = needs(config, shape, dtype, devices)
     if factor:
         update = found.phases["update"]
@@ -48,7 +53,7 @@ def compiled_share(config: ConfigDict) -> float:
     Raises:
         ConfigError: no compiler for the devices of `plan_mesh` is installed.
     """
-    if not config.plan_compile or config.job not in ("dsa", "gba"):
+    if config.job not in ("dsa", "gba") or not config.plan_compile:
         return 0.0
     from mmedexpert_jax.launch import compiled
 
@@ -65,15 +70,15 @@ def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
     found, devices, dtype = count(config, compiled_share(config))
     share = f", {found.trained:,} trained ({found.trained / found.parameters:.1%})" if found.trained else ""
     used = devices.count if config.job == "gba" else 1
-    room = f"{_gb(devices.memory)} for a program on each" if devices.memory else "memory not known"
+    room = f"{gb(devices.memory)} for a program on each" if devices.memory else "memory not known"
     phase, peak = found.peak
     return [
         f"{prefix.rstrip('.') or 'needs'}",
         f"  parameters {found.parameters:,} {dtype}{share}",
         f"  devices    {devices.count} x {devices.kind}, {room}; the job uses {used}",
-        f"  held       {_listed(found.held)}",
+        f"  held       {_listed(found.held) or 'nothing'}",
         *(f"  {name:10} {_listed(parts)}" for name, parts in found.phases.items()),
-        f"  peak       {_gb(peak)} on a device, in {phase}; * estimated (docs/plan.md)",
+        f"  peak       {gb(peak)} on a device, in {phase}; * estimated (docs/plan.md)",
         *(f"  {line}" for line in _work(config, found, train)),
     ]
 
@@ -85,8 +90,8 @@ def problem(config: ConfigDict, prefix: str) -> str:
     phase, peak = found.peak
     if not devices.memory or peak <= devices.memory:
         return ""
-    known = f"{_gb(peak)} are needed in {phase} on a device, {_gb(devices.memory)} are there ({devices.kind})"
-    return f"config.{prefix or ''}plan: {known}; {_mend(config, prefix, devices, factor)}"
+    known = f"{gb(peak)} are needed in {phase} on a device, {gb(devices.memory)} are there ({devices.kind})"
+    return f"{prefix.rstrip('.') or config.job} does not fit: {known}; {_mend(config, prefix, devices, factor)}"
 
 
 def _mend(config: ConfigDict, prefix: str, devices: Devices, factor: float) -> str:
@@ -99,7 +104,8 @@ def _mend(config: ConfigDict, prefix: str, devices: Devices, factor: float) -> s
             break
     if not together:
         return "no field mends that; use devices with more memory or a smaller model"
-    return "set " + " ".join(f"--config.{prefix}{key}={value}" for key, value in together.items())
+    fields = {key if key.partition(".")[0] in SHARED else prefix + key: value for key, value in together.items()}
+    return "set " + " ".join(f"--config.{key}={value}" for key, value in fields.items())
 
 
 def _joined(steps: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -125,6 +131,8 @@ def _steps(config: ConfigDict, devices: Devices) -> Iterator[dict[str, Any]]:
         if config.job == "gba":
             yield {"prompts_per_step": devices.count * config.minibatches}
         yield from ({"max_new_tokens": n} for n in (512, 256, 128) if n < config.max_new_tokens)
+    elif config.job == "pretrain":
+        yield from ({"prompts_per_step": n} for n in (8, 4, 2, 1) if n < config.prompts_per_step)
     elif config.job == "dataset":
         yield from ({"teacher.batch_size": n} for n in (32, 16, 8, 4, 1) if n < config.teacher.batch_size)
         yield {"model.dtype": "bfloat16"}
@@ -141,28 +149,40 @@ def _steps(config: ConfigDict, devices: Devices) -> Iterator[dict[str, Any]]:
 def _fits(config: ConfigDict, change: dict[str, Any], factor: float) -> bool:
     try:
         found, devices, _ = count(config, factor, **change)
-    except ConfigError:  # a mesh that does not divide the model
+    except (ConfigError, ResourceError):  # a mesh that does not divide the model, a batch that the mesh does not
         return False
     return found.peak[1] <= devices.memory
 
 
 def _work(config: ConfigDict, found: Needs, train: Counter) -> Iterator[str]:
     """Steps, tokens and disk of a training job; the disk of an export."""
-    disk = found.exported
-    if config.job in ("dsa", "gba"):
-        cases = {name: train[name] for name in SPECIALTIES}
-        runs = cases if config.job == "dsa" and config.specialty == "all" else {"": _cases(config, cases)}
-        steps = {
-            name: config.steps or math.ceil(config.epochs * n / _cases_per_step(config)) for name, n in runs.items()
-        }
+    if config.job in TRAINING:
+        names = SPECIALTIES if config.job == "dsa" and config.specialty == "all" else ("",)
+        steps = {name: training_steps(config, train, name) for name in names}
         total = sum(steps.values())
         by_run = f" ({', '.join(f'{name} {n}' for name, n in steps.items())})" if len(steps) > 1 else ""
-        yield f"steps      {total:,}{by_run}, at most {total * _tokens_per_step(config):,} tokens with padding"
-        disk = len(steps) * (found.exported + CHECKPOINTS * found.saved)
-    if config.job in ("merge", "export"):
-        yield f"disk       {_gb(disk)}: export"
-    elif config.job in ("dsa", "gba"):
-        yield f"disk       at most {_gb(disk)}: checkpoints and export"
+        if total:
+            yield f"steps      {total:,}{by_run}, at most {total * tokens_per_step(config):,} tokens with padding"
+        else:
+            yield f"steps      not known without the cases, at most {tokens_per_step(config):,} tokens in each"
+        yield f"disk       at most {gb(len(steps) * disk(found))}: checkpoints and export"
+    elif config.job in ("merge", "export"):
+        yield f"disk       {gb(disk(found))}: export"
+
+
+def disk(found: Needs) -> int:
+    """Bytes that one run leaves: its checkpoints and its export."""
+    return found.exported + CHECKPOINTS * found.saved
+
+
+def _architecture(config: ConfigDict) -> tuple[ModelConfig, str]:
+    """Shape and stored dtype of the model."""
+    if config.job == "pretrain":
+        from mmedexpert_jax.launch.pretrain import model_config
+        from mmedexpert_jax.models import load_processor
+
+        return model_config(config.shape, load_processor(config.tokenizer)), "float32"
+    return architecture(_base(config).rpartition("=")[2])
 
 
 def _base(config: ConfigDict) -> str:
@@ -174,14 +194,12 @@ def _base(config: ConfigDict) -> str:
     return config.model.path
 
 
-def training_steps(config: ConfigDict, train: Mapping[str, int]) -> int:
-    """Optimizer steps of one training, from its training cases by specialty."""
-    cases = _cases(config, {name: train.get(name, 0) for name in SPECIALTIES})
-    return config.steps or math.ceil(config.epochs * cases / _cases_per_step(config))
-
-
-def _cases(config: ConfigDict, cases: dict[str, int]) -> int:
-    return cases.get(config.get("specialty", ""), sum(cases.values()))
+def training_steps(config: ConfigDict, train: Mapping[str, int], specialty: str = "") -> int:
+    """Optimizer steps of one training, from its training cases by specialty: those of `specialty`, else the config's,
+    else all."""
+    cases = {name: train.get(name, 0) for name in SPECIALTIES}
+    count = cases.get(specialty or config.get("specialty", ""), sum(cases.values()))
+    return config.steps or math.ceil(config.epochs * count / _cases_per_step(config))
 
 
 def _cases_per_step(config: ConfigDict) -> int:
@@ -192,21 +210,23 @@ def _cases_per_step(config: ConfigDict) -> int:
     )
 
 
-def _tokens_per_step(config: ConfigDict) -> int:
+def tokens_per_step(config: ConfigDict) -> int:
     """Prompts and completions at their limits; a step that refills may sample more."""
     if config.job == "dsa":
         return config.batch_size * config.accumulation * (config.max_prompt_length + config.max_new_tokens)
-    prompts = config.prompts_per_step * (config.paradigms_per_query if config.group_by == "query" else 1)
+    if config.job == "pretrain":  # two completions of each prompt
+        return config.prompts_per_step * (config.max_prompt_length + 2 * config.max_new_tokens)
     completions = config.prompts_per_step * config.num_samples * config.max_new_tokens
     rounds = 1 + (config.refill_rounds if config.zero_variance == "refill" else 0)
-    return rounds * (prompts * config.max_prompt_length + completions)
+    return rounds * (split.prompts(config) * config.max_prompt_length + completions)
 
 
 def _listed(parts: dict[str, int]) -> str:
-    return ", ".join(f"{name}{'*' if name in ESTIMATES else ''} {_gb(size)}" for name, size in parts.items())
+    return ", ".join(f"{name}{'*' if name in ESTIMATES else ''} {gb(size)}" for name, size in parts.items())
 
 
-def _gb(size: int) -> str:
+def gb(size: int) -> str:
+    """Bytes in decimal units, for people."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 

@@ -6,6 +6,9 @@ from mmedexpert_jax.data import benchmarks, contamination
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.runtime import Run, files
 
+SETS = {"training": "cases", "benchmarks": "tests"}  # fields, and what a plan calls them
+ROW = 150  # bytes of a pair in export/contamination.csv, about: names of sets and items, and what they share
+
 
 def run(config: ConfigDict, run: Run) -> None:
     """Writes export/contamination.csv (one row a pair) and table.md, and finishes the run with the counts.
@@ -14,9 +17,7 @@ def run(config: ConfigDict, run: Run) -> None:
         config: of the job.
         run: the open run.
     """
-    for key in ("training", "benchmarks"):
-        if not config[key]:
-            raise ConfigError(f"config.{key} is empty; name at least one set as name[:subset][@split][=source]")
+    _check(config)
     tests = [document for entry in config.benchmarks for document in _documents(entry, config)]
     training = [document for entry in config.training for document in _documents(entry, config)]
     with run.progress(len(training), label="cases") as progress:
@@ -40,9 +41,36 @@ def run(config: ConfigDict, run: Run) -> None:
     print(f"{counts['drop']} of {counts['cases']} training cases to drop; {len(found.unreadable)} unreadable images")
 
 
+def describe(config: ConfigDict) -> list[str]:
+    """Lines of a plan: the census of every set, what is compared, and disk. Raises as `run`."""
+    _check(config)
+    lines, items, images = [], dict.fromkeys(SETS, 0), dict.fromkeys(SETS, 0)
+    for key, name in SETS.items():
+        for entry in config[key]:
+            found = _load(entry, config)
+            lines.append(f"{name:8} {benchmarks.describe(found)}".replace("\n", f"\n{'':9}"))
+            items[key] += len(found.items)
+            images[key] += sum(len(item.images) for item in found.items)
+    cases, tests = items.values()
+    read = f"{sum(images.values()):,} images read" if config.images else "no images read"
+    lines.append(f"compared {cases:,} cases with {tests:,} items, {read}")
+    lines.append(f"disk     {ROW} bytes a pair found, at most {cases * tests * ROW / 1e6:,.1f} MB if all were alike")
+    return lines
+
+
+def _check(config: ConfigDict) -> None:
+    for key in SETS:
+        if not config[key]:
+            raise ConfigError(f"config.{key} is empty; name at least one set as name[:subset][@split][=source]")
+
+
+def _load(entry: str, config: ConfigDict) -> benchmarks.Benchmark:
+    return benchmarks.load_entry(entry, limit=config.limit, seed=config.seed, skip_broken=config.skip_broken)
+
+
 def _documents(entry: str, config: ConfigDict) -> list[contamination.Document]:
     """The items of an entry as documents of the set that it names; prints its census."""
     name = entry.partition("=")[0]
-    found = benchmarks.load_entry(entry, limit=config.limit, seed=config.seed, skip_broken=config.skip_broken)
+    found = _load(entry, config)
     print(benchmarks.describe(found), flush=True)
     return [contamination.of_item(item, name) for item in found.items]

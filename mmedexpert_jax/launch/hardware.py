@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jax.sharding import AbstractMesh, AxisType
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.runtime.mesh import AXES
+from mmedexpert_jax.runtime.mesh import AXES, sizes
 
 # Memory of one device in bytes, as its vendor states it, and the share that JAX takes: on GPUs three quarters unless
 # XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise (JAX's documentation on GPU memory), on TPUs all.
@@ -31,18 +31,12 @@ class Devices:
     memory: int
 
     def mesh(self, data: int = -1, fsdp: int = 1) -> AbstractMesh:
-        """The mesh that `runtime.mesh.make_mesh` makes of such devices, without any. Raises ConfigError."""
-        data = self.count // fsdp if data == -1 else data
-        if data * fsdp > self.count or not data:
-            raise ConfigError(
-                f"config.mesh.data={data}, config.mesh.fsdp={fsdp} do not fit {self.count} devices; lower them, or set "
-                "data to -1"
-            )
-        return AbstractMesh((data, fsdp, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+        """The mesh that `runtime.mesh.make_mesh` makes of such devices, without any; raises as `mesh.sizes` does."""
+        return AbstractMesh(sizes(self.count, self.kind, data, fsdp), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def find(name: str) -> Devices:
-    """The devices of `plan_mesh`, or those of this machine for "". Raises ConfigError for another name."""
+    """The devices of `plan_mesh`, or those of the job for "". Raises ConfigError for another name."""
     if not name:
         return _here()
     if not (found := _NAME.fullmatch(name)):
@@ -53,9 +47,10 @@ def find(name: str) -> Devices:
 def _here() -> Devices:
     import jax
 
-    first, count = jax.devices()[0], len(jax.devices())
+    first, count = jax.local_devices()[0], jax.device_count()
     if first.platform == "cpu":
-        return Devices("cpu", count, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // count)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return Devices("cpu", count, memory // jax.local_device_count())
     return Devices(first.platform, count, (first.memory_stats() or {}).get("bytes_limit", 0))
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import pipeline
-from mmedexpert_jax.launch.plan import check, describe
+from mmedexpert_jax.launch.plan import check, check_devices, describe
 from mmedexpert_jax.launch.validate import validate
 from mmedexpert_jax.runtime import costs, files, processes
 
@@ -46,6 +46,7 @@ def launch(config: ConfigDict) -> None:
     if config.job == "review":  # people work in it as long as they like: no run that is done once
         _review(config)
         return
+    check_devices(config)
     if config.plan:
         _say(describe(config))
         check(config)

@@ -23,6 +23,7 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora
+from mmedexpert_jax.gba import split
 from mmedexpert_jax.launch.hardware import GPUS, Devices
 from mmedexpert_jax.merging.engine import BLOCK, workers
 from mmedexpert_jax.models import Model, ModelConfig
@@ -63,13 +64,15 @@ class Needs:
 
 
 def needs(config: ConfigDict, shape: ModelConfig, dtype: str, devices: Devices) -> Needs:
-    """Counts a job: dsa, gba, evaluate, export, merge, or dataset with a teacher in this process."""
+    """Counts a job: dsa, gba, evaluate, export, merge, pretrain, or dataset with a teacher in this process."""
     weights = abstract_params(shape, dtype)
     found = Needs(sum(leaf.size for leaf in jax.tree.leaves(weights)), exported=size(weights))
     if config.job in ("dsa", "gba"):
         _training(found, config, shape, weights, devices)
     elif config.job == "merge":
         _merging(found, config, weights)
+    elif config.job == "pretrain":
+        _pretraining(found, config, shape, weights, devices)
     else:
         found.held["weights"] = size(weights)
     if config.job == "evaluate":
@@ -134,7 +137,7 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     prompts, samples = rows(config, mesh)
     gathered = {"gathered weights": size(weights) + size(trained)} if parts else {}
     if gba:
-        count = -(-_prompts(config) // mesh.size) if mesh else 0
+        count = -(-split.prompts(config) // mesh.size) if mesh else 0
         copy = {"policy's copy": policy} if full or dtype == "float32" else {}
         found.phases["rollout"] = gathered | copy | _sampling(shape, dtype, config, count, samples // prompts)
     found.phases["update"] = (
@@ -146,6 +149,19 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     if config.eval.every >= 0:
         sampled = _sampling(shape, dtype, config, config.eval.batch_size, config.eval.num_samples)
         found.phases["evaluation"] = gathered | {"policy's copy": policy} | sampled
+
+
+def _pretraining(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict, devices: Devices) -> None:
+    """Every weight is trained in place, in float32, on two completions of each prompt."""
+    from mmedexpert_jax.launch.pretrain import optimizer
+
+    opt_state = jax.eval_shape(optimizer(config).init, weights)
+    found.trained, found.saved = found.parameters, size(weights) + size(opt_state)
+    found.held = {"weights": size(weights), "optimizer state": size(opt_state)}
+    count = config.prompts_per_step
+    found.phases["update"] = {"gradients": size(weights)} | _activations(
+        config, shape, "float32", count, 2 * count, devices.kind
+    )
 
 
 def _merging(found: Needs, config: ConfigDict, weights: dict) -> None:
@@ -179,14 +195,8 @@ def rows(config: ConfigDict, mesh: AbstractMesh | None) -> tuple[int, int]:
     """Prompts and completions of one gradient on one device of a mesh; None: of DSA, which has none."""
     if mesh is None:
         return config.batch_size, config.batch_size
-    prompts = config.micro_batch or max(1, _prompts(config) // config.minibatches // mesh.size)
-    split = config.paradigms_per_query if config.group_by == "query" else 1
-    return prompts, prompts * config.num_samples // split
-
-
-def _prompts(config: ConfigDict) -> int:
-    """Prompts of a step of GBA."""
-    return config.prompts_per_step * (config.paradigms_per_query if config.group_by == "query" else 1)
+    prompts = split.micro_batch(config, mesh.size)
+    return prompts, prompts * config.num_samples * config.prompts_per_step // split.prompts(config)
 
 
 def _sampling(shape: ModelConfig, dtype: str, config: ConfigDict, prompts: int, samples: int) -> dict[str, int]:
@@ -206,7 +216,7 @@ def _activations(
     layer = item * tokens * (8 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
     if kind not in GPUS or item > 2:
         layer += 8 * text.num_heads * (prompts * length**2 + samples * new * (length + new))
-    recomputed = config.remat and kind != "cpu"
+    recomputed = config.get("remat", False) and kind != "cpu"
     kept = text.num_layers * item * tokens * text.hidden_size + 2 * layer
     return {
         "activations": kept if recomputed else text.num_layers * layer,

@@ -39,14 +39,12 @@ def run(config: ConfigDict, run: Run) -> Path:
     processor = load_processor(config.tokenizer)
     model = Model(model_config(config.shape, processor))
     params = jax.tree.map(jnp.asarray, initial_params(model.config, config.seed))
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(_schedule(config), b2=0.98, weight_decay=config.weight_decay)
-    )
-    state = training.resume(run, State(params, optimizer.init(params)))
+    adamw = optimizer(config)
+    state = training.resume(run, State(params, adamw.init(params)))
     with run.progress(config.steps, state.step, "pretrain") as progress:
         for step in range(state.step, config.steps):
             examples = step_examples(config, processor, step)
-            trained, opt_state, stats = _update(model, optimizer, state.trained, state.opt_state, *examples)
+            trained, opt_state, stats = _update(model, adamw, state.trained, state.opt_state, *examples)
             tokens = int(examples[0].lengths.sum() + np.count_nonzero(examples[2]))
             state = State(trained, opt_state, step + 1, state.num_tokens + tokens)
             if training.is_due(state.step, config.log_every, config.steps):
@@ -95,6 +93,12 @@ def model_config(shape: ConfigDict, processor: Processor) -> ModelConfig:
         pad_token_id=pad,
         eos_token_ids=(end, pad),
     )
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """AdamW with the gradient's norm clipped to 1."""
+    adamw = optax.adamw(_schedule(config), b2=0.98, weight_decay=config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
 def _schedule(config: ConfigDict) -> optax.Schedule:

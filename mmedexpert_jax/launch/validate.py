@@ -78,6 +78,9 @@ def validate(config: ConfigDict) -> None:
     for key, (_, _, value) in fields(config).items():
         if value is not None:
             _check_value(key, value)
+    _check_plan(config)
+    if "seeds" in config:
+        _check_seeds(config.seeds)
     for prefix, stage in [("", config), *((f"{name}.", config[name]) for name in ("dsa", "gba") if name in config)]:
         if "steps" in stage and stage.steps == 0 and not stage.get("epochs"):
             raise ConfigError(f"config.{prefix}steps and config.{prefix}epochs are both 0; set one of them")
@@ -95,6 +98,23 @@ def validate(config: ConfigDict) -> None:
         _check_factory(config)
     elif "data" in config and not _has_data(config.data.path):
         raise DataError(f"config.data.path: no such file or directory: {config.data.path}")
+
+
+def _check_plan(config: ConfigDict) -> None:
+    """The fields that a plan alone reads: without one, the job itself would start."""
+    for key in ("plan_mesh", "plan_compile"):
+        if config.get(key) and not config.plan:
+            raise ConfigError(f"config.{key} is of a plan; set --config.plan=True as well, or leave it out")
+    if config.get("plan_mesh"):
+        from mmedexpert_jax.launch import hardware
+
+        hardware.find(config.plan_mesh)
+
+
+def _check_seeds(seeds: tuple[int, ...]) -> None:
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        given = ",".join(map(str, seeds)) or "none"
+        raise ConfigError(f"config.seeds must be different numbers from 0, at least one, such as 0,1,2; got {given}")
 
 
 def _has_data(path: str) -> bool:

@@ -104,7 +104,7 @@ def _sum(config: ConfigDict, loads: Sequence[tuple[Target, Load]]) -> list[str]:
     share = f", 1/{config.processes} of them by each process" if config.processes > 1 else ""
     tokens = f"about {total.prompt:,} prompt tokens, at most {total.completion:,} of answers"
     lines = [f"in all     {total.answers:,} answers{share}; {tokens}"]
-    kept = total.answers * ANSWER + 2 * total.completion * TOKEN
+    kept = total.answers * answer_bytes(config.max_new_tokens)
     lines.append(f"disk       at most about {kept / 1e6:.1f} MB: stored answers and rows, without the report's images")
     remote = [each for target, each in loads if target.kind == "endpoint"]
     if remote and (config.endpoint.price_input or config.endpoint.price_output):
@@ -113,6 +113,11 @@ def _sum(config: ConfigDict, loads: Sequence[tuple[Target, Load]]) -> list[str]:
         budget = f"budget ${config.endpoint.budget:g}" if config.endpoint.budget else "no budget set"
         lines.append(f"cost       at most about ${dollars / 1e6:,.2f} at the endpoint; {budget}")
     return lines
+
+
+def answer_bytes(tokens: int) -> int:
+    """What an answer of so many tokens takes on disk, in the store and in its row, on the safe side."""
+    return ANSWER + 2 * TOKEN * tokens
 
 
 def _judge(config: ConfigDict, loaded: dict, number: int) -> list[str]:

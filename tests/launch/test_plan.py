@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jax.experimental import topologies
 from mmedexpert_jax import lora
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.prompts import conversation
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.launch import hardware, load_config
 from mmedexpert_jax.launch.architecture import architecture
@@ -23,7 +24,10 @@ from mmedexpert_jax.launch.budget import compiled_share, count, problem
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.jobs import launch
 from mmedexpert_jax.launch.needs import ESTIMATES, abstract_params, abstract_state, cache_bytes, needs, size
+from mmedexpert_jax.launch.plan import check
 from mmedexpert_jax.models import load_model, load_processor
+from mmedexpert_jax.runtime import processes
+from mmedexpert_jax.runtime.mesh import make_mesh
 
 ROOT = Path(__file__).parents[2]
 SHAPE, _ = architecture("mini")
@@ -109,7 +113,7 @@ def test_a_plan_names_memory_steps_and_disk(capsys):
 
 def test_what_does_not_fit_exits_with_a_mend_that_fits(capsys):
     arguments = ["--config=configs/gba.py:qwen2_vl_2b", "--config.plan=True", "--config.plan_mesh=v5e-8"]
-    arguments.append("--config.micro_batch=8")
+    arguments += ["--config.prompts_per_step=64", "--config.micro_batch=8"]
     assert main(arguments) == 4
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "are there (v5e)" in line
@@ -120,7 +124,7 @@ def test_what_does_not_fit_exits_with_a_mend_that_fits(capsys):
 @pytest.mark.parametrize(
     ("devices", "fields", "mend"),
     [
-        ("a100x8", {"remat": False, "micro_batch": 4}, "--config.remat=True"),
+        ("a100x8", {"remat": False, "prompts_per_step": 32, "micro_batch": 4}, "--config.remat=True"),
         ("h100x1", {"prompts_per_step": 32, "micro_batch": 32}, "--config.micro_batch=1"),
         ("a100x8", {"trainable": "full", "max_new_tokens": 4096}, "--config.mesh.fsdp=8 --config.shard=optimizer"),
     ],
@@ -255,5 +259,27 @@ def test_an_update_is_compiled_for_devices_that_are_not_here(little, devices, pl
 def test_an_unknown_device_is_refused():
     with pytest.raises(ConfigError, match="a100, h100 or v5e"):
         hardware.find("a100")
-    with pytest.raises(ConfigError, match="do not fit 8 devices"):
-        hardware.find("v5e-8").mesh(fsdp=16)
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "error"), [(-1, 3, ConfigError), (-1, 16, ConfigError), (0, 1, ConfigError), (4, 4, ResourceError)]
+)
+def test_a_mesh_is_refused_as_the_job_refuses_it(data, fsdp, error, monkeypatch):
+    monkeypatch.setattr(processes, "devices", lambda: [SimpleNamespace(platform="a100")] * 8)
+    with pytest.raises(error) as planned:
+        hardware.find("a100x8").mesh(data, fsdp)
+    with pytest.raises(error) as made:
+        make_mesh(data, fsdp)
+    assert str(planned.value) == str(made.value)
+
+
+def test_a_pipeline_that_does_not_fit_names_the_stage_and_fields_that_exist():
+    fields = {"plan_mesh": "v5e-8", "gba.mesh.data": 1, "gba.prompts_per_step": 8, "gba.micro_batch": 8}
+    with pytest.raises(ResourceError, match=r"^gba does not fit: .*; set --config.gba.micro_batch=1$"):
+        check(load_config("configs/pipeline.py:qwen2_vl_2b", fields))
+    wide = {"plan_mesh": "v5e-8", "model.dtype": "float32", "dsa.max_prompt_length": 512}
+    with pytest.raises(ResourceError) as refused:
+        check(load_config("configs/pipeline.py:qwen2_vl_2b", wide))
+    mend = dict(part.removeprefix("--config.").split("=") for part in str(refused.value).split() if "=" in part)
+    assert "model.dtype" in mend, "a field that all stages share has no stage's name before it"
+    check(load_config("configs/pipeline.py:qwen2_vl_2b", wide | mend))

@@ -2,7 +2,7 @@
 
 from mmedexpert_jax.data.benchmarks.census import describe
 from mmedexpert_jax.data.benchmarks.item import Benchmark, ImageRef, Item, from_case
-from mmedexpert_jax.data.benchmarks.registry import Spec, load, load_entry, names, register, spec
+from mmedexpert_jax.data.benchmarks.registry import Spec, load, load_entry, names, published_items, register, spec
 
 __all__ = [
     "Benchmark",
@@ -14,6 +14,7 @@ __all__ = [
     "load",
     "load_entry",
     "names",
+    "published_items",
     "register",
     "spec",
 ]

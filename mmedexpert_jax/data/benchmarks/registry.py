@@ -130,10 +130,24 @@ def load(
 
 def load_entry(entry: str, **settings: Any) -> Benchmark:
     """`load` of "name[:subset][@split][=source]", as configs write it; `settings` are its other arguments."""
+    name, part, split, source = _parts(entry)
+    return load(name, source, split=split, subset=part, **settings)
+
+
+def published_items(entry: str) -> int:
+    """Items of an entry by its authors' count, without its files; 0 where none is known. Raises as `load_entry`."""
+    name, part, split, _ = _parts(entry)
+    known = spec(name)
+    split = _one_of("split", split, known.splits, known.name)
+    return known.published(split, _one_of("subset", part, known.subsets, known.name)).get("items", 0)
+
+
+def _parts(entry: str) -> tuple[str, str, str, str]:
+    """Name, subset, split and source of an entry."""
     key, _, source = entry.partition("=")
     rest, _, split = key.partition("@")
     name, _, part = rest.partition(":")
-    return load(name, source, split=split, subset=part, **settings)
+    return name, part, split, source
 
 
 def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Item], list[str], list[str], int]:

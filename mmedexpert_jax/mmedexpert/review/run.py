@@ -23,6 +23,8 @@ from mmedexpert_jax.mmedexpert.review.sources import locate, open_review
 from mmedexpert_jax.mmedexpert.store import Store
 from mmedexpert_jax.runtime import files
 
+EVENTS, EVENT = 10, 2000  # actions of a verdict (opened, rubric, reasons, ...), and bytes of one, on the safe side
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -53,7 +55,7 @@ def run(config: ConfigDict) -> None:
 
 
 def describe(config: ConfigDict) -> str:
-    """What the job would do, in a few lines."""
+    """What the job would do, in a few lines; nothing is written."""
     opened = _open(config)
     settings = settings_of(config)
     double = sum(settings.needed(trace.id) > 1 for trace in opened.traces)
@@ -63,8 +65,10 @@ def describe(config: ConfigDict) -> str:
     lines = [
         f"job      {config.job}, {config.action}",
         f"traces   {len(opened.traces)} of {opened.data}, {double} of them for {settings.raters} reviewers",
-        f"verdicts {required} in all, {events} events so far in {opened.store.path}",
+        f"verdicts {required} in all, {events} events so far",
         f"people   {', '.join(settings.reviewers)}; adjudicators {', '.join(settings.adjudicators) or 'none'}",
+        f"workdir  {opened.folder}",
+        f"disk     at most about {required * EVENTS * EVENT / 1e6:.1f} MB of events for all verdicts",
         "nothing was run; leave out --config.plan to start",
     ]
     return "\n".join(lines)
@@ -78,9 +82,11 @@ def settings_of(config: ConfigDict) -> Settings:
 def _open(config: ConfigDict) -> Opened:
     folder = Path(config.workdir)
     data = locate(config.data.path, config.preset)
-    with files.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return Opened(data, folder, *open_review(data, folder, config.split, config.limit, config.seed))
+    if not config.plan:
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    found = open_review(data, folder, config.split, config.limit, config.seed, make=not config.plan)
+    return Opened(data, folder, *found)
 
 
 def _serve(config: ConfigDict, opened: Opened) -> None:

@@ -24,7 +24,9 @@ def locate(data: str, preset: str) -> str:
     return str(run) if (run / FILE).is_file() else "mini"
 
 
-def open_review(data: str, workdir: Path, split: str, limit: int = 0, seed: int = 0) -> tuple[Store, list[Trace]]:
+def open_review(
+    data: str, workdir: Path, split: str, limit: int = 0, seed: int = 0, make: bool = True
+) -> tuple[Store, list[Trace]]:
     """The store that takes the events, and the traces to review.
 
     Args:
@@ -33,6 +35,7 @@ def open_review(data: str, workdir: Path, split: str, limit: int = 0, seed: int 
         split: of a data set, or "all".
         limit: at most so many traces; 0: all.
         seed: of the choice that `limit` makes in a data set.
+        make: whether a data set's review gets its store where it has none; else it is empty and in memory.
 
     Raises:
         DataError: nothing to read, or no trace in it.
@@ -44,8 +47,10 @@ def open_review(data: str, workdir: Path, split: str, limit: int = 0, seed: int 
         traces = traces[:limit] if limit else traces
     else:
         traces = list(_of_data_set(data, split, limit, seed))
-        workdir.mkdir(parents=True, exist_ok=True)
-        store = Store(workdir / OWN_FILE)
+        file = workdir / OWN_FILE
+        if make:
+            workdir.mkdir(parents=True, exist_ok=True)
+        store = Store(file if make or file.is_file() else ":memory:")
     if not traces:
         raise DataError(f"{data} holds no trace to review; run the stages of configs/dataset.py before the review")
     store.read("PRAGMA synchronous=FULL")  # an event that was answered for survives a power cut too
