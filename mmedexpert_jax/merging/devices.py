@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.merging.arrays import rounded
 from mmedexpert_jax.merging.combine import combine
-from mmedexpert_jax.merging.engine import Merge
+from mmedexpert_jax.merging.engine import GLOBAL, Merge
 from mmedexpert_jax.merging.fit import Stack, fit
 from mmedexpert_jax.merging.interference import Interference, measure
 from mmedexpert_jax.merging.methods import Setting
 from mmedexpert_jax.merging.vectors import Expert
+
+_MOST = 1 << 31  # entries, which int32 indices count
 
 
 def on_devices(tensors: Mapping[str, Any]) -> bool:
@@ -30,8 +32,10 @@ def merged_on_devices(job: Merge, report: Interference) -> Iterator[tuple[str, j
     A unit of several tensors (a trim by module or of the whole model) is laid out as one vector for its trim.
 
     Raises:
+        ConfigError: more entries are trimmed as one vector than int32 can count.
         DataError: a task vector is not finite; names expert and tensor.
     """
+    _refuse_long(job)
     for unit in job.units.values():
         names = unit.names
         bases = [jnp.asarray(job.base[name]) for name in names]
@@ -46,6 +50,16 @@ def merged_on_devices(job: Merge, report: Interference) -> Iterator[tuple[str, j
             if name in job.touched and host["mass"].any():
                 report.sums[name] = host
                 yield name, update
+
+
+def _refuse_long(job: Merge) -> None:
+    for key, unit in job.units.items():
+        if job.how(unit.names[0]).trims and unit.size >= _MOST:
+            whole = "the whole model" if key == GLOBAL else key
+            raise ConfigError(
+                f"{whole} is trimmed as one vector of {unit.size:,} entries, which must be fewer than 2^31 on devices: "
+                "pass the base as numpy arrays, which the host merges, or choose a preset that trims by tensor"
+            )
 
 
 def _source(expert: Expert, name: str) -> dict[str, Any]:

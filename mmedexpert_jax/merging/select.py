@@ -205,10 +205,7 @@ def _on_device(vectors: jax.Array, kept: jax.Array, equal_magnitudes: str) -> Bo
         return jnp.sum(bits >= bound[:, None], axis=1)
 
     sample = jnp.sort(bits[:, :: max(1, size // 4096)], axis=1) if size else jnp.zeros((len(vectors), 1), jnp.int32)
-    count = sample.shape[1]
-    expected = jnp.clip(kept * count // max(size, 1), 0, count)
-    low = jnp.take_along_axis(sample, jnp.clip(count - expected - count // 32, 0, count - 1)[:, None], 1)[:, 0]
-    high = jnp.take_along_axis(sample, jnp.clip(count - expected + count // 32, 0, count - 1)[:, None], 1)[:, 0]
+    low, high = _around(sample, kept, size)
     low = jnp.where(above(low) >= kept, low, 0)
     high = jnp.where(above(high) < kept, high, _TOP)
     bound = _bisect(low, high, lambda trial: above(trial) >= kept)
@@ -227,6 +224,15 @@ def _on_device(vectors: jax.Array, kept: jax.Array, equal_magnitudes: str) -> Bo
         lambda trial: jnp.sum(equal & (index < trial[:, None]), axis=1) <= before,
     )
     return Bound(value, cut, from_end)
+
+
+def _around(sample: jax.Array, kept: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Values [K] between which the kept[i]-th largest of `size` lies, nearly for sure, from a sorted sample [K, s]."""
+    count = sample.shape[1]
+    rank = count - (kept / max(size, 1) * count).astype(jnp.int32)  # the product of integers leaves int32
+    ranks = jnp.clip(rank[:, None] + jnp.array([-(count // 32), count // 32]), 0, count - 1)
+    low, high = jnp.take_along_axis(sample, ranks, 1).T
+    return low, high
 
 
 def _bisect(low: Any, high: Any, holds: Callable[[jax.Array], jax.Array]) -> jax.Array:

@@ -4,13 +4,21 @@ import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mmedexpert_jax.merging.select import SAMPLE, Blocks, by_counting, largest
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.merging.devices import merged_on_devices
+from mmedexpert_jax.merging.engine import Merge
+from mmedexpert_jax.merging.interference import Interference
+from mmedexpert_jax.merging.parameters import Parameters
+from mmedexpert_jax.merging.select import SAMPLE, Blocks, _around, by_counting, largest
+from mmedexpert_jax.merging.vectors import Adapter, Expert
 
 
 def chosen(vectors, kept, rule):
@@ -99,6 +107,29 @@ def test_jax_finds_the_same():
         for kept in ([400, 1], [0, 2000], [1999, 777]):
             found = kept_entries(largest(jnp.asarray(vectors), kept, rule), jnp.asarray(vectors))
             assert np.array_equal(found, chosen(vectors, kept, rule) & (vectors != 0)), (rule, kept)
+
+
+@pytest.mark.parametrize("size", [600_000, 13_760_000, 2**31 - 1])
+def test_the_sample_on_devices_brackets_the_bound_of_any_size(size):
+    """Of evenly spread values 0 to 1 the bound at density d is 1 - d, and a bracket holds a sixteenth of the sample."""
+    sample = jnp.tile(jnp.linspace(0, 1, 4096), (3, 1))
+    densities = np.array([0.2, 0.5, 0.9])
+    low, high = _around(sample, jnp.asarray((densities * size).astype(np.int32)), size)
+    assert np.all(low < 1 - densities) and np.all(1 - densities < high)
+    np.testing.assert_allclose(high - low, 1 / 16, rtol=0.01)
+
+
+def test_more_entries_than_int32_counts_are_refused_on_devices():
+    names = ("one.weight", "other.weight")
+    base = {name: jax.ShapeDtypeStruct((1 << 15, 1 << 15), jnp.float32) for name in names}
+    adapter = Adapter({names[0]: (np.zeros((1 << 15, 1), np.float32), np.zeros((1, 1 << 15), np.float32))}, 1.0)
+    for preset, width in (("official", 1 << 15), ("paper", 1 << 16)):
+        shapes = base | {names[0]: jax.ShapeDtypeStruct((1 << 15, width), jnp.float32)}
+        how = Parameters("ties", ("AM",), preset, {"density": {"": 0.2}}, names=names)
+        job = Merge(shapes, (Expert("AM", adapters=(adapter,)),), how)
+        what = "the whole model" if preset == "official" else "one.weight"
+        with pytest.raises(ConfigError, match=f"{what} is trimmed as one vector of 2,147,483,648 entries"):
+            next(merged_on_devices(job, Interference(("AM",))))
 
 
 EIGHT = """
