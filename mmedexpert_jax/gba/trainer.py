@@ -64,23 +64,7 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
 
     with run.progress(steps, start, "gba") as progress:
         for step in range(start, steps):
-            began = time.perf_counter()
-            rollout, scores, rewards = _sample(job, config, state, key, step)  # y_1 .. y_G ~ pi(. | p) and r(p, y)
-            scale = config.advantage_scale == "group"
-            advantages = group_advantages(rewards, config.advantage_eps, config.advantage_ddof, scale)  # equation 4
-            rollout = _for_update(rollout.with_advantages(np.asarray(advantages)), rewards, config)
-            if config.explain and step == start:
-                print(explain(rollout, scores, learner, state, job.batches, job.processor, config.explain), flush=True)
-            sampled = time.perf_counter()
-            parts = _parts(rollout, job.batches, config, job.part, learner.devices)
-            state, stats = learner.update(state, parts)  # equation 5
-            state = dataclasses.replace(state, num_tokens=state.num_tokens + rollout.num_tokens)
-            training.check_finite(stats, state.step, config)
-
-            clocks = _clocks(began, sampled, rollout)
-            costs.count(clocks["step_time"], rollout.num_read, _flops(rollout, job.model, learner, config))
-            metrics = stats | _metrics(rollout, scores, rewards) | clocks
-            metrics |= {"num_tokens": state.num_tokens, "compilations": learner.compilations}
+            state, rollout, scores, metrics = _step(job, config, state, key, step, explained=step == start)
             run.log(state.step, metrics)
             progress.update(state.step, metrics)
             if config.samples_every and training.is_due(state.step, config.samples_every, steps):
@@ -134,6 +118,28 @@ def _prepare(config: ConfigDict) -> Job:
     model, params = load_model(config.model.path, dtype=config.model.dtype, seed=config.seed)
     learner = Learner(model, params, config, processor.special_vision_ids, guidelines.samples_per_prompt, steps, mesh)
     return Job(scoring, guidelines, batches, processor, model, learner, steps, part)
+
+
+def _step(
+    job: Job, config: ConfigDict, state: State, key: jax.Array, step: int, explained: bool
+) -> tuple[State, Rollout, reward.Scores, dict[str, float]]:
+    """One step: the state after it, the completions with their advantages and scores, and its metrics."""
+    learner, began = job.learner, time.perf_counter()
+    rollout, scores, rewards = _sample(job, config, state, key, step)  # y_1 .. y_G ~ pi(. | p) and r(p, y)
+    scale = config.advantage_scale == "group"
+    advantages = group_advantages(rewards, config.advantage_eps, config.advantage_ddof, scale)  # equation 4
+    rollout = _for_update(rollout.with_advantages(np.asarray(advantages)), rewards, config)
+    if config.explain and explained:
+        print(explain(rollout, scores, learner, state, job.batches, job.processor, config.explain), flush=True)
+    sampled = time.perf_counter()
+    state, stats = learner.update(state, _parts(rollout, job.batches, config, job.part, learner.devices))  # equation 5
+    state = dataclasses.replace(state, num_tokens=state.num_tokens + rollout.num_tokens)
+    training.check_finite(stats, state.step, config)
+
+    clocks = _clocks(began, sampled, rollout)
+    costs.count(clocks["step_time"], rollout.num_read, _flops(rollout, job.model, learner, config))
+    metrics = stats | _metrics(rollout, scores, rewards) | clocks
+    return state, rollout, scores, metrics | {"num_tokens": state.num_tokens, "compilations": learner.compilations}
 
 
 def _sample(job: Job, config: ConfigDict, state: State, key: jax.Array, step: int) -> Round:
