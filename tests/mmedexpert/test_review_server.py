@@ -103,6 +103,17 @@ def test_nothing_is_told_without_a_token(site):
     assert status == 200 and (session["name"], session["role"]) == ("chief", "adjudicator")
 
 
+def test_a_full_disk_is_said_and_the_event_can_be_sent_again(site):
+    server, store, tokens = site
+    body = {"events": [event(next(iter(server.desk.traces)), "note", {"text": "long " * 2000})]}
+    (pages,) = store.read("PRAGMA page_count")[0]
+    store.read(f"PRAGMA max_page_count = {pages}")
+    status, _, content = ask(server.port, "POST", "/api/events", tokens["anna"], body)
+    assert status == 503 and "disk is full" in content["error"]
+    store.read("PRAGMA max_page_count = 100000")
+    assert ask(server.port, "POST", "/api/events", tokens["anna"], body)[0] == 200
+
+
 def test_another_site_can_do_nothing(site):
     server, store, tokens = site
     trace = next(iter(server.desk.traces))

@@ -147,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         except Refusal as refusal:
             self.close_connection = True  # what is left of the request is not read
             self._send(refusal.status, json.dumps({"error": str(refusal)}).encode(), JSON)
-        except sqlite3.Error as error:  # a full disk, say: the page keeps its events and asks again
+        except (sqlite3.Error, ResourceError) as error:  # a full disk, say: the page keeps its events and asks again
             self.close_connection = True
             self._send(HTTPStatus.SERVICE_UNAVAILABLE, json.dumps({"error": str(error)}).encode(), JSON)
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
