@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -34,8 +35,8 @@ for hub_id, token in json.loads(sys.argv[1]):
 
 @pytest.fixture
 def hub(checkpoint):
-    """A server of the private repository owner/name with a checkpoint on main and another at the tag v1, and what it
-    is asked: (path, Authorization)."""
+    """A server of the private repository owner/name with a checkpoint on main and another at the tag v1, of
+    owner/gated, whose terms nobody accepted, and what it is asked: (path, Authorization)."""
     files = {
         commit: {path.name: path.read_bytes() for path in checkpoint(name).directory.iterdir()} | {"notes.bin": b"?"}
         for commit, name in zip(COMMITS.values(), ("qwen2_tied", "qwen2_untied"), strict=True)
@@ -57,7 +58,7 @@ def hub(checkpoint):
         def do_GET(self) -> None:
             path, token = self.path.partition("?")[0], self.headers.get("Authorization")
             asked.append((path, token))
-            repository, _, what = path.partition("/name/")
+            repository, name, what = re.split("/(name|gated)/", f"{path}/name/")[:3]
             kind, _, rest = what.partition("/")
             revision, _, file = rest.partition("/")
             commit = COMMITS.get(revision, revision)
@@ -73,6 +74,8 @@ def hub(checkpoint):
                 found = [(name, len(content)) for name, content in files[commit].items()]
                 entries = [{"type": "file", "path": name, "size": size, "oid": 40 * "0"} for name, size in found]
                 self.answer(200, json.dumps(entries).encode())
+            elif name == "gated":
+                self.answer(403, X_Error_Code="GatedRepo")
             else:
                 content = files[commit][file]
                 self.answer(200, content, X_Repo_Commit=commit, ETag=f'"{hashlib.sha256(content).hexdigest()}"')
@@ -101,19 +104,20 @@ def test_revision_and_token_go_to_the_hub_and_the_cache_serves_without_it(hub, c
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     cases = [("owner/name", TOKEN), ("owner/name@v1", TOKEN), (f"owner/name@{COMMITS['v1']}", TOKEN)]
-    refused = [("owner/name@v1.1", TOKEN), ("owner/other", TOKEN), ("owner/other", "")]
+    refused = [("owner/name@v1.1", TOKEN), ("owner/other", TOKEN), ("owner/other", ""), ("owner/gated", TOKEN)]
     main, tag, commit, *errors = load(*cases, *refused)
     for found, name in (main, "qwen2_tied"), (tag, "qwen2_untied"), (commit, "qwen2_untied"):
         expected = flatten(checkpoint(name).params)
         assert found == {key: float(np.asarray(leaf).sum()) for key, leaf in expected.items()}
-    assert [kind for kind, _ in errors] == ["DataError"] * 3
+    assert [kind for kind, _ in errors] == ["DataError"] * 4
     assert [words.partition(": ")[0] for _, words in errors] == [hub_id for hub_id, _ in refused]
     assert "no branch, tag or commit v1.1" in errors[0][1]
     assert "no such model on the hub" in errors[1][1]
+    assert "accept its terms on https://huggingface.co/owner/gated and set HF_TOKEN" in errors[3][1]
     assert not any("\n" in words for _, words in errors)
 
     assert {token for path, token in asked if "owner/name" in path} == {f"Bearer {TOKEN}"}
-    weights = [path for path, _ in asked if path.endswith("model.safetensors")]
+    weights = [path for path, _ in asked if path.endswith("model.safetensors") and "/gated/" not in path]
     assert set(weights) == {f"/owner/name/resolve/{commit}/model.safetensors" for commit in COMMITS.values()}
     assert not any(path.endswith("notes.bin") for path, _ in asked)
 
