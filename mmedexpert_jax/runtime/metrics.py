@@ -36,16 +36,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """(line, row) pairs up to the first line that is not whole."""
-    found: list[tuple[bytes, dict[str, Any]]] = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not (line.endswith(b"\n") and isinstance(row, dict)):
-            break
-        found.append((line, row))
-    return found
+    return [(line, row) for line, row in files.json_lines(path) if isinstance(row, dict)]
 
 
 class Rows:
