@@ -102,8 +102,8 @@ _sharing = False
 
 
 def count(seconds: float, tokens: int, flops: float) -> None:
-    """Adds work to every open run: `seconds` in which all devices (inside `shared` those of this process) were at it,
-    tokens, floating-point operations."""
+    """Adds work to every open run: `seconds` in which all devices were at it (inside `shared`, or `alone`, those of
+    this process), tokens, floating-point operations."""
     _add(seconds * len(_at_work()), int(tokens), float(flops))
 
 
