@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.data import SPECIALTIES, load_cases
 from mmedexpert_jax.errors import DataError, RemoteError, ResourceError
-from mmedexpert_jax.launch import hardware
 from mmedexpert_jax.launch.config import fields
 from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.launch.validate import ELSEWHERE
@@ -69,6 +68,7 @@ def check_devices(config: ConfigDict) -> None:
     for prefix, stage in stages(config):
         if stage.job == "gba":
             from mmedexpert_jax.gba.split import micro_batch
+            from mmedexpert_jax.launch import hardware
 
             mesh = hardware.find(config.plan_mesh).mesh(stage.mesh.data, stage.mesh.fsdp)
             micro_batch(stage, mesh.size, prefix)

@@ -181,6 +181,8 @@ def total(tree: Any) -> Any:
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+    jax.block_until_ready(tree)
+    barrier()  # as in `gather`: one that had nothing to compute comes long before one that had to compile
     firsts = {device.process_index: device for device in reversed(jax.devices())}
     mesh = Mesh(np.array([firsts[i] for i in range(count())]), "processes")
     split, whole = (NamedSharding(mesh, PartitionSpec(*names)) for names in (("processes",), ()))

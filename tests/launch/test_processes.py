@@ -177,9 +177,9 @@ def test_weights_in_parts_resume_on_another_mesh(start, here, arguments, whole, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [{"accumulation": 4}, {"accumulation": 3, "eval.every": 2}])
+@pytest.mark.parametrize("fields", [{"accumulation": 4}, {"accumulation": 3, "eval.every": 2}, {"accumulation": 1}])
 def test_an_expert_is_the_same(start, here, arguments, tmp_path, fields):
-    """Three micro-batches in two processes: an uneven share."""
+    """Three micro-batches in two processes: an uneven share. One: the second process has nothing to do."""
     here(arguments(tmp_path / "one", "dsa", **fields))
     end(start(2, arguments(tmp_path / "two", "dsa", **fields)), 0)
     assert_same_run(tmp_path / "two", tmp_path / "one")
