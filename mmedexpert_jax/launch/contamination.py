@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.data import benchmarks, contamination
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.runtime import Run, files
+from mmedexpert_jax.runtime.tables import markdown
 
 SETS = {"training": "cases", "benchmarks": "tests"}  # fields, and what a plan calls them
 ROW = 150  # bytes of a pair in export/contamination.csv, about: names of sets and items, and what they share
@@ -32,9 +33,7 @@ def run(config: ConfigDict, run: Run) -> None:
         "pairs": len(found.pairs),
         "unreadable": found.unreadable,
     }
-    columns = ("training", "test", "drop", "review")
-    lines = [columns, ("---",) * 4, *(tuple(row[column] for column in columns) for row in rows)]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else "no pairs\n"
+    table = markdown(rows) or "no pairs\n"
     files.write_text(run.path / "table.md", table)
     run.finish(counts)
     print(table, end="", flush=True)

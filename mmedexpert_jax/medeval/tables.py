@@ -8,6 +8,8 @@ from typing import Any
 from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.medeval.stats import holm
 from mmedexpert_jax.runtime.pages import split
+from mmedexpert_jax.runtime.tables import column_names
+from mmedexpert_jax.runtime.tables import markdown as markdown
 
 Rows = list[dict[str, str]]
 HEADLINE = "Accuracy, % [Wilson] (bootstrap)"
@@ -130,16 +132,9 @@ def chance_row(share: float) -> dict[str, str]:
     return {"model": "chance (uniform guess)", "accuracy": _share(share)}
 
 
-def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """A Markdown table; columns are the keys in order of first appearance."""
-    columns = _columns(rows)
-    lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)]
-    return "".join("| " + " | ".join(part.replace("|", "\\|") for part in line) + " |\n" for line in lines)
-
-
 def comma_separated(rows: Sequence[Mapping[str, str]]) -> str:
     """A CSV table with a header."""
-    columns = _columns(rows)
+    columns = column_names(rows)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([columns, *([row.get(column, "") for column in columns] for row in rows)])
@@ -148,7 +143,7 @@ def comma_separated(rows: Sequence[Mapping[str, str]]) -> str:
 
 def latex(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
     """A LaTeX table for booktabs; intervals are set small, under their figure."""
-    columns = _columns(rows)
+    columns = column_names(rows)
     lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
     head, *body = (" & ".join(_tex(part) for part in line) + r" \\" for line in lines)
     inner = "\n".join([r"\toprule", head, r"\midrule", *body, r"\bottomrule"])
@@ -168,7 +163,7 @@ def show(rows: Sequence[Mapping[str, str]], title: str, note: str = "") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns, console = _columns(rows), Console()
+    columns, console = column_names(rows), Console()
 
     def table(lines: Sequence[Sequence[str]]) -> Table:
         made = Table(*lines[0], box=box.SIMPLE_HEAD)
@@ -195,10 +190,6 @@ def show(rows: Sequence[Mapping[str, str]], title: str, note: str = "") -> None:
             rest = rest[count:]
     if note:
         console.print(note, highlight=False)
-
-
-def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def _share(share: float) -> str:

@@ -1,7 +1,7 @@
 """Where the experts fight: cosines, sign conflicts, cancellation and kept mass of their task vectors."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
@@ -11,6 +11,7 @@ import numpy as np
 
 from mmedexpert_jax.merging.arrays import Array, Rows, namespace, tally, total
 from mmedexpert_jax.merging.span import gram_matrix
+from mmedexpert_jax.runtime.tables import markdown
 
 
 def measure(
@@ -158,13 +159,7 @@ class Interference:
 
     def markdown(self) -> str:
         """Both tables."""
-        return "\n".join(markdown(rows) for rows in (self.cosine_rows(), self.kind_rows()))
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table; numbers with three decimals."""
-    lines = [[value if isinstance(value, str) else f"{value:.3f}" for value in row.values()] for row in rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in [list(rows[0]), ["---"] * len(rows[0]), *lines])
+        return "\n".join(markdown(rows, 3) for rows in (self.cosine_rows(), self.kind_rows()))
 
 
 def kind(name: str) -> str:

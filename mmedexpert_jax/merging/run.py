@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging.interference import Interference, markdown
+from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import as_lora, merge_in_memory, update_of
 from mmedexpert_jax.merging.mergekit import read_mergekit
 from mmedexpert_jax.merging.page import write_page
@@ -23,6 +23,7 @@ from mmedexpert_jax.models import load_model, load_processor, save_pretrained
 from mmedexpert_jax.models.load import trace
 from mmedexpert_jax.models.qwen2_vl import flatten, nest
 from mmedexpert_jax.runtime import Run, files, report
+from mmedexpert_jax.runtime.tables import markdown
 
 Evaluate = Callable[[dict, int], dict[str, float]]
 
@@ -58,7 +59,7 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
             "Cosine between the experts, and mass kept": interference.cosine_rows(),
             "Interference": interference.kind_rows(),
         }
-    text = "\n".join(markdown(rows) for rows in tables.values())
+    text = "\n".join(markdown(rows, 3) for rows in tables.values())
     files.write_text(run.path / "table.md", text)
     run.finish(values)
     report.report_run(run.path, [report.Table(title, rows) for title, rows in tables.items()])

@@ -10,8 +10,9 @@ from mmedexpert_jax import __version__
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.mmedexpert import exemplars, leaks, prompts
 from mmedexpert_jax.mmedexpert.build import COLUMNS, Built
-from mmedexpert_jax.mmedexpert.funnel import margins, markdown
+from mmedexpert_jax.mmedexpert.funnel import margins
 from mmedexpert_jax.mmedexpert.traces import Settings
+from mmedexpert_jax.runtime.tables import markdown
 
 Parts = Mapping[str, Sequence[Built]]
 

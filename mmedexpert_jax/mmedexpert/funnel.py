@@ -72,14 +72,5 @@ def margins(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [*out, {"cases": "all"} | {stage: rows[-1][stage] for stage in STAGES}]
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table; empty for no rows."""
-    if not rows:
-        return ""
-    heads = list(rows[0])
-    lines = [heads, ["---"] * len(heads), *([str(row[head]) for head in heads] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def _cell(record: Record, paradigm: str) -> Cell:
     return record.modality, paradigm, record.specialty

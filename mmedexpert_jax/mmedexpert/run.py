@@ -19,6 +19,7 @@ from mmedexpert_jax.mmedexpert.store import FILE, Store
 from mmedexpert_jax.mmedexpert.teachers import Teacher
 from mmedexpert_jax.remote import Answers
 from mmedexpert_jax.runtime import Run, files, report
+from mmedexpert_jax.runtime.tables import markdown
 
 STAGES = ("collect", "trace", "filter", "judge", "build")
 SAMPLES = 200  # traces that the report shows
@@ -152,12 +153,12 @@ class Factory:
             "Held against test sets": leaks.table(self.store.fact("compared") or {}),
             "Attempts": [self.answers.totals()],
         }
-        text = "\n".join(f"## {title}\n\n{funnel.markdown(table)}" for title, table in parts.items())
+        text = "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in parts.items())
         files.write_text(self.run.path / "table.md", f"{text}\n{luck(tally)}\n")
         if rows[-1]["built"]:
             self.run.finish({"rows": rows[-1], "luck": luck(tally), "dataset": str(self.export / "dataset")})
         report.report_run(self.run.path, [report.Table(title, table) for title, table in parts.items()])
-        print(funnel.markdown(parts["Cases left after each stage"]) + luck(tally), flush=True)
+        print(markdown(parts["Cases left after each stage"]) + luck(tally), flush=True)
 
 
 def run(config: ConfigDict, run: Run, hire: Hire) -> None:

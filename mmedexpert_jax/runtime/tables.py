@@ -1,0 +1,26 @@
+"""Rows of named cells as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of all rows in order of first appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], decimals: int | None = None) -> str:
+    """A Markdown table with `column_names`; empty for no rows, an empty cell where a row lacks a column.
+
+    Args:
+        rows: texts and numbers.
+        decimals: of floats; None: as many as they have.
+    """
+    heads = column_names(rows)
+    lines = [heads, ["---"] * len(heads), *([row.get(head, "") for head in heads] for row in rows)]
+    return "".join("| " + " | ".join(_cell(value, decimals) for value in line) + " |\n" for line in lines if rows)
+
+
+def _cell(value: Any, decimals: int | None) -> str:
+    text = str(value) if decimals is None or not isinstance(value, float) else f"{value:.{decimals}f}"
+    return " ".join(text.replace("|", "\\|").split("\n"))
