@@ -98,6 +98,18 @@ def validate(config: ConfigDict) -> None:
         _check_factory(config)
     elif "data" in config and not _has_data(config.data.path):
         raise DataError(f"config.data.path: no such file or directory: {config.data.path}")
+    if config.get("job") in ("dsa", "gba") and config.eval.every >= 0:
+        _check_held_out(config)
+
+
+def _check_held_out(config: ConfigDict) -> None:
+    """A file and a benchmark have no splits: what is trained on would be asked as if it were held out."""
+    path = config.data.path
+    if path.startswith(BENCHMARK) or Path(path).expanduser().is_file():
+        raise ConfigError(
+            f"config.data.path: {path} has no {config.eval.split} split beside what is trained on; give a directory with "
+            f"train.jsonl and {config.eval.split}.jsonl (or .parquet), or set --config.eval.every=-1"
+        )
 
 
 def _check_plan(config: ConfigDict) -> None:

@@ -97,6 +97,8 @@ def test_list_config_prints_overridden_values_and_runs_nothing(capsys, stages):
         (["--config=configs/dsa.py", "--config.lora.rank=0"], 2, "config.lora.rank must be at least 1"),
         (["--config=configs/dsa.py", "--config.eval.num_samples=0"], 2, "config.eval.num_samples must be at least 1"),
         (["--config=configs/dsa.py", "--config.data.path=nowhere"], 3, "config.data.path: no such file"),
+        (["--config=configs/dsa.py", f"--config.data.path={__file__}"], 2, "no test split beside what is trained on"),
+        (["--config=configs/gba.py", "--config.data.path=benchmark:pmc_vqa=hub"], 2, "set --config.eval.every=-1"),
         (["--config=configs/dsa.py", "--config.model.path=no/such/model"], 3, "config.model.path: no such model"),
         (["--config=configs/dsa.py", "--config.model.path=runs/none"], 3, "config.model.path: no such model"),
         (["--config=configs/merge.py", "--config.experts=AM=runs/am"], 3, "config.experts: no such model: runs/am"),
