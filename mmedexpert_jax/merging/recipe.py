@@ -123,7 +123,7 @@ def merge_to_disk(
         raise ConfigError(f"{path}: holds something other than a model; choose another directory")
     dtypes = {name: output_dtype(view, recipe.dtype) for name, view in base.items()}
     tensors = {base.stored[name]: (view.shape, dtypes[name]) for name, view in base.items()}
-    writer = Writer(path, tensors, _fingerprint(recipe, base, job), max_shard_bytes)
+    writer = Writer(path, tensors, fingerprint(recipe, job), max_shard_bytes)
     report = Interference(tuple(recipe.experts))
     for number, (name, view) in enumerate(base.items(), 1):
         stored = base.stored[name]
@@ -194,9 +194,10 @@ def _copy(view: np.ndarray, dtype: np.dtype, write: Callable[[int, np.ndarray], 
         write(start, entries[start : start + (1 << 22)].astype(dtype, copy=False))
 
 
-def _fingerprint(recipe: Recipe, base: Checkpoint, job: Merge) -> list[Any]:
-    """Everything that the result depends on; files by their size and time."""
-    return [recipe.parameters.to_json(), recipe.dtype, recipe.start_only, base.fingerprint(), _sources(job)]
+def fingerprint(recipe: Recipe, job: Merge) -> list[Any]:
+    """Everything that the result depends on, in JSON's types; files by their size and time."""
+    base = job.base.fingerprint() if isinstance(job.base, Checkpoint) else recipe.base
+    return files.plain([recipe.parameters.to_json(), recipe.dtype, recipe.start_only, base, _sources(job)])
 
 
 def _sources(job: Merge) -> list[Any]:

@@ -1,5 +1,6 @@
 """The job `merge` (section 4.3): experts from their directories, one model, adapter or recipe, and where they fight."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,13 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
+from mmedexpert_jax.merging.engine import Merge
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import as_lora, merge_in_memory, update_of
 from mmedexpert_jax.merging.mergekit import read_mergekit
 from mmedexpert_jax.merging.page import write_page
 from mmedexpert_jax.merging.parameters import Parameters, parse
-from mmedexpert_jax.merging.recipe import Recipe, merge_to_disk
+from mmedexpert_jax.merging.recipe import Recipe, fingerprint, merge_to_disk
 from mmedexpert_jax.merging.sources import Loaded, is_checkpoint
 from mmedexpert_jax.merging.sweep import Sweep, at, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
@@ -166,15 +168,18 @@ def _sweep(recipe: Recipe, config: ConfigDict, run: Run, evaluate: Evaluate | No
     settings = config.sweep
     loaded = {} if is_checkpoint(recipe.base) and not evaluate else flatten(load_model(recipe.base, np.float32)[1])
     job = recipe.open(None if is_checkpoint(recipe.base) else Loaded(loaded, trace(recipe.base)[0]))
-    number = 0
+    scored = _scored(recipe, job, run) if evaluate else []
+    numbers = itertools.count()
 
     def score(density: float, scale: float) -> dict[str, float]:
-        nonlocal number
         assert evaluate is not None
-        merged, _ = merge_in_memory(variant(job, density, scale), loaded)
-        figures = evaluate(nest(merged), number)
-        run.log(number, {"density": density, "scale": scale} | figures)
-        number += 1
+        number = next(numbers)
+        if number < len(scored):
+            figures = scored[number]
+        else:
+            merged, _ = merge_in_memory(variant(job, density, scale), loaded)
+            figures = evaluate(nest(merged), number)
+            run.log(number, {"density": density, "scale": scale} | figures)
         return {name.removeprefix("eval/"): value for name, value in figures.items() if name.count("/") == 1}
 
     try:
@@ -182,3 +187,12 @@ def _sweep(recipe: Recipe, config: ConfigDict, run: Run, evaluate: Evaluate | No
     except ValueError as error:
         raise ConfigError(f"config.sweep: densities and scales are numbers ({error})") from error
     return sweep(job, densities, scales, recipe.dtype, score if evaluate else None)
+
+
+def _scored(recipe: Recipe, job: Merge, run: Run) -> list[dict[str, Any]]:
+    """Rows of the settings that this run scored before it was killed; none where what it merges has changed since."""
+    mark, wanted = run.path / "export" / "sweep_sources.json", fingerprint(recipe, job)
+    rows = run.metrics() if files.read_json(mark) == wanted else []
+    run.rewind(len(rows) - 1)
+    files.write_json(mark, wanted)
+    return rows

@@ -1,4 +1,6 @@
+import functools
 import json
+import shutil
 
 import numpy as np
 import optax
@@ -14,7 +16,7 @@ from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.models.load import folders
 from mmedexpert_jax.models.qwen2_vl import flatten, nest, tensor_shapes
 from mmedexpert_jax.processing.processor import Processor
-from mmedexpert_jax.runtime import Run, training
+from mmedexpert_jax.runtime import Run, metrics, training
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,36 @@ def test_a_sweep_is_scored_and_the_best_is_merged(folder, tmp_path):
     assert len(sizes) == 4 and len(json.loads((tmp_path / "export" / "sweep.json").read_text())) == 4
     moved = [np.abs(np.asarray(t) - base[n]).sum() for n, t in flatten(load_model(tmp_path)[1]).items()]
     assert float(np.sum(moved)) == pytest.approx(min(sizes.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_killed_sweep_scores_what_is_left_unless_an_expert_changed(folder, tmp_path, changed):
+    expert = tmp_path / "AM"
+    shutil.copytree(folder / "AM", expert)
+    base = flatten(load_model(folder / "base")[1])
+    asked = []
+
+    def evaluate(params, number, last=9):
+        if number == last:
+            raise KeyboardInterrupt
+        asked.append(number)
+        moved = sum(float(np.abs(np.asarray(t) - base[n]).sum()) for n, t in flatten(params).items())
+        return {"eval/accuracy": 1 / moved, "eval/accuracy/AM": 0.5}
+
+    grid = ConfigDict({"densities": ("0.5", "0.1"), "scales": (1.0, 0.5), "score": True})
+    config = settings(folder, experts=(str(expert), str(folder / "BS")), sweep=grid)
+    with pytest.raises(KeyboardInterrupt):
+        execute(config, tmp_path / "run", evaluate=functools.partial(evaluate, last=3))
+    if changed:
+        lora = random_lora(load_model(folder / "base")[1], 9)
+        adapters.save_peft(expert / "export" / "adapter", lora, str(folder / "base"))
+    resumed = execute(config, tmp_path / "run", evaluate=evaluate)
+    assert asked == [0, 1, 2, *([0, 1, 2, 3] if changed else [3])]
+    assert [row["step"] for row in metrics.read(tmp_path / "run")] == [0, 1, 2, 3]
+    whole = execute(config, tmp_path / "whole", evaluate=evaluate)
+    assert resumed["best"] == whole["best"]
+    rows = [json.loads((tmp_path / name / "export" / "sweep.json").read_text()) for name in ("run", "whole")]
+    assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("trainable", ["lora", "full"])
