@@ -70,7 +70,7 @@ def needs(config: ConfigDict, shape: ModelConfig, dtype: str, devices: Devices) 
     if config.job in ("dsa", "gba"):
         _training(found, config, shape, weights, devices)
     elif config.job == "merge":
-        _merging(found, config, weights)
+        _merging(found, config, shape, weights)
     elif config.job == "pretrain":
         _pretraining(found, config, shape, weights, devices)
     else:
@@ -164,7 +164,7 @@ def _pretraining(found: Needs, config: ConfigDict, shape: ModelConfig, weights: 
     )
 
 
-def _merging(found: Needs, config: ConfigDict, weights: dict) -> None:
+def _merging(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict) -> None:
     """Streamed from files, only blocks are held; a sweep that is scored, and `rank`, hold more."""
     leaves = jax.tree.leaves(weights)
     widest = max(int(np.prod(leaf.shape[1:])) for leaf in leaves)
@@ -180,7 +180,8 @@ def _merging(found: Needs, config: ConfigDict, weights: dict) -> None:
         found.phases["merge"] |= {"adapter": size(factors), "update of the largest tensor": 4 * largest}
     if config.sweep.densities and config.sweep.score:
         text = 4 * found.parameters
-        found.phases["sweep"] = {"weights in float32": text, "merged": text}
+        sampled = _sampling(shape, "float32", config, config.eval.batch_size, config.eval.num_samples)
+        found.phases["sweep"] = {"weights in float32": text, "merged": text} | sampled
 
 
 def _policy_bytes(weights: dict, trained: Any, full: bool) -> int:

@@ -172,6 +172,9 @@ def test_a_merge_is_counted_by_blocks_and_its_export(planned):
     shapes = jax.eval_shape(lambda: lora.init(jax.random.key(0), abstract_params(SHAPE, "float32"), 4, 4.0))
     assert f"disk       {size(shapes) / 1e6:.1f} MB: export" in adapter
     assert "disk       0.0 MB" in planned("--config=configs/merge.py", experts, "--config.result=recipe")
+    scored = planned("--config=configs/merge.py", experts, "--config.sweep.densities=0.2", "--config.sweep.score=True")
+    cache = cache_bytes(SHAPE, "float32", 64, 1024, 64, 96)
+    assert re.search(rf"sweep +weights in float32 6.0 MB, merged 6.0 MB, KV cache {cache / 1e9:.2f} GB", scored)
 
 
 def test_a_factory_with_a_local_teacher_is_counted(planned):
