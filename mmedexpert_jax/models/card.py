@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 from mmedexpert_jax.models.config import FAMILIES, ModelConfig
 from mmedexpert_jax.models.qwen2_vl import tensor_shapes
@@ -76,4 +77,4 @@ model = PeftModel.from_pretrained(base, "this directory")
 
 
 def _is_hub_id(name: str) -> bool:
-    return bool(_HUB_ID.fullmatch(name)) and not name.startswith("runs/")
+    return bool(_HUB_ID.fullmatch(name)) and not name.startswith("runs/") and not Path(name).exists()

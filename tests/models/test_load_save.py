@@ -257,7 +257,7 @@ def test_each_device_reads_only_its_own_slices(checkpoint, tmp_path, monkeypatch
     assert expected < 0.5 * sum(value.nbytes for value in flatten(case.params).values())
 
 
-def test_the_card_says_what_the_model_is(checkpoint, tmp_path):
+def test_the_card_says_what_the_model_is(checkpoint, tmp_path, monkeypatch):
     case = checkpoint("qwen2_5_tied")
     save_pretrained(tmp_path / "out", case.model, case.params, origin="Qwen/Qwen2.5-VL-3B-Instruct")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -274,6 +274,10 @@ def test_the_card_says_what_the_model_is(checkpoint, tmp_path):
     card = adapter_card("Qwen/Qwen2-VL-2B-Instruct", 16)
     for part in ('base_model: "Qwen/Qwen2-VL-2B-Instruct"', "library_name: peft", "rank 16", "PeftModel"):
         assert part in card
+    monkeypatch.chdir(tmp_path)
+    assert "base_model" in adapter_card("out/model", 16)
+    (tmp_path / "out" / "model").mkdir()
+    assert "base_model" not in adapter_card("out/model", 16)
 
 
 def test_saving_replaces_a_model_whole_and_nothing_else(checkpoint, tmp_path):
