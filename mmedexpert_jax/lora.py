@@ -126,6 +126,11 @@ def check(lora: Lora, params: dict) -> None:
             )
 
 
+def canonical(name: str) -> str:
+    """The hub files' name of a tensor or module, from that or from the one that transformers has had since 4.52."""
+    return name.replace("model.language_model.", "model.", 1).replace("model.visual.", "visual.", 1)
+
+
 def save_peft(path: str | Path, lora: Lora, base: str) -> None:
     """Writes a peft adapter directory, which `peft.PeftModel.from_pretrained` loads over `base`.
 
@@ -182,7 +187,7 @@ def load_peft(path: str | Path, params: dict) -> Lora:
         module, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
         if rest not in ("A.weight", "B.weight"):
             raise DataError(f"{weights}: tensor {name} is not a LoRA factor (lora_A.weight or lora_B.weight)")
-        factors.setdefault(_own_name(module), {})[rest[0].lower()] = jnp.asarray(tensor, jnp.float32)
+        factors.setdefault(canonical(module), {})[rest[0].lower()] = jnp.asarray(tensor, jnp.float32)
     for module, pair in factors.items():
         if len(pair) != 2:
             raise DataError(
@@ -237,7 +242,3 @@ def _join(path: str, name: str) -> str:
 def _peft_name(module: str) -> str:
     """Module path in transformers' memory since 4.52, from the path in checkpoint files."""
     return f"model.{module}" if module.startswith("visual.") else module.replace("model.", "model.language_model.", 1)
-
-
-def _own_name(module: str) -> str:
-    return module.replace("model.language_model.", "model.", 1).replace("model.visual.", "visual.", 1)

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.lora import canonical
 from mmedexpert_jax.runtime import files
 
 SHARD_BYTES = 5 * 10**9  # transformers' usual size
@@ -25,13 +26,6 @@ _DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
 }  # fmt: skip
 _CODES = {np.dtype(dtype).name: code for code, dtype in _DTYPES.items()}
-
-
-def canonical(name: str) -> str:
-    """Names that transformers has written since 4.52 -> those of the hub's files, so that both fit together."""
-    if name.startswith("model.visual."):
-        return name.removeprefix("model.")
-    return name.replace("model.language_model.", "model.", 1) if name.startswith("model.language_model.") else name
 
 
 class Checkpoint(Mapping[str, np.ndarray]):

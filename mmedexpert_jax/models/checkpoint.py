@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.lora import canonical
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _ROWS = 4096  # rows of two matrices that are compared at a time
@@ -37,7 +38,7 @@ def read_checkpoint(directory: Path, expected: dict[str, tuple[int, ...]], tied:
     Raises:
         DataError: no weights, a broken file, a quantised tensor, or missing, unexpected or misshapen tensors, by name.
     """
-    found = {_own_name(name): stored for name, stored in _stored(directory)}
+    found = {canonical(name): stored for name, stored in _stored(directory)}
     head = found.pop("lm_head.weight", None) if tied else None
     if head and not _equal(head, found.get("model.embed_tokens.weight")):
         raise DataError(f"{directory}: lm_head.weight differs from embed_tokens.weight; set tie_word_embeddings false")
@@ -135,10 +136,3 @@ def _check(directory: Path, expected: dict[str, tuple], found: dict[str, tuple])
 def _listing(names: list[str], limit: int = 12) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
-
-
-def _own_name(name: str) -> str:
-    """Names of transformers since 4.52 (`model.language_model.`, `model.visual.`) -> the hub files' names."""
-    if name.startswith("model.visual."):
-        return name.removeprefix("model.")
-    return name.replace("model.language_model.", "model.", 1) if name.startswith("model.language_model.") else name
