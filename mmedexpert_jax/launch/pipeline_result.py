@@ -1,6 +1,6 @@
 """What a pipeline found: its table, and a report from which every stage can be read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,6 @@ from mmedexpert_jax.launch import stage_costs
 from mmedexpert_jax.medeval import tables
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
-from mmedexpert_jax.medeval.run import MINI
 from mmedexpert_jax.runtime import files, metrics, plots, report
 
 if TYPE_CHECKING:
@@ -30,19 +29,28 @@ def finish(run: "Run", stages: Sequence[Path], models: Sequence[str], price: flo
         models: names of what was evaluated, the base first.
         price: dollars for an hour of one device; 0: no money is shown.
     """
-    found = {name: Evaluation.read(rows_path(stages[-1], MINI, name)) for name in models}
-    summaries = {name: evaluation.summary() for name, evaluation in found.items()}
-    gains = {row.pop("model"): row for row in tables.comparison_table(found)}
-    table = [row | gains.get(row["model"], {}) for row in tables.models_table(summaries)]
-    files.write_text(run.path / "table.md", tables.markdown(table))
-    run.finish({"accuracy": {name: summary["accuracy"] for name, summary in summaries.items()}})
+    names = files.read_json(stages[-1] / "export" / "summary.json") or {}  # by benchmark
+    found = {name: {model: Evaluation.read(rows_path(stages[-1], name, model)) for model in models} for name in names}
+    several = len(found) > 1
+    parts = {f"{name}: {tables.HEADLINE}" if several else tables.HEADLINE: _table(found[name]) for name in found}
+    text = "\n".join(f"{title}\n\n" * several + tables.markdown(rows) for title, rows in parts.items())
+    files.write_text(run.path / "table.md", text)
+    accuracies = {name: {model: found[name][model].accuracy()["accuracy"] for model in models} for name in found}
+    run.finish({"accuracy": accuracies if several else next(iter(accuracies.values()))})
     sections = [
-        report.Table(tables.HEADLINE, table, f"{tables.INTERVALS} {TABLE_NOTE}"),
+        *(report.Table(title, rows, f"{tables.INTERVALS} {TABLE_NOTE}") for title, rows in parts.items()),
         *_training(run.path),
         report.Table("Cost of the stages", stage_costs.table(stages, price), stage_costs.note(price)),
     ]
     report.report_run(run.path, sections)
-    print(tables.markdown(table), flush=True)
+    print(text, flush=True)
+
+
+def _table(evaluations: Mapping[str, Evaluation]) -> tables.Rows:
+    """A row for each model: its accuracies, and the gain over the first."""
+    gains = {row.pop("model"): row for row in tables.comparison_table(evaluations)}
+    summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
+    return [row | gains.get(row["model"], {}) for row in tables.models_table(summaries)]
 
 
 def _training(folder: Path) -> list[report.Section]:

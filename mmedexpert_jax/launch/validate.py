@@ -104,11 +104,11 @@ def validate(config: ConfigDict) -> None:
 
 def _check_held_out(config: ConfigDict) -> None:
     """A file and a benchmark have no splits: what is trained on would be asked as if it were held out."""
-    path = config.data.path
+    path, split = config.data.path, config.eval.split
     if path.startswith(BENCHMARK) or Path(path).expanduser().is_file():
         raise ConfigError(
-            f"config.data.path: {path} has no {config.eval.split} split beside what is trained on; give a directory with "
-            f"train.jsonl and {config.eval.split}.jsonl (or .parquet), or set --config.eval.every=-1"
+            f"config.data.path: {path} has no {split} split beside what is trained on; give a directory with train.jsonl "
+            f"and {split}.jsonl (or .parquet), or set --config.eval.every=-1"
         )
 
 

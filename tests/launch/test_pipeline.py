@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmedexpert_jax import merging
 from mmedexpert_jax.errors import Interrupted
@@ -53,6 +54,18 @@ def command(tiny_checkpoint, tiny_cases, write_adapter, stand_in, tmp_path, monk
     return arguments, trainer
 
 
+@pytest.fixture
+def other_benchmark(tmp_path):
+    """A folder with two items of OmniMedVQA."""
+    row = {"question": "Which organ?", "option_A": "liver", "option_B": "lung", "gt_answer": "lung", "dataset": "set"}
+    row |= {"image_path": "a.png", "modality_type": "CT", "question_type": "Organ"}
+    folder = tmp_path / "omni" / "QA_information" / "Open-access"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "omni" / "a.png")
+    (folder / "set.json").write_text(json.dumps([row | {"question_id": f"q{n}"} for n in range(2)]))
+    return tmp_path / "omni"
+
+
 def test_the_paper_in_order_through_interruptions(command, tiny_checkpoint, capsys, monkeypatch):
     arguments, trainer = command
     trainer.error, trainer.fail_at = Interrupted("step 3 is saved", 15), "BS"
@@ -88,6 +101,18 @@ def test_the_paper_in_order_through_interruptions(command, tiny_checkpoint, caps
     monkeypatch.setattr(merging, "run", lambda config, run: 1 / 0)
     assert main([*arguments, "--config.fresh=True"]) == 1
     assert trainer.runs[6:] == ["AM", "CAH", "BS", "CSI"], "fresh starts the stages over too"
+
+
+def test_every_benchmark_has_a_table(command, other_benchmark, capsys):
+    arguments, _ = command
+    assert main([*arguments, f"--config.evaluate.benchmarks=mmedexpert_mini,omnimedvqa={other_benchmark}"]) == 0
+    text, out = Path("run/table.md").read_text(), capsys.readouterr().out
+    for name in ("mmedexpert_mini", "omnimedvqa"):
+        _, found, rows = text.partition(f"{name}: Accuracy")
+        assert found and [line.split("|")[1].strip() for line in rows.splitlines()[4:12]] == ROWS
+    assert text in out
+    accuracies = json.loads(Path("run/STATUS.json").read_text())["summary"]["accuracy"]
+    assert {name: list(models) for name, models in accuracies.items()} == {"mmedexpert_mini": ROWS, "omnimedvqa": ROWS}
 
 
 def test_a_stage_has_its_group_and_the_shared_fields():
