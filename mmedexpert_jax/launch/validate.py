@@ -107,8 +107,8 @@ def _check_held_out(config: ConfigDict) -> None:
     path, split = config.data.path, config.eval.split
     if path.startswith(BENCHMARK) or Path(path).expanduser().is_file():
         raise ConfigError(
-            f"config.data.path: {path} has no {split} split beside what is trained on; give a directory with train.jsonl "
-            f"and {split}.jsonl (or .parquet), or set --config.eval.every=-1"
+            f"config.data.path: {path} has no {split} split beside what is trained on; give a directory with "
+            f"train.jsonl and {split}.jsonl (or .parquet), or set --config.eval.every=-1"
         )
 
 
