@@ -9,18 +9,9 @@ from typing import Any
 import numpy as np
 
 from mmedexpert_jax.merging.interference import Interference, kind, layer
-from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime import files, pages
 
 _CELL, _LEFT, _TOP = 16, 150, 16  # pixels
-_STYLE = """
-body{font:14px/1.45 system-ui,sans-serif;margin:0 auto;max-width:1180px;padding:1rem;color:#1a1a1a;background:#fff}
-h1{font-size:1.4rem}h2{font-size:1.1rem;margin:1.6rem 0 .3rem}h3{font-size:.9rem;margin:.7rem 0 .1rem;font-weight:600}
-p{margin:.2rem 0 .6rem;max-width:75ch;color:#444}table{border-collapse:collapse;font-size:13px}
-td,th{padding:.15rem .5rem;border-bottom:1px solid #ddd;text-align:left}td.n{text-align:right}
-.maps{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%%,%dpx),1fr));gap:.2rem 1.2rem}
-svg{max-width:100%%;height:auto}svg text{font:10px system-ui,sans-serif;fill:#444}
-.scroll{overflow-x:auto}.bar{display:inline-block;width:160px;height:10px;vertical-align:middle;margin:0 .4rem}
-""".strip()
 _MAPS = (
     ("conflict", "Sign conflict", "Of the entries that an expert keeps, the share that two keep with opposite signs."),
     ("shared", "Wanted by two or more", "Of the entries that an expert keeps, the share that two or more keep."),
@@ -64,11 +55,8 @@ def page(report: Interference, facts: Mapping[str, Any]) -> str:
     if cosines:
         note = "Between task vectors, before the trim. Red: they point apart, blue: the same way."
         parts.append(f"<h2>Cosine, by pair</h2><p>{note} {_scale(-1, 1)}</p>{grid.many(cosines, -1, 1)}")
-    style = _STYLE % (grid.width + 10)
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Merge report</title><style>{style}</style><h1>Merge report</h1>{''.join(parts)}</html>\n"
-    )
+    filled = {"width": str(grid.width + 10), "body": "".join(parts)}
+    return pages.render("mmedexpert_jax.merging", "merge_page.html", filled)
 
 
 class Grid:
@@ -134,7 +122,8 @@ def _colour(value: float, low: float, high: float) -> str:
 
 def _scale(low: float, high: float) -> str:
     stops = ",".join(_colour(low + (high - low) * step / 8, low, high) for step in range(9))
-    return f'{low:.3g}<span class="bar" style="background:linear-gradient(90deg,{stops})"></span>{high:.3g}'
+    bar = f'<span class="bar" style="background:linear-gradient(90deg,{stops})"></span>'
+    return f'<span class="scale">{low:.3g}{bar}{high:.3g}</span>'
 
 
 def _short(name: str) -> str:

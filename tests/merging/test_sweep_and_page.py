@@ -92,6 +92,7 @@ def test_the_page_of_a_7b_model_with_five_experts(tmp_path):
     reader = Outside()
     reader.feed(text)
     assert reader.found == [] and len(text) < 2_000_000
+    assert "color-scheme: light dark" in text and "{{" not in text  # the style of all pages, filled
     assert reader.cells == 28 * 7 * (4 + 5 + 10)  # rates, mass by expert, cosine by pair
     assert "R&lt;L&gt;" in text and "R<L>" not in text
     assert set(re.findall(r">([a-z_.]+_proj)<", text)) == set(kinds)
