@@ -2,7 +2,7 @@
 # A job on all hosts of a Cloud TPU slice that exists (gcloud compute tpus tpu-vm create): JAX finds the hosts by itself.
 #   export ZONE=europe-west4-b
 #   launch/tpu_pod.sh NAME install
-#   launch/tpu_pod.sh NAME run --config=configs/gba.py:qwen2_vl_2b --config.workdir=/mnt/work/gba
+#   launch/tpu_pod.sh NAME run --config=configs/gba.py:qwen2_vl_2b --config.prompts_per_step=16 --config.workdir=/mnt/work/gba
 #   launch/tpu_pod.sh NAME logs [HOST]
 #   launch/tpu_pod.sh NAME stop
 # The workdir must be on a file system that all hosts mount, such as Filestore. `run` returns once the job is started, which

@@ -312,7 +312,8 @@ def _leaf(key: str) -> str:
 
 def is_free(key: str) -> bool:
     """Whether a field, by its dotted key, may differ when a run is resumed."""
-    return any(f".{key}".endswith(f".{name}") for name in FREE)
+    names = key.split(".")
+    return any(".".join(names[start:]) in FREE for start in range(len(names)))
 
 
 def _drift(saved: dict, wanted: dict) -> dict[str, tuple[Any, Any]]:
