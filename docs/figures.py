@@ -2,7 +2,7 @@
 
     python docs/figures.py                    # redraws the images, rewrites the tables
     python docs/figures.py --check            # exits with 1 where one of them is not what the results say
-    python docs/figures.py --record learning  # runs that benchmark again, keeps its line, redraws
+    python docs/figures.py --record learning  # runs that benchmark again, keeps its line, redraws; "all" runs every one
 
 A result is the JSON line of a benchmark with the command, date, hardware and versions that it was measured with. What
 stands between `<!-- figure: NAME -->` and `<!-- end -->` is written here, or what is still to be measured. An image
@@ -168,9 +168,10 @@ def record(name: str, line: str) -> None:
 
 
 def digest(figure: Figure) -> str:
-    """Of the results and of the function that draws."""
+    """Of the results and of the code that draws."""
     parts = [(RESULTS / f"{name}.json").read_text(encoding="utf-8") for name in figure.results]
-    return hashlib.sha256("\n".join([inspect.getsource(figure.make), *parts]).encode()).hexdigest()
+    code = [inspect.getsource(part) for part in (figure.make, ablation_result.draw, plots)]
+    return hashlib.sha256("\n".join([*code, *parts]).encode()).hexdigest()
 
 
 def _carried(path: Path) -> str:
@@ -218,11 +219,13 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only look; exit with 1 where something is stale")
-    parser.add_argument("--record", choices=COMMANDS, help="run this benchmark first and keep its line")
+    parser.add_argument("--record", choices=[*COMMANDS, "all"], help="run this benchmark first and keep its line")
     parser.add_argument("--line", help="with --record: a JSON line that the benchmark has printed just now")
     arguments = parser.parse_args()
-    if arguments.record:
-        record(arguments.record, arguments.line or _run(arguments.record))
+    if arguments.line and arguments.record == "all":
+        parser.error("--line is of one benchmark; name it with --record")
+    for name in COMMANDS if arguments.record == "all" else filter(None, [arguments.record]):
+        record(name, arguments.line or _run(name))
     if arguments.check:
         problems = list(stale())
         print("\n".join(problems) or "every figure is what docs/results says")

@@ -1,11 +1,14 @@
 """What README and docs print of benchmarks is what docs/results says, and what differs is found."""
 
+import inspect
 import json
 import runpy
 import shutil
 from pathlib import Path
 
 import pytest
+
+from mmedexpert_jax.runtime import plots
 
 FILE = Path(__file__).parents[2] / "docs" / "figures.py"
 
@@ -63,6 +66,13 @@ def test_a_table_says_what_is_not_measured_until_it_is(figures, tmp_path):
     figures["draw"]()
     assert "| trl | 96 | 0.5 | 0.75 | 16 |  | 0.250000 |" in page.read_text()
     assert "3.00 times faster of 2.00 times fewer tokens, 1.50 of it." in page.read_text()
+
+
+def test_changed_drawing_code_makes_images_stale(figures, tmp_path, monkeypatch):
+    source = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda part: source(part) + "# new" * (part is plots))
+    images = sorted(path.name for path in (tmp_path / "docs" / "images").glob("*.png"))
+    assert sorted(line.partition(":")[0] for line in figures["stale"]()) == [f"docs/images/{name}" for name in images]
 
 
 def test_a_changed_sweep_is_found_and_drawn_anew(figures, tmp_path):
