@@ -8,24 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import canonical
+from mmedexpert_jax.models.checkpoint import CODES, tensor_files, views
 from mmedexpert_jax.runtime import files
 
 SHARD_BYTES = 5 * 10**9  # transformers' usual size
-_DTYPES: dict[str, Any] = {
-    "BF16": ml_dtypes.bfloat16,
-    "F16": np.float16,
-    "F32": np.float32,
-    "F64": np.float64,
-    **{f"{'U' if unsigned else 'I'}{bits}": f"{'u' if unsigned else ''}int{bits}" for bits in (8, 16, 32, 64)
-       for unsigned in (False, True)},
-    "BOOL": np.bool_,
-}  # fmt: skip
-_CODES = {np.dtype(dtype).name: code for code, dtype in _DTYPES.items()}
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -45,7 +35,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.stored: dict[str, str] = {}
         self._views: dict[str, np.ndarray] = {}
         for file in self._shards():
-            for name, view in _views(file).items():
+            for name, view in views(file).items():
                 self.stored[canonical(name)] = name
                 self._views[canonical(name)] = view
 
@@ -63,17 +53,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in map(Path.resolve, self._shards())]
 
     def _shards(self) -> list[Path]:
-        index = self.directory / "model.safetensors.index.json"
-        names = ["model.safetensors"]
-        if index.exists():
-            content = files.read_json(index)
-            if not isinstance(content, dict) or "weight_map" not in content:
-                raise DataError(f"{index}: not an index of shards; download it again")
-            names = sorted(set(content["weight_map"].values()))
-        for name in names:
-            if not (self.directory / name).is_file():
-                raise DataError(f"{self.directory}: {name} is missing; give the directory of a whole checkpoint")
-        return [self.directory / name for name in names]
+        return sorted(set(tensor_files(self.directory).values()))
 
 
 class Tied(Mapping[str, np.ndarray]):
@@ -111,24 +91,6 @@ def copy_settings(source: Path, target: Path) -> None:
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith((".safetensors", ".index.json", ".bin", ".md", ".jsonl", ".gguf")):
             shutil.copyfile(file, target / file.name)
-
-
-def _views(file: Path) -> dict[str, np.ndarray]:
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length) if length < 10**8 else b"")
-        data = np.memmap(file, np.uint8, "r", offset=8 + length)
-        views = {}
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, stop = entry["data_offsets"]
-                views[name] = data[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    except KeyError as error:
-        raise DataError(f"{file}: dtype {error} is not supported; merge unquantised checkpoints") from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{file}: not a whole safetensors file ({error}); download it again") from error
-    return views
 
 
 class Writer:
@@ -222,7 +184,7 @@ def _plan(tensors: Mapping[str, tuple], most: int) -> tuple[dict[str, tuple[str,
     for number, (shard, size) in enumerate(zip(shards, sizes, strict=True), 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         entries = {
-            name: {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [start, stop]}
+            name: {"dtype": CODES[dtype], "shape": shape, "data_offsets": [start, stop]}
             for name, (shape, dtype, start, stop) in shard.items()
         }
         text = json.dumps({"__metadata__": {"format": "pt"}} | entries, separators=(",", ":")).encode()

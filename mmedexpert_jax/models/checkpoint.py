@@ -13,7 +13,17 @@ from safetensors import SafetensorError, safe_open
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import canonical
 
-_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+# safetensors' names of dtypes, and numpy's.
+DTYPES = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    **{f"{kind}{bits}": f"{name}{bits}" for bits in (8, 16, 32, 64) for kind, name in (("I", "int"), ("U", "uint"))},
+    "BOOL": "bool",
+}
+_FLOATS = ("BF16", "F16", "F32", "F64")
+CODES = {name: code for code, name in DTYPES.items()}
 _ROWS = 4096  # rows of two matrices that are compared at a time
 Index = tuple[slice, ...]
 
@@ -61,39 +71,35 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _stored(directory: Path) -> Iterator[tuple[str, Stored]]:
-    files = _tensor_files(directory)
-    headers = {file: _header(file) for file in set(files.values())}
-    for name, file in files.items():
-        tensors, content = headers[file]
-        if name not in tensors:
-            raise DataError(f"{file}: has no tensor {name}, which the index puts there; download it again")
-        shape, kind = tuple(tensors[name]["shape"]), tensors[name]["dtype"]
-        if kind not in _DTYPES:
-            raise DataError(f"{directory}: tensor {name} has dtype {kind}; quantised checkpoints are not supported")
-        start, end = tensors[name]["data_offsets"]
-        values = content[start:end].view(jnp.dtype(_DTYPES[kind])).reshape(shape)
-        yield name, Stored(shape, _DTYPES[kind], values.__getitem__)
-
-
-def _header(file: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """The tensors' descriptions in a safetensors file, and its content as bytes that are read when they are used.
+def views(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file by the names that it has: read-only views, read when they are used.
 
     `safe_open` has the same from its `get_slice`, but copies what it reads, which is then copied to the device.
+    Raises DataError for a file that is not whole, and for a tensor of another dtype than DTYPES.
     """
     _open(file)
     with file.open("rb") as source:
         size = int.from_bytes(source.read(8), "little")
         tensors = json.loads(source.read(size))
+    tensors.pop("__metadata__", None)
     empty = file.stat().st_size == 8 + size  # which cannot be mapped
-    return tensors, np.empty(0, np.uint8) if empty else np.memmap(file, np.uint8, "r", offset=8 + size)
+    content = np.empty(0, np.uint8) if empty else np.memmap(file, np.uint8, "r", offset=8 + size)
+    found = {}
+    for name, entry in tensors.items():
+        if entry["dtype"] not in DTYPES:
+            raise _quantised(file, name, entry["dtype"])
+        start, end = entry["data_offsets"]
+        found[name] = content[start:end].view(jnp.dtype(DTYPES[entry["dtype"]])).reshape(entry["shape"])
+    return found
 
 
-def _tensor_files(directory: Path) -> dict[str, Path]:
-    """{tensor name: file}, from the index of a sharded checkpoint or the one file."""
+def tensor_files(directory: Path) -> dict[str, Path]:
+    """{tensor name: file}, from the index of a sharded checkpoint or the one file. Raises DataError."""
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        weight_map = read_json(index).get("weight_map", {})
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise DataError(f"{index}: not an index of shards; download it again")
         absent = sorted({file for file in weight_map.values() if not (directory / file).exists()})
         if absent:
             raise DataError(f"{index}: shards missing: {_listing(absent)}; download them again")
@@ -102,6 +108,22 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
     if not single.exists():
         raise DataError(f"{directory}: no weights; expected model.safetensors or model.safetensors.index.json")
     return dict.fromkeys(_open(single).keys(), single)
+
+
+def _stored(directory: Path) -> Iterator[tuple[str, Stored]]:
+    files = tensor_files(directory)
+    found = {file: views(file) for file in set(files.values())}
+    for name, file in files.items():
+        if name not in found[file]:
+            raise DataError(f"{file}: has no tensor {name}, which the index puts there; download it again")
+        view = found[file][name]
+        if (code := CODES[view.dtype.name]) not in _FLOATS:
+            raise _quantised(file, name, code)
+        yield name, Stored(view.shape, view.dtype.name, view.__getitem__)
+
+
+def _quantised(file: Path, name: str, code: str) -> DataError:
+    return DataError(f"{file}: tensor {name} has dtype {code}; quantised checkpoints are not supported")
 
 
 def _open(file: Path) -> Any:
