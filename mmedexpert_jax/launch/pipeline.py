@@ -30,6 +30,8 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
         run_job: opens and carries out the run of one stage.
     """
     plan = stages(config)
+    if run.done and processes.is_writer():
+        print("it is already finished; its report is written anew", flush=True)
     for stage in () if run.done else plan:
         stop_if_asked(run, Path(stage.workdir).name)
         run_job(stage)

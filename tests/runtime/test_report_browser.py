@@ -10,7 +10,7 @@ from mmedexpert_jax.launch import pipeline_result
 from mmedexpert_jax.medeval.evaluate import Evaluation, Row
 from mmedexpert_jax.medeval.finish import rows_path
 from mmedexpert_jax.medeval.run import MINI
-from mmedexpert_jax.runtime import Run, report
+from mmedexpert_jax.runtime import Run, files, report
 
 pytestmark = pytest.mark.slow
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
@@ -46,6 +46,7 @@ def pipeline_file(tmp_path_factory):
         rows = rows_path(path / "evaluate", MINI, name)
         rows.parent.mkdir(parents=True, exist_ok=True)
         Evaluation(tuple(_answer(item, item % 8 < number) for item in range(40))).write(rows)
+    files.write_json(path / "evaluate" / "export" / "summary.json", {MINI: {}})
     stages = [*(path / "experts" / name for name in SPECIALTIES), *(path / name for name in FOLDERS)]
     with Run.open(path, {"job": "pipeline", "price": 2.0}) as run:
         pipeline_result.finish(run, stages, models, 2.0)
