@@ -12,6 +12,7 @@ import pytest
 import mmedexpert_jax
 from mmedexpert_jax import lora, models
 from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
@@ -85,3 +86,16 @@ def stand_in(monkeypatch) -> Callable[[Callable], None]:
             monkeypatch.setattr(mmedexpert_jax, name, SimpleNamespace(train=train), raising=False)
 
     return replace
+
+
+@pytest.fixture
+def planned(capsys, tmp_path, monkeypatch):
+    """What a plan prints for a command in an empty folder, which stays empty."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        assert main([*arguments, "--config.plan=True"]) == 0
+        assert not list(tmp_path.iterdir())
+        return capsys.readouterr().out
+
+    return run

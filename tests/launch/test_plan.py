@@ -150,19 +150,6 @@ def test_a_pipeline_is_counted_by_stage(capsys):
     assert all(f"\n{stage}\n  parameters" in out for stage in ("dsa", "gba", "evaluate"))
 
 
-@pytest.fixture
-def planned(capsys, tmp_path, monkeypatch):
-    """What a plan prints for a command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        assert main([*arguments, "--config.plan=True"]) == 0
-        assert not list(tmp_path.iterdir())
-        return capsys.readouterr().out
-
-    return run
-
-
 def test_a_merge_is_counted_by_blocks_and_its_export(planned):
     experts = "--config.experts=a=mini,b=mini"
     out = planned("--config=configs/merge.py", experts)

@@ -45,19 +45,6 @@ WANTED = {
 ARGUMENTS = {"merge": ["--config.experts=a=mini,b=mini"]}
 
 
-@pytest.fixture
-def planned(capsys, tmp_path, monkeypatch):
-    """What a plan prints for a command in an empty folder, which stays empty."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        assert main([*arguments, "--config.plan=True"]) == 0
-        assert not list(tmp_path.iterdir())
-        return capsys.readouterr().out
-
-    return run
-
-
 def test_every_job_is_among_them():
     assert set(WANTED) == {path.stem for path in (ROOT / "configs").glob("*.py")}
 

@@ -97,15 +97,22 @@ def browser():
         opened.close()
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_report_can_be_read(browser, page_file, size, tmp_path):
+def _opened(browser, file, size):
+    """The page of a file on a screen of that size, which logs nothing."""
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height})
     problems = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda message: problems.append(message.text))
-    page.goto(page_file.as_uri())
+    page.goto(file.as_uri())
     assert not problems
+    return page
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_report_can_be_read(browser, page_file, size, tmp_path):
+    width, height = SIZES[size]
+    page = _opened(browser, page_file, size)
     assert page.evaluate("document.documentElement.scrollWidth") == width  # no sideways scrolling of the page
     figures = page.locator(".figures img")
     assert figures.count() == len(list((page_file.parent / "plots").glob("*.png"))) >= 9
@@ -132,12 +139,7 @@ def test_the_report_can_be_read(browser, page_file, size, tmp_path):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_report_of_a_pipeline_can_be_read(browser, pipeline_file, size, tmp_path):
     width, height = SIZES[size]
-    page = browser.new_page(viewport={"width": width, "height": height})
-    problems = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text))
-    page.goto(pipeline_file.as_uri())
-    assert not problems
+    page = _opened(browser, pipeline_file, size)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert 8 <= page.locator("#summary dl div").count() <= 12  # the models' accuracies, state and dates
     assert page.locator("section").first.evaluate("box => box.offsetHeight") < height  # what follows is soon in sight
