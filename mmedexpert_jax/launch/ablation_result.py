@@ -70,9 +70,9 @@ def write(config: ConfigDict, path: Path, rows: Sequence[Row], stages: Stages, s
     _adjust(result["rows"])
     evaluations = ablation.wanted(config, rows)
     by_seed = [list(stages.order(evaluations, seed)) for seed in seeds]
-    tasks = {task.folder: task for tasks in by_seed for task in tasks}
+    folders = dict.fromkeys(task.folder for tasks in by_seed for task in tasks)
     result["seconds"] = [sum(task.seconds or 0.0 for task in tasks) for tasks in by_seed]
-    result |= {"price": config.price, "costs": stage_costs.table(tasks, config.price)}
+    result |= {"price": config.price, "costs": stage_costs.table(folders, config.price)}
     (path / "export" / "tables").mkdir(parents=True, exist_ok=True)
     files.write_json(path / RESULT, result)
     table = table_rows(result)

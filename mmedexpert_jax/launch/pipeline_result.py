@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import stage_costs
 from mmedexpert_jax.medeval import tables
 from mmedexpert_jax.medeval.evaluate import Evaluation
@@ -28,8 +29,14 @@ def finish(run: "Run", stages: Sequence[Path], models: Sequence[str], price: flo
         stages: the runs of the stages, the evaluation last.
         models: names of what was evaluated, the base first.
         price: dollars for an hour of one device; 0: no money is shown.
+
+    Raises:
+        DataError: the evaluation's summary is gone.
     """
-    names = files.read_json(stages[-1] / "export" / "summary.json") or {}  # by benchmark
+    summaries = stages[-1] / "export" / "summary.json"
+    names = files.read_json(summaries)  # by benchmark
+    if not names:
+        raise DataError(f"{summaries} is missing or broken; run the pipeline again with fresh=True")
     found = {name: {model: Evaluation.read(rows_path(stages[-1], name, model)) for model in models} for name in names}
     several = len(found) > 1
     parts = {f"{name}: {tables.HEADLINE}" if several else tables.HEADLINE: _table(found[name]) for name in found}

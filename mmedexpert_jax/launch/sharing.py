@@ -20,7 +20,7 @@ from mmedexpert_jax import __version__
 from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.launch.table3 import Model, Stage
 from mmedexpert_jax.runtime import files, processes
-from mmedexpert_jax.runtime.run import flat, is_free
+from mmedexpert_jax.runtime.run import finished, flat, is_free
 
 _DIGITS = 12  # of a hash in a directory's name
 _EVERY = 1.0  # seconds between two looks at whether a stage is free
@@ -50,13 +50,12 @@ class Task:
     @property
     def done(self) -> bool:
         """Whether it is finished: the run's status says so, and is written last."""
-        return (files.read_json(self.folder / "STATUS.json") or {}).get("state") == "done"
+        return bool(finished(self.folder))
 
     @property
     def seconds(self) -> float | None:
         """Wall seconds that it took, once it is done."""
-        status = files.read_json(self.folder / "STATUS.json") or {}
-        return (status.get("cost") or {}).get("wall_seconds") if status.get("state") == "done" else None
+        return finished(self.folder).get("cost", {}).get("wall_seconds")
 
 
 class Stages:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime.run import finished
 
 # Appendix E, on one NVIDIA A100: hours for about 1,000 samples, and of one merge ("5 minutes per merge operation").
 PUBLISHED = {"dsa": 0.4, "gba": 13.0, "merge": 5 / 60}
@@ -49,9 +50,9 @@ def table(folders: Iterable[Path], price: float = 0.0) -> list[dict[str, Any]]:
 
 def read(folder: Path) -> dict[str, Any] | None:
     """The cost of a run with its `kind` and the `samples` that it trained on; None where it is not done."""
-    status = files.read_json(folder / "STATUS.json") or {}
+    status = finished(folder)
     config = files.read_json(folder / "config.json") or {}
-    if status.get("state") != "done" or "cost" not in status:
+    if "cost" not in status:
         return None
     return {"kind": _kind(config), "samples": samples(config, status.get("summary") or {}), **status["cost"]}
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.data import benchmarks, load_cases
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.launch import ablation, budget, pipeline
-from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime.run import finished
 
 
 def left(config: ConfigDict) -> list[ConfigDict]:
@@ -21,7 +21,7 @@ def left(config: ConfigDict) -> list[ConfigDict]:
     else:
         return [config]
     deleted = config.fresh and not config.get("stages")  # a folder that sweeps share stays
-    return [stage for stage in stages if deleted or not _done(stage)]
+    return [stage for stage in stages if deleted or not finished(Path(stage.workdir))]
 
 
 def lines(config: ConfigDict, kinds: Mapping[str, ConfigDict], train: Mapping[str, int]) -> Iterator[str]:
@@ -58,10 +58,6 @@ def lines(config: ConfigDict, kinds: Mapping[str, ConfigDict], train: Mapping[st
         parts.append(f"answers {budget.gb(stored)}")
         known += stored
     yield f"  disk       at most {budget.gb(known)}: {', '.join(parts)}"
-
-
-def _done(stage: ConfigDict) -> bool:
-    return (files.read_json(Path(stage.workdir) / "STATUS.json") or {}).get("state") == "done"
 
 
 def _answers(config: ConfigDict, stages: list[ConfigDict]) -> int | None:

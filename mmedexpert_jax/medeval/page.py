@@ -19,6 +19,7 @@ from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.tables import Rows
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.runtime import files, pages
+from mmedexpert_jax.runtime.tables import column_names
 
 PICTURES = "export/report"
 SIDE = 768  # pixels, the longest side of a picture
@@ -168,7 +169,7 @@ def _by_item(evaluation: Evaluation) -> dict[str, list[Row]]:
 
 
 def _part(part: Part) -> str:
-    columns = list(dict.fromkeys(key for row in part.rows for key in row))
+    columns = column_names(part.rows)
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     lines = ("".join(f"<td>{pages.cell(row.get(column, ''))}</td>" for column in columns) for row in part.rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)

@@ -53,8 +53,8 @@ def sizes(devices: int, kind: str, data: int = -1, fsdp: int = 1, tensor: int = 
 
     Raises ResourceError where there are fewer, ConfigError for numbers that are none or do not divide the devices.
     """
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    for name, size in sizes.items():
+    along = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    for name, size in along.items():
         if size < 1 and not (name == "data" and size == -1):
             more = ", or -1 for all" if name == "data" else ""
             raise ConfigError(f"mesh {name}={size}: give a number of devices from 1{more}")
@@ -63,15 +63,15 @@ def sizes(devices: int, kind: str, data: int = -1, fsdp: int = 1, tensor: int = 
             raise ConfigError(
                 f"mesh fsdp={fsdp}, tensor={tensor} does not divide the {devices} devices; choose among their divisors"
             )
-        sizes["data"] = devices // (fsdp * tensor)
-    count = math.prod(sizes.values())
+        along["data"] = devices // (fsdp * tensor)
+    count = math.prod(along.values())
     if count > devices:
-        wanted = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
+        wanted = ", ".join(f"{name}={size}" for name, size in along.items() if size > 1)
         raise ResourceError(
             f"mesh {wanted} needs {count} devices and there are {devices} ({kind}); lower it to at most {devices}, or "
             "data to -1 for all"
         )
-    return sizes["data"], fsdp, tensor
+    return along["data"], fsdp, tensor
 
 
 def partition(path: str, ndim: int) -> PartitionSpec:

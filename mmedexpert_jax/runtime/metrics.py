@@ -7,6 +7,7 @@ one that never was.
 """
 
 import importlib
+import itertools
 import json
 import time
 import uuid
@@ -35,8 +36,8 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """(line, row) pairs up to the first line that is not whole."""
-    return [(line, row) for line, row in files.json_lines(path) if isinstance(row, dict)]
+    """(line, row) pairs up to the first line that is not a whole row."""
+    return list(itertools.takewhile(lambda pair: isinstance(pair[1], dict), files.json_lines(path)))
 
 
 class Rows:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax.runtime import costs, files, metrics, pages, plots
+from mmedexpert_jax.runtime.tables import column_names
 
 FILTERS = ("step", "specialty", "paradigm", "correct")  # fields of a completion that the browser offers to select by
 GROUP = ("step", "id", "prompt")  # neighbours in which these are equal are samples of one group
@@ -229,7 +230,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = column_names(rows)
     lines = [[files.plain(row.get(column)) for column in columns] for row in rows]
     kinds = [_alignment(values) for values in zip(*lines, strict=True)]
     head = "".join(f"<th{kind}>{_escape(column)}</th>" for column, kind in zip(columns, kinds, strict=True))

@@ -296,6 +296,12 @@ def _wipe(path: Path) -> None:
                 (path / name).unlink(missing_ok=True)
 
 
+def finished(folder: Path) -> dict[str, Any]:
+    """The status of a run that is done; empty for any other folder."""
+    status = files.read_json(folder / "STATUS.json") or {}
+    return status if status.get("state") == "done" else {}
+
+
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """The fields of a config by dotted key."""
     if not isinstance(config, dict):
