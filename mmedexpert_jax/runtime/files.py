@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import errno
 import fcntl
 import io
 import json
@@ -13,55 +12,29 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from mmedexpert_jax.errors import ResourceError
+from mmedexpert_jax import border
+from mmedexpert_jax.border import DISK_ERRORS, unwritable, write_bytes, write_text, writing
+from mmedexpert_jax.errors import DataError
+
+__all__ = [
+    "DISK_ERRORS",
+    "append",
+    "data_uri",
+    "json_lines",
+    "lock",
+    "partial",
+    "plain",
+    "read_json",
+    "replace_folder",
+    "replacing",
+    "unwritable",
+    "write_bytes",
+    "write_json",
+    "write_text",
+    "writing",
+]
 
 THUMBNAIL = 256  # longest side, in pixels, of an image inside a samples table
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_MENDS = {
-    errno.ENOSPC: "free some space, then run the same command to resume",
-    errno.EDQUOT: "free some of the quota, then run the same command to resume",
-    errno.EFBIG: "raise the limit on file sizes, then run the same command to resume",
-    errno.EROFS: "choose a workdir on a writable disk",
-    errno.EACCES: "choose a workdir that this user may write",
-    errno.EPERM: "choose a workdir that this user may write",
-    errno.ENOTDIR: "choose a workdir that is a directory, or a new one",
-    errno.EEXIST: "choose a workdir that is a directory, or a new one",
-}
-
-
-@contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Turns an OSError of the block into a ResourceError of one line that names `path` and the mend."""
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(path, error.errno or 0) from error
-
-
-def unwritable(path: str | os.PathLike, code: int) -> ResourceError:
-    """The error of a path that cannot be written, for an errno."""
-    mend = _MENDS.get(code, "choose another workdir")
-    return ResourceError(f"cannot write {os.fspath(path)}: {os.strerror(code).lower()}; {mend}")
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a whole file by way of a temporary one beside it, so that a reader sees the old or the new text."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """As `write_text`, for bytes. Raises ResourceError, after which the old file stands untouched."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -72,8 +45,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def read_json(path: str | os.PathLike) -> Any:
     """The value in a JSON file; None where the file is missing or broken."""
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+        return border.read_json(path)
+    except DataError:
         return None
 
 
@@ -82,8 +55,8 @@ def json_lines(path: Path) -> list[tuple[bytes, Any]]:
     found: list[tuple[bytes, Any]] = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
-            value = json.loads(line)
-        except ValueError:
+            value = border.parse_json(line, path.name)
+        except DataError:
             break
         if not line.endswith(b"\n"):
             break

@@ -1,0 +1,405 @@
+"""The border: files and bodies come in here, bounded and checked, and values go out here, finite and whole.
+
+Every reader refuses, in one line that names file, row, key and value, what is too large or too deep, a key written
+twice, a number that is not finite or does not fit in 64 bits, text that UTF-8 cannot hold, and what a schema does not
+allow. A schema is a type that msgspec understands: int, list[str], a dataclass, a TypedDict, or a `msgspec.Struct`,
+whose fields may be bounded by `Annotated[float, msgspec.Meta(ge=0)]` and whose unknown keys are refused under
+`forbid_unknown_fields=True`. Types are strict: "4" is no int and 1 no bool.
+
+    settings = border.read_json(folder / "adapter_config.json", AdapterConfig)
+    for number, row in border.read_jsonl(path, dict[str, Any]): ...
+    body = border.parse_json(content, "answer of api.example.org", error=RemoteError)
+"""
+
+import csv
+import errno
+import io
+import json
+import math
+import os
+import re
+import reprlib
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import yaml
+
+from mmedexpert_jax.errors import DataError, ResourceError, UserError
+
+MAX_BYTES = 1 << 28  # of a file or body that is held whole; the tokenizers of the family have 11 MB
+MAX_LINE = 1 << 26  # bytes of a line of JSON Lines or a record of CSV; an image may stand in it as base64
+MAX_DEPTH = 64  # containers within containers; the deepest files of the field have about 10
+MAX_VALUES = 1 << 24  # of a YAML document, whose aliases can name one list a billion times
+SHOWN = 80  # characters of a value in an error
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_FIXES = {
+    errno.ENOSPC: "free some space, then run the same command to resume",
+    errno.EDQUOT: "free some of the quota, then run the same command to resume",
+    errno.EFBIG: "raise the limit on file sizes, then run the same command to resume",
+    errno.EROFS: "choose a workdir on a writable disk",
+    errno.EACCES: "choose a workdir that this user may write",
+    errno.EPERM: "choose a workdir that this user may write",
+    errno.ENOTDIR: "choose a workdir that is a directory, or a new one",
+    errno.EEXIST: "choose a workdir that is a directory, or a new one",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+
+
+class Refused(ValueError):
+    """A value that the border does not let in; its text says why, without the place, which the reader adds."""
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def shown(value: Any, width: int = SHOWN) -> str:
+    """`repr(value)` on one line of at most `width` characters, however large or deep the value is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = width
+    try:
+        text = " ".join(short.repr(value).split())
+    except (RecursionError, ValueError):  # a tree too deep to print; an integer of over 4,300 digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def cut(text: str, width: int = SHOWN) -> str:
+    """`text` on one line of at most `width` characters."""
+    text = " ".join(text[: 4 * width].split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def check(value: Any, schema: Any, place: str, error: type[UserError] = DataError) -> Any:
+    """Converts a plain value to a schema. Raises `error` that names place, key, expected type and value."""
+    try:
+        return msgspec.convert(value, schema)
+    except msgspec.ValidationError as problem:
+        expected, _, path = str(problem).partition(" - at `")
+        path = path.rstrip("`").removeprefix("$").lstrip(".")
+        key = f"key {cut(path)}: " if path else ""
+        found = _at(value, path)
+        raise error(f"{place}: {key}{_plainly(expected)}; found {shown(found)}") from None
+    except RecursionError:
+        raise error(f"{place}: nested deeper than {MAX_DEPTH} levels") from None
+
+
+def finite(value: Any) -> bool:
+    """True where a plain value (dicts, lists, numbers, text) holds no NaN and no infinity."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(map(finite, value.values()))
+    return all(map(finite, value)) if isinstance(value, (list, tuple)) else True
+
+
+def _at(value: Any, path: str) -> Any:
+    """The part of `value` at a path of msgspec's, such as "a.b[3]"; the deepest part that can be found."""
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]", path):
+        try:
+            value = value[name] if name else value[int(index)]
+        except (KeyError, IndexError, TypeError, ValueError):
+            break
+    return value
+
+
+def _plainly(problem: str) -> str:
+    """A message of msgspec's in the words of our errors: "expected `int`, got `str`" -> "must be int"."""
+    problem = re.sub(r", got `[^`]*`$", "", problem)
+    return (
+        problem.replace("Expected ", "must be ")
+        .replace("Object missing required field", "lacks the key")
+        .replace("Object contains unknown field", "has the unknown key")
+        .replace("`", "")
+    )
+
+
+def _bounded(tree: Any) -> Any:
+    """`tree`, walked level by level without recursion. Raises Refused where it is too deep, too wide or not finite."""
+    level, seen = [tree], 0
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for node in level:
+            if isinstance(node, float) and not math.isfinite(node):
+                raise Refused(f"{node} is no finite number")
+            if isinstance(node, dict):
+                below.extend(node.values())
+            elif isinstance(node, list):
+                below.extend(node)
+            if seen + len(below) > MAX_VALUES:
+                raise Refused(f"holds more than {MAX_VALUES} values")
+        if not below:
+            return tree
+        level, seen = below, seen + len(below)
+    raise Refused(f"is nested deeper than {MAX_DEPTH} levels")
+
+
+# -- readers -----------------------------------------------------------------------------------------------------------
+
+
+def read_bytes(path: str | os.PathLike, limit: int = MAX_BYTES, error: type[UserError] = DataError) -> bytes:
+    """A file's content. Raises `error` where it is missing, no file, unreadable or longer than `limit` bytes."""
+    with _open(path, error) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise error(f"{_name(path)} is longer than the {limit} bytes that are read of such a file")
+    return content
+
+
+def read_json(
+    path: str | os.PathLike, schema: Any = Any, *, limit: int = MAX_BYTES, error: type[UserError] = DataError
+) -> Any:
+    """The value of a JSON file, converted to `schema`. Raises `error`."""
+    return parse_json(read_bytes(path, limit, error), _name(path), schema, error=error)
+
+
+def parse_json(
+    content: str | bytes, place: str, schema: Any = Any, *, limit: int = MAX_BYTES, error: type[UserError] = DataError
+) -> Any:
+    """The value of a JSON text, converted to `schema`; `place` names where the text comes from. Raises `error`."""
+    if len(content) > limit:
+        raise error(f"{place} is longer than the {limit} bytes that are read of it")
+    value = _parsed(place, "JSON", error, _json, content)
+    return value if schema is Any else check(value, schema, place, error)
+
+
+def read_jsonl(
+    path: str | os.PathLike, schema: Any = Any, *, limit: int = MAX_LINE, error: type[UserError] = DataError
+) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, value) of each line of a JSON Lines file that is not blank. Raises `error` at a bad line."""
+    for number, line in read_lines(path, limit=limit, error=error):
+        if line.strip():
+            yield number, parse_json(line, f"{_name(path)} line {number}", schema, limit=limit, error=error)
+
+
+def read_lines(
+    path: str | os.PathLike, *, limit: int = MAX_LINE, error: type[UserError] = DataError
+) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, bytes with the line's end) of a file, a line at a time. Raises `error` at a longer line."""
+    with _open(path, error) as file:
+        number = 0
+        while line := file.readline(limit + 1):
+            number += 1
+            if len(line) > limit:
+                raise error(f"{_name(path)} line {number} is longer than {limit} bytes")
+            yield number, line
+
+
+def read_yaml(
+    path: str | os.PathLike, schema: Any = Any, *, limit: int = 1 << 20, error: type[UserError] = DataError
+) -> Any:
+    """The value of a YAML file (no tags of Python's), converted to `schema`. Raises `error`."""
+    value = _parsed(_name(path), "YAML", error, _yaml, read_bytes(path, limit, error))
+    return value if schema is Any else check(value, schema, _name(path), error)
+
+
+def read_toml(
+    path: str | os.PathLike, schema: Any = Any, *, limit: int = 1 << 20, error: type[UserError] = DataError
+) -> Any:
+    """The table of a TOML file, converted to `schema`. Raises `error`."""
+    value = _parsed(_name(path), "TOML", error, _toml, read_bytes(path, limit, error))
+    return value if schema is Any else check(value, schema, _name(path), error)
+
+
+def read_csv(
+    path: str | os.PathLike, delimiter: str | None = None, *, limit: int = MAX_LINE, error: type[UserError] = DataError
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(row number from 1, cells by column) of a table with a header row.
+
+    Args:
+        delimiter: None: the one of comma, semicolon and tab that the header holds most often.
+
+    Raises `error` where columns share a name, or a row has more or fewer cells than the header.
+    """
+    csv.field_size_limit(min(limit, 2**31 - 1))  # the module's own limit, 128 KiB, is below one picture
+    name = _name(path)
+    with _open(path, error) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+        try:
+            head = file.readline(limit)
+            file.seek(0)
+            rows = csv.reader(file, delimiter=delimiter or max(",;\t", key=head.count), strict=True)
+            columns = next(rows, [])
+            if len(set(columns)) < len(columns):
+                double = next(column for column in columns if columns.count(column) > 1)
+                raise error(f"{name}: two columns are called {shown(double)}; rename one")
+            number = 0
+            for cells in rows:
+                if not cells:
+                    continue
+                number += 1
+                if len(cells) != len(columns):
+                    raise error(f"{name} row {number} has {len(cells)} cells, the header {len(columns)}")
+                yield number, dict(zip(columns, cells, strict=True))
+        except (csv.Error, UnicodeDecodeError) as problem:
+            raise error(f"{name} is no CSV table in UTF-8: {cut(str(problem))}") from None
+
+
+def _parsed(place: str, form: str, error: type[UserError], parse: Any, content: str | bytes) -> Any:
+    """`parse(text)`, bounded. Raises `error` with one line, whatever a parser raises on hostile text."""
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        return _bounded(parse(text))
+    except UnicodeDecodeError as problem:
+        raise error(f"{place} is not UTF-8 text (byte {problem.start})") from None
+    except RecursionError:
+        raise error(f"{place} is nested deeper than {MAX_DEPTH} levels") from None
+    except Refused as problem:
+        raise error(f"{place}: {problem}") from None
+    except (ValueError, yaml.YAMLError) as problem:
+        raise error(f"{place} is not {form}: {cut(str(problem), 2 * SHOWN)}") from None
+
+
+def _json(text: str) -> Any:
+    value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_int)
+    if "\\u" in text:  # an escaped half of a surrogate pair is JSON, but no text that can be written again
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise Refused("holds half of a surrogate pair, which is no character") from None
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise Refused(f"the key {shown(next(name for name in names if names.count(name) > 1))} is written twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise Refused(f"{name} is no finite number")
+
+
+def _int(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= (number := int(text)) < 2**64:
+        raise Refused(f"the number {cut(text, 40)} does not fit in 64 bits")
+    return number
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without Python's tags, and without keys written twice, of which PyYAML keeps the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        """A mapping's dict. Raises Refused at a key written twice or one that is no scalar."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(names) < len(node.value):
+            raise Refused("a key is no scalar")
+        for name in names:
+            if names.count(name) > 1:
+                raise Refused(f"the key {shown(name)} is written twice")
+        return super().construct_mapping(node, deep)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader: it makes no object of a tag
+
+
+def _toml(text: str) -> Any:
+    return tomllib.loads(text)
+
+
+@contextmanager
+def _open(path: str | os.PathLike, error: type[UserError]) -> Iterator[IO[bytes]]:
+    """A regular file, open for reading; a pipe or device, which may have no end, is refused."""
+    try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise error(f"{_name(path)} is no file")
+        file = Path(path).open("rb")  # noqa: SIM115 (the block below closes it)
+    except (OSError, ValueError) as problem:  # ValueError: a path with a zero byte
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise error(f"cannot read {_name(path)}: {reason.lower()}") from None
+    with file:
+        try:
+            yield file
+        except OSError as problem:
+            raise error(f"cannot read {_name(path)}: {(problem.strerror or str(problem)).lower()}") from None
+
+
+def _name(path: str | os.PathLike) -> str:
+    return cut(os.fspath(path), 300)
+
+
+# -- writers -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turns an OSError of the block into a ResourceError of one line that names `path` and the fix."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error.errno or 0) from error
+
+
+def unwritable(path: str | os.PathLike, code: int) -> ResourceError:
+    """The error of a path that cannot be written, for an errno."""
+    fix = _FIXES.get(code, "choose another workdir")
+    return ResourceError(f"cannot write {_name(path)}: {os.strerror(code).lower()}; {fix}")
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a whole file by way of a temporary one beside it, so that a reader sees the old or the new content.
+
+    Raises ResourceError, after which the old file stands untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """As `write_bytes`, in UTF-8; half of a surrogate pair, which a model or a server may send, becomes "?"."""
+    write_bytes(path, text.encode("utf-8", "replace"))
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a plain value as indented strict JSON, whole. Raises DataError where it holds NaN or an infinity."""
+    write_text(path, _dumped(path, value, indent=1) + "\n")
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows as JSON Lines, whole. Raises DataError where one holds NaN or an infinity."""
+    write_text(path, "".join(_dumped(path, row) + "\n" for row in rows))
+
+
+def write_csv(path: str | os.PathLike, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a table with a header, whole; cells that a spreadsheet would run are written as text (`inert`)."""
+    buffer = io.StringIO()
+    columns = list(columns)
+    table = csv.writer(buffer, lineterminator="\n")
+    table.writerow([inert(column) for column in columns])
+    table.writerows([[inert(row.get(column, "")) for column in columns] for row in rows])
+    write_text(path, buffer.getvalue())
+
+
+def inert(cell: Any) -> Any:
+    """A cell of CSV that no spreadsheet takes for a formula: text that begins as one gets a ' in front."""
+    formula = isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(cell)
+    return f"'{cell}" if formula else cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _dumped(path: str | os.PathLike, value: Any, indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        raise DataError(f"{_name(path)} is not written: a value of it is not finite") from None
