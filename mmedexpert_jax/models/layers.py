@@ -18,7 +18,7 @@ _BLOCKS = 4  # end: 5/8 of the products, and of the memory a quarter
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slots:
-    """Which of the G continuations of each of B prompts the N rows of a smaller batch are."""
+    """Which of the G continuations of each of B prompts N rows are."""
 
     prompt: Array  # [N] int32
     sample: Array  # [N] int32, number in the prompt's group
@@ -213,7 +213,8 @@ def attend_shared(
         prompt_keys, prompt_values: [B, Hkv, S, D].
         prompt_lengths: [B], valid keys of each prompt.
         keys, values: [B, G, Hkv, R, D], the continuations' own.
-        mask: [T, R], the own keys that each query sees, at least one each.
+        mask: [..., T, R], the own keys that each query sees, at least one each; leading axes, if any, as those of the
+            scores [B, G, Hkv].
         slots: where only N of the continuations are left: which ones.
 
     Returns:
@@ -227,7 +228,8 @@ def attend_shared(
     prompt = _softmax_part(together, prompt_keys, prompt_values, seen)
     parts = (jnp.swapaxes(x.reshape(batch, kv_heads, samples, rows, -1), 1, 2) for x in prompt)
     mixed_prompt, top_prompt, total_prompt = (x if slots is None else x[slots.prompt, slots.sample] for x in parts)
-    mixed, top, total = _softmax_part(grouped, keys, values, mask[_query_rows(queries, keys)])
+    own = mask if mask.shape[-2] == 1 else mask[..., _query_rows(queries, keys), :]
+    mixed, top, total = _softmax_part(grouped, keys, values, own)
     highest = jnp.maximum(top_prompt, top)
     of_prompt, of_own = jnp.exp(top_prompt - highest), jnp.exp(top - highest)
     mixed = (mixed_prompt * of_prompt + mixed * of_own) / (total_prompt * of_prompt + total * of_own)

@@ -130,18 +130,24 @@ class Model:
         prefix: Prefix,
         cache: Cache,
         tokens: Array,
-        step: Array,
+        steps: Array,
         lora=None,
         slots: Slots | None = None,
+        place: Array | None = None,
     ) -> tuple[Array, Cache]:
-        """One token of every continuation: tokens [B, G], the `step`-th (from 0) -> hidden [B, G, D], the cache.
+        """One token of every continuation: tokens [B, G], the `steps`-th (from 0) -> hidden [B, G, D], the cache.
 
-        With `slots`, tokens [N] of the rows that are left -> hidden [N, D].
+        With `slots`, tokens [N] of N rows, which are at steps [N] of their own -> hidden [N, D]. All rows write at one
+        `place` [] of their caches, so that the write is a slice and not a scatter: a cache is a ring, in which a row
+        sees the `steps` places before it. None: at `steps`, the same for all.
         """
         network = bind(self.config, params, lora)
-        mask = jnp.arange(cache.keys[0].shape[-2])[None] <= step
-        zero = jnp.zeros((), jnp.asarray(step).dtype)
-        start = [zero] * (cache.keys[0].ndim - 2) + [step, zero]
+        size = cache.keys[0].shape[-2]
+        place = jnp.asarray(steps if place is None else place)
+        zero = jnp.zeros((), place.dtype)
+        start = [zero] * (cache.keys[0].ndim - 2) + [place % size, zero]
+        age = (place - jnp.arange(size)) % size
+        mask = age <= jnp.asarray(steps)[..., None, None, None]
 
         def attention(layer, queries, keys, values):
             keys = jax.lax.dynamic_update_slice(cache.keys[layer], keys, start)
@@ -150,8 +156,11 @@ class Model:
             return attend_shared(queries, *prompt, keys, values, mask, slots), keys, values
 
         x = network.model.embed_tokens(tokens[..., None])
-        positions = _positions(prefix, jnp.asarray(step)[None])
-        positions = positions if slots is None else positions[slots.prompt, 0]
+        if slots is None:
+            positions = _positions(prefix, jnp.asarray(steps)[None])
+        else:
+            positions = (prefix.next_position[slots.prompt] + steps)[:, None, None]
+            positions = jnp.broadcast_to(positions, (len(tokens), 3, 1))
         hidden, keys, values = network.model(x, positions, attention)
         return hidden[..., 0, :], Cache(keys, values)
 
