@@ -1,19 +1,38 @@
-"""The one parser of `<think>` and `<answer>`, shared by rewards, filters and evaluation."""
+"""The one parser of `<think>` and `<answer>`, for rewards, filters and evaluation; linear in the text's length."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 LETTERS = "ABCDEFGHIJ"
 
 _FLAGS = re.DOTALL | re.IGNORECASE
-_THINK = re.compile(r"<think>(.*?)</think>", _FLAGS)
-_REASONING = re.compile(r"<think>.*?(?:</think>|\Z)", _FLAGS)
-_THINK_END = re.compile(r".*</think>", _FLAGS)
-_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", _FLAGS)
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
-_FORM = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", _FLAGS)
-_LABEL = re.compile(r"\(([A-Ja-j])\)(.*)|([A-Ja-j])(?:[.):](.*))?", re.DOTALL)
+_REASONING = re.compile(r"<think>.*?(?:</think>|\Z)", _FLAGS)
+_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", _FLAGS)
+_FORM = ["<think>", "</think>", "<answer>", "</answer>"]
+
+_LABEL = re.compile(r"[(\[]([A-Ja-j])[)\]][.:]?(.*)|([A-Ja-j])(?:(?:[.):]|\s+[-–—]\s)(.*))?", re.DOTALL)
+_SPACED = re.compile(r"([A-J])\s+(.+)", re.DOTALL)  # "B Pneumonia": only believed if the text is the option's own
+_NAMED = re.compile(
+    r"(?:the\s+|my\s+)?(?:(?:final|correct|right|best|most likely)\s+)*(?:answer|option|choice|答案)"
+    r"(?:\s+(?:is|would be|should be))?\s*[:：]?\s*(?:(?:option|choice)\s+)?",
+    re.IGNORECASE,
+)
+# What may stand around an answer without changing it: LaTeX, Markdown, code, brackets, quotes.
+_WRAPPED = re.compile(
+    r"\\(?:boxed|text|textbf|textit|textrm|mathrm|mathbf|mathit|rm|bf|operatorname)\s*\{(?P<latex>.*)\}"
+    r"|\$\$?(?P<math>[^$]*)\$\$?|\\\((?P<inline>.*)\\\)|\\\[(?P<display>.*)\\\]"
+    r"|(?P<star>\*{1,3}|_{1,2})(?P<bold>.*)(?P=star)|(?P<tick>`+)(?P<code>.*)(?P=tick)"
+    r"|\[(?P<bracket>.*)\]|\{(?P<brace>.*)\}|\"(?P<quote>.*)\"|“(?P<curly>.*)”|'(?P<single>.*)'"
+    r"|<(?P<html>b|i|strong|em|code)>(?P<inner>.*)</(?P=html)>",
+    _FLAGS,
+)
+_INSIDE = tuple(name for name in _WRAPPED.groupindex if name not in ("star", "tick", "html"))
+_DENIED = re.compile(
+    r"(?:is\s+)?(?:not|wrong|incorrect|false|unlikely|excluded|eliminated|ruled\s+out)\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -35,25 +54,60 @@ class Answer:
 def parse(text: str) -> Answer:
     """Takes a response apart. Tags may be of either case and span lines; what stands in a think block, closed or
     not, is never read as an answer."""
-    think = _THINK.search(text)
+    tags = [(tag.group().lower(), tag.start(), tag.end()) for tag in _TAG.finditer(text)]
+    think = None
+    if start := next((end for name, _, end in tags if name == "<think>"), None):
+        stop = next((begin for name, begin, _ in tags if name == "</think>" and begin >= start), None)
+        think = None if stop is None else text[start:stop].strip()
     blocks = _ANSWER.findall(spoken(text))
-    form = _FORM.fullmatch(text)
-    well_formed = form is not None and all(part.strip() and not _TAG.search(part) for part in form.groups())
-    return Answer(think[1].strip() if think else None, blocks[-1].strip() if blocks else None, well_formed)
+    well_formed = False
+    if [name for name, _, _ in tags] == _FORM:
+        before, reasoning, between, answer, after = _TAG.split(text)
+        well_formed = bool(reasoning.strip() and answer.strip()) and not (before + between + after).strip()
+    return Answer(think, blocks[-1].strip() if blocks else None, well_formed)
 
 
 def spoken(text: str) -> str:
     """What stands outside the reasoning: `text` without its think blocks, closed or not."""
-    return _THINK_END.sub("", _REASONING.sub("", text))
+    text = _REASONING.sub("", text)
+    ends = [tag.end() for tag in _TAG.finditer(text) if tag.group().lower() == "</think>"]
+    return text[ends[-1] :] if ends else text
+
+
+def unwrap(text: str) -> str:
+    r"""`text` without the LaTeX, Markdown, code marks, brackets and quotes that stand around all of it.
+
+    "**B**", "$B$", "`B`", "\boxed{\text{B}}" and "[B]" are all "B"; full-width letters become plain ones.
+    """
+    text = unicodedata.normalize("NFKC", text).strip()
+    for _ in range(8):  # deeper nesting than people write
+        if not (wrapped := _WRAPPED.fullmatch(text.rstrip("."))):
+            return text
+        text = next(wrapped[name] for name in _INSIDE if wrapped[name] is not None).strip()
+    return text
+
+
+def boxed(text: str) -> str | None:
+    r"""Content of the last `\boxed{...}`, unwrapped; None where there is none or its braces are not balanced."""
+    starts = [match.end() for match in re.finditer(r"\\boxed\s*\{", text)]
+    if not starts:
+        return None
+    depth = 1
+    for place in range(starts[-1], len(text)):
+        depth += (text[place] == "{") - (text[place] == "}")
+        if not depth:
+            return unwrap(text[starts[-1] : place])
+    return None
 
 
 def choice(response: str, options: Sequence[str]) -> str | None:
-    """Letter of the option that a response chooses, or None.
+    r"""Letter of the option that a response chooses, or None.
 
-    Only the last answer block counts. It may hold a label ("C", "(C)", "C.", "C)", "C:", of either case), a label and
-    text ("C: text"), or the exact text of one option (case, white space and a final stop aside). A label wins over an
-    option whose text is that same letter. A label and text that name two different options, a label beyond the
-    options, and any other text choose nothing.
+    Only the last answer block counts. It may hold a label ("C", "(C)", "C.", "C)", "C:", "C - text", of either case), a
+    label and text ("C: text"), or the exact text of one option (case, white space and a final stop aside), each also
+    behind words such as "Option" or "The answer is" and inside Markdown, LaTeX or brackets ("**C**", "\boxed{C}"). A
+    label wins over an option whose text is that same letter. A label and text that name two different options, a label
+    beyond the options, and any other text choose nothing.
 
     Args:
         response: the whole completion.
@@ -63,24 +117,43 @@ def choice(response: str, options: Sequence[str]) -> str | None:
     if not answer:
         return None
     texts = [_plain(option) for option in options]
-    named = [LETTERS[i] for i, text in enumerate(texts) if text == _plain(answer)]
-    label = _LABEL.fullmatch(answer)
-    if label is None:
+    named = [LETTERS[i] for i, text in enumerate(texts) if text in (_plain(answer), _plain(unwrap(answer)))]
+    label, text = _labelled(answer, texts)
+    if label not in LETTERS[: len(options)] or not label:
         return named[0] if len(named) == 1 else None
-    letter = (label[1] or label[3]).upper()
-    if letter not in LETTERS[: len(options)]:
-        return named[0] if len(named) == 1 else None
-    text = (label[2] or label[4] or "").strip()
-    return None if _names_another(letter, text, texts) else letter
+    return None if _names_another(label, text, texts) else label
+
+
+def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
+    """The letter that an answer begins with and the text behind it; ("", "") where it begins with none."""
+    bare = unwrap(answer)
+    for form in (bare, unwrap(_NAMED.sub("", bare, count=1)) if _NAMED.match(bare) else bare):
+        if label := _LABEL.fullmatch(form):
+            letter, text = label[1] or label[3], label[2] or label[4] or ""
+            return letter.upper(), unwrap(text)
+        spaced = _SPACED.fullmatch(form)
+        if spaced and texts[LETTERS.index(spaced[1]) :][:1] == [_plain(spaced[2])]:
+            return spaced[1], spaced[2]
+    return _bold_label(bare)
+
+
+def _bold_label(bare: str) -> tuple[str, str]:
+    """A label in marks of its own with the text behind it, such as "**B.** Pneumonia"; ("", "") where there is none."""
+    marked = re.fullmatch(r"(\*{1,3}|_{1,2}|`+)(\(?[A-Ja-j]\)?[.:)]?)\1[.:)]?\s*(.*)", bare, re.DOTALL)
+    if marked is None:
+        return "", ""
+    return marked[2].strip("().:").upper(), marked[3].strip()
 
 
 def _names_another(letter: str, text: str, texts: list[str]) -> bool:
-    """Whether the text after a label names an option other than the label's."""
+    """True where the text after a label names an option other than the label's, or denies the label's."""
     own, plain = texts[LETTERS.index(letter)], _plain(text)
     if not plain:
         return False
     if plain == own or plain in texts:
         return plain != own
+    if _DENIED.match(plain):
+        return True
     beside = re.sub(re.escape(own), " ", text, flags=re.IGNORECASE) if own else text
     if any(label != letter for label in re.findall(rf"\b[{LETTERS[: len(texts)]}]\b", beside)):
         return True

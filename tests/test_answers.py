@@ -46,7 +46,7 @@ def choose(inside, options=CT):
         ("A. MRI (C)", None),
         ("A: MRI rather than CT", None),
         ("AB", None),
-        ("The answer is C", None),
+        ("The answer is C", "C"),
         ("CT or MRI", None),
         ("maybe CT", None),
         ("C <b>", None),

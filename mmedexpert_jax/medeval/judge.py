@@ -11,7 +11,21 @@ from mmedexpert_jax.medeval.prompts import lettered
 from mmedexpert_jax.remote import Client, Request
 
 WHAT = ("open", "unparsed", "all")
-_VERDICT = re.compile(r"\b(correct|incorrect)\b", re.IGNORECASE)
+_WORD = re.compile(r"\b(?P<wrong>incorrect|wrong|false)\b|\b(?P<right>correct|right|true)\b", re.IGNORECASE)
+# Words behind "correct" that make it speak of the key instead of the response: "the correct answer is B".
+_ABOUT_THE_KEY = re.compile(
+    r"\s+(?:final\s+)?(?:answers?|options?|choices?|diagnos[ie]s|keys?|responses?|letters?|treatment|one)\b",
+    re.IGNORECASE,
+)
+_GIVES = re.compile(r"\b(?:match\w*|gives?|states?|chose|chooses?|is|reach\w*|has)\s+(?:the|a)\s*$", re.IGNORECASE)
+_TURNED = re.compile(
+    r"\b(?:not|never|cannot|neither|nor|hardly|n['’]t|in)\b[\s\w-]{0,24}$|n['’]t\b[\s\w-]{0,24}$|\bin-?$", re.IGNORECASE
+)
+_HEDGED = re.compile(
+    r"\b(?:partial(?:ly)?|partly|half|almost|nearly|mostly|somewhat|possibly|perhaps|maybe|probably|might|may|could|"
+    r"either|unclear|unsure|uncertain|ambiguous|if|whether)\b",
+    re.IGNORECASE,
+)
 
 
 def judge(client: Client, items: Mapping[str, Item], evaluation: Evaluation, what: str = "open") -> Evaluation:
@@ -42,9 +56,46 @@ def judge(client: Client, items: Mapping[str, Item], evaluation: Evaluation, wha
 
 
 def read(text: str) -> bool | None:
-    """A verdict: the last "correct" or "incorrect" in the judge's answer; None where there is none."""
-    words = _VERDICT.findall(text)
-    return words[-1].lower() == "correct" if words else None
+    """The verdict of a judge's reply; None where it holds no word of verdict.
+
+    A reply that begins with its verdict, or whose last line is nothing else, has said it: what stands around is the
+    reason. Any other is right only if all its verdicts are: "not correct", "partially correct", a question, or both
+    words are a wrong answer, as all that is ambiguous is.
+    """
+    text = re.sub(r"[*_`\"“”{}\[\]<>#$]|(?<!\w)['’]|['’](?!\w)", " ", text).strip()
+    lines = [line.strip(" .!:") for line in text.splitlines() if line.strip(" .!:")]
+    if not lines or not _WORD.search(text):
+        return None
+    ends = [verdict for line in (lines[0], lines[-1]) if (verdict := _bare(line)) is not None]
+    if ends:
+        return all(ends)
+    if (opening := _WORD.match(text)) and re.match(r"\s*(?:[.,;:!–—-]|\n)", text[opening.end() :]):
+        hedged = _HEDGED.search(text[opening.end() :].split(".")[0])
+        return opening["right"] is not None and not hedged
+    return all(_verdicts(text))
+
+
+def _bare(line: str) -> bool | None:
+    """The verdict of a line that is nothing else, such as "CORRECT" or "Verdict: incorrect"."""
+    word = re.fullmatch(
+        r"(?:(?:final\s+)?(?:verdict|judge?ment|grade|result|answer|label)\s*:?\s*)?(\w+)", line, re.IGNORECASE
+    )
+    found = _WORD.fullmatch(word[1]) if word else None
+    return None if found is None else found["right"] is not None
+
+
+def _verdicts(text: str) -> list[bool]:
+    """Each word of verdict on the response, with its negation and hedge read; [False] where all speak of the key."""
+    found = []
+    for sentence in re.split(r"(?<=[.!?;\n])\s+", text):
+        for word in _WORD.finditer(sentence):
+            before = sentence[: word.start()]
+            about_the_key = word["right"] and _ABOUT_THE_KEY.match(sentence, word.end())
+            if about_the_key and not _GIVES.search(before):
+                continue
+            doubtful = _TURNED.search(before) or _HEDGED.search(sentence) or sentence.rstrip().endswith("?")
+            found.append(word["right"] is not None and not doubtful)
+    return found or [False]
 
 
 def _wanted(item: Item, row: Row, what: str) -> bool:

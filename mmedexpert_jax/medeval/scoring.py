@@ -9,18 +9,12 @@ from mmedexpert_jax import answers
 from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import kit
+from mmedexpert_jax.medeval.statements import stated
 
 SCORERS = ("strict", "medevalkit", "medxpertqa")
 FORMS = ("tags", "boxed", "plain")
 READ_WHOLE = ("pmc_vqa",)  # benchmarks whose answers MedEvalKit does not first cut to their tags
 
-_STATEMENT = re.compile(
-    r"\b(?i:answer|option|choice)\b(?i:\s+(?:is|would\s+be|should\s+be))?[\s:*\-]*"
-    r"\(?([A-J](?![\w'])|[a-j](?=[.,;:)*](?!\w)|$))",  # a small letter with a space behind it may be the article
-    re.MULTILINE,
-)
-_WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{(.*)\}", re.DOTALL)
-_BOX = re.compile(r"\\boxed\s*\{")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = re.compile(r"[^\w\s]")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
@@ -112,8 +106,9 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     Tags: the last answer block outside the reasoning, as the rewards read it (`answers.choice`), or nothing. Boxed:
     such a block if there is one, else the last \boxed{...}, or nothing. Plain: such a block or box if there is one;
     else the whole text outside the reasoning if it is a label, a label and its text, or an option's text; else the one
-    letter that all statements of the kind "answer is B", "Answer: B" or "option B" name; else the first or last line
-    read like the whole, if the two do not contradict each other.
+    letter that the weightiest statements name (`statements.stated`: "final answer: B" before "the answer is B" before
+    "option B"), which are not read where they deny, hedge or ask; else the first or last line read like the whole, if
+    the two do not contradict each other.
 
     Args:
         response: the whole completion.
@@ -130,9 +125,9 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     text = answers.spoken(response).strip()
     if whole := _choice(text.strip("* \n"), options):
         return whole
-    stated = {letter.upper() for letter in _STATEMENT.findall(text)} & set(answers.LETTERS[: len(options)])
-    if stated:
-        return stated.pop() if len(stated) == 1 else None
+    letters = answers.LETTERS[: len(options)]
+    if named := stated(text, letters):
+        return named.pop() if len(named) == 1 else None
     lines = [line.strip("* \t") for line in text.splitlines() if line.strip()]
     read = {_choice(line, options) for line in (lines[:1] + lines[-1:])} - {None}
     return read.pop() if len(read) == 1 else None
@@ -231,13 +226,8 @@ def _tagged(response: str) -> str | None:
 
 
 def _boxed(response: str) -> str | None:
-    """Content of the last box outside the reasoning, out of a text command; None where there is none."""
-    text = answers.spoken(response)
-    if not _BOX.search(text):
-        return None
-    content = kit.boxed(_BOX.sub(r"\\boxed{", text))
-    wrapped = _WRAPPED.fullmatch(content)
-    return (wrapped[1] if wrapped else content).strip()
+    """Content of the last box outside the reasoning; None where there is none or it is not closed."""
+    return answers.boxed(answers.spoken(response))
 
 
 def _unlabelled(options: Sequence[str]) -> list[str]:

@@ -1,0 +1,88 @@
+"""The verdict that is read in a judge's reply: what a person would say it says."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmedexpert_jax.medeval.judge import read
+
+RIGHT = (
+    "CORRECT",
+    "Correct.",
+    "correct",
+    "**CORRECT**",
+    "`CORRECT`",
+    '"CORRECT"',
+    "<answer>CORRECT</answer>",
+    '{"verdict": "CORRECT"}',
+    "Verdict: CORRECT",
+    "Final verdict: correct",
+    "The response is correct.",
+    "The answer is right.",
+    "This is correct: both name heart failure.",
+    "CORRECT. The response gives B.",
+    "CORRECT - an incorrect spelling does not matter",
+    "CORRECT\n\nOther options are wrong.",
+    "The key is B and the response says B.\nCORRECT",
+    "The response gives the correct answer.",
+    "True",
+    "The spelling differs.\n\n**Correct**",
+)
+WRONG = (
+    "INCORRECT",
+    "Incorrect.",
+    "**INCORRECT**",
+    "INCORRECT. The correct answer is heart failure.",
+    "INCORRECT: the correct option is B",
+    "Incorrect, because the correct diagnosis is asthma.",
+    "INCORRECT\nThe correct answer is B.",
+    "The response is incorrect. The correct answer is B.",
+    "The response is wrong.",
+    "The response is not correct.",
+    "The response isn't correct.",
+    "That is not quite correct.",
+    "NOT CORRECT",
+    "Not correct",
+    "The answer is neither correct nor complete.",
+    "Partially correct",
+    "The response is partly correct.",
+    "Correct, but only partially.",
+    "The response might be correct.",
+    "Is it correct?",
+    "I am unsure whether this is correct.",
+    "The response is correct in its first half and incorrect in its second.",
+    "CORRECT\nINCORRECT",
+    "The response cannot be considered correct.",
+    "The response does not give the correct answer.",
+    "False",
+    "Verdict: INCORRECT",
+    '{"verdict": "incorrect"}',
+    "The correct answer is B, the response says C.",
+    "It would be correct if the key were C.",
+)
+NOTHING = ("", " ", "I cannot grade this.", "Yes", "B", "corrected", "The incorrectness is unclear.")
+
+
+@pytest.mark.parametrize("reply", RIGHT)
+def test_right(reply):
+    assert read(reply) is True
+
+
+@pytest.mark.parametrize("reply", WRONG)
+def test_wrong(reply):
+    assert read(reply) is False
+
+
+@pytest.mark.parametrize("reply", NOTHING)
+def test_no_verdict(reply):
+    assert read(reply) is None
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(("CORRECT", "INCORRECT")),
+    st.sampled_from(("{}", "**{}**", "{}.", "Verdict: {}", "`{}`")),
+    st.sampled_from(("", "\nThe correct answer is B.", "\nOption A is incorrect, B is correct.", "\n\nSee the key.")),
+)
+def test_a_first_line_that_is_a_verdict_stands_whatever_the_reason_says(word, form, reason):
+    assert read(form.format(word) + reason) is (word == "CORRECT")

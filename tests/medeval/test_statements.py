@@ -1,0 +1,92 @@
+"""What the strict scorer reads in responses of every form, against a table made by hand and against a grammar."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmedexpert_jax.medeval.scoring import read_choice
+
+FOUR = ("Pneumonia", "Heart failure", "Asthma", "Pulmonary embolism")
+TEN = tuple(f"diagnosis {number}" for number in range(10))
+
+
+def _table():
+    for line in Path(__file__).with_name("responses.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            form, letter, response = line.split("|", 2)
+            text = response.replace("\\\\", "\0").replace("\\n", "\n").replace("\0", "\\")
+            yield form, None if letter == "-" else letter, text
+
+
+TABLE = list(_table())
+
+
+def test_the_table_has_its_three_hundred_responses():
+    assert len(TABLE) >= 300
+    assert len({(form, text) for form, _, text in TABLE}) == len(TABLE)
+
+
+@pytest.mark.parametrize(("form", "letter", "response"), TABLE, ids=lambda value: repr(value)[:40])
+def test_every_form_that_people_read_is_read(form, letter, response):
+    options = TEN if form == "ten" else FOUR
+    assert read_choice(response, options, "plain" if form == "ten" else form) == letter
+
+
+LETTER = st.sampled_from("BCD")
+WRAPS = ("{}", "({})", "**{}**", "`{}`", "${}$", '"{}"', "[{}]")
+POSITIVE = (
+    "The answer is {}.",
+    "Answer: {}",
+    "So the correct option is {}.",
+    "I would choose {}.",
+    "Option {} is correct.",
+    "My answer is {}, since it fits",
+)
+DENIED = (
+    "The answer is not {}.",
+    "I would rule out option {}.",
+    "Option {} is wrong.",
+    "Option {}: incorrect.",
+    "The answer may be {}.",
+    "Is the answer {}?",
+    "We can exclude option {}.",
+)
+FILLER = ("The fever is high.", "Edema is seen on both sides.", "", "Vitamin D is low.", "This was considered.")
+
+
+@st.composite
+def response(draw):
+    """Sentences that state, deny or only talk, in any order, and the letter that they leave: the reference is the
+    grammar itself, which knows what it wrote."""
+    lines, letters = [], set()
+    for kind in draw(st.lists(st.sampled_from(("positive", "denied", "filler")), min_size=1, max_size=5)):
+        letter, wrap = draw(LETTER), draw(st.sampled_from(WRAPS))
+        forms = {"positive": POSITIVE, "denied": DENIED, "filler": FILLER}[kind]
+        lines.append(draw(st.sampled_from(forms)).format(wrap.format(letter)))
+        letters |= {letter} if kind == "positive" else set()
+    return draw(st.sampled_from(("\n", " ", "\n\n"))).join(lines), letters
+
+
+@settings(deadline=None, max_examples=300)
+@given(response())
+def test_what_a_grammar_wrote_is_read(made):
+    text, letters = made
+    assert read_choice(text, FOUR, "plain") == (next(iter(letters)) if len(letters) == 1 else None)
+
+
+@settings(deadline=None, max_examples=200)
+@given(response(), LETTER, st.sampled_from(WRAPS))
+def test_a_final_answer_outweighs_what_stood_before(made, letter, wrap):
+    assert read_choice(f"{made[0]}\nFinal answer: {wrap.format(letter)}", FOUR, "plain") == letter
+
+
+@pytest.mark.parametrize(
+    "piece", ["x", "<think>", "<answer>", "</think>", "\\boxed{", "Option B ", "(", "**", "answer "]
+)
+def test_reading_is_linear_in_the_length(piece):
+    """A hundred thousand characters of a hostile reply, which a quadratic reader takes minutes for."""
+    text = piece * (100_000 // len(piece))
+    for form in ("tags", "boxed", "plain"):
+        assert read_choice(text, FOUR, form) in (None, "B")
