@@ -93,8 +93,9 @@ def _verdicts(text: str) -> list[bool]:
             about_the_key = word["right"] and _ABOUT_THE_KEY.match(sentence, word.end())
             if about_the_key and not _GIVES.search(before):
                 continue
-            doubtful = _TURNED.search(before) or _HEDGED.search(sentence) or sentence.rstrip().endswith("?")
-            found.append(word["right"] is not None and not doubtful)
+            turned = _TURNED.search(re.split(r"\bbut\b", before)[-1]) is not None
+            doubtful = _HEDGED.search(sentence) or sentence.rstrip().endswith("?")
+            found.append((word["right"] is not None) != turned and not doubtful)
     return found or [False]
 
 
