@@ -29,7 +29,8 @@ from mmedexpert_jax.launch import deviceless
 from mmedexpert_jax.models import Model, fused
 from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.model import Prefix
-from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.rollout.decode import Sampling, advance, empty
 from mmedexpert_jax.runtime.mesh import ROWS
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from mmedexpert_jax.models import Model, ModelConfig, load_model
 from mmedexpert_jax.models.config import PUBLISHED, TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.random import init_params
+from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.processing.batch import Batch
 
 SIDE = 16  # patches along an image of 224 pixels

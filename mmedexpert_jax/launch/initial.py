@@ -9,7 +9,8 @@ import numpy as np
 
 from mmedexpert_jax.models import ModelConfig
 from mmedexpert_jax.models.config import TextConfig
-from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.tree import nest
 
 _DEVIATION = 0.08  # of the embeddings, and the most for any matrix
 _BRANCH = 0.05  # factor on what a layer adds to the residual stream

@@ -27,7 +27,8 @@ from mmedexpert_jax.gba import split
 from mmedexpert_jax.launch.hardware import GPUS, Devices
 from mmedexpert_jax.merging.engine import BLOCK, workers
 from mmedexpert_jax.models import Model, ModelConfig
-from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.rollout.logprobs import CHUNK
 from mmedexpert_jax.runtime import training
 from mmedexpert_jax.runtime.mesh import shardings

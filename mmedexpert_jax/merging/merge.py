@@ -16,7 +16,7 @@ from mmedexpert_jax.merging.lowrank import truncate
 from mmedexpert_jax.merging.parameters import Parameters, Spec, by_expert
 from mmedexpert_jax.merging.switches import Switches
 from mmedexpert_jax.merging.vectors import Adapter, Expert, check
-from mmedexpert_jax.models.qwen2_vl import flatten, nest
+from mmedexpert_jax.models.tree import flatten, nest
 
 Params = dict[str, Any]
 

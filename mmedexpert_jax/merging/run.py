@@ -23,7 +23,7 @@ from mmedexpert_jax.merging.sources import Loaded, is_checkpoint
 from mmedexpert_jax.merging.sweep import Sweep, at, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
 from mmedexpert_jax.models.load import trace
-from mmedexpert_jax.models.qwen2_vl import flatten, nest
+from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.runtime import Run, files, report
 from mmedexpert_jax.runtime.tables import markdown
 

@@ -14,7 +14,7 @@ from mmedexpert_jax.lora import Lora, load_peft
 from mmedexpert_jax.merging.checkpoint import Checkpoint, Tied
 from mmedexpert_jax.merging.vectors import Adapter, Expert, Origin
 from mmedexpert_jax.models.load import trace
-from mmedexpert_jax.models.qwen2_vl import nest
+from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
 

@@ -5,6 +5,7 @@ from mmedexpert_jax.models.layers import Slots
 from mmedexpert_jax.models.load import load_architecture, load_model, load_processor
 from mmedexpert_jax.models.model import Cache, Model, Prefix
 from mmedexpert_jax.models.save import save_pretrained
+from mmedexpert_jax.models.tree import stack, unstack
 
 __all__ = [
     "Cache",
@@ -16,4 +17,6 @@ __all__ = [
     "load_model",
     "load_processor",
     "save_pretrained",
+    "stack",
+    "unstack",
 ]

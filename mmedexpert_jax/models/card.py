@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from mmedexpert_jax.models.config import FAMILIES, ModelConfig
-from mmedexpert_jax.models.qwen2_vl import tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
 
 _TITLES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")

@@ -36,7 +36,8 @@ class Linear(nnx.Module):
     def __init__(self, in_features: int, out_features: int, bias: bool):
         self.weight = declare(out_features, in_features)
         self.bias = declare(out_features) if bias else None
-        self.lora: Any = nnx.data(None)
+        self.lora: Any = nnx.data(None)  # (a [rank, in], b [out, rank])
+        self.scale = 1.0
 
     def __call__(self, x: Array) -> Array:
         """x [..., in] -> [..., out]; the delta is computed in float32 and cast back."""
@@ -44,8 +45,8 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...]
         if self.lora is not None:
-            a, b, scale = self.lora
-            y = y + (scale * contract(contract(x.astype(jnp.float32), a), b)).astype(y.dtype)
+            a, b = self.lora
+            y = y + (self.scale * contract(contract(x.astype(jnp.float32), a), b)).astype(y.dtype)
         return y
 
 
@@ -99,9 +100,9 @@ def finish_factors(module: nnx.Module, x: Array) -> Array:
     the MLP inside, would stand in memory for all layers at the end of a backward pass.
     """
     linears = [part for _, part in nnx.iter_modules(module) if isinstance(part, Linear) and part.lora is not None]
-    x, factors = _together((x, [linear.lora[:2] for linear in linears]))
-    for linear, (a, b) in zip(linears, factors, strict=True):
-        linear.lora = nnx.data((a, b, linear.lora[2]))
+    x, factors = _together((x, [linear.lora for linear in linears]))
+    for linear, pair in zip(linears, factors, strict=True):
+        linear.lora = nnx.data(pair)
     return x
 
 

@@ -19,8 +19,9 @@ from mmedexpert_jax.models import smollm2
 from mmedexpert_jax.models.checkpoint import Stored, read_checkpoint, read_json
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig
 from mmedexpert_jax.models.model import Model
-from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.random import random_tensors
+from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.runtime.mesh import sharding
 
 MINI = Path(__file__).parent.parent / "assets" / "mini"

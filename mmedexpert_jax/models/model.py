@@ -10,9 +10,10 @@ from jax import Array
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models.config import ModelConfig
+from mmedexpert_jax.models.decoder import ByLayer
 from mmedexpert_jax.models.layers import Slots, attend, attend_extended, attend_shared
+from mmedexpert_jax.models.network import bind
 from mmedexpert_jax.models.packing import Packing
-from mmedexpert_jax.models.qwen2_vl import bind
 from mmedexpert_jax.processing.batch import Batch
 
 jax.tree_util.register_dataclass(Batch, [field.name for field in fields(Batch)], [])
@@ -24,8 +25,8 @@ class Prefix:
     """What the prompts leave behind for their continuations."""
 
     hidden: Array  # [B, T, D], after the final norm
-    keys: tuple[Array, ...]  # by layer, [B, Hkv, T, Dh], rotated
-    values: tuple[Array, ...]  # by layer, [B, Hkv, T, Dh]
+    keys: ByLayer  # [B, Hkv, T, Dh], rotated
+    values: ByLayer  # [B, Hkv, T, Dh]
     lengths: Array  # [B] int32, valid tokens of each prompt
     next_position: Array  # [B] int32, rotary position of the first continuation token
 
@@ -81,7 +82,7 @@ class Model:
             return attend(queries, keys, values, lengths, causal=True), keys, values
 
         x = network.embed(batch, remat)
-        hidden, keys, values = network.model(x, jnp.asarray(batch.positions), attention, remat)
+        hidden, keys, values = network.model(x, jnp.asarray(batch.positions), attention, remat=remat)
         return Prefix(hidden, keys, values, lengths, jnp.asarray(batch.next_position))
 
     def extend(
@@ -103,8 +104,8 @@ class Model:
         size = tokens.shape[-1]
         positions = _positions(prefix, jnp.arange(size))
 
-        def attention(layer, queries, keys, values):
-            prompt = prefix.keys[layer], prefix.values[layer], prefix.lengths
+        def attention(_, queries, keys, values, prompt_keys, prompt_values):
+            prompt = prompt_keys, prompt_values, prefix.lengths
             if packing is None:
                 return attend_extended(queries, *prompt, keys, values), keys, values
             rows, own_keys, own_values = (packing.unpack(x) for x in (queries, keys, values))
@@ -114,7 +115,8 @@ class Model:
             positions = jnp.broadcast_to(positions[:, :, 0], tokens.shape)
             tokens, positions = (packing.pack(x[..., None])[:, 0] for x in (tokens, positions))
             positions = jnp.broadcast_to(positions, (3, len(positions)))
-        return network.model(network.model.embed_tokens(tokens), positions, attention, remat)[0]
+        x, prompts = network.model.embed_tokens(tokens), (prefix.keys, prefix.values)
+        return network.model(x, positions, attention, prompts, remat=remat)[0]
 
     def init_cache(self, batch_size: int, num_samples: int, length: int, dtype: jnp.dtype) -> Cache:
         """Empty buffers for G = `num_samples` continuations of R = `length` tokens of each of B prompts."""
@@ -149,10 +151,10 @@ class Model:
         age = (place - jnp.arange(size)) % size
         mask = age <= jnp.asarray(steps)[..., None, None, None]
 
-        def attention(layer, queries, keys, values):
-            keys = jax.lax.dynamic_update_slice(cache.keys[layer], keys, start)
-            values = jax.lax.dynamic_update_slice(cache.values[layer], values, start)
-            prompt = prefix.keys[layer], prefix.values[layer], prefix.lengths
+        def attention(_, queries, keys, values, prompt_keys, prompt_values, own_keys, own_values):
+            keys = jax.lax.dynamic_update_slice(own_keys, keys, start)
+            values = jax.lax.dynamic_update_slice(own_values, values, start)
+            prompt = prompt_keys, prompt_values, prefix.lengths
             return attend_shared(queries, *prompt, keys, values, mask, slots), keys, values
 
         x = network.model.embed_tokens(tokens[..., None])
@@ -161,7 +163,8 @@ class Model:
         else:
             positions = (prefix.next_position[slots.prompt] + steps)[:, None, None]
             positions = jnp.broadcast_to(positions, (len(tokens), 3, 1))
-        hidden, keys, values = network.model(x, positions, attention)
+        by_layer = prefix.keys, prefix.values, cache.keys, cache.values
+        hidden, keys, values = network.model(x, positions, attention, by_layer, unroll=True)
         return hidden[..., 0, :], Cache(keys, values)
 
     def unembed(self, params: dict, hidden: Array, lora=None) -> Array:

@@ -7,7 +7,8 @@ import numpy as np
 
 from mmedexpert_jax.models.checkpoint import Index, Stored
 from mmedexpert_jax.models.config import ModelConfig
-from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.tree import nest
 
 DEVIATION = 0.02  # transformers' initializer_range
 

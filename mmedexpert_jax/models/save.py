@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.models.card import model_card
 from mmedexpert_jax.models.model import Model
-from mmedexpert_jax.models.qwen2_vl import flatten, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.tree import flatten
 from mmedexpert_jax.runtime import files
 
 SHARD_BYTES = 5 * 10**9  # transformers' usual size

@@ -1,5 +1,8 @@
 """The vision tower of Qwen2-VL and Qwen2.5-VL: patches of images in rows -> features in the text's width."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models.config import VisionConfig
+from mmedexpert_jax.models.decoder import declare_layers, run_layers
 from mmedexpert_jax.models.layers import (
     GatedMLP,
     LayerNorm,
@@ -115,9 +119,9 @@ class PatchMerger(nnx.Module):
 class VisionTower(nnx.Module):
     """Each image is a row of its own; padding patches are masked as keys and their features never read."""
 
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: VisionConfig, stacked: bool = False):
         self.patch_embed = PatchEmbed(config)
-        self.blocks = nnx.List([VisionBlock(config) for _ in range(config.depth)])
+        self.blocks = declare_layers(functools.partial(VisionBlock, config), config.depth, stacked)
         self.merger = PatchMerger(config)
         self.config = config
 
@@ -134,11 +138,15 @@ class VisionTower(nnx.Module):
             windows, order = self.window_order(positions, counts)
             x, positions, back = _reorder(x, order), _reorder(positions, order), jnp.argsort(order)
         rope = self.rope(positions)
-        for index, block in enumerate(self.blocks):
-            segments = None if index in self.config.full_attention_blocks else windows
-            run = jax.checkpoint(block) if remat else block
-            x = run(x, rope, counts, segments)
-        features = self.merger(x)
+        whole = np.isin(np.arange(self.config.depth), self.config.full_attention_blocks)  # [L] bool
+
+        def run(block: VisionBlock, index: Any, x: Array) -> tuple[Array, tuple]:
+            if windows is None or not isinstance(index, jax.Array):
+                return block(x, rope, counts, None if whole[index] else windows), ()
+            full, windowed = (lambda x, ids=ids: block(x, rope, counts, ids) for ids in (None, windows))
+            return jax.lax.cond(jnp.asarray(whole)[index], full, windowed, x), ()
+
+        features = self.merger(run_layers(self.blocks, run, x, remat=remat)[0])
         return features if back is None else _reorder(features, back)
 
     def rope(self, positions: Array) -> tuple[Array, Array]:

@@ -16,8 +16,8 @@ from mmedexpert_jax.gba import group_advantages, policy_loss
 from mmedexpert_jax.gba.objective import truncated_weights
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import flatten, nest
 from mmedexpert_jax.models.random import init_params
+from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout import completion_logprobs
 

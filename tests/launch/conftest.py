@@ -15,7 +15,8 @@ from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.processing.processor import Processor
 
 

@@ -25,7 +25,8 @@ from mmedexpert_jax.medeval.prompts import build
 from mmedexpert_jax.medeval.systems import parse
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE
 from mmedexpert_jax.rollout import Settings
 

@@ -9,7 +9,8 @@ from mmedexpert_jax.launch.jobs import run_job
 from mmedexpert_jax.medeval import Evaluation
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.runtime import Run
 
 

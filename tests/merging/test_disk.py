@@ -16,7 +16,7 @@ from mmedexpert_jax.merging import engine, merge
 from mmedexpert_jax.merging.checkpoint import Checkpoint
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.recipe import Recipe, merge_to_disk, read_recipe
-from mmedexpert_jax.models.qwen2_vl import flatten, nest
+from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
 from mmedexpert_jax.runtime.training import State
 

@@ -7,7 +7,7 @@ from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.merging import merge, merge_with_report, ties
-from mmedexpert_jax.models.qwen2_vl import flatten, nest
+from mmedexpert_jax.models.tree import flatten, nest
 
 PATHS = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
 

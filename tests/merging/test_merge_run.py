@@ -14,7 +14,8 @@ from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model, ModelConfig, load_model, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.models.load import folders
-from mmedexpert_jax.models.qwen2_vl import flatten, nest, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.runtime import Run, metrics, training
 

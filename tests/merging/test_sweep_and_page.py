@@ -13,7 +13,7 @@ from mmedexpert_jax.merging.page import page, write_page
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.sweep import sweep
 from mmedexpert_jax.merging.vectors import Expert
-from mmedexpert_jax.models.qwen2_vl import flatten, nest
+from mmedexpert_jax.models.tree import flatten, nest
 
 
 def models(layers=2, seed=0):

@@ -8,7 +8,7 @@ import transformers
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import ModelConfig
 from mmedexpert_jax.models.config import PUBLISHED
-from mmedexpert_jax.models.qwen2_vl import tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
 
 FLAT = {  # the fields of Qwen/Qwen2-VL-2B-Instruct's config.json that matter here
     "model_type": "qwen2_vl",

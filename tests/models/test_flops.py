@@ -5,7 +5,7 @@ import pytest
 
 from mmedexpert_jax.models import flops
 from mmedexpert_jax.models.config import PUBLISHED
-from mmedexpert_jax.models.qwen2_vl import tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
 
 NONE = np.zeros(0)
 

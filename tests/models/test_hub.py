@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from mmedexpert_jax.models.qwen2_vl import flatten
+from mmedexpert_jax.models.tree import flatten
 
 COMMITS = {"main": 40 * "a", "v1": 40 * "b"}
 TOKEN = "hf_test"
@@ -21,7 +21,7 @@ import json, os, sys
 import numpy as np
 from mmedexpert_jax.errors import UserError
 from mmedexpert_jax.models import load_model
-from mmedexpert_jax.models.qwen2_vl import flatten
+from mmedexpert_jax.models.tree import flatten
 
 for hub_id, token in json.loads(sys.argv[1]):
     os.environ["HF_TOKEN"] = token

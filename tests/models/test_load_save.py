@@ -18,8 +18,8 @@ from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.models import load_model, random, save_pretrained
 from mmedexpert_jax.models.card import adapter_card
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import flatten, nest
 from mmedexpert_jax.models.random import random_tensors
+from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.runtime.mesh import partition
 
 PROMPTS = [[3, (4, 6), 2], [5]]

@@ -9,7 +9,7 @@ import pytest
 
 from mmedexpert_jax import lora
 from mmedexpert_jax.models.layers import attend
-from mmedexpert_jax.models.qwen2_vl import flatten
+from mmedexpert_jax.models.tree import flatten
 
 PROMPTS = [[3, (4, 6), 2], [5]]
 TOKENS = np.arange(2 * 2 * 3, dtype=np.int32).reshape(2, 2, 3)

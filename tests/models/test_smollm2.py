@@ -24,7 +24,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.medeval.backends.jax_engine import fingerprint
 from mmedexpert_jax.models import load, smollm2
-from mmedexpert_jax.models.qwen2_vl import flatten
+from mmedexpert_jax.models.tree import flatten
 from mmedexpert_jax.processing.batch import Batch
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

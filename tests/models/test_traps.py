@@ -19,8 +19,10 @@ from transformers.vision_utils import get_vision_window_index
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import ModelConfig
 from mmedexpert_jax.models.config import PUBLISHED, TextConfig, VisionConfig
+from mmedexpert_jax.models.decoder import TextDecoder
 from mmedexpert_jax.models.layers import GatedMLP, RMSNorm
-from mmedexpert_jax.models.qwen2_vl import Qwen2VL, TextDecoder, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.qwen2_vl import Qwen2VL
 from mmedexpert_jax.models.vision import PatchEmbed, PatchMerger, QuickGeluMLP, VisionTower
 from mmedexpert_jax.processing import mrope_positions, patch_positions
 

@@ -15,7 +15,7 @@ from PIL import Image
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout import generate
 

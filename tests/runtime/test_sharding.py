@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec
 from mmedexpert_jax import lora
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.models.config import PUBLISHED
-from mmedexpert_jax.models.qwen2_vl import nest, tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.runtime.mesh import partition, sharding
 
 SHAPES = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d * f <= 8]
@@ -28,7 +29,7 @@ from mmedexpert_jax import lora
 from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.models import Model, ModelConfig, load_model, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import flatten
+from mmedexpert_jax.models.tree import flatten
 from mmedexpert_jax.models.random import init_params
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.runtime.mesh import make_mesh, shard, shard_batch

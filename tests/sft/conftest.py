@@ -11,7 +11,7 @@ from mmedexpert_jax.data import Case
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.qwen2_vl import tensor_shapes
+from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.processing.processor import Processor
 
 

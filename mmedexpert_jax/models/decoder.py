@@ -1,0 +1,185 @@
+"""The decoder that the families share: attention between projections, SwiGLU, rotary positions, and layers run in turn.
+
+A caller chooses the attention of a pass (over a prompt, over continuations, over a cache); a layer hands it rotated
+queries and keys and gets back what is mixed, and what is to be kept for later tokens:
+
+    attention(index, queries [..., H, T, D], keys [..., Hkv, T, D], values, *of_layer)
+        -> mixed [..., H, T, D], keys and values to keep
+
+`of_layer` is the layer's share of what the pass got by layer (keys of the prompt, a cache). Layers are compiled one by
+one, or once for all where their parameters are stacked (`models.tree`): `run_layers` is the one place that knows.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from mmedexpert_jax.models.config import TextConfig
+from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, declare, finish_factors
+from mmedexpert_jax.models.rotary import rotate, tables
+from mmedexpert_jax.models.tree import STACKED
+
+Attention = Callable[..., tuple[Array, Array, Array]]
+ByLayer = tuple[Array, ...] | Array  # an array a layer, or one with the layers first; [i] gives a layer's
+Rope = tuple[Array, Array]  # cos and sin
+
+
+class Embedding(nnx.Module):
+    """Token embeddings [V, D]; the output layer too when tied."""
+
+    def __init__(self, size: int, width: int):
+        self.weight = declare(size, width)
+
+    def __call__(self, tokens: Array) -> Array:
+        """tokens [...] -> [..., D]."""
+        return self.weight[...][tokens]
+
+
+class TextAttention(nnx.Module):
+    """Projections around an attention that the caller chooses: q, k and v have biases, o has none."""
+
+    def __init__(self, config: TextConfig):
+        width, kv_width = config.hidden_size, config.num_kv_heads * config.head_dim
+        self.q_proj = Linear(width, width, True)
+        self.k_proj = Linear(width, kv_width, True)
+        self.v_proj = Linear(width, kv_width, True)
+        self.o_proj = Linear(width, width, False)
+        self.head_dim = config.head_dim
+
+    def __call__(self, x: Array, rope: Rope, attention: Attention) -> tuple[Array, Array, Array]:
+        """x [..., T, D] -> [..., T, D], and the keys and values to keep."""
+        cos, sin = rope
+        queries = rotate(self._heads(self.q_proj(x)), cos, sin)
+        keys = rotate(self._heads(self.k_proj(x)), cos, sin)
+        mixed, keys, values = attention(queries, keys, self._heads(self.v_proj(x)))
+        return self.o_proj(jnp.swapaxes(mixed, -2, -3).reshape(x.shape)), keys, values
+
+    def _heads(self, x: Array) -> Array:
+        """[..., T, H * D] -> [..., H, T, D]."""
+        return jnp.swapaxes(x.reshape(*x.shape[:-1], -1, self.head_dim), -2, -3)
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm: attention, then SwiGLU."""
+
+    def __init__(self, config: TextConfig):
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = TextAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, False)
+
+    def __call__(self, x: Array, rope: Rope, attention: Attention, index: Any = 0) -> tuple[Array, Array, Array]:
+        """x [..., T, D] -> [..., T, D], and the keys and values to keep.
+
+        `index` is the layer's number, a traced one where layers are scanned: for families whose layers differ.
+        """
+        mixed, keys, values = self.self_attn(self.input_layernorm(x), rope, attention)
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), keys, values
+
+
+class TextDecoder(nnx.Module):
+    """The language model without its output layer; a family with other layers gives their class."""
+
+    def __init__(self, config: TextConfig, stacked: bool = False, layer: Callable[..., nnx.Module] = DecoderLayer):
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = declare_layers(functools.partial(layer, config), config.num_layers, stacked)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.config = config
+
+    def __call__(
+        self,
+        x: Array,
+        positions: Array,
+        attention: Attention,
+        by_layer: tuple[ByLayer, ...] = (),
+        *,
+        remat: bool = False,
+        unroll: bool = False,
+    ) -> tuple[Array, ByLayer, ByLayer]:
+        """Embeddings x [..., T, D] at positions [..., 3, T] -> normed hidden [..., T, D], keys and values by layer.
+
+        Args:
+            x: embeddings.
+            positions: rotary positions.
+            attention: as above.
+            by_layer: what `attention` gets a layer's share of.
+            remat: whether each layer is computed again in the backward pass.
+            unroll: whether stacked layers are compiled one by one: decoding, which updates a cache of each in place.
+        """
+        rope = self.rope(positions, x.dtype)
+
+        def run(layer: Any, index: Any, x: Array, *of_layer: Array) -> tuple[Array, tuple[Array, Array]]:
+            def attend(queries: Array, keys: Array, values: Array) -> tuple[Array, Array, Array]:
+                return attention(index, queries, keys, values, *of_layer)
+
+            x, keys, values = layer(x, rope, attend, index)
+            return x, (keys, values)
+
+        x, kept = run_layers(self.layers, run, x, by_layer, remat=remat, unroll=unroll)
+        return self.norm(x), *kept
+
+    def rope(self, positions: Array, dtype: jnp.dtype) -> Rope:
+        """M-RoPE: cos and sin [..., 1, T, D / 2]; angles in float32, frequency by frequency from its section's row."""
+        width = self.config.head_dim
+        frequencies = self.config.rope_theta ** -(np.arange(0, width, 2, dtype=np.float32) / width)
+        rows = np.repeat(np.arange(3), self.config.mrope_section)
+        cos, sin = tables(positions, frequencies, rows)
+        return cos.astype(dtype), sin.astype(dtype)
+
+
+def declare_layers(layer: Callable[[], nnx.Module], count: int, stacked: bool) -> Any:
+    """`count` layers under their numbers, or one under `*` whose parameters will have a first axis of `count`."""
+    return nnx.Dict({STACKED: layer()}) if stacked else nnx.List([layer() for _ in range(count)])
+
+
+def run_layers(
+    layers: Any,
+    run: Callable[..., tuple[Array, Any]],
+    x: Array,
+    by_layer: tuple[ByLayer, ...] = (),
+    *,
+    remat: bool = False,
+    unroll: bool = False,
+) -> tuple[Array, Any]:
+    """x through all layers, of `declare_layers`, in turn.
+
+    Args:
+        layers: unstacked, each is compiled by itself; stacked, one is compiled and scanned.
+        run: run(layer, index, x, *of_layer) -> (x, what it keeps: a tree of arrays).
+        x: what goes through.
+        by_layer: each gives a layer's share to `run`.
+        remat: recompute a layer in the backward pass.
+        unroll: compile stacked layers one by one, too, from slices of their parameters.
+
+    Returns:
+        x, and what was kept: a tree like a layer's of tuples over layers, of stacked arrays where they were scanned.
+    """
+    if isinstance(layers, nnx.List) or unroll:
+        kept = []
+        for index, layer in enumerate(_each(layers)):
+            x = finish_factors(layer, x) if index else x  # into the first layer there may be no gradient
+            one = functools.partial(run, layer, index)
+            x, keep = (jax.checkpoint(one) if remat else one)(x, *(share[index] for share in by_layer))
+            kept.append(keep)
+        return x, jax.tree.map(lambda *leaves: leaves, *kept)
+    step = jax.checkpoint(run, prevent_cse=False) if remat else run  # inside a loop nothing is shared with outside
+    shares = tuple(jnp.stack(share) if isinstance(share, tuple) else share for share in by_layer)
+    layer = layers[STACKED]
+    count = jax.tree.leaves(layer)[0].shape[0]
+    return jax.lax.scan(lambda x, of: step(of[0], of[1], x, *of[2]), x, (layer, jnp.arange(count), shares))
+
+
+def _each(layers: Any) -> list[nnx.Module]:
+    if isinstance(layers, nnx.List):
+        return list(layers)
+    stacked = layers[STACKED]
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    return [jax.tree.map(operator.itemgetter(index), stacked) for index in range(count)]

@@ -1,0 +1,147 @@
+"""Parameters as trees of names: nested or flat, layers by number (the checkpoint's names) or stacked (for `lax.scan`).
+
+Layers of one kind stand under their numbers in files and at every public edge, `model.layers.7.mlp.up_proj.weight`.
+Stacked, all L of them stand under `*`, `model.layers.*.mlp.up_proj.weight`, with a first axis of L: one layer is then
+compiled for all. `stack` and `unstack` take parameters, LoRA deltas, gradients and optimizer states alike.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+STACKED = "*"  # in the place of a layer's number
+DEEP = 12  # layers from which compiling each by itself costs more than slicing their weights from a stack
+
+
+def nest(flat: Mapping[str, Any]) -> dict:
+    """{"a.b": x} -> {"a": {"b": x}}."""
+    nested: dict = {}
+    for name, value in flat.items():
+        *parents, last = name.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return nested
+
+
+def flatten(params: dict, prefix: str = "") -> dict[str, Array]:
+    """{"a": {"b": x}} -> {"a.b": x}."""
+    flat: dict[str, Array] = {}
+    for name, value in params.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def stack(tree: Any) -> Any:
+    """The tree with the layers of each kind stacked, in the dicts of names that it holds at any depth.
+
+    Arrays of NumPy stay on the host; shapes (`jax.ShapeDtypeStruct`) give shapes. Where a LoRA leaves out some of the
+    layers, its deltas there are zero. A tree that is stacked is returned as it is.
+    """
+    return _in_dicts(tree, _stack)
+
+
+def unstack(tree: Any) -> Any:
+    """The tree with every layer under its number; undoes `stack`."""
+    return _in_dicts(tree, _unstack)
+
+
+def is_stacked(tree: Any) -> bool:
+    """Whether a dict of names, nested or flat, holds stacked layers."""
+    return any(
+        STACKED in name.split(".") or (isinstance(node, dict) and is_stacked(node)) for name, node in tree.items()
+    )
+
+
+def stacked_name(name: str) -> tuple[str, int | None]:
+    """A layer's name -> that of its stack and its number; other names -> themselves and None."""
+    parts = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit() and place and parts[place - 1] in _LISTS]
+    if not numbers:
+        return name, None
+    place = numbers[0]
+    return ".".join([*parts[:place], STACKED, *parts[place + 1 :]]), int(parts[place])
+
+
+_LISTS = ("layers", "blocks", "layer")  # what families call their list of layers
+
+
+def _in_dicts(tree: Any, change: Callable[[dict], dict]) -> Any:
+    """`change` of every outermost dict of names in records, tuples and lists."""
+    if isinstance(tree, dict):
+        return change(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):  # a state of optax
+        return type(tree)(*(_in_dicts(node, change) for node in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(_in_dicts(node, change) for node in tree)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        changed = {field.name: _in_dicts(getattr(tree, field.name), change) for field in dataclasses.fields(tree)}
+        return dataclasses.replace(tree, **changed)
+    return tree
+
+
+def _stack(names: dict) -> dict:
+    flat = flatten(names)
+    layers: dict[str, dict[int, Any]] = {}
+    for name, leaf in flat.items():
+        stacked, number = stacked_name(name)
+        layers.setdefault(stacked, {})[-1 if number is None else number] = leaf
+    counts: dict[str, int] = {}  # layers of each list: a LoRA's modules need not be in all of them
+    for name, by_number in layers.items():
+        root = name.partition(f".{STACKED}.")[0]
+        counts[root] = max(counts.get(root, 0), 1 + max(by_number))
+    joined = {}
+    for name, by_number in layers.items():
+        if -1 in by_number:
+            joined[name] = by_number[-1]
+            continue
+        like = next(iter(by_number.values()))
+        blank = like if isinstance(like, jax.ShapeDtypeStruct) else np.zeros(like.shape, like.dtype)
+        count = counts[name.partition(f".{STACKED}.")[0]]
+        joined[name] = _joined([by_number.get(number, blank) for number in range(count)])
+    return _as(names, joined)
+
+
+def _unstack(names: dict) -> dict:
+    apart = {}
+    for name, leaf in flatten(names).items():
+        root, star, rest = name.partition(f".{STACKED}.")
+        if not star:
+            apart[name] = leaf
+            continue
+        for number in range(leaf.shape[0]):
+            apart[f"{root}.{number}.{rest}"] = _layer(leaf, number)
+    return _as(names, apart)
+
+
+def _as(like: dict, flat: dict[str, Any]) -> dict:
+    """`flat` as a dict of the same kind: nested as parameters are, or by module and factor as a LoRA's are."""
+    if any("." in name for name in like):
+        factors: dict[str, dict[str, Any]] = {}
+        for name, leaf in flat.items():
+            module, _, factor = name.rpartition(".")
+            factors.setdefault(module, {})[factor] = leaf
+        return factors
+    return nest(flat)
+
+
+def _joined(leaves: list[Any]) -> Any:
+    if isinstance(leaves[0], jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), leaves[0].dtype)
+    kind = np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp
+    return kind.stack(leaves)
+
+
+def _layer(leaf: Any, number: int) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return leaf[number]

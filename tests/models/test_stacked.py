@@ -1,0 +1,103 @@
+"""Stacked layers, scanned, against the same layers one by one: logits, gradients, LoRA, packing, remat, decoding."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mmedexpert_jax import lora
+from mmedexpert_jax.models import stack, unstack
+from mmedexpert_jax.models.tree import flatten, stacked_name
+from mmedexpert_jax.rollout.logprobs import completion_logprobs, packed
+
+PROMPTS = [[3, (4, 18), 2], [5]]
+LENGTHS = np.array([[4, 1], [2, 3]], np.int32)
+TOKENS = np.arange(2 * 2 * 4, dtype=np.int32).reshape(2, 2, 4)
+
+
+@pytest.fixture(scope="module", params=["qwen2_tied", "qwen2_5_untied"])
+def case(request, checkpoint, prompts):
+    """A model of two layers and two blocks (of which one attends in windows), its prompts, and a LoRA that matters."""
+    found = checkpoint(request.param)
+    deltas = jax.tree.map(lambda x: np.asarray(x) + 0.02, lora.init(jax.random.key(1), found.params, 2, 4))
+    return found, prompts(found.reference, PROMPTS, dummy_images=1).batch, deltas
+
+
+@functools.partial(jax.jit, static_argnames=("model", "remat", "packing"))
+def loss(trained, rest, model, batch, remat, packing):
+    """Of `trained`: parameters, or deltas over the parameters `rest`."""
+    params, deltas = (trained, None) if rest is None else (rest, trained)
+    layout = packed(LENGTHS, TOKENS.shape[-1], 2) if packing else None
+    logprobs = completion_logprobs(model, params, batch, TOKENS, LENGTHS, lora=deltas, remat=remat, packing=layout)
+    return -logprobs.sum()
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("packing", [False, True])
+def test_gradients_equal_those_of_layers_one_by_one(case, remat, packing):
+    found, batch, deltas = case
+    gradient = functools.partial(jax.value_and_grad(loss), model=found.model, batch=batch, remat=remat, packing=packing)
+    for trained, rest in ((deltas, found.params), (found.params, None)):
+        value, expected = gradient(trained, rest)
+        own_value, own = gradient(stack(trained), None if rest is None else stack(rest))
+        np.testing.assert_allclose(own_value, value, rtol=1e-6)
+        chex.assert_trees_all_equal_structs(unstack(own), expected)
+        for theirs, ours in zip(jax.tree.leaves(expected), jax.tree.leaves(unstack(own)), strict=True):
+            assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max() + 1e-6
+
+
+def test_logits_and_decoding_equal_those_of_layers_one_by_one(case):
+    found, batch, deltas = case
+
+    def run(params, deltas):
+        prefix = found.model.prefill(params, batch, deltas)
+        cache = found.model.init_cache(2, 2, 3, jnp.float32)
+        hidden = []
+        for step in range(3):
+            new, cache = found.model.decode(params, prefix, cache, TOKENS[..., step], step, deltas)
+            hidden.append(new)
+        return prefix.hidden, jnp.stack(hidden)
+
+    expected = jax.jit(run)(found.params, deltas)
+    own = jax.jit(run)(stack(found.params), stack(deltas))
+    for theirs, ours in zip(expected, own, strict=True):
+        assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+def test_a_program_has_one_layer_however_many_there_are(case):
+    """One MLP of the decoder in the traced gradient's loop, in the place of one for each layer."""
+    found, batch, deltas = case
+    one_by_one = jax.make_jaxpr(found.model.prefill)(found.params, batch, deltas)
+    scanned = jax.make_jaxpr(found.model.prefill)(stack(found.params), batch, stack(deltas))
+    count = [sum(" logistic " in line for line in str(program).splitlines()) for program in (one_by_one, scanned)]
+    assert count[1] < count[0]
+
+
+def test_there_and_back_keeps_every_leaf(case):
+    found, _, deltas = case
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    for tree in (found.params, deltas, (deltas, optimizer.init(deltas)), jax.eval_shape(lambda: found.params)):
+        back = unstack(stack(tree))
+        chex.assert_trees_all_equal_structs(back, tree)
+        chex.assert_trees_all_equal_shapes_and_dtypes(back, tree)
+        if not isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
+            chex.assert_trees_all_equal(back, tree)
+    chex.assert_trees_all_equal(stack(stack(found.params)), stack(found.params))
+
+
+def test_a_lora_of_some_layers_is_zero_in_the_others(case):
+    found, _, deltas = case
+    some = {name: pair for name, pair in deltas.factors.items() if name.startswith("model.layers.1.mlp")}
+    stacked = stack(lora.Lora(some, 2, 4.0)).factors["model.layers.*.mlp.up_proj"]
+    assert stacked["a"].shape[0] == found.model.config.text.num_layers
+    assert not np.any(stacked["b"][0]) and np.any(stacked["b"][1])
+
+
+def test_names_of_stacks():
+    assert stacked_name("model.layers.12.mlp.up_proj.weight") == ("model.layers.*.mlp.up_proj.weight", 12)
+    assert stacked_name("visual.merger.mlp.0.weight") == ("visual.merger.mlp.0.weight", None)
+    assert set(flatten(stack({"blocks": {"0": {"w": np.ones(2)}, "1": {"w": np.ones(2)}}}))) == {"blocks.*.w"}
