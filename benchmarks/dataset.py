@@ -1,6 +1,6 @@
 """Throughput of the teachers' client against a loopback server that answers at most so many requests a second.
 
-python benchmarks/dataset.py [--requests 2000] [--concurrency 64] [--limit 200] [--latency 0.1]
+PYTHONPATH=. python benchmarks/dataset.py [--requests 2000] [--concurrency 64] [--limit 200] [--latency 0.1]
 
 Three rows: a server without a limit (what client and server cost on this machine), one that answers 429 beyond `limit`
 (how close the client comes to it by backing off), and the same with the limit told to the client beforehand. Prints a
@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mmedexpert_jax.mmedexpert.practice import answer
+from mmedexpert_jax.mmedexpert.fake_teacher import answer
 from mmedexpert_jax.remote import Answers, Client, Endpoint, Request
-from mmedexpert_jax.remote.loopback import Loopback, Misbehaviour
+from tests.remote.loopback import Loopback, Misbehaviour
 
 PROMPT = "A patient has a cough. What is the diagnosis?\nA. First\nB. Second\nC. Third\nUse intuitive reasoning: "
 PROMPT += "recognise the pattern of the findings and what it typically means."
@@ -27,7 +27,7 @@ def measure(name: str, arguments: argparse.Namespace, wrong: Misbehaviour, per_m
         answers = Answers(Path(folder) / "answers.sqlite")
         end = Endpoint(
             server.url,
-            "practice",
+            "stand-in",
             key_env="",
             concurrency=arguments.concurrency,
             requests_per_minute=per_minute,

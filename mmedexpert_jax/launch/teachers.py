@@ -25,7 +25,7 @@ def hire(config: ConfigDict, run: "Run") -> Callable[[ConfigDict, "Answers"], tu
         if group.kind == "local":
             return _local(config, group, answers, run)
         from mmedexpert_jax.remote import Client
-        from mmedexpert_jax.remote.batches import BatchClient
+        from mmedexpert_jax.remote.batch_api import BatchClient
 
         client = BatchClient if group.kind == "batch" else Client
         return group.model, client(endpoint(group), answers, run.interrupted)

@@ -13,7 +13,7 @@ Interrupted = Callable[[], int | None]
 
 
 class Teacher(Protocol):
-    """What the factory asks of a teacher; `remote.Client` and `remote.batches.BatchClient` have the same `ask`."""
+    """What the factory asks of a teacher; `remote.Client` and `remote.batch_api.BatchClient` have the same `ask`."""
 
     def ask(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
         """Replies in the order of the requests, each once to `on_reply` as it comes; stored ones first."""

@@ -1,7 +1,7 @@
 """Endpoints that speak OpenAI's protocol: asked at a bounded rate and cost, each answer stored once. No JAX here."""
 
+from mmedexpert_jax.remote.answer_store import Answers
 from mmedexpert_jax.remote.client import Client
 from mmedexpert_jax.remote.protocol import Attempt, Endpoint, Reply, Request, Usage
-from mmedexpert_jax.remote.store import Answers
 
 __all__ = ["Answers", "Attempt", "Client", "Endpoint", "Reply", "Request", "Usage"]

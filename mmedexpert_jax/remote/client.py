@@ -4,23 +4,24 @@ import asyncio
 import importlib.util
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Thread
 from typing import Any
 
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, RemoteError
-from mmedexpert_jax.remote import messages, policy
+from mmedexpert_jax.remote import messages, outcomes
+from mmedexpert_jax.remote.answer_store import Answers
 from mmedexpert_jax.remote.limits import Gate, Ledger
-from mmedexpert_jax.remote.policy import Verdict
+from mmedexpert_jax.remote.outcomes import Outcome
 from mmedexpert_jax.remote.protocol import Attempt, Endpoint, Reply, Request, Usage
-from mmedexpert_jax.remote.store import Answers
 
 LONGEST_WAIT = 60.0  # seconds between two tries where the server names no time
 PATIENCE = 900.0  # seconds; a server that asks for a longer wait ends the run
 FRUITLESS = 8  # requests in a row given up without an answer, after which the run stops
 UNREADABLE = "unreadable"
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+ELSEWHERE = 0.2  # seconds between two looks at a request that another run is asking for
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,22 @@ class Ask:
 class Client:
     """Asks one endpoint.
 
-    What the store holds is never asked again. Failures are retried by kind (`policy`), with backoff and jitter; a rate
-    limit or a Retry-After pauses all requests. A field that the server does not know is left out from then on.
-    Exhausted quota, a refused key and a spent budget end the run after the requests in flight have come home.
+    What the store holds is never asked again, nor what another process on the same store is asking for now. Failures
+    are retried by kind (`outcomes`), with backoff and jitter; a rate limit or a Retry-After pauses all requests. A
+    field that the server does not know is left out from then on. Exhausted quota, a refused key and a spent budget end
+    the run after the requests in flight have come home.
     """
 
     def __init__(self, endpoint: Endpoint, answers: Answers, interrupted: Callable[[], int | None] = lambda: None):
-        """Raises ConfigError where the key's variable is not set, or httpx2 is missing.
+        """Raises ConfigError where the key's variable is not set, or the openai client is missing.
 
         Args:
             endpoint: whom to ask, and how.
             answers: the store.
             interrupted: tells of a signal (`Run.interrupted`); looked at before each request.
         """
-        if importlib.util.find_spec("httpx2") is None:
-            raise ConfigError("endpoints need httpx2: pip install 'mmedexpert-jax[remote]'")
+        if importlib.util.find_spec("openai") is None:
+            raise ConfigError("endpoints need the openai client: pip install 'mmedexpert-jax[remote]'")
         self.endpoint, self.answers = endpoint, answers
         self._interrupted = interrupted
         self._key = endpoint.key()
@@ -90,7 +92,7 @@ class Client:
             else:
                 missing.append(key)
         if missing:
-            _run(self._ask_all(iter([(key, requests[places[key][0]]) for key in missing]), len(missing), settle))
+            run_to_end(self._ask_all([(key, requests[places[key][0]]) for key in missing], settle))
         return [replies[key] for key in keys]
 
     def figures(self, left: int) -> dict[str, float]:
@@ -107,137 +109,163 @@ class Client:
         """Dollars that one attempt may cost: the estimated prompt and a completion of `max_tokens`."""
         return self.endpoint.cost(Usage(messages.estimate_tokens(request), self.endpoint.max_tokens))
 
-    async def _ask_all(self, queue: Iterator[tuple[str, Request]], count: int, settle: Callable[[Reply], None]) -> None:
-        endpoint = self.endpoint
+    async def _ask_all(self, missing: list[tuple[str, Request]], settle: Callable[[Reply], None]) -> None:
+        from mmedexpert_jax.remote.connection import connect
+
+        endpoint, queue = self.endpoint, deque(missing)
         self._gate = Gate(endpoint.concurrency, endpoint.requests_per_minute, endpoint.tokens_per_minute)
         self._ledger = Ledger(endpoint.budget, self._spent)
-        async with _http(endpoint, self._key) as self._http, asyncio.TaskGroup() as group:
-            for _ in range(min(endpoint.concurrency, count)):
-                group.create_task(self._work(queue, settle))
+        try:
+            async with connect(endpoint, self._key) as self._api, asyncio.TaskGroup() as group:
+                for _ in range(min(endpoint.concurrency, len(missing))):
+                    group.create_task(self._work(queue, settle))
+        finally:
+            self.answers.release_all()
         if self._halt is not None:
             raise self._halt
 
-    async def _work(self, queue: Iterator[tuple[str, Request]], settle: Callable[[Reply], None]) -> None:
+    async def _work(self, queue: deque[tuple[str, Request]], settle: Callable[[Reply], None]) -> None:
         """One of `concurrency` workers: takes request after request until there is none, or the run halts."""
-        for key, request in queue:
+        while queue:
+            key, request = queue.popleft()
             if signum := self._interrupted():
                 self._halt = Interrupted("what was answered is stored; the same command resumes", signum)
             if self._halt is not None:
                 return
-            try:
-                wire = messages.wire(request, self.endpoint)
-            except DataError as error:
-                settle(Reply(key, error=f"{UNREADABLE}: {error}"))
+            if not self.answers.claim(key):  # another run on this store has answered it, or is asking for it now
+                if stored := self.answers.get(key):
+                    settle(stored)
+                else:
+                    queue.append((key, request))
+                    await asyncio.sleep(ELSEWHERE)
                 continue
-            body = {"model": self.endpoint.model, "messages": wire} | settings(self.endpoint, request.sample)
-            tokens = messages.estimate_tokens(request) + self.endpoint.max_tokens
-            reply = await self._until_answered(Ask(key, body, tokens, self.worst_cost(request)))
+            reply = await self._ask_one(key, request)
             if reply is not None:
+                self.answers.release(key)
                 settle(reply)
+
+    async def _ask_one(self, key: str, request: Request) -> Reply | None:
+        """The reply to a request that is ours to ask; None where the run halts first."""
+        try:
+            wire = messages.wire(request, self.endpoint)
+        except DataError as error:
+            return Reply(key, error=f"{UNREADABLE}: {error}")
+        body = {"model": self.endpoint.model, "messages": wire} | settings(self.endpoint, request.sample)
+        tokens = messages.estimate_tokens(request) + self.endpoint.max_tokens
+        return await self._until_answered(Ask(key, body, tokens, self.worst_cost(request)))
 
     async def _until_answered(self, ask: Ask) -> Reply | None:
         """Tries up to `max_attempts` times; None where the run halts first."""
-        verdict = Verdict("rejected")
+        outcome = Outcome("rejected")
         for number in range(self.endpoint.max_attempts):
-            if self._halt is not None:
+            if self._halt is not None or not await self._reserve(ask):
                 return None
-            if not await self._ledger.reserve(ask.worst):
-                self._stop(
-                    f"the budget of ${self.endpoint.budget:g} cannot bear another request (spent ${self._spent:.4f}); "
-                    "raise the budget and run the same command to go on"
-                )
-                return None
-            if self._halt is not None:  # it came while this request waited for the budget
-                await self._ledger.settle(ask.worst, 0.0)
-                return None
-            verdict, reply = await self._try(ask)
+            outcome, reply = await self._try(ask)
             if reply is not None:
                 return reply
-            if verdict.outcome in policy.FATAL:
-                self._stop(f"{self.endpoint.host} refuses: {verdict.detail}; mend it, the same command goes on")
+            if outcome.kind in outcomes.FATAL:
+                self._stop(f"{self.endpoint.host} refuses: {outcome.detail}; fix it, the same command goes on")
                 return None
-            if verdict.outcome not in policy.RETRIED:
+            if outcome.kind not in outcomes.RETRIED:
                 break
-            if number + 1 < self.endpoint.max_attempts and not await self._wait(verdict, number):
+            if number + 1 < self.endpoint.max_attempts and not await self._wait(outcome, number):
                 return None
-        if verdict.outcome in policy.RETRIED or not (self._answered or self._answered_before):
+        if outcome.kind in outcomes.RETRIED or outcome.status == 403 or not self._has_answered():
             self._fruitless += 1  # a refusal of one request says nothing of a server that has answered others
         if self._fruitless >= FRUITLESS:
             self._stop(
-                f"{self.endpoint.host} gave no answer to {FRUITLESS} requests in a row, last {verdict.detail}; "
+                f"{self.endpoint.host} gave no answer to {FRUITLESS} requests in a row, last {outcome.detail}; "
                 "see that it is up and serves the model, then run the same command"
             )
-        return Reply(ask.key, error=f"{verdict.outcome}: {verdict.detail}")
+        return Reply(ask.key, error=f"{outcome.kind}: {outcome.detail}")
 
-    async def _try(self, ask: Ask) -> tuple[Verdict, Reply | None]:
-        """One attempt, recorded in the store with what it cost."""
+    async def _reserve(self, ask: Ask) -> bool:
+        """Sets the worst cost of an attempt aside; False where the budget cannot bear it or the run has halted."""
+        if not await self._ledger.reserve(ask.worst):
+            self._stop(
+                f"the budget of ${self.endpoint.budget:g} cannot bear another request (spent ${self._spent:.4f}); "
+                "raise the budget and run the same command to go on"
+            )
+            return False
+        if self._halt is not None:  # it came while this request waited for the budget
+            await self._ledger.settle(ask.worst, 0.0)
+            return False
+        return True
+
+    async def _try(self, ask: Ask) -> tuple[Outcome, Reply | None]:
+        """One attempt. Its answer and cost are in the store before anyone else sees them."""
         await self._gate.enter(ask.tokens)
         started, clock = time.time(), time.monotonic()
-        status, verdict = await self._post({k: v for k, v in ask.body.items() if k not in self._dropped})
-        cost = self._cost(ask, verdict)
-        usage = verdict.usage or Usage()
+        left_out = tuple(sorted(self._dropped))
+        outcome = await self._post({k: v for k, v in ask.body.items() if k not in self._dropped})
+        if outcome.kind == "refused" and outcome.status == 403 and self._has_answered():
+            outcome = replace(outcome, kind="rejected")  # the key is good: it is this prompt that is not wanted
+        cost = self._cost(ask, outcome)
+        usage = outcome.usage or Usage()
         attempt = Attempt(
-            *(ask.key, started, time.monotonic() - clock, status, verdict.outcome, self._clean(verdict.detail)),
-            *(usage, cost, verdict.response_id, self.endpoint.host),
+            *(ask.key, started, time.monotonic() - clock, outcome.status, outcome.kind, outcome.detail),
+            *(usage, cost, outcome.response_id, self.endpoint.host),
         )
-        if reply := verdict.stored(ask.key, cost):
-            self._answered, self._fruitless = self._answered + 1, 0
+        reply = outcome.stored(ask.key, cost, left_out)
         self.answers.put([attempt], [reply] if reply else [])
+        if reply:
+            self._answered, self._fruitless = self._answered + 1, 0
         self._spent += cost
         await self._gate.leave(ask.tokens - usage.prompt - usage.completion, well=reply is not None)
         await self._ledger.settle(ask.worst, cost)
-        return replace(verdict, detail=attempt.detail), reply
+        return outcome, reply
 
-    async def _post(self, body: dict[str, Any]) -> tuple[int, Verdict]:
-        """Status and verdict of one POST; 0 where no response came."""
-        import httpx2
+    async def _post(self, body: dict[str, Any]) -> Outcome:
+        """The outcome of one POST; its status is 0 where no response came."""
+        import openai
 
         try:
             async with asyncio.timeout(self.endpoint.timeout):
-                response = await self._http.post("chat/completions", json=self._renamed(body))
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            return response.status_code, policy.judge(response.status_code, headers, response.content)
-        except (TimeoutError, httpx2.TimeoutException):
-            return 0, Verdict("timeout", f"no answer within {self.endpoint.timeout:g} s", billed=True)
-        except httpx2.DecodingError as error:
-            return 0, Verdict("malformed", f"body cannot be decoded ({error})", billed=True)
-        except httpx2.HTTPError as error:
-            sent = not isinstance(error, httpx2.ConnectError)
-            return 0, Verdict("connection", f"{type(error).__name__}: {error}"[:300], billed=sent)
+                raw = await self._api.chat.completions.with_raw_response.create(**self._renamed(body))
+            response = raw.http_response
+        except openai.APIStatusError as error:
+            response = error.response
+        except (TimeoutError, openai.APITimeoutError):
+            return Outcome("timeout", f"no answer within {self.endpoint.timeout:g} s", billed=True)
+        except openai.APIConnectionError as error:
+            return _broken(error.__cause__ or error, self._key)
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        found = outcomes.classify(response.status_code, headers, response.content, self._key)
+        return replace(found, status=response.status_code)
 
     def _renamed(self, body: dict[str, Any]) -> dict[str, Any]:
         """The body with the older `max_tokens` where the server does not know `max_completion_tokens`."""
         old = "max_completion_tokens" in self._dropped
         return body | {"max_tokens": self.endpoint.max_tokens} if old else body
 
-    async def _wait(self, verdict: Verdict, number: int) -> bool:
+    async def _wait(self, outcome: Outcome, number: int) -> bool:
         """Waits before the next try; False where the server asks for more than PATIENCE."""
-        if verdict.outcome == "unsupported":
-            self._dropped.add(verdict.drop)
+        if outcome.kind == "unsupported":
+            self._dropped.add(outcome.drop)
             return True
-        wait = verdict.wait
+        wait = outcome.wait
         if wait is not None and wait > PATIENCE:
-            self._stop(f"{self.endpoint.host} asks to wait {wait:.0f} s ({verdict.detail}); run the same command then")
+            self._stop(f"{self.endpoint.host} asks to wait {wait:.0f} s ({outcome.detail}); run the same command then")
             return False
         if wait is None:
             wait = min(LONGEST_WAIT, self.endpoint.retry_wait * 2**number) * random.uniform(0.5, 1.0)
-        if verdict.outcome == "rate-limit" or verdict.wait is not None:
+        if outcome.kind == "rate-limit" or outcome.wait is not None:
             self._gate.pause(wait)
         else:
             await asyncio.sleep(wait)
         return True
 
-    def _cost(self, ask: Ask, verdict: Verdict) -> float:
+    def _cost(self, ask: Ask, outcome: Outcome) -> float:
         """Dollars of an attempt; where the server may have billed without a count, the most it can be."""
-        if verdict.usage is not None:
-            return self.endpoint.cost(verdict.usage)
-        return ask.worst if verdict.billed else 0.0
+        if outcome.usage is not None:
+            return self.endpoint.cost(outcome.usage)
+        return ask.worst if outcome.billed else 0.0
 
     def _stop(self, message: str) -> None:
-        self._halt = self._halt or RemoteError(self._clean(message))
+        self._halt = self._halt or RemoteError(outcomes.masked(message, self._key))
 
-    def _clean(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+    def _has_answered(self) -> bool:
+        return bool(self._answered or self._answered_before)
 
 
 def settings(endpoint: Endpoint, sample: int) -> dict[str, Any]:
@@ -254,25 +282,17 @@ def settings(endpoint: Endpoint, sample: int) -> dict[str, Any]:
     return body
 
 
-def http_options(endpoint: Endpoint, key: str) -> dict[str, Any]:
-    """Options of httpx2's clients. Proxies of the environment are honoured except for servers on this machine."""
-    local = endpoint.host.rpartition(":")[0] in LOOPBACK or endpoint.host in LOOPBACK
-    return {
-        "base_url": endpoint.url.rstrip("/") + "/",
-        "headers": {"authorization": f"Bearer {key}"} if key else {},
-        "timeout": endpoint.timeout,
-        "trust_env": not local,
-    }
-
-
-def _http(endpoint: Endpoint, key: str) -> Any:
+def _broken(error: BaseException, key: str) -> Outcome:
+    """The outcome of a request that got no whole response."""
     import httpx2
 
-    limits = httpx2.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
-    return httpx2.AsyncClient(limits=limits, **http_options(endpoint, key))
+    detail = outcomes.shown(f"{type(error).__name__}: {error}", key)
+    if isinstance(error, httpx2.DecodingError):
+        return Outcome("malformed", detail, billed=True)
+    return Outcome("connection", detail, billed=not isinstance(error, httpx2.ConnectError))
 
 
-def _run(coroutine: Any) -> None:
+def run_to_end(coroutine: Any) -> None:
     """Runs a coroutine to its end, in a thread of its own where this one has a loop (a notebook)."""
     try:
         asyncio.get_running_loop()

@@ -1,5 +1,7 @@
-"""An SQLite file that threads share and several processes may have open (WAL)."""
+"""An SQLite file that threads share and several processes may have open (WAL), readable by its owner alone."""
 
+import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -7,7 +9,7 @@ from pathlib import Path
 
 from mmedexpert_jax.errors import DataError, ResourceError
 
-_MENDS = {
+_FIXES = {
     sqlite3.SQLITE_FULL: "free some space, then run the same command to resume",
     sqlite3.SQLITE_IOERR: "see to the disk, then run the same command to resume",
     sqlite3.SQLITE_READONLY: "choose a workdir that this user may write",
@@ -33,6 +35,7 @@ class Database:
         """
         self.path = Path(path)
         self._lock = threading.RLock()
+        self._make_private()
         try:
             self._db = sqlite3.connect(self.path, check_same_thread=False, timeout=60.0, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -42,6 +45,15 @@ class Database:
             raise self._unwritable(error) or DataError(
                 f"{path} is not {what} ({error}); choose another workdir"
             ) from None
+
+    def _make_private(self) -> None:
+        """Makes the file, or sets its mode, before SQLite does: cases of patients stand in it, and SQLite's own
+        journal files take the mode that they find."""
+        if str(self.path) == ":memory:":
+            return
+        with contextlib.suppress(OSError):  # what is wrong with the path, connect says
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600))
+            self.path.chmod(0o600)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -68,5 +80,5 @@ class Database:
 
     def _unwritable(self, error: BaseException) -> ResourceError | None:
         """The error of a disk that takes nothing more; None for an error of another kind."""
-        mend = _MENDS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)  # the low byte: without the details
-        return ResourceError(f"cannot write {self.path}: {error}; {mend}") if mend else None
+        fix = _FIXES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)  # the low byte: without the details
+        return ResourceError(f"cannot write {self.path}: {error}; {fix}") if fix else None

@@ -1,4 +1,4 @@
-"""What is asked of an endpoint and what comes back."""
+"""The records of a question to an endpoint: whom to ask, the request, the reply, and each attempt."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -59,8 +59,15 @@ class Endpoint:
     batch_discount: float = 0.5
 
     def __post_init__(self):
-        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
-            raise ConfigError(f"endpoint url {self.url!r}: give http://host:port/v1 or https://host/v1")
+        try:
+            parts = urlsplit(self.url)
+            whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:  # such as "http://[::1/v1", or a port that is no number
+            parts, whole = None, False
+        if "@" in (parts.netloc if parts else self.url):  # never shown: it would end up in files and process lists
+            raise ConfigError("the endpoint's url holds a user name or password; put the key where key_env names it")
+        if not whole:
+            raise ConfigError(f"endpoint url {self.url[:80]!r}: give http://host:port/v1 or https://host/v1")
         if not self.model:
             raise ConfigError(f"endpoint {self.host}: no model is named; give one that the server lists under /models")
         if self.budget > 0 and not self.price_input + self.price_output > 0:
@@ -69,13 +76,15 @@ class Endpoint:
     @property
     def host(self) -> str:
         """Host and port, for messages and histories."""
-        return urlsplit(self.url).netloc.rpartition("@")[2]
+        return urlsplit(self.url).netloc
 
     def key(self) -> str:
         """The key from the environment; "" where none is wanted. Raises ConfigError where it is missing."""
         if not self.key_env:
             return ""
         if key := os.environ.get(self.key_env, "").strip():
+            if not key.isascii() or not key.isprintable():
+                raise ConfigError(f"{self.key_env} holds characters that no key has; export it again, in one line")
             return key
         raise ConfigError(f"{self.key_env} is not set: export the key of {self.host}, or set key_env to an empty text")
 
@@ -112,7 +121,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of a request.
+    """The answer to a request, or why there is none.
 
     Attributes:
         key: content address of the request; the store of answers keeps its attempts under it.
@@ -122,6 +131,7 @@ class Reply:
         model: that the server says has answered.
         usage: tokens of the attempt that answered.
         cost: dollars of that attempt.
+        left_out: optional fields of the request that the server refused, so that it was asked without them.
         stored: taken from the store of answers, not asked now.
         error: why there is no answer; "" where there is one.
     """
@@ -133,6 +143,7 @@ class Reply:
     model: str = ""
     usage: Usage = field(default_factory=Usage)
     cost: float = 0.0
+    left_out: tuple[str, ...] = ()
     stored: bool = False
     error: str = ""
 
@@ -148,7 +159,7 @@ class Attempt:
         status: HTTP status; 0 where none came.
         outcome: "answered", "rate-limit", "server", "timeout", "connection", "malformed", "unsupported", "rejected",
             "quota" or "refused".
-        detail: what the server said, cut short and without the key.
+        detail: the server's words, cut short and without the key.
         usage: tokens.
         cost: dollars; where the server may have billed without saying, the most it can have been.
         response_id: the server's id of the response.

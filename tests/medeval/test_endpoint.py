@@ -13,9 +13,9 @@ from mmedexpert_jax.medeval.backends.endpoint import EndpointBackend
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.judge import judge, read
 from mmedexpert_jax.remote import Answers, Client, Endpoint
-from mmedexpert_jax.remote.loopback import Loopback, Misbehaviour
 from mmedexpert_jax.rollout import Reply
 from mmedexpert_jax.runtime import Run
+from tests.remote.loopback import Loopback, Misbehaviour
 
 
 def say_b(body):

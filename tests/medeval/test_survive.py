@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mmedexpert_jax.medeval.evaluate import Evaluation
-from mmedexpert_jax.remote.loopback import Loopback
+from tests.remote.loopback import Loopback
 
 CONCURRENCY = 4
 OPTIONS = (

@@ -20,10 +20,10 @@ from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.jobs import run_job
 from mmedexpert_jax.launch.plan import describe
 from mmedexpert_jax.mmedexpert import filters, publish
-from mmedexpert_jax.mmedexpert.practice import answer
+from mmedexpert_jax.mmedexpert.fake_teacher import answer
 from mmedexpert_jax.mmedexpert.store import FILE, Store
 from mmedexpert_jax.remote import Answers
-from mmedexpert_jax.remote.loopback import Loopback, Misbehaviour
+from tests.remote.loopback import Loopback, Misbehaviour
 
 KEY = "sk-very-secret-0123456789"
 MISBEHAVING = Misbehaviour(share=0.25, in_a_row=3, filtered=0.01, rejected=0.01, retry_after=0.01)
@@ -428,12 +428,21 @@ def test_people_who_have_accepted_nothing_are_told(dataset):
         run_job(dataset(server, reviewed="accepted"))
 
 
+def test_the_documented_stand_in_passes_the_endpoint_presets_own_bounds(dataset):
+    with Loopback(answer, key=KEY) as server:
+        words = load_config("configs/dataset.py:endpoint").words
+        config = dataset(server, 10, words=words, candidates=12)
+        run_job(config)
+    store = Store(Path(config.workdir) / FILE)
+    assert len({trace.case.id for trace in store.traces()}) == 10
+
+
 def test_bounds_of_stage_one_can_be_changed_afterwards(dataset, tmp_path):
     with Loopback(answer, key=KEY) as server:
         run_job(dataset(server, stages=("collect", "trace")))
         asked, store = server.asked.total(), Store(tmp_path / "run" / FILE)
         before = len(list(store.traces()))
-        run_job(dataset(server, stages=("filter",), words=(20, 100), fresh=True))
+        run_job(dataset(server, stages=("filter",), words=(50, 100), fresh=True))
         assert server.asked.total() == asked and 0 < len(list(store.traces())) < before
 
 

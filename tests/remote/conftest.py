@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmedexpert_jax.remote import Answers, Client, Endpoint
-from mmedexpert_jax.remote.loopback import Loopback
+from tests.remote.loopback import Loopback
 
 
 @pytest.fixture

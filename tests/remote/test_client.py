@@ -1,12 +1,16 @@
 import asyncio
 import json
+import platform
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mmedexpert_jax.errors import ConfigError, Interrupted, RemoteError
-from mmedexpert_jax.remote import Client, Endpoint, Request, Usage
-from mmedexpert_jax.remote.loopback import FAULTS, Loopback, Misbehaviour
+from mmedexpert_jax.remote import Answers, Client, Endpoint, Request, Usage, connection
+from mmedexpert_jax.remote.messages import request_key
+from tests.remote.loopback import FAULTS, Loopback, Misbehaviour
 
 KEY = "sk-very-secret-0123456789"
 
@@ -201,12 +205,113 @@ def test_the_key_goes_to_the_server_and_nowhere_else(answers, endpoint, monkeypa
     assert not [file for file in tmp_path.iterdir() if KEY.encode() in file.read_bytes()]
 
 
-def test_a_key_that_the_server_repeats_is_masked(answers, endpoint, monkeypatch):
+@pytest.mark.parametrize("status", [200, 400, 404, 429, 500])
+def test_a_key_that_the_server_repeats_is_masked_in_every_field(answers, endpoint, monkeypatch, tmp_path, status):
+    """Also where it is escaped, or stands across the place where a message is cut."""
     monkeypatch.setenv("TEACHER_KEY", KEY)
+    escaped = KEY.replace("-", "\\u002d")
+    message = {"content": f"the key is {KEY}", "reasoning_content": KEY}
+    whole = {"id": KEY, "model": KEY, "choices": [{"message": message, "finish_reason": KEY}]}
+    whole |= {"error": {"message": "x" * 290 + KEY, "code": KEY, "param": KEY}} if status != 200 else {}
+    content = json.dumps(whole).replace(KEY, escaped, 1).encode()
+    with Loopback(raw=lambda body: (status, {"x-key": KEY}, content)) as server:
+        asked = Client(endpoint(server, key_env="TEACHER_KEY", max_attempts=1, concurrency=1), answers)
+        try:
+            shown = repr(asked.ask(questions(2)))
+        except RemoteError as error:
+            shown = str(error)
+    assert KEY not in shown and KEY[:12] not in shown
+    answers.close()
+    assert not [file for file in tmp_path.iterdir() if KEY[:12].encode() in file.read_bytes()]
+
+
+def test_a_placeholder_in_the_place_of_a_key_is_no_secret(answers, endpoint, monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", "none")
+    with Loopback(lambda body: "none of them", key="none") as server:
+        assert Client(endpoint(server, key_env="TEACHER_KEY"), answers).ask(questions(1))[0].text == "none of them"
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+def test_an_endless_body_is_not_read_to_its_end(client, monkeypatch, encoding):
+    import gzip
+
+    monkeypatch.setattr(connection, "MOST_BODY", 100_000)
+    content = b" " * 2_000_000
+    headers = {"content-encoding": encoding} if encoding else {}
+    with Loopback(raw=lambda body: (200, headers, gzip.compress(content) if encoding else content)) as server:
+        (reply,) = client(server, max_attempts=2).ask(questions(1))
+    assert reply.error.startswith("connection: ReadError: a body of more than 100000 bytes")
+
+
+def test_a_compressed_answer_is_read(client):
+    import gzip
+
     with Loopback() as server:
-        server.answer = lambda body: 1 / 0  # the server drops the connection
-        asked = Client(endpoint(server, key_env="TEACHER_KEY", max_attempts=1), answers)
-        assert asked._clean(f"wrong key {KEY}") == "wrong key ***"
+        plain = server._completion
+        server.raw = lambda body: (
+            *(200, {"content-type": "application/json", "content-encoding": "gzip"}),
+            gzip.compress(json.dumps(plain(body)).encode()),
+        )
+        assert client(server).ask(questions(1))[0].text == "answer to question 0 (0)"
+
+
+def test_a_redirect_is_not_followed(client):
+    headers = {"location": "http://127.0.0.1:1/v1/chat/completions"}
+    with Loopback(raw=lambda body: (307, headers, b"")) as server, pytest.raises(RemoteError, match="refuses: 307"):
+        client(server).ask(questions(1))
+
+
+def test_a_moderated_prompt_is_filtered_and_another_403_ends_no_run_that_has_answers(client):
+    def raw(body):
+        text = body["messages"][-1]["content"]
+        if text == "question 3":
+            return 403, {}, json.dumps({"error": {"code": 403, "message": "Input was flagged by moderation"}}).encode()
+        if text == "question 5":
+            return 403, {}, b'{"error": "no"}'
+        return None
+
+    with Loopback(raw=raw) as server:
+        replies = client(server, concurrency=1).ask(questions(8))
+    assert replies[3].finish == "content_filter" and replies[5].error.startswith("rejected: 403")
+    assert sum(bool(reply.text) for reply in replies) == 6
+
+
+def test_geminis_list_of_errors_is_understood_and_the_answer_says_what_was_left_out(client, answers):
+    def raw(body):
+        if "seed" not in body:
+            return None
+        return (
+            400,
+            {},
+            json.dumps([{"error": {"code": 400, "message": 'Unknown name "seed": Cannot find field.'}}]).encode(),
+        )
+
+    with Loopback(raw=raw) as server:
+        replies = client(server, concurrency=1).ask(questions(3))
+    assert [reply.left_out for reply in replies] == [("seed",)] * 3
+    assert answers.served() == [("teacher", ("seed",), 3)]
+
+
+def test_two_runs_on_one_store_pay_each_question_once(endpoint, tmp_path):
+    """Each with a store of its own on the same file, as two processes have."""
+    with Loopback(latency=0.01) as server, ThreadPoolExecutor(2) as pool:
+        stores = [Answers(tmp_path / "shared.sqlite") for _ in range(2)]
+        runs = [pool.submit(Client(endpoint(server, concurrency=4), store).ask, questions(60)) for store in stores]
+        found = [[reply.text for reply in run.result()] for run in runs]
+    assert found[0] == found[1] == [f"answer to question {i} (0)" for i in range(60)]
+    assert server.asked.total() == 60
+
+
+def test_a_dead_process_holds_no_question_back(client, answers):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with Loopback() as server:
+        asked = client(server)
+        key = request_key(questions(1)[0], asked.endpoint)
+        answers._owner, ours = f"{platform.node()} {dead.pid} 1 x", answers._owner
+        assert answers.claim(key)
+        answers._owner = ours
+        assert asked.ask(questions(1))[0].text
 
 
 def test_a_missing_key_and_a_broken_url_are_config_errors(answers, monkeypatch):
@@ -215,6 +320,13 @@ def test_a_missing_key_and_a_broken_url_are_config_errors(answers, monkeypatch):
         Client(Endpoint("http://localhost/v1", "m", key_env="TEACHER_KEY"), answers)
     with pytest.raises(ConfigError, match="give http"):
         Endpoint("localhost/v1", "m")
+    for url in ("http://[::1/v1", "http://host:99999/v1", "http://host:x/v1"):
+        with pytest.raises(ConfigError, match="give http"):
+            Endpoint(url, "m")
+    for url in ("https://me:secret@host/v1", "https://secret@host:x/v1", "http://secret@[::1/v1"):
+        with pytest.raises(ConfigError, match="holds a user name") as error:
+            Endpoint(url, "m")
+        assert "secret" not in str(error.value)
     with pytest.raises(ConfigError, match="prices"):
         Endpoint("http://localhost/v1", "m", budget=1.0)
 

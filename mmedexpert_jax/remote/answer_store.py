@@ -1,7 +1,11 @@
 """The store of answers: every answer once, under the content address of its request, and every attempt."""
 
 import json
+import os
+import platform
 import sqlite3
+import time
+import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,8 +23,10 @@ CREATE TABLE IF NOT EXISTS attempts (
   host TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS attempts_of_key ON attempts (key);
+CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, host TEXT NOT NULL, collected INTEGER NOT NULL);
 """
+CLAIM_SECONDS = 3600.0  # above what one request may take, its waits between tries included
 _COLUMNS = "key, started, seconds, status, outcome, detail, prompt_tokens, completion_tokens, cached_tokens, "
 _COLUMNS += "reasoning_tokens, cost, response_id, host"
 
@@ -35,6 +41,7 @@ class Answers(Database):
     def __init__(self, path: str | Path):
         """Opens or creates the file. Raises DataError, ResourceError."""
         super().__init__(path, SCHEMA, "a store of answers")
+        self._owner = f"{_this_process()} {uuid.uuid4().hex[:8]}"
 
     def get(self, key: str) -> Reply | None:
         """The stored answer, marked as stored; None where there is none."""
@@ -42,7 +49,9 @@ class Answers(Database):
         if not rows:
             return None
         values = json.loads(rows[0][0])
-        return Reply(**values | {"key": key, "usage": Usage(**values["usage"]), "stored": True})
+        values |= {"key": key, "usage": Usage(**values["usage"]), "stored": True}
+        values |= {name: str(values.get(name, "")) for name in ("text", "finish", "reasoning", "model")}
+        return Reply(**values | {"left_out": tuple(values.get("left_out", ()))})
 
     def put(self, attempts: Iterable[Attempt], replies: Iterable[Reply] = ()) -> None:
         """Stores attempts and the answers they gave, all or nothing. An answer that is there stays.
@@ -62,6 +71,7 @@ class Answers(Database):
         def change(db: sqlite3.Connection) -> None:
             db.executemany(f"INSERT INTO attempts ({_COLUMNS}) VALUES ({', '.join('?' * 13)})", rows)
             db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", answers)
+            db.executemany("DELETE FROM claims WHERE key = ? AND owner = ?", [(key, self._owner) for key, _ in answers])
 
         self.write(change)
 
@@ -83,6 +93,42 @@ class Answers(Database):
         counts = self.read("SELECT outcome, COUNT(*) FROM attempts GROUP BY outcome ORDER BY outcome")
         return dict(zip(("attempts", "prompt_tokens", "completion_tokens", "cost"), sums, strict=True)) | dict(counts)
 
+    def served(self) -> list[tuple[str, tuple[str, ...], int]]:
+        """(model that the server says has answered, fields that it refused, answers), the commonest first."""
+        rows = self.read(
+            "SELECT json_extract(reply, '$.model'), COALESCE(json_extract(reply, '$.left_out'), '[]'), COUNT(*) "
+            "FROM answers GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+        )
+        return [(str(model or ""), tuple(json.loads(left_out)), count) for model, left_out, count in rows]
+
+    def claim(self, key: str) -> bool:
+        """Takes the right to ask for `key`; False where it is answered, or a living process has that right.
+
+        Two runs on one store would otherwise both pay for what neither has an answer to yet.
+        """
+        taken = False
+
+        def change(db: sqlite3.Connection) -> None:
+            nonlocal taken
+            if db.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone():
+                return
+            row = db.execute("SELECT owner, since FROM claims WHERE key = ?", (key,)).fetchone()
+            if row and row[0] != self._owner and _is_alive(*row):
+                return
+            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (key, self._owner, time.time()))
+            taken = True
+
+        self.write(change)
+        return taken
+
+    def release(self, key: str) -> None:
+        """Gives the right to ask for `key` back."""
+        self.write(lambda db: db.execute("DELETE FROM claims WHERE key = ? AND owner = ?", (key, self._owner)))
+
+    def release_all(self) -> None:
+        """Gives all rights that `claim` took here back."""
+        self.write(lambda db: db.execute("DELETE FROM claims WHERE owner = ?", (self._owner,)))
+
     def add_batch(self, id: str, host: str) -> None:
         """Remembers a submitted batch."""
         self.write(lambda db: db.execute("INSERT OR IGNORE INTO batches VALUES (?, ?, 0)", (id, host)))
@@ -99,6 +145,33 @@ class Answers(Database):
         """Ids of a host's batches that are not collected yet, oldest first."""
         rows = self.read("SELECT id FROM batches WHERE collected = 0 AND host = ? ORDER BY rowid", host)
         return [id for (id,) in rows]
+
+
+def _this_process() -> str:
+    """Machine, process and its start: a process number alone may come again after a reboot."""
+    return f"{platform.node()} {os.getpid()} {_started(os.getpid())}"
+
+
+def _started(pid: int) -> str:
+    """When a process began, in ticks since boot; "-" where the system does not tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return "-"
+
+
+def _is_alive(owner: str, since: float) -> bool:
+    """True while the process of a claim lives; on another machine, which cannot be looked at, for CLAIM_SECONDS."""
+    node, pid, started, _ = owner.rsplit(" ", 3)
+    if node != platform.node():
+        return time.time() - since < CLAIM_SECONDS
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it lives, under another user
+    return _started(int(pid)) == started
 
 
 def _attempt(*row: Any) -> Attempt:

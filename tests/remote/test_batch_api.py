@@ -1,9 +1,9 @@
 import pytest
 
 from mmedexpert_jax.errors import Interrupted, RemoteError
-from mmedexpert_jax.remote import Request, batches
-from mmedexpert_jax.remote.batches import BatchClient
-from mmedexpert_jax.remote.loopback import Loopback
+from mmedexpert_jax.remote import Request, batch_api
+from mmedexpert_jax.remote.batch_api import BatchClient
+from tests.remote.loopback import Loopback
 
 
 def questions(count: int) -> list[Request]:
@@ -34,10 +34,10 @@ def test_what_an_expired_batch_lost_is_submitted_again_and_nothing_else(batch_cl
 
 def test_files_are_split_by_requests_and_by_bytes(monkeypatch):
     lines = [(str(i), b"x" * 10) for i in range(25)]
-    monkeypatch.setattr(batches, "MOST_REQUESTS", 10)
-    assert [len(shard) for shard in batches.shards(iter(lines))] == [10, 10, 5]
-    monkeypatch.setattr(batches, "MOST_BYTES", 45)
-    assert [len(shard) for shard in batches.shards(iter(lines))] == [4, 4, 4, 4, 4, 4, 1]
+    monkeypatch.setattr(batch_api, "MOST_REQUESTS", 10)
+    assert [len(shard) for shard in batch_api.shards(iter(lines))] == [10, 10, 5]
+    monkeypatch.setattr(batch_api, "MOST_BYTES", 45)
+    assert [len(shard) for shard in batch_api.shards(iter(lines))] == [4, 4, 4, 4, 4, 4, 1]
 
 
 def test_a_kill_between_submitting_and_collecting_costs_nothing(batch_client, monkeypatch):
@@ -73,3 +73,48 @@ def test_a_budget_that_cannot_bear_the_batch_stops_before_it_is_submitted(batch_
     with Loopback() as server, pytest.raises(RemoteError, match="more than the budget"):
         batch_client(server, price_output=1000.0, budget=0.1).ask(questions(2))
     assert not server.batches.submitted
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [("failed", "failed: Enqueued token limit"), ("cancelled", "was cancelled")]
+)
+def test_a_batch_that_failed_says_why_and_is_not_submitted_again_at_once(batch_client, status, said):
+    with Loopback() as server:
+        server.batches.fails = (status, [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}])
+        with pytest.raises(RemoteError, match=said):
+            batch_client(server).ask(questions(3))
+        assert len(server.batches.submitted) == 3
+        server.batches.fails = None
+        assert all(reply.text for reply in batch_client(server).ask(questions(3)))
+    assert len(server.batches.submitted) == 6
+
+
+def test_a_cut_line_loses_its_own_answer_alone(batch_client):
+    with Loopback() as server:
+        server.batches.cut = 30
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server.batches, "_submit", _cut_once(server.batches))
+            replies = batch_client(server).ask(questions(5))
+    assert all(reply.text for reply in replies)
+    assert len(server.batches.submitted) == 6
+
+
+def _cut_once(batches):
+    submit = type(batches)._submit
+
+    def submitted(body):
+        batches.cut = 30 if not batches.submitted else 0
+        return submit(batches, body)
+
+    return submitted
+
+
+def test_a_key_in_an_error_of_the_batch_address_is_masked(answers, endpoint, monkeypatch):
+    key = "sk-very-secret-0123456789"
+    monkeypatch.setenv("TEACHER_KEY", key)
+    with Loopback() as server:
+        respond = lambda *_: (404, {"error": {"message": "x" * 290 + key}})  # noqa: E731
+        monkeypatch.setattr(server.batches, "respond", respond)
+        with pytest.raises(RemoteError, match="has no Batch API") as error:
+            BatchClient(endpoint(server, key_env="TEACHER_KEY"), answers, poll=0.0).ask(questions(1))
+    assert key[:8] not in str(error.value)

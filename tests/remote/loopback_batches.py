@@ -10,6 +10,8 @@ class Batches:
 
     Attributes:
         lose: every so many requests of a batch get no answer, as in one that expires; 0: none.
+        fails: status and errors of every batch; None lets them be answered.
+        cut: bytes of the output that are lost at its end.
         available: False answers every path with 404, as a server without the Batch API does.
         submitted: custom ids in the order in which they came.
     """
@@ -19,6 +21,8 @@ class Batches:
         self._files: dict[str, bytes] = {}
         self._batches: dict[str, dict[str, Any]] = {}
         self.lose = 0
+        self.fails: tuple[str, list[dict[str, Any]]] | None = None
+        self.cut = 0
         self.available = True
         self.submitted: list[str] = []
 
@@ -50,6 +54,8 @@ class Batches:
         return self._batches[name]
 
     def _finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.fails:
+            return batch | {"status": self.fails[0], "errors": {"object": "list", "data": self.fails[1]}}
         if batch["status"] == "in_progress":
             requests = [json.loads(line) for line in self._files[batch["input_file_id"]].splitlines()]
             done = [r for i, r in enumerate(requests, 1) if not self.lose or i % self.lose]
@@ -58,8 +64,12 @@ class Batches:
                 for r in done
             ]
             batch["status"] = "completed" if len(done) == len(requests) else "expired"
-            batch["output_file_id"] = self._keep("".join(json.dumps(line) + "\n" for line in lines).encode())
+            batch["output_file_id"] = self._keep(self._output(lines))
         return batch
+
+    def _output(self, lines: list[dict[str, Any]]) -> bytes:
+        whole = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        return whole[: len(whole) - self.cut]
 
 
 def _file_of(headers: Mapping[str, str], content: bytes) -> bytes:

@@ -1,11 +1,18 @@
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mmedexpert_jax.remote.policy import judge, retry_after
+from mmedexpert_jax.remote.outcomes import classify as judge
+from mmedexpert_jax.remote.outcomes import retry_after
 
+FIELDS = st.sampled_from(
+    *[["choices", "message", "content", "refusal", "usage", "error", "code", "prompt_tokens", "finish_reason", "model"]]
+)
 JSON = {"content-type": "application/json; charset=utf-8"}
 
 
@@ -42,7 +49,7 @@ def completion(**message) -> bytes:
     ],
 )
 def test_errors_are_told_apart(status, content, outcome):
-    assert judge(status, JSON, content).outcome == outcome
+    assert judge(status, JSON, content).kind == outcome
 
 
 def test_half_an_emoji_can_be_stored():
@@ -83,7 +90,7 @@ def test_a_refusal_and_parts_of_text_are_answers():
     ],
 )
 def test_what_is_not_the_protocol_is_malformed(headers, content):
-    assert judge(200, headers, content).outcome == "malformed"
+    assert judge(200, headers, content).kind == "malformed"
 
 
 def test_the_servers_wish_for_a_wait():
@@ -96,3 +103,50 @@ def test_the_servers_wish_for_a_wait():
     assert retry_after(reset) == 62.5
     assert retry_after(reset | {"x-ratelimit-remaining-tokens": "10"}) is None
     assert retry_after({}) is None
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers(-(10**40), 10**40) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS | st.text(max_size=5), inner, max_size=6),
+    max_leaves=25,
+)
+
+
+@given(st.sampled_from([200, 400, 403, 404, 429, 500, 302]), JSON_VALUES, st.booleans())
+@settings(max_examples=400)
+def test_no_body_whatever_makes_an_outcome_fail_or_cannot_be_stored(status, value, wrapped):
+    content = json.dumps({"choices": [value], "usage": value, "error": value} if wrapped else value).encode()
+    found = judge(status, JSON, content, "sk-0123456789")
+    reply = found.stored("key", 0.0)
+    assert json.loads(json.dumps(reply and asdict(reply), allow_nan=False)) is None or reply.text is not None
+    (found.detail + (reply.text + reply.model + reply.finish + reply.reasoning if reply else "")).encode()
+
+
+@pytest.mark.parametrize("count", ["9", float("nan"), 1e30, -1, True, None, [], {}])
+def test_a_count_that_is_none_leaves_the_answer_and_charges_the_most(count):
+    content = json.loads(completion(content="B"))
+    content["usage"] = {"prompt_tokens": count, "completion_tokens": 5}
+    found = judge(200, JSON, json.dumps(content).encode())
+    assert found.kind == "answered" and found.reply.text == "B" and found.usage is None and found.billed
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ({"choices": [{"finish_reason": "error", "message": {"content": ""}}]}, "server"),
+        ({"choices": [{"finish_reason": "error", "error": {"message": "upstream"}, "message": {}}]}, "server"),
+        ({"error": {"code": 502, "message": "provider"}}, "server"),
+        ({"error": {"code": 429, "message": "slow"}, "choices": []}, "rate-limit"),
+        ({"error": {"code": 403, "message": "flagged input", "metadata": {"flagged_input": "x"}}}, "answered"),
+        ({"choices": [{"message": {"content": None, "refusal": 5}}]}, "answered"),
+        ({"choices": [{"message": {"content": 5}}]}, "malformed"),
+        ([], "malformed"),
+    ],
+)
+def test_what_comes_with_status_200_is_told_apart(content, kind):
+    assert judge(200, JSON, json.dumps(content).encode()).kind == kind
+
+
+def test_depth_is_no_traceback():
+    assert judge(200, JSON, b"[" * 200_000).kind == "malformed"
+    assert judge(400, JSON, b'{"error":' * 100_000).kind == "rejected"

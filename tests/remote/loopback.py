@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from mmedexpert_jax.remote.loopback_batches import Batches
+from tests.remote.loopback_batches import Batches
 
 FAULTS = (
     *("429", "429-after", "500", "503-after", "stall", "truncated", "html", "no-choices", "drop", "drop-mid-body"),
@@ -65,6 +65,8 @@ class Loopback:
         misbehaviour: what goes wrong.
         latency: seconds that an answer takes.
         key: that a request must carry; "" for none.
+        raw: body of a request -> (status, headers, content) that is sent as it is, in the place of an answer; None
+            answers as usual.
         asked: content of a request (hash of messages, model and seed) -> times it was asked.
         answered: the same -> times it was answered in full.
         most_at_once: requests that were in flight at the same time, at most.
@@ -74,6 +76,7 @@ class Loopback:
     misbehaviour: Misbehaviour = field(default_factory=Misbehaviour)
     latency: float = 0.0
     key: str = ""
+    raw: Callable[[Mapping[str, Any]], tuple[int, dict[str, str], bytes] | None] = lambda body: None
     asked: Counter = field(default_factory=Counter)
     answered: Counter = field(default_factory=Counter)
     most_at_once: int = 0
@@ -146,6 +149,8 @@ class Loopback:
     async def _chat(self, body: dict[str, Any]) -> bytes:
         content, wrong = request_hash(body), self.misbehaviour
         self.asked[content] += 1
+        if (raw := self.raw(body)) is not None:
+            return _response(raw[0], raw[2], raw[1])
         if unknown := [name for name in wrong.unknown_fields if name in body]:
             return _error(400, f"Unsupported parameter: '{unknown[0]}'", "unsupported_parameter")
         if wrong.quota_after and self.answered.total() >= wrong.quota_after:

@@ -1,0 +1,96 @@
+"""A stand-in teacher: traces of the right form and no content, answers chosen blindly by a hash.
+
+`python -m mmedexpert_jax.mmedexpert.fake_teacher [port]` serves it as an endpoint of OpenAI's protocol on this machine,
+to try the factory's endpoints, limits and budgets out without a key.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from mmedexpert_jax.data.paradigms import PARADIGMS
+from mmedexpert_jax.data.prompts import render
+
+PORT = 8500
+_OPTION = re.compile(r"^([A-J])\. (.+)$", re.M)
+# 34 words, so that each trace keeps the endpoint preset's lower bound of 40.
+_FILLER = (
+    "The vignette was read from its first sentence to its last, the history before the examination and the "
+    "examination before the tests, and nothing that it does not say has been added to what it says"
+)
+
+
+def answer(body: Mapping[str, Any]) -> str:
+    """The answer to a prompt of the factory; a function of messages and seed."""
+    last = body["messages"][-1]["content"]
+    text = last if isinstance(last, str) else last[-1]["text"]
+    whole = json.dumps([body["messages"], body.get("seed")])
+    options = dict(_OPTION.findall(text))
+    letter = sorted(options)[int(hashlib.sha256(whole.encode()).hexdigest()[:8], 16) % len(options)]
+    paradigm = next(
+        name for name, known in PARADIGMS.items() if known.definition in whole or known.instruction in whole
+    )
+    return render(trace(paradigm, options, letter), letter)
+
+
+def trace(paradigm: str, options: Mapping[str, str], letter: str) -> str:
+    """A trace without content that makes the moves of its paradigm, in 40 to 400 words."""
+    chosen, others = options[letter], [text for key, text in options.items() if key != letter]
+    if paradigm == "differential":
+        excluded = [f"{text} is unlikely: the findings argue against it" for text in others]
+        steps = [_FILLER, f"The candidates are {', '.join(options.values())}", *excluded, f"The findings fit {chosen}"]
+    elif paradigm == "intuitive":
+        steps = [_FILLER, "The findings form one picture", f"This pattern is typical of {chosen}"]
+    elif paradigm == "analytical":
+        steps = [_FILLER, "The first finding leads to the second", f"Therefore it is {chosen}"]
+    else:
+        evidence = "Evidence: the first finding raises it, the second finding lowers the others"
+        steps = [f"Prior: {others[0]} is common", f"{evidence}. {_FILLER}", f"Posterior: {chosen} is most probable"]
+    return " ".join(f"({number}) {step}." for number, step in enumerate(steps, 1))
+
+
+def completion(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer as the protocol has it."""
+    text = answer(body)
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": hashlib.sha256(json.dumps(body).encode()).hexdigest()[:12],
+        "object": "chat.completion",
+        "model": body["model"],
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        "usage": {"prompt_tokens": len(json.dumps(body["messages"])) // 4, "completion_tokens": len(text) // 4 + 1},
+    }
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        """One completion."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = json.dumps(completion(body)).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+def serve(port: int) -> None:
+    """Answers on 127.0.0.1 until interrupted."""
+    with ThreadingHTTPServer(("127.0.0.1", port), _Handler) as server:
+        print(
+            f"--config.teacher.url=http://127.0.0.1:{server.server_address[1]}/v1 --config.teacher.key_env=", flush=True
+        )
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]) if len(sys.argv) > 1 else PORT)

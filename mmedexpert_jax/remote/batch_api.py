@@ -1,0 +1,248 @@
+"""The Batch API: half the price for an answer within a day. Shards, resubmits what is missing, survives a kill."""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mmedexpert_jax.errors import Interrupted, RemoteError
+from mmedexpert_jax.remote import messages, outcomes
+from mmedexpert_jax.remote.answer_store import Answers
+from mmedexpert_jax.remote.client import ELSEWHERE, run_to_end, settings
+from mmedexpert_jax.remote.protocol import Attempt, Endpoint, Reply, Request, Usage
+
+MOST_REQUESTS = 50_000  # in one file, as OpenAI documents
+MOST_BYTES = 190 * 2**20  # of one file; the documented limit is 200 MB
+CALL_SECONDS = 1800.0  # for one call, the download of a large file included
+ENDED = ("completed", "expired", "failed", "cancelled")
+STATES = {"failed": "failed", "cancelled": "was cancelled"}
+
+
+class BatchClient:
+    """Asks one endpoint by its Batch API; `ask` is that of `client.Client`.
+
+    A submitted batch is remembered before it is waited for, and found again by the hash in its metadata where a kill
+    came between the two, so that no request is submitted twice. Requests that an expired batch left unanswered are
+    submitted again, up to `max_attempts` times.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        answers: Answers,
+        interrupted: Callable[[], int | None] = lambda: None,
+        poll: float = 30.0,
+    ):
+        """Raises ConfigError where the key's variable is not set. `poll`: seconds between two looks at a batch."""
+        self.endpoint, self.answers, self._interrupted, self._poll = endpoint, answers, interrupted, poll
+        self._key = endpoint.key()
+
+    def ask(self, requests: Sequence[Request], on_reply: Callable[[int, Reply], None] | None = None) -> list[Reply]:
+        """Replies in the order of `requests`, each once to `on_reply`.
+
+        Raises:
+            RemoteError: no Batch API there, a refused key, a batch that failed or was cancelled, or a budget that
+                cannot bear the batches.
+            Interrupted: a signal came; the batches go on at the server and are collected by the next run.
+        """
+        keys = [messages.request_key(request, self.endpoint) for request in requests]
+        run_to_end(self._ask_all(dict(zip(keys, requests, strict=True))))
+        replies = [self.answers.get(key) or Reply(key, error=self._last_error(key)) for key in keys]
+        for index, reply in enumerate(replies if on_reply else []):
+            on_reply(index, reply)  # type: ignore[misc]
+        return replies
+
+    async def _ask_all(self, by_key: dict[str, Request]) -> None:
+        from mmedexpert_jax.remote.connection import connect
+
+        turn = f"batches of {self.endpoint.host}"
+        while not self.answers.claim(turn):  # a second run on this store would submit, and pay, everything again
+            self._stop_if_interrupted("another run on the same answers waits for its batches")
+            await asyncio.sleep(ELSEWHERE)
+        try:
+            async with connect(self.endpoint, self._key) as self._api:
+                for batch in self.answers.open_batches(self.endpoint.host):
+                    await self._collect(batch)
+                for _ in range(self.endpoint.max_attempts):
+                    missing = [key for key in by_key if self.answers.get(key) is None]
+                    if not missing:
+                        break
+                    self._check_budget([by_key[key] for key in missing])
+                    lines = ((key, self._line(key, by_key[key])) for key in missing)
+                    for batch in [await self._submit(shard) for shard in shards(lines)]:
+                        await self._collect(batch)
+        finally:
+            self.answers.release_all()
+
+    def _line(self, key: str, request: Request) -> bytes:
+        body = {"model": self.endpoint.model, "messages": messages.wire(request, self.endpoint)}
+        body |= settings(self.endpoint, request.sample)
+        line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
+        return json.dumps(line).encode() + b"\n"
+
+    def _check_budget(self, requests: Sequence[Request]) -> None:
+        """Raises RemoteError where the worst case of `requests` is above what is left."""
+        endpoint = self.endpoint
+        worst = sum(
+            endpoint.cost(Usage(messages.estimate_tokens(r), endpoint.max_tokens), endpoint.batch_discount)
+            for r in requests
+        )
+        spent = self.answers.spent()
+        if endpoint.budget and spent + worst > endpoint.budget:
+            raise RemoteError(
+                f"{len(requests)} requests may cost up to ${worst:.2f}, ${spent:.2f} are spent: more than the budget "
+                f"of ${endpoint.budget:g}; raise it, lower max_tokens, or set a limit on the cases"
+            )
+
+    async def _submit(self, shard: list[tuple[str, bytes]]) -> str:
+        """Id of the batch with these lines: one that a killed run left unrecorded, or a new one."""
+        keys = [key for key, _ in shard]
+        name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
+        id = await self._unrecorded(name)
+        if not id:
+            content = b"".join(line for _, line in shard)
+            file = (f"{name}.jsonl", content, "application/jsonl")
+            uploaded = await self._call("upload a file", self._api.files, "create", file=file, purpose="batch")
+            batch = await self._call(
+                "submit a batch",
+                *(self._api.batches, "create"),
+                input_file_id=_id(uploaded),
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+                metadata={"shard": name},
+            )
+            id = _id(batch)
+        self.answers.add_batch(id, self.endpoint.host)
+        return id
+
+    async def _unrecorded(self, name: str) -> str:
+        """Id of a batch of this shard that a run submitted and was killed before it could record it; "" for none."""
+        listed = (await self._call("list batches", self._api.batches, "list", limit=100)).get("data")
+        known = self.answers.known_batches()
+        for batch in listed if isinstance(listed, list) else []:
+            metadata = batch.get("metadata") if isinstance(batch, dict) else None
+            if isinstance(metadata, dict) and metadata.get("shard") == name and batch.get("id") not in known:
+                return _id(batch)
+        return ""
+
+    async def _collect(self, id: str) -> None:
+        """Waits for a batch to end and stores what it answered, whole or in part.
+
+        Raises RemoteError where it failed or was cancelled: sent again at once, it would fail again.
+        """
+        batch = await self._ended(id)
+        for name in ("output_file_id", "error_file_id"):
+            if isinstance(file := batch.get(name), str) and file:
+                content = await self._content(file)
+                for line in content.splitlines():
+                    self._store(line, id)
+        self.answers.close_batch(id)
+        if batch["status"] in ("failed", "cancelled"):
+            said = "; ".join(_messages(batch)) or "the server gives no reason"
+            why = outcomes.shown(said, self._key)
+            raise RemoteError(
+                f"batch {id} at {self.endpoint.host} {STATES[batch['status']]}: {why}; what it answered is stored, the "
+                "same command submits the rest again once that is fixed"
+            )
+
+    async def _ended(self, id: str) -> Mapping[str, Any]:
+        """The batch when it has ended."""
+        while True:
+            batch = await self._call(f"look at batch {id}", self._api.batches, "retrieve", batch_id=id)
+            if batch.get("status") in ENDED:
+                return batch
+            self._stop_if_interrupted(f"batch {id} goes on at {self.endpoint.host}")
+            await asyncio.sleep(self._poll)
+
+    def _store(self, line: bytes, id: str) -> None:
+        """Stores the attempt and answer in one line of a batch's output; a line that is no answer loses no other."""
+        found = outcomes.json_object(line, self._key)
+        key = found.get("custom_id")
+        if not isinstance(key, str):
+            return  # cut off, or not ours: its request is still missing, and is submitted again
+        response = found.get("response")
+        if not isinstance(response, dict):
+            response = {"status_code": 500, "body": {"error": found.get("error") or "no response in the line"}}
+        status = response.get("status_code")
+        status = status if type(status) is int else 500
+        content = json.dumps(response.get("body")).encode()
+        outcome = outcomes.classify(status, {"content-type": "application/json"}, content, self._key)
+        usage = outcome.usage or Usage()
+        cost = self.endpoint.cost(usage, self.endpoint.batch_discount)
+        attempt = Attempt(
+            *(key, time.time(), 0.0, status, outcome.kind, outcome.detail),
+            *(usage, cost, outcome.response_id or id, self.endpoint.host),
+        )
+        reply = outcome.stored(key, cost)
+        self.answers.put([attempt], [reply] if reply else [])
+
+    async def _call(self, what: str, resource: Any, method: str, **arguments: Any) -> Mapping[str, Any]:
+        """The object in a response of the server; passing trouble is retried."""
+        response = await self._response(what, getattr(resource.with_raw_response, method), arguments)
+        return outcomes.json_object(response, self._key)
+
+    async def _content(self, file: str) -> bytes:
+        """The content of a file at the server."""
+        return await self._response("read a file", self._api.files.with_raw_response.content, {"file_id": file})
+
+    async def _response(self, what: str, call: Callable[..., Any], arguments: Mapping[str, Any]) -> bytes:
+        import openai
+
+        detail = ""
+        for number in range(self.endpoint.max_attempts):
+            try:
+                async with asyncio.timeout(CALL_SECONDS):
+                    return (await call(**arguments)).http_response.content
+            except openai.APIStatusError as error:
+                status, content = error.response.status_code, error.response.content
+                detail = outcomes.classify(status, {}, content, self._key).detail
+                if status in (404, 405) and what in ("upload a file", "list batches"):
+                    raise RemoteError(
+                        f"{self.endpoint.host} has no Batch API ({detail}); ask it by chat instead"
+                    ) from None
+                if status not in (408, 409, 429) and status < 500:
+                    break
+            except (TimeoutError, openai.APIConnectionError) as error:
+                detail = outcomes.shown(f"{type(error).__name__}: {error.__cause__ or error}", self._key)
+            await asyncio.sleep(min(60.0, self.endpoint.retry_wait * 2**number))
+        raise RemoteError(f"{self.endpoint.host}: cannot {what}: {detail}; fix it, the same command goes on")
+
+    def _stop_if_interrupted(self, state: str) -> None:
+        if signum := self._interrupted():
+            raise Interrupted(f"{state}; the same command collects it", signum)
+
+    def _last_error(self, key: str) -> str:
+        attempts = self.answers.attempts(key)
+        return f"{attempts[-1].outcome}: {attempts[-1].detail}" if attempts else "no batch answered it"
+
+
+def _id(thing: Mapping[str, Any]) -> str:
+    """The server's id of a file or batch. Raises RemoteError where it gives none."""
+    id = thing.get("id")
+    if not isinstance(id, str) or not id:
+        raise RemoteError("the server names no id for what was sent to its Batch API; ask it by chat instead")
+    return id
+
+
+def _messages(batch: Mapping[str, Any]) -> list[str]:
+    """The messages among a batch's errors, each once."""
+    errors = batch.get("errors")
+    data = errors.get("data") if isinstance(errors, dict) else errors
+    found = [one.get("message") or one.get("code") for one in data or () if isinstance(one, dict)]
+    return list(dict.fromkeys(str(message) for message in found if message))
+
+
+def shards(lines: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """Lines in files of at most MOST_REQUESTS requests and MOST_BYTES bytes."""
+    shard: list[tuple[str, bytes]] = []
+    size = 0
+    for key, line in lines:
+        if shard and (len(shard) == MOST_REQUESTS or size + len(line) > MOST_BYTES):
+            yield shard
+            shard, size = [], 0
+        shard.append((key, line))
+        size += len(line)
+    if shard:
+        yield shard

@@ -1,0 +1,273 @@
+"""The meaning of a response: an answer, a reason to try again, to give the request up, or to stop the run.
+
+Nothing here raises, whatever a server sends: what was paid for must reach the store first.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmedexpert_jax.remote.protocol import Reply, Usage
+
+RETRIED = frozenset({"rate-limit", "server", "timeout", "connection", "malformed", "unsupported"})
+FATAL = frozenset({"quota", "refused"})  # no further request of the run would fare better
+OPTIONAL = ("max_completion_tokens", "temperature", "top_p", "seed", "reasoning_effort")  # a server may not know them
+MASK = "***"
+SECRET_LENGTH = 8  # shorter "keys" are placeholders ("EMPTY", "none"), which may well stand in an answer's text
+MOST_TOKENS = 10**9  # of one attempt; a count above it is no count
+DETAIL = 300  # characters kept of what a server says
+_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated")
+_FILTERED = re.compile(
+    r"content[ _-]?(?:filter|policy|management)|ResponsibleAIPolicyViolation|moderation|data_inspection_failed|"
+    r"inappropriate content|(?:input|prompt|content|request|message)\b.{0,60}\bflagged|"
+    r"flagged.{0,60}\b(?:input|prompt|content|safety)|violat\w+.{0,60}\b(?:usage|safety|content|polic)",
+    re.I | re.S,
+)
+_UNKNOWN_FIELD = re.compile(
+    r"unsupported|unrecognized|unknown|not support|extra|not permitted|invalid param|cannot find field", re.I
+)
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One attempt's outcome.
+
+    Attributes:
+        kind: as `outcome` of `protocol.Attempt`; "answered" comes with a `reply`.
+        detail: the server's words, cut short and without the key.
+        wait: seconds that the server asks us to wait; None where it says nothing.
+        drop: field of the body that the server does not know; "" for none.
+        reply: the answer, without key and cost.
+        billed: the server may have billed the attempt.
+        usage: tokens, where the server counts them.
+        response_id: the server's id.
+        status: of HTTP; 0 where no response came.
+    """
+
+    kind: str
+    detail: str = ""
+    wait: float | None = None
+    drop: str = ""
+    reply: Reply | None = None
+    billed: bool = False
+    usage: Usage | None = None
+    response_id: str = ""
+    status: int = 0
+
+    def stored(self, key: str, cost: float, left_out: tuple[str, ...] = ()) -> Reply | None:
+        """The reply as the store keeps it; None where there is none."""
+        if self.reply is None:
+            return None
+        return replace(self.reply, key=key, usage=self.usage or Usage(), cost=cost, left_out=left_out)
+
+
+def classify(status: int, headers: Mapping[str, str], content: bytes, secret: str = "") -> Outcome:
+    """The outcome that a response stands for.
+
+    Args:
+        status: of HTTP.
+        headers: in lower case.
+        content: the body.
+        secret: the key; masked in every text that is returned, before any text is cut.
+    """
+    body = json_object(content, secret)
+    if status == 200:
+        return _answer(headers, body, secret)
+    return _failure(status, headers, body, content, secret)
+
+
+def masked(text: str, secret: str) -> str:
+    """The text without the key."""
+    return text.replace(secret, MASK) if secret else text
+
+
+def shown(text: object, secret: str) -> str:
+    """One line of a server's or library's words, masked and then cut."""
+    return " ".join(masked(str(text), secret).split())[:DETAIL]
+
+
+def json_object(content: bytes, secret: str = "") -> Mapping[str, Any]:
+    """The object in a body, the first one of a list, {} for anything else.
+
+    The key is masked in the re-written text, where no escape hides it; half a surrogate pair, of an emoji cut in two,
+    becomes U+FFFD.
+    """
+    try:
+        text = json.dumps(json.loads(content), ensure_ascii=False)
+        if len(secret) >= SECRET_LENGTH:
+            text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], MASK)
+        body = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    except (ValueError, RecursionError):
+        return {}
+    if isinstance(body, list) and body:  # Gemini's endpoint wraps its errors so
+        body = body[0]
+    return body if isinstance(body, dict) else {}
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks for: Retry-After (seconds, milliseconds or a date), else OpenAI's reset headers."""
+    milliseconds = _finite(headers.get("retry-after-ms", ""))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    if text := headers.get("retry-after", "").strip():
+        return _seconds(text)
+    resets = [
+        _span(headers.get(f"x-ratelimit-reset-{kind}", ""))
+        for kind in ("requests", "tokens")
+        if headers.get(f"x-ratelimit-remaining-{kind}") == "0"
+    ]
+    return max((reset for reset in resets if reset is not None), default=None)
+
+
+def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], content: bytes, secret: str) -> Outcome:
+    """The outcome of any other status than 200."""
+    error = _error(body)
+    code, said = f"{error.get('code')} {error.get('type')}", _said(error, content)
+    detail = shown(f"{status}: {said}", secret)
+    if any(word in code for word in _QUOTA) or status == 402:
+        return Outcome("quota", detail)
+    if status in (400, 403, 422, 451) and _is_filtered(code, said, error):
+        return Outcome("answered", detail, reply=Reply("", finish="content_filter"), usage=Usage())
+    if status == 429:
+        return Outcome("rate-limit", detail, retry_after(headers))
+    if status in (408, 409, 425) or status >= 500:
+        return Outcome("server", detail, retry_after(headers))
+    if status in (401, 403, 404, 405) or 300 <= status < 400:
+        return Outcome("refused", detail)
+    if status in (400, 422) and (drop := _unknown_field(error)):
+        return Outcome("unsupported", detail, drop=drop)
+    return Outcome("rejected", detail)
+
+
+def _answer(headers: Mapping[str, str], body: Mapping[str, Any], secret: str) -> Outcome:
+    """The outcome of status 200; a body that is not JSON of the protocol's form is malformed."""
+    kind = headers.get("content-type", "")
+    if "json" not in kind:
+        return Outcome("malformed", shown(f"content type {kind!r}, not JSON", secret), billed=True)
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+        return _without_choice(body, headers, secret)
+    usage = _usage(body.get("usage"))
+    if choice.get("finish_reason") == "error":  # OpenRouter's word for a provider that failed on the way
+        said = _said(_error(choice if "error" in choice else {}), b"no reason given")
+        return Outcome("server", shown(f'finish_reason "error": {said}', secret), billed=True, usage=usage)
+    reply = _reply(choice, body)
+    if reply is None:
+        return Outcome("malformed", "a message whose content is no text", billed=True, usage=usage)
+    return Outcome("answered", reply=reply, billed=True, usage=usage, response_id=_text(body.get("id")))
+
+
+def _without_choice(body: Mapping[str, Any], headers: Mapping[str, str], secret: str) -> Outcome:
+    """A body without an answer: gateways send errors with status 200 too, the true status in `error.code`."""
+    if not body.get("error"):
+        return Outcome("malformed", "a body without choices[0].message, or cut short", billed=True)
+    code = _error(body).get("code")
+    status = code if type(code) is int and 400 <= code < 600 else 500
+    return replace(_failure(status, headers, body, b"", secret), billed=True)
+
+
+def _reply(choice: Mapping[str, Any], body: Mapping[str, Any]) -> Reply | None:
+    """The answer in a choice; None where its content is neither text nor parts of text."""
+    message = choice["message"]
+    content, refusal = message.get("content") or "", message.get("refusal") or ""
+    if isinstance(content, list):
+        content = "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
+    if not isinstance(content, str):
+        return None
+    refusal = refusal if isinstance(refusal, str) else str(refusal)
+    finish = _text(choice.get("finish_reason")) or "stop"
+    reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+    refused = bool(refusal) and not content
+    return Reply(
+        "", content or refusal, "refusal" if refused else finish[:40], reasoning, _text(body.get("model"))[:200]
+    )
+
+
+def _usage(usage: Any) -> Usage | None:
+    """Tokens of an attempt; None where the counts are missing or no counts, so that the most it can be is charged."""
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if prompt is None or completion is None:
+        return None
+    cached = _detail_count(usage, "prompt_tokens_details", "cached_tokens")
+    reasoning = _detail_count(usage, "completion_tokens_details", "reasoning_tokens")
+    return Usage(prompt, completion, min(cached, prompt), min(reasoning, completion))
+
+
+def _detail_count(usage: Mapping[str, Any], group: str, name: str) -> int:
+    details = usage.get(group)
+    return (_count(details.get(name)) if isinstance(details, dict) else None) or 0
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens; None for what is none (text, NaN, 1e30, a negative number, true)."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if number and 0 <= value <= MOST_TOKENS else None
+
+
+def _error(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The error object; some servers put its fields, a bare text or a list in its place."""
+    error = body.get("error", body)
+    if isinstance(error, list) and error:
+        error = error[0]
+    return error if isinstance(error, dict) else {"message": str(error)}
+
+
+def _said(error: Mapping[str, Any], content: bytes) -> str:
+    """The words of an error."""
+    said = error.get("message") or error.get("detail")
+    return str(said) if said else content.decode("utf-8", "replace")
+
+
+def _is_filtered(code: str, said: str, error: Mapping[str, Any]) -> bool:
+    """True for a prompt that a moderation or content filter stopped."""
+    metadata = error.get("metadata")
+    return bool(_FILTERED.search(f"{code} {said[:2000]}")) or (
+        isinstance(metadata, dict) and "flagged_input" in metadata
+    )
+
+
+def _unknown_field(error: Mapping[str, Any]) -> str:
+    """The optional field of a body that a 400 complains about; "" for none."""
+    text = f"{error.get('param')} {error.get('message')} {error.get('detail')}"
+    if not _UNKNOWN_FIELD.search(text):
+        return ""
+    return next((name for name in OPTIONAL if re.search(rf"\b{name}\b", text)), "")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _finite(text: str) -> float | None:
+    """A number of seconds or milliseconds from 0; None for any other text, "nan" and "inf" among them."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return max(0.0, value) if math.isfinite(value) else None
+
+
+def _seconds(text: str) -> float | None:
+    if (seconds := _finite(text)) is not None:
+        return seconds
+    from datetime import UTC, datetime
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _span(text: str) -> float | None:
+    """Seconds of a duration such as "6m0s" or "120ms"."""
+    parts = _DURATION.findall(text)
+    return sum(float(number) * _UNITS[unit] for number, unit in parts) if parts else None
