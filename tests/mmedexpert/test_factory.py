@@ -442,7 +442,7 @@ def test_bounds_of_stage_one_can_be_changed_afterwards(dataset, tmp_path):
         run_job(dataset(server, stages=("collect", "trace")))
         asked, store = server.asked.total(), Store(tmp_path / "run" / FILE)
         before = len(list(store.traces()))
-        run_job(dataset(server, stages=("filter",), words=(50, 100), fresh=True))
+        run_job(dataset(server, stages=("filter",), words=(60, 100), fresh=True))
         assert server.asked.total() == asked and 0 < len(list(store.traces())) < before
 
 
