@@ -1,7 +1,10 @@
 """Fixtures that tests of several parts share. No JAX here: the suites that need it import it themselves."""
 
+import hashlib
 import json
 import os
+import platform
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,37 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 # Tiny programs run once or twice: compiling them is most of a test, and half of that is LLVM's optimizer.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
+
+def _compilation_cache() -> Path:
+    """A folder of the user's for compiled programs, which tests, workers and later runs share.
+
+    Programs for a CPU may use any instruction that it has, so each kind of CPU gets a folder, as does each JAX.
+    """
+    cpu = Path("/proc/cpuinfo")
+    flags = (
+        next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") if cpu.exists() else ""
+    )
+    name = hashlib.sha256(f"{platform.machine()} {flags} {metadata.version('jaxlib')}".encode()).hexdigest()[:12]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "mmedexpert_jax" / "tests" / name
+
+
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compilation_cache()))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+# One thread a worker for BLAS and torch: two workers with a pool each would get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Workers of `-n auto`, which pyproject.toml sets: one a core for a room or the suite, none for chosen tests.
+
+    A worker takes up to 3 GB and several seconds to start, more than most single tests take.
+    """
+    chosen = config.option.keyword or any("::" in name or name.endswith(".py") for name in config.args)
+    return 0 if chosen else min(os.cpu_count() or 1, 8)
+
 
 # A busy machine is slow, not wrong.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -22,10 +22,9 @@ NUM_CASES = 10
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compile_once_and_fast(tmp_path_factory: pytest.TempPathFactory):
-    """Programs that several runs share are compiled once, and none is optimised for speed."""
+def _compile_once_and_fast():
+    """Programs that several runs share are compiled once, however small, and none is optimised for speed."""
     options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("jax_cache")),
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
         "jax_disable_most_optimizations": True,
