@@ -1,6 +1,5 @@
 """What a sweep found: its table beside the published one, the panels of Figure 3, and a sentence for each claim."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from mmedexpert_jax import border
 from mmedexpert_jax.launch import ablation, stage_costs, table3
 from mmedexpert_jax.launch.sharing import MODEL, Stages
 from mmedexpert_jax.launch.table3 import Claim, Row
@@ -88,7 +88,7 @@ def write(config: ConfigDict, path: Path, rows: Sequence[Row], stages: Stages, s
 
 def report_run(path: Path) -> None:
     """Writes report.html of a sweep that has a result."""
-    result = json.loads((path / RESULT).read_text())
+    result = border.read_json(path / RESULT, dict[str, Any])
     sections: list[report.Section] = [
         report.Figures(
             "Figure 3", sorted((path / "plots").glob("figure3*.png")), "Diamonds: base plus published gain."

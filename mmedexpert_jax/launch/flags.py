@@ -6,11 +6,11 @@ more code than this file.
 """
 
 import difflib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
 
 COUNT = "--processes"
@@ -69,14 +69,7 @@ def parse_flags(argv: list[str]) -> Flags:
 
 def read_overrides(path: str | Path) -> list[tuple[str, Any]]:
     """Reads overrides from a JSON object, nested or with dotted keys, as (dotted key, value) pairs."""
-    try:
-        tree = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--overrides: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"--overrides: {path} is not JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"--overrides: {path} must hold one JSON object of keys and values")
+    tree = border.read_json(path, dict[str, Any], error=ConfigError)
     return flatten(tree)
 
 

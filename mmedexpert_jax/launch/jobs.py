@@ -1,20 +1,22 @@
 """Job dispatch: a validated config becomes an open run, a stage, and a summary of where things are."""
 
-import json
 import shutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from ml_collections import ConfigDict
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.case import SPECIALTIES
-from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import pipeline
 from mmedexpert_jax.launch.plan import check, check_devices, describe
 from mmedexpert_jax.launch.validate import validate
 from mmedexpert_jax.runtime import costs, files, processes
+from mmedexpert_jax.runtime.run import delete_runs
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -92,7 +94,7 @@ def run_job(config: ConfigDict) -> bool:
         print(f"{config.job} (preset {config.preset}) in {config.workdir}", flush=True)
         if config.fresh and processes.is_writer():
             for name in INNER_RUNS.get(config.job, ()):
-                shutil.rmtree(run.path / name, ignore_errors=True)
+                delete_runs(run.path / name)
         import_module("mmedexpert_jax.merging.recipe")  # so that a model's path may be a recipe
         if config.job in TOGETHER:
             JOBS[config.job](config, run)
@@ -225,6 +227,13 @@ def _export(config: ConfigDict, run: "Run") -> None:
     print(f"exported {config.model.path} to {output}", flush=True)
 
 
+class _AdapterConfig(msgspec.Struct):
+    """What an adapter's card tells of its adapter_config.json."""
+
+    base_model_name_or_path: str
+    r: int
+
+
 def _copy_adapter(model_path: str, output: Path) -> None:
     from mmedexpert_jax.models.card import adapter_card
 
@@ -232,10 +241,9 @@ def _copy_adapter(model_path: str, output: Path) -> None:
     source = next((folder for folder in candidates if (folder / "adapter_config.json").is_file()), None)
     if source is None:
         raise DataError(f"config.model.path: {model_path} holds no adapter; use --config.format=model")
-    if output.exists():
-        raise ConfigError(f"config.output: {output} exists; choose a new directory")
-    settings = json.loads((source / "adapter_config.json").read_text())
-    card = adapter_card(settings["base_model_name_or_path"], settings["r"])
+    files.claim(output)
+    settings = border.read_json(source / "adapter_config.json", _AdapterConfig)
+    card = adapter_card(settings.base_model_name_or_path, settings.r)
     with files.writing(output), files.replacing(output) as partial:
         shutil.copytree(source, partial, dirs_exist_ok=True)
         (partial / "README.md").write_text(card, encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.merging.checkpoint import SHARD_BYTES, Checkpoint, Writer, copy_settings
 from mmedexpert_jax.merging.engine import Merge
 from mmedexpert_jax.merging.interference import Interference
@@ -119,8 +119,7 @@ def merge_to_disk(
     base = open_base(recipe.base)
     job = recipe.open(base)
     path = Path(path)
-    if path.exists() and not (path.is_dir() and ((path / "config.json").exists() or not any(path.iterdir()))):
-        raise ConfigError(f"{path}: holds something other than a model; choose another directory")
+    files.claim(path)
     dtypes = {name: output_dtype(view, recipe.dtype) for name, view in base.items()}
     tensors = {base.stored[name]: (view.shape, dtypes[name]) for name, view in base.items()}
     writer = Writer(path, tensors, fingerprint(recipe, job), max_shard_bytes)

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
+from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.models.card import model_card
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
@@ -45,8 +45,7 @@ def save_pretrained(
         ResourceError: the disk is full or cannot be written.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and ((path / "config.json").exists() or not any(path.iterdir()))):
-        raise ConfigError(f"{path}: holds something other than a model; choose another directory")
+    files.claim(path)
     flat = flatten(params)
     if {name: tuple(value.shape) for name, value in flat.items()} != tensor_shapes(model.config):
         raise DataError(f"{path}: the parameters' names or shapes are not those of the model's config")

@@ -19,17 +19,29 @@ import math
 import re
 import shutil
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.runtime import files, processes
 
 PACK = 1 << 18  # bytes
 _PACKED = "packed"
+
+
+class Manifest(msgspec.Struct):
+    """manifest.json: step, score, (name, shape, dtype) of each leaf in order, (size, CRC-32) of each file."""
+
+    step: int
+    leaves: list[tuple[str, list[int], str]]
+    files: dict[str, tuple[int, int]]
+    score: float | None = None
 
 
 class Checkpoints:
@@ -107,7 +119,7 @@ class Checkpoints:
         return self._best(self.steps())
 
     def _best(self, steps: list[int]) -> int | None:
-        scores = [(score, step) for step in steps if (score := self._manifest(step)["score"]) is not None]
+        scores = [(found.score, step) for step in steps if (found := self._manifest(step)).score is not None]
         return max(scores)[1] if scores else None
 
     def restore(self, step: int, like: Any) -> Any:
@@ -121,7 +133,7 @@ class Checkpoints:
             raise DataError(f"{self.path / str(step)}: no whole checkpoint there; whole ones: {self.steps() or 'none'}")
         manifest = self._manifest(step)
         leaves, treedef = _flatten(like)
-        _compare(self.path / str(step), manifest["leaves"], _describe(leaves))
+        _compare(self.path / str(step), manifest.leaves, _describe(leaves))
         arrays = _restore_arrays(self.path / str(step) / "state", leaves)
         packed, offset, restored = arrays[_PACKED].tobytes(), 0, []
         for index, (_, leaf) in enumerate(leaves):
@@ -141,7 +153,7 @@ class Checkpoints:
         """
         if step not in self.steps():
             raise DataError(f"{self.path / str(step)}: no whole checkpoint there; whole ones: {self.steps() or 'none'}")
-        described = self._manifest(step)["leaves"]
+        described = self._manifest(step).leaves
         like = [np.broadcast_to(np.zeros((), dtype), shape) for _, shape, dtype in described]
         arrays = _restore_arrays(self.path / str(step) / "state", [("", leaf) for leaf in like])
         packed, offset, leaves = arrays[_PACKED].tobytes(), 0, {}
@@ -153,13 +165,15 @@ class Checkpoints:
             offset += leaf.nbytes
         return leaves
 
-    def _manifest(self, step: int) -> dict:
-        return files.read_json(self.path / str(step) / "manifest.json") or {}
+    def _manifest(self, step: int) -> "Manifest":
+        return border.read_json(self.path / str(step) / "manifest.json", Manifest)
 
     def _check(self, step: int) -> bool:
         if step not in self._whole:
-            manifest = self._manifest(step)
-            self._whole[step] = bool(manifest) and manifest["files"] == _sums(self.path / str(step))
+            try:
+                self._whole[step] = self._manifest(step).files == _sums(self.path / str(step))
+            except DataError:
+                self._whole[step] = False
             if not self._whole[step]:
                 print(f"{self.path / str(step)}: this checkpoint is not whole and is passed over", flush=True)
         return self._whole[step]
@@ -208,7 +222,7 @@ def _describe(leaves: list[tuple[str, Any]]) -> list[list]:
     return described
 
 
-def _compare(path: Path, saved: list[list], wanted: list[list]) -> None:
+def _compare(path: Path, saved: Sequence, wanted: Sequence) -> None:
     """Raises DataError that names the first leaf in which a checkpoint differs from what the run wants."""
     have, want = ({name: (shape, dtype) for name, shape, dtype in side} for side in (saved, wanted))
     mend = "was it saved with another config?"
@@ -222,7 +236,7 @@ def _compare(path: Path, saved: list[list], wanted: list[list]) -> None:
             raise DataError(f"{path}: {name} is {old_dtype}{old} there and {new_dtype}{new} in this run; {mend}")
 
 
-def _sums(directory: Path) -> dict[str, list[int]]:
+def _sums(directory: Path) -> dict[str, tuple[int, int]]:
     """Size and CRC-32 of every file below `directory` but the manifest."""
     sums = {}
     for path in sorted(directory.rglob("*")):
@@ -231,7 +245,7 @@ def _sums(directory: Path) -> dict[str, list[int]]:
             with path.open("rb") as file:
                 while block := file.read(1 << 22):
                     crc = zlib.crc32(block, crc)
-            sums[path.relative_to(directory).as_posix()] = [path.stat().st_size, crc]
+            sums[path.relative_to(directory).as_posix()] = (path.stat().st_size, crc)
     return sums
 
 

@@ -14,14 +14,18 @@ from typing import IO, Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.border import DISK_ERRORS, unwritable, write_bytes, write_text, writing
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import ConfigError, DataError
 
 __all__ = [
     "DISK_ERRORS",
     "append",
+    "claim",
     "data_uri",
+    "is_run",
     "json_lines",
     "lock",
+    "mark",
+    "owner",
     "partial",
     "plain",
     "read_json",
@@ -34,6 +38,8 @@ __all__ = [
     "writing",
 ]
 
+MARKER = ".mmedexpert.json"  # in every folder that this package made; what lacks it is the user's
+EXPORTS = ("model", "adapter", "dataset", "public")  # folders of a run's export/, which earlier versions did not mark
 THUMBNAIL = 256  # longest side, in pixels, of an image inside a samples table
 
 
@@ -64,6 +70,57 @@ def json_lines(path: Path) -> list[tuple[bytes, Any]]:
     return found
 
 
+def owner(folder: Path) -> dict[str, Any]:
+    """The marker of a folder that this package made: its kind ("run" or "artefact") and more; empty without one."""
+    found = read_json(folder / MARKER)
+    return found if isinstance(found, dict) and found.get("kind") in ("run", "artefact") else {}
+
+
+def is_run(folder: Path) -> bool:
+    """True for a run's folder: one with our marker, or, of an earlier version, with three files that only runs have."""
+    if owner(folder):
+        return owner(folder)["kind"] == "run"
+    return all((folder / name).is_file() for name in ("STATUS.json", "cmd.txt", "env.json"))
+
+
+def mark(folder: Path, kind: str, **facts: Any) -> None:
+    """Writes our marker into a folder; an artefact's lists its files, so that one that was added later is seen."""
+    if kind == "artefact":
+        facts["files"] = sorted(_names(folder))
+    write_json(folder / MARKER, {"kind": kind, **facts})
+
+
+def claim(folder: Path) -> None:
+    """Raises ConfigError where a folder may not be replaced: it, or a file in it, was not made by this package.
+
+    What is missing, empty, or of an earlier version inside a run's export/ may be replaced, as may an artefact with
+    our marker to which nobody has added a file.
+    """
+    fix = "choose a new directory, or move that away first"
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"{folder} is there already and no directory; {fix}")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    marker = owner(folder)
+    if not marker:
+        inside = next((parent for parent in folder.absolute().parents if parent.name == "export"), None)
+        if inside is not None and is_run(inside.parent) and folder.name in EXPORTS:
+            return
+        raise ConfigError(f"{folder} holds something other than a model, adapter or data set made here; {fix}")
+    if marker["kind"] == "run":
+        raise ConfigError(f"{folder} is a run's folder; {fix}")
+    listed = marker.get("files")
+    added = _names(folder) - set(listed if isinstance(listed, list) else ())
+    if added:
+        raise ConfigError(f"{folder} holds {border.cut(min(added))}, which was added to it; {fix}")
+
+
+def _names(folder: Path) -> set[str]:
+    """Paths of the files below a folder, less our marker and what a desktop leaves."""
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in files if path.name not in (MARKER, ".DS_Store")}
+
+
 @contextlib.contextmanager
 def replacing(folder: str | os.PathLike) -> Iterator[Path]:
     """An empty folder to be filled: it stands at `folder` when the block ends, and is gone where the block raises.
@@ -74,6 +131,7 @@ def replacing(folder: str | os.PathLike) -> Iterator[Path]:
     folder = Path(folder)
     new = partial(folder)
     _settle(folder)
+    claim(folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
@@ -92,6 +150,8 @@ def partial(folder: Path) -> Path:
 def replace_folder(folder: Path) -> None:
     """Puts `partial(folder)` at `folder`, and deletes what stood there only then."""
     _settle(folder)
+    claim(folder)
+    mark(partial(folder), "artefact")
     try:
         if folder.is_dir():
             folder.rename(_aside(folder))

@@ -7,15 +7,16 @@ one that never was.
 """
 
 import importlib
-import itertools
 import json
+import sys
 import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax import border
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.tfevents import EventWriter
 
@@ -36,8 +37,23 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """(line, row) pairs up to the first line that is not a whole row."""
-    return list(itertools.takewhile(lambda pair: isinstance(pair[1], dict), files.json_lines(path)))
+    """(line, row) pairs of the lines that are whole rows: JSON objects with a step.
+
+    A last line that was cut short, by a kill, goes without a word; a line that is damaged otherwise is named.
+    """
+    found = []
+    for number, line in border.read_lines(path) if path.exists() else ():
+        try:
+            row = border.parse_json(line, f"{path} line {number}", dict[str, Any])
+            if not line.endswith(b"\n"):
+                break
+            border.check(row.get("step"), int, f"{path} line {number}: key step")
+        except DataError as error:
+            if line.endswith(b"\n"):
+                print(f"{border.cut(str(error), 200)}; the row is left out", file=sys.stderr, flush=True)
+            continue
+        found.append((line, row))
+    return found
 
 
 class Rows:
@@ -76,7 +92,9 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         self._folder = folder
         whole = b"".join(line for line, _ in _lines(self.path))
-        if self.path.exists() and self.path.stat().st_size != len(whole):
+        if self.path.exists() and (content := self.path.read_bytes()) != whole:
+            if len(content) - len(whole) > len(content.rpartition(b"\n")[2]):  # more is left out than a line cut short
+                files.write_bytes(self.path.with_suffix(".damaged"), content)
             files.write_bytes(self.path, whole)
         with files.writing(self.path):
             self._file = self.path.open("ab", buffering=0)
@@ -134,6 +152,6 @@ def _tracker(name: str, folder: Path, config: Mapping | None) -> Any:
     known = folder / "tracker_id"
     if not known.exists():
         files.write_text(known, uuid.uuid4().hex[:8])
-    id = known.read_text()
+    id = known.read_text(errors="replace").strip()
     own = {"name": folder.name, "id": id} if name == "wandb" else {"name": f"{folder.name}-{id}"}
     return module.init(project="mmedexpert-jax", config=files.plain(config or {}), resume="allow", **own)

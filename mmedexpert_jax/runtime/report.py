@@ -10,12 +10,16 @@ import itertools
 import json
 import re
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax import border
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.runtime import costs, files, metrics, pages, plots
+from mmedexpert_jax.runtime.run import read_status
 from mmedexpert_jax.runtime.tables import column_names
 
 FILTERS = ("step", "specialty", "paradigm", "correct")  # fields of a completion that the browser offers to select by
@@ -96,7 +100,7 @@ def report_run(folder: str | Path, sections: Sequence[Section] = (), title: str 
 
 def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
     """Summary, curves, `extra`, completions, config and environment, as far as the run directory has them."""
-    status = files.read_json(folder / "STATUS.json") or {}
+    status = read_status(folder)
     rows = metrics.read(folder)
     state = {key: status[key] for key in ("state", "step", "error") if status.get(key)}
     state |= {key: _moment(status[key]) for key in ("started", "updated") if key in status}
@@ -111,7 +115,8 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
         if values := files.read_json(folder / name):
             sections.append(Facts(title, values, folded=True))
     if (folder / "cmd.txt").exists():
-        sections.append(Text("Command", (folder / "cmd.txt").read_text(), folded=True))
+        command = (folder / "cmd.txt").read_text(encoding="utf-8", errors="replace")
+        sections.append(Text("Command", command, folded=True))
     return sections
 
 
@@ -161,9 +166,14 @@ def first_and_last(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def read_tables(folder: Path) -> list[dict[str, Any]]:
     """The rows of samples/<name>/*.jsonl, each with the step of its file."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.jsonl")):
-        rows += [{"step": int(path.stem)} | json.loads(line) for line in path.read_bytes().splitlines()]
+        if not re.fullmatch(r"[0-9]{1,12}", path.stem):
+            continue
+        try:
+            rows += [{"step": int(path.stem)} | row for _, row in border.read_jsonl(path, dict[str, Any])]
+        except DataError as error:  # a page without these samples is worth more than no page
+            print(f"{border.cut(str(error), 200)}; the report leaves the rest of it out", file=sys.stderr, flush=True)
     return rows
 
 

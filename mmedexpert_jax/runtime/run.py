@@ -11,9 +11,12 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mmedexpert_jax.errors import ConfigError, Interrupted, ResourceError
+import msgspec
+
+from mmedexpert_jax import border
+from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, ResourceError
 from mmedexpert_jax.runtime import environment, files, processes
 from mmedexpert_jax.runtime.costs import Meter
 from mmedexpert_jax.runtime.metrics import Metrics, Rows
@@ -70,6 +73,8 @@ FREE = frozenset(
     }
 )
 GROWING = frozenset({"steps", "epochs"})  # may be raised, to train on
+# What a run has written before its first checkpoint, less which it may be started again with a corrected config.
+EARLY = frozenset({*LAYOUT[:6], "plots", "samples", "STATUS.json", "tracker_id", "logs", "report.html"})
 _STATUS_EVERY = 10.0  # seconds between two writes of STATUS.json while steps are logged
 
 
@@ -88,7 +93,7 @@ class Run:
         self._lock = lock
         self._keep = keep
         self._writes = processes.is_writer()
-        status = files.read_json(path / "STATUS.json") or {}
+        status = read_status(path)
         done = status.get("state") == "done" and not self._grown()
         self.done, status = processes.agree((done, status))
         self.resumed = bool(status)
@@ -134,13 +139,17 @@ class Run:
             return cls(path, config, None, keep)
         with files.writing(path):
             path.mkdir(parents=True, exist_ok=True)
-        _refuse_foreign(path)
+        plain = files.plain(config)
+        _refuse_foreign(path, str(plain.get("job") or ""))
         lock = _lock(path)
         try:
             if fresh:
                 _wipe(path)
-            elif not drift:
-                _refuse_drift(path, files.plain(config))
+            elif not drift and (refusal := _drift_refusal(path, plain)):
+                if not _failed_early(path):
+                    raise ConfigError(refusal)
+                print(f"{path} failed before its first checkpoint; it starts again with this config", flush=True)
+                _wipe(path, keep=("cmd.txt", "logs"))
             return cls(path, config, lock, keep)
         except BaseException:
             lock.close()
@@ -236,7 +245,7 @@ class Run:
             raise files.unwritable(error.filename or self.path, error.errno) from error
 
     def _grown(self) -> bool:
-        saved = files.read_json(self.path / "config.json") or {}
+        saved = _saved_config(self.path)
         return any(_leaf(key) in GROWING for key in _drift(saved, self.config))
 
     def _write_start(self) -> None:
@@ -246,8 +255,9 @@ class Run:
         if not self._writes:
             return
         cmd = self.path / "cmd.txt"
-        earlier = cmd.read_text() if cmd.exists() else ""
+        earlier = cmd.read_text(encoding="utf-8", errors="replace") if cmd.exists() else ""
         files.write_text(cmd, f"{earlier}# {_now()}\n{shlex.join(sys.orig_argv)}\n")
+        files.mark(self.path, "run", job=self.config.get("job", ""))
 
     def _write_status(self) -> None:
         self._written = datetime.now(UTC).timestamp()
@@ -272,11 +282,72 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _refuse_foreign(path: Path) -> None:
-    """A directory that holds files of our names but no run is someone else's; do not mix with it."""
-    ours = [name for name in LAYOUT if (path / name).exists()]
-    if ours and "STATUS.json" not in ours and "config.json" not in ours:
-        raise ConfigError(f"{path} is no run directory but holds {ours[0]}; choose another workdir")
+def _refuse_foreign(path: Path, job: str) -> None:
+    """Raises ConfigError where a directory is not empty and not a run of this job: nothing in it is touched then.
+
+    Files that a shell or a scheduler puts there before the job starts, such as logs, do not count.
+    """
+    if not files.is_run(path):
+        found = sorted(entry.name for entry in path.iterdir() if not _is_bystander(entry))
+        if found:
+            raise ConfigError(
+                f"{path} is no run directory but holds {border.cut(found[0])}; choose another workdir, such as "
+                f"{path / (job or 'run')}"
+            )
+        return
+    theirs = files.owner(path).get("job") or _saved_config(path).get("job")
+    if job and isinstance(theirs, str) and theirs and theirs != job:
+        raise ConfigError(f"{path} is the run of a {border.cut(theirs)} job, this one is {job}; choose another workdir")
+
+
+def _is_bystander(entry: Path) -> bool:
+    """True for a file that is not of a run's names and is hidden, or ends like a log or a note."""
+    return entry.name not in LAYOUT and (entry.name.startswith(".") or entry.suffix in (".log", ".out", ".err", ".txt"))
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """The STATUS.json of a run; empty where there is none. A damaged one counts as none, and a line says so."""
+    if not (path / "STATUS.json").exists():
+        return {}
+    try:
+        status = border.read_json(path / "STATUS.json", Status)
+    except DataError as error:
+        print(
+            f"{border.cut(str(error), 200)}; the run goes on from its checkpoints, as if it had not ended", flush=True
+        )
+        return {}
+    return {key: value for key, value in msgspec.to_builtins(status).items() if value is not None}
+
+
+class Status(msgspec.Struct):
+    """STATUS.json: state of the run, last step logged, times in ISO 8601, figures of a finished run, cost, error."""
+
+    state: Literal["running", "done", "failed", "interrupted"]
+    step: Annotated[int, msgspec.Meta(ge=0)] = 0
+    started: str = ""
+    updated: str = ""
+    pid: int = 0
+    summary: dict[str, Any] = {}
+    cost: dict[str, int | float] | None = None
+    error: str | None = None
+
+
+def _saved_config(path: Path) -> dict[str, Any]:
+    """The config.json of a run; empty where it is missing or damaged."""
+    saved = files.read_json(path / "config.json")
+    return saved if isinstance(saved, dict) else {}
+
+
+def _failed_early(path: Path) -> bool:
+    """True for a run that failed and has no checkpoint, export or store: nothing is lost if it starts again."""
+    if (files.read_json(path / "STATUS.json") or {}).get("state") != "failed":
+        return False
+    for entry in path.iterdir():
+        ours = entry.name in EARLY or entry.name.startswith(".") or (entry.name == "ckpt" and not any(entry.iterdir()))
+        inner = entry.is_dir() and files.is_run(entry) and _failed_early(entry)
+        if not (ours or inner or _is_bystander(entry)):
+            return False
+    return True
 
 
 def _lock(path: Path) -> Any:
@@ -287,18 +358,32 @@ def _lock(path: Path) -> Any:
     return file
 
 
-def _wipe(path: Path) -> None:
+def _wipe(path: Path, keep: tuple[str, ...] = ()) -> None:
     with files.writing(path):
-        for name in LAYOUT:
-            if (path / name).is_dir():
+        for name in set(LAYOUT) - set(keep):
+            if (path / name).is_dir() and not (path / name).is_symlink():
                 shutil.rmtree(path / name)
             else:
                 (path / name).unlink(missing_ok=True)
 
 
+def delete_runs(folder: Path) -> None:
+    """Deletes the runs in a folder, itself one or not, file by file that runs have; what else is there stays."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    if files.is_run(folder):
+        _wipe(folder)
+        for name in (files.MARKER, ".lock"):
+            (folder / name).unlink(missing_ok=True)
+    for inner in folder.iterdir():
+        delete_runs(inner)
+    with contextlib.suppress(OSError):  # it holds something that is not ours
+        folder.rmdir()
+
+
 def finished(folder: Path) -> dict[str, Any]:
     """The status of a run that is done; empty for any other folder."""
-    status = files.read_json(folder / "STATUS.json") or {}
+    status = read_status(folder)
     return status if status.get("state") == "done" else {}
 
 
@@ -335,13 +420,23 @@ def _allowed(key: str, old: Any, new: Any) -> bool:
     return _leaf(key) in GROWING and isinstance(old, int) and isinstance(new, int) and 0 < old < new
 
 
-def _refuse_drift(path: Path, config: dict) -> None:
-    saved = files.read_json(path / "config.json")
-    drift = {} if saved is None else _drift(saved, config)
-    refused = [f"{key} was {old!r}, now {new!r}" for key, (old, new) in drift.items() if not _allowed(key, old, new)]
-    if refused:
-        more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
-        raise ConfigError(
-            f"{path} holds a run with another config: {'; '.join(refused[:4])}{more}; "
-            "start over with fresh=True, or choose another workdir"
-        )
+def _drift_refusal(path: Path, config: dict) -> str:
+    """Why a run may not go on with `config`, by field; empty where it may."""
+    saved = _saved_config(path)
+    if not saved:
+        if (path / "config.json").exists():
+            print(f"{path / 'config.json'} is damaged; the run goes on with the config of this command", flush=True)
+        return ""
+    drift = _drift(saved, config)
+    refused = [
+        f"{border.cut(key)} was {border.shown(old)}, now {border.shown(new)}"
+        for key, (old, new) in drift.items()
+        if not _allowed(key, old, new)
+    ]
+    if not refused:
+        return ""
+    more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
+    return (
+        f"{path} holds a run with another config: {'; '.join(refused[:4])}{more}; "
+        "start over with fresh=True, or choose another workdir"
+    )

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.runtime import files
 
 
@@ -34,7 +35,7 @@ def write(folder, text):
 
 
 def read(folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in folder.iterdir() if path.name != files.MARKER) == ["a", "b"]
     first, second = ((folder / name).read_text() for name in "ab")
     assert first == second
     return first
@@ -80,6 +81,6 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monke
 
 def test_a_file_is_not_taken_for_a_folder(tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(ConfigError, match="no directory"):
         write(tmp_path / "out", "new")
     assert (tmp_path / "out").read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["out"]
