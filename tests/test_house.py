@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mmedexpert_jax"
 STAGES = {"mmedexpert", "sft", "gba", "merging", "medeval"}
-GROUND = {"runtime", "processing", "remote", "lora", "answers", "intervals", "errors", "border", "report"}
+GROUND = {"runtime", "processing", "remote", "lora", "answers", "intervals", "errors", "border", "report", "config"}
 ALLOWED = {
     "launch": STAGES | {"rollout", "data", "models"} | GROUND,
     **{stage: {"rollout", "data", "models"} | GROUND for stage in STAGES},
@@ -18,7 +18,7 @@ ALLOWED = {
     "models": GROUND,
     **dict.fromkeys(GROUND, GROUND),
 }
-LIGHT = ("errors", "border", "answers", "intervals", "processing", "remote", "data", "launch.flags")
+LIGHT = ("errors", "border", "config", "answers", "intervals", "processing", "remote", "data", "launch.flags")
 
 
 def _part(file: Path) -> str:

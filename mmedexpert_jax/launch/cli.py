@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, Interrupted, UserError
 from mmedexpert_jax.launch import config as configs
 from mmedexpert_jax.launch.flags import Flags, parse_flags
@@ -23,6 +24,9 @@ The same command again resumes a run; --config.fresh=True starts over.
 Exit codes: 0 done, 1 unexpected error, 2 usage or config, 3 data, 4 resources, 5 remote endpoint,
 130 or 143 interrupted with a checkpoint saved.
 """
+
+
+LONGEST = 900  # characters of an error
 
 
 def main(argv: list[str]) -> int:
@@ -49,12 +53,17 @@ def _fail(message: str, code: int) -> int:
 def explain(error: Exception) -> tuple[str, int]:
     """One line for an exception, and the exit code that goes with it."""
     text = " ".join(str(error).split())
+    if len(text) > LONGEST:  # the file or key stands at the beginning, the fix at the end
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}"
     if isinstance(error, Interrupted):
         return f"interrupted: {text}", error.exit_code
     if isinstance(error, UserError):
         return f"error: {text}", error.exit_code
     if isinstance(error, PermissionError):
-        return f"error: {error.strerror}: {error.filename}; mend its permissions or choose another path", 4
+        return f"error: {error.strerror}: {error.filename}; fix its permissions or choose another path", 4
+    if isinstance(error, OSError) and error.filename is not None:
+        reason = (error.strerror or type(error).__name__).lower()
+        return f"error: {border.cut(os.fspath(error.filename), 200)}: {reason}; choose another path", 4
     return f"error: {type(error).__name__}: {text[:300]}; run with --debug for the traceback", 1
 
 

@@ -1,6 +1,7 @@
 """Configs: found, read with their preset, overridden with typed values, and documented by their own comments."""
 
 import ast
+import contextlib
 import difflib
 import io
 import math
@@ -13,6 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from mmedexpert_jax import border
+from mmedexpert_jax.config.fields import elsewhere
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch.flags import flatten
 
@@ -62,9 +65,11 @@ def split_spec(spec: str) -> tuple[str, str]:
 
 def find_config(path: str) -> Path:
     """Finds a config file. Raises ConfigError that lists what is available."""
-    for folder in search_folders():
-        if (folder / path).is_file():
-            return folder / path
+    with contextlib.suppress(OSError, ValueError):  # a path longer than the system takes, or with a zero byte
+        for folder in search_folders():
+            if (folder / path).is_file():
+                return folder / path
+    path = border.cut(path)
     known = list(available())
     close = difflib.get_close_matches(path, known, n=1) or [k for k in known if Path(k).stem == Path(path).stem]
     hint = f"did you mean {close[0]}? " if close else ""
@@ -95,9 +100,11 @@ def read_config(spec: str) -> ConfigDict:
     path = find_config(name)
     presets = presets_of(path)
     if preset and preset not in presets:
-        close = difflib.get_close_matches(preset, presets, n=1)
+        close = difflib.get_close_matches(preset[:100], presets, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"{name} has no preset {preset!r}; {hint}available: {', '.join(presets) or 'none'}")
+        raise ConfigError(
+            f"{name} has no preset {border.shown(preset)}; {hint}available: {', '.join(presets) or 'none'}"
+        )
     try:
         get_config = runpy.run_path(str(path))["get_config"]
         config = get_config(preset) if preset else get_config()
@@ -105,8 +112,11 @@ def read_config(spec: str) -> ConfigDict:
         raise
     except KeyError as error:
         raise ConfigError(f"{path} defines no {error.args[0]}") from error
+    except SystemExit as error:
+        raise ConfigError(f"{path} does not run: it leaves the program (sys.exit); return a ConfigDict") from error
     except Exception as error:
-        raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
+        reason = border.cut(str(error), 200)
+        raise ConfigError(f"{path} does not run: {type(error).__name__}: {reason}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict")
     return config.lock()
@@ -157,7 +167,7 @@ def convert(key: str, value: Any, kind: type, optional: bool = False, default: A
         return _CONVERTERS[kind](value, default)
     except (ValueError, TypeError, OverflowError, KeyError):
         expected = _EXPECTED.get(kind, kind.__name__) + (" or none" if optional else "")
-        raise ConfigError(f"config.{key} expects {expected}, got {value!r}") from None
+        raise ConfigError(f"config.{border.cut(key)} expects {expected}, got {border.shown(value)}") from None
 
 
 def field_docs(path: Path) -> dict[str, str]:
@@ -189,8 +199,10 @@ def format_config(config: ConfigDict, docs: Mapping[str, str]) -> str:
 def _parse(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"{path} is not Python: {error}") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: code nested too deeply
+        raise ConfigError(f"{path} is not Python: {border.cut(str(error), 200)}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {(error.strerror or '').lower()}") from error
 
 
 def _comments(path: Path) -> dict[str, str]:
@@ -237,11 +249,13 @@ def _stages(path: Path) -> dict[str, str]:
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
+    key = border.cut(key)
     inside = [name for name in known if name.startswith(key + ".")]
     if inside:
         return f"config.{key} is a group, not a field; it holds {', '.join(inside)}"
     leaf = key.rpartition(".")[2]
-    close = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.rpartition(".")[2] == leaf][:1]
+    same = [k for k in known if k.rpartition(".")[2] == leaf][:1]
+    close = [name for name in (elsewhere(leaf, known),) if name] or difflib.get_close_matches(key, known, n=1) or same
     hint = f"did you mean config.{close[0]}? " if close else ""
     return f"no field config.{key} in this config; {hint}--list_config shows all"
 
@@ -270,7 +284,8 @@ def _to_bool(value: Any, _: Any) -> bool:
 
 
 def _to_str(value: Any, _: Any) -> str:
-    if isinstance(value, str):
+    if isinstance(value, str) and "\0" not in value:
+        value.encode()  # argv may hold bytes that are no UTF-8, as halves of surrogate pairs: a ValueError here
         return value
     raise TypeError
 

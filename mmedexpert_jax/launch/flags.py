@@ -6,11 +6,13 @@ more code than this file.
 """
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config.fields import ELSEWHERE, known
 from mmedexpert_jax.errors import ConfigError
 
 COUNT = "--processes"
@@ -85,7 +87,7 @@ _EXAMPLE = {"--config": "configs/gba.py", "--overrides": "overrides.json"}
 
 
 def _count(value: str | bool) -> int:
-    if not isinstance(value, str) or not value.isdigit() or not int(value):
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,4}", value) or not int(value):
         raise ConfigError(f"{COUNT} needs a number of processes from 1, e.g. {COUNT}=2")
     return int(value)
 
@@ -95,11 +97,20 @@ def _value(rest: list[str]) -> str | bool:
     return rest.pop(0) if rest and not rest[0].startswith("--") else True
 
 
+def _field_called(name: str) -> str:
+    """The dotted key of a field that users of this or another tool call `name`; empty where there is none."""
+    name = name.replace("-", "_")
+    return ELSEWHERE.get(name.lower(), "") or (name if known(name) else "")
+
+
 def _not_understood(argument: str) -> str:
+    argument = border.cut(argument)
     name, equals, value = argument.lstrip("-").partition("=")
     key = name.removeprefix("config.")
     if equals and key and (key != name or not argument.startswith("-")):
         return f"stray argument {argument!r}; did you mean --config.{key}={value}?"
+    if argument.startswith("-") and (field := _field_called(name)):
+        return f"unknown flag {argument!r}; did you mean --config.{field}={value}? fields are set by --config.key=value"
     close = difflib.get_close_matches("--" + name, ["--config", "--overrides", COUNT, *SWITCHES], n=1, cutoff=0.75)
     if argument.startswith("-") and close:
         return f"unknown flag {argument!r}; did you mean {close[0]}?"

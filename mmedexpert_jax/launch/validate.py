@@ -1,69 +1,15 @@
 """What can be known to be wrong with a config before any long work, without JAX."""
 
-import difflib
 import re
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
+from mmedexpert_jax.config import check_value
 from mmedexpert_jax.data.load import BENCHMARK
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch.config import convert, fields
 
-CHOICES = {
-    "job": (
-        *("dsa", "gba", "merge", "evaluate", "pipeline", "ablation", "export", "pretrain", "review", "dataset"),
-        "contamination",
-    ),
-    "model.dtype": ("", "float32", "bfloat16", "float16"),
-    "specialty": ("all", *SPECIALTIES, "mixed"),
-    "trainable": ("lora", "full"),
-    "lora.targets": ("all-linear", "text"),
-    "objective": ("gba", "grpo", "dr_grpo", "dapo", "gspo"),
-    "aggregation": ("sequence", "token", "constant"),
-    "ratio_level": ("token", "sequence"),
-    "advantage_scale": ("group", "none"),
-    "zero_variance": ("keep", "drop", "refill"),
-    "shard": ("none", "optimizer", "full"),
-    "group_by": ("prompt", "query"),
-    "schedule": ("constant", "linear"),
-    "tracker": ("", "wandb", "trackio"),
-    "rules": ("paper", "official", "mergekit", "peft"),
-    "paradigm": ("", *PARADIGMS, "all"),
-    "method": (
-        *("ties", "task_arithmetic", "average", "slerp", "multislerp", "karcher", "weight_slerp", "weight_multislerp"),
-        *("weight_karcher", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties"),
-        *("magnitude_prune", "model_stock", "ram", "ramplus"),
-    ),
-    "result": ("model", "recipe"),
-    "rl_origin": ("base", "start"),
-    "rivals": ("all", "last"),
-    "scorer": ("strict", "medevalkit", "medxpertqa"),
-    "judge.what": ("open", "unparsed", "all"),
-    "format": ("model", "adapter"),
-    "action": ("serve", "report", "export", "import"),
-    "teacher.kind": ("local", "chat", "batch"),
-    "judge.kind": ("", "chat", "batch"),
-    "teacher.prompt": ("full", "short"),
-    "paradigm_policy": ("balanced", "all"),
-    "reviewed": ("any", "accepted"),
-    "exchange.tool": ("trail", "label_studio", "argilla"),
-}
-_SIZES = "batch_size accumulation buckets prompts_per_step num_samples max_new_tokens max_prompt_length lora.rank"
-_COUNTS = (
-    "raters checkpoint_every inner_epochs minibatches paradigms_per_query eval.num_samples eval.batch_size processes "
-    "candidates teacher.max_tokens teacher.concurrency teacher.max_attempts teacher.batch_size"
-)
-_FROM_ZERO = (
-    "seed limit steps epochs beta temperature top_k samples_every explain eval.limit eval.temperature "
-    "warmup_steps weight_decay max_grad_norm micro_batch port process report_items"
-)
-AT_LEAST = dict.fromkeys(f"{_SIZES} {_COUNTS}".split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
-FROM_ZERO_TO_ONE = ("overlap", "data.max_rejected", "dev_share", "test_share")
-ABOVE_ZERO = ("lr", "lora.alpha", "clip", "advantage_eps")
-SHARES = ("density", "top_p", "duplicates")  # in (0, 1]
 ELSEWHERE = re.compile(r"([^:/]*=)?(system|endpoint|transformers):")  # models that are not files here
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
@@ -77,7 +23,7 @@ def validate(config: ConfigDict) -> None:
     """
     for key, (_, _, value) in fields(config).items():
         if value is not None:
-            _check_value(key, value)
+            check_value(key, value)
     _check_plan(config)
     if "seeds" in config:
         _check_seeds(config.seeds)
@@ -177,24 +123,6 @@ def check_model(key: str, path: str) -> None:
     kinds += ["ckpt/*/manifest.json"] if key == "experts" else []
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
         raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/")
-
-
-def _check_value(key: str, value: Any) -> None:
-    group, _, rest = key.partition(".")
-    name = rest if group in CHOICES["job"] else key  # a stage inside a pipeline
-    if name in CHOICES and value not in CHOICES[name]:
-        close = difflib.get_close_matches(str(value), CHOICES[name], n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}? " if close else ""
-        known = ", ".join(choice or '""' for choice in CHOICES[name])
-        raise ConfigError(f"config.{key}={value} is unknown; {hint}choose one of {known}")
-    if name in AT_LEAST and value < AT_LEAST[name]:
-        raise ConfigError(f"config.{key} must be at least {AT_LEAST[name]}, got {value}")
-    if name in FROM_ZERO_TO_ONE and not 0 <= value <= 1:
-        raise ConfigError(f"config.{key} must be from 0 to 1, got {value}")
-    if name in ABOVE_ZERO and value <= 0:
-        raise ConfigError(f"config.{key} must be above 0, got {value}")
-    if name in SHARES and not 0 < value <= 1:
-        raise ConfigError(f"config.{key} must be above 0 and at most 1, got {value}")
 
 
 def _check_groups(prefix: str, gba: ConfigDict) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config import resumes
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, ResourceError
 from mmedexpert_jax.runtime import environment, files, processes
 from mmedexpert_jax.runtime.costs import Meter
@@ -30,49 +31,6 @@ LAYOUT = (
     "config.json", "cmd.txt", "env.json", "metrics.jsonl", "tb", "plots", "samples", "ckpt", "export", "table.md",
     "report.html", "merge_report.html", "logs", "STATUS.json", "tracker_id",
 )  # fmt: skip
-# Fields, by the end of their dotted key, that may differ when a run is resumed: they change what is seen of it, not
-# what it computes.
-FREE = frozenset(
-    {
-        "workdir",
-        "fresh",
-        "plan",
-        "plan_mesh",
-        "plan_compile",
-        "debug",
-        "explain",
-        "tracker",
-        "price",
-        "log_every",
-        "samples_every",
-        "checkpoint_every",
-        "keep",
-        # devices and memory: a run may go on with others
-        "mesh.data",
-        "mesh.fsdp",
-        "shard",
-        "micro_batch",
-        "packing",
-        "remat",
-        # of the dataset job: how much is asked at a time, and what is built of what was asked
-        "stages",
-        "reviewed",
-        "include_restricted",
-        "push_to",
-        "budget",
-        "concurrency",
-        "requests_per_minute",
-        "tokens_per_minute",
-        "timeout",
-        "max_attempts",
-        # of the evaluate job: answers are stored by all that they depend on
-        "skip_broken",
-        "report_items",
-        "url",
-        "retry_wait",
-    }
-)
-GROWING = frozenset({"steps", "epochs"})  # may be raised, to train on
 # What a run has written before its first checkpoint, less which it may be started again with a corrected config.
 EARLY = frozenset({*LAYOUT[:6], "plots", "samples", "STATUS.json", "tracker_id", "logs", "report.html"})
 _STATUS_EVERY = 10.0  # seconds between two writes of STATUS.json while steps are logged
@@ -246,7 +204,7 @@ class Run:
 
     def _grown(self) -> bool:
         saved = _saved_config(self.path)
-        return any(_leaf(key) in GROWING for key in _drift(saved, self.config))
+        return any(resumes(key) == "grows" for key in _drift(saved, self.config))
 
     def _write_start(self) -> None:
         self._write_status()
@@ -397,16 +355,6 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _leaf(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-def is_free(key: str) -> bool:
-    """Whether a field, by its dotted key, may differ when a run is resumed."""
-    names = key.split(".")
-    return any(".".join(names[start:]) in FREE for start in range(len(names)))
-
-
 def _drift(saved: dict, wanted: dict) -> dict[str, tuple[Any, Any]]:
     """{key: (saved, wanted)} of the fields that differ; "(absent)" stands for a field that one side lacks."""
     old, new = flat(saved), flat(wanted)
@@ -415,9 +363,10 @@ def _drift(saved: dict, wanted: dict) -> dict[str, tuple[Any, Any]]:
 
 
 def _allowed(key: str, old: Any, new: Any) -> bool:
-    if is_free(key):
-        return True
-    return _leaf(key) in GROWING and isinstance(old, int) and isinstance(new, int) and 0 < old < new
+    """True where a resumed run may have another value of a field; see config/fields.py."""
+    if resumes(key) == "grows":
+        return isinstance(old, int | float) and isinstance(new, int | float) and 0 < old < new
+    return resumes(key) == "free"
 
 
 def _drift_refusal(path: Path, config: dict) -> str:

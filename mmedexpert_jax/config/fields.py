@@ -1,0 +1,257 @@
+"""One table of the fields: bounds, choices, whether a resumed run may change them, and their names in other tools.
+
+Default, unit, meaning and source of a field stand beside each other where it is assigned, in configs/*.py and in
+launch/presets.py; all else that is known of it stands here and nowhere else. A field is looked up by the longest end
+of its dotted key that the table has: `gba.lora.rank` is `lora.rank`, `rank` alone is the merge's. A number that the
+table lacks is from 0 on; a test keeps the table whole.
+"""
+
+import difflib
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from mmedexpert_jax import border
+from mmedexpert_jax.errors import ConfigError
+
+INT_MAX = 2**31 - 1  # of any integer field: what an int32 holds
+
+
+@dataclass(frozen=True)
+class Field:
+    """What is known of a field.
+
+    Attributes:
+        low, high: inclusive bounds of a number.
+        above, below: exclusive bounds.
+        choices: allowed texts; empty: any.
+        resume: "" where a resumed run must have the same value, "free" where it may have another since the field does
+            not change what is computed, "grows" where it may be raised, to go on further.
+    """
+
+    low: float = 0.0
+    high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    choices: tuple[str, ...] = ()
+    resume: str = ""
+
+    def range(self) -> str:
+        """The allowed numbers in words."""
+        bounds = [f"above {self.above:g}" if self.above > -math.inf else f"at least {self.low:g}"]
+        if self.low == -math.inf and self.above == -math.inf:
+            bounds = []
+        if self.high < math.inf:
+            bounds.append(f"at most {self.high:g}")
+        if self.below < math.inf:
+            bounds.append(f"below {self.below:g}")
+        return " and ".join(bounds) or "a finite number"
+
+    def holds(self, value: float) -> bool:
+        """True for a number within the bounds."""
+        return self.low <= value <= self.high and self.above < value < self.below
+
+
+COUNT = Field(low=1)
+FROM_ZERO = Field()
+POSITIVE = Field(above=0)
+SHARE = Field(high=1)
+FRACTION = Field(above=0, high=1)
+SIGNED = Field(low=-math.inf)
+FREE = Field(resume="free")
+FREE_COUNT = Field(low=1, resume="free")
+
+
+def _choice(*choices: str, resume: str = "") -> Field:
+    return Field(choices=choices, resume=resume)
+
+
+def _each(field: Field, names: str) -> dict[str, Field]:
+    return dict.fromkeys(names.split(), field)
+
+
+SPECIALTIES = ("AM", "CAH", "BS", "CSI")  # section 3.1; data/case.py has the same, held by a test
+PARADIGMS = ("differential", "intuitive", "analytical", "bayesian")  # section 3.2
+
+# -- every job ---------------------------------------------------------------------------------------------------------
+FIELDS: dict[str, Field] = {
+    "job": _choice(
+        *("dsa", "gba", "merge", "evaluate", "pipeline", "ablation", "export", "pretrain", "review", "dataset"),
+        "contamination",
+    ),
+    **_each(FREE, "workdir fresh plan plan_mesh plan_compile debug explain price samples_every report_items"),
+    "tracker": _choice("", "wandb", "trackio", resume="free"),
+    "model.dtype": _choice("", "float32", "bfloat16", "float16"),
+    **_each(FROM_ZERO, "seed limit process port"),
+    "port": Field(high=65535),
+    "processes": COUNT,
+}
+
+# -- training: sections 4.1 and 4.2 ------------------------------------------------------------------------------------
+FIELDS |= {
+    "steps": Field(resume="grows"),
+    "epochs": Field(resume="grows"),
+    **_each(POSITIVE, "lr lora.alpha clip clip_high advantage_eps"),
+    **_each(FROM_ZERO, "beta weight_decay max_grad_norm warmup_steps importance_cap temperature top_k"),
+    **_each(COUNT, "batch_size accumulation buckets prompts_per_step num_samples max_new_tokens max_prompt_length"),
+    **_each(COUNT, "lora.rank inner_epochs minibatches paradigms_per_query refill_rounds"),
+    **_each(FREE_COUNT, "checkpoint_every log_every keep"),
+    **_each(FREE, "micro_batch remat shard packing"),
+    "advantage_ddof": Field(high=1),
+    "mesh.data": Field(low=-1, resume="free"),
+    "mesh.fsdp": Field(low=-1, resume="free"),
+    "shard": _choice("none", "optimizer", "full", resume="free"),
+    "top_p": FRACTION,
+    "eval.every": Field(low=-1),
+    "specialty": _choice("all", *SPECIALTIES, "mixed"),
+    "trainable": _choice("lora", "full"),
+    "lora.targets": _choice("all-linear", "text"),
+    "objective": _choice("gba", "grpo", "dr_grpo", "dapo", "gspo"),
+    "aggregation": _choice("sequence", "token", "constant"),
+    "ratio_level": _choice("token", "sequence"),
+    "advantage_scale": _choice("group", "none"),
+    "zero_variance": _choice("keep", "drop", "refill"),
+    "group_by": _choice("prompt", "query"),
+    "schedule": _choice("constant", "linear"),
+    "paradigm": _choice("", *PARADIGMS, "all"),
+    # a reward may punish: its weight has any sign
+    **_each(SIGNED, "rewards.accuracy rewards.format rewards.length rewards.structure"),
+}
+
+# -- merge: section 4.3 ------------------------------------------------------------------------------------------------
+FIELDS |= {
+    "method": _choice(
+        *("ties", "task_arithmetic", "average", "slerp", "multislerp", "karcher", "weight_slerp", "weight_multislerp"),
+        *("weight_karcher", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties"),
+        *("magnitude_prune", "model_stock", "ram", "ramplus"),
+    ),
+    "rules": _choice("paper", "official", "mergekit", "peft"),
+    "result": _choice("model", "recipe"),
+    "rl_origin": _choice("base", "start"),
+    "rivals": _choice("all", "last"),
+    "density": FRACTION,
+    "scale": SIGNED,
+    "rank": FROM_ZERO,
+}
+
+# -- evaluation, endpoints: section 5 ----------------------------------------------------------------------------------
+FIELDS |= {
+    "scorer": _choice("strict", "medevalkit", "medxpertqa"),
+    "judge.what": _choice("open", "unparsed", "all"),
+    **_each(FREE, "skip_broken url budget requests_per_minute tokens_per_minute"),
+    **_each(FREE_COUNT, "concurrency max_attempts"),
+    **_each(Field(above=0, resume="free"), "timeout retry_wait"),
+    **_each(FROM_ZERO, "price_input price_output price_cached"),
+    "image_side": COUNT,
+    "max_tokens": COUNT,
+}
+
+# -- dataset, review, export: section 3 --------------------------------------------------------------------------------
+FIELDS |= {
+    **_each(FREE, "stages include_restricted push_to"),
+    "teacher.kind": _choice("local", "chat", "batch"),
+    "judge.kind": _choice("", "chat", "batch"),
+    "teacher.prompt": _choice("full", "short"),
+    "paradigm_policy": _choice("balanced", "all"),
+    "reviewed": _choice("any", "accepted", resume="free"),
+    "duplicates": FRACTION,
+    "batch_discount": SHARE,
+    **_each(SHARE, "overlap data.max_rejected dev_share test_share"),
+    **_each(COUNT, "candidates raters"),
+    "action": _choice("serve", "report", "export", "import"),
+    "exchange.tool": _choice("trail", "label_studio", "argilla"),
+    "format": _choice("model", "adapter"),
+}
+
+# -- ablation, pretrain ------------------------------------------------------------------------------------------------
+FIELDS |= {
+    "table": Field(low=3, high=4),
+    **_each(COUNT, "questions max_images max_patches"),
+    **_each(COUNT, "shape.heads shape.kv_heads shape.layers shape.mlp shape.vision_heads shape.vision_layers"),
+    **_each(COUNT, "shape.vision_width shape.width"),
+    "shape.rope_theta": POSITIVE,
+    **_each(SHARE, "answering_share guided_share naming_share reading_share"),
+    **_each(FROM_ZERO, "answer_weight answering_from answering_until naming_from naming_until reading_steps warmup"),
+    **_each(FROM_ZERO, "expected.answer expected.dsa expected.gba expected.merge expected.start"),
+}
+
+# Names of fields in TRL, transformers, peft, verl, LLaMA-Factory and mergekit -> ours.
+ELSEWHERE = {
+    "learning_rate": "lr", "num_generations": "num_samples", "n": "num_samples", "max_steps": "steps",
+    "total_training_steps": "steps", "num_train_epochs": "epochs", "num_epochs": "epochs", "total_epochs": "epochs",
+    "max_completion_length": "max_new_tokens", "max_response_length": "max_new_tokens",
+    "max_tokens": "max_new_tokens", "response_length": "max_new_tokens",
+    "per_device_train_batch_size": "batch_size", "train_batch_size": "batch_size", "bs": "batch_size",
+    "gradient_accumulation_steps": "accumulation", "grad_accum": "accumulation",
+    "lora_r": "lora.rank", "lora_rank": "lora.rank", "r": "lora.rank", "lora_alpha": "lora.alpha",
+    "lora_target": "lora.targets", "target_modules": "lora.targets", "gradient_checkpointing": "remat",
+    "epsilon": "clip", "epsilon_low": "clip", "clip_ratio": "clip", "cliprange": "clip", "epsilon_high": "clip_high",
+    "kl_coef": "beta", "kl_loss_coef": "beta", "init_kl_coef": "beta", "loss_type": "objective",
+    "lr_scheduler_type": "schedule", "warmup": "warmup_steps", "num_warmup_steps": "warmup_steps",
+    "reward_funcs": "rewards.functions", "reward_weights": "rewards.functions", "scale_rewards": "advantage_scale",
+    "num_iterations": "inner_epochs", "ppo_epochs": "inner_epochs", "save_steps": "checkpoint_every",
+    "eval_steps": "eval.every", "logging_steps": "samples_every", "report_to": "tracker",
+    "output_dir": "workdir", "out_dir": "workdir", "model": "model.path", "base_model": "model.path",
+    "model_name": "model.path", "model_name_or_path": "model.path", "pretrained_model_name_or_path": "model.path",
+    "dataset": "data.path", "data": "data.path", "train_file": "data.path", "dataset_name": "data.path",
+    "max_samples": "limit", "merge_method": "method", "torch_dtype": "model.dtype", "dtype": "model.dtype",
+    "overwrite_output_dir": "fresh", "dry_run": "plan", "max_length": "max_prompt_length",
+    "cutoff_len": "max_prompt_length", "clip_grad_norm": "max_grad_norm", "grad_clip": "max_grad_norm",
+}  # fmt: skip
+
+
+def field_of(key: str) -> Field:
+    """The table's entry for a dotted key; that of a number from 0 on where it has none."""
+    return FIELDS.get(_name(key), FROM_ZERO)
+
+
+def known(key: str) -> bool:
+    """True for a dotted key that the table has an entry for."""
+    return _name(key) in FIELDS
+
+
+def resumes(key: str) -> str:
+    """How a resumed run may change the field of a dotted key: "" (not), "free" or "grows"."""
+    return field_of(key).resume
+
+
+def elsewhere(name: str, fields: list[str]) -> str:
+    """The field of ours among `fields` that other tools call `name`; empty where there is none."""
+    ours = ELSEWHERE.get(name.lower().replace("-", "_"), "")
+    return ours if ours in fields else ""
+
+
+def check_value(key: str, value: Any) -> None:
+    """Raises ConfigError where the value of a field is outside its bounds or choices."""
+    field = field_of(key)
+    if field.choices and value not in field.choices:
+        close = difflib.get_close_matches(str(value)[:100], field.choices, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? " if close else ""
+        names = ", ".join(choice or '""' for choice in field.choices)
+        raise ConfigError(f"config.{key}={border.cut(str(value))} is unknown; {hint}choose one of {names}")
+    if key.rpartition(".")[2] == "url" and value:
+        _check_url(key, value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if isinstance(value, int):
+        field = replace(field, high=min(field.high, INT_MAX))
+    if not field.holds(value):
+        raise ConfigError(f"config.{key} must be {field.range()}, got {border.shown(value)}")
+
+
+def _check_url(key: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # brackets that do not close, a port that is no number
+        good = False
+    if not good:
+        raise ConfigError(f"config.{key} must be a URL such as https://host/v1, got {border.shown(url)}")
+
+
+def _name(key: str) -> str:
+    """The longest end of a dotted key that the table has; the key itself where it has none."""
+    names = key.split(".")
+    ends = (".".join(names[start:]) for start in range(len(names)))
+    return next((end for end in ends if end in FIELDS), key)

@@ -1,0 +1,107 @@
+"""The table of fields: whole, and every refusal is one line with exit code 2."""
+
+import pytest
+
+from mmedexpert_jax.config import fields as table
+from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
+from mmedexpert_jax.launch import config as configs
+from mmedexpert_jax.launch.cli import main
+
+
+def numbers():
+    """(config, key, type) of the numeric fields of every config file."""
+    for spec in configs.available():
+        for key, (kind, _, _) in configs.fields(configs.read_config(spec)).items():
+            if kind in (int, float):
+                yield spec, key, kind
+
+
+def test_every_number_is_in_the_table_with_a_default_it_allows():
+    for spec, key, _ in numbers():
+        assert table.known(key), f"{spec}: {key} has no bounds in config/fields.py"
+    for spec in configs.available():
+        for key, (_, _, value) in configs.fields(configs.read_config(spec)).items():
+            if value is not None:
+                table.check_value(key, value)
+
+
+def test_what_is_written_twice_agrees():
+    assert (table.SPECIALTIES, table.PARADIGMS) == (SPECIALTIES, PARADIGMS)
+
+
+def test_no_number_takes_what_has_no_meaning(capsys, tmp_path, monkeypatch):
+    """Below its bounds, above what an int32 holds, not finite: refused in a line that names the field."""
+    monkeypatch.chdir(tmp_path)
+    for spec, key, kind in numbers():
+        field = table.field_of(key)
+        below = min(field.low, field.above) - 1
+        wrong = ["nan", "inf", "x" * 5000] + ([str(int(below))] if below > -float("inf") else [])
+        wrong += ["1e300"] if kind is int else []
+        for value in wrong:
+            assert main([f"--config={spec}", f"--config.{key}={value}"]) == 2, (spec, key, value)
+            error = capsys.readouterr().err
+            assert f"config.{key}" in error and error.count("\n") == 1 and len(error) < 400
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config=" + "x" * 5000],
+        ["--config=configs/gba.py:" + "x" * 5000],
+        ["--config=configs/gba.py", "--config." + "y" * 100_000 + "=1"],
+        ["--config=configs/gba.py", "--config.workdir=" + "x" * 5000, "--config.plan=True"],
+        ["--config=configs/gba.py", "--config.model.path=" + "x" * 5000],
+        ["--config=configs/gba.py", "--config.data.path=" + "x" * 5000],
+        ["--config=configs/gba.py", "--config.objective=" + "x" * 5000],
+        ["--config=configs/gba.py", "--config.model.path=a\udcff"],
+        ["--config=configs/gba.py", "--processes=²"],
+        ["--config=configs/gba.py", "--processes=99999999999999999999"],
+        ["--config=configs/gba.py", "--overrides=/dev/zero"],
+        ["--config=configs/evaluate.py", "--config.endpoint.url=http://[::1/v1"],
+        ["--config=configs/evaluate.py", "--config.endpoint.url=http://host:port/v1"],
+        ["--" + "z" * 5000],
+    ],
+)
+def test_absurd_arguments_are_one_short_line(capsys, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) in (2, 3, 4)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and len(error) <= 1000 and "unexpected" not in error
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import sys; sys.exit(0)", "leaves the program"),
+        ("def get_config(): exit(0)", "leaves the program"),
+        ("raise ValueError('x' * 10**6)", "ValueError: xxx"),
+        ("def get_config(): return 4", "not a ConfigDict"),
+        ("x = 1", "defines no get_config"),
+        ("(" * 10_000, "not Python"),
+        ("x = '\\", "not Python"),
+    ],
+)
+def test_a_config_that_is_none_is_one_line(capsys, tmp_path, source, reason):
+    (tmp_path / "own.py").write_text(source)
+    assert main([f"--config={tmp_path / 'own.py'}"]) == 2
+    error = capsys.readouterr().err
+    assert reason in error and error.count("\n") == 1 and len(error) < 600
+
+
+@pytest.mark.parametrize(
+    ("argument", "suggestion"),
+    [
+        ("--config.learning_rate=1e-5", "config.lr?"),
+        ("--config.num_generations=8", "config.num_samples?"),
+        ("--config.max_steps=8", "config.steps?"),
+        ("--config.lora_alpha=8", "config.lora.alpha?"),
+        ("--lr=1e-5", "--config.lr=1e-5?"),
+        ("--learning-rate=1e-5", "--config.lr=1e-5?"),
+        ("--steps=10", "--config.steps=10?"),
+        ("--output_dir=runs/a", "--config.workdir=runs/a?"),
+    ],
+)
+def test_names_of_other_tools_get_ours(capsys, argument, suggestion):
+    assert main(["--config=configs/gba.py", argument]) == 2
+    assert f"did you mean {suggestion}" in capsys.readouterr().err
