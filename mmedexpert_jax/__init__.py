@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "load_model": "mmedexpert_jax.models",
+    "load_policy": "mmedexpert_jax.models",
     "save_pretrained": "mmedexpert_jax.models",
     "load_processor": "mmedexpert_jax.models",
     "generate": "mmedexpert_jax.rollout",

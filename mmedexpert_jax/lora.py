@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,43 @@ def fold(params: dict, lora: Lora) -> dict:
     return walk(params, "")
 
 
+def stack(loras: Sequence[Lora]) -> Lora:
+    """Several adapters over one base as one: its delta is the sum of theirs, its rank the sum of their ranks.
+
+    A module that one of them lacks gets zeros there. One adapter is returned as it is.
+    """
+    if len(loras) == 1:
+        return loras[0]
+    rank = sum(lora.rank for lora in loras)
+    factors = {}
+    for path in sorted({path for lora in loras for path in lora.factors}):
+        own = [(lora.scale, lora.factors[path]) for lora in loras if path in lora.factors]
+        a, b = jnp.concatenate([pair["a"] for _, pair in own]), jnp.hstack([scale * pair["b"] for scale, pair in own])
+        missing = rank - len(a)
+        factors[path] = {"a": jnp.pad(a, [(0, missing), (0, 0)]), "b": jnp.pad(b, [(0, 0), (0, missing)])}
+    return Lora(factors, rank, rank)  # the scales stand in b, so that the common one is 1
+
+
+def rounding(params: dict, folded: dict, lora: Lora) -> str:
+    """The cost of a fold in words: the deltas' root mean square, and the share of it that the weights' dtype lost.
+
+    Args:
+        params: the base weights.
+        folded: what `fold` made of them.
+        lora: the deltas.
+    """
+    wanted = lost = count = 0.0
+    for path in lora.factors:
+        before, after = (_leaf(tree, path)["weight"] for tree in (params, folded))
+        sums = _rounded(before, after, lora.factors[path], lora.scale)
+        wanted, lost, count = wanted + float(sums[0]), lost + float(sums[1]), count + before.size
+    share = (lost / wanted) ** 0.5 if wanted else 0.0
+    return (
+        f"folding into {after.dtype} loses {100 * share:.1f} % of the deltas "
+        f"(RMS {(lost / count) ** 0.5:.2g} of {(wanted / count) ** 0.5:.2g})"
+    )
+
+
 def check(lora: Lora, params: dict) -> None:
     """Raises DataError, naming the module, unless every factor fits a linear layer of `params`."""
     shapes = dict(_linears(params))
@@ -201,6 +238,21 @@ def load_peft(path: str | Path, params: dict) -> Lora:
 @functools.partial(jax.jit, static_argnames="scale")
 def _folded(weight: jax.Array, factors: dict[str, jax.Array], scale: float) -> jax.Array:
     return (weight.astype(jnp.float32) + _product(factors, scale)).astype(weight.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="scale")
+def _rounded(
+    before: jax.Array, after: jax.Array, factors: dict[str, jax.Array], scale: float
+) -> tuple[jax.Array, jax.Array]:
+    """Squared norms of a delta, and of what a fold lost of it."""
+    delta = _product(factors, scale)
+    kept = after.astype(jnp.float32) - before.astype(jnp.float32)
+    return jnp.sum(delta**2), jnp.sum((delta - kept) ** 2)
+
+
+def _leaf(tree: dict, path: str) -> dict:
+    """The node at a dotted path."""
+    return functools.reduce(lambda node, name: node[name], path.split("."), tree)
 
 
 def _product(factors: dict[str, jax.Array], scale: float) -> jax.Array:

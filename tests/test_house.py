@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "mmedexpert_jax"
 STAGES = {"mmedexpert", "sft", "gba", "merging", "medeval"}
 GROUND = {"runtime", "processing", "remote", "lora", "answers", "intervals", "errors", "border", "report", "config"}
 ALLOWED = {
-    "launch": STAGES | {"rollout", "data", "models"} | GROUND,
-    **{stage: {"rollout", "data", "models"} | GROUND for stage in STAGES},
+    "launch": STAGES | {"train", "rollout", "data", "models"} | GROUND,
+    **{stage: {"train", "rollout", "data", "models"} | GROUND for stage in STAGES},
+    "train": {"rollout", "data", "models"} | GROUND,
     "rollout": {"models"} | GROUND,
     "data": {"models"} | GROUND,
     "models": GROUND,

@@ -12,8 +12,8 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.gba.objective import Terms, policy_terms, truncated_weights
+from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.processing.batch import Batch
@@ -22,6 +22,7 @@ from mmedexpert_jax.rollout.decode import programs
 from mmedexpert_jax.runtime import training
 from mmedexpert_jax.runtime.mesh import ROWS, make_mesh, replicate, shard, shard_batch, shardings
 from mmedexpert_jax.runtime.training import State
+from mmedexpert_jax.train.policy import Policy
 
 _WHOLE = PartitionSpec()
 
@@ -56,6 +57,7 @@ class Learner:
         num_samples: S, completions of each prompt.
         steps: rollouts of the run, for the learning-rate schedule.
         mesh: of devices; None: one.
+        lora: deltas that belong to the base.
     """
 
     def __init__(
@@ -67,13 +69,14 @@ class Learner:
         num_samples: int,
         steps: int,
         mesh: Mesh | None = None,
+        lora: Lora | None = None,
     ):
         self._compiled, self._sampled = 0, len(programs)
         self._mesh = mesh or make_mesh(1)
         self._model, self._config = model, config
         self._full = config.trainable == "full"
         self._dtypes = jax.tree.map(lambda leaf: leaf.dtype, params)
-        self._params: Any = self._place(params, "full")  # None once they are trained and no reference is kept
+        self._base = self._place(Policy.of(params, lora), "full")
         self._sampling: dict[str, Any] = {
             "num_samples": num_samples,
             "max_new_tokens": config.max_new_tokens,
@@ -85,7 +88,7 @@ class Learner:
         self._scoring: dict[str, Any] = {"temperature": config.temperature, "ban": tuple(ban), "remat": config.remat}
         self.updates = config.inner_epochs * config.minibatches
         self._optimizer, self._schedule = training.optimizer(config, steps * self.updates)
-        self._policy = self._compile(self._parts)
+        self._policy = self._compile(self._current) if self._full else self._current
         self._gather = jax.jit(self._place)
         self._gradient = self._compile(self._on_rows(self._gradient_fn, summed=True))
         self._gradient_alone = self._gradient if self.devices == 1 else self._compile(self._gradient_fn)
@@ -105,30 +108,26 @@ class Learner:
 
     def init(self, key: jax.Array) -> State:
         """The state before the first step: fresh deltas, or the base weights."""
+        trained = self._base.trainable(self._config, key)
         if self._full:
-            trained = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), self._params)
-            self._params = self._params if self._config.beta else None
-        else:
-            lora = self._config.lora
-            trained = lora_module.init(key, self._params, lora.rank, lora.alpha, lora.targets)
+            self._base = self._base if self._config.beta else Policy(None)
         return State(self._place(trained, "full"), self._place(self._optimizer.init(trained), "optimizer", "full"))
 
-    def policy(self, state: State) -> dict:
-        """The policy as plain parameters, the adapter folded in."""
-        params, lora = self._parts(state.trained, self._params)
-        return params if lora is None else lora_module.fold(params, lora)
+    def policy(self, state: State) -> Policy:
+        """The policy of a state."""
+        return self._current(state.trained, self._base)
 
     def sample(self, state: State, batch: Batch, key: jax.Array) -> Completions:
         """S completions of each prompt, on the host. The images of `batch` are numbered through for all prompts."""
-        policy, lora = self._policy(state.trained, self._params) if self._full else (self._params, state.trained)
+        policy = self._policy(state.trained, self._base)
         batch, rows = self._split((batch, np.arange(len(batch.tokens), dtype=np.int32)))
         done = generate(
             self._model,
-            policy,
+            policy.params,
             batch,
             key=self._place(jax.random.key_data(key)),
             rows=rows,
-            lora=lora,
+            lora=policy.lora,
             **self._sampling,
         )
         return jax.device_get(done if self.devices == 1 else self._gather(done))
@@ -146,7 +145,7 @@ class Learner:
         trained, opt_state, rows = state.trained, state.opt_state, []
         for minibatch in parts * self._config.inner_epochs:
             total = functools.reduce(
-                self._add, (self._gradient((trained, self._params), self._split(p)) for p in minibatch)
+                self._add, (self._gradient((trained, self._base), self._split(p)) for p in minibatch)
             )
             trained, opt_state, stats = self._apply(trained, opt_state, total)
             rows.append(stats)
@@ -159,41 +158,44 @@ class Learner:
 
         The part, which may be of any size, is not split over the devices.
         """
-        return self._gradient_alone((state.trained, self._params), part)
+        return self._gradient_alone((state.trained, self._base), part)
 
     def lower_update(self, state: State, part: Part) -> jax.stages.Lowered:
         """The gradient's program for such a part, to look at: its memory, its instructions."""
-        return self._gradient.lower((state.trained, self._params), self._split(part))
+        return self._gradient.lower((state.trained, self._base), self._split(part))
 
     def _with_old(self, state: State, part: Part) -> Part:
         part = self._split(part)
-        return dataclasses.replace(part, old_logprobs=self._score((state.trained, self._params), part))
+        return dataclasses.replace(part, old_logprobs=self._score((state.trained, self._base), part))
 
-    def _parts(self, trained: Any, params: dict) -> tuple[dict, Any]:
-        """Parameters and deltas that make the policy."""
-        if self._full:
-            return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), trained, self._dtypes), None
-        return params, trained
+    def _current(self, trained: Any, base: Policy) -> Policy:
+        return base.trained(trained, self._dtypes)
 
-    def _score_fn(self, whole: tuple[Any, dict], part: Part) -> jax.Array:
-        policy, lora = self._parts(*whole)
-        return self._logprobs(policy, part, lora=lora)
+    def _score_fn(self, whole: tuple[Any, Policy], part: Part) -> jax.Array:
+        return self._logprobs(self._current(*whole), part)
 
-    def _gradient_fn(self, whole: tuple[Any, dict], part: Part) -> tuple[Any, Terms]:
-        trained, params = whole
-        reference = self._logprobs(params, part) if self._config.beta else None
+    def _gradient_fn(self, whole: tuple[Any, Policy], part: Part) -> tuple[Any, Terms]:
+        trained, base = whole
+        reference = self._logprobs(base, part) if self._config.beta else None
 
         def loss(trained: Any) -> tuple[jax.Array, Terms]:
-            policy, lora = self._parts(trained, params)
-            logprobs, entropy = self._logprobs(policy, part, lora=lora, entropy=True)
+            logprobs, entropy = self._logprobs(self._current(trained, base), part, entropy=True)
             terms = self._terms(part, logprobs, reference, entropy)
             return terms.loss, terms
 
         return jax.grad(loss, has_aux=True)(trained)
 
-    def _logprobs(self, params: dict, part: Part, **options) -> Any:
+    def _logprobs(self, policy: Policy, part: Part, **options) -> Any:
         return completion_logprobs(
-            self._model, params, part.batch, part.tokens, part.lengths, packing=part.packing, **self._scoring, **options
+            self._model,
+            policy.params,
+            part.batch,
+            part.tokens,
+            part.lengths,
+            lora=policy.lora,
+            packing=part.packing,
+            **self._scoring,
+            **options,
         )
 
     def _terms(self, part: Part, logprobs: jax.Array, reference: jax.Array | None, entropy: jax.Array) -> Terms:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +22,16 @@ from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
 from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.gba.split import micro_batch
-from mmedexpert_jax.models import Model, flops, load_model, load_processor, save_pretrained
+from mmedexpert_jax.models import Model, flops, load_policy, load_processor, save_pretrained
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.runtime import costs, processes, training
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.runtime.training import State
+from mmedexpert_jax.train.policy import Evaluate
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
-Evaluate = Callable[[dict, int], dict[str, float]]
 Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and their rewards [., G] by group
 
 
@@ -44,7 +44,7 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     Args:
         config: of the job gba.
         run: where metrics, samples, checkpoints and the trained adapter go.
-        evaluate: called with the policy's parameters and the step, before, every `eval.every` steps, and after.
+        evaluate: called with the policy's weights, the step and its deltas: before, every `eval.every` steps, after.
 
     Returns:
         `export/adapter` (a peft directory), or `export/model` where all parameters are trained.
@@ -60,7 +60,8 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     state = training.resume(run, learner.init(init_key))
     start = state.step
     if evaluate and not start:
-        run.log(0, evaluate(learner.policy(state), 0))
+        policy = learner.policy(state)
+        run.log(0, evaluate(policy.params, 0, policy.lora))
 
     with run.progress(steps, start, "gba") as progress:
         for step in range(start, steps):
@@ -70,7 +71,8 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
             if config.samples_every and training.is_due(state.step, config.samples_every, steps):
                 run.table("completions", state.step, _rows(rollout, scores))
             if evaluate and training.is_due(state.step, config.eval.every, steps):
-                run.log(state.step, evaluate(learner.policy(state), state.step))
+                policy = learner.policy(state)
+                run.log(state.step, evaluate(policy.params, state.step, policy.lora))
             training.keep(run, state, steps, config.checkpoint_every)
     path = _export(config, run, job.model, learner, state, job.processor)
     run.finish(_summary(run, path, state))
@@ -115,8 +117,9 @@ def _prepare(config: ConfigDict) -> Job:
     rounds = steps * (1 + _refills(config))
     ordered = config.zero_variance == "keep"
     batches = Batches(processor, guidelines, rounds, part, config.max_prompt_length, mesh.size, ordered)
-    model, params = load_model(config.model.path, dtype=config.model.dtype, seed=config.seed)
-    learner = Learner(model, params, config, processor.special_vision_ids, guidelines.samples_per_prompt, steps, mesh)
+    model, params, under = load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
+    ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
+    learner = Learner(model, params, config, ban, samples, steps, mesh, under)
     return Job(scoring, guidelines, batches, processor, model, learner, steps, part)
 
 
@@ -292,7 +295,7 @@ def _rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
 def _export(config: ConfigDict, run: "Run", model, learner: Learner, state: State, processor) -> Path:
     full = config.trainable == "full"
     path = run.path / "export" / ("model" if full else "adapter")
-    trained = processes.whole(learner.policy(state) if full else state.trained)
+    trained = processes.whole(learner.policy(state).params if full else state.trained)
     if not processes.is_writer():
         return path
     if full:

@@ -1,25 +1,24 @@
 """The held-out evaluation that launch passes into a training job, and what it says of the job as a whole."""
 
-from collections.abc import Callable
-
 import jax
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import medeval
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.benchmarks import from_case
+from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.medeval import tables
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.run import sample_rows
 from mmedexpert_jax.models import load_architecture, load_processor
 from mmedexpert_jax.runtime import Run, processes
+from mmedexpert_jax.train.policy import Evaluate
 
-Evaluate = Callable[[dict, int], dict[str, float]]
 NOTE = "Percent with 95 % intervals, [Wilson's] and (the bootstrap's over cases); gains in points, paired over cases."
 
 
 def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
-    """A function of the policy's parameters and the step that gives metrics `eval/...`; None where eval.every is -1.
+    """The held-out evaluation of a trainer, which gives metrics `eval/...`; None where eval.every is -1.
 
     Prompts carry no guideline. Every answer is written to export/rows/, a hundred of them to samples/held_out/.
     """
@@ -29,13 +28,14 @@ def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
     cases = load_cases(config.data.path, settings.split, limit=settings.limit or config.limit, seed=config.seed)
     model, processor = load_architecture(config.model.path), load_processor(config.model.path)
 
-    def evaluate(params: dict, step: int) -> dict[str, float]:
+    def evaluate(params: dict, step: int, lora: Lora | None = None) -> dict[str, float]:
         with run.progress(len(cases), label=f"{settings.split} split at step {step}") as progress:
             evaluation = medeval.evaluate(
                 model,
                 processes.local(params),
                 processor,
                 cases,
+                lora=processes.local(lora),
                 key=jax.random.key(config.seed),
                 num_samples=settings.num_samples,
                 temperature=settings.temperature,
@@ -61,9 +61,9 @@ def scorer(config: ConfigDict, run: Run) -> Evaluate:
     evaluate = evaluator(config, run)
     assert evaluate is not None
 
-    def score(params: dict, number: int) -> dict[str, float]:
-        metrics = evaluate(params, number)
-        accuracy = Evaluation.read(_rows(run, number)).accuracy()
+    def score(params: dict, step: int, lora: Lora | None = None) -> dict[str, float]:
+        metrics = evaluate(params, step, lora)
+        accuracy = Evaluation.read(_rows(run, step)).accuracy()
         return metrics | {"eval/low": accuracy["low"], "eval/high": accuracy["high"]}
 
     return score

@@ -220,7 +220,7 @@ def _export(config: ConfigDict, run: "Run") -> None:
         from mmedexpert_jax import models
 
         source = config.model.path
-        model, params = models.load_model(source, dtype=config.model.dtype)
+        model, params = _folded(source, config.model.dtype)
         origin = models.load.origin(source)
         models.save_pretrained(output, model, params, models.load_processor(source), origin=origin)
     run.finish({"output": str(output)})
@@ -232,6 +232,20 @@ class _AdapterConfig(msgspec.Struct):
 
     base_model_name_or_path: str
     r: int
+
+
+def _folded(source: str, dtype: str) -> tuple[Any, dict]:
+    """The model behind a path with its adapters folded in; prints what a dtype less exact than the deltas' costs."""
+    from mmedexpert_jax import lora, models
+
+    model, params, deltas = models.load_policy(source, dtype=dtype)
+    if deltas is None:
+        return model, params
+    folded = lora.fold(params, deltas)
+    if folded["model"]["embed_tokens"]["weight"].dtype != "float32":
+        kept = "--config.model.dtype=float32 or --config.format=adapter keeps them"
+        print(f"{lora.rounding(params, folded, deltas)}; {kept}", flush=True)
+    return model, folded
 
 
 def _copy_adapter(model_path: str, output: Path) -> None:

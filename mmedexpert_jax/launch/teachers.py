@@ -67,10 +67,10 @@ def _local(config: ConfigDict, group: ConfigDict, answers: "Answers", run: "Run"
 
 
 def _engine(config: ConfigDict, group: ConfigDict) -> Any:
-    from mmedexpert_jax.models import load_model, load_processor
+    from mmedexpert_jax.models import load_policy, load_processor
     from mmedexpert_jax.rollout import Engine, Settings
 
-    model, params = load_model(config.model.path, dtype=config.model.dtype)
+    model, params, lora = load_policy(config.model.path, dtype=config.model.dtype)
     settings = Settings(
         max_new_tokens=group.max_tokens,
         temperature=group.temperature or 0.0,
@@ -78,7 +78,7 @@ def _engine(config: ConfigDict, group: ConfigDict) -> Any:
         max_prompt_length=group.max_prompt_length,
         seed=group.seed or 0,
     )
-    return Engine(model, params, load_processor(config.model.path), settings)
+    return Engine(model, params, load_processor(config.model.path), settings, lora=lora)
 
 
 def _opened(turns: list[dict]) -> list[dict]:

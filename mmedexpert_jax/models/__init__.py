@@ -2,7 +2,7 @@
 
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.layers import Slots
-from mmedexpert_jax.models.load import load_architecture, load_model, load_processor
+from mmedexpert_jax.models.load import load_architecture, load_model, load_policy, load_processor
 from mmedexpert_jax.models.model import Cache, Model, Prefix
 from mmedexpert_jax.models.save import save_pretrained
 from mmedexpert_jax.models.tree import stack, unstack
@@ -15,6 +15,7 @@ __all__ = [
     "Slots",
     "load_architecture",
     "load_model",
+    "load_policy",
     "load_processor",
     "save_pretrained",
     "stack",

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import DataError, RemoteError
+from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import smollm2
 from mmedexpert_jax.models.checkpoint import Stored, read_checkpoint, read_json
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig
@@ -22,7 +24,7 @@ from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.random import random_tensors
 from mmedexpert_jax.models.tree import nest
-from mmedexpert_jax.runtime.mesh import sharding
+from mmedexpert_jax.runtime.mesh import shard, sharding
 
 MINI = Path(__file__).parent.parent / "assets" / "mini"
 
@@ -46,7 +48,9 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 def load_model(
     src: str | Path, dtype: Any = None, mesh: jax.sharding.Mesh | None = None, seed: int = 0
 ) -> tuple[Model, dict]:
-    """Model and parameters of the family Qwen2-VL / Qwen2.5-VL.
+    """Model and parameters of the family Qwen2-VL / Qwen2.5-VL, adapters folded in.
+
+    Folding into bfloat16 rounds small deltas away, and says so: `load_policy` keeps them.
 
     Args:
         src: a Hugging Face directory; a peft adapter directory (folded into its base, which is loaded by the name in
@@ -63,15 +67,32 @@ def load_model(
         ConfigError: the packages of "smollm2" are not installed, or the mesh does not divide a tensor, by name.
         RemoteError: the hub cannot be reached.
     """
+    model, params, lora = load_policy(src, dtype, mesh, seed)
+    if lora is None:
+        return model, params
+    folded = lora_module.fold(params, lora)
+    if params["model"]["embed_tokens"]["weight"].dtype != jnp.float32:
+        warnings.warn(f"{src}: {lora_module.rounding(params, folded, lora)}; load_policy keeps them", stacklevel=2)
+    return model, folded
+
+
+def load_policy(
+    src: str | Path, dtype: Any = None, mesh: jax.sharding.Mesh | None = None, seed: int = 0
+) -> tuple[Model, dict, Lora | None]:
+    """Model, base parameters and deltas: the policy as it was trained, for whoever samples, evaluates or trains on.
+
+    Takes what `load_model` takes and raises what it raises. Adapters over adapters are one Lora of the sum of their
+    ranks; None where `src` has no adapter.
+    """
     if str(src).startswith("random:"):
         config = _published(str(src))
-        return Model(config), _place(random_tensors(config, seed), config, dtype, mesh)
+        return Model(config), _place(random_tensors(config, seed), config, dtype, mesh), None
     directory, adapters = trace(src)
     config = read_config(directory)
     params = _place(_tensors(directory, config), config, dtype, mesh)
-    for adapter in adapters:
-        params = lora_module.fold(params, lora_module.load_peft(adapter, params))
-    return Model(config), params
+    loras = [lora_module.load_peft(adapter, params) for adapter in adapters]
+    lora = lora_module.stack(loras) if loras else None
+    return Model(config), params, lora if mesh is None or lora is None else shard(lora, mesh)
 
 
 def load_architecture(src: str | Path) -> Model:

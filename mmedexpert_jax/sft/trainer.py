@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,16 @@ from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.data import SPECIALTIES, Case, load_cases
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.models import Model, flops, load_model, load_processor, save_pretrained
+from mmedexpert_jax.models import Model, flops, load_policy, load_processor, save_pretrained
 from mmedexpert_jax.runtime import costs, processes, training
 from mmedexpert_jax.runtime.training import State
 from mmedexpert_jax.sft.examples import Examples
 from mmedexpert_jax.sft.loss import MicroBatch, Sums, loss_sums
+from mmedexpert_jax.train.policy import Evaluate, Policy
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
-Evaluate = Callable[[dict, int], dict[str, float]]
 Total = tuple[Any, Sums]  # gradient and sums of the micro-batches so far, before the division
 
 
@@ -51,7 +51,7 @@ def train(
     Args:
         config: of the job dsa; `specialty` is one of the four, or "mixed".
         run: where metrics, checkpoints and the expert go.
-        evaluate: called with the expert's parameters and the step, before, every `eval.every` steps, and after.
+        evaluate: called with the expert's weights, the step and its deltas: before, every `eval.every` steps, after.
         cases: training cases in the place of those of `data.path`.
 
     Returns:
@@ -64,14 +64,15 @@ def train(
     """
     processor = load_processor(config.model.path)
     examples = Examples(cases or _load(config), processor, config)
-    model, params = load_model(config.model.path, dtype=config.model.dtype, seed=config.seed)
+    model, params, lora = load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
     program = Program(model, str(jax.tree.leaves(params)[0].dtype), config.remat)
     optimizer, schedule = training.optimizer(config, examples.steps)
-    base, state = _start(config, params, optimizer)
+    base, state = _start(config, Policy.of(params, lora), optimizer)
     state = training.resume(run, state)
     start = state.step
     if evaluate and not start:
-        run.log(0, evaluate(_policy(base, state.trained, program), 0))
+        policy = _policy(base, state.trained, program.dtype)
+        run.log(0, evaluate(policy.params, 0, policy.lora))
 
     with run.progress(examples.steps, start, f"sft {config.specialty}") as progress:
         for step in range(start, examples.steps):
@@ -90,15 +91,16 @@ def train(
             run.log(state.step, metrics)
             progress.update(state.step, metrics)
             if evaluate and training.is_due(state.step, config.eval.every, examples.steps):
-                run.log(state.step, evaluate(_policy(base, state.trained, program), state.step))
+                policy = _policy(base, state.trained, program.dtype)
+                run.log(state.step, evaluate(policy.params, state.step, policy.lora))
             training.keep(run, state, examples.steps, config.checkpoint_every)
-    path = _export(config, run, model, _policy(base, state.trained, program), state, processor)
+    path = _export(config, run, model, _policy(base, state.trained, program.dtype).params, state, processor)
     run.finish({"export": str(path), "steps": state.step, "num_tokens": state.num_tokens} | _losses(run))
     return path
 
 
 def _gradient(
-    program: Program, config: ConfigDict, base: dict, trained: Any, micro_batches: Iterable[MicroBatch]
+    program: Program, config: ConfigDict, base: Policy, trained: Any, micro_batches: Iterable[MicroBatch]
 ) -> tuple[Total, int, float]:
     """The sum of the gradients of a step's micro-batches, those of all processes; its tokens and operations."""
     total, tokens, work = _zero(trained), 0, 0.0
@@ -113,7 +115,7 @@ def _gradient(
 def lower_update(config: ConfigDict, model: Model, params: dict, trained: Any, micro: MicroBatch) -> jax.stages.Lowered:
     """The gradient's program for such a micro-batch, to look at: its memory, its instructions."""
     program = Program(model, str(jax.tree.leaves(params)[0].dtype), config.remat)
-    base = params if isinstance(trained, Lora) else {}
+    base = Policy(params if isinstance(trained, Lora) else None)
     return _accumulate.lower(program, base, trained, jax.eval_shape(_zero, trained), micro)
 
 
@@ -134,15 +136,11 @@ def _load(config: ConfigDict) -> list[Case]:
     return load_cases(config.data.path, "train", specialty=specialty, limit=config.limit, seed=config.seed)
 
 
-def _start(config: ConfigDict, params: dict, optimizer: optax.GradientTransformation) -> tuple[dict, State]:
-    """Weights that stay as they are, and the state before the first step: fresh deltas, or all weights in float32."""
-    if config.trainable == "full":
-        base, trained = {}, jax.tree.map(lambda weight: jnp.array(weight, jnp.float32), params)
-    else:
-        settings = config.lora
-        key = jax.random.key(config.seed)
-        base, trained = params, lora_module.init(key, params, settings.rank, settings.alpha, settings.targets)
-    return base, State(trained, optimizer.init(trained))
+def _start(config: ConfigDict, base: Policy, optimizer: optax.GradientTransformation) -> tuple[Policy, State]:
+    """What stays as it is, and the state before the first step: fresh deltas, or all weights in float32."""
+    trained = base.trainable(config, jax.random.key(config.seed))
+    state = State(trained, optimizer.init(trained))
+    return Policy(None) if config.trainable == "full" else base, state
 
 
 @jax.jit
@@ -152,12 +150,12 @@ def _zero(trained: Any) -> Total:
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="total")
-def _accumulate(program: Program, base: dict, trained: Any, total: Total, micro: MicroBatch) -> Total:
+def _accumulate(program: Program, base: Policy, trained: Any, total: Total, micro: MicroBatch) -> Total:
     """Adds a micro-batch's gradient and sums. A Lora stays in low-rank form: no gradient of a weight is ever made."""
 
     def loss(trained: Any) -> tuple[jax.Array, Sums]:
-        params, lora = _parts(base, trained, program.dtype)
-        sums = loss_sums(program.model, params, micro, lora, program.remat)
+        policy = _policy(base, trained, program.dtype)
+        sums = loss_sums(program.model, policy.params, micro, policy.lora, program.remat)
         return sums.loss, sums
 
     return jax.tree.map(jnp.add, total, jax.grad(loss, has_aux=True)(trained))
@@ -179,17 +177,8 @@ def _update(
     return optax.apply_updates(trained, updates), opt_state, stats
 
 
-def _parts(base: dict, trained: Any, dtype: str) -> tuple[dict, Lora | None]:
-    """Parameters and deltas that make the model."""
-    if isinstance(trained, Lora):
-        return base, trained
-    return jax.tree.map(lambda weight: weight.astype(dtype), trained), None
-
-
-def _policy(base: dict, trained: Any, program: Program) -> dict:
-    """The model as plain parameters, the adapter folded in."""
-    params, lora = _parts(base, trained, program.dtype)
-    return params if lora is None else lora_module.fold(params, lora)
+def _policy(base: Policy, trained: Any, dtype: str) -> Policy:
+    return base.trained(trained, jax.tree.map(lambda _: dtype, trained))
 
 
 def _export(config: ConfigDict, run: "Run", model: Model, params: dict, state: State, processor: Any) -> Path:

@@ -26,8 +26,9 @@ from mmedexpert_jax.runtime.metrics import is_clock
 STEPS = 5
 
 
-def score(params, step):
+def score(params, step, deltas=None):
     """Stands for the held-out evaluation."""
+    params = params if deltas is None else lora.fold(params, deltas)
     weight = np.asarray(params["model"]["layers"]["1"]["mlp"]["down_proj"]["weight"])
     return {"eval/weight": float(np.abs(weight).sum(dtype=np.float64)), "eval/step": step}
 

@@ -11,6 +11,7 @@ import pytest
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import ConfigError, Interrupted
+from mmedexpert_jax.lora import fold
 from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.runtime import Run
 from mmedexpert_jax.sft import train, trainer
@@ -77,8 +78,9 @@ def test_gradient_does_not_depend_on_the_split(first_step):
 def test_a_stopped_run_ends_as_one_that_never_stopped(cases, make_config, tmp_path, monkeypatch):
     held_out = []
 
-    def evaluate(params, step):
-        held_out.append((step, float(params["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"].sum())))
+    def evaluate(params, step, lora):
+        folded = fold(params, lora)
+        held_out.append((step, float(folded["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"].sum())))
         return {"eval/accuracy": step / 10}
 
     def go(name, stop_after=None):

@@ -10,7 +10,7 @@ import jax
 
 from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse, stop_if
 from mmedexpert_jax.medeval.prompts import opened
-from mmedexpert_jax.models import load_model, load_processor
+from mmedexpert_jax.models import load_policy, load_processor
 from mmedexpert_jax.models.load import folders
 from mmedexpert_jax.rollout import Engine, Settings
 from mmedexpert_jax.runtime.mesh import make_mesh
@@ -23,9 +23,9 @@ class JaxBackend:
     """A model on all devices of this process, loaded when the first conversation comes."""
 
     def __init__(self, path: str, dtype: str, settings: Settings, interrupted: Callable[[], int | None] = lambda: None):
-        """Takes what `load_model` takes; `interrupted` tells of a signal and is looked at between answers."""
+        """Takes what `load_policy` takes; `interrupted` tells of a signal and is looked at between answers."""
         self._interrupted = interrupted
-        default = "float32" if jax.default_backend() == "cpu" else "checkpoint"  # as `load_model` takes it
+        default = "float32" if jax.default_backend() == "cpu" else "checkpoint"  # as `load_policy` takes it
         self.identity: Mapping[str, Any] = {"weights": fingerprint(path), "dtype": dtype or default}
         self._path, self._dtype, self._settings = path, dtype, settings
         self._engines: dict[int, Engine] = {}
@@ -45,8 +45,8 @@ class JaxBackend:
     def _engine(self, num_samples: int) -> Engine:
         if not self._engines:
             mesh = make_mesh() if jax.device_count() > 1 else None
-            model, params = load_model(self._path, dtype=self._dtype, mesh=mesh)
-            engine = Engine(model, params, load_processor(self._path), self._settings, mesh=mesh)
+            model, params, lora = load_policy(self._path, dtype=self._dtype, mesh=mesh)
+            engine = Engine(model, params, load_processor(self._path), self._settings, lora=lora, mesh=mesh)
             self._engines[self._settings.num_samples] = engine
         if num_samples not in self._engines:
             first = self._engines[self._settings.num_samples]

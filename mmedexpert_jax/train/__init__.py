@@ -1,0 +1,1 @@
+"""What every trainer shares, below the stages of the paper."""
