@@ -10,11 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from mmedexpert_jax.data import benchmarks
-from mmedexpert_jax.data.benchmarks import omnimedvqa
+from mmedexpert_jax.data.benchmarks import gmai_mmbench, omnimedvqa
+from mmedexpert_jax.data.benchmarks.rows import _records
 from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.medeval.published import GMAI as GMAI_TABLE
 
 
 def png(seed=0, size=(9, 7)):
@@ -355,6 +359,54 @@ def test_an_image_that_is_no_base64_is_one_line_when_it_is_opened(tmp_path):
     (item,) = benchmarks.load("gmai_mmbench", tmp_path).items
     with pytest.raises(DataError, match="not base64"):
         item.images[0].open()
+
+
+@pytest.mark.parametrize("form", ["data:image/png;base64,{}", "{}", "{urlsafe}", "{wrapped}", "{unpadded}"])
+def test_an_image_of_gmai_is_read_from_base64_as_the_field_writes_it(tmp_path, form):
+    plain = base64.b64encode(png(6)).decode()
+    forms = {"urlsafe": base64.urlsafe_b64encode(png(6)).decode(), "unpadded": plain.rstrip("=")}
+    forms["wrapped"] = "\n".join(plain[i : i + 76] for i in range(0, len(plain), 76))
+    gmai(tmp_path / "GMAI_mm_bench_VAL.tsv", cells(0, image=form.format(plain, **forms)))
+    assert benchmarks.load("gmai_mmbench", tmp_path).items[0].images[0].open() == png(6)
+
+
+def test_an_image_cell_may_name_the_row_that_holds_the_image_before_or_behind_it(tmp_path):
+    gmai(tmp_path / "GMAI_mm_bench_VAL.tsv", cells(0), cells(1, image="0"), cells(2, image="3"), cells(3))
+    items = benchmarks.load("gmai_mmbench", tmp_path).items
+    assert [item.images[0].open() for item in items] == [png(0), png(0), png(3), png(3)]
+
+
+def test_a_lone_quote_inside_a_cell_is_text(tmp_path):
+    lines = ["\t".join(GMAI)]
+    for index, question in enumerate(('a 3" mass', 'what is "it', 'a "quoted" word')):
+        lines.append("\t".join(cells(index, question=question)))
+    write(tmp_path / "GMAI_mm_bench_VAL.tsv", "\n".join(lines) + "\n")
+    found = benchmarks.load("gmai_mmbench", tmp_path)
+    assert [item.question for item in found.items] == ['a 3" mass', 'what is "it', 'a "quoted" word']
+    assert [item.images[0].open() for item in found.items] == [png(0), png(1), png(2)]
+
+
+@given(st.lists(st.lists(st.text(alphabet='ab"\t\n ', max_size=6), min_size=2, max_size=2), min_size=1, max_size=6))
+def test_records_of_a_table_are_those_of_the_csv_module(rows):
+    buffer = io.StringIO()
+    csv.writer(buffer, delimiter="\t", lineterminator="\n").writerows(rows)
+    records = list(_records(io.BytesIO(buffer.getvalue().encode())))
+    again = [next(csv.reader(io.StringIO(r.decode(), newline=""), delimiter="\t")) for r in records]
+    assert again == [
+        row
+        for row in csv.reader(io.StringIO(buffer.getvalue(), newline=""), delimiter="\t")
+        if any(map(str.strip, row))
+    ]
+
+
+def test_columns_sg_and_sr_follow_the_printed_figures():
+    """Each printed figure of SG is k / 239 and of SR k / 336 to the two digits that are printed, and not exchanged."""
+    headings = dict(gmai_mmbench.TASKS.values())
+    places = {column.heading: place for place, column in enumerate(GMAI_TABLE.columns)}
+    for heading, count in (("SG", 239), ("SR", 336)):
+        figures = [figures[places[heading]] for figures in GMAI_TABLE.rows.values()]
+        assert headings[heading] == count
+        assert all(any(abs(100 * k / count - figure) < 0.0101 for k in range(count + 1)) for figure in figures)
 
 
 # The five others ------------------------------------------------------------------------------------------------------

@@ -154,11 +154,18 @@ class _TsvCell:
     def __call__(self) -> bytes:
         file = _opened(self.entry, os.getpid())
         file.seek(self.start)
-        cells = _split(file.read(self.size).decode())
-        try:
-            return base64.b64decode(cells[self.column], validate=True)
-        except (binascii.Error, IndexError) as error:
-            raise DataError(f"not base64: {error}") from None
+        return _base64(_split(file.read(self.size).decode())[self.column])
+
+
+def _base64(text: str) -> bytes:
+    """Bytes of base64 as the field writes it: plain or URL-safe, wrapped in lines, without padding, as a data URI."""
+    head, comma, body = text.partition(",")
+    text = body if comma and head.startswith("data:") else text
+    text = "".join(text.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error as error:
+        raise DataError(f"not base64: {error}") from None
 
 
 @functools.lru_cache(maxsize=4)
@@ -171,33 +178,72 @@ def _split(record: str) -> list[str]:
 
 
 def _tsv(path: str, entry: Entry, images: Sequence[str]) -> Values:
-    """Records may span lines inside quotes; of an image only its place is kept."""
+    """Records may span lines inside quotes; of an image only its place is kept.
+
+    A cell of at most 64 characters that is another row's `index` stands for that row's image, as in VLMEvalKit's files.
+    """
     with entry.open() as file:
         header = [name.strip() for name in _split(file.readline().decode("utf-8-sig"))]
         columns = [header.index(name) for name in images if name in header]
         start = file.tell()
+        rows: list[dict[str, Any] | str] = []
+        references: list[tuple[dict[str, Any], str, str]] = []  # row, key and the index that may stand there
         for record in _records(file):
             try:
                 values = _cells(header, _split(record.decode()))
             except csv.Error as error:
                 raise DataError(f"{path}, byte {start}: not TSV ({error}); fetch the file again") from None
-            for column in columns:
-                if isinstance(values, dict) and values[header[column]]:
-                    values[header[column]] = _TsvCell(entry, start, len(record), column)
+            for key in (header[column] for column in columns):
+                if isinstance(values, dict) and values[key]:
+                    references += [(values, key, values[key])] if len(values[key]) <= INDEX else []
+                    values[key] = _TsvCell(entry, start, len(record), header.index(key))
             start += len(record)
-            yield values
+            rows.append(values)
+    held = {values.get("index"): values for values in rows if isinstance(values, dict)}
+    for values, key, index in references:
+        values[key] = held.get(index, values)[key]
+    yield from rows
+
+
+INDEX = 64  # characters of an image cell that may be another row's index; no image is so small
 
 
 def _records(file: BinaryIO) -> Iterator[bytes]:
-    record = b""
+    """Lines of a TSV, those that a quoted cell holds together as one record.
+
+    A quote opens a cell only where the cell begins with it, as for pandas and the csv module: a lone one within a
+    cell, such as an inch sign, is text.
+    """
+    record, quoted = [], False
     for line in file:
-        record += line
-        if record.count(b'"') % 2 == 0:
-            if record.strip():
-                yield record
-            record = b""
-    if record.strip():
-        yield record
+        record.append(line)
+        quoted = _ends_quoted(line, quoted)
+        if not quoted:
+            if b"".join(record).strip():
+                yield b"".join(record)
+            record = []
+    if any(part.strip() for part in record):
+        yield b"".join(record)
+
+
+def _ends_quoted(line: bytes, quoted: bool) -> bool:
+    """True where a quoted cell is still open at the end of a line; `quoted`: it was at the line's beginning."""
+    place = 0
+    if not quoted and line[:1] == b'"':
+        quoted, place = True, 1
+    while True:
+        if quoted:
+            place = line.find(b'"', place) + 1
+            if not place:
+                return True
+            quoted = line[place : place + 1] == b'"'  # a doubled quote is one of the text
+            place += quoted
+        else:
+            place = line.find(b"\t", place) + 1
+            if not place:
+                return False
+            quoted = line[place : place + 1] == b'"'
+            place += quoted
 
 
 @dataclass(frozen=True)
