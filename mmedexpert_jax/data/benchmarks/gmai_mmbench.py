@@ -13,8 +13,8 @@ from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
 
 # name -> (heading in the paper's Table 5, items in val), in the table's order. The paper prints SG and SR exchanged:
-# all ten figures under SG are k/239 and none is k/336, all ten under SR k/336 and none k/239, and the printed totals are
-# means over items within 0.01 in eight of ten rows that way round, in none the other.
+# all ten figures under SG are k/239 and none is k/336, all ten under SR k/336 and none k/239, and the totals are
+# item means within 0.01 in eight of ten rows that way round, in none the other.
 TASKS = {
     "Disease Diagnosis": ("DD", 2122),
     "Surgical Instrument Recognition": ("SG", 239),
