@@ -52,7 +52,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     """The `datasets` feature of a column."""
     if pa.types.is_list(kind):
         inner = {"_type": "Image"} if kind.value_type == _IMAGE else _feature(kind.value_type)
-        return {"feature": inner, "_type": "List"}
+        return {"feature": inner, "_type": "Sequence"}  # read by datasets 3, which has no "List", and by 4 and later
     return {"dtype": "bool" if pa.types.is_boolean(kind) else "string", "_type": "Value"}
 
 

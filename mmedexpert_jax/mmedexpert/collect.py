@@ -1,14 +1,12 @@
 """The first stage: raw files to records with a specialty and the paradigms that apply, less duplicates and leaks."""
 
-import csv
 import hashlib
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert import gate, leaks, specialties
@@ -119,13 +117,10 @@ def _without_repeats(found: Collection, repeated: Sequence[Duplicate]) -> None:
 def _write_rejected(folder: Path, found: Collection) -> None:
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(files.plain(row), ensure_ascii=False) + "\n" for row in found.rejected)
-    files.write_text(folder / "rejected.jsonl", "".join(lines))
+    border.write_jsonl(folder / "rejected.jsonl", map(files.plain, found.rejected))
 
 
 def _write_repeated(folder: Path, repeated: Sequence[Duplicate]) -> None:
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["id", "source_id", "of", "jaccard", "same"])
-    table.writerows([d.record.id, d.record.source_id, d.of, f"{d.score:.3f}", d.same] for d in repeated)
-    files.write_text(folder / "duplicates.csv", text.getvalue())
+    columns = ("id", "source_id", "of", "jaccard", "same")
+    found = ((d.record.id, d.record.source_id, d.of, f"{d.score:.3f}", d.same) for d in repeated)
+    border.write_csv(folder / "duplicates.csv", columns, (dict(zip(columns, row, strict=True)) for row in found))

@@ -1,7 +1,7 @@
 """The job `dataset` (section 3): collect, trace, filter, judge, build. Each stage reads what those before it left."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from mmedexpert_jax.mmedexpert import build, card, filters, funnel, gate, judge,
 from mmedexpert_jax.mmedexpert.build import Built
 from mmedexpert_jax.mmedexpert.collect import collect
 from mmedexpert_jax.mmedexpert.record import Record, Trace
-from mmedexpert_jax.mmedexpert.review import undecided, verdicts
+from mmedexpert_jax.mmedexpert.review import verdicts, waiting
 from mmedexpert_jax.mmedexpert.store import FILE, Store
 from mmedexpert_jax.mmedexpert.teachers import Teacher
 from mmedexpert_jax.remote import Answers
@@ -90,7 +90,7 @@ class Factory:
         """The data set, its card and manifest, the report."""
         config, settings = self.config, self.settings(self.store.fact("teacher") or "")
         every, said = list(self.store.traces(passed=None)), verdicts(self.store)
-        open_still = undecided(self.store)
+        open_still = waiting(self.store)
         decided = [trace for trace in every if trace.check.passed and trace.id not in open_still]
         chosen = build.choose(decided, said, config.reviewed, settings.words)
         rows = funnel.funnel(self.pairs(), every, said, chosen)
@@ -98,7 +98,9 @@ class Factory:
             self._write(chosen, rows, settings)
         self._report(rows, every)
         if not chosen:
-            raise DataError(f"{self.store.path}: {nothing(every, config.reviewed)}; see {self.run.path / 'table.md'}")
+            raise DataError(
+                f"{self.store.path}: {nothing(every, config.reviewed, open_still)}; see {self.run.path / 'table.md'}"
+            )
 
     def settings(self, teacher: str) -> traces.Settings:
         """How traces are asked for and checked."""
@@ -181,16 +183,22 @@ def run(config: ConfigDict, run: Run, hire: Hire) -> None:
         factory.close()
 
 
-def nothing(every: Sequence[Trace], reviewed: str) -> str:
-    """Why no trace can be built, and what to do about it."""
+def nothing(every: Sequence[Trace], reviewed: str, waits: Mapping[str, str]) -> str:
+    """Why no trace can be built, and what to do about it; `waits` as `review.waiting` gives it."""
     passed = [trace for trace in every if trace.check.passed]
+    states = Counter(waits[trace.id] for trace in passed if trace.id in waits)
+    needs = {"open": "for a second reviewer", "conflict": "for an adjudicator, since reviewers differ"}
+    wait = " and ".join(
+        f"{states[state]} {'wait' if states[state] > 1 else 'waits'} {needs[state]}" for state in states
+    )
     if passed and reviewed == "accepted":
         return (
-            f"people have accepted none of the {len(passed)} traces that passed stage 1; review them "
-            "(configs/review.py), or build with config.reviewed=any"
+            f"people have accepted none of the {len(passed)} traces that passed stage 1{wait and f': {wait}'}; review "
+            "them (configs/review.py; config.overlap and config.raters say how many see each), or build with "
+            "config.reviewed=any"
         )
     if passed:
-        return f"people have rejected, or not yet settled, all {len(passed)} traces that passed stage 1"
+        return f"people have rejected all {len(passed)} traces that passed stage 1{wait and f', but {wait}'}"
     reasons = Counter(trace.check.reasons[0].partition(":")[0] for trace in every).most_common(1)
     why = "".join(f", {count} of them {reason}" for reason, count in reasons)
     return (

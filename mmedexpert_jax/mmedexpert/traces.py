@@ -114,10 +114,25 @@ def request(record: Record, paradigm: str, sample: int, settings: Settings) -> R
 
 def read(record: Record, paradigm: str, sample: int, reply: Reply, settings: Settings) -> Trace:
     """The trace in a reply, checked."""
-    check = filters.check(reply.text, record, paradigm, settings.words, reply.finish)
-    id = trace_id(record.id, paradigm, settings.teacher, sample, reply.text)
-    think = answers.parse(reply.text).think or ""
-    return Trace(id, record, paradigm, think, reply.text, settings.teacher, sample, reply.key, check)
+    response = whole(reply)
+    check = filters.check(response, record, paradigm, settings.words, reply.finish)
+    id = trace_id(record.id, paradigm, settings.teacher, sample, response)
+    think = answers.parse(response).think or ""
+    return Trace(id, record, paradigm, think, response, settings.teacher, sample, reply.key, check)
+
+
+def whole(reply: Reply) -> str:
+    """The response with its think block, wherever the server put the reasoning.
+
+    A parser of reasoning (vLLM's, for one) moves it to a field of its own; a template that pre-fills "<think>" leaves
+    the closing tag alone.
+    """
+    text = reply.text
+    if "<think>" in text.lower():
+        return text
+    if "</think>" in text.lower():
+        return f"<think>{text}"
+    return f"<think>{reply.reasoning}</think>\n{text}" if reply.reasoning.strip() else text
 
 
 def count(tally: Tally, trace: Trace) -> None:

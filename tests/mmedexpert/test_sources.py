@@ -6,6 +6,7 @@ import json
 import pytest
 from PIL import Image
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.duplicates import duplicates
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
@@ -294,3 +295,52 @@ def test_files_that_cannot_be_read_say_what_to_do(tmp_path):
     (tmp_path / "cases.csv").write_bytes("question,A,B,answer\nSjögren?,a,b,A\n".encode("latin-1"))
     with pytest.raises(DataError, match="CSV UTF-8"):
         collect([str(tmp_path / "cases.csv")])
+
+
+ODD = [
+    None,
+    True,
+    4,
+    -1.5,
+    10**30,
+    "",
+    "x" * 300,
+    "\ud83d",
+    [],
+    {},
+    [[]],
+    {"bytes": 5},
+    {"path": 5},
+    "../" * 99,
+    "\x00",
+]
+
+
+def test_one_bad_row_is_one_refused_row_whatever_it_holds(tmp_path):
+    """Every key of every shape, replaced by a value of every wrong type, between two good rows."""
+    rows = [*MEDQA.values(), PLAIN, PLAIN | {"images": ["a.png"]}, PLAIN | {"id": "1"}]
+    bad = [row | {key: value} for row in rows for key in row for value in ODD]
+    lines = [json.dumps(row) for row in bad]
+    lines += ["[" * 100_000, '{"question": NaN}', "{", '{"a": 1, "a": 2}']
+    path = tmp_path / "odd.jsonl"
+    path.write_bytes("\n".join([json.dumps(PLAIN), *lines]).encode() + b"\n\xff\xfe\n" + json.dumps(PLAIN).encode())
+    found = collect([str(path)])
+    assert found.counts["odd.jsonl", "read"] == len(lines) + 3 == len(found.records) + len(found.rejected)
+    assert found.records[0].id == found.records[-1].id
+    border.write_jsonl(tmp_path / "rejected.jsonl", found.rejected)
+
+
+def test_a_letter_inside_an_option_begins_none(tmp_path):
+    text = "Which?\nAnswer Choices: (A) Iron (B) Zinc (C) Copper (D) Both (A) & (C)"
+    lines = "Which?\nAnswer Choices:\n(A) Vitamin (B) complex\n(B) Iron\n(C) Zinc"
+    rows = [{"id": "1", "question": text, "label": ["D"]}, {"id": "2", "question": lines, "label": ["A"]}]
+    one, two = collect([write(tmp_path / "medmcqa.jsonl", rows)]).records
+    assert one.options == ("Iron", "Zinc", "Copper", "Both (A) & (C)") and one.answer == "D"
+    assert two.options == ("Vitamin (B) complex", "Iron", "Zinc") and two.answer == "A"
+
+
+@pytest.mark.parametrize(("key", "letter"), [("Aa", "B"), ("aa", "C"), ("B", "B"), (0, "A")])
+def test_genotypes_differ_by_case(tmp_path, key, letter):
+    row = PLAIN | {"options": ["AA", "Aa", "aa"], "answer": key}
+    (record,) = collect([write(tmp_path / "genes.jsonl", [row])]).records
+    assert record.answer == letter

@@ -13,10 +13,11 @@ from mmedexpert_jax.data.embedded import generate
 from mmedexpert_jax.data.paradigms import PARADIGMS as KNOWN
 from mmedexpert_jax.data.prompts import render
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.mmedexpert import duplicates, filters, gate, leaks, prompts, specialties
+from mmedexpert_jax.mmedexpert import duplicates, filters, gate, leaks, prompts, specialties, traces
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
 from mmedexpert_jax.mmedexpert.moves import FORBIDDEN, REQUIRED
 from mmedexpert_jax.mmedexpert.record import Picture, Record
+from mmedexpert_jax.remote import Reply
 
 
 def record(question="What is the most likely diagnosis?", options=("Gout", "Sepsis", "Lupus"), answer="A", **fields):
@@ -211,3 +212,16 @@ def test_a_folder_of_test_sets_is_joined_by_what_comes_with_the_package(tmp_path
     found = leaks.compared(leaks.test_sets([f"all={tmp_path}"]))
     assert found["medqa"] == 1 and found["mmedexpert_mini"] == 1280 and found["pathvqa"] == 0
     assert leaks.compared(leaks.test_sets(["mmedexpert_mini@dev"]))["mmedexpert_mini"] == 320
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "whole"),
+    [
+        ("<answer>B</answer>", "(1) One. (2) Two.", "<think>(1) One. (2) Two.</think>\n<answer>B</answer>"),
+        ("(1) One.</think><answer>B</answer>", "", "<think>(1) One.</think><answer>B</answer>"),
+        ("<think>(1) One.</think><answer>B</answer>", "hidden", "<think>(1) One.</think><answer>B</answer>"),
+        ("<answer>B</answer>", " ", "<answer>B</answer>"),
+    ],
+)
+def test_reasoning_in_a_field_of_its_own_is_the_trace(text, reasoning, whole):
+    assert traces.whole(Reply("k", text, reasoning=reasoning)) == whole

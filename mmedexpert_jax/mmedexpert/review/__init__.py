@@ -1,7 +1,7 @@
 """Stage 2 (section 3.2): people review traces on a local page; every action is an event of an append-only trail."""
 
 from mmedexpert_jax.mmedexpert.review.agreement import agreement
-from mmedexpert_jax.mmedexpert.review.outcome import Verdict, undecided, verdicts
+from mmedexpert_jax.mmedexpert.review.outcome import Verdict, undecided, verdicts, waiting
 from mmedexpert_jax.mmedexpert.review.run import describe, run
 
-__all__ = ["Verdict", "agreement", "describe", "run", "undecided", "verdicts"]
+__all__ = ["Verdict", "agreement", "describe", "run", "undecided", "verdicts", "waiting"]

@@ -133,15 +133,23 @@ def read(path: Path, names: Mapping[str, str]) -> Iterator[Opinion]:
     """
     path = path / "records.json" if path.is_dir() else path
     for number, record in enumerate(read_list(path), 1):
-        try:
-            by_user: dict[str, dict[str, Any]] = {}
-            for question, responses in record["responses"].items():
-                for response in responses:
-                    by_user.setdefault(str(response["user_id"]), {})[question] = response["value"]
-            for user, values in by_user.items():
-                name = names.get(user, f"argilla:{user}")
-                reasons = tuple(values.get("reasons") or ())
-                note = values.get("note") or ""
-                yield Opinion(str(record["id"]), name, values.get("verdict") or "", values.get("text"), reasons, note)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}, record {number}: not a record of Argilla 2 ({error!r})") from None
+        responses = record.get("responses") if isinstance(record, dict) else None
+        if not isinstance(responses, dict) or not isinstance(record.get("id"), str | int):
+            raise DataError(f"{path}, record {number}: not a record of Argilla 2, which has id and responses")
+        for user, values in _by_user(responses).items():
+            name = names.get(user, f"argilla:{user}")
+            reasons = values.get("reasons") or ()
+            reasons = tuple(reasons) if isinstance(reasons, list) else ()
+            verdict = values.get("verdict")
+            verdict = verdict if isinstance(verdict, str) else ""
+            yield Opinion(str(record["id"]), name, verdict, values.get("text"), reasons, values.get("note") or "")
+
+
+def _by_user(responses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Values by user and question of the responses that were submitted: drafts and discarded ones are no verdicts."""
+    found: dict[str, dict[str, Any]] = {}
+    for question, given_ in responses.items():
+        for response in given_ if isinstance(given_, list) else ():
+            if isinstance(response, dict) and response.get("status", "submitted") == "submitted":
+                found.setdefault(str(response.get("user_id")), {})[question] = response.get("value")
+    return found

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import Trace
@@ -79,6 +79,8 @@ def _value(trace: Trace, opinion: Opinion) -> tuple[dict[str, Any], str]:
     """The value of the verdict's event, and why it cannot be taken ("" if it can)."""
     if opinion.kind not in VERDICTS:
         return {}, "no verdict"
+    if not _is_typed(opinion):
+        return {}, "not readable"
     if any(code not in REASONS for code in opinion.reasons):
         return {}, "unknown reason code"
     kind, text = opinion.kind, (opinion.text or "").strip()
@@ -90,6 +92,14 @@ def _value(trace: Trace, opinion: Opinion) -> tuple[dict[str, Any], str]:
         return {}, "an edit that does not pass the checks"
     value = {"kind": kind, "text": text if kind == "edit" else None, "reasons": list(opinion.reasons)}
     return value | {"note": opinion.note, "rubric": {}}, ""
+
+
+def _is_typed(opinion: Opinion) -> bool:
+    """True where what another tool wrote is of the types, and can be stored."""
+    texts = (opinion.reviewer, opinion.text or "", opinion.note, *opinion.reasons)
+    seconds = opinion.seconds
+    timed = seconds is None or (type(seconds) in (int, float) and 0 <= seconds < 1e9)
+    return timed and all(isinstance(text, str) and text.encode("utf-8", "ignore").decode() == text for text in texts)
 
 
 def given(store: Store) -> dict[str, dict[str, Opinion]]:
@@ -120,10 +130,7 @@ def image_uris(trace: Trace) -> list[str]:
 
 def read_list(path: Path) -> list[Any]:
     """The list in a JSON file. Raises DataError."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error})") from None
+    values = border.read_json(path)
     if not isinstance(values, list):
         raise DataError(f"{path} holds no list; export it again as JSON")
     return values
@@ -155,20 +162,13 @@ def read_trail(store: Store, path: Path) -> dict[str, int]:
         DataError: a line that is no event, named by its number; nothing is stored then.
     """
     events = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, values in border.read_jsonl(path, dict[str, Any]):
         try:
-            event = Event(**json.loads(line) | {"id": 0})
-            dumps(asdict(event)).encode()
+            event = Event(**values | {"id": 0})
             if why := misfit(event):
                 raise ValueError(why)
         except (ValueError, TypeError) as error:
-            raise DataError(f"{path}, line {number}: no event of a review ({error})") from None
+            raise DataError(f"{path}, line {number}: no event of a review ({border.cut(str(error))})") from None
         if event.kind != "settings":
             events.append(event)
     known = {event.client_id for event in since(store)}

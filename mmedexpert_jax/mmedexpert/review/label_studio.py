@@ -106,35 +106,44 @@ def read(path: Path, names: Mapping[str, str]) -> Iterator[Opinion]:
     """
     for number, task in enumerate(read_list(path), 1):
         where = f"{path}, task {number}"
-        trace_id = task.get("data", {}).get("trace_id") if isinstance(task, dict) else None
+        data = task.get("data") if isinstance(task, dict) else None
+        trace_id = data.get("trace_id") if isinstance(data, dict) else None
         if not isinstance(trace_id, str):
             raise DataError(f"{where}: no data.trace_id; export the project that was made from our tasks, as JSON")
-        for annotation in task.get("annotations") or ():
-            if annotation.get("was_cancelled"):
-                continue
-            try:
+        annotations = task.get("annotations")
+        for annotation in annotations if isinstance(annotations, list) else ():
+            if isinstance(annotation, dict) and not annotation.get("was_cancelled"):
                 yield _opinion(trace_id, annotation, names)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise DataError(f"{where}: an annotation that is not Label Studio's ({error!r})") from None
 
 
 def _opinion(trace_id: str, annotation: Mapping[str, Any], names: Mapping[str, str]) -> Opinion:
-    by_name: dict[str, list[str]] = {}
-    for part in annotation["result"]:
-        by_name[part["from_name"]] = part["value"].get("choices") or part["value"].get("text") or []
+    """The verdict in an annotation; its kind is "" where there is none in it, as in one that was only opened."""
+    by_name: dict[str, Any] = {}
+    result = annotation.get("result")
+    for part in result if isinstance(result, list) else ():
+        value = part.get("value") if isinstance(part, dict) else None
+        if isinstance(value, dict):
+            by_name[str(part.get("from_name"))] = value.get("choices") or value.get("text") or []
     author = annotation.get("completed_by")
     author = author.get("email") or author.get("id") if isinstance(author, dict) else author
     reviewer = annotation.get("reviewer") or f"label-studio:{author}"
+    verdict = _list(by_name.get("verdict"))
     return Opinion(
         trace_id,
-        names.get(str(author), reviewer),
-        next(iter(by_name.get("verdict", [])), ""),
+        names.get(str(author), str(reviewer)),
+        verdict[0] if verdict else "",
         _text(by_name.get("text")),
-        tuple(by_name.get("reasons", [])),
+        tuple(_list(by_name.get("reasons"))),
         _text(by_name.get("note")) or "",
         annotation.get("lead_time"),
     )
 
 
-def _text(value: str | Sequence[str] | None) -> str | None:
-    return value if value is None or isinstance(value, str) else "\n".join(value)
+def _list(value: Any) -> list[str]:
+    """The texts of a list; those of a text alone, itself."""
+    found = [value] if isinstance(value, str) else value
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else "\n".join(_list(value))

@@ -215,14 +215,19 @@ def verdicts(store: Store) -> dict[str, Verdict]:
     return {id: v for id, v in found.items() if v is not None}
 
 
-def undecided(store: Store) -> set[str]:
-    """Traces that somebody has given a verdict on and that are still open or in conflict."""
+def waiting(store: Store) -> dict[str, str]:
+    """Traces that somebody has given a verdict on and that wait for more: "open" for another reviewer, "conflict" for
+    an adjudicator."""
     reviews, settings = _read(store)
+    states = {id: status(of_trace, settings.needed(id)) for id, of_trace in reviews.items()}
     return {
-        id
-        for id, of_trace in reviews.items()
-        if said(of_trace, "reviewer") and verdict(of_trace, settings.needed(id)) is None
+        id: state for id, state in states.items() if state in ("open", "conflict") and said(reviews[id], "reviewer")
     }
+
+
+def undecided(store: Store) -> set[str]:
+    """The ids of `waiting`."""
+    return set(waiting(store))
 
 
 def _read(store: Store) -> tuple[Reviews, Settings]:

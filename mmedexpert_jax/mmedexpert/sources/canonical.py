@@ -38,6 +38,7 @@ PICTURE = re.compile(
 )
 NEGATIVE = re.compile(r"\b(?:EXCEPT|NOT|LEAST)\b|\ball of the following[^.?]*\bexcept\b")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+GENOTYPE = 12  # characters of an option at most that may be one, such as AaBb or X^A X^a
 _TAG = re.compile(r"<(?:br|/?p|/?i|/?b|/?sub|/?sup|/?em|/?strong)\s*/?>", re.I)
 
 
@@ -109,6 +110,19 @@ def normal(text: str) -> str:
     return " ".join(text.casefold().split()).strip(" .;:,")
 
 
+def _has_equals(options: list[str]) -> bool:
+    """True where two options read the same. Case counts among what looks like genotypes: AA, Aa and aa are three."""
+    short = [option for option in options if len(option) <= GENOTYPE]
+    genotypes = {normal(option) for option in short if any(letter.isupper() for letter in option[1:])}
+    read = [_spaced(option) if normal(option) in genotypes else normal(option) for option in options]
+    return len(set(read)) < len(read)
+
+
+def _spaced(text: str) -> str:
+    """As `normal`, with the case kept."""
+    return " ".join(text.split()).strip(" .;:,")
+
+
 def _question_and_options(raw: Raw, repairs: list[str]) -> tuple[str, list[str], list[str]]:
     question, *tail = CHOICES.split(str(raw.question or ""), maxsplit=1)
     letters, texts = list(raw.letters), list(raw.options)
@@ -128,7 +142,7 @@ def _question_and_options(raw: Raw, repairs: list[str]) -> tuple[str, list[str],
     if len(kept) > len(LETTERS):
         raise Rejected("many-options", f"{len(kept)} options")
     options = [option for _, option in kept]
-    if len({normal(option) for option in options}) < len(options):
+    if _has_equals(options):
         raise Rejected("equal-options")
     return question, options, [str(letter).strip().upper() for letter, _ in kept]
 
@@ -136,15 +150,15 @@ def _question_and_options(raw: Raw, repairs: list[str]) -> tuple[str, list[str],
 def _key(raw: Raw, options: list[str], letters: list[str], repairs: list[str]) -> str:
     """Letter, counted from A, of the right option."""
     texts = [normal(option) for option in options]
-    named = texts.index(normal(raw.key_text)) if normal(raw.key_text) in texts else None
-    place = _place(raw.key, texts, letters, repairs)
+    named = _named(raw.key_text, options)
+    place = _place(raw.key, options, letters, repairs)
     if place is None:
         if named is None:
-            raise Rejected("no-such-key", f"key {str(raw.key)[:80]!r}")
+            raise Rejected("no-such-key", f"key {raw.key!r:.80}")
         repairs.append("key-from-text")
         return LETTERS[named]
     if raw.key_text and named != place and not (named is None and _begins(raw.key_text, texts[place])):
-        raise Rejected("key-differs", f"key {raw.key!r} is {options[place]!r}, its text {raw.key_text[:80]!r}")
+        raise Rejected("key-differs", f"key {raw.key!r:.80} is {options[place]!r:.80}, its text {raw.key_text!r:.80}")
     return LETTERS[place]
 
 
@@ -153,14 +167,23 @@ def _begins(text: str, option: str) -> bool:
     return normal(re.sub(r"^\(?[A-J][.):]\s*", "", text)).startswith(option)
 
 
-def _place(key: str | int, texts: list[str], letters: list[str], repairs: list[str]) -> int | None:
+def _named(text: str, options: list[str]) -> int | None:
+    """Index of the option that reads as `text`, in its own case or else, if only one does, in any; None for none."""
+    for form in (_spaced, normal):
+        found = [index for index, option in enumerate(options) if form(option) == form(text)]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def _place(key: str | int, options: list[str], letters: list[str], repairs: list[str]) -> int | None:
     """Index of the option that a letter, an index or a text names; None where it names none."""
     if isinstance(key, int) and not isinstance(key, bool):
         repairs.append("index-key")
-        return key if 0 <= key < len(texts) else None
+        return key if 0 <= key < len(options) else None
     text = str(key).strip()
     told = re.fullmatch(r"\(?([A-Ja-j])[.):]\s*(\S.*)", text)
-    if told and told[1].upper() in letters and normal(told[2]) == texts[letters.index(told[1].upper())]:
+    if told and told[1].upper() in letters and _named(told[2], options) == letters.index(told[1].upper()):
         repairs.append("key-form")
         return letters.index(told[1].upper())
     letter = text.strip("(). ")
@@ -168,10 +191,10 @@ def _place(key: str | int, texts: list[str], letters: list[str], repairs: list[s
         if letter != text or letter != letter.upper():
             repairs.append("key-form")
         return letters.index(letter.upper())
-    if normal(text) in texts:
+    named = _named(text, options)
+    if named is not None:
         repairs.append("key-from-text")
-        return texts.index(normal(text))
-    return None
+    return named
 
 
 def _pictures(raw: Raw, folders: Sequence[Path]) -> list[Picture]:

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.record import Record
 from mmedexpert_jax.mmedexpert.sources import rows
 from mmedexpert_jax.mmedexpert.sources.canonical import Rejected, canonical
 from mmedexpert_jax.mmedexpert.sources.formats import FORMATS, Format, keys, recognise
 
+SHOWN = 4000  # characters of a text in rejected.jsonl
 EMBEDDED = Path(__file__).parents[2] / "assets" / "raw_mini"
 
 
@@ -130,22 +132,33 @@ def _read(found: Collection, file: Path, forced: Format | None, folders: list[Pa
 
 
 def _record(row: Any, forced: Format | None, where: str, folders: list[Path], rights: Rights, file: Path) -> Record:
+    """The record of a row. Raises Rejected, and nothing else whatever the row holds: one bad row is one refused row."""
+    if isinstance(row, rows.Unreadable):
+        raise Rejected("not-an-object", row.why)
     if not isinstance(row, dict):
         raise Rejected("not-an-object")
-    shape = forced or recognise(row)
-    if shape is None:
-        raise Rejected("unknown-shape", f"it has {keys(row)}; one's own cases have question, options and answer")
+    shape = forced
     try:
-        raw = shape.read(row)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise Rejected("unreadable", f"{shape.name}: {type(error).__name__} {error}") from None
-    return canonical(raw, shape, where, folders, *rights.of(shape, file))
+        shape = forced or recognise(row)
+        if shape is None:
+            raise Rejected("unknown-shape", f"it has {keys(row)}; one's own cases have question, options and answer")
+        return canonical(shape.read(row), shape, where, folders, *rights.of(shape, file))
+    except (Rejected, MemoryError):
+        raise
+    except Exception as error:  # a value of a type or size that no reader of a shape has thought of
+        name = shape.name if shape else "row"
+        raise Rejected("unreadable", border.cut(f"{name}: {type(error).__name__} {error}", 200)) from None
 
 
-def _shown(row: Any) -> Any:
-    """A row as rejected.jsonl keeps it: image bytes left out."""
-    if isinstance(row, dict):
-        return {key: _shown(value) for key, value in row.items()}
-    if isinstance(row, list):
-        return [_shown(value) for value in row]
-    return f"<{len(row)} bytes>" if isinstance(row, bytes) else row
+def _shown(value: Any, depth: int = 4) -> Any:
+    """A row as rejected.jsonl keeps it: bytes left out, long texts and deep structures cut."""
+    if isinstance(value, rows.Unreadable):
+        return value.text
+    if isinstance(value, dict) and depth:
+        return {border.cut(str(key)): _shown(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, list) and depth:
+        return [_shown(item, depth - 1) for item in value]
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    plain = value is None or isinstance(value, bool | int | float)
+    return value if plain else (value if isinstance(value, str) else border.shown(value))[:SHOWN]

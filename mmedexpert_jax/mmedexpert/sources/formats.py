@@ -11,7 +11,6 @@ from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.mmedexpert.sources.cells import flag, items, text
 
 CHOICES = re.compile(r"\s*\n\s*(?:Answer Choices|Options)\s*:\s*(?=\(A\)|A[.)])", re.I)
-_LETTER = re.compile(r"(?:^|\s)\(([A-J])\)\s*")
 _PREFIX = re.compile(r"\s*\(?([A-J])\s*[.):]\s*")
 
 
@@ -203,10 +202,21 @@ def _plain(row: Mapping[str, Any]) -> Raw:
 
 
 def listed(text: str) -> tuple[list[str], list[str]]:
-    """Letters and texts of "(A) one (B) two"; empty where the letters do not count up from A."""
-    parts = _LETTER.split(text)
-    letters, texts = parts[1::2], [part.strip() for part in parts[2::2]]
-    return (letters, texts) if letters == list(LETTERS[: len(letters)]) else ([], [])
+    """Letters and texts of "(A) one (B) two (C) both (A) & (B)"; empty where it does not begin with "(A)".
+
+    Each letter is looked for behind the one before it, at the start of a line if it stands there: a letter inside an
+    option, as in "both (A) & (C)", begins none.
+    """
+    marks: list[re.Match] = []
+    for letter in LETTERS:
+        start = marks[-1].end() if marks else 0
+        at_line = re.compile(rf"^\s*\({letter}\)\s*", re.M).search(text, start)
+        found = at_line or re.compile(rf"(?:^|\s)\({letter}\)\s*").search(text, start)
+        if found is None or (not marks and text[: found.start()].strip()):
+            break
+        marks.append(found)
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    return list(LETTERS[: len(marks)]), [text[m.end() : end].strip() for m, end in zip(marks, ends, strict=True)]
 
 
 def _images(row: Mapping[str, Any]) -> Sequence[Any]:

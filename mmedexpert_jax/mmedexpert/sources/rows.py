@@ -2,17 +2,26 @@
 give all their files."""
 
 import csv
-import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 csv.field_size_limit(sys.maxsize)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A line that is no row: the start of its text, and why it cannot be read."""
+
+    text: str
+    why: str
 
 
 def files(path: Path) -> list[Path]:
@@ -28,7 +37,7 @@ def files(path: Path) -> list[Path]:
 
 
 def read(file: Path) -> Iterator[tuple[int, Any]]:
-    """(number from 1, row) of a file; a line that is no JSON object comes as the text it is.
+    """(number from 1, row) of a file; a line of JSON Lines that cannot be read comes as `Unreadable`.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -37,7 +46,10 @@ def read(file: Path) -> Iterator[tuple[int, Any]]:
         yield from enumerate(_rows(file), 1)
     except UnicodeDecodeError:
         raise DataError(f"{file} is not in UTF-8; save it so (in a spreadsheet: CSV UTF-8)") from None
-    except (OSError, csv.Error, ValueError) as error:
+    except DataError:
+        raise
+    # pyarrow raises what it likes on a damaged file, NotImplementedError and OverflowError among it.
+    except Exception as error:
         raise DataError(f"{file} is not a readable {file.suffix or 'data'} file: {_line(error)}") from None
 
 
@@ -55,11 +67,11 @@ def _rows(file: Path) -> Iterator[Any]:
             table.fieldnames = [_heading(name) for name in table.fieldnames or ()]
             yield from table
     elif file.suffix == ".json":
-        yield from _array(json.loads(file.read_text(encoding="utf-8-sig")))
+        yield from _array(border.read_json(file))
     else:
-        for line in file.read_text(encoding="utf-8-sig").split("\n"):
+        for number, line in border.read_lines(file):
             if line.strip():
-                yield _object(line)
+                yield _row(line, f"{file.name} line {number}")
 
 
 def _heading(name: str) -> str:
@@ -68,11 +80,11 @@ def _heading(name: str) -> str:
     return bare.upper() if len(bare) == 1 else bare.lower()
 
 
-def _object(line: str) -> Any:
+def _row(line: bytes, place: str) -> Any:
     try:
-        return json.loads(line)
-    except ValueError:
-        return line
+        return border.parse_json(line, place)
+    except DataError as error:
+        return Unreadable(line[:200].decode("utf-8", "replace"), str(error))
 
 
 def _array(content: Any) -> Iterator[Any]:
@@ -94,4 +106,4 @@ def _array(content: Any) -> Iterator[Any]:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return border.cut(f"{type(error).__name__}: {error}", 200)
