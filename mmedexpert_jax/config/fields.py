@@ -144,6 +144,7 @@ FIELDS |= {
     **_each(Field(above=0, resume="free"), "timeout retry_wait"),
     **_each(FROM_ZERO, "price_input price_output price_cached"),
     "image_side": COUNT,
+    "rotations": COUNT,
     "max_tokens": COUNT,
 }
 

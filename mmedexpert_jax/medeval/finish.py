@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.data.benchmarks import Benchmark, describe
-from mmedexpert_jax.medeval import page, paper_tables, tables
+from mmedexpert_jax.medeval import controls, page, paper_tables, tables
 from mmedexpert_jax.medeval.evaluate import Evaluation, chance, constant
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.published import SOURCE
@@ -39,6 +39,11 @@ def finish(
         headlines.append(page.Part(f"{result.benchmark.title}: {HEADLINE}", parts[0].rows))
         cells = tables.every_cell(summaries[key])
         _write_table(run.path, slug(key), parts[0].rows, headlines[-1].title, cells, summaries[key])
+        for part in (part for part in parts if part.title == CONTROLS):
+            headlines.append(page.Part(f"{result.benchmark.title}: controls", part.rows, part.note))
+            _write_table(
+                run.path, f"{slug(key)}-controls", part.rows, headlines[-1].title, part.rows, part.rows, part.note
+            )
         for name, evaluation in result.evaluations.items():
             rows = rows_path(run.path, key, name)
             rows.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +82,11 @@ def benchmark_parts(result: Result, summaries: Mapping[str, Mapping[str, Any]], 
     benchmark, evaluations = result.benchmark, result.evaluations
     parts = [page.Part(HEADLINE, _headline(benchmark, summaries), tables.INTERVALS)]
     parts.append(page.Part("Both scorers", tables.scorers_table(summaries), _SCORERS))
+    if asked := controls.table(evaluations, result.controls):
+        told = filter(
+            None, (controls.sentence(name, evaluations[name], made) for name, made in result.controls.items())
+        )
+        parts.append(page.Part(CONTROLS, asked, " ".join([*told, controls.EXPLAINED])))
     if samples := tables.samples_table(summaries):
         parts.append(page.Part("Several answers an item", samples, _SAMPLES))
     if len(evaluations) > 1:
@@ -90,6 +100,7 @@ def benchmark_parts(result: Result, summaries: Mapping[str, Mapping[str, Any]], 
     return [*parts, page.Part("Census", census, "", True)]
 
 
+CONTROLS = "Controls"
 _SCORERS = (
     "Strict: an answer that is ambiguous or absent is wrong. MedEvalKit's rule guesses the most similar option where "
     "it cannot read; the share of such guesses stands beside."

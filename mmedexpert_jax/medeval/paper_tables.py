@@ -5,10 +5,11 @@ A measured model stands beside a published row if it is a registered system, or 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mmedexpert_jax.data.benchmarks import Benchmark
+from mmedexpert_jax.medeval.controls import Control
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.published import SOURCE, TABLES, Column, PaperTable
 from mmedexpert_jax.medeval.systems import Target
@@ -19,10 +20,11 @@ PUBLISHED, MEASURED, GAP = f"published ({SOURCE})", "measured", "gap to publishe
 
 @dataclass(frozen=True)
 class Result:
-    """A benchmark and the evaluations of it, by model."""
+    """A benchmark, the evaluations of it by model, and the controls that were asked of each."""
 
     benchmark: Benchmark
     evaluations: dict[str, Evaluation]
+    controls: dict[str, list[Control]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval.ask import Asker, Share, questions
 from mmedexpert_jax.medeval.backends import Backend
 from mmedexpert_jax.medeval.backends.choose import generation, open_backend
+from mmedexpert_jax.medeval.controls import Control, variants
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.finish import finish, slug, style
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.store import Answers
 from mmedexpert_jax.medeval.systems import Target, parse
 from mmedexpert_jax.processing.images import open_image
-from mmedexpert_jax.runtime import Run
+from mmedexpert_jax.runtime import Run, files
 
 SAMPLES = 100  # answers that a training run shows of an evaluation
 MINI = "mmedexpert_mini"  # the benchmark that reads data.path and split
@@ -55,6 +56,8 @@ def run(config: ConfigDict, run: Run) -> None:
 def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result]]:
     """The models, and by benchmark what they answered, or this process's share of it; raises what `run` does."""
     targets = models(config)
+    for name in config.controls:
+        variants((), name)  # refuses an unknown one before any work
     folder = _folder(config, run)
     if config.get("fresh") and config.processes == 1 and not config.answers:
         shutil.rmtree(folder, ignore_errors=True)
@@ -63,8 +66,16 @@ def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result
         with contextlib.closing(open_backend(config, target, folder / slug(target.name), run)) as backend:
             for key, result in results.items():
                 store = folder / slug(target.name) / slug(key)
-                found = _evaluate(config, run, backend, target, key, result.benchmark, store)
+                items = result.benchmark.items
+                found = _evaluate(config, run, backend, target, key, items, store)
                 result.evaluations[target.name] = _judge(config, run, found, result.benchmark, folder)
+                result.controls[target.name] = [
+                    Control(
+                        name, changed, _evaluate(config, run, backend, target, f"{key}, {name}", changed, store), places
+                    )
+                    for name in config.controls
+                    for places, changed in variants(items, name, config.rotations, config.seed)
+                ]
     return targets, results
 
 
@@ -125,10 +136,18 @@ def sample_rows(evaluation: Evaluation, items: Sequence[Item]) -> list[dict]:
 
 
 def _folder(config: ConfigDict, run: Run) -> Path:
-    """The folder of stored answers; processes that share the work stand beside each other in one folder."""
+    """The folder of stored answers; processes that share the work stand beside each other in one folder.
+
+    That folder is marked as the run that will make the tables, so that it may be opened although answers stand in it.
+    """
     if config.answers:
         return Path(config.answers).expanduser()
-    return (run.path.parent if config.processes > 1 else run.path) / "answers"
+    if config.processes == 1:
+        return run.path / "answers"
+    shared = run.path.parent
+    if run.path.name.startswith("process-") and not files.is_run(shared):
+        files.mark(shared, "run", job="evaluate")
+    return shared / "answers"
 
 
 def _requests(folder: Path, targets: Sequence[Target]) -> list[dict[str, str]]:
@@ -149,10 +168,10 @@ def _number(key: str, value: float) -> str:
 
 
 def _evaluate(
-    config: ConfigDict, run: Run, backend: Backend, target: Target, key: str, benchmark: Benchmark, folder: Path
+    config: ConfigDict, run: Run, backend: Backend, target: Target, key: str, items: Sequence[Item], folder: Path
 ) -> Evaluation:
-    """This process's share of one benchmark, asked and judged; `folder` keeps the answers."""
-    asked = questions(benchmark.items, style(config, target), config.paradigm or None)
+    """This process's share of a benchmark's items, asked and judged; `folder` keeps the answers."""
+    asked = questions(items, style(config, target), config.paradigm or None)
     refused: list[str] = []
     with Answers(folder, config.process) as answers, run.progress(len(asked), label=f"{target.name}, {key}") as bar:
         if answers.broken:

@@ -131,3 +131,20 @@ def test_questions_that_a_model_cannot_take(folder, tmp_path, sampler, capsys):
         execute(config, tmp_path / "stops")
     execute(settings(folder, max_prompt_length=20, compare=(), skip_broken=True), tmp_path / "goes-on")
     assert "4 questions of mmedexpert_mini left out: mmedexpert_mini 0: a prompt of" in capsys.readouterr().out
+
+
+def test_controls_stand_beside_every_model(folder, tmp_path, sampler):
+    """A model that answers A whatever it is shown: half right, rotated as well, and its letter is named."""
+    sampler.say = lambda row, sample: "<answer>A</answer>"
+    execute(settings(folder, max_new_tokens=64, controls=("shuffle", "blank")), tmp_path)
+    table = (tmp_path / "export" / "tables" / "mmedexpert-mini-controls.md").read_text()
+    row = "| tuned | options rotated | 4 | 50.0 | 50.0 | +0.0 (-100.0, +100.0) | 0.0 | A +50.0 |"
+    assert row in table, table
+    assert "a grey image" not in table  # no item has an image
+
+
+def test_an_unknown_control_is_refused_before_any_work(folder, tmp_path):
+    with pytest.raises(
+        ConfigError, match="no control 'blind'; choose among blank, other_image, question_only, shuffle"
+    ):
+        execute(settings(folder, controls=("blind",)), tmp_path)
