@@ -31,7 +31,7 @@ from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.model import Prefix
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.tree import nest
-from mmedexpert_jax.rollout.decode import Sampling, advance, empty
+from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, start
 from mmedexpert_jax.runtime.mesh import ROWS
 
 GROUP = 8
@@ -62,12 +62,15 @@ def compile_loop(layers: int, rows: int, window: int, mesh: Mesh) -> Any:
     number = jax.ShapeDtypeStruct((count,), jnp.int32)
     hidden = jax.ShapeDtypeStruct((count, 1, text.hidden_size), jnp.bfloat16)
     prefix = Prefix(hidden, (keyed,) * layers, (keyed,) * layers, number, number)
-    state = jax.eval_shape(lambda: empty(model, sampling, (count, GROUP), window, jnp.bfloat16))
+    whole, group = (count, GROUP, sampling.max_new_tokens), (count, GROUP)
+    shaped = [(whole, jnp.int32), (whole, jnp.float32), (group, jnp.int32), (group, bool)]
+    done = Completions(*(jax.ShapeDtypeStruct(*shape) for shape in shaped))
+    state = jax.eval_shape(lambda done: start(model, rows, window, mesh, jnp.dtype(jnp.bfloat16), done), done)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (count, GROUP)))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     split = [place(tree, ROWS) for tree in (prefix, keys, state)]
     weights = place(nest(shapes), PartitionSpec())
-    return advance.lower(model, sampling, mesh, weights, None, *split, step, step).compile()
+    return advance.lower(model, sampling, mesh, weights, None, *split, step, step, step).compile()
 
 
 def main() -> None:

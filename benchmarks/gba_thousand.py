@@ -30,7 +30,7 @@ from mmedexpert_jax.gba import group_advantages
 from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model
-from mmedexpert_jax.rollout.decode import Sampling, advance, begin
+from mmedexpert_jax.rollout.decode import Sampling, advance, read, start
 from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.runtime.training import State
 
@@ -97,12 +97,14 @@ def memory(args: argparse.Namespace, place: Callable) -> dict[str, dict[str, flo
     shape = args.prompts_per_step, args.samples
     keys = place(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape)))
     prompts = place(workload.prompts(model, args.prompts_per_step, args.prompt, True))
-    start = functools.partial(begin, model, sampling, args.limit, None)
-    prefix, rows = place(jax.eval_shape(start, params, prompts, trained, keys))
+    reading = functools.partial(read, model, sampling, None)
+    prefix, done = place(jax.eval_shape(reading, params, prompts, trained, keys))
+    rows = args.prompts_per_step * args.samples
+    state = place(jax.eval_shape(functools.partial(start, model, rows, args.limit, None, prefix.hidden.dtype), done))
     weights = params, trained
     programs = {
-        "prefill": begin.lower(model, sampling, args.limit, None, params, prompts, trained, keys),
-        "decode": advance.lower(model, sampling, None, *weights, prefix, keys, rows, 1, args.limit),
+        "prefill": read.lower(model, sampling, None, params, prompts, trained, keys),
+        "decode": advance.lower(model, sampling, None, *weights, prefix, keys, state, 0, 0, args.limit),
         "gradient": learner.lower_update(State(trained, ()), place(longest(args, model))),
     }
     return {

@@ -1,8 +1,10 @@
-"""The programs of the sampler: the first tokens, then stretches of decoding, between which rows that ended are dropped.
+"""The programs of the sampler: prompts read, rows refilled from the samples that wait, rows dropped when none waits.
 
-A program is compiled for a number of rows and a window, the tokens that the caches have room for. Caches stand by layer
-and are updated in place. Over a mesh each device decodes its own prompts to the end of a stretch, with no word from
-the others inside the loop.
+N rows decode together. A row that ends takes the next sample that waits, inside the compiled loop: no step is spent on
+padding while there is work. A program is compiled for a number of rows and a window, the tokens that the caches have
+room for. Caches stand by layer, are updated in place, and are rings (`Model.decode`): rows that began at different
+times write the same place. Over a mesh each device decodes its own prompts, with no word from the others inside the
+loop; what is one number a device, such as the ring's place, is an array [1] of it.
 """
 
 import dataclasses
@@ -54,38 +56,52 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What decoding changes: N rows, at first all samples, later those that have not ended and a few that have."""
+    """What decoding changes: N rows over B prompts. A row at step 0 is free, and its prompt is B: none."""
 
     cache: Cache  # [N, Hkv, window, Dh] by layer
     slots: Slots
+    steps: Array  # [N] int32, tokens drawn so far of each row's sample
+    waiting: Array  # [B, G] bool, samples that have their first token and no row yet
+    place: Array  # [1] int32, where the next keys go, modulo the window
+    spent: Array  # [1] int32, rows times steps that were computed
     completions: Completions
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def begin(
-    model: Model,
-    sampling: Sampling,
-    window: int,
-    mesh: Mesh | None,
-    params: dict,
-    batch: Batch,
-    lora: Lora | None,
-    keys: Array,
-) -> tuple[Prefix, State]:
-    """Reads the prompts and draws the first token of each sample; keys [B, G]."""
-    _note("prefill", len(batch.tokens), window)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def read(
+    model: Model, sampling: Sampling, mesh: Mesh | None, params: dict, batch: Batch, lora: Lora | None, keys: Array
+) -> tuple[Prefix, Completions]:
+    """Reads the prompts and draws the first token of each sample; keys [B, G]. Of `Prefix.hidden` only the end stays,
+    [B, 1, D]."""
+    _note("prefill", f"{len(batch.tokens)} prompts of {batch.tokens.shape[1]} tokens")
     prefix = model.prefill(params, batch, lora)
     prompt_end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)  # [B, 1, D]
 
-    def first(params: dict, lora: Lora | None, prompt_end: Array, keys: Array) -> State:
-        state = empty(model, sampling, (keys.shape[0], keys.shape[1]), window, prompt_end.dtype)
+    def first(params: dict, lora: Lora | None, prompt_end: Array, keys: Array) -> Completions:
         drawn = _draw(model, sampling, params, lora, prompt_end, keys, jnp.int32(0))
-        tokens, logprobs = (values.reshape(-1) for values in drawn)
-        completions = _record(sampling, model.config.pad_token_id, state, tokens, logprobs, jnp.int32(0))
-        return dataclasses.replace(state, completions=completions)
+        index = tuple(jnp.indices(keys.shape, jnp.int32))
+        done = _nothing(model, sampling, keys.shape)
+        return _record(sampling, done, index, jnp.ones(keys.shape, bool), *drawn, jnp.int32(0))
 
-    state = _per_device(first, mesh, (WHOLE, WHOLE, ROWS, ROWS), ROWS)(params, lora, prompt_end, keys)
-    return dataclasses.replace(prefix, hidden=prompt_end), state
+    completions = _per_device(first, mesh, (WHOLE, WHOLE, ROWS, ROWS), ROWS)(params, lora, prompt_end, keys)
+    return dataclasses.replace(prefix, hidden=prompt_end), completions
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def start(model: Model, rows: int, window: int, mesh: Mesh | None, dtype: jnp.dtype, completions: Completions) -> State:
+    """The state in which the first `rows` samples on each device that go on have rows, and the others wait; caches
+    have a dtype, the prompts'."""
+
+    def run(completions: Completions) -> State:
+        prompts, samples, size = completions.tokens.shape
+        cache = jax.tree.map(lambda x: x[:, 0], model.init_cache(rows, 1, window, dtype))
+        nothing = jnp.zeros(rows, jnp.int32)
+        slots = Slots(nothing + prompts, nothing, jnp.zeros((prompts, samples), jnp.int32))
+        number = jnp.zeros(1, jnp.int32)
+        waiting = completions.truncated & (completions.lengths < size)
+        return _refill(State(cache, slots, nothing, waiting, number, number, completions))
+
+    return _per_device(run, mesh, (ROWS,), ROWS)(completions)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="state")
@@ -98,55 +114,112 @@ def advance(
     prefix: Prefix,
     keys: Array,
     state: State,
-    start: int,
-    end: int,
+    leave: int,
+    least: int,
+    most: int,
 ) -> tuple[State, Array]:
-    """Decodes tokens `start` to `end` - 1 of every row, or until all have ended.
+    """Decodes until no more than `leave` rows have a sample, or a row has filled the window.
+
+    Args:
+        model: the network, as are `params` and `lora`.
+        sampling: what is drawn.
+        mesh: the devices among which prompts are split.
+        params: weights.
+        lora: deltas.
+        prefix: the prompts.
+        keys: [B, G] of the samples.
+        state: given up.
+        leave: rows, on each device.
+        least: steps that are made even with `leave` rows or fewer: other devices may have more.
+        most: steps.
 
     Returns:
-        The state (the old one's arrays are given up) and the number [] of samples that have not ended, the largest
-        among devices.
+        The state, and [2] int32, the largest among devices: samples that have not ended, steps of the oldest of them.
     """
-    _note("decode", len(state.slots.prompt), state.cache.keys[0].shape[-2])
+    window = state.cache.keys[0].shape[-2]
+    _note("decode", f"{len(state.slots.prompt)} rows, window {window}")
 
-    def run(params: dict, lora: Lora | None, prefix: Prefix, keys: Array, state: State, start: Array, end: Array):
-        index = state.slots.prompt, state.slots.sample
-        row_keys = keys[index]
+    def run(params: dict, lora: Lora | None, prefix: Prefix, keys: Array, state: State, limits: Array):
+        def goes_on(carry: tuple[Array, State]) -> Array:
+            number, state = carry
+            count = jnp.sum(state.steps > 0)
+            wanted = (count > limits[0]) | (number < limits[1])
+            return (count > 0) & wanted & (number < limits[2]) & (jnp.max(state.steps) <= window)
 
         def step(carry: tuple[Array, State]) -> tuple[Array, State]:
             number, state = carry
-            last = state.completions.tokens[(*index, number - 1)]
-            hidden, cache = model.decode(params, prefix, state.cache, last, number - 1, lora, state.slots)
-            drawn = _draw(model, sampling, params, lora, hidden, row_keys, number)
-            completions = _record(sampling, model.config.pad_token_id, state, *drawn, number)
-            return number + 1, dataclasses.replace(state, cache=cache, completions=completions)
+            index, steps = (state.slots.prompt, state.slots.sample), state.steps
+            last = state.completions.tokens[(*index, steps - 1)]
+            hidden, cache = model.decode(
+                params, prefix, state.cache, last, steps - 1, lora, state.slots, state.place[0]
+            )
+            drawn = _draw(model, sampling, params, lora, hidden, keys[index], steps)
+            completions = _record(sampling, state.completions, index, steps > 0, *drawn, steps)
+            place, spent = state.place + 1, state.spent + len(steps)
+            state = dataclasses.replace(state, cache=cache, completions=completions, place=place, spent=spent)
+            return number + 1, _refill(state)
 
-        _, state = jax.lax.while_loop(
-            lambda carry: (carry[0] < end) & jnp.any(carry[1].completions.truncated), step, (start, state)
-        )
-        left = jnp.sum(state.completions.truncated)
-        return state, left if mesh is None else jax.lax.pmax(left, ROWS[0])
+        _, state = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state))
+        status = jnp.stack([jnp.sum(state.waiting) + jnp.sum(state.steps > 0), jnp.max(state.steps)])
+        return state, status if mesh is None else jax.lax.pmax(status, ROWS[0])
 
-    specs = (WHOLE, WHOLE, ROWS, ROWS, ROWS, WHOLE, WHOLE)
-    return _per_device(run, mesh, specs, (ROWS, WHOLE))(
-        params, lora, prefix, keys, state, jnp.int32(start), jnp.int32(end)
-    )
+    specs = (WHOLE, WHOLE, ROWS, ROWS, ROWS, WHOLE)
+    limits = jnp.array([leave, least, most], jnp.int32)
+    return _per_device(run, mesh, specs, (ROWS, WHOLE))(params, lora, prefix, keys, state, limits)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def resize(rows: int, window: int, mesh: Mesh | None, state: State) -> State:
-    """The state with `rows` rows on each device, those that have not ended first, and caches of `window` tokens."""
+    """The state with `rows` rows on each device, those that have a sample first, and caches of `window` tokens."""
 
     def run(state: State) -> State:
-        slots, open_ = state.slots, state.completions.truncated
-        order = jnp.argsort(~open_[slots.prompt, slots.sample], stable=True)[:rows]
+        slots, old = state.slots, state.cache.keys[0].shape[-2]
+        order = jnp.argsort(state.steps == 0, stable=True)[:rows]
         prompt, number = slots.prompt[order], slots.sample[order]
-        row = jnp.zeros_like(slots.row).at[prompt, number].set(jnp.arange(rows))
-        grown = [(0, 0), (0, 0), (0, window - state.cache.keys[0].shape[-2]), (0, 0)]
-        cache = jax.tree.map(lambda buffer: jnp.pad(buffer[order], grown), state.cache)
-        return State(cache, Slots(prompt, number, row), state.completions)
+        row = slots.row.at[prompt, number].set(jnp.arange(rows))
+        # A ring that has gone round is turned until its oldest place is the first, so that it can grow at its end.
+        turned = jnp.where(state.place[0] > old, state.place[0] % old, 0)
+
+        def resized(buffer: Array) -> Array:
+            if window == old:
+                return buffer[order]
+            return jnp.pad(jnp.roll(buffer[order], -turned, axis=2), [(0, 0), (0, 0), (0, window - old), (0, 0)])
+
+        place = state.place if window == old else jnp.minimum(state.place, old)
+        cache = jax.tree.map(resized, state.cache)
+        return dataclasses.replace(
+            state, cache=cache, slots=Slots(prompt, number, row), steps=state.steps[order], place=place
+        )
 
     return _per_device(run, mesh, (ROWS,), ROWS)(state)
+
+
+def _refill(state: State) -> State:
+    """The state in which rows whose sample has ended are free, or have the next samples that wait."""
+    slots, done, waiting = state.slots, state.completions, state.waiting
+    prompts, samples, size = done.tokens.shape
+    index = slots.prompt, slots.sample
+    live = (state.steps > 0) & done.truncated[index] & (done.lengths[index] < size)
+    steps = jnp.where(live, state.steps + 1, 0)
+    prompt = jnp.where(live, slots.prompt, prompts)
+
+    def assign() -> tuple[Array, ...]:
+        order = jnp.argsort(~waiting.reshape(-1), stable=True)
+        rank = jnp.cumsum(~live) - 1
+        takes = ~live & (rank < jnp.sum(waiting))
+        ticket = jnp.where(takes, order[rank], waiting.size)
+        taken = jnp.where(takes, ticket // samples, prompt), jnp.where(takes, ticket % samples, slots.sample)
+        return (
+            *taken,
+            slots.row.at[taken].set(jnp.arange(len(live))),
+            jnp.where(takes, 1, steps),
+            waiting.reshape(-1).at[ticket].set(False).reshape(waiting.shape),
+        )
+
+    prompt, number, row, steps, waiting = jax.lax.cond(
+        jnp.any(waiting) & ~jnp.all(live), assign, lambda: (prompt, slots.sample, slots.row, steps, waiting)
+    )
+    return dataclasses.replace(state, slots=Slots(prompt, number, row), steps=steps, waiting=waiting)
 
 
 def _per_device(function: Callable, mesh: Mesh | None, specs: Any, out_specs: Any) -> Callable:
@@ -157,58 +230,67 @@ def _per_device(function: Callable, mesh: Mesh | None, specs: Any, out_specs: An
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, axis_names=names, check_vma=False)
 
 
-def empty(model: Model, sampling: Sampling, shape: tuple[int, int], window: int, dtype: jnp.dtype) -> State:
-    """Nothing drawn yet of [B, G] samples."""
-    cache = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), model.init_cache(*shape, window, dtype))
-    row = jnp.arange(shape[0] * shape[1]).reshape(shape)
-    prompt, sample = (index.reshape(-1) for index in jnp.indices(shape, jnp.int32))
-    slots = Slots(prompt, sample, row)
-    completions = Completions(
-        tokens=jnp.full((*shape, sampling.max_new_tokens), model.config.pad_token_id, jnp.int32),
-        logprobs=jnp.zeros((*shape, sampling.max_new_tokens), jnp.float32),
+def _nothing(model: Model, sampling: Sampling, shape: tuple[int, ...]) -> Completions:
+    """No token drawn of any of [B, G] samples."""
+    whole = (*shape, sampling.max_new_tokens)
+    return Completions(
+        tokens=jnp.full(whole, model.config.pad_token_id, jnp.int32),
+        logprobs=jnp.zeros(whole, jnp.float32),
         lengths=jnp.zeros(shape, jnp.int32),
         truncated=jnp.ones(shape, bool),
     )
-    return State(cache, slots, completions)
 
 
 def _draw(
-    model: Model, sampling: Sampling, params: dict, lora: Lora | None, hidden: Array, keys: Array, step: Array
+    model: Model, sampling: Sampling, params: dict, lora: Lora | None, hidden: Array, keys: Array, steps: Array
 ) -> tuple[Array, Array]:
-    """Token and log-probability for each of the keys [...] from hidden states [..., D] that broadcast against them."""
+    """Token and log-probability for each of the keys [...] at its step [...] or [], from hidden states [..., D] that
+    broadcast against them."""
     logits = model.unembed(params, hidden, lora)
-    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys.reshape(-1), step).reshape(keys.shape)
-    ban = _ban_mask(sampling, step, logits.shape[-1])
+    every = jnp.broadcast_to(steps, keys.shape).reshape(-1)
+    step_keys = jax.vmap(jax.random.fold_in)(keys.reshape(-1), every).reshape(keys.shape)
+    ban = _ban_mask(sampling, steps, logits.shape[-1])
     return sample(step_keys, logits, sampling.temperature, sampling.top_k, sampling.top_p, ban)
 
 
-def _ban_mask(sampling: Sampling, step: Array, vocabulary: int) -> Array | None:
-    """[V] bool: what `step` may not draw; None where nothing is ever banned."""
+def _ban_mask(sampling: Sampling, steps: Array, vocabulary: int) -> Array | None:
+    """[V] or [..., V] bool: what a row at its step [...] may not draw; None where nothing is ever banned."""
     if not sampling.ban and not sampling.min_new_tokens:
         return None
     ids = jnp.arange(vocabulary)
     banned = jnp.isin(ids, jnp.array(sampling.ban, jnp.int32))
-    return banned | (jnp.isin(ids, jnp.array(sampling.stop_ids, jnp.int32)) & (step < sampling.min_new_tokens))
+    if not sampling.min_new_tokens:
+        return banned
+    early = (steps < sampling.min_new_tokens)[..., None]
+    return banned | (jnp.isin(ids, jnp.array(sampling.stop_ids, jnp.int32)) & early)
 
 
-def _record(sampling: Sampling, pad_id: int, state: State, tokens: Array, logprobs: Array, step: Array) -> Completions:
-    """The completions with a drawn token [N] of every row that has not ended."""
-    done, index = state.completions, (state.slots.prompt, state.slots.sample)
-    open_ = done.truncated[index]
+def _record(
+    sampling: Sampling,
+    done: Completions,
+    index: tuple[Array, ...],
+    live: Array,
+    tokens: Array,
+    logprobs: Array,
+    steps: Array,
+) -> Completions:
+    """The completions with what the samples at `index` drew at their steps, where `live`; all of these [...]."""
     stops = jnp.isin(tokens, jnp.array(sampling.stop_ids, jnp.int32))
+    nowhere = len(done.tokens) + jnp.arange(live.size).reshape(live.shape)  # out of range, and each its own
+    prompt = jnp.where(live, index[0], nowhere)
 
-    def put(buffer: Array, values: Array, *place: Array) -> Array:
-        return buffer.at[(*index, *place)].set(values, unique_indices=True)
+    def put(buffer: Array, values: Array, *last: Array) -> Array:
+        return buffer.at[(prompt, index[1], *last)].set(values, mode="drop", unique_indices=True)
 
     return Completions(
-        tokens=put(done.tokens, jnp.where(open_, tokens, pad_id), step),
-        logprobs=put(done.logprobs, jnp.where(open_, logprobs, 0.0), step),
-        lengths=put(done.lengths, done.lengths[index] + open_),
-        truncated=put(done.truncated, open_ & ~stops),
+        tokens=put(done.tokens, tokens, steps),
+        logprobs=put(done.logprobs, logprobs, steps),
+        lengths=put(done.lengths, steps + 1),
+        truncated=put(done.truncated, ~stops),
     )
 
 
-def _note(kind: str, rows: int, window: int) -> None:
+def _note(kind: str, what: str) -> None:
     """Counts and logs a program; called while it is traced, once for each."""
-    programs.append(f"{kind} of {rows} rows, window {window}")
+    programs.append(f"{kind} of {what}")
     logging.getLogger(__name__).info("program %d of the sampler: %s", len(programs), programs[-1])

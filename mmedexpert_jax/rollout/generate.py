@@ -1,7 +1,6 @@
-"""Completions: each prompt is read once, its G samples are decoded together, and those that have ended make room."""
+"""Completions: each prompt is read once, and its G samples decode in rows that take the next sample as one ends."""
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -14,10 +13,12 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.batch import Batch
-from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, begin, resize
+from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, read, resize, start
 
-STRETCH = 128  # tokens decoded before the host looks which samples are left
-HALVINGS = 4  # of the rows: below a 16th of the samples a step costs hardly less
+WINDOW = 128  # tokens of the smallest caches
+PARTS = (8, 6, 4, 2, 1)  # eighths of the rows that are kept as samples end and none waits
+PARTS_SHORT = (8, 4, 2)  # where samples have at most WINDOW tokens: a tail too short to repay more programs
+PATIENCE = 64  # steps on a mesh, where devices with few rows left do not wait for those with many
 
 
 def generate(
@@ -37,17 +38,18 @@ def generate(
     lora: Lora | None = None,
     rows: Array | None = None,
     fold: bool | None = None,
+    width: int | None = None,
 ) -> Completions:
     """Samples completions.
 
     A sample's randomness comes from (key, its prompt's row id, its number in the group, step), so neither the other
     prompts of the batch nor the padding change it.
 
-    After every 128 tokens the rows are cut to a half, a quarter, ... of the samples if no more are left, and the caches
-    grow to 256, 512, ... tokens: long tails do not run at full width, and what no one has written is not read. Each
-    number of rows and of tokens is a program, compiled when it is first met. If `batch` lies on a mesh
-    (`runtime.mesh.shard_batch`), each device decodes its own prompts. Under an outer `jit`, where the host cannot
-    look, the rows stay as they are and the caches grow all the same.
+    A fixed number of rows decode; a row whose sample has ended takes the next one, in the same program. When none
+    waits, the rows are cut to 3/4, a half, ... as no more are left, and the caches grow to 512, 2048, ... tokens as the
+    oldest sample does: tails do not run at full width, and what no one has written is not read. Each number of rows and
+    of tokens is a program, compiled when it is first met. If `batch` lies on a mesh (`runtime.mesh.shard_batch`), each
+    device decodes its own prompts. Under an outer `jit`, where the host cannot look, every sample has a row to the end.
 
     Args:
         model: the network.
@@ -67,6 +69,7 @@ def generate(
         fold: whether the deltas are folded into the weights first, which saves two products a layer and token. None:
             into float32 weights, where that is exact; bfloat16 would round small deltas away, so there they stay in
             low-rank form.
+        width: rows that decode at a time on each device. None: 32 on CPUs, 256 on accelerators.
 
     Raises:
         ConfigError: a setting out of its range.
@@ -94,47 +97,56 @@ def generate(
     if lora is not None and fold:
         params, lora = lora_module.fold(params, lora), None
     keys = _sample_keys(key, jnp.arange(len(batch.tokens)) if rows is None else jnp.asarray(rows), num_samples)
-    return _in_stretches(model, sampling, params, batch, lora, keys)
+    return _sample(model, sampling, params, batch, lora, keys, width)
 
 
-def _in_stretches(
-    model: Model, sampling: Sampling, params: dict, batch: Batch, lora: Lora | None, keys: Array
+def _sample(
+    model: Model, sampling: Sampling, params: dict, batch: Batch, lora: Lora | None, keys: Array, width: int | None
 ) -> Completions:
-    """Prefill, then stretch by stretch the samples [B, G] that have not ended, in programs as small as hold them."""
+    """Reads the prompts, then decodes their samples [B, G] in programs as small as hold those that are left."""
     size, mesh = sampling.max_new_tokens, _mesh(batch)
     traced = isinstance(keys, jax.core.Tracer)
-    samples = keys.size // (1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"])  # of each device
-    ends = _ends(size)
-    if traced:
-        ends = sorted({_window(end, size) for end in ends})
-    shape = samples, _window(ends[0], size)
-    prefix, state = begin(model, sampling, shape[1], mesh, params, batch, lora, keys)
-    count: int | Array = samples
-    for start, end in zip([1, *ends], ends, strict=False):
-        left = samples if traced else int(count)
-        if not left:
-            break
-        wanted = _width(left, samples), _window(end, size)
-        if wanted != shape:
-            shape, state = wanted, resize(*wanted, mesh, state)
-        state, count = advance(model, sampling, mesh, params, lora, prefix, keys, state, start, end)
+    samples = keys.size // devices_of(mesh)
+    rows = samples if traced else min(width or default_width(), samples)
+    prefix, completions = read(model, sampling, mesh, params, batch, lora, keys)
+    sizes, window = widths(rows, size), window_for(1, size)
+    state = start(model, rows, window, mesh, prefix.hidden.dtype, completions)
+    width, left = rows, samples
+    while left:
+        leave = 0 if traced else max((w for w in sizes if w < width), default=0)
+        least = 0 if mesh is None else PATIENCE
+        state, status = advance(model, sampling, mesh, params, lora, prefix, keys, state, leave, least, size)
+        if traced:  # all rows are as old as the window is long
+            if window == size:
+                break
+            oldest = window + 1
+        else:
+            left, oldest = map(int, jax.device_get(status))
+        shape = next(w for w in reversed(sizes) if w >= min(left, width)), max(window, window_for(oldest, size))
+        if left and shape != (width, window):
+            width, window = shape
+            state = resize(width, window, mesh, state)
     return state.completions
 
 
-def _ends(size: int) -> list[int]:
-    """Where the stretches of `size` tokens end."""
-    return [*range(STRETCH, size, STRETCH), size]
+def default_width() -> int:
+    """Rows that decode at a time on each device: beyond them a step of a CPU takes as much longer as it has rows."""
+    return 32 if jax.default_backend() == "cpu" else 256
 
 
-def _window(end: int, size: int) -> int:
-    """Tokens that the caches hold while token `end` is the last: a few sizes, of which the last is `size`."""
-    return min(size, STRETCH * 2 ** math.ceil(math.log2(max(end / STRETCH, 1))))
+def devices_of(mesh: Mesh | None) -> int:
+    """Devices among which rows are split."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def _width(left: int, samples: int) -> int:
-    """Rows for `left` of the samples: all, a half, ..., a 16th."""
-    widths = (-(-samples // 2**halvings) for halvings in range(HALVINGS, -1, -1))
-    return next(width for width in widths if width >= left)
+def widths(rows: int, size: int) -> list[int]:
+    """Numbers of rows that programs are compiled for, from all `rows` down; samples have up to `size` tokens."""
+    return sorted({-(-rows * part // 8) for part in (PARTS if size > WINDOW else PARTS_SHORT)}, reverse=True)
+
+
+def window_for(length: int, size: int) -> int:
+    """Tokens that the caches hold for samples of `length`: 128, 512, ..., of which the last is `size`."""
+    return min(size, next(w for w in (WINDOW * 4**k for k in range(size)) if w >= length))
 
 
 def _mesh(batch: Batch) -> Mesh | None:

@@ -6,13 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmedexpert_jax.models import Cache, Prefix
+from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout import completion_logprobs, generate
-from mmedexpert_jax.rollout.decode import Sampling, advance, begin, programs
+from mmedexpert_jax.rollout.decode import Sampling, advance, programs, read, start
 
 COLLECTIVES = re.compile("all-reduce|all-gather|all-to-all|collective|reduce-scatter|send|recv")
 generate_module = sys.modules["mmedexpert_jax.rollout.generate"]
@@ -35,54 +39,98 @@ def loop_instructions(text: str) -> list[tuple[str, str, int]]:
 
 
 @pytest.fixture(scope="module")
-def stretched(tiny, batch, limits, lora):
-    """(samples decoded in stretches of 4 tokens, programs of them, the same in one) at temperature 1."""
-    sample = lambda: jax.device_get(  # noqa: E731
-        generate(*tiny, batch, key=jax.random.key(5), lora=lora, **limits)
+def refilled(tiny, batch, limits, lora):
+    """(samples of 12 decoded in 4 rows over windows of 2, 8 and 12 tokens, programs of them, all 12 side by side)."""
+    sample = lambda width: jax.device_get(  # noqa: E731
+        generate(*tiny, batch, key=jax.random.key(5), lora=lora, width=width, **limits)
     )
-    one = sample()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate_module, "WINDOW", 16)
+        patch.setattr(generate_module, "PARTS_SHORT", (8,))
+        side_by_side = sample(12)
     before = len(programs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate_module, "STRETCH", 4)
-        return sample(), programs[before:], one
+        patch.setattr(generate_module, "WINDOW", 2)
+        return sample(4), programs[before:], side_by_side
 
 
-def test_rows_that_ended_make_room_and_change_nothing(stretched):
-    found, compiled, expected = stretched
+def test_rows_that_take_the_next_sample_change_nothing(refilled):
+    found, compiled, expected = refilled
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
     np.testing.assert_array_equal(found.lengths, expected.lengths)
     np.testing.assert_array_equal(found.truncated, expected.truncated)
-    assert compiled[0] == "prefill of 3 rows, window 4" and len(compiled) == 4
-    rows = [int(name.split()[2]) for name in compiled[1:]]
-    assert rows[0] == 12 and rows[-1] < 12
+    decode = [name.removeprefix("decode of ") for name in compiled if name.startswith("decode")]
+    assert decode[0] == "4 rows, window 2" and decode[-1] == "1 rows, window 12" and len(decode) <= 6
+    assert expected.truncated.any() and len(np.unique(expected.lengths)) > 3
 
 
-def test_under_jit_the_caches_grow_and_the_samples_are_the_same(stretched, tiny, batch, lora, limits, monkeypatch):
-    monkeypatch.setattr(generate_module, "STRETCH", 6)
+def test_a_second_run_compiles_nothing(refilled, tiny, batch, limits, lora, monkeypatch):
+    monkeypatch.setattr(generate_module, "WINDOW", 2)
+    before = len(programs)
+    again = generate(*tiny, batch, key=jax.random.key(5), lora=lora, width=4, **limits)
+    np.testing.assert_array_equal(again.tokens, refilled[0].tokens)
+    assert len(programs) == before
+
+
+def test_under_jit_the_caches_grow_and_the_samples_are_the_same(refilled, tiny, batch, lora, limits, monkeypatch):
+    monkeypatch.setattr(generate_module, "WINDOW", 6)
     sample = jax.jit(lambda params, key: generate(tiny[0], params, batch, key=key, lora=lora, **limits))
     before = len(programs)
     found = sample(tiny[1], jax.random.key(5))
-    np.testing.assert_array_equal(found.tokens, stretched[2].tokens)
+    np.testing.assert_array_equal(found.tokens, refilled[2].tokens)
     # the one with a window of 12 tokens is traced already
-    assert programs[before:] == ["prefill of 3 rows, window 6", "decode of 12 rows, window 6"]
+    assert [name for name in programs[before:] if "decode" in name] == ["decode of 12 rows, window 6"]
 
 
-def test_log_probabilities_at_temperature_1_are_the_trainers(stretched, tiny, batch, lora):
-    found = stretched[0]
+def test_log_probabilities_at_temperature_1_are_the_trainers(refilled, tiny, batch, lora):
+    found = refilled[0]
     assert len(np.unique(found.lengths)) > 3
     score = jax.jit(lambda lora: completion_logprobs(*tiny, batch, found.tokens, found.lengths, lora=lora))
     np.testing.assert_allclose(score(lora), found.logprobs, atol=1e-4)
 
 
 def test_widths_and_windows_are_few():
-    widths = {generate_module._width(left, 96) for left in range(97)}
-    assert widths == {96, 48, 24, 12, 6} and all(generate_module._width(n, 96) >= n for n in range(97))
-    ends = generate_module._ends(1000)
-    assert ends[:2] == [128, 256] and ends[-1] == 1000
-    windows = [generate_module._window(end, 1000) for end in ends]
-    assert set(windows) == {128, 256, 512, 1000} and all(w >= end for w, end in zip(windows, ends, strict=True))
-    assert generate_module._ends(96) == [96] and generate_module._window(96, 96) == 96
+    assert generate_module.widths(96, 1000) == [96, 72, 48, 24, 12]
+    assert generate_module.widths(96, 96) == [96, 48, 24] and generate_module.widths(1, 96) == [1]
+    windows = [generate_module.window_for(length, 1000) for length in range(1, 1001)]
+    assert set(windows) == {128, 512, 1000} and all(w >= length for length, w in enumerate(windows, 1))
+    assert generate_module.window_for(1, 96) == 96
+
+
+class ImposedLengths:
+    """A model of two tokens that says the second, its stop, when a prompt's sample has the prompt's own length."""
+
+    config = SimpleNamespace(pad_token_id=0)
+
+    def prefill(self, params, batch, lora):
+        keys = (jnp.zeros((len(batch.tokens), 1, 1, 1)),)
+        return Prefix((batch.tokens == 1)[..., None], keys, keys, jnp.ones(len(batch.tokens), int), batch.tokens[:, 0])
+
+    def init_cache(self, batch_size, num_samples, length, dtype):
+        return Cache(*[(jnp.zeros((batch_size, num_samples, 1, length, 1)),)] * 2)
+
+    def decode(self, params, prefix, cache, tokens, steps, lora, slots, place):
+        return (steps + 2 == prefix.next_position[slots.prompt])[:, None], cache
+
+    def unembed(self, params, hidden, lora):
+        return hidden * jnp.array([-1.0, 1.0])
+
+
+@pytest.mark.parametrize(("samples", "mean", "limit"), [(32, None, 64), (128, 48, 256), (64, 300, 1024)])
+def test_few_row_steps_are_spent_on_padding(monkeypatch, samples, mean, limit):
+    """Rows times steps over the tokens of the samples, in 32 rows."""
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.geometric(1 / mean, samples), limit) if mean else np.full(samples, limit)
+    states = []
+    monkeypatch.setattr(generate_module, "advance", lambda *a: states.append(advance(*a)) or states[-1])
+    model, sampling = ImposedLengths(), Sampling(1, limit, 0, 0.0, 0, 1.0, (1,), ())
+    keys = jax.random.split(jax.random.key(0), (samples, 1))
+    batch = Batch(jnp.array(lengths[:, None]), *[None] * 7)
+    done = generate_module._sample(model, sampling, {}, batch, None, keys, 32)
+    np.testing.assert_array_equal(done.lengths[:, 0], lengths)
+    assert not done.truncated.any()
+    assert 0.9 < int(states[-1][0].spent[0]) / lengths.sum() <= 1.15
 
 
 def test_the_loop_holds_no_copy_of_a_cache(tiny, batch):
@@ -90,10 +138,11 @@ def test_the_loop_holds_no_copy_of_a_cache(tiny, batch):
     model, params = tiny
     sampling = Sampling(4, 512, 0, 1.0, 0, 1.0, (5,), ())
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (3, 4)))
-    prefix, state = jax.eval_shape(
-        lambda params, keys: begin(model, sampling, 512, None, params, batch, None, keys), params, keys
+    prefix, done = jax.eval_shape(
+        lambda params, keys: read(model, sampling, None, params, batch, None, keys), params, keys
     )
-    compiled = advance.lower(model, sampling, None, params, None, prefix, keys, state, 1, 512).compile()
+    state = jax.eval_shape(lambda done: start(model, 12, 512, None, prefix.hidden.dtype, done), done)
+    compiled = advance.lower(model, sampling, None, params, None, prefix, keys, state, 0, 0, 512).compile()
     inside = loop_instructions(compiled.as_text())
     buffer = state.cache.keys[0]
     assert any(operation == "dynamic-update-slice" and size == buffer.size for operation, _, size in inside)
@@ -118,7 +167,7 @@ model, params = Model(config), init_params(config, 0, "float32")
 batch = load_processor("mini")([[{"role": "user", "content": f"Is {n} a score?"}] for n in range(8)])
 module = __import__("sys").modules["mmedexpert_jax.rollout.generate"]
 lowered = []
-module.STRETCH = 4
+module.WINDOW, module.PATIENCE, module.PARTS = 4, 2, (8, 4)
 module.advance = lambda *a: (lowered.append(advance.lower(*a)) if not lowered else None, advance(*a))[1]
 sample = lambda params, batch: jax.device_get(
     generate(model, params, batch, key=jax.random.key(3), num_samples=2, max_new_tokens=8, stop_ids=range(600)))
