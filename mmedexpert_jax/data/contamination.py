@@ -123,13 +123,13 @@ class Findings:
 def of_item(item: Item, name: str = "") -> Document:
     """A benchmark's item as a document of the set `name`."""
     text = "\n".join([without_last_question(item.question), *item.options])
-    return Document(name or item.benchmark, item.id, text, tuple(image.open for image in item.images))
+    return Document(name or item.benchmark, item.id, text, tuple(image.plain for image in item.images))
 
 
 def of_case(case: Case, name: str) -> Document:
     """A case as a document of the set `name`."""
     text = "\n".join([without_last_question(case.question), *case.options])
-    return Document(name, case.id, text, tuple(_Encoded(image) for image in case.images))
+    return Document(name, case.id, text, tuple(image.plain for image in case.images))
 
 
 def without_last_question(text: str) -> str:
@@ -286,13 +286,3 @@ def _looks(document: Document, unreadable: list[str]) -> list[Look]:
         except DataError as error:
             unreadable.append(f"{document.set} {document.id}, image {number}: {error}")
     return looks
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    image: Image.Image
-
-    def __call__(self) -> bytes:
-        buffer = io.BytesIO()
-        self.image.save(buffer, "PNG")
-        return buffer.getvalue()

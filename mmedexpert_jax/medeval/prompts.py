@@ -46,7 +46,7 @@ def opened(messages: Messages) -> Messages:
 
 
 def _opened(part: Mapping[str, Any]) -> dict[str, Any]:
-    return {**part, "image": part["image"].open()} if part["type"] == "image" else dict(part)
+    return {**part, "image": part["image"].plain()} if part["type"] == "image" else dict(part)
 
 
 def styles() -> tuple[str, ...]:

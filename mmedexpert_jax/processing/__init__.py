@@ -3,7 +3,8 @@
 import os
 
 from mmedexpert_jax.processing.batch import Batch
-from mmedexpert_jax.processing.images import ImageConfig, open_image, patchify, smart_resize
+from mmedexpert_jax.processing.images import ImageRef, decode, open_image
+from mmedexpert_jax.processing.patches import ImageConfig, patchify, smart_resize
 from mmedexpert_jax.processing.positions import mrope_positions, patch_positions
 from mmedexpert_jax.processing.processor import Encoded, Processor
 
@@ -14,7 +15,9 @@ __all__ = [
     "Batch",
     "Encoded",
     "ImageConfig",
+    "ImageRef",
     "Processor",
+    "decode",
     "mrope_positions",
     "open_image",
     "patch_positions",

@@ -1,209 +1,315 @@
-"""Images on the host: any file becomes RGB, and RGB becomes the patches that Qwen2-VL's vision tower reads."""
+"""The one decoder: any image file becomes 8-bit RGB pictures, the same for whoever trains on, sends or shows them."""
 
+import base64
+import binascii
+import hashlib
 import io
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing import medical
+from mmedexpert_jax.processing.windows import Stack, View, chosen, grey, windowed
 
-MAX_PIXELS = 401_408  # 512 merged tokens
-MAX_ASPECT = 200  # longest side over shortest, as in transformers
-BICUBIC = int(Image.Resampling.BICUBIC)
+Source = Image.Image | bytes | str | Path
+PLAIN = View()
+TAIL = 65_536  # bytes at a JPEG's end in which its end-of-image marker is looked for
 
 
 @dataclass(frozen=True)
-class ImageConfig:
-    """What preprocessor_config.json fixes. The defaults are Qwen2-VL's, but for max_pixels."""
+class ImageRef:
+    """One picture of a question, read and decoded only when it is asked for.
 
-    patch_size: int = 14  # pixels
-    temporal_patch_size: int = 2  # a still image fills every frame of it
-    merge_size: int = 2  # patches on a side of one text token
-    min_pixels: int = 56 * 56
-    max_pixels: int = MAX_PIXELS
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    Attributes:
+        name: where it stands, for errors and reports.
+        read: gives the encoded file; a picklable object, so that questions can travel between processes.
+        view: window, plane and the one slice to be seen, where the file needs them.
+    """
 
-    def __post_init__(self):
-        if self.merge_size != 2:
-            raise DataError(f"merge_size is {self.merge_size}: only 2 is supported, the one of Qwen2-VL and Qwen2.5-VL")
-        if self.max_pixels < max(self.min_pixels, self.factor**2):
-            least = max(self.min_pixels, self.factor**2)
-            raise ConfigError(f"max_pixels is {self.max_pixels}, below the {least} that this processor needs: raise it")
+    name: str
+    read: Callable[[], bytes] = field(repr=False, compare=False)
+    view: View = PLAIN
 
-    @property
-    def factor(self) -> int:
-        """Sides of a resized image are multiples of this, in pixels."""
-        return self.patch_size * self.merge_size
+    def open(self) -> bytes:
+        """The encoded image file. Raises DataError, one line that names it, where it cannot be read."""
+        try:
+            return self.read()
+        except DataError:
+            raise
+        except FileNotFoundError:
+            raise DataError(f"{self.name}: no such image file") from None
+        except Exception as error:  # a broken archive raises nearly anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{self.name}: the image cannot be read ({reason[:200]}); fetch the file again") from None
 
-    @property
-    def patch_dim(self) -> int:
-        """Values in one patch: 3 channels, frames, rows, columns."""
-        return 3 * self.temporal_patch_size * self.patch_size**2
+    def plain(self) -> bytes:
+        """A file that anyone decodes to this picture without a view: the file itself, or else PNG. Raises DataError."""
+        return self.open() if self.view == PLAIN else Encoded(self.picture())()
 
-    @classmethod
-    def from_hf(cls, values: Mapping[str, Any], max_pixels: int | None = None) -> "ImageConfig":
-        """Reads preprocessor_config.json in its old (min_pixels, max_pixels) or new (size) form.
+    def picture(self) -> Image.Image:
+        """The decoded picture, RGB. Raises DataError."""
+        return open_image(self)
 
-        Args:
-            values: the file's content.
-            max_pixels: takes the place of the file's own limit; None caps that limit at MAX_PIXELS.
-
-        Raises:
-            DataError: the file asks for a step or size that this module does not do.
-            ConfigError: `max_pixels` is too low.
-        """
-        fixed = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": BICUBIC}
-        for key, expected in fixed.items():
-            if values.get(key, expected) != expected:
-                raise DataError(f"preprocessor_config.json: {key} is {values[key]!r}, only {expected!r} is supported")
-        if not math.isclose(values.get("rescale_factor", 1 / 255), 1 / 255):
-            raise DataError("preprocessor_config.json: rescale_factor is not 1/255, the only supported value")
-        size = values.get("size") or {}
-        lowest = values.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or cls.min_pixels
-        highest = values.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or MAX_PIXELS
-        return cls(
-            patch_size=values.get("patch_size", cls.patch_size),
-            temporal_patch_size=values.get("temporal_patch_size", cls.temporal_patch_size),
-            merge_size=values.get("merge_size", cls.merge_size),
-            min_pixels=lowest,
-            max_pixels=min(highest, MAX_PIXELS) if max_pixels is None else max_pixels,
-            mean=tuple(values.get("image_mean", cls.mean)),
-            std=tuple(values.get("image_std", cls.std)),
+    def expand(self) -> tuple["ImageRef", ...]:
+        """One reference for each picture that the view chooses; reads headers only. Raises DataError."""
+        stack = _stack(self.open(), self.name, self.view)
+        if stack.count == 1:
+            return (self,)
+        places = chosen(stack.count, self.view.slices, self.name)
+        return tuple(
+            replace(self, name=f"{self.name}, slice {place}", view=replace(self.view, slices=(place,)))
+            for place in places
         )
 
-    def to_hf(self) -> dict[str, Any]:
-        """The content of preprocessor_config.json that transformers reads, old and new."""
-        return {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": "Qwen2VLProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "resample": BICUBIC,
-            "size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
-            "min_pixels": self.min_pixels,
-            "max_pixels": self.max_pixels,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-            "patch_size": self.patch_size,
-            "temporal_patch_size": self.temporal_patch_size,
-            "merge_size": self.merge_size,
-        }
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the encoded file, 64 hexadecimal digits, the same wherever the file lies; of file and view where
+        the view says something."""
+        digest = hashlib.sha256(self.open())
+        if self.view != PLAIN:
+            digest.update(repr(self.view).encode())
+        return digest.hexdigest()
+
+    def check(self) -> None:
+        """Reads headers and the end of the file, and decodes only what looks cut. Raises DataError.
+
+        Cheap enough for every row of a large set: a full decode of a 4-megapixel JPEG takes 30 ms, this 0.1 ms.
+        """
+        content = self.open()
+        if self.view != PLAIN:
+            self.picture()
+            return
+        if not _whole(content, self.name):
+            self.picture()
 
 
-def open_image(source: Image.Image | bytes | str | Path, name: str = "") -> Image.Image:
-    """Any still image as 8-bit RGB, upright.
+@dataclass(frozen=True)
+class Encoded:
+    """A picture made in memory as an encoded file; no compression, so that the bytes do not depend on the library's
+    version."""
+
+    image: Image.Image
+
+    def __call__(self) -> bytes:
+        """The picture as PNG."""
+        buffer = io.BytesIO()
+        self.image.save(buffer, "PNG", compress_level=0)
+        return buffer.getvalue()
+
+
+def in_memory(image: Image.Image, name: str = "image") -> ImageRef:
+    """A reference to a picture that is held in memory."""
+    return ImageRef(name, Encoded(image))
+
+
+def decode(
+    source: Source | ImageRef,
+    *,
+    name: str = "",
+    window: Any = None,
+    slices: int | Sequence[int] | None = None,
+    plane: str | None = None,
+) -> tuple[Image.Image, ...]:
+    """Any image file as 8-bit RGB pictures, upright and without metadata; what is not chosen is not decoded.
 
     The EXIF orientation is applied. Transparency is composited on white, as transformers' `convert_to_rgb` does
     (its `load_image`, used for paths, drops alpha instead and shows whatever colour hides under it). 16-bit grey is
-    scaled by its full range, with no window (Pillow and so transformers clip it at 255). Floats are read as 0..1 when
-    none exceeds 1, else as 0..255.
+    scaled by its full range; one whose values fill 12 bits at most would be black and is refused without a window
+    (Pillow and so transformers clip it at 255). Floats are read as 0..1 when none exceeds 1, else as 0..255.
+    DICOM and NIfTI: `processing.medical`.
 
     Args:
-        source: a path, an encoded file, or an opened image.
+        source: path, encoded file, data: or file: URI, opened image, or reference (whose own view then counts).
         name: what an error calls the image; a path names itself.
+        window: of grey values: (centre, width) as DICOM's linear function has it, a preset of `windows.PRESETS` for
+            Hounsfield units, "range" (darkest to brightest), "full" (of the bit depth), or three of these, one for
+            each colour channel; None: the file's own, or the rule above.
+        slices: of a file of several pictures (pages, frames, slices): so many at even distances, or their indices
+            from 0; None: there must be only one.
+        plane: of a NIfTI volume: "axial" (default), "coronal" or "sagittal".
 
     Raises:
-        DataError: no such file, not an image, truncated, animated, empty, or values without a known range.
+        DataError: no such file, not an image, truncated, empty, too large, several pictures and no choice among them,
+            or values without a known range.
+        ConfigError: a medical file, and the extra that reads it is not installed.
     """
-    name = name or (str(source) if isinstance(source, str | Path) else "image")
+    view = View.make(window, slices, plane, name or "image")
+    if isinstance(source, ImageRef):
+        name, view, source = name or source.name, source.view, source.open()
+    name = name or _named(source)
     try:
-        image = _decode(source)
-        if 0 in image.size:
-            raise DataError(f"{name}: the image is empty ({image.width} x {image.height} pixels)")
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # cameras add a preview frame to an MPO
-            raise DataError(f"{name}: {frames} frames; save the one to be seen as a still image")
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image), name)
+        stack = _stack(source, name, view)
+        if stack.count == 0:
+            raise DataError(f"{name}: holds no picture")
+        return tuple(stack.frame(place) for place in chosen(stack.count, view.slices, name))
     except DataError:
         raise
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such image file") from None
+    except MemoryError:
+        raise DataError(f"{name}: too large to be decoded in the memory there is; scale it down") from None
+    except Exception as error:  # decoders raise nearly anything on a broken file
+        raise DataError(f"{name}: not an image that can be decoded ({_reason(error)})") from error
+
+
+def open_image(source: Source | ImageRef, name: str = "", **view: Any) -> Image.Image:
+    """The one picture of a source, as `decode` gives it. Raises DataError where there are several."""
+    pictures = decode(source, name=name, **view)
+    if len(pictures) != 1:
+        raise DataError(f"{name or _named(source)}: {len(pictures)} pictures in the place of one; choose one slice")
+    return pictures[0]
+
+
+def _named(source: Source | ImageRef) -> str:
+    if isinstance(source, ImageRef):
+        return source.name
+    if isinstance(source, str) and source.startswith("data:"):
+        return f"{source[:40]}..."
+    return str(source) if isinstance(source, str | Path) else "image"
+
+
+def _reason(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+def _stack(source: Source, name: str, view: View) -> Stack:
+    """The pictures of a source, none of them decoded yet. Raises DataError."""
+    if isinstance(source, Image.Image):
+        return _still(source, name, view)
+    content = _content(source, name)
+    reader = medical.reader(content)
+    if reader is not None:
+        return reader(content, name, view)
+    if view.plane:
+        raise DataError(f"{name}: a plane is of a NIfTI volume; leave it out")
+    try:
+        return _still(Image.open(io.BytesIO(content)), name, view)
+    except DataError:
+        raise
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image of a known format") from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name}: not an image that can be decoded ({reason})") from error
+    except Exception as error:  # a header that lies raises nearly anything
+        raise DataError(f"{name}: not an image that can be decoded ({_reason(error)})") from error
 
 
-def _decode(source: Image.Image | bytes | str | Path) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    return Image.open(io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes()))
+def _content(source: bytes | str | Path, name: str) -> bytes:
+    """The encoded file. Raises DataError."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, str) and source.startswith("data:"):
+        head, _, body = source.partition(",")
+        try:
+            return base64.b64decode(body, validate=True) if head.endswith(";base64") else unquote(body).encode()
+        except (binascii.Error, ValueError) as error:
+            raise DataError(f"{name}: not a base64 data URI ({error})") from None
+    if isinstance(source, str) and source.startswith("file:"):
+        source = unquote(urlparse(source).path)
+    if not isinstance(source, str | Path):
+        raise DataError(f"{name}: an image is a path, bytes or an opened image, not {type(source).__name__}")
+    if str(source).startswith(("http://", "https://")):
+        raise DataError(f"{name}: images are not fetched from the web; no such image file, download it first")
+    path = Path(source).expanduser()
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such image file") from None
+    except (OSError, ValueError) as error:  # a folder, no permission, a NUL in the name
+        raise DataError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_to_uint8(np.asarray(image, np.float64), image.mode, name)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+def _pages(image: Image.Image) -> int:
+    """Pictures of an opened file; cameras add a preview to an MPO, which is none."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
-def _to_uint8(values: np.ndarray, mode: str, name: str) -> np.ndarray:
-    """Grey values [H, W] of an integer (up to 16 bits) or float image as uint8."""
-    lowest, highest = values.min(), values.max()
-    limit = 65535.0 if mode.startswith("I") else 1.0 if highest <= 1 else 255.0
+def _check_size(image: Image.Image, name: str) -> None:
+    if 0 in image.size:
+        raise DataError(f"{name}: the image is empty ({image.width} x {image.height} pixels)")
+    limit = Image.MAX_IMAGE_PIXELS  # Pillow's own limit warns; a line in a log stops nothing
+    if limit and image.width * image.height > limit:
+        raise DataError(
+            f"{name}: {image.width} x {image.height} pixels are over the limit of {limit:,} (decompression bomb?); "
+            "cut or scale it down"
+        )
+
+
+def _whole(content: bytes, name: str) -> bool:
+    """Whether an ordinary PNG or JPEG looks whole. Raises DataError where it is too large."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            _check_size(image, name)
+            if image.format not in ("JPEG", "PNG") or _pages(image) > 1 or image.mode not in ("L", "RGB"):
+                return False
+            image.verify()  # a PNG's checksums; of a JPEG nothing, hence its end
+            return image.format == "PNG" or b"\xff\xd9" in content[-TAIL:]
+    except DataError:
+        raise
+    except Exception:  # the decoder says why
+        return False
+
+
+def _still(image: Image.Image, name: str, view: View) -> Stack:
+    """Pages or frames of a file that Pillow reads."""
+    _check_size(image, name)
+    count = _pages(image)
+
+    def frame(place: int) -> Image.Image:
+        if count > 1:
+            image.seek(place)
+            _check_size(image, name)
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image), name, view)
+
+    return Stack(count, frame)
+
+
+def _to_rgb(image: Image.Image, name: str, view: View) -> Image.Image:
+    deep = image.mode == "F" or image.mode.startswith("I")
+    if deep or (view.window is not None and image.mode == "L"):
+        values = np.asarray(image, np.float64)
+        picture = Image.fromarray(_to_uint8(values, image.mode, name, view)).convert("RGB")
+        clear = image.info.get("transparency")
+        if deep and isinstance(clear, int):  # the one grey value that a PNG declares transparent
+            picture.paste((255, 255, 255), mask=Image.fromarray((values == clear).astype(np.uint8) * 255))
+    elif view.window is not None:
+        raise DataError(f"{name}: a window is of grey values, and this is a {image.mode} image; leave it out")
+    elif image.mode in ("RGBa", "La") or "A" in image.getbands() or "transparency" in image.info:
+        straight = {"RGBa": "RGBA", "La": "LA"}.get(image.mode, image.mode)
+        layer = image.convert(straight).convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), layer).convert("RGB")
+    else:
+        picture = image.convert("RGB")
+    if picture is image:
+        picture = image.copy()
+    picture.info = {}  # comments and colour profiles would travel into whatever is saved from it
+    return picture
+
+
+def _to_uint8(values: np.ndarray, mode: str, name: str, view: View) -> np.ndarray:
+    """Grey values [H, W] of an integer (up to 16 bits) or float image as uint8, [H, W] or [H, W, 3]."""
+    lowest, highest = float(values.min()), float(values.max())
+    limit = 255.0
+    if mode.startswith("I"):
+        limit = 65535.0
+    elif mode == "F" and highest <= 1:
+        limit = 1.0
+    if view.window is not None:
+        return windowed(values, view.window, (0.0, limit), name)
     if not (lowest >= 0 and highest <= limit):
-        raise DataError(f"{name}: grey values from {lowest:g} to {highest:g}; window them to 0..255 and save as 8 bit")
-    return np.round(values * (255 / limit)).astype(np.uint8)
-
-
-def smart_resize(height: int, width: int, config: ImageConfig = ImageConfig()) -> tuple[int, int]:
-    """Size in pixels that an image is resized to: multiples of `factor`, area in [min_pixels, max_pixels].
-
-    The rule is transformers' `smart_resize`, half-way cases to the even multiple included.
-
-    Raises:
-        DataError: one side is more than 200 times the other.
-    """
-    if max(height, width) > MAX_ASPECT * min(height, width):
-        raise DataError(f"an image of {width} x {height} pixels is longer than {MAX_ASPECT} to 1; crop it")
-    factor = config.factor
-    rows, columns = round(height / factor) * factor, round(width / factor) * factor
-    if rows * columns > config.max_pixels:
-        scale = math.sqrt(height * width / config.max_pixels)
-        rows = max(factor, math.floor(height / scale / factor) * factor)
-        columns = max(factor, math.floor(width / scale / factor) * factor)
-    elif rows * columns < config.min_pixels:
-        scale = math.sqrt(config.min_pixels / (height * width))
-        rows = math.ceil(height * scale / factor) * factor
-        columns = math.ceil(width * scale / factor) * factor
-    return rows, columns
-
-
-def patchify(image: Image.Image, config: ImageConfig = ImageConfig()) -> tuple[np.ndarray, tuple[int, int]]:
-    """Resized, normalised patches, bit-equal to transformers' `Qwen2VLImageProcessorPil`.
-
-    Args:
-        image: RGB, as `open_image` gives it.
-        config: sizes, limits and normalisation.
-
-    Returns:
-        patches [rows * columns, 3 * frames * patch_size**2] float32, the four patches of a merged token together,
-        and (rows, columns) of the patch grid, both even.
-    """
-    height, width = smart_resize(image.height, image.width, config)
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-    size, merge = config.patch_size, config.merge_size
-    rows, columns = height // size, width // size
-    pixels = pixels.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
-    pixels = pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, size**2)
-
-    levels = (np.arange(256) * (1 / 255)).astype(np.float32)[:, None]
-    table = (levels - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)  # [256, 3]
-    values = np.empty((rows * columns, 3, config.temporal_patch_size, size**2), np.float32)
-    for channel in range(3):
-        values[:, channel] = table[pixels[:, channel], channel]
-    return values.reshape(rows * columns, config.patch_dim), (rows, columns)
+        raise DataError(
+            f"{name}: grey values from {lowest:g} to {highest:g}; window them to 0..255 and save as 8 bit, or give a "
+            f'"window": [centre, width]'
+        )
+    # 12-bit scanners write 0..4095 into 16 bits. By the full range that is black, and which part of it matters only
+    # the owner knows. Values of 8 bits at most are no scan (an empty mask, a blank).
+    if limit == 65535 and 255 < highest < 4096:
+        raise DataError(
+            f'{name}: a 16-bit image with grey values up to {highest:g} only (12 bits); give it a "window": [centre, '
+            'width], or "range" for darkest to brightest, or "full" to scale by 65535'
+        )
+    return grey(values / limit)

@@ -12,7 +12,8 @@ import numpy as np
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template
-from mmedexpert_jax.processing.images import ImageConfig, open_image, patchify
+from mmedexpert_jax.processing.images import ImageRef, open_image
+from mmedexpert_jax.processing.patches import ImageConfig, patchify
 from mmedexpert_jax.processing.positions import MERGE_SIZE, mrope_positions, patch_positions
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -125,7 +126,9 @@ class Processor:
         return Encoded(expanded, positions, next_position, vision_index, images)
 
     def _patches(self, source: Any, number: int) -> tuple[np.ndarray, tuple[int, int]]:
-        name = str(source) if isinstance(source, str | Path) else f"image {number}"
+        name = source.name if isinstance(source, ImageRef) else f"image {number}"
+        if isinstance(source, str | Path) and not str(source).startswith("data:"):
+            name = str(source)
         image = open_image(source, name)
         try:
             return patchify(image, self.image_config)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.images import ImageRef, open_image
 from mmedexpert_jax.remote.protocol import Endpoint, Request
 
 IMAGE_TOKENS = 1500  # estimate for limits and budgets: a 1024 x 1024 image costs 765 to 1,445 tokens with OpenAI
@@ -62,34 +63,25 @@ def estimate_tokens(request: Request) -> int:
 
 
 def image_hash(image: Any) -> str:
-    """Hash of an image's file, or of its pixels where it is an open PIL image."""
+    """Hash of an image's file (and view), or of its pixels where it is an open PIL image."""
     if isinstance(image, Image.Image):
         return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+    if isinstance(image, ImageRef):
+        return image.sha256
     return hashlib.sha256(_read(image)).hexdigest()
 
 
 def data_uri(image: Any, side: int) -> str:
-    """An image as a data URI: upright, RGB, no metadata, at most `side` pixels long; PNG up to 512 kB, else JPEG."""
-    opened = image if isinstance(image, Image.Image) else _open(image)
-    upright = ImageOps.exif_transpose(opened).convert("RGB")
-    upright.thumbnail((side, side))
-    clean = Image.frombytes("RGB", upright.size, upright.tobytes())
-    content = io.BytesIO()
-    clean.save(content, "png")
-    kind = "png"
+    """An image as a data URI: what the one decoder shows of it, at most `side` pixels long, without metadata; PNG up
+    to 512 kB, else JPEG. Raises DataError."""
+    picture = open_image(image, "an image" if isinstance(image, bytes) else "")
+    picture.thumbnail((side, side))
+    content, kind = io.BytesIO(), "png"
+    picture.save(content, "png")
     if content.tell() > 512 * 1024:
         content, kind = io.BytesIO(), "jpeg"
-        clean.save(content, "jpeg", quality=90)
+        picture.save(content, "jpeg", quality=90)
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def _open(image: Any) -> Image.Image:
-    try:
-        opened = Image.open(io.BytesIO(_read(image)))
-        opened.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{_name(image)} cannot be decoded ({error}); leave the case out or mend the file") from None
-    return opened
 
 
 def _read(image: Any) -> bytes:
@@ -99,10 +91,6 @@ def _read(image: Any) -> bytes:
         return Path(image).read_bytes()
     except OSError as error:
         raise DataError(f"{image} cannot be read ({error.strerror}); mend the path") from None
-
-
-def _name(image: Any) -> str:
-    return "an image" if isinstance(image, bytes) else str(image)
 
 
 def _parts(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -1,46 +1,13 @@
 """The record of a benchmark's question, and of a benchmark: what every loader gives and all of evaluation takes."""
 
-import hashlib
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-from PIL import Image
-
 from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.images import ImageRef
 
 KINDS = ("choice", "yes_no", "open")
-
-
-@dataclass(frozen=True)
-class ImageRef:
-    """An image that is read only when it is asked for.
-
-    Attributes:
-        name: where it stands, for errors and reports.
-        read: gives the encoded file; a picklable object, so that items can travel between processes.
-    """
-
-    name: str
-    read: Callable[[], bytes] = field(repr=False, compare=False)
-
-    def open(self) -> bytes:
-        """The encoded image file. Raises DataError, one line that names it, where it cannot be read."""
-        try:
-            return self.read()
-        except DataError:
-            raise
-        except Exception as error:  # a broken archive raises nearly anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{self.name}: the image cannot be read ({reason}); fetch the file again") from None
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the encoded file, 64 hexadecimal digits: the same wherever the file lies."""
-        return hashlib.sha256(self.open()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -98,18 +65,6 @@ class Benchmark:
         return tuple(self.columns)
 
 
-@dataclass(frozen=True)
-class _Png:
-    """Encodes an opened image; no compression, so that the bytes do not depend on the library's version."""
-
-    image: Image.Image
-
-    def __call__(self) -> bytes:
-        buffer = io.BytesIO()
-        self.image.save(buffer, "PNG", compress_level=0)
-        return buffer.getvalue()
-
-
 def from_case(case: Case, benchmark: str = "mmedexpert_mini") -> Item:
     """A case of the training data as an item."""
     return Item(
@@ -118,7 +73,7 @@ def from_case(case: Case, benchmark: str = "mmedexpert_mini") -> Item:
         question=case.question,
         options=case.options,
         answer=case.answer,
-        images=tuple(ImageRef(f"{case.id}, image {n}", _Png(image)) for n, image in enumerate(case.images, 1)),
+        images=case.images,
         labels={
             "specialty": case.specialty,
             "task": case.task,

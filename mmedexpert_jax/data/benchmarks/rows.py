@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from mmedexpert_jax.data.benchmarks.item import ImageRef
 from mmedexpert_jax.data.benchmarks.source import Entry, MissingImage
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.images import ImageRef
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may hold an image
 

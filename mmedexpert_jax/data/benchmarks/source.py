@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mmedexpert_jax.data.benchmarks.item import ImageRef
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
+from mmedexpert_jax.processing.images import ImageRef
 
 JUNK = ("__MACOSX/", "/._", ".cache/")
 

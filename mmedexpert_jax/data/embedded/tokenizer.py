@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from mmedexpert_jax.data.case import PARADIGMS
 from mmedexpert_jax.data.embedded.recipe import generate
 from mmedexpert_jax.data.prompts import question, render
-from mmedexpert_jax.processing.images import ImageConfig
+from mmedexpert_jax.processing.patches import ImageConfig
 from mmedexpert_jax.processing.processor import CHAT_END, VISION_TOKENS, Processor
 
 MINI = Path(__file__).parents[2] / "assets" / "mini"

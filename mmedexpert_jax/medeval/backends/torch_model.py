@@ -1,14 +1,12 @@
 """Answers by transformers, for models that this project's engine does not run. An optional extra: it needs torch."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from PIL import Image
 
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse, stop_if
 from mmedexpert_jax.medeval.prompts import Messages, opened
+from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.rollout import Reply, Settings
 
 PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}  # not what the checkpoint names
@@ -118,7 +116,7 @@ def _parts(content: Any) -> list[dict[str, Any]]:
 def _part(part: dict[str, Any]) -> dict[str, Any]:
     if part["type"] != "image":
         return part
-    return {"type": "image", "image": Image.open(io.BytesIO(part["image"])).convert("RGB")}
+    return {"type": "image", "image": open_image(part["image"])}
 
 
 def _reply(processor: Any, tokens: list[int], stops: list[int]) -> Reply:

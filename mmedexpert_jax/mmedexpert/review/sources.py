@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -11,6 +12,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import Check, Picture, Record, Trace, trace_id
 from mmedexpert_jax.mmedexpert.store import FILE, Store
+from mmedexpert_jax.processing.images import Encoded, open_image
 
 OWN_FILE = "review.sqlite"  # holds the events of a review whose traces come from a data set
 SPLITS = ("train", "dev", "test")
@@ -78,7 +80,7 @@ def from_case(case: Case, source: str = "") -> Trace:
         question=case.question,
         options=case.options,
         answer=case.answer,
-        images=tuple(Picture(f"{case.id}-{i}.png", _png(image)) for i, image in enumerate(case.images)),
+        images=tuple(Picture(f"{case.id}-{i}.png", image.plain()) for i, image in enumerate(case.images)),
         specialty=case.specialty,
         paradigms=case.paradigms,
     )
@@ -86,15 +88,12 @@ def from_case(case: Case, source: str = "") -> Trace:
     return Trace(id, record, case.paradigm, case.trace, "", "", 0, "", Check(True, case.answer))
 
 
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def encoded(picture: Picture) -> tuple[bytes, str]:
-    """An image as a browser shows it, and its content type; what browsers cannot read becomes PNG."""
-    with Image.open(io.BytesIO(picture.data)) as image:
-        if image.format in ("PNG", "JPEG", "WEBP", "GIF"):
-            return picture.data, f"image/{image.format.lower()}"
-        return _png(image.convert("RGB")), "image/png"
+    """An image as a browser shows it, and its content type: the file where a browser sees what the model sees and it
+    says nothing beside its pixels, else the decoded picture as PNG."""
+    kinds = {"PNG": "image/png", "JPEG": "image/jpeg"}
+    with suppress(Exception), Image.open(io.BytesIO(picture.data)) as image:  # what it cannot open is decoded below
+        silent = not ({"exif", "comment", "transparency"} & set(image.info) or getattr(image, "text", None))
+        if image.format in kinds and image.mode in ("L", "RGB") and silent and getattr(image, "n_frames", 1) == 1:
+            return picture.data, kinds[image.format]
+    return Encoded(open_image(picture.data, picture.name))(), "image/png"

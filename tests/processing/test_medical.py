@@ -1,0 +1,208 @@
+"""DICOM and NIfTI against pydicom's own LUTs and nibabel's own orientation, on real files."""
+
+import gzip
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing import decode, open_image
+from mmedexpert_jax.processing.windows import PRESETS, View, chosen
+
+pydicom = pytest.importorskip("pydicom")
+nibabel = pytest.importorskip("nibabel")
+warnings.filterwarnings("ignore")
+
+FOLDERS = [Path(pydicom.__file__).parent / "data", *([Path(__import__("data_store").__file__).parent])]
+DICOM = sorted({file for folder in FOLDERS for file in folder.rglob("*.dcm")})
+VOLUMES = Path(nibabel.__file__).parent / "tests" / "data"
+
+
+def by_pydicom(dataset, values: np.ndarray) -> np.ndarray:
+    """uint8 of one grey frame whose window stands in its own header, by pydicom's functions alone."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    shown = apply_voi_lut(apply_modality_lut(values, dataset), dataset)
+    probe = dataset.copy()
+    if dataset.get("VOILUTSequence"):
+        low, high = 0, 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
+    else:  # what pydicom gives far below and far above the window
+        probe.WindowCenter, probe.WindowWidth = 0, 2
+        from pydicom.pixels import apply_windowing
+
+        probe.VOILUTFunction = "LINEAR"
+        low, high = apply_windowing(np.array([-1e9, 1e9]), probe)
+    levels = np.round(np.clip((shown - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    return 255 - levels if dataset.PhotometricInterpretation == "MONOCHROME1" else levels
+
+
+@pytest.mark.parametrize("file", DICOM, ids=lambda file: file.name)
+def test_every_real_dicom_is_read_as_pydicom_shows_it_or_refused_in_one_line(file):
+    try:
+        pictures = decode(file, slices=2)
+    except DataError as error:
+        assert str(file) in str(error) and "\n" not in str(error) and len(str(error)) < 400
+        return
+    dataset = pydicom.dcmread(file, force=True)
+    count = int(dataset.get("NumberOfFrames") or 1)
+    assert len(pictures) == min(2, count)
+    windowed = dataset.get("WindowWidth") not in (None, "") or dataset.get("VOILUTSequence")
+    for picture, place in zip(pictures, chosen(count, 2, "x"), strict=True):
+        assert picture.mode == "RGB" and picture.size == (dataset.Columns, dataset.Rows) and not picture.info
+        if windowed and dataset.get("PhotometricInterpretation", "").startswith("MONO"):
+            values = pydicom.pixels.pixel_array(file, index=place if count > 1 else None)
+            np.testing.assert_array_equal(np.asarray(picture)[..., 0], by_pydicom(dataset, values))
+
+
+def test_most_of_the_real_files_are_read():
+    read, refused = 0, []
+    for file in DICOM:
+        try:
+            read += bool(decode(file, slices=1))
+        except DataError as error:
+            refused.append(str(error))
+    print("\n".join(refused))
+    assert read >= 100
+
+
+def a_ct(**header) -> bytes:
+    """A CT slice of stored values 0..4095 with rescale -1024, named after a patient."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID = pydicom.uid.CTImageStorage
+    dataset.SOPInstanceUID = "1.2.3"
+    values = np.linspace(0, 4095, 64 * 48).astype(np.uint16).reshape(48, 64)
+    fields = {
+        "PatientName": "Doe^Jane",
+        "Modality": "CT",
+        "PhotometricInterpretation": "MONOCHROME2",
+        "SamplesPerPixel": 1,
+        "Rows": 48,
+        "Columns": 64,
+        "BitsAllocated": 16,
+        "BitsStored": 12,
+        "HighBit": 11,
+        "PixelRepresentation": 0,
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+        "PixelData": values.tobytes(),
+    }
+    for key, value in (fields | header).items():
+        setattr(dataset, key, value)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_preset_is_pydicoms_window_of_that_centre_and_width(preset):
+    centre, width = PRESETS[preset]
+    shown = open_image(a_ct(), "scan", window=preset)
+    header = open_image(a_ct(WindowCenter=centre, WindowWidth=width), "scan")
+    assert np.array_equal(np.asarray(shown), np.asarray(header))
+    dataset = pydicom.dcmread(io.BytesIO(a_ct(WindowCenter=centre, WindowWidth=width)))
+    assert np.array_equal(np.asarray(shown)[..., 0], by_pydicom(dataset, dataset.pixel_array))
+
+
+def test_monochrome1_is_inverted_and_three_windows_are_three_channels():
+    straight = np.asarray(open_image(a_ct(), window=[40, 400]))
+    inverted = np.asarray(open_image(a_ct(PhotometricInterpretation="MONOCHROME1"), window=(40, 400)))
+    assert np.array_equal(inverted, 255 - straight)
+    colours = np.asarray(open_image(a_ct(), window=["wide", "mediastinum", "brain"]))
+    for channel, preset in enumerate(("wide", "mediastinum", "brain")):
+        assert np.array_equal(colours[..., channel], np.asarray(open_image(a_ct(), window=preset))[..., 0])
+
+
+def test_without_a_window_the_range_counts_without_padding():
+    values = np.full((48, 64), 1000, np.uint16)
+    values[0], values[1] = 0, 1100
+    shown = np.asarray(open_image(a_ct(PixelData=values.tobytes(), PixelPaddingValue=0)))
+    assert shown[5, 5, 0] == 0 and shown[1, 5, 0] == 255
+
+
+def test_what_a_scan_cannot_show_is_one_line():
+    cases = {
+        "Hounsfield": ({"Modality": "MR"}, {"window": "lung"}),
+        "frames": ({"NumberOfFrames": 3}, {}),
+        "without a picture": ({"PixelData": None, "Rows": 0}, {}),
+        "0 x 64|64 x 0": ({"Rows": 0}, {}),
+        "plane": ({}, {"plane": "sagittal"}),
+        "cannot be decoded": ({"PixelData": b"ab"}, {}),
+    }
+    for words, (header, view) in cases.items():
+        content = a_ct(**header)
+        if header.get("PixelData", 1) is None:
+            dataset = pydicom.dcmread(io.BytesIO(content))
+            del dataset.PixelData
+            buffer = io.BytesIO()
+            dataset.save_as(buffer)
+            content = buffer.getvalue()
+        with pytest.raises(DataError, match=words) as caught:
+            decode(content, name="scan 1", **view)
+        assert str(caught.value).startswith("scan 1") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["example4d.nii.gz", "example_nifti2.nii.gz", "anatomical.nii", "functional.nii"])
+@pytest.mark.parametrize(("plane", "axis"), [("axial", 2), ("coronal", 1), ("sagittal", 0)])
+def test_real_volumes_are_shown_in_nibabels_canonical_orientation(name, plane, axis):
+    image = nibabel.load(VOLUMES / name)
+    canonical = nibabel.as_closest_canonical(image)
+    values = np.asarray(canonical.dataobj, np.float64)
+    values = values[..., 0] if values.ndim == 4 else values
+    low, high = image.header["cal_min"], image.header["cal_max"]
+    if high <= low:
+        low, high = np.percentile(values, (0.5, 99.5))
+    place = values.shape[axis] // 2
+    (picture,) = decode(VOLUMES / name, slices=[place], plane=plane)
+    levels = np.round(np.clip((np.take(values, place, axis) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    expected = Image.fromarray(np.rot90(levels)[:, ::-1])  # the patient's right, or front, on the left
+    wide, high = (size for i, size in enumerate(canonical.header.get_zooms()[:3]) if i != axis)
+    if wide == high:
+        assert np.array_equal(np.asarray(picture)[..., 0], np.asarray(expected))
+    else:
+        assert abs(picture.width * high * levels.shape[1] / (picture.height * wide * levels.shape[0]) - 1) < 10
+
+
+def test_a_volume_knows_left_from_right_and_up_from_down():
+    values = np.zeros((8, 10, 12), np.int16)
+    values[6:, :, :], values[:, :, 10:] = 50, 100  # the patient's right side; the top
+    for flip in (1, -1):
+        affine = np.diag([flip * 1.0, 1, 1, 1])
+        stored = values[::flip]
+        content = nibabel.Nifti1Image(stored, affine).to_bytes()
+        axial = np.asarray(open_image(content, window="range", slices=[3]))
+        assert axial.shape == (10, 8, 3) and axial[5, 0, 0] > axial[5, 7, 0]
+        coronal = np.asarray(open_image(gzip.compress(content), window=[50, 101], slices=[2], plane="coronal"))
+        assert coronal.shape == (12, 8, 3) and coronal[0, 4, 0] == 255 and coronal[11, 4, 0] <= 1
+
+
+def test_slices_are_even_or_named():
+    assert chosen(10, 5, "x") == (1, 3, 5, 7, 9)
+    assert chosen(9, 1, "x") == (4,)
+    assert chosen(3, 8, "x") == (0, 1, 2)
+    assert chosen(10, (9, 0), "x") == (9, 0)
+    with pytest.raises(DataError, match="x: no slice 10; it has 10, from 0 to 9"):
+        chosen(10, (10,), "x")
+    for wrong in ({"slices": 0}, {"slices": True}, {"slices": []}, {"slices": [-1]}, {"slices": "3"}, {"plane": "up"}):
+        with pytest.raises(DataError, match=f"row 2, {next(iter(wrong))}"):
+            View.make(**wrong, name="row 2")
+    for window in ("lungs", [1], [0, 0], [0, float("nan")], [None, None], {"lung": 1}, 5, True, ["lung", "bone"]):
+        with pytest.raises(DataError, match="row 2, window"):
+            View.make(window=window, name="row 2")
+
+
+def test_a_packed_volume_without_end_is_refused(monkeypatch):
+    from mmedexpert_jax.processing import medical
+
+    monkeypatch.setattr(medical, "MAX_BYTES", 1000)
+    content = gzip.compress(nibabel.Nifti1Image(np.zeros((40, 40, 40), np.int16), np.eye(4)).to_bytes())
+    with pytest.raises(DataError, match="unpacks to more than"):
+        decode(content, slices=1)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="NIfTI file that can be read"):
+        decode(content[:200], slices=1)
