@@ -1,35 +1,82 @@
-"""Cases from files: Parquet or JSON Lines in the documented schema, checked row by row."""
+"""Cases from files, checked row by row; images are opened, not decoded, and only those of the cases that are kept."""
 
-import io
-import json
-from collections.abc import Iterator
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from mmedexpert_jax import border
+from mmedexpert_jax.data import forms, tables
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing import medical
+from mmedexpert_jax.processing.images import ImageRef, content
+from mmedexpert_jax.processing.windows import View, chosen
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "mmedexpert_mini"
 SPLITS = ("train", "dev", "test")
 BENCHMARK = "benchmark:"  # begins a path that names a benchmark
+MAX_ID = 200  # characters: ids become file names and cells of tables
+
+# The schema of a row, which docs/own.md shows as a table: key -> (value, whether it must be there, meaning).
+KEYS: dict[str, tuple[str, bool, str]] = {
+    "id": ("text", True, f"unique in its file, at most {MAX_ID} characters"),
+    "question": ("text", True, "vignette and question, without the options"),
+    "options": (
+        "list of 2 to 10 texts, or an object by letter",
+        False,
+        "left out, or empty, for an open question",
+    ),
+    "answer": ("text", True, "letter of the right option; of an open question the reference answer"),
+    "specialty": (
+        "text",
+        False,
+        "`AM`, `CAH`, `BS` or `CSI` for the four experts; any other name where they are not trained",
+    ),
+    "task": ("text", False, "kind of question"),
+    "images": (
+        "list of images",
+        False,
+        "each a path from the file's folder, a data URI, bytes, or an object with `path` or `bytes` and `window`, "
+        "`slices`, `plane`",
+    ),
+    "trace": ("text", False, "reasoning without tags; DSA needs it"),
+    "paradigm": ("text", False, "of the trace: `differential`, `intuitive`, `analytical` or `bayesian`; DSA needs it"),
+    "paradigms": ("list of texts", False, "those that apply to the case, for GBA; left out: all four"),
+}
+# Columns of this project's own sets, which say where a case comes from.
+PROVENANCE = {
+    *("source", "source_id", "licence", "doi", "redistributable", "specialty_by", "kind", "case_id", "trace_id"),
+    *("teacher", "review", "flags", "split"),
+}
+ALIASES = {
+    **dict.fromkeys(("image", "picture", "pictures", "image_path", "img"), "images"),
+    **dict.fromkeys(("choices", "candidates"), "options"),
+    **dict.fromkeys(("label", "solution", "gold", "target", "answer_idx", "correct"), "answer"),
+    **dict.fromkeys(("reasoning", "rationale", "cot", "thinking"), "trace"),
+}
 
 
 def load_cases(path: str | Path, split: str, specialty: str | None = None, limit: int = 0, seed: int = 0) -> list[Case]:
     """Reads the cases of one split.
 
     Args:
-        path: "mini" for the embedded set, a directory with `<split>.parquet` or `<split>.jsonl`, or one such file; or
-            "benchmark:name[:subset][@split][=source]", the choice questions of a benchmark, which have no specialty.
+        path: "mini" for the embedded set, a directory with `<split>.parquet`, `.jsonl`, `.json` or `.csv`, or one such
+            file; or "benchmark:name[:subset][@split][=source]", the choice questions of a benchmark, which have no
+            specialty. Rows are of the schema KEYS or of one of `forms.FORMS`.
         split: name of the split; ignored where `path` is a file or a benchmark.
         specialty: keep this specialty only (paper section 3.3); None keeps all.
         limit: keep at most so many cases, the specialties in turn; 0 keeps all.
         seed: of the choice that `limit` makes.
 
     Returns:
-        Cases in file order, or in the order of the choice.
+        Cases in file order, or in the order of the choice. Their images are references, of which headers have been
+        read.
 
     Raises:
         DataError: no such file, or a row that breaks the schema, named by file, row and key.
@@ -39,18 +86,49 @@ def load_cases(path: str | Path, split: str, specialty: str | None = None, limit
     if str(path).startswith(BENCHMARK):
         cases = _benchmark(str(path).removeprefix(BENCHMARK))
         return _subset(cases, limit, seed) if 0 < limit < len(cases) else cases
-    file = _find(path, split)
-    cases = [_case(row, f"{file}, row {number}", file.parent) for number, row in _rows(file)]
-    seen: set[str] = set()
-    for number, case in enumerate(cases, 1):
-        if case.id in seen:
-            raise DataError(f"{file}, row {number}: id {case.id!r} stands twice; ids must be unique")
-        seen.add(case.id)
+    file = find(path, split)
+    cases = list(read_cases(file, needs_four=specialty is not None))
     if specialty is not None:
         cases = [case for case in cases if case.specialty == specialty]
     if not cases:
         raise DataError(f"{file}: no cases{f' of specialty {specialty}' if specialty else ''}")
-    return _subset(cases, limit, seed) if 0 < limit < len(cases) else cases
+    if 0 < limit < len(cases):
+        cases = _subset(cases, limit, seed)
+    return [_with_images(case) for case in cases]
+
+
+def read_cases(
+    file: Path, needs_four: bool = False, refuse: Callable[[DataError], None] | None = None
+) -> Iterator[Case]:
+    """Cases of a file in order, their images not opened yet.
+
+    Args:
+        file: a table, as `data.tables` reads them.
+        needs_four: refuse a specialty that is none of SPECIALTIES.
+        refuse: takes the error of a row, which is then left out; None raises the first.
+
+    Raises:
+        DataError: as in `load_cases`.
+    """
+    seen: set[str] = set()
+    kept: set[str] = set()
+    for number, row in tables.read(tables.InFolder(file), str(file), ("images", "image")):
+        where = f"{file}, row {number}"
+        try:
+            case = _case(row, where, number, file.parent, needs_four)
+            if case.id in seen:
+                raise DataError(f"{where}: id {border.shown(case.id)} stands twice; ids must be unique")
+        except DataError as error:
+            if refuse is None:
+                raise
+            refuse(error)
+            continue
+        seen.add(case.id)
+        kept.update(case.columns)
+        yield case
+    if others := sorted(kept - {*PROVENANCE}):
+        named = border.cut(", ".join(others), 200)
+        logging.getLogger(__name__).warning("%s: keys that only rewards of your own read: %s", file, named)
 
 
 def _benchmark(entry: str) -> list[Case]:
@@ -62,116 +140,176 @@ def _benchmark(entry: str) -> list[Case]:
     if not found:
         raise DataError(f"{BENCHMARK}{entry}: no choice questions to train on")
     return [
-        Case(
-            id=item.id,
-            question=item.question,
-            options=item.options,
-            answer=item.answer,
-            specialty="",
-            task=item.benchmark,
-            images=tuple(Image.open(io.BytesIO(image.open())) for image in item.images),
-        )
+        Case(item.id, item.question, item.options, item.answer, task=item.benchmark, images=item.images)
         for item in found
     ]
 
 
-def _find(path: str | Path, split: str) -> Path:
+def find(path: str | Path, split: str) -> Path:
+    """The file of a split. Raises DataError."""
     root = EMBEDDED if str(path) == "mini" else Path(path).expanduser()
     if root.is_file():
         return root
-    for suffix in (".parquet", ".jsonl"):
+    for suffix in tables.SUFFIXES:
         if (file := root / f"{split}{suffix}").is_file():
             return file
     if not root.exists():
         raise DataError(f"no such data: {path}; give a .parquet or .jsonl file, a directory of splits, or 'mini'")
-    found = sorted(file.name for file in root.iterdir() if file.suffix in (".parquet", ".jsonl"))
+    found = sorted(file.name for file in root.iterdir() if file.suffix in tables.SUFFIXES)
     raise DataError(f"{root} has no split {split!r}; it holds {', '.join(found) or 'no .parquet or .jsonl file'}")
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if file.suffix == ".parquet":
-        import pyarrow.parquet as pq
-        from pyarrow import ArrowException
-
+def _case(row: Mapping[str, Any] | str, where: str, number: int, folder: Path, needs_four: bool) -> Case:
+    if isinstance(row, str):
+        raise DataError(f"{where}: {row}")
+    if forms.form(row):
         try:
-            rows = pq.read_table(file).to_pylist()
-        except (ArrowException, OSError) as error:
-            raise DataError(f"{file} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
-        yield from enumerate(rows, 1)
-        return
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as UTF-8 text ({error}); save it in UTF-8") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}, row {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{file}, row {number}: a row must be an object with the keys question, options, answer, ..."
-            )
-        yield number, row
-
-
-def _case(row: dict[str, Any], where: str, folder: Path) -> Case:
-    question, answer = _text(row, "question", where), _text(row, "answer", where)
-    options = row.get("options")
-    if isinstance(options, dict):
-        letters = sorted(options)
-        if "".join(letters).upper() != LETTERS[: len(letters)]:
-            raise DataError(f"{where}, key options: lettered {', '.join(letters)}; letter them A, B, ... without a gap")
-        options = [options[letter] for letter in letters]
-    if not options:
-        raise DataError(f"{where}, key options: no options; give 2 to {len(LETTERS)} texts")
-    if not 2 <= len(options) <= len(LETTERS) or not all(isinstance(o, str) and o.strip() for o in options):
-        raise DataError(f"{where}, key options: give 2 to {len(LETTERS)} texts, none empty")
-    if answer not in LETTERS[: len(options)]:
-        raise DataError(f"{where}, key answer: {answer!r} is not among {', '.join(LETTERS[: len(options)])}")
-    paradigms = tuple(row.get("paradigms") or PARADIGMS)
+            row = forms.ours(row, number)
+        except DataError as error:
+            raise DataError(f"{where}, {error}") from None
+    _refuse_near(row, where)
+    options = _options(row, where)
+    answer = _text(row, "answer", where)
+    if options and (len(answer) != 1 or answer not in LETTERS[: len(options)]):
+        letters = ", ".join(LETTERS[: len(options)])
+        raise DataError(f"{where}, key answer: {border.shown(answer)} is not among {letters}")
+    if not options and len(answer) == 1 and answer in LETTERS:
+        raise DataError(f"{where}, key options: no options for the answer {answer!r}; give 2 to {len(LETTERS)} texts")
+    id = _text(row, "id", where)
+    if len(id) > MAX_ID:
+        raise DataError(f"{where}, key id: {len(id)} characters; give at most {MAX_ID}")
     return Case(
-        id=_text(row, "id", where),
-        question=question,
-        options=tuple(options),
+        id=id,
+        question=_text(row, "question", where),
+        options=options,
         answer=answer,
-        specialty=_one_of(row, "specialty", SPECIALTIES, where),
-        task=row.get("task") or "",
-        images=tuple(_image(item, where, folder) for item in row.get("images") or ()),
-        paradigm=_one_of(row, "paradigm", ("", *PARADIGMS), where),
-        trace=row.get("trace") or "",
-        paradigms=tuple(_one_of({"paradigms": p}, "paradigms", PARADIGMS, where) for p in paradigms),
+        specialty=_specialty(row, where, needs_four),
+        task=_text(row, "task", where, ""),
+        images=tuple(_image(item, where, folder) for item in _list(row, "images", where)),
+        paradigm=_one_of(row.get("paradigm") or "", "paradigm", ("", *PARADIGMS), where),
+        trace=_text(row, "trace", where, ""),
+        paradigms=tuple(_one_of(p, "paradigms", PARADIGMS, where) for p in _list(row, "paradigms", where) or PARADIGMS),
+        columns={key: value for key, value in row.items() if key not in KEYS and value is not None},
     )
 
 
-def _text(row: dict[str, Any], key: str, where: str) -> str:
+def _refuse_near(row: Mapping[str, Any], where: str) -> None:
+    """An unknown key that stands for one that the row lacks would be a silent loss. Raises DataError."""
+    for key in row:
+        if key in KEYS or key in PROVENANCE or row[key] is None:
+            continue
+        close = difflib.get_close_matches(str(key).lower(), KEYS, 1, 0.8)
+        meant = ALIASES.get(str(key).lower(), close[0] if close else "")
+        if meant and row.get(meant) in (None, "", []):
+            raise DataError(f"{where}, key {border.cut(str(key))}: not a key of a row; call it {meant}")
+
+
+def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    options = row.get("options")
+    if options is None or options == [] or options == {}:
+        return ()
+    if isinstance(options, Mapping):
+        # Parquet has one struct for all rows, so that a row with fewer options holds nulls behind them
+        options = {letter: text for letter, text in options.items() if text is not None}
+        letters = sorted(options)
+        if "".join(letters).upper() != LETTERS[: len(letters)]:
+            named = border.cut(", ".join(letters))
+            raise DataError(f"{where}, key options: lettered {named}; letter them A, B, ... without a gap")
+        options = [options[letter] for letter in letters]
+    count = len(options) if isinstance(options, list | tuple) else 0
+    if not 2 <= count <= len(LETTERS) or not all(isinstance(o, str) and o.strip() for o in options):
+        raise DataError(
+            f"{where}, key options: give 2 to {len(LETTERS)} texts, none empty, or no options for an open question"
+        )
+    return tuple(options)
+
+
+def _specialty(row: Mapping[str, Any], where: str, needs_four: bool) -> str:
+    value = _text(row, "specialty", where, "")
+    if value.upper() in SPECIALTIES:
+        return _one_of(value, "specialty", SPECIALTIES, where)
+    if needs_four:
+        return _one_of(value, "specialty", SPECIALTIES, where)
+    return value
+
+
+def _text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
     value = row.get(key)
+    if default is not None and value in (None, ""):
+        return default
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}, key {key}: a non-empty text is needed, got {value!r}")
+        raise DataError(f"{where}, key {key}: a non-empty text is needed, got {border.shown(value)}")
     return value
 
 
-def _one_of(row: dict[str, Any], key: str, known: tuple[str, ...], where: str) -> str:
-    value = row.get(key) or ""
+def _list(row: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    value = row.get(key)
+    if value is not None and not isinstance(value, list | tuple):
+        raise DataError(f"{where}, key {key}: a list is needed, got {border.shown(value)}")
+    return list(value or ())
+
+
+def _one_of(value: Any, key: str, known: Iterable[str], where: str) -> str:
     if value not in known:
-        raise DataError(f"{where}, key {key}: {value!r} is none of {', '.join(k for k in known if k)}")
+        named = ", ".join(name for name in known if name)
+        raise DataError(f"{where}, key {key}: {border.shown(value)} is none of {named}")
     return value
 
 
-def _image(item: Any, where: str, folder: Path) -> Image.Image:
-    """An image of a row: a `datasets` Image struct {bytes, path}, or a path relative to the file."""
-    data, path = (item.get("bytes"), item.get("path")) if isinstance(item, dict) else (None, item)
+def _image(item: Any, where: str, folder: Path) -> ImageRef:
+    """A reference to an image of a row, whose file is not looked at."""
+    place, view = f"{where}, key images", {}
+    if isinstance(item, Mapping):
+        unknown = sorted({*item} - {"path", "bytes", "image", "window", "slices", "plane"})
+        if unknown:
+            raise DataError(f"{place}: an image has path, bytes, window, slices and plane, not {unknown[0]}")
+        view = {key: item.get(key) for key in ("window", "slices", "plane") if item.get(key) is not None}
+        data, path = item.get("bytes"), item.get("path") or item.get("image")
+        item = path if data is None else data
+    else:
+        path = getattr(item, "path", None) if callable(item) else None
+    seen = View.make(**view, name=place)
+    named = f"{place}: {border.cut(str(path)) if path else 'embedded image'}"
+    if callable(item):  # a cell of a Parquet file, which may hold a path alone
+        return ImageRef(named, partial(_cell, item, folder, named), seen)
+    if isinstance(item, bytes):
+        return ImageRef(named, partial(bytes, item), seen)
+    if not isinstance(item, str) or not item.strip():
+        raise DataError(f"{place}: a path, a data URI or bytes are needed, got {border.shown(item)}")
+    if item.startswith(("data:", "file:", "http://", "https://")):
+        named = f"{place}: {border.cut(item, 40)}"
+        return ImageRef(named, partial(content, item, named), seen)
+    return ImageRef(f"{place}: {border.cut(item)}", tables.InFolder(folder / Path(item).expanduser()), seen)
+
+
+def _cell(cell: Any, folder: Path, name: str) -> bytes:
+    """The bytes of a Parquet cell, or those of the file that it names beside the table."""
     try:
-        content = data if data is not None else (folder / str(path)).read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            image.verify()
-        image = Image.open(io.BytesIO(content))
-        image.load()
-        return image
-    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}, key images: {path or 'embedded image'} cannot be decoded ({error})") from None
+        return cell()
+    except DataError:
+        if not getattr(cell, "path", ""):
+            raise
+        return content(folder / cell.path, name)
+
+
+def _with_images(case: Case) -> Case:
+    """The case with one reference for each picture, after a look at the headers. Raises DataError."""
+    if not case.images:
+        return case
+    return replace(case, images=tuple(picture for image in case.images for picture in pictures(image)))
+
+
+def pictures(image: ImageRef) -> Iterator[ImageRef]:
+    """References to the pictures that an image of a row stands for: itself, the chosen slices of a file, or the chosen
+    files of a folder with a DICOM series. Raises DataError."""
+    folder = getattr(image.read, "path", None)
+    if isinstance(folder, Path) and folder.is_dir():
+        files = medical.series(folder, image.name)
+        for place in chosen(len(files), image.view.slices, image.name):
+            view = replace(image.view, slices=None)
+            yield ImageRef(f"{image.name}/{files[place].name}", tables.InFolder(files[place]), view)
+        return
+    yield from image.expand()
 
 
 def _subset(cases: list[Case], limit: int, seed: int) -> list[Case]:

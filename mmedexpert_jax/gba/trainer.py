@@ -279,7 +279,7 @@ def _rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
                 "specialty": prompt.case.specialty,
                 "paradigm": prompt.paradigm or "",
                 "prompt": question(prompt.case, prompt.paradigm, prompt.guideline),
-                "image": prompt.case.images[0] if prompt.case.images and not j else None,
+                "image": prompt.case.images[0].picture() if prompt.case.images and not j else None,
                 "completion": text,
                 "answer": prompt.case.answer,
                 "choice": choice,

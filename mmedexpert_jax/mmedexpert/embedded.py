@@ -50,7 +50,8 @@ def _row(number: int, made: Generated) -> dict:
         "redistributable": True,
     }
     if case.images:
-        row |= {"options": list(case.options), "images": [{"bytes": png(i), "path": "image.png"} for i in case.images]}
+        images = [{"bytes": png(image.picture()), "path": "image.png"} for image in case.images]
+        row |= {"options": list(case.options), "images": images}
     return row
 
 

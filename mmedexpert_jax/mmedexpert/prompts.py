@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from mmedexpert_jax.data import prompts as shared
@@ -10,6 +11,7 @@ from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
 from mmedexpert_jax.mmedexpert.moves import CONCLUSION, FORBIDDEN, REQUIRED
 from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.processing.images import ImageRef
 
 STYLES = ("full", "short")
 SYSTEM = (
@@ -70,7 +72,7 @@ def as_case(record: Record, paradigm: str = "", trace: str = "") -> Case:
         record.answer,
         record.specialty or SPECIALTIES[0],
         record.subspecialty,
-        tuple(picture.image() for picture in record.images),
+        tuple(ImageRef(picture.name, partial(bytes, picture.data)) for picture in record.images),
         paradigm,
         trace,
         record.paradigms,

@@ -1,13 +1,13 @@
 """What the factory passes on: a case of any source in one form, a trace written for it, and what has been found."""
 
 import hashlib
-import io
 from dataclasses import dataclass
 
 from PIL import Image
 
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.data.prompts import render
+from mmedexpert_jax.processing.images import open_image
 
 STEPS = ("", "step1", "step2&3")  # of the USMLE, where a source says
 KINDS = ("diagnosis", "management", "mechanism", "other")  # of what a question asks
@@ -32,9 +32,7 @@ class Picture:
 
     def image(self) -> Image.Image:
         """The decoded image."""
-        image = Image.open(io.BytesIO(self.data))
-        image.load()
-        return image
+        return open_image(self.data, self.name)
 
 
 @dataclass(frozen=True)

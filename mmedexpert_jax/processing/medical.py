@@ -17,7 +17,8 @@ import math
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -56,7 +57,7 @@ def _is_dicom(content: bytes) -> bool:
     if len(content) <= 132 or content[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08"):
         return False
     # other formats may begin so too: the first data element must have a plausible length
-    order = "little" if content[1] == 0 else "big"
+    order: Literal["little", "big"] = "little" if content[1] == 0 else "big"
     explicit = content[4:6].isalpha() and content[4:6].isupper()
     length = int.from_bytes(content[6:8] if explicit else content[4:8], order)
     return length < 4096
@@ -106,6 +107,40 @@ def read_dicom(content: bytes, name: str) -> Any:
         return dataset
     except Exception as error:  # pydicom raises nearly anything on a broken file
         raise DataError(f"{name}: not a DICOM file that can be read ({_line(error)})") from None
+
+
+@_quiet
+def series(folder: Path, name: str) -> list[Path]:
+    """The files of a folder that holds one DICOM series, in the order of their places along the slices' normal.
+
+    Raises:
+        DataError: no DICOM file, several series, or one that cannot be read.
+    """
+    found: list[tuple[float, int, Path]] = []
+    ids = set()
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        with file.open("rb") as head:
+            if head.read(132)[128:] != b"DICM":
+                continue
+        dataset = read_dicom(file.read_bytes(), f"{name}/{file.name}")
+        if "PixelData" not in dataset:
+            continue
+        ids.add(str(dataset.get("SeriesInstanceUID", "")))
+        found.append((_along_normal(dataset), int(dataset.get("InstanceNumber") or 0), file))
+    if not found:
+        raise DataError(f"{name}: a folder without DICOM pictures; give the folder of one series, or a file")
+    if len(ids) > 1:
+        raise DataError(f"{name}: {len(ids)} series in one folder; put each into a folder of its own")
+    return [file for _, _, file in sorted(found)]
+
+
+def _along_normal(dataset: Any) -> float:
+    """Place of a slice along its normal in mm; 0 where the header does not say it."""
+    try:
+        axes = np.array([float(x) for x in dataset.ImageOrientationPatient]).reshape(2, 3)
+        return float(np.cross(*axes) @ np.array([float(x) for x in dataset.ImagePositionPatient]))
+    except (AttributeError, TypeError, ValueError):
+        return 0.0
 
 
 @_quiet
@@ -233,10 +268,10 @@ def _nifti_size(content: bytes) -> int:
 @_quiet
 def _nifti(content: bytes, name: str, view: View) -> Stack:
     """The slices of a volume along a plane's normal."""
-    volume, spacing, limits = _volume(content, name)
     axis = {"axial": 2, "coronal": 1, "sagittal": 0}[view.plane or PLANES[0]]
 
     def frame(place: int) -> Image.Image:
+        volume, spacing, limits = _volume(content, name)
         values = np.take(volume, place, axis=axis).astype(np.float64)
         window = view.window
         if window is None:
@@ -248,7 +283,7 @@ def _nifti(content: bytes, name: str, view: View) -> Stack:
         wide, high = (size for i, size in enumerate(spacing) if i != axis)
         return _square(picture, wide, high)
 
-    return Stack(volume.shape[axis], frame)
+    return Stack(_canonical(_header(content, name), name)[0][axis], frame)
 
 
 def _square(picture: Image.Image, wide: float, high: float) -> Image.Image:
@@ -263,38 +298,61 @@ def _square(picture: Image.Image, wide: float, high: float) -> Image.Image:
     return picture.resize(size, Image.Resampling.BILINEAR)
 
 
+def _header(content: bytes, name: str) -> Any:
+    """The header, without the volume. Raises DataError, and ConfigError without nibabel."""
+    nibabel = _library("nibabel", name, "NIfTI", "nibabel")
+    size = _nifti_size(content)
+    kind = nibabel.Nifti2Header if size == 540 else nibabel.Nifti1Header
+    packed = content[:2] == b"\x1f\x8b"
+    head = zlib.decompressobj(31).decompress(content[: 64 * _HEADER], _HEADER) if packed else content
+    try:
+        header = kind(head[:size], check=False)
+        header.get_best_affine()
+    except Exception as error:  # nibabel raises nearly anything on a broken file
+        raise DataError(f"{name}: not a NIfTI file that can be read ({_line(error)})") from None
+    shape = header.get_data_shape()
+    if not 2 <= len(shape) <= 4 or math.prod(shape) < 1:
+        raise DataError(f"{name}: a NIfTI file of shape {shape} is no volume")
+    if np.dtype(header.get_data_dtype()).kind not in "iuf":
+        raise DataError(f"{name}: NIfTI values of type {header.get_data_dtype()} are not read; save them as grey")
+    if math.prod(shape[:3]) * header.get_data_dtype().itemsize > MAX_BYTES:
+        raise DataError(f"{name}: a volume of shape {shape} has more than {MAX_BYTES >> 30} GiB; crop it")
+    return header
+
+
+def _canonical(header: Any, name: str) -> tuple[tuple[int, ...], tuple[float, ...], np.ndarray]:
+    """Shape and voxel sizes in mm along right, anterior, superior, and nibabel's orientation that leads there."""
+    from nibabel import io_orientation
+
+    axes = io_orientation(header.get_best_affine())
+    if np.isnan(axes).any():
+        raise DataError(f"{name}: the orientation of its NIfTI header is void; write a proper affine")
+    shape, sizes = ([*values[:3], 1, 1][:3] for values in (header.get_data_shape(), header.get_zooms()))
+    places = [int(np.flatnonzero(axes[:, 0] == axis)[0]) for axis in range(3)]
+    return tuple(shape[place] for place in places), tuple(float(sizes[place]) for place in places), axes
+
+
 @functools.lru_cache(maxsize=1)  # the slices of one volume are asked for one after another
 def _volume(content: bytes, name: str) -> tuple[np.ndarray, tuple[float, ...], tuple[float, float]]:
     """Values [right, anterior, superior], voxel sizes in mm in that order, and the limits of the grey scale."""
-    nibabel = _library("nibabel", name, "NIfTI", "nibabel")
+    from nibabel import Nifti1Image, Nifti2Image, apply_orientation
+
+    header = _header(content, name)
+    _, spacing, axes = _canonical(header, name)
     try:
-        kind = nibabel.Nifti2Image if _nifti_size(content) == 540 else nibabel.Nifti1Image
-        image = kind.from_bytes(_unpacked(content, name))
-        shape = image.shape
-        if not 2 <= len(shape) <= 4 or any(size > 1 for size in shape[4:]) or not math.prod(shape):
-            raise DataError(f"{name}: a NIfTI file of shape {shape} is no volume")
-        if np.dtype(image.get_data_dtype()).kind not in "iuf":
-            raise DataError(f"{name}: NIfTI values of type {image.get_data_dtype()} are not read; save them as grey")
-        values = np.asanyarray(image.dataobj[..., 0] if len(shape) == 4 else image.dataobj)
-        values = values[..., None] if values.ndim == 2 else values
-        axes = nibabel.io_orientation(image.affine)
-        if np.isnan(axes).any():
-            raise DataError(f"{name}: the orientation of its NIfTI header is void; write a proper affine")
-        values = nibabel.apply_orientation(values, axes)
-        sizes = [*image.header.get_zooms()[:3], 1.0][:3]
-        spacing = [0.0, 0.0, 0.0]
-        for size, (axis, _) in zip(sizes, axes, strict=False):
-            spacing[int(axis)] = float(size)
+        image = (Nifti2Image if _nifti_size(content) == 540 else Nifti1Image).from_bytes(_unpacked(content, name))
+        values = np.asanyarray(image.dataobj[..., 0] if len(image.shape) == 4 else image.dataobj)
+        values = apply_orientation(values[..., None] if values.ndim == 2 else values, axes)
     except DataError:
         raise
     except Exception as error:  # nibabel raises nearly anything on a broken file
         raise DataError(f"{name}: not a NIfTI file that can be read ({_line(error)})") from None
     if not np.isfinite(values).all():
         raise DataError(f"{name}: NIfTI values that are not finite; write 0 in their place")
-    low, high = float(image.header["cal_min"]), float(image.header["cal_max"])
+    low, high = float(header["cal_min"]), float(header["cal_max"])
     if not high > low:
         low, high = (float(value) for value in np.percentile(values, PERCENTILES))
-    return values, tuple(spacing), (low, high)
+    return values, spacing, (low, high)
 
 
 def _unpacked(content: bytes, name: str) -> bytes:

@@ -269,5 +269,5 @@ def test_the_embedded_test_split_is_a_benchmark():
     assert (item.id, item.question, item.options, item.answer) == (case.id, case.question, case.options, case.answer)
     assert item.labels["specialty"] == case.specialty and found.labels == ("specialty",)
     with Image.open(io.BytesIO(item.images[0].open())) as image:
-        np.testing.assert_array_equal(np.asarray(image), np.asarray(case.images[0]))
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(case.images[0].picture()))
     assert item.images[0].sha256 == benchmarks.from_case(case).images[0].sha256

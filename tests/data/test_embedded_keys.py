@@ -238,7 +238,7 @@ def test_rule_at_its_thresholds(data):
 
 
 def pixels(case):
-    return np.asarray(case.images[0].convert("RGB")).astype(int)
+    return np.asarray(case.images[0].picture()).astype(int)
 
 
 def near(image, colour, slack=0):

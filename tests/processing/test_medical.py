@@ -201,7 +201,7 @@ def test_a_packed_volume_without_end_is_refused(monkeypatch):
 
     monkeypatch.setattr(medical, "MAX_BYTES", 1000)
     content = gzip.compress(nibabel.Nifti1Image(np.zeros((40, 40, 40), np.int16), np.eye(4)).to_bytes())
-    with pytest.raises(DataError, match="unpacks to more than"):
+    with pytest.raises(DataError, match=r"unpacks to more than|has more than"):
         decode(content, slices=1)
     monkeypatch.undo()
     with pytest.raises(DataError, match="NIfTI file that can be read"):

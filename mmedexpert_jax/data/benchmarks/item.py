@@ -74,6 +74,7 @@ def from_case(case: Case, benchmark: str = "mmedexpert_mini") -> Item:
         options=case.options,
         answer=case.answer,
         images=case.images,
+        kind=case.kind,
         labels={
             "specialty": case.specialty,
             "task": case.task,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from mmedexpert_jax.data.tables import InFolder
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.processing.images import ImageRef
 
@@ -18,21 +19,6 @@ JUNK = ("__MACOSX/", "/._", ".cache/")
 
 class MissingImage(DataError):
     """An image that a row names and the files do not hold."""
-
-
-@dataclass(frozen=True)
-class InFolder:
-    """A file of a directory."""
-
-    path: Path
-
-    def open(self) -> BinaryIO:
-        """The file, seekable."""
-        return self.path.open("rb")
-
-    def __call__(self) -> bytes:
-        """All of it."""
-        return self.path.read_bytes()
 
 
 @dataclass(frozen=True)

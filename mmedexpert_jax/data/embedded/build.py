@@ -69,7 +69,7 @@ def row(made: Generated) -> dict:
         "answer": case.answer,
         "specialty": case.specialty,
         "task": case.task,
-        "images": [{"bytes": png(image), "path": f"{case.id}.png"} for image in case.images],
+        "images": [{"bytes": png(image.picture()), "path": f"{case.id}.png"} for image in case.images],
         "paradigm": case.paradigm,
         "trace": case.trace,
         "paradigms": list(case.paradigms),

@@ -8,6 +8,7 @@ from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
 from mmedexpert_jax.data.embedded import adult, brain, charts, child, scans, surgery
 from mmedexpert_jax.data.embedded.problem import Problem
 from mmedexpert_jax.data.embedded.traces import Task, hasty, trace
+from mmedexpert_jax.processing.images import in_memory
 
 TASKS: tuple[Task, ...] = (*adult.RULES, *child.RULES, *brain.RULES, *surgery.RULES, *charts.TASKS, *scans.TASKS)
 POOLS = {"pretrain": 0.64, "train": 0.80, "dev": 0.85, "test": 1.0}  # upper ends of the shares of all keys
@@ -111,7 +112,7 @@ def _builder(task: Task, problem: Problem, options: tuple[str, ...], paradigm: s
             answer,
             task.specialty,
             task.task,
-            problem.images,
+            tuple(in_memory(image, f"{name}, image {n}") for n, image in enumerate(problem.images, 1)),
             paradigm,
             sound[paradigm],
         )

@@ -1,18 +1,14 @@
 """What is put before reviewers: the traces of a dataset run that passed stage 1, or those of any data set."""
 
-import io
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
-
-from PIL import Image
 
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import Check, Picture, Record, Trace, trace_id
 from mmedexpert_jax.mmedexpert.store import FILE, Store
-from mmedexpert_jax.processing.images import Encoded, open_image
+from mmedexpert_jax.processing.images import clean
 
 OWN_FILE = "review.sqlite"  # holds the events of a review whose traces come from a data set
 SPLITS = ("train", "dev", "test")
@@ -89,11 +85,6 @@ def from_case(case: Case, source: str = "") -> Trace:
 
 
 def encoded(picture: Picture) -> tuple[bytes, str]:
-    """An image as a browser shows it, and its content type: the file where a browser sees what the model sees and it
-    says nothing beside its pixels, else the decoded picture as PNG."""
-    kinds = {"PNG": "image/png", "JPEG": "image/jpeg"}
-    with suppress(Exception), Image.open(io.BytesIO(picture.data)) as image:  # what it cannot open is decoded below
-        silent = not ({"exif", "comment", "transparency"} & set(image.info) or getattr(image, "text", None))
-        if image.format in kinds and image.mode in ("L", "RGB") and silent and getattr(image, "n_frames", 1) == 1:
-            return picture.data, kinds[image.format]
-    return Encoded(open_image(picture.data, picture.name))(), "image/png"
+    """An image as a browser shows it, and its content type."""
+    data = clean(picture.data, picture.name)
+    return data, "image/png" if data.startswith(b"\x89PNG") else "image/jpeg"

@@ -2,17 +2,16 @@
 
 import hashlib
 import html
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, Picture, Record
 from mmedexpert_jax.mmedexpert.sources.formats import CHOICES, Format, Raw, listed
+from mmedexpert_jax.processing.images import clean
 
 REASONS = {
     "not-an-object": "the row is no object of keys and values",
@@ -37,7 +36,7 @@ PICTURE = re.compile(
     re.I,
 )
 NEGATIVE = re.compile(r"\b(?:EXCEPT|NOT|LEAST)\b|\ball of the following[^.?]*\bexcept\b")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".dcm")
 GENOTYPE = 12  # characters of an option at most that may be one, such as AaBb or X^A X^a
 _TAG = re.compile(r"<(?:br|/?p|/?i|/?b|/?sub|/?sup|/?em|/?strong)\s*/?>", re.I)
 
@@ -202,13 +201,10 @@ def _pictures(raw: Raw, folders: Sequence[Path]) -> list[Picture]:
     if not found:
         names = [name for name in (raw.id, raw.folder) if name and "/" not in name and name != ".."]
         found = [_file(path) for folder in folders for name in names for path in _folder(folder / name)]
-    for picture in found:
-        try:
-            with Image.open(io.BytesIO(picture.data)) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise Rejected("image-broken", f"{picture.name}: {error}") from None
-    return found
+    try:
+        return [Picture(picture.name, clean(picture.data, picture.name)) for picture in found]
+    except DataError as error:
+        raise Rejected("image-broken", str(error)) from None
 
 
 def _picture(item: Any, folders: Sequence[Path]) -> Picture:

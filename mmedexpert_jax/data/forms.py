@@ -1,0 +1,162 @@
+"""Rows in the forms of other trainers, as rows of ours: messages, prompt and answer, conversations, instruction.
+
+    messages       OpenAI, TRL, LLaMA-Factory: {"messages": [{"role", "content"}], "images": [...]}
+    prompt         TRL, verl: {"prompt": text or messages, "answer" | "solution" | "completion" | "reward_model"}
+    conversations  LLaVA, ShareGPT: {"conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}], "image"}
+    problem        EasyR1: {"problem", "answer", "images"}
+    instruction    LLaMA-Factory's alpaca form: {"instruction", "input", "output", "images"}
+
+A question that lists lettered options and whose answer names one of them becomes multiple choice; any other is open.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmedexpert_jax import answers, border
+from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.errors import DataError
+
+FORMS = ("messages", "prompt", "conversations", "problem", "instruction")
+ANSWERS = ("answer", "solution", "completion", "ground_truth", "output", "response")
+ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+_PLACE = re.compile(r"<image>\s?")  # where LLaVA, verl and LLaMA-Factory put an image; ours come first
+_OPTION = re.compile(r"^\s*\(?([A-J])[.):]\s*(.*\S)\s*$")
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_READ = {*FORMS, *ANSWERS, "image", "images", "input", "reward_model", "options", "id"}
+
+
+def form(row: Mapping[str, Any]) -> str:
+    """The form of a row that is not ours, one of FORMS; "" for any other."""
+    return "" if "question" in row else next((name for name in FORMS if row.get(name)), "")
+
+
+def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A row of a foreign form as one of the documented schema (docs/own.md).
+
+    Args:
+        row: of one of FORMS.
+        number: of the row, which makes its id where it has none.
+
+    Raises:
+        DataError: a key of another type than its form has, several turns, no answer; the place is left to the caller.
+    """
+    kind = form(row)
+    images = _images(row)
+    if kind in ("messages", "conversations") or (kind == "prompt" and not isinstance(row["prompt"], str)):
+        question, answer, system, found = _turns(row[kind], kind)
+        images += found
+    else:
+        lines = [row[kind], row.get("input") if kind == "instruction" else ""]
+        question, answer, system = "\n".join(_text(line, kind) for line in lines if line), "", ""
+    answer = answer or _answer(row)
+    if not answer:
+        raise DataError(f"key {kind}: no answer: an assistant's last turn or one of {', '.join(ANSWERS)} is needed")
+    question = _PLACE.sub("", question).strip()
+    question, options = split_options(question)
+    taken = answers.parse(answer)
+    short = taken.answer or answer
+    boxed = _BOXED.findall(short)
+    short = boxed[-1].strip() if boxed else short.strip()
+    letter = answers.choice(f"<answer>{short}</answer>", options) if options else None
+    if options and letter is None:  # a list within an open question
+        question, options = _PLACE.sub("", question + _listed(options)).strip(), []
+    made = {
+        "id": str(row.get("id") or f"row-{number}"),
+        "question": question,
+        "options": options,
+        "answer": letter or short,
+        "images": images,
+        "trace": taken.think or "",
+    }
+    if system:
+        made["system"] = system
+    return made | {key: value for key, value in row.items() if key not in _READ and value is not None}
+
+
+def split_options(text: str) -> tuple[str, list[str]]:
+    """A question and the lettered options at its end, A, B, ... a line each; ([], no options) where there are none."""
+    lines = text.splitlines()
+    found = [match if (match := _OPTION.match(line)) else None for line in lines]
+    first = next((i for i, match in enumerate(found) if match and match[1] == "A"), len(lines))
+    run: list[str] = []
+    for match in found[first:]:
+        if match is None or len(run) == len(LETTERS) or match[1] != LETTERS[len(run)]:
+            break
+        run.append(match[2])
+    if len(run) < 2:
+        return text, []
+    after = [line for line in lines[first + len(run) :] if line.strip()]
+    stem = "\n".join([*lines[:first], *after]).strip()
+    return re.sub(r"\n?\s*(?:options|choices|answer choices)\s*:\s*$", "", stem, flags=re.I), run
+
+
+def _listed(options: Sequence[str]) -> str:
+    return "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"key {key}: a text is needed, got {border.shown(value)}")
+    return value
+
+
+def _answer(row: Mapping[str, Any]) -> str:
+    model = row.get("reward_model")
+    values = [row.get(key) for key in ANSWERS]
+    values += [model.get("ground_truth")] if isinstance(model, Mapping) else []
+    value = next((value for value in values if value not in (None, "", [])), "")
+    if isinstance(value, list) and value and isinstance(value[-1], Mapping):  # a completion as messages
+        value = _content(value[-1], "completion")[0]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    return _text(value, "answer")
+
+
+def _images(row: Mapping[str, Any]) -> list[Any]:
+    value = row.get("images") if row.get("images") is not None else row.get("image")
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _turns(turns: Any, key: str) -> tuple[str, str, str, list[Any]]:
+    """(question, answer, system text, images) of a conversation of one turn each."""
+    if not isinstance(turns, list | tuple) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise DataError(f"key {key}: a list of turns is needed, got {border.shown(turns)}")
+    said: dict[str, list[str]] = {"system": [], "user": [], "assistant": []}
+    images: list[Any] = []
+    for turn in turns:
+        role = ROLES.get(str(turn.get("role", turn.get("from"))))
+        if role is None:
+            raise DataError(f"key {key}: the role {border.shown(turn.get('role', turn.get('from')))} is not known")
+        text, found = _content(turn, key)
+        said[role].append(text)
+        images += found
+    if len(said["user"]) != 1 or len(said["assistant"]) > 1:
+        raise DataError(
+            f"key {key}: {len(said['user'])} user's and {len(said['assistant'])} assistant's turns; a case has one "
+            "question and one answer, so split the conversation"
+        )
+    return said["user"][0], "".join(said["assistant"]), "\n".join(said["system"]), images
+
+
+def _content(turn: Mapping[str, Any], key: str) -> tuple[str, list[Any]]:
+    """Text and images of one turn."""
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, str):
+        return content, []
+    if not isinstance(content, list | tuple):
+        raise DataError(f"key {key}: a turn's content must be text or parts, got {border.shown(content)}")
+    texts, images = [], []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text":
+            texts.append(_text(part.get("text"), key))
+        elif kind == "image" and (source := part.get("image") or part.get("url") or part.get("path")):
+            images.append(source)
+        elif kind == "image_url" and isinstance(part.get("image_url"), Mapping):
+            images.append(part["image_url"].get("url"))
+        elif kind != "image":  # a bare part stands for one of the row's images
+            raise DataError(f"key {key}: a part is text or an image, not {border.shown(part)}")
+    return "\n".join(texts), images

@@ -1,0 +1,395 @@
+"""The one reader of tables: JSON Lines, JSON, CSV, TSV and Parquet, row by row, with images left where they lie."""
+
+import base64
+import binascii
+import csv
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from mmedexpert_jax import border
+from mmedexpert_jax.errors import DataError
+
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+GROUP_BYTES = 1 << 26  # of a Parquet row group's images that are held to read one of them
+INDEX = 64  # characters of an image cell that may be another row's index; no image is so small
+MAX_CELLS = 10_000  # columns of a table; the widest of the field have some 50
+
+csv.field_size_limit(border.MAX_LINE)  # a cell may hold an image; the module's own limit is 128 KiB
+
+Values = Iterator[dict[str, Any] | str]  # a row, or the reason why there is none
+
+
+class Place(Protocol):
+    """Where a file lies: in a folder or in a zip."""
+
+    def open(self) -> BinaryIO:
+        """The file, seekable."""
+
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class InFolder:
+    """A file of a directory."""
+
+    path: Path
+
+    def open(self) -> BinaryIO:
+        """The file, seekable."""
+        return self.path.open("rb")
+
+    def __call__(self) -> bytes:
+        """All of it."""
+        return self.path.read_bytes()
+
+
+def read(place: Place, name: str, images: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(number from 1, row) of a table; a row that cannot be read comes as the reason, in one line.
+
+    Args:
+        place: where the file lies.
+        name: of the file, whose suffix says its form; for errors.
+        images: columns of images. In a TSV (base64) and a Parquet file (bytes, a `datasets` struct {bytes, path}, or a
+            list of these) a cell that holds one becomes a picklable callable that gives its bytes when asked.
+
+    Raises:
+        DataError: the file as a whole is not of its kind.
+    """
+    suffix = name[name.rfind(".") :].lower()
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".tsv": _tsv}
+    if suffix not in readers:
+        raise DataError(f"{name}: rows are read from {', '.join(readers)}")
+    try:
+        yield from enumerate(readers[suffix](place, name, images), 1)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} cannot be read as UTF-8 text (byte {error.start}); save it in UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{name} cannot be read ({error.strerror or border.cut(str(error))})") from None
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+def _jsonl(place: Place, name: str, images: Sequence[str]) -> Values:
+    with place.open() as file:
+        for line in _lines(file, name):
+            if line.strip():
+                yield _object(line)
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[str]:
+    """Lines at "\\n" alone: a text may hold any other mark of a line's end."""
+    while line := file.readline(border.MAX_LINE + 1):
+        if len(line) > border.MAX_LINE:
+            raise DataError(f"{name}: a line of more than {border.MAX_LINE} bytes; give images by path")
+        yield line.decode("utf-8-sig")
+
+
+def _object(line: str) -> dict[str, Any] | str:
+    try:
+        row = border.parse_json(line, "the row", limit=border.MAX_LINE)
+    except DataError as error:
+        return str(error).removeprefix("the row ").removeprefix("is ")
+    return _mapping(row)
+
+
+def _mapping(row: Any) -> dict[str, Any] | str:
+    if not isinstance(row, dict):
+        return f"an object is needed, got {type(row).__name__}"
+    return row if len(row) <= MAX_CELLS else f"{len(row)} keys; a row has at most {MAX_CELLS}"
+
+
+def _json(place: Place, name: str, images: Sequence[str]) -> Values:
+    """An array of objects, pandas' columns {"question": {"0": ...}}, or an object that holds one array."""
+    with place.open() as file:
+        content = file.read(border.MAX_BYTES + 1)
+    value = border.parse_json(content, name)
+    if isinstance(value, dict) and value:
+        columns = [column for column in value.values() if isinstance(column, dict)]
+        arrays = [column for column in value.values() if isinstance(column, list)]
+        if len(columns) == len(value):
+            value = [{key: column.get(index) for key, column in value.items()} for index in columns[0]]
+        elif len(arrays) == 1:
+            value = arrays[0]
+    if not isinstance(value, list):
+        raise DataError(f"{name}: a list of objects is needed, got {type(value).__name__}")
+    yield from map(_mapping, value)
+
+
+def _csv(place: Place, name: str, images: Sequence[str]) -> Values:
+    with place.open() as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as text:
+        head = text.readline(border.MAX_LINE)
+        text.seek(0)
+        rows = csv.reader(text, delimiter=max(",;", key=head.count))
+        try:
+            header = _header(next(rows, []), name)
+            for cells in rows:
+                if cells:
+                    yield _cells(header, cells)
+        except csv.Error as error:
+            raise DataError(f"{name}, line {rows.line_num}: not CSV ({error}); fetch the file again") from None
+
+
+def _header(cells: Iterable[str], name: str) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    twice = next((cell for cell in header if cell and header.count(cell) > 1), None)
+    if twice is not None:
+        raise DataError(f"{name}: two columns are called {border.shown(twice)}; rename one")
+    return header
+
+
+def _cells(header: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | str:
+    if len(cells) != len(header):
+        return f"{len(cells)} cells under {len(header)} columns"
+    return dict(zip(header, cells, strict=True))
+
+
+@dataclass(frozen=True)
+class _TsvCell:
+    """A base64 image in a TSV: read and decoded when called."""
+
+    place: Place
+    start: int
+    size: int
+    column: int
+
+    def __call__(self) -> bytes:
+        file = _opened(self.place, os.getpid())
+        file.seek(self.start)
+        return _base64(_split(file.read(self.size).decode())[self.column])
+
+
+def _base64(text: str) -> bytes:
+    """Bytes of base64 as the field writes it: plain or URL-safe, wrapped in lines, without padding, as a data URI."""
+    head, comma, body = text.partition(",")
+    text = body if comma and head.startswith("data:") else text
+    text = "".join(text.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error as error:
+        raise DataError(f"not base64: {error}") from None
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(place: Place, process: int) -> BinaryIO:
+    return place.open()
+
+
+def _split(record: str) -> list[str]:
+    return next(csv.reader(io.StringIO(record, newline=""), delimiter="\t"), [])
+
+
+def _tsv(place: Place, name: str, images: Sequence[str]) -> Values:
+    """Records may span lines inside quotes; of an image only its place is kept.
+
+    A cell of at most 64 characters that is another row's `index` stands for that row's image, as in VLMEvalKit's files.
+    """
+    with place.open() as file:
+        header = _header(_split(file.readline(border.MAX_LINE).decode("utf-8-sig")), name)
+        columns = [header.index(key) for key in images if key in header]
+        start = file.tell()
+        rows: list[dict[str, Any] | str] = []
+        references: list[tuple[dict[str, Any], str, str]] = []  # row, key and the index that may stand there
+        for record in _records(file):
+            try:
+                values = _cells(header, _split(record.decode()))
+            except csv.Error as error:
+                raise DataError(f"{name}, byte {start}: not TSV ({error}); fetch the file again") from None
+            for key in (header[column] for column in columns):
+                if isinstance(values, dict) and values[key]:
+                    references += [(values, key, values[key])] if len(values[key]) <= INDEX else []
+                    values[key] = _TsvCell(place, start, len(record), header.index(key))
+            start += len(record)
+            rows.append(values)
+    held = {values.get("index"): values for values in rows if isinstance(values, dict)}
+    for values, key, index in references:
+        values[key] = held.get(index, values)[key]
+    yield from rows
+
+
+def _records(file: BinaryIO) -> Iterator[bytes]:
+    """Lines of a TSV, those that a quoted cell holds together as one record.
+
+    A quote opens a cell only where the cell begins with it, as for pandas and the csv module: a lone one within a
+    cell, such as an inch sign, is text.
+    """
+    record, quoted = [], False
+    for line in file:
+        record.append(line)
+        quoted = _ends_quoted(line, quoted)
+        if not quoted:
+            if b"".join(record).strip():
+                yield b"".join(record)
+            record = []
+    if any(part.strip() for part in record):
+        yield b"".join(record)
+
+
+def _ends_quoted(line: bytes, quoted: bool) -> bool:
+    """True where a quoted cell is still open at the end of a line; `quoted`: it was at the line's beginning."""
+    place = 0
+    if not quoted and line[:1] == b'"':
+        quoted, place = True, 1
+    while True:
+        if quoted:
+            place = line.find(b'"', place) + 1
+            if not place:
+                return True
+            quoted = line[place : place + 1] == b'"'  # a doubled quote is one of the text
+            place += quoted
+        else:
+            place = line.find(b"\t", place) + 1
+            if not place:
+                return False
+            quoted = line[place : place + 1] == b'"'
+            place += quoted
+
+
+# --------------------------------------------------------------------------------------------- Parquet
+
+
+@dataclass(frozen=True)
+class ParquetCell:
+    """The bytes of an image in a Parquet file, read when called.
+
+    Attributes:
+        place, column: of the cell.
+        group, index: row group, and row within it.
+        item: number within a list of images; None where the cell is one image.
+        path: file name that stands beside the bytes; "".
+    """
+
+    place: Place
+    column: str
+    group: int
+    index: int
+    item: int | None = None
+    path: str = ""
+
+    def __call__(self) -> bytes:
+        """The encoded image. Raises DataError."""
+        value = _column(self.place, self.column, self.group, os.getpid())[self.index].as_py()
+        if self.item is not None:
+            value = value[self.item]
+        if isinstance(value, bytes):
+            return value
+        if not value or value.get("bytes") is None:
+            raise DataError("the cell holds no bytes")
+        return value["bytes"]
+
+
+@functools.lru_cache(maxsize=2)  # rows are mostly read in order; of a group at most GROUP_BYTES are held
+def _column(place: Place, column: str, group: int, process: int) -> Any:
+    import pyarrow.parquet as pq
+
+    with place.open() as stream:
+        file = pq.ParquetFile(stream)
+        if _size(file, column, group) <= GROUP_BYTES:
+            return file.read_row_group(group, columns=[column])[column].combine_chunks()
+    return _mapped(place, column, group)
+
+
+def _size(file: Any, column: str, group: int) -> int:
+    """Unpacked bytes of a column in a row group."""
+    chunks = (file.metadata.row_group(group).column(k) for k in range(file.metadata.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+
+
+def _mapped(place: Place, column: str, group: int) -> Any:
+    """A large row group's column, memory-mapped from an Arrow file in the user's cache, written once.
+
+    Parquet has no way to one row but through those before it, and a set of 10,000 photographs is one group of 15 GB.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = getattr(place, "path", None) or getattr(place, "archive", None)
+    stat = Path(path).stat() if path else None
+    key = f"{place} {stat and (stat.st_mtime_ns, stat.st_size)} {column} {group}"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmedexpert-jax" / "tables"
+    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
+    if not file.exists():
+        partial = file.with_suffix(f".{os.getpid()}")
+        with border.writing(file), place.open() as stream:
+            folder.mkdir(parents=True, exist_ok=True)
+            parquet = pq.ParquetFile(stream, buffer_size=1 << 20)
+            schema = pa.schema([parquet.schema_arrow.field(column)])
+            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                for batch in parquet.iter_batches(batch_size=16, row_groups=[group], columns=[column]):
+                    writer.write_batch(batch.cast(schema))
+            partial.replace(file)
+    with pa.memory_map(str(file)) as source:
+        return pa.ipc.open_file(source).read_all()[column]
+
+
+def _parquet(place: Place, name: str, images: Sequence[str]) -> Values:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with place.open() as stream:
+            file = pq.ParquetFile(stream)
+            fields = {field.name: field.type for field in file.schema_arrow}
+            held = [key for key in fields if key in images and _is_binary(fields[key])]
+            plain = [key for key in fields if key not in held]
+            for group in range(file.num_row_groups):
+                cells = {key: _image_cells(file, place, key, group) for key in held}
+                rows = (
+                    row
+                    for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=plain)
+                    for row in batch.to_pylist()
+                )
+                for index, row in enumerate(rows):
+                    yield row | {key: found[index] for key, found in cells.items() if found[index] is not None}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = border.cut(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
+        raise DataError(f"{name} is not a readable Parquet file ({reason}); fetch it again") from None
+
+
+def _is_binary(kind: Any) -> bool:
+    """Whether cells of an Arrow type hold image bytes: binary, {bytes, path}, or a list of either."""
+    import pyarrow as pa
+
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _image_cells(file: Any, place: Place, column: str, group: int) -> list[Any]:
+    """A column's cells in one row group as `ParquetCell`s, lists of them, or None; bytes are not read where paths
+    stand beside them."""
+    import pyarrow as pa
+
+    kind = file.schema_arrow.field(column).type
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    inner = kind.value_type if listed else kind
+    named = pa.types.is_struct(inner) and inner.get_field_index("path") >= 0
+    leaves = [
+        path
+        for path in (file.schema.column(k).path for k in range(len(file.schema)))
+        if path.split(".")[0] == column and path.rsplit(".", 1)[-1] == "path"
+    ]
+    cells: list[Any] = []
+    batches = file.iter_batches(batch_size=64, row_groups=[group], columns=leaves if named else [column])
+    for value in (value for batch in batches for value in batch.column(0)):
+        index = len(cells)
+        if not value.is_valid:
+            cells.append(None)
+        elif listed:
+            cells.append([_cell(place, column, group, index, n, item, named) for n, item in enumerate(value)])
+        else:
+            cells.append(_cell(place, column, group, index, None, value, named))
+    return cells
+
+
+def _cell(place: Place, column: str, group: int, index: int, item: int | None, value: Any, named: bool) -> ParquetCell:
+    path = value["path"].as_py() if named and value.is_valid else None
+    return ParquetCell(place, column, group, index, item, path or "")
