@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmedexpert_jax.data import benchmarks
 from mmedexpert_jax.data.benchmarks import gmai_mmbench, omnimedvqa
-from mmedexpert_jax.data.benchmarks.rows import _records
+from mmedexpert_jax.data.tables import _records
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval.published import GMAI as GMAI_TABLE
 
