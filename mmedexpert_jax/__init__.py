@@ -1,9 +1,15 @@
 """Post-training of medical vision-language models in JAX: the system of MMedExpert-R1, from data to merged model."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:  # what a type checker and an editor see; at run time a name is imported when it is first used
+    from mmedexpert_jax import answers, data, gba, lora, medeval, merging, models, processing, rollout, runtime, sft
+    from mmedexpert_jax.launch import launch, load_config
+    from mmedexpert_jax.models import load_model, load_processor, save_pretrained
+    from mmedexpert_jax.rollout.generate import generate as generate
 
 _EXPORTS = {
     "load_model": "mmedexpert_jax.models",
@@ -13,9 +19,31 @@ _EXPORTS = {
     "generate": "mmedexpert_jax.rollout",
     "load_config": "mmedexpert_jax.launch",
 }
-_MODULES = ("lora", "merging", "gba", "medeval", "models", "rollout", "data", "processing", "runtime", "answers", "sft")
+_MODULES = (
+    *("lora", "merging", "gba", "medeval", "models", "rollout", "data", "processing", "runtime", "answers", "sft"),
+    "launch",  # a package that can be called: mx.launch(config)
+)
 
-__all__ = ["__version__", *_EXPORTS, *_MODULES]
+__all__ = [
+    "__version__",
+    "answers",
+    "data",
+    "gba",
+    "generate",
+    "launch",
+    "load_config",
+    "load_model",
+    "load_processor",
+    "lora",
+    "medeval",
+    "merging",
+    "models",
+    "processing",
+    "rollout",
+    "runtime",
+    "save_pretrained",
+    "sft",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,3 +53,8 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"mmedexpert_jax.{name}")
     raise AttributeError(f"module 'mmedexpert_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

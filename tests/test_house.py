@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "mmedexpert_jax"
 STAGES = {"mmedexpert", "sft", "gba", "merging", "medeval"}
 GROUND = {"runtime", "processing", "remote", "lora", "answers", "intervals", "errors", "border", "report", "config"}
 ALLOWED = {
+    "__main__": {"launch"},
     "launch": STAGES | {"train", "rollout", "data", "models"} | GROUND,
     **{stage: {"train", "rollout", "data", "models"} | GROUND for stage in STAGES},
     "train": {"rollout", "data", "models"} | GROUND,

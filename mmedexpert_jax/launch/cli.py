@@ -78,14 +78,14 @@ def usage() -> str:
 
 def _dispatch(flags: Flags, argv: list[str]) -> int:
     if flags.help:
-        return _print(usage())
+        return say(usage())
     if not flags.config:
         known = ", ".join(configs.available())
         raise ConfigError(f"no config given; add --config=<file>, one of {known}, or see --help")
     config = configs.read_config(flags.config)
     configs.override(config, flags.overrides)
     if flags.list_config:
-        return _print(configs.format_config(config, configs.field_docs(configs.locate(flags.config))))
+        return say(configs.format_config(config, configs.field_docs(configs.locate(flags.config))))
     if flags.processes > 1 and not processes.named():
         from mmedexpert_jax.launch import local
 
@@ -98,7 +98,7 @@ def _dispatch(flags: Flags, argv: list[str]) -> int:
     return 0
 
 
-def _print(text: str) -> int:
+def say(text: str) -> int:
     """Prints to a reader that may close early, as `head` does."""
     try:
         print(text, flush=True)

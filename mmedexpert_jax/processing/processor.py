@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template
@@ -242,6 +243,11 @@ def _round_up(value: int, multiple: int) -> int:
 
 def _split_images(conversation: Conversation) -> tuple[list[dict[str, Any]], list[Any]]:
     """Messages with bare image parts for the template, and the images' sources in order of appearance."""
+    if isinstance(conversation, str | bytes) or not all(isinstance(message, Mapping) for message in conversation):
+        raise DataError(
+            f"a conversation is a list of messages, such as [{{'role': 'user', 'content': 'text'}}]; got "
+            f"{border.shown(conversation)}"
+        )
     if not conversation:
         raise DataError("an empty conversation; give it at least one message")
     messages, sources = [], []

@@ -38,6 +38,11 @@ class Completions:
     lengths: Array  # [B, G] int32, the stop token counted
     truncated: Array  # [B, G] bool, no stop token among the tokens: R of them, or not yet done
 
+    def __repr__(self) -> str:
+        """One line: how many samples of how many prompts, and of what length."""
+        shape = "x".join(map(str, getattr(self.tokens, "shape", ("?",))))  # a tree may hold anything, as when mapped
+        return f"Completions(tokens int32[{shape}] = prompts x samples x tokens, logprobs, lengths, truncated)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:

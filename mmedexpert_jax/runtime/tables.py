@@ -1,4 +1,4 @@
-"""Rows of named cells as Markdown."""
+"""Rows of named cells as Markdown, or aligned for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,3 +24,13 @@ def markdown(rows: Sequence[Mapping[str, Any]], decimals: int | None = None) -> 
 def _cell(value: Any, decimals: int | None) -> str:
     text = str(value) if decimals is None or not isinstance(value, float) else f"{value:.{decimals}f}"
     return " ".join(text.replace("|", "\\|").split("\n"))
+
+
+def aligned(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows in columns for a terminal: two spaces apart, no lines drawn."""
+    heads = column_names(rows)
+    table = [heads, *([_cell(row.get(head, ""), None) for head in heads] for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+    )

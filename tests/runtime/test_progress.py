@@ -3,6 +3,9 @@
 import contextlib
 import io
 import os
+import re
+
+import pytest
 
 from mmedexpert_jax.runtime.progress import Progress, describe
 
@@ -42,6 +45,39 @@ def test_a_bar_on_a_terminal(monkeypatch):
     stream = Terminal()
     run(stream, total=3)
     assert "3/3" in stream.getvalue() and "reward 1.000" in stream.getvalue() and "ETA" in stream.getvalue()
+
+
+METRICS = {"loss": 0.001, "reward": 1.74, "rewards/accuracy/mean": 0.5, "kl": 0.0012, "tokens_per_second": 1310.4}
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_narrow_terminal_keeps_label_step_bar_and_eta(monkeypatch, width, colour):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    if not colour:
+        monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    with Progress(400, 0, "gba-mini", stream) as progress:
+        for step in (1, 2, 3):
+            progress.update(step, METRICS)
+    frames = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n").splitlines()
+    last = [frame for frame in frames if "3/400" in frame][-1].rstrip()
+    assert re.match(r"gba-mini \S{12}\s+3/400 0:00:0\d ETA 0:0\d:\d\d( |$)", last), last
+    assert "..." not in last and "…" not in last and len(last) <= width
+    assert ("tokens/s 1310" in last) == (width >= 120)
+    assert width < 80 or "compiling the first step" in stream.getvalue() or "waiting for the first" in stream.getvalue()
+    assert colour or not re.search("\x1b\\[[0-9;]*3[0-9]", stream.getvalue())
+
+
+def test_the_eta_does_not_count_the_compilation(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    progress = Progress(11, 0, "gba", io.StringIO())
+    for step, moment in ((1, 100.0), (2, 101.0), (3, 102.0)):
+        clock[0] = moment
+        progress.update(step)
+    assert progress.eta(3) == "0:00:08"
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_run():

@@ -1,0 +1,149 @@
+"""The console script: `mmedexpert gba:mini lr=1e-5 steps=10`, and commands that are no jobs.
+
+The short form is the long one, `python -m mmedexpert_jax.launch --config=configs/gba.py:mini --config.lr=1e-5
+--config.steps=10`, with less to type: both go through `cli.main`.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+
+from mmedexpert_jax.errors import ConfigError, UserError
+from mmedexpert_jax.launch import cli
+from mmedexpert_jax.launch import config as configs
+
+SWITCHES = ("--plan", "--fresh")  # fields that are so often set by hand that they are flags here
+GROUPS = {
+    "make data": ("dataset", "review", "contamination"),
+    "train": ("dsa", "gba", "merge", "pipeline"),
+    "look": ("evaluate", "ablation"),
+    "use": ("export", "ask", "serve"),
+    "the model that ships": ("pretrain",),
+}
+USAGE = """\
+usage: mmedexpert <job>[:preset] [field=value ...] [--plan] [--fresh]
+       mmedexpert <command> ...
+
+  mmedexpert gba:mini lr=1e-5 steps=10     a job; the same command again resumes it
+  mmedexpert gba:mini --plan               what it would read, need and write
+  mmedexpert gba --help                    the fields of a job, with their meaning
+"""
+COMPLETIONS = {
+    "bash": """\
+_mmedexpert() {
+  local IFS=$'\\n'; COMP_WORDBREAKS=${COMP_WORDBREAKS//[:=]/}
+  COMPREPLY=($(compgen -W "$(mmedexpert completion words ${COMP_WORDS[1]} 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}"))
+  [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace
+}
+complete -F _mmedexpert mmedexpert
+""",
+    "zsh": """\
+#compdef mmedexpert
+_mmedexpert() { compadd -S '' -- ${(f)"$(mmedexpert completion words ${words[2]} 2>/dev/null)"} }
+compdef _mmedexpert mmedexpert
+""",
+    "fish": """\
+complete -c mmedexpert -f -a '(mmedexpert completion words (commandline -opc)[2] 2>/dev/null)'
+""",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command or a job; `argv` holds the arguments after the program's name. Returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or (argv[0] in ("-h", "--help", "help") and len(argv) == 1):
+        return cli.say(usage())
+    if argv[0] == "help":
+        argv = [*argv[1:], "--help"]
+    if argv[0] in COMMANDS:
+        try:
+            return cli.say(COMMANDS[argv[0]][1](argv[1:]))
+        except UserError as error:
+            message, code = cli.explain(error)
+            print(message, file=sys.stderr)
+            return code
+    return cli.main(expand(argv))
+
+
+def expand(argv: list[str]) -> list[str]:
+    """The long form of a command line: a job, fields and switches become `--config...` flags; the rest stays."""
+    found = []
+    for argument in argv:
+        name, equals, _ = argument.partition("=")
+        if argument in SWITCHES:
+            found.append(f"--config.{argument[2:]}=True")
+        elif argument in ("-h", "--help") and found:
+            found.append("--list_config")
+        elif argument.startswith("-"):
+            found.append(argument)
+        elif equals and re.fullmatch(r"[A-Za-z_][\w.]*", name):
+            found.append(f"--config.{argument}")
+        elif not any(flag.startswith("--config=") for flag in found):
+            found.append(f"--config={_config(argument)}")
+        else:
+            found.append(argument)
+    return found
+
+
+def _config(word: str) -> str:
+    """The config file of a job's name, with its preset; what has the form of a path stays."""
+    name, _, preset = word.partition(":")
+    path = name if name.endswith(".py") or "/" in name else f"configs/{name}.py"
+    return f"{path}:{preset}" if preset else path
+
+
+def usage() -> str:
+    """The text of --help: the jobs by what they are for, with their presets, and the other commands."""
+    known = {path.stem: path for path in configs.available().values()}
+    lines = [USAGE]
+    grouped = [name for names in GROUPS.values() for name in names]
+    for title, names in (GROUPS | {"more": tuple(name for name in known if name not in grouped)}).items():
+        here = [name for name in names if name in known]
+        lines += [f"{title}:"] if here else []
+        for name in here:
+            presets = ", ".join(configs.presets_of(known[name]))
+            lines.append(f"  {name:14}{configs.summary_of(known[name])}" + (f" [{presets}]" if presets else ""))
+    lines += ["commands:", *(f"  {name:14}{help}" for name, (help, _) in COMMANDS.items())]
+    return "\n".join(
+        [*lines, "exit codes: 0 done, 2 usage or config, 3 data, 4 resources, 5 endpoint, 130/143 interrupted"]
+    )
+
+
+def completion(arguments: list[str]) -> str:
+    """The script that teaches a shell to complete; with "words", the words that may follow a first one."""
+    if arguments[:1] == ["words"]:
+        return "\n".join(_words(arguments[1] if len(arguments) > 1 else ""))
+    if len(arguments) != 1 or arguments[0] not in COMPLETIONS:
+        raise ConfigError(f"give a shell: mmedexpert completion {'|'.join(COMPLETIONS)}")
+    return COMPLETIONS[arguments[0]]
+
+
+def _words(first: str) -> list[str]:
+    """Jobs with their presets and commands, or, behind a job, its fields."""
+    try:
+        config = configs.read_config(_config(first)) if first else None
+    except ConfigError:
+        config = None
+    if config is not None:
+        return [*(f"{key}=" for key in configs.fields(config) if key not in configs.FIXED), *SWITCHES]
+    jobs = [
+        f"{path.stem}:{preset}" if preset else path.stem
+        for path in configs.available().values()
+        for preset in ("", *configs.presets_of(path))
+    ]
+    return [*jobs, *COMMANDS]
+
+
+def compare(arguments: list[str]) -> str:
+    """Runs side by side: fields that differ, and the last and best figures of each."""
+    if len(arguments) < 2:
+        raise ConfigError("give at least two run directories: mmedexpert compare runs/a runs/b")
+    from mmedexpert_jax.launch import comparison
+
+    return comparison.text(arguments)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], str]]] = {
+    "compare": ("runs side by side: mmedexpert compare runs/a runs/b", compare),
+    "completion": ("a script for your shell: mmedexpert completion bash >> ~/.bashrc", completion),
+}

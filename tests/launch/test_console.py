@@ -1,0 +1,114 @@
+"""The console script: short forms become long ones, help by job, completion, runs side by side."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import mmedexpert_jax
+from mmedexpert_jax.launch import config as configs
+from mmedexpert_jax.launch import console
+from mmedexpert_jax.runtime import Run
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ("gba:mini lr=1e-5 steps=10", "--config=configs/gba.py:mini --config.lr=1e-5 --config.steps=10"),
+        ("gba", "--config=configs/gba.py"),
+        ("configs/gba.py:mini", "--config=configs/gba.py:mini"),
+        ("own.py steps=1", "--config=own.py --config.steps=1"),
+        ("evaluate --plan --fresh", "--config=configs/evaluate.py --config.plan=True --config.fresh=True"),
+        ("gba data.path=a=b", "--config=configs/gba.py --config.data.path=a=b"),
+        ("gba --help", "--config=configs/gba.py --list_config"),
+        ("--config=configs/gba.py --config.lr=1", "--config=configs/gba.py --config.lr=1"),
+        ("gba --debug extra", "--config=configs/gba.py --debug extra"),
+    ],
+)
+def test_the_short_form_is_the_long_one(short, long):
+    assert console.expand(short.split()) == long.split()
+
+
+def test_help_names_every_job_and_preset(capsys):
+    assert console.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for path in configs.available().values():
+        assert f"  {path.stem} " in text and all(preset in text for preset in configs.presets_of(path))
+    assert console.main(["help", "gba"]) == 0 == console.main(["gba", "--help"])
+    assert "learning rate of AdamW" in capsys.readouterr().out
+
+
+def test_what_is_no_job_is_one_line(capsys):
+    assert console.main(["gab"]) == 2
+    assert "did you mean configs/gba.py?" in capsys.readouterr().err
+    assert console.main(["compare", "runs/none"]) == 2 == console.main(["completion", "tcsh"])
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_completion_offers_jobs_then_fields(capsys):
+    for shell in console.COMPLETIONS:
+        assert console.main(["completion", shell]) == 0
+        assert "completion words" in capsys.readouterr().out
+    assert {"gba:mini", "evaluate", "compare"} <= set(console.completion(["words"]).split())
+    assert {"lr=", "lora.rank=", "--plan"} <= set(console.completion(["words", "gba:mini"]).split())
+
+
+def test_bash_completes(tmp_path):
+    script = tmp_path / "complete.sh"
+    script.write_text(
+        f'mmedexpert() {{ {sys.executable} -m mmedexpert_jax "$@"; }}\n{console.COMPLETIONS["bash"]}\n'
+        'COMP_WORDS=(mmedexpert gba:mini lo); COMP_CWORD=2; _mmedexpert 2>/dev/null; echo "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
+    assert {"lora.rank=", "lora.alpha=", "lora.targets="} <= set(done.stdout.split()), done.stderr
+
+
+def test_runs_side_by_side(tmp_path, capsys):
+    for name, lr in (("a", 1e-3), ("b", 1e-4)):
+        with Run.open(tmp_path / name, {"job": "gba", "lr": lr, "seed": 0, "workdir": name}) as run:
+            run.log(1, {"reward": 0.1, "eval/accuracy": 0.376})
+            run.log(2, {"reward": lr, "eval/accuracy": 0.602})
+            run.finish({})
+    assert console.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    text = capsys.readouterr().out
+    assert "0.376 -> 0.602" in text and "0.1 -> 0.0001" in text
+    fields = text.split("\n\n")[0].splitlines()[1:]
+    assert [line.split() for line in fields] == [["lr", "0.001", "0.0001"]]
+
+
+def test_python_dash_m_and_the_names_of_the_package():
+    done = subprocess.run(
+        [sys.executable, "-m", "mmedexpert_jax", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "mmedexpert <job>[:preset]" in done.stdout
+    assert {"load_model", "generate", "launch", "load_config"} <= set(dir(mmedexpert_jax))
+    assert callable(mmedexpert_jax.launch)
+
+
+def test_launch_runs_a_config(tmp_path, capsys):
+    overrides = {"plan": True, "workdir": str(tmp_path / "run"), "limit": 2}
+    mmedexpert_jax.launch(mmedexpert_jax.load_config("configs/evaluate.py:mini", overrides))
+    assert "nothing was run" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_a_type_checker_sees_the_names(tmp_path):
+    script = tmp_path / "own.py"
+    script.write_text(
+        "import mmedexpert_jax as mx\nreveal_type(mx.load_config)\nmx.load_config(3)\n"
+        "model, params = mx.load_model('mini')\nreveal_type(model)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--follow-imports=silent", str(script)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert "load_config" in done.stdout or "def (spec" in done.stdout, done.stdout
+    assert 'incompatible type "int"' in done.stdout and "models.model.Model" in done.stdout
+
+
+def test_compare_survives_damage(tmp_path, capsys):
+    with Run.open(tmp_path / "a", {"job": "gba"}) as run:
+        run.log(1, {"reward": 0.1})
+    for name in ("STATUS.json", "config.json", "metrics.jsonl"):
+        (tmp_path / "a" / name).write_text(json.dumps(["x"]))
+    assert console.main(["compare", str(tmp_path / "a"), str(tmp_path / "a")]) in (0, 2)
