@@ -1,5 +1,6 @@
 """The job `dataset` (section 3): collect, trace, filter, judge, build. Each stage reads what those before it left."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from mmedexpert_jax.mmedexpert.build import Built
 from mmedexpert_jax.mmedexpert.collect import collect
 from mmedexpert_jax.mmedexpert.record import Record, Trace
 from mmedexpert_jax.mmedexpert.review import verdicts, waiting
-from mmedexpert_jax.mmedexpert.store import FILE, Store
+from mmedexpert_jax.mmedexpert.store import FILE, Store, private
 from mmedexpert_jax.mmedexpert.teachers import Teacher
 from mmedexpert_jax.remote import Answers
 from mmedexpert_jax.runtime import Run, files, report
@@ -171,16 +172,13 @@ def run(config: ConfigDict, run: Run, hire: Hire) -> None:
         run: the open run; `factory.sqlite` in it survives `fresh`, so that neither answers nor verdicts are lost.
         hire: (config group, store of answers) -> name and teacher; launch/ makes it.
     """
-    factory = Factory(config, run, hire)
-    try:
+    with private(), contextlib.closing(Factory(config, run, hire)) as factory:
         for stage in (name for name in STAGES if name in config.stages):
             if signum := run.interrupted():
                 raise Interrupted(f"stopped before {stage}; the same command resumes", signum)
             getattr(factory, stage)()
         if "build" not in config.stages:
             run.finish(run.summary)
-    finally:
-        factory.close()
 
 
 def nothing(every: Sequence[Trace], reviewed: str, waits: Mapping[str, str]) -> str:

@@ -1,6 +1,8 @@
 """The factory's data base, `factory.sqlite` in the run directory: cases, traces and the review's events."""
 
+import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -34,6 +36,16 @@ CREATE TRIGGER IF NOT EXISTS review_events_keep BEFORE UPDATE ON review_events
 CREATE TRIGGER IF NOT EXISTS review_events_hold BEFORE DELETE ON review_events
   BEGIN SELECT RAISE(ABORT, 'review_events is append-only'); END;
 """
+
+
+@contextlib.contextmanager
+def private() -> Iterator[None]:
+    """Files and folders made in the block can be read by their owner alone: cases of patients stand in them."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 class Store(Database):

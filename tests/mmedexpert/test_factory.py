@@ -428,6 +428,11 @@ def test_people_who_have_accepted_nothing_are_told(dataset):
         run_job(dataset(server, reviewed="accepted"))
 
 
+def test_files_with_cases_are_readable_by_their_owner_alone(finished):
+    files = [path for path in finished[0].rglob("*") if path.suffix in (".sqlite", ".parquet", ".jsonl", ".csv")]
+    assert len(files) > 5 and all(path.stat().st_mode & 0o077 == 0 for path in files if path.name != "metrics.jsonl")
+
+
 def test_the_documented_stand_in_passes_the_endpoint_presets_own_bounds(dataset):
     with Loopback(answer, key=KEY) as server:
         words = load_config("configs/dataset.py:endpoint").words

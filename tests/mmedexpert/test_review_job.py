@@ -52,7 +52,7 @@ def test_report_export_and_import(folder, capsys):
     assert main(back) == 2 and "exchange.path is empty" in capsys.readouterr().err
     assert main([*back, "--config.exchange.path=nowhere"]) == 3
     assert main([*back, "--config.exchange.path=runs", "--config.exchange.names=anna"]) in (2, 3)
-    assert main([JOB, "--config.overlap=2"]) == 2 and "from 0 to 1" in capsys.readouterr().err
+    assert main([JOB, "--config.overlap=2"]) == 2 and "at least 0 and at most 1" in capsys.readouterr().err
     assert main([JOB, "--config.action=dance"]) == 2
 
 

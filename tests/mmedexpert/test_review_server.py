@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import uuid
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from PIL import Image
 from mmedexpert_jax.data.case import PARADIGMS, Case
 from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.mmedexpert import review
+from mmedexpert_jax.mmedexpert.review import server as review_server
 from mmedexpert_jax.mmedexpert.review.access import Access, secret
 from mmedexpert_jax.mmedexpert.review.desk import Desk
 from mmedexpert_jax.mmedexpert.review.events import since
@@ -44,12 +46,11 @@ def site(tmp_path_factory):
     desk = Desk(store, [from_case(case) for case in cases], Settings(("anna", "ben"), ("chief",), 1.0))
     access = Access(secret(folder), ("anna", "ben"), ("chief",))
     server = ReviewServer("127.0.0.1", 0, desk, access)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(target=server.run)
     thread.start()
     yield server, store, {person.name: token for person, token in access.tokens.items()}
-    server.shutdown()
+    server.stop()
     thread.join()
-    server.server_close()
     store.close()
 
 
@@ -130,7 +131,7 @@ def test_another_site_can_do_nothing(site):
     assert post(Host="evil.example") == 421  # a name that was bent to loopback
     assert ask(server.port, "GET", "/", Host="evil.example:80")[0] == 421
     status, _, _ = ask(server.port, "OPTIONS", "/api/events", Origin="http://evil.example")
-    assert status == 501
+    assert status == 405
     assert not [e for e in since(store) if e.value.get("text") == "forged"]
     assert post(Origin=f"http://127.0.0.1:{server.port}", Sec_Fetch_Site="same-origin") == 200
 
@@ -155,6 +156,81 @@ def test_what_cannot_be_read_is_refused(site, body, status):
         assert ask(server.port, "POST", "/api/events", tokens["anna"], body)[0] == status
     except (BrokenPipeError, ConnectionResetError):
         assert status == 413  # the server hangs up before the whole body is there
+
+
+def raw(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """What comes back for bytes that no HTTP library would send."""
+    with socket.create_connection(("127.0.0.1", port), 20) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(pause)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("Content-Length: ²", 400),
+        ("Content-Length: -1", 400),
+        ("Content-Length: " + "9" * 5000, 400),
+        ("Content-Length: 5\r\nContent-Length: 6", 400),
+        ("Transfer-Encoding: rot13", 400),
+        ("Origin: http://[", 403),
+        ("Origin: null\r\nContent-Length: 2", 403),
+        ("X: " + "y" * 100_000, 400),
+    ],
+)
+def test_hostile_heads_get_their_status(site, header, status):
+    server, _, tokens = site
+    head = f"POST /api/events HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nAuthorization: Bearer {tokens['anna']}\r\n"
+    head += f"Content-Type: application/json\r\nConnection: close\r\n{header}\r\n\r\n"
+    assert int(raw(server.port, head.encode("utf-8")).split(b" ")[1]) == status
+
+
+@pytest.mark.parametrize("host", ["[", "evil.example", "127.0.0.1.evil.example", "²", "localhost@evil"])
+def test_hosts_that_are_none_are_refused(site, host):
+    request = f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+    assert raw(site[0].port, request).split(b" ")[1] in (b"400", b"421")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"events":' * 50_000,
+        b'{"events": [{"id": "x", "trace": "t", "kind": "note", "value": {}, "seconds": 1e999}]}',
+        b'{"events": [{"id": "x", "trace": "t", "kind": "note", "value": {"text": "\\ud83d"}}]}',
+        b'{"events": [], "events": []}',
+        b"9" * 5000,
+        b"\xff",
+        b"",
+    ],
+)
+def test_hostile_bodies_get_their_status(site, body):
+    server, _, tokens = site
+    assert ask(server.port, "POST", "/api/events", tokens["anna"], body)[0] == 400
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 5000, "1e3", "-1", "0x1", "", "٣"])
+def test_hostile_numbers_get_their_status(site, number):
+    server, _, tokens = site
+    trace, quoted = next(iter(server.desk.traces)), urllib.parse.quote(number)
+    assert ask(server.port, "GET", f"/api/image?trace={trace}&index={quoted}", tokens["anna"])[0] == 404
+    assert ask(server.port, "GET", f"/api/queue?count={quoted}", tokens["anna"])[0] == 400
+
+
+def test_slow_requests_are_hung_up_on_and_hold_nobody_back(site, monkeypatch):
+    server, _, tokens = site
+    monkeypatch.setattr(review_server, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(review_server, "HEAD_SECONDS", 0.3)
+    head = f"POST /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {tokens['anna']}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n"
+    assert raw(server.port, head.encode(), b"{", pause=0.2).split(b" ")[1] == b"408"
+    assert raw(server.port, b"GET / HT", pause=0.1) == b""
+    with contextlib.ExitStack() as stack:
+        for _ in range(500):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 20))
+        assert ask(server.port, "GET", "/api/session", tokens["anna"])[0] == 200
 
 
 def test_a_review_over_http(site):

@@ -1,6 +1,7 @@
 """The job `review`: serve the page, pass verdicts to and from other tools, or report."""
 
 import contextlib
+import importlib.util
 import shlex
 import signal
 import sys
@@ -18,9 +19,8 @@ from mmedexpert_jax.mmedexpert.review.access import Access, secret
 from mmedexpert_jax.mmedexpert.review.desk import Desk
 from mmedexpert_jax.mmedexpert.review.events import since
 from mmedexpert_jax.mmedexpert.review.outcome import Settings
-from mmedexpert_jax.mmedexpert.review.server import ReviewServer
 from mmedexpert_jax.mmedexpert.review.sources import locate, open_review
-from mmedexpert_jax.mmedexpert.store import Store
+from mmedexpert_jax.mmedexpert.store import Store, private
 from mmedexpert_jax.runtime import files
 
 EVENTS, EVENT = 10, 2000  # actions of a verdict (opened, rubric, reasons, ...), and bytes of one, on the safe side
@@ -46,7 +46,12 @@ def run(config: ConfigDict) -> None:
     """
     if config.fresh:
         raise ConfigError("config.fresh: verdicts of people are never deleted; choose another workdir to start over")
-    opened = _open(config)
+    with private():
+        opened = _open(config)
+        _carry_out(config, opened)
+
+
+def _carry_out(config: ConfigDict, opened: Opened) -> None:
     print(f"reviewing {len(opened.traces)} traces of {opened.data}, events in {opened.store.path}", flush=True)
     try:
         {"serve": _serve, "export": _export, "import": _import, "report": _report}[config.action](config, opened)
@@ -92,6 +97,10 @@ def _open(config: ConfigDict) -> Opened:
 def _serve(config: ConfigDict, opened: Opened) -> None:
     desk = Desk(opened.store, opened.traces, settings_of(config))
     access = Access(secret(opened.folder), config.reviewers, config.adjudicators)
+    if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("starlette") is None:
+        raise ConfigError("the review page needs starlette and uvicorn: pip install 'mmedexpert-jax[serve]'")
+    from mmedexpert_jax.mmedexpert.review.server import ReviewServer
+
     server = ReviewServer(config.host, config.port, desk, access, config.blind)
     desk.announce()
     for person, link in access.links(config.host, server.port).items():
@@ -102,8 +111,8 @@ def _serve(config: ConfigDict, opened: Opened) -> None:
             file=sys.stderr,
         )
     print("every action is saved as it happens; Ctrl-C stops, the same command goes on", flush=True)
-    with server, _stoppable():
-        server.serve_forever(poll_interval=0.2)
+    with _stoppable():
+        server.run()
     progress = desk.progress()
     print(f"\n{progress['verdicts']} of {progress['required']} verdicts, {progress['conflict']} to adjudicate")
     if command := build_command(Path(opened.data)):

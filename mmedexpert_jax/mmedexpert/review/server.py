@@ -1,21 +1,30 @@
-"""The review's HTTP server: the page, and a JSON interface behind a bearer token.
+"""The review's server: the page, and a JSON interface behind a bearer token. Starlette and uvicorn speak the HTTP.
 
 No cookie is set, so another site has nothing to ride on (CSRF); requests that change something must be JSON and come
 from the page's own origin as well. On loopback, names other than the loopback's are refused (DNS rebinding).
 """
 
-import json
+import asyncio
+import re
 import socket
 import sqlite3
-from collections.abc import Callable
-from functools import cached_property
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
-from mmedexpert_jax.errors import ResourceError
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mmedexpert_jax import border
+from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.mmedexpert.record import Trace
 from mmedexpert_jax.mmedexpert.review import view
 from mmedexpert_jax.mmedexpert.review.access import LOOPBACK, Access
@@ -43,200 +52,250 @@ HEADERS = {
 MAX_BODY = 2_000_000  # bytes of a request
 MAX_EVENTS = 500  # in one request
 MAX_ITEMS = 10  # handed out at once
+HEAD_SECONDS = 20.0  # until a connection has sent the head of its first request
+BODY_SECONDS = 20.0  # until the body of a request is there
+_NUMBER = re.compile(r"[0-9]{1,6}")  # of ASCII: isdigit() is true of "²", and int() refuses 5,000 digits
+
+Answer = Callable[["ReviewServer", Person, "Asked"], Any]
 
 
-class Refusal(Exception):
+class Refusal(HTTPException):
     """An answer other than 200: a status and a sentence."""
 
-    def __init__(self, status: HTTPStatus, why: str):
-        super().__init__(why)
-        self.status = status
+
+class Asked:
+    """What a request asks for: the fields of its address, and its JSON body (None for GET)."""
+
+    def __init__(self, query: dict[str, str], body: Any = None):
+        self.query, self.body = query, body
+
+    def number(self, name: str, default: str = "") -> int | None:
+        """A number from 0 among the fields; None where it is none."""
+        text = self.query.get(name, default)
+        return int(text) if _NUMBER.fullmatch(text) else None
 
 
-class ReviewServer(ThreadingHTTPServer):
-    """Serves one desk until `shutdown`."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-    request_queue_size = 64
+class ReviewServer:
+    """Serves one desk: `run` until a signal comes, or `stop` from another thread."""
 
     def __init__(self, host: str, port: int, desk: Desk, access: Access, blind: bool = True):
         """Binds the port; 0 takes any that is free. Raises ResourceError."""
         self.desk, self.access, self.blind = desk, access, blind
         self.loopback = host in LOOPBACK
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            super().__init__((host, port), Handler)
-        except (OSError, OverflowError) as error:
-            raise ResourceError(
-                f"cannot listen on {host} port {port} ({getattr(error, 'strerror', None) or error}); "
-                "choose another --config.port, or 0 for any"
-            ) from None
+        self._socket = _bound(host, port)
+        config = uvicorn.Config(
+            Guard(self._application(), self.loopback),
+            http=PromptProtocol,
+            **{"ws": "none", "lifespan": "off", "log_config": None, "log_level": "critical", "access_log": False},
+            **{"server_header": False, "proxy_headers": False, "backlog": 1024},
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=2,
+        )
+        self._server = uvicorn.Server(config)
 
     @property
     def port(self) -> int:
         """The port that is bound."""
-        return self.server_address[1]
+        return self._socket.getsockname()[1]
 
+    def run(self) -> None:
+        """Serves until SIGINT, SIGTERM or `stop`; a signal is raised again when the open requests are answered."""
+        self._server.run(sockets=[self._socket])
 
-class Handler(BaseHTTPRequestHandler):
-    """One connection."""
-
-    protocol_version = "HTTP/1.1"
-    server_version = "mmedexpert-review"
-    sys_version = ""
-    timeout = 60
-    wbufsize = -1  # head and body leave together
-    disable_nagle_algorithm = True
-    server: ReviewServer
-
-    def do_GET(self) -> None:
-        """Page and reads."""
-        self._answer(GET)
-
-    def do_POST(self) -> None:
-        """Changes."""
-        self._answer(POST)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the audit trail is the log."""
-
-    @cached_property
-    def body(self) -> Any:
-        """The JSON of the request."""
-        length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
-        if int(length) > MAX_BODY:
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MAX_BODY} bytes are taken")
-        try:
-            return json.loads(self.rfile.read(int(length)), parse_constant=_no_constant)
-        except ValueError:
-            raise Refusal(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
-
-    @property
-    def query(self) -> dict[str, str]:
-        """Fields of the address."""
-        return {name: values[-1] for name, values in parse_qs(urlsplit(self.path).query).items()}
+    def stop(self) -> None:
+        """Ends `run` in another thread."""
+        self._server.should_exit = True
 
     def trace(self, id: Any) -> Trace:
-        """The trace that a request names."""
-        if not isinstance(id, str) or id not in self.server.desk.traces:
-            raise Refusal(HTTPStatus.NOT_FOUND, "no such trace")
-        return self.server.desk.traces[id]
+        """The trace that a request names. Raises Refusal."""
+        if not isinstance(id, str) or id not in self.desk.traces:
+            raise Refusal(404, "no such trace")
+        return self.desk.traces[id]
 
-    def _answer(self, routes: dict[str, "Route"]) -> None:
-        self.__dict__.pop("body", None)  # a connection carries several requests
-        try:
-            self._check_host()
-            path = urlsplit(self.path).path
-            if routes is GET and path in STATIC:
-                name, kind = STATIC[path]
-                return self._send(HTTPStatus.OK, (PAGE / name).read_bytes(), kind)
-            person = self.server.access.person(self.headers.get("Authorization", ""))
+    def _application(self) -> Starlette:
+        routes = [Route(path, self._file(*STATIC[path])) for path in STATIC]
+        routes += [Route(path, self._endpoint(answer)) for path, answer in GET.items()]
+        routes += [Route(path, self._endpoint(answer), methods=["POST"]) for path, answer in POST.items()]
+        handlers: dict[Any, Any] = {HTTPException: _refused, Exception: _failed, ClientDisconnect: _gone}
+        handlers |= dict.fromkeys((sqlite3.Error, ResourceError), _unavailable)
+        return Starlette(routes=routes, exception_handlers=handlers)
+
+    def _file(self, name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            return Response((PAGE / name).read_bytes(), media_type=kind)
+
+        return endpoint
+
+    def _endpoint(self, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
+        """An endpoint that answers people with a token; the answer is found in a thread, since SQLite blocks."""
+
+        async def endpoint(request: Request) -> Response:
+            person = self.access.person(request.headers.get("authorization", ""))
             if person is None:
-                raise Refusal(HTTPStatus.UNAUTHORIZED, "open the link with your token that the server printed")
-            if path not in routes:
-                raise Refusal(HTTPStatus.NOT_FOUND, "no such address")
-            if routes is POST:
-                self._check_origin()
-            content = routes[path](self, person)
+                raise Refusal(401, "open the link with your token that the server printed")
+            asked = Asked(dict(request.query_params))
+            if request.method == "POST":
+                _check_origin(request)
+                asked.body = await _json(request)
+            content = await run_in_threadpool(answer, self, person, asked)
             if isinstance(content, tuple):
-                return self._send(HTTPStatus.OK, *content)
-            self._send(HTTPStatus.OK, json.dumps(content, ensure_ascii=False).encode(), JSON)
-        except Refusal as refusal:
-            self.close_connection = True  # what is left of the request is not read
-            self._send(refusal.status, json.dumps({"error": str(refusal)}).encode(), JSON)
-        except (sqlite3.Error, ResourceError) as error:  # a full disk, say: the page keeps its events and asks again
-            self.close_connection = True
-            self._send(HTTPStatus.SERVICE_UNAVAILABLE, json.dumps({"error": str(error)}).encode(), JSON)
-        except (BrokenPipeError, ConnectionResetError, TimeoutError):
-            self.close_connection = True
+                return Response(content[0], media_type=content[1])
+            return JSONResponse(content)
 
-    def _check_host(self) -> None:
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if self.server.loopback and host not in LOOPBACK:
-            raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, "this server answers to loopback names only")
-
-    def _check_origin(self) -> None:
-        origin, host = self.headers.get("Origin"), self.headers.get("Host", "")
-        if origin is not None and urlsplit(origin).netloc != host:
-            raise Refusal(HTTPStatus.FORBIDDEN, "the request comes from another site")
-        if self.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
-            raise Refusal(HTTPStatus.FORBIDDEN, "the request comes from another site")
-        if self.headers.get_content_type() != "application/json":
-            raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send application/json")
-
-    def _send(self, status: HTTPStatus, content: bytes, kind: str) -> None:
-        self.send_response(status)
-        for name, value in HEADERS.items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(content)
+        return endpoint
 
 
-Route = Callable[[Handler, Person], Any]
-JSON = "application/json; charset=utf-8"
+class Guard:
+    """Refuses foreign host names, and sends the page's rules with every answer."""
+
+    def __init__(self, app: ASGIApp, loopback: bool):
+        self._app, self._loopback = app, loopback
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+
+        async def send_with_rules(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = message | {"headers": [*message["headers"], *self._headers]}
+            await send(message)
+
+        app = self._app
+        if self._loopback and _host(dict(scope["headers"]).get(b"host", b"").decode("latin-1")) not in LOOPBACK:
+            app = JSONResponse({"error": "this server answers to loopback names only"}, 421)
+        await app(scope, receive, send_with_rules)
 
 
-def _session(request: Handler, person: Person) -> Any:
-    server = request.server
+class PromptProtocol(H11Protocol):
+    """Hangs up on a connection that does not come to its first request: uvicorn itself would wait for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts the clock."""
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_SECONDS, lambda: self.cycle is None and transport.close())
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(1024)  # from now on: whoever opens a link at once waits, and is not refused
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise ResourceError(
+            f"cannot listen on {host} port {port} ({getattr(error, 'strerror', None) or error}); "
+            "choose another --config.port, or 0 for any"
+        ) from None
+    return bound
+
+
+def _host(netloc: str) -> str | None:
+    """The host name in a Host header or an origin; None where it is none, as in "["."""
+    try:
+        return urlsplit(f"//{netloc}").hostname
+    except ValueError:
+        return None
+
+
+def _check_origin(request: Request) -> None:
+    """Raises Refusal where a request comes from another site, or is not JSON."""
+    origin = request.headers.get("origin")
+    own = origin is None or origin.partition("://")[2] == request.headers.get("host", "")
+    if not own or request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        raise Refusal(403, "the request comes from another site")
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "send application/json")
+
+
+async def _json(request: Request) -> Any:
+    """The JSON of a request, bounded in size, depth and time. Raises Refusal."""
+    too_large = Refusal(413, f"at most {MAX_BODY} bytes are taken")
+    if len(length := request.headers.get("content-length", "0")) > 9 or int(length) > MAX_BODY:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise too_large
+        return border.parse_json(bytes(body), "the body")
+    except TimeoutError:
+        raise Refusal(408, f"the body did not come within {BODY_SECONDS:g} s") from None
+    except DataError as error:
+        raise Refusal(400, str(error)) from None
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """The answer to what is refused; the connection is closed, since the rest of the request is not read."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, headers={"Connection": "close"})
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    """The answer where the disk takes nothing, say: the page keeps its events and asks again."""
+    return JSONResponse({"error": str(error)}, 503, headers={"Connection": "close"})
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """The answer to an error of ours."""
+    return JSONResponse({"error": f"{type(error).__name__}: {border.cut(str(error))}"}, 500)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Nobody is there to read an answer."""
+    return Response(status_code=400)
+
+
+def _session(server: ReviewServer, person: Person, asked: Asked) -> Any:
     return {"review": server.access.id} | view.session(person, server.desk, server.blind)
 
 
-def _queue(request: Handler, person: Person) -> Any:
-    desk, query = request.server.desk, request.query
-    count = query.get("count", "1")
-    if not count.isdigit():
-        raise Refusal(HTTPStatus.BAD_REQUEST, "count must be a number")
-    holding = [id for id in query.get("holding", "").split(",") if id in desk.traces]
-    traces = desk.queue(person, min(int(count), MAX_ITEMS), holding)
-    items = [view.item(trace, person, desk, request.server.blind) for trace in traces]
-    return {"items": items, "progress": desk.progress(person)}
+def _queue(server: ReviewServer, person: Person, asked: Asked) -> Any:
+    count = asked.number("count", "1")
+    if count is None:
+        raise Refusal(400, "count must be a number")
+    holding = [id for id in asked.query.get("holding", "").split(",") if id in server.desk.traces]
+    traces = server.desk.queue(person, min(count, MAX_ITEMS), holding)
+    items = [view.item(trace, person, server.desk, server.blind) for trace in traces]
+    return {"items": items, "progress": server.desk.progress(person)}
 
 
-def _item(request: Handler, person: Person) -> Any:
-    return view.item(request.trace(request.query.get("trace")), person, request.server.desk, request.server.blind)
+def _item(server: ReviewServer, person: Person, asked: Asked) -> Any:
+    return view.item(server.trace(asked.query.get("trace")), person, server.desk, server.blind)
 
 
-def _image(request: Handler, person: Person) -> Any:
-    images, index = request.trace(request.query.get("trace")).case.images, request.query.get("index", "")
-    if not index.isdigit() or int(index) >= len(images):
-        raise Refusal(HTTPStatus.NOT_FOUND, "no such image")
-    return encoded(images[int(index)])
+def _image(server: ReviewServer, person: Person, asked: Asked) -> Any:
+    images, index = server.trace(asked.query.get("trace")).case.images, asked.number("index")
+    if index is None or index >= len(images):
+        raise Refusal(404, "no such image")
+    return encoded(images[index])
 
 
-def _history(request: Handler, person: Person) -> Any:
-    return [{"id": id, "verdict": verdict} for id, verdict in request.server.desk.history(person)]
+def _history(server: ReviewServer, person: Person, asked: Asked) -> Any:
+    return [{"id": id, "verdict": verdict} for id, verdict in server.desk.history(person)]
 
 
-def _progress(request: Handler, person: Person) -> Any:
-    return request.server.desk.progress(person)
+def _progress(server: ReviewServer, person: Person, asked: Asked) -> Any:
+    return server.desk.progress(person)
 
 
-def _events(request: Handler, person: Person) -> Any:
-    sent = request.body.get("events") if isinstance(request.body, dict) else None
+def _events(server: ReviewServer, person: Person, asked: Asked) -> Any:
+    sent = asked.body.get("events") if isinstance(asked.body, dict) else None
     if not isinstance(sent, list) or len(sent) > MAX_EVENTS:
-        raise Refusal(HTTPStatus.BAD_REQUEST, f"events must be a list of at most {MAX_EVENTS}")
-    answers = request.server.desk.submit(person, [_event(one) for one in sent])
+        raise Refusal(400, f"events must be a list of at most {MAX_EVENTS}")
+    answers = server.desk.submit(person, [_event(one) for one in sent])
     results = [{"id": answer.client_id, "result": answer.result, "why": answer.why} for answer in answers]
-    return {"results": results, "progress": request.server.desk.progress(person)}
+    return {"results": results, "progress": server.desk.progress(person)}
 
 
-def _check(request: Handler, person: Person) -> Any:
-    body = request.body if isinstance(request.body, dict) else {}
+def _check(server: ReviewServer, person: Person, asked: Asked) -> Any:
+    body = asked.body if isinstance(asked.body, dict) else {}
     text = body.get("text")
     if not isinstance(text, str):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "text is missing")
-    return {"problems": problems(request.trace(body.get("trace")), text)}
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+        raise Refusal(400, "text is missing")
+    return {"problems": problems(server.trace(body.get("trace")), text)}
 
 
 def _event(sent: Any) -> Event:
@@ -244,13 +303,13 @@ def _event(sent: Any) -> Event:
     id, trace, kind = (str(values.get(name) or "") for name in ("id", "trace", "kind"))
     value, seconds = values.get("value", {}), values.get("seconds")
     if not all(0 < len(text) <= 64 for text in (id, trace, kind)) or not isinstance(value, dict):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "an event has id, trace, kind (texts) and value (an object)")
+        raise Refusal(400, "an event has id, trace, kind (texts) and value (an object)")
     if seconds is not None and not (isinstance(seconds, int | float) and 0 <= seconds < 1e6):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "seconds must be a number from 0")
+        raise Refusal(400, "seconds must be a number from 0")
     return Event(id, "", "", trace, kind, value, seconds)
 
 
-GET: dict[str, Route] = {
+GET: dict[str, Answer] = {
     "/api/session": _session,
     "/api/queue": _queue,
     "/api/item": _item,
@@ -258,4 +317,4 @@ GET: dict[str, Route] = {
     "/api/history": _history,
     "/api/progress": _progress,
 }
-POST: dict[str, Route] = {"/api/events": _events, "/api/check": _check}
+POST: dict[str, Answer] = {"/api/events": _events, "/api/check": _check}

@@ -19,15 +19,22 @@ if (given) {
 const token = given || sessionStorage.getItem("review-token") || "";
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
-class Refused extends Error {}
+class Refused extends Error {
+  constructor(why, status) {
+    super(why);
+    this.status = status;
+  }
+}
+const PASSING = (status) => status >= 500 || status === 408 || status === 429; // worth another try as it is
+const UNSTORABLE = [400, 404, 413, 415, 422]; // about what was sent: sent again, it would be refused again
 
 async function request(path, body) {
   const headers = { Authorization: `Bearer ${token}` };
   if (body) headers["Content-Type"] = "application/json";
   const options = body ? { method: "POST", headers, body: JSON.stringify(body) } : { headers };
   const reply = await fetch(path, options); // a TypeError while the server is down
-  if (reply.status >= 500) throw new TypeError(`status ${reply.status}`);
-  if (!reply.ok) throw new Refused((await reply.json().catch(() => ({}))).error || `status ${reply.status}`);
+  if (PASSING(reply.status)) throw new TypeError(`status ${reply.status}`);
+  if (!reply.ok) throw new Refused((await reply.json().catch(() => ({}))).error || `status ${reply.status}`, reply.status);
   return reply;
 }
 
@@ -88,17 +95,38 @@ async function flush() {
 
 async function send(events) {
   outbox.inFlight = new Set(events.map((e) => e.id));
-  const answer = await patiently(async () => (await request("/api/events", { events })).json());
-  outbox.inFlight.clear();
-  const answered = new Set(answer.results.map((r) => r.id));
-  outbox.keep(outbox.list().filter((e) => !answered.has(e.id)));
+  let answer;
+  try {
+    answer = await patiently(async () => (await request("/api/events", { events })).json());
+  } catch (error) {
+    if (!UNSTORABLE.includes(error.status)) throw error;
+    return sendSingly(events, error);
+  } finally {
+    outbox.inFlight.clear();
+  }
+  forget(answer.results.map((r) => r.id));
   showProgress(answer.progress);
   showSaved();
   for (const result of answer.results) if (result.result === "refused") refused(events.find((e) => e.id === result.id), result.why);
 }
 
+// One event that cannot be stored must not hold the others back, nor be sent for ever: it is named and let go.
+async function sendSingly(events, error) {
+  if (events.length > 1) {
+    for (const event of events) await send([event]);
+    return;
+  }
+  forget([events[0].id]);
+  refused(events[0], error.message);
+}
+
+function forget(ids) {
+  const gone = new Set(ids);
+  outbox.keep(outbox.list().filter((e) => !gone.has(e.id)));
+}
+
 function refused(event, why) {
-  say(`Not saved: ${why}`);
+  say(`Not saved (${event.kind}): ${why}`);
   if (event.kind !== "verdict") return;
   state.decisions = state.decisions.filter((d) => d.id !== event.id);
   const item = items.get(event.trace);
@@ -510,6 +538,8 @@ function nothingLeft() {
 
 // --- images ------------------------------------------------------------------------------------------------------
 
+const NEAR = 3; // images loaded before and behind the one that is shown
+const STACK = 8; // from so many on they are slices of one volume: a slider, the wheel turns, zoom and window stay
 const pictures = new Map(); // "trace/index" -> promise of an object URL
 
 function picture(id, index) {
@@ -526,8 +556,9 @@ function picture(id, index) {
   return pictures.get(key);
 }
 
-function loadImages(item) {
-  for (let index = 0; index < item.images; index++) picture(item.id, index).catch(() => {});
+function loadImages(item, around = 0) { // those next to come: a volume has hundreds
+  const last = Math.min(item.images - 1, around + NEAR);
+  for (let index = Math.max(0, around - NEAR); index <= last; index++) picture(item.id, index).catch(() => {});
 }
 
 const viewer = {
@@ -536,24 +567,38 @@ const viewer = {
     this.item = item;
     $("viewer").hidden = !item.images;
     if (!item.images) return;
-    const films = Array.from({ length: item.images > 1 ? item.images : 0 }, (_, index) => {
+    const count = item.images > 1 && !this.stacked() ? item.images : 0;
+    const films = Array.from({ length: count }, (_, index) => {
       const button = element("button", String(index + 1), { type: "button", "aria-label": `Image ${index + 1} of ${item.images}` });
       button.addEventListener("click", () => this.turn(index));
       return button;
     });
     $("films").replaceChildren(...films);
-    this.turn(0);
+    $("slices").hidden = !this.stacked();
+    $("slice").max = item.images;
+    this.reset();
+    this.turn(this.stacked() ? Math.floor(item.images / 2) : 0);
   },
+  stacked() { return this.item.images >= STACK; },
   async turn(index) {
     const item = this.item;
-    if (index < 0 || index >= item.images) return;
+    if (!item || index < 0 || index >= item.images) return;
     this.index = index;
-    this.reset();
-    [...$("films").children].forEach((button, i) => button.setAttribute("aria-pressed", i === index));
     $("stage").setAttribute("aria-label", `Image ${index + 1} of ${item.images} of the case`);
-    $("image").removeAttribute("src");
+    if (this.stacked()) {
+      $("slice").value = index + 1;
+      $("slice-number").textContent = `${index + 1} / ${item.images}`;
+      if (!pictures.has(`${item.id}/${index}`)) await sleep(30); // while slices fly by, none is asked for
+      if (!same(item, this.item) || this.index !== index) return;
+    } else {
+      this.reset();
+      [...$("films").children].forEach((button, i) => button.setAttribute("aria-pressed", i === index));
+      $("image").removeAttribute("src");
+    }
     const url = await picture(item.id, index);
-    if (same(item, this.item) && this.index === index) $("image").src = url;
+    if (!same(item, this.item) || this.index !== index) return;
+    $("image").src = url;
+    loadImages(item, index);
   },
   reset() {
     Object.assign(this, { scale: 1, x: 0, y: 0 });
@@ -570,6 +615,11 @@ const viewer = {
   pan(x, y) {
     this.x += x;
     this.y += y;
+    this.apply();
+  },
+  window(right, down) { // as radiologists drag: across for the window's width, up and down for its level
+    $("contrast").value = Number($("contrast").value) + right / 2;
+    $("brightness").value = Number($("brightness").value) - down / 2;
     this.apply();
   },
   shade(slider, by) {
@@ -595,7 +645,9 @@ const viewer = {
     const old = this.pointers.get(event.pointerId);
     const now = this.point(event);
     this.pointers.set(event.pointerId, now);
-    if (before.length === 1) return this.pan(now[0] - old[0], now[1] - old[1]);
+    const [right, down] = [now[0] - old[0], now[1] - old[1]];
+    if (before.length === 1 && (event.shiftKey || event.buttons === 2)) return this.window(right, down);
+    if (before.length === 1) return this.pan(right, down);
     const other = before.find((point) => point !== old);
     const spread = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]) || 1;
     this.zoom(spread(now) / spread(old), (old[0] + other[0]) / 2, (old[1] + other[1]) / 2);
@@ -607,6 +659,7 @@ function listenToStage() {
   const stage = $("stage");
   stage.addEventListener("wheel", (event) => {
     event.preventDefault();
+    if (viewer.stacked() && !event.ctrlKey) return void viewer.turn(viewer.index + Math.sign(event.deltaY));
     viewer.zoom(Math.exp(-event.deltaY / 300), ...viewer.point(event));
   }, { passive: false });
   stage.addEventListener("pointerdown", (event) => {
@@ -617,6 +670,8 @@ function listenToStage() {
   for (const end of ["pointerup", "pointercancel"]) {
     stage.addEventListener(end, (event) => viewer.pointers.delete(event.pointerId));
   }
+  stage.addEventListener("contextmenu", (event) => event.preventDefault());
+  $("slice").addEventListener("input", () => viewer.turn(Number($("slice").value) - 1));
   stage.addEventListener("dblclick", (event) => viewer.zoom(viewer.scale > 1 ? 0 : 3, ...viewer.point(event)));
   for (const slider of ["brightness", "contrast"]) $(slider).addEventListener("input", () => viewer.apply());
 }
@@ -636,7 +691,7 @@ const ON_TRACE = {
 };
 RUBRIC_KEYS.forEach((key, index) => { ON_TRACE[key] = () => toggleRubric(index); });
 for (let digit = 1; digit <= 9; digit++) ON_TRACE[digit] = () => toggleReason(digit - 1);
-const REPEATING = new Set(["PageDown", "PageUp", "+", "=", "-", "[", "]", "{", "}", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]);
+const REPEATING = new Set([",", ".", "PageDown", "PageUp", "+", "=", "-", "[", "]", "{", "}", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]);
 
 function act(key) {
   const action = ANYWHERE[key] || (state.current && ON_TRACE[key]);
