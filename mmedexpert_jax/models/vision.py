@@ -141,8 +141,8 @@ class VisionTower(nnx.Module):
         whole = np.isin(np.arange(self.config.depth), self.config.full_attention_blocks)  # [L] bool
 
         def run(block: VisionBlock, index: Any, x: Array) -> tuple[Array, tuple]:
-            if windows is None or not isinstance(index, jax.Array):
-                return block(x, rope, counts, None if whole[index] else windows), ()
+            if windows is None or isinstance(index, int):
+                return block(x, rope, counts, windows if windows is not None and not whole[index] else None), ()
             full, windowed = (lambda x, ids=ids: block(x, rope, counts, ids) for ids in (None, windows))
             return jax.lax.cond(jnp.asarray(whole)[index], full, windowed, x), ()
 
