@@ -100,6 +100,15 @@ def boxed(text: str) -> str | None:
     return None
 
 
+def is_right(response: str, options: Sequence[str], answer: str) -> bool:
+    """Whether a response gives the answer: the letter that `choice` reads, or, of an open question, the reference text
+    (case, white space and a final stop aside)."""
+    if options:
+        return choice(response, options) == answer
+    given = parse(response).answer
+    return given is not None and _plain(given) == _plain(answer)
+
+
 def choice(response: str, options: Sequence[str]) -> str | None:
     r"""Letter of the option that a response chooses, or None.
 

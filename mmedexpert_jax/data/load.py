@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -303,7 +304,7 @@ def pictures(image: ImageRef) -> Iterator[ImageRef]:
     """References to the pictures that an image of a row stands for: itself, the chosen slices of a file, or the chosen
     files of a folder with a DICOM series. Raises DataError."""
     folder = getattr(image.read, "path", None)
-    if isinstance(folder, Path) and folder.is_dir():
+    if isinstance(folder, Path) and os.path.isdir(folder):  # False, not an error, for a path that none can be
         files = medical.series(folder, image.name)
         for place in chosen(len(files), image.view.slices, image.name):
             view = replace(image.view, slices=None)

@@ -8,6 +8,7 @@ from mmedexpert_jax.data.paradigms import PARADIGMS
 ANSWER_FORMAT = (
     "Think in numbered statements inside <think></think>, then give the letter of the answer inside <answer></answer>."
 )
+ANSWERS = {"choice": "the letter of the answer", "yes_no": "yes or no", "open": "the answer in a few words"}
 
 
 class Asked(Protocol):
@@ -21,11 +22,17 @@ class Asked(Protocol):
     def options(self) -> tuple[str, ...]:
         """Texts without letters."""
 
+    @property
+    def kind(self) -> str:
+        """A key of ANSWERS."""
+
 
 def question(case: Asked, paradigm: str | None = None, guideline: str | None = None) -> str:
     """The user's turn: question, lettered options, guideline text, the paradigm's instruction, answer format."""
     options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, case.options, strict=False))
-    instruction = f"{PARADIGMS[paradigm].instruction} {ANSWER_FORMAT}" if paradigm else ANSWER_FORMAT
+    instruction = ANSWER_FORMAT.replace(ANSWERS["choice"], ANSWERS[case.kind])
+    if paradigm:
+        instruction = f"{PARADIGMS[paradigm].instruction} {instruction}"
     return "\n".join(part for part in (case.question, options, guideline, instruction) if part)
 
 
@@ -46,6 +53,6 @@ def completion(case: Case) -> str:
     return render(case.trace, case.answer)
 
 
-def render(trace: str, letter: str) -> str:
-    """A trace and an answer letter in the format that `answers.parse` reads."""
-    return f"<think>{trace}</think><answer>{letter}</answer>"
+def render(trace: str, answer: str) -> str:
+    """A trace and an answer, a letter or the reference text, in the format that `answers.parse` reads."""
+    return f"<think>{trace}</think><answer>{answer}</answer>"

@@ -322,7 +322,7 @@ def _mapped(place: Place, column: str, group: int) -> Any:
             schema = pa.schema([parquet.schema_arrow.field(column)])
             with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
                 for batch in parquet.iter_batches(batch_size=16, row_groups=[group], columns=[column]):
-                    writer.write_batch(batch.cast(schema))
+                    writer.write_batch(batch)
             partial.replace(file)
     with pa.memory_map(str(file)) as source:
         return pa.ipc.open_file(source).read_all()[column]

@@ -19,8 +19,8 @@ Reward = Callable[..., float]
 
 
 def accuracy(case: Case, text: str, **_) -> float:
-    """1 if the parsed answer chooses the key, else 0."""
-    return float(answers.choice(text, case.options) == case.answer)
+    """1 if the parsed answer chooses the key, or is the reference answer of an open question, else 0."""
+    return float(answers.is_right(text, case.options, case.answer))
 
 
 def format(case: Case, text: str, **_) -> float:

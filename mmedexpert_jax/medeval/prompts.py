@@ -98,12 +98,7 @@ def _distributed(item: Item) -> str:
 
 def _think_answer(item: Item, paradigm: str | None = None) -> Prompt:
     """The prompt of this project's training (`data.prompts`): the form of answer is the paper's (appendix D)."""
-    text = training.question(item, paradigm)
-    if item.kind != "choice":
-        answer = {"yes_no": "yes or no", "open": "the answer in a few words"}[item.kind]
-        asks = training.ANSWER_FORMAT.replace("the letter of the answer", answer)
-        text = text.removesuffix(training.ANSWER_FORMAT) + asks
-    return Prompt("think_answer", [_user(item, text)], "tags")
+    return Prompt("think_answer", [_user(item, training.question(item, paradigm))], "tags")
 
 
 _KIT_ASKS = {  # rule of judgement -> (direct, reasoning), MedEvalKit git 9b12e3b, utils/question_formats.py

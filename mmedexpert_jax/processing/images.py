@@ -91,7 +91,7 @@ class ImageRef:
         try:
             with opener() if opener else io.BytesIO(self.open()) as file:
                 return _whole(file, self.name)
-        except OSError:
+        except (OSError, ValueError):  # no such file; a NUL in its name
             self.open()  # says why
             return False
 

@@ -9,8 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import SPECIALTIES, load_cases
+from mmedexpert_jax.data import SPECIALTIES, benchmarks, load_cases, prompts, tables
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.gba import rewards
+from mmedexpert_jax.medeval import scoring
+from mmedexpert_jax.processing import ImageRef, open_image
 
 ROW = {
     "id": "a1",
@@ -117,3 +120,196 @@ def test_limit_takes_the_specialties_in_turn_and_depends_on_the_seed_alone(tmp_p
     assert [c.specialty for c in first] == list(SPECIALTIES) * 2
     assert first == again and first != other
     assert {c.specialty for c in load_cases(file, "", specialty="BS")} == {"BS"}
+
+
+def _jpeg(seed: int, side: int = 64) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_an_open_question_is_asked_answered_and_scored(tmp_path):
+    row = {"id": "o1", "question": "What is the finding?", "answer": "Pleural effusion", "trace": "(1) Blunt. (2) So."}
+    (case,) = load_cases(_write(tmp_path, row | {"specialty": "radiology", "difficulty": 3}), "train")
+    assert (case.kind, case.options, case.specialty, case.columns) == ("open", (), "radiology", {"difficulty": 3})
+    asked = prompts.conversation(case)[0]["content"][-1]["text"]
+    assert "letter" not in asked and "the answer in a few words inside <answer>" in asked
+    assert prompts.completion(case) == "<think>(1) Blunt. (2) So.</think><answer>Pleural effusion</answer>"
+    assert rewards.accuracy(case, "<think>x</think><answer>pleural  effusion.</answer>") == 1.0
+    assert rewards.accuracy(case, "<think>pleural effusion</think><answer>A</answer>") == 0.0
+    item = benchmarks.from_case(case)
+    assert scoring.score(item, "<think>x</think><answer>Pleural effusion</answer>").right
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"answer": "AB", "options": ["a", "b", "c"]}, ("key answer", "'AB'")),
+        ({"answer": "", "options": ["a", "b"]}, ("key answer",)),
+        ({"image": "x.png"}, ("key image: not a key of a row; call it images",)),
+        ({"optoins": ["a", "b"], "options": None}, ("key optoins", "call it options")),
+        ({"choices": ["a", "b"], "options": None}, ("key choices", "call it options")),
+        ({"options": 4}, ("key options", "2 to 10")),
+        ({"options": "ab"}, ("key options", "2 to 10")),
+        ({"options": [1, 2]}, ("key options", "2 to 10")),
+        ({"options": {"A": "x", "B": None}}, ("key options", "2 to 10")),
+        ({"paradigms": 5}, ("key paradigms", "a list")),
+        ({"paradigms": [[]]}, ("key paradigms", "[]")),
+        ({"trace": 7}, ("key trace", "got 7")),
+        ({"task": []}, ("key task", "got []")),
+        ({"id": "x" * 300}, ("key id: 300 characters",)),
+        ({"id": 1}, ("key id", "got 1")),
+        ({"specialty": "am"}, ("key specialty", "'am'", "AM, CAH")),
+        ({"specialty": ["AM"]}, ("key specialty",)),
+        ({"images": "x.png"}, ("key images: a list",)),
+        ({"images": [5]}, ("key images", "got 5")),
+        ({"images": [{"bytes": 5}]}, ("key images", "got 5")),
+        ({"images": [{"path": "x.png", "windw": 1}]}, ("key images", "windw")),
+        ({"images": [{"path": "x.png", "slices": 0}]}, ("key images, slices",)),
+        ({"images": [{"path": "x.png", "window": "lungs"}]}, ("key images, window",)),
+        ({"images": ["data:image/png;base64,!!"]}, ("key images", "base64")),
+        ({"images": ["https://example.org/x.png"]}, ("key images", "download it")),
+        ({"images": ["x" * 5000]}, ("key images",)),
+        ({"images": ["\u0000"]}, ("key images",)),
+    ],
+)
+def test_a_field_of_another_kind_is_one_short_line(tmp_path, change, words):
+    file = _write(tmp_path, ROW | change)
+    with pytest.raises(DataError) as error:
+        load_cases(file, "train")
+    line = str(error.value)
+    assert "\n" not in line and len(line) < len(str(file)) * 2 + 300 and f"{file}, row 1" in line
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    "text", ['{"id": ' + "[" * 100_000, '{"id": NaN}', '{"id": 1e999}', '{"id": "a", "id": "b"}', '{"id": "\\ud800"}']
+)
+def test_hostile_json_is_one_line(tmp_path, text):
+    with pytest.raises(DataError, match=r"train\.jsonl, row 1") as error:
+        load_cases(_write(tmp_path, text), "train")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_other_keys_are_named_once_and_reach_the_rewards(tmp_path, caplog):
+    rows = [ROW | {"id": str(i), "difficulty": i, "source": "own"} for i in range(3)]
+    cases = load_cases(_write(tmp_path, *rows), "train")
+    assert [case.columns["difficulty"] for case in cases] == [0, 1, 2]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{tmp_path / 'train.jsonl'}: keys that only rewards of your own read: difficulty"
+    ]
+
+
+def test_images_are_decoded_when_asked_for_and_only_those_that_are_kept(tmp_path, monkeypatch):
+    opened = []
+    true_open = Image.open
+    monkeypatch.setattr(Image, "open", lambda file, *a, **k: opened.append(file) or true_open(file, *a, **k))
+    rows = []
+    for i in range(20):
+        (tmp_path / f"{i}.jpg").write_bytes(_jpeg(i))
+        rows.append(ROW | {"id": str(i), "images": [f"{i}.jpg"]})
+    cases = load_cases(_write(tmp_path, *rows), "train", limit=4)
+    assert len(opened) == 4
+    decoded = []
+    monkeypatch.setattr(ImageRef, "picture", lambda self: decoded.append(self) or true_picture(self))
+    true_picture = open_image
+    load_cases(tmp_path, "train")
+    assert not decoded
+    assert cases[0].images[0].picture().size == (64, 64)
+
+
+def test_a_cut_jpeg_is_found_when_it_is_loaded(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(_jpeg(0, 200)[:4000])
+    with pytest.raises(DataError, match=r"row 1, key images: x\.jpg"):
+        load_cases(_write(tmp_path, ROW | {"images": ["x.jpg"]}), "train")
+
+
+def test_a_large_row_group_is_read_from_a_memory_map(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = [[{"bytes": _jpeg(10 * i + n), "path": None} for n in range(i % 3)] for i in range(60)]
+    rows = [ROW | {"id": str(i), "images": images[i] or None} for i in range(60)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    small = [[image.open() for image in case.images] for case in load_cases(tmp_path, "train")]
+    assert small == [[image["bytes"] for image in row] for row in images] and not (tmp_path / "cache").exists()
+    tables._column.cache_clear()
+    monkeypatch.setattr(tables, "GROUP_BYTES", 1000)
+    assert [[image.open() for image in case.images] for case in load_cases(tmp_path, "train")] == small
+    assert len(list((tmp_path / "cache").rglob("*.arrow"))) == 1
+    tables._column.cache_clear()
+
+
+QUESTION = "What is seen?"
+FOREIGN = {
+    "messages": {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]},
+            {"role": "assistant", "content": "<think>(1) Air.</think><answer>Pneumothorax</answer>"},
+        ],
+        "images": ["x.png"],
+    },
+    "trl": {"prompt": [{"role": "user", "content": QUESTION}], "solution": "Pneumothorax", "images": ["x.png"]},
+    "completion": {"prompt": QUESTION, "completion": "Pneumothorax", "image": "x.png"},
+    "verl": {
+        "data_source": "own",
+        "prompt": [{"role": "user", "content": f"<image>{QUESTION}"}],
+        "images": [{"path": "x.png"}],
+        "reward_model": {"style": "rule", "ground_truth": "Pneumothorax"},
+        "extra_info": {"index": 1},
+    },
+    "easyr1": {"problem": f"<image>{QUESTION}", "answer": "Pneumothorax", "images": ["x.png"]},
+    "llava": {
+        "id": "7",
+        "image": "x.png",
+        "conversations": [
+            {"from": "human", "value": f"<image>\n{QUESTION}"},
+            {"from": "gpt", "value": "Pneumothorax"},
+        ],
+    },
+    "alpaca": {"instruction": QUESTION, "input": "", "output": "Pneumothorax", "images": ["x.png"]},
+    "openai": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": "x.png"}}],
+            },
+            {"role": "assistant", "content": "Pneumothorax"},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("form", FOREIGN)
+def test_rows_of_other_trainers_are_read(tmp_path, form):
+    (tmp_path / "x.png").write_bytes(_png())
+    (case,) = load_cases(_write(tmp_path, FOREIGN[form]), "train")
+    assert (case.question, case.answer, case.kind, len(case.images)) == (QUESTION, "Pneumothorax", "open", 1)
+    assert case.trace == ("(1) Air." if form == "messages" else "")
+
+
+def test_lettered_options_in_a_foreign_question_make_a_choice(tmp_path):
+    text = "Which band?\nOptions:\nA. low\nB. high\nAnswer with the letter."
+    rows = [{"problem": text, "answer": answer} for answer in ("B", r"\boxed{B}", "high", "<answer>B. high</answer>")]
+    for case in load_cases(_write(tmp_path, *rows), "train"):
+        assert (case.options, case.answer) == (("low", "high"), "B") and case.question.startswith("Which band?")
+    (case,) = load_cases(_write(tmp_path, {"problem": text, "answer": "medium"}), "train")
+    assert case.kind == "open" and "A. low" in case.question
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": "hello"}, "key messages: a list of turns"),
+        ({"messages": [{"role": "user", "content": "Hi"}] * 2}, "2 user's"),
+        ({"messages": [{"role": "robot", "content": "Hi"}]}, "'robot'"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "no answer"),
+        ({"messages": [{"role": "user", "content": 5}]}, "content must be text"),
+        ({"conversations": [{"from": "human", "value": "Hi"}]}, "no answer"),
+        ({"problem": 5, "answer": "x"}, "key problem"),
+        ({"problem": "x", "answer": {"a": 1}}, "key answer"),
+    ],
+)
+def test_a_foreign_row_that_is_no_case_is_one_line(tmp_path, row, words):
+    with pytest.raises(DataError, match="row 1") as error:
+        load_cases(_write(tmp_path, row), "train")
+    assert words in str(error.value) and "\n" not in str(error.value)
