@@ -1,0 +1,169 @@
+"""Whoever reads an image sees one picture: training, endpoints, torch, evaluation, contamination, review, pages."""
+
+import base64
+import hashlib
+import io
+import json
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmedexpert_jax.data import contamination, load_cases
+from mmedexpert_jax.data.benchmarks import from_case
+from mmedexpert_jax.medeval import prompts
+from mmedexpert_jax.medeval.backends import torch_model
+from mmedexpert_jax.mmedexpert.record import Picture
+from mmedexpert_jax.mmedexpert.review.sources import encoded as shown_in_review
+from mmedexpert_jax.mmedexpert.sources.canonical import clean
+from mmedexpert_jax.processing import open_image
+from mmedexpert_jax.remote.messages import data_uri
+
+RNG = np.random.default_rng(0)
+RGB = Image.fromarray(RNG.integers(0, 256, (30, 40, 3), np.uint8))
+RAMP = np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(np.uint16)
+
+
+def saved(image, format="PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    if "append_images" in options:  # an image keeps the settings that it was saved with
+        options["append_images"] = [Image.fromarray(np.asarray(other)) for other in options["append_images"]]
+    image.copy().save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def oriented(number: int, format: str = "JPEG") -> bytes:
+    exif = Image.Exif()
+    exif[274] = number
+    return saved(RGB, format, exif=exif)
+
+
+def dicom(**header) -> bytes:
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.CTImageStorage, "1.2"
+    dataset.PatientName = "Doe^Jane"
+    dataset.PhotometricInterpretation, dataset.SamplesPerPixel, dataset.PixelRepresentation = "MONOCHROME1", 1, 0
+    dataset.Rows, dataset.Columns, dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 30, 40, 16, 16, 15
+    dataset.PixelData = RAMP.tobytes()
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+LA = np.stack([RAMP // 257, 65535 - RAMP // 257], -1).astype(np.uint8)
+SMALL = RGB.resize((20, 15))
+FILES = {
+    "rgb.png": saved(RGB),
+    "grey.png": saved(RGB.convert("L")),
+    "one-bit.png": saved(RGB.convert("1")),
+    "palette.png": saved(RGB.quantize(16)),
+    "clear-palette.png": saved(RGB.quantize(16), transparency=3),
+    "rgba.png": saved(Image.fromarray(np.dstack([np.asarray(RGB), RAMP // 257]).astype(np.uint8))),
+    "clear-rgb.png": saved(RGB, transparency=RGB.getpixel((3, 4))),
+    "la.png": saved(Image.fromarray(LA)),
+    "16.png": saved(Image.fromarray(RAMP)),
+    "16.tif": saved(Image.fromarray(RAMP), "TIFF"),
+    "16-big.tif": saved(Image.fromarray(RAMP.astype(">u2")), "TIFF"),
+    "float.tif": saved(Image.fromarray((RAMP / 65535).astype(np.float32)), "TIFF"),
+    "32.tif": saved(Image.fromarray(RAMP.astype(np.int32)), "TIFF"),
+    "lzw.tif": saved(RGB, "TIFF", compression="tiff_lzw"),
+    "cmyk.tif": saved(RGB.convert("CMYK"), "TIFF"),
+    "lab.tif": saved(RGB.convert("RGB").convert("YCbCr"), "TIFF"),
+    "cmyk.jpg": saved(RGB.convert("CMYK"), "JPEG"),
+    "grey.jpg": saved(RGB.convert("L"), "JPEG"),
+    "progressive.jpg": saved(RGB, "JPEG", progressive=True, quality=95, subsampling=0),
+    **{f"exif-{n}.jpg": oriented(n) for n in range(1, 9)},
+    "exif-6.png": oriented(6, "PNG"),
+    "exif-6.webp": oriented(6, "WEBP"),
+    "exif-6.tif": oriented(6, "TIFF"),
+    "lossless.webp": saved(RGB, "WEBP", lossless=True),
+    "still.gif": saved(RGB.quantize(16), "GIF"),
+    "bmp.bmp": saved(RGB, "BMP"),
+    "j2k.jp2": saved(RGB, "JPEG2000"),
+    "camera.mpo": saved(RGB, "MPO", save_all=True, append_images=[SMALL]),
+    "commented.png": saved(RGB, pnginfo=None, icc_profile=b"x" * 200),
+    "scan.dcm": dicom(),
+}
+BOMB = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0) + b"\0" * 4
+REFUSED = {
+    "moving.gif": saved(RGB, "GIF", save_all=True, append_images=[SMALL.resize(RGB.size)]),
+    "pages.tif": saved(RGB, "TIFF", save_all=True, append_images=[SMALL]),
+    "moving.webp": saved(RGB, "WEBP", save_all=True, append_images=[RGB.rotate(180)]),
+    "moving.png": saved(RGB, "PNG", save_all=True, append_images=[RGB.rotate(180)]),
+    "12-bit.png": saved(Image.fromarray((RAMP >> 4).astype(np.uint16))),
+    "cut.png": FILES["rgb.png"][:600],
+    "cut.jpg": FILES["progressive.jpg"][: len(FILES["progressive.jpg"]) // 2],
+    "words.png": b"no image at all",
+    "empty.png": b"",
+    "nan.tif": saved(Image.fromarray(np.full((5, 5), np.nan, np.float32)), "TIFF"),
+    "bomb.png": b"\x89PNG\r\n\x1a\n"
+    + b"\0\0\0\rIHDR"
+    + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    + b"\0" * 4,
+}
+
+
+def readers(data: bytes, tmp_path) -> dict[str, np.ndarray]:
+    """What each reader of the product sees of one file, [H, W, 3]."""
+    (tmp_path / "x").write_bytes(data)
+    row = {"id": "1", "question": "What?", "options": ["a", "b"], "answer": "A", "images": ["x"]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    (case,) = load_cases(tmp_path, "train")
+    item = from_case(case)
+    message = prompts.build(item, "think_answer").messages
+    (opened,) = prompts.opened(message)
+    part = next(part for part in opened["content"] if part["type"] == "image")
+    uris = [data_uri(image, 4000) for image in (data, tmp_path / "x", case.images[0], open_image(data))]
+    sent = [base64.b64decode(uri.partition(",")[2]) for uri in uris]
+    picture = Picture("x", data)
+    seen = {
+        "training": case.images[0].picture(),
+        "evaluation": open_image(part["image"]),
+        "torch": torch_model._part(part)["image"],
+        "review": Image.open(io.BytesIO(shown_in_review(picture)[0])).convert("RGB"),
+        "collected": Image.open(io.BytesIO(clean(data, "x"))).convert("RGB"),
+        "teacher": picture.image(),
+        "data URI": open_image(uris[0]),
+        **{f"endpoint {n}": Image.open(io.BytesIO(file)) for n, file in enumerate(sent)},
+    }
+    pixels = hashlib.sha256(f"{seen['training'].size}".encode() + seen["training"].tobytes()).hexdigest()
+    assert contamination.look(contamination.of_case(case, "own").images[0]()).pixels == pixels
+    return {name: np.asarray(image) for name, image in seen.items()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_reader_sees_the_same_pixels(name, tmp_path):
+    seen = readers(FILES[name], tmp_path)
+    for reader, pixels in seen.items():
+        np.testing.assert_array_equal(pixels, seen["training"], err_msg=f"{reader} sees another picture")
+    assert seen["training"].shape == ((40, 30, 3) if name in UPRIGHT else (30, 40, 3))
+    assert len(np.unique(seen["training"])) > 1
+
+
+UPRIGHT = {f"exif-{n}.jpg" for n in (5, 6, 7, 8)} | {f"exif-6.{kind}" for kind in ("png", "webp", "tif")}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_every_reader_refuses_the_same_files_in_one_line(name, tmp_path):
+    from mmedexpert_jax.errors import DataError
+
+    data = REFUSED[name]
+    attempts = [lambda: open_image(data, "it"), lambda: data_uri(data, 100), lambda: clean(data, "it")]
+    attempts += [lambda: contamination.look(data), lambda: shown_in_review(Picture("it", data))]
+    attempts += [lambda: readers(data, tmp_path), lambda: Picture("it", data).image()]
+    for attempt in attempts:
+        with pytest.raises(DataError) as error:
+            attempt()
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_sixteen_bit_ramp_has_all_levels_and_says_when_it_would_be_black(tmp_path):
+    assert len(np.unique(readers(FILES["16.png"], tmp_path)["endpoint 0"])) == 256
+    data = REFUSED["12-bit.png"]
+    by_range = np.asarray(open_image(data, window="range"))
+    assert len(np.unique(by_range)) == 256 and np.asarray(open_image(data, window="full")).max() == 16
+    assert np.array_equal(by_range, np.asarray(open_image(data, window=[2047.5 + 0.5, 4096])))
