@@ -133,6 +133,13 @@ def choice(response: str, options: Sequence[str]) -> str | None:
     return None if _names_another(label, text, texts) else label
 
 
+def unlabelled(options: Sequence[str]) -> list[str]:
+    """Options without their labels, if each has its own ("A. text", "(A) text", "A: text")."""
+    parts = [re.match(r"\s*(?:\((\w)\)|(\w)[.:)])\s*(.*)", option, re.DOTALL) for option in options]
+    labels = [(part[1] or part[2]).upper() for part in parts if part]
+    return [part[3] for part in parts if part] if labels == list(LETTERS[: len(options)]) else list(options)
+
+
 def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
     """The letter that an answer begins with and the text behind it; ("", "") where it begins with none."""
     bare = unwrap(answer)

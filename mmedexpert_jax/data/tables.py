@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +107,13 @@ def _mapping(row: Any) -> dict[str, Any] | str:
 
 
 def _json(place: Place, name: str, images: Sequence[str]) -> Values:
-    """An array of objects, pandas' columns {"question": {"0": ...}}, or an object that holds one array."""
+    """An array of objects, pandas' columns {"question": {"0": ...}}, an object that holds one array, or, as some sets
+    are distributed, an object a line."""
     with place.open() as file:
         content = file.read(border.MAX_BYTES + 1)
+    if re.match(rb"\s*\{[^\n]*\}\r?\n\s*\{", content):
+        yield from _jsonl(place, name, images)
+        return
     value = border.parse_json(content, name)
     if isinstance(value, dict) and value:
         columns = [column for column in value.values() if isinstance(column, dict)]

@@ -97,7 +97,7 @@ def judge_choice(response: str, options: Sequence[str], answer: str, scorer: str
 
 def strict_choice(response: str, options: Sequence[str]) -> str | None:
     """Letter that `answers.choice` reads in `response`; labels before the options are taken off first."""
-    return answers.choice(response, _unlabelled(options))
+    return answers.choice(response, answers.unlabelled(options))
 
 
 def read_choice(response: str, options: Sequence[str], form: str = "tags") -> str | None:
@@ -228,10 +228,3 @@ def _tagged(response: str) -> str | None:
 def _boxed(response: str) -> str | None:
     """Content of the last box outside the reasoning; None where there is none or it is not closed."""
     return answers.boxed(answers.spoken(response))
-
-
-def _unlabelled(options: Sequence[str]) -> list[str]:
-    """Options without their labels, if each has its own ("A. text", "(A) text", "A: text")."""
-    parts = [re.match(r"\s*(?:\((\w)\)|(\w)[.:)])\s*(.*)", option, re.DOTALL) for option in options]
-    labels = [(part[1] or part[2]).upper() for part in parts if part]
-    return [part[3] for part in parts if part] if labels == list(answers.LETTERS[: len(options)]) else list(options)

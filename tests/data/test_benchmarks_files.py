@@ -500,3 +500,79 @@ def test_medqa_in_both_shapes(tmp_path, subset, path):
     assert texts(item) == ("1", "Q?", ("a", "b"), "B", "choice") and item.labels == {"step": "step1"}
     jsonl(tmp_path / path, [row | {"answer": "a"}])
     refused("medqa", tmp_path, "row 1, key answer", "not the text of option B", subset=subset)
+
+
+# Text benchmarks of MedEvalKit's list ---------------------------------------------------------------------------------
+
+
+MEDMCQA = {"id": "a1", "question": "Which?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "subject_name": "Anatomy"}
+
+
+def test_medmcqa_counts_its_keys_from_where_each_distribution_does(tmp_path):
+    parquet(tmp_path / "hub" / "data" / "validation-00000-of-00001.parquet", [MEDMCQA | {"cop": 3, "exp": None}])
+    jsonl(tmp_path / "authors" / "dev.json", [MEDMCQA | {"cop": 4}, MEDMCQA | {"id": "a2", "cop": 1}])
+    (hub,) = benchmarks.load("medmcqa", tmp_path / "hub").items
+    last, first = benchmarks.load("medmcqa", tmp_path / "authors").items
+    assert texts(hub) == ("a1", "Which?", ("w", "x", "y", "z"), "D", "choice") == texts(last)
+    assert first.answer == "A" and hub.labels == {"subject": "Anatomy"}
+
+
+@pytest.mark.parametrize("key", [-1, 4, "x", 1.5, None])
+def test_a_key_of_medmcqa_that_is_no_place_is_named(tmp_path, key):
+    jsonl(tmp_path / "validation.jsonl", [MEDMCQA | {"cop": key}])
+    refused("medmcqa", tmp_path, "row 1", "key cop")
+
+
+def test_pubmedqa_of_the_kit_and_of_the_authors_say_the_same(tmp_path):
+    options = {"A": "yes", "B": "no", "C": "maybe"}
+    kit = {"Question": "Does it?", "Context": ["one", "two"], "Options": options, "Correct Option": "C"}
+    jsonl(tmp_path / "kit" / "test.jsonl", [{"id": "7", "data": kit}])
+    authors = {"pubid": 7, "question": "Does it?", "context": {"contexts": ["one", "two"]}, "final_decision": "maybe"}
+    parquet(tmp_path / "hub" / "pqa_labeled" / "train-00000-of-00001.parquet", [authors])
+    (first,) = benchmarks.load("pubmedqa", tmp_path / "kit").items
+    (second,) = benchmarks.load("pubmedqa", tmp_path / "hub", subset="labeled").items
+    assert texts(first) == ("7", "Context: one\ntwo\nDoes it?", ("yes", "no", "maybe"), "C", "choice") == texts(second)
+    jsonl(tmp_path / "kit" / "test.jsonl", [{"id": "7", "data": kit | {"Options": {"A": "yes"}}}])
+    refused("pubmedqa", tmp_path / "kit", "row 1", "three texts")
+
+
+def test_medbullets_of_the_authors_and_of_a_copy(tmp_path):
+    row = {"question": "Which?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "ope": "v", "answer_idx": "D"}
+    write(tmp_path / "medbullets_op4.csv", ",".join(row) + "\n" + ",".join(row.values()) + "\n")
+    copy = {"question": "Which?", "options": dict(zip("ABCD", "wxyz", strict=True)), "answer_idx": "D"}
+    parquet(tmp_path / "copy" / "train-00000-of-00001.parquet", [copy])
+    (authors,) = benchmarks.load("medbullets", tmp_path / "medbullets_op4.csv").items
+    (hub,) = benchmarks.load("medbullets", tmp_path / "copy").items
+    assert texts(authors) == ("1", "Which?", ("w", "x", "y", "z"), "D", "choice") == texts(hub)
+    refused("medbullets", tmp_path / "copy", "5 options are needed, got 4", subset="op5")
+
+
+def test_mmlu_reads_its_subjects(tmp_path):
+    from mmedexpert_jax.data.benchmarks.mmlu_medical import SIX
+
+    row = {"question": "Which?", "choices": ["w", "x", "y", "z"], "answer": 2}
+    for subject in SIX:
+        parquet(tmp_path / subject / "test-00000-of-00001.parquet", [row, row | {"answer": 0}])
+    items = benchmarks.load("mmlu_medical", tmp_path).items
+    assert len(items) == 12 and texts(items[0]) == ("anatomy-1", "Which?", ("w", "x", "y", "z"), "C", "choice")
+    parquet(tmp_path / "anatomy" / "test-00000-of-00001.parquet", [row | {"choices": ["w", "x"]}])
+    refused("mmlu_medical", tmp_path, "row 1, key choices: 4 texts are needed, got 2")
+
+
+def test_supergpqa_keeps_its_medicine(tmp_path):
+    row = {"uuid": "u", "question": "Which?", "options": list("klmnopqrst"), "answer": "t", "answer_letter": "J"}
+    row |= {"discipline": "Medicine", "field": "Surgery", "difficulty": "hard"}
+    jsonl(tmp_path / "SuperGPQA-all.jsonl", [row, row | {"uuid": "v", "discipline": "Law"}])
+    (item,) = benchmarks.load("supergpqa_medicine", tmp_path).items
+    assert texts(item) == ("u", "Which?", tuple("klmnopqrst"), "J", "choice")
+    jsonl(tmp_path / "SuperGPQA-all.jsonl", [row | {"answer": "k"}, row | {"options": "k"}])
+    refused("supergpqa_medicine", tmp_path, "not the text of option J", "a list of texts is needed")
+
+
+def test_medframeqa_shows_its_frames_in_order(tmp_path):
+    images = {f"image_{n}": {"bytes": png(n), "path": None} if n < 4 else None for n in range(1, 6)}
+    row = {"question_id": "q", "question": "Which?", "options": ["A. w", "B. x"], "correct_answer": "B"} | images
+    parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [row, row | {"question_id": "r"}])
+    first, _ = benchmarks.load("medframeqa", tmp_path).items
+    assert texts(first) == ("q", "Which?", ("w", "x"), "B", "choice")
+    assert [image.open() for image in first.images] == [png(1), png(2), png(3)]

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmedexpert_jax import border
+from mmedexpert_jax.answers import unlabelled
 from mmedexpert_jax.data import tables
 from mmedexpert_jax.data.benchmarks.source import Entry, MissingImage
 from mmedexpert_jax.data.case import LETTERS
@@ -48,6 +50,22 @@ class Row:
         if letter not in LETTERS[:count] or len(letter) != 1:
             raise DataError(f"{self.where}, key {keys[0]}: {letter!r} is not among {', '.join(LETTERS[:count])}")
         return letter
+
+    def number_of(self, key: str) -> int:
+        """A whole number, written as one or as text. Raises DataError."""
+        text = self.text(key)
+        if not text.removeprefix("-").isdecimal():
+            raise self.bad(key, f"a whole number is needed, got {border.shown(text)}")
+        return int(text[:9])
+
+    def texts(self, key: str, count: int = 0) -> tuple[str, ...]:
+        """A list of 2 to 10 texts, or of `count`, without the letters that may stand before them. Raises DataError."""
+        value = self.values.get(key)
+        if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+            raise self.bad(key, f"a list of texts is needed, got {border.shown(value)}")
+        if len(value) != count if count else not 2 <= len(value) <= len(LETTERS):
+            raise self.bad(key, f"{count or '2 to 10'} texts are needed, got {len(value)}")
+        return tuple(unlabelled([text.strip() for text in value]))
 
     def image(self, key: str) -> ImageRef:
         """The image of a cell. Raises MissingImage where the cell is empty."""

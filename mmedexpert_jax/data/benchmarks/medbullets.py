@@ -1,0 +1,48 @@
+"""Medbullets (Chen et al. 2024), USMLE steps 2 and 3, text only, with four or five options: the copies that
+MedEvalKit reads, or the authors' CSV files."""
+
+from collections.abc import Iterable
+
+from mmedexpert_jax.data.benchmarks import rows
+from mmedexpert_jax.data.benchmarks.item import Item
+from mmedexpert_jax.data.benchmarks.medxpertqa import options
+from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.source import Files
+
+LETTERS = {"op4": "ABCD", "op5": "ABCDE"}
+
+
+def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+    names = (f"medbullets_{subset}.csv", f"medbullets_{subset}.jsonl", "train-*.parquet", "test-*.parquet")
+    return (row for part in files.need(*names) for row in rows.read(part))
+
+
+def _item(row: rows.Row, files: Files, subset: str) -> Item:
+    letters = LETTERS[subset]
+    apart = [f"op{letter.lower()}" for letter in letters]
+    texts = options(row) if "options" in row.values else tuple(map(row.text, apart))
+    if len(texts) != len(letters):
+        raise row.bad("options", f"{len(letters)} options are needed, got {len(texts)}; name the other subset")
+    return Item(
+        id=str(row.number),
+        benchmark="medbullets",
+        question=row.text("question"),
+        options=texts,
+        answer=row.letter(len(texts), "answer_idx"),
+    )
+
+
+register(
+    Spec(
+        name="medbullets",
+        title="Medbullets",
+        rows=_rows,
+        item=_item,
+        subsets=("op4", "op5"),
+        hub="tuenguyen/Medical-Eval-MedBullets_op4",
+        hub_files=lambda split, subset: ("data/train-*.parquet",) if subset == "op4" else (),
+        expects="medbullets_op4.csv or medbullets_op5.csv, or a hub copy's train-*.parquet",
+        published=lambda split, subset: {"items": 308},
+        licence="not seen; read the data set's card",
+    )
+)

@@ -1,0 +1,53 @@
+"""MedMCQA (Pal et al. 2022), text only: the hub's Parquet files (keys from 0) or the authors' dev.json (keys from 1).
+
+The test split has no keys; validation is what everybody reports.
+"""
+
+from collections.abc import Iterable
+
+from mmedexpert_jax.data.benchmarks import rows
+from mmedexpert_jax.data.benchmarks.item import Item
+from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.source import Files
+
+AUTHORS = {"validation": "dev.json", "train": "train.json"}
+
+
+def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+    if parts := files.find(f"{split}-*.parquet"):
+        return (row for part in parts for row in rows.read(part))
+    lines = files.one(f"{split}.jsonl", AUTHORS[split])
+    first = 1 if lines[0].endswith(AUTHORS[split]) else 0
+    return (rows.Row(row.values | {"first": first}, row.where, row.number, row.problem) for row in rows.read(lines))
+
+
+def _item(row: rows.Row, files: Files, subset: str) -> Item:
+    texts = tuple(row.text(key) for key in ("opa", "opb", "opc", "opd"))
+    key = row.number_of("cop") - row.values.get("first", 0)
+    if not 0 <= key < 4:
+        raise row.bad("cop", f"{key} is no place among four options")
+    return Item(
+        id=row.text("id"),
+        benchmark="medmcqa",
+        question=row.text("question"),
+        options=texts,
+        answer="ABCD"[key],
+        labels={"subject": row.label("subject_name")},
+    )
+
+
+register(
+    Spec(
+        name="medmcqa",
+        title="MedMCQA",
+        rows=_rows,
+        item=_item,
+        splits=("validation", "train"),
+        hub="openlifescienceai/medmcqa",
+        hub_files=lambda split, subset: (f"data/{split}-*.parquet",),
+        expects="validation-00000-of-00001.parquet (hub) or dev.json (the authors)",
+        strata=("subject",),
+        published=lambda split, subset: {"items": {"validation": 4_183, "train": 182_822}[split]},
+        licence="Apache-2.0 (a hub copy's card); the authors' repository was not seen",
+    )
+)

@@ -1,0 +1,67 @@
+"""MMLU's medical subjects (Hendrycks et al. 2021), text only: the hub's Parquet files, one folder a subject.
+
+Six subjects are what MultiMedQA and most papers count; MedEvalKit adds nutrition, virology and high_school_biology.
+"""
+
+from collections.abc import Iterable
+
+from mmedexpert_jax.data.benchmarks import rows
+from mmedexpert_jax.data.benchmarks.item import Item
+from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.source import Files
+
+SIX = {
+    "anatomy": 135,
+    "clinical_knowledge": 265,
+    "college_biology": 144,
+    "college_medicine": 173,
+    "medical_genetics": 100,
+    "professional_medicine": 272,
+}
+SUBJECTS = {"six": tuple(SIX), "nine": (*SIX, "nutrition", "virology", "high_school_biology")}
+
+
+def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+    for subject in SUBJECTS[subset]:
+        for part in files.need(f"{subject}/{split}-*.parquet"):
+            for row in rows.read(part):
+                values = row.values | {"subject": subject, "id": f"{subject}-{row.number}"}
+                yield rows.Row(values, row.where, row.number, row.problem)
+
+
+def _item(row: rows.Row, files: Files, subset: str) -> Item:
+    texts = row.texts("choices", 4)
+    key = row.number_of("answer")
+    if not 0 <= key < 4:
+        raise row.bad("answer", f"{key} is no place among four options")
+    return Item(
+        id=row.text("id"),
+        benchmark="mmlu_medical",
+        question=row.text("question"),
+        options=texts,
+        answer="ABCD"[key],
+        labels={"subject": row.text("subject")},
+    )
+
+
+def _published(split: str, subset: str) -> dict:
+    return {"items": sum(SIX.values()), "subject": SIX} if (split, subset) == ("test", "six") else {}
+
+
+register(
+    Spec(
+        name="mmlu_medical",
+        title="MMLU, medical subjects",
+        rows=_rows,
+        item=_item,
+        splits=("test", "validation", "dev"),
+        subsets=("six", "nine"),
+        hub="cais/mmlu",
+        hub_files=lambda split, subset: tuple(f"{subject}/{split}-*.parquet" for subject in SUBJECTS[subset]),
+        expects="anatomy/test-00000-of-00001.parquet and those of the other subjects",
+        strata=("subject",),
+        columns={"subject": {name: name.replace("_", " ") for name in SIX}},
+        published=_published,
+        licence="not seen; read the data set's card",
+    )
+)

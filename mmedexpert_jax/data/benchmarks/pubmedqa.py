@@ -1,0 +1,65 @@
+"""PubMedQA (Jin et al. 2019), the 500 expert-labelled test questions: yes, no or maybe from an abstract.
+
+Two distributions: MedEvalKit's (rows with a `data` object of Question, Context, Options, Correct Option), and the
+authors' pqa_labeled (pubid, question, context, final_decision; all 1,000, of which 500 are the test part).
+"""
+
+from collections.abc import Iterable, Mapping
+
+from mmedexpert_jax.data.benchmarks import rows
+from mmedexpert_jax.data.benchmarks.item import Item
+from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.source import Files
+
+DECISIONS = ("yes", "no", "maybe")
+
+
+def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+    names = ("test-*.parquet", "test.jsonl") if subset == "test" else ("train-*.parquet", "pqa_labeled.jsonl")
+    return (row for part in files.need(*names) for row in rows.read(part))
+
+
+def _item(row: rows.Row, files: Files, subset: str) -> Item:
+    kit = row.values.get("data")
+    if isinstance(kit, Mapping):
+        row = rows.Row({**kit, "id": row.values.get("id")}, row.where, row.number)
+        question, options, context = row.text("Question"), row.values.get("Options"), row.values.get("Context")
+        answer = row.letter(3, "Correct Option")
+        texts = tuple(str(options.get(letter, "")) for letter in "ABC") if isinstance(options, Mapping) else ()
+    else:
+        question, context, texts = row.text("question"), row.values.get("context"), DECISIONS
+        context = context.get("contexts") if isinstance(context, Mapping) else context
+        decision = row.text("final_decision").lower()
+        if decision not in DECISIONS:
+            raise row.bad("final_decision", f"{decision!r} is not among {', '.join(DECISIONS)}")
+        answer = "ABC"[DECISIONS.index(decision)]
+    if not all(texts) or len(texts) != 3:
+        raise row.bad("Options", "three texts under A, B and C are needed")
+    if not isinstance(context, list) or not all(isinstance(part, str) for part in context):
+        raise row.bad("Context", "a list of texts is needed")
+    abstract = "\n".join(context)
+    return Item(
+        id=row.label("id", "pubid") or str(row.number),
+        benchmark="pubmedqa",
+        question=f"Context: {abstract}\n{question}",
+        options=texts,
+        answer=answer,
+        labels={"decision": texts["ABC".index(answer)].lower()},
+    )
+
+
+register(
+    Spec(
+        name="pubmedqa",
+        title="PubMedQA",
+        rows=_rows,
+        item=_item,
+        subsets=("test", "labeled"),
+        hub="openlifescienceai/pubmedqa",
+        hub_files=lambda split, subset: ("data/test-*.parquet",) if subset == "test" else (),
+        expects="test-00000-of-00001.parquet (test), or pqa_labeled's train-*.parquet (labeled)",
+        strata=("decision",),
+        published=lambda split, subset: {"items": 500 if subset == "test" else 1_000},
+        licence="not seen; read the data set's card",
+    )
+)
