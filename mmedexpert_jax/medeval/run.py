@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -159,8 +160,17 @@ def _requests(folder: Path, targets: Sequence[Target]) -> list[dict[str, str]]:
     for name, path in {**paths, "judge": folder / "judge.sqlite"}.items():
         if path.is_file():
             with contextlib.closing(remote.Answers(path)) as history:
-                rows.append({"model": name} | {key: _number(key, value) for key, value in history.totals().items()})
+                row = {"model": name} | {key: _number(key, value) for key, value in history.totals().items()}
+                rows.append(row | _served(history))
     return rows
+
+
+def _served(history: Any) -> dict[str, str]:
+    """Models that the server says have answered, and settings that it refused, so that it was asked without them."""
+    served = history.served()
+    refused = sorted({name for _, left_out, _ in served for name in left_out})
+    models = dict.fromkeys(model for model, _, _ in served if model)
+    return {"answered as": ", ".join(models) or "not said", "settings refused": ", ".join(refused) or "none"}
 
 
 def _number(key: str, value: float) -> str:

@@ -155,6 +155,7 @@ class Factory:
             "Collection": self.store.fact("collection") or [],
             "Held against test sets": leaks.table(self.store.fact("compared") or {}),
             "Attempts": [self.answers.totals()],
+            "Answered by": served(self.answers),
         }
         text = "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in parts.items())
         files.write_text(self.run.path / "table.md", f"{text}\n{luck(tally)}\n")
@@ -219,6 +220,18 @@ def _figures(teacher: Teacher, left: int) -> dict[str, float]:
     """Rate, spend and projected spend, where the teacher knows them."""
     figures = getattr(teacher, "figures", None)
     return figures(left) if figures else {}
+
+
+def served(answers: Answers) -> list[dict[str, Any]]:
+    """Who answered, and which settings the server refused, as rows of a table."""
+    return [
+        {
+            "model that answered": model or "not said",
+            "settings refused": ", ".join(left_out) or "none",
+            "answers": count,
+        }
+        for model, left_out, count in answers.served()
+    ]
 
 
 def _finish(answers: Answers, key: str) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.processing.images import ImageRef, open_image
+from mmedexpert_jax.processing.images import ImageRef, content, open_image
 from mmedexpert_jax.remote.protocol import Endpoint, Request
 
 IMAGE_TOKENS = 1500  # estimate for limits and budgets: a 1024 x 1024 image costs 765 to 1,445 tokens with OpenAI
@@ -36,13 +35,13 @@ def content_key(request: Request, model: str, settings: Mapping[str, Any]) -> st
     def hashed(image: Any) -> dict[str, Any]:
         return {"type": "image", "sha256": image_hash(image)}
 
-    content = {
+    asked = {
         "model": model,
         "settings": dict(settings),
         "messages": _mapped(request.messages, hashed),
         "sample": request.sample,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 def request_key(request: Request, endpoint: Endpoint) -> str:
@@ -63,34 +62,27 @@ def estimate_tokens(request: Request) -> int:
 
 
 def image_hash(image: Any) -> str:
-    """Hash of an image's file (and view), or of its pixels where it is an open PIL image."""
+    """Hash of an image's file, or of its pixels where it is an open PIL image."""
     if isinstance(image, Image.Image):
         return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
-    if isinstance(image, ImageRef):
-        return image.sha256
-    return hashlib.sha256(_read(image)).hexdigest()
+    encoded = image.open() if isinstance(image, ImageRef) else content(image, str(image)[:80])
+    return hashlib.sha256(encoded).hexdigest()
 
 
 def data_uri(image: Any, side: int) -> str:
-    """An image as a data URI: what the one decoder shows of it, at most `side` pixels long, without metadata; PNG up
-    to 512 kB, else JPEG. Raises DataError."""
-    picture = open_image(image, "an image" if isinstance(image, bytes) else "")
+    """An image as a data URI: what the one decoder shows, at most `side` pixels long; PNG up to 512 kB, else JPEG.
+
+    No metadata goes along, since the pixels are encoded anew. Raises DataError.
+    """
+    picture = open_image(image, name="" if isinstance(image, str | Path | ImageRef) else "an image")
     picture.thumbnail((side, side))
-    content, kind = io.BytesIO(), "png"
-    picture.save(content, "png")
-    if content.tell() > 512 * 1024:
-        content, kind = io.BytesIO(), "jpeg"
-        picture.save(content, "jpeg", quality=90)
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def _read(image: Any) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    try:
-        return Path(image).read_bytes()
-    except OSError as error:
-        raise DataError(f"{image} cannot be read ({error.strerror}); mend the path") from None
+    clean = Image.frombytes("RGB", picture.size, picture.tobytes())
+    encoded, kind = io.BytesIO(), "png"
+    clean.save(encoded, "png")
+    if encoded.tell() > 512 * 1024:
+        encoded, kind = io.BytesIO(), "jpeg"
+        clean.save(encoded, "jpeg", quality=90)
+    return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
 def _parts(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

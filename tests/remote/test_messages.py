@@ -1,10 +1,12 @@
 import base64
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.remote import Endpoint, Request
 from mmedexpert_jax.remote.messages import data_uri, estimate_tokens, request_key, wire
 
@@ -74,3 +76,14 @@ def test_estimated_tokens_are_on_the_safe_side():
     text = "A 67-year-old woman has confusion and a respiratory rate of 32 per minute. " * 10
     assert estimate_tokens(Request([{"role": "user", "content": text}])) > len(text) / 4
     assert estimate_tokens(asking(picture())) > 1500
+
+
+def test_what_is_sent_is_what_the_decoder_shows():
+    """16-bit grey is neither clipped nor white, alpha lies on white."""
+    sixteen = io.BytesIO()
+    Image.fromarray(np.linspace(0, 65535, 256, dtype=np.uint16).reshape(1, 256).repeat(4, 0)).save(sixteen, "png")
+    sent = np.asarray(decoded(data_uri(sixteen.getvalue(), 256)))
+    assert (sent == np.asarray(open_image(sixteen.getvalue()))).all() and len(np.unique(sent)) == 256
+    clear = io.BytesIO()
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(clear, "png")
+    assert decoded(data_uri(clear.getvalue(), 4)).getpixel((0, 0)) == (255, 255, 255)
