@@ -168,20 +168,22 @@ def canonical(name: str) -> str:
     return name.replace("model.language_model.", "model.", 1).replace("model.visual.", "visual.", 1)
 
 
-def save_peft(path: str | Path, lora: Lora, base: str) -> None:
+def save_peft(path: str | Path, lora: Lora, base: str, decoder_only: bool = False) -> None:
     """Writes a peft adapter directory, which `peft.PeftModel.from_pretrained` loads over `base`.
 
     Args:
         path: directory to write; an adapter that stands there is replaced as a whole.
         lora: the deltas.
         base: name or path of the model that the deltas belong to.
+        decoder_only: the base is a text model, whose modules have no `language_model` in their names.
 
     Raises:
         ResourceError: the directory cannot be written.
     """
     path = Path(path)
+    named = {module: module if decoder_only else _peft_name(module) for module in sorted(lora.factors)}
     tensors = {
-        f"base_model.model.{_peft_name(module)}.lora_{letter.upper()}.weight": np.ascontiguousarray(factor, np.float32)
+        f"base_model.model.{named[module]}.lora_{letter.upper()}.weight": np.ascontiguousarray(factor, np.float32)
         for module, factors in lora.factors.items()
         for letter, factor in factors.items()
     }
@@ -189,7 +191,7 @@ def save_peft(path: str | Path, lora: Lora, base: str) -> None:
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "target_modules": [_peft_name(module) for module in sorted(lora.factors)],
+        "target_modules": list(named.values()),
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,

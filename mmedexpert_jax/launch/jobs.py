@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +94,6 @@ def run_job(config: ConfigDict) -> bool:
         if config.fresh and processes.is_writer():
             for name in INNER_RUNS.get(config.job, ()):
                 delete_runs(run.path / name)
-        import_module("mmedexpert_jax.merging.recipe")  # so that a model's path may be a recipe
         if config.job in TOGETHER:
             JOBS[config.job](config, run)
         elif processes.is_writer():

@@ -34,10 +34,11 @@ def validate(config: ConfigDict) -> None:
             _check_groups(prefix, stage)
     if config.get("job") == "evaluate":
         _check_evaluated(config)
-    elif "model" in config:
+    elif "model" in config and not config.get("mergekit"):
         check_model("model.path", config.model.path)
-    for model in config.get("experts", ()):
-        check_model("experts", model.rpartition("=")[2])
+    for key, model in _merged(config):
+        for part in _parts(model):
+            check_model(key, part)
     for weight in config.get("weights", ()):
         convert("weights", weight, float)
     if config.get("job") == "dataset":
@@ -46,6 +47,21 @@ def validate(config: ConfigDict) -> None:
         raise DataError(f"config.data.path: no such file or directory: {config.data.path}")
     if config.get("job") in ("dsa", "gba") and config.eval.every >= 0:
         _check_held_out(config)
+
+
+def _merged(config: ConfigDict) -> list[tuple[str, str]]:
+    """(field, path) of the models that a merge reads."""
+    if not config.get("mergekit"):
+        return [("experts", model.rpartition("=")[2]) for model in config.get("experts", ())]
+    from mmedexpert_jax.merging.mergekit import read_mergekit
+
+    recipe = read_mergekit(config.mergekit)
+    return [("mergekit", model) for model in (recipe.base, *recipe.experts.values())]
+
+
+def _parts(model: str) -> list[str]:
+    """The base and the adapter of "BASE+ADAPTER"; any other model is one part."""
+    return model.split("+", 1) if "+" in model and not Path(model).expanduser().exists() else [model]
 
 
 def _check_held_out(config: ConfigDict) -> None:
@@ -120,7 +136,7 @@ def check_model(key: str, path: str) -> None:
             return
         raise DataError(f"config.{key}: no such model: {path}; give mini, smollm2, a directory, a run or a hub id")
     kinds = ["*.safetensors", "export/*/*.safetensors", "recipe.json", "export/model/recipe.json"]
-    kinds += ["ckpt/*/manifest.json"] if key == "experts" else []
+    kinds += ["ckpt/*/manifest.json"] if key in ("experts", "mergekit") else []
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
         raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/")
 

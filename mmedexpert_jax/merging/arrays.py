@@ -36,9 +36,9 @@ def product(x: Array, factors: Array) -> Array:
     return x * factors if xp is np else xp.where(x == 0, 0, x * factors)
 
 
-def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+def rounded(x: Array, dtype: Any) -> Array:
     """float32 in another floating dtype, rounded for good: XLA may leave out a conversion there and back."""
-    if jnp.dtype(dtype).itemsize == 2:
+    if namespace(x) is jnp and jnp.dtype(dtype).itemsize == 2:
         x = jax.lax.reduce_precision(x, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
     return x.astype(dtype)
 

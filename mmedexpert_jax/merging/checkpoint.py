@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import canonical
 from mmedexpert_jax.models.checkpoint import CODES, tensor_files, views
 from mmedexpert_jax.runtime import files
@@ -56,41 +57,79 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return sorted(set(tensor_files(self.directory).values()))
 
 
-class Tied(Mapping[str, np.ndarray]):
-    """An expert's tensors under the base's names: an output layer tied in one of the two is filled in or left out.
+# What a model is loaded and served with; whatever else lies there (optimizers, schedules, logs) is its trainer's.
+_SETTINGS = (
+    "config.json", "generation_config.json", "*processor_config.json", "tokenizer*", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "spiece.model", "sentencepiece*.model",
+    "chat_template*", "LICENSE*",
+)  # fmt: skip
 
-    Raises:
-        DataError: the base ties its output layer and the expert has one of its own that differs.
+
+def copy_settings(source: Path, target: Path, changes: Mapping[str, Any] | None = None) -> None:
+    """Copies a model's configs and tokenizer files, and the code that config.json names.
+
+    Args:
+        source: directory of the model.
+        target: directory.
+        changes: `dtype` of the weights, `num_hidden_layers`, and `layers`, which of the source's each layer is, for
+            config.json; `chat_template`, for a file of its own.
     """
-
-    HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-
-    def __init__(self, expert: Mapping[str, np.ndarray], base: Mapping[str, Any], name: str):
-        self._tensors = dict(expert)
-        if self.HEAD in base and self.HEAD not in expert and self.EMBEDDING in expert:
-            self._tensors[self.HEAD] = expert[self.EMBEDDING]
-        if self.HEAD not in base and self.HEAD in expert:
-            head = self._tensors.pop(self.HEAD)
-            if not np.array_equal(head, expert.get(self.EMBEDDING, ())):
-                raise DataError(
-                    f"expert {name}: {self.HEAD} is not its embedding, but the base ties them: it is not of this base"
-                )
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    for pattern in _SETTINGS:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, target / file.name)
+    config = files.read_json(source / "config.json")
+    if not isinstance(config, dict):
+        return
+    for code in (config.get("auto_map") or {}).values():
+        name = f"{str(code).partition('.')[0]}.py"
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if changes and "chat_template" in changes:
+        files.write_text(target / "chat_template.jinja", changes["chat_template"])
+    if changes:
+        text = config.get("text_config") if isinstance(config.get("text_config"), dict) else None
+        for part in (config, text):
+            if part is not None:
+                _change(part, changes)
+        files.write_json(target / "config.json", config)
 
 
-def copy_settings(source: Path, target: Path) -> None:
-    """Copies a model's configs and tokenizer files."""
-    for file in source.iterdir():
-        if file.is_file() and not file.name.endswith((".safetensors", ".index.json", ".bin", ".md", ".jsonl", ".gguf")):
-            shutil.copyfile(file, target / file.name)
+def _change(config: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """One level of config.json: transformers 5 reads `dtype`, 4 reads `torch_dtype`; whichever is there is changed."""
+    if dtype := changes.get("dtype"):
+        present = [key for key in ("dtype", "torch_dtype") if key in config]
+        config |= dict.fromkeys(present or (["torch_dtype"] if "architectures" in config else []), dtype)
+    if "num_hidden_layers" in changes and "num_hidden_layers" in config:
+        kinds = config.get("layer_types")
+        if isinstance(kinds, list):
+            config["layer_types"] = [kinds[number] for number in changes["layers"]]
+        config["num_hidden_layers"] = changes["num_hidden_layers"]
+
+
+def chat_template(directory: Path) -> str:
+    """A model's chat template, from its own file or tokenizer_config.json; empty where it has none."""
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        content = files.read_json(directory / name)
+        if isinstance(content, dict) and isinstance(content.get("chat_template"), str):
+            return content["chat_template"]
+    return ""
+
+
+def check_finite(name: str, entries: np.ndarray) -> None:
+    """Raises ConfigError where floats hold an infinity or NaN: by their exponents' bits, which is one maximum."""
+    if entries.dtype.name not in ("float16", "bfloat16", "float32", "float64") or not entries.size:
+        return
+    bits = entries.view({2: np.uint16, 4: np.uint32, 8: np.uint64}[entries.dtype.itemsize])
+    exponent = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF << 52}
+    if int(np.max(bits & bits.dtype.type((1 << 8 * bits.itemsize - 1) - 1))) >= exponent[entries.dtype.name]:
+        raise ConfigError(
+            f"{name}: holds values that are not finite in {entries.dtype.name}; write bfloat16 or float32 "
+            "(config.model.dtype, or out_dtype of a mergekit file), or mend the base"
+        )
 
 
 class Writer:
@@ -133,8 +172,8 @@ class Writer:
         with files.writing(self.partial), self._journal.open("a") as journal:
             journal.write(json.dumps([name, files.plain(note)]) + "\n")
 
-    def close(self, copy_from: Path | None = None) -> Path:
-        """Syncs the shards, copies configs and tokenizer files from a directory, and renames all into place."""
+    def close(self, copy_from: Path | None = None, changes: Mapping[str, Any] | None = None) -> Path:
+        """Syncs the shards, copies configs (with changes) and tokenizer files, and renames all into place."""
         with files.writing(self.partial):
             for handle in self._files.values():
                 os.fsync(handle)
@@ -145,7 +184,7 @@ class Writer:
                 index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
                 files.write_json(self.partial / "model.safetensors.index.json", index)
             if copy_from:
-                copy_settings(copy_from, self.partial)
+                copy_settings(copy_from, self.partial, changes)
             files.replace_folder(self.path)
         return self.path
 
@@ -170,26 +209,24 @@ class Writer:
 
 def _plan(tensors: Mapping[str, tuple], most: int) -> tuple[dict[str, tuple[str, int]], dict[str, tuple[bytes, int]]]:
     """{tensor: (file, offset in it)} and {file: (header, bytes of data)}."""
-    shards: list[dict[str, tuple]] = [{}]
-    sizes = [0]
-    for name, (shape, dtype) in tensors.items():
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if shards[-1] and sizes[-1] + size > most:
-            shards.append({})
-            sizes.append(0)
-        shards[-1][name] = ([int(n) for n in shape], np.dtype(dtype).name, sizes[-1], sizes[-1] + size)
-        sizes[-1] += size
+    plan = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: int(np.prod(tensor[0])) * np.dtype(tensor[1]).itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=most,
+    )
     layout: dict[str, tuple[str, int]] = {}
     headers: dict[str, tuple[bytes, int]] = {}
-    for number, (shard, size) in enumerate(zip(shards, sizes, strict=True), 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
-        entries = {
-            name: {"dtype": CODES[dtype], "shape": shape, "data_offsets": [start, stop]}
-            for name, (shape, dtype, start, stop) in shard.items()
-        }
+    for file, names in plan.filename_to_tensors.items():
+        entries, size = {}, 0
+        for name in names:
+            shape, dtype = tensors[name]
+            start, size = size, size + int(np.prod(shape)) * np.dtype(dtype).itemsize
+            code = CODES[np.dtype(dtype).name]
+            entries[name] = {"dtype": code, "shape": [int(n) for n in shape], "data_offsets": [start, size]}
         text = json.dumps({"__metadata__": {"format": "pt"}} | entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         header = len(text).to_bytes(8, "little") + text
         headers[file] = header, size
-        layout |= {name: (file, len(header) + start) for name, (_, _, start, _) in shard.items()}
+        layout |= {name: (file, len(header) + entry["data_offsets"][0]) for name, entry in entries.items()}
     return layout, headers

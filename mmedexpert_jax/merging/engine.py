@@ -5,24 +5,26 @@ depend on a tensor's shape alone: both passes over a tensor, a resumed merge and
 """
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.merging import compiled
-from mmedexpert_jax.merging.arrays import cpu
-from mmedexpert_jax.merging.combine import Fitted, combine
-from mmedexpert_jax.merging.fit import fit
-from mmedexpert_jax.merging.interference import add, measure
-from mmedexpert_jax.merging.methods import Setting
-from mmedexpert_jax.merging.select import Blocks, Bound, Brackets, Counts, by_counting, counted
-from mmedexpert_jax.merging.span import gram_matrix
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.merging import kernel
+from mmedexpert_jax.merging.arrays import cpu, product, rounded
+from mmedexpert_jax.merging.fit import Derived, Stack, fit
+from mmedexpert_jax.merging.interference import Interference, add, measure
+from mmedexpert_jax.merging.methods import Fitted, Setting, combine
+from mmedexpert_jax.merging.spherical import gram_matrix
+from mmedexpert_jax.merging.threshold import Blocks, Bound, Brackets, Counts, by_counting, counted
 from mmedexpert_jax.merging.vectors import FLOATS, Expert, Parts, as_float, assembled, factor_gram, flat
 
 BLOCK = 1 << 17  # entries
@@ -66,6 +68,7 @@ class Merge:
     experts: tuple[Expert, ...]
     how: Callable[[str], Setting]
     _fits: dict[str, Fitted] = field(default_factory=dict, compare=False)
+    _stretches: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
     _lock: Any = field(default_factory=threading.Lock, compare=False)
 
     @cached_property
@@ -76,7 +79,7 @@ class Merge:
             for name, tensor in self.base.items()
             if tensor.dtype.name in FLOATS
             and tensor.size
-            and any(expert.touches(name, tensor) for expert in self.experts)
+            and (any(expert.touches(name, tensor) for expert in self.experts) or self.how(name).moves_base)
         }
 
     def scope(self, name: str) -> str:
@@ -105,8 +108,38 @@ class Merge:
                     for expert in self.experts:  # here, not in the threads that will ask for them
                         if expert.origin is not None:
                             expert.origin.prepare(self.units[key].names)
+                    for one in self.units[key].names:
+                        self._stretch(one)
                     self._fits[key] = fit(self.units[key], self.how(name))
         return self._fits[key]
+
+    def stretch(self, name: str) -> np.ndarray | None:
+        """[K] float32 factors that give a tensor's task vectors one magnitude; None where a switch wants none."""
+        return self._stretches.get(self._magnitude_key(name))
+
+    def _magnitude_key(self, name: str) -> str:
+        match self.how(name).rule.normalize:
+            case "global":
+                return GLOBAL
+            case "module":
+                return name.rpartition(".")[0]
+            case _:
+                return name
+
+    def _stretch(self, name: str) -> None:
+        """Computes `stretch`, once, from the task vectors as they are."""
+        key, rule = self._magnitude_key(name), self.how(name).rule
+        if rule.normalize == "none" or name not in self.touched or key in self._stretches:
+            return
+        names = tuple(sorted(one for one in self.touched if self._magnitude_key(one) == key))
+        unit = TensorUnit(self, names)
+        if rule.normalize == "median":
+            found = np.asarray(unit.largest([(unit.size + 1) // 2] * len(self.experts), "keep_all").value, np.float64)
+        else:
+            found = np.sqrt(np.maximum(np.diag(unit.gram(False)), 0))
+        present = found > 0
+        mean = found[present].mean() if present.any() else 1.0
+        self._stretches[key] = np.where(present, mean / np.where(present, found, 1), 1).astype(np.float32)
 
     def prepare(self, names: Sequence[str]) -> None:
         """Fits the units of these tensors."""
@@ -120,7 +153,7 @@ class Merge:
         return (
             tensors[0].size >= BLOCK
             and not self.how(name).whole_rows
-            and all(tensor.dtype.name in compiled.DTYPES for tensor in tensors)
+            and all(tensor.dtype.name in kernel.DTYPES for tensor in tensors)
             and cpu() is not None
         )
 
@@ -137,6 +170,8 @@ class Merge:
         for row, part in zip(vectors, parts, strict=True):
             vector = assembled(base, *part)
             row[:] = 0 if vector is None else vector
+        if (stretch := self.stretch(name)) is not None:
+            vectors = np.stack([product(row, factor) for row, factor in zip(vectors, stretch, strict=True)])
         if self.how(name).whole_rows:
             width = int(np.prod(tensor.shape[1:])) if tensor.ndim > 1 else tensor.size
             return base.reshape(-1, width), vectors.reshape(len(vectors), -1, width)
@@ -151,9 +186,9 @@ class Merge:
         """
         how, fitted = self.how(name), self.fitted(name)
         first = self.units[self.scope(name)].offsets[name] + start
-        if how.method == "ties" and self.compiles(name) and (dtype is None or dtype.name in compiled.DTYPES):
+        if how.method == "ties" and self.compiles(name) and (dtype is None or dtype.name in kernel.DTYPES):
             base, parts = self.parts(name, start, stop)
-            return compiled.merge(base, parts, first, fitted, how, dtype, with_gram, BLOCK)
+            return kernel.merge(base, parts, first, fitted, how, dtype, with_gram, BLOCK, self.stretch(name))
         base, vectors = self.read(name, start, stop)
         kept, update = combine(base, vectors, first, fitted, how)
         if how.scale != 1:
@@ -183,6 +218,8 @@ class Merge:
         how = self.how(name)
         base = as_float(flat(self.base[name])[index])
         vectors = np.stack([expert.sample(name, index, base) for expert in self.experts])
+        if (stretch := self.stretch(name)) is not None:
+            vectors *= stretch[:, None]
         if how.whole_rows:
             base, vectors = base[None], vectors[:, None]
         return combine(base, vectors, 0, self.fitted(name), how)[1].reshape(-1) * np.float32(how.scale)
@@ -217,12 +254,74 @@ class Merge:
                 add(sums, found)
         if not sums:
             return None
+        self._refuse_infinite(name, sums, dtype)
+        if low_rank:
+            sums["gram"] = factor_gram(self.experts, name, self.stretch(name))
+        if (stretch := self.stretch(name)) is not None:
+            sums["stretch"] = np.diag(sums["gram"]) / np.square(stretch, dtype=np.float64)
+        return sums if sums["mass"].any() or self.how(name).moves_base else None
+
+    def _refuse_infinite(self, name: str, sums: Mapping[str, np.ndarray], dtype: Any | None) -> None:
+        """No pass of its own: an output that is not finite makes the sum of what rounding takes infinite or NaN."""
         for expert, mass in zip(self.experts, sums["mass"], strict=True):
             if not np.isfinite(mass):
                 raise DataError(f"expert {expert.name}: {name} holds NaN or infinite values (there or in the base)")
-        if low_rank:
-            sums["gram"] = factor_gram(self.experts, name)
-        return sums if sums["mass"].any() else None
+        if np.isfinite(sums["lost"]):
+            return
+        scale, narrow = self.how(name).scale, dtype is not None and dtype.name == "float16"
+        wider = "write bfloat16 or float32 (config.model.dtype, or out_dtype of a mergekit file)"
+        fix = wider if narrow and np.isfinite(sums["squared"]) else f"lower the scale ({scale:g}) or the weights"
+        raise ConfigError(f"{name}: the merged weights overflow {'float32' if dtype is None else dtype.name}; {fix}")
+
+
+@dataclass(frozen=True)
+class Merges:
+    """Merges of different tensors, side by side: a stack of slices.
+
+    Attributes:
+        parts: the merges.
+        like: the checkpoint whose names, configs and tokenizer the result has.
+    """
+
+    parts: tuple[Merge, ...]
+    like: Any
+
+    @cached_property
+    def base(self) -> "Stacked":
+        """All tensors of the stack."""
+        found = {name: tensor for part in self.parts for name, tensor in part.base.items()}
+        number = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
+        prefixes = {number.sub("*", name): number.sub("*", stored) for name, stored in self.like.stored.items()}
+
+        def stored(name: str) -> str:
+            found = number.search(name)
+            return prefixes.get(number.sub("*", name), name).replace("*", found[0] if found else "*")
+
+        return Stacked(found, {name: stored(name) for name in found}, self.like.directory)
+
+    @cached_property
+    def touched(self) -> dict[str, None]:
+        """As of `Merge`."""
+        return {name: None for part in self.parts for name in part.touched}
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """Of all parts."""
+        return tuple(expert for part in self.parts for expert in part.experts)
+
+    def tensor(
+        self, name: str, dtype: Any | None, write: Callable[[int, np.ndarray], None]
+    ) -> dict[str, np.ndarray] | None:
+        """As `Merge.tensor`; what slices with different experts measure does not add up to one report."""
+        return next(part for part in self.parts if name in part.base).tensor(name, dtype, write)
+
+
+class Stacked(dict[str, Any]):
+    """Tensors of a stack by canonical name, with the names under which they are written."""
+
+    def __init__(self, tensors: Mapping[str, Any], stored: Mapping[str, str], directory: Any):
+        super().__init__(tensors)
+        self.stored, self.directory = stored, directory
 
 
 @dataclass(frozen=True)
@@ -231,6 +330,11 @@ class TensorUnit:
 
     merge: Merge
     names: tuple[str, ...]
+
+    @property
+    def matrix(self) -> bool:
+        """True for one tensor of two dimensions or more."""
+        return len(self.names) == 1 and self.merge.base[self.names[0]].ndim > 1
 
     @cached_property
     def offsets(self) -> dict[str, int]:
@@ -266,23 +370,24 @@ class TensorUnit:
         """Inner products [K, K] float64 of the task vectors, from factors where it can; `whole`: of the weights."""
         experts = self.merge.experts
         if not whole and all(expert.low_rank(name) for expert in experts for name in self.names):
-            return np.sum([factor_gram(experts, name) for name in self.names], axis=0)
+            return np.sum([factor_gram(experts, name, self.merge.stretch(name)) for name in self.names], axis=0)
         return self.total(lambda base, vectors, _: gram_matrix(base + vectors if whole else vectors))
 
-    def largest(self, kept: list[int], equal_magnitudes: str) -> Bound:
+    def largest(self, kept: list[int], equal_magnitudes: str, of: Derived | None = None) -> Bound:
         """By counting, over the blocks."""
 
         def read(first: int) -> np.ndarray:
-            return self.merge.read(*self.blocks[first])[1]
+            base, vectors = self.merge.read(*self.blocks[first])
+            return vectors if of is None else of(base, vectors).reshape(1, -1)
 
         def count(brackets: Brackets, first: int) -> Counts:
             name, *span = self.blocks[first]
-            if not self.merge.compiles(name):
+            if of is not None or not self.merge.compiles(name):
                 return counted(read, brackets, first)
-            return compiled.count(*self.merge.parts(name, *span), brackets, len(kept), BLOCK)
+            return kernel.count(*self.merge.parts(name, *span), brackets, len(kept), BLOCK, self.merge.stretch(name))
 
-        blocks = Blocks(self.size, list(self.blocks), read, self._sample, parallel, count)
-        return by_counting(blocks, kept, equal_magnitudes)
+        sample = self._sample if of is None else None
+        return by_counting(Blocks(self.size, list(self.blocks), read, sample, parallel, count), kept, equal_magnitudes)
 
     def _sample(self, index: np.ndarray) -> np.ndarray:
         values = np.zeros((len(self.merge.experts), len(index)), np.float32)
@@ -294,4 +399,95 @@ class TensorUnit:
             base = as_float(flat(self.merge.base[name])[own])
             for row, expert in zip(values, self.merge.experts, strict=True):
                 row[low:high] = expert.sample(name, own, base)
+            if (stretch := self.merge.stretch(name)) is not None:
+                values[:, low:high] *= stretch[:, None]
         return values
+
+
+_MOST = 1 << 31  # entries, which int32 indices count
+
+
+def on_devices(tensors: Mapping[str, Any]) -> bool:
+    """Whether a tensor lies anywhere else than on the one CPU that the host's cores are."""
+    arrays = [tensor for tensor in tensors.values() if isinstance(tensor, jax.Array)]
+    return any(len(a.devices()) > 1 or next(iter(a.devices())).platform != "cpu" for a in arrays)
+
+
+def merged_on_devices(job: Merge, report: Interference) -> Iterator[tuple[str, jax.Array]]:
+    """(name, what the merge adds [...] float32) of every changed tensor; the report takes what was measured.
+
+    A unit of several tensors (a trim by module or of the whole model) is laid out as one vector for its trim.
+
+    Raises:
+        ConfigError: more entries are trimmed as one vector than int32 can count.
+        DataError: a task vector is not finite; names expert and tensor.
+    """
+    _refuse_long(job)
+    for unit in job.units.values():
+        names = unit.names
+        bases = [jnp.asarray(job.base[name]) for name in names]
+        sources = [tuple(_source(expert, name) for expert in job.experts) for name in names]
+        how = job.how(names[0])
+        updates, sums = _merge_unit(bases, sources, how)
+        for name, update, found in zip(names, updates, sums, strict=True):
+            host = {key: np.asarray(value, np.float64) for key, value in found.items()}
+            for expert, mass in zip(job.experts, host["mass"], strict=True):
+                if not np.isfinite(mass):
+                    raise DataError(f"expert {expert.name}: {name} holds NaN or infinite values (there or in the base)")
+            if name in job.touched and host["mass"].any():
+                report.sums[name] = host
+                yield name, update
+
+
+def _refuse_long(job: Merge) -> None:
+    for key, unit in job.units.items():
+        if job.how(unit.names[0]).trims and unit.size >= _MOST:
+            whole = "the whole model" if key == GLOBAL else key
+            raise ConfigError(
+                f"{whole} is trimmed as one vector of {unit.size:,} entries, which must be fewer than 2^31 on devices: "
+                "pass the base as numpy arrays, which the host merges, or choose a preset that trims by tensor"
+            )
+
+
+def _source(expert: Expert, name: str) -> dict[str, Any]:
+    own = {} if expert.weights is None else {"weights": expert.weights[name]}
+    pairs = [(*adapter.factors[name], adapter.scale) for adapter in expert.adapters if name in adapter.factors]
+    return own | {"factors": pairs}
+
+
+@partial(jax.jit, static_argnames="how")
+def _merge_unit(bases: list[jax.Array], sources: list[tuple], how: Setting) -> tuple[list, list]:
+    """Updates and measured sums of a unit's tensors."""
+    starts = np.cumsum([0, *[base.size for base in bases]])
+    rows = (bases[0].shape[0] if bases[0].ndim > 1 else 1, -1) if how.whole_rows else (-1,)
+    whole = (
+        jnp.concatenate([base.astype(jnp.float32).reshape(rows) for base in bases])
+        if len(bases) > 1
+        else (bases[0].astype(jnp.float32).reshape(rows))
+    )
+    vectors = [_vectors(base, own).reshape(len(own), *rows) for base, own in zip(bases, sources, strict=True)]
+    stack = vectors[0] if len(vectors) == 1 else jnp.concatenate(vectors, axis=1)
+    kept, merged = combine(whole, stack, 0, fit(Stack(whole, stack), how), how)
+    merged = merged * jnp.float32(how.scale)
+    flat, kept, merged = stack.reshape(len(stack), -1), [row.reshape(-1) for row in kept], merged.reshape(-1)
+    updates, sums = [], []
+    for base, start, stop in zip(bases, starts[:-1], starts[1:], strict=True):
+        update, entries = merged[start:stop], base.reshape(-1).astype(jnp.float32)
+        own, left = flat[:, start:stop], [row[start:stop] for row in kept]
+        sums.append(measure(entries, own, left, update, rounded(entries + update, base.dtype)))
+        updates.append(update.reshape(base.shape))
+    return updates, sums
+
+
+def _vectors(base: jax.Array, sources: tuple) -> jax.Array:
+    """Task vectors [K, ...] float32 of one tensor."""
+
+    def vector(source: dict[str, Any]) -> jax.Array:
+        total = jnp.zeros(base.shape, jnp.float32)
+        if "weights" in source:
+            total = jnp.asarray(source["weights"], jnp.float32) - base.astype(jnp.float32)
+        for b, a, scale in source["factors"]:
+            total = total + scale * jnp.matmul(b, a, precision="highest")
+        return total
+
+    return jnp.stack([vector(source) for source in sources])

@@ -11,12 +11,23 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmedexpert_jax.merging.arrays import Array, Rows, namespace, product, tally
-from mmedexpert_jax.merging.combine import Fitted, combine, keep
-from mmedexpert_jax.merging.methods import Setting
-from mmedexpert_jax.merging.select import Bound, largest
-from mmedexpert_jax.merging.span import SPANS, gram_matrix
-from mmedexpert_jax.merging.sparsify import breadcrumb_ranks, one_norms
-from mmedexpert_jax.merging.ties import elected
+from mmedexpert_jax.merging.methods import (
+    Fitted,
+    Setting,
+    breadcrumb_ranks,
+    combine,
+    elected,
+    importance,
+    keep,
+    norms,
+    pair_share,
+    variance,
+)
+from mmedexpert_jax.merging.spherical import SPANS, gram_matrix, pair_coefficients
+from mmedexpert_jax.merging.threshold import Bound, largest
+
+# (base, K vectors) -> one array, entry by entry (or row by row).
+Derived = Callable[[Array, Rows], Array]
 
 
 class Unit(Protocol):
@@ -26,24 +37,32 @@ class Unit(Protocol):
     def size(self) -> int:
         """Entries of each vector."""
 
+    @property
+    def matrix(self) -> bool:
+        """True where it is one tensor of two dimensions or more."""
+
     def total(self, measure: Callable[[Array, Rows, int], Any]) -> Any:
         """Sum over blocks of measure(base [m], K vectors [m], index of the first entry in the unit)."""
 
     def gram(self, whole: bool) -> Array:
         """Inner products [K, K] of the vectors; `whole`: of base + vectors."""
 
-    def largest(self, kept: list[int], equal_magnitudes: str) -> Bound:
-        """Bound of the kept[k] largest magnitudes of vector k."""
+    def largest(self, kept: list[int], equal_magnitudes: str, of: Derived | None = None) -> Bound:
+        """Bound of the kept[k] largest magnitudes of vector k; `of`: of one vector that is derived from all of them."""
 
 
 def fit(unit: Unit, how: Setting) -> Fitted:
     """The numbers that `combine` needs of the whole unit."""
     if how.kind.join == "span":
         return Fitted(coefficients=_coefficients(unit, how))
+    if how.method.endswith("slerp_columns") and unit.matrix:
+        return Fitted(coefficients=_column_coefficients(unit, how))
     if how.method == "ramplus":
         return Fitted(rescale=_amplification(unit, how))
     fitted = Fitted(_bounds(unit, how))
-    if how.rule.rescale == "l1":
+    if how.kind.join == "masses":
+        return replace(fitted, masses=_masses(unit, fitted, how))
+    if how.rule.rescale in ("l1", "l2"):
         fitted = replace(fitted, rescale=_norm_ratio(unit, fitted, how))
     if how.kind.join == "elect" and how.rule.cancellation == "majority":
         fitted = replace(fitted, majority=_majority(unit, fitted, how))
@@ -65,7 +84,7 @@ def merge_stack(vectors: Array, how: Setting, base: Array | None = None) -> Arra
     base = xp.zeros(vectors.shape[1:], xp.float32) if base is None else base.reshape(vectors.shape[1:])
     if not vectors.size:
         return xp.zeros(shape, xp.float32)
-    _, merged = combine(base, vectors, 0, fit(Stack(base, vectors), how), how)
+    _, merged = combine(base, vectors, 0, fit(Stack(base, vectors, len(shape) > 1), how), how)
     return (merged if how.scale == 1 else merged * xp.float32(how.scale)).reshape(shape)
 
 
@@ -75,6 +94,7 @@ class Stack:
 
     base: Array
     vectors: Array
+    matrix: bool = False
 
     @property
     def size(self) -> int:
@@ -89,9 +109,11 @@ class Stack:
         """Inner products of the whole."""
         return gram_matrix(self.base + self.vectors if whole else self.vectors)
 
-    def largest(self, kept: list[int], equal_magnitudes: str) -> Bound:
-        """As `select.largest`."""
-        return largest(self.vectors, kept, equal_magnitudes)
+    def largest(self, kept: list[int], equal_magnitudes: str, of: Derived | None = None) -> Bound:
+        """As `threshold.largest`."""
+        if of is None:
+            return largest(self.vectors, kept, equal_magnitudes)
+        return largest(of(self.base, self.vectors).reshape(1, -1), kept, equal_magnitudes)
 
 
 def _bounds(unit: Unit, how: Setting) -> tuple[Bound, ...]:
@@ -102,25 +124,79 @@ def _bounds(unit: Unit, how: Setting) -> tuple[Bound, ...]:
         ranks = [breadcrumb_ranks(unit.size, d, g) for d, g in zip(how.density, how.gamma, strict=True)]
         outer = unit.largest([dropped for dropped, _ in ranks], rule.equal_magnitudes)
         return outer, unit.largest([dropped + kept for dropped, kept in ranks], rule.equal_magnitudes)
+    if how.kind.keep == "varied" and how.density[0] < 1:
+        counted = unit.total(lambda _, vectors, __: namespace(vectors).count_nonzero(variance(vectors)))
+        kept = [int(int(counted) * how.density[0])]
+        return (unit.largest(kept, rule.equal_magnitudes, lambda _, vectors: variance(vectors)),)
+    if how.kind.keep == "important":
+        return (_fence(unit),)
     return ()
 
 
+def _fence(unit: Unit) -> Bound:
+    """Arcee Fusion's bound: the median of the importances and 1.5 times their quartiles' distance.
+
+    A quantile is the entry of rank int(share * (n - 1)), exactly; mergekit samples a million entries of larger tensors.
+    """
+
+    def important(base: Array, vectors: Rows) -> Array:
+        return importance(base, vectors[0])
+
+    places = [int(np.float32(share) * np.float32(unit.size - 1)) for share in (0.25, 0.5, 0.75)]
+    if unit.size < 5:  # the first quartile is the smallest entry, below which no bound lies
+        whole = unit.total(lambda base, vectors, _: important(base, vectors).reshape(-1))
+        found = namespace(whole).sort(whole)[np.array(places)]
+    else:
+        found = unit.largest([unit.size - place for place in places], "keep_all", important).value
+    first, median, third = found
+    bound = median + np.float32(1.5) * (third - first)
+    return Bound(namespace(found).stack([bound]), np.zeros(1, np.int64))
+
+
+def _masses(unit: Unit, fitted: Fitted, how: Setting) -> Array:
+    """SCE: [K] mean squares of what is selected, as shares of their sum; equal ones below 1e-6 (mergekit)."""
+
+    def squares(base: Array, vectors: Rows, start: int) -> Array:
+        return norms(keep(base, vectors, start, fitted, how), 2)
+
+    found = unit.total(squares) / unit.size
+    xp = namespace(found)
+    whole = xp.sum(found)
+    return xp.where(whole < 1e-6, 1 / len(found), found / xp.where(whole < 1e-6, 1, whole)).astype(np.float32)
+
+
+def _column_coefficients(unit: Unit, how: Setting) -> Array:
+    """[3, columns]: SLERP of two vectors column by column."""
+
+    def products(base: Array, vectors: Rows, _: int) -> Array:
+        xp = namespace(vectors)
+        rows = [base + row for row in vectors] if how.kind.whole else vectors
+        pairs = [[xp.sum(first * second, axis=0) for second in rows] for first in rows]
+        return xp.stack([xp.stack(line) for line in pairs])
+
+    found = pair_coefficients(unit.total(products), pair_share(how.weights))
+    xp = namespace(found)
+    of_base = xp.sum(found, axis=0) - 1 if how.kind.whole else xp.zeros_like(found[0])
+    return xp.concatenate([found, of_base[None]]).astype(np.float32)
+
+
 def _norm_ratio(unit: Unit, fitted: Fitted, how: Setting) -> Array:
-    """[K] 1-norms before over after; 1 where one of them is below 1e-7 (mergekit)."""
+    """[K] 1-norms (or 2-norms) before over after; 1 where one of them is below 1e-7 (mergekit)."""
+    order = int(how.rule.rescale[1])
 
-    def norms(_: Array, vectors: Rows, start: int) -> Array:
-        kept = keep(vectors, start, fitted, how)
-        return namespace(vectors).stack([one_norms(vectors), one_norms(kept)])
+    def both(base: Array, vectors: Rows, start: int) -> Array:
+        kept = keep(base, vectors, start, fitted, how)
+        return namespace(vectors).stack([norms(vectors, order), norms(kept, order)])
 
-    before, after = unit.total(norms)
+    before, after = unit.total(both) ** (1 / order)
     xp = namespace(before)
     tiny = (before < 1e-7) | (after < 1e-7)
     return xp.where(tiny, 1, before / xp.where(tiny, 1, after)).astype(np.float32)
 
 
 def _majority(unit: Unit, fitted: Fitted, how: Setting) -> Array:
-    def signs(_: Array, vectors: Rows, start: int) -> Array:
-        kept = keep(vectors, start, fitted, how)
+    def signs(base: Array, vectors: Rows, start: int) -> Array:
+        kept = keep(base, vectors, start, fitted, how)
         if how.rule.weigh == "before" and how.unequal_weights is not None:
             kept = [product(row, weight) for row, weight in zip(kept, how.unequal_weights, strict=True)]
         return elected(kept, how.rule)
@@ -130,10 +206,16 @@ def _majority(unit: Unit, fitted: Fitted, how: Setting) -> Array:
 
 def _coefficients(unit: Unit, how: Setting) -> Array:
     """[K + 1]: of the vectors, and of the base (nonzero only where whole weights are interpolated)."""
-    whole = how.whole_weights
+    whole = how.kind.whole
     gram = unit.gram(whole)
     xp = namespace(gram)
-    found = SPANS[how.method](gram, xp.asarray(how.weights, gram.dtype))
+    name, weights = how.method.removeprefix("weight_"), xp.asarray(how.weights, gram.dtype)
+    more = {"karcher": {"max_iter": how.max_iter, "tol": how.tol}}.get(name, {})
+    if name == "multislerp":
+        more = {"normalize": how.rule.denominator != "none"}
+    if name == "sum" and how.rule.denominator != "none":
+        name = "average"
+    found = SPANS[name](gram, weights, **more)
     of_base = xp.sum(found) - 1 if whole else xp.zeros((), gram.dtype)
     return xp.append(found, of_base).astype(np.float32)
 
@@ -149,5 +231,5 @@ def _amplification(unit: Unit, how: Setting) -> Array:
 
     shared, own = unit.total(users)
     xp = namespace(shared)
-    slope, most = how.amplify
-    return (1 + slope * xp.clip(shared / xp.maximum(own, how.threshold), 0, most)).astype(np.float32)
+    ratio = shared / xp.maximum(own, how.threshold)
+    return (1 + how.slope * xp.clip(ratio, 0, how.bound)).astype(np.float32)

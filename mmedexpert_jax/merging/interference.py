@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmedexpert_jax.merging.arrays import Array, Rows, namespace, tally, total
-from mmedexpert_jax.merging.span import gram_matrix
+from mmedexpert_jax.merging.spherical import gram_matrix
 from mmedexpert_jax.runtime.tables import markdown
 
 

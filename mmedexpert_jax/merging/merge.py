@@ -9,12 +9,11 @@ import numpy as np
 
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging.devices import merged_on_devices, on_devices
-from mmedexpert_jax.merging.engine import Merge
+from mmedexpert_jax.merging.engine import Merge, merged_on_devices, on_devices
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.lowrank import truncate
+from mmedexpert_jax.merging.methods import Switches
 from mmedexpert_jax.merging.parameters import Parameters, Spec, by_expert
-from mmedexpert_jax.merging.switches import Switches
 from mmedexpert_jax.merging.vectors import Adapter, Expert, check
 from mmedexpert_jax.models.tree import flatten, nest
 

@@ -1,45 +1,121 @@
-"""Reads mergekit's YAML files (0.1.5) into recipes that do the same merge."""
+"""Reads mergekit's YAML files (0.1.5) into recipes of the same merge; what has no counterpart is refused by name."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
+import msgspec
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.merging.parameters import Parameters, Spec
-from mmedexpert_jax.merging.recipe import Recipe
-from mmedexpert_jax.merging.switches import switches
+from mmedexpert_jax.merging.alignment import vocabularies
+from mmedexpert_jax.merging.methods import switches
+from mmedexpert_jax.merging.parameters import Parameters, Spec, complement
+from mmedexpert_jax.merging.recipe import Recipe, Slice
+from mmedexpert_jax.models.load import trace
 
-# mergekit's method -> ours; those without a base work on whole weights.
-_METHODS = {
-    "linear": "average",
-    "slerp": "weight_slerp",
-    "nuslerp": "slerp",
-    "karcher": "weight_karcher",
-    "ramplus_tl": "ramplus",
-    **{
-        name: name
-        for name in (
-            "ties",
-            "task_arithmetic",
-            "dare_linear",
-            "dare_ties",
-            "della",
-            "della_linear",
-            "breadcrumbs",
-            "breadcrumbs_ties",
-            "model_stock",
-            "multislerp",
-            "ram",
-        )
-    },
+Given = dict[str, Any] | None
+
+
+class Input(msgspec.Struct, forbid_unknown_fields=True):
+    """A model, as a path, a hub id or "base+adapter"."""
+
+    model: str
+    parameters: Given = None
+
+
+class Source(msgspec.Struct, forbid_unknown_fields=True):
+    """Layers [start, stop) of a model."""
+
+    model: str
+    layer_range: tuple[int, int]
+    parameters: Given = None
+
+
+class OutputSlice(msgspec.Struct, forbid_unknown_fields=True):
+    """Layers that are merged, and stacked on those of the slices before."""
+
+    sources: list[Source]
+    base_model: str | None = None
+    parameters: Given = None
+
+
+class Tokenizer(msgspec.Struct, forbid_unknown_fields=True):
+    """Of the result."""
+
+    source: str = "union"
+
+
+class File(msgspec.Struct, forbid_unknown_fields=True):
+    """A mergekit file."""
+
+    merge_method: str
+    models: list[Input] | None = None
+    slices: list[OutputSlice] | None = None
+    base_model: str | None = None
+    parameters: Given = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    out_dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    tokenizer_source: str | None = None
+    tokenizer: Tokenizer | None = None
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of mergekit's.
+
+    Attributes:
+        ours: its name in `methods.METHODS`.
+        own: parameters of each model, theirs -> ours; those that mergekit has no default for are `required`.
+        shared: parameters of the merge, theirs -> ours.
+        flags: switches, with mergekit's defaults.
+        base: whether base_model must be there.
+        inputs: whether the base is one of the merged models, whose whole weights are merged.
+        required: of `own` and `shared`.
+    """
+
+    ours: str
+    own: Mapping[str, str]
+    shared: Mapping[str, str]
+    flags: Mapping[str, bool]
+    base: bool = True
+    inputs: bool = False
+    required: tuple[str, ...] = ()
+
+
+def _arithmetic(ours: str, normalize: bool, rescale: bool, **more: str) -> Method:
+    own = {"weight": "weight", "density": "density", **more}
+    flags = {"normalize": normalize, "rescale": rescale, "int8_mask": False}
+    return Method(ours, own, {"lambda": "scale"}, flags, required=("weight",))
+
+
+_GAMMA, _EPSILON, _WEIGHT = {"gamma": "gamma"}, {"epsilon": "epsilon"}, {"weight": "weight"}
+METHODS = {
+    "ties": _arithmetic("ties", True, False),
+    "task_arithmetic": _arithmetic("task_arithmetic", False, False),
+    "dare_linear": _arithmetic("dare_linear", False, True),
+    "dare_ties": _arithmetic("dare_ties", False, True),
+    "della": _arithmetic("della", True, True, **_EPSILON),
+    "della_linear": _arithmetic("della_linear", False, True, **_EPSILON),
+    "breadcrumbs": _arithmetic("breadcrumbs", False, False, **_GAMMA),
+    "breadcrumbs_ties": _arithmetic("breadcrumbs_ties", False, False, **_GAMMA),
+    "linear": Method("weight_sum", _WEIGHT, {}, {"normalize": True}, base=False, inputs=True, required=("weight",)),
+    "passthrough": Method("weight_sum", {"scale": "weight"}, {}, {}, base=False, inputs=True),
+    "slerp": Method("weight_slerp", {}, {"t": "t"}, {}, inputs=True, required=("t",)),
+    "nuslerp": Method(
+        "slerp", _WEIGHT, {}, {"nuslerp_flatten": True, "nuslerp_row_wise": False}, base=False, required=("weight",)
+    ),
+    "multislerp": Method("multislerp", _WEIGHT, {}, {"normalize_weights": True}, base=False, required=("weight",)),
+    "karcher": Method("weight_karcher", {}, {"max_iter": "max_iter", "tol": "tol"}, {}, base=False, inputs=True),
+    "model_stock": Method("model_stock", {}, {}, {"filter_wise": False}),
+    "ram": Method("ram", {}, {"epsilon": "threshold"}, {}),
+    "ramplus_tl": Method("ramplus", {}, {"epsilon": "threshold", "r": "slope", "alpha": "bound"}, {}),
+    "sce": Method("sce", {}, {"select_topk": "density"}, {"int8_mask": False}),
+    "nearswap": Method("nearswap", {}, {"t": "t"}, {}, required=("t",)),
+    "arcee_fusion": Method("arcee_fusion", {}, {}, {}),
 }
-_NUMBERS = {"weight": "weight", "density": "density", "gamma": "gamma", "epsilon": "epsilon", "lambda": "scale"}
-_DEFAULTS = {"nuslerp_flatten": True, "nuslerp_row_wise": False, "filter_wise": False, "normalize_weights": True}
-_KNOWN = {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype"}
-_OURS = {"tokenizer_source": (None, "base"), "tokenizer": (None, {"source": "base"}), "chat_template": (None, "auto")}
 
 
 def read_mergekit(path: str | Path) -> Recipe:
@@ -48,93 +124,199 @@ def read_mergekit(path: str | Path) -> Recipe:
     Raises:
         ConfigError: not a mergekit file, a method or an option that has no counterpart here; names the key.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(content, Mapping) or "merge_method" not in content:
-        raise ConfigError(f"{path}: not a mergekit file: merge_method is missing")
-    theirs = content["merge_method"]
-    if theirs not in _METHODS:
-        raise ConfigError(f"{path}: merge_method {theirs} is unknown here: choose one of {', '.join(_METHODS)}")
-    for key, value in content.items():
-        if key not in _KNOWN and value not in _OURS.get(key, ()):
-            raise ConfigError(f"{path}: {key} has no counterpart here; leave it out or merge with mergekit")
-    models, shared = _inputs(path, content)
-    if not content.get("base_model") and theirs not in ("linear", "karcher", "nuslerp", "multislerp"):
-        raise ConfigError(f"{path}: {theirs} needs base_model")
-    base = str(content.get("base_model") or models[0][0])
-    whole = theirs in ("linear", "slerp", "karcher") or not content.get("base_model")
-    experts = {name: given for name, given in models if whole or name != base}
-    method = _METHODS[theirs]
-    if not content.get("base_model") and method in ("slerp", "multislerp"):
-        method = f"weight_{method}"
+    file: File = border.read_yaml(path, File, error=ConfigError)
+    if file.merge_method not in METHODS:
+        raise ConfigError(
+            f"{path}: merge_method {border.shown(file.merge_method)} is unknown here: choose one of "
+            f"{', '.join(METHODS)}"
+        )
+    if (file.models is None) == (file.slices is None):
+        raise ConfigError(f"{path}: give either models or slices")
+    if file.models == [] or file.slices == [] or any(not part.sources for part in file.slices or ()):
+        raise ConfigError(f"{path}: {'models' if file.models == [] else 'slices'} is empty: name the models to merge")
+    if file.models is not None:
+        recipe = _merge(path, file, file.models, [file.parameters], file.base_model)
+    else:
+        recipe = _stack(path, file)
+    _check_tokenizer(path, file, recipe)
+    return replace(recipe, dtype=file.out_dtype or file.dtype or "", chat_template=_template(path, file))
+
+
+def _merge(path: str | Path, file: File, inputs: list[Input], shared: list[Given], base_model: str | None) -> Recipe:
+    """The merge of whole models. `shared`: parameters of all models, the ones that count first first."""
+    method = METHODS[file.merge_method]
+    own = {one.model: one.parameters or {} for one in inputs}
+    if len(own) < len(inputs):
+        raise ConfigError(f"{path}: a model is named twice; mergekit refuses that too")
+    if method.base and not base_model:
+        raise ConfigError(f"{path}: {file.merge_method} needs base_model")
+    if base_model and file.models is not None:  # mergekit adds it as the last input
+        own.setdefault(base_model, {})
+    whole = method.inputs or not base_model
+    base = base_model or inputs[0].model
+    experts = {model: given for model, given in own.items() if whole or model != base}
+    if not experts:
+        raise ConfigError(f"{path}: no model but base_model is named")
     names = _short(list(experts))
-    numbers, flags = _numbers(path, shared, {names[model]: given for model, given in experts.items()})
-    if "t" in shared:
-        numbers["weight"] = _interpolation(path, base, names, shared["t"])
-    rule = switches("mergekit", method)
-    if "normalize" in flags:
-        rule = replace(rule, denominator="weights" if flags["normalize"] else "none")
+    place = f"{path}: {file.merge_method}"
+    numbers, flags = _numbers(place, method, shared, {names[model]: given for model, given in experts.items()})
+    if file.merge_method == "slerp":
+        if len(names) != 2 or base not in names:
+            raise ConfigError(f"{path}: slerp takes two models, one of them the base_model")
+        t = numbers.pop("t", {}).get("")
+        if t is None:
+            raise ConfigError(f"{place}: parameter t is missing")
+        numbers["weight"] = {names[model]: complement(t) if model == base else t for model in names}
+    if file.merge_method == "passthrough" and len(experts) > 1:
+        raise ConfigError(f"{path}: passthrough takes one model; got {len(experts)}")
+    name, rule = _rule(method, whole, flags)
+    required = tuple(one for one in method.required if one == "weight" or file.merge_method == "nearswap")
+    parameters = Parameters(name, tuple(names.values()), rule, numbers, required=required)
+    return Recipe(base, {names[model]: model for model in experts}, parameters)
+
+
+def _rule(method: Method, whole: bool, flags: Mapping[str, bool]) -> tuple[str, Any]:
+    """Our method and its switches."""
+    name = method.ours
+    if name == "slerp" and not flags["nuslerp_flatten"]:
+        name = "slerp_columns" if flags["nuslerp_row_wise"] else "slerp_rows"
+    if flags.get("filter_wise"):
+        name = "model_stock_rows"
+    if whole and not method.inputs:
+        name = f"weight_{name}"
+    rule = switches("mergekit", name)
     if "rescale" in flags:
         rule = replace(rule, rescale="l1" if flags["rescale"] else "none")
-    dtype = content.get("out_dtype") or content.get("dtype") or ""
-    parameters = Parameters(method, tuple(names.values()), rule, numbers)
-    return Recipe(base, {names[model]: _path(model) for model in experts}, parameters, (), dtype)
-
-
-def _inputs(path: str | Path, content: Mapping[str, Any]) -> tuple[list[tuple[str, dict]], dict[str, Any]]:
-    """[(model, its parameters)] and the parameters of all."""
-    shared = dict(content.get("parameters") or {})
-    if "models" in content:
-        entries = content["models"]
-    else:
-        slices = content.get("slices") or []
-        if len(slices) != 1 or any(source["layer_range"][0] != 0 for source in slices[0]["sources"]):
-            raise ConfigError(f"{path}: slices must be one slice of whole models; stacks of layers are not merged here")
-        entries = slices[0]["sources"]
-        shared |= slices[0].get("parameters") or {}
-    if not entries:
-        raise ConfigError(f"{path}: models is empty")
-    return [(str(entry["model"]), dict(entry.get("parameters") or {})) for entry in entries], shared
+    normalize = flags.get("normalize", flags.get("normalize_weights"))
+    if normalize is None:
+        normalize = method.ours != "weight_sum"  # passthrough divides by nothing
+    return name, replace(rule, denominator="weights" if normalize else "none")
 
 
 def _numbers(
-    path: str | Path, shared: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]]
+    place: str, method: Method, shared: list[Given], own: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, dict[str, Spec]], dict[str, bool]]:
+    """Numbers by ours and owner, and flags. Raises ConfigError for a parameter that mergekit would not read there."""
     numbers: dict[str, dict[str, Spec]] = {}
-    flags: dict[str, bool] = {}
-    for owner, given in {"": shared, **own}.items():
+    flags = dict(method.flags)
+    for settings in reversed(shared):  # what counts first comes last, and goes before the others
+        for key, value in (settings or {}).items():
+            if key in flags:
+                if not isinstance(value, bool):
+                    raise ConfigError(f"{place}: parameter {key} must be true or false; found {border.shown(value)}")
+                flags[key] = value
+            elif ours := method.own.get(key) or method.shared.get(key):
+                place_of = numbers.setdefault(ours, {})
+                place_of[""] = _before(_spec(f"{place}: parameter {key}", value), place_of.get(""))
+            else:
+                raise ConfigError(f"{place}: parameter {border.shown(key)} is none of its own ({_listed(method)})")
+    for owner, given in own.items():
         for key, value in given.items():
-            if key in _NUMBERS:
-                numbers.setdefault(_NUMBERS[key], {})[owner] = value
-            elif key in ("normalize", "rescale"):
-                flags[key] = bool(value)
-            elif key not in ("int8_mask", "t") and value != _DEFAULTS.get(key):
-                raise ConfigError(f"{path}: parameter {key}: {value} has no counterpart here")
+            if key not in method.own:
+                beside = "stands beside models, not in one" if key in (*flags, *method.shared) else "is none of its own"
+                raise ConfigError(f"{place}: parameter {border.shown(key)} of {owner} {beside} ({_listed(method)})")
+            numbers.setdefault(method.own[key], {})[owner] = _spec(f"{place}: parameter {key} of {owner}", value)
     return numbers, flags
 
 
-def _interpolation(path: str | Path, base: str, names: Mapping[str, str], t: Spec) -> dict[str, Spec]:
-    """Weights of slerp's two models: t of the other, 1 - t of the base."""
-    if len(names) != 2 or base not in names:
-        raise ConfigError(f"{path}: slerp takes two models, one of them the base_model")
-    other = next(model for model in names if model != base)
-    return {names[base]: _complement(t), names[other]: t}
+def _listed(method: Method) -> str:
+    return ", ".join([*method.own, *method.shared, *method.flags]) or "it has none"
 
 
-def _complement(spec: Spec) -> Spec:
-    if isinstance(spec, Mapping):
-        return dict(spec) | {"value": _complement(spec["value"])}
-    return [_complement(one) for one in spec] if isinstance(spec, list) else 1 - float(spec)
+def _before(first: Spec, then: Spec | None) -> Spec:
+    """A spec that falls to another where no filter of it fits."""
+    if then is None or not (isinstance(first, Mapping) or (isinstance(first, list) and isinstance(first[0], Mapping))):
+        return first
+    many = [first] if isinstance(first, Mapping) else first
+    falls = then if isinstance(then, list) and isinstance(then[0], Mapping) else [{"value": then}]
+    return [*many, *([then] if isinstance(then, Mapping) else falls)]
 
 
-def _path(model: str) -> str:
-    """`base+adapter` is the adapter, which names its base itself."""
-    return model.partition("+")[2] or model
+def _spec(place: str, value: Any) -> Spec:
+    """A number, a gradient or filters, checked; YAML's 1e-5 is text, which mergekit takes as a number."""
+    if isinstance(value, Mapping):
+        if "value" not in value or set(value) - {"value", "filter"}:
+            raise ConfigError(f"{place}: filters have the keys filter and value; found {border.shown(dict(value))}")
+        if not isinstance(value.get("filter"), str | None):
+            raise ConfigError(f"{place}: filter must be text; found {border.shown(value['filter'])}")
+        return {"filter": value.get("filter"), "value": _spec(place, value["value"])}
+    if isinstance(value, list) and value:
+        return [_spec(place, one) for one in value]
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        fits = "a number, a list of numbers, or a list of filters with values"
+        raise ConfigError(f"{place} must be {fits}; found {border.shown(value)}") from None
+
+
+def _stack(path: str | Path, file: File) -> Recipe:
+    """The merge of slices: of whole models where one slice holds all of their layers."""
+    assert file.slices is not None
+    merges, parts = [], []
+    for number, part in enumerate(file.slices):
+        place = f"{path}: slices[{number}]"
+        base_model = part.base_model or file.base_model
+        inputs = [Input(source.model, source.parameters) for source in part.sources]
+        if base_model and METHODS[file.merge_method].base and base_model not in [one.model for one in inputs]:
+            raise ConfigError(f"{place}: base_model {base_model} is not among its sources")
+        base_model = base_model if base_model in [one.model for one in inputs] else None
+        merge = _merge(path, file, inputs, [part.parameters, file.parameters], base_model)
+        ranges = {source.model: source.layer_range for source in part.sources}
+        lengths = {stop - start for start, stop in ranges.values()}
+        if len(lengths) > 1 or min(lengths) <= 0 or any(start < 0 for start, _ in ranges.values()):
+            raise ConfigError(f"{place}: layer_range must be as many layers of each source, from 0 on")
+        named = {name: ranges[model] for name, model in merge.experts.items()} | {"": ranges[merge.base]}
+        for model, (_, stop) in ranges.items():
+            if (count := _layers(model)) and stop > count:
+                raise ConfigError(f"{place}: layer_range ends at {stop}, but {model} has {count} layers")
+        merges.append(merge)
+        parts.append(Slice(merge.base, merge.experts, named, merge.parameters))
+    whole = all(span == (0, _layers(merges[0].base)) for span in parts[0].ranges.values())
+    if len(parts) == 1 and whole:
+        return merges[0]
+    base = file.base_model or merges[0].base
+    experts = {name: model for merge in merges for name, model in merge.experts.items()}
+    return Recipe(base.partition("+")[0], experts, merges[0].parameters, slices=tuple(parts))
+
+
+def _layers(model: str) -> int:
+    """Decoder layers of a model, as its config says; 0 where it does not."""
+    file = trace(model.partition("+")[0])[0] / "config.json"
+    config = border.read_json(file, dict[str, Any]) if file.exists() else {}
+    count = config.get("num_hidden_layers") or (config.get("text_config") or {}).get("num_hidden_layers")
+    return count if isinstance(count, int) else 0
+
+
+def _check_tokenizer(path: str | Path, file: File, recipe: Recipe) -> None:
+    """The result has the base's tokenizer: any other source must have the same tokens."""
+    if file.tokenizer and file.tokenizer_source:
+        raise ConfigError(f"{path}: give either tokenizer or tokenizer_source")
+    key, source = "tokenizer_source", file.tokenizer_source
+    if file.tokenizer:
+        key, source = "tokenizer.source", file.tokenizer.source
+    if source in (None, "base", recipe.base):
+        return
+    models = list(recipe.experts.values()) if source == "union" else [source]
+    base = trace(recipe.base.partition("+")[0])[0]
+    for model in models:
+        if vocabularies(trace(model.partition("+")[0])[0], base) is not None:
+            raise ConfigError(
+                f"{path}: {key}: {border.shown(source)} has no counterpart here, since {model} has other tokens than "
+                "the base; give base, which keeps the base's tokens and takes the experts' rows of those"
+            )
+
+
+def _template(path: str | Path, file: File) -> str:
+    """A template that stands in the file; empty: the models'."""
+    if file.chat_template in (None, "auto"):
+        return ""
+    if "{" not in str(file.chat_template):
+        shown = border.shown(file.chat_template)
+        raise ConfigError(f"{path}: chat_template: {shown} has no counterpart here; give auto or a Jinja template")
+    return str(file.chat_template)
 
 
 def _short(models: list[str]) -> dict[str, str]:
     """Model -> its last folder's name, or the whole path where that is not unique."""
-    last = {model: Path(_path(model)).name for model in models}
+    last = {model: Path(model.partition("+")[2] or model).name for model in models}
     return {model: name if list(last.values()).count(name) == 1 else model for model, name in last.items()}

@@ -1,41 +1,175 @@
-"""The methods: what each keeps of the task vectors, how it makes one of what is kept, and the numbers it takes.
+"""The merging methods on one page: what each keeps of the task vectors, and how the kept parts join, entry by entry.
 
-Every method is `fit.fit` (whole-unit numbers: bounds, norms, coefficients; sums over entries, so that blocks, shards
-and devices add up) and `combine.combine` (entry by entry, given those numbers).
+    task vectors --keep--> kept --join--> merged vector, then base + scale * merged
+
+1. `Switches`: every point on which published codes differ, and the presets that follow each of them.
+2. `METHODS`: a method is a rule of what is kept and a rule of how that joins; `Setting` has its numbers for one tensor.
+3. What is kept: trims by magnitude, DARE, DELLA, breadcrumbs, SCE.
+4. How it joins: sums, sign election (TIES), overlap (RAM), NearSwap.
+5. `combine`: 3 and 4 for a block of entries, given the few numbers that a whole tensor decides (`fit.fit`).
+
+The same functions take numpy arrays, JAX arrays and tracers: hosts, XLA programs and devices run one formula.
 """
 
-from dataclasses import dataclass
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.merging.span import SPANS
-from mmedexpert_jax.merging.sparsify import check_densities, key_of
-from mmedexpert_jax.merging.switches import Switches, switches
+from mmedexpert_jax.merging.arrays import Array, Rows, count, namespace, product, random_bits, total
+from mmedexpert_jax.merging.spherical import pair_coefficients, stock_coefficients
+from mmedexpert_jax.merging.threshold import Bound, largest
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What the papers leave open.
+
+    Attributes:
+        scope: unit of a trim by magnitude: "tensor", "module" (weight and bias of one layer) or "global" (one vector
+            of the whole model).
+        equal_magnitudes: which of several entries at the bound are kept: "lower_index" or "higher_index" (exactly as
+            many as asked), or "keep_all".
+        at_least: entries kept of a unit that has any, even if int(density * n) is less.
+        extra: entries kept beyond int(density * n).
+        elect: "mass" (sign of the sum of values) or "count" (sign of the sum of signs).
+        weigh: weights multiply the trimmed vectors "before" or "after" the election.
+        cancellation: sign elected where that sum is exactly 0: "drop" (none: the entry is 0), "plus",
+            or "majority" (the more frequent elected sign of the unit; minus if there is none).
+        denominator: the merged sum is divided by the "weights" or the "count" of those that join it, or by "none".
+        rescale: entries kept are multiplied by 1 / their probability ("density", random methods alone), by the tensor's
+            1-norm or 2-norm before over after ("l1", "l2"), or not ("none").
+        normalize: task vectors are first stretched to one magnitude, the mean of the experts': by the 2-norm of a
+            "tensor", a "module" or the "global" model, by the "median" magnitude of a tensor, or not ("none").
+    """
+
+    scope: str = "tensor"
+    equal_magnitudes: str = "lower_index"
+    at_least: int = 1
+    extra: int = 0
+    elect: str = "mass"
+    weigh: str = "after"
+    cancellation: str = "drop"
+    denominator: str = "weights"
+    rescale: str = "none"
+    normalize: str = "none"
+
+    def kept(self, size: int, density: float) -> int:
+        """How many of `size` entries the trim keeps, int(density * size) before the switches."""
+        count = int(density * size) + self.extra
+        return min(size, max(self.at_least if density > 0 else 0, count))
+
+
+CHOICES = {
+    "scope": ("tensor", "module", "global"),
+    "equal_magnitudes": ("lower_index", "higher_index", "keep_all"),
+    "elect": ("mass", "count"),
+    "weigh": ("before", "after"),
+    "cancellation": ("drop", "plus", "majority"),
+    "denominator": ("weights", "count", "none"),
+    "rescale": ("none", "density", "l1", "l2"),
+    "normalize": ("none", "tensor", "module", "global", "median"),
+}
+
+PRESETS = {
+    # Algorithm 1: sgn(0) agrees with zeros only, so an exact cancellation gives 0.
+    "paper": Switches(),
+    # The TIES authors' code: kthvalue keeps one entry more and every equal magnitude of one vector for the whole model.
+    "official": Switches(
+        "global", equal_magnitudes="keep_all", at_least=0, extra=1, cancellation="majority", denominator="count"
+    ),
+    # mergekit 0.1.5 with the defaults of each method.
+    "mergekit": Switches(weigh="before", cancellation="plus"),
+    # peft.utils.merge_utils: no least number of entries, weights are not in the denominator.
+    "peft": Switches(at_least=0, cancellation="plus", denominator="count"),
+}
+_SUMS = ("task_arithmetic", "magnitude_prune", "dots", "dare_linear", "della_linear", "breadcrumbs")
+_RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
+
+
+def switches(preset: str | Switches, method: str = "ties") -> Switches:
+    """The switches of a preset for one method; switches pass through.
+
+    Sums of task vectors are divided by nothing; what is drawn at random is rescaled by its probability, in mergekit
+    by 1-norms. mergekit divides neither DARE-TIES nor breadcrumbs-TIES, and drops, of equal outliers, the last ones.
+
+    Raises:
+        ConfigError: an unknown preset, or a switch with an unknown value.
+    """
+    if isinstance(preset, Switches):
+        for name, choices in CHOICES.items():
+            if getattr(preset, name) not in choices:
+                raise ConfigError(f"switch {name}={getattr(preset, name)!r}: choose one of {', '.join(choices)}")
+        return preset
+    if preset not in PRESETS:
+        raise ConfigError(f"no TIES preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    rule = PRESETS[preset]
+    if method in _SUMS:
+        rule = replace(rule, denominator="none")
+    if method in _RANDOM:
+        rule = replace(rule, rescale="l1" if preset == "mergekit" else "density")
+    if method == "dots":
+        rule = replace(rule, rescale="l2")
+    if preset == "mergekit" and method in ("dare_ties", "breadcrumbs_ties"):
+        rule = replace(rule, denominator="none")
+    if preset == "mergekit" and method.startswith("breadcrumbs"):
+        rule = replace(rule, equal_magnitudes="higher_index")
+    return rule
 
 
 @dataclass(frozen=True)
 class Method:
-    """`keep`: "all", "largest", "middle", "random" or "ranked"; `join`: "elect", "sum", "span" or "overlap"."""
+    """Two rules.
+
+    Attributes:
+        keep: "all"; by magnitude over a unit "largest", "middle"; "random"; by rank in a row "ranked"; by the variance
+            over the experts "varied"; by importance "important".
+        join: "sum", "elect" (TIES), "overlap" (RAM), "near" (NearSwap), "masses" (SCE), "span" (coefficients of whole
+            vectors), "rows" (a coefficient for each row or column), "factors" (low-rank, `lowrank`).
+        whole: base + task vectors take the place of task vectors.
+        experts: the number that it merges; 0: any.
+    """
 
     keep: str
     join: str
+    whole: bool = False
+    experts: int = 0
 
 
 METHODS = {
     "ties": Method("largest", "elect"),
     "task_arithmetic": Method("all", "sum"),
     "magnitude_prune": Method("largest", "sum"),
+    "dots": Method("largest", "sum"),  # rescaled to the norm before the trim
     "dare_linear": Method("random", "sum"),
     "dare_ties": Method("random", "elect"),
     "della": Method("ranked", "elect"),
     "della_linear": Method("ranked", "sum"),
     "breadcrumbs": Method("middle", "sum"),
     "breadcrumbs_ties": Method("middle", "elect"),
+    "sce": Method("varied", "masses"),
     "ram": Method("all", "overlap"),
     "ramplus": Method("all", "overlap"),
-    **dict.fromkeys(SPANS, Method("all", "span")),
+    "nearswap": Method("all", "near", experts=1),
+    "arcee_fusion": Method("important", "sum", experts=1),
+    "average": Method("all", "span"),
+    "slerp": Method("all", "span"),
+    "slerp_rows": Method("all", "rows", experts=2),
+    "slerp_columns": Method("all", "rows", experts=2),
+    "multislerp": Method("all", "span"),
+    "karcher": Method("all", "span"),
+    "model_stock": Method("all", "span"),
+    "model_stock_rows": Method("all", "rows"),
+    "weight_sum": Method("all", "span", whole=True),
+    "weight_slerp": Method("all", "span", whole=True),
+    "weight_slerp_rows": Method("all", "rows", whole=True, experts=2),
+    "weight_slerp_columns": Method("all", "rows", whole=True, experts=2),
+    "weight_multislerp": Method("all", "span", whole=True),
+    "weight_karcher": Method("all", "span", whole=True),
 }
 
 
@@ -53,7 +187,9 @@ class Setting:
         scale: factor of the merged vector.
         keys: K keys of random choices.
         threshold: RAM: entries up to it count as unchanged; mergekit's default.
-        amplify: RAM+: r, slope of the amplification of an expert's own entries, and its bound alpha.
+        slope, bound: RAM+: r and alpha, of the amplification of an expert's own entries; mergekit's defaults.
+        t: NearSwap: how far an entry moves at most.
+        max_iter, tol: of the Karcher mean's iteration; mergekit's defaults.
     """
 
     method: str
@@ -65,7 +201,11 @@ class Setting:
     scale: float = 1.0
     keys: tuple[int, ...] = ()
     threshold: float = 1e-5
-    amplify: tuple[float, float] = (0.1, 0.2)
+    slope: float = 0.1
+    bound: float = 0.2
+    t: float = 0.0
+    max_iter: float = 10
+    tol: float = 1e-5
 
     @property
     def kind(self) -> Method:
@@ -79,18 +219,18 @@ class Setting:
 
     @property
     def trims(self) -> bool:
-        """Whether entries are chosen by magnitude over a unit, which the scope then matters for."""
+        """True where entries are chosen by magnitude over a unit: the scope matters then."""
         return self.kind.keep in ("largest", "middle")
 
     @property
-    def whole_weights(self) -> bool:
-        """Whether the method interpolates base + task vectors, not the task vectors."""
-        return self.method.startswith("weight_")
+    def whole_rows(self) -> bool:
+        """True where blocks must be whole rows of a matrix."""
+        return self.kind.keep in ("ranked", "important") or self.kind.join == "rows"
 
     @property
-    def whole_rows(self) -> bool:
-        """Whether the method has to see whole rows of a matrix."""
-        return self.kind.keep == "ranked"
+    def moves_base(self) -> bool:
+        """True where tensors that no expert changed change nevertheless: a weighted sum whose weights are not 1."""
+        return self.method == "weight_sum" and self.rule.denominator == "none" and sum(self.weights) != 1
 
 
 def setting(
@@ -110,12 +250,366 @@ def setting(
         raise ConfigError(f"no merging method {method!r}: choose one of {', '.join(METHODS)}")
     many = {"density": density, "gamma": gamma, "epsilon": epsilon, "weights": 1.0 if weights is None else weights}
     numbers: dict[str, Any] = {k: tuple(np.broadcast_to(v, count).astype(float).tolist()) for k, v in many.items()}
-    if not np.isfinite(numbers["weights"]).all():
-        raise ConfigError(f"weights must be finite; got {list(numbers['weights'])}")
-    if METHODS[method].join == "span" and method != "model_stock" and sum(numbers["weights"]) <= 0:
-        raise ConfigError(f"weights must have a positive sum for {method}; got {list(numbers['weights'])}")
-    if method == "model_stock" and count < 2:
-        raise ConfigError("model_stock needs two experts or more: it takes the angle between them")
-    check_densities(method, numbers["density"], numbers["epsilon"])
+    rule = switches(preset, method)
+    _check_numbers(method, count, numbers, rule, scale)
     keys = tuple(key_of(0, "", str(k)) for k in range(count)) if keys is None else keys
-    return Setting(method, switches(preset, method), scale=scale, keys=keys, **numbers, **more)
+    return Setting(method, rule, scale=scale, keys=keys, **numbers, **more)
+
+
+def _check_numbers(method: str, count: int, numbers: dict[str, Any], rule: Switches, scale: float) -> None:
+    """Raises ConfigError for numbers that no merge has a meaning for."""
+    weights = numbers["weights"]
+    for name, value in (("weights", weights), ("scale", scale)):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(value, np.float32)).all()
+        if not finite:
+            raise ConfigError(f"{name} must be finite in float32; got {value}")
+    kind, divides = METHODS[method], rule.denominator != "none"
+    if kind.join in ("span", "rows") and not method.startswith("model_stock") and divides and sum(weights) <= 0:
+        raise ConfigError(f"weights must have a positive sum for {method}; got {list(weights)}")
+    if method.startswith("model_stock") and count < 2:
+        raise ConfigError("model_stock needs two experts or more: it takes the angle between them")
+    if kind.experts and count != kind.experts:
+        raise ConfigError(f"{method} merges {kind.experts} expert{'s'[: kind.experts - 1]} over a base; got {count}")
+    check_densities(method, numbers["density"], numbers["epsilon"])
+
+
+def key_of(seed: int, tensor: str, expert: str) -> int:
+    """64-bit key of the random choices in one task vector."""
+    text = f"{seed}/{tensor}/{expert}".encode()
+    return zlib.crc32(text) << 32 | zlib.crc32(text[::-1], 0x9E3779B9)
+
+
+def bernoulli(vectors: Rows, densities: Sequence[float], keys: Sequence[int], start: int, inverse: bool) -> list[Array]:
+    """DARE (Yu et al. 2024, arXiv 2311.03099): keeps each entry with probability density.
+
+    Args:
+        vectors: K arrays [n] float32.
+        densities: K probabilities.
+        keys: K keys of `key_of`.
+        start: index of the first column in the tensor.
+        inverse: divide what is kept by its probability (the paper).
+    """
+    xp = namespace(vectors)
+    rows = []
+    for vector, density, key in zip(vectors, densities, keys, strict=True):
+        if density >= 1:
+            rows.append(vector)
+            continue
+        kept = random_bits(key, start, vector.shape, xp) < xp.uint32(int(density * 2**32))
+        rows.append(xp.where(kept, vector / xp.float32(density) if inverse and density > 0 else vector, 0))
+    return rows
+
+
+def by_rank(
+    vectors: Rows,
+    densities: Sequence[float],
+    epsilons: Sequence[float],
+    keys: Sequence[int],
+    start: int,
+    inverse: bool,
+) -> list[Array]:
+    """DELLA's MagPrune (Deep et al. 2024, arXiv 2406.11617) on whole rows, K arrays [rows, columns], of a matrix.
+
+    In each row the entries are ranked by magnitude (the later of equals ranks higher); the probability to keep one
+    rises linearly with its rank from density - epsilon to density + epsilon.
+    """
+    xp = namespace(vectors)
+    columns = vectors[0].shape[-1]
+    rows = []
+    for vector, density, epsilon, key in zip(vectors, densities, epsilons, keys, strict=True):
+        if density >= 1 or density <= 0:
+            rows.append(vector if density >= 1 else xp.zeros_like(vector))
+            continue
+        order = xp.argsort(xp.abs(vector), axis=-1, stable=True)
+        ranks = xp.argsort(order, axis=-1).astype(xp.float32)
+        share = ranks / xp.float32(max(columns - 1, 1)) if columns > 1 else xp.full_like(ranks, 0.5)
+        probability = xp.float32(density - epsilon) + share * xp.float32(2 * epsilon)
+        uniform = random_bits(key, start, vector.shape, xp).astype(xp.float32) * xp.float32(2**-32)
+        kept = uniform < probability
+        rows.append(xp.where(kept, vector / probability if inverse else vector, 0))
+    return rows
+
+
+def between(vectors: Rows, outer: Bound, inner: Bound, start: int) -> list[Array]:
+    """Model breadcrumbs (Davari and Belilovsky 2023, arXiv 2312.06795): keeps what is inside `inner`, not `outer`."""
+    xp = namespace(vectors)
+    masks = zip(inner.keeps(vectors, start), outer.keeps(vectors, start), vectors, strict=True)
+    return [xp.where(small & ~large, row, 0) for small, large, row in masks]
+
+
+def varied(vectors: Rows, bound: Bound, start: int) -> list[Array]:
+    """SCE's selection (Wan et al. 2024, arXiv 2408.07990): the entries whose variance over the experts is largest."""
+    mask = bound.keeps([variance(vectors)], start)[0]
+    return [namespace(vectors).where(mask, row, 0) for row in vectors]
+
+
+def variance(vectors: Rows) -> Array:
+    """Population variance over K arrays [m], entry by entry."""
+    inverse = namespace(vectors).float32(1 / len(vectors))
+    mean = total(vectors) * inverse
+    return total([(row - mean) * (row - mean) for row in vectors]) * inverse
+
+
+def importance(base: Array, vector: Array) -> Array:
+    """Arcee Fusion's importance of what changed, [rows, columns]: |change| x KL of a row's softmax after to before.
+
+    Source: mergekit `arcee_fusion` (1e-8 is added to both distributions).
+    """
+    xp = namespace(vector)
+
+    def softmax(x: Array) -> Array:
+        powers = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
+        return powers / xp.sum(powers, axis=-1, keepdims=True) + xp.float32(1e-8)
+
+    after, before = softmax(base + vector), softmax(base)
+    divergence = xp.sum(after * xp.log(after / before), axis=-1, keepdims=True)
+    return xp.abs(vector) * divergence
+
+
+def breadcrumb_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
+    """How many of the largest of `size` entries are dropped as outliers, and how many follow that are kept.
+
+    int(gamma * size) and int(density * size); fewer outliers where both do not fit (mergekit 0.1.5).
+    """
+    if density >= 1:
+        return 0, size
+    target = int(density * size)
+    return min(int(gamma * size), size - target), target
+
+
+def check_densities(method: str, densities: Sequence[float], epsilons: Sequence[float]) -> None:
+    """Raises ConfigError where a density (or DELLA's density +- epsilon) is no probability."""
+    for density, epsilon in zip(densities, epsilons, strict=True):
+        if not 0 <= density <= 1:
+            raise ConfigError(f"density is the fraction of entries kept, between 0 and 1; got {density}")
+        if method.startswith("della") and 0 < density < 1 and not 0 < density - epsilon < density + epsilon < 1:
+            raise ConfigError(
+                f"density {density} +- epsilon {epsilon} must lie between 0 and 1 for {method}: lower epsilon"
+            )
+
+
+def norms(vectors: Rows, order: int) -> Array:
+    """Sums of the magnitudes (order 1) or squares (order 2) of K arrays -> [K]."""
+    xp = namespace(vectors)
+    wide = np.float64 if xp is np else xp.float32
+    return xp.stack([xp.sum(xp.abs(row) if order == 1 else xp.square(row), dtype=wide) for row in vectors])
+
+
+def ties(vectors: Array, density: float = 0.2, weights: Array | None = None, preset: str | Switches = "paper") -> Array:
+    """Merged task vector [...] float32 of K stacked ones (equation 7).
+
+    Args:
+        vectors: [K, ...] float32, one task vector per expert, taken as one unit of the trim; numpy or JAX, sharded
+            over devices or not: the result is the same bit for bit.
+        density: fraction of entries that the trim keeps of each.
+        weights: [K] float32; None weighs all alike.
+        preset: name of a preset, or switches.
+    """
+    rule = switches(preset)
+    xp = namespace(vectors)
+    vectors = xp.asarray(vectors, xp.float32)
+    return disjoint_mean(trim(vectors, density, rule), weights, rule)
+
+
+def trim(vectors: Array, density: float | Sequence[float], rule: Switches) -> Array:
+    """Zeroes all but the largest magnitudes of each vector: [K, ...] -> [K, ...] float32."""
+    size = int(np.prod(vectors.shape[1:]))
+    densities = np.broadcast_to(density, len(vectors))
+    kept = [rule.kept(size, float(share)) for share in densities]
+    if min(kept) == size:
+        return vectors
+    flat = vectors.reshape(len(vectors), -1)
+    return namespace(vectors).stack(largest(flat, kept, rule.equal_magnitudes).keep(flat)).reshape(vectors.shape)
+
+
+def disjoint_mean(trimmed: Rows, weights: Rows | None, rule: Switches, majority: Array | None = None) -> Array:
+    """Elects a sign per entry and averages the values that have it: K arrays [...], [K] -> [...] float32.
+
+    Args:
+        trimmed: task vectors with zeros where nothing is kept.
+        weights: one per expert; None weighs all alike.
+        rule: the switches.
+        majority: sum of the elected signs of the whole unit, for cancellation="majority"; None: `trimmed` is the unit.
+    """
+    xp = namespace(trimmed)
+    weighted = trimmed if weights is None else [product(row, w) for row, w in zip(trimmed, weights, strict=True)]
+    agree = agreement(weighted if rule.weigh == "before" else trimmed, rule, majority)
+    sums = total([xp.where(mask, row, 0) for mask, row in zip(agree, weighted, strict=True)])
+    if rule.denominator == "none":
+        return sums
+    if rule.denominator == "count" or weights is None:
+        share = count(agree)
+    else:
+        share = total([xp.where(mask, xp.float32(w), 0) for mask, w in zip(agree, weights, strict=True)])
+    return sums / xp.where(share == 0, 1, share)
+
+
+def agreement(voters: Rows, rule: Switches, majority: Array | None = None) -> list[Array]:
+    """Which values join the mean: those with the elected sign, K arrays [...] -> K masks [...]."""
+    xp = namespace(voters)
+    votes = _votes(voters, rule)
+    if rule.cancellation == "plus":
+        up, down = votes >= 0, votes < 0
+    else:
+        up, down = votes > 0, votes < 0
+        if rule.cancellation == "majority":
+            signs = xp.sum(up, dtype=xp.int32) - xp.sum(down, dtype=xp.int32) if majority is None else majority
+            up, down = up | (~down & (signs > 0)), down | (~up & (signs <= 0))
+    return [((row > 0) & up) | ((row < 0) & down) for row in voters]
+
+
+def elected(voters: Rows, rule: Switches) -> Array:
+    """Sum of the elected signs over the entries, cancellations apart: K arrays [...] -> [] int."""
+    xp = namespace(voters)
+    votes = _votes(voters, rule)
+    return xp.sum(votes > 0) - xp.sum(votes < 0)
+
+
+def _votes(voters: Rows, rule: Switches) -> Array:
+    return total([namespace(voters).sign(row) for row in voters] if rule.elect == "count" else voters)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a unit as a whole decides: all of it small.
+
+    Attributes:
+        bounds: of the trim by magnitude: what is kept, and for breadcrumbs the outliers before it.
+        rescale: [K] factors of what is kept.
+        majority: sum of the unit's elected signs, for cancellation="majority".
+        coefficients: [K] of the vectors, and last that of the base; by column [K + 1, columns].
+        masses: [K] SCE's weights.
+    """
+
+    bounds: tuple[Bound, ...] = ()
+    rescale: Array = None
+    majority: Array = None
+    coefficients: Array = None
+    masses: Array = None
+
+
+_FIELDS = ["bounds", "rescale", "majority", "coefficients", "masses"]
+jax.tree_util.register_dataclass(Fitted, data_fields=_FIELDS, meta_fields=[])
+
+
+def keep(base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting) -> Rows:
+    """What the method keeps of a block of K task vectors [m] (or [rows, columns]), rescaled; zeros elsewhere.
+
+    Args:
+        base: the base's weights [m] float32, which only an importance looks at.
+        vectors: the block.
+        start: index of its first entry, in the unit for a trim by magnitude, in the tensor for a random choice.
+        fitted: of the unit.
+        how: of the tensor.
+    """
+    inverse = how.rule.rescale == "density"
+    match how.kind.keep:
+        case "largest":
+            kept = fitted.bounds[0].keep(vectors, start)
+        case "middle":
+            outer, inner = fitted.bounds
+            kept = between(vectors, outer, inner, start)
+        case "random":
+            kept = bernoulli(vectors, how.density, how.keys, start, inverse)
+        case "ranked":
+            kept = by_rank(vectors, how.density, how.epsilon, how.keys, start, inverse)
+        case "varied":
+            kept = varied(vectors, fitted.bounds[0], start) if fitted.bounds else vectors
+        case "important":
+            xp = namespace(vectors)
+            kept = [xp.where(importance(base, row) >= fitted.bounds[0].value[0], row, 0) for row in vectors]
+        case _:
+            return vectors
+    return kept if fitted.rescale is None else _scaled(kept, fitted.rescale)
+
+
+def combine(base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting) -> tuple[Rows, Array]:
+    """A block of K task vectors [m] -> what is kept of them, K [m], and the merged vector [m] before `scale`.
+
+    Args:
+        base: the base's weights [m] float32.
+        vectors: float32.
+        start: as in `keep`.
+        fitted: of the unit.
+        how: of the tensor.
+    """
+    kept = keep(base, vectors, start, fitted, how)
+    match how.kind.join:
+        case "elect":
+            return kept, disjoint_mean(kept, how.unequal_weights, how.rule, fitted.majority)
+        case "sum":
+            return kept, _weighted_sum(kept, how)
+        case "masses":
+            return kept, _by_mass(kept, fitted.masses)
+        case "near":
+            return kept, _nearswap(kept[0], how.t)
+        case "span" | "rows":
+            of_rows = fitted.coefficients is None
+            *own, of_base = row_coefficients(base, vectors, how) if of_rows else fitted.coefficients
+            merged = _linear(kept, own)
+            return kept, merged + of_base * base if how.kind.whole else merged
+        case _:
+            return kept, _overlap(kept, fitted, how)
+
+
+def row_coefficients(base: Array, vectors: Rows, how: Setting) -> Array:
+    """Of every row of a block [rows, columns]: K coefficients of the vectors and that of the base, [K + 1, rows, 1]."""
+    xp = namespace(vectors)
+    rows = [base + row for row in vectors] if how.kind.whole else vectors
+    products = xp.stack([xp.stack([xp.sum(one * other, axis=-1) for other in rows]) for one in rows])
+    if how.method.startswith("model_stock"):
+        found = stock_coefficients(products)
+    else:
+        found = pair_coefficients(products, pair_share(how.weights))
+    of_base = xp.sum(found, axis=0) - 1 if how.kind.whole else xp.zeros_like(found[0])
+    return xp.concatenate([found, of_base[None]])[..., None].astype(xp.float32)
+
+
+def pair_share(weights: Sequence[float]) -> float:
+    """t of the second of two vectors; 0.5 where the weights cancel (mergekit `nuslerp`)."""
+    whole = sum(weights)
+    return 0.5 if abs(whole) < 1e-6 else weights[1] / whole
+
+
+def _weighted_sum(kept: Rows, how: Setting) -> Array:
+    summed = _linear(kept, how.weights)
+    if how.rule.denominator == "none":
+        return summed
+    divisor = sum(how.weights) if how.rule.denominator == "weights" else len(how.weights)
+    return summed / np.float32(divisor if abs(divisor) > 1e-8 else 1)
+
+
+def _by_mass(kept: Rows, masses: Array) -> Array:
+    """SCE: experts with the elected sign, weighed by the mean squares of what was selected of them."""
+    xp = namespace(kept)
+    agree = agreement(kept, Switches(cancellation="plus"))
+    summed = total([xp.where(mask, row * mass, 0) for mask, row, mass in zip(agree, kept, masses, strict=True)])
+    return summed / xp.maximum(total([xp.where(m, mass, 0) for m, mass in zip(agree, masses, strict=True)]), 1e-6)
+
+
+def _nearswap(vector: Array, t: float) -> Array:
+    """The whole change of entries that changed by at most t, and t of larger changes (mergekit `nearswap`)."""
+    xp = namespace(vector)
+    return vector * xp.clip(xp.float32(t) / xp.maximum(xp.abs(vector), xp.float32(1e-6)), 0, 1)
+
+
+def _linear(vectors: Rows, factors: Any) -> Array:
+    """sum_k factors[k] * vectors[k], in their order."""
+    xp = namespace(vectors)
+    return total([row * xp.asarray(factor, xp.float32) for row, factor in zip(vectors, factors, strict=True)])
+
+
+def _overlap(vectors: Rows, fitted: Fitted, how: Setting) -> Array:
+    """RAM: an entry that one expert changed is kept, one that several changed is averaged over them."""
+    xp = namespace(vectors)
+    changed = [xp.abs(row) > how.threshold for row in vectors]
+    users = count(changed)
+    effective = [xp.where(mask, row, 0) for mask, row in zip(changed, vectors, strict=True)]
+    own = effective if fitted.rescale is None else _scaled(effective, fitted.rescale)
+    shared = xp.maximum(users, 1)
+    return total([xp.where(users == 1, one, both / shared) for one, both in zip(own, effective, strict=True)])
+
+
+def _scaled(rows: Rows, factors: Array) -> list[Array]:
+    return [product(row, factor) for row, factor in zip(rows, factors, strict=True)]

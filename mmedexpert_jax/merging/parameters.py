@@ -7,23 +7,23 @@ from functools import cached_property
 from typing import Any
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.merging.methods import METHODS, Setting, setting
-from mmedexpert_jax.merging.sparsify import key_of
-from mmedexpert_jax.merging.switches import Switches, switches
+from mmedexpert_jax.merging.methods import METHODS, Setting, Switches, key_of, setting, switches
 
 # A number; a list of numbers, interpolated linearly over the depth from first to last layer; or a list of
 # {"filter": part of a tensor's name (none or "*": all), "value": number or gradient}, the first that fits counts.
 Spec = Any
-NUMBERS = ("density", "weight", "gamma", "epsilon")  # by expert; "scale" is of the merge
+NUMBERS = ("density", "weight", "gamma", "epsilon")  # by expert
+# Of the merge as a whole; those after scale are of single methods (`Setting`), with mergekit's defaults.
+SHARED = {"scale": 1.0, "t": 0.0, "threshold": 1e-5, "slope": 0.1, "bound": 0.2, "max_iter": 10, "tol": 1e-5}
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.")
 
 
-def evaluate(spec: Spec, name: str, depth: float) -> float | None:
+def evaluate(spec: Spec, names: Sequence[str], depth: float) -> float | None:
     """The number that a spec means for one tensor; None where no filter of it fits.
 
     Args:
         spec: see Spec.
-        name: of the tensor.
+        names: of the tensor, one here and one in its file.
         depth: 0 for the first layer (and tensors outside the layers), 1 for the last.
     """
     if isinstance(spec, Mapping):
@@ -32,8 +32,8 @@ def evaluate(spec: Spec, name: str, depth: float) -> float | None:
         return float(spec)
     if spec and isinstance(spec[0], Mapping):
         for choice in spec:
-            if choice.get("filter") in (None, "*") or choice["filter"] in name:
-                return evaluate(choice["value"], name, depth)
+            if choice.get("filter") in (None, "*") or any(choice["filter"] in name for name in names):
+                return evaluate(choice["value"], names, depth)
         return None
     if not spec:
         return None
@@ -41,6 +41,20 @@ def evaluate(spec: Spec, name: str, depth: float) -> float | None:
     low = int(place)
     high = min(low + 1, len(spec) - 1)
     return (1 - (place - low)) * float(spec[low]) + (place - low) * float(spec[high])
+
+
+def _filters(spec: Spec) -> list[str]:
+    """Parts of names that a spec asks for."""
+    choices = [spec] if isinstance(spec, Mapping) else spec if isinstance(spec, (list, tuple)) else []
+    found = [choice.get("filter") for choice in choices if isinstance(choice, Mapping)]
+    return [part for part in found if part not in (None, "*")]
+
+
+def complement(spec: Spec) -> Spec:
+    """1 - spec."""
+    if isinstance(spec, Mapping):
+        return dict(spec) | {"value": complement(spec["value"])}
+    return [complement(one) for one in spec] if isinstance(spec, list) else 1 - float(spec)
 
 
 @dataclass(frozen=True)
@@ -51,12 +65,12 @@ class Parameters:
         method: name in METHODS.
         experts: their names, in order.
         preset: of the switches, or switches.
-        numbers: {one of NUMBERS or "scale": {expert, or "" for all: Spec}}; what an expert's own spec leaves out
+        numbers: {one of NUMBERS or SHARED: {expert, or "" for all: Spec}}; what an expert's own spec leaves out
             falls to "" and then to the default.
         seed: of random methods.
         names: of the base's tensors, which give the number of layers.
-        threshold: of RAM.
-        amplify: of RAM+: r and alpha.
+        stored: the names that the base's files have for them, which filters may also mean.
+        required: numbers that have no default: a tensor without one is refused.
     """
 
     method: str
@@ -65,35 +79,47 @@ class Parameters:
     numbers: Mapping[str, Mapping[str, Spec]] = field(default_factory=dict)
     seed: int = 0
     names: tuple[str, ...] = ()
-    threshold: float = 1e-5
-    amplify: tuple[float, float] = (0.1, 0.2)
+    stored: Mapping[str, str] = field(default_factory=dict, compare=False)
+    required: tuple[str, ...] = ()
     _settings: dict[str, Setting] = field(default_factory=dict, compare=False, repr=False)
 
-    DEFAULTS = {"density": 1.0, "weight": 1.0, "gamma": 0.01, "epsilon": 0.15, "scale": 1.0}  # noqa: RUF012
+    DEFAULTS = {"density": 1.0, "weight": 1.0, "gamma": 0.01, "epsilon": 0.15} | SHARED
 
     @cached_property
-    def layers(self) -> dict[str, int]:
-        """How many layers stand under each prefix."""
-        found: dict[str, int] = {}
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """First and last layer under each prefix."""
+        found: dict[str, tuple[int, int]] = {}
         for name in self.names:
             if match := _LAYER.match(name):
-                found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
+                low, high = found.get(match[1], (int(match[2]),) * 2)
+                found[match[1]] = min(low, int(match[2])), max(high, int(match[2]))
         return found
 
     def depth(self, name: str) -> float:
-        """Where a tensor stands between the first layer (0) and the last (1); a single layer is the last."""
+        """Place of a tensor between the first layer (0) and the last (1); a single layer is the last."""
         match = _LAYER.match(name)
         if match is None:
             return 0.0
-        count = self.layers.get(match[1], 1)
-        return int(match[2]) / (count - 1) if count > 1 else 1.0
+        low, high = self.layers.get(match[1], (0, 0))
+        return (int(match[2]) - low) / (high - low) if high > low else 1.0
+
+    def unused_filters(self) -> list[str]:
+        """Filters that fit no tensor, which therefore say nothing."""
+        names = [*self.names, *self.stored.values()]
+        wanted = {part for specs in self.numbers.values() for spec in specs.values() for part in _filters(spec)}
+        return sorted(part for part in wanted if names and not any(part in name for name in names))
 
     def number(self, which: str, expert: str, name: str) -> float:
         """A number for one expert ("" where it is of the merge) and tensor."""
         specs = self.numbers.get(which, {})
+        names = (name, self.stored.get(name, name))
         for key in dict.fromkeys((expert, "")):
-            if key in specs and (value := evaluate(specs[key], name, self.depth(name))) is not None:
+            if key in specs and (value := evaluate(specs[key], names, self.depth(name))) is not None:
                 return value
+        if which in self.required:
+            raise ConfigError(
+                f"{which} of {expert or 'the merge'} has no value for {name}: give one, or a last filter '*'"
+            )
         return self.DEFAULTS[which]
 
     def __call__(self, name: str) -> Setting:
@@ -112,10 +138,8 @@ class Parameters:
             numbers["weight"],
             numbers["gamma"],
             numbers["epsilon"],
-            scale=self.number("scale", "", name),
+            **{which: self.number(which, "", name) for which in SHARED},
             keys=tuple(key_of(self.seed, name, expert) for expert in self.experts),
-            threshold=self.threshold,
-            amplify=self.amplify,
         )
 
     def check(self) -> None:
@@ -146,8 +170,6 @@ class Parameters:
             "switches": {key: getattr(rule, key) for key in rule.__dataclass_fields__},
             "numbers": {which: dict(specs) for which, specs in self.numbers.items()},
             "seed": self.seed,
-            "threshold": self.threshold,
-            "amplify": list(self.amplify),
         }
 
 

@@ -9,20 +9,169 @@ from typing import Any
 
 import numpy as np
 
-from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.merging.checkpoint import SHARD_BYTES, Checkpoint, Writer, copy_settings
-from mmedexpert_jax.merging.engine import Merge
+from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
+from mmedexpert_jax.lora import Lora, load_peft
+from mmedexpert_jax.merging.alignment import aligned, layers, vocabularies
+from mmedexpert_jax.merging.checkpoint import (
+    SHARD_BYTES,
+    Checkpoint,
+    Writer,
+    chat_template,
+    check_finite,
+    copy_settings,
+)
+from mmedexpert_jax.merging.engine import Merge, Merges
 from mmedexpert_jax.merging.interference import Interference
+from mmedexpert_jax.merging.methods import Switches
 from mmedexpert_jax.merging.parameters import Parameters
-from mmedexpert_jax.merging.sources import RECIPE, Base, open_base, open_expert
-from mmedexpert_jax.merging.switches import Switches
-from mmedexpert_jax.merging.vectors import check
+from mmedexpert_jax.merging.vectors import Adapter, Expert, Origin, check
 from mmedexpert_jax.models.checkpoint import Stored
-from mmedexpert_jax.models.load import READERS, Reader, trace
-from mmedexpert_jax.runtime import files
+from mmedexpert_jax.models.load import _locate, trace
+from mmedexpert_jax.models.tree import nest
+from mmedexpert_jax.runtime import files, training
+from mmedexpert_jax.runtime.checkpoints import Checkpoints
+
+RECIPE = "recipe.json"
+
+
+class Loaded(dict[str, Any]):
+    """Tensors in memory, of a base whose files are no safetensors checkpoint."""
+
+    def __init__(self, tensors: Mapping[str, Any], directory: Path):
+        super().__init__(tensors)
+        self.directory = directory
+
+
+Base = Checkpoint | Loaded
+
+
+def is_checkpoint(path: str) -> bool:
+    """Whether a model's weights are safetensors files, which can be merged without being loaded."""
+    return any(trace(path)[0].glob("*.safetensors"))
+
+
+def open_base(path: str) -> Checkpoint:
+    """The base's files. Raises DataError where the path names an adapter or a recipe and no full checkpoint."""
+    directory, adapters = trace(path)
+    if adapters or not any(directory.glob("*.safetensors")):
+        raise DataError(f"{directory}: no full checkpoint, but a merge needs one as its base; export one first")
+    return Checkpoint(directory)
+
+
+def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> Expert:
+    """An expert as task vectors over `base`; nothing is read yet but headers, adapters and differing tokenizers.
+
+    Args:
+        name: of the expert.
+        path: a full checkpoint, an adapter over any base (followed to its end), "BASE+ADAPTER" for an adapter over a
+            base that it does not name, a run (its export, or its newest Orbax checkpoint where it has none yet), or a
+            recipe.
+        base: the merge's.
+        start_only: the task vector of an adapter starts where its training did, whatever its own base is.
+
+    Raises:
+        DataError: nothing there, or something of another base.
+    """
+    left, plus, right = path.partition("+")
+    if plus and not Path(path).exists():
+        adapter = Adapter.of(_load_adapter(_locate(right), base, name))
+        under = Expert(name) if start_only else open_expert(name, left, base)
+        return replace(under, adapters=(*under.adapters, adapter), paths=(*under.paths, str(_locate(right))))
+    try:
+        directory, folders = trace(path)
+    except (DataError, RemoteError) as error:
+        if not (_locate(path) / "adapter_config.json").exists():
+            raise
+        fix = f"where its base is this merge's, give it as BASE+ADAPTER: {name}={base.directory}+{path}"
+        raise type(error)(f"expert {name}: the base that its adapter names is not there ({error}); {fix}") from error
+    loaded = [Adapter.of(_load_adapter(folder, base, name)) for folder in folders]
+    paths = (str(directory), *map(str, folders))
+    if start_only and loaded:
+        return Expert(name, adapters=(loaded[-1],), paths=paths[-1:])
+    if _same(directory, base.directory):
+        return Expert(name, adapters=tuple(loaded), paths=paths)
+    if (directory / RECIPE).exists():
+        return Expert(name, adapters=tuple(loaded), origin=_open_recipe(directory, base), paths=paths)
+    if _orbax(directory) is None:
+        found: Any = Checkpoint(directory)
+    else:
+        found = _read_orbax(directory)
+    if not isinstance(found, Lora):
+        weights, notes = aligned(found, base, name, vocabularies(directory, base.directory))
+        return Expert(name, weights, tuple(loaded), paths=paths, notes=notes)
+    start = (files.read_json(directory / "config.json") or {}).get("model", {}).get("path", "")
+    under = Expert(name) if start_only else open_expert(name, start, base)
+    return replace(under, adapters=(*under.adapters, Adapter.of(found), *loaded), paths=(*under.paths, *paths))
+
+
+def _same(first: Path, second: Path) -> bool:
+    return first == second or first.resolve() == second.resolve()
+
+
+def _load_adapter(directory: Path, base: Base, name: str) -> Lora:
+    shapes = nest({key: np.broadcast_to(np.float32(0), view.shape) for key, view in base.items()})
+    try:
+        return load_peft(directory, shapes)
+    except DataError as error:
+        raise DataError(f"expert {name}: {error}") from error
+
+
+def _open_recipe(directory: Path, base: Base) -> Origin:
+    from mmedexpert_jax.merging.recipe import read_recipe
+
+    recipe = read_recipe(directory)
+    if not _same(trace(recipe.base)[0], base.directory):
+        raise DataError(f"{directory / RECIPE}: its base is {recipe.base}, not {base.directory}: merge over that base")
+    return recipe.open(base)
+
+
+def _orbax(folder: Path) -> Path | None:
+    """The checkpoints of a run that has exported nothing yet."""
+    exported = any((folder / "export" / part).is_dir() for part in ("model", "adapter"))
+    return folder / "ckpt" if (folder / "ckpt").is_dir() and not exported else None
+
+
+def _read_orbax(folder: Path) -> Lora | dict[str, np.ndarray]:
+    """What a run was training, from its newest whole checkpoint: LoRA factors, or full weights by name."""
+    checkpoints = Checkpoints(folder / "ckpt")
+    step = checkpoints.latest()
+    if step is None:
+        raise DataError(f"{folder / 'ckpt'}: no whole checkpoint there; let the run save one first")
+    factors, weights = training.trained_part(checkpoints.read(step))
+    if factors:
+        settings = (files.read_json(folder / "config.json") or {}).get("lora", {})
+        rank = next(iter(factors.values()))["a"].shape[0]
+        return Lora(factors, rank, float(settings.get("alpha", rank)))
+    if not weights:
+        raise DataError(f"{folder / 'ckpt' / str(step)}: holds no LoRA factors and no weights of a trainer")
+    return weights
+
 
 # What an expert is read from: weights, the settings of an adapter, a recipe or a run, the checkpoints of a run.
 _FILES = ("*.safetensors", "adapter_config.json", RECIPE, "config.json", "ckpt/*/manifest.json")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Layers of a stack: a merge of equally many layers of a base and of experts.
+
+    Attributes:
+        base: path of the model whose layers the experts' are merged over.
+        experts: name -> path.
+        ranges: [start, stop) of the layers that are taken, by name, "" for the base.
+        parameters: of this merge.
+    """
+
+    base: str
+    experts: Mapping[str, str]
+    ranges: Mapping[str, tuple[int, int]]
+    parameters: Parameters
+
+    @property
+    def count(self) -> int:
+        """Layers that it adds to the stack."""
+        start, stop = self.ranges[""]
+        return stop - start
 
 
 @dataclass(frozen=True)
@@ -30,11 +179,13 @@ class Recipe:
     """A merge of checkpoints on disk.
 
     Attributes:
-        base: path or hub id of the model that all experts started from.
-        experts: name -> path (`sources.open_expert`), in the order of the merge.
+        base: path or hub id of the model that all experts started from; its configs and tokenizer are the result's.
+        experts: name -> path (`open_expert`), in the order of the merge.
         parameters: method, switches and numbers; `names` is filled in when the base is opened.
         start_only: names of experts whose task vector starts where their training did.
         dtype: of the output; empty: the base's.
+        chat_template: of the result; empty: the base's, or where it has none the one that all experts have.
+        slices: of a stack, whose layers come from several merges; then `experts` is what they name in all.
     """
 
     base: str
@@ -42,6 +193,8 @@ class Recipe:
     parameters: Parameters
     start_only: tuple[str, ...] = ()
     dtype: str = ""
+    chat_template: str = ""
+    slices: tuple[Slice, ...] = ()
 
     def open(self, base: Base | None = None) -> Merge:
         """The merge over its opened base and experts; headers and adapters are read, and everything is checked.
@@ -50,12 +203,50 @@ class Recipe:
             ConfigError: numbers that do not fit.
             DataError: an expert that is not of this base.
         """
+        if self.slices:
+            raise ConfigError("a stack of slices is merged into a model alone: leave out rank, sweep and result=recipe")
         base = base or open_base(self.base)
-        how = replace(self.parameters, names=tuple(base), _settings={})
+        how = replace(self.parameters, names=tuple(base), stored=getattr(base, "stored", {}), _settings={})
         how.check()
         experts = tuple(open_expert(name, path, base, name in self.start_only) for name, path in self.experts.items())
         check(base, experts)
         return Merge(base, experts, how)
+
+    def stack(self) -> Merges:
+        """The merges of the slices. Raises as `open`."""
+        merges, first = [], 0
+        for number, part in enumerate(self.slices):
+            whole = open_base(part.base)
+            outside = (number == 0, number == len(self.slices) - 1)
+            experts = []
+            for name, path in part.experts.items():
+                expert = open_expert(name, path, whole)
+                check(whole, [expert])
+                experts.append(expert.renamed(partial(layers, *part.ranges[name], first, outside)))
+            base = layers(*part.ranges[""], first, outside, whole)
+            how = replace(part.parameters, names=tuple(base), _settings={})
+            how.check()
+            merges.append(Merge(base, tuple(experts), how))
+            first += part.count
+        return Merges(tuple(merges), Checkpoint(trace(self.base)[0]))
+
+    def changes(self) -> dict[str, Any]:
+        """Settings that differ from the base's, for `copy_settings`."""
+        found: dict[str, Any] = {"dtype": self.dtype} if self.dtype else {}
+        if template := self.chat_template or self._template_of_experts():
+            found["chat_template"] = template
+        if self.slices:
+            found["num_hidden_layers"] = sum(part.count for part in self.slices)
+            found["layers"] = [n for part in self.slices for n in range(*part.ranges[""])]
+        return found
+
+    def _template_of_experts(self) -> str:
+        """The chat template that all experts with a tokenizer of their own share, where the base has none."""
+        if chat_template(trace(self.base)[0]):
+            return ""
+        folders = [trace(path.partition("+")[0])[0] for path in self.experts.values() if not Path(path).is_file()]
+        found = {chat_template(folder) for folder in folders if (folder / "tokenizer_config.json").exists()}
+        return found.pop() if len(found) == 1 else ""
 
     def write(self, folder: Path) -> Path:
         """Writes recipe.json beside the base's configs and tokenizer files: a directory that `load_model` takes."""
@@ -68,7 +259,7 @@ class Recipe:
         }
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            copy_settings(trace(self.base)[0], folder)
+            copy_settings(trace(self.base)[0], folder, self.changes())
         files.write_json(folder / RECIPE, content)
         return folder / RECIPE
 
@@ -85,8 +276,6 @@ def read_recipe(path: str | Path) -> Recipe:
             Switches(**values["switches"]),
             values["numbers"],
             values["seed"],
-            threshold=values["threshold"],
-            amplify=tuple(values["amplify"]),
         )
         return Recipe(content["base"], content["experts"], parameters, tuple(content["start_only"]), content["dtype"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -116,8 +305,8 @@ def merge_to_disk(
         ConfigError, DataError: as `Recipe.open`; also a task vector that is not finite.
         ResourceError: the disk is full or cannot be written.
     """
-    base = open_base(recipe.base)
-    job = recipe.open(base)
+    job: Any = recipe.stack() if recipe.slices else recipe.open()
+    base = job.base
     path = Path(path)
     files.claim(path)
     dtypes = {name: output_dtype(view, recipe.dtype) for name, view in base.items()}
@@ -131,14 +320,14 @@ def merge_to_disk(
             if name in job.touched:
                 sums = job.tensor(name, dtypes[name], partial(writer.write, stored))
             if sums is None:
-                _copy(view, dtypes[name], partial(writer.write, stored))
+                _copy(name, view, dtypes[name], partial(writer.write, stored))
             writer.finish_tensor(stored, sums)
             writer.done[stored] = sums
         if writer.done[stored] is not None:
             report.sums[name] = {key: np.asarray(value, np.float64) for key, value in writer.done[stored].items()}
         if on_tensor:
             on_tensor(number, len(base))
-    writer.close(base.directory)
+    writer.close(base.directory, recipe.changes())
     return report
 
 
@@ -175,9 +364,6 @@ def sources_of(directory: Path) -> list[str]:
     return [recipe.base, *recipe.experts.values()]
 
 
-READERS[RECIPE] = Reader(tensors_of, sources_of)
-
-
 def output_dtype(view: np.ndarray, dtype: str) -> np.dtype:
     """The output's dtype of a tensor: the one asked for, for floating-point tensors."""
     import ml_dtypes
@@ -187,19 +373,23 @@ def output_dtype(view: np.ndarray, dtype: str) -> np.dtype:
     return wanted if floating and dtype else view.dtype
 
 
-def _copy(view: np.ndarray, dtype: np.dtype, write: Callable[[int, np.ndarray], None]) -> None:
+def _copy(name: str, view: np.ndarray, dtype: np.dtype, write: Callable[[int, np.ndarray], None]) -> None:
     entries = view.reshape(-1)
     for start in range(0, entries.size, 1 << 22):
-        write(start, entries[start : start + (1 << 22)].astype(dtype, copy=False))
+        with np.errstate(over="ignore"):
+            part = entries[start : start + (1 << 22)].astype(dtype, copy=False)
+        check_finite(name, part)
+        write(start, part)
 
 
-def fingerprint(recipe: Recipe, job: Merge) -> list[Any]:
+def fingerprint(recipe: Recipe, job: Merge | Merges) -> list[Any]:
     """Everything that the result depends on, in JSON's types; files by their size and time."""
     base = job.base.fingerprint() if isinstance(job.base, Checkpoint) else recipe.base
-    return files.plain([recipe.parameters.to_json(), recipe.dtype, recipe.start_only, base, _sources(job)])
+    parts = [[part.parameters.to_json(), part.ranges] for part in recipe.slices]
+    return files.plain([recipe.parameters.to_json(), recipe.dtype, recipe.start_only, base, _sources(job), parts])
 
 
-def _sources(job: Merge) -> list[Any]:
+def _sources(job: Merge | Merges) -> list[Any]:
     """Name, paths and files of the experts, and of those behind the merges that they start from."""
     found: list[Any] = []
     for expert in job.experts:

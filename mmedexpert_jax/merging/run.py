@@ -18,8 +18,7 @@ from mmedexpert_jax.merging.merge import as_lora, merge_in_memory, update_of
 from mmedexpert_jax.merging.mergekit import read_mergekit
 from mmedexpert_jax.merging.page import write_page
 from mmedexpert_jax.merging.parameters import Parameters, parse
-from mmedexpert_jax.merging.recipe import Recipe, fingerprint, merge_to_disk
-from mmedexpert_jax.merging.sources import Loaded, is_checkpoint
+from mmedexpert_jax.merging.recipe import Loaded, Recipe, fingerprint, is_checkpoint, merge_to_disk
 from mmedexpert_jax.merging.sweep import Sweep, at, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
 from mmedexpert_jax.models.load import trace
@@ -71,7 +70,8 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
 def recipe_of(config: ConfigDict) -> Recipe:
     """The merge that a config asks for. Raises ConfigError."""
     if config.get("mergekit"):
-        return read_mergekit(config.mergekit)
+        recipe = read_mergekit(config.mergekit)
+        return replace(recipe, dtype=recipe.dtype or config.model.dtype)
     experts = expert_paths(config)
     if config.weights and len(config.weights) != len(experts):
         raise ConfigError(f"{len(config.weights)} weights for {len(experts)} experts ({', '.join(experts)})")
@@ -114,18 +114,35 @@ def _write(recipe: Recipe, config: ConfigDict, run: Run) -> Interference | None:
     interference = Interference(tuple(recipe.experts))
     if not is_checkpoint(recipe.base):
         return _through_memory(recipe, config, export)
+    _tell(recipe)
     if config.get("rank"):
         job = recipe.open()
         with run.progress(len(job.touched), label="merge") as progress:
             updates = _counted(((name, update_of(job, name, interference)) for name in job.touched), progress.update)
             lora: Lora = as_lora(updates, config.rank, interference)
         _refuse_unchanged(interference)
-        adapters.save_peft(export / "adapter", lora, recipe.base)
+        adapters.save_peft(export / "adapter", lora, recipe.base, decoder_only="visual" not in _towers(job))
         return interference
     with run.progress(1, label="merge") as progress:
         interference = merge_to_disk(recipe, export / "model", lambda done, total: progress.update(done / total))
+    if recipe.slices:
+        return None
     _refuse_unchanged(interference)
     return interference
+
+
+def _tell(recipe: Recipe) -> None:
+    """Prints what was done to lay the experts over the base, and filters that fit no tensor."""
+    job: Any = recipe.stack() if recipe.slices else recipe.open()
+    lines = {f"expert {expert.name}: {note}": None for expert in job.experts for note in expert.notes}
+    for part in job.parts if recipe.slices else [job]:
+        lines |= {f"filter {name!r} fits no tensor and says nothing": None for name in part.how.unused_filters()}
+    for line in lines:
+        print(f"merge: {line}", flush=True)
+
+
+def _towers(job: Merge) -> set[str]:
+    return {name.partition(".")[0] for name in job.base}
 
 
 def _through_memory(recipe: Recipe, config: ConfigDict, export: Path) -> Interference:

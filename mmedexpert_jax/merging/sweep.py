@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from mmedexpert_jax.merging.combine import Fitted, combine
 from mmedexpert_jax.merging.engine import Merge, parallel, spans
 from mmedexpert_jax.merging.interference import Interference, add, measure
+from mmedexpert_jax.merging.methods import Fitted, combine
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.recipe import output_dtype
-from mmedexpert_jax.merging.select import Bound
+from mmedexpert_jax.merging.threshold import Bound
 
 Score = Callable[[float, float], dict[str, float]]
 

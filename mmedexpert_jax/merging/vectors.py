@@ -4,15 +4,15 @@ An expert is full weights of its own, or adapters over the base, or adapters ove
 merge that is itself computed when it is needed. None of them is ever formed as a whole model.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging.arrays import matrix_product, total
+from mmedexpert_jax.merging.arrays import matrix_product, namespace, rounded, total
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -41,8 +41,9 @@ class Adapter:
     def of(cls, lora: Lora) -> "Adapter":
         """From the pytree."""
         factors = {
-            f"{path}.weight": (np.asarray(pair["b"], np.float32), np.asarray(pair["a"], np.float32))
+            f"{path}.weight": (np.asarray(pair["b"], np.float32), np.asarray(pair["a"], np.float32).reshape(rank, -1))
             for path, pair in lora.factors.items()
+            for rank in [len(pair["a"])]
         }
         return cls(factors, lora.scale)
 
@@ -67,9 +68,21 @@ Parts = tuple[Any, list[Any]]
 
 
 def assembled(base: Any, own: Any, deltas: Sequence[Any]) -> Any:
-    """The task vector of an expert's `Parts` over the base in float32, numpy or JAX; None where it is zero."""
-    start = [] if own is None else [own.astype(np.float32) - base]
+    """The task vector of an expert's `Parts` over the base in float32, numpy or JAX; None where it is zero.
+
+    An entry that is the base's, rounded to the expert's narrower dtype, has not changed: a bf16 copy of a float32 base
+    is that base.
+    """
+    start = [] if own is None else [_changed(base, own)]
     return total([*start, *deltas]) if start or deltas else None
+
+
+def _changed(base: Any, own: Any) -> Any:
+    xp = namespace(base)
+    moved = own.astype(np.float32) - base
+    if own.dtype.itemsize >= 4:
+        return moved
+    return xp.where(rounded(base, own.dtype) == own, xp.float32(0), moved)
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,7 @@ class Expert:
         adapters: over those weights.
         origin: merge over the base that the adapters stand on; None: the base itself.
         paths: directories that it comes from, for a manifest.
+        notes: what was done to lay it over the base, in words.
     """
 
     name: str
@@ -89,6 +103,15 @@ class Expert:
     adapters: tuple[Adapter, ...] = ()
     origin: Origin | None = None
     paths: tuple[str, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def renamed(self, names: Callable[[Mapping[str, Any]], dict[str, Any]]) -> "Expert":
+        """The same with its tensors and factors under other names. Raises DataError for an expert over a merge."""
+        if self.origin is not None:
+            raise DataError(f"expert {self.name}: a recipe, whose layers cannot be stacked; merge it first")
+        weights = None if self.weights is None else names(self.weights)
+        adapters = tuple(replace(one, factors=names(one.factors)) for one in self.adapters)
+        return replace(self, weights=weights, adapters=adapters)
 
     def low_rank(self, name: str) -> bool:
         """Whether its task vector of a tensor is LoRA factors and nothing else (or nothing)."""
@@ -121,7 +144,7 @@ class Expert:
         """Entries at flat indices, up to rounding."""
         total = np.zeros(len(index), np.float32)
         if self.weights is not None:
-            total += as_float(flat(self.weights[name])[index]) - base
+            total += _changed(base, flat(self.weights[name])[index])
         if self.origin is not None and (update := self.origin.sample(name, index)) is not None:
             total += update
         for adapter in self.adapters:
@@ -140,8 +163,11 @@ def as_float(entries: np.ndarray) -> np.ndarray:
     return entries.astype(np.float32)
 
 
-def factor_gram(experts: Sequence[Expert], name: str) -> np.ndarray:
-    """Inner products [K, K] float64 of low-rank task vectors from their factors: <BA, DC> = sum((B'D) * (AC'))."""
+def factor_gram(experts: Sequence[Expert], name: str, stretch: np.ndarray | None = None) -> np.ndarray:
+    """Inner products [K, K] float64 of low-rank task vectors from their factors: <BA, DC> = sum((B'D) * (AC')).
+
+    `stretch`: [K] factors of the vectors.
+    """
     left, right, owner = [], [], []
     for number, expert in enumerate(experts):
         for adapter in expert.adapters:
@@ -155,7 +181,7 @@ def factor_gram(experts: Sequence[Expert], name: str) -> np.ndarray:
         b, a = np.concatenate(left, axis=1), np.concatenate(right, axis=0)
         members = np.arange(len(experts))[:, None] == np.array(owner)
         gram = members @ ((b.T @ b) * (a @ a.T)) @ members.T
-    return gram
+    return gram if stretch is None else gram * np.outer(stretch, stretch).astype(np.float64)
 
 
 def check(base: Mapping[str, Any], experts: Sequence[Expert]) -> None:
@@ -163,7 +189,7 @@ def check(base: Mapping[str, Any], experts: Sequence[Expert]) -> None:
     for expert in experts:
         for adapter in expert.adapters:
             for name, (b, a) in adapter.factors.items():
-                _check_shape(base, expert.name, name, (b.shape[0], a.shape[1]))
+                _check_shape(base, expert.name, name, (b.shape[0], a.shape[1]), flat=True)
         if expert.weights is None:
             continue
         if missing := [name for name in base if name not in expert.weights]:
@@ -173,12 +199,14 @@ def check(base: Mapping[str, Any], experts: Sequence[Expert]) -> None:
             _check_shape(base, expert.name, name, expert.weights[name].shape)
 
 
-def _check_shape(base: Mapping[str, Any], expert: str, name: str, shape: tuple[int, ...]) -> None:
+def _check_shape(base: Mapping[str, Any], expert: str, name: str, shape: tuple[int, ...], flat: bool = False) -> None:
     if name not in base:
         raise DataError(f"expert {expert} changes {name}, which the base does not have: it is not of this base")
-    if tuple(base[name].shape) != tuple(shape):
+    expected = tuple(base[name].shape)
+    if flat and len(expected) > 2:  # factors of a convolution, whose kernel's axes are one
+        expected = (expected[0], int(np.prod(expected[1:])))
+    if expected != tuple(shape):
         other = " (another vocabulary)" if name.endswith(("embed_tokens.weight", "lm_head.weight")) else ""
         raise DataError(
-            f"expert {expert}: {name} is {list(shape)}, but {list(base[name].shape)} in the base{other}: "
-            "it is not of this base"
+            f"expert {expert}: {name} is {list(shape)}, but {list(expected)} in the base{other}: it is not of this base"
         )

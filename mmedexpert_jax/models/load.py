@@ -4,9 +4,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,9 @@ from mmedexpert_jax.runtime.mesh import shard, sharding
 MINI = Path(__file__).parent.parent / "assets" / "mini"
 
 
-@dataclass(frozen=True)
-class Reader:
-    """How a directory that holds no weights is read."""
-
-    tensors: Callable[[Path], dict[str, Stored]]
-    sources: Callable[[Path], list[str]]  # the models that the tensors are computed from
-
-
-# File that marks a directory -> its reader; who knows a format from above this folder registers it here.
-READERS: dict[str, Reader] = {}
+# File that marks a directory without weights -> module that reads such a directory, by its functions `tensors_of` and
+# `sources_of`. It stands above this folder, and is imported when such a directory is read.
+READERS = {"recipe.json": "mmedexpert_jax.merging.recipe"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _THREADS = 8  # threads that read tensors
 _ALIGNMENT = 64  # bytes
@@ -149,7 +141,7 @@ def folders(src: str | Path) -> list[Path]:
     """Every directory that `load_model` and `load_processor` read for `src`."""
     directory, adapters = trace(src)
     if reader := _reader(directory):
-        parts = reader.sources(directory)
+        parts = reader.sources_of(directory)
     else:
         parts = ["mini"] if any(directory.glob("*.gguf")) else []
     return [directory, *adapters, *(folder for part in parts for folder in folders(part))]
@@ -202,15 +194,15 @@ def _download(hub_id: str) -> Path:
         raise RemoteError(f"{hub_id}: download failed: {' '.join(str(error).split())}") from error
 
 
-def _reader(directory: Path) -> Reader | None:
-    return next((reader for mark, reader in READERS.items() if (directory / mark).exists()), None)
+def _reader(directory: Path) -> Any:
+    """The module that reads a directory without weights; None for all others."""
+    found = next((module for mark, module in READERS.items() if (directory / mark).exists()), None)
+    return None if found is None else import_module(found)
 
 
 def _tensors(directory: Path, config: ModelConfig) -> dict[str, Stored]:
     if reader := _reader(directory):
-        return reader.tensors(directory)
-    if (directory / "recipe.json").exists():
-        raise DataError(f"{directory}: a recipe of a merge; import mmedexpert_jax.merging, which applies it")
+        return reader.tensors_of(directory)
     if gguf := next(directory.glob("*.gguf"), None):
         return smollm2.read_tensors(gguf, MINI, config)
     return read_checkpoint(directory, tensor_shapes(config), config.tie_word_embeddings)

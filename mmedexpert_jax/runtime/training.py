@@ -1,5 +1,6 @@
 """What the trainers share: the state of a run and its checkpoints, the optimizer, and when a run must stop."""
 
+import ast
 import functools
 import math
 from collections.abc import Mapping
@@ -43,6 +44,37 @@ def _adamw(lr: float, final: float, warmup: int, updates: int, decay: float, max
     schedule = optax.join_schedules([rise, after], [warmup]) if warmup else after
     adam = optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=decay)
     return (optax.chain(optax.clip_by_global_norm(max_norm), adam) if max_norm else adam), schedule
+
+
+def trained_part(leaves: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """What a saved `State` was training: LoRA factors {module: {"a", "b"}}, or weights by tensor name.
+
+    Args:
+        leaves: by their paths as `jax.tree_util.keystr` writes them, which are Python expressions.
+    """
+    factors: dict[str, dict[str, Any]] = {}
+    weights = {}
+    for key, leaf in leaves.items():
+        match _path(key):
+            case ["trained", "factors", module, letter]:
+                factors.setdefault(module, {})[letter] = leaf
+            case ["trained", *names]:
+                weights[".".join(names)] = leaf
+    return factors, {} if factors else weights
+
+
+def _path(key: str) -> list[Any]:
+    """Names and indices of a path: "['trained'].factors['m']['a']" -> ["trained", "factors", "m", "a"]."""
+    node, parts = ast.parse(f"root{key}", mode="eval").body, list[Any]()
+    while not isinstance(node, ast.Name):
+        if isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            parts.append(node.slice.value)
+        else:
+            return []
+        node = node.value
+    return parts[::-1]
 
 
 def resume(run: "Run", state: State) -> State:

@@ -19,10 +19,7 @@ from mergekit.merge_methods import merge_tensors
 from peft.utils import merge_utils
 
 from mmedexpert_jax.merging.fit import merge_stack
-from mmedexpert_jax.merging.methods import setting
-from mmedexpert_jax.merging.sparsify import bernoulli, by_rank
-from mmedexpert_jax.merging.switches import PRESETS
-from mmedexpert_jax.merging.ties import ties
+from mmedexpert_jax.merging.methods import PRESETS, bernoulli, by_rank, setting, ties
 
 # Few values make equal magnitudes, zeros and exact cancellations; many make everything else. 5 experts x 19 bits x
 # weights of 3 bits fit float32's 24.

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from peft.utils import merge_utils
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.merging.ties import PRESETS, Switches, ties, trim
+from mmedexpert_jax.merging.methods import PRESETS, Switches, ties, trim
 
 SHAPES = ((3, 10), (2, 1))  # few shapes, few compilations
 # Multiples of 1/8: sums and products by powers of two are exact, so references need no tolerance.

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.merging.devices import merged_on_devices
-from mmedexpert_jax.merging.engine import Merge
+from mmedexpert_jax.merging.engine import Merge, merged_on_devices
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.parameters import Parameters
-from mmedexpert_jax.merging.select import SAMPLE, Blocks, _around, by_counting, largest
+from mmedexpert_jax.merging.threshold import SAMPLE, Blocks, _around, by_counting, largest
 from mmedexpert_jax.merging.vectors import Adapter, Expert
 
 
@@ -136,7 +135,7 @@ EIGHT = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from mmedexpert_jax.merging import merge, merge_stack, setting, ties
-from mmedexpert_jax.merging.select import largest
+from mmedexpert_jax.merging.threshold import largest
 from mmedexpert_jax.runtime.mesh import make_mesh
 
 mesh = make_mesh()

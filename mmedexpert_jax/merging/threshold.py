@@ -81,7 +81,8 @@ class Blocks:
         size: n.
         starts: flat index of each block's first entry, rising; entries between the blocks are 0.
         read: first index -> the block [K, m] float32.
-        sample: rising flat indices [s] -> [K, s] float32; may differ from what `read` gives in the last bits.
+        sample: rising flat indices [s] -> [K, s] float32; may differ from what `read` gives in the last bits. None:
+            there is none, and all entries are collected.
         map: applies a function to many blocks, as `map` does.
         count: brackets, first index -> what `counted` finds in the block; None: numpy does it.
     """
@@ -89,7 +90,7 @@ class Blocks:
     size: int
     starts: Sequence[int]
     read: Callable[[int], np.ndarray]
-    sample: Callable[[np.ndarray], np.ndarray]
+    sample: Callable[[np.ndarray], np.ndarray] | None
     map: Callable[[Callable, Any], Iterable]
     count: Callable[[Brackets, int], Counts] | None = None
 
@@ -132,8 +133,8 @@ def by_counting(blocks: Blocks, kept: Sequence[int], equal_magnitudes: str = "lo
 
 def _brackets(blocks: Blocks, ranks: dict[int, int]) -> Brackets:
     """Bits [low, high) by row between which the k-th largest lies, nearly for sure."""
-    if not ranks:
-        return {}
+    if blocks.sample is None or not ranks:
+        return dict.fromkeys(ranks, (0, _TOP))
     count = min(SAMPLE, blocks.size)
     strata = np.arange(count) * blocks.size // count
     widths = np.diff(strata, append=blocks.size)

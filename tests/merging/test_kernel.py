@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mmedexpert_jax.merging import compiled, engine
+from mmedexpert_jax.merging import engine, kernel
 from mmedexpert_jax.merging.engine import Merge
+from mmedexpert_jax.merging.methods import PRESETS
 from mmedexpert_jax.merging.parameters import Parameters
-from mmedexpert_jax.merging.switches import PRESETS
 from mmedexpert_jax.merging.vectors import Adapter, Expert
 
 BLOCK = 128
@@ -46,7 +46,7 @@ def both(make, dtype):
         patch.setattr(engine, "BLOCK", BLOCK)
         assert make().compiles("w")
         programs = merged(make(), dtype)
-        patch.setattr(compiled, "DTYPES", ())
+        patch.setattr(kernel, "DTYPES", ())
         assert not make().compiles("w")
         return programs, merged(make(), dtype)
 

@@ -1,4 +1,4 @@
-"""Merges that lie in the span of the vectors: SLERP and its kin, model stock. All follow from the Gram matrix.
+"""Merges that lie in the span of the vectors: SLERP and its kin, model stock, means. All follow from the Gram matrix.
 
 A merge sum_k c_k v_k needs nothing but the inner products of the v_k to find its coefficients c, so that one pass
 over the entries (or none, for LoRA factors) gives G, K x K arithmetic gives c, and a second pass the sum.
@@ -53,13 +53,14 @@ def slerp(gram: Array, weights: Array) -> Array:
     return merged
 
 
-def multislerp(gram: Array, weights: Array) -> Array:
+def multislerp(gram: Array, weights: Array, normalize: bool = True) -> Array:
     """One logarithm-exponential step at the weighted mean of the unit vectors, times the weighted mean norm.
 
-    Source: mergekit `multislerp` (weights normalised). Where the mean vanishes, the weighted mean of the vectors.
+    Source: mergekit `multislerp`; `normalize` divides the weights by their sum. Where the mean vanishes, the weighted
+    mean of the vectors.
     """
     xp = namespace(gram)
-    shares = weights / xp.sum(weights)
+    shares = weights / xp.sum(weights) if normalize else weights
     norms = xp.sqrt(xp.diagonal(gram))
     units = 1 / (norms + _TINY)
     mean = shares * units  # coefficients
@@ -73,7 +74,7 @@ def multislerp(gram: Array, weights: Array) -> Array:
     return xp.where(vanishes, shares, merged)
 
 
-def karcher(gram: Array, weights: Array, max_iterations: int = 10, tolerance: float = 1e-5) -> Array:
+def karcher(gram: Array, weights: Array, max_iter: float = 10, tol: float = 1e-5) -> Array:
     """Riemannian centre of mass of the unit vectors by fixed-point iteration, times the weighted mean norm.
 
     Source: mergekit `karcher` (which knows equal weights alone); zero vectors count in the norm only.
@@ -81,27 +82,27 @@ def karcher(gram: Array, weights: Array, max_iterations: int = 10, tolerance: fl
     xp = namespace(gram)
     shares = weights / xp.sum(weights)
     norms = xp.sqrt(xp.diagonal(gram))
-    valid = norms > tolerance
+    valid = norms > tol
     units = xp.where(valid, 1 / xp.where(valid, norms, 1), 0)
     pull = xp.where(valid, shares, 0)
     pull = pull / xp.where(xp.sum(pull) == 0, 1, xp.sum(pull))
 
     def unit(coefficients: Array) -> tuple[Array, Array]:
         length = xp.sqrt(xp.maximum(coefficients @ gram @ coefficients, 0))
-        return coefficients / xp.where(length > tolerance, length, 1), length
+        return coefficients / xp.where(length > tol, length, 1), length
 
     mean, length = unit(pull * units)
     first = xp.arange(len(gram)) == xp.argmax(valid)
-    mean = xp.where(length < tolerance, units * first, mean)
+    mean = xp.where(length < tol, units * first, mean)
     done = xp.asarray(False)
-    for _ in range(max_iterations):
+    for _ in range(int(max_iter)):
         dots = xp.clip(units * (gram @ mean), -1, 1)
         angles = xp.arccos(dots)
-        near = (angles < tolerance) | ~valid
+        near = (angles < tol) | ~valid
         rates = xp.where(near, 0, pull * angles / xp.where(near, 1, xp.sin(angles)))
         tangent = rates * units - (rates @ dots) * mean
         size = xp.sqrt(xp.maximum(tangent @ gram @ tangent, 0))
-        done = done | (size < tolerance)
+        done = done | (size < tol)
         step = xp.cos(size) * mean + xp.sin(size) * tangent / xp.where(size == 0, 1, size)
         mean = xp.where(done, mean, unit(step)[0])
     return mean * (shares @ norms)
@@ -129,12 +130,45 @@ def average(gram: Array, weights: Array) -> Array:
     return weights / namespace(gram).sum(weights)
 
 
-Coefficients = Callable[[Array, Array], Array]
+def weighted_sum(gram: Array, weights: Array) -> Array:
+    """The weights themselves (mergekit `linear` with normalize: false, `passthrough` with a scale)."""
+    return weights
+
+
+def pair_coefficients(products: Array, share: Array) -> Array:
+    """SLERP of two vectors for each of n rows or columns: [2, 2, n] inner products -> [2, n] at t = `share`.
+
+    Linear where a pair is parallel to rounding (mergekit `nuslerp` with nuslerp_flatten: false).
+    """
+    xp = namespace(products)
+    first, second = (xp.maximum(xp.sqrt(products[k, k]), 1e-7) for k in (0, 1))
+    cosine = xp.clip(products[0, 1] / (first * second), -1, 1)
+    parallel = 1 - cosine * cosine <= _TINY**2
+    angle = xp.arccos(xp.where(parallel, 0, cosine))
+    spherical = xp.stack([xp.sin((1 - share) * angle), xp.sin(share * angle)]) / xp.sin(angle)
+    return xp.where(parallel, xp.stack([xp.full_like(cosine, 1 - share), xp.full_like(cosine, share)]), spherical)
+
+
+def stock_coefficients(products: Array) -> Array:
+    """`model_stock` for each of n rows: [K, K, n] inner products -> [K, n] (mergekit's filter_wise)."""
+    xp = namespace(products)
+    size = len(products)
+    norms = xp.sqrt(products[xp.arange(size), xp.arange(size)])
+    cosines = xp.clip(products / xp.maximum(norms[:, None] * norms[None], 1e-6), -1, 1)
+    rows, columns = np.triu_indices(size, 1)
+    cosine = xp.mean(cosines[rows, columns], axis=0)
+    denominator = 1 + (size - 1) * cosine
+    singular = abs(denominator) < 1e-6
+    share = xp.where(singular, 0, cosine / xp.where(singular, 1, denominator))
+    return xp.broadcast_to(share, (size, *share.shape))
+
+
+Coefficients = Callable[..., Array]
 SPANS: dict[str, Coefficients] = {
     "average": average,
+    "sum": weighted_sum,
     "slerp": slerp,
     "multislerp": multislerp,
     "karcher": karcher,
     "model_stock": model_stock,
 }
-SPANS |= {f"weight_{name}": SPANS[name] for name in ("slerp", "multislerp", "karcher")}  # of the whole weights

@@ -13,12 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmedexpert_jax.merging.arrays import cpu, one_core, product, rounded, total
-from mmedexpert_jax.merging.combine import Fitted
 from mmedexpert_jax.merging.interference import entries
-from mmedexpert_jax.merging.methods import Setting
-from mmedexpert_jax.merging.select import Bound, Brackets, Counts
-from mmedexpert_jax.merging.switches import Switches
-from mmedexpert_jax.merging.ties import disjoint_mean
+from mmedexpert_jax.merging.methods import Fitted, Setting, Switches, disjoint_mean
+from mmedexpert_jax.merging.threshold import Bound, Brackets, Counts
 from mmedexpert_jax.merging.vectors import Parts, assembled
 
 DTYPES = ("bfloat16", "float16", "float32")  # of weights
@@ -26,7 +23,14 @@ _LANES = 64  # sums that a loop adds to at a time
 _FOLD, _BITS = 16, 6  # flags that are counted in a field of an integer, and its bits
 
 
-def count(base: np.ndarray, parts: Sequence[Parts], brackets: Brackets, rows: int, size: int) -> Counts:
+def count(
+    base: np.ndarray,
+    parts: Sequence[Parts],
+    brackets: Brackets,
+    rows: int,
+    size: int,
+    stretch: np.ndarray | None = None,
+) -> Counts:
     """What `select.counted` finds in one block.
 
     Args:
@@ -35,10 +39,11 @@ def count(base: np.ndarray, parts: Sequence[Parts], brackets: Brackets, rows: in
         brackets: by row; row i is of expert i % K.
         rows: how many rows there may be.
         size: that the program is compiled for.
+        stretch: [K] factors of the task vectors; None: 1.
     """
     low, high = (np.array([brackets.get(row, (0, 0))[end] for row in range(rows)], np.int32) for end in (0, 1))
     with jax.default_device(cpu()):
-        found = _outside(*_padded(base, parts, size), low, high)
+        found = _outside(*_padded(base, parts, size), stretch, low, high)
     found = [np.asarray(mask)[: len(base)] for mask in found]
     counts = {}
     for row, (start, _) in brackets.items():
@@ -46,6 +51,8 @@ def count(base: np.ndarray, parts: Sequence[Parts], brackets: Brackets, rows: in
         index = np.flatnonzero(inside)
         own, deltas = parts[row % len(parts)]
         few = assembled(base[index].astype(np.float32), None if own is None else own[index], [d[index] for d in deltas])
+        if few is not None and stretch is not None:
+            few = product(few, stretch[row % len(parts)])
         offsets = np.zeros(len(index), np.int32) if few is None else np.abs(few).view(np.int32)
         counts[row] = int(np.count_nonzero(above)), offsets - np.int32(start)
     return counts
@@ -60,6 +67,7 @@ def merge(
     dtype: np.dtype | None,
     with_gram: bool | None,
     size: int,
+    stretch: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Merged entries of one block, and what `interference.measure` finds in it.
 
@@ -72,11 +80,12 @@ def merge(
         dtype: of the output; None: what the merge adds, in float32, as if the output were.
         with_gram: False where the inner products come from LoRA factors; None: nothing is measured.
         size: that the program is compiled for.
+        stretch: [K] factors of the task vectors; None: 1.
     """
     scale = None if how.scale == 1 else np.float32(how.scale)
     numbers = fitted.bounds[0].within(start, len(base)), how.unequal_weights, scale, fitted.majority
     with jax.default_device(cpu()):
-        merged, *measured = _merge(*_padded(base, parts, size), *numbers, how.rule, dtype, with_gram)
+        merged, *measured = _merge(*_padded(base, parts, size), stretch, *numbers, how.rule, dtype, with_gram)
     merged = np.asarray(merged)[: len(base)]
     if with_gram is None:
         return merged, {}
@@ -103,16 +112,21 @@ def _padded(base: np.ndarray, parts: Sequence[Parts], size: int) -> tuple[np.nda
     return whole(base), [(None if own is None else whole(own), [whole(d) for d in deltas]) for own, deltas in parts]
 
 
-def _vectors(base: jax.Array, parts: Sequence[Parts]) -> tuple[jax.Array, list[jax.Array]]:
+def _vectors(base: jax.Array, parts: Sequence[Parts], stretch: jax.Array | None) -> tuple[jax.Array, list[jax.Array]]:
     base = base.astype(jnp.float32)
-    vectors = [assembled(base, *part) for part in parts]
-    return base, [jnp.zeros_like(base) if vector is None else vector for vector in vectors]
+    found = [assembled(base, *part) for part in parts]
+    vectors = [jnp.zeros_like(base) if vector is None else vector for vector in found]
+    if stretch is not None:
+        vectors = [product(vector, factor) for vector, factor in zip(vectors, stretch, strict=True)]
+    return base, vectors
 
 
 @one_core
-def _outside(base: jax.Array, parts: list[Parts], low: jax.Array, high: jax.Array) -> list[jax.Array]:
+def _outside(
+    base: jax.Array, parts: list[Parts], stretch: jax.Array | None, low: jax.Array, high: jax.Array
+) -> list[jax.Array]:
     """Of every row: which entries lie above its bracket, and which inside."""
-    bits = [jax.lax.bitcast_convert_type(jnp.abs(vector), jnp.int32) for vector in _vectors(base, parts)[1]]
+    bits = [jax.lax.bitcast_convert_type(jnp.abs(vector), jnp.int32) for vector in _vectors(base, parts, stretch)[1]]
     found = []
     for row in range(len(low)):
         own = bits[row % len(bits)]
@@ -120,10 +134,11 @@ def _outside(base: jax.Array, parts: list[Parts], low: jax.Array, high: jax.Arra
     return found
 
 
-@partial(one_core, static_argnums=(6, 7, 8))
+@partial(one_core, static_argnums=(7, 8, 9))
 def _merge(
     base: jax.Array,
     parts: list[Parts],
+    stretch: jax.Array | None,
     bound: Bound,
     weights: jax.Array | None,
     scale: jax.Array | None,
@@ -133,7 +148,7 @@ def _merge(
     with_gram: bool | None,
 ) -> list[jax.Array]:
     """Merged entries [m]; partial sums of the float `entries` [2 K + 3, n]; those that count [5]; gram [pairs]."""
-    base, vectors = _vectors(base, parts)
+    base, vectors = _vectors(base, parts, stretch)
     kept = bound.keep(vectors)
     update = disjoint_mean(kept, weights, rule, majority)
     update = update if scale is None else product(update, scale)

@@ -1,0 +1,136 @@
+"""Experts as they come, laid over the base: tied heads, extra heads, other vocabularies, text models under a VLM."""
+
+import filecmp
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmedexpert_jax.errors import DataError
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# Heads that trainers put beside a language model: TRL's value head, reward and classification heads.
+EXTRA = ("v_head.", "value_head.", "reward_head.", "score.", "classifier.")
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+_LEAST_SHARED = 0.5  # share of the base's tokens that an expert must know, so that the two are of one base
+
+
+def aligned(
+    expert: Mapping[str, np.ndarray], base: Mapping[str, Any], name: str, tokens: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """An expert's tensors under the base's names and in its shapes, and what was done to them, in words.
+
+    An output layer tied in one of the two is filled in or left out; heads of a trainer are dropped; a text model has
+    the base's vision tower; rows of tokens are put where the base has them, and tokens that only one of the two knows
+    stay as the base has them.
+
+    Args:
+        expert: its tensors by canonical name.
+        base: the base's.
+        name: of the expert, for messages.
+        tokens: [V] the expert's row of each of the base's tokens, -1 for none; None: rows are the same.
+
+    Raises:
+        DataError: the base ties its output layer and the expert has one of its own that differs.
+    """
+    tensors, notes = dict(expert), []
+    if extra := [key for key in tensors if key.startswith(EXTRA) and key not in base]:
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in extra}
+        notes.append(f"dropped {', '.join(extra[:3])}{' and more' if len(extra) > 3 else ''}, which the base lacks")
+    towers = [key for key in base if key.startswith("visual.")]
+    if towers and not any(key.startswith("visual.") for key in tensors) and EMBEDDING in tensors:
+        tensors |= {key: base[key] for key in towers}
+        notes.append("a text model: the base's vision tower stays")
+    if HEAD in base and HEAD not in tensors and EMBEDDING in tensors:
+        tensors[HEAD] = tensors[EMBEDDING]
+    if HEAD not in base and HEAD in tensors:
+        head = tensors.pop(HEAD)
+        if not np.array_equal(head, tensors.get(EMBEDDING, ())):
+            raise DataError(
+                f"expert {name}: {HEAD} is not its embedding, but the base ties them: it is not of this base"
+            )
+    if tokens is not None:
+        for key in (EMBEDDING, HEAD):
+            if key in tensors and key in base and tensors[key] is not base[key]:
+                tensors[key] = _by_token(tensors[key], base[key], tokens)
+        absent = int(np.count_nonzero(tokens < 0))
+        notes.append(f"another vocabulary: {absent} of the base's {len(tokens)} rows are unknown to it and stay")
+    return tensors, tuple(notes)
+
+
+def vocabularies(expert: Path, base: Path) -> np.ndarray | None:
+    """[V] the row that an expert has for each row of the base's embedding, -1 for none; None where they agree.
+
+    Rows behind the last token of both are padding, which stays.
+    """
+    ours, theirs = base / "tokenizer.json", expert / "tokenizer.json"
+    rows, own = _rows(base), _rows(expert)
+    if not (ours.exists() and theirs.exists() and rows and own):
+        return None
+    if rows == own and filecmp.cmp(ours, theirs, shallow=False):
+        return None
+    known, found = _tokens(ours), _tokens(theirs)
+    if rows == own and known == found:
+        return None
+    index = np.full(rows, -1, np.int64)
+    shared = {row: found[token] for token, row in known.items() if row < rows and found.get(token, own) < own}
+    if len(shared) < _LEAST_SHARED * len(known):
+        return None  # of another family: its shapes, or nothing, will say so
+    index[list(shared)] = list(shared.values())
+    return index
+
+
+def _by_token(own: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The expert's rows in the base's order, the base's where the expert has none."""
+    known = tokens[: len(base)] >= 0
+    dtype = own.dtype if own.dtype == base.dtype else np.dtype(np.float32)
+    rows = np.asarray(base).astype(dtype)
+    rows[known] = np.asarray(own)[tokens[: len(base)][known]].astype(dtype)
+    return rows
+
+
+def _rows(directory: Path) -> int:
+    """Rows of a checkpoint's embedding, as its config says."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+        return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return 0
+
+
+def _tokens(file: Path) -> dict[str, int]:
+    """Token -> id."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        vocabulary = content["model"]["vocab"]
+        if not isinstance(vocabulary, dict):  # a unigram model's list of pairs
+            vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+        added = {entry["content"]: int(entry["id"]) for entry in content.get("added_tokens", ())}
+        return {str(token): int(number) for token, number in vocabulary.items()} | added
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: not a tokenizer ({str(error)[:80]}); copy it again from the model") from error
+
+
+def layers(start: int, stop: int, first: int, outside: tuple[bool, bool], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder's layers start:stop under new numbers from `first` on.
+
+    Args:
+        start, stop: layers that are taken.
+        first: number of the first of them in the stack.
+        outside: whether what stands before the layers (embedding, vision tower), and behind them (final norm, head),
+            comes along.
+        tensors: by canonical name.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        match = _LAYER.match(name)
+        if match is None:
+            behind = name.startswith(("model.norm.", "lm_head."))
+            if outside[behind]:
+                found[name] = tensor
+        elif start <= int(match[1]) < stop:
+            found[f"model.layers.{int(match[1]) - start + first}.{name[match.end() :]}"] = tensor
+    return found
