@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.data.benchmarks import Benchmark, describe
-from mmedexpert_jax.medeval import controls, page, paper_tables, tables
+from mmedexpert_jax.medeval import conditions, controls, page, paper_tables, tables
 from mmedexpert_jax.medeval.evaluate import Evaluation, chance, constant
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.published import SOURCE
@@ -24,19 +24,21 @@ def finish(
     targets: Sequence[Target],
     results: Mapping[str, Result],
     requests: Rows,
+    asked: Rows,
 ) -> None:
     """Writes export/rows/, export/summary.json, export/tables/, table.md and report.html; prints the paper's tables,
-    the headlines, and the `requests` to endpoints, a row each."""
+    the headlines, how each model was `asked`, and the `requests` to endpoints, a row each."""
     summaries = {key: _summaries(result) for key, result in results.items()}
     for name in ("tables", "rows"):  # of an earlier run with other models or benchmarks
         shutil.rmtree(run.path / "export" / name, ignore_errors=True)
+    unlike = conditions.warning(asked)
     papers = _paper_parts(run.path, results, targets)
     sections = list(papers)
     headlines = []
     for key, result in results.items():
         parts = benchmark_parts(result, summaries[key], len(results))
         sections += [page.Part(f"{key}: {part.title}", part.rows, part.note, part.folded) for part in parts]
-        headlines.append(page.Part(f"{result.benchmark.title}: {HEADLINE}", parts[0].rows))
+        headlines.append(page.Part(f"{result.benchmark.title}: {HEADLINE}", parts[0].rows, unlike))
         cells = tables.every_cell(summaries[key])
         _write_table(run.path, slug(key), parts[0].rows, headlines[-1].title, cells, summaries[key])
         for part in (part for part in parts if part.title == CONTROLS):
@@ -49,6 +51,7 @@ def finish(
             rows.parent.mkdir(parents=True, exist_ok=True)
             evaluation.write(rows)
     files.write_json(run.path / "export" / "summary.json", summaries)
+    sections.append(page.Part("How they were asked", asked, f"{conditions.NOTE} {unlike}".strip()))
     files.write_text(run.path / "table.md", "\n".join(_markdown(part) for part in sections))
     styles = {target.name: style(config, target) for target in targets}
     narrow = [
@@ -56,11 +59,11 @@ def finish(
         for part in papers
     ]
     spent = {name: str(value) for name, value in costs.readable(run.cost).items()}
-    asked = [page.Part("Requests to endpoints", requests, _REQUESTS, True)] if requests else []
-    parts = [*narrow, *sections[len(papers) :], *asked, page.Part("Cost", [spent], "", True)]
+    sent = [page.Part("Requests to endpoints", requests, _REQUESTS, True)] if requests else []
+    parts = [*narrow, *sections[len(papers) :], *sent, page.Part("Cost", [spent], "", True)]
     page.write(run.path, parts, results, styles, config.paradigm or None, config.report_items)
     run.finish({"benchmarks": summaries})
-    for part in (*narrow, *headlines, *asked):
+    for part in (*narrow, *headlines, sections[-1], *sent):
         tables.show(part.rows, part.title, part.note)
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from mmedexpert_jax.data import benchmarks
 from mmedexpert_jax.data.benchmarks import Benchmark, Item
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.medeval import conditions
 from mmedexpert_jax.medeval.ask import Asker, Share, questions
 from mmedexpert_jax.medeval.backends import Backend
 from mmedexpert_jax.medeval.backends.choose import generation, open_backend
@@ -51,7 +52,10 @@ def run(config: ConfigDict, run: Run) -> None:
         run.finish({"answers": answered})
         print(f"process {config.process} of {config.processes} has its answers; a run of one process makes the tables")
         return
-    finish(config, run, targets, results, _requests(_folder(config, run), targets))
+    histories = _histories(_folder(config, run), targets)
+    styles = {target.name: style(config, target) for target in targets}
+    asked = conditions.table(config, targets, styles, results)
+    finish(config, run, targets, results, _requests(histories), asked)
 
 
 def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result]]:
@@ -151,17 +155,21 @@ def _folder(config: ConfigDict, run: Run) -> Path:
     return shared / "answers"
 
 
-def _requests(folder: Path, targets: Sequence[Target]) -> list[dict[str, str]]:
-    """What was asked of each endpoint by all runs that share the folder of answers, a row each; the judge's last."""
+def _histories(folder: Path, targets: Sequence[Target]) -> dict[str, Path]:
+    """Files of the attempts at the endpoints of models and judge, those that are there, the judge's last."""
+    paths = {t.name: folder / slug(t.name) / "attempts.sqlite" for t in targets if t.kind == "endpoint"}
+    return {name: path for name, path in {**paths, "judge": folder / "judge.sqlite"}.items() if path.is_file()}
+
+
+def _requests(histories: Mapping[str, Path]) -> list[dict[str, str]]:
+    """A row for each endpoint of what all runs that share the folder of answers asked of it."""
     from mmedexpert_jax import remote
 
-    paths = {t.name: folder / slug(t.name) / "attempts.sqlite" for t in targets if t.kind == "endpoint"}
     rows = []
-    for name, path in {**paths, "judge": folder / "judge.sqlite"}.items():
-        if path.is_file():
-            with contextlib.closing(remote.Answers(path)) as history:
-                row = {"model": name} | {key: _number(key, value) for key, value in history.totals().items()}
-                rows.append(row | _served(history))
+    for name, path in histories.items():
+        with contextlib.closing(remote.Answers(path)) as history:
+            row = {"model": name} | {key: _number(key, value) for key, value in history.totals().items()}
+            rows.append(row | _served(history))
     return rows
 
 

@@ -1,0 +1,76 @@
+"""How each model was asked: two accuracies compare only as far as their conditions do."""
+
+from collections.abc import Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.errors import UserError
+from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.systems import Target
+from mmedexpert_jax.models import load_processor
+
+# Conditions that make two evaluations differ whatever the models are; "left out" and the server's words do not.
+COMPARED = ("prompt", "decoding", "image budget")
+NOTE = "The prompt's style, greedy or sampled answers, and the largest image that a model was shown."
+
+
+def table(
+    config: ConfigDict,
+    targets: Sequence[Target],
+    styles: Mapping[str, str],
+    results: Mapping[str, Result],
+) -> list[dict[str, str]]:
+    """A row for each model: what runs it, prompt, decoding, image budget, what a server said, questions left out.
+
+    Args:
+        config: of the job evaluate.
+        targets: the models.
+        styles: prompt style by model.
+        results: by benchmark.
+    """
+    rows = []
+    for target in targets:
+        asked = sum(len(result.benchmark.items) for result in results.values())
+        answered = sum(
+            len({row.id for row in result.evaluations[target.name].rows})
+            for result in results.values()
+            if target.name in result.evaluations
+        )
+        rows.append(
+            {
+                "model": target.name,
+                "runs on": target.url or target.kind,
+                "prompt": styles[target.name] + (f", {config.paradigm}" if config.paradigm else ""),
+                "decoding": _decoding(config),
+                "image budget": _image_budget(config, target),
+                "left out": f"{asked - answered} of {asked}",
+            }
+        )
+    return rows
+
+
+def warning(rows: Sequence[Mapping[str, str]]) -> str:
+    """A sentence where the models were not asked alike; "" where they were."""
+    unlike = [name for name in COMPARED if len({row[name] for row in rows}) > 1]
+    if any(not row["left out"].startswith("0 ") for row in rows):
+        unlike.append("questions left out")
+    return f"The models were not asked alike ({', '.join(unlike)}): see How they were asked." if unlike else ""
+
+
+def _decoding(config: ConfigDict) -> str:
+    if not config.temperature:
+        return f"greedy, {config.max_new_tokens} tokens"
+    limits = [f"top_k {config.top_k}"] if config.top_k else []
+    limits += [f"top_p {config.top_p:g}"] if config.top_p < 1 else []
+    return ", ".join([f"temperature {config.temperature:g}", *limits, f"{config.max_new_tokens} tokens"])
+
+
+def _image_budget(config: ConfigDict, target: Target) -> str:
+    if target.kind == "endpoint":
+        return f"{config.endpoint.image_side} px a side, then the server's"
+    if target.kind == "transformers":
+        return "its own processor's"
+    try:
+        return f"{load_processor(target.model).image_config.max_pixels:,} px"
+    except UserError:  # the run has its answers stored, and the model is gone
+        return "not known"

@@ -1,0 +1,50 @@
+"""What a table says of how its models were asked."""
+
+import dataclasses
+
+import pytest
+
+from mmedexpert_jax import load_config
+from mmedexpert_jax.data.benchmarks import Benchmark, Item
+from mmedexpert_jax.medeval import conditions
+from mmedexpert_jax.medeval.evaluate import Evaluation, judged
+from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.systems import Target
+from mmedexpert_jax.rollout import Reply
+
+ITEMS = [Item(str(n), "b", "q", ("one", "two"), "A") for n in range(4)]
+HERE = Target("mine", "jax", "mini")
+THERE = Target("theirs", "endpoint", "gpt", url="https://h/v1")
+
+
+def answered(items):
+    return Evaluation(tuple(row for i in items for row in judged(i, [Reply("<answer>A</answer>", 1, False)])))
+
+
+@pytest.fixture
+def rows():
+    result = Result(Benchmark("b", "B", ITEMS), {"mine": answered(ITEMS), "theirs": answered(ITEMS[:3])})
+    config = load_config("configs/evaluate.py:mini")
+    styles = {"mine": "think_answer", "theirs": "medevalkit"}
+    return conditions.table(config, [HERE, THERE], styles, {"b": result})
+
+
+def test_each_model_has_its_conditions(rows):
+    mine, theirs = rows
+    assert mine["runs on"] == "jax" and theirs["runs on"] == "https://h/v1"
+    assert mine["decoding"] == "greedy, 96 tokens" and mine["image budget"].endswith(" px")
+    assert (mine["left out"], theirs["left out"]) == ("0 of 4", "1 of 4")
+    assert theirs["image budget"].startswith("1024 px a side")
+
+
+def test_models_that_were_not_asked_alike_are_not_set_side_by_side_without_a_word(rows):
+    said = conditions.warning(rows)
+    assert "prompt, image budget, questions left out" in said
+    assert conditions.warning([rows[0], rows[0]]) == ""
+
+
+def test_sampled_answers_say_how():
+    config = load_config("configs/evaluate.py:mini", overrides={"temperature": 0.7, "top_p": 0.9})
+    (row,) = conditions.table(config, [HERE], {"mine": "think_answer"}, {})
+    assert row["decoding"] == "temperature 0.7, top_p 0.9, 96 tokens"
+    assert dataclasses.asdict(HERE)["name"] == row["model"]
