@@ -12,7 +12,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import pipeline
-from mmedexpert_jax.launch.plan import check, check_devices, describe
+from mmedexpert_jax.launch.plan import SWEEPS, check, check_devices, describe, preflight
 from mmedexpert_jax.launch.validate import validate
 from mmedexpert_jax.runtime import costs, files, processes
 from mmedexpert_jax.runtime.run import delete_runs
@@ -48,6 +48,8 @@ def launch(config: ConfigDict) -> None:
         _review(config)
         return
     check_devices(config)
+    if config.job in ("dsa", "gba", *SWEEPS):
+        preflight(config)
     if config.plan:
         _say(describe(config))
         check(config)

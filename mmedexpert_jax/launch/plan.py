@@ -7,14 +7,25 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data import SPECIALTIES, load_cases
-from mmedexpert_jax.errors import DataError, RemoteError, ResourceError
-from mmedexpert_jax.launch.config import fields
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
+from mmedexpert_jax.launch.config import fields, read_config
 from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.launch.validate import ELSEWHERE
+from mmedexpert_jax.runtime.run import finished
 
 SPLITS = ("train", "dev", "test")
 SWEEPS = ("pipeline", "ablation")  # jobs of several stages
+MAIN = ("steps", "epochs", "lr", "batch_size", "prompts_per_step", "num_samples", "max_new_tokens", "method", "seed")
+LOW_LR = 5e-6  # below it, AdamW's steps of a LoRA delta are lost in a few hundred steps
+DECODED = 2000  # images that a plan decodes, in a minute or so; of more it makes sure that they can be read
+# Of one device, as its vendor states them: operations a second in bfloat16, bytes a second from memory.
+ROOFLINE = {"a100": (312e12, 2.0e12), "h100": (989e12, 3.35e12), "v5e": (197e12, 0.82e12)}
+# Shares of the roofline that are assumed: matrix products of a training step at a third of the peak and decoding at
+# half of the bandwidth are what well-kept trainers reach; a first step's time replaces them.
+UPDATE_SHARE, DECODE_SHARE = 0.33, 0.5
 COUNTED = ("dsa", "gba", "merge", "evaluate", "export")  # jobs of one model, whose memory and disk are counted
 
 
@@ -29,6 +40,7 @@ def describe(config: ConfigDict) -> str:
     run = Path(config.workdir)
     state = "resumes what is there" if (run / "STATUS.json").is_file() and not config.fresh else "starts anew"
     lines = [f"job      {config.job} (preset {config.preset})"]
+    counts: dict[str, Counter | str] = {}
     if "data" in config:
         counts = _counts(config)
         if config.job == "evaluate":
@@ -48,9 +60,114 @@ def describe(config: ConfigDict) -> str:
         from mmedexpert_jax.launch import contamination
 
         lines += contamination.describe(config)
-    lines += [f"workdir  {run}: {state}", "fields"]
-    lines += [f"  {key} = {value}" for key, (_, _, value) in fields(config).items() if key not in ("job", "preset")]
+    lines += [f"workdir  {run}: {state}", *_hours(config, counts), *_advice(config), *_changed(config)]
+    main = ", ".join(f"{key} = {config[key]}" for key in MAIN if key in config)
+    lines += [f"fields   {main}; --list_config shows all"]
     return "\n".join([*lines, "nothing was run; leave out --config.plan to start"])
+
+
+def preflight(config: ConfigDict) -> None:
+    """Raises what the job would raise once it runs: of its cases, images, rewards, guidelines, a local model.
+
+    A hub id is not fetched: what cannot be known without the network is left to the run. Only a plan reads the images,
+    since a run meets them anyway.
+    """
+    if finished(Path(config.workdir)) and not config.fresh:
+        return
+    kinds = [config[name] for name in ("dsa", "gba") if name in config] if config.job in SWEEPS else [config]
+    for stage in kinds:
+        if config.job not in (*SWEEPS, "dsa", "gba"):
+            continue
+        job = stage.get("job") or ("gba" if "objective" in stage else "dsa")
+        held_out = {stage.eval.split} if stage.eval.every >= 0 else set()
+        for split in ("train", *sorted(held_out - {"train"})):
+            cases = load_cases(config.data.path, split, limit=config.limit, seed=config.seed)
+            _check_cases(cases, split, job, stage.get("specialty", "all"), config.data.path, decode=config.plan)
+        if job == "gba":
+            from mmedexpert_jax.gba import guidelines, rewards
+
+            rewards.from_config(stage)
+            guidelines.load_texts(stage.guideline_text)
+    if "model" in config and Path(config.model.path).expanduser().is_dir():
+        from mmedexpert_jax.launch.architecture import architecture
+
+        architecture(config.model.path)
+
+
+def _check_cases(cases: list[Case], split: str, job: str, specialty: str, path: str, decode: bool) -> None:
+    """Raises DataError where a split lacks a specialty that is trained, a trace to imitate, or an image."""
+    wanted = SPECIALTIES if specialty == "all" else (specialty,)
+    present = {case.specialty for case in cases}
+    missing = [name for name in wanted if name in SPECIALTIES and name not in present]
+    if job == "dsa" and split == "train" and missing:
+        raise DataError(
+            f"{path}: the {split} split has no case of {', '.join(missing)}, for which an expert is to be trained; "
+            f"set --config.specialty to one of {', '.join(sorted(present)) or 'those it has'}, or mixed"
+        )
+    for case in cases:
+        if job == "dsa" and split == "train" and not case.trace:
+            raise DataError(f"case {case.id}: no trace to imitate; leave it out of the training split")
+    if decode:
+        images = [image for case in cases for image in case.images]
+        for number, image in enumerate(images):
+            if number < DECODED:
+                image.picture()
+            else:
+                image.open()
+
+
+def _advice(config: ConfigDict) -> Iterator[str]:
+    """Lines on settings that run but rarely do what is wanted, and on the time it takes."""
+    kinds = {"": config} if config.job in ("dsa", "gba") else {}
+    if config.job in SWEEPS:
+        kinds = {f"{name}.": config[name] for name in ("dsa", "gba")}
+    for prefix, stage in kinds.items():
+        # AdamW moves an entry by about lr a step, whatever the gradient: at 1e-6 a thousand steps move a LoRA factor
+        # of typical size 0.02 by 0.001, and B, which starts at 0, keeps the delta a fifth of a percent of the weights.
+        if stage.trainable == "lora" and stage.lr < LOW_LR:
+            yield (
+                f"note     {prefix}lr {stage.lr:g} (appendix B) hardly moves LoRA deltas; others train them at 1e-5 to "
+                f"2e-4: --config.{prefix}lr=1e-5"
+            )
+
+
+def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str]:
+    """A line on the time and the money of a training on named devices, from their roofline; nothing for others."""
+    from mmedexpert_jax.launch import budget
+
+    train = counts.get("train")
+    if config.job not in ("dsa", "gba") or not config.plan_mesh or not isinstance(train, Counter):
+        return
+    try:
+        needs, devices, dtype = budget.count(config)
+    except (DataError, RemoteError):
+        return
+    steps = budget.training_steps(config, train)
+    tokens = steps * budget.tokens_per_step(config)
+    passes = 2 + (config.trainable == "full") + config.remat  # forward, backward (twice for all weights), recomputed
+    peak, bandwidth = ROOFLINE[devices.kind]
+    seconds = 2 * needs.parameters * tokens * passes / (peak * UPDATE_SHARE * devices.count)
+    if config.job == "gba":
+        held = needs.parameters * (4 if dtype == "float32" else 2)
+        waves = config.max_new_tokens * steps  # each token of a wave reads all weights once, whatever the batch
+        seconds += waves * held / (bandwidth * DECODE_SHARE)
+    hours = seconds / 3600
+    money = f", about {hours * devices.count * config.price:,.0f} dollars" if config.price else ""
+    yield (
+        f"time     at most about {hours:.1f} hours on {devices.count} x {devices.kind}{money}: {steps:,} steps at "
+        f"their limits, by the roofline ({UPDATE_SHARE:.0%} of peak, {DECODE_SHARE:.0%} of bandwidth); not measured"
+    )
+
+
+def _changed(config: ConfigDict) -> Iterator[str]:
+    """A line for each field that differs from its preset's value."""
+    try:
+        preset = fields(read_config(f"configs/{config.job}.py:{config.preset}"))
+    except ConfigError:  # a config file of the user's own
+        return
+    for key, (_, _, value) in fields(config).items():
+        if key in preset and preset[key][2] != value and key not in ("plan", "workdir"):
+            yield f"set      {key} = {border.shown(value)} (preset: {border.shown(preset[key][2])})"
 
 
 def brief(config: ConfigDict) -> str:

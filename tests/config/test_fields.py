@@ -19,7 +19,9 @@ def numbers():
 def test_every_number_is_in_the_table_with_a_default_it_allows():
     for spec, key, _ in numbers():
         assert table.known(key), f"{spec}: {key} has no bounds in config/fields.py"
-    for spec in configs.available():
+    for spec in [
+        f"{name}:{preset}" for name, path in configs.available().items() for preset in configs.presets_of(path)
+    ]:
         for key, (_, _, value) in configs.fields(configs.read_config(spec)).items():
             if value is not None:
                 table.check_value(key, value)

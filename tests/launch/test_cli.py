@@ -186,7 +186,8 @@ def test_the_plan_runs_nothing(stages, capsys, tmp_path):
         {"id": str(i), "question": "q", "options": ["a", "b"], "answer": "A", "specialty": "AM", "task": "t"}
         for i in range(3)
     ]
-    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert main(["--config=configs/gba.py", f"--config.data.path={tmp_path}", "--config.plan=True"]) == 0
     out = capsys.readouterr().out
     assert "train: 3 (AM 3, CAH 0" in out and "no split 'dev'" in out and "steps = 48" in out
