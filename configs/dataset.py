@@ -22,6 +22,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.data.licences = ()  # "format=licence" or "file name=licence": stand before the formats' own
     config.data.redistributable = ()  # formats or file names whose rows may be passed on
     config.data.restricted = ()  # formats or file names whose rows may not
+    config.data.privacy = "report"  # text that may identify a person: "report", "redact" or "refuse" the row
     config.data.max_rejected = 0.5  # share of refused rows above which the run stops
     config.benchmarks = ("mmedexpert_mini",)  # test sets to keep out: name[:subset][@split][=source], or "all=<folder>"
     config.duplicates = 0.8  # Jaccard overlap of word 5-grams from which two cases with one answer are the same

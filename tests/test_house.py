@@ -9,7 +9,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mmedexpert_jax"
 STAGES = {"mmedexpert", "sft", "gba", "merging", "medeval"}
-GROUND = {"runtime", "processing", "remote", "lora", "answers", "intervals", "errors", "border", "report", "config"}
+GROUND = {
+    "runtime",
+    "processing",
+    "remote",
+    "lora",
+    "answers",
+    "intervals",
+    "errors",
+    "privacy",
+    "border",
+    "report",
+    "config",
+}
 ALLOWED = {
     "__main__": {"launch"},
     "launch": STAGES | {"train", "rollout", "data", "models"} | GROUND,
@@ -20,7 +32,18 @@ ALLOWED = {
     "models": GROUND,
     **dict.fromkeys(GROUND, GROUND),
 }
-LIGHT = ("errors", "border", "config", "answers", "intervals", "processing", "remote", "data", "launch.flags")
+LIGHT = (
+    "errors",
+    "privacy",
+    "border",
+    "config",
+    "answers",
+    "intervals",
+    "processing",
+    "remote",
+    "data",
+    "launch.flags",
+)
 
 
 def _part(file: Path) -> str:

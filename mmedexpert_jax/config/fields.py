@@ -154,6 +154,7 @@ FIELDS |= {
     "teacher.kind": _choice("local", "chat", "batch"),
     "judge.kind": _choice("", "chat", "batch"),
     "teacher.prompt": _choice("full", "short"),
+    "data.privacy": _choice("report", "redact", "refuse"),
     "paradigm_policy": _choice("balanced", "all"),
     "reviewed": _choice("any", "accepted", resume="free"),
     "duplicates": FRACTION,

@@ -118,7 +118,7 @@ def read_cases(
         try:
             case = _case(row, where, number, file.parent, needs_four)
             if case.id in seen:
-                raise DataError(f"{where}: id {border.shown(case.id)} stands twice; ids must be unique")
+                raise DataError(f"{file}, row {number}: id {case.id!r} stands twice; ids must be unique")
         except DataError as error:
             if refuse is None:
                 raise
@@ -253,7 +253,8 @@ def _list(row: Mapping[str, Any], key: str, where: str) -> list[Any]:
 def _one_of(value: Any, key: str, known: Iterable[str], where: str) -> str:
     if value not in known:
         named = ", ".join(name for name in known if name)
-        raise DataError(f"{where}, key {key}: {border.shown(value)} is none of {named}")
+        value = border.shown(value)
+        raise DataError(f"{where}, key {key}: {value} is none of {named}")
     return value
 
 

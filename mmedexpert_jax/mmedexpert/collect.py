@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax import border
+from mmedexpert_jax import border, privacy
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert import gate, leaks, specialties
@@ -45,6 +45,8 @@ def collect(config: ConfigDict, folder: Path, store: Store, voter: Teacher | Non
     _write_repeated(folder, repeated)
     pairs.write(folder / "contamination.csv")
     print("\n".join([*found.lines(), leaks.line(pairs, compared)]), flush=True)
+    if any("identifying" in what for _, what in found.counts):
+        print(privacy.BLIND, flush=True)
     records = [gate.gate(specialties.classify(record)) for record in found.records]
     if voter is not None:
         records = vote(records, voter)
@@ -66,7 +68,7 @@ def gather(config: ConfigDict) -> Collection:
     """The records of all sources as they stand in the files. Raises DataError where a file cannot be read."""
     stated = dict(entry.split("=", 1) for entry in config.data.licences if "=" in entry)
     rights = Rights(stated, tuple(config.data.redistributable), tuple(config.data.restricted))
-    return read_sources(sources(config.data.path), config.data.image_dir, rights)
+    return read_sources(sources(config.data.path), config.data.image_dir, rights, config.data.privacy)
 
 
 def sources(text: str) -> list[str]:

@@ -4,9 +4,11 @@ import hashlib
 import html
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax import privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, Picture, Record
@@ -25,6 +27,7 @@ REASONS = {
     "key-differs": "key letter and key text name different options",
     "image-missing": "a named image cannot be found",
     "image-broken": "an image cannot be decoded",
+    "identifying": "its text may identify a person, and privacy is refuse",
     "duplicate": "the same case stands before it",
     "near-duplicate": "almost the same text stands before it",
     "contaminated": "a benchmark's test item holds its text or image",
@@ -66,12 +69,15 @@ def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], lice
     repairs = list(raw.repairs)
     question, options, letters = _question_and_options(raw, repairs)
     answer = _key(raw, options, letters, repairs)
-    images = _pictures(raw, folders)
+    raw_images = _pictures(raw, folders)
+    images = [Picture(picture.name, _clean(picture)) for picture in raw_images]
     flags = [f"repaired:{name}" for name in dict.fromkeys(repairs)]
     if not images and PICTURE.search(question):
         flags.append("mentions-picture")
     if NEGATIVE.search(question):
         flags.append("negative-stem")
+    if any(privacy.scan_header(picture.data, picture.name) for picture in raw_images):
+        flags.append("identifying:header-removed")
     source = raw.source or shape.name.partition("-")[0]
     return Record(
         id=f"{_slug(source)}-{_hash(question, options, images)}",
@@ -201,10 +207,44 @@ def _pictures(raw: Raw, folders: Sequence[Path]) -> list[Picture]:
     if not found:
         names = [name for name in (raw.id, raw.folder) if name and "/" not in name and name != ".."]
         found = [_file(path) for folder in folders for name in names for path in _folder(folder / name)]
+    return found
+
+
+def _clean(picture: Picture) -> bytes:
+    """The file without anything but pixels: no header of DICOM or EXIF enters a record."""
     try:
-        return [Picture(picture.name, clean(picture.data, picture.name)) for picture in found]
+        return clean(picture.data, picture.name)
     except DataError as error:
         raise Rejected("image-broken", str(error)) from None
+
+
+def without_identifiers(record: Record, mode: str) -> Record:
+    """The record with a flag for each kind of identifier in its texts, which "redact" replaces.
+
+    Args:
+        record: in canonical form.
+        mode: one of `privacy.MODES`.
+
+    Raises:
+        Rejected: identifiers, and the mode is "refuse".
+    """
+    texts = {"question": record.question, "options": record.options, "explanation": record.explanation}
+    found = privacy.scan_texts(texts.items())
+    if not found:
+        return record
+    kinds = sorted({one.kind for one in found})
+    if mode == "refuse":
+        places = ", ".join(sorted({one.place for one in found}))
+        raise Rejected("identifying", f"{', '.join(kinds)} in {places}")
+    record = replace(record, flags=(*record.flags, *(f"identifying:{kind}" for kind in kinds)))
+    if mode == "report":
+        return record
+    return replace(
+        record,
+        question=privacy.redact(record.question),
+        options=tuple(privacy.redact(option) for option in record.options),
+        explanation=privacy.redact(record.explanation),
+    )
 
 
 def _picture(item: Any, folders: Sequence[Path]) -> Picture:

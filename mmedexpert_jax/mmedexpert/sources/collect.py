@@ -10,7 +10,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.record import Record
 from mmedexpert_jax.mmedexpert.sources import rows
-from mmedexpert_jax.mmedexpert.sources.canonical import Rejected, canonical
+from mmedexpert_jax.mmedexpert.sources.canonical import Rejected, canonical, without_identifiers
 from mmedexpert_jax.mmedexpert.sources.formats import FORMATS, Format, keys, recognise
 
 SHOWN = 4000  # characters of a text in rejected.jsonl
@@ -80,7 +80,9 @@ class Rights:
         return licence, shape.redistributable or any(name in self.redistributable for name in names)
 
 
-def collect(sources: Sequence[str], image_dir: str = "", rights: Rights | None = None) -> Collection:
+def collect(
+    sources: Sequence[str], image_dir: str = "", rights: Rights | None = None, privacy: str = "report"
+) -> Collection:
     """Reads every source.
 
     Args:
@@ -88,6 +90,7 @@ def collect(sources: Sequence[str], image_dir: str = "", rights: Rights | None =
         image_dir: where images are looked for, beside the folder of each file: by their names, or all those in
             <image_dir>/<id of the row>.
         rights: licences that stand before those of the formats.
+        privacy: what becomes of text that may identify a person, one of `privacy.MODES`.
 
     Raises:
         ConfigError: an unknown format.
@@ -100,7 +103,7 @@ def collect(sources: Sequence[str], image_dir: str = "", rights: Rights | None =
             raise ConfigError(f"config.data.path: no format {name!r}; choose one of {', '.join(FORMATS)}")
         for file in rows.files(EMBEDDED if path == "embedded" else Path(path).expanduser()):
             folders = [Path(image_dir).expanduser(), file.parent] if image_dir else [file.parent]
-            _read(found, file, FORMATS.get(name), folders, rights)
+            _read(found, file, FORMATS.get(name), folders, rights, privacy)
     return found
 
 
@@ -117,11 +120,14 @@ def check_share(found: Collection, most: float) -> None:
         )
 
 
-def _read(found: Collection, file: Path, forced: Format | None, folders: list[Path], rights: Rights) -> None:
+def _read(
+    found: Collection, file: Path, forced: Format | None, folders: list[Path], rights: Rights, privacy: str
+) -> None:
     for number, row in rows.read(file):
         found.counts[file.name, "read"] += 1
         try:
             record = _record(row, forced, f"{file.name}:{number}", folders, rights, file)
+            record = without_identifiers(record, privacy)
         except Rejected as rejected:
             found.reject(file.name, number, rejected.reason, str(rejected), _shown(row))
             continue

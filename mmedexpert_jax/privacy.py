@@ -1,0 +1,167 @@
+"""What identifies a person in the text and headers of a case: found, reported by row, redacted or refused.
+
+It finds what has a form or a marker: dates with a year, record, phone and social security numbers, e-mail and postal
+addresses, names behind a title or a label, and the identifying attributes of DICOM, EXIF, PNG and JPEG headers (of
+DICOM those of PS3.15 annex E's basic profile, and every person name and date). Headers never leave in any mode, since
+only pixels are stored, sent and shown (`processing.images.clean`); they are reported because their files stay behind.
+"""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from PIL import ExifTags, Image
+
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.processing import medical
+
+MODES = ("report", "redact", "refuse")
+BLIND = (
+    "Not seen: text burned into pixels (ultrasound, screenshots, scanned paper), a face in a photograph or a volume, "
+    "names without a title or label, ids of rows and file names, rare findings that identify by themselves, and the "
+    "forms of languages other than English and German. A set without findings is not thereby anonymous."
+)
+_MONTH = (
+    r"(?:jan(?:uary|uar)?|feb(?:ruary|ruar)?|mar(?:ch)?|märz|apr(?:il)?|ma[iy]|june?|juni|july?|juli|aug(?:ust)?|"
+    r"sep(?:t(?:ember)?)?|o[ck]t(?:ober)?|nov(?:ember)?|de[cz](?:ember)?)"
+)
+_WORD = r"[A-ZÀ-Þ][\w'’-]+"
+PATTERNS: dict[str, re.Pattern] = {
+    "e-mail": re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b"),
+    "record number": re.compile(
+        r"\b(?:mrn|medical record(?: (?:no|number))?|hospital (?:no|number)|patient(?:'s)? (?:id|no|number)|"
+        r"patient-?id|accession(?: (?:no|number))?|chart (?:no|number)|nhs(?: (?:no|number))?|ssn|"
+        r"social security(?: number)?|fallnummer|patientennummer|versichertennummer)\b\.?\s*(?:is|:|#|=)?\s*#?\s*"
+        r"(?=[\w/-]*\d)[A-Za-z0-9][\w/-]{2,}(?: \d{3,4})*|\b\d{3}-\d{2}-\d{4}\b",
+        re.I,
+    ),
+    "date": re.compile(
+        r"\b(?:(?:19|20)\d\d-(?:0?[1-9]|1[0-2])-(?:0?[1-9]|[12]\d|3[01])|"
+        r"(?:0?[1-9]|[12]\d|3[01])[./-](?:0?[1-9]|[12]\d|3[01])[./-](?:(?:19|20)\d\d|\d\d)(?![\d./-])|"
+        rf"{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?,? (?:19|20)\d\d|"
+        rf"\d{{1,2}}(?:st|nd|rd|th|\.)? (?:of )?{_MONTH}\.?,? (?:19|20)\d\d|"
+        r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))\b",
+        re.I,
+    ),
+    "phone": re.compile(
+        r"(?:\b(?:tel|phone|telephone|telefon|fax|mobile|cell|call)\b\.?\s*(?:no|number|at)?\.?\s*:?\s*)"
+        r"\+?\(?\d[\d ()/.-]{5,}\d|\+\d{1,3}[ -]?\(?\d{1,4}\)?(?:[ -]?\d{2,4}){2,4}\b|"
+        r"\(\d{3}\) ?\d{3}[- ]\d{4}\b|\b\d{3}[-.]\d{3}[-.]\d{4}\b",
+        re.I,
+    ),
+    "address": re.compile(
+        rf"\b\d{{1,5}}[A-Za-z]? (?:{_WORD} ){{1,3}}"
+        r"(?:Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Boulevard|Blvd|Court|Ct|Place|Way|Terrace)\b\.?|"
+        r"\b[A-ZÄÖÜ][a-zäöüß]+(?:straße|strasse|str\.|weg|platz|gasse|allee) \d{1,4}[a-z]?\b|"
+        r"\b[A-Z]{2} \d{5}(?:-\d{4})?\b|\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b"
+    ),
+    "name": re.compile(
+        rf"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Herr|Frau|Mme|Señora?)\.? {_WORD}(?: {_WORD})?|"
+        rf"\b(?i:(?:patient(?:'s)? )?name|surname|first name|last name|referred by|signed by)\s*[:=]\s*"
+        rf"{_WORD}(?:,? {_WORD}){{0,2}}|\b{_WORD}\^{_WORD}"
+    ),
+}
+# DICOM attributes that identify, beside all of the types person name, date and date-time
+DICOM = (
+    "PatientID OtherPatientIDs PatientAddress PatientTelephoneNumbers PatientMotherBirthName AccessionNumber StudyID "
+    "InstitutionName InstitutionAddress InstitutionalDepartmentName StationName DeviceSerialNumber "
+    "MilitaryRank EthnicGroup Occupation AdditionalPatientHistory PatientComments ImageComments"
+)
+_DICOM = tuple(DICOM.split())
+_EXIF = (
+    *("Artist", "Copyright", "ImageDescription", "UserComment", "DateTime", "DateTimeOriginal", "CameraOwnerName"),
+    *("BodySerialNumber", "XPAuthor", "XPComment", "XPTitle", "XPSubject", "HostComputer", "ImageUniqueID"),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something that may identify a person.
+
+    Attributes:
+        kind: a key of PATTERNS, or "header".
+        place: key of the row, or image and attribute; never the value, which would carry it into a report.
+    """
+
+    kind: str
+    place: str
+
+
+def check_mode(mode: str, field: str = "privacy") -> str:
+    """`mode`, one of MODES. Raises ConfigError."""
+    if mode not in MODES:
+        raise ConfigError(f"{field}: {mode[:80]!r} is none of {', '.join(MODES)}")
+    return mode
+
+
+def scan(text: str, place: str) -> list[Found]:
+    """What a text holds, by kind and in order."""
+    return [Found(kind, place) for kind, pattern in PATTERNS.items() for _ in pattern.finditer(text)]
+
+
+def redact(text: str) -> str:
+    """The text with each finding replaced by its kind in brackets, such as "[date]"."""
+    for kind, pattern in PATTERNS.items():
+        text = pattern.sub(f"[{kind}]", text)
+    return text
+
+
+def scan_texts(texts: Iterable[tuple[str, str | Sequence[str]]]) -> list[Found]:
+    """What the texts of a row hold: pairs of key and text, or list of texts."""
+    return [
+        found
+        for key, value in texts
+        for text in ([value] if isinstance(value, str) else value)
+        for found in scan(text, key)
+    ]
+
+
+def scan_header(data: bytes, name: str) -> list[Found]:
+    """Identifying attributes of an encoded image's header; empty where it cannot be read."""
+    found: list[Found] = []
+    with suppress(Exception):  # what cannot be read is refused by the decoder, by name
+        attributes = _dicom(data, name) if medical.reader(data) else _pillow(data)
+        found = [Found("header", f"{name}, {attribute}") for attribute in attributes]
+    return found
+
+
+def _dicom(data: bytes, name: str) -> Iterator[str]:
+    if data[:4] == b"\x1f\x8b" or data[344:347] in (b"n+1", b"ni1"):
+        return
+    dataset = medical.read_dicom(data, name)
+    for element in dataset.iterall():
+        if element.tag.is_private:
+            continue
+        if element.value not in (None, "") and (element.VR in ("PN", "DA", "DT") or element.keyword in _DICOM):
+            yield str(element.keyword)
+    if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
+        yield "BurnedInAnnotation: its pixels hold text"
+
+
+def _pillow(data: bytes) -> Iterator[str]:
+    with Image.open(io.BytesIO(data)) as image:
+        exif = image.getexif()
+        tags = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
+        for tag, value in tags.items():
+            attribute = ExifTags.TAGS.get(tag, "")
+            if attribute in _EXIF and value not in ("", b"", None):
+                yield f"EXIF {attribute}"
+        if exif.get_ifd(ExifTags.IFD.GPSInfo):
+            yield "EXIF GPS position"
+        yield from (f"text {key}" for key in getattr(image, "text", {}))
+        if image.info.get("comment"):
+            yield "comment"
+        if image.info.get("xmp"):
+            yield "XMP"
+
+
+def counts(rows: Iterable[Sequence[Found]]) -> list[dict[str, str | int]]:
+    """Findings of all rows as a table: kind, rows that hold it, findings."""
+    by_row, total = Counter[str](), Counter[str]()
+    for found in rows:
+        by_row.update({one.kind for one in found})
+        total.update(one.kind for one in found)
+    return [{"kind": kind, "rows": by_row[kind], "findings": total[kind]} for kind in sorted(total)]
