@@ -21,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Cache, Model, Prefix, Slots
 from mmedexpert_jax.processing.batch import Batch
-from mmedexpert_jax.rollout.sampling import sample
+from mmedexpert_jax.rollout.sampling import sample, sample_each
 from mmedexpert_jax.runtime.mesh import ROWS
 
 WHOLE = PartitionSpec()
@@ -51,11 +51,22 @@ class Sampling:
     num_samples: int
     max_new_tokens: int
     min_new_tokens: int
-    temperature: float
+    temperature: float | None  # None: each prompt has an `Own` temperature, top-k and top-p
     top_k: int
     top_p: float
     stop_ids: tuple[int, ...]
     ban: tuple[int, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """What each of B prompts asks of its samples, where they differ."""
+
+    temperature: Array  # [B] float32
+    top_k: Array  # [B] int32
+    top_p: Array  # [B] float32
+    limit: Array  # [B] int32, tokens of a sample, at most R
 
 
 @jax.tree_util.register_dataclass
@@ -70,11 +81,19 @@ class State:
     place: Array  # [1] int32, where the next keys go, modulo the window
     spent: Array  # [1] int32, rows times steps that were computed
     completions: Completions
+    own: Own | None = None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def read(
-    model: Model, sampling: Sampling, mesh: Mesh | None, params: dict, batch: Batch, lora: Lora | None, keys: Array
+    model: Model,
+    sampling: Sampling,
+    mesh: Mesh | None,
+    params: dict,
+    batch: Batch,
+    lora: Lora | None,
+    keys: Array,
+    own: Own | None = None,
 ) -> tuple[Prefix, Completions]:
     """Reads the prompts and draws the first token of each sample; keys [B, G]. Of `Prefix.hidden` only the end stays,
     [B, 1, D]."""
@@ -82,13 +101,13 @@ def read(
     prefix = model.prefill(params, batch, lora)
     prompt_end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)  # [B, 1, D]
 
-    def first(params: dict, lora: Lora | None, prompt_end: Array, keys: Array) -> Completions:
-        drawn = _draw(model, sampling, params, lora, prompt_end, keys, jnp.int32(0))
+    def first(params: dict, lora: Lora | None, prompt_end: Array, keys: Array, own: Own | None) -> Completions:
         index = tuple(jnp.indices(keys.shape, jnp.int32))
+        drawn = _draw(model, sampling, params, lora, prompt_end, keys, jnp.int32(0), _of(own, index[0]))
         done = _nothing(model, sampling, keys.shape)
         return _record(sampling, done, index, jnp.ones(keys.shape, bool), *drawn, jnp.int32(0))
 
-    completions = _per_device(first, mesh, (WHOLE, WHOLE, ROWS, ROWS), ROWS)(params, lora, prompt_end, keys)
+    completions = _per_device(first, mesh, (WHOLE, WHOLE, ROWS, ROWS, ROWS), ROWS)(params, lora, prompt_end, keys, own)
     return dataclasses.replace(prefix, hidden=prompt_end), completions
 
 
@@ -98,13 +117,12 @@ def start(model: Model, rows: int, window: int, mesh: Mesh | None, dtype: jnp.dt
     have a dtype, the prompts'."""
 
     def run(completions: Completions) -> State:
-        prompts, samples, size = completions.tokens.shape
+        prompts, samples, _ = completions.tokens.shape
         cache = jax.tree.map(lambda x: x[:, 0], model.init_cache(rows, 1, window, dtype))
         nothing = jnp.zeros(rows, jnp.int32)
         slots = Slots(nothing + prompts, nothing, jnp.zeros((prompts, samples), jnp.int32))
         number = jnp.zeros(1, jnp.int32)
-        waiting = completions.truncated & (completions.lengths < size)
-        return _refill(State(cache, slots, nothing, waiting, number, number, completions))
+        return _refill(State(cache, slots, nothing, open_samples(completions), number, number, completions))
 
     return _per_device(run, mesh, (ROWS,), ROWS)(completions)
 
@@ -158,10 +176,13 @@ def advance(
             hidden, cache = model.decode(
                 params, prefix, state.cache, last, steps - 1, lora, state.slots, state.place[0]
             )
-            drawn = _draw(model, sampling, params, lora, hidden, keys[index], steps)
+            drawn = _draw(model, sampling, params, lora, hidden, keys[index], steps, _of(state.own, index[0]))
             completions = _record(sampling, state.completions, index, steps > 0, *drawn, steps)
             place, spent = state.place + 1, state.spent + len(steps)
-            state = dataclasses.replace(state, cache=cache, completions=completions, place=place, spent=spent)
+            steps = steps + (steps > 0)
+            state = dataclasses.replace(
+                state, cache=cache, completions=completions, steps=steps, place=place, spent=spent
+            )
             return number + 1, _refill(state)
 
         _, state = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state))
@@ -175,37 +196,92 @@ def advance(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def resize(rows: int, window: int, mesh: Mesh | None, state: State) -> State:
-    """The state with `rows` rows on each device, those that have a sample first, and caches of `window` tokens."""
+    """The state with `rows` rows on each device, those that have a sample first, and caches of `window` tokens.
+
+    Rows that come in are free, and take samples that wait.
+    """
 
     def run(state: State) -> State:
         slots, old = state.slots, state.cache.keys[0].shape[-2]
         order = jnp.argsort(state.steps == 0, stable=True)[:rows]
-        prompt, number = slots.prompt[order], slots.sample[order]
-        row = slots.row.at[prompt, number].set(jnp.arange(rows))
+        fresh = (0, rows - len(order))
+        prompt = jnp.pad(slots.prompt[order], fresh, constant_values=len(state.waiting))
+        number, steps = jnp.pad(slots.sample[order], fresh), jnp.pad(state.steps[order], fresh)
+        row = slots.row.at[prompt, number].set(jnp.arange(rows), mode="drop")
         # A ring that has gone round is turned until its oldest place is the first, so that it can grow at its end.
         turned = jnp.where(state.place[0] > old, state.place[0] % old, 0)
 
         def resized(buffer: Array) -> Array:
-            if window == old:
-                return buffer[order]
-            return jnp.pad(jnp.roll(buffer[order], -turned, axis=2), [(0, 0), (0, 0), (0, window - old), (0, 0)])
+            kept = buffer[order] if window == old else jnp.roll(buffer[order], -turned, axis=2)
+            return jnp.pad(kept, [fresh, (0, 0), (0, window - old), (0, 0)])
 
         place = state.place if window == old else jnp.minimum(state.place, old)
         cache = jax.tree.map(resized, state.cache)
-        return dataclasses.replace(
-            state, cache=cache, slots=Slots(prompt, number, row), steps=state.steps[order], place=place
-        )
+        slots = Slots(prompt, number, row)
+        state = dataclasses.replace(state, cache=cache, slots=slots, steps=steps, place=place)
+        return _refill(state) if rows > len(order) else state
 
     return _per_device(run, mesh, (ROWS,), ROWS)(state)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
+def admit(
+    mesh: Mesh | None,
+    prefix: Prefix,
+    keys: Array,
+    state: State,
+    new: tuple[Prefix, Completions, Array, Own | None],
+    places: Array,
+) -> tuple[Prefix, Array, State]:
+    """The prompts, keys and state with new prompts, keys and first tokens at `places` [b] of each device's prompts; a
+    place out of range takes none. What stood there is done. What is given, but for the new, is given up."""
+    _note("admission", f"{len(places)} prompts of {new[0].keys[0].shape[2]} tokens")
+
+    def run(prefix: Prefix, keys: Array, state: State, new: tuple, places: Array) -> tuple[Prefix, Array, State]:
+        fresh, completions, fresh_keys, own = new
+        size = fresh.keys[0].shape[2]
+
+        def put(whole: Array, part: Array) -> Array:
+            return whole.at[places].set(part, mode="drop")
+
+        def put_keys(whole: Array, part: Array) -> Array:  # [P, Hkv, T, Dh], of which the first `size` of T are new
+            return whole.at[places, :, :size].set(part, mode="drop")
+
+        prefix = Prefix(
+            put(prefix.hidden, fresh.hidden),
+            jax.tree.map(put_keys, prefix.keys, fresh.keys),
+            jax.tree.map(put_keys, prefix.values, fresh.values),
+            put(prefix.lengths, fresh.lengths),
+            put(prefix.next_position, fresh.next_position),
+        )
+        state = dataclasses.replace(
+            state,
+            completions=jax.tree.map(put, state.completions, completions),
+            own=jax.tree.map(put, state.own, own),
+            waiting=put(state.waiting, open_samples(completions, own)),
+        )
+        return prefix, put(keys, fresh_keys), _refill(state)
+
+    return _per_device(run, mesh, ROWS, ROWS)(prefix, keys, state, new, places)
+
+
+def open_samples(done: Completions, own: Own | None = None) -> Array:
+    """[B, G] bool: samples that go on, without a stop token and below their limit."""
+    limit = done.tokens.shape[-1] if own is None else own.limit[:, None]
+    return done.truncated & (done.lengths < limit)
+
+
+def _of(own: Own | None, prompt: Array) -> Own | None:
+    """What the prompts [...] of some rows ask."""
+    return jax.tree.map(lambda leaf: leaf[prompt], own)
 
 
 def _refill(state: State) -> State:
     """The state in which rows whose sample has ended are free, or have the next samples that wait."""
     slots, done, waiting = state.slots, state.completions, state.waiting
-    prompts, samples, size = done.tokens.shape
-    index = slots.prompt, slots.sample
-    live = (state.steps > 0) & done.truncated[index] & (done.lengths[index] < size)
-    steps = jnp.where(live, state.steps + 1, 0)
+    prompts, samples, _ = done.tokens.shape
+    live = (state.steps > 0) & open_samples(done, state.own)[slots.prompt, slots.sample]
+    steps = jnp.where(live, state.steps, 0)
     prompt = jnp.where(live, slots.prompt, prompts)
 
     def assign() -> tuple[Array, ...]:
@@ -247,7 +323,14 @@ def _nothing(model: Model, sampling: Sampling, shape: tuple[int, ...]) -> Comple
 
 
 def _draw(
-    model: Model, sampling: Sampling, params: dict, lora: Lora | None, hidden: Array, keys: Array, steps: Array
+    model: Model,
+    sampling: Sampling,
+    params: dict,
+    lora: Lora | None,
+    hidden: Array,
+    keys: Array,
+    steps: Array,
+    own: Own | None,
 ) -> tuple[Array, Array]:
     """Token and log-probability for each of the keys [...] at its step [...] or [], from hidden states [..., D] that
     broadcast against them."""
@@ -255,6 +338,8 @@ def _draw(
     every = jnp.broadcast_to(steps, keys.shape).reshape(-1)
     step_keys = jax.vmap(jax.random.fold_in)(keys.reshape(-1), every).reshape(keys.shape)
     ban = _ban_mask(sampling, steps, logits.shape[-1])
+    if own is not None:
+        return sample_each(step_keys, logits, own.temperature, own.top_k, own.top_p, ban)
     return sample(step_keys, logits, sampling.temperature, sampling.top_k, sampling.top_p, ban)
 
 

@@ -1,4 +1,4 @@
-"""Answers to many conversations: batches of few shapes, the sampler of `generate`, rows split over devices."""
+"""Answers to many conversations: prompts of few shapes admitted to a pool of rows as others end, on all devices."""
 
 import itertools
 import time
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -17,9 +16,10 @@ from mmedexpert_jax.models import Model, flops
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Conversation, Encoded, Processor
 from mmedexpert_jax.rollout.buckets import MULTIPLE, Shape, Shapes, Size, buckets
-from mmedexpert_jax.rollout.generate import Completions, generate
+from mmedexpert_jax.rollout.decode import Sampling
+from mmedexpert_jax.rollout.generate import devices_of, folded
+from mmedexpert_jax.rollout.pool import Ended, Pool
 from mmedexpert_jax.runtime import costs
-from mmedexpert_jax.runtime.mesh import shard_batch
 
 WINDOW = 2048  # conversations that are sorted into buckets together
 KEPT = 2**28  # bytes of patches that wait for their batch; images beyond are read a second time
@@ -38,7 +38,7 @@ class Settings:
         temperature: 0 decodes greedily.
         top_k: 0 keeps the whole vocabulary.
         top_p: 1.0 keeps the whole vocabulary.
-        batch_size: conversations decoded together.
+        batch_size: conversations decoded together, on all devices.
         max_prompt_length: tokens; a longer conversation is refused. None: no limit.
         seed: of the sampling.
     """
@@ -69,8 +69,8 @@ class Reply:
 class Engine:
     """A model that answers conversations.
 
-    Conversations with as many images and of like lengths are decoded together; while the device works on a batch, the
-    host prepares the next one. A shape once compiled serves again wherever it is not much too large.
+    Conversations with as many images and of like lengths are read together, a few at a time, as rows become free; rows
+    go on whatever is read. A shape once compiled serves again wherever it is not much too large.
     """
 
     def __init__(
@@ -87,12 +87,16 @@ class Engine:
         """With a `mesh` (parameters stand replicated on it) the rows of a batch are split over its devices; `key`
         takes the place of `settings.seed`."""
         self.processor, self.settings = processor, settings
-        self._network = (model, params, lora)
+        self._network = (model, *folded(params, lora, None))
         self._given, self._key = key, jax.random.key(settings.seed) if key is None else key
         self._mesh = mesh
         self._counted = 0.0  # moment up to which the device's time is counted
-        devices = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-        self._shapes = Shapes(settings.batch_size, devices)
+        devices = devices_of(mesh)
+        self._rows = -(-settings.batch_size // devices) * settings.num_samples
+        # Prompts that are read at a time: few, so that rows are refilled soon, but enough to keep the devices busy.
+        self._block = -(-settings.batch_size // (4 * devices))
+        self._shapes = Shapes(self._block * devices, devices)
+        self._pool: Pool | None = None
 
     def answer(
         self,
@@ -117,15 +121,21 @@ class Engine:
         rows = itertools.count() if ids is None else iter(ids)
         called = (f"conversation {i}" for i in itertools.count()) if names is None else iter(names)
         numbered = zip(itertools.count(), rows, called, conversations, strict=False)
-        waiting: tuple[Completions, list[int], Batch, float] | None = None
-        for batch, members, chosen in self._batches(numbered, refuse):
-            began = time.perf_counter()
-            done = self._sample(batch, chosen)
-            if waiting:
-                yield from self._replies(*waiting)
-            waiting = (done, members, batch, began)
-        if waiting:
-            yield from self._replies(*waiting)
+        self._counted = time.perf_counter()
+        self._pool = None
+        for batch, tickets, chosen in self._batches(numbered, refuse):
+            tokens = batch.tokens.shape[1]
+            if self._pool and not self._pool.capacity // 4 < tokens <= self._pool.capacity:
+                yield from self._drain()
+            self._pool = self._pool or self._open(tokens)
+            yield from self._replies(self._pool.ended())
+            while self._pool.full:
+                self._pool.run(more=True)
+                yield from self._replies(self._pool.ended())
+            self._pool.admit(batch, chosen, tickets)
+            if self._pool.full:
+                self._pool.run(more=True)  # while the host prepares the next prompts
+        yield from self._drain()
 
     def having(self, settings: Settings) -> "Engine":
         """An engine of the same weights, and of the same `key` if there is one, with other settings."""
@@ -134,8 +144,8 @@ class Engine:
 
     def _batches(
         self, numbered: Iterator[tuple[int, int, str, Prompt]], refuse: Refuse | None
-    ) -> Iterator[tuple[Batch, list[int], list[int]]]:
-        """Batches with the numbers of their conversations and the row ids; a batch is filled up with its first row."""
+    ) -> Iterator[tuple[Batch, list["_Ticket | None"], np.ndarray]]:
+        """Batches with a ticket for each conversation and the row ids; a batch is filled up with its first row."""
         while window := list(itertools.islice(numbered, WINDOW)):
             sizes: list[Size] = []
             asked: list[tuple[int, int, str, Prompt]] = []
@@ -164,7 +174,9 @@ class Engine:
                         for place in places
                     }
                     batch = self._collate([prompts[place] for place in full], shape)
-                    yield batch, [asked[place][0] for place in places], [asked[place][1] for place in full]
+                    tickets = [_Ticket.of(asked[place][0], prompts[place]) for place in places]
+                    chosen = np.array([asked[place][1] for place in full])
+                    yield batch, [*tickets, *[None] * (shape.rows - len(places))], chosen
 
     def _encode(self, prompt: Prompt, name: str) -> Encoded:
         try:
@@ -182,39 +194,58 @@ class Engine:
             multiple=MULTIPLE,
         )
 
-    def _sample(self, batch: Batch, rows: list[int]) -> Completions:
+    def _open(self, tokens: int) -> Pool:
         model, params, lora = self._network
-        ids = jnp.asarray(np.array(rows, np.uint32).view(np.int32))
-        if self._mesh is not None:
-            batch, ids = shard_batch((batch, ids), self._mesh)
-        return generate(
-            model,
-            params,
-            batch,
-            key=self._key,
-            num_samples=self.settings.num_samples,
-            max_new_tokens=self.settings.max_new_tokens,
-            temperature=self.settings.temperature,
-            top_k=self.settings.top_k,
-            top_p=self.settings.top_p,
-            lora=lora,
-            rows=ids,
+        settings = self.settings
+        sampling = Sampling(
+            settings.num_samples,
+            settings.max_new_tokens,
+            0,
+            float(settings.temperature),
+            settings.top_k,
+            float(settings.top_p),
+            tuple(model.config.eos_token_ids),
+            (),
         )
+        dtype = params["model"]["embed_tokens"]["weight"].dtype
+        return Pool(model, sampling, params, lora, self._key, self._rows, self._block, tokens, dtype, self._mesh)
 
-    def _replies(
-        self, done: Completions, members: list[int], batch: Batch, began: float
-    ) -> Iterator[tuple[int, list[Reply]]]:
-        """Replies once the device has them; the batch's work is counted, `began` being when it was handed over."""
-        arrays = [np.asarray(part) for part in (done.tokens, done.logprobs, done.lengths, done.truncated)]
-        ended = time.perf_counter()
-        prompts, lengths = np.asarray(batch.lengths)[: len(members)], arrays[2][: len(members)]
-        work = flops.forward(self._network[0].config, prompts, lengths, np.asarray(batch.patch_counts))
-        costs.count(ended - max(began, self._counted), prompts.sum() + lengths.sum(), work)
-        self._counted = ended
-        for place, number in enumerate(members):
-            samples = zip(*(part[place] for part in arrays), strict=True)
-            yield number, [self._reply(*sample) for sample in samples]
+    def _drain(self) -> Iterator[tuple[int, list[Reply]]]:
+        """What is left in the pool, which then closes."""
+        while self._pool:
+            self._pool.run()
+            yield from self._replies(self._pool.ended())
+            if not self._pool.busy:
+                self._pool = None
+
+    def _replies(self, ended: list[Ended]) -> Iterator[tuple[int, list[Reply]]]:
+        """Replies of what has ended, whose work is counted."""
+        if not ended:
+            return
+        now = time.perf_counter()
+        prompts = np.array([ticket.tokens for ticket, _ in ended])
+        lengths = np.stack([done.lengths for _, done in ended])
+        images = np.array([count for ticket, _ in ended for count in ticket.patches])
+        work = flops.forward(self._network[0].config, prompts, lengths, images)
+        costs.count(now - self._counted, prompts.sum() + lengths.sum(), work)
+        self._counted = now
+        for ticket, done in ended:
+            samples = zip(done.tokens, done.logprobs, done.lengths, done.truncated, strict=True)
+            yield ticket.number, [self._reply(*sample) for sample in samples]
 
     def _reply(self, tokens: np.ndarray, logprobs: np.ndarray, length: np.ndarray, truncated: np.ndarray) -> Reply:
         text = self.processor.decode(tokens[:length])
         return Reply(text, int(length), bool(truncated), logprob=float(logprobs[:length].sum()))
+
+
+@dataclass(frozen=True)
+class _Ticket:
+    """A conversation in the pool: its number, its tokens, the patches of its images."""
+
+    number: int
+    tokens: int
+    patches: tuple[int, ...]
+
+    @classmethod
+    def of(cls, number: int, encoded: Encoded) -> "_Ticket":
+        return cls(number, len(encoded.tokens), tuple(len(patches) for patches, _ in encoded.images))

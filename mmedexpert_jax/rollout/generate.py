@@ -92,11 +92,8 @@ def generate(
         tuple(stop_ids),
         tuple(ban),
     )
-    if fold is None:
-        fold = params["model"]["embed_tokens"]["weight"].dtype == jnp.float32
-    if lora is not None and fold:
-        params, lora = lora_module.fold(params, lora), None
-    keys = _sample_keys(key, jnp.arange(len(batch.tokens)) if rows is None else jnp.asarray(rows), num_samples)
+    params, lora = folded(params, lora, fold)
+    keys = sample_keys(key, jnp.arange(len(batch.tokens)) if rows is None else jnp.asarray(rows), num_samples)
     return _sample(model, sampling, params, batch, lora, keys, width)
 
 
@@ -129,6 +126,13 @@ def _sample(
     return state.completions
 
 
+def folded(params: dict, lora: Lora | None, fold: bool | None) -> tuple[dict, Lora | None]:
+    """What decodes: weights with the deltas in them, or both apart; `fold` as in `generate`."""
+    if fold is None:
+        fold = params["model"]["embed_tokens"]["weight"].dtype == jnp.float32
+    return (lora_module.fold(params, lora), None) if lora is not None and fold else (params, lora)
+
+
 def default_width() -> int:
     """Rows that decode at a time on each device: beyond them a step of a CPU takes as much longer as it has rows."""
     return 32 if jax.default_backend() == "cpu" else 256
@@ -158,8 +162,8 @@ def _mesh(batch: Batch) -> Mesh | None:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _sample_keys(key: Array, rows: Array, num_samples: int) -> Array:
-    """[B, G] keys."""
+def sample_keys(key: Array, rows: Array, num_samples: int) -> Array:
+    """[B, G] keys, of row ids [B] and numbers in the group."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)

@@ -52,6 +52,19 @@ def _threshold(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
     ascending = jnp.sort(jax.lax.stop_gradient(logits))
     if 0 < top_k < logits.shape[-1]:
         ascending = jnp.where(ascending < ascending[..., -top_k, None], -jnp.inf, ascending)
+    return _nucleus(ascending, top_p)
+
+
+def _thresholds(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """`_threshold` of logits [N, V] for `top_k` and `top_p` [N, 1]."""
+    ascending = jnp.sort(logits)
+    kept = jnp.where(top_k > 0, jnp.minimum(top_k, logits.shape[-1]), logits.shape[-1])
+    ascending = jnp.where(ascending < jnp.take_along_axis(ascending, logits.shape[-1] - kept, -1), -jnp.inf, ascending)
+    return _nucleus(ascending, top_p)
+
+
+def _nucleus(ascending: jax.Array, top_p: float | jax.Array) -> jax.Array:
+    """[..., 1] smallest of the sorted logits [..., V] that top-p keeps."""
     # As in TopPLogitsWarper: what lies in the lowest 1 - top_p of the mass goes, and the likeliest token stays.
     keep = jnp.cumsum(jax.nn.softmax(ascending), -1) > 1 - top_p
     keep = keep.at[..., -1].set(True) & (ascending > -jnp.inf)
@@ -125,3 +138,40 @@ def sample(
     columns = jnp.broadcast_to(first, (len(first), *keys.shape)).reshape(len(first), -1)
     tokens, logprobs = draw(keys.reshape(-1), columns)
     return tokens.reshape(keys.shape), logprobs.reshape(keys.shape)
+
+
+def sample_each(
+    keys: jax.Array,
+    logits: jax.Array,
+    temperature: jax.Array,
+    top_k: jax.Array,
+    top_p: jax.Array,
+    ban: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`sample` where every key has settings of its own, so that one program serves all of them.
+
+    Args:
+        keys: [...].
+        logits: [..., V], which broadcasts against the keys.
+        temperature: [...], as are `top_k` and `top_p`.
+        ban: [V] or [..., V] bool.
+
+    Returns:
+        As `sample`.
+    """
+    size = logits.shape[-1]
+    flat = _temper(jnp.broadcast_to(logits, (*keys.shape, size)), 0.0, ban).reshape(-1, size)
+    temperature, top_k, top_p = temperature.reshape(-1, 1), top_k.reshape(-1, 1), top_p.reshape(-1, 1)
+    greedy = jnp.argmax(flat, -1).astype(jnp.int32)
+    likeliest = jnp.take_along_axis(jax.nn.log_softmax(flat), greedy[:, None], -1)[:, 0]
+    tempered = flat / jnp.where(temperature > 0, temperature, 1)
+    cut = (top_k > 0) | (top_p < 1)  # the sort that a cut takes costs more than all else here
+
+    def truncate(logits: jax.Array) -> jax.Array:
+        return jnp.where(cut & (logits < _thresholds(logits, top_k, top_p)), -jnp.inf, logits)
+
+    tempered = jax.lax.cond(jnp.any(cut & (temperature > 0)), truncate, lambda logits: logits, tempered)
+    tokens, logprobs = draw(keys.reshape(-1), tempered.T)
+    chosen = temperature[:, 0] > 0
+    shape = keys.shape
+    return jnp.where(chosen, tokens, greedy).reshape(shape), jnp.where(chosen, logprobs, likeliest).reshape(shape)

@@ -13,6 +13,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.rollout import Engine, Settings, generate
 from mmedexpert_jax.rollout import engine as engine_module
 from mmedexpert_jax.rollout.buckets import Shape, Shapes, Size, buckets
+from mmedexpert_jax.rollout.decode import programs
 
 SETTINGS = Settings(num_samples=2, max_new_tokens=12, temperature=0.7, top_p=0.9, batch_size=2, seed=3)
 
@@ -52,6 +53,21 @@ def test_an_answer_depends_on_its_id_alone(engine, prompts, monkeypatch):
     reverse = dict(engine.answer(prompts[::-1], ids[::-1]))
     assert [first[i] for i in range(3)] == [reverse[2 - i] for i in range(3)]
     assert first != dict(engine.answer(prompts, [8, 9, 10]))
+
+
+def test_answers_do_not_depend_on_what_runs_beside_them(tiny, processor, prompts):
+    """Eleven conversations, with none, one and two images, in two rows that are refilled, and in sixteen."""
+    asked, ids = [prompts[i % 3] for i in range(11)], [100 + i for i in range(11)]
+    few = dict(Engine(*tiny, processor, replace(SETTINGS, batch_size=1)).answer(asked, ids))
+    many = dict(Engine(*tiny, processor, replace(SETTINGS, batch_size=8)).answer(asked[::-1], ids[::-1]))
+    assert [few[i] for i in range(11)] == [many[10 - i] for i in range(11)]
+    assert len({reply.text for replies in few.values() for reply in replies}) > 11
+
+
+def test_a_second_set_of_conversations_compiles_nothing(engine, prompts):
+    first = dict(engine.answer(prompts * 2))
+    before = len(programs)
+    assert dict(engine.answer(prompts * 2)) == first and len(programs) == before
 
 
 def test_an_engine_with_other_settings_draws_from_the_same_key(tiny, processor, prompts):

@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mmedexpert_jax.rollout.sampling import distribution, draw, sample
+from mmedexpert_jax.rollout.sampling import distribution, draw, sample, sample_each
 
 
 @jax.jit
@@ -112,3 +112,16 @@ def test_greedy_takes_the_likeliest_token_allowed():
 def test_no_sort_without_truncation():
     program = jax.jit(lambda key, scores: sample(key, scores, 0.7)).lower(jax.random.key(0), logits(1)[0]).as_text()
     assert "stablehlo.sort" not in program
+
+
+def test_settings_of_each_row_draw_as_the_same_settings_for_all():
+    keys = jax.random.split(jax.random.key(0), 5)
+    logits = jnp.array(np.random.default_rng(0).normal(0, 2, (5, 300)), jnp.float32)
+    asked = [(0.0, 0, 1.0), (0.7, 0, 0.9), (1.0, 5, 1.0), (1.3, 20, 0.5), (1.0, 0, 1.0)]
+    temperature, top_k, top_p = (jnp.array(values) for values in zip(*asked, strict=True))
+    ban = jnp.arange(300) == 7
+    tokens, logprobs = jax.jit(sample_each)(keys, logits, temperature, top_k, top_p, ban)
+    for row, settings in enumerate(asked):
+        token, logprob = sample(keys[row : row + 1], logits[row : row + 1], *settings, ban)
+        assert int(tokens[row]) == int(token[0])
+        np.testing.assert_allclose(logprobs[row], logprob[0], atol=1e-5)

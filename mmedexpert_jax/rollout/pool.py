@@ -1,0 +1,211 @@
+"""A pool of rows on the devices, into which prompts are admitted while the samples of others go on."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from mmedexpert_jax.lora import Lora
+from mmedexpert_jax.models import Model, Prefix
+from mmedexpert_jax.processing.batch import Batch
+from mmedexpert_jax.rollout.decode import (
+    Completions,
+    Own,
+    Sampling,
+    State,
+    admit,
+    advance,
+    open_samples,
+    read,
+    resize,
+    start,
+)
+from mmedexpert_jax.rollout.generate import PATIENCE, devices_of, sample_keys, widths, window_for
+from mmedexpert_jax.runtime.mesh import shard_batch
+
+CAPACITY = 128  # of prompts, in multiples of so many tokens: few programs
+
+Ended = tuple[Any, Completions]  # a ticket, and its samples [G, ...] as arrays of the host
+
+
+class Pool:
+    """Prompts in P places, their samples in N rows, on each device.
+
+    What stands on the devices is replaced in place. A prompt leaves when all of its samples have ended.
+
+    Args:
+        model: the network, as are `params` and `lora`.
+        sampling: what is drawn; `temperature` None: each prompt is admitted with its own settings.
+        params: weights.
+        lora: deltas.
+        key: PRNG key of all samples.
+        rows: N.
+        block: prompts admitted at a time on each device.
+        length: tokens of a prompt at most, rounded up.
+        dtype: of keys and values.
+        mesh: None: one device.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sampling: Sampling,
+        params: dict,
+        lora: Lora | None,
+        key: Array,
+        rows: int,
+        block: int,
+        length: int,
+        dtype: jnp.dtype,
+        mesh: Mesh | None = None,
+    ):
+        self.capacity = -(-length // CAPACITY) * CAPACITY
+        self._network, self._sampling, self._key = (model, params, lora), sampling, key
+        self._mesh, self._devices, self.block = mesh, devices_of(mesh), block
+        group = sampling.num_samples
+        # A group's last sample holds the prompt's place: with geometric lengths 2.7 times as long as the mean of 8.
+        self._places = block + (rows if group == 1 else -(-3 * rows // group))
+        self._widths = widths(rows, sampling.max_new_tokens)
+        self._width, self._window = rows, window_for(1, sampling.max_new_tokens)
+        self._tickets: list[list[Any]] = [[None] * self._places for _ in range(self._devices)]
+        self._left, self._oldest = 0, 0
+        self._running: Array | None = None  # what the devices will have told when they stop
+        self._prefix, self._keys, self._state = self._empty(rows, dtype)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a sample has not ended."""
+        return self._left > 0
+
+    @property
+    def full(self) -> bool:
+        """Whether every row has a sample, or no device can take a block of prompts."""
+        room = min(sum(ticket is None for ticket in tickets) for tickets in self._tickets)
+        return self._left >= self._widths[0] or room < self.block
+
+    def admit(self, batch: Batch, rows: np.ndarray, tickets: Sequence[Any], own: Own | None = None) -> None:
+        """Takes prompts in: `block` on each device, in the mesh's order, of which those with a ticket count.
+
+        Args:
+            batch: prompts of at most `capacity` tokens.
+            rows: [B] row ids.
+            tickets: B objects that tell what is answered; None: filled up.
+            own: settings [B] of each.
+        """
+        ids = jnp.asarray(rows.astype(np.uint32).view(np.int32))
+        places = np.full((self._devices, self.block), self._places, np.int32)
+        for device, held in enumerate(self._tickets):
+            free = (place for place, ticket in enumerate(held) if ticket is None)
+            for number, ticket in enumerate(tickets[device * self.block : (device + 1) * self.block]):
+                if ticket is not None:
+                    places[device, number] = place = next(free)
+                    held[place] = ticket
+        placed: Any = places.reshape(-1)
+        if self._mesh is not None:
+            batch, ids, own, placed = shard_batch((batch, ids, own, placed), self._mesh)
+        model, params, lora = self._network
+        keys = sample_keys(self._key, ids, self._sampling.num_samples)
+        prefix, first = read(model, self._sampling, self._mesh, params, batch, lora, keys, own)
+        self._prefix, self._keys, self._state = admit(
+            self._mesh, self._prefix, self._keys, self._state, (prefix, first, keys, own), placed
+        )
+        counts = (places < self._places).sum(1)
+        self._left += int(counts.max()) * self._sampling.num_samples
+
+    def run(self, more: bool = False, steps: int = 2**30) -> None:
+        """Sets the devices to work until rows can be given up, or, where `more` prompts are to come, one is free.
+
+        At most so many `steps` are made. `ended` waits for it.
+        """
+        if not self._left or self._running is not None:
+            return
+        model, params, lora = self._network
+        self._fit(shrink=not more)
+        leave = max((w for w in self._widths if w < self._width), default=0)
+        if more:
+            leave = min(self._width, self._left) - 1
+        least = 0 if self._mesh is None else min(PATIENCE, steps)
+        self._state, self._running = advance(
+            model,
+            self._sampling,
+            self._mesh,
+            params,
+            lora,
+            self._prefix,
+            self._keys,
+            self._state,
+            leave,
+            least,
+            steps,
+        )
+
+    def ended(self) -> list[Ended]:
+        """The tickets whose samples have all ended since the last call; their places are free."""
+        if self._running is not None:
+            self._left, self._oldest = map(int, jax.device_get(self._running))
+            self._running = None
+        found = self._samples(ended=True)
+        gone = {id(ticket) for ticket, _ in found}
+        for held in self._tickets:
+            held[:] = [None if id(ticket) in gone else ticket for ticket in held]
+        return found
+
+    def progress(self) -> list[Ended]:
+        """What is there of each prompt that has not ended."""
+        return self._samples(ended=False)
+
+    def drop(self, ticket: Any) -> None:
+        """Ends the samples of a ticket, which no one waits for."""
+        tickets = [one for held in self._tickets for one in held]
+        place = next(place for place, one in enumerate(tickets) if one is ticket)
+        self._tickets[place // self._places][place % self._places] = None
+        done = self._state.completions
+        completions = dataclasses.replace(done, truncated=done.truncated.at[place].set(False))
+        waiting = self._state.waiting.at[place].set(False)
+        self._state = dataclasses.replace(self._state, completions=completions, waiting=waiting)
+
+    def _fit(self, shrink: bool) -> None:
+        """The rows and the window that the samples need: more where more wait, fewer where that is allowed."""
+        wanted = next((w for w in reversed(self._widths) if w >= self._left), self._widths[0])
+        width = wanted if shrink else max(wanted, self._width)
+        window = max(self._window, window_for(self._oldest, self._sampling.max_new_tokens))
+        if (width, window) != (self._width, self._window):
+            self._width, self._window = width, window
+            self._state = resize(width, window, self._mesh, self._state)
+
+    def _samples(self, ended: bool) -> list[Ended]:
+        done, own = jax.device_get((self._state.completions, self._state.own))
+        over = np.asarray(~open_samples(done, own).any(-1)).tolist()
+        tickets = [ticket for held in self._tickets for ticket in held]
+        return [
+            (ticket, jax.tree.map(lambda values, place=place: np.array(values[place]), done))
+            for place, ticket in enumerate(tickets)
+            if ticket is not None and over[place] == ended
+        ]
+
+    def _empty(self, rows: int, dtype: jnp.dtype) -> tuple[Prefix, Array, State]:
+        """Places without prompts, each array of them with memory of its own, since it is replaced in place."""
+        model, text = self._network[0], self._network[0].config.text
+        count, group, size = self._devices * self._places, self._sampling.num_samples, self._sampling.max_new_tokens
+
+        def zeros(*shape: int, dtype: Any = jnp.int32) -> Array:
+            array = jnp.zeros((count, *shape), dtype)
+            return array if self._mesh is None else shard_batch(array, self._mesh)
+
+        def by_layer() -> tuple[Array, ...]:
+            shape = text.num_kv_heads, self.capacity, text.head_dim
+            return tuple(zeros(*shape, dtype=dtype) for _ in range(text.num_layers))
+
+        prefix = Prefix(zeros(1, text.hidden_size, dtype=dtype), by_layer(), by_layer(), zeros(), zeros())
+        floats, none = zeros(group, size, dtype=jnp.float32), zeros(group, dtype=bool)
+        done = Completions(zeros(group, size), floats, zeros(group), none)
+        state = start(model, rows, self._window, self._mesh, dtype, done)
+        if self._sampling.temperature is None:
+            own = Own(zeros(dtype=jnp.float32), zeros(), zeros(dtype=jnp.float32), zeros())
+            state = dataclasses.replace(state, own=own)
+        return prefix, sample_keys(self._key, zeros(), group), state
