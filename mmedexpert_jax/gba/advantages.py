@@ -1,5 +1,6 @@
-"""Equation 4: rewards relative to their group."""
+"""Equation 4: rewards relative to their group, and the other estimators of the field beside it."""
 
+from collections.abc import Callable
 from functools import partial
 
 import chex
@@ -28,10 +29,7 @@ def group_advantages(
         ConfigError: fewer than two samples in a group, or, outside jit, a reward that is not finite.
     """
     chex.assert_rank(rewards, 2)
-    if rewards.shape[1] < 2:
-        raise ConfigError(
-            f"group advantages compare at least 2 samples, got groups of {rewards.shape[1]}; raise num_samples"
-        )
+    _check_size(rewards.shape[1])
     if not isinstance(rewards, jax.core.Tracer):
         bad = np.argwhere(~np.isfinite(np.asarray(rewards)))
         if len(bad):
@@ -39,6 +37,11 @@ def group_advantages(
             value = float(rewards[group, sample])
             raise ConfigError(f"the reward of sample {sample} in group {group} is {value}; rewards must be finite")
     return _normalise(jnp.asarray(rewards, jnp.float32), eps, ddof, scale)
+
+
+def _check_size(samples: int) -> None:
+    if samples < 2:
+        raise ConfigError(f"group advantages compare at least 2 samples, got groups of {samples}; raise num_samples")
 
 
 @partial(jax.jit, static_argnames=("eps", "ddof", "scale"))
@@ -49,3 +52,102 @@ def _normalise(rewards: jax.Array, eps: float, ddof: int, scale: bool) -> jax.Ar
         return centred
     deviation = jnp.sqrt(jnp.square(centred).sum(axis=1, keepdims=True) / (rewards.shape[1] - ddof))
     return centred / (deviation + eps)
+
+
+# -- estimators --------------------------------------------------------------------------------------------------------
+# Each takes the rewards [N, G, F] of F functions, NaN where one abstained, and their weights [F]; a sample about which
+# all abstained is left out of its group's statistics and gets advantage 0, as in TRL. To add one: a function and a line
+# in ESTIMATORS.
+
+Estimator = Callable[..., np.ndarray]
+
+
+def totals(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sums [...] of the functions that did not abstain, of values [..., F]; NaN where all did."""
+    total = np.nansum(values * weights, axis=-1)
+    return np.where(np.isnan(values).all(axis=-1), np.nan, total)
+
+
+def group(values: np.ndarray, weights: np.ndarray, eps: float, ddof: int) -> np.ndarray:
+    """Equation 4."""
+    rewards = totals(values, weights)
+    if np.isfinite(rewards).all():
+        return np.asarray(group_advantages(rewards, eps, ddof))
+    return _centred(rewards) / (_deviation(rewards, ddof, axis=1) + eps)
+
+
+def none(values: np.ndarray, weights: np.ndarray, eps: float, ddof: int) -> np.ndarray:
+    """Rewards less their group's mean (Dr. GRPO, Liu et al. 2025)."""
+    rewards = totals(values, weights)
+    if np.isfinite(rewards).all():
+        return np.asarray(group_advantages(rewards, eps, ddof, scale=False))
+    return _centred(rewards)
+
+
+def batch(values: np.ndarray, weights: np.ndarray, eps: float, ddof: int) -> np.ndarray:
+    """Rewards less their group's mean, over the deviation of the whole step's rewards (Lite PPO, Liu et al. 2025,
+    arXiv 2508.08221; TRL's scale_rewards="batch")."""
+    rewards = totals(values, weights)
+    return _centred(rewards) / (_deviation(rewards, ddof, axis=None) + eps)
+
+
+def leave_one_out(values: np.ndarray, weights: np.ndarray, eps: float, ddof: int) -> np.ndarray:
+    """Rewards less the mean of the others of their group (RLOO, Ahmadian et al. 2024, arXiv 2402.14740)."""
+    rewards = totals(values, weights)
+    others = (~np.isnan(rewards)).sum(axis=1, keepdims=True) - 1
+    mean = (np.nansum(rewards, axis=1, keepdims=True) - rewards) / np.maximum(others, 1)
+    return np.where(others > 0, rewards - mean, np.nan)
+
+
+def global_batch(values: np.ndarray, weights: np.ndarray, eps: float, ddof: int) -> np.ndarray:
+    """Rewards less their group's mean, normalised over the step (REINFORCE++-baseline, Hu et al. 2025, arXiv
+    2501.03262)."""
+    centred = _centred(totals(values, weights))
+    return (centred - np.nanmean(centred)) / (_deviation(centred, ddof, axis=None) + eps)
+
+
+def decoupled(values: np.ndarray, weights: np.ndarray, eps: float, ddof: int) -> np.ndarray:
+    """Every function normalised in its group before the weighted sum, which is normalised over the step (GDPO, Liu et
+    al. 2026, arXiv 2601.05242; TRL's "normalize_then_sum"): no function drowns in another's variance."""
+    normal = _centred(values) / (_deviation(values, ddof, axis=1) + eps)
+    summed = totals(normal, weights)
+    return (summed - np.nanmean(summed)) / (_deviation(summed, ddof, axis=None) + eps)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "group": group,
+    "none": none,
+    "batch": batch,
+    "leave_one_out": leave_one_out,
+    "global": global_batch,
+    "decoupled": decoupled,
+}
+
+
+def estimate(values: np.ndarray, weights: np.ndarray, name: str, eps: float = 1e-4, ddof: int = 1) -> np.ndarray:
+    """Advantages [N, G] float32 of rewards by function [N, G, F] under one of ESTIMATORS; 0 where all abstained.
+
+    Raises:
+        ConfigError: fewer than two samples in a group.
+    """
+    chex.assert_rank(values, 3)
+    _check_size(values.shape[1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        advantages = ESTIMATORS[name](np.asarray(values, np.float32), np.asarray(weights, np.float32), eps, ddof)
+    return np.nan_to_num(advantages, nan=0.0).astype(np.float32)
+
+
+def _centred(rewards: np.ndarray) -> np.ndarray:
+    """Rewards [N, G, ...] less their group's mean over those that are not NaN; exact zeros where all are equal."""
+    first = np.take_along_axis(rewards, np.argmax(~np.isnan(rewards), axis=1, keepdims=True), axis=1)
+    shifted = rewards - first
+    count = np.maximum((~np.isnan(shifted)).sum(axis=1, keepdims=True), 1)
+    return shifted - np.nansum(shifted, axis=1, keepdims=True) / count
+
+
+def _deviation(rewards: np.ndarray, ddof: int, axis: int | None) -> np.ndarray:
+    """Standard deviation along an axis over what is not NaN, kept as an axis; 0 for a single value."""
+    count = (~np.isnan(rewards)).sum(axis=axis, keepdims=True)
+    mean = np.nansum(rewards, axis=axis, keepdims=True) / np.maximum(count, 1)
+    squares = np.nansum(np.square(rewards - mean), axis=axis, keepdims=True)
+    return np.sqrt(squares / np.maximum(count - ddof, 1))

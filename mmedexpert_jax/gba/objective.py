@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import chex
@@ -69,10 +69,11 @@ def policy_terms(
     max_tokens: int | None = None,
     ratio_level: str = "token",
     weights: jax.Array | None = None,
+    surrogate: str = "clip",
     num_rows: jax.Array | int | None = None,
 ) -> Terms:
     """`policy_loss` before its division; of a part of the rows, `num_rows` count (None: all)."""
-    _check(aggregation, ratio_level, max_tokens)
+    _check(aggregation, ratio_level, surrogate, max_tokens)
     chex.assert_rank([logprobs, advantages], [2, 1])
     chex.assert_equal_shape([logprobs, mask])
     mask = mask.astype(bool)
@@ -81,7 +82,7 @@ def policy_terms(
 
     ratio = _ratio(logprobs, old_logprobs, mask, ratio_level)
     high = clip if clip_high is None else clip_high
-    loss, stats = _clipped(ratio, advantages.astype(jnp.float32)[:, None], 1 - clip, 1 + high)
+    loss, stats = SURROGATES[surrogate](ratio, logprobs, advantages.astype(jnp.float32)[:, None], 1 - clip, 1 + high)
     if weights is not None:
         loss = loss * jax.lax.stop_gradient(weights)
     if ref_logprobs is not None and beta != 0:
@@ -100,7 +101,9 @@ def policy_terms(
     return Terms(total[0], jnp.float32(total[1]), jnp.float32(lengths.sum()), jax.lax.stop_gradient(sums), {})
 
 
-def _check(aggregation: str, ratio_level: str, max_tokens: int | None) -> None:
+def _check(aggregation: str, ratio_level: str, surrogate: str, max_tokens: int | None) -> None:
+    if surrogate not in SURROGATES:
+        raise ValueError(f"no surrogate {surrogate!r}: one of {', '.join(SURROGATES)}")
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"no aggregation {aggregation!r}: one of {', '.join(AGGREGATIONS)}")
     if ratio_level not in RATIO_LEVELS:
@@ -118,13 +121,47 @@ def _ratio(logprobs: jax.Array, old_logprobs: jax.Array | None, mask: jax.Array,
     return jnp.exp(log_ratio)
 
 
-def _clipped(ratio: jax.Array, advantage: jax.Array, low: float, high: float) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """PPO's pessimistic bound, the larger of the plain and the clipped loss, and where it is clipped."""
+# -- surrogates --------------------------------------------------------------------------------------------------------
+# Each takes the ratio pi / pi_old [B, T] or [B, 1], the log-probabilities [B, T], the advantages [B, 1] and the clip
+# range, and gives the loss of each token and its statistics. To add one: a function and a line in SURROGATES.
+
+Surrogate = Callable[[jax.Array, jax.Array, jax.Array, float, float], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def clipped(
+    ratio: jax.Array, logprobs: jax.Array, advantage: jax.Array, low: float, high: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """PPO's pessimistic bound, the larger of the plain and the clipped loss (appendix B gives the range)."""
     loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, low, high) * advantage)
-    below = (ratio < low) & (advantage < 0)
-    above = (ratio > high) & (advantage > 0)
+    return loss, _clip_stats((ratio < low) & (advantage < 0), (ratio > high) & (advantage > 0))
+
+
+def cispo(
+    ratio: jax.Array, logprobs: jax.Array, advantage: jax.Array, low: float, high: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """REINFORCE under a ratio that is cut from above and has no gradient, so that every token keeps one (CISPO, MiniMax
+    2025, arXiv 2506.13585). There is no lower end; TRL's epsilon_high is the cut itself, ours is the cut less 1."""
+    loss = -jax.lax.stop_gradient(jnp.minimum(ratio, high)) * advantage * logprobs
+    return loss, _clip_stats(jnp.zeros_like(ratio, bool), (ratio > high) & (advantage > 0))
+
+
+def sapo(
+    ratio: jax.Array, logprobs: jax.Array, advantage: jax.Array, low: float, high: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A soft gate in the place of the clip, sigmoid(t (ratio - 1)) * 4 / t, whose slope is 1 at ratio 1 (SAPO, Gao et
+    al. 2025, arXiv 2511.20347); t is 1 for a gain and 1.05 for a loss, as in TRL. The clip range is not used."""
+    temperature = jnp.where(advantage > 0, 1.0, 1.05)
+    loss = -jax.nn.sigmoid(temperature * (ratio - 1)) * 4 / temperature * advantage
+    return loss, _clip_stats((ratio < low) & (advantage < 0), (ratio > high) & (advantage > 0))
+
+
+SURROGATES: dict[str, Surrogate] = {"clip": clipped, "cispo": cispo, "sapo": sapo}
+
+
+def _clip_stats(below: jax.Array, above: jax.Array) -> dict[str, jax.Array]:
+    """Tokens outside the clip range on either side, under TRL's names."""
     names = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
-    return loss, dict(zip(names, (below, above, below | above), strict=True))
+    return dict(zip(names, (below, above, below | above), strict=True))
 
 
 def truncated_weights(logprobs: jax.Array, sampled: jax.Array | np.ndarray, cap: float) -> jax.Array:
@@ -153,6 +190,7 @@ def policy_loss(
     max_tokens: int | None = None,
     ratio_level: str = "token",
     weights: jax.Array | None = None,
+    surrogate: str = "clip",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of GBA, to be minimised: PPO's clipped surrogate plus `beta` times the k3 estimate of the KL.
 
@@ -173,11 +211,12 @@ def policy_loss(
         max_tokens: length limit of a completion, for "constant".
         ratio_level: "token" clips each token's ratio, "sequence" one geometric mean for each row (gspo).
         weights: [B, T] factors of the surrogate, without gradient; the KL is not weighted (TRL's order).
+        surrogate: "clip" (equation 5 with appendix B's clip), "cispo" or "sapo".
 
     Returns:
         The loss and its statistics under TRL's names.
     """
-    rest = (clip, beta, aggregation, clip_high, max_tokens, ratio_level, weights)
+    rest = (clip, beta, aggregation, clip_high, max_tokens, ratio_level, weights, surrogate)
     terms = policy_terms(logprobs, old_logprobs, ref_logprobs, advantages, mask, *rest)
     stats = terms.stats()
     return stats.pop("loss"), stats

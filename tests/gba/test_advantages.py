@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import group_advantages
+from mmedexpert_jax.gba.advantages import ESTIMATORS, estimate
 
 
 class Variants(chex.TestCase):
@@ -76,3 +77,77 @@ def test_without_the_deviation_a_group_keeps_its_scale():
     rewards = np.array([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 2.5]])
     expected = [[0.5, -0.5, -0.5, 0.5], [-0.5, -0.5, -0.5, 1.5]]  # Dr. GRPO: r - mean
     np.testing.assert_allclose(group_advantages(rewards, scale=False), expected, rtol=1e-6)
+
+
+# Estimators -----------------------------------------------------------------------------------------------------------
+
+
+def _trl(values, weights, name):
+    """TRL's lines for the same estimator (grpo_trainer, rloo_trainer of 1.16), in torch, NaN where a function
+    returned None."""
+    import torch
+    from trl.trainer.utils import nanstd
+
+    groups, samples, functions = values.shape
+    per_function = torch.tensor(values).reshape(-1, functions)
+    unscorable = torch.isnan(per_function).all(dim=1)
+    rewards = (per_function * torch.tensor(weights)).nansum(dim=1)
+    rewards[unscorable] = torch.nan
+    grouped = rewards.view(-1, samples)
+    centred = rewards - torch.nanmean(grouped, dim=1).repeat_interleave(samples)
+    if name == "decoupled":
+        each = per_function.view(-1, samples, functions)
+        normal = (each - torch.nanmean(each, dim=1, keepdim=True)) / (nanstd(each, dim=1, keepdim=True) + 1e-4)
+        summed = (normal.view(-1, functions) * torch.tensor(weights)).nansum(dim=1)
+        summed[unscorable] = torch.nan
+        advantages = (summed - torch.nanmean(summed)) / (nanstd(summed) + 1e-4)
+    elif name == "leave_one_out":
+        counts = (~torch.isnan(grouped)).sum(dim=1, keepdim=True)
+        advantages = rewards - ((torch.nansum(grouped, dim=1, keepdim=True) - grouped) / (counts - 1)).view(-1)
+    elif name == "group":
+        advantages = centred / (nanstd(grouped, dim=1).repeat_interleave(samples) + 1e-4)
+    elif name == "batch":
+        advantages = centred / (nanstd(rewards) + 1e-4)
+    else:
+        advantages = centred
+    return torch.nan_to_num(advantages, nan=0.0).view(groups, samples).numpy()
+
+
+@pytest.mark.parametrize("name", ["group", "none", "batch", "leave_one_out", "decoupled"])
+def test_estimators_are_trls_with_and_without_abstentions(name):
+    rng = np.random.default_rng(3)
+    weights = np.array([1.0, 0.5, 0.25], np.float32)
+    for share in (0.0, 0.2):
+        for _ in range(20):
+            values = rng.integers(0, 3, (4, 6, 3)).astype(np.float32)
+            values[rng.random(values.shape) < share] = np.nan
+            values[0, 0] = np.nan if share else values[0, 0]  # a sample about which all abstain
+            theirs = _trl(values, weights, name)
+            np.testing.assert_allclose(estimate(values, weights, name), theirs, rtol=2e-4, atol=2e-5)
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float32, (3, 4, 2), elements=st.integers(0, 2).map(float)), st.sampled_from(sorted(ESTIMATORS)))
+def test_every_estimator_is_finite_and_teaches_nothing_where_all_is_equal(values, name):
+    weights = np.array([1.0, 0.5], np.float32)
+    advantages = estimate(values, weights, name)
+    assert advantages.shape == (3, 4) and advantages.dtype == np.float32 and np.isfinite(advantages).all()
+    assert not estimate(np.ones_like(values), weights, name).any()
+    shifted = estimate(values + 8.0, weights, name)
+    np.testing.assert_allclose(advantages, shifted, atol=1e-4)  # no estimator depends on a constant
+
+
+def test_a_sample_about_which_all_abstain_is_left_out_of_its_groups_statistics():
+    values = np.array([[[1.0], [0.0], [np.nan], [1.0]]], np.float32)
+    found = estimate(values, np.ones(1), "group")
+    alone = group_advantages(np.array([[1.0, 0.0, 1.0]]))
+    np.testing.assert_allclose(found[0, [0, 1, 3]], alone[0], rtol=1e-5)
+    assert found[0, 2] == 0
+
+
+def test_decoupled_keeps_a_function_whose_variance_is_small():
+    """Accuracy of 0 or 1 beside a form that differs by 0.01: lost where they are summed first, kept where not."""
+    values = np.array([[[1.0, 0.0], [1.0, 0.01], [0.0, 0.0], [0.0, 0.01]]], np.float32)
+    weights = np.ones(2, np.float32)
+    summed, apart = estimate(values, weights, "group"), estimate(values, weights, "decoupled")
+    assert (summed[0, 1] - summed[0, 0]) < 0.05 < 0.5 < (apart[0, 1] - apart[0, 0])

@@ -32,6 +32,8 @@ SETTINGS = {
     "dr_grpo": {"aggregation": "constant"},
     "gspo": {"aggregation": "sequence", "ratio_level": "sequence"},
     "truncated": {"aggregation": "sequence"},
+    "cispo": {"aggregation": "token", "surrogate": "cispo"},
+    "sapo": {"aggregation": "sequence", "surrogate": "sapo"},
 }
 BETA, CAP = 0.05, 1.2
 
@@ -160,7 +162,8 @@ def test_loss_statistics_and_gradients_are_trls(trl, ours, loss_type, on_policy)
         _, gradient = ours(slope)
 
     torch, trainer = trl.torch, trl.trainer
-    trainer.loss_type = loss_type if loss_type in ("grpo", "dapo", "dr_grpo") else "grpo"
+    trainer.loss_type = loss_type if loss_type in ("grpo", "dapo", "dr_grpo", "cispo", "sapo") else "grpo"
+    trainer.epsilon_high = 1.28 if loss_type == "cispo" else 0.28  # TRL's cispo takes the cut itself
     trainer.importance_sampling_level, trainer.beta = SETTINGS[loss_type].get("ratio_level", "token"), BETA
     trainer.use_vllm = trainer.vllm_importance_sampling_correction = loss_type == "truncated"
     trainer._metrics["train"].clear()
