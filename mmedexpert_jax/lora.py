@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,23 @@ from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.runtime import files
 
 TARGETS = ("all-linear", "text")
-# Fields of adapter_config.json that change what the factors mean, with the values under which they do not.
+_FACTOR = re.compile(r"\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.weight)?$")
+# Fields of adapter_config.json with the only values under which the factors mean plain LoRA
 _PLAIN: dict[str, tuple] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-    **dict.fromkeys(
-        ("use_dora", "use_rslora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out"), (False, None)
-    ),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), ({}, None)),
-    **dict.fromkeys(
-        ("modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters"), ([], {}, None)
-    ),
 }
+# Fields that are read, or that say nothing about what a trained factor means. Any other that is set, such as use_dora,
+# alora_invocation_tokens or one that a later peft adds, changes the adapter's arithmetic and is refused by its name.
+_HARMLESS = (
+    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "target_modules"),
+    *("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"),
+    *("parent_library", "exclude_modules", "lora_dropout", "layers_to_transform", "layers_pattern"),
+    *("megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "runtime_config"),
+    *("qalora_group_size", "ensure_weight_tying"),
+)
+_TIED = "ties it to the other of lm_head and embed_tokens; untie the base, or train the adapter without it"
 
 
 @jax.tree_util.register_dataclass
@@ -121,7 +127,8 @@ def stack(loras: Sequence[Lora]) -> Lora:
         own = [(lora.scale, lora.factors[path]) for lora in loras if path in lora.factors]
         a, b = jnp.concatenate([pair["a"] for _, pair in own]), jnp.hstack([scale * pair["b"] for scale, pair in own])
         missing = rank - len(a)
-        factors[path] = {"a": jnp.pad(a, [(0, missing), (0, 0)]), "b": jnp.pad(b, [(0, 0), (0, missing)])}
+        rows = [(0, missing)] + [(0, 0)] * (a.ndim - 1)
+        factors[path] = {"a": jnp.pad(a, rows), "b": jnp.pad(b, [(0, 0), (0, missing)])}
     return Lora(factors, rank, rank)  # the scales stand in b, so that the common one is 1
 
 
@@ -147,15 +154,17 @@ def rounding(params: dict, folded: dict, lora: Lora) -> str:
 
 def check(lora: Lora, params: dict) -> None:
     """Raises DataError, naming the module, unless every factor fits a linear layer of `params`."""
-    shapes = dict(_linears(params))
+    tied = "lm_head" not in params
     for path, factors in lora.factors.items():
-        if path not in shapes:
+        if tied and path in ("lm_head", "model.embed_tokens"):
+            raise DataError(f"adapter module {path}: the base {_TIED}")
+        shape = _weight_shape(params, path)
+        if shape is None:
             raise DataError(
                 f"adapter module {path} is not a linear layer of the base model: use the adapter's own base"
             )
-        outputs, inputs = shapes[path]
         found = tuple(factors["a"].shape), tuple(factors["b"].shape)
-        expected = (lora.rank, inputs), (outputs, lora.rank)
+        expected = (lora.rank, *shape[1:]), (shape[0], lora.rank)
         if found != expected:
             raise DataError(
                 f"adapter module {path}: A and B have shapes {found[0]} and {found[1]}, the base model and "
@@ -183,9 +192,9 @@ def save_peft(path: str | Path, lora: Lora, base: str, decoder_only: bool = Fals
     path = Path(path)
     named = {module: module if decoder_only else _peft_name(module) for module in sorted(lora.factors)}
     tensors = {
-        f"base_model.model.{named[module]}.lora_{letter.upper()}.weight": np.ascontiguousarray(factor, np.float32)
+        f"base_model.model.{named[module]}.{name}": np.ascontiguousarray(factor, np.float32)
         for module, factors in lora.factors.items()
-        for letter, factor in factors.items()
+        for name, factor in _peft_factors(module, factors).items()
     }
     config = {
         "peft_type": "LORA",
@@ -211,30 +220,85 @@ def save_peft(path: str | Path, lora: Lora, base: str, decoder_only: bool = Fals
 def load_peft(path: str | Path, params: dict) -> Lora:
     """Reads a peft LoRA adapter directory for the base `params`; module names of transformers 4 and 5 are accepted.
 
+    rsLoRA (alpha / sqrt(r)) and the ranks and alphas of patterns become one rank and one scale: factors are padded with
+    zeros, whose gradients are zero too, and the rest of a module's own scale goes into its B.
+
     Raises:
-        DataError: files missing or broken, a kind of adapter other than plain LoRA, or tensors that do not fit.
+        DataError: files missing or broken, a kind of adapter other than LoRA, tensors that do not fit, or modules
+            saved whole that are not in `params` yet (`with_saved_modules`).
     """
     path = Path(path)
     config = _read_config(path / "adapter_config.json")
     weights = path / "adapter_model.safetensors"
-    try:
-        tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{weights}: cannot be read ({error}); save the adapter again with safetensors") from error
-    factors: dict[str, dict[str, jax.Array]] = {}
-    for name, tensor in tensors.items():
-        module, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
-        if rest not in ("A.weight", "B.weight"):
-            raise DataError(f"{weights}: tensor {name} is not a LoRA factor (lora_A.weight or lora_B.weight)")
-        factors.setdefault(canonical(module), {})[rest[0].lower()] = jnp.asarray(tensor, jnp.float32)
-    for module, pair in factors.items():
-        if len(pair) != 2:
+    factors, names = _read_factors(weights)
+    for place, tensor in _whole_tensors(weights, params).items():
+        old = _node(params, place)
+        if isinstance(old, jax.ShapeDtypeStruct) or not np.array_equal(np.asarray(old), tensor.astype(old.dtype)):
             raise DataError(
-                f"{weights}: module {module} has only lora_{next(iter(pair)).upper()}, both factors are needed"
+                f"{weights}: holds {place} whole (modules_to_save), which no low-rank delta can say: merge it with "
+                "peft first, or load it with mx.load_model"
             )
-    lora = Lora(factors, config["r"], config["lora_alpha"])
-    check(lora, params)
-    return lora
+    ranks = {module: _pattern(config, "rank_pattern", name, "r") for module, name in names.items()}
+    roots = {module: rank**0.5 if config.get("use_rslora") else rank for module, rank in ranks.items()}
+    scales = {
+        module: _pattern(config, "alpha_pattern", name, "lora_alpha") / roots[module] for module, name in names.items()
+    }
+    for module, pair in factors.items():
+        check(Lora({module: pair}, ranks[module], 1.0), params)
+    rank = max(ranks.values())
+    scale = scales[next(module for module, own in ranks.items() if own == rank)]
+    for module, pair in factors.items():
+        a, b = pair["a"], pair["b"] if scales[module] == scale else pair["b"] * (scales[module] / scale)
+        missing = rank - len(a)
+        factors[module] = {
+            "a": jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)),
+            "b": jnp.pad(b, [(0, 0), (0, missing)]),
+        }
+    plain = set(ranks.values()) == {config["r"]} and not config.get("use_rslora") and not config.get("alpha_pattern")
+    return Lora(factors, rank, config["lora_alpha"] if plain else scale * rank)
+
+
+def with_saved_modules(path: str | Path, params: dict) -> dict:
+    """`params` with the tensors that the adapter at `path` holds whole in place of the base's (modules_to_save).
+
+    Raises:
+        DataError: such a tensor fits none of the base's.
+    """
+    for place, tensor in _whole_tensors(Path(path) / "adapter_model.safetensors", params).items():
+        old = _node(params, place)
+        params = _replaced(params, place.split("."), jnp.asarray(tensor, old.dtype))
+    return params
+
+
+def _whole_tensors(weights: Path, params: dict) -> dict[str, np.ndarray]:
+    """The tensors of an adapter's file that are no factors, by their places in `params`."""
+    found = {}
+    for name, tensor in _tensors(weights).items():
+        if _FACTOR.search(name):
+            continue
+        place = canonical(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
+        old = _node(params, place)
+        if old is None and place == "lm_head.weight":
+            raise DataError(f"{weights}: holds lm_head of its own where the base {_TIED}")
+        if getattr(old, "shape", None) != tensor.shape:
+            raise DataError(
+                f"{weights}: tensor {name} {tensor.shape} is not a LoRA factor (lora_A.weight or lora_B.weight), and "
+                "fits no tensor of the base model in its place: use the adapter's own base"
+            )
+        found[place] = tensor
+    return found
+
+
+def _node(tree: Any, place: str) -> Any:
+    """What stands at a dotted path; None where nothing does."""
+    for name in place.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def _replaced(tree: dict, path: list[str], leaf: jax.Array) -> dict:
+    first, *rest = path
+    return tree | {first: _replaced(tree[first], rest, leaf) if rest else leaf}
 
 
 @functools.partial(jax.jit, static_argnames="scale")
@@ -258,23 +322,105 @@ def _leaf(tree: dict, path: str) -> dict:
 
 
 def _product(factors: dict[str, jax.Array], scale: float) -> jax.Array:
-    return scale * jnp.matmul(factors["b"], factors["a"], precision="highest")
+    a, b = factors["a"], factors["b"]  # a of a convolution has its kernel's axes behind the rank
+    delta = scale * jnp.matmul(b, a.reshape(len(a), -1), precision="highest")
+    return delta.reshape(len(b), *a.shape[1:])
 
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as JSON ({error})") from error
-    for key in ("r", "lora_alpha"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file}: cannot be read as JSON ({str(error)[:80]})") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{file}: expected a JSON object")
+    for key, valid in (("r", _is_rank), ("lora_alpha", _is_alpha)):
         if key not in config:
             raise DataError(f"{file}: key {key} is missing")
-    for key, plain in _PLAIN.items():
-        if key in config and config[key] not in plain:
+        if not valid(config[key]):
+            raise DataError(f"{file}: {key}={_shown(config[key])} is no finite number above 0")
+    for key, valid in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
+        pattern = config.get(key) or {}
+        if not isinstance(pattern, dict) or not all(map(valid, pattern.values())):
+            raise DataError(f"{file}: {key}={_shown(pattern)} is no object of finite numbers above 0")
+    if not isinstance(config.get("use_rslora") or False, bool):
+        raise DataError(f"{file}: use_rslora={_shown(config['use_rslora'])} is not true or false")
+    for key, value in config.items():
+        plain = value in _PLAIN[key] if key in _PLAIN else key in _HARMLESS or value in (None, False, [], {}, "")
+        if not plain:
             raise DataError(
-                f"{file}: {key}={config[key]!r} is not supported: only plain LoRA is, merge it with peft first"
+                f"{file}: {key}={_shown(value)} is not supported: only plain LoRA is, merge it with peft first"
             )
     return config
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**20
+
+
+def _is_alpha(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _shown(value: Any) -> str:
+    words = repr(value)
+    return words if len(words) <= 80 else f"{words[:77]}..."
+
+
+def _pattern(config: dict[str, Any], key: str, module: str, default: str) -> float:
+    """A module's own rank or alpha by peft's rule: the first pattern that ends the module's name, else the default."""
+    for pattern, value in (config.get(key) or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise DataError(f"adapter_config.json: {key}: {_shown(pattern)} is no regular expression") from error
+    return config[default]
+
+
+def _tensors(weights: Path) -> dict[str, np.ndarray]:
+    """The tensors of an adapter's file, all of them finite floats."""
+    try:
+        tensors = load_file(weights)
+    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a dtype that numpy has not
+        raise DataError(f"{weights}: cannot be read ({error}); save the adapter again with safetensors") from error
+    for name, tensor in tensors.items():
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise DataError(f"{weights}: tensor {name} has dtype {tensor.dtype}; save the adapter in floats")
+        if not np.isfinite(tensor.astype(np.float32)).all():
+            raise DataError(f"{weights}: tensor {name} has values that are not finite; its training diverged")
+    return tensors
+
+
+def _read_factors(weights: Path) -> tuple[dict[str, dict[str, jax.Array]], dict[str, str]]:
+    """Factors by module of the base, and by the same keys the modules' names in the file, which patterns match."""
+    factors: dict[str, dict[str, jax.Array]] = {}
+    names: dict[str, str] = {}
+    for name, tensor in _tensors(weights).items():
+        if not (found := _FACTOR.search(name)):
+            continue  # a whole tensor: with_saved_modules
+        module = name[: found.start()].removeprefix("base_model.model.")
+        values, letter = jnp.asarray(tensor, jnp.float32), found["letter"].lower()
+        if found["embedding"]:  # peft's A [r, V] and B [D, r] of an embedding [V, D]: its delta is (B A)^T
+            values, letter = values.T, "ba"["ab".index(letter)]
+        if letter == "b":  # of a convolution: [out, r, 1, 1, 1]
+            values = values.reshape(values.shape[:2]) if values.size == math.prod(values.shape[:2]) else values
+        factors.setdefault(canonical(module), {})[letter] = values
+        names[canonical(module)] = module
+    if not factors:
+        raise DataError(f"{weights}: no LoRA factors; save the adapter again after its training")
+    for module, pair in factors.items():
+        if len(pair) != 2:
+            raise DataError(
+                f"{weights}: module {module} has only lora_{next(iter(pair)).upper()}, both factors are needed"
+            )
+    return factors, names
+
+
+def _weight_shape(params: Any, path: str) -> tuple[int, ...] | None:
+    """Shape of the matrix or kernel that a module holds; None where there is no such module."""
+    params = _node(params, f"{path}.weight")
+    return tuple(params.shape) if params is not None and params.ndim >= 2 else None
 
 
 def _linears(params: dict, path: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
@@ -291,6 +437,14 @@ def _linears(params: dict, path: str = "") -> Iterator[tuple[str, tuple[int, int
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def _peft_factors(module: str, factors: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """A module's factors by the names and in the shapes of peft: linear layer, embedding or convolution."""
+    a, b = factors["a"], factors["b"]
+    if module.endswith("embed_tokens"):
+        return {"lora_embedding_A": b.T, "lora_embedding_B": a.T}
+    return {"lora_A.weight": a, "lora_B.weight": b.reshape(*b.shape, *[1] * (a.ndim - 2))}
 
 
 def _peft_name(module: str) -> str:

@@ -227,9 +227,10 @@ def test_names_of_older_transformers_are_read(adapted, base, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_dora", True), ("use_rslora", True), ("bias", "all"), ("peft_type", "LOHA"),
-        ("rank_pattern", {"q_proj": 8}),
-        ("alpha_pattern", {"q_proj": 8}), ("modules_to_save", ["lm_head"]), ("init_lora_weights", "pissa"),
+        ("use_dora", True), ("bias", "all"), ("peft_type", "LOHA"), ("init_lora_weights", "pissa"),
+        ("alora_invocation_tokens", [1, 2]), ("a_field_of_a_later_peft", True), ("layer_replication", [[0, 1]]),
+        ("r", 0), ("r", 4.0), ("r", True), ("lora_alpha", float("nan")), ("lora_alpha", "32"), ("use_rslora", "false"),
+        ("rank_pattern", [8]), ("rank_pattern", {"q_proj": -1}), ("alpha_pattern", {"q_proj": float("inf")}),
     ],
 )  # fmt: skip
 def test_other_adapters_are_refused_by_name(adapted, base, tmp_path, key, value):
@@ -238,6 +239,64 @@ def test_other_adapters_are_refused_by_name(adapted, base, tmp_path, key, value)
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(DataError, match=f"{key}="):
         lora_module.load_peft(tmp_path / "other", base[1])
+
+
+KINDS = {
+    "rslora": {"target_modules": "all-linear", "use_rslora": True},
+    "patterns": {
+        "target_modules": "all-linear",
+        "rank_pattern": {"q_proj": 8, r"layers\.0\.mlp\..*": 2},
+        "alpha_pattern": {"visual.*fc1": 3, "q_proj": 40},
+        "use_rslora": True,
+    },
+    "everywhere": {"target_modules": ["q_proj", "lm_head", "embed_tokens", "patch_embed.proj"]},
+    "saved": {"target_modules": ["q_proj", "fc1"], "modules_to_save": ["lm_head", "embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_of_every_kind_that_is_linear_give_the_logits_of_peft(kind, base_dir, base, inputs, tmp_path):
+    torch_inputs, batch, _ = inputs
+    torch.manual_seed(2)
+    model = get_peft_model(reference(base_dir), LoraConfig(r=4, lora_alpha=12, **KINDS[kind])).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, 0.0, 0.2)
+    with torch.no_grad():
+        expected = model(**torch_inputs).logits.numpy()
+    model.save_pretrained(tmp_path / "adapter")
+    params = lora_module.with_saved_modules(tmp_path / "adapter", base[1])
+    lora = lora_module.load_peft(tmp_path / "adapter", params)
+    with jax.default_matmul_precision("highest"):
+        plain = base[0].logits(base[1], batch)
+        assert relative(plain, expected) > 0.05
+        assert relative(base[0].logits(params, batch, lora), expected) < 2e-6
+        assert relative(base[0].logits(lora_module.fold(params, lora), batch), expected) < 2e-6
+    if kind == "saved":
+        with pytest.raises(DataError, match="modules_to_save"):
+            lora_module.load_peft(tmp_path / "adapter", base[1])
+        return
+    lora_module.save_peft(tmp_path / "again", lora, str(base_dir))
+    again = PeftModel.from_pretrained(reference(base_dir), tmp_path / "again")
+    with torch.no_grad():
+        assert relative(again(**torch_inputs).logits.numpy(), expected) < 2e-6
+
+
+@pytest.mark.parametrize("values", ["nan", "int8", "bool", "none"])
+def test_factors_that_are_no_finite_floats_are_refused(values, adapted, base, tmp_path):
+    shutil.copytree(adapted[1], tmp_path / "bad")
+    file = tmp_path / "bad" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    some = next(iter(tensors))
+    if values == "nan":
+        tensors[some] = np.full_like(tensors[some], np.nan)
+    elif values == "none":
+        tensors = {}
+    else:
+        tensors[some] = tensors[some].astype(values)
+    save_file(tensors, file)
+    with pytest.raises(DataError, match=r"adapter_model\.safetensors: "):
+        lora_module.load_peft(file.parent, base[1])
 
 
 def test_factors_that_do_not_fit_are_named(adapted, base, tmp_path):

@@ -50,7 +50,9 @@ def read_checkpoint(directory: Path, expected: dict[str, tuple[int, ...]], tied:
     """
     found = {canonical(name): stored for name, stored in _stored(directory)}
     head = found.pop("lm_head.weight", None) if tied else None
-    if head and not _equal(head, found.get("model.embed_tokens.weight")):
+    if head and "model.embed_tokens.weight" not in found:  # safetensors' save_model keeps one of the two tied names
+        found["model.embed_tokens.weight"] = head
+    elif head and not _equal(head, found.get("model.embed_tokens.weight")):
         raise DataError(f"{directory}: lm_head.weight differs from embed_tokens.weight; set tie_word_embeddings false")
     _check(directory, expected, {name: stored.shape for name, stored in found.items()})
     return found
@@ -64,8 +66,8 @@ def read_json(file: Path) -> dict[str, Any]:
         raise DataError(
             f"{file}: cannot be read ({error.strerror}); give the directory of a Hugging Face model"
         ) from error
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not valid JSON ({str(error)[:80]})") from error
     if not isinstance(content, dict):
         raise DataError(f"{file}: expected a JSON object")
     return content
@@ -95,16 +97,22 @@ def views(file: Path) -> dict[str, np.ndarray]:
 
 def tensor_files(directory: Path) -> dict[str, Path]:
     """{tensor name: file}, from the index of a sharded checkpoint or the one file. Raises DataError."""
-    index = directory / "model.safetensors.index.json"
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if index.exists() and single.exists():  # transformers would take the single file, whichever is the newer
+        raise DataError(
+            f"{directory}: holds both model.safetensors and shards with an index, as saving over an older model leaves "
+            "them; delete the one that is not meant"
+        )
     if index.exists():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise DataError(f"{index}: not an index of shards; download it again")
+        if not all(isinstance(file, str) and Path(file).name == file for file in weight_map.values()):
+            raise DataError(f"{index}: a shard's name is not that of a file in the folder; download it again")
         absent = sorted({file for file in weight_map.values() if not (directory / file).exists()})
         if absent:
             raise DataError(f"{index}: shards missing: {_listing(absent)}; download them again")
         return {name: directory / file for name, file in weight_map.items()}
-    single = directory / "model.safetensors"
     if not single.exists():
         raise DataError(f"{directory}: no weights; expected model.safetensors or model.safetensors.index.json")
     return dict.fromkeys(_open(single).keys(), single)

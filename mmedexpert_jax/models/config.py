@@ -1,5 +1,7 @@
 """The shape of a Qwen2-VL or Qwen2.5-VL model, read from and written to Hugging Face's config.json."""
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +10,76 @@ from mmedexpert_jax.errors import DataError
 
 # model_type -> architecture
 FAMILIES = {"qwen2_vl": "Qwen2VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}
+
+
+# Keys of generation_config.json that other fields hold, or that say who wrote it; the rest is kept for saving.
+_GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
+_LARGEST = 2**31  # of any integer in a config: sizes and ids are int32 on devices
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Typed, bounded reading of the object `values` in the file and section that `place` names."""
+
+    values: Mapping[str, Any]
+    place: str = "config.json"
+
+    def integer(self, key: str, default: Any, least: int = 1) -> Any:
+        """An integer from `least` on; the default where the key is absent. A null is refused: it is no size."""
+        if key not in self.values:
+            return default
+        value = self.values[key]
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _LARGEST:
+            raise self.wrong(key, f"an integer from {least} on")
+        return value
+
+    def positive(self, key: str, default: float) -> float:
+        """A finite number above 0."""
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self.wrong(key, "a finite number above 0")
+        return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """true or false; a string is neither."""
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        """A string."""
+        value = self.values.get(key, default)
+        if not isinstance(value, str):
+            raise self.wrong(key, "a string")
+        return value
+
+    def integers(self, key: str, default: tuple[int, ...], length: int | None = None) -> tuple[int, ...]:
+        """A list of integers from 0 on, of a given length if one is given."""
+        value = self.values.get(key, default)
+        fits = isinstance(value, list | tuple) and (length is None or len(value) == length)
+        if not fits or any(isinstance(x, bool) or not isinstance(x, int) or not 0 <= x < _LARGEST for x in value):
+            raise self.wrong(key, f"a list of {length or 'some'} integers from 0 on")
+        return tuple(value)
+
+    def section(self, key: str) -> "Keys":
+        """The object under a key; an empty one where it is absent or null."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise self.wrong(key, "an object")
+        return Keys(value or {}, f"{self.place}: {key}")
+
+    def wrong(self, key: str, expected: str) -> DataError:
+        """The refusal of a value, which is shortened."""
+        return DataError(
+            f"{self.place}: {key} is {shown(self.values[key])}, not {expected}; copy the base model's file"
+        )
+
+
+def shown(value: Any) -> str:
+    """A value for an error's line, at most 80 characters of it."""
+    words = repr(value)
+    return words if len(words) <= 80 else f"{words[:77]}..."
 
 
 @dataclass(frozen=True)
@@ -74,6 +146,7 @@ class ModelConfig:
     bos_token_id: int = 151643
     pad_token_id: int = 151643
     eos_token_ids: tuple[int, ...] = (151645, 151643)
+    generation: str = "{}"  # the other keys of generation_config.json as JSON, which an export keeps
 
     @property
     def family(self) -> str:
@@ -89,26 +162,31 @@ class ModelConfig:
         Raises:
             DataError: another architecture, or one that this network does not implement.
         """
-        family = config.get("model_type")
+        keys = Keys(config)
+        family = keys.text("model_type", "")
         if family not in FAMILIES:
-            raise DataError(f"config.json: model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
-        if "quantization_config" in config:
-            raise DataError("config.json: quantization_config is not supported; use the unquantised checkpoint")
-        text = config.get("text_config") or config
-        ids = {k: v for source in (text, config, generation or {}) for k, v in source.items() if v is not None}
-        eos = ids.get("eos_token_id", 151645)
-        eos = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+            raise DataError(
+                f"config.json: model_type {shown(family)} is not supported; use one of {', '.join(FAMILIES)}"
+            )
+        text = keys.section("text_config") if config.get("text_config") else keys
+        said = Keys(generation or {}, "generation_config.json")
+        eos = _token_ids(said, keys, text)
+        bos, pad = (
+            next((ids.integer(key, None, 0) for ids in (said, keys, text) if ids.values.get(key) is not None), default)
+            for key, default in (("bos_token_id", 151643), ("pad_token_id", eos[-1]))
+        )
         result = cls(
             text=_text_config(text),
-            vision=_vision_config(family, config.get("vision_config") or {}),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
-            image_token_id=config.get("image_token_id", 151655),
-            video_token_id=config.get("video_token_id", 151656),
-            vision_start_token_id=config.get("vision_start_token_id", 151652),
-            vision_end_token_id=config.get("vision_end_token_id", 151653),
-            bos_token_id=ids.get("bos_token_id", 151643),
-            pad_token_id=ids.get("pad_token_id", eos[-1]),
+            vision=_vision_config(family, keys.section("vision_config")),
+            tie_word_embeddings=keys.flag("tie_word_embeddings") or text.flag("tie_word_embeddings"),
+            image_token_id=keys.integer("image_token_id", 151655, 0),
+            video_token_id=keys.integer("video_token_id", 151656, 0),
+            vision_start_token_id=keys.integer("vision_start_token_id", 151652, 0),
+            vision_end_token_id=keys.integer("vision_end_token_id", 151653, 0),
+            bos_token_id=bos,
+            pad_token_id=pad,
             eos_token_ids=eos,
+            generation=json.dumps({k: v for k, v in said.values.items() if k not in _GENERATION}, sort_keys=True),
         )
         result._check()
         return result
@@ -148,6 +226,8 @@ class ModelConfig:
 
     def _check(self) -> None:
         text, vision = self.text, self.vision
+        if outside := [i for i in (self.image_token_id, *self.eos_token_ids) if i >= text.vocab_size]:
+            raise DataError(f"config.json: token ids {outside} are outside vocab_size {text.vocab_size}")
         if text.hidden_size % text.num_heads or text.num_heads % text.num_kv_heads:
             raise DataError(
                 f"config.json: num_attention_heads {text.num_heads} must divide hidden_size {text.hidden_size} "
@@ -156,6 +236,10 @@ class ModelConfig:
         if 2 * sum(text.mrope_section) != text.head_dim:
             raise DataError(
                 f"config.json: mrope_section {list(text.mrope_section)} must sum to half of head_dim {text.head_dim}"
+            )
+        if vision.merge_size != 2 or vision.patch_size * vision.merge_size > vision.window_size:
+            raise DataError(
+                "config.json: vision_config: spatial_merge_size must be 2, and a window hold a merged patch"
             )
         if vision.hidden_size % (4 * vision.num_heads):
             raise DataError("config.json: vision_config's width per head must be a multiple of 4")
@@ -166,61 +250,73 @@ class ModelConfig:
             )
 
 
-def _text_config(text: Mapping[str, Any]) -> TextConfig:
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+def _token_ids(*sources: Keys) -> tuple[int, ...]:
+    """The EOS ids of the first source that has any: one, or a list."""
+    for source in sources:
+        value = source.values.get("eos_token_id")
+        if isinstance(value, list | tuple) and value:
+            return source.integers("eos_token_id", ())
+        if value is not None:
+            return (source.integer("eos_token_id", None, 0),)
+    return (151645,)
+
+
+def _text_config(text: Keys) -> TextConfig:
+    rope = text.section("rope_parameters" if text.values.get("rope_parameters") else "rope_scaling")
+    rope_type = rope.text("rope_type", "") or rope.text("type", "") or "default"
     if rope_type not in ("default", "mrope"):
-        raise DataError(f"config.json: rope type {rope_type!r} is not supported; only M-RoPE without scaling is")
-    if text.get("use_sliding_window"):
+        raise DataError(f"{rope.place}: rope type {shown(rope_type)} is not supported; only M-RoPE without scaling is")
+    if text.flag("use_sliding_window"):
         raise DataError("config.json: use_sliding_window is not supported; the published checkpoints leave it false")
-    if text.get("hidden_act", "silu") != "silu":
-        raise DataError(f"config.json: hidden_act {text['hidden_act']!r} is not supported in the decoder; only silu is")
-    num_heads = text.get("num_attention_heads", 64)
+    if text.text("hidden_act", "silu") != "silu":
+        raise text.wrong("hidden_act", "silu, the only one of the decoder")
+    num_heads = text.integer("num_attention_heads", 64)
     return TextConfig(
-        vocab_size=text.get("vocab_size", 152064),
-        hidden_size=text.get("hidden_size", 8192),
-        intermediate_size=text.get("intermediate_size", 29568),
-        num_layers=text.get("num_hidden_layers", 80),
+        vocab_size=text.integer("vocab_size", 152064),
+        hidden_size=text.integer("hidden_size", 8192),
+        intermediate_size=text.integer("intermediate_size", 29568),
+        num_layers=text.integer("num_hidden_layers", 80),
         num_heads=num_heads,
-        num_kv_heads=text.get("num_key_value_heads", 8) or num_heads,
-        rms_norm_eps=text.get("rms_norm_eps", 1e-5),
-        rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or 1e6),
-        mrope_section=tuple(rope.get("mrope_section", (16, 24, 24))),
-        max_position_embeddings=text.get("max_position_embeddings", 32768),
+        # an explicit null means as many as heads, as in transformers; an absent key the class default
+        num_kv_heads=num_heads
+        if text.values.get("num_key_value_heads", 8) is None
+        else text.integer("num_key_value_heads", 8),
+        rms_norm_eps=text.positive("rms_norm_eps", 1e-5),
+        rope_theta=float(rope.positive("rope_theta", text.positive("rope_theta", 1e6))),
+        mrope_section=rope.integers("mrope_section", (16, 24, 24), 3),
+        max_position_embeddings=text.integer("max_position_embeddings", 32768),
     )
 
 
-def _vision_config(family: str, vision: Mapping[str, Any]) -> VisionConfig:
+def _vision_config(family: str, vision: Keys) -> VisionConfig:
     act = {"qwen2_vl": "quick_gelu", "qwen2_5_vl": "silu"}[family]
-    if vision.get("hidden_act", act) != act:
-        raise DataError(
-            f"config.json: vision_config.hidden_act {vision['hidden_act']!r} is not supported; {family} has {act}"
-        )
+    if vision.text("hidden_act", act) != act:
+        raise vision.wrong("hidden_act", f"{act}, which {family} has")
     common = {
         "family": family,
-        "depth": vision.get("depth", 32),
-        "num_heads": vision.get("num_heads", 16),
-        "in_channels": vision.get("in_channels", vision.get("in_chans", 3)),
-        "patch_size": vision.get("patch_size", 14),
-        "temporal_patch_size": vision.get("temporal_patch_size", 2),
-        "merge_size": vision.get("spatial_merge_size", 2),
+        "depth": vision.integer("depth", 32),
+        "num_heads": vision.integer("num_heads", 16),
+        "in_channels": vision.integer("in_channels", vision.integer("in_chans", 3)),
+        "patch_size": vision.integer("patch_size", 14),
+        "temporal_patch_size": vision.integer("temporal_patch_size", 2),
+        "merge_size": vision.integer("spatial_merge_size", 2),
     }
     if family == "qwen2_vl":  # here hidden_size names the output's width
-        width = vision.get("embed_dim", 1280)
+        width = vision.integer("embed_dim", 1280)
         return VisionConfig(
             **common,
             hidden_size=width,
-            intermediate_size=int(width * vision.get("mlp_ratio", 4)),
-            out_hidden_size=vision.get("hidden_size", 3584),
+            intermediate_size=int(width * vision.positive("mlp_ratio", 4)),
+            out_hidden_size=vision.integer("hidden_size", 3584),
         )
     return VisionConfig(
         **common,
-        hidden_size=vision.get("hidden_size", 3584),
-        intermediate_size=vision.get("intermediate_size", 3420),
-        out_hidden_size=vision.get("out_hidden_size", 3584),
-        window_size=vision.get("window_size", 112),
-        full_attention_blocks=tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31))),
-        tokens_per_second=vision.get("tokens_per_second", 4),
+        hidden_size=vision.integer("hidden_size", 3584),
+        intermediate_size=vision.integer("intermediate_size", 3420),
+        out_hidden_size=vision.integer("out_hidden_size", 3584),
+        window_size=vision.integer("window_size", 112),
+        full_attention_blocks=vision.integers("fullatt_block_indexes", (7, 15, 23, 31)),
+        tokens_per_second=vision.integer("tokens_per_second", 4),
     )
 
 

@@ -36,10 +36,16 @@ class Embedding(nnx.Module):
 
     def __init__(self, size: int, width: int):
         self.weight = declare(size, width)
+        self.lora: Any = nnx.data(None)  # (a [rank, D], b [V, rank])
+        self.scale = 1.0
 
     def __call__(self, tokens: Array) -> Array:
         """tokens [...] -> [..., D]."""
-        return self.weight[...][tokens]
+        x = self.weight[...][tokens]
+        if self.lora is None:
+            return x
+        a, b = self.lora
+        return x + (self.scale * (b[tokens] @ a)).astype(x.dtype)
 
 
 class TextAttention(nnx.Module):

@@ -162,6 +162,7 @@ def attend_windows(queries: Array, keys: Array, values: Array, windows: Array, s
         [B, H, T, D] in the dtype of the values.
     """
     batch, heads, length, width = queries.shape
+    size = min(size, length)  # a window larger than the row would be padded to three windows of keys
     count = -(-length // size)
     padding = count * size - length
 

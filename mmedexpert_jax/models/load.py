@@ -82,6 +82,8 @@ def load_policy(
     directory, adapters = trace(src)
     config = read_config(directory)
     params = _place(_tensors(directory, config), config, dtype, mesh)
+    for adapter in adapters:
+        params = lora_module.with_saved_modules(adapter, params)
     loras = [lora_module.load_peft(adapter, params) for adapter in adapters]
     lora = lora_module.stack(loras) if loras else None
     return Model(config), params, lora if mesh is None or lora is None else shard(lora, mesh)
@@ -92,18 +94,42 @@ def load_architecture(src: str | Path) -> Model:
     return Model(_published(str(src)) if str(src).startswith("random:") else read_config(trace(src)[0]))
 
 
-def load_processor(src: str | Path, max_pixels: int | None = None) -> Any:
-    """The `Processor` of whatever `load_model` takes; an adapter or a run has its base's."""
+def load_processor(src: str | Path, max_pixels: int | None = None, base: str = "") -> Any:
+    """The `Processor` of whatever `load_model` takes.
+
+    An adapter's own tokenizer, chat template and image settings come before its base's.
+
+    Raises:
+        DataError: as `load_model`, or a tokenizer that does not fit the model.
+    """
     from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, SYSTEM
     from mmedexpert_jax.processing.processor import Processor
 
     if str(src).startswith("random:"):
         raise DataError(f"{src} has no tokenizer; load the processor of the checkpoint with that shape")
-    directory, _ = trace(src)
+    directory, adapters = trace(src, base)
     if gguf := next(directory.glob("*.gguf"), None):
         images = Processor.load(MINI, max_pixels).image_config
         return Processor(smollm2.tokenizer(gguf), images, QWEN2_VL_TEMPLATE.replace(SYSTEM, smollm2.SYSTEM))
-    return Processor.load(directory, max_pixels)
+    config = read_config(directory)
+    processor = Processor.load(directory, max_pixels, adapters[::-1], config.family)
+    _check_tokenizer(processor, config, directory)
+    return processor
+
+
+def _check_tokenizer(processor: Any, config: ModelConfig, directory: Path) -> None:
+    """Raises DataError where the tokenizer has ids that the embedding has no row for, or another image token."""
+    highest = max(processor.tokenizer.get_vocab().values())
+    if highest >= config.text.vocab_size:
+        raise DataError(
+            f"{directory}: the tokenizer has ids up to {highest}, the embedding {config.text.vocab_size} rows; resize "
+            "the embedding to the tokens that were added (resize_token_embeddings), or take the base's tokenizer"
+        )
+    if processor.image_token_id != config.image_token_id:
+        raise DataError(
+            f"{directory}: the image token is {processor.image_token_id} in the tokenizer and {config.image_token_id} "
+            "in config.json (image_token_id); take both from the base model"
+        )
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -120,11 +146,22 @@ def read_config(directory: Path) -> ModelConfig:
         raise DataError(message if message.startswith(str(directory)) else f"{directory}/{message}") from error
 
 
-def trace(src: str | Path) -> tuple[Path, list[Path]]:
-    """The checkpoint directory behind `src` and the adapters to fold into it, in order."""
+def trace(src: str | Path, base: str = "") -> tuple[Path, list[Path]]:
+    """The checkpoint directory behind `src` and the adapters to fold into it, in order.
+
+    `base` takes the place of the model that the innermost adapter names. Raises DataError.
+    """
     adapters: list[Path] = []
     while True:
-        directory = _locate(src)
+        try:
+            directory = _locate(src)
+        except (DataError, RemoteError) as error:
+            if not adapters:
+                raise
+            raise type(error)(
+                f"{error} ({adapters[-1]}/adapter_config.json names it as its base; give the base with "
+                "--config.model.base=)"
+            ) from error
         if not (directory / "adapter_config.json").exists():
             return directory, adapters[::-1]
         if directory in adapters:
@@ -132,9 +169,20 @@ def trace(src: str | Path) -> tuple[Path, list[Path]]:
                 f"{directory}/adapter_config.json: base_model_name_or_path leads back to the adapter itself"
             )
         adapters.append(directory)
-        src = read_json(directory / "adapter_config.json").get("base_model_name_or_path") or ""
-        if not src:
-            raise DataError(f"{directory}/adapter_config.json: base_model_name_or_path is missing; name the base model")
+        src = read_json(directory / "adapter_config.json").get("base_model_name_or_path") or base
+        if base and not _is_adapter(src):
+            src = base
+        if not isinstance(src, str) or not src:
+            raise DataError(
+                f"{directory}/adapter_config.json: base_model_name_or_path is missing; name the base model there or "
+                "with --config.model.base="
+            )
+
+
+def _is_adapter(src: Any) -> bool:
+    """Whether a base is itself an adapter or a run with one, on this machine."""
+    places = [Path(str(src)), Path(str(src)) / "export" / "adapter"]
+    return any((place / "adapter_config.json").is_file() for place in places)
 
 
 def folders(src: str | Path) -> list[Path]:
@@ -159,7 +207,7 @@ def _locate(src: str | Path) -> Path:
     """The local directory with the files of `src`: "mini", smollm2's package, a run's export, or from the hub."""
     if str(src) == "smollm2":
         return smollm2.find().parent
-    path = MINI if str(src) == "mini" else Path(src)
+    path = MINI if str(src) == "mini" else Path(src).expanduser()
     if path.is_dir():
         exports = [path / "export" / "model", path / "export" / "adapter"]
         return next((export for export in exports if export.is_dir()), path)

@@ -27,17 +27,38 @@ EPS = 1e-6  # of every norm of the tower, fixed in transformers
 ROPE_THETA = 10000.0
 
 
-class PatchEmbed(nnx.Module):
-    """A Conv3d whose kernel is its stride, which is one product with the flattened kernel."""
+class PatchConv(nnx.Module):
+    """A convolution whose kernel is its stride, which is one product with the flattened kernel."""
 
-    def __init__(self, config: VisionConfig):
-        kernel = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
-        self.proj = nnx.Dict(weight=declare(config.hidden_size, *kernel))
+    def __init__(self, out_features: int, *kernel: int, bias: bool = False):
+        self.weight = declare(out_features, *kernel)
+        self.bias = declare(out_features) if bias else None
+        self.lora: Any = nnx.data(None)  # (a [rank, *kernel], b [D, rank])
+        self.scale = 1.0
 
     def __call__(self, patches: Array) -> Array:
         """patches [..., C] -> [..., D] in the dtype of the parameters."""
-        weight = self.proj["weight"][...]
-        return contract(patches.astype(weight.dtype), weight.reshape(weight.shape[0], -1))
+        weight = self.weight[...]
+        y = contract(patches.astype(weight.dtype), weight.reshape(weight.shape[0], -1))
+        if self.bias is not None:
+            y = y + self.bias[...]
+        if self.lora is not None:
+            a, b = self.lora
+            low = contract(patches.astype(jnp.float32), a.reshape(a.shape[0], -1))
+            y = y + (self.scale * contract(low, b)).astype(y.dtype)
+        return y
+
+
+class PatchEmbed(nnx.Module):
+    """The convolution under the checkpoint's name."""
+
+    def __init__(self, config: VisionConfig):
+        kernel = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
+        self.proj = PatchConv(config.hidden_size, *kernel)
+
+    def __call__(self, patches: Array) -> Array:
+        """patches [..., C] -> [..., D]."""
+        return self.proj(patches)
 
 
 class VisionAttention(nnx.Module):

@@ -2,17 +2,50 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
+from msgspec import Meta
 from PIL import Image
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError
 
-MAX_PIXELS = 401_408  # 512 merged tokens
+MAX_TOKENS = 512  # of an image where no limit is asked for; appendix B
+MAX_PIXELS = 401_408  # the same in pixels of Qwen2-VL, whose merged token has 28 x 28
 MAX_ASPECT = 200  # longest side over shortest, as in transformers
 BICUBIC = int(Image.Resampling.BICUBIC)
+
+
+_Size = Annotated[int, Meta(ge=1, le=4096)]
+_Pixels = Annotated[int, Meta(ge=1, lt=2**31)]
+_Channels = Annotated[list[float], Meta(min_length=3, max_length=3)]
+
+
+class _Edges(TypedDict, total=False):
+    shortest_edge: _Pixels | None
+    longest_edge: _Pixels | None
+    min_pixels: _Pixels | None
+    max_pixels: _Pixels | None
+
+
+class _Settings(TypedDict, total=False):
+    """The keys of preprocessor_config.json that are read, of every generation of transformers."""
+
+    do_resize: bool | None
+    do_rescale: bool | None
+    do_normalize: bool | None
+    resample: int | None
+    rescale_factor: float | None
+    size: _Edges | None
+    min_pixels: _Pixels | None
+    max_pixels: _Pixels | None
+    patch_size: _Size
+    temporal_patch_size: _Size
+    merge_size: _Size
+    image_mean: _Channels
+    image_std: _Channels
 
 
 @dataclass(frozen=True)
@@ -26,6 +59,9 @@ class ImageConfig:
     max_pixels: int = MAX_PIXELS
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    stored_max_pixels: int = field(
+        default=0, compare=False
+    )  # the file's own limit, which an export keeps; 0: max_pixels
 
     def __post_init__(self):
         if self.merge_size != 2:
@@ -50,42 +86,66 @@ class ImageConfig:
 
         Args:
             values: the file's content.
-            max_pixels: takes the place of the file's own limit; None caps that limit at MAX_PIXELS.
+            max_pixels: takes the place of the file's own limit; None caps that limit at MAX_TOKENS.
 
         Raises:
-            DataError: the file asks for a step or size that this module does not do.
+            DataError: a value of another type or out of bounds, or a step or size that this module does not do.
             ConfigError: `max_pixels` is too low.
         """
+        place = "preprocessor_config.json"
+        if not all(border.finite(values.get(key)) for key in ("image_mean", "image_std", "rescale_factor")):
+            raise DataError(f"{place}: a mean, deviation or factor is not finite; copy the base model's file")
+        values = border.check(
+            {key: values[key] for key in _Settings.__annotations__ if key in values}, _Settings, place
+        )
         fixed = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": BICUBIC}
         for key, expected in fixed.items():
-            if values.get(key, expected) != expected:
-                raise DataError(f"preprocessor_config.json: {key} is {values[key]!r}, only {expected!r} is supported")
-        if not math.isclose(values.get("rescale_factor", 1 / 255), 1 / 255):
-            raise DataError("preprocessor_config.json: rescale_factor is not 1/255, the only supported value")
+            if values.get(key) not in (expected, None):
+                raise DataError(f"{place}: {key} is {values[key]!r}, only {expected!r} is supported")
+        if not math.isclose(values.get("rescale_factor") or 1 / 255, 1 / 255):
+            raise DataError(f"{place}: rescale_factor is not 1/255, the only supported value")
+        if not all(std > 0 for std in values.get("image_std", cls.std)):
+            raise DataError(f"{place}: image_std {values['image_std']} must be above 0; copy the base model's file")
         size = values.get("size") or {}
+        patch, merge = values.get("patch_size", cls.patch_size), values.get("merge_size", cls.merge_size)
+        usual = MAX_TOKENS * (patch * merge) ** 2
         lowest = values.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or cls.min_pixels
-        highest = values.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or MAX_PIXELS
+        highest = values.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or usual
         return cls(
-            patch_size=values.get("patch_size", cls.patch_size),
+            patch_size=patch,
             temporal_patch_size=values.get("temporal_patch_size", cls.temporal_patch_size),
-            merge_size=values.get("merge_size", cls.merge_size),
+            merge_size=merge,
             min_pixels=lowest,
-            max_pixels=min(highest, MAX_PIXELS) if max_pixels is None else max_pixels,
+            max_pixels=min(highest, usual) if max_pixels is None else max_pixels,
             mean=tuple(values.get("image_mean", cls.mean)),
             std=tuple(values.get("image_std", cls.std)),
+            stored_max_pixels=highest if max_pixels is None else max_pixels,
         )
+
+    def of_part(self, part: Mapping[str, Any]) -> "ImageConfig":
+        """The settings for one image part of a message, whose own min_pixels and max_pixels come first.
+
+        As in qwen-vl-utils. Raises DataError for values that are no numbers of pixels.
+        """
+        own = {key: part[key] for key in ("min_pixels", "max_pixels") if part.get(key) is not None}
+        border.check(own, dict[str, _Pixels], "an image part")
+        least = max(own.get("min_pixels", min(self.min_pixels, own.get("max_pixels", self.max_pixels))), 1)
+        most = own.get("max_pixels", max(self.max_pixels, least))
+        if most < max(least, self.factor**2):
+            raise DataError(f"an image part: max_pixels {most} is below {max(least, self.factor**2)}: raise it")
+        return replace(self, min_pixels=least, max_pixels=most)
 
     def to_hf(self) -> dict[str, Any]:
         """The content of preprocessor_config.json that transformers reads, old and new."""
+        most = self.stored_max_pixels or self.max_pixels
         return {
             "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": "Qwen2VLProcessor",
             "do_convert_rgb": True,
             "do_resize": True,
             "resample": BICUBIC,
-            "size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
+            "size": {"shortest_edge": self.min_pixels, "longest_edge": most},
             "min_pixels": self.min_pixels,
-            "max_pixels": self.max_pixels,
+            "max_pixels": most,
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
@@ -118,6 +178,21 @@ def smart_resize(height: int, width: int, config: ImageConfig = ImageConfig()) -
         rows = math.ceil(height * scale / factor) * factor
         columns = math.ceil(width * scale / factor) * factor
     return rows, columns
+
+
+def resized_part(image: Image.Image, part: Mapping[str, Any], config: ImageConfig) -> Image.Image:
+    """The picture at the resized_height and resized_width that an image part asks for, to whole merged tokens.
+
+    As in qwen-vl-utils; both or none must be given. Raises DataError.
+    """
+    sides = {key: part[key] for key in ("resized_height", "resized_width") if part.get(key) is not None}
+    if not sides:
+        return image
+    if len(sides) == 1:
+        raise DataError(f"an image part has {next(iter(sides))} alone; give resized_height and resized_width")
+    border.check(sides, dict[str, Annotated[int, Meta(ge=1, le=2**16)]], "an image part")
+    height, width = smart_resize(sides["resized_height"], sides["resized_width"], config)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def patchify(image: Image.Image, config: ImageConfig = ImageConfig()) -> tuple[np.ndarray, tuple[int, int]]:

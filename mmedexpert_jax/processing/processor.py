@@ -14,7 +14,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template
 from mmedexpert_jax.processing.images import ImageRef, open_image
-from mmedexpert_jax.processing.patches import ImageConfig, patchify
+from mmedexpert_jax.processing.patches import ImageConfig, patchify, resized_part
 from mmedexpert_jax.processing.positions import MERGE_SIZE, mrope_positions, patch_positions
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -23,6 +23,9 @@ CHAT_END = "<|im_end|>"
 IMAGE_PAD = "<|image_pad|>"
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")
 _MERGED = MERGE_SIZE**2  # patches of one merged token
+_PART_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of an image part, as in qwen-vl-utils
+# model_type -> the class that transformers and vLLM look for in a saved processor
+CLASSES = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +47,15 @@ class Processor:
     Special tokens spelt out in a message are encoded as ordinary text.
     """
 
-    def __init__(self, tokenizer: Any, image_config: ImageConfig, template: str | None = None):
-        """Takes a transformers fast tokenizer; `template` None means the tokenizer's own, or Qwen2-VL's."""
+    def __init__(
+        self, tokenizer: Any, image_config: ImageConfig, template: str | None = None, family: str = "qwen2_vl"
+    ):
+        """Takes a transformers fast tokenizer; `template` None means the tokenizer's own, or Qwen2-VL's.
+
+        `family` is the model_type, one of CLASSES.
+        """
         self.tokenizer = tokenizer
+        self.family = family
         self.image_config = image_config
         tokenizer.chat_template = template or tokenizer.chat_template or QWEN2_VL_TEMPLATE
         vocabulary = tokenizer.get_vocab()
@@ -61,23 +70,32 @@ class Processor:
         )
 
     @classmethod
-    def load(cls, path: str | Path, max_pixels: int | None = None) -> "Processor":
+    def load(
+        cls, path: str | Path, max_pixels: int | None = None, over: Sequence[Path] = (), family: str = "qwen2_vl"
+    ) -> "Processor":
         """Reads a Hugging Face directory.
 
         Args:
             path: holds tokenizer.json (or vocab.json and merges.txt) and preprocessor_config.json (or, as
                 transformers 5 saves it, processor_config.json); a chat template in chat_template.jinja,
                 chat_template.json or tokenizer_config.json.
-            max_pixels: limit of an image's area; None takes the file's, at most 401,408 (512 tokens).
+            max_pixels: limit of an image's area; None takes the file's, at most that of 512 tokens.
+            over: directories, such as an adapter's, whose own tokenizer, template and image settings come first.
+            family: the model_type.
 
         Raises:
             DataError: a file is missing, broken, or asks for a preprocessing that is not Qwen2-VL's.
             ConfigError: `max_pixels` is too low.
         """
-        directory = Path(path)
-        tokenizer = _load_tokenizer(directory)
-        image_config = ImageConfig.from_hf(_read_image_settings(directory), max_pixels)
-        return cls(tokenizer, image_config, find_template(directory, tokenizer))
+        places = [*map(Path, over), Path(path)]
+
+        def first(*names: str) -> Path:
+            return next((place for place in places if any((place / name).is_file() for name in names)), places[-1])
+
+        tokenizer = _load_tokenizer(first("tokenizer.json", "vocab.json"))
+        settings = _read_image_settings(first("preprocessor_config.json", "processor_config.json"))
+        template = find_template(first("chat_template.jinja", "chat_template.json"), tokenizer)
+        return cls(tokenizer, ImageConfig.from_hf(settings, max_pixels), template, family)
 
     def save(self, path: str | Path) -> None:
         """Writes what `load` and transformers read: tokenizer, chat_template.jinja, preprocessor_config.json."""
@@ -86,12 +104,11 @@ class Processor:
         self.tokenizer.save_pretrained(str(directory))
         file = directory / "tokenizer_config.json"
         settings = json.loads(file.read_text(encoding="utf-8"))
-        # The class that reads tokenizer.json as it stands, by the name that every transformers knows.
-        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "Qwen2VLProcessor"}
-        _write_json(
-            file, {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
-        )
-        _write_json(directory / "preprocessor_config.json", self.image_config.to_hf())
+        classes = {"tokenizer_class": _tokenizer_class(self.tokenizer), "processor_class": CLASSES[self.family]}
+        settings = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
+        _write_json(file, settings | classes)
+        images = self.image_config.to_hf() | {"processor_class": CLASSES[self.family]}
+        _write_json(directory / "preprocessor_config.json", images)
 
     def encode(
         self, conversation: Conversation, add_generation_prompt: bool = True, max_length: int | None = None
@@ -103,7 +120,7 @@ class Processor:
                 (a prompt is never truncated: that would cut images).
         """
         messages, sources = _split_images(conversation)
-        images = [self._patches(source, number) for number, source in enumerate(sources, start=1)]
+        images = [self._patches(part, number) for number, part in enumerate(sources, start=1)]
         try:
             tokens = self.tokenizer.apply_chat_template(
                 messages,
@@ -126,13 +143,15 @@ class Processor:
         vision_index = np.where(is_pad, np.cumsum(is_pad) - 1, -1).astype(np.int32)
         return Encoded(expanded, positions, next_position, vision_index, images)
 
-    def _patches(self, source: Any, number: int) -> tuple[np.ndarray, tuple[int, int]]:
+    def _patches(self, part: Mapping[str, Any], number: int) -> tuple[np.ndarray, tuple[int, int]]:
+        source = part["image"]
         name = source.name if isinstance(source, ImageRef) else f"image {number}"
         if isinstance(source, str | Path) and not str(source).startswith("data:"):
             name = str(source)
         image = open_image(source, name)
         try:
-            return patchify(image, self.image_config)
+            config = self.image_config.of_part(part)
+            return patchify(resized_part(image, part, config), config)
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
 
@@ -226,6 +245,22 @@ class Processor:
         return self.tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
 
 
+def _tokenizer_class(tokenizer: Any) -> str:
+    """The class to name in tokenizer_config.json.
+
+    vLLM up to 0.19 (transformers 4) takes Qwen2Tokenizer alone for this family. In transformers 5 that class cuts text
+    by Qwen2's own expression whatever tokenizer.json says, so another tokenizer must be read as it stands.
+    """
+    from transformers import Qwen2Tokenizer
+
+    def cuts(backend: Any) -> tuple[Any, Any]:
+        parts = json.loads(backend.to_str())
+        return parts["normalizer"], parts["pre_tokenizer"]
+
+    own, usual = tokenizer.backend_tokenizer, Qwen2Tokenizer(vocab={"a": 0}, merges=[]).backend_tokenizer
+    return "Qwen2Tokenizer" if cuts(own) == cuts(usual) else "PreTrainedTokenizerFast"
+
+
 def _merged_rows(prompt: Encoded, first: int, stride: int) -> np.ndarray:
     """Rows of the batch's merged features [I * stride, D] for the prompt's image pads; `first` is its first image."""
     return np.concatenate(
@@ -242,7 +277,7 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _split_images(conversation: Conversation) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Messages with bare image parts for the template, and the images' sources in order of appearance."""
+    """Messages with bare image parts for the template, and the full image parts in order of appearance."""
     if isinstance(conversation, str | bytes) or not all(isinstance(message, Mapping) for message in conversation):
         raise DataError(
             f"a conversation is a list of messages, such as [{{'role': 'user', 'content': 'text'}}]; got "
@@ -259,7 +294,7 @@ def _split_images(conversation: Conversation) -> tuple[list[dict[str, Any]], lis
             parts = []
             for part in content:
                 if isinstance(part, Mapping) and part.get("type") == "image" and part.get("image") is not None:
-                    sources.append(part["image"])
+                    sources.append({key: part[key] for key in ("image", *_PART_KEYS) if key in part})
                     parts.append({"type": "image"})
                 elif isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
                     parts.append({"type": "text", "text": part["text"]})

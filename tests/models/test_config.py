@@ -87,7 +87,6 @@ def test_written_config_reads_back_the_same_here_and_in_transformers(name):
         ({"model_type": None}, "model_type"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, "yarn"),
         ({"use_sliding_window": True}, "use_sliding_window"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"num_key_value_heads": 5}, "num_key_value_heads"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [8, 8, 8]}}, "mrope_section"),
@@ -98,3 +97,45 @@ def test_what_the_network_does_not_implement_is_refused_by_name(change, named):
     with pytest.raises(DataError, match=named) as caught:
         ModelConfig.from_hf(FLAT | change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("", "num_attention_heads", 0),
+        ("", "num_key_value_heads", -2),
+        ("", "hidden_size", None),
+        ("", "hidden_size", 1536.0),
+        ("", "num_hidden_layers", "28"),
+        ("", "num_hidden_layers", True),
+        ("", "vocab_size", 10**30),
+        ("", "rope_scaling", "mrope"),
+        ("", "rope_scaling", {"type": 5}),
+        ("", "rope_scaling", {"type": "mrope", "mrope_section": "16"}),
+        ("", "rope_theta", float("nan")),
+        ("", "rms_norm_eps", -1),
+        ("", "rms_norm_eps", float("inf")),
+        ("", "tie_word_embeddings", "false"),
+        ("", "use_sliding_window", 0),
+        ("", "eos_token_id", "x" * 500),
+        ("", "eos_token_id", [1, -1]),
+        ("", "image_token_id", 151936),
+        ("", "vision_config", [1]),
+        ("", "text_config", "text"),
+        ("vision_config", "patch_size", 0),
+        ("vision_config", "mlp_ratio", float("nan")),
+        ("vision_config", "spatial_merge_size", 3),
+        ("", "model_type", ["qwen2_vl"]),
+    ],
+)
+def test_values_that_are_none_are_one_line_with_the_key(section, key, value):
+    content = FLAT | {key: value} if not section else FLAT | {section: FLAT[section] | {key: value}}
+    with pytest.raises(DataError, match=r"config\.json") as caught:
+        ModelConfig.from_hf(content)
+    line = str(caught.value)
+    assert "\n" not in line and len(line) < 240 and (key in line or str(value) in line)
+
+
+def test_generation_settings_are_kept_for_saving():
+    config = ModelConfig.from_hf(FLAT, {"eos_token_id": [151645, 151643], "temperature": 0.01, "top_k": 1})
+    assert config.generation == '{"temperature": 0.01, "top_k": 1}'

@@ -160,6 +160,38 @@ def test_tied_head_in_the_file_must_be_the_embedding(broken, checkpoint):
         load_model(directory)
 
 
+def test_a_tied_file_may_hold_the_head_alone(broken, checkpoint):
+    """safetensors' own save_model keeps one of two names of a shared tensor."""
+
+    def rename(tensors):
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    assert same(load_model(broken(rename))[1], checkpoint("qwen2_tied").params)
+
+
+def test_one_file_beside_shards_is_refused(broken):
+    """transformers would take the single file, an older reader the shards."""
+    directory = broken()
+    index = {
+        "weight_map": dict.fromkeys(load_file(directory / "model.safetensors"), "model-00001-of-00001.safetensors")
+    }
+    shutil.copy(directory / "model.safetensors", directory / "model-00001-of-00001.safetensors")
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"both model\.safetensors and shards"):
+        load_model(directory)
+    (directory / "model.safetensors").unlink()
+    load_model(directory)
+    index["weight_map"]["model.norm.weight"] = "../model.safetensors"
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="shard's name"):
+        load_model(directory)
+
+
+def test_a_quantization_config_left_over_in_a_16_bit_checkpoint_is_ignored(broken, checkpoint):
+    directory = broken(change_config={"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}})
+    assert same(load_model(directory)[1], checkpoint("qwen2_tied").params)
+
+
 def test_what_is_not_a_whole_model_directory_is_one_line(broken, tmp_path):
     directory = broken()
     (directory / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes()[:-100])
