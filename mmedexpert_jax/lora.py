@@ -190,7 +190,7 @@ def save_peft(path: str | Path, lora: Lora, base: str, decoder_only: bool = Fals
         ResourceError: the directory cannot be written.
     """
     path = Path(path)
-    named = {module: module if decoder_only else _peft_name(module) for module in sorted(lora.factors)}
+    named = {module: module if decoder_only else memory_name(module) for module in sorted(lora.factors)}
     tensors = {
         f"base_model.model.{named[module]}.{name}": np.ascontiguousarray(factor, np.float32)
         for module, factors in lora.factors.items()
@@ -238,7 +238,7 @@ def load_peft(path: str | Path, params: dict) -> Lora:
                 f"{weights}: holds {place} whole (modules_to_save), which no low-rank delta can say: merge it with "
                 "peft first, or load it with mx.load_model"
             )
-    ranks = {module: _pattern(config, "rank_pattern", name, "r") for module, name in names.items()}
+    ranks = {module: int(_pattern(config, "rank_pattern", name, "r")) for module, name in names.items()}
     roots = {module: rank**0.5 if config.get("use_rslora") else rank for module, rank in ranks.items()}
     scales = {
         module: _pattern(config, "alpha_pattern", name, "lora_alpha") / roots[module] for module, name in names.items()
@@ -426,7 +426,7 @@ def _weight_shape(params: Any, path: str) -> tuple[int, ...] | None:
 def _linears(params: dict, path: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
     """(module path, (out, in)) of the layers that peft's "all-linear" means: matrices, without embeddings and head."""
     for name, node in params.items():
-        if not isinstance(node, dict) or name in ("embed_tokens", "lm_head"):
+        if not isinstance(node, dict) or name in ("embed_tokens", "pos_embed", "lm_head"):
             continue
         child = _join(path, name)
         weight = node.get("weight")
@@ -447,6 +447,6 @@ def _peft_factors(module: str, factors: dict[str, jax.Array]) -> dict[str, jax.A
     return {"lora_A.weight": a, "lora_B.weight": b.reshape(*b.shape, *[1] * (a.ndim - 2))}
 
 
-def _peft_name(module: str) -> str:
+def memory_name(module: str) -> str:
     """Module path in transformers' memory since 4.52, from the path in checkpoint files."""
     return f"model.{module}" if module.startswith("visual.") else module.replace("model.", "model.language_model.", 1)

@@ -105,7 +105,7 @@ def test_all_linear_are_the_modules_and_shapes_of_peft(adapted, base):
     saved = {name: t.shape for name, t in load_file(adapted[1] / "adapter_model.safetensors").items()}
     lora = lora_module.init(jax.random.key(0), base[1], rank=4)
     own = {
-        f"base_model.model.{lora_module._peft_name(module)}.lora_{letter.upper()}.weight": factor.shape
+        f"base_model.model.{lora_module.memory_name(module)}.lora_{letter.upper()}.weight": factor.shape
         for module, factors in lora.factors.items()
         for letter, factor in factors.items()
     }
@@ -142,7 +142,7 @@ def test_logits_and_gradients_equal_peft(adapted, base, inputs):
     assert len(gradients) == 2 * len(gradient.factors)
     for module, factors in gradient.factors.items():
         for letter, found in factors.items():
-            name = f"base_model.model.{lora_module._peft_name(module)}.lora_{letter.upper()}.default.weight"
+            name = f"base_model.model.{lora_module.memory_name(module)}.lora_{letter.upper()}.default.weight"
             assert relative(found, gradients[name]) < 1e-5, name
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmedexpert_jax.models.config import FAMILIES, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
 
-_TITLES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
+_TITLES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 

@@ -4,12 +4,18 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
 from mmedexpert_jax.errors import DataError
 
 # model_type -> architecture
-FAMILIES = {"qwen2_vl": "Qwen2VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}
+FAMILIES = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+}
+_NESTED = ("qwen3_vl",)  # families whose own file, by the same name, reads and writes the sections of config.json
 
 
 # Keys of generation_config.json that other fields hold, or that say who wrote it; the rest is kept for saving.
@@ -96,11 +102,15 @@ class TextConfig:
     rope_theta: float = 1e6
     mrope_section: tuple[int, int, int] = (16, 24, 24)  # rotary frequencies that follow time, height, width
     max_position_embeddings: int = 32768
+    head_width: int = 0  # of one head; 0: hidden_size / num_heads
+    bias: bool = True  # of queries, keys and values
+    qk_norm: bool = False  # queries and keys are normalised by head
+    mrope_interleaved: bool = False  # time, height and width take turns over the frequencies
 
     @property
     def head_dim(self) -> int:
         """Width of one head."""
-        return self.hidden_size // self.num_heads
+        return self.head_width or self.hidden_size // self.num_heads
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,8 @@ class VisionConfig:
     window_size: int = 112  # pixels (Qwen2.5-VL)
     full_attention_blocks: tuple[int, ...] = (7, 15, 23, 31)  # Qwen2.5-VL
     tokens_per_second: int = 4  # of video (Qwen2.5-VL); unused, kept for saving
+    num_positions: int = 0  # rows of the square table of learned positions (Qwen3-VL)
+    deepstack_blocks: tuple[int, ...] = ()  # blocks whose features the decoder's first layers add (Qwen3-VL)
 
     @property
     def head_dim(self) -> int:
@@ -169,6 +181,7 @@ class ModelConfig:
                 f"config.json: model_type {shown(family)} is not supported; use one of {', '.join(FAMILIES)}"
             )
         text = keys.section("text_config") if config.get("text_config") else keys
+        vision = keys.section("vision_config")
         said = Keys(generation or {}, "generation_config.json")
         eos = _token_ids(said, keys, text)
         bos, pad = (
@@ -176,8 +189,8 @@ class ModelConfig:
             for key, default in (("bos_token_id", 151643), ("pad_token_id", eos[-1]))
         )
         result = cls(
-            text=_text_config(text),
-            vision=_vision_config(family, keys.section("vision_config")),
+            text=_own(family).read_text(text) if family in _NESTED else _text_config(text),
+            vision=_own(family).read_vision(vision) if family in _NESTED else _vision_config(family, vision),
             tie_word_embeddings=keys.flag("tie_word_embeddings") or text.flag("tie_word_embeddings"),
             image_token_id=keys.integer("image_token_id", 151655, 0),
             video_token_id=keys.integer("video_token_id", 151656, 0),
@@ -192,8 +205,21 @@ class ModelConfig:
         return result
 
     def to_hf(self) -> dict[str, Any]:
-        """config.json in the flat layout of the hub's own files, which transformers 4.45 to 5.x and vLLM all read."""
+        """config.json in the flat layout of the hub's own files, which transformers 4.45 to 5.x and vLLM all read.
+
+        Newer families have text and vision in sections, as the hub's files do.
+        """
         text = self.text
+        if self.family in _NESTED:
+            return _own(self.family).write_config(self) | {
+                "architectures": [FAMILIES[self.family]],
+                "model_type": self.family,
+                "image_token_id": self.image_token_id,
+                "tie_word_embeddings": self.tie_word_embeddings,
+                "video_token_id": self.video_token_id,
+                "vision_end_token_id": self.vision_end_token_id,
+                "vision_start_token_id": self.vision_start_token_id,
+            }
         return {
             "architectures": [FAMILIES[self.family]],
             "model_type": self.family,
@@ -228,7 +254,7 @@ class ModelConfig:
         text, vision = self.text, self.vision
         if outside := [i for i in (self.image_token_id, *self.eos_token_ids) if i >= text.vocab_size]:
             raise DataError(f"config.json: token ids {outside} are outside vocab_size {text.vocab_size}")
-        if text.hidden_size % text.num_heads or text.num_heads % text.num_kv_heads:
+        if (not text.head_width and text.hidden_size % text.num_heads) or text.num_heads % text.num_kv_heads:
             raise DataError(
                 f"config.json: num_attention_heads {text.num_heads} must divide hidden_size {text.hidden_size} "
                 f"and be a multiple of num_key_value_heads {text.num_kv_heads}"
@@ -248,6 +274,11 @@ class ModelConfig:
                 f"config.json: the vision tower's features have width {vision.out_hidden_size}, "
                 f"the text's embeddings {text.hidden_size}"
             )
+
+
+def _own(family: str) -> Any:
+    """The family's file, imported when it is asked for: it imports this one."""
+    return import_module(f"mmedexpert_jax.models.{family}")
 
 
 def _token_ids(*sources: Keys) -> tuple[int, ...]:
@@ -283,7 +314,7 @@ def _text_config(text: Keys) -> TextConfig:
         else text.integer("num_key_value_heads", 8),
         rms_norm_eps=text.positive("rms_norm_eps", 1e-5),
         rope_theta=float(rope.positive("rope_theta", text.positive("rope_theta", 1e6))),
-        mrope_section=rope.integers("mrope_section", (16, 24, 24), 3),
+        mrope_section=cast(tuple[int, int, int], rope.integers("mrope_section", (16, 24, 24), 3)),
         max_position_embeddings=text.integer("max_position_embeddings", 32768),
     )
 

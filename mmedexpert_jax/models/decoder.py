@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jax import Array
 
@@ -49,27 +50,32 @@ class Embedding(nnx.Module):
 
 
 class TextAttention(nnx.Module):
-    """Projections around an attention that the caller chooses: q, k and v have biases, o has none."""
+    """Projections around an attention that the caller chooses: q, k and v may have biases, o has none."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, norm: Callable[..., nnx.Module] = RMSNorm):
         width, kv_width = config.hidden_size, config.num_kv_heads * config.head_dim
-        self.q_proj = Linear(width, width, True)
-        self.k_proj = Linear(width, kv_width, True)
-        self.v_proj = Linear(width, kv_width, True)
-        self.o_proj = Linear(width, width, False)
+        inner = config.num_heads * config.head_dim
+        self.q_proj = Linear(width, inner, config.bias)
+        self.k_proj = Linear(width, kv_width, config.bias)
+        self.v_proj = Linear(width, kv_width, config.bias)
+        self.o_proj = Linear(inner, width, False)
+        self.q_norm: Any = norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm: Any = norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.head_dim = config.head_dim
 
     def __call__(self, x: Array, rope: Rope, attention: Attention) -> tuple[Array, Array, Array]:
         """x [..., T, D] -> [..., T, D], and the keys and values to keep."""
         cos, sin = rope
-        queries = rotate(self._heads(self.q_proj(x)), cos, sin)
-        keys = rotate(self._heads(self.k_proj(x)), cos, sin)
+        queries, keys = self._heads(self.q_proj(x)), self._heads(self.k_proj(x))
+        if self.q_norm is not None:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
         mixed, keys, values = attention(queries, keys, self._heads(self.v_proj(x)))
-        return self.o_proj(jnp.swapaxes(mixed, -2, -3).reshape(x.shape)), keys, values
+        return self.o_proj(rearrange(mixed, "... h t d -> ... t (h d)")), keys, values
 
     def _heads(self, x: Array) -> Array:
         """[..., T, H * D] -> [..., H, T, D]."""
-        return jnp.swapaxes(x.reshape(*x.shape[:-1], -1, self.head_dim), -2, -3)
+        return rearrange(x, "... t (h d) -> ... h t d", d=self.head_dim)
 
 
 class DecoderLayer(nnx.Module):
@@ -107,6 +113,7 @@ class TextDecoder(nnx.Module):
         attention: Attention,
         by_layer: tuple[ByLayer, ...] = (),
         *,
+        added: tuple[Array, ...] = (),
         remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Array, ByLayer, ByLayer]:
@@ -117,6 +124,7 @@ class TextDecoder(nnx.Module):
             positions: rotary positions.
             attention: as above.
             by_layer: what `attention` gets a layer's share of.
+            added: what joins the hidden states after the first layers, [..., T, D] each (DeepStack).
             remat: whether each layer is computed again in the backward pass.
             unroll: whether stacked layers are compiled one by one: decoding, which updates a cache of each in place.
         """
@@ -127,7 +135,7 @@ class TextDecoder(nnx.Module):
                 return attention(index, queries, keys, values, *of_layer)
 
             x, keys, values = layer(x, rope, attend, index)
-            return x, (keys, values)
+            return _with_added(x, added, index), (keys, values)
 
         x, kept = run_layers(self.layers, run, x, by_layer, remat=remat, unroll=unroll)
         return self.norm(x), *kept
@@ -137,8 +145,22 @@ class TextDecoder(nnx.Module):
         width = self.config.head_dim
         frequencies = self.config.rope_theta ** -(np.arange(0, width, 2, dtype=np.float32) / width)
         rows = np.repeat(np.arange(3), self.config.mrope_section)
+        if self.config.mrope_interleaved:  # time, height, width, time, ... while the sections of the latter two last
+            rows = np.zeros(width // 2, int)
+            for row, size in enumerate(self.config.mrope_section[1:], start=1):
+                rows[row : 3 * size : 3] = row
         cos, sin = tables(positions, frequencies, rows)
         return cos.astype(dtype), sin.astype(dtype)
+
+
+def _with_added(x: Array, added: tuple[Array, ...], index: Any) -> Array:
+    """x after layer `index` with what joins it there."""
+    if not added:
+        return x
+    if not isinstance(index, jax.Array):
+        return x + added[index] if index < len(added) else x
+    level = jnp.stack(added)[jnp.minimum(index, len(added) - 1)]
+    return x + jnp.where(index < len(added), level, 0)
 
 
 def declare_layers(layer: Callable[[], nnx.Module], count: int, stacked: bool) -> Any:

@@ -21,9 +21,9 @@ def forward(config: ModelConfig, prompts: np.ndarray, completions: np.ndarray, p
     read, written = np.asarray(prompts, np.float64), np.asarray(completions, np.float64)
     tokens = read.sum() + written.sum()
     pairs = (read * (read + 1) / 2).sum() + (written * read[:, None] + written * (written + 1) / 2).sum()
-    keys = text.num_kv_heads * text.head_dim
-    layer = text.hidden_size * (2 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
-    products = text.num_layers * (tokens * layer + 2 * pairs * text.hidden_size)
+    keys, inner = text.num_kv_heads * text.head_dim, text.num_heads * text.head_dim
+    layer = text.hidden_size * (2 * inner + 2 * keys + 3 * text.intermediate_size)
+    products = text.num_layers * (tokens * layer + 2 * pairs * inner)
     products += written.sum() * text.hidden_size * text.vocab_size
     return 2.0 * float(products + _tower(config.vision, np.asarray(patches, np.float64)))
 
@@ -37,12 +37,14 @@ def trained(once: float, full: bool, remat: bool) -> float:
 def _tower(vision: VisionConfig, patches: np.ndarray) -> float:
     """Products of the vision tower for images of so many patches."""
     total, width = patches.sum(), vision.hidden_size
-    mlps = 2 if vision.family == "qwen2_vl" else 3
+    windowed = vision.family == "qwen2_5_vl"
+    mlps = 3 if windowed else 2
     block = width * (4 * width + mlps * vision.intermediate_size)
-    whole = vision.depth if vision.family == "qwen2_vl" else len(vision.full_attention_blocks)
+    whole = vision.depth if not windowed else len(vision.full_attention_blocks)
     window = np.minimum(patches, vision.window_side**2)
     pairs = whole * (patches**2).sum() + (vision.depth - whole) * (patches * window).sum()
     patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     merged = vision.merge_size**2 * width
-    merger = merged * (merged + vision.out_hidden_size) / vision.merge_size**2
+    mergers = 1 + len(vision.deepstack_blocks)
+    merger = mergers * merged * (merged + vision.out_hidden_size) / vision.merge_size**2
     return total * (patch * width + vision.depth * block + merger) + 2 * pairs * width

@@ -50,6 +50,28 @@ class Linear(nnx.Module):
         return y
 
 
+class PatchConv(nnx.Module):
+    """A convolution whose kernel is its stride, which is one product with the flattened kernel."""
+
+    def __init__(self, out_features: int, *kernel: int, bias: bool = False):
+        self.weight = declare(out_features, *kernel)
+        self.bias = declare(out_features) if bias else None
+        self.lora: Any = nnx.data(None)  # (a [rank, *kernel], b [D, rank])
+        self.scale = 1.0
+
+    def __call__(self, patches: Array) -> Array:
+        """patches [..., C] -> [..., D] in the dtype of the parameters."""
+        weight = self.weight[...]
+        y = contract(patches.astype(weight.dtype), weight.reshape(weight.shape[0], -1))
+        if self.bias is not None:
+            y = y + self.bias[...]
+        if self.lora is not None:
+            a, b = self.lora
+            low = contract(patches.astype(jnp.float32), a.reshape(a.shape[0], -1))
+            y = y + (self.scale * contract(low, b)).astype(y.dtype)
+        return y
+
+
 class RMSNorm(nnx.Module):
     """Float32 inside, cast back before the weight, as transformers does."""
 

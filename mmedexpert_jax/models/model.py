@@ -81,8 +81,8 @@ class Model:
         def attention(_, queries, keys, values):
             return attend(queries, keys, values, lengths, causal=True), keys, values
 
-        x = network.embed(batch, remat)
-        hidden, keys, values = network.model(x, jnp.asarray(batch.positions), attention, remat=remat)
+        x, added = network.embed(batch, remat)
+        hidden, keys, values = network.model(x, jnp.asarray(batch.positions), attention, added=added, remat=remat)
         return Prefix(hidden, keys, values, lengths, jnp.asarray(batch.next_position))
 
     def extend(

@@ -6,7 +6,8 @@ attribute paths of that class:
     class Network(nnx.Module):
         def __init__(self, config: ModelConfig, stacked: bool): ...  # `stacked` goes to `declare_layers`
         model: TextDecoder                                     # the decoder, of `DecoderLayer`s or the family's own
-        def embed(self, batch, remat) -> x [B, T, D]           # tokens and images -> embeddings; its towers are in here
+        # tokens and images -> embeddings, and what the first layers add (DeepStack; else ()); its towers are in here
+        def embed(self, batch, remat) -> x [B, T, D], tuple of [B, T, D]
         def unembed(self, hidden [..., D]) -> logits [..., V] float32
 
 Shared and below it: decoder.py (decoder, layers run in turn), layers.py (linear layers with LoRA, norms, MLP,
@@ -25,10 +26,11 @@ from jax import Array
 
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.qwen2_vl import Qwen2VL
+from mmedexpert_jax.models.qwen3_vl import Qwen3VL
 from mmedexpert_jax.models.tree import is_stacked
 
 # model_type -> class
-NETWORKS: dict[str, Callable[..., Any]] = {"qwen2_vl": Qwen2VL, "qwen2_5_vl": Qwen2VL}
+NETWORKS: dict[str, Callable[..., Any]] = {"qwen2_vl": Qwen2VL, "qwen2_5_vl": Qwen2VL, "qwen3_vl": Qwen3VL}
 
 
 @functools.lru_cache(maxsize=16)

@@ -22,15 +22,15 @@ class Qwen2VL(nnx.Module):
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear(text.hidden_size, text.vocab_size, False)
 
-    def embed(self, batch: Any, remat: bool = False) -> Array:
+    def embed(self, batch: Any, remat: bool = False) -> tuple[Array, tuple]:
         """Token embeddings [B, T, D] with the images' features in their places. No images: no vision tower."""
         x = self.model.embed_tokens(batch.tokens)
         if batch.patches.shape[0] == 0:
-            return x
+            return x, ()
         features = self.visual(batch.patches, batch.patch_positions, batch.patch_counts, remat)
         features = features.reshape(-1, x.shape[-1])
         index = batch.vision_index
-        return jnp.where((index >= 0)[..., None], features[jnp.maximum(index, 0)], x)
+        return jnp.where((index >= 0)[..., None], features[jnp.maximum(index, 0)], x), ()
 
     def unembed(self, hidden: Array) -> Array:
         """Logits [..., V] in float32."""

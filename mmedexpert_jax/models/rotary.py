@@ -22,6 +22,13 @@ def tables(positions: Array, frequencies: np.ndarray, rows: np.ndarray) -> tuple
     return cos, sin
 
 
+def axial(positions: Array, head_dim: int, theta: float = 10000.0) -> tuple[Array, Array]:
+    """Cos and sin [I, 1, P, D / 2] of patches at [I, P, 2]: the first half of the angles follows rows, then columns."""
+    half = head_dim // 2
+    frequencies = theta ** -(np.arange(0, half, 2, dtype=np.float32) / half)
+    return tables(jnp.swapaxes(positions, -1, -2), np.tile(frequencies, 2), np.repeat([0, 1], half // 2))
+
+
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """x [..., D] turned by cos, sin [..., D / 2] that broadcast."""
     first, second = jnp.split(x, 2, axis=-1)

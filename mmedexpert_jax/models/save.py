@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mmedexpert_jax.errors import DataError, ResourceError
+from mmedexpert_jax.lora import memory_name
 from mmedexpert_jax.models.card import model_card
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
@@ -51,7 +52,7 @@ def save_pretrained(
         raise DataError(f"{path}: the parameters' names or shapes are not those of the model's config")
     try:
         with files.replacing(path) as partial:
-            _write_weights(partial, flat, max_shard_bytes)
+            _write_weights(partial, _by_hub_names(flat, model.config.family), max_shard_bytes)
             _write_configs(partial, model, flat)
             card = model_card(model.config, _dtype(flat), origin)
             (partial / "README.md").write_text(card, encoding="utf-8")
@@ -61,6 +62,11 @@ def save_pretrained(
         raise ResourceError(
             f"{path}: the model cannot be written ({error}); free space or choose another path"
         ) from error
+
+
+def _by_hub_names(flat: dict, family: str) -> dict:
+    """The tensors by the names of the family's files on the hub: older families without the prefixes of memory."""
+    return flat if family in ("qwen2_vl", "qwen2_5_vl") else {memory_name(name): flat[name] for name in flat}
 
 
 def _write_weights(directory: Path, flat: dict, max_shard_bytes: int) -> None:

@@ -15,38 +15,14 @@ from mmedexpert_jax.models.layers import (
     GatedMLP,
     LayerNorm,
     Linear,
+    PatchConv,
     RMSNorm,
     attend,
     attend_windows,
-    contract,
-    declare,
 )
-from mmedexpert_jax.models.rotary import rotate, tables
+from mmedexpert_jax.models.rotary import axial, rotate
 
 EPS = 1e-6  # of every norm of the tower, fixed in transformers
-ROPE_THETA = 10000.0
-
-
-class PatchConv(nnx.Module):
-    """A convolution whose kernel is its stride, which is one product with the flattened kernel."""
-
-    def __init__(self, out_features: int, *kernel: int, bias: bool = False):
-        self.weight = declare(out_features, *kernel)
-        self.bias = declare(out_features) if bias else None
-        self.lora: Any = nnx.data(None)  # (a [rank, *kernel], b [D, rank])
-        self.scale = 1.0
-
-    def __call__(self, patches: Array) -> Array:
-        """patches [..., C] -> [..., D] in the dtype of the parameters."""
-        weight = self.weight[...]
-        y = contract(patches.astype(weight.dtype), weight.reshape(weight.shape[0], -1))
-        if self.bias is not None:
-            y = y + self.bias[...]
-        if self.lora is not None:
-            a, b = self.lora
-            low = contract(patches.astype(jnp.float32), a.reshape(a.shape[0], -1))
-            y = y + (self.scale * contract(low, b)).astype(y.dtype)
-        return y
 
 
 class PatchEmbed(nnx.Module):
@@ -171,10 +147,8 @@ class VisionTower(nnx.Module):
         return features if back is None else _reorder(features, back)
 
     def rope(self, positions: Array) -> tuple[Array, Array]:
-        """cos and sin [I, 1, P, D / 2], float32: the first half of the angles follows rows, the second columns."""
-        half = self.config.head_dim // 2
-        frequencies = ROPE_THETA ** -(np.arange(0, half, 2, dtype=np.float32) / half)
-        return tables(jnp.swapaxes(positions, -1, -2), np.tile(frequencies, 2), np.repeat([0, 1], half // 2))
+        """cos and sin [I, 1, P, D / 2], float32."""
+        return axial(positions, self.config.head_dim)
 
     def windows(self, positions: Array) -> Array:
         """Ids [I, P] of the square windows, counted from each image's upper left corner."""

@@ -24,9 +24,9 @@ ROWS = PartitionSpec(("data", "fsdp"))
 
 # layers -> axes of their weight [out, in, ...]
 _RULES = (
-    (r"q_proj|k_proj|v_proj|gate_proj|up_proj|fc1|merger\.mlp\.0|embed_tokens|lm_head", ("tensor", "fsdp")),
+    (r"q_proj|k_proj|v_proj|gate_proj|up_proj|(?:linear_)?fc1|merger\.mlp\.0|embed_tokens|lm_head", ("tensor", "fsdp")),
     # qkv is three layers in one: to split its outputs would split queries from keys, so its inputs are split
-    (r"o_proj|down_proj|fc2|merger\.mlp\.2|attn\.qkv|attn\.proj", ("fsdp", "tensor")),
+    (r"o_proj|down_proj|(?:linear_)?fc2|merger\.mlp\.2|attn\.qkv|attn\.proj", ("fsdp", "tensor")),
     (r"patch_embed\.proj", ("fsdp", None)),
 )
 _LEAVES = tuple((re.compile(rf"(?:^|\.)(?:{layers})\.(weight|bias|a|b)$"), axes) for layers, axes in _RULES)
