@@ -106,7 +106,7 @@ def test_counts_are_by_kind_and_modes_are_named():
 def test_raw_cases_are_reported_redacted_or_refused_and_their_headers_stay_behind(mode, tmp_path):
     (tmp_path / "x.dcm").write_bytes(a_scan())
     row = {
-        "question": "Mrs. Alice Example, MRN: 1234567, seen 2023-04-05, coughs. Cause?",
+        "question": "Mrs. Alice Example, MRN: 1234567, seen 2023-04-05. Why?",
         "options": ["flu", "asthma"],
     }
     plain = {"question": "A woman coughs. Cause?", "options": ["flu", "asthma"], "answer": "A", "images": ["x.dcm"]}

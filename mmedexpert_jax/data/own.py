@@ -1,0 +1,364 @@
+"""One's own data set: a first example, converters into the documented rows, and all faults of a set at once."""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from mmedexpert_jax import border, privacy
+from mmedexpert_jax.data import forms, load, tables
+from mmedexpert_jax.data.case import SPECIALTIES, Case
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.processing import medical
+from mmedexpert_jax.processing.images import Encoded, clean
+
+SHOWN = 5  # rows named of each fault
+SLICES = 8  # of a volume, where a converter has to choose; its line says where to change it
+
+
+def schema_table() -> str:
+    """The keys of a row as a Markdown table, from `load.KEYS`."""
+    lines = ["| key | value | needed | meaning |", "| --- | --- | --- | --- |"]
+    for key, (value, needed, meaning) in load.KEYS.items():
+        lines.append(f"| `{key}` | {value} | {'yes' if needed else 'no'} | {meaning} |")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------- example
+
+_TRAIN: tuple[dict[str, Any], ...] = (
+    {
+        "id": "choice-1",
+        "question": "A woman of 70 is confused and breathes 32 times a minute. Which CURB-65 score follows from these?",
+        "options": ["1", "2", "3", "4"],
+        "answer": "C",
+        "specialty": "AM",
+        "task": "curb65",
+        "paradigm": "analytical",
+        "trace": "(1) Confusion gives 1 point. (2) A rate of 30 or more gives 1. (3) Age of 65 or more gives 1, so 3.",
+    },
+    {
+        "id": "open-1",
+        "question": "Which valve lesion causes a diastolic murmur and a wide pulse pressure?",
+        "answer": "Aortic regurgitation",
+        "specialty": "AM",
+        "task": "murmurs",
+    },
+    {
+        "id": "image-1",
+        "question": "How many dark spots does the picture show?",
+        "options": ["one", "two", "three"],
+        "answer": "B",
+        "specialty": "CSI",
+        "task": "counting",
+        "images": ["images/spots.png"],
+    },
+)
+_HELD_OUT: dict[str, Any] = {
+    "question": "A man of 40 is alert, breathes 18 times a minute and has a urea of 5 mmol/L. Which CURB-65 score?",
+    "options": ["0", "1", "2", "3"],
+    "answer": "A",
+    "specialty": "AM",
+    "task": "curb65",
+}
+EXAMPLE: dict[str, tuple[dict[str, Any], ...]] = {
+    "train": _TRAIN,
+    "dev": ({"id": "dev-1"} | _HELD_OUT,),
+    "test": (
+        {"id": "test-1"} | _HELD_OUT | {"question": _HELD_OUT["question"].replace("9 mmol", "5 mmol"), "answer": "A"},
+    ),
+}
+_README = """# A data set of one's own
+
+`train.jsonl`, `dev.jsonl` and `test.jsonl` hold one case a line. The examples in train.jsonl are a multiple-choice
+question with a reasoning trace, an open question (no `options`; `answer` is the reference), and a question about an image.
+Replace them by your own and keep the three files: what is trained on must not be tested on.
+
+{table}
+
+Any other key is kept for rewards of your own. DICOM, NIfTI and multi-page files are images too:
+`{{"path": "scan.nii.gz", "plane": "axial", "slices": 4, "window": "brain"}}`.
+
+Check the set before any job, and again after every change: `mmedexpert check-data {folder}`.
+"""
+
+
+def new_data(folder: str | Path) -> list[Path]:
+    """Writes a small set that loads, with its schema in README.md, into a new or empty folder; the files written.
+
+    Raises:
+        ConfigError: the folder holds something.
+    """
+    root = Path(folder).expanduser()
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ConfigError(f"{root} is not empty; give a new folder")
+    picture = Image.new("RGB", (112, 112), (230, 226, 218))
+    draw = ImageDraw.Draw(picture)
+    for x, y in ((35, 40), (75, 70)):
+        draw.ellipse((x - 9, y - 9, x + 9, y + 9), fill=(60, 40, 40))
+    with border.writing(root):
+        (root / "images").mkdir(parents=True, exist_ok=True)
+    border.write_bytes(root / "images" / "spots.png", Encoded(picture, compress=6)())
+    for split, rows in EXAMPLE.items():
+        border.write_jsonl(root / f"{split}.jsonl", rows)
+    border.write_text(root / "README.md", _README.format(table=schema_table(), folder=root))
+    return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+# -------------------------------------------------------------------------------------------- converter
+
+
+@dataclass
+class Converted:
+    """What a conversion wrote.
+
+    Attributes:
+        file: JSON Lines of the documented rows.
+        rows: how many.
+        refused: a line for each row that is no case.
+        notes: what is left to do by hand.
+    """
+
+    file: Path
+    rows: int = 0
+    refused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def convert(source: str | Path, folder: str | Path, split: str = "train") -> Converted:
+    """Rows of another form, or a folder of DICOM or image files, as `<folder>/<split>.jsonl`.
+
+    Args:
+        source: a table (JSON Lines, JSON, CSV, TSV, Parquet) with rows of `forms.FORMS` or of our own keys; or a folder
+            in which each file, or each folder with one DICOM series, becomes a case without question and answer.
+        folder: where the rows and the images that stood inside the table are written; other images stay where they are
+            and are named by their paths from there.
+        split: name of the file.
+
+    Raises:
+        DataError: nothing to convert, or a file that cannot be read.
+        ConfigError: the file exists.
+    """
+    source, root = Path(source).expanduser(), Path(folder).expanduser()
+    made = Converted(root / f"{split}.jsonl")
+    if made.file.exists():
+        raise ConfigError(f"{made.file} exists; give another folder or split")
+    if not source.exists():
+        raise DataError(f"no such file or folder to convert: {source}")
+    with border.writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+    rows = list(_from_folder(source, root, made) if source.is_dir() else _from_table(source, root, made))
+    if not rows:
+        first = f": {made.refused[0]}" if made.refused else ""
+        raise DataError(f"{source}: nothing that can be converted{first}")
+    border.write_jsonl(made.file, rows)
+    made.rows = len(rows)
+    return made
+
+
+def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str, Any]]:
+    for number, row in tables.read(tables.InFolder(source), str(source), ("images", "image")):
+        try:
+            if isinstance(row, str):
+                raise DataError(row)
+            found = forms.ours(row, number) if forms.form(row) else _plain(row, number)
+            images = [_placed(image, source, root, f"{number}-{n}") for n, image in enumerate(found["images"], 1)]
+        except DataError as error:
+            made.refused.append(f"{source}, row {number}: {error}")
+            continue
+        kept = {key: value for key, value in found.items() if value not in (None, "", [], {})}
+        yield kept | ({"images": images} if images else {})
+
+
+def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A row of our own keys as a table of cells has them: options in columns A, B, ... or separated by semicolons."""
+    found = {str(key): value for key, value in row.items()}
+    lowered = {key.lower(): key for key in found}
+    for theirs, ours in load.ALIASES.items():
+        if theirs in lowered and ours not in found:
+            found[ours] = found.pop(lowered[theirs])
+    cells = [found.pop(letter) for letter in "ABCDEFGHIJ" if found.get(letter) not in (None, "") or letter in found]
+    options = found.get("options") or [cell for cell in cells if cell not in (None, "")]
+    found["options"] = [part.strip() for part in options.split(";")] if isinstance(options, str) else options
+    images = found.get("images") or []
+    if isinstance(images, str):
+        images = [part.strip() for part in images.split(";")]
+    return found | {"id": str(found.get("id") or f"row-{number}"), "images": list(images)}
+
+
+def _placed(image: Any, source: Path, root: Path, name: str) -> Any:
+    """An image of a row as it is named from the new folder; bytes are written there without their headers."""
+    if isinstance(image, Mapping) and not isinstance(image.get("bytes"), bytes):
+        path = image.get("path") or image.get("image")
+        named = {"path": _placed(path, source, root, name)}
+        return named | {key: image[key] for key in ("window", "slices", "plane") if image.get(key) is not None}
+    if isinstance(image, str):
+        if image.startswith(("data:", "file:", "http://", "https://")) or Path(image).is_absolute():
+            return image
+        return os.path.relpath(source.parent / image, root)
+    content = image["bytes"] if isinstance(image, Mapping) else image() if callable(image) else image
+    if not isinstance(content, bytes):
+        raise DataError(f"key images: a path or bytes are needed, got {border.shown(image)}")
+    data = clean(content, f"image {name}")
+    suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg"
+    with border.writing(root):
+        (root / "images").mkdir(exist_ok=True)
+    border.write_bytes(root / "images" / f"{name}{suffix}", data)
+    return f"images/{name}{suffix}"
+
+
+def _from_folder(source: Path, root: Path, made: Converted) -> Iterator[dict[str, Any]]:
+    """A case for each DICOM series (a folder of files) and each other image, named by its place, never its header."""
+    volumes = 0
+    for folder, names in _folders(source):
+        scans = [name for name in names if medical.reader((folder / name).read_bytes())]
+        pictures = [name for name in names if Path(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".tif", ".tiff")]
+        entries: list[tuple[Path, Any]] = [(folder / name, None) for name in pictures]
+        if len(scans) > 1 and all(name not in pictures for name in scans):
+            try:
+                medical.series(folder, str(folder))
+                entries, scans = [*entries, (folder, SLICES)], []
+            except DataError:  # several series, or no series at all: each file by itself
+                pass
+        for path, slices in [*entries, *((folder / name, _slices(folder / name)) for name in scans)]:
+            image = {"path": os.path.relpath(path, root)} | ({"slices": slices} if slices else {})
+            volumes += bool(slices)
+            yield {"id": str(path.relative_to(source)), "question": "", "answer": "", "images": [image]}
+    made.notes.append("question and answer are empty: fill them in, and options where it is multiple choice")
+    if volumes:
+        made.notes.append(f"{volumes} volumes show {SLICES} slices at even distances: change slices, window, plane")
+
+
+def _folders(source: Path) -> Iterator[tuple[Path, list[str]]]:
+    for folder, folders, names in os.walk(source):
+        folders.sort()
+        yield Path(folder), sorted(name for name in names if not name.startswith("."))
+
+
+def _slices(path: Path) -> int | None:
+    """SLICES for a file of several frames, None for one of one."""
+    try:
+        content = path.read_bytes()
+        reader = medical.reader(content)
+        count = reader(content, str(path), load.View()).count if reader else 1
+    except DataError:
+        return None
+    return SLICES if count > 1 else None
+
+
+# -------------------------------------------------------------------------------------------- validator
+
+
+@dataclass
+class Checked:
+    """What stands in one file of a set.
+
+    Attributes:
+        file: of the split.
+        good: cases that load, images decoded.
+        faults: what is wrong -> numbers of the rows.
+        identifying: table of `privacy.counts` of the good cases.
+        notes: what the jobs can do with it.
+    """
+
+    file: Path
+    good: int = 0
+    faults: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    identifying: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The findings as text."""
+        bad = {number for numbers in self.faults.values() for number in numbers}
+        lines = [f"{self.file}: {self.good} cases good, {len(bad)} rows with faults"]
+        for fault, numbers in sorted(self.faults.items(), key=lambda pair: (-len(pair[1]), pair[0])):
+            more = ", ..." if len(numbers) > SHOWN else ""
+            rows = ", ".join(map(str, numbers[:SHOWN]))
+            lines.append(f"  {len(numbers):5} x {fault} (row{'s' * (len(numbers) > 1)} {rows}{more})")
+        lines += [f"  {note}" for note in self.notes]
+        lines += [f"  {one['rows']} rows may hold a {one['kind']}; see privacy" for one in self.identifying]
+        return lines
+
+
+def check(path: str | Path) -> list[Checked]:
+    """All faults of a set at once: every row of every split is read, and every image decoded.
+
+    Args:
+        path: a folder with splits, or one file.
+
+    Returns:
+        Findings by file, each fault with the rows that have it. A case that stands in two splits is a fault of the
+        later one.
+
+    Raises:
+        DataError: no file of cases.
+    """
+    root = Path(path).expanduser()
+    files = [root] if root.is_file() else []
+    for split in () if files else load.SPLITS:
+        files += [file for suffix in tables.SUFFIXES if (file := root / f"{split}{suffix}").is_file()][:1]
+    if not files:
+        raise DataError(f"{root} holds no train, dev or test as {', '.join(tables.SUFFIXES)}; see docs/own.md")
+    seen: dict[str, str] = {}
+    return [_check(file, seen) for file in files]
+
+
+def _check(file: Path, seen: dict[str, str]) -> Checked:
+    checked = Checked(file)
+    refuse = partial(_count, checked)
+    found, texts = Counter[str](), []
+    try:
+        for case in load.read_cases(file, refuse=refuse):
+            try:
+                for image in case.images:
+                    for picture in load.pictures(image):
+                        picture.picture()
+                place = seen.setdefault(f"{case.question}\n{case.options}".casefold(), file.name)
+                if place != file.name and not case.images:
+                    raise DataError(f"{file}, row of {case.id}, key question: the same stands in {place}")
+            except DataError as error:
+                refuse(error)
+                continue
+            checked.good += 1
+            found.update(_uses(case))
+            texts.append(_identifying(case))
+    except DataError as error:  # the file as a whole
+        refuse(error)
+    checked.identifying = privacy.counts(texts)
+    checked.notes = [f"{found[name]} for {name}" for name in ("gba and evaluate", "dsa")] if checked.good else []
+    return checked
+
+
+def _uses(case: Case) -> list[str]:
+    trained = case.trace and case.specialty in SPECIALTIES
+    return ["gba and evaluate", *(["dsa"] if trained else [])]
+
+
+def _identifying(case: Case) -> list[privacy.Found]:
+    texts = {"question": case.question, "options": case.options, "trace": case.trace}
+    if not case.options:
+        texts["answer"] = case.answer
+    headers = [one for n, image in enumerate(case.images, 1) for one in privacy.scan_header(_held(image), f"image {n}")]
+    return [*privacy.scan_texts(texts.items()), *headers]
+
+
+def _held(image: Any) -> bytes:
+    folder = getattr(image.read, "path", None)
+    return b"" if isinstance(folder, Path) and folder.is_dir() else image.open()
+
+
+def _count(checked: Checked, error: DataError) -> None:
+    """Counts an error by what is wrong, without what differs from row to row."""
+    text = str(error).removeprefix(f"{checked.file}, ")
+    row = re.match(r"row (\d+)(?:, |: )", text)
+    fault = text[row.end() :] if row else text
+    fault = re.sub(r"^key images: [^:]*: ", "key images: ", fault)
+    fault = re.sub(r"^row of .*?, key ", "key ", fault)
+    fault = re.sub(r"'[^']*'|\"[^\"]*\"", "...", fault) if "key images" not in fault else fault
+    checked.faults[fault].append(int(row[1]) if row else 0)

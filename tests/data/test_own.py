@@ -1,0 +1,137 @@
+"""A first example, converters and the validator: what they write loads, and all faults come at once."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mmedexpert_jax.data import load_cases, own
+from mmedexpert_jax.errors import ConfigError, DataError
+
+
+def _png(seed: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 9, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_example_loads_passes_the_check_and_says_its_schema(tmp_path):
+    files = own.new_data(tmp_path / "mine")
+    assert {file.name for file in files} == {"train.jsonl", "dev.jsonl", "test.jsonl", "README.md", "spots.png"}
+    cases = load_cases(tmp_path / "mine", "train")
+    assert [case.kind for case in cases] == ["choice", "open", "choice"] and cases[2].images[0].picture().size == (
+        112,
+        112,
+    )
+    assert own.schema_table() in (tmp_path / "mine" / "README.md").read_text()
+    checked = own.check(tmp_path / "mine")
+    assert [(one.good, dict(one.faults), one.identifying) for one in checked] == [(3, {}, []), (1, {}, []), (1, {}, [])]
+    with pytest.raises(ConfigError, match="not empty"):
+        own.new_data(tmp_path / "mine")
+
+
+def test_all_faults_of_a_set_come_at_once_with_counts(tmp_path):
+    good = {"id": "g", "question": "Which?", "options": ["a", "b"], "answer": "A"}
+    (tmp_path / "cut.png").write_bytes(_png()[:60])
+    rows = [
+        good,
+        good | {"id": "1", "answer": "C"},
+        good | {"id": "2", "answer": "D"},
+        good | {"id": "3", "images": ["gone.png"]},
+        good | {"id": "4", "images": ["away.png"]},
+        good | {"id": "5", "images": ["cut.png"]},
+        good | {"id": "6", "image": "x.png"},
+        good,
+        {"messages": "no"},
+    ]
+    text = "\n".join([*map(json.dumps, rows), "{not json", '{"id": NaN}'])
+    (tmp_path / "train.jsonl").write_text(text)
+    (tmp_path / "test.jsonl").write_text(json.dumps(good | {"id": "t"}))
+    train, test = own.check(tmp_path)
+    assert train.good == 1 and sum(map(len, train.faults.values())) == 10
+    lines = "\n".join(train.lines())
+    assert "1 cases good, 10 rows with faults" in lines
+    assert "2 x key answer: ... is not among A, B (rows 2, 3)" in lines and "no such file (rows 4, 5)" in lines
+    assert "call it images (row 7)" in lines and "key messages" in lines
+    assert test.good == 0 and "the same stands in train.jsonl" in test.lines()[1]
+    with pytest.raises(DataError, match="holds no train, dev or test"):
+        own.check(tmp_path / "nothing")
+
+
+def test_identifiers_are_counted(tmp_path):
+    row = {"id": "1", "question": "Mrs. Smith, 2020-01-02: which?", "answer": "flu"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    (checked,) = own.check(tmp_path)
+    assert [(one["kind"], one["rows"]) for one in checked.identifying] == [("date", 1), ("name", 1)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_foreign_rows_become_ours_and_load_from_the_new_folder(tmp_path, kind):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(_png())
+    turns = [{"from": "human", "value": "<image>\nWhich?\nA. gout\nB. flu"}, {"from": "gpt", "value": "B"}]
+    row = {"id": "1", "image": "a.png", "conversations": turns}
+    if kind == "parquet":
+        row["image"] = {"bytes": _png(), "path": "a.png"}
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "in" / "x.parquet")
+    else:
+        text = json.dumps([row] if kind == "json" else row)
+        (tmp_path / "in" / f"x.{kind}").write_text(text)
+    made = own.convert(tmp_path / "in" / f"x.{kind}", tmp_path / "out")
+    assert (made.rows, made.refused) == (1, [])
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert (case.question, case.options, case.answer) == ("Which?", ("gout", "flu"), "B")
+    expected = np.asarray(Image.open(io.BytesIO(_png())))
+    assert np.array_equal(np.asarray(case.images[0].picture()), expected)
+    with pytest.raises(ConfigError, match="exists"):
+        own.convert(tmp_path / "in" / f"x.{kind}", tmp_path / "out")
+
+
+def test_a_spreadsheet_becomes_rows(tmp_path):
+    (tmp_path / "x.csv").write_text(
+        "id;question;A;B;C;label;image\n1;Which?;gout;flu;;B;\n2;What is it?;;;;Flu;a.png\n3;Three?;x\n", "utf-8"
+    )
+    (tmp_path / "a.png").write_bytes(_png())
+    made = own.convert(tmp_path / "x.csv", tmp_path / "out")
+    assert made.rows == 2 and len(made.refused) == 1 and "row 3: 3 cells under 7 columns" in made.refused[0]
+    first, second = load_cases(tmp_path / "out", "train")
+    assert (first.options, first.answer, second.options, second.answer) == (("gout", "flu"), "B", (), "Flu")
+    assert len(second.images) == 1
+
+
+def test_a_folder_of_scans_becomes_cases_to_fill_in(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    source = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    (tmp_path / "in" / "series").mkdir(parents=True)
+    for k in range(12):
+        source.SOPInstanceUID, source.InstanceNumber = f"1.2.{k}", 12 - k
+        source.ImagePositionPatient = [0, 0, float(k)]
+        source.PixelData = np.full((128, 128), 100 * k, np.int16).tobytes()
+        source.save_as(tmp_path / "in" / "series" / f"{(7 * k) % 12}.dcm")
+    (tmp_path / "in" / "photo.png").write_bytes(_png())
+    made = own.convert(tmp_path / "in", tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["photo.png", "series"] and len(made.notes) == 2
+    assert rows[1]["images"] == [{"path": "../in/series", "slices": 8}]
+    rows[1] |= {"question": "What?", "answer": "A cyst", "images": [rows[1]["images"][0] | {"window": [-500, 1200]}]}
+    (tmp_path / "out" / "train.jsonl").write_text(json.dumps(rows[1]))
+    (case,) = load_cases(tmp_path / "out", "train")
+    levels = [int(np.asarray(image.picture())[0, 0, 0]) for image in case.images]
+    assert len(levels) == 8 and levels == sorted(levels) and len(set(levels)) == 8
+    assert "CompressedSamples" not in json.dumps(rows)  # the patient's name of the header
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="nothing that can be converted"):
+        own.convert(tmp_path / "empty", tmp_path / "out2")
+
+
+def test_images_by_data_uri_stay(tmp_path):
+    uri = "data:image/png;base64," + base64.b64encode(_png()).decode()
+    (tmp_path / "x.jsonl").write_text(json.dumps({"problem": "What?", "answer": "Flu", "images": [uri]}))
+    own.convert(tmp_path / "x.jsonl", tmp_path / "out", split="test")
+    (case,) = load_cases(tmp_path / "out", "test")
+    assert case.images[0].picture().size == (9, 8)
