@@ -1,4 +1,5 @@
-"""Writes docs/config.md from the configs, and the index of errors into the built site from the source.
+"""Writes docs/config.md from the configs, the table of docs/own.md from the schema of a row, and the index of errors
+into the built site from the source.
 
 `python docs/generate.py` rewrites the page; a test fails while it differs from what the configs say. mkdocs calls
 `on_page_markdown` as a hook, so that the index of errors is always that of the source that the site is built from.
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax.data.own import schema_table
 from mmedexpert_jax.launch import config as configs
 
 DOCS = Path(__file__).resolve().parent
@@ -19,6 +21,7 @@ JOBS = (
 )
 CODES = {"ConfigError": 2, "DataError": 3, "ResourceError": 4, "RemoteError": 5}
 MARK = "<!-- index -->"
+SCHEMA, SCHEMA_END = "<!-- schema -->", "<!-- schema end -->"
 HEAD = """\
 # Configuration
 
@@ -33,6 +36,13 @@ def config_page() -> str:
     """The text of docs/config.md: a table of fields for every job."""
     jobs = {job: _rows(job) for job in JOBS}
     return "\n".join([HEAD, *(_section(job, jobs) for job in JOBS)])
+
+
+def schema_page(page: str) -> str:
+    """The text of docs/own.md with the table of a row's keys as `data.load.KEYS` has it."""
+    before, _, rest = page.partition(SCHEMA)
+    _, end, after = rest.partition(SCHEMA_END)
+    return f"{before}{SCHEMA}\n{schema_table()}\n{end}{after}"
 
 
 def errors() -> list[tuple[int, str, str]]:
@@ -126,3 +136,5 @@ def _template(node: ast.expr) -> str:
 
 if __name__ == "__main__":
     (DOCS / "config.md").write_text(config_page(), encoding="utf-8")
+    own = DOCS / "own.md"
+    own.write_text(schema_page(own.read_text(encoding="utf-8")), encoding="utf-8")

@@ -67,17 +67,16 @@ _HELD_OUT: dict[str, Any] = {
     "specialty": "AM",
     "task": "curb65",
 }
+_OLDER = {"question": _HELD_OUT["question"].replace("man of 40", "man of 80"), "answer": "B"}
 EXAMPLE: dict[str, tuple[dict[str, Any], ...]] = {
     "train": _TRAIN,
     "dev": ({"id": "dev-1"} | _HELD_OUT,),
-    "test": (
-        {"id": "test-1"} | _HELD_OUT | {"question": _HELD_OUT["question"].replace("9 mmol", "5 mmol"), "answer": "A"},
-    ),
+    "test": ({"id": "test-1"} | _HELD_OUT | _OLDER,),
 }
 _README = """# A data set of one's own
 
 `train.jsonl`, `dev.jsonl` and `test.jsonl` hold one case a line. The examples in train.jsonl are a multiple-choice
-question with a reasoning trace, an open question (no `options`; `answer` is the reference), and a question about an image.
+question with a reasoning trace, an open question (no `options`; `answer` is the reference), and one about an image.
 Replace them by your own and keep the three files: what is trained on must not be tested on.
 
 {table}

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from mmedexpert_jax.errors import ConfigError, UserError
+from mmedexpert_jax.errors import ConfigError, DataError, UserError
 from mmedexpert_jax.launch import cli
 from mmedexpert_jax.launch import config as configs
 
@@ -143,7 +143,46 @@ def compare(arguments: list[str]) -> str:
     return comparison.text(arguments)
 
 
+def new_data(arguments: list[str]) -> str:
+    """Writes the example of a data set of one's own."""
+    from mmedexpert_jax.data import own
+
+    if len(arguments) != 1:
+        raise ConfigError("give a new folder: mmedexpert new-data my_cases")
+    files = own.new_data(arguments[0])
+    return "\n".join([*map(str, files), f"next: mmedexpert check-data {arguments[0]}"])
+
+
+def check_data(arguments: list[str]) -> str:
+    """All faults of a data set, counted; raises DataError behind them where there are any."""
+    from mmedexpert_jax.data import own
+
+    if len(arguments) != 1:
+        raise ConfigError("give a folder or file: mmedexpert check-data my_cases")
+    checked = own.check(arguments[0])
+    text = "\n".join(line for one in checked for line in one.lines())
+    faults = sum(map(len, (numbers for one in checked for numbers in one.faults.values())))
+    if faults:
+        cli.say(text)
+        raise DataError(f"{arguments[0]}: {faults} faults, listed above; fix the rows or leave them out")
+    return text
+
+
+def convert_data(arguments: list[str]) -> str:
+    """Rows of another form, or a folder of scans, as rows of ours."""
+    from mmedexpert_jax.data import own
+
+    if len(arguments) not in (2, 3):
+        raise ConfigError("give a table or folder and a new one: mmedexpert convert-data theirs.json my_cases [split]")
+    made = own.convert(*arguments)
+    refused = [f"refused: {line}" for line in made.refused]
+    return "\n".join([f"{made.file}: {made.rows} rows", *made.notes, *refused])
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], str]]] = {
     "compare": ("runs side by side: mmedexpert compare runs/a runs/b", compare),
+    "new-data": ("an example of a data set of one's own: mmedexpert new-data my_cases", new_data),
+    "convert-data": ("messages, LLaVA, ShareGPT, CSV or scans to rows of ours: theirs.json my_cases", convert_data),
+    "check-data": ("all faults of a data set with counts: mmedexpert check-data my_cases", check_data),
     "completion": ("a script for your shell: mmedexpert completion bash >> ~/.bashrc", completion),
 }

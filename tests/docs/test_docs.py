@@ -44,6 +44,11 @@ def test_the_page_of_fields_is_current():
     assert committed == GENERATE["config_page"](), "the configs changed: run `python docs/generate.py`"
 
 
+def test_the_table_of_a_rows_keys_is_current():
+    page = (DOCS / "own.md").read_text(encoding="utf-8")
+    assert page == GENERATE["schema_page"](page), "the schema changed: run `python docs/generate.py`"
+
+
 def test_every_field_of_every_job_has_a_meaning():
     for path in configs.available().values():
         documented = configs.field_docs(path)
