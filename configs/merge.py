@@ -18,6 +18,13 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.rules = "paper"  # where codes differ: "paper" (algorithm 1), "official", "mergekit" or "peft"
     config.density = 0.2  # share of each task vector's entries kept; not given in the paper, value of the TIES authors
     config.scale = 1.0  # lambda, factor of the merged task vector; not given in the paper
+    # Before the trim and the election, task vectors get one magnitude, the mean of the experts': "none" (the paper), by
+    # the norm of a "tensor", a "module" or the "global" model, or by a tensor's "median" magnitude. An RL vector is ten
+    # to thirty times shorter than SFT vectors (arXiv 2605.00610), and then loses every election: the report says so.
+    config.normalize_vectors = "none"
+    config.space = (
+        ""  # "core" (2509.17786) or "knots" (2410.19735): merged in the adapters' common basis; "": as they are
+    )
     config.parameters = ()  # before those above: "[expert.]density|weight|scale|gamma|epsilon[@path]=value[:value...]"
     config.mergekit = ""  # a mergekit YAML file to take base, experts, method and numbers from; empty: the fields here
     config.result = "model"  # "model", or "recipe": only written down, and applied where it is an expert or its base

@@ -129,6 +129,8 @@ FIELDS |= {
     "rules": _choice("paper", "official", "mergekit", "peft"),
     "result": _choice("model", "recipe"),
     "rl_origin": _choice("base", "start"),
+    "normalize_vectors": _choice("none", "tensor", "module", "global", "median"),
+    "space": _choice("", "core", "knots"),
     "rivals": _choice("all", "last"),
     "density": FRACTION,
     "scale": SIGNED,

@@ -22,6 +22,7 @@ from mmedexpert_jax.merging import kernel
 from mmedexpert_jax.merging.arrays import cpu, product, rounded
 from mmedexpert_jax.merging.fit import Derived, Stack, fit
 from mmedexpert_jax.merging.interference import Interference, add, measure
+from mmedexpert_jax.merging.lowrank import factors_of
 from mmedexpert_jax.merging.methods import Fitted, Setting, combine
 from mmedexpert_jax.merging.spherical import gram_matrix
 from mmedexpert_jax.merging.threshold import Blocks, Bound, Brackets, Counts, by_counting, counted
@@ -85,7 +86,7 @@ class Merge:
     def scope(self, name: str) -> str:
         """Key of the unit that a tensor is trimmed in; the tensor's own name unless a switch says otherwise."""
         how = self.how(name)
-        if not how.trims or how.rule.scope == "tensor":
+        if not how.trims or how.rule.scope == "tensor" or how.in_factors:
             return name
         return GLOBAL if how.rule.scope == "global" else name.rpartition(".")[0]
 
@@ -341,6 +342,29 @@ class TensorUnit:
         """Where each tensor begins."""
         sizes = [self.merge.base[name].size for name in self.names]
         return dict(zip(self.names, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+
+    def factors(self, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Those of adapters as they are; full weights are decomposed, or cut to a rank."""
+        name = self.names[0]
+        base = self.merge.base[name]
+        if not self.matrix or base.ndim > 2 or name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            return []
+        stretch, found = self.merge.stretch(name), []
+        for number, expert in enumerate(self.merge.experts):
+            if expert.low_rank(name):
+                pairs = [
+                    (b * adapter.scale, a)
+                    for adapter in expert.adapters
+                    for n, (b, a) in adapter.factors.items()
+                    if n == name
+                ]
+                b = np.concatenate([b for b, _ in pairs], axis=1) if pairs else np.zeros((base.shape[0], 1), np.float32)
+                a = np.concatenate([a for _, a in pairs]) if pairs else np.zeros((1, base.shape[1]), np.float32)
+                found.append((b if stretch is None else b * stretch[number], a))
+            else:
+                whole = np.concatenate([self.merge.read(name, *span)[1][number] for span in spans(base.shape, True)])
+                found.append(factors_of(whole, rank))
+        return found
 
     @property
     def size(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmedexpert_jax.merging.arrays import Array, Rows, namespace, product, tally
+from mmedexpert_jax.merging.lowrank import factors_of, merged_factors
 from mmedexpert_jax.merging.methods import (
     Fitted,
     Setting,
@@ -41,6 +42,9 @@ class Unit(Protocol):
     def matrix(self) -> bool:
         """True where it is one tensor of two dimensions or more."""
 
+    def factors(self, rank: int) -> list[tuple[Array, Array]]:
+        """b [out, r] and a [r, in] of each vector, cut to a rank (0: not); none where it is no linear layer."""
+
     def total(self, measure: Callable[[Array, Rows, int], Any]) -> Any:
         """Sum over blocks of measure(base [m], K vectors [m], index of the first entry in the unit)."""
 
@@ -53,6 +57,10 @@ class Unit(Protocol):
 
 def fit(unit: Unit, how: Setting) -> Fitted:
     """The numbers that `combine` needs of the whole unit."""
+    if how.in_factors and (pairs := unit.factors(how.compress)):
+        return Fitted(factors=merged_factors(pairs, how, merge_stack))
+    if how.kind.join == "factors":
+        return Fitted()
     if how.kind.join == "span":
         return Fitted(coefficients=_coefficients(unit, how))
     if how.method.endswith("slerp_columns") and unit.matrix:
@@ -100,6 +108,10 @@ class Stack:
     def size(self) -> int:
         """Entries of one vector."""
         return int(np.prod(self.vectors.shape[1:]))
+
+    def factors(self, rank: int) -> list[tuple[Array, Array]]:
+        """By decomposing each."""
+        return [factors_of(np.asarray(row), rank) for row in self.vectors] if self.matrix else []
 
     def total(self, measure: Callable[[Array, Rows, int], Any]) -> Any:
         """measure of the whole."""

@@ -32,7 +32,7 @@ def measure(
     """
     xp = namespace(vectors)
     sums = {
-        name: xp.stack([xp.sum(row) for row in found]) if isinstance(found, list) else _sum(found)
+        name: xp.stack([_sum(row) for row in found]) if isinstance(found, list) else _sum(found)
         for name, found in entries(base, vectors, kept, update, merged).items()
     }
     return sums | {"gram": gram_matrix(vectors)} if with_gram else sums
@@ -44,11 +44,15 @@ def entries(base: Array, vectors: Rows, kept: Rows, update: Array, merged: Array
     `mass` and `kept_mass`: magnitudes before and after the trim, by expert; `wanted`, `shared`, `conflict`: whether at
     least one, at least two, or two of opposite sign keep it; `net`: magnitude of the sum of what is kept; `squared` of
     the update, `lost` of what rounding takes from it; `changed` and `vanished`: whether there is an update, and whether
-    rounding leaves the base.
+    rounding leaves the base. Of each expert: `along`, its product with the update; `held`, whether it keeps an entry;
+    `contested`, whether another keeps it with the opposite sign; `outvoted`, whether the update then has that sign.
     """
     xp = namespace(vectors)
     up, down = [row > 0 for row in kept], [row < 0 for row in kept]
-    keepers = tally([above | below for above, below in zip(up, down, strict=True)])
+    held = [above | below for above, below in zip(up, down, strict=True)]
+    keepers = tally(held)
+    conflict = reduce(or_, up) & reduce(or_, down)
+    against = [(above & (update <= 0)) | (below & (update >= 0)) for above, below in zip(up, down, strict=True)]
     moved = merged.astype(xp.float32) - base
     error = moved - update
     changed = update != 0
@@ -57,7 +61,11 @@ def entries(base: Array, vectors: Rows, kept: Rows, update: Array, merged: Array
         "kept_mass": [xp.abs(row) for row in kept],
         "wanted": keepers > 0,
         "shared": keepers > 1,
-        "conflict": reduce(or_, up) & reduce(or_, down),
+        "conflict": conflict,
+        "along": [row * update for row in vectors],
+        "held": held,
+        "contested": [row & conflict for row in held],
+        "outvoted": [row & conflict for row in against],
         "net": xp.abs(total(kept)),
         "squared": update * update,
         "lost": error * error,
@@ -112,7 +120,7 @@ class Interference:
             return {}
         norms = np.sqrt(np.maximum(np.diag(total["gram"]), 0))
         cosine = _ratio(total["gram"], np.outer(norms, norms), 0)
-        return {
+        return self._votes(total, norms) | {
             "norm": dict(zip(self.experts, norms.tolist(), strict=True)),
             "cosine": cosine.round(6).tolist(),
             "kept_mass": dict(zip(self.experts, _ratio(total["kept_mass"], total["mass"], 1).tolist(), strict=True)),
@@ -124,6 +132,54 @@ class Interference:
             "vanished": float(_ratio(total["vanished"], total["changed"], 0)),
         }
 
+    def _votes(self, total: Mapping[str, np.ndarray], norms: np.ndarray) -> dict[str, Any]:
+        """Who won the elections, and what of each vector survives, by expert; empty where it was not measured."""
+        if "held" not in total:
+            return {}
+        own = np.sqrt(total["stretch"]) if "stretch" in total else norms
+        others = (own.sum() - own) / max(len(own) - 1, 1)
+        found = {
+            "length": _ratio(own, others, 1),
+            "contested": _ratio(total["contested"], total["held"], 0),
+            "won": _ratio(total["contested"] - total["outvoted"], total["contested"], 1),
+            "survives": _ratio(total["held"] - total["outvoted"], total["held"], 1),
+            "along": _ratio(total["along"], norms * np.sqrt(total["squared"]), 0),
+            "contests": total["contested"],
+        }
+        return {key: dict(zip(self.experts, values.tolist(), strict=True)) for key, values in found.items()}
+
+    def sentence(self) -> str:
+        """What a person wants to know first: how often the experts disagree, and who is nearly lost."""
+        rates = self.rates()
+        if len(self.experts) < 2 or not rates.get("along"):
+            return ""
+        text = f"Experts disagree in sign on {100 * rates['conflict']:.1f} % of the entries that one of them keeps."
+        name = min(self.experts, key=lambda one: rates["along"][one])
+        ratio = rates["length"][name]
+        times = f"{1 / ratio:.1f} times shorter" if 0 < ratio < 1 else f"{ratio:.1f} times longer"
+        won, contests, along = (rates[key][name] for key in ("won", "contests", "along"))
+        text += (
+            f" {name} survives least: {times} than the others' mean, it won {100 * won:.1f} % of its {int(contests):,} "
+            f"disagreements, and the merge's cosine to it is {along:.2f}."
+        )
+        if rates["won"][name] < 0.25 and ratio < 1 / 3:
+            text += " It is nearly lost: config.normalize_vectors=tensor gives all experts one magnitude."
+        return text
+
+    def election_rows(self) -> list[dict[str, Any]]:
+        """A table of who won, by expert."""
+        rates = self.rates()
+        titles = {
+            "length to the others'": "length",
+            "contested of what it keeps": "contested",
+            "won of the contested": "won",
+            "top entries that survive": "survives",
+            "cosine to the merge": "along",
+        }
+        if "won" not in rates:
+            return []
+        return [{"expert": name} | {title: rates[key][name] for title, key in titles.items()} for name in self.experts]
+
     def kinds(self) -> list[str]:
         """Names of the changed tensors with their layer numbers left out, in order of appearance."""
         return list(dict.fromkeys(kind(name) for name in self.sums))
@@ -132,6 +188,7 @@ class Interference:
         """The rates of all tensors together, by kind of module, and by tensor."""
         return {
             "experts": list(self.experts),
+            "sentence": self.sentence(),
             "all": self.rates(),
             "kinds": {one: self.rates(one) for one in self.kinds()},
             "tensors": {one: self.tensor_rates(one) for one in self.sums},
@@ -158,8 +215,9 @@ class Interference:
         return [{"module": one} | {k: found[v] for k, v in titles.items()} for one, found in rates.items()]
 
     def markdown(self) -> str:
-        """Both tables."""
-        return "\n".join(markdown(rows, 3) for rows in (self.cosine_rows(), self.kind_rows()))
+        """The sentence and the tables."""
+        tables = (self.election_rows(), self.cosine_rows(), self.kind_rows())
+        return "\n".join([self.sentence(), "", *(markdown(rows, 3) for rows in tables if rows)])
 
 
 def kind(name: str) -> str:

@@ -20,7 +20,10 @@ from mmedexpert_jax.merging.vectors import Parts, assembled
 
 DTYPES = ("bfloat16", "float16", "float32")  # of weights
 _LANES = 64  # sums that a loop adds to at a time
-_FOLD, _BITS = 16, 6  # flags that are counted in a field of an integer, and its bits
+_FOLD, _BITS, _FIELDS = 16, 6, 5  # flags that are counted in a field of an integer, its bits, fields of an integer
+# Of `interference.entries`, in the order of the programs' outputs: sums and counts, those of each expert apart.
+_BY_EXPERT, _SUMS = ("mass", "kept_mass", "along"), ("net", "squared", "lost")
+_FLAGS, _FLAGS_BY_EXPERT = ("wanted", "shared", "conflict", "changed", "vanished"), ("held", "contested", "outvoted")
 
 
 def count(
@@ -91,9 +94,11 @@ def merge(
         return merged, {}
     sums, counts, *gram = measured
     experts, sums = len(parts), np.sum(np.asarray(sums), axis=1, dtype=np.float64)
-    found = {"mass": sums[:experts], "kept_mass": sums[experts : 2 * experts]}
-    found |= zip(("net", "squared", "lost"), sums[2 * experts :], strict=True)
-    found |= zip(("wanted", "shared", "conflict", "changed", "vanished"), np.asarray(counts), strict=True)
+    found = dict(zip(_BY_EXPERT, sums[: 3 * experts].reshape(3, experts), strict=True))
+    found |= zip(_SUMS, sums[3 * experts :], strict=True)
+    counts = np.asarray(counts)
+    found |= zip(_FLAGS, counts[: len(_FLAGS)], strict=True)
+    found |= zip(_FLAGS_BY_EXPERT, counts[len(_FLAGS) :].reshape(3, experts), strict=True)
     if with_gram:
         found["gram"] = np.zeros((experts, experts))
         lower = np.tril_indices(experts)
@@ -159,9 +164,10 @@ def _merge(
     # Written once and read by every sum, instead of being computed anew in the loop of each.
     base, vectors, kept, update, merged = jax.lax.optimization_barrier((base, vectors, kept, update, merged))
     found: dict[str, Any] = entries(base, vectors, kept, update, merged)
-    floats = [*found["mass"], *found["kept_mass"], found["net"], found["squared"], found["lost"]]
-    flags = [found[name] for name in ("wanted", "shared", "conflict", "changed", "vanished")]
-    measured = [jnp.stack([_partial_sums(x) for x in floats]), _counts(flags)]
+    floats = [*(row for name in _BY_EXPERT for row in found[name]), *(found[name] for name in _SUMS)]
+    flags = [*(found[name] for name in _FLAGS), *(row for name in _FLAGS_BY_EXPERT for row in found[name])]
+    few = [flags[start : start + _FIELDS] for start in range(0, len(flags), _FIELDS)]
+    measured = [jnp.stack([_partial_sums(x) for x in floats]), jnp.concatenate([_counts(some) for some in few])]
     if with_gram:
         pairs = zip(*np.tril_indices(len(vectors)), strict=True)
         measured.append(jnp.stack([jnp.dot(vectors[i], vectors[j], precision="highest") for i, j in pairs]))

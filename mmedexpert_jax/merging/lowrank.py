@@ -1,9 +1,115 @@
-"""The merged update of a linear layer as LoRA factors: truncated SVD by a block Krylov space, with the energy kept."""
+"""Matrices as low-rank factors: merges in the space that the experts' factors span, and truncated SVD.
+
+A matrix of rank r is b @ a. K experts' b stand beside each other in B = [b_1 ... b_K], their a under each other in A; R
+is the sum of their ranks. With orthonormal U [out, R] of B and V [in, R] of A every expert is U M_k V^T with a core
+M_k [R, R], exactly (Core Space, Panariello et al. 2025, arXiv 2509.17786). What a method does to matrices it does to
+cores: no dense matrix is formed, and the result has rank R at most.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 _TOLERANCE = 1e-6  # of the whole energy, by which another block may still raise what is kept
 _MOST = 0.6  # share of the matrix's smaller side beyond which a whole decomposition costs less
+
+
+Pair = tuple[np.ndarray, np.ndarray]  # b [out, r], a [r, in]
+
+
+def merged_factors(pairs: Sequence[Pair], how: Any, merge_stack: Callable[..., np.ndarray]) -> Pair:
+    """The merge of K matrices from their factors, as factors in float32.
+
+    Args:
+        pairs: of the experts.
+        how: `Setting`: a method of this page ("tsv_m", "iso_c", "wudi"), or one of entries in a `space`.
+        merge_stack: `fit.merge_stack`, which merges entries.
+    """
+    weighted = [(b.astype(np.float64) * w, a.astype(np.float64)) for (b, a), w in zip(pairs, how.weights, strict=True)]
+    if how.kind.join == "factors":
+        left, cores, right = core_space(weighted)
+        methods = {"tsv_m": tsv_merge, "iso_c": iso_merge, "wudi": wudi_merge}
+        b, a = left @ methods[how.method](cores), right.T
+    else:
+        plain = replace(how, space="")  # it weighs the experts itself
+        whole = [(b.astype(np.float64), a.astype(np.float64)) for b, a in pairs]
+        if how.space == "core":
+            left, cores, right = core_space(whole)
+            b, a = left @ merge_stack(cores.astype(np.float32), replace(plain, scale=1.0)), right.T
+        else:
+            left, parts = knots_space(whole)
+            b, a = left, merge_stack(parts.astype(np.float32), replace(plain, scale=1.0))
+    return b.astype(np.float32), a.astype(np.float32)
+
+
+def factors_of(matrix: np.ndarray, rank: int = 0) -> Pair:
+    """A matrix's factors: exact, or the best of a rank."""
+    if rank and rank < min(matrix.shape):
+        a, b, *_ = truncate(matrix, rank)
+        return b, a
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    return left * values, right
+
+
+def core_space(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """U [out, R], cores M [K, R, R'], V [in, R'] with b_k @ a_k = U M_k V^T."""
+    left = np.linalg.svd(np.concatenate([b for b, _ in pairs], axis=1), full_matrices=False)[0]
+    right = np.linalg.svd(np.concatenate([a for _, a in pairs]), full_matrices=False)[2].T
+    return left, np.stack([(left.T @ b) @ (a @ right) for b, a in pairs]), right
+
+
+def knots_space(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    """KnOTS (Stoica et al. 2024, arXiv 2410.19735): U [out, R] and S V_k^T [K, R, in] of the matrices side by side.
+
+    [W_1 ... W_K] = U S [V_1 ... V_K]^T is decomposed through QR of the factors; singular values of 1e-5 and less go.
+    """
+    outer, mixing = np.linalg.qr(np.concatenate([b for b, _ in pairs], axis=1))
+    rows = [np.linalg.qr(a.T) for _, a in pairs]  # a_k = r_k^T q_k^T
+    columns = np.split(mixing, np.cumsum([len(a) for _, a in pairs])[:-1], axis=1)
+    small = [part @ r.T for part, (_, r) in zip(columns, rows, strict=True)]
+    left, values, right = np.linalg.svd(np.concatenate(small, axis=1), full_matrices=False)
+    kept = values > 1e-5
+    edges = np.cumsum([part.shape[1] for part in small])[:-1]
+    parts = np.split(values[kept, None] * right[kept], edges, axis=1)
+    return outer @ left[:, kept], np.stack([part @ q.T for part, (q, _) in zip(parts, rows, strict=True)])
+
+
+def tsv_merge(matrices: np.ndarray) -> np.ndarray:
+    """TSV-M (Gargiulo et al. 2025, arXiv 2412.00081): [K, m, n] -> [m, n].
+
+    Of each matrix the leading 1/K of the singular triples; their left and right vectors are made orthogonal, all of
+    them together (the nearest orthonormal ones, u v^T of an SVD), then multiplied out.
+    """
+    count = int(min(matrices.shape[1:]) / len(matrices))
+    triples = [np.linalg.svd(matrix, full_matrices=False) for matrix in matrices]
+    left = _orthonormal(np.concatenate([u[:, :count] for u, _, _ in triples], axis=1))
+    right = _orthonormal(np.concatenate([v[:count] for _, _, v in triples]))
+    return (left * np.concatenate([s[:count] for _, s, _ in triples])) @ right
+
+
+def iso_merge(matrices: np.ndarray) -> np.ndarray:
+    """Iso-C (Marczak et al. 2025, arXiv 2502.04959): the sum with all singular values set to their mean."""
+    left, values, right = np.linalg.svd(np.sum(matrices, axis=0), full_matrices=False)
+    return values.mean() * left @ right
+
+
+def wudi_merge(matrices: np.ndarray) -> np.ndarray:
+    """WUDI (Cheng et al. 2025, arXiv 2503.08099): minimises sum_k |(M - M_k) M_k^T|^2 / |M_k|^2 over M.
+
+    The authors take 300 steps of Adam from the sum; the loss is quadratic, so that its minimiser is M = (sum_k M_k C_k)
+    (sum_k C_k)^+ with C_k = M_k^T M_k / |M_k|^2. Beyond the experts' span the sum, where they start, is 0.
+    """
+    energies = np.sum(matrices**2, axis=(1, 2))
+    scaled = [m.T @ m / e if e > 0 else np.zeros((m.shape[1],) * 2) for m, e in zip(matrices, energies, strict=True)]
+    pulled = np.sum([m @ c for m, c in zip(matrices, scaled, strict=True)], axis=0)
+    return pulled @ np.linalg.pinv(np.sum(scaled, axis=0), hermitian=True)
+
+
+def _orthonormal(matrix: np.ndarray) -> np.ndarray:
+    left, _, right = np.linalg.svd(matrix, full_matrices=False)
+    return left @ right
 
 
 def truncate(update: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float, float]:

@@ -1,6 +1,7 @@
 """Conflict-aware capability integration (paper section 4.3): the experts of one base become one model."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.merging.engine import Merge, merged_on_devices, on_devices
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.lowrank import truncate
-from mmedexpert_jax.merging.methods import Switches
+from mmedexpert_jax.merging.methods import METHODS, Switches, switches
 from mmedexpert_jax.merging.parameters import Parameters, Spec, by_expert
 from mmedexpert_jax.merging.vectors import Adapter, Expert, check
 from mmedexpert_jax.models.tree import flatten, nest
@@ -32,6 +33,8 @@ def merge(
     gamma: Spec | Mapping[str, Spec] = 0.01,
     epsilon: Spec | Mapping[str, Spec] = 0.15,
     seed: int = 0,
+    normalize_vectors: str = "none",
+    space: str = "",
 ) -> dict[str, Any] | Lora:
     """theta_base + scale * F(tau_1, ..., tau_K), with tau_k = theta_k - theta_base (equations 6 and 7).
 
@@ -54,6 +57,8 @@ def merge(
         gamma: fraction dropped as outliers (breadcrumbs).
         epsilon: half width of the probabilities (DELLA).
         seed: of random methods, with the names of tensor and expert.
+        normalize_vectors: "tensor", "module", "global" or "median" gives task vectors one magnitude first (`Switches`).
+        space: "core" or "knots": matrices are merged in the basis that the experts' factors span; "": as they are.
 
     Returns:
         Parameters with the keys, shapes and dtypes of `base` (tensors that no expert changed are passed through
@@ -63,7 +68,8 @@ def merge(
         ConfigError: an unknown method or preset, weights that do not fit the experts, a density outside [0, 1].
         DataError: an expert with missing, extra, misshapen or non-finite tensors, named.
     """
-    return merge_with_report(base, experts, method, preset, density, weights, scale, rank, gamma, epsilon, seed)[0]
+    options = (method, preset, density, weights, scale, rank, gamma, epsilon, seed, normalize_vectors, space)
+    return merge_with_report(base, experts, *options)[0]
 
 
 def merge_with_report(
@@ -78,6 +84,8 @@ def merge_with_report(
     gamma: Spec | Mapping[str, Spec] = 0.01,
     epsilon: Spec | Mapping[str, Spec] = 0.15,
     seed: int = 0,
+    normalize_vectors: str = "none",
+    space: str = "",
 ) -> tuple[dict[str, Any] | Lora, Interference]:
     """`merge`, and where the experts interfered."""
     tensors = flatten(base)
@@ -85,7 +93,10 @@ def merge_with_report(
     given = {"density": density, "gamma": gamma, "epsilon": epsilon, "scale": scale}
     numbers = {which: by_expert(value, names, which) for which, value in given.items()}
     numbers["weight"] = by_expert(1.0 if weights is None else weights, names, "weights")
-    how = Parameters(method, names, preset, numbers, seed, tuple(tensors))
+    rule = switches(preset, method) if method in METHODS else preset
+    if normalize_vectors != "none" and isinstance(rule, Switches):
+        rule = switches(replace(rule, normalize=normalize_vectors))
+    how = Parameters(method, names, rule, numbers, seed, tuple(tensors), space=space, compress=rank or 0)
     how.check()
     job = Merge(tensors, tuple(expert_of(name, expert) for name, expert in experts.items()), how)
     check(tensors, job.experts)

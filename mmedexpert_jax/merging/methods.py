@@ -164,6 +164,9 @@ METHODS = {
     "karcher": Method("all", "span"),
     "model_stock": Method("all", "span"),
     "model_stock_rows": Method("all", "rows"),
+    "tsv_m": Method("all", "factors"),
+    "iso_c": Method("all", "factors"),
+    "wudi": Method("all", "factors"),
     "weight_sum": Method("all", "span", whole=True),
     "weight_slerp": Method("all", "span", whole=True),
     "weight_slerp_rows": Method("all", "rows", whole=True, experts=2),
@@ -190,6 +193,8 @@ class Setting:
         slope, bound: RAM+: r and alpha, of the amplification of an expert's own entries; mergekit's defaults.
         t: NearSwap: how far an entry moves at most.
         max_iter, tol: of the Karcher mean's iteration; mergekit's defaults.
+        space: "core" or "knots": matrices are merged in a basis that the experts' factors span (`lowrank`); "": whole.
+        compress: rank that matrices are cut to before a merge in factors; 0: not.
     """
 
     method: str
@@ -206,6 +211,13 @@ class Setting:
     t: float = 0.0
     max_iter: float = 10
     tol: float = 1e-5
+    space: str = ""
+    compress: int = 0
+
+    @property
+    def in_factors(self) -> bool:
+        """True where matrices are merged from low-rank factors."""
+        return bool(self.space) or self.kind.join == "factors"
 
     @property
     def kind(self) -> Method:
@@ -225,7 +237,7 @@ class Setting:
     @property
     def whole_rows(self) -> bool:
         """True where blocks must be whole rows of a matrix."""
-        return self.kind.keep in ("ranked", "important") or self.kind.join == "rows"
+        return self.kind.keep in ("ranked", "important") or self.kind.join == "rows" or self.in_factors
 
     @property
     def moves_base(self) -> bool:
@@ -480,6 +492,7 @@ class Fitted:
         majority: sum of the unit's elected signs, for cancellation="majority".
         coefficients: [K] of the vectors, and last that of the base; by column [K + 1, columns].
         masses: [K] SCE's weights.
+        factors: b [out, r] and a [r, in] of the merged matrix.
     """
 
     bounds: tuple[Bound, ...] = ()
@@ -487,9 +500,10 @@ class Fitted:
     majority: Array = None
     coefficients: Array = None
     masses: Array = None
+    factors: tuple[Array, Array] | None = None
 
 
-_FIELDS = ["bounds", "rescale", "majority", "coefficients", "masses"]
+_FIELDS = ["bounds", "rescale", "majority", "coefficients", "masses", "factors"]
 jax.tree_util.register_dataclass(Fitted, data_fields=_FIELDS, meta_fields=[])
 
 
@@ -534,6 +548,12 @@ def combine(base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting
         fitted: of the unit.
         how: of the tensor.
     """
+    if fitted.factors is not None:
+        b, a = fitted.factors
+        first = start // a.shape[1]
+        return vectors, namespace(vectors).matmul(b[first : first + vectors[0].shape[0]], a)
+    if how.kind.join == "factors":  # what is no matrix is averaged, as the authors do
+        return vectors, _linear(vectors, np.asarray(how.weights) / len(how.weights))
     kept = keep(base, vectors, start, fitted, how)
     match how.kind.join:
         case "elect":

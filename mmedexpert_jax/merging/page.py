@@ -40,7 +40,13 @@ def page(report: Interference, facts: Mapping[str, Any]) -> str:
     """The HTML."""
     grid = Grid(report)
     lines = "".join(f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in facts.items())
-    parts = [f"<table>{lines}</table>", "<h2>All tensors</h2>", _table(report.cosine_rows())]
+    parts = [f"<p class=lead>{_text(report.sentence())}</p>"] if report.sentence() else []
+    if elections := report.election_rows():
+        won = {name: grid.values("won", name) for name in report.experts}
+        note = "Of the entries where another expert keeps the opposite sign, the share that goes this expert's way."
+        parts.append(f"<h2>Who won where two disagreed</h2><p>{note} {_scale(0, 1)}</p>{grid.many(won, 0, 1)}")
+        parts.append(_table(elections))
+    parts += [f"<table>{lines}</table>", "<h2>All tensors</h2>", _table(report.cosine_rows())]
     parts += ["<h2>By kind of module</h2>", _table(report.kind_rows())]
     for key, title, note in _MAPS:
         top = max(np.nanmax(grid.values(key), initial=0.0), 1e-9)

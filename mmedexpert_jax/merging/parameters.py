@@ -70,6 +70,7 @@ class Parameters:
         seed: of random methods.
         names: of the base's tensors, which give the number of layers.
         stored: the names that the base's files have for them, which filters may also mean.
+        space, compress: as of `Setting`.
         required: numbers that have no default: a tensor without one is refused.
     """
 
@@ -81,6 +82,8 @@ class Parameters:
     names: tuple[str, ...] = ()
     stored: Mapping[str, str] = field(default_factory=dict, compare=False)
     required: tuple[str, ...] = ()
+    space: str = ""
+    compress: int = 0
     _settings: dict[str, Setting] = field(default_factory=dict, compare=False, repr=False)
 
     DEFAULTS = {"density": 1.0, "weight": 1.0, "gamma": 0.01, "epsilon": 0.15} | SHARED
@@ -139,6 +142,8 @@ class Parameters:
             numbers["gamma"],
             numbers["epsilon"],
             **{which: self.number(which, "", name) for which in SHARED},
+            space=self.space,
+            compress=self.compress,
             keys=tuple(key_of(self.seed, name, expert) for expert in self.experts),
         )
 
@@ -170,6 +175,8 @@ class Parameters:
             "switches": {key: getattr(rule, key) for key in rule.__dataclass_fields__},
             "numbers": {which: dict(specs) for which, specs in self.numbers.items()},
             "seed": self.seed,
+            "space": self.space,
+            "compress": self.compress,
         }
 
 

@@ -276,6 +276,8 @@ def read_recipe(path: str | Path) -> Recipe:
             Switches(**values["switches"]),
             values["numbers"],
             values["seed"],
+            space=values.get("space", ""),
+            compress=values.get("compress", 0),
         )
         return Recipe(content["base"], content["experts"], parameters, tuple(content["start_only"]), content["dtype"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -16,6 +16,7 @@ from mmedexpert_jax.merging.engine import Merge
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import as_lora, merge_in_memory, update_of
 from mmedexpert_jax.merging.mergekit import read_mergekit
+from mmedexpert_jax.merging.methods import switches
 from mmedexpert_jax.merging.page import write_page
 from mmedexpert_jax.merging.parameters import Parameters, parse
 from mmedexpert_jax.merging.recipe import Loaded, Recipe, fingerprint, is_checkpoint, merge_to_disk
@@ -57,13 +58,16 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
     if interference is not None:
         values |= _report(recipe, interference, run)
         tables |= {
+            "Who won, and what survives": interference.election_rows(),
             "Cosine between the experts, and mass kept": interference.cosine_rows(),
             "Interference": interference.kind_rows(),
         }
-    text = "\n".join(markdown(rows, 3) for rows in tables.values())
+    text = "\n".join(
+        [values.get("sentence", ""), "", *(markdown(rows, 3) for rows in tables.values() if rows)]
+    ).lstrip()
     files.write_text(run.path / "table.md", text)
     run.finish(values)
-    report.report_run(run.path, [report.Table(title, rows) for title, rows in tables.items()])
+    report.report_run(run.path, [report.Table(title, rows) for title, rows in tables.items() if rows])
     print(text, flush=True)
 
 
@@ -81,7 +85,12 @@ def recipe_of(config: ConfigDict) -> Recipe:
         _fall_back(numbers, which, "", value)
     for name, weight in zip(experts, config.weights, strict=False):
         _fall_back(numbers, "weight", name, float(weight))
-    parameters = Parameters(config.method, tuple(experts), config.rules, numbers, config.get("seed", 0))
+    rule = replace(switches(config.rules, config.method), normalize=config.get("normalize_vectors", "none"))
+    parameters = Parameters(
+        config.method, tuple(experts), rule, numbers, config.get("seed", 0), space=config.get("space", "")
+    )
+    if config.get("rank"):
+        parameters = replace(parameters, compress=int(config.rank))
     start_only = ("RL",) if config.get("rl_origin") == "start" and "RL" in experts else ()
     return Recipe(config.model.path, experts, parameters, start_only, config.model.dtype)
 
@@ -178,7 +187,8 @@ def _report(recipe: Recipe, interference: Interference, run: Run) -> dict[str, A
     files.write_json(run.path / "export" / "interference.json", interference.to_json())
     write_page(run.path / "merge_report.html", interference, facts)
     names = ("conflict", "shared", "cancellation", "kept_mass", "rounding_error", "vanished")
-    return {name: overall[name] for name in names} | {"kept_energy": interference.kept_energy}
+    found = {name: overall[name] for name in names} | {"kept_energy": interference.kept_energy}
+    return found | {"sentence": interference.sentence()}
 
 
 def _sweep(recipe: Recipe, config: ConfigDict, run: Run, evaluate: Evaluate | None) -> Sweep:

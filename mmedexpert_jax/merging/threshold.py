@@ -52,21 +52,22 @@ class Bound:
         return Bound(self.value, np.clip(self.cut - start, 0, size).astype(np.int32), self.from_end)
 
     def _keeps(self, row: int, vector: Array, start: int) -> Array:
-        value, cut, size = self.value[row], self.cut[row], vector.shape[0]
+        value, cut, size = self.value[row], self.cut[row], vector.size
         if namespace(vector) is jnp:  # as integers, for which "equal and early" is one comparison
-            early = (start + jnp.arange(size) < cut) != self.from_end
+            early = ((start + jnp.arange(size) < cut) != self.from_end).reshape(vector.shape)
             bits, bound = (jax.lax.bitcast_convert_type(x, jnp.int32) for x in (jnp.abs(vector), value))
             return bits >= bound + jnp.where(early, 0, 1)
         magnitude = np.abs(vector)
         whole, none = (cut <= start, cut >= start + size) if self.from_end else (cut >= start + size, cut <= start)
         if whole or none:
             return magnitude >= value if whole else magnitude > value
-        early = np.arange(start, start + size) < cut
+        early = (np.arange(start, start + size) < cut).reshape(vector.shape)
         return (magnitude > value) | ((magnitude == value) & (early != self.from_end))
 
 
 def largest(vectors: Array, kept: Sequence[int], equal_magnitudes: str = "lower_index") -> Bound:
     """Bound of the kept[i] largest magnitudes of row i of [K, n] float32, numpy or JAX (sharded or not)."""
+    vectors = vectors.reshape(len(vectors), -1)
     if namespace(vectors) is jnp:
         return _on_device(vectors, jnp.asarray(kept), equal_magnitudes)
     whole = Blocks(vectors.shape[1], [0], lambda start: vectors, lambda index: vectors[:, index], map)

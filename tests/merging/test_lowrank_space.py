@@ -1,0 +1,113 @@
+"""Merges in the space of LoRA factors against the authors' formulas, written out by hand on dense matrices."""
+
+import numpy as np
+import pytest
+
+from mmedexpert_jax.lora import Lora
+from mmedexpert_jax.merging import lowrank, merge, merge_stack, setting
+from mmedexpert_jax.models.tree import flatten
+
+OUT, IN, RANK, EXPERTS = 12, 10, 2, 3
+
+
+@pytest.fixture
+def pairs():
+    rng = np.random.default_rng(0)
+    return [(rng.standard_normal((OUT, RANK)), rng.standard_normal((RANK, IN))) for _ in range(EXPERTS)]
+
+
+def svd(matrix):
+    return np.linalg.svd(matrix, full_matrices=False)
+
+
+def test_cores_are_the_experts_without_loss(pairs):
+    left, cores, right = lowrank.core_space(pairs)
+    np.testing.assert_allclose(left.T @ left, np.eye(EXPERTS * RANK), atol=1e-12)
+    for (b, a), core in zip(pairs, cores, strict=True):
+        np.testing.assert_allclose(left @ core @ right.T, b @ a, atol=1e-12)
+
+
+def test_knots_is_the_decomposition_of_the_matrices_side_by_side(pairs):
+    """U S [V_1 ... V_K]^T of [W_1 ... W_K], up to signs of singular vectors."""
+    left, parts = lowrank.knots_space(pairs)
+    u, s, vt = svd(np.concatenate([b @ a for b, a in pairs], axis=1))
+    kept = s > 1e-5
+    assert left.shape == (OUT, EXPERTS * RANK)
+    signs = np.sign(np.sum(left * u[:, kept], axis=0))
+    np.testing.assert_allclose(left * signs, u[:, kept], atol=1e-9)
+    for k, part in enumerate(parts):
+        expected = (np.diag(s) @ vt)[kept, k * IN : (k + 1) * IN]
+        np.testing.assert_allclose(part * signs[:, None], expected, atol=1e-9)
+
+
+def test_tsv_m_by_hand():
+    """The authors' loop: each task's leading 1/K singular triples in its own columns, both sides orthogonalised."""
+    matrices = np.random.default_rng(1).standard_normal((EXPERTS, 9, 6))
+    count = 6 // EXPERTS
+    left, values, right = np.zeros((9, 6)), np.zeros(6), np.zeros((6, 6))
+    for k, matrix in enumerate(matrices):
+        u, s, v = svd(matrix)
+        place = slice(k * count, (k + 1) * count)
+        left[:, place], values[place], right[place] = u[:, :count], s[:count], v[:count]
+    (a, _, b), (c, _, d) = svd(left), svd(right)
+    np.testing.assert_allclose(lowrank.tsv_merge(matrices), a @ b @ np.diag(values) @ c @ d, atol=1e-10)
+
+
+def test_iso_c_by_hand():
+    matrices = np.random.default_rng(2).standard_normal((EXPERTS, 5, 7))
+    u, s, v = svd(matrices.sum(0))
+    np.testing.assert_allclose(lowrank.iso_merge(matrices), u @ np.diag(np.full(5, s.mean())) @ v, atol=1e-10)
+
+
+def test_wudi_is_what_the_authors_descent_goes_to():
+    """Gradient descent on their loss, from their start, ends where the closed form is; rows beyond the span stay 0."""
+    rng = np.random.default_rng(3)
+    matrices = np.stack([rng.standard_normal((6, 2)) @ rng.standard_normal((2, 8)) for _ in range(EXPERTS)])
+    energies = np.sum(matrices**2, axis=(1, 2))
+
+    def gradient(merged):
+        return sum(2 * (merged - m) @ m.T @ m / e for m, e in zip(matrices, energies, strict=True))
+
+    merged = matrices.sum(0)
+    for _ in range(20000):
+        merged = merged - 0.2 * gradient(merged)
+    found = lowrank.wudi_merge(matrices)
+    np.testing.assert_allclose(gradient(found), 0, atol=1e-10)
+    np.testing.assert_allclose(found, merged, atol=1e-4)
+
+
+def lora(pair):
+    b, a = pair
+    return Lora({"q_proj": {"a": a.astype(np.float32), "b": b.astype(np.float32)}}, RANK, RANK)
+
+
+def merged_update(pairs, **options):
+    base = {"q_proj": {"weight": np.zeros((OUT, IN), np.float32)}}
+    experts = {str(k): lora(pair) for k, pair in enumerate(pairs)}
+    return flatten(merge(base, experts, **options))["q_proj.weight"]
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "iso_c", "wudi"])
+def test_factors_and_matrices_merge_to_the_same(pairs, method):
+    """From LoRA factors, no dense matrix: what the cores of the dense matrices give."""
+    found = merged_update(pairs, method=method, density=1.0)
+    left, cores, right = lowrank.core_space(pairs)
+    formulas = {"tsv_m": lowrank.tsv_merge, "iso_c": lowrank.iso_merge, "wudi": lowrank.wudi_merge}
+    np.testing.assert_allclose(found, left @ formulas[method](cores) @ right.T, rtol=1e-4, atol=1e-4)
+    if method == "wudi":  # which does not depend on the basis
+        dense = lowrank.wudi_merge(np.stack([b @ a for b, a in pairs]))
+        np.testing.assert_allclose(found, dense, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("space", ["core", "knots"])
+def test_entries_are_merged_in_a_space(pairs, space):
+    """TIES of cores (of S V^T), brought back by the common basis; a plain sum is the same in every space."""
+    found = merged_update(pairs, method="ties", density=0.5, space=space)
+    if space == "core":
+        left, parts, right = lowrank.core_space(pairs)
+    else:
+        (left, parts), right = lowrank.knots_space(pairs), np.eye(IN)
+    inner = merge_stack(parts.astype(np.float32), setting("ties", EXPERTS, density=0.5))
+    np.testing.assert_allclose(found, left @ inner @ right.T, rtol=1e-4, atol=1e-4)
+    total = merged_update(pairs, method="task_arithmetic", density=1.0, space=space)
+    np.testing.assert_allclose(total, sum(b @ a for b, a in pairs), rtol=1e-4, atol=1e-4)
