@@ -168,7 +168,7 @@ def _dataset(config: ConfigDict, run: "Run") -> None:
     from mmedexpert_jax import mmedexpert
     from mmedexpert_jax.launch import teachers
 
-    mmedexpert.run(config, run, teachers.hire(config, run))
+    mmedexpert.run(config, run, teachers.make_teacher(config, run))
 
 
 def _merge(config: ConfigDict, run: "Run") -> None:

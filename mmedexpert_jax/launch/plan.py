@@ -33,9 +33,9 @@ def describe(config: ConfigDict) -> str:
     """A text of a few lines on the model, its memory, the cases, the run directory and the settings."""
     if config.job == "dataset":
         from mmedexpert_jax.launch import teachers
-        from mmedexpert_jax.mmedexpert import plan
+        from mmedexpert_jax.mmedexpert import dataset_plan
 
-        *lines, last = plan.describe(config, teachers.endpoint).splitlines()
+        *lines, last = dataset_plan.describe(config, teachers.endpoint).splitlines()
         return "\n".join([*lines, *_needed(config, {"train": Counter()}), last])
     run = Path(config.workdir)
     state = "resumes what is there" if (run / "STATUS.json").is_file() and not config.fresh else "starts anew"

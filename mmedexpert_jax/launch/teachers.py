@@ -9,14 +9,14 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
-    from mmedexpert_jax.mmedexpert.teachers import Teacher
+    from mmedexpert_jax.mmedexpert.local_teacher import Teacher
     from mmedexpert_jax.remote import Answers, Endpoint
     from mmedexpert_jax.runtime import Run
 
 KINDS = ("local", "chat", "batch")
 
 
-def hire(config: ConfigDict, run: "Run") -> Callable[[ConfigDict, "Answers"], tuple[str, "Teacher"]]:
+def make_teacher(config: ConfigDict, run: "Run") -> Callable[[ConfigDict, "Answers"], tuple[str, "Teacher"]]:
     """A function that makes the teacher, or judge, that a config group describes: (group, store) -> name, teacher."""
 
     def make(group: ConfigDict, answers: "Answers") -> tuple[str, "Teacher"]:
@@ -45,7 +45,7 @@ def endpoint(group: ConfigDict) -> "Endpoint":
 def _local(config: ConfigDict, group: ConfigDict, answers: "Answers", run: "Run") -> tuple[str, "Teacher"]:
     """A model of this process, loaded when something has to be asked."""
     from mmedexpert_jax.medeval.backends.jax_engine import fingerprint
-    from mmedexpert_jax.mmedexpert.teachers import LocalTeacher
+    from mmedexpert_jax.mmedexpert.local_teacher import LocalTeacher
 
     engine: list[Any] = []
 

@@ -4,7 +4,7 @@ import re
 
 from mmedexpert_jax import answers
 from mmedexpert_jax.data.case import LETTERS
-from mmedexpert_jax.mmedexpert import moves
+from mmedexpert_jax.mmedexpert import paradigm_rules
 from mmedexpert_jax.mmedexpert.record import Check, Record
 
 REASONS = {
@@ -53,7 +53,7 @@ _VALUE = re.compile(r"\b\d+(?:\.\d+)?(?=\s?(?:mm|mg|g|cm|mL|mmol|µmol|umol|kg|b
 def check(
     response: str, record: Record, paradigm: str, words: tuple[int, int] = (1, 10_000), finish: str = "stop"
 ) -> Check:
-    """What stage 1 finds in a response.
+    """Stage 1's check of a response.
 
     Args:
         response: the whole answer, tags and all; for an edited trace `trace.with_text(text)`.
@@ -80,7 +80,7 @@ def check(
     }
     reasons = [name for name, there in found.items() if there]
     if not found["malformed"]:
-        lacks = moves.missing(think, paradigm, record.options, LETTERS.index(letter or record.answer))
+        lacks = paradigm_rules.missing(think, paradigm, record.options, LETTERS.index(letter or record.answer))
         reasons += [f"structure:{lack}" for lack in lacks]
     flags = {
         "image-not-mentioned": bool(record.images) and not _LOOKED.search(think),
@@ -90,7 +90,7 @@ def check(
 
 
 def states_first(think: str, record: Record) -> bool:
-    """Whether the reasoning opens with its answer, as "Answer: B" or "(1) The correct answer is ..."."""
+    """True for reasoning that opens with its answer, as "Answer: B" or "(1) The correct answer is ..."."""
     opening = re.sub(r"^\s*\(1\)\s*", "", think)
     found = _FIRST.match(opening)
     if found is None:

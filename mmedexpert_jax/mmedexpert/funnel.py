@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
-from mmedexpert_jax.mmedexpert.build import Built
+from mmedexpert_jax.mmedexpert.dataset_build import Built
 from mmedexpert_jax.mmedexpert.record import Record, Trace
 from mmedexpert_jax.mmedexpert.review import Verdict
 

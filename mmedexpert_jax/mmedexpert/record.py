@@ -1,4 +1,4 @@
-"""What the factory passes on: a case of any source in one form, a trace written for it, and what has been found."""
+"""The factory's records: a case of any source in one form, a trace written for it, and what has been found of it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class Record:
         answer: letter of the right option.
         images: in order; empty for text-only cases.
         step: one of STEPS.
-        kind: what the question asks, one of KINDS; the gate of the paradigms reads it.
+        kind: what the question asks, one of KINDS; `eligibility` reads it.
         specialty: one of data.case.SPECIALTIES (section 3.3); "" before it is decided.
         specialty_by: rule or vote that decided it.
         subspecialty: a finer field, one of `specialties.SUBSPECIALTIES`; "" where none is told.
@@ -95,7 +95,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Check:
-    """What stage 1 (section 3.2) found in a response.
+    """Stage 1's findings (section 3.2) in a response.
 
     Attributes:
         passed: no reason against it.

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
-from mmedexpert_jax.mmedexpert.gate import ask
+from mmedexpert_jax.mmedexpert.eligibility import ask
 from mmedexpert_jax.mmedexpert.record import Record
 
 FIELD = 3  # cues that one counts for in what is asked, or in the source's field or body system
@@ -127,7 +127,7 @@ def rule(record: Record) -> tuple[str, str]:
 
 
 def under_age(question: str) -> bool:
-    """Whether the patient is under 18: by the first age that the vignette gives, else by a word for the young."""
+    """True for a patient under 18: by the first age that the vignette gives, else by a word for the young."""
     for found in _AGE.finditer(question):
         unit, number = found["unit"].lower(), int(found["number"])
         if found["old"]:

@@ -153,7 +153,7 @@ def _this_process() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in ticks since boot; "-" where the system does not tell."""
+    """The start of a process, in ticks since boot; "-" where the system does not tell."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

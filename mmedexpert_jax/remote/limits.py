@@ -1,4 +1,4 @@
-"""How fast requests may go out: requests and tokens per minute, requests in flight, and a pause for all."""
+"""Limits of the rate: requests and tokens per minute, requests in flight, and a pause for all."""
 
 import asyncio
 import time

@@ -19,9 +19,9 @@ from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.jobs import run_job
 from mmedexpert_jax.launch.plan import describe
-from mmedexpert_jax.mmedexpert import filters, publish
+from mmedexpert_jax.mmedexpert import dataset_build, filters
+from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
 from mmedexpert_jax.mmedexpert.fake_teacher import answer
-from mmedexpert_jax.mmedexpert.store import FILE, Store
 from mmedexpert_jax.remote import Answers
 from tests.remote.loopback import Loopback, Misbehaviour
 
@@ -471,9 +471,9 @@ def test_only_what_may_be_passed_on_is_pushed(monkeypatch, tmp_path):
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     with pytest.raises(ConfigError, match="no row may be passed on"):
-        publish.push(tmp_path, "me/set")
+        dataset_build.push(tmp_path, "me/set")
     (tmp_path / "train.parquet").touch()
-    publish.push(tmp_path, "me/set")
+    dataset_build.push(tmp_path, "me/set")
     assert calls == [("me/set",), tmp_path]
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.mmedexpert import embedded
+from mmedexpert_jax.mmedexpert import raw_embedded
+from mmedexpert_jax.mmedexpert.factory_store import Store
+from mmedexpert_jax.mmedexpert.local_teacher import LocalTeacher
 from mmedexpert_jax.mmedexpert.record import Check, Judgement, Picture, Record, Trace
 from mmedexpert_jax.mmedexpert.sources import collect
-from mmedexpert_jax.mmedexpert.sources.collect import EMBEDDED
-from mmedexpert_jax.mmedexpert.store import Store
-from mmedexpert_jax.mmedexpert.teachers import LocalTeacher
+from mmedexpert_jax.mmedexpert.sources.raw_collection import EMBEDDED
 from mmedexpert_jax.remote import Answers, Request
 
 RECORD = Record("x-1", "x", "1", "", "MIT", True, "What is it?", ("a", "b"), "A", (Picture("p.png", b"abc"),))
@@ -81,7 +81,7 @@ def test_a_local_teacher_answers_whole_parts_once(tmp_path):
 
 
 def test_the_embedded_raw_cases_are_what_their_recipe_makes(tmp_path):
-    embedded.write(tmp_path)
+    raw_embedded.write(tmp_path)
     for name in ("text.jsonl", "images.parquet"):
         assert (tmp_path / name).read_bytes() == (EMBEDDED / name).read_bytes()
 

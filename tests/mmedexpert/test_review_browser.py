@@ -18,8 +18,8 @@ from PIL import Image
 
 from mmedexpert_jax.data.case import PARADIGMS
 from mmedexpert_jax.mmedexpert import review
+from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.review.events import since
-from mmedexpert_jax.mmedexpert.store import Store
 
 pytestmark = pytest.mark.slow
 TRACES = {

@@ -9,12 +9,12 @@ import pytest
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.mmedexpert import review
+from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Check
 from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.review.events import Event, append
-from mmedexpert_jax.mmedexpert.review.run import build_command
-from mmedexpert_jax.mmedexpert.review.sources import from_case
-from mmedexpert_jax.mmedexpert.store import Store
+from mmedexpert_jax.mmedexpert.review.review_job import build_command
+from mmedexpert_jax.mmedexpert.review.review_traces import from_case
 
 JOB = "--config=configs/review.py"
 

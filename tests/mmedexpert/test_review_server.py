@@ -21,14 +21,14 @@ from PIL import Image
 from mmedexpert_jax.data.case import PARADIGMS, Case
 from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.mmedexpert import review
-from mmedexpert_jax.mmedexpert.review import server as review_server
+from mmedexpert_jax.mmedexpert.factory_store import Store
+from mmedexpert_jax.mmedexpert.review import review_server
 from mmedexpert_jax.mmedexpert.review.access import Access, secret
-from mmedexpert_jax.mmedexpert.review.desk import Desk
+from mmedexpert_jax.mmedexpert.review.adjudication import Settings
 from mmedexpert_jax.mmedexpert.review.events import since
-from mmedexpert_jax.mmedexpert.review.outcome import Settings
-from mmedexpert_jax.mmedexpert.review.server import MAX_BODY, PAGE, ReviewServer
-from mmedexpert_jax.mmedexpert.review.sources import from_case
-from mmedexpert_jax.mmedexpert.store import Store
+from mmedexpert_jax.mmedexpert.review.review_queue import ReviewQueue
+from mmedexpert_jax.mmedexpert.review.review_server import MAX_BODY, PAGE, ReviewServer
+from mmedexpert_jax.mmedexpert.review.review_traces import from_case
 
 TRACE = "(1) Fever means inflammation. (2) Crystals are absent, so it is sepsis."
 
@@ -43,7 +43,7 @@ def site(tmp_path_factory):
         for i in range(12)
     ]
     store = Store(folder / "review.sqlite")
-    desk = Desk(store, [from_case(case) for case in cases], Settings(("anna", "ben"), ("chief",), 1.0))
+    desk = ReviewQueue(store, [from_case(case) for case in cases], Settings(("anna", "ben"), ("chief",), 1.0))
     access = Access(secret(folder), ("anna", "ben"), ("chief",))
     server = ReviewServer("127.0.0.1", 0, desk, access)
     thread = threading.Thread(target=server.run)

@@ -10,7 +10,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.duplicates import duplicates
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
-from mmedexpert_jax.mmedexpert.sources.collect import Rights, check_share
+from mmedexpert_jax.mmedexpert.sources.raw_collection import Rights, check_share
 
 QUESTION = (
     "A 23-year-old pregnant woman has burning on urination for one day. Which of the following is the best treatment?"

@@ -13,9 +13,17 @@ from mmedexpert_jax.data.embedded import generate
 from mmedexpert_jax.data.paradigms import PARADIGMS as KNOWN
 from mmedexpert_jax.data.prompts import render
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.mmedexpert import duplicates, filters, gate, leaks, prompts, specialties, traces
+from mmedexpert_jax.mmedexpert import (
+    decontamination,
+    duplicates,
+    eligibility,
+    filters,
+    specialties,
+    teacher_prompts,
+    trace_synthesis,
+)
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
-from mmedexpert_jax.mmedexpert.moves import FORBIDDEN, REQUIRED
+from mmedexpert_jax.mmedexpert.paradigm_rules import FORBIDDEN, REQUIRED
 from mmedexpert_jax.mmedexpert.record import Picture, Record
 from mmedexpert_jax.remote import Reply
 
@@ -75,7 +83,7 @@ def test_a_missing_or_forbidden_move_is_named(paradigm, text, lacks):
 
 def test_every_move_stands_in_the_prompt():
     for paradigm in PARADIGMS:
-        told = prompts.rules(paradigm, (40, 400))
+        told = teacher_prompts.rules(paradigm, (40, 400))
         assert all(move.demand in told for move in (*REQUIRED[paradigm], *FORBIDDEN[paradigm]))
         assert KNOWN[paradigm].definition in told and "40 to 400 words" in told
 
@@ -112,8 +120,9 @@ def test_flags_do_not_fail_a_trace():
 def test_the_key_never_reaches_a_teacher():
     case = record(explanation="SECRET discussion", options=("Gout", "Sepsis", "Lupus"))
     for paradigm in PARADIGMS:
-        for style in prompts.STYLES:
-            texts = [str(prompts.conversation(replace(case, answer=a), paradigm, style, (8, 60))) for a in "ABC"]
+        for style in teacher_prompts.STYLES:
+            keyed = [replace(case, answer=a) for a in "ABC"]
+            texts = [str(teacher_prompts.conversation(one, paradigm, style, (8, 60))) for one in keyed]
             assert len(set(texts)) == 1 and "SECRET" not in texts[0]
 
 
@@ -131,20 +140,20 @@ def test_the_key_never_reaches_a_teacher():
     ],
 )
 def test_the_gate(question, kind, count):
-    found = gate.gate(record(question))
+    found = eligibility.with_paradigms(record(question))
     assert (found.kind, len(found.paradigms)) == (kind, count)
 
 
 @given(st.lists(st.sampled_from(["diagnosis", "management", "mechanism"]), min_size=1, max_size=60), st.integers(0, 9))
 def test_assignment_is_balanced_eligible_and_independent_of_the_order(kinds, seed):
-    cases = [replace(record(), id=f"c{i}", paradigms=gate.APPLY[kind]) for i, kind in enumerate(kinds)]
-    given_ = {r.id: p for r, p in gate.assign(cases, "balanced", seed)}
-    assert given_ == {r.id: p for r, p in gate.assign(cases[::-1], "balanced", seed)}
+    cases = [replace(record(), id=f"c{i}", paradigms=eligibility.APPLY[kind]) for i, kind in enumerate(kinds)]
+    given_ = {r.id: p for r, p in eligibility.assign(cases, "balanced", seed)}
+    assert given_ == {r.id: p for r, p in eligibility.assign(cases[::-1], "balanced", seed)}
     assert all(given_[r.id] in r.paradigms for r in cases)
     if set(kinds) == {"diagnosis"}:
         counts = Counter(given_.values())
         assert max(counts.values()) - min(counts[p] for p in PARADIGMS) <= 1
-    assert len(gate.assign(cases, "all", seed)) == sum(len(r.paradigms) for r in cases)
+    assert len(eligibility.assign(cases, "all", seed)) == sum(len(r.paradigms) for r in cases)
 
 
 def test_specialties_are_those_that_the_recipe_of_the_embedded_cases_knows():
@@ -205,13 +214,13 @@ def test_minhash_finds_what_the_exact_overlap_says():
 
 def test_a_folder_of_test_sets_is_joined_by_what_comes_with_the_package(tmp_path):
     with pytest.raises(DataError, match="holds no benchmark; put each there in a directory or zip of its name"):
-        leaks.test_sets([f"all={tmp_path}"])
+        decontamination.test_sets([f"all={tmp_path}"])
     (tmp_path / "medqa").mkdir()
     row = {"question": "Q?", "options": {"A": "x", "B": "y"}, "answer_idx": "A", "answer": "x", "meta_info": "step1"}
     (tmp_path / "medqa" / "phrases_no_exclude_test.jsonl").write_text(json.dumps(row))
-    found = leaks.compared(leaks.test_sets([f"all={tmp_path}"]))
+    found = decontamination.compared(decontamination.test_sets([f"all={tmp_path}"]))
     assert found["medqa"] == 1 and found["mmedexpert_mini"] == 1280 and found["pathvqa"] == 0
-    assert leaks.compared(leaks.test_sets(["mmedexpert_mini@dev"]))["mmedexpert_mini"] == 320
+    assert decontamination.compared(decontamination.test_sets(["mmedexpert_mini@dev"]))["mmedexpert_mini"] == 320
 
 
 @pytest.mark.parametrize(
@@ -224,4 +233,4 @@ def test_a_folder_of_test_sets_is_joined_by_what_comes_with_the_package(tmp_path
     ],
 )
 def test_reasoning_in_a_field_of_its_own_is_the_trace(text, reasoning, whole):
-    assert traces.whole(Reply("k", text, reasoning=reasoning)) == whole
+    assert trace_synthesis.whole(Reply("k", text, reasoning=reasoning)) == whole

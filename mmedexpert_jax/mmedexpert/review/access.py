@@ -1,4 +1,4 @@
-"""Who may come in: a token per person, made from a secret that only the review's directory holds."""
+"""Access to the review: a token per person, made from a secret that only the review's directory holds."""
 
 import hashlib
 import hmac
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.mmedexpert.review.desk import Person
+from mmedexpert_jax.mmedexpert.review.review_queue import Person
 from mmedexpert_jax.runtime import files
 
 SECRET_FILE = "review.secret"

@@ -11,10 +11,10 @@ from typing import Any
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.data.paradigms import PARADIGMS as RULES
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
-from mmedexpert_jax.mmedexpert.review.exchange import Opinion, case_text, given, image_uris, read_list, user_id
+from mmedexpert_jax.mmedexpert.review.import_export import Opinion, case_text, given, image_uris, read_list, user_id
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, RUBRIC, VERDICTS
-from mmedexpert_jax.mmedexpert.store import Store
 from mmedexpert_jax.runtime import files
 
 FOLDER = "argilla"

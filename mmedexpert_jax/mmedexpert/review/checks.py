@@ -1,16 +1,16 @@
-"""What an edited trace must still hold: stage 1 again, with the shared parser and the paradigm's structure."""
+"""Checks of an edited trace: stage 1 again, with the shared parser and the paradigm's structure."""
 
 from mmedexpert_jax import answers
 from mmedexpert_jax.data.paradigms import PARADIGMS, statements
 from mmedexpert_jax.data.prompts import render
-from mmedexpert_jax.mmedexpert import filters, moves
+from mmedexpert_jax.mmedexpert import filters, paradigm_rules
 from mmedexpert_jax.mmedexpert.record import Trace
 
 MAX_CHARACTERS = 20_000
 
 
 def problems(trace: Trace, text: str) -> list[str]:
-    """Why `text` cannot stand as the reasoning of `trace`, a sentence each; empty if it can.
+    """The reasons why `text` cannot stand as the reasoning of `trace`, a sentence each; empty for none.
 
     A teacher's trace goes through stage 1 as it did when it was written; one of a data set, whose making is not known,
     through the shared parser and the shared rule of its paradigm.
@@ -39,6 +39,6 @@ def problems(trace: Trace, text: str) -> list[str]:
 def _sentence(reason: str, paradigm: str) -> str:
     """A reason of stage 1 in words; for a move, the demand that is not met."""
     name, _, lack = reason.partition(":")
-    table = (*moves.REQUIRED[paradigm], *moves.FORBIDDEN[paradigm], moves.CONCLUSION)
+    table = (*paradigm_rules.REQUIRED[paradigm], *paradigm_rules.FORBIDDEN[paradigm], paradigm_rules.CONCLUSION)
     demands = [move.demand for move in table if move.name == lack.rpartition(":")[2]]
     return demands[0] if demands else f"{filters.REASONS[name].capitalize()}."

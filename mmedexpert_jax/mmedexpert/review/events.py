@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from mmedexpert_jax.mmedexpert.store import Store
+from mmedexpert_jax.mmedexpert.factory_store import Store
 
 ROLES = ("reviewer", "adjudicator")
 

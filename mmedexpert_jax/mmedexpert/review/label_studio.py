@@ -12,10 +12,10 @@ from xml.sax.saxutils import quoteattr
 
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
-from mmedexpert_jax.mmedexpert.review.exchange import Opinion, case_text, given, image_uris, read_list, short
+from mmedexpert_jax.mmedexpert.review.import_export import Opinion, case_text, given, image_uris, read_list, short
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
-from mmedexpert_jax.mmedexpert.store import Store
 from mmedexpert_jax.runtime import files
 
 HOTKEYS = {"accept": "a", "edit": "e", "reject": "r"}

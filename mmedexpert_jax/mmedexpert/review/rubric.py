@@ -1,4 +1,4 @@
-"""What a reviewer looks for: criteria by paradigm (after Savage et al. 2024, npj Digit. Med. 7:20) and reason codes."""
+"""The reviewers' rubric: criteria by paradigm (after Savage et al. 2024, npj Digit. Med. 7:20) and reason codes."""
 
 from dataclasses import dataclass
 

@@ -1,18 +1,18 @@
-"""What the page is told: a trace without anything that a blinded reviewer must not see."""
+"""The page's view of a trace, without anything that a blinded reviewer must not see."""
 
 from typing import Any
 
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.mmedexpert.record import Trace
+from mmedexpert_jax.mmedexpert.review.adjudication import Review, Said, said
 from mmedexpert_jax.mmedexpert.review.checks import problems
-from mmedexpert_jax.mmedexpert.review.desk import Desk, Person
-from mmedexpert_jax.mmedexpert.review.outcome import Review, Said, said
+from mmedexpert_jax.mmedexpert.review.review_queue import Person, ReviewQueue
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, RUBRIC
 
 
-def session(person: Person, desk: Desk, blind: bool) -> dict[str, Any]:
-    """What the page needs once."""
+def session(person: Person, desk: ReviewQueue, blind: bool) -> dict[str, Any]:
+    """The values that the page reads once."""
     return {
         "name": person.name,
         "role": person.role,
@@ -22,7 +22,7 @@ def session(person: Person, desk: Desk, blind: bool) -> dict[str, Any]:
     }
 
 
-def item(trace: Trace, person: Person, desk: Desk, blind: bool) -> dict[str, Any]:
+def item(trace: Trace, person: Person, desk: ReviewQueue, blind: bool) -> dict[str, Any]:
     """A trace as the page shows it to someone; other people's reviews only to an adjudicator, without names."""
     review, case = desk.review(person.name, trace.id), trace.case
     paradigm = PARADIGMS[trace.paradigm]
@@ -51,7 +51,7 @@ def item(trace: Trace, person: Person, desk: Desk, blind: bool) -> dict[str, Any
 
 
 def draft(review: Review) -> dict[str, Any]:
-    """What someone has marked and written so far."""
+    """Someone's marks and texts so far."""
     return {
         "rubric": review.rubric,
         "reasons": list(review.reasons),

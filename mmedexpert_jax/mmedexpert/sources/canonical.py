@@ -1,4 +1,4 @@
-"""From a row's content to the canonical record: checked, mended where that is safe, refused with a reason where not."""
+"""From a row's content to the canonical record: checked, repaired where that is safe, else refused with a reason."""
 
 import hashlib
 import html
@@ -12,7 +12,7 @@ from mmedexpert_jax import privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, Picture, Record
-from mmedexpert_jax.mmedexpert.sources.formats import CHOICES, Format, Raw, listed
+from mmedexpert_jax.mmedexpert.sources.raw_formats import CHOICES, Format, Raw, listed
 from mmedexpert_jax.processing.images import clean
 
 REASONS = {
@@ -168,7 +168,7 @@ def _key(raw: Raw, options: list[str], letters: list[str], repairs: list[str]) -
 
 
 def _begins(text: str, option: str) -> bool:
-    """Whether a key's text is the option and more, as in "C. Patient 3" with a note behind it."""
+    """True for a key's text that is the option and more, as in "C. Patient 3" with a note behind it."""
     return normal(re.sub(r"^\(?[A-J][.):]\s*", "", text)).startswith(option)
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.review.events import Event, since
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
-from mmedexpert_jax.mmedexpert.store import Store
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Review:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the review found of a trace.
+    """The review's finding on a trace.
 
     Attributes:
         kind: "accept", "edit" or "reject".
@@ -75,7 +75,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the last server was started with; stored as an event, so that the trail alone gives the verdicts.
+    """The settings of the last server; stored as an event, so that the trail alone gives the verdicts.
 
     Attributes:
         reviewers: names.
@@ -128,7 +128,7 @@ def fold(review: Review | None, event: Event) -> Review:
 
 
 def misfit(event: Event) -> str:
-    """Why `fold` cannot take an event that was written elsewhere; "" if it can."""
+    """The reason why `fold` cannot take an event that was written elsewhere; "" for none."""
     texts = (event.client_id, event.reviewer, event.role, event.trace_id, event.kind, event.time)
     if not all(isinstance(text, str) for text in texts):
         return "client_id, reviewer, role, trace_id, kind and time must be texts"

@@ -9,14 +9,14 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import border, privacy
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.mmedexpert import gate, leaks, specialties
+from mmedexpert_jax.mmedexpert import decontamination, eligibility, specialties
 from mmedexpert_jax.mmedexpert.duplicates import Duplicate, duplicates
+from mmedexpert_jax.mmedexpert.factory_store import Store
+from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import Record
-from mmedexpert_jax.mmedexpert.sources import Collection, rows
+from mmedexpert_jax.mmedexpert.sources import Collection, raw_files
 from mmedexpert_jax.mmedexpert.sources import collect as read_sources
-from mmedexpert_jax.mmedexpert.sources.collect import EMBEDDED, Rights, check_share
-from mmedexpert_jax.mmedexpert.store import Store
-from mmedexpert_jax.mmedexpert.teachers import Teacher
+from mmedexpert_jax.mmedexpert.sources.raw_collection import EMBEDDED, Rights, check_share
 from mmedexpert_jax.remote import Request
 from mmedexpert_jax.runtime import files
 
@@ -36,18 +36,18 @@ def collect(config: ConfigDict, folder: Path, store: Store, voter: Teacher | Non
     check_share(found, config.data.max_rejected)
     repeated = duplicates(found.records, config.duplicates)
     _without_repeats(found, repeated)
-    tests = leaks.test_sets(config.benchmarks)
-    pairs, compared = leaks.leaked(found.records, tests), leaks.compared(tests)
+    tests = decontamination.test_sets(config.benchmarks)
+    pairs, compared = decontamination.leaked(found.records, tests), decontamination.compared(tests)
     gone = {id for _, id in pairs.dropped()}
     where = {pair.train_id: f"{pair.test_set} {pair.test_id}" for pair in reversed(pairs.pairs)}
     found.drop([r for r in found.records if r.id in gone], "contaminated", lambda record: where[record.id])
     _write_rejected(folder, found)
     _write_repeated(folder, repeated)
     pairs.write(folder / "contamination.csv")
-    print("\n".join([*found.lines(), leaks.line(pairs, compared)]), flush=True)
+    print("\n".join([*found.lines(), decontamination.line(pairs, compared)]), flush=True)
     if any("identifying" in what for _, what in found.counts):
         print(privacy.BLIND, flush=True)
-    records = [gate.gate(specialties.classify(record)) for record in found.records]
+    records = [eligibility.with_paradigms(specialties.classify(record)) for record in found.records]
     if voter is not None:
         records = vote(records, voter)
     records = choose(records, config.limit, config.seed)
@@ -79,7 +79,8 @@ def sources(text: str) -> list[str]:
 def hashes(text: str) -> dict[str, str]:
     """SHA-256 of every source file, by name."""
     paths = [source.rpartition("=")[2] for source in sources(text)]
-    found = [file for path in paths for file in rows.files(EMBEDDED if path == "embedded" else Path(path).expanduser())]
+    places = [EMBEDDED if path == "embedded" else Path(path).expanduser() for path in paths]
+    found = [file for place in places for file in raw_files.files(place)]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
 
 

@@ -1,4 +1,4 @@
-"""Collection (section 3.1): files to records, with a count of what was mended, flagged and refused, and why."""
+"""Collection (section 3.1): files to records, with a count of what was repaired, flagged and refused, and why."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,9 +9,9 @@ from typing import Any
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.record import Record
-from mmedexpert_jax.mmedexpert.sources import rows
+from mmedexpert_jax.mmedexpert.sources import raw_files
 from mmedexpert_jax.mmedexpert.sources.canonical import Rejected, canonical, without_identifiers
-from mmedexpert_jax.mmedexpert.sources.formats import FORMATS, Format, keys, recognise
+from mmedexpert_jax.mmedexpert.sources.raw_formats import FORMATS, Format, keys, recognise
 
 SHOWN = 4000  # characters of a text in rejected.jsonl
 EMBEDDED = Path(__file__).parents[2] / "assets" / "raw_mini"
@@ -19,7 +19,7 @@ EMBEDDED = Path(__file__).parents[2] / "assets" / "raw_mini"
 
 @dataclass
 class Collection:
-    """What the sources gave.
+    """Cases and refused rows of the sources.
 
     Attributes:
         records: kept, in the order of files and rows.
@@ -101,7 +101,7 @@ def collect(
         name, _, path = source.rpartition("=")
         if name and name not in FORMATS:
             raise ConfigError(f"config.data.path: no format {name!r}; choose one of {', '.join(FORMATS)}")
-        for file in rows.files(EMBEDDED if path == "embedded" else Path(path).expanduser()):
+        for file in raw_files.files(EMBEDDED if path == "embedded" else Path(path).expanduser()):
             folders = [Path(image_dir).expanduser(), file.parent] if image_dir else [file.parent]
             _read(found, file, FORMATS.get(name), folders, rights, privacy)
     return found
@@ -116,14 +116,14 @@ def check_share(found: Collection, most: float) -> None:
         first = next(row for row in found.rejected if row["reason"] == reason)
         raise DataError(
             f"{refused} of {read} raw rows were refused, {count} of them as {reason}, such as row {first['row']} of "
-            f"{first['file']}: {first['detail']}; mend the files or raise config.data.max_rejected"
+            f"{first['file']}: {first['detail']}; fix the files or raise config.data.max_rejected"
         )
 
 
 def _read(
     found: Collection, file: Path, forced: Format | None, folders: list[Path], rights: Rights, privacy: str
 ) -> None:
-    for number, row in rows.read(file):
+    for number, row in raw_files.read(file):
         found.counts[file.name, "read"] += 1
         try:
             record = _record(row, forced, f"{file.name}:{number}", folders, rights, file)
@@ -139,7 +139,7 @@ def _read(
 
 def _record(row: Any, forced: Format | None, where: str, folders: list[Path], rights: Rights, file: Path) -> Record:
     """The record of a row. Raises Rejected, and nothing else whatever the row holds: one bad row is one refused row."""
-    if isinstance(row, rows.Unreadable):
+    if isinstance(row, raw_files.Unreadable):
         raise Rejected("not-an-object", row.why)
     if not isinstance(row, dict):
         raise Rejected("not-an-object")
@@ -158,7 +158,7 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
 
 def _shown(value: Any, depth: int = 4) -> Any:
     """A row as rejected.jsonl keeps it: bytes left out, long texts and deep structures cut."""
-    if isinstance(value, rows.Unreadable):
+    if isinstance(value, raw_files.Unreadable):
         return value.text
     if isinstance(value, dict) and depth:
         return {border.cut(str(key)): _shown(item, depth - 1) for key, item in value.items()}

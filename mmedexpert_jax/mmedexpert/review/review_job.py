@@ -13,14 +13,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.mmedexpert.factory_store import Store, private
 from mmedexpert_jax.mmedexpert.record import Trace
-from mmedexpert_jax.mmedexpert.review import argilla, exchange, label_studio, report
+from mmedexpert_jax.mmedexpert.review import argilla, import_export, label_studio, review_report
 from mmedexpert_jax.mmedexpert.review.access import Access, secret
-from mmedexpert_jax.mmedexpert.review.desk import Desk
+from mmedexpert_jax.mmedexpert.review.adjudication import Settings
 from mmedexpert_jax.mmedexpert.review.events import since
-from mmedexpert_jax.mmedexpert.review.outcome import Settings
-from mmedexpert_jax.mmedexpert.review.sources import locate, open_review
-from mmedexpert_jax.mmedexpert.store import Store, private
+from mmedexpert_jax.mmedexpert.review.review_queue import ReviewQueue
+from mmedexpert_jax.mmedexpert.review.review_traces import locate, open_review
 from mmedexpert_jax.runtime import files
 
 EVENTS, EVENT = 10, 2000  # actions of a verdict (opened, rubric, reasons, ...), and bytes of one, on the safe side
@@ -60,7 +60,7 @@ def _carry_out(config: ConfigDict, opened: Opened) -> None:
 
 
 def describe(config: ConfigDict) -> str:
-    """What the job would do, in a few lines; nothing is written."""
+    """A plan of the job in a few lines; nothing is written."""
     opened = _open(config)
     settings = settings_of(config)
     double = sum(settings.needed(trace.id) > 1 for trace in opened.traces)
@@ -95,11 +95,11 @@ def _open(config: ConfigDict) -> Opened:
 
 
 def _serve(config: ConfigDict, opened: Opened) -> None:
-    desk = Desk(opened.store, opened.traces, settings_of(config))
+    desk = ReviewQueue(opened.store, opened.traces, settings_of(config))
     access = Access(secret(opened.folder), config.reviewers, config.adjudicators)
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("starlette") is None:
         raise ConfigError("the review page needs starlette and uvicorn: pip install 'mmedexpert-jax[serve]'")
-    from mmedexpert_jax.mmedexpert.review.server import ReviewServer
+    from mmedexpert_jax.mmedexpert.review.review_server import ReviewServer
 
     server = ReviewServer(config.host, config.port, desk, access, config.blind)
     desk.announce()
@@ -161,7 +161,7 @@ def _export(config: ConfigDict, opened: Opened) -> None:
         raters = config.raters if config.overlap == 1 else 1
         paths = argilla.write(opened.store, opened.traces, folder, verdicts, raters)
     else:
-        paths = exchange.write_trail(opened.store, opened.traces, folder)
+        paths = import_export.write_trail(opened.store, opened.traces, folder)
     print("\n".join(f"  wrote {path}" for path in paths), flush=True)
 
 
@@ -173,10 +173,10 @@ def _import(config: ConfigDict, opened: Opened) -> None:
         raise DataError(f"config.exchange.path: no such file: {path}")
     names = _names(config.exchange.names)
     if tool == "trail":
-        counts: Mapping[str, int] = exchange.read_trail(opened.store, path)
+        counts: Mapping[str, int] = import_export.read_trail(opened.store, path)
     else:
         read = {"label_studio": label_studio.read, "argilla": argilla.read}[tool]
-        counts = exchange.take_in(opened.store, opened.traces, list(read(path, names)), tool)
+        counts = import_export.take_in(opened.store, opened.traces, list(read(path, names)), tool)
     found = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
     print(f"imported {path}: {found or 'no verdict in it'}", flush=True)
 
@@ -192,8 +192,8 @@ def _names(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 def _report(config: ConfigDict, opened: Opened) -> None:
-    figures = report.summary(opened.store, opened.traces)
-    text = report.markdown(figures)
+    figures = review_report.summary(opened.store, opened.traces)
+    text = review_report.markdown(figures)
     files.write_json(opened.folder / "agreement.json", figures)
     files.write_text(opened.folder / "report.md", f"# Review of {opened.data}\n\n{text}")
     print(f"{text}\n  wrote {opened.folder / 'agreement.json'} and report.md", flush=True)

@@ -7,19 +7,17 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
-from mmedexpert_jax.mmedexpert import gate, specialties, traces
-from mmedexpert_jax.mmedexpert.collect import choose, gather
+from mmedexpert_jax.mmedexpert import eligibility, specialties, trace_synthesis
+from mmedexpert_jax.mmedexpert.collection import choose, gather
 from mmedexpert_jax.mmedexpert.duplicates import duplicates
+from mmedexpert_jax.mmedexpert.factory_store import FILE
 from mmedexpert_jax.mmedexpert.record import Record
-from mmedexpert_jax.mmedexpert.sources.collect import check_share
-from mmedexpert_jax.mmedexpert.store import FILE
+from mmedexpert_jax.mmedexpert.sources.raw_collection import check_share
 from mmedexpert_jax.remote import Endpoint, Request, Usage
 from mmedexpert_jax.remote.messages import estimate_tokens
 
-CASE, CANDIDATE = (
-    2000,
-    3000,
-)  # bytes beside a case's question and images, and beside a candidate's words, on the safe side
+CASE = 2000  # bytes beside a case's question and images, on the safe side
+CANDIDATE = 3000  # bytes beside a candidate's words, likewise
 TRACE_TOKENS = 1.6  # a word of a trace, tags included, on the safe side
 
 
@@ -29,9 +27,9 @@ def describe(config: ConfigDict, endpoint: Callable[[ConfigDict], Endpoint]) -> 
     check_share(found, config.data.max_rejected)
     near = {one.record.id for one in duplicates(found.records, config.duplicates) if not one.same}
     unique = {record.id: record for record in found.records if record.id not in near}.values()
-    records = [gate.gate(specialties.classify(record)) for record in unique]
+    records = [eligibility.with_paradigms(specialties.classify(record)) for record in unique]
     records = choose(records, config.limit, config.seed)
-    pairs = gate.assign(records, config.paradigm_policy, config.seed)
+    pairs = eligibility.assign(records, config.paradigm_policy, config.seed)
     places, ways = Counter(r.specialty for r in records), Counter(paradigm for _, paradigm in pairs)
     images, closed = sum(bool(r.images) for r in records), sum(not r.redistributable for r in records)
     run = Path(config.workdir)
@@ -60,8 +58,8 @@ def _disk(config: ConfigDict, records: list[Record], pairs: list[tuple[Record, s
 
 
 def _request(config: ConfigDict, record: Record, paradigm: str) -> Request:
-    settings = traces.Settings("", config.candidates, config.teacher.prompt, tuple(config.words))
-    return traces.request(record, paradigm, 0, settings)
+    settings = trace_synthesis.Settings("", config.candidates, config.teacher.prompt, tuple(config.words))
+    return trace_synthesis.request(record, paradigm, 0, settings)
 
 
 def _requests(config: ConfigDict, asked: list[Request], endpoint: Callable[[ConfigDict], Endpoint]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is put before reviewers: the traces of a dataset run that passed stage 1, or those of any data set."""
+"""The traces to review: those of a dataset run that passed stage 1, or those of any data set."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
 from mmedexpert_jax.mmedexpert.record import Check, Picture, Record, Trace, trace_id
-from mmedexpert_jax.mmedexpert.store import FILE, Store
 from mmedexpert_jax.processing.images import clean
 
 OWN_FILE = "review.sqlite"  # holds the events of a review whose traces come from a data set

@@ -9,13 +9,13 @@ from PIL import Image
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert import review
-from mmedexpert_jax.mmedexpert.review import argilla, exchange, label_studio
-from mmedexpert_jax.mmedexpert.review.desk import Desk, Person
+from mmedexpert_jax.mmedexpert.factory_store import Store
+from mmedexpert_jax.mmedexpert.review import argilla, import_export, label_studio
+from mmedexpert_jax.mmedexpert.review.adjudication import Settings
 from mmedexpert_jax.mmedexpert.review.events import Event, new_id, since
-from mmedexpert_jax.mmedexpert.review.outcome import Settings
+from mmedexpert_jax.mmedexpert.review.review_queue import Person, ReviewQueue
+from mmedexpert_jax.mmedexpert.review.review_traces import from_case
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
-from mmedexpert_jax.mmedexpert.review.sources import from_case
-from mmedexpert_jax.mmedexpert.store import Store
 
 TRACE = "(1) Fever means inflammation. (2) Crystals are absent, so it is sepsis."
 EDITED = "(1) Fever means inflammation. (2) Crystals are absent, so sepsis is left."
@@ -38,7 +38,7 @@ def stores(tmp_path):
 
 def judge(store: Store) -> None:
     """Two reviewers' verdicts of every kind."""
-    desk = Desk(store, TRACES, Settings(("anna", "ben"), (), 1.0))
+    desk = ReviewQueue(store, TRACES, Settings(("anna", "ben"), (), 1.0))
     desk.announce()
 
     def say(name, id, kind, value):
@@ -63,15 +63,15 @@ def test_verdicts_go_there_and_come_back(stores, tmp_path, tool):
     here, there = stores
     judge(here)
     paths = tool.write(here, TRACES, tmp_path, verdicts=True)
-    names = {exchange.user_id(name): name for name in ("anna", "ben")}
+    names = {import_export.user_id(name): name for name in ("anna", "ben")}
     exports = [path for path in paths if path.suffix == ".json" and path.parent.name != ".argilla"]
     for path in exports:
-        exchange.take_in(there, TRACES, tool.read(path, names), "test")
+        import_export.take_in(there, TRACES, tool.read(path, names), "test")
     assert len(review.verdicts(here)) == 3
     assert review.verdicts(there) == review.verdicts(here)
     before = len(since(there))
     for path in exports:
-        again = exchange.take_in(there, TRACES, tool.read(path, names), "test")
+        again = import_export.take_in(there, TRACES, tool.read(path, names), "test")
         assert set(again) <= {"known"}
     assert len(since(there)) == before
 
@@ -128,7 +128,7 @@ def test_an_export_of_label_studio(stores, tmp_path):
     ]
     path.write_text(json.dumps(tasks))
     opinions = list(label_studio.read(path, {"anna@clinic.example": "anna"}))
-    counts = exchange.take_in(stores[0], TRACES, opinions, "label_studio")
+    counts = import_export.take_in(stores[0], TRACES, opinions, "label_studio")
     assert counts == {
         "stored": 3,
         "an edit that does not pass the checks": 1,
@@ -165,7 +165,7 @@ def test_records_of_argilla(stores, tmp_path):
         ("anna", "reject", ("medical_error", "other"), "dose"),
         ("argilla:u2", "accept", (), ""),
     ]
-    assert exchange.take_in(stores[0], TRACES, opinions, "argilla") == {"stored": 2}
+    assert import_export.take_in(stores[0], TRACES, opinions, "argilla") == {"stored": 2}
 
 
 def test_argilla_settings_have_the_questions_that_are_read(stores, tmp_path):
@@ -187,11 +187,11 @@ def test_argilla_settings_have_the_questions_that_are_read(stores, tmp_path):
 def test_the_trail_of_another_place_is_taken_in_once(stores, tmp_path):
     here, there = stores
     judge(here)
-    verdicts, events = exchange.write_trail(here, TRACES, tmp_path)
+    verdicts, events = import_export.write_trail(here, TRACES, tmp_path)
     rows = [json.loads(line) for line in verdicts.read_text().splitlines()]
     assert [row["status"] for row in rows] == ["settled", "settled", "open", "settled", "open"]
     assert rows[3]["text"] == EDITED and rows[3]["reviewers"] == ["anna", "ben"] and rows[2]["kind"] is None
-    counts = [exchange.read_trail(there, events) for _ in range(2)]
+    counts = [import_export.read_trail(there, events) for _ in range(2)]
     assert [count["known"] for count in counts] == [0, counts[0]["stored"]]
     assert review.verdicts(there) == review.verdicts(here)
 
@@ -199,11 +199,11 @@ def test_the_trail_of_another_place_is_taken_in_once(stores, tmp_path):
 @pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b", "\x0c", "\r"])
 def test_a_note_may_hold_any_character(stores, tmp_path, mark):
     here, there = stores
-    exchange.take_in(
-        here, TRACES, [exchange.Opinion(IDS[0], "anna", "accept", None, note=f"dose{mark}unclear")], "test"
+    import_export.take_in(
+        here, TRACES, [import_export.Opinion(IDS[0], "anna", "accept", None, note=f"dose{mark}unclear")], "test"
     )
-    _, events = exchange.write_trail(here, TRACES, tmp_path)
-    assert exchange.read_trail(there, events) == {"stored": 1, "known": 0}
+    _, events = import_export.write_trail(here, TRACES, tmp_path)
+    assert import_export.read_trail(there, events) == {"stored": 1, "known": 0}
     assert since(there)[0].value["note"] == f"dose{mark}unclear"
 
 
@@ -238,10 +238,10 @@ def test_a_broken_event_is_refused_before_anything_is_stored(stores, tmp_path, w
     path = tmp_path / "events.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in (whole, whole | {"client_id": "2"} | wrong)))
     with pytest.raises(DataError, match=r"events\.jsonl,? line 2: (no event|holds half|NaN)"):
-        exchange.read_trail(stores[0], path)
+        import_export.read_trail(stores[0], path)
     assert since(stores[0]) == [] and review.verdicts(stores[0]) == {}
     path.write_text(json.dumps(whole) + "\n")
-    exchange.read_trail(stores[0], path)
+    import_export.read_trail(stores[0], path)
     assert review.verdicts(stores[0])[IDS[0]].kind == "accept"
 
 
@@ -256,7 +256,7 @@ def test_files_of_something_else_are_one_line(stores, tmp_path, content):
             list(argilla.read(path, {}))
     path.write_text('{"client_id": 3}')
     with pytest.raises(DataError, match="line 1"):
-        exchange.read_trail(stores[0], path)
+        import_export.read_trail(stores[0], path)
 
 
 def test_what_another_tool_left_unfinished_is_no_verdict_and_stops_no_import(stores, tmp_path):
@@ -269,7 +269,7 @@ def test_what_another_tool_left_unfinished_is_no_verdict_and_stops_no_import(sto
     path.write_text(json.dumps([{"data": data, "annotations": [*odd, good]}, {"data": data, "annotations": None}]))
     found = list(label_studio.read(path, {}))
     assert [opinion.kind for opinion in found] == ["", "", "accept", "accept"]
-    counts = exchange.take_in(stores[0], [trace], found, "label_studio")
+    counts = import_export.take_in(stores[0], [trace], found, "label_studio")
     assert counts == {"no verdict": 2, "not readable": 1, "stored": 1}
     drafts = [{"value": "accept", "user_id": "u", "status": status} for status in ("draft", "discarded")]
     record = {"id": trace.id, "responses": {"verdict": [*drafts, None], "text": None}}

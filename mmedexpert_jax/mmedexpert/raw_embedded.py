@@ -1,4 +1,4 @@
-"""The embedded raw cases, as a source would ship them: `python -m mmedexpert_jax.mmedexpert.embedded [directory]`.
+"""The embedded raw cases, as a source would ship them: `python -m mmedexpert_jax.mmedexpert.raw_embedded [directory]`.
 
 They are made by the recipe of MMedExpert-mini, from its train pool with a seed of their own, and carry no trace, no
 paradigm and no specialty: the factory has to find all three. Text cases come as JSON Lines, cases with images as
@@ -16,7 +16,7 @@ from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.data.embedded import generate
 from mmedexpert_jax.data.embedded.build import png
 from mmedexpert_jax.data.embedded.recipe import TASKS, Generated
-from mmedexpert_jax.mmedexpert.sources.collect import EMBEDDED
+from mmedexpert_jax.mmedexpert.sources.raw_collection import EMBEDDED
 
 SEED, COUNT = 11, 240
 

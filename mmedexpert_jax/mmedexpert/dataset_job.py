@@ -11,13 +11,22 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
-from mmedexpert_jax.mmedexpert import build, card, filters, funnel, gate, judge, leaks, publish, traces
-from mmedexpert_jax.mmedexpert.build import Built
-from mmedexpert_jax.mmedexpert.collect import collect
+from mmedexpert_jax.mmedexpert import (
+    dataset_build,
+    dataset_card,
+    decontamination,
+    eligibility,
+    filters,
+    funnel,
+    trace_judge,
+    trace_synthesis,
+)
+from mmedexpert_jax.mmedexpert.collection import collect
+from mmedexpert_jax.mmedexpert.dataset_build import Built
+from mmedexpert_jax.mmedexpert.factory_store import FILE, Store, private
+from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import Record, Trace
 from mmedexpert_jax.mmedexpert.review import verdicts, waiting
-from mmedexpert_jax.mmedexpert.store import FILE, Store, private
-from mmedexpert_jax.mmedexpert.teachers import Teacher
 from mmedexpert_jax.remote import Answers
 from mmedexpert_jax.runtime import Run, files, report
 from mmedexpert_jax.runtime.tables import markdown
@@ -25,15 +34,15 @@ from mmedexpert_jax.runtime.tables import markdown
 STAGES = ("collect", "trace", "filter", "judge", "build")
 SAMPLES = 200  # traces that the report shows
 
-Hire = Callable[[ConfigDict, Answers], tuple[str, Teacher]]
+MakeTeacher = Callable[[ConfigDict, Answers], tuple[str, Teacher]]
 
 
 class Factory:
     """One run: its config, its stores, and whom it may ask."""
 
-    def __init__(self, config: ConfigDict, run: Run, hire: Hire):
-        """`hire` makes a teacher from a config group with `kind`, and gives it a name."""
-        self.config, self.run, self._hire = config, run, hire
+    def __init__(self, config: ConfigDict, run: Run, make_teacher: MakeTeacher):
+        """`make_teacher` makes a teacher from a config group with `kind`, and gives it a name."""
+        self.config, self.run, self._make_teacher = config, run, make_teacher
         self.store = Store(run.path / FILE)
         self.answers = Answers(Path(config.answers).expanduser() if config.answers else run.path / FILE)
         self.export = run.path / "export"
@@ -45,13 +54,13 @@ class Factory:
 
     def collect(self) -> None:
         """Stage 1 of the data set: the cases."""
-        voter = self._hire(self.config.teacher, self.answers)[1] if self.config.votes else None
+        voter = self._make_teacher(self.config.teacher, self.answers)[1] if self.config.votes else None
         found = collect(self.config, self.export, self.store, voter)
         print(f"collected {len(self.store.cases())} cases, refused {len(found.rejected)} rows", flush=True)
 
     def trace(self) -> None:
         """The candidates of every case, with stage 1's check of each."""
-        name, teacher = self._hire(self.config.teacher, self.answers)
+        name, teacher = self._make_teacher(self.config.teacher, self.answers)
         settings, pairs = self.settings(name), self.pairs()
         self.store.clear_traces()
         self.store.put_fact("teacher", name)
@@ -60,8 +69,8 @@ class Factory:
             def shown(count: int) -> None:
                 progress.update(count, _figures(teacher, len(pairs) - count))
 
-            tally = traces.synthesise(pairs, teacher, self.store, settings, shown)
-        print(luck(tally), flush=True)
+            tally = trace_synthesis.synthesise(pairs, teacher, self.store, settings, shown)
+        print(chance_line(tally), flush=True)
         if tally.given_up:
             print(f"{_listed(tally.given_up)}: given up; the same command tries them again", flush=True)
 
@@ -82,9 +91,9 @@ class Factory:
         if not self.config.judge.kind:
             print("judge: none is named (config.judge.kind), the review is in random order", flush=True)
             return
-        name, teacher = self._hire(self.config.judge, self.answers)
+        name, teacher = self._make_teacher(self.config.judge, self.answers)
         passed = list(self.store.traces())
-        read = judge.judge(passed, teacher, name, self.store)
+        read = trace_judge.judge(passed, teacher, name, self.store)
         print(f"judge: {read} of {len(passed)} traces have a score, which orders the review", flush=True)
 
     def build(self) -> None:
@@ -93,7 +102,7 @@ class Factory:
         every, said = list(self.store.traces(passed=None)), verdicts(self.store)
         open_still = waiting(self.store)
         decided = [trace for trace in every if trace.check.passed and trace.id not in open_still]
-        chosen = build.choose(decided, said, config.reviewed, settings.words)
+        chosen = dataset_build.choose(decided, said, config.reviewed, settings.words)
         rows = funnel.funnel(self.pairs(), every, said, chosen)
         if chosen:
             self._write(chosen, rows, settings)
@@ -103,40 +112,40 @@ class Factory:
                 f"{self.store.path}: {nothing(every, config.reviewed, open_still)}; see {self.run.path / 'table.md'}"
             )
 
-    def settings(self, teacher: str) -> traces.Settings:
-        """How traces are asked for and checked."""
+    def settings(self, teacher: str) -> trace_synthesis.Settings:
+        """Settings of the requests for traces, and of their check."""
         config = self.config
-        return traces.Settings(teacher, config.candidates, config.teacher.prompt, tuple(config.words))
+        return trace_synthesis.Settings(teacher, config.candidates, config.teacher.prompt, tuple(config.words))
 
     def pairs(self) -> list[tuple[Record, str]]:
         """Cases and designated paradigms. Raises ConfigError before the first stage."""
         records = self.store.cases()
         if not records:
             raise ConfigError(f"{self.store.path} holds no cases: run --config.stages=collect first, or all stages")
-        return gate.assign(records, self.config.paradigm_policy, self.config.seed)
+        return eligibility.assign(records, self.config.paradigm_policy, self.config.seed)
 
-    def _write(self, chosen: Sequence[Built], rows: list[dict], settings: traces.Settings) -> None:
+    def _write(self, chosen: Sequence[Built], rows: list[dict], settings: trace_synthesis.Settings) -> None:
         """export/dataset with all rows, export/public without those that may not be passed on."""
         config = self.config
         public = [one for one in chosen if one.trace.case.redistributable or config.include_restricted]
         for folder, members in (("dataset", chosen), ("public", public)):
-            parts = build.split(members, *self._shares())
+            parts = dataset_build.split(members, *self._shares())
             path = self.export / folder
             with files.writing(path), files.replacing(path) as target:
-                hashes = build.write(target, parts)
+                hashes = dataset_build.write(target, parts)
                 facts = {name: self.store.fact(name) or {} for name in ("sources", "compared")}
-                made = card.manifest(parts, hashes, facts, settings, rows, config.reviewed)
-                files.write_text(target / "manifest.json", card.dumps(made))
+                made = dataset_card.manifest(parts, hashes, facts, settings, rows, config.reviewed)
+                files.write_text(target / "manifest.json", dataset_card.dumps(made))
                 files.write_text(
-                    target / "README.md", card.write(parts, hashes, made, self.store.fact("collection") or [])
+                    target / "README.md", dataset_card.write(parts, hashes, made, self.store.fact("collection") or [])
                 )
-        sizes = {name: len(part) for name, part in build.split(chosen, *self._shares()).items()}
+        sizes = {name: len(part) for name, part in dataset_build.split(chosen, *self._shares()).items()}
         listed, left_out = ", ".join(f"{name} {count}" for name, count in sizes.items()), len(chosen) - len(public)
         print(f"built {len(chosen)} rows ({listed}) in {self.export / 'dataset'}; {left_out} kept out of public")
-        if missing := [name for name in build.SPLITS if name not in sizes]:
+        if missing := [name for name in dataset_build.SPLITS if name not in sizes]:
             print(f"too few cases for {' and '.join(missing)}: train with --config.eval.every=-1", flush=True)
         if config.push_to:
-            publish.push(self.export / "public", config.push_to)
+            dataset_build.push(self.export / "public", config.push_to)
 
     def _shares(self) -> tuple[float, float, int]:
         """Shares of dev and test, and the seed of the choice."""
@@ -144,36 +153,36 @@ class Factory:
 
     def _report(self, rows: list[dict], every: list) -> None:
         """table.md, samples/ and report.html, also where nothing could be built."""
-        tally = traces.Tally()
+        tally = trace_synthesis.Tally()
         for trace in every:
-            traces.count(tally, trace)
+            trace_synthesis.count(tally, trace)
         shown = [_sample(trace) for trace in every[:: max(1, -(-len(every) // SAMPLES))]]
         self.run.table("traces", 0, shown)
         parts = {
             "Cases left after each stage": funnel.margins(rows),
             "Why candidates failed": [{"reason": k, "candidates": n} for k, n in tally.reasons.most_common()],
             "Collection": self.store.fact("collection") or [],
-            "Held against test sets": leaks.table(self.store.fact("compared") or {}),
+            "Held against test sets": decontamination.table(self.store.fact("compared") or {}),
             "Attempts": [self.answers.totals()],
             "Answered by": served(self.answers),
         }
         text = "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in parts.items())
-        files.write_text(self.run.path / "table.md", f"{text}\n{luck(tally)}\n")
+        files.write_text(self.run.path / "table.md", f"{text}\n{chance_line(tally)}\n")
         if rows[-1]["built"]:
-            self.run.finish({"rows": rows[-1], "luck": luck(tally), "dataset": str(self.export / "dataset")})
+            self.run.finish({"rows": rows[-1], "luck": chance_line(tally), "dataset": str(self.export / "dataset")})
         report.report_run(self.run.path, [report.Table(title, table) for title, table in parts.items()])
-        print(markdown(parts["Cases left after each stage"]) + luck(tally), flush=True)
+        print(markdown(parts["Cases left after each stage"]) + chance_line(tally), flush=True)
 
 
-def run(config: ConfigDict, run: Run, hire: Hire) -> None:
+def run(config: ConfigDict, run: Run, make_teacher: MakeTeacher) -> None:
     """Carries out `config.stages` in their order.
 
     Args:
         config: of the job.
         run: the open run; `factory.sqlite` in it survives `fresh`, so that neither answers nor verdicts are lost.
-        hire: (config group, store of answers) -> name and teacher; launch/ makes it.
+        make_teacher: (config group, store of answers) -> name and teacher; launch/ makes it.
     """
-    with private(), contextlib.closing(Factory(config, run, hire)) as factory:
+    with private(), contextlib.closing(Factory(config, run, make_teacher)) as factory:
         for stage in (name for name in STAGES if name in config.stages):
             if signum := run.interrupted():
                 raise Interrupted(f"stopped before {stage}; the same command resumes", signum)
@@ -183,7 +192,7 @@ def run(config: ConfigDict, run: Run, hire: Hire) -> None:
 
 
 def nothing(every: Sequence[Trace], reviewed: str, waits: Mapping[str, str]) -> str:
-    """Why no trace can be built, and what to do about it; `waits` as `review.waiting` gives it."""
+    """The reason why no trace can be built, and the fix; `waits` as `review.waiting` gives it."""
     passed = [trace for trace in every if trace.check.passed]
     states = Counter(waits[trace.id] for trace in passed if trace.id in waits)
     needs = {"open": "for a second reviewer", "conflict": "for an adjudicator, since reviewers differ"}
@@ -206,8 +215,8 @@ def nothing(every: Sequence[Trace], reviewed: str, waits: Mapping[str, str]) -> 
     )
 
 
-def luck(tally: traces.Tally) -> str:
-    """How many candidates match the key, and how many would if the teacher chose blindly."""
+def chance_line(tally: trace_synthesis.Tally) -> str:
+    """Candidates that match the key, beside those that a blind choice would match."""
     if not tally.asked:
         return "no candidate was answered"
     return (
@@ -223,7 +232,7 @@ def _figures(teacher: Teacher, left: int) -> dict[str, float]:
 
 
 def served(answers: Answers) -> list[dict[str, Any]]:
-    """Who answered, and which settings the server refused, as rows of a table."""
+    """Models that answered and settings that the server refused, as rows of a table."""
     return [
         {
             "model that answered": model or "not said",

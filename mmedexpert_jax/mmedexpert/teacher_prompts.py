@@ -1,4 +1,4 @@
-"""What a teacher is told: the paradigm as hard constraints, two worked examples, the case. Never the key."""
+"""Prompts of the teacher: the paradigm as hard constraints, two worked examples, the case. Never the key."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from mmedexpert_jax.data import prompts as shared
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, Case
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
-from mmedexpert_jax.mmedexpert.moves import CONCLUSION, FORBIDDEN, REQUIRED
+from mmedexpert_jax.mmedexpert.paradigm_rules import CONCLUSION, FORBIDDEN, REQUIRED
 from mmedexpert_jax.mmedexpert.record import Record
 from mmedexpert_jax.processing.images import ImageRef
 

@@ -1,14 +1,13 @@
 """Published shapes of clinical multiple-choice cases: how each is recognised, and what its fields mean."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
-from mmedexpert_jax.mmedexpert.sources.cells import flag, items, text
 
 CHOICES = re.compile(r"\s*\n\s*(?:Answer Choices|Options)\s*:\s*(?=\(A\)|A[.)])", re.I)
 _PREFIX = re.compile(r"\s*\(?([A-J])\s*[.):]\s*")
@@ -27,7 +26,7 @@ class Raw:
         folder: of its images in a folder of images, where that is not named after the id; "".
         id: the row's own; "".
         licence, redistributable: where the row itself says so.
-        repairs: what had to be mended to read it.
+        repairs: what had to be repaired to read it.
     """
 
     question: str
@@ -159,7 +158,7 @@ def _medxpertqa(row: Mapping[str, Any]) -> Raw:
 
 
 def _medvlthinker(row: Mapping[str, Any]) -> Raw:
-    options = json.loads(row["options"]) if isinstance(row["options"], str) else row["options"]
+    options = items(row["options"]) if isinstance(row["options"], str) else row["options"]
     return Raw(
         row["question"],
         list(options.values()),
@@ -342,6 +341,23 @@ FORMATS: dict[str, Format] = {
         ),
     )
 }
+
+
+def text(value: Any) -> str:
+    """The value as text without white space around it; "" for None."""
+    return "" if value is None else str(value).strip()
+
+
+def items(cell: str) -> Any:
+    """A list or object that is written out: as JSON, or as texts with semicolons between. Raises DataError."""
+    if cell.lstrip().startswith(("[", "{")):
+        return border.parse_json(cell, "the cell")
+    return [part.strip() for part in cell.split(";") if part.strip()]
+
+
+def flag(value: Any) -> bool | None:
+    """A yes or no, also as a spreadsheet writes it; None for an empty cell, and no for any other word."""
+    return None if text(value) == "" else text(value).lower() in ("true", "yes", "y", "1")
 
 
 def recognise(row: Mapping[str, Any]) -> Format | None:

@@ -29,9 +29,9 @@ from mmedexpert_jax.mmedexpert.record import Trace
 from mmedexpert_jax.mmedexpert.review import view
 from mmedexpert_jax.mmedexpert.review.access import LOOPBACK, Access
 from mmedexpert_jax.mmedexpert.review.checks import problems
-from mmedexpert_jax.mmedexpert.review.desk import Desk, Person
 from mmedexpert_jax.mmedexpert.review.events import Event
-from mmedexpert_jax.mmedexpert.review.sources import encoded
+from mmedexpert_jax.mmedexpert.review.review_queue import Person, ReviewQueue
+from mmedexpert_jax.mmedexpert.review.review_traces import encoded
 
 PAGE = Path(__file__).parent / "page"
 STATIC = {
@@ -64,7 +64,7 @@ class Refusal(HTTPException):
 
 
 class Asked:
-    """What a request asks for: the fields of its address, and its JSON body (None for GET)."""
+    """The fields of a request's address, and its JSON body (None for GET)."""
 
     def __init__(self, query: dict[str, str], body: Any = None):
         self.query, self.body = query, body
@@ -78,18 +78,24 @@ class Asked:
 class ReviewServer:
     """Serves one desk: `run` until a signal comes, or `stop` from another thread."""
 
-    def __init__(self, host: str, port: int, desk: Desk, access: Access, blind: bool = True):
+    def __init__(self, host: str, port: int, desk: ReviewQueue, access: Access, blind: bool = True):
         """Binds the port; 0 takes any that is free. Raises ResourceError."""
         self.desk, self.access, self.blind = desk, access, blind
         self.loopback = host in LOOPBACK
         self._socket = _bound(host, port)
+        quiet: dict[str, Any] = {
+            "log_config": None,
+            "log_level": "critical",
+            "access_log": False,
+        }  # the trail is the log
+        plain: dict[str, Any] = {"ws": "none", "lifespan": "off", "server_header": False, "proxy_headers": False}
         config = uvicorn.Config(
             Guard(self._application(), self.loopback),
             http=PromptProtocol,
-            **{"ws": "none", "lifespan": "off", "log_config": None, "log_level": "critical", "access_log": False},
-            **{"server_header": False, "proxy_headers": False, "backlog": 1024},
             timeout_keep_alive=60,
             timeout_graceful_shutdown=2,
+            **quiet,
+            **plain,
         )
         self._server = uvicorn.Server(config)
 
@@ -157,7 +163,7 @@ class Guard:
 
         async def send_with_rules(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = message | {"headers": [*message["headers"], *self._headers]}
+                message = {**message, "headers": [*message["headers"], *self._headers]}
             await send(message)
 
         app = self._app

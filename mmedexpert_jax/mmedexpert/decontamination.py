@@ -42,7 +42,7 @@ def compared(tests: Sequence[Benchmark]) -> dict[str, int]:
 
 
 def line(found: contamination.Findings, compared: dict[str, int]) -> str:
-    """What the comparison gave, and which known test sets are still to be compared."""
+    """The comparison's result in one line, with the known test sets that are still to be compared."""
     held = ", ".join(f"{name} ({count} items)" for name, count in compared.items() if count)
     missing = ", ".join(name for name, count in compared.items() if not count)
     dropped, seen = len(found.dropped()), len({pair.train_id for pair in found.pairs if pair.decision == "review"})

@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mmedexpert_jax import answers
-from mmedexpert_jax.mmedexpert import filters, prompts
+from mmedexpert_jax.mmedexpert import filters, teacher_prompts
+from mmedexpert_jax.mmedexpert.factory_store import Store
+from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import Record, Trace, trace_id
-from mmedexpert_jax.mmedexpert.store import Store
-from mmedexpert_jax.mmedexpert.teachers import Teacher
 from mmedexpert_jax.remote import Reply, Request
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How traces are asked for.
+    """Settings of the requests for traces.
 
     Attributes:
         teacher: name that stands in the traces.
@@ -31,7 +31,7 @@ class Settings:
 
 @dataclass
 class Tally:
-    """What came of the requests, for reports.
+    """Counts of the requests' outcomes, for reports.
 
     Attributes:
         asked: candidates that were answered.
@@ -109,7 +109,7 @@ def _round(
 
 def request(record: Record, paradigm: str, sample: int, settings: Settings) -> Request:
     """The request for one candidate."""
-    return Request(prompts.conversation(record, paradigm, settings.style, settings.words), sample)
+    return Request(teacher_prompts.conversation(record, paradigm, settings.style, settings.words), sample)
 
 
 def read(record: Record, paradigm: str, sample: int, reply: Reply, settings: Settings) -> Trace:

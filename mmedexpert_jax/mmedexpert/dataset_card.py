@@ -8,10 +8,10 @@ from typing import Any
 
 from mmedexpert_jax import __version__
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
-from mmedexpert_jax.mmedexpert import exemplars, leaks, prompts
-from mmedexpert_jax.mmedexpert.build import COLUMNS, Built
+from mmedexpert_jax.mmedexpert import decontamination, exemplars, teacher_prompts
+from mmedexpert_jax.mmedexpert.dataset_build import COLUMNS, Built
 from mmedexpert_jax.mmedexpert.funnel import margins
-from mmedexpert_jax.mmedexpert.traces import Settings
+from mmedexpert_jax.mmedexpert.trace_synthesis import Settings
 from mmedexpert_jax.runtime.tables import markdown
 
 Parts = Mapping[str, Sequence[Built]]
@@ -37,7 +37,7 @@ def manifest(
         "sources": dict(sorted(facts["sources"].items())),
         "compared": dict(sorted(facts["compared"].items())),
         "teacher": settings.teacher,
-        "prompts": prompts.version(settings.style, settings.words),
+        "prompts": teacher_prompts.version(settings.style, settings.words),
         "exemplars": exemplars.VERSION,
         "candidates": settings.candidates,
         "words": list(settings.words),
@@ -75,11 +75,11 @@ def write(
         "COLUMNS": markdown([{"column": name, "meaning": meaning} for name, (_, meaning) in COLUMNS.items()]),
         "LICENCES": markdown(licence_rows),
         "COLLECTION": markdown(collection),
-        "COMPARED": markdown(leaks.table(made["compared"])),
+        "COMPARED": markdown(decontamination.table(made["compared"])),
         "MARGINS": markdown(margins(made["funnel"])),
         "FUNNEL": markdown(made["funnel"]),
     }
-    text = resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8")
+    text = resources.files(__package__).joinpath("dataset_card.md").read_text(encoding="utf-8")
     for name, content in tables.items():
         text = text.replace(f"<!-- {name} -->", content.rstrip("\n"))
     return text

@@ -9,13 +9,13 @@ import pytest
 from mmedexpert_jax.data.case import PARADIGMS, Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.mmedexpert import review
+from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Judgement
-from mmedexpert_jax.mmedexpert.review import report
-from mmedexpert_jax.mmedexpert.review.desk import Desk, Person
+from mmedexpert_jax.mmedexpert.review import review_report
+from mmedexpert_jax.mmedexpert.review.adjudication import Settings
 from mmedexpert_jax.mmedexpert.review.events import Event, append, new_id, since
-from mmedexpert_jax.mmedexpert.review.outcome import Settings
-from mmedexpert_jax.mmedexpert.review.sources import from_case
-from mmedexpert_jax.mmedexpert.store import Store
+from mmedexpert_jax.mmedexpert.review.review_queue import Person, ReviewQueue
+from mmedexpert_jax.mmedexpert.review.review_traces import from_case
 
 ANNA, BEN, CHIEF = Person("anna", "reviewer"), Person("ben", "reviewer"), Person("chief", "adjudicator")
 TRACES = {
@@ -42,18 +42,20 @@ def store(tmp_path):
     store.close()
 
 
-def make(store, count=8, overlap=1.0, reviewers=("anna", "ben"), adjudicators=("chief",), raters=2) -> Desk:
-    desk = Desk(store, [trace(i) for i in range(count)], Settings(reviewers, adjudicators, overlap, raters))
+def make(store, count=8, overlap=1.0, reviewers=("anna", "ben"), adjudicators=("chief",), raters=2) -> ReviewQueue:
+    desk = ReviewQueue(store, [trace(i) for i in range(count)], Settings(reviewers, adjudicators, overlap, raters))
     desk.announce()
     return desk
 
 
-def do(desk: Desk, person: Person, trace_id: str, kind: str, value: dict | None = None, seconds=None):
+def do(desk: ReviewQueue, person: Person, trace_id: str, kind: str, value: dict | None = None, seconds=None):
     answer = desk.submit(person, [Event(new_id(), "", "", trace_id, kind, value or {}, seconds)])[0]
     return answer
 
 
-def say(desk: Desk, person: Person, trace_id: str, kind: str, text: str | None = None, reason: str = "medical_error"):
+def say(
+    desk: ReviewQueue, person: Person, trace_id: str, kind: str, text: str | None = None, reason: str = "medical_error"
+):
     if kind == "reject":
         do(desk, person, trace_id, "reason", {"code": reason, "on": True})
     if text is not None:
@@ -191,9 +193,9 @@ def test_what_was_open_comes_first_and_what_was_put_off_last(store):
 def test_the_judge_orders_and_reviewers_differ_in_order(store):
     scores = (0.9, 0.1, 0.5, 0.5)
     traces = [replace(trace(i), judge=Judgement(score, (), "judge")) for i, score in enumerate(scores)]
-    desk = Desk(store, traces, Settings(("anna", "ben"), (), 1.0))
+    desk = ReviewQueue(store, traces, Settings(("anna", "ben"), (), 1.0))
     assert [t.judge.score for t in desk.queue(ANNA, 4)] == sorted(scores)
-    many = Desk(store, [trace(i) for i in range(20)], Settings(("anna", "ben"), (), 1.0))
+    many = ReviewQueue(store, [trace(i) for i in range(20)], Settings(("anna", "ben"), (), 1.0))
     assert [t.id for t in many.queue(ANNA, 20)] != [t.id for t in many.queue(BEN, 20)]
 
 
@@ -214,11 +216,11 @@ def test_the_report_says_who_agreed_on_what(store):
     for i, id in enumerate(desk.traces):
         say(desk, ANNA, id, "accept")
         say(desk, BEN, id, "reject" if i == 0 else "accept")
-    figures = report.summary(store, list(desk.traces.values()))
+    figures = review_report.summary(store, list(desk.traces.values()))
     assert figures["states"] == {"settled": 7, "adjudicated": 0, "conflict": 1, "open": 0}
     assert figures["agreement"]["all"]["kept"]["raw"]["value"] == 7 / 8
     assert figures["agreement"]["differential"]["verdict"]["traces"] == 2
     assert figures["people"]["ben"] == {"verdicts": 8, "accept": 7, "edit": 0, "reject": 1, "median_seconds": 2.0}
     assert figures["reasons"] == {"medical_error": 1}
-    text = report.markdown(figures)
+    text = review_report.markdown(figures)
     assert "| all | 8 | 2 | 0.875 [" in text and "| bayesian | 2 | 2 | 1.000 [" in text

@@ -34,8 +34,8 @@ _DIRECTION = re.compile(
 
 
 @dataclass(frozen=True)
-class Said:
-    """A trace as the moves see it: its statements, their text in one, the options, and the index of the chosen one."""
+class Statements:
+    """A trace as the rules see it: its statements, their text in one, the options, and the index of the chosen one."""
 
     steps: tuple[str, ...]
     text: str
@@ -68,51 +68,51 @@ class Move:
 
     name: str
     demand: str
-    made: Callable[[Said], bool]
+    made: Callable[[Statements], bool]
 
 
-def _candidates(said: Said) -> bool:
-    return len(said.named(said.text)) >= min(3, len(said.options))
+def _candidates(trace: Statements) -> bool:
+    return len(trace.named(trace.text)) >= min(3, len(trace.options))
 
 
-def _for_and_against(said: Said) -> bool:
-    against = sum(bool(_AGAINST.search(step)) for step in said.steps)
-    return against >= min(2, len(said.options) - 1) and bool(_FOR.search(said.text))
+def _for_and_against(trace: Statements) -> bool:
+    against = sum(bool(_AGAINST.search(step)) for step in trace.steps)
+    return against >= min(2, len(trace.options) - 1) and bool(_FOR.search(trace.text))
 
 
-def _pattern(said: Said) -> bool:
-    return PARADIGMS["intuitive"].follows(_joined(said.steps), said.options)
+def _pattern(trace: Statements) -> bool:
+    return PARADIGMS["intuitive"].follows(_joined(trace.steps), trace.options)
 
 
-def _no_list(said: Said) -> bool:
-    excluded = [i for step in said.steps if _AGAINST.search(step) for i in said.named(step) if i != said.chosen]
+def _no_list(trace: Statements) -> bool:
+    excluded = [i for step in trace.steps if _AGAINST.search(step) for i in trace.named(step) if i != trace.chosen]
     return len(set(excluded)) < 2
 
 
-def _links(said: Said) -> bool:
-    return sum(bool(_CAUSAL.search(step)) for step in said.steps) >= 2
+def _links(trace: Statements) -> bool:
+    return sum(bool(_CAUSAL.search(step)) for step in trace.steps) >= 2
 
 
-def _no_probability(said: Said) -> bool:
-    return not _PROBABILITY.search(said.text)
+def _no_probability(trace: Statements) -> bool:
+    return not _PROBABILITY.search(trace.text)
 
 
-def _updates(said: Said) -> bool:
+def _updates(trace: Statements) -> bool:
     prior = next(
-        (i for i, step in enumerate(said.steps) if re.search(r"\b(?:prior|pre-?test|base rate)\b", step, re.I)), 0
+        (i for i, step in enumerate(trace.steps) if re.search(r"\b(?:prior|pre-?test|base rate)\b", step, re.I)), 0
     )
-    between = [re.sub(r"^\s*evidence\s*:", "", step, flags=re.I) for step in said.steps[prior + 1 : -1]]
+    between = [re.sub(r"^\s*evidence\s*:", "", step, flags=re.I) for step in trace.steps[prior + 1 : -1]]
     findings = [part for step in between for part in re.split(r"[,;.]\s", step) if len(part.split()) > 1]
     return len(findings) >= 2 and bool(_DIRECTION.search(" ".join(between)))
 
 
-def _order(said: Said) -> bool:
-    return PARADIGMS["bayesian"].follows(_joined(said.steps), said.options)
+def _order(trace: Statements) -> bool:
+    return PARADIGMS["bayesian"].follows(_joined(trace.steps), trace.options)
 
 
-def _conclusion(said: Said) -> bool:
-    named = said.named(said.steps[-1])
-    return not named or said.chosen in named
+def _conclusion(trace: Statements) -> bool:
+    named = trace.named(trace.steps[-1])
+    return not named or trace.chosen in named
 
 
 REQUIRED: dict[str, tuple[Move, ...]] = {
@@ -145,7 +145,7 @@ CONCLUSION = Move("conclusion", "End with the option that follows, word for word
 
 
 def missing(trace: str, paradigm: str, options: Sequence[str], chosen: int) -> list[str]:
-    """What keeps a trace from its paradigm, such as "missing:updates" or "forbidden:list"; empty where nothing does.
+    """The reasons that keep a trace from its paradigm, such as "missing:updates" or "forbidden:list"; empty for none.
 
     Args:
         trace: the reasoning, numbered statements.
@@ -156,9 +156,9 @@ def missing(trace: str, paradigm: str, options: Sequence[str], chosen: int) -> l
     steps = statements(trace)
     if not 2 <= len(steps) <= 12:
         return ["missing:statements"]
-    said = Said(tuple(steps), " ".join(steps), tuple(options), chosen)
-    found = [f"missing:{move.name}" for move in (*REQUIRED[paradigm], CONCLUSION) if not move.made(said)]
-    found += [f"forbidden:{move.name}" for move in FORBIDDEN[paradigm] if not move.made(said)]
+    seen = Statements(tuple(steps), " ".join(steps), tuple(options), chosen)
+    found = [f"missing:{move.name}" for move in (*REQUIRED[paradigm], CONCLUSION) if not move.made(seen)]
+    found += [f"forbidden:{move.name}" for move in FORBIDDEN[paradigm] if not move.made(seen)]
     if not found and not PARADIGMS[paradigm].follows(trace, tuple(options)):
         found.append("missing:structure")
     return found
@@ -169,10 +169,10 @@ def _joined(steps: Sequence[str]) -> str:
 
 
 def _stands(option: str, text: str) -> bool:
-    """Whether an option stands in a text as whole words."""
+    """True for an option that stands in a text as whole words."""
     return bool(re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text))
 
 
 def _only_in(short: str, long: str, text: str) -> bool:
-    """Whether the shorter option stands in the text only inside the longer one."""
+    """True for a shorter option that stands in the text only inside the longer one."""
     return not _stands(short, text.replace(long, " "))

@@ -1,4 +1,4 @@
-"""What a review has come to: coverage, verdicts, agreement by paradigm, pace. Numbers, and a text to read."""
+"""Report of a review: coverage, verdicts, agreement by paradigm, pace. Numbers, and a text to read."""
 
 import statistics
 from collections import Counter
@@ -7,12 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from mmedexpert_jax.data.case import PARADIGMS
+from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
+from mmedexpert_jax.mmedexpert.review.adjudication import Reviews, Settings, add, said, settings_of, status
 from mmedexpert_jax.mmedexpert.review.agreement import Agreement, Estimate, agreement
 from mmedexpert_jax.mmedexpert.review.events import since
-from mmedexpert_jax.mmedexpert.review.outcome import Reviews, Settings, add, said, settings_of, status
 from mmedexpert_jax.mmedexpert.review.rubric import VERDICTS
-from mmedexpert_jax.mmedexpert.store import Store
 
 KEPT = ("kept", "rejected")  # accept and edit taken together, against reject
 

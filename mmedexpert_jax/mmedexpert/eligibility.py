@@ -1,7 +1,7 @@
-"""Which paradigms a case allows, and which one it gets.
+"""The paradigms that a case is eligible for, and the one that it is assigned.
 
 Savage et al. 2024 wrote the four paradigms for questions that ask for a diagnosis. Asked of an item on ethics or on an
-enzyme, Bayesian reasoning is a form without content. The gate therefore looks at what is asked:
+enzyme, Bayesian reasoning is a form without content. Eligibility therefore looks at what is asked:
 
 | kind | asks for | paradigms |
 | --- | --- | --- |
@@ -56,14 +56,14 @@ _DIAGNOSIS = re.compile(
 
 
 def ask(question: str) -> str:
-    """What is asked: the last sentence with a question mark, else the last sentence."""
+    """The sentence that asks: the last one with a question mark, else the last sentence."""
     sentences = [s.strip() for s in re.split(r"(?<=[.?!])\s+(?=[A-Z\"(])|\n", question) if s.strip()]
     asked = [sentence for sentence in sentences if sentence.endswith("?")]
     return (asked or sentences or [""])[-1]
 
 
 def kind(record: Record) -> str:
-    """What the question asks, one of record.KINDS; a diagnosis is looked for first, then treatment, then mechanism."""
+    """The kind of a question, one of record.KINDS; a diagnosis is looked for first, then treatment, then mechanism."""
     stem = ask(record.question)
     if re.search(r"\bdiagnos[ie]s\b", stem, re.I) and not re.search(r"\b(?:confirm|test|study|step)\b", stem, re.I):
         return "diagnosis"
@@ -76,7 +76,7 @@ def paradigms(record: Record, kind: str) -> tuple[str, ...]:
     return () if kind != "diagnosis" and _NONE.search(record.question) else APPLY[kind]
 
 
-def gate(record: Record) -> Record:
+def with_paradigms(record: Record) -> Record:
     """The record with its kind and its paradigms."""
     found = kind(record)
     return replace(record, kind=found, paradigms=paradigms(record, found))

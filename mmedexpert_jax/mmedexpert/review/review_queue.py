@@ -1,4 +1,4 @@
-"""The desk that reviewers come to: it takes their actions, hands out traces, and counts what is left."""
+"""The review queue: it hands out traces, takes the reviewers' events, and counts what is left."""
 
 import itertools
 import statistics
@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
 from mmedexpert_jax.mmedexpert.review import events as trail
+from mmedexpert_jax.mmedexpert.review.adjudication import Review, Reviews, Settings, add, said, share, status
 from mmedexpert_jax.mmedexpert.review.checks import MAX_CHARACTERS, problems
 from mmedexpert_jax.mmedexpert.review.events import Event
-from mmedexpert_jax.mmedexpert.review.outcome import Review, Reviews, Settings, add, said, share, status
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, RUBRIC
-from mmedexpert_jax.mmedexpert.store import Store
 
 HELD_SECONDS = 600.0  # a trace handed out stays with its reviewer for so long after it was last asked for
 RECENT = 50  # verdicts that a reviewer's pace is taken from
@@ -24,7 +24,7 @@ RECENT = 50  # verdicts that a reviewer's pace is taken from
 
 @dataclass(frozen=True)
 class Person:
-    """Who acts: a name and a role, "reviewer" or "adjudicator"."""
+    """A reviewer's identity: a name and a role, "reviewer" or "adjudicator"."""
 
     name: str
     role: str
@@ -32,14 +32,14 @@ class Person:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of an event: "stored", "known" (a retry) or "refused", and in that case why."""
+    """The outcome of an event: "stored", "known" (a retry) or "refused", and in that case why."""
 
     client_id: str
     result: str
     why: str = ""
 
 
-class Desk:
+class ReviewQueue:
     """Reviews of one set of traces. Threads share it; another process may append to the same trail.
 
     Order: the judge's score where there is one, the doubtful first; within it an own random order for everybody, so
@@ -93,13 +93,13 @@ class Desk:
             return [self.traces[id] for id in chosen]
 
     def review(self, name: str, trace_id: str) -> Review:
-        """What someone has said of a trace so far."""
+        """Someone's review of a trace so far."""
         with self._lock:
             self._refresh()
             return self._reviews.get(trace_id, {}).get(name) or Review("reviewer", {})
 
     def reviews(self, trace_id: str) -> dict[str, Review]:
-        """What everybody has said of a trace so far."""
+        """Everybody's reviews of a trace so far."""
         with self._lock:
             self._refresh()
             return dict(self._reviews.get(trace_id, {}))
@@ -215,7 +215,7 @@ class Desk:
         return judge.score if judge else 0.0, share(f"{self.settings.seed}:{name}:{trace_id}")
 
     def _free(self, person: Person, id: str, now: float) -> bool:
-        """Whether a trace still lacks someone, counting those who have it before them."""
+        """True for a trace that still lacks someone, counting those who have it before them."""
         given = said(self._reviews.get(id, {}), person.role)
         holders = (name for name, at in self._held.get(id, {}).items() if now - at < HELD_SECONDS)
         before = [n for n in holders if n != person.name and n not in given and self._role(n) == person.role]
@@ -227,7 +227,7 @@ class Desk:
 
 
 def _malformed(trace: Trace, event: Event) -> str:
-    """Why an event cannot be read; "" if it can."""
+    """The reason why an event cannot be read; "" for none."""
     value, text = event.value, event.value.get("text")
     criteria = {criterion.code for criterion in RUBRIC[trace.paradigm]}
     right = {

@@ -12,13 +12,13 @@ from typing import Any
 from mmedexpert_jax import border
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
+from mmedexpert_jax.mmedexpert.review.adjudication import Reviews, add, misfit, said, settings_of, status, verdict
 from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.review.events import Event, append, dumps, since
-from mmedexpert_jax.mmedexpert.review.outcome import Reviews, add, misfit, said, settings_of, status, verdict
+from mmedexpert_jax.mmedexpert.review.review_traces import encoded
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
-from mmedexpert_jax.mmedexpert.review.sources import encoded
-from mmedexpert_jax.mmedexpert.store import Store
 from mmedexpert_jax.runtime import files
 
 NAMESPACE = uuid.UUID("6f0f8f8e-3c0d-4d0a-9a53-6f7a4e0f7a11")  # of ids that are a function of what they name

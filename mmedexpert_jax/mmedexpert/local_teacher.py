@@ -1,4 +1,4 @@
-"""Who writes the traces: an endpoint by chat or by batch, or a model in this process. All answers go to one store."""
+"""Teachers write the traces: an endpoint by chat or by batch, or, here, a model in this process."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ Interrupted = Callable[[], int | None]
 
 
 class Teacher(Protocol):
-    """What the factory asks of a teacher; `remote.Client` and `remote.batch_api.BatchClient` have the same `ask`."""
+    """A model that is asked for traces, votes or judgements; the clients of `remote` have the same `ask`."""
 
     def ask(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
         """Replies in the order of the requests, each once to `on_reply` as it comes; stored ones first."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.data.paradigms import PARADIGMS
+from mmedexpert_jax.mmedexpert.factory_store import Store
+from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import Judgement, Trace
 from mmedexpert_jax.mmedexpert.review.rubric import RUBRIC
-from mmedexpert_jax.mmedexpert.store import Store
-from mmedexpert_jax.mmedexpert.teachers import Teacher
 from mmedexpert_jax.remote import Reply, Request
 
 SYSTEM = (
