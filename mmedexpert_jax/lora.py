@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.runtime import files
 
+STACKED = "*"  # in a module's path: all layers of a list, stacked along a first axis of their factors (models/tree.py)
 TARGETS = ("all-linear", "text")
 _FACTOR = re.compile(r"\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.weight)?$")
 # Fields of adapter_config.json with the only values under which the factors mean plain LoRA
@@ -78,15 +79,18 @@ def init(key: jax.Array, params: dict, rank: int = 16, alpha: float = 32, target
     if rank < 1:
         raise ConfigError(f"lora.rank={rank} must be at least 1")
     shapes = {path: shape for path, shape in _linears(params) if targets == "all-linear" or path.startswith("model.")}
+    layers = {
+        path: [path.replace(STACKED, str(number)) for number in range(math.prod(shape[:-2]))]
+        for path, shape in shapes.items()
+    }
+    names = sorted(name for each in layers.values() for name in each)  # the draws do not depend on the layout
+    keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
     factors = {}
-    for path_key, (path, (outputs, inputs)) in zip(
-        jax.random.split(key, len(shapes)), sorted(shapes.items()), strict=True
-    ):
+    for path, (*stacked, outputs, inputs) in sorted(shapes.items()):
         bound = inputs**-0.5
-        factors[path] = {
-            "a": jax.random.uniform(path_key, (rank, inputs), jnp.float32, -bound, bound),
-            "b": jnp.zeros((outputs, rank), jnp.float32),
-        }
+        drawn = [jax.random.uniform(keys[name], (rank, inputs), jnp.float32, -bound, bound) for name in layers[path]]
+        a = jnp.stack(drawn) if stacked else drawn[0]
+        factors[path] = {"a": a, "b": jnp.zeros((*stacked, outputs, rank), jnp.float32)}
     return Lora(factors, rank, alpha)
 
 
@@ -125,10 +129,13 @@ def stack(loras: Sequence[Lora]) -> Lora:
     factors = {}
     for path in sorted({path for lora in loras for path in lora.factors}):
         own = [(lora.scale, lora.factors[path]) for lora in loras if path in lora.factors]
-        a, b = jnp.concatenate([pair["a"] for _, pair in own]), jnp.hstack([scale * pair["b"] for scale, pair in own])
-        missing = rank - len(a)
-        rows = [(0, missing)] + [(0, 0)] * (a.ndim - 1)
-        factors[path] = {"a": jnp.pad(a, rows), "b": jnp.pad(b, [(0, 0), (0, missing)])}
+        rows = int(STACKED in path.split("."))  # the axis of A's rank; B's is the last
+        a = jnp.concatenate([pair["a"] for _, pair in own], axis=rows)
+        b = jnp.concatenate([scale * pair["b"] for scale, pair in own], axis=-1)
+        missing = rank - a.shape[rows]
+        more_rows = [(0, missing if axis == rows else 0) for axis in range(a.ndim)]
+        more_columns = [(0, missing if axis == b.ndim - 1 else 0) for axis in range(b.ndim)]
+        factors[path] = {"a": jnp.pad(a, more_rows), "b": jnp.pad(b, more_columns)}
     return Lora(factors, rank, rank)  # the scales stand in b, so that the common one is 1
 
 
@@ -163,8 +170,10 @@ def check(lora: Lora, params: dict) -> None:
             raise DataError(
                 f"adapter module {path} is not a linear layer of the base model: use the adapter's own base"
             )
+        first = int(STACKED in path.split("."))
+        layers, outputs, inputs = shape[:first], shape[first], shape[first + 1 :]
         found = tuple(factors["a"].shape), tuple(factors["b"].shape)
-        expected = (lora.rank, *shape[1:]), (shape[0], lora.rank)
+        expected = (*layers, lora.rank, *inputs), (*layers, outputs, lora.rank)
         if found != expected:
             raise DataError(
                 f"adapter module {path}: A and B have shapes {found[0]} and {found[1]}, the base model and "
@@ -190,10 +199,11 @@ def save_peft(path: str | Path, lora: Lora, base: str, decoder_only: bool = Fals
         ResourceError: the directory cannot be written.
     """
     path = Path(path)
-    named = {module: module if decoder_only else memory_name(module) for module in sorted(lora.factors)}
+    modules = dict(_each_layer(lora))
+    named = {module: module if decoder_only else memory_name(module) for module in sorted(modules)}
     tensors = {
         f"base_model.model.{named[module]}.{name}": np.ascontiguousarray(factor, np.float32)
-        for module, factors in lora.factors.items()
+        for module, factors in modules.items()
         for name, factor in _peft_factors(module, factors).items()
     }
     config = {
@@ -323,8 +333,9 @@ def _leaf(tree: dict, path: str) -> dict:
 
 def _product(factors: dict[str, jax.Array], scale: float) -> jax.Array:
     a, b = factors["a"], factors["b"]  # a of a convolution has its kernel's axes behind the rank
-    delta = scale * jnp.matmul(b, a.reshape(len(a), -1), precision="highest")
-    return delta.reshape(len(b), *a.shape[1:])
+    axes = b.ndim - 1  # of a before those that it contracts inputs with: the rank, and where layers are stacked, them
+    delta = scale * jnp.matmul(b, a.reshape(*a.shape[:axes], -1), precision="highest")
+    return delta.reshape(*b.shape[:axes], *a.shape[axes:])
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -423,16 +434,28 @@ def _weight_shape(params: Any, path: str) -> tuple[int, ...] | None:
     return tuple(params.shape) if params is not None and params.ndim >= 2 else None
 
 
-def _linears(params: dict, path: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
-    """(module path, (out, in)) of the layers that peft's "all-linear" means: matrices, without embeddings and head."""
+def _linears(params: dict, path: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(module path, (out, in), of stacked layers (L, out, in)) of the layers that peft's "all-linear" means: matrices,
+    without embeddings and head.
+    """
     for name, node in params.items():
         if not isinstance(node, dict) or name in ("embed_tokens", "pos_embed", "lm_head"):
             continue
         child = _join(path, name)
         weight = node.get("weight")
-        if weight is not None and not isinstance(weight, dict) and weight.ndim == 2:
+        if weight is not None and not isinstance(weight, dict) and weight.ndim == 2 + (STACKED in child.split(".")):
             yield child, tuple(weight.shape)
         yield from _linears(node, child)
+
+
+def _each_layer(lora: Lora) -> Iterator[tuple[str, dict[str, jax.Array]]]:
+    """Module paths and factors, those of stacked layers one by one."""
+    for module, factors in lora.factors.items():
+        if STACKED not in module.split("."):
+            yield module, factors
+            continue
+        for number in range(len(factors["a"])):
+            yield module.replace(STACKED, str(number)), {letter: factor[number] for letter, factor in factors.items()}
 
 
 def _join(path: str, name: str) -> str:

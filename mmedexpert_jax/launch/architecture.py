@@ -14,6 +14,8 @@ _HUB = {
     "Qwen/Qwen2-VL-7B-Instruct": "qwen2_vl_7b",
     "Qwen/Qwen2.5-VL-3B-Instruct": "qwen2_5_vl_3b",
     "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl_7b",
+    "Qwen/Qwen2.5-VL-32B-Instruct": "qwen2_5_vl_32b",
+    "Qwen/Qwen2.5-VL-72B-Instruct": "qwen2_5_vl_72b",
     MODELS["lingshu_7b"]: "qwen2_5_vl_7b",
 }
 

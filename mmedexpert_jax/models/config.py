@@ -382,14 +382,23 @@ def _vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
 
 
 def _published(
-    family: str, *, width: int, ffn: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool
+    family: str,
+    *,
+    width: int,
+    ffn: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    vocab: int,
+    tied: bool,
+    vision_ffn: int = 3420,
 ) -> ModelConfig:
     text = TextConfig(vocab, width, ffn, layers, heads, kv_heads, rms_norm_eps=1e-6)
     vision = VisionConfig(
         family,
         depth=32,
         hidden_size=1280,
-        intermediate_size=5120 if family == "qwen2_vl" else 3420,
+        intermediate_size=5120 if family == "qwen2_vl" else vision_ffn,
         num_heads=16,
         out_hidden_size=width,
         tokens_per_second=4 if family == "qwen2_vl" else 2,
@@ -397,7 +406,7 @@ def _published(
     return ModelConfig(text, vision, tie_word_embeddings=tied)
 
 
-# The sizes of Qwen/Qwen2-VL-{2B,7B}-Instruct and Qwen/Qwen2.5-VL-{3B,7B}-Instruct, from their config.json.
+# The sizes of Qwen/Qwen2-VL-{2B,7B}-Instruct and Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct, from their config.json.
 PUBLISHED: dict[str, ModelConfig] = {
     "qwen2_vl_2b": _published(
         "qwen2_vl", width=1536, ffn=8960, layers=28, heads=12, kv_heads=2, vocab=151936, tied=True
@@ -410,5 +419,11 @@ PUBLISHED: dict[str, ModelConfig] = {
     ),
     "qwen2_5_vl_7b": _published(
         "qwen2_5_vl", width=3584, ffn=18944, layers=28, heads=28, kv_heads=4, vocab=152064, tied=False
+    ),
+    "qwen2_5_vl_32b": _published(
+        "qwen2_5_vl", width=5120, ffn=27648, layers=64, heads=40, kv_heads=8, vocab=152064, tied=False, vision_ffn=3456
+    ),
+    "qwen2_5_vl_72b": _published(
+        "qwen2_5_vl", width=8192, ffn=29568, layers=80, heads=64, kv_heads=8, vocab=152064, tied=False, vision_ffn=3456
     ),
 }

@@ -13,7 +13,7 @@ from mmedexpert_jax.lora import memory_name
 from mmedexpert_jax.models.card import model_card
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
-from mmedexpert_jax.models.tree import flatten
+from mmedexpert_jax.models.tree import flatten, unstack
 from mmedexpert_jax.runtime import files
 
 SHARD_BYTES = 5 * 10**9  # transformers' usual size
@@ -47,7 +47,7 @@ def save_pretrained(
     """
     path = Path(path)
     files.claim(path)
-    flat = flatten(params)
+    flat = flatten(unstack(params))
     if {name: tuple(value.shape) for name, value in flat.items()} != tensor_shapes(model.config):
         raise DataError(f"{path}: the parameters' names or shapes are not those of the model's config")
     try:

@@ -75,11 +75,16 @@ def sizes(devices: int, kind: str, data: int = -1, fsdp: int = 1, tensor: int = 
 
 
 def partition(path: str, ndim: int) -> PartitionSpec:
-    """How the leaf at `path`, e.g. "mu.model.layers.0.self_attn.q_proj.weight", is split; norms and the rest: whole."""
+    """How the leaf at `path`, e.g. "mu.model.layers.0.self_attn.q_proj.weight", is split; norms and the rest: whole.
+
+    Of stacked layers, "model.layers.*.self_attn.q_proj.weight", the first axis is never split: a program takes one
+    layer after the other, and gathers no more than it.
+    """
+    first = (None,) if ".*." in f".{path}" else ()
     for pattern, (outputs, inputs) in _LEAVES:
         if found := pattern.search(path):
             specs = {"weight": (outputs, inputs), "bias": (outputs,), "a": (None, inputs), "b": (outputs, None)}
-            return PartitionSpec(*specs[found[1]][:ndim])
+            return PartitionSpec(*first, *specs[found[1]][: ndim - len(first)])
     return PartitionSpec()
 
 

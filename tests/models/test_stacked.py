@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from mmedexpert_jax import lora
-from mmedexpert_jax.models import stack, unstack
+from mmedexpert_jax.models import load, save_pretrained, stack, unstack
 from mmedexpert_jax.models.tree import flatten, stacked_name
 from mmedexpert_jax.rollout.logprobs import completion_logprobs, packed
 
@@ -70,12 +70,13 @@ def test_logits_and_decoding_equal_those_of_layers_one_by_one(case):
 
 
 def test_a_program_has_one_layer_however_many_there_are(case):
-    """One MLP of the decoder in the traced program, in the place of one for each layer."""
+    """Two layers of nine products each in the traced program, or one."""
     found, batch, _ = case
-    text = found.model.config.text
-    inner = f"{text.intermediate_size}] = logistic "
-    for params, count in ((found.params, text.num_layers), (stack(found.params), 1)):
-        assert str(jax.make_jaxpr(found.model.prefill)(params, batch)).count(inner) == count
+    programs = (
+        jax.jit(found.model.prefill).lower(params, batch).as_text() for params in (found.params, stack(found.params))
+    )
+    one_by_one, scanned = (program.count("dot_general") for program in programs)
+    assert one_by_one - scanned >= 9
 
 
 def test_there_and_back_keeps_every_leaf(case):
@@ -96,6 +97,30 @@ def test_a_lora_of_some_layers_is_zero_in_the_others(case):
     stacked = stack(lora.Lora(some, 2, 4.0)).factors["model.layers.*.mlp.up_proj"]
     assert stacked["a"].shape[0] == found.model.config.text.num_layers
     assert not np.any(stacked["b"][0]) and np.any(stacked["b"][1])
+
+
+def test_deltas_do_not_depend_on_the_layout(case):
+    found, _, deltas = case
+    chex.assert_trees_all_equal(
+        lora.init(jax.random.key(3), stack(found.params), 2), stack(lora.init(jax.random.key(3), found.params, 2))
+    )
+    chex.assert_trees_all_close(
+        unstack(lora.fold(stack(found.params), stack(deltas))), lora.fold(found.params, deltas), rtol=1e-6
+    )
+    chex.assert_trees_all_close(
+        unstack(lora.stack([stack(deltas), stack(deltas)])), lora.stack([deltas, deltas]), rtol=1e-6
+    )
+
+
+def test_files_have_the_checkpoints_names_and_are_read_into_stacks(case, tmp_path, monkeypatch):
+    found, _, deltas = case
+    monkeypatch.setattr(load, "DEEP", 2)
+    save_pretrained(tmp_path / "model", found.model, stack(found.params))
+    lora.save_peft(tmp_path / "adapter", stack(deltas), str(tmp_path / "model"))
+    _, params, adapter = load.load_policy(tmp_path / "adapter")
+    chex.assert_trees_all_equal((params, adapter), (found.params, deltas))
+    _, params, adapter = load.load_policy(tmp_path / "adapter", stacked=True)
+    chex.assert_trees_all_equal((params, adapter), (stack(found.params), stack(deltas)))
 
 
 def test_names_of_stacks():

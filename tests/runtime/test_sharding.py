@@ -106,6 +106,9 @@ def test_logits_on_every_mesh_of_eight_devices(tmp_path):
     [
         ("model.layers.0.self_attn.q_proj.weight", 2, ("tensor", "fsdp")),
         ("model.layers.0.self_attn.q_proj.bias", 1, ("tensor",)),
+        ("model.layers.*.self_attn.q_proj.weight", 3, (None, "tensor", "fsdp")),
+        ("0.mu.factors.model.layers.*.self_attn.o_proj.b", 3, (None, "fsdp", None)),
+        ("visual.blocks.*.norm1.bias", 2, ()),
         ("model.layers.11.mlp.down_proj.weight", 2, ("fsdp", "tensor")),
         ("model.layers.11.input_layernorm.weight", 1, ()),
         ("model.embed_tokens.weight", 2, ("tensor", "fsdp")),
