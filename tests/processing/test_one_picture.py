@@ -15,7 +15,7 @@ from mmedexpert_jax.data.benchmarks import from_case
 from mmedexpert_jax.medeval import prompts
 from mmedexpert_jax.medeval.backends import torch_model
 from mmedexpert_jax.mmedexpert.record import Picture
-from mmedexpert_jax.mmedexpert.review.sources import encoded as shown_in_review
+from mmedexpert_jax.mmedexpert.review.review_traces import encoded as shown_in_review
 from mmedexpert_jax.mmedexpert.sources.canonical import clean
 from mmedexpert_jax.processing import open_image
 from mmedexpert_jax.remote.messages import data_uri
