@@ -129,7 +129,8 @@ def _read(
             record = _record(row, forced, f"{file.name}:{number}", folders, rights, file)
             record = without_identifiers(record, privacy)
         except Rejected as rejected:
-            found.reject(file.name, number, rejected.reason, str(rejected), _shown(row))
+            content = "left out, since it may identify a person" if rejected.reason == "identifying" else _shown(row)
+            found.reject(file.name, number, rejected.reason, str(rejected), content)
             continue
         found.records.append(record)
         found.counts[file.name, "kept"] += 1
