@@ -85,8 +85,9 @@ def default_workdir(config: ConfigDict) -> str:
 def run_job(config: ConfigDict) -> bool:
     """Opens the run of one job and carries it out, or goes on with it; a finished one is left alone (False)."""
     from mmedexpert_jax.runtime import Run
-    from mmedexpert_jax.runtime.devices import device_errors
+    from mmedexpert_jax.runtime.devices import device_errors, keep_programs
 
+    keep_programs()
     opened = Run.open(config.workdir, config, fresh=config.fresh, drift=config.job in DRIFTING)
     with device_errors(), opened as run, processes.log(run.path / "logs"):
         if run.done and config.job not in REPEATABLE:

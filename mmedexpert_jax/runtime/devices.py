@@ -1,12 +1,16 @@
-"""What goes wrong with a device, said in one line."""
+"""Devices: what goes wrong with them, said in one line, and where their compiled programs are kept."""
 
 import contextlib
+import hashlib
+import os
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmedexpert_jax.errors import ResourceError
 
+PROGRAMS = 10 * 2**30  # bytes of compiled programs that are kept, the last used ones
 MEND = "lower prompts_per_step, num_samples, batch_size or max_new_tokens, or use more devices"
 
 
@@ -22,6 +26,29 @@ def device_errors(mend: str = MEND) -> Iterator[None]:
         if line is None:
             raise
         raise ResourceError(line) from error
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs in the user's cache, so that a second run compiles nothing anew.
+
+    A folder that the user has chosen (JAX_COMPILATION_CACHE_DIR) stands, and JAX_ENABLE_COMPILATION_CACHE=0 turns it
+    off. Programs for a CPU hold its instructions: machines of several kinds that share a home have a folder each.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(cache / "mmedexpert_jax" / "programs" / _processor()))
+    jax.config.update("jax_compilation_cache_max_size", PROGRAMS)
+
+
+def _processor() -> str:
+    """The machine's kind and a digest of its instructions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else [platform.processor()]
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
 
 
 @contextlib.contextmanager

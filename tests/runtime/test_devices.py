@@ -1,0 +1,30 @@
+"""Where compiled programs are kept: the user's cache by default, another folder where one is chosen."""
+
+import os
+import subprocess
+import sys
+
+RUN = """
+import jax
+from mmedexpert_jax.runtime.devices import keep_programs
+keep_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x * 2)(1.0)
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def kept_in(home, **chosen):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"HOME": str(home), "XDG_CACHE_HOME": "", "JAX_PLATFORMS": "cpu"} | chosen
+    done = subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return done.stdout.strip()
+
+
+def test_programs_are_kept_in_the_users_cache_or_where_the_user_says(tmp_path):
+    folder = kept_in(tmp_path)
+    assert folder.startswith(str(tmp_path / ".cache" / "mmedexpert_jax" / "programs"))
+    assert os.listdir(folder)
+    assert kept_in(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) == str(tmp_path / "mine")
+    assert kept_in(tmp_path, JAX_ENABLE_COMPILATION_CACHE="0") == "None"
