@@ -34,6 +34,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.sweep.densities = ()  # densities to compare, in one pass over the data; empty: no sweep
     config.sweep.scales = (1.0,)  # with each of these scales
     config.sweep.score = False  # score every pair on held-out cases (eval), and merge with the best
+    config.sweep.trials = 0  # with score: so many more looks, at weights of each expert from the best pair on; 0: none
     config.max_prompt_length = 1024  # of the scored cases, tokens
     config.max_new_tokens = 96 if preset == "mini" else 1024  # of their answers
     config.eval = ConfigDict()

@@ -20,7 +20,7 @@ from mmedexpert_jax.merging.methods import switches
 from mmedexpert_jax.merging.page import write_page
 from mmedexpert_jax.merging.parameters import Parameters, parse
 from mmedexpert_jax.merging.recipe import Loaded, Recipe, fingerprint, is_checkpoint, merge_to_disk
-from mmedexpert_jax.merging.sweep import Sweep, at, sweep, variant
+from mmedexpert_jax.merging.sweep import Sweep, at, search, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
 from mmedexpert_jax.models.load import trace
 from mmedexpert_jax.models.tree import flatten, nest
@@ -53,7 +53,8 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
         tables["Sweep"] = found.rows
         if best := found.best():
             values["best"] = best
-            recipe = replace(recipe, parameters=at(recipe.parameters, best["density"], best["scale"]))
+            chosen = at(recipe.parameters, best["density"], best["scale"], best.get("weights"))
+            recipe = replace(recipe, parameters=chosen)
     interference = _write(recipe, config, run)
     if interference is not None:
         values |= _report(recipe, interference, run)
@@ -198,22 +199,30 @@ def _sweep(recipe: Recipe, config: ConfigDict, run: Run, evaluate: Evaluate | No
     scored = _scored(recipe, job, run) if evaluate else []
     numbers = itertools.count()
 
-    def score(density: float, scale: float) -> dict[str, float]:
+    def score(density: float, scale: float, weights: dict[str, float] | None = None) -> dict[str, float]:
         assert evaluate is not None
         number = next(numbers)
         if number < len(scored):
             figures = scored[number]
         else:
-            merged, _ = merge_in_memory(variant(job, density, scale), loaded)
+            merged, _ = merge_in_memory(variant(job, density, scale, weights), loaded)
             figures = evaluate(nest(merged), number)
-            run.log(number, {"density": density, "scale": scale} | figures)
+            tried = {f"weight/{name}": value for name, value in (weights or {}).items()}
+            run.log(number, {"density": density, "scale": scale} | tried | figures)
         return {name.removeprefix("eval/"): value for name, value in figures.items() if name.count("/") == 1}
 
     try:
         densities, scales = (tuple(map(float, grid)) for grid in (settings.densities, settings.scales))
     except ValueError as error:
         raise ConfigError(f"config.sweep: densities and scales are numbers ({error})") from error
-    return sweep(job, densities, scales, recipe.dtype, score if evaluate else None)
+    found = sweep(job, densities, scales, recipe.dtype, score if evaluate else None)
+    if trials := settings.get("trials", 0):
+        if evaluate is None:
+            raise ConfigError("config.sweep.trials are scored on held-out cases: set config.sweep.score=True as well")
+        start = found.best()
+        assert start is not None
+        found.rows.extend(search(list(recipe.experts), start, trials, config.get("seed", 0), score))
+    return found
 
 
 def _scored(recipe: Recipe, job: Merge, run: Run) -> list[dict[str, Any]]:

@@ -140,6 +140,33 @@ def test_a_sweep_is_scored_and_the_best_is_merged(folder, tmp_path):
     assert float(np.sum(moved)) == pytest.approx(min(sizes.values()), rel=1e-5)
 
 
+def test_weights_are_searched_after_the_grid_and_looks_are_counted(folder, tmp_path):
+    """The score likes AM heavy and BS light: the best of eight trials has that order, and a killed search goes on."""
+    base = flatten(load_model(folder / "base")[1])
+    parts = {name: adapters.load_peft(folder / name / "export" / "adapter", nest(base)) for name in ("AM", "BS")}
+    towards = {name: flatten(adapters.fold(nest(base), part)) for name, part in parts.items()}
+
+    def evaluate(params, number, last=99):
+        if number == last:
+            raise KeyboardInterrupt
+        along = {
+            name: sum(float(np.vdot(np.asarray(t) - base[n], ends[n] - base[n])) for n, t in flatten(params).items())
+            for name, ends in towards.items()
+        }
+        accuracy = float(1 / (1 + np.exp(-(along["AM"] - along["BS"]) / 1e3)))
+        return {"eval/accuracy": accuracy, "eval/low": accuracy - 0.1, "eval/high": accuracy + 0.1}
+
+    grid = ConfigDict({"densities": ("0.5",), "scales": (1.0,), "score": True, "trials": 8})
+    experts = (str(folder / "AM"), str(folder / "BS"))
+    config = settings(folder, experts=experts, sweep=grid, method="task_arithmetic")
+    best = execute(config, tmp_path / "run", evaluate=evaluate)["best"]
+    assert best["weights"]["AM"] > max(1, best["weights"]["BS"]) and best["looks"] == 9
+    assert best["high of all"] - best["accuracy"] == pytest.approx(0.1 * 2.7729 / 1.95996, rel=1e-3)  # z of 1 - .025/9
+    with pytest.raises(KeyboardInterrupt):
+        execute(config, tmp_path / "killed", evaluate=functools.partial(evaluate, last=5))
+    assert execute(config, tmp_path / "killed", evaluate=evaluate)["best"] == best
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_a_killed_sweep_scores_what_is_left_unless_an_expert_changed(folder, tmp_path, changed):
     expert = tmp_path / "AM"
