@@ -17,7 +17,7 @@ DOCS = Path(__file__).resolve().parent
 PACKAGE = DOCS.parent / "mmedexpert_jax"
 JOBS = (
     *("dataset", "review", "dsa", "gba", "merge", "evaluate", "pipeline", "ablation", "export", "contamination"),
-    "pretrain",
+    *("pretrain", "serve", "ask"),
 )
 CODES = {"ConfigError": 2, "DataError": 3, "ResourceError": 4, "RemoteError": 5}
 MARK = "<!-- index -->"

@@ -78,7 +78,7 @@ PARADIGMS = ("differential", "intuitive", "analytical", "bayesian")  # section 3
 FIELDS: dict[str, Field] = {
     "job": _choice(
         *("dsa", "gba", "merge", "evaluate", "pipeline", "ablation", "export", "pretrain", "review", "dataset"),
-        "contamination",
+        *("contamination", "serve", "ask"),
     ),
     **_each(FREE, "workdir fresh plan plan_mesh plan_compile debug explain price samples_every report_items"),
     "tracker": _choice("", "wandb", "trackio", resume="free"),
@@ -167,6 +167,9 @@ FIELDS |= {
     "exchange.tool": _choice("trail", "label_studio", "argilla"),
     "format": _choice("model", "adapter"),
 }
+
+# -- serve, ask --------------------------------------------------------------------------------------------------------
+FIELDS |= _each(FREE_COUNT, "rows queue")
 
 # -- ablation, pretrain ------------------------------------------------------------------------------------------------
 FIELDS |= {

@@ -47,6 +47,9 @@ def launch(config: ConfigDict) -> None:
     if config.job == "review":  # people work in it as long as they like: no run that is done once
         _review(config)
         return
+    if config.job in ("serve", "ask"):  # nothing is written, so there is no run
+        _answer(config)
+        return
     check_devices(config)
     if config.job in ("dsa", "gba", *SWEEPS):
         preflight(config)
@@ -70,6 +73,17 @@ def _review(config: ConfigDict) -> None:
         print(review.describe(config))
     else:
         review.run(config)
+
+
+def _answer(config: ConfigDict) -> None:
+    from mmedexpert_jax.launch import serve
+    from mmedexpert_jax.runtime.devices import device_errors
+
+    if config.plan:
+        print(serve.describe(config))
+        return
+    with device_errors():
+        (serve.ask if config.job == "ask" else serve.run)(config)
 
 
 def default_workdir(config: ConfigDict) -> str:

@@ -1,0 +1,108 @@
+"""The jobs that answer people and programs: an endpoint, and one question in the terminal."""
+
+import os
+import queue
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax import lora as lora_module
+from mmedexpert_jax import models
+from mmedexpert_jax.errors import ConfigError, ResourceError
+from mmedexpert_jax.rollout.decode import Completions
+from mmedexpert_jax.rollout.desk import Choice, Desk
+
+ANYWHERE = 64  # connections a desk's queue apart: beyond them uvicorn says 503
+
+
+def run(config: ConfigDict) -> None:
+    """Serves until it is interrupted."""
+    try:
+        import uvicorn
+
+        from mmedexpert_jax.rollout.server import application
+    except ImportError:
+        raise ConfigError('the serve job needs starlette and uvicorn: pip install "mmedexpert-jax[serve]"') from None
+    key = os.environ.get(config.key_env, "").strip() if config.key_env else ""
+    if config.key_env and not key:
+        raise ConfigError(f"config.key_env: {config.key_env} is not set; export the key that requests must carry")
+    desk = open_desk(config)
+    settings = uvicorn.Config(
+        application(desk, key),
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        limit_concurrency=config.queue + ANYWHERE,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+    )
+    try:
+        socket = settings.bind_socket()
+    except SystemExit:  # uvicorn's way to say that the port is taken
+        raise ResourceError(f"config.port: cannot listen on {config.host}:{config.port}; choose another") from None
+    host, port = socket.getsockname()[:2]
+    print(f"serving {', '.join(desk.loras)} on http://{host}:{port}/v1 (stop with Ctrl-C)", flush=True)
+    if host not in ("127.0.0.1", "::1") and not key:
+        print("anyone who reaches this address may ask: set config.key_env, or host to 127.0.0.1", flush=True)
+    try:
+        uvicorn.Server(settings).run(sockets=[socket])
+    finally:
+        desk.close()
+
+
+def describe(config: ConfigDict) -> str:
+    """The plan of either job."""
+    what = f"answer {config.question[:80]!r}" if config.job == "ask" else f"listen on {config.host}:{config.port}"
+    return f"{config.job}: load {config.model.path} and {what}; nothing is written"
+
+
+def ask(config: ConfigDict) -> None:
+    """Prints the answer to a question as it comes."""
+    if not config.question:
+        raise ConfigError('config.question is empty: give --config.question="..."')
+    desk = open_desk(config)
+    parts = [{"type": "image", "image": path} for path in config.images]
+    content = [*parts, {"type": "text", "text": config.question}]
+    encoded = desk.processor.encode([{"role": "user", "content": content}], max_length=config.max_prompt_length)
+    news: queue.Queue[tuple[Completions | None, bool]] = queue.Queue()
+    name = next(iter(desk.loras))
+    tell = lambda done, over: news.put((done, over))  # noqa: E731
+    limits = float(config.temperature), float(config.top_p), 0, config.max_new_tokens
+    desk.submit([Choice(name, encoded, config.seed, *limits, tell, watched=True)])
+    shown, over = "", False
+    while not over:
+        done, over = news.get()
+        if done is None:
+            raise ResourceError("the model failed to answer; the line above says why")
+        text = desk.processor.decode(done.tokens[0, : int(done.lengths[0])])  # type: ignore[arg-type]  # of the host
+        ready = text if over else text.rstrip("\ufffd")  # half a letter waits for its other bytes
+        print(ready[len(shown) :], end="", flush=True)
+        shown = ready if len(ready) > len(shown) else shown
+    print(flush=True)
+    desk.close()
+
+
+def open_desk(config: ConfigDict) -> Desk:
+    """The desk over the model of a config, and over its adapters if it names any. Raises ConfigError."""
+    path, dtype = config.model.path, config.model.dtype
+    model, params, lora = models.load_policy(path, dtype=dtype, seed=config.seed)
+    loras = {config.get("name", "") or Path(path).name or path: lora}
+    for entry in config.get("adapters", ()):
+        name, found, source = entry.partition("=")
+        if not found or not name or name in loras:
+            raise ConfigError(f"config.adapters: {entry[:80]!r}: give name=path, each name once")
+        loras[name] = _adapter(source, path, params)
+    limits = config.get("rows", 1), config.get("queue", 1), config.max_prompt_length, config.max_new_tokens
+    return Desk(model, params, loras, models.load_processor(path), *limits)
+
+
+def _adapter(source: str, path: str, params: dict) -> Any:
+    """The deltas behind an adapter or run, which must stand on the base that is served."""
+    base, adapters = models.load.trace(source)
+    if not adapters:
+        raise ConfigError(f"config.adapters: {source[:80]} holds no adapter; serve it as model.path")
+    if base != models.load.trace(path)[0]:
+        raise ConfigError(f"config.adapters: {source[:80]} stands on another base than {path[:80]}")
+    return lora_module.stack([lora_module.load_peft(adapter, params) for adapter in adapters])

@@ -1,0 +1,176 @@
+"""A thread that answers requests as they come: one base, an adapter a pool, rows refilled while others go on."""
+
+import logging
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmedexpert_jax.lora import Lora
+from mmedexpert_jax.models import Model
+from mmedexpert_jax.processing.processor import Encoded, Processor
+from mmedexpert_jax.rollout.decode import Completions, Own, Sampling
+from mmedexpert_jax.rollout.pool import Pool
+
+STEPS = 8  # tokens between two looks at what has come in and at who reads along
+LEAST = 64  # tokens of a padded prompt; lengths are powers of two, so that programs are few
+
+
+class Busy(Exception):
+    """The queue is full."""
+
+
+@dataclass(eq=False)
+class Choice:
+    """One sample that is asked for.
+
+    Attributes:
+        model: name of an adapter or of the base.
+        encoded: the prompt.
+        row: number below 2**32 that its randomness comes from.
+        temperature: 0: greedy.
+        top_p: mass that is sampled from.
+        top_k: 0: all.
+        limit: tokens.
+        tell: called in the desk's thread with what there is, and whether that is all; None and True: it failed.
+        watched: whether `tell` wants to know before the end.
+    """
+
+    model: str
+    encoded: Encoded
+    row: int
+    temperature: float
+    top_p: float
+    top_k: int
+    limit: int
+    tell: Callable[[Completions | None, bool], None]
+    watched: bool = False
+    dropped: bool = field(default=False)
+
+
+class Desk:
+    """Answers choices in a thread of its own, started at once.
+
+    Args:
+        model: the network.
+        params: of the base.
+        loras: name of each model that is served -> its deltas, None for the base.
+        processor: of the model.
+        rows: samples that decode together, of each name.
+        queue: choices that may wait; beyond them `submit` raises Busy.
+        max_prompt_length: tokens.
+        max_new_tokens: tokens of a sample at most.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        params: dict,
+        loras: Mapping[str, Lora | None],
+        processor: Processor,
+        rows: int,
+        queue: int,
+        max_prompt_length: int,
+        max_new_tokens: int,
+    ):
+        self.processor, self.loras = processor, loras
+        self.max_prompt_length, self.max_new_tokens = max_prompt_length, max_new_tokens
+        self._model, self._params, self._rows, self._queue = model, params, rows, queue
+        self._pools: dict[str, Pool] = {}
+        self._waiting: dict[str, deque[Choice]] = defaultdict(deque)
+        self._running: set[Choice] = set()
+        self._news = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="desk", daemon=True)
+        self._thread.start()
+
+    def submit(self, choices: list[Choice]) -> None:
+        """Puts choices in the queue. Raises Busy where it has no room for them."""
+        with self._news:
+            if sum(map(len, self._waiting.values())) + len(choices) > self._queue:
+                raise Busy
+            for choice in choices:
+                self._waiting[choice.model].append(choice)
+            self._news.notify()
+
+    def drop(self, choices: list[Choice]) -> None:
+        """Gives up choices that no one waits for any more."""
+        for choice in choices:
+            choice.dropped = True
+
+    def close(self) -> None:
+        """Ends the thread after its present steps."""
+        with self._news:
+            self._closed = True
+            self._news.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._closed or self._running or any(self._waiting.values()))
+                if self._closed:
+                    return
+            try:
+                for name in list(self.loras):
+                    self._serve(name)
+            except Exception:  # whatever failed, those who wait are told, and the next are served by fresh pools
+                logging.getLogger(__name__).exception("the pool failed")
+                for choice in self._running:
+                    choice.tell(None, True)
+                self._running.clear()
+                self._pools.clear()
+
+    def _serve(self, name: str) -> None:
+        """Some steps of one model's pool."""
+        waiting = self._waiting[name]
+        if name not in self._pools and not waiting:
+            return
+        pool = self._pools[name] = self._pools.get(name) or self._open(name)
+        while waiting and not pool.full:
+            with self._news:
+                choice = waiting.popleft()
+            if not choice.dropped:
+                self._running.add(choice)
+                self._admit(pool, choice)
+        pool.run(more=bool(waiting), steps=STEPS)
+        for choice, done in pool.ended():
+            self._running.discard(choice)
+            choice.tell(done, True)
+        for choice, done in pool.progress() if any(c.watched or c.dropped for c in self._running) else ():
+            if choice.dropped:
+                pool.drop(choice)
+                self._running.discard(choice)
+            elif choice.watched:
+                choice.tell(done, False)
+
+    def _open(self, name: str) -> Pool:
+        stops = tuple(self._model.config.eos_token_ids)
+        sampling = Sampling(1, self.max_new_tokens, 0, None, 0, 1.0, stops, ())
+        dtype = self._params["model"]["embed_tokens"]["weight"].dtype
+        key, length = jax.random.key(0), self.max_prompt_length
+        return Pool(self._model, sampling, self._params, self.loras[name], key, self._rows, 1, length, dtype)
+
+    def _admit(self, pool: Pool, choice: Choice) -> None:
+        patches = max((len(patches) for patches, _ in choice.encoded.images), default=0)
+        batch = self.processor.collate(
+            [choice.encoded],
+            min_length=min(_power(len(choice.encoded.tokens)), pool.capacity),
+            min_patches=_power(patches) if patches else 0,
+            min_images=len(choice.encoded.images),
+        )
+        own = Own(
+            jnp.array([choice.temperature], jnp.float32),
+            jnp.array([choice.top_k], jnp.int32),
+            jnp.array([choice.top_p], jnp.float32),
+            jnp.array([choice.limit], jnp.int32),
+        )
+        pool.admit(batch, np.array([choice.row]), [choice], own)
+
+
+def _power(count: int) -> int:
+    return max(LEAST, 1 << (count - 1).bit_length())
