@@ -62,6 +62,7 @@ GPUS: dict[str, dict[str, Any]] = {
         "bandwidth": 3352320000000, "cache": 52428800, "shared": 233472, "optin": 232448,
     },
 }  # fmt: skip
+HOST = 8  # GPUs of a host
 _UNCHECKED = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"  # the CUDA plugin loads without a driver
 OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}  # of a GPU's compiler: no kernels are tried out
 
@@ -74,10 +75,10 @@ def mesh(kind: str, count: int = 1) -> Mesh:
     """
     try:
         if kind in GPUS:
-            target = _GPU.format(**GPUS[kind])
-            found = _topology(platform="cuda", target_config=target, topology=f"1x1x{count}")
+            target, hosts = _GPU.format(**GPUS[kind]), -(-count // HOST)
+            found = _topology(platform="cuda", target_config=target, topology=f"1x{hosts}x{count // hosts}")
         else:
-            found = _topology(platform="tpu", topology_name=f"{kind}:2x2")
+            found = _topology(platform="tpu", topology_name=f"{kind}:2x{max(2, count // 2)}")
     except Exception as error:  # whatever a plugin that is not there, or of another version, makes of it
         package = "jax-cuda12-plugin[with-cuda]" if kind in GPUS else "libtpu"
         raise ConfigError(

@@ -35,7 +35,11 @@ _LEAVES = tuple((re.compile(rf"(?:^|\.)(?:{layers})\.(weight|bias|a|b)$"), axes)
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """A mesh of data x fsdp x tensor devices, the first ones that JAX lists; data=-1 takes all that there are.
 
-    Raises as `sizes` does, and ConfigError where a process of the job is left without a device.
+    JAX lists the devices of a host one after the other, so that "data", the first axis, is the one that goes from host
+    to host: weights are gathered inside a host, and only gradients pass between them.
+
+    Raises as `sizes` does, and ConfigError where a process of the job is left without a device, or where "fsdp" and
+    "tensor" fill some hosts and a part of another.
     """
     devices = processes.devices()
     shape = sizes(len(devices), devices[0].platform, data, fsdp, tensor)
@@ -45,7 +49,20 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"mesh of {count} devices: the job's {processes.count()} processes have {len(devices)}, and each must take "
             "part; set config.mesh.data=-1, or start fewer processes"
         )
+    if processes.count() > 1:
+        check_hosts(len(devices) // processes.count(), fsdp, tensor)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
+
+
+def check_hosts(local: int, fsdp: int, tensor: int) -> None:
+    """Raises ConfigError where fsdp x tensor devices neither divide the `local` ones of a host nor fill whole hosts."""
+    together = fsdp * tensor
+    if local % together and together % local:
+        within = max(size for size in range(1, local + 1) if local % size == 0 and size * tensor <= local)
+        raise ConfigError(
+            f"mesh fsdp={fsdp}, tensor={tensor}: {together} devices do not lie inside a host of {local}; "
+            f"set config.mesh.fsdp={within}"
+        )
 
 
 def sizes(devices: int, kind: str, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:

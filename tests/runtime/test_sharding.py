@@ -16,7 +16,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.tree import nest
-from mmedexpert_jax.runtime.mesh import partition, sharding
+from mmedexpert_jax.runtime.mesh import check_hosts, partition, sharding
 
 SHAPES = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d * f <= 8]
 SOME = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
@@ -156,3 +156,13 @@ def test_a_mesh_that_does_not_divide_is_named_before_anything_is_placed():
     mesh = jax.sharding.AbstractMesh((1, 1, 3), ("data", "fsdp", "tensor"))
     with pytest.raises(ConfigError, match=r"tensor=3 does not divide the 256 of model\.layers\.0\.self_attn\.k_proj"):
         sharding("model.layers.0.self_attn.k_proj.weight", (256, 1536), mesh)
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(8, 1), (4, 2), (1, 8), (2, 1), (16, 1)])
+def test_weights_split_inside_a_host_or_over_whole_hosts(fsdp, tensor):
+    check_hosts(8, fsdp, tensor)
+
+
+def test_a_split_over_parts_of_hosts_is_refused_with_one_that_fits():
+    with pytest.raises(ConfigError, match=r"fsdp=6, tensor=2: 12 devices .* host of 8; set config.mesh.fsdp=4$"):
+        check_hosts(8, 6, 2)
