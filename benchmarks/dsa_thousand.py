@@ -28,9 +28,9 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.runtime import training
 from mmedexpert_jax.sft import trainer
 from mmedexpert_jax.sft.loss import MicroBatch
+from mmedexpert_jax.train import Policy, State
 
 PAPER_SECONDS = 0.4 * 3600
 
@@ -65,8 +65,9 @@ def memory(args: argparse.Namespace, config: ConfigDict, place: Callable) -> dic
     """Gigabytes of the gradient of sequences that all have the full length."""
     model, params = workload.abstract(args.model, jnp.dtype(args.dtype))
     trained = jax.eval_shape(lambda params: fresh(config, params), params)
+    learner = trainer.learner_of(config, model, Policy(place(params)), 1)
     micro = dataclasses.replace(micro_batch(args, model, 0), lengths=np.full(args.batch, args.limit, np.int32))
-    return {"gradient": workload.memory(trainer.lower_update(config, model, *place((params, trained, micro))))}
+    return {"gradient": workload.memory(learner.lower_update(State(place(trained), ()), place(micro)))}
 
 
 def fresh(config: ConfigDict, params: dict) -> Lora:
@@ -82,20 +83,14 @@ def main() -> None:
         workload.report_memory(vars(args), memory(args, config, place))
         return
     model, params = workload.build(args.model, jnp.dtype(args.dtype))
-    program = trainer.Program(model, args.dtype, config.remat)
-    optimizer, _ = training.optimizer(config, args.warm + args.steps)
-    trained = fresh(config, params)
-    opt_state, seconds = optimizer.init(trained), []
+    learner = trainer.learner_of(config, model, Policy(params), args.warm + args.steps)
+    state, seconds = learner.init(jax.random.key(0)), []
     for step in range(args.warm + args.steps):
         micros = [micro_batch(args, model, step * args.accumulation + i) for i in range(args.accumulation)]
         began = time.perf_counter()
-        total = trainer._zero(trained)
-        for micro in micros:
-            total = trainer._accumulate(program, params, trained, total, micro)
-        trained, opt_state, stats = trainer._update(optimizer, trained, opt_state, total)
-        jax.block_until_ready(stats)
+        state, stats = learner.update(state, [micros])
         seconds.append(time.perf_counter() - began)
-        print(json.dumps({"step": step, "seconds": seconds[-1], "loss": float(stats["loss"])}), flush=True)
+        print(json.dumps({"step": step, "seconds": seconds[-1], "loss": stats["loss"]}), flush=True)
     mean = float(np.mean(seconds[args.warm :]))
     rows = args.batch * args.accumulation
     projected = args.total / rows * mean

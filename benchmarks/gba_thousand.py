@@ -32,7 +32,7 @@ from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.rollout.decode import Sampling, advance, read, start
 from mmedexpert_jax.rollout.logprobs import packed
-from mmedexpert_jax.runtime.training import State
+from mmedexpert_jax.train import State
 
 PAPER_SECONDS = 13 * 3600
 

@@ -15,6 +15,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.accumulation = 8  # forward passes per optimizer step; appendix B
     config.max_new_tokens = 1024  # tokens of a trace and its answer; a longer one is refused
     config.buckets = 4  # padded sizes of a micro-batch; more of them pad less and compile more
+    config.packing = 0  # capacities of packed completions, each compiled when it is first met; 0: rows stay padded
 
     if preset == "mini":
         config.lr = 2e-3

@@ -76,10 +76,6 @@ def get_config(preset: str = "mini") -> ConfigDict:
     # devices and memory; none of it changes the result
     config.micro_batch = 1  # prompts of one gradient on each device, summed up to an update's; 0: all
     config.packing = 8  # capacities of the packed update, each compiled when it is first met; 0: rows stay padded
-    config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices among which prompts are split; -1: all
-    config.mesh.fsdp = 1  # as data, and "shard" splits what it names among these
-    config.shard = "none"  # held in parts: "none", the "optimizer" state (ZeRO-2), or weights too ("full", ZeRO-3)
 
     # guidelines
     config.group_by = "prompt"  # whose samples compete: one "prompt" (equation 4) or all paradigms of one "query"

@@ -101,6 +101,9 @@ FIELDS |= {
     "advantage_ddof": Field(high=1),
     "mesh.data": Field(low=-1, resume="free"),
     "mesh.fsdp": Field(low=-1, resume="free"),
+    "mesh.tensor": FREE_COUNT,
+    "warmup_ratio": SHARE,
+    "eval.patience": FREE,
     "shard": _choice("none", "optimizer", "full", resume="free"),
     "top_p": FRACTION,
     "eval.every": Field(low=-1),
@@ -113,7 +116,7 @@ FIELDS |= {
     "advantage_scale": _choice("group", "none"),
     "zero_variance": _choice("keep", "drop", "refill"),
     "group_by": _choice("prompt", "query"),
-    "schedule": _choice("constant", "linear"),
+    "schedule": _choice("constant", "linear", "cosine"),
     "paradigm": _choice("", *PARADIGMS, "all"),
     # a reward may punish: its weight has any sign
     **_each(SIGNED, "rewards.accuracy rewards.format rewards.length rewards.structure"),

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import chex
@@ -45,10 +45,11 @@ class Terms:
             jax.tree.map(jnp.maximum, self.peaks, other.peaks),
         )
 
-    def across(self, axes: Sequence[str]) -> "Terms":
-        """The sum over the devices along mesh axes, inside `jax.shard_map`."""
-        loss, denominator, tokens, sums = jax.lax.psum((self.loss, self.denominator, self.tokens, self.sums), axes)
-        return Terms(loss, denominator, tokens, sums, jax.lax.pmax(self.peaks, axes))
+    def joined(self) -> "Terms":
+        """The sum of terms that are stacked along a first axis, one of each share of the rows."""
+        added = self.loss, self.denominator, self.tokens, self.sums
+        loss, denominator, tokens, sums = jax.tree.map(lambda values: values.sum(axis=0), added)
+        return Terms(loss, denominator, tokens, sums, jax.tree.map(lambda values: values.max(axis=0), self.peaks))
 
     def stats(self) -> dict[str, jax.Array]:
         """The loss and the statistics, means over tokens, as named scalars."""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmedexpert_jax import answers, lora
+from mmedexpert_jax import answers
 from mmedexpert_jax.data import Case, load_cases
 from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
@@ -22,12 +22,12 @@ from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
 from mmedexpert_jax.gba.learner import Learner, Part
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.gba.split import micro_batch
-from mmedexpert_jax.models import Model, flops, load_policy, load_processor, save_pretrained
+from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.processing.processor import Processor
-from mmedexpert_jax.runtime import costs, processes, training
+from mmedexpert_jax.runtime import costs
 from mmedexpert_jax.runtime.mesh import make_mesh
-from mmedexpert_jax.runtime.training import State
-from mmedexpert_jax.train.policy import Evaluate
+from mmedexpert_jax.train import Evaluate, State, export, fit
+from mmedexpert_jax.train.state import is_due
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -55,26 +55,19 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
         Interrupted: a signal came; a checkpoint is saved.
     """
     job = _prepare(config)
-    learner, steps = job.learner, job.steps
     key, init_key = jax.random.split(jax.random.key(config.seed))
-    state = training.resume(run, learner.init(init_key))
-    start = state.step
-    if evaluate and not start:
-        policy = learner.policy(state)
-        run.log(0, evaluate(policy.params, 0, policy.lora))
+    explained = bool(config.explain)
 
-    with run.progress(steps, start, "gba") as progress:
-        for step in range(start, steps):
-            state, rollout, scores, metrics = _step(job, config, state, key, step, explained=step == start)
-            run.log(state.step, metrics)
-            progress.update(state.step, metrics)
-            if config.samples_every and training.is_due(state.step, config.samples_every, steps):
-                run.table("completions", state.step, _rows(rollout, scores))
-            if evaluate and training.is_due(state.step, config.eval.every, steps):
-                policy = learner.policy(state)
-                run.log(state.step, evaluate(policy.params, state.step, policy.lora))
-            training.keep(run, state, steps, config.checkpoint_every)
-    path = _export(config, run, job.model, learner, state, job.processor)
+    def step(state: State, number: int) -> tuple[State, dict[str, float]]:
+        nonlocal explained
+        state, rollout, scores, metrics = _step(job, config, state, key, number, explained)
+        explained = False  # the first step of this process alone
+        if config.samples_every and is_due(state.step, config.samples_every, job.steps):
+            run.table("completions", state.step, _rows(rollout, scores))
+        return state, metrics
+
+    state = fit(config, run, job.learner, step, job.steps, "gba", init_key, evaluate)
+    path = export(config, run, job.model, job.learner.policy(state), state, job.processor)
     run.finish(_summary(run, path, state))
     return path
 
@@ -112,11 +105,12 @@ def _prepare(config: ConfigDict) -> Job:
     guidelines = _guidelines(config, cases)
     steps = config.steps or guidelines.steps(config.epochs)
     processor = load_processor(config.model.path)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    part = micro_batch(config, mesh.size)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    part = micro_batch(config, shares)
     rounds = steps * (1 + _refills(config))
     ordered = config.zero_variance == "keep"
-    batches = Batches(processor, guidelines, rounds, part, config.max_prompt_length, mesh.size, ordered)
+    batches = Batches(processor, guidelines, rounds, part, config.max_prompt_length, shares, ordered)
     model, params, under = load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
     learner = Learner(model, params, config, ban, samples, steps, mesh, under)
@@ -132,17 +126,14 @@ def _step(
     scale = config.advantage_scale == "group"
     advantages = group_advantages(rewards, config.advantage_eps, config.advantage_ddof, scale)  # equation 4
     rollout = _for_update(rollout.with_advantages(np.asarray(advantages)), rewards, config)
-    if config.explain and explained:
+    if explained:
         print(explain(rollout, scores, learner, state, job.batches, job.processor, config.explain), flush=True)
     sampled = time.perf_counter()
-    state, stats = learner.update(state, _parts(rollout, job.batches, config, job.part, learner.devices))  # equation 5
-    state = dataclasses.replace(state, num_tokens=state.num_tokens + rollout.num_tokens)
-    training.check_finite(stats, state.step, config)
-
+    parts = _parts(rollout, job.batches, config, job.part, learner.shares)
+    state, stats = learner.update(state, parts, rollout.num_tokens)  # equation 5
     clocks = _clocks(began, sampled, rollout)
     costs.count(clocks["step_time"], rollout.num_read, _flops(rollout, job.model, learner, config))
-    metrics = stats | _metrics(rollout, scores, rewards) | clocks
-    return state, rollout, scores, metrics | {"num_tokens": state.num_tokens, "compilations": learner.compilations}
+    return state, rollout, scores, stats | _metrics(rollout, scores, rewards) | clocks
 
 
 def _sample(job: Job, config: ConfigDict, state: State, key: jax.Array, step: int) -> Round:
@@ -290,19 +281,6 @@ def _rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
                 "length": int(rollout.lengths[i, j]),
                 "truncated": bool(rollout.truncated[i, j]),
             }
-
-
-def _export(config: ConfigDict, run: "Run", model, learner: Learner, state: State, processor) -> Path:
-    full = config.trainable == "full"
-    path = run.path / "export" / ("model" if full else "adapter")
-    trained = processes.whole(learner.policy(state).params if full else state.trained)
-    if not processes.is_writer():
-        return path
-    if full:
-        save_pretrained(path, model, trained, processor)
-    else:
-        lora.save_peft(path, trained, config.model.path)
-    return path
 
 
 def _summary(run: "Run", path: Path, state: State) -> dict:

@@ -15,7 +15,7 @@ from mmedexpert_jax.launch.needs import abstract_params, abstract_state
 from mmedexpert_jax.models import Model, ModelConfig, fused
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.logprobs import packed
-from mmedexpert_jax.runtime.training import State
+from mmedexpert_jax.train import Policy, State
 
 _PIXELS = 3 * 2 * 14 * 14  # of a patch
 
@@ -53,9 +53,9 @@ def temporary(config: FrozenConfigDict, shape: ModelConfig, dtype: str, kind: st
 
 def _lower(config: FrozenConfigDict, model: Model, params: dict, trained: Any, rows: Any) -> jax.stages.Lowered:
     if config.job == "dsa":
-        from mmedexpert_jax.sft.trainer import lower_update
+        from mmedexpert_jax.sft.trainer import learner_of
 
-        return lower_update(config, model, params, trained, rows)
+        return learner_of(config, model, Policy(params), 1).lower_update(State(trained, ()), rows)
     from mmedexpert_jax.gba.learner import Learner
 
     return Learner(model, params, config, (), config.num_samples, 1).lower_update(State(trained, ()), rows)

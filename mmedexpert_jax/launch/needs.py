@@ -30,8 +30,8 @@ from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.rollout.logprobs import CHUNK
-from mmedexpert_jax.runtime import training
 from mmedexpert_jax.runtime.mesh import shardings
+from mmedexpert_jax.train.optimizer import optimizer
 
 ESTIMATES = ("activations", "logits")
 
@@ -100,7 +100,7 @@ def abstract_state(config: ConfigDict, weights: dict) -> tuple[Any, Any]:
     else:
         how = config.lora
         trained = jax.eval_shape(lambda: lora.init(jax.random.key(0), weights, how.rank, how.alpha, how.targets))
-    return trained, jax.eval_shape(training.optimizer(config, 1)[0].init, trained)
+    return trained, jax.eval_shape(optimizer(config, 1)[0].init, trained)
 
 
 def cache_bytes(shape: ModelConfig, dtype: str, prompts: int, length: int, samples: int, new: int) -> int:
@@ -154,9 +154,9 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
 
 def _pretraining(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict, devices: Devices) -> None:
     """Every weight is trained in place, in float32, on two completions of each prompt."""
-    from mmedexpert_jax.launch.pretrain import optimizer
+    from mmedexpert_jax.launch import pretrain
 
-    opt_state = jax.eval_shape(optimizer(config).init, weights)
+    opt_state = jax.eval_shape(pretrain.optimizer(config).init, weights)
     found.trained, found.saved = found.parameters, size(weights) + size(opt_state)
     found.held = {"weights": size(weights), "optimizer state": size(opt_state)}
     count = config.prompts_per_step

@@ -50,9 +50,11 @@ def training(job: str, preset: str) -> ConfigDict:
     config.steps = 0  # optimizer steps; 0: from epochs
     config.epochs = 3  # passes over the training cases where steps is 0; appendix B (DSA)
     config.lr = 1e-6  # learning rate of AdamW; appendix B (DSA)
-    config.schedule = "constant"  # of the learning rate: "constant" or "linear" (to 0); not given in the paper
+    config.schedule = "constant"  # of the rate: "constant", or "linear" or "cosine" to 0; not given in the paper
     config.warmup_steps = 0  # updates over which the learning rate rises; not given in the paper
-    config.weight_decay = 0.0  # of AdamW; TRL's default
+    config.warmup_ratio = 0.0  # share of the run's updates over which it rises, where warmup_steps is 0; TRL's field
+    config.adam_betas = (0.9, 0.999)  # of AdamW; TRL's defaults
+    config.weight_decay = 0.0  # of AdamW, on matrices alone, not on norms and biases; TRL's default
     config.max_grad_norm = 1.0  # the gradient's norm is clipped to it; TRL's default; 0: not clipped
     config.trainable = "lora"  # "lora" (appendix B) or "full": every parameter
     # recompute activations in the backward pass: less memory, more time
@@ -62,6 +64,11 @@ def training(job: str, preset: str) -> ConfigDict:
     config.lora.alpha = 32.0  # scale of the deltas is alpha / rank; appendix B
     config.lora.targets = "all-linear"  # "all-linear" (appendix B), vision tower included as in peft, or "text"
     config.max_prompt_length = 1024  # tokens, images included (max_pixels, appendix B, are 512); longer is refused
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices among which rows are split; -1: all
+    config.mesh.fsdp = 1  # as data, and "shard" splits what it names among these
+    config.mesh.tensor = 1  # devices among which every weight is split; a divisor of the heads
+    config.shard = "none"  # held in parts: "none", the "optimizer" state (ZeRO-2), or weights too ("full", ZeRO-3)
     config.checkpoint_every = 50  # optimizer steps between checkpoints
     config.eval = ConfigDict()
     config.eval.every = 0  # optimizer steps between evaluations; 0: at the start and the end only; -1: never
@@ -70,6 +77,8 @@ def training(job: str, preset: str) -> ConfigDict:
     config.eval.num_samples = 1  # answers per case
     config.eval.temperature = 0.0  # of sampling; 0: greedy
     config.eval.batch_size = 64  # prompts decoded together
+    config.eval.best = False  # export the checkpoint with the best held-out accuracy, not the last one
+    config.eval.patience = 0  # evaluations in a row without a better accuracy that end the run; 0: none does
     return config
 
 

@@ -27,9 +27,9 @@ from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout.logprobs import completion_logprobs
-from mmedexpert_jax.runtime import training
 from mmedexpert_jax.runtime.run import Run
-from mmedexpert_jax.runtime.training import State
+from mmedexpert_jax.train import State
+from mmedexpert_jax.train.state import is_due, keep, resume
 
 _BLOCK = 16  # steps whose cases are generated together
 
@@ -40,18 +40,18 @@ def run(config: ConfigDict, run: Run) -> Path:
     model = Model(model_config(config.shape, processor))
     params = jax.tree.map(jnp.asarray, initial_params(model.config, config.seed))
     adamw = optimizer(config)
-    state = training.resume(run, State(params, adamw.init(params)))
+    state = resume(run, State(params, adamw.init(params)))
     with run.progress(config.steps, state.step, "pretrain") as progress:
         for step in range(state.step, config.steps):
             examples = step_examples(config, processor, step)
             trained, opt_state, stats = _update(model, adamw, state.trained, state.opt_state, *examples)
             tokens = int(examples[0].lengths.sum() + np.count_nonzero(examples[2]))
             state = State(trained, opt_state, step + 1, state.num_tokens + tokens)
-            if training.is_due(state.step, config.log_every, config.steps):
+            if is_due(state.step, config.log_every, config.steps):
                 values = {name: float(value) for name, value in stats.items()}
                 run.log(state.step, values | {"num_tokens": state.num_tokens})
                 progress.update(state.step, values)
-            training.keep(run, state, config.steps, config.checkpoint_every)
+            keep(run, state, config.steps, config.checkpoint_every)
     path = run.path / "export" / "model"
     save_pretrained(path, model, jax.device_get(state.trained), processor)
     return path

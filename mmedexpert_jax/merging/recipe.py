@@ -28,8 +28,9 @@ from mmedexpert_jax.merging.vectors import Adapter, Expert, Origin, check
 from mmedexpert_jax.models.checkpoint import Stored
 from mmedexpert_jax.models.load import _locate, trace
 from mmedexpert_jax.models.tree import nest
-from mmedexpert_jax.runtime import files, training
+from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
+from mmedexpert_jax.train.state import trained_part
 
 RECIPE = "recipe.json"
 
@@ -137,7 +138,7 @@ def _read_orbax(folder: Path) -> Lora | dict[str, np.ndarray]:
     step = checkpoints.latest()
     if step is None:
         raise DataError(f"{folder / 'ckpt'}: no whole checkpoint there; let the run save one first")
-    factors, weights = training.trained_part(checkpoints.read(step))
+    factors, weights = trained_part(checkpoints.read(step))
     if factors:
         settings = (files.read_json(folder / "config.json") or {}).get("lora", {})
         rank = next(iter(factors.values()))["a"].shape[0]

@@ -11,11 +11,15 @@ from mmedexpert_jax.data import Case
 from mmedexpert_jax.data.order import batch_indices, epoch_order
 from mmedexpert_jax.data.prompts import completion, conversation
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Encoded, Processor
-from mmedexpert_jax.runtime import processes
+from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.sft.loss import MicroBatch
 
 _GRAIN = 32  # tokens or patches; padded sizes are multiples, so that the experts' programs are often the same
+
+
+Rows = list[tuple[int, bool]]  # of a share: index of a case, True where its prompt names no paradigm
 
 
 class Size(NamedTuple):
@@ -38,13 +42,14 @@ class Examples:
         cases: of one specialty, or mixed.
         processor: of the model.
         config: of the job dsa.
+        shares: of a mesh; so many micro-batches of `batch_size` rows, padded alike, are computed at a time.
 
     Raises:
         DataError: a case without a trace, over the limits, or with an image that cannot be used; it names the case.
     """
 
-    def __init__(self, cases: Sequence[Case], processor: Processor, config: ConfigDict):
-        self._cases, self._processor, self._config = cases, processor, config
+    def __init__(self, cases: Sequence[Case], processor: Processor, config: ConfigDict, shares: int = 1):
+        self._cases, self._processor, self._config, self._shares = cases, processor, config, shares
         self._rows = config.batch_size * config.accumulation
         self.steps = config.steps or math.ceil(config.epochs * len(cases) / self._rows)
         self._halves = epoch_order(len(cases), config.seed + 1, 0)
@@ -57,15 +62,15 @@ class Examples:
         self.shapes = {shape for step in range(self.steps) for _, shape in self._split(step)}
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """The `accumulation` micro-batches of a step (from 0), `batch_size` rows each; this process's share of them."""
-        return [self._collate(rows, shape) for rows, shape in processes.own(self._split(step))]
+        """The micro-batches of a step (from 0): `accumulation` of `batch_size` rows, as many at a time as shares."""
+        return [self._collate(parts, shape) for parts, shape in self._split(step)]
 
     def epoch(self, step: int) -> float:
         """Passes over the cases after so many steps."""
         return step * self._rows / len(self._cases)
 
-    def _split(self, step: int) -> list[tuple[list[tuple[int, bool]], Size]]:
-        """Rows (case index, whether its prompt is neutral) of each micro-batch, and its padded shape."""
+    def _split(self, step: int) -> list[tuple[list[Rows], Size]]:
+        """The rows of each micro-batch, share by share, and their padded shape."""
         indices = batch_indices(len(self._cases), self._rows, step, self._config.seed)
         epochs = np.arange(step * self._rows, (step + 1) * self._rows) // len(self._cases)
         rows = [(int(i), bool((self._halves[i] + e) % 2)) for i, e in zip(indices, epochs, strict=True)]
@@ -74,7 +79,13 @@ class Examples:
         )
         size = self._config.batch_size
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        return [(part, self._shape([self._sizes[index] for index, _ in part])) for part in parts]
+        groups = [parts[start : start + self._shares] for start in range(0, len(parts), self._shares)]
+        return [(group, self._common(group)) for group in groups]
+
+    def _common(self, parts: Sequence[Rows]) -> Size:
+        """The shape that holds each of the parts, whose rows are equally many."""
+        shapes = [self._shape([self._sizes[index] for index, _ in part]) for part in parts]
+        return Size(*(max(values) for values in zip(*shapes, strict=True)))
 
     def _shape(self, sizes: Sequence[Size]) -> Size:
         prompt, length = max(size.prompt for size in sizes), max(size.completion for size in sizes)
@@ -85,17 +96,29 @@ class Examples:
             patches = _GRAIN << math.ceil(math.log2(max(1, patches / _GRAIN)))
         return Size(prompt, length, images, patches)
 
-    def _collate(self, rows: Sequence[tuple[int, bool]], shape: Size) -> MicroBatch:
-        prompts = [
-            self._encode(self._cases[i], None if neutral else self._cases[i].paradigm or None) for i, neutral in rows
-        ]
-        batch = self._processor.collate(
-            prompts, min_length=shape.prompt, min_images=shape.images, min_patches=shape.patches
-        )
+    def _collate(self, parts: Sequence[Rows], shape: Size) -> MicroBatch:
+        """Each share's rows after one another, its images numbered by themselves; shares without rows repeat the first
+        one's, with no completion."""
+        absent = [parts[0]] * (self._shares - len(parts))
+        batches = [self._prompts(part, shape) for part in (*parts, *absent)]
+        fields = zip(*(vars(batch).values() for batch in batches), strict=True)
+        rows = [index for part in (*parts, *absent) for index, _ in part]
         tokens = np.full((len(rows), shape.completion), self._processor.pad_id, np.int32)
-        for row, (index, _) in zip(tokens, rows, strict=True):
+        for row, index in zip(tokens, rows, strict=True):
             row[: len(self._completions[index])] = self._completions[index]
-        return MicroBatch(batch, tokens, np.array([len(self._completions[index]) for index, _ in rows], np.int32))
+        lengths = np.array([len(self._completions[index]) for index in rows], np.int32)
+        lengths[sum(map(len, parts)) :] = 0
+        capacities = self._config.packing if shape.completion > 1 else 0
+        packing = packed(lengths[:, None], shape.completion, capacities, self._shares) if capacities else None
+        return MicroBatch(Batch(*(np.concatenate(arrays) for arrays in fields)), tokens, lengths, packing)
+
+    def _prompts(self, rows: Rows, shape: Size) -> Batch:
+        return self._processor.collate(
+            [self._encode(self._cases[i], None if neutral else self._cases[i].paradigm or None) for i, neutral in rows],
+            min_length=shape.prompt,
+            min_images=shape.images,
+            min_patches=shape.patches,
+        )
 
     def _encode(self, case: Case, paradigm: str | None) -> Encoded:
         try:

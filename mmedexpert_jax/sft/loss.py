@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
+from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.logprobs import completion_hidden, in_chunks
+from mmedexpert_jax.train.policy import Policy
 
 
 @jax.tree_util.register_dataclass
@@ -21,6 +22,12 @@ class MicroBatch:
     prompts: Batch
     tokens: np.ndarray  # [N, R] int32, closed by the chat's end token, padded
     lengths: np.ndarray  # [N] int32, the end token counted; 0 for a row that only fills up
+    packing: Packing | None = None  # of the completions' tokens; None: rows stay padded
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompts and completions, without padding and rows that only fill up."""
+        return int(self.prompts.lengths[self.lengths > 0].sum() + self.lengths.sum())
 
 
 @jax.tree_util.register_dataclass
@@ -32,23 +39,48 @@ class Sums:
     correct: Array  # [] tokens that were the likeliest
     tokens: Array  # []
 
+    @property
+    def denominator(self) -> Array:
+        """[] what the loss is divided by: equation 2's mean over tokens."""
+        return self.tokens
 
-def loss_sums(model: Model, params: dict, micro: MicroBatch, lora: Lora | None = None, remat: bool = False) -> Sums:
+    def __add__(self, other: "Sums") -> "Sums":
+        return jax.tree.map(jnp.add, self, other)
+
+    def joined(self) -> "Sums":
+        """The sum of sums that are stacked along a first axis."""
+        return jax.tree.map(lambda values: values.sum(axis=0), self)
+
+    def stats(self) -> dict[str, Array]:
+        """The mean loss, and the share of tokens that were the likeliest."""
+        return {"loss": self.loss / self.tokens, "mean_token_accuracy": self.correct / self.tokens}
+
+
+def loss_sums(model: Model, policy: Policy, micro: MicroBatch, remat: bool = False) -> Sums:
     """Equation 2 over a micro-batch, before the division by the tokens of the whole optimizer step.
 
     The prompt's tokens carry no loss, the chat's end token does. Dividing once, after the sums of all micro-batches,
     makes the gradient independent of how a step is split.
     """
-    tokens = jnp.asarray(micro.tokens)[:, None]
-    hidden = completion_hidden(model, params, micro.prompts, tokens, lora=lora, remat=remat)
+    tokens, lengths = jnp.asarray(micro.tokens)[:, None], jnp.asarray(micro.lengths)[:, None, None]
 
     def score(hidden: Array, tokens: Array) -> tuple[Array, Array]:
-        logits = model.unembed(params, hidden, lora)
+        logits = model.unembed(policy.params, hidden, policy.lora)
         chosen = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
         return jax.nn.logsumexp(logits, -1) - chosen, jnp.argmax(logits, -1) == tokens
 
-    mask = jnp.arange(tokens.shape[-1]) < micro.lengths[:, None, None]
-    loss, correct = (
-        jnp.sum(jnp.where(mask, values, 0), dtype=jnp.float32) for values in in_chunks(score, hidden, tokens)
-    )
-    return Sums(loss, correct, jnp.sum(mask, dtype=jnp.float32))
+    def summed(hidden: Array, tokens: Array, mask: Array) -> Sums:
+        values = in_chunks(score, hidden, tokens)
+        loss, correct = (jnp.sum(jnp.where(mask, value, 0), dtype=jnp.float32) for value in values)
+        return Sums(loss, correct, jnp.sum(mask, dtype=jnp.float32))
+
+    packing = micro.packing
+    if packing is None:
+        hidden = completion_hidden(model, policy.params, micro.prompts, tokens, lora=policy.lora, remat=remat)
+        return summed(hidden, tokens, jnp.arange(tokens.shape[-1]) < lengths)
+    prefix = model.prefill(policy.params, micro.prompts, policy.lora, remat)
+    end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)[:, None]  # [N, 1, 1, D]
+    first = summed(end, tokens[..., :1], lengths > 0)  # the prompt's last token predicts the completion's first
+    hidden = model.extend(policy.params, prefix, tokens[..., :-1], policy.lora, remat, packing)
+    targets = packing.pack(tokens[..., 1:, None])[:, 0]
+    return first + summed(hidden[None, None], targets[None, None], (jnp.asarray(packing.index) >= 0)[None, None])

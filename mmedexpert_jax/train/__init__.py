@@ -1,1 +1,10 @@
-"""What every trainer shares, below the stages of the paper."""
+"""What every trainer shares, below the stages of the paper: one learner, its loop, its state, its export."""
+
+from mmedexpert_jax.train.export import export
+from mmedexpert_jax.train.learner import Learner
+from mmedexpert_jax.train.loop import fit
+from mmedexpert_jax.train.policy import Evaluate, Policy
+from mmedexpert_jax.train.prefetch import Prefetched
+from mmedexpert_jax.train.state import State
+
+__all__ = ["Evaluate", "Learner", "Policy", "Prefetched", "State", "export", "fit"]

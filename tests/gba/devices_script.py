@@ -1,7 +1,9 @@
 """Two GBA steps under each of several meshes: what test_devices.py runs in a process with devices of its own.
 
-    python devices_script.py MODEL CASES OUT.npz data,fsdp,shard[,trainable] ... [--process=NUMBER,COUNT,ADDRESS]
-    python devices_script.py MODEL CASES OUT.npz data,fsdp,shard[,trainable] --program
+    python devices_script.py MODEL CASES OUT.npz mesh,shard[,trainable] ... [--process=NUMBER,COUNT,ADDRESS]
+    python devices_script.py MODEL CASES OUT.npz mesh,shard[,trainable] --program
+
+A mesh is data x fsdp x tensor, such as 2x2x2.
 
 Writes OUT-<number>.npz with the samples, the trained weights (w0, w1, ...) and Adam's moments of them after each step
 (m0, ..., v0, ...), and prints the statistics of each step. With `--program` it prints the gradient's compiled program.
@@ -26,7 +28,7 @@ from mmedexpert_jax.runtime.mesh import make_mesh
 STEPS, LR = 2, 1e-2
 
 
-def run(model_path, cases_path, data, fsdp, shard, trainable="lora", program=False):
+def run(model_path, cases_path, sizes, shard, trainable="lora", program=False):
     config = load_config(
         "configs/gba.py:mini",
         {
@@ -35,11 +37,12 @@ def run(model_path, cases_path, data, fsdp, shard, trainable="lora", program=Fal
             "shard": shard, "trainable": trainable,
         },
     )  # fmt: skip
-    mesh = make_mesh(int(data), int(fsdp))
+    mesh = make_mesh(*map(int, sizes.split("x")))
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
     cases = load_cases(config.data.path, "train")
     processor = load_processor(config.model.path)
     guidelines = trainer._guidelines(config, cases)
-    batches = Batches(processor, guidelines, STEPS, 8 // mesh.size, config.max_prompt_length, mesh.size)
+    batches = Batches(processor, guidelines, STEPS, 8 // shares, config.max_prompt_length, shares)
     model, params = load_model(config.model.path)
     learner = Learner(model, params, config, processor.special_vision_ids, 2, STEPS, mesh)
     state = learner.init(jax.random.key(1))
@@ -50,7 +53,7 @@ def run(model_path, cases_path, data, fsdp, shard, trainable="lora", program=Fal
         completions = learner.sample(state, batches.collate(encoded), jax.random.fold_in(jax.random.key(2), step))
         rollout = Rollout.of(prompts, encoded, completions, processor)
         rollout = rollout.with_advantages(np.random.default_rng(step).normal(size=(8, 2)).astype(np.float32))
-        parts = trainer._parts(rollout, batches, config, 8 // mesh.size, mesh.size)
+        parts = trainer._parts(rollout, batches, config, 8 // shares, shares)
         if program:
             return learner.lower_update(state, parts[0][0]).compile().as_text()
         state, stats = learner.update(state, parts)

@@ -67,7 +67,7 @@ def adams_share(second, lr):
 
 
 def test_any_number_of_devices_gives_the_run_of_one(tiny_model_dir, cases_file, tmp_path):
-    layouts = ("1,1,none", "2,1,none", "8,1,none")
+    layouts = ("1x1x1,none", "8x1x1,none", "2x2x2,full")
     one, *others = runs_of(start(tiny_model_dir, cases_file, tmp_path, "all", 8, *layouts), tmp_path, "all")
     assert len(others) == 2
     for run in others:
@@ -76,18 +76,22 @@ def test_any_number_of_devices_gives_the_run_of_one(tiny_model_dir, cases_file, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "layout", ["4,1,none", "2,2,full", "1,8,optimizer", "2,4,full", "8,1,none,full", "2,2,full,full"]
+    "layout",
+    [
+        *("2x1x1,none", "4x1x1,none", "1x8x1,optimizer", "1x8x1,full", "1x4x2,full", "8x1x1,none,full"),
+        *("1x8x1,full,full", "1x4x2,full,full", "2x2x2,full,full", "2x2x1,optimizer,full"),
+    ],
 )
 def test_more_layouts(tiny_model_dir, cases_file, tmp_path, layout):
-    full = layout.count(",") == 3
-    one = "1,1,none,full" if full else "1,1,none"
+    full = layout.count(",") == 2
+    one = "1x1x1,none,full" if full else "1x1x1,none"
     got = runs_of(start(tiny_model_dir, cases_file, tmp_path, "all", 8, one, layout), tmp_path, "all")
     assert_same_run(got[1], got[0], full)
 
 
 @pytest.mark.slow
 def test_an_update_passes_on_sums_of_what_is_trained_and_nothing_else(tiny_model_dir, cases_file, tmp_path):
-    program, err = start(tiny_model_dir, cases_file, tmp_path, "all", 8, "8,1,none", "--program").communicate()
+    program, err = start(tiny_model_dir, cases_file, tmp_path, "all", 8, "8x1x1,none", "--program").communicate()
     passed = re.findall(r"= (.*) (all-\w+|reduce-scatter|collective-\w+|send|recv)(?:-start)?\(", program)
     assert passed and {operation for _, operation in passed} == {"all-reduce"}, err[-3000:]
     shapes = re.findall(r"f32\[([\d,]*)\]", " ".join(types for types, _ in passed))
@@ -103,10 +107,10 @@ def test_two_processes_give_the_run_of_one(tiny_model_dir, cases_file, tmp_path)
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     pair = [
-        start(tiny_model_dir, cases_file, tmp_path, f"process{i}", 1, "2,1,none", f"--process={i},2,{address}")
+        start(tiny_model_dir, cases_file, tmp_path, f"process{i}", 1, "2x1x1,none", f"--process={i},2,{address}")
         for i in range(2)
     ]
     both = [runs_of(process, tmp_path, f"process{i}")[0] for i, process in enumerate(pair)]
-    one = runs_of(start(tiny_model_dir, cases_file, tmp_path, "one", 1, "1,1,none"), tmp_path, "one")[0]
+    one = runs_of(start(tiny_model_dir, cases_file, tmp_path, "one", 1, "1x1x1,none"), tmp_path, "one")[0]
     for run in both:
         assert_same_run(run, one)

@@ -20,6 +20,7 @@ from mmedexpert_jax.gba.learner import Learner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.rollout import generate
+from mmedexpert_jax.train import Policy
 
 WIDTH, PROMPTS, PROMPT, LIMIT = 256, 2, 200, 64  # of what is compiled for an H100
 
@@ -59,7 +60,7 @@ def test_decoding_lowers(setup):
 
 def test_the_packed_update_lowers_without_a_scatter_in_the_layers(setup):
     state = setup.learner.init(jax.random.key(0))
-    program = lowered_for_tpu(setup.learner._gradient_fn, (state.trained, setup.params), setup.part)
+    program = lowered_for_tpu(setup.learner._gradient_fn, state.trained, Policy(setup.params), setup.part)
     assert "dot_general" in program
     width = setup.model.config.text.head_dim
     assert not [line for line in program.splitlines() if "stablehlo.scatter" in line and f"x{width}xf32" in line]

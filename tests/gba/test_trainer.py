@@ -329,7 +329,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_config, tmp_path):
     ],
 )
 def test_bad_input_is_refused_before_any_work(run_config, tmp_path, monkeypatch, overrides, error, message):
-    monkeypatch.setattr(trainer, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(trainer, "load_policy", lambda *_, **__: pytest.fail("the model was loaded"))
     config = run_config(tmp_path / "run", **overrides)
     with pytest.raises(error, match=message):
         train(config)

@@ -77,10 +77,10 @@ import jax, json
 from mmedexpert_jax import lora
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import load_model
-from mmedexpert_jax.runtime import training
+from mmedexpert_jax.train.optimizer import optimizer
 from mmedexpert_jax.runtime.mesh import make_mesh, shard
 params = load_model("mini")[1]
-state = training.optimizer(load_config("configs/gba.py"), 1)[0].init(params)
+state = optimizer(load_config("configs/gba.py"), 1)[0].init(params)
 trees = [shard(tree, make_mesh(fsdp=2)) for tree in (params, state)]
 first = jax.devices()[0]
 print(json.dumps([sum(s.data.nbytes for x in jax.tree.leaves(t) for s in x.addressable_shards if s.device == first)

@@ -18,7 +18,7 @@ from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.recipe import Recipe, merge_to_disk, read_recipe
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
-from mmedexpert_jax.runtime.training import State
+from mmedexpert_jax.train import State
 
 SHAPES = {"model.embed_tokens.weight": (40, 8), "visual.merger.weight": (6, 4), "model.norm.weight": (8,)} | {
     f"model.layers.{layer}.mlp.{name}_proj.weight": size

@@ -17,7 +17,8 @@ from mmedexpert_jax.models.load import folders
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.processing.processor import Processor
-from mmedexpert_jax.runtime import Run, metrics, training
+from mmedexpert_jax.runtime import Run, metrics
+from mmedexpert_jax.train.state import State, keep
 
 
 @pytest.fixture(scope="module")
@@ -208,8 +209,8 @@ def test_an_unfinished_run_is_read_from_its_checkpoint(folder, tmp_path, trainab
     optimizer = optax.adam(1e-3)
     with Run.open(tmp_path / "run", config) as stopped:
         for step in (2, 3):
-            state = training.State(trained, optimizer.init(trained), step, 7)
-            training.keep(stopped, state, steps=9, every=1)
+            state = State(trained, optimizer.init(trained), step, 7)
+            keep(stopped, state, steps=9, every=1)
     for name, path in (("unfinished", tmp_path / "run"), ("exported", folder / "AM")):
         execute(settings(folder, experts=(f"AM={path}", str(folder / "BS"))), tmp_path / name)
     first, second = (flatten(load_model(tmp_path / name)[1]) for name in ("unfinished", "exported"))

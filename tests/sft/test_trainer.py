@@ -13,9 +13,11 @@ from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import ConfigError, Interrupted
 from mmedexpert_jax.lora import fold
 from mmedexpert_jax.models import load_model, load_processor
+from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.runtime import Run
 from mmedexpert_jax.sft import train, trainer
 from mmedexpert_jax.sft.examples import Examples
+from mmedexpert_jax.train import Policy, State
 
 CLOCKS = ("step_time", "tokens_per_second", "time")
 
@@ -30,17 +32,22 @@ def first_step(cases, model_dir, tmp_path_factory):
     from mmedexpert_jax.launch import load_config
 
     overrides = {"model.path": str(model_dir), "batch_size": 4, "accumulation": 1, "steps": 1}
-    examples = Examples(cases[8:], load_processor(model_dir), load_config("configs/dsa.py:mini", overrides=overrides))
+    config = load_config("configs/dsa.py:mini", overrides=overrides)
+    examples = Examples(cases[8:], load_processor(model_dir), config)
     model, params = load_model(model_dir)
     lora = jax.tree.map(lambda f: f + 0.02, lora_module.init(jax.random.key(0), params, 2, 4))
     micro = examples.micro_batches(0)[0]
 
-    def total(*parts):
-        found = trainer._zero(lora)
+    learner = trainer.learner_of(config, model, Policy(params), 1)
+
+    def total(*parts, capacities=0):
+        found = []
         for rows in parts:
-            kept = dataclasses.replace(micro, lengths=np.where(np.isin(np.arange(4), rows), micro.lengths, 0))
-            found = trainer._accumulate(trainer.Program(model, "float32", False), params, lora, found, kept)
-        return found
+            lengths = np.where(np.isin(np.arange(4), rows), micro.lengths, 0)
+            packing = packed(lengths[:, None], micro.tokens.shape[1], capacities) if capacities else None
+            kept = dataclasses.replace(micro, lengths=lengths, packing=packing)
+            found.append(learner.gradient(State(lora, ()), kept))
+        return jax.tree.map(lambda *leaves: sum(leaves), *found)
 
     return model, params, lora, micro, total
 
@@ -67,9 +74,10 @@ def test_loss_is_the_cross_entropy_of_the_completion(first_step):
     np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)
 
 
-def test_gradient_does_not_depend_on_the_split(first_step):
+@pytest.mark.parametrize("capacities", [0, 4])
+def test_gradient_does_not_depend_on_the_split_nor_on_packing(first_step, capacities):
     total = first_step[-1]
-    whole, split = total([0, 1, 2, 3]), total([0], [2, 3], [1])
+    whole, split = total([0, 1, 2, 3]), total([0], [2, 3], [1], capacities=capacities)
     assert whole[1].tokens == split[1].tokens
     for one, two in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
         np.testing.assert_allclose(one, two, atol=2e-6 * max(1.0, float(jnp.abs(one).max())))

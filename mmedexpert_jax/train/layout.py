@@ -1,0 +1,76 @@
+"""Where the arrays of a run lie on its mesh: weights, optimizer state and rows of a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mmedexpert_jax.runtime import processes
+from mmedexpert_jax.runtime.mesh import ROWS, shard_batch, shardings
+
+
+class Layout:
+    """The mesh of a run, data x fsdp x tensor, and what is split along it.
+
+    "tensor" always splits weights. "fsdp" splits what `shard` names: nothing ("none": the axis then only splits rows),
+    the optimizer state ("optimizer", ZeRO-2), or weights, gradients and deltas too ("full", ZeRO-3). What is split
+    stays split inside a step: the compiler gathers a weight where it is used, and sums a gradient into its parts.
+
+    Attributes:
+        mesh: the devices.
+        shares: parts into which the rows of a batch are split, one for each place along data x fsdp.
+    """
+
+    def __init__(self, mesh: Mesh, shard: str = "none"):
+        self.mesh, self._shard = mesh, shard
+        self.shares = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def weights(self, tree: Any) -> Any:
+        """The tree of weights, deltas or gradients in its place, traced or not."""
+        return self._placed(tree, self._shard == "full")
+
+    def optimizer(self, tree: Any) -> Any:
+        """The tree of an optimizer's moments, or gradients on their way to it, in its place, traced or not."""
+        return self._placed(tree, self._shard != "none")
+
+    def whole(self, tree: Any) -> Any:
+        """The tree on every device."""
+        return self._put(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree))
+
+    def rows(self, tree: Any) -> Any:
+        """Arrays of the host, each device's share of their rows sent to it."""
+        return tree if self.mesh.size == 1 else shard_batch(tree, self.mesh)
+
+    def by_share(self, function: Callable, whole: Any, rows: Any) -> Any:
+        """`function(whole, rows)` of each share of the rows, which it sees as if there were no others.
+
+        Image and packing indices are those inside a share, so that nothing but `whole` and sums over shares passes
+        between devices. What it returns is stacked along a first axis of shares, which lies on their devices.
+        """
+        if self.shares == 1:  # not mapped: a program of one device stays the plain one
+            return jax.tree.map(lambda leaf: leaf[None], function(whole, rows))
+
+        def share(x: jax.Array) -> jax.Array:
+            return x.reshape(self.shares, x.shape[0] // self.shares, *x.shape[1:])
+
+        split = jax.tree.map(share, rows)
+        split = jax.lax.with_sharding_constraint(split, NamedSharding(self.mesh, ROWS))
+        return jax.vmap(function, in_axes=(None, 0), spmd_axis_name=ROWS[0])(whole, split)
+
+    def _placed(self, tree: Any, in_parts: bool) -> Any:
+        if self.mesh.size == 1:
+            return tree
+        where = shardings(tree, self.mesh)
+        return self._put(tree, where if in_parts else jax.tree.map(_without_fsdp, where))
+
+    def _put(self, tree: Any, where: Any) -> Any:
+        if self.mesh.size == 1:
+            return tree
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+            return jax.lax.with_sharding_constraint(tree, where)
+        return jax.tree.map(processes.put, tree, where)
+
+
+def _without_fsdp(sharding: NamedSharding) -> NamedSharding:
+    return NamedSharding(sharding.mesh, PartitionSpec(*(None if axis == "fsdp" else axis for axis in sharding.spec)))

@@ -1,0 +1,171 @@
+"""The one learner: gradients of a loss, summed over micro-batches and devices, and updates of what is trained.
+
+A stage gives its loss as sums (`Terms`) of one micro-batch; the learner adds them up and divides once, so that neither
+loss nor gradient depends on how a step is split into micro-batches or over devices.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.runtime.mesh import make_mesh
+from mmedexpert_jax.train.layout import Layout
+from mmedexpert_jax.train.optimizer import optimizer
+from mmedexpert_jax.train.policy import Policy
+from mmedexpert_jax.train.state import State
+
+
+class Terms(Protocol):
+    """Sums of a part of an update's rows; a pytree."""
+
+    loss: Any  # [] summed
+    denominator: Any  # [] what loss and gradient are divided by
+
+    def __add__(self, other: Any) -> Any:
+        """Those of both parts."""
+
+    def joined(self) -> Any:
+        """Those of all parts, which are stacked along a first axis of every array."""
+
+    def stats(self) -> dict[str, jax.Array]:
+        """The loss and the statistics of the whole, as named scalars."""
+
+
+Loss = Callable[[Policy, Policy, Any], Any]  # the policy, what it started from, a micro-batch -> Terms
+
+
+class Learner:
+    """Holds the frozen weights and the compiled programs of a run; all that changes is in a `State`.
+
+    Args:
+        config: of the run.
+        base: the policy before the run; also the reference, since with the adapter off the policy is the base.
+        loss: of a micro-batch, any pytree of the host's arrays whose first axes are split over the devices.
+        steps: of the run, for the learning-rate schedule.
+        updates: planned in a step.
+        mesh: of devices; None: one.
+        keeps_base: False where all is trained and no loss reads the base, which is then given up.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        base: Policy,
+        loss: Loss,
+        steps: int,
+        updates: int = 1,
+        mesh: Mesh | None = None,
+        keeps_base: bool = True,
+    ):
+        self.layout = Layout(mesh or make_mesh(1), config.get("shard", "none"))
+        self._config, self._loss, self.updates, self._compiled = config, loss, updates, 0
+        self._keeps_base = keeps_base or config.trainable != "full"
+        self._dtypes = jax.tree.map(lambda leaf: leaf.dtype, base.params)
+        self._base = self.layout.weights(base)
+        self._optimizer, self._schedule = optimizer(config, steps * updates)
+        self._gradient = self.compile(self._gradient_fn)
+        alone = functools.partial(self._gradient_fn, split=False)
+        self._alone = self._gradient if self.shares == 1 else self.compile(alone)
+        self._add = self.compile(lambda a, b: (jax.tree.map(jnp.add, a[0], b[0]), a[1] + b[1]), donate_argnums=0)
+        self._apply = self.compile(self._apply_fn, donate_argnums=(0, 1))
+        self._cast = self.compile(self._policy) if config.trainable == "full" else self._policy
+
+    @property
+    def shares(self) -> int:
+        """Parts into which the rows of a micro-batch are split, each on devices of its own."""
+        return self.layout.shares
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return self._compiled
+
+    def init(self, key: jax.Array) -> State:
+        """The state before the first step: fresh deltas, or the base weights."""
+        trained = self.layout.weights(self._base.trainable(self._config, key))
+        self._base = self._base if self._keeps_base else Policy(None)
+        return State(trained, self.layout.optimizer(self._optimizer.init(trained)))
+
+    def policy(self, state: State) -> Policy:
+        """The policy of a state."""
+        return self._cast(state.trained, self._base)
+
+    def update(
+        self, state: State, minibatches: Sequence[Iterable[Any]], tokens: int = 0
+    ) -> tuple[State, dict[str, float]]:
+        """One update for each minibatch, an iterable of micro-batches.
+
+        Args:
+            state: its arrays are given up.
+            minibatches: of a step.
+            tokens: read in it, for the state's count.
+
+        Returns:
+            The new state and statistics, means over the updates; `learning_rate` is the one that was applied.
+        """
+        trained, opt_state, rows = state.trained, state.opt_state, []
+        number = state.step * self.updates  # also where some of the planned ones were not made
+        for place, minibatch in enumerate(minibatches):
+            parts = (self._gradient(trained, self._base, self.layout.rows(micro)) for micro in minibatch)
+            total = functools.reduce(self._add, parts)
+            trained, opt_state, stats = self._apply(trained, opt_state, total, jnp.int32(number + place))
+            rows.append(stats)
+        found = jax.device_get(rows)
+        stats = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+        return State(trained, opt_state, state.step + 1, state.num_tokens + tokens), stats
+
+    def gradient(self, state: State, micro: Any) -> tuple[Any, Any]:
+        """Summed gradient of the trained tree, and the terms that go with it, before the division.
+
+        The micro-batch, which may be of any size, is not split over the devices.
+        """
+        return self._alone(state.trained, self._base, micro)
+
+    def lower_update(self, state: State, micro: Any) -> jax.stages.Lowered:
+        """The gradient's program for such a micro-batch, to look at: its memory, its instructions."""
+        return self._gradient.lower(state.trained, self._base, self.layout.rows(micro))
+
+    def compile(self, function: Callable, **options: Any) -> Any:
+        """`function` compiled, and counted once for each program."""
+
+        def traced(*args):
+            self._compiled += 1
+            return function(*args)
+
+        return jax.jit(traced, **options)
+
+    def _policy(self, trained: Any, base: Policy) -> Policy:
+        return base.trained(trained, self._dtypes)
+
+    def _gradient_fn(self, trained: Any, base: Policy, micro: Any, split: bool = True) -> tuple[Any, Any]:
+        def of_share(policies: tuple[Policy, Policy], rows: Any) -> Any:
+            return self._loss(*policies, rows)
+
+        def loss(trained: Any) -> tuple[jax.Array, Any]:
+            policies = self._policy(trained, base), base
+            if split and self.shares > 1:
+                terms = self.layout.by_share(of_share, policies, micro).joined()
+            else:
+                terms = of_share(policies, micro)
+            return terms.loss, terms
+
+        gradient, terms = jax.grad(loss, has_aux=True)(trained)
+        return self.layout.optimizer(gradient), terms
+
+    def _apply_fn(
+        self, trained: Any, opt_state: Any, total: tuple[Any, Any], number: jax.Array
+    ) -> tuple[Any, Any, dict[str, jax.Array]]:
+        denominator = jnp.maximum(total[1].denominator, 1)  # 0 where every group was dropped
+        gradient = jax.tree.map(lambda leaf: leaf / denominator, total[0])
+        updates, opt_state = self._optimizer.update(gradient, opt_state, trained)
+        rate = self._schedule(number)
+        trained = jax.tree.map(lambda weight, update: weight - rate * update, trained, updates)
+        stats = total[1].stats() | {"grad_norm": optax.global_norm(gradient), "learning_rate": jnp.float32(rate)}
+        return self.layout.weights(trained), self.layout.optimizer(opt_state), stats

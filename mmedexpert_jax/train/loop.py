@@ -1,0 +1,103 @@
+"""The loop around a trainer's step: metrics, held-out evaluations, checkpoints, signals."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.errors import Interrupted
+from mmedexpert_jax.train.learner import Learner
+from mmedexpert_jax.train.policy import Evaluate
+from mmedexpert_jax.train.state import State, check_finite, is_due, keep, resume
+
+if TYPE_CHECKING:
+    from mmedexpert_jax.runtime import Run
+
+SCORE = "eval/accuracy"  # the held-out figure that chooses the best checkpoint
+Step = Callable[[State, int], tuple[State, dict[str, float]]]  # the state after step `number` (from 0), its metrics
+
+
+def fit(
+    config: ConfigDict,
+    run: "Run",
+    learner: Learner,
+    step: Step,
+    steps: int,
+    label: str,
+    key: jax.Array,
+    evaluate: Evaluate | None = None,
+) -> State:
+    """Runs `step` from the run's last checkpoint to the end, or until held-out evaluations get no better.
+
+    A row of metrics and the checkpoint of a step stand before its evaluation, so that a signal during a long one need
+    not wait: the evaluation that was cut off is made again when the run goes on.
+
+    Args:
+        config: of the run; `eval.patience` evaluations without a better score end it, `eval.best` returns the state
+            with the best one.
+        run: where metrics and checkpoints go.
+        learner: of the run.
+        step: a function of the state and its number alone, so that a resumed run ends as one that never stopped.
+        steps: of the run.
+        label: of its progress.
+        key: of the deltas' initialisation.
+        evaluate: before, every `eval.every` steps, and after.
+
+    Raises:
+        ConfigError: a loss that is not finite.
+        Interrupted: a signal came; a checkpoint is saved.
+    """
+    state = resume(run, learner.init(key))
+
+    def evaluated() -> bool:
+        """Evaluates the state, unless it has been; False where the run has not got better for long enough."""
+        due = not state.step or is_due(state.step, config.eval.every, steps)
+        if evaluate and due and not any(row["step"] == state.step and _is_held_out(row) for row in run.metrics()):
+            _evaluate(run, learner, state, evaluate, steps)
+        return not _is_stale(run, config)
+
+    with run.progress(steps, state.step, label) as progress:
+        goes_on = evaluated()
+        while goes_on and state.step < steps:
+            state, metrics = step(state, state.step)
+            check_finite(metrics, state.step, config)
+            run.log(state.step, metrics | {"num_tokens": state.num_tokens, "compilations": learner.compilations})
+            progress.update(state.step, metrics)
+            goes_on = evaluated()
+            keep(run, state, steps if goes_on else state.step, config.checkpoint_every, _score(run, config, state.step))
+    return best(run, state) if config.eval.get("best", False) else state
+
+
+def _evaluate(run: "Run", learner: Learner, state: State, evaluate: Evaluate, steps: int) -> None:
+    policy = learner.policy(state)
+    try:
+        run.log(state.step, evaluate(policy.params, state.step, policy.lora))
+    except Interrupted as error:
+        run.checkpoints.save(state.step, vars(state))
+        text = f"step {state.step} of {steps} is saved; the same command resumes with its evaluation"
+        raise Interrupted(text, error.exit_code - 128) from None
+
+
+def _is_held_out(row: dict) -> bool:
+    return any(name.startswith("eval/") for name in row)
+
+
+def _score(run: "Run", config: ConfigDict, step: int) -> float | None:
+    """The held-out score of a step, where checkpoints are chosen by it."""
+    if not config.eval.get("best", False):
+        return None
+    return next((row[SCORE] for row in run.metrics() if row["step"] == step and SCORE in row), None)
+
+
+def _is_stale(run: "Run", config: ConfigDict) -> bool:
+    """True where the last `eval.patience` evaluations were no better than the best before them."""
+    patience = config.eval.get("patience", 0)
+    scores = [row[SCORE] for row in run.metrics() if SCORE in row] if patience else []
+    return len(scores) > patience > 0 and max(scores[-patience:]) <= max(scores[:-patience])
+
+
+def best(run: "Run", state: State) -> State:
+    """The state of the checkpoint with the best held-out score; the given one where none has a score."""
+    step = run.checkpoints.best()
+    return state if step is None or step == state.step else State(**run.checkpoints.restore(step, vars(state)))

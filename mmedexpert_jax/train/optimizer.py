@@ -1,0 +1,56 @@
+"""AdamW, its learning rate by update, and which parameters decay."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@functools.lru_cache
+def schedule(lr: float, kind: str, warmup: int, updates: int) -> optax.Schedule:
+    """Learning rate by update: a linear rise over `warmup`, then constant, or linear or cosine to 0 at `updates`.
+
+    The rise starts at lr / (warmup + 1), not at 0: with few updates none of them should do nothing.
+    """
+    length = max(updates - warmup, 1)
+    after = {
+        "constant": lambda: optax.linear_schedule(lr, lr, 1),
+        "linear": lambda: optax.linear_schedule(lr, 0.0, length),
+        "cosine": lambda: optax.cosine_decay_schedule(lr, length),
+    }[kind]()
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(lr / (warmup + 1), lr, warmup), after], [warmup])
+
+
+def optimizer(config: ConfigDict, updates: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW but for its rate, with the gradient's norm clipped to `max_grad_norm`, and the rate by update.
+
+    The rate is applied by the learner, which knows how far a run is: a step whose groups were all dropped makes fewer
+    updates than planned, and a count of updates would then lag behind the schedule's end. Equal settings give the
+    same objects, so that several experts share their compiled programs.
+    """
+    warmup = config.warmup_steps or math.ceil(config.get("warmup_ratio", 0.0) * updates)
+    constant = config.schedule == "constant"
+    rate = schedule(config.lr, config.schedule, warmup, warmup if constant else updates)
+    betas = tuple(config.get("adam_betas", (0.9, 0.999)))
+    return _adam(betas, config.weight_decay, config.max_grad_norm), rate
+
+
+@functools.lru_cache
+def _adam(betas: tuple[float, float], decay: float, max_norm: float) -> optax.GradientTransformation:
+    parts = [optax.clip_by_global_norm(max_norm)] if max_norm else []
+    parts.append(optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=1e-8))
+    if decay:
+        parts.append(optax.add_decayed_weights(decay, mask=decays))
+    return optax.chain(*parts)
+
+
+def decays(params: Any) -> Any:
+    """True for the leaves that weight decay pulls to 0: matrices, not norms and biases (transformers' rule)."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

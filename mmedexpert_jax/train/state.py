@@ -1,0 +1,86 @@
+"""The state of a run, its checkpoints, and how they are read by others."""
+
+import ast
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.errors import ConfigError, Interrupted
+
+if TYPE_CHECKING:
+    from mmedexpert_jax.runtime.run import Run
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a step changes, and what a checkpoint holds."""
+
+    trained: Any  # the Lora, or all parameters in float32
+    opt_state: Any
+    step: int = 0
+    num_tokens: int = 0  # tokens of prompts and completions so far, without padding
+
+
+def resume(run: "Run", state: State) -> State:
+    """The state at the run's last checkpoint, or the given one; metrics and samples beyond it are dropped."""
+    latest = run.checkpoints.latest()
+    run.rewind(-1 if latest is None else latest)
+    return state if latest is None else State(**run.checkpoints.restore(latest, vars(state)))
+
+
+def keep(run: "Run", state: State, steps: int, every: int, score: float | None = None) -> None:
+    """Saves a checkpoint where one is due, has a held-out score, or a signal came, which then raises Interrupted."""
+    signum = run.interrupted()
+    if signum or score is not None or is_due(state.step, every, steps):
+        run.checkpoints.save(state.step, vars(state), *(() if score is None else (score,)))
+    if signum and state.step < steps:
+        raise Interrupted(f"step {state.step} of {steps} is saved; the same command resumes", signum)
+
+
+def is_due(step: int, every: int, steps: int) -> bool:
+    """True after the last step, and after every `every`-th (0: of none)."""
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def check_finite(stats: Mapping[str, float], step: int, config: ConfigDict) -> None:
+    """Raises ConfigError where the loss or the gradient's norm is not finite."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(stats[name]):
+            raise ConfigError(
+                f"step {step}: {name} is {stats[name]} at lr {config.lr:g}; lower config.lr or config.max_grad_norm "
+                "and run again with fresh=True (earlier checkpoints stand)"
+            )
+
+
+def trained_part(leaves: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """What a saved `State` was training: LoRA factors {module: {"a", "b"}}, or weights by tensor name.
+
+    Args:
+        leaves: by their paths as `jax.tree_util.keystr` writes them, which are Python expressions.
+    """
+    factors: dict[str, dict[str, Any]] = {}
+    weights = {}
+    for key, leaf in leaves.items():
+        match _path(key):
+            case ["trained", "factors", module, letter]:
+                factors.setdefault(module, {})[letter] = leaf
+            case ["trained", *names]:
+                weights[".".join(names)] = leaf
+    return factors, {} if factors else weights
+
+
+def _path(key: str) -> list[Any]:
+    """Names and indices of a path: "['trained'].factors['m']['a']" -> ["trained", "factors", "m", "a"]."""
+    node, parts = ast.parse(f"root{key}", mode="eval").body, list[Any]()
+    while not isinstance(node, ast.Name):
+        if isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            parts.append(node.slice.value)
+        else:
+            return []
+        node = node.value
+    return parts[::-1]
