@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import medeval
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.benchmarks import from_case
+from mmedexpert_jax.errors import Interrupted
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.medeval import tables
 from mmedexpert_jax.medeval.evaluate import Evaluation
@@ -29,6 +30,13 @@ def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
     model, processor = load_architecture(config.model.path), load_processor(config.model.path)
 
     def evaluate(params: dict, step: int, lora: Lora | None = None) -> dict[str, float]:
+        def on_batch(done: int) -> None:
+            progress.update(done)
+            # of several processes each is at its own batch, where asking the others would wait for ever
+            signum = run.interrupted() if processes.count() == 1 else None
+            if signum:
+                raise Interrupted("stopped during an evaluation; the same command makes it again", signum)
+
         with run.progress(len(cases), label=f"{settings.split} split at step {step}") as progress:
             evaluation = medeval.evaluate(
                 model,
@@ -42,7 +50,7 @@ def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
                 batch_size=settings.batch_size,
                 max_prompt_length=config.max_prompt_length,
                 max_new_tokens=config.max_new_tokens,
-                on_batch=progress.update,
+                on_batch=on_batch,
             )
         if processes.is_writer():
             evaluation.write(_rows(run, step, make=True))

@@ -9,6 +9,7 @@ import msgspec
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
+from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import pipeline
@@ -152,6 +153,8 @@ def _dsa(config: ConfigDict, run: "Run") -> None:
 
         _train(sft.train, config, run)
         return
+    for name in SPECIALTIES:  # a specialty without cases is an error now, not after hours on the others
+        load_cases(config.data.path, "train", specialty=name, limit=config.limit, seed=config.seed)
     for name in SPECIALTIES:
         pipeline.stop_if_asked(run, name)
         run_job(_changed(config, workdir=str(run.path / name), specialty=name, fresh=False))

@@ -64,7 +64,7 @@ class Learner:
         mesh: Mesh | None = None,
         keeps_base: bool = True,
     ):
-        self.layout = Layout(mesh or make_mesh(1), config.get("shard", "none"))
+        self.layout = Layout(mesh or make_mesh(1), config.shard)
         self._config, self._loss, self.updates, self._compiled = config, loss, updates, 0
         self._keeps_base = keeps_base or config.trainable != "full"
         self._dtypes = jax.tree.map(lambda leaf: leaf.dtype, base.params)

@@ -66,7 +66,7 @@ def fit(
             progress.update(state.step, metrics)
             goes_on = evaluated()
             keep(run, state, steps if goes_on else state.step, config.checkpoint_every, _score(run, config, state.step))
-    return best(run, state) if config.eval.get("best", False) else state
+    return best(run, state) if config.eval.best else state
 
 
 def _evaluate(run: "Run", learner: Learner, state: State, evaluate: Evaluate, steps: int) -> None:
@@ -85,14 +85,14 @@ def _is_held_out(row: dict) -> bool:
 
 def _score(run: "Run", config: ConfigDict, step: int) -> float | None:
     """The held-out score of a step, where checkpoints are chosen by it."""
-    if not config.eval.get("best", False):
+    if not config.eval.best:
         return None
     return next((row[SCORE] for row in run.metrics() if row["step"] == step and SCORE in row), None)
 
 
 def _is_stale(run: "Run", config: ConfigDict) -> bool:
     """True where the last `eval.patience` evaluations were no better than the best before them."""
-    patience = config.eval.get("patience", 0)
+    patience = config.eval.patience
     scores = [row[SCORE] for row in run.metrics() if SCORE in row] if patience else []
     return len(scores) > patience > 0 and max(scores[-patience:]) <= max(scores[:-patience])
 

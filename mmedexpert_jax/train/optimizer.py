@@ -35,10 +35,10 @@ def optimizer(config: ConfigDict, updates: int) -> tuple[optax.GradientTransform
     updates than planned, and a count of updates would then lag behind the schedule's end. Equal settings give the
     same objects, so that several experts share their compiled programs.
     """
-    warmup = config.warmup_steps or math.ceil(config.get("warmup_ratio", 0.0) * updates)
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * updates)
     constant = config.schedule == "constant"
     rate = schedule(config.lr, config.schedule, warmup, warmup if constant else updates)
-    betas = tuple(config.get("adam_betas", (0.9, 0.999)))
+    betas = tuple(config.adam_betas)
     return _adam(betas, config.weight_decay, config.max_grad_norm), rate
 
 

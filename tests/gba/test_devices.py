@@ -39,13 +39,13 @@ def runs_of(process, folder, name):
     ]
 
 
-def assert_same_run(got, expected, full=False):
+def assert_same_run(got, expected):
     np.testing.assert_array_equal(got["tokens"], expected["tokens"])
     np.testing.assert_allclose(got["logprobs"], expected["logprobs"], atol=1e-5)
     for name in expected.keys() - {"tokens", "logprobs", "stats"}:
         tolerance = 2e-5 * np.abs(expected[name]).max()
         if name.startswith("w"):
-            tolerance = tolerance + 1e-9 + (adams_share(expected[f"v{name[1:]}"], expected["lr"]) if full else 0)
+            tolerance = tolerance + 1e-9 + adams_share(expected[f"v{name[1:]}"], expected["lr"])
         assert np.all(np.abs(got[name] - expected[name]) <= tolerance), name
     for step, reference in zip(got["stats"], expected["stats"], strict=True):
         assert step.keys() == reference.keys()
@@ -86,7 +86,7 @@ def test_more_layouts(tiny_model_dir, cases_file, tmp_path, layout):
     full = layout.count(",") == 2
     one = "1x1x1,none,full" if full else "1x1x1,none"
     got = runs_of(start(tiny_model_dir, cases_file, tmp_path, "all", 8, one, layout), tmp_path, "all")
-    assert_same_run(got[1], got[0], full)
+    assert_same_run(got[1], got[0])
 
 
 @pytest.mark.slow
