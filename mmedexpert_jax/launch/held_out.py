@@ -1,5 +1,7 @@
 """The held-out evaluation that launch passes into a training job, and what it says of the job as a whole."""
 
+from typing import Any
+
 import jax
 from ml_collections import ConfigDict
 
@@ -12,6 +14,7 @@ from mmedexpert_jax.medeval import tables
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.run import sample_rows
 from mmedexpert_jax.models import load_architecture, load_processor
+from mmedexpert_jax.report import Figure
 from mmedexpert_jax.runtime import Run, processes
 from mmedexpert_jax.train.policy import Evaluate
 
@@ -96,7 +99,7 @@ def gain(run: Run) -> dict[str, float]:
     }
 
 
-def table(run: Run) -> tables.Rows:
+def table(run: Run) -> list[dict[str, Any]]:
     """Held-out accuracy before and after with intervals, and the paired gain: in all, by specialty and by modality."""
     found = _first_and_last(run)
     whole = next(iter(found.values()), Evaluation(()))
@@ -104,14 +107,14 @@ def table(run: Run) -> tables.Rows:
     return [_row(found, "all"), *(_row(_only(found, *group), group[1]) for group in groups)] if found else []
 
 
-def _row(found: dict[int, Evaluation], name: str) -> dict[str, str]:
+def _row(found: dict[int, Evaluation], name: str) -> dict[str, Any]:
     accuracies = {step: evaluation.accuracy() for step, evaluation in found.items()}
-    row = {"cases": name, "number": str(next(iter(accuracies.values()))["items"])}
+    row: dict[str, Any] = {"cases": name, "number": str(next(iter(accuracies.values()))["items"])}
     row |= {f"step {step}": tables.cell(accuracy) for step, accuracy in accuracies.items()}
     if len(found) > 1:
         before, after = found.values()
         paired = medeval.compare_evaluations([before], [after])
-        row["gain"] = f"{100 * paired.difference:+.1f} [{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]"
+        row["gain"] = Figure.percent(paired.difference, paired.low, paired.high, signed=True, paired=True)
     return row
 
 
@@ -133,6 +136,21 @@ def gain_line(figures: dict[str, float]) -> str:
         "held-out accuracy {before:.1f} -> {after:.1f} %, paired gain {gain:+.1f} [{gain_low:+.1f}, {gain_high:+.1f}], "
         "answers with a choice {parsed_before:.0f} -> {parsed_after:.0f} %"
     ).format(**percent)
+
+
+def groups_line(run: Run) -> str:
+    """Accuracy before and after by modality, with the paired gains: "image 22.9 -> 24.7 %, +1.8 [-2.9, +6.5]"."""
+    found = _first_and_last(run)
+    if len(found) < 2:
+        return ""
+    parts = []
+    for value in next(iter(found.values())).values("modality"):
+        before, after = _only(found, "modality", value).values()
+        paired = medeval.compare_evaluations([before], [after])
+        gain = Figure.percent(paired.difference, paired.low, paired.high, signed=True, paired=True)
+        ends = [Figure.percent(one.accuracy()["accuracy"]) for one in (before, after)]
+        parts.append(f"{value} {ends[0]} -> {ends[1]} %, {gain}")
+    return "by modality: " + "; ".join(parts) if parts else ""
 
 
 def _rows(run: Run, step: int, make: bool = False):

@@ -169,7 +169,7 @@ def _gba(config: ConfigDict, run: "Run") -> None:
 
 def _train(train: Callable[..., Any], config: ConfigDict, run: "Run") -> None:
     """Trains with a held-out evaluation, then draws the run's plots and report."""
-    from mmedexpert_jax.launch.held_out import NOTE, evaluator, gain, gain_line, table
+    from mmedexpert_jax.launch.held_out import NOTE, evaluator, gain, gain_line, groups_line, table
     from mmedexpert_jax.runtime import report
 
     train(config, run, evaluate=evaluator(config, run))
@@ -177,7 +177,7 @@ def _train(train: Callable[..., Any], config: ConfigDict, run: "Run") -> None:
         return
     if figures := gain(run):
         run.finish(run.summary | figures)
-        print(gain_line(figures), flush=True)
+        print(gain_line(figures), groups_line(run), sep="\n", flush=True)
     rows = table(run)
     report.report_run(run.path, [report.Table("Held-out accuracy", rows, NOTE)] if rows else [])
 

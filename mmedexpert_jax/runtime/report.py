@@ -18,6 +18,7 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.report import Figure, chart
 from mmedexpert_jax.runtime import costs, files, metrics, pages, plots
 from mmedexpert_jax.runtime.run import read_status
 from mmedexpert_jax.runtime.tables import column_names
@@ -81,7 +82,16 @@ class Text:
     folded: bool = False
 
 
-Section = Facts | Figures | Table | Completions | Text
+@dataclass(frozen=True)
+class Opening:
+    """What a reader wants first: sentences, then charts (`report.chart`)."""
+
+    title: str
+    sentences: Sequence[str]
+    charts: Sequence[str] = ()
+
+
+Section = Opening | Facts | Figures | Table | Completions | Text
 
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
@@ -104,7 +114,10 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
     rows = metrics.read(folder)
     state = {key: status[key] for key in ("state", "step", "error") if status.get(key)}
     state |= {key: _moment(status[key]) for key in ("started", "updated") if key in status}
-    sections: list[Section] = [Facts("Summary", state | (status.get("summary") or {}))]
+    sections: list[Section] = []
+    if (said := sentences(status, rows)) or rows:
+        sections.append(Opening("In short", said, curves_that_matter(rows)))
+    sections.append(Facts("Summary", state | (status.get("summary") or {})))
     sections += [*curves(folder), *extra, *samples(folder)]
     if cost := run_cost(status, rows):
         sections.append(Facts("Cost", cost))
@@ -118,6 +131,46 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
         command = (folder / "cmd.txt").read_text(encoding="utf-8", errors="replace")
         sections.append(Text("Command", command, folded=True))
     return sections
+
+
+def sentences(status: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a run came to, in sentences with figures; none where it has none."""
+    found: list[str] = []
+    summary = status.get("summary") or {}
+    names = [f"held_out/{name}" for name in ("before", "after", "gain", "gain_low", "gain_high")]
+    ends = [float(summary[name]) for name in names if isinstance(summary.get(name), int | float)]
+    if len(ends) == len(names):
+        before, after = (Figure.percent(value) for value in ends[:2])
+        gain = Figure.percent(*ends[2:], signed=True, paired=True)
+        verdict = "" if gain.settled else ", which chance alone may give"
+        found.append(f"Held-out accuracy {before} -> {after} %: a paired gain of {gain} points{verdict}.")
+    for name, label in (("reward", "Reward"), ("rewards/accuracy/mean", "Share of right samples"), ("loss", "Loss")):
+        steps, values = plots.series(rows, name)
+        if len(values) > 1 and not (name == "loss" and found):
+            tenth = max(1, len(values) // 10)
+            first, last = sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
+            found.append(f"{label} {first:.3g} -> {last:.3g} from the first to the last tenth of {steps[-1]} steps.")
+    if status.get("state") in ("failed", "interrupted"):
+        reason = f": {status['error']}" if status.get("error") else ""
+        found.append(f"The run {'failed' if status['state'] == 'failed' else 'was interrupted'}{reason}.")
+    return found
+
+
+def curves_that_matter(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The two charts that tell whether it learns: accuracy, training beside held out, and reward or else loss."""
+
+    def lines(names: Mapping[str, str]) -> dict[str, list[tuple[float, float]]]:
+        found = {label: plots.series(rows, name) for name, label in names.items()}
+        return {label: list(zip(*pair, strict=True)) for label, pair in found.items() if pair[0]}
+
+    accuracy = lines({"eval/accuracy": "held out", "rewards/accuracy/mean": "samples"})
+    reward = lines({"reward": "reward"})
+    drawn = [
+        chart("Accuracy", "share of right answers", accuracy, "Good: both rise. Held out below samples: memorised."),
+        chart("Reward", "sum of the weighted rewards", reward, "Good: rises, then flattens."),
+        chart("Loss", "", {} if reward else lines({"loss": "loss"}), "Good: falls, then flattens."),
+    ]
+    return [one for one in drawn if one][:2]
 
 
 def curves(folder: Path, title: str = "Curves") -> list[Section]:
@@ -179,6 +232,9 @@ def read_tables(folder: Path) -> list[dict[str, Any]]:
 
 def _render(section: Section) -> str:
     match section:
+        case Opening(title, said, charts):
+            text = "".join(f'<p class="said">{_escape(sentence)}</p>' for sentence in said)
+            return _block(title, text + f'<div class="figures">{"".join(charts)}</div>')
         case Facts(title, values, folded):
             return _block(title, _facts(values) if folded else _tiles(values), folded)
         case Figures(title, paths, note):
@@ -217,6 +273,8 @@ def _escape(value: Any) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
+    if isinstance(value, Figure):
+        return value.__html__()
     if isinstance(value, list):
         value = ", ".join(map(str, value))
     return pages.cell(f"{value:.4g}" if isinstance(value, float) else str(value))
@@ -241,7 +299,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = column_names(rows)
-    lines = [[files.plain(row.get(column)) for column in columns] for row in rows]
+    lines = [[_plain(row.get(column)) for column in columns] for row in rows]
     kinds = [_alignment(values) for values in zip(*lines, strict=True)]
     head = "".join(f"<th{kind}>{_escape(column)}</th>" for column, kind in zip(columns, kinds, strict=True))
     cells = [[f"<td{kind}>{_cell(v)}</td>" for v, kind in zip(line, kinds, strict=True)] for line in lines]
@@ -249,8 +307,14 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, Figure) else files.plain(value)
+
+
 def _alignment(values: Sequence[Any]) -> str:
     """The class of a column that holds numbers, some of which may be missing."""
+    if any(isinstance(value, Figure) for value in values):
+        return ' class="number"'
     texts = [str(value) for value in values if value not in (None, "", "–")]
     return ' class="number"' if texts and all(map(_NUMBER.fullmatch, texts)) else ""
 

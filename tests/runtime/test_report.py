@@ -117,3 +117,18 @@ def test_a_run_without_anything_still_has_a_page(tmp_path):
     assert "interrupted" in Page(report.report_run(tmp_path).read_text()).texts
     write = report.write_report(tmp_path / "r.html", "t", [report.Text("Log", NASTY), report.Facts("None", {})])
     assert NASTY in Page(write.read_text()).texts
+
+
+def test_a_report_opens_with_sentences_and_two_charts(tmp_path):
+    ends = {"before": 0.376, "after": 0.602, "gain": 0.227, "gain_low": 0.196, "gain_high": 0.258}
+    with Run.open(tmp_path / "run", {"job": "gba"}) as run:
+        for step in range(1, 21):
+            run.log(step, {"reward": step / 10, "loss": 1e-5, "rewards/accuracy/mean": step / 20})
+            if step in (1, 20):
+                run.log(step, {"eval/accuracy": step / 40})
+        run.finish({f"held_out/{name}": value for name, value in ends.items()})
+    text = report.report_run(tmp_path / "run").read_text()
+    opening = text[text.index("<main>") : text.index('id="summary"')]
+    assert "Held-out accuracy 37.6 -&gt; 60.2 %: a paired gain of +22.7 [+19.6, +25.8] points." in opening
+    assert opening.count("<svg") == 2 and opening.index("Accuracy</b>") < opening.index("Reward</b>")
+    assert "Loss" not in opening and "from the first to the last tenth of 20 steps" in opening

@@ -1,0 +1,64 @@
+"""A number with its intervals, which stays one until a table, a page or a terminal prints it."""
+
+import html
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value and its 95 % intervals.
+
+    Attributes:
+        value: in its unit, such as a share from 0 to 1.
+        low, high: of the interval that is printed first, in brackets; None: there is none.
+        other: (low, high) of a second interval, in parentheses.
+        factor: what value and intervals are multiplied by when printed: 100 for percent or points.
+        decimals: printed.
+        signed: a difference, printed with its sign.
+        paired: the difference of paired observations.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    other: tuple[float, float] | None = None
+    factor: float = 1.0
+    decimals: int = 1
+    signed: bool = False
+    paired: bool = False
+
+    @classmethod
+    def percent(cls, value: float, low: float | None = None, high: float | None = None, **more) -> "Figure":
+        """A share in percent, or a difference of shares in points."""
+        return cls(value, low, high, factor=100.0, **more)
+
+    def number(self, value: float) -> str:
+        """A number of this figure's unit as it is printed."""
+        if not math.isfinite(value):
+            return "–"
+        text = f"{self.factor * value:{'+' if self.signed else ''}.{self.decimals}f}"
+        return text.replace("-", "+" if self.signed else "") if float(text) == 0 else text
+
+    def intervals(self) -> list[str]:
+        """The intervals as they are printed, brackets first."""
+        found = []
+        if self.low is not None and self.high is not None:
+            found.append(f"[{self.number(self.low)}, {self.number(self.high)}]")
+        if self.other is not None:
+            found.append(f"({self.number(self.other[0])}, {self.number(self.other[1])})")
+        return found
+
+    @property
+    def settled(self) -> bool:
+        """True for a difference whose first interval does not hold zero."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    def __str__(self) -> str:
+        """Such as "57.3 [54.5, 60.0] (54.6, 60.1)"."""
+        return " ".join([self.number(self.value), *self.intervals()])
+
+    def __html__(self) -> str:
+        """The same for a page, intervals small and on lines of their own; jinja2 takes it as it is."""
+        small = "".join(f"<small>{html.escape(interval)}</small>" for interval in self.intervals())
+        return html.escape(self.number(self.value)) + small
