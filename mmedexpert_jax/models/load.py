@@ -83,7 +83,8 @@ def load_policy(
     """
     if str(src).startswith("random:"):
         config = _published(str(src))
-        tensors, adapters = random_tensors(config, seed), []
+        tensors = random_tensors(config, seed)
+        adapters: list[Path] = []
     else:
         directory, adapters = trace(src)
         config = read_config(directory)
