@@ -83,7 +83,7 @@ FIELDS: dict[str, Field] = {
     **_each(FREE, "workdir fresh plan plan_mesh plan_compile debug explain price samples_every report_items"),
     "tracker": _choice("", "wandb", "trackio", resume="free"),
     "model.dtype": _choice("", "float32", "bfloat16", "float16"),
-    **_each(FROM_ZERO, "seed limit process port sweep.trials"),
+    **_each(FROM_ZERO, "seed limit process port sweep.trials model.max_pixels"),
     "port": Field(high=65535),
     "processes": COUNT,
 }

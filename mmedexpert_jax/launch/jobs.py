@@ -48,6 +48,15 @@ def launch(config: ConfigDict) -> None:
     if config.job == "review":  # people work in it as long as they like: no run that is done once
         _review(config)
         return
+    from mmedexpert_jax.models.load import chosen
+
+    model = config.get("model", {})
+    with chosen(model.get("base", ""), model.get("max_pixels", 0)):
+        _carry_out(config)
+
+
+def _carry_out(config: ConfigDict) -> None:
+    """Answers, prints the plan, or runs the job."""
     if config.job in ("serve", "ask"):  # nothing is written, so there is no run
         _answer(config)
         return
@@ -238,7 +247,7 @@ def _export(config: ConfigDict, run: "Run") -> None:
         from mmedexpert_jax import models
 
         source = config.model.path
-        model, params = _folded(source, config.model.dtype)
+        model, params = _folded(source, config.model.dtype or "checkpoint")
         origin = models.load.origin(source)
         models.save_pretrained(output, model, params, models.load_processor(source), origin=origin)
     run.finish({"output": str(output)})

@@ -406,7 +406,32 @@ def _published(
     return ModelConfig(text, vision, tie_word_embeddings=tied)
 
 
-# The sizes of Qwen/Qwen2-VL-{2B,7B}-Instruct and Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct, from their config.json.
+def _published_qwen3(
+    *, width: int, ffn: int, layers: int, heads: int, tied: bool, tower: tuple[int, int, int], deep: tuple[int, ...]
+) -> ModelConfig:
+    text = TextConfig(
+        *(151936, width, ffn, layers, heads, 8),
+        rms_norm_eps=1e-6,
+        rope_theta=5e6,
+        mrope_section=(24, 20, 20),
+        max_position_embeddings=262144,
+        head_width=128,
+        bias=False,
+        qk_norm=True,
+        mrope_interleaved=True,
+    )
+    depth, hidden, inner = tower
+    vision = VisionConfig(
+        *("qwen3_vl", depth, hidden, inner, 16, width),
+        patch_size=16,
+        num_positions=2304,
+        deepstack_blocks=deep,
+    )
+    return ModelConfig(text, vision, tie_word_embeddings=tied)
+
+
+# The sizes of Qwen/Qwen2-VL-{2B,7B}-Instruct and Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct, from their config.json; those
+# of Qwen/Qwen3-VL-{2B,4B,8B}-Instruct as jax-ml/bonsai (bonsai/models/qwen3_vl/modeling.py at 094832e) has them.
 PUBLISHED: dict[str, ModelConfig] = {
     "qwen2_vl_2b": _published(
         "qwen2_vl", width=1536, ffn=8960, layers=28, heads=12, kv_heads=2, vocab=151936, tied=True
@@ -425,5 +450,14 @@ PUBLISHED: dict[str, ModelConfig] = {
     ),
     "qwen2_5_vl_72b": _published(
         "qwen2_5_vl", width=8192, ffn=29568, layers=80, heads=64, kv_heads=8, vocab=152064, tied=False, vision_ffn=3456
+    ),
+    "qwen3_vl_2b": _published_qwen3(
+        width=2048, ffn=6144, layers=28, heads=16, tied=True, tower=(24, 1024, 4096), deep=(5, 11, 17)
+    ),
+    "qwen3_vl_4b": _published_qwen3(
+        width=2560, ffn=9728, layers=36, heads=32, tied=True, tower=(24, 1024, 4096), deep=(5, 11, 17)
+    ),
+    "qwen3_vl_8b": _published_qwen3(
+        width=4096, ffn=12288, layers=36, heads=32, tied=False, tower=(27, 1152, 4304), deep=(8, 16, 24)
     ),
 }

@@ -1,9 +1,11 @@
 """Reads models from Hugging Face directories and hub ids, adapters and run directories, or draws random ones."""
 
+import contextlib
 import math
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +33,8 @@ MINI = Path(__file__).parent.parent / "assets" / "mini"
 # File that marks a directory without weights -> module that reads such a directory, by its functions `tensors_of` and
 # `sources_of`. It stands above this folder, and is imported when such a directory is read.
 READERS = {"recipe.json": "mmedexpert_jax.merging.recipe"}
+# What a job chose for all that it loads (config.model): the base under an adapter, and an image's area in pixels.
+_CHOSEN: dict[str, Any] = {"base": "", "max_pixels": None}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _THREADS = 8  # threads that read tensors
 _ALIGNMENT = 64  # bytes
@@ -49,7 +53,7 @@ def load_model(
             adapter_config.json); a run directory (its export/); "mini"; "smollm2"; "random:<size>"; or a hub id,
             "owner/name" or "owner/name@revision", whose cache, token and offline mode are huggingface_hub's.
         dtype: of the parameters; None or "": float32 on CPU, the checkpoint's own on accelerators (smollm2 and
-            random: bfloat16).
+            random: bfloat16); "checkpoint": that everywhere.
         mesh: where to put the parameters, by the rules of `runtime.mesh`; every device's part is read by itself.
             None: the default device.
         seed: of "random:<size>".
@@ -100,6 +104,20 @@ def load_policy(
     return Model(config), params, lora if mesh is None or lora is None else shard(lora, mesh)
 
 
+@contextlib.contextmanager
+def chosen(base: str = "", max_pixels: int = 0) -> Iterator[None]:
+    """Inside, adapters are loaded over `base` and images limited to `max_pixels`, where calls say nothing else.
+
+    Empty and 0 leave it to the adapter's file and the checkpoint's.
+    """
+    before = dict(_CHOSEN)
+    _CHOSEN.update(base=base, max_pixels=max_pixels or None)
+    try:
+        yield
+    finally:
+        _CHOSEN.update(before)
+
+
 def load_architecture(src: str | Path) -> Model:
     """The model of `load_model` without its parameters."""
     return Model(_published(str(src)) if str(src).startswith("random:") else read_config(trace(src)[0]))
@@ -118,6 +136,7 @@ def load_processor(src: str | Path, max_pixels: int | None = None, base: str = "
 
     if str(src).startswith("random:"):
         raise DataError(f"{src} has no tokenizer; load the processor of the checkpoint with that shape")
+    max_pixels = max_pixels or _CHOSEN["max_pixels"]
     directory, adapters = trace(src, base)
     if gguf := next(directory.glob("*.gguf"), None):
         images = Processor.load(MINI, max_pixels).image_config
@@ -162,6 +181,7 @@ def trace(src: str | Path, base: str = "") -> tuple[Path, list[Path]]:
 
     `base` takes the place of the model that the innermost adapter names. Raises DataError.
     """
+    base = base or _CHOSEN["base"]
     adapters: list[Path] = []
     while True:
         try:
@@ -211,7 +231,9 @@ def origin(src: str | Path) -> str:
     if str(src).startswith("random:"):
         return str(src)
     _, adapters = trace(src)
-    return read_json(adapters[0] / "adapter_config.json")["base_model_name_or_path"] if adapters else str(src)
+    if not adapters:
+        return str(src)
+    return _CHOSEN["base"] or read_json(adapters[0] / "adapter_config.json")["base_model_name_or_path"]
 
 
 def _locate(src: str | Path) -> Path:
@@ -323,6 +345,8 @@ def _published(src: str) -> ModelConfig:
 
 
 def _dtype(dtype: Any, own: str) -> jnp.dtype:
+    if dtype == "checkpoint":
+        return jnp.dtype(own)
     if dtype is not None and dtype != "":
         return jnp.dtype(dtype)
     return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else own)

@@ -26,7 +26,7 @@ from mmedexpert_jax.medeval.paper_tables import (
 )
 from mmedexpert_jax.medeval.prompts import styles
 from mmedexpert_jax.medeval.published import GMAI, MAIN, SKILLS, TABLES
-from mmedexpert_jax.medeval.systems import SYSTEMS, parse
+from mmedexpert_jax.medeval.systems import NEWER, SYSTEMS, parse
 
 COLUMNS = {
     "question_type": {"Reasoning": "Rea.", "Understanding": "Under."},
@@ -134,6 +134,12 @@ def test_every_system_is_a_published_row_with_a_prompt_that_exists():
         entry = f"system:{name}/{system.folders[0]}" if system.folders else f"system:{name}"
         assert parse(entry).kind == system.kind
     assert {row for row in rows if row[0] != "MMedExpert-R1"} == {system.row for system in SYSTEMS.values()}
+
+
+def test_newer_systems_run_here_and_claim_no_row_of_the_paper():
+    for name, system in NEWER.items():
+        target = parse(f"system:{name}")
+        assert target.kind == "jax" and target.row is None and system.prompt in styles() and system.licence
 
 
 def test_entries():

@@ -15,9 +15,10 @@ from safetensors.numpy import load_file, save_file
 
 from mmedexpert_jax import lora
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
-from mmedexpert_jax.models import load_model, random, save_pretrained
+from mmedexpert_jax.models import load_model, load_processor, random, save_pretrained
 from mmedexpert_jax.models.card import adapter_card
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, TextConfig, VisionConfig
+from mmedexpert_jax.models.load import MINI, chosen, origin
 from mmedexpert_jax.models.random import random_tensors
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.runtime.mesh import partition
@@ -231,12 +232,64 @@ def test_adapter_and_run_directories_are_folded_into_their_base(checkpoint, tmp_
     assert model == case.model and same(params, expected)
     assert same(load_model(tmp_path / "run")[1], expected)
     lora.save_peft(tmp_path / "second", delta, base=str(tmp_path / "run"))  # an adapter over an adapter
-    assert same(load_model(tmp_path / "second")[1], lora.fold(expected, delta))
+    both = load_model(tmp_path / "second")[1]  # the sum of the deltas is rounded once, where folds in turn round twice
+    assert same(both, lora.fold(case.params, lora.stack([delta, delta])))
+    in_turn = flatten(lora.fold(expected, delta))
+    assert all(np.allclose(leaf, in_turn[name], rtol=0, atol=1e-6) for name, leaf in flatten(both).items())
     save_pretrained(tmp_path / "merged" / "export" / "model", case.model, expected)
     assert same(load_model(tmp_path / "merged")[1], expected)
     lora.save_peft(tmp_path / "circle", delta, base=str(tmp_path / "circle"))
     with pytest.raises(DataError, match="leads back"):
         load_model(tmp_path / "circle")
+
+
+def test_the_base_of_an_adapter_that_names_another_machines_can_be_given(checkpoint, tmp_path):
+    case = checkpoint("qwen2_tied")
+    delta = lora.init(jax.random.key(0), case.params, rank=2)
+    lora.save_peft(tmp_path / "adapter", delta, base="/home/else/model")
+    with pytest.raises(DataError, match=r"adapter_config\.json names it as its base.*--config\.model\.base="):
+        load_model(tmp_path / "adapter")
+    with chosen(base=str(case.directory)):
+        assert same(load_model(tmp_path / "adapter")[1], case.params)
+        assert origin(tmp_path / "adapter") == str(case.directory)
+    with pytest.raises(DataError, match="names it as its base"):
+        load_model(tmp_path / "adapter")
+
+
+def test_an_adapters_own_template_and_image_settings_come_before_its_bases(tmp_path):
+    params = load_model("mini")[1]
+    lora.save_peft(tmp_path, lora.init(jax.random.key(0), params, rank=2), base="mini")
+    usual = load_processor(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    settings = json.loads((MINI / "preprocessor_config.json").read_text()) | {"max_pixels": 50176, "size": None}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    own = load_processor(tmp_path)
+    assert own.tokenizer.chat_template != usual.tokenizer.chat_template
+    assert own.image_config.max_pixels == 50176
+    with chosen(max_pixels=100_352):
+        assert load_processor(tmp_path).image_config.max_pixels == 100_352
+
+
+def test_a_tokenizer_beyond_the_embedding_is_refused(tmp_path):
+    directory = shutil.copytree(MINI, tmp_path / "added")
+    tokenizer = load_processor("mini").tokenizer
+    tokenizer.add_tokens([f"<new{number}>" for number in range(9)])
+    tokenizer.save_pretrained(directory)
+    with pytest.raises(DataError, match="resize the embedding"):
+        load_processor(directory)
+
+
+def test_generation_settings_and_dtype_of_a_checkpoint_are_kept(checkpoint, tmp_path):
+    directory = shutil.copytree(checkpoint("qwen2_tied").directory, tmp_path / "base")
+    ids = {"eos_token_id": [199, 198], "temperature": 0.01, "top_k": 1}
+    (directory / "generation_config.json").write_text(json.dumps(ids))
+    model, params = load_model(directory, dtype="bfloat16")
+    save_pretrained(tmp_path / "half", model, params)
+    model, params = load_model(tmp_path / "half", dtype="checkpoint")
+    assert params["model"]["norm"]["weight"].dtype == jnp.bfloat16
+    save_pretrained(tmp_path / "again", model, params)
+    assert json.loads((tmp_path / "again" / "generation_config.json").read_text()).items() >= ids.items()
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
 def test_an_adapter_and_its_folded_model_have_our_logits_in_peft_and_transformers(checkpoint, prompts, tmp_path):

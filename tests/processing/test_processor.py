@@ -335,3 +335,25 @@ def test_processing_needs_neither_jax_nor_torch(tiny_tokenizer_dir):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[-2] == "True []"
+
+
+@pytest.mark.parametrize(
+    ("own", "grid"),
+    [
+        ({"max_pixels": 28 * 28 * 4}, (4, 2)),
+        ({"min_pixels": 28 * 28 * 64}, (22, 12)),
+        ({"resized_height": 60, "resized_width": 200}, (4, 14)),
+    ],
+)
+def test_an_image_parts_own_limits_are_those_of_qwen_vl_utils(processor, own, grid):
+    talk = question((80, 150))
+    talk[0]["content"][0] |= own
+    assert processor.encode(talk).images[0][1] == grid
+
+
+@pytest.mark.parametrize("own", [{"max_pixels": "many"}, {"max_pixels": 5}, {"resized_height": 28}, {"min_pixels": -1}])
+def test_limits_that_are_none_are_refused(processor, own):
+    talk = question((80, 150))
+    talk[0]["content"][0] |= own
+    with pytest.raises(DataError, match="an image part"):
+        processor.encode(talk)
