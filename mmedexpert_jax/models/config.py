@@ -430,7 +430,7 @@ def _published_qwen3(
     return ModelConfig(text, vision, tie_word_embeddings=tied)
 
 
-# The sizes of Qwen/Qwen2-VL-{2B,7B}-Instruct and Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct, from their config.json; those
+# The sizes of Qwen/Qwen2-VL-{2B,7B}-Instruct, Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct, from their config.json; those
 # of Qwen/Qwen3-VL-{2B,4B,8B}-Instruct as jax-ml/bonsai (bonsai/models/qwen3_vl/modeling.py at 094832e) has them.
 PUBLISHED: dict[str, ModelConfig] = {
     "qwen2_vl_2b": _published(
