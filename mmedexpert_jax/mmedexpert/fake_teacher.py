@@ -1,4 +1,4 @@
-"""A stand-in teacher: traces of the right form and no content, answers chosen blindly by a hash.
+"""A stand-in teacher: traces of the right form and no content, options chosen blindly, in turn from seed to seed.
 
 `python -m mmedexpert_jax.mmedexpert.fake_teacher [port]` serves it as an endpoint of OpenAI's protocol on this machine,
 to try the factory's endpoints, limits and budgets out without a key.
@@ -28,9 +28,11 @@ def answer(body: Mapping[str, Any]) -> str:
     """The answer to a prompt of the factory; a function of messages and seed."""
     last = body["messages"][-1]["content"]
     text = last if isinstance(last, str) else last[-1]["text"]
-    whole = json.dumps([body["messages"], body.get("seed")])
+    whole = json.dumps(body["messages"])
     options = dict(_OPTION.findall(text))
-    letter = sorted(options)[int(hashlib.sha256(whole.encode()).hexdigest()[:8], 16) % len(options)]
+    # In turn, so that as many candidates as there are options surely hold the key, and a try-out builds every case.
+    first = int(hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest()[:8], 16)
+    letter = sorted(options)[(first + (body.get("seed") or 0)) % len(options)]
     paradigm = next(
         name for name, known in PARADIGMS.items() if known.definition in whole or known.instruction in whole
     )

@@ -436,7 +436,7 @@ def test_files_with_cases_are_readable_by_their_owner_alone(finished):
 def test_the_documented_stand_in_passes_the_endpoint_presets_own_bounds(dataset):
     with Loopback(answer, key=KEY) as server:
         words = load_config("configs/dataset.py:endpoint").words
-        config = dataset(server, 10, words=words, candidates=12)
+        config = dataset(server, 10, words=words, candidates=4)
         run_job(config)
     store = Store(Path(config.workdir) / FILE)
     assert len({trace.case.id for trace in store.traces()}) == 10
