@@ -146,11 +146,11 @@ def _brackets(blocks: Blocks, ranks: dict[int, int]) -> Brackets:
         share = k / blocks.size
         margin = _SIGMAS * np.sqrt(share * (1 - share) * count) + 2 if count < blocks.size else 1
         upper, lower = int(share * count - margin), int(share * count + margin) + 1
-        ordered = np.partition(
-            bits[row % len(bits)], sorted({max(0, count - lower), min(count - 1, count - max(upper, 1))})
-        )
-        high = int(ordered[count - upper]) + 64 if upper >= 1 else _TOP
-        low = max(0, int(ordered[count - lower]) - 64) if lower <= count else 0
+        # One place at a time: with two, NumPy leaves its vectorised selection, which is nine times faster.
+        first, last = max(0, count - lower), min(count - 1, count - max(upper, 1))
+        ordered = np.partition(bits[row % len(bits)], first)
+        high = int(np.partition(ordered[first:], last - first)[last - first]) + 64 if upper >= 1 else _TOP
+        low = max(0, int(ordered[first]) - 64) if lower <= count else 0
         brackets[row] = (min(low, _TOP - 1), min(high, _TOP))
     return brackets
 
