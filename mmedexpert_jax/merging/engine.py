@@ -26,7 +26,7 @@ from mmedexpert_jax.merging.lowrank import factors_of
 from mmedexpert_jax.merging.methods import Fitted, Setting, combine
 from mmedexpert_jax.merging.spherical import gram_matrix
 from mmedexpert_jax.merging.threshold import Blocks, Bound, Brackets, Counts, by_counting, counted
-from mmedexpert_jax.merging.vectors import FLOATS, Expert, Parts, as_float, assembled, factor_gram, flat
+from mmedexpert_jax.merging.vectors import FLOATS, Expert, Parts, as_float, assembled, factor_gram, flat, widened
 
 BLOCK = 1 << 17  # entries
 
@@ -166,6 +166,7 @@ class Merge:
         """A block of the base [m] and of the task vectors [K, m] (DELLA: [K, rows, columns]), float32."""
         tensor = self.base[name]
         base, parts = self.parts(name, start, stop)
+        parts = [widened(part, base) for part in parts]
         base = as_float(base)
         vectors = np.empty((len(self.experts), stop - start), np.float32)
         for row, part in zip(vectors, parts, strict=True):

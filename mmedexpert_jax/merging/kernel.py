@@ -16,7 +16,7 @@ from mmedexpert_jax.merging.arrays import cpu, one_core, product, rounded, total
 from mmedexpert_jax.merging.interference import entries
 from mmedexpert_jax.merging.methods import Fitted, Setting, Switches, disjoint_mean
 from mmedexpert_jax.merging.threshold import Bound, Brackets, Counts
-from mmedexpert_jax.merging.vectors import Parts, assembled
+from mmedexpert_jax.merging.vectors import Parts, assembled, widened
 
 DTYPES = ("bfloat16", "float16", "float32")  # of weights
 _LANES = 64  # sums that a loop adds to at a time
@@ -118,6 +118,7 @@ def _padded(base: np.ndarray, parts: Sequence[Parts], size: int) -> tuple[np.nda
 
 
 def _vectors(base: jax.Array, parts: Sequence[Parts], stretch: jax.Array | None) -> tuple[jax.Array, list[jax.Array]]:
+    parts = [widened(part, base) for part in parts]
     base = base.astype(jnp.float32)
     found = [assembled(base, *part) for part in parts]
     vectors = [jnp.zeros_like(base) if vector is None else vector for vector in found]

@@ -85,6 +85,14 @@ def _changed(base: Any, own: Any) -> Any:
     return xp.where(rounded(base, own.dtype) == own, xp.float32(0), moved)
 
 
+def widened(parts: Parts, base: Any) -> Parts:
+    """Parts with float32 weights unless the base is stored in a wider dtype: there is no rounding to look for."""
+    own, deltas = parts
+    if own is None or own.dtype.itemsize < base.dtype.itemsize:
+        return parts
+    return own.astype(np.float32), deltas
+
+
 @dataclass(frozen=True)
 class Expert:
     """One expert.
