@@ -323,12 +323,13 @@ def _mapped(place: Place, column: str, group: int) -> Any:
         partial = file.with_suffix(f".{os.getpid()}")
         with border.writing(file), place.open() as stream:
             folder.mkdir(parents=True, exist_ok=True)
-            parquet = pq.ParquetFile(stream, buffer_size=1 << 20)
+            parquet = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)  # pages, not the group
             schema = pa.schema([parquet.schema_arrow.field(column)])
             with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
                 for batch in parquet.iter_batches(batch_size=16, row_groups=[group], columns=[column]):
                     writer.write_batch(batch)
             partial.replace(file)
+        pa.default_memory_pool().release_unused()  # a page of 1,024 photographs, as pyarrow writes them, is over 1 GB
     with pa.memory_map(str(file)) as source:
         return pa.ipc.open_file(source).read_all()[column]
 
@@ -339,7 +340,7 @@ def _parquet(place: Place, name: str, images: Sequence[str]) -> Values:
 
     try:
         with place.open() as stream:
-            file = pq.ParquetFile(stream)
+            file = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)  # pages, not whole columns
             fields = {field.name: field.type for field in file.schema_arrow}
             held = [key for key in fields if key in images and _is_binary(fields[key])]
             plain = [key for key in fields if key not in held]
