@@ -297,7 +297,7 @@ def _still(image: Image.Image, name: str, view: View) -> Stack:
 def _to_rgb(image: Image.Image, name: str, view: View) -> Image.Image:
     deep = image.mode == "F" or image.mode.startswith("I")
     if deep or (view.window is not None and image.mode == "L"):
-        values = np.asarray(image, np.float64)
+        values = np.asarray(image) if image.mode.startswith("I") else np.asarray(image, np.float64)
         picture = Image.fromarray(_to_uint8(values, image.mode, name, view)).convert("RGB")
         clear = image.info.get("transparency")
         if deep and isinstance(clear, int):  # the one grey value that a PNG declares transparent
@@ -325,7 +325,7 @@ def _to_uint8(values: np.ndarray, mode: str, name: str, view: View) -> np.ndarra
     elif mode == "F" and highest <= 1:
         limit = 1.0
     if view.window is not None:
-        return windowed(values, view.window, (0.0, limit), name)
+        return windowed(values.astype(np.float64), view.window, (0.0, limit), name)
     if not (lowest >= 0 and highest <= limit):
         raise DataError(
             f"{name}: grey values from {lowest:g} to {highest:g}; window them to 0..255 and save as 8 bit, or give a "
@@ -338,4 +338,6 @@ def _to_uint8(values: np.ndarray, mode: str, name: str, view: View) -> np.ndarra
             f'{name}: a 16-bit image with grey values up to {highest:g} only (12 bits); give it a "window": [centre, '
             'width], or "range" for darkest to brightest, or "full" to scale by 65535'
         )
+    if limit == 65535:  # looked up, since a table of 65,536 levels costs less than arithmetic on every pixel
+        return grey(np.arange(65_536) / limit)[values.astype(np.uint16)]
     return grey(values / limit)

@@ -30,6 +30,7 @@ Reader = Callable[[bytes, str, View], Stack]
 
 MAX_BYTES = 2**31  # of an unpacked volume: 1,000 CT slices of 512 x 512 x 16 bits are 2**29
 PERCENTILES = (0.5, 99.5)  # of a volume without a window: a few bright voxels would make a whole MR dark
+TABLE = 2**17  # stored values up to which a frame is looked up in a table, twice those of 16 bits
 _HEADER = 1024  # bytes that hold either NIfTI header
 _LOOK = (  # what turns a frame's numbers into grey, where functional groups may say it by frame
     "RescaleSlope",
@@ -167,26 +168,36 @@ def _dicom_frame(dataset: Any, place: int, name: str, view: View) -> Image.Image
 
 def _dicom_grey(values: np.ndarray, dataset: Any, place: int, name: str, view: View) -> np.ndarray:
     """Stored values [H, W] as uint8 [H, W], or [H, W, 3] under three windows."""
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-
     look = _look(dataset, place)
     padding = dataset.get("PixelPaddingValue")
-    inside = values != padding if isinstance(padding, int) else np.ones(values.shape, bool)
+    if values.dtype.kind not in "iu" or int(values.max()) - int(values.min()) >= TABLE:
+        return _levels(values, values != padding, look, dataset, name, view)
+    # every step below is pointwise: applied to each value once, and looked up, it costs a tenth
+    lowest = int(values.min())
+    domain = np.arange(lowest, int(values.max()) + 1)
+    index = values.astype(np.int32) - lowest
+    present = np.bincount(index.ravel(), minlength=len(domain)) > 0
+    return _levels(domain, present & (domain != padding), look, dataset, name, view)[index]
+
+
+def _levels(values: np.ndarray, held: np.ndarray, look: Any, dataset: Any, name: str, view: View) -> np.ndarray:
+    """Stored values [...] as uint8 [...] or [..., 3]; `held` [...]: those that count for a range."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
     units = apply_modality_lut(values, look)
+    inside = units[held] if held.any() else units
+    extent = float(inside.min()), float(inside.max())
     if view.window is not None:
         # Hounsfield units are CT's alone; PET, MR and X-ray rescale to units of their own
         hounsfield = dataset.get("Modality") == "CT" and "RescaleSlope" in look
-        held = units[inside] if view.window == "range" and inside.any() else units
-        full = (float(held.min()), float(held.max())) if view.window == "range" else _full(look)
+        full = extent if view.window == "range" else _full(look)
         window = "full" if view.window == "range" else view.window
         levels = windowed(units.astype(np.float64), window, full, name, hounsfield)
-    elif "VOILUTSequence" in look or _has_window(look):
-        low, high = (0.0, 2.0 ** int(look.VOILUTSequence[0].LUTDescriptor[2]) - 1) if _has_lut(look) else _full(look)
-        levels = grey((apply_voi_lut(units, look) - low) / (high - low))
+    elif _has_lut(look):
+        levels = grey(apply_voi_lut(units, look) / (2.0 ** int(look.VOILUTSequence[0].LUTDescriptor[2]) - 1))
     else:
-        held = units[inside] if inside.any() else units
-        low, high = float(held.min()), float(held.max())
-        levels = grey((units.astype(np.float64) - low) / max(high - low, 1e-12))
+        shown, (low, high) = (apply_voi_lut(units, look), _full(look)) if _has_window(look) else (units, extent)
+        levels = grey((shown.astype(np.float64) - low) / ((high - low) or 1.0))
     return 255 - levels if look.PhotometricInterpretation == "MONOCHROME1" else levels
 
 
