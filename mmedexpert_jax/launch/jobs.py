@@ -240,16 +240,18 @@ def _ablation(config: ConfigDict, run: "Run") -> None:
 
 def _export(config: ConfigDict, run: "Run") -> None:
     """The model behind `model.path` with its adapters folded in, or the adapter alone."""
-    output = Path(config.output or run.path / "export" / config.format)
+    output = Path(config.output or run.path / "export" / config.format).expanduser()
     if config.format == "adapter":
         _copy_adapter(config.model.path, output)
     else:
         from mmedexpert_jax import models
+        from mmedexpert_jax.models.card import training_of
 
         source = config.model.path
         model, params = _folded(source, config.model.dtype or "checkpoint")
         origin = models.load.origin(source)
-        models.save_pretrained(output, model, params, models.load_processor(source), origin=origin)
+        about = training_of(Path(source).expanduser())
+        models.save_pretrained(output, model, params, models.load_processor(source), origin=origin, about=about)
     run.finish({"output": str(output)})
     print(f"exported {config.model.path} to {output}", flush=True)
 
@@ -276,7 +278,7 @@ def _folded(source: str, dtype: str) -> tuple[Any, dict]:
 
 
 def _copy_adapter(model_path: str, output: Path) -> None:
-    from mmedexpert_jax.models.card import adapter_card
+    from mmedexpert_jax.models.card import adapter_card, training_of
 
     candidates = [Path(model_path), Path(model_path) / "export" / "adapter"]
     source = next((folder for folder in candidates if (folder / "adapter_config.json").is_file()), None)
@@ -284,7 +286,7 @@ def _copy_adapter(model_path: str, output: Path) -> None:
         raise DataError(f"config.model.path: {model_path} holds no adapter; use --config.format=model")
     files.claim(output)
     settings = border.read_json(source / "adapter_config.json", _AdapterConfig)
-    card = adapter_card(settings.base_model_name_or_path, settings.r)
+    card = adapter_card(settings.base_model_name_or_path, settings.r, training_of(Path(model_path)))
     with files.writing(output), files.replacing(output) as partial:
         shutil.copytree(source, partial, dirs_exist_ok=True)
         (partial / "README.md").write_text(card, encoding="utf-8")

@@ -5,20 +5,48 @@ import math
 import re
 from pathlib import Path
 
+from mmedexpert_jax import border
 from mmedexpert_jax.models.config import FAMILIES, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
 
 _TITLES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
+_METHODS = {
+    "dsa": "A LoRA expert by supervised fine-tuning on reasoning traces (DSA, section 4.1 of the paper)",
+    "gba": "Trained by reinforcement learning conditioned on clinical guidelines (GBA, section 4.2 of the paper)",
+    "merge": "Merged from task vectors (section 4.3 of the paper)",
+}
+_FORMAT = (
+    "Its prompts give the question, lettered options, and ask to think inside <think></think> and to give the letter "
+    "inside <answer></answer>."
+)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-def model_card(config: ModelConfig, dtype: str, origin: str = "") -> str:
+def training_of(run: Path) -> str:
+    """Sentences on how the run in a folder made its model, from its config.json; "" where it is no run."""
+    file = run / "config.json"
+    config = border.read_json(file) if file.is_file() else None
+    job = config.get("job") if isinstance(config, dict) else None
+    if job not in _METHODS:
+        return ""
+    model, data = (config.get(key) if isinstance(config.get(key), dict) else {} for key in ("model", "data"))
+    said = f"{_METHODS[job]}, from `{border.cut(str(model.get('path', '')))}`"
+    if job == "merge":
+        return f"{said}; its experts are in the run's config.json."
+    said += f", on the data `{border.cut(str(data.get('path', '')))}`"
+    objective = config.get("objective")
+    said += f", with the objective {border.cut(str(objective))}" if objective else ""
+    return f"{said}, seed {config.get('seed', 0)}. {_FORMAT}"
+
+
+def model_card(config: ModelConfig, dtype: str, origin: str = "", about: str = "") -> str:
     """Markdown with the Hub's front matter.
 
     Args:
         config: the architecture.
         dtype: of the weights.
         origin: what the model was made from, a hub id or a path; empty: not said.
+        about: sentences on how it was trained.
     """
     count = sum(math.prod(shape) for shape in tensor_shapes(config).values())
     front = ["library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [mmedexpert-jax, medical]"]
@@ -34,6 +62,8 @@ def model_card(config: ModelConfig, dtype: str, origin: str = "") -> str:
 {made} mmedexpert-jax ([paper](https://arxiv.org/abs/2601.10949)). Its licence is that of what it was made from.
 For research only: nothing here is for clinical use.
 
+{about}
+
 | | |
 | --- | --- |
 | architecture | `{FAMILIES[config.family]}` |
@@ -47,13 +77,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained("this directory", dtype="auto")
 processor = AutoProcessor.from_pretrained("this directory")
+content = [{{"type": "image", "image": "scan.png"}}, {{"type": "text", "text": "What does the image show?"}}]
+turns = [{{"role": "user", "content": content}}]
+returned = {{"tokenize": True, "return_dict": True, "return_tensors": "pt"}}
+inputs = processor.apply_chat_template(turns, add_generation_prompt=True, **returned)
+answer = model.generate(**inputs, max_new_tokens=1024)
+print(processor.batch_decode(answer[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
 ```
 
 vLLM serves the directory as it stands: `vllm serve <this directory>`.
 """
 
 
-def adapter_card(base: str, rank: int) -> str:
+def adapter_card(base: str, rank: int, about: str = "") -> str:
     """The card of a peft adapter of `rank` over `base`."""
     front = ["library_name: peft", "tags: [mmedexpert-jax, medical, lora]"]
     if _is_hub_id(base):
@@ -65,6 +101,8 @@ def adapter_card(base: str, rank: int) -> str:
 
 Trained with mmedexpert-jax ([paper](https://arxiv.org/abs/2601.10949)). Its licence is that of the base model.
 For research only: nothing here is for clinical use.
+
+{about}
 
 ```python
 from peft import PeftModel

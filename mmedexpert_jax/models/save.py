@@ -26,6 +26,7 @@ def save_pretrained(
     processor: Any = None,
     max_shard_bytes: int = SHARD_BYTES,
     origin: str = "",
+    about: str = "",
 ) -> None:
     """Writes weights, config.json, generation_config.json, a model card and, if given, the processor's files.
 
@@ -39,6 +40,7 @@ def save_pretrained(
         processor: tokenizer, chat template and image settings, or None.
         max_shard_bytes: of one weights file; one tensor may be larger.
         origin: what the model was made from, for its card.
+        about: how it was trained, for its card.
 
     Raises:
         ConfigError: `path` holds something other than a model.
@@ -54,7 +56,7 @@ def save_pretrained(
         with files.replacing(path) as partial:
             _write_weights(partial, _by_hub_names(flat, model.config.family), max_shard_bytes)
             _write_configs(partial, model, flat)
-            card = model_card(model.config, _dtype(flat), origin)
+            card = model_card(model.config, _dtype(flat), origin, about)
             (partial / "README.md").write_text(card, encoding="utf-8")
             if processor is not None:
                 processor.save(partial)

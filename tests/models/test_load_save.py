@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from mmedexpert_jax import lora
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.models import load_model, load_processor, random, save_pretrained
-from mmedexpert_jax.models.card import adapter_card
+from mmedexpert_jax.models.card import adapter_card, training_of
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.load import MINI, chosen, origin
 from mmedexpert_jax.models.random import random_tensors
@@ -363,6 +363,17 @@ def test_the_card_says_what_the_model_is(checkpoint, tmp_path, monkeypatch):
     assert "base_model" in adapter_card("out/model", 16)
     (tmp_path / "out" / "model").mkdir()
     assert "base_model" not in adapter_card("out/model", 16)
+
+
+def test_the_card_of_a_run_says_what_was_trained_on_what(checkpoint, tmp_path):
+    run = {"job": "gba", "model": {"path": "mini"}, "data": {"path": "cases.jsonl"}, "objective": "gba", "seed": 3}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    case = checkpoint("qwen2_tied")
+    save_pretrained(tmp_path / "out", case.model, case.params, about=training_of(tmp_path))
+    card = (tmp_path / "out" / "README.md").read_text()
+    for part in ("GBA, section 4.2", "from `mini`", "`cases.jsonl`", "seed 3", "<answer></answer>", "scan.png"):
+        assert part in card
+    assert training_of(case.directory) == training_of(tmp_path / "out") == ""
 
 
 def test_saving_replaces_a_model_whole_and_nothing_else(checkpoint, tmp_path):
