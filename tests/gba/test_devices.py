@@ -39,13 +39,14 @@ def runs_of(process, folder, name):
     ]
 
 
-def assert_same_run(got, expected):
+def assert_same_run(got, expected, rounded=False):
+    """With `rounded`, sums inside a layer are taken in another order: all weights are trained, or split by "tensor"."""
     np.testing.assert_array_equal(got["tokens"], expected["tokens"])
     np.testing.assert_allclose(got["logprobs"], expected["logprobs"], atol=1e-5)
     for name in expected.keys() - {"tokens", "logprobs", "stats"}:
         tolerance = 2e-5 * np.abs(expected[name]).max()
         if name.startswith("w"):
-            tolerance = tolerance + 1e-9 + adams_share(expected[f"v{name[1:]}"], expected["lr"])
+            tolerance = tolerance + 1e-9 + (adams_share(expected[f"v{name[1:]}"], expected["lr"]) if rounded else 0)
         assert np.all(np.abs(got[name] - expected[name]) <= tolerance), name
     for step, reference in zip(got["stats"], expected["stats"], strict=True):
         assert step.keys() == reference.keys()
@@ -70,8 +71,8 @@ def test_any_number_of_devices_gives_the_run_of_one(tiny_model_dir, cases_file, 
     layouts = ("1x1x1,none", "8x1x1,none", "2x2x2,full")
     one, *others = runs_of(start(tiny_model_dir, cases_file, tmp_path, "all", 8, *layouts), tmp_path, "all")
     assert len(others) == 2
-    for run in others:
-        assert_same_run(run, one)
+    for run, layout in zip(others, layouts[1:], strict=True):
+        assert_same_run(run, one, rounded="x1," not in layout)
 
 
 @pytest.mark.slow
@@ -86,7 +87,7 @@ def test_more_layouts(tiny_model_dir, cases_file, tmp_path, layout):
     full = layout.count(",") == 2
     one = "1x1x1,none,full" if full else "1x1x1,none"
     got = runs_of(start(tiny_model_dir, cases_file, tmp_path, "all", 8, one, layout), tmp_path, "all")
-    assert_same_run(got[1], got[0])
+    assert_same_run(got[1], got[0], rounded=full or "x1," not in layout)
 
 
 @pytest.mark.slow
