@@ -19,7 +19,7 @@ from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.jobs import run_job
 from mmedexpert_jax.launch.plan import describe
-from mmedexpert_jax.mmedexpert import dataset_build, filters
+from mmedexpert_jax.mmedexpert import dataset_build, dataset_job, filters
 from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
 from mmedexpert_jax.mmedexpert.fake_teacher import answer
 from mmedexpert_jax.remote import Answers
@@ -431,6 +431,16 @@ def test_people_who_have_accepted_nothing_are_told(dataset):
 def test_files_with_cases_are_readable_by_their_owner_alone(finished):
     files = [path for path in finished[0].rglob("*") if path.suffix in (".sqlite", ".parquet", ".jsonl", ".csv")]
     assert len(files) > 5 and all(path.stat().st_mode & 0o077 == 0 for path in files if path.name != "metrics.jsonl")
+
+
+def test_traces_that_wait_for_people_are_told_apart_from_rejected_ones(finished):
+    store = Store(finished[0] / FILE)
+    traces = list(store.traces())[:7]
+    store.close()
+    waits = {trace.id: "open" for trace in traces[:6]} | {traces[6].id: "conflict"}
+    said = dataset_job.nothing(traces, "accepted", waits)
+    assert "accepted none of the 7 traces that passed stage 1: 6 wait for a second reviewer and 1 waits for an" in said
+    assert dataset_job.nothing(traces, "any", {}) == "people have rejected all 7 traces that passed stage 1"
 
 
 def test_the_documented_stand_in_passes_the_endpoint_presets_own_bounds(dataset):

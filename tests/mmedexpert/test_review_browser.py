@@ -46,7 +46,7 @@ def chromium():
 class Site:
     """The job on a port of its own, over `count` traces, every other one with two images; `long`: with long texts."""
 
-    def __init__(self, folder: Path, count: int, *arguments: str, long: bool = False):
+    def __init__(self, folder: Path, count: int, *arguments: str, long: bool = False, slices: int = 0):
         Image.linear_gradient("L").save(folder / "scan.png")
         rows = [
             {
@@ -57,7 +57,7 @@ class Site:
                 "specialty": "AM",
                 "paradigm": PARADIGMS[i % 4],
                 "trace": TRACES[PARADIGMS[i % 4]],
-                "images": ["scan.png"] * (2 * (i % 2)),
+                "images": ["scan.png"] * (slices or 2 * (i % 2)),
             }
             for i in range(count)
         ]
@@ -366,3 +366,36 @@ def test_all_is_in_sight_and_can_be_reached(site, visit, width, height, touch, t
     assert page.is_visible("#help")
     press(page, "Escape")
     assert page.is_hidden("#help") and not page.problems
+
+
+def test_the_bar_leaves_a_phone_its_screen(site, visit):
+    page = visit(site(4).links["reviewer"], 390, 700, has_touch=True)
+    assert page.locator("#bar").bounding_box()["height"] <= 0.3 * 700
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and not page.problems
+    for id in ("#accept", "[data-key=r].reject"):
+        box = page.locator(id).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+
+
+def test_slices_of_a_volume_are_turned_and_windowed_and_few_are_loaded(site, visit):
+    page = visit(site(1, slices=200).links["reviewer"])
+    page.wait_for_function("() => document.querySelector('#slice-number').textContent === '101 / 200'")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    press(page, *[","] * 5, ".")
+    page.hover("#stage")
+    page.mouse.wheel(0, 100)
+    page.wait_for_function("() => document.querySelector('#slice-number').textContent === '98 / 200'")
+    page.keyboard.down("Shift")
+    page.mouse.down()
+    page.mouse.move(*[value + 40 for value in _middle(page)])
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    style = page.get_attribute("#image", "style")
+    assert "contrast(100%)" not in style and "scale(1)" in style
+    assert len([url for url in asked if "/api/image" in url]) < 20 and not page.problems
+
+
+def _middle(page) -> tuple[float, float]:
+    box = page.locator("#stage").bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
