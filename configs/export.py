@@ -12,4 +12,5 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config = presets.common("export", preset)
     config.format = "model"  # "model": adapters folded in, with processor; "adapter": the run's peft adapter
     config.output = ""  # directory to write; empty: export/ of the run directory
+    config.push = ""  # hub repository to upload it to, "owner/name"; private where new; empty: none; needs HF_TOKEN
     return config

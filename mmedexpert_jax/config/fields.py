@@ -169,6 +169,7 @@ FIELDS |= {
     "action": _choice("serve", "report", "export", "import"),
     "exchange.tool": _choice("trail", "label_studio", "argilla"),
     "format": _choice("model", "adapter"),
+    "push": FREE,
 }
 
 # -- serve, ask --------------------------------------------------------------------------------------------------------

@@ -252,8 +252,12 @@ def _export(config: ConfigDict, run: "Run") -> None:
         origin = models.load.origin(source)
         about = training_of(Path(source).expanduser())
         models.save_pretrained(output, model, params, models.load_processor(source), origin=origin, about=about)
-    run.finish({"output": str(output)})
     print(f"exported {config.model.path} to {output}", flush=True)
+    if config.push:
+        from mmedexpert_jax.models.save import push
+
+        print(f"uploaded: {push(output, config.push)}", flush=True)
+    run.finish({"output": str(output)})
 
 
 class _AdapterConfig(msgspec.Struct):

@@ -8,7 +8,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from mmedexpert_jax.errors import DataError, ResourceError
+from mmedexpert_jax import border
+from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
 from mmedexpert_jax.lora import memory_name
 from mmedexpert_jax.models.card import model_card
 from mmedexpert_jax.models.model import Model
@@ -64,6 +65,28 @@ def save_pretrained(
         raise ResourceError(
             f"{path}: the model cannot be written ({error}); free space or choose another path"
         ) from error
+
+
+def push(folder: str | Path, repository: str) -> str:
+    """Uploads a saved folder to a hub repository, made private where there is none; returns the commit's address.
+
+    Raises:
+        ConfigError: `repository` is no "owner/name".
+        RemoteError: the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        return str(
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="mmedexpert-jax").commit_url
+        )
+    except errors.HFValidationError as error:
+        raise ConfigError(f"config.push: {border.shown(repository)} is no hub repository; give owner/name") from error
+    except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's
+        reason = border.cut(str(error), 160)
+        raise RemoteError(f"{repository}: upload failed: {reason}; {folder} holds what was to be uploaded") from error
 
 
 def _by_hub_names(flat: dict, family: str) -> dict:

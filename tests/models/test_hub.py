@@ -1,5 +1,6 @@
 """Hub ids against a hub on this machine, through huggingface_hub's own variables: revision, token, cache, offline."""
 
+import base64
 import hashlib
 import json
 import os
@@ -126,3 +127,90 @@ def test_revision_and_token_go_to_the_hub_and_the_cache_serves_without_it(hub, c
     *again, (kind, words) = load(*cases, ("owner/other", TOKEN), offline="1")
     assert again == [main, tag, commit]
     assert kind == "RemoteError" and words.startswith("owner/other: ")
+
+
+PUSH = """
+import json, sys
+from mmedexpert_jax.errors import UserError
+from mmedexpert_jax.models.save import push
+
+for repository in sys.argv[2:]:
+    try:
+        print(json.dumps(push(sys.argv[1], repository)))
+    except UserError as error:
+        print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+def test_a_folder_is_pushed_whole_and_refusals_are_one_line(tmp_path):
+    """Against a server of the hub's protocol: create, preupload, commit."""
+    stored: dict[str, bytes] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.path == "/api/repos/create":
+                asked = json.loads(body)
+                assert asked.get("visibility") == "private" and self.headers["Authorization"] == f"Bearer {TOKEN}"
+                status = 403 if asked.get("organization") == "others" else 200
+                answer = {"url": f"http://{self.headers['Host']}/{asked['organization']}/{asked['name']}"}
+            elif "/preupload/" in self.path:
+                status, answer = 200, {"files": [
+                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                    for file in json.loads(body)["files"]
+                ]}  # fmt: skip
+            elif self.path == "/api/validate-yaml":
+                status, answer = 200, {"errors": [], "warnings": []}
+            else:
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] == "file":
+                        stored[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                status = 200
+                answer = {
+                    "success": True,
+                    "commitOid": 40 * "a",
+                    "commitUrl": f"http://{self.headers['Host']}/owner/name/commit/" + 40 * "a",
+                }
+            content = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\nA card")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        variables = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path),
+            "HF_TOKEN": TOKEN,
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", PUSH, str(folder), "owner/name", "others/name", "a/b/c"],
+            env=os.environ | variables | {"NO_PROXY": "*"}, capture_output=True, text=True,
+        )  # fmt: skip
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    url, refused, wrong = map(json.loads, done.stdout.splitlines())
+    assert isinstance(url, str), url
+    assert url.endswith("/commit/" + 40 * "a")
+    assert {name: content for name, content in stored.items() if name != ".gitattributes"} == {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }
+    assert (
+        refused[0] == "RemoteError" and refused[1].startswith("others/name: upload failed") and "\n" not in refused[1]
+    )
+    assert wrong[0] == "ConfigError"
