@@ -20,6 +20,16 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     # Yu et al. 2025 (arXiv 2503.14476): token-level loss, clip-higher, dynamic sampling, soft overlong punishment
     "dapo": _GRPO
     | {"aggregation": "token", "clip_high": 0.28, "zero_variance": "refill", "rewards.length": 1.0, "beta": 0.0},
+    # Gao et al. 2025 (arXiv 2511.20347): a soft gate in the place of the clip
+    "sapo": _GRPO | {"surrogate": "sapo", "beta": 0.0},
+    # MiniMax 2025 (arXiv 2506.13585): REINFORCE under a cut ratio; cut at 5 as ScaleRL (2510.13786), token-level loss
+    "cispo": _GRPO | {"surrogate": "cispo", "clip_high": 4.0, "aggregation": "token", "beta": 0.0},
+    # Ahmadian et al. 2024 (arXiv 2402.14740): the mean of the others as baseline, no deviation
+    "rloo": _GRPO | {"advantage_scale": "leave_one_out"},
+    # Hu et al. 2025 (arXiv 2501.03262): group baseline, normalised over the step
+    "reinforce_pp": _GRPO | {"advantage_scale": "global", "aggregation": "token"},
+    # Liu et al. 2026 (arXiv 2601.05242): every reward normalised in its group before the sum; all else as gba
+    "gdpo": {"advantage_scale": "decoupled"},
     # Zheng et al. 2025 (arXiv 2507.18071): the sequence's ratio, clipped close; four updates, since at one it is 1
     "gspo": _GRPO | {"ratio_level": "sequence", "clip": 3e-4, "clip_high": 4e-4, "minibatches": 4, "beta": 0.0},
 }
@@ -41,7 +51,9 @@ def get_config(preset: str = "mini") -> ConfigDict:
 
     # objective: its name sets the fields marked "by objective" (OBJECTIVES above), each of which may be set on its own
     objective = FieldReference("gba")
-    config.objective = objective  # "gba" (section 4.2), its rival "grpo" (no guidelines), "dr_grpo", "dapo" or "gspo"
+    # "gba" (section 4.2), its rival "grpo" (no guidelines), "dr_grpo", "dapo", "gspo", "sapo", "cispo", "rloo",
+    # "reinforce_pp" or "gdpo"
+    config.objective = objective
 
     def by_objective(name: str, default: Any, kind: type | None = None) -> FieldReference:
         """The objective's value of a field, as long as the field is not set itself; `default` is that of gba."""
@@ -53,11 +65,15 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.clip_high = by_objective("clip_high", None, float)  # upper epsilon; none: the same as clip; by objective
     # weight of the k3 KL to the adapter-off reference; appendix B; 0: no reference; by objective
     config.beta = by_objective("beta", 0.001)
+    # loss of a token: "clip" (appendix B), "cispo" or "sapo"; gba/objective.py; by objective
+    config.surrogate = by_objective("surrogate", "clip")
     # "sequence" (1/|y_i|, equation 5), "token" (dapo) or "constant" (dr_grpo); by objective
     config.aggregation = by_objective("aggregation", "sequence")
     # ratio of each "token" or of the "sequence" (gspo); by objective
     config.ratio_level = by_objective("ratio_level", "token")
-    # rewards over the deviation of their "group" (equation 4), or "none" (dr_grpo); by objective
+    # what an advantage is: rewards over the deviation of their "group" (equation 4) or of the "batch"; undivided
+    # ("none", dr_grpo); against the others ("leave_one_out", rloo); normalised over the step ("global", reinforce_pp);
+    # or each function apart ("decoupled", gdpo); gba/advantages.py; by objective
     config.advantage_scale = by_objective("advantage_scale", "group")
     # groups of equal rewards: "keep", "drop" from the update, or "refill" by more rollouts (dapo's dynamic sampling);
     # by objective
@@ -89,7 +105,26 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.rewards.structure = by_objective("rewards.structure", 0.5)
     # weight: the soft punishment of overlong answers (dapo); by objective
     config.rewards.length = by_objective("rewards.length", 0.0)
-    config.rewards.functions = ()  # own rewards, each "module.function=weight"
+    # format and structure count only where the answer is right; False, the paper's sum: a right answer without
+    # reasoning (1.0) ties with a wrong one in full form (0.5 + 0.5)
+    config.rewards.gated = False
+    config.rewards.token_f1 = 0.0  # weight: F1 of words with the reference answer of an open question
+    config.rewards.answer_first = 0.0  # weight: -1 where the reasoning begins with its answer (the paper's appendix D)
+    config.rewards.functions = ()  # own rewards, each "module.function=weight" or "path.py:function=weight"
+    config.rewards.timeout = 60.0  # seconds of one call of an own function; 0: no limit
+    config.rewards.attempts = 3  # calls of an own function that fails, before the step is given up
+    config.rewards.workers = 16  # calls of own functions at once
+    config.rewards.judge = ConfigDict()
+    config.rewards.judge.weight = 0.0  # of a language model's word on each completion; 0: none is asked
+    config.rewards.judge.kind = "rubric"  # "rubric": a score over 10; "pairwise": wins within the group
+    config.rewards.judge.rubric = ""  # what a score is given for, or a .txt file of it; empty: sound reasoning
+    config.rewards.judge.model = ""  # name at the endpoint
+    config.rewards.judge.url = ""  # of an OpenAI-compatible server
+    config.rewards.judge.key_env = ""  # environment variable with its key; empty: none is sent
+    config.rewards.judge.concurrency = 16  # requests in flight at most
+    config.rewards.judge.budget = 0.0  # dollars; 0: no limit
+    config.rewards.judge.price_input = 0.0  # dollars per million prompt tokens
+    config.rewards.judge.price_output = 0.0  # dollars per million completion tokens
     config.rewards.shuffle = False  # negative control: rewards are shuffled among the samples
 
     config.samples_every = 10  # optimizer steps between tables of completions in samples/

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,11 @@ _INSIDE = tuple(name for name in _WRAPPED.groupindex if name not in ("star", "ti
 _DENIED = re.compile(
     r"(?:is\s+)?(?:not|wrong|incorrect|false|unlikely|excluded|eliminated|ruled\s+out)\b", re.IGNORECASE
 )
+
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_PUNCTUATION = re.compile(r"[^\w\s]")
+_HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,25 @@ def choice(response: str, options: Sequence[str]) -> str | None:
     if label not in LETTERS[: len(options)] or not label:
         return named[0] if len(named) == 1 else None
     return None if _names_another(label, text, texts) else label
+
+
+def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
+    """Options with their letters before them."""
+    return [form.format(letter, text) for letter, text in zip(LETTERS, options, strict=False)]
+
+
+def normalised(text: str) -> str:
+    """Text as exact match and F1 compare it: lower case, without punctuation, articles and extra space (as SQuAD);
+    each Chinese character is a word."""
+    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(" ", text.lower()))
+    return " ".join(_ARTICLES.sub(" ", words).split())
+
+
+def token_f1(gold: str, said: str) -> float:
+    """F1 over the words of two normalised texts, with multiplicity (as SQuAD)."""
+    wanted, found = normalised(gold).split(), normalised(said).split()
+    common = sum((Counter(wanted) & Counter(found)).values())
+    return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
 
 
 def unlabelled(options: Sequence[str]) -> list[str]:

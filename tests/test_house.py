@@ -13,6 +13,7 @@ GROUND = {
     "runtime",
     "processing",
     "remote",
+    "statements",
     "lora",
     "answers",
     "intervals",

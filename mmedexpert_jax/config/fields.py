@@ -110,16 +110,21 @@ FIELDS |= {
     "specialty": _choice("all", *SPECIALTIES, "mixed"),
     "trainable": _choice("lora", "full"),
     "lora.targets": _choice("all-linear", "text"),
-    "objective": _choice("gba", "grpo", "dr_grpo", "dapo", "gspo"),
+    "objective": _choice(*("gba", "grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "rloo", "reinforce_pp", "gdpo")),
     "aggregation": _choice("sequence", "token", "constant"),
     "ratio_level": _choice("token", "sequence"),
-    "advantage_scale": _choice("group", "none"),
+    "surrogate": _choice("clip", "cispo", "sapo"),
+    "advantage_scale": _choice("group", "none", "batch", "leave_one_out", "global", "decoupled"),
     "zero_variance": _choice("keep", "drop", "refill"),
     "group_by": _choice("prompt", "query"),
     "schedule": _choice("constant", "linear", "cosine"),
     "paradigm": _choice("", *PARADIGMS, "all"),
     # a reward may punish: its weight has any sign
-    **_each(SIGNED, "rewards.accuracy rewards.format rewards.length rewards.structure"),
+    **_each(SIGNED, "rewards.accuracy rewards.format rewards.length rewards.structure rewards.token_f1"),
+    **_each(SIGNED, "rewards.answer_first rewards.judge.weight"),
+    **_each(FREE_COUNT, "rewards.attempts rewards.workers"),
+    "rewards.timeout": FREE,
+    "rewards.judge.kind": _choice("rubric", "pairwise"),
 }
 
 # -- merge: section 4.3 ------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from mmedexpert_jax.data.case import LETTERS, Case
+from mmedexpert_jax import answers
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.paradigms import PARADIGMS
 
 ANSWER_FORMAT = (
@@ -29,7 +30,7 @@ class Asked(Protocol):
 
 def question(case: Asked, paradigm: str | None = None, guideline: str | None = None) -> str:
     """The user's turn: question, lettered options, guideline text, the paradigm's instruction, answer format."""
-    options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, case.options, strict=False))
+    options = "\n".join(answers.lettered(case.options))
     instruction = ANSWER_FORMAT.replace(ANSWERS["choice"], ANSWERS[case.kind])
     if paradigm:
         instruction = f"{PARADIGMS[paradigm].instruction} {instruction}"

@@ -134,6 +134,7 @@ class Learner(train.Learner):
             max_tokens=config.max_new_tokens,
             ratio_level=config.ratio_level,
             weights=None if weights is None else _flat(weights),
+            surrogate=config.surrogate,
             num_rows=None if part.counted is None else jnp.sum(part.counted),
         )
         difference = jnp.where(mask, jnp.abs(own - part.logprobs), 0.0)

@@ -1,21 +1,32 @@
 """r(p, y) of equation 4: small functions, each a number for one completion, and their weighted sum."""
 
 import importlib
-import math
-from collections.abc import Callable, Sequence
+import inspect
+import re
+import runpy
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmedexpert_jax import answers
-from mmedexpert_jax.data.case import Case
+from mmedexpert_jax import answers, border
+from mmedexpert_jax.data.case import LETTERS, Case
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.gba.rollouts import Rollout
+from mmedexpert_jax.gba.advantages import totals
+from mmedexpert_jax.gba.calls import call_all
 from mmedexpert_jax.runtime import processes
+from mmedexpert_jax.statements import stated
 
-Reward = Callable[..., float]
+if TYPE_CHECKING:
+    from mmedexpert_jax.gba.rollouts import Rollout
+
+Reward = Callable[..., Any]
 
 
 def accuracy(case: Case, text: str, **_) -> float:
@@ -40,46 +51,111 @@ def length(case: Case, text: str, *, length: int, max_new_tokens: int, **_) -> f
     return -max(0.0, length - (max_new_tokens - margin)) / margin
 
 
-REWARDS: dict[str, Reward] = {"accuracy": accuracy, "format": format, "structure": structure, "length": length}
+def token_f1(case: Case, text: str, **_) -> float | None:
+    """F1 over the words of the answer block and the reference answer (as SQuAD); abstains on multiple choice."""
+    given = answers.parse(text).answer
+    return answers.token_f1(case.answer, given or "") if case.kind == "open" else None
+
+
+def answer_first(case: Case, text: str, **_) -> float:
+    """-1 if the first sentence of the reasoning states an answer, else 0: the paper's own samples (appendix D) do, and
+    what follows is then no reasoning towards it."""
+    first = re.split(r"(?<=[.!?\n])\s+", (answers.parse(text).think or "").strip(), maxsplit=1)[0]
+    letters = LETTERS[: len(case.options)]
+    named = stated(first, letters) or answers.choice(f"<answer>{first}</answer>", case.options)
+    return -float(bool(named))
+
+
+REWARDS: dict[str, Reward] = {
+    "accuracy": accuracy,
+    "format": format,
+    "structure": structure,
+    "length": length,
+    "token_f1": token_f1,
+    "answer_first": answer_first,
+}
+
+GATED = ("format", "structure")  # rewards of form
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """A reward function and its weight in the sum."""
+class WeightedReward:
+    """A reward function and its weight in the sum.
+
+    Attributes:
+        name: in the metrics.
+        weight: in the sum.
+        function: `f(case, text, *, paradigm, length, truncated, max_new_tokens)` for one completion, or, where its
+            first parameter is called `cases`, `f(cases, texts, *, paradigms, lengths, truncated, max_new_tokens)` for
+            all of a rollout at once. Either may be `async`. It gives a number, or None to abstain.
+        own: a user's function, which is called in parallel, timed and tried again; ours are pure and fast.
+    """
 
     name: str
     weight: float
     function: Reward
+    own: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """True for a function of all completions of a rollout."""
+        return next(iter(inspect.signature(self.function).parameters), "") == "cases"
 
 
-def from_config(config: ConfigDict) -> tuple[Weighted, ...]:
+def from_config(config: ConfigDict, folder: Path | None = None) -> tuple[WeightedReward, ...]:
     """The rewards of a run: those of `config.rewards` with a weight, and accuracy even without, since it is watched.
 
-    `rewards.functions` adds a user's own, each as
-    "module.function=weight"; a function is called as `f(case, text, *, paradigm, length, truncated, max_new_tokens)`
-    and should swallow what it does not use in `**_`.
+    `rewards.functions` adds a user's own, each as "module.function=weight" or "path.py:function=weight".
+
+    Args:
+        config: of the job gba.
+        folder: of the run, where a judge's answers are kept; None: they are not asked for, as in a plan.
 
     Raises:
-        ConfigError: a function that cannot be imported, a weight that is no number, a name that stands twice.
+        ConfigError: a function that cannot be imported, a weight that is no finite number, a name that stands twice, a
+            judge without a URL or key.
     """
     weights = {name: config.rewards[name] for name in REWARDS}
-    chosen = [Weighted(name, w, REWARDS[name]) for name, w in weights.items() if w or name == "accuracy"]
+    chosen = [WeightedReward(name, w, REWARDS[name]) for name, w in weights.items() if w or name == "accuracy"]
+    if config.rewards.judge.weight:
+        from mmedexpert_jax.gba.judge_reward import JudgeReward
+
+        function = JudgeReward.from_config(config, folder)
+        chosen.append(WeightedReward("judge", config.rewards.judge.weight, function, own=False))
     chosen += [_custom(spec) for spec in config.rewards.functions]
-    names = [reward.name for reward in chosen]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"config.rewards.functions: two rewards are called {name}; rename one")
+    twice = [name for name, count in Counter(reward.name for reward in chosen).items() if count > 1]
+    if twice:
+        raise ConfigError(f"config.rewards.functions: two rewards are called {twice[0]}; rename one")
     return tuple(chosen)
 
 
-def _custom(spec: str) -> Weighted:
+def _custom(spec: str) -> WeightedReward:
+    """A user's function from "module.function=weight" or "path.py:function=weight"."""
     path, _, weight = spec.partition("=")
-    module, _, name = path.strip().rpartition(".")
+    place = f"config.rewards.functions: {border.shown(spec)}"
     try:
-        function = getattr(importlib.import_module(module), name)
-        return Weighted(name, float(weight or 1), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f'config.rewards.functions: {spec!r} is not "module.function=weight" ({error})') from None
+        number = float(weight or 1)
+    except ValueError:
+        number = float("nan")
+    if not np.isfinite(number):
+        raise ConfigError(f"{place}: the weight {border.shown(weight)} is no finite number")
+    file, _, name = path.strip().rpartition(":") if ".py:" in path else path.strip().rpartition(".")
+    try:
+        if file.endswith(".py"):
+            function = runpy.run_path(str(Path(file).expanduser()))[name]
+        else:
+            function = getattr(importlib.import_module(file), name)
+        if not callable(function):
+            raise TypeError(f"{name} is no function")
+        next(iter(inspect.signature(function).parameters.values()))
+    except ConfigError:
+        raise
+    except StopIteration:
+        raise ConfigError(f"{place}: {name} takes no case and text") from None
+    except (Exception, SystemExit) as error:  # the file is the user's: anything may be raised while it is run
+        reason = border.cut(f"{type(error).__name__}: {' '.join(str(error).split())}", 160)
+        raise ConfigError(f'{place} is not "module.function=weight" or "path.py:function=weight" ({reason})') from None
+    return WeightedReward(name, number, function, own=True)
 
 
 @dataclass(frozen=True)
@@ -87,68 +163,152 @@ class Scores:
     """Rewards of a step's completions.
 
     Attributes:
-        values: [N, S, F] what each function gave, in the order of `rewards`.
-        total: [N, S] weighted sum.
+        values: [N, S, F] float32, what each function gave, in the order of `rewards`; NaN where it abstained.
         rewards: the functions.
     """
 
     values: np.ndarray
-    total: np.ndarray
-    rewards: tuple[Weighted, ...]
+    rewards: tuple[WeightedReward, ...]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """[F] float32."""
+        return np.array([reward.weight for reward in self.rewards], np.float32)
+
+    @property
+    def total(self) -> np.ndarray:
+        """[N, S] weighted sum; NaN for a completion about which all functions abstained."""
+        return totals(self.values, self.weights)
 
     @classmethod
     def join(cls, scores: Sequence["Scores"]) -> "Scores":
         """The scores of a step's rollouts as one."""
-        values, total = (np.concatenate([getattr(s, name) for s in scores]) for name in ("values", "total"))
-        return cls(values, total, scores[0].rewards)
+        return cls(np.concatenate([part.values for part in scores]), scores[0].rewards)
 
     def stats(self) -> dict[str, float]:
-        """Mean and deviation (ddof 1) by function and in all, under TRL's names."""
+        """Mean and deviation (ddof 1) by function and in all, over what was scored, under TRL's names."""
         stats = {}
         for i, reward in enumerate(self.rewards):
-            stats[f"rewards/{reward.name}/mean"] = float(self.values[..., i].mean())
-            stats[f"rewards/{reward.name}/std"] = float(self.values[..., i].std(ddof=1))
-        return {**stats, "reward": float(self.total.mean()), "reward_std": float(self.total.std(ddof=1))}
+            stats |= _moments(self.values[..., i], f"rewards/{reward.name}/mean", f"rewards/{reward.name}/std")
+        return stats | _moments(self.total, "reward", "reward_std")
 
-    def by_paradigm(self, paradigms: Sequence[str | None]) -> dict[str, float]:
-        """Means under each of the paradigms that the N prompts ask for: of the sum, and by function."""
+    def by(self, kind: str, groups: Sequence[str | None]) -> dict[str, float]:
+        """Means over the prompts of each group, e.g. "paradigms/bayesian/reward": of the sum, and by function.
+
+        Args:
+            kind: "paradigms" or "specialties".
+            groups: of the N prompts; None and "" are of none.
+        """
         stats = {}
-        for name in sorted({paradigm for paradigm in paradigms if paradigm}):
-            chosen = [paradigm == name for paradigm in paradigms]
-            stats[f"paradigms/{name}/reward"] = float(self.total[chosen].mean())
+        for name in sorted({group for group in groups if group}):
+            chosen = [group == name for group in groups]
+            stats[f"{kind}/{name}/reward"] = _mean(self.total[chosen])
             for i, reward in enumerate(self.rewards):
-                stats[f"paradigms/{name}/{reward.name}"] = float(self.values[chosen][..., i].mean())
-        return stats
+                stats[f"{kind}/{name}/{reward.name}"] = _mean(self.values[chosen][..., i])
+        return {key: value for key, value in stats.items() if np.isfinite(value)}
 
 
-def score(rewards: tuple[Weighted, ...], rollout: Rollout, max_new_tokens: int) -> Scores:
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is not NaN; NaN where nothing is."""
+    found = values[~np.isnan(values)]
+    return float(found.mean()) if found.size else float("nan")
+
+
+def _moments(values: np.ndarray, mean: str, std: str) -> dict[str, float]:
+    found = values[~np.isnan(values)]
+    if not found.size:
+        return {}
+    return {mean: float(found.mean()), std: float(found.std(ddof=1)) if found.size > 1 else 0.0}
+
+
+def score(
+    rewards: tuple[WeightedReward, ...],
+    rollout: "Rollout",
+    max_new_tokens: int,
+    timeout: float = 60.0,
+    attempts: int = 3,
+    workers: int = 16,
+    gated: bool = False,
+) -> Scores:
     """Scores the completions of a step; of several processes, each those of its share of the prompts.
 
+    Args:
+        rewards: the functions.
+        rollout: N prompts, S completions of each.
+        max_new_tokens: limit of a completion.
+        timeout: seconds of one call of a user's function; 0: no limit.
+        attempts: calls of a user's function that fails, before the step is given up.
+        workers: calls of users' functions at once.
+        gated: format and structure count only where the answer is right, so that a wrong answer in full form does not
+            tie with a right one without reasoning.
+
     Raises:
-        ConfigError: a function failed or gave no finite number; it names function and case.
+        ConfigError: a function failed, gave no finite number, or not one for each completion; it names function and
+            case.
+        RemoteError: a judge's endpoint.
     """
-    values = np.zeros((*rollout.lengths.shape, len(rewards)), np.float32)
-    own = processes.block(len(values))
-    for (i, j), length in np.ndenumerate(rollout.lengths[own]):
-        i += own.start
-        prompt = rollout.prompts[i]
-        context = {
-            "paradigm": prompt.paradigm,
-            "length": int(length),
-            "truncated": bool(rollout.truncated[i, j]),
-            "max_new_tokens": max_new_tokens,
-        }
-        for k, reward in enumerate(rewards):
-            values[i, j, k] = _value(reward, prompt.case, rollout.texts[i][j], context)
-    values = processes.concatenate(values[own])
-    return Scores(values, values @ np.array([reward.weight for reward in rewards], np.float32), rewards)
+    own = processes.block(len(rollout.prompts))
+    shape = len(rollout.prompts[own]), rollout.lengths.shape[1]
+    completions = [_context(rollout, i, j, max_new_tokens) for i in range(own.start, own.stop) for j in range(shape[1])]
+    limits = {"timeout": timeout, "attempts": attempts, "workers": workers}
+    columns = [_column(reward, completions, max_new_tokens, limits) for reward in rewards]
+    if gated:
+        right = columns[[reward.name for reward in rewards].index("accuracy")]
+        for place, reward in enumerate(rewards):
+            if reward.name in GATED:
+                columns[place] = [value * ok for value, ok in zip(columns[place], right, strict=True)]
+    values = np.array(columns, np.float32).T.reshape(*shape, len(rewards))
+    return Scores(processes.concatenate(values), rewards)
 
 
-def _value(reward: Weighted, case: Case, text: str, context: dict) -> float:
-    try:
-        value = float(reward.function(case, text, **context))
-    except Exception as error:
-        raise ConfigError(f"reward {reward.name} failed on case {case.id}: {type(error).__name__}: {error}") from error
-    if not math.isfinite(value):
-        raise ConfigError(f"reward {reward.name} gave {value} on case {case.id}; rewards must be finite numbers")
-    return value
+def _context(rollout: "Rollout", i: int, j: int, max_new_tokens: int) -> dict[str, Any]:
+    """All that a function is told of one completion."""
+    prompt = rollout.prompts[i]
+    return {
+        "case": prompt.case,
+        "text": rollout.texts[i][j],
+        "paradigm": prompt.paradigm,
+        "length": int(rollout.lengths[i, j]),
+        "truncated": bool(rollout.truncated[i, j]),
+        "max_new_tokens": max_new_tokens,
+    }
+
+
+def _column(
+    reward: WeightedReward, completions: Sequence[Mapping[str, Any]], max_new_tokens: int, limits: Mapping[str, Any]
+) -> list[float]:
+    """What one function gives for each completion; NaN where it abstains."""
+    if reward.whole:
+        names = {"cases": "case", "texts": "text", "paradigms": "paradigm", "lengths": "length"}
+        told = {many: [one[name] for one in completions] for many, name in names.items()}
+        told |= {"truncated": [one["truncated"] for one in completions], "max_new_tokens": max_new_tokens}
+        cases, texts = told.pop("cases"), told.pop("texts")
+        name = f"reward {reward.name}"
+        (given,) = call_all([partial(reward.function, cases, texts, **told)], [name], **limits)
+        each = isinstance(given, list | tuple | np.ndarray)
+        if not each or len(given) != len(completions):
+            found = len(given) if each else type(given).__name__
+            raise ConfigError(f"{name} gave {found} for {len(completions)} completions; give one number or None each")
+    elif reward.own:
+        calls = [partial(_call, reward.function, one) for one in completions]
+        given = call_all(calls, [f"reward {reward.name}, case {one['case'].id}" for one in completions], **limits)
+    else:
+        given = [_call(reward.function, one) for one in completions]
+    return [_number(reward, one["case"], value) for one, value in zip(completions, given, strict=True)]
+
+
+def _call(function: Reward, told: Mapping[str, Any]) -> Any:
+    rest = {name: value for name, value in told.items() if name not in ("case", "text")}
+    return function(told["case"], told["text"], **rest)
+
+
+def _number(reward: WeightedReward, case: Case, value: Any) -> float:
+    """A reward as a float; NaN for None. Raises ConfigError for anything else that is no finite number."""
+    if value is None:
+        return float("nan")
+    if isinstance(value, bool | int | float | np.number | np.bool_) and np.isfinite(value):
+        return float(value)
+    raise ConfigError(
+        f"reward {reward.name} gave {border.shown(value)} on case {case.id}; rewards must be finite numbers, or None, "
+        "which abstains"
+    )

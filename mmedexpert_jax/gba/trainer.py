@@ -15,7 +15,7 @@ from mmedexpert_jax.data import Case, load_cases
 from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
-from mmedexpert_jax.gba.advantages import group_advantages
+from mmedexpert_jax.gba.advantages import estimate, totals
 from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
@@ -24,7 +24,8 @@ from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.gba.split import micro_batch
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.processing.processor import Processor
-from mmedexpert_jax.runtime import costs
+from mmedexpert_jax.runtime import costs, processes
+from mmedexpert_jax.runtime.hints import hints
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.train import Evaluate, State, export, fit
 from mmedexpert_jax.train.state import is_due
@@ -32,7 +33,8 @@ from mmedexpert_jax.train.state import is_due
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
-Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and their rewards [., G] by group
+HINTS_EVERY = 10  # steps between looks at the metrics for what goes wrong
+Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and these by group [., G, F]
 
 
 def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> Path:
@@ -54,9 +56,10 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
         DataError: a model or data that cannot be read, or a prompt that is too long.
         Interrupted: a signal came; a checkpoint is saved.
     """
-    job = _prepare(config)
+    job = _prepare(config, run.path)
     key, init_key = jax.random.split(jax.random.key(config.seed))
     explained = bool(config.explain)
+    told: set[str] = set()
 
     def step(state: State, number: int) -> tuple[State, dict[str, float]]:
         nonlocal explained
@@ -64,12 +67,24 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
         explained = False  # the first step of this process alone
         if config.samples_every and is_due(state.step, config.samples_every, job.steps):
             run.table("completions", state.step, _rows(rollout, scores))
+        if is_due(state.step, HINTS_EVERY, job.steps):
+            _hint(run, told)
         return state, metrics
 
     state = fit(config, run, job.learner, step, job.steps, "gba", init_key, evaluate)
     path = export(config, run, job.model, job.learner.policy(state), state, job.processor)
     run.finish(_summary(run, path, state))
     return path
+
+
+def _hint(run: "Run", told: set[str]) -> None:
+    """Prints what looks wrong in the run's metrics, each kind once."""
+    if not processes.is_writer():
+        return
+    for name, sentence in hints(run.metrics()).items():
+        if name not in told:
+            told.add(name)
+            print(f"hint: {sentence}", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +102,7 @@ class Job:
         part: prompts of a micro-batch on each device.
     """
 
-    scoring: tuple[reward.Weighted, ...]
+    scoring: tuple[reward.WeightedReward, ...]
     guidelines: Guidelines
     batches: Batches
     processor: Processor
@@ -97,10 +112,10 @@ class Job:
     part: int
 
 
-def _prepare(config: ConfigDict) -> Job:
+def _prepare(config: ConfigDict, folder: Path) -> Job:
     """Reads data and model, and finds what is wrong with them before any work."""
     _check(config)
-    scoring = reward.from_config(config)
+    scoring = reward.from_config(config, folder)
     cases = load_cases(config.data.path, "train", limit=config.limit, seed=config.seed)
     guidelines = _guidelines(config, cases)
     steps = config.steps or guidelines.steps(config.epochs)
@@ -122,10 +137,10 @@ def _step(
 ) -> tuple[State, Rollout, reward.Scores, dict[str, float]]:
     """One step: the state after it, the completions with their advantages and scores, and its metrics."""
     learner, began = job.learner, time.perf_counter()
-    rollout, scores, rewards = _sample(job, config, state, key, step)  # y_1 .. y_G ~ pi(. | p) and r(p, y)
-    scale = config.advantage_scale == "group"
-    advantages = group_advantages(rewards, config.advantage_eps, config.advantage_ddof, scale)  # equation 4
-    rollout = _for_update(rollout.with_advantages(np.asarray(advantages)), rewards, config)
+    rollout, scores, values = _sample(job, config, state, key, step)  # y_1 .. y_G ~ pi(. | p) and r(p, y)
+    rewards, eps, ddof = totals(values, scores.weights), config.advantage_eps, config.advantage_ddof
+    advantages = estimate(values, scores.weights, config.advantage_scale, eps, ddof)  # equation 4
+    rollout = _for_update(rollout.with_advantages(advantages), rewards, config)
     if explained:
         print(explain(rollout, scores, learner, state, job.batches, job.processor, config.explain), flush=True)
     sampled = time.perf_counter()
@@ -145,8 +160,9 @@ def _sample(job: Job, config: ConfigDict, state: State, key: jax.Array, step: in
         encoded = [job.batches.encode(prompt) for prompt in prompts]
         completions = job.learner.sample(state, job.batches.collate(encoded), jax.random.fold_in(key, visit))
         rollout = Rollout.of(prompts, encoded, completions, job.processor)
-        scores = reward.score(job.scoring, rollout, config.max_new_tokens)
-        done.append((rollout, scores, _groups(scores.total, config, visit)))
+        limits = {name: config.rewards[name] for name in ("timeout", "attempts", "workers", "gated")}
+        scores = reward.score(job.scoring, rollout, config.max_new_tokens, **limits)
+        done.append((rollout, scores, _groups(scores.values, config, visit)))
     return _join(done)
 
 
@@ -180,18 +196,21 @@ def _refills(config: ConfigDict) -> int:
 
 def _wants_more(done: list[Round], config: ConfigDict) -> bool:
     """Whether a step samples again: once, or, with dynamic sampling, until as many groups as it trains on differ."""
-    differing = sum(int(_differs(rewards).sum()) for _, _, rewards in done)
+    differing = sum(int(_differs(totals(values, scores.weights)).sum()) for _, scores, values in done)
     return not done or (len(done) <= _refills(config) and differing < config.prompts_per_step)
 
 
 def _join(done: list[Round]) -> Round:
-    rollouts, scores, rewards = zip(*done, strict=True)
-    return Rollout.join(rollouts), reward.Scores.join(scores), np.concatenate(rewards)
+    rollouts, scores, values = zip(*done, strict=True)
+    return Rollout.join(rollouts), reward.Scores.join(scores), np.concatenate(values)
 
 
 def _differs(rewards: np.ndarray) -> np.ndarray:
-    """Which groups [., G] have rewards that are not all equal: without the KL, the others teach nothing."""
-    return (rewards != rewards[:, :1]).any(axis=1)
+    """[.] bool: groups [., G] whose rewards are not all equal; without the KL, the others teach nothing. A reward that
+    is NaN, since all functions abstained, differs from none."""
+    scored = ~np.isnan(rewards)
+    least = np.where(scored, rewards, np.inf).min(axis=1)
+    return scored.any(axis=1) & (np.where(scored, rewards, -np.inf).max(axis=1) > least)
 
 
 def _first(chosen: np.ndarray, count: int) -> np.ndarray:
@@ -199,11 +218,12 @@ def _first(chosen: np.ndarray, count: int) -> np.ndarray:
     return chosen & (np.cumsum(chosen) <= count)
 
 
-def _groups(rewards: np.ndarray, config: ConfigDict, step: int) -> np.ndarray:
-    """Rewards of prompts [N, S] as groups [., G]; as the negative control, permuted among all samples of the step."""
+def _groups(values: np.ndarray, config: ConfigDict, step: int) -> np.ndarray:
+    """Rewards of prompts [N, S, F] as groups [., G, F]; as the negative control, permuted among all samples."""
+    values = values.reshape(-1, values.shape[-1])
     if config.rewards.shuffle:
-        rewards = np.random.default_rng([config.seed, step]).permutation(rewards.ravel())
-    return rewards.reshape(-1, config.num_samples)
+        values = np.random.default_rng([config.seed, step]).permutation(values)
+    return values.reshape(-1, config.num_samples, values.shape[-1])
 
 
 def _for_update(rollout: Rollout, rewards: np.ndarray, config: ConfigDict) -> Rollout:
@@ -216,8 +236,9 @@ def _for_update(rollout: Rollout, rewards: np.ndarray, config: ConfigDict) -> Ro
 def _metrics(rollout: Rollout, scores: reward.Scores, rewards: np.ndarray) -> dict[str, float]:
     """Of the completions and their rewards, and of groups [., G]: their number, the share of equal rewards."""
     groups = {"frac_reward_zero_std": float(1 - _differs(rewards).mean()), "groups": len(rewards)}
-    paradigms = scores.by_paradigm([prompt.paradigm for prompt in rollout.prompts])
-    return scores.stats() | rollout.stats() | groups | paradigms
+    by = scores.by("paradigms", [prompt.paradigm for prompt in rollout.prompts])
+    by |= scores.by("specialties", [prompt.case.specialty for prompt in rollout.prompts])
+    return scores.stats() | rollout.stats() | groups | by
 
 
 def _parts(rollout: Rollout, batches: Batches, config: ConfigDict, part: int, devices: int) -> list[list[Part]]:
@@ -275,12 +296,17 @@ def _rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
                 "answer": prompt.case.answer,
                 "choice": choice if prompt.case.options else answers.parse(text).answer,
                 "correct": answers.is_right(text, prompt.case.options, prompt.case.answer),
-                "reward": float(scores.total[i, j]),
-                **{f"rewards/{r.name}": float(scores.values[i, j, k]) for k, r in enumerate(scores.rewards)},
+                "reward": _plain(scores.total[i, j]),
+                **{f"rewards/{r.name}": _plain(scores.values[i, j, k]) for k, r in enumerate(scores.rewards)},
                 "advantage": float(rollout.advantages[i, j]),
                 "length": int(rollout.lengths[i, j]),
                 "truncated": bool(rollout.truncated[i, j]),
             }
+
+
+def _plain(value: float) -> float | None:
+    """A reward for a table: None where its function abstained."""
+    return None if np.isnan(value) else float(value)
 
 
 def _summary(run: "Run", path: Path, state: State) -> dict:

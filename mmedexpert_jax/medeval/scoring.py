@@ -1,7 +1,6 @@
 """Whether a response is right, under the readings of several scorers, and how that was found."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,15 +8,11 @@ from mmedexpert_jax import answers
 from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import kit
-from mmedexpert_jax.medeval.statements import stated
+from mmedexpert_jax.statements import stated
 
 SCORERS = ("strict", "medevalkit", "medxpertqa")
 FORMS = ("tags", "boxed", "plain")
 READ_WHOLE = ("pmc_vqa",)  # benchmarks whose answers MedEvalKit does not first cut to their tags
-
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_PUNCTUATION = re.compile(r"[^\w\s]")
-_HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,8 @@ def score(item: Item, response: str, scorer: str = "strict", form: str = "tags")
         right = read == item.answer
     else:
         read = read_text(response, form)
-        right = read is not None and normalised(read) == normalised(item.answer)
-        return Score(right, read, unparsed=read is None, f1=token_f1(item.answer, read or ""))
+        right = read is not None and answers.normalised(read) == answers.normalised(item.answer)
+        return Score(right, read, unparsed=read is None, f1=answers.token_f1(item.answer, read or ""))
     return Score(right, read, unparsed=read is None, f1=float(right))
 
 
@@ -163,20 +158,6 @@ def read_text(response: str, form: str = "tags") -> str | None:
     if text is None and form == "plain":
         text = answers.spoken(response)
     return text.strip() or None if text is not None else None
-
-
-def normalised(text: str) -> str:
-    """Text as exact match and F1 compare it: lower case, without punctuation, articles and extra space (as SQuAD);
-    each Chinese character is a word."""
-    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(" ", text.lower()))
-    return " ".join(_ARTICLES.sub(" ", words).split())
-
-
-def token_f1(gold: str, said: str) -> float:
-    """F1 over the words of two normalised texts, with multiplicity (as SQuAD)."""
-    wanted, found = normalised(gold).split(), normalised(said).split()
-    common = sum((Counter(wanted) & Counter(found)).values())
-    return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
 
 
 def kit_rule(item: Item) -> str:

@@ -20,6 +20,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.report import Figure, chart
 from mmedexpert_jax.runtime import costs, files, metrics, pages, plots
+from mmedexpert_jax.runtime.hints import hints
 from mmedexpert_jax.runtime.run import read_status
 from mmedexpert_jax.runtime.tables import column_names
 
@@ -115,7 +116,8 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
     state = {key: status[key] for key in ("state", "step", "error") if status.get(key)}
     state |= {key: _moment(status[key]) for key in ("started", "updated") if key in status}
     sections: list[Section] = []
-    if (said := sentences(status, rows)) or rows:
+    said = [*sentences(status, rows), *(f"Hint: {hint}." for hint in hints(rows).values())]
+    if said or rows:
         sections.append(Opening("In short", said, curves_that_matter(rows)))
     sections.append(Facts("Summary", state | (status.get("summary") or {})))
     sections += [*curves(folder), *extra, *samples(folder)]

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import jax
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.errors import Interrupted
+from mmedexpert_jax.errors import Interrupted, UserError
+from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.train.learner import Learner
 from mmedexpert_jax.train.policy import Evaluate
 from mmedexpert_jax.train.state import State, check_finite, is_due, keep, resume
@@ -46,6 +47,7 @@ def fit(
 
     Raises:
         ConfigError: a loss that is not finite.
+        UserError: what a step raises, once the state before it is saved.
         Interrupted: a signal came; a checkpoint is saved.
     """
     state = resume(run, learner.init(key))
@@ -60,13 +62,24 @@ def fit(
     with run.progress(steps, state.step, label) as progress:
         goes_on = evaluated()
         while goes_on and state.step < steps:
-            state, metrics = step(state, state.step)
+            state, metrics = _stepped(run, state, step)
             check_finite(metrics, state.step, config)
             run.log(state.step, metrics | {"num_tokens": state.num_tokens, "compilations": learner.compilations})
             progress.update(state.step, metrics)
             goes_on = evaluated()
             keep(run, state, steps if goes_on else state.step, config.checkpoint_every, _score(run, config, state.step))
     return best(run, state) if config.eval.best else state
+
+
+def _stepped(run: "Run", state: State, step: Step) -> tuple[State, dict[str, float]]:
+    """The next state and its metrics; where a step fails for a reason that the user can fix, such as a reward whose
+    server is down, the state before it is saved first. One of several processes cannot save for all."""
+    try:
+        return step(state, state.step)
+    except UserError:
+        if state.step and processes.count() == 1:
+            run.checkpoints.save(state.step, vars(state))
+        raise
 
 
 def _evaluate(run: "Run", learner: Learner, state: State, evaluate: Evaluate, steps: int) -> None:

@@ -1,6 +1,10 @@
 """Rewards of hand-written completions, their weights, their log names, and a user's own functions."""
 
+import asyncio
+import dataclasses
 import sys
+import threading
+import time
 import types
 
 import numpy as np
@@ -11,6 +15,7 @@ from mmedexpert_jax.data.prompts import render
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards
 from mmedexpert_jax.gba.guidelines import Prompt
+from mmedexpert_jax.gba.judge_reward import read_better, read_score
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.launch import load_config
 
@@ -36,7 +41,7 @@ def rollout(texts, paradigm="bayesian", lengths=None):
 
 
 def values(name, texts, **kwargs):
-    reward = rewards.Weighted(name, 1.0, rewards.REWARDS[name])
+    reward = rewards.WeightedReward(name, 1.0, rewards.REWARDS[name])
     return rewards.score((reward,), rollout(texts, **kwargs), 100).values[0, :, 0].tolist()
 
 
@@ -79,12 +84,12 @@ def test_the_sum_is_weighted_and_logged_by_function():
 def test_means_by_the_paradigm_that_a_prompt_asks_for():
     scoring = rewards.from_config(config(**{"rewards.structure": 0}))[:1]
     values = np.array([[[1.0], [0.0]], [[1.0], [1.0]], [[0.0], [0.0]]])
-    scores = rewards.Scores(values, 2 * values[..., 0], scoring)
+    scores = rewards.Scores(values, (dataclasses.replace(scoring[0], weight=2.0),))
     expected = {"bayesian/accuracy": 0.75, "bayesian/reward": 1.5, "intuitive/accuracy": 0.0, "intuitive/reward": 0.0}
-    assert scores.by_paradigm(["bayesian", "bayesian", "intuitive"]) == {
+    assert scores.by("paradigms", ["bayesian", "bayesian", "intuitive"]) == {
         f"paradigms/{name}": value for name, value in expected.items()
     }
-    assert scores.by_paradigm([None, None, None]) == {}
+    assert scores.by("paradigms", [None, None, None]) == {}
 
 
 def test_grpo_drops_the_structure_reward_and_nothing_else():
@@ -108,13 +113,26 @@ def test_own_functions_join_by_dotted_path(monkeypatch):
 
     assert scores("own.brief=2").total[0, 0] == pytest.approx(0.2)
     assert "rewards/brief/mean" in scores("own.brief").stats()
-    with pytest.raises(ConfigError, match="broken failed on case case-7: ZeroDivisionError"):
+    with pytest.raises(ConfigError, match="broken, case case-7 failed: ZeroDivisionError"):
         scores("own.broken")
     with pytest.raises(ConfigError, match="nothing gave nan on case case-7"):
         scores("own.nothing")
 
 
-@pytest.mark.parametrize("spec", ["nowhere.brief", "json.nothing=1", "json.dumps=much", "brief"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "nowhere.brief",
+        "json.nothing=1",
+        "json.dumps=much",
+        "json.dumps=nan",
+        "brief",
+        "json.__name__",
+        "",
+        "=1",
+        "a..b",
+    ],
+)
 def test_a_function_that_cannot_be_had(spec):
     with pytest.raises(ConfigError, match=r"config\.rewards\.functions"):
         rewards.from_config(config(**{"rewards.functions": (spec,)}))
@@ -125,3 +143,179 @@ def test_two_rewards_of_one_name_are_refused(monkeypatch):
     module.format = lambda *_, **__: 1.0
     with pytest.raises(ConfigError, match="two rewards are called format"):
         rewards.from_config(config(**{"rewards.functions": ("own.format",)}))
+
+
+# Own functions of every kind ------------------------------------------------------------------------------------------
+
+
+def scored(spec, texts, lengths=None, case=CASE, **limits):
+    scoring = rewards.from_config(config(**{"rewards.functions": (spec,)}))
+    made = rollout(texts, lengths=lengths)
+    made.prompts[0] = Prompt(case, "bayesian")
+    return rewards.score(scoring, made, 100, **limits)
+
+
+def written(tmp_path, text):
+    (tmp_path / "mine.py").write_text(text)
+    return f"{tmp_path}/mine.py"
+
+
+def test_a_function_from_a_file_sees_every_column_of_the_row(tmp_path):
+    file = written(tmp_path, "def known(case, text, **_):\n    return case.columns['difficulty'] * len(text)\n")
+    case = dataclasses.replace(CASE, columns={"difficulty": 0.5})
+    assert scored(f"{file}:known=2", ["x", "yyy"], case=case).values[0, :, -1].tolist() == [0.5, 1.5]
+
+
+def test_a_function_of_a_whole_rollout_is_called_once(tmp_path):
+    calls = "calls = []\n\ndef whole(cases, texts, *, paradigms, lengths, **_):\n    calls.append(1)\n"
+    file = written(tmp_path, calls + "    return [len(calls) * n for n in lengths]\n")
+    assert scored(f"{file}:whole", ["a", "b", "c"], lengths=[1, 2, 3]).values[0, :, -1].tolist() == [1, 2, 3]
+
+
+def test_a_coroutine_is_awaited_and_none_abstains(tmp_path):
+    file = written(tmp_path, "async def slow(case, text, **_):\n    return None if text == 'x' else 1\n")
+    scores = scored(f"{file}:slow", ["x", "y"])
+    assert np.isnan(scores.values[0, 0, -1]) and scores.values[0, 1, -1] == 1
+    assert scores.stats()["rewards/slow/mean"] == 1.0 and scores.total.tolist() == [[0.0, 1.0]]
+
+
+def test_a_completion_about_which_all_abstain_has_no_total():
+    scoring = (rewards.WeightedReward("none", 1.0, lambda case, text, **_: None),)
+    scores = rewards.score(scoring, rollout(["x", "y"]), 100)
+    assert np.isnan(scores.total).all() and "reward" not in scores.stats()
+
+
+def test_calls_run_beside_each_other(monkeypatch):
+    """All eight wait for each other: one after another they would wait for ever, and the barrier would break."""
+    barrier = threading.Barrier(8)
+    monkeypatch.setitem(sys.modules, "own", module := types.ModuleType("own"))
+    module.meets = lambda case, text, **_: float(barrier.wait(20) >= 0)
+    assert scored("own.meets", list("abcdefgh")).values[0, :, -1].tolist() == [1.0] * 8
+
+
+def test_a_failure_that_passes_is_tried_again(monkeypatch):
+    monkeypatch.setattr("mmedexpert_jax.gba.calls.FIRST_WAIT", 0.01)
+    monkeypatch.setitem(sys.modules, "own", module := types.ModuleType("own"))
+    calls = []
+
+    def flaky(case, text, **_):
+        calls.append(text)
+        if calls.count(text) < 3:
+            raise TimeoutError("busy")
+        return 1.0
+
+    module.flaky = flaky
+    assert scored("own.flaky", ["x", "y"]).values[0, :, -1].tolist() == [1.0, 1.0]
+    assert sorted(calls) == ["x"] * 3 + ["y"] * 3
+    calls.clear()
+    with pytest.raises(ConfigError, match="reward flaky, case case-7 failed 2 times: TimeoutError: busy"):
+        scored("own.flaky", ["x"], attempts=2)
+
+
+def test_a_call_that_hangs_is_given_up(monkeypatch):
+    monkeypatch.setattr("mmedexpert_jax.gba.calls.FIRST_WAIT", 0.01)
+    monkeypatch.setitem(sys.modules, "own", module := types.ModuleType("own"))
+    done = threading.Event()
+    module.hangs = lambda case, text, **_: done.wait(60)
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"reward hangs, case case-7 failed 2 times: no answer within 0.05 s"):
+        scored("own.hangs", ["x"], timeout=0.05, attempts=2)
+    assert time.monotonic() - began < 30
+    done.set()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return 'high'", "reward f gave 'high' on case case-7; rewards must be finite numbers"),
+        ("return float('inf')", "reward f gave inf on case case-7"),
+        ("return [1]", "reward f gave"),
+        ("raise SystemExit(0)", "reward f, case case-7 failed"),
+        ("raise KeyError('x')", "reward f, case case-7 failed"),
+    ],
+)
+def test_what_a_function_gives_that_is_no_reward(tmp_path, monkeypatch, body, said):
+    monkeypatch.setattr("mmedexpert_jax.gba.calls.FIRST_WAIT", 0.01)
+    file = written(tmp_path, f"def f(case, text, **_):\n    {body}\n")
+    with pytest.raises(ConfigError) as error:
+        scored(f"{file}:f", ["x"])
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("body", "found"), [("[1.0]", "1"), ("1.0", "float"), ("'xy'", "str"), ("None", "NoneType")])
+def test_a_whole_function_gives_one_number_each(tmp_path, body, found):
+    file = written(tmp_path, f"def f(cases, texts, **_):\n    return {body}\n")
+    with pytest.raises(ConfigError, match=f"reward f gave {found} for 2 completions"):
+        scored(f"{file}:f", ["x", "y"])
+
+
+@pytest.mark.parametrize("body", ["def f(case:\n", "import nowhere_at_all\n", "raise SystemExit(0)\n", "f = 3\n", "\n"])
+def test_a_file_that_is_no_python_or_ends_is_one_line(tmp_path, body):
+    with pytest.raises(ConfigError, match=r"config\.rewards\.functions") as error:
+        scored(f"{written(tmp_path, body)}:f", ["x"])
+    assert "\n" not in str(error.value)
+
+
+def test_calls_work_where_a_loop_runs_already(monkeypatch):
+    """As in a notebook."""
+    monkeypatch.setitem(sys.modules, "own", module := types.ModuleType("own"))
+    module.one = lambda case, text, **_: 1.0
+
+    async def cell():
+        return scored("own.one", ["x"])
+
+    assert asyncio.run(cell()).values[0, 0, -1] == 1.0
+
+
+# Rewards of open answers and of form ----------------------------------------------------------------------------------
+
+
+def test_open_answers_are_scored_by_words_and_abstain_on_choices():
+    case = Case("o", "Which?", (), "left lung nodule", "AM", "")
+    scores = [rewards.token_f1(case, f"<answer>{text}</answer>") for text in ("the left lung", "kidney", "")]
+    assert scores == [pytest.approx(2 * 2 / 5), 0.0, 0.0]
+    assert rewards.token_f1(CASE, "<answer>B</answer>") is None
+
+
+def test_a_reasoning_that_begins_with_its_answer_is_punished():
+    first = ["The answer is B. Then why.", "B. It is a cough.", "Cough"]
+    later = ["The fever is low. The answer is B.", "(1) Either fever or cough. (2) B.", ""]
+    assert values("answer_first", [render(text, "B") for text in first]) == [-1, -1, -1]
+    assert values("answer_first", [render(text, "B") for text in later]) == [0, 0, 0]
+
+
+def test_form_may_count_only_where_the_answer_is_right():
+    """The paper's sum: a right answer without reasoning ties with a wrong one in full form. Gated, it does not."""
+    scoring = rewards.from_config(config())
+    made = rollout(["<answer>B</answer>", render(TRACES["bayesian"], "A"), render(TRACES["bayesian"], "B")])
+    assert rewards.score(scoring, made, 100).total.tolist() == [[1.0, 1.0, 2.0]]
+    assert rewards.score(scoring, made, 100, gated=True).total.tolist() == [[1.0, 0.0, 2.0]]
+
+
+# A judge --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("Score: 7", 0.7), ("**Score:** 10/10", 1.0), ("score = 0", 0.0), ("Sound.\nScore: 6.5", 0.65),
+        ("Score: 11", None), ("good", None), ("", None), ("<think>Score: 2</think> Score: 9", 0.9),
+    ],
+)  # fmt: skip
+def test_a_score_is_read_or_the_judge_abstains(reply, score):
+    assert read_score(reply) == score
+
+
+@pytest.mark.parametrize(
+    ("reply", "better"),
+    [
+        ("Better: A", "A"),
+        ("**Better: B**", "B"),
+        ("B", "B"),
+        ("Better: A\nBetter: B", None),
+        ("both", None),
+        ("", None),
+    ],
+)
+def test_a_comparison_is_read_or_the_judge_abstains(reply, better):
+    assert read_better(reply) == better

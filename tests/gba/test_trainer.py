@@ -12,7 +12,7 @@ import pytest
 
 from mmedexpert_jax import lora
 from mmedexpert_jax.data import load_cases
-from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
+from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, RemoteError
 from mmedexpert_jax.gba import learner as learner_module
 from mmedexpert_jax.gba import trainer
 from mmedexpert_jax.gba.batches import Batches
@@ -219,12 +219,13 @@ def test_masked_truncated_completions_count_for_the_mean_alone(setup):
 
 def test_dynamic_sampling_goes_on_until_enough_groups_differ(run_config, tmp_path):
     config = run_config(tmp_path, objective="dapo", refill_rounds=2)
-    equal, mixed = np.ones((4, 4)), np.eye(4)
-    rounds = [(None, None, equal)]
+    scores = SimpleNamespace(weights=np.ones(1, np.float32))
+    equal, mixed = np.ones((4, 4, 1)), np.eye(4)[..., None]
+    rounds = [(None, scores, equal)]
     assert trainer._wants_more([], config) and trainer._wants_more(rounds, config)
-    assert not trainer._wants_more([(None, None, mixed)], config)
+    assert not trainer._wants_more([(None, scores, mixed)], config)
     assert not trainer._wants_more(rounds * 3, config)
-    half = [(None, None, np.concatenate([mixed[:2], equal[:2]]))]
+    half = [(None, scores, np.concatenate([mixed[:2], equal[:2]]))]
     assert trainer._wants_more(half, config) and not trainer._wants_more(half * 2, config)
     assert not trainer._wants_more(rounds, run_config(tmp_path, zero_variance="drop"))
     chosen = trainer._first(np.array([0, 1, 1, 0, 1, 1], bool), 3)
@@ -290,7 +291,7 @@ def test_gradients_are_for_what_is_trained_and_beta_zero_has_no_reference(setup,
 
 
 def test_shuffled_rewards_are_the_same_values_elsewhere(run_config, tmp_path):
-    rewards = np.arange(16.0).reshape(4, 4)
+    rewards = np.arange(16.0).reshape(4, 4, 1)
     config = run_config(tmp_path, **{"rewards.shuffle": True})
     shuffled = trainer._groups(rewards, config, 3)
     assert sorted(shuffled.ravel()) == sorted(rewards.ravel())
@@ -303,11 +304,44 @@ def test_shuffled_rewards_are_the_same_values_elsewhere(run_config, tmp_path):
     assert trainer._groups(rewards, run_config(tmp_path), 3) is not shuffled
 
 
+def test_shuffled_rewards_of_several_functions_stay_together(run_config, tmp_path):
+    rewards = np.stack([np.arange(16.0), np.arange(16.0) + 100], -1).reshape(4, 4, 2)
+    shuffled = trainer._groups(rewards, run_config(tmp_path, **{"rewards.shuffle": True}), 3)
+    assert (shuffled[..., 1] - shuffled[..., 0] == 100).all()
+
+
+def test_groups_differ_over_what_was_scored():
+    nan = np.nan
+    rewards = np.array([[1.0, 1.0], [1.0, 0.0], [1.0, nan], [nan, nan], [0.0, 0.0]])
+    assert trainer._differs(rewards).tolist() == [False, True, False, False, False]
+
+
+def test_a_reward_that_fails_leaves_the_state_of_the_last_step(run_config, tmp_path, monkeypatch):
+    """A server that is down in step 2: the checkpoint of step 1 stands, and the run goes on from it."""
+    calls = []
+    real = trainer.reward.score
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RemoteError("the judge is down")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(trainer.reward, "score", failing)
+    config = run_config(tmp_path / "run", steps=2, checkpoint_every=50)
+    with pytest.raises(RemoteError):
+        train(config, None)
+    with Run.open(tmp_path / "run", config) as run:
+        assert run.checkpoints.latest() == 1
+        trainer.train(config, run)
+    assert len(calls) == 3
+
+
 def test_a_query_group_joins_the_samples_of_its_prompts(run_config, tmp_path):
-    rewards = np.arange(16.0).reshape(8, 2)  # 8 prompts x 2 samples: 4 queries under 2 paradigms
+    rewards = np.arange(16.0).reshape(8, 2, 1)  # 8 prompts x 2 samples: 4 queries under 2 paradigms
     groups = trainer._groups(rewards, run_config(tmp_path), 0)
-    assert groups.shape == (4, 4)
-    assert groups[1].tolist() == [4, 5, 6, 7]
+    assert groups.shape == (4, 4, 1)
+    assert groups[1, :, 0].tolist() == [4, 5, 6, 7]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run_config, tmp_path):

@@ -1,0 +1,105 @@
+"""Hints in plain words when a run of RL goes wrong, from its metrics alone."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+RECENT = 8  # steps that a hint is about; fewer are noise at the group sizes in use
+SAME = 0.8  # share of groups of equal rewards from which most of a step teaches nothing
+TRUNCATED = 0.2  # share of completions that ran into the limit
+RUNAWAY = 10.0  # times its own median before, from which a KL runs away
+KL_FLOOR = 0.05  # nats a token below which no KL is worth a word
+GAP = 0.05  # nats a token between sampler and trainer; bfloat16 gives 0.01 to 0.02
+COLLAPSE = 0.1  # of the first entropy
+
+
+def hints(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """What looks wrong in the last steps: name of the hint -> a sentence with the figure and the field to change.
+
+    Args:
+        rows: of metrics.jsonl, in order; rows of evaluations are passed over.
+    """
+    steps = [row for row in rows if "reward" in row or "frac_reward_zero_std" in row]
+    if len(steps) < RECENT:
+        return {}
+    found = [_equal(steps), _truncated(steps), _runaway(steps), _form_alone(steps), _gap(steps), _collapsed(steps)]
+    return dict(hint for hint in found if hint is not None)
+
+
+def _recent(steps: Sequence[Mapping[str, float]], name: str) -> float:
+    """Mean of a metric over the recent steps; NaN, which no comparison holds for, where it is missing."""
+    values = [row[name] for row in steps[-RECENT:] if name in row]
+    return statistics.fmean(values) if values else float("nan")
+
+
+def _equal(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
+    share = _recent(steps, "frac_reward_zero_std")
+    if not share > SAME:
+        return None
+    level = _recent(steps, "rewards/accuracy/mean")
+    cause = (
+        "the cases are too hard" if level < 0.2 else "the cases are too easy" if level > 0.8 else "samples are alike"
+    )
+    return "equal rewards", (
+        f"{share:.0%} of the groups have equal rewards and teach nothing ({cause}): filter cases by pass rate, raise "
+        "num_samples or temperature, or set zero_variance=refill"
+    )
+
+
+def _truncated(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
+    share = _recent(steps, "completions/clipped_ratio")
+    if not share > TRUNCATED:
+        return None
+    return "truncation", (
+        f"{share:.0%} of the completions ran into max_new_tokens and cannot be right: raise it, or set "
+        "rewards.length or mask_truncated"
+    )
+
+
+def _runaway(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
+    before = [row["kl"] for row in steps[:-RECENT] if "kl" in row]
+    now = _recent(steps, "kl")
+    if not before or not now > max(KL_FLOOR, RUNAWAY * statistics.median(before)):
+        return None
+    times = now / max(statistics.median(before), 1e-9)
+    return "KL", (
+        f"the KL to the reference is {now:.3g} nats a token, {times:.0f} times its median before: lower lr, raise beta"
+    )
+
+
+def _form_alone(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
+    """Form learned while accuracy stays: the reward of the form may be all that is climbed."""
+    tenth = max(RECENT, len(steps) // 10)
+    if len(steps) < 2 * tenth:
+        return None
+    rise = {
+        name: statistics.fmean(row.get(name, 0.0) for row in steps[-tenth:])
+        - statistics.fmean(row.get(name, 0.0) for row in steps[:tenth])
+        for name in ("rewards/format/mean", "rewards/accuracy/mean")
+    }
+    form, right = rise.values()
+    if not (form > 0.1 and right < 0.02):
+        return None
+    return "form alone", (
+        f"format rose by {form:.2f} while accuracy moved by {right:+.2f}: lower rewards.format and rewards.structure, "
+        "or let form count only where the answer is right (rewards.gated=True)"
+    )
+
+
+def _gap(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
+    gap = _recent(steps, "sampling/logp_difference/mean")
+    if not gap > GAP:
+        return None
+    return "sampler gap", (
+        f"sampler and trainer differ by {gap:.3f} nats a token: set importance_cap=2, and top_k=0, top_p=1"
+    )
+
+
+def _collapsed(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
+    first = next((row["entropy"] for row in steps if row.get("entropy")), 0.0)
+    now = _recent(steps, "entropy")
+    if not now < COLLAPSE * first:
+        return None
+    return "entropy", (
+        f"entropy fell from {first:.2f} to {now:.3f} nats a token, and samples are nearly alike: lower lr, raise "
+        "clip_high, or raise temperature"
+    )
