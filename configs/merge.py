@@ -22,9 +22,9 @@ def get_config(preset: str = "mini") -> ConfigDict:
     # the norm of a "tensor", a "module" or the "global" model, or by a tensor's "median" magnitude. An RL vector is ten
     # to thirty times shorter than SFT vectors (arXiv 2605.00610), and then loses every election: the report says so.
     config.normalize_vectors = "none"
-    config.space = (
-        ""  # "core" (2509.17786) or "knots" (2410.19735): merged in the adapters' common basis; "": as they are
-    )
+    # Adapters are merged in a basis that their factors span: "core" (arXiv 2509.17786) or "knots" (arXiv 2410.19735);
+    # "": entry by entry, as they are (the paper)
+    config.space = ""
     config.parameters = ()  # before those above: "[expert.]density|weight|scale|gamma|epsilon[@path]=value[:value...]"
     config.mergekit = ""  # a mergekit YAML file to take base, experts, method and numbers from; empty: the fields here
     config.result = "model"  # "model", or "recipe": only written down, and applied where it is an expert or its base
