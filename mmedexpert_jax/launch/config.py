@@ -114,7 +114,9 @@ def read_config(spec: str) -> ConfigDict:
         raise ConfigError(f"{path} defines no {error.args[0]}") from error
     except SystemExit as error:
         raise ConfigError(f"{path} does not run: it leaves the program (sys.exit); return a ConfigDict") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a file of the user's may raise anything
         reason = border.cut(str(error), 200)
         raise ConfigError(f"{path} does not run: {type(error).__name__}: {reason}") from error
     if not isinstance(config, ConfigDict):

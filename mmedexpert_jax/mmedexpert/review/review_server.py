@@ -54,6 +54,7 @@ MAX_EVENTS = 500  # in one request
 MAX_ITEMS = 10  # handed out at once
 HEAD_SECONDS = 20.0  # until a connection has sent the head of its first request
 BODY_SECONDS = 20.0  # until the body of a request is there
+_LENGTH = re.compile(r"[0-9]+")
 _NUMBER = re.compile(r"[0-9]{1,6}")  # of ASCII: isdigit() is true of "²", and int() refuses 5,000 digits
 
 Answer = Callable[["ReviewServer", Person, "Asked"], Any]
@@ -217,7 +218,10 @@ def _check_origin(request: Request) -> None:
 async def _json(request: Request) -> Any:
     """The JSON of a request, bounded in size, depth and time. Raises Refusal."""
     too_large = Refusal(413, f"at most {MAX_BODY} bytes are taken")
-    if len(length := request.headers.get("content-length", "0")) > 9 or int(length) > MAX_BODY:
+    length = request.headers.get("content-length", "0")
+    if not _LENGTH.fullmatch(length):
+        raise Refusal(400, "the length of the body is no number")
+    if len(length) > 9 or int(length) > MAX_BODY:
         raise too_large
     body = bytearray()
     try:
