@@ -13,6 +13,7 @@ import yaml
 
 from mmedexpert_jax import __version__, errors
 from mmedexpert_jax.launch import config as configs
+from mmedexpert_jax.launch import console
 from mmedexpert_jax.launch.flags import parse_flags
 from mmedexpert_jax.launch.validate import validate
 
@@ -21,6 +22,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 GENERATE = runpy.run_path(str(DOCS / "generate.py"))
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+SHORT = re.compile(r"^(?:\.venv/bin/)?mmedexpert (.*)$", re.MULTILINE)
 LAUNCH = re.compile(r"^python -m mmedexpert_jax\.launch (.*)$", re.MULTILINE)
 
 
@@ -67,6 +69,15 @@ def test_commands_have_fields_that_exist(page):
         for arguments in commands(text) if kind == "sh" else []:
             if not any("configs/mine.py" in argument for argument in arguments):
                 read(arguments)
+
+
+@pytest.mark.parametrize("page", [page.name for page in PAGES] + ["../README.md"])
+def test_short_commands_have_jobs_and_fields_that_exist(page):
+    for kind, _, text in fences(page):
+        for line in SHORT.findall(text.replace("\\\n", " ")) if kind == "sh" else []:
+            words = shlex.split(line, comments=True)
+            if words[0] not in console.COMMANDS:
+                read(console.expand(words))
 
 
 def test_what_a_user_brings_is_read(tmp_path, monkeypatch):
