@@ -1,11 +1,14 @@
-"""Writes docs/config.md from the configs, the table of docs/own.md from the schema of a row, and the index of errors
-into the built site from the source.
+"""Writes docs/config.md from the configs and the table of docs/own.md from the schema of a row; and, while the site is
+built, the index of errors, the API page from the docstrings, and a page of fields for each job.
 
-`python docs/generate.py` rewrites the page; a test fails while it differs from what the configs say. mkdocs calls
-`on_page_markdown` as a hook, so that the index of errors is always that of the source that the site is built from.
+`python docs/generate.py` rewrites the pages; a test fails while one differs from what the source says. mkdocs calls the
+functions `on_*` as hooks, so that what they write is always that of the source that the site is built from.
 """
 
 import ast
+import importlib
+import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,15 @@ JOBS = (
     *("pretrain", "serve", "ask"),
 )
 CODES = {"ConfigError": 2, "DataError": 3, "ResourceError": 4, "RemoteError": 5}
-MARK = "<!-- index -->"
+MARK, API_MARK = "<!-- index -->", "<!-- api -->"
+API = (  # the stable names, and what they are made of
+    *("load_model", "load_policy", "load_processor", "save_pretrained", "generate", "load_config", "launch.launch"),
+    *("models.Model", "rollout.Completions", "processing.processor.Processor", "lora.Lora", "lora.init", "lora.fold"),
+    *("lora.load_peft", "lora.save_peft", "data.load_cases", "data.Case", "data.prompts.conversation"),
+    *("data.benchmarks.load", "data.benchmarks.Spec", "data.benchmarks.Item", "merging.merge"),
+    *("gba.group_advantages", "gba.policy_loss", "gba.advantages.estimate", "gba.rewards.from_config"),
+    *("medeval.judge_choice", "runtime.Run", "runtime.mesh.make_mesh", "answers.parse", "errors.UserError"),
+)
 SCHEMA, SCHEMA_END = "<!-- schema -->", "<!-- schema end -->"
 HEAD = """\
 # Configuration
@@ -63,9 +74,77 @@ def index_of_errors() -> str:
     return "\n".join(parts)
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """mkdocs' hook: puts the index of errors where a page asks for it."""
-    return markdown.replace(MARK, index_of_errors()) if MARK in markdown else markdown
+def api_page() -> str:
+    """The stable names with signature and docstring, by module."""
+    parts = []
+    for dotted in API:
+        module, _, name = f"mmedexpert_jax.{dotted}".rpartition(".")
+        found = getattr(importlib.import_module(module), name)
+        place = inspect.getsourcefile(inspect.unwrap(found)) or ""
+        shown = dotted.removesuffix(".launch") if dotted == "launch.launch" else dotted
+        parts += [f"## `mx.{shown}`\n", f"`{Path(place).relative_to(PACKAGE.parent).as_posix()}`\n"]
+        parts += [f"```python\n{_signature(name, found)}\n```\n", _prose(inspect.getdoc(found) or ""), ""]
+    return "\n".join(parts)
+
+
+def on_page_markdown(markdown: str, page: Any = None, **_: Any) -> str:
+    """mkdocs' hook: the indices where a page asks for them; of the page of all fields its head and links to jobs."""
+    if page is not None and page.file.src_uri == "config.md":
+        return HEAD + "\n" + "\n".join(f"- [{job}](config/{job}.md)" for job in JOBS)
+    for mark, write in ((MARK, index_of_errors), (API_MARK, api_page)):
+        markdown = markdown.replace(mark, write()) if mark in markdown else markdown
+    return markdown
+
+
+def on_config(config: Any) -> Any:
+    """mkdocs' hook: a page of fields for each job, in the navigation behind the page that has them all."""
+    for group in config.nav:
+        for pages in group.values():
+            for place, entry in enumerate(pages):
+                if isinstance(entry, dict) and "config.md" in entry.values():
+                    jobs = [{job: f"config/{job}.md"} for job in JOBS]
+                    pages[place] = {"Configuration": [{"All jobs": "config.md"}, *jobs]}
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """mkdocs' hook: the pages of `on_config`."""
+    from mkdocs.structure.files import File  # of the extra `docs`
+
+    jobs = {job: _rows(job) for job in JOBS}
+    for job in JOBS:
+        text = _section(job, jobs).replace(f"## {job}", f"# {job}", 1)
+        files.append(File.generated(config, f"config/{job}.md", content=text))
+    return files
+
+
+def _signature(name: str, found: Any) -> str:
+    """`name(arguments) -> result`, an argument a line where it is long."""
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):
+        return name
+    text = f"{name}{signature}".replace("mmedexpert_jax.", "")
+    if len(text) <= 100:
+        return text
+    lines = "".join(f"    {parameter},\n" for parameter in signature.parameters.values())
+    result = "" if signature.return_annotation is inspect.Signature.empty else f" -> {signature.return_annotation}"
+    return f"{name}(\n{lines}){result}".replace("mmedexpert_jax.", "")
+
+
+def _prose(doc: str) -> str:
+    """A docstring in Google's style as Markdown: sections in bold, their entries as a list."""
+    lines, listed = [], False
+    for line in doc.splitlines():
+        if re.fullmatch(r"(Args|Attributes|Returns|Raises):", line):
+            lines += ["", f"**{line[:-1]}**", ""]
+            listed = True
+        elif listed and (entry := re.match(r"    ([\w, *]+): (.*)", line)):
+            lines.append(f"- `{entry[1]}`: {entry[2]}")
+        else:
+            listed = listed and (not line or line.startswith(" "))
+            lines.append(line.strip() if listed else line)
+    return "\n".join(lines).replace("<", "&lt;")
 
 
 def _rows(job: str) -> dict[str, tuple[str, str, str, str]]:

@@ -139,6 +139,14 @@ def test_the_index_finds_errors_of_every_kind():
     assert all(line in built for _, _, line in found)
 
 
+def test_the_api_page_has_every_stable_name_with_its_docstring():
+    page = GENERATE["on_page_markdown"]((DOCS / "api.md").read_text())
+    for name in ("load_model", "load_policy", "generate", "merging.merge", "gba.policy_loss", "launch"):
+        assert f"## `mx.{name}`" in page
+    assert "- `logprobs`: [B, T] log-probabilities of the completions' tokens under the policy." in page
+    assert "PPO's clipped surrogate" in page and "mmedexpert_jax/gba/objective.py" in page
+
+
 def test_links_lead_somewhere_and_every_page_is_in_the_navigation():
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     listed = [page for group in navigation for entry in next(iter(group.values())) for page in _pages(entry)]
@@ -160,6 +168,7 @@ def test_the_site_builds_strictly(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     errors_page = (tmp_path / "site" / "errors" / "index.html").read_text(encoding="utf-8")
+    assert "advantage_scale" in (tmp_path / "site" / "config" / "gba" / "index.html").read_text(encoding="utf-8")
     assert "ids must be unique" in errors_page and not (tmp_path / "site" / "generate.py").exists()
 
 
