@@ -43,28 +43,56 @@ def cases():
 
 @dataclasses.dataclass
 class Sampler:
-    """Takes the place of the engine's `generate`: `say(row id, sample)` is the answer's text; calls are noted."""
+    """Makes pools in the place of the engine's: `say(row id, sample)` is the answer's text; admitted blocks are noted."""
 
     processor: Processor
     say: object = None
     calls: list = dataclasses.field(default_factory=list)
 
-    def __call__(self, model, params, batch, *, rows, num_samples, max_new_tokens, **settings):
-        self.calls.append({"batch": batch, "rows": np.asarray(rows).tolist(), **settings})
-        shape = (len(rows), num_samples)
-        tokens = np.full((*shape, max_new_tokens), self.processor.pad_id, np.int32)
-        lengths, truncated = np.zeros(shape, np.int32), np.zeros(shape, bool)
-        for place, row in enumerate(np.asarray(rows)):
-            for sample in range(num_samples):
-                ids = self.processor.completion(self.say(int(row), sample))
-                truncated[place, sample] = len(ids) > max_new_tokens
-                lengths[place, sample] = min(len(ids), max_new_tokens)
-                tokens[place, sample, : lengths[place, sample]] = ids[:max_new_tokens]
-        return rollout.Completions(tokens, np.zeros(tokens.shape, np.float32), lengths, truncated)
+    def __call__(self, model, sampling, params, lora, key, rows, block, length, dtype, mesh=None):
+        return SpokenPool(self, sampling, length)
+
+    def completions(self, row, sampling):
+        """All samples of a prompt, as a pool gives them."""
+        shape = sampling.num_samples, sampling.max_new_tokens
+        tokens = np.full(shape, self.processor.pad_id, np.int32)
+        lengths, truncated = np.zeros(shape[0], np.int32), np.zeros(shape[0], bool)
+        for sample in range(shape[0]):
+            ids = self.processor.completion(self.say(row, sample))
+            truncated[sample], lengths[sample] = len(ids) > shape[1], min(len(ids), shape[1])
+            tokens[sample, : lengths[sample]] = ids[: shape[1]]
+        return rollout.Completions(tokens, np.zeros(shape, np.float32), lengths, truncated)
+
+
+class SpokenPool:
+    """A pool that is full after each block and has answered it at once."""
+
+    def __init__(self, sampler, sampling, length):
+        self.sampler, self.sampling, self.capacity = sampler, sampling, length
+        self.answered = []
+
+    @property
+    def full(self):
+        return bool(self.answered)
+
+    busy = full
+
+    def admit(self, batch, rows, tickets):
+        rows = np.asarray(rows).tolist()
+        self.sampler.calls.append({"batch": batch, "rows": rows, "temperature": self.sampling.temperature})
+        pairs = zip(tickets, rows, strict=True)
+        self.answered += [(t, self.sampler.completions(row, self.sampling)) for t, row in pairs if t is not None]
+
+    def run(self, more=False):
+        pass
+
+    def ended(self):
+        answered, self.answered = self.answered, []
+        return answered
 
 
 @pytest.fixture
 def sampler(monkeypatch, processor):
     sampler = Sampler(processor, lambda row, sample: "<answer>B</answer>")
-    monkeypatch.setattr(engine, "generate", sampler)
+    monkeypatch.setattr(engine, "Pool", sampler)
     return sampler

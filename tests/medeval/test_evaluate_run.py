@@ -45,7 +45,8 @@ def settings(folder, **changes):
     config = load_config("configs/evaluate.py:mini").unlock()
     config.model.path, config.compare = f"{folder}/first", (f"tuned={folder}/second",)
     config.data.path = str(folder)
-    config.batch_size, config.max_prompt_length, config.max_new_tokens = 4, 256, 4
+    # 16 rows, to which the engine admits 4 questions at a time: a data set is one block
+    config.batch_size, config.max_prompt_length, config.max_new_tokens = 16, 256, 4
     config.update(changes)
     return config
 
