@@ -43,7 +43,7 @@ def cases():
 
 @dataclasses.dataclass
 class Sampler:
-    """Makes pools in the place of the engine's: `say(row id, sample)` is the answer's text; admitted blocks are noted."""
+    """Makes pools in place of the engine's: `say(row id, sample)` is an answer's text; admitted blocks are noted."""
 
     processor: Processor
     say: object = None
