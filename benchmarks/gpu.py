@@ -30,7 +30,7 @@ PARTS = {
 
 
 def peers() -> bool:
-    """Whether torch is there and sees a GPU."""
+    """True where torch is there and sees a GPU."""
     if importlib.util.find_spec("torch") is None:
         return False
     check = [sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]

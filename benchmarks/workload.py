@@ -140,6 +140,6 @@ def report_memory(settings: dict, rows: dict[str, dict[str, float]]) -> None:
 
 
 def machine() -> dict[str, str]:
-    """What a figure must stand with."""
+    """The facts that a figure must stand with."""
     device = jax.devices()[0]
     return {"device": device.device_kind, "python": platform.python_version(), "jax": jax.__version__}

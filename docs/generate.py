@@ -139,7 +139,7 @@ def _prose(doc: str) -> str:
         if re.fullmatch(r"(Args|Attributes|Returns|Raises):", line):
             lines += ["", f"**{line[:-1]}**", ""]
             listed = True
-        elif listed and (entry := re.match(r"    ([\w, *]+): (.*)", line)):
+        elif listed and (entry := re.match(r"    (\w[\w, *]*): (.*)", line)):
             lines.append(f"- `{entry[1]}`: {entry[2]}")
         else:
             listed = listed and (not line or line.startswith(" "))

@@ -118,7 +118,7 @@ def update_table(*measured: dict) -> str:
 
 
 def memory_table(*measured: dict) -> str:
-    """What compiled programs take of a device."""
+    """The memory of compiled programs on a device."""
     text = ""
     for one in measured:
         found = one["result"]["gigabytes"]

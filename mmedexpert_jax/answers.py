@@ -74,7 +74,7 @@ def parse(text: str) -> Answer:
 
 
 def spoken(text: str) -> str:
-    """What stands outside the reasoning: `text` without its think blocks, closed or not."""
+    """The part outside the reasoning: `text` without its think blocks, closed or not."""
     text = _REASONING.sub("", text)
     ends = [tag.end() for tag in _TAG.finditer(text) if tag.group().lower() == "</think>"]
     return text[ends[-1] :] if ends else text
@@ -107,7 +107,7 @@ def boxed(text: str) -> str | None:
 
 
 def is_right(response: str, options: Sequence[str], answer: str) -> bool:
-    """Whether a response gives the answer: the letter that `choice` reads, or, of an open question, the reference text
+    """True where a response gives the answer: the letter that `choice` reads, or of an open question the reference text
     (case, white space and a final stop aside)."""
     if options:
         return choice(response, options) == answer

@@ -300,7 +300,7 @@ def _whole_tensors(weights: Path, params: dict) -> dict[str, np.ndarray]:
 
 
 def _node(tree: Any, place: str) -> Any:
-    """What stands at a dotted path; None where nothing does."""
+    """The node at a dotted path; None where there is none."""
     for name in place.split("."):
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree

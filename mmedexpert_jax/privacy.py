@@ -1,4 +1,4 @@
-"""What identifies a person in the text and headers of a case: found, reported by row, redacted or refused.
+"""Identifiers of a person in the text and headers of a case: found, reported by row, redacted or refused.
 
 It finds what has a form or a marker: dates with a year, record, phone and social security numbers, e-mail and postal
 addresses, names behind a title or a label, and the identifying attributes of DICOM, EXIF, PNG and JPEG headers (of
@@ -98,7 +98,7 @@ def check_mode(mode: str, field: str = "privacy") -> str:
 
 
 def scan(text: str, place: str) -> list[Found]:
-    """What a text holds, by kind and in order."""
+    """The identifiers in a text, by kind and in order."""
     return [Found(kind, place) for kind, pattern in PATTERNS.items() for _ in pattern.finditer(text)]
 
 
@@ -110,7 +110,7 @@ def redact(text: str) -> str:
 
 
 def scan_texts(texts: Iterable[tuple[str, str | Sequence[str]]]) -> list[Found]:
-    """What the texts of a row hold: pairs of key and text, or list of texts."""
+    """The identifiers in the texts of a row: pairs of key and text, or a list of texts."""
     return [
         found
         for key, value in texts

@@ -1,4 +1,4 @@
-"""What is known of a config's fields beside their defaults and meanings, which stand in configs/*.py."""
+"""Bounds, choices and other facts of a config's fields; defaults and meanings stand in configs/*.py."""
 
 from mmedexpert_jax.config.fields import Field, check_value, field_of, resumes
 

@@ -20,7 +20,7 @@ INT_MAX = 2**31 - 1  # of any integer field: what an int32 holds
 
 @dataclass(frozen=True)
 class Field:
-    """What is known of a field.
+    """The facts of a field.
 
     Attributes:
         low, high: inclusive bounds of a number.
@@ -231,7 +231,7 @@ def known(key: str) -> bool:
 
 
 def resumes(key: str) -> str:
-    """How a resumed run may change the field of a dotted key: "" (not), "free" or "grows"."""
+    """Changes that a resumed run may make to the field of a dotted key: "" (not), "free" or "grows"."""
     return field_of(key).resume
 
 

@@ -184,7 +184,7 @@ def _pair(case: Document, item: Document, containment: float, image: str) -> Pai
 
 
 class TextIndex:
-    """Which test items hold which 8-gram: all their 8-grams in one sorted array, and whose each is beside it."""
+    """The test items that hold each 8-gram: all their 8-grams in one sorted array, and whose each is beside it."""
 
     def __init__(self, tests: Sequence[Document]):
         self._whole: dict[tuple[str, ...], list[int]] = defaultdict(list)

@@ -115,7 +115,7 @@ def new_data(folder: str | Path) -> list[Path]:
 
 @dataclass
 class Converted:
-    """What a conversion wrote.
+    """The result of a conversion.
 
     Attributes:
         file: JSON Lines of the documented rows.
@@ -256,7 +256,7 @@ def _slices(path: Path) -> int | None:
 
 @dataclass
 class Checked:
-    """What stands in one file of a set.
+    """The content of one file of a set.
 
     Attributes:
         file: of the split.

@@ -71,7 +71,7 @@ class Paradigm:
     structure: Callable[[list[str], tuple[str, ...]], bool]
 
     def follows(self, trace: str, options: tuple[str, ...]) -> bool:
-        """Whether `trace` has the paradigm's structure: 2 to 12 numbered statements and the paradigm's own moves.
+        """True where `trace` has the paradigm's structure: 2 to 12 numbered statements and the paradigm's own moves.
 
         The rule sees only the form, never the key. Differential: names two options or more and eliminates.
         Intuitive: recognises a pattern, without prior or posterior. Analytical: two statements or more deduce, none

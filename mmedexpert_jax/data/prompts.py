@@ -13,7 +13,7 @@ ANSWERS = {"choice": "the letter of the answer", "yes_no": "yes or no", "open": 
 
 
 class Asked(Protocol):
-    """What a prompt needs of a question: a case has it, and a benchmark's item."""
+    """The attributes of a question that a prompt needs: a case has it, and a benchmark's item."""
 
     @property
     def question(self) -> str:

@@ -359,7 +359,7 @@ def _parquet(place: Place, name: str, images: Sequence[str]) -> Values:
 
 
 def _is_binary(kind: Any) -> bool:
-    """Whether cells of an Arrow type hold image bytes: binary, {bytes, path}, or a list of either."""
+    """True where cells of an Arrow type hold image bytes: binary, {bytes, path}, or a list of either."""
     import pyarrow as pa
 
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):

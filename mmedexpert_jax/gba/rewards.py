@@ -277,7 +277,7 @@ def _context(rollout: "Rollout", i: int, j: int, max_new_tokens: int) -> dict[st
 def _column(
     reward: WeightedReward, completions: Sequence[Mapping[str, Any]], max_new_tokens: int, limits: Mapping[str, Any]
 ) -> list[float]:
-    """What one function gives for each completion; NaN where it abstains."""
+    """The values of one function for each completion; NaN where it abstains."""
     if reward.whole:
         names = {"cases": "case", "texts": "text", "paradigms": "paradigm", "lengths": "length"}
         told = {many: [one[name] for one in completions] for many, name in names.items()}

@@ -1,4 +1,4 @@
-"""How the prompts of a step are split: into the minibatches of its updates, over devices, into micro-batches."""
+"""The split of a step's prompts: into the minibatches of its updates, over devices, into micro-batches."""
 
 import itertools
 
@@ -44,6 +44,6 @@ def micro_batch(config: ConfigDict, devices: int, prefix: str = "") -> int:
 
 
 def _divides(config: ConfigDict, shares: int, groups: int) -> bool:
-    """Whether so many groups a step can be split: their prompts into the shares, they themselves by minibatches."""
+    """True where so many groups a step can be split: their prompts into the shares, they themselves by minibatches."""
     queries = 1 if config.group_by == "query" else config.paradigms_per_query
     return prompts(config, groups) % shares == groups % config.minibatches == groups % queries == 0

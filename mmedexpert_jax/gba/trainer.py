@@ -89,7 +89,7 @@ def _hint(run: "Run", told: set[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a run is made of before its first step.
+    """The parts of a run before its first step.
 
     Attributes:
         scoring: the rewards.
@@ -167,7 +167,7 @@ def _sample(job: Job, config: ConfigDict, state: State, key: jax.Array, step: in
 
 
 def _check(config: ConfigDict) -> None:
-    """What can be known to be wrong before any work."""
+    """Refuses what can be known to be wrong before any work."""
     if config.num_samples < 2:
         raise ConfigError(
             f"config.num_samples is {config.num_samples}; group advantages (equation 4) need at least 2 samples"
@@ -195,7 +195,7 @@ def _refills(config: ConfigDict) -> int:
 
 
 def _wants_more(done: list[Round], config: ConfigDict) -> bool:
-    """Whether a step samples again: once, or, with dynamic sampling, until as many groups as it trains on differ."""
+    """True where a step samples again: once, or, with dynamic sampling, until as many groups as it trains on differ."""
     differing = sum(int(_differs(totals(values, scores.weights)).sum()) for _, scores, values in done)
     return not done or (len(done) <= _refills(config) and differing < config.prompts_per_step)
 

@@ -1,4 +1,4 @@
-"""What a sweep found: its table beside the published one, the panels of Figure 3, and a sentence for each claim."""
+"""The result of a sweep: its table beside the published one, the panels of Figure 3, and a sentence for each claim."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -66,7 +66,7 @@ def compiled_share(config: ConfigDict) -> float:
 
 
 def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
-    """What a job, or the stage of a pipeline that `prefix` names, needs; `train`: its cases by specialty."""
+    """The needs of a job, or of the stage of a pipeline that `prefix` names; `train`: its cases by specialty."""
     found, devices, dtype = count(config, compiled_share(config))
     share = f", {found.trained:,} trained ({found.trained / found.parameters:.1%})" if found.trained else ""
     used = devices.count if config.job == "gba" else 1

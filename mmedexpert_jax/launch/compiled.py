@@ -62,7 +62,7 @@ def _lower(config: FrozenConfigDict, model: Model, params: dict, trained: Any, r
 
 
 def _rows(config: FrozenConfigDict, prompts: int, samples: int) -> Any:
-    """What a gradient is computed from: a Part of gba, a MicroBatch of dsa."""
+    """The batch that a gradient is computed from: a Part of gba, a MicroBatch of dsa."""
     batch, limit = _batch(prompts, config.max_prompt_length), config.max_new_tokens
     if config.job == "dsa":
         from mmedexpert_jax.sft.loss import MicroBatch

@@ -21,7 +21,7 @@ SWITCHES = ("--debug", "--list_config", "--help")
 
 @dataclass
 class Flags:
-    """What the user asked for.
+    """The command line, parsed.
 
     Attributes:
         config: `path[:preset]`; "" where none was given.

@@ -130,7 +130,7 @@ def run_job(config: ConfigDict) -> bool:
 
 
 def closing(config: ConfigDict) -> str:
-    """What the run left behind, and the commands that go on from there."""
+    """The outputs of a run, and the commands that go on from there."""
     folder = Path(config.workdir)
     lines = [f"done: {folder}"]
     lines += [f"  {name:8} {folder / part}" for name, part in ARTEFACTS.items() if (folder / part).exists()]
@@ -261,7 +261,7 @@ def _export(config: ConfigDict, run: "Run") -> None:
 
 
 class _AdapterConfig(msgspec.Struct):
-    """What an adapter's card tells of its adapter_config.json."""
+    """The fields of adapter_config.json that an adapter's card tells."""
 
     base_model_name_or_path: str
     r: int

@@ -1,4 +1,4 @@
-"""What a job takes on each device, from shapes alone: nothing is loaded, drawn or compiled.
+"""The bytes of a job on each device, from shapes alone: nothing is loaded, drawn or compiled.
 
 Weights, deltas, optimizer state, gradients and caches are counted exactly, leaf by leaf. Activations are an estimate:
 
@@ -94,7 +94,7 @@ def abstract_params(shape: ModelConfig, dtype: str) -> dict:
 
 
 def abstract_state(config: ConfigDict, weights: dict) -> tuple[Any, Any]:
-    """What is trained and its optimizer state before the first step, as shapes."""
+    """The trained part and its optimizer state before the first step, as shapes."""
     if config.trainable == "full":
         trained: Any = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), weights)
     else:

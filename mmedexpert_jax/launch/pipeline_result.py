@@ -1,4 +1,4 @@
-"""What a pipeline found: its table, and a report from which every stage can be read."""
+"""The result of a pipeline: its table, and a report from which every stage can be read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

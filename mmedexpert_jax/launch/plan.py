@@ -171,7 +171,7 @@ def _changed(config: ConfigDict) -> Iterator[str]:
 
 
 def brief(config: ConfigDict) -> str:
-    """What a job needs on the devices that are here, for a notebook's first cell. Raises ResourceError as `check`."""
+    """The needs of a job on the devices that are here, for a notebook's first cell. Raises ResourceError as `check`."""
     check(config)
     return "\n".join(_needed(config, _counts(config)))
 
@@ -226,7 +226,7 @@ def stages(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
 
 
 def _counted(config: ConfigDict) -> bool:
-    """Whether a job of one model has that model on devices of ours."""
+    """True where a job of one model has that model on devices of ours."""
     if config.job == "dataset":
         return config.teacher.kind == "local" and "trace" in config.stages
     if config.job == "pretrain":

@@ -110,7 +110,7 @@ def _schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def step_examples(config: ConfigDict, processor: Processor, step: int) -> tuple[Batch, np.ndarray, np.ndarray]:
-    """What `step` reads, a function of (seed, step): prompts, completions [B, G, R] int32, weights of their tokens."""
+    """The batch of a step, by (seed, step) alone: prompts, completions [B, G, R] int32, weights of their tokens."""
     rng = Random(f"{config.seed} {step}")
     number, place = divmod(step, _BLOCK)
     block = _block(config.seed * 1_000_000 + number, config.prompts_per_step * _BLOCK)

@@ -50,7 +50,7 @@ class Task:
 
     @property
     def done(self) -> bool:
-        """Whether it is finished: the run's status says so, and is written last."""
+        """True where it is finished: the run's status says so, and is written last."""
         return bool(finished(self.folder))
 
     @property
@@ -96,7 +96,7 @@ class Stages:
         return Task(stage, own, config.lock(), digest)
 
     def order(self, wanted: Sequence[Stage], seed: int) -> Iterator[Task]:
-        """What the wanted stages need and themselves, inputs first, each once."""
+        """The wanted stages and those they need, inputs first, each once."""
         seen: set[str] = set()
 
         def visit(stage: Model) -> Iterator[Task]:
@@ -146,7 +146,7 @@ def held(config: ConfigDict) -> dict[str, Any]:
 
 
 def label(stage: Stage, seed: int) -> str:
-    """What a reader of the folder sees of a stage: job, specialty, method or objective, and seed."""
+    """The facts of a stage for a reader of the folder: job, specialty, method or objective, and seed."""
     fields = (stage.fields.get(name) for name in ("specialty", "method", "objective"))
     return "-".join([stage.job, *(str(field) for field in fields if field), f"s{seed}"])
 

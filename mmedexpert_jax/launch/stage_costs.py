@@ -30,7 +30,7 @@ NOTE = (
 
 
 def note(price: float = 0.0) -> str:
-    """What to know about the table at a price in dollars for an hour of one device; 0: without money."""
+    """The notes under the table at a price in dollars for an hour of one device; 0: without money."""
     money = f" Money: ${price:g} for an hour of one device, from start to end of a stage; the published hours likewise."
     return NOTE + (money if price else "")
 

@@ -19,7 +19,7 @@ COLUMNS = ("Unified", "Disentangled", "GRPO", "GBA", "Naive", "TIES")  # of Tabl
 
 @dataclass(frozen=True)
 class Stage:
-    """What a job makes.
+    """A stage: the result of one job.
 
     Attributes:
         job: "dsa", "merge", "gba" or "evaluate".

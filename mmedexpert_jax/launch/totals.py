@@ -1,4 +1,4 @@
-"""What is left of a pipeline or a sweep, in all: its stages, their steps, tokens and answers, and disk."""
+"""The rest of a pipeline or a sweep, in all: its stages, their steps, tokens and answers, and disk."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

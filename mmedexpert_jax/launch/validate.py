@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a config before any long work, without JAX."""
+"""Refusals of configs that can be known to be wrong before any long work, without JAX."""
 
 import re
 from pathlib import Path

@@ -36,7 +36,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Answered:
-    """What a model said to a question: its replies, and those to the first turn where there are two."""
+    """A model's answer to a question: its replies, and those to the first turn where there are two."""
 
     replies: list[Reply]
     first: list[Reply] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""How each model was asked: two accuracies compare only as far as their conditions do."""
+"""The conditions under which each model was asked: two accuracies compare only as far as their conditions do."""
 
 from collections.abc import Mapping, Sequence
 

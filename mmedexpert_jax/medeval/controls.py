@@ -183,7 +183,7 @@ def letter_bias(plain: Evaluation, parts: Sequence[Control]) -> str:
 
 
 def sentence(model: str, plain: Evaluation, made: Sequence[Control]) -> str:
-    """How much of a model's score needs the image, in words; "" where no blind control was asked."""
+    """The share of a model's score that needs the image, in words; "" where no blind control was asked."""
     blind = next((control for name in BLIND for control in made if control.name == name), None)
     if blind is None or not blind.evaluation.rows:
         return ""

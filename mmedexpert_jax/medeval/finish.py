@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: rows, a summary, tables in four formats, the report."""
+"""The outputs of an evaluation: rows, a summary, tables in four formats, the report."""
 
 import json
 import shutil

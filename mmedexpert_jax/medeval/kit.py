@@ -21,7 +21,7 @@ PATTERNS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the kit makes of a response.
+    """The kit's reading of a response.
 
     Attributes:
         right: its judgement.

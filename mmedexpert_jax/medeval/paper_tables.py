@@ -76,7 +76,7 @@ def measured_tables(results: Mapping[str, Result], targets: Sequence[Target]) ->
 
 
 def partly(table: PaperTable, results: Mapping[str, Result]) -> str:
-    """Which columns are measured on another number of items than the published one; "" where none is."""
+    """The columns that are measured on another number of items than the published one; "" where none is."""
     found = {}
     for column in table.columns:
         if (result := _result(column, results)) is not None:

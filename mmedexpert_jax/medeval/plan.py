@@ -26,7 +26,7 @@ RUNS_ON = {"jax": "the JAX engine", "transformers": "transformers"}
 
 @dataclass(frozen=True)
 class Load:
-    """What a model is asked of a benchmark, estimated: answers, tokens of all prompts, tokens of answers at most."""
+    """The load of a benchmark on a model, estimated: answers, tokens of all prompts, tokens of answers at most."""
 
     answers: int
     prompt: int
@@ -92,7 +92,7 @@ def _estimate(
 
 
 def _stored(config: ConfigDict, target: Target, key: str) -> str:
-    """How many answers lie in the folder of stored ones; whether they fit this run's keys is not looked at."""
+    """The number of answers in the folder of stored ones, whether or not they fit this run's keys."""
     folder = Path(config.answers or Path(config.workdir) / "answers").expanduser() / slug(target.name) / slug(key)
     lines = sum(path.read_bytes().count(b"\n") for path in folder.glob("*.jsonl"))
     return f"; {lines:,} lines of answers are stored" if lines else ""
@@ -116,7 +116,7 @@ def _sum(config: ConfigDict, loads: Sequence[tuple[Target, Load]]) -> list[str]:
 
 
 def answer_bytes(tokens: int) -> int:
-    """What an answer of so many tokens takes on disk, in the store and in its row, on the safe side."""
+    """The bytes of an answer of so many tokens on disk, in the store and in its row, on the safe side."""
     return ANSWER + 2 * TOKEN * tokens
 
 

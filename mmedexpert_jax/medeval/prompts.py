@@ -15,7 +15,7 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked about one item.
+    """The question to a model about one item.
 
     Attributes:
         style: one of `styles()`.

@@ -1,4 +1,4 @@
-"""Whether a response is right, under the readings of several scorers, and how that was found."""
+"""The verdict on a response, under the readings of several scorers, and how it was found."""
 
 import re
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def score(item: Item, response: str, scorer: str = "strict", form: str = "tags")
 
 
 def judge_choice(response: str, options: Sequence[str], answer: str, scorer: str = "strict") -> bool:
-    """Whether `response` chooses the option with the letter `answer`.
+    """True where `response` chooses the option with the letter `answer`.
 
     Args:
         response: the whole completion.
@@ -190,7 +190,7 @@ def _kit(item: Item, response: str) -> Score:
 
 
 def _same(item: Item, letter: str) -> bool:
-    """Whether a letter is the key, or names an option with the very same text."""
+    """True where a letter is the key, or names an option with the very same text."""
     if item.answer not in answers.LETTERS[: len(item.options)] or not item.answer:
         return False
     key = item.options[answers.LETTERS.index(item.answer)]

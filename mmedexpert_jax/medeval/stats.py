@@ -45,7 +45,7 @@ def pass_at_k(right: int, total: int, k: int) -> float:
 
 
 def majority(votes: Sequence[tuple[str | None, bool]]) -> float:
-    """Whether the answer with most votes is right; the mean over those that share the first place, 0 without votes.
+    """1 where the answer with most votes is right; the mean over those that share the first place, 0 without votes.
 
     Args:
         votes: (what a sample answered, whether that is right); None abstains.

@@ -114,7 +114,7 @@ def comparison_table(evaluations: Mapping[str, Evaluation]) -> Rows:
 
 
 def comparison_warning(comparisons: int, benchmarks: int = 1) -> str:
-    """What several comparisons at 5 % on each of some benchmarks mean; "" for a single one."""
+    """A warning of several comparisons at 5 % on each of some benchmarks; "" for a single one."""
     total = comparisons * benchmarks
     if total < 2:
         return ""

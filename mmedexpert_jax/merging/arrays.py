@@ -1,4 +1,4 @@
-"""What lets one formula serve numpy on the host and JAX on devices."""
+"""Operations that let one formula serve numpy on the host and JAX on devices."""
 
 from collections.abc import Sequence
 from functools import cache, partial, reduce
@@ -65,7 +65,7 @@ def _matrix_product(b: jax.Array, a: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def tally(masks: Sequence[Array]) -> Array:
-    """How many of K (at most 127) are true, entry by entry: int8 on the host, where bytes are added as they are."""
+    """The number of true ones of K (at most 127) by entry: int8 on the host, where bytes are added as they are."""
     if namespace(masks) is np:
         return total([mask.view(np.int8) for mask in masks])
     return total([mask.astype(jnp.int32) for mask in masks])

@@ -101,7 +101,7 @@ class Merge:
         return {key: TensorUnit(self, tuple(sorted(names))) for key, names in groups.items()}
 
     def fitted(self, name: str) -> Fitted:
-        """What the unit of a tensor decides; computed once."""
+        """The `Fitted` of a tensor's unit; computed once."""
         key = self.scope(name)
         if key not in self._fits:
             with self._lock:
@@ -149,7 +149,7 @@ class Merge:
                 self.fitted(name)
 
     def compiles(self, name: str) -> bool:
-        """Whether a tensor's blocks are worth a program, and of dtypes that it takes."""
+        """True where a tensor's blocks are worth a program, and of dtypes that it takes."""
         tensors = [self.base[name], *(e.weights[name] for e in self.experts if e.weights is not None)]
         return (
             tensors[0].size >= BLOCK
@@ -214,7 +214,7 @@ class Merge:
         return whole[start - covering[0][0] : stop - covering[0][0]]
 
     def sample(self, name: str, index: np.ndarray) -> np.ndarray | None:
-        """What `update` adds at flat indices, nearly: entries at the bounds and random choices may differ."""
+        """The addends of `update` at flat indices, nearly: entries at the bounds and random choices may differ."""
         if name not in self.touched:
             return None
         how = self.how(name)
@@ -433,7 +433,7 @@ _MOST = 1 << 31  # entries, which int32 indices count
 
 
 def on_devices(tensors: Mapping[str, Any]) -> bool:
-    """Whether a tensor lies anywhere else than on the one CPU that the host's cores are."""
+    """True where a tensor lies anywhere else than on the one CPU that the host's cores are."""
     arrays = [tensor for tensor in tensors.values() if isinstance(tensor, jax.Array)]
     return any(len(a.devices()) > 1 or next(iter(a.devices())).platform != "cpu" for a in arrays)
 

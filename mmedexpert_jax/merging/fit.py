@@ -1,4 +1,4 @@
-"""What a unit as a whole decides before its entries are merged: bounds of trims, norms, coefficients.
+"""The decisions of a unit as a whole, before its entries are merged: bounds of trims, norms, coefficients.
 
 A unit is one tensor, one module or the whole model. All of its numbers are sums over entries, so that those of blocks,
 shards and devices add up.

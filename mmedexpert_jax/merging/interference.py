@@ -39,7 +39,7 @@ def measure(
 
 
 def entries(base: Array, vectors: Rows, kept: Rows, update: Array, merged: Array) -> dict[str, Array | list[Array]]:
-    """What `measure` sums, entry by entry: arrays [m] (of those of each expert a list), float32 or bool.
+    """The summands of `measure`, entry by entry: arrays [m] (of those of each expert a list), float32 or bool.
 
     `mass` and `kept_mass`: magnitudes before and after the trim, by expert; `wanted`, `shared`, `conflict`: whether at
     least one, at least two, or two of opposite sign keep it; `net`: magnitude of the sum of what is kept; `squared` of
@@ -133,7 +133,7 @@ class Interference:
         }
 
     def _votes(self, total: Mapping[str, np.ndarray], norms: np.ndarray) -> dict[str, Any]:
-        """Who won the elections, and what of each vector survives, by expert; empty where it was not measured."""
+        """Elections won, and the part of each vector that survives, by expert; empty where it was not measured."""
         if "held" not in total:
             return {}
         own = np.sqrt(total["stretch"]) if "stretch" in total else norms
@@ -149,7 +149,7 @@ class Interference:
         return {key: dict(zip(self.experts, values.tolist(), strict=True)) for key, values in found.items()}
 
     def sentence(self) -> str:
-        """What a person wants to know first: how often the experts disagree, and who is nearly lost."""
+        """The headline: how often the experts disagree, and who is nearly lost."""
         rates = self.rates()
         if len(self.experts) < 2 or not rates.get("along"):
             return ""

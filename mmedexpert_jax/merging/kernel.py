@@ -34,7 +34,7 @@ def count(
     size: int,
     stretch: np.ndarray | None = None,
 ) -> Counts:
-    """What `select.counted` finds in one block.
+    """The counts of `threshold.counted` in one block.
 
     Args:
         base: [m] as stored, m <= size.
@@ -181,7 +181,7 @@ def _partial_sums(x: jax.Array) -> jax.Array:
 
 
 def _counts(flags: list[jax.Array]) -> jax.Array:
-    """How many of each are true: counted together, in fields of one integer."""
+    """The number of true ones of each: counted together, in fields of one integer."""
     packed = total([jnp.where(flag, 1 << _BITS * place, 0) for place, flag in enumerate(flags)])
     few = jax.lax.optimization_barrier(total(list(packed.reshape(_FOLD, -1))))
     return jnp.stack([jnp.sum(few >> _BITS * place & (1 << _BITS) - 1) for place in range(len(flags))])

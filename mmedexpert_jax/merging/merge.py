@@ -120,7 +120,7 @@ def expert_of(name: str, expert: Params | Lora) -> Expert:
 
 
 def update_of(job: Merge, name: str, report: Interference) -> np.ndarray | None:
-    """What a merge adds to one tensor, whole and in float32, noted in the report; None where it changes nothing."""
+    """The sum that a merge adds to one tensor, in float32, noted in the report; None where it changes nothing."""
     tensor = job.base[name]
     base = np.zeros(tensor.size, np.float32)
 

@@ -27,7 +27,7 @@ from mmedexpert_jax.merging.threshold import Bound, largest
 
 @dataclass(frozen=True)
 class Switches:
-    """What the papers leave open.
+    """The choices that the papers leave open.
 
     Attributes:
         scope: unit of a trim by magnitude: "tensor", "module" (weight and bias of one layer) or "global" (one vector
@@ -59,7 +59,7 @@ class Switches:
     normalize: str = "none"
 
     def kept(self, size: int, density: float) -> int:
-        """How many of `size` entries the trim keeps, int(density * size) before the switches."""
+        """The number of `size` entries that the trim keeps, int(density * size) before the switches."""
         count = int(density * size) + self.extra
         return min(size, max(self.at_least if density > 0 else 0, count))
 
@@ -178,7 +178,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """How one tensor's K task vectors become one.
+    """The numbers by which one tensor's K task vectors become one.
 
     Attributes:
         method: name in METHODS.
@@ -221,7 +221,7 @@ class Setting:
 
     @property
     def kind(self) -> Method:
-        """What the method keeps and how it joins."""
+        """The method's two rules."""
         return METHODS[self.method]
 
     @property
@@ -380,7 +380,7 @@ def importance(base: Array, vector: Array) -> Array:
 
 
 def breadcrumb_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
-    """How many of the largest of `size` entries are dropped as outliers, and how many follow that are kept.
+    """The numbers of the largest of `size` entries that are dropped as outliers, and of those after them that are kept.
 
     int(gamma * size) and int(density * size); fewer outliers where both do not fit (mergekit 0.1.5).
     """
@@ -458,7 +458,7 @@ def disjoint_mean(trimmed: Rows, weights: Rows | None, rule: Switches, majority:
 
 
 def agreement(voters: Rows, rule: Switches, majority: Array | None = None) -> list[Array]:
-    """Which values join the mean: those with the elected sign, K arrays [...] -> K masks [...]."""
+    """Masks of the values that join the mean, those with the elected sign: K arrays [...] -> K masks [...]."""
     xp = namespace(voters)
     votes = _votes(voters, rule)
     if rule.cancellation == "plus":
@@ -484,7 +484,7 @@ def _votes(voters: Rows, rule: Switches) -> Array:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a unit as a whole decides: all of it small.
+    """The decisions of a unit as a whole: all of them small.
 
     Attributes:
         bounds: of the trim by magnitude: what is kept, and for breadcrumbs the outliers before it.
@@ -508,7 +508,7 @@ jax.tree_util.register_dataclass(Fitted, data_fields=_FIELDS, meta_fields=[])
 
 
 def keep(base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting) -> Rows:
-    """What the method keeps of a block of K task vectors [m] (or [rows, columns]), rescaled; zeros elsewhere.
+    """The kept part of a block of K task vectors [m] (or [rows, columns]), rescaled; zeros elsewhere.
 
     Args:
         base: the base's weights [m] float32, which only an importance looks at.

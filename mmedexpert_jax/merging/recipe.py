@@ -47,7 +47,7 @@ Base = Checkpoint | Loaded
 
 
 def is_checkpoint(path: str) -> bool:
-    """Whether a model's weights are safetensors files, which can be merged without being loaded."""
+    """True where a model's weights are safetensors files, which can be merged without being loaded."""
     return any(trace(path)[0].glob("*.safetensors"))
 
 
@@ -133,7 +133,7 @@ def _orbax(folder: Path) -> Path | None:
 
 
 def _read_orbax(folder: Path) -> Lora | dict[str, np.ndarray]:
-    """What a run was training, from its newest whole checkpoint: LoRA factors, or full weights by name."""
+    """The trained part of a run's newest whole checkpoint: LoRA factors, or full weights by name."""
     checkpoints = Checkpoints(folder / "ckpt")
     step = checkpoints.latest()
     if step is None:

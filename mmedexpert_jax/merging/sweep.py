@@ -21,7 +21,7 @@ _LEAST, _MOST = 0.05, 4.0  # weights that are tried
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the settings of a grid would do.
+    """The measures of a grid of settings.
 
     Attributes:
         rows: one per density and scale: `density`, `scale`, `norm` (of the update), `kept mass`, `sign conflict`,

@@ -26,7 +26,7 @@ Counts = dict[int, tuple[int, np.ndarray]]  # by row: entries above the bracket,
 @partial(jax.tree_util.register_dataclass, data_fields=["value", "cut"], meta_fields=["from_end"])
 @dataclass(frozen=True)
 class Bound:
-    """Which entries of K vectors are kept: those above `value`, and of those equal to it the ones before `cut`.
+    """A bound on the entries of K vectors: kept are those above `value`, and of equal ones those before `cut`.
 
     Attributes:
         value: [K] float32, magnitudes.
@@ -39,7 +39,7 @@ class Bound:
     from_end: bool = False
 
     def keeps(self, vectors: Rows, start: int = 0) -> list[Array]:
-        """Which entries: K arrays [n] float32 (or of any shape with n), the first of flat index `start` -> K masks."""
+        """K masks of K arrays [n] float32 (or any shape of n), the first of flat index `start`: true where kept."""
         return [self._keeps(row, vector, start) for row, vector in enumerate(vectors)]
 
     def keep(self, vectors: Rows, start: int = 0) -> list[Array]:

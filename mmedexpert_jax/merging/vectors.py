@@ -122,11 +122,11 @@ class Expert:
         return replace(self, weights=weights, adapters=adapters)
 
     def low_rank(self, name: str) -> bool:
-        """Whether its task vector of a tensor is LoRA factors and nothing else (or nothing)."""
+        """True where its task vector of a tensor is LoRA factors and nothing else (or nothing)."""
         return self.weights is None and self.origin is None
 
     def touches(self, name: str, base: Any) -> bool:
-        """Whether it may differ from the base's tensor, as far as is known without reading."""
+        """True where it may differ from the base's tensor, as far as is known without reading."""
         own = self.weights is not None and self.weights[name] is not base
         return own or self.origin is not None or any(name in adapter.factors for adapter in self.adapters)
 
@@ -142,7 +142,7 @@ class Expert:
         return assembled(base, *self.parts(name, start, stop))
 
     def parts(self, name: str, start: int, stop: int) -> Parts:
-        """What `vector` is assembled from."""
+        """The parts that `vector` is assembled from."""
         own = None if self.weights is None else flat(self.weights[name])[start:stop]
         update = None if self.origin is None else self.origin.update(name, start, stop)
         deltas = [adapter.delta(name, start, stop) for adapter in self.adapters if name in adapter.factors]

@@ -32,7 +32,7 @@ def traced_for(capability: str) -> Iterator[None]:
 
 
 def supported(queries: Array) -> bool:
-    """Whether the kernel takes such queries [..., D]: on CUDA devices since Ampere, 16 bits, heads of at most 128."""
+    """True where the kernel takes such queries [..., D]: CUDA devices since Ampere, 16 bits, heads of at most 128."""
     target = _target.get()
     here = getattr(jax.devices()[0], "compute_capability", "") if target is None else target
     capability = str(here)  # "9.0"; of others "gfx942" or none

@@ -18,7 +18,7 @@ _BLOCKS = 4  # end: 5/8 of the products, and of the memory a quarter
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slots:
-    """Which of the G continuations of each of B prompts N rows are."""
+    """The places of N rows among the G continuations of each of B prompts."""
 
     prompt: Array  # [N] int32
     sample: Array  # [N] int32, number in the prompt's group

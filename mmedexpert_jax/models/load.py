@@ -211,7 +211,7 @@ def trace(src: str | Path, base: str = "") -> tuple[Path, list[Path]]:
 
 
 def _is_adapter(src: Any) -> bool:
-    """Whether a base is itself an adapter or a run with one, on this machine."""
+    """True where a base is itself an adapter or a run with one, on this machine."""
     places = [Path(str(src)), Path(str(src)) / "export" / "adapter"]
     return any((place / "adapter_config.json").is_file() for place in places)
 
@@ -227,7 +227,7 @@ def folders(src: str | Path) -> list[Path]:
 
 
 def origin(src: str | Path) -> str:
-    """What a model was made from: the base of its adapters as they name it, or `src` itself."""
+    """The origin of a model: the base of its adapters as they name it, or `src` itself."""
     if str(src).startswith("random:"):
         return str(src)
     _, adapters = trace(src)

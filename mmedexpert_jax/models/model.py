@@ -22,7 +22,7 @@ jax.tree_util.register_dataclass(Batch, [field.name for field in fields(Batch)],
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prefix:
-    """What the prompts leave behind for their continuations."""
+    """Hidden states, keys and values of the prompts, for their continuations."""
 
     hidden: Array  # [B, T, D], after the final norm
     keys: ByLayer  # [B, Hkv, T, Dh], rotated

@@ -56,7 +56,7 @@ def unstack(tree: Any) -> Any:
 
 
 def is_stacked(tree: Any) -> bool:
-    """Whether a dict of names, nested or flat, holds stacked layers."""
+    """True where a dict of names, nested or flat, holds stacked layers."""
     return any(
         STACKED in name.split(".") or (isinstance(node, dict) and is_stacked(node)) for name, node in tree.items()
     )

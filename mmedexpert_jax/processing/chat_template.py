@@ -1,4 +1,4 @@
-"""Which chat template a checkpoint uses, and Qwen2-VL's for those that bring none."""
+"""The chat template of a checkpoint, and Qwen2-VL's for those that bring none."""
 
 import json
 from pathlib import Path

@@ -86,7 +86,7 @@ class ImageRef:
         return digest.hexdigest()
 
     def _looks_whole(self) -> bool:
-        """Whether the file is an ordinary PNG or JPEG that looks whole. Raises DataError where it is too large."""
+        """True for an ordinary PNG or JPEG file that looks whole. Raises DataError where it is too large."""
         opener = getattr(self.read, "open", None)  # a file is not read into memory for this
         try:
             with opener() if opener else io.BytesIO(self.open()) as file:

@@ -202,7 +202,7 @@ def _levels(values: np.ndarray, held: np.ndarray, look: Any, dataset: Any, name:
 
 
 def _look(dataset: Any, place: int) -> Any:
-    """What turns the stored values of one frame into grey: the frame's own where functional groups say it."""
+    """The attributes that make grey of one frame's stored values: the frame's own where functional groups say it."""
     from pydicom import Dataset
 
     look = Dataset()
@@ -231,7 +231,7 @@ def _has_lut(look: Any) -> bool:
 
 
 def _has_window(look: Any) -> bool:
-    """Whether the first window of a header can be applied: both numbers, and a width that its function takes."""
+    """True where the first window of a header can be applied: both numbers, and a width that its function takes."""
     if look.get("WindowCenter") is None or look.get("WindowWidth") is None:
         return False
     width = look.WindowWidth

@@ -50,7 +50,7 @@ class _Settings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """What preprocessor_config.json fixes. The defaults are Qwen2-VL's, but for max_pixels."""
+    """The settings of preprocessor_config.json. The defaults are Qwen2-VL's, but for max_pixels."""
 
     patch_size: int = 14  # pixels
     temporal_patch_size: int = 2  # a still image fills every frame of it

@@ -26,7 +26,7 @@ Window = str | tuple  # a preset, "range", "full", (centre, width), or three of 
 
 @dataclass(frozen=True)
 class View:
-    """How a file is looked at that holds several pictures or more than 8 bits.
+    """The view of a file that holds several pictures or more than 8 bits.
 
     Attributes:
         window: as in `images.decode`; None: the file's own.

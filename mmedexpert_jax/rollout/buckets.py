@@ -1,4 +1,4 @@
-"""Which prompts are decoded together, and in what shape, so that little is compiled and little is padded."""
+"""Prompts that are decoded together, and their shape, so that little is compiled and little is padded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ WASTE = 1.3  # a shape that is there serves a group if it is at most so many tim
 
 @dataclass(frozen=True)
 class Size:
-    """What a prompt needs: tokens, patches of its largest image, images."""
+    """The size of a prompt: tokens, patches of its largest image, images."""
 
     tokens: int
     patches: int
@@ -39,7 +39,7 @@ class Shape:
         return self.rows * (self.tokens + self.images * self.patches)
 
     def holds(self, other: "Shape") -> bool:
-        """Whether prompts of shape `other` fit into this one, with as many images each."""
+        """True where prompts of shape `other` fit into this one, with as many images each."""
         large = self.rows >= other.rows and self.tokens >= other.tokens and self.patches >= other.patches
         return large and self.images == other.images
 

@@ -46,7 +46,7 @@ class Completions:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """What a compiled program depends on besides shapes."""
+    """The static settings of a compiled program, besides shapes."""
 
     num_samples: int
     max_new_tokens: int
@@ -61,7 +61,7 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """What each of B prompts asks of its samples, where they differ."""
+    """The settings of each of B prompts, where they differ."""
 
     temperature: Array  # [B] float32
     top_k: Array  # [B] int32
@@ -72,7 +72,7 @@ class Own:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What decoding changes: N rows over B prompts. A row at step 0 is free, and its prompt is B: none."""
+    """The state of decoding: N rows over B prompts. A row at step 0 is free, and its prompt is B: none."""
 
     cache: Cache  # [N, Hkv, window, Dh] by layer
     slots: Slots
@@ -272,7 +272,7 @@ def open_samples(done: Completions, own: Own | None = None) -> Array:
 
 
 def _of(own: Own | None, prompt: Array) -> Own | None:
-    """What the prompts [...] of some rows ask."""
+    """The settings of the prompts [...] of some rows."""
     return jax.tree.map(lambda leaf: leaf[prompt], own)
 
 

@@ -30,7 +30,7 @@ Refuse = Callable[[int, DataError], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How an engine answers.
+    """The settings of an engine.
 
     Attributes:
         num_samples: answers to each conversation.
@@ -211,7 +211,7 @@ class Engine:
         return Pool(model, sampling, params, lora, self._key, self._rows, self._block, tokens, dtype, self._mesh)
 
     def _drain(self) -> Iterator[tuple[int, list[Reply]]]:
-        """What is left in the pool, which then closes."""
+        """The replies left in the pool, which then closes."""
         while self._pool:
             self._pool.run()
             yield from self._replies(self._pool.ended())

@@ -127,7 +127,7 @@ def _sample(
 
 
 def folded(params: dict, lora: Lora | None, fold: bool | None) -> tuple[dict, Lora | None]:
-    """What decodes: weights with the deltas in them, or both apart; `fold` as in `generate`."""
+    """The weights that decode: with the deltas in them, or both apart; `fold` as in `generate`."""
     if fold is None:
         fold = params["model"]["embed_tokens"]["weight"].dtype == jnp.float32
     return (lora_module.fold(params, lora), None) if lora is not None and fold else (params, lora)

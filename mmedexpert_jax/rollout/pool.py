@@ -79,12 +79,12 @@ class Pool:
 
     @property
     def busy(self) -> bool:
-        """Whether a sample has not ended."""
+        """True while a sample has not ended."""
         return self._left > 0
 
     @property
     def full(self) -> bool:
-        """Whether every row has a sample, or no device can take a block of prompts."""
+        """True where every row has a sample, or no device can take a block of prompts."""
         room = min(sum(ticket is None for ticket in tickets) for tickets in self._tickets)
         return self._left >= self._widths[0] or room < self.block
 
@@ -156,7 +156,7 @@ class Pool:
         return found
 
     def progress(self) -> list[Ended]:
-        """What is there of each prompt that has not ended."""
+        """The samples so far of each prompt that has not ended."""
         return self._samples(ended=False)
 
     def drop(self, ticket: Any) -> None:

@@ -37,7 +37,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Question(msgspec.Struct):
-    """What is read of a request; other fields of the protocol are left alone."""
+    """The fields that are read of a request; other fields of the protocol are left alone."""
 
     messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1, max_length=1024)]
     model: str = ""

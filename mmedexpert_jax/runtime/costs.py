@@ -1,4 +1,4 @@
-"""What a run takes (appendix E): seconds, tokens, operations, memory, money.
+"""The costs of a run (appendix E): seconds, tokens, operations, memory, money.
 
 Every open run has a meter. What trains or samples calls `count` after each step or batch, and every open run's meter
 takes it, so that a pipeline's meter holds the sum of its stages. What was counted before a kill counts: a cost is what

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, devices, memory."""
+"""The environment of a run: versions, devices, memory."""
 
 import importlib.metadata
 import os

@@ -13,7 +13,7 @@ COLLAPSE = 0.1  # of the first entropy
 
 
 def hints(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
-    """What looks wrong in the last steps: name of the hint -> a sentence with the figure and the field to change.
+    """Hints at what looks wrong in the last steps: name -> a sentence with the figure and the field to change.
 
     Args:
         rows: of metrics.jsonl, in order; rows of evaluations are passed over.

@@ -92,7 +92,7 @@ def sizes(devices: int, kind: str, data: int = -1, fsdp: int = 1, tensor: int = 
 
 
 def partition(path: str, ndim: int) -> PartitionSpec:
-    """How the leaf at `path`, e.g. "mu.model.layers.0.self_attn.q_proj.weight", is split; norms and the rest: whole.
+    """The split of the leaf at `path`, e.g. "mu.model.layers.0.self_attn.q_proj.weight"; norms and the rest: whole.
 
     Of stacked layers, "model.layers.*.self_attn.q_proj.weight", the first axis is never split: a program takes one
     layer after the other, and gathers no more than it.

@@ -81,13 +81,13 @@ def count() -> int:
 
 
 def is_writer() -> bool:
-    """Whether this process writes files and reports."""
+    """True in the process that writes files and reports."""
     return index() == 0
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """What runs inside has nothing to do with the other processes."""
+    """A context in which nothing waits for the other processes."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -98,7 +98,7 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def log(folder: Path) -> Iterator[None]:
-    """What a process that is not the writer prints inside goes to a file of its own in `folder`, at its end."""
+    """A context whose output, of a process that is not the writer, goes to the end of a file of its own in `folder`."""
     if is_writer():
         yield
         return
@@ -226,7 +226,7 @@ def local(tree: Any) -> Any:
 
 
 def named() -> bool:
-    """Whether the VARIABLES name this process."""
+    """True where the VARIABLES name this process."""
     return VARIABLES[1] in os.environ
 
 
@@ -277,7 +277,7 @@ def _exit(code: int) -> None:
 
 
 def _given() -> dict[str, Any]:
-    """What the VARIABLES say; empty where they are not set."""
+    """The values of the VARIABLES; empty where they are not set."""
     values = [os.environ.get(name, "") for name in VARIABLES]
     if not values[1] and not values[2]:  # the address alone may help JAX's detection
         return {}
@@ -288,7 +288,7 @@ def _given() -> dict[str, Any]:
 
 
 def _scheduled() -> bool:
-    """Whether SLURM, Open MPI or Kubernetes started this process as one of several; JAX finds the others."""
+    """True where SLURM, Open MPI or Kubernetes started this process as one of several; JAX finds the others."""
     found = os.environ.get
     return (
         ("SLURM_STEP_NODELIST" in os.environ and found("SLURM_NTASKS", "1") != "1")
@@ -298,7 +298,7 @@ def _scheduled() -> bool:
 
 
 def _on_tpu() -> bool:
-    """Whether this machine has TPUs, and so may be one of a slice's; JAX asks the metadata server."""
+    """True on a machine with TPUs, which may be one of a slice's; JAX asks the metadata server."""
     chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
@@ -310,7 +310,7 @@ def _client() -> Any:
 
 
 def _elsewhere(leaf: Any) -> bool:
-    """Whether parts of an array lie on devices of other processes."""
+    """True where parts of an array lie on devices of other processes."""
     return hasattr(leaf, "is_fully_addressable") and not leaf.is_fully_addressable
 
 

@@ -85,7 +85,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Opening:
-    """What a reader wants first: sentences, then charts (`report.chart`)."""
+    """The head of a report: sentences, then charts (`report.chart`)."""
 
     title: str
     sentences: Sequence[str]
@@ -136,7 +136,7 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
 
 
 def sentences(status: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a run came to, in sentences with figures; none where it has none."""
+    """The result of a run in sentences with figures; none where it has no figures."""
     found: list[str] = []
     summary = status.get("summary") or {}
     names = [f"held_out/{name}" for name in ("before", "after", "gain", "gain_low", "gain_high")]
@@ -191,7 +191,7 @@ def samples(folder: Path, prefix: str = "") -> list[Section]:
 
 
 def run_cost(status: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a run took, as far as it was logged: wall seconds in all and by phase of a step, tokens, tokens a second."""
+    """The logged costs of a run: wall seconds in all and by phase of a step, tokens, tokens a second."""
     cost = costs.readable(status["cost"]) if "cost" in status else {}
     clocks = sorted({key for row in rows for key in row if key == "step_time" or key.startswith("time/")})
     for name in clocks:

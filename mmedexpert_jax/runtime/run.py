@@ -122,7 +122,7 @@ class Run:
 
     @property
     def cost(self) -> dict[str, Any]:
-        """What the run has taken so far; see `costs.Meter.values`."""
+        """The costs of the run so far; see `costs.Meter.values`."""
         return self._meter.values()
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:

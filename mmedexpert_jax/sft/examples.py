@@ -23,7 +23,7 @@ Rows = list[tuple[int, bool]]  # of a share: index of a case, True where its pro
 
 
 class Size(NamedTuple):
-    """What a case, or a padded micro-batch, takes."""
+    """The size of a case, or of a padded micro-batch."""
 
     prompt: int  # tokens, images included
     completion: int  # tokens

@@ -1,4 +1,4 @@
-"""What every trainer shares, below the stages of the paper: one learner, its loop, its state, its export."""
+"""The parts that every trainer shares, below the stages of the paper: one learner, its loop, its state, its export."""
 
 from mmedexpert_jax.train.export import export
 from mmedexpert_jax.train.learner import Learner

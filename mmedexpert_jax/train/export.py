@@ -1,4 +1,4 @@
-"""What a trained run leaves: a peft adapter, or a whole model where all parameters were trained."""
+"""The export of a trained run: a peft adapter, or a whole model where all parameters were trained."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

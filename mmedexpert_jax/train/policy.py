@@ -34,7 +34,7 @@ class Policy:
         return cls(lora_module.fold(params, lora)) if lora is not None and exact else cls(params, lora)
 
     def trainable(self, config: ConfigDict, key: jax.Array) -> Any:
-        """What a run trains: fresh deltas, or with `trainable` "full" all weights in float32."""
+        """The trained part of a run: fresh deltas, or with `trainable` "full" all weights in float32."""
         if config.trainable == "full":
             params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), self.params)
             return params if self.lora is None else lora_module.fold(params, self.lora)

@@ -21,7 +21,7 @@ class Prefetched(Generic[T]):
         self._waiting: deque[tuple[int, Future[T]]] = deque()
 
     def __call__(self, step: int) -> T:
-        """What `step` reads."""
+        """The item of `step`."""
         if self._waiting and self._waiting[0][0] != step:  # another run of steps, from here on
             self.close()
         first = self._waiting[-1][0] + 1 if self._waiting else step
@@ -35,5 +35,5 @@ class Prefetched(Generic[T]):
             self._waiting.popleft()[1].cancel()
 
     def __iter__(self) -> Iterator[T]:
-        """What all steps read, from the first on."""
+        """The items of all steps, from the first on."""
         return map(self, range(self._stop))

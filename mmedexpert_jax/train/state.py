@@ -56,7 +56,7 @@ def check_finite(stats: Mapping[str, float], step: int, config: ConfigDict) -> N
 
 
 def trained_part(leaves: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """What a saved `State` was training: LoRA factors {module: {"a", "b"}}, or weights by tensor name.
+    """The trained part of a saved `State`: LoRA factors {module: {"a", "b"}}, or weights by tensor name.
 
     Args:
         leaves: by their paths as `jax.tree_util.keystr` writes them, which are Python expressions.

@@ -1,4 +1,4 @@
-"""What a benchmark's files hold, counted, and held against what its authors published."""
+"""The content of a benchmark's files, counted, and held against what its authors published."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ def count(
 
 
 def broken(census: Mapping[str, Any]) -> str:
-    """How many rows cannot be used and which they are, in one line."""
+    """The number and names of the rows that cannot be used, in one line."""
     parts = []
     for key, words in (("malformed", "malformed rows"), ("missing_images", "items lack an image")):
         if lines := census[key]:

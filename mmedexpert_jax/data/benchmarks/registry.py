@@ -1,4 +1,4 @@
-"""What is known of each benchmark, and the one way to load any of them."""
+"""The facts of each benchmark, and the one way to load any of them."""
 
 import difflib
 import importlib
@@ -18,7 +18,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Spec:
-    """How to read a benchmark; a file of this folder, or one of a user's, registers one or more.
+    """The reading of a benchmark; a file of this folder, or one of a user's, registers one or more.
 
     Attributes:
         name: by which it is called.

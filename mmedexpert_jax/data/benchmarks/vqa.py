@@ -1,4 +1,4 @@
-"""What benchmarks of short answers share: yes or no, or an open answer."""
+"""The shared part of benchmarks of short answers: yes or no, or an open answer."""
 
 from mmedexpert_jax.data.benchmarks.rows import Row
 

@@ -1,4 +1,4 @@
-"""What no reasoning scores on the test split: `python -m mmedexpert_jax.data.embedded.baselines`."""
+"""The scores of baselines without reasoning on the test split: `python -m mmedexpert_jax.data.embedded.baselines`."""
 
 import re
 from collections import Counter, defaultdict
@@ -40,7 +40,7 @@ def nearest_question(train: list[Case], test: list[Case]) -> list[bool]:
 
 
 def _counts(texts: list[list[str]], index: dict[str, int]) -> np.ndarray:
-    """How often each word of `index` stands in each text: [N, W]."""
+    """The count of each word of `index` in each text: [N, W]."""
     counts = np.zeros((len(texts), len(index)))
     for row, text in zip(counts, texts, strict=True):
         for word in text:

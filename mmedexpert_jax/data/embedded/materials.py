@@ -1,4 +1,4 @@
-"""What the recipe takes from elsewhere, shipped in materials.npz: slices with label maps, and the WHO's LMS values."""
+"""Material of others in the recipe, shipped in materials.npz: slices with label maps, and the WHO's LMS values."""
 
 from functools import cache
 from pathlib import Path

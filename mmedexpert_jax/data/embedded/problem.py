@@ -27,7 +27,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a case and its traces are composed from.
+    """The parts of which a case and its traces are composed.
 
     Attributes:
         key: the values that decide the answer, as one line; pools partition the keys.

@@ -56,7 +56,7 @@ def generate(seed: int, count: int, pool: str, tasks: tuple[Task, ...] = TASKS) 
 
 
 def _shares(tasks: tuple[Task, ...], count: int) -> list[tuple[Task, int]]:
-    """How many of `count` cases each task gives: equal for the specialties, and for the tasks of each."""
+    """The number of `count` cases from each task: equal for the specialties, and for the tasks of each."""
     groups = [[task for task in tasks if task.specialty == specialty] for specialty in SPECIALTIES]
     groups = [group for group in groups if group]
     shares: list[tuple[Task, int]] = []

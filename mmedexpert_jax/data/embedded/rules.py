@@ -103,7 +103,7 @@ class Rule:
 
     @property
     def running(self) -> bool:
-        """Whether findings add up to a running total."""
+        """True where findings add up to a running total."""
         return not self.highest
 
     @property

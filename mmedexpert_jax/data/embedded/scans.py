@@ -58,7 +58,7 @@ class _Cut:
 
     @property
     def values(self) -> dict[str, object]:
-        """What the picture depends on."""
+        """The parameters of the picture."""
         return {"subject": self.name, "slice": self.index, "corner": self.corner, "mark": self.mark}
 
     def draw(self) -> Image.Image:

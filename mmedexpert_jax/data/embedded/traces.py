@@ -37,7 +37,7 @@ def trace(task: Task, problem: Problem, paradigm: str, options: tuple[str, ...],
 
 
 def hasty(problem: Problem, rng: Random) -> int:
-    """How much of the evidence a hasty reasoner weighs: one piece or more, at most the first half."""
+    """The number of pieces of evidence that a hasty reasoner weighs: one piece or more, at most the first half."""
     return rng.randint(1, max(1, len(problem.steps) // 2))
 
 

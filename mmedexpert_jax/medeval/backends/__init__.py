@@ -1,4 +1,4 @@
-"""What answers: this project's engine, an endpoint of the OpenAI protocol, or transformers."""
+"""The backends that answer: this project's engine, an endpoint of the OpenAI protocol, or transformers."""
 
 from mmedexpert_jax.medeval.backends.base import Asked, Backend, OnReply, Refuse
 

@@ -1,4 +1,4 @@
-"""What evaluation asks of whatever answers."""
+"""The interface between evaluation and whatever answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

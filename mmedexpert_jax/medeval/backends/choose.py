@@ -13,7 +13,7 @@ from mmedexpert_jax.runtime import Run
 
 
 def open_backend(config: ConfigDict, target: Target, folder: Path, run: Run) -> Backend:
-    """What answers for `target`; an endpoint keeps its history in `folder`. Nothing is loaded or asked yet.
+    """The backend that answers for `target`; an endpoint keeps its history in `folder`. Nothing is loaded or asked yet.
 
     Raises:
         ConfigError: an endpoint without a URL or without its key.
