@@ -31,6 +31,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.process = 0  # number of this process among `processes`
     config.processes = 1  # that share the questions; the tables are made by a run of one process, from the same folder
     config.report_items = 2000  # items of each benchmark that report.html can show; 0: none
+    config.privacy = "report"  # text for endpoints and judges that may identify a person: "report", "redact", "refuse"
     config.endpoint = ConfigDict()
     config.endpoint.url = ""  # of an OpenAI-compatible server, for "endpoint:MODEL" and systems that need one
     config.endpoint.key_env = ""  # environment variable with the server's key; empty: none is sent

@@ -121,6 +121,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.rewards.judge.model = ""  # name at the endpoint
     config.rewards.judge.url = ""  # of an OpenAI-compatible server
     config.rewards.judge.key_env = ""  # environment variable with its key; empty: none is sent
+    config.rewards.judge.privacy = "report"  # text that may identify a person: "report", "redact" or "refuse"
     config.rewards.judge.concurrency = 16  # requests in flight at most
     config.rewards.judge.budget = 0.0  # dollars; 0: no limit
     config.rewards.judge.price_input = 0.0  # dollars per million prompt tokens

@@ -9,7 +9,7 @@ only pixels are stored, sent and shown (`processing.images.clean`); they are rep
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -156,6 +156,17 @@ def _pillow(data: bytes) -> Iterator[str]:
             yield "comment"
         if image.info.get("xmp"):
             yield "XMP"
+
+
+def line(rows: Mapping[str, Sequence[Found]], receiver: str, mode: str) -> str:
+    """One line for a user on what the rows, by name, hold that `receiver` is to be sent; "" where they hold nothing."""
+    held = {name: found for name, found in rows.items() if found}
+    if not held:
+        return ""
+    kinds = ", ".join(f"{one['kind']} in {one['rows']}" for one in counts(held.values()))
+    some = ", ".join(list(held)[:5]) + (" ..." if len(held) > 5 else "")
+    done = {"report": "sent as they are", "redact": "redacted before they are sent", "refuse": "not sent"}[mode]
+    return f"privacy: {len(held)} of {len(rows)} rows for {receiver} may identify a person ({kinds}); {done}: {some}"
 
 
 def counts(rows: Iterable[Sequence[Found]]) -> list[dict[str, str | int]]:

@@ -149,6 +149,7 @@ FIELDS |= {
 FIELDS |= {
     "scorer": _choice("strict", "medevalkit", "medxpertqa"),
     "judge.what": _choice("open", "unparsed", "all"),
+    "privacy": _choice("report", "redact", "refuse"),
     **_each(FREE, "skip_broken url budget requests_per_minute tokens_per_minute"),
     **_each(FREE_COUNT, "concurrency max_attempts"),
     **_each(Field(above=0, resume="free"), "timeout retry_wait"),
@@ -164,7 +165,6 @@ FIELDS |= {
     "teacher.kind": _choice("local", "chat", "batch"),
     "judge.kind": _choice("", "chat", "batch"),
     "teacher.prompt": _choice("full", "short"),
-    "data.privacy": _choice("report", "redact", "refuse"),
     "paradigm_policy": _choice("balanced", "all"),
     "reviewed": _choice("any", "accepted", resume="free"),
     "duplicates": FRACTION,

@@ -5,9 +5,7 @@ likely") flags 1,065 of MedXpertQA-MM's 2,000 items against MedQA's test questio
 between two texts, without their last question.
 """
 
-import csv
 import hashlib
-import io
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.images import open_image
-from mmedexpert_jax.runtime import files
 
 GRAM = 8  # words
 MIN_GRAMS = 12  # a text with fewer is compared whole: of a short question, eight words are nearly all
@@ -98,11 +96,8 @@ class Findings:
 
     def write(self, path: str | Path) -> None:
         """Writes the pairs as CSV, whole."""
-        buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, [field.name for field in fields(Pair)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(pair) | {"containment": f"{pair.containment:.3f}"} for pair in self.pairs)
-        files.write_text(path, buffer.getvalue())
+        rows = (asdict(pair) | {"containment": f"{pair.containment:.3f}"} for pair in self.pairs)
+        border.write_csv(path, [field.name for field in fields(Pair)], rows)
 
     def table(self) -> list[dict[str, str]]:
         """Pairs and training cases by pair of sets and decision, as rows of a report."""

@@ -5,13 +5,13 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax import answers, border
+from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError
 
@@ -34,12 +34,17 @@ class JudgeReward:
         kind: "rubric": 0 to 1, a score of 10 over 10; "pairwise": share of comparisons won in the group.
         rubric: what a score is given for.
         store: file of its answers.
+        privacy: what becomes of a text that may identify a person, one of `privacy.MODES`; under "refuse" the judge
+            abstains on it.
+        told: cases that were said to hold one, so that a step does not say it again.
     """
 
     endpoint: Any
     kind: str
     rubric: str
     store: Path
+    privacy: str = "report"
+    told: set[str] = field(default_factory=set)
 
     @classmethod
     def from_config(cls, config: ConfigDict, folder: Path | None) -> "JudgeReward":
@@ -47,7 +52,7 @@ class JudgeReward:
         from mmedexpert_jax import remote
 
         fields = config.rewards.judge.to_dict()
-        kind, rubric = fields.pop("kind"), fields.pop("rubric")
+        kind, rubric, mode = fields.pop("kind"), fields.pop("rubric"), fields.pop("privacy")
         fields.pop("weight")
         for name in ("url", "model"):
             if not fields[name]:
@@ -63,10 +68,11 @@ class JudgeReward:
                 raise ConfigError(f"config.rewards.judge.rubric: {border.cut(str(error), 200)}") from None
         endpoint = remote.Endpoint(temperature=0.0, max_tokens=256, **fields)
         endpoint.key()
-        return cls(endpoint, kind, rubric or RUBRIC, (folder or Path()) / "judge.sqlite")
+        return cls(endpoint, kind, rubric or RUBRIC, (folder or Path()) / "judge.sqlite", mode)
 
     def __call__(self, cases: Sequence[Case], texts: Sequence[str], **_: Any) -> list[float | None]:
         """A number from 0 to 1 for each completion, None where the judge did not say. Raises RemoteError."""
+        self._tell(cases, texts)
         return self._scores(cases, texts) if self.kind == "rubric" else self._wins(cases, texts)
 
     def _scores(self, cases: Sequence[Case], texts: Sequence[str]) -> list[float | None]:
@@ -99,10 +105,27 @@ class JudgeReward:
                 won[b].append(float(better == "B"))
         return [sum(won[place]) / len(won[place]) if won[place] else None for place in range(len(texts))]
 
+    def _tell(self, cases: Sequence[Case], texts: Sequence[str]) -> None:
+        """Prints a line on the cases that, with what was said to them, may identify a person; each case once."""
+        rows: dict[str, list[privacy.Found]] = defaultdict(list)
+        for case, text in zip(cases, texts, strict=True):
+            told = [("question", case.question), ("options", case.options), ("key", case.answer), ("response", text)]
+            rows[case.id] += privacy.scan_texts(told)
+        new = {name: found for name, found in rows.items() if name not in self.told}
+        if line := privacy.line(new, "the judge", self.privacy):
+            print(line, "" if self.told else privacy.BLIND, flush=True)
+        self.told.update(name for name, found in new.items() if found)
+
     def _ask(self, questions: Sequence[str]) -> list[str]:
         """Replies in order, "" where there is none; equal questions are asked once, stored ones not at all."""
         from mmedexpert_jax import remote
 
+        if self.privacy == "redact":
+            questions = [privacy.redact(question) for question in questions]
+        elif self.privacy == "refuse":
+            kept = [question for question in questions if not privacy.scan(question, "question")]
+            said = dict(zip(kept, replace(self, privacy="report")._ask(kept), strict=True))
+            return [said.get(question, "") for question in questions]
         distinct = list(dict.fromkeys(questions))
         self.store.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(remote.Answers(self.store)) as history:

@@ -1,7 +1,7 @@
 """A language model as judge of answers, over the OpenAI protocol: a verdict in one word, stored like any answer."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from mmedexpert_jax.data.benchmarks import Item
@@ -28,7 +28,13 @@ _HEDGED = re.compile(
 )
 
 
-def judge(client: Client, items: Mapping[str, Item], evaluation: Evaluation, what: str = "open") -> Evaluation:
+def judge(
+    client: Client,
+    items: Mapping[str, Item],
+    evaluation: Evaluation,
+    what: str = "open",
+    allowed: Callable[[dict[str, Request]], dict[str, Request]] = lambda requests: requests,
+) -> Evaluation:
     """The evaluation with the judge's verdicts as scorer "judge"; on rows that it judged its verdict counts.
 
     Args:
@@ -37,6 +43,7 @@ def judge(client: Client, items: Mapping[str, Item], evaluation: Evaluation, wha
         evaluation: whose answers to judge.
         what: "open": answers to open questions; "unparsed": those, and answers that the strict scorer cannot read;
             "all": every answer.
+        allowed: gives, of the requests by "id, row number", those that may be sent; the others are not judged.
 
     Raises:
         ConfigError: unknown `what`.
@@ -45,9 +52,11 @@ def judge(client: Client, items: Mapping[str, Item], evaluation: Evaluation, wha
     if what not in WHAT:
         raise ConfigError(f"config.judge.what={what} is unknown; choose one of {', '.join(WHAT)}")
     chosen = [number for number, row in enumerate(evaluation.rows) if _wanted(items[row.id], row, what)]
-    requests = [_request(items[evaluation.rows[number].id], evaluation.rows[number]) for number in chosen]
     rows = list(evaluation.rows)
-    for number, reply in zip(chosen, client.ask(requests), strict=True):
+    names = {f"{rows[number].id}, row {number}": number for number in chosen}
+    requests = allowed({name: _request(items[rows[number].id], rows[number]) for name, number in names.items()})
+    for name, reply in zip(requests, client.ask(list(requests.values())), strict=True):
+        number = names[name]
         verdict = read(reply.text)
         if verdict is not None:
             row = rows[number]

@@ -20,6 +20,7 @@ from mmedexpert_jax.medeval.backends.choose import generation, open_backend
 from mmedexpert_jax.medeval.controls import Control, variants
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.finish import finish, slug, style
+from mmedexpert_jax.medeval.identifiers import sendable, sendable_requests
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.store import Answers
 from mmedexpert_jax.medeval.systems import Target, parse
@@ -72,8 +73,11 @@ def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result
             for key, result in results.items():
                 store = folder / slug(target.name) / slug(key)
                 items = result.benchmark.items
+                if target.kind == "endpoint":
+                    place = _found(run, f"{target.name}-{key}")
+                    items = sendable(items, f"{target.name} ({key})", config.privacy, place)
                 found = _evaluate(config, run, backend, target, key, items, store)
-                result.evaluations[target.name] = _judge(config, run, found, result.benchmark, folder)
+                result.evaluations[target.name] = _judge(config, run, target, key, found, result.benchmark, folder)
                 result.controls[target.name] = [
                     Control(
                         name, changed, _evaluate(config, run, backend, target, f"{key}, {name}", changed, store), places
@@ -215,7 +219,9 @@ def _evaluate(
     return Evaluation(tuple(rows))
 
 
-def _judge(config: ConfigDict, run: Run, found: Evaluation, benchmark: Benchmark, folder: Path) -> Evaluation:
+def _judge(
+    config: ConfigDict, run: Run, target: Target, key: str, found: Evaluation, benchmark: Benchmark, folder: Path
+) -> Evaluation:
     """The evaluation with the verdicts of config.judge, where one is named; they are stored in `folder`."""
     if not config.judge.model:
         return found
@@ -228,4 +234,15 @@ def _judge(config: ConfigDict, run: Run, found: Evaluation, benchmark: Benchmark
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(remote.Answers(folder / "judge.sqlite")) as history:
         client = remote.Client(endpoint, history, run.interrupted)
-        return judge(client, {item.id: item for item in benchmark.items}, found, what)
+        allowed = partial(
+            sendable_requests,
+            receiver=f"the judge ({key}, {target.name})",
+            mode=config.privacy,
+            table=_found(run, f"judge-{target.name}-{key}"),
+        )
+        return judge(client, {item.id: item for item in benchmark.items}, found, what, allowed)
+
+
+def _found(run: Run, name: str) -> Path:
+    """Where a run keeps what may identify a person in what it sends."""
+    return run.path / "export" / "privacy" / f"{slug(name)}.csv"

@@ -1,0 +1,89 @@
+"""What may identify a person in what an endpoint or a judge is sent: said by row, redacted or kept back."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmedexpert_jax import border, privacy
+from mmedexpert_jax.data.benchmarks import Item
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.images import ImageRef
+
+if TYPE_CHECKING:
+    from mmedexpert_jax.remote import Request  # needs an extra, which an evaluation without endpoints does not
+
+RAW = ("raw_question", "raw_options")  # the file's own texts in an item's meta, which the kits' prompts show
+
+
+def sendable(
+    items: Sequence[Item], receiver: str, mode: str, table: Path, say: Callable[[str], None] = print
+) -> Sequence[Item]:
+    """The items that an endpoint may be asked: all ("report"), with redacted texts, or those without a finding.
+
+    Headers of images are named but never sent in any mode, so that they alone keep no item back.
+
+    Args:
+        items: of a benchmark.
+        receiver: of the texts, in words.
+        mode: one of `privacy.MODES`.
+        table: CSV file of the findings, by row, kind and place; written where there are any.
+        say: takes the line on what was found and the one on what cannot be seen.
+    """
+    texts = {item.id: privacy.scan_texts(_texts(item)) for item in items}
+    rows = {item.id: [*texts[item.id], *_headers(item.images)] for item in items}
+    _report(rows, receiver, mode, table, say)
+    if mode == "refuse":
+        return [item for item in items if not texts[item.id]]
+    return [_redacted(item) if texts[item.id] else item for item in items] if mode == "redact" else items
+
+
+def sendable_requests(
+    requests: Mapping[str, "Request"], receiver: str, mode: str, table: Path, say: Callable[[str], None] = print
+) -> dict[str, "Request"]:
+    """As `sendable`, of a judge's requests of one text each, by the name of their row."""
+    texts = {name: request.messages[0]["content"] for name, request in requests.items()}
+    rows = {name: privacy.scan(text, "question, key or response") for name, text in texts.items()}
+    _report(rows, receiver, mode, table, say)
+    if mode == "refuse":
+        return {name: request for name, request in requests.items() if not rows[name]}
+    if mode == "report":
+        return dict(requests)
+    return {
+        name: replace(request, messages=[{"role": "user", "content": privacy.redact(texts[name])}])
+        for name, request in requests.items()
+    }
+
+
+def _report(
+    rows: Mapping[str, Sequence[privacy.Found]], receiver: str, mode: str, table: Path, say: Callable[[str], None]
+) -> None:
+    if not (line := privacy.line(rows, receiver, mode)):
+        return
+    say(line)
+    say(privacy.BLIND)
+    cells = ({"row": name, "kind": one.kind, "place": one.place} for name, found in rows.items() for one in found)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    border.write_csv(table, ("row", "kind", "place"), cells)
+
+
+def _texts(item: Item) -> list[tuple[str, Any]]:
+    raw = ((key, item.meta[key]) for key in RAW if item.meta.get(key))
+    return [("question", item.question), ("options", item.options), *raw]
+
+
+def _headers(images: Iterable[ImageRef]) -> list[privacy.Found]:
+    found: list[privacy.Found] = []
+    for number, image in enumerate(images, 1):
+        with suppress(DataError):  # what cannot be read is refused, by name, when it is asked for
+            found += privacy.scan_header(image.open(), f"image {number}")
+    return found
+
+
+def _redacted(item: Item) -> Item:
+    def hidden(value: Any) -> Any:
+        return privacy.redact(value) if isinstance(value, str) else tuple(map(privacy.redact, value))
+
+    meta = dict(item.meta) | {key: hidden(item.meta[key]) for key in RAW if item.meta.get(key)}
+    return replace(item, question=hidden(item.question), options=hidden(item.options), meta=meta)
