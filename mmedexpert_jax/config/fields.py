@@ -97,7 +97,7 @@ FIELDS |= {
     **_each(COUNT, "batch_size accumulation buckets prompts_per_step num_samples max_new_tokens max_prompt_length"),
     **_each(COUNT, "lora.rank inner_epochs minibatches paradigms_per_query refill_rounds"),
     **_each(FREE_COUNT, "checkpoint_every log_every keep"),
-    **_each(FREE, "micro_batch remat shard packing"),
+    **_each(FREE, "micro_batch remat scan_layers shard packing"),
     "advantage_ddof": Field(high=1),
     "mesh.data": Field(low=-1, resume="free"),
     "mesh.fsdp": Field(low=-1, resume="free"),

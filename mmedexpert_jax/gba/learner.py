@@ -105,7 +105,7 @@ class Learner(train.Learner):
         return dataclasses.replace(part, old_logprobs=self._score((state.trained, self._base), part))
 
     def _score_fn(self, whole: tuple[Any, Policy], part: Part) -> jax.Array:
-        policy = self._policy(*whole)
+        policy, _ = self._policies(*whole)
         logprobs = self.layout.by_share(self._logprobs, policy, part)
         return logprobs.reshape(-1, *logprobs.shape[2:])
 

@@ -124,6 +124,7 @@ def _steps(config: ConfigDict, devices: Devices) -> Iterator[dict[str, Any]]:
         else:
             yield {"batch_size": 1, "accumulation": config.batch_size * config.accumulation}
         yield from ({"eval.batch_size": n} for n in (32, 16, 8, 4, 1) if n < config.eval.batch_size)
+        yield {"scan_layers": False}
         if config.job == "gba" and devices.count > 1:
             yield {"mesh.fsdp": devices.count, "shard": "optimizer"}
         yield {"model.dtype": "bfloat16"}

@@ -28,7 +28,7 @@ from mmedexpert_jax.launch.hardware import GPUS, Devices
 from mmedexpert_jax.merging.engine import BLOCK, workers
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
-from mmedexpert_jax.models.tree import nest
+from mmedexpert_jax.models.tree import is_deep, nest
 from mmedexpert_jax.rollout.logprobs import CHUNK
 from mmedexpert_jax.runtime.mesh import shardings
 from mmedexpert_jax.train.optimizer import optimizer
@@ -136,6 +136,9 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     }
     policy = _policy_bytes(weights, trained, full)
     prompts, samples = rows(config, mesh)
+    scans = config.scan_layers and is_deep(weights)
+    # the learner stacks the layers inside a gradient: weights in their dtype, and of full training their gradient too
+    stacked = {"stacked layers": (1 + full) * size(weights, parts)} if scans else {}
     gathered = {"gathered weights": size(weights) + size(trained)} if parts else {}
     if gba:
         count = -(-split.prompts(config) // mesh.size) if mesh else 0
@@ -143,7 +146,8 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         found.phases["rollout"] = gathered | copy | _sampling(shape, dtype, config, count, samples // prompts)
     found.phases["update"] = (
         gathered
-        | ({"policy's copy": size(weights)} if full else {})
+        | ({"policy's copy": size(weights)} if full and not scans else {})
+        | stacked
         | {"gradients, two sums": 2 * size(trained)}
         | _activations(config, shape, dtype, prompts, samples, devices.kind)
     )

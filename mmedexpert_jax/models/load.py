@@ -100,7 +100,7 @@ def load_policy(
         params = lora_module.with_saved_modules(adapter, params)
     loras = [lora_module.load_peft(adapter, params) for adapter in adapters]
     lora = lora_module.stack(loras) if loras else None
-    params, lora = (stack(params), stack(lora)) if stacked and adapters else (params, lora)
+    params, lora = (stack(params), stack(lora, params)) if stacked and adapters else (params, lora)
     return Model(config), params, lora if mesh is None or lora is None else shard(lora, mesh)
 
 

@@ -6,6 +6,7 @@ compiled for all. `stack` and `unstack` take parameters, LoRA deltas, gradients 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,13 +42,14 @@ def flatten(params: dict, prefix: str = "") -> dict[str, Array]:
     return flat
 
 
-def stack(tree: Any) -> Any:
+def stack(tree: Any, params: dict | None = None) -> Any:
     """The tree with the layers of each kind stacked, in the dicts of names that it holds at any depth.
 
     Arrays of NumPy stay on the host; shapes (`jax.ShapeDtypeStruct`) give shapes. Where a LoRA leaves out some of the
-    layers, its deltas there are zero. A tree that is stacked is returned as it is.
+    layers, its deltas there are zero; the number of layers is that of `params`, None: of the last one that it has. A
+    tree that is stacked is returned as it is.
     """
-    return _in_dicts(tree, _stack)
+    return _in_dicts(tree, functools.partial(_stack, counts=_counts(flatten(params or {}))))
 
 
 def unstack(tree: Any) -> Any:
@@ -60,6 +62,11 @@ def is_stacked(tree: Any) -> bool:
     return any(
         STACKED in name.split(".") or (isinstance(node, dict) and is_stacked(node)) for name, node in tree.items()
     )
+
+
+def is_deep(params: Any) -> bool:
+    """Whether a model has layers under their numbers, so many that one of them should be compiled for all."""
+    return isinstance(params, dict) and len(params.get("model", {}).get("layers", {})) >= DEEP
 
 
 def stacked_name(name: str) -> tuple[str, int | None]:
@@ -89,16 +96,24 @@ def _in_dicts(tree: Any, change: Callable[[dict], dict]) -> Any:
     return tree
 
 
-def _stack(names: dict) -> dict:
+def _counts(flat: dict) -> dict[str, int]:
+    """Layers of each list, by the path of the list."""
+    counts: dict[str, int] = {}
+    for name in flat:
+        stacked, number = stacked_name(name)
+        if number is not None:
+            root = stacked.partition(f".{STACKED}.")[0]
+            counts[root] = max(counts.get(root, 0), 1 + number)
+    return counts
+
+
+def _stack(names: dict, counts: dict[str, int]) -> dict:
     flat = flatten(names)
+    counts = _counts(flat) | counts  # a LoRA's modules need not be in all layers
     layers: dict[str, dict[int, Any]] = {}
     for name, leaf in flat.items():
         stacked, number = stacked_name(name)
         layers.setdefault(stacked, {})[-1 if number is None else number] = leaf
-    counts: dict[str, int] = {}  # layers of each list: a LoRA's modules need not be in all of them
-    for name, by_number in layers.items():
-        root = name.partition(f".{STACKED}.")[0]
-        counts[root] = max(counts.get(root, 0), 1 + max(by_number))
     joined = {}
     for name, by_number in layers.items():
         if -1 in by_number:

@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mmedexpert_jax.models.tree import is_deep, stack
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.train.layout import Layout
 from mmedexpert_jax.train.optimizer import optimizer
@@ -44,6 +45,10 @@ Loss = Callable[[Policy, Policy, Any], Any]  # the policy, what it started from,
 class Learner:
     """Holds the frozen weights and the compiled programs of a run; all that changes is in a `State`.
 
+    Layers have their numbers in all that is held, saved, sampled from and evaluated. With `scan_layers` the programs
+    of a deep model stack them inside, so that one layer is compiled for all: that takes a copy of the weights while a
+    gradient is computed, and none while completions are sampled.
+
     Args:
         config: of the run.
         base: the policy before the run; also the reference, since with the adapter off the policy is the base.
@@ -68,6 +73,7 @@ class Learner:
         self._config, self._loss, self.updates, self._compiled = config, loss, updates, 0
         self._keeps_base = keeps_base or config.trainable != "full"
         self._dtypes = jax.tree.map(lambda leaf: leaf.dtype, base.params)
+        self._scans = config.scan_layers and is_deep(base.params)
         self._base = self.layout.weights(base)
         self._optimizer, self._schedule = optimizer(config, steps * updates)
         self._gradient = self.compile(self._gradient_fn)
@@ -144,12 +150,23 @@ class Learner:
     def _policy(self, trained: Any, base: Policy) -> Policy:
         return base.trained(trained, self._dtypes)
 
+    def _policies(self, trained: Any, base: Policy) -> tuple[Policy, Policy]:
+        """The policy and the base as a loss reads them."""
+        policy = self._policy(trained, base)
+        if not self._scans:
+            return policy, base
+        stacked = self.layout.weights(stack(policy, policy.params))
+        if policy.params is base.params:  # the same weights are stacked once
+            deltas = self.layout.weights(stack(base.lora, base.params))
+            return stacked, Policy(stacked.params, deltas)
+        return stacked, self.layout.weights(stack(base, base.params))
+
     def _gradient_fn(self, trained: Any, base: Policy, micro: Any, split: bool = True) -> tuple[Any, Any]:
         def of_share(policies: tuple[Policy, Policy], rows: Any) -> Any:
             return self._loss(*policies, rows)
 
         def loss(trained: Any) -> tuple[jax.Array, Any]:
-            policies = self._policy(trained, base), base
+            policies = self._policies(trained, base)
             if split and self.shares > 1:
                 terms = self.layout.by_share(of_share, policies, micro).joined()
             else:

@@ -97,6 +97,10 @@ def test_a_lora_of_some_layers_is_zero_in_the_others(case):
     stacked = stack(lora.Lora(some, 2, 4.0)).factors["model.layers.*.mlp.up_proj"]
     assert stacked["a"].shape[0] == found.model.config.text.num_layers
     assert not np.any(stacked["b"][0]) and np.any(stacked["b"][1])
+    first = {name: pair for name, pair in deltas.factors.items() if name.startswith("model.layers.0.mlp")}
+    stacked = stack(lora.Lora(first, 2, 4.0), found.params).factors["model.layers.*.mlp.up_proj"]
+    assert stacked["a"].shape[0] == found.model.config.text.num_layers
+    assert np.any(stacked["b"][0]) and not np.any(stacked["b"][1])
 
 
 def test_deltas_do_not_depend_on_the_layout(case):
