@@ -13,7 +13,7 @@ from mmedexpert_jax.gba import split
 from mmedexpert_jax.launch import hardware
 from mmedexpert_jax.launch.architecture import architecture
 from mmedexpert_jax.launch.hardware import Devices
-from mmedexpert_jax.launch.needs import ESTIMATES, Needs, needs, rows
+from mmedexpert_jax.launch.needs import ESTIMATES, STACKS, Needs, needs, rows
 from mmedexpert_jax.launch.presets import SHARED
 from mmedexpert_jax.models import ModelConfig
 
@@ -62,7 +62,8 @@ def compiled_share(config: ConfigDict) -> float:
     shape, _ = architecture(config.model.path)
     kind = devices.kind if config.plan_mesh else ""
     taken = compiled.temporary(FrozenConfigDict(config), shape, dtype, kind, *rows(config, mesh))
-    return taken / sum(found.phases["update"][name] for name in ESTIMATES)
+    update = found.phases["update"]
+    return max(taken - update.get(STACKS, 0), 0) / sum(update[name] for name in ESTIMATES)
 
 
 def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:

@@ -28,12 +28,13 @@ from mmedexpert_jax.launch.hardware import GPUS, Devices
 from mmedexpert_jax.merging.engine import BLOCK, workers
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
-from mmedexpert_jax.models.tree import is_deep, nest
+from mmedexpert_jax.models.tree import STACKED, flatten, is_deep, nest, stack
 from mmedexpert_jax.rollout.logprobs import CHUNK
 from mmedexpert_jax.runtime.mesh import shardings
 from mmedexpert_jax.train.optimizer import optimizer
 
 ESTIMATES = ("activations", "logits")
+STACKS = "stacked layers"  # of a deep model, whose layers are compiled as one (train/learner.py)
 
 
 @dataclass
@@ -137,8 +138,9 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     policy = _policy_bytes(weights, trained, full)
     prompts, samples = rows(config, mesh)
     scans = config.scan_layers and is_deep(weights)
-    # the learner stacks the layers inside a gradient: weights in their dtype, and of full training their gradient too
-    stacked = {"stacked layers": (1 + full) * size(weights, parts)} if scans else {}
+    stacked = {name: leaf for name, leaf in flatten(stack(weights)).items() if STACKED in name.split(".")}
+    # inside a gradient, in the weights' dtype; of full training their gradient too
+    copies = {STACKS: (1 + full) * size(stacked, parts)} if scans else {}
     gathered = {"gathered weights": size(weights) + size(trained)} if parts else {}
     if gba:
         count = -(-split.prompts(config) // mesh.size) if mesh else 0
@@ -146,8 +148,8 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         found.phases["rollout"] = gathered | copy | _sampling(shape, dtype, config, count, samples // prompts)
     found.phases["update"] = (
         gathered
-        | ({"policy's copy": size(weights)} if full and not scans else {})
-        | stacked
+        | ({"policy's copy": size(weights)} if full else {})
+        | copies
         | {"gradients, two sums": 2 * size(trained)}
         | _activations(config, shape, dtype, prompts, samples, devices.kind)
     )

@@ -66,7 +66,13 @@ def rollout(run_config, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "how", [{"beta": 0.01}, {"beta": 0.01, "minibatches": 2}, {"trainable": "full", "beta": 0.01}, {"under": 1}]
+    "how",
+    [
+        {"beta": 0.01},
+        pytest.param({"beta": 0.01, "minibatches": 2}, marks=pytest.mark.slow),
+        pytest.param({"trainable": "full", "beta": 0.01}, marks=pytest.mark.slow),
+        pytest.param({"under": 1}, marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_are_those_of_layers_compiled_one_by_one(run_config, tmp_path, rollout, how):
     """Of deltas with a reference, of all weights, and of deltas over an adapter that lacks the last layer."""

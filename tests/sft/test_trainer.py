@@ -12,7 +12,7 @@ import pytest
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import ConfigError, Interrupted
 from mmedexpert_jax.lora import fold
-from mmedexpert_jax.models import load_model, load_processor
+from mmedexpert_jax.models import load_model, load_processor, tree
 from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.runtime import Run
 from mmedexpert_jax.sft import train, trainer
@@ -121,6 +121,22 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(cases, make_config, tmp_pa
 
     _, params = load_model(tmp_path / "whole")  # the run's export, folded into its base
     assert params["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"].sum() == held_out[1][1]
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_a_run_that_compiles_one_layer_for_all_exports_the_same(cases, make_config, tmp_path, monkeypatch, trainable):
+    """Tensors under the same names, and equal but for the rounding that Adam carries on."""
+    monkeypatch.setattr(tree, "DEEP", 1)
+    exported = []
+    for scan in (False, True):
+        fields = {"trainable": trainable, "scan_layers": scan, "remat": True, "packing": 2, "steps": 2, "lr": 1e-3}
+        config = make_config(workdir=str(tmp_path / f"{scan}"), **fields)
+        with Run.open(config.workdir, config) as run:
+            train(config, run, cases=cases[:10])
+            assert all(tree.STACKED not in name for name in run.checkpoints.read(2))
+        exported.append(load_model(tmp_path / f"{scan}")[1])
+    for one, other in zip(*map(jax.tree.leaves, exported), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)
 
 
 def test_full_training_writes_a_model(cases, make_config, model_dir):
