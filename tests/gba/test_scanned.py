@@ -20,7 +20,7 @@ from mmedexpert_jax.models import load_model, load_processor, tree
 from mmedexpert_jax.runtime import Run
 from mmedexpert_jax.runtime.metrics import is_clock
 
-RUN = {"remat": True, "packing": 2, "steps": 3, "eval.every": -1}
+RUN = {"scan_layers": True, "remat": True, "packing": 2, "steps": 3, "eval.every": -1}
 
 
 @pytest.fixture(autouse=True)
