@@ -86,6 +86,8 @@ def check(value: Any, schema: Any, place: str, error: type[UserError] = DataErro
         raise error(f"{place}: {key}{_plainly(expected)}; found {shown(found)}") from None
     except RecursionError:
         raise error(f"{place}: nested deeper than {MAX_DEPTH} levels") from None
+    except UnicodeEncodeError:  # msgspec tries to read text as a number
+        raise error(f"{place}: holds half of a surrogate pair, which is no character") from None
 
 
 def finite(value: Any) -> bool:
@@ -255,9 +257,17 @@ def _parsed(place: str, form: str, error: type[UserError], parse: Any, content: 
 
 def _json(text: str) -> Any:
     value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_int)
-    if "\\u" in text:  # an escaped half of a surrogate pair is JSON, but no text that can be written again
+    return _whole(value, text)
+
+
+def _whole(value: Any, text: str) -> Any:
+    """`value` that was read from `text`. Raises Refused where an escape made text of it that cannot be written again.
+
+    Half of a surrogate pair is JSON and YAML, and no character.
+    """
+    if "\\u" in text or "\\U" in text:
         try:
-            json.dumps(value, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:
             raise Refused("holds half of a surrogate pair, which is no character") from None
     return value
@@ -296,7 +306,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader: it makes no object of a tag
+    return _whole(yaml.load(text, Loader=_Loader), text)  # a SafeLoader: it makes no object of a tag
 
 
 def _toml(text: str) -> Any:

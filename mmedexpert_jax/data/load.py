@@ -187,7 +187,7 @@ def _case(row: Mapping[str, Any] | str, where: str, number: int, folder: Path, n
         specialty=_specialty(row, where, needs_four),
         task=_text(row, "task", where, ""),
         images=tuple(_image(item, where, folder) for item in _list(row, "images", where)),
-        paradigm=_one_of(row.get("paradigm") or "", "paradigm", ("", *PARADIGMS), where),
+        paradigm=_one_of(_text(row, "paradigm", where, ""), "paradigm", ("", *PARADIGMS), where),
         trace=_text(row, "trace", where, ""),
         paradigms=tuple(_one_of(p, "paradigms", PARADIGMS, where) for p in _list(row, "paradigms", where) or PARADIGMS),
         columns={key: value for key, value in row.items() if key not in KEYS and value is not None},

@@ -1,7 +1,6 @@
 """P_guide (paper section 4.2): which query is put under which paradigm at which step."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data import prompts
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.order import epoch_order
-from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.errors import ConfigError
 
 GROUPINGS = ("prompt", "query")
 
@@ -134,10 +134,4 @@ def load_texts(path: str) -> dict[str, str] | None:
     """Guideline texts by task or case id from a JSON file; None for an empty path. Raises DataError."""
     if not path:
         return None
-    try:
-        texts = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: guideline texts cannot be read ({error})") from None
-    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise DataError(f"{path}: guideline texts must be one JSON object from task or case id to text")
-    return texts
+    return border.read_json(Path(path).expanduser(), dict[str, str])

@@ -43,6 +43,9 @@ class Flags:
 
 def parse_flags(argv: list[str]) -> Flags:
     """Reads the arguments after the program's name. Raises ConfigError on anything that is not understood."""
+    for argument in argv:
+        if re.search("[\ud800-\udfff]", argument):  # how Python keeps bytes of a command line that are no UTF-8
+            raise ConfigError(f"argument {border.shown(argument)} is not UTF-8 text; rename the file or type it again")
     flags, from_files, rest = Flags(), [], list(argv)
     while rest:
         argument = rest.pop(0)

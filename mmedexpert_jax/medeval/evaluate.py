@@ -8,6 +8,7 @@ from typing import Any
 
 from jax import Array
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.benchmarks import Item, from_case
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, Case
 from mmedexpert_jax.data.prompts import conversation
@@ -140,8 +141,8 @@ class Evaluation:
         """Reads what `write` wrote. Raises DataError."""
         try:
             lines = Path(path).read_text(encoding="utf-8").split("\n")
-            return cls(tuple(Row(**json.loads(line)) for line in lines if line))
-        except (OSError, ValueError, TypeError) as error:
+            return cls(tuple(Row(**border.parse_json(line, "a row")) for line in lines if line))
+        except (OSError, DataError, ValueError, TypeError) as error:
             raise DataError(f"{path}: not the rows of an evaluation ({error})") from None
 
     def by_item(self) -> dict[str, list[Row]]:

@@ -13,8 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.benchmarks import ImageRef
-from mmedexpert_jax.errors import ResourceError
+from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.rollout import Reply
 from mmedexpert_jax.runtime import files
 
@@ -103,8 +104,8 @@ class Answers:
         *lines, rest = path.read_bytes().split(b"\n")
         for line in lines:
             try:
-                row = json.loads(line)
+                row = border.parse_json(line, path.name)
                 self._found[row["key"]] = [Reply(**reply) for reply in row["replies"]]
-            except (ValueError, KeyError, TypeError):
+            except (DataError, KeyError, TypeError):
                 self.broken += 1
         self.broken += bool(rest)

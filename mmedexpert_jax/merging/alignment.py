@@ -1,7 +1,6 @@
 """Experts as they come, laid over the base: tied heads, extra heads, other vocabularies, text models under a VLM."""
 
 import filecmp
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -95,16 +95,16 @@ def _by_token(own: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> np.ndarr
 def _rows(directory: Path) -> int:
     """Rows of a checkpoint's embedding, as its config says."""
     try:
-        config = json.loads((directory / "config.json").read_text())
+        config = border.read_json(directory / "config.json")
         return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0)
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (DataError, ValueError, AttributeError, TypeError):
         return 0
 
 
 def _tokens(file: Path) -> dict[str, int]:
     """Token -> id."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = border.read_json(file)
         vocabulary = content["model"]["vocab"]
         if not isinstance(vocabulary, dict):  # a unigram model's list of pairs
             vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}

@@ -1,6 +1,5 @@
 """Recipes: a merge written down instead of its result, applied block by block wherever its result is needed."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.lora import Lora, load_peft
 from mmedexpert_jax.merging.alignment import aligned, layers, vocabularies
@@ -269,7 +269,7 @@ def read_recipe(path: str | Path) -> Recipe:
     """The recipe in a directory or a run. Raises DataError where it is missing or broken."""
     file = trace(path)[0] / RECIPE
     try:
-        content = json.loads(file.read_text())
+        content = border.read_json(file)
         values = content["parameters"]
         parameters = Parameters(
             values["method"],

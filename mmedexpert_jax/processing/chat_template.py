@@ -1,9 +1,9 @@
 """The chat template of a checkpoint, and Qwen2-VL's for those that bring none."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 
 SYSTEM = "You are a helpful assistant."  # said where a conversation has no system message
@@ -39,8 +39,8 @@ def find_template(directory: Path, tokenizer: Any) -> str:
     if (file := directory / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8")
     if (file := directory / "chat_template.json").is_file():
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))["chat_template"]
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{file}: not a JSON object with the key chat_template; copy it from the base") from None
+        found = border.read_json(file)
+        if not isinstance(found, dict) or not isinstance(found.get("chat_template"), str):
+            raise DataError(f"{file}: not a JSON object with the key chat_template; copy it from the base")
+        return found["chat_template"]
     return tokenizer.get_chat_template() if tokenizer.chat_template else QWEN2_VL_TEMPLATE

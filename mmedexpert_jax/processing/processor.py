@@ -338,10 +338,10 @@ def _read_image_settings(directory: Path) -> Mapping[str, Any]:
         if not file.is_file():
             continue
         try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
+            settings = border.read_json(file, dict[str, Any])
             if name == "processor_config.json":
-                settings = settings["image_processor"]
-            return dict(settings)
-        except (ValueError, KeyError, TypeError):
+                settings = border.check(settings.get("image_processor"), dict[str, Any], "image_processor")
+            return settings
+        except DataError:
             raise DataError(f"{file}: not a JSON object of image processor settings; copy it from the base") from None
     raise DataError(f"{directory}: no preprocessor_config.json; copy the one of the base model there")

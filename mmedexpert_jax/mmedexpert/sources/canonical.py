@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmedexpert_jax import privacy
+from mmedexpert_jax import border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, Picture, Record
@@ -129,7 +129,9 @@ def _spaced(text: str) -> str:
 
 
 def _question_and_options(raw: Raw, repairs: list[str]) -> tuple[str, list[str], list[str]]:
-    question, *tail = CHOICES.split(str(raw.question or ""), maxsplit=1)
+    if not isinstance(raw.question, str | None):
+        raise Rejected("empty-question", f"a text is needed, got {border.shown(raw.question)}")
+    question, *tail = CHOICES.split(raw.question or "", maxsplit=1)
     letters, texts = list(raw.letters), list(raw.options)
     if tail:
         repairs.append("options-in-question")
