@@ -19,10 +19,13 @@ _ABOUT_THE_KEY = re.compile(
 )
 _GIVES = re.compile(r"\b(?:match\w*|gives?|states?|chose|chooses?|is|reach\w*|has)\s+(?:the|a)\s*$", re.IGNORECASE)
 _TURNED = re.compile(
-    r"\b(?:not|never|cannot|neither|nor|hardly|n['’]t|in)\b[\s\w-]{0,24}$|n['’]t\b[\s\w-]{0,24}$|\bin-?$", re.IGNORECASE
+    r"\b(?:not|never|cannot|neither|nor|hardly|n['’]t|in|far from|fail(?:s|ed)? to|less than|"
+    r"without(?! (?:a )?(?:doubt|question)))\b[\s\w-]{0,24}$|n['’]t\b[\s\w-]{0,24}$|\bin-?$",
+    re.IGNORECASE,
 )
 _HEDGED = re.compile(
-    r"\b(?:partial(?:ly)?|partly|half|almost|nearly|mostly|somewhat|possibly|perhaps|maybe|probably|might|may|could|"
+    r"\b(?:partial(?:ly)?|partly|in part|to some extent|to a degree|arguably|largely|"
+    r"half|almost|nearly|mostly|somewhat|possibly|perhaps|maybe|probably|might|may|could|"
     r"either|unclear|unsure|uncertain|ambiguous|if|whether)\b",
     re.IGNORECASE,
 )

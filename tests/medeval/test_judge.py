@@ -27,6 +27,8 @@ RIGHT = (
     "The response gives the correct answer.",
     "True",
     "The spelling differs.\n\n**Correct**",
+    "It is without doubt correct.",
+    "The response is entirely correct.",
 )
 WRONG = (
     "INCORRECT",
@@ -59,6 +61,13 @@ WRONG = (
     '{"verdict": "incorrect"}',
     "The correct answer is B, the response says C.",
     "It would be correct if the key were C.",
+    "The response is far from correct.",
+    "It fails to be correct.",
+    "Detailed without being correct.",
+    "It is less than correct.",
+    "Correct in part.",
+    "To some extent correct.",
+    "The response is arguably correct.",
 )
 NOTHING = ("", " ", "I cannot grade this.", "Yes", "B", "corrected", "The incorrectness is unclear.")
 
