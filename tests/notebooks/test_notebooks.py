@@ -39,6 +39,8 @@ QUICK = {
     },
     "4_own_cases": {"FIELDS": {"limit": 60, "candidates": 2}},
     "5_evaluation": {"GBA": GBA, "FIELDS": {"limit": 16, "max_new_tokens": 24, "batch_size": 16}},
+    "6_reward": {"GBA": GBA},
+    "7_dicom": {"GBA": GBA},
 }
 
 
