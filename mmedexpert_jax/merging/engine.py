@@ -152,7 +152,7 @@ class Merge:
         """True where a tensor's blocks are worth a program, and of dtypes that it takes."""
         tensors = [self.base[name], *(e.weights[name] for e in self.experts if e.weights is not None)]
         return (
-            tensors[0].size >= BLOCK
+            4 * tensors[0].size >= BLOCK  # a padded block costs less than numpy on a quarter of it
             and not self.how(name).whole_rows
             and all(tensor.dtype.name in kernel.DTYPES for tensor in tensors)
             and cpu() is not None

@@ -53,7 +53,8 @@ def count(
         above, inside = found[2 * row : 2 * row + 2]
         index = np.flatnonzero(inside)
         own, deltas = parts[row % len(parts)]
-        few = assembled(base[index].astype(np.float32), None if own is None else own[index], [d[index] for d in deltas])
+        part = widened((None if own is None else own[index], [delta[index] for delta in deltas]), base)
+        few = assembled(base[index].astype(np.float32), *part)
         if few is not None and stretch is not None:
             few = product(few, stretch[row % len(parts)])
         offsets = np.zeros(len(index), np.int32) if few is None else np.abs(few).view(np.int32)

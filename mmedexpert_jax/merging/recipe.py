@@ -275,7 +275,7 @@ def read_recipe(path: str | Path) -> Recipe:
             values["method"],
             tuple(content["experts"]),
             Switches(**values["switches"]),
-            values["numbers"],
+            _older_numbers(values) | values["numbers"],
             values["seed"],
             space=values.get("space", ""),
             compress=values.get("compress", 0),
@@ -285,6 +285,15 @@ def read_recipe(path: str | Path) -> Recipe:
         raise DataError(
             f"{file}: not a recipe of a merge ({error}); write it again with --config.result=recipe"
         ) from error
+
+
+def _older_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """RAM's numbers under the names that recipes had before, so that an older file means the merge it meant."""
+    found = {"threshold": {"": values["threshold"]}} if "threshold" in values else {}
+    if "amplify" in values:
+        slope, bound = values["amplify"]
+        found |= {"slope": {"": slope}, "bound": {"": bound}}
+    return found
 
 
 def merge_to_disk(

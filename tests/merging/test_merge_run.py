@@ -100,6 +100,26 @@ def test_a_recipe_is_a_model_without_weights(folder, tmp_path):
         np.testing.assert_array_equal(computed[name], tensor)
 
 
+def test_a_recipe_of_an_older_version_keeps_its_numbers(folder, tmp_path):
+    """RAM+ with numbers of its own, written once as now and once under the names that recipes had before."""
+    numbers = ("threshold=0.01", "slope=0.5", "bound=2")
+    execute(settings(folder, method="ramplus", result="recipe", parameters=numbers), tmp_path / "recipe")
+    now = flatten(load_model(tmp_path / "recipe")[1])
+    file = tmp_path / "recipe" / "export" / "model" / "recipe.json"
+    content = json.loads(file.read_text())
+    for name in ("threshold", "slope", "bound"):
+        del content["parameters"]["numbers"][name]
+    content["parameters"] |= {"threshold": 0.01, "amplify": [0.5, 2]}
+    file.write_text(json.dumps(content))
+    before = flatten(load_model(tmp_path / "recipe")[1])
+    content["parameters"] |= {"threshold": 1e-5, "amplify": [0.1, 0.2]}
+    file.write_text(json.dumps(content))
+    default = flatten(load_model(tmp_path / "recipe")[1])
+    for name, tensor in now.items():
+        np.testing.assert_array_equal(before[name], tensor)
+    assert any(np.any(default[name] != tensor) for name, tensor in now.items())
+
+
 def test_the_folders_behind_a_recipe_are_those_of_its_base_and_experts(folder, tmp_path):
     execute(settings(folder, result="recipe"), tmp_path / "recipe")
     adapters = {folder / name / "export" / "adapter" for name in ("AM", "BS", "gba")}
