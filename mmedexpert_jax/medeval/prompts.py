@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mmedexpert_jax import answers
 from mmedexpert_jax.data import prompts as training
 from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.data.case import LETTERS
@@ -88,7 +89,7 @@ def _user(item: Item, text: str, named: bool = False) -> dict[str, Any]:
 
 def lettered(item: Item, form: str = "{}. {}") -> list[str]:
     """Options with their letters."""
-    return [form.format(letter, text) for letter, text in zip(LETTERS, item.options, strict=False)]
+    return answers.lettered(item.options, form)
 
 
 def _distributed(item: Item) -> str:

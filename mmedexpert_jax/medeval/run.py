@@ -9,9 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data import benchmarks
 from mmedexpert_jax.data.benchmarks import Benchmark, Item
-from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import conditions
 from mmedexpert_jax.medeval.ask import Asker, Share, questions
@@ -137,7 +137,7 @@ def sample_rows(evaluation: Evaluation, items: Sequence[Item]) -> list[dict]:
     rows = []
     for row in evaluation.rows[::stride]:
         item = by_id[row.id]
-        options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, item.options, strict=False))
+        options = "\n".join(lettered(item.options))
         shown = {"id": row.id, "correct": row.right, "key": row.answer, "read": row.said, "tokens": row.tokens}
         shown |= dict(row.labels) | {"images": [open_image(image.open()) for image in item.images]}
         rows.append(shown | {"question": f"{item.question}\n{options}", "completion": row.response})

@@ -171,7 +171,7 @@ def _kit(item: Item, response: str) -> Score:
     gold = item.meta.get("raw_answer", item.answer)
     rule = kit_rule(item)
     if rule == "choice":
-        labelled = [f"{letter}. {text}" for letter, text in zip(answers.LETTERS, item.options, strict=False)]
+        labelled = answers.lettered(item.options)
         text = response if item.benchmark in READ_WHOLE else kit.extract(response)
         verdict = kit.judge_multi_choice(item.meta.get("raw_options", labelled), gold, text)
         said = verdict.said.upper() if len(verdict.said) == 1 else verdict.said

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
 from mmedexpert_jax.mmedexpert import (
     dataset_build,
@@ -255,7 +255,7 @@ def _listed(counts: Any) -> str:
 def _sample(trace: Any) -> dict[str, Any]:
     """A candidate as the report's browser shows it."""
     case = trace.case
-    options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, case.options, strict=False))
+    options = "\n".join(lettered(case.options))
     return {
         "id": trace.id,
         "correct": trace.check.passed,

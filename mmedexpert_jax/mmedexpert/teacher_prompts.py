@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data import prompts as shared
-from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, Case
+from mmedexpert_jax.data.case import SPECIALTIES, Case
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
 from mmedexpert_jax.mmedexpert.paradigm_rules import CONCLUSION, FORBIDDEN, REQUIRED
@@ -80,5 +81,5 @@ def as_case(record: Record, paradigm: str = "", trace: str = "") -> Case:
 
 
 def _posed(question: str, options: Sequence[str]) -> str:
-    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
+    listed = "\n".join(lettered(options))
     return f"{question}\n{listed}"

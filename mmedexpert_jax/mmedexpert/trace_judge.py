@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
@@ -37,7 +37,7 @@ def judge(traces: Sequence[Trace], ask: Teacher, name: str, store: Store) -> int
 def conversation(trace: Trace) -> list[dict[str, Any]]:
     """The conversation that asks for a judgement; the source's discussion is part of it where there is one."""
     case, known = trace.case, PARADIGMS[trace.paradigm]
-    options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, case.options, strict=False))
+    options = "\n".join(lettered(case.options))
     criteria = "\n".join(f"{criterion.code}: {criterion.text}" for criterion in RUBRIC[trace.paradigm])
     parts = [
         f"Case\n{case.question}\n{options}\nKey: {case.answer}. {case.answer_text}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import border
-from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
@@ -118,7 +118,7 @@ def given(store: Store) -> dict[str, dict[str, Opinion]]:
 
 def case_text(trace: Trace) -> str:
     """Question, lettered options and the answer, for tools that show one text."""
-    options = [f"{letter}. {text}" for letter, text in zip(LETTERS, trace.case.options, strict=False)]
+    options = lettered(trace.case.options)
     return "\n".join([trace.case.question, *options, f"Answer: {trace.case.answer}"])
 
 
