@@ -157,7 +157,13 @@ def find(path: str | Path, split: str) -> Path:
     if not root.exists():
         raise DataError(f"no such data: {path}; give a .parquet or .jsonl file, a directory of splits, or 'mini'")
     found = sorted(file.name for file in root.iterdir() if file.suffix in tables.SUFFIXES)
-    raise DataError(f"{root} has no split {split!r}; it holds {', '.join(found) or 'no .parquet or .jsonl file'}")
+    there = ", ".join(found) or "no .parquet or .jsonl file"
+    fix = (
+        f"add {split}.jsonl"
+        if split == "train"
+        else f"add {split}.jsonl, or name one of these as the split to evaluate on"
+    )
+    raise DataError(f"{root} has no split {split!r}; it holds {there}; {fix}")
 
 
 def _case(row: Mapping[str, Any] | str, where: str, number: int, folder: Path, needs_four: bool) -> Case:

@@ -80,6 +80,7 @@ def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
         f"  held       {_listed(found.held) or 'nothing'}",
         *(f"  {name:10} {_listed(parts)}" for name, parts in found.phases.items()),
         f"  peak       {gb(peak)} on a device, in {phase}; * estimated (docs/plan.md)",
+        *([f"  room left  {gb(devices.memory - peak)}"] if peak <= devices.memory else []),
         *(f"  {line}" for line in _work(config, found, train)),
     ]
 

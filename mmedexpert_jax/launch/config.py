@@ -71,8 +71,9 @@ def find_config(path: str) -> Path:
                 return folder / path
     path = border.cut(path)
     known = list(available())
-    close = difflib.get_close_matches(path, known, n=1) or [k for k in known if Path(k).stem == Path(path).stem]
-    hint = f"did you mean {close[0]}? " if close else ""
+    stems = {Path(name).stem: name for name in known}  # all paths are alike in "configs/" and ".py"
+    close = difflib.get_close_matches(Path(path).stem, stems, n=1)
+    hint = f"did you mean {stems[close[0]]}? " if close else ""
     raise ConfigError(f"no such config file: {path}; {hint}available: {', '.join(known) or 'none'}")
 
 

@@ -67,7 +67,8 @@ def parse_flags(argv: list[str]) -> Flags:
             else:
                 from_files += read_overrides(path)
         else:
-            raise ConfigError(_not_understood(argument))
+            following = rest[0] if rest and not equals and not rest[0].startswith("-") else ""
+            raise ConfigError(_not_understood(argument, following))
     flags.overrides = from_files + flags.overrides
     return flags
 
@@ -106,9 +107,11 @@ def _field_called(name: str) -> str:
     return ELSEWHERE.get(name.lower(), "") or (name if known(name) else "")
 
 
-def _not_understood(argument: str) -> str:
+def _not_understood(argument: str, following: str) -> str:
+    """Why an argument is none, with the flag that was meant; `following` stands behind it where it has no "="."""
     argument = border.cut(argument)
     name, equals, value = argument.lstrip("-").partition("=")
+    value = value or border.cut(following)
     key = name.removeprefix("config.")
     if equals and key and (key != name or not argument.startswith("-")):
         return f"stray argument {argument!r}; did you mean --config.{key}={value}?"

@@ -16,7 +16,7 @@ from mmedexpert_jax.launch import pipeline
 from mmedexpert_jax.launch.plan import SWEEPS, check, check_devices, describe, preflight
 from mmedexpert_jax.launch.validate import validate
 from mmedexpert_jax.runtime import costs, files, processes
-from mmedexpert_jax.runtime.run import delete_runs
+from mmedexpert_jax.runtime.run import delete_runs, refuse_drift
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -64,6 +64,8 @@ def _carry_out(config: ConfigDict) -> None:
     if config.job in ("dsa", "gba", *SWEEPS):
         preflight(config)
     if config.plan:
+        if not config.fresh and config.job not in DRIFTING:
+            refuse_drift(config.workdir, config)
         _say(describe(config))
         check(config)
         return
@@ -148,7 +150,9 @@ def _next(config: ConfigDict, folder: Path) -> list[str]:
         return [f"--config=configs/merge.py:{config.preset} --config.experts={experts}"]
     if config.job == "dataset":
         review, train = f"--config=configs/review.py --config.data.path={folder}", folder / "export" / "dataset"
-        return [review, f"--config=configs/dsa.py --config.data.path={train}"]
+        held_out = any(train.glob("dev.*"))  # a small set has no dev split, without which none is evaluated on
+        more = "" if held_out else " --config.eval.every=-1"
+        return [review, f"--config=configs/dsa.py --config.data.path={train}{more}"] if train.exists() else [review]
     if config.job == "pipeline":
         return [on("export", folder / "final")]
     following = {"dsa": ("evaluate", "export"), "gba": ("evaluate", "export"), "merge": ("evaluate", "gba")}

@@ -1,5 +1,6 @@
 """`--config.plan=True`: what a job would read, do, need and write, without loading weights."""
 
+import statistics
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceE
 from mmedexpert_jax.launch.config import fields, read_config
 from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.launch.validate import ELSEWHERE
+from mmedexpert_jax.runtime import metrics
 from mmedexpert_jax.runtime.run import finished
 
 SPLITS = ("train", "dev", "test")
@@ -132,11 +134,14 @@ def _advice(config: ConfigDict) -> Iterator[str]:
 
 
 def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str]:
-    """A line on the time and the money of a training on named devices, from their roofline; nothing for others."""
+    """A line on the time and the money of a training: on named devices from their roofline, here as it was measured."""
     from mmedexpert_jax.launch import budget
 
     train = counts.get("train")
-    if config.job not in ("dsa", "gba") or not config.plan_mesh or not isinstance(train, Counter):
+    if config.job not in ("dsa", "gba") or not isinstance(train, Counter):
+        return
+    if not config.plan_mesh:
+        yield from _measured(config, budget.training_steps(config, train))
         return
     try:
         needs, devices, dtype = budget.count(config)
@@ -157,6 +162,17 @@ def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str
         f"time     at most about {hours:.1f} hours on {devices.count} x {devices.kind}{money}: {steps:,} steps at "
         f"their limits, by the roofline ({UPDATE_SHARE:.0%} of peak, {DECODE_SHARE:.0%} of bandwidth); not measured"
     )
+
+
+def _measured(config: ConfigDict, steps: int) -> Iterator[str]:
+    """A line on the hours that are left here, from the steps that the run directory has; nothing without any."""
+    rows = [] if config.fresh else metrics.read(Path(config.workdir))
+    seconds = [row["step_time"] for row in rows if row.get("step_time")]
+    if not seconds:
+        return
+    step = statistics.median(seconds)  # the first ones compile
+    left = max(0, steps - max(row["step"] for row in rows))
+    yield f"time     about {left * step / 3600:.1f} hours for the {left:,} steps left: {step:.1f} s each, measured here"
 
 
 def _changed(config: ConfigDict) -> Iterator[str]:

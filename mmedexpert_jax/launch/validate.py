@@ -6,12 +6,15 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.config import check_value
+from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.data.load import BENCHMARK
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch.config import convert, fields
 
 ELSEWHERE = re.compile(r"([^:/]*=)?(system|endpoint|transformers):")  # models that are not files here
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
+# the default folder of a job's run: a path in it that is not there yet is what that job will make
+RUN = re.compile(r"(?:\./)?runs/(ablation|dataset|dsa|export|gba|merge|pipeline|pretrain)-(\w+)(?:/(\w+))?(?:/.*)?")
 
 
 def validate(config: ConfigDict) -> None:
@@ -44,7 +47,7 @@ def validate(config: ConfigDict) -> None:
     if config.get("job") == "dataset":
         _check_factory(config)
     elif "data" in config and not _has_data(config.data.path):
-        raise DataError(f"config.data.path: no such file or directory: {config.data.path}")
+        raise DataError(f"config.data.path: no such file or directory: {config.data.path}{_first(config.data.path)}")
     if config.get("job") in ("dsa", "gba") and config.eval.every >= 0:
         _check_held_out(config)
 
@@ -117,7 +120,7 @@ def _check_factory(config: ConfigDict) -> None:
     for source in config.data.path.split(",") if "collect" in config.stages else ():
         path = source.strip().rpartition("=")[2]
         if path != "embedded" and not Path(path).expanduser().exists():
-            raise DataError(f"config.data.path: no such file or directory: {path or 'it is empty'}")
+            raise DataError(f"config.data.path: no such file or directory: {path or 'it is empty'}{_first(path)}")
     if config.teacher.kind != "local" and "trace" in config.stages:
         from mmedexpert_jax.launch.teachers import endpoint
 
@@ -134,11 +137,25 @@ def check_model(key: str, path: str) -> None:
     if not folder.exists():
         if HUB_ID.fullmatch(path) and path.partition("/")[0] != "runs" and not folder.parent.exists():
             return
-        raise DataError(f"config.{key}: no such model: {path}; give mini, smollm2, a directory, a run or a hub id")
+        hint = _first(path) or "; give mini, smollm2, a directory, a run or a hub id"
+        raise DataError(f"config.{key}: no such model: {path}{hint}")
     kinds = ["*.safetensors", "export/*/*.safetensors", "recipe.json", "export/model/recipe.json"]
     kinds += ["ckpt/*/manifest.json"] if key in ("experts", "mergekit") else []
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
-        raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/")
+        raise DataError(
+            f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/{_first(path)}"
+        )
+
+
+def _first(path: str) -> str:
+    """The command of the job whose default folder a path is in; empty for any other path."""
+    if not (found := RUN.fullmatch(path)):
+        return ""
+    job, preset, part = found.groups()
+    one = f" --config.specialty={part}" if job == "dsa" and part in SPECIALTIES else ""
+    if job == "dsa" and not Path(path).parent.exists():  # none of the four is there: one command trains them all
+        one = ""
+    return f"; run it first: python -m mmedexpert_jax.launch --config=configs/{job}.py:{preset}{one}"
 
 
 def _check_groups(prefix: str, gba: ConfigDict) -> None:

@@ -17,7 +17,7 @@ from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, read, 
 
 WINDOW = 128  # tokens of the smallest caches
 PARTS = (8, 6, 4, 2, 1)  # eighths of the rows that are kept as samples end and none waits
-PARTS_SHORT = (8, 4, 2)  # where samples have at most WINDOW tokens: a tail too short to repay more programs
+PARTS_SHORT = (8, 3)  # where samples have at most WINDOW tokens: a tail too short to repay more programs
 PATIENCE = 64  # steps on a mesh, where devices with few rows left do not wait for those with many
 
 

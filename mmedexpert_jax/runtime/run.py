@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import shlex
@@ -369,6 +370,18 @@ def _allowed(key: str, old: Any, new: Any) -> bool:
     return resumes(key) == "free"
 
 
+def _free(path: Path) -> Path:
+    """A folder beside a run's that is not there yet."""
+    return next(free for number in itertools.count(2) if not (free := path.with_name(f"{path.name}-{number}")).exists())
+
+
+def refuse_drift(workdir: str | os.PathLike, config: Any) -> None:
+    """Raises the ConfigError with which `Run.open` would refuse to go on with a config; touches nothing."""
+    path = Path(workdir).expanduser()
+    if (refusal := _drift_refusal(path, files.plain(config))) and not _failed_early(path):
+        raise ConfigError(refusal)
+
+
 def _drift_refusal(path: Path, config: dict) -> str:
     """Why a run may not go on with `config`, by field; empty where it may."""
     saved = _saved_config(path)
@@ -385,7 +398,8 @@ def _drift_refusal(path: Path, config: dict) -> str:
     if not refused:
         return ""
     more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
+    free = _free(path)
     return (
         f"{path} holds a run with another config: {'; '.join(refused[:4])}{more}; "
-        "start over with fresh=True, or choose another workdir"
+        f"start over with fresh=True, or choose another workdir: --config.workdir={free}"
     )

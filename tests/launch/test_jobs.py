@@ -43,6 +43,10 @@ def test_an_expert_is_trained_evaluated_and_exported(tiny, capsys):
     export = ["--config=configs/export.py", f"--config.model.path={run}"]
     assert main(export) == 0
     assert main([*export, "--config.format=adapter", "--config.workdir=runs/adapter"]) == 0
+    capsys.readouterr()
+    for plan in ("False", "True"):  # the plan refuses what the run would
+        assert main([*export[:1], tiny[0], f"--config.plan={plan}"]) == 2
+        assert "--config.workdir=runs/export-mini-2" in capsys.readouterr().err
     trained = models.load_model(run)[1]
     assert same(trained, models.load_model("runs/export-mini")[1])
     assert same(trained, models.load_model("runs/adapter/export/adapter")[1])

@@ -46,7 +46,8 @@ ARGUMENTS = {"merge": ["--config.experts=a=mini,b=mini"]}
 
 
 def test_every_job_is_among_them():
-    assert set(WANTED) == {path.stem for path in (ROOT / "configs").glob("*.py")}
+    answering = {"ask", "serve"}  # they need what an evaluation needs, and leave nothing
+    assert set(WANTED) | answering == {path.stem for path in (ROOT / "configs").glob("*.py")}
 
 
 @pytest.mark.parametrize("job", WANTED)

@@ -27,3 +27,40 @@ def test_it_is_one_line_and_nothing_starts(capsys, tmp_path, monkeypatch, config
 def test_a_mesh_that_is_no_name_of_devices_is_refused_in_any_plan(capsys, config):
     assert main([f"--config=configs/{config}.py", "--config.plan=True", "--config.plan_mesh=b200x8"]) == 2
     assert "config.plan_mesh=b200x8 is unknown; give a100, h100 or v5e" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["configs/merge.py"], "configs/dsa.py:mini"),
+        (["configs/merge.py:smollm2"], "configs/dsa.py:smollm2"),
+        (["configs/evaluate.py", "model.path=runs/dsa-mini/AM"], "configs/dsa.py:mini"),
+        (["configs/evaluate.py", "compare=mine=runs/gba-mini"], "configs/gba.py:mini"),
+        (["configs/gba.py", "model.path=runs/merge-mini"], "configs/merge.py:mini"),
+        (["configs/export.py", "model.path=runs/pipeline-mini/final"], "configs/pipeline.py:mini"),
+        (["configs/serve.py", "model.path=./runs/gba-qwen2_vl_2b"], "configs/gba.py:qwen2_vl_2b"),
+        (["configs/dsa.py", "data.path=runs/dataset-mini/export/dataset"], "configs/dataset.py:mini"),
+    ],
+)
+def test_what_a_job_has_yet_to_make_names_the_job(capsys, tmp_path, monkeypatch, arguments, command):
+    monkeypatch.chdir(tmp_path)
+    config, *fields = arguments
+    assert main([f"--config={config}", *(f"--config.{field}" for field in fields)]) == 3
+    error = capsys.readouterr().err
+    assert error.endswith(f"run it first: python -m mmedexpert_jax.launch --config={command}\n")
+    assert error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_one_expert_that_is_missing_is_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("AM", "BS", "CSI"):
+        folder = tmp_path / "runs" / "dsa-mini" / name / "export" / "adapter"
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").touch()
+    assert main(["--config=configs/merge.py"]) == 3
+    assert capsys.readouterr().err.endswith("--config=configs/dsa.py:mini --config.specialty=CAH\n")
+
+
+def test_a_flag_that_is_a_field_is_named_with_its_value(capsys):
+    assert main(["--config=configs/gba.py", "--max_steps", "5"]) == 2
+    assert "did you mean --config.steps=5?" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_log_probabilities_at_temperature_1_are_the_trainers(refilled, tiny, bat
 
 def test_widths_and_windows_are_few():
     assert generate_module.widths(96, 1000) == [96, 72, 48, 24, 12]
-    assert generate_module.widths(96, 96) == [96, 48, 24] and generate_module.widths(1, 96) == [1]
+    assert generate_module.widths(96, 96) == [96, 36] and generate_module.widths(1, 96) == [1]
     windows = [generate_module.window_for(length, 1000) for length in range(1, 1001)]
     assert set(windows) == {128, 512, 1000} and all(w >= length for length, w in enumerate(windows, 1))
     assert generate_module.window_for(1, 96) == 96

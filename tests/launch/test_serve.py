@@ -1,0 +1,86 @@
+"""The serve job as a user starts it: the product's evaluation asks it, adapters answer by name as they do alone."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2 as httpx
+import jax
+import pytest
+
+from mmedexpert_jax import lora as lora_module
+from mmedexpert_jax import models
+from mmedexpert_jax.launch.cli import main
+
+NAMES = ("first", "second")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two adapters of the embedded model, far enough from it to answer otherwise, in first/ and second/."""
+    path = tmp_path_factory.mktemp("serve")
+    params = models.load_policy("mini")[1]
+    for seed, name in enumerate(NAMES):
+        start = lora_module.init(jax.random.key(seed), params, rank=2, alpha=4.0, targets="text")
+        leaves, tree = jax.tree.flatten(start)
+        keys = jax.random.split(jax.random.key(seed + 10), len(leaves))
+        moved = [leaf + 0.03 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+        lora_module.save_peft(path / name, jax.tree.unflatten(tree, moved), base="mini")
+    return path
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    """The address of a server of the base and of both adapters, which ends with status 0 or 130 when interrupted."""
+    fields = {
+        "port": 0,
+        "name": "base",
+        "adapters": ",".join(f"{name}={folder / name}" for name in NAMES),
+        "queue": 4,
+        "rows": 4,
+        "max_prompt_length": 512,
+        "max_new_tokens": 32,
+    }
+    command = [sys.executable, "-m", "mmedexpert_jax.launch", "--config=configs/serve.py"]
+    command += [f"--config.{key}={value}" for key, value in fields.items()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    line = process.stdout.readline()
+    address = re.search(r"http://\S+/v1", line)
+    assert address, line + process.stderr.read()
+    yield address[0]
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 130) and "Traceback" not in errors
+
+
+def test_an_evaluation_asks_adapters_by_name_and_gets_what_each_says_alone(folder, served, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compared = [f"{name}={folder / name}" for name in NAMES] + [f"far-{name}=endpoint:{name}" for name in NAMES]
+    arguments = ["--config.model.path=base=mini", f"--config.compare={','.join(compared)}"]
+    arguments += [f"--config.endpoint.url={served}", "--config.endpoint.concurrency=4", "--config.limit=4"]
+    assert main(["--config=configs/evaluate.py", *arguments, "--config.max_new_tokens=32"]) == 0
+    rows = {path.stem: _responses(path) for path in Path("runs/evaluate-mini/export").rglob("*.jsonl")}
+    said = {name: rows[name] for name in ("base", *NAMES)}
+    assert len(said["base"]) == 4 and len({tuple(answers.items()) for answers in said.values()}) == 3
+    for name in NAMES:
+        assert rows[f"far-{name}"] == said[name]
+
+
+def _responses(path):
+    return {row["id"]: row["response"] for row in map(json.loads, path.read_text().splitlines()) if "id" in row}
+
+
+def test_names_limits_and_those_who_leave(served):
+    names = [one["id"] for one in httpx.get(f"{served}/models").json()["data"]]
+    assert names == ["base", *NAMES]
+    body = {"messages": [{"role": "user", "content": "Is a score of 7 high?"}], "max_tokens": 32}
+    many = httpx.post(f"{served}/chat/completions", json=body | {"n": 5}, timeout=60)
+    assert many.status_code == 429 and many.headers["retry-after"]
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{served}/chat/completions", json=body | {"n": 4}, timeout=0.05)
+    answer = httpx.post(f"{served}/chat/completions", json=body, timeout=120).json()  # the rows are free again
+    assert answer["choices"][0]["message"]["content"]
