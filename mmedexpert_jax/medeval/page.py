@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import prompts
@@ -18,7 +20,8 @@ from mmedexpert_jax.medeval.evaluate import Evaluation, Row
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.tables import Rows
 from mmedexpert_jax.processing.images import open_image
-from mmedexpert_jax.runtime import files, pages
+from mmedexpert_jax.report import pages
+from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.tables import column_names
 
 PICTURES = "export/report"
@@ -55,9 +58,9 @@ def write(
     """
     shown = {key: _benchmark(folder, result, styles, paradigm, limit) for key, result in results.items()}
     data = json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
-    title = html.escape(folder.resolve().name)
-    inner = {"title": title, "tables": "\n".join(_part(part) for part in parts) + _settings(folder), "data": data}
-    files.write_text(folder / "report.html", pages.render("mmedexpert_jax.medeval", "page.html", inner))
+    tables = Markup("\n".join(_part(part) for part in parts) + _settings(folder))
+    page = pages.render("medeval/page.html", title=folder.resolve().name, tables=tables, data=Markup(data))
+    files.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
@@ -174,7 +177,7 @@ def _part(part: Part) -> str:
     lines = ("".join(f"<td>{pages.cell(row.get(column, ''))}</td>" for column in columns) for row in part.rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     note = f'<p class="note">{html.escape(part.note)}</p>' if part.note else ""
-    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = pages.scrolled(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
     return _section(part.title, note + table, part.folded)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.medeval.stats import holm
-from mmedexpert_jax.runtime.pages import split
+from mmedexpert_jax.report.pages import split
 from mmedexpert_jax.runtime.tables import column_names
 from mmedexpert_jax.runtime.tables import markdown as markdown
 

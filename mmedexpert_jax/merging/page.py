@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from mmedexpert_jax.merging.interference import Interference, kind, layer
-from mmedexpert_jax.runtime import files, pages
+from mmedexpert_jax.report import pages
+from mmedexpert_jax.runtime import files
 
 _CELL, _LEFT, _TOP = 16, 150, 16  # pixels
 _MAPS = (
@@ -61,8 +63,8 @@ def page(report: Interference, facts: Mapping[str, Any]) -> str:
     if cosines:
         note = "Between task vectors, before the trim. Red: they point apart, blue: the same way."
         parts.append(f"<h2>Cosine, by pair</h2><p>{note} {_scale(-1, 1)}</p>{grid.many(cosines, -1, 1)}")
-    filled = {"width": str(grid.width + 10), "body": "".join(parts)}
-    return pages.render("mmedexpert_jax.merging", "merge_page.html", filled)
+    body = Markup("".join(parts))
+    return pages.render("merging/merge_page.html", title="Merge report", width=grid.width + 10, body=body)
 
 
 class Grid:
@@ -113,10 +115,9 @@ class Grid:
                     f'<rect x="{_LEFT + _CELL * column}" y="{y}" width="{_CELL - 1}" height="{_CELL - 1}" '
                     f'fill="{_colour(value, low, high)}"><title>{title}</title></rect>'
                 )
-        return (
-            f'<div class="scroll"><svg width="{self.width}" height="{height}" viewBox="0 0 {self.width} {height}" '
-            f'role="img">{"".join(parts)}</svg></div>'
-        )
+        size = f'width="{self.width}" height="{height}" viewBox="0 0 {self.width} {height}"'
+        name = f"map of module kinds by layers, from {low:.3g} to {high:.3g}"
+        return pages.scrolled(f'<svg {size} role="img" aria-label="{name}">{"".join(parts)}</svg>', "map")
 
 
 def _colour(value: float, low: float, high: float) -> str:
@@ -147,7 +148,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         + "</tr>"
         for r in rows
     )
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    return pages.scrolled(f"<table><tr>{head}</tr>{body}</table>")
 
 
 def _text(value: Any) -> str:

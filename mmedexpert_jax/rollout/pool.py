@@ -89,7 +89,7 @@ class Pool:
         return self._left >= self._widths[0] or room < self.block
 
     def admit(self, batch: Batch, rows: np.ndarray, tickets: Sequence[Any], own: Own | None = None) -> None:
-        """Takes prompts in: `block` on each device, in the mesh's order, of which those with a ticket count.
+        """Takes prompts in: at most `block` on each device, in the mesh's order, of which those with a ticket count.
 
         Args:
             batch: prompts of at most `capacity` tokens.
@@ -98,10 +98,11 @@ class Pool:
             own: settings [B] of each.
         """
         ids = jnp.asarray(rows.astype(np.uint32).view(np.int32))
-        places = np.full((self._devices, self.block), self._places, np.int32)
+        size = len(rows) // self._devices  # fewer than a block where few prompts are of a shape
+        places = np.full((self._devices, size), self._places, np.int32)
         for device, held in enumerate(self._tickets):
             free = (place for place, ticket in enumerate(held) if ticket is None)
-            for number, ticket in enumerate(tickets[device * self.block : (device + 1) * self.block]):
+            for number, ticket in enumerate(tickets[device * size : (device + 1) * size]):
                 if ticket is not None:
                     places[device, number] = place = next(free)
                     held[place] = ticket

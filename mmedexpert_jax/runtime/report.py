@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.report import Figure, chart
-from mmedexpert_jax.runtime import costs, files, metrics, pages, plots
+from mmedexpert_jax.report import Figure, chart, pages
+from mmedexpert_jax.runtime import costs, files, metrics, plots
 from mmedexpert_jax.runtime.hints import hints
 from mmedexpert_jax.runtime.run import read_status
 from mmedexpert_jax.runtime.tables import column_names
@@ -98,8 +100,9 @@ Section = Opening | Facts | Figures | Table | Completions | Text
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
     """Writes the page, whole. Everything is escaped; nothing in it reaches outside the file."""
     links = "".join(f'<a href="#{_slug(section.title)}">{_escape(section.title)}</a>' for section in sections)
-    parts = {"title": _escape(title), "links": links, "body": "\n".join(_render(section) for section in sections)}
-    files.write_text(path, pages.render("mmedexpert_jax.runtime", "report_page.html", parts))
+    body = "\n".join(_render(section) for section in sections)
+    page = pages.render("runtime/report_page.html", title=title, links=Markup(links), body=Markup(body))
+    files.write_text(path, page)
     return Path(path)
 
 
@@ -284,7 +287,7 @@ def _cell(value: Any) -> str:
 
 def _facts(values: Mapping[str, Any]) -> str:
     lines = "".join(f"<tr><th>{_escape(k)}</th><td>{_cell(v)}</td></tr>" for k, v in _flat(files.plain(values)))
-    return f'<div class="scroll"><table class="facts">{lines}</table></div>'
+    return pages.scrolled(f'<table class="facts">{lines}</table>')
 
 
 def _tiles(values: Mapping[str, Any]) -> str:
@@ -306,7 +309,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f"<th{kind}>{_escape(column)}</th>" for column, kind in zip(columns, kinds, strict=True))
     cells = [[f"<td{kind}>{_cell(v)}</td>" for v, kind in zip(line, kinds, strict=True)] for line in lines]
     body = "".join(f"<tr>{''.join(line)}</tr>" for line in cells)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return pages.scrolled(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def _plain(value: Any) -> Any:
