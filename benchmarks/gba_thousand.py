@@ -138,7 +138,7 @@ def main() -> None:
             for i in range(0, args.prompts_per_step, args.micro)
         ]
         began = time.perf_counter()
-        done = learner.sample(state, whole, jax.random.key(step))
+        done = learner.sample(state, [(np.arange(len(whole.tokens)), whole)], jax.random.key(step))
         sampled = time.perf_counter()
         rewards = rng.integers(0, 5, done.lengths.shape) / 2
         compilations = learner.compilations

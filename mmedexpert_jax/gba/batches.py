@@ -1,6 +1,8 @@
-"""The prompts of a run as batches of one shape, so that each program is compiled once."""
+"""The prompts of a run as batches of few shapes, so that little is compiled and little is padded."""
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,13 +10,38 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.gba.guidelines import Guidelines, Prompt
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Encoded, Processor
+from mmedexpert_jax.train import Prefetched
+
+# What is computed over what there is, at most, as long as LEVELS suffice for it. A patch is wasted twice: in an image
+# that is padded, and in one that only fills up.
+TOKENS, PATCHES = 1.2, math.sqrt(1.3)
+LEVELS = 6  # each of them may be a program
+
+
+class Size(NamedTuple):
+    """What a prompt, or a micro-batch on one device, takes; compared by its images first, which cost most."""
+
+    images: int
+    patches: int  # of the largest image
+    tokens: int  # of the longest prompt, images included
+
+    @classmethod
+    def of(cls, encoded: Encoded) -> "Size":
+        """That of an encoded prompt."""
+        return cls(len(encoded.images), max((len(p) for p, _ in encoded.images), default=0), len(encoded.tokens))
+
+    @classmethod
+    def together(cls, sizes: Sequence["Size"]) -> "Size":
+        """That of several prompts on one device."""
+        return cls(sum(s.images for s in sizes), max(s.patches for s in sizes), max(s.tokens for s in sizes))
 
 
 class Batches:
-    """Encodes prompts and pads them to the largest that the run will meet.
+    """Encodes prompts, splits them into micro-batches of like size, and pads these to few shapes.
 
     The order of a run is known beforehand: every prompt is measured, and one that is too long refused, before any work
-    is done.
+    is done, and shapes are chosen for the micro-batches that will be met: as few as keep the padding in bounds. They
+    depend on the run's config and data alone, so that one that is resumed computes what it would have computed.
 
     Args:
         processor: of the model.
@@ -22,8 +49,11 @@ class Batches:
         rounds: rollouts of the run at most.
         part: prompts of a micro-batch on one device.
         max_prompt_length: tokens of a prompt, its images included.
-        devices: whose multiple a rollout's number of images is.
-        ordered: whether a micro-batch holds prompts that follow one another in their rollout.
+        devices: among which a micro-batch is split.
+        minibatches: updates of a step, whose prompts are not mixed.
+
+    Attributes:
+        max_length: tokens of the longest prompt of the run.
 
     Raises:
         DataError: a prompt over the limit, or an image that cannot be used; it names the case.
@@ -37,26 +67,31 @@ class Batches:
         part: int,
         max_prompt_length: int,
         devices: int = 1,
-        ordered: bool = True,
+        minibatches: int = 1,
     ):
-        self._processor = processor
-        self._limit = max_prompt_length
-        sizes: dict[tuple, tuple[int, int, int]] = {}
-        self._images: dict[int, int] = {}  # most images of so many prompts
+        self._processor, self._guidelines, self._limit = processor, guidelines, max_prompt_length
+        self._part, self._devices, self._minibatches = part, devices, minibatches
+        known: dict[tuple, Size] = {}
+        shares: list[list[Size]] = []
         for step in range(rounds):
             prompts = guidelines.prompts(step)
             for prompt in prompts:
-                if _key(prompt) not in sizes:
-                    sizes[_key(prompt)] = _size(self.encode(prompt))
-            counts = [sizes[_key(prompt)][2] for prompt in prompts]
-            for rows in {1, part, len(prompts)}:
-                most = max(sum(counts[i : i + rows]) for i in range(0, len(prompts), rows))
-                if not ordered and rows == part:
-                    most = rows * max(counts)
-                multiple = devices if rows == len(prompts) else 1
-                self._images[rows] = max(self._images.get(rows, 0), -(-most // multiple) * multiple)
-        self.max_length = max(size[0] for size in sizes.values())
-        self.max_patches = max(size[1] for size in sizes.values())
+                if _key(prompt) not in known:
+                    known[_key(prompt)] = Size.of(self.encode(prompt))
+            sizes = [known[_key(prompt)] for prompt in prompts]
+            for rows in self.micro_batches(sizes):
+                shares += [[sizes[i] for i in share] for share in np.array_split(rows, devices)]
+        whole = [Size.together(share) for share in shares]
+        images = [size.images for size in whole]
+        # A minibatch that is computed at once is mixed in any case: shapes would be compiled and save little.
+        most = LEVELS if len(prompts) > part * devices * minibatches else 1
+        self._images = levels(images, np.ones(len(whole)), sum(images), PATCHES, most)
+        patches = sum(size.images * size.patches for share in shares for size in share)
+        self._patches = levels([size.patches for size in whole], images, patches, PATCHES, most)
+        tokens = sum(size.tokens for share in shares for size in share)
+        self._tokens = levels([size.tokens for size in whole], [*map(len, shares)], tokens, TOKENS, most)
+        self.max_length = self._tokens[-1]
+        self.ahead = Prefetched(self.encoded, rounds)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Token ids and patches of one prompt."""
@@ -65,29 +100,101 @@ class Batches:
         except DataError as error:
             raise DataError(f"case {prompt.case.id}: {error}") from error
 
+    def encoded(self, step: int) -> tuple[list[Prompt], list[Encoded]]:
+        """The prompts of a step; `ahead(step)` gives the same, made in a thread before they are asked for."""
+        prompts = self._guidelines.prompts(step)
+        return prompts, [self.encode(prompt) for prompt in prompts]
+
+    def micro_batches(self, sizes: Sequence[Size]) -> list[np.ndarray]:
+        """Rows of the micro-batches of a rollout's prompts: like sizes together.
+
+        How a minibatch is split changes no gradient, which is a sum over its rows.
+        """
+        count, found = self._part * self._devices, list[np.ndarray]()
+        for rows in np.array_split(np.arange(len(sizes)), self._minibatches):
+            found += cut(rows, sizes, count)
+        return found
+
+    def reads(self, encoded: Sequence[Encoded]) -> list[tuple[np.ndarray, Batch]]:
+        """The micro-batches in which a rollout's prompts are read: their rows, and the rows as a batch.
+
+        Over devices the images of a batch are numbered through, and a multiple of the devices.
+        """
+        sizes = [Size.of(one) for one in encoded]
+        return [(rows, self._collate([encoded[i] for i in rows], self._devices)) for rows in self.micro_batches(sizes)]
+
     def collate(self, encoded: Sequence[Encoded], shares: int = 1) -> Batch:
-        """A rollout's prompts, or a micro-batch of them, in the run's one shape for so many rows.
+        """A micro-batch in one of the run's shapes.
 
         With several `shares`, one for each device, every share has its images, and their numbers, to itself: the
         arrays of the shares stand one after the other.
         """
-        rows = len(encoded) // shares
-        parts = [self._collate(encoded[i : i + rows]) for i in range(0, len(encoded), rows)]
         if shares == 1:
-            return parts[0]
+            return self._collate(encoded)
+        rows = len(encoded) // shares
+        groups = [encoded[i : i + rows] for i in range(0, len(encoded), rows)]
+        sizes = [Size.together([Size.of(one) for one in group]) for group in groups]
+        shape = Size(*(max(values) for values in zip(*sizes, strict=True)))
+        parts = [self._padded(group, shape) for group in groups]
         return Batch(*(np.concatenate(arrays) for arrays in zip(*(vars(part).values() for part in parts), strict=True)))
 
-    def _collate(self, encoded: Sequence[Encoded]) -> Batch:
-        images = self._images.get(len(encoded), 0)
+    def _collate(self, encoded: Sequence[Encoded], devices: int = 1) -> Batch:
+        size = Size.together([Size.of(one) for one in encoded])
+        return self._padded(encoded, size._replace(images=-(-size.images // devices)), devices)
+
+    def _padded(self, encoded: Sequence[Encoded], size: Size, devices: int = 1) -> Batch:
+        images = _level(self._images, size.images)
         return self._processor.collate(
-            encoded, min_length=self.max_length, min_patches=self.max_patches, min_images=images
+            encoded,
+            min_length=_level(self._tokens, size.tokens),
+            min_images=images * devices,
+            min_patches=_level(self._patches, size.patches) if images else 0,
         )
+
+
+def cut(rows: np.ndarray, sizes: Sequence[Size], count: int) -> list[np.ndarray]:
+    """Rows in order of their size, `count` at a time."""
+    ordered = np.array(sorted(rows, key=lambda row: sizes[row]), int)
+    return [ordered[i : i + count] for i in range(0, len(ordered), count)]
+
+
+def levels(
+    values: Sequence[int], weights: Sequence[float] | np.ndarray, real: float, waste: float, most: int = LEVELS
+) -> list[int]:
+    """The fewest levels, at most `most`, to which values are rounded up so that little is wasted.
+
+    Args:
+        values: what each micro-batch needs.
+        weights: how often each value counts.
+        real: the sum that there would be without any padding.
+        waste: times `real` that the weighted sum of the rounded values may be.
+        most: levels.
+
+    Returns:
+        Some of the values, rising, the largest among them; of all choices of so many the one with the least sum.
+    """
+    found, place = np.unique(np.asarray(values, int), return_inverse=True)
+    weight = np.bincount(place, np.asarray(weights, float))
+    before = np.concatenate([[0.0], np.cumsum(weight)])
+    best = found * before[1:]  # sum over the values up to each, which is the only level so far
+    ends = [[int(value)] for value in found]
+    for _ in range(most - 1):
+        if best[-1] <= waste * real:
+            break
+        # the level below each: itself none, or one of those before it
+        costs = best[None, :] + found[:, None] * (before[1:, None] - before[None, 1:])
+        costs = np.where(np.tri(len(found), k=-1, dtype=bool), costs, np.inf)
+        last = costs.argmin(axis=1)
+        better = costs.min(axis=1) < best
+        ends = [[*ends[last[i]], int(found[i])] if better[i] else ends[i] for i in range(len(found))]
+        best = np.where(better, costs.min(axis=1), best)
+    return ends[-1]
+
+
+def _level(levels: Sequence[int], value: int) -> int:
+    """The least level that holds a value; beyond all of them, as where groups were dropped, the value itself."""
+    return next((level for level in levels if level >= value), value)
 
 
 def _key(prompt: Prompt) -> tuple:
     return prompt.case.id, prompt.paradigm
-
-
-def _size(encoded: Encoded) -> tuple[int, int, int]:
-    """Tokens, patches of the largest image, images."""
-    return len(encoded.tokens), max((len(patches) for patches, _ in encoded.images), default=0), len(encoded.images)

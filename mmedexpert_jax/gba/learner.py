@@ -81,13 +81,26 @@ class Learner(train.Learner):
         """Programs compiled so far, those of the sampler included."""
         return super().compilations + len(programs) - self._sampled
 
-    def sample(self, state: State, batch: Batch, key: jax.Array) -> Completions:
-        """S completions of each prompt, on the host. The images of `batch` are numbered through for all prompts."""
+    def sample(
+        self, state: State, reads: Sequence[tuple[np.ndarray, Batch]], key: jax.Array, room: int = 0
+    ) -> Completions:
+        """S completions of each prompt, on the host.
+
+        Args:
+            state: of the policy.
+            reads: `Batches.reads`: rows among the prompts, and these as a batch whose images are numbered through.
+            key: of the noise, which a prompt has by its row, not by the batch in which it is read.
+            room: tokens of the run's longest prompt.
+        """
         policy = self.policy(state)
-        batch, rows = self.layout.rows((batch, np.arange(len(batch.tokens), dtype=np.int32)))
-        key = self.layout.whole(jax.random.key_data(key))
-        done = generate(self._model, policy.params, batch, key=key, rows=rows, lora=policy.lora, **self._sampling)
-        return jax.device_get(done if self.layout.mesh.size == 1 else self._gather(done))
+        rows, batches = zip(*((np.asarray(rows, np.int32), batch) for rows, batch in reads), strict=True)
+        shares = [np.split(part, self.shares) for part in rows]
+        order = np.argsort(np.concatenate([part for share in zip(*shares, strict=True) for part in share]))
+        placed, ids = self.layout.rows((batches, rows))
+        key, options = self.layout.whole(jax.random.key_data(key)), self._sampling | {"rows": ids, "room": room}
+        done = generate(self._model, policy.params, placed, key=key, lora=policy.lora, **options)
+        done = jax.device_get(done if self.layout.mesh.size == 1 else self._gather(done))
+        return jax.tree.map(lambda leaf: leaf[order], done)
 
     def update(
         self, state: State, minibatches: Sequence[Iterable[Part]], tokens: int = 0

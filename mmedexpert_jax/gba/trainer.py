@@ -16,7 +16,7 @@ from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
 from mmedexpert_jax.gba.advantages import estimate, totals
-from mmedexpert_jax.gba.batches import Batches
+from mmedexpert_jax.gba.batches import Batches, Size, cut
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
 from mmedexpert_jax.gba.learner import Learner, Part
@@ -124,8 +124,7 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     part = micro_batch(config, shares)
     rounds = steps * (1 + _refills(config))
-    ordered = config.zero_variance == "keep"
-    batches = Batches(processor, guidelines, rounds, part, config.max_prompt_length, shares, ordered)
+    batches = Batches(processor, guidelines, rounds, part, config.max_prompt_length, shares, config.minibatches)
     model, params, under = load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
     learner = Learner(model, params, config, ban, samples, steps, mesh, under)
@@ -156,9 +155,9 @@ def _sample(job: Job, config: ConfigDict, state: State, key: jax.Array, step: in
     done: list[Round] = []
     while _wants_more(done, config):
         visit = step + len(done) * job.steps  # prompts and noise of more rounds come from beyond the last step
-        prompts = job.guidelines.prompts(visit)  # p in P_guide
-        encoded = [job.batches.encode(prompt) for prompt in prompts]
-        completions = job.learner.sample(state, job.batches.collate(encoded), jax.random.fold_in(key, visit))
+        prompts, encoded = (job.batches.encoded if done else job.batches.ahead)(visit)  # p in P_guide
+        reads, room = job.batches.reads(encoded), job.batches.max_length
+        completions = job.learner.sample(state, reads, jax.random.fold_in(key, visit), room)
         rollout = Rollout.of(prompts, encoded, completions, job.processor)
         limits = {name: config.rewards[name] for name in ("timeout", "attempts", "workers", "gated")}
         scores = reward.score(job.scoring, rollout, config.max_new_tokens, **limits)
@@ -246,10 +245,10 @@ def _parts(rollout: Rollout, batches: Batches, config: ConfigDict, part: int, de
 
     The last micro-batch is filled up where groups were dropped; if all were, one remains in which nothing counts.
     """
-    size = part * devices
+    size, sizes = part * devices, [Size.of(one) for one in rollout.encoded]
     minibatches = [
-        [rollout.part(rows[i : i + size], batches, size, config.packing, devices) for i in range(0, len(rows), size)]
-        for rows in np.array_split(np.flatnonzero(rollout.trained), config.minibatches)
+        [rollout.part(rows, batches, size, config.packing, devices) for rows in cut(minibatch, sizes, size)]
+        for minibatch in np.array_split(np.flatnonzero(rollout.trained), config.minibatches)
     ]
     nothing = [[rollout.part([], batches, size, config.packing, devices)]]
     return [minibatch for minibatch in minibatches if minibatch] or nothing

@@ -111,6 +111,25 @@ def read(
     return dataclasses.replace(prefix, hidden=prompt_end), completions
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def join(mesh: Mesh | None, length: int, reads: Any) -> Any:
+    """Prompts that were read apart, each (prefix, completions, keys), as one; keys and values have room for `length`
+    tokens. On each device its own prompts of all parts stand after one another."""
+
+    def whole(reads: Any) -> Any:
+        def padded(x: Array) -> Array:  # [B, Hkv, T, Dh]
+            return jnp.pad(x, [(0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)])
+
+        def roomy(prefix: Prefix) -> Prefix:
+            keys, values = (jax.tree.map(padded, x) for x in (prefix.keys, prefix.values))
+            return dataclasses.replace(prefix, keys=keys, values=values)
+
+        parts = [(roomy(prefix), *others) for prefix, *others in reads]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    return _per_device(whole, mesh, (ROWS,), ROWS)(reads)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def start(model: Model, rows: int, window: int, mesh: Mesh | None, dtype: jnp.dtype, completions: Completions) -> State:
     """The state in which the first `rows` samples on each device that go on have rows, and the others wait; caches

@@ -1,10 +1,12 @@
 """Completions: each prompt is read once, and its G samples decode in rows that take the next sample as one ends."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
@@ -13,7 +15,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.batch import Batch
-from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, read, resize, start
+from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, join, read, resize, start
 
 WINDOW = 128  # tokens of the smallest caches
 PARTS = (8, 6, 4, 2, 1)  # eighths of the rows that are kept as samples end and none waits
@@ -24,7 +26,7 @@ PATIENCE = 64  # steps on a mesh, where devices with few rows left do not wait f
 def generate(
     model: Model,
     params: dict,
-    batch: Batch,
+    batch: Batch | Sequence[Batch],
     *,
     key: Array,
     num_samples: int = 8,
@@ -36,7 +38,8 @@ def generate(
     stop_ids: Sequence[int] | None = None,
     ban: Sequence[int] = (),
     lora: Lora | None = None,
-    rows: Array | None = None,
+    rows: Array | Sequence[Array] | None = None,
+    room: int = 0,
     fold: bool | None = None,
     width: int | None = None,
 ) -> Completions:
@@ -54,7 +57,8 @@ def generate(
     Args:
         model: the network.
         params: its weights.
-        batch: B prompts.
+        batch: B prompts, or parts of them with shapes of their own, which are read apart and decoded together. On a
+            mesh each device's prompts of all parts then stand after one another.
         key: PRNG key.
         num_samples: G, samples of each prompt.
         max_new_tokens: R.
@@ -65,7 +69,9 @@ def generate(
         stop_ids: tokens that end a sample; None means the model's EOS ids.
         ban: tokens that are never sampled.
         lora: deltas.
-        rows: [B] row ids; None numbers the prompts from 0.
+        rows: [B] row ids, of parts one array for each; None numbers the prompts from 0.
+        room: tokens that prompts have room for, so that rollouts of other lengths share programs; 0: as many as the
+            longest has.
         fold: whether the deltas are folded into the weights first, which saves two products a layer and token. None:
             into float32 weights, where that is exact; bfloat16 would round small deltas away, so there they stay in
             low-rank form.
@@ -80,7 +86,9 @@ def generate(
             f"num_samples={num_samples} and max_new_tokens={max_new_tokens} must be at least 1, "
             f"temperature={temperature} at least 0 and top_p={top_p} in (0, 1]"
         )
-    model.refuse_video(batch)
+    parts = [batch] if isinstance(batch, Batch) else [*batch]
+    for part in parts:
+        model.refuse_video(part)
     stop_ids = model.config.eos_token_ids if stop_ids is None else stop_ids
     sampling = Sampling(
         num_samples,
@@ -93,19 +101,37 @@ def generate(
         tuple(ban),
     )
     params, lora = folded(params, lora, fold)
-    keys = sample_keys(key, jnp.arange(len(batch.tokens)) if rows is None else jnp.asarray(rows), num_samples)
-    return _sample(model, sampling, params, batch, lora, keys, width)
+    if rows is None:
+        ends = np.cumsum([0, *(len(part.tokens) for part in parts)])
+        rows = [jnp.arange(*span) for span in itertools.pairwise(map(int, ends))]
+    elif isinstance(batch, Batch):
+        rows = [rows]
+    keys = [sample_keys(key, jnp.asarray(ids), num_samples) for ids in rows]
+    return _sample(model, sampling, params, parts, lora, keys, width, room)
 
 
 def _sample(
-    model: Model, sampling: Sampling, params: dict, batch: Batch, lora: Lora | None, keys: Array, width: int | None
+    model: Model,
+    sampling: Sampling,
+    params: dict,
+    parts: Sequence[Batch],
+    lora: Lora | None,
+    part_keys: Sequence[Array],
+    width: int | None,
+    room: int,
 ) -> Completions:
     """Reads the prompts, then decodes their samples [B, G] in programs as small as hold those that are left."""
-    size, mesh = sampling.max_new_tokens, _mesh(batch)
+    size, mesh = sampling.max_new_tokens, _mesh(parts[0])
+    reads = [
+        (*read(model, sampling, mesh, params, part, lora, keys), keys)
+        for part, keys in zip(parts, part_keys, strict=True)
+    ]
+    lengths = {part.tokens.shape[1] for part in parts} | {room}
+    alone = len(parts) == 1 and max(lengths) == parts[0].tokens.shape[1]
+    prefix, completions, keys = reads[0] if alone else join(mesh, max(lengths), reads)
     traced = isinstance(keys, jax.core.Tracer)
     samples = keys.size // devices_of(mesh)
     rows = samples if traced else min(width or default_width(), samples)
-    prefix, completions = read(model, sampling, mesh, params, batch, lora, keys)
     sizes, window = widths(rows, size), window_for(1, size)
     state = start(model, rows, window, mesh, prefix.hidden.dtype, completions)
     width, left = rows, samples

@@ -50,7 +50,7 @@ def run(model_path, cases_path, sizes, shard, trainable="lora", program=False):
     for step in range(STEPS):
         prompts = guidelines.prompts(step)
         encoded = [batches.encode(prompt) for prompt in prompts]
-        completions = learner.sample(state, batches.collate(encoded), jax.random.fold_in(jax.random.key(2), step))
+        completions = learner.sample(state, batches.reads(encoded), jax.random.fold_in(jax.random.key(2), step))
         rollout = Rollout.of(prompts, encoded, completions, processor)
         rollout = rollout.with_advantages(np.random.default_rng(step).normal(size=(8, 2)).astype(np.float32))
         parts = trainer._parts(rollout, batches, config, 8 // shares, shares)

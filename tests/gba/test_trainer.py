@@ -46,8 +46,8 @@ def finished(run_config, tmp_path_factory):
     calls, printed = [], []
     sample = Learner.sample
 
-    def recorded(self, state, batch, key):
-        completions = sample(self, state, batch, key)
+    def recorded(self, state, reads, key, room):
+        completions = sample(self, state, reads, key, room)
         calls.append((jax.random.key_data(key).tolist(), completions))
         return completions
 
@@ -74,7 +74,7 @@ def setup(run_config, tmp_path_factory):
     rng = np.random.default_rng(2)
     moved = jax.tree.map(lambda x: np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype(np.float32), state.trained)
     state = dataclasses.replace(state, trained=moved)
-    done = learner.sample(state, batches.collate(encoded), jax.random.key(3))
+    done = learner.sample(state, batches.reads(encoded), jax.random.key(3))
     rollout = Rollout.of(prompts, encoded, done, processor)
     rollout = rollout.with_advantages(np.random.default_rng(0).normal(size=rollout.lengths.shape).astype(np.float32))
     return SimpleNamespace(**locals())
@@ -200,7 +200,7 @@ def test_packed_and_filled_up_the_gradient_is_that_of_the_groups_that_were_kept(
     kept = [1, 2]
     expected = setup.learner.gradient(setup.state, setup.rollout.part(kept, setup.batches))
     order = SimpleNamespace(prompts=lambda step: setup.prompts)
-    batches = Batches(setup.processor, order, 1, 3, setup.config.max_prompt_length, ordered=False)
+    batches = Batches(setup.processor, order, 1, 3, setup.config.max_prompt_length)
     part = setup.rollout.part(kept, batches, size=3, capacities=4)
     assert part.tokens.shape[0] == 3 and part.lengths[2].max() == 0 and part.packing is not None
     got = setup.learner.gradient(setup.state, part)
@@ -236,7 +236,9 @@ def test_parts_hold_the_kept_prompts_in_order(setup, run_config, tmp_path):
     config = run_config(tmp_path, zero_variance="drop", minibatches=2, packing=0)
     calls = []
     rollout = SimpleNamespace(
-        trained=np.array([1, 0, 1, 1], bool), part=lambda rows, *args: calls.append([*rows]) or calls[-1]
+        trained=np.array([1, 0, 1, 1], bool),
+        encoded=setup.encoded[1:2] * 4,
+        part=lambda rows, *args: calls.append([*rows]) or calls[-1],
     )
     assert trainer._parts(rollout, setup.batches, config, 1, 1) == [[[0], [2]], [[3]]]
     rollout.trained[:] = False

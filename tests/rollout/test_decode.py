@@ -207,3 +207,19 @@ def test_the_loop_compiled_for_h100s(tmp_path, devices):
     buffer = 64 * 2 * 1024 * 128  # elements of a layer's keys
     assert not [found for found in inside if found[0] in ("copy", "transpose", "convert") and found[2] >= buffer]
     assert figures["temporary_megabytes"] < figures["cache_megabytes"] / 4
+
+
+def test_prompts_that_are_read_apart_have_the_same_samples(tiny, batch, processor, prompts, lora, limits):
+    """In another order, in shapes of their own, with room for more."""
+    expected = jax.device_get(generate(*tiny, batch, key=jax.random.key(5), lora=lora, **limits))
+    parts, rows = [processor(prompts[2:]), processor(prompts[:1]), processor(prompts[1:2])], [[2], [0], [1]]
+    rows = [np.array(ids, np.int32) for ids in rows]
+    found = jax.device_get(generate(*tiny, parts, key=jax.random.key(5), lora=lora, rows=rows, room=96, **limits))
+    order = [1, 2, 0]
+    np.testing.assert_array_equal(found.tokens[order], expected.tokens)
+    np.testing.assert_array_equal(found.lengths[order], expected.lengths)
+    np.testing.assert_allclose(found.logprobs[order], expected.logprobs, atol=1e-5)
+    numbered = jax.device_get(
+        generate(*tiny, [parts[1], processor(prompts[1:])], key=jax.random.key(5), lora=lora, **limits)
+    )
+    np.testing.assert_array_equal(numbered.tokens, expected.tokens)

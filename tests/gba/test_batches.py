@@ -1,0 +1,99 @@
+"""How prompts are split, padded and encoded: little is computed for nothing, and each is encoded once a visit."""
+
+import json
+from itertools import combinations
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmedexpert_jax.data import load_cases
+from mmedexpert_jax.gba.batches import Batches, Size, cut, levels
+from mmedexpert_jax.gba.guidelines import Guidelines
+from mmedexpert_jax.models import load_processor
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """24 cases of 10 to 80 words: one with six images, three with one."""
+    folder = tmp_path_factory.mktemp("mixed")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (56, 56, 3), np.uint8)).save(folder / "a.png")
+    images = {0: ["a.png"] * 6, 7: ["a.png"], 8: ["a.png"], 15: ["a.png"]}
+    rows = [
+        {
+            "id": f"case-{i}", "question": "Why? " * (10 + 3 * i), "options": ["1", "2"], "answer": "A",
+            "specialty": "AM", "task": "score", "images": images.get(i, []),
+        }
+        for i in range(24)
+    ]  # fmt: skip
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return load_cases(str(folder / "train.jsonl"), "train")
+
+
+@pytest.mark.parametrize(("part", "devices", "minibatches"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 4, 1)])
+def test_mixed_data_computes_little_for_nothing(mixed, tiny_model_dir, part, devices, minibatches):
+    guidelines = Guidelines(mixed, seed=0, groups=8, num_samples=2)
+    batches = Batches(load_processor(tiny_model_dir), guidelines, STEPS, part, 2048, devices, minibatches)
+    real, read, updated = np.zeros(2), np.zeros(2), np.zeros(2)
+    shapes = set()
+    for step in range(STEPS):
+        _, encoded = batches.ahead(step)
+        real += [sum(len(e.tokens) for e in encoded), sum(len(p) for e in encoded for p, _ in e.images)]
+        reads = batches.reads(encoded)
+        assert sorted(np.concatenate([rows for rows, _ in reads])) == [*range(8)]
+        for rows, batch in reads:
+            part_batch = batches.collate([encoded[i] for i in rows], devices)
+            read += [batch.tokens.size, batch.patches[..., 0].size]
+            updated += [part_batch.tokens.size, part_batch.patches[..., 0].size]
+            assert len(batch.patches) % devices == 0
+            np.testing.assert_array_equal(batch.lengths, [len(encoded[i].tokens) for i in rows])
+            shapes.add((batch.tokens.shape, batch.patches.shape))
+    if devices == 1:  # over several each computes as much as the one that has most
+        assert np.all(read <= real * [1.2, 1.3]) and np.all(updated <= real * [1.2, 1.3])
+    assert len(shapes) <= 12
+
+
+def test_a_visit_encodes_each_prompt_once(mixed, tiny_model_dir, monkeypatch):
+    batches = Batches(load_processor(tiny_model_dir), Guidelines(mixed, 0, 8, 2), STEPS, 2, 2048)
+    seen = []
+    encode = batches.encode
+    monkeypatch.setattr(batches, "encode", lambda prompt: seen.append(prompt.case.id) or encode(prompt))
+    for step in range(3):
+        prompts, encoded = batches.ahead(step)
+        for rows, _ in batches.reads(encoded):
+            batches.collate([encoded[i] for i in rows])
+    assert [prompt.case.id for prompt in prompts] == seen[16:24] and len(seen) <= 8 * (3 + 2)
+
+
+def test_equal_prompts_have_one_shape(tiny_model_dir, mixed):
+    prompts = [SimpleNamespace(prompts=lambda step: Guidelines(mixed[9:10], 0, 4, 2).prompts(step))]
+    batches = Batches(load_processor(tiny_model_dir), prompts[0], STEPS, 2, 2048)
+    assert len({batch.tokens.shape for s in range(4) for _, batch in batches.reads(batches.encoded(s)[1])}) == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 4)), min_size=1, max_size=8), st.floats(1, 2))
+def test_levels_are_the_fewest_and_of_these_the_best(pairs, waste):
+    values, weights = zip(*pairs, strict=True)
+    real = sum(value * weight for value, weight in pairs)
+
+    def padded(chosen):
+        return sum(min(level for level in chosen if level >= value) * weight for value, weight in pairs)
+
+    found = levels(values, weights, real, waste)
+    distinct, top = sorted(set(values)), max(values)
+    choices = [(*less, top) for size in range(6) for less in combinations(distinct[:-1], size)]
+    least = min(padded(choice) for choice in choices if len(choice) <= len(found))
+    assert found == sorted(set(found)) and found[-1] == top and padded(found) == pytest.approx(least)
+    enough = [choice for choice in choices if padded(choice) <= waste * real * (1 - 1e-9)]
+    assert not enough or len(found) <= min(map(len, enough))
+
+
+def test_rows_are_cut_by_size():
+    sizes = [Size(1, 16, 50), Size(0, 0, 90), Size(0, 0, 20), Size(6, 16, 90), Size(1, 8, 60)]
+    assert [part.tolist() for part in cut(np.array([0, 1, 2, 3, 4]), sizes, 2)] == [[2, 1], [4, 0], [3]]
+    assert [part.tolist() for part in cut(np.array([3, 1]), sizes, 2)] == [[1, 3]]
