@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.launch import presets
 
-PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b")
+PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b", "qwen2_vl_2b_lora", "lingshu_7b_lora")
 
 
 def get_config(preset: str = "mini") -> ConfigDict:
@@ -34,4 +34,6 @@ def get_config(preset: str = "mini") -> ConfigDict:
         config.buckets = 1
         config.eval.limit = 16
         config.eval.batch_size = 16
+    elif preset.endswith("_lora"):
+        config.lr = presets.LORA_RATE
     return config

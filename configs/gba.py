@@ -7,7 +7,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from mmedexpert_jax.launch import presets
 
-PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b")
+PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b", "qwen2_vl_2b_lora", "lingshu_7b_lora")
 
 # The plain rival of section 5.2.3: no guidelines, no reward for their structure, all else equal.
 _GRPO = {"guided": False, "rewards.structure": 0.0}
@@ -154,4 +154,6 @@ def get_config(preset: str = "mini") -> ConfigDict:
         config.max_new_tokens = 128
         config.eval.limit = 16
         config.eval.batch_size = 16
+    elif preset.endswith("_lora"):
+        config.lr = presets.LORA_RATE
     return config

@@ -14,6 +14,7 @@ from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import pipeline
 from mmedexpert_jax.launch.plan import SWEEPS, check, check_devices, describe, preflight
+from mmedexpert_jax.launch.presets import model_of
 from mmedexpert_jax.launch.validate import validate
 from mmedexpert_jax.runtime import costs, files, processes
 from mmedexpert_jax.runtime.run import delete_runs, refuse_drift
@@ -143,11 +144,12 @@ def _next(config: ConfigDict, folder: Path) -> list[str]:
     """Arguments of the commands that usually follow a job."""
 
     def on(job: str, model: Path = folder) -> str:
-        return f"--config=configs/{job}.py:{config.preset} --config.model.path={model}"
+        preset = config.preset if job in ("dsa", "gba") else model_of(config.preset)
+        return f"--config=configs/{job}.py:{preset} --config.model.path={model}"
 
     if config.job == "dsa" and config.specialty == "all":
         experts = ",".join(f"{folder}/{name}" for name in SPECIALTIES)
-        return [f"--config=configs/merge.py:{config.preset} --config.experts={experts}"]
+        return [f"--config=configs/merge.py:{model_of(config.preset)} --config.experts={experts}"]
     if config.job == "dataset":
         review, train = f"--config=configs/review.py --config.data.path={folder}", folder / "export" / "dataset"
         held_out = any(train.glob("dev.*"))  # a small set has no dev split, without which none is evaluated on

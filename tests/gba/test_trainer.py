@@ -106,7 +106,8 @@ def test_a_run_logs_evaluates_and_exports(finished):
     assert trained[0]["kl"] < 1e-9 < trained[-1]["kl"]
     assert all(row["grad_norm"] > 0 for row in trained)
     compilations = {row["compilations"] for row in finished.run.metrics() if "reward" in row}
-    assert compilations == {6}  # prefill, decode, gradient, the same for explain, add, apply
+    # decode, join, explain's gradient, add, apply; prefill and gradient for 0, 1 and 2 images of a micro-batch
+    assert max(compilations) == 5 + 2 * 3
     held_out = [row["eval/weight"] for row in finished.rows if "eval/weight" in row]
     assert len(set(held_out)) == len(held_out)
     assert "rewards/accuracy/mean/last_tenth" in finished.run.summary

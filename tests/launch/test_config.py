@@ -28,7 +28,9 @@ def test_every_preset_loads_and_every_field_has_a_comment(spec):
     leaves = configs.fields(config)
     assert set(docs) >= set(leaves), f"fields without a comment: {sorted(set(leaves) - set(docs))}"
     assert config.job == Path(spec.partition(":")[0]).stem and config.preset == spec.rpartition(":")[2]
-    assert "model" not in config or config.model.path == MODELS.get(config.preset, MODELS["qwen2_vl_2b"])
+    assert "model" not in config or config.model.path == MODELS.get(
+        config.preset.removesuffix("_lora"), MODELS["qwen2_vl_2b"]
+    )
     json.loads(config.to_json_best_effort())
 
 
@@ -56,6 +58,15 @@ def test_the_paper_presets_hold_appendix_b():
         assert (dsa.lora.rank, dsa.lora.alpha, dsa.lora.targets) == (16, 32, "all-linear")
         assert (dsa.epochs, dsa.lr, dsa.batch_size, dsa.accumulation, dsa.steps) == (3, 1e-6, 1, 8, 0)
         assert (gba.num_samples, gba.clip, gba.beta, gba.max_new_tokens, gba.lr) == (8, 0.2, 0.001, 1024, 1e-6)
+
+
+@pytest.mark.parametrize("job", ["dsa", "gba"])
+@pytest.mark.parametrize("preset", ["qwen2_vl_2b", "lingshu_7b"])
+def test_the_lora_variants_differ_in_their_rate_alone(job, preset):
+    paper, variant = load_config(f"configs/{job}.py:{preset}"), load_config(f"configs/{job}.py:{preset}_lora")
+    assert (paper.lr, variant.lr) == (1e-6, 1e-5)
+    variant.lr, variant.preset = paper.lr, paper.preset
+    assert variant == paper
 
 
 def test_the_pipeline_uses_the_jobs_own_configs():
