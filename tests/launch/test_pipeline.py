@@ -87,6 +87,8 @@ def test_the_paper_in_order_through_interruptions(command, tiny_checkpoint, caps
         assert column in lines[0]
     out = capsys.readouterr().out
     assert lines[0] in out and "configs/export.py:mini --config.model.path=run/final" in out
+    assert out.count("Experts disagree in sign on") == 2, "each merge says who won the elections"
+    assert any(line.startswith("| RL ") for line in out.splitlines()), "what becomes of the RL vector"
 
     assert list(json.loads(Path("run/STATUS.json").read_text())["summary"]["accuracy"]) == ROWS
     page = Path("run/report.html").read_text()
