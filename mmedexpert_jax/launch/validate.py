@@ -47,7 +47,8 @@ def validate(config: ConfigDict) -> None:
     if config.get("job") == "dataset":
         _check_factory(config)
     elif "data" in config and not _has_data(config.data.path):
-        raise DataError(f"config.data.path: no such file or directory: {config.data.path}{_first(config.data.path)}")
+        path = config.data.path
+        raise DataError(f"config.data.path: no such file or directory: {path}" + _first(path))
     if config.get("job") in ("dsa", "gba") and config.eval.every >= 0:
         _check_held_out(config)
 
@@ -143,7 +144,7 @@ def check_model(key: str, path: str) -> None:
     kinds += ["ckpt/*/manifest.json"] if key in ("experts", "mergekit") else []
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
         raise DataError(
-            f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/{_first(path)}"
+            f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/" + _first(path)
         )
 
 
