@@ -187,7 +187,7 @@ class Scores:
 
     def stats(self) -> dict[str, float]:
         """Mean and deviation (ddof 1) by function and in all, over what was scored, under TRL's names."""
-        stats = {}
+        stats: dict[str, float] = {}
         for i, reward in enumerate(self.rewards):
             stats |= _moments(self.values[..., i], f"rewards/{reward.name}/mean", f"rewards/{reward.name}/std")
         return stats | _moments(self.total, "reward", "reward_std")
@@ -280,7 +280,7 @@ def _column(
     """The values of one function for each completion; NaN where it abstains."""
     if reward.whole:
         names = {"cases": "case", "texts": "text", "paradigms": "paradigm", "lengths": "length"}
-        told = {many: [one[name] for one in completions] for many, name in names.items()}
+        told: dict[str, Any] = {many: [one[name] for one in completions] for many, name in names.items()}
         told |= {"truncated": [one["truncated"] for one in completions], "max_new_tokens": max_new_tokens}
         cases, texts = told.pop("cases"), told.pop("texts")
         name = f"reward {reward.name}"

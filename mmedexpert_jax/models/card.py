@@ -25,10 +25,10 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 def training_of(run: Path) -> str:
     """Sentences on how the run in a folder made its model, from its config.json; "" where it is no run."""
     file = run / "config.json"
-    config = border.read_json(file) if file.is_file() else None
-    job = config.get("job") if isinstance(config, dict) else None
-    if job not in _METHODS:
+    config = border.read_json(file) if file.is_file() else {}
+    if not isinstance(config, dict) or config.get("job") not in _METHODS:
         return ""
+    job = config["job"]
     model, data = (config.get(key) if isinstance(config.get(key), dict) else {} for key in ("model", "data"))
     said = f"{_METHODS[job]}, from `{border.cut(str(model.get('path', '')))}`"
     if job == "merge":

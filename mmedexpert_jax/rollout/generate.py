@@ -105,7 +105,7 @@ def generate(
         ends = np.cumsum([0, *(len(part.tokens) for part in parts)])
         rows = [jnp.arange(*span) for span in itertools.pairwise(map(int, ends))]
     elif isinstance(batch, Batch):
-        rows = [rows]
+        rows = [jnp.asarray(rows)]
     keys = [sample_keys(key, jnp.asarray(ids), num_samples) for ids in rows]
     return _sample(model, sampling, params, parts, lora, keys, width, room)
 
