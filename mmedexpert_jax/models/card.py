@@ -29,11 +29,14 @@ def training_of(run: Path) -> str:
     if not isinstance(config, dict) or config.get("job") not in _METHODS:
         return ""
     job = config["job"]
-    model, data = (config.get(key) if isinstance(config.get(key), dict) else {} for key in ("model", "data"))
-    said = f"{_METHODS[job]}, from `{border.cut(str(model.get('path', '')))}`"
+    paths = {}
+    for key in ("model", "data"):
+        fields = config.get(key)
+        paths[key] = border.cut(str(fields.get("path", ""))) if isinstance(fields, dict) else ""
+    said = f"{_METHODS[job]}, from `{paths['model']}`"
     if job == "merge":
         return f"{said}; its experts are in the run's config.json."
-    said += f", on the data `{border.cut(str(data.get('path', '')))}`"
+    said += f", on the data `{paths['data']}`"
     objective = config.get("objective")
     said += f", with the objective {border.cut(str(objective))}" if objective else ""
     return f"{said}, seed {config.get('seed', 0)}. {_FORMAT}"
