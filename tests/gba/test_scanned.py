@@ -58,7 +58,7 @@ def rollout(run_config, tmp_path_factory):
     batches = Batches(processor, type("Order", (), {"prompts": lambda self, step: prompts})(), 1, 2, 512)
     encoded = [batches.encode(prompt) for prompt in prompts]
     learner = Learner(model, params, config, (), config.num_samples, 1)
-    done = learner.sample(learner.init(jax.random.key(0)), batches.collate(encoded), jax.random.key(1))
+    done = learner.sample(learner.init(jax.random.key(0)), batches.reads(encoded), jax.random.key(1))
     scored = Rollout.of(prompts, encoded, done, processor)
     advantages = np.random.default_rng(0).normal(size=scored.lengths.shape).astype(np.float32)
     part = scored.with_advantages(advantages).part(slice(0, 2), batches, capacities=2)

@@ -54,6 +54,9 @@ PARAMETERS = {
     "qwen2_5_vl_7b": 8_292_166_656,
     "qwen2_5_vl_32b": 33_452_718_336,
     "qwen2_5_vl_72b": 73_410_777_344,
+    "qwen3_vl_2b": 2_127_532_032,
+    "qwen3_vl_4b": 4_437_815_808,
+    "qwen3_vl_8b": 8_767_123_696,
 }
 
 
@@ -75,7 +78,8 @@ def test_written_config_reads_back_the_same_here_and_in_transformers(name):
     ours = PUBLISHED[name]
     written = ours.to_hf()
     assert ModelConfig.from_hf(written, {"eos_token_id": list(ours.eos_token_ids), "pad_token_id": 151643}) == ours
-    kind = {"qwen2_vl": transformers.Qwen2VLConfig, "qwen2_5_vl": transformers.Qwen2_5_VLConfig}[ours.family]
+    kinds = {"qwen2_vl": transformers.Qwen2VLConfig, "qwen2_5_vl": transformers.Qwen2_5_VLConfig}
+    kind = (kinds | {"qwen3_vl": transformers.Qwen3VLConfig})[ours.family]
     nested = kind(**written).to_dict()
     assert "text_config" in nested
     nested = ModelConfig.from_hf(nested, {"eos_token_id": list(ours.eos_token_ids), "pad_token_id": 151643})

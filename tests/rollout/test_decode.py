@@ -127,7 +127,7 @@ def test_few_row_steps_are_spent_on_padding(monkeypatch, samples, mean, limit):
     model, sampling = ImposedLengths(), Sampling(1, limit, 0, 0.0, 0, 1.0, (1,), ())
     keys = jax.random.split(jax.random.key(0), (samples, 1))
     batch = Batch(jnp.array(lengths[:, None]), *[None] * 7)
-    done = generate_module._sample(model, sampling, {}, batch, None, keys, 32)
+    done = generate_module._sample(model, sampling, {}, [batch], None, [keys], 32, 0)
     np.testing.assert_array_equal(done.lengths[:, 0], lengths)
     assert not done.truncated.any()
     assert 0.9 < int(states[-1][0].spent[0]) / lengths.sum() <= 1.15
