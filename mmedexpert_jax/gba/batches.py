@@ -19,7 +19,7 @@ LEVELS = 6  # each of them may be a program
 
 
 class Size(NamedTuple):
-    """What a prompt, or a micro-batch on one device, takes; compared by its images first, which cost most."""
+    """Room that a prompt, or a micro-batch on one device, takes; compared by its images first, which cost most."""
 
     images: int
     patches: int  # of the largest image

@@ -1,4 +1,4 @@
-"""What may identify a person in what an endpoint or a judge is sent: said by row, redacted or kept back."""
+"""Identifiers of persons in requests to an endpoint or a judge: reported by row, redacted or kept back."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress

@@ -65,7 +65,7 @@ def is_stacked(tree: Any) -> bool:
 
 
 def is_deep(params: Any) -> bool:
-    """Whether a model has layers under their numbers, so many that one of them should be compiled for all."""
+    """True for a model with its layers under their numbers, and so many that one should be compiled for all."""
     return isinstance(params, dict) and len(params.get("model", {}).get("layers", {})) >= DEEP
 
 

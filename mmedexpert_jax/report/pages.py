@@ -23,7 +23,7 @@ def _templates() -> jinja2.Environment:
 
 
 def scrolled(inner: str, name: str = "table") -> str:
-    """What is wider than a phone, in a box that scrolls sideways, by keys too (WCAG 2.1.1)."""
+    """Content that may be wider than a phone, in a box that scrolls sideways, by keys too (WCAG 2.1.1)."""
     return f'<div class="scroll" tabindex="0" role="group" aria-label="{html.escape(name)}">{inner}</div>'
 
 

@@ -51,12 +51,15 @@ class Row:
             raise DataError(f"{self.where}, key {keys[0]}: {letter!r} is not among {', '.join(LETTERS[:count])}")
         return letter
 
-    def number_of(self, key: str) -> int:
-        """A whole number, written as one or as text. Raises DataError."""
+    def place(self, key: str, count: int, first: int = 0) -> str:
+        """The letter of a key that is the number of an option, the first being `first`. Raises DataError."""
         text = self.text(key)
         if not text.removeprefix("-").isdecimal():
             raise self.bad(key, f"a whole number is needed, got {border.shown(text)}")
-        return int(text[:9])
+        number = int(text[:9]) - first
+        if not 0 <= number < count:
+            raise self.bad(key, f"{number} is no place among {count} options")
+        return LETTERS[number]
 
     def texts(self, key: str, count: int = 0) -> tuple[str, ...]:
         """A list of 2 to 10 texts, or of `count`, without the letters that may stand before them. Raises DataError."""
