@@ -1,9 +1,9 @@
 """RGB pictures as the patches that Qwen2-VL's vision tower reads."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Protocol, TypedDict
 
 import numpy as np
 from msgspec import Meta
@@ -11,6 +11,7 @@ from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.processing.positions import mrope_positions, patch_positions
 
 MAX_TOKENS = 512  # of an image where no limit is asked for; appendix B
 MAX_PIXELS = 401_408  # the same in pixels of Qwen2-VL, whose merged token has 28 x 28
@@ -48,6 +49,37 @@ class _Settings(TypedDict, total=False):
     image_std: _Channels
 
 
+Grid = tuple[int, int]  # rows and columns of patches
+
+
+class Pictures(Protocol):
+    """A family's way with pictures: what `Processor` asks of an image config."""
+
+    @property
+    def merged(self) -> int:
+        """Patches of one text token."""
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of the largest picture that the tower sees."""
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch."""
+
+    def cut(self, image: Image.Image, part: Mapping[str, Any]) -> tuple[np.ndarray, Grid]:
+        """The patches [n, C] float32 of an RGB picture, and their grid; `part` is the message's. Raises DataError."""
+
+    def positions(self, tokens: np.ndarray, image_token_id: int, grids: Sequence[Grid]) -> tuple[np.ndarray, int]:
+        """Rotary positions [3, T] int32 of a prompt, and that of the token after it. Raises DataError."""
+
+    def patch_positions(self, rows: int, columns: int) -> np.ndarray:
+        """Row and column [n, 2] int32 of each patch, in the order of `cut`."""
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of preprocessor_config.json."""
+
+
 @dataclass(frozen=True)
 class ImageConfig:
     """The settings of preprocessor_config.json. The defaults are Qwen2-VL's, but for max_pixels."""
@@ -79,6 +111,24 @@ class ImageConfig:
     def patch_dim(self) -> int:
         """Values in one patch: 3 channels, frames, rows, columns."""
         return 3 * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def merged(self) -> int:
+        """Patches of one text token."""
+        return self.merge_size**2
+
+    def cut(self, image: Image.Image, part: Mapping[str, Any]) -> tuple[np.ndarray, Grid]:
+        """`patchify` at the size that the settings and the message's part ask for."""
+        config = self.of_part(part)
+        return patchify(resized_part(image, part, config), config)
+
+    def positions(self, tokens: np.ndarray, image_token_id: int, grids: Sequence[Grid]) -> tuple[np.ndarray, int]:
+        """M-RoPE (`mrope_positions`)."""
+        return mrope_positions(tokens, image_token_id, grids)
+
+    def patch_positions(self, rows: int, columns: int) -> np.ndarray:
+        """Rows and columns, the four patches of a merged token together."""
+        return patch_positions(rows, columns)
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any], max_pixels: int | None = None) -> "ImageConfig":
@@ -213,9 +263,14 @@ def patchify(image: Image.Image, config: ImageConfig = ImageConfig()) -> tuple[n
     pixels = pixels.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
     pixels = pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, size**2)
 
-    levels = (np.arange(256) * (1 / 255)).astype(np.float32)[:, None]
-    table = (levels - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)  # [256, 3]
+    table = levels(config.mean, config.std)
     values = np.empty((rows * columns, 3, config.temporal_patch_size, size**2), np.float32)
     for channel in range(3):
         values[:, channel] = table[pixels[:, channel], channel]
     return values.reshape(rows * columns, config.patch_dim), (rows, columns)
+
+
+def levels(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """The normalised value of each of the 256 levels in each channel, [256, 3] float32, as transformers computes it."""
+    values = (np.arange(256) * (1 / 255)).astype(np.float32)[:, None]
+    return (values - np.array(mean, np.float32)) / np.array(std, np.float32)

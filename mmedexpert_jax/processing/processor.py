@@ -14,18 +14,31 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template
 from mmedexpert_jax.processing.images import ImageRef, open_image
-from mmedexpert_jax.processing.patches import ImageConfig, patchify, resized_part
-from mmedexpert_jax.processing.positions import MERGE_SIZE, mrope_positions, patch_positions
+from mmedexpert_jax.processing.patches import ImageConfig, Pictures
 
 Conversation = Sequence[Mapping[str, Any]]
 
 CHAT_END = "<|im_end|>"
 IMAGE_PAD = "<|image_pad|>"
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")
-_MERGED = MERGE_SIZE**2  # patches of one merged token
 _PART_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of an image part, as in qwen-vl-utils
 # model_type -> the class that transformers and vLLM look for in a saved processor
 CLASSES = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The tokens of a family's prompts that stand for something else than text. The defaults are Qwen2-VL's.
+
+    Attributes:
+        image: stands once for an image in a rendered template, and is repeated for each of its features.
+        end: closes an assistant's turn.
+        never: tokens of images and video, which no answer holds and no sampler may draw.
+    """
+
+    image: str = IMAGE_PAD
+    end: str = CHAT_END
+    never: tuple[str, ...] = VISION_TOKENS
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,25 +61,31 @@ class Processor:
     """
 
     def __init__(
-        self, tokenizer: Any, image_config: ImageConfig, template: str | None = None, family: str = "qwen2_vl"
+        self,
+        tokenizer: Any,
+        image_config: Pictures,
+        template: str | None = None,
+        family: str = "qwen2_vl",
+        marks: Marks = Marks(),
     ):
         """Takes a transformers fast tokenizer; `template` None means the tokenizer's own, or Qwen2-VL's.
 
-        `family` is the model_type, one of CLASSES.
+        `family` is the model_type, one of CLASSES. Raises DataError where the tokenizer lacks one of the `marks`.
         """
         self.tokenizer = tokenizer
         self.family = family
+        self.marks = marks
         self.image_config = image_config
         tokenizer.chat_template = template or tokenizer.chat_template or QWEN2_VL_TEMPLATE
         vocabulary = tokenizer.get_vocab()
-        missing = [token for token in (CHAT_END, IMAGE_PAD) if token not in vocabulary]
+        missing = [token for token in (marks.end, marks.image) if token not in vocabulary]
         if missing:
-            raise DataError(f"the tokenizer lacks {' and '.join(missing)}; it is not of the Qwen2-VL family")
-        self.image_token_id: int = vocabulary[IMAGE_PAD]
-        self.chat_end_id: int = vocabulary[CHAT_END]
+            raise DataError(f"the tokenizer lacks {' and '.join(missing)}; it is not of the family {family}")
+        self.image_token_id: int = vocabulary[marks.image]
+        self.chat_end_id: int = vocabulary[marks.end]
         self.pad_id: int = self.chat_end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.special_vision_ids: tuple[int, ...] = tuple(
-            sorted(vocabulary[token] for token in VISION_TOKENS if token in vocabulary)
+            sorted(vocabulary[token] for token in marks.never if token in vocabulary)
         )
 
     @classmethod
@@ -138,7 +157,8 @@ class Processor:
                 f"a prompt of {len(expanded)} tokens ({in_images} of images) is over the limit of {max_length}; "
                 "raise max_prompt_length, lower max_pixels or shorten the text"
             )
-        positions, next_position = mrope_positions(expanded, self.image_token_id, [grid for _, grid in images])
+        grids = [grid for _, grid in images]
+        positions, next_position = self.image_config.positions(expanded, self.image_token_id, grids)
         is_pad = expanded == self.image_token_id
         vision_index = np.where(is_pad, np.cumsum(is_pad) - 1, -1).astype(np.int32)
         return Encoded(expanded, positions, next_position, vision_index, images)
@@ -150,8 +170,7 @@ class Processor:
             name = str(source)
         image = open_image(source, name)
         try:
-            config = self.image_config.of_part(part)
-            return patchify(resized_part(image, part, config), config)
+            return self.image_config.cut(image, part)
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
 
@@ -164,7 +183,7 @@ class Processor:
                 f"the chat template wrote {len(places)} image pads for {len(patch_counts)} images; "
                 "the checkpoint needs the template of a vision-language model"
             )
-        repeats[places] = np.array(patch_counts, np.int64) // _MERGED
+        repeats[places] = np.array(patch_counts, np.int64) // self.image_config.merged
         return np.repeat(tokens, repeats)
 
     def __call__(
@@ -202,15 +221,16 @@ class Processor:
         Args:
             encoded: B prompts.
             min_length: least T.
-            min_patches: least P; rounded up to a multiple of 4.
+            min_patches: least P; rounded up to whole merged tokens.
             min_images: least I.
-            multiple: T is a multiple of this, P of its least common multiple with 4.
+            multiple: T is a multiple of this, P of its least common multiple with a merged token's patches.
         """
         images = [image for prompt in encoded for image in prompt.images]
+        merged = self.image_config.merged
         length = _round_up(max([min_length, *(len(prompt.tokens) for prompt in encoded)]), multiple)
         num_images = max(min_images, len(images))
-        num_patches = max([min_patches, *(len(patches) for patches, _ in images), _MERGED if num_images else 0])
-        num_patches = _round_up(num_patches, math.lcm(multiple, _MERGED))
+        num_patches = max([min_patches, *(len(patches) for patches, _ in images), merged if num_images else 0])
+        num_patches = _round_up(num_patches, math.lcm(multiple, merged))
         size = len(encoded)
         batch = Batch(
             tokens=np.full((size, length), self.pad_id, np.int32),
@@ -224,7 +244,7 @@ class Processor:
         )
         for i, (patches, grid) in enumerate(images):
             batch.patches[i, : len(patches)] = patches
-            batch.patch_positions[i, : len(patches)] = patch_positions(*grid)
+            batch.patch_positions[i, : len(patches)] = self.image_config.patch_positions(*grid)
             batch.patch_counts[i] = len(patches)
         first = 0
         for row, prompt in enumerate(encoded):
@@ -232,7 +252,7 @@ class Processor:
             batch.tokens[row, :valid] = prompt.tokens
             batch.positions[row, :, :valid] = prompt.positions
             is_pad = prompt.vision_index >= 0
-            batch.vision_index[row, :valid][is_pad] = _merged_rows(prompt, first, num_patches // _MERGED)
+            batch.vision_index[row, :valid][is_pad] = _merged_rows(prompt, first, num_patches // merged, merged)
             first += len(prompt.images)
         return batch
 
@@ -261,11 +281,11 @@ def _tokenizer_class(tokenizer: Any) -> str:
     return "Qwen2Tokenizer" if cuts(own) == cuts(usual) else "PreTrainedTokenizerFast"
 
 
-def _merged_rows(prompt: Encoded, first: int, stride: int) -> np.ndarray:
+def _merged_rows(prompt: Encoded, first: int, stride: int, merged: int) -> np.ndarray:
     """Rows of the batch's merged features [I * stride, D] for the prompt's image pads; `first` is its first image."""
     return np.concatenate(
         [
-            (first + i) * stride + np.arange(len(patches) // _MERGED, dtype=np.int32)
+            (first + i) * stride + np.arange(len(patches) // merged, dtype=np.int32)
             for i, (patches, _) in enumerate(prompt.images)
         ]
         or [np.zeros(0, np.int32)]
