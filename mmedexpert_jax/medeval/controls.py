@@ -67,7 +67,7 @@ def variants(items: Sequence[Item], name: str, rotations: int = 1, seed: int = 0
         return [(0, tuple(replace(item, images=()) for item in looked_at))]
     if name == "other_image":
         return [(0, _exchanged(looked_at, seed))]
-    choices = [item for item in items if item.kind == "choice" and item.answer in LETTERS[: len(item.options)]]
+    choices = [item for item in items if item.kind == "choice" and item.answer in tuple(LETTERS[: len(item.options)])]
     return [
         (places, tuple(_rotated(item, places) for item in choices if places < len(item.options)))
         for places in range(1, rotations + 1)

@@ -119,6 +119,10 @@ _KIT_ASKS = {  # rule of judgement -> (direct, reasoning), MedEvalKit git 9b12e3
         "Please answer the question concisely.",
         'Please answer the question concisely and put the answer in one "\\boxed{}".',
     ),
+    "choice zh": (
+        "请直接使用给定选项中的选项字母来回答该问题。",
+        '请直接使用给定选项中的选项字母来回答该问题,并将答案包裹在"\\boxed{}"里',
+    ),
     "close zh": ("请用一个单词或者短语回答该问题。", "请用一个单词或者短语回答该问题，并将答案放在一个'\\boxed{}'中。"),
     "open zh": ("请简要回答该问题。", "请简要回答该问题，并将答案放在一个'\\boxed{}'中。"),
 }
@@ -131,6 +135,7 @@ def _medevalkit(item: Item, reasoning: bool = False) -> Prompt:
     first alone.
     """
     rule = kit_rule(item)
+    chinese = " zh" if item.labels.get("language") == "zh" else ""
     if rule == "mmmu":
         options = "".join(f"{line}\n" for line in lettered(item, "({}) {}"))
         shown = "\n\n".join([item.question, options] if options else [item.question])
@@ -138,9 +143,9 @@ def _medevalkit(item: Item, reasoning: bool = False) -> Prompt:
         item = replace(item, images=item.images[:1])
     elif rule == "choice":
         options = "\n".join(item.meta.get("raw_options", lettered(item)))
-        text = f"\nQuestion: {_distributed(item)}\nOptions: \n{options}\n{_KIT_ASKS[rule][reasoning]}"
+        question, choices = ("问题：", "选项：") if chinese else ("Question:", "Options:")
+        text = f"\n{question} {_distributed(item)}\n{choices} \n{options}\n{_KIT_ASKS[rule + chinese][reasoning]}"
     else:
-        chinese = " zh" if item.labels.get("language") == "zh" else ""
         text = f"{_distributed(item)}\n{_KIT_ASKS[rule + chinese][reasoning]}"
     named = len(item.images) > 1 or item.benchmark == "medxpertqa_mm"
     style, form = ("medevalkit_reasoning", "boxed") if reasoning else ("medevalkit", "plain")

@@ -191,7 +191,7 @@ def _kit(item: Item, response: str) -> Score:
 
 def _same(item: Item, letter: str) -> bool:
     """True where a letter is the key, or names an option with the very same text."""
-    if item.answer not in answers.LETTERS[: len(item.options)] or not item.answer:
+    if item.answer not in tuple(answers.LETTERS[: len(item.options)]):
         return False
     key = item.options[answers.LETTERS.index(item.answer)]
     return letter == item.answer or item.options[answers.LETTERS.index(letter)] == key

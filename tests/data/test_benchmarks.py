@@ -24,6 +24,7 @@ ROW = {"id": "Text-0", "question": "Which?", "options": {"A": "x", "B": "y"}, "l
 PAPER = {"medxpertqa_mm", "pmc_vqa", "omnimedvqa", "gmai_mmbench", "mmedexpert_mini"}
 OTHERS = {"medxpertqa_text", "vqa_rad", "slake", "pathvqa", "mmmu_medical", "medqa", "medmcqa", "pubmedqa"}
 OTHERS |= {"medbullets", "mmlu_medical", "supergpqa_medicine", "medframeqa"}
+OTHERS |= {"cmb", "cmexam", "cmmlu_medical", "medqa_mcmle"}
 
 
 def text_benchmark(root, count=1, **changes):

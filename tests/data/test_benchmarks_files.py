@@ -576,3 +576,83 @@ def test_medframeqa_shows_its_frames_in_order(tmp_path):
     first, _ = benchmarks.load("medframeqa", tmp_path).items
     assert texts(first) == ("q", "Which?", ("w", "x"), "B", "choice")
     assert [image.open() for image in first.images] == [png(1), png(2), png(3)]
+
+
+# Chinese examinations of MedEvalKit's list ----------------------------------------------------------------------------
+
+
+def test_cmb_joins_the_authors_keys_and_keeps_questions_with_one_right_answer(tmp_path):
+    row = {"id": 1, "exam_type": "医师考试", "exam_class": "规培结业", "question_type": "单项选择题", "question": "患"}
+    row |= {"option": {"A": "甲", "B": "乙", "C": ""}}
+    several = row | {"id": 2, "question_type": "多项选择题"}
+    write(tmp_path / "raw" / "CMB-test-choice-question-merge.json", json.dumps([row, several]))
+    write(tmp_path / "raw" / "CMB-test-choice-answer.json", json.dumps([{"id": 1, "answer": "B"}]))
+    listed = [{"key": "A", "value": "甲"}, {"key": "B", "value": "乙"}]
+    parquet(tmp_path / "copy" / "test-00000-of-00001.parquet", [row | {"option": listed, "answer": "B"}])
+    (raw,), (copy,) = (benchmarks.load("cmb", tmp_path / name).items for name in ("raw", "copy"))
+    assert texts(raw) == ("1", "患", ("甲", "乙"), "B", "choice") == texts(copy)
+    assert raw.meta["raw_options"] == ("A.甲", "B.乙") and raw.labels["language"] == "zh"
+    write(tmp_path / "raw" / "CMB-test-choice-answer.json", "[]")
+    refused("cmb", tmp_path / "raw", "row 1, key answer")
+
+
+def test_cmexam_of_the_authors_and_of_a_copy_and_keys_of_several_letters(tmp_path):
+    lines = "A 甲\nB 乙 丙\nC 丁"
+    table = io.StringIO()
+    csv.writer(table).writerows(
+        [["Question", "Options", "Answer"], ["患", lines, "B"], ["者", lines, "AC"], ["x", lines, ""]]
+    )
+    write(tmp_path / "csv" / "test.csv", table.getvalue())
+    listed = [{"key": key, "value": value} for key, value in (("A", "甲"), ("B", "乙 丙"), ("C", "丁"))]
+    jsonl(tmp_path / "hub" / "test.jsonl", [{"Question": "患", "Options": listed, "Answer": "B"}])
+    found = benchmarks.load("cmexam", tmp_path / "csv")
+    (hub,) = benchmarks.load("cmexam", tmp_path / "hub").items
+    one, several = found.items
+    assert texts(one) == ("1", "患", ("甲", "乙 丙", "丁"), "B", "choice") == texts(hub)
+    assert several.answer == "A, C" and several.meta["raw_answer"] == "AC" and found.census["keys_without_option"] == 1
+    jsonl(tmp_path / "hub" / "test.jsonl", [{"Question": "患", "Options": listed, "Answer": "AD"}])
+    refused("cmexam", tmp_path / "hub", "row 1, key Answer: letters among A, B, C are needed, got 'AD'")
+
+
+def test_cmmlu_reads_its_seven_subjects(tmp_path):
+    from mmedexpert_jax.data.benchmarks.cmmlu_medical import SUBJECTS
+
+    for subject in SUBJECTS:
+        write(tmp_path / "test" / f"{subject}.csv", ",Question,A,B,C,D,Answer\n0,患,甲,乙,丙,丁,C\n")
+    found = benchmarks.load("cmmlu_medical", tmp_path)
+    assert len(found.items) == 7 and texts(found.items[0]) == (
+        "anatomy-1",
+        "患",
+        ("甲", "乙", "丙", "丁"),
+        "C",
+        "choice",
+    )
+    assert "items 7 (1333)" in found.census["differs"]
+
+
+def test_medqa_mcmle_shows_its_options_as_the_kit_does(tmp_path):
+    row = {
+        "question": "患",
+        "options": {"A": "甲", "B": "乙"},
+        "answer": "乙",
+        "answer_idx": "B",
+        "meta_info": "卫生法规",
+    }
+    jsonl(tmp_path / "Mainland" / "test.jsonl", [row])
+    (item,) = benchmarks.load("medqa_mcmle", tmp_path).items
+    assert texts(item) == ("1", "患", ("甲", "乙"), "B", "choice") and item.meta["raw_options"] == ("甲", "乙")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"A": "x", "B": {"text": "y"}}, "every option is a text"),
+        ("no letters", "an object of letters"),
+        ([{"key": "A", "value": "x"}], "the letters are 'A', not A"),
+        (dict.fromkeys("ABCDEFGHIJK", "x"), "the letters are"),
+        (None, "an object of letters"),
+    ],
+)
+def test_options_that_are_no_list_of_letters_are_one_line(tmp_path, options, words):
+    jsonl(tmp_path / "Mainland" / "test.jsonl", [{"question": "Q", "options": options, "answer_idx": "A"}])
+    refused("medqa_mcmle", tmp_path, "row 1, key options", words)

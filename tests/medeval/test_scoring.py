@@ -141,6 +141,13 @@ def test_no_letter_is_right_where_the_key_is_no_option():
 # The kit and MedXpertQA -----------------------------------------------------------------------------------------------
 
 
+def test_no_single_letter_is_right_where_the_key_holds_several():
+    item = choice("A, B", benchmark="cmexam", raw_answer="AB")
+    for said in ("<answer>A</answer>", "<answer>B</answer>", "<answer>AB</answer>"):
+        assert not any(score(item, said, scorer).right for scorer in ("strict", "medxpertqa"))
+    assert not score(item, "A", "medevalkit").right and score(item, "AB", "medevalkit").right
+
+
 def test_the_kit_guesses_and_says_so():
     verdict = score(choice("A"), "", "medevalkit")
     assert (verdict.right, verdict.answer, verdict.guessed, verdict.unparsed) == (True, "A", True, False)

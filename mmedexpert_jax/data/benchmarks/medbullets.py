@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.item import Item
-from mmedexpert_jax.data.benchmarks.medxpertqa import options
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
 
@@ -20,7 +19,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
 def _item(row: rows.Row, files: Files, subset: str) -> Item:
     letters = LETTERS[subset]
     apart = [f"op{letter.lower()}" for letter in letters]
-    texts = options(row) if "options" in row.values else tuple(map(row.text, apart))
+    texts = row.choices("options") if "options" in row.values else tuple(map(row.text, apart))
     if len(texts) != len(letters):
         raise row.bad("options", f"{len(letters)} options are needed, got {len(texts)}; name the other subset")
     return Item(

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.item import Item
-from mmedexpert_jax.data.benchmarks.medxpertqa import options
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
 
@@ -15,7 +14,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Item:
-    texts = options(row)
+    texts = row.choices("options")
     answer = row.letter(len(texts), "answer_idx")
     if (said := row.label("answer")) and said != texts["ABCDE".index(answer)]:
         raise row.bad("answer", f"{said!r} is not the text of option {answer}")

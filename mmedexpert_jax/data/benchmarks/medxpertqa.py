@@ -10,7 +10,6 @@ from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
-from mmedexpert_jax.data.case import LETTERS
 
 CHOICES = "\nAnswer Choices:"
 MM_TEST = {
@@ -27,22 +26,6 @@ COLUMNS = {
 }
 
 
-def options(row: rows.Row) -> tuple[str, ...]:
-    """Texts of `options`, an object {A: text} (hub) or a list of {letter, content} (repository)."""
-    value = row.values.get("options")
-    if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
-        value = {part.get("letter"): part.get("content") for part in value}
-    if not isinstance(value, Mapping) or len(value) < 2:
-        raise row.bad("options", f"an object of letters and texts is needed, got {value!r:.60}")
-    # Parquet gives every key that any row has, with None where a row lacks it.
-    texts = {letter: text for letter, text in value.items() if text is not None}
-    if list(texts) != list(LETTERS[: len(texts)]) or not all(isinstance(text, str) for text in texts.values()):
-        raise row.bad(
-            "options", f"the letters are {', '.join(map(str, texts))}, not {', '.join(LETTERS[: len(texts)])}"
-        )
-    return tuple(text.strip() for text in texts.values())
-
-
 def _rows(part: str) -> Callable[[Files, str, str], Iterable[rows.Row]]:
     def read(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
         lower = part.lower()
@@ -54,7 +37,7 @@ def _rows(part: str) -> Callable[[Files, str, str], Iterable[rows.Row]]:
 
 def _item(part: str) -> Callable[[rows.Row, Files, str], Item]:
     def item(row: rows.Row, files: Files, subset: str) -> Item:
-        texts = options(row)
+        texts = row.choices("options")
         label = row.values.get("label")
         values = row.values | {"label": label[0] if isinstance(label, list) and len(label) == 1 else label}
         row = rows.Row(values, row.where, row.number)

@@ -1,16 +1,19 @@
 """Rows of JSON, JSON Lines, CSV, TSV and Parquet files, each with its place; images inside stay unread."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mmedexpert_jax import border
-from mmedexpert_jax.answers import unlabelled
+from mmedexpert_jax.answers import lettered, unlabelled
 from mmedexpert_jax.data import tables
 from mmedexpert_jax.data.benchmarks.source import Entry, MissingImage
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.images import ImageRef
+
+_LINE = re.compile(r"\s*([A-J])(?:[.．、:：)]\s*|\s+)(.*\S)\s*")  # "A text", "A. text", "A、text"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,37 @@ class Row:
             raise self.bad(key, f"{count or '2 to 10'} texts are needed, got {len(value)}")
         return tuple(unlabelled([text.strip() for text in value]))
 
+    def choices(self, key: str) -> tuple[str, ...]:
+        """2 to 10 texts under their letters: {A: text}, a list of {letter or key, content or value}, or lines "A text".
+
+        Raises DataError, also where the letters are not A, B, C ... in order.
+        """
+        value = self.values.get(key)
+        if isinstance(value, str):
+            lines = [_LINE.fullmatch(line) for line in value.splitlines() if line.strip()]
+            value = {line[1]: line[2] for line in lines if line} if all(lines) else None
+        elif isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+            value = {part.get("letter", part.get("key")): part.get("content", part.get("value")) for part in value}
+        if not isinstance(value, Mapping):
+            raise self.bad(key, f"an object of letters and texts is needed, got {border.shown(self.values.get(key))}")
+        # Parquet gives every key that any row has, with None where a row lacks it; CMB leaves unused letters empty.
+        found = {letter: text for letter, text in value.items() if text not in (None, "")}
+        if not all(isinstance(text, str | int | float) for text in found.values()):
+            raise self.bad(key, f"every option is a text, got {border.shown(value)}")
+        texts = {letter: str(text).strip() for letter, text in found.items()}
+        wanted = LETTERS[: len(texts)]
+        if not 2 <= len(texts) <= len(LETTERS) or list(texts) != list(wanted) or not all(texts.values()):
+            raise self.bad(key, f"the letters are {border.shown(', '.join(map(str, texts)))}, not {', '.join(wanted)}")
+        return tuple(texts.values())
+
+    def letters(self, count: int, key: str) -> str:
+        """The letter of a key, or "A, B, D" of one that names several options, which no single choice equals."""
+        text = self.text(key).upper()
+        found = sorted(set(re.findall(r"[A-J]", text)))
+        if not found or re.sub(r"[A-J,;、， ]", "", text) or found[-1] not in LETTERS[:count]:
+            raise self.bad(key, f"letters among {', '.join(LETTERS[:count])} are needed, got {border.shown(text)}")
+        return ", ".join(found)
+
     def image(self, key: str) -> ImageRef:
         """The image of a cell. Raises MissingImage where the cell is empty."""
         value = self.values.get(key)
@@ -99,3 +133,8 @@ def read(found: tuple[str, Entry], images: Sequence[str] = ("image",)) -> Iterat
             yield Row(values, where, number)
         else:
             yield Row({}, where, number, f"{where}: {values}")
+
+
+def tight(texts: Sequence[str]) -> tuple[str, ...]:
+    """Options as MedEvalKit letters them where it joins letter and text itself: "A.text"."""
+    return tuple(lettered(texts, "{}.{}"))

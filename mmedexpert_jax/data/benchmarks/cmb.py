@@ -1,0 +1,51 @@
+"""CMB-Exam (Wang et al. 2023), Chinese, text only: the questions with one right answer, as MedEvalKit takes them.
+
+The authors' keys stand in a file of their own; theirs is a total over questions with several right answers too.
+"""
+
+from collections.abc import Iterable
+
+from mmedexpert_jax.data.benchmarks import rows
+from mmedexpert_jax.data.benchmarks.item import Item
+from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.source import Files
+
+QUESTIONS, KEYS = "CMB-test-choice-question-merge.json", "CMB-test-choice-answer.json"
+SINGLE = "单项选择题"
+
+
+def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+    keys = {row.label("id"): row.label("answer") for part in files.find(KEYS) for row in rows.read(part)}
+    for part in files.need(QUESTIONS, "CMB-test.json*", "test-*.parquet"):
+        for row in rows.read(part):
+            values = {"answer": keys.get(row.label("id"))} | row.values
+            if row.problem or values.get("question_type", SINGLE) == SINGLE:
+                yield rows.Row(values, row.where, row.number, row.problem)
+
+
+def _item(row: rows.Row, files: Files, subset: str) -> Item:
+    texts = row.choices("option")
+    return Item(
+        id=row.label("id") or str(row.number),
+        benchmark="cmb",
+        question=row.text("question"),
+        options=texts,
+        answer=row.letter(len(texts), "answer"),
+        labels={"exam": row.label("exam_type"), "class": row.label("exam_class"), "language": "zh"},
+        meta={"raw_options": rows.tight(texts)},
+    )
+
+
+register(
+    Spec(
+        name="cmb",
+        title="CMB-Exam, one right answer",
+        rows=_rows,
+        item=_item,
+        hub="FreedomIntelligence/CMB",
+        hub_files=lambda split, subset: (f"*{QUESTIONS}", f"*{KEYS}"),
+        expects=f"{QUESTIONS} and {KEYS}",
+        strata=("class",),
+        licence="not seen; read the data set's card",
+    )
+)

@@ -1,0 +1,45 @@
+"""MedQA, MCMLE (Jin et al. 2021): the Mainland Chinese part, five options: the authors' files or the hub's copy."""
+
+from collections.abc import Iterable
+
+from mmedexpert_jax.data.benchmarks import rows
+from mmedexpert_jax.data.benchmarks.item import Item
+from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.source import Files
+
+
+def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+    parts = files.need(f"Mainland/{split}.jsonl", f"mcmle_{split}.jsonl", "train-*.parquet", "*MCMLE*.json*")
+    return (row for part in parts for row in rows.read(part))
+
+
+def _item(row: rows.Row, files: Files, subset: str) -> Item:
+    texts = row.choices("options")
+    answer = row.letter(len(texts), "answer_idx")
+    if (said := row.label("answer")) and said not in (answer, texts["ABCDE".index(answer)]):
+        raise row.bad("answer", f"it is not the text of option {answer}")
+    return Item(
+        id=str(row.number),
+        benchmark="medqa_mcmle",
+        question=row.text("question"),
+        options=texts,
+        answer=answer,
+        labels={"step": row.label("meta_info"), "language": "zh"},
+        meta={"raw_options": texts},  # MedEvalKit shows them without letters
+    )
+
+
+register(
+    Spec(
+        name="medqa_mcmle",
+        title="MedQA-MCMLE",
+        rows=_rows,
+        item=_item,
+        hub="shuyuej/MedQA-MCMLE-Benchmark",
+        hub_files=lambda split, subset: ("*.jsonl", "*.json", "data/train-*.parquet"),
+        expects="Mainland/test.jsonl (the authors), or a copy's train-*.parquet",
+        strata=("step",),
+        published=lambda split, subset: {"items": 3_426},
+        licence="MIT (the authors' repository)",
+    )
+)
