@@ -25,12 +25,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmedexpert_jax.launch import deviceless
 from mmedexpert_jax.models import Model, fused
 from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.model import Prefix
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.tree import nest
+from mmedexpert_jax.plan import deviceless
 from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, start
 from mmedexpert_jax.runtime.mesh import ROWS
 

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.sft import trainer
+from mmedexpert_jax.sft import dsa
 from mmedexpert_jax.sft.loss import MicroBatch
 from mmedexpert_jax.train import Policy, State
 
@@ -65,7 +65,7 @@ def memory(args: argparse.Namespace, config: ConfigDict, place: Callable) -> dic
     """Gigabytes of the gradient of sequences that all have the full length."""
     model, params = workload.abstract(args.model, jnp.dtype(args.dtype))
     trained = jax.eval_shape(lambda params: fresh(config, params), params)
-    learner = trainer.learner_of(config, model, Policy(place(params)), 1)
+    learner = dsa.learner_of(config, model, Policy(place(params)), 1)
     micro = dataclasses.replace(micro_batch(args, model, 0), lengths=np.full(args.batch, args.limit, np.int32))
     return {"gradient": workload.memory(learner.lower_update(State(place(trained), ()), place(micro)))}
 
@@ -83,7 +83,7 @@ def main() -> None:
         workload.report_memory(vars(args), memory(args, config, place))
         return
     model, params = workload.build(args.model, jnp.dtype(args.dtype))
-    learner = trainer.learner_of(config, model, Policy(params), args.warm + args.steps)
+    learner = dsa.learner_of(config, model, Policy(params), args.warm + args.steps)
     state, seconds = learner.init(jax.random.key(0)), []
     for step in range(args.warm + args.steps):
         micros = [micro_batch(args, model, step * args.accumulation + i) for i in range(args.accumulation)]

@@ -29,7 +29,7 @@ from transformers.processing_utils import ProcessorMixin
 from mmedexpert_jax.data import benchmarks
 from mmedexpert_jax.medeval.ask import Asker, Question, questions
 from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend
-from mmedexpert_jax.medeval.prompts import opened
+from mmedexpert_jax.medeval.prompt_styles import opened
 from mmedexpert_jax.medeval.scoring import score
 from mmedexpert_jax.medeval.store import Answers
 from mmedexpert_jax.models import load_processor

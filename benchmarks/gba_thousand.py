@@ -27,7 +27,7 @@ import numpy as np
 import workload
 
 from mmedexpert_jax.gba import group_advantages
-from mmedexpert_jax.gba.learner import Learner, Part
+from mmedexpert_jax.gba.policy_learner import Learner, Part
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.rollout.decode import Sampling, advance, read, start

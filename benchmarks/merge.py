@@ -163,7 +163,7 @@ def work(kind: str, folder: Path, out: Path) -> None:
     from mmedexpert_jax import lora as adapters
     from mmedexpert_jax.merging.interference import Interference
     from mmedexpert_jax.merging.merge import as_lora, update_of
-    from mmedexpert_jax.merging.recipe import merge_to_disk
+    from mmedexpert_jax.merging.merge_recipe import merge_to_disk
 
     recipe = recipe_of(folder, "expert" if kind == "full" else "lora", "mergekit" if kind == "full" else "peft")
     if kind == "rank":
@@ -175,8 +175,8 @@ def work(kind: str, folder: Path, out: Path) -> None:
 
 
 def recipe_of(folder: Path, stem: str, preset: str):
+    from mmedexpert_jax.merging.merge_recipe import Recipe
     from mmedexpert_jax.merging.parameters import Parameters
-    from mmedexpert_jax.merging.recipe import Recipe
 
     experts = {f"{stem}{number}": str(folder / f"{stem}{number}") for number in range(EXPERTS)}
     numbers = {"density": {"": DENSITY}}

@@ -28,11 +28,11 @@ import workload
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from mmedexpert_jax import lora as lora_module
-from mmedexpert_jax.launch import deviceless
-from mmedexpert_jax.launch.needs import abstract_params
 from mmedexpert_jax.models import Model, fused, stack
 from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.tree import flatten
+from mmedexpert_jax.plan import deviceless
+from mmedexpert_jax.plan.needs import abstract_params
 from mmedexpert_jax.rollout import completion_logprobs
 from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.runtime.mesh import AXES, ROWS, shardings

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.launch import presets
+from mmedexpert_jax.config import presets
 
 PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b", "omnimedvqa")
 

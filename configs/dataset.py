@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from mmedexpert_jax.launch import presets
+from mmedexpert_jax.config import presets
 
 PRESETS = ("mini", "smollm2", "endpoint")
 

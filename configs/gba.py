@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from mmedexpert_jax.launch import presets
+from mmedexpert_jax.config import presets
 
 PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b", "qwen2_vl_2b_lora", "lingshu_7b_lora")
 

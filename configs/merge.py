@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax.config import presets
 from mmedexpert_jax.data.case import SPECIALTIES
-from mmedexpert_jax.launch import presets
 
 PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b")
 

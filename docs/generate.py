@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.data.own import schema_table
-from mmedexpert_jax.launch import config as configs
 
 DOCS = Path(__file__).resolve().parent
 PACKAGE = DOCS.parent / "mmedexpert_jax"

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ GROUND = {
 }
 ALLOWED = {
     "__main__": {"launch"},
-    "launch": STAGES | {"train", "rollout", "data", "models"} | GROUND,
+    "launch": {"plan"} | STAGES | {"train", "rollout", "data", "models"} | GROUND,
+    "plan": STAGES | {"train", "rollout", "data", "models"} | GROUND,
     **{stage: {"train", "rollout", "data", "models"} | GROUND for stage in STAGES},
     "train": {"rollout", "data", "models"} | GROUND,
     "rollout": {"models"} | GROUND,
@@ -43,7 +45,8 @@ LIGHT = (
     "processing",
     "remote",
     "data",
-    "launch.flags",
+    "config.flags",
+    "config.validate",
 )
 
 
@@ -91,6 +94,12 @@ def test_the_ground_has_no_circles():
             break
         reach |= more
     assert not [a for a, b in reach if a == b]
+
+
+def test_every_file_name_stands_once():
+    """`__init__.py` and `__main__.py` (`python -m mmedexpert_jax` and `.launch`) are names that Python gives."""
+    names = Counter(file.name for file in PACKAGE.rglob("*.py"))
+    assert {name for name, count in names.items() if count > 1} == {"__init__.py", "__main__.py"}
 
 
 def test_only_models_knows_flax():

@@ -1,13 +1,14 @@
 """One table of the fields: bounds, choices, whether a resumed run may change them, and their names in other tools.
 
 Default, unit, meaning and source of a field stand beside each other where it is assigned, in configs/*.py and in
-launch/presets.py; all else that is known of it stands here and nowhere else. A field is looked up by the longest end
+config/presets.py; all else that is known of it stands here and nowhere else. A field is looked up by the longest end
 of its dotted key that the table has: `gba.lora.rank` is `lora.rank`, `rank` alone is the merge's. A number that the
 table lacks is from 0 on; a test keeps the table whole.
 """
 
 import difflib
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,8 +72,9 @@ def _each(field: Field, names: str) -> dict[str, Field]:
     return dict.fromkeys(names.split(), field)
 
 
-SPECIALTIES = ("AM", "CAH", "BS", "CSI")  # section 3.1; data/case.py has the same, held by a test
+SPECIALTIES = ("AM", "CAH", "BS", "CSI")  # section 3.1
 PARADIGMS = ("differential", "intuitive", "analytical", "bayesian")  # section 3.2
+BENCHMARK = "benchmark:"  # begins a data path that names a benchmark
 
 # -- every job ---------------------------------------------------------------------------------------------------------
 FIELDS: dict[str, Field] = {
@@ -257,6 +259,13 @@ def check_value(key: str, value: Any) -> None:
         field = replace(field, high=min(field.high, INT_MAX))
     if not field.holds(value):
         raise ConfigError(f"config.{key} must be {field.range()}, got {border.shown(value)}")
+
+
+def named_devices(name: str) -> tuple[str, int]:
+    """Kind and number of the devices that `plan_mesh` names. Raises ConfigError for another name."""
+    if not (found := re.fullmatch(r"(a100|h100|v5e)[x-]([1-9]\d*)", name)):
+        raise ConfigError(f"config.plan_mesh={name} is unknown; give a100, h100 or v5e and a number, such as a100x8")
+    return found[1], int(found[2])
 
 
 def _check_url(key: str, url: str) -> None:

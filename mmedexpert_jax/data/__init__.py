@@ -2,6 +2,6 @@
 
 from mmedexpert_jax.data import paradigms, prompts
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
-from mmedexpert_jax.data.load import load_cases
+from mmedexpert_jax.data.case_files import load_cases
 
 __all__ = ["LETTERS", "PARADIGMS", "SPECIALTIES", "Case", "load_cases", "paradigms", "prompts"]

@@ -6,10 +6,10 @@ from typing import Any
 
 from PIL import Image
 
+from mmedexpert_jax.config.fields import PARADIGMS as PARADIGMS
+from mmedexpert_jax.config.fields import SPECIALTIES as SPECIALTIES
 from mmedexpert_jax.processing.images import ImageRef, in_memory
 
-SPECIALTIES = ("AM", "CAH", "BS", "CSI")
-PARADIGMS = ("differential", "intuitive", "analytical", "bayesian")
 LETTERS = "ABCDEFGHIJ"
 
 

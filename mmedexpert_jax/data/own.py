@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from mmedexpert_jax import border, privacy
-from mmedexpert_jax.data import forms, load, tables
+from mmedexpert_jax.data import case_files, forms, tables
 from mmedexpert_jax.data.case import SPECIALTIES, Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
@@ -23,9 +23,9 @@ SLICES = 8  # of a volume, where a converter has to choose; its line says where 
 
 
 def schema_table() -> str:
-    """The keys of a row as a Markdown table, from `load.KEYS`."""
+    """The keys of a row as a Markdown table, from `case_files.KEYS`."""
     lines = ["| key | value | needed | meaning |", "| --- | --- | --- | --- |"]
-    for key, (value, needed, meaning) in load.KEYS.items():
+    for key, (value, needed, meaning) in case_files.KEYS.items():
         lines.append(f"| `{key}` | {value} | {'yes' if needed else 'no'} | {meaning} |")
     return "\n".join(lines)
 
@@ -179,7 +179,7 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     """A row of our own keys as a table of cells has them: options in columns A, B, ... or separated by semicolons."""
     found = {str(key): value for key, value in row.items()}
     lowered = {key.lower(): key for key in found}
-    for theirs, ours in load.ALIASES.items():
+    for theirs, ours in case_files.ALIASES.items():
         if theirs in lowered and ours not in found:
             found[ours] = found.pop(lowered[theirs])
     cells = [found.pop(letter) for letter in "ABCDEFGHIJ" if found.get(letter) not in (None, "") or letter in found]
@@ -245,7 +245,7 @@ def _slices(path: Path) -> int | None:
     try:
         content = path.read_bytes()
         reader = medical.reader(content)
-        count = reader(content, str(path), load.View()).count if reader else 1
+        count = reader(content, str(path), case_files.View()).count if reader else 1
     except DataError:
         return None
     return SLICES if count > 1 else None
@@ -300,7 +300,7 @@ def check(path: str | Path) -> list[Checked]:
     """
     root = Path(path).expanduser()
     files = [root] if root.is_file() else []
-    for split in () if files else load.SPLITS:
+    for split in () if files else case_files.SPLITS:
         files += [file for suffix in tables.SUFFIXES if (file := root / f"{split}{suffix}").is_file()][:1]
     if not files:
         raise DataError(f"{root} holds no train, dev or test as {', '.join(tables.SUFFIXES)}; see docs/own.md")
@@ -313,10 +313,10 @@ def _check(file: Path, seen: dict[str, str]) -> Checked:
     refuse = partial(_count, checked)
     found, texts = Counter[str](), []
     try:
-        for case in load.read_cases(file, refuse=refuse):
+        for case in case_files.read_cases(file, refuse=refuse):
             try:
                 for image in case.images:
-                    for picture in load.pictures(image):
+                    for picture in case_files.pictures(image):
                         picture.picture()
                 place = seen.setdefault(f"{case.question}\n{case.options}".casefold(), file.name)
                 if place != file.name and not case.images:

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 
 from mmedexpert_jax.gba.batches import Batches
-from mmedexpert_jax.gba.learner import Learner, Part, State
+from mmedexpert_jax.gba.policy_learner import Learner, Part, State
 from mmedexpert_jax.gba.rewards import Scores
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.processing.processor import Processor

@@ -19,7 +19,7 @@ from mmedexpert_jax.gba.advantages import estimate, totals
 from mmedexpert_jax.gba.batches import Batches, Size, cut
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
-from mmedexpert_jax.gba.learner import Learner, Part
+from mmedexpert_jax.gba.policy_learner import Learner, Part
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.gba.split import micro_batch
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor

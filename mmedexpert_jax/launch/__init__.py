@@ -5,7 +5,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.launch.config import load_config
+from mmedexpert_jax.config.job_config import load_config
 
 __all__ = ["launch", "load_config"]
 

@@ -141,7 +141,7 @@ def _size(task: Task, counts: Mapping[str, Counter]) -> int:
     if task.stage.job == "evaluate":
         items = counts["evaluated"].total()
         return min(task.config.limit or items, items) * task.config.num_samples
-    from mmedexpert_jax.launch import budget
+    from mmedexpert_jax.plan import budget
 
     return budget.training_steps(task.config, counts["train"])
 

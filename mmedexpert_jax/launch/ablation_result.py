@@ -12,7 +12,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.launch import ablation, stage_costs, table3
 from mmedexpert_jax.launch.sharing import MODEL, Stages
 from mmedexpert_jax.launch.table3 import Claim, Row
-from mmedexpert_jax.medeval import stats, tables
+from mmedexpert_jax.medeval import result_tables, stats
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
 from mmedexpert_jax.runtime import files, plots, report
@@ -76,8 +76,10 @@ def write(config: ConfigDict, path: Path, rows: Sequence[Row], stages: Stages, s
     (path / "export" / "tables").mkdir(parents=True, exist_ok=True)
     files.write_json(path / RESULT, result)
     table = table_rows(result)
-    files.write_text(path / "export" / "tables" / f"table{config.table}.md", tables.markdown(table))
-    files.write_text(path / "export" / "tables" / f"table{config.table}.csv", tables.comma_separated(spread(result)))
+    files.write_text(path / "export" / "tables" / f"table{config.table}.md", result_tables.markdown(table))
+    files.write_text(
+        path / "export" / "tables" / f"table{config.table}.csv", result_tables.comma_separated(spread(result))
+    )
     text = page(result)
     files.write_text(path / "table.md", text)
     for name, title in panels(result).items():
@@ -119,16 +121,16 @@ def page(result: Mapping[str, Any], images: str = "") -> str:
     claims = "".join(f"- {claim['sentence']}\n" for claim in result["claims"])
     costs_note = stage_costs.note(result["price"])
     sections = {
-        "Rows": f"{tables.markdown(table_rows(result))}\n{NOTE}\n",
+        "Rows": f"{result_tables.markdown(table_rows(result))}\n{NOTE}\n",
         "Figure 3": "\n".join([*figures, FIGURE_NOTE + "\n"]) if figures else "",
         "Claims": claims,
-        "Diversity": f"{tables.markdown(diversity_rows(result))}\n{DIVERSITY_NOTE}\n",
-        "Costs": f"{tables.markdown([_texts(row) for row in result['costs']])}\n{costs_note}\n",
+        "Diversity": f"{result_tables.markdown(diversity_rows(result))}\n{DIVERSITY_NOTE}\n",
+        "Costs": f"{result_tables.markdown([_texts(row) for row in result['costs']])}\n{costs_note}\n",
     }
     return head + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items() if text)
 
 
-def table_rows(result: Mapping[str, Any]) -> tables.Rows:
+def table_rows(result: Mapping[str, Any]) -> result_tables.Rows:
     """The table in the paper's layout, as texts."""
     base = next((row for row in result["rows"] if row["name"] == "Base"), None)
     lines = []
@@ -147,7 +149,7 @@ def table_rows(result: Mapping[str, Any]) -> tables.Rows:
     return lines
 
 
-def diversity_rows(result: Mapping[str, Any]) -> tables.Rows:
+def diversity_rows(result: Mapping[str, Any]) -> result_tables.Rows:
     """The paper's motive, row by row: how right and how different sampled answers are."""
     lines = []
     for row in result["rows"]:
@@ -159,7 +161,7 @@ def diversity_rows(result: Mapping[str, Any]) -> tables.Rows:
     return lines
 
 
-def spread(result: Mapping[str, Any]) -> tables.Rows:
+def spread(result: Mapping[str, Any]) -> result_tables.Rows:
     """One line per row and measure for CSV: mean, intervals over items and seeds, and the mean of every seed."""
     lines = []
     for row in result["rows"]:

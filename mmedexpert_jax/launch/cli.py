@@ -5,9 +5,9 @@ import sys
 import traceback
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config import job_config as configs
+from mmedexpert_jax.config.flags import Flags, parse_flags
 from mmedexpert_jax.errors import ConfigError, Interrupted, UserError
-from mmedexpert_jax.launch import config as configs
-from mmedexpert_jax.launch.flags import Flags, parse_flags
 from mmedexpert_jax.runtime import processes
 
 USAGE = """\
@@ -87,7 +87,7 @@ def _dispatch(flags: Flags, argv: list[str]) -> int:
     if flags.list_config:
         return say(configs.format_config(config, configs.field_docs(configs.locate(flags.config))))
     if flags.processes > 1 and not processes.named():
-        from mmedexpert_jax.launch import local
+        from mmedexpert_jax.runtime import local
 
         return local.run(flags.processes, argv)
     if config.job != "review":

@@ -6,7 +6,8 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.runtime import files, metrics, tables
+from mmedexpert_jax.report import text_tables
+from mmedexpert_jax.runtime import files, metrics
 from mmedexpert_jax.runtime.run import flat, read_status
 
 # Figures of a row of metrics that tell how a run went, with their names for people.
@@ -42,8 +43,8 @@ def text(folders: Sequence[str]) -> str:
         {"": row} | {name: column.get(row, "-") for name, column in zip(names, columns, strict=True)}
         for row in dict.fromkeys(row for column in columns for row in column)
     ]
-    head = tables.aligned(fields) if fields else "the configs are the same but for their workdir"
-    return f"{head}\n\n{tables.aligned(rows)}"
+    head = text_tables.aligned(fields) if fields else "the configs are the same but for their workdir"
+    return f"{head}\n\n{text_tables.aligned(rows)}"
 
 
 def _figures(path: Path) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import re
 import sys
 from collections.abc import Callable
 
+from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.errors import ConfigError, DataError, UserError
 from mmedexpert_jax.launch import cli
-from mmedexpert_jax.launch import config as configs
 
 SWITCHES = ("--plan", "--fresh")  # fields that are so often set by hand that they are flags here
 GROUPS = {

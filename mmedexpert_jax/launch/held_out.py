@@ -10,9 +10,9 @@ from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.benchmarks import from_case
 from mmedexpert_jax.errors import Interrupted
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.medeval import tables
+from mmedexpert_jax.medeval import result_tables
+from mmedexpert_jax.medeval.eval_job import sample_rows
 from mmedexpert_jax.medeval.evaluate import Evaluation
-from mmedexpert_jax.medeval.run import sample_rows
 from mmedexpert_jax.models import load_architecture, load_processor
 from mmedexpert_jax.report import Figure
 from mmedexpert_jax.runtime import Run, processes
@@ -110,7 +110,7 @@ def table(run: Run) -> list[dict[str, Any]]:
 def _row(found: dict[int, Evaluation], name: str) -> dict[str, Any]:
     accuracies = {step: evaluation.accuracy() for step, evaluation in found.items()}
     row: dict[str, Any] = {"cases": name, "number": str(next(iter(accuracies.values()))["items"])}
-    row |= {f"step {step}": tables.cell(accuracy) for step, accuracy in accuracies.items()}
+    row |= {f"step {step}": result_tables.cell(accuracy) for step, accuracy in accuracies.items()}
     if len(found) > 1:
         before, after = found.values()
         paired = medeval.compare_evaluations([before], [after])

@@ -1,7 +1,7 @@
 """Job dispatch: a validated config becomes an open run, a stage, and a summary of where things are."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +9,13 @@ import msgspec
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config.presets import model_of
+from mmedexpert_jax.config.validate import validate
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import pipeline
-from mmedexpert_jax.launch.plan import SWEEPS, check, check_devices, describe, preflight
-from mmedexpert_jax.launch.presets import model_of
-from mmedexpert_jax.launch.validate import validate
+from mmedexpert_jax.launch.job_plan import SWEEPS, check, check_devices, describe, preflight
 from mmedexpert_jax.runtime import costs, files, processes
 from mmedexpert_jax.runtime.run import delete_runs, refuse_drift
 
@@ -45,7 +45,7 @@ def launch(config: ConfigDict) -> None:
     """Checks a config, then runs its job in its run directory, or prints the plan where that is asked."""
     with config.unlocked():
         config.workdir = config.workdir or default_workdir(config)
-    validate(config)
+    validate(config, _mergekit_models(config))
     if config.job == "review":  # people work in it as long as they like: no run that is done once
         _review(config)
         return
@@ -54,6 +54,15 @@ def launch(config: ConfigDict) -> None:
     model = config.get("model", {})
     with chosen(model.get("base", ""), model.get("max_pixels", 0)):
         _carry_out(config)
+
+
+def _mergekit_models(config: ConfigDict) -> Iterator[str]:
+    """Paths of the models that a mergekit file names; the file is read when they are asked for."""
+    if config.get("mergekit"):
+        from mmedexpert_jax.merging.mergekit import read_mergekit
+
+        recipe = read_mergekit(config.mergekit)
+        yield from (recipe.base, *recipe.experts.values())
 
 
 def _carry_out(config: ConfigDict) -> None:
@@ -251,7 +260,7 @@ def _export(config: ConfigDict, run: "Run") -> None:
         _copy_adapter(config.model.path, output)
     else:
         from mmedexpert_jax import models
-        from mmedexpert_jax.models.card import training_of
+        from mmedexpert_jax.models.hub_card import training_of
 
         source = config.model.path
         model, params = _folded(source, config.model.dtype or "checkpoint")
@@ -288,7 +297,7 @@ def _folded(source: str, dtype: str) -> tuple[Any, dict]:
 
 
 def _copy_adapter(model_path: str, output: Path) -> None:
-    from mmedexpert_jax.models.card import adapter_card, training_of
+    from mmedexpert_jax.models.hub_card import adapter_card, training_of
 
     candidates = [Path(model_path), Path(model_path) / "export" / "adapter"]
     source = next((folder for folder in candidates if (folder / "adapter_config.json").is_file()), None)
@@ -303,13 +312,13 @@ def _copy_adapter(model_path: str, output: Path) -> None:
 
 
 def _contamination(config: ConfigDict, run: "Run") -> None:
-    from mmedexpert_jax.launch import contamination
+    from mmedexpert_jax.data import contamination_job
 
-    contamination.run(config, run)
+    contamination_job.run(config, run)
 
 
 def _pretrain(config: ConfigDict, run: "Run") -> None:
-    from mmedexpert_jax.launch import pretrain
+    from mmedexpert_jax.train import pretrain
 
     path = pretrain.run(config, run)
     run.finish({"model": str(path)})

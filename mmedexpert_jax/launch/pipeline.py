@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax.config.presets import SHARED
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import Interrupted
-from mmedexpert_jax.launch.presets import SHARED
 from mmedexpert_jax.runtime import processes
 
 if TYPE_CHECKING:

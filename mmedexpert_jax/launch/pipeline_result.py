@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import stage_costs
-from mmedexpert_jax.medeval import tables
+from mmedexpert_jax.medeval import result_tables
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
 from mmedexpert_jax.runtime import files, metrics, plots, report
@@ -39,13 +39,16 @@ def finish(run: "Run", stages: Sequence[Path], models: Sequence[str], price: flo
         raise DataError(f"{summaries} is missing or broken; run the pipeline again with fresh=True")
     found = {name: {model: Evaluation.read(rows_path(stages[-1], name, model)) for model in models} for name in names}
     several = len(found) > 1
-    parts = {f"{name}: {tables.HEADLINE}" if several else tables.HEADLINE: _table(found[name]) for name in found}
-    text = "\n".join(f"{title}\n\n" * several + tables.markdown(rows) for title, rows in parts.items())
+    parts = {
+        f"{name}: {result_tables.HEADLINE}" if several else result_tables.HEADLINE: _table(found[name])
+        for name in found
+    }
+    text = "\n".join(f"{title}\n\n" * several + result_tables.markdown(rows) for title, rows in parts.items())
     files.write_text(run.path / "table.md", text)
     accuracies = {name: {model: found[name][model].accuracy()["accuracy"] for model in models} for name in found}
     run.finish({"accuracy": accuracies if several else next(iter(accuracies.values()))})
     sections = [
-        *(report.Table(title, rows, f"{tables.INTERVALS} {TABLE_NOTE}") for title, rows in parts.items()),
+        *(report.Table(title, rows, f"{result_tables.INTERVALS} {TABLE_NOTE}") for title, rows in parts.items()),
         *_training(run.path),
         report.Table("Cost of the stages", stage_costs.table(stages, price), stage_costs.note(price)),
     ]
@@ -53,11 +56,11 @@ def finish(run: "Run", stages: Sequence[Path], models: Sequence[str], price: flo
     print(text, flush=True)
 
 
-def _table(evaluations: Mapping[str, Evaluation]) -> tables.Rows:
+def _table(evaluations: Mapping[str, Evaluation]) -> result_tables.Rows:
     """A row for each model: its accuracies, and the gain over the first."""
-    gains = {row.pop("model"): row for row in tables.comparison_table(evaluations)}
+    gains = {row.pop("model"): row for row in result_tables.comparison_table(evaluations)}
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
-    return [row | gains.get(row["model"], {}) for row in tables.models_table(summaries)]
+    return [row | gains.get(row["model"], {}) for row in result_tables.models_table(summaries)]
 
 
 def _training(folder: Path) -> list[report.Section]:

@@ -1,7 +1,6 @@
 """Teachers and judges of the data factory: endpoints by chat or batch, and models in this process."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
@@ -10,7 +9,7 @@ from mmedexpert_jax.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from mmedexpert_jax.mmedexpert.local_teacher import Teacher
-    from mmedexpert_jax.remote import Answers, Endpoint
+    from mmedexpert_jax.remote import Answers
     from mmedexpert_jax.runtime import Run
 
 KINDS = ("local", "chat", "batch")
@@ -26,20 +25,12 @@ def make_teacher(config: ConfigDict, run: "Run") -> Callable[[ConfigDict, "Answe
             return _local(config, group, answers, run)
         from mmedexpert_jax.remote import Client
         from mmedexpert_jax.remote.batch_api import BatchClient
+        from mmedexpert_jax.remote.protocol import endpoint
 
         client = BatchClient if group.kind == "batch" else Client
         return group.model, client(endpoint(group), answers, run.interrupted)
 
     return make
-
-
-def endpoint(group: ConfigDict) -> "Endpoint":
-    """The endpoint that a config group describes. Raises ConfigError."""
-    from mmedexpert_jax.remote import Endpoint
-
-    if not group.url:
-        raise ConfigError(f'kind="{group.kind}" needs url and model, such as http://localhost:8000/v1')
-    return Endpoint(**{field.name: group[field.name] for field in fields(Endpoint) if field.name in group})
 
 
 def _local(config: ConfigDict, group: ConfigDict, answers: "Answers", run: "Run") -> tuple[str, "Teacher"]:

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.data import benchmarks, load_cases
 from mmedexpert_jax.errors import DataError, RemoteError
-from mmedexpert_jax.launch import ablation, budget, pipeline
+from mmedexpert_jax.launch import ablation, pipeline
+from mmedexpert_jax.plan import budget
 from mmedexpert_jax.runtime.run import finished
 
 
@@ -50,7 +51,7 @@ def lines(config: ConfigDict, kinds: Mapping[str, ConfigDict], train: Mapping[st
     if answers is None:
         parts.append("answers not counted: their number is not known")
     else:
-        from mmedexpert_jax.medeval import plan as evaluation
+        from mmedexpert_jax.medeval import eval_plan as evaluation
 
         longest = config.evaluate.max_new_tokens
         stored = answers * evaluation.answer_bytes(longest)

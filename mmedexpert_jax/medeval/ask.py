@@ -7,9 +7,9 @@ from typing import Any
 
 from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.medeval import prompts
+from mmedexpert_jax.medeval import prompt_styles
 from mmedexpert_jax.medeval.backends import Asked, Backend
-from mmedexpert_jax.medeval.prompts import Prompt
+from mmedexpert_jax.medeval.prompt_styles import Prompt
 from mmedexpert_jax.medeval.store import Answers, answer_key
 from mmedexpert_jax.rollout import Reply
 
@@ -47,7 +47,7 @@ def questions(items: Sequence[Item], style: str, paradigm: str | None = None) ->
     asked = []
     for item in items:
         for one in item.meta.get("paradigms", ()) if paradigm == "all" else (paradigm,):
-            asked.append(Question(item, prompts.build(item, style, one), one))
+            asked.append(Question(item, prompt_styles.build(item, style, one), one))
     return asked
 
 
@@ -105,7 +105,7 @@ class Asker:
                 answered[number] = Answered([last[number, sample][0] for sample in range(len(found))], found)
         return answered
 
-    def _asked(self, name: str, messages: prompts.Messages, sample: int | None = None) -> Asked | None:
+    def _asked(self, name: str, messages: prompt_styles.Messages, sample: int | None = None) -> Asked | None:
         settings = self.settings | {"num_samples": self.num_samples if sample is None else 1}
         if sample is not None and sample > 0:
             settings |= {"sample": sample}

@@ -9,12 +9,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.data.benchmarks import Benchmark, describe
-from mmedexpert_jax.medeval import conditions, controls, page, paper_tables, tables
+from mmedexpert_jax.medeval import conditions, controls, eval_page, paper_tables, result_tables
 from mmedexpert_jax.medeval.evaluate import Evaluation, chance, constant
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.published import SOURCE
+from mmedexpert_jax.medeval.result_tables import HEADLINE, Rows
 from mmedexpert_jax.medeval.systems import Target
-from mmedexpert_jax.medeval.tables import HEADLINE, Rows
 from mmedexpert_jax.runtime import Run, costs, files
 
 
@@ -37,12 +37,12 @@ def finish(
     headlines = []
     for key, result in results.items():
         parts = benchmark_parts(result, summaries[key], len(results))
-        sections += [page.Part(f"{key}: {part.title}", part.rows, part.note, part.folded) for part in parts]
-        headlines.append(page.Part(f"{result.benchmark.title}: {HEADLINE}", parts[0].rows, unlike))
-        cells = tables.every_cell(summaries[key])
+        sections += [eval_page.Part(f"{key}: {part.title}", part.rows, part.note, part.folded) for part in parts]
+        headlines.append(eval_page.Part(f"{result.benchmark.title}: {HEADLINE}", parts[0].rows, unlike))
+        cells = result_tables.every_cell(summaries[key])
         _write_table(run.path, slug(key), parts[0].rows, headlines[-1].title, cells, summaries[key])
         for part in (part for part in parts if part.title == CONTROLS):
-            headlines.append(page.Part(f"{result.benchmark.title}: controls", part.rows, part.note))
+            headlines.append(eval_page.Part(f"{result.benchmark.title}: controls", part.rows, part.note))
             _write_table(
                 run.path, f"{slug(key)}-controls", part.rows, headlines[-1].title, part.rows, part.rows, part.note
             )
@@ -51,56 +51,62 @@ def finish(
             rows.parent.mkdir(parents=True, exist_ok=True)
             evaluation.write(rows)
     files.write_json(run.path / "export" / "summary.json", summaries)
-    sections.append(page.Part("How they were asked", asked, f"{conditions.NOTE} {unlike}".strip()))
+    sections.append(eval_page.Part("How they were asked", asked, f"{conditions.NOTE} {unlike}".strip()))
     files.write_text(run.path / "table.md", "\n".join(_markdown(part) for part in sections))
     styles = {target.name: style(config, target) for target in targets}
     narrow = [
-        page.Part(f"{part.title} (rows without a mark: {SOURCE})", paper_tables.narrow(part.rows), part.note)
+        eval_page.Part(f"{part.title} (rows without a mark: {SOURCE})", paper_tables.narrow(part.rows), part.note)
         for part in papers
     ]
     spent = {name: str(value) for name, value in costs.readable(run.cost).items()}
-    sent = [page.Part("Requests to endpoints", requests, _REQUESTS, True)] if requests else []
-    parts = [*narrow, *sections[len(papers) :], *sent, page.Part("Cost", [spent], "", True)]
-    page.write(run.path, parts, results, styles, config.paradigm or None, config.report_items)
+    sent = [eval_page.Part("Requests to endpoints", requests, _REQUESTS, True)] if requests else []
+    parts = [*narrow, *sections[len(papers) :], *sent, eval_page.Part("Cost", [spent], "", True)]
+    eval_page.write(run.path, parts, results, styles, config.paradigm or None, config.report_items)
     run.finish({"benchmarks": summaries})
     for part in (*narrow, *headlines, sections[-1], *sent):
-        tables.show(part.rows, part.title, part.note)
+        result_tables.show(part.rows, part.title, part.note)
 
 
-def _paper_parts(folder: Path, results: Mapping[str, Result], targets: Sequence[Target]) -> list[page.Part]:
+def _paper_parts(folder: Path, results: Mapping[str, Result], targets: Sequence[Target]) -> list[eval_page.Part]:
     """The paper's tables in which a measured model has a figure, written to export/tables/ as well."""
     parts = []
     for table, lines in paper_tables.measured_tables(results, targets):
         title, readable = f"Table {table.number}: {table.title}", paper_tables.readable(table, lines)
-        note = " ".join(filter(None, (paper_tables.partly(table, results), tables.INTERVALS, table.note)))
+        note = " ".join(filter(None, (paper_tables.partly(table, results), result_tables.INTERVALS, table.note)))
         spread = paper_tables.spread(table, lines)
         structured = paper_tables.structured(table, lines) | {"note": note}
         _write_table(folder, f"table{table.number}", readable, title, spread, structured, note)
-        parts.append(page.Part(title, readable, note))
+        parts.append(eval_page.Part(title, readable, note))
     return parts
 
 
-def benchmark_parts(result: Result, summaries: Mapping[str, Mapping[str, Any]], benchmarks: int = 1) -> list[page.Part]:
+def benchmark_parts(
+    result: Result, summaries: Mapping[str, Mapping[str, Any]], benchmarks: int = 1
+) -> list[eval_page.Part]:
     """The tables of one benchmark of the `benchmarks` of a run, the headline first."""
     benchmark, evaluations = result.benchmark, result.evaluations
-    parts = [page.Part(HEADLINE, _headline(benchmark, summaries), tables.INTERVALS)]
-    parts.append(page.Part("Both scorers", tables.scorers_table(summaries), _SCORERS))
+    parts = [eval_page.Part(HEADLINE, _headline(benchmark, summaries), result_tables.INTERVALS)]
+    parts.append(eval_page.Part("Both scorers", result_tables.scorers_table(summaries), _SCORERS))
     if asked := controls.table(evaluations, result.controls):
         told = filter(
             None, (controls.sentence(name, evaluations[name], made) for name, made in result.controls.items())
         )
-        parts.append(page.Part(CONTROLS, asked, " ".join([*told, controls.EXPLAINED])))
-    if samples := tables.samples_table(summaries):
-        parts.append(page.Part("Several answers an item", samples, _SAMPLES))
+        parts.append(eval_page.Part(CONTROLS, asked, " ".join([*told, controls.EXPLAINED])))
+    if samples := result_tables.samples_table(summaries):
+        parts.append(eval_page.Part("Several answers an item", samples, _SAMPLES))
     if len(evaluations) > 1:
-        note = f"{_COMPARISON} {tables.comparison_warning(len(evaluations) - 1, benchmarks)}".strip()
+        note = f"{_COMPARISON} {result_tables.comparison_warning(len(evaluations) - 1, benchmarks)}".strip()
         parts.append(
-            page.Part("Paired comparison, points (95 % bootstrap interval)", tables.comparison_table(evaluations), note)
+            eval_page.Part(
+                "Paired comparison, points (95 % bootstrap interval)", result_tables.comparison_table(evaluations), note
+            )
         )
     labels = dict.fromkeys(label for summary in summaries.values() for label in summary["by"])
-    parts += [page.Part(f"By {label}", tables.breakdown_table(summaries, label), "", True) for label in labels]
+    parts += [
+        eval_page.Part(f"By {label}", result_tables.breakdown_table(summaries, label), "", True) for label in labels
+    ]
     census = [{"": line} for line in describe(benchmark).splitlines()]
-    return [*parts, page.Part("Census", census, "", True)]
+    return [*parts, eval_page.Part("Census", census, "", True)]
 
 
 CONTROLS = "Controls"
@@ -149,33 +155,39 @@ def _headline(benchmark: Benchmark, summaries: Mapping[str, Mapping[str, Any]]) 
     everyone = dict(summaries) | {name: found.summary() for name, found in baselines.items()}
     headings = benchmark.columns.get(label, {})
     rows = []
-    for row in tables.models_table(everyone, label):
+    for row in result_tables.models_table(everyone, label):
         name = row.pop("model")
         figures = {"micro": row.pop("accuracy")}
         if label:
             macro = summaries[name]["macro"] if name in summaries else baselines[name].macro(label)
-            figures["macro"] = tables.cell(macro)
+            figures["macro"] = result_tables.cell(macro)
         ordered = [*(value for value in headings if value in row), *(key for key in row if key not in headings)]
         rows.append({"model": name} | figures | {headings.get(key, key): row[key] for key in ordered})
     if baselines:
-        uniform = tables.chance_row(chance(benchmark.items))
+        uniform = result_tables.chance_row(chance(benchmark.items))
         rows.append({"model": uniform["model"], "micro": uniform["accuracy"]})
     return rows
 
 
 def _write_table(
-    folder: Path, name: str, readable: Rows, title: str, spread: Rows, structured: Any, note: str = tables.INTERVALS
+    folder: Path,
+    name: str,
+    readable: Rows,
+    title: str,
+    spread: Rows,
+    structured: Any,
+    note: str = result_tables.INTERVALS,
 ) -> None:
     place = folder / "export" / "tables"
     place.mkdir(parents=True, exist_ok=True)
-    files.write_text(place / f"{name}.md", f"{title}\n\n{tables.markdown(readable)}\n{note}\n")
-    files.write_text(place / f"{name}.csv", tables.comma_separated(spread))
-    files.write_text(place / f"{name}.tex", tables.latex(readable, f"{title}. {note}"))
+    files.write_text(place / f"{name}.md", f"{title}\n\n{result_tables.markdown(readable)}\n{note}\n")
+    files.write_text(place / f"{name}.csv", result_tables.comma_separated(spread))
+    files.write_text(place / f"{name}.tex", result_tables.latex(readable, f"{title}. {note}"))
     files.write_text(place / f"{name}.json", json.dumps(files.plain(structured), indent=1, ensure_ascii=False) + "\n")
 
 
-def _markdown(part: page.Part) -> str:
+def _markdown(part: eval_page.Part) -> str:
     note = f"\n{part.note}\n" if part.note else ""
     if all(list(row) == [""] for row in part.rows):  # lines of text
         return f"## {part.title}\n\n```text\n" + "".join(f"{row['']}\n" for row in part.rows) + "```\n"
-    return f"## {part.title}\n\n{tables.markdown(part.rows)}{note}"
+    return f"## {part.title}\n\n{result_tables.markdown(part.rows)}{note}"

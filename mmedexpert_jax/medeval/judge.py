@@ -7,7 +7,7 @@ from dataclasses import replace
 from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval.evaluate import Evaluation, Row
-from mmedexpert_jax.medeval.prompts import lettered
+from mmedexpert_jax.medeval.prompt_styles import lettered
 from mmedexpert_jax.remote import Client, Request
 
 WHAT = ("open", "unparsed", "all")

@@ -12,8 +12,8 @@ from mmedexpert_jax.data.benchmarks import Benchmark
 from mmedexpert_jax.medeval.controls import Control
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.published import SOURCE, TABLES, Column, PaperTable
+from mmedexpert_jax.medeval.result_tables import Rows, cell, interval_columns
 from mmedexpert_jax.medeval.systems import Target
-from mmedexpert_jax.medeval.tables import Rows, cell, interval_columns
 
 PUBLISHED, MEASURED, GAP = f"published ({SOURCE})", "measured", "gap to published"
 

@@ -3,8 +3,8 @@
 from mmedexpert_jax.merging.fit import merge_stack
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import merge, merge_with_report
+from mmedexpert_jax.merging.merge_job import run
 from mmedexpert_jax.merging.methods import METHODS, PRESETS, Switches, setting, ties
-from mmedexpert_jax.merging.run import run
 
 __all__ = [
     "METHODS",

@@ -13,7 +13,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import canonical
-from mmedexpert_jax.models.checkpoint import CODES, tensor_files, views
+from mmedexpert_jax.models.stored_tensors import CODES, tensor_files, views
 from mmedexpert_jax.runtime import files
 
 SHARD_BYTES = 5 * 10**9  # transformers' usual size

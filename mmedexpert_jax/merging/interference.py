@@ -11,7 +11,7 @@ import numpy as np
 
 from mmedexpert_jax.merging.arrays import Array, Rows, namespace, tally, total
 from mmedexpert_jax.merging.spherical import gram_matrix
-from mmedexpert_jax.runtime.tables import markdown
+from mmedexpert_jax.report.text_tables import markdown
 
 
 def measure(

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging.engine import Merge, merged_on_devices, on_devices
+from mmedexpert_jax.merging.blockwise import Merge, merged_on_devices, on_devices
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.lowrank import truncate
 from mmedexpert_jax.merging.methods import METHODS, Switches, switches

@@ -10,9 +10,9 @@ import msgspec
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.merging.alignment import vocabularies
+from mmedexpert_jax.merging.merge_recipe import Recipe, Slice
 from mmedexpert_jax.merging.methods import switches
 from mmedexpert_jax.merging.parameters import Parameters, Spec, complement
-from mmedexpert_jax.merging.recipe import Recipe, Slice
 from mmedexpert_jax.models.load import trace
 
 Given = dict[str, Any] | None

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from mmedexpert_jax.merging.engine import Merge, parallel, spans
+from mmedexpert_jax.merging.blockwise import Merge, parallel, spans
 from mmedexpert_jax.merging.interference import Interference, add, measure
+from mmedexpert_jax.merging.merge_recipe import output_dtype
 from mmedexpert_jax.merging.methods import Fitted, combine
 from mmedexpert_jax.merging.parameters import Parameters
-from mmedexpert_jax.merging.recipe import output_dtype
 from mmedexpert_jax.merging.threshold import Bound
 
 Score = Callable[..., dict[str, float]]  # (density, scale), or (density, scale, weights by expert)

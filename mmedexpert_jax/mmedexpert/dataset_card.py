@@ -12,7 +12,7 @@ from mmedexpert_jax.mmedexpert import decontamination, exemplars, teacher_prompt
 from mmedexpert_jax.mmedexpert.dataset_build import COLUMNS, Built
 from mmedexpert_jax.mmedexpert.funnel import margins
 from mmedexpert_jax.mmedexpert.trace_synthesis import Settings
-from mmedexpert_jax.runtime.tables import markdown
+from mmedexpert_jax.report.text_tables import markdown
 
 Parts = Mapping[str, Sequence[Built]]
 

@@ -28,8 +28,8 @@ from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import Record, Trace
 from mmedexpert_jax.mmedexpert.review import verdicts, waiting
 from mmedexpert_jax.remote import Answers
+from mmedexpert_jax.report.text_tables import markdown
 from mmedexpert_jax.runtime import Run, files, report
-from mmedexpert_jax.runtime.tables import markdown
 
 STAGES = ("collect", "trace", "filter", "judge", "build")
 SAMPLES = 200  # traces that the report shows

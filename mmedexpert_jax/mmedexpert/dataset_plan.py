@@ -1,7 +1,6 @@
 """`--config.plan=True` of the dataset job: what it would read, ask and spend. Nothing is asked and nothing written."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -13,15 +12,16 @@ from mmedexpert_jax.mmedexpert.duplicates import duplicates
 from mmedexpert_jax.mmedexpert.factory_store import FILE
 from mmedexpert_jax.mmedexpert.record import Record
 from mmedexpert_jax.mmedexpert.sources.raw_collection import check_share
-from mmedexpert_jax.remote import Endpoint, Request, Usage
+from mmedexpert_jax.remote import Request, Usage
 from mmedexpert_jax.remote.messages import estimate_tokens
+from mmedexpert_jax.remote.protocol import endpoint
 
 CASE = 2000  # bytes beside a case's question and images, on the safe side
 CANDIDATE = 3000  # bytes beside a candidate's words, likewise
 TRACE_TOKENS = 1.6  # a word of a trace, tags included, on the safe side
 
 
-def describe(config: ConfigDict, endpoint: Callable[[ConfigDict], Endpoint]) -> str:
+def describe(config: ConfigDict) -> str:
     """A few lines on cases, requests, tokens, dollars and the run directory."""
     found = gather(config)
     check_share(found, config.data.max_rejected)
@@ -43,7 +43,7 @@ def describe(config: ConfigDict, endpoint: Callable[[ConfigDict], Endpoint]) -> 
         f"tests     to be held against {', '.join(config.benchmarks) or 'no test set'}",
         f"traces    {len(pairs)} wanted ({', '.join(f'{name} {ways[name]}' for name in PARADIGMS)}), "
         f"{len(records) - len({record.id for record, _ in pairs})} cases without a paradigm",
-        *_requests(config, [_request(config, *pair) for pair in pairs], endpoint),
+        *_requests(config, [_request(config, *pair) for pair in pairs]),
         _disk(config, records, pairs),
         "nothing was run; leave out --config.plan to start",
     ]
@@ -62,7 +62,7 @@ def _request(config: ConfigDict, record: Record, paradigm: str) -> Request:
     return trace_synthesis.request(record, paradigm, 0, settings)
 
 
-def _requests(config: ConfigDict, asked: list[Request], endpoint: Callable[[ConfigDict], Endpoint]) -> list[str]:
+def _requests(config: ConfigDict, asked: list[Request]) -> list[str]:
     """Requests, estimated tokens and dollars; a range from one candidate each to all of them."""
     most, prompt = config.candidates, sum(estimate_tokens(request) for request in asked)
     completion = round(len(asked) * TRACE_TOKENS * sum(config.words) / 2)

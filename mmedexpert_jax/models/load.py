@@ -19,11 +19,11 @@ from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import smollm2
-from mmedexpert_jax.models.checkpoint import Index, Stored, read_checkpoint, read_json
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.random import random_tensors
+from mmedexpert_jax.models.stored_tensors import Index, Stored, read_checkpoint, read_json
 from mmedexpert_jax.models.tree import DEEP, STACKED, nest, stack, stacked_name
 from mmedexpert_jax.runtime.mesh import shard, sharding
 
@@ -32,7 +32,7 @@ MINI = Path(__file__).parent.parent / "assets" / "mini"
 
 # File that marks a directory without weights -> module that reads such a directory, by its functions `tensors_of` and
 # `sources_of`. It stands above this folder, and is imported when such a directory is read.
-READERS = {"recipe.json": "mmedexpert_jax.merging.recipe"}
+READERS = {"recipe.json": "mmedexpert_jax.merging.merge_recipe"}
 # What a job chose for all that it loads (config.model): the base under an adapter, and an image's area in pixels.
 _CHOSEN: dict[str, Any] = {"base": "", "max_pixels": None}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")

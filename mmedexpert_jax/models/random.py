@@ -5,9 +5,9 @@ import threading
 import jax.numpy as jnp
 import numpy as np
 
-from mmedexpert_jax.models.checkpoint import Index, Stored
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.stored_tensors import Index, Stored
 from mmedexpert_jax.models.tree import nest
 
 DEVIATION = 0.02  # transformers' initializer_range

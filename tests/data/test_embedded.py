@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmedexpert_jax.data import LETTERS, PARADIGMS, SPECIALTIES, load_cases
+from mmedexpert_jax.data.case_files import EMBEDDED, SPLITS
 from mmedexpert_jax.data.embedded import POOLS, TASKS, adult, baselines, build, charts, generate, recipe, scans, wording
-from mmedexpert_jax.data.load import EMBEDDED, SPLITS
 from mmedexpert_jax.data.paradigms import PARADIGMS as RULES_OF_FORM
 
 TASK = {task.task: task for task in TASKS}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from open_medicine.mcp.calculators import abcd2, apgar, centor_mcisaac, chadsvasc, child_pugh, curb65, qsofa, rcri, tbsa
 
 from mmedexpert_jax.data import LETTERS, load_cases
+from mmedexpert_jax.data.case_files import SPLITS
 from mmedexpert_jax.data.embedded import TASKS, adult, brain, charts, child, generate, materials, surgery
-from mmedexpert_jax.data.load import SPLITS
 
 RULES = {rule.task: rule for rule in (*adult.RULES, *child.RULES, *brain.RULES, *surgery.RULES)}
 

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from mmedexpert_jax import __version__, errors
-from mmedexpert_jax.launch import config as configs
+from mmedexpert_jax.config import job_config as configs
+from mmedexpert_jax.config.flags import parse_flags
+from mmedexpert_jax.config.validate import validate
 from mmedexpert_jax.launch import console
-from mmedexpert_jax.launch.flags import parse_flags
-from mmedexpert_jax.launch.validate import validate
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -134,7 +134,11 @@ def test_the_exit_codes_are_those_of_the_classes():
 def test_the_index_finds_errors_of_every_kind():
     found = GENERATE["errors"]()
     assert {code for code, _, _ in found} == {2, 3, 4, 5}
-    assert (3, "mmedexpert_jax/data/load.py", "{file}, row {number}: id {id} stands twice; ids must be unique") in found
+    assert (
+        3,
+        "mmedexpert_jax/data/case_files.py",
+        "{file}, row {number}: id {id} stands twice; ids must be unique",
+    ) in found
     built = GENERATE["on_page_markdown"]((DOCS / "errors.md").read_text())
     assert all(line in built for _, _, line in found)
 

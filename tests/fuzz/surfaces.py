@@ -23,15 +23,15 @@ from safetensors.numpy import load_file, save_file
 from starlette.testclient import TestClient
 
 from mmedexpert_jax import border, lora, models
+from mmedexpert_jax.config import job_config as configs
+from mmedexpert_jax.config.validate import validate
 from mmedexpert_jax.data import benchmarks, load_cases
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.gba.guidelines import load_texts
 from mmedexpert_jax.launch import cli
-from mmedexpert_jax.launch import config as configs
 from mmedexpert_jax.launch.console import main as console
-from mmedexpert_jax.launch.validate import validate
+from mmedexpert_jax.merging.merge_recipe import read_recipe
 from mmedexpert_jax.merging.mergekit import read_mergekit
-from mmedexpert_jax.merging.recipe import read_recipe
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.review.access import Access, secret
 from mmedexpert_jax.mmedexpert.review.adjudication import Settings

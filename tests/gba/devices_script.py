@@ -19,7 +19,7 @@ import optax
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.gba import trainer
 from mmedexpert_jax.gba.batches import Batches
-from mmedexpert_jax.gba.learner import Learner
+from mmedexpert_jax.gba.policy_learner import Learner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import load_model, load_processor

@@ -16,7 +16,7 @@ from jax import export
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.guidelines import Prompt
-from mmedexpert_jax.gba.learner import Learner
+from mmedexpert_jax.gba.policy_learner import Learner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.rollout import generate

@@ -2,9 +2,9 @@
 
 import pytest
 
+from mmedexpert_jax.config.validate import validate
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.launch.validate import validate
 
 GBA = {
     "guided": True, "rewards.structure": 0.5, "rewards.length": 0.0, "clip": 0.2, "clip_high": None, "beta": 0.001,

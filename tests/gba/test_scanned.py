@@ -13,7 +13,7 @@ from mmedexpert_jax.errors import Interrupted
 from mmedexpert_jax.gba import trainer
 from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.guidelines import Prompt
-from mmedexpert_jax.gba.learner import Learner
+from mmedexpert_jax.gba.policy_learner import Learner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import load_model, load_processor, tree

@@ -13,11 +13,11 @@ import pytest
 from mmedexpert_jax import lora
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, RemoteError
-from mmedexpert_jax.gba import learner as learner_module
+from mmedexpert_jax.gba import policy_learner as learner_module
 from mmedexpert_jax.gba import trainer
 from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.guidelines import Prompt
-from mmedexpert_jax.gba.learner import Learner
+from mmedexpert_jax.gba.policy_learner import Learner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.runtime import Run

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmedexpert_jax.config.validate import validate
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError, Interrupted
 from mmedexpert_jax.launch import ablation, ablation_result, load_config, sharing, stage_costs, table3
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.sharing import Stages
-from mmedexpert_jax.launch.validate import validate
-from mmedexpert_jax.medeval import tables
+from mmedexpert_jax.medeval import result_tables
 from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.signals import SIGNALS
 
@@ -220,7 +220,7 @@ def test_the_table_by_hand():
     assert ablation_result.diversity_rows(result)[1]["pass@8"].startswith("62.5 ± 158.8")
     assert first["published gain"] == "–" and second["published gain"] == "+2.45"
     assert second["accuracy"].startswith("62.5 ± 158.8 [") and second["TIES"] == "✓" and second["Naive"] == "–"
-    assert "| Ours |" in tables.markdown([first, second])
+    assert "| Ours |" in result_tables.markdown([first, second])
     assert len(ablation_result.spread(result)) == 2 * len(ablation_result.MEASURES)
 
 

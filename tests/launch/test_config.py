@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from mmedexpert_jax.config import job_config as configs
+from mmedexpert_jax.config.presets import MODELS
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.launch import config as configs
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.launch.presets import MODELS
 
 REPOSITORY = Path(__file__).parents[2]
 SPECS = [

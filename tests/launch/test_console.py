@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import mmedexpert_jax
-from mmedexpert_jax.launch import config as configs
+from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.launch import console
 from mmedexpert_jax.runtime import Run
 

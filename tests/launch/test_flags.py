@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from mmedexpert_jax.config.flags import parse_flags
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.launch.flags import parse_flags
 
 
 def test_every_form_of_a_flag():

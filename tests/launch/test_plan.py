@@ -17,15 +17,16 @@ from mmedexpert_jax import lora
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.errors import ConfigError, ResourceError
-from mmedexpert_jax.gba.learner import Learner, Part
-from mmedexpert_jax.launch import hardware, load_config
-from mmedexpert_jax.launch.architecture import architecture
-from mmedexpert_jax.launch.budget import compiled_share, count, problem
+from mmedexpert_jax.gba.policy_learner import Learner, Part
+from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.launch.job_plan import check
 from mmedexpert_jax.launch.jobs import launch
-from mmedexpert_jax.launch.needs import ESTIMATES, abstract_params, abstract_state, cache_bytes, needs, size
-from mmedexpert_jax.launch.plan import check
 from mmedexpert_jax.models import load_model, load_processor
+from mmedexpert_jax.plan import hardware
+from mmedexpert_jax.plan.architecture import architecture
+from mmedexpert_jax.plan.budget import compiled_share, count, problem
+from mmedexpert_jax.plan.needs import ESTIMATES, abstract_params, abstract_state, cache_bytes, needs, size
 from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.runtime.mesh import make_mesh
 

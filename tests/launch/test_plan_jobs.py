@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.launch.architecture import architecture
-from mmedexpert_jax.launch.budget import count
 from mmedexpert_jax.launch.cli import main
-from mmedexpert_jax.launch.initial import initial_params
-from mmedexpert_jax.launch.needs import cache_bytes
 from mmedexpert_jax.launch.pipeline import stages
-from mmedexpert_jax.launch.pretrain import model_config, optimizer
 from mmedexpert_jax.models import load_processor
+from mmedexpert_jax.plan.architecture import architecture
+from mmedexpert_jax.plan.budget import count
+from mmedexpert_jax.plan.needs import cache_bytes
+from mmedexpert_jax.train.initial import initial_params
+from mmedexpert_jax.train.pretrain import model_config, optimizer
 
 ROOT = Path(__file__).parents[2]
 MODEL = (r"parameters [\d,]+ float32", "weights 6.0 MB", r"peak +[\d.]+ [MG]B on a device")

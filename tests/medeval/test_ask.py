@@ -7,7 +7,7 @@ import pytest
 from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval.ask import Asker, Question, Share, questions
-from mmedexpert_jax.medeval.prompts import Prompt
+from mmedexpert_jax.medeval.prompt_styles import Prompt
 from mmedexpert_jax.medeval.store import Answers
 from mmedexpert_jax.rollout import Reply
 

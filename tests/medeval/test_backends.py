@@ -21,7 +21,7 @@ from mmedexpert_jax.medeval.backends import Asked
 from mmedexpert_jax.medeval.backends.choose import open_backend
 from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend, fingerprint
 from mmedexpert_jax.medeval.backends.torch_model import TransformersBackend
-from mmedexpert_jax.medeval.prompts import build
+from mmedexpert_jax.medeval.prompt_styles import build
 from mmedexpert_jax.medeval.systems import parse
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig

@@ -10,7 +10,7 @@ from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.medeval import Evaluation, compare_evaluations, evaluate
 from mmedexpert_jax.medeval.evaluate import chance, constant
-from mmedexpert_jax.medeval.tables import (
+from mmedexpert_jax.medeval.result_tables import (
     breakdown_table,
     comparison_table,
     comparison_warning,

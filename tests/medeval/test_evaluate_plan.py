@@ -3,7 +3,7 @@
 import pytest
 
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.medeval import plan
+from mmedexpert_jax.medeval import eval_plan
 from mmedexpert_jax.medeval.store import Answers
 
 QA = '"id": "Text-{0}", "question": "Which of {0}?", "options": {{"A": "x", "B": "y"}}, "label": "A"'
@@ -19,7 +19,7 @@ def source(tmp_path):
 
 def planned(tmp_path, source, **fields):
     fields = {"benchmarks": (f"medxpertqa_text={source}",), "workdir": str(tmp_path / "run")} | fields
-    return "\n".join(plan.describe(load_config("configs/evaluate.py", fields)))
+    return "\n".join(eval_plan.describe(load_config("configs/evaluate.py", fields)))
 
 
 def test_every_model_and_benchmark_has_a_line(tmp_path, source):

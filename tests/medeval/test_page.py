@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmedexpert_jax.data.benchmarks import Benchmark, from_case
 from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.medeval import page
+from mmedexpert_jax.medeval import eval_page
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.rollout import Reply
@@ -54,9 +54,9 @@ def results():
 @pytest.fixture(scope="module")
 def folder(results, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    part = page.Part("Accuracy <all>", [{"model": "base", "accuracy": "33.3 [19.2, 51.2]"}], "A note.")
-    folded = page.Part("By task", [{"task": "curb65"}], folded=True)
-    page.write(folder, [part, folded], results, {"base": "think_answer", "tuned": "think_answer"}, None, 100)
+    part = eval_page.Part("Accuracy <all>", [{"model": "base", "accuracy": "33.3 [19.2, 51.2]"}], "A note.")
+    folded = eval_page.Part("By task", [{"task": "curb65"}], folded=True)
+    eval_page.write(folder, [part, folded], results, {"base": "think_answer", "tuned": "think_answer"}, None, 100)
     return folder
 
 
@@ -74,7 +74,7 @@ def test_the_page_holds_items_answers_prompts_and_pictures(folder):
     assert answer["verdicts"] == {"strict": True, "medevalkit": True}
     assert item["prompts"][answer["prompt"]].startswith("user: [image]\nQuestion 4?")
     with Image.open(folder / item["images"][0]) as picture:
-        assert picture.size[1] == page.SIDE
+        assert picture.size[1] == eval_page.SIDE
     assert shown["items"][5]["answers"]["base"][0]["said"] is None
 
 
@@ -93,7 +93,7 @@ def test_nothing_in_it_reaches_outside_or_runs(folder):
 
 
 def test_of_many_items_the_wrong_ones_come_first(results, tmp_path):
-    page.write(tmp_path, [], results, {"base": "think_answer", "tuned": "think_answer"}, None, 27)
+    eval_page.write(tmp_path, [], results, {"base": "think_answer", "tuned": "think_answer"}, None, 27)
     shown = data_of(tmp_path)["mmedexpert_mini"]
     assert len(shown["items"]) == 27 and shown["total"] == 30
     both_right = [item["id"] for item in shown["items"] if all(a[0]["right"] for a in item["answers"].values())]

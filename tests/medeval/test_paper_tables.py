@@ -10,7 +10,7 @@ import pytest
 
 from mmedexpert_jax.data.benchmarks import Benchmark, Item
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.medeval import tables
+from mmedexpert_jax.medeval import result_tables
 from mmedexpert_jax.medeval.evaluate import Evaluation, Row
 from mmedexpert_jax.medeval.paper_tables import (
     GAP,
@@ -24,7 +24,7 @@ from mmedexpert_jax.medeval.paper_tables import (
     spread,
     structured,
 )
-from mmedexpert_jax.medeval.prompts import styles
+from mmedexpert_jax.medeval.prompt_styles import styles
 from mmedexpert_jax.medeval.published import GMAI, MAIN, SKILLS, TABLES
 from mmedexpert_jax.medeval.systems import NEWER, SYSTEMS, parse
 
@@ -91,13 +91,13 @@ def test_formats(results):
         and rows[10]["Total"] == "+14.00"
         and rows[0]["OMVQA"] == "–"
     )
-    assert "| Lingshu 7B | 7B | measured | 40.0 [16.8, 68.7] (10.0, 70.0) |" in tables.markdown(rows)
-    parsed = list(csv.DictReader(io.StringIO(tables.comma_separated(spread(MAIN, found)))))
+    assert "| Lingshu 7B | 7B | measured | 40.0 [16.8, 68.7] (10.0, 70.0) |" in result_tables.markdown(rows)
+    parsed = list(csv.DictReader(io.StringIO(result_tables.comma_separated(spread(MAIN, found)))))
     assert (
         parsed[9]["Total"] == "40.00" and parsed[9]["Total wilson low"] == "16.82" and parsed[9]["Total items"] == "10"
     )
     assert float(parsed[9]["Total bootstrap low"]) == pytest.approx(10, abs=1) and parsed[8]["Total wilson low"] == ""
-    text = tables.latex(rows, "Table 1: 5 % & more")
+    text = result_tables.latex(rows, "Table 1: 5 % & more")
     assert (
         r"\shortstack{40.0\\{\scriptsize [16.8, 68.7]}\\{\scriptsize (10.0, 70.0)}}" in text
         and r"\caption{Table 1: 5 \% \& more}" in text

@@ -6,7 +6,7 @@ from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data import prompts as training
 from mmedexpert_jax.data.benchmarks import ImageRef, Item, from_case
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.medeval import prompts
+from mmedexpert_jax.medeval import prompt_styles
 
 
 class Bytes:
@@ -178,35 +178,35 @@ SNAPSHOTS = {
 
 @pytest.mark.parametrize(("style", "item"), SNAPSHOTS)
 def test_snapshot(style, item):
-    prompt = prompts.build(ITEMS[item], style)
+    prompt = prompt_styles.build(ITEMS[item], style)
     assert (prompt.form, shown(prompt)) == SNAPSHOTS[style, item]
     assert prompt.style == style
 
 
 def test_every_style_has_a_snapshot():
-    assert {style for style, _ in SNAPSHOTS} == set(prompts.styles())
+    assert {style for style, _ in SNAPSHOTS} == set(prompt_styles.styles())
 
 
 def test_several_images_are_named_for_the_kit():
     item = Item("1", "mine", "Which?", ("x", "y"), "A", IMAGES)
-    (message,) = shown(prompts.build(item, "medevalkit"))
+    (message,) = shown(prompt_styles.build(item, "medevalkit"))
     assert message[1:5] == ("<image_1>: ", "<a.png>", "<image_2>: ", "<b.png>")
 
 
 def test_the_kit_shows_mmmu_in_a_form_of_its_own_with_the_first_image():
     item = Item("1", "mmmu_medical", "See <image 1>. Which?", ("x", "y"), "A", IMAGES, meta={"kit": "mmmu"})
-    (message,) = shown(prompts.build(item, "medevalkit"))
+    (message,) = shown(prompt_styles.build(item, "medevalkit"))
     asks = "Answer with the option's letter from the given choices directly."
     assert message == ("user", "<a.png>", f"\nSee <image 1>. Which?\n\n(A) x\n(B) y\n\n\n        {asks}")
     answered = Item("2", "mmmu_medical", "How many?", (), "8", IMAGES[:1], kind="open", meta={"kit": "mmmu"})
-    (message,) = shown(prompts.build(answered, "medevalkit_reasoning"))
+    (message,) = shown(prompt_styles.build(answered, "medevalkit_reasoning"))
     asks = 'Answer the question using a single word or phrase and put the answer in one "\\boxed{}".'
     assert message == ("user", "<a.png>", f"\nHow many?\n\n        {asks}")
 
 
 def test_the_kit_asks_in_chinese_where_the_question_is():
     item = Item("1", "slake", "图中是什么？", (), "肝", IMAGES[:1], kind="open", labels={"language": "zh"})
-    (message,) = shown(prompts.build(item, "medevalkit"))
+    (message,) = shown(prompt_styles.build(item, "medevalkit"))
     assert message == ("user", "<a.png>", "图中是什么？\n请简要回答该问题。")
     meta = {"raw_options": ("A.甲", "B.乙")}
     item = Item("1", "cmb", "患？", ("甲", "乙"), "B", labels={"language": "zh"}, meta=meta)
@@ -215,26 +215,28 @@ def test_the_kit_asks_in_chinese_where_the_question_is():
 
 
 def test_the_second_turn_of_medxpertqa():
-    prompt = prompts.build(XPERT, "medxpertqa")
+    prompt = prompt_styles.build(XPERT, "medxpertqa")
     first, *turns = prompt.then(" The capsule tears. \n")[1:]
     assert first == prompt.messages[1]
     assert turns == [
         {"role": "assistant", "content": "The capsule tears."},
         {"role": "user", "content": "Therefore, among A through B, the answer is"},
     ]
-    assert not any(prompts.build(XPERT, style).follow_up for style in prompts.styles() if style != "medxpertqa")
+    assert not any(
+        prompt_styles.build(XPERT, style).follow_up for style in prompt_styles.styles() if style != "medxpertqa"
+    )
 
 
 def test_think_answer_is_the_prompt_of_training():
     case = next(case for case in load_cases("mini", "test") if not case.images)
     for paradigm in (None, "bayesian"):
-        built = prompts.build(from_case(case), "think_answer", paradigm)
+        built = prompt_styles.build(from_case(case), "think_answer", paradigm)
         assert built.messages == training.conversation(case, paradigm)
 
 
 def test_images_are_opened_when_asked_for():
-    messages = prompts.build(XPERT, "medxpertqa").messages
-    opened = prompts.opened(messages)
+    messages = prompt_styles.build(XPERT, "medxpertqa").messages
+    opened = prompt_styles.opened(messages)
     assert opened[0] == messages[0] and opened[1]["content"][1] == {"type": "image", "image": b"pixels"}
     assert messages[1]["content"][1]["image"] is IMAGES[0]
 
@@ -249,4 +251,4 @@ def test_images_are_opened_when_asked_for():
 )
 def test_what_cannot_be_asked_is_one_line(item, style, paradigm, words):
     with pytest.raises(ConfigError, match=words):
-        prompts.build(item, style, paradigm)
+        prompt_styles.build(item, style, paradigm)

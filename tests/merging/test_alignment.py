@@ -11,8 +11,8 @@ from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.merging.checkpoint import Checkpoint, check_finite, copy_settings
+from mmedexpert_jax.merging.merge_recipe import Recipe, merge_to_disk
 from mmedexpert_jax.merging.parameters import Parameters
-from mmedexpert_jax.merging.recipe import Recipe, merge_to_disk
 
 EMBEDDING, UP, VISION = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "visual.merger.weight"
 F32 = np.float32

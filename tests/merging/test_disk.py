@@ -12,10 +12,10 @@ from safetensors.numpy import load_file, save_file
 from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging import engine, merge
+from mmedexpert_jax.merging import blockwise, merge
 from mmedexpert_jax.merging.checkpoint import Checkpoint
+from mmedexpert_jax.merging.merge_recipe import Recipe, merge_to_disk, read_recipe
 from mmedexpert_jax.merging.parameters import Parameters
-from mmedexpert_jax.merging.recipe import Recipe, merge_to_disk, read_recipe
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
 from mmedexpert_jax.train import State
@@ -93,7 +93,7 @@ def loaded(path):
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "karcher"])
 def test_disk_equals_memory_bit_for_bit(models, tmp_path, method, monkeypatch):
-    monkeypatch.setattr(engine, "BLOCK", 64)  # several blocks a tensor
+    monkeypatch.setattr(blockwise, "BLOCK", 64)  # several blocks a tensor
     report = merge_to_disk(recipe(models, ("first", "low", "second"), method), tmp_path / "out", max_shard_bytes=900)
     base = loaded(models / "base")
     experts = {"first": nest(loaded(models / "first")), "low": low_rank(3), "second": nest(loaded(models / "second"))}

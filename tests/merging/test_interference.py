@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mmedexpert_jax.merging import engine, merge, merge_with_report
-from mmedexpert_jax.merging.page import page
+from mmedexpert_jax.merging import blockwise, merge, merge_with_report
+from mmedexpert_jax.merging.merge_page import page
 from mmedexpert_jax.models.tree import flatten, nest
 
 F32 = np.float32
@@ -81,7 +81,7 @@ def test_programs_and_numpy_give_equal_magnitudes_alike(monkeypatch):
         for name, s in (("a", 0.1), ("b", 3.0))
     }
     whole = merge_with_report(nest(base), experts, density=0.3, normalize_vectors="tensor")
-    monkeypatch.setattr(engine, "BLOCK", 1024)  # blocks that programs take
+    monkeypatch.setattr(blockwise, "BLOCK", 1024)  # blocks that programs take
     blocks = merge_with_report(nest(base), experts, density=0.3, normalize_vectors="tensor")
     np.testing.assert_array_equal(flatten(whole[0])["w.weight"], flatten(blocks[0])["w.weight"])
     for key, value in whole[1].sums["w.weight"].items():

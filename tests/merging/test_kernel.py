@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mmedexpert_jax.merging import engine, kernel
-from mmedexpert_jax.merging.engine import Merge
+from mmedexpert_jax.merging import blockwise, kernel
+from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.methods import PRESETS
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.vectors import Adapter, Expert
@@ -43,7 +43,7 @@ def merged(merge, dtype):
 def both(make, dtype):
     """What programs and what numpy make of the same merge."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "BLOCK", BLOCK)
+        patch.setattr(blockwise, "BLOCK", BLOCK)
         assert make().compiles("w")
         programs = merged(make(), dtype)
         patch.setattr(kernel, "DTYPES", ())

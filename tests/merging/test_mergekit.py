@@ -20,8 +20,8 @@ from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.merging.checkpoint import Checkpoint
+from mmedexpert_jax.merging.merge_recipe import merge_to_disk
 from mmedexpert_jax.merging.mergekit import METHODS, read_mergekit
-from mmedexpert_jax.merging.recipe import merge_to_disk
 
 
 @pytest.fixture(scope="module")

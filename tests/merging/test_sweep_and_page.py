@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mmedexpert_jax.merging import merge_with_report
-from mmedexpert_jax.merging.engine import Merge
+from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.interference import Interference
-from mmedexpert_jax.merging.page import page, write_page
+from mmedexpert_jax.merging.merge_page import page, write_page
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.sweep import sweep
 from mmedexpert_jax.merging.vectors import Expert

@@ -17,8 +17,8 @@ from mmedexpert_jax.data import SPECIALTIES, load_cases
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.launch.job_plan import describe
 from mmedexpert_jax.launch.jobs import run_job
-from mmedexpert_jax.launch.plan import describe
 from mmedexpert_jax.mmedexpert import dataset_build, dataset_job, filters
 from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
 from mmedexpert_jax.mmedexpert.fake_teacher import answer

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 from mmedexpert_jax import lora
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.models import load_model, load_processor, random, save_pretrained
-from mmedexpert_jax.models.card import adapter_card, training_of
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, TextConfig, VisionConfig
+from mmedexpert_jax.models.hub_card import adapter_card, training_of
 from mmedexpert_jax.models.load import MINI, chosen, origin
 from mmedexpert_jax.models.random import random_tensors
 from mmedexpert_jax.models.tree import flatten, nest

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmedexpert_jax.data import contamination, load_cases
 from mmedexpert_jax.data.benchmarks import from_case
-from mmedexpert_jax.medeval import prompts
+from mmedexpert_jax.medeval import prompt_styles
 from mmedexpert_jax.medeval.backends import torch_model
 from mmedexpert_jax.mmedexpert.record import Picture
 from mmedexpert_jax.mmedexpert.review.review_traces import encoded as shown_in_review
@@ -114,8 +114,8 @@ def readers(data: bytes, tmp_path) -> dict[str, np.ndarray]:
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
     (case,) = load_cases(tmp_path, "train")
     item = from_case(case)
-    message = prompts.build(item, "think_answer").messages
-    (opened,) = prompts.opened(message)
+    message = prompt_styles.build(item, "think_answer").messages
+    (opened,) = prompt_styles.opened(message)
     part = next(part for part in opened["content"] if part["type"] == "image")
     uris = [data_uri(image, 4000) for image in (data, tmp_path / "x", case.images[0], open_image(data))]
     sent = [base64.b64decode(uri.partition(",")[2]) for uri in uris]

@@ -7,9 +7,9 @@ from PIL import Image
 
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.launch import pipeline_result
+from mmedexpert_jax.medeval.eval_job import MINI
 from mmedexpert_jax.medeval.evaluate import Evaluation, Row
 from mmedexpert_jax.medeval.finish import rows_path
-from mmedexpert_jax.medeval.run import MINI
 from mmedexpert_jax.runtime import Run, files, report
 
 pytestmark = pytest.mark.slow

@@ -1,7 +1,7 @@
 import numpy as np
 
 from mmedexpert_jax.merging.merge import merge_with_report
-from mmedexpert_jax.runtime.tables import markdown
+from mmedexpert_jax.report.text_tables import markdown
 
 
 def test_columns_stand_in_order_of_appearance_and_may_be_missing():

@@ -15,7 +15,7 @@ from mmedexpert_jax.lora import fold
 from mmedexpert_jax.models import load_model, load_processor, tree
 from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.runtime import Run
-from mmedexpert_jax.sft import train, trainer
+from mmedexpert_jax.sft import dsa, train
 from mmedexpert_jax.sft.examples import Examples
 from mmedexpert_jax.train import Policy, State
 
@@ -38,7 +38,7 @@ def first_step(cases, model_dir, tmp_path_factory):
     lora = jax.tree.map(lambda f: f + 0.02, lora_module.init(jax.random.key(0), params, 2, 4))
     micro = examples.micro_batches(0)[0]
 
-    learner = trainer.learner_of(config, model, Policy(params), 1)
+    learner = dsa.learner_of(config, model, Policy(params), 1)
 
     def total(*parts, capacities=0):
         found = []

@@ -6,7 +6,7 @@ from mmedexpert_jax.data.benchmarks.item import Item, from_case
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import SPECIALTIES, Case
-from mmedexpert_jax.data.load import EMBEDDED, load_cases
+from mmedexpert_jax.data.case_files import EMBEDDED, load_cases
 
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[Case]:

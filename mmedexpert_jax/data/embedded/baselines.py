@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, Case
-from mmedexpert_jax.data.load import load_cases
+from mmedexpert_jax.data.case_files import load_cases
 
 _WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from mmedexpert_jax.data.case_files import EMBEDDED
 from mmedexpert_jax.data.embedded.recipe import TASKS, Generated, generate
-from mmedexpert_jax.data.load import EMBEDDED
 
 SEED = 0
 SIZES = {"train": 2400, "dev": 320, "test": 1280}
@@ -95,6 +95,6 @@ if __name__ == "__main__":
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else EMBEDDED
     target.mkdir(parents=True, exist_ok=True)
     build(target)
-    from mmedexpert_jax.data.embedded.card import write_card
+    from mmedexpert_jax.data.embedded.embedded_card import write_card
 
     write_card(target)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mmedexpert_jax.errors import DataError, Interrupted
-from mmedexpert_jax.medeval.prompts import Messages
+from mmedexpert_jax.medeval.prompt_styles import Messages
 from mmedexpert_jax.rollout import Reply
 
 OnReply = Callable[[int, list[Reply]], None]

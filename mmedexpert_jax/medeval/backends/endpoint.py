@@ -6,7 +6,7 @@ from typing import Any
 
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse
-from mmedexpert_jax.medeval.prompts import opened
+from mmedexpert_jax.medeval.prompt_styles import opened
 from mmedexpert_jax.remote import Answers, Client, Endpoint, Request
 from mmedexpert_jax.remote import Reply as RemoteReply
 from mmedexpert_jax.remote.client import UNREADABLE

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse, stop_if
-from mmedexpert_jax.medeval.prompts import opened
+from mmedexpert_jax.medeval.prompt_styles import opened
 from mmedexpert_jax.models import load_policy, load_processor
 from mmedexpert_jax.models.load import folders
 from mmedexpert_jax.rollout import Engine, Settings

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse, stop_if
-from mmedexpert_jax.medeval.prompts import Messages, opened
+from mmedexpert_jax.medeval.prompt_styles import Messages, opened
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.rollout import Reply, Settings
 

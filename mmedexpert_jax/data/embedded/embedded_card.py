@@ -5,9 +5,9 @@ from importlib import resources
 from pathlib import Path
 
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES, Case
+from mmedexpert_jax.data.case_files import SPLITS, load_cases
 from mmedexpert_jax.data.embedded import baselines
 from mmedexpert_jax.data.embedded.recipe import TASKS
-from mmedexpert_jax.data.load import SPLITS, load_cases
 
 
 def write_card(directory: Path) -> None:

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval.ask import Question, questions
+from mmedexpert_jax.medeval.eval_job import load, models
 from mmedexpert_jax.medeval.finish import slug, style
-from mmedexpert_jax.medeval.prompts import opened
-from mmedexpert_jax.medeval.run import load, models
+from mmedexpert_jax.medeval.prompt_styles import opened
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.models import load_processor
 from mmedexpert_jax.remote import Request

@@ -8,8 +8,8 @@ from typing import Any
 from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.medeval.stats import holm
 from mmedexpert_jax.report.pages import split
-from mmedexpert_jax.runtime.tables import column_names
-from mmedexpert_jax.runtime.tables import markdown as markdown
+from mmedexpert_jax.report.text_tables import column_names
+from mmedexpert_jax.report.text_tables import markdown as markdown
 
 Rows = list[dict[str, str]]
 HEADLINE = "Accuracy, % [Wilson] (bootstrap)"

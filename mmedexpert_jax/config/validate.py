@@ -1,15 +1,14 @@
 """Refusals of configs that can be known to be wrong before any long work, without JAX."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.config import check_value
-from mmedexpert_jax.data.case import SPECIALTIES
-from mmedexpert_jax.data.load import BENCHMARK
+from mmedexpert_jax.config.fields import BENCHMARK, SPECIALTIES, check_value, named_devices
+from mmedexpert_jax.config.job_config import convert, fields
 from mmedexpert_jax.errors import ConfigError, DataError
-from mmedexpert_jax.launch.config import convert, fields
 
 ELSEWHERE = re.compile(r"([^:/]*=)?(system|endpoint|transformers):")  # models that are not files here
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -17,8 +16,12 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 RUN = re.compile(r"(?:\./)?runs/(ablation|dataset|dsa|export|gba|merge|pipeline|pretrain)-(\w+)(?:/(\w+))?(?:/.*)?")
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
     """Checks values and paths of any job's config; the stages of a pipeline by the same rules.
+
+    Args:
+        config: of the job.
+        merged: paths of the models that a mergekit file names; read after the values are checked.
 
     Raises:
         ConfigError: a value outside its range or choices.
@@ -39,9 +42,11 @@ def validate(config: ConfigDict) -> None:
         _check_evaluated(config)
     elif "model" in config and not config.get("mergekit"):
         check_model("model.path", config.model.path)
-    for key, model in _merged(config):
+    if not config.get("mergekit"):
+        merged = [model.rpartition("=")[2] for model in config.get("experts", ())]
+    for model in merged:
         for part in _parts(model):
-            check_model(key, part)
+            check_model("mergekit" if config.get("mergekit") else "experts", part)
     for weight in config.get("weights", ()):
         convert("weights", weight, float)
     if config.get("job") == "dataset":
@@ -51,16 +56,6 @@ def validate(config: ConfigDict) -> None:
         raise DataError(f"config.data.path: no such file or directory: {path}" + _first(path))
     if config.get("job") in ("dsa", "gba") and config.eval.every >= 0:
         _check_held_out(config)
-
-
-def _merged(config: ConfigDict) -> list[tuple[str, str]]:
-    """(field, path) of the models that a merge reads."""
-    if not config.get("mergekit"):
-        return [("experts", model.rpartition("=")[2]) for model in config.get("experts", ())]
-    from mmedexpert_jax.merging.mergekit import read_mergekit
-
-    recipe = read_mergekit(config.mergekit)
-    return [("mergekit", model) for model in (recipe.base, *recipe.experts.values())]
 
 
 def _parts(model: str) -> list[str]:
@@ -84,9 +79,7 @@ def _check_plan(config: ConfigDict) -> None:
         if config.get(key) and not config.plan:
             raise ConfigError(f"config.{key} is of a plan; set --config.plan=True as well, or leave it out")
     if config.get("plan_mesh"):
-        from mmedexpert_jax.launch import hardware
-
-        hardware.find(config.plan_mesh)
+        named_devices(config.plan_mesh)
 
 
 def _check_seeds(seeds: tuple[int, ...]) -> None:
@@ -123,7 +116,7 @@ def _check_factory(config: ConfigDict) -> None:
         if path != "embedded" and not Path(path).expanduser().exists():
             raise DataError(f"config.data.path: no such file or directory: {path or 'it is empty'}{_first(path)}")
     if config.teacher.kind != "local" and "trace" in config.stages:
-        from mmedexpert_jax.launch.teachers import endpoint
+        from mmedexpert_jax.remote.protocol import endpoint
 
         known_endpoint = endpoint(config.teacher)
         if not config.plan:

@@ -24,11 +24,11 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora
 from mmedexpert_jax.gba import split
-from mmedexpert_jax.launch.hardware import GPUS, Devices
-from mmedexpert_jax.merging.engine import BLOCK, workers
+from mmedexpert_jax.merging.blockwise import BLOCK, workers
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.tree import STACKED, flatten, is_deep, nest, stack
+from mmedexpert_jax.plan.hardware import GPUS, Devices
 from mmedexpert_jax.rollout.logprobs import CHUNK
 from mmedexpert_jax.runtime.mesh import shardings
 from mmedexpert_jax.train.optimizer import optimizer
@@ -160,7 +160,7 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
 
 def _pretraining(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict, devices: Devices) -> None:
     """Every weight is trained in place, in float32, on two completions of each prompt."""
-    from mmedexpert_jax.launch import pretrain
+    from mmedexpert_jax.train import pretrain
 
     opt_state = jax.eval_shape(pretrain.optimizer(config).init, weights)
     found.trained, found.saved = found.parameters, size(weights) + size(opt_state)

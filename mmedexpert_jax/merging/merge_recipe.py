@@ -12,6 +12,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.lora import Lora, load_peft
 from mmedexpert_jax.merging.alignment import aligned, layers, vocabularies
+from mmedexpert_jax.merging.blockwise import Merge, Merges
 from mmedexpert_jax.merging.checkpoint import (
     SHARD_BYTES,
     Checkpoint,
@@ -20,13 +21,12 @@ from mmedexpert_jax.merging.checkpoint import (
     check_finite,
     copy_settings,
 )
-from mmedexpert_jax.merging.engine import Merge, Merges
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.methods import Switches
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.vectors import Adapter, Expert, Origin, check
-from mmedexpert_jax.models.checkpoint import Stored
 from mmedexpert_jax.models.load import _locate, trace
+from mmedexpert_jax.models.stored_tensors import Stored
 from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
@@ -118,7 +118,7 @@ def _load_adapter(directory: Path, base: Base, name: str) -> Lora:
 
 
 def _open_recipe(directory: Path, base: Base) -> Origin:
-    from mmedexpert_jax.merging.recipe import read_recipe
+    from mmedexpert_jax.merging.merge_recipe import read_recipe
 
     recipe = read_recipe(directory)
     if not _same(trace(recipe.base)[0], base.directory):

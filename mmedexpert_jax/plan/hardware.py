@@ -1,19 +1,17 @@
 """Devices that a plan counts for: those of this machine, or named ones that are not here."""
 
 import os
-import re
 from dataclasses import dataclass
 
 from jax.sharding import AbstractMesh, AxisType
 
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.config.fields import named_devices
 from mmedexpert_jax.runtime.mesh import AXES, sizes
 
 # Memory of one device in bytes, as its vendor states it, and the share that JAX takes: on GPUs three quarters unless
 # XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise (JAX's documentation on GPU memory), on TPUs all.
 MEMORY = {"a100": 80e9, "h100": 80e9, "v5e": 16e9}
 GPUS = ("a100", "h100", "gpu", "cuda")
-_NAME = re.compile(r"(a100|h100|v5e)[x-]([1-9]\d*)")
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,8 @@ def find(name: str) -> Devices:
     """The devices of `plan_mesh`, or those of the job for "". Raises ConfigError for another name."""
     if not name:
         return _here()
-    if not (found := _NAME.fullmatch(name)):
-        raise ConfigError(f"config.plan_mesh={name} is unknown; give a100, h100 or v5e and a number, such as a100x8")
-    return Devices(found[1], int(found[2]), int(MEMORY[found[1]] * _share(found[1])))
+    kind, count = named_devices(name)
+    return Devices(kind, count, int(MEMORY[kind] * _share(kind)))
 
 
 def _here() -> Devices:

@@ -4,8 +4,8 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.data import benchmarks, contamination
 from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.report.text_tables import markdown
 from mmedexpert_jax.runtime import Run, files
-from mmedexpert_jax.runtime.tables import markdown
 
 SETS = {"training": "cases", "benchmarks": "tests"}  # fields, and what a plan calls them
 ROW = 150  # bytes of a pair in export/contamination.csv, about: names of sets and items, and what they share

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from mmedexpert_jax.config.presets import MODELS
 from mmedexpert_jax.errors import DataError, RemoteError
-from mmedexpert_jax.launch.presets import MODELS
 from mmedexpert_jax.models import ModelConfig, load_architecture
-from mmedexpert_jax.models.checkpoint import read_json
 from mmedexpert_jax.models.config import PUBLISHED
+from mmedexpert_jax.models.stored_tensors import read_json
 
 # Hub ids whose shapes are published in models/config.py.
 _HUB = {

@@ -7,15 +7,15 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from mmedexpert_jax.config.presets import SHARED
 from mmedexpert_jax.data import SPECIALTIES
 from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.gba import split
-from mmedexpert_jax.launch import hardware
-from mmedexpert_jax.launch.architecture import architecture
-from mmedexpert_jax.launch.hardware import Devices
-from mmedexpert_jax.launch.needs import ESTIMATES, STACKS, Needs, needs, rows
-from mmedexpert_jax.launch.presets import SHARED
 from mmedexpert_jax.models import ModelConfig
+from mmedexpert_jax.plan import hardware
+from mmedexpert_jax.plan.architecture import architecture
+from mmedexpert_jax.plan.hardware import Devices
+from mmedexpert_jax.plan.needs import ESTIMATES, STACKS, Needs, needs, rows
 
 TRAINING = ("dsa", "gba", "pretrain")
 CHECKPOINTS = 3  # two are kept, a third is being written
@@ -55,7 +55,7 @@ def compiled_share(config: ConfigDict) -> float:
     """
     if config.job not in ("dsa", "gba") or not config.plan_compile:
         return 0.0
-    from mmedexpert_jax.launch import compiled
+    from mmedexpert_jax.plan import compiled
 
     found, devices, dtype = count(config)
     mesh = devices.mesh(config.mesh.data, config.mesh.fsdp) if config.job == "gba" else None
@@ -181,8 +181,8 @@ def disk(found: Needs) -> int:
 def _architecture(config: ConfigDict) -> tuple[ModelConfig, str]:
     """Shape and stored dtype of the model."""
     if config.job == "pretrain":
-        from mmedexpert_jax.launch.pretrain import model_config
         from mmedexpert_jax.models import load_processor
+        from mmedexpert_jax.train.pretrain import model_config
 
         return model_config(config.shape, load_processor(config.tokenizer)), "float32"
     return architecture(_base(config).rpartition("=")[2])

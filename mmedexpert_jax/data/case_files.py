@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config.fields import BENCHMARK
 from mmedexpert_jax.data import forms, tables
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
 from mmedexpert_jax.errors import DataError
@@ -21,7 +22,6 @@ from mmedexpert_jax.processing.windows import View, chosen
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "mmedexpert_mini"
 SPLITS = ("train", "dev", "test")
-BENCHMARK = "benchmark:"  # begins a path that names a benchmark
 MAX_ID = 200  # characters: ids become file names and cells of tables
 
 # The schema of a row, which docs/own.md shows as a table: key -> (value, whether it must be there, meaning).

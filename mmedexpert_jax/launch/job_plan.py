@@ -9,12 +9,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config.job_config import fields, read_config
+from mmedexpert_jax.config.validate import ELSEWHERE
 from mmedexpert_jax.data import SPECIALTIES, load_cases
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
-from mmedexpert_jax.launch.config import fields, read_config
 from mmedexpert_jax.launch.pipeline import stage_config
-from mmedexpert_jax.launch.validate import ELSEWHERE
 from mmedexpert_jax.runtime import metrics
 from mmedexpert_jax.runtime.run import finished
 
@@ -34,10 +34,9 @@ COUNTED = ("dsa", "gba", "merge", "evaluate", "export")  # jobs of one model, wh
 def describe(config: ConfigDict) -> str:
     """A text of a few lines on the model, its memory, the cases, the run directory and the settings."""
     if config.job == "dataset":
-        from mmedexpert_jax.launch import teachers
         from mmedexpert_jax.mmedexpert import dataset_plan
 
-        *lines, last = dataset_plan.describe(config, teachers.endpoint).splitlines()
+        *lines, last = dataset_plan.describe(config).splitlines()
         return "\n".join([*lines, *_needed(config, {"train": Counter()}), last])
     run = Path(config.workdir)
     state = "resumes what is there" if (run / "STATUS.json").is_file() and not config.fresh else "starts anew"
@@ -46,7 +45,7 @@ def describe(config: ConfigDict) -> str:
     if "data" in config:
         counts = _counts(config)
         if config.job == "evaluate":
-            from mmedexpert_jax.medeval import plan as evaluation
+            from mmedexpert_jax.medeval import eval_plan as evaluation
 
             lines += evaluation.describe(config)
         else:
@@ -59,9 +58,9 @@ def describe(config: ConfigDict) -> str:
     elif config.job == "pretrain":
         lines += ["cases    generated as the steps go, none are read", *_needed(config, {"train": Counter()})]
     elif config.job == "contamination":
-        from mmedexpert_jax.launch import contamination
+        from mmedexpert_jax.data import contamination_job
 
-        lines += contamination.describe(config)
+        lines += contamination_job.describe(config)
     lines += [f"workdir  {run}: {state}", *_hours(config, counts), *_advice(config), *_changed(config)]
     main = ", ".join(f"{key} = {config[key]}" for key in MAIN if key in config)
     lines += [f"fields   {main}; --list_config shows all"]
@@ -91,7 +90,7 @@ def preflight(config: ConfigDict) -> None:
             rewards.from_config(stage)
             guidelines.load_texts(stage.guideline_text)
     if "model" in config and Path(config.model.path).expanduser().is_dir():
-        from mmedexpert_jax.launch.architecture import architecture
+        from mmedexpert_jax.plan.architecture import architecture
 
         architecture(config.model.path)
 
@@ -135,7 +134,7 @@ def _advice(config: ConfigDict) -> Iterator[str]:
 
 def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str]:
     """A line on the time and the money of a training: on named devices from their roofline, here as it was measured."""
-    from mmedexpert_jax.launch import budget
+    from mmedexpert_jax.plan import budget
 
     train = counts.get("train")
     if config.job not in ("dsa", "gba") or not isinstance(train, Counter):
@@ -201,7 +200,7 @@ def check_devices(config: ConfigDict) -> None:
     for prefix, stage in stages(config):
         if stage.job == "gba":
             from mmedexpert_jax.gba.split import micro_batch
-            from mmedexpert_jax.launch import hardware
+            from mmedexpert_jax.plan import hardware
 
             mesh = hardware.find(config.plan_mesh).mesh(stage.mesh.data, stage.mesh.fsdp)
             micro_batch(stage, mesh.size, prefix)
@@ -209,7 +208,7 @@ def check_devices(config: ConfigDict) -> None:
 
 def check(config: ConfigDict) -> None:
     """Raises ResourceError with the smallest change under which it fits, where a job does not fit the devices."""
-    from mmedexpert_jax.launch import budget
+    from mmedexpert_jax.plan import budget
 
     for prefix, stage in stages(config):
         try:
@@ -252,7 +251,8 @@ def _counted(config: ConfigDict) -> bool:
 
 def _needed(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str]:
     """The lines of memory, steps, tokens and disk of the parts that are counted."""
-    from mmedexpert_jax.launch import budget, totals
+    from mmedexpert_jax.launch import totals
+    from mmedexpert_jax.plan import budget
 
     train = counts["train"] if isinstance(counts["train"], Counter) else Counter()
     kinds = dict(stages(config))

@@ -6,7 +6,7 @@ equations and appendices are those of the paper (arXiv 2601.10949).
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.launch.config import read_config
+from mmedexpert_jax.config.job_config import read_config
 
 MODELS = {
     "mini": "mini",

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, Case
 from mmedexpert_jax.data.embedded import Generated, generate
 from mmedexpert_jax.data.prompts import conversation, render
-from mmedexpert_jax.launch.initial import initial_params
 from mmedexpert_jax.models import Model, ModelConfig, load_processor, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.processing.batch import Batch
@@ -29,6 +28,7 @@ from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout.logprobs import completion_logprobs
 from mmedexpert_jax.runtime.run import Run
 from mmedexpert_jax.train import State
+from mmedexpert_jax.train.initial import initial_params
 from mmedexpert_jax.train.state import is_due, keep, resume
 
 _BLOCK = 16  # steps whose cases are generated together

@@ -12,20 +12,20 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging.engine import Merge
+from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import as_lora, merge_in_memory, update_of
+from mmedexpert_jax.merging.merge_page import write_page
+from mmedexpert_jax.merging.merge_recipe import Loaded, Recipe, fingerprint, is_checkpoint, merge_to_disk
 from mmedexpert_jax.merging.mergekit import read_mergekit
 from mmedexpert_jax.merging.methods import switches
-from mmedexpert_jax.merging.page import write_page
 from mmedexpert_jax.merging.parameters import Parameters, parse
-from mmedexpert_jax.merging.recipe import Loaded, Recipe, fingerprint, is_checkpoint, merge_to_disk
 from mmedexpert_jax.merging.sweep import Sweep, at, search, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
 from mmedexpert_jax.models.load import trace
 from mmedexpert_jax.models.tree import flatten, nest
+from mmedexpert_jax.report.text_tables import markdown
 from mmedexpert_jax.runtime import Run, files, report
-from mmedexpert_jax.runtime.tables import markdown
 
 Evaluate = Callable[[dict, int], dict[str, float]]
 

@@ -10,9 +10,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.launch import deviceless
-from mmedexpert_jax.launch.needs import abstract_params, abstract_state
 from mmedexpert_jax.models import Model, ModelConfig, fused
+from mmedexpert_jax.plan import deviceless
+from mmedexpert_jax.plan.needs import abstract_params, abstract_state
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.train import Policy, State
@@ -53,10 +53,10 @@ def temporary(config: FrozenConfigDict, shape: ModelConfig, dtype: str, kind: st
 
 def _lower(config: FrozenConfigDict, model: Model, params: dict, trained: Any, rows: Any) -> jax.stages.Lowered:
     if config.job == "dsa":
-        from mmedexpert_jax.sft.trainer import learner_of
+        from mmedexpert_jax.sft.dsa import learner_of
 
         return learner_of(config, model, Policy(params), 1).lower_update(State(trained, ()), rows)
-    from mmedexpert_jax.gba.learner import Learner
+    from mmedexpert_jax.gba.policy_learner import Learner
 
     return Learner(model, params, config, (), config.num_samples, 1).lower_update(State(trained, ()), rows)
 
@@ -68,7 +68,7 @@ def _rows(config: FrozenConfigDict, prompts: int, samples: int) -> Any:
         from mmedexpert_jax.sft.loss import MicroBatch
 
         return MicroBatch(batch, np.zeros((prompts, limit), np.int32), np.full(prompts, limit, np.int32))
-    from mmedexpert_jax.gba.learner import Part
+    from mmedexpert_jax.gba.policy_learner import Part
 
     shape = (prompts, samples // prompts, limit)
     lengths, floats = np.full(shape[:2], limit, np.int32), np.zeros(shape, np.float32)

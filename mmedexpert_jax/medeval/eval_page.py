@@ -15,14 +15,14 @@ from markupsafe import Markup
 
 from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.medeval import prompts
+from mmedexpert_jax.medeval import prompt_styles
 from mmedexpert_jax.medeval.evaluate import Evaluation, Row
 from mmedexpert_jax.medeval.paper_tables import Result
-from mmedexpert_jax.medeval.tables import Rows
+from mmedexpert_jax.medeval.result_tables import Rows
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.report import pages
+from mmedexpert_jax.report.text_tables import column_names
 from mmedexpert_jax.runtime import files
-from mmedexpert_jax.runtime.tables import column_names
 
 PICTURES = "export/report"
 SIDE = 768  # pixels, the longest side of a picture
@@ -136,7 +136,7 @@ def _answer(row: Row, prompt: int) -> dict[str, Any]:
 
 def _prompt_text(item: Item, style: str, paradigm: str | None) -> str:
     """A prompt as text, a line for each image."""
-    prompt = prompts.build(item, style, paradigm)
+    prompt = prompt_styles.build(item, style, paradigm)
     lines = []
     for message in prompt.messages:
         content = message["content"]

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict, FieldReference
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import elsewhere
+from mmedexpert_jax.config.flags import flatten
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.launch.flags import flatten
 
 PACKAGE = Path(__file__).resolve().parent.parent
 PRESETS_FILE = Path(__file__).with_name("presets.py")
