@@ -210,7 +210,7 @@ def test_the_kit_asks_in_chinese_where_the_question_is():
     assert message == ("user", "<a.png>", "图中是什么？\n请简要回答该问题。")
     meta = {"raw_options": ("A.甲", "B.乙")}
     item = Item("1", "cmb", "患？", ("甲", "乙"), "B", labels={"language": "zh"}, meta=meta)
-    (message,) = shown(prompts.build(item, "medevalkit"))
+    (message,) = shown(prompt_styles.build(item, "medevalkit"))
     assert message == ("user", "\n问题： 患？\n选项： \nA.甲\nB.乙\n请直接使用给定选项中的选项字母来回答该问题。")
 
 
