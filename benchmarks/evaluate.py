@@ -31,7 +31,7 @@ from mmedexpert_jax.medeval.ask import Asker, Question, questions
 from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend
 from mmedexpert_jax.medeval.prompt_styles import opened
 from mmedexpert_jax.medeval.scoring import score
-from mmedexpert_jax.medeval.store import Answers
+from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.models import load_processor
 from mmedexpert_jax.models.load import trace
 from mmedexpert_jax.rollout import Settings
@@ -104,7 +104,7 @@ class Peer:
 def ours(backend: JaxBackend, asked: list[Question]) -> Run:
     """Every question through the engine, answers stored as they come."""
     wall, cpu = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory() as folder, Answers(folder) as answers:
+    with tempfile.TemporaryDirectory() as folder, AnswerLog(folder) as answers:
         found = Asker(backend, answers, {}).ask(asked)
     texts = {number: answered.replies[0].text for number, answered in found.items()}
     return Run(texts, time.perf_counter() - wall, time.process_time() - cpu)

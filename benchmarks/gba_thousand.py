@@ -27,7 +27,7 @@ import numpy as np
 import workload
 
 from mmedexpert_jax.gba import group_advantages
-from mmedexpert_jax.gba.policy_learner import Learner, Part
+from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.rollout.decode import Sampling, advance, read, start
@@ -91,7 +91,7 @@ def memory(args: argparse.Namespace, place: Callable) -> dict[str, dict[str, flo
     """Gigabytes of the programs of a step in which every completion has the full length."""
     model, params = workload.abstract(args.model, jnp.dtype(args.dtype))
     params = place(params)
-    learner = Learner(model, params, configured(args), (), args.samples, 1)
+    learner = PolicyLearner(model, params, configured(args), (), args.samples, 1)
     trained = place(jax.eval_shape(lambda key: learner.init(key).trained, jax.random.key(0)))
     sampling = Sampling(args.samples, args.limit, 0, 1.0, 0, 1.0, model.config.eos_token_ids, ())
     shape = args.prompts_per_step, args.samples
@@ -129,7 +129,7 @@ def main() -> None:
         return
     model, params = workload.build(args.model, jnp.dtype(args.dtype))
     model = workload.imposed(model, args.mean)
-    learner = Learner(model, params, configured(args), (), args.samples, args.warm + args.steps)
+    learner = PolicyLearner(model, params, configured(args), (), args.samples, args.warm + args.steps)
     state, rng, rows = learner.init(jax.random.key(0)), np.random.default_rng(0), []
     for step in range(args.warm + args.steps):
         whole = workload.prompts(model, args.prompts_per_step, args.prompt, True, step)

@@ -16,7 +16,7 @@ from mmedexpert_jax.data import case_files, forms, tables
 from mmedexpert_jax.data.case import SPECIALTIES, Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
-from mmedexpert_jax.processing.images import Encoded, clean
+from mmedexpert_jax.processing.images import EncodedImage, clean
 
 SHOWN = 5  # rows named of each fault
 SLICES = 8  # of a volume, where a converter has to choose; its line says where to change it
@@ -103,7 +103,7 @@ def new_data(folder: str | Path) -> list[Path]:
         draw.ellipse((x - 9, y - 9, x + 9, y + 9), fill=(60, 40, 40))
     with border.writing(root):
         (root / "images").mkdir(parents=True, exist_ok=True)
-    border.write_bytes(root / "images" / "spots.png", Encoded(picture, compress=6)())
+    border.write_bytes(root / "images" / "spots.png", EncodedImage(picture, compress=6)())
     for split, rows in EXAMPLE.items():
         border.write_jsonl(root / f"{split}.jsonl", rows)
     border.write_text(root / "README.md", _README.format(table=schema_table(), folder=root))

@@ -18,7 +18,7 @@ TOKENS, PATCHES = 1.2, math.sqrt(1.3)
 LEVELS = 6  # each of them may be a program
 
 
-class Size(NamedTuple):
+class PromptSize(NamedTuple):
     """Room that a prompt, or a micro-batch on one device, takes; compared by its images first, which cost most."""
 
     images: int
@@ -26,12 +26,12 @@ class Size(NamedTuple):
     tokens: int  # of the longest prompt, images included
 
     @classmethod
-    def of(cls, encoded: Encoded) -> "Size":
+    def of(cls, encoded: Encoded) -> "PromptSize":
         """That of an encoded prompt."""
         return cls(len(encoded.images), max((len(p) for p, _ in encoded.images), default=0), len(encoded.tokens))
 
     @classmethod
-    def together(cls, sizes: Sequence["Size"]) -> "Size":
+    def together(cls, sizes: Sequence["PromptSize"]) -> "PromptSize":
         """That of several prompts on one device."""
         return cls(sum(s.images for s in sizes), max(s.patches for s in sizes), max(s.tokens for s in sizes))
 
@@ -71,17 +71,17 @@ class Batches:
     ):
         self._processor, self._guidelines, self._limit = processor, guidelines, max_prompt_length
         self._part, self._devices, self._minibatches = part, devices, minibatches
-        known: dict[tuple, Size] = {}
-        shares: list[list[Size]] = []
+        known: dict[tuple, PromptSize] = {}
+        shares: list[list[PromptSize]] = []
         for step in range(rounds):
             prompts = guidelines.prompts(step)
             for prompt in prompts:
                 if _key(prompt) not in known:
-                    known[_key(prompt)] = Size.of(self.encode(prompt))
+                    known[_key(prompt)] = PromptSize.of(self.encode(prompt))
             sizes = [known[_key(prompt)] for prompt in prompts]
             for rows in self.micro_batches(sizes):
                 shares += [[sizes[i] for i in share] for share in np.array_split(rows, devices)]
-        whole = [Size.together(share) for share in shares]
+        whole = [PromptSize.together(share) for share in shares]
         images = [size.images for size in whole]
         # A minibatch that is computed at once is mixed in any case: shapes would be compiled and save little.
         most = LEVELS if len(prompts) > part * devices * minibatches else 1
@@ -105,7 +105,7 @@ class Batches:
         prompts = self._guidelines.prompts(step)
         return prompts, [self.encode(prompt) for prompt in prompts]
 
-    def micro_batches(self, sizes: Sequence[Size]) -> list[np.ndarray]:
+    def micro_batches(self, sizes: Sequence[PromptSize]) -> list[np.ndarray]:
         """Rows of the micro-batches of a rollout's prompts: like sizes together.
 
         How a minibatch is split changes no gradient, which is a sum over its rows.
@@ -120,7 +120,7 @@ class Batches:
 
         Over devices the images of a batch are numbered through, and a multiple of the devices.
         """
-        sizes = [Size.of(one) for one in encoded]
+        sizes = [PromptSize.of(one) for one in encoded]
         return [(rows, self._collate([encoded[i] for i in rows], self._devices)) for rows in self.micro_batches(sizes)]
 
     def collate(self, encoded: Sequence[Encoded], shares: int = 1) -> Batch:
@@ -133,16 +133,16 @@ class Batches:
             return self._collate(encoded)
         rows = len(encoded) // shares
         groups = [encoded[i : i + rows] for i in range(0, len(encoded), rows)]
-        sizes = [Size.together([Size.of(one) for one in group]) for group in groups]
-        shape = Size(*(max(values) for values in zip(*sizes, strict=True)))
+        sizes = [PromptSize.together([PromptSize.of(one) for one in group]) for group in groups]
+        shape = PromptSize(*(max(values) for values in zip(*sizes, strict=True)))
         parts = [self._padded(group, shape) for group in groups]
         return Batch(*(np.concatenate(arrays) for arrays in zip(*(vars(part).values() for part in parts), strict=True)))
 
     def _collate(self, encoded: Sequence[Encoded], devices: int = 1) -> Batch:
-        size = Size.together([Size.of(one) for one in encoded])
+        size = PromptSize.together([PromptSize.of(one) for one in encoded])
         return self._padded(encoded, size._replace(images=-(-size.images // devices)), devices)
 
-    def _padded(self, encoded: Sequence[Encoded], size: Size, devices: int = 1) -> Batch:
+    def _padded(self, encoded: Sequence[Encoded], size: PromptSize, devices: int = 1) -> Batch:
         images = _level(self._images, size.images)
         return self._processor.collate(
             encoded,
@@ -152,7 +152,7 @@ class Batches:
         )
 
 
-def cut(rows: np.ndarray, sizes: Sequence[Size], count: int) -> list[np.ndarray]:
+def cut(rows: np.ndarray, sizes: Sequence[PromptSize], count: int) -> list[np.ndarray]:
     """Rows in order of their size, `count` at a time."""
     ordered = np.array(sorted(rows, key=lambda row: sizes[row]), int)
     return [ordered[i : i + count] for i in range(0, len(ordered), count)]

@@ -4,13 +4,13 @@ import numpy as np
 import optax
 
 from mmedexpert_jax.gba.batches import Batches
-from mmedexpert_jax.gba.policy_learner import Learner, Part, State
+from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner, State
 from mmedexpert_jax.gba.rewards import Scores
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.processing.processor import Processor
 
 
-def gradient_norms(rollout: Rollout, learner: Learner, state: State, batches: Batches) -> np.ndarray:
+def gradient_norms(rollout: Rollout, learner: PolicyLearner, state: State, batches: Batches) -> np.ndarray:
     """Norm [N, S] of each completion's own gradient, its KL term included, before clipping and division."""
     norms = np.zeros_like(rollout.lengths, np.float64)
     for i, encoded in enumerate(rollout.encoded):
@@ -25,7 +25,13 @@ def gradient_norms(rollout: Rollout, learner: Learner, state: State, batches: Ba
 
 
 def explain(
-    rollout: Rollout, scores: Scores, learner: Learner, state: State, batches: Batches, processor: Processor, count: int
+    rollout: Rollout,
+    scores: Scores,
+    learner: PolicyLearner,
+    state: State,
+    batches: Batches,
+    processor: Processor,
+    count: int,
 ) -> str:
     """The first `count` completions of a step as text.
 

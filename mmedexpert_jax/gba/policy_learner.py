@@ -36,7 +36,7 @@ class Part:
     old_logprobs: jax.Array | None = None  # [B, S, R], the trainer's before the first update; None: the policy's own
 
 
-class Learner(train.Learner):
+class PolicyLearner(train.Learner):
     """Samples from the policy and updates it by equation 5.
 
     Args:

@@ -16,10 +16,10 @@ from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
 from mmedexpert_jax.gba.advantages import estimate, totals
-from mmedexpert_jax.gba.batches import Batches, Size, cut
+from mmedexpert_jax.gba.batches import Batches, PromptSize, cut
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
-from mmedexpert_jax.gba.policy_learner import Learner, Part
+from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.gba.split import micro_batch
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
@@ -107,7 +107,7 @@ class Job:
     batches: Batches
     processor: Processor
     model: Model
-    learner: Learner
+    learner: PolicyLearner
     steps: int
     part: int
 
@@ -127,7 +127,7 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     batches = Batches(processor, guidelines, rounds, part, config.max_prompt_length, shares, config.minibatches)
     model, params, under = load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
-    learner = Learner(model, params, config, ban, samples, steps, mesh, under)
+    learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under)
     return Job(scoring, guidelines, batches, processor, model, learner, steps, part)
 
 
@@ -245,7 +245,7 @@ def _parts(rollout: Rollout, batches: Batches, config: ConfigDict, part: int, de
 
     The last micro-batch is filled up where groups were dropped; if all were, one remains in which nothing counts.
     """
-    size, sizes = part * devices, [Size.of(one) for one in rollout.encoded]
+    size, sizes = part * devices, [PromptSize.of(one) for one in rollout.encoded]
     minibatches = [
         [rollout.part(rows, batches, size, config.packing, devices) for rows in cut(minibatch, sizes, size)]
         for minibatch in np.array_split(np.flatnonzero(rollout.trained), config.minibatches)
@@ -254,7 +254,7 @@ def _parts(rollout: Rollout, batches: Batches, config: ConfigDict, part: int, de
     return [minibatch for minibatch in minibatches if minibatch] or nothing
 
 
-def _flops(rollout: Rollout, model: Model, learner: Learner, config: ConfigDict) -> float:
+def _flops(rollout: Rollout, model: Model, learner: PolicyLearner, config: ConfigDict) -> float:
     """Operations of a step: sampling; in every pass the gradient, and the reference where there is a KL; and the old
     policy where it is asked again."""
 

@@ -19,7 +19,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import table3
 from mmedexpert_jax.launch.pipeline import stop_if_asked
 from mmedexpert_jax.launch.sharing import Stages, Task, turn
-from mmedexpert_jax.launch.table3 import Model, Row, Stage
+from mmedexpert_jax.launch.table3 import AblationRow, Stage, StageModel
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -65,7 +65,7 @@ def folder(config: ConfigDict) -> Path:
     return Path(config.stages or f"{config.workdir}/stages").expanduser()
 
 
-def rows(config: ConfigDict) -> tuple[Row, ...]:
+def rows(config: ConfigDict) -> tuple[AblationRow, ...]:
     """The rows that are asked for, in the table's order. Raises ConfigError on an unknown name."""
     known = table3.rows(config.rivals) if config.table == 3 else table3.rows_of_table_4()
     names = [row.name for row in known]
@@ -74,19 +74,19 @@ def rows(config: ConfigDict) -> tuple[Row, ...]:
     return tuple(row for row in known if not config.rows or row.name in config.rows)
 
 
-def greedy(config: ConfigDict, model: Model) -> Stage:
+def greedy(config: ConfigDict, model: StageModel) -> Stage:
     """The evaluation behind a row's accuracy."""
     return Stage("evaluate", {"limit": config.questions or config.limit}, model)
 
 
-def sampled(config: ConfigDict, model: Model) -> Stage:
+def sampled(config: ConfigDict, model: StageModel) -> Stage:
     """The evaluation behind a row's diversity: several answers to each of some items."""
     settings = config.diversity
     fields = {"num_samples": settings.num_samples, "temperature": settings.temperature}
     return Stage("evaluate", {"limit": settings.questions or config.limit, **fields}, model)
 
 
-def wanted(config: ConfigDict, chosen: Sequence[Row]) -> list[Stage]:
+def wanted(config: ConfigDict, chosen: Sequence[AblationRow]) -> list[Stage]:
     """The evaluations of the rows; all other stages are what these need."""
     return [stage(config, row.model) for row in chosen for stage in (greedy, sampled)]
 

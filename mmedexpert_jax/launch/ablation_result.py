@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import border
 from mmedexpert_jax.launch import ablation, stage_costs, table3
 from mmedexpert_jax.launch.sharing import MODEL, Stages
-from mmedexpert_jax.launch.table3 import Claim, Row
+from mmedexpert_jax.launch.table3 import AblationRow, Claim
 from mmedexpert_jax.medeval import result_tables, stats
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
@@ -46,11 +46,13 @@ DIVERSITY_NOTE = (
 class Measured:
     """The answers of one row: a value per seed and item of each measure."""
 
-    row: Row
+    row: AblationRow
     values: Mapping[str, np.ndarray]  # of shape [seeds, items]
 
 
-def write(config: ConfigDict, path: Path, rows: Sequence[Row], stages: Stages, seeds: Sequence[int]) -> dict[str, Any]:
+def write(
+    config: ConfigDict, path: Path, rows: Sequence[AblationRow], stages: Stages, seeds: Sequence[int]
+) -> dict[str, Any]:
     """Writes export/ablation.json, tables in three formats, table.md and plots/ for the seeds that are done.
 
     Returns:
@@ -192,7 +194,7 @@ def draw(result: Mapping[str, Any], title: str, path: Path) -> Path:
     return plots.bars(bars, path, f"Figure 3 {title}", "right answers, %")
 
 
-def _measured(config: ConfigDict, row: Row, stages: Stages, seeds: Sequence[int]) -> Measured:
+def _measured(config: ConfigDict, row: AblationRow, stages: Stages, seeds: Sequence[int]) -> Measured:
     greedy = [_read(config, stages, ablation.greedy(config, row.model), seed) for seed in seeds]
     sampled = [_read(config, stages, ablation.sampled(config, row.model), seed) for seed in seeds]
     values = {"accuracy": np.array([[np.mean(right) for right in run.outcomes().values()] for run in greedy])}

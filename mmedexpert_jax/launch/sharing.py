@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import __version__
 from mmedexpert_jax.config import resumes
 from mmedexpert_jax.launch.pipeline import stage_config
-from mmedexpert_jax.launch.table3 import Model, Stage
+from mmedexpert_jax.launch.table3 import Stage, StageModel
 from mmedexpert_jax.runtime import files, processes
 from mmedexpert_jax.runtime.run import finished, flat
 
@@ -99,7 +99,7 @@ class Stages:
         """The wanted stages and those they need, inputs first, each once."""
         seen: set[str] = set()
 
-        def visit(stage: Model) -> Iterator[Task]:
+        def visit(stage: StageModel) -> Iterator[Task]:
             if stage is None:
                 return
             task = self.task(stage, seed)

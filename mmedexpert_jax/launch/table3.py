@@ -34,11 +34,11 @@ class Stage:
     experts: Mapping[str, "Stage"] = field(default_factory=dict)
 
 
-Model = Stage | None  # None: the base model
+StageModel = Stage | None  # None: the base model
 
 
 @dataclass(frozen=True)
-class Row:
+class AblationRow:
     """A row of the result.
 
     Attributes:
@@ -50,7 +50,7 @@ class Row:
     """
 
     name: str
-    model: Model
+    model: StageModel
     ticks: tuple[str, ...] = ()
     published: float | None = None
     part: str = "Table 3"
@@ -66,7 +66,7 @@ class Claim:
     measure: str = "accuracy"
 
 
-BASE: Model = None
+BASE: StageModel = None
 
 
 def expert(specialty: str) -> Stage:
@@ -78,7 +78,7 @@ EXPERTS = {name: expert(name) for name in SPECIALTIES}
 MIXED = expert("mixed")
 
 
-def rl(start: Model = BASE, **fields: Any) -> Stage:
+def rl(start: StageModel = BASE, **fields: Any) -> Stage:
     """Reinforcement learning (section 4.2) from a model; without fields it is GBA."""
     return Stage("gba", fields, start)
 
@@ -102,7 +102,7 @@ def twice(method: str, first: str = "", **fields: Any) -> Stage:
 GRPO = rl(objective="grpo", guided=False, rewards={"structure": 0.0})
 
 
-def rows(rivals: str = "all") -> tuple[Row, ...]:
+def rows(rivals: str = "all") -> tuple[AblationRow, ...]:
     """The eleven rows of Table 3, those of Figure 3 (c), and ours beside.
 
     Args:
@@ -111,28 +111,31 @@ def rows(rivals: str = "all") -> tuple[Row, ...]:
     first = {"all": "", "last": "ties"}[rivals]
     scores = dict(zip(SPECIALTIES, (22.30, 22.80, 19.90, 21.30), strict=True))
     return (
-        Row("Base", BASE, (), 20.90),
-        *(Row(name, EXPERTS[name], ("Disentangled",), scores[name]) for name in SPECIALTIES),
-        Row("Mixed SFT", MIXED, ("Unified",), 22.05),
-        Row("GRPO", GRPO, ("GRPO",), 21.35),
-        Row("GBA", rl(), ("GBA",), 21.90),
-        Row("Mixed SFT + GBA", rl(MIXED), ("Unified", "GBA", "Naive"), 22.05),
-        Row("DSA + GBA", once("average"), ("Disentangled", "GBA", "Naive"), 22.35),
-        Row("Ours", twice("ties"), ("Disentangled", "GBA", "TIES"), 23.35),
-        *(Row(name, twice(method, first), (), score, "Figure 3 (c)") for name, (method, score) in RIVALS.items()),
-        Row("TIES once", once("ties"), part="beside"),
-        Row("Ours (rl_origin=start)", twice("ties", rl_origin="start"), part="beside"),
-        Row("GBA without structure", rl(rewards={"structure": 0.0}), part="beside"),
-        Row("Merged experts (TIES)", merged("ties", EXPERTS), part="beside"),
-        Row("Merged experts (naive)", merged("average", EXPERTS), part="beside"),
+        AblationRow("Base", BASE, (), 20.90),
+        *(AblationRow(name, EXPERTS[name], ("Disentangled",), scores[name]) for name in SPECIALTIES),
+        AblationRow("Mixed SFT", MIXED, ("Unified",), 22.05),
+        AblationRow("GRPO", GRPO, ("GRPO",), 21.35),
+        AblationRow("GBA", rl(), ("GBA",), 21.90),
+        AblationRow("Mixed SFT + GBA", rl(MIXED), ("Unified", "GBA", "Naive"), 22.05),
+        AblationRow("DSA + GBA", once("average"), ("Disentangled", "GBA", "Naive"), 22.35),
+        AblationRow("Ours", twice("ties"), ("Disentangled", "GBA", "TIES"), 23.35),
+        *(
+            AblationRow(name, twice(method, first), (), score, "Figure 3 (c)")
+            for name, (method, score) in RIVALS.items()
+        ),
+        AblationRow("TIES once", once("ties"), part="beside"),
+        AblationRow("Ours (rl_origin=start)", twice("ties", rl_origin="start"), part="beside"),
+        AblationRow("GBA without structure", rl(rewards={"structure": 0.0}), part="beside"),
+        AblationRow("Merged experts (TIES)", merged("ties", EXPERTS), part="beside"),
+        AblationRow("Merged experts (naive)", merged("average", EXPERTS), part="beside"),
     )
 
 
-def rows_of_table_4() -> tuple[Row, ...]:
+def rows_of_table_4() -> tuple[AblationRow, ...]:
     """`model.path`, and the same after GBA on the cases of `data.path`."""
     return (
-        Row("MMedExpert-R1 before", BASE, part="Table 4"),
-        Row("MMedExpert-R1", rl(), published=77.93, part="Table 4"),
+        AblationRow("MMedExpert-R1 before", BASE, part="Table 4"),
+        AblationRow("MMedExpert-R1", rl(), published=77.93, part="Table 4"),
     )
 
 

@@ -2,13 +2,13 @@
 
 from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.medeval.eval_job import answer, run
-from mmedexpert_jax.medeval.evaluate import Evaluation, Row, compare_evaluations, evaluate
+from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation, compare_evaluations, evaluate
 from mmedexpert_jax.medeval.scoring import judge_choice
 from mmedexpert_jax.medeval.stats import bootstrap, compare, mcnemar
 
 __all__ = [
+    "AnswerRow",
     "Evaluation",
-    "Row",
     "answer",
     "bootstrap",
     "compare",

@@ -10,7 +10,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import prompt_styles
 from mmedexpert_jax.medeval.backends import Asked, Backend
 from mmedexpert_jax.medeval.prompt_styles import Prompt
-from mmedexpert_jax.medeval.store import Answers, answer_key
+from mmedexpert_jax.medeval.store import AnswerLog, answer_key
 from mmedexpert_jax.rollout import Reply
 
 
@@ -66,7 +66,7 @@ class Asker:
     """
 
     backend: Backend
-    answers: Answers
+    answers: AnswerLog
     settings: dict[str, Any]
     num_samples: int = 1
     share: Share = field(default_factory=Share)

@@ -22,7 +22,7 @@ from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.finish import finish, slug, style
 from mmedexpert_jax.medeval.identifiers import sendable, sendable_requests
 from mmedexpert_jax.medeval.paper_tables import Result
-from mmedexpert_jax.medeval.store import Answers
+from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.medeval.systems import Target, parse
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.runtime import Run, files
@@ -195,7 +195,7 @@ def _evaluate(
     """This process's share of a benchmark's items, asked and judged; `folder` keeps the answers."""
     asked = questions(items, style(config, target), config.paradigm or None)
     refused: list[str] = []
-    with Answers(folder, config.process) as answers, run.progress(len(asked), label=f"{target.name}, {key}") as bar:
+    with AnswerLog(folder, config.process) as answers, run.progress(len(asked), label=f"{target.name}, {key}") as bar:
         if answers.broken:
             print(f"{folder}: {answers.broken} broken lines left out; their questions are asked again", flush=True)
         share = Share(config.process, config.processes)

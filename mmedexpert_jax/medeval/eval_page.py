@@ -16,7 +16,7 @@ from markupsafe import Markup
 from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import prompt_styles
-from mmedexpert_jax.medeval.evaluate import Evaluation, Row
+from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.result_tables import Rows
 from mmedexpert_jax.processing.images import open_image
@@ -77,7 +77,7 @@ def _benchmark(
     }
 
 
-def _choose(items: Sequence[Item], by_model: Mapping[str, Mapping[str, list[Row]]], limit: int) -> list[Item]:
+def _choose(items: Sequence[Item], by_model: Mapping[str, Mapping[str, list[AnswerRow]]], limit: int) -> list[Item]:
     """At most `limit` items in their order: all of them, or those that a model got wrong and then the others, each
     kind at even distances."""
     if len(items) <= limit:
@@ -94,7 +94,7 @@ def _choose(items: Sequence[Item], by_model: Mapping[str, Mapping[str, list[Row]
 def _item(
     folder: Path,
     item: Item,
-    by_model: Mapping[str, Mapping[str, list[Row]]],
+    by_model: Mapping[str, Mapping[str, list[AnswerRow]]],
     styles: Mapping[str, str],
     paradigm: str | None,
 ) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _item(
     }
 
 
-def _answer(row: Row, prompt: int) -> dict[str, Any]:
+def _answer(row: AnswerRow, prompt: int) -> dict[str, Any]:
     return {
         "text": row.response,
         "said": row.said,
@@ -164,8 +164,8 @@ def _pictures(folder: Path, item: Item) -> list[str]:
     return paths
 
 
-def _by_item(evaluation: Evaluation) -> dict[str, list[Row]]:
-    rows: dict[str, list[Row]] = {}
+def _by_item(evaluation: Evaluation) -> dict[str, list[AnswerRow]]:
+    rows: dict[str, list[AnswerRow]] = {}
     for row in evaluation.rows:
         rows.setdefault(row.id, []).append(row)
     return rows

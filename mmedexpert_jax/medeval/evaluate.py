@@ -33,7 +33,7 @@ BOTH = ("strict", "medevalkit")  # scorers that every report shows
 
 
 @dataclass(frozen=True)
-class Row:
+class AnswerRow:
     """One answer.
 
     Attributes:
@@ -73,7 +73,7 @@ class Row:
 class Evaluation:
     """The answers of one model, in the order of the items."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[AnswerRow, ...]
 
     def outcomes(self) -> dict[str, list[bool]]:
         """Verdicts by item; all samples and prompts of an item stand together."""
@@ -141,13 +141,13 @@ class Evaluation:
         """Reads what `write` wrote. Raises DataError."""
         try:
             lines = Path(path).read_text(encoding="utf-8").split("\n")
-            return cls(tuple(Row(**border.parse_json(line, "a row")) for line in lines if line))
+            return cls(tuple(AnswerRow(**border.parse_json(line, "a row")) for line in lines if line))
         except (OSError, DataError, ValueError, TypeError) as error:
             raise DataError(f"{path}: not the rows of an evaluation ({error})") from None
 
-    def by_item(self) -> dict[str, list[Row]]:
+    def by_item(self) -> dict[str, list[AnswerRow]]:
         """Rows by item; all samples and prompts of an item stand together."""
-        rows: dict[str, list[Row]] = {}
+        rows: dict[str, list[AnswerRow]] = {}
         for row in self.rows:
             rows.setdefault(row.id, []).append(row)
         return rows
@@ -193,14 +193,14 @@ def judged(
     paradigm: str | None = None,
     scorer: str = "strict",
     first: Sequence[Reply] = (),
-) -> list[Row]:
+) -> list[AnswerRow]:
     """Rows of a model's replies to one item under a prompt that asks for an answer in `form`. Raises ConfigError."""
     rows = []
     labels = {label: value for label, value in item.labels.items() if value}
     for sample, reply in enumerate(replies):
         scores = {name: score(item, reply.text, name, form) for name in dict.fromkeys((*BOTH, scorer))}
         rows.append(
-            Row(
+            AnswerRow(
                 id=item.id,
                 sample=sample,
                 response=reply.text,
@@ -270,7 +270,7 @@ def evaluate(
     )
     engine = Engine(model, params, processor, settings, lora=lora, key=key)
     prompts, names = (conversation(*jobs[i]) for i in share), (f"case {jobs[i][0].id}" for i in share)
-    rows: dict[int, list[Row]] = {}
+    rows: dict[int, list[AnswerRow]] = {}
     with costs.shared():
         for place, replies in engine.answer(prompts, share, names):
             case, asked = jobs[share[place]]
@@ -279,7 +279,7 @@ def evaluate(
                 on_batch(len(rows) * len(jobs) // len(share))
     shares = processes.gather([[asdict(row) for row in rows[place]] for place in range(len(share))])
     count = len(shares)
-    return Evaluation(tuple(Row(**row) for i in range(len(jobs)) for row in shares[i % count][i // count]))
+    return Evaluation(tuple(AnswerRow(**row) for i in range(len(jobs)) for row in shares[i % count][i // count]))
 
 
 def constant(items: Sequence[Item]) -> tuple[str, Evaluation]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.medeval.evaluate import Evaluation, Row
+from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.prompt_styles import lettered
 from mmedexpert_jax.remote import Client, Request
 
@@ -111,18 +111,18 @@ def _verdicts(text: str) -> list[bool]:
     return found or [False]
 
 
-def _wanted(item: Item, row: Row, what: str) -> bool:
+def _wanted(item: Item, row: AnswerRow, what: str) -> bool:
     return what == "all" or item.kind == "open" or (what == "unparsed" and row.said is None)
 
 
-def _complete(rows: Sequence[Row]) -> tuple[Row, ...]:
+def _complete(rows: Sequence[AnswerRow]) -> tuple[AnswerRow, ...]:
     """Rows that were not judged count under "judge" as under the scorer in force, so that the column is whole."""
     if not any("judge" in row.verdicts for row in rows):
         return tuple(rows)
     return tuple(replace(row, verdicts={**row.verdicts, "judge": row.verdicts.get("judge", row.right)}) for row in rows)
 
 
-def _request(item: Item, row: Row) -> Request:
+def _request(item: Item, row: AnswerRow) -> Request:
     options = "\nOptions:\n" + "\n".join(lettered(item)) if item.options else ""
     text = (
         "You grade answers to medical questions. Say whether the response gives the same final answer as the key; "

@@ -20,7 +20,7 @@ PATTERNS = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class KitReading:
     """The kit's reading of a response.
 
     Attributes:
@@ -63,7 +63,7 @@ def parse_response(response: str) -> str:
     return response
 
 
-def judge_multi_choice(choices: Sequence[str], answer: str, response: str) -> Verdict:
+def judge_multi_choice(choices: Sequence[str], answer: str, response: str) -> KitReading:
     """The kit's verdict on a choice: by letter, by text of a choice, else by similarity (`difflib`, the first best).
 
     Args:
@@ -82,18 +82,18 @@ def judge_multi_choice(choices: Sequence[str], answer: str, response: str) -> Ve
     response = parse_response(response).strip().lower().replace("\n", "")
     said = response.split(".")[0].split(":")[-1]
     if said == gold:
-        return Verdict(True, said)
+        return KitReading(True, said)
     if said in letters:
-        return Verdict(texts[letters.index(said)] == gold, said)
+        return KitReading(texts[letters.index(said)] == gold, said)
     if said in texts:
         right = gold in letters and said == texts[letters.index(gold)]
-        return Verdict(right, letters[texts.index(said)])
+        return KitReading(right, letters[texts.index(said)])
     ratios = [difflib.SequenceMatcher(None, text, response).ratio() for text in texts]
     guess = ratios.index(max(ratios))
-    return Verdict(gold in (letters[guess], texts[guess]), letters[guess], guessed=True)
+    return KitReading(gold in (letters[guess], texts[guess]), letters[guess], guessed=True)
 
 
-def judge_mmmu(options: Sequence[str], answer: str, response: str, seed: str) -> Verdict:
+def judge_mmmu(options: Sequence[str], answer: str, response: str, seed: str) -> KitReading:
     """The kit's verdict on a choice of MMMU, which has a parser of its own: of the letters in brackets, else between
     spaces, else of the options' texts in more than five words, the last to appear. Where it finds none the kit draws a
     letter from an unseeded generator; here `seed` (the item's id) decides.
@@ -112,26 +112,26 @@ def judge_mmmu(options: Sequence[str], answer: str, response: str, seed: str) ->
         texts = zip(letters, map(str.lower, options), strict=True)
         places = {letter: text.lower().rfind(option) for letter, option in texts if option in text.lower()}
     said = max(places, key=places.__getitem__) if places else random.Random(seed).choice(letters)
-    return Verdict(said == answer, said, guessed=not places)
+    return KitReading(said == answer, said, guessed=not places)
 
 
-def judge_judgement(answer: str, response: str) -> Verdict:
+def judge_judgement(answer: str, response: str) -> KitReading:
     """The kit's verdict on yes or no: exactly one of the two occurs, be it inside a word, and it is the answer."""
     response = _closed(response)
     said = [word for word in ("yes", "no") if word in response]
-    return Verdict(len(said) == 1 and answer.lower() in response, said[0] if len(said) == 1 else "")
+    return KitReading(len(said) == 1 and answer.lower() in response, said[0] if len(said) == 1 else "")
 
 
-def judge_close_end(answer: str, response: str) -> Verdict:
+def judge_close_end(answer: str, response: str) -> KitReading:
     """The kit's verdict on a word or phrase: equal but for case, line breaks and stops."""
     response = _closed(response)
-    return Verdict(response == answer.lower(), response)
+    return KitReading(response == answer.lower(), response)
 
 
-def judge_open_end(answer: str, response: str) -> Verdict:
+def judge_open_end(answer: str, response: str) -> KitReading:
     """The kit's verdict on an open answer without a judge model: equal but for case and outer white space."""
     response = parse_response(response.strip())
-    return Verdict(response == answer.lower().strip(), response)
+    return KitReading(response == answer.lower().strip(), response)
 
 
 def token_f1(answer: str, response: str) -> float:

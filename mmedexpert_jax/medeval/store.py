@@ -36,7 +36,7 @@ def _by_content(value: Any) -> str:
     raise TypeError(f"{type(value).__name__} cannot be hashed")
 
 
-class Answers:
+class AnswerLog:
     """The answers in a folder; `process` names the file that this one writes. A context manager.
 
     Attributes:
@@ -85,7 +85,7 @@ class Answers:
         """Closes the file and gives back its lock."""
         self._file.close()
 
-    def __enter__(self) -> "Answers":
+    def __enter__(self) -> "AnswerLog":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -63,7 +63,7 @@ class File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Method:
+class MergekitMethod:
     """A method of mergekit's.
 
     Attributes:
@@ -85,10 +85,10 @@ class Method:
     required: tuple[str, ...] = ()
 
 
-def _arithmetic(ours: str, normalize: bool, rescale: bool, **more: str) -> Method:
+def _arithmetic(ours: str, normalize: bool, rescale: bool, **more: str) -> MergekitMethod:
     own = {"weight": "weight", "density": "density", **more}
     flags = {"normalize": normalize, "rescale": rescale, "int8_mask": False}
-    return Method(ours, own, {"lambda": "scale"}, flags, required=("weight",))
+    return MergekitMethod(ours, own, {"lambda": "scale"}, flags, required=("weight",))
 
 
 _GAMMA, _EPSILON, _WEIGHT = {"gamma": "gamma"}, {"epsilon": "epsilon"}, {"weight": "weight"}
@@ -101,20 +101,26 @@ METHODS = {
     "della_linear": _arithmetic("della_linear", False, True, **_EPSILON),
     "breadcrumbs": _arithmetic("breadcrumbs", False, False, **_GAMMA),
     "breadcrumbs_ties": _arithmetic("breadcrumbs_ties", False, False, **_GAMMA),
-    "linear": Method("weight_sum", _WEIGHT, {}, {"normalize": True}, base=False, inputs=True, required=("weight",)),
-    "passthrough": Method("weight_sum", {"scale": "weight"}, {}, {}, base=False, inputs=True),
-    "slerp": Method("weight_slerp", {}, {"t": "t"}, {}, inputs=True, required=("t",)),
-    "nuslerp": Method(
+    "linear": MergekitMethod(
+        "weight_sum", _WEIGHT, {}, {"normalize": True}, base=False, inputs=True, required=("weight",)
+    ),
+    "passthrough": MergekitMethod("weight_sum", {"scale": "weight"}, {}, {}, base=False, inputs=True),
+    "slerp": MergekitMethod("weight_slerp", {}, {"t": "t"}, {}, inputs=True, required=("t",)),
+    "nuslerp": MergekitMethod(
         "slerp", _WEIGHT, {}, {"nuslerp_flatten": True, "nuslerp_row_wise": False}, base=False, required=("weight",)
     ),
-    "multislerp": Method("multislerp", _WEIGHT, {}, {"normalize_weights": True}, base=False, required=("weight",)),
-    "karcher": Method("weight_karcher", {}, {"max_iter": "max_iter", "tol": "tol"}, {}, base=False, inputs=True),
-    "model_stock": Method("model_stock", {}, {}, {"filter_wise": False}),
-    "ram": Method("ram", {}, {"epsilon": "threshold"}, {}),
-    "ramplus_tl": Method("ramplus", {}, {"epsilon": "threshold", "r": "slope", "alpha": "bound"}, {}),
-    "sce": Method("sce", {}, {"select_topk": "density"}, {"int8_mask": False}),
-    "nearswap": Method("nearswap", {}, {"t": "t"}, {}, required=("t",)),
-    "arcee_fusion": Method("arcee_fusion", {}, {}, {}),
+    "multislerp": MergekitMethod(
+        "multislerp", _WEIGHT, {}, {"normalize_weights": True}, base=False, required=("weight",)
+    ),
+    "karcher": MergekitMethod(
+        "weight_karcher", {}, {"max_iter": "max_iter", "tol": "tol"}, {}, base=False, inputs=True
+    ),
+    "model_stock": MergekitMethod("model_stock", {}, {}, {"filter_wise": False}),
+    "ram": MergekitMethod("ram", {}, {"epsilon": "threshold"}, {}),
+    "ramplus_tl": MergekitMethod("ramplus", {}, {"epsilon": "threshold", "r": "slope", "alpha": "bound"}, {}),
+    "sce": MergekitMethod("sce", {}, {"select_topk": "density"}, {"int8_mask": False}),
+    "nearswap": MergekitMethod("nearswap", {}, {"t": "t"}, {}, required=("t",)),
+    "arcee_fusion": MergekitMethod("arcee_fusion", {}, {}, {}),
 }
 
 
@@ -175,7 +181,7 @@ def _merge(path: str | Path, file: File, inputs: list[Input], shared: list[Given
     return Recipe(base, {names[model]: model for model in experts}, parameters)
 
 
-def _rule(method: Method, whole: bool, flags: Mapping[str, bool]) -> tuple[str, Any]:
+def _rule(method: MergekitMethod, whole: bool, flags: Mapping[str, bool]) -> tuple[str, Any]:
     """Our method and its switches."""
     name = method.ours
     if name == "slerp" and not flags["nuslerp_flatten"]:
@@ -194,7 +200,7 @@ def _rule(method: Method, whole: bool, flags: Mapping[str, bool]) -> tuple[str, 
 
 
 def _numbers(
-    place: str, method: Method, shared: list[Given], own: Mapping[str, Mapping[str, Any]]
+    place: str, method: MergekitMethod, shared: list[Given], own: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, dict[str, Spec]], dict[str, bool]]:
     """Numbers by ours and owner, and flags. Raises ConfigError for a parameter that mergekit would not read there."""
     numbers: dict[str, dict[str, Spec]] = {}
@@ -219,7 +225,7 @@ def _numbers(
     return numbers, flags
 
 
-def _listed(method: Method) -> str:
+def _listed(method: MergekitMethod) -> str:
     return ", ".join([*method.own, *method.shared, *method.flags]) or "it has none"
 
 

@@ -11,7 +11,7 @@ from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.mmedexpert import decontamination, exemplars, teacher_prompts
 from mmedexpert_jax.mmedexpert.dataset_build import COLUMNS, Built
 from mmedexpert_jax.mmedexpert.funnel import margins
-from mmedexpert_jax.mmedexpert.trace_synthesis import Settings
+from mmedexpert_jax.mmedexpert.trace_synthesis import TraceSettings
 from mmedexpert_jax.report.text_tables import markdown
 
 Parts = Mapping[str, Sequence[Built]]
@@ -21,7 +21,7 @@ def manifest(
     parts: Parts,
     hashes: Mapping[str, str],
     facts: Mapping[str, Mapping[str, Any]],
-    settings: Settings,
+    settings: TraceSettings,
     funnel: Sequence[Mapping[str, Any]],
     review: str,
 ) -> dict[str, Any]:

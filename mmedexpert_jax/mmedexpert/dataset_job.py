@@ -112,10 +112,10 @@ class Factory:
                 f"{self.store.path}: {nothing(every, config.reviewed, open_still)}; see {self.run.path / 'table.md'}"
             )
 
-    def settings(self, teacher: str) -> trace_synthesis.Settings:
+    def settings(self, teacher: str) -> trace_synthesis.TraceSettings:
         """Settings of the requests for traces, and of their check."""
         config = self.config
-        return trace_synthesis.Settings(teacher, config.candidates, config.teacher.prompt, tuple(config.words))
+        return trace_synthesis.TraceSettings(teacher, config.candidates, config.teacher.prompt, tuple(config.words))
 
     def pairs(self) -> list[tuple[Record, str]]:
         """Cases and designated paradigms. Raises ConfigError before the first stage."""
@@ -124,7 +124,7 @@ class Factory:
             raise ConfigError(f"{self.store.path} holds no cases: run --config.stages=collect first, or all stages")
         return eligibility.assign(records, self.config.paradigm_policy, self.config.seed)
 
-    def _write(self, chosen: Sequence[Built], rows: list[dict], settings: trace_synthesis.Settings) -> None:
+    def _write(self, chosen: Sequence[Built], rows: list[dict], settings: trace_synthesis.TraceSettings) -> None:
         """export/dataset with all rows, export/public without those that may not be passed on."""
         config = self.config
         public = [one for one in chosen if one.trace.case.redistributable or config.include_restricted]

@@ -58,7 +58,7 @@ def _disk(config: ConfigDict, records: list[Record], pairs: list[tuple[Record, s
 
 
 def _request(config: ConfigDict, record: Record, paradigm: str) -> Request:
-    settings = trace_synthesis.Settings("", config.candidates, config.teacher.prompt, tuple(config.words))
+    settings = trace_synthesis.TraceSettings("", config.candidates, config.teacher.prompt, tuple(config.words))
     return trace_synthesis.request(record, paradigm, 0, settings)
 
 

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from mmedexpert_jax.remote import Answers, Attempt, Reply, Request, Usage
+from mmedexpert_jax.remote import Answers, Attempt, EndpointReply, Request, Usage
 from mmedexpert_jax.remote.messages import content_key
 
-OnReply = Callable[[int, Reply], None]
+OnReply = Callable[[int, EndpointReply], None]
 Answer = Callable[[list[list[dict[str, Any]]], list[int]], list[tuple[str, int, bool]]]
 Interrupted = Callable[[], int | None]
 
@@ -15,7 +15,7 @@ Interrupted = Callable[[], int | None]
 class Teacher(Protocol):
     """A model that is asked for traces, votes or judgements; the clients of `remote` have the same `ask`."""
 
-    def ask(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+    def ask(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[EndpointReply]:
         """Replies in the order of the requests, each once to `on_reply` as it comes; stored ones first."""
         ...
 
@@ -49,17 +49,17 @@ class LocalTeacher:
         self.name, self._settings, self._answer, self._answers = name, settings, answer, answers
         self._part, self._stop = part, stop
 
-    def ask(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+    def ask(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[EndpointReply]:
         """Replies in the order of the requests."""
         keys = [content_key(request, self.name, self._settings) for request in requests]
-        replies: dict[str, Reply] = {}
+        replies: dict[str, EndpointReply] = {}
         for start in range(0, len(keys), self._part):
             part = range(start, min(start + self._part, len(keys)))
             if any(self._answers.get(keys[i]) is None for i in part):
                 self._stop()
                 self._ask([requests[i] for i in part], [keys[i] for i in part])
             for i in part:
-                replies[keys[i]] = self._answers.get(keys[i]) or Reply(keys[i], error="no answer")
+                replies[keys[i]] = self._answers.get(keys[i]) or EndpointReply(keys[i], error="no answer")
                 if on_reply is not None:
                     on_reply(i, replies[keys[i]])
         return [replies[key] for key in keys]
@@ -72,5 +72,5 @@ class LocalTeacher:
         for key, (text, tokens, cut) in zip(keys, texts, strict=True):
             usage = Usage(completion=tokens)
             attempts.append(Attempt(key, started, seconds, 0, "answered", usage=usage, host="in-process"))
-            replies.append(Reply(key, text, "length" if cut else "stop", model=self.name, usage=usage))
+            replies.append(EndpointReply(key, text, "length" if cut else "stop", model=self.name, usage=usage))
         self._answers.put(attempts, replies)

@@ -12,7 +12,7 @@ from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import Judgement, Trace
 from mmedexpert_jax.mmedexpert.review.rubric import RUBRIC
-from mmedexpert_jax.remote import Reply, Request
+from mmedexpert_jax.remote import EndpointReply, Request
 
 SYSTEM = (
     "You check a clinician's written reasoning against a rubric. Be strict: a criterion is met only if the text shows "
@@ -24,7 +24,7 @@ def judge(traces: Sequence[Trace], ask: Teacher, name: str, store: Store) -> int
     """Has traces judged and stores the judgements; returns how many replies could be read."""
     read = 0
 
-    def on_reply(index: int, reply: Reply) -> None:
+    def on_reply(index: int, reply: EndpointReply) -> None:
         nonlocal read
         if found := judgement(reply.text, traces[index].paradigm, name):
             read += 1

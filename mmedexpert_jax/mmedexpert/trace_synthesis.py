@@ -9,11 +9,11 @@ from mmedexpert_jax.mmedexpert import filters, teacher_prompts
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import Record, Trace, trace_id
-from mmedexpert_jax.remote import Reply, Request
+from mmedexpert_jax.remote import EndpointReply, Request
 
 
 @dataclass(frozen=True)
-class Settings:
+class TraceSettings:
     """Settings of the requests for traces.
 
     Attributes:
@@ -55,7 +55,7 @@ OnCount = Callable[[int], None]
 
 
 def synthesise(
-    pairs: Sequence[Pair], ask: Teacher, store: Store, settings: Settings, on_count: OnCount = lambda count: None
+    pairs: Sequence[Pair], ask: Teacher, store: Store, settings: TraceSettings, on_count: OnCount = lambda count: None
 ) -> Tally:
     """Asks for the traces of `pairs` and stores every candidate with what stage 1 found.
 
@@ -85,14 +85,14 @@ def _round(
     sample: int,
     ask: Teacher,
     store: Store,
-    settings: Settings,
+    settings: TraceSettings,
     tally: Tally,
     on_trace: Callable[[bool], None],
 ) -> set[int]:
     """One candidate for each pair; returns the indices of those that passed."""
     passed = set()
 
-    def on_reply(index: int, reply: Reply) -> None:
+    def on_reply(index: int, reply: EndpointReply) -> None:
         if reply.error:
             tally.given_up[reply.error.partition(":")[0]] += 1
         else:
@@ -107,12 +107,12 @@ def _round(
     return passed
 
 
-def request(record: Record, paradigm: str, sample: int, settings: Settings) -> Request:
+def request(record: Record, paradigm: str, sample: int, settings: TraceSettings) -> Request:
     """The request for one candidate."""
     return Request(teacher_prompts.conversation(record, paradigm, settings.style, settings.words), sample)
 
 
-def read(record: Record, paradigm: str, sample: int, reply: Reply, settings: Settings) -> Trace:
+def read(record: Record, paradigm: str, sample: int, reply: EndpointReply, settings: TraceSettings) -> Trace:
     """The trace in a reply, checked."""
     response = whole(reply)
     check = filters.check(response, record, paradigm, settings.words, reply.finish)
@@ -121,7 +121,7 @@ def read(record: Record, paradigm: str, sample: int, reply: Reply, settings: Set
     return Trace(id, record, paradigm, think, response, settings.teacher, sample, reply.key, check)
 
 
-def whole(reply: Reply) -> str:
+def whole(reply: EndpointReply) -> str:
     """The response with its think block, wherever the server put the reasoning.
 
     A parser of reasoning (vLLM's, for one) moves it to a field of its own; a template that pre-fills "<think>" leaves

@@ -176,7 +176,7 @@ class Merger(nnx.Module):
         return self.linear_fc2(jax.nn.gelu(self.linear_fc1(x), approximate=False))
 
 
-class PatchEmbed(nnx.Module):
+class Qwen3PatchEmbed(nnx.Module):
     """The convolution under the checkpoint's name."""
 
     def __init__(self, config: VisionConfig):
@@ -184,11 +184,11 @@ class PatchEmbed(nnx.Module):
         self.proj = PatchConv(config.hidden_size, *kernel, bias=True)
 
 
-class VisionTower(nnx.Module):
+class Qwen3VisionTower(nnx.Module):
     """Each image is a row of its own; padding patches are masked as keys and their features never read."""
 
     def __init__(self, config: VisionConfig, stacked: bool):
-        self.patch_embed = PatchEmbed(config)
+        self.patch_embed = Qwen3PatchEmbed(config)
         self.pos_embed = Embedding(config.num_positions, config.hidden_size)
         self.blocks = declare_layers(functools.partial(TowerBlock, config), config.depth, stacked)
         self.merger = Merger(config, joined_norm=False)
@@ -229,7 +229,7 @@ class Qwen3VL(nnx.Module):
 
     def __init__(self, config: ModelConfig, stacked: bool = False):
         text = config.text
-        self.visual = VisionTower(config.vision, stacked)
+        self.visual = Qwen3VisionTower(config.vision, stacked)
         self.model = TextDecoder(text, stacked)
         self.lm_head = None if config.tie_word_embeddings else Linear(text.hidden_size, text.vocab_size, False)
 

@@ -56,9 +56,9 @@ def _lower(config: FrozenConfigDict, model: Model, params: dict, trained: Any, r
         from mmedexpert_jax.sft.dsa import learner_of
 
         return learner_of(config, model, Policy(params), 1).lower_update(State(trained, ()), rows)
-    from mmedexpert_jax.gba.policy_learner import Learner
+    from mmedexpert_jax.gba.policy_learner import PolicyLearner
 
-    return Learner(model, params, config, (), config.num_samples, 1).lower_update(State(trained, ()), rows)
+    return PolicyLearner(model, params, config, (), config.num_samples, 1).lower_update(State(trained, ()), rows)
 
 
 def _rows(config: FrozenConfigDict, prompts: int, samples: int) -> Any:

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import medical
-from mmedexpert_jax.processing.windows import Stack, View, chosen, grey, windowed
+from mmedexpert_jax.processing.windows import Frames, View, chosen, grey, windowed
 
 Source = Image.Image | bytes | str | Path
 PLAIN = View()
@@ -52,7 +52,7 @@ class ImageRef:
 
     def plain(self) -> bytes:
         """A file that anyone decodes to this picture without a view: the file itself, or else PNG. Raises DataError."""
-        return self.open() if self.view == PLAIN else Encoded(self.picture())()
+        return self.open() if self.view == PLAIN else EncodedImage(self.picture())()
 
     def picture(self) -> Image.Image:
         """The decoded picture, RGB. Raises DataError."""
@@ -97,7 +97,7 @@ class ImageRef:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImage:
     """A picture made in memory as an encoded file; by default without compression, so that the bytes do not depend on
     the library's version."""
 
@@ -113,7 +113,7 @@ class Encoded:
 
 def in_memory(image: Image.Image, name: str = "image") -> ImageRef:
     """A reference to a picture that is held in memory."""
-    return ImageRef(name, Encoded(image))
+    return ImageRef(name, EncodedImage(image))
 
 
 def decode(
@@ -185,7 +185,7 @@ def clean(data: bytes, name: str, view: View = PLAIN) -> bytes:
             image.load()
             return data
     picture = open_image(data, name, window=view.window, slices=view.slices, plane=view.plane)
-    return Encoded(picture, compress=6)()
+    return EncodedImage(picture, compress=6)()
 
 
 def _named(source: Source | ImageRef) -> str:
@@ -200,7 +200,7 @@ def _reason(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
-def _stack(source: Source, name: str, view: View) -> Stack:
+def _stack(source: Source, name: str, view: View) -> Frames:
     """The pictures of a source, none of them decoded yet. Raises DataError."""
     if isinstance(source, Image.Image):
         return _still(source, name, view)
@@ -279,7 +279,7 @@ def _whole(file: Any, name: str) -> bool:
         return False
 
 
-def _still(image: Image.Image, name: str, view: View) -> Stack:
+def _still(image: Image.Image, name: str, view: View) -> Frames:
     """Pages or frames of a file that Pillow reads."""
     _check_size(image, name)
     count = _pages(image)
@@ -291,7 +291,7 @@ def _still(image: Image.Image, name: str, view: View) -> Stack:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image), name, view)
 
-    return Stack(count, frame)
+    return Frames(count, frame)
 
 
 def _to_rgb(image: Image.Image, name: str, view: View) -> Image.Image:

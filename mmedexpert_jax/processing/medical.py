@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 
 from mmedexpert_jax.errors import ConfigError, DataError
-from mmedexpert_jax.processing.windows import PLANES, Stack, View, grey, windowed
+from mmedexpert_jax.processing.windows import PLANES, Frames, View, grey, windowed
 
-Reader = Callable[[bytes, str, View], Stack]
+Reader = Callable[[bytes, str, View], Frames]
 
 MAX_BYTES = 2**31  # of an unpacked volume: 1,000 CT slices of 512 x 512 x 16 bits are 2**29
 PERCENTILES = (0.5, 99.5)  # of a volume without a window: a few bright voxels would make a whole MR dark
@@ -80,7 +80,7 @@ def _quiet(function: Callable) -> Callable:
 
 
 @_quiet
-def _dicom(content: bytes, name: str, view: View) -> Stack:
+def _dicom(content: bytes, name: str, view: View) -> Frames:
     """The frames of a DICOM file."""
     dataset = read_dicom(content, name)
     if view.plane:
@@ -91,7 +91,7 @@ def _dicom(content: bytes, name: str, view: View) -> Stack:
     limit = Image.MAX_IMAGE_PIXELS
     if not rows * columns or (limit and rows * columns > limit):
         raise DataError(f"{name}: a DICOM picture of {columns} x {rows} pixels; 1 to {limit:,} pixels are read")
-    return Stack(int(dataset.get("NumberOfFrames") or 1), lambda place: _dicom_frame(dataset, place, name, view))
+    return Frames(int(dataset.get("NumberOfFrames") or 1), lambda place: _dicom_frame(dataset, place, name, view))
 
 
 def read_dicom(content: bytes, name: str) -> Any:
@@ -277,7 +277,7 @@ def _nifti_size(content: bytes) -> int:
 
 
 @_quiet
-def _nifti(content: bytes, name: str, view: View) -> Stack:
+def _nifti(content: bytes, name: str, view: View) -> Frames:
     """The slices of a volume along a plane's normal."""
     axis = {"axial": 2, "coronal": 1, "sagittal": 0}[view.plane or PLANES[0]]
 
@@ -294,7 +294,7 @@ def _nifti(content: bytes, name: str, view: View) -> Stack:
         wide, high = (size for i, size in enumerate(spacing) if i != axis)
         return _square(picture, wide, high)
 
-    return Stack(_canonical(_header(content, name), name)[0][axis], frame)
+    return Frames(_canonical(_header(content, name), name)[0][axis], frame)
 
 
 def _square(picture: Image.Image, wide: float, high: float) -> Image.Image:

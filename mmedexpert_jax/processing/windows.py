@@ -51,7 +51,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Stack:
+class Frames:
     """The pictures of one file: how many, and a function that decodes the one of an index."""
 
     count: int

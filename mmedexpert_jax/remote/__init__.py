@@ -2,6 +2,6 @@
 
 from mmedexpert_jax.remote.answer_store import Answers
 from mmedexpert_jax.remote.client import Client
-from mmedexpert_jax.remote.protocol import Attempt, Endpoint, Reply, Request, Usage
+from mmedexpert_jax.remote.protocol import Attempt, Endpoint, EndpointReply, Request, Usage
 
-__all__ = ["Answers", "Attempt", "Client", "Endpoint", "Reply", "Request", "Usage"]
+__all__ = ["Answers", "Attempt", "Client", "Endpoint", "EndpointReply", "Request", "Usage"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax.remote.database import Database
-from mmedexpert_jax.remote.protocol import Attempt, Reply, Usage
+from mmedexpert_jax.remote.protocol import Attempt, EndpointReply, Usage
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID;
@@ -43,7 +43,7 @@ class Answers(Database):
         super().__init__(path, SCHEMA, "a store of answers")
         self._owner = f"{_this_process()} {uuid.uuid4().hex[:8]}"
 
-    def get(self, key: str) -> Reply | None:
+    def get(self, key: str) -> EndpointReply | None:
         """The stored answer, marked as stored; None where there is none."""
         rows = self.read("SELECT reply FROM answers WHERE key = ?", key)
         if not rows:
@@ -51,9 +51,9 @@ class Answers(Database):
         values = json.loads(rows[0][0])
         values |= {"key": key, "usage": Usage(**values["usage"]), "stored": True}
         values |= {name: str(values.get(name, "")) for name in ("text", "finish", "reasoning", "model")}
-        return Reply(**values | {"left_out": tuple(values.get("left_out", ()))})
+        return EndpointReply(**values | {"left_out": tuple(values.get("left_out", ()))})
 
-    def put(self, attempts: Iterable[Attempt], replies: Iterable[Reply] = ()) -> None:
+    def put(self, attempts: Iterable[Attempt], replies: Iterable[EndpointReply] = ()) -> None:
         """Stores attempts and the answers they gave, all or nothing. An answer that is there stays.
 
         Raises:

@@ -11,7 +11,7 @@ from mmedexpert_jax.errors import Interrupted, RemoteError
 from mmedexpert_jax.remote import messages, outcomes
 from mmedexpert_jax.remote.answer_store import Answers
 from mmedexpert_jax.remote.client import ELSEWHERE, run_to_end, settings
-from mmedexpert_jax.remote.protocol import Attempt, Endpoint, Reply, Request, Usage
+from mmedexpert_jax.remote.protocol import Attempt, Endpoint, EndpointReply, Request, Usage
 
 MOST_REQUESTS = 50_000  # in one file, as OpenAI documents
 MOST_BYTES = 190 * 2**20  # of one file; the documented limit is 200 MB
@@ -39,7 +39,9 @@ class BatchClient:
         self.endpoint, self.answers, self._interrupted, self._poll = endpoint, answers, interrupted, poll
         self._key = endpoint.key()
 
-    def ask(self, requests: Sequence[Request], on_reply: Callable[[int, Reply], None] | None = None) -> list[Reply]:
+    def ask(
+        self, requests: Sequence[Request], on_reply: Callable[[int, EndpointReply], None] | None = None
+    ) -> list[EndpointReply]:
         """Replies in the order of `requests`, each once to `on_reply`.
 
         Raises:
@@ -49,7 +51,7 @@ class BatchClient:
         """
         keys = [messages.request_key(request, self.endpoint) for request in requests]
         run_to_end(self._ask_all(dict(zip(keys, requests, strict=True))))
-        replies = [self.answers.get(key) or Reply(key, error=self._last_error(key)) for key in keys]
+        replies = [self.answers.get(key) or EndpointReply(key, error=self._last_error(key)) for key in keys]
         for index, reply in enumerate(replies if on_reply else []):
             on_reply(index, reply)  # type: ignore[misc]
         return replies

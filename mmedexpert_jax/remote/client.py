@@ -15,7 +15,7 @@ from mmedexpert_jax.remote import messages, outcomes
 from mmedexpert_jax.remote.answer_store import Answers
 from mmedexpert_jax.remote.limits import Gate, Ledger
 from mmedexpert_jax.remote.outcomes import Outcome
-from mmedexpert_jax.remote.protocol import Attempt, Endpoint, Reply, Request, Usage
+from mmedexpert_jax.remote.protocol import Attempt, Endpoint, EndpointReply, Request, Usage
 
 LONGEST_WAIT = 60.0  # seconds between two tries where the server names no time
 PATIENCE = 900.0  # seconds; a server that asks for a longer wait ends the run
@@ -63,7 +63,9 @@ class Client:
         self._began = time.monotonic()
         self._spent_before = self._spent = answers.spent()
 
-    def ask(self, requests: Sequence[Request], on_reply: Callable[[int, Reply], None] | None = None) -> list[Reply]:
+    def ask(
+        self, requests: Sequence[Request], on_reply: Callable[[int, EndpointReply], None] | None = None
+    ) -> list[EndpointReply]:
         """Replies in the order of `requests`; stored ones come first, others as they arrive, each once to `on_reply`.
 
         A request that was given up has a reply with `error`; asking again tries again. An error that begins with
@@ -77,9 +79,9 @@ class Client:
         places: dict[str, list[int]] = {}
         for index, key in enumerate(keys):
             places.setdefault(key, []).append(index)
-        replies: dict[str, Reply] = {}
+        replies: dict[str, EndpointReply] = {}
 
-        def settle(reply: Reply) -> None:
+        def settle(reply: EndpointReply) -> None:
             replies[reply.key] = reply
             for index in places[reply.key]:
                 if on_reply is not None:
@@ -109,7 +111,7 @@ class Client:
         """Dollars that one attempt may cost: the estimated prompt and a completion of `max_tokens`."""
         return self.endpoint.cost(Usage(messages.estimate_tokens(request), self.endpoint.max_tokens))
 
-    async def _ask_all(self, missing: list[tuple[str, Request]], settle: Callable[[Reply], None]) -> None:
+    async def _ask_all(self, missing: list[tuple[str, Request]], settle: Callable[[EndpointReply], None]) -> None:
         from mmedexpert_jax.remote.connection import connect
 
         endpoint, queue = self.endpoint, deque(missing)
@@ -124,7 +126,7 @@ class Client:
         if self._halt is not None:
             raise self._halt
 
-    async def _work(self, queue: deque[tuple[str, Request]], settle: Callable[[Reply], None]) -> None:
+    async def _work(self, queue: deque[tuple[str, Request]], settle: Callable[[EndpointReply], None]) -> None:
         """One of `concurrency` workers: takes request after request until there is none, or the run halts."""
         while queue:
             key, request = queue.popleft()
@@ -144,17 +146,17 @@ class Client:
                 self.answers.release(key)
                 settle(reply)
 
-    async def _ask_one(self, key: str, request: Request) -> Reply | None:
+    async def _ask_one(self, key: str, request: Request) -> EndpointReply | None:
         """The reply to a request that is ours to ask; None where the run halts first."""
         try:
             wire = messages.wire(request, self.endpoint)
         except DataError as error:
-            return Reply(key, error=f"{UNREADABLE}: {error}")
+            return EndpointReply(key, error=f"{UNREADABLE}: {error}")
         body = {"model": self.endpoint.model, "messages": wire} | settings(self.endpoint, request.sample)
         tokens = messages.estimate_tokens(request) + self.endpoint.max_tokens
         return await self._until_answered(Ask(key, body, tokens, self.worst_cost(request)))
 
-    async def _until_answered(self, ask: Ask) -> Reply | None:
+    async def _until_answered(self, ask: Ask) -> EndpointReply | None:
         """Tries up to `max_attempts` times; None where the run halts first."""
         outcome = Outcome("rejected")
         for number in range(self.endpoint.max_attempts):
@@ -177,7 +179,7 @@ class Client:
                 f"{self.endpoint.host} gave no answer to {FRUITLESS} requests in a row, last {outcome.detail}; "
                 "see that it is up and serves the model, then run the same command"
             )
-        return Reply(ask.key, error=f"{outcome.kind}: {outcome.detail}")
+        return EndpointReply(ask.key, error=f"{outcome.kind}: {outcome.detail}")
 
     async def _reserve(self, ask: Ask) -> bool:
         """Sets the worst cost of an attempt aside; False where the budget cannot bear it or the run has halted."""
@@ -192,7 +194,7 @@ class Client:
             return False
         return True
 
-    async def _try(self, ask: Ask) -> tuple[Outcome, Reply | None]:
+    async def _try(self, ask: Ask) -> tuple[Outcome, EndpointReply | None]:
         """One attempt. Its answer and cost are in the store before anyone else sees them."""
         await self._gate.enter(ask.tokens)
         started, clock = time.time(), time.monotonic()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmedexpert_jax.remote.protocol import Reply, Usage
+from mmedexpert_jax.remote.protocol import EndpointReply, Usage
 
 RETRIED = frozenset({"rate-limit", "server", "timeout", "connection", "malformed", "unsupported"})
 FATAL = frozenset({"quota", "refused"})  # no further request of the run would fare better
@@ -53,13 +53,13 @@ class Outcome:
     detail: str = ""
     wait: float | None = None
     drop: str = ""
-    reply: Reply | None = None
+    reply: EndpointReply | None = None
     billed: bool = False
     usage: Usage | None = None
     response_id: str = ""
     status: int = 0
 
-    def stored(self, key: str, cost: float, left_out: tuple[str, ...] = ()) -> Reply | None:
+    def stored(self, key: str, cost: float, left_out: tuple[str, ...] = ()) -> EndpointReply | None:
         """The reply as the store keeps it; None where there is none."""
         if self.reply is None:
             return None
@@ -132,7 +132,7 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], c
     if any(word in code for word in _QUOTA) or status == 402:
         return Outcome("quota", detail)
     if status in (400, 403, 422, 451) and _is_filtered(code, said, error):
-        return Outcome("answered", detail, reply=Reply("", finish="content_filter"), usage=Usage())
+        return Outcome("answered", detail, reply=EndpointReply("", finish="content_filter"), usage=Usage())
     if status == 429:
         return Outcome("rate-limit", detail, retry_after(headers))
     if status in (408, 409, 425) or status >= 500:
@@ -172,7 +172,7 @@ def _without_choice(body: Mapping[str, Any], headers: Mapping[str, str], secret:
     return replace(_failure(status, headers, body, b"", secret), billed=True)
 
 
-def _reply(choice: Mapping[str, Any], body: Mapping[str, Any]) -> Reply | None:
+def _reply(choice: Mapping[str, Any], body: Mapping[str, Any]) -> EndpointReply | None:
     """The answer in a choice; None where its content is neither text nor parts of text."""
     message = choice["message"]
     content, refusal = message.get("content") or "", message.get("refusal") or ""
@@ -184,7 +184,7 @@ def _reply(choice: Mapping[str, Any], body: Mapping[str, Any]) -> Reply | None:
     finish = _text(choice.get("finish_reason")) or "stop"
     reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
     refused = bool(refusal) and not content
-    return Reply(
+    return EndpointReply(
         "", content or refusal, "refusal" if refused else finish[:40], reasoning, _text(body.get("model"))[:200]
     )
 

@@ -127,7 +127,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Reply:
+class EndpointReply:
     """The answer to a request, or why there is none.
 
     Attributes:

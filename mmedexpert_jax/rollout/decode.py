@@ -71,7 +71,7 @@ class Own:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class State:
+class DecodeState:
     """The state of decoding: N rows over B prompts. A row at step 0 is free, and its prompt is B: none."""
 
     cache: Cache  # [N, Hkv, window, Dh] by layer
@@ -131,17 +131,19 @@ def join(mesh: Mesh | None, length: int, reads: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def start(model: Model, rows: int, window: int, mesh: Mesh | None, dtype: jnp.dtype, completions: Completions) -> State:
+def start(
+    model: Model, rows: int, window: int, mesh: Mesh | None, dtype: jnp.dtype, completions: Completions
+) -> DecodeState:
     """The state in which the first `rows` samples on each device that go on have rows, and the others wait; caches
     have a dtype, the prompts'."""
 
-    def run(completions: Completions) -> State:
+    def run(completions: Completions) -> DecodeState:
         prompts, samples, _ = completions.tokens.shape
         cache = jax.tree.map(lambda x: x[:, 0], model.init_cache(rows, 1, window, dtype))
         nothing = jnp.zeros(rows, jnp.int32)
         slots = Slots(nothing + prompts, nothing, jnp.zeros((prompts, samples), jnp.int32))
         number = jnp.zeros(1, jnp.int32)
-        return _refill(State(cache, slots, nothing, open_samples(completions), number, number, completions))
+        return _refill(DecodeState(cache, slots, nothing, open_samples(completions), number, number, completions))
 
     return _per_device(run, mesh, (ROWS,), ROWS)(completions)
 
@@ -155,11 +157,11 @@ def advance(
     lora: Lora | None,
     prefix: Prefix,
     keys: Array,
-    state: State,
+    state: DecodeState,
     leave: int,
     least: int,
     most: int,
-) -> tuple[State, Array]:
+) -> tuple[DecodeState, Array]:
     """Decodes until no more than `leave` rows have a sample, or a row has filled the window.
 
     Args:
@@ -181,14 +183,14 @@ def advance(
     window = state.cache.keys[0].shape[-2]
     _note("decode", f"{len(state.slots.prompt)} rows, window {window}")
 
-    def run(params: dict, lora: Lora | None, prefix: Prefix, keys: Array, state: State, limits: Array):
-        def goes_on(carry: tuple[Array, State]) -> Array:
+    def run(params: dict, lora: Lora | None, prefix: Prefix, keys: Array, state: DecodeState, limits: Array):
+        def goes_on(carry: tuple[Array, DecodeState]) -> Array:
             number, state = carry
             count = jnp.sum(state.steps > 0)
             wanted = (count > limits[0]) | (number < limits[1])
             return (count > 0) & wanted & (number < limits[2]) & (jnp.max(state.steps) <= window)
 
-        def step(carry: tuple[Array, State]) -> tuple[Array, State]:
+        def step(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
             number, state = carry
             index, steps = (state.slots.prompt, state.slots.sample), state.steps
             last = state.completions.tokens[(*index, steps - 1)]
@@ -214,13 +216,13 @@ def advance(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def resize(rows: int, window: int, mesh: Mesh | None, state: State) -> State:
+def resize(rows: int, window: int, mesh: Mesh | None, state: DecodeState) -> DecodeState:
     """The state with `rows` rows on each device, those that have a sample first, and caches of `window` tokens.
 
     Rows that come in are free, and take samples that wait.
     """
 
-    def run(state: State) -> State:
+    def run(state: DecodeState) -> DecodeState:
         slots, old = state.slots, state.cache.keys[0].shape[-2]
         order = jnp.argsort(state.steps == 0, stable=True)[:rows]
         fresh = (0, rows - len(order))
@@ -248,15 +250,17 @@ def admit(
     mesh: Mesh | None,
     prefix: Prefix,
     keys: Array,
-    state: State,
+    state: DecodeState,
     new: tuple[Prefix, Completions, Array, Own | None],
     places: Array,
-) -> tuple[Prefix, Array, State]:
+) -> tuple[Prefix, Array, DecodeState]:
     """The prompts, keys and state with new prompts, keys and first tokens at `places` [b] of each device's prompts; a
     place out of range takes none. What stood there is done. What is given, but for the new, is given up."""
     _note("admission", f"{len(places)} prompts of {new[0].keys[0].shape[2]} tokens")
 
-    def run(prefix: Prefix, keys: Array, state: State, new: tuple, places: Array) -> tuple[Prefix, Array, State]:
+    def run(
+        prefix: Prefix, keys: Array, state: DecodeState, new: tuple, places: Array
+    ) -> tuple[Prefix, Array, DecodeState]:
         fresh, completions, fresh_keys, own = new
         size = fresh.keys[0].shape[2]
 
@@ -295,7 +299,7 @@ def _of(own: Own | None, prompt: Array) -> Own | None:
     return jax.tree.map(lambda leaf: leaf[prompt], own)
 
 
-def _refill(state: State) -> State:
+def _refill(state: DecodeState) -> DecodeState:
     """The state in which rows whose sample has ended are free, or have the next samples that wait."""
     slots, done, waiting = state.slots, state.completions, state.waiting
     prompts, samples, _ = done.tokens.shape

@@ -15,9 +15,9 @@ from mmedexpert_jax.models import Model, Prefix
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.decode import (
     Completions,
+    DecodeState,
     Own,
     Sampling,
-    State,
     admit,
     advance,
     open_samples,
@@ -189,7 +189,7 @@ class Pool:
             if ticket is not None and over[place] == ended
         ]
 
-    def _empty(self, rows: int, dtype: jnp.dtype) -> tuple[Prefix, Array, State]:
+    def _empty(self, rows: int, dtype: jnp.dtype) -> tuple[Prefix, Array, DecodeState]:
         """Places without prompts, each array of them with memory of its own, since it is replaced in place."""
         model, text = self._network[0], self._network[0].config.text
         count, group, size = self._devices * self._places, self._sampling.num_samples, self._sampling.max_new_tokens

@@ -36,7 +36,7 @@ Heat = Annotated[float, msgspec.Meta(ge=0, le=2)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Question(msgspec.Struct):
+class ChatRequest(msgspec.Struct):
     """The fields that are read of a request; other fields of the protocol are left alone."""
 
     messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1, max_length=1024)]
@@ -124,10 +124,10 @@ class _Server:
         if self.key and not hmac.compare_digest(given, self.key.encode()):
             raise Refusal(401, "the server wants its key as Authorization: Bearer <key>")
 
-    def _read(self, body: bytes) -> tuple[Question, Any]:
+    def _read(self, body: bytes) -> tuple[ChatRequest, Any]:
         """The question of a body, and its prompt encoded."""
         try:
-            question = parse_json(body, "request", Question)
+            question = parse_json(body, "request", ChatRequest)
             question.model = question.model or next(iter(self.desk.loras))
             if question.model not in self.desk.loras:
                 raise Refusal(404, f"model {question.model[:80]!r} is not served; /v1/models lists those that are")
@@ -146,7 +146,7 @@ class _Server:
 class _Answer:
     """The choices of one request as they come."""
 
-    def __init__(self, desk: Desk, question: Question, encoded: Any):
+    def __init__(self, desk: Desk, question: ChatRequest, encoded: Any):
         self.desk, self.question = desk, question
         self.prompt_tokens, self.id = len(encoded.tokens), f"chatcmpl-{secrets.token_hex(12)}"
         self.created, self.count = int(time.time()), 0

@@ -62,7 +62,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Completions:
+class CompletionBrowser:
     """A browser of completions, with selectors for those of FILTERS that the rows have.
 
     Neighbours with the same `step`, `id` and `prompt` are samples of one group and share a card, which names once what
@@ -94,7 +94,7 @@ class Opening:
     charts: Sequence[str] = ()
 
 
-Section = Opening | Facts | Figures | Table | Completions | Text
+Section = Opening | Facts | Figures | Table | CompletionBrowser | Text
 
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
@@ -189,7 +189,7 @@ def samples(folder: Path, prefix: str = "") -> list[Section]:
     found: list[Section] = []
     for path in sorted(path for path in (folder / "samples").glob("*") if path.is_dir()):
         title = prefix + path.name.replace("_", " ")
-        found.append(Completions(title[0].upper() + title[1:], read_tables(path)))
+        found.append(CompletionBrowser(title[0].upper() + title[1:], read_tables(path)))
     return found
 
 
@@ -246,7 +246,7 @@ def _render(section: Section) -> str:
             return _block(title, _note(note) + f'<div class="figures">{"".join(map(_image, paths))}</div>')
         case Table(title, rows, note, folded):
             return _block(title, _note(note) + _table(rows), folded)
-        case Completions(title, rows, note):
+        case CompletionBrowser(title, rows, note):
             return _block(title, _note(note) + _browser(rows))
         case Text(title, text, folded):
             return _block(title, f"<pre>{_escape(text)}</pre>", folded)

@@ -22,7 +22,7 @@ _GRAIN = 32  # tokens or patches; padded sizes are multiples, so that the expert
 Rows = list[tuple[int, bool]]  # of a share: index of a case, True where its prompt names no paradigm
 
 
-class Size(NamedTuple):
+class CaseSize(NamedTuple):
     """The size of a case, or of a padded micro-batch."""
 
     prompt: int  # tokens, images included
@@ -69,7 +69,7 @@ class Examples:
         """Passes over the cases after so many steps."""
         return step * self._rows / len(self._cases)
 
-    def _split(self, step: int) -> list[tuple[list[Rows], Size]]:
+    def _split(self, step: int) -> list[tuple[list[Rows], CaseSize]]:
         """The rows of each micro-batch, share by share, and their padded shape."""
         indices = batch_indices(len(self._cases), self._rows, step, self._config.seed)
         epochs = np.arange(step * self._rows, (step + 1) * self._rows) // len(self._cases)
@@ -82,21 +82,21 @@ class Examples:
         groups = [parts[start : start + self._shares] for start in range(0, len(parts), self._shares)]
         return [(group, self._common(group)) for group in groups]
 
-    def _common(self, parts: Sequence[Rows]) -> Size:
+    def _common(self, parts: Sequence[Rows]) -> CaseSize:
         """The shape that holds each of the parts, whose rows are equally many."""
         shapes = [self._shape([self._sizes[index] for index, _ in part]) for part in parts]
-        return Size(*(max(values) for values in zip(*shapes, strict=True)))
+        return CaseSize(*(max(values) for values in zip(*shapes, strict=True)))
 
-    def _shape(self, sizes: Sequence[Size]) -> Size:
+    def _shape(self, sizes: Sequence[CaseSize]) -> CaseSize:
         prompt, length = max(size.prompt for size in sizes), max(size.completion for size in sizes)
         prompt, length = next(b for b in self._buckets if b[0] >= prompt and b[1] >= length)
         images, patches = sum(size.images for size in sizes), max(size.patches for size in sizes)
         if images:  # the number of rows, or two, four, ... times it; patches likewise from the grain on
             images = len(sizes) << math.ceil(math.log2(max(1, images / len(sizes))))
             patches = _GRAIN << math.ceil(math.log2(max(1, patches / _GRAIN)))
-        return Size(prompt, length, images, patches)
+        return CaseSize(prompt, length, images, patches)
 
-    def _collate(self, parts: Sequence[Rows], shape: Size) -> MicroBatch:
+    def _collate(self, parts: Sequence[Rows], shape: CaseSize) -> MicroBatch:
         """Each share's rows after one another, its images numbered by themselves; shares without rows repeat the first
         one's, with no completion."""
         absent = [parts[0]] * (self._shares - len(parts))
@@ -112,7 +112,7 @@ class Examples:
         packing = packed(lengths[:, None], shape.completion, capacities, self._shares) if capacities else None
         return MicroBatch(Batch(*(np.concatenate(arrays) for arrays in fields)), tokens, lengths, packing)
 
-    def _prompts(self, rows: Rows, shape: Size) -> Batch:
+    def _prompts(self, rows: Rows, shape: CaseSize) -> Batch:
         return self._processor.collate(
             [self._encode(self._cases[i], None if neutral else self._cases[i].paradigm or None) for i, neutral in rows],
             min_length=shape.prompt,
@@ -137,12 +137,12 @@ class Examples:
         return ids
 
 
-def _size(prompt: Encoded, completion: Sequence[int]) -> Size:
+def _size(prompt: Encoded, completion: Sequence[int]) -> CaseSize:
     patches = max((len(patches) for patches, _ in prompt.images), default=0)
-    return Size(len(prompt.tokens), len(completion), len(prompt.images), patches)
+    return CaseSize(len(prompt.tokens), len(completion), len(prompt.images), patches)
 
 
-def _buckets(sizes: Sequence[Size], count: int) -> list[tuple[int, int]]:
+def _buckets(sizes: Sequence[CaseSize], count: int) -> list[tuple[int, int]]:
     """(prompt, completion) lengths, rising in both, that take equal shares of the cases in order of their length."""
     lengths = sorted(((size.prompt, size.completion) for size in sizes), key=sum)
     ends = [math.ceil(len(lengths) * (k + 1) / count) for k in range(count)]

@@ -23,7 +23,7 @@ from mmedexpert_jax.train.policy import Policy
 from mmedexpert_jax.train.state import State
 
 
-class Terms(Protocol):
+class LossTerms(Protocol):
     """Sums of a part of an update's rows; a pytree."""
 
     loss: Any  # [] summed

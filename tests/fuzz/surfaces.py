@@ -34,7 +34,7 @@ from mmedexpert_jax.merging.merge_recipe import read_recipe
 from mmedexpert_jax.merging.mergekit import read_mergekit
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.review.access import Access, secret
-from mmedexpert_jax.mmedexpert.review.adjudication import Settings
+from mmedexpert_jax.mmedexpert.review.adjudication import ReviewSettings
 from mmedexpert_jax.mmedexpert.review.review_queue import ReviewQueue
 from mmedexpert_jax.mmedexpert.review.review_server import ReviewServer
 from mmedexpert_jax.mmedexpert.review.review_traces import from_case
@@ -95,7 +95,7 @@ class Kit:
         ]
         (self.folder / "review").mkdir()
         store = Store(self.folder / "review" / "review.sqlite")
-        desk = ReviewQueue(store, [from_case(case) for case in cases], Settings(("anna",), ("chief",), 1.0))
+        desk = ReviewQueue(store, [from_case(case) for case in cases], ReviewSettings(("anna",), ("chief",), 1.0))
         access = Access(secret(self.folder / "review"), ("anna",), ("chief",))
         server = ReviewServer("127.0.0.1", 0, desk, access)
         client = TestClient(server._application(), base_url=f"http://127.0.0.1:{server.port}")

@@ -19,7 +19,7 @@ import optax
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.gba import trainer
 from mmedexpert_jax.gba.batches import Batches
-from mmedexpert_jax.gba.policy_learner import Learner
+from mmedexpert_jax.gba.policy_learner import PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import load_model, load_processor
@@ -44,7 +44,7 @@ def run(model_path, cases_path, sizes, shard, trainable="lora", program=False):
     guidelines = trainer._guidelines(config, cases)
     batches = Batches(processor, guidelines, STEPS, 8 // shares, config.max_prompt_length, shares)
     model, params = load_model(config.model.path)
-    learner = Learner(model, params, config, processor.special_vision_ids, 2, STEPS, mesh)
+    learner = PolicyLearner(model, params, config, processor.special_vision_ids, 2, STEPS, mesh)
     state = learner.init(jax.random.key(1))
     done, rows, moments = [], [], []
     for step in range(STEPS):

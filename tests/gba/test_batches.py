@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmedexpert_jax.data import load_cases
-from mmedexpert_jax.gba.batches import Batches, Size, cut, levels
+from mmedexpert_jax.gba.batches import Batches, PromptSize, cut, levels
 from mmedexpert_jax.gba.guidelines import Guidelines
 from mmedexpert_jax.models import load_processor
 
@@ -94,6 +94,12 @@ def test_levels_are_the_fewest_and_of_these_the_best(pairs, waste):
 
 
 def test_rows_are_cut_by_size():
-    sizes = [Size(1, 16, 50), Size(0, 0, 90), Size(0, 0, 20), Size(6, 16, 90), Size(1, 8, 60)]
+    sizes = [
+        PromptSize(1, 16, 50),
+        PromptSize(0, 0, 90),
+        PromptSize(0, 0, 20),
+        PromptSize(6, 16, 90),
+        PromptSize(1, 8, 60),
+    ]
     assert [part.tolist() for part in cut(np.array([0, 1, 2, 3, 4]), sizes, 2)] == [[2, 1], [4, 0], [3]]
     assert [part.tolist() for part in cut(np.array([3, 1]), sizes, 2)] == [[1, 3]]

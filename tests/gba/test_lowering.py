@@ -16,7 +16,7 @@ from jax import export
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.guidelines import Prompt
-from mmedexpert_jax.gba.policy_learner import Learner
+from mmedexpert_jax.gba.policy_learner import PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.rollout import generate
@@ -33,7 +33,7 @@ def setup(run_config, tmp_path_factory):
     prompts = [Prompt(case, "analytical") for case in load_cases(config.data.path, "train")[1:3]]
     batches = Batches(processor, SimpleNamespace(prompts=lambda step: prompts), 1, 2, config.max_prompt_length)
     encoded = [batches.encode(prompt) for prompt in prompts]
-    learner = Learner(model, params, config, (), 4, 1)
+    learner = PolicyLearner(model, params, config, (), 4, 1)
     rows = np.zeros((2, 4, 6), np.int32)
     lengths, floats = np.array([[6, 3, 1, 2]] * 2, np.int32), rows.astype(np.float32)
     cut = np.zeros((2, 4), bool)

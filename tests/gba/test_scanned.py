@@ -13,7 +13,7 @@ from mmedexpert_jax.errors import Interrupted
 from mmedexpert_jax.gba import trainer
 from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.guidelines import Prompt
-from mmedexpert_jax.gba.policy_learner import Learner
+from mmedexpert_jax.gba.policy_learner import PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import load_model, load_processor, tree
@@ -57,7 +57,7 @@ def rollout(run_config, tmp_path_factory):
     prompts = [Prompt(cases[i], "analytical") for i in (2, 0)]
     batches = Batches(processor, type("Order", (), {"prompts": lambda self, step: prompts})(), 1, 2, 512)
     encoded = [batches.encode(prompt) for prompt in prompts]
-    learner = Learner(model, params, config, (), config.num_samples, 1)
+    learner = PolicyLearner(model, params, config, (), config.num_samples, 1)
     done = learner.sample(learner.init(jax.random.key(0)), batches.reads(encoded), jax.random.key(1))
     scored = Rollout.of(prompts, encoded, done, processor)
     advantages = np.random.default_rng(0).normal(size=scored.lengths.shape).astype(np.float32)
@@ -82,7 +82,7 @@ def test_gradients_are_those_of_layers_compiled_one_by_one(run_config, tmp_path,
     found = {}
     for scan in (False, True):
         config = run_config(tmp_path, remat=True, packing=2, scan_layers=scan, **how)
-        learner = Learner(model, params, config, (), config.num_samples, 1)
+        learner = PolicyLearner(model, params, config, (), config.num_samples, 1)
         if under:  # as where the base's dtype keeps an adapter from being folded into it
             learner._base = dataclasses.replace(learner._base, lora=under)
         state = learner.init(jax.random.key(2))

@@ -17,7 +17,7 @@ from mmedexpert_jax.gba import policy_learner as learner_module
 from mmedexpert_jax.gba import trainer
 from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.guidelines import Prompt
-from mmedexpert_jax.gba.policy_learner import Learner
+from mmedexpert_jax.gba.policy_learner import PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.runtime import Run
@@ -44,7 +44,7 @@ def train(config, evaluate=score):
 def finished(run_config, tmp_path_factory):
     """A run that was never interrupted, the batches and keys that its sampler saw, and what it printed."""
     calls, printed = [], []
-    sample = Learner.sample
+    sample = PolicyLearner.sample
 
     def recorded(self, state, reads, key, room):
         completions = sample(self, state, reads, key, room)
@@ -52,7 +52,7 @@ def finished(run_config, tmp_path_factory):
         return completions
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "sample", recorded)
+        patch.setattr(PolicyLearner, "sample", recorded)
         patch.setattr(trainer, "print", lambda text, **_: printed.append(text), raising=False)
         done = train(run_config(tmp_path_factory.mktemp("runs") / "whole", explain=3))
     return SimpleNamespace(**vars(done), calls=calls, printed=printed)
@@ -69,7 +69,7 @@ def setup(run_config, tmp_path_factory):
     order = SimpleNamespace(prompts=lambda step: prompts)
     batches = Batches(processor, order, 1, 2, config.max_prompt_length)
     encoded = [batches.encode(prompt) for prompt in prompts]
-    learner = Learner(model, params, config, processor.special_vision_ids, config.num_samples, 10)
+    learner = PolicyLearner(model, params, config, processor.special_vision_ids, config.num_samples, 10)
     state = learner.init(jax.random.key(1))
     rng = np.random.default_rng(2)
     moved = jax.tree.map(lambda x: np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype(np.float32), state.trained)
@@ -278,7 +278,7 @@ def test_gradients_are_for_what_is_trained_and_beta_zero_has_no_reference(setup,
     for trainable, beta in (("lora", 0.01), ("lora", 0.0), ("full", 0.01), ("full", 0.0)):
         calls.clear()
         config = run_config(tmp_path, trainable=trainable, beta=beta)
-        learner = Learner(setup.model, setup.params, config, (), config.num_samples, 10)
+        learner = PolicyLearner(setup.model, setup.params, config, (), config.num_samples, 10)
         state = learner.init(jax.random.key(0))
         gradient, _ = jax.eval_shape(
             lambda trained, learner=learner, state=state: learner.gradient(

@@ -17,7 +17,7 @@ from mmedexpert_jax import lora
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.errors import ConfigError, ResourceError
-from mmedexpert_jax.gba.policy_learner import Learner, Part
+from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.job_plan import check
@@ -50,7 +50,7 @@ def mini():
 def test_held_bytes_are_those_of_the_arrays(mini, trainable):
     config = load_config("configs/gba.py", {"trainable": trainable})
     model, params = mini
-    state = Learner(model, params, config, (), config.num_samples, 1).init(jax.random.key(0))
+    state = PolicyLearner(model, params, config, (), config.num_samples, 1).init(jax.random.key(0))
     found = needs(config, SHAPE, "float32", HERE)
     expected = {
         "weights": taken(params),
@@ -181,7 +181,7 @@ def test_an_evaluation_says_its_cache_and_disk(planned):
 def compiled_bytes(config, cases):
     """Temporary bytes of a gradient's program, from arrays: prompts and completions of the full length."""
     model, params = load_model(config.model.path)
-    learner = Learner(model, params, config, (), config.num_samples, 1)
+    learner = PolicyLearner(model, params, config, (), config.num_samples, 1)
     prompts = [conversation(case) for case in cases if not case.images][: config.prompts_per_step]
     batch = load_processor(config.model.path)(prompts, min_length=config.max_prompt_length)
     assert batch.tokens.shape == (config.prompts_per_step, config.max_prompt_length)

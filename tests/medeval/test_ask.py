@@ -8,7 +8,7 @@ from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval.ask import Asker, Question, Share, questions
 from mmedexpert_jax.medeval.prompt_styles import Prompt
-from mmedexpert_jax.medeval.store import Answers
+from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.rollout import Reply
 
 ITEMS = [
@@ -53,7 +53,7 @@ def test_a_run_that_dies_again_and_again_asks_each_question_once(tmp_path):
     asked = questions(ITEMS, "think_answer")
     backends = [Fake(dies_after=n) for n in (0, 7, 1, 30)] + [Fake()]
     for backend in backends:
-        with Answers(tmp_path) as answers:
+        with AnswerLog(tmp_path) as answers:
             asker = Asker(backend, answers, {})
             if backend is not backends[-1]:
                 with pytest.raises(KeyboardInterrupt):
@@ -67,7 +67,7 @@ def test_a_run_that_dies_again_and_again_asks_each_question_once(tmp_path):
 
 def test_the_second_turn_follows_each_answer_to_the_first(tmp_path):
     backend = Fake()
-    with Answers(tmp_path) as answers:
+    with AnswerLog(tmp_path) as answers:
         found = Asker(backend, answers, {}, num_samples=2).ask([two_turns(item) for item in ITEMS[:3]])
         assert [turns for _, turns in backend.asked] == [1] * 3 + [3] * 6
         assert [r.text for r in found[1].first] == ["0: Question 1?", "1: Question 1?"]
@@ -81,7 +81,7 @@ def test_shares_are_disjoint_and_whole(tmp_path):
     names = []
     for process in range(3):
         backend = Fake()
-        with Answers(tmp_path, process) as answers:
+        with AnswerLog(tmp_path, process) as answers:
             Asker(backend, answers, {}, share=Share(process, 3)).ask([two_turns(item) for item in ITEMS])
         names += [name for name, turns in backend.asked if turns == 1]
         assert 0 < len(backend.asked) < 80
@@ -90,7 +90,7 @@ def test_shares_are_disjoint_and_whole(tmp_path):
 
 def test_refused_questions_are_left_out_only_if_asked_for(tmp_path):
     backend, refused = Fake(refuses=("bench 2",)), []
-    with Answers(tmp_path) as answers:
+    with AnswerLog(tmp_path) as answers:
         with pytest.raises(DataError, match="bench 2: too long"):
             Asker(backend, answers, {}).ask(questions(ITEMS[:4], "think_answer"))
         asker = Asker(backend, answers, {}, refuse=lambda name, error: refused.append(name))
@@ -101,7 +101,7 @@ def test_refused_questions_are_left_out_only_if_asked_for(tmp_path):
 def test_equal_conversations_are_asked_once_and_other_settings_again(tmp_path):
     twice = [ITEMS[0], dataclasses.replace(ITEMS[0], id="copy")]
     backend, done = Fake(), []
-    with Answers(tmp_path) as answers:
+    with AnswerLog(tmp_path) as answers:
         found = Asker(backend, answers, {}, on_answer=done.append).ask(questions(twice, "think_answer"))
         assert len(backend.asked) == 1 and found[0] == found[1] and done == [0, 2]
         Asker(backend, answers, {"temperature": 1.0}).ask(questions(twice, "think_answer"))

@@ -4,7 +4,7 @@ import pytest
 
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.medeval import eval_plan
-from mmedexpert_jax.medeval.store import Answers
+from mmedexpert_jax.medeval.store import AnswerLog
 
 QA = '"id": "Text-{0}", "question": "Which of {0}?", "options": {{"A": "x", "B": "y"}}, "label": "A"'
 
@@ -39,7 +39,7 @@ def test_a_second_turn_counts_and_prompts_over_the_limit_are_named(tmp_path, sou
 
 
 def test_stored_answers_the_judge_and_shares_are_named(tmp_path, source):
-    with Answers(tmp_path / "run" / "answers" / "mini" / "medxpertqa-text") as answers:
+    with AnswerLog(tmp_path / "run" / "answers" / "mini" / "medxpertqa-text") as answers:
         answers.add("one", "0" * 64, [])
     text = planned(tmp_path, source, processes=2, **{"judge.model": "j", "judge.what": "all"})
     assert "1 lines of answers are stored" in text and "1/2 of them by each process" in text

@@ -11,7 +11,7 @@ import pytest
 from mmedexpert_jax.data.benchmarks import Benchmark, Item
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import result_tables
-from mmedexpert_jax.medeval.evaluate import Evaluation, Row
+from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.paper_tables import (
     GAP,
     MEASURED,
@@ -40,7 +40,7 @@ def results():
 
     def row(i):
         labels = {"question_type": "Understanding" if i < 4 else "Reasoning", "medical_task": "Diagnosis"}
-        return Row(str(i), 0, "B", "B", "B", i < 4, 1, False, labels, {"strict": i < 4, "medevalkit": i < 4})
+        return AnswerRow(str(i), 0, "B", "B", "B", i < 4, 1, False, labels, {"strict": i < 4, "medevalkit": i < 4})
 
     items = [Item(str(i), "medxpertqa_mm", "?", ("x", "y"), "B") for i in range(10)]
     evaluation = Evaluation(tuple(map(row, range(10))))

@@ -11,7 +11,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert import review
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.review import argilla, import_export, label_studio
-from mmedexpert_jax.mmedexpert.review.adjudication import Settings
+from mmedexpert_jax.mmedexpert.review.adjudication import ReviewSettings
 from mmedexpert_jax.mmedexpert.review.events import Event, new_id, since
 from mmedexpert_jax.mmedexpert.review.review_queue import Person, ReviewQueue
 from mmedexpert_jax.mmedexpert.review.review_traces import from_case
@@ -38,7 +38,7 @@ def stores(tmp_path):
 
 def judge(store: Store) -> None:
     """Two reviewers' verdicts of every kind."""
-    desk = ReviewQueue(store, TRACES, Settings(("anna", "ben"), (), 1.0))
+    desk = ReviewQueue(store, TRACES, ReviewSettings(("anna", "ben"), (), 1.0))
     desk.announce()
 
     def say(name, id, kind, value):

@@ -12,7 +12,7 @@ from mmedexpert_jax.mmedexpert import review
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Judgement
 from mmedexpert_jax.mmedexpert.review import review_report
-from mmedexpert_jax.mmedexpert.review.adjudication import Settings
+from mmedexpert_jax.mmedexpert.review.adjudication import ReviewSettings
 from mmedexpert_jax.mmedexpert.review.events import Event, append, new_id, since
 from mmedexpert_jax.mmedexpert.review.review_queue import Person, ReviewQueue
 from mmedexpert_jax.mmedexpert.review.review_traces import from_case
@@ -43,7 +43,9 @@ def store(tmp_path):
 
 
 def make(store, count=8, overlap=1.0, reviewers=("anna", "ben"), adjudicators=("chief",), raters=2) -> ReviewQueue:
-    desk = ReviewQueue(store, [trace(i) for i in range(count)], Settings(reviewers, adjudicators, overlap, raters))
+    desk = ReviewQueue(
+        store, [trace(i) for i in range(count)], ReviewSettings(reviewers, adjudicators, overlap, raters)
+    )
     desk.announce()
     return desk
 
@@ -193,9 +195,9 @@ def test_what_was_open_comes_first_and_what_was_put_off_last(store):
 def test_the_judge_orders_and_reviewers_differ_in_order(store):
     scores = (0.9, 0.1, 0.5, 0.5)
     traces = [replace(trace(i), judge=Judgement(score, (), "judge")) for i, score in enumerate(scores)]
-    desk = ReviewQueue(store, traces, Settings(("anna", "ben"), (), 1.0))
+    desk = ReviewQueue(store, traces, ReviewSettings(("anna", "ben"), (), 1.0))
     assert [t.judge.score for t in desk.queue(ANNA, 4)] == sorted(scores)
-    many = ReviewQueue(store, [trace(i) for i in range(20)], Settings(("anna", "ben"), (), 1.0))
+    many = ReviewQueue(store, [trace(i) for i in range(20)], ReviewSettings(("anna", "ben"), (), 1.0))
     assert [t.id for t in many.queue(ANNA, 20)] != [t.id for t in many.queue(BEN, 20)]
 
 

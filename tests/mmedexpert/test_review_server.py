@@ -24,7 +24,7 @@ from mmedexpert_jax.mmedexpert import review
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.review import review_server
 from mmedexpert_jax.mmedexpert.review.access import Access, secret
-from mmedexpert_jax.mmedexpert.review.adjudication import Settings
+from mmedexpert_jax.mmedexpert.review.adjudication import ReviewSettings
 from mmedexpert_jax.mmedexpert.review.events import since
 from mmedexpert_jax.mmedexpert.review.review_queue import ReviewQueue
 from mmedexpert_jax.mmedexpert.review.review_server import MAX_BODY, PAGE, ReviewServer
@@ -43,7 +43,7 @@ def site(tmp_path_factory):
         for i in range(12)
     ]
     store = Store(folder / "review.sqlite")
-    desk = ReviewQueue(store, [from_case(case) for case in cases], Settings(("anna", "ben"), ("chief",), 1.0))
+    desk = ReviewQueue(store, [from_case(case) for case in cases], ReviewSettings(("anna", "ben"), ("chief",), 1.0))
     access = Access(secret(folder), ("anna", "ben"), ("chief",))
     server = ReviewServer("127.0.0.1", 0, desk, access)
     thread = threading.Thread(target=server.run)

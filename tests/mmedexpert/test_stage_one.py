@@ -25,7 +25,7 @@ from mmedexpert_jax.mmedexpert import (
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
 from mmedexpert_jax.mmedexpert.paradigm_rules import FORBIDDEN, REQUIRED
 from mmedexpert_jax.mmedexpert.record import Picture, Record
-from mmedexpert_jax.remote import Reply
+from mmedexpert_jax.remote import EndpointReply
 
 
 def record(question="What is the most likely diagnosis?", options=("Gout", "Sepsis", "Lupus"), answer="A", **fields):
@@ -233,4 +233,4 @@ def test_a_folder_of_test_sets_is_joined_by_what_comes_with_the_package(tmp_path
     ],
 )
 def test_reasoning_in_a_field_of_its_own_is_the_trace(text, reasoning, whole):
-    assert trace_synthesis.whole(Reply("k", text, reasoning=reasoning)) == whole
+    assert trace_synthesis.whole(EndpointReply("k", text, reasoning=reasoning)) == whole

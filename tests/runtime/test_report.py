@@ -87,7 +87,7 @@ def test_the_browser_holds_every_completion(folder):
 
 def test_many_completions_are_thinned_and_it_says_so(tmp_path):
     rows = [{"step": i, "completion": str(i)} for i in range(1000)]
-    path = report.write_report(tmp_path / "report.html", "many", [report.Completions("Completions", rows)])
+    path = report.write_report(tmp_path / "report.html", "many", [report.CompletionBrowser("Completions", rows)])
     page = Page(path.read_text())
     assert [row["step"] for row in page.data[0]["rows"]] == list(range(0, 1000, 3))
     assert "334 of 1000 rows; all of them are in samples/." in page.texts
@@ -95,7 +95,7 @@ def test_many_completions_are_thinned_and_it_says_so(tmp_path):
 
 def test_samples_of_a_group_are_kept_together(tmp_path):
     rows = [{"step": 1, "id": f"case-{i // 8}", "prompt": "?", "completion": str(i)} for i in range(480)]
-    path = report.write_report(tmp_path / "report.html", "groups", [report.Completions("Completions", rows)])
+    path = report.write_report(tmp_path / "report.html", "groups", [report.CompletionBrowser("Completions", rows)])
     kept = [row["id"] for row in Page(path.read_text()).data[0]["rows"]]
     assert kept == [f"case-{group}" for group in range(0, 60, 2) for _ in range(8)]
 

@@ -8,7 +8,7 @@ from PIL import Image
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.launch import pipeline_result
 from mmedexpert_jax.medeval.eval_job import MINI
-from mmedexpert_jax.medeval.evaluate import Evaluation, Row
+from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
 from mmedexpert_jax.runtime import Run, files, report
 
@@ -57,7 +57,7 @@ def pipeline_file(tmp_path_factory):
 def _answer(item, right):
     labels = {"specialty": SPECIALTIES[item % 4]}
     verdicts = {"strict": right, "medevalkit": right}
-    return Row(f"item-{item}", 0, "<answer>A</answer>", "A", "A", right, 5, False, labels, verdicts)
+    return AnswerRow(f"item-{item}", 0, "<answer>A</answer>", "A", "A", right, 5, False, labels, verdicts)
 
 
 def _gba(path, config):

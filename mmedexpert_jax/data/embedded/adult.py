@@ -1,6 +1,6 @@
 """Adult Medicine: pneumonia severity, stroke risk in atrial fibrillation, stage of hypertension, sepsis screening."""
 
-from mmedexpert_jax.data.embedded.rules import Item, Level, Rule, measure, points, sign
+from mmedexpert_jax.data.embedded.rules import Level, Rule, RuleItem, measure, points, sign
 
 _PRESSURE = ("blood pressure {}/{}",)
 
@@ -15,7 +15,7 @@ CURB65 = Rule(
         sign("confusion", 1, "new confusion|disoriented in time", "no confusion|fully oriented"),
         measure("urea", "urea {} mmol/L", (0, 3, 7), (1, 8, 22)),
         measure("respiratory_rate", "respiratory rate {}", (0, 14, 29), (1, 30, 44)),
-        Item(
+        RuleItem(
             "blood_pressure",
             (
                 Level(0, _PRESSURE, ((96, 148), (64, 92))),

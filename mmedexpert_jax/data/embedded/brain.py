@@ -1,6 +1,6 @@
 """Brain and Senses: intracerebral haemorrhage, transient ischaemic attack, thrombolysis, headache."""
 
-from mmedexpert_jax.data.embedded.rules import Item, Level, Rule, measure, points, sign
+from mmedexpert_jax.data.embedded.rules import Level, Rule, RuleItem, measure, points, sign
 
 _PRESSURE = ("blood pressure {}/{}",)
 
@@ -32,7 +32,7 @@ ABCD2 = Rule(
     what="ABCD2 stroke risk",
     items=(
         measure("age", "age {}", (0, 36, 59), (1, 60, 92)),
-        Item(
+        RuleItem(
             "blood_pressure",
             (
                 Level(0, _PRESSURE, ((104, 139), (60, 89))),
@@ -40,7 +40,7 @@ ABCD2 = Rule(
                 Level(1, _PRESSURE, ((122, 139), (90, 104))),
             ),
         ),
-        Item(
+        RuleItem(
             "features",
             (
                 Level(0, ("numbness only", "dizziness only")),

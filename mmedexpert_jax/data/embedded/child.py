@@ -1,6 +1,6 @@
 """Child and Adolescent Health: the newborn, sore throat, the septic hip, meningitis."""
 
-from mmedexpert_jax.data.embedded.rules import Item, Level, Rule, measure, points, sign
+from mmedexpert_jax.data.embedded.rules import Level, Rule, RuleItem, measure, points, sign
 
 APGAR = Rule(
     task="apgar",
@@ -12,13 +12,13 @@ APGAR = Rule(
     what="class of the Apgar score",
     items=(
         measure("pulse", "heart rate {}", (1, 40, 99), (2, 100, 172)),
-        Item(
+        RuleItem(
             "respiration",
             (Level(0, ("not breathing",)), Level(1, ("weak cry", "slow breathing")), Level(2, ("strong cry",))),
         ),
-        Item("activity", (Level(0, ("limp",)), Level(1, ("some flexion",)), Level(2, ("active motion",)))),
-        Item("grimace", (Level(0, ("no reflex",)), Level(1, ("grimace",)), Level(2, ("sneeze", "cough")))),
-        Item(
+        RuleItem("activity", (Level(0, ("limp",)), Level(1, ("some flexion",)), Level(2, ("active motion",)))),
+        RuleItem("grimace", (Level(0, ("no reflex",)), Level(1, ("grimace",)), Level(2, ("sneeze", "cough")))),
+        RuleItem(
             "appearance", (Level(0, ("pale", "blue all over")), Level(1, ("blue hands",)), Level(2, ("pink all over",)))
         ),
     ),

@@ -35,22 +35,22 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Item:
+class RuleItem:
     """One item of a rule: its name and the levels it can take."""
 
     name: str
     levels: tuple[Level, ...]
 
 
-def sign(name: str, points: int, present: str, absent: str) -> Item:
+def sign(name: str, points: int, present: str, absent: str) -> RuleItem:
     """An item that is present (counts `points`) or absent; alternatives are separated by "|"."""
-    return Item(name, (Level(0, tuple(absent.split("|"))), Level(points, tuple(present.split("|")))))
+    return RuleItem(name, (Level(0, tuple(absent.split("|"))), Level(points, tuple(present.split("|")))))
 
 
-def measure(name: str, phrase: str, *levels: tuple[int, int, int], scale: int = 1) -> Item:
+def measure(name: str, phrase: str, *levels: tuple[int, int, int], scale: int = 1) -> RuleItem:
     """A measured item; each level is (points, lowest, highest value in units of 1 / scale)."""
     phrases = tuple(phrase.split("|"))
-    return Item(name, tuple(Level(points, phrases, ((low, high),), scale) for points, low, high in levels))
+    return RuleItem(name, tuple(Level(points, phrases, ((low, high),), scale) for points, low, high in levels))
 
 
 def points(count: int) -> str:
@@ -85,7 +85,7 @@ class Rule:
     doi: str
     contexts: tuple[str, ...]
     what: str
-    items: tuple[Item, ...]
+    items: tuple[RuleItem, ...]
     bands: tuple[tuple[int, str], ...]
     prior: str
     mechanism: str

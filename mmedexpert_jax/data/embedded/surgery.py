@@ -1,6 +1,6 @@
 """Cancer and Surgical Interventions: cardiac risk of surgery, liver reserve, bone metastases, thrombosis in cancer."""
 
-from mmedexpert_jax.data.embedded.rules import Item, Level, Rule, measure, sign
+from mmedexpert_jax.data.embedded.rules import Level, Rule, RuleItem, measure, sign
 
 RCRI = Rule(
     task="rcri",
@@ -10,7 +10,7 @@ RCRI = Rule(
     contexts=("elective surgery", "a preoperative visit", "planned surgery"),
     what="Revised Cardiac Risk Index class",
     items=(
-        Item(
+        RuleItem(
             "surgery",
             (
                 *(
@@ -43,11 +43,11 @@ CHILD_PUGH = Rule(
         measure("bilirubin", "bilirubin {} µmol/L", (1, 8, 33), (2, 35, 50), (3, 52, 140)),
         measure("albumin", "albumin {} g/L", (1, 36, 46), (2, 28, 35), (3, 18, 27)),
         measure("inr", "INR {}", (1, 10, 16), (2, 17, 23), (3, 24, 36), scale=10),
-        Item(
+        RuleItem(
             "ascites",
             (Level(1, ("no ascites",)), Level(2, ("mild ascites",)), Level(3, ("severe ascites", "tense ascites"))),
         ),
-        Item(
+        RuleItem(
             "encephalopathy",
             (
                 Level(1, ("no encephalopathy",)),
@@ -69,7 +69,7 @@ MIRELS = Rule(
     contexts=("a bone metastasis", "metastatic breast cancer", "a long-bone metastasis"),
     what="management by the Mirels score",
     items=(
-        Item(
+        RuleItem(
             "site",
             (
                 Level(1, ("humerus lesion",)),
@@ -77,8 +77,8 @@ MIRELS = Rule(
                 Level(3, ("peritrochanteric lesion",)),
             ),
         ),
-        Item("pain", (Level(1, ("mild pain",)), Level(2, ("moderate pain",)), Level(3, ("functional pain",)))),
-        Item("kind", (Level(1, ("blastic",)), Level(2, ("mixed",)), Level(3, ("lytic",)))),
+        RuleItem("pain", (Level(1, ("mild pain",)), Level(2, ("moderate pain",)), Level(3, ("functional pain",)))),
+        RuleItem("kind", (Level(1, ("blastic",)), Level(2, ("mixed",)), Level(3, ("lytic",)))),
         measure("width", "{}% of the width", (1, 5, 33), (2, 34, 66), (3, 67, 95)),
     ),
     bands=((0, "observation"), (8, "individual decision"), (9, "prophylactic fixation")),
@@ -94,7 +94,7 @@ KHORANA = Rule(
     contexts=("cancer before chemotherapy", "chemotherapy next week", "newly found cancer"),
     what="Khorana score",
     items=(
-        Item(
+        RuleItem(
             "site",
             (
                 *(Level(0, (name,)) for name in ("breast cancer", "colon cancer", "prostate cancer")),

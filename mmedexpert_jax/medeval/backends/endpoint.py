@@ -7,8 +7,7 @@ from typing import Any
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse
 from mmedexpert_jax.medeval.prompt_styles import opened
-from mmedexpert_jax.remote import Answers, Client, Endpoint, Request
-from mmedexpert_jax.remote import Reply as RemoteReply
+from mmedexpert_jax.remote import Answers, Client, Endpoint, EndpointReply, Request
 from mmedexpert_jax.remote.client import UNREADABLE
 from mmedexpert_jax.rollout import Reply
 
@@ -55,9 +54,9 @@ class EndpointBackend:
                 continue
             requests += [Request(messages, sample) for sample in range(num_samples)]
             places += [(number, sample) for sample in range(num_samples)]
-        found: dict[int, dict[int, RemoteReply]] = defaultdict(dict)
+        found: dict[int, dict[int, Reply]] = defaultdict(dict)
 
-        def settle(index: int, reply: RemoteReply) -> None:
+        def settle(index: int, reply: EndpointReply) -> None:
             number, sample = places[index]
             found[number][sample] = reply
             if len(found[number]) == num_samples and not any(reply.error for reply in found[number].values()):
@@ -85,5 +84,5 @@ class EndpointBackend:
         self._history.close()
 
 
-def _reply(reply: RemoteReply) -> Reply:
+def _reply(reply: EndpointReply) -> Reply:
     return Reply(reply.text, reply.usage.completion, reply.finish == "length", reply.reasoning)

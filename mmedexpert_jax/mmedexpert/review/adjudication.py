@@ -74,7 +74,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ReviewSettings:
     """The settings of the last server; stored as an event, so that the trail alone gives the verdicts.
 
     Attributes:
@@ -173,13 +173,13 @@ def add(reviews: Reviews, event: Event) -> None:
         of_trace[event.reviewer] = fold(of_trace.get(event.reviewer), event)
 
 
-def settings_of(events: Iterable[Event]) -> Settings:
+def settings_of(events: Iterable[Event]) -> ReviewSettings:
     """The last settings among the events; the defaults where there are none."""
     values = [event.value for event in events if event.kind == "settings"]
     if not values:
-        return Settings()
+        return ReviewSettings()
     last = values[-1]
-    return Settings(**last | {name: tuple(last[name]) for name in ("reviewers", "adjudicators")})
+    return ReviewSettings(**last | {name: tuple(last[name]) for name in ("reviewers", "adjudicators")})
 
 
 def said(of_trace: Mapping[str, Review], role: str) -> dict[str, Said]:
@@ -230,7 +230,7 @@ def undecided(store: Store) -> set[str]:
     return set(waiting(store))
 
 
-def _read(store: Store) -> tuple[Reviews, Settings]:
+def _read(store: Store) -> tuple[Reviews, ReviewSettings]:
     events, reviews = since(store), Reviews()
     for event in events:
         add(reviews, event)

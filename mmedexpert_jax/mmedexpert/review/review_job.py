@@ -17,7 +17,7 @@ from mmedexpert_jax.mmedexpert.factory_store import Store, private
 from mmedexpert_jax.mmedexpert.record import Trace
 from mmedexpert_jax.mmedexpert.review import argilla, import_export, label_studio, review_report
 from mmedexpert_jax.mmedexpert.review.access import Access, secret
-from mmedexpert_jax.mmedexpert.review.adjudication import Settings
+from mmedexpert_jax.mmedexpert.review.adjudication import ReviewSettings
 from mmedexpert_jax.mmedexpert.review.events import since
 from mmedexpert_jax.mmedexpert.review.review_queue import ReviewQueue
 from mmedexpert_jax.mmedexpert.review.review_traces import locate, open_review
@@ -79,9 +79,9 @@ def describe(config: ConfigDict) -> str:
     return "\n".join(lines)
 
 
-def settings_of(config: ConfigDict) -> Settings:
+def settings_of(config: ConfigDict) -> ReviewSettings:
     """The settings that decide who sees what."""
-    return Settings(config.reviewers, config.adjudicators, config.overlap, config.raters, config.seed)
+    return ReviewSettings(config.reviewers, config.adjudicators, config.overlap, config.raters, config.seed)
 
 
 def _open(config: ConfigDict) -> Opened:

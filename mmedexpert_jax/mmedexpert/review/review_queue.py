@@ -13,7 +13,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
 from mmedexpert_jax.mmedexpert.review import events as trail
-from mmedexpert_jax.mmedexpert.review.adjudication import Review, Reviews, Settings, add, said, share, status
+from mmedexpert_jax.mmedexpert.review.adjudication import Review, Reviews, ReviewSettings, add, said, share, status
 from mmedexpert_jax.mmedexpert.review.checks import MAX_CHARACTERS, problems
 from mmedexpert_jax.mmedexpert.review.events import Event
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, RUBRIC
@@ -31,7 +31,7 @@ class Person:
 
 
 @dataclass(frozen=True)
-class Answer:
+class EventOutcome:
     """The outcome of an event: "stored", "known" (a retry) or "refused", and in that case why."""
 
     client_id: str
@@ -46,7 +46,7 @@ class ReviewQueue:
     that two reviewers rarely meet and no position is favoured.
     """
 
-    def __init__(self, store: Store, traces: Sequence[Trace], settings: Settings):
+    def __init__(self, store: Store, traces: Sequence[Trace], settings: ReviewSettings):
         both = set(settings.reviewers) & set(settings.adjudicators)
         if both:
             raise ConfigError(
@@ -73,7 +73,7 @@ class ReviewQueue:
         """Writes the settings to the trail, from which `outcome.verdicts` reads them."""
         trail.append(self.store, [Event(trail.new_id(), "", "", "", "settings", asdict(self.settings))])
 
-    def submit(self, person: Person, events: Sequence[Event]) -> list[Answer]:
+    def submit(self, person: Person, events: Sequence[Event]) -> list[EventOutcome]:
         """Stores events in their order; each is answered for once it is on disk, or refused with the reason."""
         with self._lock:
             self._refresh()
@@ -159,21 +159,21 @@ class ReviewQueue:
         decided = self._decided.setdefault(event.reviewer, set())
         (decided.add if of_trace[event.reviewer].verdict else decided.discard)(id)
 
-    def _take(self, person: Person, event: Event) -> Answer:
+    def _take(self, person: Person, event: Event) -> EventOutcome:
         if event.client_id in self._known:
-            return Answer(event.client_id, "known")
+            return EventOutcome(event.client_id, "known")
         event = replace(event, reviewer=person.name, role=person.role)
         trace = self.traces.get(event.trace_id)
         why = "no such trace" if trace is None else _malformed(trace, event)
         if not why and trace is not None and event.kind in ("verdict", "undo"):
             event, why = self._decide(trace, event)
         if why:
-            return Answer(event.client_id, "refused", why)
+            return EventOutcome(event.client_id, "refused", why)
         trail.append(self.store, [event])
         self._refresh()
         if event.kind == "verdict":
             self._held.get(event.trace_id, {}).pop(event.reviewer, None)
-        return Answer(event.client_id, "stored")
+        return EventOutcome(event.client_id, "stored")
 
     def _decide(self, trace: Trace, event: Event) -> tuple[Event, str]:
         """A verdict with all that it rests on, so that its event can be read by itself; an undo as it is."""

@@ -9,7 +9,7 @@ from typing import Any
 from mmedexpert_jax.data.case import PARADIGMS
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
-from mmedexpert_jax.mmedexpert.review.adjudication import Reviews, Settings, add, said, settings_of, status
+from mmedexpert_jax.mmedexpert.review.adjudication import Reviews, ReviewSettings, add, said, settings_of, status
 from mmedexpert_jax.mmedexpert.review.agreement import Agreement, Estimate, agreement
 from mmedexpert_jax.mmedexpert.review.events import since
 from mmedexpert_jax.mmedexpert.review.rubric import VERDICTS
@@ -22,7 +22,7 @@ def ratings(reviews: Reviews, traces: Sequence[Trace]) -> list[dict[str, str]]:
     return [{name: view.kind for name, view in said(reviews.get(t.id, {}), "reviewer").items()} for t in traces]
 
 
-def summary(store: Store, traces: Sequence[Trace], settings: Settings | None = None) -> dict[str, Any]:
+def summary(store: Store, traces: Sequence[Trace], settings: ReviewSettings | None = None) -> dict[str, Any]:
     """Figures of a review from its trail; `settings` None takes those that the trail holds.
 
     Agreement, in all and by paradigm, is on the three verdicts (`verdict`) and on kept against rejected (`kept`).

@@ -57,14 +57,14 @@ BODY_SECONDS = 20.0  # until the body of a request is there
 _LENGTH = re.compile(r"[0-9]+")
 _NUMBER = re.compile(r"[0-9]{1,6}")  # of ASCII: isdigit() is true of "²", and int() refuses 5,000 digits
 
-Answer = Callable[["ReviewServer", Person, "Asked"], Any]
+Answer = Callable[["ReviewServer", Person, "ReviewRequest"], Any]
 
 
-class Refusal(HTTPException):
+class ReviewRefusal(HTTPException):
     """An answer other than 200: a status and a sentence."""
 
 
-class Asked:
+class ReviewRequest:
     """The fields of a request's address, and its JSON body (None for GET)."""
 
     def __init__(self, query: dict[str, str], body: Any = None):
@@ -116,7 +116,7 @@ class ReviewServer:
     def trace(self, id: Any) -> Trace:
         """The trace that a request names. Raises Refusal."""
         if not isinstance(id, str) or id not in self.desk.traces:
-            raise Refusal(404, "no such trace")
+            raise ReviewRefusal(404, "no such trace")
         return self.desk.traces[id]
 
     def _application(self) -> Starlette:
@@ -139,8 +139,8 @@ class ReviewServer:
         async def endpoint(request: Request) -> Response:
             person = self.access.person(request.headers.get("authorization", ""))
             if person is None:
-                raise Refusal(401, "open the link with your token that the server printed")
-            asked = Asked(dict(request.query_params))
+                raise ReviewRefusal(401, "open the link with your token that the server printed")
+            asked = ReviewRequest(dict(request.query_params))
             if request.method == "POST":
                 _check_origin(request)
                 asked.body = await _json(request)
@@ -210,17 +210,17 @@ def _check_origin(request: Request) -> None:
     origin = request.headers.get("origin")
     own = origin is None or origin.partition("://")[2] == request.headers.get("host", "")
     if not own or request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        raise Refusal(403, "the request comes from another site")
+        raise ReviewRefusal(403, "the request comes from another site")
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refusal(415, "send application/json")
+        raise ReviewRefusal(415, "send application/json")
 
 
 async def _json(request: Request) -> Any:
     """The JSON of a request, bounded in size, depth and time. Raises Refusal."""
-    too_large = Refusal(413, f"at most {MAX_BODY} bytes are taken")
+    too_large = ReviewRefusal(413, f"at most {MAX_BODY} bytes are taken")
     length = request.headers.get("content-length", "0")
     if not _LENGTH.fullmatch(length):
-        raise Refusal(400, "the length of the body is no number")
+        raise ReviewRefusal(400, "the length of the body is no number")
     if len(length) > 9 or int(length) > MAX_BODY:
         raise too_large
     body = bytearray()
@@ -232,9 +232,9 @@ async def _json(request: Request) -> Any:
                     raise too_large
         return border.parse_json(bytes(body), "the body")
     except TimeoutError:
-        raise Refusal(408, f"the body did not come within {BODY_SECONDS:g} s") from None
+        raise ReviewRefusal(408, f"the body did not come within {BODY_SECONDS:g} s") from None
     except DataError as error:
-        raise Refusal(400, str(error)) from None
+        raise ReviewRefusal(400, str(error)) from None
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -258,53 +258,53 @@ async def _gone(request: Request, error: Exception) -> Response:
     return Response(status_code=400)
 
 
-def _session(server: ReviewServer, person: Person, asked: Asked) -> Any:
+def _session(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
     return {"review": server.access.id} | view.session(person, server.desk, server.blind)
 
 
-def _queue(server: ReviewServer, person: Person, asked: Asked) -> Any:
+def _queue(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
     count = asked.number("count", "1")
     if count is None:
-        raise Refusal(400, "count must be a number")
+        raise ReviewRefusal(400, "count must be a number")
     holding = [id for id in asked.query.get("holding", "").split(",") if id in server.desk.traces]
     traces = server.desk.queue(person, min(count, MAX_ITEMS), holding)
     items = [view.item(trace, person, server.desk, server.blind) for trace in traces]
     return {"items": items, "progress": server.desk.progress(person)}
 
 
-def _item(server: ReviewServer, person: Person, asked: Asked) -> Any:
+def _item(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
     return view.item(server.trace(asked.query.get("trace")), person, server.desk, server.blind)
 
 
-def _image(server: ReviewServer, person: Person, asked: Asked) -> Any:
+def _image(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
     images, index = server.trace(asked.query.get("trace")).case.images, asked.number("index")
     if index is None or index >= len(images):
-        raise Refusal(404, "no such image")
+        raise ReviewRefusal(404, "no such image")
     return encoded(images[index])
 
 
-def _history(server: ReviewServer, person: Person, asked: Asked) -> Any:
+def _history(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
     return [{"id": id, "verdict": verdict} for id, verdict in server.desk.history(person)]
 
 
-def _progress(server: ReviewServer, person: Person, asked: Asked) -> Any:
+def _progress(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
     return server.desk.progress(person)
 
 
-def _events(server: ReviewServer, person: Person, asked: Asked) -> Any:
+def _events(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
     sent = asked.body.get("events") if isinstance(asked.body, dict) else None
     if not isinstance(sent, list) or len(sent) > MAX_EVENTS:
-        raise Refusal(400, f"events must be a list of at most {MAX_EVENTS}")
+        raise ReviewRefusal(400, f"events must be a list of at most {MAX_EVENTS}")
     answers = server.desk.submit(person, [_event(one) for one in sent])
     results = [{"id": answer.client_id, "result": answer.result, "why": answer.why} for answer in answers]
     return {"results": results, "progress": server.desk.progress(person)}
 
 
-def _check(server: ReviewServer, person: Person, asked: Asked) -> Any:
+def _check(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
     body = asked.body if isinstance(asked.body, dict) else {}
     text = body.get("text")
     if not isinstance(text, str):
-        raise Refusal(400, "text is missing")
+        raise ReviewRefusal(400, "text is missing")
     return {"problems": problems(server.trace(body.get("trace")), text)}
 
 
@@ -313,9 +313,9 @@ def _event(sent: Any) -> Event:
     id, trace, kind = (str(values.get(name) or "") for name in ("id", "trace", "kind"))
     value, seconds = values.get("value", {}), values.get("seconds")
     if not all(0 < len(text) <= 64 for text in (id, trace, kind)) or not isinstance(value, dict):
-        raise Refusal(400, "an event has id, trace, kind (texts) and value (an object)")
+        raise ReviewRefusal(400, "an event has id, trace, kind (texts) and value (an object)")
     if seconds is not None and not (isinstance(seconds, int | float) and 0 <= seconds < 1e6):
-        raise Refusal(400, "seconds must be a number from 0")
+        raise ReviewRefusal(400, "seconds must be a number from 0")
     return Event(id, "", "", trace, kind, value, seconds)
 
 
