@@ -76,6 +76,17 @@ def count(masks: Sequence[Array]) -> Array:
     return tally(masks).astype(namespace(masks).float32)
 
 
+_EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF << 52}
+
+
+def finite(entries: np.ndarray) -> bool:
+    """True where no entry is NaN or infinite, told by the exponents' bits: one maximum; also true of integers."""
+    if entries.dtype.name not in _EXPONENTS or not entries.size:
+        return True
+    bits = entries.view({2: np.uint16, 4: np.uint32, 8: np.uint64}[entries.dtype.itemsize])
+    return int(np.max(bits & bits.dtype.type((1 << 8 * bits.itemsize - 1) - 1))) < _EXPONENTS[entries.dtype.name]
+
+
 def random_bits(key: int, start: Any, shape: tuple[int, ...], xp: ModuleType) -> Array:
     """uint32 hashes of the indices start, start + 1, ...: the same whatever block, shard or device asks.
 

@@ -13,6 +13,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import canonical
+from mmedexpert_jax.merging.arrays import finite
 from mmedexpert_jax.models.stored_tensors import CODES, tensor_files, views
 from mmedexpert_jax.runtime import files
 
@@ -120,12 +121,8 @@ def chat_template(directory: Path) -> str:
 
 
 def check_finite(name: str, entries: np.ndarray) -> None:
-    """Raises ConfigError where floats hold an infinity or NaN: by their exponents' bits, which is one maximum."""
-    if entries.dtype.name not in ("float16", "bfloat16", "float32", "float64") or not entries.size:
-        return
-    bits = entries.view({2: np.uint16, 4: np.uint32, 8: np.uint64}[entries.dtype.itemsize])
-    exponent = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF << 52}
-    if int(np.max(bits & bits.dtype.type((1 << 8 * bits.itemsize - 1) - 1))) >= exponent[entries.dtype.name]:
+    """Raises ConfigError where floats hold an infinity or NaN."""
+    if not finite(entries):
         raise ConfigError(
             f"{name}: holds values that are not finite in {entries.dtype.name}; write bfloat16 or float32 "
             "(config.model.dtype, or out_dtype of a mergekit file), or mend the base"

@@ -47,18 +47,11 @@ def count(
     low, high = (np.array([brackets.get(row, (0, 0))[end] for row in range(rows)], np.int32) for end in (0, 1))
     with jax.default_device(cpu()):
         found = _outside(*_padded(base, parts, size), stretch, low, high)
-    found = [np.asarray(mask)[: len(base)] for mask in found]
-    counts = {}
+    found = [np.asarray(row)[: len(base)] for row in found]
+    bits, masks, counts = found[: len(parts)], found[len(parts) :], {}
     for row, (start, _) in brackets.items():
-        above, inside = found[2 * row : 2 * row + 2]
-        index = np.flatnonzero(inside)
-        own, deltas = parts[row % len(parts)]
-        part = widened((None if own is None else own[index], [delta[index] for delta in deltas]), base)
-        few = assembled(base[index].astype(np.float32), *part)
-        if few is not None and stretch is not None:
-            few = product(few, stretch[row % len(parts)])
-        offsets = np.zeros(len(index), np.int32) if few is None else np.abs(few).view(np.int32)
-        counts[row] = int(np.count_nonzero(above)), offsets - np.int32(start)
+        above, inside = masks[2 * row : 2 * row + 2]
+        counts[row] = int(np.count_nonzero(above)), bits[row % len(parts)][np.flatnonzero(inside)] - np.int32(start)
     return counts
 
 
@@ -69,7 +62,7 @@ def merge(
     fitted: Fitted,
     how: Setting,
     dtype: np.dtype | None,
-    with_gram: bool | None,
+    measured: str,
     size: int,
     stretch: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -82,29 +75,34 @@ def merge(
         fitted: of the unit.
         how: of the tensor; its method is TIES.
         dtype: of the output; None: what the merge adds, in float32, as if the output were.
-        with_gram: False where the inner products come from LoRA factors; None: nothing is measured.
+        measured: "" nothing, "change" the sum of the experts' magnitudes, "votes" all but the inner products, "all".
         size: that the program is compiled for.
         stretch: [K] factors of the task vectors; None: 1.
     """
     scale = None if how.scale == 1 else np.float32(how.scale)
     numbers = fitted.bounds[0].within(start, len(base)), how.unequal_weights, scale, fitted.majority
     with jax.default_device(cpu()):
-        merged, *measured = _merge(*_padded(base, parts, size), stretch, *numbers, how.rule, dtype, with_gram)
+        merged, *found = _merge(*_padded(base, parts, size), stretch, *numbers, how.rule, dtype, measured)
     merged = np.asarray(merged)[: len(base)]
-    if with_gram is None:
+    if not measured:
         return merged, {}
-    sums, counts, *gram = measured
-    experts, sums = len(parts), np.sum(np.asarray(sums), axis=1, dtype=np.float64)
-    found = dict(zip(_BY_EXPERT, sums[: 3 * experts].reshape(3, experts), strict=True))
+    experts, sums = len(parts), np.sum(np.asarray(found[0]), axis=1, dtype=np.float64)
+    if measured == "change":
+        return merged, {"mass": sums}
+    return merged, _named(experts, sums, np.asarray(found[1]), found[2:])
+
+
+def _named(experts: int, sums: np.ndarray, counts: np.ndarray, products: Sequence[jax.Array]) -> dict[str, np.ndarray]:
+    """The programs' outputs by the names of `interference.measure`."""
+    found: dict[str, Any] = dict(zip(_BY_EXPERT, sums[: 3 * experts].reshape(3, experts), strict=True))
     found |= zip(_SUMS, sums[3 * experts :], strict=True)
-    counts = np.asarray(counts)
     found |= zip(_FLAGS, counts[: len(_FLAGS)], strict=True)
     found |= zip(_FLAGS_BY_EXPERT, counts[len(_FLAGS) :].reshape(3, experts), strict=True)
-    if with_gram:
+    if products:
         found["gram"] = np.zeros((experts, experts))
         lower = np.tril_indices(experts)
-        found["gram"][lower] = found["gram"].T[lower] = np.asarray(gram[0])
-    return merged, found
+        found["gram"][lower] = found["gram"].T[lower] = np.asarray(products[0])
+    return found
 
 
 def _padded(base: np.ndarray, parts: Sequence[Parts], size: int) -> tuple[np.ndarray, list[Parts]]:
@@ -132,9 +130,9 @@ def _vectors(base: jax.Array, parts: Sequence[Parts], stretch: jax.Array | None)
 def _outside(
     base: jax.Array, parts: list[Parts], stretch: jax.Array | None, low: jax.Array, high: jax.Array
 ) -> list[jax.Array]:
-    """Of every row: which entries lie above its bracket, and which inside."""
+    """The magnitudes' bits by expert; then of every row which entries lie above its bracket, and which inside."""
     bits = [jax.lax.bitcast_convert_type(jnp.abs(vector), jnp.int32) for vector in _vectors(base, parts, stretch)[1]]
-    found = []
+    found = list(bits)
     for row in range(len(low)):
         own = bits[row % len(bits)]
         found += [own >= high[row], (own >= low[row]) & (own < high[row])]
@@ -152,7 +150,7 @@ def _merge(
     majority: jax.Array | None,
     rule: Switches,
     dtype: Any,
-    with_gram: bool | None,
+    measured: str,
 ) -> list[jax.Array]:
     """Merged entries [m]; partial sums of the float `entries` [2 K + 3, n]; those that count [5]; gram [pairs]."""
     base, vectors = _vectors(base, parts, stretch)
@@ -161,19 +159,21 @@ def _merge(
     update = update if scale is None else product(update, scale)
     merged = base + update if dtype is None else rounded(base + update, dtype)
     result = update if dtype is None else merged
-    if with_gram is None:
+    if not measured:
         return [result]
+    if measured == "change":
+        return [result, _partial_sums(total([jnp.abs(vector) for vector in vectors]))[None]]
     # Written once and read by every sum, instead of being computed anew in the loop of each.
     base, vectors, kept, update, merged = jax.lax.optimization_barrier((base, vectors, kept, update, merged))
-    found: dict[str, Any] = entries(base, vectors, kept, update, merged)
+    found = entries(base, vectors, kept, update, merged)
     floats = [*(row for name in _BY_EXPERT for row in found[name]), *(found[name] for name in _SUMS)]
     flags = [*(found[name] for name in _FLAGS), *(row for name in _FLAGS_BY_EXPERT for row in found[name])]
     few = [flags[start : start + _FIELDS] for start in range(0, len(flags), _FIELDS)]
-    measured = [jnp.stack([_partial_sums(x) for x in floats]), jnp.concatenate([_counts(some) for some in few])]
-    if with_gram:
+    sums = [jnp.stack([_partial_sums(x) for x in floats]), jnp.concatenate([_counts(some) for some in few])]
+    if measured == "all":
         pairs = zip(*np.tril_indices(len(vectors)), strict=True)
-        measured.append(jnp.stack([jnp.dot(vectors[i], vectors[j], precision="highest") for i, j in pairs]))
-    return [result, *measured]
+        sums.append(jnp.stack([jnp.dot(vectors[i], vectors[j], precision="highest") for i, j in pairs]))
+    return [result, *sums]
 
 
 def _partial_sums(x: jax.Array) -> jax.Array:

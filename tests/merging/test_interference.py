@@ -1,9 +1,12 @@
 """Who won, what survives, and what equal magnitudes change: by hand, and on the gap of norms that RL vectors have."""
 
+from functools import partial
+
 import ml_dtypes
 import numpy as np
 import pytest
 
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.merging import blockwise, merge, merge_with_report
 from mmedexpert_jax.merging.merge_page import page
 from mmedexpert_jax.models.tree import flatten, nest
@@ -86,6 +89,49 @@ def test_programs_and_numpy_give_equal_magnitudes_alike(monkeypatch):
     np.testing.assert_array_equal(flatten(whole[0])["w.weight"], flatten(blocks[0])["w.weight"])
     for key, value in whole[1].sums["w.weight"].items():
         np.testing.assert_allclose(blocks[1].sums["w.weight"][key], value, rtol=1e-4, err_msg=key)
+
+
+@pytest.fixture
+def many_blocks(monkeypatch):
+    """40 blocks, of which the report is measured on four: two experts over a base of ones."""
+    monkeypatch.setattr(blockwise, "BLOCK", 512)
+    rng = np.random.default_rng(4)
+    base = {"w.weight": np.ones((160, 128), F32)}
+    return base, {name: base["w.weight"] + rng.standard_normal((160, 128)).astype(F32) for name in "ab"}
+
+
+def test_a_large_tensor_is_measured_on_some_blocks(many_blocks, monkeypatch):
+    base, experts = many_blocks
+    run = partial(merge_with_report, nest(base), {n: nest({"w.weight": w}) for n, w in experts.items()}, density=0.4)
+    merged, report = run()
+    monkeypatch.setattr(blockwise, "REPORTED", 1000)
+    exact_merged, exact = run()
+    np.testing.assert_array_equal(flatten(merged)["w.weight"], flatten(exact_merged)["w.weight"])
+    rates, whole = report.rates(), exact.rates()
+    assert rates["conflict"] != whole["conflict"]
+    deviation = np.sqrt(0.25 / 2048)
+    for name in ("conflict", "shared"):
+        assert abs(rates[name] - whole[name]) < 4 * deviation
+    for name in ("won", "survives", "along"):
+        for expert in "ab":
+            assert abs(rates[name][expert] - whole[name][expert]) < 4 * deviation
+    assert rates["merged_norm"] == pytest.approx(whole["merged_norm"], rel=0.05)  # sums stand for the whole tensor
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_found_in_every_block(many_blocks, value):
+    base, experts = many_blocks
+    experts["b"][5, 100] = value  # of the second block, which the report leaves out
+    with pytest.raises(DataError, match=r"expert b: w\.weight holds NaN or infinite values"):
+        merge(nest(base), {name: nest({"w.weight": own}) for name, own in experts.items()}, density=0.4)
+
+
+def test_an_overflow_is_found_in_every_block(many_blocks):
+    base, experts = many_blocks
+    for own in experts.values():
+        own[5, 100] = 3e38
+    with pytest.raises(ConfigError, match="overflow float32; lower the scale"):
+        merge(nest(base), {name: nest({"w.weight": own}) for name, own in experts.items()}, density=0.4, scale=5.0)
 
 
 def test_dots_keeps_the_norm():
