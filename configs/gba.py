@@ -38,7 +38,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 def get_config(preset: str = "mini") -> ConfigDict:
     """Fields of the job under a preset."""
     config = presets.training("gba", preset)
-    config.epochs = 1  # passes over the training cases where steps is 0; not given in the paper
+    config.epochs = 1.0  # passes over the training cases where steps is 0; not given in the paper
     config.lr = 1e-6  # learning rate of AdamW; not given for RL in the paper: that of DSA (appendix B)
 
     # rollouts

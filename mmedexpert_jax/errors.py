@@ -19,6 +19,10 @@ class DataError(UserError):
     exit_code = 3
 
 
+class TooLong(DataError):
+    """A prompt or an answer over its limit of tokens."""
+
+
 class ResourceError(UserError):
     """Not enough memory or disk, no such device, a directory that cannot be written. Exit code 4."""
 

@@ -61,7 +61,8 @@ def training(job: str, preset: str) -> ConfigDict:
     """Fields of the jobs that train."""
     config = common(job, preset)
     config.steps = 0  # optimizer steps; 0: from epochs
-    config.epochs = 3  # passes over the training cases where steps is 0; appendix B (DSA)
+    # passes over the training cases where steps is 0, whole or a part of one (0.5); appendix B (DSA)
+    config.epochs = 3.0
     config.lr = 1e-6  # learning rate of AdamW; appendix B (DSA)
     config.schedule = "constant"  # of the rate: "constant", or "linear" or "cosine" to 0; not given in the paper
     config.warmup_steps = 0  # updates over which the learning rate rises; not given in the paper
@@ -80,12 +81,19 @@ def training(job: str, preset: str) -> ConfigDict:
     config.lora.alpha = 32.0  # scale of the deltas is alpha / rank; appendix B
     config.lora.targets = "all-linear"  # "all-linear" (appendix B), vision tower included as in peft, or "text"
     config.max_prompt_length = 1024  # tokens, images included (max_pixels, appendix B, are 512); longer is refused
+    # training cases over max_prompt_length, or in DSA over max_new_tokens: "error" refuses them, "drop" leaves them out
+    # and says how many (verl's filter_overlong_prompts)
+    config.overlong = "error"
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices among which rows are split; -1: all
     config.mesh.fsdp = 1  # as data, and "shard" splits what it names among these
     config.mesh.tensor = 1  # devices among which every weight is split; a divisor of the heads
     config.shard = "none"  # held in parts: "none", the "optimizer" state (ZeRO-2), or weights too ("full", ZeRO-3)
     config.checkpoint_every = 50  # optimizer steps between checkpoints
+    config.keep_checkpoints = 2  # of the last checkpoints, besides the best one; 1 leaves none if it breaks
+    # step of a kept checkpoint to go back to: what is later is deleted, and the same command then goes on; 0: the last
+    config.resume_from = 0
+    config.allow_changes = ()  # fields that this run may have another value of than the one it goes on with, such as lr
     config.eval = ConfigDict()
     config.eval.every = 0  # optimizer steps between evaluations; 0: at the start and the end only; -1: never
     config.eval.limit = 0  # cases; 0: as many as limit
@@ -103,4 +111,6 @@ def stage(job: str, preset: str, without: tuple[str, ...] = ()) -> ConfigDict:
     config = read_config(f"configs/{job}.py:{preset}").unlock()
     for name in (*SHARED, *without):
         del config[name]
+    if "resume_from" in config:  # a step of one run; a stage may be several
+        del config.resume_from
     return config

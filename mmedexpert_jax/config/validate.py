@@ -1,11 +1,13 @@
 """Refusals of configs that can be known to be wrong before any long work, without JAX."""
 
+import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import BENCHMARK, SPECIALTIES, check_value, named_devices
 from mmedexpert_jax.config.job_config import convert, fields
 from mmedexpert_jax.errors import ConfigError, DataError
@@ -38,6 +40,7 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
             raise ConfigError(f"config.{prefix}steps and config.{prefix}epochs are both 0; set one of them")
         if "objective" in stage:
             _check_groups(prefix, stage)
+        _check_changes(prefix, stage)
     if config.get("job") == "evaluate":
         _check_evaluated(config)
     elif "model" in config and not config.get("mergekit"):
@@ -56,6 +59,20 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
         raise DataError(f"config.data.path: no such file or directory: {path}" + _first(path))
     if config.get("job") in ("dsa", "gba") and config.eval.every >= 0:
         _check_held_out(config)
+
+
+def _check_changes(prefix: str, stage: ConfigDict) -> None:
+    """The fields that `allow_changes` names, and the run that `resume_from` is of."""
+    known = list(fields(stage))
+    for name in stage.get("allow_changes", ()):
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(
+                f"config.{prefix}allow_changes: no field {border.shown(name)}; {hint}--list_config shows all"
+            )
+    if stage.get("resume_from") and stage.get("specialty") == "all":
+        raise ConfigError("config.resume_from is a step of one expert; choose it by --config.specialty")
 
 
 def _parts(model: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.gba.guidelines import Guidelines, Prompt
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Encoded, Processor
@@ -36,6 +36,9 @@ class PromptSize(NamedTuple):
         return cls(sum(s.images for s in sizes), max(s.patches for s in sizes), max(s.tokens for s in sizes))
 
 
+Sizes = dict[tuple, PromptSize]  # of prompts, by case and paradigm
+
+
 class Batches:
     """Encodes prompts, splits them into micro-batches of like size, and pads these to few shapes.
 
@@ -51,6 +54,7 @@ class Batches:
         max_prompt_length: tokens of a prompt, its images included.
         devices: among which a micro-batch is split.
         minibatches: updates of a step, whose prompts are not mixed.
+        known: sizes of prompts that were measured before.
 
     Attributes:
         max_length: tokens of the longest prompt of the run.
@@ -68,10 +72,11 @@ class Batches:
         max_prompt_length: int,
         devices: int = 1,
         minibatches: int = 1,
+        known: Sizes | None = None,
     ):
         self._processor, self._guidelines, self._limit = processor, guidelines, max_prompt_length
         self._part, self._devices, self._minibatches = part, devices, minibatches
-        known: dict[tuple, PromptSize] = {}
+        known = {} if known is None else known
         shares: list[list[PromptSize]] = []
         for step in range(rounds):
             prompts = guidelines.prompts(step)
@@ -95,10 +100,7 @@ class Batches:
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Token ids and patches of one prompt."""
-        try:
-            return self._processor.encode(prompt.conversation, max_length=self._limit)
-        except DataError as error:
-            raise DataError(f"case {prompt.case.id}: {error}") from error
+        return _encode(self._processor, prompt, self._limit)
 
     def encoded(self, step: int) -> tuple[list[Prompt], list[Encoded]]:
         """The prompts of a step; `ahead(step)` gives the same, made in a thread before they are asked for."""
@@ -152,6 +154,22 @@ class Batches:
         )
 
 
+def overlong(processor: Processor, guidelines: Guidelines, rounds: int, limit: int, known: Sizes) -> set[str]:
+    """Ids of the cases of which a prompt of the run is over the limit; the sizes of the others' are added to `known`.
+
+    Raises DataError where an image cannot be used.
+    """
+    found = set()
+    for prompt in (prompt for step in range(rounds) for prompt in guidelines.prompts(step)):
+        if prompt.case.id in found or _key(prompt) in known:
+            continue
+        try:
+            known[_key(prompt)] = PromptSize.of(_encode(processor, prompt, limit))
+        except TooLong:
+            found.add(prompt.case.id)
+    return found
+
+
 def cut(rows: np.ndarray, sizes: Sequence[PromptSize], count: int) -> list[np.ndarray]:
     """Rows in order of their size, `count` at a time."""
     ordered = np.array(sorted(rows, key=lambda row: sizes[row]), int)
@@ -194,6 +212,13 @@ def levels(
 def _level(levels: Sequence[int], value: int) -> int:
     """The least level that holds a value; beyond all of them, as where groups were dropped, the value itself."""
     return next((level for level in levels if level >= value), value)
+
+
+def _encode(processor: Processor, prompt: Prompt, limit: int) -> Encoded:
+    try:
+        return processor.encode(prompt.conversation, max_length=limit)
+    except DataError as error:
+        raise type(error)(f"case {prompt.case.id}: {error}") from error
 
 
 def _key(prompt: Prompt) -> tuple:

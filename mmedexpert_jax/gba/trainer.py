@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import answers
 from mmedexpert_jax.data import Case, load_cases
+from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
 from mmedexpert_jax.gba.advantages import estimate, totals
-from mmedexpert_jax.gba.batches import Batches, PromptSize, cut
+from mmedexpert_jax.gba.batches import Batches, PromptSize, Sizes, cut, overlong
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
 from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
@@ -28,6 +29,7 @@ from mmedexpert_jax.runtime import costs, processes
 from mmedexpert_jax.runtime.hints import hints
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.train import Evaluate, State, export, fit
+from mmedexpert_jax.train.overlong import tell
 from mmedexpert_jax.train.state import is_due
 
 if TYPE_CHECKING:
@@ -71,7 +73,8 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
             _hint(run, told)
         return state, metrics
 
-    state = fit(config, run, job.learner, step, job.steps, "gba", init_key, evaluate)
+    data = fingerprint(job.guidelines.cases)
+    state = fit(config, run, job.learner, step, job.steps, "gba", init_key, evaluate, data)
     path = export(config, run, job.model, job.learner.policy(state), state, job.processor)
     run.finish(_summary(run, path, state))
     return path
@@ -117,14 +120,15 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     _check(config)
     scoring = reward.from_config(config, folder)
     cases = load_cases(config.data.path, "train", limit=config.limit, seed=config.seed)
-    guidelines = _guidelines(config, cases)
-    steps = config.steps or guidelines.steps(config.epochs)
     processor = load_processor(config.model.path)
+    known: Sizes = {}
+    guidelines, steps = _order(config, cases, processor, known)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     part = micro_batch(config, shares)
     rounds = steps * (1 + _refills(config))
-    batches = Batches(processor, guidelines, rounds, part, config.max_prompt_length, shares, config.minibatches)
+    limit, minibatches = config.max_prompt_length, config.minibatches
+    batches = Batches(processor, guidelines, rounds, part, limit, shares, minibatches, known)
     model, params, under = load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
     learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under)
@@ -173,6 +177,25 @@ def _check(config: ConfigDict) -> None:
         )
     if config.temperature <= 0:
         raise ConfigError("config.temperature must be above 0: greedy samples of a group are all the same")
+
+
+def _order(config: ConfigDict, cases: list[Case], processor: Processor, known: Sizes) -> tuple[Guidelines, int]:
+    """The prompts and the number of steps of the run, without the cases that `overlong` drops.
+
+    Fewer cases are visited in another order, in which further prompts may be met: until all that are met fit.
+    """
+    gone: set[str] = set()
+    while True:
+        guidelines = _guidelines(config, [case for case in cases if case.id not in gone])
+        steps = config.steps or guidelines.steps(config.epochs)
+        if config.overlong == "error":
+            return guidelines, steps
+        rounds = steps * (1 + _refills(config))
+        found = overlong(processor, guidelines, rounds, config.max_prompt_length, known)
+        gone |= found
+        if not found or len(gone) == len(cases):
+            tell(gone, len(cases), f"max_prompt_length {config.max_prompt_length}")
+            return guidelines, steps
 
 
 def _guidelines(config: ConfigDict, cases: list[Case]) -> Guidelines:

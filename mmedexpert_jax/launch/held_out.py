@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import medeval
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.benchmarks import from_case
-from mmedexpert_jax.errors import Interrupted
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.medeval import result_tables
 from mmedexpert_jax.medeval.eval_job import sample_rows
@@ -33,12 +32,9 @@ def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
     model, processor = load_architecture(config.model.path), load_processor(config.model.path)
 
     def evaluate(params: dict, step: int, lora: Lora | None = None) -> dict[str, float]:
-        def on_batch(done: int) -> None:
+        def on_batch(done: int) -> int | None:
             progress.update(done)
-            # of several processes each is at its own batch, where asking the others would wait for ever
-            signum = run.interrupted() if processes.count() == 1 else None
-            if signum:
-                raise Interrupted("stopped during an evaluation; the same command makes it again", signum)
+            return run.heard()
 
         with run.progress(len(cases), label=f"{settings.split} split at step {step}") as progress:
             evaluation = medeval.evaluate(

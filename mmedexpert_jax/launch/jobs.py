@@ -124,7 +124,8 @@ def run_job(config: ConfigDict) -> bool:
     from mmedexpert_jax.runtime.devices import device_errors, keep_programs
 
     keep_programs()
-    opened = Run.open(config.workdir, config, fresh=config.fresh, drift=config.job in DRIFTING)
+    keep, drift = config.get("keep_checkpoints", 2), config.job in DRIFTING
+    opened = Run.open(config.workdir, config, fresh=config.fresh, keep=keep, drift=drift)
     with device_errors(), opened as run, processes.log(run.path / "logs"):
         if run.done and config.job not in REPEATABLE:
             print(f"{config.job} in {config.workdir} is already finished", flush=True)

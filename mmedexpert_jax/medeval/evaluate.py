@@ -12,7 +12,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.data.benchmarks import Item, from_case
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, Case
 from mmedexpert_jax.data.prompts import conversation
-from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
 from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.medeval.scoring import score
@@ -235,7 +235,7 @@ def evaluate(
     max_new_tokens: int = 1024,
     paradigm: str | None = None,
     scorer: str = "strict",
-    on_batch: Callable[[int], None] = lambda done: None,
+    on_batch: Callable[[int], int | None] = lambda done: None,
 ) -> Evaluation:
     """Lets a model in memory answer cases and judges what it says; several processes share the cases.
 
@@ -253,9 +253,10 @@ def evaluate(
         max_new_tokens: limit of an answer.
         paradigm: None for prompts without guidelines; one of PARADIGMS; or "all": each case under each that applies.
         scorer: "strict", "medevalkit" or "medxpertqa" (`scoring.score`).
-        on_batch: called with the number of prompts answered so far.
+        on_batch: called with the number of prompts answered so far; returns a signal that asks to stop, if any.
 
     Raises:
+        Interrupted: a signal came to any of the processes, each of which has ended its batch.
         ConfigError: an unknown paradigm or scorer.
         DataError: a prompt over the limit, or a case that cannot be encoded, by its id.
     """
@@ -271,12 +272,17 @@ def evaluate(
     engine = Engine(model, params, processor, settings, lora=lora, key=key)
     prompts, names = (conversation(*jobs[i]) for i in share), (f"case {jobs[i][0].id}" for i in share)
     rows: dict[int, list[AnswerRow]] = {}
+    signum: int | None = None
     with costs.shared():
         for place, replies in engine.answer(prompts, share, names):
             case, asked = jobs[share[place]]
             rows[place] = judged(from_case(case), replies, paradigm=asked, scorer=scorer)
             if len(rows) % batch_size == 0 or len(rows) == len(share):
-                on_batch(len(rows) * len(jobs) // len(share))
+                signum = on_batch(len(rows) * len(jobs) // len(share))
+            if signum:
+                break
+    if signum := processes.largest(signum or 0):  # asked here, to which all come, and not where each has its own batch
+        raise Interrupted("stopped during an evaluation; the same command makes it again", signum)
     shares = processes.gather([[asdict(row) for row in rows[place]] for place in range(len(share))])
     count = len(shares)
     return Evaluation(tuple(AnswerRow(**row) for i in range(len(jobs)) for row in shares[i % count][i // count]))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmedexpert_jax import border
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template
 from mmedexpert_jax.processing.images import ImageRef, open_image
@@ -153,7 +153,7 @@ class Processor:
         expanded = self._expand(np.array(tokens, np.int32), [len(patches) for patches, _ in images])
         if max_length is not None and len(expanded) > max_length:
             in_images = int((expanded == self.image_token_id).sum())
-            raise DataError(
+            raise TooLong(
                 f"a prompt of {len(expanded)} tokens ({in_images} of images) is over the limit of {max_length}; "
                 "raise max_prompt_length, lower max_pixels or shorten the text"
             )

@@ -114,6 +114,16 @@ class Checkpoints:
         """The newest whole checkpoint's step; None where there is none."""
         return max(self.steps(), default=None)
 
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints after `step`. Raises DataError where that one is not whole."""
+        steps = self.steps()
+        if step not in steps:
+            raise DataError(f"{self.path / str(step)}: no whole checkpoint there; whole ones: {steps or 'none'}")
+        for later in (later for later in steps if later > step and processes.is_writer()):
+            shutil.rmtree(self.path / str(later))
+            self._whole.pop(later)
+        processes.barrier()
+
     def best(self) -> int | None:
         """The step with the highest score (the later one of equals); None where no checkpoint has a score."""
         return self._best(self.steps())

@@ -29,6 +29,7 @@ DAY = 24 * 60 * 60 * 1000  # milliseconds
 EVERY = 2.0  # seconds between two looks at whether another process has failed
 GRACE = 10.0  # seconds that the others have to end by themselves when one process fails
 _FAILED = "mmedexpert/failed"
+_HEARD = "mmedexpert/heard"
 
 _index, _count, _alone = 0, 1, False
 _numbers = itertools.count()
@@ -153,6 +154,20 @@ def largest(value: int) -> int:
     from jax.experimental.multihost_utils import process_allgather
 
     return int(process_allgather(np.array([value], np.int32), tiled=True).max())
+
+
+def heard(value: int) -> int:
+    """The value of a process that has one other than 0, as far as it is known here, without waiting for any of them;
+    one's own is told to the others."""
+    if count() == 1:
+        return value
+    if value:
+        with contextlib.suppress(Exception):  # another one was first
+            _client().key_value_set(_HEARD, str(value))
+        return value
+    with contextlib.suppress(Exception):  # the key is not there
+        return int(_client().key_value_try_get(_HEARD))
+    return 0
 
 
 def concatenate(rows: np.ndarray) -> np.ndarray:

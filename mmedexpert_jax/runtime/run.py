@@ -53,7 +53,7 @@ class Run:
         self._keep = keep
         self._writes = processes.is_writer()
         status = read_status(path)
-        done = status.get("state") == "done" and not self._grown()
+        done = status.get("state") == "done" and not self._grown() and not _goes_back(self.config, status)
         self.done, status = processes.agree((done, status))
         self.resumed = bool(status)
         self.summary: dict[str, Any] = status.get("summary") or {}
@@ -109,6 +109,8 @@ class Run:
                     raise ConfigError(refusal)
                 print(f"{path} failed before its first checkpoint; it starts again with this config", flush=True)
                 _wipe(path, keep=("cmd.txt", "logs"))
+            _say_changes(path, plain)
+            _refuse_absent(path, plain)
             return cls(path, config, lock, keep)
         except BaseException:
             lock.close()
@@ -142,6 +144,18 @@ class Run:
         path = self.path / "samples" / name / f"{step:06d}.jsonl"
         return write_table(path, rows) if self._writes else path
 
+    def last_checkpoint(self) -> int | None:
+        """The step of the checkpoint from which the run goes on; None where there is none.
+
+        Once, `resume_from` goes back to an earlier one: later ones are then deleted, so that the same command, given
+        again after the run was stopped, goes on from where it was and not from there.
+        """
+        back = int(self.config.get("resume_from") or 0)
+        if _goes_back(self.config, self._status):
+            self.checkpoints.drop_after(back)
+        self._status["resumed_from"] = back
+        return self.checkpoints.latest()
+
     def rewind(self, step: int) -> None:
         """Drops metrics and samples after `step`, so that a resumed run writes them as if it had never stopped."""
         self._metrics.rewind(step)
@@ -161,6 +175,11 @@ class Run:
         A signal to any process counts for all of them.
         """
         return processes.largest(SIGNALS.caught or 0) or None
+
+    def heard(self) -> int | None:
+        """As `interrupted`, without waiting for the other processes, which hear of a signal to this one soon after: for
+        places that each comes to in its own time."""
+        return processes.heard(SIGNALS.caught or 0) or None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Marks the run done, with the figures that stand for it."""
@@ -279,13 +298,15 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 class Status(msgspec.Struct):
-    """STATUS.json: state of the run, last step logged, times in ISO 8601, figures of a finished run, cost, error."""
+    """STATUS.json: state of the run, last step logged, times in ISO 8601, figures of a finished run, cost, error, the
+    checkpoint that it was asked to go back to."""
 
     state: Literal["running", "done", "failed", "interrupted"]
     step: Annotated[int, msgspec.Meta(ge=0)] = 0
     started: str = ""
     updated: str = ""
     pid: int = 0
+    resumed_from: int = 0
     summary: dict[str, Any] = {}
     cost: dict[str, int | float] | None = None
     error: str | None = None
@@ -363,6 +384,39 @@ def _drift(saved: dict, wanted: dict) -> dict[str, tuple[Any, Any]]:
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def _named(config: dict) -> set[str]:
+    """Keys that `allow_changes` names, of a job or of a pipeline's stages."""
+    groups = {key: value for key, value in flat(config).items() if key.rpartition(".")[2] == "allow_changes"}
+    return {f"{key.removesuffix('allow_changes')}{name}" for key, names in groups.items() for name in names}
+
+
+def _goes_back(config: dict, status: dict) -> bool:
+    """True where `resume_from` names a step to which the run has not gone back yet."""
+    back = config.get("resume_from") or 0
+    return bool(back) and status.get("resumed_from") != back
+
+
+def _refuse_absent(path: Path, config: dict) -> None:
+    """Raises ConfigError where the checkpoint to go back to is not there, before any work."""
+    if not _goes_back(config, read_status(path)):
+        return
+    found = sorted(int(file.parent.name) for file in path.glob("ckpt/*/manifest.json") if file.parent.name.isdigit())
+    if config["resume_from"] not in found:
+        steps = ", ".join(map(str, found)) or "none"
+        raise ConfigError(
+            f"config.resume_from={config['resume_from']}: {path} has no checkpoint of that step; there are {steps} "
+            "(config.keep_checkpoints says how many are kept)"
+        )
+
+
+def _say_changes(path: Path, config: dict) -> None:
+    """Prints the fields that were changed by name, which stand in config.json from here on."""
+    changed = {key: pair for key, pair in _drift(_saved_config(path), config).items() if key in _named(config)}
+    if files.is_run(path) and changed:
+        parts = (f"{border.cut(key)} {border.shown(old)} -> {border.shown(new)}" for key, (old, new) in changed.items())
+        print(f"{path} goes on with another {', '.join(parts)}", flush=True)
+
+
 def _allowed(key: str, old: Any, new: Any) -> bool:
     """True where a resumed run may have another value of a field; see config/fields.py."""
     if resumes(key) == "grows":
@@ -390,16 +444,25 @@ def _drift_refusal(path: Path, config: dict) -> str:
             print(f"{path / 'config.json'} is damaged; the run goes on with the config of this command", flush=True)
         return ""
     drift = _drift(saved, config)
-    refused = [
-        f"{border.cut(key)} was {border.shown(old)}, now {border.shown(new)}"
-        for key, (old, new) in drift.items()
-        if not _allowed(key, old, new)
-    ]
+    named = _named(config)
+    refused = [key for key, (old, new) in drift.items() if key not in named and not _allowed(key, old, new)]
     if not refused:
         return ""
+    parts = (
+        f"{border.cut(key)} was {border.shown(drift[key][0])}, now {border.shown(drift[key][1])}" for key in refused[:4]
+    )
     more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
-    free = _free(path)
+    free = f"{_free(path)}{_by_name(refused, config)}"
     return (
-        f"{path} holds a run with another config: {'; '.join(refused[:4])}{more}; "
+        f"{path} holds a run with another config: {'; '.join(parts)}{more}; "
         f"start over with fresh=True, or choose another workdir: --config.workdir={free}"
     )
+
+
+def _by_name(refused: list[str], config: dict) -> str:
+    """The override that lets a run go on with the fields that differ; empty for a job that has no such field."""
+    prefix = refused[0].partition(".")[0] + "." if "allow_changes" not in config else ""
+    if f"{prefix}allow_changes" not in flat(config) or not all(key.startswith(prefix) for key in refused):
+        return ""
+    names = ",".join(key.removeprefix(prefix) for key in refused[:4])
+    return f", or go on with what is named: --config.{prefix}allow_changes={names}"

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.data import SPECIALTIES, Case, load_cases
+from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.runtime import costs
@@ -62,7 +63,8 @@ def train(
         return state, stats | {"epoch": examples.epoch(state.step)} | clocks
 
     key = jax.random.key(config.seed)
-    state = fit(config, run, learner, step, examples.steps, f"sft {config.specialty}", key, evaluate)
+    label, data = f"sft {config.specialty}", fingerprint(examples.cases)
+    state = fit(config, run, learner, step, examples.steps, label, key, evaluate, data)
     path = export(config, run, model, learner.policy(state), state, processor)
     losses = [row["loss"] for row in run.metrics() if "loss" in row]
     summary = {"export": str(path), "steps": state.step, "num_tokens": state.num_tokens}

@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.data import Case
 from mmedexpert_jax.data.order import batch_indices, epoch_order
 from mmedexpert_jax.data.prompts import completion, conversation
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.sft.loss import MicroBatch
+from mmedexpert_jax.train.overlong import tell
 
 _GRAIN = 32  # tokens or patches; padded sizes are multiples, so that the experts' programs are often the same
 
@@ -44,20 +45,22 @@ class Examples:
         config: of the job dsa.
         shares: of a mesh; so many micro-batches of `batch_size` rows, padded alike, are computed at a time.
 
+    Attributes:
+        cases: those that are trained on, without what `overlong` drops.
+        steps: of the run.
+        shapes: of its micro-batches.
+
     Raises:
         DataError: a case without a trace, over the limits, or with an image that cannot be used; it names the case.
     """
 
     def __init__(self, cases: Sequence[Case], processor: Processor, config: ConfigDict, shares: int = 1):
-        self._cases, self._processor, self._config, self._shares = cases, processor, config, shares
+        self._processor, self._config, self._shares = processor, config, shares
+        measured = self._measured(cases)
+        self.cases, self._completions, self._sizes = (list(parts) for parts in zip(*measured, strict=True))
         self._rows = config.batch_size * config.accumulation
-        self.steps = config.steps or math.ceil(config.epochs * len(cases) / self._rows)
-        self._halves = epoch_order(len(cases), config.seed + 1, 0)
-        self._completions = [self._completion(case) for case in cases]
-        self._sizes = [
-            _size(self._encode(case, case.paradigm or None), ids)
-            for case, ids in zip(cases, self._completions, strict=True)
-        ]
+        self.steps = config.steps or math.ceil(config.epochs * len(self.cases) / self._rows)
+        self._halves = epoch_order(len(self.cases), config.seed + 1, 0)
         self._buckets = _buckets(self._sizes, config.buckets)
         self.shapes = {shape for step in range(self.steps) for _, shape in self._split(step)}
 
@@ -67,12 +70,27 @@ class Examples:
 
     def epoch(self, step: int) -> float:
         """Passes over the cases after so many steps."""
-        return step * self._rows / len(self._cases)
+        return step * self._rows / len(self.cases)
+
+    def _measured(self, cases: Sequence[Case]) -> list[tuple[Case, list[int], CaseSize]]:
+        """The cases within the limits, each with its completion's ids and its size."""
+        kept, dropped = list[tuple[Case, list[int], CaseSize]](), list[str]()
+        for case in cases:
+            try:
+                ids = self._completion(case)
+                kept.append((case, ids, _size(self._encode(case, case.paradigm or None), ids)))
+            except TooLong:
+                if self._config.overlong == "error":
+                    raise
+                dropped.append(case.id)
+        limits = {name: self._config[name] for name in ("max_prompt_length", "max_new_tokens")}
+        tell(dropped, len(cases), " or ".join(f"{name} {limit}" for name, limit in limits.items()))
+        return kept
 
     def _split(self, step: int) -> list[tuple[list[Rows], CaseSize]]:
         """The rows of each micro-batch, share by share, and their padded shape."""
-        indices = batch_indices(len(self._cases), self._rows, step, self._config.seed)
-        epochs = np.arange(step * self._rows, (step + 1) * self._rows) // len(self._cases)
+        indices = batch_indices(len(self.cases), self._rows, step, self._config.seed)
+        epochs = np.arange(step * self._rows, (step + 1) * self._rows) // len(self.cases)
         rows = [(int(i), bool((self._halves[i] + e) % 2)) for i, e in zip(indices, epochs, strict=True)]
         rows.sort(
             key=lambda row: (self._sizes[row[0]].images, self._sizes[row[0]].prompt, self._sizes[row[0]].completion)
@@ -114,7 +132,7 @@ class Examples:
 
     def _prompts(self, rows: Rows, shape: CaseSize) -> Batch:
         return self._processor.collate(
-            [self._encode(self._cases[i], None if neutral else self._cases[i].paradigm or None) for i, neutral in rows],
+            [self._encode(self.cases[i], None if neutral else self.cases[i].paradigm or None) for i, neutral in rows],
             min_length=shape.prompt,
             min_images=shape.images,
             min_patches=shape.patches,
@@ -124,14 +142,14 @@ class Examples:
         try:
             return self._processor.encode(conversation(case, paradigm), max_length=self._config.max_prompt_length)
         except DataError as error:
-            raise DataError(f"case {case.id}: {error}") from error
+            raise type(error)(f"case {case.id}: {error}") from error
 
     def _completion(self, case: Case) -> list[int]:
         if not case.trace:
             raise DataError(f"case {case.id}: no trace to imitate; leave it out of the training split")
         ids, limit = self._processor.completion(completion(case)), self._config.max_new_tokens
         if len(ids) > limit:
-            raise DataError(
+            raise TooLong(
                 f"case {case.id}: its answer has {len(ids)} tokens, the limit is {limit}; raise max_new_tokens"
             )
         return ids

@@ -4,6 +4,7 @@ A stage gives its loss as sums (`Terms`) of one micro-batch; the learner adds th
 loss nor gradient depends on how a step is split into micro-batches or over devices.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -125,7 +126,8 @@ class Learner:
             rows.append(stats)
         found = jax.device_get(rows)
         stats = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
-        return State(trained, opt_state, state.step + 1, state.num_tokens + tokens), stats
+        step, tokens = state.step + 1, state.num_tokens + tokens
+        return dataclasses.replace(state, trained=trained, opt_state=opt_state, step=step, num_tokens=tokens), stats
 
     def gradient(self, state: State, micro: Any) -> tuple[Any, Any]:
         """Summed gradient of the trained tree, and the terms that go with it, before the division.

@@ -1,5 +1,6 @@
 """The loop around a trainer's step: metrics, held-out evaluations, checkpoints, signals."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ def fit(
     label: str,
     key: jax.Array,
     evaluate: Evaluate | None = None,
+    data: int = 0,
 ) -> State:
     """Runs `step` from the run's last checkpoint to the end, or until held-out evaluations get no better.
 
@@ -44,13 +46,14 @@ def fit(
         label: of its progress.
         key: of the deltas' initialisation.
         evaluate: before, every `eval.every` steps, and after.
+        data: `fingerprint` of the training cases.
 
     Raises:
         ConfigError: a loss that is not finite.
         UserError: what a step raises, once the state before it is saved.
         Interrupted: a signal came; a checkpoint is saved.
     """
-    state = resume(run, learner.init(key))
+    state = resume(run, dataclasses.replace(learner.init(key), data=data))
 
     def evaluated() -> bool:
         """Evaluates the state, unless it has been; False where the run has not got better for long enough."""

@@ -3,12 +3,13 @@
 import ast
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.errors import ConfigError, Interrupted
+from mmedexpert_jax.runtime import processes
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime.run import Run
@@ -22,13 +23,24 @@ class State:
     opt_state: Any
     step: int = 0
     num_tokens: int = 0  # tokens of prompts and completions so far, without padding
+    data: int = 0  # `fingerprint` of the cases that it was trained on
 
 
 def resume(run: "Run", state: State) -> State:
-    """The state at the run's last checkpoint, or the given one; metrics and samples beyond it are dropped."""
-    latest = run.checkpoints.latest()
-    run.rewind(-1 if latest is None else latest)
-    return state if latest is None else State(**run.checkpoints.restore(latest, vars(state)))
+    """The state at the checkpoint that the run goes on from, or the given one; metrics and samples beyond it are
+    dropped. A line says so where the cases are not those that it was trained on."""
+    step = run.last_checkpoint()
+    run.rewind(-1 if step is None else step)
+    if step is None:
+        return state
+    found = State(**run.checkpoints.restore(step, vars(state)))
+    if found.data != state.data and processes.is_writer():
+        print(
+            f"the training cases are not those of step {step} (their fingerprint was {found.data:08x}, is "
+            f"{state.data:08x}): it goes on with the new ones, whose order is another",
+            flush=True,
+        )
+    return replace(found, data=state.data)
 
 
 def keep(run: "Run", state: State, steps: int, every: int, score: float | None = None) -> None:

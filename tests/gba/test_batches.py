@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmedexpert_jax.data import load_cases
+from mmedexpert_jax.gba import trainer
 from mmedexpert_jax.gba.batches import Batches, PromptSize, cut, levels
-from mmedexpert_jax.gba.guidelines import Guidelines
+from mmedexpert_jax.gba.guidelines import Guidelines, Prompt
+from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import load_processor
 
 STEPS = 6
@@ -103,3 +105,25 @@ def test_rows_are_cut_by_size():
     ]
     assert [part.tolist() for part in cut(np.array([0, 1, 2, 3, 4]), sizes, 2)] == [[2, 1], [4, 0], [3]]
     assert [part.tolist() for part in cut(np.array([3, 1]), sizes, 2)] == [[1, 3]]
+
+
+def test_cases_of_which_a_prompt_is_too_long_are_left_out_where_that_is_asked(mixed, tiny_model_dir, capsys):
+    processor = load_processor(tiny_model_dir)
+    lengths = {
+        case.id: [len(processor.encode(Prompt(case, name).conversation).tokens) for name in case.paradigms]
+        for case in mixed
+    }
+    limit = sorted(max(each) for each in lengths.values())[17]
+    fits = {name for name, each in lengths.items() if max(each) <= limit}
+    fields = {"max_prompt_length": limit, "prompts_per_step": 8, "steps": 0, "epochs": 4, "overlong": "drop"}
+    config = load_config("configs/gba.py:mini", fields)
+    known = {}
+    guidelines, steps = trainer._order(config, mixed, processor, known)
+    assert {case.id for case in guidelines.cases} == fits  # in four epochs each is met under all its paradigms
+    assert steps == len(fits) * 4 // 8
+    assert f"{24 - len(fits)} of 24 training cases are over max_prompt_length {limit}" in capsys.readouterr().out
+    batches = Batches(processor, guidelines, steps, 2, limit, known=known)
+    assert batches.max_length <= limit
+    config = load_config("configs/gba.py:mini", fields | {"epochs": 0.25})
+    guidelines, steps = trainer._order(config, mixed, processor, known)
+    assert steps == 1 and len(guidelines.cases) >= len(fits)

@@ -1,4 +1,4 @@
-from contextlib import closing
+from contextlib import closing, nullcontext
 from itertools import pairwise
 
 import jax
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmedexpert_jax.data.benchmarks import from_case
-from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
+from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, ResourceError
 from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.medeval import Evaluation, compare_evaluations, evaluate
 from mmedexpert_jax.medeval.evaluate import chance, constant
@@ -205,3 +205,18 @@ def test_a_cell_splits_into_its_figure_and_intervals():
     assert split("53.0 [50.2, 55.7] (50.3, 55.6)") == ["53.0", "[50.2, 55.7]", "(50.3, 55.6)"]
     assert split("-1.0 (-2.0, +0.1)") == ["-1.0", "(-2.0, +0.1)"]
     assert split("chance (uniform guess)") == ["chance (uniform guess)"]
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_signal_to_any_process_ends_an_evaluation_within_a_batch(processor, cases, sampler, monkeypatch, heard):
+    """As the first of two processes, which answers six of twelve cases: it hears of the signal in its first batch, or
+    when it has answered all; either way it comes to where the other one waits, and nowhere else."""
+    calls, asked = [], []
+    monkeypatch.setattr(processes, "_count", 2)
+    monkeypatch.setattr(processes, "largest", lambda value: asked.append(value) or 15)
+    monkeypatch.setattr(processes, "gather", lambda rows: pytest.fail("the other process is not there"))
+    monkeypatch.setattr(costs, "shared", nullcontext)  # which both leave before they ask
+    with pytest.raises(Interrupted) as stopped:
+        ask(processor, cases, batch_size=2, on_batch=lambda done: calls.append(done) or (15 if heard else None))
+    assert stopped.value.exit_code == 143
+    assert calls == ([4] if heard else [4, 8, 12]) and asked == [15 if heard else 0]

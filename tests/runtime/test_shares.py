@@ -1,5 +1,7 @@
 """Shares of several processes: together they are the whole, and alone there is one."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +43,23 @@ def test_alone_there_is_one(monkeypatch):
         assert processes.total({"a": 1}) == {"a": 1}
         processes.barrier()
     assert processes.count() == 3
+
+
+def test_a_signal_is_heard_of_without_waiting(monkeypatch):
+    """Over a store that raises for a key that is there already, or not there yet, as the coordinator's does."""
+    store = {}
+
+    def set_once(key, value):
+        if key in store:
+            raise RuntimeError("ALREADY_EXISTS")
+        store[key] = value
+
+    client = SimpleNamespace(key_value_set=set_once, key_value_try_get=store.__getitem__)
+    monkeypatch.setattr(processes, "_client", lambda: client)
+    assert in_each(3, lambda: processes.heard(0)) == [0, 0, 0]
+    assert in_each(3, lambda: processes.heard(15 if processes.index() == 1 else 0)) == [0, 15, 15]
+    assert in_each(3, lambda: processes.heard(2 if processes.index() == 2 else 0)) == [15, 15, 2]
+    assert processes.heard(15) == 15 and processes.heard(0) == 0  # alone
 
 
 @pytest.mark.parametrize(

@@ -79,3 +79,23 @@ def test_what_cannot_be_trained_on_is_named(cases, processor, make_config):
         Examples(cases, processor, make_config(max_new_tokens=5))
     with pytest.raises(DataError, match=r"case-0.*over the limit of 20"):
         Examples(cases, processor, make_config(max_prompt_length=20))
+
+
+def test_a_part_of_an_epoch_is_one(cases, processor, make_config):
+    examples = Examples(cases, processor, make_config(steps=0, epochs=0.5))
+    assert examples.steps == 2 and examples.epoch(2) == pytest.approx(8 / 12)
+
+
+def test_overlong_cases_are_left_out_where_that_is_asked(cases, processor, make_config, capsys):
+    wordy = dataclasses.replace(cases[1], trace=cases[1].trace * 20)
+    asking = dataclasses.replace(cases[4], question=cases[4].question * 60)
+    given = [wordy, *cases[2:4], asking, *cases[5:]]
+    with pytest.raises(DataError, match="case case-1"):
+        Examples(given, processor, make_config())
+    examples = Examples(given, processor, make_config(overlong="drop", steps=0, epochs=1))
+    assert "2 of 11 training cases are over max_prompt_length 512 or max_new_tokens 128" in capsys.readouterr().out
+    assert [case.id for case in examples.cases] == [case.id for case in (*cases[2:4], *cases[5:])]
+    assert examples.steps == 3
+    broken = dataclasses.replace(cases[3], trace="")
+    with pytest.raises(DataError, match="no trace"):  # of another kind: refused in any case
+        Examples([*cases[:3], broken], processor, make_config(overlong="drop"))

@@ -1,0 +1,136 @@
+"""The loop around a step: best and patient evaluations, checkpoints that one goes back to, changes by name."""
+
+import dataclasses
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from mmedexpert_jax.config.validate import validate
+from mmedexpert_jax.data import Case
+from mmedexpert_jax.data.order import fingerprint
+from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
+from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.runtime import Run
+from mmedexpert_jax.train import fit
+from mmedexpert_jax.train.overlong import tell
+
+STEPS = 6
+
+
+@pytest.fixture
+def go(tmp_path, make, drawn):
+    """`go(scores, stop, data, **overrides)`: runs it, or goes on; its final state, the run and the evaluated steps."""
+
+    def run(scores=None, stop=None, data=0, name="run", **overrides):
+        fields = {"workdir": str(tmp_path / name), "trainable": "full", "lr": 0.1, "checkpoint_every": 2} | overrides
+        config = load_config("configs/dsa.py:mini", fields)
+        learner = make(STEPS, **{key: value for key, value in overrides.items() if key != "allow_changes"})
+        asked = []
+
+        def step(state, number):
+            return learner.update(state, [[(drawn(number + 1), 1.0)]])
+
+        def evaluate(params, at, lora=None):
+            asked.append(at)
+            return {"eval/accuracy": scores[at]}
+
+        with Run.open(config.workdir, config, keep=config.keep_checkpoints) as opened:
+            interrupted = opened.interrupted
+            rows = opened.metrics
+            opened.interrupted = lambda: (
+                signal.SIGTERM if stop and rows() and rows()[-1]["step"] == stop else interrupted()
+            )
+            state = fit(config, opened, learner, step, STEPS, "t", jax.random.key(0), scores and evaluate, data)
+            opened.finish({})
+        return state, opened, asked
+
+    return run
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (one.trained, other.trained)), strict=True))
+
+
+def test_the_best_state_is_returned_and_its_checkpoint_kept(go):
+    scores = {0: 0.1, 2: 0.5, 4: 0.3, 6: 0.4}
+    best, run, asked = go(scores, **{"eval.every": 2, "eval.best": True})
+    assert asked == [0, 2, 4, 6] and best.step == 2 and run.checkpoints.best() == 2
+    assert 2 in run.checkpoints.steps()
+    last, _, _ = go(scores, name="last", **{"eval.every": 2})
+    assert last.step == STEPS and not same(best, last)
+
+
+def test_a_run_ends_where_evaluations_get_no_better(go):
+    scores = {0: 0.2, 1: 0.4, 2: 0.4, 3: 0.3, 4: 0.9, 5: 0.9, 6: 0.9}
+    state, run, asked = go(scores, **{"eval.every": 1, "eval.patience": 2})
+    assert asked == [0, 1, 2, 3] and state.step == 3 and run.checkpoints.latest() == 3
+    state, _, asked = go(scores, name="patient", **{"eval.every": 1, "eval.patience": 3})
+    assert state.step == STEPS
+
+
+def test_a_run_goes_back_once_to_a_checkpoint_that_is_named(go, capsys):
+    whole, run, _ = go(keep_checkpoints=3)
+    rows = [{k: v for k, v in row.items() if k != "time"} for row in run.metrics()]
+    with pytest.raises(Interrupted, match="step 3 of 6"):
+        go(keep_checkpoints=3, resume_from=2, stop=3)
+    capsys.readouterr()
+    again, run, _ = go(keep_checkpoints=3, resume_from=2)  # the same command: from step 3, not from step 2
+    assert run.checkpoints.steps() == [3, 4, 6] and same(again, whole)
+    assert [{k: v for k, v in row.items() if k != "time"} for row in run.metrics()] == rows
+    with pytest.raises(ConfigError, match=r"resume_from=5: .* no checkpoint of that step; there are 3, 4, 6"):
+        go(resume_from=5)
+
+
+def test_a_field_is_changed_by_its_name_alone(go, capsys):
+    with pytest.raises(Interrupted):
+        go(stop=3)
+    with pytest.raises(ConfigError, match=r"lr was 0.1, now 0.2; .* --config.allow_changes=lr$"):
+        go(lr=0.2)
+    capsys.readouterr()
+    changed, run, _ = go(lr=0.2, allow_changes=("lr",))
+    assert "goes on with another lr 0.1 -> 0.2" in capsys.readouterr().out
+    rates = [row["learning_rate"] for row in run.metrics()]
+    np.testing.assert_allclose(rates, [0.1] * 3 + [0.2] * 3)
+    assert not same(changed, go(name="whole")[0])
+    config = load_config("configs/dsa.py:mini", {"allow_changes": ("lrr",)})
+    with pytest.raises(ConfigError, match=r"allow_changes: no field 'lrr'; did you mean lr\?"):
+        validate(config)
+    with pytest.raises(ConfigError, match="resume_from is a step of one expert"):
+        validate(load_config("configs/dsa.py:mini", {"resume_from": 3}))
+
+
+def test_a_pipelines_stages_are_changed_by_name_too(tmp_path):
+    def opened(**fields):
+        config = load_config("configs/pipeline.py:mini", {"workdir": str(tmp_path / "p")} | fields)
+        return Run.open(config.workdir, config)
+
+    opened().close()
+    with pytest.raises(ConfigError, match=r"gba.lr was .*--config.gba.allow_changes=lr$"):
+        opened(**{"gba.lr": 0.5})
+    opened(**{"gba.lr": 0.5, "gba.allow_changes": ("lr",)}).close()
+
+
+def test_other_cases_than_those_of_the_checkpoint_are_told_in_one_line(go, capsys):
+    cases = [Case(f"case-{i}", "Why?", ("1", "2"), "A", "AM") for i in range(3)]
+    data = fingerprint(cases)
+    with pytest.raises(Interrupted):
+        go(stop=3, data=data)
+    capsys.readouterr()
+    with pytest.raises(Interrupted):
+        go(stop=4, data=fingerprint(list(cases)))
+    assert "training cases" not in capsys.readouterr().out
+    other = fingerprint([*cases[:2], dataclasses.replace(cases[2], answer="B")])
+    assert len({data, other, fingerprint(cases[::-1])}) == 3
+    state, _, _ = go(data=other)
+    told = [line for line in capsys.readouterr().out.splitlines() if "training cases are not those of step 4" in line]
+    assert len(told) == 1 and f"{data:08x}" in told[0] and state.data == other
+
+
+def test_what_is_left_out_is_counted(capsys):
+    tell([f"case-{i}" for i in range(7)], 9, "max_prompt_length 20")
+    line = capsys.readouterr().out
+    assert line.startswith("7 of 9 training cases are over max_prompt_length 20 and left out: case-0, case-1")
+    with pytest.raises(DataError, match="all 2 training cases are over max_prompt_length 20"):
+        tell(["a", "b"], 2, "max_prompt_length 20")
