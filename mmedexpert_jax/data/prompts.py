@@ -10,6 +10,7 @@ ANSWER_FORMAT = (
     "Think in numbered statements inside <think></think>, then give the letter of the answer inside <answer></answer>."
 )
 ANSWERS = {"choice": "the letter of the answer", "yes_no": "yes or no", "open": "the answer in a few words"}
+ANSWERS |= {"report": "the report"}
 
 
 class Asked(Protocol):

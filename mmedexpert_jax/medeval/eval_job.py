@@ -67,7 +67,11 @@ def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result
     folder = _folder(config, run)
     if config.get("fresh") and config.processes == 1 and not config.answers:
         shutil.rmtree(folder, ignore_errors=True)
-    results = {key: Result(benchmark, {}) for key, benchmark in load(config, partial(print, flush=True)).items()}
+    loaded = load(config, partial(print, flush=True))
+    rubric = [key for key, benchmark in loaded.items() if any(item.kind == "rubric" for item in benchmark.items)]
+    if rubric and not config.judge.model:
+        raise ConfigError(f"{rubric[0]} is graded by a judge: set config.judge.model and config.judge.url")
+    results = {key: Result(benchmark, {}) for key, benchmark in loaded.items()}
     for target in targets:
         with contextlib.closing(open_backend(config, target, folder / slug(target.name), run)) as backend:
             for key, result in results.items():
@@ -222,10 +226,11 @@ def _evaluate(
 def _judge(
     config: ConfigDict, run: Run, target: Target, key: str, found: Evaluation, benchmark: Benchmark, folder: Path
 ) -> Evaluation:
-    """The evaluation with the verdicts of config.judge, where one is named; they are stored in `folder`."""
+    """The evaluation with the verdicts and grades of config.judge, where one is named; they are stored in `folder`."""
     if not config.judge.model:
         return found
     from mmedexpert_jax import remote
+    from mmedexpert_jax.medeval import rubric_judge
     from mmedexpert_jax.medeval.judge import judge
 
     fields = config.judge.to_dict()
@@ -240,7 +245,11 @@ def _judge(
             mode=config.privacy,
             table=_found(run, f"judge-{target.name}-{key}"),
         )
-        return judge(client, {item.id: item for item in benchmark.items}, found, what, allowed)
+        items = {item.id: item for item in benchmark.items}
+        graded = rubric_judge.grade(client, items, judge(client, items, found, what, allowed), allowed)
+        if lost := len(found.rows) - len(graded.rows):
+            print(f"{target.name}: {lost} answers of {key} left out: the judge did not grade them", flush=True)
+        return graded
 
 
 def _found(run: Run, name: str) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax.data.benchmarks.item import GRADED
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval.ask import Question, questions
 from mmedexpert_jax.medeval.eval_job import load, models
@@ -121,8 +122,12 @@ def answer_bytes(tokens: int) -> int:
 
 
 def _judge(config: ConfigDict, loaded: dict, number: int) -> list[str]:
-    if not config.judge.model:
-        return []
     items = [item for benchmark in loaded.values() for item in benchmark.items]
-    wanted = len(items) if config.judge.what != "open" else sum(item.kind == "open" for item in items)
+    criteria = sum(len(item.meta["criteria"]) for item in items if item.kind == "rubric")
+    if not config.judge.model:
+        missing = f"judge      none is named, and {criteria:,} criteria need one: set config.judge.model"
+        return [missing] if criteria else []
+    ungraded = [item for item in items if item.kind not in GRADED]
+    wanted = len(ungraded) if config.judge.what != "open" else sum(item.kind == "open" for item in ungraded)
+    wanted += criteria
     return [f"judge      {config.judge.model}: at most {wanted * number * config.num_samples:,} requests"]

@@ -10,12 +10,14 @@ from jax import Array
 
 from mmedexpert_jax import border
 from mmedexpert_jax.data.benchmarks import Item, from_case
+from mmedexpert_jax.data.benchmarks.item import GRADED
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, Case
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
 from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.medeval.scoring import score
+from mmedexpert_jax.medeval import reports
+from mmedexpert_jax.medeval.scoring import read_text, score
 from mmedexpert_jax.medeval.stats import (
     Comparison,
     bootstrap,
@@ -42,7 +44,7 @@ class AnswerRow:
         response: the whole completion, of the last turn.
         said: what the strict scorer reads in it: a letter, "yes" or "no", or text; None where it reads nothing.
         answer: letter or text of the key.
-        right: verdict of the scorer in force.
+        right: verdict of the scorer in force; False where a `grade` stands.
         tokens: length of the completion, its end counted.
         truncated: it reached the limit without an end.
         labels: what accuracies are broken down by; "paradigm" is the one that the prompt asks for, if it asks for one.
@@ -51,6 +53,9 @@ class AnswerRow:
         f1: token F1 of an open answer.
         first: the reply to the first turn, where there are two.
         logprob: sum over the completion's tokens, where the sampler tells it.
+        grade: share that a report or an answer under a rubric earns, at most 1, below 0 where a rubric takes points
+            off; None where the answer is right or wrong.
+        measures: further figures of such an answer, by name.
     """
 
     id: str
@@ -67,6 +72,13 @@ class AnswerRow:
     f1: float = 0.0
     first: str = ""
     logprob: float | None = None
+    grade: float | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """What the answer adds to a mean: its grade, else 1 where it is right."""
+        return float(self.right) if self.grade is None else self.grade
 
 
 @dataclass(frozen=True)
@@ -75,13 +87,13 @@ class Evaluation:
 
     rows: tuple[AnswerRow, ...]
 
-    def outcomes(self) -> dict[str, list[bool]]:
-        """Verdicts by item; all samples and prompts of an item stand together."""
-        return {item: [row.right for row in rows] for item, rows in self.by_item().items()}
+    def outcomes(self) -> dict[str, list[float]]:
+        """Values of the answers by item; all samples and prompts of an item stand together."""
+        return {item: [row.value for row in rows] for item, rows in self.by_item().items()}
 
     def summary(self) -> dict[str, Any]:
         """Accuracy with its intervals; the same under both scorers; shares of guesses, of answers parsed and cut off;
-        accuracy `by` each label's values; votes and pass@k where items have several answers."""
+        accuracy `by` each label's values; votes and pass@k where items have several answers; means of `measures`."""
         labels = dict.fromkeys(label for row in self.rows for label in row.labels)
         by = {
             label: {value: self.only(label, value).accuracy() for value in self.values(label)}
@@ -97,19 +109,26 @@ class Evaluation:
             "mean_length": _mean(row.tokens for row in self.rows),
             "truncated": _mean(row.truncated for row in self.rows),
             "by": by,
+            "measures": self._measures(),
         }
         return figures | self._samples()
 
     def accuracy(self) -> dict[str, Any]:
         """Items, mean accuracy, and 95 % intervals of it: "bootstrap" over items, "wilson" where every item has one
-        answer, and "low" and "high", which are Wilson's if there are such, else the bootstrap's."""
+        answer that is right or wrong, and "low" and "high", which are Wilson's if there are such, else the bootstrap's.
+        Of grades the mean and the interval's ends are cut to 0 to 1, as HealthBench does."""
         outcomes = list(self.outcomes().values())
         means = [_mean(each) for each in outcomes]
         found = _figure(len(means), _mean(means), bootstrap(means))
-        if all(len(each) == 1 for each in outcomes):
+        if all(len(each) == 1 for each in outcomes) and not self.graded:
             low, high = wilson(int(sum(means)), len(means))
             found |= {"low": low, "high": high, "wilson": [low, high]}
         return found
+
+    @property
+    def graded(self) -> bool:
+        """True where answers earn a share instead of being right or wrong."""
+        return any(row.grade is not None for row in self.rows)
 
     def macro(self, label: str) -> dict[str, Any]:
         """Mean of the accuracies by a label's values, and its bootstrap interval with items drawn within each value."""
@@ -152,11 +171,21 @@ class Evaluation:
             rows.setdefault(row.id, []).append(row)
         return rows
 
+    def _measures(self) -> dict[str, Any]:
+        """Means of the rows' measures by name, each over the items that have it."""
+        found = {}
+        for name in dict.fromkeys(name for row in self.rows for name in row.measures):
+            items = [[row.measures[name] for row in rows if name in row.measures] for rows in self.by_item().values()]
+            means = [_mean(values) for values in items if values]
+            found[name] = _figure(len(means), _mean(means), bootstrap(means))
+        return found
+
     def _samples(self) -> dict[str, Any]:
-        """Majority vote over what the strict scorer reads, and pass@k; empty where an item has one answer."""
+        """Majority vote over what the strict scorer reads, and pass@k; empty where an item has one answer or answers
+        are graded."""
         items = list(self.by_item().values())
         least = min(map(len, items), default=0)
-        if least < 2:
+        if least < 2 or self.graded:
             return {}
         votes = [majority([(row.said, row.verdicts.get("strict", row.right)) for row in rows]) for rows in items]
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < least] + [least]
@@ -177,8 +206,8 @@ def compare_evaluations(first: Sequence[Evaluation], second: Sequence[Evaluation
     return compare([before[item] for item in shared], [after[item] for item in shared], seed)
 
 
-def _pooled(evaluations: Sequence[Evaluation]) -> dict[str, list[bool]]:
-    pooled: dict[str, list[bool]] = {}
+def _pooled(evaluations: Sequence[Evaluation]) -> dict[str, list[float]]:
+    pooled: dict[str, list[float]] = {}
     for evaluation in evaluations:
         for item, outcomes in evaluation.outcomes().items():
             pooled.setdefault(item, []).extend(outcomes)
@@ -194,30 +223,48 @@ def judged(
     scorer: str = "strict",
     first: Sequence[Reply] = (),
 ) -> list[AnswerRow]:
-    """Rows of a model's replies to one item under a prompt that asks for an answer in `form`. Raises ConfigError."""
+    """Rows of a model's replies to one item under a prompt that asks for an answer in `form`; those under a rubric are
+    yet to be graded (`rubric_judge`). Raises ConfigError."""
     rows = []
     labels = {label: value for label, value in item.labels.items() if value}
     for sample, reply in enumerate(replies):
-        scores = {name: score(item, reply.text, name, form) for name in dict.fromkeys((*BOTH, scorer))}
-        rows.append(
-            AnswerRow(
-                id=item.id,
-                sample=sample,
-                response=reply.text,
-                said=scores["strict"].answer,
-                answer=item.answer,
-                right=scores[scorer].right,
-                tokens=reply.tokens,
-                truncated=reply.truncated,
-                labels=labels | ({"paradigm": paradigm} if paradigm else {}),
-                verdicts={name: found.right for name, found in scores.items()},
-                guessed=scores["medevalkit"].guessed,
-                f1=scores["strict"].f1,
-                first=first[sample].text if first else "",
-                logprob=reply.logprob,
-            )
+        row = AnswerRow(
+            id=item.id,
+            sample=sample,
+            response=reply.text,
+            said=None,
+            answer=item.answer,
+            right=False,
+            tokens=reply.tokens,
+            truncated=reply.truncated,
+            labels=labels | ({"paradigm": paradigm} if paradigm else {}),
+            first=first[sample].text if first else "",
+            logprob=reply.logprob,
         )
+        rows.append(_graded(row, item, form) if item.kind in GRADED else _scored(row, item, form, scorer))
     return rows
+
+
+def _scored(row: AnswerRow, item: Item, form: str, scorer: str) -> AnswerRow:
+    """The row with the verdicts of the scorers."""
+    scores = {name: score(item, row.response, name, form) for name in dict.fromkeys((*BOTH, scorer))}
+    return replace(
+        row,
+        said=scores["strict"].answer,
+        right=scores[scorer].right,
+        verdicts={name: found.right for name, found in scores.items()},
+        guessed=scores["medevalkit"].guessed,
+        f1=scores["strict"].f1,
+    )
+
+
+def _graded(row: AnswerRow, item: Item, form: str) -> AnswerRow:
+    """The row with the measures of a report; of an answer under a rubric with what will be judged."""
+    said = read_text(row.response, form)
+    if item.kind != "report":
+        return replace(row, said=said)
+    measures = reports.measures(item.answer, said or "")
+    return replace(row, said=said, grade=measures[reports.HEADLINE], measures=measures)
 
 
 def evaluate(
@@ -298,8 +345,8 @@ def constant(items: Sequence[Item]) -> tuple[str, Evaluation]:
 
 def chance(items: Sequence[Item]) -> float:
     """Expected accuracy of a uniform guess among the options, or of a coin for yes and no; 0 for an open question."""
-    sizes = {"choice": lambda item: 1 / len(item.options), "yes_no": lambda item: 0.5, "open": lambda item: 0.0}
-    return _mean(sizes[item.kind](item) for item in items)
+    sizes = {"choice": lambda item: 1 / len(item.options), "yes_no": lambda item: 0.5}
+    return _mean(sizes.get(item.kind, lambda item: 0.0)(item) for item in items)
 
 
 def _jobs(cases: Sequence[Case], paradigm: str | None) -> Iterator[tuple[Case, str | None]]:
@@ -311,7 +358,8 @@ def _jobs(cases: Sequence[Case], paradigm: str | None) -> Iterator[tuple[Case, s
 
 
 def _figure(items: int, accuracy: float, ends: tuple[float, float]) -> dict[str, Any]:
-    """An accuracy with its bootstrap interval."""
+    """An accuracy or the mean of grades, with its bootstrap interval; a mean below 0 counts as 0."""
+    accuracy, ends = max(0.0, accuracy), (max(0.0, ends[0]), max(0.0, ends[1]))
     return {"items": items, "accuracy": accuracy, "low": ends[0], "high": ends[1], "bootstrap": list(ends)}
 
 

@@ -38,7 +38,7 @@ def finish(
     for key, result in results.items():
         parts = benchmark_parts(result, summaries[key], len(results))
         sections += [eval_page.Part(f"{key}: {part.title}", part.rows, part.note, part.folded) for part in parts]
-        headlines.append(eval_page.Part(f"{result.benchmark.title}: {HEADLINE}", parts[0].rows, unlike))
+        headlines.append(eval_page.Part(f"{result.benchmark.title}: {parts[0].title}", parts[0].rows, unlike))
         cells = result_tables.every_cell(summaries[key])
         _write_table(run.path, slug(key), parts[0].rows, headlines[-1].title, cells, summaries[key])
         for part in (part for part in parts if part.title == CONTROLS):
@@ -85,13 +85,18 @@ def benchmark_parts(
 ) -> list[eval_page.Part]:
     """The tables of one benchmark of the `benchmarks` of a run, the headline first."""
     benchmark, evaluations = result.benchmark, result.evaluations
-    parts = [eval_page.Part(HEADLINE, _headline(benchmark, summaries), result_tables.INTERVALS)]
-    parts.append(eval_page.Part("Both scorers", result_tables.scorers_table(summaries), _SCORERS))
+    graded = any(evaluation.graded for evaluation in evaluations.values())
+    title = "Score, % (bootstrap)" if graded else HEADLINE
+    parts = [eval_page.Part(title, _headline(benchmark, summaries), result_tables.INTERVALS)]
+    if not graded:
+        parts.append(eval_page.Part("Both scorers", result_tables.scorers_table(summaries), _SCORERS))
     if asked := controls.table(evaluations, result.controls):
         told = filter(
             None, (controls.sentence(name, evaluations[name], made) for name, made in result.controls.items())
         )
         parts.append(eval_page.Part(CONTROLS, asked, " ".join([*told, controls.EXPLAINED])))
+    if measured := result_tables.measures_table(summaries):
+        parts.insert(1, eval_page.Part("Measures, % (bootstrap)", measured, _MEASURES))
     if samples := result_tables.samples_table(summaries):
         parts.append(eval_page.Part("Several answers an item", samples, _SAMPLES))
     if len(evaluations) > 1:
@@ -117,6 +122,11 @@ _SCORERS = (
 _SAMPLES = "Votes are read by the strict scorer, and ties shared; pass@k is the estimator of Chen et al. (2021)."
 _REQUESTS = (
     "All attempts under this folder of answers, failed ones included, by outcome; cost in dollars at the prices given."
+)
+_MEASURES = (
+    "Of a report BLEU, ROUGE and, where nltk has its WordNet, METEOR, as MedEvalKit computes them; the headline is "
+    "ROUGE-L. Of an answer under a rubric the points of each axis over those that can be earned; the headline is that "
+    "over all criteria, and a mean below 0 counts as 0. RaTEScore, GREEN, BERTScore and CIDEr are not computed."
 )
 _COMPARISON = "McNemar's exact test needs one answer an item; the interval is the bootstrap's over items."
 

@@ -70,7 +70,8 @@ def _report(
 
 def _texts(item: Item) -> list[tuple[str, Any]]:
     raw = ((key, item.meta[key]) for key in RAW if item.meta.get(key))
-    return [("question", item.question), ("options", item.options), *raw]
+    turns = [("earlier turns", text) for _, text in item.turns]
+    return [("question", item.question), ("options", item.options), *turns, *raw]
 
 
 def _headers(images: Iterable[ImageRef]) -> list[privacy.Found]:
@@ -86,4 +87,5 @@ def _redacted(item: Item) -> Item:
         return privacy.redact(value) if isinstance(value, str) else tuple(map(privacy.redact, value))
 
     meta = dict(item.meta) | {key: hidden(item.meta[key]) for key in RAW if item.meta.get(key)}
-    return replace(item, question=hidden(item.question), options=hidden(item.options), meta=meta)
+    turns = tuple((role, hidden(text)) for role, text in item.turns)
+    return replace(item, question=hidden(item.question), options=hidden(item.options), turns=turns, meta=meta)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from mmedexpert_jax.data.benchmarks import Item
+from mmedexpert_jax.data.benchmarks.item import GRADED
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.prompt_styles import lettered
@@ -112,6 +113,8 @@ def _verdicts(text: str) -> list[bool]:
 
 
 def _wanted(item: Item, row: AnswerRow, what: str) -> bool:
+    if item.kind in GRADED:
+        return False
     return what == "all" or item.kind == "open" or (what == "unparsed" and row.said is None)
 
 

@@ -60,7 +60,7 @@ def build(item: Item, style: str, paradigm: str | None = None) -> Prompt:
 
     Args:
         item: what to ask.
-        style: one of `styles()`.
+        style: one of `styles()`; a conversation under a rubric is asked as it is, whatever the style.
         paradigm: adds the instruction of one of the paper's paradigms; only "think_answer" has a place for it.
 
     Raises:
@@ -69,6 +69,8 @@ def build(item: Item, style: str, paradigm: str | None = None) -> Prompt:
     """
     if style not in STYLES:
         raise ConfigError(f"no prompt {style!r}: choose one of {', '.join(STYLES)}")
+    if item.kind == "rubric":
+        return Prompt(style, _conversation(item), "plain")
     if style == "think_answer":
         return _think_answer(item, paradigm)
     if paradigm:
@@ -90,6 +92,11 @@ def _user(item: Item, text: str, named: bool = False) -> dict[str, Any]:
 def lettered(item: Item, form: str = "{}. {}") -> list[str]:
     """Options with their letters."""
     return answers.lettered(item.options, form)
+
+
+def _conversation(item: Item) -> Messages:
+    """A conversation as its file has it, which any style of prompt would change."""
+    return [{"role": role, "content": text} for role, text in (*item.turns, ("user", item.question))]
 
 
 def _distributed(item: Item) -> str:
@@ -146,9 +153,11 @@ def _medevalkit(item: Item, reasoning: bool = False) -> Prompt:
         question, choices = ("问题：", "选项：") if chinese else ("Question:", "Options:")
         text = f"\n{question} {_distributed(item)}\n{choices} \n{options}\n{_KIT_ASKS[rule + chinese][reasoning]}"
     else:
-        text = f"{_distributed(item)}\n{_KIT_ASKS[rule + chinese][reasoning]}"
+        asks = _KIT_ASKS[rule + chinese][reasoning] if rule != "report" else ""
+        text = f"{_distributed(item)}\n{asks}".strip("\n")
     named = len(item.images) > 1 or item.benchmark == "medxpertqa_mm"
-    style, form = ("medevalkit_reasoning", "boxed") if reasoning else ("medevalkit", "plain")
+    style = "medevalkit_reasoning" if reasoning else "medevalkit"
+    form = "boxed" if reasoning and rule != "report" else "plain"  # the kit asks for no box around a report
     return Prompt(style, [_user(item, text, named)], form)
 
 

@@ -50,6 +50,15 @@ def scorers_table(summaries: Mapping[str, Mapping[str, Any]]) -> Rows:
     return rows
 
 
+def measures_table(summaries: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """One row per model with graded answers: the mean of each measure; none where answers are right or wrong."""
+    return [
+        {"model": name} | {measure: cell(found) for measure, found in summary["measures"].items()}
+        for name, summary in summaries.items()
+        if summary["measures"]
+    ]
+
+
 def samples_table(summaries: Mapping[str, Mapping[str, Any]]) -> Rows:
     """One row per model with several answers an item: their mean, the majority vote, pass@k."""
     return [

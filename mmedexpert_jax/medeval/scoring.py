@@ -161,9 +161,9 @@ def read_text(response: str, form: str = "tags") -> str | None:
 
 
 def kit_rule(item: Item) -> str:
-    """MedEvalKit's rule for an item: "choice", "judgement" (yes or no), "close" (a word or phrase), "open", or "mmmu",
-    which has a parser of its own."""
-    return item.meta.get("kit", {"choice": "choice", "yes_no": "judgement", "open": "open"}[item.kind])
+    """MedEvalKit's rule for an item: "choice", "judgement" (yes or no), "close" (a word or phrase), "open", "report";
+    "mmmu" for MMMU, with a parser of its own."""
+    return item.meta.get("kit", {"yes_no": "judgement"}.get(item.kind, item.kind))
 
 
 def _kit(item: Item, response: str) -> Score:

@@ -114,7 +114,7 @@ class Comparison:
         difference: mean accuracy of the second less that of the first.
         low: lower end of the 95 % bootstrap interval over items.
         high: its upper end.
-        p_value: McNemar's exact p-value; None unless every item has one outcome.
+        p_value: McNemar's exact p-value; None unless every item has one outcome, right or wrong.
         items: number of items.
     """
 
@@ -125,12 +125,12 @@ class Comparison:
     items: int
 
 
-def compare(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]], seed: int = 0) -> Comparison:
+def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Comparison:
     """Compares outcomes [items][samples or seeds], item by item in the same order; all of an item stay together."""
     if len(first) != len(second):
         raise ValueError(f"paired comparison of {len(first)} and {len(second)} items")
     differences = [float(np.mean(b) - np.mean(a)) for a, b in zip(first, second, strict=True)]
-    single = all(len(outcomes) == 1 for outcomes in (*first, *second))
-    p_value = mcnemar([a[0] for a in first], [b[0] for b in second]) if single else None
+    single = all(len(outcomes) == 1 and outcomes[0] in (0, 1) for outcomes in (*first, *second))
+    p_value = mcnemar([a[0] == 1 for a in first], [b[0] == 1 for b in second]) if single else None
     low, high = bootstrap(differences, seed=seed)
     return Comparison(float(np.mean(differences)), low, high, p_value, len(differences))

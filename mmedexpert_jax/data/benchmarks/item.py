@@ -7,7 +7,8 @@ from typing import Any
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.processing.images import ImageRef
 
-KINDS = ("choice", "yes_no", "open")
+GRADED = ("report", "rubric")  # whose answers earn a share: by measures of text, or by a judge, criterion by criterion
+KINDS = ("choice", "yes_no", "open", *GRADED)
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,17 @@ class Item:
     Attributes:
         id: stable and unique within its benchmark, subset and split.
         benchmark: name in the registry.
-        question: without the options.
+        question: without the options; of a conversation its last user turn.
         options: texts without letters, in order; empty unless `kind` is "choice".
         answer: letter of the right option; "yes" or "no"; or the gold text. Where a file's key is no option's text,
             that text stands for a choice too, and `scoring` holds nothing right under "strict".
         images: in order; read when opened.
         kind: one of KINDS.
         labels: what accuracies are broken down by: task, modality, department ...
-        meta: what else the file says. The keys `raw_question`, `raw_options` and `raw_answer` hold the file's own
-            text where it differs from the cleaned fields: peers' prompts and scorers use them.
+        turns: (role, text) of a conversation before the question.
+        meta: what else the file says. A "rubric" has its `criteria`. The keys `raw_question`, `raw_options` and
+            `raw_answer` hold the file's own text where it differs from the cleaned fields: peers' prompts and scorers
+            use them.
     """
 
     id: str
@@ -37,6 +40,22 @@ class Item:
     kind: str = "choice"
     labels: Mapping[str, str] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
+    turns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion of a rubric.
+
+    Attributes:
+        text: what a response does, wanted or not.
+        points: that it earns; below 0 where it is not wanted.
+        tags: "axis:accuracy", "level:example" ...
+    """
+
+    text: str
+    points: float
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

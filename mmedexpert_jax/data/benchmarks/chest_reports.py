@@ -1,0 +1,79 @@
+"""Reports of chest X-rays: IU X-Ray, CheXpert Plus and MIMIC-CXR in the form of MedEvalKit's test.json, with images/.
+
+A row has an image or several, findings and impression; one without either is left out, as the kit does. The images of
+the last two stand behind agreements of use; CheXpert Plus is also read from its authors' table, of which the part
+"valid" is taken.
+"""
+
+from collections.abc import Iterable
+
+from mmedexpert_jax.data.benchmarks import rows
+from mmedexpert_jax.data.benchmarks.item import ImageRef, Item
+from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
+
+REQUEST = (
+    "Please generate a report for the given images, including both findings and impressions. Return the report in the "
+    "following format: Findings: {} Impression: {}."
+)
+CHEXPERT = "df_chexpert_plus_240401.csv"
+SETS = {  # name -> title, items by the kit's list, place, licence
+    "iu_xray": ("IU X-Ray", 296, "https://openi.nlm.nih.gov", "not seen; read the collection's page"),
+    "chexpert_plus": ("CheXpert Plus", 0, f"{CHEXPERT} and its images", "the research agreement of Stanford AIMI"),
+    "mimic_cxr": ("MIMIC-CXR", 0, "https://physionet.org", "PhysioNet credentialed health data licence 1.5.0"),
+}
+
+
+def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+    for row in rows.read(files.one("test.json", CHEXPERT)):
+        values = dict(row.values)
+        if "path_to_image" in values:
+            if not row.label("path_to_image").startswith("valid/"):
+                continue
+            values |= {"id": values["path_to_image"], "image": values["path_to_image"]}
+            values |= {key: values.get(f"section_{key}") for key in ("findings", "impression")}
+        if row.problem or str(values.get("findings") or values.get("impression") or "").strip():
+            yield rows.Row(values, row.where, row.number, row.problem)
+
+
+def _reader(name: str):
+    def item(row: rows.Row, files: Files, subset: str) -> Item:
+        names = row.values.get("image")
+        names = names if isinstance(names, list) else [row.text("image")]
+        if not names:
+            raise row.bad("image", "no image is named")
+        findings, impression = row.label("findings"), row.label("impression")
+        return Item(
+            id=row.label("id") or str(row.number),
+            benchmark=name,
+            question=REQUEST,
+            options=(),
+            answer=f"Findings: {findings} Impression: {impression}.",  # as MedEvalKit joins them
+            images=tuple(_image(files, str(image), row.where) for image in names),
+            kind="report",
+            meta={"raw_question": f"You are a helpful assistant. {REQUEST}"},
+        )
+
+    return item
+
+
+def _image(files: Files, name: str, where: str) -> ImageRef:
+    """The image, also where CheXpert Plus names .jpg and ships .png."""
+    try:
+        return files.image(name, where)
+    except MissingImage:
+        return files.image(f"{name.rpartition('.')[0]}.png", where)
+
+
+for _name, (_title, _count, _place, _licence) in SETS.items():
+    register(
+        Spec(
+            name=_name,
+            title=_title,
+            rows=_rows,
+            item=_reader(_name),
+            expects=f"test.json and images/ ({_place})",
+            published=lambda split, subset, count=_count: {"items": count} if count else {},
+            licence=_licence,
+        )
+    )

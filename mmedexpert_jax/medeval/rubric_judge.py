@@ -1,0 +1,98 @@
+"""Grades of answers under a rubric: a judge says of each criterion whether it is met (HealthBench)."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from mmedexpert_jax.data.benchmarks import Item
+from mmedexpert_jax.data.benchmarks.item import Criterion
+from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
+from mmedexpert_jax.remote import Client, Request
+
+_MET = re.compile(r"""["']?criteria_met["']?\s*[:=]\s*["']?(true|false)\b""", re.IGNORECASE)
+# Our words for the authors' grader: the conversation, one criterion with its points, a verdict as JSON.
+_ASKS = """\
+You grade the last turn of a conversation, the assistant's response, by one criterion of a rubric.
+
+# Conversation
+{conversation}
+
+# Criterion, with its points
+[{points:g}] {criterion}
+
+# How to grade
+- Say whether the response does what the criterion describes, all of it; examples behind "such as", "for example" or \
+"including" need not all occur.
+- A criterion with points below 0 describes something unwanted: it is met where the response does that, and not met by \
+a good response.
+- Reply with a JSON object alone: {{"explanation": "why, in a sentence", "criteria_met": true or false}}"""
+
+
+def grade(
+    client: Client,
+    items: Mapping[str, Item],
+    evaluation: Evaluation,
+    allowed: Callable[[dict[str, Request]], dict[str, Request]] = lambda requests: requests,
+) -> Evaluation:
+    """The evaluation with a grade for each answer to an item with a rubric; those that cannot be graded are left out.
+
+    Args:
+        client: of the judge's endpoint, asked once for each answer and criterion.
+        items: by id.
+        evaluation: whose answers to grade; rows of other items stay as they are.
+        allowed: gives, of the requests by "id, row number, criterion number", those that may be sent.
+
+    Raises:
+        RemoteError: of the endpoint.
+    """
+    requests = {
+        f"{row.id}, row {number}, criterion {place}": _request(items[row.id], row, criterion)
+        for number, row in enumerate(evaluation.rows)
+        if items[row.id].kind == "rubric"
+        for place, criterion in enumerate(items[row.id].meta["criteria"])
+    }
+    sent = allowed(requests)
+    verdicts = {name: met(reply.text) for name, reply in zip(sent, client.ask(list(sent.values())), strict=True)}
+    rows = []
+    for number, row in enumerate(evaluation.rows):
+        if items[row.id].kind != "rubric":
+            rows.append(row)
+            continue
+        criteria = items[row.id].meta["criteria"]
+        found = [verdicts.get(f"{row.id}, row {number}, criterion {place}") for place in range(len(criteria))]
+        known = [verdict for verdict in found if verdict is not None]
+        if len(known) == len(criteria):
+            rows.append(graded(row, criteria, known))
+    return Evaluation(tuple(rows))
+
+
+def graded(row: AnswerRow, criteria: Sequence[Criterion], verdicts: Sequence[bool]) -> AnswerRow:
+    """The row with its grade, and as measures the grades over the criteria of each axis that can earn points."""
+    axes = dict.fromkeys(tag for one in criteria for tag in one.tags if tag.startswith("axis:"))
+    measures = {}
+    for axis in axes:
+        pairs = [(one, verdict) for one, verdict in zip(criteria, verdicts, strict=True) if axis in one.tags]
+        share = _share([one for one, _ in pairs], [verdict for _, verdict in pairs])
+        if share is not None:
+            measures[axis.partition(":")[2].replace("_", " ")] = share
+    return replace(row, grade=_share(criteria, verdicts), measures=measures)
+
+
+def met(reply: str) -> bool | None:
+    """A judge's word on a criterion; None where there is none, or two that differ."""
+    said = {word.lower() for word in _MET.findall(reply)}
+    return said.pop() == "true" if len(said) == 1 else None
+
+
+def _share(criteria: Sequence[Criterion], verdicts: Sequence[bool]) -> float | None:
+    """Points earned over those that can be; None where none can."""
+    most = sum(one.points for one in criteria if one.points > 0)
+    earned = sum(one.points for one, verdict in zip(criteria, verdicts, strict=True) if verdict)
+    return earned / most if most else None
+
+
+def _request(item: Item, row: AnswerRow, criterion: Criterion) -> Request:
+    turns = [*item.turns, ("user", item.question), ("assistant", row.said or "")]
+    conversation = "\n\n".join(f"{role}: {text}" for role, text in turns)
+    text = _ASKS.format(conversation=conversation, points=criterion.points, criterion=criterion.text)
+    return Request([{"role": "user", "content": text}])
