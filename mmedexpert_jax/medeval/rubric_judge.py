@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from mmedexpert_jax.data.benchmarks import Item
-from mmedexpert_jax.data.benchmarks.item import Criterion
+from mmedexpert_jax.data.benchmarks.item import ScoredCriterion
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.remote import Client, Request
 
@@ -17,7 +17,7 @@ You grade the last turn of a conversation, the assistant's response, by one crit
 # Conversation
 {conversation}
 
-# Criterion, with its points
+# ScoredCriterion, with its points
 [{points:g}] {criterion}
 
 # How to grade
@@ -66,7 +66,7 @@ def grade(
     return Evaluation(tuple(rows))
 
 
-def graded(row: AnswerRow, criteria: Sequence[Criterion], verdicts: Sequence[bool]) -> AnswerRow:
+def graded(row: AnswerRow, criteria: Sequence[ScoredCriterion], verdicts: Sequence[bool]) -> AnswerRow:
     """The row with its grade, and as measures the grades over the criteria of each axis that can earn points."""
     axes = dict.fromkeys(tag for one in criteria for tag in one.tags if tag.startswith("axis:"))
     measures = {}
@@ -84,14 +84,14 @@ def met(reply: str) -> bool | None:
     return said.pop() == "true" if len(said) == 1 else None
 
 
-def _share(criteria: Sequence[Criterion], verdicts: Sequence[bool]) -> float | None:
+def _share(criteria: Sequence[ScoredCriterion], verdicts: Sequence[bool]) -> float | None:
     """Points earned over those that can be; None where none can."""
     most = sum(one.points for one in criteria if one.points > 0)
     earned = sum(one.points for one, verdict in zip(criteria, verdicts, strict=True) if verdict)
     return earned / most if most else None
 
 
-def _request(item: Item, row: AnswerRow, criterion: Criterion) -> Request:
+def _request(item: Item, row: AnswerRow, criterion: ScoredCriterion) -> Request:
     turns = [*item.turns, ("user", item.question), ("assistant", row.said or "")]
     conversation = "\n\n".join(f"{role}: {text}" for role, text in turns)
     text = _ASKS.format(conversation=conversation, points=criterion.points, criterion=criterion.text)

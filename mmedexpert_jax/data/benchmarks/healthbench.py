@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Criterion, Item
+from mmedexpert_jax.data.benchmarks.item import Item, ScoredCriterion
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
 
@@ -55,13 +55,13 @@ def _objects(row: rows.Row, key: str) -> list[dict[str, Any]]:
     return value
 
 
-def _criterion(row: rows.Row, one: dict[str, Any]) -> Criterion:
+def _criterion(row: rows.Row, one: dict[str, Any]) -> ScoredCriterion:
     text, points, tags = one.get("criterion"), one.get("points"), one.get("tags") or []
     if not isinstance(text, str) or not text.strip():
         raise row.bad("rubrics", "every criterion has a text")
     if isinstance(points, bool) or not isinstance(points, int | float) or not -1e6 < points < 1e6:
         raise row.bad("rubrics", "the points of every criterion are a number")
-    return Criterion(text, points, tuple(map(str, tags)))
+    return ScoredCriterion(text, points, tuple(map(str, tags)))
 
 
 register(

@@ -44,7 +44,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Criterion:
+class ScoredCriterion:
     """A criterion of a rubric.
 
     Attributes:
