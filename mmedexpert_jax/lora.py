@@ -36,6 +36,18 @@ _HARMLESS = (
     *("megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "runtime_config"),
     *("qalora_group_size", "ensure_weight_tying"),
 )
+# Prefixes of names: in files and in the memory of transformers 4 and 5 -> here
+_PREFIXES = (
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.visual.", "visual."),
+    ("model.vision_tower.", "vision_tower."),
+    ("vision_tower.vision_model.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+)
+_NO_LINEARS = ("embed_tokens", "pos_embed", "position_embedding", "lm_head")  # matrices, but not to "all-linear"
+_TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.")
 _TIED = "ties it to the other of lm_head and embed_tokens; untie the base, or train the adapter without it"
 
 
@@ -182,8 +194,11 @@ def check(lora: Lora, params: dict) -> None:
 
 
 def canonical(name: str) -> str:
-    """The hub files' name of a tensor or module, from that or from the one that transformers has had since 4.52."""
-    return name.replace("model.language_model.", "model.", 1).replace("model.visual.", "visual.", 1)
+    """The name of a tensor or module here, from that of any file: the hub's, or of transformers' memory."""
+    for theirs, ours in _PREFIXES:
+        if name.startswith(theirs):
+            return canonical(ours + name.removeprefix(theirs))
+    return name
 
 
 def save_peft(path: str | Path, lora: Lora, base: str, decoder_only: bool = False) -> None:
@@ -439,7 +454,7 @@ def _linears(params: dict, path: str = "") -> Iterator[tuple[str, tuple[int, ...
     without embeddings and head.
     """
     for name, node in params.items():
-        if not isinstance(node, dict) or name in ("embed_tokens", "pos_embed", "lm_head"):
+        if not isinstance(node, dict) or name in _NO_LINEARS:
             continue
         child = _join(path, name)
         weight = node.get("weight")
@@ -471,5 +486,5 @@ def _peft_factors(module: str, factors: dict[str, jax.Array]) -> dict[str, jax.A
 
 
 def memory_name(module: str) -> str:
-    """Module path in transformers' memory since 4.52, from the path in checkpoint files."""
-    return f"model.{module}" if module.startswith("visual.") else module.replace("model.", "model.language_model.", 1)
+    """Module path in the memory of transformers 5, from the path here."""
+    return f"model.{module}" if module.startswith(_TOWERS) else module.replace("model.", "model.language_model.", 1)

@@ -15,8 +15,17 @@ FAMILIES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
-_NESTED = ("qwen3_vl",)  # families whose own file, by the same name, reads and writes the sections of config.json
-
+# model_type -> the file of this folder that reads and writes the sections of its config.json; the others' are below
+MODULES = {
+    "qwen3_vl": "qwen3_vl",
+}
+# Fields of ModelConfig -> their keys in config.json and defaults; a family's file may have a table TOKENS of its own.
+TOKENS = {
+    "image_token_id": ("image_token_id", 151655),
+    "video_token_id": ("video_token_id", 151656),
+    "vision_start_token_id": ("vision_start_token_id", 151652),
+    "vision_end_token_id": ("vision_end_token_id", 151653),
+}
 
 # Keys of generation_config.json that other fields hold, or that say who wrote it; the rest is kept for saving.
 _GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
@@ -132,6 +141,11 @@ class VisionConfig:
     tokens_per_second: int = 4  # of video (Qwen2.5-VL); unused, kept for saving
     num_positions: int = 0  # rows of the square table of learned positions (Qwen3-VL)
     deepstack_blocks: tuple[int, ...] = ()  # blocks whose features the decoder's first layers add (Qwen3-VL)
+    image_size: int = 0  # pixels on a side of the square that every image becomes; 0: images keep their shape
+    eps: float = 1e-6  # of norms
+    activation: str = "gelu_pytorch_tanh"  # of MLPs, a key of layers.ACTIVATIONS (vit.py)
+    class_token: bool = False  # CLIP's form of vit.py
+    feature_blocks: int = 0  # features are read after so many blocks; 0: after all, normalised (vit.py)
 
     @property
     def head_dim(self) -> int:
@@ -188,14 +202,12 @@ class ModelConfig:
             next((ids.integer(key, None, 0) for ids in (said, keys, text) if ids.values.get(key) is not None), default)
             for key, default in (("bos_token_id", 151643), ("pad_token_id", eos[-1]))
         )
+        own = own_file(family)
         result = cls(
-            text=_own(family).read_text(text) if family in _NESTED else _text_config(text),
-            vision=_own(family).read_vision(vision) if family in _NESTED else _vision_config(family, vision),
+            text=own.read_text(text) if own else _text_config(text),
+            vision=own.read_vision(vision) if own else _vision_config(family, vision),
             tie_word_embeddings=keys.flag("tie_word_embeddings") or text.flag("tie_word_embeddings"),
-            image_token_id=keys.integer("image_token_id", 151655, 0),
-            video_token_id=keys.integer("video_token_id", 151656, 0),
-            vision_start_token_id=keys.integer("vision_start_token_id", 151652, 0),
-            vision_end_token_id=keys.integer("vision_end_token_id", 151653, 0),
+            **{field: keys.integer(*key, 0) for field, key in getattr(own, "TOKENS", TOKENS).items()},
             bos_token_id=bos,
             pad_token_id=pad,
             eos_token_ids=eos,
@@ -210,15 +222,13 @@ class ModelConfig:
         Newer families have text and vision in sections, as the hub's files do.
         """
         text = self.text
-        if self.family in _NESTED:
-            return _own(self.family).write_config(self) | {
+        if own := own_file(self.family):
+            tokens = getattr(own, "TOKENS", TOKENS)
+            return own.write_config(self) | {
                 "architectures": [FAMILIES[self.family]],
                 "model_type": self.family,
-                "image_token_id": self.image_token_id,
                 "tie_word_embeddings": self.tie_word_embeddings,
-                "video_token_id": self.video_token_id,
-                "vision_end_token_id": self.vision_end_token_id,
-                "vision_start_token_id": self.vision_start_token_id,
+                **{key: getattr(self, field) for field, (key, _) in tokens.items()},
             }
         return {
             "architectures": [FAMILIES[self.family]],
@@ -276,9 +286,9 @@ class ModelConfig:
             )
 
 
-def _own(family: str) -> Any:
-    """The family's file, imported when it is asked for: it imports this one."""
-    return import_module(f"mmedexpert_jax.models.{family}")
+def own_file(family: str) -> Any:
+    """The module that MODULES names, imported when it is asked for since it imports this one; None without one."""
+    return import_module(f"mmedexpert_jax.models.{MODULES[family]}") if family in MODULES else None
 
 
 def _token_ids(*sources: Keys) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The pieces both towers share: linear layers with a LoRA hook, norms, attention."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,13 @@ from jax import Array
 from mmedexpert_jax.models import fused
 
 MASKED = -1e30  # a score of a key that may not be seen; finite, so that a row without keys gives no NaN
+# By the names that config.json gives them.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
 _LONG = 128  # rows from this length on are attended causally in so many blocks of queries, each with the keys up to its
 _BLOCKS = 4  # end: 5/8 of the products, and of the memory a quarter
 
@@ -103,16 +111,17 @@ class LayerNorm(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x)): SwiGLU, or with a GELU GeGLU (Shazeer 2020)."""
 
-    def __init__(self, width: int, hidden: int, bias: bool):
+    def __init__(self, width: int, hidden: int, bias: bool, activation: str = "silu"):
         self.gate_proj = Linear(width, hidden, bias)
         self.up_proj = Linear(width, hidden, bias)
         self.down_proj = Linear(hidden, width, bias)
+        self.activation = ACTIVATIONS[activation]
 
     def __call__(self, x: Array) -> Array:
         """x [..., D] -> [..., D]."""
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 
 def finish_factors(module: nnx.Module, x: Array) -> Array:

@@ -30,7 +30,11 @@ from mmedexpert_jax.models.qwen3_vl import Qwen3VL
 from mmedexpert_jax.models.tree import is_stacked
 
 # model_type -> class
-NETWORKS: dict[str, Callable[..., Any]] = {"qwen2_vl": Qwen2VL, "qwen2_5_vl": Qwen2VL, "qwen3_vl": Qwen3VL}
+NETWORKS: dict[str, Callable[..., Any]] = {
+    "qwen2_vl": Qwen2VL,
+    "qwen2_5_vl": Qwen2VL,
+    "qwen3_vl": Qwen3VL,
+}
 
 
 @functools.lru_cache(maxsize=16)

@@ -16,11 +16,15 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.lora import memory_name
 from mmedexpert_jax.models.config import Keys, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.decoder import Embedding, TextDecoder, declare_layers, run_layers
 from mmedexpert_jax.models.layers import LayerNorm, Linear, PatchConv, contract
 from mmedexpert_jax.models.rotary import axial
 from mmedexpert_jax.models.vision import EPS, VisionAttention
+
+hub_name = memory_name  # of a tensor in the hub's files
+
 
 # -- config.json -------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
-from mmedexpert_jax.lora import memory_name
+from mmedexpert_jax.models.config import own_file
 from mmedexpert_jax.models.hub_card import model_card
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
@@ -90,8 +90,9 @@ def push(folder: str | Path, repository: str) -> str:
 
 
 def _by_hub_names(flat: dict, family: str) -> dict:
-    """The tensors by the names of the family's files on the hub: older families without the prefixes of memory."""
-    return flat if family in ("qwen2_vl", "qwen2_5_vl") else {memory_name(name): flat[name] for name in flat}
+    """The tensors by the names of the family's files on the hub, which are ours where its file has no `hub_name`."""
+    rename = getattr(own_file(family), "hub_name", str)
+    return {rename(name): value for name, value in flat.items()}
 
 
 def _write_weights(directory: Path, flat: dict, max_shard_bytes: int) -> None:

@@ -25,6 +25,7 @@ TABLES = (
     paradigms.PARADIGMS,
     registry._SPECS,
     config.FAMILIES,
+    config.MODULES,
     network.NETWORKS,
     methods.METHODS,
 )
@@ -35,7 +36,6 @@ def tables(monkeypatch):
     """The tables that the page adds to, which are as they were afterwards."""
     registry._discover()
     before = [dict(table) for table in TABLES]
-    monkeypatch.setattr(config, "_NESTED", config._NESTED)
     yield
     for table, entries in zip(TABLES, before, strict=True):
         table.clear()
