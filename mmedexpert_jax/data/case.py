@@ -1,4 +1,4 @@
-"""The record of a question: a case of MMedExpert, of one's own data, or of a benchmark that is trained on."""
+"""The record of a question: a case of MMedExpert, of one's own data, or of a benchmark."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,24 +11,33 @@ from mmedexpert_jax.config.fields import SPECIALTIES as SPECIALTIES
 from mmedexpert_jax.processing.images import ImageRef, in_memory
 
 LETTERS = "ABCDEFGHIJ"
+GRADED = ("report", "rubric")  # whose answers earn a share: by measures of text, or by a judge, criterion by criterion
+KINDS = ("choice", "yes_no", "open", *GRADED)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A case of MMedExpert (paper section 3); docs/own.md has the same as a table of a row's keys.
+    """A question with its pictures and its answer; docs/own.md has the same as a table of a row's keys.
 
     Attributes:
-        id: stable and unique within its data set.
-        question: the vignette and the question, without the options.
-        options: option texts without letters, in order; 2 to 10 of them, or none for an open question.
-        answer: letter of the right option; of an open question the reference answer.
+        id: stable and unique within its data set, or within a benchmark's subset and split.
+        question: the vignette and the question, without the options; of a conversation its last user turn.
+        options: option texts without letters, in order; 2 to 10 of them, or none where `kind` is not "choice".
+        answer: letter of the right option; "yes" or "no"; or the reference answer. Where a benchmark's key is no
+            option's text, that text stands for a choice too, and `scoring` holds nothing right under "strict".
         specialty: one of SPECIALTIES (section 3.3) where experts are trained by it, any name elsewhere; may be "".
         task: kind of question, e.g. "curb65".
         images: the case's pictures, in order, decoded when asked for; pictures in memory are wrapped.
         paradigm: paradigm of `trace`, one of PARADIGMS; "" where there is no trace.
         trace: reasoning under `paradigm`, without tags; "" where there is none.
-        paradigms: the paradigms that apply to the case.
-        columns: what else the row says, for rewards of one's own.
+        paradigms: the paradigms that apply to the case; none where that is not known, as of published benchmarks.
+        columns: what else the row says, for rewards of one's own. A benchmark's `raw_question`, `raw_options` and
+            `raw_answer` hold the file's own text where it differs from the cleaned fields: peers' prompts and scorers
+            use them; a "rubric" has its `criteria`.
+        benchmark: name in the registry of benchmarks; "" for a case of training data.
+        kind: one of KINDS; "" becomes "choice" where there are options, else "open".
+        labels: what accuracies are broken down by: task, modality, department ...
+        turns: (role, text) of a conversation before the question.
     """
 
     id: str
@@ -42,8 +51,13 @@ class Case:
     trace: str = ""
     paradigms: tuple[str, ...] = PARADIGMS
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    benchmark: str = ""
+    kind: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    turns: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
+        object.__setattr__(self, "kind", self.kind or ("choice" if self.options else "open"))
         if any(isinstance(image, Image.Image) for image in self.images):
             named = enumerate(self.images, 1)
             wrapped = (
@@ -51,11 +65,6 @@ class Case:
                 for n, image in named
             )
             object.__setattr__(self, "images", tuple(wrapped))
-
-    @property
-    def kind(self) -> str:
-        """ "choice", or "open" for a question without options."""
-        return "choice" if self.options else "open"
 
     @property
     def modality(self) -> str:

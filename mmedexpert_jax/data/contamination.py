@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from mmedexpert_jax import border
-from mmedexpert_jax.data.benchmarks import Item
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.images import open_image
@@ -115,7 +114,7 @@ class Findings:
         return rows
 
 
-def of_item(item: Item, name: str = "") -> Document:
+def of_item(item: Case, name: str = "") -> Document:
     """A benchmark's item as a document of the set `name`."""
     text = "\n".join([without_last_question(item.question), *item.options])
     return Document(name or item.benchmark, item.id, text, tuple(image.plain for image in item.images))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmedexpert_jax.data.benchmarks import Item
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import prompt_styles
 from mmedexpert_jax.medeval.backends import Asked, Backend
@@ -18,7 +18,7 @@ from mmedexpert_jax.rollout import Reply
 class Question:
     """An item under a prompt; `paradigm` is the one that the prompt asks for, None where it asks for none."""
 
-    item: Item
+    item: Case
     prompt: Prompt
     paradigm: str | None = None
 
@@ -42,11 +42,11 @@ class Answered:
     first: list[Reply] = field(default_factory=list)
 
 
-def questions(items: Sequence[Item], style: str, paradigm: str | None = None) -> list[Question]:
+def questions(items: Sequence[Case], style: str, paradigm: str | None = None) -> list[Question]:
     """Items under a prompt style; `paradigm` "all" gives a question for each that applies to an item."""
     asked = []
     for item in items:
-        for one in item.meta.get("paradigms", ()) if paradigm == "all" else (paradigm,):
+        for one in item.paradigms if paradigm == "all" else (paradigm,):
             asked.append(Question(item, prompt_styles.build(item, style, one), one))
     return asked
 

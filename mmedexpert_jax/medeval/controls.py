@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from mmedexpert_jax.answers import LETTERS
-from mmedexpert_jax.data.benchmarks import ImageRef, Item
+from mmedexpert_jax.data.benchmarks import ImageRef
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.processing.images import open_image
@@ -41,12 +42,12 @@ class Control:
     """
 
     name: str
-    items: tuple[Item, ...]
+    items: tuple[Case, ...]
     evaluation: Evaluation
     rotation: int = 0
 
 
-def variants(items: Sequence[Item], name: str, rotations: int = 1, seed: int = 0) -> list[tuple[int, tuple[Item, ...]]]:
+def variants(items: Sequence[Case], name: str, rotations: int = 1, seed: int = 0) -> list[tuple[int, tuple[Case, ...]]]:
     """The changed items of one control: (rotation, items) once for the blind ones, once for each rotation of options.
 
     Args:
@@ -85,12 +86,12 @@ def _blank(image: ImageRef) -> ImageRef:
     return ImageRef(f"{image.name}, blank", read)
 
 
-def _exchanged(items: Sequence[Item], seed: int) -> tuple[Item, ...]:
+def _exchanged(items: Sequence[Case], seed: int) -> tuple[Case, ...]:
     """Items with the images of another, of as many images where there is one; an item alone of its kind is left out.
 
     One seeded cycle through all items of a number of images: none keeps its own place, and each image is used once.
     """
-    changed: dict[str, Item] = {}
+    changed: dict[str, Case] = {}
     for count in {len(item.images) for item in items}:
         group = sorted((item for item in items if len(item.images) == count), key=lambda item: item.id)
         random.Random(f"{seed} {count}").shuffle(group)
@@ -100,15 +101,15 @@ def _exchanged(items: Sequence[Item], seed: int) -> tuple[Item, ...]:
     return tuple(changed[item.id] for item in items if item.id in changed)
 
 
-def _rotated(item: Item, places: int) -> Item:
+def _rotated(item: Case, places: int) -> Case:
     """The item with its options moved by some places; what peers show of the file itself is made from them anew."""
     order = [(place - places) % len(item.options) for place in range(len(item.options))]
-    meta = {key: value for key, value in item.meta.items() if not key.startswith("raw_")}
+    columns = {key: value for key, value in item.columns.items() if not key.startswith("raw_")}
     return replace(
         item,
         options=tuple(item.options[place] for place in order),
         answer=LETTERS[order.index(LETTERS.index(item.answer))],
-        meta=meta,
+        columns=columns,
     )
 
 

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data import benchmarks
-from mmedexpert_jax.data.benchmarks import Benchmark, Item
+from mmedexpert_jax.data.benchmarks import Benchmark
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import conditions
 from mmedexpert_jax.medeval.ask import Asker, Share, questions
@@ -134,7 +135,7 @@ def load(config: ConfigDict, say: Callable[[str], None] = print) -> dict[str, Be
     return loaded
 
 
-def sample_rows(evaluation: Evaluation, items: Sequence[Item]) -> list[dict]:
+def sample_rows(evaluation: Evaluation, items: Sequence[Case]) -> list[dict]:
     """Up to SAMPLES answers at even distances, with question, options and images, to be read."""
     by_id = {item.id: item for item in items}
     stride = -(-len(evaluation.rows) // SAMPLES)
@@ -194,7 +195,7 @@ def _number(key: str, value: float) -> str:
 
 
 def _evaluate(
-    config: ConfigDict, run: Run, backend: Backend, target: Target, key: str, items: Sequence[Item], folder: Path
+    config: ConfigDict, run: Run, backend: Backend, target: Target, key: str, items: Sequence[Case], folder: Path
 ) -> Evaluation:
     """This process's share of a benchmark's items, asked and judged; `folder` keeps the answers."""
     asked = questions(items, style(config, target), config.paradigm or None)

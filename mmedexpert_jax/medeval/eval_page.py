@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mmedexpert_jax.data.benchmarks import Item
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import prompt_styles
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
@@ -77,7 +77,7 @@ def _benchmark(
     }
 
 
-def _choose(items: Sequence[Item], by_model: Mapping[str, Mapping[str, list[AnswerRow]]], limit: int) -> list[Item]:
+def _choose(items: Sequence[Case], by_model: Mapping[str, Mapping[str, list[AnswerRow]]], limit: int) -> list[Case]:
     """At most `limit` items in their order: all of them, or those that a model got wrong and then the others, each
     kind at even distances."""
     if len(items) <= limit:
@@ -93,7 +93,7 @@ def _choose(items: Sequence[Item], by_model: Mapping[str, Mapping[str, list[Answ
 
 def _item(
     folder: Path,
-    item: Item,
+    item: Case,
     by_model: Mapping[str, Mapping[str, list[AnswerRow]]],
     styles: Mapping[str, str],
     paradigm: str | None,
@@ -134,7 +134,7 @@ def _answer(row: AnswerRow, prompt: int) -> dict[str, Any]:
     }
 
 
-def _prompt_text(item: Item, style: str, paradigm: str | None) -> str:
+def _prompt_text(item: Case, style: str, paradigm: str | None) -> str:
     """A prompt as text, a line for each image."""
     prompt = prompt_styles.build(item, style, paradigm)
     lines = []
@@ -145,7 +145,7 @@ def _prompt_text(item: Item, style: str, paradigm: str | None) -> str:
     return "\n\n".join([*lines, *([f"user, second turn: {prompt.follow_up}"] if prompt.follow_up else [])])
 
 
-def _pictures(folder: Path, item: Item) -> list[str]:
+def _pictures(folder: Path, item: Case) -> list[str]:
     """Paths of an item's images, relative to the page; an image that cannot be read is left out."""
     paths = []
     for image in item.images:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.data.benchmarks.item import GRADED
+from mmedexpert_jax.data.case import GRADED
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval.ask import Question, questions
 from mmedexpert_jax.medeval.eval_job import load, models
@@ -123,7 +123,7 @@ def answer_bytes(tokens: int) -> int:
 
 def _judge(config: ConfigDict, loaded: dict, number: int) -> list[str]:
     items = [item for benchmark in loaded.values() for item in benchmark.items]
-    criteria = sum(len(item.meta["criteria"]) for item in items if item.kind == "rubric")
+    criteria = sum(len(item.columns["criteria"]) for item in items if item.kind == "rubric")
     if not config.judge.model:
         missing = f"judge      none is named, and {criteria:,} criteria need one: set config.judge.model"
         return [missing] if criteria else []

@@ -9,9 +9,8 @@ from typing import Any
 from jax import Array
 
 from mmedexpert_jax import border
-from mmedexpert_jax.data.benchmarks import Item, from_case
-from mmedexpert_jax.data.benchmarks.item import GRADED
-from mmedexpert_jax.data.case import LETTERS, PARADIGMS, Case
+from mmedexpert_jax.data.benchmarks import from_case
+from mmedexpert_jax.data.case import GRADED, LETTERS, PARADIGMS, Case
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
 from mmedexpert_jax.intervals import wilson
@@ -215,7 +214,7 @@ def _pooled(evaluations: Sequence[Evaluation]) -> dict[str, list[float]]:
 
 
 def judged(
-    item: Item,
+    item: Case,
     replies: Sequence[Reply],
     *,
     form: str = "tags",
@@ -245,7 +244,7 @@ def judged(
     return rows
 
 
-def _scored(row: AnswerRow, item: Item, form: str, scorer: str) -> AnswerRow:
+def _scored(row: AnswerRow, item: Case, form: str, scorer: str) -> AnswerRow:
     """The row with the verdicts of the scorers."""
     scores = {name: score(item, row.response, name, form) for name in dict.fromkeys((*BOTH, scorer))}
     return replace(
@@ -258,7 +257,7 @@ def _scored(row: AnswerRow, item: Item, form: str, scorer: str) -> AnswerRow:
     )
 
 
-def _graded(row: AnswerRow, item: Item, form: str) -> AnswerRow:
+def _graded(row: AnswerRow, item: Case, form: str) -> AnswerRow:
     """The row with the measures of a report; of an answer under a rubric with what will be judged."""
     said = read_text(row.response, form)
     if item.kind != "report":
@@ -335,7 +334,7 @@ def evaluate(
     return Evaluation(tuple(AnswerRow(**row) for i in range(len(jobs)) for row in shares[i % count][i // count]))
 
 
-def constant(items: Sequence[Item]) -> tuple[str, Evaluation]:
+def constant(items: Sequence[Case]) -> tuple[str, Evaluation]:
     """The baseline that always answers the letter which is right most often in these very items."""
     counts = {letter: sum(item.answer == letter for item in items) for letter in LETTERS}
     letter = max(LETTERS, key=counts.__getitem__)
@@ -343,7 +342,7 @@ def constant(items: Sequence[Item]) -> tuple[str, Evaluation]:
     return letter, Evaluation(tuple(row for item in items for row in judged(item, said)))
 
 
-def chance(items: Sequence[Item]) -> float:
+def chance(items: Sequence[Case]) -> float:
     """Expected accuracy of a uniform guess among the options, or of a coin for yes and no; 0 for an open question."""
     sizes = {"choice": lambda item: 1 / len(item.options), "yes_no": lambda item: 0.5}
     return _mean(sizes.get(item.kind, lambda item: 0.0)(item) for item in items)

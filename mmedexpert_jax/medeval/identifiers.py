@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedexpert_jax import border, privacy
-from mmedexpert_jax.data.benchmarks import Item
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.images import ImageRef
 
 if TYPE_CHECKING:
     from mmedexpert_jax.remote import Request  # needs an extra, which an evaluation without endpoints does not
 
-RAW = ("raw_question", "raw_options")  # the file's own texts in an item's meta, which the kits' prompts show
+RAW = ("raw_question", "raw_options")  # the file's own texts in an item's columns, which the kits' prompts show
 
 
 def sendable(
-    items: Sequence[Item], receiver: str, mode: str, table: Path, say: Callable[[str], None] = print
-) -> Sequence[Item]:
+    items: Sequence[Case], receiver: str, mode: str, table: Path, say: Callable[[str], None] = print
+) -> Sequence[Case]:
     """The items that an endpoint may be asked: all ("report"), with redacted texts, or those without a finding.
 
     Headers of images are named but never sent in any mode, so that they alone keep no item back.
@@ -68,8 +68,8 @@ def _report(
     border.write_csv(table, ("row", "kind", "place"), cells)
 
 
-def _texts(item: Item) -> list[tuple[str, Any]]:
-    raw = ((key, item.meta[key]) for key in RAW if item.meta.get(key))
+def _texts(item: Case) -> list[tuple[str, Any]]:
+    raw = ((key, item.columns[key]) for key in RAW if item.columns.get(key))
     turns = [("earlier turns", text) for _, text in item.turns]
     return [("question", item.question), ("options", item.options), *turns, *raw]
 
@@ -82,10 +82,10 @@ def _headers(images: Iterable[ImageRef]) -> list[privacy.Found]:
     return found
 
 
-def _redacted(item: Item) -> Item:
+def _redacted(item: Case) -> Case:
     def hidden(value: Any) -> Any:
         return privacy.redact(value) if isinstance(value, str) else tuple(map(privacy.redact, value))
 
-    meta = dict(item.meta) | {key: hidden(item.meta[key]) for key in RAW if item.meta.get(key)}
+    columns = dict(item.columns) | {key: hidden(item.columns[key]) for key in RAW if item.columns.get(key)}
     turns = tuple((role, hidden(text)) for role, text in item.turns)
-    return replace(item, question=hidden(item.question), options=hidden(item.options), turns=turns, meta=meta)
+    return replace(item, question=hidden(item.question), options=hidden(item.options), turns=turns, columns=columns)

@@ -4,8 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from mmedexpert_jax.data.benchmarks import Item
-from mmedexpert_jax.data.benchmarks.item import GRADED
+from mmedexpert_jax.data.case import GRADED, Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.prompt_styles import lettered
@@ -34,7 +33,7 @@ _HEDGED = re.compile(
 
 def judge(
     client: Client,
-    items: Mapping[str, Item],
+    items: Mapping[str, Case],
     evaluation: Evaluation,
     what: str = "open",
     allowed: Callable[[dict[str, Request]], dict[str, Request]] = lambda requests: requests,
@@ -112,7 +111,7 @@ def _verdicts(text: str) -> list[bool]:
     return found or [False]
 
 
-def _wanted(item: Item, row: AnswerRow, what: str) -> bool:
+def _wanted(item: Case, row: AnswerRow, what: str) -> bool:
     if item.kind in GRADED:
         return False
     return what == "all" or item.kind == "open" or (what == "unparsed" and row.said is None)
@@ -125,7 +124,7 @@ def _complete(rows: Sequence[AnswerRow]) -> tuple[AnswerRow, ...]:
     return tuple(replace(row, verdicts={**row.verdicts, "judge": row.verdicts.get("judge", row.right)}) for row in rows)
 
 
-def _request(item: Item, row: AnswerRow) -> Request:
+def _request(item: Case, row: AnswerRow) -> Request:
     options = "\nOptions:\n" + "\n".join(lettered(item)) if item.options else ""
     text = (
         "You grade answers to medical questions. Say whether the response gives the same final answer as the key; "

@@ -6,8 +6,7 @@ from typing import Any
 
 from mmedexpert_jax import answers
 from mmedexpert_jax.data import prompts as training
-from mmedexpert_jax.data.benchmarks import Item
-from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.data.case import LETTERS, Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval.scoring import kit_rule
 
@@ -55,7 +54,7 @@ def styles() -> tuple[str, ...]:
     return tuple(STYLES)
 
 
-def build(item: Item, style: str, paradigm: str | None = None) -> Prompt:
+def build(item: Case, style: str, paradigm: str | None = None) -> Prompt:
     """The prompt of an item in a style.
 
     Args:
@@ -80,7 +79,7 @@ def build(item: Item, style: str, paradigm: str | None = None) -> Prompt:
     return STYLES[style](item)
 
 
-def _user(item: Item, text: str, named: bool = False) -> dict[str, Any]:
+def _user(item: Case, text: str, named: bool = False) -> dict[str, Any]:
     """A user's turn, images first, each after its name where `named`."""
     parts: list[dict[str, Any]] = []
     for number, image in enumerate(item.images, 1):
@@ -89,22 +88,22 @@ def _user(item: Item, text: str, named: bool = False) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def lettered(item: Item, form: str = "{}. {}") -> list[str]:
+def lettered(item: Case, form: str = "{}. {}") -> list[str]:
     """Options with their letters."""
     return answers.lettered(item.options, form)
 
 
-def _conversation(item: Item) -> Messages:
+def _conversation(item: Case) -> Messages:
     """A conversation as its file has it, which any style of prompt would change."""
     return [{"role": role, "content": text} for role, text in (*item.turns, ("user", item.question))]
 
 
-def _distributed(item: Item) -> str:
+def _distributed(item: Case) -> str:
     """The question as its file has it (MedXpertQA's hold the choices), which is how the kits show it."""
-    return item.meta.get("raw_question", item.question)
+    return item.columns.get("raw_question", item.question)
 
 
-def _think_answer(item: Item, paradigm: str | None = None) -> Prompt:
+def _think_answer(item: Case, paradigm: str | None = None) -> Prompt:
     """The prompt of this project's training (`data.prompts`): the form of answer is the paper's (appendix D)."""
     return Prompt("think_answer", [_user(item, training.question(item, paradigm))], "tags")
 
@@ -135,7 +134,7 @@ _KIT_ASKS = {  # rule of judgement -> (direct, reasoning), MedEvalKit git 9b12e3
 }
 
 
-def _medevalkit(item: Item, reasoning: bool = False) -> Prompt:
+def _medevalkit(item: Case, reasoning: bool = False) -> Prompt:
     """MedEvalKit's: no system turn; MedXpertQA's images, and several images of any, are named.
 
     The kit shows MedXpertQA's choices twice, since the file's questions hold them already, and of MMMU's images the
@@ -149,7 +148,7 @@ def _medevalkit(item: Item, reasoning: bool = False) -> Prompt:
         text = f"\n{shown}\n\n        {_KIT_ASKS['choice' if options else 'close'][reasoning]}"
         item = replace(item, images=item.images[:1])
     elif rule == "choice":
-        options = "\n".join(item.meta.get("raw_options", lettered(item)))
+        options = "\n".join(item.columns.get("raw_options", lettered(item)))
         question, choices = ("问题：", "选项：") if chinese else ("Question:", "Options:")
         text = f"\n{question} {_distributed(item)}\n{choices} \n{options}\n{_KIT_ASKS[rule + chinese][reasoning]}"
     else:
@@ -161,7 +160,7 @@ def _medevalkit(item: Item, reasoning: bool = False) -> Prompt:
     return Prompt(style, [_user(item, text, named)], form)
 
 
-def _medxpertqa(item: Item) -> Prompt:
+def _medxpertqa(item: Case) -> Prompt:
     """MedXpertQA's zero-shot chain of thought (git f21247d): two turns, images after the text."""
     question = _distributed(item).strip()
     if "Answer Choices:" not in question:
@@ -174,7 +173,7 @@ def _medxpertqa(item: Item) -> Prompt:
     return Prompt("medxpertqa", [system, {"role": "user", "content": [text, *images]}], "plain", trigger)
 
 
-def _medvlm_r1(item: Item) -> Prompt:
+def _medvlm_r1(item: Case) -> Prompt:
     """MedVLM-R1's, as on its model card, indentation included."""
     problem = "\n".join([item.question, *lettered(item, "{}) {}")])
     lines = (
@@ -188,7 +187,7 @@ def _medvlm_r1(item: Item) -> Prompt:
     return Prompt("medvlm_r1", [_user(item, "".join(f"\n    {line}" for line in lines))], "tags")
 
 
-def _med_r1(item: Item) -> Prompt:
+def _med_r1(item: Case) -> Prompt:
     """Med-R1's (`src/eval_vqa/test_qwen2vl_vqa.py`): options in the line of the question."""
     problem = f"{item.question} {', '.join(lettered(item, '{}){}'))}"
     asks = (
@@ -198,7 +197,7 @@ def _med_r1(item: Item) -> Prompt:
     return Prompt("med_r1", [_user(item, f"{problem} {asks}")], "tags")
 
 
-def _medvlthinker(item: Item) -> Prompt:
+def _medvlthinker(item: Case) -> Prompt:
     """MedVLThinker's (git a3163b1, `eval/run_offline_inference.py`); its line break is a backslash and an n."""
     asks = (
         "You will solve a problem/request. You should provide your thoughts within <think> </think> tags before "
@@ -208,7 +207,7 @@ def _medvlthinker(item: Item) -> Prompt:
     return Prompt("medvlthinker", [_user(item, text)], "tags")
 
 
-STYLES: dict[str, Callable[[Item], Prompt]] = {
+STYLES: dict[str, Callable[[Case], Prompt]] = {
     "think_answer": _think_answer,
     "medevalkit": _medevalkit,
     "medevalkit_reasoning": lambda item: _medevalkit(item, reasoning=True),

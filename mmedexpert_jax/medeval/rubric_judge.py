@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from mmedexpert_jax.data.benchmarks import Item
-from mmedexpert_jax.data.benchmarks.item import ScoredCriterion
+from mmedexpert_jax.data.benchmarks.benchmark import ScoredCriterion
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.remote import Client, Request
 
@@ -30,7 +30,7 @@ a good response.
 
 def grade(
     client: Client,
-    items: Mapping[str, Item],
+    items: Mapping[str, Case],
     evaluation: Evaluation,
     allowed: Callable[[dict[str, Request]], dict[str, Request]] = lambda requests: requests,
 ) -> Evaluation:
@@ -49,7 +49,7 @@ def grade(
         f"{row.id}, row {number}, criterion {place}": _request(items[row.id], row, criterion)
         for number, row in enumerate(evaluation.rows)
         if items[row.id].kind == "rubric"
-        for place, criterion in enumerate(items[row.id].meta["criteria"])
+        for place, criterion in enumerate(items[row.id].columns["criteria"])
     }
     sent = allowed(requests)
     verdicts = {name: met(reply.text) for name, reply in zip(sent, client.ask(list(sent.values())), strict=True)}
@@ -58,7 +58,7 @@ def grade(
         if items[row.id].kind != "rubric":
             rows.append(row)
             continue
-        criteria = items[row.id].meta["criteria"]
+        criteria = items[row.id].columns["criteria"]
         found = [verdicts.get(f"{row.id}, row {number}, criterion {place}") for place in range(len(criteria))]
         known = [verdict for verdict in found if verdict is not None]
         if len(known) == len(criteria):
@@ -91,7 +91,7 @@ def _share(criteria: Sequence[ScoredCriterion], verdicts: Sequence[bool]) -> flo
     return earned / most if most else None
 
 
-def _request(item: Item, row: AnswerRow, criterion: ScoredCriterion) -> Request:
+def _request(item: Case, row: AnswerRow, criterion: ScoredCriterion) -> Request:
     turns = [*item.turns, ("user", item.question), ("assistant", row.said or "")]
     conversation = "\n\n".join(f"{role}: {text}" for role, text in turns)
     text = _ASKS.format(conversation=conversation, points=criterion.points, criterion=criterion.text)

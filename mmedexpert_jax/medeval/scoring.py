@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmedexpert_jax import answers
-from mmedexpert_jax.data.benchmarks import Item
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import kit
 from mmedexpert_jax.statements import stated
@@ -34,7 +34,7 @@ class Score:
     f1: float = 0.0
 
 
-def score(item: Item, response: str, scorer: str = "strict", form: str = "tags") -> Score:
+def score(item: Case, response: str, scorer: str = "strict", form: str = "tags") -> Score:
     """Judges one response.
 
     Args:
@@ -160,20 +160,20 @@ def read_text(response: str, form: str = "tags") -> str | None:
     return text.strip() or None if text is not None else None
 
 
-def kit_rule(item: Item) -> str:
+def kit_rule(item: Case) -> str:
     """MedEvalKit's rule for an item: "choice", "judgement" (yes or no), "close" (a word or phrase), "open", "report";
     "mmmu" for MMMU, with a parser of its own."""
-    return item.meta.get("kit", {"yes_no": "judgement"}.get(item.kind, item.kind))
+    return item.columns.get("kit", {"yes_no": "judgement"}.get(item.kind, item.kind))
 
 
-def _kit(item: Item, response: str) -> Score:
+def _kit(item: Case, response: str) -> Score:
     """MedEvalKit's verdict, on the options and key as the file has them."""
-    gold = item.meta.get("raw_answer", item.answer)
+    gold = item.columns.get("raw_answer", item.answer)
     rule = kit_rule(item)
     if rule == "choice":
         labelled = answers.lettered(item.options)
         text = response if item.benchmark in READ_WHOLE else kit.extract(response)
-        verdict = kit.judge_multi_choice(item.meta.get("raw_options", labelled), gold, text)
+        verdict = kit.judge_multi_choice(item.columns.get("raw_options", labelled), gold, text)
         said = verdict.said.upper() if len(verdict.said) == 1 else verdict.said
         return Score(verdict.right, said, verdict.guessed, f1=float(verdict.right))
     if rule == "mmmu":
@@ -189,7 +189,7 @@ def _kit(item: Item, response: str) -> Score:
     return Score(verdict.right, verdict.said or None, unparsed=not verdict.said, f1=float(verdict.right))
 
 
-def _same(item: Item, letter: str) -> bool:
+def _same(item: Case, letter: str) -> bool:
     """True where a letter is the key, or names an option with the very same text."""
     if item.answer not in tuple(answers.LETTERS[: len(item.options)]):
         return False

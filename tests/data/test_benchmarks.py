@@ -17,8 +17,9 @@ from PIL import Image
 
 from mmedexpert_jax.data import benchmarks, load_cases
 from mmedexpert_jax.data.benchmarks import subset
-from mmedexpert_jax.data.benchmarks.item import ImageRef, Item
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
+from mmedexpert_jax.processing.images import ImageRef
 
 ROW = {"id": "Text-0", "question": "Which?", "options": {"A": "x", "B": "y"}, "label": "A"}
 PAPER = {"medxpertqa_mm", "pmc_vqa", "omnimedvqa", "gmai_mmbench", "mmedexpert_mini"}
@@ -199,7 +200,7 @@ def test_items_travel_between_processes_and_images_are_read_late(tmp_path):
 
 
 def items_of(tasks):
-    return [Item(str(n), "b", "q", ("x", "y"), "A", labels={"task": task}) for n, task in enumerate(tasks)]
+    return [Case(str(n), "q", ("x", "y"), "A", labels={"task": task}, benchmark="b") for n, task in enumerate(tasks)]
 
 
 @settings(deadline=None, max_examples=60)
@@ -232,9 +233,9 @@ def test_samples_follow_the_seed_and_the_limit_is_applied(tmp_path):
 @given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=3), min_size=4, max_size=40), st.integers(0, 3))
 def test_what_is_drawn_shares_no_image_with_the_rest(images, seed):
     items = [
-        Item(str(n), "b", "q", (), "A", tuple(ImageRef(str(name), bytes) for name in names))
+        Case(str(n), "q", (), "A", images=tuple(ImageRef(str(name), bytes) for name in names), benchmark="b")
         for n, names in enumerate(images)
-    ] + [Item(f"own-{n}", "b", "q", (), "A", (ImageRef(f"own-{n}", bytes),)) for n in range(4)]
+    ] + [Case(f"own-{n}", "q", (), "A", images=(ImageRef(f"own-{n}", bytes),), benchmark="b") for n in range(4)]
     drawn, rest = subset.apart_by_image(items, 4, seed)
     assert len(drawn) == 4 and sorted(i.id for i in drawn + rest) == sorted(i.id for i in items)
     shown = [{image.name for item in part for image in item.images} for part in (drawn, rest)]
@@ -242,7 +243,7 @@ def test_what_is_drawn_shares_no_image_with_the_rest(images, seed):
 
 
 def test_what_cannot_be_drawn_is_said():
-    items = [Item(str(n), "b", "q", (), "A", (ImageRef("same", bytes),)) for n in range(5)]
+    items = [Case(str(n), "q", (), "A", images=(ImageRef("same", bytes),), benchmark="b") for n in range(5)]
     with pytest.raises(DataError, match="5 items do not hold 2 that share no image"):
         subset.apart_by_image(items, 2, 0)
 

@@ -80,7 +80,7 @@ def test_medxpertqa_of_the_hub_with_its_zip(tmp_path):
     found = benchmarks.load("medxpertqa_mm", tmp_path)
     (item,) = found.items
     assert texts(item) == ("MM-0", "A man falls. Which step?", ("Repair", "Plication"), "B", "choice")
-    assert item.meta["raw_question"] == XPERT["question"]
+    assert item.columns["raw_question"] == XPERT["question"]
     assert item.labels == {"question_type": "Reasoning", "medical_task": "Treatment", "body_system": "Skeletal"}
     assert [image.open() for image in item.images] == [png(1), png(2)]
     assert found.labels == ("question_type", "medical_task") and found.metric == "micro"
@@ -160,7 +160,7 @@ def test_pmc_vqa_v2_keeps_the_cells_beside_the_clean_texts(tmp_path):
     found = benchmarks.load("pmc_vqa", tmp_path)
     (item,) = found.items
     assert texts(item) == ("v2-1", "What colour?", ("Green", "Red, pale", "3:1", "Yellow"), "B", "choice")
-    assert item.meta["raw_options"] == tuple(cells) and item.meta["raw_question"] == " What colour? "
+    assert item.columns["raw_options"] == tuple(cells) and item.columns["raw_question"] == " What colour? "
     assert item.images[0].open() == png(3)
     assert found.columns == {} and found.census["labels"] == {"letters": {"A, B, C, D": 1}}
 
@@ -242,10 +242,10 @@ def test_omnimedvqa_with_either_name_of_the_modality_and_options_missing(tmp_pat
     write(tmp_path / "QA_information" / "Restricted-access" / "C.json", json.dumps([OMNI]))
     second, first = sorted(benchmarks.load("omnimedvqa", tmp_path).items, key=lambda item: item.id)
     second, first = first, second
-    assert (first.answer, first.meta["raw_answer"], first.labels["modality"]) == ("B", "ecg.", "X-Ray")
+    assert (first.answer, first.columns["raw_answer"], first.labels["modality"]) == ("B", "ecg.", "X-Ray")
     assert first.options == ("Angiography", "ECG")
-    assert (second.answer, second.meta["raw_answer"], second.labels["modality"]) == ("D", "D", OMNI["modality_type"])
-    assert second.meta["raw_options"][3] == "D. CT" and second.images[0].open() == png(len(OMNI["image_path"]))
+    assert (second.answer, second.columns["raw_answer"], second.labels["modality"]) == ("D", "D", OMNI["modality_type"])
+    assert second.columns["raw_options"][3] == "D. CT" and second.images[0].open() == png(len(OMNI["image_path"]))
 
 
 def test_omnimedvqa_inside_its_zip_reads_as_unpacked(tmp_path):
@@ -265,7 +265,7 @@ def test_omnimedvqa_keys_that_are_no_option_stay_and_repeated_options_count(tmp_
     omni(tmp_path, *rows)
     found = benchmarks.load("omnimedvqa", tmp_path)
     assert [item.answer for item in found.items] == ["MRI", "A"]
-    assert [item.meta["raw_answer"] for item in found.items] == ["MRI", "D"]  # the kit takes the last equal option
+    assert [item.columns["raw_answer"] for item in found.items] == ["MRI", "D"]  # the kit takes the last equal option
     assert found.census["keys_without_option"] == 1
     assert "keys that are no option's text: 1" in benchmarks.describe(found)
 
@@ -420,7 +420,7 @@ def test_vqa_rad_of_the_hub(tmp_path):
     )
     refused("vqa_rad", tmp_path, "1 of 4 items lack an image", "row 4")
     found = benchmarks.load("vqa_rad", tmp_path, skip_broken=True)
-    assert [(item.answer, item.kind, item.meta["raw_answer"]) for item in found.items] == [
+    assert [(item.answer, item.kind, item.columns["raw_answer"]) for item in found.items] == [
         ("yes", "yes_no", "yes"),
         ("no", "yes_no", "No"),
         ("left lung", "open", "left lung"),
@@ -457,8 +457,8 @@ def test_slake_keeps_a_language_and_knows_how_the_kit_judges(tmp_path):
         archive.writestr("imgs/xmlab1/source.jpg", png(8))
         archive.writestr("imgs/xmlab2/source.jpg", png(9))
     closed, answered = benchmarks.load("slake", tmp_path).items
-    assert (closed.answer, closed.kind, closed.meta) == ("yes", "yes_no", {"raw_answer": "Yes", "kit": "close"})
-    assert (answered.answer, answered.kind, answered.meta["kit"]) == ("Liver, Kidney", "open", "open")
+    assert (closed.answer, closed.kind, closed.columns) == ("yes", "yes_no", {"raw_answer": "Yes", "kit": "close"})
+    assert (answered.answer, answered.kind, answered.columns["kit"]) == ("Liver, Kidney", "open", "open")
     assert closed.images[0].open() == png(8)
     (chinese,) = benchmarks.load("slake", tmp_path, subset="zh").items
     assert (chinese.id, chinese.answer, chinese.kind, chinese.labels["language"]) == ("2", "是", "open", "zh")
@@ -484,7 +484,7 @@ def test_mmmu_reads_options_and_images_of_five_subjects(tmp_path):
     found = benchmarks.load("mmmu_medical", tmp_path)
     choice, answered = found.items[:2]
     assert choice.options == ("<image 2>", "it's B") and [i.open() for i in choice.images] == [png(1), png(2)]
-    assert (answered.kind, answered.answer, answered.meta) == ("open", "8", {"kit": "mmmu"})
+    assert (answered.kind, answered.answer, answered.columns) == ("open", "8", {"kit": "mmmu"})
     assert choice.labels["subject"] == "Basic Medical Science" and len(found.items) == 10
     (tmp_path / "Pharmacy" / "validation-00000-of-00001.parquet").write_bytes(b"PAR1")
     refused("mmmu_medical", tmp_path, "Pharmacy", "not a readable Parquet file")
@@ -591,7 +591,7 @@ def test_cmb_joins_the_authors_keys_and_keeps_questions_with_one_right_answer(tm
     parquet(tmp_path / "copy" / "test-00000-of-00001.parquet", [row | {"option": listed, "answer": "B"}])
     (raw,), (copy,) = (benchmarks.load("cmb", tmp_path / name).items for name in ("raw", "copy"))
     assert texts(raw) == ("1", "患", ("甲", "乙"), "B", "choice") == texts(copy)
-    assert raw.meta["raw_options"] == ("A.甲", "B.乙") and raw.labels["language"] == "zh"
+    assert raw.columns["raw_options"] == ("A.甲", "B.乙") and raw.labels["language"] == "zh"
     write(tmp_path / "raw" / "CMB-test-choice-answer.json", "[]")
     refused("cmb", tmp_path / "raw", "row 1, key answer")
 
@@ -609,7 +609,9 @@ def test_cmexam_of_the_authors_and_of_a_copy_and_keys_of_several_letters(tmp_pat
     (hub,) = benchmarks.load("cmexam", tmp_path / "hub").items
     one, several = found.items
     assert texts(one) == ("1", "患", ("甲", "乙 丙", "丁"), "B", "choice") == texts(hub)
-    assert several.answer == "A, C" and several.meta["raw_answer"] == "AC" and found.census["keys_without_option"] == 1
+    assert (
+        several.answer == "A, C" and several.columns["raw_answer"] == "AC" and found.census["keys_without_option"] == 1
+    )
     jsonl(tmp_path / "hub" / "test.jsonl", [{"Question": "患", "Options": listed, "Answer": "AD"}])
     refused("cmexam", tmp_path / "hub", "row 1, key Answer: letters among A, B, C are needed, got 'AD'")
 
@@ -640,7 +642,7 @@ def test_medqa_mcmle_shows_its_options_as_the_kit_does(tmp_path):
     }
     jsonl(tmp_path / "Mainland" / "test.jsonl", [row])
     (item,) = benchmarks.load("medqa_mcmle", tmp_path).items
-    assert texts(item) == ("1", "患", ("甲", "乙"), "B", "choice") and item.meta["raw_options"] == ("甲", "乙")
+    assert texts(item) == ("1", "患", ("甲", "乙"), "B", "choice") and item.columns["raw_options"] == ("甲", "乙")
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_the_stem_that_all_questions_share_does_not_count():
     assert c.without_last_question(f"A man coughs. {stem}") == "A man coughs."
     assert c.without_last_question(stem) == stem
     items = [
-        benchmarks.Item(str(n), "b", f"{' '.join(f'{w}{n}' for w in LONG)}. {stem}", ("x", "y"), "A") for n in range(2)
+        Case(str(n), f"{' '.join(f'{w}{n}' for w in LONG)}. {stem}", ("x", "y"), "A", benchmark="b") for n in range(2)
     ]
     assert not c.find([c.of_item(items[0], "train")], [c.of_item(items[1])]).pairs
 

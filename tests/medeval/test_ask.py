@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mmedexpert_jax.data.benchmarks import Item
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval.ask import Asker, Question, Share, questions
 from mmedexpert_jax.medeval.prompt_styles import Prompt
@@ -12,7 +12,7 @@ from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.rollout import Reply
 
 ITEMS = [
-    Item(str(i), "bench", f"Question {i}?", ("one", "two"), "A", meta={"paradigms": ("analytical",)}) for i in range(40)
+    Case(str(i), f"Question {i}?", ("one", "two"), "A", paradigms=("analytical",), benchmark="bench") for i in range(40)
 ]
 
 

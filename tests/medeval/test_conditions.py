@@ -5,14 +5,15 @@ import dataclasses
 import pytest
 
 from mmedexpert_jax import load_config
-from mmedexpert_jax.data.benchmarks import Benchmark, Item
+from mmedexpert_jax.data.benchmarks import Benchmark
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.medeval import conditions
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.rollout import Reply
 
-ITEMS = [Item(str(n), "b", "q", ("one", "two"), "A") for n in range(4)]
+ITEMS = [Case(str(n), "q", ("one", "two"), "A", benchmark="b") for n in range(4)]
 HERE = Target("mine", "jax", "mini")
 THERE = Target("theirs", "endpoint", "gpt", url="https://h/v1")
 

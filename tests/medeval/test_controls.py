@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data.benchmarks import ImageRef, Item
+from mmedexpert_jax.data.benchmarks import ImageRef
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.medeval.controls import Control, consistency, letter_bias, sentence, table, variants
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.processing.images import open_image
@@ -26,7 +27,15 @@ def picture(seed, size=(8, 6)):
 def item(number, images=1, options=("one", "two", "three", "four"), answer=None):
     pictures = tuple(picture(10 * number + i, (8 + number, 6)) for i in range(images))
     answer = answer or "ABCD"[number % len(options)]
-    return Item(str(number), "b", "q", options, answer, pictures, meta={"raw_options": options, "kit": "choice"})
+    return Case(
+        str(number),
+        "q",
+        options,
+        answer,
+        images=pictures,
+        columns={"raw_options": options, "kit": "choice"},
+        benchmark="b",
+    )
 
 
 ITEMS = [item(n) for n in range(8)] + [item(8, images=2), item(9, images=0)]
@@ -71,7 +80,7 @@ def test_rotations_move_every_option_and_its_key():
             assert after.options[(0 + places) % 4] == before.options[0]
             right = after.options["ABCD".index(after.answer)]
             assert right == before.options["ABCD".index(before.answer)]
-            assert "raw_options" not in after.meta and after.meta["kit"] == "choice"
+            assert "raw_options" not in after.columns and after.columns["kit"] == "choice"
 
 
 def controls(say, *names, rotations=1):
@@ -119,6 +128,6 @@ def test_a_model_that_does_not_look_is_told_so():
 
 @pytest.mark.parametrize("name", ["blank", "other_image", "question_only", "shuffle"])
 def test_nothing_to_change_leaves_no_row(name):
-    bare = [Item("x", "b", "q", (), "gold", kind="open")]
+    bare = [Case("x", "q", (), "gold", kind="open", benchmark="b")]
     made = [Control(name, items, answered(items, lambda i: "A"), places) for places, items in variants(bare, name)]
     assert table({"m": answered(bare, lambda i: "A")}, {"m": made}) == []

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from mmedexpert_jax import load_config, medeval
-from mmedexpert_jax.data.benchmarks import Item
-from mmedexpert_jax.data.benchmarks.item import ImageRef
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.medeval.backends import Asked
 from mmedexpert_jax.medeval.backends.endpoint import EndpointBackend
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.judge import judge, read
+from mmedexpert_jax.processing.images import ImageRef
 from mmedexpert_jax.remote import Answers, Client, Endpoint
 from mmedexpert_jax.rollout import Reply
 from mmedexpert_jax.runtime import Run
@@ -122,7 +122,7 @@ def test_a_server_that_stalls_or_talks_nonsense_is_asked_again_then_named(tmp_pa
 
 
 def test_the_judge_decides_open_answers_and_is_asked_once(tmp_path):
-    items = [Item(str(i), "vqa_rad", f"What is {i}?", (), "the left lung", kind="open") for i in range(3)]
+    items = [Case(str(i), f"What is {i}?", (), "the left lung", kind="open", benchmark="vqa_rad") for i in range(3)]
     says = ["left lung, lower lobe", "right lung", "no idea"]
     rows = [judged(item, [Reply(text, 3, False)], form="plain")[0] for item, text in zip(items, says, strict=True)]
     prompts = []
@@ -148,7 +148,7 @@ def test_the_judge_decides_open_answers_and_is_asked_once(tmp_path):
 
 
 def test_the_judge_reads_unparsed_choices_where_asked(tmp_path):
-    item = Item("1", "bench", "Which?", ("lung", "heart"), "A")
+    item = Case("1", "Which?", ("lung", "heart"), "A", benchmark="bench")
     rows = judged(item, [Reply("It must be the lung.", 5, False), Reply("<answer>B</answer>", 5, False)])
     with Loopback(lambda body: "CORRECT") as server:
         client = Client(Endpoint(server.url, "judge", key_env=""), Answers(tmp_path / "judge.sqlite"))

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from mmedexpert_jax.data.benchmarks import Benchmark, Item
+from mmedexpert_jax.data.benchmarks import Benchmark
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import result_tables
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
@@ -42,7 +43,7 @@ def results():
         labels = {"question_type": "Understanding" if i < 4 else "Reasoning", "medical_task": "Diagnosis"}
         return AnswerRow(str(i), 0, "B", "B", "B", i < 4, 1, False, labels, {"strict": i < 4, "medevalkit": i < 4})
 
-    items = [Item(str(i), "medxpertqa_mm", "?", ("x", "y"), "B") for i in range(10)]
+    items = [Case(str(i), "?", ("x", "y"), "B", benchmark="medxpertqa_mm") for i in range(10)]
     evaluation = Evaluation(tuple(map(row, range(10))))
     return {
         "medxpertqa_mm": Result(

@@ -4,7 +4,8 @@ import pytest
 
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data import prompts as training
-from mmedexpert_jax.data.benchmarks import ImageRef, Item, from_case
+from mmedexpert_jax.data.benchmarks import ImageRef, from_case
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import prompt_styles
 
@@ -18,27 +19,31 @@ class Bytes:
 
 IMAGES = (ImageRef("a.png", Bytes()), ImageRef("b.png", Bytes()))
 FULL = "A man falls. Which step?\nAnswer Choices: (A) Repair (B) Plication"
-XPERT = Item(
+XPERT = Case(
     "MM-0",
-    "medxpertqa_mm",
     "A man falls. Which step?",
     ("Repair", "Plication"),
     "A",
-    IMAGES[:1],
-    meta={"raw_question": FULL},
+    images=IMAGES[:1],
+    columns={"raw_question": FULL},
+    benchmark="medxpertqa_mm",
 )
-PMC = Item(
+PMC = Case(
     "v2-1",
-    "pmc_vqa",
     "What colour?",
     ("Green", "Red"),
     "A",
-    IMAGES[:1],
-    meta={"raw_question": " What colour? ", "raw_options": (" A: Green ", " B: Red ")},
+    images=IMAGES[:1],
+    columns={"raw_question": " What colour? ", "raw_options": (" A: Green ", " B: Red ")},
+    benchmark="pmc_vqa",
 )
-YES_NO = Item("1", "vqa_rad", "Is it normal?", (), "yes", IMAGES[:1], kind="yes_no")
-OPEN = Item("2", "slake", "Where is it?", (), "left lung", IMAGES[:1], kind="open", meta={"kit": "open"})
-CLOSE = Item("3", "slake", "Which organ?", (), "lung", IMAGES[:1], kind="open", meta={"kit": "close"})
+YES_NO = Case("1", "Is it normal?", (), "yes", images=IMAGES[:1], kind="yes_no", benchmark="vqa_rad")
+OPEN = Case(
+    "2", "Where is it?", (), "left lung", images=IMAGES[:1], kind="open", columns={"kit": "open"}, benchmark="slake"
+)
+CLOSE = Case(
+    "3", "Which organ?", (), "lung", images=IMAGES[:1], kind="open", columns={"kit": "close"}, benchmark="slake"
+)
 
 
 def shown(prompt):
@@ -188,28 +193,34 @@ def test_every_style_has_a_snapshot():
 
 
 def test_several_images_are_named_for_the_kit():
-    item = Item("1", "mine", "Which?", ("x", "y"), "A", IMAGES)
+    item = Case("1", "Which?", ("x", "y"), "A", images=IMAGES, benchmark="mine")
     (message,) = shown(prompt_styles.build(item, "medevalkit"))
     assert message[1:5] == ("<image_1>: ", "<a.png>", "<image_2>: ", "<b.png>")
 
 
 def test_the_kit_shows_mmmu_in_a_form_of_its_own_with_the_first_image():
-    item = Item("1", "mmmu_medical", "See <image 1>. Which?", ("x", "y"), "A", IMAGES, meta={"kit": "mmmu"})
+    item = Case(
+        "1", "See <image 1>. Which?", ("x", "y"), "A", images=IMAGES, columns={"kit": "mmmu"}, benchmark="mmmu_medical"
+    )
     (message,) = shown(prompt_styles.build(item, "medevalkit"))
     asks = "Answer with the option's letter from the given choices directly."
     assert message == ("user", "<a.png>", f"\nSee <image 1>. Which?\n\n(A) x\n(B) y\n\n\n        {asks}")
-    answered = Item("2", "mmmu_medical", "How many?", (), "8", IMAGES[:1], kind="open", meta={"kit": "mmmu"})
+    answered = Case(
+        "2", "How many?", (), "8", images=IMAGES[:1], kind="open", columns={"kit": "mmmu"}, benchmark="mmmu_medical"
+    )
     (message,) = shown(prompt_styles.build(answered, "medevalkit_reasoning"))
     asks = 'Answer the question using a single word or phrase and put the answer in one "\\boxed{}".'
     assert message == ("user", "<a.png>", f"\nHow many?\n\n        {asks}")
 
 
 def test_the_kit_asks_in_chinese_where_the_question_is():
-    item = Item("1", "slake", "图中是什么？", (), "肝", IMAGES[:1], kind="open", labels={"language": "zh"})
+    item = Case(
+        "1", "图中是什么？", (), "肝", images=IMAGES[:1], kind="open", labels={"language": "zh"}, benchmark="slake"
+    )
     (message,) = shown(prompt_styles.build(item, "medevalkit"))
     assert message == ("user", "<a.png>", "图中是什么？\n请简要回答该问题。")
     meta = {"raw_options": ("A.甲", "B.乙")}
-    item = Item("1", "cmb", "患？", ("甲", "乙"), "B", labels={"language": "zh"}, meta=meta)
+    item = Case("1", "患？", ("甲", "乙"), "B", labels={"language": "zh"}, columns=meta, benchmark="cmb")
     (message,) = shown(prompt_styles.build(item, "medevalkit"))
     assert message == ("user", "\n问题： 患？\n选项： \nA.甲\nB.乙\n请直接使用给定选项中的选项字母来回答该问题。")
 

@@ -10,7 +10,8 @@ from rouge import Rouge
 
 from mmedexpert_jax import load_config, medeval
 from mmedexpert_jax.data import benchmarks
-from mmedexpert_jax.data.benchmarks.item import Item, ScoredCriterion
+from mmedexpert_jax.data.benchmarks.benchmark import ScoredCriterion
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval import prompt_styles, reports, rubric_judge
 from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations, judged
@@ -192,7 +193,7 @@ def test_a_judges_word_on_a_criterion(reply, verdict):
 
 
 def test_a_mean_below_zero_counts_as_zero():
-    item = Item("1", "healthbench", "Q", (), "", kind="rubric")
+    item = Case("1", "Q", (), "", kind="rubric", benchmark="healthbench")
     (row,) = judged(item, [Reply("x", 1, False)], form="plain")
     bad = rubric_judge.graded(row, [ScoredCriterion("a", 1.0), ScoredCriterion("b", -4.0)], [False, True])
     assert bad.grade == -4 and Evaluation((bad,)).accuracy()["accuracy"] == 0

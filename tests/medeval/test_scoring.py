@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmedexpert_jax import answers
-from mmedexpert_jax.data.benchmarks import Item
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval.scoring import (
     FORMS,
@@ -21,11 +21,11 @@ LETTERED = [f"{letter}. {text}" for letter, text in zip("ABCD", PLAIN, strict=Tr
 
 
 def choice(answer="B", options=tuple(PLAIN), benchmark="omnimedvqa", **meta):
-    return Item("1", benchmark, "Which?", options, answer, meta=meta)
+    return Case("1", "Which?", options, answer, columns=meta, benchmark=benchmark)
 
 
 def open_item(answer, **meta):
-    return Item("1", "slake", "Where?", (), answer, kind="open", meta=meta)
+    return Case("1", "Where?", (), answer, kind="open", columns=meta, benchmark="slake")
 
 
 # The stable name ------------------------------------------------------------------------------------------------------
@@ -204,9 +204,9 @@ def test_medxpertqas_official_rule(response, letter):
 )
 def test_yes_or_no(response, form, read):
     for answer in ("yes", "no"):
-        verdict = score(Item("1", "vqa_rad", "Is it?", (), answer, kind="yes_no"), response, form=form)
+        verdict = score(Case("1", "Is it?", (), answer, kind="yes_no", benchmark="vqa_rad"), response, form=form)
         assert (verdict.right, verdict.answer, verdict.unparsed) == (read == answer, read, read is None)
-    kit = score(Item("1", "vqa_rad", "Is it?", (), "no", kind="yes_no"), "It is normal", "medevalkit")
+    kit = score(Case("1", "Is it?", (), "no", kind="yes_no", benchmark="vqa_rad"), "It is normal", "medevalkit")
     assert kit.right  # the kit's rule
 
 
@@ -224,18 +224,20 @@ def test_open_answers_are_exact_or_partly_right():
 
 
 def test_the_kit_holds_slakes_closed_answers_to_their_words():
-    item = Item("1", "slake", "Normal?", (), "yes", kind="yes_no", meta={"raw_answer": "Yes", "kit": "close"})
+    item = Case(
+        "1", "Normal?", (), "yes", kind="yes_no", columns={"raw_answer": "Yes", "kit": "close"}, benchmark="slake"
+    )
     assert score(item, "Yes.", "medevalkit").right
     assert not score(item, "Yes, it is", "medevalkit").right
 
 
 def test_the_kit_never_holds_an_open_answer_of_mmmu_right():
-    item = Item("1", "mmmu_medical", "How many?", (), "8", kind="open", meta={"kit": "mmmu"})
+    item = Case("1", "How many?", (), "8", kind="open", columns={"kit": "mmmu"}, benchmark="mmmu_medical")
     assert score(item, "8", form="plain").right and not score(item, "8", "medevalkit").right
 
 
 def test_the_kits_guess_on_mmmu_is_the_same_every_time_and_counted():
-    item = Item("1", "mmmu_medical", "Which?", ("x", "y"), "A", meta={"kit": "mmmu"})
+    item = Case("1", "Which?", ("x", "y"), "A", columns={"kit": "mmmu"}, benchmark="mmmu_medical")
     guesses = {score(item, "unclear", "medevalkit") for _ in range(9)}
     assert len(guesses) == 1 and guesses.pop().guessed
     verdict = score(item, "<answer>(A)</answer>", "medevalkit")
@@ -243,7 +245,7 @@ def test_the_kits_guess_on_mmmu_is_the_same_every_time_and_counted():
 
 
 def test_chinese_answers_are_compared_by_character():
-    item = Item("1", "slake", "?", (), "左肺", kind="open")
+    item = Case("1", "?", (), "左肺", kind="open", benchmark="slake")
     assert score(item, "左肺。", form="plain").right
     assert score(item, "肺", form="plain").f1 == pytest.approx(2 * 1 / (2 + 1))
 
@@ -270,6 +272,6 @@ def test_token_f1_is_the_harmonic_mean_of_precision_and_recall(gold, said):
 @settings(deadline=None, max_examples=40)
 @given(st.text(max_size=40), st.sampled_from(SCORERS), st.sampled_from(FORMS))
 def test_no_response_breaks_a_scorer(response, scorer, form):
-    for item in (choice(), open_item("lung"), Item("1", "b", "q", (), "yes", kind="yes_no")):
+    for item in (choice(), open_item("lung"), Case("1", "q", (), "yes", kind="yes_no", benchmark="b")):
         verdict = score(item, response, scorer, form)
         assert not (verdict.unparsed and verdict.right) and 0 <= verdict.f1 <= 1

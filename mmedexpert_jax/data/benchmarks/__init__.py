@@ -1,8 +1,9 @@
 """Benchmarks as their authors distribute them (paper section 5): one small file each, one registry, one record."""
 
+from mmedexpert_jax.data.benchmarks.benchmark import Benchmark, Item, from_case
 from mmedexpert_jax.data.benchmarks.census import describe
-from mmedexpert_jax.data.benchmarks.item import Benchmark, ImageRef, Item, from_case
 from mmedexpert_jax.data.benchmarks.registry import Spec, load, load_entry, names, published_items, register, spec
+from mmedexpert_jax.processing.images import ImageRef
 
 __all__ = [
     "Benchmark",

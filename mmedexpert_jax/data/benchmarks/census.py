@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmedexpert_jax.data.benchmarks.item import Benchmark, Item
+from mmedexpert_jax.data.benchmarks.benchmark import Benchmark
+from mmedexpert_jax.data.case import Case
 
 NAMED = 3  # broken rows that an error names
 SHOWN = 24  # values of a label that `describe` prints
@@ -12,7 +13,7 @@ SHOWN = 24  # values of a label that `describe` prints
 
 def count(
     name: str,
-    items: Sequence[Item],
+    items: Sequence[Case],
     rows: int,
     malformed: Sequence[str],
     missing: Sequence[str],

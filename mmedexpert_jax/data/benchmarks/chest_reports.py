@@ -8,9 +8,10 @@ the last two stand behind agreements of use; CheXpert Plus is also read from its
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import ImageRef, Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.processing.images import ImageRef
 
 REQUEST = (
     "Please generate a report for the given images, including both findings and impressions. Return the report in the "
@@ -37,21 +38,20 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
 
 
 def _reader(name: str):
-    def item(row: rows.Row, files: Files, subset: str) -> Item:
+    def item(row: rows.Row, files: Files, subset: str) -> Case:
         names = row.values.get("image")
         names = names if isinstance(names, list) else [row.text("image")]
         if not names:
             raise row.bad("image", "no image is named")
         findings, impression = row.label("findings"), row.label("impression")
-        return Item(
+        return Case(
             id=row.label("id") or str(row.number),
-            benchmark=name,
             question=REQUEST,
             options=(),
             answer=f"Findings: {findings} Impression: {impression}.",  # as MedEvalKit joins them
             images=tuple(_image(files, str(image), row.where) for image in names),
             kind="report",
-            meta={"raw_question": f"You are a helpful assistant. {REQUEST}"},
+            columns={"raw_question": f"You are a helpful assistant. {REQUEST}"},
         )
 
     return item

@@ -6,9 +6,9 @@ The authors' keys stand in a file of their own; theirs is a total over questions
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 QUESTIONS, KEYS = "CMB-test-choice-question-merge.json", "CMB-test-choice-answer.json"
 SINGLE = "单项选择题"
@@ -23,16 +23,15 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
                 yield rows.Row(values, row.where, row.number, row.problem)
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.choices("option")
-    return Item(
+    return Case(
         id=row.label("id") or str(row.number),
-        benchmark="cmb",
         question=row.text("question"),
         options=texts,
         answer=row.letter(len(texts), "answer"),
         labels={"exam": row.label("exam_type"), "class": row.label("exam_class"), "language": "zh"},
-        meta={"raw_options": rows.tight(texts)},
+        columns={"raw_options": rows.tight(texts)},
     )
 
 

@@ -7,9 +7,9 @@ says how many there are. Rows without a key are left out, as the authors do.
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 LABELS = {"department": "Clinical Department", "discipline": "Medical Discipline", "difficulty": "Difficulty level"}
 
@@ -19,16 +19,15 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     return (row for part in found for row in rows.read(part) if row.problem or row.label("Answer"))
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.choices("Options")
-    return Item(
+    return Case(
         id=str(row.number),
-        benchmark="cmexam",
         question=row.text("Question"),
         options=texts,
         answer=row.letters(len(texts), "Answer"),
         labels={label: row.label(column) for label, column in LABELS.items()} | {"language": "zh"},
-        meta={"raw_options": rows.tight(texts), "raw_answer": row.text("Answer")},
+        columns={"raw_options": rows.tight(texts), "raw_answer": row.text("Answer")},
     )
 
 

@@ -6,9 +6,9 @@ The seven subjects are MedEvalKit's.
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 SUBJECTS = {
     "anatomy": 148,
@@ -27,16 +27,15 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
             yield rows.Row(row.values | {"subject": subject}, row.where, row.number, row.problem)
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = tuple(row.text(letter) for letter in "ABCD")
-    return Item(
+    return Case(
         id=f"{row.text('subject')}-{row.number}",
-        benchmark="cmmlu_medical",
         question=row.text("Question"),
         options=texts,
         answer=row.letter(4, "Answer"),
         labels={"subject": row.text("subject"), "language": "zh"},
-        meta={"raw_options": rows.tight(texts)},
+        columns={"raw_options": rows.tight(texts)},
     )
 
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 # name -> (heading in the paper's Table 5, items in val), in the table's order. The paper prints SG and SR exchanged:
 # all ten figures under SG are k/239 and none is k/336, all ten under SR k/336 and none k/239, and the totals are
@@ -50,7 +50,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     return rows.read(files.one(*names))
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = [row.label(letter) for letter in "ABCDE"]
     while texts and texts[-1].lower() in ABSENT:
         texts.pop()
@@ -58,9 +58,8 @@ def _item(row: rows.Row, files: Files, subset: str) -> Item:
         raise row.bad("A to E", "at least two texts without a gap are needed")
     task = row.text("clinical VQA task", "clinical vqa task")
     image = row.image("image") if row.values.get("image") else files.image(row.text("image_path"), row.where)
-    return Item(
+    return Case(
         id=row.text("index"),
-        benchmark="gmai_mmbench",
         question=row.text("question"),
         options=tuple(texts),
         answer=row.letter(len(texts), "answer"),
@@ -71,7 +70,7 @@ def _item(row: rows.Row, files: Files, subset: str) -> Item:
             "granularity": row.label("perceptual granularity"),
             "modality": row.label("modality"),
         },
-        meta={"category": row.label("category")},
+        columns={"category": row.label("category")},
     )
 
 

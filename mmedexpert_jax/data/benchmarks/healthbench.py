@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item, ScoredCriterion
+from mmedexpert_jax.data.benchmarks.benchmark import ScoredCriterion
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 NAMES = {
     "all": "2025-05-07-06-14-12_oss_eval.jsonl",
@@ -25,7 +26,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     return rows.read(files.one(NAMES[subset]))
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     turns = tuple((turn.get("role"), turn.get("content")) for turn in _objects(row, "prompt"))
     if not all(role in ROLES and isinstance(text, str) and text.strip() for role, text in turns):
         raise row.bad("prompt", f"turns of {', '.join(ROLES)} with a text are needed")
@@ -35,15 +36,14 @@ def _item(row: rows.Row, files: Files, subset: str) -> Item:
     if not any(one.points > 0 for one in criteria):
         raise row.bad("rubrics", "no criterion earns points")
     tags = [str(tag) for tag in row.values.get("example_tags") or ()]
-    return Item(
+    return Case(
         id=row.text("prompt_id"),
-        benchmark="healthbench",
         question=turns[-1][1],
         options=(),
         answer="\n".join(f"[{one.points:g}] {one.text}" for one in criteria),
         kind="rubric",
         labels={"theme": next((tag.partition(":")[2] for tag in tags if tag.startswith("theme:")), "")},
-        meta={"criteria": criteria},
+        columns={"criteria": criteria},
         turns=turns[:-1],
     )
 

@@ -4,9 +4,9 @@ MedEvalKit reads, or the authors' CSV files."""
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 LETTERS = {"op4": "ABCD", "op5": "ABCDE"}
 
@@ -16,18 +16,14 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     return (row for part in files.need(*names) for row in rows.read(part))
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     letters = LETTERS[subset]
     apart = [f"op{letter.lower()}" for letter in letters]
     texts = row.choices("options") if "options" in row.values else tuple(map(row.text, apart))
     if len(texts) != len(letters):
         raise row.bad("options", f"{len(letters)} options are needed, got {len(texts)}; name the other subset")
-    return Item(
-        id=str(row.number),
-        benchmark="medbullets",
-        question=row.text("question"),
-        options=texts,
-        answer=row.letter(len(texts), "answer_idx"),
+    return Case(
+        id=str(row.number), question=row.text("question"), options=texts, answer=row.letter(len(texts), "answer_idx")
     )
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 IMAGES = tuple(f"image_{n}" for n in range(1, 6))
 
@@ -14,11 +14,10 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     return (row for part in files.need("test-*.parquet") for row in rows.read(part, images=IMAGES))
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.texts("options")
-    return Item(
+    return Case(
         id=row.label("question_id") or str(row.number),
-        benchmark="medframeqa",
         question=row.text("question"),
         options=texts,
         answer=row.letter(len(texts), "correct_answer"),

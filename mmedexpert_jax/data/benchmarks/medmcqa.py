@@ -6,9 +6,9 @@ The test split has no keys; validation is what everybody reports.
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 AUTHORS = {"validation": "dev.json", "train": "train.json"}
 
@@ -21,11 +21,10 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     return (rows.Row(row.values | {"first": first}, row.where, row.number, row.problem) for row in rows.read(lines))
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = tuple(row.text(key) for key in ("opa", "opb", "opc", "opd"))
-    return Item(
+    return Case(
         id=row.text("id"),
-        benchmark="medmcqa",
         question=row.text("question"),
         options=texts,
         answer=row.place("cop", 4, row.values.get("first", 0)),

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
@@ -13,14 +13,13 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     return rows.read(files.one(name))
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.choices("options")
     answer = row.letter(len(texts), "answer_idx")
     if (said := row.label("answer")) and said != texts["ABCDE".index(answer)]:
         raise row.bad("answer", f"{said!r} is not the text of option {answer}")
-    return Item(
+    return Case(
         id=str(row.number),
-        benchmark="medqa",
         question=row.text("question"),
         options=texts,
         answer=answer,

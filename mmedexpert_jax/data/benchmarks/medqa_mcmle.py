@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
@@ -13,19 +13,18 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     return (row for part in parts for row in rows.read(part))
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.choices("options")
     answer = row.letter(len(texts), "answer_idx")
     if (said := row.label("answer")) and said not in (answer, texts["ABCDE".index(answer)]):
         raise row.bad("answer", f"it is not the text of option {answer}")
-    return Item(
+    return Case(
         id=str(row.number),
-        benchmark="medqa_mcmle",
         question=row.text("question"),
         options=texts,
         answer=answer,
         labels={"step": row.label("meta_info"), "language": "zh"},
-        meta={"raw_options": texts},  # MedEvalKit shows them without letters
+        columns={"raw_options": texts},  # MedEvalKit shows them without letters
     )
 
 

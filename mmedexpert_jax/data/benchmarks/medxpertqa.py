@@ -1,15 +1,15 @@
 """MedXpertQA, the parts MM and Text (Zuo et al. 2025): JSON Lines of the hub or of the repository, and images.zip.
 
-The questions end with their choices ("Answer Choices: (A) ... (E) ..."); `Item.question` is without them.
+The questions end with their choices ("Answer Choices: (A) ... (E) ..."); `Case.question` is without them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 CHOICES = "\nAnswer Choices:"
 MM_TEST = {
@@ -35,8 +35,8 @@ def _rows(part: str) -> Callable[[Files, str, str], Iterable[rows.Row]]:
     return read
 
 
-def _item(part: str) -> Callable[[rows.Row, Files, str], Item]:
-    def item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(part: str) -> Callable[[rows.Row, Files, str], Case]:
+    def item(row: rows.Row, files: Files, subset: str) -> Case:
         texts = row.choices("options")
         label = row.values.get("label")
         values = row.values | {"label": label[0] if isinstance(label, list) and len(label) == 1 else label}
@@ -46,15 +46,14 @@ def _item(part: str) -> Callable[[rows.Row, Files, str], Item]:
         names = [image.get("image_path", "") if isinstance(image, Mapping) else image for image in names]
         if part == "MM" and not names:
             raise row.bad("images", "no image is named")
-        return Item(
+        return Case(
             id=row.text("id"),
-            benchmark=f"medxpertqa_{part.lower()}",
             question=full.rpartition(CHOICES)[0].strip() or full,
             options=texts,
             answer=row.letter(len(texts), "label"),
             images=tuple(files.image(str(name), row.where) for name in names),
             labels={key: row.label(key) for key in ("question_type", "medical_task", "body_system")},
-            meta={"raw_question": row.values["question"]},
+            columns={"raw_question": row.values["question"]},
         )
 
     return item

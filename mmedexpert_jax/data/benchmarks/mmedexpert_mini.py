@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from mmedexpert_jax.data.benchmarks.item import Item, from_case
+from mmedexpert_jax.data.benchmarks.benchmark import from_case
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import SPECIALTIES, Case
@@ -13,7 +13,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[Case]:
     return load_cases(files.root, split)
 
 
-def _item(case: Case, files: Files, subset: str) -> Item:
+def _item(case: Case, files: Files, subset: str) -> Case:
     return from_case(case)
 
 

@@ -6,9 +6,9 @@ Six subjects are what MultiMedQA and most papers count; MedEvalKit adds nutritio
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 SIX = {
     "anatomy": 135,
@@ -29,11 +29,10 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
                 yield rows.Row(values, row.where, row.number, row.problem)
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.texts("choices", 4)
-    return Item(
+    return Case(
         id=row.text("id"),
-        benchmark="mmlu_medical",
         question=row.text("question"),
         options=texts,
         answer=row.place("answer", 4),

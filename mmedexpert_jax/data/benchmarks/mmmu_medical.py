@@ -7,10 +7,10 @@ import ast
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.vqa import kind_of
+from mmedexpert_jax.data.case import Case
 
 SUBJECTS = (
     "Basic_Medical_Science",
@@ -29,21 +29,20 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
                 yield rows.Row(row.values | {"subject": subject}, row.where, row.number)
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     choice = row.text("question_type") == "multiple-choice"
     options = _options(row) if choice else ()
     answer = row.letter(len(options), "answer") if choice else row.text("answer")
     images = tuple(row.image(key) for key in IMAGES if row.values.get(key) is not None)
-    return Item(
+    return Case(
         id=row.text("id"),
-        benchmark="mmmu_medical",
         question=row.text("question"),
         options=options,
         answer=answer,
         images=images,
         kind="choice" if choice else kind_of(answer),
         labels={"subject": row.text("subject").replace("_", " "), "difficulty": row.label("topic_difficulty")},
-        meta={"kit": "mmmu"},
+        columns={"kit": "mmmu"},
     )
 
 

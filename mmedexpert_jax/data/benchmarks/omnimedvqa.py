@@ -7,10 +7,10 @@ The splits `train_1000` and `test_rest` share no image: the first is what the pa
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.subset import apart_by_image
+from mmedexpert_jax.data.case import Case
 
 FOLDER = "QA_information/Open-access/*.json"
 STRATA = ("modality", "question_type")
@@ -42,15 +42,14 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
         yield from rows.read(found)
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     shown = {letter: row.values.get(f"option_{letter}") for letter in "ABCD"}
     options = {letter: text for letter, text in shown.items() if isinstance(text, str) and text.strip()}
     if len(options) < 2:
         raise row.bad("option_A to option_D", "at least two texts are needed")
     gold = row.text("gt_answer")
-    return Item(
+    return Case(
         id=row.text("question_id"),
-        benchmark="omnimedvqa",
         question=row.text("question"),
         options=tuple(text.strip() for text in options.values()),
         answer=_key(gold, list(options.values())),
@@ -60,7 +59,7 @@ def _item(row: rows.Row, files: Files, subset: str) -> Item:
             "question_type": row.label("question_type"),
             "dataset": row.label("dataset"),
         },
-        meta={
+        columns={
             "raw_options": tuple(f"{letter}. {text}" for letter, text in options.items()),
             "raw_answer": ([letter for letter, text in options.items() if text == row.values["gt_answer"]] or [gold])[
                 -1
@@ -78,7 +77,7 @@ def _key(gold: str, options: list[str]) -> str:
     return gold
 
 
-def _choose(items: list[Item], split: str) -> list[Item]:
+def _choose(items: list[Case], split: str) -> list[Case]:
     if split == "test":
         return items
     training, rest = apart_by_image(items, TRAINING, SPLIT_SEED, STRATA)

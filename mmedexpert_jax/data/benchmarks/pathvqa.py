@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.vqa import fields
+from mmedexpert_jax.data.case import Case
 
 COUNTS = {"test": 6_719, "validation": 6_259, "train": 19_654}
 
@@ -19,15 +19,9 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
             yield rows.Row(row.values, row.where, number)
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     shared = fields(row)
-    return Item(
-        id=str(row.number),
-        benchmark="pathvqa",
-        images=(row.image("image"),),
-        labels={"kind": shared["kind"]},
-        **shared,
-    )
+    return Case(id=str(row.number), images=(row.image("image"),), labels={"kind": shared["kind"]}, **shared)
 
 
 register(

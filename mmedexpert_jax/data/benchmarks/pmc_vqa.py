@@ -1,6 +1,6 @@
 """PMC-VQA (Zhang et al. 2023): v2 (figures that are not compound; the paper's), v1, and v1's checked part.
 
-Cells look like " A: Green "; some have stray quotes, non-breaking spaces or another option's letter. `Item.options` are
+Cells look like " A: Green "; some have stray quotes, non-breaking spaces or another option's letter. `Case.options` are
 the clean texts by place; the cells themselves are `raw_options`, since MedEvalKit shows them as they are.
 """
 
@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import ImageRef, Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.images import ImageRef
 
 NAMES = {"v2": "{}_2.csv", "v1": "{}.csv", "v1_clean": "{}_clean.csv"}
 FOLDERS = {"v2": ("figures", "images_2.zip"), "v1": ("images", "images.zip"), "v1_clean": ("images", "images.zip")}
@@ -36,7 +37,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     return rows.read(files.one(NAMES[subset].format(split)))
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     cells = [str(row.values.get(f"Choice {letter}", "")) for letter in "ABCD"]
     cleaned = [clean(cell) for cell in cells]
     options = tuple(text for _, text in cleaned)
@@ -45,15 +46,14 @@ def _item(row: rows.Row, files: Files, subset: str) -> Item:
         raise row.bad(f"Choice {answer}", "the right option is empty")
     as_usual = "".join(letter for letter, _ in cleaned) == "ABCD"
     name = row.text("Figure_path")
-    return Item(
+    return Case(
         id=f"{subset}-{row.number}",
-        benchmark="pmc_vqa",
         question=" ".join(row.text("Question").split()).strip('"').strip(),
         options=options,
         answer=answer,
         images=(_image(files, name, subset, row.where),),
         labels={"letters": "A, B, C, D" if as_usual else "other"},
-        meta={"raw_question": row.values["Question"], "raw_options": tuple(cells), "raw_answer": answer},
+        columns={"raw_question": row.values["Question"], "raw_options": tuple(cells), "raw_answer": answer},
     )
 
 

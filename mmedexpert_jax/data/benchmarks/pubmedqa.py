@@ -7,9 +7,9 @@ authors' pqa_labeled (pubid, question, context, final_decision; all 1,000, of wh
 from collections.abc import Iterable, Mapping
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import Case
 
 DECISIONS = ("yes", "no", "maybe")
 
@@ -19,7 +19,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     return (row for part in files.need(*names) for row in rows.read(part))
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     kit = row.values.get("data")
     if isinstance(kit, Mapping):
         row = rows.Row({**kit, "id": row.values.get("id")}, row.where, row.number)
@@ -38,9 +38,8 @@ def _item(row: rows.Row, files: Files, subset: str) -> Item:
     if not isinstance(context, list) or not all(isinstance(part, str) for part in context):
         raise row.bad("Context", "a list of texts is needed")
     abstract = "\n".join(context)
-    return Item(
+    return Case(
         id=row.label("id", "pubid") or str(row.number),
-        benchmark="pubmedqa",
         question=f"Context: {abstract}\n{question}",
         options=texts,
         answer=answer,

@@ -5,14 +5,15 @@ import importlib
 import pkgutil
 import runpy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax.data.benchmarks import census
 from mmedexpert_jax.data.benchmarks import subset as subsets
-from mmedexpert_jax.data.benchmarks.item import Benchmark, Item
+from mmedexpert_jax.data.benchmarks.benchmark import Benchmark
 from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError
 
 
@@ -42,14 +43,14 @@ class Spec:
     name: str
     title: str
     rows: Callable[[Files, str, str], Iterable[Any]]
-    item: Callable[[Any, Files, str], Item]
+    item: Callable[[Any, Files, str], Case]
     splits: tuple[str, ...] = ("test",)
     subsets: tuple[str, ...] = ("",)
     hub: str = ""
     hub_files: Callable[[str, str], tuple[str, ...]] = lambda split, subset: ()
     expects: str = ""
     default: str = ""
-    choose: Callable[[list[Item], str], list[Item]] | None = None
+    choose: Callable[[list[Case], str], list[Case]] | None = None
     strata: tuple[str, ...] = ()
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     metric: str = "micro"
@@ -150,8 +151,8 @@ def _parts(entry: str) -> tuple[str, str, str, str]:
     return name, part, split, source
 
 
-def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Item], list[str], list[str], int]:
-    items: dict[str, Item] = {}
+def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Case], list[str], list[str], int]:
+    items: dict[str, Case] = {}
     malformed: list[str] = []
     missing: list[str] = []
     rows = 0
@@ -162,6 +163,8 @@ def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Item
             continue
         try:
             item = known.item(row, files, subset)
+            if not item.benchmark:  # a published file does not say how its questions may be reasoned about
+                item = replace(item, benchmark=known.name, paradigms=())
             if item.id in items:
                 raise DataError(f"{getattr(row, 'where', item.id)}: id {item.id!r} stands twice")
             items[item.id] = item

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.vqa import fields
+from mmedexpert_jax.data.case import Case
 
 COUNTS = {  # English and Chinese items
     "test": {"en": 1_061, "zh": 1_033},
@@ -20,16 +20,15 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     return (row for row in rows.read(files.one(*names)) if subset in ("all", row.values.get("q_lang", "en")))
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     shared = fields(row)
     closed = row.text("answer_type").upper() == "CLOSED"
     # MedEvalKit looks for "yes" and "no" in lower case, so that "Yes" is held to its rule for a word or phrase.
-    shared["meta"] |= {"kit": "close" if closed else "open"}
+    shared["columns"] |= {"kit": "close" if closed else "open"}
     labels = {"answer_type": "closed" if closed else "open", "modality": row.label("modality")}
     labels["language"] = row.label("q_lang") or "en"
-    return Item(
+    return Case(
         id=row.text("qid"),
-        benchmark="slake",
         images=(files.image(f"imgs/{row.text('img_name')}", row.where),),
         labels=labels | {"content_type": row.label("content_type"), "location": row.label("location")},
         **shared,

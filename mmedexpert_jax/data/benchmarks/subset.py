@@ -5,11 +5,11 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from mmedexpert_jax.data.benchmarks.item import Item
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 
 
-def stratified(items: Sequence[Item], limit: int, seed: int, labels: Sequence[str] = ()) -> list[Item]:
+def stratified(items: Sequence[Case], limit: int, seed: int, labels: Sequence[str] = ()) -> list[Case]:
     """`limit` items in proportion to the values of `labels`, in their own order; all of them for limit 0.
 
     Of each stratum it takes its share of `limit` to within one item or two, whatever the seed, and the sample of a
@@ -33,18 +33,18 @@ def proportional_order(strata: Sequence[Hashable], seed: int) -> list[int]:
     return np.argsort(places, kind="stable").tolist()
 
 
-def image_names(item: Item) -> tuple[str, ...]:
+def image_names(item: Case) -> tuple[str, ...]:
     """The images of an item by name."""
     return tuple(image.name for image in item.images)
 
 
 def apart_by_image(
-    items: Sequence[Item],
+    items: Sequence[Case],
     count: int,
     seed: int,
     labels: Sequence[str] = (),
-    images: Callable[[Item], Sequence[Hashable]] = image_names,
-) -> tuple[list[Item], list[Item]]:
+    images: Callable[[Case], Sequence[Hashable]] = image_names,
+) -> tuple[list[Case], list[Case]]:
     """Draws `count` items that share no image with the rest, in proportion to the values of `labels`.
 
     Items that share an image, directly or by way of others, are drawn together or not at all.
@@ -73,7 +73,7 @@ def apart_by_image(
     raise DataError(f"{len(items)} items do not hold {count} that share no image with the rest")
 
 
-def _groups(items: Sequence[Item], images: Callable[[Item], Sequence[Hashable]]) -> list[list[int]]:
+def _groups(items: Sequence[Case], images: Callable[[Case], Sequence[Hashable]]) -> list[list[int]]:
     """Indices of items that share images, directly or by way of others; by union-find."""
     parent = list(range(len(items)))
 

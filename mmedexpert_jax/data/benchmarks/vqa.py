@@ -17,5 +17,5 @@ def fields(row: Row) -> dict:
         "options": (),
         "answer": answer.lower() if kind == "yes_no" else answer,
         "kind": kind,
-        "meta": {"raw_answer": answer},
+        "columns": {"raw_answer": answer},
     }

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.item import Item
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.vqa import fields
+from mmedexpert_jax.data.case import Case
 
 ORIGINAL = "VQA_RAD Dataset Public.json"
 
@@ -22,14 +22,13 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
                 yield row
 
 
-def _item(row: rows.Row, files: Files, subset: str) -> Item:
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
     original = "image_name" in row.values
     image = files.image(row.text("image_name"), row.where) if original else row.image("image")
     labels = {"organ": row.label("image_organ"), "question_type": row.label("question_type")} if original else {}
     shared = fields(row)
-    return Item(
+    return Case(
         id=row.text("qid") if original else str(row.number),
-        benchmark="vqa_rad",
         images=(image,),
         labels=labels | {"kind": shared["kind"]},
         **shared,

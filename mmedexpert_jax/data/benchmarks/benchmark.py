@@ -1,0 +1,71 @@
+"""The record of a benchmark: what every loader gives and all of evaluation takes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.processing.images import ImageRef
+
+
+@dataclass(frozen=True)
+class ScoredCriterion:
+    """A criterion of a rubric.
+
+    Attributes:
+        text: what a response does, wanted or not.
+        points: that it earns; below 0 where it is not wanted.
+        tags: "axis:accuracy", "level:example" ...
+    """
+
+    text: str
+    points: float
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The questions of one split of a benchmark.
+
+    Attributes:
+        name: in the registry.
+        title: as the paper writes it.
+        items: in the file's order.
+        columns: label -> {its value: heading}, in the order of the paper's table; empty where it has the total only.
+        metric: of the headline: "micro" (mean over items) or "macro" (mean of the means by the first label's values).
+        census: what was counted (`census.count`), with what differs from the published counts.
+    """
+
+    name: str
+    title: str
+    items: Sequence[Case]
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    metric: str = "micro"
+    census: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels whose values make columns of the paper's table."""
+        return tuple(self.columns)
+
+
+def from_case(case: Case, benchmark: str = "mmedexpert_mini") -> Case:
+    """A case of the training data as a benchmark's, with the labels that accuracies are broken down by."""
+    labels = {"specialty": case.specialty, "task": case.task, "modality": case.modality, "paradigm": case.paradigm}
+    return replace(case, benchmark=benchmark, labels=labels, columns={})  # a row's own columns are not a kit's
+
+
+def Item(  # a class once: benchmark files that people wrote call it so
+    id: str,
+    benchmark: str,
+    question: str,
+    options: tuple[str, ...],
+    answer: str,
+    images: tuple[ImageRef, ...] = (),
+    kind: str = "choice",
+    labels: Mapping[str, str] | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> Case:
+    """A benchmark's case by the arguments of earlier versions; `meta` holds its columns."""
+    shared: dict[str, Any] = {"images": images, "kind": kind, "labels": labels or {}, "columns": meta or {}}
+    return Case(id, question, options, answer, benchmark=benchmark, paradigms=(), **shared)
