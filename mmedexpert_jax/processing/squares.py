@@ -1,0 +1,193 @@
+"""RGB pictures as squares of one size, cut into patches: what CLIP and SigLIP read in LLaVA's family."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypedDict
+
+import numpy as np
+from einops import rearrange
+from msgspec import Meta
+from PIL import Image
+
+from mmedexpert_jax import border
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.patches import BICUBIC, Grid, levels
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SIGLIP = {"image_processor_type": "SiglipImageProcessor"}  # what a SigLIP tower wants where no file says more
+_Pixels = Annotated[int, Meta(ge=1, le=2**14)]
+_Channels = Annotated[list[float], Meta(min_length=3, max_length=3)]
+
+
+class _Sides(TypedDict, total=False):
+    shortest_edge: _Pixels | None
+    height: _Pixels | None
+    width: _Pixels | None
+
+
+class _Settings(TypedDict, total=False):
+    """The keys of preprocessor_config.json that are read; older files give a size as one number."""
+
+    do_resize: bool | None
+    do_center_crop: bool | None
+    do_rescale: bool | None
+    do_normalize: bool | None
+    do_pad: bool | None
+    resample: int | None
+    rescale_factor: float | None
+    size: _Sides | _Pixels | None
+    crop_size: _Sides | _Pixels | None
+    image_mean: _Channels
+    image_std: _Channels
+
+
+@dataclass(frozen=True)
+class SquareConfig:
+    """The way from a picture to a square of `size` pixels, and the normalisation. The defaults are CLIP's.
+
+    Attributes:
+        size: side of the square.
+        patch_size: side of a patch.
+        crop: the shorter side becomes `size` and the middle of the longer one is kept; False: both sides become it.
+        pad: first the shorter side is filled up with the mean colour (`image_aspect_ratio: pad` of LLaVA).
+        resample: Pillow's number of a filter.
+        mean: of each channel.
+        std: likewise.
+    """
+
+    size: int = 336
+    patch_size: int = 14
+    crop: bool = True
+    pad: bool = False
+    resample: int = BICUBIC
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    @property
+    def merged(self) -> int:
+        """Patches of one text token: each is one."""
+        return 1
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of the square."""
+        return self.size**2
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch: channels, rows, columns."""
+        return 3 * self.patch_size**2
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any], size: int, patch_size: int, pad: bool = False) -> "SquareConfig":
+        """Reads the preprocessor_config.json of a CLIPImageProcessor, LlavaImageProcessor or SiglipImageProcessor.
+
+        Args:
+            values: the file's content; absent keys are as in the class that it names, CLIPImageProcessor without one.
+            size: side in pixels of what the tower reads, which the file must say too.
+            patch_size: side of a patch.
+            pad: pictures become square by padding, whatever the file says (config.json of the original LLaVA).
+
+        Raises:
+            DataError: a value of another type or out of bounds, or pictures of another size.
+        """
+        place = "preprocessor_config.json"
+        if not all(border.finite(values.get(key)) for key in ("image_mean", "image_std", "rescale_factor")):
+            raise DataError(f"{place}: a mean, deviation or factor is not finite; copy the base model's file")
+        found = border.check({key: values[key] for key in _Settings.__annotations__ if key in values}, _Settings, place)
+        for key in ("do_resize", "do_rescale", "do_normalize"):
+            if found.get(key) is False:
+                raise DataError(f"{place}: {key} is False, only True is supported")
+        if not math.isclose(found.get("rescale_factor") or 1 / 255, 1 / 255):
+            raise DataError(f"{place}: rescale_factor is not 1/255, the only supported value")
+        siglip = "Siglip" in str(values.get("image_processor_type"))
+        usual = ((0.5,) * 3, (0.5,) * 3) if siglip else (CLIP_MEAN, CLIP_STD)
+        mean, std = tuple(found.get("image_mean", usual[0])), tuple(found.get("image_std", usual[1]))
+        if min(std) <= 0:
+            raise DataError(f"{place}: image_std {list(std)} must be above 0; copy the base model's file")
+        cropped = found.get("do_center_crop")
+        crop = not siglip if cropped is None else cropped
+        sides = _sides(found.get("size"), (size, size) if siglip else (size,))
+        said = {*sides, *(_sides(found.get("crop_size"), (size, size)) if crop else ())}
+        if said != {size} or (not crop and len(sides) == 1):
+            raise DataError(
+                f"{place}: pictures become {sorted(said)} pixels, and the vision tower reads squares of {size}"
+            )
+        resample = found.get("resample")
+        return cls(
+            *(size, patch_size, crop and len(sides) == 1, pad or bool(found.get("do_pad"))),
+            *(BICUBIC if resample is None else resample, mean, std),
+        )
+
+    def cut(self, image: Image.Image, part: Mapping[str, Any]) -> tuple[np.ndarray, Grid]:
+        """Patches [side**2, C] of the square, bit-equal to transformers' processors on Pillow; `part` says nothing."""
+        if self.pad:
+            image = squared(image, tuple(int(255 * value) for value in self.mean))
+        width, height = (self.size, self.size) if not self.crop else _shorter_to(image, self.size)
+        pixels = np.asarray(image.resize((width, height), self.resample))
+        top, left = (height - self.size) // 2, (width - self.size) // 2
+        pixels = pixels[top : top + self.size, left : left + self.size]
+        table = levels(self.mean, self.std)
+        values = np.stack([table[pixels[..., channel], channel] for channel in range(3)])
+        side = self.size // self.patch_size
+        used = side * self.patch_size  # what is left at the lower and right edge, a convolution leaves out too
+        values = rearrange(values[:, :used, :used], "c (h a) (w b) -> (h w) (c a b)", h=side, w=side)
+        return np.ascontiguousarray(values), (side, side)
+
+    def positions(self, tokens: np.ndarray, image_token_id: int, grids: Sequence[Grid]) -> tuple[np.ndarray, int]:
+        """0, 1, 2, ... for text and images alike. Raises DataError where the pads are not those of the images."""
+        pads, expected = int((tokens == image_token_id).sum()), sum(rows * columns for rows, columns in grids)
+        if pads != expected:
+            raise DataError(f"the prompt has {pads} image pads where its {len(grids)} images need {expected}")
+        return np.tile(np.arange(len(tokens), dtype=np.int32), (3, 1)), len(tokens)
+
+    def patch_positions(self, rows: int, columns: int) -> np.ndarray:
+        """Row by row."""
+        return np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of preprocessor_config.json."""
+        square = {"height": self.size, "width": self.size}
+        common = {
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "resample": self.resample,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+        if not self.crop and not self.pad:
+            return {"image_processor_type": "SiglipImageProcessor", "size": square} | common
+        kind = "LlavaImageProcessor" if self.pad else "CLIPImageProcessor"
+        size = {"shortest_edge": self.size} if self.crop else square
+        cropped = {"do_center_crop": self.crop, "crop_size": square, "do_pad": self.pad}
+        return {"image_processor_type": kind, "size": size} | cropped | common
+
+
+def squared(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """The picture in the middle of a square of its longer side (`expand2square` of LLaVA)."""
+    side = max(image.size)
+    if image.width == image.height:
+        return image
+    ground = Image.new(image.mode, (side, side), colour)
+    ground.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return ground
+
+
+def _shorter_to(image: Image.Image, size: int) -> tuple[int, int]:
+    """(width, height) with the shorter side at `size`, the longer one cut to whole pixels."""
+    longer = int(size * max(image.size) / min(image.size))
+    return (size, longer) if image.width <= image.height else (longer, size)
+
+
+def _sides(value: Any, usual: tuple[int, ...]) -> tuple[int, ...]:
+    """The sides that a size names, as many as usual where it is one number: a shortest edge, or height and width."""
+    if value is None:
+        return usual
+    if isinstance(value, int):
+        return (value,) * len(usual)
+    named = [value.get(key) for key in ("shortest_edge", "height", "width")]
+    return tuple(side for side in named if side is not None)
