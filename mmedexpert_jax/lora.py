@@ -45,6 +45,10 @@ _PREFIXES = (
     ("model.vision_tower.", "vision_tower."),
     ("vision_tower.vision_model.", "vision_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("vision_tower.vision_tower.", "vision_tower."),  # the original LLaVA's, as the next two
+    ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
+    ("model.mm_projector.", "multi_modal_projector.linear_1."),  # of one layer
 )
 _NO_LINEARS = ("embed_tokens", "pos_embed", "position_embedding", "lm_head")  # matrices, but not to "all-linear"
 _TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.")

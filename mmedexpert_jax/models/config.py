@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, cast
 
@@ -14,10 +14,12 @@ FAMILIES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "llava": "LlavaForConditionalGeneration",
 }
 # model_type -> the file of this folder that reads and writes the sections of its config.json; the others' are below
 MODULES = {
     "qwen3_vl": "qwen3_vl",
+    "llava": "llava",
 }
 # Fields of ModelConfig -> their keys in config.json and defaults; a family's file may have a table TOKENS of its own.
 TOKENS = {
@@ -115,6 +117,8 @@ class TextConfig:
     bias: bool = True  # of queries, keys and values
     qk_norm: bool = False  # queries and keys are normalised by head
     mrope_interleaved: bool = False  # time, height and width take turns over the frequencies
+    rope_llama3: tuple[float, float, float, int] | None = None  # `rotary.stretched` (LLaVA's Llama 3.1)
+    kind: str = ""  # model_type of the decoder by itself, kept for saving (LLaVA)
 
     @property
     def head_dim(self) -> int:
@@ -146,6 +150,7 @@ class VisionConfig:
     activation: str = "gelu_pytorch_tanh"  # of MLPs, a key of layers.ACTIVATIONS (vit.py)
     class_token: bool = False  # CLIP's form of vit.py
     feature_blocks: int = 0  # features are read after so many blocks; 0: after all, normalised (vit.py)
+    projector: tuple[str, bool] = ("gelu", True)  # activation, and whether its layers have biases (LLaVA)
 
     @property
     def head_dim(self) -> int:
@@ -197,15 +202,19 @@ class ModelConfig:
         text = keys.section("text_config") if config.get("text_config") else keys
         vision = keys.section("vision_config")
         said = Keys(generation or {}, "generation_config.json")
-        eos = _token_ids(said, keys, text)
+        own = own_file(family)
+        eos = _token_ids(said, keys, text) or (getattr(own, "EOS", 151645),)
         bos, pad = (
             next((ids.integer(key, None, 0) for ids in (said, keys, text) if ids.values.get(key) is not None), default)
             for key, default in (("bos_token_id", 151643), ("pad_token_id", eos[-1]))
         )
-        own = own_file(family)
+        decoder = own.read_text(text) if own else _text_config(text)
+        tower = own.read_vision(vision) if own else _vision_config(family, vision)
+        if hasattr(own, "read_whole"):
+            tower = replace(tower, **own.read_whole(keys, decoder, tower))
         result = cls(
-            text=own.read_text(text) if own else _text_config(text),
-            vision=own.read_vision(vision) if own else _vision_config(family, vision),
+            text=decoder,
+            vision=tower,
             tie_word_embeddings=keys.flag("tie_word_embeddings") or text.flag("tie_word_embeddings"),
             **{field: keys.integer(*key, 0) for field, key in getattr(own, "TOKENS", TOKENS).items()},
             bos_token_id=bos,
@@ -273,11 +282,12 @@ class ModelConfig:
             raise DataError(
                 f"config.json: mrope_section {list(text.mrope_section)} must sum to half of head_dim {text.head_dim}"
             )
-        if vision.merge_size != 2 or vision.patch_size * vision.merge_size > vision.window_size:
+        square = vision.image_size > 0
+        if not square and (vision.merge_size != 2 or vision.patch_size * vision.merge_size > vision.window_size):
             raise DataError(
                 "config.json: vision_config: spatial_merge_size must be 2, and a window hold a merged patch"
             )
-        if vision.hidden_size % (4 * vision.num_heads):
+        if not square and vision.hidden_size % (4 * vision.num_heads):
             raise DataError("config.json: vision_config's width per head must be a multiple of 4")
         if vision.out_hidden_size != text.hidden_size:
             raise DataError(
@@ -292,14 +302,14 @@ def own_file(family: str) -> Any:
 
 
 def _token_ids(*sources: Keys) -> tuple[int, ...]:
-    """The EOS ids of the first source that has any: one, or a list."""
+    """The EOS ids of the first source that has any, one or a list; () where none has."""
     for source in sources:
         value = source.values.get("eos_token_id")
         if isinstance(value, list | tuple) and value:
             return source.integers("eos_token_id", ())
         if value is not None:
             return (source.integer("eos_token_id", None, 0),)
-    return (151645,)
+    return ()
 
 
 def _text_config(text: Keys) -> TextConfig:

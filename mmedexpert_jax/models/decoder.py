@@ -24,7 +24,7 @@ from jax import Array
 
 from mmedexpert_jax.models.config import TextConfig
 from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, declare, finish_factors
-from mmedexpert_jax.models.rotary import rotate, tables
+from mmedexpert_jax.models.rotary import rotate, stretched, tables
 from mmedexpert_jax.models.tree import STACKED
 
 Attention = Callable[..., tuple[Array, Array, Array]]
@@ -144,6 +144,8 @@ class TextDecoder(nnx.Module):
         """M-RoPE: cos and sin [..., 1, T, D / 2]; angles in float32, frequency by frequency from its section's row."""
         width = self.config.head_dim
         frequencies = self.config.rope_theta ** -(np.arange(0, width, 2, dtype=np.float32) / width)
+        if self.config.rope_llama3:
+            frequencies = stretched(frequencies, *self.config.rope_llama3)
         rows = np.repeat(np.arange(3), self.config.mrope_section)
         if self.config.mrope_interleaved:  # time, height, width, time, ... while the sections of the latter two last
             rows = np.zeros(width // 2, int)

@@ -18,7 +18,7 @@ import numpy as np
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.models import smollm2
+from mmedexpert_jax.models import llava, llava_original, smollm2
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
@@ -33,8 +33,9 @@ MINI = Path(__file__).parent.parent / "assets" / "mini"
 # File that marks a directory without weights -> module that reads such a directory, by its functions `tensors_of` and
 # `sources_of`. It stands above this folder, and is imported when such a directory is read.
 READERS = {"recipe.json": "mmedexpert_jax.merging.merge_recipe"}
-# What a job chose for all that it loads (config.model): the base under an adapter, and an image's area in pixels.
-_CHOSEN: dict[str, Any] = {"base": "", "max_pixels": None}
+# What a job chose for all that it loads (config.model): the base under an adapter, an image's area in pixels, and the
+# folder of a LLaVA's vision tower.
+_CHOSEN: dict[str, Any] = {"base": "", "max_pixels": None, "vision_tower": ""}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _THREADS = 8  # threads that read tensors
 _ALIGNMENT = 64  # bytes
@@ -105,13 +106,14 @@ def load_policy(
 
 
 @contextlib.contextmanager
-def chosen(base: str = "", max_pixels: int = 0) -> Iterator[None]:
-    """Inside, adapters are loaded over `base` and images limited to `max_pixels`, where calls say nothing else.
+def chosen(base: str = "", max_pixels: int = 0, vision_tower: str = "") -> Iterator[None]:
+    """Inside, adapters are loaded over `base`, images limited to `max_pixels` where calls say nothing else, and the
+    vision tower of a checkpoint in the original LLaVA's layout is that of the folder `vision_tower`.
 
     Empty and 0 leave it to the adapter's file and the checkpoint's.
     """
     before = dict(_CHOSEN)
-    _CHOSEN.update(base=base, max_pixels=max_pixels or None)
+    _CHOSEN.update(base=base, max_pixels=max_pixels or None, vision_tower=vision_tower)
     try:
         yield
     finally:
@@ -142,7 +144,10 @@ def load_processor(src: str | Path, max_pixels: int | None = None, base: str = "
         images = Processor.load(MINI, max_pixels).image_config
         return Processor(smollm2.tokenizer(gguf), images, QWEN2_VL_TEMPLATE.replace(SYSTEM, smollm2.SYSTEM))
     config = read_config(directory)
-    processor = Processor.load(directory, max_pixels, adapters[::-1], config.family)
+    if config.family == "llava":
+        processor = llava.open_processor([*adapters[::-1], directory], config, _CHOSEN["vision_tower"])
+    else:
+        processor = Processor.load(directory, max_pixels, adapters[::-1], config.family)
     _check_tokenizer(processor, config, directory)
     return processor
 
@@ -167,10 +172,12 @@ def read_config(directory: Path) -> ModelConfig:
     if gguf := next(directory.glob("*.gguf"), None):
         return smollm2.read_config(gguf, MINI)
     generation = directory / "generation_config.json"
+    said = read_json(generation) if generation.exists() else None
     try:
-        return ModelConfig.from_hf(
-            read_json(directory / "config.json"), read_json(generation) if generation.exists() else None
-        )
+        content = read_json(directory / "config.json")
+        if llava_original.is_original(directory):
+            content = llava_original.modern(content, directory, _CHOSEN["vision_tower"])
+        return ModelConfig.from_hf(content, said)
     except DataError as error:
         message = str(error)
         raise DataError(message if message.startswith(str(directory)) else f"{directory}/{message}") from error
@@ -286,7 +293,10 @@ def _tensors(directory: Path, config: ModelConfig) -> dict[str, Stored]:
         return reader.tensors_of(directory)
     if gguf := next(directory.glob("*.gguf"), None):
         return smollm2.read_tensors(gguf, MINI, config)
-    return read_checkpoint(directory, tensor_shapes(config), config.tie_word_embeddings)
+    complete = {}
+    if config.family == "llava":
+        complete["complete"] = lambda found: llava.complete(found, config, directory, _CHOSEN["vision_tower"])
+    return read_checkpoint(directory, tensor_shapes(config), config.tie_word_embeddings, **complete)
 
 
 def _place(tensors: dict[str, Stored], config: ModelConfig, dtype: Any, mesh: jax.sharding.Mesh | None) -> dict:

@@ -25,6 +25,7 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models.config import ModelConfig
+from mmedexpert_jax.models.llava import LLaVA
 from mmedexpert_jax.models.qwen2_vl import Qwen2VL
 from mmedexpert_jax.models.qwen3_vl import Qwen3VL
 from mmedexpert_jax.models.tree import is_stacked
@@ -34,6 +35,7 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "qwen2_vl": Qwen2VL,
     "qwen2_5_vl": Qwen2VL,
     "qwen3_vl": Qwen3VL,
+    "llava": LLaVA,
 }
 
 

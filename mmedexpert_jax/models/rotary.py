@@ -22,6 +22,17 @@ def tables(positions: Array, frequencies: np.ndarray, rows: np.ndarray) -> tuple
     return cos, sin
 
 
+def stretched(frequencies: np.ndarray, factor: float, low: float, high: float, length: int) -> np.ndarray:
+    """Frequencies [D / 2] for contexts longer than the `length` that was trained (Llama 3.1, rope_type llama3).
+
+    Waves that turn more than `high` times in `length` stay, those that turn less than `low` times become `factor` times
+    as long, and between the two both are mixed.
+    """
+    turns = length * frequencies / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return (frequencies * (kept + (1 - kept) / factor)).astype(np.float32)
+
+
 def axial(positions: Array, head_dim: int, theta: float = 10000.0) -> tuple[Array, Array]:
     """Cos and sin [I, 1, P, D / 2] of patches at [I, P, 2]: the first half of the angles follows rows, then columns."""
     half = head_dim // 2

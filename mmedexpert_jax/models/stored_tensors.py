@@ -1,6 +1,7 @@
 """Tensors of a Hugging Face directory, read slice by slice when they are asked for."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ DTYPES = {
     **{f"{kind}{bits}": f"{name}{bits}" for bits in (8, 16, 32, 64) for kind, name in (("I", "int"), ("U", "uint"))},
     "BOOL": "bool",
 }
+# What older versions of transformers saved, and newer ones compute: positions, and frequencies of rotary angles
+_COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq)$")
 _FLOATS = ("BF16", "F16", "F32", "F64")
 CODES = {name: code for code, name in DTYPES.items()}
 _ROWS = 4096  # rows of two matrices that are compared at a time
@@ -37,18 +40,24 @@ class Stored:
     read: Callable[[Index], np.ndarray]  # the part at an index; may be a view of the file
 
 
-def read_checkpoint(directory: Path, expected: dict[str, tuple[int, ...]], tied: bool) -> dict[str, Stored]:
-    """The tensors of a directory by the hub files' names; names of transformers' memory layout are accepted.
+def read_checkpoint(
+    directory: Path,
+    expected: dict[str, tuple[int, ...]],
+    tied: bool,
+    complete: Callable[[dict[str, Stored]], dict[str, Stored]] = lambda found: found,
+) -> dict[str, Stored]:
+    """The tensors of a directory by the names here (`lora.canonical`), whichever version of transformers wrote them.
 
     Args:
         directory: holds model.safetensors, or model.safetensors.index.json and its shards.
         expected: shapes by name.
         tied: whether the output layer is the embedding; a file may then repeat it.
+        complete: a family's own way from the tensors that were found to all that it needs.
 
     Raises:
         DataError: no weights, a broken file, a quantised tensor, or missing, unexpected or misshapen tensors, by name.
     """
-    found = {canonical(name): stored for name, stored in _stored(directory)}
+    found = complete({canonical(name): stored for name, stored in tensors_in(directory).items()})
     head = found.pop("lm_head.weight", None) if tied else None
     if head and "model.embed_tokens.weight" not in found:  # safetensors' save_model keeps one of the two tied names
         found["model.embed_tokens.weight"] = head
@@ -118,8 +127,13 @@ def tensor_files(directory: Path) -> dict[str, Path]:
     return dict.fromkeys(_open(single).keys(), single)
 
 
+def tensors_in(directory: Path) -> dict[str, Stored]:
+    """The tensors of a directory by their names in its files. Raises DataError."""
+    return dict(_stored(directory))
+
+
 def _stored(directory: Path) -> Iterator[tuple[str, Stored]]:
-    files = tensor_files(directory)
+    files = {name: file for name, file in tensor_files(directory).items() if not _COMPUTED.search(name)}
     found = {file: views(file) for file in set(files.values())}
     for name, file in files.items():
         if name not in found[file]:

@@ -34,8 +34,8 @@ QWEN2_VL_TEMPLATE = """\
 """
 
 
-def find_template(directory: Path, tokenizer: Any) -> str:
-    """A checkpoint's own chat template, in the order of transformers' processors; Qwen2-VL's where there is none."""
+def find_template(directory: Path, tokenizer: Any, usual: str = QWEN2_VL_TEMPLATE) -> str:
+    """A checkpoint's own chat template, in the order of transformers' processors; the `usual` where there is none."""
     if (file := directory / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8")
     if (file := directory / "chat_template.json").is_file():
@@ -43,4 +43,4 @@ def find_template(directory: Path, tokenizer: Any) -> str:
         if not isinstance(found, dict) or not isinstance(found.get("chat_template"), str):
             raise DataError(f"{file}: not a JSON object with the key chat_template; copy it from the base")
         return found["chat_template"]
-    return tokenizer.get_chat_template() if tokenizer.chat_template else QWEN2_VL_TEMPLATE
+    return tokenizer.get_chat_template() if tokenizer.chat_template else usual

@@ -24,6 +24,13 @@ VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_P
 _PART_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of an image part, as in qwen-vl-utils
 # model_type -> the class that transformers and vLLM look for in a saved processor
 CLASSES = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
+CLASSES["llava"] = "LlavaProcessor"
+
+
+# Files of a folder, any of which says that it has a tokenizer, image settings or a chat template of its own
+TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
+IMAGES = ("preprocessor_config.json", "processor_config.json")
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
 @dataclass(frozen=True)
@@ -67,20 +74,23 @@ class Processor:
         template: str | None = None,
         family: str = "qwen2_vl",
         marks: Marks = Marks(),
+        settings: Mapping[str, Any] | None = None,
     ):
         """Takes a transformers fast tokenizer; `template` None means the tokenizer's own, or Qwen2-VL's.
 
-        `family` is the model_type, one of CLASSES. Raises DataError where the tokenizer lacks one of the `marks`.
+        `family` is the model_type, one of CLASSES, and `settings` what processor_config.json says in it. Raises
+        DataError where the tokenizer lacks one of the `marks`.
         """
         self.tokenizer = tokenizer
         self.family = family
         self.marks = marks
+        self.settings = settings
         self.image_config = image_config
         tokenizer.chat_template = template or tokenizer.chat_template or QWEN2_VL_TEMPLATE
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in (marks.end, marks.image) if token not in vocabulary]
         if missing:
-            raise DataError(f"the tokenizer lacks {' and '.join(missing)}; it is not of the family {family}")
+            raise DataError(f"the tokenizer lacks {' and '.join(map(str, missing))}; it is not of the family {family}")
         self.image_token_id: int = vocabulary[marks.image]
         self.chat_end_id: int = vocabulary[marks.end]
         self.pad_id: int = self.chat_end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -107,13 +117,9 @@ class Processor:
             ConfigError: `max_pixels` is too low.
         """
         places = [*map(Path, over), Path(path)]
-
-        def first(*names: str) -> Path:
-            return next((place for place in places if any((place / name).is_file() for name in names)), places[-1])
-
-        tokenizer = _load_tokenizer(first("tokenizer.json", "vocab.json"))
-        settings = _read_image_settings(first("preprocessor_config.json", "processor_config.json"))
-        template = find_template(first("chat_template.jinja", "chat_template.json"), tokenizer)
+        tokenizer = load_tokenizer(first_with(places, *TOKENIZERS))
+        settings = read_image_settings(first_with(places, *IMAGES))
+        template = find_template(first_with(places, *TEMPLATES), tokenizer)
         return cls(tokenizer, ImageConfig.from_hf(settings, max_pixels), template, family)
 
     def save(self, path: str | Path) -> None:
@@ -128,6 +134,9 @@ class Processor:
         _write_json(file, settings | classes)
         images = self.image_config.to_hf() | {"processor_class": CLASSES[self.family]}
         _write_json(directory / "preprocessor_config.json", images)
+        if self.settings:
+            whole = {**self.settings, "processor_class": CLASSES[self.family]}
+            _write_json(directory / "processor_config.json", whole)
 
     def encode(
         self, conversation: Conversation, add_generation_prompt: bool = True, max_length: int | None = None
@@ -332,12 +341,20 @@ def _write_json(file: Path, settings: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _load_tokenizer(directory: Path) -> Any:
-    """tokenizer.json as it stands; the older vocab.json and merges.txt through AutoTokenizer."""
+def first_with(places: Sequence[Path], *names: str) -> Path:
+    """The first folder with a file of one of the names; the last one where none has."""
+    return next((place for place in places if any((place / name).is_file() for name in names)), places[-1])
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """tokenizer.json as it stands; vocab.json and merges.txt, or tokenizer.model, through AutoTokenizer.
+
+    Raises DataError.
+    """
     if not directory.is_dir():
         raise DataError(f"{directory}: no such directory to load a tokenizer from")
     has_file = (directory / "tokenizer.json").is_file()
-    if not has_file and not (directory / "vocab.json").is_file():
+    if not any((directory / name).is_file() for name in TOKENIZERS):
         raise DataError(f"{directory}: no tokenizer.json; copy the tokenizer files of the base model there")
     try:
         if has_file:
@@ -352,7 +369,8 @@ def _load_tokenizer(directory: Path) -> Any:
         raise DataError(f"{directory}: the tokenizer files cannot be read ({reason}); copy them again") from error
 
 
-def _read_image_settings(directory: Path) -> Mapping[str, Any]:
+def read_image_settings(directory: Path) -> Mapping[str, Any]:
+    """The image processor's settings, of the file of their own or of the whole processor's. Raises DataError."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         file = directory / name
         if not file.is_file():

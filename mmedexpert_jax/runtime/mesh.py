@@ -24,9 +24,12 @@ ROWS = PartitionSpec(("data", "fsdp"))
 
 # layers -> axes of their weight [out, in, ...]
 _RULES = (
-    (r"q_proj|k_proj|v_proj|gate_proj|up_proj|(?:linear_)?fc1|merger\.mlp\.0|embed_tokens|lm_head", ("tensor", "fsdp")),
+    (
+        r"q_proj|k_proj|v_proj|gate_proj|up_proj|(?:linear_)?fc1|linear_1|merger\.mlp\.0|embed_tokens|lm_head",
+        ("tensor", "fsdp"),
+    ),
     # qkv is three layers in one: to split its outputs would split queries from keys, so its inputs are split
-    (r"o_proj|out_proj|down_proj|(?:linear_)?fc2|merger\.mlp\.2|attn\.qkv|attn\.proj", ("fsdp", "tensor")),
+    (r"o_proj|out_proj|down_proj|(?:linear_)?fc2|linear_2|merger\.mlp\.2|attn\.qkv|attn\.proj", ("fsdp", "tensor")),
     (r"patch_embed\.proj|patch_embedding", ("fsdp", None)),
     (r"pos_embed|position_embedding", (None, "fsdp")),  # its rows are looked up, so its columns are split
 )

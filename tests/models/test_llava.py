@@ -1,0 +1,260 @@
+"""LLaVA's family against transformers on random checkpoints: prompts, logits, greedy text, LoRA, exports, training."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from einops import rearrange
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+import mmedexpert_jax as mx
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.models import load_model, load_processor, save_pretrained
+from mmedexpert_jax.models.load import MINI
+from mmedexpert_jax.models.tree import flatten, stack
+from mmedexpert_jax.processing.llava_templates import VICUNA
+
+TOLERANCE = 1e-4  # of the logits' standard deviation
+VOCABULARY = 1952
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+TOWER |= {"image_size": 56, "patch_size": 14}
+TEXT = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1932, "eos_token_id": 1934}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+TOWERS = {
+    "clip": transformers.CLIPVisionConfig(**TOWER),
+    "siglip": transformers.SiglipVisionConfig(**TOWER, vision_use_head=False),
+}
+DECODERS = {
+    "mistral": transformers.MistralConfig(**TEXT, sliding_window=None),
+    "llama": transformers.LlamaConfig(
+        **TEXT, rope_parameters=LLAMA3 | {"original_max_position_embeddings": 32}, rms_norm_eps=1e-5
+    ),
+    "qwen2": transformers.Qwen2Config(**TEXT, tie_word_embeddings=True),
+}
+# LLaVA-Med's pair, BiMediX2's, HuatuoGPT-Vision's (whose head is untied), and one with SigLIP and padded pictures
+PAIRS = {
+    "clip-mistral": {"do_pad": True},
+    "clip-llama": {},
+    "siglip-qwen2": {},
+    "siglip-mistral": {"layer": -1},
+}
+
+
+def picture(width: int, height: int) -> Image.Image:
+    values = np.random.default_rng([width, height]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def talk(*parts: str | tuple[int, int]) -> list[dict]:
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": picture(*part)}
+        for part in parts
+    ]
+    return [{"role": "user", "content": content}]
+
+
+# unequal lengths; text alone, two images in a prompt, odd sizes
+TALKS = [talk("No image here."), talk("Left:", (130, 65), "right:", (64, 97), "what?"), talk((33, 211), "Why?")]
+
+
+def randomise(model):
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
+    return model.eval()
+
+
+def write(pair: str, directory, tied: bool | None = None):
+    """transformers' model and processor of a pair, saved in the directory with the embedded tokenizer."""
+    tower, decoder = pair.split("-")
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(MINI)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    how = PAIRS[pair]
+    strategy = "default" if tower == "clip" else "full"
+    config = LlavaConfig(
+        vision_config=TOWERS[tower], text_config=DECODERS[decoder], vision_feature_layer=how.get("layer", -2),
+        vision_feature_select_strategy=strategy, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = randomise(LlavaForConditionalGeneration(config))
+    model.save_pretrained(directory)
+    sides = {"height": 56, "width": 56}
+    if tower == "siglip":
+        images = transformers.SiglipImageProcessorPil(size=sides)
+    elif how.get("do_pad"):
+        images = transformers.LlavaImageProcessorPil(size={"shortest_edge": 56}, crop_size=sides, do_pad=True)
+    else:
+        images = transformers.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=sides)
+    processor = LlavaProcessor(
+        images, tokenizer, 14, strategy, VICUNA, num_additional_image_tokens=int(tower == "clip")
+    )
+    processor.save_pretrained(directory)
+    return model, processor
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def checkpoint(request, tmp_path_factory):
+    """(transformers' model, its processor, their directory)."""
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp(request.param)
+    return *write(request.param, directory), directory
+
+
+@pytest.fixture(autouse=True)
+def _exact_products():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def torch_inputs(reference: LlavaProcessor, talks: list) -> dict:
+    """transformers' own arguments, padded on the right."""
+    reference.tokenizer.padding_side = "right"
+    return reference.apply_chat_template(
+        talks, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        processor_kwargs={"padding": True},
+    )  # fmt: skip
+
+
+def gap(logits: np.ndarray, expected: torch.Tensor, mask: torch.Tensor) -> float:
+    """The largest distance at valid positions, in standard deviations of the expected."""
+    valid, expected = mask.numpy().astype(bool), expected.numpy()
+    return np.abs(logits[:, : expected.shape[1]] - expected)[valid].max() / expected[valid].std()
+
+
+def test_tokens_and_pixels_are_those_of_transformers(checkpoint):
+    _, reference, directory = checkpoint
+    processor = load_processor(directory)
+    batch, inputs = processor(TALKS), torch_inputs(reference, TALKS)
+    for row, length in enumerate(inputs["attention_mask"].sum(1)):
+        assert np.array_equal(batch.tokens[row, : batch.lengths[row]], inputs["input_ids"][row, :length])
+    own = np.stack([patches for one in TALKS for patches, _ in processor.encode(one).images])
+    pixels = rearrange(inputs["pixel_values"].numpy(), "i c (h a) (w b) -> i (h w) (c a b)", a=14, b=14)
+    assert np.array_equal(own, pixels)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_logits_equal_transformers(checkpoint, stacked):
+    reference, transform, directory = checkpoint
+    model, params = load_model(directory)
+    batch = load_processor(directory)(TALKS, min_images=4, min_patches=24)  # a padding image, and rows of padding
+    logits = np.asarray(model.logits(stack(params) if stacked else params, batch))
+    inputs = torch_inputs(transform, TALKS)
+    with torch.no_grad():
+        assert gap(logits, reference(**inputs).logits, inputs["attention_mask"]) < TOLERANCE
+    assert np.isfinite(logits).all()
+
+
+def test_greedy_text_equals_transformers_and_decoding_the_full_forward(checkpoint):
+    reference, transform, directory = checkpoint
+    model, params = load_model(directory)
+    steps = 24
+    out = mx.generate(
+        model, params, load_processor(directory)(TALKS), key=jax.random.key(0), num_samples=2, max_new_tokens=steps,
+        temperature=0.0, stop_ids=(),
+    )  # fmt: skip
+    tokens = np.asarray(out.tokens)
+    assert np.array_equal(tokens[:, 0], tokens[:, 1])
+    reference.generation_config.eos_token_id = None
+    agreed = 0
+    for row, one in enumerate(TALKS):
+        inputs = torch_inputs(transform, [one])
+        found = reference.generate(
+            **inputs, max_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        expected = found.sequences[0, inputs["input_ids"].shape[1] :].numpy()
+        logits = torch.stack(found.logits)[:, 0].numpy()
+        top = np.sort(logits, -1)
+        close = np.flatnonzero(top[:, -1] - top[:, -2] <= 2 * TOLERANCE * logits.std())
+        end = close[0] if len(close) else steps
+        assert tokens[row, 0, :end].tolist() == expected[:end].tolist()
+        agreed += end
+    assert agreed > 2 * steps
+
+
+def test_lora_equals_peft_in_both_directions(checkpoint, tmp_path):
+    _, transform, directory = checkpoint
+    base = LlavaForConditionalGeneration.from_pretrained(directory)
+    torch.manual_seed(1)
+    adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=12, target_modules="all-linear")).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, 0.0, 0.2)
+    adapted.save_pretrained(tmp_path / "peft")
+    model, params = load_model(directory)
+    lora = mx.lora.load_peft(tmp_path / "peft", params)
+    own = mx.lora.init(jax.random.key(0), params, rank=4)
+    assert {name: jax.tree.map(jnp.shape, pair) for name, pair in own.factors.items()} == {
+        name: jax.tree.map(jnp.shape, pair) for name, pair in lora.factors.items()
+    }
+    inputs = torch_inputs(transform, TALKS)
+    with torch.no_grad():
+        expected = adapted(**inputs).logits
+    batch = load_processor(directory)(TALKS)
+    assert gap(np.asarray(model.logits(params, batch, lora)), expected, inputs["attention_mask"]) < TOLERANCE
+    mx.lora.save_peft(tmp_path / "ours", lora, str(directory))
+    again = PeftModel.from_pretrained(LlavaForConditionalGeneration.from_pretrained(directory), tmp_path / "ours")
+    with torch.no_grad():
+        assert gap(again(**inputs).logits.numpy(), expected, inputs["attention_mask"]) < TOLERANCE
+
+
+def test_exports_load_in_transformers_unchanged(checkpoint, tmp_path):
+    reference, transform, directory = checkpoint
+    model, params = load_model(directory)
+    save_pretrained(tmp_path, model, params, load_processor(directory))
+    again, info = LlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    inputs = torch_inputs(transform, TALKS)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**inputs).logits, reference(**inputs).logits)
+    saved = torch_inputs(transformers.AutoProcessor.from_pretrained(tmp_path, backend="pil"), TALKS)
+    assert torch.equal(saved["input_ids"], inputs["input_ids"])
+    assert torch.equal(saved["pixel_values"], inputs["pixel_values"])
+    assert load_model(tmp_path)[0].config == model.config
+    assert load_processor(tmp_path).image_config == load_processor(directory).image_config
+
+
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [
+        ("text_config", {"attention_bias": True}),
+        ("text_config", {"sliding_window": 32}),
+        ("text_config", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}),
+        ("text_config", {"model_type": "phi"}),
+        ("vision_config", {"model_type": "vit"}),
+        ("", {"vision_feature_layer": [-2, -3]}),
+        ("", {"vision_feature_layer": 9}),
+        ("", {"vision_feature_select_strategy": "full"}),
+        ("", {"projector_hidden_act": "swish"}),
+    ],
+)
+def test_what_is_another_network_is_refused_by_its_key(tmp_path, place, change):
+    write("clip-mistral", tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content |= {place: content[place] | change} if place else change
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="rope_type" if "rope_parameters" in change else next(iter(change))):
+        load_model(tmp_path)
+
+
+def test_gradients_reach_both_towers(checkpoint):
+    model, params = load_model(checkpoint[2])
+    batch = load_processor(checkpoint[2])(TALKS)
+    lora = mx.lora.init(jax.random.key(0), params, rank=2)
+
+    def loss(lora, remat):
+        return jnp.sum(jnp.tanh(model.prefill(params, batch, lora, remat).hidden))
+
+    slopes = jax.grad(loss)(lora, False)
+    unused = f"vision_tower.encoder.layers.{TOWER['num_hidden_layers'] - 1}."  # behind the features
+    reached = {name: float(jnp.abs(pair["b"]).max()) > 0 for name, pair in slopes.factors.items()}
+    last = model.config.vision.feature_blocks == TOWER["num_hidden_layers"]
+    assert reached == {name: last or not name.startswith(unused) for name in slopes.factors}
+    again = jax.grad(loss)(lora, True)
+    for name, leaf in flatten(slopes.factors).items():
+        np.testing.assert_allclose(leaf, flatten(again.factors)[name], rtol=1e-3, atol=1e-5)
