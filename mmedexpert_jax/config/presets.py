@@ -50,6 +50,7 @@ def common(job: str, preset: str) -> ConfigDict:
     ]  # base model: "mini", "smollm2", a Hugging Face directory or hub id, or a run
     config.model.dtype = ""  # of the base weights; empty: float32 on CPU, the checkpoint's elsewhere and in exports
     config.model.base = ""  # model under the adapter at model.path; empty: the one that its adapter_config.json names
+    config.model.vision_tower = ""  # folder of a LLaVA's vision tower, where its own files lack it; empty: none
     config.model.max_pixels = 0  # of an image; 0: the checkpoint's, at most 512 tokens (appendix B; Qwen2-VL: 401,408)
     config.data = ConfigDict()
     # "mini", a .parquet or .jsonl file, a directory with one per split, or "benchmark:name[:subset][@split][=source]"

@@ -52,7 +52,7 @@ def launch(config: ConfigDict) -> None:
     from mmedexpert_jax.models.load import chosen
 
     model = config.get("model", {})
-    with chosen(model.get("base", ""), model.get("max_pixels", 0)):
+    with chosen(model.get("base", ""), model.get("max_pixels", 0), model.get("vision_tower", "")):
         _carry_out(config)
 
 

@@ -24,6 +24,7 @@ class System:
         note: what one must know to run it.
         folders: some of the hub repository's, each with a checkpoint of its own, one of which must be named; () where
             the repository is one checkpoint.
+        served: whether it is asked at an endpoint where one is given.
     """
 
     title: str
@@ -35,6 +36,7 @@ class System:
     source: str = ""
     note: str = ""
     folders: tuple[str, ...] = ()
+    served: bool = False
 
     @property
     def row(self) -> tuple[str, str]:
@@ -66,35 +68,55 @@ SYSTEMS: Mapping[str, System] = {
         *("MedGemma", "4B", "google/medgemma-4b-it", "transformers", "medevalkit"),
         licence="Health AI Developer Foundations terms",
         source="a copy of the model card",
+        served=True,
         note="gated on the hub; the paper's tables do not give its size",
     ),
     "llava-med": System(
-        *("LLaVA-Med", "7B", "microsoft/llava-med-v1.5-mistral-7b", "endpoint", "medevalkit"),
+        *("LLaVA-Med", "7B", "microsoft/llava-med-v1.5-mistral-7b", "jax", "medevalkit"),
         licence="that of Mistral-7B-Instruct-v0.2, for research only",
         source="model card",
-        note="transformers has no class for it: serve it with its authors' code",
+        note="in the original LLaVA's layout, for which transformers has no class; asked in the template mistral_instruct "
+        "of its authors' code",
+        served=True,
     ),
     "huatuogpt-v": System(
-        *("HuatuoGPT-V", "7B", "FreedomIntelligence/HuatuoGPT-Vision-7B-hf", "endpoint", "medevalkit", "Apache-2.0"),
+        *("HuatuoGPT-V", "7B", "FreedomIntelligence/HuatuoGPT-Vision-7B-hf", "jax", "medevalkit", "Apache-2.0"),
         source="hub page of HuatuoGPT-Vision-7B",
-        note="-hf is the form for vLLM, HuatuoGPT-Vision-7B that for its authors' code; HuatuoGPT-Vision-7B-Qwen2.5VL, "
-        "a later model, is of the family that the JAX engine runs",
+        note="-hf is the form for vLLM, transformers' LLaVA; HuatuoGPT-Vision-7B, in the original's layout, loads too. "
+        "HuatuoGPT-Vision-7B-Qwen2.5VL is a later model",
+        served=True,
     ),
     "bimedix2": System(
-        *("BiMediX2", "7B", "MBZUAI/BiMediX2-8B-hf", "endpoint", "medevalkit", "CC-BY-NC-SA-4.0"),
+        *("BiMediX2", "7B", "MBZUAI/BiMediX2-8B-hf", "jax", "medevalkit", "CC-BY-NC-SA-4.0"),
         source="its repository, git 00f8bf2",
-        note="8B on the hub, 7B in the paper's table; BiMediX2-8B-hf is the one for vLLM, BiMediX2-8B that for its "
-        "authors' code",
+        note="8B on the hub, 7B in the paper's table; -hf is the form for vLLM, transformers' LLaVA, and BiMediX2-8B, in "
+        "the original's layout, loads too",
+        served=True,
     ),
 }
 
 
 # Later models of the families that the JAX engine runs. Their own figures are in docs/evaluation.md, apart from the
-# paper's, which has no row of them.
+# paper's, which has no row of them. Hulu-Med is not among them: its tower (a SigLIP for images of any shape) and its
+# class are its authors' own, so it is asked through transformers or an endpoint.
 NEWER: Mapping[str, System] = {
     "octomed": System(
         *("OctoMed", "7B", "OctoMed/OctoMed-7B", "jax", "medevalkit", "Apache-2.0"),
         note="a Qwen2.5-VL-7B; the prompt of its authors was not seen",
+    ),
+    "octomed-4b": System(
+        *("OctoMed", "4B", "OctoMed/OctoMed-4B", "jax", "medevalkit", "not seen: read its card"),
+        note="a Qwen3-VL-4B; the id is its 7B's with another size, its page was not seen",
+    ),
+    "medix-r1": System(
+        *("MediX-R1", "8B", "MBZUAI/MediX-R1-8B", "jax", "medevalkit", "CC-BY-NC-SA-4.0"),
+        source="the cards of its 2B and 30B",
+        note="a Qwen3-VL-8B; the prompt of its training was not seen",
+    ),
+    "medix-r1-2b": System(
+        *("MediX-R1", "2B", "MBZUAI/MediX-R1-2B", "jax", "medevalkit", "CC-BY-NC-SA-4.0"),
+        source="model card",
+        note="a Qwen3-VL-2B; its 30B is a mixture of experts, which the engine does not run",
     ),
     "medmo": System(
         *("MedMO", "8B", "MBZUAI/MedMO-8B-Next", "jax", "medevalkit", "not seen: read its card"),
@@ -146,8 +168,8 @@ def parse(entry: str, url: str = "") -> Target:
 
     Args:
         entry: as above.
-        url: of the endpoint where the entry names none; with it, a registered system of another kind than "jax" is
-            asked there.
+        url: of the endpoint where the entry names none; with it, a registered system that may be `served` is asked
+            there.
 
     Raises:
         ConfigError: no such system, or no folder where its repository has several checkpoints.
@@ -161,7 +183,7 @@ def parse(entry: str, url: str = "") -> Target:
         system = _system(name)
         if bool(folder) != bool(system.folders):
             raise ConfigError(_folders(name, system))
-        runs = "endpoint" if url and system.kind != "jax" else system.kind
+        runs = "endpoint" if url and system.served else system.kind
         title = f"{system.title} {system.size} {folder}".strip()
         row = system.row if name in SYSTEMS else None
         return Target(named or title, runs, system.model, url, system.prompt, folder, row)

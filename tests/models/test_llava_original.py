@@ -72,7 +72,7 @@ def write_tokenizer(kind: str, directory) -> transformers.PreTrainedTokenizerFas
         )
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, **named)
     tokenizer.chat_template = "{{ raise_exception('the decoder has a template, which knows no images') }}"
-    tokenizer.save_pretrained(directory)
+    tokenizer.save_pretrained(directory, save_jinja_files=False)  # into tokenizer_config.json, as in its day
     return tokenizer
 
 
