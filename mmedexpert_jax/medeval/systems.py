@@ -75,8 +75,8 @@ SYSTEMS: Mapping[str, System] = {
         *("LLaVA-Med", "7B", "microsoft/llava-med-v1.5-mistral-7b", "jax", "medevalkit"),
         licence="that of Mistral-7B-Instruct-v0.2, for research only",
         source="model card",
-        note="in the original LLaVA's layout, for which transformers has no class; asked in the template mistral_instruct "
-        "of its authors' code",
+        note="in the original LLaVA's layout, for which transformers has no class; asked in its authors' template "
+        "mistral_instruct",
         served=True,
     ),
     "huatuogpt-v": System(
@@ -89,8 +89,8 @@ SYSTEMS: Mapping[str, System] = {
     "bimedix2": System(
         *("BiMediX2", "7B", "MBZUAI/BiMediX2-8B-hf", "jax", "medevalkit", "CC-BY-NC-SA-4.0"),
         source="its repository, git 00f8bf2",
-        note="8B on the hub, 7B in the paper's table; -hf is the form for vLLM, transformers' LLaVA, and BiMediX2-8B, in "
-        "the original's layout, loads too",
+        note="8B on the hub, 7B in the paper's table; -hf is the form for vLLM, transformers' LLaVA; BiMediX2-8B, in the "
+        "original's layout, loads too",
         served=True,
     ),
 }
