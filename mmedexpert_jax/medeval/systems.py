@@ -89,7 +89,7 @@ SYSTEMS: Mapping[str, System] = {
     "bimedix2": System(
         *("BiMediX2", "7B", "MBZUAI/BiMediX2-8B-hf", "jax", "medevalkit", "CC-BY-NC-SA-4.0"),
         source="its repository, git 00f8bf2",
-        note="8B on the hub, 7B in the paper's table; -hf is the form for vLLM, transformers' LLaVA; BiMediX2-8B, in the "
+        note="8B on the hub, 7B in the paper's table; -hf is the form for vLLM; BiMediX2-8B, in the "
         "original's layout, loads too",
         served=True,
     ),
