@@ -26,7 +26,7 @@ class _Sides(TypedDict, total=False):
     width: _Pixels | None
 
 
-class _Settings(TypedDict, total=False):
+class _SquareSettings(TypedDict, total=False):
     """The keys of preprocessor_config.json that are read; older files give a size as one number."""
 
     do_resize: bool | None
@@ -95,7 +95,9 @@ class SquareConfig:
         place = "preprocessor_config.json"
         if not all(border.finite(values.get(key)) for key in ("image_mean", "image_std", "rescale_factor")):
             raise DataError(f"{place}: a mean, deviation or factor is not finite; copy the base model's file")
-        found = border.check({key: values[key] for key in _Settings.__annotations__ if key in values}, _Settings, place)
+        found = border.check(
+            {key: values[key] for key in _SquareSettings.__annotations__ if key in values}, _SquareSettings, place
+        )
         for key in ("do_resize", "do_rescale", "do_normalize"):
             if found.get(key) is False:
                 raise DataError(f"{place}: {key} is False, only True is supported")
