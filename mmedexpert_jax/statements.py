@@ -1,61 +1,129 @@
 """Statements of an answer in running text: "the answer is B", "Option B is correct", "I would rule out option C".
 
-A statement is a trigger ("answer", "option", a verb of choice) and a letter. It counts unless its clause denies it,
-it asks, or it hedges; statements of a final answer outweigh those of an answer, which outweigh remarks about options.
+A statement is a trigger ("answer", "respuesta", a verb of choice, "it is") and a letter. It counts unless its clause
+denies it, it asks, or it hedges; statements of a final answer outweigh those of an answer, which outweigh "it is B",
+which outweighs remarks about options. What stands behind the last correction ("Wait, ...") outweighs what stood before.
 """
 
 import re
 import unicodedata
 
-_DECORATION = re.compile(r"[*`$\"“”]|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)")
+_DECORATION = re.compile(
+    r"</?(?:b|i|strong|em|code|p)>|[*`$\"“”]|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)"
+)
+_RULE = re.compile(r"^[ \t]*[|:]?[ \t]*-[-|: \t]*$", re.MULTILINE)  # of a table
+# "not B but C" states C.
+_CONTRAST = re.compile(
+    r",?\s*\b[Nn]ot\s+(?:option\s+)?[(\[]?[A-J][)\]]?\s*(?:,?\s*but\s+(?:rather\s+)?|,(?=\s*(?:is|it)\b))"
+)
+_CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_WORD_ENDS = rf"(?![^\W{_CJK}]|['’]|-\w)"  # not "C-section", "B12" or "I'd"; a Chinese character may follow
+# "C. difficile" is no label.
+_GENUS = (
+    r"(?!\.\s?(?:difficile|coli|pylori|cereus|anthracis|perfringens|botulinum|tetani|albicans|jejuni|influenzae"
+    r"|ducreyi|"
+    r"burgdorferi|pertussis|fragilis|henselae|diphtheriae|trachomatis|gondii|faecalis|faecium|histolytica"
+    r"|granulosus)\b)"
+)
 # A lone A or I may be a word; as a label it ends its clause or is followed by a connective.
 _END = (
-    r"(?=\s*(?:$|[.,;:!?()\[\]{}/\n]|[-–—]\s)"
+    rf"(?=\s*(?:$|[.,;:!?()\[\]{{}}/\n。，；：、）]|[-–—]\s|[{_CJK}])"
     r"|\s+(?:because|since|as|due|for|based|given|is|are|was|and|or|not|but|rather|which)\b)"
 )
-_LETTER = rf"(?:[B-HJ](?![\w'’])|[AI](?![\w'’]){_END}|[a-j](?=[.,;:)\]}}](?!\w)|\s*$))"
+_LETTER = rf"(?:[B-HJ]{_WORD_ENDS}{_GENUS}|[AI]{_WORD_ENDS}{_END}|[a-j](?=[.,;:)\]}}](?!\w)|\s*$))"
 _BRACKETED = rf"[(\[{{]?\s*(?P<letter>{_LETTER})\s*[)\]}}]?"
+# that ends its clause, behind weak triggers
+_LABEL = rf"[(\[{{]?\s*(?P<letter>[A-J]{_WORD_ENDS}{_GENUS})\s*[)\]}}]?{_END}"
 # Further letters beside the first: "B and C", "B/C", "B, C or D"; not "B, and C is wrong", which starts a clause.
 _MORE = (
-    r"(?P<more>(?:\s*(?:/|,?\s*\b(?:and|or)\b|,|&|\+)\s*(?:(?i:options?)\s+)?[(\[]?[A-J][)\]]?(?![\w'’])"
+    r"(?P<more>(?:\s*(?:/|,?\s*\b(?:and|or)\b|,|&|\+|[或和或、，])\s*(?:(?i:options?)\s+)?[(\[]?[A-J][)\]]?(?![\w'’])"
     r"(?!\s+(?:is|are|was|were|has|does|can|would|because)\b|:\s))+)?"
 )
+_SAYS = (
+    r"i(?:'d|’d|'ll|’ll|'m|’m|\s+am|\s+would|\s+will)?\s+(?:think|believe|conclude|say|suggest"
+    r"|confident)(?:\s+(?:that|it\s+is|it's))?"
+)
 _LINK = (
-    r"\s*(?:[:=]|->|→|[-–—](?=\s))*\s*"
-    r"(?:(?i:is|would\s+be|should\s+be|must\s+be|will\s+be|remains|choice|letter|option)\b\s*[:=]?\s*)*"
-    r"(?:(?i:i\s+(?:think|believe|conclude|would\s+say)(?:\s+that)?|it(?:'s|’s|\s+is|\s+would\s+be)|that|the\s+answer\s+is"
-    r"|option|choice|letter|clearly|therefore|thus|most\s+likely|probably|definitely)\b[\s:,]*)*"
+    r"(?:,[^,.;:?!\n]{1,40},)?(?:\s*(?:[:=]|->|=>|→|[-–—](?=\s)))*\s*"
+    r"(?:(?i:is|would\s+be|should\s+be|must\s+be|will\s+be|remains|choice|letter|option|here)\b\s*[:=]?\s*"
+    r"|(?:es|est|ist|lautet|è|é)\s+(?:(?:la|le|a|die|l')\s+)?(?:(?:letra|lettre|lettera|opción|option"
+    r"|alternativa)\s+)?)*"
+    rf"(?:(?i:{_SAYS}|i\s+would\s+go\s+with|i['’]d\s+go\s+with|it(?:'s|’s|\s+is|\s+would\s+be)|that|the\s+answer\s+is"
+    r"|option|choice|letter|clearly|therefore|thus|most\s+likely|probably"
+    r"|definitely)\b[\s:,]*)*(?:,[^,.;:?!\n]{1,40},\s*)?"
+)
+_ABROAD = (  # "answer" in the languages of medical examinations, its article and adjective aside
+    r"(?i:respuesta(?:\s+(?:correcta|final))?|réponse(?:\s+(?:correcte|finale))?|risposta(?:\s+(?:corretta|esatta"
+    r"|finale))?"
+    r"|resposta(?:\s+(?:correta|certa|final))?|antwort|ответ)\s*"
+    r"|(?:答案|答え|解答|正解|正确选项|正確選項|정답)\s*(?:应该是|应为|是|为|為|は|은|는|이)?\s*[:：]?\s*(?:选项|選項)?\s*"
+    r"|(?<![不别勿非])(?:应选|故选|选择|选)\s*[:：]?\s*(?:选项)?\s*"
 )
 _FINAL = re.compile(
-    rf"\b(?i:final\s+(?:answer|choice)|最终答案)(?i:\s+(?:is|:))?{_LINK}{_BRACKETED}{_MORE}", re.MULTILINE
-)
-_ANSWER = re.compile(
-    rf"(?:\b(?i:answers?|choices?|correct\s+option|best\s+option|i(?:'d|’d|\s+would|\s+will)?(?:\s+not)?\s+"
-    rf"(?:choose|pick|select|go\s+with|answer))\b|答案(?:是|为)?){_LINK}{_BRACKETED}{_MORE}",
+    rf"\b(?:(?i:final\s+(?:answer|choice)|correction)|最终答案)(?i:\s+(?:is|:))?{_LINK}{_BRACKETED}{_MORE}",
     re.MULTILINE,
 )
+_ANSWER = re.compile(
+    rf"(?:\b(?i:answers?|ans|choices?|(?:correct|best|right)\s+(?:option|letter)|pick(?=\s*[:=])"
+    rf"|(?:^|(?<=\n))letter|i(?:'d|’d|'ll|’ll|\s+would|\s+will)?(?:\s+not)?\s+(?:choose|pick|select|go\s+with"
+    rf"|answer|say))\b"
+    rf"|\b(?i:ans)\.|{_ABROAD}){_LINK}{_BRACKETED}{_MORE}",
+    re.MULTILINE,
+)
+_YES = r"(?:[✓✔✅☑]|(?i:yes)(?=\s*(?:$|[.,;|\n])))"
 _PRAISED = re.compile(
-    rf"(?:\b(?i:options?|choices?)\s+)?(?<![\w'’])[(\[]?(?P<letter>[A-J])[)\]]?{_MORE}\s*(?:is|:)\s+"
-    r"(?i:(?:the\s+)?(?:clearly\s+)?(?:correct|right|true|best|most\s+likely|most\s+appropriate)\b)"
+    rf"(?:\b(?i:options?|choices?)\s+)?(?<![A-Za-z0-9_'’])[(\[]?(?P<letter>[A-J])[)\]]?{_MORE}(?:\s*(?:is|:)\s+"
+    r"(?i:(?:the\s+)?(?:clearly\s+)?(?:correct|right|true|best|most\s+likely|most\s+appropriate)\b"
+    rf"|(?:the|my)\s+(?:final\s+)?(?:answer|choice|pick)\b)|[ \t]*[:-]?[ \t]*{_YES}|(?:选项|選項)?\s*(?:是|为|為|が"
+    rf"|は)?\s*(?:正确|正確|正解)|\s+it\s+is(?=\s*(?:$|[.,;!\n])))",
+    re.MULTILINE,
+)
+_TICKED = re.compile(rf"^[ \t]*(?:[-*+][ \t]+)?(?:\[[xX✓]\]|[✓✔✅☑])\s*{_BRACKETED}(?P<more>)", re.MULTILINE)
+_LOOSE = re.compile(
+    r"(?:\b(?i:it(?:'s|’s|\s+is|\s+must\s+be|\s+has\s+to\s+be)|must\s+be|going\s+with|leaves(?:\s+only)?"
+    r"|by\s+elimination,?"
+    r"|(?:diagnosis|cause|finding|treatment|management|test|step|one)\s+(?:is|would\s+be))"
+    r"|(?:^|(?<=[.!?;:\n])|(?<=[.!?;:]\s))\s*(?:(?i:so|thus|hence|therefore|conclusion|choose|select|pick|mark"
+    r"|definitely|clearly|certainly|i\s+(?:think|believe))\b|=>|→|∴))"
+    rf"\s*[,:]?\s*(?:(?i:option|choice|letter)\s+)?{_LABEL}{_MORE}"
+    r"|^[ \t]*(?i:response|result|output|solution|verdict|decision|selected"
+    r"|correct)[ \t]*[:=][ \t]*\(?(?P<headed>[A-J])\)?(?=\s|[.,;]|$)"
+    r"|\b(?i:only)\s+(?P<only>[A-J])\s+(?i:remains|is\s+left|fits)\b"
+    r"|\b(?i:diagnosis|answer|cause|treatment)\b:?[^.;:?!\n()]{0,60}\((?P<named>[A-J])\)"
+    r"|\A\s*\(?(?P<first>[A-J])[).:]?,?\s+(?:because|since|due\s+to|given|based\s+on)\b"
+    r"|\A\s*\(?(?P<alone>[A-J])\)?!+\s*\Z",
+    re.MULTILINE,
 )
 _OPTION = re.compile(rf"\b(?i:options?)\b{_LINK}{_BRACKETED}{_MORE}", re.MULTILINE)
-_TIERS = ((_FINAL,), (_ANSWER, _PRAISED), (_OPTION,))
+_WEIGHTY = ((_FINAL,), (_ANSWER, _PRAISED, _TICKED), (_LOOSE,))
+_TIERS = (*_WEIGHTY, (_OPTION,))
+_CORRECTION = re.compile(
+    r"(?:^|(?<=[.!?;:,\n—–-])|(?<=[.!?;:,—–-]\s))(?i:(?:oh\s+|but\s+)?(?:wait|hmm|no,|actually|sorry"
+    r"|on\s+second\s+thoughts?"
+    r"|correction|scratch\s+that|let\s+me\s+(?:correct|reconsider|revise|rethink)))\b",
+    re.MULTILINE,
+)
 
 _CLAUSE = re.compile(r"[.:;!?\n,]|\b(?:but|so|thus|hence|therefore|while|whereas)\b", re.IGNORECASE)
 _DENIED_BEFORE = re.compile(
-    r"\b(?:not|never|cannot|neither|nor|no|rul(?:e|ed|es|ing)\s+out|exclud\w+|eliminat\w+|reject\w*|discard\w*|avoid\w*|"
+    r"\b(?:not|never|cannot|neither|nor|no|rul(?:e|ed|es|ing)\s+out|exclud\w+|eliminat(?:e|ed|es|ing)"
+    r"|elimination\s+of|reject\w*|discard\w*|avoid\w*|"
     r"unlikely|incorrect|wrong|false|except|rather\s+than|instead\s+of|other\s+than|unlike|against)\b|n['’]t\b",
     re.IGNORECASE,
 )
 _HEDGED = re.compile(r"\b(?:might|may|could|either|possibly|perhaps|unsure|uncertain|whether|if)\b", re.IGNORECASE)
 _DENIED_AFTER = re.compile(
-    r"\s*[)\]]?(?:\s+\([^)]*\))?\s*(?:[:–—-]\s*)?(?:(?:is|are|was|can\s+be|could\s+be|should\s+be|has\s+been|would\s+be|seems)\s+)?"
-    r"(?:clearly\s+|also\s+|therefore\s+|definitely\s+)*"
-    r"(?:not\b|isn['’]t|n['’]t|wrong|incorrect|false\b|unlikely|less\s+likely|ruled\s+out|excluded|eliminated|a\s+distractor|"
-    r"cannot|can['’]t|out\b)",
+    r"\s*[)\]]?(?:\s+\([^)]*\))?\s*(?:[:–—-]\s*)?(?:(?:is|are|was|can\s+be|could\s+be|should\s+be|has\s+been"
+    r"|would\s+be|seems"
+    r"|es|est|ist|è|é)\s+)?(?:clearly\s+|also\s+|therefore\s+|definitely\s+)*"
+    r"(?:not\b(?!\s+[(\[]?[A-J]\b)|isn['’]t|n['’]t|no(?=\s*(?:$|[.,;:|\n]))|[✗✘❌✖☒]|wrong|incorrect|false\b"
+    r"|unlikely|less\s+likely"
+    r"|ruled\s+out|excluded|eliminated|,\s*which\s+is\s+(?:wrong|incorrect|not|false)|a\s+distractor|cannot"
+    r"|can['’]t|out\b|falsch|nicht|неверн|では(?:ない|ありません)|じゃない"
+    r"|(?:가|이)\s*아니|不对|不正确|错)",
     re.IGNORECASE,
 )
-_ASKED = re.compile(r"\s*[)\]]?\s*\?")
+_ASKED = re.compile(r"\s*[)\]]?\s*[?？]")
 
 
 def stated(text: str, letters: str) -> set[str] | None:
@@ -69,21 +137,31 @@ def stated(text: str, letters: str) -> set[str] | None:
         The letters; more than one where statements differ or one names several. None where nothing is stated.
     """
     plain = _DECORATION.sub("", unicodedata.normalize("NFKC", text))
-    for tier in _TIERS:
+    plain = _CONTRAST.sub(" it is ", _RULE.sub("", plain).replace("|", ":"))
+    corrections = list(_CORRECTION.finditer(plain))
+    corrected = _weightiest(plain[corrections[-1].end() :], letters, _WEIGHTY) if corrections else None
+    return corrected or _weightiest(plain, letters, _TIERS)
+
+
+def _weightiest(text: str, letters: str, tiers: tuple[tuple[re.Pattern[str], ...], ...]) -> set[str] | None:
+    """Letters that stand in the first tier of patterns that finds any."""
+    for tier in tiers:
         found: set[str] = set()
         for pattern in tier:
-            for match in pattern.finditer(plain):
-                if not _withdrawn(plain, match):
-                    found |= {match["letter"].upper(), *re.findall(r"\b[A-J]\b", match["more"] or "")}
+            for match in pattern.finditer(text):
+                name = match.lastgroup if match.lastgroup in ("only", "named", "first", "headed", "alone") else "letter"
+                if not _withdrawn(text, match, name):
+                    more = match.groupdict().get("more") or ""
+                    found |= {match[name].upper(), *re.findall(r"(?<![A-Za-z])[A-J](?![A-Za-z])", more)}
         if found := found & set(letters):
             return found
     return None
 
 
-def _withdrawn(text: str, match: re.Match) -> bool:
+def _withdrawn(text: str, match: re.Match[str], name: str) -> bool:
     """True where the statement's clause denies, hedges or asks instead of stating."""
     start = max((mark.end() for mark in _CLAUSE.finditer(text, max(0, match.start() - 200), match.start())), default=0)
-    before = text[max(start, match.start() - 200) : match.start("letter")]
+    before = text[max(start, match.start() - 200) : match.start(name)]
     if _DENIED_BEFORE.search(before) or _HEDGED.search(before):
         return True
     end = match.end()
