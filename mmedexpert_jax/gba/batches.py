@@ -1,8 +1,8 @@
 """The prompts of a run as batches of few shapes, so that little is compiled and little is padded."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,14 @@ class PromptSize(NamedTuple):
 
 
 Sizes = dict[tuple, PromptSize]  # of prompts, by case and paradigm
+Order = Callable[[PromptSize], Any]  # what rows are sorted by before they are cut into micro-batches
+# Which pads least depends on the data: by images, whose number a device pads to; by tokens, those with images apart;
+# or by what a row costs, where a patch, in Qwen2-VL-2B's vision tower, is about half of a token.
+ORDERS: tuple[Order, ...] = (
+    lambda size: size,
+    lambda size: (size.images > 0, size.tokens, size),
+    lambda size: (size.tokens + size.images * size.patches // 2, size),
+)
 
 
 class Batches:
@@ -58,6 +66,7 @@ class Batches:
 
     Attributes:
         max_length: tokens of the longest prompt of the run.
+        order: of a step's rows: of ORDERS the one that pads least.
 
     Raises:
         DataError: a prompt over the limit, or an image that cannot be used; it names the case.
@@ -77,26 +86,44 @@ class Batches:
         self._processor, self._guidelines, self._limit = processor, guidelines, max_prompt_length
         self._part, self._devices, self._minibatches = part, devices, minibatches
         known = {} if known is None else known
-        shares: list[list[PromptSize]] = []
+        steps: list[list[PromptSize]] = []
         for step in range(rounds):
             prompts = guidelines.prompts(step)
             for prompt in prompts:
                 if _key(prompt) not in known:
                     known[_key(prompt)] = PromptSize.of(self.encode(prompt))
-            sizes = [known[_key(prompt)] for prompt in prompts]
-            for rows in self.micro_batches(sizes):
-                shares += [[sizes[i] for i in share] for share in np.array_split(rows, devices)]
-        whole = [PromptSize.together(share) for share in shares]
-        images = [size.images for size in whole]
+            steps.append([known[_key(prompt)] for prompt in prompts])
         # A minibatch that is computed at once is mixed in any case: shapes would be compiled and save little.
         most = LEVELS if len(prompts) > part * devices * minibatches else 1
-        self._images = levels(images, np.ones(len(whole)), sum(images), PATCHES, most)
-        patches = sum(size.images * size.patches for share in shares for size in share)
-        self._patches = levels([size.patches for size in whole], images, patches, PATCHES, most)
-        tokens = sum(size.tokens for share in shares for size in share)
-        self._tokens = levels([size.tokens for size in whole], [*map(len, shares)], tokens, TOKENS, most)
+        # one device pads to no other, and stays within the bounds by images
+        orders = ORDERS if devices > 1 else ORDERS[:1]
+        plans = [(*self._planned(steps, order, most), order) for order in orders]
+        _, (self._images, self._patches, self._tokens), self.order = min(plans, key=lambda plan: plan[0])
         self.max_length = self._tokens[-1]
         self.ahead = Prefetched(self.encoded, rounds)
+
+    def _planned(self, steps: Sequence[Sequence[PromptSize]], order: Order, most: int) -> tuple[float, list[list[int]]]:
+        """What is computed in such an order over the bounds of it, the worst of tokens and patches; and the levels of
+        images on a device, patches and tokens. A rollout splits a micro-batch's images evenly over its devices, an
+        update leaves them with their rows; both pad all devices alike."""
+        groups = [[sizes[i] for i in rows] for sizes in steps for rows in self._cut(sizes, order)]
+        devices, whole = self._devices, [PromptSize.together(group) for group in groups]
+        most_images = [_most([PromptSize.together(s) for s in _shares(group, devices)]).images for group in groups]
+        images = [-(-size.images // devices) for size in whole] + most_images
+        real = [sum(size.images for size in whole), sum(one.images * one.patches for group in groups for one in group)]
+        tokens = sum(one.tokens for group in groups for one in group)
+        found = [
+            levels(images, np.full(len(images), devices), 2 * real[0], PATCHES, most),
+            levels([size.patches for size in whole], [size.images for size in whole], real[1], PATCHES, most),
+            levels([size.tokens for size in whole], [*map(len, groups)], tokens, TOKENS, most),
+        ]
+        padded = sum(_level(found[2], size.tokens) * len(group) for size, group in zip(whole, groups, strict=True))
+        each = [
+            devices * _level(found[0], count) * _level(found[1], size.patches)
+            for count, size in zip(images, whole * 2, strict=True)
+        ]
+        patches = max(sum(each[: len(whole)]), sum(each[len(whole) :]))
+        return max(padded / (TOKENS * tokens), patches / (PATCHES**2 * max(1, real[1]))), found
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Token ids and patches of one prompt."""
@@ -112,10 +139,11 @@ class Batches:
 
         How a minibatch is split changes no gradient, which is a sum over its rows.
         """
-        count, found = self._part * self._devices, list[np.ndarray]()
-        for rows in np.array_split(np.arange(len(sizes)), self._minibatches):
-            found += cut(rows, sizes, count)
-        return found
+        return self._cut(sizes, self.order)
+
+    def _cut(self, sizes: Sequence[PromptSize], order: Order) -> list[np.ndarray]:
+        count, parts = self._part * self._devices, np.array_split(np.arange(len(sizes)), self._minibatches)
+        return [rows for part in parts for rows in cut(part, sizes, count, self._devices, order)]
 
     def reads(self, encoded: Sequence[Encoded]) -> list[tuple[np.ndarray, Batch]]:
         """The micro-batches in which a rollout's prompts are read: their rows, and the rows as a batch.
@@ -133,10 +161,8 @@ class Batches:
         """
         if shares == 1:
             return self._collate(encoded)
-        rows = len(encoded) // shares
-        groups = [encoded[i : i + rows] for i in range(0, len(encoded), rows)]
-        sizes = [PromptSize.together([PromptSize.of(one) for one in group]) for group in groups]
-        shape = PromptSize(*(max(values) for values in zip(*sizes, strict=True)))
+        groups = _shares(encoded, shares)
+        shape = _most([PromptSize.together([PromptSize.of(one) for one in group]) for group in groups])
         parts = [self._padded(group, shape) for group in groups]
         return Batch(*(np.concatenate(arrays) for arrays in zip(*(vars(part).values() for part in parts), strict=True)))
 
@@ -170,10 +196,38 @@ def overlong(processor: Processor, guidelines: Guidelines, rounds: int, limit: i
     return found
 
 
-def cut(rows: np.ndarray, sizes: Sequence[PromptSize], count: int) -> list[np.ndarray]:
-    """Rows in order of their size, `count` at a time."""
-    ordered = np.array(sorted(rows, key=lambda row: sizes[row]), int)
-    return [ordered[i : i + count] for i in range(0, len(ordered), count)]
+def cut(
+    rows: np.ndarray, sizes: Sequence[PromptSize], count: int, devices: int = 1, order: Order | None = None
+) -> list[np.ndarray]:
+    """Rows in order of their size, `count` at a time, of which each device gets as many, one after the other.
+
+    The row with the most images goes to the device that has the fewest: all are padded to the one that has most.
+    """
+    ordered = np.array(sorted(rows, key=lambda row: (order or ORDERS[0])(sizes[row])), int)
+    groups = [ordered[i : i + count] for i in range(0, len(ordered), count)]
+    return [_dealt(group, sizes, devices) for group in groups] if devices > 1 else groups
+
+
+def _dealt(rows: np.ndarray, sizes: Sequence[PromptSize], devices: int) -> np.ndarray:
+    """Rows that are a multiple of the devices, each device's together, images shared out evenly; others as they are."""
+    if len(rows) % devices:
+        return rows
+    hands: list[list[int]] = [[] for _ in range(devices)]
+    for row in rows[::-1]:
+        open_hands = [hand for hand in hands if len(hand) < len(rows) // devices]
+        min(open_hands, key=lambda hand: (sum(sizes[i].images for i in hand), len(hand))).append(int(row))
+    return np.concatenate([hand[::-1] for hand in hands])
+
+
+def _shares(items: Sequence, devices: int) -> list:
+    """Each device's items, which stand together."""
+    size = -(-len(items) // devices)
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _most(sizes: Sequence[PromptSize]) -> PromptSize:
+    """The least size that holds each of several."""
+    return PromptSize(*(max(values) for values in zip(*sizes, strict=True)))
 
 
 def levels(

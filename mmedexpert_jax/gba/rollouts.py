@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedexpert_jax.gba.batches import Batches
+from mmedexpert_jax.gba.batches import Batches, PromptSize
 from mmedexpert_jax.gba.guidelines import Prompt
 from mmedexpert_jax.gba.policy_learner import Part
 from mmedexpert_jax.processing.processor import Encoded, Processor
@@ -109,7 +109,8 @@ class Rollout:
             devices: among which the prompts are split.
         """
         chosen = np.arange(len(self.prompts))[rows if isinstance(rows, slice) else np.asarray(rows, int)]
-        index = np.concatenate([chosen, np.zeros(max(0, size - len(chosen)), int)]).astype(int)
+        smallest = min(range(len(self.encoded)), key=lambda i: PromptSize.of(self.encoded[i]))  # no image, if it can be
+        index = np.concatenate([chosen, np.full(max(0, size - len(chosen)), smallest)]).astype(int)
         counted = np.broadcast_to((np.arange(len(index)) < len(chosen))[:, None], (len(index), self.lengths.shape[1]))
         lengths = np.where(counted & self.scored[index], self.lengths[index], 0).astype(np.int32)
         limit = self.tokens.shape[-1]

@@ -269,10 +269,12 @@ def _parts(rollout: Rollout, batches: Batches, config: ConfigDict, part: int, de
     The last micro-batch is filled up where groups were dropped; if all were, one remains in which nothing counts.
     """
     size, sizes = part * devices, [PromptSize.of(one) for one in rollout.encoded]
-    minibatches = [
-        [rollout.part(rows, batches, size, config.packing, devices) for rows in cut(minibatch, sizes, size)]
-        for minibatch in np.array_split(np.flatnonzero(rollout.trained), config.minibatches)
-    ]
+
+    def parts(rows: np.ndarray) -> list[Part]:
+        cuts = cut(rows, sizes, size, devices, batches.order)
+        return [rollout.part(rows, batches, size, config.packing, devices) for rows in cuts]
+
+    minibatches = [parts(rows) for rows in np.array_split(np.flatnonzero(rollout.trained), config.minibatches)]
     nothing = [[rollout.part([], batches, size, config.packing, devices)]]
     return [minibatch for minibatch in minibatches if minibatch] or nothing
 

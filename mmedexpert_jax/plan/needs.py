@@ -162,7 +162,7 @@ def _pretraining(found: Needs, config: ConfigDict, shape: ModelConfig, weights: 
     """Every weight is trained in place, in float32, on two completions of each prompt."""
     from mmedexpert_jax.train import pretrain
 
-    opt_state = jax.eval_shape(pretrain.optimizer(config).init, weights)
+    opt_state = jax.eval_shape(pretrain.optimizer(config)[0].init, weights)
     found.trained, found.saved = found.parameters, size(weights) + size(opt_state)
     found.held = {"weights": size(weights), "optimizer state": size(opt_state)}
     count = config.prompts_per_step

@@ -15,7 +15,7 @@ from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.runtime import costs
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.sft.examples import Examples
-from mmedexpert_jax.sft.loss import MicroBatch, Sums, loss_sums
+from mmedexpert_jax.sft.loss import MicroBatch, TokenSums, loss_sums
 from mmedexpert_jax.train import Evaluate, Learner, Policy, Prefetched, State, export, fit
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def learner_of(
 ) -> Learner:
     """The learner whose loss is equation 2."""
 
-    def loss(policy: Policy, _: Policy, micro: MicroBatch) -> Sums:
+    def loss(policy: Policy, _: Policy, micro: MicroBatch) -> TokenSums:
         return loss_sums(model, policy, micro, config.remat)
 
     return Learner(config, base, loss, steps, mesh=mesh, keeps_base=False)

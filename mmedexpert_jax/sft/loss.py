@@ -11,7 +11,7 @@ from mmedexpert_jax.models import Model
 from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.logprobs import completion_hidden, in_chunks
-from mmedexpert_jax.train.policy import Policy
+from mmedexpert_jax.train import Policy, Sums
 
 
 @jax.tree_util.register_dataclass
@@ -32,31 +32,17 @@ class MicroBatch:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Sums:
+class TokenSums(Sums):
     """Sums over completion tokens, float32. Loss and accuracy are their quotients with `tokens`."""
 
-    loss: Array  # [] negative log-likelihood, nats
     correct: Array  # [] tokens that were the likeliest
-    tokens: Array  # []
-
-    @property
-    def denominator(self) -> Array:
-        """[] what the loss is divided by: equation 2's mean over tokens."""
-        return self.tokens
-
-    def __add__(self, other: "Sums") -> "Sums":
-        return jax.tree.map(jnp.add, self, other)
-
-    def joined(self) -> "Sums":
-        """The sum of sums that are stacked along a first axis."""
-        return jax.tree.map(lambda values: values.sum(axis=0), self)
 
     def stats(self) -> dict[str, Array]:
         """The mean loss, and the share of tokens that were the likeliest."""
-        return {"loss": self.loss / self.tokens, "mean_token_accuracy": self.correct / self.tokens}
+        return super().stats() | {"mean_token_accuracy": self.correct / self.tokens}
 
 
-def loss_sums(model: Model, policy: Policy, micro: MicroBatch, remat: bool = False) -> Sums:
+def loss_sums(model: Model, policy: Policy, micro: MicroBatch, remat: bool = False) -> TokenSums:
     """Equation 2 over a micro-batch, before the division by the tokens of the whole optimizer step.
 
     The prompt's tokens carry no loss, the chat's end token does. Dividing once, after the sums of all micro-batches,
@@ -69,10 +55,10 @@ def loss_sums(model: Model, policy: Policy, micro: MicroBatch, remat: bool = Fal
         chosen = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
         return jax.nn.logsumexp(logits, -1) - chosen, jnp.argmax(logits, -1) == tokens
 
-    def summed(hidden: Array, tokens: Array, mask: Array) -> Sums:
+    def summed(hidden: Array, tokens: Array, mask: Array) -> TokenSums:
         values = in_chunks(score, hidden, tokens)
         loss, correct = (jnp.sum(jnp.where(mask, value, 0), dtype=jnp.float32) for value in values)
-        return Sums(loss, correct, jnp.sum(mask, dtype=jnp.float32))
+        return TokenSums(loss, jnp.sum(mask, dtype=jnp.float32), correct)
 
     packing = micro.packing
     if packing is None:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.models.tree import is_deep, stack
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.train.layout import Layout
-from mmedexpert_jax.train.optimizer import optimizer
+from mmedexpert_jax.train.optimizer import Rule, optimizer
 from mmedexpert_jax.train.policy import Policy
 from mmedexpert_jax.train.state import State
 
@@ -40,6 +40,31 @@ class LossTerms(Protocol):
         """The loss and the statistics of the whole, as named scalars."""
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """The least that a loss gives: sums over tokens, float32, whose quotient is the loss."""
+
+    loss: jax.Array  # [] nats
+    tokens: jax.Array  # [] their number, or the sum of their weights
+
+    @property
+    def denominator(self) -> jax.Array:
+        """[] what the loss is divided by: the mean is over tokens."""
+        return self.tokens
+
+    def __add__(self, other: Any) -> Any:
+        return jax.tree.map(jnp.add, self, other)
+
+    def joined(self) -> Any:
+        """The sum of sums that are stacked along a first axis."""
+        return jax.tree.map(lambda values: values.sum(axis=0), self)
+
+    def stats(self) -> dict[str, jax.Array]:
+        """The mean loss."""
+        return {"loss": self.loss / self.tokens}
+
+
 Loss = Callable[[Policy, Policy, Any], Any]  # the policy, what it started from, a micro-batch -> Terms
 
 
@@ -58,6 +83,7 @@ class Learner:
         updates: planned in a step.
         mesh: of devices; None: one.
         keeps_base: False where all is trained and no loss reads the base, which is then given up.
+        rule: the optimizer but for its rate, and the rate by update; None: those of the config.
     """
 
     def __init__(
@@ -69,6 +95,7 @@ class Learner:
         updates: int = 1,
         mesh: Mesh | None = None,
         keeps_base: bool = True,
+        rule: Rule | None = None,
     ):
         self.layout = Layout(mesh or make_mesh(1), config.shard)
         self._config, self._loss, self.updates, self._compiled = config, loss, updates, 0
@@ -76,7 +103,7 @@ class Learner:
         self._dtypes = jax.tree.map(lambda leaf: leaf.dtype, base.params)
         self._scans = config.scan_layers and is_deep(base.params)
         self._base = self.layout.weights(base)
-        self._optimizer, self._schedule = optimizer(config, steps * updates)
+        self._optimizer, self._schedule = rule or optimizer(config, steps * updates)
         self._gradient = self.compile(self._gradient_fn)
         alone = functools.partial(self._gradient_fn, split=False)
         self._alone = self._gradient if self.shares == 1 else self.compile(alone)

@@ -8,7 +8,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-SCHEDULES = ("constant", "linear", "cosine")
+Rule = tuple[optax.GradientTransformation, optax.Schedule]  # an optimizer but for its rate, and the rate by update
 
 
 @functools.lru_cache
@@ -28,7 +28,7 @@ def schedule(lr: float, kind: str, warmup: int, updates: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(lr / (warmup + 1), lr, warmup), after], [warmup])
 
 
-def optimizer(config: ConfigDict, updates: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def optimizer(config: ConfigDict, updates: int) -> Rule:
     """AdamW but for its rate, with the gradient's norm clipped to `max_grad_norm`, and the rate by update.
 
     The rate is applied by the learner, which knows how far a run is: a step whose groups were all dropped makes fewer

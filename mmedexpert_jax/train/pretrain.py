@@ -27,10 +27,14 @@ from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout.logprobs import completion_logprobs
 from mmedexpert_jax.runtime.run import Run
-from mmedexpert_jax.train import State
+from mmedexpert_jax.train import Learner, Policy, Sums
 from mmedexpert_jax.train.initial import initial_params
+from mmedexpert_jax.train.learner import Loss
+from mmedexpert_jax.train.optimizer import Rule
 from mmedexpert_jax.train.state import is_due, keep, resume
 
+# what the learner asks of a config and the recipe does not vary
+_LEARNER = ConfigDict({"trainable": "full", "shard": "none", "scan_layers": False})
 _BLOCK = 16  # steps whose cases are generated together
 
 
@@ -39,18 +43,16 @@ def run(config: ConfigDict, run: Run) -> Path:
     processor = load_processor(config.tokenizer)
     model = Model(model_config(config.shape, processor))
     params = jax.tree.map(jnp.asarray, initial_params(model.config, config.seed))
-    adamw = optimizer(config)
-    state = resume(run, State(params, adamw.init(params)))
+    learner = Learner(_LEARNER, Policy(params), _loss(model), config.steps, keeps_base=False, rule=optimizer(config))
+    state = resume(run, learner.init(jax.random.key(config.seed)))
     with run.progress(config.steps, state.step, "pretrain") as progress:
         for step in range(state.step, config.steps):
             examples = step_examples(config, processor, step)
-            trained, opt_state, stats = _update(model, adamw, state.trained, state.opt_state, *examples)
             tokens = int(examples[0].lengths.sum() + np.count_nonzero(examples[2]))
-            state = State(trained, opt_state, step + 1, state.num_tokens + tokens)
+            state, stats = learner.update(state, [[examples]], tokens)
             if is_due(state.step, config.log_every, config.steps):
-                values = {name: float(value) for name, value in stats.items()}
-                run.log(state.step, values | {"num_tokens": state.num_tokens})
-                progress.update(state.step, values)
+                run.log(state.step, stats | {"num_tokens": state.num_tokens})
+                progress.update(state.step, stats)
             keep(run, state, config.steps, config.checkpoint_every)
     path = run.path / "export" / "model"
     save_pretrained(path, model, jax.device_get(state.trained), processor)
@@ -95,10 +97,10 @@ def model_config(shape: ConfigDict, processor: Processor) -> ModelConfig:
     )
 
 
-def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW with the gradient's norm clipped to 1."""
-    adamw = optax.adamw(_schedule(config), b2=0.98, weight_decay=config.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+def optimizer(config: ConfigDict) -> Rule:
+    """AdamW with the gradient's norm clipped to 1; unlike a fine-tuning's, its decay reaches norms and biases too."""
+    decay = optax.add_decayed_weights(config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98), decay), _schedule(config)
 
 
 def _schedule(config: ConfigDict) -> optax.Schedule:
@@ -195,21 +197,12 @@ def _options(case: Case) -> str:
     return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, case.options, strict=False))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
-def _update(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    params: dict,
-    opt_state: Any,
-    batch: Batch,
-    tokens: Any,
-    weights: Any,
-) -> tuple[dict, Any, dict]:
-    def loss(params: dict) -> jax.Array:
-        logprobs = completion_logprobs(model, params, batch, tokens, jnp.sum(weights > 0, -1))
-        return -jnp.sum(weights * logprobs) / jnp.sum(weights)
+def _loss(model: Model) -> Loss:
+    """The loss of a step's examples (prompts, completions, weights of their tokens): weighted cross-entropy."""
 
-    value, gradient = jax.value_and_grad(loss)(params)
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
-    stats = {"loss": value, "grad_norm": optax.global_norm(gradient)}
-    return optax.apply_updates(params, updates), opt_state, stats
+    def loss(policy: Policy, _: Policy, examples: tuple[Batch, Any, Any]) -> Sums:
+        batch, tokens, weights = examples
+        logprobs = completion_logprobs(model, policy.params, batch, tokens, jnp.sum(weights > 0, -1))
+        return Sums(-jnp.sum(weights * logprobs), jnp.sum(weights))
+
+    return loss

@@ -1,6 +1,7 @@
 """How prompts are split, padded and encoded: little is computed for nothing, and each is encoded once a visit."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -37,6 +38,15 @@ def mixed(tmp_path_factory):
     return load_cases(str(folder / "train.jsonl"), "train")
 
 
+@pytest.fixture(scope="module")
+def pictured(mixed):
+    """36 cases of 10 to 80 words, of which half have one image to three."""
+    counts = (0, 1, 0, 2, 0, 1, 0, 3, 1, 0, 2, 0)
+    texts = [mixed[i % 24] for i in range(36)]
+    image = mixed[0].images[0]
+    return [replace(case, id=f"p-{i}", images=(image,) * counts[i % 12]) for i, case in enumerate(texts)]
+
+
 @pytest.mark.parametrize(("part", "devices", "minibatches"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 4, 1)])
 def test_mixed_data_computes_little_for_nothing(mixed, tiny_model_dir, part, devices, minibatches):
     guidelines = Guidelines(mixed, seed=0, groups=8, num_samples=2)
@@ -58,6 +68,35 @@ def test_mixed_data_computes_little_for_nothing(mixed, tiny_model_dir, part, dev
     if devices == 1:  # over several each computes as much as the one that has most
         assert np.all(read <= real * [1.2, 1.3]) and np.all(updated <= real * [1.2, 1.3])
     assert len(shapes) <= 12
+
+
+@pytest.mark.parametrize(("part", "devices"), [(2, 2), (4, 2), (2, 4)])
+def test_so_it_does_over_several_devices(pictured, tiny_model_dir, part, devices):
+    """Where rows have up to three images, and a step has a few rows for each device: an update leaves a row's images on
+    the row's device, so that one with very many is waited for."""
+    processor = load_processor(tiny_model_dir)
+    batches = Batches(processor, Guidelines(pictured, 0, 32, 2), 3, part, 2048, devices)
+    real, read, updated = np.zeros(2), np.zeros(2), np.zeros(2)
+    for step in range(3):
+        encoded = batches.encoded(step)[1]
+        real += [sum(len(e.tokens) for e in encoded), sum(len(p) for e in encoded for p, _ in e.images)]
+        for rows, batch in batches.reads(encoded):
+            shares = batches.collate([encoded[i] for i in rows], devices)
+            read += [batch.tokens.size, batch.patches[..., 0].size]
+            updated += [shares.tokens.size, shares.patches[..., 0].size]
+            np.testing.assert_array_equal(shares.lengths, [len(encoded[i].tokens) for i in rows])
+    bounds = [1.2, 1.3] if part * devices <= 8 and devices == 2 else [1.35, 1.4]  # two or four micro-batches a step
+    assert np.all(read <= real * bounds), read / real
+    assert np.all(updated <= real * bounds), updated / real
+
+
+def test_a_device_gets_as_many_rows_as_another_and_images_evenly():
+    sizes = [PromptSize(n, 16, 50) for n in (3, 0, 1, 2, 0, 0, 1, 1)]
+    (rows,) = cut(np.arange(8), sizes, 8, devices=2)
+    assert sorted(rows) == [*range(8)]
+    assert [sum(sizes[i].images for i in share) for share in np.split(rows, 2)] == [4, 4]
+    first, last = cut(np.arange(7), sizes, 4, devices=2)
+    assert len(first) == 4 and last.tolist() == [6, 3, 0]  # no multiple of the devices: what is left of a step
 
 
 def test_a_visit_encodes_each_prompt_once(mixed, tiny_model_dir, monkeypatch):

@@ -1,32 +1,14 @@
 """A learner of a few numbers in the place of a model."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.train import Learner, Policy
+from mmedexpert_jax.train import Learner, Policy, Sums
 
 SHAPES = {"weight": (3, 4), "norm": (4,), "bias": (3,)}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Sums:
-    loss: jax.Array
-    denominator: jax.Array
-
-    def __add__(self, other):
-        return Sums(self.loss + other.loss, self.denominator + other.denominator)
-
-    def joined(self):
-        return jax.tree.map(lambda leaf: leaf.sum(0), self)
-
-    def stats(self):
-        return {"loss": self.loss / self.denominator}
 
 
 def _drawn(seed):
