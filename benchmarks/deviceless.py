@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.models import Model, fused
 from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.model import Prefix
@@ -45,8 +46,8 @@ def on_h100(fuse: bool = True) -> Callable:
     return lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def compile_loop(layers: int, rows: int, window: int, mesh: Mesh) -> Any:
-    """The compiled stretch of decoding, `rows` on each device."""
+def compile_loop(layers: int, rows: int, window: int, mesh: Mesh, rank: int = 0) -> Any:
+    """The compiled stretch of decoding, `rows` on each device, with a LoRA of a rank in all linear layers; 0: none."""
     config = PUBLISHED["qwen2_vl_2b"]
     text = dataclasses.replace(config.text, num_layers=layers)
     model = Model(dataclasses.replace(config, text=text))
@@ -69,8 +70,13 @@ def compile_loop(layers: int, rows: int, window: int, mesh: Mesh) -> Any:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (count, GROUP)))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     split = [place(tree, ROWS) for tree in (prefix, keys, state)]
-    weights = place(nest(shapes), PartitionSpec())
-    return advance.lower(model, sampling, mesh, weights, None, *split, step, step, step).compile()
+    weights, lora = nest(shapes), None
+    if rank:
+        lora = jax.eval_shape(
+            lambda weights: lora_module.init(jax.random.key(0), weights, rank, 2 * rank, "text"), weights
+        )
+    weights, lora = place((weights, lora), PartitionSpec())
+    return advance.lower(model, sampling, mesh, weights, lora, *split, step, step, step).compile()
 
 
 def main() -> None:

@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROLLOUT = "rollout.py --sizes qwen2_vl_2b --dtype bfloat16 --prompts 1 8 32 --tokens 1024 --repeats 1"
+ROLLOUT = "rollout.py --sizes qwen2_vl_2b --dtype bfloat16 --repeats 1"
 UPDATE = "update.py --model random:qwen2_vl_2b --dtype bfloat16 --prompt 700 --mean 300 --limit 1024"
 # part: (command, seconds at most); 1,190 seconds in all
 PARTS = {
     "fused": ("fused.py", 60),
-    "rollout": (ROLLOUT, 260),
-    "rollout_spread": (f"{ROLLOUT} --mean 300", 200),
-    "sync": (f"{ROLLOUT} --mean 300 --prompts 32 --sync", 90),
+    "rollout": (f"{ROLLOUT} --work 1x8x1024 8x8x1024 32x8x1024", 260),
+    "rollout_spread": (f"{ROLLOUT} --work 1x8x1024~300 8x8x1024~300 32x8x1024~300", 200),
+    "sync": (f"{ROLLOUT} --work 32x8x1024 --sync", 90),
     "update": (f"{UPDATE} --remat --no-torch --peak 989", 130),
     "gba_thousand": ("gba_thousand.py", 330),
     "dsa_thousand": ("dsa_thousand.py", 120),

@@ -161,7 +161,11 @@ def measure(size: str, works: list[Work], arguments: argparse.Namespace) -> list
                 peers["transformers"] = transformers_peer(checkpoint, model, processor, arguments.dtype)
             if arguments.vllm:
                 peers["vllm"] = stack.enter_context(Vllm(checkpoint, processor, arguments))
-        return [{"size": size} | compared(work, model, params, processor, peers, arguments.repeats) for work in works]
+        rows = []
+        for work in works:
+            rows.append({"size": size} | compared(work, model, params, processor, peers, arguments.repeats))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)  # a long run that is stopped leaves what it has
+        return rows
 
 
 def compared(
@@ -342,6 +346,12 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def found() -> str:
+    """The interpreter in $VLLM_PYTHON, or in ~/vllm if that is there; else empty."""
+    usual = Path.home() / "vllm" / "bin" / "python"
+    return os.environ.get("VLLM_PYTHON", str(usual) if usual.exists() else "")
+
+
 def main() -> None:
     """Measures each size and work; prints the table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -352,7 +362,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sync", action="store_true")
     parser.add_argument("--no-torch", action="store_true", help="without transformers")
-    parser.add_argument("--vllm", help="the interpreter of the environment that vllm_peer.py installed; empty: without")
+    parser.add_argument("--vllm", default=found(), help="Python of the environment of vllm_peer.py; empty: without")
     parser.add_argument("--vllm-eager", action="store_true", help="without torch.compile, which takes minutes")
     parser.add_argument("--vllm-log", type=Path, default=Path(tempfile.gettempdir()) / "vllm.log")
     arguments = parser.parse_args()

@@ -23,7 +23,7 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models.config import TextConfig
-from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, declare, finish_factors
+from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, declare, finish_factors, project
 from mmedexpert_jax.models.rotary import rotate, stretched, tables
 from mmedexpert_jax.models.tree import STACKED
 
@@ -61,16 +61,18 @@ class TextAttention(nnx.Module):
         self.o_proj = Linear(inner, width, False)
         self.q_norm: Any = norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm: Any = norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.lora: Any = nnx.data(None)  # of q_proj, k_proj and v_proj, joined
+        self.scale = 1.0
         self.head_dim = config.head_dim
 
     def __call__(self, x: Array, rope: Rope, attention: Attention) -> tuple[Array, Array, Array]:
         """x [..., T, D] -> [..., T, D], and the keys and values to keep."""
         cos, sin = rope
-        queries, keys = self._heads(self.q_proj(x)), self._heads(self.k_proj(x))
+        queries, keys, values = map(self._heads, project(self, x, "q_proj", "k_proj", "v_proj"))
         if self.q_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
-        mixed, keys, values = attention(queries, keys, self._heads(self.v_proj(x)))
+        mixed, keys, values = attention(queries, keys, values)
         return self.o_proj(rearrange(mixed, "... h t d -> ... t (h d)")), keys, values
 
     def _heads(self, x: Array) -> Array:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -118,10 +119,27 @@ class GatedMLP(nnx.Module):
         self.up_proj = Linear(width, hidden, bias)
         self.down_proj = Linear(hidden, width, bias)
         self.activation = ACTIVATIONS[activation]
+        self.lora: Any = nnx.data(None)  # of gate_proj and up_proj, joined
+        self.scale = 1.0
 
     def __call__(self, x: Array) -> Array:
         """x [..., D] -> [..., D]."""
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = project(self, x, "gate_proj", "up_proj")
+        return self.down_proj(self.activation(gate) * up)
+
+
+def project(module: Any, x: Array, *names: str) -> list[Array]:
+    """x [..., in] through the module's linear layers of these names, and through their deltas where these are joined.
+
+    A decode step is as slow as it has kernels: joined (`network.join_factors`), the deltas of all names take two.
+    """
+    outputs = [getattr(module, name)(x) for name in names]
+    if module.lora is None:
+        return outputs
+    a, b = module.lora
+    whole = module.scale * contract(contract(x.astype(jnp.float32), a), b)
+    deltas = jnp.split(whole, np.cumsum([y.shape[-1] for y in outputs])[:-1], axis=-1)
+    return [y + delta.astype(y.dtype) for y, delta in zip(outputs, deltas, strict=True)]
 
 
 def finish_factors(module: nnx.Module, x: Array) -> Array:

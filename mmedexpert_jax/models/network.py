@@ -16,14 +16,18 @@ Layers that differ among themselves get their index, which is traced where layer
 array, or `jax.lax.cond`.
 """
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
+from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.llava import LLaVA
 from mmedexpert_jax.models.qwen2_vl import Qwen2VL
@@ -37,6 +41,7 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "qwen3_vl": Qwen3VL,
     "llava": LLaVA,
 }
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # linear layers that read one input
 
 
 @functools.lru_cache(maxsize=16)
@@ -57,11 +62,39 @@ def bind(config: ModelConfig, params: dict, lora: Any = None) -> Any:
     flat = [(path, variable.replace(jnp.asarray(_leaf(params, path)))) for path, variable in variables.items()]
     network = nnx.merge(graphdef, nnx.from_flat_state(flat))
     for name, factors in (lora.factors if lora is not None else {}).items():
-        linear: Any = network
-        for part in name.split("."):
-            linear = linear[int(part)] if isinstance(linear, nnx.List) else _child(linear, part)
-        linear.lora = nnx.data((factors["a"], factors["b"]))
-        linear.scale = lora.alpha / lora.rank
+        module = _module(network, name)
+        module.lora = nnx.data((factors["a"], factors["b"]))
+        module.scale = lora.alpha / lora.rank
+    return network
+
+
+def join_factors(config: ModelConfig, lora: Lora | None) -> Lora | None:
+    """The deltas of layers that read one input, under the name of their module: what `layers.project` takes.
+
+    The A's stand under one another, the B's along a diagonal. Layers stay apart where some of a module's have no delta,
+    and where a family's module does not join.
+    """
+    if lora is None:
+        return None
+    network, factors = NETWORKS[config.family](config, is_stacked(lora.factors)), dict(lora.factors)
+    for parents, names in itertools.product(sorted({path.rpartition(".")[0] for path in factors}), JOINED):
+        paths = [f"{parents}.{name}" for name in names]
+        if all(path in factors for path in paths) and hasattr(_module(network, parents), "lora"):
+            pairs = [factors.pop(path) for path in paths]
+            ranks = np.cumsum([0, *(pair["a"].shape[-2] for pair in pairs)])
+            room = [(0, 0)] * (pairs[0]["b"].ndim - 1)
+            b = [
+                jnp.pad(pair["b"], [*room, (before, ranks[-1] - after)])
+                for pair, (before, after) in zip(pairs, itertools.pairwise(ranks), strict=True)
+            ]
+            a = jnp.concatenate([pair["a"] for pair in pairs], axis=-2)
+            factors[parents] = {"a": a, "b": jnp.concatenate(b, axis=-2)}
+    return dataclasses.replace(lora, factors=factors)
+
+
+def _module(network: Any, name: str) -> Any:
+    for part in name.split("."):
+        network = network[int(part)] if isinstance(network, nnx.List) else _child(network, part)
     return network
 
 

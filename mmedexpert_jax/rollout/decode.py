@@ -20,6 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Cache, Model, Prefix, Slots
+from mmedexpert_jax.models.network import join_factors
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import sample, sample_each
 from mmedexpert_jax.runtime.mesh import ROWS
@@ -182,6 +183,7 @@ def advance(
     """
     window = state.cache.keys[0].shape[-2]
     _note("decode", f"{len(state.slots.prompt)} rows, window {window}")
+    lora = join_factors(model.config, lora) if lora is not None else None
 
     def run(params: dict, lora: Lora | None, prefix: Prefix, keys: Array, state: DecodeState, limits: Array):
         def goes_on(carry: tuple[Array, DecodeState]) -> Array:
@@ -191,20 +193,7 @@ def advance(
             return (count > 0) & wanted & (number < limits[2]) & (jnp.max(state.steps) <= window)
 
         def step(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
-            number, state = carry
-            index, steps = (state.slots.prompt, state.slots.sample), state.steps
-            last = state.completions.tokens[(*index, steps - 1)]
-            hidden, cache = model.decode(
-                params, prefix, state.cache, last, steps - 1, lora, state.slots, state.place[0]
-            )
-            drawn = _draw(model, sampling, params, lora, hidden, keys[index], steps, _of(state.own, index[0]))
-            completions = _record(sampling, state.completions, index, steps > 0, *drawn, steps)
-            place, spent = state.place + 1, state.spent + len(steps)
-            steps = steps + (steps > 0)
-            state = dataclasses.replace(
-                state, cache=cache, completions=completions, steps=steps, place=place, spent=spent
-            )
-            return number + 1, _refill(state)
+            return carry[0] + 1, _step(model, sampling, params, lora, prefix, keys, carry[1])
 
         _, state = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state))
         status = jnp.stack([jnp.sum(state.waiting) + jnp.sum(state.steps > 0), jnp.max(state.steps)])
@@ -213,6 +202,31 @@ def advance(
     specs = (WHOLE, WHOLE, ROWS, ROWS, ROWS, WHOLE)
     limits = jnp.array([leave, least, most], jnp.int32)
     return _per_device(run, mesh, specs, (ROWS, WHOLE))(params, lora, prefix, keys, state, limits)
+
+
+def _step(
+    model: Model,
+    sampling: Sampling,
+    params: dict,
+    lora: Lora | None,
+    prefix: Prefix,
+    keys: Array,
+    state: DecodeState,
+) -> DecodeState:
+    """A token for each row; rows that end are refilled."""
+    index, steps = (state.slots.prompt, state.slots.sample), state.steps
+    last = state.completions.tokens[(*index, steps - 1)]
+    hidden, cache = model.decode(params, prefix, state.cache, last, steps - 1, lora, state.slots, state.place[0])
+    drawn = _draw(model, sampling, params, lora, hidden, keys[index], steps, _of(state.own, index[0]))
+    state = dataclasses.replace(
+        state,
+        cache=cache,
+        completions=_record(sampling, state.completions, index, steps > 0, *drawn, steps),
+        steps=steps + (steps > 0),
+        place=state.place + 1,
+        spent=state.spent + len(steps),
+    )
+    return _refill(state)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
