@@ -2,8 +2,9 @@
 
     pip install "jax-cuda12-plugin[with-cuda]==0.10.2"       # 5 GB; matches the installed jax
     python benchmarks/deviceless.py --layers 28 --rows 64 --window 1024 [--devices 8] [--text program.hlo]
+    python benchmarks/deviceless.py --kernels             # kernels of a layer in a step, with a LoRA and without
 
-Shapes are those of Qwen2-VL-2B in bfloat16 with prompts of 700 tokens. Without a device nothing is autotuned, so the
+Shapes are those of Qwen2-VL-2B in bfloat16 with prompts of 704 tokens. Without a device nothing is autotuned, so the
 kernels of a real run may differ. The plugin may print a traceback about a missing driver.
 """
 
@@ -36,7 +37,8 @@ from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, start
 from mmedexpert_jax.runtime.mesh import ROWS
 
 GROUP = 8
-PROMPT = 700
+PROMPT = 704
+IDLE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")  # instructions that launch nothing
 
 
 def on_h100(fuse: bool = True) -> Callable:
@@ -79,6 +81,19 @@ def compile_loop(layers: int, rows: int, window: int, mesh: Mesh, rank: int = 0)
     return advance.lower(model, sampling, mesh, weights, lora, *split, step, step, step).compile()
 
 
+def in_step(text: str) -> int:
+    """Kernels that a step of the decode loop launches: the instructions of the largest loop's body."""
+    bodies = {m[1]: m[2] for m in re.finditer(r"^%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S)}
+    loops = [bodies[name] for name in re.findall(r"body=%?([\w.\-]+)", text)]
+    return max(sum(found not in IDLE for found in re.findall(r" = .*?[\])}] ([\w\-]+)\(", body)) for body in loops)
+
+
+def kernels_of_a_layer(kind: str, rank: int) -> int:
+    """Kernels that one more layer adds to a step of 64 rows."""
+    fewer, more = (compile_loop(layers, 64, 1024, deviceless.mesh(kind), rank).as_text() for layers in (2, 3))
+    return in_step(more) - in_step(fewer)
+
+
 def main() -> None:
     """Compiles, and prints one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -87,7 +102,14 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--text", type=Path, help="where to write the compiled program")
+    parser.add_argument("--kernels", action="store_true")
     arguments = parser.parse_args()
+    if arguments.kernels:
+        found = {
+            f"{kind}, rank {rank}": kernels_of_a_layer(kind, rank) for kind in ("h100", "a100") for rank in (0, 16)
+        }
+        print(json.dumps({"benchmark": "deviceless", "kernels of a layer": found}))
+        return
     began = time.perf_counter()
     compiled = compile_loop(
         arguments.layers, arguments.rows, arguments.window, deviceless.mesh("h100", arguments.devices)

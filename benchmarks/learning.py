@@ -1,6 +1,7 @@
 """Does GBA learn, and would anything rise? Several seeds of configs/gba.py, and the same with shuffled rewards.
 
     python benchmarks/learning.py --seeds 0 1 2
+    python benchmarks/learning.py --seeds 0 1 2 3 4 --ahead      # and with rollouts drawn a step ahead of their update
 
 Each run is the README's command in a process of its own, without its held-out evaluations of other settings: the base
 and every policy are then scored here on the test split, sampled at temperature 1, as they were trained, and greedily.
@@ -25,7 +26,11 @@ from mmedexpert_jax.runtime import metrics
 
 ACCURACY = "rewards/accuracy/mean"
 DECODING = {"sampled": 1.0, "greedy": 0.0}  # temperature of the held-out answers
-GROUPS = {"GBA": False, "shuffled rewards": True}
+GROUPS = {  # name -> (prefix of its folders, what it sets)
+    "GBA": ("gba", []),
+    "shuffled rewards": ("shuffled", ["--config.rewards.shuffle=True"]),
+    "GBA, a step ahead": ("ahead", ["--config.rollout_ahead=1", "--config.importance_cap=2"]),
+}
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,10 @@ class Trained:
     last: float
 
 
-def train(folder: Path, seed: int, shuffle: bool, extra: list[str]) -> Trained:
+def train(folder: Path, seed: int, extra: list[str]) -> Trained:
     """Runs one training in `folder`, unless it is there, and reads what it left."""
     command = [sys.executable, "-m", "mmedexpert_jax.launch", "--config=configs/gba.py"]
-    command += [f"--config.workdir={folder}", f"--config.seed={seed}", f"--config.rewards.shuffle={shuffle}", *extra]
+    command += [f"--config.workdir={folder}", f"--config.seed={seed}", *extra]
     folder.mkdir(parents=True, exist_ok=True)
     clock = folder / "wall_seconds"
     if not clock.exists():
@@ -93,6 +98,7 @@ def main() -> None:
     """Trains, scores, prints the tables and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ahead", action="store_true", help="also with rollout_ahead=1")
     parser.add_argument("--folder", type=Path, default=Path("runs/learning"))
     arguments, extra = parser.parse_known_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -103,9 +109,8 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     result: dict = {"base": before, "runs": []}
     policies: dict = {}
-    for group, shuffle in GROUPS.items():
-        folders = [arguments.folder / f"{'shuffled' if shuffle else 'gba'}-{seed}" for seed in arguments.seeds]
-        runs = [train(*pair, shuffle, extra) for pair in zip(folders, arguments.seeds, strict=True)]
+    for group, (prefix, settings) in list(GROUPS.items())[: 3 if arguments.ahead else 2]:
+        runs = [train(arguments.folder / f"{prefix}-{seed}", seed, settings + extra) for seed in arguments.seeds]
         policies[group] = [held_out(str(run.folder), run.folder) for run in runs]
         for run, after in zip(runs, policies[group], strict=True):
             sampled, greedy = (after[name].accuracy()["accuracy"] for name in DECODING)
@@ -116,7 +121,7 @@ def main() -> None:
         result[group] = summarise(runs, base, policies[group])
     print()
     for name in DECODING:
-        for group in GROUPS:
+        for group in policies:
             figures = result[group][name]
             print(f"{group}, {name}: gain {figures['gain']:+.3f} [{figures['low']:+.3f}, {figures['high']:+.3f}]")
         control, gba = ([evaluations[name] for evaluations in policies[g]] for g in ("shuffled rewards", "GBA"))

@@ -48,6 +48,9 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.temperature = 1.0  # of sampling; the on-policy value
     config.top_k = 0  # sample among the k likeliest tokens; 0: all
     config.top_p = 1.0  # sample from the smallest set with this probability; 1: all
+    # 0: on-policy, as in the paper; 1: the next step's rollouts are drawn while the update runs, from weights one step
+    # old, which importance_cap corrects for; one device
+    config.rollout_ahead = 0
 
     # objective: its name sets the fields marked "by objective" (OBJECTIVES above), each of which may be set on its own
     objective = FieldReference("gba")
@@ -80,8 +83,8 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.zero_variance = by_objective("zero_variance", "keep")
     config.refill_rounds = 3  # rollouts that a step adds at most, to refill; verl's filter_groups allows 10
     config.mask_truncated = False  # leave completions that ran into the limit out of the loss (TRL's field)
-    # cap of the weights pi / pi_sampler that correct for a sampler whose rounding differs (TRL's token_truncate; verl
-    # caps at 2); 0: no correction
+    # cap of the weights pi / pi_sampler that correct for a sampler whose rounding differs, or that is a step behind
+    # (TRL's token_truncate; verl caps at 2); 0: no correction
     config.importance_cap = 0.0
     config.advantage_eps = 1e-4  # epsilon of equation 4; value of the R1 family (TRL)
     config.advantage_ddof = 1  # degrees of freedom taken off the group's standard deviation; the R1 family (TRL)

@@ -101,6 +101,7 @@ FIELDS |= {
     **_each(FREE_COUNT, "checkpoint_every log_every keep_checkpoints"),
     **_each(FREE, "micro_batch remat scan_layers shard packing resume_from allow_changes"),
     "advantage_ddof": Field(high=1),
+    "rollout_ahead": Field(high=1),
     "mesh.data": Field(low=-1, resume="free"),
     "mesh.fsdp": Field(low=-1, resume="free"),
     "mesh.tensor": FREE_COUNT,

@@ -75,6 +75,16 @@ class PolicyLearner(train.Learner):
         self._scoring: dict[str, Any] = {"temperature": config.temperature, "ban": tuple(ban), "remat": config.remat}
         self._score = self.compile(self._score_fn)
         self._gather = jax.jit(self.layout.whole)
+        self._copy = jax.jit(lambda trained: jax.tree.map(jnp.copy, trained))
+
+    def init(self, key: jax.Array) -> State:
+        """The state before the first step; rollouts that are drawn ahead begin with the policy as it is."""
+        state = super().init(key)
+        return self.ahead(state) if self._config.rollout_ahead else state
+
+    def ahead(self, state: State) -> State:
+        """The state whose next rollouts come from the weights that it has now, whatever updates give up."""
+        return dataclasses.replace(state, behind=self._copy(state.trained))
 
     @property
     def compilations(self) -> int:
@@ -87,12 +97,12 @@ class PolicyLearner(train.Learner):
         """S completions of each prompt, on the host.
 
         Args:
-            state: of the policy.
+            state: of the policy; one with weights `behind` samples from these.
             reads: `Batches.reads`: rows among the prompts, and these as a batch whose images are numbered through.
             key: of the noise, which a prompt has by its row, not by the batch in which it is read.
             room: tokens of the run's longest prompt.
         """
-        policy = self.policy(state)
+        policy = self.policy(state if state.behind is None else dataclasses.replace(state, trained=state.behind))
         rows, batches = zip(*((np.asarray(rows, np.int32), batch) for rows, batch in reads), strict=True)
         shares = [np.split(part, self.shares) for part in rows]
         order = np.argsort(np.concatenate([part for share in zip(*shares, strict=True) for part in share]))
@@ -111,7 +121,8 @@ class PolicyLearner(train.Learner):
         """
         if self.updates > 1:
             minibatches = [[self._with_old(state, part) for part in minibatch] for minibatch in minibatches]
-        return super().update(state, [*minibatches] * self._config.inner_epochs, tokens)
+        after, stats = super().update(state, [*minibatches] * self._config.inner_epochs, tokens)
+        return dataclasses.replace(after, behind=state.behind), stats
 
     def _with_old(self, state: State, part: Part) -> Part:
         part = self.layout.rows(part)

@@ -1,6 +1,7 @@
 """The algorithm of section 4.2: prompts of P_guide, G completions, rewards, group advantages, update."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
 from mmedexpert_jax.gba.advantages import estimate, totals
+from mmedexpert_jax.gba.ahead import Ahead
 from mmedexpert_jax.gba.batches import Batches, PromptSize, Sizes, cut, overlong
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
@@ -60,12 +62,13 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     """
     job = _prepare(config, run.path)
     key, init_key = jax.random.split(jax.random.key(config.seed))
+    rounds = Ahead(functools.partial(_sample, job, config, key), job.steps)
     explained = bool(config.explain)
     told: set[str] = set()
 
     def step(state: State, number: int) -> tuple[State, dict[str, float]]:
         nonlocal explained
-        state, rollout, scores, metrics = _step(job, config, state, key, number, explained)
+        state, rollout, scores, metrics = _step(job, config, state, rounds, number, explained)
         explained = False  # the first step of this process alone
         if config.samples_every and is_due(state.step, config.samples_every, job.steps):
             run.table("completions", state.step, _rows(rollout, scores))
@@ -124,6 +127,8 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     known: Sizes = {}
     guidelines, steps = _order(config, cases, processor, known)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    if config.rollout_ahead and mesh.size > 1:  # two threads would start collectives in an order of their own
+        raise ConfigError(f"config.rollout_ahead=1 takes one device, and the mesh has {mesh.size}; set it to 0")
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     part = micro_batch(config, shares)
     rounds = steps * (1 + _refills(config))
@@ -136,17 +141,20 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
 
 
 def _step(
-    job: Job, config: ConfigDict, state: State, key: jax.Array, step: int, explained: bool
+    job: Job, config: ConfigDict, state: State, rounds: Ahead[Round], step: int, explained: bool
 ) -> tuple[State, Rollout, reward.Scores, dict[str, float]]:
     """One step: the state after it, the completions with their advantages and scores, and its metrics."""
     learner, began = job.learner, time.perf_counter()
-    rollout, scores, values = _sample(job, config, state, key, step)  # y_1 .. y_G ~ pi(. | p) and r(p, y)
+    rollout, scores, values = rounds(state, step)  # y_1 .. y_G ~ pi(. | p) and r(p, y)
     rewards, eps, ddof = totals(values, scores.weights), config.advantage_eps, config.advantage_ddof
     advantages = estimate(values, scores.weights, config.advantage_scale, eps, ddof)  # equation 4
     rollout = _for_update(rollout.with_advantages(advantages), rewards, config)
     if explained:
         print(explain(rollout, scores, learner, state, job.batches, job.processor, config.explain), flush=True)
     sampled = time.perf_counter()
+    if config.rollout_ahead:
+        state = learner.ahead(state)
+        rounds.begin(state, step + 1)
     parts = _parts(rollout, job.batches, config, job.part, learner.shares)
     state, stats = learner.update(state, parts, rollout.num_tokens)  # equation 5
     clocks = _clocks(began, sampled, rollout)
@@ -154,7 +162,7 @@ def _step(
     return state, rollout, scores, stats | _metrics(rollout, scores, rewards) | clocks
 
 
-def _sample(job: Job, config: ConfigDict, state: State, key: jax.Array, step: int) -> Round:
+def _sample(job: Job, config: ConfigDict, key: jax.Array, state: State, step: int) -> Round:
     """A step's completions and their rewards: one rollout, or, with dynamic sampling, as many as it takes."""
     done: list[Round] = []
     while _wants_more(done, config):
@@ -175,6 +183,8 @@ def _check(config: ConfigDict) -> None:
         raise ConfigError(
             f"config.num_samples is {config.num_samples}; group advantages (equation 4) need at least 2 samples"
         )
+    if config.rollout_ahead and not config.importance_cap:
+        raise ConfigError("config.rollout_ahead=1 samples from weights one step old; set config.importance_cap=2")
     if config.temperature <= 0:
         raise ConfigError("config.temperature must be above 0: greedy samples of a group are all the same")
 

@@ -13,6 +13,7 @@ from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Choice, Desk
 
+VOTES = "votes.jsonl"  # in the workdir
 ANYWHERE = 64  # connections a desk's queue apart: beyond them uvicorn says 503
 
 
@@ -21,6 +22,7 @@ def run(config: ConfigDict) -> None:
     try:
         import uvicorn
 
+        from mmedexpert_jax.remote.guard import LOOPBACK, Guard, PromptProtocol
         from mmedexpert_jax.rollout.server import application
     except ImportError:
         raise ConfigError('the serve job needs starlette and uvicorn: pip install "mmedexpert-jax[serve]"') from None
@@ -29,9 +31,10 @@ def run(config: ConfigDict) -> None:
         raise ConfigError(f"config.key_env: {config.key_env} is not set; export the key that requests must carry")
     desk = open_desk(config)
     settings = uvicorn.Config(
-        application(desk, key),
+        Guard(application(desk, key, Path(config.workdir) / VOTES), config.host in LOOPBACK),
         host=config.host,
         port=config.port,
+        http=PromptProtocol,
         log_level="warning",
         limit_concurrency=config.queue + ANYWHERE,
         timeout_keep_alive=30,
@@ -42,9 +45,10 @@ def run(config: ConfigDict) -> None:
         socket = settings.bind_socket()
     except SystemExit:  # uvicorn's way to say that the port is taken
         raise ResourceError(f"config.port: cannot listen on {config.host}:{config.port}; choose another") from None
+    desk.warm_up()
     host, port = socket.getsockname()[:2]
-    print(f"serving {', '.join(desk.loras)} on http://{host}:{port}/v1 (stop with Ctrl-C)", flush=True)
-    if host not in ("127.0.0.1", "::1") and not key:
+    print(f"serving {', '.join(desk.loras)} on http://{host}:{port}/v1, a page at / (stop with Ctrl-C)", flush=True)
+    if host not in LOOPBACK and not key:
         print("anyone who reaches this address may ask: set config.key_env, or host to 127.0.0.1", flush=True)
     try:
         uvicorn.Server(settings).run(sockets=[socket])
@@ -54,8 +58,10 @@ def run(config: ConfigDict) -> None:
 
 def describe(config: ConfigDict) -> str:
     """The plan of either job."""
-    what = f"answer {config.question[:80]!r}" if config.job == "ask" else f"listen on {config.host}:{config.port}"
-    return f"{config.job}: load {config.model.path} and {what}; nothing is written"
+    if config.job == "ask":
+        return f"ask: load {config.model.path} and answer {config.question[:80]!r}; nothing is written"
+    what = f"listen on {config.host}:{config.port}; votes of the page go to {Path(config.workdir) / VOTES}"
+    return f"serve: load {config.model.path} and {what}"
 
 
 def ask(config: ConfigDict) -> None:

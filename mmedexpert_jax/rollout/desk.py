@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
@@ -96,6 +97,18 @@ class Desk:
             for choice in choices:
                 self._waiting[choice.model].append(choice)
             self._news.notify()
+
+    def warm_up(self) -> None:
+        """Answers a short text and a small image under each name, so that the first requests find their programs."""
+        picture = Image.new("RGB", (56, 56))
+        asked = ["Hello", [{"type": "image", "image": picture}, {"type": "text", "text": "Hello"}]]
+        for name in self.loras:
+            for content in asked:
+                over = threading.Event()
+                encoded = self.processor.encode([{"role": "user", "content": content}])
+                tell = lambda _, ended, over=over: ended and over.set()  # noqa: E731
+                self.submit([Choice(name, encoded, 0, 1.0, 1.0, 0, min(2, self.max_new_tokens), tell)])
+                over.wait()
 
     def drop(self, choices: list[Choice]) -> None:
         """Gives up choices that no one waits for any more."""

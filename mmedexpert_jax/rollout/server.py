@@ -5,10 +5,12 @@ import base64
 import hashlib
 import hmac
 import json
+import random
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -22,6 +24,7 @@ from mmedexpert_jax.border import parse_json
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.processing.processor import Conversation
+from mmedexpert_jax.rollout.chat import Vote, Votes, pages
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Busy, Choice, Desk
 
@@ -68,14 +71,20 @@ class Refusal(Exception):
         self.status = status
 
 
-def application(desk: Desk, key: str = "") -> Starlette:
-    """The application over a desk; with a `key`, requests must carry it."""
-    server = _Server(desk, key)
+def application(desk: Desk, key: str = "", votes: Path | None = None) -> Starlette:
+    """The application over a desk, with a page to chat with it; with a `key`, requests must carry it.
+
+    `votes` is a file for what people say of two models' answers; None: they are kept until the end.
+    """
+    server = _Server(desk, key, Votes(votes))
     return Starlette(
         routes=[
+            *pages(list(desk.loras), bool(key)),
             Route("/health", server.health),
             Route("/v1/models", server.models),
             Route("/v1/chat/completions", server.complete, methods=["POST"]),
+            Route("/compare", server.compare, methods=["POST"]),
+            Route("/votes", server.votes, methods=["GET", "POST"]),
         ],
         exception_handlers={
             Refusal: _refused,
@@ -87,8 +96,8 @@ def application(desk: Desk, key: str = "") -> Starlette:
 
 
 class _Server:
-    def __init__(self, desk: Desk, key: str):
-        self.desk, self.key, self.began = desk, key, int(time.time())
+    def __init__(self, desk: Desk, key: str, votes: Votes):
+        self.desk, self.key, self.began, self._votes = desk, key, int(time.time()), votes
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -100,24 +109,62 @@ class _Server:
 
     async def complete(self, request: Request) -> Response:
         self._let_in(request)
+        question, encoded = await asyncio.to_thread(self._read, await _body(request))
+        answer = self._submit(question, encoded)
+        if question.stream:
+            return StreamingResponse(answer.events(), media_type="text/event-stream")
+        return await self._answered(request, answer.whole())
+
+    async def compare(self, request: Request) -> Response:
+        """The answers of two models that are served, drawn by lot and not named until `votes` has the vote."""
+        self._let_in(request)
+        if len(self.desk.loras) < 2:
+            raise Refusal(400, "one model is served; name others under config.adapters to compare them")
         body = await _body(request)
+        names = random.SystemRandom().sample(list(self.desk.loras), 2)
         question, encoded = await asyncio.to_thread(self._read, body)
+        pair = [self._submit(msgspec.structs.replace(question, model=name, n=1), encoded) for name in names]
+
+        async def both() -> dict[str, Any]:
+            said = await asyncio.gather(*(answer.whole() for answer in pair))
+            texts = [one["choices"][0]["message"]["content"] for one in said]
+            return {"id": self._votes.open(*names), "answers": texts}
+
+        return await self._answered(request, both())
+
+    async def votes(self, request: Request) -> Response:
+        """Takes a vote, by the comparison's id, and names its models; the counts so far."""
+        self._let_in(request)
+        named: dict[str, Any] = {}
+        if request.method == "POST":
+            try:
+                vote = parse_json(await _body(request), "vote", Vote)
+            except DataError as error:
+                raise Refusal(400, str(error)) from None
+            found = await asyncio.to_thread(self._votes.close, vote)
+            if found is None:
+                raise Refusal(404, "no comparison has this id, or it has its vote")
+            named = {"models": found}
+        return JSONResponse(named | {"table": self._votes.table()})
+
+    def _submit(self, question: ChatRequest, encoded: Any) -> "_Answer":
         answer = _Answer(self.desk, question, encoded)
         try:
             self.desk.submit(answer.choices)
         except Busy:
             raise Refusal(429, "as many requests wait as the server takes; try again later") from None
-        if question.stream:
-            return StreamingResponse(answer.events(), media_type="text/event-stream")
-        whole = asyncio.create_task(answer.whole())
+        return answer
+
+    async def _answered(self, request: Request, answer: Coroutine[Any, Any, dict[str, Any]]) -> Response:
+        """What is made of the request, unless the client leaves before; then its choices are given up."""
+        whole = asyncio.create_task(answer)
         gone = asyncio.create_task(_gone(request))
         await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
-        if not whole.done():
-            whole.cancel()
-            self.desk.drop(answer.choices)
-            return Response(status_code=499)
-        return JSONResponse(whole.result())
+        if whole.done():
+            return JSONResponse(whole.result())
+        whole.cancel()
+        return Response(status_code=499)
 
     def _let_in(self, request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()

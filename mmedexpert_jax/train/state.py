@@ -23,6 +23,7 @@ class State:
     opt_state: Any
     step: int = 0
     num_tokens: int = 0  # tokens of prompts and completions so far, without padding
+    behind: Any = None  # what was trained, before the last step: where rollouts are drawn a step ahead
     data: int = 0  # `fingerprint` of the cases that it was trained on
 
 

@@ -209,6 +209,18 @@ def test_the_loop_compiled_for_h100s(tmp_path, devices):
     assert figures["temporary_megabytes"] < figures["cache_megabytes"] / 4
 
 
+@pytest.mark.slow
+def test_kernels_of_a_layer_do_not_grow():
+    """Needs the CUDA plugin, as above; docs/benchmarks.md has the goals."""
+    pytest.importorskip("jax_cuda12_plugin")
+    script = Path(__file__).parents[2] / "benchmarks" / "deviceless.py"
+    done = subprocess.run([sys.executable, script, "--kernels"], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])["kernels of a layer"]
+    most = {"h100, rank 0": 21, "h100, rank 16": 35, "a100, rank 0": 24, "a100, rank 16": 36}
+    assert found.keys() == most.keys() and all(found[name] <= most[name] for name in most)
+
+
 def test_prompts_that_are_read_apart_have_the_same_samples(tiny, batch, processor, prompts, lora, limits):
     """In another order, in shapes of their own, with room for more."""
     expected = jax.device_get(generate(*tiny, batch, key=jax.random.key(5), lora=lora, **limits))

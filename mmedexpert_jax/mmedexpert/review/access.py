@@ -12,7 +12,6 @@ from mmedexpert_jax.mmedexpert.review.review_queue import Person
 from mmedexpert_jax.runtime import files
 
 SECRET_FILE = "review.secret"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def secret(folder: Path) -> bytes:

@@ -11,7 +11,6 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,18 +19,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.mmedexpert.record import Trace
 from mmedexpert_jax.mmedexpert.review import view
-from mmedexpert_jax.mmedexpert.review.access import LOOPBACK, Access
+from mmedexpert_jax.mmedexpert.review.access import Access
 from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.review.events import Event
 from mmedexpert_jax.mmedexpert.review.review_queue import Person, ReviewQueue
 from mmedexpert_jax.mmedexpert.review.review_traces import encoded
+from mmedexpert_jax.remote.guard import LOOPBACK, Guard, PromptProtocol
 
 PAGE = Path(__file__).parent / "page"
 STATIC = {
@@ -39,20 +37,9 @@ STATIC = {
     "/app.js": ("app.js", "text/javascript; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
 }
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 MAX_BODY = 2_000_000  # bytes of a request
 MAX_EVENTS = 500  # in one request
 MAX_ITEMS = 10  # handed out at once
-HEAD_SECONDS = 20.0  # until a connection has sent the head of its first request
 BODY_SECONDS = 20.0  # until the body of a request is there
 _LENGTH = re.compile(r"[0-9]+")
 _NUMBER = re.compile(r"[0-9]{1,6}")  # of ASCII: isdigit() is true of "²", and int() refuses 5,000 digits
@@ -152,36 +139,6 @@ class ReviewServer:
         return endpoint
 
 
-class Guard:
-    """Refuses foreign host names, and sends the page's rules with every answer."""
-
-    def __init__(self, app: ASGIApp, loopback: bool):
-        self._app, self._loopback = app, loopback
-        self._headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-
-        async def send_with_rules(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *self._headers]}
-            await send(message)
-
-        app = self._app
-        if self._loopback and _host(dict(scope["headers"]).get(b"host", b"").decode("latin-1")) not in LOOPBACK:
-            app = JSONResponse({"error": "this server answers to loopback names only"}, 421)
-        await app(scope, receive, send_with_rules)
-
-
-class PromptProtocol(H11Protocol):
-    """Hangs up on a connection that does not come to its first request: uvicorn itself would wait for ever."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Starts the clock."""
-        super().connection_made(transport)
-        self.loop.call_later(HEAD_SECONDS, lambda: self.cycle is None and transport.close())
-
-
 def _bound(host: str, port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -195,14 +152,6 @@ def _bound(host: str, port: int) -> socket.socket:
             "choose another --config.port, or 0 for any"
         ) from None
     return bound
-
-
-def _host(netloc: str) -> str | None:
-    """The host name in a Host header or an origin; None where it is none, as in "["."""
-    try:
-        return urlsplit(f"//{netloc}").hostname
-    except ValueError:
-        return None
 
 
 def _check_origin(request: Request) -> None:

@@ -1,0 +1,137 @@
+"""The page: what it may load, comparisons whose models are unnamed until the vote, and connections that say nothing."""
+
+import json
+import re
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.intervals import wilson
+from mmedexpert_jax.remote import guard
+from mmedexpert_jax.rollout import server
+from mmedexpert_jax.rollout.chat import Vote, Votes
+
+ORIGIN = "http://127.0.0.1"
+
+
+class Echo:
+    """A desk whose models say their own names."""
+
+    max_prompt_length, max_new_tokens = 100, 10
+    processor = SimpleNamespace(
+        encode=lambda conversation, max_length: SimpleNamespace(tokens=[1]), decode=lambda tokens: str(tokens[0])
+    )
+
+    def __init__(self):
+        self.loras = {"alpha": None, "beta": None}
+
+    def submit(self, choices):
+        for choice in choices:
+            done = SimpleNamespace(lengths=[1], tokens=np.array([[choice.model]]), truncated=[False])
+            choice.tell(done, True)
+
+    def drop(self, choices):
+        pass
+
+
+@pytest.fixture
+def client(tmp_path):
+    application = server.application(Echo(), "", tmp_path / "run" / "votes.jsonl")
+    return TestClient(guard.Guard(application, True), base_url=ORIGIN)
+
+
+BODY = {"messages": [{"role": "user", "content": "Who are you?"}]}
+
+
+def test_the_page_loads_its_own_files_alone_and_runs_no_inline_script(client):
+    page = client.get("/")
+    rules = page.headers["content-security-policy"]
+    assert "default-src 'none'" in rules and "script-src 'self'" in rules and "unsafe" not in rules
+    assert not re.search(r"<script(?![^>]*src=)|<style| on\w+=| style=", page.text)
+    for path, kind in (("/chat.js", "text/javascript"), ("/chat.css", "text/css")):
+        assert f'"{path}"' in page.text and client.get(path).headers["content-type"].startswith(kind)
+    script = client.get("/chat.js").text
+    assert "innerHTML" not in script and "insertAdjacentHTML" not in script
+    assert "<option>alpha</option>" in page.text and "Key" not in page.text
+    assert client.get("/", headers={"host": "evil.example"}).status_code == 421  # DNS rebinding
+
+
+def test_names_are_told_for_a_vote_and_votes_are_kept_with_intervals(client, tmp_path):
+    assert client.get("/votes").json() == {"table": []}
+    wins = {"alpha": 0, "beta": 0}
+    for better in ("first", "first", "second", "tie"):
+        said = client.post("/compare", json=BODY).json()
+        assert said.keys() == {"id", "answers"} and sorted(said["answers"]) == ["alpha", "beta"]
+        told = client.post("/votes", json={"id": said["id"], "better": better}).json()
+        assert told["models"] == said["answers"]
+        if better != "tie":
+            wins[told["models"][better == "second"]] += 1
+        assert client.post("/votes", json={"id": said["id"], "better": better}).status_code == 404  # one vote each
+    (row,) = client.get("/votes").json()["table"]
+    assert row["models"] == ["alpha", "beta"] and row["wins"] == [wins["alpha"], wins["beta"]] and row["ties"] == 1
+    assert (row["low"], row["high"]) == wilson(wins["alpha"] + 0.5, 4)
+    file = tmp_path / "run" / "votes.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 4 and rows[0].keys() == {"first", "second", "better", "time"}
+    assert Votes(file).table() == [row]
+
+
+@pytest.mark.parametrize("vote", [{}, {"id": "x", "better": "both"}, {"id": 5, "better": "tie"}, [], "x"])
+def test_what_is_no_vote(client, vote):
+    response = client.post("/votes", json=vote)
+    assert response.status_code == 400 and "Traceback" not in response.text
+
+
+def test_a_broken_file_of_votes_names_its_line(tmp_path):
+    file = tmp_path / "votes.jsonl"
+    file.write_text('{"first": "a", "second": "b", "better": "tie"}\n{"first": 1}\n')
+    with pytest.raises(DataError, match="line 2"):
+        Votes(file)
+
+
+def test_comparisons_without_a_vote_are_forgotten(monkeypatch):
+    monkeypatch.setattr("mmedexpert_jax.rollout.chat.OPEN", 2)
+    votes = Votes(None)
+    ids = [votes.open("a", "b") for _ in range(3)]
+    assert votes.close(Vote(ids[0], "tie")) is None and votes.close(Vote(ids[2], "tie")) == ("a", "b")
+
+
+def test_500_connections_that_say_nothing_are_hung_up_on(monkeypatch):
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 1.0)
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(1024)
+    application = guard.Guard(server.application(Echo()), True)
+    settings = {"http": guard.PromptProtocol, "limit_concurrency": 320, "log_level": "critical"}
+    running = uvicorn.Server(uvicorn.Config(application, **settings))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+    thread.start()
+    address = listening.getsockname()
+    held = [socket.create_connection(address) for _ in range(500)]
+    for number, one in enumerate(held):
+        one.sendall(b"" if number % 2 else b"GET / HTTP/1.1\r\nX-Slow: ")
+    try:
+        assert _status(address) in (503, 200)
+        deadline = time.monotonic() + 60
+        while _status(address) != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert all(one.recv(1) == b"" for one in held)
+    finally:
+        for one in held:
+            one.close()
+        running.should_exit = True
+        thread.join()
+
+
+def _status(address):
+    with socket.create_connection(address, timeout=30) as one:
+        one.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        return int(one.recv(64).split()[1])
