@@ -11,7 +11,10 @@ from mmedexpert_jax.models import load_processor
 
 # Conditions that make two evaluations differ whatever the models are; "left out" and the server's words do not.
 COMPARED = ("prompt", "decoding", "image budget")
-NOTE = "The prompt's style, greedy or sampled answers, and the largest image that a model was shown."
+NOTE = (
+    "The prompt's style, greedy or sampled answers, and the largest image that a model was shown. Two runs compare "
+    "only as far as this table is the same in both; published rows were asked under their authors' conditions."
+)
 
 
 def table(
@@ -19,6 +22,7 @@ def table(
     targets: Sequence[Target],
     styles: Mapping[str, str],
     results: Mapping[str, Result],
+    requests: Sequence[Mapping[str, str]] = (),
 ) -> list[dict[str, str]]:
     """A row for each model: what runs it, prompt, decoding, image budget, what a server said, questions left out.
 
@@ -27,9 +31,12 @@ def table(
         targets: the models.
         styles: prompt style by model.
         results: by benchmark.
+        requests: a row for each endpoint, with the settings that its server refused.
     """
+    refused = {row["model"]: row["settings refused"] for row in requests}
     rows = []
     for target in targets:
+        kept = sum(result.kept_back.get(target.name, 0) for result in results.values())
         asked = sum(len(result.benchmark.items) for result in results.values())
         answered = sum(
             len({row.id for row in result.evaluations[target.name].rows})
@@ -41,9 +48,9 @@ def table(
                 "model": target.name,
                 "runs on": target.url or target.kind,
                 "prompt": styles[target.name] + (f", {config.paradigm}" if config.paradigm else ""),
-                "decoding": _decoding(config),
+                "decoding": _decoding(config, target, refused.get(target.name, "none")),
                 "image budget": _image_budget(config, target),
-                "left out": f"{asked - answered} of {asked}",
+                "left out": f"{asked - answered} of {asked}" + (f", {kept} of them for privacy" if kept else ""),
             }
         )
     return rows
@@ -57,12 +64,19 @@ def warning(rows: Sequence[Mapping[str, str]]) -> str:
     return f"The models were not asked alike ({', '.join(unlike)}): see How they were asked." if unlike else ""
 
 
-def _decoding(config: ConfigDict) -> str:
-    if not config.temperature:
-        return f"greedy, {config.max_new_tokens} tokens"
-    limits = [f"top_k {config.top_k}"] if config.top_k else []
-    limits += [f"top_p {config.top_p:g}"] if config.top_p < 1 else []
-    return ", ".join([f"temperature {config.temperature:g}", *limits, f"{config.max_new_tokens} tokens"])
+def _decoding(config: ConfigDict, target: Target, refused: str) -> str:
+    """Greedy or sampled, its limits, tokens and answers an item, and what a server took no notice of."""
+    said = ["greedy"]
+    if config.temperature:
+        said = [f"temperature {config.temperature:g}"]
+        said += [f"top_k {config.top_k}"] if config.top_k else []
+        said += [f"top_p {config.top_p:g}"] if config.top_p < 1 else []
+    said.append(f"{config.max_new_tokens} tokens")
+    said += [f"{config.num_samples} answers an item"] if config.num_samples > 1 else []
+    if target.kind == "endpoint":
+        said += [f"effort {config.endpoint.effort}"] if config.endpoint.effort else []
+        said += [f"the server refused {refused}"] if refused != "none" else []
+    return ", ".join(said)
 
 
 def _image_budget(config: ConfigDict, target: Target) -> str:

@@ -56,8 +56,9 @@ def run(config: ConfigDict, run: Run) -> None:
         return
     histories = _histories(_folder(config, run), targets)
     styles = {target.name: style(config, target) for target in targets}
-    asked = conditions.table(config, targets, styles, results)
-    finish(config, run, targets, results, _requests(histories), asked)
+    requests = _requests(histories)
+    asked = conditions.table(config, targets, styles, results, requests)
+    finish(config, run, targets, results, requests, asked)
 
 
 def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result]]:
@@ -81,6 +82,7 @@ def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result
                 if target.kind == "endpoint":
                     place = _found(run, f"{target.name}-{key}")
                     items = sendable(items, f"{target.name} ({key})", config.privacy, place)
+                    result.kept_back[target.name] = len(result.benchmark.items) - len(items)
                 found = _evaluate(config, run, backend, target, key, items, store)
                 result.evaluations[target.name] = _judge(config, run, target, key, found, result.benchmark, folder)
                 result.controls[target.name] = [

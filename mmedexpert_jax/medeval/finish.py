@@ -72,7 +72,8 @@ def _paper_parts(folder: Path, results: Mapping[str, Result], targets: Sequence[
     parts = []
     for table, lines in paper_tables.measured_tables(results, targets):
         title, readable = f"Table {table.number}: {table.title}", paper_tables.readable(table, lines)
-        note = " ".join(filter(None, (paper_tables.partly(table, results), result_tables.INTERVALS, table.note)))
+        parts_of = (paper_tables.partly(table, results), result_tables.INTERVALS, table.note, _UNLIKE)
+        note = " ".join(filter(None, parts_of))
         spread = paper_tables.spread(table, lines)
         structured = paper_tables.structured(table, lines) | {"note": note}
         _write_table(folder, f"table{table.number}", readable, title, spread, structured, note)
@@ -128,6 +129,7 @@ _MEASURES = (
     "ROUGE-L. Of an answer under a rubric the points of each axis over those that can be earned; the headline is that "
     "over all criteria, and a mean below 0 counts as 0. RaTEScore, GREEN, BERTScore and CIDEr are not computed."
 )
+_UNLIKE = "Published rows were asked under their authors' conditions, measured ones as How they were asked says."
 _COMPARISON = "McNemar's exact test needs one answer an item; the interval is the bootstrap's over items."
 
 

@@ -20,11 +20,13 @@ PUBLISHED, MEASURED, GAP = f"published ({SOURCE})", "measured", "gap to publishe
 
 @dataclass(frozen=True)
 class Result:
-    """A benchmark, the evaluations of it by model, and the controls that were asked of each."""
+    """A benchmark, the evaluations of it by model, the controls that were asked of each, and the number of items that
+    `privacy=refuse` kept back."""
 
     benchmark: Benchmark
     evaluations: dict[str, Evaluation]
     controls: dict[str, list[Control]] = field(default_factory=dict)
+    kept_back: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mmedexpert_jax.remote.protocol import EndpointReply, Usage
 RETRIED = frozenset({"rate-limit", "server", "timeout", "connection", "malformed", "unsupported"})
 FATAL = frozenset({"quota", "refused"})  # no further request of the run would fare better
 OPTIONAL = ("max_completion_tokens", "temperature", "top_p", "seed", "reasoning_effort")  # a server may not know them
+_REASONING = ("reasoning_content", "reasoning", "thinking")  # fields of a message that servers keep it in
 MASK = "***"
 SECRET_LENGTH = 8  # shorter "keys" are placeholders ("EMPTY", "none"), which may well stand in an answer's text
 MOST_TOKENS = 10**9  # of one attempt; a count above it is no count
@@ -22,13 +23,18 @@ DETAIL = 300  # characters kept of what a server says
 _QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated")
 _FILTERED = re.compile(
     r"content[ _-]?(?:filter|policy|management)|ResponsibleAIPolicyViolation|moderation|data_inspection_failed|"
-    r"inappropriate content|(?:input|prompt|content|request|message)\b.{0,60}\bflagged|"
+    r"inappropriate content|guardrail|blocked\b.{0,60}\b(?:safety|polic)|safety\s+(?:system|filter|setting)|"
+    r"(?:input|prompt|content|request|message)\b.{0,60}\bflagged|"
     r"flagged.{0,60}\b(?:input|prompt|content|safety)|violat\w+.{0,60}\b(?:usage|safety|content|polic)",
     re.I | re.S,
 )
 _UNKNOWN_FIELD = re.compile(
     r"unsupported|unrecognized|unknown|not support|extra|not permitted|invalid param|cannot find field", re.I
 )
+# A server that takes no greedy answers, or no seed, is asked without; any other wrong value is the user's to know.
+_REFUSED_VALUE = re.compile(r"must be (?:null|none|unset|positive|strictly positive|> ?0|greater than 0)", re.I)
+# What servers call an answer that they broke off (OpenRouter; vLLM; Zhipu; DeepSeek): asked again, never stored.
+_BROKEN_OFF = ("error", "abort", "network_error", "insufficient_system_resource", "cancelled")
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -131,7 +137,7 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], c
     detail = shown(f"{status}: {said}", secret)
     if any(word in code for word in _QUOTA) or status == 402:
         return Outcome("quota", detail)
-    if status in (400, 403, 422, 451) and _is_filtered(code, said, error):
+    if status == 451 or (status in (400, 403, 422) and _is_filtered(code, said, error)):
         return Outcome("answered", detail, reply=EndpointReply("", finish="content_filter"), usage=Usage())
     if status == 429:
         return Outcome("rate-limit", detail, retry_after(headers))
@@ -154,9 +160,9 @@ def _answer(headers: Mapping[str, str], body: Mapping[str, Any], secret: str) ->
     if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
         return _without_choice(body, headers, secret)
     usage = _usage(body.get("usage"))
-    if choice.get("finish_reason") == "error":  # OpenRouter's word for a provider that failed on the way
+    if (finish := choice.get("finish_reason")) in _BROKEN_OFF:
         said = _said(_error(choice if "error" in choice else {}), b"no reason given")
-        return Outcome("server", shown(f'finish_reason "error": {said}', secret), billed=True, usage=usage)
+        return Outcome("server", shown(f'finish_reason "{finish}": {said}', secret), billed=True, usage=usage)
     reply = _reply(choice, body)
     if reply is None:
         return Outcome("malformed", "a message whose content is no text", billed=True, usage=usage)
@@ -176,17 +182,25 @@ def _reply(choice: Mapping[str, Any], body: Mapping[str, Any]) -> EndpointReply 
     """The answer in a choice; None where its content is neither text nor parts of text."""
     message = choice["message"]
     content, refusal = message.get("content") or "", message.get("refusal") or ""
+    reasoning = next(filter(None, (_text(message.get(key)) for key in _REASONING)), "")
     if isinstance(content, list):
-        content = "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
+        reasoning = reasoning or _joined(content, "thinking", "reasoning")
+        content = _joined(content, "text")
     if not isinstance(content, str):
         return None
     refusal = refusal if isinstance(refusal, str) else str(refusal)
     finish = _text(choice.get("finish_reason")) or "stop"
-    reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+    reasoning = reasoning or _joined(message.get("reasoning_details"), "text", "summary")
     refused = bool(refusal) and not content
     return EndpointReply(
         "", content or refusal, "refusal" if refused else finish[:40], reasoning, _text(body.get("model"))[:200]
     )
+
+
+def _joined(parts: Any, *keys: str) -> str:
+    """The texts under the first of `keys` that each part of a list has."""
+    parts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    return "".join(next(filter(None, (_text(part.get(key)) for key in keys)), "") for part in parts)
 
 
 def _usage(usage: Any) -> Usage | None:
@@ -235,11 +249,13 @@ def _is_filtered(code: str, said: str, error: Mapping[str, Any]) -> bool:
 
 
 def _unknown_field(error: Mapping[str, Any]) -> str:
-    """The optional field of a body that a 400 complains about; "" for none."""
+    """The optional field of a body that a 400 does not know or takes in no form of ours; "" for none. A limit of tokens
+    is never left out for its value."""
     text = f"{error.get('param')} {error.get('message')} {error.get('detail')}"
-    if not _UNKNOWN_FIELD.search(text):
+    known = OPTIONAL if _UNKNOWN_FIELD.search(text) else OPTIONAL[1:]
+    if known is not OPTIONAL and not _REFUSED_VALUE.search(text):
         return ""
-    return next((name for name in OPTIONAL if re.search(rf"\b{name}\b", text)), "")
+    return next((name for name in known if re.search(rf"\b{name}\b", text)), "")
 
 
 def _text(value: Any) -> str:

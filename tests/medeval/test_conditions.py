@@ -49,3 +49,14 @@ def test_sampled_answers_say_how():
     (row,) = conditions.table(config, [HERE], {"mine": "think_answer"}, {})
     assert row["decoding"] == "temperature 0.7, top_p 0.9, 96 tokens"
     assert dataclasses.asdict(HERE)["name"] == row["model"]
+
+
+def test_what_a_server_refused_and_what_privacy_kept_back_stand_in_the_row():
+    result = Result(Benchmark("b", "B", ITEMS), {"theirs": answered(ITEMS[:3])}, kept_back={"theirs": 1})
+    config = load_config("configs/evaluate.py:mini", overrides={"num_samples": 4, "temperature": 1.0})
+    requests = [{"model": "theirs", "settings refused": "seed, temperature"}]
+    (row,) = conditions.table(config, [THERE], {"theirs": "x"}, {"b": result}, requests)
+    assert row["decoding"].endswith("96 tokens, 4 answers an item, the server refused seed, temperature")
+    assert row["left out"] == "1 of 4, 1 of them for privacy"
+    (plain,) = conditions.table(config, [THERE], {"theirs": "x"}, {"b": result})
+    assert "decoding" in conditions.warning([row, plain])

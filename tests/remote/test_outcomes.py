@@ -44,6 +44,12 @@ def completion(**message) -> bytes:
         (400, body(message="maximum context length is 4096 tokens"), "rejected"),
         (400, body(message="temperature must be below 2", param="temperature"), "rejected"),
         (400, body(message="filtered", code="content_filter"), "answered"),
+        (403, body(message="Input stopped", type="guardrail"), "answered"),
+        (400, body(message="The prompt was blocked due to safety."), "answered"),
+        (451, b"blocked", "answered"),
+        (400, body(message="temperature must be > 0"), "unsupported"),
+        (400, body(message="`seed` must be null"), "unsupported"),
+        (400, body(message="max_completion_tokens must be positive"), "rejected"),
         (422, json.dumps({"detail": "seed: extra fields not permitted"}).encode(), "unsupported"),
         (413, b"too large", "rejected"),
     ],
@@ -69,6 +75,20 @@ def test_an_answer_has_text_finish_reasoning_and_usage():
     found = judge(200, JSON, json.dumps(content).encode())
     assert (found.reply.text, found.reply.finish, found.reply.reasoning) == ("B", "stop", "hidden")
     assert (found.usage.prompt, found.usage.completion, found.usage.cached, found.usage.reasoning) == (9, 5, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "B", "reasoning": "why"},
+        {"content": "B", "thinking": "why"},
+        {"content": "B", "reasoning_details": [{"type": "reasoning.text", "text": "wh"}, {"summary": "y"}, 3]},
+        {"content": [{"type": "thinking", "thinking": "why"}, {"type": "text", "text": "B"}]},
+    ],
+)
+def test_reasoning_is_kept_wherever_a_server_puts_it(message):
+    reply = judge(200, JSON, json.dumps({"choices": [{"message": message}]}).encode()).reply
+    assert (reply.text, reply.reasoning) == ("B", "why")
 
 
 def test_a_refusal_and_parts_of_text_are_answers():
@@ -135,6 +155,9 @@ def test_a_count_that_is_none_leaves_the_answer_and_charges_the_most(count):
     [
         ({"choices": [{"finish_reason": "error", "message": {"content": ""}}]}, "server"),
         ({"choices": [{"finish_reason": "error", "error": {"message": "upstream"}, "message": {}}]}, "server"),
+        ({"choices": [{"finish_reason": "abort", "message": {"content": None}}]}, "server"),
+        ({"choices": [{"finish_reason": "insufficient_system_resource", "message": {"content": "half"}}]}, "server"),
+        ({"choices": [{"finish_reason": ["error"], "message": {"content": "B"}}]}, "answered"),
         ({"error": {"code": 502, "message": "provider"}}, "server"),
         ({"error": {"code": 429, "message": "slow"}, "choices": []}, "rate-limit"),
         ({"error": {"code": 403, "message": "flagged input", "metadata": {"flagged_input": "x"}}}, "answered"),
