@@ -9,13 +9,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
-from mmedexpert_jax.launch import ablation, stage_costs, table3
+from mmedexpert_jax.launch import ablation, table3
 from mmedexpert_jax.launch.sharing import MODEL, Stages
 from mmedexpert_jax.launch.table3 import AblationRow, Claim
 from mmedexpert_jax.medeval import result_tables, stats
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
-from mmedexpert_jax.runtime import files, plots, report
+from mmedexpert_jax.runtime import files, plots, report, stage_costs
 
 RESULT = "export/ablation.json"
 # name -> (heading, unit, factor and format of what is printed)

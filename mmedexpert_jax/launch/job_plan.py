@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import border
 from mmedexpert_jax.config.job_config import fields, read_config
 from mmedexpert_jax.config.validate import ELSEWHERE
-from mmedexpert_jax.data import SPECIALTIES, load_cases
+from mmedexpert_jax.data import SPECIALTIES, benchmarks, load_cases
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
+from mmedexpert_jax.launch import ablation, pipeline
 from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.runtime import metrics
 from mmedexpert_jax.runtime.run import finished
@@ -51,8 +52,6 @@ def describe(config: ConfigDict) -> str:
         else:
             lines += [f"model    {config.model.path}", *(f"cases    {line}" for line in _census(counts))]
         if config.job == "ablation":
-            from mmedexpert_jax.launch import ablation
-
             lines += ablation.describe(config)
         lines += _needed(config, counts)
     elif config.job == "pretrain":
@@ -223,8 +222,6 @@ def stages(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
     """(prefix of its fields, config) of what is counted of a job: itself, or of its stages that are left the largest of
     each kind."""
     if config.job in SWEEPS:
-        from mmedexpert_jax.launch import totals
-
         samples = max(config.evaluate.num_samples, config.diversity.num_samples if "diversity" in config else 1)
         largest: dict[str, dict[str, Any]] = {
             "dsa": {"specialty": "all"},
@@ -232,9 +229,9 @@ def stages(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
             "merge": {"experts": (*SPECIALTIES, "RL"), "weights": ()},
             "evaluate": {"compare": (), "num_samples": samples},
         }
-        left = {stage.job for stage in totals.left(config)}
+        waiting = {stage.job for stage in left(config)}
         for job, own in largest.items():
-            if job in left:
+            if job in waiting:
                 yield f"{job}.", stage_config(config, job, **own)
     elif _counted(config):
         yield "", config
@@ -251,7 +248,6 @@ def _counted(config: ConfigDict) -> bool:
 
 def _needed(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str]:
     """The lines of memory, steps, tokens and disk of the parts that are counted."""
-    from mmedexpert_jax.launch import totals
     from mmedexpert_jax.plan import budget
 
     train = counts["train"] if isinstance(counts["train"], Counter) else Counter()
@@ -260,7 +256,7 @@ def _needed(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[st
         for prefix, stage in kinds.items():
             yield from budget.lines(stage, prefix, train)
         if config.job in SWEEPS:
-            yield from totals.lines(config, {stage.job: stage for stage in kinds.values()}, train)
+            yield from _totals(config, {stage.job: stage for stage in kinds.values()}, train)
     except (DataError, RemoteError) as error:
         yield f"memory   not counted: {error}"
 
@@ -287,3 +283,77 @@ def _census(counts: dict[str, Counter | str]) -> Iterator[str]:
         parts = ", ".join(f"{name} {found[name]}" for name in SPECIALTIES)
         total = sum(found[name] for name in SPECIALTIES)
         yield f"{split}: {total} ({parts}; {found['image']} with images)"
+
+
+def left(config: ConfigDict) -> list[ConfigDict]:
+    """Configs of the stages that are not done, in order; all where `fresh` deletes them; a job without stages' own."""
+    if config.job == "pipeline":
+        stages = pipeline.stages(config)
+    elif config.job == "ablation":
+        stages = [task.config for task in ablation.tasks(config)]
+    else:
+        return [config]
+    deleted = config.fresh and not config.get("stages")  # a folder that sweeps share stays
+    return [stage for stage in stages if deleted or not finished(Path(stage.workdir))]
+
+
+def _totals(config: ConfigDict, kinds: Mapping[str, ConfigDict], train: Mapping[str, int]) -> Iterator[str]:
+    """The lines of a plan on all that is left.
+
+    Args:
+        config: of the pipeline or the sweep.
+        kinds: by job, the config of a stage whose disk stands for all of its kind.
+        train: training cases by specialty.
+    """
+    from mmedexpert_jax.plan import budget
+
+    remaining = left(config)
+    counts = Counter(stage.job for stage in remaining)
+    jobs = {job: counts[job] for job in kinds}
+    yield "in all"
+    yield f"  stages     {', '.join(f'{count} {job}' for job, count in jobs.items()) or 'none'} left"
+    steps = [(budget.training_steps(stage, train), stage) for stage in remaining if stage.job in budget.TRAINING]
+    if all(count for count, _ in steps):
+        tokens = sum(count * budget.tokens_per_step(stage) for count, stage in steps)
+        yield f"  steps      {sum(count for count, _ in steps):,}, at most {tokens:,} tokens with padding"
+    else:
+        yield "  steps      not known without the training cases"
+    each = {job: budget.disk(budget.count(kinds[job])[0]) for job in jobs if job != "evaluate"}
+    parts = [f"{jobs[job]} {job} x {budget.gb(size)}" for job, size in each.items()]
+    known = sum(jobs[job] * size for job, size in each.items())
+    answers = _answers(config, [stage for stage in remaining if stage.job == "evaluate"])
+    if answers is None:
+        parts.append("answers not counted: their number is not known")
+    else:
+        from mmedexpert_jax.medeval import eval_plan as evaluation
+
+        longest = config.evaluate.max_new_tokens
+        stored = answers * evaluation.answer_bytes(longest)
+        yield f"  answers    {answers:,}, at most {answers * longest:,} tokens"
+        parts.append(f"answers {budget.gb(stored)}")
+        known += stored
+    yield f"  disk       at most {budget.gb(known)}: {', '.join(parts)}"
+
+
+def _answers(config: ConfigDict, stages: list[ConfigDict]) -> int | None:
+    """Answers of the evaluations; None where a benchmark's items are not known without its files."""
+    counts = [_items(config, entry) for entry in config.evaluate.benchmarks]
+
+    def of(stage: ConfigDict, items: int) -> int:
+        return (min(stage.limit, items) if stage.limit else items) * stage.num_samples * (1 + len(stage.compare))
+
+    if all(counts):
+        return sum(of(stage, items) for stage in stages for items in counts)
+    if all(stage.limit for stage in stages):
+        return sum(of(stage, stage.limit) for stage in stages for _ in counts)
+    return None
+
+
+def _items(config: ConfigDict, entry: str) -> int:
+    """Items of a benchmark: those of `data.path`, or as its authors count them; 0: not known."""
+    if entry != "mmedexpert_mini":
+        return benchmarks.published_items(entry)
+    try:
+        return len(load_cases(config.data.path, config.evaluate.split))
+    except (DataError, RemoteError):
+        return 0

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.launch import stage_costs
 from mmedexpert_jax.medeval import result_tables
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
-from mmedexpert_jax.runtime import files, metrics, plots, report
+from mmedexpert_jax.runtime import files, metrics, plots, report, stage_costs
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run

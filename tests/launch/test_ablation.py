@@ -14,11 +14,11 @@ from PIL import Image
 from mmedexpert_jax.config.validate import validate
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError, Interrupted
-from mmedexpert_jax.launch import ablation, ablation_result, load_config, sharing, stage_costs, table3
+from mmedexpert_jax.launch import ablation, ablation_result, load_config, sharing, table3
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.sharing import Stages
 from mmedexpert_jax.medeval import result_tables
-from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime import files, stage_costs
 from mmedexpert_jax.runtime.signals import SIGNALS
 
 ROOT = Path(__file__).parents[2]
