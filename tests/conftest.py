@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -122,3 +123,16 @@ def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny_tokenizer")
     write_tokenizer(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium: Debian's, or what stands on the path or in CHROMIUM. Of the slow tier alone."""
+    from playwright.sync_api import sync_playwright
+
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    assert program, "no Chromium found: apt-get install chromium, or give its path in CHROMIUM"
+    with sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()

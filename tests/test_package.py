@@ -53,7 +53,8 @@ def test_what_python_it_asks_for_is_what_it_says(wheel):
 
 
 @pytest.mark.slow
-def test_a_job_runs_from_the_wheel_alone_in_an_empty_folder(wheel, tmp_path):
+@pytest.mark.parametrize("versions", ["newest", "lowest"])
+def test_a_job_runs_from_the_wheel_alone_in_an_empty_folder(versions, wheel, tmp_path):
     """In an environment into which pip installed the wheel and what it asks for: needs a package index."""
     python, empty = tmp_path / "environment" / "bin" / "python", tmp_path / "empty"
     empty.mkdir()
@@ -65,7 +66,8 @@ def test_a_job_runs_from_the_wheel_alone_in_an_empty_folder(wheel, tmp_path):
         return done.stdout + done.stderr
 
     run(sys.executable, "-m", "venv", python.parents[1])
-    run(python, "-m", "pip", "install", "--quiet", wheel)
+    constraints = ("-c", ROOT / ".ci" / "lowest.txt") if versions == "lowest" else ()
+    run(python, "-m", "pip", "install", "--quiet", wheel, *constraints)
     run(python, "-m", "pip", "check")
     installed = set(re.findall(r"^[\w-]+", run(python, "-m", "pip", "list", "--format=freeze").lower(), re.MULTILINE))
     assert "jax" in installed and not installed & {"torch", "torchvision", "peft", "trl", "datasets", "tensorboardx"}

@@ -3,7 +3,6 @@
 import html.parser
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from mmedexpert_jax.medeval import eval_page
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.rollout import Reply
+from tests.accessibility import serious
 
 EVIL = "</script><img src=x onerror=alert(1)> {{title}}"
 
@@ -100,19 +100,6 @@ def test_of_many_items_the_wrong_ones_come_first(results, tmp_path):
     assert len(both_right) == 2  # of five: multiples of six
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's Chromium, or any that is called chromium or google-chrome."""
-    from playwright.sync_api import sync_playwright
-
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    assert program, "no chromium on the path: apt-get install chromium"
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.mark.slow
 def test_in_a_browser_from_disk(folder, browser):
     context = browser.new_context(offline=True)
@@ -156,3 +143,15 @@ def test_in_a_browser_from_disk(folder, browser):
     assert tab.locator("#outcome option[value=lost]").count() == 0
     assert not problems
     context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_everyone_can_read_it(folder, browser, scheme, width):
+    tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab.goto((folder / "report.html").as_uri())
+    tab.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    assert serious(tab) == []
+    tab.close()

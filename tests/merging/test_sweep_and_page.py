@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.sweep import sweep
 from mmedexpert_jax.merging.vectors import Expert
 from mmedexpert_jax.models.tree import flatten, nest
+from tests.accessibility import serious
 
 
 def models(layers=2, seed=0):
@@ -104,3 +106,22 @@ def test_tensors_outside_the_layers_have_a_place():
     experts = {"a": nest({n: t + np.float32(1) for n, t in base.items()})}
     text = page(merge_with_report(nest(base), experts)[1], {})
     assert "model.embed_tokens.weight: 0.0000" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_everyone_can_read_the_page(browser, tmp_path, scheme, width):
+    rng = np.random.default_rng(1)
+    weights = rng.standard_normal((2, 2, 16, 16)).astype(np.float32)
+    experts = {
+        name: nest({f"model.layers.{i}.mlp.up_proj.weight": one for i, one in enumerate(own)})
+        for name, own in zip(("SFT", "RL"), weights, strict=True)
+    }
+    report = merge_with_report(jax.tree.map(np.zeros_like, experts["SFT"]), experts, density=0.5)[1]
+    tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab.goto(write_page(tmp_path / "merge_report.html", report, {"method": "ties"}).as_uri())
+    tab.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
+    assert serious(tab) == []
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    tab.close()

@@ -4,9 +4,7 @@ The page's policy forbids evaluated strings: conditions to wait for are function
 """
 
 import json
-import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +18,7 @@ from mmedexpert_jax.data.case import PARADIGMS
 from mmedexpert_jax.mmedexpert import review
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.review.events import since
+from tests.accessibility import serious
 
 pytestmark = pytest.mark.slow
 TRACES = {
@@ -29,18 +28,6 @@ TRACES = {
     "bayesian": "(1) The prior of sepsis is low. (2) Fever raises it. (3) The posterior favours sepsis.",
 }
 SHOWN = "document.querySelector('#main').dataset.trace"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium") or os.environ.get("CHROMIUM")
-    assert path, "no Chromium found: apt-get install chromium, or give its path in CHROMIUM"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Site:
@@ -115,11 +102,11 @@ def site(tmp_path):
 
 
 @pytest.fixture
-def visit(chromium):
+def visit(browser):
     contexts = []
 
     def open_page(link: str, width=1280, height=800, **settings):
-        context = chromium.new_context(viewport={"width": width, "height": height}, **settings)
+        context = browser.new_context(viewport={"width": width, "height": height}, **settings)
         contexts.append(context)
         page = context.new_page()
         page.problems = []
@@ -153,6 +140,15 @@ def decide(page, key: str) -> str:
 
 def saved(page) -> None:
     page.wait_for_function("() => document.querySelector('#saved').textContent === 'Saved'", timeout=60_000)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_everyone_can_use_the_page(site, visit, scheme, width):
+    page = visit(site(4).links["reviewer"], width=width, color_scheme=scheme)
+    press(page, "ArrowRight")
+    assert serious(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
 def test_200_keyboard_verdicts_while_the_server_is_killed(site, visit):

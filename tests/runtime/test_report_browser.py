@@ -1,7 +1,5 @@
 """report.html in headless Chromium, on a desktop and on a phone: nothing overflows, groups can be read."""
 
-import shutil
-
 import pytest
 from PIL import Image
 
@@ -11,9 +9,10 @@ from mmedexpert_jax.medeval.eval_job import MINI
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
 from mmedexpert_jax.runtime import Run, files, report
+from tests.accessibility import serious
 
 pytestmark = pytest.mark.slow
-SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+SIZES = {"desktop": (1280, 800), "tablet": (820, 1180), "phone": (390, 844)}
 PARADIGMS = ("bayesian", "analytical")
 FOLDERS = ("merged", "gba", "final", "evaluate")
 
@@ -84,18 +83,6 @@ def _completions():
                 "correct": sample > 1,
                 "advantage": float(sample),
             }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    assert chromium, "the slow tier needs a browser: apt-get install chromium"
-    with sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def _opened(browser, file, size, scheme="light"):
@@ -171,59 +158,13 @@ def test_the_report_of_a_pipeline_can_be_read(browser, pipeline_file, size, tmp_
     page.screenshot(path=tmp_path / f"{size}.png", full_page=True)
 
 
-# The rules of WCAG 2.2 AA that a page of text, tables, pictures and selectors can break.
-FAULTS = """() => {
-  const faults = [], seen = node => node.getClientRects().length > 0 && getComputedStyle(node).visibility !== "hidden";
-  const say = (rule, node) => faults.push(rule + ": " + node.outerHTML.slice(0, 120));
-  if (!document.documentElement.lang) faults.push("no language");
-  if (!document.title) faults.push("no title");
-  if (document.querySelectorAll("main").length !== 1) faults.push("not one main landmark");
-  if (document.querySelectorAll("h1").length !== 1) faults.push("not one first heading");
-  const ids = [...document.querySelectorAll("[id]")].map(node => node.id);
-  if (new Set(ids).size < ids.length) faults.push("an id twice");
-  for (const node of document.images) if (!node.alt) say("no alternative text", node);
-  for (const node of document.querySelectorAll("svg")) if (!node.getAttribute("aria-label")) say("no name", node);
-  for (const node of document.querySelectorAll("select, input, textarea"))
-    if (![...node.labels].some(label => label.textContent.trim()) && !node.ariaLabel) say("no label", node);
-  for (const node of document.querySelectorAll("button, a, summary, th"))
-    if (!node.textContent.trim()) say("no name", node);
-  for (const node of document.querySelectorAll("*")) {
-    const scrolls = ["auto", "scroll"].includes(getComputedStyle(node).overflowX);
-    const sideways = scrolls && node.scrollWidth > node.clientWidth;
-    const reached = node.tabIndex >= 0 || node.querySelector("a, button, select, input, [tabindex]");
-    if (seen(node) && sideways && !reached) say("cannot be scrolled by keys", node);
-  }
-  const parts = text => text.match(/[\\d.]+/g).map(Number);
-  const linear = value => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
-  const ground = node => {
-    for (; node; node = node.parentElement) {
-      const colour = parts(getComputedStyle(node).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
-    }
-    return matchMedia("(prefers-color-scheme: dark)").matches ? [18, 18, 18] : [255, 255, 255];
-  };
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  for (let text; (text = walker.nextNode()); ) {
-    const node = text.parentElement, style = getComputedStyle(node);
-    if (!text.data.trim() || !seen(node) || ["SCRIPT", "STYLE", "TITLE"].includes(node.tagName.toUpperCase())) continue;
-    const inner = node.closest("svg") ? style.fill : style.color;
-    const [a, b] = [light(parts(inner)), light(ground(node))].sort((x, y) => y - x);
-    const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
-    const contrast = (a + 0.05) / (b + 0.05);
-    if (contrast < (large ? 3 : 4.5)) say("contrast " + contrast.toFixed(2), node);
-  }
-  return faults;
-}"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("file", ["page_file", "pipeline_file"])
 def test_everyone_can_read_it(browser, file, size, scheme, request):
     page = _opened(browser, request.getfixturevalue(file), size, scheme)
     page.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
-    assert page.evaluate(FAULTS) == []
+    assert serious(page) == []
 
 
 def _box(locator):
