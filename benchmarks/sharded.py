@@ -5,6 +5,7 @@
     python benchmarks/sharded.py --size qwen2_5_vl_32b --kind h100 --mesh 1 8 1
     python benchmarks/sharded.py --size qwen2_5_vl_72b --kind h100 --mesh 2 8 1     # two hosts of eight
     python benchmarks/sharded.py --size qwen2_vl_2b --kind h100 --mesh 1 1 1 --prompts 4
+    python benchmarks/sharded.py --size qwen2_5_vl_7b --kind h100 --mesh 1 1 1 --quantize nf4   # a LoRA over 4 bits
 
 Layers are stacked and recomputed, weights lie in parts by the rules of runtime/mesh.py. Each share of the rows has
 `--prompts` prompts of 700 tokens with an image and 8 completions of the full length. Held besides the program's
@@ -42,13 +43,15 @@ BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
 GATHERED = re.compile(r"= ([^=]*?) all-gather(?:-start)?\(")
 
 
-def lower(model: Model, mesh: Mesh, full: bool, prompts: int, limit: int) -> tuple[jax.stages.Lowered, dict[str, Any]]:
+def lower(
+    model: Model, mesh: Mesh, full: bool, prompts: int, limit: int, quantize: str = "none"
+) -> tuple[jax.stages.Lowered, dict[str, Any]]:
     """The gradient's program, and what it is given: trees of shapes that lie on the mesh."""
 
     def placed(tree: Any, where: Any) -> Any:
         return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, where)
 
-    single = abstract_params(model.config, "bfloat16")
+    single = abstract_params(model.config, "bfloat16", quantize)
     params = stack(single)
     trained: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
     if not full:
@@ -105,13 +108,14 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="train all weights; default: LoRA of rank 16")
     parser.add_argument("--prompts", type=int, default=1, help="of each share of the rows, 8 completions each")
     parser.add_argument("--limit", type=int, default=1024, help="tokens of a completion")
+    parser.add_argument("--quantize", choices=["none", "int8", "nf4"], default="none", help="the base under the LoRA")
     args = parser.parse_args()
     flat = deviceless.mesh(args.kind, int(np.prod(args.mesh)))
     mesh = Mesh(flat.devices.reshape(args.mesh), AXES, axis_types=(AxisType.Auto,) * 3)
     model, gpu = Model(PUBLISHED[args.size]), args.kind in deviceless.GPUS
     with fused.traced_for(deviceless.capability(args.kind)):
         began = time.process_time()
-        lowered, given = lower(model, mesh, args.full, args.prompts, args.limit)
+        lowered, given = lower(model, mesh, args.full, args.prompts, args.limit, args.quantize)
         traced = time.process_time()
         compiled = lowered.compile(compiler_options=deviceless.OPTIONS if gpu else None)
         ended = time.process_time()

@@ -4,7 +4,16 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.config import presets
 
-PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b", "qwen2_vl_2b_lora", "lingshu_7b_lora")
+PRESETS = (
+    "mini",
+    "smollm2",
+    "qwen2_vl_2b",
+    "lingshu_7b",
+    "medgemma_4b",
+    "medgemma_27b",
+    "qwen2_vl_2b_lora",
+    "lingshu_7b_lora",
+)
 
 
 def get_config(preset: str = "mini") -> ConfigDict:

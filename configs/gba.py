@@ -7,7 +7,16 @@ from ml_collections import ConfigDict, FieldReference
 
 from mmedexpert_jax.config import presets
 
-PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b", "qwen2_vl_2b_lora", "lingshu_7b_lora")
+PRESETS = (
+    "mini",
+    "smollm2",
+    "qwen2_vl_2b",
+    "lingshu_7b",
+    "medgemma_4b",
+    "medgemma_27b",
+    "qwen2_vl_2b_lora",
+    "lingshu_7b_lora",
+)
 
 # The plain rival of section 5.2.3: no guidelines, no reward for their structure, all else equal.
 _GRPO = {"guided": False, "rewards.structure": 0.0}

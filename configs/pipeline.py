@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.config import presets
 
-PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b")
+PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b", "medgemma_4b", "medgemma_27b")
 
 
 def get_config(preset: str = "mini") -> ConfigDict:

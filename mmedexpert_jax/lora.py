@@ -94,7 +94,7 @@ def init(key: jax.Array, params: dict, rank: int = 16, alpha: float = 32, target
         raise ConfigError(f"lora.targets={targets!r} is unknown: use one of {', '.join(TARGETS)}")
     if rank < 1:
         raise ConfigError(f"lora.rank={rank} must be at least 1")
-    shapes = {path: shape for path, shape in _linears(params) if targets == "all-linear" or path.startswith("model.")}
+    shapes = {path: shape for path, shape in linears(params) if targets == "all-linear" or path.startswith("model.")}
     layers = {
         path: [path.replace(STACKED, str(number)) for number in range(math.prod(shape[:-2]))]
         for path, shape in shapes.items()
@@ -453,7 +453,7 @@ def _weight_shape(params: Any, path: str) -> tuple[int, ...] | None:
     return tuple(params.shape) if params is not None and params.ndim >= 2 else None
 
 
-def _linears(params: dict, path: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
+def linears(params: dict, path: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
     """(module path, (out, in), of stacked layers (L, out, in)) of the layers that peft's "all-linear" means: matrices,
     without embeddings and head.
     """
@@ -464,7 +464,7 @@ def _linears(params: dict, path: str = "") -> Iterator[tuple[str, tuple[int, ...
         weight = node.get("weight")
         if weight is not None and not isinstance(weight, dict) and weight.ndim == 2 + (STACKED in child.split(".")):
             yield child, tuple(weight.shape)
-        yield from _linears(node, child)
+        yield from linears(node, child)
 
 
 def _each_layer(lora: Lora) -> Iterator[tuple[str, dict[str, jax.Array]]]:

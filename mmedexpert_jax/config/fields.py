@@ -85,6 +85,7 @@ FIELDS: dict[str, Field] = {
     **_each(FREE, "workdir fresh plan plan_mesh plan_compile debug explain price samples_every report_items"),
     "tracker": _choice("", "wandb", "trackio", resume="free"),
     "model.dtype": _choice("", "float32", "bfloat16", "float16"),
+    "model.quantize": _choice("none", "int8", "nf4"),
     **_each(FROM_ZERO, "seed limit process port sweep.trials model.max_pixels"),
     "port": Field(high=65535),
     "processes": COUNT,

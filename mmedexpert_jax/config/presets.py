@@ -13,6 +13,8 @@ MODELS = {
     "smollm2": "smollm2",
     "qwen2_vl_2b": "Qwen/Qwen2-VL-2B-Instruct",
     "lingshu_7b": "lingshu-medical-mllm/Lingshu-7B",
+    "medgemma_4b": "google/medgemma-4b-it",
+    "medgemma_27b": "google/medgemma-27b-it",
 }
 # Rate of the presets ..._lora of dsa and gba, which differ from their namesakes in it alone. The paper's 1e-6 hardly
 # moves deltas: LoRA wants about ten times the rate of full training, in supervised training and RL alike (Thinking
@@ -52,6 +54,11 @@ def common(job: str, preset: str) -> ConfigDict:
     config.model.base = ""  # model under the adapter at model.path; empty: the one that its adapter_config.json names
     config.model.vision_tower = ""  # folder of a LLaVA's vision tower, where its own files lack it; empty: none
     config.model.max_pixels = 0  # of an image; 0: the checkpoint's, at most 512 tokens (appendix B; Qwen2-VL: 401,408)
+    config.model.pan_and_scan = False  # Gemma 3: long images are shown in up to 4 parts too, each as many tokens
+    # bits of the frozen base's linear layers, for a LoRA over it and for answers: "none", "int8" by output channel or
+    # "nf4" in blocks of 64 (QLoRA); made whole layer by layer and computed in model.dtype. Merges and exports are over
+    # the base as it is
+    config.model.quantize = "none"
     config.data = ConfigDict()
     # "mini", a .parquet or .jsonl file, a directory with one per split, or "benchmark:name[:subset][@split][=source]"
     config.data.path = "mini"

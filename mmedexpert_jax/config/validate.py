@@ -41,6 +41,7 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
         if "objective" in stage:
             _check_groups(prefix, stage)
         _check_changes(prefix, stage)
+        _check_quantised(config, prefix, stage)
     if config.get("job") == "evaluate":
         _check_evaluated(config)
     elif "model" in config and not config.get("mergekit"):
@@ -73,6 +74,21 @@ def _check_changes(prefix: str, stage: ConfigDict) -> None:
             )
     if stage.get("resume_from") and stage.get("specialty") == "all":
         raise ConfigError("config.resume_from is a step of one expert; choose it by --config.specialty")
+
+
+def _check_quantised(config: ConfigDict, prefix: str, stage: ConfigDict) -> None:
+    """What a quantised base does not go with: training its weights, parts of them on devices, files of it."""
+    kind = config.get("model", {}).get("quantize", "none")
+    if kind == "none":
+        return
+    refused = {
+        f"the job {config.job} writes them": config.get("job") in ("export", "merge", "pretrain"),
+        f"config.{prefix}trainable=full trains them": stage.get("trainable") == "full",
+        f"config.{prefix}shard=full splits them": stage.get("shard") == "full",
+        f"config.{prefix}mesh.tensor splits them": stage.get("mesh", {}).get("tensor", 1) > 1,
+    }
+    for reason in (reason for reason, applies in refused.items() if applies):
+        raise ConfigError(f"config.model.quantize={kind} freezes small weights, and {reason}; leave one of them out")
 
 
 def _parts(model: str) -> list[str]:

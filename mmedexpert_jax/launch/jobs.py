@@ -52,7 +52,8 @@ def launch(config: ConfigDict) -> None:
     from mmedexpert_jax.models.load import chosen
 
     model = config.get("model", {})
-    with chosen(model.get("base", ""), model.get("max_pixels", 0), model.get("vision_tower", "")):
+    how = model.get("vision_tower", ""), model.get("quantize", "none"), model.get("pan_and_scan", False)
+    with chosen(model.get("base", ""), model.get("max_pixels", 0), *how):
         _carry_out(config)
 
 
@@ -287,7 +288,7 @@ def _folded(source: str, dtype: str) -> tuple[Any, dict]:
     """The model behind a path with its adapters folded in; prints what a dtype less exact than the deltas' costs."""
     from mmedexpert_jax import lora, models
 
-    model, params, deltas = models.load_policy(source, dtype=dtype)
+    model, params, deltas = models.load_policy(source, dtype=dtype, quantize="none")
     if deltas is None:
         return model, params
     folded = lora.fold(params, deltas)

@@ -65,7 +65,7 @@ SYSTEMS: Mapping[str, System] = {
         source="a third party's list (bio.rodeo)",
     ),
     "medgemma": System(
-        *("MedGemma", "4B", "google/medgemma-4b-it", "transformers", "medevalkit"),
+        *("MedGemma", "4B", "google/medgemma-4b-it", "jax", "medevalkit"),
         licence="Health AI Developer Foundations terms",
         source="a copy of the model card",
         served=True,

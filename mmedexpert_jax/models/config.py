@@ -15,11 +15,15 @@ FAMILIES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
     "llava": "LlavaForConditionalGeneration",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
 }
 # model_type -> the file of this folder that reads and writes the sections of its config.json; the others' are below
 MODULES = {
     "qwen3_vl": "qwen3_vl",
     "llava": "llava",
+    "gemma3": "gemma3",
+    "gemma3_text": "gemma3",
 }
 # Fields of ModelConfig -> their keys in config.json and defaults; a family's file may have a table TOKENS of its own.
 TOKENS = {
@@ -119,6 +123,12 @@ class TextConfig:
     mrope_interleaved: bool = False  # time, height and width take turns over the frequencies
     rope_llama3: tuple[float, float, float, int] | None = None  # `rotary.stretched` (LLaVA's Llama 3.1)
     kind: str = ""  # model_type of the decoder by itself, kept for saving (LLaVA)
+    activation: str = "silu"  # of MLPs, a key of layers.ACTIVATIONS
+    query_width: float = 0.0  # scores are divided by its root; 0: head_dim (Gemma 3's query_pre_attn_scalar)
+    rope_factor: float = 1.0  # linear scaling: positions are divided by it, but for layers with a window
+    window: int = 0  # tokens that a query of a windowed layer sees, its own the last of them
+    windowed: tuple[bool, ...] = ()  # layer by layer, whether it has the window; (): none has
+    window_theta: float = 0.0  # rope_theta of layers with a window; 0: rope_theta
 
     @property
     def head_dim(self) -> int:
@@ -151,6 +161,7 @@ class VisionConfig:
     class_token: bool = False  # CLIP's form of vit.py
     feature_blocks: int = 0  # features are read after so many blocks; 0: after all, normalised (vit.py)
     projector: tuple[str, bool] = ("gelu", True)  # activation, and whether its layers have biases (LLaVA)
+    bidirectional: bool = False  # in the decoder the tokens of an image see one another, whatever their order (Gemma 3)
 
     @property
     def head_dim(self) -> int:
@@ -206,16 +217,19 @@ class ModelConfig:
         eos = _token_ids(said, keys, text) or (getattr(own, "EOS", 151645),)
         bos, pad = (
             next((ids.integer(key, None, 0) for ids in (said, keys, text) if ids.values.get(key) is not None), default)
-            for key, default in (("bos_token_id", 151643), ("pad_token_id", eos[-1]))
+            for key, default in (("bos_token_id", getattr(own, "BOS", 151643)), ("pad_token_id", eos[-1]))
         )
         decoder = own.read_text(text) if own else _text_config(text)
         tower = own.read_vision(vision) if own else _vision_config(family, vision)
         if hasattr(own, "read_whole"):
             tower = replace(tower, **own.read_whole(keys, decoder, tower))
+        tied = keys.flag("tie_word_embeddings") or text.flag("tie_word_embeddings")
+        if getattr(own, "TIED", False):  # unless a file says otherwise
+            tied = keys.flag("tie_word_embeddings", text.flag("tie_word_embeddings", True))
         result = cls(
             text=decoder,
             vision=tower,
-            tie_word_embeddings=keys.flag("tie_word_embeddings") or text.flag("tie_word_embeddings"),
+            tie_word_embeddings=tied,
             **{field: keys.integer(*key, 0) for field, key in getattr(own, "TOKENS", TOKENS).items()},
             bos_token_id=bos,
             pad_token_id=pad,
@@ -232,7 +246,7 @@ class ModelConfig:
         """
         text = self.text
         if own := own_file(self.family):
-            tokens = getattr(own, "TOKENS", TOKENS)
+            tokens = getattr(own, "TOKENS", TOKENS) if self.vision.depth else {}
             return own.write_config(self) | {
                 "architectures": [FAMILIES[self.family]],
                 "model_type": self.family,
@@ -271,7 +285,8 @@ class ModelConfig:
 
     def _check(self) -> None:
         text, vision = self.text, self.vision
-        if outside := [i for i in (self.image_token_id, *self.eos_token_ids) if i >= text.vocab_size]:
+        used = (self.image_token_id, *self.eos_token_ids) if vision.depth else self.eos_token_ids
+        if outside := [i for i in used if i >= text.vocab_size]:
             raise DataError(f"config.json: token ids {outside} are outside vocab_size {text.vocab_size}")
         if (not text.head_width and text.hidden_size % text.num_heads) or text.num_heads % text.num_kv_heads:
             raise DataError(
@@ -450,9 +465,44 @@ def _published_qwen3(
     return ModelConfig(text, vision, tie_word_embeddings=tied)
 
 
+def _published_gemma3(
+    *, width: int, ffn: int, layers: int, heads: tuple[int, int], head_width: int = 256, query_width: float = 256
+) -> ModelConfig:
+    text = TextConfig(
+        *(262208, width, ffn, layers, *heads),
+        rms_norm_eps=1e-6,
+        mrope_section=(head_width // 2, 0, 0),
+        max_position_embeddings=131072,
+        head_width=head_width,
+        bias=False,
+        qk_norm=True,
+        activation="gelu_pytorch_tanh",
+        query_width=query_width,
+        rope_factor=8.0,
+        window=1024,
+        windowed=tuple((layer + 1) % 6 > 0 for layer in range(layers)),
+        window_theta=1e4,
+    )
+    vision = VisionConfig(
+        *("gemma3", 27, 1152, 4304, 16, width),
+        temporal_patch_size=1,
+        merge_size=4,
+        num_positions=4096,
+        image_size=896,
+        bidirectional=True,
+    )
+    tokens = {"image_token_id": 262144, "vision_start_token_id": 255999, "vision_end_token_id": 256000}
+    return ModelConfig(text, vision, True, **tokens, bos_token_id=2, pad_token_id=0, eos_token_ids=(1, 106))
+
+
 # The sizes of Qwen/Qwen2-VL-{2B,7B}-Instruct, Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct, from their config.json; those
-# of Qwen/Qwen3-VL-{2B,4B,8B}-Instruct as jax-ml/bonsai (bonsai/models/qwen3_vl/modeling.py at 094832e) has them.
+# of Qwen/Qwen3-VL-{2B,4B,8B}-Instruct as jax-ml/bonsai (bonsai/models/qwen3_vl/modeling.py at 094832e) has them;
+# those of google/medgemma-{4b,27b}-it are gemma-3-{4b,27b}-it's: its config.json and Gemma3TextConfig's defaults.
 PUBLISHED: dict[str, ModelConfig] = {
+    "medgemma_4b": _published_gemma3(width=2560, ffn=10240, layers=34, heads=(8, 4)),
+    "medgemma_27b": _published_gemma3(
+        width=5376, ffn=21504, layers=62, heads=(32, 16), head_width=128, query_width=168
+    ),
     "qwen2_vl_2b": _published(
         "qwen2_vl", width=1536, ffn=8960, layers=28, heads=12, kv_heads=2, vocab=151936, tied=True
     ),

@@ -64,6 +64,7 @@ class TextAttention(nnx.Module):
         self.lora: Any = nnx.data(None)  # of q_proj, k_proj and v_proj, joined
         self.scale = 1.0
         self.head_dim = config.head_dim
+        self.query_scale = (config.head_dim / config.query_width) ** 0.5 if config.query_width else 1.0
 
     def __call__(self, x: Array, rope: Rope, attention: Attention) -> tuple[Array, Array, Array]:
         """x [..., T, D] -> [..., T, D], and the keys and values to keep."""
@@ -72,6 +73,8 @@ class TextAttention(nnx.Module):
         if self.q_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
+        if self.query_scale != 1:  # the attention divides by head_dim's root
+            queries = queries * self.query_scale
         mixed, keys, values = attention(queries, keys, values)
         return self.o_proj(rearrange(mixed, "... h t d -> ... t (h d)")), keys, values
 
@@ -131,21 +134,30 @@ class TextDecoder(nnx.Module):
             unroll: whether stacked layers are compiled one by one: decoding, which updates a cache of each in place.
         """
         rope = self.rope(positions, x.dtype)
+        near = self.rope(positions, x.dtype, windowed=True) if self.config.window_theta else rope
 
         def run(layer: Any, index: Any, x: Array, *of_layer: Array) -> tuple[Array, tuple[Array, Array]]:
+            of_kind = choose(self.config.windowed, index, near, rope) if near is not rope else rope
+
             def attend(queries: Array, keys: Array, values: Array) -> tuple[Array, Array, Array]:
                 return attention(index, queries, keys, values, *of_layer)
 
-            x, keys, values = layer(x, rope, attend, index)
+            x, keys, values = layer(x, of_kind, attend, index)
             return _with_added(x, added, index), (keys, values)
 
         x, kept = run_layers(self.layers, run, x, by_layer, remat=remat, unroll=unroll)
         return self.norm(x), *kept
 
-    def rope(self, positions: Array, dtype: jnp.dtype) -> Rope:
-        """M-RoPE: cos and sin [..., 1, T, D / 2]; angles in float32, frequency by frequency from its section's row."""
+    def rope(self, positions: Array, dtype: jnp.dtype, windowed: bool = False) -> Rope:
+        """M-RoPE: cos and sin [..., 1, T, D / 2]; angles in float32, frequency by frequency from its section's row.
+
+        `windowed`: of the layers with a window, which have frequencies of their own.
+        """
         width = self.config.head_dim
-        frequencies = self.config.rope_theta ** -(np.arange(0, width, 2, dtype=np.float32) / width)
+        theta, factor = self.config.rope_theta, self.config.rope_factor
+        if windowed:
+            theta, factor = self.config.window_theta, 1.0
+        frequencies = theta ** -(np.arange(0, width, 2, dtype=np.float32) / width) / np.float32(factor)
         if self.config.rope_llama3:
             frequencies = stretched(frequencies, *self.config.rope_llama3)
         rows = np.repeat(np.arange(3), self.config.mrope_section)
@@ -155,6 +167,24 @@ class TextDecoder(nnx.Module):
                 rows[row : 3 * size : 3] = row
         cos, sin = tables(positions, frequencies, rows)
         return cos.astype(dtype), sin.astype(dtype)
+
+
+def choose(flags: tuple[bool, ...], index: Any, one: Any, other: Any) -> Any:
+    """The tree `one` for layers that have the flag, `other` for the rest; `index` may be traced."""
+    if not isinstance(index, jax.Array):
+        return one if flags[index] else other
+    return jax.tree.map(functools.partial(jnp.where, jnp.asarray(flags)[index]), one, other)
+
+
+def window_of(config: TextConfig, index: Any) -> Any:
+    """Tokens that a query of layer `index` sees, its own the last of them; None: all before it."""
+    if not config.window or not any(config.windowed):
+        return None
+    if not isinstance(index, jax.Array):
+        return config.window if config.windowed[index] else None
+    if all(config.windowed):
+        return config.window
+    return choose(config.windowed, index, config.window, config.max_position_embeddings)
 
 
 def _with_added(x: Array, added: tuple[Array, ...], index: Any) -> Array:

@@ -20,12 +20,24 @@ def forward(config: ModelConfig, prompts: np.ndarray, completions: np.ndarray, p
     text = config.text
     read, written = np.asarray(prompts, np.float64), np.asarray(completions, np.float64)
     tokens = read.sum() + written.sum()
-    pairs = (read * (read + 1) / 2).sum() + (written * read[:, None] + written * (written + 1) / 2).sum()
+    windows = [text.window if windowed else 0 for windowed in text.windowed or (False,) * text.num_layers]
+    pairs = sum(windows.count(window) * _pairs(read, written, window) for window in set(windows))
     keys, inner = text.num_kv_heads * text.head_dim, text.num_heads * text.head_dim
     layer = text.hidden_size * (2 * inner + 2 * keys + 3 * text.intermediate_size)
-    products = text.num_layers * (tokens * layer + 2 * pairs * inner)
+    products = text.num_layers * tokens * layer + 2 * pairs * inner
     products += written.sum() * text.hidden_size * text.vocab_size
     return 2.0 * float(products + _tower(config.vision, np.asarray(patches, np.float64)))
+
+
+def _pairs(read: np.ndarray, written: np.ndarray, window: int) -> float:
+    """Queries times the keys that each sees in a layer, of the `window` last tokens; 0: of all."""
+
+    def seen(length: np.ndarray) -> np.ndarray:
+        near = np.minimum(length, window) if window else length
+        return near * (near + 1) / 2 + (length - near) * window
+
+    whole = read[:, None]
+    return float(seen(read).sum() + (seen(whole + written) - seen(whole)).sum())
 
 
 def trained(once: float, full: bool, remat: bool) -> float:
@@ -47,4 +59,8 @@ def _tower(vision: VisionConfig, patches: np.ndarray) -> float:
     merged = vision.merge_size**2 * width
     mergers = 1 + len(vision.deepstack_blocks)
     merger = mergers * merged * (merged + vision.out_hidden_size) / vision.merge_size**2
+    if vision.image_size:  # plain towers: one product of averaged patches (Gemma 3), or two of each (LLaVA)
+        projected = width * vision.out_hidden_size
+        both = projected + vision.out_hidden_size**2
+        merger = projected / vision.merge_size**2 if vision.bidirectional else both
     return total * (patch * width + vision.depth * block + merger) + 2 * pairs * width

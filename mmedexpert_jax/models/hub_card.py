@@ -10,6 +10,7 @@ from mmedexpert_jax.models.config import FAMILIES, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
 
 _TITLES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL", "llava": "LLaVA"}
+_TITLES |= {"gemma3": "Gemma 3", "gemma3_text": "Gemma 3 (text)"}
 _METHODS = {
     "dsa": "A LoRA expert by supervised fine-tuning on reasoning traces (DSA, section 4.1 of the paper)",
     "gba": "Trained by reinforcement learning conditioned on clinical guidelines (GBA, section 4.2 of the paper)",

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models import fused
+from mmedexpert_jax.models.quantised import Quantised, contract_quantised
 
 MASKED = -1e30  # a score of a key that may not be seen; finite, so that a row without keys gives no NaN
 # By the names that config.json gives them.
@@ -20,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
+_ROWS = 1024  # queries that see all keys are attended in blocks of so many: Gemma 3's images have 4,096 patches
 _LONG = 128  # rows from this length on are attended causally in so many blocks of queries, each with the keys up to its
 _BLOCKS = 4  # end: 5/8 of the products, and of the memory a quarter
 
@@ -50,7 +52,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [..., in] -> [..., out]; the delta is computed in float32 and cast back."""
-        y = contract(x, self.weight[...])
+        weight = self.weight.get_value()
+        y = contract_quantised(x, weight) if isinstance(weight, Quantised) else contract(x, weight)
         if self.bias is not None:
             y = y + self.bias[...]
         if self.lora is not None:
@@ -168,7 +171,16 @@ def contract(x: Array, weight: Array) -> Array:
     return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
 
 
-def attend(queries: Array, keys: Array, values: Array, lengths: Array, *, causal: bool) -> Array:
+def attend(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    lengths: Array,
+    *,
+    causal: bool,
+    window: Any = None,
+    images: Array | None = None,
+) -> Array:
     """Self-attention of padded rows.
 
     Args:
@@ -176,24 +188,45 @@ def attend(queries: Array, keys: Array, values: Array, lengths: Array, *, causal
         keys, values: [B, Hkv, T, D]; query head h reads key head h // (H / Hkv).
         lengths: [B], valid keys of each row; rows of length 0 give finite values without meaning.
         causal: whether position t sees only keys up to t.
+        window: so many keys up to t at most, where that is causal; a number or a traced one; None: all.
+        images: [B, T], the number of the image in its row that a token is of, -1 on text: in spite of `causal` the
+            tokens of an image see one another, as far as the window reaches. None: no such thing.
 
     Returns:
         [B, H, T, D] in the dtype of the values.
     """
-    if fused.supported(queries):
-        return fused.attend(queries, keys, values, lengths, causal=causal)
     size = queries.shape[2]
-    step = -(-size // _BLOCKS) if causal and size >= _LONG else size
+    window = None if isinstance(window, int) and window >= size else window
+    if window is None and images is None and fused.supported(queries):
+        return fused.attend(queries, keys, values, lengths, causal=causal)
+    step = -(-size // _BLOCKS) if causal and size >= _LONG else min(size, _ROWS)
     parts = []
     for start in range(0, size, step):
         block = queries[:, :, start : start + step]
-        seen = min(start + step, size) if causal else size
+        seen = min(start + step, size) if causal and images is None else size
         mask = jnp.arange(seen) < lengths[:, None, None]  # [B, rows, seen]
         if causal:
-            mask = mask & (jnp.arange(seen) <= start + _query_rows(block, keys)[:, None])
+            mask = mask & _behind(start + _query_rows(block, keys), seen, window, images)
         mixed, _, total = _softmax_part(_group(block, keys), keys[:, :, :seen], values[:, :, :seen], mask[:, None])
         parts.append((mixed / total).astype(values.dtype).reshape(block.shape))
     return jnp.concatenate(parts, axis=2)
+
+
+def _behind(rows: Array, seen: int, window: Any, images: Array | None) -> Array:
+    """[B or 1, N, K]: of the first K = `seen` keys those that queries at places `rows` [N] see, as `attend` has it."""
+    age = rows[:, None] - jnp.arange(seen)
+    mask = (age >= 0)[None]
+    if images is not None:
+        own = images[:, rows, None]
+        mask = mask | ((own == images[:, None, :seen]) & (own >= 0))
+    return mask if window is None else mask & (age < window)
+
+
+def image_numbers(vision_index: Array) -> Array:
+    """[B, T] int32 of a batch's `vision_index`: the number of the image in its row that a token is of; -1 on text."""
+    inside = vision_index >= 0
+    first = inside & ~jnp.pad(inside, [(0, 0), (1, 0)])[:, :-1]
+    return jnp.where(inside, jnp.cumsum(first, axis=1) - 1, -1)
 
 
 def attend_windows(queries: Array, keys: Array, values: Array, windows: Array, size: int) -> Array:
@@ -237,12 +270,15 @@ def attend_extended(
     prompt_lengths: Array,
     keys: Array,
     values: Array,
+    window: Any = None,
 ) -> Array:
     """`attend_shared` of whole continuations, each of which sees itself causally: [B, G, H, R, D]."""
-    if fused.supported(queries):
-        return fused.attend_extended(queries, prompt_keys, prompt_values, prompt_lengths, keys, values)
-    causal = jnp.tri(queries.shape[-2], dtype=bool)
-    return attend_shared(queries, prompt_keys, prompt_values, prompt_lengths, keys, values, causal)
+    size, prompt = queries.shape[-2], (prompt_keys, prompt_values, prompt_lengths)
+    window = None if isinstance(window, int) and window >= prompt_keys.shape[2] + size else window
+    if window is None and fused.supported(queries):
+        return fused.attend_extended(queries, *prompt, keys, values)
+    own = _behind(jnp.arange(size), size, window, None)[0]
+    return attend_shared(queries, *prompt, keys, values, own, steps=jnp.arange(size), window=window)
 
 
 def attend_shared(
@@ -254,6 +290,9 @@ def attend_shared(
     values: Array,
     mask: Array,
     slots: Slots | None = None,
+    *,
+    steps: Array | None = None,
+    window: Any = None,
 ) -> Array:
     """Attention of G continuations of each prompt to the prompt, which they share, and each to itself.
 
@@ -267,6 +306,8 @@ def attend_shared(
         mask: [..., T, R], the own keys that each query sees, at least one each; leading axes, if any, as those of the
             scores [B, G, Hkv].
         slots: where only N of the continuations are left: which ones.
+        steps: own tokens before each query, for a window: [T] or [], with `slots` [N].
+        window: tokens that a query sees, prompt and own together, which `mask` has taken into account; None: all.
 
     Returns:
         [B, G, H, T, D] in the dtype of the values.
@@ -276,6 +317,11 @@ def attend_shared(
     batch, samples, kv_heads, rows, width = spread.shape
     together = jnp.swapaxes(spread, 1, 2).reshape(batch, kv_heads, samples * rows, width)
     seen = jnp.arange(prompt_keys.shape[2]) < prompt_lengths[:, None, None, None]
+    if window is not None:
+        steps = jnp.asarray(steps) if slots is None else jnp.asarray(steps)[slots.row][..., None]
+        place = jnp.broadcast_to(prompt_lengths[:, None, None] + steps, (batch, samples, queries.shape[-2]))
+        place = place[..., _query_rows(queries, keys)].reshape(batch, 1, -1, 1)
+        seen = seen & (place - jnp.arange(prompt_keys.shape[2]) < window)
     prompt = _softmax_part(together, prompt_keys, prompt_values, seen)
     parts = (jnp.swapaxes(x.reshape(batch, kv_heads, samples, rows, -1), 1, 2) for x in prompt)
     mixed_prompt, top_prompt, total_prompt = (x if slots is None else x[slots.prompt, slots.sample] for x in parts)

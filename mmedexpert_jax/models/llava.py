@@ -5,7 +5,7 @@ block and go through the projector's two layers. Positions count on through text
 come here as those of transformers (llava_original.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,12 +214,12 @@ def complete(found: dict[str, Stored], config: ModelConfig, directory: Path, tow
     return llava_original.tensors(found, config, directory, tower) if llava_original.is_original(directory) else found
 
 
-def open_processor(places: Sequence[Path], config: ModelConfig, tower: str = "") -> Processor:
+def open_processor(places: Sequence[Path], config: ModelConfig, chosen: Mapping[str, Any]) -> Processor:
     """The processor of the files in the last of `places`, or in the others, such as an adapter's, which come first.
 
-    Raises DataError.
+    Of what a job chose (load.chosen) it takes `vision_tower`. Raises DataError.
     """
-    vision, kind, checkpoint = config.vision, config.text.kind, places[-1]
+    vision, kind, checkpoint, tower = config.vision, config.text.kind, places[-1], chosen["vision_tower"]
     square = vision.image_size, vision.patch_size
     if llava_original.is_original(checkpoint):
         tokenizer, image, template = llava_original.tokenizer_of(checkpoint, config.text.vocab_size, kind)

@@ -14,14 +14,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mmedexpert_jax import lora as lora_module
-from mmedexpert_jax.errors import DataError, RemoteError
+from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import llava, llava_original, smollm2
-from mmedexpert_jax.models.config import PUBLISHED, ModelConfig
+from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, own_file
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.quantised import quantisable, quantise
 from mmedexpert_jax.models.random import random_tensors
 from mmedexpert_jax.models.stored_tensors import Index, Stored, read_checkpoint, read_json
 from mmedexpert_jax.models.tree import DEEP, STACKED, nest, stack, stacked_name
@@ -34,8 +36,11 @@ MINI = Path(__file__).parent.parent / "assets" / "mini"
 # `sources_of`. It stands above this folder, and is imported when such a directory is read.
 READERS = {"recipe.json": "mmedexpert_jax.merging.merge_recipe"}
 # What a job chose for all that it loads (config.model): the base under an adapter, an image's area in pixels, and the
-# folder of a LLaVA's vision tower.
-_CHOSEN: dict[str, Any] = {"base": "", "max_pixels": None, "vision_tower": ""}
+# folder of a LLaVA's vision tower; the bits of the base's weights, and whether long images are shown in parts too.
+_CHOSEN: dict[str, Any] = {
+    **{"base": "", "max_pixels": None, "vision_tower": ""},
+    **{"quantize": "none", "pan_and_scan": False},
+}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _THREADS = 8  # threads that read tensors
 _ALIGNMENT = 64  # bytes
@@ -64,7 +69,7 @@ def load_model(
         ConfigError: the packages of "smollm2" are not installed, or the mesh does not divide a tensor, by name.
         RemoteError: the hub cannot be reached.
     """
-    model, params, lora = load_policy(src, dtype, mesh, seed)
+    model, params, lora = load_policy(src, dtype, mesh, seed, quantize="none")
     if lora is None:
         return model, params
     folded = lora_module.fold(params, lora)
@@ -79,13 +84,16 @@ def load_policy(
     mesh: jax.sharding.Mesh | None = None,
     seed: int = 0,
     stacked: bool = False,
+    quantize: str = "",
 ) -> tuple[Model, dict, Lora | None]:
     """Model, base parameters and deltas: the policy as it was trained, for whoever samples, evaluates or trains on.
 
     Takes what `load_model` takes and raises what it raises. Adapters over adapters are one Lora of the sum of their
     ranks; None where `src` has no adapter. With `stacked` the layers of a deep model come stacked (models/tree.py), so
-    that one is compiled for all; they are read into their stack, which never stands beside them.
+    that one is compiled for all; they are read into their stack, which never stands beside them. `quantize`: of
+    `quantised.KINDS`, or "none"; "": as the job chose (config.model.quantize). Each weight is quantised as it is read.
     """
+    quantize = quantize or _CHOSEN["quantize"]
     if str(src).startswith("random:"):
         config = _published(str(src))
         tensors = random_tensors(config, seed)
@@ -96,7 +104,7 @@ def load_policy(
         tensors = _tensors(directory, config)
     stacked = stacked and config.text.num_layers >= DEEP
     direct = stacked and not adapters  # adapters' files have the names of single layers
-    params = _place(_stacked(tensors, config) if direct else tensors, config, dtype, mesh)
+    params = _place(_stacked(tensors, config) if direct else tensors, config, dtype, mesh, quantize)
     for adapter in adapters:
         params = lora_module.with_saved_modules(adapter, params)
     loras = [lora_module.load_peft(adapter, params) for adapter in adapters]
@@ -106,14 +114,22 @@ def load_policy(
 
 
 @contextlib.contextmanager
-def chosen(base: str = "", max_pixels: int = 0, vision_tower: str = "") -> Iterator[None]:
+def chosen(
+    base: str = "",
+    max_pixels: int = 0,
+    vision_tower: str = "",
+    quantize: str = "none",
+    pan_and_scan: bool = False,
+) -> Iterator[None]:
     """Inside, adapters are loaded over `base`, images limited to `max_pixels` where calls say nothing else, and the
-    vision tower of a checkpoint in the original LLaVA's layout is that of the folder `vision_tower`.
+    vision tower of a checkpoint in the original LLaVA's layout is that of the folder `vision_tower`. Base weights are
+    quantised (`quantised.KINDS`, or "none"), and long images shown in parts too by families that know that.
 
     Empty and 0 leave it to the adapter's file and the checkpoint's.
     """
     before = dict(_CHOSEN)
     _CHOSEN.update(base=base, max_pixels=max_pixels or None, vision_tower=vision_tower)
+    _CHOSEN.update(quantize=quantize, pan_and_scan=pan_and_scan)
     try:
         yield
     finally:
@@ -144,8 +160,11 @@ def load_processor(src: str | Path, max_pixels: int | None = None, base: str = "
         images = Processor.load(MINI, max_pixels).image_config
         return Processor(smollm2.tokenizer(gguf), images, QWEN2_VL_TEMPLATE.replace(SYSTEM, smollm2.SYSTEM))
     config = read_config(directory)
-    if config.family == "llava":
-        processor = llava.open_processor([*adapters[::-1], directory], config, _CHOSEN["vision_tower"])
+    own = own_file(config.family)
+    if hasattr(own, "open_processor"):
+        if max_pixels:
+            raise ConfigError(f"{src}: every image is a square of one size; leave out config.model.max_pixels")
+        processor = own.open_processor([*adapters[::-1], directory], config, _CHOSEN)
     else:
         processor = Processor.load(directory, max_pixels, adapters[::-1], config.family)
     _check_tokenizer(processor, config, directory)
@@ -160,7 +179,7 @@ def _check_tokenizer(processor: Any, config: ModelConfig, directory: Path) -> No
             f"{directory}: the tokenizer has ids up to {highest}, the embedding {config.text.vocab_size} rows; resize "
             "the embedding to the tokens that were added (resize_token_embeddings), or take the base's tokenizer"
         )
-    if processor.image_token_id != config.image_token_id:
+    if config.vision.depth and processor.image_token_id != config.image_token_id:
         raise DataError(
             f"{directory}: the image token is {processor.image_token_id} in the tokenizer and {config.image_token_id} "
             "in config.json (image_token_id); take both from the base model"
@@ -299,17 +318,24 @@ def _tensors(directory: Path, config: ModelConfig) -> dict[str, Stored]:
     return read_checkpoint(directory, tensor_shapes(config), config.tie_word_embeddings, **complete)
 
 
-def _place(tensors: dict[str, Stored], config: ModelConfig, dtype: Any, mesh: jax.sharding.Mesh | None) -> dict:
-    """Arrays of the tensors, each device's part of each read by itself.
+def _place(
+    tensors: dict[str, Stored], config: ModelConfig, dtype: Any, mesh: jax.sharding.Mesh | None, quantize: str = "none"
+) -> dict:
+    """Arrays of the tensors, each device's part of each read by itself; the quantised ones are on every device whole.
 
     The largest come first, so that what one takes for a moment is never on top of nearly all of them.
     """
     order = dict.fromkeys(name if name in tensors else stacked_name(name)[0] for name in tensor_shapes(config))
     names = sorted(order, key=lambda name: -math.prod(tensors[name].shape))
     where = {} if mesh is None else {name: sharding(name, tensors[name].shape, mesh) for name in names}
+    shapes = nest({name: jax.ShapeDtypeStruct(tensors[name].shape, jnp.float32) for name in names})
+    coded = frozenset() if quantize == "none" else quantisable(shapes, quantize)
 
-    def place(name: str) -> jax.Array:
+    def place(name: str) -> Any:
         stored, own = tensors[name], _dtype(dtype, tensors[name].dtype)
+        if name in coded:
+            small = quantise(jax.device_put(_copied(stored.read(()), own)), quantize)
+            return small if mesh is None else jax.device_put(small, NamedSharding(mesh, PartitionSpec()))
         if mesh is None:
             return jax.device_put(_copied(stored.read(()), own))
         return jax.make_array_from_callback(

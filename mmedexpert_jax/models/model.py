@@ -10,8 +10,8 @@ from jax import Array
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models.config import ModelConfig
-from mmedexpert_jax.models.decoder import ByLayer
-from mmedexpert_jax.models.layers import Slots, attend, attend_extended, attend_shared
+from mmedexpert_jax.models.decoder import ByLayer, window_of
+from mmedexpert_jax.models.layers import Slots, attend, attend_extended, attend_shared, image_numbers
 from mmedexpert_jax.models.network import bind
 from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.processing.batch import Batch
@@ -78,8 +78,12 @@ class Model:
         network = bind(self.config, params, lora)
         lengths = jnp.asarray(batch.lengths)
 
-        def attention(_, queries, keys, values):
-            return attend(queries, keys, values, lengths, causal=True), keys, values
+        see_each_other = self.config.vision.bidirectional and len(batch.patches) > 0
+        images = image_numbers(jnp.asarray(batch.vision_index)) if see_each_other else None
+
+        def attention(index, queries, keys, values):
+            window = window_of(self.config.text, index)
+            return attend(queries, keys, values, lengths, causal=True, window=window, images=images), keys, values
 
         x, added = network.embed(batch, remat)
         hidden, keys, values = network.model(x, jnp.asarray(batch.positions), attention, added=added, remat=remat)
@@ -104,12 +108,12 @@ class Model:
         size = tokens.shape[-1]
         positions = _positions(prefix, jnp.arange(size))
 
-        def attention(_, queries, keys, values, prompt_keys, prompt_values):
-            prompt = prompt_keys, prompt_values, prefix.lengths
+        def attention(index, queries, keys, values, prompt_keys, prompt_values):
+            prompt, window = (prompt_keys, prompt_values, prefix.lengths), window_of(self.config.text, index)
             if packing is None:
-                return attend_extended(queries, *prompt, keys, values), keys, values
+                return attend_extended(queries, *prompt, keys, values, window), keys, values
             rows, own_keys, own_values = (packing.unpack(x) for x in (queries, keys, values))
-            return packing.pack(attend_extended(rows, *prompt, own_keys, own_values)), keys, values
+            return packing.pack(attend_extended(rows, *prompt, own_keys, own_values, window)), keys, values
 
         if packing is not None:
             positions = jnp.broadcast_to(positions[:, :, 0], tokens.shape)
@@ -151,11 +155,14 @@ class Model:
         age = (place - jnp.arange(size)) % size
         mask = age <= jnp.asarray(steps)[..., None, None, None]
 
-        def attention(_, queries, keys, values, prompt_keys, prompt_values, own_keys, own_values):
+        def attention(index, queries, keys, values, prompt_keys, prompt_values, own_keys, own_values):
+            window = window_of(self.config.text, index)
+            seen = mask if window is None else mask & (age < window)
             keys = jax.lax.dynamic_update_slice(own_keys, keys, start)
             values = jax.lax.dynamic_update_slice(own_values, values, start)
             prompt = prompt_keys, prompt_values, prefix.lengths
-            return attend_shared(queries, *prompt, keys, values, mask, slots), keys, values
+            mixed = attend_shared(queries, *prompt, keys, values, seen, slots, steps=steps, window=window)
+            return mixed, keys, values
 
         x = network.model.embed_tokens(tokens[..., None])
         if slots is None:

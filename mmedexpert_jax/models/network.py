@@ -29,7 +29,9 @@ from jax import Array
 
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models.config import ModelConfig
+from mmedexpert_jax.models.gemma3 import Gemma3
 from mmedexpert_jax.models.llava import LLaVA
+from mmedexpert_jax.models.quantised import Quantised
 from mmedexpert_jax.models.qwen2_vl import Qwen2VL
 from mmedexpert_jax.models.qwen3_vl import Qwen3VL
 from mmedexpert_jax.models.tree import is_stacked
@@ -40,6 +42,8 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "qwen2_5_vl": Qwen2VL,
     "qwen3_vl": Qwen3VL,
     "llava": LLaVA,
+    "gemma3": Gemma3,
+    "gemma3_text": Gemma3,
 }
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # linear layers that read one input
 
@@ -59,7 +63,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def bind(config: ModelConfig, params: dict, lora: Any = None) -> Any:
     """The network over a nested dict of arrays, stacked or not, with LoRA factors attached to the layers they name."""
     graphdef, variables = _skeleton(config, is_stacked(params))
-    flat = [(path, variable.replace(jnp.asarray(_leaf(params, path)))) for path, variable in variables.items()]
+    flat = [(path, variable.replace(_leaf(params, path))) for path, variable in variables.items()]
     network = nnx.merge(graphdef, nnx.from_flat_state(flat))
     for name, factors in (lora.factors if lora is not None else {}).items():
         module = _module(network, name)
@@ -98,10 +102,10 @@ def _module(network: Any, name: str) -> Any:
     return network
 
 
-def _leaf(params: Any, path: tuple) -> Array:
+def _leaf(params: Any, path: tuple) -> Array | Quantised:
     for part in path:
         params = params[str(part)]
-    return params
+    return params if isinstance(params, Quantised) else jnp.asarray(params)
 
 
 def _child(module: Any, name: str) -> Any:

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
-from mmedexpert_jax.models.config import own_file
+from mmedexpert_jax.models.config import ModelConfig, own_file
 from mmedexpert_jax.models.hub_card import model_card
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
@@ -55,7 +55,7 @@ def save_pretrained(
         raise DataError(f"{path}: the parameters' names or shapes are not those of the model's config")
     try:
         with files.replacing(path) as partial:
-            _write_weights(partial, _by_hub_names(flat, model.config.family), max_shard_bytes)
+            _write_weights(partial, _by_hub_names(flat, model.config), max_shard_bytes)
             _write_configs(partial, model, flat)
             card = model_card(model.config, _dtype(flat), origin, about)
             (partial / "README.md").write_text(card, encoding="utf-8")
@@ -89,9 +89,12 @@ def push(folder: str | Path, repository: str) -> str:
         raise RemoteError(f"{repository}: upload failed: {reason}; {folder} holds what was to be uploaded") from error
 
 
-def _by_hub_names(flat: dict, family: str) -> dict:
-    """The tensors by the names of the family's files on the hub, which are ours where its file has no `hub_name`."""
-    rename = getattr(own_file(family), "hub_name", str)
+def _by_hub_names(flat: dict, config: ModelConfig) -> dict:
+    """The tensors by the names of the family's files on the hub.
+
+    They are ours where its file has no `hub_name`, and of a model without a tower.
+    """
+    rename = getattr(own_file(config.family), "hub_name", str) if config.vision.depth else str
     return {rename(name): value for name, value in flat.items()}
 
 

@@ -152,6 +152,8 @@ def _as(like: dict, flat: dict[str, Any]) -> dict:
 def _joined(leaves: list[Any]) -> Any:
     if isinstance(leaves[0], jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), leaves[0].dtype)
+    if not hasattr(leaves[0], "at") and not isinstance(leaves[0], np.ndarray):  # a quantised weight, of several arrays
+        return jax.tree.map(lambda *parts: _joined([*parts]), *leaves)
     kind = np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp
     return kind.stack(leaves)
 
@@ -159,4 +161,5 @@ def _joined(leaves: list[Any]) -> Any:
 def _layer(leaf: Any, number: int) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-    return leaf[number]
+    parts = jax.tree.leaves(leaf)
+    return leaf[number] if len(parts) == 1 else jax.tree.map(lambda part: _layer(part, number), leaf)

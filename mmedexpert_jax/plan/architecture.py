@@ -17,6 +17,8 @@ _HUB = {
     "Qwen/Qwen2.5-VL-32B-Instruct": "qwen2_5_vl_32b",
     "Qwen/Qwen2.5-VL-72B-Instruct": "qwen2_5_vl_72b",
     MODELS["lingshu_7b"]: "qwen2_5_vl_7b",
+    MODELS["medgemma_4b"]: "medgemma_4b",
+    MODELS["medgemma_27b"]: "medgemma_27b",
 }
 
 

@@ -40,7 +40,7 @@ def temporary(config: FrozenConfigDict, shape: ModelConfig, dtype: str, kind: st
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
     sharding = NamedSharding(deviceless.mesh(kind), PartitionSpec()) if kind else None
-    params = place(abstract_params(shape, dtype))
+    params = place(abstract_params(shape, dtype, config.model.quantize))
     trained = place(abstract_state(config, params)[0])
     with fused.traced_for(deviceless.capability(kind)) if kind else contextlib.nullcontext():
         lowered = _lower(config, Model(shape), params, trained, place(_rows(config, prompts, samples)))

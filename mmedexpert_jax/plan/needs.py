@@ -27,6 +27,7 @@ from mmedexpert_jax.gba import split
 from mmedexpert_jax.merging.blockwise import BLOCK, workers
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
+from mmedexpert_jax.models.quantised import quantise_params
 from mmedexpert_jax.models.tree import STACKED, flatten, is_deep, nest, stack
 from mmedexpert_jax.plan.hardware import GPUS, Devices
 from mmedexpert_jax.rollout.logprobs import CHUNK
@@ -67,8 +68,9 @@ class Needs:
 
 def needs(config: ConfigDict, shape: ModelConfig, dtype: str, devices: Devices) -> Needs:
     """Counts a job: dsa, gba, evaluate, export, merge, pretrain, or dataset with a teacher in this process."""
-    weights = abstract_params(shape, dtype)
-    found = Needs(sum(leaf.size for leaf in jax.tree.leaves(weights)), exported=size(weights))
+    plain = abstract_params(shape, dtype)
+    weights = abstract_params(shape, dtype, config.get("model", {}).get("quantize", "none"))
+    found = Needs(sum(leaf.size for leaf in jax.tree.leaves(plain)), exported=size(plain))
     if config.job in ("dsa", "gba"):
         _training(found, config, shape, weights, devices)
     elif config.job == "merge":
@@ -88,10 +90,11 @@ def needs(config: ConfigDict, shape: ModelConfig, dtype: str, devices: Devices) 
     return found
 
 
-def abstract_params(shape: ModelConfig, dtype: str) -> dict:
-    """The parameters' names, shapes and dtype, as load_model gives them."""
+def abstract_params(shape: ModelConfig, dtype: str, quantize: str = "none") -> dict:
+    """The parameters' names, shapes and dtype, as load_policy gives them."""
     kind = jnp.dtype(dtype)
-    return nest({name: jax.ShapeDtypeStruct(size, kind) for name, size in tensor_shapes(shape).items()})
+    params = nest({name: jax.ShapeDtypeStruct(size, kind) for name, size in tensor_shapes(shape).items()})
+    return params if quantize == "none" else quantise_params(params, quantize)
 
 
 def abstract_state(config: ConfigDict, weights: dict) -> tuple[Any, Any]:
@@ -123,7 +126,7 @@ def size(tree: Any, mesh: AbstractMesh | None = None) -> int:
 
 def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict, devices: Devices) -> None:
     trained, opt_state = abstract_state(config, weights)
-    dtype = str(jax.tree.leaves(weights)[0].dtype)
+    dtype = str(weights["model"]["embed_tokens"]["weight"].dtype)
     full, gba = config.trainable == "full", config.job == "gba"
     mesh = devices.mesh(config.mesh.data, config.mesh.fsdp) if gba else None
     parts = mesh if gba and config.shard == "full" else None

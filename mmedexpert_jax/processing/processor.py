@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template
 from mmedexpert_jax.processing.images import ImageRef, open_image
-from mmedexpert_jax.processing.patches import ImageConfig, Pictures
+from mmedexpert_jax.processing.patches import Grid, ImageConfig, Pictures
 
 Conversation = Sequence[Mapping[str, Any]]
+Shown = list[tuple[np.ndarray, Grid]]  # what is seen of one image: patches and grid, of families with crops several
 
 CHAT_END = "<|im_end|>"
 IMAGE_PAD = "<|image_pad|>"
@@ -25,6 +27,7 @@ _PART_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # 
 # model_type -> the class that transformers and vLLM look for in a saved processor
 CLASSES = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
 CLASSES["llava"] = "LlavaProcessor"
+CLASSES |= {"gemma3": "Gemma3Processor", "gemma3_text": ""}  # text alone has a tokenizer and no processor
 
 
 # Files of a folder, any of which says that it has a tokenizer, image settings or a chat template of its own
@@ -129,14 +132,14 @@ class Processor:
         self.tokenizer.save_pretrained(str(directory))
         file = directory / "tokenizer_config.json"
         settings = json.loads(file.read_text(encoding="utf-8"))
-        classes = {"tokenizer_class": _tokenizer_class(self.tokenizer), "processor_class": CLASSES[self.family]}
+        processor_class = {"processor_class": name} if (name := CLASSES[self.family]) else {}
+        classes = {"tokenizer_class": _tokenizer_class(self.tokenizer)} | processor_class
         settings = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
         _write_json(file, settings | classes)
-        images = self.image_config.to_hf() | {"processor_class": CLASSES[self.family]}
-        _write_json(directory / "preprocessor_config.json", images)
+        if images := self.image_config.to_hf():
+            _write_json(directory / "preprocessor_config.json", images | processor_class)
         if self.settings:
-            whole = {**self.settings, "processor_class": CLASSES[self.family]}
-            _write_json(directory / "processor_config.json", whole)
+            _write_json(directory / "processor_config.json", {**self.settings, **processor_class})
 
     def encode(
         self, conversation: Conversation, add_generation_prompt: bool = True, max_length: int | None = None
@@ -148,18 +151,9 @@ class Processor:
                 (a prompt is never truncated: that would cut images).
         """
         messages, sources = _split_images(conversation)
-        images = [self._patches(part, number) for number, part in enumerate(sources, start=1)]
-        try:
-            tokens = self.tokenizer.apply_chat_template(
-                messages,
-                add_generation_prompt=add_generation_prompt,
-                sanitize_control_tokens=True,  # "<|image_pad|>" in a question is text
-                return_dict=False,
-            )
-        except Exception as error:  # templates raise errors of their own
-            reason = " ".join(str(error).split())
-            raise DataError(f"the chat template refuses the conversation: {reason}") from error
-        expanded = self._expand(np.array(tokens, np.int32), [len(patches) for patches, _ in images])
+        shown = [self._patches(part, number) for number, part in enumerate(sources, start=1)]
+        images = [view for views in shown for view in views]
+        expanded = self._tokens(messages, shown, add_generation_prompt)
         if max_length is not None and len(expanded) > max_length:
             in_images = int((expanded == self.image_token_id).sum())
             raise TooLong(
@@ -172,16 +166,36 @@ class Processor:
         vision_index = np.where(is_pad, np.cumsum(is_pad) - 1, -1).astype(np.int32)
         return Encoded(expanded, positions, next_position, vision_index, images)
 
-    def _patches(self, part: Mapping[str, Any], number: int) -> tuple[np.ndarray, tuple[int, int]]:
+    def _patches(self, part: Mapping[str, Any], number: int) -> Shown:
         source = part["image"]
         name = source.name if isinstance(source, ImageRef) else f"image {number}"
         if isinstance(source, str | Path) and not str(source).startswith("data:"):
             name = str(source)
         image = open_image(source, name)
         try:
-            return self.image_config.cut(image, part)
+            return [self.image_config.cut(view, part) for view in self._views(image)]
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
+
+    def _views(self, image: Image.Image) -> list[Image.Image]:
+        """The pictures that the model sees of one: itself, for families that show no parts."""
+        return [image]
+
+    def _tokens(
+        self, messages: list[dict[str, Any]], shown: Sequence[Shown], add_generation_prompt: bool
+    ) -> np.ndarray:
+        """The ids [T] of a conversation, image pads repeated; "<|image_pad|>" in a question is text."""
+        how = {"add_generation_prompt": add_generation_prompt, "sanitize_control_tokens": True, "return_dict": False}
+        tokens = np.array(self._template_applied(messages, **how), np.int32)
+        return self._expand(tokens, [len(patches) for ((patches, _),) in shown])
+
+    def _template_applied(self, messages: list[dict[str, Any]], **how: Any) -> Any:
+        """transformers' apply_chat_template, whose errors are DataErrors: templates raise errors of their own."""
+        try:
+            return self.tokenizer.apply_chat_template(messages, **how)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"the chat template refuses the conversation: {reason}") from error
 
     def _expand(self, tokens: np.ndarray, patch_counts: Sequence[int]) -> np.ndarray:
         """Repeats the one pad of each image as often as the image has merged tokens."""

@@ -14,6 +14,7 @@ from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
+from mmedexpert_jax.models.quantised import is_quantised
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, join, read, resize, start
 
@@ -155,7 +156,7 @@ def _sample(
 def folded(params: dict, lora: Lora | None, fold: bool | None) -> tuple[dict, Lora | None]:
     """The weights that decode: with the deltas in them, or both apart; `fold` as in `generate`."""
     if fold is None:
-        fold = params["model"]["embed_tokens"]["weight"].dtype == jnp.float32
+        fold = params["model"]["embed_tokens"]["weight"].dtype == jnp.float32 and not is_quantised(params)
     return (lora_module.fold(params, lora), None) if lora is not None and fold else (params, lora)
 
 

@@ -31,9 +31,10 @@ _RULES = (
     # qkv is three layers in one: to split its outputs would split queries from keys, so its inputs are split
     (r"o_proj|out_proj|down_proj|(?:linear_)?fc2|linear_2|merger\.mlp\.2|attn\.qkv|attn\.proj", ("fsdp", "tensor")),
     (r"patch_embed\.proj|patch_embedding", ("fsdp", None)),
+    (r"mm_input_projection", ("fsdp", None)),  # [in, out]; its name ends in _weight
     (r"pos_embed|position_embedding", (None, "fsdp")),  # its rows are looked up, so its columns are split
 )
-_LEAVES = tuple((re.compile(rf"(?:^|\.)(?:{layers})\.(weight|bias|a|b)$"), axes) for layers, axes in _RULES)
+_LEAVES = tuple((re.compile(rf"(?:^|\.)(?:{layers})[._](weight|bias|a|b)$"), axes) for layers, axes in _RULES)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:

@@ -155,8 +155,7 @@ def test_entries():
         "http://localhost:8000/v1",
     )
     assert parse("endpoint:org/model", "http://host/v1").url == "http://host/v1"
-    assert parse("system:medgemma").kind == "transformers"
-    assert parse("system:medgemma", "http://host/v1").kind == "endpoint"
+    assert (parse("system:medgemma").kind, parse("system:medgemma", "http://host/v1").kind) == ("jax", "endpoint")
     assert (parse("system:llava-med").kind, parse("system:llava-med", "http://host/v1").kind) == ("jax", "endpoint")
     assert parse("system:lingshu", "http://host/v1").kind == "jax"
     with pytest.raises(ConfigError, match="did you mean lingshu"):

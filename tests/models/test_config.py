@@ -57,6 +57,8 @@ PARAMETERS = {
     "qwen3_vl_2b": 2_127_532_032,
     "qwen3_vl_4b": 4_437_815_808,
     "qwen3_vl_8b": 8_767_123_696,
+    "medgemma_4b": 4_300_079_472,
+    "medgemma_27b": 27_432_406_640,
 }
 
 
@@ -77,13 +79,14 @@ def test_published_sizes_have_the_published_parameter_counts(name):
 def test_written_config_reads_back_the_same_here_and_in_transformers(name):
     ours = PUBLISHED[name]
     written = ours.to_hf()
-    assert ModelConfig.from_hf(written, {"eos_token_id": list(ours.eos_token_ids), "pad_token_id": 151643}) == ours
+    said = {"eos_token_id": list(ours.eos_token_ids), "pad_token_id": ours.pad_token_id}
+    assert ModelConfig.from_hf(written, said) == ours
     kinds = {"qwen2_vl": transformers.Qwen2VLConfig, "qwen2_5_vl": transformers.Qwen2_5_VLConfig}
-    kind = (kinds | {"qwen3_vl": transformers.Qwen3VLConfig})[ours.family]
+    kinds |= {"qwen3_vl": transformers.Qwen3VLConfig, "gemma3": transformers.Gemma3Config}
+    kind = kinds[ours.family]
     nested = kind(**written).to_dict()
     assert "text_config" in nested
-    nested = ModelConfig.from_hf(nested, {"eos_token_id": list(ours.eos_token_ids), "pad_token_id": 151643})
-    assert nested == ours
+    assert ModelConfig.from_hf(nested, said) == ours
 
 
 @pytest.mark.parametrize(

@@ -39,5 +39,21 @@ def test_an_image_costs_the_tower(size):
     assert flops.forward(config, [0], [[0]], np.array([256])) == expected
 
 
+def test_windows_and_soft_tokens():
+    """MedGemma: of 34 layers 29 see the last 1,024 tokens; 256 averages of an image's patches are projected."""
+    config = PUBLISHED["medgemma_4b"]
+    layers, inner = products(config, "model.layers"), 8 * 256
+    near = 1024 * 1025 / 2 + 976 * 1024
+    expected = 2 * layers * 2000 + 4 * inner * (5 * 2000 * 2001 / 2 + 29 * near)
+    assert flops.forward(config, [2000], [[0]], NONE) == expected
+    whole = flops.forward(config, [2000], [[0, 7]], NONE) - expected
+    head = 2 * config.text.vocab_size * config.text.hidden_size
+    assert whole == 7 * (2 * layers + head) + 4 * inner * (5 * sum(range(2001, 2008)) + 29 * 7 * 1024)
+    tower = products(config, "encoder.layers") + products(config, "patch_embedding")
+    scores = 4 * 27 * 4096**2 * 1152
+    projected = 256 * products(config, "mm_input_projection_weight")
+    assert flops.forward(config, [0], [[0]], np.array([4096])) == 2 * (4096 * tower + projected) + scores
+
+
 def test_a_gradient():
     assert [flops.trained(1.0, full, remat) for full in (False, True) for remat in (False, True)] == [2, 3, 3, 4]

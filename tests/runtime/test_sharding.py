@@ -36,8 +36,19 @@ from mmedexpert_jax.runtime.mesh import make_mesh, shard, shard_batch
 
 jax.config.update("jax_default_matmul_precision", "highest")
 folder, meshes = sys.argv[1], eval(sys.argv[2])
-text = TextConfig(96, 32, 48, num_layers=1, num_heads=4, num_kv_heads=2, mrope_section=(1, 1, 2))
-vision = VisionConfig("qwen2_5_vl", 1, 32, 40, num_heads=2, out_hidden_size=32, full_attention_blocks=())
+gemma = sys.argv[3] == "gemma3"
+if gemma:  # a window shorter than a row, and images of four tokens that see one another
+    text = TextConfig(
+        96, 32, 48, num_layers=2, num_heads=8, num_kv_heads=8, head_width=8, mrope_section=(4, 0, 0), bias=False,
+        qk_norm=True, activation="gelu_pytorch_tanh", query_width=24, window=5, windowed=(True, False),
+        window_theta=1e3, max_position_embeddings=64,
+    )
+    vision = VisionConfig(
+        "gemma3", 1, 32, 40, 8, 32, temporal_patch_size=1, num_positions=16, image_size=56, bidirectional=True
+    )
+else:
+    text = TextConfig(96, 32, 48, num_layers=1, num_heads=4, num_kv_heads=2, mrope_section=(1, 1, 2))
+    vision = VisionConfig("qwen2_5_vl", 1, 32, 40, num_heads=2, out_hidden_size=32, full_attention_blocks=())
 special = dict(image_token_id=90, video_token_id=91, vision_start_token_id=92, eos_token_ids=(93,))
 model = Model(ModelConfig(text, vision, **special))
 drawn = init_params(model.config, 0, np.float32)
@@ -51,7 +62,7 @@ places = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
 places = np.concatenate([places + [2 * i, 2 * j] for i in range(2) for j in range(2)]).astype(np.int32)
 batch = Batch(
     tokens, np.array([12, 9] * 4, np.int32), np.tile(np.arange(12, dtype=np.int32), (8, 3, 1)),
-    np.full(8, 12, np.int32), index, rng.standard_normal((8, 16, 1176)).astype(np.float32),
+    np.full(8, 12, np.int32), index, rng.standard_normal((8, 16, 588 if gemma else 1176)).astype(np.float32),
     np.tile(places, (8, 1, 1)), np.full(8, 16, np.int32),
 )
 deltas = jax.tree.map(lambda x: np.asarray(x) + 0.05, lora.init(jax.random.key(0), drawn, rank=2, alpha=4))
@@ -67,7 +78,7 @@ for sizes in meshes:
     logits = model.logits(params, shard_batch(batch, mesh), shard(deltas, mesh))
     gap = np.abs(np.asarray(logits) - expected).max() / expected.std()
     assert gap < 1e-5, (sizes, gap)
-for sizes, words in (
+for sizes, words in () if gemma else (
     ((1, 1, 5), "mesh tensor=5 does not divide the 128 of visual.merger.mlp.0.weight (128, 128)"),
     ((2, 3, 1), "mesh fsdp=3 does not divide the 32 of"),
     ((-1, 3, 1), "mesh fsdp=3, tensor=1 does not divide the 8 devices"),
@@ -84,9 +95,9 @@ print("ok")
 """
 
 
-def on_eight_devices(folder, meshes) -> None:
+def on_eight_devices(folder, meshes, family="qwen2_5_vl") -> None:
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", RUN, str(folder), repr(meshes)]
+    command = [sys.executable, "-c", RUN, str(folder), repr(meshes), family]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout == "ok\n", done.stderr
 
@@ -94,6 +105,12 @@ def on_eight_devices(folder, meshes) -> None:
 def test_logits_on_eight_devices_equal_one_devices(tmp_path):
     """Weights, loaded slice by slice, and LoRA deltas by the rules; meshes that do not divide are named."""
     on_eight_devices(tmp_path / "model", SOME)
+
+
+@pytest.mark.slow
+def test_logits_of_gemma_on_eight_devices_equal_one_devices(tmp_path):
+    """Windows by layer, images that see themselves, soft tokens."""
+    on_eight_devices(tmp_path / "model", SOME, "gemma3")
 
 
 @pytest.mark.slow

@@ -1,0 +1,289 @@
+"""Gemma 3's prompts: squares cut into patches by soft token, pan-and-scan, and the text around every picture."""
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+from PIL import Image
+
+from mmedexpert_jax import border
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.patches import Grid, levels
+from mmedexpert_jax.processing.processor import Marks, Processor, Shown
+
+START, SOFT, END = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
+MARKS = Marks(SOFT, "<end_of_turn>", (START, SOFT, END))
+PLACE = "preprocessor_config.json"
+# The template of google/gemma-3-*-it in our words: the system's text opens the first turn, turns alternate.
+GEMMA3_TEMPLATE = """\
+{%- macro say(content) -%}
+    {%- if content is string -%}{{- content | trim -}}
+    {%- else -%}
+        {%- for part in content -%}
+            {{- '<start_of_image>' if part['type'] == 'image' else part['text'] | trim -}}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{{- bos_token -}}
+{%- set turns, first = messages, '' -%}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set system = messages[0]['content'] -%}
+    {%- set first = (system if system is string else system[0]['text']) + '\\n\\n' -%}
+    {%- set turns = messages[1:] -%}
+{%- endif -%}
+{%- for message in turns -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{- raise_exception('turns of user and assistant must alternate, the user first') -}}
+    {%- endif -%}
+    {{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' -}}
+    {{- first if loop.first else '' -}}
+    {{- say(message['content']) + '<end_of_turn>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
+"""
+_OPEN, _CLOSE = "\ue0f0", "\ue0f1"  # of the number of a token that stands spelt out in a message; for private use
+_MARKED = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+
+
+@dataclass(frozen=True)
+class SoftTokens:
+    """The way from a picture to squares, by pan-and-scan to several, and the normalisation. Defaults are Gemma 3's.
+
+    Attributes:
+        size: side of the square in pixels.
+        patch_size: side of a patch in pixels.
+        merge_size: patches on a side of a soft token.
+        resample: Pillow's number of a filter.
+        mean: of each channel.
+        std: likewise.
+        scan: whether a long picture is shown in parts too, after the whole of it (pan-and-scan). As in transformers'
+            Gemma3Processor, no file sets this or the next three.
+        least_part: pixels on a side of a part.
+        most_parts: of a picture.
+        ratio: longer over shorter side from which on a picture is long.
+    """
+
+    size: int = 896
+    patch_size: int = 14
+    merge_size: int = 4
+    resample: int = int(Image.Resampling.BILINEAR)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    scan: bool = False
+    least_part: int = 256
+    most_parts: int = 4
+    ratio: float = 1.2
+
+    @property
+    def merged(self) -> int:
+        """Patches of one soft token."""
+        return self.merge_size**2
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of the square."""
+        return self.size**2
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch: channels, rows, columns."""
+        return 3 * self.patch_size**2
+
+    @property
+    def soft_tokens(self) -> int:
+        """Of a square."""
+        return (self.size // self.patch_size // self.merge_size) ** 2
+
+    @classmethod
+    def from_hf(
+        cls, values: Mapping[str, Any], size: int, patch_size: int, merge_size: int, scan: bool = False
+    ) -> "SoftTokens":
+        """Reads the preprocessor_config.json of a Gemma3ImageProcessor; the sizes are those of config.json.
+
+        Raises DataError for a value of another type or out of bounds, and for pictures of another size.
+        """
+        for key in ("do_resize", "do_rescale", "do_normalize"):
+            if values.get(key) is False:
+                raise DataError(f"{PLACE}: {key} is False, only True is supported")
+        if not math.isclose(_number(values, "rescale_factor", 1 / 255), 1 / 255):
+            raise DataError(f"{PLACE}: rescale_factor is not 1/255, the only supported value")
+        sides = values.get("size", {"height": size, "width": size})
+        if not isinstance(sides, Mapping) or (sides.get("height"), sides.get("width")) != (size, size):
+            raise DataError(f"{PLACE}: size is {border.shown(sides)}, and the vision tower reads squares of {size}")
+        resample = int(_number(values, "resample", cls.resample))
+        if resample not in list(Image.Resampling):
+            raise DataError(f"{PLACE}: resample is {resample}, no filter of Pillow")
+        mean, std = _channels(values, "image_mean"), _channels(values, "image_std")
+        return cls(size, patch_size, merge_size, resample, mean, std, scan)
+
+    def parts(self, image: Image.Image) -> list[Image.Image]:
+        """The parts of a long picture side by side along its longer side; none of others (Gemma 3's pan-and-scan)."""
+        longer, shorter = max(image.size), min(image.size)
+        if not self.scan or longer / shorter < self.ratio:
+            return []
+        count = max(2, min(longer // self.least_part, math.floor(longer / shorter + 0.5)))
+        count = min(self.most_parts, count)
+        wide = image.width >= image.height
+        across, down = (count, 1) if wide else (1, count)
+        width, height = math.ceil(image.width / across), math.ceil(image.height / down)
+        if min(width, height) < self.least_part:
+            return []
+        corners = itertools.product(range(0, height * down, height), range(0, width * across, width))
+        edge = image.width, image.height
+        return [
+            image.crop((left, top, min(left + width, edge[0]), min(top + height, edge[1]))) for top, left in corners
+        ]
+
+    def cut(self, image: Image.Image, part: Mapping[str, Any]) -> tuple[np.ndarray, Grid]:
+        """Patches [side**2, C] of the square, those of a soft token together; bit-equal to transformers' on Pillow."""
+        if own := [key for key in part if key != "image"]:
+            raise DataError(f"an image part has {own[0]}, but this model sees every image at {self.size} x {self.size}")
+        pixels = np.asarray(image.resize((self.size, self.size), self.resample))
+        table = levels(self.mean, self.std)
+        values = np.stack([table[pixels[..., channel], channel] for channel in range(3)])
+        side, merge = self.size // self.patch_size, self.merge_size
+        blocks = {"m": side // merge, "a": merge, "b": merge, "x": self.patch_size}
+        values = rearrange(values, "c (m a x) (n b y) -> (m n a b) (c x y)", **blocks, y=self.patch_size)
+        return np.ascontiguousarray(values), (side, side)
+
+    def positions(self, tokens: np.ndarray, image_token_id: int, grids: Sequence[Grid]) -> tuple[np.ndarray, int]:
+        """0, 1, 2, ... for text and images alike. Raises DataError where the soft tokens are not the images'."""
+        soft, expected = int((tokens == image_token_id).sum()), self.soft_tokens * len(grids)
+        if soft != expected:
+            raise DataError(f"the prompt has {soft} soft tokens where its {len(grids)} images need {expected}")
+        return np.tile(np.arange(len(tokens), dtype=np.int32), (3, 1)), len(tokens)
+
+    def patch_positions(self, rows: int, columns: int) -> np.ndarray:
+        """Row and column [n, 2] int32 of each patch, in the order of `cut`."""
+        grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).astype(np.int32)
+        return rearrange(grid, "(m a) (n b) two -> (m n a b) two", a=self.merge_size, b=self.merge_size)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of preprocessor_config.json."""
+        return {
+            "image_processor_type": "Gemma3ImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"height": self.size, "width": self.size},
+            "resample": self.resample,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_pan_and_scan": None,
+            "image_seq_length": self.soft_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class NoPictures:
+    """The image config of a model that reads text alone."""
+
+    merged: int = 1
+    max_pixels: int = 0
+    patch_dim: int = 1
+
+    def parts(self, image: Image.Image) -> list[Image.Image]:
+        """None."""
+        return []
+
+    def cut(self, image: Image.Image, part: Mapping[str, Any]) -> tuple[np.ndarray, Grid]:
+        """Raises DataError."""
+        raise DataError("this model reads text alone; leave out cases with images, or take a size that sees")
+
+    def positions(self, tokens: np.ndarray, image_token_id: int, grids: Sequence[Grid]) -> tuple[np.ndarray, int]:
+        """0, 1, 2, ..."""
+        return np.tile(np.arange(len(tokens), dtype=np.int32), (3, 1)), len(tokens)
+
+    def patch_positions(self, rows: int, columns: int) -> np.ndarray:
+        """None."""
+        return np.zeros((0, 2), np.int32)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+class GemmaProcessor(Processor):
+    """Tokenizer, pictures and chat template of a Gemma 3 checkpoint, equal to transformers' Gemma3Processor.
+
+    A picture is a run of soft tokens between empty lines, which the tokenizer joins with the text around them: a prompt
+    is written out whole before it is cut into tokens.
+    """
+
+    def __init__(self, tokenizer: Any, pictures: SoftTokens | NoPictures, template: str, family: str):
+        marks = MARKS if isinstance(pictures, SoftTokens) else Marks(MARKS.end, MARKS.end, ())
+        settings = {"image_seq_length": pictures.soft_tokens} if isinstance(pictures, SoftTokens) else None
+        super().__init__(tokenizer, pictures, template, family, marks, settings)
+        if isinstance(pictures, NoPictures):
+            self.image_token_id = -1
+        tokens = [token for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
+        control = [token.content for token in tokens if token.special or token.content in template]
+        self.control = sorted(control, key=len, reverse=True)
+        self._spelt = re.compile("|".join(map(re.escape, self.control)))
+
+    def _views(self, image: Image.Image) -> list[Image.Image]:
+        return [image, *self.image_config.parts(image)]
+
+    def _tokens(
+        self, messages: list[dict[str, Any]], shown: Sequence[Shown], add_generation_prompt: bool
+    ) -> np.ndarray:
+        """The ids [T] of a conversation, every picture's text and soft tokens in its place."""
+        text = self._render(messages, add_generation_prompt)
+        gaps = text.split(START)
+        if len(gaps) != len(shown) + 1:
+            raise DataError(
+                f"the chat template wrote {len(gaps) - 1} places for {len(shown)} images; the checkpoint needs the "
+                "template of a Gemma 3"
+            )
+        written = "".join(itertools.chain(*zip(gaps, [*map(self._picture, shown), ""], strict=True)))
+        ids: list[int] = []
+        for number, piece in enumerate(_MARKED.split(written)):
+            spelt = number % 2 == 1  # the number of a token that a message spells out: ordinary text
+            piece = self.control[int(piece)] if spelt else piece
+            ids += self.tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=spelt)
+        return np.array(ids, np.int32)
+
+    def _picture(self, shown: Shown) -> str:
+        """The text of a picture; of one in parts, the words of Gemma3Processor around them."""
+        one = f"\n\n{START}{SOFT * getattr(self.image_config, 'soft_tokens', 0)}{END}\n\n"
+        if len(shown) == 1:
+            return one
+        parts = " ".join([one] * (len(shown) - 1))
+        return f"Here is the original image {one} and here are some crops to help you see better {parts}"
+
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        def marked(text: str) -> str:
+            text = text.replace(_OPEN, "").replace(_CLOSE, "")
+            return self._spelt.sub(lambda found: f"{_OPEN}{self.control.index(found[0])}{_CLOSE}", text)
+
+        def of_part(part: dict[str, Any]) -> dict[str, Any]:
+            return part | {"text": marked(part["text"])} if "text" in part else part
+
+        turns = [
+            turn | {"content": marked(said) if isinstance(said := turn["content"], str) else [*map(of_part, said)]}
+            for turn in messages
+        ]
+        return self._template_applied(turns, add_generation_prompt=add_generation_prompt, tokenize=False)
+
+
+def _number(values: Mapping[str, Any], key: str, usual: float) -> float:
+    """A finite number above 0; the usual one where the file has null or nothing."""
+    value = usual if values.get(key) is None else values[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31:
+        raise DataError(f"{PLACE}: {key} is {border.shown(value)}, not a number above 0")
+    return value
+
+
+def _channels(values: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+    value = values.get(key) or [0.5] * 3
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise DataError(f"{PLACE}: {key} is {border.shown(value)}, not three numbers")
+    red, green, blue = (_number({key: one}, key, 0.5) for one in value)
+    return red, green, blue
