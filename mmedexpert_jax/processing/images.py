@@ -4,7 +4,7 @@ import base64
 import binascii
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +21,7 @@ from mmedexpert_jax.processing.windows import Frames, View, chosen, grey, window
 
 Source = Image.Image | bytes | str | Path
 PLAIN = View()
+VIEWED = ("window", "slices", "plane")  # keys of an image part that choose what of its file is seen
 TAIL = 65_536  # bytes at a JPEG's end in which its end-of-image marker is looked for
 
 
@@ -170,6 +171,22 @@ def open_image(source: Source | ImageRef, name: str = "", **view: Any) -> Image.
     if len(pictures) != 1:
         raise DataError(f"{name or _named(source)}: {len(pictures)} pictures in the place of one; choose one slice")
     return pictures[0]
+
+
+def spread(parts: Sequence[Any]) -> list[Any]:
+    """The parts of a message; an image part with `window`, `slices` or `plane` becomes one for each picture
+    that these choose, and its other keys stay. Raises DataError."""
+    out: list[Any] = []
+    for part in parts:
+        view = {key: part[key] for key in VIEWED if part.get(key) is not None} if isinstance(part, Mapping) else {}
+        if not view or part.get("type") != "image":
+            out.append(part)
+            continue
+        rest = {key: value for key, value in part.items() if key not in VIEWED}
+        source = part.get("image")
+        name = str(source)[:80] if isinstance(source, str | Path) else "an image part"
+        out += [rest | {"image": picture} for picture in decode(source, name=name, **view)]
+    return out
 
 
 def clean(data: bytes, name: str, view: View = PLAIN) -> bytes:

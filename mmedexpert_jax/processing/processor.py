@@ -14,7 +14,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template
-from mmedexpert_jax.processing.images import ImageRef, open_image
+from mmedexpert_jax.processing.images import ImageRef, open_image, spread
 from mmedexpert_jax.processing.patches import Grid, ImageConfig, Pictures
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -67,6 +67,7 @@ class Processor:
 
     A conversation is a list of messages `{"role": "user", "content": [{"type": "image", "image": source},
     {"type": "text", "text": "..."}]}`; content may be a plain string, and a source is what `open_image` takes.
+    An image part may say `window`, `slices` and `plane` as `decode` has them: several slices are several images.
     Special tokens spelt out in a message are encoded as ordinary text.
     """
 
@@ -335,7 +336,7 @@ def _split_images(conversation: Conversation) -> tuple[list[dict[str, Any]], lis
             raise DataError(f"message {number} needs a role and a content that is text or a list of parts")
         if not isinstance(content, str):
             parts = []
-            for part in content:
+            for part in spread(content):
                 if isinstance(part, Mapping) and part.get("type") == "image" and part.get("image") is not None:
                     sources.append({key: part[key] for key in ("image", *_PART_KEYS) if key in part})
                     parts.append({"type": "image"})

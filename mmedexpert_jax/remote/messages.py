@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from mmedexpert_jax.processing.images import ImageRef, content, open_image
+from mmedexpert_jax.processing.images import ImageRef, content, open_image, spread
 from mmedexpert_jax.remote.protocol import Endpoint, Request
 
 IMAGE_TOKENS = 1500  # estimate for limits and budgets: a 1024 x 1024 image costs 765 to 1,445 tokens with OpenAI
@@ -65,8 +65,9 @@ def image_hash(image: Any) -> str:
     """Hash of an image's file, or of its pixels where it is an open PIL image."""
     if isinstance(image, Image.Image):
         return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
-    encoded = image.open() if isinstance(image, ImageRef) else content(image, str(image)[:80])
-    return hashlib.sha256(encoded).hexdigest()
+    if isinstance(image, ImageRef):
+        return image.sha256  # of file and view: two slices of a volume are two images
+    return hashlib.sha256(content(image, str(image)[:80])).hexdigest()
 
 
 def data_uri(image: Any, side: int) -> str:
@@ -87,7 +88,7 @@ def data_uri(image: Any, side: int) -> str:
 
 def _parts(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [{"type": "text", "text": content}] if isinstance(content, str) else spread(content)
 
 
 def _mapped(messages: Sequence[Mapping[str, Any]], image: Callable[[Any], dict]) -> list[dict[str, Any]]:

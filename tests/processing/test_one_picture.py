@@ -12,13 +12,18 @@ from PIL import Image
 
 from mmedexpert_jax.data import contamination, load_cases
 from mmedexpert_jax.data.benchmarks import from_case
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import prompt_styles
 from mmedexpert_jax.medeval.backends import torch_model
 from mmedexpert_jax.mmedexpert.record import Picture
 from mmedexpert_jax.mmedexpert.review.review_traces import encoded as shown_in_review
 from mmedexpert_jax.mmedexpert.sources.canonical import clean
 from mmedexpert_jax.processing import open_image
-from mmedexpert_jax.remote.messages import data_uri
+from mmedexpert_jax.processing.images import ImageRef, decode, spread
+from mmedexpert_jax.processing.processor import Processor
+from mmedexpert_jax.processing.windows import View
+from mmedexpert_jax.remote import Request
+from mmedexpert_jax.remote.messages import content_key, data_uri, estimate_tokens, image_hash
 
 RNG = np.random.default_rng(0)
 RGB = Image.fromarray(RNG.integers(0, 256, (30, 40, 3), np.uint8))
@@ -167,3 +172,29 @@ def test_a_sixteen_bit_ramp_has_all_levels_and_says_when_it_would_be_black(tmp_p
     by_range = np.asarray(open_image(data, window="range"))
     assert len(np.unique(by_range)) == 256 and np.asarray(open_image(data, window="full")).max() == 16
     assert np.array_equal(by_range, np.asarray(open_image(data, window=[2047.5 + 0.5, 4096])))
+
+
+def test_an_image_part_may_choose_window_and_slices(tiny_tokenizer_dir):
+    buffer = io.BytesIO()
+    pages = [Image.fromarray(np.full((56, 56), value, np.uint16)) for value in (100, 900, 2000)]
+    pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:])
+    data = buffer.getvalue()
+    part = {"type": "image", "image": data, "window": [1000, 2000], "slices": [0, 2], "max_pixels": 56 * 56}
+    talk = [{"role": "user", "content": [part, {"type": "text", "text": "Which?"}]}]
+    shown = decode(data, window=[1000, 2000], slices=[0, 2])
+    first, second, text = spread(talk[0]["content"])
+    assert [np.array(one["image"]).tolist() for one in (first, second)] == [np.array(one).tolist() for one in shown]
+    assert first["max_pixels"] == 56 * 56 and "slices" not in first and text["text"] == "Which?"
+    processor = Processor.load(tiny_tokenizer_dir)
+    plain = [{"role": "user", "content": [first, second, text]}]
+    assert processor.encode(talk).tokens.tolist() == processor.encode(plain).tokens.tolist()
+    assert estimate_tokens(Request(talk)) == estimate_tokens(Request(plain))
+    other = [{"role": "user", "content": [part | {"slices": [1, 2]}, text]}]
+    assert content_key(Request(talk), "m", {}) != content_key(Request(other), "m", {})
+    with pytest.raises(DataError, match="no slice 7"):
+        processor.encode([{"role": "user", "content": [part | {"slices": [7]}]}])
+
+
+def test_two_slices_of_one_file_are_two_images_to_a_store():
+    one, two = (ImageRef("v", lambda: b"file", View(slices=(place,))) for place in (0, 1))
+    assert image_hash(one) != image_hash(two) and image_hash(ImageRef("v", lambda: b"file")) == image_hash(b"file")
