@@ -51,7 +51,7 @@ _PREFIXES = (
     ("model.mm_projector.", "multi_modal_projector.linear_1."),  # of one layer
 )
 _NO_LINEARS = ("embed_tokens", "pos_embed", "position_embedding", "lm_head")  # matrices, but not to "all-linear"
-_TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.")
+TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.")  # beginnings of names that are not the decoder's
 _TIED = "ties it to the other of lm_head and embed_tokens; untie the base, or train the adapter without it"
 
 
@@ -491,4 +491,4 @@ def _peft_factors(module: str, factors: dict[str, jax.Array]) -> dict[str, jax.A
 
 def memory_name(module: str) -> str:
     """Module path in the memory of transformers 5, from the path here."""
-    return f"model.{module}" if module.startswith(_TOWERS) else module.replace("model.", "model.language_model.", 1)
+    return f"model.{module}" if module.startswith(TOWERS) else module.replace("model.", "model.language_model.", 1)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.lora import TOWERS
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Heads that trainers put beside a language model: TRL's value head, reward and classification heads.
@@ -40,8 +41,8 @@ def aligned(
     if extra := [key for key in tensors if key.startswith(EXTRA) and key not in base]:
         tensors = {key: tensor for key, tensor in tensors.items() if key not in extra}
         notes.append(f"dropped {', '.join(extra[:3])}{' and more' if len(extra) > 3 else ''}, which the base lacks")
-    towers = [key for key in base if key.startswith("visual.")]
-    if towers and not any(key.startswith("visual.") for key in tensors) and EMBEDDING in tensors:
+    towers = [key for key in base if key.startswith(TOWERS)]
+    if towers and not any(key.startswith(TOWERS) for key in tensors) and EMBEDDING in tensors:
         tensors |= {key: base[key] for key in towers}
         notes.append("a text model: the base's vision tower stays")
     if HEAD in base and HEAD not in tensors and EMBEDDING in tensors:

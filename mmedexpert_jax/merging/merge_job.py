@@ -131,7 +131,7 @@ def _write(recipe: Recipe, config: ConfigDict, run: Run) -> Interference | None:
             updates = _counted(((name, update_of(job, name, interference)) for name in job.touched), progress.update)
             lora: Lora = as_lora(updates, config.rank, interference)
         _refuse_unchanged(interference)
-        adapters.save_peft(export / "adapter", lora, recipe.base, decoder_only="visual" not in _towers(job))
+        adapters.save_peft(export / "adapter", lora, recipe.base, decoder_only=not _has_tower(job))
         return interference
     with run.progress(1, label="merge") as progress:
         interference = merge_to_disk(recipe, export / "model", lambda done, total: progress.update(done / total))
@@ -151,8 +151,8 @@ def _tell(recipe: Recipe) -> None:
         print(f"merge: {line}", flush=True)
 
 
-def _towers(job: Merge) -> set[str]:
-    return {name.partition(".")[0] for name in job.base}
+def _has_tower(job: Merge) -> bool:
+    return any(name.startswith(adapters.TOWERS) for name in job.base)
 
 
 def _through_memory(recipe: Recipe, config: ConfigDict, export: Path) -> Interference:

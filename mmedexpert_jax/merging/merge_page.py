@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from mmedexpert_jax.lora import TOWERS
 from mmedexpert_jax.merging.interference import Interference, kind, layer
 from mmedexpert_jax.report import pages
 from mmedexpert_jax.runtime import files
@@ -137,7 +138,7 @@ def _short(name: str) -> str:
     """The end of a kind's name that tells it apart: "mlp.up_proj.weight" without what all of them have."""
     parts = name.removesuffix(".weight").split(".")
     tail = parts[parts.index("*") + 1 :] if "*" in parts else parts
-    return ("vis " if name.startswith("visual") else "") + ".".join(tail[-2:])
+    return ("vis " if name.startswith(TOWERS) else "") + ".".join(tail[-2:])
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

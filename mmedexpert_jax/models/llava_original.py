@@ -96,6 +96,16 @@ def modern(content: Mapping[str, Any], directory: Path, tower: str = "") -> dict
     }
 
 
+def tower_folder(directory: Path, tower: str = "") -> Path | None:
+    """The folder of the vision tower beside a checkpoint of the original layout; None without one. Raises ConfigError.
+
+    `tower` is one that takes its place.
+    """
+    if not is_original(directory):
+        return None
+    return _tower_folder(str(read_json(directory / "config.json")["mm_vision_tower"]), directory, tower)
+
+
 def tensors(found: dict[str, Stored], config: ModelConfig, directory: Path, tower: str = "") -> dict[str, Stored]:
     """The tensors of the files by the names here, with the tower's from its own folder where they have none.
 

@@ -249,7 +249,9 @@ def folders(src: str | Path) -> list[Path]:
         parts = reader.sources_of(directory)
     else:
         parts = ["mini"] if any(directory.glob("*.gguf")) else []
-    return [directory, *adapters, *(folder for part in parts for folder in folders(part))]
+    tower = llava_original.tower_folder(directory, _CHOSEN["vision_tower"])
+    own = [directory, *adapters, *([tower] if tower else [])]
+    return [*own, *(folder for part in parts for folder in folders(part))]
 
 
 def origin(src: str | Path) -> str:
