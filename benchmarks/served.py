@@ -33,8 +33,11 @@ from mmedexpert_jax.processing.squares import SquareConfig
 
 STEPS = 16
 WIDTH = 128
-QWEN = {
-    "qwen2_vl": (TextConfig(0, WIDTH, 192, 2, 4, 2, mrope_section=(4, 6, 6)), VisionConfig("qwen2_vl", 2, 128, 256, 4, WIDTH)),
+QWEN: dict[str, tuple[TextConfig, VisionConfig]] = {
+    "qwen2_vl": (
+        TextConfig(0, WIDTH, 192, 2, 4, 2, mrope_section=(4, 6, 6)),
+        VisionConfig("qwen2_vl", 2, 128, 256, 4, WIDTH),
+    ),
     "qwen2_5_vl": (
         TextConfig(0, WIDTH, 192, 2, 4, 2, mrope_section=(4, 6, 6)),
         VisionConfig("qwen2_5_vl", 2, 128, 192, 4, WIDTH, full_attention_blocks=(1,)),
