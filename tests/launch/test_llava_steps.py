@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory):
 def cases(tmp_path_factory):
     """Four cases a split, half of them with an image of a shape of its own."""
     folder = tmp_path_factory.mktemp("cases")
-    for split in ("train", "dev"):
+    for split in ("train", "dev", "test"):
         rows = []
         for i in range(4):
             if i % 2:

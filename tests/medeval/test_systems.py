@@ -78,7 +78,8 @@ def test_a_system_of_qwens_families_answers(name, tmp_path, monkeypatch):
     write_qwen(FAMILIES[name], folder)
     text, form = answer(name, tmp_path, monkeypatch)
     assert text and form == ("plain" if {**SYSTEMS, **NEWER}[name].prompt == "medevalkit" else "tags")
-    assert scoring.score(from_case(CASE), "<think>(1) high</think><answer>A</answer>" if form == "tags" else "A").right
+    said = "<think>(1) high</think><answer>A</answer>" if form == "tags" else "A"
+    assert scoring.score(from_case(CASE), said, form=form).right
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -11,7 +11,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from transformers.processing_utils import ProcessorMixin
 
 import mmedexpert_jax as mx
 from mmedexpert_jax.errors import DataError
@@ -117,6 +119,40 @@ def test_patches_and_positions_are_those_of_transformers(checkpoint):
     for row, length in enumerate(batch.lengths):
         assert np.array_equal(batch.positions[row, :, :length], positions[:, row, :length].numpy())
         assert batch.next_position[row] == length + delta[row, 0]
+
+
+class Reference(Qwen3VLProcessor):
+    """transformers' own, without the video processor that torchvision would have to serve."""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id, self.video_token_id = map(
+            tokenizer.convert_tokens_to_ids, (self.image_token, self.video_token)
+        )
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+@pytest.mark.parametrize("opening", ["", "<think>\\n"])
+def test_prompts_are_those_of_transformers_processor(checkpoint, opening, tmp_path):
+    """Of the Instruct models and the Thinking ones, whose templates open the reasoning; system turns, two images."""
+    directory = shutil.copytree(checkpoint[1], tmp_path / "model")
+    template = TEMPLATE.replace("assistant\\n'", f"assistant\\n{opening}'")
+    (directory / "chat_template.jinja").write_text(template)
+    processor = load_processor(directory)
+    images = Qwen2VLImageProcessorPil.from_pretrained(
+        directory, min_pixels=processor.image_config.min_pixels, max_pixels=processor.image_config.max_pixels
+    )
+    reference = Reference(images, AutoTokenizer.from_pretrained(directory), template)
+    system = {"role": "system", "content": [{"type": "text", "text": "Answer shortly."}]}
+    for one in (*TALKS, [system, *TALKS[1]]):
+        said = reference.apply_chat_template(
+            [one], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np"
+        )
+        encoded = processor.encode(one)
+        assert np.array_equal(encoded.tokens, said["input_ids"][0])
+        if encoded.images:
+            assert np.array_equal(np.concatenate([patches for patches, _ in encoded.images]), said["pixel_values"])
+    assert processor.decode(encoded.tokens).endswith("<think>\n") == bool(opening)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
