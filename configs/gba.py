@@ -20,7 +20,7 @@ PRESETS = (
 
 # The plain rival of section 5.2.3: no guidelines, no reward for their structure, all else equal.
 _GRPO = {"guided": False, "rewards.structure": 0.0}
-# What an objective sets differently from gba. None of the papers behind the last three has a KL.
+# What an objective sets differently from gba. The papers behind those with beta 0 have no KL.
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "gba": {},
     "grpo": _GRPO,
@@ -39,6 +39,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "reinforce_pp": _GRPO | {"advantage_scale": "global", "aggregation": "token"},
     # Liu et al. 2026 (arXiv 2601.05242): every reward normalised in its group before the sum; all else as gba
     "gdpo": {"advantage_scale": "decoupled"},
+    # Wang et al. 2025 (arXiv 2507.06448), with GRPO: its weights for 7B, 60 % of the patches masked
+    "papo": _GRPO | {"perception": 0.02, "perception_entropy": 0.03},
+    # Dai et al. 2025 (arXiv 2506.00711): rare and hard specialties weigh more
+    "drpo": _GRPO | {"advantage_weights": "drpo"},
     # Zheng et al. 2025 (arXiv 2507.18071): the sequence's ratio, clipped close; four updates, since at one it is 1
     "gspo": _GRPO | {"ratio_level": "sequence", "clip": 3e-4, "clip_high": 4e-4, "minibatches": 4, "beta": 0.0},
 }
@@ -64,7 +68,7 @@ def get_config(preset: str = "mini") -> ConfigDict:
     # objective: its name sets the fields marked "by objective" (OBJECTIVES above), each of which may be set on its own
     objective = FieldReference("gba")
     # "gba" (section 4.2), its rival "grpo" (no guidelines), "dr_grpo", "dapo", "gspo", "sapo", "cispo", "rloo",
-    # "reinforce_pp" or "gdpo"
+    # "reinforce_pp", "gdpo", "papo" or "drpo"
     config.objective = objective
 
     def by_objective(name: str, default: Any, kind: type | None = None) -> FieldReference:
@@ -77,7 +81,17 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.clip_high = by_objective("clip_high", None, float)  # upper epsilon; none: the same as clip; by objective
     # weight of the k3 KL to the adapter-off reference; appendix B; 0: no reference; by objective
     config.beta = by_objective("beta", 0.001)
-    # loss of a token: "clip" (appendix B), "cispo" or "sapo"; gba/objective.py; by objective
+    # steps after which the reference becomes the policy (TRL's sync_ref_model, verl's SPIN); 0: the base for ever
+    config.ref_every = 0
+    config.ref_mixup = 1.0  # share of the policy in the new reference (TRL's 0.6); below 1 where trainable is "full"
+    config.entropy_coef = 0.0  # weight of an entropy bonus (verl's entropy_coeff, TRL's entropy_coef); 0: none
+    # weight of the KL to the policy that sees masked images, which is raised (PAPO: 0.01 to 0.02); by objective
+    config.perception = by_objective("perception", 0.0)
+    # weight of the entropy with and without masked patches, which is lowered (PAPO: 0.03); by objective
+    config.perception_entropy = by_objective("perception_entropy", 0.0)
+    config.perception_mask = 0.6  # share of the patches that are masked, each by itself; PAPO
+    # loss of a token: "clip" (appendix B), "cispo" or "sapo" of gba/objective.py, or your own as "path.py:function"; by
+    # objective
     config.surrogate = by_objective("surrogate", "clip")
     # "sequence" (1/|y_i|, equation 5), "token" (dapo) or "constant" (dr_grpo); by objective
     config.aggregation = by_objective("aggregation", "sequence")
@@ -85,8 +99,11 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.ratio_level = by_objective("ratio_level", "token")
     # what an advantage is: rewards over the deviation of their "group" (equation 4) or of the "batch"; undivided
     # ("none", dr_grpo); against the others ("leave_one_out", rloo); normalised over the step ("global", reinforce_pp);
-    # or each function apart ("decoupled", gdpo); gba/advantages.py; by objective
+    # each function apart ("decoupled", gdpo); gba/advantages.py, or your own as "path.py:function"; by objective
     config.advantage_scale = by_objective("advantage_scale", "group")
+    # what divides advantages besides: "none", the size and mean reward of a case's "specialty", or also those of the
+    # difficulties in it ("drpo"); by objective
+    config.advantage_weights = by_objective("advantage_weights", "none")
     # groups of equal rewards: "keep", "drop" from the update, or "refill" by more rollouts (dapo's dynamic sampling);
     # by objective
     config.zero_variance = by_objective("zero_variance", "keep")

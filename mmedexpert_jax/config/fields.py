@@ -27,6 +27,7 @@ class Field:
         low, high: inclusive bounds of a number.
         above, below: exclusive bounds.
         choices: allowed texts; empty: any.
+        own: whether a user's own function, a text with a dot, is allowed beside the choices.
         resume: "" where a resumed run must have the same value, "free" where it may have another since the field does
             not change what is computed, "grows" where it may be raised, to go on further.
     """
@@ -36,6 +37,7 @@ class Field:
     above: float = -math.inf
     below: float = math.inf
     choices: tuple[str, ...] = ()
+    own: bool = False
     resume: str = ""
 
     def range(self) -> str:
@@ -115,11 +117,16 @@ FIELDS |= {
     "trainable": _choice("lora", "full"),
     "overlong": _choice("error", "drop"),
     "lora.targets": _choice("all-linear", "text"),
-    "objective": _choice(*("gba", "grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "rloo", "reinforce_pp", "gdpo")),
+    "objective": _choice(
+        *("gba", "grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "rloo", "reinforce_pp", "gdpo", "papo", "drpo")
+    ),
     "aggregation": _choice("sequence", "token", "constant"),
     "ratio_level": _choice("token", "sequence"),
-    "surrogate": _choice("clip", "cispo", "sapo"),
-    "advantage_scale": _choice("group", "none", "batch", "leave_one_out", "global", "decoupled"),
+    "surrogate": Field(choices=("clip", "cispo", "sapo"), own=True),
+    "advantage_scale": Field(choices=("group", "none", "batch", "leave_one_out", "global", "decoupled"), own=True),
+    "advantage_weights": _choice("none", "specialty", "drpo"),
+    **_each(FROM_ZERO, "ref_every entropy_coef perception perception_entropy"),
+    **_each(FRACTION, "ref_mixup perception_mask"),
     "zero_variance": _choice("keep", "drop", "refill"),
     "group_by": _choice("prompt", "query"),
     "schedule": _choice("constant", "linear", "cosine"),
@@ -251,7 +258,7 @@ def elsewhere(name: str, fields: list[str]) -> str:
 def check_value(key: str, value: Any) -> None:
     """Raises ConfigError where the value of a field is outside its bounds or choices."""
     field = field_of(key)
-    if field.choices and value not in field.choices:
+    if field.choices and value not in field.choices and not (field.own and "." in str(value)):
         close = difflib.get_close_matches(str(value)[:100], field.choices, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
         names = ", ".join(choice or '""' for choice in field.choices)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.gba.own import find_function
 
 
 def group_advantages(
@@ -125,16 +126,74 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def estimate(values: np.ndarray, weights: np.ndarray, name: str, eps: float = 1e-4, ddof: int = 1) -> np.ndarray:
-    """Advantages [N, G] float32 of rewards by function [N, G, F] under one of ESTIMATORS; 0 where all abstained.
+    """Advantages [N, G] float32 of rewards by function [N, G, F] under one of ESTIMATORS, or one's own
+    ("path.py:function"); 0 where all abstained.
 
     Raises:
         ConfigError: fewer than two samples in a group.
     """
     chex.assert_rank(values, 3)
     _check_size(values.shape[1])
+    estimator = find_function(name, ESTIMATORS, "config.advantage_scale")
     with np.errstate(invalid="ignore", divide="ignore"):
-        advantages = ESTIMATORS[name](np.asarray(values, np.float32), np.asarray(weights, np.float32), eps, ddof)
+        advantages = estimator(np.asarray(values, np.float32), np.asarray(weights, np.float32), eps, ddof)
     return np.nan_to_num(advantages, nan=0.0).astype(np.float32)
+
+
+# -- weights by specialty and difficulty -------------------------------------------------------------------------------
+
+WEIGHTS = ("none", "specialty", "drpo")
+LEVELS = 4  # of difficulty: quarters of the share of a group's samples that are right
+
+
+def new_counts(specialties: int) -> np.ndarray:
+    """[D, LEVELS, 2] float32, the groups met so far and the sum of their mean rewards, by specialty and difficulty."""
+    return np.zeros((specialties, LEVELS, 2), np.float32)
+
+
+def domain_weighted(
+    advantages: np.ndarray,
+    counts: np.ndarray,
+    specialties: np.ndarray,
+    rewards: np.ndarray,
+    right: np.ndarray,
+    kind: str,
+    eps: float = 1e-6,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages divided by how common and how well solved their specialty and difficulty are (DRPO, Dai et al. 2025,
+    arXiv 2506.00711): by T = sqrt(n) mu of the specialty, n groups of it so far with mean reward mu, and, with `kind`
+    "drpo", by that of the specialty's groups that are as difficult; then by their deviation over the step.
+
+    DRPO finds the difficulties by k-means over the rewards of all questions so far; here they are the quarters of the
+    share of right samples, which need a count each and no store of all questions. As there, mu of a specialty weighs
+    its difficulties by the inverse of their sizes.
+
+    Args:
+        advantages: [N, G], of equation 4.
+        counts: of `new_counts`, before this step.
+        specialties: [N] int, of each group.
+        rewards: [N, G].
+        right: [N, G], 1 where the answer is right.
+        kind: one of WEIGHTS.
+        eps: below which no T and no deviation falls.
+
+    Returns:
+        The advantages [N, G] float32 and the counts after this step.
+    """
+    levels = np.minimum((right.mean(axis=1) * LEVELS).astype(int), LEVELS - 1)
+    counts = counts.copy()
+    np.add.at(counts, (specialties, levels), np.stack([np.ones(len(rewards)), np.nanmean(rewards, axis=1)], axis=-1))
+    if kind == "none":
+        return advantages, counts
+    groups, sums = counts[..., 0], counts[..., 1]
+    means = sums / np.maximum(groups, 1)
+    rarity = np.where(groups > 0, 1 / np.maximum(groups, 1), 0.0)
+    mean = (rarity * means).sum(axis=1) / np.maximum(rarity.sum(axis=1), eps)
+    divisor = np.maximum(np.sqrt(groups.sum(axis=1)) * mean, eps)[specialties]
+    if kind == "drpo":
+        divisor = divisor * np.maximum(np.sqrt(groups) * means, eps)[specialties, levels]
+    scaled = advantages / divisor[:, None]
+    return (scaled / (scaled.std(ddof=1) + eps)).astype(np.float32), counts
 
 
 def _centred(rewards: np.ndarray) -> np.ndarray:

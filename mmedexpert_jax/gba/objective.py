@@ -2,13 +2,16 @@
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mmedexpert_jax.gba.own import find_function
 
 AGGREGATIONS = ("sequence", "token", "constant")
 RATIO_LEVELS = ("token", "sequence")
@@ -57,6 +60,25 @@ class Terms:
         return {"loss": self.loss / denominator, **{k: v / tokens for k, v in self.sums.items()}, **self.peaks}
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """What the terms beside the surrogate read: arrays [B, T] float32, 0 behind the end; None where none is given.
+
+    Attributes:
+        logprobs: under the policy.
+        reference: under the reference.
+        entropy: of the policy's distributions, in nats.
+        masked: log-probabilities under the policy that sees the images with some of their patches masked.
+        masked_entropy: of its distributions.
+    """
+
+    logprobs: jax.Array
+    reference: jax.Array | None = None
+    entropy: jax.Array | None = None
+    masked: jax.Array | None = None
+    masked_entropy: jax.Array | None = None
+
+
 def policy_terms(
     logprobs: jax.Array,
     old_logprobs: jax.Array | None,
@@ -72,9 +94,12 @@ def policy_terms(
     weights: jax.Array | None = None,
     surrogate: str = "clip",
     num_rows: jax.Array | int | None = None,
+    watched: Mapping[str, jax.Array | None] = MappingProxyType({}),
+    coefs: Mapping[str, float] = MappingProxyType({}),
 ) -> Terms:
-    """`policy_loss` before its division; of a part of the rows, `num_rows` count (None: all)."""
-    _check(aggregation, ratio_level, surrogate, max_tokens)
+    """`policy_loss` before its division; of a part of the rows, `num_rows` count (None: all). `watched` holds the other
+    arrays of `Tokens` by name, `coefs` the weights of the other TERMS."""
+    _check(aggregation, ratio_level, max_tokens)
     chex.assert_rank([logprobs, advantages], [2, 1])
     chex.assert_equal_shape([logprobs, mask])
     mask = mask.astype(bool)
@@ -82,14 +107,16 @@ def policy_terms(
     logprobs = logprobs.astype(jnp.float32)
 
     ratio = _ratio(logprobs, old_logprobs, mask, ratio_level)
-    high = clip if clip_high is None else clip_high
-    loss, stats = SURROGATES[surrogate](ratio, logprobs, advantages.astype(jnp.float32)[:, None], 1 - clip, 1 + high)
+    bounds = 1 - clip, 1 + (clip if clip_high is None else clip_high)
+    one = find_function(surrogate, SURROGATES, "config.surrogate")
+    loss, stats = one(ratio, logprobs, advantages.astype(jnp.float32)[:, None], *bounds)
     if weights is not None:
         loss = loss * jax.lax.stop_gradient(weights)
-    if ref_logprobs is not None and beta != 0:
-        gap = jnp.where(mask, jax.lax.stop_gradient(ref_logprobs) - logprobs, 0.0)
-        stats["kl"] = jnp.expm1(gap) - gap  # k3, added after clipping
-        loss = loss + beta * stats["kl"]
+    given = {"logprobs": logprobs, "reference": ref_logprobs, **watched}
+    tokens = Tokens(**{name: jnp.where(mask, value, 0.0) for name, value in given.items() if value is not None})
+    for name, coef in {"beta": beta, **coefs}.items():
+        if coef and (term := TERMS[name](tokens)) is not None:
+            loss, stats = loss + coef * term[0], stats | term[1]  # after clipping, as in TRL
 
     loss = jnp.where(mask, loss, 0.0)
     rows = len(mask) if num_rows is None else num_rows
@@ -102,9 +129,7 @@ def policy_terms(
     return Terms(total[0], jnp.float32(total[1]), jnp.float32(lengths.sum()), jax.lax.stop_gradient(sums), {})
 
 
-def _check(aggregation: str, ratio_level: str, surrogate: str, max_tokens: int | None) -> None:
-    if surrogate not in SURROGATES:
-        raise ValueError(f"no surrogate {surrogate!r}: one of {', '.join(SURROGATES)}")
+def _check(aggregation: str, ratio_level: str, max_tokens: int | None) -> None:
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"no aggregation {aggregation!r}: one of {', '.join(AGGREGATIONS)}")
     if ratio_level not in RATIO_LEVELS:
@@ -165,6 +190,58 @@ def _clip_stats(below: jax.Array, above: jax.Array) -> dict[str, jax.Array]:
     return dict(zip(names, (below, above, below | above), strict=True))
 
 
+# -- terms beside the surrogate ----------------------------------------------------------------------------------------
+# Each takes the tokens and gives what its field, times this, adds to their loss, and its statistics; None where what it
+# reads is not there. They are summed as the surrogate is, by `aggregation` (verl's rule; TRL's entropy bonus is a mean
+# over tokens always). To add one: a function, a line in TERMS and the field that weighs it.
+
+Term = Callable[[Tokens], tuple[jax.Array, dict[str, jax.Array]] | None]
+
+
+def kl(tokens: Tokens) -> tuple[jax.Array, dict[str, jax.Array]] | None:
+    """The k3 estimate of the KL to the reference (appendix B)."""
+    if tokens.reference is None:
+        return None
+    value = k3(jax.lax.stop_gradient(tokens.reference), tokens.logprobs)
+    return value, {"kl": value}
+
+
+def entropy_bonus(tokens: Tokens) -> tuple[jax.Array, dict[str, jax.Array]] | None:
+    """The policy's entropy, which is raised (verl's entropy_coeff)."""
+    return None if tokens.entropy is None else (-tokens.entropy, {})
+
+
+def perception(tokens: Tokens) -> tuple[jax.Array, dict[str, jax.Array]] | None:
+    """The KL to the policy that sees masked images, which is raised: what it says is to hang on what it sees (PAPO,
+    Wang et al. 2025, arXiv 2507.06448; gradient through both). 0 for a prompt without images."""
+    if tokens.masked is None:
+        return None
+    value = k3(tokens.masked, tokens.logprobs)
+    return -value, {"perception_kl": value}
+
+
+def double_entropy(tokens: Tokens) -> tuple[jax.Array, dict[str, jax.Array]] | None:
+    """Entropy with and without the masked patches, which is lowered, since `perception` alone may raise it without end
+    (PAPO's double entropy loss)."""
+    if tokens.masked_entropy is None:
+        return None
+    return tokens.entropy + tokens.masked_entropy, {"masked_entropy": tokens.masked_entropy}
+
+
+def k3(other: jax.Array, logprobs: jax.Array) -> jax.Array:
+    """Schulman's estimate of KL(policy, other) from the policy's samples: q / p - 1 - log(q / p), never below 0."""
+    gap = other - logprobs
+    return jnp.expm1(gap) - gap
+
+
+TERMS: dict[str, Term] = {
+    "beta": kl,
+    "entropy_coef": entropy_bonus,
+    "perception": perception,
+    "perception_entropy": double_entropy,
+}
+
+
 def truncated_weights(logprobs: jax.Array, sampled: jax.Array | np.ndarray, cap: float) -> jax.Array:
     """Importance weights min(pi / pi_sampler, cap) of each token: they correct for a sampler that rounds otherwise.
 
@@ -192,6 +269,8 @@ def policy_loss(
     ratio_level: str = "token",
     weights: jax.Array | None = None,
     surrogate: str = "clip",
+    entropy: jax.Array | None = None,
+    entropy_coef: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of GBA, to be minimised: PPO's clipped surrogate plus `beta` times the k3 estimate of the KL.
 
@@ -212,12 +291,15 @@ def policy_loss(
         max_tokens: length limit of a completion, for "constant".
         ratio_level: "token" clips each token's ratio, "sequence" one geometric mean for each row (gspo).
         weights: [B, T] factors of the surrogate, without gradient; the KL is not weighted (TRL's order).
-        surrogate: "clip" (equation 5 with appendix B's clip), "cispo" or "sapo".
+        surrogate: "clip" (equation 5 with appendix B's clip), "cispo", "sapo", or one's own, "path.py:function".
+        entropy: [B, T] of the policy's distributions, in nats, for a bonus.
+        entropy_coef: weight of the bonus.
 
     Returns:
         The loss and its statistics under TRL's names.
     """
     rest = (clip, beta, aggregation, clip_high, max_tokens, ratio_level, weights, surrogate)
-    terms = policy_terms(logprobs, old_logprobs, ref_logprobs, advantages, mask, *rest)
+    bonus = {"watched": {"entropy": entropy}, "coefs": {"entropy_coef": entropy_coef}}
+    terms = policy_terms(logprobs, old_logprobs, ref_logprobs, advantages, mask, *rest, **bonus)
     stats = terms.stats()
     return stats.pop("loss"), stats

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import train
-from mmedexpert_jax.gba.objective import Terms, policy_terms, truncated_weights
+from mmedexpert_jax.gba.objective import TERMS, Terms, policy_terms, truncated_weights
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.models.packing import Packing
@@ -19,6 +19,8 @@ from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout import Completions, completion_logprobs, generate
 from mmedexpert_jax.rollout.decode import programs
 from mmedexpert_jax.train import Policy, State
+
+REFERENCE = "reference"  # in a state's memory: what is trained, as the reference has it
 
 
 @jax.tree_util.register_dataclass
@@ -34,6 +36,8 @@ class Part:
     counted: np.ndarray | None = None  # [B, S] float32, 1 for a completion that the mean is over; None: all
     packing: Packing | None = None  # of the completions' tokens; None: rows stay padded
     old_logprobs: jax.Array | None = None  # [B, S, R], the trainer's before the first update; None: the policy's own
+    reference: jax.Array | None = None  # [B, S, R], of a reference that is not the base
+    masked: np.ndarray | None = None  # [I, P, C] float32, the batch's patches with some of them masked
 
 
 class PolicyLearner(train.Learner):
@@ -48,6 +52,7 @@ class PolicyLearner(train.Learner):
         steps: rollouts of the run, for the learning-rate schedule.
         mesh: of devices; None: one.
         lora: deltas that belong to the base.
+        memory: what the first state remembers.
     """
 
     def __init__(
@@ -60,10 +65,13 @@ class PolicyLearner(train.Learner):
         steps: int,
         mesh: Mesh | None = None,
         lora: Lora | None = None,
+        memory: dict[str, Any] | None = None,
     ):
         base, updates = Policy.of(params, lora), config.inner_epochs * config.minibatches
-        super().__init__(config, base, self._terms, steps, updates, mesh, keeps_base=bool(config.beta))
+        keeps_base = bool(config.beta) and not config.ref_every
+        super().__init__(config, base, self._terms, steps, updates, mesh, keeps_base=keeps_base)
         self._model, self._config, self._sampled = model, config, len(programs)
+        self._memory = memory or {}
         self._sampling: dict[str, Any] = {
             "num_samples": num_samples,
             "max_new_tokens": config.max_new_tokens,
@@ -119,14 +127,36 @@ class PolicyLearner(train.Learner):
 
         With one update per rollout the old policy is the current one and is not computed again.
         """
-        if self.updates > 1:
-            minibatches = [[self._with_old(state, part) for part in minibatch] for minibatch in minibatches]
+        if self.updates > 1 or REFERENCE in state.memory:
+            minibatches = [[self._with_logprobs(state, part) for part in minibatch] for minibatch in minibatches]
         after, stats = super().update(state, [*minibatches] * self._config.inner_epochs, tokens)
-        return dataclasses.replace(after, behind=state.behind), stats
+        memory, every = state.memory, self._config.ref_every
+        if REFERENCE in memory and after.step % every == 0:
+            memory = memory | {REFERENCE: self._mixed(memory[REFERENCE], after.trained)}
+        return dataclasses.replace(after, behind=state.behind, memory=memory), stats
 
-    def _with_old(self, state: State, part: Part) -> Part:
+    def init(self, key: jax.Array) -> State:
+        """The state before the first step, with the reference's trained part where it is updated."""
+        state, memory = super().init(key), dict(self._memory)
+        if self._config.ref_every and self._config.beta:
+            memory[REFERENCE] = jax.tree.map(jnp.copy, state.trained)
+        return dataclasses.replace(state, memory=memory)
+
+    def _mixed(self, reference: Any, trained: Any) -> Any:
+        """The reference moved towards the policy by `ref_mixup` (TRL's SyncRefModelCallback)."""
+        share = self._config.ref_mixup
+        if share == 1:  # deltas, which are products, are only ever copied
+            return jax.tree.map(jnp.copy, trained)
+        return jax.tree.map(lambda old, new: (1 - share) * old + share * new, reference, trained)
+
+    def _with_logprobs(self, state: State, part: Part) -> Part:
+        """The part with the log-probabilities of the policy before the step's updates, and of a moved reference."""
         part = self.layout.rows(part)
-        return dataclasses.replace(part, old_logprobs=self._score((state.trained, self._base), part))
+        plain = dataclasses.replace(part, masked=None)
+        old = self._score((state.trained, self._base), plain) if self.updates > 1 else None
+        reference = state.memory.get(REFERENCE)
+        reference = None if reference is None else self._score((reference, self._base), plain)
+        return dataclasses.replace(part, old_logprobs=old, reference=reference)
 
     def _score_fn(self, whole: tuple[Any, Policy], part: Part) -> jax.Array:
         policy, _ = self._policies(*whole)
@@ -140,8 +170,15 @@ class PolicyLearner(train.Learner):
     def _terms(self, policy: Policy, base: Policy, part: Part) -> Terms:
         """The loss of equation 5 with clip and KL, and what else is watched of the completions."""
         config, old = self._config, part.old_logprobs
-        reference = self._logprobs(base, part) if config.beta else None
+        reference = part.reference
+        if config.beta and reference is None:
+            reference = self._logprobs(base, part)
         logprobs, entropy = self._logprobs(policy, part, entropy=True)
+        watched = {"entropy": _flat(entropy)}
+        if part.masked is not None:
+            blind = dataclasses.replace(part, batch=dataclasses.replace(part.batch, patches=part.masked))
+            masked = self._logprobs(policy, blind, entropy=True)
+            watched |= {"masked": _flat(masked[0]), "masked_entropy": _flat(masked[1])}
         mask = jnp.arange(part.tokens.shape[-1]) < part.lengths[..., None]
         own = jax.lax.stop_gradient(logprobs) if old is None else old  # of the policy that sampled
         weights = truncated_weights(own, part.logprobs, config.importance_cap) if config.importance_cap else None
@@ -160,14 +197,16 @@ class PolicyLearner(train.Learner):
             weights=None if weights is None else _flat(weights),
             surrogate=config.surrogate,
             num_rows=None if part.counted is None else jnp.sum(part.counted),
+            watched=watched,
+            coefs={name: config[name] for name in TERMS},
         )
         difference = jnp.where(mask, jnp.abs(own - part.logprobs), 0.0)
         sums = {"entropy": entropy.sum(), "sampling/logp_difference/mean": difference.sum()}
         if weights is not None:
             sums["sampling/importance_sampling_ratio/mean"] = jnp.where(mask, weights, 0.0).sum()
         peaks = {"sampling/logp_difference/max": difference.max()}
-        watched = jax.lax.stop_gradient((terms.sums | sums, terms.peaks | peaks))
-        return dataclasses.replace(terms, sums=watched[0], peaks=watched[1])
+        sums, peaks = jax.lax.stop_gradient((terms.sums | sums, terms.peaks | peaks))
+        return dataclasses.replace(terms, sums=sums, peaks=peaks)
 
 
 def _flat(rows: jax.Array) -> jax.Array:

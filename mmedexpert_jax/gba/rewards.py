@@ -1,9 +1,7 @@
 """r(p, y) of equation 4: small functions, each a number for one completion, and their weighted sum."""
 
-import importlib
 import inspect
 import re
-import runpy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba.advantages import totals
 from mmedexpert_jax.gba.calls import call_all
+from mmedexpert_jax.gba.own import load_function
 from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.statements import stated
 
@@ -139,22 +138,8 @@ def _custom(spec: str) -> WeightedReward:
         number = float("nan")
     if not np.isfinite(number):
         raise ConfigError(f"{place}: the weight {border.shown(weight)} is no finite number")
-    file, _, name = path.strip().rpartition(":") if ".py:" in path else path.strip().rpartition(".")
-    try:
-        if file.endswith(".py"):
-            function = runpy.run_path(str(Path(file).expanduser()))[name]
-        else:
-            function = getattr(importlib.import_module(file), name)
-        if not callable(function):
-            raise TypeError(f"{name} is no function")
-        next(iter(inspect.signature(function).parameters.values()))
-    except ConfigError:
-        raise
-    except StopIteration:
-        raise ConfigError(f"{place}: {name} takes no case and text") from None
-    except (Exception, SystemExit) as error:  # the file is the user's: anything may be raised while it is run
-        reason = border.cut(f"{type(error).__name__}: {' '.join(str(error).split())}", 160)
-        raise ConfigError(f'{place} is not "module.function=weight" or "path.py:function=weight" ({reason})') from None
+    function = load_function(path, place)
+    name = path.strip().replace(":", ".").rpartition(".")[2]
     return WeightedReward(name, number, function, own=True)
 
 

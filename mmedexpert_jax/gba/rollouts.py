@@ -29,6 +29,7 @@ class Rollout:
         advantages: [N, S] float32; zeros until they are known.
         trained: [N] bool, whether a prompt's completions enter the update.
         scored: [N, S] bool, whether a completion has a loss; it counts for the mean over completions in any case.
+        masked: the prompts with some of their patches masked; None where no term reads them.
     """
 
     prompts: Sequence[Prompt]
@@ -41,6 +42,7 @@ class Rollout:
     advantages: np.ndarray
     trained: np.ndarray
     scored: np.ndarray
+    masked: Sequence[Encoded] | None = None
 
     @classmethod
     def of(
@@ -65,6 +67,8 @@ class Rollout:
             return rollouts[0]
         fields: dict[str, Any] = {}
         for name, first in vars(rollouts[0]).items():
+            if first is None:
+                continue
             values = [getattr(rollout, name) for rollout in rollouts]
             fields[name] = np.concatenate(values) if isinstance(first, np.ndarray) else [x for v in values for x in v]
         return cls(**fields)
@@ -80,6 +84,17 @@ class Rollout:
     def without_truncated(self) -> "Rollout":
         """The rollout in which completions that ran into the limit have no loss."""
         return replace(self, scored=~self.truncated)
+
+    def with_masked(self, ratio: float, seed: Sequence[int]) -> "Rollout":
+        """The rollout with a share of each image's patches masked: 0 once normalised, the mean colour (as TRL's PAPO).
+        A prompt's masks come from `seed` and its place, however the step is split into micro-batches."""
+
+        def kept(place: int, encoded: Encoded) -> Encoded:
+            rng = np.random.default_rng([*seed, place])
+            images = [(patches * (rng.random((len(patches), 1)) >= ratio), grid) for patches, grid in encoded.images]
+            return replace(encoded, images=[(patches.astype(np.float32), grid) for patches, grid in images])
+
+        return replace(self, masked=[kept(*pair) for pair in enumerate(self.encoded)])
 
     @property
     def num_tokens(self) -> int:
@@ -114,14 +129,19 @@ class Rollout:
         counted = np.broadcast_to((np.arange(len(index)) < len(chosen))[:, None], (len(index), self.lengths.shape[1]))
         lengths = np.where(counted & self.scored[index], self.lengths[index], 0).astype(np.int32)
         limit = self.tokens.shape[-1]
+        batch = batches.collate([self.encoded[i] for i in index], devices)
+        blind = None
+        if self.masked is not None and len(batch.patches):
+            blind = batches.collate([self.masked[i] for i in index], devices).patches
         return Part(
-            batches.collate([self.encoded[i] for i in index], devices),
+            batch,
             self.tokens[index],
             lengths,
             self.logprobs[index],
             self.advantages[index],
             counted=counted.astype(np.float32),
             packing=packed(lengths, limit, capacities, devices) if capacities and limit > 1 else None,
+            masked=blind,
         )
 
     def stats(self) -> dict[str, float]:

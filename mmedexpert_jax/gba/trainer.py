@@ -17,11 +17,13 @@ from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
-from mmedexpert_jax.gba.advantages import estimate, totals
+from mmedexpert_jax.gba.advantages import ESTIMATORS, domain_weighted, estimate, new_counts, totals
 from mmedexpert_jax.gba.ahead import Ahead
 from mmedexpert_jax.gba.batches import Batches, PromptSize, Sizes, cut, overlong
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
+from mmedexpert_jax.gba.objective import SURROGATES
+from mmedexpert_jax.gba.own import find_function
 from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.gba.split import micro_batch
@@ -37,6 +39,7 @@ from mmedexpert_jax.train.state import is_due
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
+DOMAINS = "domains"  # in a state's memory: the groups met so far, by specialty and difficulty
 HINTS_EVERY = 10  # steps between looks at the metrics for what goes wrong
 Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and these by group [., G, F]
 
@@ -106,6 +109,7 @@ class Job:
         learner: the policy.
         steps: rollouts of the run.
         part: prompts of a micro-batch on each device.
+        specialties: of the cases, in the order in which they are counted.
     """
 
     scoring: tuple[reward.WeightedReward, ...]
@@ -116,6 +120,7 @@ class Job:
     learner: PolicyLearner
     steps: int
     part: int
+    specialties: list[str]
 
 
 def _prepare(config: ConfigDict, folder: Path) -> Job:
@@ -136,8 +141,10 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     batches = Batches(processor, guidelines, rounds, part, limit, shares, minibatches, known)
     model, params, under = load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
-    learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under)
-    return Job(scoring, guidelines, batches, processor, model, learner, steps, part)
+    specialties = sorted({case.specialty for case in cases})
+    memory = {DOMAINS: new_counts(len(specialties))} if config.advantage_weights != "none" else {}
+    learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory)
+    return Job(scoring, guidelines, batches, processor, model, learner, steps, part, specialties)
 
 
 def _step(
@@ -148,7 +155,9 @@ def _step(
     rollout, scores, values = rounds(state, step)  # y_1 .. y_G ~ pi(. | p) and r(p, y)
     rewards, eps, ddof = totals(values, scores.weights), config.advantage_eps, config.advantage_ddof
     advantages = estimate(values, scores.weights, config.advantage_scale, eps, ddof)  # equation 4
-    rollout = _for_update(rollout.with_advantages(advantages), rewards, config)
+    if DOMAINS in state.memory:
+        advantages, state = _weighted(advantages, job, config, state, rollout, rewards, values)
+    rollout = _for_update(rollout.with_advantages(advantages), rewards, config, step)
     if explained:
         print(explain(rollout, scores, learner, state, job.batches, job.processor, config.explain), flush=True)
     sampled = time.perf_counter()
@@ -187,6 +196,14 @@ def _check(config: ConfigDict) -> None:
         raise ConfigError("config.rollout_ahead=1 samples from weights one step old; set config.importance_cap=2")
     if config.temperature <= 0:
         raise ConfigError("config.temperature must be above 0: greedy samples of a group are all the same")
+    if config.ref_every and not config.beta:
+        raise ConfigError("config.ref_every moves the reference of the KL, which config.beta=0 leaves out; set beta")
+    if config.ref_every and config.ref_mixup < 1 and config.trainable == "lora":
+        raise ConfigError(
+            "config.ref_mixup below 1 mixes weights; deltas are copied: set ref_mixup=1, or trainable=full"
+        )
+    find_function(config.surrogate, SURROGATES, "config.surrogate")
+    find_function(config.advantage_scale, ESTIMATORS, "config.advantage_scale")
 
 
 def _order(config: ConfigDict, cases: list[Case], processor: Processor, known: Sizes) -> tuple[Guidelines, int]:
@@ -258,8 +275,29 @@ def _groups(values: np.ndarray, config: ConfigDict, step: int) -> np.ndarray:
     return values.reshape(-1, config.num_samples, values.shape[-1])
 
 
-def _for_update(rollout: Rollout, rewards: np.ndarray, config: ConfigDict) -> Rollout:
-    """The rollout without what `zero_variance` and `mask_truncated` keep from the update."""
+def _weighted(
+    advantages: np.ndarray,
+    job: Job,
+    config: ConfigDict,
+    state: State,
+    rollout: Rollout,
+    rewards: np.ndarray,
+    values: np.ndarray,
+) -> tuple[np.ndarray, State]:
+    """Advantages weighted by specialty and difficulty, and the state that has counted the step's groups."""
+    firsts = rollout.prompts[:: len(rollout.prompts) // len(rewards)]  # a prompt of each group: they share their case
+    domains = np.array([job.specialties.index(prompt.case.specialty) for prompt in firsts])
+    right = values[..., [one.name for one in job.scoring].index("accuracy")]
+    counts, given = state.memory[DOMAINS], (domains, np.nan_to_num(rewards), right)
+    advantages, counts = domain_weighted(advantages, counts, *given, config.advantage_weights)
+    return advantages, dataclasses.replace(state, memory=state.memory | {DOMAINS: counts})
+
+
+def _for_update(rollout: Rollout, rewards: np.ndarray, config: ConfigDict, step: int) -> Rollout:
+    """The rollout without what `zero_variance` and `mask_truncated` keep from the update, and with masked images where
+    a term reads them."""
+    if config.perception or config.perception_entropy:
+        rollout = rollout.with_masked(config.perception_mask, (config.seed, step))
     if config.zero_variance != "keep":
         rollout = rollout.with_trained(_first(_differs(rewards), config.prompts_per_step))
     return rollout.without_truncated() if config.mask_truncated else rollout
@@ -300,7 +338,8 @@ def _flops(rollout: Rollout, model: Model, learner: PolicyLearner, config: Confi
         return flops.forward(model.config, lengths, rollout.lengths[list(prompts)], np.array(images))
 
     update = once(np.flatnonzero(rollout.trained).tolist())
-    gradient = flops.trained(update, config.trainable == "full", config.remat) + update * bool(config.beta)
+    passes = 1 + bool(config.perception or config.perception_entropy)
+    gradient = passes * flops.trained(update, config.trainable == "full", config.remat) + update * bool(config.beta)
     sampled = once(range(len(rollout.prompts)))
     return sampled + config.inner_epochs * gradient + update * (learner.updates > 1)
 

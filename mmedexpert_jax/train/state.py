@@ -3,7 +3,7 @@
 import ast
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
@@ -25,6 +25,7 @@ class State:
     num_tokens: int = 0  # tokens of prompts and completions so far, without padding
     behind: Any = None  # what was trained, before the last step: where rollouts are drawn a step ahead
     data: int = 0  # `fingerprint` of the cases that it was trained on
+    memory: dict[str, Any] = field(default_factory=dict)  # what an objective keeps from step to step, by name
 
 
 def resume(run: "Run", state: State) -> State:

@@ -34,8 +34,10 @@ SETTINGS = {
     "truncated": {"aggregation": "sequence"},
     "cispo": {"aggregation": "token", "surrogate": "cispo"},
     "sapo": {"aggregation": "sequence", "surrogate": "sapo"},
+    "entropy": {"aggregation": "token", "entropy_coef": 0.3},  # TRL's dapo; its bonus is a mean over tokens always
 }
 BETA, CAP = 0.05, 1.2
+LIKE = {"gspo": "grpo", "truncated": "grpo", "entropy": "dapo"}
 
 
 def _completions():
@@ -95,7 +97,7 @@ def trl(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(trl):
-    """`run(cotangent)`: log-probabilities [2, G, R] of the same weights, and their pullback to the weights."""
+    """`run(cotangents)`: log-probabilities and entropies [2, G, R] of the same weights, and their pullback to them."""
     text = TextConfig(VOCAB, 16, 24, 2, 2, 1, mrope_section=(1, 1, 2))
     vision_tower = VisionConfig("qwen2_vl", 1, 16, 32, 2, 16)
     model = Model(ModelConfig(text, vision_tower, tie_word_embeddings=True, eos_token_ids=(EOS,)))
@@ -116,10 +118,10 @@ def ours(trl):
     @jax.jit
     def run(tensors, cotangent):
         def score(tensors):
-            return completion_logprobs(model, nest({**tensors, **vision}), batch, _completions(), LENGTHS)
+            return completion_logprobs(model, nest({**tensors, **vision}), batch, _completions(), LENGTHS, entropy=True)
 
-        logprobs, pull = jax.vjp(score, tensors)
-        return logprobs, pull(cotangent)[0]
+        values, pull = jax.vjp(score, tensors)
+        return values, pull(cotangent)[0]
 
     return lambda cotangent: run(tensors, cotangent)
 
@@ -134,7 +136,8 @@ def test_advantages_are_trls(trl):
 @pytest.mark.parametrize("loss_type", list(SETTINGS))
 def test_loss_statistics_and_gradients_are_trls(trl, ours, loss_type, on_policy):
     with jax.default_matmul_precision("highest"):
-        logprobs, _ = ours(jnp.zeros((2, GROUP, LIMIT)))
+        values, _ = ours((jnp.zeros((2, GROUP, LIMIT)),) * 2)
+        logprobs = values[0]
         rng = np.random.default_rng(1)
         near = (np.asarray(logprobs) + 0.6 * rng.normal(size=logprobs.shape).astype(np.float32) for _ in range(3))
         old, ref, sampled = near
@@ -143,9 +146,9 @@ def test_loss_statistics_and_gradients_are_trls(trl, ours, loss_type, on_policy)
         rows = (2 * GROUP, LIMIT)
         mask = np.arange(LIMIT) < LENGTHS.reshape(-1, 1)
 
-        def loss(logprobs):
+        def loss(values):
             return policy_loss(
-                logprobs.reshape(rows),
+                values[0].reshape(rows),
                 None if on_policy else old.reshape(rows),
                 ref.reshape(rows),
                 group_advantages(REWARDS).ravel(),
@@ -155,14 +158,17 @@ def test_loss_statistics_and_gradients_are_trls(trl, ours, loss_type, on_policy)
                 beta=BETA,
                 max_tokens=LIMIT,
                 weights=weights,
+                entropy=values[1].reshape(rows),
                 **SETTINGS[loss_type],
             )
 
-        (value, stats), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(logprobs)
+        (value, stats), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(values)
         _, gradient = ours(slope)
 
     torch, trainer = trl.torch, trl.trainer
-    trainer.loss_type = loss_type if loss_type in ("grpo", "dapo", "dr_grpo", "cispo", "sapo") else "grpo"
+    trainer.loss_type = LIKE.get(loss_type, loss_type)
+    trainer.entropy_coef = SETTINGS[loss_type].get("entropy_coef", 0.0)
+    trainer._entropy_bonus_enabled = trainer.entropy_coef > 0
     trainer.epsilon_high = 1.28 if loss_type == "cispo" else 0.28  # TRL's cispo takes the cut itself
     trainer.importance_sampling_level, trainer.beta = SETTINGS[loss_type].get("ratio_level", "token"), BETA
     trainer.use_vllm = trainer.vllm_importance_sampling_correction = loss_type == "truncated"

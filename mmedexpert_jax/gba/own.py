@@ -1,0 +1,42 @@
+"""A user's own functions: rewards, surrogates and estimators in files or modules outside the package."""
+
+import importlib
+import inspect
+import runpy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax import border
+from mmedexpert_jax.errors import ConfigError
+
+
+def find_function(name: str, known: Mapping[str, Callable[..., Any]], field: str) -> Callable[..., Any]:
+    """The function of a table, or a user's own where the name has a dot. Raises ConfigError, which names the field."""
+    if name in known:
+        return known[name]
+    if "." not in name:
+        choices = ", ".join(known)
+        raise ConfigError(f'{field}={border.shown(name)} is unknown; one of {choices}, or your own "path.py:function"')
+    return load_function(name, f"{field}={border.shown(name)}")
+
+
+def load_function(spec: str, place: str) -> Callable[..., Any]:
+    """The function that "module.function" or "path.py:function" names. Raises ConfigError that begins with `place`."""
+    file, _, name = spec.strip().rpartition(":") if ".py:" in spec else spec.strip().rpartition(".")
+    try:
+        if file.endswith(".py"):
+            function = runpy.run_path(str(Path(file).expanduser()))[name]
+        else:
+            function = getattr(importlib.import_module(file), name)
+        if not callable(function):
+            raise TypeError(f"{name} is no function")
+        next(iter(inspect.signature(function).parameters.values()))
+    except ConfigError:
+        raise
+    except StopIteration:
+        raise ConfigError(f"{place}: {name} takes no arguments") from None
+    except (Exception, SystemExit) as error:  # the file is the user's: anything may be raised while it is run
+        reason = border.cut(f"{type(error).__name__}: {' '.join(str(error).split())}", 160)
+        raise ConfigError(f'{place} is not "module.function" or "path.py:function" ({reason})') from None
+    return function
