@@ -54,9 +54,20 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.epochs = 1.0  # passes over the training cases where steps is 0; not given in the paper
     config.lr = 1e-6  # learning rate of AdamW; not given for RL in the paper: that of DSA (appendix B)
 
+    # which cases, and in which order; "zero_variance" below filters while it trains
+    config.filter = ConfigDict()
+    config.filter.samples = 0  # answers of the policy to each case before training, kept in samples/; 0: no filter
+    config.filter.least = 0.05  # pass rate from which a case is kept; 0 keeps those that are never right
+    config.filter.most = 0.95  # pass rate up to which a case is kept; 1 keeps those that are always right
+    # every epoch from easy to hard by "pass_rate" (of the filter's samples) or by a column of the rows, a number that
+    # rises with difficulty; empty: at random
+    config.curriculum = ""
+
     # rollouts
     config.prompts_per_step = 8  # prompts of P_guide per optimizer step; not given in the paper
-    config.num_samples = 8  # G, completions per prompt; appendix B
+    # G, completions per prompt; appendix B. 2 compares pairs (2-GRPO, Wu et al. 2025, arXiv 2510.00977: as good as 16
+    # there for an eighth of the samples, or with so many more prompts_per_step at the same cost)
+    config.num_samples = 8
     config.max_new_tokens = 1024  # tokens of a completion; appendix B
     config.temperature = 1.0  # of sampling; the on-policy value
     config.top_k = 0  # sample among the k likeliest tokens; 0: all

@@ -125,6 +125,8 @@ FIELDS |= {
     "surrogate": Field(choices=("clip", "cispo", "sapo"), own=True),
     "advantage_scale": Field(choices=("group", "none", "batch", "leave_one_out", "global", "decoupled"), own=True),
     "advantage_weights": _choice("none", "specialty", "drpo"),
+    "filter.samples": FROM_ZERO,
+    **_each(SHARE, "filter.least filter.most"),
     **_each(FROM_ZERO, "ref_every entropy_coef perception perception_entropy"),
     **_each(FRACTION, "ref_mixup perception_mask"),
     "zero_variance": _choice("keep", "drop", "refill"),

@@ -15,6 +15,7 @@ from mmedexpert_jax.data.order import epoch_order
 from mmedexpert_jax.errors import ConfigError
 
 GROUPINGS = ("prompt", "query")
+Difficulties = dict[str, float] | None  # by case id, rising with difficulty; None: no order by them
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Guidelines:
             its paradigms.
         guided: whether the prompts ask for their paradigm; False takes the same queries without paradigm and guideline.
         texts: guideline texts by task or case id, which prompts quote.
+        difficulties: of the cases; every epoch then goes from easy to hard, in random order among equals. None: random.
     """
 
     cases: Sequence[Case]
@@ -64,6 +66,7 @@ class Guidelines:
     group_by: str = "prompt"
     guided: bool = True
     texts: dict[str, str] | None = None
+    difficulties: Difficulties = None
 
     def __post_init__(self):
         if self.group_by not in GROUPINGS:
@@ -102,13 +105,20 @@ class Guidelines:
         """The prompts of a step (from 0), those of one query side by side."""
         count = len(self.cases)
         positions = np.arange(step * self.queries_per_step, (step + 1) * self.queries_per_step)
-        orders = {epoch: epoch_order(count, self.seed, epoch) for epoch in {int(p) // count for p in positions}}
+        orders = {epoch: self._order(epoch) for epoch in {int(p) // count for p in positions}}
         visits = [(int(orders[p // count][p % count]), p // count) for p in map(int, positions)]
         return [
             self._prompt(query, epoch * self.paradigms_per_query + turn)
             for query, epoch in visits
             for turn in range(self.paradigms_per_query)
         ]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = epoch_order(len(self.cases), self.seed, epoch)
+        if self.difficulties is None:
+            return order
+        levels = [self.difficulties[self.cases[query].id] for query in order]
+        return order[np.argsort(levels, kind="stable")]
 
     def _prompt(self, query: int, turn: int) -> Prompt:
         case = self.cases[query]

@@ -20,8 +20,9 @@ from mmedexpert_jax.gba import rewards as reward
 from mmedexpert_jax.gba.advantages import ESTIMATORS, domain_weighted, estimate, new_counts, totals
 from mmedexpert_jax.gba.ahead import Ahead
 from mmedexpert_jax.gba.batches import Batches, PromptSize, Sizes, cut, overlong
+from mmedexpert_jax.gba.difficulty import selected
 from mmedexpert_jax.gba.explain import explain
-from mmedexpert_jax.gba.guidelines import Guidelines, load_texts
+from mmedexpert_jax.gba.guidelines import Difficulties, Guidelines, load_texts
 from mmedexpert_jax.gba.objective import SURROGATES
 from mmedexpert_jax.gba.own import find_function
 from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
@@ -29,6 +30,7 @@ from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.gba.split import micro_batch
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.processing.processor import Processor
+from mmedexpert_jax.rollout.engine import Engine, Settings
 from mmedexpert_jax.runtime import costs, processes
 from mmedexpert_jax.runtime.hints import hints
 from mmedexpert_jax.runtime.mesh import make_mesh
@@ -128,9 +130,12 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     _check(config)
     scoring = reward.from_config(config, folder)
     cases = load_cases(config.data.path, "train", limit=config.limit, seed=config.seed)
+    _guidelines(config, cases)
     processor = load_processor(config.model.path)
+    network = _network(config) if config.filter.samples else None
+    cases, difficulties = selected(cases, config, network and _engine(config, network, processor), folder)
     known: Sizes = {}
-    guidelines, steps = _order(config, cases, processor, known)
+    guidelines, steps = _order(config, cases, difficulties, processor, known)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     if config.rollout_ahead and mesh.size > 1:  # two threads would start collectives in an order of their own
         raise ConfigError(f"config.rollout_ahead=1 takes one device, and the mesh has {mesh.size}; set it to 0")
@@ -139,7 +144,7 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     rounds = steps * (1 + _refills(config))
     limit, minibatches = config.max_prompt_length, config.minibatches
     batches = Batches(processor, guidelines, rounds, part, limit, shares, minibatches, known)
-    model, params, under = load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
+    model, params, under = network or _network(config)
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
     specialties = sorted({case.specialty for case in cases})
     memory = {DOMAINS: new_counts(len(specialties))} if config.advantage_weights != "none" else {}
@@ -206,14 +211,16 @@ def _check(config: ConfigDict) -> None:
     find_function(config.advantage_scale, ESTIMATORS, "config.advantage_scale")
 
 
-def _order(config: ConfigDict, cases: list[Case], processor: Processor, known: Sizes) -> tuple[Guidelines, int]:
+def _order(
+    config: ConfigDict, cases: list[Case], difficulties: Difficulties, processor: Processor, known: Sizes
+) -> tuple[Guidelines, int]:
     """The prompts and the number of steps of the run, without the cases that `overlong` drops.
 
     Fewer cases are visited in another order, in which further prompts may be met: until all that are met fit.
     """
     gone: set[str] = set()
     while True:
-        guidelines = _guidelines(config, [case for case in cases if case.id not in gone])
+        guidelines = _guidelines(config, [case for case in cases if case.id not in gone], difficulties)
         steps = config.steps or guidelines.steps(config.epochs)
         if config.overlong == "error":
             return guidelines, steps
@@ -225,9 +232,30 @@ def _order(config: ConfigDict, cases: list[Case], processor: Processor, known: S
             return guidelines, steps
 
 
-def _guidelines(config: ConfigDict, cases: list[Case]) -> Guidelines:
+def _network(config: ConfigDict) -> tuple[Model, dict, Any]:
+    return load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
+
+
+def _engine(config: ConfigDict, network: tuple[Model, dict, Any], processor: Processor) -> Engine:
+    """The policy as it begins, asked as often as the filter wants."""
+    settings = Settings(
+        num_samples=config.filter.samples,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        batch_size=config.eval.batch_size,
+        max_prompt_length=config.max_prompt_length if config.overlong == "error" else None,
+        seed=config.seed,
+    )
+    model, params, deltas = network
+    return Engine(model, params, processor, settings, lora=deltas)
+
+
+def _guidelines(config: ConfigDict, cases: list[Case], difficulties: Difficulties = None) -> Guidelines:
     return Guidelines(
         cases,
+        difficulties=difficulties,
         seed=config.seed,
         groups=config.prompts_per_step,
         num_samples=config.num_samples,

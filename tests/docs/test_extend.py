@@ -21,6 +21,7 @@ DIFFS = [(title, text) for kind, title, text in BLOCKS if kind == "diff"]
 TABLES = (
     rewards.REWARDS,
     objective.SURROGATES,
+    objective.TERMS,
     advantages.ESTIMATORS,
     paradigms.PARADIGMS,
     registry._SPECS,

@@ -1,0 +1,125 @@
+"""Difficulty of the cases: the policy's pass rates before training, a filter by them, an order from easy to hard."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmedexpert_jax import answers, border
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.data.prompts import conversation
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.gba.guidelines import Difficulties
+from mmedexpert_jax.rollout.engine import Engine
+from mmedexpert_jax.runtime import files, processes
+
+PASS_RATE = "pass_rate"  # the curriculum by what was measured
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """A line of samples/pass_rates.jsonl: how many of a case's `samples` answers were right."""
+
+    id: str
+    right: int
+    samples: int
+
+
+def pass_rates(cases: Sequence[Case], engine: Engine, file: Path) -> dict[str, float]:
+    """Share of the engine's answers that are right by case, to the question without a guideline.
+
+    Each case's answers come from its place among the cases alone, and are appended to `file` as they come: a run that
+    was killed goes on with the rest and finds what one that never was would have found.
+    """
+    samples = engine.settings.num_samples
+    known = {rate.id: rate for rate in read_rates(file) if rate.samples == samples}
+    rest = [(place, case) for place, case in enumerate(cases) if case.id not in known]
+    asked = engine.answer((conversation(case) for _, case in rest), [place for place, _ in rest], names(rest))
+    if processes.is_writer():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = file.read_bytes() if file.exists() else b""
+        files.write_bytes(file, content[: content.rfind(b"\n") + 1])  # a kill may have cut the last line short
+    for number, replies in asked:
+        case = rest[number][1]
+        right = sum(answers.is_right(reply.text, case.options, case.answer) for reply in replies)
+        known[case.id] = Rate(case.id, right, samples)
+        if processes.is_writer():
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(msgspec.structs.asdict(known[case.id])) + "\n")
+    return {case.id: known[case.id].right / samples for case in cases}
+
+
+def names(rest: Iterable[tuple[int, Case]]) -> Iterable[str]:
+    """What an error calls each case."""
+    return (f"case {case.id}" for _, case in rest)
+
+
+def read_rates(file: Path) -> list[Rate]:
+    """The whole lines of a file of pass rates; none where there is no file. Raises DataError."""
+    if not file.exists():
+        return []
+    whole = ((number, line) for number, line in border.read_lines(file) if line.endswith(b"\n"))
+    return [border.parse_json(line, f"{file} line {number}", Rate) for number, line in whole]
+
+
+def within(cases: Sequence[Case], rates: dict[str, float], least: float, most: float) -> list[Case]:
+    """The cases whose pass rate is in [least, most]; a line says how many that are.
+
+    Raises:
+        DataError: none is.
+    """
+    kept = [case for case in cases if least <= rates[case.id] <= most]
+    hard = sum(rates[case.id] < least for case in cases)
+    if not kept:
+        raise DataError(
+            f"no case of {len(cases)} has a pass rate from {least:g} to {most:g} ({hard} are harder, "
+            f"{len(cases) - hard} easier); widen config.filter.least and config.filter.most"
+        )
+    if processes.is_writer():
+        easy = len(cases) - len(kept) - hard
+        print(
+            f"filter: {len(kept)} of {len(cases)} cases kept, pass rate {least:g} to {most:g} ({hard} too hard, "
+            f"{easy} too easy)",
+            file=sys.stderr,
+            flush=True,
+        )
+    return kept
+
+
+def difficulties(cases: Sequence[Case], by: str, rates: dict[str, float] | None) -> Difficulties:
+    """Numbers that rise with difficulty: shares of wrong answers, or those in the column `by`; None for "".
+
+    Raises ConfigError without rates, DataError for a row without that number."""
+    if not by:
+        return None
+    if by == PASS_RATE:
+        if rates is None:
+            raise ConfigError("config.curriculum=pass_rate needs config.filter.samples, answers to measure it by")
+        return {case.id: 1 - rates[case.id] for case in cases}
+    return {case.id: _number(case, by) for case in cases}
+
+
+def _number(case: Case, column: str) -> float:
+    value = case.columns.get(column)
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not np.isfinite(number):
+        found = f"is {border.shown(value)}, no number" if column in case.columns else "is not there"
+        raise DataError(f"config.curriculum: case {case.id}: the column {border.shown(column)} {found}")
+    return number
+
+
+def selected(
+    cases: list[Case], config: ConfigDict, engine: Engine | None, folder: Path
+) -> tuple[list[Case], Difficulties]:
+    """The cases that a run trains on, and their difficulties where they are ordered by them."""
+    rates = None
+    if engine is not None:
+        rates = pass_rates(cases, engine, folder / "samples" / "pass_rates.jsonl")
+        cases = within(cases, rates, config.filter.least, config.filter.most)
+    return cases, difficulties(cases, config.curriculum, rates)
