@@ -158,6 +158,8 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.rewards.judge.weight = 0.0  # of a language model's word on each completion; 0: none is asked
     config.rewards.judge.kind = "rubric"  # "rubric": a score over 10; "pairwise": wins within the group
     config.rewards.judge.rubric = ""  # what a score is given for, or a .txt file of it; empty: sound reasoning
+    # model in process in place of an endpoint: "policy" (this run's, as it begins), "mini", a directory or a hub id
+    config.rewards.judge.path = ""
     config.rewards.judge.model = ""  # name at the endpoint
     config.rewards.judge.url = ""  # of an OpenAI-compatible server
     config.rewards.judge.key_env = ""  # environment variable with its key; empty: none is sent
@@ -166,6 +168,19 @@ def get_config(preset: str = "mini") -> ConfigDict:
     config.rewards.judge.budget = 0.0  # dollars; 0: no limit
     config.rewards.judge.price_input = 0.0  # dollars per million prompt tokens
     config.rewards.judge.price_output = 0.0  # dollars per million completion tokens
+    # cosine of the embeddings of answer block and reference answer; abstains on multiple choice
+    config.rewards.similarity = ConfigDict()
+    config.rewards.similarity.weight = 0.0  # of the cosine, from 0 to 1; 0: nothing is embedded
+    # embedder in process: mean of the last hidden states of "policy" (this run's, as it begins), a directory or a hub
+    # id; empty: an endpoint's /embeddings
+    config.rewards.similarity.path = "policy"
+    config.rewards.similarity.model = ""  # name at the endpoint
+    config.rewards.similarity.url = ""  # of an OpenAI-compatible server
+    config.rewards.similarity.key_env = ""  # environment variable with its key; empty: none is sent
+    config.rewards.similarity.privacy = "report"  # text that may identify a person: "report", "redact" or "refuse"
+    config.rewards.similarity.concurrency = 16  # requests in flight at most
+    config.rewards.similarity.budget = 0.0  # dollars; 0: no limit
+    config.rewards.similarity.price_input = 0.0  # dollars per million tokens
     config.rewards.shuffle = False  # negative control: rewards are shuffled among the samples
 
     config.samples_every = 10  # optimizer steps between tables of completions in samples/

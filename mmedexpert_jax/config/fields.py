@@ -135,7 +135,7 @@ FIELDS |= {
     "paradigm": _choice("", *PARADIGMS, "all"),
     # a reward may punish: its weight has any sign
     **_each(SIGNED, "rewards.accuracy rewards.format rewards.length rewards.structure rewards.token_f1"),
-    **_each(SIGNED, "rewards.answer_first rewards.judge.weight"),
+    **_each(SIGNED, "rewards.answer_first rewards.judge.weight rewards.similarity.weight"),
     **_each(FREE_COUNT, "rewards.attempts rewards.workers"),
     "rewards.timeout": FREE,
     "rewards.judge.kind": _choice("rubric", "pairwise"),

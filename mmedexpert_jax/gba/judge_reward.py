@@ -1,11 +1,10 @@
 """A language model as reward: one score for each completion by a rubric, or comparisons within a group."""
 
-import contextlib
 import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.gba.askers import OWN, Asker, Network, chat_of, endpoint_asker, guarded, network_of, stored
 
 KINDS = ("rubric", "pairwise")
+REPLY = 256  # tokens of a judge's reply: one line, and room for a word before it
 RUBRIC = (
     "Is the reasoning medically sound, does it follow from the findings of the case, and does it lead to the answer "
     "that is given? A wrong answer gets at most 3."
@@ -26,37 +27,31 @@ _BETTER = re.compile(r"\bbetter\W{0,6}([AB])\b|^\W*([AB])\W*$", re.IGNORECASE | 
 
 @dataclass(frozen=True)
 class JudgeReward:
-    """A reward of all completions of a rollout, asked of an endpoint; what it said of a text is stored and not asked
-    again. A reply that cannot be read, or a refusal for that text, is an abstention.
+    """A reward of all completions of a rollout, asked of a language model. A reply that cannot be read, or a refusal
+    for that text, is an abstention.
 
     Attributes:
-        endpoint: the judge's, at temperature 0.
+        ask: the judge, at temperature 0.
         kind: "rubric": 0 to 1, a score of 10 over 10; "pairwise": share of comparisons won in the group.
         rubric: what a score is given for.
-        store: file of its answers.
         privacy: what becomes of a text that may identify a person, one of `privacy.MODES`; under "refuse" the judge
             abstains on it.
+        sends: whether texts leave this process.
         told: cases that were said to hold one, so that a step does not say it again.
     """
 
-    endpoint: Any
+    ask: Asker
     kind: str
     rubric: str
-    store: Path
     privacy: str = "report"
+    sends: bool = True
     told: set[str] = field(default_factory=set)
 
     @classmethod
-    def from_config(cls, config: ConfigDict, folder: Path | None) -> "JudgeReward":
-        """From `config.rewards.judge`. Raises ConfigError: no URL or model, no such key or rubric."""
-        from mmedexpert_jax import remote
-
-        fields = config.rewards.judge.to_dict()
-        kind, rubric, mode = fields.pop("kind"), fields.pop("rubric"), fields.pop("privacy")
-        fields.pop("weight")
-        for name in ("url", "model"):
-            if not fields[name]:
-                raise ConfigError(f"config.rewards.judge.{name} is empty; name the judge's {name}")
+    def from_config(cls, config: ConfigDict, folder: Path | None, own: Network | None = None) -> "JudgeReward":
+        """From `config.rewards.judge`. Raises ConfigError: neither a path nor URL and model, no such key or rubric."""
+        group = config.rewards.judge
+        kind, rubric, store = group.kind, group.rubric, (folder or Path()) / "judge.sqlite"
         if kind not in KINDS:
             raise ConfigError(
                 f"config.rewards.judge.kind={border.shown(kind)} is unknown; choose one of {', '.join(KINDS)}"
@@ -66,9 +61,12 @@ class JudgeReward:
                 rubric = border.read_bytes(Path(rubric).expanduser(), 1 << 20).decode()
             except (DataError, UnicodeDecodeError) as error:
                 raise ConfigError(f"config.rewards.judge.rubric: {border.cut(str(error), 200)}") from None
-        endpoint = remote.Endpoint(temperature=0.0, max_tokens=256, **fields)
-        endpoint.key()
-        return cls(endpoint, kind, rubric or RUBRIC, (folder or Path()) / "judge.sqlite", mode)
+        rubric = rubric or RUBRIC
+        if group.path:
+            answer = chat_of(network_of(group.path, own), REPLY)
+            return cls(stored(answer, f"{name_of(group.path, config)} judge", store), kind, rubric, sends=False)
+        ask = endpoint_asker(endpoint_of(config, "judge", REPLY), store)
+        return cls(guarded(ask, group.privacy), kind, rubric, group.privacy)
 
     def __call__(self, cases: Sequence[Case], texts: Sequence[str], **_: Any) -> list[float | None]:
         """A number from 0 to 1 for each completion, None where the judge did not say. Raises RemoteError."""
@@ -81,7 +79,7 @@ class JudgeReward:
             "Reply with one line: Score: N, from 0 to 10."
             for case, text in zip(cases, texts, strict=True)
         ]
-        return [read_score(reply) for reply in self._ask(asked)]
+        return [read_score(reply) for reply in self.ask(asked)]
 
     def _wins(self, cases: Sequence[Case], texts: Sequence[str]) -> list[float | None]:
         """Each completion against the next of its case, in a cycle, in an order that a hash chooses."""
@@ -99,40 +97,47 @@ class JudgeReward:
             for a, b in ordered
         ]
         won: dict[int, list[float]] = defaultdict(list)
-        for (a, b), reply in zip(ordered, self._ask(asked), strict=True):
+        for (a, b), reply in zip(ordered, self.ask(asked), strict=True):
             if better := read_better(reply):
                 won[a].append(float(better == "A"))
                 won[b].append(float(better == "B"))
         return [sum(won[place]) / len(won[place]) if won[place] else None for place in range(len(texts))]
 
     def _tell(self, cases: Sequence[Case], texts: Sequence[str]) -> None:
-        """Prints a line on the cases that, with what was said to them, may identify a person; each case once."""
-        rows: dict[str, list[privacy.Found]] = defaultdict(list)
-        for case, text in zip(cases, texts, strict=True):
-            told = [("question", case.question), ("options", case.options), ("key", case.answer), ("response", text)]
-            rows[case.id] += privacy.scan_texts(told)
-        new = {name: found for name, found in rows.items() if name not in self.told}
-        if line := privacy.line(new, "the judge", self.privacy):
-            print(line, "" if self.told else privacy.BLIND, flush=True)
-        self.told.update(name for name, found in new.items() if found)
+        if self.sends:
+            tell(cases, texts, self.told, self.privacy, "the judge")
 
-    def _ask(self, questions: Sequence[str]) -> list[str]:
-        """Replies in order, "" where there is none; equal questions are asked once, stored ones not at all."""
-        from mmedexpert_jax import remote
 
-        if self.privacy == "redact":
-            questions = [privacy.redact(question) for question in questions]
-        elif self.privacy == "refuse":
-            kept = [question for question in questions if not privacy.scan(question, "question")]
-            said = dict(zip(kept, replace(self, privacy="report")._ask(kept), strict=True))
-            return [said.get(question, "") for question in questions]
-        distinct = list(dict.fromkeys(questions))
-        self.store.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(remote.Answers(self.store)) as history:
-            client = remote.Client(self.endpoint, history)
-            requests = [remote.Request([{"role": "user", "content": question}]) for question in distinct]
-            said = {q: r.text for q, r in zip(distinct, client.ask(requests), strict=True)}
-        return [said[question] for question in questions]
+def tell(cases: Sequence[Case], texts: Sequence[str], told: set[str], mode: str, reader: str) -> None:
+    """Prints a line on the cases that, with what was said to them, may identify a person; each case once."""
+    rows: dict[str, list[privacy.Found]] = defaultdict(list)
+    for case, text in zip(cases, texts, strict=True):
+        parts = [("question", case.question), ("options", case.options), ("key", case.answer), ("response", text)]
+        rows[case.id] += privacy.scan_texts(parts)
+    new = {name: found for name, found in rows.items() if name not in told}
+    if line := privacy.line(new, reader, mode):
+        print(line, "" if told else privacy.BLIND, flush=True)
+    told.update(name for name, found in new.items() if found)
+
+
+def endpoint_of(config: ConfigDict, name: str, max_tokens: int) -> Any:
+    """The endpoint of a group of `config.rewards`. Raises ConfigError: no URL or model, no such key."""
+    from mmedexpert_jax import remote
+
+    group = config.rewards[name].to_dict()
+    for key in ("url", "model"):
+        if not group[key]:
+            raise ConfigError(f"config.rewards.{name}.{key} is empty; name the {key}, or a model in process as path")
+    known = ("url", "model", "key_env", "concurrency", "budget", "price_input", "price_output", "timeout")
+    fields = {key: group[key] for key in known if key in group}
+    endpoint = remote.Endpoint(temperature=0.0, max_tokens=max_tokens, **fields)
+    endpoint.key()
+    return endpoint
+
+
+def name_of(path: str, config: ConfigDict) -> str:
+    """The model behind a path, in the keys of a store."""
+    return config.model.path if path == OWN else path
 
 
 def read_score(reply: str) -> float | None:

@@ -23,6 +23,7 @@ from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.statements import stated
 
 if TYPE_CHECKING:
+    from mmedexpert_jax.gba.askers import Network
     from mmedexpert_jax.gba.rollouts import Rollout
 
 Reward = Callable[..., Any]
@@ -101,7 +102,9 @@ class WeightedReward:
         return next(iter(inspect.signature(self.function).parameters), "") == "cases"
 
 
-def from_config(config: ConfigDict, folder: Path | None = None) -> tuple[WeightedReward, ...]:
+def from_config(
+    config: ConfigDict, folder: Path | None = None, own: "Network | None" = None
+) -> tuple[WeightedReward, ...]:
     """The rewards of a run: those of `config.rewards` with a weight, and accuracy even without, since it is watched.
 
     `rewards.functions` adds a user's own, each as "module.function=weight" or "path.py:function=weight".
@@ -109,6 +112,7 @@ def from_config(config: ConfigDict, folder: Path | None = None) -> tuple[Weighte
     Args:
         config: of the job gba.
         folder: of the run, where a judge's answers are kept; None: they are not asked for, as in a plan.
+        own: the run's network, for rewards that ask it.
 
     Raises:
         ConfigError: a function that cannot be imported, a weight that is no finite number, a name that stands twice, a
@@ -119,8 +123,13 @@ def from_config(config: ConfigDict, folder: Path | None = None) -> tuple[Weighte
     if config.rewards.judge.weight:
         from mmedexpert_jax.gba.judge_reward import JudgeReward
 
-        function = JudgeReward.from_config(config, folder)
-        chosen.append(WeightedReward("judge", config.rewards.judge.weight, function, own=False))
+        function = JudgeReward.from_config(config, folder, own)
+        chosen.append(WeightedReward("judge", config.rewards.judge.weight, function))
+    if config.rewards.similarity.weight:
+        from mmedexpert_jax.gba.similarity import SimilarityReward
+
+        similar = SimilarityReward.from_config(config, folder, own)
+        chosen.append(WeightedReward("similarity", config.rewards.similarity.weight, similar))
     chosen += [_custom(spec) for spec in config.rewards.functions]
     twice = [name for name, count in Counter(reward.name for reward in chosen).items() if count > 1]
     if twice:

@@ -128,12 +128,13 @@ class Job:
 def _prepare(config: ConfigDict, folder: Path) -> Job:
     """Reads data and model, and finds what is wrong with them before any work."""
     _check(config)
-    scoring = reward.from_config(config, folder)
+    network = functools.cache(lambda: (*_network(config), load_processor(config.model.path)))
+    scoring = reward.from_config(config, folder, network)
     cases = load_cases(config.data.path, "train", limit=config.limit, seed=config.seed)
     _guidelines(config, cases)
     processor = load_processor(config.model.path)
-    network = _network(config) if config.filter.samples else None
-    cases, difficulties = selected(cases, config, network and _engine(config, network, processor), folder)
+    engine = _engine(config, *network()) if config.filter.samples else None
+    cases, difficulties = selected(cases, config, engine, folder)
     known: Sizes = {}
     guidelines, steps = _order(config, cases, difficulties, processor, known)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -144,7 +145,7 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     rounds = steps * (1 + _refills(config))
     limit, minibatches = config.max_prompt_length, config.minibatches
     batches = Batches(processor, guidelines, rounds, part, limit, shares, minibatches, known)
-    model, params, under = network or _network(config)
+    model, params, under, _ = network()
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
     specialties = sorted({case.specialty for case in cases})
     memory = {DOMAINS: new_counts(len(specialties))} if config.advantage_weights != "none" else {}
@@ -236,7 +237,7 @@ def _network(config: ConfigDict) -> tuple[Model, dict, Any]:
     return load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
 
 
-def _engine(config: ConfigDict, network: tuple[Model, dict, Any], processor: Processor) -> Engine:
+def _engine(config: ConfigDict, model: Model, params: dict, deltas: Any, processor: Processor) -> Engine:
     """The policy as it begins, asked as often as the filter wants."""
     settings = Settings(
         num_samples=config.filter.samples,
@@ -248,7 +249,6 @@ def _engine(config: ConfigDict, network: tuple[Model, dict, Any], processor: Pro
         max_prompt_length=config.max_prompt_length if config.overlong == "error" else None,
         seed=config.seed,
     )
-    model, params, deltas = network
     return Engine(model, params, processor, settings, lora=deltas)
 
 

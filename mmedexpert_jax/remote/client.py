@@ -223,7 +223,7 @@ class Client:
 
         try:
             async with asyncio.timeout(self.endpoint.timeout):
-                raw = await self._api.chat.completions.with_raw_response.create(**self._renamed(body))
+                raw = await self._send(body)
             response = raw.http_response
         except openai.APIStatusError as error:
             response = error.response
@@ -232,8 +232,14 @@ class Client:
         except openai.APIConnectionError as error:
             return _broken(error.__cause__ or error, self._key)
         headers = {name.lower(): value for name, value in response.headers.items()}
-        found = outcomes.classify(response.status_code, headers, response.content, self._key)
-        return replace(found, status=response.status_code)
+        return replace(self._read(response.status_code, headers, response.content), status=response.status_code)
+
+    async def _send(self, body: dict[str, Any]) -> Any:
+        """The raw response to a body."""
+        return await self._api.chat.completions.with_raw_response.create(**self._renamed(body))
+
+    def _read(self, status: int, headers: dict[str, str], content: bytes) -> Outcome:
+        return outcomes.classify(status, headers, content, self._key)
 
     def _renamed(self, body: dict[str, Any]) -> dict[str, Any]:
         """The body with the older `max_tokens` where the server does not know `max_completion_tokens`."""

@@ -1,0 +1,172 @@
+"""Rewards that ask: endpoints and models in process, each text once, what goes wrong with them."""
+
+import json
+import math
+import time
+
+import pytest
+
+from mmedexpert_jax import remote
+from mmedexpert_jax.config.job_config import load_config
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.errors import ConfigError, RemoteError
+from mmedexpert_jax.gba import rewards
+from mmedexpert_jax.gba.askers import endpoint_asker, network_of, stored, tower_of
+from mmedexpert_jax.gba.judge_reward import JudgeReward
+from mmedexpert_jax.gba.similarity import SimilarityReward, cosine
+from mmedexpert_jax.models import load_model, load_processor
+from tests.remote.loopback import Loopback, Misbehaviour
+
+OPEN = Case("o", "Which?", (), "left lung nodule", "AM")
+CHOICE = Case("c", "Which?", ("fever", "cough"), "B", "AM")
+
+
+def endpoint(server, **fields):
+    return remote.Endpoint(server.url, "m", key_env="", retry_wait=0.001, max_attempts=2, **fields)
+
+
+def said(text):
+    return f"<think>x</think><answer>{text}</answer>"
+
+
+def judge(ask, kind="rubric"):
+    return JudgeReward(ask, kind, "Sound?", sends=False)
+
+
+# Never twice ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_in_process_is_asked_once_for_a_text(tmp_path):
+    calls = []
+
+    def answer(texts):
+        calls.extend(texts)
+        return [text.upper() for text in texts]
+
+    ask = stored(answer, "one", tmp_path / "store.sqlite")
+    assert ask(["a", "b", "a"]) == ["A", "B", "A"] and calls == ["a", "b"]
+    again = stored(answer, "one", tmp_path / "store.sqlite")  # another run in the same folder
+    assert again(["b", "c"]) == ["B", "C"] and calls == ["a", "b", "c"]
+    assert stored(answer, "two", tmp_path / "store.sqlite")(["a"]) == ["A"] and calls[-1] == "a"
+    assert ask([]) == []
+
+
+@pytest.mark.parametrize("kind", ["rubric", "pairwise"])
+def test_a_judge_at_an_endpoint_is_asked_once_for_a_text(tmp_path, kind):
+    reply = {"rubric": "Score: 8", "pairwise": "Better: A"}[kind]
+    with Loopback(lambda body: reply) as server:
+        reward = judge(endpoint_asker(endpoint(server), tmp_path / "judge.sqlite"), kind)
+        cases, texts = [CHOICE] * 3, [said("A"), said("B"), said("A")]
+        first = reward(cases, texts)
+        assert reward(cases, texts) == first
+        assert max(server.asked.values()) == 1
+    if kind == "rubric":
+        assert first == [0.8] * 3 and server.asked.total() == 2
+
+
+def test_embeddings_are_asked_once_and_cosines_are_theirs(tmp_path):
+    vectors = {"left lung nodule": [3.0, 4.0], "lung nodule": [4.0, 3.0], "kidney": [-3.0, -4.0]}
+    with Loopback(embed=lambda body: vectors[body["input"]]) as server:
+        reward = SimilarityReward(endpoint_asker(endpoint(server), tmp_path / "e.sqlite", embeds=True), sends=False)
+        cases = [OPEN, OPEN, OPEN, CHOICE, OPEN]
+        texts = [said("lung nodule"), said("kidney"), said("left lung nodule"), said("B"), "no answer at all"]
+        expected = [pytest.approx(24 / 25), 0.0, pytest.approx(1.0), None, 0.0]
+        assert reward(cases, texts) == reward(cases, texts) == expected
+        assert server.asked == dict.fromkeys(vectors, 1)
+
+
+def test_a_vector_that_is_none_or_of_another_length_is_an_abstention():
+    assert cosine("", "[1]") is None and cosine("[1, 2]", "[1]") is None and cosine("[0, 0]", "[1, 0]") is None
+    assert cosine("[1, 0]", "[1, 1]") == pytest.approx(1 / math.sqrt(2))
+
+
+# In process -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_models_own_tower_embeds_and_its_decoder_judges(tiny_model_dir, tmp_path):
+    """A text's vector depends on it alone, not on what is read beside it; a judge that talks nonsense abstains."""
+    model, params = load_model(tiny_model_dir)
+    network = network_of("policy", lambda: (model, params, None, load_processor(tiny_model_dir)))
+    embed = tower_of(network)
+    vectors = [json.loads(one) for one in embed(["a nodule", "a rather longer text about a nodule", "a nodule"])]
+    assert vectors[0] == vectors[2] != vectors[1] and len(vectors[0]) == model.config.text.hidden_size
+    alone = json.loads(embed(["a nodule"])[0])
+    assert alone == pytest.approx(vectors[0], abs=1e-4)
+
+    overrides = {"rewards.similarity.weight": 1.0, "rewards.judge.weight": 1.0, "rewards.judge.path": "policy"}
+    config = load_config("configs/gba.py:mini", {**overrides, "model.path": str(tiny_model_dir)})
+    scoring = {one.name: one.function for one in rewards.from_config(config, tmp_path, network)}
+    assert scoring["judge"]([CHOICE], [said("B")]) == [None]
+    (score,) = scoring["similarity"]([OPEN], [said("left lung nodule")])
+    assert score == pytest.approx(1.0)
+    assert (tmp_path / "judge.sqlite").exists() and (tmp_path / "embeddings.sqlite").exists()
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_that_is_down_is_a_line():
+    with Loopback() as server:
+        url = server.url
+    asked = endpoint_asker(remote.Endpoint(url, "m", key_env="", retry_wait=0.001, max_attempts=1), _nowhere())
+    with pytest.raises(RemoteError, match="gave no answer to 8 requests in a row") as error:
+        judge(asked)([CHOICE] * 9, [said(str(i)) for i in range(9)])
+    assert "\n" not in str(error.value)
+
+
+def _nowhere():
+    import tempfile
+    from pathlib import Path
+
+    return Path(tempfile.mkdtemp()) / "judge.sqlite"
+
+
+def test_a_judge_that_is_slow_is_given_up_for_that_text(tmp_path):
+    with Loopback(lambda body: "Score: 5", latency=30) as server:
+        asked = endpoint_asker(endpoint(server, timeout=0.05), tmp_path / "judge.sqlite")
+        began = time.monotonic()
+        assert judge(asked)([CHOICE], [said("A")]) == [None]
+        assert time.monotonic() - began < 25
+
+
+def test_a_judge_out_of_budget_or_quota_is_a_line(tmp_path):
+    with Loopback(lambda body: "Score: 5") as server:
+        prices = {"budget": 1e-9, "price_input": 1.0, "price_output": 1.0}
+        with pytest.raises(RemoteError, match="cannot bear another request"):
+            judge(endpoint_asker(endpoint(server, **prices), tmp_path / "a.sqlite"))([CHOICE], ["x"])
+        budget = {"budget": 1e-9, "price_input": 1.0, "max_tokens": 0}
+        similar = endpoint_asker(endpoint(server, **budget), tmp_path / "b.sqlite", embeds=True)
+        with pytest.raises(RemoteError, match="cannot bear another request"):
+            SimilarityReward(similar, sends=False)([OPEN], [said("x")])
+        assert not server.asked
+    with Loopback(misbehaviour=Misbehaviour(quota_after=1)) as server:
+        asked = endpoint_asker(endpoint(server, concurrency=1), tmp_path / "c.sqlite")
+        with pytest.raises(RemoteError, match="quota"):
+            judge(asked)([CHOICE] * 3, ["x", "y", "z"])
+
+
+@pytest.mark.parametrize("reply", ["Score: a lot", "Score: 99", "", "I cannot say.", "Score: nan"])
+def test_a_judge_that_answers_nonsense_abstains(tmp_path, reply):
+    with Loopback(lambda body: reply) as server:
+        assert judge(endpoint_asker(endpoint(server), tmp_path / "j.sqlite"))([CHOICE], ["x"]) == [None]
+
+
+@pytest.mark.parametrize("vector", [[], "[1, 2]", [1, None], [float("nan"), 1.0], {"a": 1}, None, [True, False]])
+def test_an_embedding_that_is_none_is_an_abstention(tmp_path, vector):
+    with Loopback(embed=lambda body: vector) as server:
+        embed = endpoint_asker(endpoint(server), tmp_path / "e.sqlite", embeds=True)
+        assert SimilarityReward(embed, sends=False)([OPEN], [said("x")]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"rewards.judge.weight": 1.0}, r"config.rewards.judge.url is empty; name the url, or a model in process"),
+        ({"rewards.similarity.weight": 1.0, "rewards.similarity.path": ""}, r"config.rewards.similarity.url is empty"),
+        ({"rewards.judge.weight": 1.0, "rewards.judge.path": "mini", "rewards.judge.rubric": "none.txt"}, "none.txt"),
+        ({"rewards.judge.weight": 1.0, "rewards.judge.path": "mini", "rewards.judge.kind": "vote"}, "vote"),
+    ],
+)
+def test_a_reward_that_has_nobody_to_ask_is_refused(tmp_path, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        rewards.from_config(load_config("configs/gba.py:mini", overrides), tmp_path)
