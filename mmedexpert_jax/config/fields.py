@@ -28,6 +28,7 @@ class Field:
         above, below: exclusive bounds.
         choices: allowed texts; empty: any.
         own: whether a user's own function, a text with a dot, is allowed beside the choices.
+        several: whether the text may name several choices, comma-separated.
         resume: "" where a resumed run must have the same value, "free" where it may have another since the field does
             not change what is computed, "grows" where it may be raised, to go on further.
     """
@@ -38,6 +39,7 @@ class Field:
     below: float = math.inf
     choices: tuple[str, ...] = ()
     own: bool = False
+    several: bool = False
     resume: str = ""
 
     def range(self) -> str:
@@ -85,7 +87,7 @@ FIELDS: dict[str, Field] = {
         *("contamination", "serve", "ask"),
     ),
     **_each(FREE, "workdir fresh plan plan_mesh plan_compile debug explain price samples_every report_items"),
-    "tracker": _choice("", "wandb", "trackio", resume="free"),
+    "tracker": Field(choices=("", "tensorboard", "wandb", "trackio"), several=True, resume="free"),
     "model.dtype": _choice("", "float32", "bfloat16", "float16"),
     "model.quantize": _choice("none", "int8", "nf4"),
     **_each(FROM_ZERO, "seed limit process port sweep.trials model.max_pixels"),
@@ -260,7 +262,8 @@ def elsewhere(name: str, fields: list[str]) -> str:
 def check_value(key: str, value: Any) -> None:
     """Raises ConfigError where the value of a field is outside its bounds or choices."""
     field = field_of(key)
-    if field.choices and value not in field.choices and not (field.own and "." in str(value)):
+    given = [name.strip() for name in str(value).split(",")] if field.several else [value]
+    if field.choices and not set(given) <= {*field.choices} and not (field.own and "." in str(value)):
         close = difflib.get_close_matches(str(value)[:100], field.choices, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
         names = ", ".join(choice or '""' for choice in field.choices)

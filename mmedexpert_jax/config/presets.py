@@ -44,7 +44,9 @@ def common(job: str, preset: str) -> ConfigDict:
     config.plan_mesh = ""  # devices to plan for: "a100x8", "h100x8", "v5e-8", any number; empty: those of this machine
     config.plan_compile = False  # a plan compiles the update for its memory, in minutes; else a formula counts it
     config.limit = 0  # cases read at most per split, specialties in turn; 0: all
-    config.tracker = ""  # beside metrics.jsonl and TensorBoard: "wandb" or "trackio", where installed; empty: none
+    # beside metrics.jsonl and TensorBoard, which are always written: "wandb", "trackio" or "wandb,trackio" of the extra
+    # "trackers"; empty: none
+    config.tracker = ""
     config.price = 0.0  # dollars for an hour of one device, for the cost in reports; 0: no money is printed
     config.model = ConfigDict()
     config.model.path = MODELS[

@@ -20,7 +20,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.tfevents import EventWriter
 
-TRACKERS = ("wandb", "trackio")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 CLOCKS = ("time", "step_time", "tokens_per_second", "compilations")
 
 
@@ -84,7 +84,8 @@ class Metrics:
 
     Args:
         folder: the run directory.
-        tracker: "" or one of TRACKERS; a package that is missing is a ConfigError at the start, not after hours.
+        tracker: "" or some of TRACKERS, comma-separated; a package that is missing is a ConfigError at the start, not
+            after hours. TensorBoard's files are written in any case.
         config: passed on to the tracker.
     """
 
@@ -100,7 +101,8 @@ class Metrics:
             self._file = self.path.open("ab", buffering=0)
         self._events: EventWriter | None = None
         self._purge_step: int | None = None
-        self._tracker = _tracker(tracker, folder, config) if tracker else None
+        names = [name.strip() for name in tracker.split(",") if name.strip() not in ("", "tensorboard")]
+        self._trackers = [_tracker(name, folder, config) for name in dict.fromkeys(names)]
 
     def log(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Writes one row at once; NaN and infinities become null. Returns the row."""
@@ -111,8 +113,8 @@ class Metrics:
         if self._events is None:
             self._events = EventWriter(self._folder / "tb", self._purge_step)
         self._events.scalars(row["step"], scalars)
-        if self._tracker is not None:
-            self._tracker.log(scalars, step=row["step"])
+        for tracker in self._trackers:
+            tracker.log(scalars, step=row["step"])
         return row
 
     def rows(self) -> list[dict[str, Any]]:
@@ -134,8 +136,8 @@ class Metrics:
         self._file.close()
         if self._events is not None:
             self._events.close()
-        if tracker and self._tracker is not None:
-            self._tracker.finish()
+        for hosted in self._trackers if tracker else ():
+            hosted.finish()
 
 
 def _tracker(name: str, folder: Path, config: Mapping | None) -> Any:

@@ -20,6 +20,8 @@ SHOWN = (
     ("accuracy", "accuracy", ".3f"),
     ("kl", "KL", ".4f"),
     ("completions/mean_length", "length", ".0f"),
+    ("entropy", "entropy", ".2f"),
+    ("frac_reward_zero_std", "no signal", ".0%"),
     ("tokens_per_second", "tokens/s", ".0f"),
     ("requests_per_second", "requests/s", ".1f"),
     ("dollars", "$", ".4f"),

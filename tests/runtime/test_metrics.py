@@ -119,8 +119,34 @@ def test_tracker_is_asked_for_or_absent(tmp_path, monkeypatch):
     assert calls[1:] == [(2, {"x": 1.0}), "finish"]
     with pytest.raises(ConfigError, match="pip install wandb"):
         metrics.Metrics(tmp_path, tracker="wandb")
-    with pytest.raises(ConfigError, match="choose one of wandb, trackio"):
+    with pytest.raises(ConfigError, match="choose one of tensorboard, wandb, trackio"):
         metrics.Metrics(tmp_path, tracker="wandbb")
+
+
+def test_several_trackers_get_every_row(tmp_path, monkeypatch):
+    """Each once, in the order that is asked for; TensorBoard's files are there beside them."""
+    calls = []
+
+    def module(name):
+        run = SimpleNamespace(log=lambda values, step: calls.append((name, step)), finish=lambda: calls.append(name))
+        return SimpleNamespace(init=lambda **_: run)
+
+    for name in ("wandb", "trackio"):
+        monkeypatch.setitem(sys.modules, name, module(name))
+    log = metrics.Metrics(tmp_path, tracker="tensorboard, trackio,wandb,trackio")
+    log.log(1, {"x": 1.0})
+    log.close()
+    assert calls == [("trackio", 1), ("wandb", 1), "trackio", "wandb"] and any((tmp_path / "tb").iterdir())
+
+
+def test_wandb_itself_takes_a_run_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    log = metrics.Metrics(tmp_path, tracker="wandb", config={"lr": 1e-6})
+    log.log(1, {"reward": 0.5, "rewards/accuracy/mean": 0.25})
+    log.close()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_a_resumed_run_goes_on_in_its_tracker(tmp_path, monkeypatch):
