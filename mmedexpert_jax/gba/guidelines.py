@@ -12,7 +12,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.data import prompts
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.order import epoch_order
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, DataError
 
 GROUPINGS = ("prompt", "query")
 Difficulties = dict[str, float] | None  # by case id, rising with difficulty; None: no order by them
@@ -71,6 +71,13 @@ class Guidelines:
     def __post_init__(self):
         if self.group_by not in GROUPINGS:
             raise ConfigError(f"config.group_by is {self.group_by!r}; one of {', '.join(GROUPINGS)}")
+        known = {key for case in self.cases for key in (case.id, case.task)}
+        if self.texts is not None and known.isdisjoint(self.texts):
+            tasks = ", ".join(sorted({case.task for case in self.cases} - {""}))
+            raise DataError(
+                f"config.guideline_text: none of its {len(self.texts)} keys ({border.cut(', '.join(self.texts))}) is a "
+                f"task or id of the {len(self.cases)} cases, whose tasks are {border.cut(tasks) or 'not named'}"
+            )
         if not 1 <= self.paradigms_per_query <= 4:
             raise ConfigError(f"config.paradigms_per_query is {self.paradigms_per_query}; 1 to 4")
         name, whole = (

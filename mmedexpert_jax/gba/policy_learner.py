@@ -86,8 +86,11 @@ class PolicyLearner(train.Learner):
         self._copy = jax.jit(lambda trained: jax.tree.map(jnp.copy, trained))
 
     def init(self, key: jax.Array) -> State:
-        """The state before the first step; rollouts that are drawn ahead begin with the policy as it is."""
-        state = super().init(key)
+        """The state before the first step, the policy as it is in what is remembered and for rollouts ahead."""
+        state, memory = super().init(key), dict(self._memory)
+        if self._config.ref_every and self._config.beta:
+            memory[REFERENCE] = self._copy(state.trained)
+        state = dataclasses.replace(state, memory=memory)
         return self.ahead(state) if self._config.rollout_ahead else state
 
     def ahead(self, state: State) -> State:
@@ -135,18 +138,11 @@ class PolicyLearner(train.Learner):
             memory = memory | {REFERENCE: self._mixed(memory[REFERENCE], after.trained)}
         return dataclasses.replace(after, behind=state.behind, memory=memory), stats
 
-    def init(self, key: jax.Array) -> State:
-        """The state before the first step, with the reference's trained part where it is updated."""
-        state, memory = super().init(key), dict(self._memory)
-        if self._config.ref_every and self._config.beta:
-            memory[REFERENCE] = jax.tree.map(jnp.copy, state.trained)
-        return dataclasses.replace(state, memory=memory)
-
     def _mixed(self, reference: Any, trained: Any) -> Any:
         """The reference moved towards the policy by `ref_mixup` (TRL's SyncRefModelCallback)."""
         share = self._config.ref_mixup
         if share == 1:  # deltas, which are products, are only ever copied
-            return jax.tree.map(jnp.copy, trained)
+            return self._copy(trained)
         return jax.tree.map(lambda old, new: (1 - share) * old + share * new, reference, trained)
 
     def _with_logprobs(self, state: State, part: Part) -> Part:

@@ -109,3 +109,13 @@ def test_guideline_texts_come_from_a_json_object(tmp_path):
     for name in ("bad.json", "absent.json"):
         with pytest.raises(DataError, match=name):
             load_texts(str(tmp_path / name))
+
+
+def test_a_guideline_file_that_matches_nothing_is_a_line():
+    cases = make_cases(3)
+    with pytest.raises(
+        DataError, match=r"none of its 2 keys \(curb65, x\) is a task or id of the 3 cases, whose tasks"
+    ) as e:
+        Guidelines(cases, 0, 1, 2, texts={"curb65": "Rule.", "x": ""})
+    assert str(e.value).endswith("are task0, task1") and "\n" not in str(e.value)
+    assert Guidelines(cases, 0, 1, 2, texts={"c1": "Rule.", "curb65": ""}).texts
