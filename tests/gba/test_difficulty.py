@@ -4,7 +4,6 @@ import json
 import re
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from mmedexpert_jax.data.case import Case
@@ -91,8 +90,7 @@ def test_a_run_trains_on_what_its_own_policy_sometimes_gets_right(run_config, tm
     with Run.open(config.workdir, config) as run:
         trainer.train(config, run)
         rates = [json.loads(line) for line in (run.path / "samples/pass_rates.jsonl").open()]
-    assert sorted(rate["id"] for rate in rates) == ["case-0", "case-1"] and {r["samples"] for r in rates} == {2}
-    assert np.isfinite([rate["right"] for rate in rates]).all()
+    assert len({rate["id"] for rate in rates}) == 2 and {rate["samples"] for rate in rates} == {2}
     config = run_config(tmp_path / "none", **overrides, **{"filter.samples": 2})
     monkeypatch.setattr(difficulty, "pass_rates", lambda cases, *_: dict.fromkeys([case.id for case in cases], 0.0))
     with Run.open(config.workdir, config) as run, pytest.raises(DataError, match="no case of 2 has a pass rate"):

@@ -120,7 +120,7 @@ def weights(done):
 REMEMBERING = {
     "reference": {"ref_every": 1, "beta": 0.5},
     "weights": {"advantage_weights": "drpo"},
-    "perception": {"perception": 0.5, "perception_entropy": 0.03, "limit": 3},
+    "perception": {"perception": 0.5, "perception_entropy": 0.03, "limit": 0},
 }
 STATELESS = {
     "entropy": {"entropy_coef": 0.1},
@@ -177,6 +177,8 @@ def test_an_objective_that_remembers_resumes_bit_identically(short, tmp_path, mo
             train(cut)
     resumed = train(cut)
     assert weights(resumed) == weights(done) and resumed.rows == done.rows
+    assert ("perception_kl" in str(done.rows)) == (name == "perception")
+    assert name != "perception" or max(row.get("perception_kl", 0) for row in done.rows) > 0
 
 
 def test_the_reference_is_the_policy_of_the_last_update_of_it(short, tmp_path):
