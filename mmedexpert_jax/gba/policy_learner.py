@@ -171,9 +171,11 @@ class PolicyLearner(train.Learner):
             reference = self._logprobs(base, part)
         logprobs, entropy = self._logprobs(policy, part, entropy=True)
         watched = {"entropy": _flat(entropy)}
-        if part.masked is not None:
-            blind = dataclasses.replace(part, batch=dataclasses.replace(part.batch, patches=part.masked))
-            masked = self._logprobs(policy, blind, entropy=True)
+        if config.perception or config.perception_entropy:
+            masked = logprobs, entropy  # prompts without images read the same
+            if part.masked is not None:
+                blind = dataclasses.replace(part, batch=dataclasses.replace(part.batch, patches=part.masked))
+                masked = self._logprobs(policy, blind, entropy=True)
             watched |= {"masked": _flat(masked[0]), "masked_entropy": _flat(masked[1])}
         mask = jnp.arange(part.tokens.shape[-1]) < part.lengths[..., None]
         own = jax.lax.stop_gradient(logprobs) if old is None else old  # of the policy that sampled
