@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.gba.own import find_function
+from mmedexpert_jax.gba.own_functions import find_function
 
 
 def group_advantages(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmedexpert_jax.gba.own import find_function
+from mmedexpert_jax.gba.own_functions import find_function
 
 AGGREGATIONS = ("sequence", "token", "constant")
 RATIO_LEVELS = ("token", "sequence")

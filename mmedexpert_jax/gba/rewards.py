@@ -18,7 +18,7 @@ from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba.advantages import totals
 from mmedexpert_jax.gba.calls import call_all
-from mmedexpert_jax.gba.own import load_function
+from mmedexpert_jax.gba.own_functions import load_function
 from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.statements import stated
 

@@ -24,7 +24,7 @@ from mmedexpert_jax.gba.difficulty import selected
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Difficulties, Guidelines, load_texts
 from mmedexpert_jax.gba.objective import SURROGATES
-from mmedexpert_jax.gba.own import find_function
+from mmedexpert_jax.gba.own_functions import find_function
 from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.gba.split import micro_batch
