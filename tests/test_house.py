@@ -35,7 +35,7 @@ ALLOWED = {
     "models": GROUND,
     **dict.fromkeys(GROUND, GROUND),
 }
-WAITING = {"Asked", "Part", "Prompt"}  # two records each, which become one
+WAITING = {"Asked", "Prompt"}  # two records each, which become one
 LIGHT = (
     "errors",
     "privacy",

@@ -15,16 +15,17 @@ from mmedexpert_jax.launch.table3 import AblationRow, Claim
 from mmedexpert_jax.medeval import result_tables, stats
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.report import Figure
 from mmedexpert_jax.runtime import files, plots, report, stage_costs
 
 RESULT = "export/ablation.json"
 # name -> (heading, unit, factor and format of what is printed)
 MEASURES = {
-    "accuracy": ("accuracy", "points", 100.0, ".1f"),
-    "sampled": ("accuracy, sampled", "points", 100.0, ".1f"),
-    "distinct": ("distinct answers", "answers", 1.0, ".2f"),
-    "passed": ("pass@k", "points", 100.0, ".1f"),
-    "entropy": ("entropy", "nats per token", 1.0, ".3f"),
+    "accuracy": ("accuracy", "points", 100.0, 1),
+    "sampled": ("accuracy, sampled", "points", 100.0, 1),
+    "distinct": ("distinct answers", "answers", 1.0, 2),
+    "passed": ("pass@k", "points", 100.0, 1),
+    "entropy": ("entropy", "nats per token", 1.0, 3),
 }
 NOTE = (
     "Accuracy in percent: mean over the seeds, [95 % bootstrap interval over items, the seeds of an item kept "
@@ -141,7 +142,7 @@ def table_rows(result: Mapping[str, Any]) -> result_tables.Rows:
         line = {"method": row["name"], "part": row["part"]} | ticks
         line["accuracy"] = _cell(row["accuracy"])
         if row["gain"]:
-            line["gain over base"] = _cell(row["gain"], form="+.1f")
+            line["gain over base"] = _cell(row["gain"], signed=True)
             line["p"], line["Holm p"] = f"{row['gain']['p']:.3g}", f"{row['gain']['holm']:.3g}"
         published = row["published"]
         line["published"] = "–" if published is None else f"{published:.2f}"
@@ -157,8 +158,8 @@ def diversity_rows(result: Mapping[str, Any]) -> result_tables.Rows:
     for row in result["rows"]:
         line = {"method": row["name"]}
         for name in ("sampled", "distinct", "passed", "entropy"):
-            heading, _, factor, form = MEASURES[name]
-            line[heading.replace("@k", f"@{result['samples']}")] = _cell(row[name], factor, form)
+            heading, _, factor, decimals = MEASURES[name]
+            line[heading.replace("@k", f"@{result['samples']}")] = _cell(row[name], factor, decimals)
         lines.append(line)
     return lines
 
@@ -304,13 +305,13 @@ def _span(figure: Mapping[str, Any], factor: float, prefix: str = "") -> str:
     return f"[{factor * figure[prefix + 'low']:+.2f}, {factor * figure[prefix + 'high']:+.2f}]"
 
 
-def _cell(figure: Mapping[str, Any], factor: float = 100, form: str = ".1f") -> str:
+def _cell(figure: Mapping[str, Any], factor: float = 100, decimals: int = 1, signed: bool = False) -> Figure:
     """Mean, half of the interval over seeds, and interval over items: "57.3 ± 1.2 [54.5, 60.0]"."""
-    mean, low, high = (format(factor * figure[key], form) for key in ("mean", "low", "high"))
-    spread = ""
+    spread = None
     if figure["seeds_low"] is not None:
-        spread = f" ± {factor * (figure['seeds_high'] - figure['seeds_low']) / 2:{form.lstrip('+')}}"
-    return f"{mean}{spread} [{low}, {high}]"
+        spread = (figure["seeds_high"] - figure["seeds_low"]) / 2
+    shown: dict[str, Any] = {"factor": factor, "decimals": decimals, "signed": signed, "paired": signed}
+    return Figure(figure["mean"], figure["low"], figure["high"], spread=spread, **shown)
 
 
 def _has(result: Mapping[str, Any], names: Sequence[str]) -> bool:

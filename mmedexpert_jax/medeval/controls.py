@@ -9,6 +9,7 @@ import io
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from PIL import Image
 
@@ -18,6 +19,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.processing.images import open_image
+from mmedexpert_jax.report import Figure
 
 BLIND = ("blank", "other_image", "question_only")
 CONTROLS = (*BLIND, "shuffle")
@@ -113,7 +115,7 @@ def _rotated(item: Case, places: int) -> Case:
     )
 
 
-def table(plain: Mapping[str, Evaluation], controls: Mapping[str, Sequence[Control]]) -> list[dict[str, str]]:
+def table(plain: Mapping[str, Evaluation], controls: Mapping[str, Sequence[Control]]) -> list[dict[str, Any]]:
     """A row for each model and control: accuracy without and with the change over the same items, the paired loss in
     points with its 95 % bootstrap interval; for rotated options also consistency and letter bias.
 
@@ -130,18 +132,18 @@ def table(plain: Mapping[str, Evaluation], controls: Mapping[str, Sequence[Contr
     return rows
 
 
-def _row(plain: Evaluation, parts: Sequence[Control]) -> dict[str, str]:
+def _row(plain: Evaluation, parts: Sequence[Control]) -> dict[str, Any]:
     ids = {row.id for part in parts for row in part.evaluation.rows}
     before = Evaluation(tuple(row for row in plain.rows if row.id in ids))
     after = [part.evaluation for part in parts]
     compared = compare_evaluations([before], after)
     accuracy = before.accuracy()["accuracy"]
-    losses = (0.0 - 100 * gain for gain in (compared.difference, compared.high, compared.low))  # no "-0.0"
-    row = {
+    loss, low, high = (-100 * gain for gain in (compared.difference, compared.high, compared.low))
+    row: dict[str, Any] = {
         "items": str(compared.items),
         "plain": f"{100 * accuracy:.1f}",
         "changed": f"{100 * (accuracy + compared.difference):.1f}",
-        "loss": "{:+.1f} ({:+.1f}, {:+.1f})".format(*losses),
+        "loss": Figure(loss, other=(low, high), signed=True, paired=True),
         "consistency": "",
         "letter bias": "",
     }

@@ -7,40 +7,29 @@ import html
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import prompt_styles
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.paper_tables import Result
-from mmedexpert_jax.medeval.result_tables import Rows
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.report import pages
 from mmedexpert_jax.report.text_tables import column_names
 from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime.report import Table
 
 PICTURES = "export/report"
 SIDE = 768  # pixels, the longest side of a picture
 
 
-@dataclass(frozen=True)
-class Part:
-    """A table of the page."""
-
-    title: str
-    rows: Rows
-    note: str = ""
-    folded: bool = False
-
-
 def write(
     folder: Path,
-    parts: Sequence[Part],
+    parts: Sequence[Table],
     results: Mapping[str, Result],
     styles: Mapping[str, str],
     paradigm: str | None,
@@ -171,10 +160,10 @@ def _by_item(evaluation: Evaluation) -> dict[str, list[AnswerRow]]:
     return rows
 
 
-def _part(part: Part) -> str:
+def _part(part: Table) -> str:
     columns = column_names(part.rows)
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    lines = ("".join(f"<td>{pages.cell(row.get(column, ''))}</td>" for column in columns) for row in part.rows)
+    lines = ("".join(f"<td>{escape(row.get(column, ''))}</td>" for column in columns) for row in part.rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     note = f'<p class="note">{html.escape(part.note)}</p>' if part.note else ""
     table = pages.scrolled(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")

@@ -16,6 +16,7 @@ from mmedexpert_jax.medeval.published import SOURCE
 from mmedexpert_jax.medeval.result_tables import HEADLINE, Rows
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.runtime import Run, costs, files
+from mmedexpert_jax.runtime.report import Table
 
 
 def finish(
@@ -37,37 +38,36 @@ def finish(
     headlines = []
     for key, result in results.items():
         parts = benchmark_parts(result, summaries[key], len(results))
-        sections += [eval_page.Part(f"{key}: {part.title}", part.rows, part.note, part.folded) for part in parts]
-        headlines.append(eval_page.Part(f"{result.benchmark.title}: {parts[0].title}", parts[0].rows, unlike))
+        sections += [Table(f"{key}: {part.title}", part.rows, part.note, part.folded) for part in parts]
+        headlines.append(Table(f"{result.benchmark.title}: {parts[0].title}", parts[0].rows, unlike))
         cells = result_tables.every_cell(summaries[key])
         _write_table(run.path, slug(key), parts[0].rows, headlines[-1].title, cells, summaries[key])
         for part in (part for part in parts if part.title == CONTROLS):
-            headlines.append(eval_page.Part(f"{result.benchmark.title}: controls", part.rows, part.note))
-            _write_table(
-                run.path, f"{slug(key)}-controls", part.rows, headlines[-1].title, part.rows, part.rows, part.note
-            )
+            headlines.append(Table(f"{result.benchmark.title}: controls", part.rows, part.note))
+            texts = [{column: str(cell) for column, cell in row.items()} for row in part.rows]
+            _write_table(run.path, f"{slug(key)}-controls", part.rows, headlines[-1].title, texts, texts, part.note)
         for name, evaluation in result.evaluations.items():
             rows = rows_path(run.path, key, name)
             rows.parent.mkdir(parents=True, exist_ok=True)
             evaluation.write(rows)
     files.write_json(run.path / "export" / "summary.json", summaries)
-    sections.append(eval_page.Part("How they were asked", asked, f"{conditions.NOTE} {unlike}".strip()))
+    sections.append(Table("How they were asked", asked, f"{conditions.NOTE} {unlike}".strip()))
     files.write_text(run.path / "table.md", "\n".join(_markdown(part) for part in sections))
     styles = {target.name: style(config, target) for target in targets}
     narrow = [
-        eval_page.Part(f"{part.title} (rows without a mark: {SOURCE})", paper_tables.narrow(part.rows), part.note)
+        Table(f"{part.title} (rows without a mark: {SOURCE})", paper_tables.narrow(part.rows), part.note)
         for part in papers
     ]
     spent = {name: str(value) for name, value in costs.readable(run.cost).items()}
-    sent = [eval_page.Part("Requests to endpoints", requests, _REQUESTS, True)] if requests else []
-    parts = [*narrow, *sections[len(papers) :], *sent, eval_page.Part("Cost", [spent], "", True)]
+    sent = [Table("Requests to endpoints", requests, _REQUESTS, True)] if requests else []
+    parts = [*narrow, *sections[len(papers) :], *sent, Table("Cost", [spent], "", True)]
     eval_page.write(run.path, parts, results, styles, config.paradigm or None, config.report_items)
     run.finish({"benchmarks": summaries})
     for part in (*narrow, *headlines, sections[-1], *sent):
         result_tables.show(part.rows, part.title, part.note)
 
 
-def _paper_parts(folder: Path, results: Mapping[str, Result], targets: Sequence[Target]) -> list[eval_page.Part]:
+def _paper_parts(folder: Path, results: Mapping[str, Result], targets: Sequence[Target]) -> list[Table]:
     """The paper's tables in which a measured model has a figure, written to export/tables/ as well."""
     parts = []
     for table, lines in paper_tables.measured_tables(results, targets):
@@ -77,42 +77,38 @@ def _paper_parts(folder: Path, results: Mapping[str, Result], targets: Sequence[
         spread = paper_tables.spread(table, lines)
         structured = paper_tables.structured(table, lines) | {"note": note}
         _write_table(folder, f"table{table.number}", readable, title, spread, structured, note)
-        parts.append(eval_page.Part(title, readable, note))
+        parts.append(Table(title, readable, note))
     return parts
 
 
-def benchmark_parts(
-    result: Result, summaries: Mapping[str, Mapping[str, Any]], benchmarks: int = 1
-) -> list[eval_page.Part]:
+def benchmark_parts(result: Result, summaries: Mapping[str, Mapping[str, Any]], benchmarks: int = 1) -> list[Table]:
     """The tables of one benchmark of the `benchmarks` of a run, the headline first."""
     benchmark, evaluations = result.benchmark, result.evaluations
     graded = any(evaluation.graded for evaluation in evaluations.values())
     title = "Score, % (bootstrap)" if graded else HEADLINE
-    parts = [eval_page.Part(title, _headline(benchmark, summaries), result_tables.INTERVALS)]
+    parts = [Table(title, _headline(benchmark, summaries), result_tables.INTERVALS)]
     if not graded:
-        parts.append(eval_page.Part("Both scorers", result_tables.scorers_table(summaries), _SCORERS))
+        parts.append(Table("Both scorers", result_tables.scorers_table(summaries), _SCORERS))
     if asked := controls.table(evaluations, result.controls):
         told = filter(
             None, (controls.sentence(name, evaluations[name], made) for name, made in result.controls.items())
         )
-        parts.append(eval_page.Part(CONTROLS, asked, " ".join([*told, controls.EXPLAINED])))
+        parts.append(Table(CONTROLS, asked, " ".join([*told, controls.EXPLAINED])))
     if measured := result_tables.measures_table(summaries):
-        parts.insert(1, eval_page.Part("Measures, % (bootstrap)", measured, _MEASURES))
+        parts.insert(1, Table("Measures, % (bootstrap)", measured, _MEASURES))
     if samples := result_tables.samples_table(summaries):
-        parts.append(eval_page.Part("Several answers an item", samples, _SAMPLES))
+        parts.append(Table("Several answers an item", samples, _SAMPLES))
     if len(evaluations) > 1:
         note = f"{_COMPARISON} {result_tables.comparison_warning(len(evaluations) - 1, benchmarks)}".strip()
         parts.append(
-            eval_page.Part(
+            Table(
                 "Paired comparison, points (95 % bootstrap interval)", result_tables.comparison_table(evaluations), note
             )
         )
     labels = dict.fromkeys(label for summary in summaries.values() for label in summary["by"])
-    parts += [
-        eval_page.Part(f"By {label}", result_tables.breakdown_table(summaries, label), "", True) for label in labels
-    ]
+    parts += [Table(f"By {label}", result_tables.breakdown_table(summaries, label), "", True) for label in labels]
     census = [{"": line} for line in describe(benchmark).splitlines()]
-    return [*parts, eval_page.Part("Census", census, "", True)]
+    return [*parts, Table("Census", census, "", True)]
 
 
 CONTROLS = "Controls"
@@ -198,7 +194,7 @@ def _write_table(
     files.write_text(place / f"{name}.json", json.dumps(files.plain(structured), indent=1, ensure_ascii=False) + "\n")
 
 
-def _markdown(part: eval_page.Part) -> str:
+def _markdown(part: Table) -> str:
     note = f"\n{part.note}\n" if part.note else ""
     if all(list(row) == [""] for row in part.rows):  # lines of text
         return f"## {part.title}\n\n```text\n" + "".join(f"{row['']}\n" for row in part.rows) + "```\n"

@@ -14,6 +14,7 @@ from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.published import SOURCE, TABLES, Column, PaperTable
 from mmedexpert_jax.medeval.result_tables import Rows, cell, interval_columns
 from mmedexpert_jax.medeval.systems import Target
+from mmedexpert_jax.report import Figure
 
 PUBLISHED, MEASURED, GAP = f"published ({SOURCE})", "measured", "gap to published"
 
@@ -159,12 +160,12 @@ def _head(line: Line) -> dict[str, str]:
     return {"Model": line.model, "Size": line.size, "Source": line.source}
 
 
-def _text(figure: Mapping[str, Any] | None) -> str:
+def _text(figure: Mapping[str, Any] | None) -> str | Figure:
     if figure is None:
         return "–"
     if "difference" in figure:
-        return f"{figure['difference']:+.2f}"
-    return cell(figure) if "bootstrap" in figure else f"{100 * figure['accuracy']:.2f}"
+        return Figure(figure["difference"], decimals=2, signed=True)
+    return cell(figure) if "bootstrap" in figure else Figure.percent(figure["accuracy"], decimals=2)
 
 
 def _numbers(heading: str, figure: Mapping[str, Any]) -> dict[str, str]:

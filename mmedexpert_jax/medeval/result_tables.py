@@ -1,4 +1,4 @@
-"""Tables of evaluations: rows of plain cells that go to Markdown, CSV, LaTeX, to a terminal, or into a report."""
+"""Tables of evaluations: rows of figures and texts that go to Markdown, CSV, LaTeX, to a terminal, or into a report."""
 
 import csv
 import io
@@ -7,11 +7,11 @@ from typing import Any
 
 from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.medeval.stats import holm
-from mmedexpert_jax.report.pages import split
+from mmedexpert_jax.report.figure import Figure, parts
 from mmedexpert_jax.report.text_tables import column_names
 from mmedexpert_jax.report.text_tables import markdown as markdown
 
-Rows = list[dict[str, str]]
+Rows = list[dict[str, Any]]  # by column, texts and figures
 HEADLINE = "Accuracy, % [Wilson] (bootstrap)"
 INTERVALS = (
     "Percent with two 95 % intervals: [Wilson's] and (the bootstrap's over items). Macro means, votes, pass@k and "
@@ -20,11 +20,11 @@ INTERVALS = (
 _LATEX = {"\\": r"\textbackslash{}", "–": "--"} | {char: f"\\{char}" for char in "&%$#_{}"}
 
 
-def cell(accuracy: Mapping[str, Any]) -> str:
+def cell(accuracy: Mapping[str, Any]) -> Figure:
     """An accuracy in percent, its 95 % intervals, Wilson's and the bootstrap's: "57.3 [54.5, 60.0] (54.6, 60.1)"."""
-    ends = {form: accuracy.get(kind) for form, kind in (("[{}]", "wilson"), ("({})", "bootstrap"))}
-    texts = [form.format(", ".join(f"{100 * end:.1f}" for end in pair)) for form, pair in ends.items() if pair]
-    return " ".join([_share(accuracy["accuracy"]), *texts])
+    bootstrap = accuracy.get("bootstrap")
+    other = tuple(bootstrap) if bootstrap else None
+    return Figure.percent(accuracy["accuracy"], *(accuracy.get("wilson") or ()), other=other)
 
 
 def models_table(summaries: Mapping[str, Mapping[str, Any]], group: str = "specialty") -> Rows:
@@ -115,7 +115,7 @@ def comparison_table(evaluations: Mapping[str, Evaluation]) -> Rows:
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     rows = []
     for name, result in results.items():
-        points = f"{100 * result.difference:+.1f} ({100 * result.low:+.1f}, {100 * result.high:+.1f})"
+        points = Figure.percent(result.difference, other=(result.low, result.high), signed=True, paired=True)
         p_values = {"McNemar p": tested.get(name), "Holm p": adjusted.get(name)}
         texts = {key: "–" if p is None else f"{p:.3g}" for key, p in p_values.items()}
         rows.append({"model": name, f"gain over {first}": points, **texts, "items": str(result.items)})
@@ -136,12 +136,12 @@ def comparison_warning(comparisons: int, benchmarks: int = 1) -> str:
     )
 
 
-def chance_row(share: float) -> dict[str, str]:
+def chance_row(share: float) -> dict[str, Any]:
     """A row of `models_table` for a uniform guess, whose accuracy is known exactly."""
-    return {"model": "chance (uniform guess)", "accuracy": _share(share)}
+    return {"model": "chance (uniform guess)", "accuracy": Figure.percent(share)}
 
 
-def comma_separated(rows: Sequence[Mapping[str, str]]) -> str:
+def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
     """A CSV table with a header."""
     columns = column_names(rows)
     buffer = io.StringIO()
@@ -150,11 +150,11 @@ def comma_separated(rows: Sequence[Mapping[str, str]]) -> str:
     return buffer.getvalue()
 
 
-def latex(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
+def latex(rows: Sequence[Mapping[str, Any]], caption: str = "") -> str:
     """A LaTeX table for booktabs; intervals are set small, under their figure."""
     columns = column_names(rows)
     lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
-    head, *body = (" & ".join(_tex(part) for part in line) + r" \\" for line in lines)
+    head, *body = (" & ".join(map(_tex, line)) + r" \\" for line in lines)
     inner = "\n".join([r"\toprule", head, r"\midrule", *body, r"\bottomrule"])
     form = "l" + "r" * (len(columns) - 1)
     return (
@@ -163,7 +163,7 @@ def latex(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
     )
 
 
-def show(rows: Sequence[Mapping[str, str]], title: str, note: str = "") -> None:
+def show(rows: Sequence[Mapping[str, Any]], title: str, note: str = "") -> None:
     """Prints a table to the terminal, intervals under their figure.
 
     One that is too wide stands on its side; if that is too wide, too, it comes in parts, each with the first column.
@@ -181,7 +181,7 @@ def show(rows: Sequence[Mapping[str, str]], title: str, note: str = "") -> None:
         return made
 
     def part(names: Sequence[str]) -> list[list[str]]:
-        body = (["\n".join(split(row.get(name, ""))) for name in names] for row in rows)
+        body = (["\n".join(parts(row.get(name, ""))) for name in names] for row in rows)
         return [list(names), *body]
 
     def fits(lines: Sequence[Sequence[str]]) -> bool:
@@ -205,7 +205,7 @@ def _share(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _tex(text: str) -> str:
-    figure, *intervals = ("".join(_LATEX.get(char, char) for char in part) for part in split(text))
+def _tex(value: Any) -> str:
+    figure, *intervals = ("".join(_LATEX.get(char, char) for char in part) for part in parts(value))
     small = (rf"\\{{\scriptsize {interval}}}" for interval in intervals)
     return rf"\shortstack{{{figure}{''.join(small)}}}" if intervals else figure

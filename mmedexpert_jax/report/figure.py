@@ -3,6 +3,7 @@
 import html
 import math
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,7 @@ class Figure:
         value: in its unit, such as a share from 0 to 1.
         low, high: of the interval that is printed first, in brackets; None: there is none.
         other: (low, high) of a second interval, in parentheses.
+        spread: half of an interval over seeds, printed after the value; None: there is none.
         factor: what value and intervals are multiplied by when printed: 100 for percent or points.
         decimals: printed.
         signed: a difference, printed with its sign.
@@ -23,6 +25,7 @@ class Figure:
     low: float | None = None
     high: float | None = None
     other: tuple[float, float] | None = None
+    spread: float | None = None
     factor: float = 1.0
     decimals: int = 1
     signed: bool = False
@@ -40,6 +43,12 @@ class Figure:
         text = f"{self.factor * value:{'+' if self.signed else ''}.{self.decimals}f}"
         return text.replace("-", "+" if self.signed else "") if float(text) == 0 else text
 
+    @property
+    def middle(self) -> str:
+        """The value without its intervals, such as "57.3" or "57.3 ± 1.2"."""
+        over_seeds = "" if self.spread is None else f" ± {self.factor * self.spread:.{self.decimals}f}"
+        return self.number(self.value) + over_seeds
+
     def intervals(self) -> list[str]:
         """The intervals as they are printed, brackets first."""
         found = []
@@ -56,9 +65,14 @@ class Figure:
 
     def __str__(self) -> str:
         """Such as "57.3 [54.5, 60.0] (54.6, 60.1)"."""
-        return " ".join([self.number(self.value), *self.intervals()])
+        return " ".join([self.middle, *self.intervals()])
 
     def __html__(self) -> str:
         """The same for a page, intervals small and on lines of their own; jinja2 takes it as it is."""
         small = "".join(f"<small>{html.escape(interval)}</small>" for interval in self.intervals())
-        return html.escape(self.number(self.value)) + small
+        return html.escape(self.middle) + small
+
+
+def parts(value: Any) -> list[str]:
+    """A cell of a table as texts: a figure and each of its intervals, or any other value as one."""
+    return [value.middle, *value.intervals()] if isinstance(value, Figure) else [str(value)]

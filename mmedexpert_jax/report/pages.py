@@ -2,12 +2,9 @@
 
 import functools
 import html
-import re
 from typing import Any
 
 import jinja2
-
-_FIGURE = re.compile(r"([-+]?[\d.]+(?: ± [\d.]+)?)(?: (\[[-+\d., ]+\]))?(?: (\([-+\d., ]+\)))?")
 
 
 def render(template: str, **parts: Any) -> str:
@@ -25,15 +22,3 @@ def _templates() -> jinja2.Environment:
 def scrolled(inner: str, name: str = "table") -> str:
     """Content that may be wider than a phone, in a box that scrolls sideways, by keys too (WCAG 2.1.1)."""
     return f'<div class="scroll" tabindex="0" role="group" aria-label="{html.escape(name)}">{inner}</div>'
-
-
-def cell(text: str) -> str:
-    """A cell of a table as HTML, a figure's intervals small and on lines of their own."""
-    figure, *intervals = map(html.escape, split(text))
-    return figure + "".join(f"<small>{interval}</small>" for interval in intervals)
-
-
-def split(text: str) -> list[str]:
-    """A figure and each of its intervals: "57.3 [54.5, 60.0] (54.6, 60.1)"; any other text whole."""
-    found = _FIGURE.fullmatch(text)
-    return [part for part in found.groups() if part] if found else [text]

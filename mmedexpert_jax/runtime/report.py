@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
@@ -278,11 +278,9 @@ def _escape(value: Any) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    if isinstance(value, Figure):
-        return value.__html__()
     if isinstance(value, list):
         value = ", ".join(map(str, value))
-    return pages.cell(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return str(escape(f"{value:.4g}" if isinstance(value, float) else value))  # a figure is HTML of its own
 
 
 def _facts(values: Mapping[str, Any]) -> str:

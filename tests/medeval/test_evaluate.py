@@ -18,10 +18,11 @@ from mmedexpert_jax.medeval.result_tables import (
     markdown,
     models_table,
     show,
-    split,
 )
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
+from mmedexpert_jax.report import Figure
+from mmedexpert_jax.report.figure import parts
 from mmedexpert_jax.runtime import costs, processes
 
 KEY = jax.random.key(0)
@@ -154,8 +155,8 @@ def test_tables(processor, cases, sampler):
     evaluations["tuned"] = ask(processor, cases[:4])
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     first, second = models_table(summaries)
-    assert first["model"] == "base" and first["accuracy"] == "75.0 [30.1, 95.4] (25.0, 100.0)"
-    assert second["AM"] == "100.0 [20.7, 100.0] (100.0, 100.0)" and second["parsed"] == "100.0"
+    assert first["model"] == "base" and str(first["accuracy"]) == "75.0 [30.1, 95.4] (25.0, 100.0)"
+    assert str(second["AM"]) == "100.0 [20.7, 100.0] (100.0, 100.0)" and second["parsed"] == "100.0"
     cells = every_cell(summaries)
     assert cells[0] == {
         **{"model": "base", "part": "all", "value": "", "items": "4", "accuracy": "75.00", "wilson low": "30.06"},
@@ -169,8 +170,12 @@ def test_tables(processor, cases, sampler):
     ]
     assert breakdown_table(summaries, "modality")[0]["modality"] == "image"
     row = comparison_table(evaluations)[0]
-    assert row["gain over base"].startswith("-50.0 (") and row["McNemar p"] == "0.625"
+    assert row["gain over base"].paired and str(row["gain over base"]).startswith("-50.0 (")
+    assert row["McNemar p"] == "0.625"
     assert markdown([{"a": "1"}, {"b": "2"}]) == "| a | b |\n| --- | --- |\n| 1 |  |\n|  | 2 |\n"
+
+
+FIGURE = Figure.percent(0.53, 0.502, 0.557, other=(0.503, 0.556))
 
 
 def shown(monkeypatch, capsys, width, rows):
@@ -183,14 +188,14 @@ def shown(monkeypatch, capsys, width, rows):
 
 
 def test_a_table_too_wide_for_the_terminal_stands_on_its_side(monkeypatch, capsys):
-    row = {"model": "base"} | dict.fromkeys(("micro", "macro", "AM", "CAH", "BS"), "53.0 [50.2, 55.7] (50.3, 55.6)")
+    row = {"model": "base"} | dict.fromkeys(("micro", "macro", "AM", "CAH", "BS"), FIGURE)
     for width, columns, bodies in ((100, list(row), 1), (60, ["model", "base"], 5)):
         lines, heads = shown(monkeypatch, capsys, width, [row])
         assert heads == [columns] and sum("[50.2, 55.7]" in line for line in lines) == bodies
 
 
 def test_a_table_too_wide_either_way_comes_in_parts(monkeypatch, capsys):
-    rows = [{"model": f"m{n}"} | dict.fromkeys("ABCDEFGH", "53.0 [50.2, 55.7]") for n in range(9)]
+    rows = [{"model": f"m{n}"} | dict.fromkeys("ABCDEFGH", Figure.percent(0.53, 0.502, 0.557)) for n in range(9)]
     _, heads = shown(monkeypatch, capsys, 60, rows)
     assert heads == [["model", *"ABC"], ["model", *"DEF"], ["model", *"GH"]]
 
@@ -202,9 +207,10 @@ def test_several_comparisons_are_warned_of():
 
 
 def test_a_cell_splits_into_its_figure_and_intervals():
-    assert split("53.0 [50.2, 55.7] (50.3, 55.6)") == ["53.0", "[50.2, 55.7]", "(50.3, 55.6)"]
-    assert split("-1.0 (-2.0, +0.1)") == ["-1.0", "(-2.0, +0.1)"]
-    assert split("chance (uniform guess)") == ["chance (uniform guess)"]
+    assert parts(FIGURE) == ["53.0", "[50.2, 55.7]", "(50.3, 55.6)"]
+    assert parts(Figure.percent(-0.01, other=(-0.02, 0.001), signed=True)) == ["-1.0", "(-2.0, +0.1)"]
+    assert parts(Figure(62.5, 50, 75, spread=1.24)) == ["62.5 ± 1.2", "[50.0, 75.0]"]
+    assert parts("chance (uniform guess)") == ["chance (uniform guess)"]
 
 
 @pytest.mark.parametrize("heard", [True, False])

@@ -13,7 +13,9 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.medeval import eval_page
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.report import Figure
 from mmedexpert_jax.rollout import Reply
+from mmedexpert_jax.runtime.report import Table
 from tests.accessibility import serious
 
 EVIL = "</script><img src=x onerror=alert(1)> {{title}}"
@@ -54,8 +56,8 @@ def results():
 @pytest.fixture(scope="module")
 def folder(results, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    part = eval_page.Part("Accuracy <all>", [{"model": "base", "accuracy": "33.3 [19.2, 51.2]"}], "A note.")
-    folded = eval_page.Part("By task", [{"task": "curb65"}], folded=True)
+    part = Table("Accuracy <all>", [{"model": "base", "accuracy": Figure.percent(0.333, 0.192, 0.512)}], "A note.")
+    folded = Table("By task", [{"task": "curb65"}], folded=True)
     eval_page.write(folder, [part, folded], results, {"base": "think_answer", "tuned": "think_answer"}, None, 100)
     return folder
 
