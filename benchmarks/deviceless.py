@@ -44,6 +44,7 @@ IDLE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")  # ins
 def on_h100(fuse: bool = True) -> Callable:
     """A function that places the shapes of a tree's arrays on a compile-only H100; its fused attention on or off."""
     fused.supported = lambda queries: fuse and queries.dtype.itemsize == 2
+    fused.on_cpu = lambda: False
     sharding = NamedSharding(deviceless.mesh("h100"), PartitionSpec())
     return lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
@@ -78,7 +79,8 @@ def compile_loop(layers: int, rows: int, window: int, mesh: Mesh, rank: int = 0)
             lambda weights: lora_module.init(jax.random.key(0), weights, rank, 2 * rank, "text"), weights
         )
     weights, lora = place((weights, lora), PartitionSpec())
-    return advance.lower(model, sampling, mesh, weights, lora, *split, step, step, step).compile()
+    with fused.traced_for("9.0"):
+        return advance.lower(model, sampling, mesh, weights, lora, *split, step, step, step).compile()
 
 
 def in_step(text: str) -> int:

@@ -31,6 +31,11 @@ def traced_for(capability: str) -> Iterator[None]:
         _target.reset(token)
 
 
+def on_cpu() -> bool:
+    """True where programs are traced for this machine's processor."""
+    return _target.get() is None and jax.default_backend() == "cpu"
+
+
 def supported(queries: Array) -> bool:
     """True where the kernel takes such queries [..., D]: CUDA devices since Ampere, 16 bits, heads of at most 128."""
     target = _target.get()

@@ -17,8 +17,9 @@ from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Conversation, Encoded, Processor
 from mmedexpert_jax.rollout.buckets import MULTIPLE, Shape, Shapes, Size, buckets
 from mmedexpert_jax.rollout.decode import Sampling
-from mmedexpert_jax.rollout.generate import devices_of, folded
+from mmedexpert_jax.rollout.generate import folded
 from mmedexpert_jax.rollout.pool import Ended, Pool
+from mmedexpert_jax.rollout.widths import devices_of
 from mmedexpert_jax.runtime import costs
 
 WINDOW = 2048  # conversations that are sorted into buckets together

@@ -1,6 +1,5 @@
 """Completions: each prompt is read once, and its G samples decode in rows that take the next sample as one ends."""
 
-import functools
 import itertools
 from collections.abc import Sequence
 
@@ -17,11 +16,8 @@ from mmedexpert_jax.models import Model
 from mmedexpert_jax.models.quantised import is_quantised
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, join, read, resize, start
-
-WINDOW = 128  # tokens of the smallest caches
-PARTS = (8, 6, 4, 2, 1)  # eighths of the rows that are kept as samples end and none waits
-PARTS_SHORT = (8, 3)  # where samples have at most WINDOW tokens: a tail too short to repay more programs
-PATIENCE = 64  # steps on a mesh, where devices with few rows left do not wait for those with many
+from mmedexpert_jax.rollout.pool import Pool, places
+from mmedexpert_jax.rollout.widths import PATIENCE, default_width, devices_of, sample_keys, widths, window_for
 
 
 def generate(
@@ -82,24 +78,12 @@ def generate(
         ConfigError: a setting out of its range.
         DataError: video in the batch.
     """
-    if num_samples < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise ConfigError(
-            f"num_samples={num_samples} and max_new_tokens={max_new_tokens} must be at least 1, "
-            f"temperature={temperature} at least 0 and top_p={top_p} in (0, 1]"
-        )
     parts = [batch] if isinstance(batch, Batch) else [*batch]
     for part in parts:
         model.refuse_video(part)
-    stop_ids = model.config.eos_token_ids if stop_ids is None else stop_ids
-    sampling = Sampling(
-        num_samples,
-        max_new_tokens,
-        min_new_tokens,
-        float(temperature),
-        top_k,
-        float(top_p),
-        tuple(stop_ids),
-        tuple(ban),
+    settings = num_samples, max_new_tokens, min_new_tokens, float(temperature), top_k, float(top_p)
+    sampling = _checked(
+        Sampling(*settings, tuple(model.config.eos_token_ids if stop_ids is None else stop_ids), tuple(ban))
     )
     params, lora = folded(params, lora, fold)
     if rows is None:
@@ -107,8 +91,57 @@ def generate(
         rows = [jnp.arange(*span) for span in itertools.pairwise(map(int, ends))]
     elif isinstance(batch, Batch):
         rows = [jnp.asarray(rows)]
+    if _is_wide(parts, num_samples, width or default_width()):
+        return _in_turns(model, sampling, params, parts, lora, key, rows, width or default_width(), room)
     keys = [sample_keys(key, jnp.asarray(ids), num_samples) for ids in rows]
     return _sample(model, sampling, params, parts, lora, keys, width, room)
+
+
+def _checked(sampling: Sampling) -> Sampling:
+    """The settings; raises ConfigError where one is out of its range."""
+    sizes = sampling.num_samples >= 1 and sampling.max_new_tokens >= 1
+    if not sizes or sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
+        raise ConfigError(
+            f"num_samples={sampling.num_samples} and max_new_tokens={sampling.max_new_tokens} must be at least 1, "
+            f"temperature={sampling.temperature} at least 0 and top_p={sampling.top_p} in (0, 1]"
+        )
+    return sampling
+
+
+def _is_wide(parts: Sequence[Batch], num_samples: int, width: int) -> bool:
+    """True where the keys of all prompts need not stand on the device at once: most of them wait for their rows."""
+    if len(parts) == 1 or isinstance(parts[0].tokens, jax.core.Tracer) or _mesh(parts[0]) is not None:
+        return False
+    lengths = [len(part.tokens) for part in parts]
+    return sum(lengths) > 2 * places(width, num_samples, max(lengths))
+
+
+def _in_turns(
+    model: Model,
+    sampling: Sampling,
+    params: dict,
+    parts: Sequence[Batch],
+    lora: Lora | None,
+    key: Array,
+    rows: Sequence[Array],
+    width: int,
+    room: int,
+) -> Completions:
+    """The samples of parts that are read one after the other, as rows become free."""
+    block, length = max(len(part.tokens) for part in parts), max(room, *(part.tokens.shape[1] for part in parts))
+    dtype = params["model"]["embed_tokens"]["weight"].dtype
+    pool, found = Pool(model, sampling, params, lora, key, width, block, length, dtype), dict[int, Completions]()
+    count = 0
+    for part, ids in zip(parts, rows, strict=True):
+        while pool.full:
+            pool.run(more=True)
+            found |= pool.ended()
+        tickets = range(count, count := count + len(part.tokens))
+        pool.admit(part, np.asarray(ids), tickets)
+    while pool.busy:
+        pool.run()
+        found |= pool.ended()
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *(found[number] for number in range(count)))
 
 
 def _sample(
@@ -160,38 +193,9 @@ def folded(params: dict, lora: Lora | None, fold: bool | None) -> tuple[dict, Lo
     return (lora_module.fold(params, lora), None) if lora is not None and fold else (params, lora)
 
 
-def default_width() -> int:
-    """Rows that decode at a time on each device: beyond them a step of a CPU takes as much longer as it has rows."""
-    return 32 if jax.default_backend() == "cpu" else 256
-
-
-def devices_of(mesh: Mesh | None) -> int:
-    """Devices among which rows are split."""
-    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def widths(rows: int, size: int) -> list[int]:
-    """Numbers of rows that programs are compiled for, from all `rows` down; samples have up to `size` tokens."""
-    return sorted({-(-rows * part // 8) for part in (PARTS if size > WINDOW else PARTS_SHORT)}, reverse=True)
-
-
-def window_for(length: int, size: int) -> int:
-    """Tokens that the caches hold for samples of `length`: 128, 512, ..., of which the last is `size`."""
-    return min(size, next(w for w in (WINDOW * 4**k for k in range(size)) if w >= length))
-
-
 def _mesh(batch: Batch) -> Mesh | None:
     """The mesh that the prompts are split over."""
     sharding = None if isinstance(batch.tokens, jax.core.Tracer) else getattr(batch.tokens, "sharding", None)
     if not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
         return None
     return sharding.mesh if isinstance(sharding.mesh, Mesh) else None
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def sample_keys(key: Array, rows: Array, num_samples: int) -> Array:
-    """[B, G] keys, of row ids [B] and numbers in the group."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(row_keys, jnp.arange(num_samples))

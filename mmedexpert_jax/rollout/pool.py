@@ -25,12 +25,18 @@ from mmedexpert_jax.rollout.decode import (
     resize,
     start,
 )
-from mmedexpert_jax.rollout.generate import PATIENCE, devices_of, sample_keys, widths, window_for
+from mmedexpert_jax.rollout.widths import PATIENCE, devices_of, sample_keys, widths, window_for
 from mmedexpert_jax.runtime.mesh import shard_batch
 
 CAPACITY = 128  # of prompts, in multiples of so many tokens: few programs
 
 Ended = tuple[Any, Completions]  # a ticket, and its samples [G, ...] as arrays of the host
+
+
+def places(rows: int, group: int, block: int) -> int:
+    """Prompts that stand on a device beside `rows` rows: those that decode, and a block that waits."""
+    # A group's last sample holds the prompt's place: with geometric lengths 2.7 times as long as the mean of 8.
+    return block + (rows if group == 1 else -(-3 * rows // group))
 
 
 class Pool:
@@ -68,8 +74,7 @@ class Pool:
         self._network, self._sampling, self._key = (model, params, lora), sampling, key
         self._mesh, self._devices, self.block = mesh, devices_of(mesh), block
         group = sampling.num_samples
-        # A group's last sample holds the prompt's place: with geometric lengths 2.7 times as long as the mean of 8.
-        self._places = block + (rows if group == 1 else -(-3 * rows // group))
+        self._places = places(rows, group, block)
         self._widths = widths(rows, sampling.max_new_tokens)
         self._width, self._window = rows, window_for(1, sampling.max_new_tokens)
         self._tickets: list[list[Any]] = [[None] * self._places for _ in range(self._devices)]

@@ -5,6 +5,7 @@ Compiling is what these tests spend their time on: they share few programs, all 
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -112,3 +113,28 @@ def full_logits():
         return jnp.take_along_axis(logits, index[..., None], 1).reshape(*tokens.shape, -1)
 
     return compute
+
+
+class Echo:
+    """A desk whose models say their own names."""
+
+    max_prompt_length, max_new_tokens = 100, 10
+    processor = SimpleNamespace(
+        encode=lambda conversation, max_length: SimpleNamespace(tokens=[1]), decode=lambda tokens: str(tokens[0])
+    )
+
+    def __init__(self):
+        self.loras = {"alpha": None, "beta": None}
+
+    def submit(self, choices):
+        for choice in choices:
+            done = SimpleNamespace(lengths=[1], tokens=np.array([[choice.model]]), truncated=[False])
+            choice.tell(done, True)
+
+    def drop(self, choices):
+        pass
+
+
+@pytest.fixture
+def echo():
+    return Echo()

@@ -5,9 +5,7 @@ import re
 import socket
 import threading
 import time
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
@@ -21,29 +19,9 @@ from mmedexpert_jax.rollout.chat import Vote, Votes
 ORIGIN = "http://127.0.0.1"
 
 
-class Echo:
-    """A desk whose models say their own names."""
-
-    max_prompt_length, max_new_tokens = 100, 10
-    processor = SimpleNamespace(
-        encode=lambda conversation, max_length: SimpleNamespace(tokens=[1]), decode=lambda tokens: str(tokens[0])
-    )
-
-    def __init__(self):
-        self.loras = {"alpha": None, "beta": None}
-
-    def submit(self, choices):
-        for choice in choices:
-            done = SimpleNamespace(lengths=[1], tokens=np.array([[choice.model]]), truncated=[False])
-            choice.tell(done, True)
-
-    def drop(self, choices):
-        pass
-
-
 @pytest.fixture
-def client(tmp_path):
-    application = server.application(Echo(), "", tmp_path / "run" / "votes.jsonl")
+def client(tmp_path, echo):
+    application = server.application(echo, "", tmp_path / "run" / "votes.jsonl")
     return TestClient(guard.Guard(application, True), base_url=ORIGIN)
 
 
@@ -103,12 +81,12 @@ def test_comparisons_without_a_vote_are_forgotten(monkeypatch):
     assert votes.close(Vote(ids[0], "tie")) is None and votes.close(Vote(ids[2], "tie")) == ("a", "b")
 
 
-def test_500_connections_that_say_nothing_are_hung_up_on(monkeypatch):
+def test_500_connections_that_say_nothing_are_hung_up_on(monkeypatch, echo):
     monkeypatch.setattr(guard, "HEAD_SECONDS", 1.0)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen(1024)
-    application = guard.Guard(server.application(Echo()), True)
+    application = guard.Guard(server.application(echo), True)
     settings = {"http": guard.PromptProtocol, "limit_concurrency": 320, "log_level": "critical"}
     running = uvicorn.Server(uvicorn.Config(application, **settings))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})

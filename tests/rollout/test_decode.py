@@ -20,6 +20,7 @@ from mmedexpert_jax.rollout.decode import Sampling, advance, programs, read, sta
 
 COLLECTIVES = re.compile("all-reduce|all-gather|all-to-all|collective|reduce-scatter|send|recv")
 generate_module = sys.modules["mmedexpert_jax.rollout.generate"]
+widths_module = sys.modules["mmedexpert_jax.rollout.widths"]
 
 
 def loop_instructions(text: str) -> list[tuple[str, str, int]]:
@@ -45,12 +46,12 @@ def refilled(tiny, batch, limits, lora):
         generate(*tiny, batch, key=jax.random.key(5), lora=lora, width=width, **limits)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate_module, "WINDOW", 16)
-        patch.setattr(generate_module, "PARTS_SHORT", (8,))
+        patch.setattr(widths_module, "WINDOW", 16)
+        patch.setattr(widths_module, "PARTS_SHORT", (8,))
         side_by_side = sample(12)
     before = len(programs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate_module, "WINDOW", 2)
+        patch.setattr(widths_module, "WINDOW", 2)
         return sample(4), programs[before:], side_by_side
 
 
@@ -66,7 +67,7 @@ def test_rows_that_take_the_next_sample_change_nothing(refilled):
 
 
 def test_a_second_run_compiles_nothing(refilled, tiny, batch, limits, lora, monkeypatch):
-    monkeypatch.setattr(generate_module, "WINDOW", 2)
+    monkeypatch.setattr(widths_module, "WINDOW", 2)
     before = len(programs)
     again = generate(*tiny, batch, key=jax.random.key(5), lora=lora, width=4, **limits)
     np.testing.assert_array_equal(again.tokens, refilled[0].tokens)
@@ -74,7 +75,7 @@ def test_a_second_run_compiles_nothing(refilled, tiny, batch, limits, lora, monk
 
 
 def test_under_jit_the_caches_grow_and_the_samples_are_the_same(refilled, tiny, batch, lora, limits, monkeypatch):
-    monkeypatch.setattr(generate_module, "WINDOW", 6)
+    monkeypatch.setattr(widths_module, "WINDOW", 6)
     sample = jax.jit(lambda params, key: generate(tiny[0], params, batch, key=key, lora=lora, **limits))
     before = len(programs)
     found = sample(tiny[1], jax.random.key(5))
@@ -91,11 +92,11 @@ def test_log_probabilities_at_temperature_1_are_the_trainers(refilled, tiny, bat
 
 
 def test_widths_and_windows_are_few():
-    assert generate_module.widths(96, 1000) == [96, 72, 48, 24, 12]
-    assert generate_module.widths(96, 96) == [96, 36] and generate_module.widths(1, 96) == [1]
-    windows = [generate_module.window_for(length, 1000) for length in range(1, 1001)]
+    assert widths_module.widths(96, 1000) == [96, 72, 48, 24, 12]
+    assert widths_module.widths(96, 96) == [96, 36] and widths_module.widths(1, 96) == [1]
+    windows = [widths_module.window_for(length, 1000) for length in range(1, 1001)]
     assert set(windows) == {128, 512, 1000} and all(w >= length for length, w in enumerate(windows, 1))
-    assert generate_module.window_for(1, 96) == 96
+    assert widths_module.window_for(1, 96) == 96
 
 
 class ImposedLengths:
@@ -167,7 +168,8 @@ model, params = Model(config), init_params(config, 0, "float32")
 batch = load_processor("mini")([[{"role": "user", "content": f"Is {n} a score?"}] for n in range(8)])
 module = __import__("sys").modules["mmedexpert_jax.rollout.generate"]
 lowered = []
-module.WINDOW, module.PATIENCE, module.PARTS = 4, 2, (8, 4)
+sizes = __import__("sys").modules["mmedexpert_jax.rollout.widths"]
+sizes.WINDOW, module.PATIENCE, sizes.PARTS = 4, 2, (8, 4)
 module.advance = lambda *a: (lowered.append(advance.lower(*a)) if not lowered else None, advance(*a))[1]
 sample = lambda params, batch: jax.device_get(
     generate(model, params, batch, key=jax.random.key(3), num_samples=2, max_new_tokens=8, stop_ids=range(600)))
@@ -235,3 +237,18 @@ def test_prompts_that_are_read_apart_have_the_same_samples(tiny, batch, processo
         generate(*tiny, [parts[1], processor(prompts[1:])], key=jax.random.key(5), lora=lora, **limits)
     )
     np.testing.assert_array_equal(numbered.tokens, expected.tokens)
+
+
+def test_prompts_far_wider_than_the_rows_are_read_in_turns(tiny, processor, prompts, lora, limits, monkeypatch):
+    parts = [processor([prompts[number % 3]]) for number in range(6)]
+    sample = lambda width: jax.device_get(  # noqa: E731
+        generate(*tiny, parts, key=jax.random.key(5), lora=lora, width=width, **limits)
+    )
+    expected = sample(24)
+    held, run = [], generate_module.Pool.run
+    monkeypatch.setattr(generate_module.Pool, "run", lambda pool, **_: held.append(pool) or run(pool, **_))
+    found = sample(1)
+    assert len(held) > 2 and held[0]._prefix.keys[0].shape[0] == 2  # prompts on the device at a time
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.lengths, expected.lengths)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)

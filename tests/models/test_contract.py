@@ -1,0 +1,31 @@
+"""Products of bfloat16 on a CPU: those of float32, rounded once, in value and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmedexpert_jax.models import fused
+from mmedexpert_jax.models.layers import contract
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (1, 1)])
+def test_products_of_bfloat16(shape):
+    x = jax.random.normal(jax.random.key(0), (*shape, 64)).astype(jnp.bfloat16)
+    weight = jax.random.normal(jax.random.key(1), (32, 64)).astype(jnp.bfloat16)
+    wide = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    found = jax.jit(contract)(x, weight)
+    assert found.dtype == jnp.bfloat16 and found.shape == (*shape, 32)
+    np.testing.assert_allclose(np.asarray(found, np.float64), wide, rtol=2**-8, atol=2**-8)
+    slopes = jax.grad(lambda x, w: jnp.sum(contract(x, w).astype(jnp.float32)), (0, 1))(x, weight)
+    assert [slope.dtype for slope in slopes] == [jnp.bfloat16] * 2
+    of_x = np.broadcast_to(np.asarray(weight, np.float64).sum(0), x.shape)
+    of_weight = np.broadcast_to(np.asarray(x, np.float64).reshape(-1, 64).sum(0), weight.shape)
+    np.testing.assert_allclose(np.asarray(slopes[0], np.float64), of_x, rtol=2**-7, atol=2**-5)
+    np.testing.assert_allclose(np.asarray(slopes[1], np.float64), of_weight, rtol=2**-7, atol=2**-5)
+
+
+def test_programs_for_other_devices_are_asked_for_no_more_than_bfloat16():
+    x, weight = jnp.zeros((4, 8), jnp.bfloat16), jnp.zeros((6, 8), jnp.bfloat16)
+    with fused.traced_for("9.0"):
+        assert "f32" not in str(jax.make_jaxpr(lambda x, w: contract(x, w))(x, weight))
