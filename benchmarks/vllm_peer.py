@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
     out = os.fdopen(os.dup(1), "w")  # vLLM prints to standard output, which is therefore turned to the errors
     os.dup2(2, 1)
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": str(arguments.cache)}
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    processors = sorted(os.sched_getaffinity(0))
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, processors))
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(processors)))  # else vLLM leaves torch one thread
     from PIL import Image
     from vllm import LLM, SamplingParams
 

@@ -34,12 +34,14 @@ def test_chat_compare_and_vote(address, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     assert chromium, "the slow tier needs a browser: apt-get install chromium"
+    sync_api.expect.set_options(timeout=60_000)
     Image.new("RGB", (56, 56), (200, 30, 30)).save(tmp_path / "scan.png")
     with sync_api.sync_playwright() as started:
         page = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
         said = []
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
+        page.set_default_timeout(60_000)
         page.goto(address)
         ask = lambda text: (page.fill("#question", text), page.click("#send"))  # noqa: E731
         page.fill("#key", "wrong")
