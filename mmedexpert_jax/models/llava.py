@@ -73,7 +73,8 @@ def read_text(text: Keys) -> TextConfig:
     if kind not in DECODERS:
         raise text.wrong("model_type", f"one of {', '.join(DECODERS)}")
     usual = DECODERS[kind]
-    _refuse_other_decoders(text, kind, usual.max_positions)
+    _refuse_other_decoders(text)
+    layers, window = text.integer("num_hidden_layers", 32), _window(text, kind)
     heads = text.integer("num_attention_heads", 32)
     kv_heads = heads if text.values.get("num_key_value_heads", usual.num_kv_heads) is None else 0
     width = text.integer("hidden_size", 4096)
@@ -83,7 +84,7 @@ def read_text(text: Keys) -> TextConfig:
         vocab_size=text.integer("vocab_size", usual.vocab_size),
         hidden_size=width,
         intermediate_size=text.integer("intermediate_size", usual.intermediate_size),
-        num_layers=text.integer("num_hidden_layers", 32),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads or text.integer("num_key_value_heads", usual.num_kv_heads),
         rms_norm_eps=text.positive("rms_norm_eps", 1e-6),
@@ -94,21 +95,25 @@ def read_text(text: Keys) -> TextConfig:
         head_width=head_width,
         bias=usual.bias,
         kind=kind,
+        window=window,
+        windowed=(True,) * layers if window else (),
     )
 
 
-def _refuse_other_decoders(text: Keys, kind: str, longest: int) -> None:
+def _refuse_other_decoders(text: Keys) -> None:
     """Raises DataError for what makes a decoder of these names another network."""
     if text.text("hidden_act", "silu") != "silu":
         raise text.wrong("hidden_act", "silu, the only one of the decoder")
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if text.flag(key):
             raise text.wrong(key, "false, the only value that is supported")
-    window = text.values.get("sliding_window", 4096 if kind == "mistral" else None)
-    if kind == "mistral" and window is not None and window < text.integer("max_position_embeddings", longest):
-        raise DataError(
-            f"{text.place}: sliding_window is {window}, which is not supported for Mistral; v0.2 and later have null"
-        )
+
+
+def _window(text: Keys, kind: str) -> int:
+    """Tokens that Mistral 0.1's layers see; 0: all, as v0.2 and the other decoders do."""
+    if kind != "mistral" or text.values.get("sliding_window", 0) is None:
+        return 0
+    return text.integer("sliding_window", 4096)
 
 
 def _stretch(rope: Keys) -> tuple[float, float, float, int] | None:
@@ -180,7 +185,7 @@ def _write_text(config: ModelConfig) -> dict[str, Any]:
         factor, low, high, length = text.rope_llama3
         scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
         scaling["original_max_position_embeddings"] = length
-    own = {"llama": {"attention_bias": False, "mlp_bias": False}, "mistral": {"sliding_window": None}}
+    own = {"llama": {"attention_bias": False, "mlp_bias": False}, "mistral": {"sliding_window": text.window or None}}
     return {
         "model_type": text.kind,
         "bos_token_id": config.bos_token_id,

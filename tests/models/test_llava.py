@@ -33,17 +33,18 @@ TOWERS = {
 }
 DECODERS = {
     "mistral": transformers.MistralConfig(**TEXT, sliding_window=None),
+    "mistral1": transformers.MistralConfig(**TEXT, sliding_window=9),
     "llama": transformers.LlamaConfig(
         **TEXT, rope_parameters=LLAMA3 | {"original_max_position_embeddings": 32}, rms_norm_eps=1e-5
     ),
     "qwen2": transformers.Qwen2Config(**TEXT, tie_word_embeddings=True),
 }
-# LLaVA-Med's pair, BiMediX2's, HuatuoGPT-Vision's (whose head is untied), and one with SigLIP and padded pictures
+# LLaVA-Med's pair, BiMediX2's, HuatuoGPT-Vision's (whose head is untied), and one with SigLIP and Mistral 0.1's window
 PAIRS = {
     "clip-mistral": {"do_pad": True},
     "clip-llama": {},
     "siglip-qwen2": {},
-    "siglip-mistral": {"layer": -1},
+    "siglip-mistral1": {"layer": -1},
 }
 
 
@@ -223,7 +224,6 @@ def test_exports_load_in_transformers_unchanged(checkpoint, tmp_path):
     ("place", "change"),
     [
         ("text_config", {"attention_bias": True}),
-        ("text_config", {"sliding_window": 32}),
         ("text_config", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}),
         ("text_config", {"model_type": "phi"}),
         ("vision_config", {"model_type": "vit"}),
