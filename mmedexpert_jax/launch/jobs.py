@@ -52,7 +52,7 @@ def launch(config: ConfigDict) -> None:
     from mmedexpert_jax.models.load import chosen
 
     model = config.get("model", {})
-    how = model.get("vision_tower", ""), model.get("quantize", "none"), model.get("pan_and_scan", False)
+    how = model.get("vision_tower", ""), model.get("quantize", "none"), bool(model.get("pan_and_scan"))
     with chosen(model.get("base", ""), model.get("max_pixels", 0), *how):
         _carry_out(config)
 
