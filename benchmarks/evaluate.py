@@ -27,9 +27,9 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from mmedexpert_jax.data import benchmarks
-from mmedexpert_jax.medeval.ask import Asker, Question, questions
+from mmedexpert_jax.medeval.ask import Asker, questions
 from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend
-from mmedexpert_jax.medeval.prompt_styles import opened
+from mmedexpert_jax.medeval.prompt_styles import Question, opened
 from mmedexpert_jax.medeval.scoring import score
 from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.models import load_processor
@@ -90,7 +90,7 @@ class Peer:
         wall, cpu = time.perf_counter(), time.process_time()
         texts = {}
         for number, question in enumerate(asked):
-            messages = opened(question.prompt.messages)
+            messages = opened(question.messages)
             images = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
             text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             pictures = [Image.open(io.BytesIO(image)).convert("RGB") for image in images] or None
@@ -112,7 +112,7 @@ def ours(backend: JaxBackend, asked: list[Question]) -> Run:
 
 def agreement(asked: list[Question], first: Run, second: Run) -> dict[str, Any]:
     """Share of items with the same text and with the same option, and the accuracies of both on these items."""
-    read = [[score(asked[i].item, run.texts[i]) for i in second.texts] for run in (first, second)]
+    read = [[score(asked[i].case, run.texts[i]) for i in second.texts] for run in (first, second)]
     same = [a.answer == b.answer for a, b in zip(*read, strict=True)]
     return {
         "same_text": sum(first.texts[i].strip() == second.texts[i].strip() for i in second.texts) / len(second.texts),
@@ -150,8 +150,8 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     for name, row in rows.items():
         print(f"| {name} | " + " | ".join(f"{value:.4g}" for value in row.values()) + " |")
-    ids = {question.item.id: number for number, question in enumerate(asked)}
-    places = [ids[question.item.id] for question in few]
+    ids = {question.case.id: number for number, question in enumerate(asked)}
+    places = [ids[question.case.id] for question in few]
     same = Run({i: cold.texts[place] for i, place in enumerate(places)}, cold.seconds, cold.cpu)
     rates = {name: row["items_per_second"] for name, row in rows.items()}
     result = {

@@ -35,7 +35,6 @@ ALLOWED = {
     "models": GROUND,
     **dict.fromkeys(GROUND, GROUND),
 }
-WAITING = {"Asked", "Prompt"}  # two records each, which become one
 LIGHT = (
     "errors",
     "privacy",
@@ -108,7 +107,7 @@ def test_every_class_name_has_one_meaning():
         node.name for file in PACKAGE.rglob("*.py") for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.ClassDef)
     )  # fmt: skip
-    assert not [name for name, count in names.items() if count > 1 and name not in WAITING]
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_only_models_knows_flax():

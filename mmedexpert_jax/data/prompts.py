@@ -1,7 +1,5 @@
 """A case as a conversation: the one place where questions, guidelines and answers become text."""
 
-from typing import Protocol
-
 from mmedexpert_jax import answers
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.paradigms import PARADIGMS
@@ -13,23 +11,7 @@ ANSWERS = {"choice": "the letter of the answer", "yes_no": "yes or no", "open": 
 ANSWERS |= {"report": "the report"}
 
 
-class Asked(Protocol):
-    """The attributes of a question that a prompt needs: a case has it, and a benchmark's item."""
-
-    @property
-    def question(self) -> str:
-        """Without the options."""
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """Texts without letters."""
-
-    @property
-    def kind(self) -> str:
-        """A key of ANSWERS."""
-
-
-def question(case: Asked, paradigm: str | None = None, guideline: str | None = None) -> str:
+def question(case: Case, paradigm: str | None = None, guideline: str | None = None) -> str:
     """The user's turn: question, lettered options, guideline text, the paradigm's instruction, answer format."""
     options = "\n".join(answers.lettered(case.options))
     instruction = ANSWER_FORMAT.replace(ANSWERS["choice"], ANSWERS[case.kind])

@@ -2,25 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import prompt_styles
-from mmedexpert_jax.medeval.backends import Asked, Backend
-from mmedexpert_jax.medeval.prompt_styles import Prompt
+from mmedexpert_jax.medeval.backends import Backend
+from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.medeval.store import AnswerLog, answer_key
 from mmedexpert_jax.rollout import Reply
-
-
-@dataclass(frozen=True)
-class Question:
-    """An item under a prompt; `paradigm` is the one that the prompt asks for, None where it asks for none."""
-
-    item: Case
-    prompt: Prompt
-    paradigm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -30,25 +21,17 @@ class Share:
     process: int = 0
     processes: int = 1
 
-    def __contains__(self, asked: Asked) -> bool:
+    def __contains__(self, asked: Question) -> bool:
         return asked.row % self.processes == self.process
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A model's answer to a question: its replies, and those to the first turn where there are two."""
-
-    replies: list[Reply]
-    first: list[Reply] = field(default_factory=list)
 
 
 def questions(items: Sequence[Case], style: str, paradigm: str | None = None) -> list[Question]:
     """Items under a prompt style; `paradigm` "all" gives a question for each that applies to an item."""
-    asked = []
-    for item in items:
-        for one in item.paradigms if paradigm == "all" else (paradigm,):
-            asked.append(Question(item, prompt_styles.build(item, style, one), one))
-    return asked
+    return [
+        prompt_styles.build(item, style, one)
+        for item in items
+        for one in (item.paradigms if paradigm == "all" else (paradigm,))
+    ]
 
 
 @dataclass
@@ -73,8 +56,8 @@ class Asker:
     on_answer: Callable[[int], None] = lambda done: None
     refuse: Callable[[str, DataError], None] | None = None
 
-    def ask(self, asked: Sequence[Question]) -> dict[int, Answered]:
-        """Answers by number of their question, those of this process's share; refused ones are missing.
+    def ask(self, asked: Sequence[Question]) -> dict[int, Question]:
+        """The questions with their replies by number, those of this process's share; refused ones are missing.
 
         A second turn is a conversation of its own for each reply to the first, stored like any other.
 
@@ -84,38 +67,39 @@ class Asker:
         """
         firsts = {}
         for number, question in enumerate(asked):
-            name = f"{question.item.benchmark} {question.item.id}"
-            first = self._asked(name, question.prompt.messages)
+            first = self._keyed(question)
             if first is not None and first in self.share:
                 firsts[number] = first
         replies = self._turn(firsts, self.num_samples)
         seconds = {}
         for number, found in replies.items():
-            if asked[number].prompt.follow_up:
+            if asked[number].follow_up:
                 for sample, reply in enumerate(found):
-                    again = self._asked(firsts[number].name, asked[number].prompt.then(reply.text), sample)
+                    again = self._keyed(asked[number].then(reply.text), sample)
                     if again is not None:
                         seconds[number, sample] = again
         last = self._turn(seconds, 1)
         answered = {}
         for number, found in replies.items():
-            if not asked[number].prompt.follow_up:
-                answered[number] = Answered(found)
+            if not asked[number].follow_up:
+                answered[number] = replace(firsts[number], replies=found)
             elif all((number, sample) in last for sample in range(len(found))):
-                answered[number] = Answered([last[number, sample][0] for sample in range(len(found))], found)
+                replies = [last[number, sample][0] for sample in range(len(found))]
+                answered[number] = replace(firsts[number], replies=replies, first=found)
         return answered
 
-    def _asked(self, name: str, messages: prompt_styles.Messages, sample: int | None = None) -> Asked | None:
+    def _keyed(self, question: Question, sample: int | None = None) -> Question | None:
+        """The question with its key, of a second turn that to a `sample` of the first; None where it is refused."""
         settings = self.settings | {"num_samples": self.num_samples if sample is None else 1}
         if sample is not None and sample > 0:
             settings |= {"sample": sample}
         try:
-            return Asked(name, answer_key(messages, self.backend.identity, settings), messages)
+            return replace(question, key=answer_key(question.messages, self.backend.identity, settings))
         except DataError as error:
-            self._refuse(name, DataError(f"{name}: {error}"))
+            self._refuse(question.name, DataError(f"{question.name}: {error}"))
             return None
 
-    def _turn(self, asked: dict[Any, Asked], num_samples: int) -> dict[Any, list[Reply]]:
+    def _turn(self, asked: dict[Any, Question], num_samples: int) -> dict[Any, list[Reply]]:
         """Replies by the keys of `asked`; equal conversations are asked once."""
         if not asked:
             return {}

@@ -214,14 +214,9 @@ def _evaluate(
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
         print(f"{target.name}: {len(refused)} questions of {key} left out: {'; '.join(refused[:3])}{more}", flush=True)
     rows = []
-    for number in sorted(found):
+    for _, one in sorted(found.items()):
         rows += judged(
-            asked[number].item,
-            found[number].replies,
-            form=asked[number].prompt.form,
-            paradigm=asked[number].paradigm,
-            scorer=config.scorer,
-            first=found[number].first,
+            one.case, one.replies, form=one.form, paradigm=one.paradigm, scorer=config.scorer, first=one.first
         )
     return Evaluation(tuple(rows))
 

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.data.case import GRADED
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.medeval.ask import Question, questions
+from mmedexpert_jax.medeval.ask import questions
 from mmedexpert_jax.medeval.eval_job import load, models
 from mmedexpert_jax.medeval.finish import slug, style
-from mmedexpert_jax.medeval.prompt_styles import opened
+from mmedexpert_jax.medeval.prompt_styles import Question, opened
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.models import load_processor
 from mmedexpert_jax.remote import Request
@@ -61,9 +61,9 @@ def _counter(target: Target) -> tuple[Callable[[Question], int], bool]:
     roughly; and which of the two."""
     local = target.kind == "jax" and (Path(target.model).is_dir() or target.model in ("mini", "smollm2"))
     if not local:
-        return lambda question: estimate_tokens(Request(question.prompt.messages)), False
+        return lambda question: estimate_tokens(Request(question.messages)), False
     processor = load_processor(target.model)
-    return lambda question: len(processor.encode(opened(question.prompt.messages)).tokens), True
+    return lambda question: len(processor.encode(opened(question.messages)).tokens), True
 
 
 def _estimate(
@@ -80,7 +80,7 @@ def _estimate(
             continue  # the run names it
     mean = sum(lengths) / len(lengths) if lengths else 0.0
     answers = len(asked) * config.num_samples
-    turns = 1 + any(question.prompt.follow_up for question in asked)
+    turns = 1 + any(question.follow_up for question in asked)
     prompt = len(asked) * mean + (turns - 1) * answers * (mean + config.max_new_tokens)
     done = Load(answers * turns, round(prompt), answers * turns * config.max_new_tokens)
     text = f"{len(asked):,} questions x {config.num_samples}{' x 2 turns' if turns > 1 else ''}"

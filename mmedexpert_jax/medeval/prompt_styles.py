@@ -1,6 +1,6 @@
 """Prompts of the evaluation kits and of the paper's models: an item becomes one conversation, or two turns of one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,30 +9,52 @@ from mmedexpert_jax.data import prompts as training
 from mmedexpert_jax.data.case import LETTERS, Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval.scoring import kit_rule
+from mmedexpert_jax.rollout import Reply
 
 Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """The question to a model about one item.
+class Question:
+    """A case as a model is asked about it, and what it answered.
 
     Attributes:
+        case: what is asked about.
         style: one of `styles()`.
         messages: the conversation, a Hugging Face message list; an image part holds an `ImageRef`.
         form: what the answer is asked to stand in, one of `scoring.FORMS`; `scoring.score` takes it.
         follow_up: the user's second turn; "" where there is none. The answer to the second turn is the one scored.
+        paradigm: the one that the prompt asks for; None where it asks for none.
+        key: of its answer, `store.answer_key`, which depends on the model and the settings; "" until it is asked. The
+            randomness of a sampled answer comes from it.
+        replies: the answers, one a sample; none until it is answered.
+        first: the replies to the first turn, where there are two.
     """
 
+    case: Case
     style: str
     messages: Messages
     form: str
     follow_up: str = ""
+    paradigm: str | None = None
+    key: str = ""
+    replies: Sequence[Reply] = ()
+    first: Sequence[Reply] = ()
 
-    def then(self, response: str) -> Messages:
-        """The conversation of the second turn, after `response` to the first."""
-        answered = {"role": "assistant", "content": response.strip()}
-        return [*self.messages, answered, {"role": "user", "content": self.follow_up}]
+    @property
+    def name(self) -> str:
+        """Benchmark and id of the case, for errors and the store."""
+        return f"{self.case.benchmark} {self.case.id}".strip()
+
+    @property
+    def row(self) -> int:
+        """A number below 2**32 for the sampler."""
+        return int(self.key[:8], 16)
+
+    def then(self, response: str) -> "Question":
+        """The second turn, after `response` to the first."""
+        turns = [{"role": "assistant", "content": response.strip()}, {"role": "user", "content": self.follow_up}]
+        return replace(self, messages=[*self.messages, *turns], follow_up="", key="")
 
 
 def opened(messages: Messages) -> Messages:
@@ -54,7 +76,7 @@ def styles() -> tuple[str, ...]:
     return tuple(STYLES)
 
 
-def build(item: Case, style: str, paradigm: str | None = None) -> Prompt:
+def build(item: Case, style: str, paradigm: str | None = None) -> Question:
     """The prompt of an item in a style.
 
     Args:
@@ -69,14 +91,14 @@ def build(item: Case, style: str, paradigm: str | None = None) -> Prompt:
     if style not in STYLES:
         raise ConfigError(f"no prompt {style!r}: choose one of {', '.join(STYLES)}")
     if item.kind == "rubric":
-        return Prompt(style, _conversation(item), "plain")
+        return Question(item, style, _conversation(item), "plain", paradigm=paradigm)
     if style == "think_answer":
         return _think_answer(item, paradigm)
     if paradigm:
         raise ConfigError(f"the prompt {style} has no place for a paradigm: use think_answer")
     if style in LETTER_ONLY and item.kind != "choice":
         raise ConfigError(f"the prompt {style} asks for a letter, and {item.benchmark} {item.id} has no options")
-    return STYLES[style](item)
+    return replace(STYLES[style](item), case=item)  # a style may show a part of its images
 
 
 def _user(item: Case, text: str, named: bool = False) -> dict[str, Any]:
@@ -103,9 +125,9 @@ def _distributed(item: Case) -> str:
     return item.columns.get("raw_question", item.question)
 
 
-def _think_answer(item: Case, paradigm: str | None = None) -> Prompt:
+def _think_answer(item: Case, paradigm: str | None = None) -> Question:
     """The prompt of this project's training (`data.prompts`): the form of answer is the paper's (appendix D)."""
-    return Prompt("think_answer", [_user(item, training.question(item, paradigm))], "tags")
+    return Question(item, "think_answer", [_user(item, training.question(item, paradigm))], "tags", paradigm=paradigm)
 
 
 _KIT_ASKS = {  # rule of judgement -> (direct, reasoning), MedEvalKit git 9b12e3b, utils/question_formats.py
@@ -134,7 +156,7 @@ _KIT_ASKS = {  # rule of judgement -> (direct, reasoning), MedEvalKit git 9b12e3
 }
 
 
-def _medevalkit(item: Case, reasoning: bool = False) -> Prompt:
+def _medevalkit(item: Case, reasoning: bool = False) -> Question:
     """MedEvalKit's: no system turn; MedXpertQA's images, and several images of any, are named.
 
     The kit shows MedXpertQA's choices twice, since the file's questions hold them already, and of MMMU's images the
@@ -157,10 +179,10 @@ def _medevalkit(item: Case, reasoning: bool = False) -> Prompt:
     named = len(item.images) > 1 or item.benchmark == "medxpertqa_mm"
     style = "medevalkit_reasoning" if reasoning else "medevalkit"
     form = "boxed" if reasoning and rule != "report" else "plain"  # the kit asks for no box around a report
-    return Prompt(style, [_user(item, text, named)], form)
+    return Question(item, style, [_user(item, text, named)], form)
 
 
-def _medxpertqa(item: Case) -> Prompt:
+def _medxpertqa(item: Case) -> Question:
     """MedXpertQA's zero-shot chain of thought (git f21247d): two turns, images after the text."""
     question = _distributed(item).strip()
     if "Answer Choices:" not in question:
@@ -170,10 +192,10 @@ def _medxpertqa(item: Case) -> Prompt:
     system = {"role": "system", "content": "You are a helpful medical assistant."}
     last = LETTERS[len(item.options) - 1]
     trigger = f"Therefore, among A through {last}, the answer is"
-    return Prompt("medxpertqa", [system, {"role": "user", "content": [text, *images]}], "plain", trigger)
+    return Question(item, "medxpertqa", [system, {"role": "user", "content": [text, *images]}], "plain", trigger)
 
 
-def _medvlm_r1(item: Case) -> Prompt:
+def _medvlm_r1(item: Case) -> Question:
     """MedVLM-R1's, as on its model card, indentation included."""
     problem = "\n".join([item.question, *lettered(item, "{}) {}")])
     lines = (
@@ -184,30 +206,30 @@ def _medvlm_r1(item: Case) -> Prompt:
         "3. No extra information or text outside of these tags.",
         "",
     )
-    return Prompt("medvlm_r1", [_user(item, "".join(f"\n    {line}" for line in lines))], "tags")
+    return Question(item, "medvlm_r1", [_user(item, "".join(f"\n    {line}" for line in lines))], "tags")
 
 
-def _med_r1(item: Case) -> Prompt:
+def _med_r1(item: Case) -> Question:
     """Med-R1's (`src/eval_vqa/test_qwen2vl_vqa.py`): options in the line of the question."""
     problem = f"{item.question} {', '.join(lettered(item, '{}){}'))}"
     asks = (
         "Think through the question step by step in <think>...</think> tags. Then provide the correct single-letter "
         "choice (A, B, C, D,...) inside <answer>...</answer> tags."
     )
-    return Prompt("med_r1", [_user(item, f"{problem} {asks}")], "tags")
+    return Question(item, "med_r1", [_user(item, f"{problem} {asks}")], "tags")
 
 
-def _medvlthinker(item: Case) -> Prompt:
+def _medvlthinker(item: Case) -> Question:
     """MedVLThinker's (git a3163b1, `eval/run_offline_inference.py`); its line break is a backslash and an n."""
     asks = (
         "You will solve a problem/request. You should provide your thoughts within <think> </think> tags before "
         r"providing the answer.\nWrite your final answer within <answer> </answer> tags."
     )
     text = "\n\n".join([asks, f"Question: {item.question}", "Options:", *lettered(item)])
-    return Prompt("medvlthinker", [_user(item, text)], "tags")
+    return Question(item, "medvlthinker", [_user(item, text)], "tags")
 
 
-STYLES: dict[str, Callable[[Case], Prompt]] = {
+STYLES: dict[str, Callable[[Case], Question]] = {
     "think_answer": _think_answer,
     "medevalkit": _medevalkit,
     "medevalkit_reasoning": lambda item: _medevalkit(item, reasoning=True),

@@ -42,7 +42,7 @@ def score(item: Case, response: str, scorer: str = "strict", form: str = "tags")
         response: the whole completion (of the last turn).
         scorer: "strict": ambiguous or absent is wrong (`read_choice`); "medevalkit": the kit's rule for the item's
             kind (`medeval.kit`), which guesses where it cannot read; "medxpertqa": that benchmark's official rule.
-        form: what the prompt asked the answer to stand in, `Prompt.form`; "strict" holds to it.
+        form: what the prompt asked the answer to stand in, `Question.form`; "strict" holds to it.
 
     Raises:
         ConfigError: an unknown scorer or form.

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -13,11 +14,9 @@ from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from mmedexpert_jax.data.benchmarks import from_case
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.medeval.backends import Asked
 from mmedexpert_jax.medeval.backends.choose import open_backend
 from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend, fingerprint
 from mmedexpert_jax.medeval.backends.torch_model import TransformersBackend
@@ -61,7 +60,7 @@ def asked():
         Case(str(i), "What is the score? " * (i + 1), ("one", "two"), "A", "AM", "t", (picture,) if i == 1 else ())
         for i in range(3)
     ]
-    return [Asked(case.id, f"{int(case.id):064x}", build(from_case(case), "think_answer").messages) for case in cases]
+    return [replace(build(case, "think_answer"), key=f"{int(case.id):064x}") for case in cases]
 
 
 @pytest.fixture

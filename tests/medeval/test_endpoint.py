@@ -7,10 +7,10 @@ import pytest
 from mmedexpert_jax import load_config, medeval
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
-from mmedexpert_jax.medeval.backends import Asked
 from mmedexpert_jax.medeval.backends.endpoint import EndpointBackend
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.judge import judge, read
+from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.processing.images import ImageRef
 from mmedexpert_jax.remote import Answers, Client, Endpoint
 from mmedexpert_jax.rollout import Reply
@@ -94,7 +94,8 @@ def test_what_an_endpoint_samples_from_is_sent_or_refused(tmp_path):
 def test_a_broken_image_costs_its_own_question_alone(tmp_path):
     def asked(name, *images):
         parts = [{"type": "image", "image": ImageRef(name, lambda data=data: data)} for data in images]
-        return Asked(name, "0" * 64, [{"role": "user", "content": [*parts, {"type": "text", "text": name}]}])
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": name}]}]
+        return Question(Case(name, name, (), "A"), "think_answer", messages, "tags", key="0" * 64)
 
     found, refused = {}, {}
     with Loopback(say_b) as server:

@@ -227,7 +227,7 @@ def test_the_kit_asks_in_chinese_where_the_question_is():
 
 def test_the_second_turn_of_medxpertqa():
     prompt = prompt_styles.build(XPERT, "medxpertqa")
-    first, *turns = prompt.then(" The capsule tears. \n")[1:]
+    first, *turns = prompt.then(" The capsule tears. \n").messages[1:]
     assert first == prompt.messages[1]
     assert turns == [
         {"role": "assistant", "content": "The capsule tears."},

@@ -1,5 +1,6 @@
 """The paper's systems answer through the engine by `system:NAME`, on tiny checkpoints in their layouts."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +14,6 @@ from mmedexpert_jax.data.benchmarks import from_case
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.medeval import scoring
-from mmedexpert_jax.medeval.backends import Asked
 from mmedexpert_jax.medeval.backends.choose import open_backend
 from mmedexpert_jax.medeval.prompt_styles import build
 from mmedexpert_jax.medeval.systems import NEWER, SYSTEMS, parse
@@ -68,7 +68,7 @@ def answer(name: str, directory, monkeypatch) -> tuple[str, str]:
     prompt = build(from_case(CASE), target.prompt)
     found = {}
     with jax.default_matmul_precision("highest"):
-        backend.answer([Asked("1", "0" * 64, prompt.messages)], 1, found.__setitem__)
+        backend.answer([replace(prompt, key="0" * 64)], 1, found.__setitem__)
     return found[0][0].text, prompt.form
 
 

@@ -1,5 +1,5 @@
 """The backends that answer: this project's engine, an endpoint of the OpenAI protocol, or transformers."""
 
-from mmedexpert_jax.medeval.backends.base import Asked, Backend, OnReply, Refuse
+from mmedexpert_jax.medeval.backends.base import Backend, OnReply, Refuse
 
-__all__ = ["Asked", "Backend", "OnReply", "Refuse"]
+__all__ = ["Backend", "OnReply", "Refuse"]

@@ -1,35 +1,14 @@
 """The interface between evaluation and whatever answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mmedexpert_jax.errors import DataError, Interrupted
-from mmedexpert_jax.medeval.prompt_styles import Messages
+from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.rollout import Reply
 
 OnReply = Callable[[int, list[Reply]], None]
 Refuse = Callable[[int, DataError], None]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A conversation to be answered.
-
-    Attributes:
-        name: of its item, for errors and the store.
-        key: of its answer, `store.answer_key`; the randomness of a sampled answer comes from it.
-        messages: the conversation; an image part holds an `ImageRef`.
-    """
-
-    name: str
-    key: str
-    messages: Messages
-
-    @property
-    def row(self) -> int:
-        """A number below 2**32 for the sampler."""
-        return int(self.key[:8], 16)
 
 
 def stop_if(interrupted: Callable[[], int | None]) -> None:
@@ -43,7 +22,9 @@ class Backend(Protocol):
 
     identity: Mapping[str, Any]  # what tells the model apart, for the key of an answer; plain JSON
 
-    def answer(self, asked: Sequence[Asked], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None) -> None:
+    def answer(
+        self, asked: Sequence[Question], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None
+    ) -> None:
         """Gives (number, `num_samples` replies) to `on_reply` as they come, each number at most once.
 
         A conversation that the model cannot take goes to `refuse`, or is raised where that is None.

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmedexpert_jax.errors import DataError, RemoteError
-from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse
-from mmedexpert_jax.medeval.prompt_styles import opened
+from mmedexpert_jax.medeval.backends.base import OnReply, Refuse
+from mmedexpert_jax.medeval.prompt_styles import Question, opened
 from mmedexpert_jax.remote import Answers, Client, Endpoint, EndpointReply, Request
 from mmedexpert_jax.remote.client import UNREADABLE
 from mmedexpert_jax.rollout import Reply
@@ -28,7 +28,9 @@ class EndpointBackend:
         self._client = Client(endpoint, history, interrupted)
         self._part = PART * endpoint.concurrency
 
-    def answer(self, asked: Sequence[Asked], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None) -> None:
+    def answer(
+        self, asked: Sequence[Question], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None
+    ) -> None:
         """As in `Backend`.
 
         Raises:
@@ -41,7 +43,7 @@ class EndpointBackend:
             self._answer(asked, range(start, min(start + size, len(asked))), num_samples, on_reply, refuse)
 
     def _answer(
-        self, asked: Sequence[Asked], numbers: range, num_samples: int, on_reply: OnReply, refuse: Refuse | None
+        self, asked: Sequence[Question], numbers: range, num_samples: int, on_reply: OnReply, refuse: Refuse | None
     ) -> None:
         places, requests = [], []
         for number in numbers:

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse, stop_if
-from mmedexpert_jax.medeval.prompt_styles import opened
+from mmedexpert_jax.medeval.backends.base import OnReply, Refuse, stop_if
+from mmedexpert_jax.medeval.prompt_styles import Question, opened
 from mmedexpert_jax.models import load_policy, load_processor
 from mmedexpert_jax.models.load import folders
 from mmedexpert_jax.rollout import Engine, Settings
@@ -30,7 +30,9 @@ class JaxBackend:
         self._path, self._dtype, self._settings = path, dtype, settings
         self._engines: dict[int, Engine] = {}
 
-    def answer(self, asked: Sequence[Asked], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None) -> None:
+    def answer(
+        self, asked: Sequence[Question], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None
+    ) -> None:
         """As in `Backend`."""
         conversations = ((lambda messages=question.messages: opened(messages)) for question in asked)
         ids, names = (question.row for question in asked), (question.name for question in asked)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmedexpert_jax.errors import ConfigError, DataError
-from mmedexpert_jax.medeval.backends.base import Asked, OnReply, Refuse, stop_if
-from mmedexpert_jax.medeval.prompt_styles import Messages, opened
+from mmedexpert_jax.medeval.backends.base import OnReply, Refuse, stop_if
+from mmedexpert_jax.medeval.prompt_styles import Messages, Question, opened
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.rollout import Reply, Settings
 
@@ -26,7 +26,9 @@ class TransformersBackend:
         self._path, self._settings = path, settings
         self._loaded: tuple[Any, Any] | None = None
 
-    def answer(self, asked: Sequence[Asked], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None) -> None:
+    def answer(
+        self, asked: Sequence[Question], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None
+    ) -> None:
         """As in `Backend`."""
         order = sorted(range(len(asked)), key=lambda number: -_length(asked[number].messages))
         size = 1 if self._settings.temperature > 0 else self._settings.batch_size
