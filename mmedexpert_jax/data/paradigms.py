@@ -32,7 +32,7 @@ def statements(trace: str) -> list[str]:
 def _differential(steps: list[str], options: tuple[str, ...]) -> bool:
     text = " ".join(steps).lower()
     named = sum(option.lower() in text for option in options)
-    return named >= 2 and bool(_ELIMINATION.search(text))
+    return named >= min(2, len(options)) and bool(_ELIMINATION.search(text))  # an open question has none to name
 
 
 def _intuitive(steps: list[str], options: tuple[str, ...]) -> bool:

@@ -64,14 +64,15 @@ def check(
     """
     if finish not in ("stop", "length", ""):
         return Check(False, None, ("no-answer-came",))
-    parsed, letter = answers.parse(response), answers.choice(response, record.options)
+    parsed = answers.parse(response)
+    letter = answers.choice(response, record.options) if record.options else parsed.answer or None
     think = parsed.think or ""
     count = len(think.split())
     found = {
         "cut-short": finish == "length",
         "malformed": not parsed.well_formed,
         "unreadable-answer": letter is None,
-        "wrong-answer": letter is not None and letter != record.answer,
+        "wrong-answer": letter is not None and not answers.is_right(response, record.options, record.answer),
         "too-short": count < words[0],
         "too-long": count > words[1],
         "answer-first": states_first(think, record),
@@ -80,7 +81,9 @@ def check(
     }
     reasons = [name for name, there in found.items() if there]
     if not found["malformed"]:
-        lacks = paradigm_rules.missing(think, paradigm, record.options, LETTERS.index(letter or record.answer))
+        texts, key = record.named
+        chosen = LETTERS.index(letter) if letter and record.options else key
+        lacks = paradigm_rules.missing(think, paradigm, texts, chosen)
         reasons += [f"structure:{lack}" for lack in lacks]
     flags = {
         "image-not-mentioned": bool(record.images) and not _LOOKED.search(think),
@@ -96,5 +99,5 @@ def states_first(think: str, record: Record) -> bool:
     if found is None:
         return False
     rest = opening[found.end() :].lower()
-    texts = [option.lower() for option in record.options]
+    texts = [option.lower() for option in record.named[0]]
     return bool(re.match(r"\(?[a-j]\b", rest)) or any(rest.startswith(text) for text in texts)

@@ -47,7 +47,7 @@ class Record:
         licence: of the source file.
         redistributable: whether the case may leave the machine of whoever holds it.
         question: vignette and question, without the options.
-        options: option texts without letters, in order; 2 to 10.
+        options: option texts without letters, in order; 2 to 10, or none for an open question.
         answer: letter of the right option.
         images: in order; empty for text-only cases.
         step: one of STEPS.
@@ -89,8 +89,14 @@ class Record:
 
     @property
     def answer_text(self) -> str:
-        """Text of the right option."""
-        return self.options[LETTERS.index(self.answer)]
+        """Text of the right option, or the reference answer."""
+        return self.options[LETTERS.index(self.answer)] if self.options else self.answer
+
+    @property
+    def named(self) -> tuple[tuple[str, ...], int]:
+        """The texts that a trace may name as answers, and the index of the right one: of an open question its reference
+        alone."""
+        return (self.options, LETTERS.index(self.answer)) if self.options else ((self.answer,), 0)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ SYSTEM = (
 )
 FORMAT = (
     "Write the reasoning as 2 to 12 numbered statements, (1), (2), ..., inside <think></think>, {words} words in all, "
-    "then only the letter of your answer inside <answer></answer>. Reason towards the answer: do not state it first. "
+    "then only {answer} inside <answer></answer>. Reason towards the answer: do not state it first. "
     "Do not mention these rules, the name of a method that was asked for, or that an answer might be known."
 )
 LOOK = "Describe in words the finding in the image that you rely on."
@@ -39,7 +39,8 @@ def conversation(record: Record, paradigm: str, style: str, words: tuple[int, in
     """
     if style == "short":
         return shared.conversation(as_case(record), paradigm)
-    turns = [{"role": "system", "content": f"{SYSTEM}\n\n{rules(paradigm, words)}"}]
+    demanded = rules(paradigm, words, is_open=not record.options)
+    turns = [{"role": "system", "content": f"{SYSTEM}\n\n{demanded}"}]
     for exemplar in EXEMPLARS:
         turns.append({"role": "user", "content": _posed(exemplar.question, exemplar.options)})
         turns.append({"role": "assistant", "content": shared.render(exemplar.traces[paradigm], exemplar.answer)})
@@ -48,12 +49,13 @@ def conversation(record: Record, paradigm: str, style: str, words: tuple[int, in
     return [*turns, {"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
 
-def rules(paradigm: str, words: tuple[int, int]) -> str:
+def rules(paradigm: str, words: tuple[int, int], is_open: bool = False) -> str:
     """The paradigm's constraints and the answer's format."""
     known = PARADIGMS[paradigm]
     demands = [move.demand for move in (*REQUIRED[paradigm], *FORBIDDEN[paradigm], CONCLUSION)]
     listed = "\n".join(f"- {demand}" for demand in demands)
-    length = FORMAT.format(words=f"{words[0]} to {words[1]}")
+    answer = "your answer, in as few words as it takes," if is_open else "the letter of your answer"
+    length = FORMAT.format(words=f"{words[0]} to {words[1]}", answer=answer)
     return f"Way of reasoning: {known.title}. {known.definition}\n{listed}\n\n{length}"
 
 
@@ -81,5 +83,4 @@ def as_case(record: Record, paradigm: str = "", trace: str = "") -> Case:
 
 
 def _posed(question: str, options: Sequence[str]) -> str:
-    listed = "\n".join(lettered(options))
-    return f"{question}\n{listed}"
+    return "\n".join([question, *lettered(options)])

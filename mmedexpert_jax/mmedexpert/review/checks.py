@@ -22,7 +22,7 @@ def problems(trace: Trace, text: str) -> list[str]:
     response = render(text, trace.case.answer)
     if not answers.parse(response).well_formed:
         return ["The trace must not hold <think> or <answer> tags."]
-    if answers.choice(response, trace.case.options) != trace.case.answer:
+    if not answers.is_right(response, trace.case.options, trace.case.answer):
         return ["The parser does not read the key as the answer."]
     if not 2 <= (count := len(statements(text))) <= 12:
         return [f"2 to 12 statements numbered (1), (2), ... are needed; {count or 'none'} can be counted."]
@@ -31,7 +31,7 @@ def problems(trace: Trace, text: str) -> list[str]:
             _sentence(reason, trace.paradigm) for reason in filters.check(response, trace.case, trace.paradigm).reasons
         ]
     paradigm = PARADIGMS[trace.paradigm]
-    if not paradigm.follows(text, trace.case.options):
+    if not paradigm.follows(text, trace.case.named[0]):
         return [f"The moves of {paradigm.title} are not found. {paradigm.definition}"]
     return []
 

@@ -40,6 +40,7 @@ PICTURE = re.compile(
 )
 NEGATIVE = re.compile(r"\b(?:EXCEPT|NOT|LEAST)\b|\ball of the following[^.?]*\bexcept\b")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".dcm")
+OPEN = "open"  # the format of rows without options
 GENOTYPE = 12  # characters of an option at most that may be one, such as AaBb or X^A X^a
 _TAG = re.compile(r"<(?:br|/?p|/?i|/?b|/?sub|/?sup|/?em|/?strong)\s*/?>", re.I)
 
@@ -67,8 +68,8 @@ def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], lice
         Rejected: with the reason.
     """
     repairs = list(raw.repairs)
-    question, options, letters = _question_and_options(raw, repairs)
-    answer = _key(raw, options, letters, repairs)
+    question, options, letters = _question_and_options(raw, repairs, shape.name == OPEN)
+    answer = _key(raw, options, letters, repairs) if options else plain_text(raw.key, repairs)
     raw_images = _pictures(raw, folders)
     images = [Picture(picture.name, _clean(picture)) for picture in raw_images]
     flags = [f"repaired:{name}" for name in dict.fromkeys(repairs)]
@@ -128,7 +129,7 @@ def _spaced(text: str) -> str:
     return " ".join(text.split()).strip(" .;:,")
 
 
-def _question_and_options(raw: Raw, repairs: list[str]) -> tuple[str, list[str], list[str]]:
+def _question_and_options(raw: Raw, repairs: list[str], is_open: bool) -> tuple[str, list[str], list[str]]:
     if not isinstance(raw.question, str | None):
         raise Rejected("empty-question", f"a text is needed, got {border.shown(raw.question)}")
     question, *tail = CHOICES.split(raw.question or "", maxsplit=1)
@@ -144,6 +145,8 @@ def _question_and_options(raw: Raw, repairs: list[str]) -> tuple[str, list[str],
     kept = [(letter, option) for letter, text in zip(letters, texts, strict=False) if (option := plain_text(text, []))]
     if len(kept) < len(texts):
         repairs.append("empty-option")
+    if is_open and not kept:
+        return question, [], []
     if len(kept) < 2:
         raise Rejected("few-options", f"{len(kept)} options")
     if len(kept) > len(LETTERS):

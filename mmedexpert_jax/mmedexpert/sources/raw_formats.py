@@ -339,6 +339,14 @@ FORMATS: dict[str, Format] = {
             "",
             False,
         ),
+        Format(
+            "open",
+            "one's own open questions: as plain without options; answer is the reference, a word or more",
+            _all(_has("question", "answer"), lambda row: not row.get("options") and len(text(row["answer"])) > 1),
+            _plain,
+            "",
+            False,
+        ),
     )
 }
 

@@ -1,0 +1,55 @@
+"""Questions with a reference answer and no options, through collection, prompt, filter and review."""
+
+import pytest
+
+from mmedexpert_jax.data.case import PARADIGMS
+from mmedexpert_jax.data.prompts import render
+from mmedexpert_jax.mmedexpert import filters, teacher_prompts
+from mmedexpert_jax.mmedexpert.record import Check, Record, Trace
+from mmedexpert_jax.mmedexpert.review.checks import problems
+from mmedexpert_jax.mmedexpert.sources import collect
+
+RECORD = Record("x-1", "x", "1", "", "MIT", True, "What is the most likely diagnosis?", (), "Gout", specialty="AM")
+SOUND = {
+    "differential": "(1) Candidates are Gout, sepsis and lupus. (2) Sepsis is unlikely without fever. (3) Lupus is "
+    "excluded by the normal titre. (4) The crystals fit Gout.",
+    "intuitive": "(1) A red toe at night after beer forms one pattern. (2) It is typical of Gout.",
+    "analytical": "(1) Urate crystals form because the serum is saturated. (2) They cause pain. (3) So it is Gout.",
+    "bayesian": "(1) Prior: sepsis is rare here. (2) Evidence: crystals raise Gout, no fever lowers infection. "
+    "(3) Posterior: Gout is most probable.",
+}
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_a_trace_is_filtered_by_its_reference_answer_and_its_moves(paradigm):
+    assert filters.check(render(SOUND[paradigm], "gout."), RECORD, paradigm).passed  # case and full stop aside
+    assert filters.check(render(SOUND[paradigm], "Lupus"), RECORD, paradigm).reasons == ("wrong-answer",)
+    assert "malformed" in filters.check(SOUND[paradigm], RECORD, paradigm).reasons
+    first = filters.check(render("(1) The answer is Gout. (2) Because of crystals.", "Gout"), RECORD, paradigm)
+    assert "answer-first" in first.reasons
+
+
+def test_a_teacher_is_asked_for_words_and_never_told_the_reference():
+    system, *_, asked = teacher_prompts.conversation(RECORD, "bayesian", "full", (40, 400))
+    assert "only your answer, in as few words as it takes, inside <answer>" in system["content"]
+    assert asked["content"][-1]["text"] == RECORD.question and "Gout" not in str(asked)
+    choice = teacher_prompts.rules("bayesian", (40, 400))
+    assert "then only the letter of your answer inside <answer></answer>" in choice
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_a_reviewers_edit_is_checked_against_the_reference(paradigm):
+    trace = Trace("t", RECORD, paradigm, SOUND[paradigm], "", "someone", 0, "", Check(True, "Gout", ()))
+    assert problems(trace, SOUND[paradigm]) == []
+    assert problems(trace, "(1) Only one statement.") != []
+
+
+def test_rows_without_options_are_collected(tmp_path):
+    (tmp_path / "own.jsonl").write_text(
+        '{"id": "a", "question": "What is it?", "answer": "Gout", "specialty": "AM"}\n'
+        '{"id": "b", "question": "What is it?", "answer": "B"}\n'
+    )
+    found = collect([str(tmp_path / "own.jsonl")])
+    assert [(one.question, one.options, one.answer, one.answer_text) for one in found.records] == [
+        ("What is it?", (), "Gout", "Gout")
+    ]
