@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.processor import Encoded, Processor
@@ -104,8 +105,11 @@ class Desk:
         asked = ["Hello", [{"type": "image", "image": picture}, {"type": "text", "text": "Hello"}]]
         for name in self.loras:
             for content in asked:
-                over = threading.Event()
-                encoded = self.processor.encode([{"role": "user", "content": content}])
+                over, conversation = threading.Event(), [{"role": "user", "content": content}]
+                try:
+                    encoded = self.processor.encode(conversation, max_length=self.max_prompt_length)
+                except DataError:  # a model without images, or a limit below an image's tokens
+                    continue
                 tell = lambda _, ended, over=over: ended and over.set()  # noqa: E731
                 self.submit([Choice(name, encoded, 0, 1.0, 1.0, 0, min(2, self.max_new_tokens), tell)])
                 over.wait()

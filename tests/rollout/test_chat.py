@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -15,6 +16,7 @@ from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.remote import guard
 from mmedexpert_jax.rollout import server
 from mmedexpert_jax.rollout.chat import Vote, Votes
+from mmedexpert_jax.rollout.desk import Desk
 
 ORIGIN = "http://127.0.0.1"
 
@@ -113,3 +115,23 @@ def _status(address):
     with socket.create_connection(address, timeout=30) as one:
         one.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         return int(one.recv(64).split()[1])
+
+
+def test_the_warm_up_asks_each_name_what_its_processor_takes():
+    asked = []
+
+    def encode(conversation, max_length):
+        if not isinstance(conversation[0]["content"], str):
+            raise DataError("no images")
+        return conversation
+
+    def submit(choices):
+        asked.extend((choice.model, choice.limit) for choice in choices)
+        choices[0].tell(None, False)
+        choices[0].tell(None, True)
+
+    processor = SimpleNamespace(encode=encode)
+    loras = {"base": None, "expert": None}
+    desk = SimpleNamespace(loras=loras, processor=processor, submit=submit, max_prompt_length=64, max_new_tokens=1)
+    Desk.warm_up(desk)
+    assert asked == [("base", 1), ("expert", 1)]
