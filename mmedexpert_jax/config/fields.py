@@ -199,16 +199,16 @@ FIELDS |= _each(FREE_COUNT, "rows queue")
 # -- ablation, pretrain ------------------------------------------------------------------------------------------------
 FIELDS |= {
     "table": Field(low=3, high=4),
-    **_each(COUNT, "diversity.questions max_images max_patches"),
+    **_each(COUNT, "diversity.questions max_images max_patches pictures_per_step"),
     **_each(COUNT, "shape.heads shape.kv_heads shape.layers shape.mlp shape.vision_heads shape.vision_layers"),
     **_each(COUNT, "shape.vision_width shape.width"),
     "shape.rope_theta": POSITIVE,
-    **_each(SHARE, "answering_share guided_share naming_share reading_share"),
+    **_each(SHARE, "answering_share guided_share naming_share pictured_share reading_share"),
     **_each(
         FROM_ZERO,
         "questions answer_weight answering_from answering_until naming_from naming_until reading_steps warmup",
     ),
-    **_each(FROM_ZERO, "expected.answer expected.dsa expected.gba expected.merge expected.start"),
+    **_each(FROM_ZERO, "describing_steps expected.answer expected.dsa expected.gba expected.merge expected.start"),
 }
 
 # Names of fields in TRL, transformers, peft, verl, LLaMA-Factory and mergekit -> ours.

@@ -190,7 +190,7 @@ class Scores:
         """Means over the prompts of each group, e.g. "paradigms/bayesian/reward": of the sum, and by function.
 
         Args:
-            kind: "paradigms" or "specialties".
+            kind: "paradigms", "specialties" or "modalities".
             groups: of the N prompts; None and "" are of none.
         """
         stats = {}

@@ -336,6 +336,7 @@ def _metrics(rollout: Rollout, scores: reward.Scores, rewards: np.ndarray) -> di
     groups = {"frac_reward_zero_std": float(1 - _differs(rewards).mean()), "groups": len(rewards)}
     by = scores.by("paradigms", [prompt.paradigm for prompt in rollout.prompts])
     by |= scores.by("specialties", [prompt.case.specialty for prompt in rollout.prompts])
+    by |= scores.by("modalities", [prompt.case.modality for prompt in rollout.prompts])
     return scores.stats() | rollout.stats() | groups | by
 
 

@@ -46,6 +46,7 @@ PANELS = (
     Panel("accuracy_by_paradigm", "Accuracy by paradigm", "share of right answers", {"paradigms/*/accuracy": ""}),
     Panel("structure_by_paradigm", "Structure by paradigm", "share that follows it", {"paradigms/*/structure": ""}),
     Panel("accuracy_by_specialty", "Accuracy by specialty", "share of right answers", {"specialties/*/accuracy": ""}),
+    Panel("accuracy_by_modality", "Accuracy by modality", "share of right answers", {"modalities/*/accuracy": ""}),
     Panel("signal", "Groups without signal", "share of groups whose rewards are equal",
           {"frac_reward_zero_std": "equal rewards"}),
     Panel("kl", "KL to the reference", "nats per token", {"kl": "KL"}),

@@ -5,9 +5,14 @@ the time, it reads cases aloud, which teaches attention to copy; then it follows
 the letters of options and in answering; twice, for a while, it reads notes of mixed quality, of which the hasty ones
 stop at the first evidence, as much of what is written does. So the base knows how to reason and does not always do it,
 and what is learned later can be told from what was there.
+
+That is the preset `text`, after which pictures are hardly looked at. The preset `mini` goes on from it: it describes
+pictures, several times as many as before and without question, options or rule, then reads mixed notes again, more of
+them with a picture. So the base sees what a picture shows, and whether it makes use of all of it is left to learn.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,9 +24,12 @@ import optax
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, Case
-from mmedexpert_jax.data.embedded import Generated, generate
+from mmedexpert_jax.data.embedded import TASKS, Generated, generate
+from mmedexpert_jax.data.embedded.seen import ImageTask
+from mmedexpert_jax.data.embedded.traces import Task
 from mmedexpert_jax.data.prompts import conversation, render
-from mmedexpert_jax.models import Model, ModelConfig, load_processor, save_pretrained
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.models import Model, ModelConfig, load_model, load_processor, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Processor
@@ -31,23 +39,27 @@ from mmedexpert_jax.train import Learner, Policy, Sums
 from mmedexpert_jax.train.initial import initial_params
 from mmedexpert_jax.train.learner import Loss
 from mmedexpert_jax.train.optimizer import Rule
+from mmedexpert_jax.train.prefetch import Prefetched
 from mmedexpert_jax.train.state import is_due, keep, resume
 
 # what the learner asks of a config and the recipe does not vary
 _LEARNER = ConfigDict({"trainable": "full", "shard": "none", "scan_layers": False})
 _BLOCK = 16  # steps whose cases are generated together
+_PICTURED = tuple(task for task in TASKS if isinstance(task, ImageTask))
+_SIGHT_PROMPT, _SIGHT_TOKENS = 48, 40  # tokens that prompts and descriptions of pictures are padded to
 
 
 def run(config: ConfigDict, run: Run) -> Path:
-    """Trains the model from random weights and writes it as a Hugging Face directory to `export/model`."""
+    """Trains the model and writes it as a Hugging Face directory to `export/model`. Raises ConfigError."""
     processor = load_processor(config.tokenizer)
     model = Model(model_config(config.shape, processor))
-    params = jax.tree.map(jnp.asarray, initial_params(model.config, config.seed))
+    params = jax.tree.map(jnp.asarray, _first_params(config, model))
     learner = Learner(_LEARNER, Policy(params), _loss(model), config.steps, keeps_base=False, rule=optimizer(config))
     state = resume(run, learner.init(jax.random.key(config.seed)))
+    ahead = Prefetched(functools.partial(step_examples, config, processor), config.steps)
     with run.progress(config.steps, state.step, "pretrain") as progress:
         for step in range(state.step, config.steps):
-            examples = step_examples(config, processor, step)
+            examples = ahead(step)
             tokens = int(examples[0].lengths.sum() + np.count_nonzero(examples[2]))
             state, stats = learner.update(state, [[examples]], tokens)
             if is_due(state.step, config.log_every, config.steps):
@@ -57,6 +69,15 @@ def run(config: ConfigDict, run: Run) -> Path:
     path = run.path / "export" / "model"
     save_pretrained(path, model, jax.device_get(state.trained), processor)
     return path
+
+
+def _first_params(config: ConfigDict, model: Model) -> dict:
+    """The weights of the model at `config.start`, or random ones where it is empty."""
+    if not config.start:
+        return initial_params(model.config, config.seed)
+    if not Path(config.start).is_dir():
+        raise ConfigError(f"start={config.start}: no such folder; `mmedexpert pretrain:text` writes the default one")
+    return load_model(config.start)[1]
 
 
 def model_config(shape: ConfigDict, processor: Processor) -> ModelConfig:
@@ -113,10 +134,12 @@ def _schedule(config: ConfigDict) -> optax.Schedule:
 
 def step_examples(config: ConfigDict, processor: Processor, step: int) -> tuple[Batch, np.ndarray, np.ndarray]:
     """The batch of a step, by (seed, step) alone: prompts, completions [B, G, R] int32, weights of their tokens."""
+    if step < config.describing_steps:
+        return _descriptions(config, processor, step)
     rng = Random(f"{config.seed} {step}")
-    number, place = divmod(step, _BLOCK)
-    block = _block(config.seed * 1_000_000 + number, config.prompts_per_step * _BLOCK)
-    made = block[place * config.prompts_per_step : (place + 1) * config.prompts_per_step]
+    pictured = round(config.pictured_share * config.prompts_per_step)
+    made = _cases(config, step, config.prompts_per_step - pictured, TASKS)
+    made += _cases(config, step, pictured, _PICTURED) if pictured else []
     prompts, texts = zip(*(_example(item, rng, config, step) for item in made), strict=True)
     batch = processor(
         prompts,
@@ -124,13 +147,8 @@ def step_examples(config: ConfigDict, processor: Processor, step: int) -> tuple[
         min_patches=config.max_patches,
         min_images=config.max_images,
     )
-    tokens = np.full((len(texts), 2, config.max_new_tokens), processor.pad_id, np.int32)
-    weights = np.zeros(tokens.shape, np.float32)
+    tokens, weights = _padded(processor, texts, config.max_new_tokens)
     letters = processor.tokenizer.convert_tokens_to_ids(list(LETTERS))
-    for i, j in np.ndindex(len(texts), 2):
-        ids = processor.completion(texts[i][j])[: config.max_new_tokens]
-        tokens[i, j, : len(ids)] = ids
-        weights[i, j, : len(ids)] = 1
     if step >= config.answering_from:
         answer = processor.tokenizer.convert_tokens_to_ids("<answer>")
         weights[..., 1:] *= np.where(
@@ -139,10 +157,36 @@ def step_examples(config: ConfigDict, processor: Processor, step: int) -> tuple[
     return batch, tokens, weights
 
 
+def _descriptions(config: ConfigDict, processor: Processor, step: int) -> tuple[Batch, np.ndarray, np.ndarray]:
+    """The batch of a step that describes pictures, one completion each: what they show, and not what follows."""
+    made = _cases(config, step, config.pictures_per_step, _PICTURED)
+    prompts = [_exercise(item, "Describe.", bare=True) for item in made]
+    batch = processor(prompts, min_length=_SIGHT_PROMPT, min_patches=config.max_patches, min_images=len(made))
+    texts = [[", ".join(one.text for one in item.problem.steps) + "."] for item in made]
+    return batch, *_padded(processor, texts, _SIGHT_TOKENS)
+
+
+def _padded(processor: Processor, texts: Sequence[Sequence[str]], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of completions [B, G, size] int32, cut or padded to `size`, and weights 1 of those that are theirs."""
+    tokens = np.full((len(texts), len(texts[0]), size), processor.pad_id, np.int32)
+    weights = np.zeros(tokens.shape, np.float32)
+    for i, j in np.ndindex(tokens.shape[:2]):
+        ids = processor.completion(texts[i][j])[:size]
+        tokens[i, j, : len(ids)] = ids
+        weights[i, j, : len(ids)] = 1
+    return tokens, weights
+
+
+def _cases(config: ConfigDict, step: int, count: int, tasks: tuple[Task, ...]) -> list[Generated]:
+    """The `count` cases of a step out of a block for several, in which all tasks have their share."""
+    number, place = divmod(step, _BLOCK)
+    block = _block(config.seed * 1_000_000 + number, count * _BLOCK, tasks)
+    return block[place * count : (place + 1) * count]
+
+
 @functools.lru_cache(maxsize=2)
-def _block(seed: int, count: int) -> list[Generated]:
-    """The cases of several steps, so that all tasks have their share."""
-    return generate(seed, count, "pretrain")
+def _block(seed: int, count: int, tasks: tuple[Task, ...]) -> list[Generated]:
+    return generate(seed, count, "pretrain", tasks)
 
 
 def _example(item: Generated, rng: Random, config: ConfigDict, step: int) -> tuple[list[dict], list[str]]:
@@ -186,10 +230,11 @@ def _answering(item: Generated, rng: Random) -> tuple[list[dict], list[str]]:
     return _exercise(item, "Answer each."), [conclude(), conclude()]
 
 
-def _exercise(item: Generated, instruction: str) -> list[dict]:
+def _exercise(item: Generated, instruction: str, bare: bool = False) -> list[dict]:
+    """The case with `instruction`, or, where it is `bare`, its images alone with it."""
     case = item.case
     images = [{"type": "image", "image": image} for image in case.images]
-    text = f"{case.question}\n{_options(case)}\n{instruction}"
+    text = instruction if bare else f"{case.question}\n{_options(case)}\n{instruction}"
     return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
 

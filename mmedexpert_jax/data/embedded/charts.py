@@ -1,4 +1,8 @@
-"""Drawn images: ECG strip, growth chart, audiogram, burn map. Thick marks and few colours, for small vision towers."""
+"""Drawn images: ECG strip, growth chart, audiogram, burn map. Thick marks and plain colours, for small vision towers.
+
+A tower of Qwen2-VL knows where patches stand relative to one another, not where in the picture. What is read off a
+place is therefore coloured by place, as zones on growth charts are, so that a mark is told by what is next to it.
+"""
 
 from random import Random
 
@@ -78,8 +82,15 @@ WEIGHTS = ("severe wasting", "moderate wasting", "normal weight", "overweight")
 _Z = {0: (-3.8, -3.4), 1: (-2.65, -2.35), 2: (-1.5, 1.3), 3: (2.4, 2.9)}
 
 
+_ZONES = ((-3, (255, 165, 165)), (-2, (255, 215, 150)), (0, (225, 245, 190)), (2, (185, 230, 185)))  # below each line
+_ABOVE = (250, 235, 120)  # the zone above the highest line
+
+
 def draw_growth(sex: str, length: int, weight: float, start: int) -> Image.Image:
-    """Six cm of the WHO chart from `start`, 112 x 112 pixels: -3 black, -2 red, median green, +2 red; the dot blue."""
+    """Six cm of the WHO chart from `start`, 112 x 112 pixels: -3 black, -2 red, median green, +2 red; the dot blue.
+
+    The zones between the lines are coloured, as in the charts of many countries' child health records.
+    """
     image = Image.new("RGB", (112, 112), _PAPER[sex])
     draw = ImageDraw.Draw(image)
     low = weight_for_length(sex, start, -4)
@@ -88,8 +99,11 @@ def draw_growth(sex: str, length: int, weight: float, start: int) -> Image.Image
     def place(x: float, kilograms: float) -> tuple[float, float]:
         return (x - start) * 112 / 6, 112 - (kilograms - low) * unit
 
-    for z, colour in ((-3, _BLACK), (-2, _RED), (0, _GREEN), (2, _RED)):
-        curve = [place(x, weight_for_length(sex, x, z)) for x in range(start, start + 7)]
+    curves = [[place(x, weight_for_length(sex, x, z)) for x in range(start, start + 7)] for z, _ in _ZONES]
+    draw.polygon([(0, -1), *curves[-1], (112, -1)], fill=_ABOVE)
+    for (_, zone), curve in reversed(list(zip(_ZONES, curves, strict=True))):
+        draw.polygon([*curve, (112, 112), (0, 112)], fill=zone)
+    for colour, curve in zip((_BLACK, _RED, _GREEN, _RED), curves, strict=True):
         draw.line(curve, fill=colour, width=3)
     x, y = place(length, weight)
     draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=_BLUE)
@@ -138,14 +152,28 @@ HEARING = ("normal hearing", "mild loss", "moderate loss", "moderately severe lo
 _LIMITS = (80, 140, 200, 260, 320)  # four times the WHO's limits of the mean: 20, 35, 50, 65, 80 dB
 
 
+_TONES = ((60, 60, 255), (0, 0, 0), (0, 150, 0), (255, 140, 0), (220, 0, 0))  # lines left and right of the tones
+_LOUDNESS = (
+    *((235, 250, 235), (190, 235, 190), (150, 225, 215), (160, 205, 250), (185, 185, 255)),
+    *((225, 185, 250), (255, 185, 225), (255, 200, 160), (250, 235, 130), (225, 225, 225)),
+)  # bands of 10 dB, from 0 dB on
+
+
 def draw_audiogram(thresholds: tuple[int, ...], ear: str) -> Image.Image:
-    """Thresholds in dB at 0.5, 1, 2, 4 kHz, 84 x 112 pixels; 10 pixels for 10 dB, a line every 20 dB, 0 dB on top."""
-    image = Image.new("RGB", (84, 112), (255, 255, 255))
+    """Thresholds in dB at 0.5, 1, 2, 4 kHz, 112 x 112 pixels; 10 pixels for 10 dB, a line every 20 dB, 0 dB on top.
+
+    Each tone has a column between lines of two colours, each threshold a band, as the grades have in many audiograms.
+    """
+    image = Image.new("RGB", (112, 112), (255, 255, 255))
     draw = ImageDraw.Draw(image)
     colour = _RED if ear == "right" else _BLUE
+    for band, shade in enumerate(_LOUDNESS):
+        draw.rectangle((0, 10 * band + 1, 112, 10 * band + 10), fill=shade)
     for decibels in range(0, 101, 20):
-        draw.line((0, decibels + 6, 84, decibels + 6), fill=(190, 190, 190))
-    points = [(10 + 21 * i, decibels + 6) for i, decibels in enumerate(thresholds)]
+        draw.line((0, decibels + 6, 112, decibels + 6), fill=(190, 190, 190))
+    for x, shade in zip((1, 28, 56, 84, 110), _TONES, strict=True):
+        draw.line((x, 0, x, 112), fill=shade, width=3)
+    points = [(14 + 28 * i, decibels + 6) for i, decibels in enumerate(thresholds)]
     draw.line(points, fill=colour, width=2)
     for x, y in points:
         draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=colour)
@@ -208,9 +236,10 @@ AREAS = tuple(dict.fromkeys((*_FRONT, *_BACK)))  # the eleven areas of nine per 
 
 
 def draw_burns(deep: frozenset[str], superficial: frozenset[str]) -> Image.Image:
-    """A body from the front (left) and the back (right), 112 x 112 pixels; deep burns red, superficial ones pink."""
+    """A body from the front (left, on white) and the back (right, on blue), 112 x 112; deep burns red, others pink."""
     image = Image.new("RGB", (112, 112), (255, 255, 255))
     draw = ImageDraw.Draw(image)
+    draw.rectangle((56, 0, 112, 112), fill=(200, 220, 255))
     for area, box in (*_FRONT.items(), *_BACK.items()):
         colour = (170, 0, 0) if area in deep else (255, 170, 190) if area in superficial else (235, 220, 190)
         draw.rectangle(box, fill=colour, outline=(90, 90, 90))

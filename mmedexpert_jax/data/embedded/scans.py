@@ -15,6 +15,8 @@ _SOURCE = "pyradiomics 3.0.1 sample data"
 _LICENCE = "BSD-3-Clause (pyradiomics)"
 SIZE = 84  # pixels, 3 x 3 merged tokens
 _MARK = (255, 220, 0)
+# sides of a brain MR, where a viewer prints R, L, A and P: a tower of Qwen2-VL has no places of its own (charts.py)
+_SIDES = {"left": (60, 60, 255), "right": (255, 60, 60), "top": (255, 255, 255), "bottom": (0, 200, 0)}
 
 TISSUES = ("lung", "fat", "soft tissue", "bone")
 _SHADES = ("black", "dark grey", "light grey", "white")
@@ -71,6 +73,15 @@ class _Cut:
         return image
 
 
+def framed(image: Image.Image) -> Image.Image:
+    """The picture with a bar of 4 pixels along each side, in the side's colour."""
+    draw, end = ImageDraw.Draw(image), SIZE - 1
+    bars = {"left": (0, 0, 3, end), "right": (end - 3, 0, end, end), "top": (4, 0, end - 4, 3)}
+    for side, bar in (bars | {"bottom": (4, end - 3, end - 4, end)}).items():
+        draw.rectangle(bar, fill=_SIDES[side])
+    return image
+
+
 def chest_scene(rng: Random, band: int, pool: str) -> Scene:
     """A spot on a chest CT; the Hounsfield units under it name the tissue."""
     name = subject("lung", pool)
@@ -112,7 +123,7 @@ def brain_scene(rng: Random, band: int, pool: str) -> Scene:
         ),
         Step(f"mark in the {'lower' if back else 'upper'} half", f"is {QUARTERS[band]}", band),
     )
-    return Scene(cut.draw(), steps, cut.values)
+    return Scene(framed(cut.draw()), steps, cut.values)
 
 
 BRAIN = ImageTask(
