@@ -191,18 +191,22 @@ def brief(config: ConfigDict) -> str:
 
 
 def check_devices(config: ConfigDict) -> None:
-    """Refuses what the trainer of a GBA that is to run would refuse, before the stages that come first.
+    """Refuses what a trainer that is to run would refuse, before the stages that come first.
 
     Raises:
-        ConfigError, ResourceError: a mesh that the devices do not make, a batch that cannot be split over it.
+        ConfigError, ResourceError: a mesh that the devices do not make, that does not divide the batch or the model, or
+            whose devices cannot hold its weights.
     """
     for prefix, stage in stages(config):
-        if stage.job == "gba":
-            from mmedexpert_jax.gba.split import micro_batch
-            from mmedexpert_jax.plan import hardware
+        if stage.job not in ("dsa", "gba"):
+            continue
+        from mmedexpert_jax.plan import mesh_check
 
-            mesh = hardware.find(config.plan_mesh).mesh(stage.mesh.data, stage.mesh.fsdp)
-            micro_batch(stage, mesh.size, prefix)
+        mesh_check.check_rows(stage, prefix)
+        try:
+            mesh_check.check_model(stage, prefix)
+        except (DataError, RemoteError):  # a model that is not there yet, or whose shape is not known without the hub
+            continue
 
 
 def check(config: ConfigDict) -> None:

@@ -58,7 +58,7 @@ def compiled_share(config: ConfigDict) -> float:
     from mmedexpert_jax.plan import compiled
 
     found, devices, dtype = count(config)
-    mesh = devices.mesh(config.mesh.data, config.mesh.fsdp) if config.job == "gba" else None
+    mesh = devices.mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     shape, _ = architecture(config.model.path)
     kind = devices.kind if config.plan_mesh else ""
     taken = compiled.temporary(FrozenConfigDict(config), shape, dtype, kind, *rows(config, mesh))
@@ -70,19 +70,25 @@ def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
     """The needs of a job, or of the stage of a pipeline that `prefix` names; `train`: its cases by specialty."""
     found, devices, dtype = count(config, compiled_share(config))
     share = f", {found.trained:,} trained ({found.trained / found.parameters:.1%})" if found.trained else ""
-    used = devices.count if config.job == "gba" else 1
     room = f"{gb(devices.memory)} for a program on each" if devices.memory else "memory not known"
     phase, peak = found.peak
     return [
         f"{prefix.rstrip('.') or 'needs'}",
         f"  parameters {found.parameters:,} {dtype}{share}",
-        f"  devices    {devices.count} x {devices.kind}, {room}; the job uses {used}",
+        f"  devices    {devices.count} x {devices.kind}, {room}; the job uses {_used(config, devices)}",
         f"  held       {_listed(found.held) or 'nothing'}",
         *(f"  {name:10} {_listed(parts)}" for name, parts in found.phases.items()),
         f"  peak       {gb(peak)} on a device, in {phase}; * estimated (docs/plan.md)",
         *([f"  room left  {gb(devices.memory - peak)}"] if peak <= devices.memory else []),
         *(f"  {line}" for line in _work(config, found, train)),
     ]
+
+
+def _used(config: ConfigDict, devices: Devices) -> int:
+    """Devices that a job computes on."""
+    if config.job not in ("dsa", "gba"):
+        return 1
+    return devices.mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor).size
 
 
 def problem(config: ConfigDict, prefix: str) -> str:

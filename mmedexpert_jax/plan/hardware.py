@@ -28,9 +28,9 @@ class Devices:
     count: int
     memory: int
 
-    def mesh(self, data: int = -1, fsdp: int = 1) -> AbstractMesh:
+    def mesh(self, data: int = -1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh:
         """The mesh that `runtime.mesh.make_mesh` makes of such devices, without any; raises as `mesh.sizes` does."""
-        return AbstractMesh(sizes(self.count, self.kind, data, fsdp), AXES, axis_types=(AxisType.Auto,) * 3)
+        return AbstractMesh(sizes(self.count, self.kind, data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def find(name: str) -> Devices:

@@ -128,15 +128,19 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     trained, opt_state = abstract_state(config, weights)
     dtype = str(weights["model"]["embed_tokens"]["weight"].dtype)
     full, gba = config.trainable == "full", config.job == "gba"
-    mesh = devices.mesh(config.mesh.data, config.mesh.fsdp) if gba else None
-    parts = mesh if gba and config.shard == "full" else None
+    mesh = devices.mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    # "tensor" splits weights in any case, "fsdp" what `shard` names (train/layout.py)
+    unsplit = mesh.shape["data"], 1, mesh.shape["tensor"]
+    whole_rows = AbstractMesh(unsplit, mesh.axis_names, axis_types=mesh.axis_types)
+    in_parts = config.shard == "full" and mesh.size > 1
+    parts = mesh if in_parts else whole_rows
     found.trained = sum(leaf.size for leaf in jax.tree.leaves(trained))
     found.saved = size(trained) + size(opt_state)
     found.exported = found.exported if full else size(trained)
     found.held = {
         "weights": size(weights, parts),
         "trained in float32": size(trained, parts),
-        "optimizer state": size(opt_state, mesh if gba and config.shard != "none" else None),
+        "optimizer state": size(opt_state, mesh if config.shard != "none" else whole_rows),
     }
     policy = _policy_bytes(weights, trained, full)
     prompts, samples = rows(config, mesh)
@@ -144,9 +148,9 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     stacked = {name: leaf for name, leaf in flatten(stack(weights)).items() if STACKED in name.split(".")}
     # inside a gradient, in the weights' dtype; of full training their gradient too
     copies = {STACKS: (1 + full) * size(stacked, parts)} if scans else {}
-    gathered = {"gathered weights": size(weights) + size(trained)} if parts else {}
+    gathered = {"gathered weights": size(weights) + size(trained)} if in_parts else {}
     if gba:
-        count = -(-split.prompts(config) // mesh.size) if mesh else 0
+        count = -(-split.prompts(config) // shares(mesh))
         copy = {"policy's copy": policy} if full or dtype == "float32" else {}
         found.phases["rollout"] = gathered | copy | _sampling(shape, dtype, config, count, samples // prompts)
     found.phases["update"] = (
@@ -202,11 +206,16 @@ def _policy_bytes(weights: dict, trained: Any, full: bool) -> int:
     return sum(pair["a"].shape[1] * pair["b"].shape[0] * item for pair in trained.factors.values())
 
 
-def rows(config: ConfigDict, mesh: AbstractMesh | None) -> tuple[int, int]:
-    """Prompts and completions of one gradient on one device of a mesh; None: of DSA, which has none."""
-    if mesh is None:
+def shares(mesh: AbstractMesh) -> int:
+    """Parts into which a mesh splits rows."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def rows(config: ConfigDict, mesh: AbstractMesh) -> tuple[int, int]:
+    """Prompts and completions of one gradient on one device of a mesh."""
+    if config.job == "dsa":
         return config.batch_size, config.batch_size
-    prompts = split.micro_batch(config, mesh.size)
+    prompts = split.micro_batch(config, shares(mesh))
     return prompts, prompts * config.num_samples * config.prompts_per_step // split.prompts(config)
 
 

@@ -82,8 +82,10 @@ def sizes(devices: int, kind: str, data: int = -1, fsdp: int = 1, tensor: int = 
             raise ConfigError(f"mesh {name}={size}: give a number of devices from 1{more}")
     if data == -1:
         if devices % (fsdp * tensor):
+            axis, size, other = ("tensor", tensor, 1) if devices % tensor else ("fsdp", fsdp, tensor)
+            fits = next(n for n in range(size, 0, -1) if devices % (n * other) == 0)
             raise ConfigError(
-                f"mesh fsdp={fsdp}, tensor={tensor} does not divide the {devices} devices; choose among their divisors"
+                f"mesh fsdp={fsdp}, tensor={tensor} does not divide the {devices} devices; set config.mesh.{axis}={fits}"
             )
         along["data"] = devices // (fsdp * tensor)
     count = math.prod(along.values())

@@ -1,6 +1,7 @@
 """Checkpoints: the same bytes back, and never a half-written one."""
 
 import dataclasses
+import json
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.runtime.checkpoints import PACK, Checkpoints
+from mmedexpert_jax.runtime.checkpoints import PACK, Checkpoints, _sums
 
 
 @jax.tree_util.register_dataclass
@@ -160,3 +161,28 @@ def test_another_tree_is_refused_by_name(tmp_path, like, message):
     checkpoints.save(1, {"a": np.zeros(3), "b": 1})
     with pytest.raises(DataError, match=message):
         checkpoints.restore(1, like)
+
+
+def test_parts_that_stand_elsewhere_are_missed_in_one_line(tmp_path):
+    """As where each host wrote its parts into a folder of its own: the manifest has those of the writer alone."""
+    tree = {"large": jnp.arange(PACK, dtype=jnp.float32)}
+    checkpoints = Checkpoints(tmp_path / "ckpt")
+    folder = checkpoints.save(3, tree)
+    parts = [path for path in (folder / "state").rglob("*") if path.is_file() and path.stat().st_size > 1000]
+    for part in parts:
+        part.unlink()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": _sums(folder)}))
+    with pytest.raises(DataError, match=r"parts of the state are missing .*config.resume_from") as error:
+        Checkpoints(tmp_path / "ckpt").restore(3, tree)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_later_checkpoints_are_dropped(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "ckpt", keep=4)
+    for number in (1, 3, 5, 7):
+        checkpoints.save(number, {"a": np.arange(number)})
+    checkpoints.drop_after(3)
+    assert checkpoints.steps() == Checkpoints(tmp_path / "ckpt").steps() == [1, 3]
+    with pytest.raises(DataError, match="no whole checkpoint"):
+        checkpoints.drop_after(5)

@@ -1,0 +1,60 @@
+"""A mesh that cannot be: one line with the smallest change that works, before a model is read."""
+
+import re
+
+import pytest
+
+from mmedexpert_jax.config.job_config import load_config
+from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.launch.job_plan import check_devices
+
+
+@pytest.mark.parametrize(
+    ("job", "model", "devices", "fields", "code", "words"),
+    [
+        ("gba", "random:qwen2_5_vl_7b", "h100x8", {"mesh.tensor": 8}, 2, "mesh.tensor=8 does not divide the 28 heads"),
+        ("dsa", "random:qwen2_5_vl_7b", "h100x8", {"mesh.tensor": 8}, 2, "--config.mesh.tensor=4"),
+        (
+            "gba",
+            "random:qwen2_vl_2b",
+            "h100x5",
+            {"mesh.fsdp": 5, "prompts_per_step": 5},
+            2,
+            "mesh.fsdp=5 does not divide the",
+        ),
+        ("gba", "random:qwen2_vl_2b", "h100x8", {"mesh.fsdp": 3}, 2, "mesh fsdp=3, tensor=1 does not divide the 8 dev"),
+        (
+            "gba",
+            "random:qwen2_vl_2b",
+            "h100x8",
+            {"mesh.data": 4, "mesh.tensor": 4},
+            4,
+            "needs 16 devices and there are 8",
+        ),
+        ("gba", "random:qwen2_vl_2b", "h100x8", {"prompts_per_step": 12}, 2, "--config.prompts_per_step=16"),
+        ("dsa", "random:qwen2_5_vl_72b", "h100x8", {"mesh.fsdp": 8}, 4, "--config.mesh.fsdp=4 --config.shard=full"),
+        ("gba", "random:qwen2_5_vl_72b", "a100x1", {}, 4, "at least 4 such devices do"),
+        ("gba", "random:qwen2_5_vl_72b", "v5e-8", {"prompts_per_step": 8}, 4, "no split of so many holds them"),
+    ],
+)
+def test_it_is_one_line_with_a_change_that_works(capsys, monkeypatch, job, model, devices, fields, code, words):
+    monkeypatch.setattr("mmedexpert_jax.models.load_policy", lambda *_, **__: pytest.fail("the model was read"))
+    fields = {"model.path": model, "plan_mesh": devices, "plan": True, "eval.every": -1} | fields
+    command = [
+        f"--config=configs/{job}.py:qwen2_vl_2b",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+    ]
+    assert main(command) == code
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1, error
+    changes = dict(re.findall(r"--config\.(\S+?)=(\S+)", error))
+    if changes:  # what is named is enough
+        numbers = {name: int(value) if value.lstrip("-").isdigit() else value for name, value in changes.items()}
+        check_devices(load_config(f"configs/{job}.py:qwen2_vl_2b", fields | numbers))
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_rows_are_split_over_data_and_fsdp_alone(tensor):
+    fields = {"model.path": "random:qwen2_5_vl_7b", "plan_mesh": "h100x8", "plan": True}
+    fields |= {"mesh.tensor": tensor, "prompts_per_step": 8 // tensor}
+    check_devices(load_config("configs/gba.py:qwen2_vl_2b", fields))
