@@ -314,8 +314,8 @@ def _restore_arrays(path: Path, leaves: list[tuple[str, Any]]) -> dict[str, Any]
     except (ValueError, OSError, KeyError) as error:  # TensorStore raises a ValueError for a part that is not there
         reason = border.cut(" ".join(str(error).split()), 80)
         raise DataError(
-            f"{path.parent}: parts of the state are missing ({reason}); bring the ckpt/ of every host into one folder that "
-            "all of them see, or go back to another checkpoint by config.resume_from"
+            f"{path.parent}: parts of the state are missing ({reason}); bring the ckpt/ of every host into one folder "
+            "that all of them see, or go back to another checkpoint by config.resume_from"
         ) from error
     for index, (_, leaf) in enumerate(leaves):
         if _name(index) in arrays and isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):

@@ -84,9 +84,8 @@ def sizes(devices: int, kind: str, data: int = -1, fsdp: int = 1, tensor: int = 
         if devices % (fsdp * tensor):
             axis, size, other = ("tensor", tensor, 1) if devices % tensor else ("fsdp", fsdp, tensor)
             fits = next(n for n in range(size, 0, -1) if devices % (n * other) == 0)
-            raise ConfigError(
-                f"mesh fsdp={fsdp}, tensor={tensor} does not divide the {devices} devices; set config.mesh.{axis}={fits}"
-            )
+            given = f"mesh fsdp={fsdp}, tensor={tensor}"
+            raise ConfigError(f"{given} does not divide the {devices} devices; set config.mesh.{axis}={fits}")
         along["data"] = devices // (fsdp * tensor)
     count = math.prod(along.values())
     if count > devices:

@@ -55,11 +55,12 @@ def train(
     def step(state: State, number: int) -> tuple[State, dict[str, float]]:
         began = time.perf_counter()
         micro_batches = batches(number)
+        waited = time.perf_counter() - began
         tokens = sum(micro.num_tokens for micro in micro_batches)
         state, stats = learner.update(state, [micro_batches], tokens)
         seconds = time.perf_counter() - began
         costs.count(seconds, tokens, sum(_flops(model, config, micro) for micro in micro_batches))
-        clocks = {"step_time": seconds, "tokens_per_second": tokens / seconds}
+        clocks = {"step_time": seconds, "tokens_per_second": tokens / seconds, "time/wait": waited}
         return state, stats | {"epoch": examples.epoch(state.step)} | clocks
 
     key = jax.random.key(config.seed)

@@ -19,7 +19,7 @@ from mmedexpert_jax.sft import dsa, train
 from mmedexpert_jax.sft.examples import Examples
 from mmedexpert_jax.train import Policy, State
 
-CLOCKS = ("step_time", "tokens_per_second", "time")
+CLOCKS = ("step_time", "tokens_per_second", "time", "time/wait")
 
 
 def metrics(run):
