@@ -5,7 +5,8 @@
 
 The rows are read from JPEG files and made by `sft.examples.Examples` behind `train.Prefetched`, as a run does. The
 device is a clock: it is busy for as long as a step of Qwen2-VL-2B takes at a third of a device's peak, by the
-operations of these very rows. So what is measured is the host and the prefetching, not a device. Prints a table and one JSON line.
+operations of these very rows. So what is measured is the host and the prefetching, not a device. Prints a table and one
+JSON line.
 """
 
 import argparse

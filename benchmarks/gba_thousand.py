@@ -52,6 +52,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="steady steps that are timed")
     parser.add_argument("--warm", type=int, default=2, help="steps before them")
     parser.add_argument("--no-remat", action="store_true")
+    parser.add_argument("--scan", action="store_true", help="compile one layer for all: config.scan_layers")
+    names = ["prefill", "decode", "gradient"]
+    parser.add_argument("--programs", nargs="*", choices=names, default=names, help="of --memory")
     parser.add_argument("--memory", action="store_true", help="compile the programs for the longest rows and stop")
     parser.add_argument("--no-fused", action="store_true", help="of --target: attention without the fused kernel")
     parser.add_argument("--target", choices=["h100"], help="of --memory: a device that is not there (deviceless.py)")
@@ -70,6 +73,7 @@ def configured(args: argparse.Namespace):
             "micro_batch": args.micro,
             "packing": args.capacities,
             "remat": not args.no_remat,
+            "scan_layers": args.scan,
         },
     )
 
@@ -102,14 +106,18 @@ def memory(args: argparse.Namespace, place: Callable) -> dict[str, dict[str, flo
     rows = args.prompts_per_step * args.samples
     state = place(jax.eval_shape(functools.partial(start, model, rows, args.limit, None, prefix.hidden.dtype), done))
     weights = params, trained
-    programs = {
-        "prefill": read.lower(model, sampling, None, params, prompts, trained, keys),
-        "decode": advance.lower(model, sampling, None, *weights, prefix, keys, state, 0, 0, args.limit),
-        "gradient": learner.lower_update(State(trained, ()), place(longest(args, model))),
+    lowered: dict[str, Callable] = {
+        "prefill": lambda: read.lower(model, sampling, None, params, prompts, trained, keys),
+        "decode": lambda: advance.lower(model, sampling, None, *weights, prefix, keys, state, 0, 0, args.limit),
+        "gradient": lambda: learner.lower_update(State(trained, ()), place(longest(args, model))),
     }
-    return {
-        name: workload.memory(program, args.text and args.text / f"{name}.hlo") for name, program in programs.items()
-    }
+    found = {}
+    for name in args.programs:
+        began = time.process_time()
+        found[name] = workload.memory(lowered[name](), args.text and args.text / f"{name}.hlo")
+        seconds = time.process_time() - began
+        print(f"{name}: traced and compiled in {seconds:.1f} CPU seconds", file=sys.stderr, flush=True)
+    return found
 
 
 def longest(args: argparse.Namespace, model: Model) -> Part:

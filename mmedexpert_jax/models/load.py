@@ -25,8 +25,8 @@ from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.quantised import quantisable, quantise
 from mmedexpert_jax.models.random import random_tensors
-from mmedexpert_jax.models.stored_tensors import Index, Stored, read_checkpoint, read_json
-from mmedexpert_jax.models.tree import DEEP, STACKED, nest, stack, stacked_name
+from mmedexpert_jax.models.stored_tensors import Stored, read_checkpoint, read_json
+from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.runtime.mesh import shard, sharding
 
 MINI = Path(__file__).parent.parent / "assets" / "mini"
@@ -83,15 +83,13 @@ def load_policy(
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
     seed: int = 0,
-    stacked: bool = False,
     quantize: str = "",
 ) -> tuple[Model, dict, Lora | None]:
     """Model, base parameters and deltas: the policy as it was trained, for whoever samples, evaluates or trains on.
 
     Takes what `load_model` takes and raises what it raises. Adapters over adapters are one Lora of the sum of their
-    ranks; None where `src` has no adapter. With `stacked` the layers of a deep model come stacked (models/tree.py), so
-    that one is compiled for all; they are read into their stack, which never stands beside them. `quantize`: of
-    `quantised.KINDS`, or "none"; "": as the job chose (config.model.quantize). Each weight is quantised as it is read.
+    ranks; None where `src` has no adapter. `quantize`: of `quantised.KINDS`, or "none"; "": as the job chose
+    (config.model.quantize). Each weight is quantised as it is read.
     """
     quantize = quantize or _CHOSEN["quantize"]
     if str(src).startswith("random:"):
@@ -102,14 +100,11 @@ def load_policy(
         directory, adapters = trace(src)
         config = read_config(directory)
         tensors = _tensors(directory, config)
-    stacked = stacked and config.text.num_layers >= DEEP
-    direct = stacked and not adapters  # adapters' files have the names of single layers
-    params = _place(_stacked(tensors, config) if direct else tensors, config, dtype, mesh, quantize)
+    params = _place(tensors, config, dtype, mesh, quantize)
     for adapter in adapters:
         params = lora_module.with_saved_modules(adapter, params)
     loras = [lora_module.load_peft(adapter, params) for adapter in adapters]
     lora = lora_module.stack(loras) if loras else None
-    params, lora = (stack(params), stack(lora, params)) if stacked and adapters else (params, lora)
     return Model(config), params, lora if mesh is None or lora is None else shard(lora, mesh)
 
 
@@ -327,7 +322,7 @@ def _place(
 
     The largest come first, so that what one takes for a moment is never on top of nearly all of them.
     """
-    order = dict.fromkeys(name if name in tensors else stacked_name(name)[0] for name in tensor_shapes(config))
+    order = list(tensor_shapes(config))
     names = sorted(order, key=lambda name: -math.prod(tensors[name].shape))
     where = {} if mesh is None else {name: sharding(name, tensors[name].shape, mesh) for name in names}
     shapes = nest({name: jax.ShapeDtypeStruct(tensors[name].shape, jnp.float32) for name in names})
@@ -347,22 +342,6 @@ def _place(
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _THREADS)) as pool:
         arrays = dict(zip(names, pool.map(place, names), strict=True))
     return nest({name: arrays[name] for name in order})
-
-
-def _stacked(tensors: dict[str, Stored], config: ModelConfig) -> dict[str, Stored]:
-    """The tensors with those of the layers of each kind joined; a part of them is read layer by layer."""
-    groups: dict[str, list[Stored]] = {}
-    for name in tensor_shapes(config):  # layers in order
-        groups.setdefault(stacked_name(name)[0], []).append(tensors[name])
-
-    def joined(layers: list[Stored]) -> Stored:
-        def read(index: Index) -> np.ndarray:
-            first, *rest = index or (slice(None),)
-            return np.stack([layer.read(tuple(rest)) for layer in layers[first]])
-
-        return Stored((len(layers), *layers[0].shape), layers[0].dtype, read)
-
-    return {name: joined(layers) if f".{STACKED}." in name else layers[0] for name, layers in groups.items()}
 
 
 def _copied(values: np.ndarray, dtype: jnp.dtype) -> np.ndarray:

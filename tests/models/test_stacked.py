@@ -116,15 +116,12 @@ def test_deltas_do_not_depend_on_the_layout(case):
     )
 
 
-def test_files_have_the_checkpoints_names_and_are_read_into_stacks(case, tmp_path, monkeypatch):
+def test_files_have_the_checkpoints_names(case, tmp_path):
     found, _, deltas = case
-    monkeypatch.setattr(load, "DEEP", 2)
     save_pretrained(tmp_path / "model", found.model, stack(found.params))
     lora.save_peft(tmp_path / "adapter", stack(deltas), str(tmp_path / "model"))
     _, params, adapter = load.load_policy(tmp_path / "adapter")
     chex.assert_trees_all_equal((params, adapter), (found.params, deltas))
-    _, params, adapter = load.load_policy(tmp_path / "adapter", stacked=True)
-    chex.assert_trees_all_equal((params, adapter), (stack(found.params), stack(deltas)))
 
 
 def test_names_of_stacks():
