@@ -27,6 +27,7 @@ from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.processing.images import ImageRef
 from mmedexpert_jax.processing.patches import ImageConfig
 from mmedexpert_jax.processing.processor import Processor
+from mmedexpert_jax.sft.dsa import AHEAD
 from mmedexpert_jax.sft.examples import Examples
 from mmedexpert_jax.train import Prefetched
 
@@ -81,7 +82,7 @@ def main() -> None:
         print("| device | step, s | host, CPU s | host of a step | waited |\n| --- | --- | --- | --- | --- |")
         for kind in PEAKS:
             busy, waited = step_seconds(examples, kind), 0.0
-            batches = Prefetched(examples.micro_batches, examples.steps)
+            batches = Prefetched(examples.micro_batches, examples.steps, AHEAD, AHEAD)
             batches(0)
             for step in range(1, examples.steps):
                 began = time.perf_counter()

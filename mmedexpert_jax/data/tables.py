@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ class _TsvCell:
     column: int
 
     def __call__(self) -> bytes:
-        file = _opened(self.place, os.getpid())
+        file = _opened(self.place, os.getpid(), threading.get_ident())  # each its own place in the file
         file.seek(self.start)
         return _base64(_split(file.read(self.size).decode())[self.column])
 
@@ -181,8 +182,8 @@ def _base64(text: str) -> bytes:
         raise DataError(f"not base64: {error}") from None
 
 
-@functools.lru_cache(maxsize=4)
-def _opened(place: Place, process: int) -> BinaryIO:
+@functools.lru_cache(maxsize=8)
+def _opened(place: Place, process: int, thread: int) -> BinaryIO:
     return place.open()
 
 

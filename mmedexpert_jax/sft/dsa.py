@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 
+# Steps made ahead, each in a thread: a step's images take a core about as long as an H100 takes the step
+# (benchmarks/fed.py), and 8 images of 512 tokens are 77 MB of patches.
+AHEAD = 3
+
+
 def train(
     config: ConfigDict, run: "Run", evaluate: Evaluate | None = None, cases: Sequence[Case] | None = None
 ) -> Path:
@@ -50,7 +55,7 @@ def train(
     examples = Examples(cases or _load(config), processor, config, shares)
     model, params, lora = load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
     learner = learner_of(config, model, Policy.of(params, lora), examples.steps, mesh)
-    batches = Prefetched(examples.micro_batches, examples.steps)
+    batches = Prefetched(examples.micro_batches, examples.steps, AHEAD, AHEAD)
 
     def step(state: State, number: int) -> tuple[State, dict[str, float]]:
         began = time.perf_counter()

@@ -9,15 +9,15 @@ T = TypeVar("T")
 
 
 class Prefetched(Generic[T]):
-    """`make(step)` for rising steps, `ahead` of them made in a thread before they are asked for.
+    """`make(step)` for rising steps, `ahead` of them made in `threads` before they are asked for.
 
-    The order is that of the steps, whatever the thread does, so that a run that resumes at any of them meets the same
-    batches. An error is raised where its step is asked for.
+    The order is that of the steps, whatever the threads do, so that a run that resumes at any of them meets the same
+    batches. An error is raised where its step is asked for. Decoding and resizing images leave Python to others.
     """
 
-    def __init__(self, make: Callable[[int], T], stop: int, ahead: int = 2):
+    def __init__(self, make: Callable[[int], T], stop: int, ahead: int = 2, threads: int = 1):
         self._make, self._stop, self._ahead = make, stop, ahead
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
         self._waiting: deque[tuple[int, Future[T]]] = deque()
 
     def __call__(self, step: int) -> T:
