@@ -5,6 +5,7 @@ import re
 import pytest
 
 from mmedexpert_jax.config.job_config import load_config
+from mmedexpert_jax.errors import ResourceError
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.job_plan import check_devices
 
@@ -32,9 +33,6 @@ from mmedexpert_jax.launch.job_plan import check_devices
             "needs 16 devices and there are 8",
         ),
         ("gba", "random:qwen2_vl_2b", "h100x8", {"prompts_per_step": 12}, 2, "--config.prompts_per_step=16"),
-        ("dsa", "random:qwen2_5_vl_72b", "h100x8", {"mesh.fsdp": 8}, 4, "--config.mesh.fsdp=4 --config.shard=full"),
-        ("gba", "random:qwen2_5_vl_72b", "a100x1", {}, 4, "at least 4 such devices do"),
-        ("gba", "random:qwen2_5_vl_72b", "v5e-8", {"prompts_per_step": 8}, 4, "no split of so many holds them"),
     ],
 )
 def test_it_is_one_line_with_a_change_that_works(capsys, monkeypatch, job, model, devices, fields, code, words):
@@ -50,6 +48,27 @@ def test_it_is_one_line_with_a_change_that_works(capsys, monkeypatch, job, model
     changes = dict(re.findall(r"--config\.(\S+?)=(\S+)", error))
     if changes:  # what is named is enough
         numbers = {name: int(value) if value.lstrip("-").isdigit() else value for name, value in changes.items()}
+        check_devices(load_config(f"configs/{job}.py:qwen2_vl_2b", fields | numbers))
+
+
+@pytest.mark.parametrize(
+    ("job", "devices", "fields", "words"),
+    [
+        ("dsa", "h100x8", {"mesh.fsdp": 8}, "145 GB of weights a device, 60 GB are there (8 x h100)"),
+        ("dsa", "h100x8", {"mesh.fsdp": 8}, "; set --config.mesh.fsdp=4 --config.shard=full"),
+        ("gba", "a100x1", {}, "at least 4 such devices do"),
+        ("gba", "v5e-8", {"prompts_per_step": 8}, "no split of so many holds them"),
+    ],
+)
+def test_weights_that_are_not_held_are_refused_before_they_are_read(job, devices, fields, words):
+    """As a run does; a plan counts all that is needed, and says more."""
+    fields = {"model.path": "random:qwen2_5_vl_72b", "plan_mesh": devices} | fields
+    with pytest.raises(ResourceError, match=re.escape(words)) as refused:
+        check_devices(load_config(f"configs/{job}.py:qwen2_vl_2b", fields))
+    assert "\n" not in str(refused.value)
+    changes = dict(re.findall(r"--config\.(\S+?)=(\S+)", str(refused.value)))
+    if changes:  # what is named is enough
+        numbers = {name: int(value) if value.isdigit() else value for name, value in changes.items()}
         check_devices(load_config(f"configs/{job}.py:qwen2_vl_2b", fields | numbers))
 
 
