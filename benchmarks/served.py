@@ -1,7 +1,7 @@
 """Exports of every family in other programs: greedy answers to questions with images, token by token beside ours.
 
     python benchmarks/served.py --python /path/to/venv/bin/python --program transformers  # 4.57 or 5
-    python benchmarks/served.py --python /path/to/venv/bin/python --program vllm
+    python benchmarks/served.py --python ~/vllm/bin/python --program vllm  # made by benchmarks/vllm_peer.py install
 
 Writes a small random model of each family by `save_pretrained`, answers with our engine, and hands the folder to a
 Python that has the other program. vLLM gets text ids and pictures, and so cuts the pictures itself; transformers gets
@@ -59,14 +59,17 @@ LLAVA = (
 )  # fmt: skip
 # Run by the other Python with the folder, the questions and the program
 CHILD = r"""
-import json, sys
+import json, os, sys
 import numpy as np
 folder, questions, program = sys.argv[1:]
 asked = json.load(open(questions))
 if program == "vllm":
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     import vllm
     from PIL import Image
-    llm = vllm.LLM(folder, dtype="float32", enforce_eager=True, max_model_len=512, seed=0)
+    how = {"enforce_eager": True, "max_model_len": 512, "limit_mm_per_prompt": {"image": 2}}
+    llm = vllm.LLM(folder, dtype="float32", seed=0, **how)
     sampling = vllm.SamplingParams(temperature=0, max_tokens=asked["steps"], ignore_eos=True)
     said = []
     for one in asked["questions"]:

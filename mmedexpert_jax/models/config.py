@@ -495,10 +495,47 @@ def _published_gemma3(
     return ModelConfig(text, vision, True, **tokens, bos_token_id=2, pad_token_id=0, eos_token_ids=(1, 106))
 
 
+def _published_llava(
+    kind: str, ffn: int, layers: int, heads: tuple[int, int], *, width: int, **text: Any
+) -> ModelConfig:
+    """CLIP ViT-L/14 at 336 pixels before a decoder of a known size."""
+    common = {"rms_norm_eps": 1e-5, "mrope_section": (64, 0, 0), "bias": False, "kind": kind}
+    decoder = TextConfig(**{"hidden_size": width, "intermediate_size": ffn, "num_layers": layers, **common, **text},
+                         num_heads=heads[0], num_kv_heads=heads[1])  # fmt: skip
+    vision = VisionConfig(
+        *("llava", 24, 1024, 4096, 16, width),
+        temporal_patch_size=1,
+        merge_size=1,
+        num_positions=577,
+        image_size=336,
+        eps=1e-5,
+        activation="quick_gelu",
+        class_token=True,
+        feature_blocks=23,
+    )
+    ids = {"mistral": (0, 1, (2,)), "qwen2": (151646, 151643, (151643,)), "llama": (128255, 128000, (128009, 128001))}
+    image, bos, eos = ids[kind]
+    return ModelConfig(decoder, vision, image_token_id=image, bos_token_id=bos, eos_token_ids=eos, pad_token_id=eos[0])
+
+
 # The sizes of Qwen/Qwen2-VL-{2B,7B}-Instruct, Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct, from their config.json; those
 # of Qwen/Qwen3-VL-{2B,4B,8B}-Instruct as jax-ml/bonsai (bonsai/models/qwen3_vl/modeling.py at 094832e) has them;
+# those of LLaVA-Med, HuatuoGPT-Vision-7B and BiMediX2-8B are of the models that their authors name: CLIP ViT-L/14 at
+# 336 pixels before Mistral-7B-Instruct-v0.2, Qwen2-7B and Llama-3.1-8B;
 # those of google/medgemma-{4b,27b}-it are gemma-3-{4b,27b}-it's: its config.json and Gemma3TextConfig's defaults.
 PUBLISHED: dict[str, ModelConfig] = {
+    "llava_med_7b": _published_llava("mistral", 14336, 32, (32, 8), width=4096, vocab_size=32000),
+    "huatuogpt_vision_7b": _published_llava(
+        *("qwen2", 18944, 28, (28, 4)), width=3584, vocab_size=152064, rms_norm_eps=1e-6, bias=True
+    ),
+    "bimedix2_8b": _published_llava(
+        *("llama", 14336, 32, (32, 8)),
+        width=4096,
+        vocab_size=128256,
+        rope_theta=5e5,
+        rope_llama3=(8.0, 1.0, 4.0, 8192),
+        max_position_embeddings=131072,
+    ),
     "medgemma_4b": _published_gemma3(width=2560, ffn=10240, layers=34, heads=(8, 4)),
     "medgemma_27b": _published_gemma3(
         width=5376, ffn=21504, layers=62, heads=(32, 16), head_width=128, query_width=168

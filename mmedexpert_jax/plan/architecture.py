@@ -6,6 +6,8 @@ from mmedexpert_jax.config.presets import MODELS
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.models import ModelConfig, load_architecture
 from mmedexpert_jax.models.config import PUBLISHED
+from mmedexpert_jax.models.llava_original import is_original
+from mmedexpert_jax.models.load import read_config
 from mmedexpert_jax.models.stored_tensors import read_json
 
 # Hub ids whose shapes are published in models/config.py.
@@ -18,6 +20,9 @@ _HUB = {
     "Qwen/Qwen2.5-VL-72B-Instruct": "qwen2_5_vl_72b",
     MODELS["lingshu_7b"]: "qwen2_5_vl_7b",
     MODELS["medgemma_4b"]: "medgemma_4b",
+    "microsoft/llava-med-v1.5-mistral-7b": "llava_med_7b",
+    "FreedomIntelligence/HuatuoGPT-Vision-7B": "huatuogpt_vision_7b",
+    "MBZUAI/BiMediX2-8B": "bimedix2_8b",
     MODELS["medgemma_27b"]: "medgemma_27b",
 }
 
@@ -46,7 +51,8 @@ def architecture(source: str) -> tuple[ModelConfig, str]:
 
 def _of(file: Path) -> tuple[ModelConfig, str]:
     found = read_json(file)
-    return ModelConfig.from_hf(found), found.get("torch_dtype") or found.get("dtype") or "bfloat16"
+    config = read_config(file.parent) if is_original(file.parent) else ModelConfig.from_hf(found)
+    return config, found.get("torch_dtype") or found.get("dtype") or "bfloat16"
 
 
 def _fetched(hub_id: str) -> Path:

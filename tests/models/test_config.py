@@ -57,6 +57,9 @@ PARAMETERS = {
     "qwen3_vl_2b": 2_127_532_032,
     "qwen3_vl_4b": 4_437_815_808,
     "qwen3_vl_8b": 8_767_123_696,
+    "llava_med_7b": 7_566_219_264,  # 7,241,732,096 of Mistral-7B, 303,507,456 of CLIP, the projector
+    "huatuogpt_vision_7b": 7_935_646_208,  # 7,615,616,512 of Qwen2-7B, likewise
+    "bimedix2_8b": 8_354_748_416,  # 8,030,261,248 of Llama-3.1-8B, likewise
     "medgemma_4b": 4_300_079_472,
     "medgemma_27b": 27_432_406_640,
 }
@@ -82,7 +85,11 @@ def test_written_config_reads_back_the_same_here_and_in_transformers(name):
     said = {"eos_token_id": list(ours.eos_token_ids), "pad_token_id": ours.pad_token_id}
     assert ModelConfig.from_hf(written, said) == ours
     kinds = {"qwen2_vl": transformers.Qwen2VLConfig, "qwen2_5_vl": transformers.Qwen2_5_VLConfig}
-    kinds |= {"qwen3_vl": transformers.Qwen3VLConfig, "gemma3": transformers.Gemma3Config}
+    kinds |= {
+        "qwen3_vl": transformers.Qwen3VLConfig,
+        "gemma3": transformers.Gemma3Config,
+        "llava": transformers.LlavaConfig,
+    }
     kind = kinds[ours.family]
     nested = kind(**written).to_dict()
     assert "text_config" in nested
