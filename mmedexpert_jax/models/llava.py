@@ -78,7 +78,8 @@ def read_text(text: Keys) -> TextConfig:
     heads = text.integer("num_attention_heads", 32)
     kv_heads = heads if text.values.get("num_key_value_heads", usual.num_kv_heads) is None else 0
     width = text.integer("hidden_size", 4096)
-    head_width = 0 if text.values.get("head_dim") is None else text.integer("head_dim", 0)
+    said = 0 if text.values.get("head_dim") is None else text.integer("head_dim", 0)
+    head_width = 0 if said * heads == width else said  # transformers writes the usual width too
     rope = text.section("rope_parameters" if text.values.get("rope_parameters") else "rope_scaling")
     return TextConfig(
         vocab_size=text.integer("vocab_size", usual.vocab_size),

@@ -1,6 +1,10 @@
 """LLaVA's family against transformers on random checkpoints: prompts, logits, greedy text, LoRA, exports, training."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -258,3 +262,39 @@ def test_gradients_reach_both_towers(checkpoint):
     again = jax.grad(loss)(lora, True)
     for name, leaf in flatten(slopes.factors).items():
         np.testing.assert_allclose(leaf, flatten(again.factors)[name], rtol=1e-3, atol=1e-5)
+
+
+SHARDED = """
+import sys
+import jax, numpy as np
+from mmedexpert_jax import lora
+from mmedexpert_jax.models import load_model, load_processor
+from mmedexpert_jax.models.tree import flatten
+from mmedexpert_jax.runtime.mesh import make_mesh, shard, shard_batch
+from tests.models.test_llava import talk
+
+jax.config.update("jax_default_matmul_precision", "highest")
+batch = load_processor(sys.argv[1])([talk((40 + 9 * row, 90), "Why?" * (row + 1)) for row in range(8)])
+model, single = load_model(sys.argv[1])
+deltas = jax.tree.map(lambda x: np.asarray(x) + 0.05, lora.init(jax.random.key(0), single, rank=2, alpha=4))
+expected = np.asarray(model.logits(single, batch, deltas))
+for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)):
+    mesh = make_mesh(*sizes)
+    _, params = load_model(sys.argv[1], mesh=mesh)
+    split = [name for name, leaf in flatten(params).items() if not leaf.is_fully_replicated]
+    assert sizes[0] == 8 or any("multi_modal_projector.linear_2.weight" in name for name in split), split
+    logits = np.asarray(model.logits(params, shard_batch(batch, mesh), shard(deltas, mesh)))
+    gap = np.abs(logits - expected).max() / expected.std()
+    assert gap < 1e-5, (sizes, gap)
+print("ok")
+"""
+
+
+@pytest.mark.slow
+def test_logits_on_eight_devices_equal_one_devices(tmp_path):
+    write("clip-mistral", tmp_path)
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", SHARDED, str(tmp_path)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
+    assert done.stdout == "ok\n", done.stderr
