@@ -10,7 +10,6 @@ from peft import PeftModel
 from PIL import Image
 
 import mmedexpert_jax
-from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.models import load_model
 from tests.models.test_llava import write
 
@@ -34,7 +33,7 @@ def cases(tmp_path_factory):
                 Image.fromarray(pixels).save(folder / f"{split}-{i}.png")
             rows.append({
                 "id": f"{split}-{i}", "question": "What is the score?", "options": ["1", "2"], "answer": "AB"[i % 2],
-                "specialty": SPECIALTIES[i % 4], "task": "score", "paradigm": "analytical",
+                "specialty": "AM", "task": "score", "paradigm": "analytical",
                 "trace": "Her rate is 32, so the score is high.", "images": [f"{split}-{i}.png"] if i % 2 else [],
             })  # fmt: skip
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -46,6 +45,7 @@ def run(job: str, workdir, **overrides):
     return workdir / "export" / "adapter"
 
 
+@pytest.mark.slow
 def test_a_step_of_each_trainer_and_a_merge(checkpoint, cases, tmp_path):
     common = {
         "model.path": str(checkpoint),
@@ -55,7 +55,7 @@ def test_a_step_of_each_trainer_and_a_merge(checkpoint, cases, tmp_path):
         "lr": 1e-2,
         "eval.every": 0,
     }
-    dsa = run("dsa", tmp_path / "dsa", **common, batch_size=4, accumulation=1)
+    dsa = run("dsa", tmp_path / "dsa", **common, batch_size=4, accumulation=1, specialty="AM")
     sampled = {"prompts_per_step": 4, "num_samples": 4, "max_new_tokens": 6, "micro_batch": 2, "temperature": 1.0}
     gba = run("gba", tmp_path / "gba", **common, **sampled)
     for folder in (dsa, gba):
