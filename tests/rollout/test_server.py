@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmedexpert_jax.models import load_policy, load_processor
 from mmedexpert_jax.rollout import Engine, Settings, server
+from mmedexpert_jax.rollout.decode import programs
 from mmedexpert_jax.rollout.desk import Desk
 
 LIMIT = 24
@@ -25,8 +26,14 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def address(model):
+def desk(model):
     desk = Desk(*model, {"mini": None}, load_processor("mini"), 4, 6, 256, LIMIT)
+    yield desk
+    desk.close()
+
+
+@pytest.fixture(scope="module")
+def address(desk):
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     running = uvicorn.Server(uvicorn.Config(server.application(desk, "secret"), log_level="critical"))
@@ -37,7 +44,6 @@ def address(model):
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     running.should_exit = True
     thread.join()
-    desk.close()
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +75,13 @@ def test_answers_are_the_engines(ask, model):
     assert choice["finish_reason"] == ("length" if expected.truncated else "stop")
     assert found["usage"]["completion_tokens"] == expected.tokens == len(choice["logprobs"]["content"])
     assert sum(token["logprob"] for token in choice["logprobs"]["content"]) == pytest.approx(expected.logprob, abs=1e-3)
+
+
+def test_after_the_warm_up_a_request_compiles_nothing(ask, desk):
+    desk.warm_up()
+    before = len(programs)
+    assert ask().status_code == ask([picture(), {"type": "text", "text": "What is it?"}]).status_code == 200
+    assert len(programs) == before
 
 
 def test_choices_of_a_seed_are_the_same_again_and_differ_from_each_other(ask):
