@@ -64,7 +64,7 @@ def qwen(directory):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Folder of each family's checkpoint, and the file of four cases with traces, two of them with an image."""
+    """Folder of each family's checkpoint, and the file of four cases with traces and an image."""
     folder = tmp_path_factory.mktemp("steps")
     gemma(folder / "gemma")
     qwen(folder / "qwen")
@@ -73,7 +73,7 @@ def made(tmp_path_factory):
         {
             "id": f"case-{i}", "question": "What is her score?" + " Why?" * (i % 3), "options": ["1", "2"],
             "answer": "AB"[i % 2], "specialty": "AM", "task": "score", "trace": "1. The rate is high.",
-            "paradigm": "analytical", "images": ["a.png"] if i % 2 else [],
+            "paradigm": "analytical", "images": ["a.png"],
         }
         for i in range(4)
     ]  # fmt: skip
