@@ -41,6 +41,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MEMORY = "python benchmarks/gba_thousand.py --memory --target h100 --prompts-per-step 8"
 COMMANDS = {
     "learning": "python benchmarks/learning.py --seeds 0 1 2",
+    "looking": "python benchmarks/looking.py --seeds 0",
     "pipeline": "python benchmarks/pipeline.py",
     "merge": "python benchmarks/merge.py --shape qwen2_0_5b",
     "merge_lora": "python benchmarks/merge.py --shape qwen2_0_5b --lora",
@@ -93,6 +94,16 @@ def learning_image(path: Path, learning: dict) -> None:
     plots.learning_curve(groups, path)
 
 
+def modalities_image(path: Path, looking: dict) -> None:
+    """The learning curves of GBA on text cases and on cases with a picture."""
+    groups = {}
+    for label, modality in (("text cases", "text"), ("cases with a picture", "image")):
+        names = {f"modalities/{modality}/accuracy": "accuracy", f"eval/accuracy/{modality}": "held_out", "step": "step"}
+        curves = looking["result"]["curves"]
+        groups[label] = [[{names[key]: row[key] for key in row if key in names} for row in rows] for rows in curves]
+    plots.learning_curve(groups, path, "accuracy", "held_out", "GBA by modality")
+
+
 def panel_image(path: Path, ablation: dict) -> None:
     """A panel of Figure 3."""
     ablation_result.draw(ablation, ablation_result.panels(ablation)[path.name], path)
@@ -103,6 +114,7 @@ def drawn() -> dict[str, Figure]:
     panels = dict.fromkeys(ablation_result.panels(read("ablation")), Figure(("ablation",), panel_image))
     return {
         "learning.png": Figure(("learning",), learning_image),
+        "learning_modalities.png": Figure(("looking",), modalities_image),
         "merge_growth.png": Figure(("merge_growth",), growth_image),
         **panels,
     }

@@ -62,17 +62,18 @@ numbers today.
 LOOKING = """
 ## Images
 
-The model that ships hardly looks: its tower was trained on some 7,000 pictures, the decoder's frequencies of
-columns turned by 0.0002 rad from one to the next, and a tower of Qwen2-VL knows no absolute places, so that a level
-on a chart could not be told from another. `configs/pretrain.py:mini` goes on from it with 33,600 described
-pictures, whose places have colours of their own, and with frequencies that tell columns apart; then with notes of
-mixed quality. The probability of a whole description of an unseen picture rose, in 700 steps, to 0.99 for burns,
-0.98 for brain MR, 0.79 for growth charts, 0.66 for chest CT, 0.47 for the ECG and 0.11 for audiograms. GBA on those
-weights (seed 0, 2026-11-29, the test split sampled) took images from 39.1 to 51.8 % (+12.6 [+7.1, +18.2]) and text
-from 41.9 to 59.8 %. With another case's picture the weights before GBA answer 20.6 % of the image cases (chance
-23.3). On the weights that ship, text goes from 42.9 to 73.1 % and images stay at chance: describing costs text some
-of its skill, which 500 steps of cases do not give back. Where hasty notes were 85 % of what was read last, GBA
-hardly moved images (36.8 to 39.4 %) and text less (37.0 to 54.3 %).
+Until 2026-11-29 the embedded model hardly looked: its tower was trained on some 7,000 pictures, the decoder's
+frequencies of columns turned by 0.0002 rad from one to the next, and a tower of Qwen2-VL knows no absolute places,
+so that a level on a chart could not be told from another. `configs/pretrain.py:mini` goes on from there with 33,600
+described pictures, whose places have colours of their own, and with frequencies that tell columns apart; then with
+cases. The probability of a whole description of an unseen picture rose, in 700 steps, to 0.99 for burns, 0.98 for
+brain MR (the subject of training), 0.79 for growth charts, 0.66 for chest CT, 0.47 for the ECG and 0.11 for
+audiograms. What is read last decides what GBA makes of it (seed 0, the test split sampled): after 300 steps with 85
+% hasty notes, images 36.8 to 39.4 % and text 37.0 to 54.3 %; after 200 more with 50, then 75 %, images 39.1 to 51.8
+and text 41.9 to 59.8; after 160 more with 25, then 75 %, which ship, images 39.1 to 52.6 (+13.5 [+7.9, +19.1]) and
+text 45.5 to 68.7 (+23.2 [+19.4, +26.9]). With another case's picture it answers 21.2 % of the image cases before
+and 19.7 % after (chance 23.3). The earlier weights take text from 42.9 to 73.1 % and leave images at chance:
+describing costs text some of its skill, and more steps of cases give it back.
 """
 
 

@@ -22,6 +22,25 @@ def learning_table(learning: dict) -> str:
     return f"{_about(learning)}\n\n{_table(heads, runs)}\n{_table(gain_heads, gains)}"
 
 
+SHOWN = {"text": "text", "image": "with a picture", "other_image": "with another case's picture"}
+
+
+def looking_table(looking: dict) -> str:
+    """Sampled accuracies of GBA before and after by modality, and of the control with exchanged pictures."""
+    heads = ["cases", "items", "before", "after", "gain, points [95 % interval]"]
+    found = looking["result"]["modalities"]
+    rows = [
+        [
+            SHOWN[kind],
+            row["items"],
+            *(f"{100 * row[end]:.1f} %" for end in ("before", "after")),
+            _points(row["gain"], row),
+        ]
+        for kind, row in found.items()
+    ]
+    return f"{_about(looking)}\n\n{_table(heads, rows)}"
+
+
 def pipeline_table(pipeline: dict) -> str:
     """The models of the pipeline with their accuracies."""
     heads = ["model", "accuracy", "AM", "BS", "CAH", "CSI", "gain over base"]
@@ -192,6 +211,7 @@ def _minutes(seconds: float) -> str:
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "about_learning": (("learning",), lambda learning: f"{_about(learning)}\n"),
     "learning": (("learning",), learning_table),
+    "looking": (("looking",), looking_table),
     "pipeline": (("pipeline",), pipeline_table),
     "forward": (("forward",), forward_table),
     "merge": (("merge", "merge_lora", "merge_lora_2b", "merge_growth"), merge_table),
