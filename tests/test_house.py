@@ -110,6 +110,16 @@ def test_every_class_name_has_one_meaning():
     assert not [name for name, count in names.items() if count > 1]
 
 
+def test_a_statement_has_one_conditional_expression_at_most():
+    compound = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.For, ast.AsyncFor, ast.While, ast.With)
+    compound += (ast.AsyncWith, ast.Try, ast.Match)
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.stmt) and not isinstance(node, compound):
+                count = sum(isinstance(inner, ast.IfExp) for inner in ast.walk(node))
+                assert count <= 1, f"{file}:{node.lineno} has {count}; name one of them first"
+
+
 def test_only_models_knows_flax():
     users = {_part(f) for f in PACKAGE.rglob("*.py") for name in _imports(f) if name.split(".")[0] == "flax"}
     assert users <= {"models"}

@@ -192,7 +192,8 @@ def format_config(config: ConfigDict, docs: Mapping[str, str]) -> str:
     for key in order:
         kind, optional, value = leaves[key]
         name = kind.__name__ + ("?" if optional else "")
-        rows.append((key, name, "none" if value is None else str(value) if value != "" else '""', docs.get(key, "")))
+        shown = "none" if value is None else str(value) or '""'
+        rows.append((key, name, shown, docs.get(key, "")))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     return "\n".join(
         f"{key:{widths[0]}}  {kind:{widths[1]}}  {value:{widths[2]}}  {doc}".rstrip() for key, kind, value, doc in rows

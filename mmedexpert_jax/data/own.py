@@ -201,7 +201,9 @@ def _placed(image: Any, source: Path, root: Path, name: str) -> Any:
         if image.startswith(("data:", "file:", "http://", "https://")) or Path(image).is_absolute():
             return image
         return os.path.relpath(source.parent / image, root)
-    content = image["bytes"] if isinstance(image, Mapping) else image() if callable(image) else image
+    content = image() if callable(image) else image
+    if isinstance(content, Mapping):
+        content = content["bytes"]
     if not isinstance(content, bytes):
         raise DataError(f"key images: a path or bytes are needed, got {border.shown(image)}")
     data = clean(content, f"image {name}")

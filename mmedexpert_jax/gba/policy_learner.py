@@ -180,10 +180,13 @@ class PolicyLearner(train.Learner):
         mask = jnp.arange(part.tokens.shape[-1]) < part.lengths[..., None]
         own = jax.lax.stop_gradient(logprobs) if old is None else old  # of the policy that sampled
         weights = truncated_weights(own, part.logprobs, config.importance_cap) if config.importance_cap else None
+        num_rows = None if part.counted is None else jnp.sum(part.counted)
+        # None, of what is not there, stays None
+        now, before, still, ratios = jax.tree.map(_flat, (logprobs, old, reference, weights))
         terms = policy_terms(
-            _flat(logprobs),
-            None if old is None else _flat(old),
-            None if reference is None else _flat(reference),
+            now,
+            before,
+            still,
             jnp.reshape(part.advantages, -1),
             mask.reshape(-1, mask.shape[-1]),
             clip=config.clip,
@@ -192,9 +195,9 @@ class PolicyLearner(train.Learner):
             clip_high=config.clip_high,
             max_tokens=config.max_new_tokens,
             ratio_level=config.ratio_level,
-            weights=None if weights is None else _flat(weights),
+            weights=ratios,
             surrogate=config.surrogate,
-            num_rows=None if part.counted is None else jnp.sum(part.counted),
+            num_rows=num_rows,
             watched=watched,
             coefs={name: config[name] for name in TERMS},
         )

@@ -388,6 +388,7 @@ def _rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
     for i, prompt in enumerate(rollout.prompts):
         for j, text in enumerate(rollout.texts[i]):
             choice = answers.choice(text, prompt.case.options)
+            choice = choice if prompt.case.options else answers.parse(text).answer
             yield {
                 "id": prompt.case.id,
                 "specialty": prompt.case.specialty,
@@ -396,7 +397,7 @@ def _rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
                 "image": prompt.case.images[0].picture() if prompt.case.images and not j else None,
                 "completion": text,
                 "answer": prompt.case.answer,
-                "choice": choice if prompt.case.options else answers.parse(text).answer,
+                "choice": choice,
                 "correct": answers.is_right(text, prompt.case.options, prompt.case.answer),
                 "reward": _plain(scores.total[i, j]),
                 **{f"rewards/{r.name}": _plain(scores.values[i, j, k]) for k, r in enumerate(scores.rewards)},

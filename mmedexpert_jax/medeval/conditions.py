@@ -43,14 +43,16 @@ def table(
             for result in results.values()
             if target.name in result.evaluations
         )
+        under = f", {config.paradigm}" if config.paradigm else ""
+        withheld = f", {kept} of them for privacy" if kept else ""
         rows.append(
             {
                 "model": target.name,
                 "runs on": target.url or target.kind,
-                "prompt": styles[target.name] + (f", {config.paradigm}" if config.paradigm else ""),
+                "prompt": styles[target.name] + under,
                 "decoding": _decoding(config, target, refused.get(target.name, "none")),
                 "image budget": _image_budget(config, target),
-                "left out": f"{asked - answered} of {asked}" + (f", {kept} of them for privacy" if kept else ""),
+                "left out": f"{asked - answered} of {asked}{withheld}",
             }
         )
     return rows

@@ -226,6 +226,7 @@ def judged(
     yet to be graded (`rubric_judge`). Raises ConfigError."""
     rows = []
     labels = {label: value for label, value in item.labels.items() if value}
+    labels = labels | ({"paradigm": paradigm} if paradigm else {})
     for sample, reply in enumerate(replies):
         row = AnswerRow(
             id=item.id,
@@ -236,7 +237,7 @@ def judged(
             right=False,
             tokens=reply.tokens,
             truncated=reply.truncated,
-            labels=labels | ({"paradigm": paradigm} if paradigm else {}),
+            labels=labels,
             first=first[sample].text if first else "",
             logprob=reply.logprob,
         )

@@ -36,7 +36,9 @@ def sendable(
     _report(rows, receiver, mode, table, say)
     if mode == "refuse":
         return [item for item in items if not texts[item.id]]
-    return [_redacted(item) if texts[item.id] else item for item in items] if mode == "redact" else items
+    if mode == "redact":
+        return [_redacted(item) if texts[item.id] else item for item in items]
+    return items
 
 
 def sendable_requests(

@@ -27,7 +27,8 @@ def cpu() -> jax.Device | None:
 
 def namespace(array: Array | Rows) -> ModuleType:
     """jax.numpy for JAX arrays and tracers, numpy for everything else."""
-    return jnp if isinstance(array[0] if isinstance(array, (list, tuple)) else array, jax.Array) else np
+    one = array[0] if isinstance(array, (list, tuple)) else array
+    return jnp if isinstance(one, jax.Array) else np
 
 
 def product(x: Array, factors: Array) -> Array:

@@ -53,7 +53,8 @@ def parallel(function: Callable, items: Sequence) -> Iterator:
 def spans(shape: tuple[int, ...], whole_rows: bool = False) -> list[tuple[int, int]]:
     """Flat ranges of a tensor's blocks, some whole rows each where that is asked for."""
     size = int(np.prod(shape))
-    width = max(1, int(np.prod(shape[1:])) if len(shape) > 1 else size) if whole_rows else 1
+    row = int(np.prod(shape[1:])) if len(shape) > 1 else size
+    width = max(1, row) if whole_rows else 1
     step = max(1, BLOCK // width) * width
     return [(start, min(start + step, size)) for start in range(0, size, step)]
 
@@ -502,7 +503,8 @@ def _source(expert: Expert, name: str) -> dict[str, Any]:
 def _merge_unit(bases: list[jax.Array], sources: list[tuple], how: Setting) -> tuple[list, list]:
     """Updates and measured sums of a unit's tensors."""
     starts = np.cumsum([0, *[base.size for base in bases]])
-    rows = (bases[0].shape[0] if bases[0].ndim > 1 else 1, -1) if how.whole_rows else (-1,)
+    count = bases[0].shape[0] if bases[0].ndim > 1 else 1
+    rows = (count, -1) if how.whole_rows else (-1,)
     whole = (
         jnp.concatenate([base.astype(jnp.float32).reshape(rows) for base in bases])
         if len(bases) > 1

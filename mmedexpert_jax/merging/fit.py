@@ -87,7 +87,8 @@ def merge_stack(vectors: Array, how: Setting, base: Array | None = None) -> Arra
     """
     xp = namespace(vectors)
     shape = vectors.shape[1:]
-    rows = (shape[0], -1) if how.whole_rows and len(shape) > 1 else (1, -1) if how.whole_rows else (-1,)
+    count = shape[0] if len(shape) > 1 else 1
+    rows = (count, -1) if how.whole_rows else (-1,)
     vectors = xp.asarray(vectors, xp.float32).reshape(len(vectors), *rows)
     base = xp.zeros(vectors.shape[1:], xp.float32) if base is None else base.reshape(vectors.shape[1:])
     if not vectors.size:

@@ -45,7 +45,7 @@ def evaluate(spec: Spec, names: Sequence[str], depth: float) -> float | None:
 
 def _filters(spec: Spec) -> list[str]:
     """Parts of names that a spec asks for."""
-    choices = [spec] if isinstance(spec, Mapping) else spec if isinstance(spec, (list, tuple)) else []
+    choices = spec if isinstance(spec, (list, tuple)) else [spec]
     found = [choice.get("filter") for choice in choices if isinstance(choice, Mapping)]
     return [part for part in found if part not in (None, "*")]
 

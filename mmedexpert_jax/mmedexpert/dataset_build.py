@@ -133,7 +133,8 @@ def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[st
         members = [one for one in built if one.trace.specialty == specialty]
         cases = sorted({one.trace.case.id for one in members}, key=lambda id: _hash(f"{seed}:{id}"))
         first, second = round(test * len(cases)), round((test + dev) * len(cases))
-        place = {id: "test" if i < first else "dev" if i < second else "train" for i, id in enumerate(cases)}
+        names = ["test"] * first + ["dev"] * (second - first) + ["train"] * (len(cases) - second)
+        place = dict(zip(cases, names, strict=True))
         for one in members:
             parts[place[one.trace.case.id]].append(one)
     return {name: sorted(part, key=lambda one: _hash(f"{seed}:{one.trace.id}")) for name, part in parts.items() if part}

@@ -429,14 +429,15 @@ def _published(
     vision_ffn: int = 3420,
 ) -> ModelConfig:
     text = TextConfig(vocab, width, ffn, layers, heads, kv_heads, rms_norm_eps=1e-6)
+    vision_ffn, per_second = (5120, 4) if family == "qwen2_vl" else (vision_ffn, 2)
     vision = VisionConfig(
         family,
         depth=32,
         hidden_size=1280,
-        intermediate_size=5120 if family == "qwen2_vl" else vision_ffn,
+        intermediate_size=vision_ffn,
         num_heads=16,
         out_hidden_size=width,
-        tokens_per_second=4 if family == "qwen2_vl" else 2,
+        tokens_per_second=per_second,
     )
     return ModelConfig(text, vision, tie_word_embeddings=tied)
 

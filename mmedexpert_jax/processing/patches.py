@@ -161,6 +161,7 @@ class ImageConfig:
         usual = MAX_TOKENS * (patch * merge) ** 2
         lowest = values.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or cls.min_pixels
         highest = values.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or usual
+        stored = highest if max_pixels is None else max_pixels
         return cls(
             patch_size=patch,
             temporal_patch_size=values.get("temporal_patch_size", cls.temporal_patch_size),
@@ -169,7 +170,7 @@ class ImageConfig:
             max_pixels=min(highest, usual) if max_pixels is None else max_pixels,
             mean=tuple(values.get("image_mean", cls.mean)),
             std=tuple(values.get("image_std", cls.std)),
-            stored_max_pixels=highest if max_pixels is None else max_pixels,
+            stored_max_pixels=stored,
         )
 
     def of_part(self, part: Mapping[str, Any]) -> "ImageConfig":

@@ -40,8 +40,9 @@ class Figure:
         """A number of this figure's unit as it is printed."""
         if not math.isfinite(value):
             return "–"
-        text = f"{self.factor * value:{'+' if self.signed else ''}.{self.decimals}f}"
-        return text.replace("-", "+" if self.signed else "") if float(text) == 0 else text
+        sign = "+" if self.signed else ""
+        text = f"{self.factor * value:{sign}.{self.decimals}f}"
+        return text.replace("-", sign) if float(text) == 0 else text  # no "-0.0"
 
     @property
     def middle(self) -> str:

@@ -202,12 +202,13 @@ class _Answer:
         def teller(index: int) -> Any:
             return lambda done, over: loop.call_soon_threadsafe(self.news.put_nowait, (index, done, over))
 
+        temperature = 1.0 if question.temperature is None else question.temperature
         self.choices = [
             Choice(
                 question.model,
                 encoded,
                 secrets.randbits(32) if question.seed is None else _row(question.seed, index),
-                1.0 if question.temperature is None else question.temperature,
+                temperature,
                 question.top_p or 1.0,
                 max(0, question.top_k or 0),
                 question.max_tokens or question.max_completion_tokens or desk.max_new_tokens,

@@ -264,7 +264,9 @@ def _as(leaf: Any, data: bytes, shape: tuple[int, ...], dtype: Any) -> Any:
     array = np.frombuffer(data, dtype).reshape(shape).copy()
     if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
         return processes.put(array, _sharding(leaf))
-    return array if isinstance(leaf, np.ndarray) else array[()] if isinstance(leaf, np.generic) else array.item()
+    if isinstance(leaf, np.ndarray):
+        return array
+    return array[()] if isinstance(leaf, np.generic) else array.item()
 
 
 def _checkpointer() -> Any:

@@ -36,9 +36,11 @@ def _equal(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
     if not share > SAME:
         return None
     level = _recent(steps, "rewards/accuracy/mean")
-    cause = (
-        "the cases are too hard" if level < 0.2 else "the cases are too easy" if level > 0.8 else "samples are alike"
-    )
+    cause = "samples are alike"
+    if level < 0.2:
+        cause = "the cases are too hard"
+    elif level > 0.8:
+        cause = "the cases are too easy"
     return "equal rewards", (
         f"{share:.0%} of the groups have equal rewards and teach nothing ({cause}): filter cases by pass rate, raise "
         "num_samples or temperature, or set zero_variance=refill"

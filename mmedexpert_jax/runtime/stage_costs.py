@@ -79,20 +79,23 @@ def _row(kind: tuple[str, str], runs: list[dict[str, Any]], price: float) -> dic
     job, hours, thousands = kind[0], mean("wall_seconds") / 3600, mean("samples") / 1000
     dollars = price * sum(run["wall_seconds"] * run["devices"] for run in runs) / 3600 / len(runs)
     unit = 1.0 if job == "merge" else thousands  # what appendix E counts by
-    counted = bool(mean("flops"))
     peak = max(run.get("peak_memory_bytes") or 0 for run in runs)
     row: dict[str, Any] = {
         "stage": NAMES[kind],
-        "here": _text(job, hours / unit, dollars / unit) if unit else "",
-        "published (A100)": _text(job, PUBLISHED[job], price * PUBLISHED[job]) if job in PUBLISHED else "–",
+        "here": "",
+        "published (A100)": "–",
         "runs": len(runs),
         "wall seconds": f"{3600 * hours:.0f}",
-        "device seconds": f"{mean('device_seconds'):.0f}" if counted else "",
-        "tokens": f"{mean('tokens'):,.0f}" if counted else "",
-        "operations": f"{mean('flops'):.3g}" if counted else "",
-        "share of peak": f"{mean('share_of_peak'):.1%}" if counted else "",
+        **dict.fromkeys(("device seconds", "tokens", "operations", "share of peak"), ""),
         "peak memory": f"{peak / 1e9:.2f} GB" if peak else "",
     }
+    if unit:
+        row["here"] = _text(job, hours / unit, dollars / unit)
+    if job in PUBLISHED:
+        row["published (A100)"] = _text(job, PUBLISHED[job], price * PUBLISHED[job])
+    if mean("flops"):  # a merge counts none
+        row["device seconds"], row["tokens"] = f"{mean('device_seconds'):.0f}", f"{mean('tokens'):,.0f}"
+        row["operations"], row["share of peak"] = f"{mean('flops'):.3g}", f"{mean('share_of_peak'):.1%}"
     return row | ({"dollars a run": f"{dollars:.4f}"} if price else {})
 
 

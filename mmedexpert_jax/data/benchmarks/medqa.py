@@ -39,7 +39,7 @@ register(
         hub_files=lambda split, subset: (f"phrases_no_exclude_{split}.jsonl",) if subset == "4_options" else (),
         expects="phrases_no_exclude_test.jsonl (4 options) or US/test.jsonl (5 options)",
         strata=("step",),
-        published=lambda split, subset: {"items": 1_273} if split == "test" else {},
+        published=lambda split, subset: {"test": {"items": 1_273}}.get(split, {}),
         licence="CC BY 4.0 (hub page); MIT (the authors' repository)",
     )
 )

@@ -58,7 +58,7 @@ register(
         hub_files=lambda split, subset: ("data/test-*.parquet",) if subset == "test" else (),
         expects="test-00000-of-00001.parquet (test), or pqa_labeled's train-*.parquet (labeled)",
         strata=("decision",),
-        published=lambda split, subset: {"items": 500 if subset == "test" else 1_000},
+        published=lambda split, subset: {"items": {"test": 500, "labeled": 1_000}[subset]},
         licence="not seen; read the data set's card",
     )
 )

@@ -106,7 +106,8 @@ class Files:
             if found := self.find(pattern):
                 return found
         held = sorted(self._by_name)
-        some = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "") if held else "nothing"
+        more = f" and {len(held) - 5} more" if len(held) > 5 else ""
+        some = (", ".join(held[:5]) or "nothing") + more
         wanted = self.expects or " or ".join(patterns)
         raise DataError(f"{self.name} holds no {' or '.join(patterns)} (but {some}); give the place with {wanted}")
 

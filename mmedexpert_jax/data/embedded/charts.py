@@ -40,7 +40,7 @@ def draw_ecg(gaps: list[int], start: int) -> Image.Image:
 def _rate(gap: int) -> int:
     """Index in RATES of a regular rhythm with `gap` pixels between beats."""
     boxes = gap / BOX
-    return 2 if boxes < 3 else 1 if boxes <= 5 else 0
+    return (boxes < 3) + (boxes <= 5)  # two points below three boxes, one up to five
 
 
 def ecg_scene(rng: Random, band: int, pool: str) -> Scene:
@@ -241,7 +241,11 @@ def draw_burns(deep: frozenset[str], superficial: frozenset[str]) -> Image.Image
     draw = ImageDraw.Draw(image)
     draw.rectangle((56, 0, 112, 112), fill=(200, 220, 255))
     for area, box in (*_FRONT.items(), *_BACK.items()):
-        colour = (170, 0, 0) if area in deep else (255, 170, 190) if area in superficial else (235, 220, 190)
+        colour = (235, 220, 190)
+        if area in deep:
+            colour = (170, 0, 0)
+        elif area in superficial:
+            colour = (255, 170, 190)
         draw.rectangle(box, fill=colour, outline=(90, 90, 90))
     return image
 

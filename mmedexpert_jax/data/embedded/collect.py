@@ -40,7 +40,8 @@ def upright(voxels: np.ndarray, header: dict[str, str]) -> np.ndarray:
     across, down = (
         float(vector.strip("()").split(",")[axis]) for axis, vector in enumerate(header["space directions"].split()[:2])
     )
-    return voxels[:, :: 1 if down > 0 else -1, :: 1 if across > 0 else -1]
+    rows, columns = ((1 if direction > 0 else -1) for direction in (down, across))
+    return voxels[:, ::rows, ::columns]
 
 
 def _window(values: np.ndarray, low: float, high: float) -> np.ndarray:

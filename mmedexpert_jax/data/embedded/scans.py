@@ -116,12 +116,12 @@ def brain_scene(rng: Random, band: int, pool: str) -> Scene:
     name = subject("brain", pool)
     spot = _spot(rng, name, band + 1)
     cut = _Cut.round(name, spot, (0, 0), slices(name)[0].shape[1], 7)
-    left, back = band % 2 == 1, band >= 2
+    # an image shows the patient from the feet: what is on its right is the patient's left
+    side, seen = (("right", "left"), ("left", "right"))[band % 2]
+    half = "lower" if band >= 2 else "upper"
     steps = (
-        Step(
-            f"mark on the image {'right' if left else 'left'}", f"is the {'left' if left else 'right'} side", band % 2
-        ),
-        Step(f"mark in the {'lower' if back else 'upper'} half", f"is {QUARTERS[band]}", band),
+        Step(f"mark on the image {seen}", f"is the {side} side", band % 2),
+        Step(f"mark in the {half} half", f"is {QUARTERS[band]}", band),
     )
     return Scene(framed(cut.draw()), steps, cut.values)
 

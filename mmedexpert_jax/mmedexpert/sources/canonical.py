@@ -80,20 +80,22 @@ def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], lice
     if any(privacy.scan_header(picture.data, picture.name) for picture in raw_images):
         flags.append("identifying:header-removed")
     source = raw.source or shape.name.partition("-")[0]
+    specialty = raw.specialty if raw.specialty in SPECIALTIES else ""
+    redistributable = open_ if raw.redistributable is None else bool(raw.redistributable)
     return Record(
         id=f"{_slug(source)}-{_hash(question, options, images)}",
         source=source,
         source_id=raw.id or where,
         split=raw.split,
         licence=raw.licence or licence,
-        redistributable=open_ if raw.redistributable is None else bool(raw.redistributable),
+        redistributable=redistributable,
         question=question,
         options=tuple(options),
         answer=answer,
         images=tuple(images),
         step=raw.step if raw.step in STEPS else "",
-        specialty=raw.specialty if raw.specialty in SPECIALTIES else "",
-        specialty_by="source" if raw.specialty in SPECIALTIES else "",
+        specialty=specialty,
+        specialty_by=specialty and "source",
         field=raw.field,
         explanation=raw.explanation,
         flags=tuple(flags),

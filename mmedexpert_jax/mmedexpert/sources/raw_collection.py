@@ -168,4 +168,6 @@ def _shown(value: Any, depth: int = 4) -> Any:
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
     plain = value is None or isinstance(value, bool | int | float)
-    return value if plain else (value if isinstance(value, str) else border.shown(value))[:SHOWN]
+    if plain:
+        return value
+    return (value if isinstance(value, str) else border.shown(value))[:SHOWN]

@@ -181,11 +181,13 @@ def _plain(row: Mapping[str, Any]) -> Raw:
     if prefixed := bool(texts) and all(marked):
         texts = [str(text)[mark.end() :] for text, mark in zip(texts, marked, strict=False) if mark]
     specialty = text(row.get("specialty"))
+    letters = list(options) if named else ()
+    repairs = ["option-prefix"] if prefixed else []
     return Raw(
         row["question"],
         texts,
         row["answer"],
-        list(options) if named else (),
+        letters,
         images=_images(row),
         id=text(row.get("id")),
         explanation=text(row.get("explanation")),
@@ -196,7 +198,7 @@ def _plain(row: Mapping[str, Any]) -> Raw:
         source=text(row.get("source")),
         licence=text(row.get("licence") or row.get("license")),
         redistributable=flag(row.get("redistributable")),
-        repairs=["option-prefix"] if prefixed else [],
+        repairs=repairs,
     )
 
 
