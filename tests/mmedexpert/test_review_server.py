@@ -29,6 +29,7 @@ from mmedexpert_jax.mmedexpert.review.events import since
 from mmedexpert_jax.mmedexpert.review.review_queue import ReviewQueue
 from mmedexpert_jax.mmedexpert.review.review_server import MAX_BODY, PAGE, ReviewServer
 from mmedexpert_jax.mmedexpert.review.review_traces import from_case
+from mmedexpert_jax.remote import guard
 
 TRACE = "(1) Fever means inflammation. (2) Crystals are absent, so it is sepsis."
 
@@ -222,7 +223,7 @@ def test_hostile_numbers_get_their_status(site, number):
 def test_slow_requests_are_hung_up_on_and_hold_nobody_back(site, monkeypatch):
     server, _, tokens = site
     monkeypatch.setattr(review_server, "BODY_SECONDS", 0.3)
-    monkeypatch.setattr(review_server, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.3)
     head = f"POST /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {tokens['anna']}\r\n"
     head += "Content-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n"
     assert raw(server.port, head.encode(), b"{", pause=0.2).split(b" ")[1] == b"408"
