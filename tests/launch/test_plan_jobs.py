@@ -65,7 +65,7 @@ def test_a_pretraining_holds_what_is_predicted():
     def taken(tree):
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
-    state = optimizer(config).init(params)
+    state = optimizer(config)[0].init(params)
     assert found.held == {"weights": taken(params), "optimizer state": taken(state)}
     assert found.trained == found.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert found.saved == taken(params) + taken(state)
