@@ -114,16 +114,10 @@ class Findings:
         return rows
 
 
-def of_item(item: Case, name: str = "") -> Document:
-    """A benchmark's item as a document of the set `name`."""
-    text = "\n".join([without_last_question(item.question), *item.options])
-    return Document(name or item.benchmark, item.id, text, tuple(image.plain for image in item.images))
-
-
-def of_case(case: Case, name: str) -> Document:
-    """A case as a document of the set `name`."""
+def of_case(case: Case, name: str = "") -> Document:
+    """A case as a document of the set `name`; without a name, of its benchmark."""
     text = "\n".join([without_last_question(case.question), *case.options])
-    return Document(name, case.id, text, tuple(image.plain for image in case.images))
+    return Document(name or case.benchmark, case.id, text, tuple(image.plain for image in case.images))
 
 
 def without_last_question(text: str) -> str:

@@ -72,4 +72,4 @@ def _documents(entry: str, config: ConfigDict) -> list[contamination.Document]:
     name = entry.partition("=")[0]
     found = _load(entry, config)
     print(benchmarks.describe(found), flush=True)
-    return [contamination.of_item(item, name) for item in found.items]
+    return [contamination.of_case(item, name) for item in found.items]

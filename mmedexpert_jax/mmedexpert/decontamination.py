@@ -29,7 +29,7 @@ def test_sets(entries: Sequence[str]) -> list[Benchmark]:
 
 def leaked(records: Sequence[Record], tests: Sequence[Benchmark]) -> contamination.Findings:
     """Pairs of a record and a test item that share their text or an image."""
-    items = [contamination.of_item(item, known.name) for known in tests for item in known.items]
+    items = [contamination.of_case(item, known.name) for known in tests for item in known.items]
     return contamination.find([_document(record) for record in records], items)
 
 

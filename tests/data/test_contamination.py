@@ -63,7 +63,7 @@ def test_the_stem_that_all_questions_share_does_not_count():
     items = [
         Case(str(n), f"{' '.join(f'{w}{n}' for w in LONG)}. {stem}", ("x", "y"), "A", benchmark="b") for n in range(2)
     ]
-    assert not c.find([c.of_item(items[0], "train")], [c.of_item(items[1])]).pairs
+    assert not c.find([c.of_case(items[0], "train")], [c.of_case(items[1])]).pairs
 
 
 # Images ---------------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_cases_against_items_written_as_a_table(tmp_path):
     clean = Case("c2", "something else entirely", ("yes", "no"), "A", "AM", "t")
     items = [benchmarks.from_case(case, "bench"), benchmarks.from_case(clean, "bench")]
     seen = []
-    found = c.find([c.of_case(case, "ours, train")], [c.of_item(item) for item in items], on_case=seen.append)
+    found = c.find([c.of_case(case, "ours, train")], [c.of_case(item) for item in items], on_case=seen.append)
     assert seen == [1]
     (pair,) = found.pairs
     assert (pair.train_id, pair.test_set, pair.test_id, pair.decision) == ("c1", "bench", "c1", "drop")
