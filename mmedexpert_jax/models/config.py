@@ -230,7 +230,7 @@ class ModelConfig:
             text=decoder,
             vision=tower,
             tie_word_embeddings=tied,
-            **{field: keys.integer(*key, 0) for field, key in getattr(own, "TOKENS", TOKENS).items()},
+            **{name: keys.integer(key, default, 0) for name, (key, default) in getattr(own, "TOKENS", TOKENS).items()},
             bos_token_id=bos,
             pad_token_id=pad,
             eos_token_ids=eos,
@@ -492,8 +492,15 @@ def _published_gemma3(
         image_size=896,
         bidirectional=True,
     )
-    tokens = {"image_token_id": 262144, "vision_start_token_id": 255999, "vision_end_token_id": 256000}
-    return ModelConfig(text, vision, True, **tokens, bos_token_id=2, pad_token_id=0, eos_token_ids=(1, 106))
+    return ModelConfig(
+        *(text, vision, True),
+        image_token_id=262144,
+        vision_start_token_id=255999,
+        vision_end_token_id=256000,
+        bos_token_id=2,
+        pad_token_id=0,
+        eos_token_ids=(1, 106),
+    )
 
 
 def _published_llava(
