@@ -112,9 +112,9 @@ def get_config(preset: str = "mini") -> ConfigDict:
     # ("none", dr_grpo); against the others ("leave_one_out", rloo); normalised over the step ("global", reinforce_pp);
     # each function apart ("decoupled", gdpo); gba/advantages.py, or your own as "path.py:function"; by objective
     config.advantage_scale = by_objective("advantage_scale", "group")
-    # what divides advantages besides: "none", the size and mean reward of a case's "specialty", or also those of the
-    # difficulties in it ("drpo"); by objective
-    config.advantage_weights = by_objective("advantage_weights", "none")
+    # what divides advantages besides: nothing ("equal"), the size and mean reward of a case's "specialty", or also
+    # those of the difficulties in it ("drpo"); by objective
+    config.advantage_weights = by_objective("advantage_weights", "equal")
     # groups of equal rewards: "keep", "drop" from the update, or "refill" by more rollouts (dapo's dynamic sampling);
     # by objective
     config.zero_variance = by_objective("zero_variance", "keep")

@@ -126,7 +126,7 @@ FIELDS |= {
     "ratio_level": _choice("token", "sequence"),
     "surrogate": Field(choices=("clip", "cispo", "sapo"), own=True),
     "advantage_scale": Field(choices=("group", "none", "batch", "leave_one_out", "global", "decoupled"), own=True),
-    "advantage_weights": _choice("none", "specialty", "drpo"),
+    "advantage_weights": _choice("equal", "specialty", "drpo"),
     "filter.samples": FROM_ZERO,
     **_each(SHARE, "filter.least filter.most"),
     **_each(FROM_ZERO, "ref_every entropy_coef perception perception_entropy"),

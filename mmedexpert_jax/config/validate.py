@@ -65,7 +65,7 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
 def _check_changes(prefix: str, stage: ConfigDict) -> None:
     """The fields that `allow_changes` names, and the run that `resume_from` is of."""
     known = list(fields(stage))
-    for name in stage.get("allow_changes", ()):
+    for name in stage.get("allow_changes") or ():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""

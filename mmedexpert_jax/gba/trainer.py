@@ -148,7 +148,7 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     model, params, under, _ = network()
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
     specialties = sorted({case.specialty for case in cases})
-    memory = {DOMAINS: new_counts(len(specialties))} if config.advantage_weights != "none" else {}
+    memory = {DOMAINS: new_counts(len(specialties))} if config.advantage_weights != "equal" else {}
     learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory)
     return Job(scoring, guidelines, batches, processor, model, learner, steps, part, specialties)
 

@@ -66,7 +66,9 @@ def stage_config(config: ConfigDict, job: str, **fields: Any) -> ConfigDict:
     for name in SHARED:
         value = config[name]
         stage[name] = value.copy_and_resolve_references() if isinstance(value, ConfigDict) else value
-    stage.unlock().update({"job": job, "fresh": False, **fields})
+    if "keep_checkpoints" in stage:  # a run that trains; the pipeline's stages go on from their last checkpoint
+        stage.resume_from = 0
+    stage.update({"job": job, "fresh": False, **fields})
     return stage.lock()
 
 

@@ -172,8 +172,11 @@ class Pool:
         self._tickets[place // self._places][place % self._places] = None
         done = self._state.completions
         completions = dataclasses.replace(done, truncated=done.truncated.at[place].set(False))
-        waiting = self._state.waiting.at[place].set(False)
-        self._state = dataclasses.replace(self._state, completions=completions, waiting=waiting)
+        waiting, steps = self._state.waiting.at[place].set(False), self._state.steps
+        # The place may have a new prompt before the next step: rows that wrote to it must not take that for their own.
+        rows = np.arange(len(steps)) // (len(steps) // self._devices) == place // self._places
+        steps = jnp.where(rows & (self._state.slots.prompt == place % self._places), 0, steps)
+        self._state = dataclasses.replace(self._state, completions=completions, waiting=waiting, steps=steps)
 
     def _fit(self, shrink: bool) -> None:
         """The rows and the window that the samples need: more where more wait, fewer where that is allowed."""

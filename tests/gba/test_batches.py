@@ -157,12 +157,12 @@ def test_cases_of_which_a_prompt_is_too_long_are_left_out_where_that_is_asked(mi
     fields = {"max_prompt_length": limit, "prompts_per_step": 8, "steps": 0, "epochs": 4, "overlong": "drop"}
     config = load_config("configs/gba.py:mini", fields)
     known = {}
-    guidelines, steps = trainer._order(config, mixed, processor, known)
+    guidelines, steps = trainer._order(config, mixed, None, processor, known)
     assert {case.id for case in guidelines.cases} == fits  # in four epochs each is met under all its paradigms
     assert steps == len(fits) * 4 // 8
     assert f"{24 - len(fits)} of 24 training cases are over max_prompt_length {limit}" in capsys.readouterr().out
     batches = Batches(processor, guidelines, steps, 2, limit, known=known)
     assert batches.max_length <= limit
     config = load_config("configs/gba.py:mini", fields | {"epochs": 0.25})
-    guidelines, steps = trainer._order(config, mixed, processor, known)
+    guidelines, steps = trainer._order(config, mixed, None, processor, known)
     assert steps == 1 and len(guidelines.cases) >= len(fits)

@@ -49,7 +49,8 @@ def test_help_lists_jobs_and_presets(capsys):
     assert main(["--help"]) == 0 == main(["-h"]) == main(["--config=configs/gba.py", "--help"])
     text = capsys.readouterr().out
     for word in (
-        "configs/gba.py (mini, smollm2, qwen2_vl_2b, lingshu_7b, qwen2_vl_2b_lora, lingshu_7b_lora)",
+        "configs/gba.py (mini, smollm2, qwen2_vl_2b, lingshu_7b, medgemma_4b, medgemma_27b, "
+        "qwen2_vl_2b_lora, lingshu_7b_lora)",
         "--overrides=file.json",
         "130 or 143",
         "section 4.2",

@@ -123,7 +123,7 @@ def test_the_current_folder_comes_before_the_package(tmp_path, monkeypatch):
     assert load_config("configs/gba.py").job == "gba"
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "gba.py").write_text(
-        "from mmedexpert_jax.launch import presets\n\n\ndef get_config():\n"
+        "from mmedexpert_jax.config import presets\n\n\ndef get_config():\n"
         "    config = presets.common('gba', 'mini')\n    config.own = 7  # a field of my own\n    return config\n"
     )
     assert load_config("configs/gba.py", {"own": "8"}).own == 8

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
         start = lora_module.init(jax.random.key(seed), params, rank=2, alpha=4.0, targets="text")
         leaves, tree = jax.tree.flatten(start)
         keys = jax.random.split(jax.random.key(seed + 10), len(leaves))
-        moved = [leaf + 0.03 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+        moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
         lora_module.save_peft(path / name, jax.tree.unflatten(tree, moved), base="mini")
     return path
 

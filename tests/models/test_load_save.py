@@ -216,8 +216,8 @@ def test_what_is_not_a_whole_model_directory_is_one_line(broken, tmp_path):
 
 
 def test_unsupported_architecture_names_the_file(broken):
-    directory = broken(change_config={"model_type": "llava"})
-    with pytest.raises(DataError, match=r"config\.json.*llava") as caught:
+    directory = broken(change_config={"model_type": "mllama"})
+    with pytest.raises(DataError, match=r"config\.json.*mllama") as caught:
         load_model(directory)
     assert str(directory) in str(caught.value)
 

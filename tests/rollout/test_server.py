@@ -15,7 +15,7 @@ from PIL import Image
 from mmedexpert_jax.models import load_policy, load_processor
 from mmedexpert_jax.rollout import Engine, Settings, server
 from mmedexpert_jax.rollout.decode import programs
-from mmedexpert_jax.rollout.desk import Desk
+from mmedexpert_jax.rollout.desk import Choice, Desk
 
 LIMIT = 24
 
@@ -150,3 +150,33 @@ def test_long_and_slow_bodies_and_clients_that_leave(address, ask, monkeypatch):
         httpx.post(f"{address}/v1/chat/completions", json=body, headers=headers, timeout=0.01)
     assert httpx.get(f"{address}/health").json() == {"status": "ok"}
     assert ask().status_code == 200
+
+
+def test_the_place_of_a_choice_that_was_dropped_is_the_next_one_s_alone(desk):
+    """The next prompt is admitted before another step is made: rows of the dropped one must not go on in its place."""
+
+    def choice(text, tell, watched=False):
+        encoded = desk.processor.encode([{"role": "user", "content": text}])
+        return Choice("mini", encoded, 0, 0.0, 1.0, 0, LIMIT, tell, watched)
+
+    def answer(submit):
+        over, found = threading.Event(), []
+        submit(choice("Is a score of 7 high?", lambda done, ended: (found.append(done), over.set())))
+        assert over.wait(60)
+        return found[0].tokens.tolist(), found[0].lengths.tolist()
+
+    alone = answer(lambda one: desk.submit([one]))
+    told = []
+
+    def beside(next_one):
+        def tell(done, ended):
+            told.append(ended)
+            if len(told) == 1:
+                dropped.dropped = True
+            elif len(told) == 2:  # the desk has just let go of the dropped one
+                desk.submit([next_one])
+
+        dropped = choice("What is a fever?", lambda done, ended: None)
+        desk.submit([dropped, choice("What is gout?", tell, watched=True)])
+
+    assert answer(beside) == alone and told[:2] == [False, False]

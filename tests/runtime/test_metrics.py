@@ -139,8 +139,8 @@ def test_several_trackers_get_every_row(tmp_path, monkeypatch):
     assert calls == [("trackio", 1), ("wandb", 1), "trackio", "wandb"] and any((tmp_path / "tb").iterdir())
 
 
+@pytest.mark.slow  # needs the extra `trackers`
 def test_wandb_itself_takes_a_run_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     log = metrics.Metrics(tmp_path, tracker="wandb", config={"lr": 1e-6})
