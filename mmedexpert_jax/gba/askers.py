@@ -52,9 +52,9 @@ def stored(answer: Asker, name: str, store: Path) -> Asker:
         with contextlib.closing(remote.Answers(store)) as history:
             said = {text: reply.text for text, key in keys.items() if (reply := history.get(key))}
             rest = [text for text in keys if text not in said]
-            for text, reply in zip(rest, answer(rest), strict=True) if rest else ():
-                history.put([], [remote.EndpointReply(keys[text], reply, "stop", model=name)])
-                said[text] = reply
+            for text, new in zip(rest, answer(rest), strict=True) if rest else ():
+                history.put([], [remote.EndpointReply(keys[text], new, "stop", model=name)])
+                said[text] = new
         return [said[text] for text in texts]
 
     return ask

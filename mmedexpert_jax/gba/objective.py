@@ -223,7 +223,7 @@ def perception(tokens: Tokens) -> tuple[jax.Array, dict[str, jax.Array]] | None:
 def double_entropy(tokens: Tokens) -> tuple[jax.Array, dict[str, jax.Array]] | None:
     """Entropy with and without the masked patches, which is lowered, since `perception` alone may raise it without end
     (PAPO's double entropy loss)."""
-    if tokens.masked_entropy is None:
+    if tokens.entropy is None or tokens.masked_entropy is None:
         return None
     return tokens.entropy + tokens.masked_entropy, {"masked_entropy": tokens.masked_entropy}
 
@@ -299,7 +299,7 @@ def policy_loss(
         The loss and its statistics under TRL's names.
     """
     rest = (clip, beta, aggregation, clip_high, max_tokens, ratio_level, weights, surrogate)
-    bonus = {"watched": {"entropy": entropy}, "coefs": {"entropy_coef": entropy_coef}}
-    terms = policy_terms(logprobs, old_logprobs, ref_logprobs, advantages, mask, *rest, **bonus)
+    watched, coefs = {"entropy": entropy}, {"entropy_coef": entropy_coef}
+    terms = policy_terms(logprobs, old_logprobs, ref_logprobs, advantages, mask, *rest, watched=watched, coefs=coefs)
     stats = terms.stats()
     return stats.pop("loss"), stats

@@ -84,8 +84,8 @@ class Asker:
             if not asked[number].follow_up:
                 answered[number] = replace(firsts[number], replies=found)
             elif all((number, sample) in last for sample in range(len(found))):
-                replies = [last[number, sample][0] for sample in range(len(found))]
-                answered[number] = replace(firsts[number], replies=replies, first=found)
+                final = [last[number, sample][0] for sample in range(len(found))]
+                answered[number] = replace(firsts[number], replies=final, first=found)
         return answered
 
     def _keyed(self, question: Question, sample: int | None = None) -> Question | None:

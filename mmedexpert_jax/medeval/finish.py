@@ -180,7 +180,7 @@ def _headline(benchmark: Benchmark, summaries: Mapping[str, Mapping[str, Any]]) 
 def _write_table(
     folder: Path,
     name: str,
-    readable: Rows,
+    readable: Sequence[Mapping[str, Any]],
     title: str,
     spread: Rows,
     structured: Any,

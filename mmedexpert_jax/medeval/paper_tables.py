@@ -95,7 +95,7 @@ def readable(table: PaperTable, rows: Sequence[Line]) -> Rows:
     return [_head(line) | {c.heading: _text(line.cells.get(c.heading)) for c in table.columns} for line in rows]
 
 
-def narrow(rows: Rows) -> Rows:
+def narrow(rows: Sequence[Mapping[str, Any]]) -> Rows:
     """`readable`'s rows for a terminal or a phone: name, size and source in one column, the published one unmarked."""
     marks = {MEASURED: " (measured)", GAP: " (gap)"}
     labels = [" ".join(dict.fromkeys(f"{row['Model']} {row['Size']}".split())) for row in rows]

@@ -41,7 +41,7 @@ def scorers_table(summaries: Mapping[str, Mapping[str, Any]]) -> Rows:
     """One row per model: accuracy under every scorer, shares of answers guessed, not parsed and cut off."""
     rows = []
     for name, summary in summaries.items():
-        shares = {
+        shares: dict[str, Any] = {
             "guessed by medevalkit": _share(summary["guessed"]),
             "not parsed by strict": _share(1 - summary["parse_rate"]),
             "cut off": _share(summary["truncated"]),

@@ -86,7 +86,7 @@ def merge(
     merged = np.asarray(merged)[: len(base)]
     if not measured:
         return merged, {}
-    experts, sums = len(parts), np.sum(np.asarray(found[0]), axis=1, dtype=np.float64)
+    experts, sums = len(parts), np.asarray(np.sum(np.asarray(found[0]), axis=1, dtype=np.float64))
     if measured == "change":
         return merged, {"mass": sums}
     return merged, _named(experts, sums, np.asarray(found[1]), found[2:])

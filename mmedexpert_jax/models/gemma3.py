@@ -274,7 +274,7 @@ class Gemma3(nnx.Module):
     def embed(self, batch: Any, remat: bool = False) -> tuple[Array, tuple]:
         """Token embeddings [B, T, D] with the images' features in their places, which are not scaled."""
         x = self.model.embed_tokens(batch.tokens)
-        if self.vision_tower is None or batch.patches.shape[0] == 0:
+        if self.vision_tower is None or self.multi_modal_projector is None or batch.patches.shape[0] == 0:
             return x, ()
         features = self.vision_tower(batch.patches, batch.patch_positions, batch.patch_counts, remat)
         rows = self.multi_modal_projector(features).reshape(-1, x.shape[-1])[jnp.maximum(batch.vision_index, 0)]

@@ -186,7 +186,10 @@ def _write_text(config: ModelConfig) -> dict[str, Any]:
         factor, low, high, length = text.rope_llama3
         scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
         scaling["original_max_position_embeddings"] = length
-    own = {"llama": {"attention_bias": False, "mlp_bias": False}, "mistral": {"sliding_window": text.window or None}}
+    own: dict[str, dict[str, Any]] = {
+        "llama": {"attention_bias": False, "mlp_bias": False},
+        "mistral": {"sliding_window": text.window or None},
+    }
     return {
         "model_type": text.kind,
         "bos_token_id": config.bos_token_id,

@@ -93,11 +93,12 @@ class ViTAttention(nnx.Module):
 
     def __call__(self, x: Array, counts: Array) -> Array:
         """x [I, P, D], of which `counts` [I] are seen -> [I, P, D]."""
-        heads = (
+        queries, keys, values = (
             rearrange(project(x), "i p (h d) -> i h p d", h=self.num_heads)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(rearrange(attend(*heads, counts, causal=False), "i h p d -> i p (h d)"))
+        mixed = attend(queries, keys, values, counts, causal=False)
+        return self.out_proj(rearrange(mixed, "i h p d -> i p (h d)"))
 
 
 class ViTMLP(nnx.Module):

@@ -229,7 +229,8 @@ class GemmaProcessor(Processor):
         self._spelt = re.compile("|".join(map(re.escape, self.control)))
 
     def _views(self, image: Image.Image) -> list[Image.Image]:
-        return [image, *self.image_config.parts(image)]
+        pictures = self.image_config
+        return [image, *(pictures.parts(image) if isinstance(pictures, SoftTokens | NoPictures) else ())]
 
     def _tokens(
         self, messages: list[dict[str, Any]], shown: Sequence[Shown], add_generation_prompt: bool

@@ -35,8 +35,9 @@ class EmbeddingClient(Client):
             return Outcome("malformed", "a body without data[0].embedding, numbers", billed=True)
         used = body.get("usage")
         tokens = used.get("prompt_tokens") if isinstance(used, dict) else None
-        counted = type(tokens) is int and 0 <= tokens <= outcomes.MOST_TOKENS
-        usage = Usage(tokens) if counted else None
+        usage = None
+        if isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens <= outcomes.MOST_TOKENS:
+            usage = Usage(tokens)
         return Outcome("answered", reply=EndpointReply("", json.dumps(vector), "stop"), billed=True, usage=usage)
 
 

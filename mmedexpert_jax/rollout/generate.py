@@ -88,19 +88,19 @@ def generate(
     params, lora = folded(params, lora, fold)
     if rows is None:
         ends = np.cumsum([0, *(len(part.tokens) for part in parts)])
-        rows = [jnp.arange(*span) for span in itertools.pairwise(map(int, ends))]
-    elif isinstance(batch, Batch):
-        rows = [jnp.asarray(rows)]
+        ids = [jnp.arange(*span) for span in itertools.pairwise(map(int, ends))]
+    else:
+        ids = [jnp.asarray(part) for part in ([rows] if isinstance(batch, Batch) else rows)]
     if _is_wide(parts, num_samples, width or default_width()):
-        return _in_turns(model, sampling, params, parts, lora, key, rows, width or default_width(), room)
-    keys = [sample_keys(key, jnp.asarray(ids), num_samples) for ids in rows]
+        return _in_turns(model, sampling, params, parts, lora, key, ids, width or default_width(), room)
+    keys = [sample_keys(key, part, num_samples) for part in ids]
     return _sample(model, sampling, params, parts, lora, keys, width, room)
 
 
 def _checked(sampling: Sampling) -> Sampling:
     """The settings; raises ConfigError where one is out of its range."""
     sizes = sampling.num_samples >= 1 and sampling.max_new_tokens >= 1
-    if not sizes or sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
+    if not sizes or (sampling.temperature or 0) < 0 or not 0 < sampling.top_p <= 1:
         raise ConfigError(
             f"num_samples={sampling.num_samples} and max_new_tokens={sampling.max_new_tokens} must be at least 1, "
             f"temperature={sampling.temperature} at least 0 and top_p={sampling.top_p} in (0, 1]"

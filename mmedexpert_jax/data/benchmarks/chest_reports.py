@@ -5,7 +5,7 @@ the last two stand behind agreements of use; CheXpert Plus is also read from its
 "valid" is taken.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
@@ -65,6 +65,10 @@ def _image(files: Files, name: str, where: str) -> ImageRef:
         return files.image(f"{name.rpartition('.')[0]}.png", where)
 
 
+def _published(count: int) -> Callable[[str, str], dict[str, int]]:
+    return lambda split, subset: {"items": count} if count else {}
+
+
 for _name, (_title, _count, _place, _licence) in SETS.items():
     register(
         Spec(
@@ -73,7 +77,7 @@ for _name, (_title, _count, _place, _licence) in SETS.items():
             rows=_rows,
             item=_reader(_name),
             expects=f"test.json and images/ ({_place})",
-            published=lambda split, subset, count=_count: {"items": count} if count else {},
+            published=_published(_count),
             licence=_licence,
         )
     )

@@ -27,7 +27,9 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
-    turns = tuple((turn.get("role"), turn.get("content")) for turn in _objects(row, "prompt"))
+    turns: tuple[tuple[Any, Any], ...] = tuple(
+        (turn.get("role"), turn.get("content")) for turn in _objects(row, "prompt")
+    )
     if not all(role in ROLES and isinstance(text, str) and text.strip() for role, text in turns):
         raise row.bad("prompt", f"turns of {', '.join(ROLES)} with a text are needed")
     if turns[-1][0] != "user":

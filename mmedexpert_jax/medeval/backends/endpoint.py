@@ -56,7 +56,7 @@ class EndpointBackend:
                 continue
             requests += [Request(messages, sample) for sample in range(num_samples)]
             places += [(number, sample) for sample in range(num_samples)]
-        found: dict[int, dict[int, Reply]] = defaultdict(dict)
+        found: dict[int, dict[int, EndpointReply]] = defaultdict(dict)
 
         def settle(index: int, reply: EndpointReply) -> None:
             number, sample = places[index]
