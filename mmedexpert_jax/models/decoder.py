@@ -108,7 +108,7 @@ class TextDecoder(nnx.Module):
     def __init__(self, config: TextConfig, stacked: bool = False, layer: Callable[..., nnx.Module] = DecoderLayer):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = declare_layers(functools.partial(layer, config), config.num_layers, stacked)
-        self.norm: Callable[[Array], Array] = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.config = config
 
     def __call__(

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from einops import reduce
 from flax import nnx
@@ -19,7 +18,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import vit
 from mmedexpert_jax.models.config import Keys, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.decoder import Attention, Embedding, Rope, TextAttention, TextDecoder
-from mmedexpert_jax.models.layers import GatedMLP, Linear, contract, declare
+from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, contract, declare
 from mmedexpert_jax.processing.chat_template import find_template
 from mmedexpert_jax.processing.gemma3_prompts import GEMMA3_TEMPLATE, GemmaProcessor, NoPictures, SoftTokens
 from mmedexpert_jax.processing.processor import (
@@ -115,7 +114,7 @@ def read_vision(vision: Keys) -> VisionConfig:
 
 
 def read_whole(keys: Keys, text: TextConfig, vision: VisionConfig) -> dict[str, Any]:
-    """What the top of config.json says of the images' tokens: fields of VisionConfig."""
+    """Fields of VisionConfig from the top of config.json: the images' tokens."""
     if keys.text("model_type", "") == "gemma3_text":
         return {"out_hidden_size": text.hidden_size}
     if not vision.depth:
@@ -202,18 +201,12 @@ def open_processor(places: Sequence[Path], config: ModelConfig, chosen: Mapping[
 # -- network -----------------------------------------------------------------------------------------------------------
 
 
-class GemmaNorm(nnx.Module):
-    """RMSNorm whose weight is added to 1; float32 inside, the weight too, and cast back once."""
-
-    def __init__(self, width: int, eps: float):
-        self.weight = declare(width)
-        self.eps = eps
+class GemmaNorm(RMSNorm):
+    """Its weight is added to 1; float32 inside, the weight too, and cast back once."""
 
     def __call__(self, x: Array) -> Array:
         """Normalises the last axis."""
-        x32 = x.astype(jnp.float32)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return (x32 * (1 + self.weight[...].astype(jnp.float32))).astype(x.dtype)
+        return (self.normalised(x) * (1 + self.weight[...].astype(jnp.float32))).astype(x.dtype)
 
 
 class ScaledEmbedding(Embedding):

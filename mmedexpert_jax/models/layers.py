@@ -94,9 +94,12 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Normalises the last axis."""
+        return self.normalised(x).astype(x.dtype) * self.weight[...]
+
+    def normalised(self, x: Array) -> Array:
+        """The last axis divided by its root mean square, float32, without the weight."""
         x32 = x.astype(jnp.float32)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return x32.astype(x.dtype) * self.weight[...]
+        return x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
 
 
 class LayerNorm(nnx.Module):

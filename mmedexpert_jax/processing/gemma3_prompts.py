@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from einops import rearrange
@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.processing.patches import Grid, levels
+from mmedexpert_jax.processing.patches import Grid, normalised, refuse_other_steps
 from mmedexpert_jax.processing.processor import Marks, Processor, Shown
 
 START, SOFT, END = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
@@ -107,11 +107,8 @@ class SoftTokens:
 
         Raises DataError for a value of another type or out of bounds, and for pictures of another size.
         """
-        for key in ("do_resize", "do_rescale", "do_normalize"):
-            if values.get(key) is False:
-                raise DataError(f"{PLACE}: {key} is False, only True is supported")
-        if not math.isclose(_number(values, "rescale_factor", 1 / 255), 1 / 255):
-            raise DataError(f"{PLACE}: rescale_factor is not 1/255, the only supported value")
+        factor = _number(values, "rescale_factor", 1 / 255)
+        refuse_other_steps({**values, "rescale_factor": factor}, PLACE)
         sides = values.get("size", {"height": size, "width": size})
         if not isinstance(sides, Mapping) or (sides.get("height"), sides.get("width")) != (size, size):
             raise DataError(f"{PLACE}: size is {border.shown(sides)}, and the vision tower reads squares of {size}")
@@ -144,8 +141,7 @@ class SoftTokens:
         if own := [key for key in part if key != "image"]:
             raise DataError(f"an image part has {own[0]}, but this model sees every image at {self.size} x {self.size}")
         pixels = np.asarray(image.resize((self.size, self.size), self.resample))
-        table = levels(self.mean, self.std)
-        values = np.stack([table[pixels[..., channel], channel] for channel in range(3)])
+        values = normalised(pixels, self.mean, self.std)
         side, merge = self.size // self.patch_size, self.merge_size
         blocks = {"m": side // merge, "a": merge, "b": merge, "x": self.patch_size}
         values = rearrange(values, "c (m a x) (n b y) -> (m n a b) (c x y)", **blocks, y=self.patch_size)
@@ -229,8 +225,7 @@ class GemmaProcessor(Processor):
         self._spelt = re.compile("|".join(map(re.escape, self.control)))
 
     def _views(self, image: Image.Image) -> list[Image.Image]:
-        pictures = self.image_config
-        return [image, *(pictures.parts(image) if isinstance(pictures, SoftTokens | NoPictures) else ())]
+        return [image, *cast(SoftTokens | NoPictures, self.image_config).parts(image)]
 
     def _tokens(
         self, messages: list[dict[str, Any]], shown: Sequence[Shown], add_generation_prompt: bool

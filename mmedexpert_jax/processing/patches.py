@@ -148,12 +148,7 @@ class ImageConfig:
         values = border.check(
             {key: values[key] for key in _Settings.__annotations__ if key in values}, _Settings, place
         )
-        fixed = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": BICUBIC}
-        for key, expected in fixed.items():
-            if values.get(key) not in (expected, None):
-                raise DataError(f"{place}: {key} is {values[key]!r}, only {expected!r} is supported")
-        if not math.isclose(values.get("rescale_factor") or 1 / 255, 1 / 255):
-            raise DataError(f"{place}: rescale_factor is not 1/255, the only supported value")
+        refuse_other_steps(values, place, resample=BICUBIC)
         if not all(std > 0 for std in values.get("image_std", cls.std)):
             raise DataError(f"{place}: image_std {values['image_std']} must be above 0; copy the base model's file")
         size = values.get("size") or {}
@@ -269,6 +264,24 @@ def patchify(image: Image.Image, config: ImageConfig = ImageConfig()) -> tuple[n
     for channel in range(3):
         values[:, channel] = table[pixels[:, channel], channel]
     return values.reshape(rows * columns, config.patch_dim), (rows, columns)
+
+
+def refuse_other_steps(values: Mapping[str, Any], place: str, **fixed: Any) -> None:
+    """Raises DataError where image settings leave out a step that is always made, or scale by another factor.
+
+    `fixed` are further keys with the only value that each may have; absent and null ones are the class's own.
+    """
+    for key, expected in {"do_resize": True, "do_rescale": True, "do_normalize": True, **fixed}.items():
+        if values.get(key) not in (expected, None):
+            raise DataError(f"{place}: {key} is {values[key]!r}, only {expected!r} is supported")
+    if not math.isclose(values.get("rescale_factor") or 1 / 255, 1 / 255):
+        raise DataError(f"{place}: rescale_factor is not 1/255, the only supported value")
+
+
+def normalised(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Pixels [H, W, 3] uint8 -> their normalised values [3, H, W] float32."""
+    table = levels(mean, std)
+    return np.stack([table[pixels[..., channel], channel] for channel in range(3)])
 
 
 def levels(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """RGB pictures as squares of one size, cut into patches: what CLIP and SigLIP read in LLaVA's family."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
@@ -12,7 +11,7 @@ from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.processing.patches import BICUBIC, Grid, levels
+from mmedexpert_jax.processing.patches import BICUBIC, Grid, normalised, refuse_other_steps
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIGLIP = {"image_processor_type": "SiglipImageProcessor"}  # what a SigLIP tower wants where no file says more
@@ -98,11 +97,7 @@ class SquareConfig:
         found = border.check(
             {key: values[key] for key in _SquareSettings.__annotations__ if key in values}, _SquareSettings, place
         )
-        for key in ("do_resize", "do_rescale", "do_normalize"):
-            if found.get(key) is False:
-                raise DataError(f"{place}: {key} is False, only True is supported")
-        if not math.isclose(found.get("rescale_factor") or 1 / 255, 1 / 255):
-            raise DataError(f"{place}: rescale_factor is not 1/255, the only supported value")
+        refuse_other_steps(found, place)
         siglip = "Siglip" in str(values.get("image_processor_type"))
         usual = ((0.5,) * 3, (0.5,) * 3) if siglip else (CLIP_MEAN, CLIP_STD)
         mean, std = tuple(found.get("image_mean", usual[0])), tuple(found.get("image_std", usual[1]))
@@ -130,8 +125,7 @@ class SquareConfig:
         pixels = np.asarray(image.resize((width, height), self.resample))
         top, left = (height - self.size) // 2, (width - self.size) // 2
         pixels = pixels[top : top + self.size, left : left + self.size]
-        table = levels(self.mean, self.std)
-        values = np.stack([table[pixels[..., channel], channel] for channel in range(3)])
+        values = normalised(pixels, self.mean, self.std)
         side = self.size // self.patch_size
         used = side * self.patch_size  # what is left at the lower and right edge, a convolution leaves out too
         values = rearrange(values[:, :used, :used], "c (h a) (w b) -> (h w) (c a b)", h=side, w=side)
