@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ import tokenizers
 import torch
 import transformers
 from einops import rearrange
-from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -27,8 +27,8 @@ from mmedexpert_jax.models.tree import flatten, stack, unstack
 from mmedexpert_jax.processing.gemma3_prompts import GEMMA3_TEMPLATE
 from mmedexpert_jax.processing.processor import Encoded
 from mmedexpert_jax.rollout.logprobs import completion_logprobs, packed
+from tests.models.beside_torch import TOLERANCE, check_greedy_text, check_lora
 
-TOLERANCE = 1e-4  # of the logits' standard deviation
 MARKS = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
 MARKS += ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
 WINDOW = 9  # shorter than prompts, and than the 16 soft tokens of an image
@@ -186,29 +186,7 @@ def test_logits_equal_transformers(checkpoint, stacked):
 def test_greedy_text_equals_transformers_and_decoding_the_full_forward(checkpoint):
     """Rows refilled while they decode, past the window, against transformers one by one."""
     reference, theirs, directory = checkpoint
-    model, params = load_model(directory)
-    steps = 20
-    out = mx.generate(
-        model, params, load_processor(directory)(TALKS), key=jax.random.key(0), num_samples=2, max_new_tokens=steps,
-        temperature=0.0, stop_ids=(), width=4,
-    )  # fmt: skip
-    tokens = np.asarray(out.tokens)
-    assert np.array_equal(tokens[:, 0], tokens[:, 1])
-    reference.generation_config.eos_token_id = None
-    agreed = 0
-    for row, one in enumerate(TALKS):
-        inputs = torch_inputs(theirs, [one])
-        found = reference.generate(
-            **inputs, max_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True
-        )
-        expected = found.sequences[0, inputs["input_ids"].shape[1] :].numpy()
-        logits = torch.stack(found.logits)[:, 0].numpy()
-        top = np.sort(logits, -1)
-        close = np.flatnonzero(top[:, -1] - top[:, -2] <= 2 * TOLERANCE * logits.std())
-        end = close[0] if len(close) else steps
-        assert tokens[row, 0, :end].tolist() == expected[:end].tolist()
-        agreed += end
-    assert agreed > 2 * steps
+    check_greedy_text(reference, directory, TALKS, partial(torch_inputs, theirs), 20, width=4)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -250,29 +228,13 @@ def test_caches_and_packed_continuations_equal_the_full_forward(checkpoint, stac
 
 def test_lora_equals_peft_in_both_directions(checkpoint, tmp_path):
     _, theirs, directory = checkpoint
-    load = transformers.Gemma3ForConditionalGeneration.from_pretrained
-    torch.manual_seed(1)
-    adapted = get_peft_model(load(directory), LoraConfig(r=4, lora_alpha=12, target_modules="all-linear")).eval()
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, 0.0, 0.2)
-    adapted.save_pretrained(tmp_path / "peft")
-    model, params = load_model(directory)
-    lora = mx.lora.load_peft(tmp_path / "peft", params)
-    own = mx.lora.init(jax.random.key(0), params, rank=4)
-    assert {name: jax.tree.map(jnp.shape, pair) for name, pair in own.factors.items()} == {
-        name: jax.tree.map(jnp.shape, pair) for name, pair in lora.factors.items()
-    }
-    inputs = torch_inputs(theirs, TALKS)
-    valid = inputs["attention_mask"].numpy().astype(bool)
-    with torch.no_grad():
-        expected = adapted(**inputs).logits.numpy()
-    logits = np.asarray(model.logits(params, load_processor(directory)(TALKS), lora))
-    assert np.abs(logits - expected)[valid].max() < TOLERANCE * expected[valid].std()
-    mx.lora.save_peft(tmp_path / "ours", lora, str(directory))
-    again = PeftModel.from_pretrained(load(directory), tmp_path / "ours")
-    with torch.no_grad():
-        assert np.abs(again(**inputs).logits.numpy() - expected)[valid].max() < TOLERANCE * expected[valid].std()
+    check_lora(
+        transformers.Gemma3ForConditionalGeneration.from_pretrained,
+        directory,
+        TALKS,
+        torch_inputs(theirs, TALKS),
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])

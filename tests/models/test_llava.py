@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,7 +14,6 @@ import pytest
 import torch
 import transformers
 from einops import rearrange
-from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -23,8 +23,8 @@ from mmedexpert_jax.models import load_model, load_processor, save_pretrained
 from mmedexpert_jax.models.load import MINI
 from mmedexpert_jax.models.tree import flatten, stack
 from mmedexpert_jax.processing.llava_templates import VICUNA
+from tests.models.beside_torch import TOLERANCE, check_greedy_text, check_lora, gap
 
-TOLERANCE = 1e-4  # of the logits' standard deviation
 VOCABULARY = 1952
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
 TOWER |= {"image_size": 56, "patch_size": 14}
@@ -126,12 +126,6 @@ def torch_inputs(reference: LlavaProcessor, talks: list) -> dict:
     )  # fmt: skip
 
 
-def gap(logits: np.ndarray, expected: torch.Tensor, mask: torch.Tensor) -> float:
-    """The largest distance at valid positions, in standard deviations of the expected."""
-    valid, expected = mask.numpy().astype(bool), expected.numpy()
-    return np.abs(logits[:, : expected.shape[1]] - expected)[valid].max() / expected[valid].std()
-
-
 def test_tokens_and_pixels_are_those_of_transformers(checkpoint):
     _, reference, directory = checkpoint
     processor = load_processor(directory)
@@ -157,55 +151,14 @@ def test_logits_equal_transformers(checkpoint, stacked):
 
 def test_greedy_text_equals_transformers_and_decoding_the_full_forward(checkpoint):
     reference, transform, directory = checkpoint
-    model, params = load_model(directory)
-    steps = 24
-    out = mx.generate(
-        model, params, load_processor(directory)(TALKS), key=jax.random.key(0), num_samples=2, max_new_tokens=steps,
-        temperature=0.0, stop_ids=(),
-    )  # fmt: skip
-    tokens = np.asarray(out.tokens)
-    assert np.array_equal(tokens[:, 0], tokens[:, 1])
-    reference.generation_config.eos_token_id = None
-    agreed = 0
-    for row, one in enumerate(TALKS):
-        inputs = torch_inputs(transform, [one])
-        found = reference.generate(
-            **inputs, max_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True
-        )
-        expected = found.sequences[0, inputs["input_ids"].shape[1] :].numpy()
-        logits = torch.stack(found.logits)[:, 0].numpy()
-        top = np.sort(logits, -1)
-        close = np.flatnonzero(top[:, -1] - top[:, -2] <= 2 * TOLERANCE * logits.std())
-        end = close[0] if len(close) else steps
-        assert tokens[row, 0, :end].tolist() == expected[:end].tolist()
-        agreed += end
-    assert agreed > 2 * steps
+    check_greedy_text(reference, directory, TALKS, partial(torch_inputs, transform), 24)
 
 
 def test_lora_equals_peft_in_both_directions(checkpoint, tmp_path):
     _, transform, directory = checkpoint
-    base = LlavaForConditionalGeneration.from_pretrained(directory)
-    torch.manual_seed(1)
-    adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=12, target_modules="all-linear")).eval()
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, 0.0, 0.2)
-    adapted.save_pretrained(tmp_path / "peft")
-    model, params = load_model(directory)
-    lora = mx.lora.load_peft(tmp_path / "peft", params)
-    own = mx.lora.init(jax.random.key(0), params, rank=4)
-    assert {name: jax.tree.map(jnp.shape, pair) for name, pair in own.factors.items()} == {
-        name: jax.tree.map(jnp.shape, pair) for name, pair in lora.factors.items()
-    }
-    inputs = torch_inputs(transform, TALKS)
-    with torch.no_grad():
-        expected = adapted(**inputs).logits
-    batch = load_processor(directory)(TALKS)
-    assert gap(np.asarray(model.logits(params, batch, lora)), expected, inputs["attention_mask"]) < TOLERANCE
-    mx.lora.save_peft(tmp_path / "ours", lora, str(directory))
-    again = PeftModel.from_pretrained(LlavaForConditionalGeneration.from_pretrained(directory), tmp_path / "ours")
-    with torch.no_grad():
-        assert gap(again(**inputs).logits.numpy(), expected, inputs["attention_mask"]) < TOLERANCE
+    check_lora(
+        LlavaForConditionalGeneration.from_pretrained, directory, TALKS, torch_inputs(transform, TALKS), tmp_path
+    )
 
 
 def test_exports_load_in_transformers_unchanged(checkpoint, tmp_path):
@@ -272,6 +225,7 @@ from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.models.tree import flatten
 from mmedexpert_jax.runtime.mesh import make_mesh, shard, shard_batch
 from tests.models.test_llava import talk
+from tests.models.beside_torch import TOLERANCE, check_greedy_text, check_lora, gap
 
 jax.config.update("jax_default_matmul_precision", "highest")
 batch = load_processor(sys.argv[1])([talk((40 + 9 * row, 90), "Why?" * (row + 1)) for row in range(8)])

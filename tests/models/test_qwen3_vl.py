@@ -2,13 +2,13 @@
 
 import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -20,8 +20,8 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
 from mmedexpert_jax.models.load import MINI
 from mmedexpert_jax.models.tree import flatten, stack
+from tests.models.beside_torch import TOLERANCE, check_greedy_text, check_lora
 
-TOLERANCE = 1e-4  # of the logits' standard deviation
 MEAN = STD = [0.5, 0.5, 0.5]
 TEMPLATE = """{%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
@@ -172,58 +172,18 @@ def test_logits_equal_transformers(checkpoint, stacked):
 
 def test_greedy_text_equals_transformers_and_decoding_the_full_forward(checkpoint):
     reference, directory = checkpoint
-    model, params = load_model(directory)
-    processor = load_processor(directory)
-    steps = 24
-    out = mx.generate(
-        model, params, processor(TALKS), key=jax.random.key(0), num_samples=2, max_new_tokens=steps, temperature=0.0,
-        stop_ids=(),
-    )  # fmt: skip
-    tokens = np.asarray(out.tokens)
-    assert np.array_equal(tokens[:, 0], tokens[:, 1])
-    reference.generation_config.eos_token_id = None
-    agreed = 0
-    for row, one in enumerate(TALKS):
-        inputs = torch_inputs(processor, [one])
-        found = reference.generate(
-            **inputs, max_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True
-        )
-        expected = found.sequences[0, inputs["input_ids"].shape[1] :].numpy()
-        logits = torch.stack(found.logits)[:, 0].numpy()
-        top = np.sort(logits, -1)
-        close = np.flatnonzero(top[:, -1] - top[:, -2] <= 2 * TOLERANCE * logits.std())
-        end = close[0] if len(close) else steps
-        assert tokens[row, 0, :end].tolist() == expected[:end].tolist()
-        agreed += end
-    assert agreed > 2 * steps
+    check_greedy_text(reference, directory, TALKS, partial(torch_inputs, load_processor(directory)), 24)
 
 
 def test_lora_equals_peft_in_both_directions(checkpoint, tmp_path):
     _, directory = checkpoint
-    base = Qwen3VLForConditionalGeneration.from_pretrained(directory)
-    torch.manual_seed(1)
-    adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=12, target_modules="all-linear")).eval()
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, 0.0, 0.2)
-    adapted.save_pretrained(tmp_path / "peft")
-    model, params = load_model(directory)
-    lora = mx.lora.load_peft(tmp_path / "peft", params)
-    own = mx.lora.init(jax.random.key(0), params, rank=4)
-    assert {name: jax.tree.map(jnp.shape, pair) for name, pair in own.factors.items()} == {
-        name: jax.tree.map(jnp.shape, pair) for name, pair in lora.factors.items()
-    }
-    processor = load_processor(directory)
-    inputs = torch_inputs(processor, TALKS)
-    valid = inputs["attention_mask"].numpy().astype(bool)
-    with torch.no_grad():
-        expected = adapted(**inputs).logits.numpy()
-    logits = np.asarray(model.logits(params, processor(TALKS), lora))
-    assert np.abs(logits - expected)[valid].max() < TOLERANCE * expected[valid].std()
-    mx.lora.save_peft(tmp_path / "ours", lora, str(directory))
-    again = PeftModel.from_pretrained(Qwen3VLForConditionalGeneration.from_pretrained(directory), tmp_path / "ours")
-    with torch.no_grad():
-        assert np.abs(again(**inputs).logits.numpy() - expected)[valid].max() < TOLERANCE * expected[valid].std()
+    check_lora(
+        Qwen3VLForConditionalGeneration.from_pretrained,
+        directory,
+        TALKS,
+        torch_inputs(load_processor(directory), TALKS),
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize("tied", [False, True])
