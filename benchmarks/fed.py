@@ -1,4 +1,4 @@
-"""Whether a device waits for the host in DSA: seconds that a step's rows take to be encoded and padded, against a step.
+"""The wait of a device for the host in DSA: seconds that a step's rows take to be encoded and padded, against a step.
 
     python benchmarks/fed.py                    # appendix B: 8 rows a step, images of 512 tokens, a step of the 2B
     python benchmarks/fed.py --steps 40 --image 1024

@@ -1,6 +1,7 @@
 """The house: which folder may import which, and what importing costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -136,3 +137,15 @@ def test_no_module_imports_torch():
 def test_the_host_side_does_not_import_jax(module):
     code = f"import sys, mmedexpert_jax.{module}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_docstrings_say_what_is_returned_instead_of_asking():
+    asked = re.compile(r"(What|Which|Whether|How|Why|Who)\b")
+    found = []
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                if asked.match(text):
+                    found.append(f"{file.relative_to(PACKAGE)}: {text[:60]}")
+    assert not found

@@ -108,7 +108,7 @@ def _field_called(name: str) -> str:
 
 
 def _not_understood(argument: str, following: str) -> str:
-    """Why an argument is none, with the flag that was meant; `following` stands behind it where it has no "="."""
+    """The refusal of an argument, with the flag that was meant; `following` stands behind it where it has no "="."""
     argument = border.cut(argument)
     name, equals, value = argument.lstrip("-").partition("=")
     value = value or border.cut(following)

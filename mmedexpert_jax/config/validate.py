@@ -77,7 +77,7 @@ def _check_changes(prefix: str, stage: ConfigDict) -> None:
 
 
 def _check_quantised(config: ConfigDict, prefix: str, stage: ConfigDict) -> None:
-    """What a quantised base does not go with: training its weights, parts of them on devices, files of it."""
+    """Raises ConfigError where a quantised base meets training of its weights, parts of them on devices, or files."""
     kind = config.get("model", {}).get("quantize", "none")
     if kind == "none":
         return

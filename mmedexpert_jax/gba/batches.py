@@ -103,9 +103,9 @@ class Batches:
         self.ahead = Prefetched(self.encoded, rounds)
 
     def _planned(self, steps: Sequence[Sequence[PromptSize]], order: Order, most: int) -> tuple[float, list[list[int]]]:
-        """What is computed in such an order over the bounds of it, the worst of tokens and patches; and the levels of
-        images on a device, patches and tokens. A rollout splits a micro-batch's images evenly over its devices, an
-        update leaves them with their rows; both pad all devices alike."""
+        """The share that an order computes of its bounds, the worse of tokens and patches; and the levels of images on
+        a device, patches and tokens. A rollout splits a micro-batch's images evenly over its devices, an update leaves
+        them with their rows; both pad all devices alike."""
         groups = [[sizes[i] for i in rows] for sizes in steps for rows in self._cut(sizes, order)]
         devices, whole = self._devices, [PromptSize.together(group) for group in groups]
         most_images = [_most([PromptSize.together(s) for s in _shares(group, devices)]).images for group in groups]

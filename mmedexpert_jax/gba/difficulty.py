@@ -53,7 +53,7 @@ def pass_rates(cases: Sequence[Case], engine: Engine, file: Path) -> dict[str, f
 
 
 def names(rest: Iterable[tuple[int, Case]]) -> Iterable[str]:
-    """What an error calls each case."""
+    """The names of cases in error messages."""
     return (f"case {case.id}" for _, case in rest)
 
 

@@ -62,7 +62,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the terms beside the surrogate read: arrays [B, T] float32, 0 behind the end; None where none is given.
+    """Inputs of the terms beside the surrogate: arrays [B, T] float32, 0 behind the end; None where none is given.
 
     Attributes:
         logprobs: under the policy.

@@ -76,7 +76,7 @@ class AnswerRow:
 
     @property
     def value(self) -> float:
-        """What the answer adds to a mean: its grade, else 1 where it is right."""
+        """The summand of the answer in a mean: its grade, else 1 where it is right."""
         return float(self.right) if self.grade is None else self.grade
 
 

@@ -43,7 +43,7 @@ EOS = 2  # Llama's and Mistral's, where no file says one
 
 @dataclass(frozen=True)
 class Decoder:
-    """What transformers' config of a decoder says where config.json is silent."""
+    """transformers' defaults of a decoder's config, for keys that config.json lacks."""
 
     vocab_size: int
     intermediate_size: int
@@ -138,7 +138,7 @@ def read_vision(vision: Keys) -> VisionConfig:
 
 
 def read_whole(keys: Keys, text: TextConfig, vision: VisionConfig) -> dict[str, Any]:
-    """What the top of config.json says of the tower's features and the projector: fields of VisionConfig."""
+    """Fields of VisionConfig from the top of config.json: the tower's features and the projector."""
     layer = keys.values.get("vision_feature_layer", -2)
     if isinstance(layer, bool) or not isinstance(layer, int):
         raise keys.wrong("vision_feature_layer", "one layer's number")

@@ -66,7 +66,7 @@ def _check_axis(
 
 
 def _undivided(axis: str, parts: int, shape: ModelConfig, weights: dict) -> str:
-    """What so many parts along an axis do not divide; "" where they divide all."""
+    """The heads or the tensor that so many parts along an axis do not divide; "" where they divide all."""
     if axis == "tensor" and shape.text.num_heads % parts:  # a head is not computed in two places
         return f"the {shape.text.num_heads} heads of the model"
     mesh = Devices("", parts, 0).mesh(**{"data": 1, axis: parts})

@@ -1,4 +1,4 @@
-"""What our servers share: the rules of a page, host names, and patience with those who say nothing."""
+"""Shared parts of our servers: the rules of a page, host names, and patience with those who say nothing."""
 
 import asyncio
 from urllib.parse import urlsplit

@@ -156,7 +156,7 @@ class _Server:
         return answer
 
     async def _answered(self, request: Request, answer: Coroutine[Any, Any, dict[str, Any]]) -> Response:
-        """What is made of the request, unless the client leaves before; then its choices are given up."""
+        """The response to a request, whose choices are given up if the client leaves before."""
         whole = asyncio.create_task(answer)
         gone = asyncio.create_task(_gone(request))
         await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""How many rows decode together and how long their caches are: few of either, since each pair is a program."""
+"""The rows that decode together and the lengths of their caches: few of either, since each pair is a program."""
 
 import functools
 

@@ -326,7 +326,7 @@ def _restore_arrays(path: Path, leaves: list[tuple[str, Any]]) -> dict[str, Any]
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
-    """Where a restored leaf has to live; None for the host, and for JAX arrays that nobody has placed."""
+    """The sharding of a restored leaf; None for the host, and for JAX arrays that nobody has placed."""
     if isinstance(leaf, jax.Array):
         return leaf.sharding if leaf.committed else None
     return getattr(leaf, "sharding", None)

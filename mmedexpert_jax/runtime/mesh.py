@@ -112,7 +112,7 @@ def partition(path: str, ndim: int) -> PartitionSpec:
 
 
 def sharding(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """Where the leaf at `path` lies on the mesh.
+    """The sharding of the leaf at `path`.
 
     Raises ConfigError that names the leaf and the mesh axis that does not divide it.
     """

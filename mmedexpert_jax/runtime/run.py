@@ -437,7 +437,7 @@ def refuse_drift(workdir: str | os.PathLike, config: Any) -> None:
 
 
 def _drift_refusal(path: Path, config: dict) -> str:
-    """Why a run may not go on with `config`, by field; empty where it may."""
+    """The refusal of a run to go on with `config`, by field; empty where it may."""
     saved = _saved_config(path)
     if not saved:
         if (path / "config.json").exists():
