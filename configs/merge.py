@@ -25,6 +25,9 @@ def get_config(preset: str = "mini") -> ConfigDict:
     # Adapters are merged in a basis that their factors span: "core" (arXiv 2509.17786) or "knots" (arXiv 2410.19735);
     # "": entry by entry, as they are (the paper)
     config.space = ""
+    # of methods "fisher" and "sar": prompts of eval.split that each expert's Fisher information is measured on, without
+    # their answers
+    config.fisher_prompts = 64
     config.parameters = ()  # before those above: "[expert.]density|weight|scale|gamma|epsilon[@path]=value[:value...]"
     config.mergekit = ""  # a mergekit YAML file to take base, experts, method and numbers from; empty: the fields here
     config.result = "model"  # "model", or "recipe": only written down, and applied where it is an expert or its base

@@ -146,9 +146,11 @@ FIELDS |= {
 # -- merge: section 4.3 ------------------------------------------------------------------------------------------------
 FIELDS |= {
     "method": _choice(
-        *("ties", "task_arithmetic", "average", "slerp", "multislerp", "karcher", "weight_slerp", "weight_multislerp"),
-        *("weight_karcher", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties"),
-        *("magnitude_prune", "model_stock", "ram", "ramplus"),
+        *("ties", "task_arithmetic", "magnitude_prune", "dots", "dare_linear", "dare_ties", "della", "della_linear"),
+        *("breadcrumbs", "breadcrumbs_ties", "fisher", "sar", "sce", "ram", "ramplus", "nearswap", "arcee_fusion"),
+        *("average", "slerp", "slerp_rows", "slerp_columns", "multislerp", "karcher", "model_stock"),
+        *("model_stock_rows", "tsv_m", "iso_c", "wudi", "optmerge", "weight_sum", "weight_slerp", "weight_slerp_rows"),
+        *("weight_slerp_columns", "weight_multislerp", "weight_karcher"),
     ),
     "rules": _choice("paper", "official", "mergekit", "peft"),
     "result": _choice("model", "recipe"),
@@ -158,6 +160,7 @@ FIELDS |= {
     "rivals": _choice("all", "last"),
     "density": FRACTION,
     "scale": SIGNED,
+    "fisher_prompts": COUNT,
     "rank": FROM_ZERO,
 }
 

@@ -183,6 +183,16 @@ class Merge:
             return base.reshape(-1, width), vectors.reshape(len(vectors), -1, width)
         return base, vectors
 
+    def fisher(self, name: str, entries: Any) -> list[np.ndarray] | None:
+        """The experts' Fisher information of flat entries [m] (0 where a tensor is not theirs); None: none is asked."""
+        if not self.how(name).kind.by_fisher:
+            return None
+        if unknown := [expert.name for expert in self.experts if expert.fisher is None]:
+            raise ConfigError(f"{self.how(name).method} weighs by Fisher information; expert {unknown[0]} has none")
+        zero = np.broadcast_to(np.float32(0), self.base[name].size)
+        known = [expert.fisher.get(name) for expert in self.experts if expert.fisher is not None]
+        return [as_float((zero if one is None else flat(one))[entries]) for one in known]
+
     def block(
         self, name: str, start: int, stop: int, dtype: Any | None = None, measured: str = ""
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -197,7 +207,7 @@ class Merge:
             base, parts = self.parts(name, start, stop)
             return kernel.merge(base, parts, first, fitted, how, dtype, measured, BLOCK, self.stretch(name))
         base, vectors = self.read(name, start, stop)
-        kept, update = combine(base, vectors, first, fitted, how)
+        kept, update = combine(base, vectors, first, fitted, how, self.fisher(name, slice(start, stop)))
         if how.scale != 1:
             update = update * np.float32(how.scale)
         base, update, vectors = base.reshape(-1), update.reshape(-1), vectors.reshape(len(vectors), -1)
@@ -231,7 +241,8 @@ class Merge:
             vectors *= stretch[:, None]
         if how.whole_rows:
             base, vectors = base[None], vectors[:, None]
-        return combine(base, vectors, 0, self.fitted(name), how)[1].reshape(-1) * np.float32(how.scale)
+        found = combine(base, vectors, 0, self.fitted(name), how, self.fisher(name, index))[1]
+        return found.reshape(-1) * np.float32(how.scale)
 
     def tensor(
         self, name: str, dtype: Any | None, write: Callable[[int, np.ndarray], None]
@@ -495,6 +506,8 @@ def _refuse_long(job: Merge) -> None:
 
 def _source(expert: Expert, name: str) -> dict[str, Any]:
     own = {} if expert.weights is None else {"weights": expert.weights[name]}
+    if expert.fisher and name in expert.fisher:
+        own["fisher"] = expert.fisher[name]
     pairs = [(*adapter.factors[name], adapter.scale) for adapter in expert.adapters if name in adapter.factors]
     return own | {"factors": pairs}
 
@@ -512,7 +525,9 @@ def _merge_unit(bases: list[jax.Array], sources: list[tuple], how: Setting) -> t
     )
     vectors = [_vectors(base, own).reshape(len(own), *rows) for base, own in zip(bases, sources, strict=True)]
     stack = vectors[0] if len(vectors) == 1 else jnp.concatenate(vectors, axis=1)
-    kept, merged = combine(whole, stack, 0, fit(Stack(whole, stack), how), how)
+    known = [_fisher(base, own).reshape(len(own), *rows) for base, own in zip(bases, sources, strict=True)]
+    fitted = fit(Stack(whole, stack), how)
+    kept, merged = combine(whole, stack, 0, fitted, how, list(jnp.concatenate(known, axis=1)))
     merged = merged * jnp.float32(how.scale)
     flat, kept, merged = stack.reshape(len(stack), -1), [row.reshape(-1) for row in kept], merged.reshape(-1)
     updates, sums = [], []
@@ -522,6 +537,11 @@ def _merge_unit(bases: list[jax.Array], sources: list[tuple], how: Setting) -> t
         sums.append(measure(entries, own, left, update, rounded(entries + update, base.dtype)))
         updates.append(update.reshape(base.shape))
     return updates, sums
+
+
+def _fisher(base: jax.Array, sources: tuple) -> jax.Array:
+    """Fisher information [K, ...] float32 of one tensor; 0 where an expert has none."""
+    return jnp.stack([jnp.asarray(own.get("fisher", jnp.zeros(base.shape)), jnp.float32) for own in sources])
 
 
 def _vectors(base: jax.Array, sources: tuple) -> jax.Array:

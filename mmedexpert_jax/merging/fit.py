@@ -77,13 +77,14 @@ def fit(unit: Unit, how: Setting) -> Fitted:
     return fitted
 
 
-def merge_stack(vectors: Array, how: Setting, base: Array | None = None) -> Array:
+def merge_stack(vectors: Array, how: Setting, base: Array | None = None, fisher: Array | None = None) -> Array:
     """Merged task vector [...] of K whole ones [K, ...], numpy or JAX, times `how.scale`.
 
     Args:
         vectors: float32; one tensor is one unit.
         how: method, switches and numbers.
         base: [...] float32, which only weight_slerp needs.
+        fisher: [K, ...] float32, which only the methods by Fisher information need.
     """
     xp = namespace(vectors)
     shape = vectors.shape[1:]
@@ -93,7 +94,8 @@ def merge_stack(vectors: Array, how: Setting, base: Array | None = None) -> Arra
     base = xp.zeros(vectors.shape[1:], xp.float32) if base is None else base.reshape(vectors.shape[1:])
     if not vectors.size:
         return xp.zeros(shape, xp.float32)
-    _, merged = combine(base, vectors, 0, fit(Stack(base, vectors, len(shape) > 1), how), how)
+    known = None if fisher is None else list(xp.asarray(fisher, xp.float32).reshape(vectors.shape))
+    _, merged = combine(base, vectors, 0, fit(Stack(base, vectors, len(shape) > 1), how), how, known)
     return (merged if how.scale == 1 else merged * xp.float32(how.scale)).reshape(shape)
 
 

@@ -24,13 +24,13 @@ def merged_factors(pairs: Sequence[Pair], how: Any, merge_stack: Callable[..., n
 
     Args:
         pairs: of the experts.
-        how: `Setting`: a method of this page ("tsv_m", "iso_c", "wudi"), or one of entries in a `space`.
+        how: `Setting`: a method of this page ("tsv_m", "iso_c", "wudi", "optmerge"), or one of entries in a `space`.
         merge_stack: `fit.merge_stack`, which merges entries.
     """
     weighted = [(b.astype(np.float64) * w, a.astype(np.float64)) for (b, a), w in zip(pairs, how.weights, strict=True)]
     if how.kind.join == "factors":
         left, cores, right = core_space(weighted)
-        methods = {"tsv_m": tsv_merge, "iso_c": iso_merge, "wudi": wudi_merge}
+        methods = {"tsv_m": tsv_merge, "iso_c": iso_merge, "wudi": wudi_merge, "optmerge": opt_merge}
         b, a = left @ methods[how.method](cores), right.T
     else:
         plain = replace(how, space="")  # it weighs the experts itself
@@ -105,6 +105,24 @@ def wudi_merge(matrices: np.ndarray) -> np.ndarray:
     scaled = [m.T @ m / e if e > 0 else np.zeros((m.shape[1],) * 2) for m, e in zip(matrices, energies, strict=True)]
     pulled = np.sum([m @ c for m, c in zip(matrices, scaled, strict=True)], axis=0)
     return pulled @ np.linalg.pinv(np.sum(scaled, axis=0), hermitian=True)
+
+
+def opt_merge(matrices: np.ndarray) -> np.ndarray:
+    """OptMerge (Wei et al. 2025, arXiv 2505.19892): WUDI's loss with M_k cut to its leading 1/K singular triples.
+
+    sum_k |(M - T_k) R_k^T|^2 / |M_k|^2, where T_k is M_k cut and R_k its singular values times its right vectors. The
+    authors take 300 steps of SGD from the mean; here it is the minimiser nearest to the mean, which stays beyond R_k.
+    """
+    count = int(min(matrices.shape[1:]) / len(matrices))
+    start = matrices.mean(axis=0)
+    pulled, whole = np.zeros_like(start), np.zeros((start.shape[1],) * 2)
+    for matrix in matrices:
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        rows, energy = values[:count, None] * right[:count], np.sum(values**2)
+        if energy > 0:
+            whole += rows.T @ rows / energy
+            pulled += (left[:, :count] @ rows - start) @ rows.T @ rows / energy
+    return start + pulled @ np.linalg.pinv(whole, hermitian=True)
 
 
 def _orthonormal(matrix: np.ndarray) -> np.ndarray:

@@ -35,6 +35,7 @@ def merge(
     seed: int = 0,
     normalize_vectors: str = "none",
     space: str = "",
+    fisher: Mapping[str, Params] | None = None,
 ) -> dict[str, Any] | Lora:
     """theta_base + scale * F(tau_1, ..., tau_K), with tau_k = theta_k - theta_base (equations 6 and 7).
 
@@ -44,10 +45,7 @@ def merge(
     Args:
         base: parameters of the model that every expert started from; numpy or JAX.
         experts: name -> full parameters or a Lora beside `base`; both kinds together, in the order of the merge.
-        method: one of `METHODS`: "ties", "task_arithmetic", "average", "slerp" (on task vectors, folded pairwise in
-            this order), "multislerp", "karcher", "weight_slerp" (on whole weights), "dare_linear", "dare_ties",
-            "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "magnitude_prune", "model_stock", "ram",
-            "ramplus".
+        method: one of `METHODS` (docs/merging.md says what each keeps and how it joins).
         preset: of the switches on which codes differ: "paper", "official", "mergekit", "peft", or `Switches`.
         density: fraction of entries kept of each task vector (of each tensor, or as the preset says): a number, a
             list of numbers over the layers' depth, a list of {"filter", "value"}, or {expert: one of these}.
@@ -59,6 +57,7 @@ def merge(
         seed: of random methods, with the names of tensor and expert.
         normalize_vectors: "tensor", "module", "global" or "median" gives task vectors one magnitude first (`Switches`).
         space: "core" or "knots": matrices are merged in the basis that the experts' factors span; "": as they are.
+        fisher: for "fisher" and "sar": name -> diagonal of the expert's Fisher information (`merging.fisher.diagonal`).
 
     Returns:
         Parameters with the keys, shapes and dtypes of `base` (tensors that no expert changed are passed through
@@ -68,7 +67,7 @@ def merge(
         ConfigError: an unknown method or preset, weights that do not fit the experts, a density outside [0, 1].
         DataError: an expert with missing, extra, misshapen or non-finite tensors, named.
     """
-    options = (method, preset, density, weights, scale, rank, gamma, epsilon, seed, normalize_vectors, space)
+    options = (method, preset, density, weights, scale, rank, gamma, epsilon, seed, normalize_vectors, space, fisher)
     return merge_with_report(base, experts, *options)[0]
 
 
@@ -86,6 +85,7 @@ def merge_with_report(
     seed: int = 0,
     normalize_vectors: str = "none",
     space: str = "",
+    fisher: Mapping[str, Params] | None = None,
 ) -> tuple[dict[str, Any] | Lora, Interference]:
     """`merge`, and where the experts interfered."""
     tensors = flatten(base)
@@ -98,7 +98,10 @@ def merge_with_report(
         rule = switches(replace(rule, normalize=normalize_vectors))
     how = Parameters(method, names, rule, numbers, seed, tuple(tensors), space=space, compress=rank or 0)
     how.check()
-    job = Merge(tensors, tuple(expert_of(name, expert) for name, expert in experts.items()), how)
+    found = [expert_of(name, expert) for name, expert in experts.items()]
+    if fisher is not None:
+        found = [replace(one, fisher=flatten(fisher[one.name])) for one in found if one.name in fisher]
+    job = Merge(tensors, tuple(found), how)
     check(tensors, job.experts)
     report = Interference(names)
     if on_devices(tensors):

@@ -10,15 +10,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as adapters
+from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.merging.blockwise import Merge
+from mmedexpert_jax.merging.fisher import with_fisher
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import as_lora, merge_in_memory, update_of
 from mmedexpert_jax.merging.merge_page import write_page
 from mmedexpert_jax.merging.merge_recipe import Loaded, Recipe, fingerprint, is_checkpoint, merge_to_disk
 from mmedexpert_jax.merging.mergekit import read_mergekit
-from mmedexpert_jax.merging.methods import switches
+from mmedexpert_jax.merging.methods import METHODS, switches
 from mmedexpert_jax.merging.parameters import Parameters, parse
 from mmedexpert_jax.merging.sweep import Sweep, at, search, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
@@ -47,6 +49,7 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
     tables = {}
     with files.writing(run.path):
         (run.path / "export").mkdir(exist_ok=True)
+    recipe = _with_fisher(recipe, config, run)
     if config.get("sweep") and config.sweep.densities:
         found = _sweep(recipe, config, run, evaluate)
         files.write_json(run.path / "export" / "sweep.json", found.rows)
@@ -94,6 +97,15 @@ def recipe_of(config: ConfigDict) -> Recipe:
         parameters = replace(parameters, compress=int(config.rank))
     start_only = ("RL",) if config.get("rl_origin") == "start" and "RL" in experts else ()
     return Recipe(config.model.path, experts, parameters, start_only, config.model.dtype)
+
+
+def _with_fisher(recipe: Recipe, config: ConfigDict, run: Run) -> Recipe:
+    """The recipe with the experts' Fisher information, where the method asks for it: measured on prompts alone."""
+    if not METHODS[recipe.parameters.method].by_fisher:
+        return recipe
+    cases = load_cases(config.data.path, config.eval.split, limit=config.fisher_prompts, seed=config.seed)
+    with run.progress(len(cases) * len(recipe.experts), label="Fisher information") as progress:
+        return with_fisher(recipe, run.path / "export" / "fisher", cases, config.seed, progress.update)
 
 
 def _fall_back(numbers: dict[str, dict[str, Any]], which: str, owner: str, value: float) -> None:

@@ -187,6 +187,7 @@ class Recipe:
         dtype: of the output; empty: the base's.
         chat_template: of the result; empty: the base's, or where it has none the one that all experts have.
         slices: of a stack, whose layers come from several merges; then `experts` is what they name in all.
+        fisher: directory with a checkpoint of each expert's Fisher information, by its name; empty: none.
     """
 
     base: str
@@ -196,6 +197,7 @@ class Recipe:
     dtype: str = ""
     chat_template: str = ""
     slices: tuple[Slice, ...] = ()
+    fisher: str = ""
 
     def open(self, base: Base | None = None) -> Merge:
         """The merge over its opened base and experts; headers and adapters are read, and everything is checked.
@@ -211,6 +213,8 @@ class Recipe:
         how.check()
         experts = tuple(open_expert(name, path, base, name in self.start_only) for name, path in self.experts.items())
         check(base, experts)
+        if self.fisher:
+            experts = tuple(replace(one, fisher=Checkpoint(Path(self.fisher) / one.name)) for one in experts)
         return Merge(base, experts, how)
 
     def stack(self) -> Merges:
@@ -257,6 +261,7 @@ class Recipe:
             "start_only": list(self.start_only),
             "dtype": self.dtype,
             "parameters": self.parameters.to_json(),
+            "fisher": self.fisher and str(Path(self.fisher).resolve()),
         }
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -280,7 +285,8 @@ def read_recipe(path: str | Path) -> Recipe:
             space=values.get("space", ""),
             compress=values.get("compress", 0),
         )
-        return Recipe(content["base"], content["experts"], parameters, tuple(content["start_only"]), content["dtype"])
+        start_only, fisher = tuple(content["start_only"]), content.get("fisher", "")
+        return Recipe(content["base"], content["experts"], parameters, start_only, content["dtype"], fisher=fisher)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file}: not a recipe of a merge ({error}); write it again with --config.result=recipe"

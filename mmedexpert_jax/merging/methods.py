@@ -112,7 +112,7 @@ def switches(preset: str | Switches, method: str = "ties") -> Switches:
         rule = replace(rule, denominator="none")
     if method in _RANDOM:
         rule = replace(rule, rescale="l1" if preset == "mergekit" else "density")
-    if method == "dots":
+    if method in ("dots", "sar"):
         rule = replace(rule, rescale="l2")
     if preset == "mergekit" and method in ("dare_ties", "breadcrumbs_ties"):
         rule = replace(rule, denominator="none")
@@ -129,7 +129,8 @@ class Method:
         keep: "all"; by magnitude over a unit "largest", "middle"; "random"; by rank in a row "ranked"; by the variance
             over the experts "varied"; by importance "important".
         join: "sum", "elect" (TIES), "overlap" (RAM), "near" (NearSwap), "masses" (SCE), "span" (coefficients of whole
-            vectors), "rows" (a coefficient for each row or column), "factors" (low-rank, `lowrank`).
+            vectors), "rows" (a coefficient for each row or column), "factors" (low-rank, `lowrank`); by the experts'
+            Fisher information "weigh", "arbitrate".
         whole: base + task vectors take the place of task vectors.
         experts: the number that it merges; 0: any.
     """
@@ -138,6 +139,11 @@ class Method:
     join: str
     whole: bool = False
     experts: int = 0
+
+    @property
+    def by_fisher(self) -> bool:
+        """True where every expert's Fisher information must be there."""
+        return self.join in ("weigh", "arbitrate")
 
 
 METHODS = {
@@ -151,6 +157,8 @@ METHODS = {
     "della_linear": Method("ranked", "sum"),
     "breadcrumbs": Method("middle", "sum"),
     "breadcrumbs_ties": Method("middle", "elect"),
+    "fisher": Method("all", "weigh"),
+    "sar": Method("largest", "arbitrate"),  # rescaled to the norm before the trim
     "sce": Method("varied", "masses"),
     "ram": Method("all", "overlap"),
     "ramplus": Method("all", "overlap"),
@@ -167,6 +175,7 @@ METHODS = {
     "tsv_m": Method("all", "factors"),
     "iso_c": Method("all", "factors"),
     "wudi": Method("all", "factors"),
+    "optmerge": Method("all", "factors"),
     "weight_sum": Method("all", "span", whole=True),
     "weight_slerp": Method("all", "span", whole=True),
     "weight_slerp_rows": Method("all", "rows", whole=True, experts=2),
@@ -538,7 +547,9 @@ def keep(base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting) -
     return kept if fitted.rescale is None else _scaled(kept, fitted.rescale)
 
 
-def combine(base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting) -> tuple[Rows, Array]:
+def combine(
+    base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting, fisher: Rows | None = None
+) -> tuple[Rows, Array]:
     """A block of K task vectors [m] -> what is kept of them, K [m], and the merged vector [m] before `scale`.
 
     Args:
@@ -547,6 +558,7 @@ def combine(base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting
         start: as in `keep`.
         fitted: of the unit.
         how: of the tensor.
+        fisher: diagonals of the experts' Fisher information, K [m]; None where the method asks for none.
     """
     if fitted.factors is not None:
         b, a = fitted.factors
@@ -564,6 +576,10 @@ def combine(base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting
             return kept, _by_mass(kept, fitted.masses)
         case "near":
             return kept, _nearswap(kept[0], how.t)
+        case "weigh":
+            return kept, weighed(kept, _scaled(fisher or (), how.weights))
+        case "arbitrate":
+            return kept, arbitrated(_scaled(kept, how.weights), fisher or ())
         case "span" | "rows":
             of_rows = fitted.coefficients is None
             *own, of_base = row_coefficients(base, vectors, how) if of_rows else fitted.coefficients
@@ -606,6 +622,33 @@ def _by_mass(kept: Rows, masses: Array) -> Array:
     agree = agreement(kept, Switches(cancellation="plus"))
     summed = total([xp.where(mask, row * mass, 0) for mask, row, mass in zip(agree, kept, masses, strict=True)])
     return summed / xp.maximum(total([xp.where(m, mass, 0) for m, mass in zip(agree, masses, strict=True)]), 1e-6)
+
+
+def weighed(vectors: Rows, fisher: Rows) -> Array:
+    """Fisher merging (Matena and Raffel 2022, arXiv 2111.09832): sum_k F_k tau_k / sum_k F_k; 0 where all F_k are 0.
+
+    The authors' mean of the weights theta + tau_k is theta and this.
+    """
+    xp = namespace(vectors)
+    whole = total(fisher)
+    summed = total([row * own for row, own in zip(vectors, fisher, strict=True)])
+    return xp.where(whole > 0, summed / xp.where(whole > 0, whole, 1), 0).astype(xp.float32)
+
+
+def arbitrated(kept: Rows, fisher: Rows) -> Array:
+    """An entry that several experts keep goes to the most sensitive of them, by F_k tau_k^2; to the first of equals.
+
+    Half of F tau^2 is the rise of an expert's own loss, to second order, where its change of an entry is taken back.
+    SAR-Merging (Wu et al. 2026, arXiv 2606.18521) gives overlaps of RL vectors to the higher Fisher information, then
+    makes them sparse by magnitude and rescales; here the trim and the rescaling come first, as in DoTS.
+    """
+    xp = namespace(kept)
+    best, chosen = kept[0] * kept[0] * fisher[0], kept[0]
+    for row, own in zip(kept[1:], fisher[1:], strict=True):
+        sensitivity = row * row * own
+        better = (sensitivity > best) | (chosen == 0)
+        best, chosen = xp.where(better, sensitivity, best), xp.where(better, row, chosen)
+    return chosen
 
 
 def _nearswap(vector: Array, t: float) -> Array:

@@ -135,7 +135,8 @@ def _measure(jobs: dict[float, Merge], name: str, dtype: np.dtype) -> dict[float
         found = {}
         for density, job in jobs.items():
             offset = job.units[job.scope(name)].offsets[name]
-            kept, update = combine(base, vectors, offset + span[0], job.fitted(name), job.how(name))
+            fisher = job.fisher(name, slice(*span))
+            kept, update = combine(base, vectors, offset + span[0], job.fitted(name), job.how(name), fisher)
             all_of, kept = vectors.reshape(len(vectors), -1), [row.reshape(-1) for row in kept]
             line, update = base.reshape(-1), update.reshape(-1)
             found[density] = measure(line, all_of, kept, update, (line + update).astype(dtype))

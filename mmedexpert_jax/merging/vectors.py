@@ -104,6 +104,7 @@ class Expert:
         origin: merge over the base that the adapters stand on; None: the base itself.
         paths: directories that it comes from, for a manifest.
         notes: what was done to lay it over the base, in words.
+        fisher: diagonal of its Fisher information by tensor, of those that it changed; None: not known.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Expert:
     origin: Origin | None = None
     paths: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    fisher: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def renamed(self, names: Callable[[Mapping[str, Any]], dict[str, Any]]) -> "Expert":
         """The same with its tensors and factors under other names. Raises DataError for an expert over a merge."""

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file
 
 from mmedexpert_jax import lora as adapters
 from mmedexpert_jax import merging
@@ -263,3 +264,20 @@ def test_bad_experts_are_refused(folder, tmp_path):
     ):
         with pytest.raises(ConfigError, match=match):
             execute(settings(folder, experts=experts), tmp_path / match[:4])
+
+
+def test_arbitration_measures_each_expert_once_on_prompts_alone(folder, tmp_path):
+    """The job with method sar equals the merge in memory with the information that it keeps in export/fisher."""
+    changes = {"method": "sar", "data": {"path": "mini"}, "eval": {"split": "dev"}, "fisher_prompts": 2, "seed": 0}
+    execute(settings(folder, **changes), tmp_path)
+    _, base = load_model(folder / "base")
+    known = {name: load_file(tmp_path / "export/fisher" / name / "model.safetensors") for name in ("AM", "BS", "RL")}
+    assert all((values >= 0).all() for found in known.values() for values in found.values())
+    experts = {name: load_model(folder / name)[1] for name in ("AM", "BS")} | {"RL": load_model(folder / "gba")[1]}
+    expected = merging.merge(base, experts, method="sar", density=0.2, fisher={k: nest(v) for k, v in known.items()})
+    found = flatten(load_model(tmp_path)[1])
+    for name, tensor in flatten(expected).items():
+        np.testing.assert_allclose(found[name], tensor, atol=1e-5, err_msg=name)
+    recipe = tmp_path / "recipe"
+    execute(settings(folder, result="recipe", **changes), recipe)
+    np.testing.assert_allclose(flatten(load_model(recipe)[1])[name], tensor, atol=1e-5)
