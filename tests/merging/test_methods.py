@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmedexpert_jax.config.fields import FIELDS
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.merging import METHODS, merge_stack, setting
 from mmedexpert_jax.merging.methods import Switches, bernoulli, breadcrumb_ranks, by_rank, key_of, switches
@@ -16,6 +17,10 @@ F32 = np.float32
 def merged(vectors, method, base=None, **options):
     vectors = np.asarray(vectors, F32)
     return merge_stack(vectors, setting(method, len(vectors), **options), base)
+
+
+def test_the_command_line_takes_every_method():
+    assert set(FIELDS["method"].choices) == set(METHODS)
 
 
 def test_sum_and_mean():
