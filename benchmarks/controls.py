@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-ALL = "blank,other_image,question_only,shuffle"
+ALL = "blank,other_image,question_only,shuffle,pairs"
 
 
 def run(limit: int, *extra: str) -> tuple[float, float]:

@@ -1,56 +1,63 @@
-"""Controls of an evaluation: the same items without their image, with another's, or with their options reordered.
+"""Controls of an evaluation: the same items without their image, with another's, with their options reordered, or in
+pairs that only their images tell apart.
 
 A model that answers as well without looking has not used the image; one whose answers follow the letters instead of
-the options has not read them. Every control is a set of changed items that keep their ids, so that each is paired with
-the plain answers over the very items that it changed. Answers are stored by their conversation, like any others.
+the options has not read them; one that gives the same answer to two near-identical images has not seen what differs.
+Every control is a set of items that keep their ids, so that each is paired with the plain answers over the very items
+that it changed. All are asked in one pass, and answers are stored by their conversation, like any others.
 """
 
-import io
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from mmedexpert_jax.answers import LETTERS
 from mmedexpert_jax.data.benchmarks import ImageRef
 from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.data.contamination import dhash
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
-from mmedexpert_jax.processing.images import open_image
+from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation, compare_evaluations
+from mmedexpert_jax.medeval.stats import bootstrap
+from mmedexpert_jax.processing.images import EncodedImage, open_image
 from mmedexpert_jax.report import Figure
 
 BLIND = ("blank", "other_image", "question_only")
-CONTROLS = (*BLIND, "shuffle")
+CONTROLS = (*BLIND, "shuffle", "pairs")
 TITLES = {
     "blank": "a grey image",
     "other_image": "another item's image",
     "question_only": "no image",
     "shuffle": "options rotated",
+    "pairs": "near-identical pairs",
 }
+NEAR = 32  # of the 256 bits of a dHash that may differ in a pair: an eighth, where unrelated images differ in half
 _GREY = (128, 128, 128)
 
 
 @dataclass(frozen=True)
 class Control:
-    """A control that was asked of one model.
+    """A control of one benchmark, and the answers of one model to it.
 
     Attributes:
         name: one of CONTROLS.
-        items: the changed items, those that it applies to.
+        items: the changed items, those that it applies to; of "pairs" unchanged ones, the two of a pair side by side.
+        rotation: places by which the options moved; 0 but for "shuffle".
         evaluation: the answers to them.
-        rotation: places by which the options moved; 0 for the blind controls.
     """
 
     name: str
     items: tuple[Case, ...]
-    evaluation: Evaluation
     rotation: int = 0
+    evaluation: Evaluation = field(default_factory=lambda: Evaluation(()))
 
 
-def variants(items: Sequence[Case], name: str, rotations: int = 1, seed: int = 0) -> list[tuple[int, tuple[Case, ...]]]:
-    """The changed items of one control: (rotation, items) once for the blind ones, once for each rotation of options.
+def variants(items: Sequence[Case], name: str, rotations: int = 1, seed: int = 0) -> list[Control]:
+    """The items of one control, not asked yet: once, but of "shuffle" once for each rotation of the options.
 
     Args:
         items: of a benchmark.
@@ -65,25 +72,62 @@ def variants(items: Sequence[Case], name: str, rotations: int = 1, seed: int = 0
         raise ConfigError(f"config.controls: no control {name!r}; choose among {', '.join(CONTROLS)}")
     looked_at = [item for item in items if item.images]
     if name == "blank":
-        return [(0, tuple(replace(item, images=tuple(map(_blank, item.images))) for item in looked_at))]
+        return [Control(name, tuple(replace(item, images=tuple(map(_blank, item.images))) for item in looked_at))]
     if name == "question_only":
-        return [(0, tuple(replace(item, images=()) for item in looked_at))]
+        return [Control(name, tuple(replace(item, images=()) for item in looked_at))]
     if name == "other_image":
-        return [(0, _exchanged(looked_at, seed))]
-    choices = [item for item in items if item.kind == "choice" and item.answer in tuple(LETTERS[: len(item.options)])]
+        return [Control(name, _exchanged(looked_at, seed))]
+    if name == "pairs":
+        return [Control(name, tuple(item for pair in near_pairs(looked_at) for item in pair))]
+    choices = [item for item in items if _keyed(item)]
     return [
-        (places, tuple(_rotated(item, places) for item in choices if places < len(item.options)))
+        Control(name, tuple(_rotated(item, places) for item in choices if places < len(item.options)), places)
         for places in range(1, rotations + 1)
     ]
+
+
+def _keyed(item: Case) -> bool:
+    """True for a choice whose key is one of its options' letters."""
+    return item.kind == "choice" and item.answer in tuple(LETTERS[: len(item.options)])
+
+
+def near_pairs(items: Sequence[Case]) -> Iterator[tuple[Case, Case]]:
+    """Pairs of items of one question and the same options, in any order, with different keys and nearly the same image.
+
+    Each item in turn is paired with the one whose images look most alike (`contamination.dhash`), if at most NEAR bits
+    differ and neither has a pair yet. Questions of yes and no count too; open ones do not, since their keys may differ
+    in words alone. Reads the images of all questions that are asked more than once; raises DataError.
+    """
+    groups: dict[Any, list[Case]] = defaultdict(list)
+    for item in items:
+        if _keyed(item) or item.kind == "yes_no":
+            options = tuple(sorted(_same(text) for text in item.options))
+            groups[_same(item.question), options, len(item.images)].append(item)
+    for group in groups.values():
+        keys = np.array([_same(item.answer_text) for item in group])
+        if len(set(keys)) < 2:
+            continue
+        hashes = np.stack([[dhash(image.picture()) for image in item.images] for item in group])  # [n, images, 4]
+        free = np.ones(len(group), bool)
+        for place, item in enumerate(group):
+            bits = np.bitwise_count(hashes ^ hashes[place]).sum(-1, np.int64).max(-1)  # of the image that differs most
+            bits[(keys == keys[place]) | ~free] = NEAR + 1
+            nearest = int(bits.argmin())
+            if free[place] and bits[nearest] <= NEAR:
+                free[[place, nearest]] = False
+                yield item, group[nearest]
+
+
+def _same(text: str) -> str:
+    """A text without what two writings of one question differ in: case and spaces."""
+    return " ".join(text.lower().split())
 
 
 def _blank(image: ImageRef) -> ImageRef:
     """A grey image of the same size, so that the model meets as many image tokens as before."""
 
     def read() -> bytes:
-        buffer = io.BytesIO()
-        Image.new("RGB", open_image(image.open(), image.name).size, _GREY).save(buffer, "PNG", compress_level=0)
-        return buffer.getvalue()
+        return EncodedImage(Image.new("RGB", open_image(image).size, _GREY))()
 
     return ImageRef(f"{image.name}, blank", read)
 
@@ -117,7 +161,8 @@ def _rotated(item: Case, places: int) -> Case:
 
 def table(plain: Mapping[str, Evaluation], controls: Mapping[str, Sequence[Control]]) -> list[dict[str, Any]]:
     """A row for each model and control: accuracy without and with the change over the same items, the paired loss in
-    points with its 95 % bootstrap interval; for rotated options also consistency and letter bias.
+    points with its 95 % bootstrap interval; for rotated options also consistency and letter bias, for pairs the share
+    that is told apart.
 
     Args:
         plain: evaluations of the unchanged items by model.
@@ -133,6 +178,8 @@ def table(plain: Mapping[str, Evaluation], controls: Mapping[str, Sequence[Contr
 
 
 def _row(plain: Evaluation, parts: Sequence[Control]) -> dict[str, Any]:
+    if parts[0].name == "pairs":
+        return _pairs_row(parts[0])
     ids = {row.id for part in parts for row in part.evaluation.rows}
     before = Evaluation(tuple(row for row in plain.rows if row.id in ids))
     after = [part.evaluation for part in parts]
@@ -150,6 +197,34 @@ def _row(plain: Evaluation, parts: Sequence[Control]) -> dict[str, Any]:
     if parts[0].name == "shuffle":
         row |= {"consistency": f"{100 * consistency(before, parts):.1f}", "letter bias": letter_bias(before, parts)}
     return row
+
+
+def _pairs_row(pairs: Control) -> dict[str, Any]:
+    """Items of the pairs, their accuracy, the share of pairs right on both, and of those with two different answers."""
+    rows = pairs.evaluation.by_item()
+    found = [
+        (rows[one.id], rows[other.id], one, other)
+        for one, other in zip(pairs.items[::2], pairs.items[1::2], strict=True)
+        if one.id in rows and other.id in rows  # a question that was refused has no row
+    ]
+    single = np.array([np.mean([row.value for row in (*first, *second)]) for first, second, *_ in found])
+    both = np.array([np.mean([a.value * b.value for a, b in zip(*two[:2], strict=False)]) for two in found])
+    apart = [_chosen(first[0], one) != _chosen(second[0], other) for first, second, one, other in found]
+    low, high = bootstrap(single - both)
+    return {
+        "items": str(2 * len(found)),
+        "plain": f"{100 * single.mean():.1f}",
+        "changed": f"{100 * both.mean():.1f}",
+        "loss": Figure(100 * float((single - both).mean()), other=(100 * low, 100 * high), signed=True, paired=True),
+        "told apart": f"{100 * float(np.mean(apart)):.1f}",
+    }
+
+
+def _chosen(row: AnswerRow, item: Case) -> str | None:
+    """What was answered as a text, since the options of a pair may stand in different orders."""
+    if row.said and row.said in LETTERS[: len(item.options)]:
+        return _same(item.options[LETTERS.index(row.said)])
+    return row.said
 
 
 def consistency(plain: Evaluation, parts: Sequence[Control]) -> float:
@@ -186,10 +261,21 @@ def letter_bias(plain: Evaluation, parts: Sequence[Control]) -> str:
 
 
 def sentence(model: str, plain: Evaluation, made: Sequence[Control]) -> str:
-    """The share of a model's score that needs the image, in words; "" where no blind control was asked."""
-    blind = next((control for name in BLIND for control in made if control.name == name), None)
-    if blind is None or not blind.evaluation.rows:
-        return ""
+    """The share of a model's score that needs the image, in words; "" where no blind control was asked, nor pairs."""
+    asked = [control for control in made if control.evaluation.rows]
+    blind = next((control for name in BLIND for control in asked if control.name == name), None)
+    told = [_by_blindness(model, plain, blind)] if blind else []
+    for control in asked:
+        if control.name == "pairs":
+            row = _pairs_row(control)
+            told.append(
+                f"{model}: of {int(row['items']) // 2} pairs of near-identical images with different keys "
+                f"{row['changed']} % are right on both, and {row['told apart']} % are told apart."
+            )
+    return " ".join(told)
+
+
+def _by_blindness(model: str, plain: Evaluation, blind: Control) -> str:
     ids = {row.id for row in blind.evaluation.rows}
     before = Evaluation(tuple(row for row in plain.rows if row.id in ids)).accuracy()["accuracy"]
     compared = compare_evaluations([blind.evaluation], [Evaluation(tuple(r for r in plain.rows if r.id in ids))])
@@ -205,5 +291,8 @@ def sentence(model: str, plain: Evaluation, made: Sequence[Control]) -> str:
 EXPLAINED = (
     "Plain and changed accuracy over the items that a control changes, and the paired loss in points with its 95 % "
     "bootstrap interval. Consistency: percent of items of which every order of the options got the same one chosen. "
-    "Letter bias: the letter chosen most beyond its share of the keys, in points."
+    "Letter bias: the letter chosen most beyond its share of the keys, in points. Near-identical pairs: two items of "
+    "one question and the same options with different keys, whose images differ in at most "
+    f"{NEAR} of 256 bits of a difference hash; changed is the share of pairs right on both, told apart that of pairs "
+    "with two different answers. A model that does not look tells none apart but by the order of the options."
 )

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from mmedexpert_jax.medeval import conditions
 from mmedexpert_jax.medeval.ask import Asker, Share, questions
 from mmedexpert_jax.medeval.backends import Backend
 from mmedexpert_jax.medeval.backends.choose import generation, open_backend
-from mmedexpert_jax.medeval.controls import Control, variants
-from mmedexpert_jax.medeval.evaluate import Evaluation, judged
+from mmedexpert_jax.medeval.controls import variants
+from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation, judged
 from mmedexpert_jax.medeval.finish import finish, slug, style
 from mmedexpert_jax.medeval.identifiers import sendable, sendable_requests
 from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.medeval.systems import Target, parse
 from mmedexpert_jax.processing.images import open_image
@@ -83,14 +85,17 @@ def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result
                     place = _found(run, f"{target.name}-{key}")
                     items = sendable(items, f"{target.name} ({key})", config.privacy, place)
                     result.kept_back[target.name] = len(result.benchmark.items) - len(items)
-                found = _evaluate(config, run, backend, target, key, items, store)
-                result.evaluations[target.name] = _judge(config, run, target, key, found, result.benchmark, folder)
+                made = [one for name in config.controls for one in variants(items, name, config.rotations, config.seed)]
+                groups = [items, *(control.items for control in made)]
+                found = _evaluate(config, run, backend, target, key, groups, store)
+                asked = [key, *(f"{key}, {control.name}" for control in made)]
+                plain, *changed = (
+                    _judge(config, run, target, name, evaluation, group, folder)
+                    for name, evaluation, group in zip(asked, found, groups, strict=True)
+                )
+                result.evaluations[target.name] = plain
                 result.controls[target.name] = [
-                    Control(
-                        name, changed, _evaluate(config, run, backend, target, f"{key}, {name}", changed, store), places
-                    )
-                    for name in config.controls
-                    for places, changed in variants(items, name, config.rotations, config.seed)
+                    replace(control, evaluation=evaluation) for control, evaluation in zip(made, changed, strict=True)
                 ]
     return targets, results
 
@@ -197,10 +202,21 @@ def _number(key: str, value: float) -> str:
 
 
 def _evaluate(
-    config: ConfigDict, run: Run, backend: Backend, target: Target, key: str, items: Sequence[Case], folder: Path
-) -> Evaluation:
-    """This process's share of a benchmark's items, asked and judged; `folder` keeps the answers."""
-    asked = questions(items, style(config, target), config.paradigm or None)
+    config: ConfigDict,
+    run: Run,
+    backend: Backend,
+    target: Target,
+    key: str,
+    groups: Sequence[Sequence[Case]],
+    folder: Path,
+) -> list[Evaluation]:
+    """This process's share of the items of each group, asked and judged; `folder` keeps the answers.
+
+    All groups are asked in one pass: rows of the engine never wait for the last answer of a group, and a question that
+    stands in several, such as a text question beside its blind control, is asked once.
+    """
+    built = [questions(items, style(config, target), config.paradigm or None) for items in groups]
+    asked = [question for group in built for question in group]
     refused: list[str] = []
     with AnswerLog(folder, config.process) as answers, run.progress(len(asked), label=f"{target.name}, {key}") as bar:
         if answers.broken:
@@ -213,19 +229,23 @@ def _evaluate(
     if refused:
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
         print(f"{target.name}: {len(refused)} questions of {key} left out: {'; '.join(refused[:3])}{more}", flush=True)
-    rows = []
-    for _, one in sorted(found.items()):
-        rows += judged(
-            one.case, one.replies, form=one.form, paradigm=one.paradigm, scorer=config.scorer, first=one.first
-        )
-    return Evaluation(tuple(rows))
+    evaluations, start = [], 0
+    for group in built:
+        answered = [found[place] for place in range(start, start + len(group)) if place in found]
+        evaluations.append(Evaluation(tuple(row for one in answered for row in _judged(one, config.scorer))))
+        start += len(group)
+    return evaluations
+
+
+def _judged(one: Question, scorer: str) -> list[AnswerRow]:
+    return judged(one.case, one.replies, form=one.form, paradigm=one.paradigm, scorer=scorer, first=one.first)
 
 
 def _judge(
-    config: ConfigDict, run: Run, target: Target, key: str, found: Evaluation, benchmark: Benchmark, folder: Path
+    config: ConfigDict, run: Run, target: Target, key: str, found: Evaluation, cases: Sequence[Case], folder: Path
 ) -> Evaluation:
     """The evaluation with the verdicts and grades of config.judge, where one is named; they are stored in `folder`."""
-    if not config.judge.model:
+    if not config.judge.model or not found.rows:
         return found
     from mmedexpert_jax import remote
     from mmedexpert_jax.medeval import rubric_judge
@@ -243,7 +263,7 @@ def _judge(
             mode=config.privacy,
             table=_found(run, f"judge-{target.name}-{key}"),
         )
-        items = {item.id: item for item in benchmark.items}
+        items = {case.id: case for case in cases}
         graded = rubric_judge.grade(client, items, judge(client, items, found, what, allowed), allowed)
         if lost := len(found.rows) - len(graded.rows):
             print(f"{target.name}: {lost} answers of {key} left out: the judge did not grade them", flush=True)

@@ -86,10 +86,14 @@ def benchmark_parts(result: Result, summaries: Mapping[str, Mapping[str, Any]], 
     benchmark, evaluations = result.benchmark, result.evaluations
     graded = any(evaluation.graded for evaluation in evaluations.values())
     title = "Score, % (bootstrap)" if graded else HEADLINE
-    parts = [Table(title, _headline(benchmark, summaries), result_tables.INTERVALS)]
+    asked = controls.table(evaluations, result.controls)
+    headline = _headline(benchmark, summaries)
+    for row in headline:  # what each control takes away stands beside the accuracy itself
+        row |= {f"loss, {one['control']}": one["loss"] for one in asked if one["model"] == row["model"]}
+    parts = [Table(title, headline, result_tables.INTERVALS)]
     if not graded:
         parts.append(Table("Both scorers", result_tables.scorers_table(summaries), _SCORERS))
-    if asked := controls.table(evaluations, result.controls):
+    if asked:
         told = filter(
             None, (controls.sentence(name, evaluations[name], made) for name, made in result.controls.items())
         )

@@ -1,6 +1,7 @@
 """Controls: what they change, and what is found of models whose behaviour is known."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from mmedexpert_jax.data.benchmarks import ImageRef
 from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.medeval.controls import Control, consistency, letter_bias, sentence, table, variants
+from mmedexpert_jax.medeval.controls import consistency, letter_bias, near_pairs, sentence, table, variants
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.rollout import Reply
@@ -49,8 +50,16 @@ def answered(items, say):
     return Evaluation(tuple(r for i in items for r in judged(i, [Reply(f"<answer>{say(i)}</answer>", 1, False)])))
 
 
+def items_of(items, name, **settings):
+    return [one.items for one in variants(items, name, **settings)]
+
+
+def asked(control, say):
+    return replace(control, evaluation=answered(control.items, say))
+
+
 def test_blank_keeps_number_and_size_and_nothing_of_the_picture():
-    ((_, changed),) = variants(ITEMS, "blank")
+    (changed,) = items_of(ITEMS, "blank")
     assert [i.id for i in changed] == [i.id for i in ITEMS if i.images]
     for before, after in zip(ITEMS, changed, strict=False):
         assert [pixels(i).shape for i in before.images] == [pixels(i).shape for i in after.images]
@@ -59,24 +68,25 @@ def test_blank_keeps_number_and_size_and_nothing_of_the_picture():
 
 
 def test_other_images_are_a_cycle_without_a_fixed_place():
-    ((_, changed),) = variants(ITEMS, "other_image", seed=3)
+    (changed,) = items_of(ITEMS, "other_image", seed=3)
     assert [i.id for i in changed] == [str(n) for n in range(8)]  # the only item of two images has no other
     names = [i.images[0].name for i in changed]
     assert sorted(names) == sorted(i.images[0].name for i in ITEMS[:8])
     assert all(after.images[0].name != before.images[0].name for before, after in zip(ITEMS, changed, strict=False))
-    assert [i.images[0].name for i in variants(ITEMS, "other_image", seed=3)[0][1]] == names
+    assert [i.images[0].name for i in items_of(ITEMS, "other_image", seed=3)[0]] == names
 
 
 def test_question_only_has_no_image():
-    ((_, changed),) = variants(ITEMS, "question_only")
+    (changed,) = items_of(ITEMS, "question_only")
     assert len(changed) == 9 and not any(i.images for i in changed)
 
 
 def test_rotations_move_every_option_and_its_key():
     made = variants(ITEMS, "shuffle", rotations=5)
-    assert [places for places, items in made if items] == [1, 2, 3]  # four options have three other orders
-    for places, items in made:
-        for before, after in zip(ITEMS, items, strict=False):
+    assert [one.rotation for one in made if one.items] == [1, 2, 3]  # four options have three other orders
+    for control in made:
+        places = control.rotation
+        for before, after in zip(ITEMS, control.items, strict=False):
             assert after.options[(0 + places) % 4] == before.options[0]
             right = after.options["ABCD".index(after.answer)]
             assert right == before.options["ABCD".index(before.answer)]
@@ -84,11 +94,7 @@ def test_rotations_move_every_option_and_its_key():
 
 
 def controls(say, *names, rotations=1):
-    return [
-        Control(name, items, answered(items, say), places)
-        for name in names
-        for places, items in variants(ITEMS, name, rotations)
-    ]
+    return [asked(one, say) for name in names for one in variants(ITEMS, name, rotations)]
 
 
 def test_a_model_that_reads_is_consistent_and_one_that_likes_a_letter_is_not():
@@ -126,8 +132,78 @@ def test_a_model_that_does_not_look_is_told_so():
     assert sentence("m", plain, controls(lambda i: "A", "shuffle")) == ""
 
 
-@pytest.mark.parametrize("name", ["blank", "other_image", "question_only", "shuffle"])
+@pytest.mark.parametrize("name", ["blank", "other_image", "question_only", "shuffle", "pairs"])
 def test_nothing_to_change_leaves_no_row(name):
     bare = [Case("x", "q", (), "gold", kind="open", benchmark="b")]
-    made = [Control(name, items, answered(items, lambda i: "A"), places) for places, items in variants(bare, name)]
+    made = [asked(one, lambda i: "A") for one in variants(bare, name)]
     assert table({"m": answered(bare, lambda i: "A")}, {"m": made}) == []
+
+
+def film(seed, spot=None):
+    """A large smooth picture, a small bright spot in it if one is given: near-identical to that without the spot."""
+    pixels = np.asarray(
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (9, 9), np.uint8)).resize((160, 160))
+    )
+    pixels = pixels.copy()
+    if spot:
+        pixels[spot : spot + 6, spot : spot + 6] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return ImageRef(f"film {seed} {spot}", buffer.getvalue)
+
+
+def finding(id, seed, spot, answer, question="Is there a nodule?", options=("nodule", "none"), kind="choice"):
+    return Case(id, question, options, answer, images=(film(seed, spot),), kind=kind, benchmark="b")
+
+
+PAIRED = [
+    finding("sick", 1, 40, "A"),
+    finding("well", 1, None, "B", "is there a  NODULE?"),
+    finding("turned", 2, None, "A", options=("none", "nodule")),  # the same key as "well", another order
+    finding("sick too", 2, 70, "A"),
+    finding("far", 3, 40, "A"),  # no image is near it
+    finding("yes", 4, 20, "yes", options=(), kind="yes_no"),
+    finding("no", 4, None, "no", options=(), kind="yes_no"),
+    finding("same key", 5, None, "yes", "Lung?", (), "yes_no"),
+    finding("same key too", 5, 9, "yes", "Lung?", (), "yes_no"),
+    finding("open", 6, 9, "a mass", "Shown?", (), "open"),
+    finding("open too", 6, None, "mass", "Shown?", (), "open"),
+]
+
+
+def test_pairs_are_one_question_on_nearly_one_image_with_two_keys():
+    found = [(one.id, other.id) for one, other in near_pairs(PAIRED)]
+    assert found == [("sick", "well"), ("turned", "sick too"), ("yes", "no")]
+    (flat,) = items_of(PAIRED, "pairs")
+    assert [item.id for item in flat] == [id for pair in found for id in pair]
+    assert all(item is next(i for i in PAIRED if i.id == item.id) for item in flat)  # nothing new is asked
+
+
+def knows(item):
+    return item.answer
+
+
+def blindly(item):
+    return {"choice": "A", "yes_no": "yes"}.get(item.kind, "mass")
+
+
+def always_none(item):
+    return "AB"[item.options.index("none")] if item.options else "yes"
+
+
+@pytest.mark.parametrize(
+    ("say", "plain", "both", "apart"),
+    [
+        (knows, "100.0", "100.0", "100.0"),
+        (blindly, "66.7", "33.3", "33.3"),  # of "turned" A is another text
+        (always_none, "50.0", "0.0", "0.0"),
+    ],
+)
+def test_a_pair_counts_where_both_are_right_and_is_told_apart_by_texts(say, plain, both, apart):
+    made = [asked(one, say) for one in variants(PAIRED, "pairs")]
+    (row,) = table({"m": answered(PAIRED, say)}, {"m": made})
+    shown = [row[key] for key in ("control", "items", "plain", "changed", "told apart")]
+    assert shown == ["near-identical pairs", "6", plain, both, apart]
+    assert abs(row["loss"].value - (float(plain) - float(both))) < 0.1
+    told = sentence("m", answered(PAIRED, say), made)
+    assert told.startswith(f"m: of 3 pairs of near-identical images with different keys {both} % are right on both")

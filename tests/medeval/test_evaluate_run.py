@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmedexpert_jax import load_config, medeval
 from mmedexpert_jax.errors import ConfigError, DataError
@@ -14,18 +15,22 @@ from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.runtime import Run
 
 
+def save_random(path, seed, processor):
+    text = TextConfig(400, 16, 24, 1, 2, 1, mrope_section=(2, 1, 1))
+    vision = VisionConfig("qwen2_vl", depth=1, hidden_size=8, intermediate_size=16, num_heads=1, out_hidden_size=16)
+    model = Model(ModelConfig(text, vision, True, 398, 399, 395, 396, 386, 386, (388, 386)))
+    rng = np.random.default_rng(seed)
+    shapes = tensor_shapes(model.config)
+    params = nest({key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()})
+    save_pretrained(path, model, params, processor)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, processor):
     """Two random models and a data set of four text cases."""
     folder = tmp_path_factory.mktemp("evaluation")
-    text = TextConfig(400, 16, 24, 1, 2, 1, mrope_section=(2, 1, 1))
-    vision = VisionConfig("qwen2_vl", depth=1, hidden_size=8, intermediate_size=16, num_heads=1, out_hidden_size=16)
-    model = Model(ModelConfig(text, vision, True, 398, 399, 395, 396, 386, 386, (388, 386)))
     for seed, name in enumerate(("first", "second")):
-        rng = np.random.default_rng(seed)
-        shapes = tensor_shapes(model.config)
-        params = nest({key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()})
-        save_pretrained(folder / name, model, params, processor)
+        save_random(folder / name, seed, processor)
     rows = [
         {
             "id": str(i),
@@ -142,10 +147,42 @@ def test_controls_stand_beside_every_model(folder, tmp_path, sampler):
     row = "| tuned | options rotated | 4 | 50.0 | 50.0 | +0.0 (-100.0, +100.0) | 0.0 | A +50.0 |"
     assert row in table, table
     assert "a grey image" not in table  # no item has an image
+    headline = (tmp_path / "export" / "tables" / "mmedexpert-mini.md").read_text()
+    assert "loss, options rotated" in headline and "+0.0 (-100.0, +100.0)" in headline
+
+
+def test_all_controls_are_asked_in_one_pass_and_nothing_twice(tmp_path, sampler, processor):
+    """Four questions, two with an image: each conversation is asked once, in blocks that mix the controls."""
+    rows = [
+        {"id": str(i), "question": "Which?", "options": ["one", "two"], "answer": "AB"[i % 2], "images": [f"{i}.png"]}
+        for i in range(2)
+    ]
+    rows += [{"id": str(i), "question": f"Which of {i}?", "options": ["one", "two"], "answer": "A"} for i in (2, 3)]
+    for number in range(2):
+        pixels = np.full((56, 56), 100, np.uint8)
+        pixels[20 : 30 + number] = 200
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    every = ("blank", "other_image", "question_only", "shuffle", "pairs")
+    config = settings(tmp_path, compare=(), max_new_tokens=64, controls=every)
+    config.model.path = f"{tmp_path}/model"
+    save_random(tmp_path / "model", 0, processor)
+    sampler.say = lambda row, sample: "<answer>A</answer>"
+    execute(config, tmp_path / "run")
+    asked = [row for call in sampler.calls for row in call["rows"]]
+    # 4 as they are; one grey image and one bare question, which both items share; each other's image makes the same
+    # conversations as the plain ones, since the questions are equal; 4 rotated, of which the two with images differ
+    assert len(set(asked)) == 4 + 1 + 1 + 0 + 4 and stored(tmp_path / "run") == len(set(asked))
+    assert len(sampler.calls) <= 4  # a block for each number of images and length, not one for each control
+    calls = len(sampler.calls)
+    execute(config, tmp_path / "run")
+    assert len(sampler.calls) == calls
+    table = (tmp_path / "run" / "export" / "tables" / "mmedexpert-mini-controls.md").read_text()
+    assert "| near-identical pairs | 2 | 50.0 | 0.0 |" in table and "are told apart" in table, table
 
 
 def test_an_unknown_control_is_refused_before_any_work(folder, tmp_path):
     with pytest.raises(
-        ConfigError, match="no control 'blind'; choose among blank, other_image, question_only, shuffle"
+        ConfigError, match="no control 'blind'; choose among blank, other_image, question_only, shuffle, pairs"
     ):
         execute(settings(folder, controls=("blind",)), tmp_path)
