@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.processing import medical
+from mmedexpert_jax.processing import medical, nifti
 
 MODES = ("report", "redact", "refuse")
 BLIND = (
@@ -28,40 +28,70 @@ _MONTH = (
     r"(?:jan(?:uary|uar)?|feb(?:ruary|ruar)?|mar(?:ch)?|märz|apr(?:il)?|ma[iy]|june?|juni|july?|juli|aug(?:ust)?|"
     r"sep(?:t(?:ember)?)?|o[ck]t(?:ober)?|nov(?:ember)?|de[cz](?:ember)?)"
 )
-_WORD = r"[A-ZÀ-Þ][\w'’-]+"
+_WORD = r"[A-ZÀ-Þ][\w'’-]*\w"
+_ANY = r"[A-Za-zÀ-ÿ][\w'’.-]*"
+_YEAR, _DAY, _NUMBERED = r"(?:19|20)\d\d", r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])"
+_NO = r"(?:no|nr|num|number|nummer|id)\b\.?"
+# labels of numbers that mean nothing else in a clinical text, and those that need "no", "#" or a colon behind them
+_SURE = (
+    r"mrn|uhid|ssn|nhs|medical record|accession|social security|"
+    r"(?:fall|patienten|versicherten|versicherungs|akten)(?:nummer|-?nr\b\.?)"
+)
+_WEAK = (
+    r"patient(?:'s)?|patient-?id|hospital|chart|medicare|medicaid|health card|passport|insurance|mr|pid|acc|hosp|"
+    r"encounter|visit|case|account|acct|policy|member|study|specimen|record|file|id|ipd|opd"
+)
+_AGE = r"\d{1,3}[ -]?(?:year|yr|y/o|yo\b|month|week|day|jahr)|(?:19|20)\d\d(?![\w/-])"
+_TITLE = (
+    r"(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Professor|Herrn?|Frau|Mme|Mlle|Monsieur|Madame|Señora?|Sra?\.|"
+    r"[Nn]urse(?! Practitioner| An[ae]|-))"
+)
+_ROLE = (
+    r"(?:attending|(?:referring |family |treating )?physician|radiologist|pathologist|surgeon|consultant|doctor|"
+    r"provider|gp|arzt|ärztin|hausarzt|next of kin|signed|befundet von)\s*[:=]|"
+    r"(?:reported|dictated|signed|referred|transcribed|interpreted|reviewed|verified|attested)(?: electronically)? by:?"
+)
+_STREET = r"Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Boulevard|Blvd|Court|Ct|Place|Way|Terrace|Square|Close"
 PATTERNS: dict[str, re.Pattern] = {
-    "e-mail": re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b"),
+    "e-mail": re.compile(r"\b[\w.+-]+ ?(?:@|\(at\)|\[at\]) ?[\w-]+(?:\.[\w-]+)+\b"),
     "record number": re.compile(
-        r"\b(?:mrn|medical record(?: (?:no|number))?|hospital (?:no|number)|patient(?:'s)? (?:id|no|number)|"
-        r"patient-?id|accession(?: (?:no|number))?|chart (?:no|number)|nhs(?: (?:no|number))?|ssn|"
-        r"social security(?: number)?|fallnummer|patientennummer|versichertennummer)\b\.?\s*(?:is|:|#|=)?\s*#?\s*"
-        r"(?=[\w/-]*\d)[A-Za-z0-9][\w/-]{2,}(?: \d{3,4})*|\b\d{3}-\d{2}-\d{4}\b",
+        rf"\b(?:(?:{_SURE})(?:\s*{_NO})?\s*(?:is|:|#|=)*|(?:{_WEAK})\s*(?:{_NO}\s*[:#=]?|[:#=]+))\s*#?\s*"
+        rf"(?!{_AGE})(?=[\w/-]*\d[\w/-]*(?:\d| \d))[A-Za-z0-9][\w/-]{{2,}}(?: \d{{2,4}}\b)*|"
+        r"\b\d{3}-\d{2}-\d{4}\b|\b[1-9][A-Z][A-Z\d]\d-?[A-Z][A-Z\d]\d-?[A-Z]{2}\d\d\b",  # SSN; Medicare's
         re.I,
     ),
     "date": re.compile(
-        r"\b(?:(?:19|20)\d\d-(?:0?[1-9]|1[0-2])-(?:0?[1-9]|[12]\d|3[01])|"
-        r"(?:0?[1-9]|[12]\d|3[01])[./-](?:0?[1-9]|[12]\d|3[01])[./-](?:(?:19|20)\d\d|\d\d)(?![\d./-])|"
-        rf"{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?,? (?:19|20)\d\d|"
-        rf"\d{{1,2}}(?:st|nd|rd|th|\.)? (?:of )?{_MONTH}\.?,? (?:19|20)\d\d|"
-        r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))\b",
+        rf"\b{_YEAR}(?P<mark>[-/.]){_NUMBERED}(?P=mark){_DAY}(?!\d)(?:T[\d:.]+Z?)?|"
+        rf"\b{_DAY}[./-]{_DAY}[./-](?:{_YEAR}|\d\d)(?![\d./-])|\b(?:0[1-9]|1[0-2])/{_YEAR}\b|"
+        rf"\b(?:dob|born|birth|geb\.|geboren)\b[^\w\n]{{0,4}}\d{{1,2}} \d{{1,2}} (?:{_YEAR}|\d\d)\b|"
+        rf"\b(?:\d{{1,2}}(?:st|nd|rd|th|\.)?[ -]?(?:of )?)?{_MONTH}\.?,?[ -]?{_YEAR}\b|"
+        rf"\b{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?,? {_YEAR}\b|"
+        rf"\b{_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)(?:T[\d.]+Z?)?",
         re.I,
     ),
     "phone": re.compile(
-        r"(?:\b(?:tel|phone|telephone|telefon|fax|mobile|cell|call)\b\.?\s*(?:no|number|at)?\.?\s*:?\s*)"
-        r"\+?\(?\d[\d ()/.-]{5,}\d|\+\d{1,3}[ -]?\(?\d{1,4}\)?(?:[ -]?\d{2,4}){2,4}\b|"
-        r"\(\d{3}\) ?\d{3}[- ]\d{4}\b|\b\d{3}[-.]\d{3}[-.]\d{4}\b",
+        r"\b(?:tel|phone|telephone|telefon|fax|mobile|mob|cell|call|handy|pager|whatsapp|contact|ph(?=[.:]? ?[+(0]))\b"
+        r"\.?(?:\s*(?:no|nr|number)\b\.?)?(?:\s+(?:is|at|on))?\s*:?\s*"
+        r"(?=\D{0,2}(?:\d\D{0,2}){6}\d)\+?\(?\d[\d ()/.-]{5,}\d|"
+        r"\+\d{1,3}[ -]?\(?\d{1,4}\)?(?:[ -]?\d{2,4}){2,4}\b|\(\d{3}\) ?\d{3}[- ]\d{4}\b|"
+        r"(?:\b1-)?\b\d{3}([-. ])\d{3}\1\d{4}\b",
         re.I,
     ),
     "address": re.compile(
-        rf"\b\d{{1,5}}[A-Za-z]? (?:{_WORD} ){{1,3}}"
-        r"(?:Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Boulevard|Blvd|Court|Ct|Place|Way|Terrace)\b\.?|"
+        rf"\b\d{{1,5}}[A-Za-z]? (?:{_WORD} ){{1,3}}(?:{_STREET})\b\.?(?:,? (?:Apt|Apartment|Flat|Unit)\.? \w+)?|"
+        r"\b\d{1,5} (?:[a-z'’-]+ ){1,2}(?i:street|avenue|boulevard|terrace)\b|\b(?i:p\.? ?o\.? box) \d+|"
+        r"\b\d{1,4}(?: ?bis)?,? (?i:rue|avenue|boulevard|place|chemin|allée) (?:(?:de|du|des|la|le|les) )*[\w'’-]+|"
         r"\b[A-ZÄÖÜ][a-zäöüß]+(?:straße|strasse|str\.|weg|platz|gasse|allee) \d{1,4}[a-z]?\b|"
+        r"(?:(?<=, )|(?<=\bin )|(?<=\baus )|\bD-)\d{5} [A-ZÄÖÜ][a-zäöüß]{2,}|"
+        r"\b(?i:address|anschrift|adresse|wohnhaft in)\s*[:=]?\s*(?:(?<=[:=])|(?<=[:=] ))[^\n;]{5,80}|"
         r"\b[A-Z]{2} \d{5}(?:-\d{4})?\b|\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b"
     ),
     "name": re.compile(
-        rf"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Herr|Frau|Mme|Señora?)\.? {_WORD}(?: {_WORD})?|"
-        rf"\b(?i:(?:patient(?:'s)? )?name|surname|first name|last name|referred by|signed by)\s*[:=]\s*"
-        rf"{_WORD}(?:,? {_WORD}){{0,2}}|\b{_WORD}\^{_WORD}"
+        rf"\b{_TITLE}(?:\.? {_TITLE})*\.? ?(?:med\. |[A-Z]\. ?)*{_WORD}(?: {_WORD})?|"
+        rf"\b(?:(?i:(?:patient(?:'s)?|full|first|last|given|family|maiden) ?names?|surname|nachname|vorname)|Name|NAME)"
+        rf"\s*(?:[:=]|-(?= ))\s*{_ANY}(?:,? {_ANY}){{0,2}}|\b(?i:patient(?:'s)? name is) {_WORD}(?: {_WORD})?|"
+        rf"\b(?i:patient(?:in)?|pt)\s*[:=]\s*{_WORD},? [A-ZÀ-Þ][\w'’-]*|"
+        rf"\b(?i:{_ROLE})\s*(?:[A-Z]\. ?)*{_WORD}(?:,? {_WORD}){{0,2}}|\b{_WORD}(?:\^{_WORD})+"
     ),
 }
 # DICOM attributes that identify, beside all of the types person name, date and date-time
@@ -98,8 +128,12 @@ def check_mode(mode: str, field: str = "privacy") -> str:
 
 
 def scan(text: str, place: str) -> list[Found]:
-    """The identifiers in a text, by kind and in order."""
-    return [Found(kind, place) for kind, pattern in PATTERNS.items() for _ in pattern.finditer(text)]
+    """The identifiers in a text, by kind and in order; what one kind has taken is not counted for the next."""
+    found: list[Found] = []
+    for kind, pattern in PATTERNS.items():
+        text, count = pattern.subn(f"[{kind}]", text)
+        found += [Found(kind, place)] * count
+    return found
 
 
 def redact(text: str) -> str:
@@ -123,22 +157,34 @@ def scan_header(data: bytes, name: str) -> list[Found]:
     """Identifying attributes of an encoded image's header; empty where it cannot be read."""
     found: list[Found] = []
     with suppress(Exception):  # what cannot be read is refused by the decoder, by name
-        attributes = _dicom(data, name) if medical.reader(data) else _pillow(data)
+        if nifti.header_size(data):
+            attributes = _nifti(data, name)
+        else:
+            attributes = _dicom(data, name) if medical.reader(data) else _pillow(data)
         found = [Found("header", f"{name}, {attribute}") for attribute in attributes]
     return found
 
 
 def _dicom(data: bytes, name: str) -> Iterator[str]:
-    if data[:4] == b"\x1f\x8b" or data[344:347] in (b"n+1", b"ni1"):
-        return
-    dataset = medical.read_dicom(data, name)
-    for element in dataset.iterall():
-        if element.tag.is_private:
-            continue
-        if element.value not in (None, "") and (element.VR in ("PN", "DA", "DT") or element.keyword in _DICOM):
-            yield str(element.keyword)
-    if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
-        yield "BurnedInAnnotation: its pixels hold text"
+    """Attributes of a DICOM file, or of a zipped series; each once."""
+    found: dict[str, None] = {}
+    for dataset in medical.dicom_datasets(data, name):
+        for element in dataset.iterall():
+            identifies = element.VR in ("PN", "DA", "DT") or element.keyword in _DICOM
+            if identifies and not element.tag.is_private and element.value not in (None, ""):
+                found[str(element.keyword)] = None
+        if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
+            found["BurnedInAnnotation: its pixels hold text"] = None
+    return iter(found)
+
+
+def _nifti(data: bytes, name: str) -> Iterator[str]:
+    """Fields of free text with something in them; programs write their own name into "descrip", which is not told."""
+    header = nifti.read_header(data, name)
+    for key in ("db_name", "descrip", "aux_file", "intent_name"):
+        text = header[key].item().decode("latin-1").strip() if key in header else ""
+        if text and (key == "db_name" or scan(text, key)):
+            yield f"NIfTI {key}"
 
 
 def _pillow(data: bytes) -> Iterator[str]:

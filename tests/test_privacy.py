@@ -2,7 +2,9 @@
 
 import io
 import json
+import zipfile
 
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -14,6 +16,7 @@ from mmedexpert_jax.processing.images import clean, open_image
 TEXTS = {
     "Mrs. Alice Example was seen.": {"name"},
     "Patient name: Doe, Jane": {"name"},
+    "Dr. Smith, MRN 1234567, seen on 2023-04-05": {"name", "record number", "date"},
     "DOE^JANE": {"name"},
     "Seen on 2023-04-05 and on 3 March 2021": {"date"},
     "DOB 04/05/1961": {"date"},
@@ -30,7 +33,34 @@ TEXTS = {
     "wohnt Hauptstraße 12": {"address"},
     "Springfield, IL 62704": {"address"},
 }
+MORE = {  # a line a kind, forms apart by a bar
+    "name": "Patient: Jane Doe|seen by Dr. J. Smith|Prof. Dr. med. Erika Muster|Attending: Smith|Referring physician: "
+    "John Smith|Pt: Doe J|NAME: JANE DOE|Name - John Smith|Monsieur Dupont|Herrn Müller|Reported by: A. Kumar|"
+    "patient name is Jane Doe|Sr. García|Radiologist: Anna Berg|DOE^JANE^M|nurse Jones|Dr.Smith|Name: jane doe|"
+    "Patientin: Erika Mustermann|Next of kin: Ann Doe|Signed by Müller|Mr. O'Neill",
+    "date": "2020/01/03|2020.01.03|03-Jan-2020|3-JAN-2020|January 2020|20210304T101500|2021-03-04T10:15:00Z|"
+    "DOB: 05 04 1961|03/2021|Dec-2020|03Jan2020|Sept. 3, 2020|5th of May 2019|Jan 3rd, 2020|4/5/61|3. März 2021",
+    "record number": "MRN#12-34-56|ID no. 12345|Acc# 12345|UHID 12345|NHS No. 943 476 5919|Encounter number: 12345|"
+    "Case no. 2021-334|Medicare ID 1EG4-TE5-MK73|1EG4-TE5-MK73|Versicherungsnummer: A123456789|SSN: 123456789|"
+    "policy number 99-1234|Medical Record #: 5551234|PatientID=12345|Fallnr. 123456|MR# 445566|Hosp No: X1234|"
+    "Account number 445566|Study ID 20-1234|Social Security No. 123 45 6789|Patient 's id: X99-12",
+    "phone": "Phone: 555-0134|ph. 020 7946 0958|Tel: 030/1234567|(555)555-0134|contact no 98765 43210|Mob: 9876543210|"
+    "555.555.0134|pager 5550134|1-800-555-0134|Handy: 0171 1234567|+447911123456|telephone number is 02079460958|"
+    "555 555 0134",
+    "address": "P.O. Box 123|221B Baker Street|12 Main Rd, Apt 4|Am Markt 5, 50667 Köln|wohnt in 10115 Berlin|"
+    "5 rue de la Paix|address: Flat 3, Green House|742 Evergreen Terrace|12 long acre street|SW1A 1AA|Boston, MA 02115",
+    "e-mail": "j.doe+x@mail.co.uk|jane(at)example.org|jane [at] example.org",
+}
+TEXTS |= {text: {kind} for kind, line in MORE.items() for text in line.split("|")}
 CLINICAL = (
+    "The patient is 67-year-old. Patient: 45-year-old man. Patient: male. Case 12 of 20, visit 3, study of 2019.",
+    "10000 Units of heparin; WBC 12000 Cells/uL, platelets 150,000; 5000 IU; incidence 1/2000 births; 3/4 of 120/80.",
+    "pH 7.350 - 7.450, pCO2 40, cell count: 1200-1500; call if BP > 180/110; phone triage; a contact of 3 days.",
+    "Sister Mary Joseph nodule, Virchow's node, Dr. is an abbreviation; drug name: aspirin; brand name: Tylenol.",
+    "Performed by Mohs surgery. Nurse Practitioner visit. The surgeon: see below. T2-FLAIR, L4-L5, C5-C6, V1-V6.",
+    "EF 55-60 %, FEV1 1.85 L (72 %), HLA-B27, CA 19-9 of 350, CD4 count 200-350, stage T2N1M0, ICD-10 I21.09.",
+    "She lives in a nursing home 2 km from the main road and walks 500 m a day on a level street.",
+    "ID of the lesion; IDs; PID with 3 episodes; MR of the brain; acc. to guidelines 2020; record of 12 seizures.",
     "A 67-year-old woman has a rate of 32 per minute, 120/80 mmHg and urea 9 mmol/L for 3 days.",
     "TSH 0.01 mU/L, T4 28; HbA1c 7.5-8.0 %; ratio 12/5/3; CD4 200; Na 140, K 4.0, grade 2-3",
     "In May she had a viral infection. Graves disease; Crohn's; Mr. is short for mitral regurgitation.",
@@ -75,10 +105,24 @@ def a_png() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("make", [a_photograph, a_scan, a_png])
+def a_volume() -> bytes:
+    nibabel = pytest.importorskip("nibabel")
+    image = nibabel.Nifti1Image(np.arange(8, dtype=np.int16).reshape(4, 2, 1), np.eye(4))
+    image.header["db_name"], image.header["descrip"] = b"DOE_JANE", b"scanned 2021-03-04"
+    return image.to_bytes()
+
+
+def a_series() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("scan/1.dcm", a_scan())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("make", [a_photograph, a_scan, a_png, a_volume, a_series])
 def test_headers_are_reported_without_their_values_and_do_not_leave(make):
     data = make()
-    assert any(word in data for word in (b"Jane", b"J\x00a"))
+    assert any(word in data for word in (b"Jane", b"J\x00a", b"DOE_JANE"))
     found = privacy.scan_header(data, "case 1, image 1")
     assert found and all(one.kind == "header" and "Jane" not in one.place for one in found)
     sent = clean(data, "case 1, image 1")

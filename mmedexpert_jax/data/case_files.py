@@ -312,6 +312,9 @@ def pictures(image: ImageRef) -> Iterator[ImageRef]:
     files of a folder with a DICOM series. Raises DataError."""
     folder = getattr(image.read, "path", None)
     if isinstance(folder, Path) and os.path.isdir(folder):  # False, not an error, for a path that none can be
+        if image.view.plane:  # cut across the slices, so that a picture is of all files
+            yield from replace(image, read=medical.Series(folder)).expand()
+            return
         files = medical.series(folder, image.name)
         for place in chosen(len(files), image.view.slices, image.name):
             view = replace(image.view, slices=None)

@@ -131,7 +131,7 @@ def decode(
     (its `load_image`, used for paths, drops alpha instead and shows whatever colour hides under it). 16-bit grey is
     scaled by its full range; one whose values fill 12 bits at most would be black and is refused without a window
     (Pillow and so transformers clip it at 255). Floats are read as 0..1 when none exceeds 1, else as 0..255.
-    DICOM and NIfTI: `processing.medical`.
+    DICOM: `processing.medical`, NIfTI: `processing.nifti`.
 
     Args:
         source: path, encoded file, data: or file: URI, opened image, or reference (whose own view then counts).
@@ -141,7 +141,7 @@ def decode(
             each colour channel; None: the file's own, or the rule above.
         slices: of a file of several pictures (pages, frames, slices): so many at even distances, or their indices
             from 0; None: there must be only one.
-        plane: of a NIfTI volume: "axial" (default), "coronal" or "sagittal".
+        plane: of a volume: "axial", "coronal" or "sagittal"; None: axial of NIfTI, of DICOM as the slices were taken.
 
     Raises:
         DataError: no such file, not an image, truncated, empty, too large, several pictures and no choice among them,
@@ -226,7 +226,7 @@ def _stack(source: Source, name: str, view: View) -> Frames:
     if reader is not None:
         return reader(encoded, name, view)
     if view.plane:
-        raise DataError(f"{name}: a plane is of a NIfTI volume; leave it out")
+        raise DataError(f"{name}: a plane is of a volume (DICOM, NIfTI); leave it out")
     try:
         return _still(Image.open(io.BytesIO(encoded)), name, view)
     except DataError:
@@ -255,7 +255,7 @@ def content(source: bytes | str | Path, name: str) -> bytes:
         raise DataError(f"{name}: images are not fetched from the web; no such image file, download it first")
     path = Path(source).expanduser()
     try:
-        return path.read_bytes()
+        return medical.Series(path)() if path.is_dir() else path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{name}: no such image file") from None
     except (OSError, ValueError) as error:  # a folder, no permission, a NUL in the name

@@ -1,37 +1,42 @@
-"""DICOM and NIfTI as 8-bit pictures: only pixels leave this module, never a header (extra `medical`).
+"""DICOM as 8-bit pictures: only pixels leave this module, never a header (extra `medical`).
 
-DICOM: modality LUT or rescale, then the header's first VOI LUT or window (PS3.3 C.11), else the frame's own range
-without padding; MONOCHROME1 inverted, palettes and YBR as RGB; frames in the file's order, with windows of their own
-where functional groups have them. Pixels are decoded by pydicom and its plugins.
-
-NIfTI: the closest canonical orientation, shown as radiologists see it (the patient's right on the left of axial and
-coronal pictures, anterior or superior on top; sagittal looks to the left), slices from inferior, posterior or left up;
-pixels as high as wide by the voxel sizes; window from cal_min and cal_max, else the volume's 0.5 to 99.5 percentiles;
-the first volume of a series.
+Modality LUT or rescale, then the header's first VOI LUT or window (PS3.3 C.11), else the frame's own range without
+padding; MONOCHROME1 inverted, palettes and YBR as RGB; frames in the file's order, with windows of their own where
+functional groups have them. Pixels are decoded by pydicom and its plugins. A series is a folder or a zip of its files,
+in the order of their places. Under a plane its slices, or a file's frames, are one volume under one window, that of
+the middle slice, shown as a NIfTI volume is.
 """
 
-import functools
-import gzip
 import io
 import math
-import warnings
-import zlib
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from mmedexpert_jax.errors import ConfigError, DataError
-from mmedexpert_jax.processing.windows import PLANES, Frames, View, grey, windowed
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing import nifti
+from mmedexpert_jax.processing.volumes import (
+    AXES,
+    canonical,
+    kept,
+    library,
+    one_line,
+    place_of,
+    quiet,
+    section,
+    stacked,
+)
+from mmedexpert_jax.processing.windows import Frames, View, grey, windowed
 
 Reader = Callable[[bytes, str, View], Frames]
 
-MAX_BYTES = 2**31  # of an unpacked volume: 1,000 CT slices of 512 x 512 x 16 bits are 2**29
-PERCENTILES = (0.5, 99.5)  # of a volume without a window: a few bright voxels would make a whole MR dark
+MAX_BYTES = 2**31  # of an unpacked series: 1,000 CT slices of 512 x 512 x 16 bits are 2**29
 TABLE = 2**17  # stored values up to which a frame is looked up in a table, twice those of 16 bits
-_HEADER = 1024  # bytes that hold either NIfTI header
 _LOOK = (  # what turns a frame's numbers into grey, where functional groups may say it by frame
     "RescaleSlope",
     "RescaleIntercept",
@@ -41,14 +46,27 @@ _LOOK = (  # what turns a frame's numbers into grey, where functional groups may
     "WindowWidth",
     "VOILUTFunction",
 )
+_VOI = _LOOK[3:]
 _GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 
 
 def reader(content: bytes) -> Reader | None:
     """The function that reads a medical file of this content; None for any other file."""
-    if _is_dicom(content):
+    if _is_dicom(content) or _is_series(content):
         return _dicom
-    return _nifti if _nifti_size(content) else None
+    return nifti.read if nifti.header_size(content) else None
+
+
+def _is_series(content: bytes) -> bool:
+    """A zip with DICOM among its first files; a licence or an index may stand before them."""
+    if content[:4] != b"PK\x03\x04":
+        return False
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            return any(archive.open(member).read(132)[128:] == b"DICM" for member in members[:8])
+    except Exception:  # a broken archive raises nearly anything, and is no image
+        return False
 
 
 def _is_dicom(content: bytes) -> bool:
@@ -64,39 +82,71 @@ def _is_dicom(content: bytes) -> bool:
     return length < 4096
 
 
-def _quiet(function: Callable) -> Callable:
-    """Warnings of the libraries about the standard's finer points stay silent; what is wrong raises."""
-
-    @functools.wraps(function)
-    def wrapped(*args: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return function(*args)
-
-    return wrapped
-
-
-# ---------------------------------------------------------------------------------------------------- DICOM
-
-
-@_quiet
+@quiet
 def _dicom(content: bytes, name: str, view: View) -> Frames:
-    """The frames of a DICOM file."""
-    dataset = read_dicom(content, name)
+    """The frames of a DICOM file, or of all files of a zipped series."""
+    datasets = list(dicom_datasets(content, name))
+    for dataset in datasets:
+        _check_dicom(dataset, name)
+    if len(datasets) > 1:
+        datasets = _in_order(datasets, name)
+    frames = [(dataset, place) for dataset in datasets for place in range(_frames(dataset))]
     if view.plane:
-        raise DataError(f"{name}: a plane is of a NIfTI volume; DICOM frames are shown as they were taken")
+        return _planes(content, frames, name, view)
+    return Frames(len(frames), lambda place: _dicom_frame(*frames[place], name, view))
+
+
+def _check_dicom(dataset: Any, name: str) -> None:
     if not any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise DataError(f"{name}: a DICOM file without a picture ({_kind(dataset)}); leave it out")
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     limit = Image.MAX_IMAGE_PIXELS
     if not rows * columns or (limit and rows * columns > limit):
         raise DataError(f"{name}: a DICOM picture of {columns} x {rows} pixels; 1 to {limit:,} pixels are read")
-    return Frames(int(dataset.get("NumberOfFrames") or 1), lambda place: _dicom_frame(dataset, place, name, view))
+
+
+def _frames(dataset: Any) -> int:
+    return int(dataset.get("NumberOfFrames") or 1)
+
+
+def dicom_datasets(content: bytes, name: str) -> Iterator[Any]:
+    """The data set of a DICOM file, or those of the pictures in a zipped series. Raises DataError, and ConfigError
+    without pydicom."""
+    if _is_dicom(content):
+        yield read_dicom(content, name)
+        return
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if sum(member.file_size for member in members) > MAX_BYTES:
+            raise DataError(f"{name}: unpacks to more than {MAX_BYTES >> 30} GiB; give a part of the series")
+        for member in members:
+            try:
+                data = archive.read(member)
+            except Exception as error:  # a broken archive raises nearly anything
+                raise DataError(f"{name}: its zip cannot be read ({one_line(error)}); fetch it again") from None
+            dataset = read_dicom(data, f"{name}/{member.filename}") if _is_dicom(data) else {}
+            if "PixelData" in dataset:  # beside pictures stand licences, DICOMDIR and the like
+                yield dataset
+
+
+@dataclass(frozen=True)
+class Series:
+    """A folder with the files of one DICOM series, read as one zip."""
+
+    path: Path
+
+    def __call__(self) -> bytes:
+        """The zip, of the same bytes whenever the files are the same. Raises DataError."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for file in series(self.path, str(self.path)):
+                archive.writestr(zipfile.ZipInfo(file.name), file.read_bytes())
+        return buffer.getvalue()
 
 
 def read_dicom(content: bytes, name: str) -> Any:
     """The data set of a file. Raises DataError, and ConfigError without pydicom."""
-    pydicom = _library("pydicom", name, "DICOM", "pydicom pylibjpeg pylibjpeg-openjpeg python-gdcm")
+    pydicom = library("pydicom", name, "DICOM", "pydicom pylibjpeg pylibjpeg-openjpeg python-gdcm")
     try:
         dataset = pydicom.dcmread(io.BytesIO(content), force=True)
         if not hasattr(dataset, "file_meta") or "TransferSyntaxUID" not in dataset.file_meta:
@@ -107,10 +157,10 @@ def read_dicom(content: bytes, name: str) -> Any:
             dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2" if implicit else explicit
         return dataset
     except Exception as error:  # pydicom raises nearly anything on a broken file
-        raise DataError(f"{name}: not a DICOM file that can be read ({_line(error)})") from None
+        raise DataError(f"{name}: not a DICOM file that can be read ({one_line(error)})") from None
 
 
-@_quiet
+@quiet
 def series(folder: Path, name: str) -> list[Path]:
     """The files of a folder that holds one DICOM series, in the order of their places along the slices' normal.
 
@@ -127,12 +177,24 @@ def series(folder: Path, name: str) -> list[Path]:
         if "PixelData" not in dataset:
             continue
         ids.add(str(dataset.get("SeriesInstanceUID", "")))
-        found.append((_along_normal(dataset), int(dataset.get("InstanceNumber") or 0), file))
+        found.append((*_order(dataset), file))
     if not found:
         raise DataError(f"{name}: a folder without DICOM pictures; give the folder of one series, or a file")
     if len(ids) > 1:
         raise DataError(f"{name}: {len(ids)} series in one folder; put each into a folder of its own")
     return [file for _, _, file in sorted(found)]
+
+
+def _in_order(datasets: Sequence[Any], name: str) -> list[Any]:
+    """The files of one series by their places. Raises DataError where there are several series."""
+    ids = {str(dataset.get("SeriesInstanceUID", "")) for dataset in datasets}
+    if len(ids) > 1:
+        raise DataError(f"{name}: {len(ids)} series in one zip; give each a zip of its own")
+    return sorted(datasets, key=_order)
+
+
+def _order(dataset: Any) -> tuple[float, int]:
+    return _along_normal(dataset), int(dataset.get("InstanceNumber") or 0)
 
 
 def _along_normal(dataset: Any) -> float:
@@ -144,18 +206,14 @@ def _along_normal(dataset: Any) -> float:
         return 0.0
 
 
-@_quiet
+@quiet
 def _dicom_frame(dataset: Any, place: int, name: str, view: View) -> Image.Image:
-    from pydicom.pixels import apply_color_lut, pixel_array
+    from pydicom.pixels import apply_color_lut
 
-    try:
-        values = pixel_array(dataset, index=place if int(dataset.get("NumberOfFrames") or 1) > 1 else None)
-    except Exception as error:
-        syntax = getattr(dataset.file_meta.TransferSyntaxUID, "name", "?")
-        raise DataError(f"{name}: its pixels cannot be decoded ({syntax}: {_line(error)})") from None
+    values = _stored(dataset, place, name)
     kind = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
     if kind.startswith("MONOCHROME"):
-        return Image.fromarray(_dicom_grey(values, dataset, place, name, view)).convert("RGB")
+        return Image.fromarray(_dicom_grey(values, dataset, _look(dataset, place), name, view)).convert("RGB")
     if view.window is not None:
         raise DataError(f"{name}: a window is of grey values, and this DICOM picture is in colour; leave it out")
     if kind == "PALETTE COLOR":
@@ -166,27 +224,49 @@ def _dicom_frame(dataset: Any, place: int, name: str, view: View) -> Image.Image
     return Image.fromarray(grey(values / (2.0**depth - 1)) if depth != 8 else values.astype(np.uint8)).convert("RGB")
 
 
-def _dicom_grey(values: np.ndarray, dataset: Any, place: int, name: str, view: View) -> np.ndarray:
-    """Stored values [H, W] as uint8 [H, W], or [H, W, 3] under three windows."""
-    look = _look(dataset, place)
+def _stored(dataset: Any, place: int, name: str) -> np.ndarray:
+    """Stored values of a frame, [H, W] or [H, W, 3]. Raises DataError."""
+    from pydicom.pixels import pixel_array
+
+    try:
+        return pixel_array(dataset, index=place if _frames(dataset) > 1 else None)
+    except Exception as error:
+        syntax = getattr(dataset.file_meta.TransferSyntaxUID, "name", "?")
+        raise DataError(f"{name}: its pixels cannot be decoded ({syntax}: {one_line(error)})") from None
+
+
+def _dicom_grey(
+    values: np.ndarray, dataset: Any, look: Any, name: str, view: View, extent: tuple[float, float] | None = None
+) -> np.ndarray:
+    """Stored values [H, W] as uint8 [H, W], or [H, W, 3] under three windows; `extent`: of a range, else their own."""
     padding = dataset.get("PixelPaddingValue")
     if values.dtype.kind not in "iu" or int(values.max()) - int(values.min()) >= TABLE:
-        return _levels(values, values != padding, look, dataset, name, view)
+        return _levels(values, extent or _extent(values[values != padding], values, look), look, dataset, name, view)
     # every step below is pointwise: applied to each value once, and looked up, it costs a tenth
     lowest = int(values.min())
     domain = np.arange(lowest, int(values.max()) + 1)
     index = values.astype(np.int32) - lowest
-    present = np.bincount(index.ravel(), minlength=len(domain)) > 0
-    return _levels(domain, present & (domain != padding), look, dataset, name, view)[index]
+    if extent is None:
+        present = np.bincount(index.ravel(), minlength=len(domain)) > 0
+        extent = _extent(domain[present & (domain != padding)], domain, look)
+    return _levels(domain, extent, look, dataset, name, view)[index]
 
 
-def _levels(values: np.ndarray, held: np.ndarray, look: Any, dataset: Any, name: str, view: View) -> np.ndarray:
-    """Stored values [...] as uint8 [...] or [..., 3]; `held` [...]: those that count for a range."""
+def _extent(held: np.ndarray, values: np.ndarray, look: Any) -> tuple[float, float]:
+    """Lowest and highest value after the modality LUT of the stored values `held`, or of all `values` if none is."""
+    from pydicom.pixels import apply_modality_lut
+
+    units = apply_modality_lut(held if held.size else values, look)
+    return float(units.min()), float(units.max())
+
+
+def _levels(
+    values: np.ndarray, extent: tuple[float, float], look: Any, dataset: Any, name: str, view: View
+) -> np.ndarray:
+    """Stored values [...] as uint8 [...] or [..., 3]; `extent`: (darkest, brightest) after the modality LUT."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     units = apply_modality_lut(values, look)
-    inside = units[held] if held.any() else units
-    extent = float(inside.min()), float(inside.max())
     if view.window is not None:
         # Hounsfield units are CT's alone; PET, MR and X-ray rescale to units of their own
         hounsfield = dataset.get("Modality") == "CT" and "RescaleSlope" in look
@@ -256,132 +336,49 @@ def _kind(dataset: Any) -> str:
     return str(getattr(dataset.get("SOPClassUID"), "name", None) or "no SOP class")[:80]
 
 
-# ---------------------------------------------------------------------------------------------------- NIfTI
-
-
-def _nifti_size(content: bytes) -> int:
-    """348 or 540, the size of a NIfTI header, of a file that begins with one, packed or not; 0 for any other file."""
-    head = content[:_HEADER]
-    if head[:2] == b"\x1f\x8b":
-        try:
-            head = zlib.decompressobj(31).decompress(content[: 64 * _HEADER], _HEADER)
-        except zlib.error:
-            return 0
-    for size, place in ((348, 344), (540, 4)):
-        if head[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")) and head[place : place + 2] in (
-            b"n+",
-            b"ni",
-        ):
-            return size
-    return 0
-
-
-@_quiet
-def _nifti(content: bytes, name: str, view: View) -> Frames:
-    """The slices of a volume along a plane's normal."""
-    axis = {"axial": 2, "coronal": 1, "sagittal": 0}[view.plane or PLANES[0]]
+def _planes(content: bytes, frames: Sequence[tuple[Any, int]], name: str, view: View) -> Frames:
+    """The slices of a stack of DICOM frames along a plane's normal. Raises DataError where the frames are no volume."""
+    if not str(frames[0][0].get("PhotometricInterpretation", "")).startswith("MONOCHROME"):
+        raise DataError(f"{name}: a plane is of grey values, and this DICOM picture is in colour; leave it out")
+    affine, order = stacked([place_of(*frame, name) for frame in frames], name)
+    sizes = {(int(dataset.Columns), int(dataset.Rows)) for dataset, _ in frames}
+    if len(sizes) > 1:
+        raise DataError(f"{name}: slices of {len(sizes)} sizes; give one stack, or leave plane out")
+    shape = (*sizes.pop(), len(frames))
+    if 2 * math.prod(shape) > MAX_BYTES:
+        raise DataError(f"{name}: a volume of shape {shape} has more than {MAX_BYTES >> 30} GiB; give a part of it")
+    axis = AXES[view.plane]
+    size, spacing, axes = canonical(affine, shape, np.linalg.norm(affine[:3, :3], axis=0), name)
+    ordered = [frames[place] for place in order]
 
     def frame(place: int) -> Image.Image:
-        volume, spacing, limits = _volume(content, name)
-        values = np.take(volume, place, axis=axis).astype(np.float64)
-        window = view.window
-        if window is None:
-            levels = grey((values - limits[0]) / max(limits[1] - limits[0], 1e-12))
-        else:
-            levels = windowed(values, window, (float(volume.min()), float(volume.max())), name, hounsfield=True)
-        # canonical axes point right, anterior, superior: both are reversed to show the patient face to face
-        picture = Image.fromarray(levels[::-1, ::-1].swapaxes(0, 1)).convert("RGB")
-        wide, high = (size for i, size in enumerate(spacing) if i != axis)
-        return _square(picture, wide, high)
+        levels = kept(content, view.window, lambda: _dicom_volume(ordered, axes, name, view))
+        return section(np.take(levels, place, axis=axis), spacing, axis)
 
-    return Frames(_canonical(_header(content, name), name)[0][axis], frame)
+    return Frames(size[axis], frame)
 
 
-def _square(picture: Image.Image, wide: float, high: float) -> Image.Image:
-    """A picture of pixels `wide` by `high` mm with pixels as high as wide, of the smaller of the two."""
-    if not (wide > 0 and high > 0) or abs(wide / high - 1) < 0.01:
-        return picture
-    side = min(wide, high)
-    size = (max(1, round(picture.width * wide / side)), max(1, round(picture.height * high / side)))
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit and size[0] * size[1] > limit:  # a header that lies
-        return picture
-    return picture.resize(size, Image.Resampling.BILINEAR)
+def _dicom_volume(frames: Sequence[tuple[Any, int]], axes: np.ndarray, name: str, view: View) -> np.ndarray:
+    """uint8 [right, anterior, superior], or with 3 channels, of frames in the order of their places.
 
+    The middle frame's window counts for all, and a range is that of all: windows of their own would be stripes.
+    """
+    from nibabel import apply_orientation
 
-def _header(content: bytes, name: str) -> Any:
-    """The header, without the volume. Raises DataError, and ConfigError without nibabel."""
-    nibabel = _library("nibabel", name, "NIfTI", "nibabel")
-    size = _nifti_size(content)
-    kind = nibabel.Nifti2Header if size == 540 else nibabel.Nifti1Header
-    packed = content[:2] == b"\x1f\x8b"
-    head = zlib.decompressobj(31).decompress(content[: 64 * _HEADER], _HEADER) if packed else content
-    try:
-        header = kind(head[:size], check=False)
-        header.get_best_affine()
-    except Exception as error:  # nibabel raises nearly anything on a broken file
-        raise DataError(f"{name}: not a NIfTI file that can be read ({_line(error)})") from None
-    shape = header.get_data_shape()
-    if not 2 <= len(shape) <= 4 or math.prod(shape) < 1:
-        raise DataError(f"{name}: a NIfTI file of shape {shape} is no volume")
-    if np.dtype(header.get_data_dtype()).kind not in "iuf":
-        raise DataError(f"{name}: NIfTI values of type {header.get_data_dtype()} are not read; save them as grey")
-    if math.prod(shape[:3]) * header.get_data_dtype().itemsize > MAX_BYTES:
-        raise DataError(f"{name}: a volume of shape {shape} has more than {MAX_BYTES >> 30} GiB; crop it")
-    return header
-
-
-def _canonical(header: Any, name: str) -> tuple[tuple[int, ...], tuple[float, ...], np.ndarray]:
-    """Shape and voxel sizes in mm along right, anterior, superior, and nibabel's orientation that leads there."""
-    from nibabel import io_orientation
-
-    axes = io_orientation(header.get_best_affine())
-    if np.isnan(axes).any():
-        raise DataError(f"{name}: the orientation of its NIfTI header is void; write a proper affine")
-    shape, sizes = ([*values[:3], 1, 1][:3] for values in (header.get_data_shape(), header.get_zooms()))
-    places = [int(np.flatnonzero(axes[:, 0] == axis)[0]) for axis in range(3)]
-    return tuple(shape[place] for place in places), tuple(float(sizes[place]) for place in places), axes
-
-
-@functools.lru_cache(maxsize=1)  # the slices of one volume are asked for one after another
-def _volume(content: bytes, name: str) -> tuple[np.ndarray, tuple[float, ...], tuple[float, float]]:
-    """Values [right, anterior, superior], voxel sizes in mm in that order, and the limits of the grey scale."""
-    from nibabel import Nifti1Image, Nifti2Image, apply_orientation
-
-    header = _header(content, name)
-    _, spacing, axes = _canonical(header, name)
-    try:
-        image = (Nifti2Image if _nifti_size(content) == 540 else Nifti1Image).from_bytes(_unpacked(content, name))
-        values = np.asanyarray(image.dataobj[..., 0] if len(image.shape) == 4 else image.dataobj)
-        values = apply_orientation(values[..., None] if values.ndim == 2 else values, axes)
-    except DataError:
-        raise
-    except Exception as error:  # nibabel raises nearly anything on a broken file
-        raise DataError(f"{name}: not a NIfTI file that can be read ({_line(error)})") from None
-    if not np.isfinite(values).all():
-        raise DataError(f"{name}: NIfTI values that are not finite; write 0 in their place")
-    low, high = float(header["cal_min"]), float(header["cal_max"])
-    if not high > low:
-        low, high = (float(value) for value in np.percentile(values, PERCENTILES))
-    return values, spacing, (low, high)
-
-
-def _unpacked(content: bytes, name: str) -> bytes:
-    if content[:2] != b"\x1f\x8b":
-        return content
-    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-        plain = file.read(MAX_BYTES + 1)
-    if len(plain) > MAX_BYTES:
-        raise DataError(f"{name}: unpacks to more than {MAX_BYTES / 2**30:.0f} GiB; crop the volume")
-    return plain
-
-
-def _library(name: str, file: str, kind: str, packages: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError:
-        raise ConfigError(f'{file} is {kind}, read by the extra "medical": pip install {packages}') from None
-
-
-def _line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]
+    middle = _look(*frames[len(frames) // 2])
+    values = [_stored(dataset, place, name) for dataset, place in frames]
+    looks = [_look(dataset, place) for dataset, place in frames]
+    for look in looks:
+        for key in _VOI:
+            look.pop(key, None)
+            if key in middle:
+                look[key] = middle[key]
+    ends = []
+    for (dataset, _), stored, look in zip(frames, values, looks, strict=True):
+        ends.append(_extent(stored[stored != dataset.get("PixelPaddingValue")], stored, look))
+    extent = min(low for low, _ in ends), max(high for _, high in ends)
+    levels = [
+        _dicom_grey(stored, dataset, look, name, view, extent)
+        for (dataset, _), stored, look in zip(frames, values, looks, strict=True)
+    ]
+    return apply_orientation(np.stack(levels).swapaxes(0, 2), axes)  # [slice, row, column] -> [column, row, slice]

@@ -2,15 +2,18 @@
 
 import gzip
 import io
+import json
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.processing import decode, open_image
+from mmedexpert_jax.processing import decode, medical, nifti, open_image
 from mmedexpert_jax.processing.windows import PRESETS, View, chosen
 
 pydicom = pytest.importorskip("pydicom")
@@ -125,13 +128,17 @@ def test_without_a_window_the_range_counts_without_padding():
     assert shown[5, 5, 0] == 0 and shown[1, 5, 0] == 255
 
 
+LEVEL = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1]}
+
+
 def test_what_a_scan_cannot_show_is_one_line():
     cases = {
         "Hounsfield": ({"Modality": "MR"}, {"window": "lung"}),
         "frames": ({"NumberOfFrames": 3}, {}),
         "without a picture": ({"PixelData": None, "Rows": 0}, {}),
         "0 x 64|64 x 0": ({"Rows": 0}, {}),
-        "plane": ({}, {"plane": "sagittal"}),
+        "one slice": (LEVEL, {"plane": "sagittal"}),
+        "no ImagePositionPatient": ({"NumberOfFrames": 3}, {"plane": "sagittal"}),
         "cannot be decoded": ({"PixelData": b"ab"}, {}),
     }
     for words, (header, view) in cases.items():
@@ -197,12 +204,173 @@ def test_slices_are_even_or_named():
 
 
 def test_a_packed_volume_without_end_is_refused(monkeypatch):
-    from mmedexpert_jax.processing import medical
-
-    monkeypatch.setattr(medical, "MAX_BYTES", 1000)
+    monkeypatch.setattr(nifti, "MAX_BYTES", 1000)
     content = gzip.compress(nibabel.Nifti1Image(np.zeros((40, 40, 40), np.int16), np.eye(4)).to_bytes())
     with pytest.raises(DataError, match=r"unpacks to more than|has more than"):
         decode(content, slices=1)
     monkeypatch.undo()
     with pytest.raises(DataError, match="NIfTI file that can be read"):
         decode(content[:200], slices=1)
+
+
+# rows and columns of a slice in the patient, DICOM's left, posterior, superior
+LAID = {
+    "axial": [1, 0, 0, 0, 1, 0],
+    "coronal": [1, 0, 0, 0, 0, -1],
+    "sagittal": [0, 1, 0, 0, 0, -1],
+    "oblique": [0.98, 0.2, 0.0, -0.2, 0.98, 0.0],
+    "feet first": [-1, 0, 0, 0, 1, 0],
+}
+
+
+def a_series(volume: np.ndarray, axes, spacing=(0.8, 0.6), gap=2.5, **header) -> list[bytes]:
+    """The files of a CT series of stored values [slice, row, column], the first slice at (-20, 10, 5) mm."""
+    axes = np.reshape(axes, (2, 3)) / np.linalg.norm(np.reshape(axes, (2, 3)), axis=1)[:, None]
+    files = []
+    for number, values in enumerate(volume):
+        position = np.array([-20.0, 10.0, 5.0]) + number * gap * np.cross(*axes)
+        place = {
+            "ImagePositionPatient": [f"{x:.6f}" for x in position],
+            "ImageOrientationPatient": [f"{x:.9f}" for x in axes.ravel()],
+            "PixelSpacing": list(spacing),
+            "SeriesInstanceUID": "1.2.3.4",
+            "InstanceNumber": len(volume) - number,  # the place counts, not the number
+            "SOPInstanceUID": f"1.2.3.4.{number}",
+        }
+        rows, columns = values.shape
+        pixels = {"Rows": rows, "Columns": columns, "PixelData": values.astype(np.uint16).tobytes()}
+        files.append(a_ct(**{**place, **pixels, **header}))
+    return files
+
+
+def zipped(files: list[bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("scan/LICENSE", "free")
+        for number, file in enumerate(files):
+            archive.writestr(f"scan/{(7 * number) % 97:03d}.dcm", file)
+    return buffer.getvalue()
+
+
+def as_nifti(volume: np.ndarray, axes, spacing=(0.8, 0.6), gap=2.5) -> bytes:
+    """The same voxels in Hounsfield units, as a converter writes them: (column, row, slice) to right, anterior, up."""
+    axes = np.reshape(axes, (2, 3)) / np.linalg.norm(np.reshape(axes, (2, 3)), axis=1)[:, None]
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = axes[0] * spacing[1], axes[1] * spacing[0], np.cross(*axes) * gap
+    affine[:3, 3] = (-20, 10, 5)
+    image = nibabel.Nifti1Image(volume.transpose(2, 1, 0).astype(np.int16) - 1024, np.diag([-1, -1, 1, 1]) @ affine)
+    return image.to_bytes()
+
+
+@pytest.mark.parametrize("laid", LAID)
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_a_series_is_cut_as_the_same_volume_in_nifti(laid, plane, tmp_path):
+    volume = np.random.default_rng(0).integers(0, 4096, (6, 12, 10))
+    files = a_series(volume, LAID[laid])
+    for number, file in enumerate(files):
+        (tmp_path / f"{(5 * number) % 6}.dcm").write_bytes(file)
+    view = {"slices": [0, 2, 5], "plane": plane, "window": [300, 2000]}
+    expected = decode(as_nifti(volume, LAID[laid]), **view)
+    for source in (zipped(files), tmp_path):
+        found = decode(source, name="scan", **view)
+        assert [np.asarray(one).tolist() for one in found] == [np.asarray(one).tolist() for one in expected]
+
+
+def test_a_plane_has_the_pixels_of_the_slices_under_the_middle_ones_window():
+    """Reformatted along its own plane, a series is what pydicom shows of each file under that one window."""
+    volume = np.random.default_rng(1).integers(0, 4096, (5, 8, 8))
+    files = a_series(volume, LAID["axial"], (1, 1), 1)
+    windows = [(40 + 10 * number, 400) for number in range(5)]
+    files = [again(file, WindowCenter=c, WindowWidth=w) for file, (c, w) in zip(files, windows, strict=True)]
+    for place, picture in enumerate(decode(zipped(files), slices=5, plane="axial")):
+        dataset = pydicom.dcmread(io.BytesIO(files[place]))
+        dataset.WindowCenter, dataset.WindowWidth = windows[2]
+        assert np.array_equal(np.asarray(picture)[..., 0], by_pydicom(dataset, dataset.pixel_array))
+    # one range for all where there is no window: the darkest voxel of the volume is black, the brightest white
+    files = a_series(
+        np.arange(5 * 64).reshape(5, 8, 8), LAID["axial"], (1, 1), 1, PhotometricInterpretation="MONOCHROME1"
+    )
+    shown = np.stack([np.asarray(one)[..., 0] for one in decode(zipped(files), slices=5, plane="axial")])
+    assert (shown[0, 0, 0], shown[4, 7, 7]) == (255, 0) and len(np.unique(shown)) == 256
+
+
+def again(file: bytes, **header) -> bytes:
+    return again_of(pydicom.dcmread(io.BytesIO(file)), **header)
+
+
+def again_of(dataset, **header) -> bytes:
+    for key, value in header.items():
+        setattr(dataset, key, value)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+def test_a_real_enhanced_volume_is_cut_where_nibabel_places_it():
+    """A sagittal MPRAGE of many frames: nibabel's wrapper gives voxels and affine, in DICOM's directions."""
+    from nibabel.nicom import dicomwrappers
+
+    file = Path(nibabel.__file__).parent / "nicom" / "tests" / "data" / "philips_mprage.dcm.gz"
+    dataset = pydicom.dcmread(io.BytesIO(gzip.decompress(file.read_bytes())))  # its pixels are blank
+    pixels = np.random.default_rng(0).integers(0, 4096, len(dataset.PixelData) // 2).astype(np.uint16)
+    content = again_of(dataset, PixelData=pixels.tobytes())
+    wrapper = dicomwrappers.wrapper_from_data(pydicom.dcmread(io.BytesIO(content)))
+    voxels, affine = np.asarray(wrapper.get_data(), np.float32), np.diag([-1, -1, 1, 1]) @ wrapper.affine
+    volume = nibabel.Nifti1Image(voxels, affine).to_bytes()
+    window = "range"  # nibabel leaves the rescale of functional groups out, which a range does not see
+    for plane in ("axial", "coronal", "sagittal"):
+        (found,) = decode(content, plane=plane, slices=1, window=window)
+        (expected,) = decode(volume, plane=plane, slices=1, window=window)
+        difference = np.abs(np.asarray(found, np.int16) - np.asarray(expected, np.int16))
+        assert found.size == expected.size and difference.max() <= 1
+
+
+def test_a_series_without_a_plane_is_its_files_in_the_order_of_their_places(tmp_path):
+    volume = np.random.default_rng(2).integers(0, 4096, (4, 6, 6))
+    files = a_series(volume, LAID["sagittal"], WindowCenter=1000, WindowWidth=2000)
+    found = decode(zipped(files[::-1]), slices=4)
+    assert [np.asarray(one).tolist() for one in found] == [np.asarray(open_image(file)).tolist() for file in files]
+
+
+def test_what_is_no_volume_is_refused_in_one_line():
+    volume = np.zeros((4, 6, 6))
+    files = a_series(volume, LAID["axial"])
+    other = a_series(volume, LAID["coronal"], SeriesInstanceUID="1.2.3.4")
+    small = a_series(volume[:, :4], LAID["axial"], SeriesInstanceUID="1.2.3.4")
+    cases = {
+        "missing": [*files[:1], *files[2:]],
+        "two slices at one place": [*files, files[0]],
+        "several directions": [*files[:2], other[0]],
+        "of 2 sizes": [*files[:2], small[2]],
+        "2 series": [*files[:2], again(files[2], SeriesInstanceUID="9")],
+        "one slice": files[:1],
+        "no PixelSpacing": [again(file, PixelSpacing=None) for file in files],
+    }
+    for words, held in cases.items():
+        with pytest.raises(DataError, match=words) as error:
+            decode(zipped(held), name="scan", plane="coronal", slices=1)
+        assert str(error.value).startswith("scan") and "\n" not in str(error.value)
+    broken = bytearray(zipped(files))
+    broken[len(broken) // 2] ^= 255
+    with pytest.raises(DataError, match="scan"):
+        decode(bytes(broken), name="scan", plane="coronal", slices=1)
+
+
+def test_slices_of_a_volume_read_it_once(monkeypatch, tmp_path):
+    """A case's slices have names of their own, and still share one volume, of DICOM and of NIfTI."""
+    volume = np.random.default_rng(3).integers(0, 4096, (6, 6, 6))
+    (tmp_path / "series").mkdir()
+    for number, file in enumerate(a_series(volume, LAID["axial"])):
+        (tmp_path / "series" / f"{number}.dcm").write_bytes(file)
+    (tmp_path / "scan.nii").write_bytes(as_nifti(volume, LAID["axial"]))
+    images = [{"path": name, "plane": "coronal", "slices": 5, "window": "bone"} for name in ("series", "scan.nii")]
+    row = {"id": "1", "question": "What?", "options": ["a", "b"], "answer": "A", "images": images}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    made = []
+    for module, name in ((medical, "_dicom_volume"), (nifti, "_volume")):
+        make = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, make=make: made.append(make.__name__) or make(*a))
+    (case,) = load_cases(tmp_path, "train")
+    pictures = [np.asarray(image.picture()).tolist() for image in case.images]
+    assert len(pictures) == 10 and pictures[:5] == pictures[5:] and made == ["_dicom_volume", "_volume"]
+    assert len({image.sha256 for image in case.images}) == 10

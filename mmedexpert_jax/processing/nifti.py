@@ -1,0 +1,110 @@
+"""NIfTI volumes as 8-bit pictures: only voxels leave this module, never a header (extra `medical`).
+
+The closest canonical orientation, shown as `volumes.section` says; window from cal_min and cal_max, else the volume's
+0.5 to 99.5 percentiles; the first volume of a series.
+"""
+
+import gzip
+import io
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+
+from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.volumes import AXES, canonical, kept, library, one_line, quiet, section
+from mmedexpert_jax.processing.windows import PLANES, Frames, View, grey, windowed
+
+MAX_BYTES = 2**31  # of an unpacked volume
+PERCENTILES = (0.5, 99.5)  # of a volume without a window: a few bright voxels would make a whole MR dark
+_HEADER = 1024  # bytes that hold either NIfTI header
+
+
+def header_size(content: bytes) -> int:
+    """348 or 540, the size of a NIfTI header, of a file that begins with one, packed or not; 0 for any other file."""
+    head = content[:_HEADER]
+    if head[:2] == b"\x1f\x8b":
+        try:
+            head = zlib.decompressobj(31).decompress(content[: 64 * _HEADER], _HEADER)
+        except zlib.error:
+            return 0
+    for size, place in ((348, 344), (540, 4)):
+        if head[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")) and head[place : place + 2] in (
+            b"n+",
+            b"ni",
+        ):
+            return size
+    return 0
+
+
+@quiet
+def read(content: bytes, name: str, view: View) -> Frames:
+    """The slices of a volume along a plane's normal. Raises DataError, and ConfigError without nibabel."""
+    axis = AXES[view.plane or PLANES[0]]
+    header = read_header(content, name)
+    shape, spacing, axes = canonical(header.get_best_affine(), header.get_data_shape(), header.get_zooms(), name)
+
+    @quiet
+    def frame(place: int) -> Any:
+        volume, limits = kept(content, "", lambda: _volume(content, header, axes, name))
+        values = np.take(volume, place, axis=axis).astype(np.float64)
+        if view.window is None:
+            levels = grey((values - limits[0]) / max(limits[1] - limits[0], 1e-12))
+        else:
+            levels = windowed(values, view.window, (float(volume.min()), float(volume.max())), name, hounsfield=True)
+        return section(levels, spacing, axis)
+
+    return Frames(shape[axis], frame)
+
+
+def read_header(content: bytes, name: str) -> Any:
+    """The header, without the volume. Raises DataError, and ConfigError without nibabel."""
+    nibabel = library("nibabel", name, "NIfTI", "nibabel")
+    size = header_size(content)
+    kind = nibabel.Nifti2Header if size == 540 else nibabel.Nifti1Header
+    packed = content[:2] == b"\x1f\x8b"
+    head = zlib.decompressobj(31).decompress(content[: 64 * _HEADER], _HEADER) if packed else content
+    try:
+        header = kind(head[:size], check=False)
+        header.get_best_affine()
+    except Exception as error:  # nibabel raises nearly anything on a broken file
+        raise DataError(f"{name}: not a NIfTI file that can be read ({one_line(error)})") from None
+    shape = header.get_data_shape()
+    if not 2 <= len(shape) <= 4 or math.prod(shape) < 1:
+        raise DataError(f"{name}: a NIfTI file of shape {shape} is no volume")
+    if np.dtype(header.get_data_dtype()).kind not in "iuf":
+        raise DataError(f"{name}: NIfTI values of type {header.get_data_dtype()} are not read; save them as grey")
+    if math.prod(shape[:3]) * header.get_data_dtype().itemsize > MAX_BYTES:
+        raise DataError(f"{name}: a volume of shape {shape} has more than {MAX_BYTES >> 30} GiB; crop it")
+    return header
+
+
+def _volume(content: bytes, header: Any, axes: np.ndarray, name: str) -> tuple[np.ndarray, tuple[float, float]]:
+    """Values [right, anterior, superior], and the limits of the grey scale."""
+    from nibabel import Nifti1Image, Nifti2Image, apply_orientation
+
+    try:
+        image = (Nifti2Image if header_size(content) == 540 else Nifti1Image).from_bytes(_unpacked(content, name))
+        values = np.asanyarray(image.dataobj[..., 0] if len(image.shape) == 4 else image.dataobj)
+        values = apply_orientation(values[..., None] if values.ndim == 2 else values, axes)
+    except DataError:
+        raise
+    except Exception as error:  # nibabel raises nearly anything on a broken file
+        raise DataError(f"{name}: not a NIfTI file that can be read ({one_line(error)})") from None
+    if not np.isfinite(values).all():
+        raise DataError(f"{name}: NIfTI values that are not finite; write 0 in their place")
+    low, high = float(header["cal_min"]), float(header["cal_max"])
+    if not high > low:
+        low, high = (float(value) for value in np.percentile(values, PERCENTILES))
+    return values, (low, high)
+
+
+def _unpacked(content: bytes, name: str) -> bytes:
+    if content[:2] != b"\x1f\x8b":
+        return content
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        plain = file.read(MAX_BYTES + 1)
+    if len(plain) > MAX_BYTES:
+        raise DataError(f"{name}: unpacks to more than {MAX_BYTES / 2**30:.0f} GiB; crop the volume")
+    return plain
