@@ -221,7 +221,7 @@ def _pairs_row(pairs: Control) -> dict[str, Any]:
 
 
 def _chosen(row: AnswerRow, item: Case) -> str | None:
-    """What was answered as a text, since the options of a pair may stand in different orders."""
+    """The answer as a text, since the options of a pair may stand in different orders."""
     if row.said and row.said in LETTERS[: len(item.options)]:
         return _same(item.options[LETTERS.index(row.said)])
     return row.said
