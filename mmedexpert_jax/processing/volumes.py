@@ -20,7 +20,7 @@ _kept: dict[tuple[bytes, Any], Any] = {}
 
 
 def kept(content: bytes, window: Any, make: Callable[[], Made]) -> Made:
-    """The result of `make` for a file under a window, made once, since a volume's slices are asked for one after another."""
+    """The result of `make` for a file under a window, made once: a volume's slices are asked for in turn."""
     key = hashlib.sha256(content).digest(), window
     if key not in _kept:
         made = make()
