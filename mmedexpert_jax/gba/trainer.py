@@ -34,6 +34,7 @@ from mmedexpert_jax.rollout.engine import Engine, Settings
 from mmedexpert_jax.runtime import costs, processes
 from mmedexpert_jax.runtime.hints import hints
 from mmedexpert_jax.runtime.mesh import make_mesh
+from mmedexpert_jax.runtime.progress import doing
 from mmedexpert_jax.train import Evaluate, State, export, fit
 from mmedexpert_jax.train.overlong import tell
 from mmedexpert_jax.train.state import is_due
@@ -136,7 +137,8 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     engine = _engine(config, *network()) if config.filter.samples else None
     cases, difficulties = selected(cases, config, engine, folder)
     known: Sizes = {}
-    guidelines, steps = _order(config, cases, difficulties, processor, known)
+    with doing(f"encoding {len(cases):,} cases"):
+        guidelines, steps = _order(config, cases, difficulties, processor, known)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     if config.rollout_ahead and mesh.size > 1:  # two threads would start collectives in an order of their own
         raise ConfigError(f"config.rollout_ahead=1 takes one device, and the mesh has {mesh.size}; set it to 0")
@@ -145,7 +147,8 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     rounds = steps * (1 + _refills(config))
     limit, minibatches = config.max_prompt_length, config.minibatches
     batches = Batches(processor, guidelines, rounds, part, limit, shares, minibatches, known)
-    model, params, under, _ = network()
+    with doing(f"loading {config.model.path}"):
+        model, params, under, _ = network()
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
     specialties = sorted({case.specialty for case in cases})
     memory = {DOMAINS: new_counts(len(specialties))} if config.advantage_weights != "equal" else {}

@@ -1,16 +1,21 @@
-"""Progress that people can read: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress that people can read: live lines at the foot of a terminal, a plain line now and then elsewhere.
+
+Displays nest, as an evaluation stands inside a training: each that is open has a line, the innermost last, and what is
+printed meanwhile goes above them. All of it goes to stderr, so that stdout stays free for results.
+"""
 
 import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
 from mmedexpert_jax import border
 
 BAR = 12  # columns of the bar
+LABEL = 24  # columns that a label may take
 LINES = 20  # plain lines in the course of a run, besides the first and the last step's
 # (metric, label, format); the first metric of a label that is there is shown
 SHOWN = (
@@ -29,115 +34,218 @@ SHOWN = (
 )
 
 
+class Compiling:
+    """What JAX says of its compiler in this process: seconds so far, and since when a program is being compiled.
+
+    XLA tells nothing while it works, so that a line can show its time but no share of it.
+    """
+
+    BEGINS, ENDS = "/jax/compilation_cache/compile_requests_use_cache", "/jax/core/compile/backend_compile_duration"
+
+    def __init__(self) -> None:
+        self.seconds, self.since, self._listens = 0.0, 0.0, False
+
+    def listen(self) -> None:
+        """Hears of every compilation from now on; nothing where JAX is not in use."""
+        if self._listens or "jax" not in sys.modules:
+            return
+        self._listens = True
+        from jax import monitoring
+
+        monitoring.register_event_listener(self._begin)
+        monitoring.register_event_duration_secs_listener(self._end)
+
+    def _begin(self, event: str, **_: Any) -> None:
+        if event == self.BEGINS:
+            self.since = time.monotonic()
+
+    def _end(self, event: str, seconds: float, **_: Any) -> None:
+        if event == self.ENDS:
+            self.seconds, self.since = self.seconds + seconds, 0.0
+
+    def now(self) -> float:
+        """Seconds so far, those of a program that is being compiled included."""
+        return self.seconds + (time.monotonic() - self.since if self.since else 0.0)
+
+
+COMPILING = Compiling()
+
+
+class Screen:
+    """The live lines of one terminal."""
+
+    def __init__(self) -> None:
+        self.open: list[Progress] = []
+        self._live: Any = None
+
+    def add(self, progress: "Progress") -> None:
+        """Shows another line, below the others."""
+        self.open.append(progress)
+        if self._live is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(file=progress.stream, highlight=False)
+            # rich would send what is printed to stdout to this stream: right where both are this terminal, else a loss
+            prints = sys.stdout.isatty()
+            self._live = Live(
+                console=console, get_renderable=self._lines, redirect_stdout=prints, redirect_stderr=prints
+            )
+            self._live.start()
+        self._live.refresh()
+
+    def remove(self, progress: "Progress") -> None:
+        """Takes a line away; the outermost one stays as it was last."""
+        if self._live is None or progress not in self.open:
+            return
+        if progress is self.open[0]:
+            self._live.stop()
+            self._live = None
+            self.open.clear()
+            return
+        self.open.remove(progress)
+        self._live.refresh()
+        self._live.console.print(progress.said(), markup=False, no_wrap=True, overflow="crop")
+
+    def refresh(self) -> None:
+        """Draws the lines anew."""
+        if self._live is not None:
+            self._live.refresh()
+
+    def _lines(self) -> Any:
+        from rich.console import Group
+        from rich.text import Text
+
+        width = self._live.console.width if self._live else 80
+        drawn = []
+        for progress in list(self.open):
+            head, bar, tail = progress.line(width)
+            drawn.append(Text.assemble((head, "bold"), (bar, "cyan"), tail, no_wrap=True, overflow="crop"))
+        return Group(*drawn)
+
+
+SCREEN = Screen()
+
+
 class Progress:
     """A display of `total` steps, of which `start` are done; a context manager with `update(step, metrics)`.
 
-    It goes to stderr, so that stdout stays free for results, and a reader that goes away does not stop the run.
+    A `total` of 0 has no bar: a line with what is done and for how long. A reader that goes away does not stop the run.
     """
 
     def __init__(self, total: int, start: int, label: str, stream: TextIO | None = None):
-        self.total, self.start, self.label = total, start, label
-        self._stream = stream or sys.stderr
-        self._begun = time.monotonic()
+        self.total, self.start, self.label = total, start, border.cut(label, LABEL if total else 60)
+        self.stream = stream or sys.stderr
+        self.step, self.phase = float(start), ""
+        self._shown = ""
+        self._begun = self._phase_begun = time.monotonic()
+        self._compiled = 0.0  # seconds that compilers had taken when the clock of the ETA started
         self._first: tuple[float, float] | None = None  # (step, moment) of the first update
-        self._bar: Any = None
+        self._live = False
 
     def __enter__(self) -> "Progress":
-        """Starts the clock and the bar."""
-        self._begun = time.monotonic()
-        if self.start:
+        """Starts the clock and the line."""
+        COMPILING.listen()
+        self._begun = self._phase_begun = time.monotonic()
+        self._compiled = COMPILING.now()
+        if self.start and self.total:
             self._print(f"{self.label}: resuming at step {self.start}/{self.total}")
-        if self._stream.isatty() and os.environ.get("TERM") != "dumb":
-            self._bar = self._make_bar()
-            self._bar.start()
+        self._live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        if self._live:
+            SCREEN.add(self)
         return self
 
     def update(self, step: float, metrics: Mapping[str, Any] | None = None) -> None:
         """Says that `step` steps are done, with the newest metrics."""
-        self._first = self._first or (step, time.monotonic())
-        shown = describe(metrics or {})
-        if self._bar is not None:
-            self._bar.update(
-                self._bar.task_ids[0],
-                completed=step,
-                shown=self._fitted(shown),
-                eta=f"ETA {self.eta(step)}",
-                drawn=self._drawn(step),
-            )
-            return
+        if self._first is None:
+            self._first, self._compiled = (step, time.monotonic()), COMPILING.now()
+        self.step, self._shown = step, describe(metrics or {})
         every = max(1, self.total // LINES)
-        if step % every == 0 or step == self.start + 1 or step == self.total:
-            self._print(f"{self.label} {step}/{self.total}  {shown}  ETA {self.eta(step)}")
+        if self._live:
+            SCREEN.refresh()
+        elif step % every == 0 or step == self.start + 1 or step == self.total:
+            self._print(
+                "  ".join(filter(None, (f"{self.label} {step}/{self.total}", self._shown, f"ETA {self.eta(step)}")))
+            )
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Shows what goes on within the block, with its time, in the place of the metrics."""
+        before, self.phase, self._phase_begun = self.phase, what, time.monotonic()
+        if not self._live:
+            self._print(f"{self.label}: {what}")
+        try:
+            yield
+        finally:
+            self.phase = before
 
     def eta(self, step: float) -> str:
-        """Time left as h:mm:ss, at the mean rate since the first step ended, which compiled; at that one's before."""
-        begun, since = float(self.start), self._begun
-        if self._first and step > self._first[0]:
-            begun, since = self._first
+        """Time left as h:mm:ss, at the mean rate since the first step ended, compilations left out; "?" before."""
+        begun, since = self._first if self._first and step > self._first[0] else (float(self.start), self._begun)
         if step <= begun:
             return "?"
-        left = int((time.monotonic() - since) / (step - begun) * (self.total - step))
-        return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        spent = max(0.0, time.monotonic() - since - (COMPILING.now() - self._compiled))
+        return clock(spent / (step - begun) * (self.total - step))
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _print(self, line: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the reader has gone
-            print(line, file=self._stream, flush=True)
-
-    def _fitted(self, shown: str) -> str:
-        """As many whole metrics as a line has room for behind label, bar, count and ETA, which are never cut."""
-        room = (
-            self._bar.console.width
-            - len(self._label())
-            - BAR
-            - 2 * len(str(self.total))
-            - len(" /  ETA 0:00:00 0:00:00  ")
-        )
+    def line(self, width: int) -> tuple[str, str, str]:
+        """Label, bar, and the rest that a terminal of that width has room for: counts and times whole, then metrics."""
+        elapsed = time.monotonic() - self._begun
+        if not self.total:
+            return f"{self.label} ", "", clock(elapsed)
+        counts = f" {f'{self.step:g}':>{len(str(self.total))}}/{self.total} {clock(elapsed)}"
+        if self.step > self.start:
+            counts += f" ETA {self.eta(self.step)}"
+        shown = self.phase and f"{self.phase} {clock(time.monotonic() - self._phase_begun)}"
+        innermost = SCREEN.open[-1:] in ([], [self])
+        if COMPILING.since and innermost:
+            shown = f"compiling {clock(time.monotonic() - COMPILING.since)}"
+        elif not shown:
+            waits = innermost and self.step == self.start
+            shown = self._shown or ("waiting for the first" if waits else "")
+        room = width - len(self.label) - 1 - BAR - len(counts) - 2
         parts: list[str] = []
         for part in shown.split("  "):
             if len("  ".join([*parts, part])) > room:
                 break
             parts.append(part)
-        return "  ".join(parts)
+        return f"{self.label} ", self._drawn(), f"{counts}  {'  '.join(parts)}".rstrip()
 
-    def _drawn(self, step: float) -> str:
+    def said(self) -> str:
+        """The line that stays of a display that stood inside another."""
+        count = f": {self.step:g}/{self.total}" if self.total else ""
+        return f"{self.label}{count} in {clock(time.monotonic() - self._begun)}"
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            SCREEN.remove(self)
+
+    def _print(self, line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the reader has gone
+            print(line, file=self.stream, flush=True)
+
+    def _drawn(self) -> str:
         """The bar as text, so that it can be read without colours too."""
-        full, empty = "━─" if "utf" in (getattr(self._stream, "encoding", None) or "utf-8").lower() else "#-"
-        done = round(BAR * min(1.0, step / max(1, self.total)))
+        full, empty = "━─" if "utf" in (getattr(self.stream, "encoding", None) or "utf-8").lower() else "#-"
+        done = round(BAR * min(1.0, self.step / max(1, self.total)))
         return full * done + empty * (BAR - done)
 
-    def _label(self) -> str:
-        return border.cut(self.label, 24)
 
-    def _make_bar(self) -> Any:
-        from rich.console import Console
-        from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bar
-        from rich.table import Column
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Shows what goes on within the block, such as "loading mini": in the innermost display, or as a line of its own."""
+    if SCREEN.open:
+        with SCREEN.open[-1].doing(what):
+            yield
+        return
+    with Progress(0, 0, what) as alone:
+        alone._print(f"{what} ...") if not alone._live else None
+        yield
 
-        whole = Column(no_wrap=True)
-        columns = (
-            TextColumn("{task.description}", table_column=whole, markup=False),
-            TextColumn("{task.fields[drawn]}", table_column=whole),
-            MofNCompleteColumn(table_column=whole),
-            TimeElapsedColumn(table_column=whole),
-            TextColumn("{task.fields[eta]}", table_column=whole),
-            TextColumn("{task.fields[shown]}", table_column=Column(no_wrap=True, overflow="crop"), markup=False),
-        )
-        bar = self._bar = Bar(*columns, console=Console(file=self._stream))
-        begins = "compiling the first step" if "jax" in sys.modules else "waiting for the first"
-        bar.add_task(
-            self._label(),
-            total=self.total,
-            completed=self.start,
-            shown=self._fitted(begins),
-            eta="",
-            drawn=self._drawn(0),
-        )
-        return bar
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def describe(metrics: Mapping[str, Any]) -> str:

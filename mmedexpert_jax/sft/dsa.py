@@ -14,6 +14,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.runtime import costs
 from mmedexpert_jax.runtime.mesh import make_mesh
+from mmedexpert_jax.runtime.progress import doing
 from mmedexpert_jax.sft.examples import Examples
 from mmedexpert_jax.sft.loss import MicroBatch, TokenSums, loss_sums
 from mmedexpert_jax.train import Evaluate, Learner, Policy, Prefetched, State, export, fit
@@ -52,8 +53,10 @@ def train(
     processor = load_processor(config.model.path)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    examples = Examples(cases or _load(config), processor, config, shares)
-    model, params, lora = load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
+    with doing("encoding the cases"):
+        examples = Examples(cases or _load(config), processor, config, shares)
+    with doing(f"loading {config.model.path}"):
+        model, params, lora = load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
     learner = learner_of(config, model, Policy.of(params, lora), examples.steps, mesh)
     batches = Prefetched(examples.micro_batches, examples.steps, AHEAD, AHEAD)
 

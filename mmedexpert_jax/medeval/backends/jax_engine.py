@@ -14,6 +14,7 @@ from mmedexpert_jax.models import load_policy, load_processor
 from mmedexpert_jax.models.load import folders
 from mmedexpert_jax.rollout import Engine, Settings
 from mmedexpert_jax.runtime.mesh import make_mesh
+from mmedexpert_jax.runtime.progress import doing
 
 _SAMPLED = 2**16  # bytes of each stretch that a fingerprint reads
 _STRETCHES = 64  # of each file
@@ -47,7 +48,8 @@ class JaxBackend:
     def _engine(self, num_samples: int) -> Engine:
         if not self._engines:
             mesh = make_mesh() if jax.device_count() > 1 else None
-            model, params, lora = load_policy(self._path, dtype=self._dtype, mesh=mesh)
+            with doing(f"loading {self._path}"):
+                model, params, lora = load_policy(self._path, dtype=self._dtype, mesh=mesh)
             engine = Engine(model, params, load_processor(self._path), self._settings, lora=lora, mesh=mesh)
             self._engines[self._settings.num_samples] = engine
         if num_samples not in self._engines:
