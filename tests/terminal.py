@@ -81,6 +81,7 @@ def _tmux(command: list[str], columns: int, lines: int, environment: Mapping[str
         subprocess.run([*tmux, *words, ";", *shlex.split(settings)], env=kept, check=True)
         respawn = ["respawn-pane", "-k", "-c", str(Path.cwd()), shlex.join(command)]
         subprocess.run([*tmux, *respawn], env=kept, check=True)
+        state = [*tmux, "list-panes", "-F", "#{pane_dead}"]
         for _ in range(10 * LONGEST):
             dead = subprocess.run(
                 [*tmux, "list-panes", "-F", "#{pane_dead}"], capture_output=True, text=True, check=True

@@ -232,7 +232,7 @@ class Progress:
 
 @contextlib.contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Shows what goes on within the block, such as "loading mini": in the innermost display, or as a line of its own."""
+    """Shows what goes on within the block, such as "loading mini", in the innermost display or alone."""
     if SCREEN.open:
         with SCREEN.open[-1].doing(what):
             yield
