@@ -83,9 +83,7 @@ def _tmux(command: list[str], columns: int, lines: int, environment: Mapping[str
         subprocess.run([*tmux, *respawn], env=kept, check=True)
         state = [*tmux, "list-panes", "-F", "#{pane_dead}"]
         for _ in range(10 * LONGEST):
-            dead = subprocess.run(
-                [*tmux, "list-panes", "-F", "#{pane_dead}"], capture_output=True, text=True, check=True
-            )
+            dead = subprocess.run(state, capture_output=True, text=True, check=True)
             if dead.stdout.strip() == "1":
                 break
             time.sleep(0.1)

@@ -1,5 +1,7 @@
 """The held-out evaluation that launch passes into a training job, and what it says of the job as a whole."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ from mmedexpert_jax.medeval.eval_job import sample_rows
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.models import load_architecture, load_processor
 from mmedexpert_jax.report import Figure
-from mmedexpert_jax.runtime import Run, processes
+from mmedexpert_jax.runtime import Run, metrics, processes
 from mmedexpert_jax.train.policy import Evaluate
 
 NOTE = "Percent with 95 % intervals, [Wilson's] and (the bootstrap's over cases); gains in points, paired over cases."
@@ -52,7 +54,7 @@ def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
                 on_batch=on_batch,
             )
         if processes.is_writer():
-            evaluation.write(_rows(run, step, make=True))
+            evaluation.write(_rows(run.path, step, make=True))
         run.table("held_out", step, sample_rows(evaluation, [from_case(case) for case in cases]))
         summary = evaluation.summary()
         metrics = {f"eval/{name}": summary[name] for name in ("accuracy", "parse_rate", "mean_length", "truncated")}
@@ -70,16 +72,16 @@ def scorer(config: ConfigDict, run: Run) -> Evaluate:
 
     def score(params: dict, step: int, lora: Lora | None = None) -> dict[str, float]:
         metrics = evaluate(params, step, lora)
-        accuracy = Evaluation.read(_rows(run, step)).accuracy()
+        accuracy = Evaluation.read(_rows(run.path, step)).accuracy()
         return metrics | {"eval/low": accuracy["low"], "eval/high": accuracy["high"]}
 
     return score
 
 
-def gain(run: Run) -> dict[str, float]:
+def gain(folder: Path) -> dict[str, float]:
     """Held-out accuracy and share of parsed answers before and after, and the paired difference of the accuracies with
     its 95 % interval; empty without both."""
-    found = _first_and_last(run)
+    found = first_and_last(folder)
     if len(found) < 2:
         return {}
     before, after = found.values()
@@ -95,62 +97,44 @@ def gain(run: Run) -> dict[str, float]:
     }
 
 
-def table(run: Run) -> list[dict[str, Any]]:
-    """Held-out accuracy before and after with intervals, and the paired gain: in all, by specialty and by modality."""
-    found = _first_and_last(run)
+def table(found: Mapping[Any, Evaluation]) -> list[dict[str, Any]]:
+    """Accuracies with intervals, before and after where both are there, and the paired gain: in all, by specialty, by
+    modality.
+
+    Args:
+        found: heading -> evaluation of the same cases, such as `first_and_last`.
+    """
     whole = next(iter(found.values()), Evaluation(()))
     groups = [(label, value) for label in ("specialty", "modality") for value in whole.values(label)]
     return [_row(found, "all"), *(_row(_only(found, *group), group[1]) for group in groups)] if found else []
 
 
-def _row(found: dict[int, Evaluation], name: str) -> dict[str, Any]:
-    accuracies = {step: evaluation.accuracy() for step, evaluation in found.items()}
+def _row(found: Mapping[Any, Evaluation], name: str) -> dict[str, Any]:
+    accuracies = {heading: evaluation.accuracy() for heading, evaluation in found.items()}
     row: dict[str, Any] = {"cases": name, "number": str(next(iter(accuracies.values()))["items"])}
-    row |= {f"step {step}": result_tables.cell(accuracy) for step, accuracy in accuracies.items()}
-    if len(found) > 1:
-        before, after = found.values()
-        paired = medeval.compare_evaluations([before], [after])
-        row["gain"] = Figure.percent(paired.difference, paired.low, paired.high, signed=True, paired=True)
-    return row
+    row |= {heading: result_tables.cell(accuracy) for heading, accuracy in accuracies.items()}
+    return row | ({"gain": paired_gain(*found.values())} if len(found) > 1 else {})
 
 
-def _only(found: dict[int, Evaluation], label: str, value: str) -> dict[int, Evaluation]:
-    return {step: evaluation.only(label, value) for step, evaluation in found.items()}
+def paired_gain(before: Evaluation, after: Evaluation) -> Figure:
+    """The difference of two accuracies over the same cases, in points, with its 95 % interval."""
+    paired = medeval.compare_evaluations([before], [after])
+    return Figure.percent(paired.difference, paired.low, paired.high, signed=True, paired=True)
 
 
-def _first_and_last(run: Run) -> dict[int, Evaluation]:
-    """The evaluations before and after training, as far as they are there."""
-    steps = sorted({row["step"] for row in run.metrics() if "eval/accuracy" in row})
+def _only(found: Mapping[Any, Evaluation], label: str, value: str) -> dict[Any, Evaluation]:
+    return {heading: evaluation.only(label, value) for heading, evaluation in found.items()}
+
+
+def first_and_last(folder: Path) -> dict[str, Evaluation]:
+    """The evaluations before and after training, as far as a run directory has them: "step 0", "step 48"."""
+    steps = sorted({row["step"] for row in metrics.read(folder) if "eval/accuracy" in row})
     ends = dict.fromkeys([*steps[:1], *steps[-1:]])
-    return {step: Evaluation.read(_rows(run, step)) for step in ends if _rows(run, step).exists()}
+    return {f"step {step}": Evaluation.read(_rows(folder, step)) for step in ends if _rows(folder, step).exists()}
 
 
-def gain_line(figures: dict[str, float]) -> str:
-    """One line of `gain` for people, in percent."""
-    percent = {name.removeprefix("held_out/"): 100 * value for name, value in figures.items()}
-    return (
-        "held-out accuracy {before:.1f} -> {after:.1f} %, paired gain {gain:+.1f} [{gain_low:+.1f}, {gain_high:+.1f}], "
-        "answers with a choice {parsed_before:.0f} -> {parsed_after:.0f} %"
-    ).format(**percent)
-
-
-def groups_line(run: Run) -> str:
-    """Accuracy before and after by modality, with the paired gains: "image 22.9 -> 24.7 %, +1.8 [-2.9, +6.5]"."""
-    found = _first_and_last(run)
-    if len(found) < 2:
-        return ""
-    parts = []
-    for value in next(iter(found.values())).values("modality"):
-        before, after = _only(found, "modality", value).values()
-        paired = medeval.compare_evaluations([before], [after])
-        gain = Figure.percent(paired.difference, paired.low, paired.high, signed=True, paired=True)
-        ends = [Figure.percent(one.accuracy()["accuracy"]) for one in (before, after)]
-        parts.append(f"{value} {ends[0]} -> {ends[1]} %, {gain}")
-    return "by modality: " + "; ".join(parts) if parts else ""
-
-
-def _rows(run: Run, step: int, make: bool = False):
-    folder = run.path / "export" / "rows"
+def _rows(folder: Path, step: int, make: bool = False) -> Path:
+    folder = folder / "export" / "rows"
     if make:
         folder.mkdir(parents=True, exist_ok=True)
     return folder / f"step-{step:06d}.jsonl"

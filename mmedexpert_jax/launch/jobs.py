@@ -9,7 +9,6 @@ import msgspec
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.presets import model_of
 from mmedexpert_jax.config.validate import validate
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.case import SPECIALTIES
@@ -22,23 +21,12 @@ from mmedexpert_jax.runtime.run import delete_runs, refuse_drift
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
-COMMAND = "python -m mmedexpert_jax.launch"
 REPEATABLE = ("dataset", "evaluate", "pipeline", "ablation")  # they look at what is there and may be run again
 DRIFTING = ("evaluate", "ablation")  # what they store is named by all that it depends on: any config may go on
 # Several processes share the work of these; one does all of any other.
 TOGETHER = ("dsa", "gba", "evaluate", "pipeline", "ablation")
 # Folders of runs inside a run, by job.
 INNER_RUNS = {"dsa": SPECIALTIES, "pipeline": pipeline.FOLDERS, "ablation": ("stages",)}
-ARTEFACTS = {
-    "table": "table.md",
-    "report": "report.html",
-    "dataset": "export/dataset",
-    "model": "export/model",
-    "adapter": "export/adapter",
-    "samples": "samples",
-    "plots": "plots",
-    "metrics": "metrics.jsonl",
-}
 
 
 def launch(config: ConfigDict) -> None:
@@ -80,6 +68,8 @@ def _carry_out(config: ConfigDict) -> None:
         _say(describe(config))
         check(config)
         return
+    from mmedexpert_jax.launch.closing import closing
+
     _say(closing(config) if run_job(config) else "--config.fresh=True starts over")
 
 
@@ -143,35 +133,6 @@ def run_job(config: ConfigDict) -> bool:
     return True
 
 
-def closing(config: ConfigDict) -> str:
-    """The outputs of a run, and the commands that go on from there."""
-    folder = Path(config.workdir)
-    lines = [f"done: {folder}"]
-    lines += [f"  {name:8} {folder / part}" for name, part in ARTEFACTS.items() if (folder / part).exists()]
-    return "\n".join([*lines, *(f"next: {COMMAND} {arguments}" for arguments in _next(config, folder))])
-
-
-def _next(config: ConfigDict, folder: Path) -> list[str]:
-    """Arguments of the commands that usually follow a job."""
-
-    def on(job: str, model: Path = folder) -> str:
-        preset = config.preset if job in ("dsa", "gba") else model_of(config.preset)
-        return f"--config=configs/{job}.py:{preset} --config.model.path={model}"
-
-    if config.job == "dsa" and config.specialty == "all":
-        experts = ",".join(f"{folder}/{name}" for name in SPECIALTIES)
-        return [f"--config=configs/merge.py:{model_of(config.preset)} --config.experts={experts}"]
-    if config.job == "dataset":
-        review, train = f"--config=configs/review.py --config.data.path={folder}", folder / "export" / "dataset"
-        held_out = any(train.glob("dev.*"))  # a small set has no dev split, without which none is evaluated on
-        more = "" if held_out else " --config.eval.every=-1"
-        return [review, f"--config=configs/dsa.py --config.data.path={train}{more}"] if train.exists() else [review]
-    if config.job == "pipeline":
-        return [on("export", folder / "final")]
-    following = {"dsa": ("evaluate", "export"), "gba": ("evaluate", "export"), "merge": ("evaluate", "gba")}
-    return [on(job) for job in following.get(config.job, ())]
-
-
 def _dsa(config: ConfigDict, run: "Run") -> None:
     """One expert, or all four, each in a run of its own inside this one."""
     if config.specialty != "all":
@@ -195,16 +156,15 @@ def _gba(config: ConfigDict, run: "Run") -> None:
 
 def _train(train: Callable[..., Any], config: ConfigDict, run: "Run") -> None:
     """Trains with a held-out evaluation, then draws the run's plots and report."""
-    from mmedexpert_jax.launch.held_out import NOTE, evaluator, gain, gain_line, groups_line, table
+    from mmedexpert_jax.launch.held_out import NOTE, evaluator, first_and_last, gain, table
     from mmedexpert_jax.runtime import report
 
     train(config, run, evaluate=evaluator(config, run))
     if not processes.is_writer():
         return
-    if figures := gain(run):
+    if figures := gain(run.path):
         run.finish(run.summary | figures)
-        print(gain_line(figures), groups_line(run), sep="\n", flush=True)
-    rows = table(run)
+    rows = table(first_and_last(run.path))
     report.report_run(run.path, [report.Table("Held-out accuracy", rows, NOTE)] if rows else [])
 
 

@@ -151,7 +151,7 @@ def test_a_run_ends_with_where_things_are_and_what_is_next(stages, capsys):
     assert main(["--config=configs/gba.py", "--config.seed=3"]) == 0
     out = capsys.readouterr().out
     assert "gba (preset mini) in runs/gba-mini" in out and "runs/gba-mini/metrics.jsonl" in out
-    assert "--config=configs/evaluate.py:mini --config.model.path=runs/gba-mini" in out
+    assert "next: mmedexpert evaluate:mini model.path=runs/gba-mini" in out
     config, evaluate = stages.calls[0]
     assert config.seed == 3 and evaluate is len
     assert json.loads(Path("runs/gba-mini/config.json").read_text())["workdir"] == "runs/gba-mini"

@@ -9,7 +9,6 @@ import pytest
 
 from mmedexpert_jax import models
 from mmedexpert_jax.launch.cli import main
-from mmedexpert_jax.launch.held_out import gain_line
 
 SMALL = ["--config.steps=2", "--config.lora.rank=2", "--config.max_new_tokens=40", "--config.eval.batch_size=8"]
 
@@ -63,11 +62,3 @@ def test_the_whole_paper_on_a_tiny_model(tiny):
     assert main(["--config=configs/pipeline.py", *tiny, *fields, *evaluate]) == 0
     table = Path("runs/pipeline-mini/table.md").read_text()
     assert all(f"| {row} |" in table for row in ("base", "AM", "merged experts", "GBA", "final"))
-
-
-def test_the_gain_is_said_in_percent():
-    figures = {"before": 0.4, "after": 0.55, "gain": 0.15, "gain_low": 0.1, "gain_high": 0.2}
-    figures |= {"parsed_before": 0.5, "parsed_after": 0.98}
-    line = gain_line({f"held_out/{name}": value for name, value in figures.items()})
-    expected = "held-out accuracy 40.0 -> 55.0 %, paired gain +15.0 [+10.0, +20.0], answers with a choice 50 -> 98 %"
-    assert line == expected

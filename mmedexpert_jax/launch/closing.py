@@ -1,0 +1,132 @@
+"""The last lines of a job: what came out in words, one table of before and after, where it lies, and what follows."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.config.presets import model_of
+from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.launch.held_out import first_and_last, paired_gain, table
+from mmedexpert_jax.medeval import result_tables
+from mmedexpert_jax.medeval.evaluate import Evaluation
+from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.report import Figure
+from mmedexpert_jax.report.text_tables import aligned
+from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime.progress import COMPILING, clock
+from mmedexpert_jax.runtime.run import read_status
+
+ARTEFACTS = {
+    "table": "table.md",
+    "report": "report.html",
+    "dataset": "export/dataset",
+    "model": "export/model",
+    "adapter": "export/adapter",
+    "samples": "samples",
+    "plots": "plots",
+    "metrics": "metrics.jsonl",
+}
+Rows = list[dict[str, Any]]
+
+
+def closing(config: ConfigDict) -> str:
+    """The result of a job that is done, its outputs, and the commands that go on from there."""
+    folder = Path(config.workdir)
+    rows = result(config.job, folder)
+    lines = [sentence(rows), "", aligned([_line(row) for row in rows]), ""] if rows else []
+    lines.append(f"done: {folder}{_spent(folder)}")
+    lines += [f"  {name:8} {folder / part}" for name, part in ARTEFACTS.items() if (folder / part).exists()]
+    return "\n".join([*lines, *(f"next: mmedexpert {arguments}" for arguments in _next(config, folder))])
+
+
+def result(job: str, folder: Path) -> Rows:
+    """Accuracies that a job measured, rows of `cases` (or `model`), `number`, `before`, `after` and the paired `gain`;
+    none for jobs that measure none."""
+    if job in ("dsa", "gba"):
+        experts = {name: first_and_last(folder / name) for name in SPECIALTIES}
+        if any(experts.values()):
+            return [table(_ends(found))[0] | {"cases": name} for name, found in experts.items() if found]
+        return table(_ends(first_and_last(folder)))
+    if job in ("evaluate", "pipeline"):
+        return [row for rows in _compared(folder if job == "evaluate" else folder / "evaluate") for row in rows]
+    return []
+
+
+def _ends(found: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+    return dict(zip(("before", "after"), found.values(), strict=False))
+
+
+def _compared(folder: Path) -> Iterator[Rows]:
+    """A list of rows a benchmark: every model's accuracy, and its paired gain over the first."""
+    summary = files.read_json(folder / "export" / "summary.json") or {}
+    for benchmark, models in summary.items():
+        found = {name: Evaluation.read(rows_path(folder, benchmark, name)) for name in models}
+        first = next(iter(found.values()))
+        rows: Rows = []
+        for name, evaluation in found.items():
+            accuracy = evaluation.accuracy()
+            row = {"model": name, "number": str(accuracy["items"]), "accuracy": result_tables.cell(accuracy)}
+            rows.append(row | ({} if evaluation is first else {"gain": paired_gain(first, evaluation)}))
+        yield [row | ({"benchmark": benchmark} if len(summary) > 1 else {}) for row in rows]
+
+
+def sentence(rows: Rows) -> str:
+    """The rows in words: "held-out 37.6 -> 60.2 %, +22.7 [+19.6, +25.8]; image 22.9 -> 24.7 %, +1.8 [-2.9, +6.5]".
+
+    Of groups of cases the modalities, which tell whether it looks; experts, models and specialties stand in the table.
+    """
+    if "accuracy" in rows[0]:
+        best = max(rows, key=lambda row: row["accuracy"].value)
+        said = f"{best['model']} {best['accuracy'].middle} %"
+        return said + (f", {best['gain']} over {rows[0]['model']}" if "gain" in best else "")
+    told = [row for row in rows if row["cases"] not in SPECIALTIES or rows[0]["cases"] in SPECIALTIES]
+    parts = []
+    for row in told:
+        name = "held-out" if row["cases"] == "all" else row["cases"]
+        ends = " -> ".join(row[end].middle for end in ("before", "after") if end in row)
+        parts.append(f"{name} {ends} %" + (f", {row['gain']}" if "gain" in row else ""))
+    return "; ".join(parts)
+
+
+def _line(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row for a terminal of 80 columns: the first interval of each figure, and the gain's verdict in a word."""
+    line = {}
+    for heading, value in row.items():
+        shown = " ".join([value.middle, *value.intervals()[:1]]) if isinstance(value, Figure) else str(value)
+        line[{"cases": "", "model": "", "number": "n"}.get(heading, heading)] = shown
+    if isinstance(gain := row.get("gain"), Figure):
+        sure = "better" if gain.value > 0 else "worse"
+        line[" "] = sure if gain.settled else "unsettled"
+    return line
+
+
+def _spent(folder: Path) -> str:
+    """The time that a run took, and how much of this process's went into compiling."""
+    seconds = (read_status(folder).get("cost") or {}).get("wall_seconds")
+    if not seconds:
+        return ""
+    compiling = f", {clock(COMPILING.seconds)} of it compiling" if COMPILING.seconds >= 1 else ""
+    return f" in {clock(seconds)}{compiling}"
+
+
+def _next(config: ConfigDict, folder: Path) -> list[str]:
+    """Arguments of the commands that usually follow a job."""
+
+    def on(job: str, model: Path = folder) -> str:
+        preset = config.preset if job in ("dsa", "gba") else model_of(config.preset)
+        return f"{job}:{preset} model.path={model}"
+
+    if config.job == "dsa" and config.specialty == "all":
+        experts = ",".join(f"{folder}/{name}" for name in SPECIALTIES)
+        return [f"merge:{model_of(config.preset)} experts={experts}"]
+    if config.job == "dataset":
+        review, train = f"review data.path={folder}", folder / "export" / "dataset"
+        held_out = any(train.glob("dev.*"))  # a small set has no dev split, without which none is evaluated on
+        more = "" if held_out else " eval.every=-1"
+        return [review, f"dsa data.path={train}{more}"] if train.exists() else [review]
+    if config.job == "pipeline":
+        return [on("export", folder / "final")]
+    following = {"dsa": ("evaluate", "export"), "gba": ("evaluate", "export"), "merge": ("evaluate", "gba")}
+    return [on(job) for job in following.get(config.job, ())]

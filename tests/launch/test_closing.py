@@ -1,0 +1,113 @@
+"""The last lines of every job, as a terminal shows them at 80 and 120 columns, from runs whose answers are made up."""
+
+import sys
+
+import pytest
+
+from mmedexpert_jax.config.job_config import load_config
+from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.launch.closing import closing, result, sentence
+from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
+from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.runtime import Run, files
+from tests.terminal import EMULATORS, screen
+
+SHOW = """
+import sys
+from mmedexpert_jax.launch.closing import closing
+from mmedexpert_jax.config.job_config import load_config
+print(closing(load_config(sys.argv[1], {"workdir": sys.argv[2]})))
+"""
+
+
+def answers(right):
+    """320 answers, a quarter of each specialty, text and image by turns; `right(number, modality)`."""
+    rows = []
+    for number in range(320):
+        modality = ("text", "image")[number % 2]
+        labels = {"specialty": SPECIALTIES[number // 2 % 4], "modality": modality}
+        good = right(number // 8 % 4, modality)
+        verdicts = {"strict": good, "medevalkit": good}
+        rows.append(AnswerRow(f"item-{number}", 0, "A", "A", "A", good, 5, False, labels, verdicts))
+    return Evaluation(tuple(rows))
+
+
+BEFORE = answers(lambda number, _: number == 0)
+AFTER = answers(lambda number, modality: number < (3 if modality == "text" else 2))
+
+
+def trained(folder, job="gba"):
+    with Run.open(folder, {"job": job}) as run:
+        for step, evaluation in ((0, BEFORE), (48, AFTER)):
+            run.log(step, {"eval/accuracy": evaluation.accuracy()["accuracy"]})
+            path = folder / "export" / "rows" / f"step-{step:06d}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            evaluation.write(path)
+        run.finish({"steps": 48})
+
+
+def evaluated(folder, models):
+    with Run.open(folder, {"job": "evaluate"}) as run:
+        for name, evaluation in models.items():
+            path = rows_path(folder, "mmedexpert_mini", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            evaluation.write(path)
+        files.write_json(folder / "export" / "summary.json", {"mmedexpert_mini": {name: {} for name in models}})
+        run.finish({})
+
+
+def test_training_says_before_after_and_the_gain(tmp_path):
+    trained(tmp_path / "run")
+    rows = result("gba", tmp_path / "run")
+    assert [row["cases"] for row in rows] == ["all", *sorted(SPECIALTIES), "image", "text"]
+    assert (rows[0]["before"].middle, rows[0]["after"].middle, rows[0]["gain"].middle) == ("25.0", "62.5", "+37.5")
+    said = sentence(rows)
+    assert said.startswith("held-out 25.0 -> 62.5 %, +37.5 [+3") and "; image 25.0 -> 50.0 %, +25.0 [" in said
+
+
+def test_every_expert_has_a_row(tmp_path):
+    Run.open(tmp_path / "dsa", {"job": "dsa"}).close()
+    for name in SPECIALTIES:
+        trained(tmp_path / "dsa" / name, "dsa")
+    rows = result("dsa", tmp_path / "dsa")
+    assert [row["cases"] for row in rows] == list(SPECIALTIES) and all("gain" in row for row in rows)
+    assert sentence(rows).startswith("AM 25.0 -> 62.5 %, +37.5 [")
+
+
+@pytest.mark.parametrize("job", ["evaluate", "pipeline"])
+def test_models_are_held_against_the_first(job, tmp_path):
+    folder = tmp_path / job
+    Run.open(folder, {"job": job}).close()
+    evaluated(folder if job == "evaluate" else folder / "evaluate", {"base": BEFORE, "policy": AFTER, "same": BEFORE})
+    rows = result(job, folder)
+    assert [row["model"] for row in rows] == ["base", "policy", "same"] and "gain" not in rows[0]
+    assert sentence(rows).startswith("policy 62.5 %, +37.5 [") and sentence(rows).endswith("over base")
+    lines = closing(load_config(f"configs/{job}.py", {"workdir": str(folder)})).splitlines()
+    assert lines[4].split()[0] == "policy" and lines[4].endswith("better") and lines[5].endswith("unsettled")
+
+
+@pytest.mark.parametrize("emulator", EMULATORS)
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_closing_table_fits_a_terminal(emulator, columns, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained(tmp_path / "run")
+    shown = screen(emulator, [sys.executable, "-c", SHOW, "configs/gba.py:mini", "run"], columns)
+    head = next(number for number, line in enumerate(shown) if "before" in line)
+    assert shown[head : head + 2] == [
+        "       n    before             after              gain",
+        "all    320  25.0 [20.6, 30.0]  62.5 [57.1, 67.6]  +37.5 [+32.2, +42.8]  better",
+    ]
+    assert [line.split()[0] for line in shown[head + 1 : head + 8]] == ["all", *sorted(SPECIALTIES), "image", "text"]
+    assert "".join(shown[:head]).startswith("held-out 25.0 -> 62.5 %, +37.5 [") and "gba -> " not in shown[0]
+    assert shown[-2:] == [
+        "next: mmedexpert evaluate:mini model.path=run",
+        "next: mmedexpert export:mini model.path=run",
+    ]
+
+
+def test_a_job_without_accuracy_names_what_is_there(tmp_path):
+    with Run.open(tmp_path / "merge", {"job": "merge"}) as run:
+        run.finish({})
+    text = closing(load_config("configs/merge.py", {"workdir": str(tmp_path / "merge")}))
+    assert text.splitlines()[0].startswith(f"done: {tmp_path}/merge in 0:00:0")
+    assert "next: mmedexpert evaluate:mini" in text
