@@ -59,9 +59,9 @@ class Compiling:
         if event == self.BEGINS:
             self.since = time.monotonic()
 
-    def _end(self, event: str, seconds: float, **_: Any) -> None:
+    def _end(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == self.ENDS:
-            self.seconds, self.since = self.seconds + seconds, 0.0
+            self.seconds, self.since = self.seconds + duration_secs, 0.0
 
     def now(self) -> float:
         """Seconds so far, those of a program that is being compiled included."""
