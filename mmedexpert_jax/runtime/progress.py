@@ -35,7 +35,7 @@ SHOWN = (
 
 
 class Compiling:
-    """What JAX says of its compiler in this process: seconds so far, and since when a program is being compiled.
+    """The compilations of JAX in this process: seconds so far, and since when a program is being compiled.
 
     XLA tells nothing while it works, so that a line can show its time but no share of it.
     """
