@@ -1,6 +1,7 @@
 """The factory's records: a case of any source in one form, a trace written for it, and what has been found of it."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import Image
@@ -19,11 +20,16 @@ class Picture:
 
     Attributes:
         name: file name that the source gave it.
-        data: the encoded file, as the source had it.
+        source: the encoded file, or a function that reads it: of a volume of a thousand slices none is held.
     """
 
     name: str
-    data: bytes
+    source: bytes | Callable[[], bytes]
+
+    @property
+    def data(self) -> bytes:
+        """The encoded file, as the source had it."""
+        return self.source() if callable(self.source) else self.source
 
     @property
     def sha256(self) -> str:

@@ -7,6 +7,7 @@ in the order of their places. Under a plane its slices, or a file's frames, are 
 the middle slice, shown as a NIfTI volume is.
 """
 
+import functools
 import io
 import math
 import zipfile
@@ -85,15 +86,19 @@ def _is_dicom(content: bytes) -> bool:
 @quiet
 def _dicom(content: bytes, name: str, view: View) -> Frames:
     """The frames of a DICOM file, or of all files of a zipped series."""
+    if view.plane:
+        return kept(content, (view.window, view.plane), lambda: _planes(_placed(content, name), name, view))
+    frames = _placed(content, name)
+    return Frames(len(frames), lambda place: _dicom_frame(*frames[place], name, view))
+
+
+def _placed(content: bytes, name: str) -> list[tuple[Any, int]]:
+    """Data set and place in it of each frame, in order. Raises DataError."""
     datasets = list(dicom_datasets(content, name))
     for dataset in datasets:
         _check_dicom(dataset, name)
-    if len(datasets) > 1:
-        datasets = _in_order(datasets, name)
-    frames = [(dataset, place) for dataset in datasets for place in range(_frames(dataset))]
-    if view.plane:
-        return _planes(content, frames, name, view)
-    return Frames(len(frames), lambda place: _dicom_frame(*frames[place], name, view))
+    datasets = _in_order(datasets, name) if len(datasets) > 1 else datasets
+    return [(dataset, place) for dataset in datasets for place in range(_frames(dataset))]
 
 
 def _check_dicom(dataset: Any, name: str) -> None:
@@ -137,11 +142,18 @@ class Series:
 
     def __call__(self) -> bytes:
         """The zip, of the same bytes whenever the files are the same. Raises DataError."""
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            for file in series(self.path, str(self.path)):
-                archive.writestr(zipfile.ZipInfo(file.name), file.read_bytes())
-        return buffer.getvalue()
+        files = sorted((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in self.path.iterdir())
+        return _packed(self.path, tuple(files))
+
+
+@functools.lru_cache(maxsize=1)
+def _packed(folder: Path, files: tuple[tuple[str, int, int], ...]) -> bytes:
+    """A series as a zip; `files` says whether it is still the same folder."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for file in series(folder, str(folder)):
+            archive.writestr(zipfile.ZipInfo(file.name), file.read_bytes())
+    return buffer.getvalue()
 
 
 def read_dicom(content: bytes, name: str) -> Any:
@@ -336,7 +348,7 @@ def _kind(dataset: Any) -> str:
     return str(getattr(dataset.get("SOPClassUID"), "name", None) or "no SOP class")[:80]
 
 
-def _planes(content: bytes, frames: Sequence[tuple[Any, int]], name: str, view: View) -> Frames:
+def _planes(frames: Sequence[tuple[Any, int]], name: str, view: View) -> Frames:
     """The slices of a stack of DICOM frames along a plane's normal. Raises DataError where the frames are no volume."""
     if not str(frames[0][0].get("PhotometricInterpretation", "")).startswith("MONOCHROME"):
         raise DataError(f"{name}: a plane is of grey values, and this DICOM picture is in colour; leave it out")
@@ -351,11 +363,8 @@ def _planes(content: bytes, frames: Sequence[tuple[Any, int]], name: str, view: 
     size, spacing, axes = canonical(affine, shape, np.linalg.norm(affine[:3, :3], axis=0), name)
     ordered = [frames[place] for place in order]
 
-    def frame(place: int) -> Image.Image:
-        levels = kept(content, view.window, lambda: _dicom_volume(ordered, axes, name, view))
-        return section(np.take(levels, place, axis=axis), spacing, axis)
-
-    return Frames(size[axis], frame)
+    levels = functools.cache(lambda: _dicom_volume(ordered, axes, name, view))
+    return Frames(size[axis], lambda place: section(np.take(levels(), place, axis=axis), spacing, axis))
 
 
 def _dicom_volume(frames: Sequence[tuple[Any, int]], axes: np.ndarray, name: str, view: View) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Volumes along the axes of the patient: where DICOM slices stand, and sections as radiologists look at them."""
 
 import functools
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -16,18 +15,17 @@ UNEVEN = 0.1  # of the usual distance by which two slices' may differ; more is a
 Place = tuple[np.ndarray, np.ndarray, np.ndarray]  # position [3] and axes [2, 3] of a slice, its pixel spacing [2]
 Made = TypeVar("Made")
 
-_kept: dict[tuple[bytes, Any], Any] = {}
+_kept: list[tuple[bytes, Any, Any]] = []
 
 
-def kept(content: bytes, window: Any, make: Callable[[], Made]) -> Made:
-    """The result of `make` for a file under a window, made once: a volume's slices are asked for in turn."""
-    key = hashlib.sha256(content).digest(), window
-    if key not in _kept:
-        made = make()
-        _kept.clear()  # one volume may fill much of the memory
-        _kept[key] = made
-        return made
-    return _kept[key]
+def kept(content: bytes, view: Any, make: Callable[[], Made]) -> Made:
+    """The result of `make` for a file under a view, made once: a volume's slices are asked for in turn."""
+    for file, seen, made in tuple(_kept):
+        if seen == view and file == content:  # at once where it is the same object, else by its bytes
+            return made
+    made = make()
+    _kept[:] = [(content, view, made)]  # one volume may fill much of the memory
+    return made
 
 
 def canonical(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -33,7 +34,7 @@ SHOWN = "document.querySelector('#main').dataset.trace"
 class Site:
     """The job on a port of its own, over `count` traces, every other one with two images; `long`: with long texts."""
 
-    def __init__(self, folder: Path, count: int, *arguments: str, long: bool = False, slices: int = 0):
+    def __init__(self, folder: Path, count: int, *arguments: str, long: bool = False, slices: int = 0, volume=None):
         Image.linear_gradient("L").save(folder / "scan.png")
         rows = [
             {
@@ -44,7 +45,7 @@ class Site:
                 "specialty": "AM",
                 "paradigm": PARADIGMS[i % 4],
                 "trace": TRACES[PARADIGMS[i % 4]],
-                "images": ["scan.png"] * (slices or 2 * (i % 2)),
+                "images": [volume] if volume else ["scan.png"] * (slices or 2 * (i % 2)),
             }
             for i in range(count)
         ]
@@ -390,6 +391,48 @@ def test_slices_of_a_volume_are_turned_and_windowed_and_few_are_loaded(site, vis
     style = page.get_attribute("#image", "style")
     assert "contrast(100%)" not in style and "scale(1)" in style
     assert len([url for url in asked if "/api/image" in url]) < 20 and not page.problems
+
+
+def test_a_thousand_slices_leave_the_page_below_300_mb(site, visit, browser, tmp_path):
+    """Every slice of a CT of 1,000 x 512 x 512 is shown once, windowed on the way, and few are held at a time."""
+    nibabel = pytest.importorskip("nibabel")
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 40, (512, 512, 8)).astype(np.int16)
+    volume = nibabel.Nifti1Image(np.concatenate([noise + 5 * part for part in range(125)], 2), np.eye(4))
+    (tmp_path / "scan.nii").write_bytes(volume.to_bytes())
+    served = site(1, volume={"path": "scan.nii", "slices": 1000, "window": "soft tissue"})
+    page = visit(served.links["reviewer"])
+    page.wait_for_function("() => document.querySelector('#slice-number').textContent === '501 / 1000'")
+    page.locator("#slice").fill("1")
+    most = 0.0
+    for number in range(1, 1001):
+        page.wait_for_function(SLICE_SHOWN, arg=str(number), timeout=60_000)
+        if number % 50 == 0:
+            press(page, "]" if number % 100 else "[")
+            most = max(most, page_megabytes(browser))
+        press(page, ".")
+    server = resident(served.process.pid, "VmHWM")
+    print(f"the page took {most:.0f} MB at most, the server {server:.0f} MB")
+    assert most < 300 and not page.problems
+
+
+SLICE_SHOWN = """number => { const image = document.querySelector('#image');
+    return image.dataset.shown === number && image.complete && image.naturalWidth === 512; }"""
+
+
+def page_megabytes(browser) -> float:
+    """Memory of the largest renderer in MB: what its pages alone hold and its part of what is shared (PSS)."""
+    session = browser.new_browser_cdp_session()
+    processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
+    session.detach()
+    return max(resident(one["id"], "Pss") for one in processes if one["type"] == "renderer")
+
+
+def resident(process: int, key: str) -> float:
+    """A figure of a process's memory in MB."""
+    name = "smaps_rollup" if key == "Pss" else "status"
+    found = re.search(rf"^{key}:\s*(\d+) kB", Path(f"/proc/{process}/{name}").read_text(), re.M)
+    return int(found[1]) / 1000
 
 
 def _middle(page) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -344,3 +345,29 @@ def test_genotypes_differ_by_case(tmp_path, key, letter):
     row = PLAIN | {"options": ["AA", "Aa", "aa"], "answer": key}
     (record,) = collect([write(tmp_path / "genes.jsonl", [row])]).records
     assert record.answer == letter
+
+
+def test_an_image_of_a_raw_case_says_window_slices_and_plane(tmp_path):
+    """A series by its folder and the same volume as NIfTI become the same pictures; what cannot be chosen is a row."""
+    from tests.processing.test_medical import LAID, a_series, as_nifti
+
+    volume = np.random.default_rng(0).integers(0, 4096, (6, 12, 10))
+    (tmp_path / "series").mkdir()
+    for number, file in enumerate(a_series(volume, LAID["axial"])):
+        (tmp_path / "series" / f"{number}.dcm").write_bytes(file)
+    (tmp_path / "volume.nii").write_bytes(as_nifti(volume, LAID["axial"]))
+    view = {"plane": "coronal", "slices": 3, "window": "bone"}
+    both, wrong = [{"path": "series"} | view, {"path": "volume.nii"} | view], [{"path": "series", "slices": "x"}]
+    images = [both, ["volume.nii"], wrong]
+    rows = [
+        {"question": f"What is shown in scan {n}?", "options": ["flu", "asthma"], "answer": "A", "images": one}
+        for n, one in enumerate(images)
+    ]
+    (tmp_path / "raw.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = collect([str(tmp_path / "raw.jsonl")])
+    (record,) = found.records
+    pictures = [np.asarray(picture.image()).tolist() for picture in record.images]
+    assert len(pictures) == 6 and pictures[:3] == pictures[3:]
+    assert [picture.name for picture in record.images[::3]] == ["series-1.png", "volume-1.png"]
+    assert "identifying:header-removed" in record.flags
+    assert [one["reason"] for one in found.rejected] == ["image-broken", "image-broken"]

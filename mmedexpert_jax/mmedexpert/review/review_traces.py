@@ -1,6 +1,7 @@
 """The traces to review: those of a dataset run that passed stage 1, or those of any data set."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from mmedexpert_jax.data import load_cases
@@ -8,7 +9,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
 from mmedexpert_jax.mmedexpert.record import Check, Picture, Record, Trace, trace_id
-from mmedexpert_jax.processing.images import clean
+from mmedexpert_jax.processing.images import PLAIN, EncodedImage, ImageRef, clean
 
 OWN_FILE = "review.sqlite"  # holds the events of a review whose traces come from a data set
 SPLITS = ("train", "dev", "test")
@@ -76,12 +77,17 @@ def from_case(case: Case, source: str = "") -> Trace:
         question=case.question,
         options=case.options,
         answer=case.answer,
-        images=tuple(Picture(f"{case.id}-{i}.png", image.plain()) for i, image in enumerate(case.images)),
+        images=tuple(Picture(f"{case.id}-{i}.png", partial(_file, image)) for i, image in enumerate(case.images)),
         specialty=case.specialty,
         paradigms=case.paradigms,
     )
     id = trace_id(case.id, case.paradigm, "", 0, case.trace)
     return Trace(id, record, case.paradigm, case.trace, "", "", 0, "", Check(True, case.answer))
+
+
+def _file(image: ImageRef) -> bytes:
+    """The image file, or the picture that a view chooses, small enough to be sent."""
+    return image.open() if image.view == PLAIN else EncodedImage(image.picture(), compress=1)()
 
 
 def encoded(picture: Picture) -> tuple[bytes, str]:

@@ -5,15 +5,19 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
+from mmedexpert_jax.data.tables import InFolder
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, Picture, Record
 from mmedexpert_jax.mmedexpert.sources.raw_formats import CHOICES, Format, Raw, listed
-from mmedexpert_jax.processing.images import clean
+from mmedexpert_jax.processing.images import PLAIN, VIEWED, EncodedImage, ImageRef, clean, decode
+from mmedexpert_jax.processing.medical import Series
+from mmedexpert_jax.processing.windows import View
 
 REASONS = {
     "not-an-object": "the row is no object of keys and values",
@@ -70,14 +74,14 @@ def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], lice
     repairs = list(raw.repairs)
     question, options, letters = _question_and_options(raw, repairs, shape.name == OPEN)
     answer = _key(raw, options, letters, repairs) if options else plain_text(raw.key, repairs)
-    raw_images = _pictures(raw, folders)
-    images = [Picture(picture.name, _clean(picture)) for picture in raw_images]
+    raw_images = _images(raw, folders)
+    images = [picture for image in raw_images for picture in _pictures(image)]
     flags = [f"repaired:{name}" for name in dict.fromkeys(repairs)]
     if not images and PICTURE.search(question):
         flags.append("mentions-picture")
     if NEGATIVE.search(question):
         flags.append("negative-stem")
-    if any(privacy.scan_header(picture.data, picture.name) for picture in raw_images):
+    if any(privacy.scan_header(image.open(), image.name) for image in raw_images):
         flags.append("identifying:header-removed")
     source = raw.source or shape.name.partition("-")[0]
     specialty = raw.specialty if raw.specialty in SPECIALTIES else ""
@@ -209,20 +213,30 @@ def _place(key: str | int, options: list[str], letters: list[str], repairs: list
     return named
 
 
-def _pictures(raw: Raw, folders: Sequence[Path]) -> list[Picture]:
-    found = [_picture(item, folders) for item in raw.images]
+def _images(raw: Raw, folders: Sequence[Path]) -> list[ImageRef]:
+    """References to the images of a row as they were given. Raises Rejected."""
+    found = [_image(item, folders) for item in raw.images]
     if not found:
         names = [name for name in (raw.id, raw.folder) if name and "/" not in name and name != ".."]
         found = [_file(path) for folder in folders for name in names for path in _folder(folder / name)]
     return found
 
 
-def _clean(picture: Picture) -> bytes:
-    """The file without anything but pixels: no header of DICOM or EXIF enters a record."""
+def _pictures(image: ImageRef) -> list[Picture]:
+    """The pictures that an image stands for, without anything but pixels: no header of DICOM or EXIF enters a record.
+
+    Raises Rejected.
+    """
     try:
-        return clean(picture.data, picture.name)
+        if image.view == PLAIN and not isinstance(image.read, Series):
+            return [Picture(image.name, clean(image.open(), image.name))]
+        shown = decode(image)
     except DataError as error:
         raise Rejected("image-broken", str(error)) from None
+    return [
+        Picture(f"{image.name.partition('.')[0]}-{number}.png", EncodedImage(picture, compress=6)())
+        for number, picture in enumerate(shown, 1)
+    ]
 
 
 def without_identifiers(record: Record, mode: str) -> Record:
@@ -254,21 +268,24 @@ def without_identifiers(record: Record, mode: str) -> Record:
     )
 
 
-def _picture(item: Any, folders: Sequence[Path]) -> Picture:
-    """An image given as bytes, as a `datasets` struct, or by name."""
-    if isinstance(item, bytes):
-        return Picture("image", item)
-    name = str(item.get("path") or "image") if isinstance(item, dict) else str(item)
-    if isinstance(item, dict) and item.get("bytes"):
-        return Picture(Path(name).name, item["bytes"])
+def _image(item: Any, folders: Sequence[Path]) -> ImageRef:
+    """An image given as bytes, as a `datasets` struct, or by name; a struct may say window, slices and plane."""
+    given = item if isinstance(item, dict) else {}
+    name = str(given.get("path") or "image") if given else str(item)
+    try:
+        view = View.make(**{key: given[key] for key in VIEWED if given.get(key) is not None}, name="an image")
+    except DataError as error:
+        raise Rejected("image-broken", str(error)) from None
+    if data := item if isinstance(item, bytes) else given.get("bytes"):
+        return ImageRef(Path(name).name if given else "image", partial(bytes, data), view)
     for path in (folder / name for folder in folders):
-        if path.is_file():
-            return _file(path)
+        if path.exists():
+            return _file(path, view)
     raise Rejected("image-missing", name)
 
 
-def _file(path: Path) -> Picture:
-    return Picture(path.name, path.read_bytes())
+def _file(path: Path, view: View = PLAIN) -> ImageRef:
+    return ImageRef(path.name, Series(path) if path.is_dir() else InFolder(path), view)
 
 
 def _folder(path: Path) -> list[Path]:

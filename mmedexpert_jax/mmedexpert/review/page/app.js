@@ -598,6 +598,7 @@ const viewer = {
     const url = await picture(item.id, index);
     if (!same(item, this.item) || this.index !== index) return;
     $("image").src = url;
+    $("image").dataset.shown = index + 1;
     loadImages(item, index);
   },
   reset() {
