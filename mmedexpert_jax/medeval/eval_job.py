@@ -27,7 +27,6 @@ from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.medeval.systems import Target, parse
-from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.runtime import Run, files
 
 SAMPLES = 100  # answers that a training run shows of an evaluation
@@ -151,7 +150,7 @@ def sample_rows(evaluation: Evaluation, items: Sequence[Case]) -> list[dict]:
         item = by_id[row.id]
         options = "\n".join(lettered(item.options))
         shown = {"id": row.id, "correct": row.right, "key": row.answer, "read": row.said, "tokens": row.tokens}
-        shown |= dict(row.labels) | {"images": [open_image(image.open()) for image in item.images]}
+        shown |= dict(row.labels) | {"images": [image.picture() for image in item.images]}
         rows.append(shown | {"question": f"{item.question}\n{options}", "completion": row.response})
     return rows
 

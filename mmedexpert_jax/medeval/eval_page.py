@@ -17,7 +17,6 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import prompt_styles
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.paper_tables import Result
-from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.report import pages
 from mmedexpert_jax.report.text_tables import column_names
 from mmedexpert_jax.runtime import files
@@ -141,7 +140,7 @@ def _pictures(folder: Path, item: Case) -> list[str]:
         try:
             name = f"{PICTURES}/{image.sha256[:24]}.jpg"
             if not (folder / name).exists():
-                picture = open_image(image.open(), image.name)
+                picture = image.picture()
                 picture.thumbnail((SIDE, SIDE))
                 buffer = io.BytesIO()
                 picture.save(buffer, "JPEG", quality=85)

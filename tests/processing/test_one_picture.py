@@ -8,15 +8,22 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from mmedexpert_jax.data import contamination, load_cases
 from mmedexpert_jax.data.benchmarks import from_case
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.medeval import prompt_styles
+from mmedexpert_jax.medeval import eval_page, prompt_styles
 from mmedexpert_jax.medeval.backends import torch_model
+from mmedexpert_jax.medeval.controls import variants
+from mmedexpert_jax.medeval.eval_job import sample_rows
+from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.mmedexpert.record import Picture
 from mmedexpert_jax.mmedexpert.review.review_traces import encoded as shown_in_review
+from mmedexpert_jax.mmedexpert.review.review_traces import from_case as from_data_set
+from mmedexpert_jax.mmedexpert.sources import collect
 from mmedexpert_jax.mmedexpert.sources.canonical import clean
 from mmedexpert_jax.processing import open_image
 from mmedexpert_jax.processing.images import ImageRef, decode, spread
@@ -24,6 +31,7 @@ from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.processing.windows import View
 from mmedexpert_jax.remote import Request
 from mmedexpert_jax.remote.messages import content_key, data_uri, estimate_tokens, image_hash
+from mmedexpert_jax.rollout import Reply
 
 RNG = np.random.default_rng(0)
 RGB = Image.fromarray(RNG.integers(0, 256, (30, 40, 3), np.uint8))
@@ -112,32 +120,114 @@ REFUSED = {
 }
 
 
-def readers(data: bytes, tmp_path) -> dict[str, np.ndarray]:
-    """What each reader of the product sees of one file, [H, W, 3]."""
+def readers(data: bytes, tmp_path, **view) -> dict[str, np.ndarray]:
+    """What each reader of the product sees of one file, [H, W, 3], of which a view may choose one picture."""
     (tmp_path / "x").write_bytes(data)
-    row = {"id": "1", "question": "What?", "options": ["a", "b"], "answer": "A", "images": ["x"]}
+    row = {"id": "1", "question": "What?", "options": ["a", "b"], "answer": "A", "images": [{"path": "x", **view}]}
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
     (case,) = load_cases(tmp_path, "train")
+    (image,) = case.images
     item = from_case(case)
-    message = prompt_styles.build(item, "think_answer").messages
-    (opened,) = prompt_styles.opened(message)
+    (opened,) = prompt_styles.opened(prompt_styles.build(item, "think_answer").messages)
     part = next(part for part in opened["content"] if part["type"] == "image")
-    uris = [data_uri(image, 4000) for image in (data, tmp_path / "x", case.images[0], open_image(data))]
-    sent = [base64.b64decode(uri.partition(",")[2]) for uri in uris]
-    picture = Picture("x", data)
+    (spoken,) = spread([{"type": "image", "image": data, **view}])
+    uris = [data_uri(one, 4000) for one in (image, image.picture(), spoken["image"])]
+    (answer,) = judged(item, [Reply("<answer>A</answer>", 1, False)])
+    (raw,) = collect_row(row, tmp_path).images
+    reviewed = from_data_set(case).case.images[0]
+    sample = sample_rows(Evaluation((answer,)), [item])[0]["images"][0]
+    (blank,) = variants([item], "blank")[0].items[0].images
     seen = {
-        "training": case.images[0].picture(),
+        "training": image.picture(),
         "evaluation": open_image(part["image"]),
         "torch": torch_model._part(part)["image"],
-        "review": Image.open(io.BytesIO(shown_in_review(picture)[0])).convert("RGB"),
-        "collected": Image.open(io.BytesIO(clean(data, "x"))).convert("RGB"),
-        "teacher": picture.image(),
-        "data URI": open_image(uris[0]),
-        **{f"endpoint {n}": Image.open(io.BytesIO(file)) for n, file in enumerate(sent)},
+        "report of a run": sample,
+        "review": shown(shown_in_review(reviewed)[0]),
+        "collected": raw.image(),
+        "teacher": shown(base64.b64decode(data_uri(raw.data, 4000).partition(",")[2])),
+        **{f"data URI {n}": open_image(uri) for n, uri in enumerate(uris)},
+        **{f"endpoint {n}": shown(base64.b64decode(uri.partition(",")[2])) for n, uri in enumerate(uris)},
     }
+    assert blank.picture().size == seen["training"].size
+    (page,) = eval_page._pictures(tmp_path, item)  # a JPEG of it
+    on_page = np.asarray(Image.open(tmp_path / page), float)
+    assert on_page.shape == np.asarray(seen["training"]).shape
+    assert np.abs(on_page.mean() - np.asarray(seen["training"], float).mean()) < 8
     pixels = hashlib.sha256(f"{seen['training'].size}".encode() + seen["training"].tobytes()).hexdigest()
     assert contamination.look(contamination.of_case(case, "own").images[0]()).pixels == pixels
     return {name: np.asarray(image) for name, image in seen.items()}
+
+
+def shown(data: bytes) -> Image.Image:
+    """As any program shows an ordinary file."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def collect_row(row: dict, folder):
+    """The factory's record of a raw case. Raises DataError where the row is refused."""
+    (folder / "raw.jsonl").write_text(json.dumps(row))
+    found = collect([str(folder / "raw.jsonl")])
+    if found.rejected:
+        raise DataError(found.rejected[0]["detail"])
+    return found.records[0]
+
+
+MODES = ("1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B", "I", "F")
+FORMATS = ("PNG", "TIFF", "JPEG", "WEBP", "GIF", "BMP", "JPEG2000", "PPM", "TGA", "ICO", "PCX", "SGI", "DDS", "MPO")
+
+
+@st.composite
+def image_files(draw) -> tuple[bytes, dict]:
+    """A file of any mode that any format takes, perhaps turned, transparent or of several pages, and a view of it."""
+    mode, format = draw(st.sampled_from(MODES)), draw(st.sampled_from(FORMATS))
+    wide, high = draw(st.integers(8, 40)), draw(st.integers(8, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    pages = draw(st.sampled_from((1, 1, 1, 3)))
+
+    def page() -> Image.Image:
+        if mode in ("I;16", "I;16B", "I"):
+            values = rng.integers(0, 65_536, (high, wide)).astype(">u2" if mode == "I;16B" else np.uint16)
+            return Image.fromarray(values.astype(np.int32) if mode == "I" else values)
+        if mode == "F":
+            return Image.fromarray(rng.random((high, wide), np.float32))
+        colours = Image.fromarray(rng.integers(0, 256, (high, wide, 4), np.uint8), "RGBA")
+        return colours.quantize(16) if mode == "P" else colours.convert(mode)
+
+    options = {}
+    if draw(st.booleans()) and format in ("PNG", "TIFF", "JPEG", "WEBP"):
+        options["exif"] = Image.Exif()
+        options["exif"][274] = draw(st.integers(1, 8))
+    if draw(st.booleans()) and format in ("PNG", "GIF") and mode in ("P", "L"):
+        options["transparency"] = draw(st.integers(0, 15))
+    if pages > 1 and format in ("TIFF", "GIF", "WEBP", "PNG"):
+        options |= {"save_all": True, "append_images": [page() for _ in range(pages - 1)]}
+    view = draw(st.sampled_from([{}, {"slices": [0]}, {"slices": 1}, {"slices": [pages - 1]}, {"window": "full"}]))
+    buffer = io.BytesIO()
+    try:
+        page().save(buffer, format, **options)
+    except (OSError, ValueError, KeyError, TypeError):
+        assume(False)  # the format does not take the mode
+    return buffer.getvalue(), view
+
+
+@given(image_files())
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+def test_any_file_is_one_picture_to_every_reader_or_one_line(tmp_path_factory, made):
+    data, view = made
+    folder = tmp_path_factory.mktemp("any")
+    try:
+        expected = np.asarray(open_image(data, "it", **view))
+    except DataError as error:
+        assert "\n" not in str(error) and len(str(error)) < 400
+        with pytest.raises(DataError):
+            readers(data, folder, **view)
+        with pytest.raises(DataError):
+            collect_row(
+                {"question": "What?", "options": ["a", "b"], "answer": "A", "images": [{"path": "x", **view}]}, folder
+            )
+        return
+    for reader, pixels in readers(data, folder, **view).items():
+        np.testing.assert_array_equal(pixels, expected, err_msg=f"{reader} sees another picture")
 
 
 @pytest.mark.parametrize("name", FILES)
