@@ -19,14 +19,14 @@ import numpy as np
 
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.merging import kernel
-from mmedexpert_jax.merging.arrays import cpu, finite, product, rounded
+from mmedexpert_jax.merging.arrays import cpu, finite, rounded
 from mmedexpert_jax.merging.fit import Derived, Stack, fit
 from mmedexpert_jax.merging.interference import Interference, add, measure
 from mmedexpert_jax.merging.lowrank import factors_of
 from mmedexpert_jax.merging.methods import Fitted, Setting, combine
 from mmedexpert_jax.merging.spherical import gram_matrix
 from mmedexpert_jax.merging.threshold import Blocks, Bound, Brackets, Counts, by_counting, counted
-from mmedexpert_jax.merging.vectors import FLOATS, Expert, Parts, as_float, assembled, factor_gram, flat, widened
+from mmedexpert_jax.merging.vectors import FLOATS, Expert, Parts, as_float, factor_gram, flat, vector_at
 
 BLOCK = 1 << 17  # entries
 # Blocks of a tensor, evenly spaced, that the report is measured on: half a million entries give a share to about 0.1
@@ -170,14 +170,10 @@ class Merge:
         """A block of the base [m] and of the task vectors [K, m] (DELLA: [K, rows, columns]), float32."""
         tensor = self.base[name]
         base, parts = self.parts(name, start, stop)
-        parts = [widened(part, base) for part in parts]
+        stretch = self.stretch(name)
+        factors = [None] * len(parts) if stretch is None else stretch
+        vectors = np.stack([vector_at(slice(None), base, *pair) for pair in zip(parts, factors, strict=True)])
         base = as_float(base)
-        vectors = np.empty((len(self.experts), stop - start), np.float32)
-        for row, part in zip(vectors, parts, strict=True):
-            vector = assembled(base, *part)
-            row[:] = 0 if vector is None else vector
-        if (stretch := self.stretch(name)) is not None:
-            vectors = np.stack([product(row, factor) for row, factor in zip(vectors, stretch, strict=True)])
         if self.how(name).whole_rows:
             width = int(np.prod(tensor.shape[1:])) if tensor.ndim > 1 else tensor.size
             return base.reshape(-1, width), vectors.reshape(len(vectors), -1, width)
@@ -198,8 +194,8 @@ class Merge:
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Merged entries [m] of one block in `dtype`, and what was measured in it.
 
-        Without a dtype what the merge adds, in float32. `measured`: "" nothing, "change" the sum of the experts'
-        magnitudes alone, "votes" what `interference.measure` finds but the inner products, "all" these too.
+        Without a dtype what the merge adds, in float32. `measured`: "" nothing, "votes" what `interference.measure`
+        finds but the inner products, "all" these too. A task vector that is not finite leaves entries that are not.
         """
         how, fitted = self.how(name), self.fitted(name)
         first = self.units[self.scope(name)].offsets[name] + start
@@ -211,11 +207,11 @@ class Merge:
         if how.scale != 1:
             update = update * np.float32(how.scale)
         base, update, vectors = base.reshape(-1), update.reshape(-1), vectors.reshape(len(vectors), -1)
+        if not finite(vectors):
+            update = np.full_like(update, np.nan)
         merged = base + update if dtype is None else (base + update).astype(dtype)
         sums = {}
-        if measured == "change":
-            sums = {"mass": np.sum(np.abs(vectors))}
-        elif measured:
+        if measured:
             sums = measure(base, vectors, [row.reshape(-1) for row in kept], update, merged, measured == "all")
         return update if dtype is None else merged, sums
 
@@ -265,32 +261,31 @@ class Merge:
         ranges = spans(self.base[name].shape, self.how(name).whole_rows)
         step = -(-len(ranges) // REPORTED)
 
-        def one(number: int) -> tuple[dict[str, np.ndarray], bool, int]:
-            full = "votes" if low_rank else "all"
-            start, stop = ranges[number]
-            merged, sums = self.block(name, start, stop, dtype, "change" if number % step else full)
-            write(start, merged)
-            return sums, finite(merged), stop - start
+        def one(number: int) -> tuple[dict[str, np.ndarray], bool]:
+            merged, sums = self.block(name, *ranges[number], dtype, "" if number % step else full)
+            write(ranges[number][0], merged)
+            return sums, finite(merged)
 
+        full = "votes" if low_rank else "all"
         sums: dict[str, np.ndarray] = {}
-        change, in_range, seen = 0.0, True, 0
+        in_range = True
         with np.errstate(invalid="ignore", over="ignore"):
-            for number, (found, fits, size) in enumerate(parallel(one, range(len(ranges)))):
-                change += float(np.sum(found["mass"]))
+            for found, fits in parallel(one, range(len(ranges))):
+                add(sums, found)
                 in_range &= fits
-                if number % step == 0:
-                    add(sums, found)
-                    seen += size
         if not sums:
             return None
-        if not (in_range and np.isfinite(change)):
+        if not in_range:
             self._refuse_infinite(name, dtype)
+        seen = sum(stop - start for start, stop in ranges[::step])
+        rest = [span for number, span in enumerate(ranges) if number % step]
+        changes = sums["mass"].any() or any(self.read(name, *span)[1].any() for span in rest)
         sums = {key: value * (self.base[name].size / seen) for key, value in sums.items()}
         if low_rank:
             sums["gram"] = factor_gram(self.experts, name, self.stretch(name))
         if (stretch := self.stretch(name)) is not None:
             sums["stretch"] = np.diag(sums["gram"]) / np.square(stretch, dtype=np.float64)
-        return sums if change or self.how(name).moves_base else None
+        return sums if changes or self.how(name).moves_base else None
 
     def _refuse_infinite(self, name: str, dtype: Any | None) -> None:
         """Reads the tensor again for whose entries they are."""

@@ -110,7 +110,8 @@ class Interference:
 
     def tensor_rates(self, name: str) -> dict[str, Any]:
         """The rates of one tensor."""
-        return self._rates([self.sums[name]])
+        kept = self.energy.get(name)
+        return self._rates([self.sums[name]]) | ({"energy": kept[0] / kept[1]} if kept and kept[1] else {})
 
     def _rates(self, tensors: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any]:
         total: dict[str, np.ndarray] = {}
@@ -162,6 +163,8 @@ class Interference:
             f" {name} survives least: {times} than the others' mean, it won {100 * won:.1f} % of its {int(contests):,} "
             f"disagreements, and the merge's cosine to it is {along:.2f}."
         )
+        if self.energy:
+            text += f" The adapter's rank keeps {100 * self.kept_energy:.0f} % of the merged update's energy."
         if rates["won"][name] < 0.25 and ratio < 1 / 3:
             text += " It is nearly lost: config.normalize_vectors=tensor gives all experts one magnitude."
         return text

@@ -5,20 +5,22 @@ functions that numpy runs, and the entries come out the same bit for bit.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import and_
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmedexpert_jax.merging.arrays import cpu, one_core, product, rounded, total
+from mmedexpert_jax.merging.arrays import on_host, one_core, product, rounded, total
 from mmedexpert_jax.merging.interference import entries
 from mmedexpert_jax.merging.methods import Fitted, Setting, Switches, disjoint_mean
 from mmedexpert_jax.merging.threshold import Bound, Brackets, Counts
-from mmedexpert_jax.merging.vectors import Parts, assembled, widened
+from mmedexpert_jax.merging.vectors import Parts, assembled, vector_at, widened
 
 DTYPES = ("bfloat16", "float16", "float32")  # of weights
+_ROWS = 8  # brackets that an entry of 16 bits tells of
 _LANES = 64  # sums that a loop adds to at a time
 _FOLD, _BITS, _FIELDS = 16, 6, 5  # flags that are counted in a field of an integer, its bits, fields of an integer
 # Of `interference.entries`, in the order of the programs' outputs: sums and counts, those of each expert apart.
@@ -45,13 +47,19 @@ def count(
         stretch: [K] factors of the task vectors; None: 1.
     """
     low, high = (np.array([brackets.get(row, (0, 0))[end] for row in range(rows)], np.int32) for end in (0, 1))
-    with jax.default_device(cpu()):
-        found = _outside(*_padded(base, parts, size), stretch, low, high)
-    found = [np.asarray(row)[: len(base)] for row in found]
-    bits, masks, counts = found[: len(parts)], found[len(parts) :], {}
-    for row, (start, _) in brackets.items():
-        above, inside = masks[2 * row : 2 * row + 2]
-        counts[row] = int(np.count_nonzero(above)), bits[row % len(parts)][np.flatnonzero(inside)] - np.int32(start)
+    with on_host():
+        codes, above = _outside(*_padded(base, parts, size), stretch, low, high)
+    counts, numbers = {}, np.asarray(above)
+    factors = [None] * len(parts) if stretch is None else stretch
+    for number, code in enumerate(map(np.asarray, codes)):  # one search for the entries of up to _ROWS brackets
+        code = code[: len(base)] & np.uint16((1 << _ROWS) - 1)
+        some = np.flatnonzero(code != 0)
+        code = code[some]
+        for row in range(_ROWS * number, min(_ROWS * (number + 1), rows)):
+            if row in brackets:
+                own = some[np.flatnonzero(code & np.uint16(1 << row % _ROWS) != 0)]
+                inside = np.abs(vector_at(own, base, parts[row % len(parts)], factors[row % len(parts)]))
+                counts[row] = int(numbers[row]), inside.view(np.int32) - np.int32(brackets[row][0])
     return counts
 
 
@@ -75,21 +83,19 @@ def merge(
         fitted: of the unit.
         how: of the tensor; its method is TIES.
         dtype: of the output; None: what the merge adds, in float32, as if the output were.
-        measured: "" nothing, "change" the sum of the experts' magnitudes, "votes" all but the inner products, "all".
+        measured: "" nothing, "votes" all but the inner products, "all".
         size: that the program is compiled for.
         stretch: [K] factors of the task vectors; None: 1.
     """
     scale = None if how.scale == 1 else np.float32(how.scale)
     numbers = fitted.bounds[0].within(start, len(base)), how.unequal_weights, scale, fitted.majority
-    with jax.default_device(cpu()):
+    with on_host():
         merged, *found = _merge(*_padded(base, parts, size), stretch, *numbers, how.rule, dtype, measured)
     merged = np.asarray(merged)[: len(base)]
     if not measured:
         return merged, {}
-    experts, sums = len(parts), np.asarray(np.sum(np.asarray(found[0]), axis=1, dtype=np.float64))
-    if measured == "change":
-        return merged, {"mass": sums}
-    return merged, _named(experts, sums, np.asarray(found[1]), found[2:])
+    sums = np.sum(np.asarray(found[0]), axis=1, dtype=np.float64)
+    return merged, _named(len(parts), sums, np.asarray(found[1]), found[2:])
 
 
 def _named(experts: int, sums: np.ndarray, counts: np.ndarray, products: Sequence[jax.Array]) -> dict[str, np.ndarray]:
@@ -129,14 +135,23 @@ def _vectors(base: jax.Array, parts: Sequence[Parts], stretch: jax.Array | None)
 @one_core
 def _outside(
     base: jax.Array, parts: list[Parts], stretch: jax.Array | None, low: jax.Array, high: jax.Array
-) -> list[jax.Array]:
-    """The magnitudes' bits by expert; then of every row which entries lie above its bracket, and which inside."""
+) -> tuple[list[jax.Array], jax.Array]:
+    """Of _ROWS rows each, two bits for every row, in its bracket and above it, uint16 [m]; numbers above [rows].
+
+    The magnitudes themselves stay in the program: those of the few entries that are wanted cost less to compute again
+    than all of them cost to write.
+    """
     bits = [jax.lax.bitcast_convert_type(jnp.abs(vector), jnp.int32) for vector in _vectors(base, parts, stretch)[1]]
-    found = list(bits)
-    for row in range(len(low)):
-        own = bits[row % len(bits)]
-        found += [own >= high[row], (own >= low[row]) & (own < high[row])]
-    return found
+    codes, numbers = [], []
+    for first in range(0, len(low), _ROWS):
+        marks = []
+        for place, row in enumerate(range(first, min(first + _ROWS, len(low)))):
+            own, above, inside = bits[row % len(bits)], jnp.uint16(1 << _ROWS + place), jnp.uint16(1 << place)
+            marks.append(jnp.where(own >= high[row], above, jnp.where(own >= low[row], inside, jnp.uint16(0))))
+        codes.append(jax.lax.optimization_barrier(total(marks)))  # written once, and read by the counts
+        flags = [codes[-1] & jnp.uint16(1 << _ROWS + place) != 0 for place in range(len(marks))]
+        numbers += [_counts(flags[start : start + _FIELDS]) for start in range(0, len(flags), _FIELDS)]
+    return codes, jnp.concatenate(numbers)
 
 
 @partial(one_core, static_argnums=(7, 8, 9))
@@ -157,12 +172,12 @@ def _merge(
     kept = bound.keep(vectors)
     update = disjoint_mean(kept, weights, rule, majority)
     update = update if scale is None else product(update, scale)
+    sound = reduce(and_, [jnp.isfinite(vector) for vector in vectors])
+    update = jnp.where(sound, update, jnp.nan)  # an election drops NaN, which would pass for a result
     merged = base + update if dtype is None else rounded(base + update, dtype)
     result = update if dtype is None else merged
     if not measured:
         return [result]
-    if measured == "change":
-        return [result, _partial_sums(total([jnp.abs(vector) for vector in vectors]))[None]]
     # Written once and read by every sum, instead of being computed anew in the loop of each.
     base, vectors, kept, update, merged = jax.lax.optimization_barrier((base, vectors, kept, update, merged))
     found = entries(base, vectors, kept, update, merged)

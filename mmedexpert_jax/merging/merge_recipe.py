@@ -404,7 +404,10 @@ def fingerprint(recipe: Recipe, job: Merge | Merges) -> list[Any]:
     """Everything that the result depends on, in JSON's types; files by their size and time."""
     base = job.base.fingerprint() if isinstance(job.base, Checkpoint) else recipe.base
     parts = [[part.parameters.to_json(), part.ranges] for part in recipe.slices]
-    return files.plain([recipe.parameters.to_json(), recipe.dtype, recipe.start_only, base, _sources(job), parts])
+    known = [expert.fisher.fingerprint() for expert in job.experts if isinstance(expert.fisher, Checkpoint)]
+    return files.plain(
+        [recipe.parameters.to_json(), recipe.dtype, recipe.start_only, base, _sources(job), parts, known]
+    )
 
 
 def _sources(job: Merge | Merges) -> list[Any]:

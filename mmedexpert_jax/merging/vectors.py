@@ -12,7 +12,7 @@ import numpy as np
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging.arrays import matrix_product, namespace, rounded, total
+from mmedexpert_jax.merging.arrays import matrix_product, namespace, product, rounded, total
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -83,6 +83,17 @@ def _changed(base: Any, own: Any) -> Any:
     if own.dtype.itemsize >= 4:
         return moved
     return xp.where(rounded(base, own.dtype) == own, xp.float32(0), moved)
+
+
+def vector_at(index: Any, base: np.ndarray, parts: Parts, factor: np.float32 | None = None) -> np.ndarray:
+    """The entries at an index (or slice) of a block of a task vector, float32, times a factor."""
+    own, deltas = parts
+    stored = base[index]
+    some = None if own is None else own[index], [delta[index] for delta in deltas]
+    vector = assembled(as_float(stored), *widened(some, stored))
+    if vector is None:
+        return np.zeros(len(stored), np.float32)
+    return vector if factor is None else product(vector, factor)
 
 
 def widened(parts: Parts, base: Any) -> Parts:
