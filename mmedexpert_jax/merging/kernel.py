@@ -94,7 +94,7 @@ def merge(
     merged = np.asarray(merged)[: len(base)]
     if not measured:
         return merged, {}
-    sums = np.sum(np.asarray(found[0]), axis=1, dtype=np.float64)
+    sums = np.asarray(np.sum(np.asarray(found[0]), axis=1, dtype=np.float64))
     return merged, _named(len(parts), sums, np.asarray(found[1]), found[2:])
 
 

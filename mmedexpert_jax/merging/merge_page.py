@@ -59,7 +59,7 @@ def page(report: Interference, facts: Mapping[str, Any]) -> str:
     if report.energy:
         rest.append(grid.maps("Energy kept at the rank", _ENERGY, 0, 1, {"": grid.values("energy")}))
     tables = {"All tensors": report.cosine_rows(), "By kind of module": report.kind_rows()}
-    shown = {"sentence": report.sentence(), "won": won if elections else None, "elections": elections}
+    shown: dict[str, Any] = {"sentence": report.sentence(), "won": won if elections else None, "elections": elections}
     shown |= {"facts": facts, "tables": tables, "sections": rest, "width": grid.width + 10}
     return pages.render("merging/merge_page.html", title="Merge report", grid=grid, **shown)
 
