@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import Interrupted, RemoteError
 from mmedexpert_jax.remote import messages, outcomes
 from mmedexpert_jax.remote.answer_store import Answers
@@ -73,10 +74,21 @@ class BatchClient:
                         break
                     self._check_budget([by_key[key] for key in missing])
                     lines = ((key, self._line(key, by_key[key])) for key in missing)
-                    for batch in [await self._submit(shard) for shard in shards(lines)]:
-                        await self._collect(batch)
+                    said = [await self._collect(batch) for batch in [await self._submit(one) for one in shards(lines)]]
+                    if all(self.answers.get(key) is None for key in missing):
+                        self._give_up(missing, by_key, said)
+                        break  # sent once more, they would fare no better
         finally:
             self.answers.release_all()
+
+    def _give_up(self, missing: Sequence[str], by_key: Mapping[str, Request], said: Sequence[str]) -> None:
+        """Raises RemoteError where batches that brought nothing leave no answer at all; `said`: how each ended."""
+        if len(missing) == len(by_key):
+            reasons = dict.fromkeys([*said, *filter(None, map(self._last_error, missing[:1]))])
+            raise RemoteError(
+                f"{self.endpoint.host} answered none of {len(missing)} requests of its batches "
+                f"({border.cut('; '.join(reasons), outcomes.DETAIL)}); the same command submits them again"
+            )
 
     def _line(self, key: str, request: Request) -> bytes:
         body = {"model": self.endpoint.model, "messages": messages.wire(request, self.endpoint)}
@@ -129,8 +141,8 @@ class BatchClient:
                 return _id(batch)
         return ""
 
-    async def _collect(self, id: str) -> None:
-        """Waits for a batch to end and stores what it answered, whole or in part.
+    async def _collect(self, id: str) -> str:
+        """Waits for a batch to end, stores what it answered, whole or in part, and returns how it ended, in words.
 
         Raises RemoteError where it failed or was cancelled: sent again at once, it would fail again.
         """
@@ -141,13 +153,14 @@ class BatchClient:
                 for line in content.splitlines():
                     self._store(line, id)
         self.answers.close_batch(id)
+        said = "; ".join(_messages(batch))
+        why = outcomes.shown(said or "the server gives no reason", self._key)
         if batch["status"] in ("failed", "cancelled"):
-            said = "; ".join(_messages(batch)) or "the server gives no reason"
-            why = outcomes.shown(said, self._key)
             raise RemoteError(
                 f"batch {id} at {self.endpoint.host} {STATES[batch['status']]}: {why}; what it answered is stored, the "
                 "same command submits the rest again once that is fixed"
             )
+        return f"batch {id} {batch['status']}" + (f": {why}" if said else "")
 
     async def _ended(self, id: str) -> Mapping[str, Any]:
         """The batch when it has ended."""

@@ -144,6 +144,8 @@ def _question_and_options(raw: Raw, repairs: list[str], is_open: bool) -> tuple[
         repairs.append("options-in-question")
         if not texts:
             letters, texts = listed(tail[0])
+    if nested := [text for text in texts if isinstance(text, list | dict)]:
+        raise Rejected("unreadable", f"an option is a text or a number, not {border.shown(nested[0])}")
     question = plain_text(question, repairs)
     if not question:
         raise Rejected("empty-question")
