@@ -1,5 +1,6 @@
 """The conditions under which each model was asked: two accuracies compare only as far as their conditions do."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
@@ -9,11 +10,13 @@ from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.models import load_processor
 
-# Conditions that make two evaluations differ whatever the models are; "left out" and the server's words do not.
-COMPARED = ("prompt", "decoding", "image budget")
+# Conditions that make two evaluations differ whatever the models are; what was left out or refused is counted apart.
+COMPARED = ("prompt", "template", "decoding", "image budget")
 NOTE = (
-    "The prompt's style, greedy or sampled answers, and the largest image that a model was shown. Two runs compare "
-    "only as far as this table is the same in both; published rows were asked under their authors' conditions."
+    "The prompt's style, the chat template (by its hash where it is ours to apply), greedy or sampled answers, the "
+    "largest image that a model was shown, the name under which a server says that it answered, and the answers that "
+    "it refused. Two runs compare only as far as this table is the same in both; published rows were asked under their "
+    "authors' conditions."
 )
 
 
@@ -24,7 +27,8 @@ def table(
     results: Mapping[str, Result],
     requests: Sequence[Mapping[str, str]] = (),
 ) -> list[dict[str, str]]:
-    """A row for each model: what runs it, prompt, decoding, image budget, what a server said, questions left out.
+    """A row for each model: what runs it, prompt, template, decoding, image budget, what a server said and refused,
+    questions left out.
 
     Args:
         config: of the job evaluate.
@@ -33,7 +37,7 @@ def table(
         results: by benchmark.
         requests: a row for each endpoint, with the settings that its server refused.
     """
-    refused = {row["model"]: row["settings refused"] for row in requests}
+    told = {row["model"]: row for row in requests}
     rows = []
     for target in targets:
         kept = sum(result.kept_back.get(target.name, 0) for result in results.values())
@@ -50,8 +54,7 @@ def table(
                 "model": target.name,
                 "runs on": target.url or target.kind,
                 "prompt": styles[target.name] + under,
-                "decoding": _decoding(config, target, refused.get(target.name, "none")),
-                "image budget": _image_budget(config, target),
+                **_local(config, target, told.get(target.name, {})),
                 "left out": f"{asked - answered} of {asked}{withheld}",
             }
         )
@@ -63,7 +66,29 @@ def warning(rows: Sequence[Mapping[str, str]]) -> str:
     unlike = [name for name in COMPARED if len({row[name] for row in rows}) > 1]
     if any(not row["left out"].startswith("0 ") for row in rows):
         unlike.append("questions left out")
+    if any(not row["refused"].startswith(("0 ", "–")) for row in rows):
+        unlike.append("answers refused")
+    if any(_ASKED_FOR in row["answered as"] for row in rows):
+        unlike.append("another model's name in the answers")
     return f"The models were not asked alike ({', '.join(unlike)}): see How they were asked." if unlike else ""
+
+
+def _local(config: ConfigDict, target: Target, told: Mapping[str, str]) -> dict[str, str]:
+    """Template, decoding, image budget, the server's name for what answered, and its refusals."""
+    template, budget = _prompting(config, target)
+    name = told.get("answered as", "–")
+    if name not in ("–", "not said", target.model):
+        name = f"{name}{_ASKED_FOR}{target.model})"
+    return {
+        "template": template,
+        "decoding": _decoding(config, target, told.get("settings refused", "none")),
+        "image budget": budget,
+        "answered as": name,
+        "refused": told.get("answers refused", "–"),
+    }
+
+
+_ASKED_FOR = " (asked for "
 
 
 def _decoding(config: ConfigDict, target: Target, refused: str) -> str:
@@ -81,12 +106,15 @@ def _decoding(config: ConfigDict, target: Target, refused: str) -> str:
     return ", ".join(said)
 
 
-def _image_budget(config: ConfigDict, target: Target) -> str:
+def _prompting(config: ConfigDict, target: Target) -> tuple[str, str]:
+    """Chat template and image budget, in words."""
     if target.kind == "endpoint":
-        return f"{config.endpoint.image_side} px a side, then the server's"
+        return "the server's", f"{config.endpoint.image_side} px a side, then the server's"
     if target.kind == "transformers":
-        return "its own processor's"
+        return "its own processor's", "its own processor's"
     try:
-        return f"{load_processor(target.model).image_config.max_pixels:,} px"
+        processor = load_processor(target.model)
     except UserError:  # the run has its answers stored, and the model is gone
-        return "not known"
+        return "not known", "not known"
+    digest = hashlib.sha256(str(processor.tokenizer.chat_template).encode()).hexdigest()
+    return digest[:12], f"{processor.image_config.max_pixels:,} px"

@@ -189,11 +189,17 @@ def _requests(histories: Mapping[str, Path]) -> list[dict[str, str]]:
 
 
 def _served(history: Any) -> dict[str, str]:
-    """Models that the server says have answered, and settings that it refused, so that it was asked without them."""
+    """Models that the server says have answered, settings that it refused, so that it was asked without them, and the
+    share of its answers that are refusals."""
     served = history.served()
+    answers, declined = sum(count for *_, count in served), history.refused()
     refused = sorted({name for _, left_out, _ in served for name in left_out})
     models = dict.fromkeys(model for model, _, _ in served if model)
-    return {"answered as": ", ".join(models) or "not said", "settings refused": ", ".join(refused) or "none"}
+    return {
+        "answered as": ", ".join(models) or "not said",
+        "settings refused": ", ".join(refused) or "none",
+        "answers refused": f"{declined} of {answers}",
+    }
 
 
 def _number(key: str, value: float) -> str:

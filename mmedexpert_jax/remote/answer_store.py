@@ -101,6 +101,13 @@ class Answers(Database):
         )
         return [(str(model or ""), tuple(json.loads(left_out)), count) for model, left_out, count in rows]
 
+    def refused(self) -> int:
+        """Answers that are a refusal, of the model or of a filter before or behind it."""
+        found = self.read(
+            "SELECT COUNT(*) FROM answers WHERE json_extract(reply, '$.finish') IN ('content_filter', 'refusal')"
+        )
+        return int(found[0][0])
+
     def claim(self, key: str) -> bool:
         """Takes the right to ask for `key`; False where it is answered, or a living process has that right.
 

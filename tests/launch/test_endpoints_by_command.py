@@ -165,6 +165,8 @@ def test_an_answer_that_never_comes_is_one_wrong_answer(name, tmp_path, capsys):
     with Loopback(raw=Wild(LOST[name], FOREVER, only=2)) as server:
         assert evaluate(server, tmp_path / "run") == 0
         assert sorted(row.said or "" for row in rows(tmp_path / "run")) == ["", *["B"] * 5]
+        refused = ("moderation" in name) + ("filter" in name) + ("refusal" in name)
+        assert f"<td>{refused} of 6</td>" in (tmp_path / "run" / "report.html").read_text()
         assert evaluate(server, tmp_path / "run") == 0  # on every rerun too
     assert "Traceback" not in capsys.readouterr().err
 
