@@ -104,25 +104,22 @@ class Batches:
 
     def _planned(self, steps: Sequence[Sequence[PromptSize]], order: Order, most: int) -> tuple[float, list[list[int]]]:
         """The share that an order computes of its bounds, the worse of tokens and patches; and the levels of images on
-        a device, patches and tokens. A rollout splits a micro-batch's images evenly over its devices, an update leaves
-        them with their rows; both pad all devices alike."""
+        a device, patches and tokens. A micro-batch's images are split evenly over the devices, whosever they are."""
         groups = [[sizes[i] for i in rows] for sizes in steps for rows in self._cut(sizes, order)]
         devices, whole = self._devices, [PromptSize.together(group) for group in groups]
-        most_images = [_most([PromptSize.together(s) for s in _shares(group, devices)]).images for group in groups]
-        images = [-(-size.images // devices) for size in whole] + most_images
+        images = [-(-size.images // devices) for size in whole]
         real = [sum(size.images for size in whole), sum(one.images * one.patches for group in groups for one in group)]
         tokens = sum(one.tokens for group in groups for one in group)
         found = [
-            levels(images, np.full(len(images), devices), 2 * real[0], PATCHES, most),
+            levels(images, np.full(len(images), devices), real[0], PATCHES, most),
             levels([size.patches for size in whole], [size.images for size in whole], real[1], PATCHES, most),
             levels([size.tokens for size in whole], [*map(len, groups)], tokens, TOKENS, most),
         ]
         padded = sum(_level(found[2], size.tokens) * len(group) for size, group in zip(whole, groups, strict=True))
-        each = [
+        patches = sum(
             devices * _level(found[0], count) * _level(found[1], size.patches)
-            for count, size in zip(images, whole * 2, strict=True)
-        ]
-        patches = max(sum(each[: len(whole)]), sum(each[len(whole) :]))
+            for count, size in zip(images, whole, strict=True)
+        )
         return max(padded / (TOKENS * tokens), patches / (PATCHES**2 * max(1, real[1]))), found
 
     def encode(self, prompt: Prompt) -> Encoded:
@@ -143,35 +140,17 @@ class Batches:
 
     def _cut(self, sizes: Sequence[PromptSize], order: Order) -> list[np.ndarray]:
         count, parts = self._part * self._devices, np.array_split(np.arange(len(sizes)), self._minibatches)
-        return [rows for part in parts for rows in cut(part, sizes, count, self._devices, order)]
+        return [rows for part in parts for rows in cut(part, sizes, count, order)]
 
     def reads(self, encoded: Sequence[Encoded]) -> list[tuple[np.ndarray, Batch]]:
-        """The micro-batches in which a rollout's prompts are read: their rows, and the rows as a batch.
-
-        Over devices the images of a batch are numbered through, and a multiple of the devices.
-        """
+        """The micro-batches in which a rollout's prompts are read: their rows, and the rows as a batch."""
         sizes = [PromptSize.of(one) for one in encoded]
-        return [(rows, self._collate([encoded[i] for i in rows], self._devices)) for rows in self.micro_batches(sizes)]
+        return [(rows, self.collate([encoded[i] for i in rows], self._devices)) for rows in self.micro_batches(sizes)]
 
-    def collate(self, encoded: Sequence[Encoded], shares: int = 1) -> Batch:
-        """A micro-batch in one of the run's shapes.
-
-        With several `shares`, one for each device, every share has its images, and their numbers, to itself: the
-        arrays of the shares stand one after the other.
-        """
-        if shares == 1:
-            return self._collate(encoded)
-        groups = _shares(encoded, shares)
-        shape = _most([PromptSize.together([PromptSize.of(one) for one in group]) for group in groups])
-        parts = [self._padded(group, shape) for group in groups]
-        return Batch(*(np.concatenate(arrays) for arrays in zip(*(vars(part).values() for part in parts), strict=True)))
-
-    def _collate(self, encoded: Sequence[Encoded], devices: int = 1) -> Batch:
+    def collate(self, encoded: Sequence[Encoded], devices: int = 1) -> Batch:
+        """A micro-batch in one of the run's shapes; its images are numbered through, and a multiple of the devices."""
         size = PromptSize.together([PromptSize.of(one) for one in encoded])
-        return self._padded(encoded, size._replace(images=-(-size.images // devices)), devices)
-
-    def _padded(self, encoded: Sequence[Encoded], size: PromptSize, devices: int = 1) -> Batch:
-        images = _level(self._images, size.images)
+        images = _level(self._images, -(-size.images // devices))
         return self._processor.collate(
             encoded,
             min_length=_level(self._tokens, size.tokens),
@@ -196,38 +175,10 @@ def overlong(processor: Processor, guidelines: Guidelines, rounds: int, limit: i
     return found
 
 
-def cut(
-    rows: np.ndarray, sizes: Sequence[PromptSize], count: int, devices: int = 1, order: Order | None = None
-) -> list[np.ndarray]:
-    """Rows in order of their size, `count` at a time, of which each device gets as many, one after the other.
-
-    The row with the most images goes to the device that has the fewest: all are padded to the one that has most.
-    """
-    ordered = np.array(sorted(rows, key=lambda row: (order or ORDERS[0])(sizes[row])), int)
-    groups = [ordered[i : i + count] for i in range(0, len(ordered), count)]
-    return [_dealt(group, sizes, devices) for group in groups] if devices > 1 else groups
-
-
-def _dealt(rows: np.ndarray, sizes: Sequence[PromptSize], devices: int) -> np.ndarray:
-    """Rows that are a multiple of the devices, each device's together, images shared out evenly; others as they are."""
-    if len(rows) % devices:
-        return rows
-    hands: list[list[int]] = [[] for _ in range(devices)]
-    for row in rows[::-1]:
-        open_hands = [hand for hand in hands if len(hand) < len(rows) // devices]
-        min(open_hands, key=lambda hand: (sum(sizes[i].images for i in hand), len(hand))).append(int(row))
-    return np.concatenate([hand[::-1] for hand in hands])
-
-
-def _shares(items: Sequence, devices: int) -> list:
-    """Each device's items, which stand together."""
-    size = -(-len(items) // devices)
-    return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def _most(sizes: Sequence[PromptSize]) -> PromptSize:
-    """The least size that holds each of several."""
-    return PromptSize(*(max(values) for values in zip(*sizes, strict=True)))
+def cut(rows: np.ndarray, sizes: Sequence[PromptSize], count: int, order: Order = ORDERS[0]) -> list[np.ndarray]:
+    """Rows in order of their size, `count` at a time."""
+    ordered = np.array(sorted(rows, key=lambda row: order(sizes[row])), int)
+    return [ordered[i : i + count] for i in range(0, len(ordered), count)]
 
 
 def levels(

@@ -147,11 +147,11 @@ class PolicyLearner(train.Learner):
 
     def _with_logprobs(self, state: State, part: Part) -> Part:
         """The part with the log-probabilities of the policy before the step's updates, and of a moved reference."""
-        part = self.layout.rows(part)
+        part, base = self.layout.rows(part), self._held(stacked=True)
         plain = dataclasses.replace(part, masked=None)
-        old = self._score((state.trained, self._base), plain) if self.updates > 1 else None
+        old = self._score((state.trained, base), plain) if self.updates > 1 else None
         reference = state.memory.get(REFERENCE)
-        reference = None if reference is None else self._score((reference, self._base), plain)
+        reference = None if reference is None else self._score((reference, base), plain)
         return dataclasses.replace(part, old_logprobs=old, reference=reference)
 
     def _score_fn(self, whole: tuple[Any, Policy], part: Part) -> jax.Array:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import answers
@@ -36,6 +37,7 @@ from mmedexpert_jax.runtime.hints import hints
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.runtime.progress import doing
 from mmedexpert_jax.train import Evaluate, State, export, fit
+from mmedexpert_jax.train.layout import read_on
 from mmedexpert_jax.train.overlong import tell
 from mmedexpert_jax.train.state import is_due
 
@@ -129,7 +131,8 @@ class Job:
 def _prepare(config: ConfigDict, folder: Path) -> Job:
     """Reads data and model, and finds what is wrong with them before any work."""
     _check(config)
-    network = functools.cache(lambda: (*_network(config), load_processor(config.model.path)))
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    network = functools.cache(lambda: (*_network(config, mesh), load_processor(config.model.path)))
     scoring = reward.from_config(config, folder, network)
     cases = load_cases(config.data.path, "train", limit=config.limit, seed=config.seed)
     _guidelines(config, cases)
@@ -139,7 +142,6 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     known: Sizes = {}
     with doing(f"encoding {len(cases):,} cases"):
         guidelines, steps = _order(config, cases, difficulties, processor, known)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     if config.rollout_ahead and mesh.size > 1:  # two threads would start collectives in an order of their own
         raise ConfigError(f"config.rollout_ahead=1 takes one device, and the mesh has {mesh.size}; set it to 0")
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -236,8 +238,8 @@ def _order(
             return guidelines, steps
 
 
-def _network(config: ConfigDict) -> tuple[Model, dict, Any]:
-    return load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
+def _network(config: ConfigDict, mesh: Mesh) -> tuple[Model, dict, Any]:
+    return load_policy(config.model.path, config.model.dtype, read_on(mesh, config.shard), config.seed)
 
 
 def _engine(config: ConfigDict, model: Model, params: dict, deltas: Any, processor: Processor) -> Engine:
@@ -351,7 +353,7 @@ def _parts(rollout: Rollout, batches: Batches, config: ConfigDict, part: int, de
     size, sizes = part * devices, [PromptSize.of(one) for one in rollout.encoded]
 
     def parts(rows: np.ndarray) -> list[Part]:
-        cuts = cut(rows, sizes, size, devices, batches.order)
+        cuts = cut(rows, sizes, size, batches.order)
         return [rollout.part(rows, batches, size, config.packing, devices) for rows in cuts]
 
     minibatches = [parts(rows) for rows in np.array_split(np.flatnonzero(rollout.trained), config.minibatches)]

@@ -23,7 +23,8 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models.config import TextConfig
-from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, declare, finish_factors, project
+from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, contract, declare, finish_factors, project
+from mmedexpert_jax.models.parts import Part
 from mmedexpert_jax.models.rotary import rotate, stretched, tables
 from mmedexpert_jax.models.tree import STACKED
 
@@ -42,7 +43,8 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: Array) -> Array:
         """tokens [...] -> [..., D]."""
-        x = self.weight[...][tokens]
+        weight = self.weight.get_value()
+        x = weight.rows(tokens) if isinstance(weight, Part) else weight[tokens]
         if self.lora is None:
             return x
         a, b = self.lora
@@ -147,6 +149,11 @@ class TextDecoder(nnx.Module):
 
         x, kept = run_layers(self.layers, run, x, by_layer, remat=remat, unroll=unroll)
         return self.norm(x), *kept
+
+    def unembed(self, hidden: Array, head: Linear | None) -> Array:
+        """Hidden states [..., D] -> logits [..., V] in float32, by the output layer; None: by the embeddings."""
+        logits = head(hidden) if head is not None else contract(hidden, self.embed_tokens.weight.get_value())
+        return logits.astype(jnp.float32)
 
     def rope(self, positions: Array, dtype: jnp.dtype, windowed: bool = False) -> Rope:
         """M-RoPE: cos and sin [..., 1, T, D / 2]; angles in float32, frequency by frequency from its section's row.

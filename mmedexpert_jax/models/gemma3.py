@@ -18,7 +18,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import vit
 from mmedexpert_jax.models.config import Keys, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.decoder import Attention, Embedding, Rope, TextAttention, TextDecoder
-from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, contract, declare
+from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, declare, place_features
 from mmedexpert_jax.processing.chat_template import find_template
 from mmedexpert_jax.processing.gemma3_prompts import GEMMA3_TEMPLATE, GemmaProcessor, NoPictures, SoftTokens
 from mmedexpert_jax.processing.processor import (
@@ -270,11 +270,8 @@ class Gemma3(nnx.Module):
         if self.vision_tower is None or self.multi_modal_projector is None or batch.patches.shape[0] == 0:
             return x, ()
         features = self.vision_tower(batch.patches, batch.patch_positions, batch.patch_counts, remat)
-        rows = self.multi_modal_projector(features).reshape(-1, x.shape[-1])[jnp.maximum(batch.vision_index, 0)]
-        return jnp.where((batch.vision_index >= 0)[..., None], rows.astype(x.dtype), x), ()
+        return place_features(self.multi_modal_projector(features), batch.vision_index, x), ()
 
     def unembed(self, hidden: Array) -> Array:
         """Logits [..., V] in float32."""
-        if self.lm_head is not None:
-            return self.lm_head(hidden).astype(jnp.float32)
-        return contract(hidden, self.model.embed_tokens.weight[...]).astype(jnp.float32)
+        return self.model.unembed(hidden, self.lm_head)

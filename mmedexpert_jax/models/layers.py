@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models import fused
+from mmedexpert_jax.models.parts import Part, features_of_all
 from mmedexpert_jax.models.quantised import Quantised, contract_quantised
 
 MASKED = -1e30  # a score of a key that may not be seen; finite, so that a row without keys gives no NaN
@@ -170,12 +171,14 @@ def _together(tree: Any) -> Any:
 _together.defvjp(lambda tree: (tree, None), lambda _, slopes: (jax.lax.optimization_barrier(slopes),))
 
 
-def contract(x: Array, weight: Array) -> Array:
+def contract(x: Array, weight: Array | Part) -> Array:
     """x [..., in] with weight [out, in] -> [..., out]; no transposed copy of the weight is made.
 
     On a CPU, XLA takes three to nine times as long for a product of bfloat16 with a result of bfloat16, or of a single
     row, as for float32: it is asked for float32, rounded once, and for two rows at least.
     """
+    if isinstance(weight, Part):
+        return weight.product(x, contract)
     if x.dtype != jnp.bfloat16 or weight.dtype != jnp.bfloat16 or not fused.on_cpu():
         return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
     rows = x.reshape(-1, x.shape[-1])
@@ -233,6 +236,12 @@ def _behind(rows: Array, seen: int, window: Any, images: Array | None) -> Array:
         own = images[:, rows, None]
         mask = mask | ((own == images[:, None, :seen]) & (own >= 0))
     return mask if window is None else mask & (age < window)
+
+
+def place_features(features: Array, index: Array, elsewhere: Array) -> Array:
+    """Images' features [I, P, D] where a batch's `vision_index` [B, T] says, `elsewhere` [B, T, D] where it is -1."""
+    rows = features_of_all(features).reshape(-1, features.shape[-1])[jnp.maximum(index, 0)]
+    return jnp.where((index >= 0)[..., None], rows.astype(elsewhere.dtype), elsewhere)
 
 
 def image_numbers(vision_index: Array) -> Array:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jax import Array
 
@@ -19,7 +18,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import llava_original, vit
 from mmedexpert_jax.models.config import Keys, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.decoder import TextDecoder
-from mmedexpert_jax.models.layers import ACTIVATIONS, Linear, contract
+from mmedexpert_jax.models.layers import ACTIVATIONS, Linear, place_features
 from mmedexpert_jax.models.stored_tensors import Stored
 from mmedexpert_jax.models.vit import VisionTransformer, read_vit, write_vit
 from mmedexpert_jax.processing.chat_template import find_template
@@ -295,12 +294,9 @@ class LLaVA(nnx.Module):
         count = min(stride, self.patches)  # the rest is padding up to the sizes that programs are compiled for
         seen = jnp.asarray(batch.patches)[:, :count], jnp.asarray(batch.patch_positions)[:, :count]
         features = self.multi_modal_projector(self.vision_tower(*seen, batch.patch_counts, remat))
-        index = jnp.maximum(batch.vision_index, 0)
-        rows = rearrange(features, "i p d -> (i p) d")[index // stride * count + index % stride]
-        return jnp.where((batch.vision_index >= 0)[..., None], rows, x), ()
+        index = jnp.asarray(batch.vision_index)
+        return place_features(features, jnp.where(index < 0, -1, index // stride * count + index % stride), x), ()
 
     def unembed(self, hidden: Array) -> Array:
         """Logits [..., V] in float32."""
-        if self.lm_head is not None:
-            return self.lm_head(hidden).astype(jnp.float32)
-        return contract(hidden, self.model.embed_tokens.weight[...]).astype(jnp.float32)
+        return self.model.unembed(hidden, self.lm_head)

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.decoder import TextDecoder
-from mmedexpert_jax.models.layers import Linear, contract
+from mmedexpert_jax.models.layers import Linear, place_features
 from mmedexpert_jax.models.vision import VisionTower
 
 
@@ -28,12 +27,8 @@ class Qwen2VL(nnx.Module):
         if batch.patches.shape[0] == 0:
             return x, ()
         features = self.visual(batch.patches, batch.patch_positions, batch.patch_counts, remat)
-        features = features.reshape(-1, x.shape[-1])
-        index = batch.vision_index
-        return jnp.where((index >= 0)[..., None], features[jnp.maximum(index, 0)], x), ()
+        return place_features(features, batch.vision_index, x), ()
 
     def unembed(self, hidden: Array) -> Array:
         """Logits [..., V] in float32."""
-        if self.lm_head is not None:
-            return self.lm_head(hidden).astype(jnp.float32)
-        return contract(hidden, self.model.embed_tokens.weight[...]).astype(jnp.float32)
+        return self.model.unembed(hidden, self.lm_head)

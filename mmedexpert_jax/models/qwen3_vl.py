@@ -19,7 +19,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import memory_name
 from mmedexpert_jax.models.config import Keys, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.decoder import Embedding, TextDecoder, declare_layers, run_layers
-from mmedexpert_jax.models.layers import LayerNorm, Linear, PatchConv, contract
+from mmedexpert_jax.models.layers import LayerNorm, Linear, PatchConv, place_features
 from mmedexpert_jax.models.rotary import axial
 from mmedexpert_jax.models.vision import EPS, VisionAttention
 
@@ -243,16 +243,9 @@ class Qwen3VL(nnx.Module):
         if batch.patches.shape[0] == 0:
             return x, ()
         features, deep = self.visual(batch.patches, batch.patch_positions, batch.patch_counts, remat)
-        index = batch.vision_index
-
-        def placed(features: Array, elsewhere: Array) -> Array:
-            rows = rearrange(features, "i p d -> (i p) d")[jnp.maximum(index, 0)]
-            return jnp.where((index >= 0)[..., None], rows, elsewhere)
-
-        return placed(features, x), tuple(placed(level, jnp.zeros_like(x)) for level in deep)
+        added = tuple(place_features(level, batch.vision_index, jnp.zeros_like(x)) for level in deep)
+        return place_features(features, batch.vision_index, x), added
 
     def unembed(self, hidden: Array) -> Array:
         """Logits [..., V] in float32."""
-        if self.lm_head is not None:
-            return self.lm_head(hidden).astype(jnp.float32)
-        return contract(hidden, self.model.embed_tokens.weight[...]).astype(jnp.float32)
+        return self.model.unembed(hidden, self.lm_head)

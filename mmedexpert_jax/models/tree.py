@@ -57,6 +57,21 @@ def unstack(tree: Any) -> Any:
     return _in_dicts(tree, _unstack)
 
 
+def restacked(flat: dict[str, Any], change: Callable[[dict], dict]) -> dict:
+    """The parameters of a flat dict, which is emptied, by `change`: `stack` or `unstack`, compiled.
+
+    One weight of all layers is changed at a time, and what it was made of let go: of the others none stands twice.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in flat:
+        groups.setdefault(stacked_name(name)[0], []).append(name)
+    done: dict[str, Any] = {}
+    for name, names in groups.items():
+        group = {one: flat.pop(one) for one in names}
+        done |= flatten(change(nest(group))) if STACKED in name.split(".") else group
+    return nest(done)
+
+
 def is_stacked(tree: Any) -> bool:
     """True where a dict of names, nested or flat, holds stacked layers."""
     return any(
@@ -101,9 +116,9 @@ def _counts(flat: dict) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name in flat:
         stacked, number = stacked_name(name)
-        if number is not None:
-            root = stacked.partition(f".{STACKED}.")[0]
-            counts[root] = max(counts.get(root, 0), 1 + number)
+        root, star, _ = stacked.partition(f".{STACKED}.")
+        if star:
+            counts[root] = flat[name].shape[0] if number is None else max(counts.get(root, 0), 1 + number)
     return counts
 
 
@@ -151,7 +166,9 @@ def _as(like: dict, flat: dict[str, Any]) -> dict:
 
 def _joined(leaves: list[Any]) -> Any:
     if isinstance(leaves[0], jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), leaves[0].dtype)
+        where = leaves[0].sharding  # known of a stack too where nothing is split
+        whole = where if where is not None and where.is_fully_replicated else None
+        return jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), leaves[0].dtype, sharding=whole)
     if not hasattr(leaves[0], "at") and not isinstance(leaves[0], np.ndarray):  # a quantised weight, of several arrays
         return jax.tree.map(lambda *parts: _joined([*parts]), *leaves)
     kind = np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp

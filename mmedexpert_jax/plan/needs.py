@@ -28,7 +28,7 @@ from mmedexpert_jax.merging.blockwise import BLOCK, workers
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.quantised import quantise_params
-from mmedexpert_jax.models.tree import STACKED, flatten, is_deep, nest, stack
+from mmedexpert_jax.models.tree import STACKED, flatten, is_deep, nest, stack, stacked_name
 from mmedexpert_jax.plan.hardware import GPUS, Devices
 from mmedexpert_jax.rollout.logprobs import CHUNK
 from mmedexpert_jax.runtime.mesh import shardings
@@ -142,26 +142,30 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         "trained in float32": size(trained, parts),
         "optimizer state": size(opt_state, mesh if config.shard != "none" else whole_rows),
     }
-    policy = _policy_bytes(weights, trained, full)
+    policy = round(_policy_bytes(weights, trained, full) * size(weights, parts) / size(weights))
     prompts, samples = rows(config, mesh)
-    scans = config.scan_layers and is_deep(weights)
+    # what is trained, or sampled from meanwhile, has its layers under their numbers, and is stacked in the program
+    scans = config.scan_layers and is_deep(weights) and (full or bool(config.get("rollout_ahead", 0)))
     stacked = {name: leaf for name, leaf in flatten(stack(weights)).items() if STACKED in name.split(".")}
     # inside a gradient, in the weights' dtype; of full training their gradient too
     copies = {STACKS: (1 + full) * size(stacked, parts)} if scans else {}
-    gathered = {"gathered weights": size(weights) + size(trained)} if in_parts else {}
+    # a matrix in use and the next; a sampler sends rows to the weights, and has deltas whole (models/parts.py)
+    widest = max(size(leaf, whole_rows) for leaf in _matrices_of_layers(weights))
+    gathered = {"gathered weights": 2 * widest + (0 if full else size(trained))} if in_parts else {}
     if gba:
         count = -(-split.prompts(config) // shares(mesh))
         copy = {"policy's copy": policy} if full or dtype == "float32" else {}
         found.phases["rollout"] = gathered | copy | _sampling(shape, dtype, config, count, samples // prompts)
     found.phases["update"] = (
         gathered
-        | ({"policy's copy": size(weights)} if full else {})
+        | ({"policy's copy": policy} if full else {})
         | copies
-        | {"gradients, two sums": 2 * size(trained)}
+        | {"gradients, two sums": 2 * size(trained, mesh if config.shard != "none" else whole_rows)}
         | _activations(config, shape, dtype, prompts, samples, devices.kind)
     )
     if config.eval.every >= 0:
-        sampled = _sampling(shape, dtype, config, config.eval.batch_size, config.eval.num_samples)
+        asked = -(-config.eval.batch_size // (shares(mesh) if in_parts else 1))
+        sampled = _sampling(shape, dtype, config, asked, config.eval.num_samples)
         found.phases["evaluation"] = gathered | {"policy's copy": policy} | sampled
 
 
@@ -196,6 +200,12 @@ def _merging(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict
         text = 4 * found.parameters
         sampled = _sampling(shape, "float32", config, config.eval.batch_size, config.eval.num_samples)
         found.phases["sweep"] = {"weights in float32": text, "merged": text} | sampled
+
+
+def _matrices_of_layers(weights: dict) -> list[dict]:
+    """The matrices of the layers of all towers, each as a tree by its path."""
+    flat = flatten(weights)
+    return [nest({name: leaf}) for name, leaf in flat.items() if leaf.ndim > 1 and stacked_name(name)[1] is not None]
 
 
 def _policy_bytes(weights: dict, trained: Any, full: bool) -> int:

@@ -3,14 +3,15 @@
 N rows decode together. A row that ends takes the next sample that waits, inside the compiled loop: no step is spent on
 padding while there is work. A program is compiled for a number of rows and a window, the tokens that the caches have
 room for. Caches stand by layer, are updated in place, and are rings (`Model.decode`): rows that began at different
-times write the same place. Over a mesh each device decodes its own prompts, with no word from the others inside the
-loop; what is one number a device, such as the ring's place, is an array [1] of it.
+times write the same place. Over a mesh each device decodes its own prompts; what is one number a device, such as the
+ring's place, is an array [1] of it. Where each has all weights, no word from the others comes in the loop. Where
+weights lie in parts (models/parts.py), those along "fsdp" go step by step together, and each has its part of every
+product of all their rows.
 """
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,11 +20,11 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.models import Cache, Model, Prefix, Slots
+from mmedexpert_jax.models import Cache, Model, Prefix, Slots, parts
 from mmedexpert_jax.models.network import join_factors
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import sample, sample_each
-from mmedexpert_jax.runtime.mesh import ROWS
+from mmedexpert_jax.runtime.mesh import ROWS, by_device
 
 WHOLE = PartitionSpec()
 programs: list[str] = []  # what the sampler has compiled in this process, each of them logged too
@@ -99,17 +100,19 @@ def read(
     """Reads the prompts and draws the first token of each sample; keys [B, G]. Of `Prefix.hidden` only the end stays,
     [B, 1, D]."""
     _note("prefill", f"{len(batch.tokens)} prompts of {batch.tokens.shape[1]} tokens")
-    prefix = model.prefill(params, batch, lora)
-    prompt_end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)  # [B, 1, D]
 
-    def first(params: dict, lora: Lora | None, prompt_end: Array, keys: Array, own: Own | None) -> Completions:
+    def run(params: dict, batch: Batch, lora: Lora | None, keys: Array, own: Own | None) -> tuple[Prefix, Completions]:
+        with parts.images_over(() if mesh is None else ROWS[0]):
+            prefix = model.prefill(params, batch, lora)
+        prompt_end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)  # [B, 1, D]
         index = tuple(jnp.indices(keys.shape, jnp.int32))
         drawn = _draw(model, sampling, params, lora, prompt_end, keys, jnp.int32(0), _of(own, index[0]))
         done = _nothing(model, sampling, keys.shape)
-        return _record(sampling, done, index, jnp.ones(keys.shape, bool), *drawn, jnp.int32(0))
+        completions = _record(sampling, done, index, jnp.ones(keys.shape, bool), *drawn, jnp.int32(0))
+        return _by_heads(mesh, dataclasses.replace(prefix, hidden=prompt_end)), completions
 
-    completions = _per_device(first, mesh, (WHOLE, WHOLE, ROWS, ROWS, ROWS), ROWS)(params, lora, prompt_end, keys, own)
-    return dataclasses.replace(prefix, hidden=prompt_end), completions
+    specs = (parts.specs(params), ROWS, parts.specs(lora), ROWS, ROWS)
+    return by_device(run, mesh, specs, ROWS)(params, batch, lora, keys, own)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -123,12 +126,12 @@ def join(mesh: Mesh | None, length: int, reads: Any) -> Any:
 
         def roomy(prefix: Prefix) -> Prefix:
             keys, values = (jax.tree.map(padded, x) for x in (prefix.keys, prefix.values))
-            return dataclasses.replace(prefix, keys=keys, values=values)
+            return _by_heads(mesh, dataclasses.replace(prefix, keys=keys, values=values))
 
         parts = [(roomy(prefix), *others) for prefix, *others in reads]
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
-    return _per_device(whole, mesh, (ROWS,), ROWS)(reads)
+    return by_device(whole, mesh, (ROWS,), ROWS)(reads)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -140,13 +143,13 @@ def start(
 
     def run(completions: Completions) -> DecodeState:
         prompts, samples, _ = completions.tokens.shape
-        cache = jax.tree.map(lambda x: x[:, 0], model.init_cache(rows, 1, window, dtype))
+        cache = _by_heads(mesh, jax.tree.map(lambda x: x[:, 0], model.init_cache(rows, 1, window, dtype)))
         nothing = jnp.zeros(rows, jnp.int32)
         slots = Slots(nothing + prompts, nothing, jnp.zeros((prompts, samples), jnp.int32))
         number = jnp.zeros(1, jnp.int32)
         return _refill(DecodeState(cache, slots, nothing, open_samples(completions), number, number, completions))
 
-    return _per_device(run, mesh, (ROWS,), ROWS)(completions)
+    return by_device(run, mesh, (ROWS,), ROWS)(completions)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="state")
@@ -183,25 +186,32 @@ def advance(
     """
     window = state.cache.keys[0].shape[-2]
     _note("decode", f"{len(state.slots.prompt)} rows, window {window}")
-    lora = join_factors(model.config, lora) if lora is not None else None
+    together = parts.has_parts(params)
 
     def run(params: dict, lora: Lora | None, prefix: Prefix, keys: Array, state: DecodeState, limits: Array):
-        def goes_on(carry: tuple[Array, DecodeState]) -> Array:
-            number, state = carry
+        params, lora = parts.sending(params), join_factors(model.config, parts.gathered(lora))
+
+        def goes_on(number: Array, state: DecodeState) -> Array:
             count = jnp.sum(state.steps > 0)
-            wanted = (count > limits[0]) | (number < limits[1])
-            return (count > 0) & wanted & (number < limits[2]) & (jnp.max(state.steps) <= window)
+            wanted = (count > 0) & ((count > limits[0]) | (number < limits[1]))
+            full = jnp.max(state.steps) > window
+            if together:  # a product takes all of them: one that has ended goes on with the others
+                wanted, full = jax.lax.pmax(jnp.stack([wanted, full]).astype(jnp.int32), parts.AXIS).astype(bool)
+            return wanted & ~full & (number < limits[2])
 
-        def step(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
-            return carry[0] + 1, _step(model, sampling, params, lora, prefix, keys, carry[1])
+        def step(carry: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
+            number, state = carry[0] + 1, _step(model, sampling, params, lora, prefix, keys, carry[2])
+            return number, goes_on(number, state), state
 
-        _, state = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state))
+        begun = jnp.int32(0), goes_on(jnp.int32(0), state), state
+        state = jax.lax.while_loop(lambda carry: carry[1], step, begun)[2]
         status = jnp.stack([jnp.sum(state.waiting) + jnp.sum(state.steps > 0), jnp.max(state.steps)])
+        state = dataclasses.replace(state, cache=_by_heads(mesh, state.cache))
         return state, status if mesh is None else jax.lax.pmax(status, ROWS[0])
 
-    specs = (WHOLE, WHOLE, ROWS, ROWS, ROWS, WHOLE)
+    specs = (parts.specs(params), parts.specs(lora), ROWS, ROWS, ROWS, WHOLE)
     limits = jnp.array([leave, least, most], jnp.int32)
-    return _per_device(run, mesh, specs, (ROWS, WHOLE))(params, lora, prefix, keys, state, limits)
+    return by_device(run, mesh, specs, (ROWS, WHOLE))(params, lora, prefix, keys, state, limits)
 
 
 def _step(
@@ -251,12 +261,12 @@ def resize(rows: int, window: int, mesh: Mesh | None, state: DecodeState) -> Dec
             return jnp.pad(kept, [fresh, (0, 0), (0, window - old), (0, 0)])
 
         place = state.place if window == old else jnp.minimum(state.place, old)
-        cache = jax.tree.map(resized, state.cache)
+        cache = _by_heads(mesh, jax.tree.map(resized, state.cache))
         slots = Slots(prompt, number, row)
         state = dataclasses.replace(state, cache=cache, slots=slots, steps=steps, place=place)
         return _refill(state) if rows > len(order) else state
 
-    return _per_device(run, mesh, (ROWS,), ROWS)(state)
+    return by_device(run, mesh, (ROWS,), ROWS)(state)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
@@ -297,9 +307,9 @@ def admit(
             own=jax.tree.map(put, state.own, own),
             waiting=put(state.waiting, open_samples(completions, own)),
         )
-        return prefix, put(keys, fresh_keys), _refill(state)
+        return _by_heads(mesh, prefix), put(keys, fresh_keys), _refill(state)
 
-    return _per_device(run, mesh, ROWS, ROWS)(prefix, keys, state, new, places)
+    return by_device(run, mesh, ROWS, ROWS)(prefix, keys, state, new, places)
 
 
 def open_samples(done: Completions, own: Own | None = None) -> Array:
@@ -340,12 +350,15 @@ def _refill(state: DecodeState) -> DecodeState:
     return dataclasses.replace(state, slots=Slots(prompt, number, row), steps=steps, waiting=waiting)
 
 
-def _per_device(function: Callable, mesh: Mesh | None, specs: Any, out_specs: Any) -> Callable:
-    """`function` on each device's rows; "tensor", if it splits anything, stays with the compiler."""
-    if mesh is None:
-        return function
-    names = set(ROWS[0]) if mesh.shape["tensor"] > 1 else set(mesh.axis_names)
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, axis_names=names, check_vma=False)
+def _by_heads(mesh: Mesh | None, tree: Any) -> Any:
+    """The tree with keys and values [..., Hkv, T, Dh] split by heads along "tensor", where it divides them."""
+
+    def split(x: Array) -> Array:
+        if mesh is None or x.ndim < 4 or mesh.shape["tensor"] == 1 or x.shape[-3] % mesh.shape["tensor"]:
+            return x
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * (x.ndim - 3), "tensor"))
+
+    return jax.tree.map(split, tree)
 
 
 def _nothing(model: Model, sampling: Sampling, shape: tuple[int, ...]) -> Completions:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model, flops
+from mmedexpert_jax.models.parts import as_they_lie, mesh_of_parts
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Conversation, Encoded, Processor
 from mmedexpert_jax.rollout.buckets import MULTIPLE, Shape, Shapes, Size, buckets
@@ -85,10 +86,12 @@ class Engine:
         key: Array | None = None,
         mesh: Mesh | None = None,
     ):
-        """With a `mesh` (parameters stand replicated on it) the rows of a batch are split over its devices; `key`
-        takes the place of `settings.seed`."""
+        """With a `mesh`, on which parameters lie whole or in parts, the rows of a batch are split over its devices;
+        None: that of parameters in parts. `key` takes the place of `settings.seed`."""
         self.processor, self.settings = processor, settings
-        self._network = (model, *folded(params, lora, None))
+        mesh = mesh or mesh_of_parts(params)
+        params, lora = folded(params, lora, None)
+        self._network = (model, params, lora) if mesh is None else (model, as_they_lie(params), as_they_lie(lora))
         self._given, self._key = key, jax.random.key(settings.seed) if key is None else key
         self._mesh = mesh
         self._counted = 0.0  # moment up to which the device's time is counted

@@ -13,6 +13,7 @@ from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
+from mmedexpert_jax.models.parts import as_they_lie
 from mmedexpert_jax.models.quantised import is_quantised
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, join, read, resize, start
@@ -86,6 +87,8 @@ def generate(
         Sampling(*settings, tuple(model.config.eos_token_ids if stop_ids is None else stop_ids), tuple(ban))
     )
     params, lora = folded(params, lora, fold)
+    if _mesh(parts[0]) is not None:
+        params, lora = as_they_lie(params), as_they_lie(lora)
     if rows is None:
         ends = np.cumsum([0, *(len(part.tokens) for part in parts)])
         ids = [jnp.arange(*span) for span in itertools.pairwise(map(int, ends))]
@@ -194,8 +197,8 @@ def folded(params: dict, lora: Lora | None, fold: bool | None) -> tuple[dict, Lo
 
 
 def _mesh(batch: Batch) -> Mesh | None:
-    """The mesh that the prompts are split over."""
+    """The mesh that the prompts are split over, or that splits weights alone."""
     sharding = None if isinstance(batch.tokens, jax.core.Tracer) else getattr(batch.tokens, "sharding", None)
-    if not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh) or sharding.mesh.size == 1:
         return None
-    return sharding.mesh if isinstance(sharding.mesh, Mesh) else None
+    return None if sharding.is_fully_replicated and devices_of(sharding.mesh) > 1 else sharding.mesh

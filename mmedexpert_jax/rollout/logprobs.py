@@ -59,15 +59,11 @@ def completion_logprobs(
         logprobs [B, G, R] float32, 0 behind the end; with `entropy` a pair of such arrays, in nats.
     """
     tokens = jnp.asarray(tokens)
-    mask = jnp.arange(tokens.shape[-1]) < lengths[..., None]
-
-    def logprobs_of(hidden: Array) -> Array:
-        logits = model.unembed(params, hidden, lora)
-        banned = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(ban, jnp.int32)) if ban else None
-        return distribution(logits, temperature, top_k, top_p, banned)
 
     def score(hidden: Array, tokens: Array) -> tuple[Array, ...]:
-        logprobs = logprobs_of(hidden)
+        logits = model.unembed(params, hidden, lora)
+        banned = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(ban, jnp.int32)) if ban else None
+        logprobs = distribution(logits, temperature, top_k, top_p, banned)
         chosen = jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0]
         return (chosen, _entropy(logprobs)) if entropy else (chosen,)
 
@@ -76,16 +72,16 @@ def completion_logprobs(
         values = in_chunks(score, hidden, tokens, chunk)
     else:
         prefix = model.prefill(params, batch, lora, remat)
-        logprobs = logprobs_of(_prompt_end(prefix)[:, 0])  # [B, V], of the first token of the whole group
-        start = jnp.take_along_axis(logprobs, tokens[..., 0], -1), _entropy(logprobs)[:, None]
+        start = score(_prompt_end(prefix), tokens[..., 0])  # one distribution for the whole group
         hidden = model.extend(params, prefix, tokens[..., :-1], lora, remat, packing)
         targets = packing.pack(tokens[..., 1:, None])[:, 0]
         rest = in_chunks(score, hidden[None, None], targets[None, None], chunk)
-        first = tuple(jnp.broadcast_to(value, tokens.shape[:2])[..., None] for value in start)
-        rest = tuple(packing.unpack(value[0, 0, :, None])[..., 0] for value in rest)
-        values = tuple(jnp.concatenate(pair, -1) for pair in zip(first, rest, strict=False))
-    results = [jnp.where(mask, value, 0.0) for value in values]
-    return tuple(results) if entropy else results[0]
+        rest = tuple(packing.unpack(value[0, 0, :, None]) for value in rest)  # [B, G, R - 1, 1]
+        first = (jnp.broadcast_to(value, tokens.shape[:2])[..., None, None] for value in start)
+        values = tuple(jnp.concatenate(pair, -2)[..., 0] for pair in zip(first, rest, strict=True))
+    mask = jnp.arange(tokens.shape[-1]) < lengths[..., None]
+    results = tuple(jnp.where(mask, value, 0.0) for value in values)
+    return results if entropy else results[0]
 
 
 def packed(lengths: np.ndarray, size: int, sizes: int, devices: int = 1) -> Packing:

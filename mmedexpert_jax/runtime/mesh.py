@@ -5,12 +5,13 @@ AxisType.Auto: `jax.make_mesh` defaults to Explicit, where a product over two sh
 
 A rule is chosen by the path of a leaf, from its end: the same rules serve parameters, LoRA factors, and the optimizer
 state of either, whose paths end alike. "tensor" splits a pair of layers as Megatron-LM does (Shoeybi et al. 2019): the
-outputs of the first, the inputs of the second, so that one sum over devices joins them. "fsdp" splits the other side.
+outputs of the first, the inputs of the second, so that one sum over devices joins them. "fsdp" splits the other side,
+but of the vocabulary, where a device then has all of some tokens' logits, and need not sum.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,12 +23,14 @@ from mmedexpert_jax.runtime import processes
 AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))
 
+_VOCABULARY = ("fsdp", "tensor")
 # layers -> axes of their weight [out, in, ...]
 _RULES = (
     (
-        r"q_proj|k_proj|v_proj|gate_proj|up_proj|(?:linear_)?fc1|linear_1|merger\.mlp\.0|embed_tokens|lm_head",
+        r"q_proj|k_proj|v_proj|gate_proj|up_proj|(?:linear_)?fc1|linear_1|merger\.mlp\.0",
         ("tensor", "fsdp"),
     ),
+    (r"embed_tokens|lm_head", (_VOCABULARY, None)),
     # qkv is three layers in one: to split its outputs would split queries from keys, so its inputs are split
     (r"o_proj|out_proj|down_proj|(?:linear_)?fc2|linear_2|merger\.mlp\.2|attn\.qkv|attn\.proj", ("fsdp", "tensor")),
     (r"patch_embed\.proj|patch_embedding", ("fsdp", None)),
@@ -117,13 +120,15 @@ def sharding(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     Raises ConfigError that names the leaf and the mesh axis that does not divide it.
     """
     spec = partition(path, len(shape))
+    if _VOCABULARY in spec and shape[0] % (mesh.shape["fsdp"] * mesh.shape["tensor"]):  # resized to an odd number
+        spec = PartitionSpec("tensor", "fsdp")
     for size, axis in zip(shape, spec, strict=False):
-        if axis is not None and size % mesh.shape[axis]:
+        if isinstance(axis, str) and size % mesh.shape[axis]:
             raise ConfigError(
                 f"mesh {axis}={mesh.shape[axis]} does not divide the {size} of {path} {tuple(shape)}; "
                 f"choose {axis} among the divisors of {size}"
             )
-    return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, PartitionSpec(*spec[: len(shape)]))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -158,6 +163,14 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
         return split if shape else whole
 
     return jax.tree.map(processes.put, tree, jax.tree_util.tree_map_with_path(of, tree))
+
+
+def by_device(function: Callable, mesh: Mesh | None, specs: Any, out_specs: Any) -> Callable:
+    """`function` of each device's rows; "tensor", if it splits anything, stays with the compiler. None: unchanged."""
+    if mesh is None:
+        return function
+    names = set(ROWS[0]) if mesh.shape["tensor"] > 1 else set(mesh.axis_names)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, axis_names=names, check_vma=False)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -234,10 +234,28 @@ def whole(tree: Any) -> Any:
 
 
 def local(tree: Any) -> Any:
-    """The tree on a device of this process alone."""
+    """The tree on this process's devices alone: in parts where they hold all of them, else on one device."""
     import jax
+    from jax.sharding import NamedSharding
 
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0) if _elsewhere(leaf) else leaf, whole(tree))
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if _elsewhere(leaf)]
+    if all(leaf.is_fully_replicated for leaf in leaves) or any(_spans(leaf) for leaf in leaves):
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0) if _elsewhere(leaf) else leaf, whole(tree))
+
+    def here(leaf: Any) -> Any:
+        if not _elsewhere(leaf):
+            return leaf
+        where = NamedSharding(leaf.sharding.mesh.local_mesh, leaf.sharding.spec)
+        shards = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, where, shards)
+
+    return jax.tree.map(here, tree)
+
+
+def _spans(leaf: Any) -> bool:
+    """True where the parts of an array lie in several processes; False where each of these has all of them."""
+    mesh, names = leaf.sharding.mesh, np.hstack([axis for axis in leaf.sharding.spec if axis] or [[]]).tolist()
+    return any(mesh.local_mesh.shape[name] < mesh.shape[name] for name in names)
 
 
 def named() -> bool:

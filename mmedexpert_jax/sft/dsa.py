@@ -18,6 +18,7 @@ from mmedexpert_jax.runtime.progress import doing
 from mmedexpert_jax.sft.examples import Examples
 from mmedexpert_jax.sft.loss import MicroBatch, TokenSums, loss_sums
 from mmedexpert_jax.train import Evaluate, Learner, Policy, Prefetched, State, export, fit
+from mmedexpert_jax.train.layout import read_on
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -56,8 +57,10 @@ def train(
     with doing("encoding the cases"):
         examples = Examples(cases or _load(config), processor, config, shares)
     with doing(f"loading {config.model.path}"):
-        model, params, lora = load_policy(config.model.path, dtype=config.model.dtype, seed=config.seed)
-    learner = learner_of(config, model, Policy.of(params, lora), examples.steps, mesh)
+        held = read_on(mesh, config.shard)
+        model, *weights = load_policy(config.model.path, config.model.dtype, held, config.seed)
+    learner = learner_of(config, model, Policy.of(*weights), examples.steps, mesh)
+    del weights  # the learner's alone, which lets go of them when it changes their form
     batches = Prefetched(examples.micro_batches, examples.steps, AHEAD, AHEAD)
 
     def step(state: State, number: int) -> tuple[State, dict[str, float]]:

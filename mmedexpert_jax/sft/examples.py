@@ -1,5 +1,6 @@
 """Cases as micro-batches of few shapes, in an order that depends on the seed and the step alone."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +12,6 @@ from mmedexpert_jax.data import Case
 from mmedexpert_jax.data.order import batch_indices, epoch_order
 from mmedexpert_jax.data.prompts import completion, conversation
 from mmedexpert_jax.errors import DataError, TooLong
-from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.sft.loss import MicroBatch
@@ -20,7 +20,7 @@ from mmedexpert_jax.train.overlong import tell
 _GRAIN = 32  # tokens or patches; padded sizes are multiples, so that the experts' programs are often the same
 
 
-Rows = list[tuple[int, bool]]  # of a share: index of a case, True where its prompt names no paradigm
+Rows = list[tuple[int, bool]]  # index of a case, True where its prompt names no paradigm
 
 
 class CaseSize(NamedTuple):
@@ -58,7 +58,7 @@ class Examples:
         self._processor, self._config, self._shares = processor, config, shares
         measured = self._measured(cases)
         self.cases, self._completions, self._sizes = (list(parts) for parts in zip(*measured, strict=True))
-        self._rows = config.batch_size * config.accumulation
+        self._rows, self._size = config.batch_size * config.accumulation, config.batch_size * shares
         self.steps = config.steps or math.ceil(config.epochs * len(self.cases) / self._rows)
         self._halves = epoch_order(len(self.cases), config.seed + 1, 0)
         self._buckets = _buckets(self._sizes, config.buckets)
@@ -66,7 +66,7 @@ class Examples:
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """The micro-batches of a step (from 0): `accumulation` of `batch_size` rows, as many at a time as shares."""
-        return [self._collate(parts, shape) for parts, shape in self._split(step)]
+        return [self._collate(rows, shape) for rows, shape in self._split(step)]
 
     def epoch(self, step: int) -> float:
         """Passes over the cases after so many steps."""
@@ -87,23 +87,20 @@ class Examples:
         tell(dropped, len(cases), " or ".join(f"{name} {limit}" for name, limit in limits.items()))
         return kept
 
-    def _split(self, step: int) -> list[tuple[list[Rows], CaseSize]]:
-        """The rows of each micro-batch, share by share, and their padded shape."""
+    def _split(self, step: int) -> list[tuple[Rows, CaseSize]]:
+        """The rows of each micro-batch, of all shares, and their padded shape."""
         indices = batch_indices(len(self.cases), self._rows, step, self._config.seed)
         epochs = np.arange(step * self._rows, (step + 1) * self._rows) // len(self.cases)
         rows = [(int(i), bool((self._halves[i] + e) % 2)) for i, e in zip(indices, epochs, strict=True)]
         rows.sort(
             key=lambda row: (self._sizes[row[0]].images, self._sizes[row[0]].prompt, self._sizes[row[0]].completion)
         )
-        size = self._config.batch_size
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        groups = [parts[start : start + self._shares] for start in range(0, len(parts), self._shares)]
-        return [(group, self._common(group)) for group in groups]
+        groups = [rows[start : start + self._size] for start in range(0, len(rows), self._size)]
+        return [(group, self._shape([self._sizes[index] for index, _ in self._filled(group)])) for group in groups]
 
-    def _common(self, parts: Sequence[Rows]) -> CaseSize:
-        """The shape that holds each of the parts, whose rows are equally many."""
-        shapes = [self._shape([self._sizes[index] for index, _ in part]) for part in parts]
-        return CaseSize(*(max(values) for values in zip(*shapes, strict=True)))
+    def _filled(self, rows: Rows) -> Rows:
+        """The rows, and, for shares that have none, the first ones again."""
+        return [*rows, *itertools.islice(itertools.cycle(rows), self._size - len(rows))]
 
     def _shape(self, sizes: Sequence[CaseSize]) -> CaseSize:
         prompt, length = max(size.prompt for size in sizes), max(size.completion for size in sizes)
@@ -114,29 +111,23 @@ class Examples:
             patches = _GRAIN << math.ceil(math.log2(max(1, patches / _GRAIN)))
         return CaseSize(prompt, length, images, patches)
 
-    def _collate(self, parts: Sequence[Rows], shape: CaseSize) -> MicroBatch:
-        """Each share's rows after one another, its images numbered by themselves; shares without rows repeat the first
-        one's, with no completion."""
-        absent = [parts[0]] * (self._shares - len(parts))
-        batches = [self._prompts(part, shape) for part in (*parts, *absent)]
-        fields = zip(*(vars(batch).values() for batch in batches), strict=True)
-        rows = [index for part in (*parts, *absent) for index, _ in part]
-        tokens = np.full((len(rows), shape.completion), self._processor.pad_id, np.int32)
-        for row, index in zip(tokens, rows, strict=True):
-            row[: len(self._completions[index])] = self._completions[index]
-        lengths = np.array([len(self._completions[index]) for index in rows], np.int32)
-        lengths[sum(map(len, parts)) :] = 0
-        capacities = self._config.packing if shape.completion > 1 else 0
-        packing = packed(lengths[:, None], shape.completion, capacities, self._shares) if capacities else None
-        return MicroBatch(Batch(*(np.concatenate(arrays) for arrays in fields)), tokens, lengths, packing)
-
-    def _prompts(self, rows: Rows, shape: CaseSize) -> Batch:
-        return self._processor.collate(
-            [self._encode(self.cases[i], None if neutral else self.cases[i].paradigm or None) for i, neutral in rows],
+    def _collate(self, rows: Rows, shape: CaseSize) -> MicroBatch:
+        """The rows of all shares after one another, their images numbered through; what fills up has no completion."""
+        filled = self._filled(rows)
+        batch = self._processor.collate(
+            [self._encode(self.cases[i], None if neutral else self.cases[i].paradigm or None) for i, neutral in filled],
             min_length=shape.prompt,
             min_images=shape.images,
             min_patches=shape.patches,
         )
+        tokens = np.full((len(filled), shape.completion), self._processor.pad_id, np.int32)
+        for row, (index, _) in zip(tokens, filled, strict=True):
+            row[: len(self._completions[index])] = self._completions[index]
+        lengths = np.array([len(self._completions[index]) for index, _ in filled], np.int32)
+        lengths[len(rows) :] = 0
+        capacities = self._config.packing if shape.completion > 1 else 0
+        packing = packed(lengths[:, None], shape.completion, capacities, self._shares) if capacities else None
+        return MicroBatch(batch, tokens, lengths, packing)
 
     def _encode(self, case: Case, paradigm: str | None) -> Encoded:
         try:

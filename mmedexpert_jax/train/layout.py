@@ -6,8 +6,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmedexpert_jax.models import parts
 from mmedexpert_jax.runtime import processes
-from mmedexpert_jax.runtime.mesh import ROWS, shard_batch, shardings
+from mmedexpert_jax.runtime.mesh import ROWS, by_device, shard_batch, shardings
 
 
 class Layout:
@@ -45,18 +46,20 @@ class Layout:
     def by_share(self, function: Callable, whole: Any, rows: Any) -> Any:
         """`function(whole, rows)` of each share of the rows, which it sees as if there were no others.
 
-        Image and packing indices are those inside a share, so that nothing but `whole` and sums over shares passes
-        between devices. What it returns is stacked along a first axis of shares, which lies on their devices.
+        Packing indices are those inside a share; images are numbered through, a share's computed where they lie, and
+        only their features pass between devices, besides weights in parts, which `function` gets as such
+        (models/parts.py). What it returns is stacked along a first axis of shares, which lies on their devices.
         """
+
+        def of_share(whole: Any, rows: Any) -> Any:
+            with parts.images_over(ROWS[0] if self.shares > 1 else ()):
+                return jax.tree.map(lambda leaf: leaf[None], function(whole, rows))
+
         if self.shares == 1:  # not mapped: a program of one device stays the plain one
-            return jax.tree.map(lambda leaf: leaf[None], function(whole, rows))
-
-        def share(x: jax.Array) -> jax.Array:
-            return x.reshape(self.shares, x.shape[0] // self.shares, *x.shape[1:])
-
-        split = jax.tree.map(share, rows)
-        split = jax.lax.with_sharding_constraint(split, NamedSharding(self.mesh, ROWS))
-        return jax.vmap(function, in_axes=(None, 0), spmd_axis_name=ROWS[0])(whole, split)
+            return of_share(whole, rows)
+        if self._shard == "full":
+            whole = parts.in_parts(whole, shardings(whole, self.mesh))
+        return by_device(of_share, self.mesh, (parts.specs(whole), ROWS), ROWS)(whole, rows)
 
     def _placed(self, tree: Any, in_parts: bool) -> Any:
         if self.mesh.size == 1:
@@ -72,5 +75,11 @@ class Layout:
         return jax.tree.map(processes.put, tree, where)
 
 
+def read_on(mesh: Mesh, shard: str) -> Mesh | None:
+    """The mesh whose devices read their parts of a model's files; None where each holds all of it."""
+    return mesh if mesh.size > 1 and (shard == "full" or mesh.shape["tensor"] > 1) else None
+
+
 def _without_fsdp(sharding: NamedSharding) -> NamedSharding:
-    return NamedSharding(sharding.mesh, PartitionSpec(*(None if axis == "fsdp" else axis for axis in sharding.spec)))
+    names = {"fsdp": None, ("fsdp", "tensor"): "tensor"}
+    return NamedSharding(sharding.mesh, PartitionSpec(*(names.get(axis, axis) for axis in sharding.spec)))

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.models.tree import is_deep, stack
+from mmedexpert_jax.models.tree import flatten, is_deep, is_stacked, restacked, stack, unstack
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.train.layout import Layout
 from mmedexpert_jax.train.optimizer import Rule, optimizer
@@ -71,9 +71,9 @@ Loss = Callable[[Policy, Policy, Any], Any]  # the policy, what it started from,
 class Learner:
     """Holds the frozen weights and the compiled programs of a run; all that changes is in a `State`.
 
-    Layers have their numbers in all that is held, saved, sampled from and evaluated. With `scan_layers` the programs
-    of a deep model stack them inside, so that one layer is compiled for all: that takes a copy of the weights while a
-    gradient is computed, and none while completions are sampled.
+    Layers have their numbers in all that is saved, sampled from and evaluated. With `scan_layers` the programs of a
+    deep model take them stacked, so that one layer is compiled for all. The base is held once, in the form that was
+    asked for last; what is trained is stacked inside the programs.
 
     Args:
         config: of the run.
@@ -102,6 +102,11 @@ class Learner:
         self._keeps_base = keeps_base or config.trainable != "full"
         self._dtypes = jax.tree.map(lambda leaf: leaf.dtype, base.params)
         self._scans = config.scan_layers and is_deep(base.params)
+        # A sampler beside the update needs the other form at the same time: the programs then stack it inside.
+        self._turns = self._scans and not config.get("rollout_ahead", 0)
+        self._stack, self._unstack = (
+            jax.jit(lambda tree, change=change: self.layout.weights(change(tree))) for change in (stack, unstack)
+        )
         self._base = self.layout.weights(base)
         self._optimizer, self._schedule = rule or optimizer(config, steps * updates)
         self._gradient = self.compile(self._gradient_fn)
@@ -129,7 +134,18 @@ class Learner:
 
     def policy(self, state: State) -> Policy:
         """The policy of a state."""
-        return self._cast(state.trained, self._base)
+        return self._cast(state.trained, self._held(stacked=False))
+
+    def _held(self, stacked: bool) -> Policy:
+        """The base, its layers stacked as a gradient reads them, or under their numbers as a sampler does."""
+        base = self._base
+        if self._turns and base.params is not None and is_stacked(base.params) != stacked:
+            if isinstance(jax.tree.leaves(base.params)[0], jax.ShapeDtypeStruct):  # to be looked at, as in a plan
+                return dataclasses.replace(base, params=stack(base.params) if stacked else base.params)
+            flat, deltas = flatten(base.params), base.lora
+            base = self._base = Policy(None)  # lets go of the other form
+            base = self._base = Policy(restacked(flat, self._stack if stacked else self._unstack), deltas)
+        return base
 
     def update(
         self, state: State, minibatches: Sequence[Iterable[Any]], tokens: int = 0
@@ -144,10 +160,10 @@ class Learner:
         Returns:
             The new state and statistics, means over the updates; `learning_rate` is the one that was applied.
         """
-        trained, opt_state, rows = state.trained, state.opt_state, []
+        trained, opt_state, base, rows = state.trained, state.opt_state, self._held(stacked=True), []
         number = state.step * self.updates  # also where some of the planned ones were not made
         for place, minibatch in enumerate(minibatches):
-            parts = (self._gradient(trained, self._base, self.layout.rows(micro)) for micro in minibatch)
+            parts = (self._gradient(trained, base, self.layout.rows(micro)) for micro in minibatch)
             total = functools.reduce(self._add, parts)
             trained, opt_state, stats = self._apply(trained, opt_state, total, jnp.int32(number + place))
             rows.append(stats)
@@ -161,11 +177,11 @@ class Learner:
 
         The micro-batch, which may be of any size, is not split over the devices.
         """
-        return self._alone(state.trained, self._base, micro)
+        return self._alone(state.trained, self._held(stacked=True), micro)
 
     def lower_update(self, state: State, micro: Any) -> jax.stages.Lowered:
         """The gradient's program for such a micro-batch, to look at: its memory, its instructions."""
-        return self._gradient.lower(state.trained, self._base, self.layout.rows(micro))
+        return self._gradient.lower(state.trained, self._held(stacked=True), self.layout.rows(micro))
 
     def compile(self, function: Callable, **options: Any) -> Any:
         """`function` compiled, and counted once for each program."""

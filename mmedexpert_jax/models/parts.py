@@ -1,0 +1,149 @@
+"""Weights of which each device along a mesh's "fsdp" axis holds a part, inside `jax.shard_map`.
+
+A product either gathers its weight and lets it go, or sends its rows to the parts and takes back what they give. Many
+rows (a gradient, a prompt) are cheaper left where they are; few rows (a token of each sample) are cheaper sent, and no
+device then reads more of the model than it holds. The vocabulary, wider than a layer, is never gathered.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "fsdp"
+VOCABULARY = ("embed_tokens", "lm_head")
+_features: ContextVar[tuple[str, ...]] = ContextVar("features", default=())
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A weight or a factor in a tree of parameters that stands there in parts."""
+
+    array: Any  # this device's part; outside of shard_map the whole, split over devices
+    axis: int = dataclasses.field(metadata={"static": True})  # that is split, from the end: -2 outputs, -1 inputs
+    sends: bool = dataclasses.field(default=False, metadata={"static": True})  # rows; False: the weight is gathered
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the numbers."""
+        return self.array.dtype
+
+    def whole(self) -> Array:
+        """All of it."""
+        return jax.lax.all_gather(self.array, AXIS, axis=self.array.ndim + self.axis, tiled=True)
+
+    def __getitem__(self, key: Any) -> Array:
+        return self.whole()[key]
+
+    def product(self, x: Array, contract: Callable[[Array, Array], Array]) -> Array:
+        """`contract(x [..., in], weight [out, in])` -> [..., out]; sums over parts are taken in float32."""
+        if not self.sends:
+            return contract(x, self.whole())
+        rows = x.reshape(-1, x.shape[-1])  # [M, in], on F devices
+        if self.axis == -2:
+            y = contract(jax.lax.all_gather(rows, AXIS, tiled=True), self.array)  # [F M, out / F]
+            y = jax.lax.all_to_all(y, AXIS, split_axis=0, concat_axis=1, tiled=True)
+        else:
+            rows = jax.lax.all_to_all(rows, AXIS, split_axis=1, concat_axis=0, tiled=True)  # [F M, in / F]
+            y = jax.lax.dot_general(rows, self.array, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+            y = jax.lax.psum_scatter(y, AXIS, scatter_dimension=0, tiled=True).astype(x.dtype)
+        return y.reshape(*x.shape[:-1], -1)
+
+    def rows(self, tokens: Array) -> Array:
+        """Rows of the weight [V, D] for tokens [...] -> [..., D]."""
+        if not self.sends:
+            return self.whole()[tokens]
+        every = jax.lax.all_gather(tokens.reshape(-1), AXIS, tiled=True)  # [F M]
+        if self.axis == -1:
+            found = jax.lax.all_to_all(self.array[every], AXIS, split_axis=0, concat_axis=1, tiled=True)
+        else:  # one device has the row, the others add nothing
+            place = every - jax.lax.axis_index(AXIS) * len(self.array)
+            here = (place >= 0) & (place < len(self.array))
+            found = jnp.where(here[:, None], self.array[jnp.where(here, place, 0)], 0)
+            found = jax.lax.psum_scatter(found, AXIS, scatter_dimension=0, tiled=True)
+        return found.reshape(*tokens.shape, -1)
+
+
+def in_parts(tree: Any, where: Any) -> Any:
+    """The tree with a `Part` in the place of each array that its sharding in `where` splits along "fsdp"."""
+
+    def of(path: Any, leaf: Any, sharding: Any) -> Any:
+        spec = sharding.spec if isinstance(sharding, NamedSharding) else ()  # a traced array has none
+        axes = [axis for axis, names in enumerate(spec) if AXIS in (names if isinstance(names, tuple) else (names,))]
+        if not axes or sharding.mesh.shape[AXIS] == 1:
+            return leaf
+        *_, module, kind = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+        return Part(leaf, axes[0] - leaf.ndim, kind == "weight" and module in VOCABULARY)
+
+    return jax.tree_util.tree_map_with_path(of, tree, where)
+
+
+def as_they_lie(tree: Any) -> Any:
+    """The tree with parts where the shardings of its arrays say so."""
+    return tree if has_parts(tree) else in_parts(tree, jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), tree))
+
+
+def mesh_of_parts(tree: Any) -> Mesh | None:
+    """The mesh on which a tree's arrays lie in parts; None where each device has all of them."""
+    leaves = [leaf for leaf in jax.tree.leaves(as_they_lie(tree), is_leaf=is_part) if is_part(leaf)]
+    return leaves[0].array.sharding.mesh if leaves else None
+
+
+def specs(tree: Any) -> Any:
+    """Of a tree with parts: the `PartitionSpec` by which `jax.shard_map` hands each device its own."""
+
+    def of(leaf: Any) -> Any:
+        if not isinstance(leaf, Part):
+            return PartitionSpec()
+        names = [None] * leaf.array.ndim
+        names[leaf.axis] = AXIS
+        return dataclasses.replace(leaf, array=PartitionSpec(*names))
+
+    return jax.tree.map(of, tree, is_leaf=is_part)
+
+
+def is_part(node: Any) -> bool:
+    """True for a `Part`."""
+    return isinstance(node, Part)
+
+
+def has_parts(tree: Any) -> bool:
+    """True where any leaf is a `Part`."""
+    return any(map(is_part, jax.tree.leaves(tree, is_leaf=is_part)))
+
+
+def sending(params: dict) -> dict:
+    """The parameters with rows sent to every matrix: for products of few rows."""
+
+    def of(leaf: Any) -> Any:
+        return dataclasses.replace(leaf, sends=True) if is_part(leaf) and leaf.array.ndim == 2 else leaf
+
+    return jax.tree.map(of, params, is_leaf=is_part)
+
+
+def gathered(tree: Any) -> Any:
+    """The tree with everything whole: for small ones, such as deltas."""
+    return jax.tree.map(lambda leaf: leaf.whole() if is_part(leaf) else leaf, tree, is_leaf=is_part)
+
+
+@contextlib.contextmanager
+def images_over(axes: tuple[str, ...]) -> Iterator[None]:
+    """Inside, the images of a batch are numbered through over the devices along these axes, each with as many."""
+    token = _features.set(axes)
+    try:
+        yield
+    finally:
+        _features.reset(token)
+
+
+def features_of_all(features: Array) -> Array:
+    """The features [I, P, D] of all images that a batch's `vision_index` counts."""
+    axes = _features.get()
+    return jax.lax.all_gather(features, axes, tiled=True) if axes else features
