@@ -3,10 +3,10 @@
     python benchmarks/fed.py                    # appendix B: 8 rows a step, images of 512 tokens, a step of the 2B
     python benchmarks/fed.py --steps 40 --image 1024
 
-The rows are read from JPEG files and made by `sft.examples.Examples` behind `train.Prefetched`, as a run does. The
-device is a clock: it is busy for as long as a step of Qwen2-VL-2B takes at a third of a device's peak, by the
-operations of these very rows. So what is measured is the host and the prefetching, not a device. Prints a table and one
-JSON line.
+The rows are read from JPEG files and made by `sft.examples.Examples`, as a run does, one step after the other, and
+timed by the thread's processor clock, which other programs do not move. The device is a clock too: it is busy for as
+long as a step of Qwen2-VL-2B takes at a third of a device's peak, by the operations of these very rows. What it waits
+for is computed from both, for threads that have a core each. Prints a table and one JSON line.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from mmedexpert_jax.processing.patches import ImageConfig
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.sft.dsa import AHEAD
 from mmedexpert_jax.sft.examples import Examples
-from mmedexpert_jax.train import Prefetched
 
+CORES = (1, 2, 3)
 PEAKS = {"a100": 312e12, "h100": 989e12}  # operations a second in bfloat16, as the vendor states them
 SHARE = 1 / 3  # of the peak that a training step reaches; what well-kept trainers do
 
@@ -68,30 +68,43 @@ def step_seconds(examples: Examples, kind: str) -> float:
     return flops.trained(once, full=False, remat=True) / (SHARE * PEAKS[kind])
 
 
+def spent(examples: Examples, step: int) -> float:
+    """Processor seconds in which one thread makes the rows of a step; other programs do not count."""
+    began = time.thread_time()
+    examples.micro_batches(step)
+    return time.thread_time() - began
+
+
+def waited(seconds: list[float], busy: float, cores: int) -> float:
+    """Share of the time after the first step that a device waits, where steps take `busy`, and their rows, `seconds`
+    each, are made by `cores` threads, AHEAD steps at most before they are asked for, as `train.Prefetched` does."""
+    free, ready, clock, waits = [0.0] * cores, list[float](), 0.0, list[float]()
+    for step in range(len(seconds)):
+        for made in seconds[len(ready) : step + AHEAD + 1]:
+            core = free.index(min(free))
+            free[core] = max(free[core], clock) + made
+            ready.append(free[core])
+        waits.append(max(0.0, ready[step] - clock))
+        clock += waits[-1] + busy
+    return sum(waits[1:]) / (clock - waits[0] - busy)
+
+
 def main() -> None:
     args = arguments()
     config = load_config("configs/dsa.py:qwen2_vl_2b", {"steps": args.steps + 1, "max_prompt_length": 4096})
     processor = Processor(load_processor("mini").tokenizer, ImageConfig())
     with tempfile.TemporaryDirectory() as folder:
         examples = Examples(cases(args, Path(folder)), processor, config)
-        began, cpu = time.perf_counter(), time.process_time()
-        for step in range(2):
-            examples.micro_batches(step)
-        host, cpu = (time.perf_counter() - began) / 2, (time.process_time() - cpu) / 2
-        figures = {"host_seconds_per_step": host, "host_cpu_seconds_per_step": cpu}
-        print("| device | step, s | host, CPU s | host of a step | waited |\n| --- | --- | --- | --- | --- |")
+        seconds = [spent(examples, step) for step in range(examples.steps)]
+        figures: dict[str, object] = {"host_cpu_seconds_per_step": float(np.mean(seconds))}
+        head = " | ".join(f"waited, {cores} core{'s' * (cores > 1)}" for cores in CORES)
+        print(f"| device | step, s | host, CPU s | {head} |\n{'| --- ' * (3 + len(CORES))}|")
         for kind in PEAKS:
-            busy, waited = step_seconds(examples, kind), 0.0
-            batches = Prefetched(examples.micro_batches, examples.steps, AHEAD, AHEAD)
-            batches(0)
-            for step in range(1, examples.steps):
-                began = time.perf_counter()
-                batches(step)
-                waited += time.perf_counter() - began
-                time.sleep(busy)
-            share = waited / (waited + busy * args.steps)
-            figures |= {f"{kind}_step_seconds": busy, f"{kind}_waited": share}
-            print(f"| {kind} | {busy:.2f} | {cpu:.2f} | {cpu / busy:.0%} | {share:.1%} |", flush=True)
+            busy = step_seconds(examples, kind)
+            shares = {cores: waited(seconds, busy, cores) for cores in CORES}
+            figures |= {f"{kind}_step_seconds": busy, f"{kind}_waited": shares}
+            row = " | ".join(f"{share:.1%}" for share in shares.values())
+            print(f"| {kind} | {busy:.2f} | {np.mean(seconds):.2f} | {row} |", flush=True)
     print(json.dumps(vars(args) | workload.machine() | figures))
 
 
