@@ -102,7 +102,7 @@ def specs(tree: Any) -> Any:
     def of(leaf: Any) -> Any:
         if not isinstance(leaf, Part):
             return PartitionSpec()
-        names = [None] * leaf.array.ndim
+        names: list[str | None] = [None] * leaf.array.ndim
         names[leaf.axis] = AXIS
         return dataclasses.replace(leaf, array=PartitionSpec(*names))
 

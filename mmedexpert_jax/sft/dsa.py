@@ -58,9 +58,9 @@ def train(
         examples = Examples(cases or _load(config), processor, config, shares)
     with doing(f"loading {config.model.path}"):
         held = read_on(mesh, config.shard)
-        model, *weights = load_policy(config.model.path, config.model.dtype, held, config.seed)
-    learner = learner_of(config, model, Policy.of(*weights), examples.steps, mesh)
-    del weights  # the learner's alone, which lets go of them when it changes their form
+        model, params, lora = load_policy(config.model.path, config.model.dtype, held, config.seed)
+    learner = learner_of(config, model, Policy.of(params, lora), examples.steps, mesh)
+    del params  # the learner's alone, which lets go of them when it changes their form
     batches = Prefetched(examples.micro_batches, examples.steps, AHEAD, AHEAD)
 
     def step(state: State, number: int) -> tuple[State, dict[str, float]]:
