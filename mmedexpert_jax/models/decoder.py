@@ -24,7 +24,7 @@ from jax import Array
 
 from mmedexpert_jax.models.config import TextConfig
 from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, contract, declare, finish_factors, project
-from mmedexpert_jax.models.parts import Part
+from mmedexpert_jax.models.parts import InParts
 from mmedexpert_jax.models.rotary import rotate, stretched, tables
 from mmedexpert_jax.models.tree import STACKED
 
@@ -44,7 +44,7 @@ class Embedding(nnx.Module):
     def __call__(self, tokens: Array) -> Array:
         """tokens [...] -> [..., D]."""
         weight = self.weight.get_value()
-        x = weight.rows(tokens) if isinstance(weight, Part) else weight[tokens]
+        x = weight.rows(tokens) if isinstance(weight, InParts) else weight[tokens]
         if self.lora is None:
             return x
         a, b = self.lora

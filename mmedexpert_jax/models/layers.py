@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models import fused
-from mmedexpert_jax.models.parts import Part, features_of_all
+from mmedexpert_jax.models.parts import InParts, features_of_all
 from mmedexpert_jax.models.quantised import Quantised, contract_quantised
 
 MASKED = -1e30  # a score of a key that may not be seen; finite, so that a row without keys gives no NaN
@@ -171,13 +171,13 @@ def _together(tree: Any) -> Any:
 _together.defvjp(lambda tree: (tree, None), lambda _, slopes: (jax.lax.optimization_barrier(slopes),))
 
 
-def contract(x: Array, weight: Array | Part) -> Array:
+def contract(x: Array, weight: Array | InParts) -> Array:
     """x [..., in] with weight [out, in] -> [..., out]; no transposed copy of the weight is made.
 
     On a CPU, XLA takes three to nine times as long for a product of bfloat16 with a result of bfloat16, or of a single
     row, as for float32: it is asked for float32, rounded once, and for two rows at least.
     """
-    if isinstance(weight, Part):
+    if isinstance(weight, InParts):
         return weight.product(x, contract)
     if x.dtype != jnp.bfloat16 or weight.dtype != jnp.bfloat16 or not fused.on_cpu():
         return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))

@@ -31,7 +31,7 @@ from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.gemma3 import Gemma3
 from mmedexpert_jax.models.llava import LLaVA
-from mmedexpert_jax.models.parts import Part
+from mmedexpert_jax.models.parts import InParts
 from mmedexpert_jax.models.quantised import Quantised
 from mmedexpert_jax.models.qwen2_vl import Qwen2VL
 from mmedexpert_jax.models.qwen3_vl import Qwen3VL
@@ -103,10 +103,10 @@ def _module(network: Any, name: str) -> Any:
     return network
 
 
-def _leaf(params: Any, path: tuple) -> Array | Quantised | Part:
+def _leaf(params: Any, path: tuple) -> Array | Quantised | InParts:
     for name in path:
         params = params[str(name)]
-    return params if isinstance(params, Quantised | Part) else jnp.asarray(params)
+    return params if isinstance(params, Quantised | InParts) else jnp.asarray(params)
 
 
 def _child(module: Any, name: str) -> Any:

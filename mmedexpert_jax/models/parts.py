@@ -23,7 +23,7 @@ _features: ContextVar[tuple[str, ...]] = ContextVar("features", default=())
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Part:
+class InParts:
     """A weight or a factor in a tree of parameters that stands there in parts."""
 
     array: Any  # this device's part; outside of shard_map the whole, split over devices
@@ -72,7 +72,7 @@ class Part:
 
 
 def in_parts(tree: Any, where: Any) -> Any:
-    """The tree with a `Part` in the place of each array that its sharding in `where` splits along "fsdp"."""
+    """The tree with an `InParts` in the place of each array that its sharding in `where` splits along "fsdp"."""
 
     def of(path: Any, leaf: Any, sharding: Any) -> Any:
         spec = sharding.spec if isinstance(sharding, NamedSharding) else ()  # a traced array has none
@@ -80,7 +80,7 @@ def in_parts(tree: Any, where: Any) -> Any:
         if not axes or sharding.mesh.shape[AXIS] == 1:
             return leaf
         *_, module, kind = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
-        return Part(leaf, axes[0] - leaf.ndim, kind == "weight" and module in VOCABULARY)
+        return InParts(leaf, axes[0] - leaf.ndim, kind == "weight" and module in VOCABULARY)
 
     return jax.tree_util.tree_map_with_path(of, tree, where)
 
@@ -100,7 +100,7 @@ def specs(tree: Any) -> Any:
     """Of a tree with parts: the `PartitionSpec` by which `jax.shard_map` hands each device its own."""
 
     def of(leaf: Any) -> Any:
-        if not isinstance(leaf, Part):
+        if not isinstance(leaf, InParts):
             return PartitionSpec()
         names: list[str | None] = [None] * leaf.array.ndim
         names[leaf.axis] = AXIS
@@ -110,12 +110,12 @@ def specs(tree: Any) -> Any:
 
 
 def is_part(node: Any) -> bool:
-    """True for a `Part`."""
-    return isinstance(node, Part)
+    """True for an `InParts`."""
+    return isinstance(node, InParts)
 
 
 def has_parts(tree: Any) -> bool:
-    """True where any leaf is a `Part`."""
+    """True where any leaf is an `InParts`."""
     return any(map(is_part, jax.tree.leaves(tree, is_leaf=is_part)))
 
 
