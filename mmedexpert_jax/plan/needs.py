@@ -137,10 +137,11 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     found.trained = sum(leaf.size for leaf in jax.tree.leaves(trained))
     found.saved = size(trained) + size(opt_state)
     found.exported = found.exported if full else size(trained)
+    summed = mesh if config.shard != "none" else whole_rows
     found.held = {
         "weights": size(weights, parts),
         "trained in float32": size(trained, parts),
-        "optimizer state": size(opt_state, mesh if config.shard != "none" else whole_rows),
+        "optimizer state": size(opt_state, summed),
     }
     policy = round(_policy_bytes(weights, trained, full) * size(weights, parts) / size(weights))
     prompts, samples = rows(config, mesh)
@@ -151,7 +152,8 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     copies = {STACKS: (1 + full) * size(stacked, parts)} if scans else {}
     # a matrix in use and the next; a sampler sends rows to the weights, and has deltas whole (models/parts.py)
     widest = max(size(leaf, whole_rows) for leaf in _matrices_of_layers(weights))
-    gathered = {"gathered weights": 2 * widest + (0 if full else size(trained))} if in_parts else {}
+    deltas = 0 if full else size(trained)
+    gathered = {"gathered weights": 2 * widest + deltas} if in_parts else {}
     if gba:
         count = -(-split.prompts(config) // shares(mesh))
         copy = {"policy's copy": policy} if full or dtype == "float32" else {}
@@ -160,7 +162,7 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         gathered
         | ({"policy's copy": policy} if full else {})
         | copies
-        | {"gradients, two sums": 2 * size(trained, mesh if config.shard != "none" else whole_rows)}
+        | {"gradients, two sums": 2 * size(trained, summed)}
         | _activations(config, shape, dtype, prompts, samples, devices.kind)
     )
     if config.eval.every >= 0:
