@@ -12,7 +12,7 @@ from jax import Array
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.models.model import Prefix
-from mmedexpert_jax.models.packing import Packing, capacity
+from mmedexpert_jax.models.packing import MULTIPLE, Packing, capacity
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import distribution
 
@@ -123,7 +123,7 @@ def completion_hidden(
 def in_chunks(
     score: Callable[[Array, Array], tuple[Array, ...]], hidden: Array, tokens: Array, chunk: int = CHUNK
 ) -> tuple[Array, ...]:
-    """`score(hidden [B, G, C, D], tokens [B, G, C])` over the length, in about equal chunks.
+    """`score(hidden [B, G, C, D], tokens [B, G, C])` over the length, in about equal chunks, of 8 n tokens if possible.
 
     The chunks, of at most `chunk` tokens or one of each row, follow one another and are recomputed in the backward
     pass, so the logits of one of them are all that stands in memory. Splitting the length leaves rows where they are
@@ -133,10 +133,11 @@ def in_chunks(
         What `score` returns, arrays [B, G, C], joined to [B, G, R].
     """
     *rows, size = tokens.shape
-    count = -(-size // max(1, chunk // math.prod(rows)))
+    most = max(1, chunk // math.prod(rows))
+    count = -(-size // most)
     if count == 1:
         return score(hidden, tokens)
-    width = -(-size // count)
+    width = min(most, -(-size // (count * MULTIPLE)) * MULTIPLE)  # 1,023 rows are no shape for a GPU's tiles
     padding = count * width - size
 
     def split(array: Array) -> Array:
