@@ -10,6 +10,7 @@ random, in bf16: a base, and experts that add products of normals (std 1e-3). Pr
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -162,13 +163,13 @@ def work(kind: str, folder: Path, out: Path) -> None:
         return work_peft(folder, out)
     from mmedexpert_jax import lora as adapters
     from mmedexpert_jax.merging.interference import Interference
-    from mmedexpert_jax.merging.merge import as_lora, update_of
+    from mmedexpert_jax.merging.merge import as_lora, updates_of
     from mmedexpert_jax.merging.merge_recipe import merge_to_disk
 
     recipe = recipe_of(folder, "expert" if kind == "full" else "lora", "mergekit" if kind == "full" else "peft")
     if kind == "rank":
         job, report = recipe.open(), Interference(tuple(recipe.experts))
-        low = as_lora(((name, update_of(job, name, report)) for name in job.touched), RANK, report)
+        low = as_lora(updates_of(job, report), RANK, report)
         adapters.save_peft(out, low, recipe.base)
     else:
         merge_to_disk(recipe, out)
@@ -202,9 +203,10 @@ def work_peft(folder: Path, out: Path) -> None:
 def errors(folder: Path, adapters: dict[str, Path], modules: int = 14) -> dict[str, float]:
     """Relative error of rank-r adapters to the exact float32 TIES of the products, over the first modules."""
     from mmedexpert_jax.merging.interference import Interference
-    from mmedexpert_jax.merging.merge import update_of
+    from mmedexpert_jax.merging.merge import updates_of
 
     job = recipe_of(folder, "lora", "peft").open()
+    exact = dict(itertools.islice(updates_of(job, Interference(job.how.experts)), modules))
     found = {}
     for label, path in adapters.items():
         path = path / "merged" if (path / "merged").exists() else path
@@ -213,11 +215,10 @@ def errors(folder: Path, adapters: dict[str, Path], modules: int = 14) -> dict[s
         }
         config = json.loads((path / "adapter_config.json").read_text())
         lost = total = 0.0
-        for name in list(job.touched)[:modules]:
-            exact = update_of(job, name, Interference(tuple(f"lora{i}" for i in range(EXPERTS))))
+        for name, update in exact.items():
             key = next(k for k in content if name.removeprefix("model.").removesuffix(".weight") + ".lora_A" in k)
             product = content[key.replace("lora_A", "lora_B")] @ content[key] * (config["lora_alpha"] / config["r"])
-            lost, total = lost + float(np.sum((product - exact) ** 2)), total + float(np.sum(exact**2))
+            lost, total = lost + float(np.sum((product - update) ** 2)), total + float(np.sum(update**2))
         found[label] = (lost / total) ** 0.5
     return found
 

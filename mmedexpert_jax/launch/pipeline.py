@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.config.presets import SHARED
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import Interrupted
+from mmedexpert_jax.launch.table3 import SCALES
 from mmedexpert_jax.runtime import processes
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
-FOLDERS = ("experts", "merged", "gba", "final", "evaluate")  # of the stages' runs
+FOLDERS = ("experts", "merged", "gba", "final", "final_sum", "evaluate")  # of the stages' runs
 
 
 def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) -> None:
@@ -54,8 +55,12 @@ def stages(config: ConfigDict) -> list[ConfigDict]:
     experts = {name: add("dsa", f"experts/{name}", specialty=name) for name in SPECIALTIES}  # section 4.1
     merged = add("merge", "merged", experts=_named(experts), weights=())  # section 4.3, stage one
     policy = add("gba", "gba", model={"path": merged})  # section 4.2
-    final = add("merge", "final", experts=_named(experts | {"RL": policy}), weights=())  # section 4.3, stage two
+    five = {"experts": _named(experts | {"RL": policy}), "weights": ()}
+    final = add("merge", "final", **five)  # section 4.3, stage two
     rows = experts | {"merged experts": merged, "GBA": policy, "final": final}
+    if config.merge.method != "task_arithmetic":  # in every comparison: arXiv 2511.21437
+        scale = SCALES["task_arithmetic"]
+        rows["task arithmetic"] = add("merge", "final_sum", method="task_arithmetic", scale=scale, **five)
     add("evaluate", "evaluate", model={"path": f"base={config.model.path}"}, compare=_named(rows))
     return found
 

@@ -22,7 +22,7 @@ from mmedexpert_jax.merging import kernel
 from mmedexpert_jax.merging.arrays import cpu, finite, rounded
 from mmedexpert_jax.merging.fit import Derived, Stack, fit
 from mmedexpert_jax.merging.interference import Interference, add, measure
-from mmedexpert_jax.merging.lowrank import factors_of
+from mmedexpert_jax.merging.lowrank import Pair, factors_of
 from mmedexpert_jax.merging.methods import Fitted, Setting, combine
 from mmedexpert_jax.merging.spherical import gram_matrix
 from mmedexpert_jax.merging.threshold import Blocks, Bound, Brackets, Counts, by_counting, counted
@@ -240,15 +240,36 @@ class Merge:
         found = combine(base, vectors, 0, self.fitted(name), how, self.fisher(name, index))[1]
         return found.reshape(-1) * np.float32(how.scale)
 
+    def factors(self, name: str) -> Pair | None:
+        """What the merge adds to a matrix, as b [out, r] and a [r, in]: no dense matrix; None where it has no factors.
+
+        A merge in factors has them, and a sum of LoRA experts with coefficients.
+        """
+        how, found = self.how(name), self.fitted(name)
+        if found.factors is not None:
+            b, a = found.factors
+        elif how.linear and all(expert.low_rank(name) for expert in self.experts):
+            pairs = self.units[name].factors(0)
+            own = np.asarray(how.weights) / how.divisor if found.coefficients is None else found.coefficients[:-1]
+            if not pairs:
+                return None
+            b = np.concatenate([b * np.float32(c) for (b, _), c in zip(pairs, own, strict=True)], axis=1)
+            a = np.concatenate([a for _, a in pairs])
+        else:
+            return None
+        if not (finite(b) and finite(a)):
+            self._refuse_infinite(name, None)
+        return b * np.float32(how.scale), a
+
     def tensor(
-        self, name: str, dtype: Any | None, write: Callable[[int, np.ndarray], None]
+        self, name: str, dtype: Any | None, write: Callable[[int, np.ndarray], None] | None
     ) -> dict[str, np.ndarray] | None:
         """Merges one tensor: `write` gets (flat index, merged entries in `dtype`) of every block, from many threads.
 
         Args:
             name: of the tensor.
             dtype: of the output; None: `write` gets what the merge adds, in float32.
-            write: takes a block.
+            write: takes a block; None: only what is measured is computed.
 
         Returns:
             What `interference.measure` found; None where no expert differs from the base, and nothing is changed.
@@ -263,14 +284,15 @@ class Merge:
 
         def one(number: int) -> tuple[dict[str, np.ndarray], bool]:
             merged, sums = self.block(name, *ranges[number], dtype, "" if number % step else full)
-            write(ranges[number][0], merged)
+            if write is not None:
+                write(ranges[number][0], merged)
             return sums, finite(merged)
 
         full = "votes" if low_rank else "all"
         sums: dict[str, np.ndarray] = {}
         in_range = True
         with np.errstate(invalid="ignore", over="ignore"):
-            for found, fits in parallel(one, range(len(ranges))):
+            for found, fits in parallel(one, range(0, len(ranges), step if write is None else 1)):
                 add(sums, found)
                 in_range &= fits
         if not sums:

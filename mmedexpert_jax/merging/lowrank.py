@@ -159,6 +159,18 @@ def truncate(update: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, flo
     return a, b, float(np.sum(values[:kept].astype(np.float64) ** 2)), total
 
 
+def truncate_pair(b: np.ndarray, a: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """`truncate` of b @ a, exactly, from QR of the factors: b [out, r] = Q R, a^T [in, r] = P S, and R S^T is small."""
+    outer, left = np.linalg.qr(b.astype(np.float64))
+    inner, right = np.linalg.qr(a.T.astype(np.float64))
+    u, values, v = np.linalg.svd(left @ right.T)
+    kept = min(rank, len(values))
+    root = np.sqrt(values[:kept])
+    small_a, small_b = np.zeros((rank, a.shape[1]), np.float32), np.zeros((b.shape[0], rank), np.float32)
+    small_a[:kept], small_b[:, :kept] = (root[:, None] * v[:kept]) @ inner.T, outer @ (u[:, :kept] * root)
+    return small_a, small_b, float(np.sum(values[:kept] ** 2)), float(np.sum(values**2))
+
+
 def _krylov(matrix: np.ndarray, rank: int, width: int, total: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Leading singular triples from a space [in, m] grown block by block, and its images [out, m]."""
     start = np.random.default_rng(0).standard_normal((matrix.shape[0], width)).astype(np.float32)

@@ -1,6 +1,6 @@
 """Conflict-aware capability integration (paper section 4.3): the experts of one base become one model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.merging.blockwise import Merge, merged_on_devices, on_devices
 from mmedexpert_jax.merging.interference import Interference
-from mmedexpert_jax.merging.lowrank import truncate
+from mmedexpert_jax.merging.lowrank import Pair, truncate, truncate_pair
 from mmedexpert_jax.merging.methods import METHODS, Switches, switches
 from mmedexpert_jax.merging.parameters import Parameters, Spec, by_expert
 from mmedexpert_jax.merging.vectors import Adapter, Expert, check
@@ -110,7 +110,7 @@ def merge_with_report(
             return as_lora(((name, np.asarray(update)) for name, update in updates), rank, report), report
         return nest(tensors | {name: _moved(tensors[name], update) for name, update in updates}), report
     if rank is not None:
-        return as_lora(((name, update_of(job, name, report)) for name in job.touched), rank, report), report
+        return as_lora(updates_of(job, report), rank, report), report
     merged, report = merge_in_memory(job)
     return nest(merged), report
 
@@ -122,22 +122,27 @@ def expert_of(name: str, expert: Params | Lora) -> Expert:
     return Expert(name, weights=flatten(expert))
 
 
-def update_of(job: Merge, name: str, report: Interference) -> np.ndarray | None:
-    """The sum that a merge adds to one tensor, in float32, noted in the report; None where it changes nothing."""
-    tensor = job.base[name]
-    base = np.zeros(tensor.size, np.float32)
+def updates_of(job: Merge, report: Interference) -> Iterator[tuple[str, np.ndarray | Pair | None]]:
+    """The name of every tensor that may change and what the merge adds to it, noted in the report.
 
-    def write(start: int, merged: np.ndarray) -> None:
-        base[start : start + len(merged)] = merged
+    float32, as factors where the merge has them (`Merge.factors`); None where nothing changes.
+    """
+    for name in job.touched:
+        pair, shape = job.factors(name), job.base[name].shape
+        update = np.zeros(0 if pair else job.base[name].size, np.float32)
 
-    sums = job.tensor(name, None, write)
-    if sums is None:
-        return None
-    report.sums[name] = sums
-    return base.reshape(tensor.shape)
+        def write(start: int, merged: np.ndarray, update: np.ndarray = update) -> None:
+            update[start : start + len(merged)] = merged
+
+        sums = job.tensor(name, None, None if pair else write)
+        if sums is None:
+            yield name, None
+            continue
+        report.sums[name] = sums
+        yield name, pair or update.reshape(shape)
 
 
-def as_lora(updates: Iterator[tuple[str, np.ndarray | None]], rank: int, report: Interference) -> Lora:
+def as_lora(updates: Iterable[tuple[str, np.ndarray | Pair | None]], rank: int, report: Interference) -> Lora:
     """The updates as factors of the given rank: the best in squared error, split evenly between a and b.
 
     Raises:
@@ -150,9 +155,10 @@ def as_lora(updates: Iterator[tuple[str, np.ndarray | None]], rank: int, report:
     for name, update in updates:
         if update is None:
             continue
-        if update.ndim != 2 or not name.endswith(".weight") or name.endswith("embed_tokens.weight"):
+        matrix = isinstance(update, tuple) or update.ndim == 2
+        if not matrix or not name.endswith(".weight") or name.endswith("embed_tokens.weight"):
             raise DataError(f"{name} was changed and is no linear layer's weight: merge to full parameters (no rank)")
-        a, b, kept, total = truncate(update, rank)
+        a, b, kept, total = truncate_pair(*update, rank) if isinstance(update, tuple) else truncate(update, rank)
         factors[name.removesuffix(".weight")] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
         report.add_energy(name, kept, total)
     return Lora(factors=factors, rank=rank, alpha=rank)

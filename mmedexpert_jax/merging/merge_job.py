@@ -16,7 +16,7 @@ from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.fisher import with_fisher
 from mmedexpert_jax.merging.interference import Interference
-from mmedexpert_jax.merging.merge import as_lora, merge_in_memory, update_of
+from mmedexpert_jax.merging.merge import as_lora, merge_in_memory, updates_of
 from mmedexpert_jax.merging.merge_page import write_page
 from mmedexpert_jax.merging.merge_recipe import Loaded, Recipe, fingerprint, is_checkpoint, merge_to_disk
 from mmedexpert_jax.merging.mergekit import read_mergekit
@@ -129,6 +129,8 @@ def expert_paths(config: ConfigDict) -> dict[str, str]:
 def _write(recipe: Recipe, config: ConfigDict, run: Run) -> Interference | None:
     """The output that is asked for; None for a recipe, which is not applied here."""
     export = run.path / "export"
+    if config.get("result") == "recipe" and config.get("rank"):
+        raise ConfigError("config.rank writes an adapter, config.result=recipe no weights: leave one of them out")
     if config.get("result") == "recipe":
         recipe.open()  # so that what is wrong is said now
         recipe.write(export / "model")
@@ -140,8 +142,7 @@ def _write(recipe: Recipe, config: ConfigDict, run: Run) -> Interference | None:
     if config.get("rank"):
         job = recipe.open()
         with run.progress(len(job.touched), label="merge") as progress:
-            updates = _counted(((name, update_of(job, name, interference)) for name in job.touched), progress.update)
-            lora: Lora = as_lora(updates, config.rank, interference)
+            lora: Lora = as_lora(_counted(updates_of(job, interference), progress.update), config.rank, interference)
         _refuse_unchanged(interference)
         adapters.save_peft(export / "adapter", lora, recipe.base, decoder_only=not _has_tower(job))
         return interference
@@ -173,7 +174,7 @@ def _through_memory(recipe: Recipe, config: ConfigDict, export: Path) -> Interfe
     job = recipe.open(Loaded(flatten(params), trace(recipe.base)[0]))
     if config.get("rank"):
         interference = Interference(tuple(recipe.experts))
-        lora = as_lora(((name, update_of(job, name, interference)) for name in job.touched), config.rank, interference)
+        lora = as_lora(updates_of(job, interference), config.rank, interference)
         adapters.save_peft(export / "adapter", lora, recipe.base)
         return interference
     merged, interference = merge_in_memory(job)

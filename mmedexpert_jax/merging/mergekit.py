@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -55,8 +55,8 @@ class File(msgspec.Struct, forbid_unknown_fields=True):
     slices: list[OutputSlice] | None = None
     base_model: str | None = None
     parameters: Given = None
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    out_dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    dtype: str | None = None
+    out_dtype: str | None = None
     tokenizer_source: str | None = None
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
@@ -145,7 +145,16 @@ def read_mergekit(path: str | Path) -> Recipe:
     else:
         recipe = _stack(path, file)
     _check_tokenizer(path, file, recipe)
-    return replace(recipe, dtype=file.out_dtype or file.dtype or "", chat_template=_template(path, file))
+    dtypes = [_dtype(path, key, getattr(file, key)) for key in ("out_dtype", "dtype")]
+    return replace(recipe, dtype=dtypes[0] or dtypes[1], chat_template=_template(path, file))
+
+
+def _dtype(path: str | Path, key: str, given: str | None) -> str:
+    """A dtype by name, with or without "torch." as in mergekit; empty for none."""
+    name = (given or "").removeprefix("torch.")
+    if name not in ("", "float32", "float16", "bfloat16"):
+        raise ConfigError(f"{path}: key {key} must be float32, float16 or bfloat16; found {border.shown(given)}")
+    return name
 
 
 def _merge(path: str | Path, file: File, inputs: list[Input], shared: list[Given], base_model: str | None) -> Recipe:
@@ -159,7 +168,9 @@ def _merge(path: str | Path, file: File, inputs: list[Input], shared: list[Given
     if base_model and file.models is not None:  # mergekit adds it as the last input
         own.setdefault(base_model, {})
     whole = method.inputs or not base_model
-    base = base_model or inputs[0].model
+    base = base_model or inputs[0].model.partition("+")[0]
+    if "+" in base:
+        raise ConfigError(f"{path}: base_model {base} has an adapter; merge that one first, and name the result here")
     experts = {model: given for model, given in own.items() if whole or model != base}
     if not experts:
         raise ConfigError(f"{path}: no model but base_model is named")
@@ -268,10 +279,11 @@ def _stack(path: str | Path, file: File) -> Recipe:
         base_model = base_model if base_model in [one.model for one in inputs] else None
         merge = _merge(path, file, inputs, [part.parameters, file.parameters], base_model)
         ranges = {source.model: source.layer_range for source in part.sources}
+        first = part.sources[0].layer_range
         lengths = {stop - start for start, stop in ranges.values()}
         if len(lengths) > 1 or min(lengths) <= 0 or any(start < 0 for start, _ in ranges.values()):
             raise ConfigError(f"{place}: layer_range must be as many layers of each source, from 0 on")
-        named = {name: ranges[model] for name, model in merge.experts.items()} | {"": ranges[merge.base]}
+        named = {name: ranges[model] for name, model in merge.experts.items()} | {"": ranges.get(merge.base, first)}
         for model, (_, stop) in ranges.items():
             if (count := _layers(model)) and stop > count:
                 raise ConfigError(f"{place}: layer_range ends at {stop}, but {model} has {count} layers")

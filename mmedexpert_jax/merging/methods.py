@@ -249,6 +249,17 @@ class Setting:
         return self.kind.keep in ("ranked", "important") or self.kind.join == "rows" or self.in_factors
 
     @property
+    def divisor(self) -> float:
+        """Of a weighted sum."""
+        found = {"none": 1.0, "weights": sum(self.weights), "count": len(self.weights)}[self.rule.denominator]
+        return found if abs(found) > 1e-8 else 1.0
+
+    @property
+    def linear(self) -> bool:
+        """True where the merged vector is a sum of whole vectors with coefficients: it has factors where they do."""
+        return self.kind.keep == "all" and self.kind.join in ("sum", "span") and not self.kind.whole
+
+    @property
     def moves_base(self) -> bool:
         """True where tensors that no expert changed change nevertheless: a weighted sum whose weights are not 1."""
         return self.method == "weight_sum" and self.rule.denominator == "none" and sum(self.weights) != 1
@@ -609,11 +620,8 @@ def pair_share(weights: Sequence[float]) -> float:
 
 
 def _weighted_sum(kept: Rows, how: Setting) -> Array:
-    summed = _linear(kept, how.weights)
-    if how.rule.denominator == "none":
-        return summed
-    divisor = sum(how.weights) if how.rule.denominator == "weights" else len(how.weights)
-    return summed / np.float32(divisor if abs(divisor) > 1e-8 else 1)
+    summed, divisor = _linear(kept, how.weights), how.divisor
+    return summed if divisor == 1 else summed / np.float32(divisor)
 
 
 def _by_mass(kept: Rows, masses: Array) -> Array:

@@ -11,7 +11,7 @@ from mmedexpert_jax.errors import Interrupted
 from mmedexpert_jax.launch import load_config, pipeline
 from mmedexpert_jax.launch.cli import main
 
-ROWS = ["base", "AM", "CAH", "BS", "CSI", "merged experts", "GBA", "final"]
+ROWS = ["base", "AM", "CAH", "BS", "CSI", "merged experts", "GBA", "final", "task arithmetic"]
 
 
 class Trainer:
@@ -87,7 +87,7 @@ def test_the_paper_in_order_through_interruptions(command, tiny_checkpoint, caps
         assert column in lines[0]
     out = capsys.readouterr().out
     assert lines[0] in out and "configs/export.py:mini --config.model.path=run/final" in out
-    assert out.count("Experts disagree in sign on") == 2, "each merge says who won the elections"
+    assert out.count("Experts disagree in sign on") == 3, "each merge says who won the elections"
     assert any(line.startswith("| RL ") for line in out.splitlines()), "what becomes of the RL vector"
 
     assert list(json.loads(Path("run/STATUS.json").read_text())["summary"]["accuracy"]) == ROWS
@@ -111,7 +111,7 @@ def test_every_benchmark_has_a_table(command, other_benchmark, capsys):
     text, out = Path("run/table.md").read_text(), capsys.readouterr().out
     for name in ("mmedexpert_mini", "omnimedvqa"):
         _, found, rows = text.partition(f"{name}: Accuracy")
-        assert found and [line.split("|")[1].strip() for line in rows.splitlines()[4:12]] == ROWS
+        assert found and [line.split("|")[1].strip() for line in rows.splitlines()[4:13]] == ROWS
     assert text in out
     accuracies = json.loads(Path("run/STATUS.json").read_text())["summary"]["accuracy"]
     assert {name: list(models) for name, models in accuracies.items()} == {"mmedexpert_mini": ROWS, "omnimedvqa": ROWS}

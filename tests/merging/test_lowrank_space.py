@@ -1,10 +1,13 @@
 """Merges in the space of LoRA factors against the authors' formulas, written out by hand on dense matrices."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging import lowrank, merge, merge_stack, setting
+from mmedexpert_jax.merging import lowrank, merge, merge_stack, merge_with_report, setting
+from mmedexpert_jax.merging.merge_page import page
 from mmedexpert_jax.models.tree import flatten
 
 OUT, IN, RANK, EXPERTS = 12, 10, 2, 3
@@ -128,3 +131,29 @@ def test_entries_are_merged_in_a_space(pairs, space):
     np.testing.assert_allclose(found, left @ inner @ right.T, rtol=1e-4, atol=1e-4)
     total = merged_update(pairs, method="task_arithmetic", density=1.0, space=space)
     np.testing.assert_allclose(total, sum(b @ a for b, a in pairs), rtol=1e-4, atol=1e-4)
+
+
+SUMS = {"task_arithmetic": (1.0, 2.0, 0.5), "average": np.array([1.0, 2.0, 0.5]) / 3.5}
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "average", "tsv_m", "ties in the core space"])
+def test_a_rank_is_cut_from_factors(pairs, method, monkeypatch):
+    """The best of rank 3 of the dense result, and its share of the energy; no dense matrix is decomposed or written."""
+    monkeypatch.setattr(sys.modules["mmedexpert_jax.merging.merge"], "truncate", None)
+    name, _, space = method.partition(" in the ")
+    options = {"method": name, "density": 0.5, "space": space.removesuffix(" space"), "scale": 1.5}
+    options |= {"weights": [1.0, 2.0, 0.5]} if name in SUMS else {}
+    base = {"q_proj": {"weight": np.zeros((OUT, IN), np.float32)}}
+    experts = {str(k): lora(pair) for k, pair in enumerate(pairs)}
+    found, report = merge_with_report(base, experts, rank=3, **options)
+    dense = merged_update(pairs, **options)
+    if name in SUMS:
+        by_hand = sum(c * b @ a for c, (b, a) in zip(SUMS[name], pairs, strict=True))
+        np.testing.assert_allclose(dense, 1.5 * by_hand, rtol=1e-4, atol=1e-4)
+    u, s, v = svd(dense)
+    factors = found.factors["q_proj"]
+    np.testing.assert_allclose(factors["b"] @ factors["a"], u[:, :3] * s[:3] @ v[:3], atol=1e-4)
+    kept = (s[:3] ** 2).sum() / (s**2).sum()
+    assert report.kept_energy == pytest.approx(kept, rel=1e-4)
+    assert f"The adapter's rank keeps {100 * kept:.0f} % of the merged update's energy" in report.sentence()
+    assert "Energy kept at the rank" in page(report, {})

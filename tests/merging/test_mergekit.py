@@ -51,6 +51,14 @@ def models(tmp_path_factory):
         (folder / name).mkdir()
         save_file(moved, folder / name / "model.safetensors", {"format": "pt"})
         (folder / name / "config.json").write_text(json.dumps(config))
+    factors = {
+        f"model.layers.{layer}.mlp.up_proj": {
+            "a": rng.standard_normal((2, 8)).astype(np.float32),
+            "b": rng.standard_normal((12, 2)).astype(np.float32),
+        }
+        for layer in range(3)
+    }
+    adapters.save_peft(folder / "lora", adapters.Lora(factors, 2, 2.0), str(folder / "base"), decoder_only=True)
     return folder
 
 
@@ -130,6 +138,19 @@ slices:
     parameters: {{scale: [{{filter: o_proj, value: 0.0}}, {{filter: down_proj, value: 0.5}}, {{value: 1.0}}]}}
 dtype: bfloat16
 """,
+    "an adapter first": """
+merge_method: linear
+models:
+- {{model: {0}/base+{0}/lora, parameters: {{weight: 0.3}}}}
+- {{model: {0}/two, parameters: {{weight: 1}}}}
+out_dtype: torch.bfloat16
+""",
+    "layers of an adapted model": """
+merge_method: passthrough
+slices:
+- sources: [{{model: {0}/base+{0}/lora, layer_range: [1, 3]}}]
+- sources: [{{model: {0}/two, layer_range: [0, 1]}}]
+""",
     "nuslerp by columns": """
 merge_method: nuslerp
 base_model: {0}/base
@@ -144,7 +165,7 @@ parameters: {{nuslerp_flatten: false, nuslerp_row_wise: true}}
 def compare(folder, text):
     """Ours against mergekit's result of one file."""
     (folder / "m.yaml").write_text(text)
-    options = MergeOptions(copy_tokenizer=False, write_model_card=False)
+    options = MergeOptions(copy_tokenizer=False, write_model_card=False, lora_merge_cache=str(folder / "loras"))
     with mock.patch("transformers.Qwen2Config.validate"):  # it refuses the config that mergekit writes of a stack
         run_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), str(folder / "theirs"), options)
     merge_to_disk(read_mergekit(folder / "m.yaml"), folder / "ours")
@@ -157,7 +178,7 @@ def compare(folder, text):
         np.testing.assert_allclose(mine, peer, rtol=coarse, atol=2e-6, err_msg=f"{name} {text}")
     configs = [json.loads((folder / name / "config.json").read_text()) for name in ("ours", "theirs")]
     assert configs[0]["num_hidden_layers"] == configs[1]["num_hidden_layers"]
-    dtypes = {(config.get("dtype") or config.get("torch_dtype")) for config in configs}
+    dtypes = {(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.") for config in configs}
     assert dtypes == {next(iter(theirs.values())).dtype.name}
 
 
@@ -238,6 +259,7 @@ def test_what_a_mergekit_file_asks_for_in_vain(models, tmp_path):
         "merge_method 'evolve' is unknown here": f"{{merge_method: evolve, {pair}}}",
         "parameter filter_wise must be true or false": f"{{merge_method: model_stock, base_model: {base}, "
         f"models: [{{model: {one}}}, {{model: {two}}}], parameters: {{filter_wise: 1}}}}",
+        "base_model .* has an adapter": f"{{merge_method: ties, base_model: {base}+{base}, {pair}}}",
         "ties needs base_model": f"{{merge_method: ties, {pair}}}",
         "slices is empty": f"{{{ties}, slices: []}}",
         "either models or slices": f"{{{ties}}}",
@@ -246,7 +268,7 @@ def test_what_a_mergekit_file_asks_for_in_vain(models, tmp_path):
         "unknown key modules": f"{{{ties}, modules: {{}}}}",
         "key models: must be ": f"{{{ties}, models: abc}}",
         r"key models\[0\].parameters: must be object": f"{{{ties}, models: [{{model: {one}, parameters: [1, 2]}}]}}",
-        "key dtype: .*int3": f"{{{ties}, {pair}, dtype: int3}}",
+        "key dtype must be float32, float16 or bfloat16; found 'int3'": f"{{{ties}, {pair}, dtype: int3}}",
         r"key slices\[0\]: must be object": f"{{{ties}, slices: [null]}}",
         "parameter 'gamma' of one is none of its own": f"{{{ties}, models: [{{model: {one}, "
         "parameters: {weight: 1, gamma: 1}}]}",
