@@ -2,7 +2,7 @@
 
 import filecmp
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,66 @@ def vocabularies(expert: Path, base: Path) -> np.ndarray | None:
         return None  # of another family: its shapes, or nothing, will say so
     index[list(shared)] = list(shared.values())
     return index
+
+
+def union(base: Path, experts: Iterable[Path]) -> dict[str, int]:
+    """Token -> row: the base's tokens at their rows, behind them those that only experts have (mergekit's union).
+
+    Raises:
+        DataError: a model without tokenizer.json or vocab_size.
+    """
+    tokens = _known(base)
+    for folder in experts:
+        own = _known(folder)
+        for token in sorted(own, key=lambda token: own[token]):
+            tokens.setdefault(token, max(tokens.values()) + 1)
+    return tokens
+
+
+def rows_of(tokens: Mapping[str, int], folder: Path) -> np.ndarray:
+    """The row that a model has for each row of a vocabulary, -1 for none."""
+    index, own = np.full(max(tokens.values()) + 1, -1, np.int64), _known(folder)
+    for token in own.keys() & tokens.keys():
+        index[tokens[token]] = own[token]
+    return index
+
+
+def enlarged(
+    tokens: Mapping[str, int], base: Mapping[str, Any], folder: Path, experts: Mapping[Path, Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """The base's embedding and output layer over a vocabulary; a token that it lacks is the mean of the experts' rows.
+
+    Of a token that one expert alone knows that is its own row, which the merge therefore keeps (mergekit's default).
+
+    Args:
+        tokens: of `union`.
+        base: its tensors.
+        folder: the base's.
+        experts: tensors by directory.
+    """
+    index, found = rows_of(tokens, folder), {}
+    for key in (EMBEDDING, HEAD):
+        if key not in base:
+            continue
+        rows = np.zeros((len(index), base[key].shape[1]), np.float32)
+        count = np.zeros(len(index))
+        for directory, tensors in experts.items():
+            own = rows_of(tokens, directory)
+            known = (own >= 0) & (index < 0)
+            rows[known] += np.asarray(tensors.get(key, tensors[EMBEDDING]))[own[known]]
+            count += known
+        rows /= np.maximum(count, 1)[:, None].astype(np.float32)
+        rows[index >= 0] = np.asarray(base[key])[index[index >= 0]]
+        found[key] = rows.astype(base[key].dtype)
+    return found
+
+
+def _known(folder: Path) -> dict[str, int]:
+    """Token -> row of those that have a row."""
+    rows, file = _rows(folder), folder / "tokenizer.json"
+    if not (rows and file.exists()):
+        raise DataError(f"{folder}: a union of vocabularies needs tokenizer.json and vocab_size of every model")
+    return {token: row for token, row in _tokens(file).items() if row < rows}
 
 
 def _by_token(own: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """safetensors checkpoints as views of their files, and a writer that fills shards in place and resumes after a kill."""
 
+import copy
 import hashlib
 import json
 import os
@@ -26,14 +27,14 @@ class Checkpoint(Mapping[str, np.ndarray]):
     Args:
         directory: with model.safetensors, or shards and model.safetensors.index.json.
 
-    `stored` gives the names under which the files have them.
+    `stored` gives the names under which the files have them, `tokens` another vocabulary than tokenizer.json's.
 
     Raises:
         DataError: no weights, a broken or quantised file, or a shard that is missing.
     """
 
     def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
+        self.directory, self.tokens = Path(directory), dict[str, int]()
         self.stored: dict[str, str] = {}
         self._views: dict[str, np.ndarray] = {}
         for file in self._shards():
@@ -49,6 +50,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._views)
+
+    def over(self, tokens: dict[str, int], tensors: Mapping[str, np.ndarray]) -> "Checkpoint":
+        """The same with another vocabulary, whose tensors stand in the place of the files'."""
+        found = copy.copy(self)
+        found.tokens, found._views = tokens, self._views | dict(tensors)
+        return found
 
     def fingerprint(self) -> list[list]:
         """Names, sizes and times of the files: what changes when the weights do."""
@@ -73,7 +80,8 @@ def copy_settings(source: Path, target: Path, changes: Mapping[str, Any] | None 
         source: directory of the model.
         target: directory.
         changes: `dtype` of the weights, `num_hidden_layers`, and `layers`, which of the source's each layer is, for
-            config.json; `chat_template`, for a file of its own.
+            config.json; `chat_template`, for a file of its own; `tokens`, token -> row, which tokenizer.json and
+            vocab_size take in.
     """
     for pattern in _SETTINGS:
         for file in source.glob(pattern):
@@ -86,6 +94,8 @@ def copy_settings(source: Path, target: Path, changes: Mapping[str, Any] | None 
         name = f"{str(code).partition('.')[0]}.py"
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    if changes and "tokens" in changes:
+        _add_tokens(target / "tokenizer.json", changes["tokens"])
     if changes and "chat_template" in changes:
         files.write_text(target / "chat_template.jinja", changes["chat_template"])
     if changes:
@@ -101,11 +111,25 @@ def _change(config: dict[str, Any], changes: Mapping[str, Any]) -> None:
     if dtype := changes.get("dtype"):
         present = [key for key in ("dtype", "torch_dtype") if key in config]
         config |= dict.fromkeys(present or (["torch_dtype"] if "architectures" in config else []), dtype)
+    if "tokens" in changes and "vocab_size" in config:
+        config["vocab_size"] = max(changes["tokens"].values()) + 1
     if "num_hidden_layers" in changes and "num_hidden_layers" in config:
         kinds = config.get("layer_types")
         if isinstance(kinds, list):
             config["layer_types"] = [kinds[number] for number in changes["layers"]]
         config["num_hidden_layers"] = changes["num_hidden_layers"]
+
+
+def _add_tokens(file: Path, tokens: Mapping[str, int]) -> None:
+    """Tokens behind the last one that a tokenizer knows, as what transformers' add_tokens adds."""
+    content = files.read_json(file)
+    vocabulary = content["model"]["vocab"]
+    known = set(vocabulary if isinstance(vocabulary, dict) else (token for token, _ in vocabulary))
+    known |= {entry["content"] for entry in content["added_tokens"]}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False) | {"normalized": True}
+    added = [{"id": row, "content": token} | plain for token, row in tokens.items() if token not in known]
+    content["added_tokens"] += sorted(added, key=lambda entry: entry["id"])
+    files.write_json(file, content)
 
 
 def chat_template(directory: Path) -> str:

@@ -148,7 +148,7 @@ def _write(recipe: Recipe, config: ConfigDict, run: Run) -> Interference | None:
         return interference
     with run.progress(1, label="merge") as progress:
         interference = merge_to_disk(recipe, export / "model", lambda done, total: progress.update(done / total))
-    if recipe.slices:
+    if recipe.slices or (config.get("mergekit") and not interference.sums):  # a model may be written as it is there
         return None
     _refuse_unchanged(interference)
     return interference

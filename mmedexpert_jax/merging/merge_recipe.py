@@ -11,7 +11,7 @@ import numpy as np
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.lora import Lora, load_peft
-from mmedexpert_jax.merging.alignment import aligned, layers, vocabularies
+from mmedexpert_jax.merging.alignment import aligned, enlarged, layers, rows_of, union, vocabularies
 from mmedexpert_jax.merging.blockwise import Merge, Merges
 from mmedexpert_jax.merging.checkpoint import (
     SHARD_BYTES,
@@ -98,7 +98,9 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
     else:
         found = _read_orbax(directory)
     if not isinstance(found, Lora):
-        weights, notes = aligned(found, base, name, vocabularies(directory, base.directory))
+        tokens = getattr(base, "tokens", None)
+        rows = rows_of(tokens, directory) if tokens else vocabularies(directory, base.directory)
+        weights, notes = aligned(found, base, name, rows)
         return Expert(name, weights, tuple(loaded), paths=paths, notes=notes)
     start = (files.read_json(directory / "config.json") or {}).get("model", {}).get("path", "")
     under = Expert(name) if start_only else open_expert(name, start, base)
@@ -187,6 +189,7 @@ class Recipe:
         dtype: of the output; empty: the base's.
         chat_template: of the result; empty: the base's, or where it has none the one that all experts have.
         slices: of a stack, whose layers come from several merges; then `experts` is what they name in all.
+        tokenizer: "union" for the tokens of all models, else the base's.
         fisher: directory with a checkpoint of each expert's Fisher information, by its name; empty: none.
     """
 
@@ -197,6 +200,7 @@ class Recipe:
     dtype: str = ""
     chat_template: str = ""
     slices: tuple[Slice, ...] = ()
+    tokenizer: str = ""
     fisher: str = ""
 
     def open(self, base: Base | None = None) -> Merge:
@@ -209,6 +213,9 @@ class Recipe:
         if self.slices:
             raise ConfigError("a stack of slices is merged into a model alone: leave out rank, sweep and result=recipe")
         base = base or open_base(self.base)
+        if self.tokenizer == "union" and isinstance(base, Checkpoint):
+            tokens, others = self._union(), {folder: Checkpoint(folder) for folder in self._folders()}
+            base = base.over(tokens, enlarged(tokens, base, base.directory, others))
         how = replace(self.parameters, names=tuple(base), stored=getattr(base, "stored", {}), _settings={})
         how.check()
         experts = tuple(open_expert(name, path, base, name in self.start_only) for name, path in self.experts.items())
@@ -240,10 +247,21 @@ class Recipe:
         found: dict[str, Any] = {"dtype": self.dtype} if self.dtype else {}
         if template := self.chat_template or self._template_of_experts():
             found["chat_template"] = template
+        if self.tokenizer == "union":
+            found["tokens"] = self._union()
         if self.slices:
             found["num_hidden_layers"] = sum(part.count for part in self.slices)
             found["layers"] = [n for part in self.slices for n in range(*part.ranges[""])]
         return found
+
+    def _folders(self) -> list[Path]:
+        """Of the experts' full models, but the base's own."""
+        base = trace(self.base)[0]
+        found = dict.fromkeys(trace(path.partition("+")[0])[0] for path in self.experts.values())
+        return [folder for folder in found if not _same(folder, base)]
+
+    def _union(self) -> dict[str, int]:
+        return union(trace(self.base)[0], self._folders())
 
     def _template_of_experts(self) -> str:
         """The chat template that all experts with a tokenizer of their own share, where the base has none."""
@@ -261,6 +279,7 @@ class Recipe:
             "start_only": list(self.start_only),
             "dtype": self.dtype,
             "parameters": self.parameters.to_json(),
+            "tokenizer": self.tokenizer,
             "fisher": self.fisher and str(Path(self.fisher).resolve()),
         }
         with files.writing(folder):
@@ -285,8 +304,9 @@ def read_recipe(path: str | Path) -> Recipe:
             space=values.get("space", ""),
             compress=values.get("compress", 0),
         )
-        start_only, fisher = tuple(content["start_only"]), content.get("fisher", "")
-        return Recipe(content["base"], content["experts"], parameters, start_only, content["dtype"], fisher=fisher)
+        more = {key: content.get(key, "") for key in ("tokenizer", "fisher")}
+        start_only = tuple(content["start_only"])
+        return Recipe(content["base"], content["experts"], parameters, start_only, content["dtype"], **more)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file}: not a recipe of a merge ({error}); write it again with --config.result=recipe"

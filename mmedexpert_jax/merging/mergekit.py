@@ -144,7 +144,7 @@ def read_mergekit(path: str | Path) -> Recipe:
         recipe = _merge(path, file, file.models, [file.parameters], file.base_model)
     else:
         recipe = _stack(path, file)
-    _check_tokenizer(path, file, recipe)
+    recipe = replace(recipe, tokenizer=_tokenizer(path, file, recipe))
     dtypes = [_dtype(path, key, getattr(file, key)) for key in ("out_dtype", "dtype")]
     return replace(recipe, dtype=dtypes[0] or dtypes[1], chat_template=_template(path, file))
 
@@ -305,23 +305,28 @@ def _layers(model: str) -> int:
     return count if isinstance(count, int) else 0
 
 
-def _check_tokenizer(path: str | Path, file: File, recipe: Recipe) -> None:
-    """The result has the base's tokenizer: any other source must have the same tokens."""
+def _tokenizer(path: str | Path, file: File, recipe: Recipe) -> str:
+    """Empty for the base's, to which any other must be equal; "union" where the result has the tokens of all models."""
     if file.tokenizer and file.tokenizer_source:
         raise ConfigError(f"{path}: give either tokenizer or tokenizer_source")
     key, source = "tokenizer_source", file.tokenizer_source
     if file.tokenizer:
         key, source = "tokenizer.source", file.tokenizer.source
     if source in (None, "base", recipe.base):
-        return
+        return ""
     models = list(recipe.experts.values()) if source == "union" else [source]
-    base = trace(recipe.base.partition("+")[0])[0]
-    for model in models:
-        if vocabularies(trace(model.partition("+")[0])[0], base) is not None:
-            raise ConfigError(
-                f"{path}: {key}: {border.shown(source)} has no counterpart here, since {model} has other tokens than "
-                "the base; give base, which keeps the base's tokens and takes the experts' rows of those"
-            )
+    base = trace(recipe.base)[0]
+    others = [model for model in models if vocabularies(trace(model.partition("+")[0])[0], base) is not None]
+    if not others:
+        return ""
+    place = f"{path}: {key}: {border.shown(source)}"
+    if source != "union":
+        raise ConfigError(f"{place}: {others[0]} has other tokens than the base; give base, or union for those of both")
+    if recipe.slices or not file.base_model:
+        raise ConfigError(
+            f"{place}: {others[0]} has other tokens; a union needs base_model, and models in place of slices"
+        )
+    return "union"
 
 
 def _template(path: str | Path, file: File) -> str:

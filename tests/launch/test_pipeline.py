@@ -86,7 +86,7 @@ def test_the_paper_in_order_through_interruptions(command, tiny_checkpoint, caps
     for column in ("accuracy", "AM", "CAH", "BS", "CSI", "gain over base"):
         assert column in lines[0]
     out = capsys.readouterr().out
-    assert lines[0] in out and "configs/export.py:mini --config.model.path=run/final" in out
+    assert lines[0] in out and "export:mini model.path=run/final" in out
     assert out.count("Experts disagree in sign on") == 3, "each merge says who won the elections"
     assert any(line.startswith("| RL ") for line in out.splitlines()), "what becomes of the RL vector"
 

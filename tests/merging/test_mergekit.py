@@ -1,10 +1,12 @@
 """mergekit's files: the same merge as mergekit 0.1.5 makes of them, element by element, or a refusal by name."""
 
 import json
+import shutil
 from unittest import mock
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
@@ -13,8 +15,8 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from peft import PeftModel
-from safetensors.numpy import save_file
-from transformers import AutoModelForCausalLM
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.errors import ConfigError
@@ -185,6 +187,35 @@ def compare(folder, text):
 @pytest.mark.parametrize("method", FILES)
 def test_a_mergekit_file_does_the_same_merge(models, tmp_path, method):
     compare(tmp_path, FILES[method].format(models))
+
+
+def test_a_union_of_vocabularies_has_every_token_s_row(models, tmp_path):
+    """Base, an expert with another order and a token more, one with another token more: row by token as mergekit's."""
+    words = ["<|endoftext|>", *(f"w{number}" for number in range(19))]  # which the tokenizers of Qwen2 add
+    vocabularies = {"base": words, "one": [*words[::-1], "fever"], "two": [*words, "cough"]}
+    for name, tokens in vocabularies.items():
+        shutil.copytree(models / name, tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text()) | {"vocab_size": len(tokens)}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        tensors = load_file(models / name / "model.safetensors")
+        more = np.full((len(tokens) - 20, 8), len(name), np.float32)
+        tensors["model.embed_tokens.weight"] = np.concatenate([tensors["model.embed_tokens.weight"], more])
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+        model = tokenizers.models.WordLevel({token: row for row, token in enumerate(tokens)}, words[0])
+        PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(model)).save_pretrained(tmp_path / name)
+    text = FILES["ties"].format(tmp_path) + "tokenizer_source: union\n"
+    (tmp_path / "m.yaml").write_text(text)
+    run_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), str(tmp_path / "theirs"), MergeOptions())
+    merge_to_disk(read_mergekit(tmp_path / "m.yaml"), tmp_path / "ours")
+    ours, theirs = Checkpoint(tmp_path / "ours"), Checkpoint(tmp_path / "theirs")
+    rows = [AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() for name in ("ours", "theirs")]
+    assert set(rows[0]) == set(rows[1]) == {*words, "fever", "cough"}
+    assert len(ours["model.embed_tokens.weight"]) == 22
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["vocab_size"] == 22
+    for token, row in rows[0].items():
+        mine, peer = ours["model.embed_tokens.weight"][row], theirs["model.embed_tokens.weight"][rows[1][token]]
+        np.testing.assert_allclose(mine, peer, rtol=1e-5, atol=2e-6, err_msg=token)
+    np.testing.assert_allclose(ours["model.norm.weight"], theirs["model.norm.weight"], rtol=1e-5)
 
 
 NUMBER = st.sampled_from((0.0, 0.25, 0.6, 1.0))
