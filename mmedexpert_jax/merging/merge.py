@@ -36,6 +36,7 @@ def merge(
     normalize_vectors: str = "none",
     space: str = "",
     fisher: Mapping[str, Params] | None = None,
+    report: Interference | None = None,
 ) -> dict[str, Any] | Lora:
     """theta_base + scale * F(tau_1, ..., tau_K), with tau_k = theta_k - theta_base (equations 6 and 7).
 
@@ -58,6 +59,7 @@ def merge(
         normalize_vectors: "tensor", "module", "global" or "median" gives task vectors one magnitude first (`Switches`).
         space: "core" or "knots": matrices are merged in the basis that the experts' factors span; "": as they are.
         fisher: for "fisher" and "sar": name -> diagonal of the expert's Fisher information (`merging.fisher.diagonal`).
+        report: takes where the experts interfere; None: nobody asks.
 
     Returns:
         Parameters with the keys, shapes and dtypes of `base` (tensors that no expert changed are passed through
@@ -67,27 +69,6 @@ def merge(
         ConfigError: an unknown method or preset, weights that do not fit the experts, a density outside [0, 1].
         DataError: an expert with missing, extra, misshapen or non-finite tensors, named.
     """
-    options = (method, preset, density, weights, scale, rank, gamma, epsilon, seed, normalize_vectors, space, fisher)
-    return merge_with_report(base, experts, *options)[0]
-
-
-def merge_with_report(
-    base: Params,
-    experts: Mapping[str, Params | Lora],
-    method: str = "ties",
-    preset: str | Switches = "paper",
-    density: Spec | Mapping[str, Spec] = 0.2,
-    weights: Sequence[Spec] | Mapping[str, Spec] | None = None,
-    scale: Spec = 1.0,
-    rank: int | None = None,
-    gamma: Spec | Mapping[str, Spec] = 0.01,
-    epsilon: Spec | Mapping[str, Spec] = 0.15,
-    seed: int = 0,
-    normalize_vectors: str = "none",
-    space: str = "",
-    fisher: Mapping[str, Params] | None = None,
-) -> tuple[dict[str, Any] | Lora, Interference]:
-    """`merge`, and where the experts interfered."""
     tensors = flatten(base)
     names = tuple(experts)
     given = {"density": density, "gamma": gamma, "epsilon": epsilon, "scale": scale}
@@ -100,19 +81,27 @@ def merge_with_report(
     how.check()
     found = [expert_of(name, expert) for name, expert in experts.items()]
     if fisher is not None:
-        found = [replace(one, fisher=flatten(fisher[one.name])) for one in found if one.name in fisher]
+        known = {name: flatten(tree) for name, tree in fisher.items()}
+        found = [replace(one, fisher=known.get(one.name)) for one in found]
     job = Merge(tensors, tuple(found), how)
     check(tensors, job.experts)
-    report = Interference(names)
+    report = Interference(names) if report is None else report
     if on_devices(tensors):
         updates = merged_on_devices(job, report)
         if rank is not None:
-            return as_lora(((name, np.asarray(update)) for name, update in updates), rank, report), report
-        return nest(tensors | {name: _moved(tensors[name], update) for name, update in updates}), report
+            return as_lora(((name, np.asarray(update)) for name, update in updates), rank, report)
+        return nest(tensors | {name: _moved(tensors[name], update) for name, update in updates})
     if rank is not None:
-        return as_lora(updates_of(job, report), rank, report), report
-    merged, report = merge_in_memory(job)
-    return nest(merged), report
+        return as_lora(updates_of(job, report), rank, report)
+    return nest(merge_in_memory(job, report=report)[0])
+
+
+def merge_with_report(
+    base: Params, experts: Mapping[str, Params | Lora], *options: Any, **named: Any
+) -> tuple[dict[str, Any] | Lora, Interference]:
+    """`merge`, and where the experts interfered."""
+    report = Interference(tuple(experts))
+    return merge(base, experts, *options, **named, report=report), report
 
 
 def expert_of(name: str, expert: Params | Lora) -> Expert:
@@ -164,15 +153,18 @@ def as_lora(updates: Iterable[tuple[str, np.ndarray | Pair | None]], rank: int, 
     return Lora(factors=factors, rank=rank, alpha=rank)
 
 
-def merge_in_memory(job: Merge, into: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Interference]:
+def merge_in_memory(
+    job: Merge, into: Mapping[str, Any] | None = None, report: Interference | None = None
+) -> tuple[dict[str, Any], Interference]:
     """All tensors of the merged model by name, and where the experts interfered.
 
     Args:
         job: the merge.
         into: the base's tensors, whose dtypes the result has; None: `job.base`. Those that nobody changed are shared.
+        report: takes where the experts interfere; None: a new one.
     """
     tensors = dict(job.base if into is None else into)
-    report = Interference(tuple(expert.name for expert in job.experts))
+    report = Interference(tuple(expert.name for expert in job.experts)) if report is None else report
     for name in job.touched:
         tensor = tensors[name]
         out = np.empty(tensor.size, tensor.dtype)

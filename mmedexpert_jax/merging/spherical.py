@@ -114,15 +114,7 @@ def model_stock(gram: Array, weights: Array) -> Array:
     Source: Jang et al. 2024 (arXiv 2403.19522), equation 6, per tensor as in mergekit `model_stock`; needs K >= 2 and
     knows no weights. Where the denominator vanishes, the base stays.
     """
-    xp = namespace(gram)
-    size = len(gram)
-    norms = xp.sqrt(xp.diagonal(gram))
-    cosines = xp.clip(gram / xp.maximum(norms[:, None] * norms[None, :], 1e-6), -1, 1)
-    cosine = xp.sum(xp.triu(cosines, 1)) / (size * (size - 1) / 2)
-    denominator = 1 + (size - 1) * cosine
-    singular = abs(denominator) < 1e-6
-    t = xp.where(singular, 0, size * cosine / xp.where(singular, 1, denominator))
-    return xp.ones_like(weights) * t / size
+    return stock_coefficients(gram[..., None])[:, 0]
 
 
 def average(gram: Array, weights: Array) -> Array:
