@@ -241,7 +241,7 @@ class Merge:
         return found.reshape(-1) * np.float32(how.scale)
 
     def factors(self, name: str) -> Pair | None:
-        """What the merge adds to a matrix, as b [out, r] and a [r, in]: no dense matrix; None where it has no factors.
+        """Factors b [out, r] and a [r, in] of all that the merge adds to a matrix, which is not formed; None for none.
 
         A merge in factors has them, and a sum of LoRA experts with coefficients.
         """

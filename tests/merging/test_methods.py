@@ -122,12 +122,13 @@ def test_random_choices_do_not_depend_on_blocks(seed, cut):
 
 def test_numpy_and_jax_agree():
     vectors = np.random.default_rng(3).integers(-6, 7, (3, 6, 8)).astype(F32) / 8
-    base = np.ones((6, 8), F32)
+    base, fisher = np.ones((6, 8), F32), np.random.default_rng(4).uniform(0, 1, (3, 6, 8)).astype(F32)
     for method in METHODS:
         count = METHODS[method].experts or 3
         how = setting(method, count, "mergekit", density=0.5, gamma=0.1)
-        ours = merge_stack(jnp.asarray(vectors[:count]), how, jnp.asarray(base))
-        np.testing.assert_allclose(ours, merge_stack(vectors[:count], how, base), rtol=2e-5, atol=2e-5, err_msg=method)
+        ours = merge_stack(jnp.asarray(vectors[:count]), how, jnp.asarray(base), jnp.asarray(fisher[:count]))
+        theirs = merge_stack(vectors[:count], how, base, fisher[:count])
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5, err_msg=method)
 
 
 def test_settings_that_do_not_fit():
