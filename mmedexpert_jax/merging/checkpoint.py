@@ -127,8 +127,8 @@ def _add_tokens(file: Path, tokens: Mapping[str, int]) -> None:
     known = set(vocabulary if isinstance(vocabulary, dict) else (token for token, _ in vocabulary))
     known |= {entry["content"] for entry in content["added_tokens"]}
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False) | {"normalized": True}
-    added = [{"id": row, "content": token} | plain for token, row in tokens.items() if token not in known]
-    content["added_tokens"] += sorted(added, key=lambda entry: entry["id"])
+    added = sorted((row, token) for token, row in tokens.items() if token not in known)
+    content["added_tokens"] += [{"id": row, "content": token, **plain} for row, token in added]
     files.write_json(file, content)
 
 

@@ -36,6 +36,7 @@ def merge(
     normalize_vectors: str = "none",
     space: str = "",
     fisher: Mapping[str, Params] | None = None,
+    *,
     report: Interference | None = None,
 ) -> dict[str, Any] | Lora:
     """theta_base + scale * F(tau_1, ..., tau_K), with tau_k = theta_k - theta_base (equations 6 and 7).
