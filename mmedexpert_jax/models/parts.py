@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "fsdp"
 VOCABULARY = ("embed_tokens", "lm_head")
+PIECE = 1024  # tokens of a device that are looked up at a time
 _features: ContextVar[tuple[str, ...]] = ContextVar("features", default=())
 
 
@@ -60,6 +61,10 @@ class InParts:
         """Rows of the weight [V, D] for tokens [...] -> [..., D]."""
         if not self.sends:
             return self.whole()[tokens]
+        if tokens.size > PIECE:  # all devices' rows stand on each before they are summed
+            pieces = jnp.pad(tokens.reshape(-1), (0, -tokens.size % PIECE)).reshape(-1, PIECE)
+            found = jax.lax.map(self.rows, pieces).reshape(pieces.size, -1)[: tokens.size]
+            return found.reshape(*tokens.shape, -1)
         every = jax.lax.all_gather(tokens.reshape(-1), AXIS, tiled=True)  # [F M]
         if self.axis == -1:
             found = jax.lax.all_to_all(self.array[every], AXIS, split_axis=0, concat_axis=1, tiled=True)

@@ -22,6 +22,7 @@ from mmedexpert_jax.train.layout import Layout
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)
+parts.PIECE = 20  # of the 24 tokens of a device's prompts
 family, meshes, vocabulary, checked = sys.argv[1], eval(sys.argv[2]), int(sys.argv[3]), "programs" in sys.argv
 if family == "gemma3":  # a window shorter than a row, and images of four tokens that see one another
     text = TextConfig(
