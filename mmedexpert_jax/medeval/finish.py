@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.data.benchmarks import Benchmark, describe
-from mmedexpert_jax.medeval import conditions, controls, eval_page, paper_tables, result_tables
+from mmedexpert_jax.medeval import conditions, controls, eval_page, kit_totals, paper_tables, result_tables
 from mmedexpert_jax.medeval.evaluate import Evaluation, chance, constant
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.published import SOURCE
@@ -37,7 +37,7 @@ def finish(
     sections = list(papers)
     headlines = []
     for key, result in results.items():
-        parts = benchmark_parts(result, summaries[key], len(results))
+        parts = benchmark_parts(result, summaries[key], len(results), config.judge.what)
         sections += [Table(f"{key}: {part.title}", part.rows, part.note, part.folded) for part in parts]
         headlines.append(Table(f"{result.benchmark.title}: {parts[0].title}", parts[0].rows, unlike))
         cells = result_tables.every_cell(summaries[key])
@@ -51,6 +51,9 @@ def finish(
             rows.parent.mkdir(parents=True, exist_ok=True)
             evaluation.write(rows)
     files.write_json(run.path / "export" / "summary.json", summaries)
+    if together := kit_totals.of_three_files({key: result.evaluations for key, result in results.items()}):
+        headlines.append(Table("HealthBench, its three files together", together, _TOGETHER))
+        sections.append(headlines[-1])
     sections.append(Table("How they were asked", asked, f"{conditions.NOTE} {unlike}".strip()))
     files.write_text(run.path / "table.md", "\n".join(_markdown(part) for part in sections))
     styles = {target.name: style(config, target) for target in targets}
@@ -81,8 +84,10 @@ def _paper_parts(folder: Path, results: Mapping[str, Result], targets: Sequence[
     return parts
 
 
-def benchmark_parts(result: Result, summaries: Mapping[str, Mapping[str, Any]], benchmarks: int = 1) -> list[Table]:
-    """The tables of one benchmark of the `benchmarks` of a run, the headline first."""
+def benchmark_parts(
+    result: Result, summaries: Mapping[str, Mapping[str, Any]], benchmarks: int = 1, judged: str = "open"
+) -> list[Table]:
+    """The tables of one benchmark of the `benchmarks` of a run, the headline first; `judged`: as `judge.what`."""
     benchmark, evaluations = result.benchmark, result.evaluations
     graded = any(evaluation.graded for evaluation in evaluations.values())
     title = "Score, % (bootstrap)" if graded else HEADLINE
@@ -90,6 +95,9 @@ def benchmark_parts(result: Result, summaries: Mapping[str, Mapping[str, Any]], 
     headline = _headline(benchmark, summaries)
     for row in headline:  # what each control takes away stands beside the accuracy itself
         row |= {f"loss, {one['control']}": one["loss"] for one in asked if one["model"] == row["model"]}
+        if row["model"] in evaluations:
+            total = kit_totals.of_halves(benchmark.name, evaluations[row["model"]].rows, judged)
+            row |= {kit_totals.TITLE: total} if total else {}
     parts = [Table(title, headline, result_tables.INTERVALS)]
     if not graded:
         parts.append(Table("Both scorers", result_tables.scorers_table(summaries), _SCORERS))
@@ -128,6 +136,9 @@ _MEASURES = (
     "Of a report BLEU, ROUGE and, where nltk has its WordNet, METEOR, as MedEvalKit computes them; the headline is "
     "ROUGE-L. Of an answer under a rubric the points of each axis over those that can be earned; the headline is that "
     "over all criteria, and a mean below 0 counts as 0. RaTEScore, GREEN, BERTScore and CIDEr are not computed."
+)
+_TOGETHER = (
+    "MedEvalKit's mean over the three files, in which most conversations count twice; the authors report them apart."
 )
 _UNLIKE = "Published rows were asked under their authors' conditions, measured ones as How they were asked says."
 _COMPARISON = "McNemar's exact test needs one answer an item; the interval is the bootstrap's over items."

@@ -45,6 +45,6 @@ register(
         hub_files=lambda split, subset: (f"*{QUESTIONS}", f"*{KEYS}"),
         expects=f"{QUESTIONS} and {KEYS}",
         strata=("class",),
-        licence="not seen; read the data set's card",
+        licence="Apache-2.0 (hub page)",
     )
 )

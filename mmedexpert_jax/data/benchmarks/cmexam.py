@@ -41,6 +41,6 @@ register(
         hub_files=lambda split, subset: (f"*{split}*",),
         expects="test_with_annotations.csv or test.csv (the authors), or a copy's test.json",
         strata=("department",),
-        licence="not seen; read the data set's card",
+        licence="Apache-2.0 (hub page)",
     )
 )

@@ -36,6 +36,6 @@ register(
         hub_files=lambda split, subset: ("data/test-*.parquet",),
         expects="test-*.parquet",
         strata=("system",),
-        licence="not seen; read the data set's card",
+        licence="CC BY 4.0 (hub page)",
     )
 )

@@ -58,6 +58,6 @@ register(
         strata=("subject",),
         columns={"subject": {name: name.replace("_", " ") for name in SIX}},
         published=_published,
-        licence="not seen; read the data set's card",
+        licence="MIT (a hub copy's card)",
     )
 )

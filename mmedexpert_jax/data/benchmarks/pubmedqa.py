@@ -59,6 +59,6 @@ register(
         expects="test-00000-of-00001.parquet (test), or pqa_labeled's train-*.parquet (labeled)",
         strata=("decision",),
         published=lambda split, subset: {"items": {"test": 500, "labeled": 1_000}[subset]},
-        licence="not seen; read the data set's card",
+        licence="MIT (hub card of qiaojin/PubMedQA)",
     )
 )

@@ -37,6 +37,6 @@ register(
         hub_files=lambda split, subset: ("SuperGPQA-all.jsonl",),
         expects="SuperGPQA-all.jsonl, or train-*.parquet",
         strata=("field", "difficulty"),
-        licence="not seen; read the data set's card",
+        licence="ODC-BY (hub card); parts under their sources' own licences",
     )
 )
