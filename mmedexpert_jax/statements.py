@@ -34,9 +34,10 @@ _LETTER = rf"(?:[B-HJ]{_WORD_ENDS}{_GENUS}|[AI]{_WORD_ENDS}{_END}|[a-j](?=[.,;:)
 _BRACKETED = rf"[(\[{{]?\s*(?P<letter>{_LETTER})\s*[)\]}}]?"
 # that ends its clause, behind weak triggers
 _LABEL = rf"[(\[{{]?\s*(?P<letter>[A-J]{_WORD_ENDS}{_GENUS})\s*[)\]}}]?{_END}"
-# Further letters beside the first: "B and C", "B/C", "B, C or D"; not "B, and C is wrong", which starts a clause.
+# Further letters beside the first: "B and C", "B/C", "B, C or D", "B (or maybe C)"; not "B, and C is wrong", a clause.
 _MORE = (
-    r"(?P<more>(?:\s*(?:/|,?\s*\b(?:and|or)\b|,|&|\+|[或和或、，])\s*(?:(?i:options?)\s+)?[(\[]?[A-J][)\]]?(?![\w'’])"
+    r"(?P<more>(?:\s*(?:/|,?\s*\(?\b(?:and|or)\b|,|&|\+|[或和或、，])\s*(?:(?i:maybe|perhaps|possibly|probably|even)\s+)?"
+    r"(?:(?i:options?)\s+)?[(\[]?[A-J][)\]]?(?![\w'’])"
     r"(?!\s+(?:is|are|was|were|has|does|can|would|because)\b|:\s))+)?"
 )
 _SAYS = (
@@ -141,6 +142,20 @@ def stated(text: str, letters: str) -> set[str] | None:
     corrections = list(_CORRECTION.finditer(plain))
     corrected = _weightiest(plain[corrections[-1].end() :], letters, _WEIGHTY) if corrections else None
     return corrected or _weightiest(plain, letters, _TIERS)
+
+
+# "The answer is asthma": the option's text in the place of its letter, to the end of its clause.
+_TEXT = re.compile(
+    r"\b(?i:(?P<final>final\s+)?(?:answer|diagnosis|choice|option)\s*(?:is|would\s+be|must\s+be|:|=)\s*(?:(?:clearly|most\s+"
+    r"likely|likely|therefore|thus)\s+)?)(?P<text>[^\n;!?]{2,200}?)(?=\.(?:\s|$)|[\n;!?]|,?\s+(?:because|since|as|given|due)\b|$)"
+)
+
+
+def stated_texts(text: str) -> list[str]:
+    """What the text's statements give as its answer, in words; those of a final answer alone where there are such."""
+    plain = _DECORATION.sub("", unicodedata.normalize("NFKC", text))
+    found = [match for match in _TEXT.finditer(plain) if not _withdrawn(plain, match, "text")]
+    return [match["text"].strip() for match in found if match["final"] or not any(one["final"] for one in found)]
 
 
 def _weightiest(text: str, letters: str, tiers: tuple[tuple[re.Pattern[str], ...], ...]) -> set[str] | None:

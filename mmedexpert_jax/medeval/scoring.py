@@ -8,7 +8,7 @@ from mmedexpert_jax import answers
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import kit
-from mmedexpert_jax.statements import stated
+from mmedexpert_jax.statements import stated, stated_texts
 
 SCORERS = ("strict", "medevalkit", "medxpertqa")
 FORMS = ("tags", "boxed", "plain")
@@ -102,8 +102,8 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     such a block if there is one, else the last \boxed{...}, or nothing. Plain: such a block or box if there is one;
     else the whole text outside the reasoning if it is a label, a label and its text, or an option's text; else the one
     letter that the weightiest statements name (`statements.stated`: "final answer: B" before "the answer is B" before
-    "option B"), which are not read where they deny, hedge or ask; else the first or last line read like the whole, if
-    the two do not contradict each other.
+    "option B"), which are not read where they deny, hedge or ask; else the first or last line read like the whole, and
+    the texts that are stated ("the diagnosis is asthma"), if these do not contradict each other.
 
     Args:
         response: the whole completion.
@@ -124,7 +124,7 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     if named := stated(text, letters):
         return named.pop() if len(named) == 1 else None
     lines = [line.strip("* \t") for line in text.splitlines() if line.strip()]
-    read = {_choice(line, options) for line in (lines[:1] + lines[-1:])} - {None}
+    read = {_choice(line, options) for line in (*lines[:1], *lines[-1:], *stated_texts(text))} - {None}
     return read.pop() if len(read) == 1 else None
 
 
