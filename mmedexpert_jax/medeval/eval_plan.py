@@ -3,15 +3,16 @@
 Nothing is asked, no weights are loaded and nothing is written; of the images only those of a sample are read.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.data.case import GRADED
+from mmedexpert_jax.data.case import GRADED, Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval.ask import questions
+from mmedexpert_jax.medeval.controls import variants
 from mmedexpert_jax.medeval.eval_job import load, models
 from mmedexpert_jax.medeval.finish import slug, style
 from mmedexpert_jax.medeval.prompt_styles import Question, opened
@@ -44,16 +45,28 @@ def describe(config: ConfigDict) -> list[str]:
     lines: list[str] = []
     loaded = load(config, lines.append)
     lines = [f"benchmark  {text}".replace("\n", f"\n{'':11}") for text in lines]
+    items = {key: _items(config, benchmark.items) for key, benchmark in loaded.items()}
     loads = []
     for target in models(config):
         lines.append(f"model      {target.name}: {target.model} on {RUNS_ON.get(target.kind, target.url or '?')}")
         count, exact = _counter(target)
         for key, benchmark in loaded.items():
-            asked = questions(benchmark.items, style(config, target), config.paradigm or None)
+            asked = questions(items[key], style(config, target), config.paradigm or None)
             text, load_ = _estimate(config, asked, count, exact)
+            if more := len(items[key]) - len(benchmark.items):
+                text += f"; {more:,} of {len(items[key]):,} items are of controls"
             lines.append(f"{'':11}{key}, prompt {style(config, target)}: {text}{_stored(config, target, key)}")
             loads.append((target, load_))
-    return [*lines, *_sum(config, loads), *_judge(config, loaded, len(models(config)))]
+    return [*lines, *_sum(config, loads), *_judge(config, items, len(models(config)))]
+
+
+def _items(config: ConfigDict, items: Sequence[Case]) -> list[Case]:
+    """The items and those of the controls; pairs ask nothing new, and finding them would read every image."""
+    all_items = list(items)
+    for name in config.controls:
+        for control in variants(() if name == "pairs" else items, name, config.rotations, config.seed):
+            all_items += control.items
+    return all_items
 
 
 def _counter(target: Target) -> tuple[Callable[[Question], int], bool]:
@@ -121,8 +134,8 @@ def answer_bytes(tokens: int) -> int:
     return ANSWER + 2 * TOKEN * tokens
 
 
-def _judge(config: ConfigDict, loaded: dict, number: int) -> list[str]:
-    items = [item for benchmark in loaded.values() for item in benchmark.items]
+def _judge(config: ConfigDict, asked: Mapping[str, Sequence[Case]], number: int) -> list[str]:
+    items = [item for held in asked.values() for item in held]
     criteria = sum(len(item.columns["criteria"]) for item in items if item.kind == "rubric")
     if not config.judge.model:
         missing = f"judge      none is named, and {criteria:,} criteria need one: set config.judge.model"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.medeval import eval_plan
 from mmedexpert_jax.medeval.store import AnswerLog
@@ -44,3 +45,11 @@ def test_stored_answers_the_judge_and_shares_are_named(tmp_path, source):
     text = planned(tmp_path, source, processes=2, **{"judge.model": "j", "judge.what": "all"})
     assert "1 lines of answers are stored" in text and "1/2 of them by each process" in text
     assert "judge      j: at most 6 requests" in text
+
+
+def test_controls_are_counted_and_an_unknown_one_is_refused(tmp_path, source):
+    text = planned(tmp_path, source, controls=("blank", "shuffle", "pairs"), rotations=3)
+    assert "12 questions x 1 = 12 answers" in text  # two options have one other order, and no item has an image
+    assert "6 of 12 items are of controls" in text and "in all     12 answers" in text
+    with pytest.raises(ConfigError, match="no control 'blind'"):
+        planned(tmp_path, source, controls=("blind",))
