@@ -4,7 +4,9 @@ import base64
 import hashlib
 import io
 import json
+import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import mmedexpert_jax
 from mmedexpert_jax.data import contamination, load_cases
 from mmedexpert_jax.data.benchmarks import from_case
 from mmedexpert_jax.errors import DataError
@@ -288,3 +291,14 @@ def test_an_image_part_may_choose_window_and_slices(tiny_tokenizer_dir):
 def test_two_slices_of_one_file_are_two_images_to_a_store():
     one, two = (ImageRef("v", lambda: b"file", View(slices=(place,))) for place in (0, 1))
     assert image_hash(one) != image_hash(two) and image_hash(ImageRef("v", lambda: b"file")) == image_hash(b"file")
+
+
+def test_nothing_else_of_the_package_opens_images():
+    """But for privacy, which reads headers and no pixel."""
+    package = Path(mmedexpert_jax.__file__).parent
+    found = {
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if re.search(r"\bImage\.open\(|\bdcmread\(|\bnibabel\.load\(|\bimread\(", file.read_text())
+    }
+    assert found == {"processing/images.py", "processing/medical.py", "privacy.py"}
