@@ -36,6 +36,9 @@ class Place(Protocol):
     def __hash__(self) -> int: ...
 
 
+LARGE = 2**24  # bytes from which a file is kept while its slices are asked for
+
+
 @dataclass(frozen=True)
 class InFolder:
     """A file of a directory."""
@@ -48,7 +51,16 @@ class InFolder:
 
     def __call__(self) -> bytes:
         """All of it."""
-        return self.path.read_bytes()
+        seen = self.path.stat()
+        if seen.st_size < LARGE:
+            return self.path.read_bytes()
+        return _large(self.path, (seen.st_mtime_ns, seen.st_size))
+
+
+@functools.lru_cache(maxsize=1)
+def _large(path: Path, seen: tuple[int, int]) -> bytes:
+    """The last large file, a volume whose slices are asked for one after another; `seen` says whether it has changed."""
+    return path.read_bytes()
 
 
 def read(place: Place, name: str, images: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any] | str]]:
