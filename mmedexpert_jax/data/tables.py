@@ -59,7 +59,7 @@ class InFolder:
 
 @functools.lru_cache(maxsize=1)
 def _large(path: Path, seen: tuple[int, int]) -> bytes:
-    """The last large file, a volume whose slices are asked for one after another; `seen` says whether it has changed."""
+    """The last large file, a volume whose slices are asked for in turn; `seen` says whether it has changed."""
     return path.read_bytes()
 
 
