@@ -152,7 +152,7 @@ _TEXT = re.compile(
 
 
 def stated_texts(text: str) -> list[str]:
-    """What the text's statements give as its answer, in words; those of a final answer alone where there are such."""
+    """The answers, in words, that the text's statements give; those of a final answer alone where there are such."""
     plain = _DECORATION.sub("", unicodedata.normalize("NFKC", text))
     found = [match for match in _TEXT.finditer(plain) if not _withdrawn(plain, match, "text")]
     return [match["text"].strip() for match in found if match["final"] or not any(one["final"] for one in found)]
