@@ -8,6 +8,8 @@ import gzip
 import io
 import math
 import zlib
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,12 +49,14 @@ def read(content: bytes, name: str, view: View) -> Frames:
 
     @quiet
     def frame(place: int) -> Any:
-        volume, limits = kept(content, "", lambda: _volume(content, header, axes, name))
-        values = np.take(volume, place, axis=axis).astype(np.float64)
+        volume = kept(content, "", lambda: Volume(_values(content, axes, name), header))
+        values = np.take(volume.values, place, axis=axis).astype(np.float64)
         if view.window is None:
-            levels = grey((values - limits[0]) / max(limits[1] - limits[0], 1e-12))
+            low, high = volume.limits
+            levels = grey((values - low) / max(high - low, 1e-12))
         else:
-            levels = windowed(values, view.window, (float(volume.min()), float(volume.max())), name, hounsfield=True)
+            full = volume.extent if "full" in (view.window, *view.window) else (0.0, 1.0)  # which nothing else asks for
+            levels = windowed(values, view.window, full, name, hounsfield=True)
         return section(levels, spacing, axis)
 
     return Frames(shape[axis], frame)
@@ -80,8 +84,29 @@ def read_header(content: bytes, name: str) -> Any:
     return header
 
 
-def _volume(content: bytes, header: Any, axes: np.ndarray, name: str) -> tuple[np.ndarray, tuple[float, float]]:
-    """Values [right, anterior, superior], and the limits of the grey scale."""
+@dataclass(frozen=True)
+class Volume:
+    """Values [right, anterior, superior] and their header; what all of them decide is found once, where it is asked."""
+
+    values: np.ndarray
+    header: Any
+
+    @cached_property
+    def extent(self) -> tuple[float, float]:
+        """Lowest and highest value."""
+        return float(self.values.min()), float(self.values.max())
+
+    @cached_property
+    def limits(self) -> tuple[float, float]:
+        """Darkest and brightest value by the header, else by the percentiles."""
+        low, high = float(self.header["cal_min"]), float(self.header["cal_max"])
+        if not high > low:
+            low, high = np.percentile(self.values, PERCENTILES)
+        return float(low), float(high)
+
+
+def _values(content: bytes, axes: np.ndarray, name: str) -> np.ndarray:
+    """Values [right, anterior, superior] of the first volume. Raises DataError."""
     from nibabel import Nifti1Image, Nifti2Image, apply_orientation
 
     try:
@@ -92,12 +117,9 @@ def _volume(content: bytes, header: Any, axes: np.ndarray, name: str) -> tuple[n
         raise
     except Exception as error:  # nibabel raises nearly anything on a broken file
         raise DataError(f"{name}: not a NIfTI file that can be read ({one_line(error)})") from None
-    if not np.isfinite(values).all():
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise DataError(f"{name}: NIfTI values that are not finite; write 0 in their place")
-    low, high = float(header["cal_min"]), float(header["cal_max"])
-    if not high > low:
-        low, high = (float(value) for value in np.percentile(values, PERCENTILES))
-    return values, (low, high)
+    return values
 
 
 def _unpacked(content: bytes, name: str) -> bytes:

@@ -367,10 +367,10 @@ def test_slices_of_a_volume_read_it_once(monkeypatch, tmp_path):
     row = {"id": "1", "question": "What?", "options": ["a", "b"], "answer": "A", "images": images}
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
     made = []
-    for module, name in ((medical, "_dicom_volume"), (nifti, "_volume")):
+    for module, name in ((medical, "_dicom_volume"), (nifti, "_values")):
         make = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, make=make: made.append(make.__name__) or make(*a))
     (case,) = load_cases(tmp_path, "train")
     pictures = [np.asarray(image.picture()).tolist() for image in case.images]
-    assert len(pictures) == 10 and pictures[:5] == pictures[5:] and made == ["_dicom_volume", "_volume"]
+    assert len(pictures) == 10 and pictures[:5] == pictures[5:] and made == ["_dicom_volume", "_values"]
     assert len({image.sha256 for image in case.images}) == 10
