@@ -8,6 +8,7 @@ conversations count twice.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.report import Figure
@@ -39,7 +40,7 @@ def of_halves(benchmark: str, rows: Sequence[AnswerRow], what: str) -> str:
     return f"{100 * right / len(rows):.1f}"
 
 
-def of_three_files(evaluations: Mapping[str, Mapping[str, Evaluation]]) -> list[dict[str, str | Figure]]:
+def of_three_files(evaluations: Mapping[str, Mapping[str, Evaluation]]) -> list[dict[str, Any]]:
     """A row for each model with answers to all three parts of HealthBench: its mean over their conversations together.
 
     `evaluations`: of each benchmark's key, by model.

@@ -101,8 +101,8 @@ class Volume:
         """Darkest and brightest value by the header, else by the percentiles."""
         low, high = float(self.header["cal_min"]), float(self.header["cal_max"])
         if not high > low:
-            low, high = np.percentile(self.values, PERCENTILES)
-        return float(low), float(high)
+            low, high = (float(value) for value in np.percentile(self.values, PERCENTILES))
+        return low, high
 
 
 def _values(content: bytes, axes: np.ndarray, name: str) -> np.ndarray:
