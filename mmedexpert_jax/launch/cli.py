@@ -1,6 +1,7 @@
 """`main`: from the command line to an exit code. Every error a user can cause is one line on stderr."""
 
 import os
+import shutil
 import sys
 import traceback
 
@@ -8,6 +9,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.config.flags import Flags, parse_flags
 from mmedexpert_jax.errors import ConfigError, Interrupted, UserError
+from mmedexpert_jax.report import text_tables
 from mmedexpert_jax.runtime import processes
 
 USAGE = """\
@@ -99,7 +101,9 @@ def _dispatch(flags: Flags, argv: list[str]) -> int:
 
 
 def say(text: str) -> int:
-    """Prints to a reader that may close early, as `head` does."""
+    """Prints to a reader that may close early, as `head` does; on a terminal, long lines are folded."""
+    if sys.stdout.isatty():
+        text = text_tables.folded(text, shutil.get_terminal_size().columns)
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -1,6 +1,5 @@
 """`--config.plan=True`: what a job would read, do, need and write, without loading weights."""
 
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,19 +15,12 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
 from mmedexpert_jax.launch import ablation, pipeline
 from mmedexpert_jax.launch.pipeline import stage_config
-from mmedexpert_jax.runtime import metrics
 from mmedexpert_jax.runtime.run import finished
 
 SPLITS = ("train", "dev", "test")
 SWEEPS = ("pipeline", "ablation")  # jobs of several stages
-MAIN = ("steps", "epochs", "lr", "batch_size", "prompts_per_step", "num_samples", "max_new_tokens", "method", "seed")
 LOW_LR = 5e-6  # below it, AdamW's steps of a LoRA delta are lost in a few hundred steps
 DECODED = 2000  # images that a plan decodes, in a minute or so; of more it makes sure that they can be read
-# Of one device, as its vendor states them: operations a second in bfloat16, bytes a second from memory.
-ROOFLINE = {"a100": (312e12, 2.0e12), "h100": (989e12, 3.35e12), "v5e": (197e12, 0.82e12)}
-# Shares of the roofline that are assumed: matrix products of a training step at a third of the peak and decoding at
-# half of the bandwidth are what well-kept trainers reach; a first step's time replaces them.
-UPDATE_SHARE, DECODE_SHARE = 0.33, 0.5
 COUNTED = ("dsa", "gba", "merge", "evaluate", "export")  # jobs of one model, whose memory and disk are counted
 
 
@@ -61,9 +53,9 @@ def describe(config: ConfigDict) -> str:
 
         lines += contamination_job.describe(config)
     lines += [f"workdir  {run}: {state}", *_hours(config, counts), *_advice(config), *_changed(config)]
-    main = ", ".join(f"{key} = {config[key]}" for key in MAIN if key in config)
-    lines += [f"fields   {main}; --list_config shows all"]
-    return "\n".join([*lines, "nothing was run; leave out --config.plan to start"])
+    return "\n".join(
+        [*lines, f"nothing was run; leave out plan to start; mmedexpert {config.job} --help has the fields"]
+    )
 
 
 def preflight(config: ConfigDict) -> None:
@@ -132,45 +124,40 @@ def _advice(config: ConfigDict) -> Iterator[str]:
 
 
 def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str]:
-    """A line on the time and the money of a training: on named devices from their roofline, here as it was measured."""
-    from mmedexpert_jax.plan import budget
+    """The line on the time and the money of what is left: by measured steps of this run, else by the roofline."""
+    from mmedexpert_jax.plan import budget, hardware, hours
 
+    if config.job == "ablation":  # projects its own, from the stages that are done
+        return
     train = counts.get("train")
-    if config.job not in ("dsa", "gba") or not isinstance(train, Counter):
-        return
-    if not config.plan_mesh:
-        yield from _measured(config, budget.training_steps(config, train))
-        return
+    cases = {name: sum(n for key, n in found.items() if key != "image") if isinstance(found, Counter) else 0
+             for name, found in counts.items()}  # fmt: skip
+    if config.job in ("dsa", "gba") and isinstance(train, Counter) and not config.plan_mesh:
+        steps = budget.training_steps(config, train)
+        step, rest = hours.measured(config, steps)
+        if step:
+            yield f"time     about {hours.readable(rest)} left of {steps:,} steps: {step:.1f} s each, measured here"
+            return
+    taken = 0.0
     try:
-        needs, devices, dtype = budget.count(config)
+        for stage in left(config):
+            with stage.unlocked():  # what a stage before it will have made has the base's shape
+                stage.model.path = config.model.path
+            if stage.job not in ("dsa", "gba", "evaluate") or not isinstance(train, Counter) or not _counted(stage):
+                continue
+            split = stage.split if stage.job == "evaluate" else stage.eval.split
+            entries = stage.benchmarks if stage.job == "evaluate" else ("mmedexpert_mini",)
+            answers = sum(
+                cases.get(split, 0) if entry == "mmedexpert_mini" else benchmarks.published_items(entry)
+                for entry in entries
+            )
+            asked = min(stage.limit or answers, answers) * (1 + len(stage.get("compare", ())))
+            taken += hours.seconds(stage, train, asked)
+        devices = hardware.find(config.get("plan_mesh", ""))
     except (DataError, RemoteError):
         return
-    steps = budget.training_steps(config, train)
-    tokens = steps * budget.tokens_per_step(config)
-    passes = 2 + (config.trainable == "full") + config.remat  # forward, backward (twice for all weights), recomputed
-    peak, bandwidth = ROOFLINE[devices.kind]
-    seconds = 2 * needs.parameters * tokens * passes / (peak * UPDATE_SHARE * devices.count)
-    if config.job == "gba":
-        held = needs.parameters * (4 if dtype == "float32" else 2)
-        waves = config.max_new_tokens * steps  # each token of a wave reads all weights once, whatever the batch
-        seconds += waves * held / (bandwidth * DECODE_SHARE)
-    hours = seconds / 3600
-    money = f", about {hours * devices.count * config.price:,.0f} dollars" if config.price else ""
-    yield (
-        f"time     at most about {hours:.1f} hours on {devices.count} x {devices.kind}{money}: {steps:,} steps at "
-        f"their limits, by the roofline ({UPDATE_SHARE:.0%} of peak, {DECODE_SHARE:.0%} of bandwidth); not measured"
-    )
-
-
-def _measured(config: ConfigDict, steps: int) -> Iterator[str]:
-    """A line on the hours that are left here, from the steps that the run directory has; nothing without any."""
-    rows = [] if config.fresh else metrics.read(Path(config.workdir))
-    seconds = [row["step_time"] for row in rows if row.get("step_time")]
-    if not seconds:
-        return
-    step = statistics.median(seconds)  # the first ones compile
-    left = max(0, steps - max(row["step"] for row in rows))
-    yield f"time     about {left * step / 3600:.1f} hours for the {left:,} steps left: {step:.1f} s each, measured here"
+    if taken:
+        yield hours.line(taken, devices, config.get("price", 0.0), "all at its limits, by the roofline")
 
 
 def _changed(config: ConfigDict) -> Iterator[str]:

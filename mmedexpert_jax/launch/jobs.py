@@ -75,8 +75,10 @@ def _carry_out(config: ConfigDict) -> None:
 
 def _say(text: str) -> None:
     """Prints in the one process that reports."""
+    from mmedexpert_jax.launch.cli import say
+
     if processes.is_writer():
-        print(text, flush=True)
+        say(text)
 
 
 def _review(config: ConfigDict) -> None:

@@ -72,16 +72,57 @@ def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
     share = f", {found.trained:,} trained ({found.trained / found.parameters:.1%})" if found.trained else ""
     room = f"{gb(devices.memory)} for a program on each" if devices.memory else "memory not known"
     phase, peak = found.peak
+    if prefix:
+        space = room.removesuffix(" for a program on each")
+        return [
+            prefix.rstrip("."),
+            f"  parameters {found.parameters:,} {dtype}{share}",
+            f"  peak       {gb(peak)} on a device of {space}, in {phase}; * estimated",
+            f"  memory     {_listed(found.held | found.phases.get(phase, {})) or 'nothing'}",
+            *(f"  {line}" for line in _work(config, found, train) if not line.startswith("disk")),
+        ]
     return [
-        f"{prefix.rstrip('.') or 'needs'}",
+        "needs",
         f"  parameters {found.parameters:,} {dtype}{share}",
         f"  devices    {devices.count} x {devices.kind}, {room}; the job uses {_used(config, devices)}",
         f"  held       {_listed(found.held) or 'nothing'}",
         *(f"  {name:10} {_listed(parts)}" for name, parts in found.phases.items()),
         f"  peak       {gb(peak)} on a device, in {phase}; * estimated (docs/plan.md)",
-        *([f"  room left  {gb(devices.memory - peak)}"] if peak <= devices.memory else []),
+        *([f"  room left  {gb(devices.memory - peak)}{_spare(config, devices)}"] if peak <= devices.memory else []),
         *(f"  {line}" for line in _work(config, found, train)),
     ]
+
+
+def _spare(config: ConfigDict, devices: Devices) -> str:
+    """The field that would use the room that is left, doubled as often as it fits; empty where none would."""
+    for changes, effect in _larger(config):
+        fitting: list[dict[str, Any]] = []
+        for change in changes:
+            if not devices.memory or not _fits(config, change, 0.0):
+                break
+            fitting.append(change)
+        if fitting:
+            peak = count(config, **fitting[-1])[0].peak[1]
+            fields = " ".join(f"{key}={value}" for key, value in fitting[-1].items())
+            return f"; {fields} {effect} and needs {gb(peak)}"
+    return ""
+
+
+def _larger(config: ConfigDict) -> Iterator[tuple[list[dict[str, Any]], str]]:
+    """(changes from small to large, their effect), first of fields that leave the result as it is."""
+    doublings, faster = (2, 4, 8), "runs larger programs, with the same result,"
+    if config.job == "dsa":
+        parts = [n for n in doublings if config.accumulation % n == 0]
+        changes = [{"batch_size": n * config.batch_size, "accumulation": config.accumulation // n} for n in parts]
+        yield changes, faster
+    elif config.job == "gba":
+        most = config.prompts_per_step // config.minibatches
+        sizes = [n * config.micro_batch for n in doublings if 0 < n * config.micro_batch <= most]
+        yield [{"micro_batch": size} for size in sizes], faster
+        yield [{"prompts_per_step": n * config.prompts_per_step} for n in doublings], "takes larger steps"
+    elif config.job == "evaluate":
+        sizes = [n * config.batch_size for n in doublings if n * config.batch_size <= 512]
+        yield [{"batch_size": size} for size in sizes], "answers more at once"
 
 
 def _used(config: ConfigDict, devices: Devices) -> int:

@@ -1,5 +1,6 @@
 """Rows of named cells as Markdown, or aligned for a terminal."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,15 @@ def markdown(rows: Sequence[Mapping[str, Any]], decimals: int | None = None) -> 
     heads = column_names(rows)
     lines = [heads, ["---"] * len(heads), *([row.get(head, "") for head in heads] for row in rows)]
     return "".join("| " + " | ".join(_cell(value, decimals) for value in line) + " |\n" for line in lines if rows)
+
+
+def folded(text: str, width: int) -> str:
+    """A text for a terminal of that width: longer lines go on below, set in by two columns more than they begin."""
+    lines = []
+    for line in text.split("\n"):
+        inset = " " * (len(line) - len(line.lstrip()) + 2)
+        lines += textwrap.wrap(line, width, subsequent_indent=inset, break_on_hyphens=False) or [""]
+    return "\n".join(lines)
 
 
 def _cell(value: Any, decimals: int | None) -> str:

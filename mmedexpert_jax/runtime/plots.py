@@ -33,29 +33,46 @@ class Panel:
     unit: str
     series: Mapping[str, str]
     logarithmic: bool = False
+    good: str = ""  # in words, under the report's chart
 
 
 PANELS = (
-    Panel("loss", "Loss", "", {"loss": "training", "eval/loss": "held out"}),
-    Panel("reward", "Reward", "sum of the weighted rewards", {"reward": "reward"}),
+    Panel("loss", "Loss", "", {"loss": "training", "eval/loss": "held out"},
+          good="Good: falls, then flattens."),
+    Panel("reward", "Reward", "sum of the weighted rewards", {"reward": "reward"},
+          good="Good: rises, then flattens."),
     Panel("accuracy", "Accuracy", "share of right answers",
-          {"rewards/accuracy/mean": "training prompts", "eval/accuracy": "held out"}),
-    Panel("held_out", "Held-out accuracy by group", "share of right answers", {"eval/accuracy/*": ""}),
-    Panel("rewards", "Rewards by function", "mean, unweighted", {"rewards/*/mean": ""}),
-    Panel("reward_by_paradigm", "Reward by paradigm", "sum of the weighted rewards", {"paradigms/*/reward": ""}),
-    Panel("accuracy_by_paradigm", "Accuracy by paradigm", "share of right answers", {"paradigms/*/accuracy": ""}),
-    Panel("structure_by_paradigm", "Structure by paradigm", "share that follows it", {"paradigms/*/structure": ""}),
-    Panel("accuracy_by_specialty", "Accuracy by specialty", "share of right answers", {"specialties/*/accuracy": ""}),
-    Panel("accuracy_by_modality", "Accuracy by modality", "share of right answers", {"modalities/*/accuracy": ""}),
+          {"rewards/accuracy/mean": "training prompts", "eval/accuracy": "held out"},
+          good="Good: both rise. Held out well below training: memorised."),
+    Panel("held_out", "Held-out accuracy by group", "share of right answers", {"eval/accuracy/*": ""},
+          good="Good: all rise; one that falls pays for the others."),
+    Panel("rewards", "Rewards by function", "mean, unweighted", {"rewards/*/mean": ""},
+          good="Good: accuracy rises; format alone rising means that only the form is learned."),
+    Panel("reward_by_paradigm", "Reward by paradigm", "sum of the weighted rewards", {"paradigms/*/reward": ""},
+          good="Good: all rise together."),
+    Panel("accuracy_by_paradigm", "Accuracy by paradigm", "share of right answers", {"paradigms/*/accuracy": ""},
+          good="Good: all rise together."),
+    Panel("structure_by_paradigm", "Structure by paradigm", "share that follows it", {"paradigms/*/structure": ""},
+          good="Good: high and steady; falling means that the paradigm is given up."),
+    Panel("accuracy_by_specialty", "Accuracy by specialty", "share of right answers", {"specialties/*/accuracy": ""},
+          good="Good: all rise; equation 4 weighs the harder ones."),
+    Panel("accuracy_by_modality", "Accuracy by modality", "share of right answers", {"modalities/*/accuracy": ""},
+          good="Good: images rise too; text alone rising means that it does not look."),
     Panel("signal", "Groups without signal", "share of groups whose rewards are equal",
-          {"frac_reward_zero_std": "equal rewards"}),
-    Panel("kl", "KL to the reference", "nats per token", {"kl": "KL"}),
+          {"frac_reward_zero_std": "equal rewards"},
+          good="Good: low. Groups of equal rewards teach nothing."),
+    Panel("kl", "KL to the reference", "nats per token", {"kl": "KL"},
+          good="Good: rises slowly. A jump means that lr is too high."),
     Panel("length", "Completion length", "tokens",
-          {"completions/mean_length": "mean", "completions/max_length": "longest"}),
-    Panel("entropy", "Entropy of the policy", "nats per token", {"entropy": "entropy"}),
+          {"completions/mean_length": "mean", "completions/max_length": "longest"},
+          good="Good: steady. Longest at the limit means truncated answers."),
+    Panel("entropy", "Entropy of the policy", "nats per token", {"entropy": "entropy"},
+          good="Good: falls slowly. Near zero, samples are alike."),
     Panel("gap", "Gap of sampler and trainer", "difference of log-probabilities",
-          {"sampling/logp_difference/mean": "mean", "sampling/logp_difference/max": "largest"}, logarithmic=True),
-    Panel("throughput", "Throughput", "completion tokens per second", {"tokens_per_second": "tokens per second"}),
+          {"sampling/logp_difference/mean": "mean", "sampling/logp_difference/max": "largest"}, logarithmic=True,
+          good="Good: small and flat; sampler and trainer should agree."),
+    Panel("throughput", "Throughput", "completion tokens per second", {"tokens_per_second": "tokens per second"},
+          good="Good: flat after the first steps, which compile."),
 )  # fmt: skip
 
 
@@ -93,13 +110,13 @@ def draw_run(folder: str | Path, names: Collection[str] = ()) -> list[Path]:
 
 def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
     """Draws one panel; None, and no file, where the rows have no figure for it."""
-    named = {name: label for name, label in _expand(panel, rows).items() if series(rows, name)[0]}
-    if not named:
+    found = named(panel, rows)
+    if not found:
         return None
     figure, axes = _figure(panel.title, panel.unit)
-    if panel.logarithmic and all(value > 0 for name in named for value in series(rows, name)[1]):
+    if panel.logarithmic and all(value > 0 for name in found for value in series(rows, name)[1]):
         axes.set_yscale("log")
-    for (name, label), colour in zip(named.items(), COLOURS, strict=False):
+    for (name, label), colour in zip(found.items(), COLOURS, strict=False):
         steps, values = series(rows, name)
         if name.startswith("eval/"):
             axes.plot(steps, values, "o-", color=colour, lw=1, ms=5, label=label)
@@ -107,7 +124,7 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], path: Path) -> Path | 
             axes.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
             marker = "o" if len(values) == 1 else ""
             axes.plot(steps, ema(values), marker=marker, color=colour, lw=2, label=label)
-    return _save(figure, axes, path, legend="best" if len(named) > 1 else "")
+    return _save(figure, axes, path, legend="best" if len(found) > 1 else "")
 
 
 def learning_curve(
@@ -196,8 +213,9 @@ def _band(seeds: Sequence[Mapping[int, float]]) -> tuple[list[int], list[float],
     return steps, [min(c) for c in columns], [sum(c) / len(c) for c in columns], [max(c) for c in columns]
 
 
-def _expand(panel: Panel, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The panel's series with each "*" replaced by what it stands for, such as rewards/<function>/mean."""
+def named(panel: Panel, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The panel's metrics that the rows have figures for, with their labels; each "*" replaced by what it stands for,
+    such as rewards/<function>/mean."""
     names: dict[str, str] = {}
     for name, label in panel.series.items():
         before, star, after = name.partition("*")
@@ -206,7 +224,7 @@ def _expand(panel: Panel, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             continue
         found = sorted({key for row in rows for key in row if key.startswith(before) and key.endswith(after)})
         names |= {key: key[len(before) : len(key) - len(after)] for key in found}
-    return names
+    return {name: label for name, label in names.items() if series(rows, name)[0]}
 
 
 def _figure(title: str, unit: str) -> tuple[Any, Any]:

@@ -28,7 +28,7 @@ from mmedexpert_jax.runtime.run import read_status
 
 FILTERS = ("step", "specialty", "paradigm", "correct")  # fields of a completion that the browser offers to select by
 GROUP = ("step", "id", "prompt")  # neighbours in which these are equal are samples of one group
-CURVES = "Thin: every step. Thick: moving average. Points: held out."
+CURVES = "Moving averages; points are held out. Drag to zoom, double-click to see all; plots/ has them as PNG."
 _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?%| GB)?")
 MAX_ROWS = 400  # completions in one report, so that a phone can open it
 
@@ -86,22 +86,25 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Opening:
-    """The head of a report: sentences, then charts (`report.chart`)."""
+class Charts:
+    """Charts (`report.chart`), under sentences where they open a report."""
 
     title: str
-    sentences: Sequence[str]
-    charts: Sequence[str] = ()
+    charts: Sequence[str]
+    sentences: Sequence[str] = ()
+    note: str = ""
 
 
-Section = Opening | Facts | Figures | Table | CompletionBrowser | Text
+Section = Charts | Facts | Figures | Table | CompletionBrowser | Text
 
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
     """Writes the page, whole. Everything is escaped; nothing in it reaches outside the file."""
     links = "".join(f'<a href="#{_slug(section.title)}">{_escape(section.title)}</a>' for section in sections)
     body = "\n".join(_render(section) for section in sections)
-    page = pages.render("runtime/report_page.html", title=title, links=Markup(links), body=Markup(body))
+    charts = any(isinstance(section, Charts) and any(section.charts) for section in sections)
+    parts = {"links": Markup(links), "body": Markup(body), "charts": charts}
+    page = pages.render("runtime/report_page.html", title=title, **parts)
     files.write_text(path, page)
     return Path(path)
 
@@ -121,7 +124,7 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
     sections: list[Section] = []
     said = [*sentences(status, rows), *(f"Hint: {hint}." for hint in hints(rows).values())]
     if said or rows:
-        sections.append(Opening("In short", said, curves_that_matter(rows)))
+        sections.append(Charts("In short", curves_that_matter(rows), said))
     sections.append(Facts("Summary", state | (status.get("summary") or {})))
     sections += [*curves(folder), *extra, *samples(folder)]
     if cost := run_cost(status, rows):
@@ -163,25 +166,34 @@ def sentences(status: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
 
 def curves_that_matter(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The two charts that tell whether it learns: accuracy, training beside held out, and reward or else loss."""
+    names = ("accuracy", "reward") if any("reward" in row for row in rows) else ("accuracy", "loss")
+    panels = {panel.name: panel for panel in plots.PANELS}
+    return [drawn for name in names if (drawn := panel_chart(panels[name], rows))]
 
-    def lines(names: Mapping[str, str]) -> dict[str, list[tuple[float, float]]]:
-        found = {label: plots.series(rows, name) for name, label in names.items()}
-        return {label: list(zip(*pair, strict=True)) for label, pair in found.items() if pair[0]}
 
-    accuracy = lines({"eval/accuracy": "held out", "rewards/accuracy/mean": "samples"})
-    reward = lines({"reward": "reward"})
-    drawn = [
-        chart("Accuracy", "share of right answers", accuracy, "Good: both rise. Held out below samples: memorised."),
-        chart("Reward", "sum of the weighted rewards", reward, "Good: rises, then flattens."),
-        chart("Loss", "", {} if reward else lines({"loss": "loss"}), "Good: falls, then flattens."),
-    ]
-    return [one for one in drawn if one][:2]
+def panel_chart(panel: plots.Panel, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The chart of a panel: held-out points, and of every other metric its moving average, with each step where one
+    metric is shown alone; empty without figures."""
+    named, lines, held_out = plots.named(panel, rows), {}, []
+    for name, label in named.items():
+        steps, values = plots.series(rows, name)
+        if name.startswith("eval/"):
+            held_out.append(label)
+            lines[label] = list(zip(steps, values, strict=True))
+            continue
+        lines[label] = list(zip(steps, plots.ema(values), strict=True))
+        if len(named) == 1:
+            lines["each step"] = list(zip(steps, values, strict=True))
+    logarithmic = panel.logarithmic and all(value > 0 for points in lines.values() for _, value in points)
+    return chart(panel.title, panel.unit, lines, panel.good, held_out, logarithmic)
 
 
 def curves(folder: Path, title: str = "Curves") -> list[Section]:
-    """The plots of a run, drawn anew; none where it has no figures."""
-    drawn = plots.draw_run(folder)
-    return [Figures(title, drawn, CURVES)] if drawn else []
+    """The charts of a run, and its plots/ drawn anew; none where it has no figures."""
+    plots.draw_run(folder)
+    rows = metrics.read(folder)
+    drawn = [found for panel in plots.PANELS if (found := panel_chart(panel, rows))]
+    return [Charts(title, drawn, note=CURVES)] if drawn else []
 
 
 def samples(folder: Path, prefix: str = "") -> list[Section]:
@@ -237,9 +249,9 @@ def read_tables(folder: Path) -> list[dict[str, Any]]:
 
 def _render(section: Section) -> str:
     match section:
-        case Opening(title, said, charts):
+        case Charts(title, charts, said, note):
             text = "".join(f'<p class="said">{_escape(sentence)}</p>' for sentence in said)
-            return _block(title, text + f'<div class="figures">{"".join(charts)}</div>')
+            return _block(title, text + _note(note) + f'<div class="figures">{"".join(charts)}</div>')
         case Facts(title, values, folded):
             return _block(title, _facts(values) if folded else _tiles(values), folded)
         case Figures(title, paths, note):

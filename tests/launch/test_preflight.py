@@ -1,11 +1,18 @@
 """A plan ends as the run would: broken data, rewards and models get the run's exit code, before anything is made."""
 
 import json
+import re
+import sys
+from collections import Counter
 
 import pytest
 
 from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.plan import hours
+from mmedexpert_jax.plan.budget import count, lines, problem
+from tests.terminal import screen
 
 ALL = ("train", "dev", "test")
 
@@ -62,5 +69,43 @@ def test_a_plan_is_one_screen_and_says_what_was_set_and_what_it_takes(capsys):
     out = capsys.readouterr().out
     assert len(out.splitlines()) < 40
     assert "set      steps = 100 (preset: 0)" in out
-    assert "hours on 8 x h100, about" in out and "not measured" in out
+    assert (
+        re.search(r"time     about [\d.]+ (minutes|hours) on 8 x h100, about [\d.]+ dollars", out)
+        and "not a run" in out
+    )
+    assert re.search(r"room left +[\d.]+ GB; prompts_per_step=\d+ takes larger steps and needs [\d.]+ GB", out)
+    assert "fields   " not in out
     assert "lr 1e-06 (appendix B) hardly moves LoRA deltas" in out
+
+
+@pytest.mark.parametrize("job", ["gba:mini", "dsa:mini", "evaluate:mini", "pipeline:mini", "ablation:mini"])
+def test_a_plan_fits_a_screen_of_80_columns_and_says_the_time(job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = screen("pyte", [sys.executable, "-m", "mmedexpert_jax", job, "--plan"], 80, 60)
+    assert len(shown) <= 40, "\n".join(shown)
+    assert re.search(r"^time     about [\d.]+ (seconds|minutes|hours|days)", "\n".join(shown), re.MULTILINE)
+    assert "".join(shown).endswith("help has the fields")
+
+
+@pytest.mark.parametrize(
+    ("config", "changed"), [("gba:qwen2_vl_2b", {"micro_batch": 1}), ("dsa:qwen2_vl_2b", {"batch_size": 1})]
+)
+def test_the_field_that_uses_the_room_fits(config, changed):
+    config = load_config(f"configs/{config.replace(':', '.py:')}", changed | {"plan_mesh": "h100x1"})
+    (line,) = (line for line in lines(config, "", Counter(AM=100)) if "room left" in line)
+    values = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line)}
+    assert next(iter(changed)) in values and "same result" in line
+    assert (
+        problem(load_config(f"configs/{config.job}.py:{config.preset}", changed | values | {"plan_mesh": "h100x1"}), "")
+        == ""
+    )
+
+
+def test_the_seconds_of_the_roofline_are_those_of_its_products(monkeypatch):
+    """By hand: 10 steps of 32 rows of 640 tokens, forward and backward, and two evaluations of 5 answers."""
+    config = load_config("configs/dsa.py", {"steps": 10, "eval.batch_size": 5, "plan_mesh": "a100x2"})
+    parameters = count(config)[0].parameters
+    peak, bandwidth = 2 * 312e12 * 0.33, 2.0e12 * 0.5
+    trained = 2 * parameters * 10 * 32 * (512 + 128) * 2 / peak
+    held_out = 2 * parameters * 2 * 5 * (512 + 128) / peak + 2 * 128 * parameters * 4 / bandwidth
+    assert hours.seconds(config, {}, answers=5) == pytest.approx(trained + held_out)

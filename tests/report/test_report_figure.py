@@ -1,11 +1,12 @@
 """A figure prints as people read it, and a chart says what it shows."""
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from mmedexpert_jax.report import Figure, chart
+from mmedexpert_jax.report import Figure, chart, intervals
 
 
 @pytest.mark.parametrize(
@@ -29,15 +30,33 @@ def test_a_difference_is_settled_where_its_interval_leaves_zero_out():
     assert not Figure(0.2, -0.1, 0.3).settled and not Figure(0.2).settled
 
 
-def test_a_chart_is_well_formed_inside_its_frame_and_described():
+def test_a_chart_holds_its_points_and_says_what_it_shows():
     points = [(step, (step % 7) / 7) for step in range(1, 2001)]
-    text = chart("Accuracy <b>", "share", {"held & out": points, "flat": [(1, 0.5)], "none": []}, "Good: rises.")
+    lines = {"held & out </script>": points, "flat": [(1, 0.5)], "none": []}
+    text = chart("Accuracy <b>", "share", lines, "Good: rises.", dots=("flat",))
     root = ElementTree.fromstring(text)
+    plot, script = root.find("div"), root.find("script")
+    data = json.loads(script.text)
+    assert 300 < len(data["x"]) < 500 and data["x"] == sorted(data["x"]) and data["x"][-1] == 2000
+    assert [line["label"] for line in data["lines"]] == ["held & out </script>", "flat"]
+    drawn = zip(data["x"], data["values"][0], strict=True)
+    assert {step: value for step, value in drawn if value is not None}.items() <= dict(points).items()
+    assert [value for value in data["values"][1] if value is not None] == [0.5] and data["lines"][1]["dots"]
+    assert plot.get("aria-label").startswith("Accuracy <b>: held & out") and "flat" in plot.get("aria-label")
+    assert "</script>" not in script.text and len(text) < 100_000 and chart("Empty", "", {"a": []}) == ""
+
+
+def test_intervals_lie_on_one_axis():
+    rows = {
+        "base": Figure.percent(0.4, 0.3, 0.5),
+        "a name that is <longer> than its place": Figure.percent(0.6, 0.5, 0.7),
+    }
+    root = ElementTree.fromstring(intervals("Accuracy", "%", rows))
     svg = root.find("svg")
-    width, height = map(float, svg.get("viewBox").split()[2:])
-    circles = list(root.iter("circle"))
-    assert 300 < len(circles) < 500
-    assert all(0 <= float(c.get("cx")) <= width and 0 <= float(c.get("cy")) <= height for c in circles)
-    assert all(c.find("title").text for c in circles)
-    assert svg.get("aria-label").startswith("Accuracy <b>: held & out from ") and "flat" in svg.get("aria-label")
-    assert len(text) < 100_000 and chart("Empty", "", {"a": []}) == ""
+    (low, high), (low2, high2) = (
+        [float(x) for x in re.fullmatch(r"M([\d.]+),[\d.]+H([\d.]+)", path.get("d")).groups()]
+        for path in svg.iter("path")
+    )
+    first, second = (float(circle.get("cx")) for circle in svg.iter("circle"))
+    assert low < first < high == low2 < second < high2 and first - low == pytest.approx(high2 - second, abs=0.1)
+    assert "base 40.0 [30.0, 50.0]" in svg.get("aria-label") and intervals("None", "", {}) == ""

@@ -48,7 +48,7 @@ def test_a_figure_for_each_metric_that_is_there(tmp_path):
 def test_stars_stand_for_reward_functions():
     panel = plots.Panel("rewards", "", "", {"rewards/*/mean": ""})
     rows = [{"step": 1, "rewards/format/mean": 1.0, "rewards/format/std": 0.0}, {"step": 2, "rewards/accuracy/mean": 0}]
-    assert plots._expand(panel, rows) == {"rewards/accuracy/mean": "accuracy", "rewards/format/mean": "format"}
+    assert plots.named(panel, rows) == {"rewards/accuracy/mean": "accuracy", "rewards/format/mean": "format"}
 
 
 def test_learning_curve_of_seeds(tmp_path):

@@ -60,8 +60,11 @@ def test_the_page_of_a_run(folder):
     for expected in ("accuracy", "0.7123", "after.AM", "0.5124", "–", "lora.rank", "first tenth", "0.075", "0.975"):
         assert expected in text
     assert page.texts.count(NASTY) == 4  # head, heading, table, config
-    assert [tag for tag, _ in page.tags].count("script") == 2
-    assert [attrs["alt"] for tag, attrs in page.tags if tag == "img"] == ["reward"]
+    # uPlot, the charts' script, the page's; data of the opening's chart, of two curves, of the completions
+    assert [tag for tag, _ in page.tags].count("script") == 3 + len(page.data) == 6
+    assert [attrs["aria-label"] for _, attrs in page.tags if attrs.get("role") == "img"] == [
+        "Reward: reward from 0.05 to 0.9417; each step from 0.05 to 1"
+    ] * 2
 
 
 def test_it_reaches_outside_for_nothing(folder):
@@ -76,7 +79,7 @@ def test_it_reaches_outside_for_nothing(folder):
 
 
 def test_the_browser_holds_every_completion(folder):
-    (data,) = Page(report.report_run(folder).read_text()).data
+    *_, data = Page(report.report_run(folder).read_text()).data
     assert data["filters"] == ["step", "specialty", "paradigm", "correct"]
     assert [(row["step"], row["id"], row["correct"]) for row in data["rows"]] == [
         (10, "case-0", False), (10, "case-1", True), (20, "case-0", False), (20, "case-1", True),
@@ -130,5 +133,5 @@ def test_a_report_opens_with_sentences_and_two_charts(tmp_path):
     text = report.report_run(tmp_path / "run").read_text()
     opening = text[text.index("<main>") : text.index('id="summary"')]
     assert "Held-out accuracy 37.6 -&gt; 60.2 %: a paired gain of +22.7 [+19.6, +25.8] points." in opening
-    assert opening.count("<svg") == 2 and opening.index("Accuracy</b>") < opening.index("Reward</b>")
+    assert opening.count('class="plot"') == 2 and opening.index("Accuracy</b>") < opening.index("Reward</b>")
     assert "Loss" not in opening and "from the first to the last tenth of 20 steps" in opening

@@ -102,18 +102,19 @@ def test_the_report_can_be_read(browser, page_file, size, tmp_path):
     width, height = SIZES[size]
     page = _opened(browser, page_file, size)
     assert page.evaluate("document.documentElement.scrollWidth") == width  # no sideways scrolling of the page
-    figures = page.locator(".figures img")
+    figures = page.locator("#curves .chart")
     assert figures.count() == len(list((page_file.parent / "plots").glob("*.png"))) >= 9
+    assert figures.locator("canvas").count() == figures.count()
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in map(_box, figures.all()))
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
 
     cards = page.locator(".card")
     assert cards.count() == 2 and cards.first.locator(".answer").count() == 4  # of the last step, by group
     assert cards.first.locator("img").count() == 1 and cards.first.locator("pre").count() == 5  # the prompt once
-    page.get_by_label("paradigm").select_option("analytical")
+    page.locator(".filters").get_by_label("paradigm").select_option("analytical")
     assert cards.count() == 1 and "Which lobe 1?" in cards.inner_text()
-    page.get_by_label("step").select_option("")
-    page.get_by_label("correct").select_option("true")
+    page.locator(".filters").get_by_label("step").select_option("")
+    page.locator(".filters").get_by_label("correct").select_option("true")
     assert page.locator(".answer.right").count() == 4 and page.locator(".answer.wrong").count() == 0
 
     page.get_by_text("Config", exact=True).last.click()
@@ -139,16 +140,9 @@ def test_the_report_of_a_pipeline_can_be_read(browser, pipeline_file, size, tmp_
     rows = table.locator("tbody tr").evaluate_all("rows => rows.map(row => row.offsetHeight)")
     assert max(rows) < 100
 
-    names = [image.get_attribute("alt") for image in page.locator(".figures img").all()]
-    assert names[0] == "experts" and {
-        "rewards",
-        "reward_by_paradigm",
-        "length",
-        "kl",
-        "entropy",
-        "gap",
-        "throughput",
-    } <= {*names}
+    names = [chart.get_attribute("aria-label").partition(":")[0] for chart in page.locator("#gba .plot").all()]
+    assert {"Rewards by function", "Reward by paradigm", "Completion length", "KL to the reference"} <= {*names}
+    assert page.locator(".figures img").get_attribute("alt") == "experts"
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
     assert page.locator(".card").count() == 2 and page.locator(".card img").count() == 2
 
@@ -156,6 +150,36 @@ def test_the_report_of_a_pipeline_can_be_read(browser, pipeline_file, size, tmp_
     for text in ("DSA, an expert", "merge", "GBA", "evaluation", "0.4 h for 1,000 samples, $0.80", "$26.00"):
         assert text in costs
     page.screenshot(path=tmp_path / f"{size}.png", full_page=True)
+
+
+def test_a_chart_is_read_off_and_zoomed(browser, page_file):
+    page = _opened(browser, page_file, "desktop")
+    chart = page.locator("#curves .chart").filter(has_text="Reward").first
+    over = chart.locator(".u-over")
+    over.scroll_into_view_if_needed()
+    box = over.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    values = chart.locator(".u-value").all_inner_texts()
+    assert values[0] in ("6", "7") and 0.1 < float(values[1]) < 0.7, values
+
+    def colours():
+        script = "canvas => { const all = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;"
+        return chart.locator("canvas").evaluate(script + "let sum = 0; for (const x of all) sum += x; return sum }")
+
+    whole = colours()
+    page.mouse.down()
+    page.mouse.move(middle[0] + box["width"] / 4, middle[1])
+    page.mouse.up()
+    page.wait_for_timeout(100)
+    assert colours() != whole  # zoomed in
+    over.dblclick()
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(100)
+    assert colours() == whole
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(100)
+    assert colours() != whole  # drawn anew in the colours of the dark
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
