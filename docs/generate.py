@@ -9,6 +9,7 @@ import ast
 import importlib
 import inspect
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,13 +109,17 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """mkdocs' hook: the pages of `on_config`."""
+    """mkdocs' hook: the pages of `on_config`, and the gallery of docs/gallery.py."""
     from mkdocs.structure.files import File  # of the extra `docs`
 
     jobs = {job: _rows(job) for job in JOBS}
     for job in JOBS:
         text = _section(job, jobs).replace(f"## {job}", f"# {job}", 1)
         files.append(File.generated(config, f"config/{job}.md", content=text))
+    gallery = runpy.run_path(str(DOCS / "gallery.py"))
+    files.append(File.generated(config, "gallery/index.md", content=gallery["index"]()))
+    for page in sorted(gallery["FOLDER"].glob("*.html")):
+        files.append(File.generated(config, f"gallery/{page.name}", abs_src_path=str(page)))
     return files
 
 
