@@ -17,7 +17,8 @@ PAGES = {
             ["gba", "steps=12", *SMALL], "report.html"),
     "dsa": ("An expert (DSA).", ["dsa", "specialty=AM", "steps=8", "eval.limit=32"], "report.html"),
     "evaluate": ("An evaluation of the base and the policy, with a control without pictures.",
-                 ["evaluate", "limit=48", "model.path=base=mini", "compare=policy={gba}", "controls=blank"], "report.html"),
+                 ["evaluate", "limit=48", "model.path=base=mini", "compare=policy={gba}", "controls=blank"],
+                 "report.html"),
     "merge": ("A merge of the expert and the policy: where they pull against each other.",
               ["merge", "experts=AM={dsa},RL={gba}"], "merge_report.html"),
 }  # fmt: skip
