@@ -77,3 +77,15 @@ def test_a_job_runs_from_the_wheel_alone_in_an_empty_folder(versions, wheel, tmp
     assert "done: runs/gba-mini" in said and "PyTorch" not in said
     assert (empty / "runs" / "gba-mini" / "report.html").exists()
     assert [path.name for path in empty.iterdir()] == ["runs"]
+
+
+def test_hints_never_assume_an_index_that_holds_the_package():
+    """Extras are of this folder or a wheel: `pip install mmedexpert-jax[...]` would fetch another's package."""
+    files = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("notebooks/*.ipynb"),
+        *ROOT.glob("mmedexpert_jax/**/*.py"),
+    ]
+    wrong = re.compile(r"pip install [^\n]*?[\"']?mmedexpert[-_]jax(?![-\w]*[-.\d]*-py3|.*\.whl)")
+    assert not [f"{file}: {found[0]}" for file in files if (found := wrong.search(file.read_text(encoding="utf-8")))]

@@ -237,6 +237,14 @@ ELSEWHERE = {
     "overwrite_output_dir": "fresh", "resume_from_checkpoint": "resume_from", "save_total_limit": "keep_checkpoints",
     "filter_overlong_prompts": "overlong", "truncation": "overlong", "dry_run": "plan",
     "max_length": "max_prompt_length",
+    "sequence_len": "max_prompt_length", "micro_batch_size": "batch_size", "finetuning_type": "trainable",
+    "per_device_eval_batch_size": "eval.batch_size", "ppo_micro_batch_size_per_gpu": "micro_batch",
+    "load_in_4bit": "model.quantize", "load_in_8bit": "model.quantize", "quantization_bit": "model.quantize",
+    "tensor_parallel_size": "mesh.tensor", "tensor_model_parallel_size": "mesh.tensor", "test_freq": "eval.every",
+    "save_freq": "checkpoint_every", "logger": "tracker", "image_max_pixels": "model.max_pixels",
+    "ref_model_sync_steps": "ref_every", "ref_model_mixup_alpha": "ref_mixup", "entropy_coeff": "entropy_coef",
+    "adv_estimator": "advantage_scale", "mask_truncated_completions": "mask_truncated",
+    "importance_sampling_level": "ratio_level", "loss_agg_mode": "aggregation", "rollout_n": "num_samples",
     "cutoff_len": "max_prompt_length", "clip_grad_norm": "max_grad_norm", "grad_clip": "max_grad_norm",
 }  # fmt: skip
 

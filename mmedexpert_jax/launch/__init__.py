@@ -5,6 +5,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax.config import presets
 from mmedexpert_jax.config.job_config import load_config
 
 __all__ = ["launch", "load_config"]
@@ -28,3 +29,4 @@ class _Callable(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Callable
+sys.modules[f"{__name__}.presets"] = presets  # where configs of users from before `config.presets` import it from

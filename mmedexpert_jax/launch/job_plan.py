@@ -15,6 +15,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
 from mmedexpert_jax.launch import ablation, pipeline
 from mmedexpert_jax.launch.pipeline import stage_config
+from mmedexpert_jax.runtime import metrics
 from mmedexpert_jax.runtime.run import finished
 
 SPLITS = ("train", "dev", "test")
@@ -66,6 +67,7 @@ def preflight(config: ConfigDict) -> None:
     """
     if finished(Path(config.workdir)) and not config.fresh:
         return
+    metrics.check_tracker(config.get("tracker", ""))
     kinds = [config[name] for name in ("dsa", "gba") if name in config] if config.job in SWEEPS else [config]
     for stage in kinds:
         if config.job not in (*SWEEPS, "dsa", "gba"):
@@ -84,6 +86,14 @@ def preflight(config: ConfigDict) -> None:
         from mmedexpert_jax.plan.architecture import architecture
 
         architecture(config.model.path)
+
+
+def adapter_folder(model_path: str) -> Path:
+    """The peft directory of an adapter or a run. Raises DataError where there is none."""
+    for folder in (Path(model_path), Path(model_path) / "export" / "adapter"):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    raise DataError(f"config.model.path: {model_path} holds no adapter; use --config.format=model")
 
 
 def _check_cases(cases: list[Case], split: str, job: str, specialty: str, path: str, decode: bool) -> None:

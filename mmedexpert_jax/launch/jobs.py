@@ -12,9 +12,8 @@ from mmedexpert_jax import border
 from mmedexpert_jax.config.validate import validate
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.case import SPECIALTIES
-from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import pipeline
-from mmedexpert_jax.launch.job_plan import SWEEPS, check, check_devices, describe, preflight
+from mmedexpert_jax.launch.job_plan import SWEEPS, adapter_folder, check, check_devices, describe, preflight
 from mmedexpert_jax.runtime import costs, files, processes
 from mmedexpert_jax.runtime.run import delete_runs, refuse_drift
 
@@ -63,6 +62,8 @@ def _carry_out(config: ConfigDict) -> None:
     if config.job in ("dsa", "gba", *SWEEPS):
         preflight(config)
     if config.plan:
+        if config.job == "export" and config.format == "adapter":
+            adapter_folder(config.model.path)
         if not config.fresh and config.job not in DRIFTING:
             refuse_drift(config.workdir, config)
         _say(describe(config))
@@ -263,10 +264,7 @@ def _folded(source: str, dtype: str) -> tuple[Any, dict]:
 def _copy_adapter(model_path: str, output: Path) -> None:
     from mmedexpert_jax.models.hub_card import adapter_card, training_of
 
-    candidates = [Path(model_path), Path(model_path) / "export" / "adapter"]
-    source = next((folder for folder in candidates if (folder / "adapter_config.json").is_file()), None)
-    if source is None:
-        raise DataError(f"config.model.path: {model_path} holds no adapter; use --config.format=model")
+    source = adapter_folder(model_path)
     files.claim(output)
     settings = border.read_json(source / "adapter_config.json", _AdapterConfig)
     card = adapter_card(settings.base_model_name_or_path, settings.r, training_of(Path(model_path)))

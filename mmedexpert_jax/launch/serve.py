@@ -14,6 +14,7 @@ from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Choice, Desk
 
 VOTES = "votes.jsonl"  # in the workdir
+HERE = ("mini", "smollm2")  # models of installed packages
 ANYWHERE = 64  # connections a desk's queue apart: beyond them uvicorn says 503
 
 
@@ -25,7 +26,7 @@ def run(config: ConfigDict) -> None:
         from mmedexpert_jax.remote.guard import LOOPBACK, Guard, PromptProtocol
         from mmedexpert_jax.rollout.server import application
     except ImportError:
-        raise ConfigError('the serve job needs starlette and uvicorn: pip install "mmedexpert-jax[serve]"') from None
+        raise ConfigError("the serve job needs starlette and uvicorn: pip install starlette uvicorn") from None
     key = os.environ.get(config.key_env, "").strip() if config.key_env else ""
     if config.key_env and not key:
         raise ConfigError(f"config.key_env: {config.key_env} is not set; export the key that requests must carry")
@@ -59,6 +60,9 @@ def run(config: ConfigDict) -> None:
 def describe(config: ConfigDict) -> str:
     """The plan of either job."""
     if config.job == "ask":
+        messages = _asked(config)
+        if Path(config.model.path).is_dir() or config.model.path in HERE:  # a hub id is not fetched
+            models.load_processor(config.model.path).encode(messages, max_length=config.max_prompt_length)
         return f"ask: load {config.model.path} and answer {config.question[:80]!r}; nothing is written"
     what = f"listen on {config.host}:{config.port}; votes of the page go to {Path(config.workdir) / VOTES}"
     return f"serve: load {config.model.path} and {what}"
@@ -66,12 +70,9 @@ def describe(config: ConfigDict) -> str:
 
 def ask(config: ConfigDict) -> None:
     """Prints the answer to a question as it comes."""
-    if not config.question:
-        raise ConfigError('config.question is empty: give --config.question="..."')
+    messages = _asked(config)
     desk = open_desk(config)
-    parts = [{"type": "image", "image": path} for path in config.images]
-    content = [*parts, {"type": "text", "text": config.question}]
-    encoded = desk.processor.encode([{"role": "user", "content": content}], max_length=config.max_prompt_length)
+    encoded = desk.processor.encode(messages, max_length=config.max_prompt_length)
     news: queue.Queue[tuple[Completions | None, bool]] = queue.Queue()
     name = next(iter(desk.loras))
     tell = lambda done, over: news.put((done, over))  # noqa: E731
@@ -88,6 +89,14 @@ def ask(config: ConfigDict) -> None:
         shown = ready if len(ready) > len(shown) else shown
     print(flush=True)
     desk.close()
+
+
+def _asked(config: ConfigDict) -> list[dict[str, Any]]:
+    """The conversation of a question. Raises ConfigError where it is empty."""
+    if not config.question.strip():
+        raise ConfigError('config.question is empty: mmedexpert ask question="..."')
+    parts = [{"type": "image", "image": path} for path in config.images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": config.question}]}]
 
 
 def open_desk(config: ConfigDict) -> Desk:

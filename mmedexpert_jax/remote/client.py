@@ -52,7 +52,7 @@ class Client:
             interrupted: tells of a signal (`Run.interrupted`); looked at before each request.
         """
         if importlib.util.find_spec("openai") is None:
-            raise ConfigError("endpoints need the openai client: pip install 'mmedexpert-jax[remote]'")
+            raise ConfigError("endpoints need the openai client: pip install openai")
         self.endpoint, self.answers = endpoint, answers
         self._interrupted = interrupted
         self._key = endpoint.key()

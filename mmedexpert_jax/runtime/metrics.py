@@ -7,6 +7,7 @@ one that never was.
 """
 
 import importlib
+import importlib.util
 import json
 import sys
 import time
@@ -22,6 +23,17 @@ from mmedexpert_jax.runtime.tfevents import EventWriter
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 CLOCKS = ("time", "step_time", "tokens_per_second", "compilations")
+
+
+def check_tracker(tracker: str) -> list[str]:
+    """The hosted trackers that a config names. Raises ConfigError for one that is unknown or not installed."""
+    names = dict.fromkeys(name.strip() for name in tracker.split(",") if name.strip() not in ("", "tensorboard"))
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"tracker={name!r}: choose one of {', '.join(TRACKERS)}, or '' for none")
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"tracker={name!r} needs its package: pip install {name}")
+    return list(names)
 
 
 def is_clock(name: str) -> bool:
@@ -101,8 +113,7 @@ class Metrics:
             self._file = self.path.open("ab", buffering=0)
         self._events: EventWriter | None = None
         self._purge_step: int | None = None
-        names = [name.strip() for name in tracker.split(",") if name.strip() not in ("", "tensorboard")]
-        self._trackers = [_tracker(name, folder, config) for name in dict.fromkeys(names)]
+        self._trackers = [_tracker(name, folder, config) for name in check_tracker(tracker)]
 
     def log(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Writes one row at once; NaN and infinities become null. Returns the row."""
@@ -145,8 +156,6 @@ def _tracker(name: str, folder: Path, config: Mapping | None) -> Any:
 
     The file `tracker_id` tells which: wandb resumes by id, trackio, which takes none, by name.
     """
-    if name not in TRACKERS:
-        raise ConfigError(f"tracker={name!r}: choose one of {', '.join(TRACKERS)}, or '' for none")
     try:
         module = importlib.import_module(name)
     except ImportError as error:

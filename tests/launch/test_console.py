@@ -1,6 +1,7 @@
 """The console script: short forms become long ones, help by job, completion, runs side by side."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -104,6 +105,35 @@ def test_a_type_checker_sees_the_names(tmp_path):
     )  # fmt: skip
     assert "load_config" in done.stdout or "def (spec" in done.stdout, done.stdout
     assert 'incompatible type "int"' in done.stdout and "models.model.Model" in done.stdout
+
+
+def test_old_imports_of_the_presets_go_on():
+    from mmedexpert_jax.config import presets
+    from mmedexpert_jax.launch import presets as old
+
+    script = (
+        "import mmedexpert_jax.launch.presets as p; from mmedexpert_jax.launch.presets import stage; print(p.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert old is presets and done.stdout == "mmedexpert_jax.config.presets\n"
+
+
+OTHERS = {
+    "gba": "learning_rate num_generations max_steps max_completion_length per_device_eval_batch_size kl_loss_coef "
+    "gradient_checkpointing load_in_4bit adv_estimator importance_sampling_level save_freq lora_r report_to",
+    "dsa": "per_device_train_batch_size gradient_accumulation_steps num_train_epochs cutoff_len sequence_len "
+    "micro_batch_size finetuning_type lr_scheduler_type num_warmup_steps lora_alpha lora_target",
+}
+
+
+@pytest.mark.parametrize(("job", "name"), [(job, name) for job in OTHERS for name in OTHERS[job].split()])
+def test_names_of_other_tools_are_told_ours(job, name, capsys):
+    known = configs.fields(configs.read_config(f"configs/{job}.py"))
+    for argument in (f"{name}=1", f"--{name}=1", f"--{name.replace('_', '-')}=1"):
+        assert console.main([job, argument]) == 2
+        said = capsys.readouterr().err
+        field = re.search(r"did you mean (?:--)?config\.([\w.]+)", said)
+        assert field and field[1] in known and said.count("\n") == 1, said
 
 
 def test_compare_survives_damage(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """A plan ends as the run would: broken data, rewards and models get the run's exit code, before anything is made."""
 
+import importlib.util
 import json
 import re
 import sys
@@ -8,7 +9,7 @@ from collections import Counter
 import pytest
 
 from mmedexpert_jax.data.case import SPECIALTIES
-from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.launch import console, load_config
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.plan import hours
 from mmedexpert_jax.plan.budget import count, lines, problem
@@ -55,6 +56,26 @@ def test_a_plan_ends_as_the_run_would(tmp_path, capsys, job, cases, splits, code
     assert words in error and error.count("\n") == (code > 0)
     assert ("nothing was run" in out) == (code == 0)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("export model.path=mini format=adapter", 3, "holds no adapter"),
+        ("ask question=", 2, "config.question is empty"),
+        ("ask question=x images=none.png", 3, "none.png"),
+        ("gba tracker=trackio", 2, "pip install trackio"),
+        ("merge experts=nope,other", 3, "no such model: nope"),
+        ("evaluate benchmarks=nope", 2, "no benchmark 'nope'"),
+    ],
+)
+@pytest.mark.parametrize("plan", [True, False])
+def test_other_jobs_end_alike(tmp_path, capsys, monkeypatch, command, code, words, plan):
+    monkeypatch.chdir(tmp_path)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trackio" else real(name))
+    assert console.main(command.split() + ["--plan"] * plan) == code
+    assert words in capsys.readouterr().err
 
 
 def test_rewards_that_are_none_are_found_by_the_plan(tmp_path, capsys):

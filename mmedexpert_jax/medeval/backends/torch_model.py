@@ -90,7 +90,7 @@ class TransformersBackend:
                 model = AutoModelForImageTextToText.from_pretrained(name, revision=revision or "main", dtype="auto")
             except ImportError as error:
                 raise ConfigError(
-                    f"transformers:{self._path} needs torch ({error}); pip install 'mmedexpert-jax[transformers]'"
+                    f"transformers:{self._path} needs torch ({error}); pip install torch torchvision"
                 ) from None
             except (OSError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]

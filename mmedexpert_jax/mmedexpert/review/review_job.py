@@ -98,7 +98,7 @@ def _serve(config: ConfigDict, opened: Opened) -> None:
     desk = ReviewQueue(opened.store, opened.traces, settings_of(config))
     access = Access(secret(opened.folder), config.reviewers, config.adjudicators)
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("starlette") is None:
-        raise ConfigError("the review page needs starlette and uvicorn: pip install 'mmedexpert-jax[serve]'")
+        raise ConfigError("the review page needs starlette and uvicorn: pip install starlette uvicorn")
     from mmedexpert_jax.mmedexpert.review.review_server import ReviewServer
 
     server = ReviewServer(config.host, config.port, desk, access, config.blind)
