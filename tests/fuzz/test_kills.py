@@ -1,170 +1,324 @@
 """Jobs killed with SIGKILL at random moments and run again: they end as one that was never killed, to the last bit.
 
-`python -m pytest tests/fuzz/test_kills.py -m slow -s` does over a hundred kills and prints how many of each job. The
-moments are drawn from MMEDEXPERT_FUZZ, 0 where it is not set.
+`python -m pytest tests/fuzz/test_kills.py -m slow -n0 -s` does over a hundred kills and prints how many of each
+job. The moments are drawn over the CPU seconds of a job, from MMEDEXPERT_FUZZ, 0 where it is not set.
 """
 
 import json
-import multiprocessing
 import os
 import random
+import re
 import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import jax
 import pytest
 
 from mmedexpert_jax import lora, models
+from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
+from mmedexpert_jax.mmedexpert.fake_teacher import answer
+from mmedexpert_jax.mmedexpert.review.events import since
+from mmedexpert_jax.remote import Answers
 from mmedexpert_jax.runtime.metrics import is_clock
-from tests.fuzz import forked
+from tests.fuzz.forked import Forked, start
 from tests.mmedexpert.test_factory import raw_cases
+from tests.remote.loopback import Loopback
 
 SEED = int(os.environ.get("MMEDEXPERT_FUZZ", "0"))
 PATIENCE = 10.0  # seconds of work within which SIGTERM saves
-TRAIN = (
-    *("steps=4", "checkpoint_every=1", "lora.rank=2", "max_new_tokens=40", "eval.every=2", "eval.batch_size=8"),
-    *("lr=0.1", "eval.limit=4"),
-)
+AGAIN = 6  # kills of one run, before it is left alone
+OUTCOMES = ("export", "samples", "answers")  # folders with what a job leaves behind, of a run or of its stages
+
+
+class Job(NamedTuple):
+    """How a job is killed: fields of its config, kills in the slow and in the default tier, processes, devices."""
+
+    fields: tuple[str, ...]
+    kills: int
+    few: int = 0
+    config: str = ""  # empty: the job's own name
+    processes: int = 1
+    devices: int = 1
+
+
+TRAIN = ("steps=4", "checkpoint_every=1", "lora.rank=2", "eval.every=2", "eval.batch_size=8", "lr=0.1", "eval.limit=4")
 GBA = (
-    *TRAIN,
-    "max_new_tokens=6",
-    "num_samples=2",
-    "prompts_per_step=2",
-    "samples_every=1",
-    "packing=2",
-    "micro_batch=1",
+    *(*TRAIN, "eval.every=-1", "num_samples=2", "prompts_per_step=2", "max_new_tokens=6", "samples_every=1"),
+    *("micro_batch=1", "rewards.length=1.0"),
 )
-JOBS: dict[str, tuple[str, ...]] = {
-    "dsa": (*TRAIN, "specialty=AM", "batch_size=1", "accumulation=2"),
-    "gba": (*GBA, "zero_variance=refill", "refill_rounds=2", "rewards.length=1.0"),
-    "merge": ("experts={adapter},b={adapter}", "density=0.5"),
-    "evaluate": ("num_samples=2", "temperature=1.0", "max_new_tokens=6", "batch_size=2"),
-    "dataset": ("stages=collect,trace,build", "data.path={raw}", "teacher.max_tokens=24", "teacher.batch_size=2",
-                "max_rejected=1.0"),
+SPREAD = ("prompts_per_step=4", "mesh.fsdp=2", "shard=full", "packing=1")
+SHORT = tuple(f"{stage}.{field}" for stage in ("dsa", "gba") for field in TRAIN[:3])
+STAGES = (
+    *(*SHORT, "dsa.steps=1", "gba.steps=1", "dsa.max_new_tokens=40", "gba.num_samples=2", "gba.prompts_per_step=2"),
+    *("gba.max_new_tokens=4", "evaluate.max_new_tokens=2", "limit=4", "evaluate.batch_size=4"),
+)
+ENDPOINTS = ("model.path=endpoint:m", "endpoint.url={url}", "endpoint.concurrency=2")
+TEACHER = ("candidates=3", "words=5,100", "benchmarks=", "teacher.url={url}", "teacher.model=practice")
+JOBS = {
+    "dsa": Job((*TRAIN, "max_new_tokens=40", "specialty=AM", "batch_size=1", "accumulation=2"), 12, 1),
+    "gba, packed": Job((*GBA, "packing=2"), 10, 1, "gba"),
+    "gba, refilled": Job((*GBA, "packing=1", "zero_variance=refill", "refill_rounds=2"), 10, 0, "gba"),
+    "gba, sharded": Job((*GBA, *SPREAD), 8, 0, "gba", devices=2),
+    "gba, two processes": Job((*GBA, *SPREAD), 6, 0, "gba", processes=2),
+    "merge": Job(("experts={adapter},b={adapter}", "density=0.5"), 10, 2),
+    "evaluate": Job(("num_samples=2", "temperature=1.0", "max_new_tokens=6", "batch_size=2"), 8, 1),
+    "evaluate, endpoint": Job(ENDPOINTS, 8, 1, "evaluate"),
+    "dataset": Job((*TEACHER, "teacher.key_env=", "teacher.concurrency=2"), 10, 1, "dataset:endpoint"),
+    "export": Job(("model.path={adapter}",), 8, 1),
+    "review": Job((), 8, 2),
+    "serve": Job(("max_new_tokens=6", "max_prompt_length=128", "rows=2"), 5),
+    "pipeline": Job(STAGES, 6),
+    "ablation": Job((*STAGES, "rows=AM,GBA", "seeds=0,1", "diversity.questions=0", "questions=4"), 5),
 }  # fmt: skip
-OUTCOMES = ("export", "samples", "answers", "table.md")  # what a job leaves behind
+SERVERS = ("review", "serve")
 
 
-PRELOADED = [
-    *("mmedexpert_jax.launch.jobs", "mmedexpert_jax.sft", "mmedexpert_jax.gba", "mmedexpert_jax.medeval"),
-    *("mmedexpert_jax.merging", "mmedexpert_jax.mmedexpert", "mmedexpert_jax.train.learner", "mmedexpert_jax.models"),
-    *("mmedexpert_jax.launch.held_out", "mmedexpert_jax.runtime.report", "transformers", "tests.fuzz.forked"),
-]
+class World(NamedTuple):
+    """What the jobs read: places by name, and the server that stands for a paid one."""
 
-
-class Started(NamedTuple):
-    """A job's process, and the file of its stderr."""
-
-    process: Any
-    errors: Path
+    places: dict[str, str]
+    paid: Loopback
 
 
 @pytest.fixture(scope="module")
-def start(tiny_checkpoint, tiny_cases, tmp_path_factory):
-    """Starts a job in a folder of its own; runs share compiled programs on disk."""
+def world(tiny_checkpoint, tiny_cases, tmp_path_factory) -> Iterator[World]:
     shared = tmp_path_factory.mktemp("shared")
     params = models.load_policy(tiny_checkpoint)[1]
     deltas = jax.tree.map(lambda f: f + 0.02, lora.init(jax.random.key(0), params, rank=2, alpha=4, targets="text"))
     lora.save_peft(shared / "adapter", deltas, tiny_checkpoint)
-    raw = raw_cases(shared / "raw.jsonl", 8)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # of the fork server, which starts with the first
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(PRELOADED)
+    places = {"model": tiny_checkpoint, "cases": tiny_cases, "adapter": str(shared / "adapter")}
+    places["raw"] = str(raw_cases(shared / "raw.jsonl", 8))
+    with Loopback(answer, latency=0.05) as paid:
+        yield World(places | {"url": paid.url}, paid)
 
-    def begin(job: str, workdir: Path) -> Started:
-        fields = [f"model.path={tiny_checkpoint}", f"workdir={workdir}"]
-        fields += [] if job in ("merge", "dataset") else [f"data.path={tiny_cases}"]
-        fields += [field.format(adapter=shared / "adapter", raw=raw) for field in JOBS[job]]
-        arguments = [f"--config=configs/{job}.py", *(f"--config.{field}" for field in fields)]
-        errors = workdir.with_name(f"{workdir.name}.errors")
-        process = processes.Process(target=forked.run, args=(arguments, str(errors)))
-        process.start()
-        return Started(process, errors)
 
-    return begin
+def begin(job: str, run: Path, world: World) -> Forked:
+    """The job's command, running in the folder `run`."""
+    settings, data = JOBS[job], {"dataset": "raw", "merge": "", "serve": ""}.get(job, "cases")
+    fields = [f"workdir={run}", *(["model.path={model}"] if job not in ("dataset", "review") else [])]
+    fields += [f"data.path={{{data}}}"] if data else []
+    fields += ["port=0"] if job in SERVERS else []
+    words = [f"--config.{field.format(**world.places)}" for field in (*fields, *settings.fields)]
+    config = settings.config or job
+    name, _, preset = config.partition(":")
+    command = [f"--config=configs/{name}.py{':' if preset else ''}{preset}", *words]
+    return start(command, run.with_name(f"{run.name}.output"), settings.processes, settings.devices)
+
+
+def outcome(run: Path) -> dict:
+    """Bytes of what a run and its stages leave, and metrics less those that tell the time."""
+    places = [place for name in OUTCOMES for folder in run.rglob(name) for place in folder.rglob("*")]
+    found: dict = {}
+    for place in (place for place in places if place.is_file() and not place.name.startswith("attempts.sqlite")):
+        content = place.read_bytes().replace(str(run).encode(), b"RUN")
+        order = place.parent.name == "answers"  # of an endpoint, which answers as it likes
+        found[place.relative_to(run).as_posix()] = sorted(content.splitlines()) if order else content
+    for place in run.rglob("metrics.jsonl"):
+        rows = map(json.loads, place.read_text().splitlines())
+        plain = [{name: value for name, value in row.items() if not is_clock(name)} for row in rows]
+        found[place.relative_to(run).as_posix()] = plain
+    assert found, "nothing to compare"
+    return found
+
+
+def assert_same(job: str, run: Path, expected: dict) -> None:
+    found = outcome(run)
+    assert found.keys() == expected.keys(), (job, found.keys() ^ expected.keys())
+    differ = [name for name in expected if found[name] != expected[name]]
+    assert not differ, (job, differ)
 
 
 @pytest.fixture(scope="module")
-def whole(start, tmp_path_factory):
-    """What a job leaves that is never killed, and the seconds of a second run of its kind (programs compiled)."""
-    found: dict[str, tuple[dict, float]] = {}
+def whole(world, tmp_path_factory) -> Callable[[str], tuple[dict, float]]:
+    """What a job leaves that is never killed, and the work of it: two undisturbed runs end alike."""
+    known: dict[str, tuple[dict, float]] = {}
 
     def of(job: str) -> tuple[dict, float]:
-        if job not in found:
-            for _ in range(2):
-                folder, began = tmp_path_factory.mktemp(job) / "run", time.monotonic()
-                finish(start(job, folder))
-            found[job] = outcome(folder), time.monotonic() - began
-        return found[job]
+        if job not in known:
+            for turn in range(1 if job in ("pipeline", "ablation") else 2):
+                run, work = tmp_path_factory.mktemp("whole") / "run", 0.0
+                forked = begin(job, run, world)
+                while forked.alive():
+                    work = max(work, forked.work())
+                    time.sleep(0.02)
+                forked.finish()
+                if turn:
+                    assert_same(job, run, known[job][0])
+                known[job] = outcome(run), work
+        return known[job]
 
     return of
 
 
-def finish(started: Started) -> None:
-    started.process.join()
-    assert started.process.exitcode == 0, started.errors.read_text()[-2000:]
+def stored(job: str, run: Path) -> int:
+    """Answers of a paid server that a run has stored."""
+    file = {"dataset": run / FILE, "evaluate, endpoint": run / "answers" / "attempts.sqlite"}[job]
+    if not file.exists():
+        return 0
+    answers = Answers(file)
+    count = int(answers.read("SELECT COUNT(*) FROM answers")[0][0])
+    answers.close()
+    return count
 
 
-def outcome(run: Path) -> dict:
-    """Bytes of what a run leaves, and its metrics less those that tell the time."""
-    places = [place for name in OUTCOMES for place in (run / name, *(run / name).rglob("*")) if place.is_file()]
-    found: dict = {
-        place.relative_to(run).as_posix(): place.read_bytes().replace(str(run).encode(), b"RUN") for place in places
-    }
-    if (run / "metrics.jsonl").exists():
-        rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-        found["metrics"] = [{name: value for name, value in row.items() if not is_clock(name)} for row in rows]
-    return found
+def killed(job: str, kills: int, world: World, whole: Callable, folder: Path) -> int:
+    """Kills a job so many times and compares what it ends with. Returns the runs that were compared."""
+    rng, done, runs = random.Random(f"{SEED}/{job}/{kills}"), 0, 0
+    expected, work = whole(job)
+    paid = job in ("dataset", "evaluate, endpoint")
+    while done < kills:
+        run, before, lost = folder / f"run-{runs}", world.paid.answered.total(), 0
+        for _ in range(min(AGAIN, kills - done)):
+            forked = begin(job, run, world)
+            if not forked.works(rng.random() * work) or not forked.kill():
+                break
+            done += 1
+            if paid:  # what was in flight, or came and was not yet stored, is lost: at most one a place in flight
+                now = world.paid.answered.total() - before - stored(job, run)
+                assert lost <= now <= lost + 2, (job, lost, now)
+                lost = now
+        else:
+            forked = begin(job, run, world)
+        forked.finish()
+        assert_same(job, run, expected)
+        if paid:
+            assert world.paid.answered.total() - before == stored(job, run) + lost, "a stored answer was paid again"
+        runs += 1
+    return runs
 
 
-def killed(job: str, kills: int, start, whole, folder: Path) -> int:
-    """Kills a job so many times, at moments drawn over the seconds that it takes, and compares. Returns the kills."""
-    rng, run, done = random.Random(f"{SEED}/{job}/{folder.name}"), folder / "run", 0
-    expected, seconds = whole(job)
-    for _ in range(kills):
-        process = start(job, run).process
-        process.join(rng.uniform(0.2, 1.0) * seconds)
-        process.kill()
-        process.join()
-        done += process.exitcode == -signal.SIGKILL
-    finish(start(job, run))
-    found = outcome(run)
-    assert found.keys() == expected.keys()
-    differ = [name for name in expected if found[name] != expected[name]]
-    assert not differ, (job, differ)
-    return done
+@pytest.mark.parametrize("job", [job for job in JOBS if JOBS[job].few and job not in SERVERS])
+def test_a_killed_job_ends_as_one_that_was_not(job, world, whole, tmp_path):
+    killed(job, JOBS[job].few, world, whole, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS)
-def test_a_killed_job_ends_as_one_that_was_not(job, start, whole, tmp_path):
-    killed(job, 2, start, whole, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("round", range(5))
-@pytest.mark.parametrize("job", JOBS)
-def test_a_job_killed_again_and_again(job, round, start, whole, tmp_path, capsys):
-    kills = killed(job, 5, start, whole, tmp_path)
+@pytest.mark.parametrize("job", [job for job in JOBS if job not in SERVERS])
+def test_a_job_killed_again_and_again(job, world, whole, tmp_path, capsys):
+    runs = killed(job, JOBS[job].kills, world, whole, tmp_path)
     with capsys.disabled():
-        print(f"\n{job}: {kills} kills, bit-identical", end="")
+        print(f"\n| {job} | {JOBS[job].kills} kills | {runs} of {runs} runs bit-identical |", end="", flush=True)
+
+
+# -- servers -----------------------------------------------------------------------------------------------------------
+def reviewed(client: httpx.Client, token: str, number: int) -> Any:
+    """Sends the events of one verdict, under ids that are the same whenever they are sent."""
+    headers = {"authorization": f"Bearer {token}"}
+    trace = sorted(item["id"] for item in client.get("/api/queue?count=10", headers=headers).json()["items"])
+    known = client.get("/api/history", headers=headers).json()
+    traces = sorted({*trace, *(one["id"] for one in known)})
+    sent = [
+        {"id": f"{kind}-{number}", "trace": traces[number % len(traces)], "kind": kind, "value": value, "seconds": 1.0}
+        for kind, value in (("note", {"text": f"note {number}"}), ("verdict", {"kind": "accept"}))
+    ]
+    results = client.post("/api/events", json={"events": sent}, headers=headers).json()["results"]
+    assert {one["result"] for one in results} <= {"stored", "known"}, results
+    return number
+
+
+def answered(client: httpx.Client, token: str, number: int) -> Any:
+    """The text of a seeded answer."""
+    body = {"messages": [{"role": "user", "content": f"Is {number} high?"}], "seed": number, "max_tokens": 6}
+    reply = client.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 200, reply.text
+    return reply.json()["choices"][0]["message"]["content"]
+
+
+ASKED = {"review": reviewed, "serve": answered}
+
+
+def ready(forked: Forked) -> tuple[str, str]:
+    """Address and token of a server, once it says them."""
+    while forked.alive():
+        said = forked.output.read_text() if forked.output.exists() else ""
+        found = re.findall(r"http://(127\.0\.0\.1:\d+)(?:/#token=(\w+))?.*\n(?:every action|$)", said)
+        if found:
+            return f"http://{found[-1][0]}", found[-1][1]
+        time.sleep(0.02)
+    raise AssertionError(forked.output.read_text()[-2000:])
+
+
+def served(job: str, kills: int, world: World, run: Path) -> list:
+    """What a client gets that asks one thing after the other, again and again until it is answered."""
+    rng, results, asked = random.Random(f"{SEED}/{job}"), [], 4 * max(kills, 1)
+    moments = sorted(rng.sample(range(asked), kills))
+    output = run.with_name(f"{run.name}.output")
+    forked = begin(job, run, world)
+    address, token = ready(forked)
+    for number in range(asked):
+        kill = None
+        if number in moments:
+            kill = threading.Timer(rng.uniform(0, 0.05), forked.kill)
+            kill.start()
+        while len(results) == number:
+            with suppress(httpx.TransportError), httpx.Client(base_url=address, timeout=120) as client:
+                results.append(ASKED[job](client, token, number))
+            if kill:
+                kill.join()
+                kill = None
+                output.unlink()
+                forked = begin(job, run, world)
+                address, token = ready(forked)
+    forked.send(signal.SIGTERM)
+    forked.ended()
+    return results
+
+
+def trail(run: Path) -> list:
+    """The events of a review, less their times."""
+    store = Store(run / "review.sqlite")
+    events = [(e.client_id, e.who, e.trace, e.kind, e.value) for e in since(store)]
+    store.close()
+    return events
+
+
+def killed_server(job: str, kills: int, world: World, folder: Path) -> None:
+    expected, found = (served(job, count, world, folder / name) for name, count in (("whole", 0), ("cut", kills)))
+    assert found[: len(expected)] == expected
+    if job == "review":
+        events = trail(folder / "cut")
+        assert [event[0] for event in events if event[0]] == [f"{k}-{n}" for n in found for k in ("note", "verdict")]
+
+
+def test_a_review_killed_while_it_is_asked_loses_nothing(world, tmp_path):
+    killed_server("review", JOBS["review"].few, world, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["dsa", "gba", "evaluate"])
-def test_sigterm_saves_within_seconds(job, start, whole, tmp_path):
-    """Wherever it comes, once the run has begun; the resumed run ends as one that was left alone."""
-    expected, seconds = whole(job)
-    for share in (0.5, 0.7, 0.9):
-        run = tmp_path / f"{share}"
-        started = start(job, run)
-        started.process.join(share * seconds)
-        started.process.terminate()
-        began = time.monotonic()
-        started.process.join()
-        assert started.process.exitcode in (0, 143, -signal.SIGTERM), started.errors.read_text()[-500:]
-        assert time.monotonic() - began < PATIENCE
-        finish(start(job, run))
-        assert outcome(run) == expected
+@pytest.mark.parametrize("job", SERVERS)
+def test_a_server_killed_while_it_is_asked(job, world, tmp_path, capsys):
+    killed_server(job, JOBS[job].kills, world, tmp_path)
+    with capsys.disabled():
+        print(f"\n| {job} | {JOBS[job].kills} kills | every answer and event once |", end="", flush=True)
+
+
+# -- SIGTERM -----------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [job for job in JOBS if job not in SERVERS])
+def test_sigterm_saves_within_seconds(job, world, whole, tmp_path):
+    """Wherever it comes; the resumed run ends as one that was left alone."""
+    expected, work = whole(job)
+    rng, run = random.Random(f"{SEED}/{job}/term"), tmp_path / "run"
+    for _ in range(2):
+        forked = begin(job, run, world)
+        if not forked.works(rng.uniform(0.3, 1.0) * work):
+            break
+        at = last = forked.work()
+        forked.send(signal.SIGTERM)
+        while forked.alive():
+            last = max(last, forked.work())
+            time.sleep(0.01)
+        codes = forked.ended()
+        assert set(codes) <= {0, 143, -signal.SIGTERM}, (codes, forked.output.read_text()[-500:])
+        assert last - at < PATIENCE * len(codes)
+        if not any(codes):
+            break
+    else:
+        begin(job, run, world).finish()
+    assert_same(job, run, expected)
