@@ -1,6 +1,6 @@
 """Difficulty of the cases: the policy's pass rates before training, a filter by them, an order from easy to hard."""
 
-import json
+import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -38,17 +38,13 @@ def pass_rates(cases: Sequence[Case], engine: Engine, file: Path) -> dict[str, f
     known = {rate.id: rate for rate in read_rates(file) if rate.samples == samples}
     rest = [(place, case) for place, case in enumerate(cases) if case.id not in known]
     asked = engine.answer((conversation(case) for _, case in rest), [place for place, _ in rest], names(rest))
-    if processes.is_writer():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        content = file.read_bytes() if file.exists() else b""
-        files.write_bytes(file, content[: content.rfind(b"\n") + 1])  # a kill may have cut the last line short
-    for number, replies in asked:
-        case = rest[number][1]
-        right = sum(answers.is_right(reply.text, case.options, case.answer) for reply in replies)
-        known[case.id] = Rate(case.id, right, samples)
-        if processes.is_writer():
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(msgspec.structs.asdict(known[case.id])) + "\n")
+    with files.lines(file) if processes.is_writer() else contextlib.nullcontext() as lines:
+        for number, replies in asked:
+            case = rest[number][1]
+            right = sum(answers.is_right(reply.text, case.options, case.answer) for reply in replies)
+            known[case.id] = Rate(case.id, right, samples)
+            if lines is not None:
+                files.append(lines, file, msgspec.json.encode(known[case.id]) + b"\n")
     return {case.id: known[case.id].right / samples for case in cases}
 
 

@@ -59,7 +59,7 @@ class AnswerLog:
             raise ResourceError(
                 f"{self._path} is being written by another process; give each one its own config.process"
             ) from None
-        self._mend()
+        self.broken += files.cut_short(self._file)
         for path in sorted(self.folder.glob("*.jsonl")):
             self._read(path)
 
@@ -90,15 +90,6 @@ class AnswerLog:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _mend(self) -> None:
-        """Cuts the process's own file behind its last whole line."""
-        self._file.seek(0)
-        data = self._file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            self.broken += 1
-            self._file.truncate(whole)
 
     def _read(self, path: Path) -> None:
         *lines, rest = path.read_bytes().split(b"\n")

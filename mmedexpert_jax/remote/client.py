@@ -16,6 +16,7 @@ from mmedexpert_jax.remote.answer_store import Answers
 from mmedexpert_jax.remote.limits import Gate, Ledger
 from mmedexpert_jax.remote.outcomes import Outcome
 from mmedexpert_jax.remote.protocol import Attempt, Endpoint, EndpointReply, Request, Usage
+from mmedexpert_jax.runtime.signals import SIGNALS
 
 LONGEST_WAIT = 60.0  # seconds between two tries where the server names no time
 PATIENCE = 900.0  # seconds; a server that asks for a longer wait ends the run
@@ -94,7 +95,8 @@ class Client:
             else:
                 missing.append(key)
         if missing:
-            run_to_end(self._ask_all([(key, requests[places[key][0]]) for key in missing], settle))
+            with SIGNALS.held():  # what is in flight is paid: it comes home and is stored
+                run_to_end(self._ask_all([(key, requests[places[key][0]]) for key in missing], settle))
         return [replies[key] for key in keys]
 
     def figures(self, left: int) -> dict[str, float]:

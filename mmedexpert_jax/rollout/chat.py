@@ -1,7 +1,6 @@
 """The chat page's files, and people's votes between two models whose names they do not see."""
 
 import itertools
-import json
 import secrets
 import threading
 import time
@@ -17,6 +16,7 @@ from starlette.routing import Route
 from mmedexpert_jax.border import read_jsonl
 from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.report.pages import render
+from mmedexpert_jax.runtime import files
 
 FILES = {"/chat.js": "text/javascript", "/chat.css": "text/css"}
 OPEN = 1024  # comparisons that wait for their vote; older ones are forgotten
@@ -44,7 +44,10 @@ class Votes:
     def __init__(self, file: Path | None):
         self._file, self._lock = file, threading.Lock()
         self._open: OrderedDict[str, tuple[str, str]] = OrderedDict()
-        self._cast = [cast for _, cast in read_jsonl(file, Cast)] if file and file.exists() else []
+        self._cast = []
+        if file and file.exists():  # the server that wrote it may have been killed within a line
+            files.lines(file).close()
+            self._cast = [cast for _, cast in read_jsonl(file, Cast)]
 
     def open(self, first: str, second: str) -> str:
         """The id of a comparison between two models, good for one vote."""
@@ -56,17 +59,21 @@ class Votes:
         return id
 
     def close(self, vote: Vote) -> tuple[str, str] | None:
-        """Stores a vote; the two models' names, None where no comparison waits under its id."""
+        """Stores a vote; the two models' names, None where no comparison waits under its id.
+
+        Raises:
+            ResourceError: the disk takes nothing; the comparison still waits for its vote.
+        """
         with self._lock:
-            names = self._open.pop(vote.id, None)
+            names = self._open.get(vote.id)
             if names is None:
                 return None
             cast = Cast(*names, vote.better, round(time.time(), 3))
             if self._file:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                with self._file.open("a", encoding="utf-8") as out:
-                    out.write(json.dumps(msgspec.to_builtins(cast)) + "\n")
+                with files.lines(self._file) as lines:
+                    files.append(lines, self._file, msgspec.json.encode(cast) + b"\n")
             self._cast.append(cast)
+            del self._open[vote.id]
         return names
 
     def table(self) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from mmedexpert_jax.border import parse_json
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.processing.processor import Conversation
 from mmedexpert_jax.rollout.chat import Vote, Votes, pages
@@ -88,6 +88,7 @@ def application(desk: Desk, key: str = "", votes: Path | None = None) -> Starlet
         ],
         exception_handlers={
             Refusal: _refused,
+            ResourceError: lambda _, error: _error(503, str(error)),
             404: lambda request, _: _error(404, f"there is no {request.url.path[:80]}"),
             405: lambda request, _: _error(405, f"{request.url.path} does not take {request.method[:16]}"),
             500: lambda *_: _error(500, "the server failed; its log says more"),

@@ -30,6 +30,7 @@ import numpy as np
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.runtime import files, processes
+from mmedexpert_jax.runtime.signals import SIGNALS
 
 PACK = 1 << 18  # bytes
 _PACKED = "packed"
@@ -59,6 +60,7 @@ class Checkpoints:
         self.keep = max(1, keep)
         self._whole: dict[int, bool] = {}
 
+    @SIGNALS.held()
     def save(self, step: int, tree: Any, score: float | None = None) -> Path:
         """Saves a pytree of arrays as the checkpoint of `step`, replacing one of that step.
 

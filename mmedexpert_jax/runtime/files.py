@@ -20,9 +20,11 @@ __all__ = [
     "DISK_ERRORS",
     "append",
     "claim",
+    "cut_short",
     "data_uri",
     "is_run",
     "json_lines",
+    "lines",
     "lock",
     "mark",
     "owner",
@@ -204,6 +206,24 @@ def append(file: io.RawIOBase, path: str | os.PathLike, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 file.truncate(size)
             raise
+
+
+def cut_short(file: IO[bytes]) -> bool:
+    """Cuts an open file of lines behind its last whole one, for more to follow; True where a kill had cut one short."""
+    file.seek(0)
+    content = file.read()
+    whole = content.rfind(b"\n") + 1
+    file.truncate(whole)
+    return whole < len(content)
+
+
+def lines(path: Path) -> io.FileIO:
+    """A file to `append` lines to, made with its folder where it is not there. Raises ResourceError."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab+", buffering=0)
+        cut_short(file)
+    return file
 
 
 def plain(value: Any) -> Any:

@@ -174,12 +174,12 @@ class Run:
 
         A signal to any process counts for all of them.
         """
-        return processes.largest(SIGNALS.caught or 0) or None
+        return processes.largest(SIGNALS.heed() or 0) or None
 
     def heard(self) -> int | None:
         """As `interrupted`, without waiting for the other processes, which hear of a signal to this one soon after: for
         places that each comes to in its own time."""
-        return processes.heard(SIGNALS.caught or 0) or None
+        return processes.heard(SIGNALS.heed() or 0) or None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Marks the run done, with the figures that stand for it."""

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.models.tree import flatten, is_deep, is_stacked, restacked, stack, unstack
 from mmedexpert_jax.runtime.mesh import make_mesh
+from mmedexpert_jax.runtime.signals import SIGNALS
 from mmedexpert_jax.train.layout import Layout
 from mmedexpert_jax.train.optimizer import Rule, optimizer
 from mmedexpert_jax.train.policy import Policy
@@ -147,6 +148,7 @@ class Learner:
             base = self._base = Policy(restacked(flat, self._stack if stacked else self._unstack), deltas)
         return base
 
+    @SIGNALS.held()  # the arrays that it gives up are not there to be saved until it returns
     def update(
         self, state: State, minibatches: Sequence[Iterable[Any]], tokens: int = 0
     ) -> tuple[State, dict[str, float]]:

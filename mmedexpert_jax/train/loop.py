@@ -75,14 +75,18 @@ def fit(
 
 
 def _stepped(run: "Run", state: State, step: Step) -> tuple[State, dict[str, float]]:
-    """The next state and its metrics; where a step fails for a reason that the user can fix, such as a reward whose
-    server is down, the state before it is saved first. One of several processes cannot save for all."""
+    """The next state and its metrics; where a step is interrupted, or fails for a reason that the user can fix, such as
+    a reward whose server is down, the state before it is saved first. One of several processes cannot save for all."""
     try:
         return step(state, state.step)
-    except UserError:
-        if state.step and processes.count() == 1:
-            run.checkpoints.save(state.step, vars(state))
-        raise
+    except UserError as error:
+        if not state.step or processes.count() > 1:
+            raise
+        run.checkpoints.save(state.step, vars(state))
+        if not isinstance(error, Interrupted):
+            raise
+        text = f"step {state.step} is saved; the same command resumes with the step that it was in"
+        raise Interrupted(text, error.exit_code - 128) from None
 
 
 def _evaluate(run: "Run", learner: Learner, state: State, evaluate: Evaluate, steps: int) -> None:

@@ -72,7 +72,7 @@ JOBS = {
     "dataset": Job((*TEACHER, "teacher.key_env=", "teacher.concurrency=2"), 10, 1, "dataset:endpoint"),
     "export": Job(("model.path={adapter}",), 8, 1),
     "review": Job((), 8, 2),
-    "serve": Job(("max_new_tokens=6", "max_prompt_length=128", "rows=2"), 5),
+    "serve": Job(("max_new_tokens=6", "max_prompt_length=128", "rows=2", "adapters=expert={adapter}"), 5),
     "pipeline": Job(STAGES, 6),
     "ablation": Job((*STAGES, "rows=AM,GBA", "seeds=0,1", "diversity.questions=0", "questions=4"), 5),
 }  # fmt: skip
@@ -273,7 +273,7 @@ def served(job: str, kills: int, world: World, run: Path) -> list:
 def trail(run: Path) -> list:
     """The events of a review, less their times."""
     store = Store(run / "review.sqlite")
-    events = [(e.client_id, e.who, e.trace, e.kind, e.value) for e in since(store)]
+    events = [(e.client_id, e.reviewer, e.trace_id, e.kind, e.value) for e in since(store)]
     store.close()
     return events
 

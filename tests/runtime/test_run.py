@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.errors import ConfigError, Interrupted, ResourceError
-from mmedexpert_jax.runtime import Run, metrics, processes
+from mmedexpert_jax.runtime import Run, metrics, processes, signals
+from mmedexpert_jax.runtime.signals import SIGNALS
 
 CONFIG = {"seed": 0, "lr": 1e-3, "steps": 8, "lora": {"rank": 4}, "mesh": (1, 2), "samples_every": 2}
 
@@ -235,6 +237,21 @@ def test_a_full_disk_met_by_the_job_itself_is_one_line_too(tmp_path):
     with pytest.raises(ResourceError, match=wanted), disk_of(8000), Run.open(tmp_path, CONFIG) as run:
         export(run)
     assert status(tmp_path)["state"] == "failed"
+
+
+def test_what_takes_longer_than_the_grace_is_interrupted_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "GRACE", 0.05)
+    with pytest.raises(Interrupted, match="the same command resumes") as caught, Run.open(tmp_path, CONFIG):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with SIGNALS.held():  # an update in place, a save
+            time.sleep(0.2)
+        time.sleep(60)
+    assert caught.value.exit_code == 143 and status(tmp_path)["state"] == "interrupted"
+    with Run.open(tmp_path, CONFIG) as run:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert run.interrupted() == signal.SIGTERM  # and acts on it, so that it is left alone
+        time.sleep(0.2)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_signals_set_a_flag_and_a_second_one_aborts(tmp_path):

@@ -1,7 +1,9 @@
 """The loop around a step: best and patient evaluations, checkpoints that one goes back to, changes by name."""
 
 import dataclasses
+import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -12,7 +14,7 @@ from mmedexpert_jax.data import Case
 from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.runtime import Run
+from mmedexpert_jax.runtime import Run, signals
 from mmedexpert_jax.train import fit
 from mmedexpert_jax.train.overlong import tell
 
@@ -23,13 +25,16 @@ STEPS = 6
 def go(tmp_path, make, drawn):
     """`go(scores, stop, data, **overrides)`: runs it, or goes on; its final state, the run and the evaluated steps."""
 
-    def run(scores=None, stop=None, data=0, name="run", **overrides):
+    def run(scores=None, stop=None, data=0, name="run", hang=None, **overrides):
         fields = {"workdir": str(tmp_path / name), "trainable": "full", "lr": 0.1, "checkpoint_every": 2} | overrides
         config = load_config("configs/dsa.py:mini", fields)
         learner = make(STEPS, **{key: value for key, value in overrides.items() if key != "allow_changes"})
         asked = []
 
         def step(state, number):
+            if number == hang:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
             return learner.update(state, [[(drawn(number + 1), 1.0)]])
 
         def evaluate(params, at, lora=None):
@@ -99,6 +104,16 @@ def test_a_field_is_changed_by_its_name_alone(go, capsys):
         validate(config)
     with pytest.raises(ConfigError, match="resume_from is a step of one expert"):
         validate(load_config("configs/dsa.py:mini", {"resume_from": 3}))
+
+
+def test_a_signal_within_a_long_step_saves_the_state_before_it(go, monkeypatch):
+    monkeypatch.setattr(signals, "GRACE", 0.05)
+    with pytest.raises(Interrupted, match="stopped where it was"):
+        go(hang=0)
+    with pytest.raises(Interrupted, match="step 3 is saved"):
+        go(hang=3, checkpoint_every=50)
+    state, run, _ = go(checkpoint_every=50)
+    assert same(state, go(name="whole")[0]) and [row["step"] for row in run.metrics()] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_pipelines_stages_are_changed_by_name_too(tmp_path):
