@@ -37,7 +37,7 @@ class Forked:
     def works(self, seconds: float) -> bool:
         """Waits until so much work is done; False where the job has ended before."""
         while self.alive() and self.work() < seconds:
-            time.sleep(0.01)
+            time.sleep(0.03)
         return self.alive()
 
     def alive(self) -> bool:

@@ -61,20 +61,20 @@ STAGES = (
 ENDPOINTS = ("model.path=endpoint:m", "endpoint.url={url}", "endpoint.concurrency=2")
 TEACHER = ("candidates=3", "words=5,100", "benchmarks=", "teacher.url={url}", "teacher.model=practice")
 JOBS = {
-    "dsa": Job((*TRAIN, "max_new_tokens=40", "specialty=AM", "batch_size=1", "accumulation=2"), 12, 1),
-    "gba, packed": Job((*GBA, "packing=2"), 10, 1, "gba"),
-    "gba, refilled": Job((*GBA, "packing=1", "zero_variance=refill", "refill_rounds=2"), 10, 0, "gba"),
-    "gba, sharded": Job((*GBA, *SPREAD), 8, 0, "gba", devices=2),
-    "gba, two processes": Job((*GBA, *SPREAD), 6, 0, "gba", processes=2),
-    "merge": Job(("experts={adapter},b={adapter}", "density=0.5"), 10, 2),
-    "evaluate": Job(("num_samples=2", "temperature=1.0", "max_new_tokens=6", "batch_size=2"), 8, 1),
-    "evaluate, endpoint": Job(ENDPOINTS, 8, 1, "evaluate"),
-    "dataset": Job((*TEACHER, "teacher.key_env=", "teacher.concurrency=2"), 10, 1, "dataset:endpoint"),
-    "export": Job(("model.path={adapter}",), 8, 1),
-    "review": Job((), 8, 2),
-    "serve": Job(("max_new_tokens=6", "max_prompt_length=128", "rows=2", "adapters=expert={adapter}"), 5),
-    "pipeline": Job(STAGES, 6),
-    "ablation": Job((*STAGES, "rows=AM,GBA", "seeds=0,1", "diversity.questions=0", "questions=4"), 5),
+    "dsa": Job((*TRAIN, "max_new_tokens=40", "specialty=AM", "batch_size=1", "accumulation=2"), 8, 1),
+    "gba, packed": Job((*GBA, "packing=2"), 7, 1, "gba"),
+    "gba, refilled": Job((*GBA, "packing=1", "zero_variance=refill", "refill_rounds=2"), 6, 0, "gba"),
+    "gba, sharded": Job((*GBA, *SPREAD), 5, 0, "gba", devices=2),
+    "gba, two processes": Job((*GBA, *SPREAD), 3, 0, "gba", processes=2),
+    "merge": Job(("experts={adapter},b={adapter}", "density=0.5"), 12, 2),
+    "evaluate": Job(("num_samples=2", "temperature=1.0", "max_new_tokens=6", "batch_size=2"), 6, 1),
+    "evaluate, endpoint": Job(ENDPOINTS, 11, 1, "evaluate"),
+    "dataset": Job((*TEACHER, "teacher.key_env=", "teacher.concurrency=2"), 12, 1, "dataset:endpoint"),
+    "export": Job(("model.path={adapter}",), 10, 1),
+    "review": Job((), 12, 2),
+    "serve": Job(("max_new_tokens=6", "max_prompt_length=128", "rows=2", "adapters=expert={adapter}"), 3),
+    "pipeline": Job(STAGES, 4),
+    "ablation": Job((*STAGES, "rows=AM,GBA", "seeds=0,1", "diversity.questions=0", "questions=4"), 3),
 }  # fmt: skip
 SERVERS = ("review", "serve")
 
@@ -141,12 +141,12 @@ def whole(world, tmp_path_factory) -> Callable[[str], tuple[dict, float]]:
 
     def of(job: str) -> tuple[dict, float]:
         if job not in known:
-            for turn in range(1 if job in ("pipeline", "ablation") else 2):
+            for turn in range(2 if job in ("merge", "evaluate", "export", "dataset") else 1):
                 run, work = tmp_path_factory.mktemp("whole") / "run", 0.0
                 forked = begin(job, run, world)
                 while forked.alive():
                     work = max(work, forked.work())
-                    time.sleep(0.02)
+                    time.sleep(0.1)
                 forked.finish()
                 if turn:
                     assert_same(job, run, known[job][0])
@@ -240,7 +240,7 @@ def ready(forked: Forked) -> tuple[str, str]:
         found = re.findall(r"http://(127\.0\.0\.1:\d+)(?:/#token=(\w+))?.*\n(?:every action|$)", said)
         if found:
             return f"http://{found[-1][0]}", found[-1][1]
-        time.sleep(0.02)
+        time.sleep(0.1)
     raise AssertionError(forked.output.read_text()[-2000:])
 
 
