@@ -19,7 +19,6 @@ import math
 import os
 import re
 import reprlib
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -199,47 +198,6 @@ def read_yaml(
     return value if schema is Any else check(value, schema, _name(path), error)
 
 
-def read_toml(
-    path: str | os.PathLike, schema: Any = Any, *, limit: int = 1 << 20, error: type[UserError] = DataError
-) -> Any:
-    """The table of a TOML file, converted to `schema`. Raises `error`."""
-    value = _parsed(_name(path), "TOML", error, _toml, read_bytes(path, limit, error))
-    return value if schema is Any else check(value, schema, _name(path), error)
-
-
-def read_csv(
-    path: str | os.PathLike, delimiter: str | None = None, *, limit: int = MAX_LINE, error: type[UserError] = DataError
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """(row number from 1, cells by column) of a table with a header row.
-
-    Args:
-        delimiter: None: the one of comma, semicolon and tab that the header holds most often.
-
-    Raises `error` where columns share a name, or a row has more or fewer cells than the header.
-    """
-    csv.field_size_limit(min(limit, 2**31 - 1))  # the module's own limit, 128 KiB, is below one picture
-    name = _name(path)
-    with _open(path, error) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
-        try:
-            head = file.readline(limit)
-            file.seek(0)
-            rows = csv.reader(file, delimiter=delimiter or max(",;\t", key=head.count), strict=True)
-            columns = next(rows, [])
-            if len(set(columns)) < len(columns):
-                double = next(column for column in columns if columns.count(column) > 1)
-                raise error(f"{name}: two columns are called {shown(double)}; rename one")
-            number = 0
-            for cells in rows:
-                if not cells:
-                    continue
-                number += 1
-                if len(cells) != len(columns):
-                    raise error(f"{name} row {number} has {len(cells)} cells, the header {len(columns)}")
-                yield number, dict(zip(columns, cells, strict=True))
-        except (csv.Error, UnicodeDecodeError) as problem:
-            raise error(f"{name} is no CSV table in UTF-8: {cut(str(problem))}") from None
-
-
 def _parsed(place: str, form: str, error: type[UserError], parse: Any, content: str | bytes) -> Any:
     """`parse(text)`, bounded. Raises `error` with one line, whatever a parser raises on hostile text."""
     try:
@@ -285,10 +243,12 @@ def _no_constant(name: str) -> Any:
     raise Refused(f"{name} is no finite number")
 
 
-def _int(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= (number := int(text)) < 2**64:
+def _int(text: str) -> int | float:
+    """A whole number; beyond 64 bits a float, as tokenizers say that they have no longest text (10**30)."""
+    if len(text) > 40:
         raise Refused(f"the number {cut(text, 40)} does not fit in 64 bits")
-    return number
+    number = int(text)
+    return number if -(2**63) <= number < 2**64 else float(number)
 
 
 class _Loader(yaml.SafeLoader):
@@ -307,10 +267,6 @@ class _Loader(yaml.SafeLoader):
 
 def _yaml(text: str) -> Any:
     return _whole(yaml.load(text, Loader=_Loader), text)  # a SafeLoader: it makes no object of a tag
-
-
-def _toml(text: str) -> Any:
-    return tomllib.loads(text)
 
 
 @contextmanager

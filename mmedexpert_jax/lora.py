@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.runtime import files
 
@@ -358,12 +359,7 @@ def _product(factors: dict[str, jax.Array], scale: float) -> jax.Array:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: cannot be read as JSON ({str(error)[:80]})") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{file}: expected a JSON object")
+    config = border.read_json(file, dict[str, Any])
     for key, valid in (("r", _is_rank), ("lora_alpha", _is_alpha)):
         if key not in config:
             raise DataError(f"{file}: key {key} is missing")

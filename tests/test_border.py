@@ -114,7 +114,7 @@ def test_hostile_yaml_is_refused_in_a_line(tmp_path, text, reason):
 
 def test_files_that_are_none(tmp_path):
     for path in (tmp_path, tmp_path / "missing", "a\0b", "x" * 10_000, "/dev/zero"):
-        for read in (border.read_json, border.read_toml, border.read_yaml, lambda p: list(border.read_jsonl(p))):
+        for read in (border.read_json, border.read_yaml, lambda p: list(border.read_jsonl(p))):
             with pytest.raises(DataError) as caught:
                 read(path)
             assert len(str(caught.value)) < 400
@@ -127,16 +127,6 @@ def test_a_file_longer_than_the_limit_is_not_held(tmp_path):
         list(border.read_jsonl(path, limit=100))
     with pytest.raises(DataError, match="longer than the 100 bytes"):
         border.read_json(path, limit=100)
-
-
-def test_csv_reads_and_names_rows(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text("\ufeffa;b\n1;x,y\n\n2;z\n", encoding="utf-8")
-    assert list(border.read_csv(path)) == [(1, {"a": "1", "b": "x,y"}), (2, {"a": "2", "b": "z"})]
-    for text, reason in (("a,a\n1,2\n", "'a'"), ("a,b\n1\n", "row 1 has 1 cells"), ('a,b\n"1', "no CSV")):
-        path.write_text(text)
-        with pytest.raises(DataError, match=reason):
-            list(border.read_csv(path))
 
 
 def test_what_is_not_finite_is_not_written(tmp_path):

@@ -121,6 +121,32 @@ def test_a_statement_has_one_conditional_expression_at_most():
                 assert count <= 1, f"{file}:{node.lineno} has {count}; name one of them first"
 
 
+# Files that parse what comes from outside; all others ask them.
+PARSERS = {
+    r"json\.loads?\(|msgspec\.json\.decode": {
+        "border.py": "the border",
+        "remote/outcomes.py": "an answer is paid: what can be read of it is, whatever stands beside",
+        "runtime/processes.py": "what the processes of a job tell each other",
+    },
+    r"yaml\.(safe_)?load|tomllib": {"border.py": "the border"},
+    r"csv\.(Dict)?[rR]eader|ParquetFile|\.read_table": {"data/tables.py": "the one reader of tables"},
+    r"safe_open|load_file|np\.memmap": {
+        "models/stored_tensors.py": "tensors of models, slice by slice",
+        "lora.py": "factors of adapters, whole",
+    },
+    r"sqlite3\.connect": {"remote/database.py": "the one opener of data bases"},
+    r"np\.load\(|pickle|torch\.load|(?<![.\w])eval\(": {
+        "data/embedded/materials.py": "the package's own arrays",
+    },
+}
+
+
+@pytest.mark.parametrize("call", PARSERS)
+def test_what_comes_from_outside_enters_in_one_place(call):
+    users = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py") if re.search(call, file.read_text())}
+    assert users == set(PARSERS[call])
+
+
 def test_only_models_knows_flax():
     users = {_part(f) for f in PACKAGE.rglob("*.py") for name in _imports(f) if name.split(".")[0] == "flax"}
     assert users <= {"models"}

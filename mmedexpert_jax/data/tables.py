@@ -82,7 +82,9 @@ def read(place: Place, name: str, images: Sequence[str] = ()) -> Iterator[tuple[
     try:
         yield from enumerate(readers[suffix](place, name, images), 1)
     except UnicodeDecodeError as error:
-        raise DataError(f"{name} cannot be read as UTF-8 text (byte {error.start}); save it in UTF-8") from None
+        raise DataError(
+            f"{name} cannot be read as UTF-8 text (byte {error.start}); save it in UTF-8 (in a spreadsheet: CSV UTF-8)"
+        ) from None
     except OSError as error:
         raise DataError(f"{name} cannot be read ({error.strerror or border.cut(str(error))})") from None
 
@@ -366,7 +368,7 @@ def _parquet(place: Place, name: str, images: Sequence[str]) -> Values:
                 )
                 for index, row in enumerate(rows):
                     yield row | {key: found[index] for key, found in cells.items() if found[index] is not None}
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, NotImplementedError, OverflowError) as error:
         reason = border.cut(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
         raise DataError(f"{name} is not a readable Parquet file ({reason}); fetch it again") from None
 

@@ -1,6 +1,5 @@
 """Embedding similarity of open answers: cosine of the answer block and the reference answer."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmedexpert_jax import answers
+from mmedexpert_jax import answers, border
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.gba.askers import Asker, Network, endpoint_asker, guarded, network_of, stored, tower_of
 from mmedexpert_jax.gba.judge_reward import endpoint_of, name_of, tell
@@ -62,6 +61,6 @@ def cosine(one: str, other: str) -> float | None:
     """Of two vectors as JSON, from 0 on; None where one is missing or their lengths differ."""
     if not one or not other:
         return None
-    a, b = np.array(json.loads(one)), np.array(json.loads(other))
+    a, b = (np.array(border.parse_json(text, "an embedding", list[float])) for text in (one, other))
     norms = np.linalg.norm(a) * np.linalg.norm(b) if a.shape == b.shape else 0.0
     return max(0.0, float(a @ b / norms)) if norms else None

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import Check, Judgement, Picture, Record, Trace
 from mmedexpert_jax.remote.database import Database
@@ -126,10 +127,13 @@ class Store(Database):
     def fact(self, name: str) -> Any:
         """The value kept under a name; None for none."""
         rows = self.read("SELECT value FROM facts WHERE name = ?", name)
-        return json.loads(rows[0][0]) if rows else None
+        return self._stored(rows[0][0]) if rows else None
+
+    def _stored(self, text: str) -> Any:
+        return border.parse_json(text, str(self.path))
 
     def _record(self, text: str) -> Record:
-        values = json.loads(text)
+        values = self._stored(text)
         images = tuple(Picture(name, self._image(sha)) for name, sha in values.pop("images"))
         lists: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("options", "paradigms", "flags")}
         return Record(**values, **lists, images=images)
@@ -145,11 +149,11 @@ def _record_json(record: Record) -> str:
 
 def _trace(row: tuple, record: Record) -> Trace:
     id, _, paradigm, text, response, teacher, sample, request, stage1, judge = row
-    found = json.loads(stage1)
+    found = border.parse_json(stage1, f"stage 1 of trace {id}")
     check = Check(found["passed"], found["answer"], tuple(found["reasons"]), tuple(found["flags"]))
     judgement = None
     if judge:
-        values = json.loads(judge)
+        values = border.parse_json(judge, f"the judgement of trace {id}")
         criteria = tuple((name, met) for name, met in values["criteria"])
         judgement = Judgement(values["score"], criteria, values["model"])
     return Trace(id, record, paradigm, text, response, teacher, sample, request, check, judgement)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.data.prompts import render
 
@@ -73,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """One completion."""
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = border.parse_json(self.rfile.read(int(self.headers["Content-Length"])), "the request")
         content = json.dumps(completion(body)).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

@@ -1,13 +1,14 @@
 """An optional judge: a model that marks the reviewers' rubric. Its score orders the review and decides nothing."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data.paradigms import PARADIGMS
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import Judgement, Trace
@@ -56,8 +57,8 @@ def judgement(text: str, paradigm: str, name: str) -> Judgement | None:
     """The judgement in a reply; None unless it marks every criterion with true or false."""
     found = re.search(r"\{[^{}]*\}", re.sub(r"<think>.*?</think>", "", text, flags=re.S))
     try:
-        marks = json.loads(found[0]) if found else {}
-    except ValueError:
+        marks = border.parse_json(found[0], "the judgement", dict[str, Any]) if found else {}
+    except DataError:
         return None
     codes = [criterion.code for criterion in RUBRIC[paradigm]]
     if not all(isinstance(marks.get(code), bool) for code in codes):

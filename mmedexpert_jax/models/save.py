@@ -127,7 +127,9 @@ def _write_configs(directory: Path, model: Model, flat: dict) -> None:
         "eos_token_id": list(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
     }
-    _write_json(directory / "generation_config.json", json.loads(config.generation) | ids)
+    _write_json(
+        directory / "generation_config.json", border.parse_json(config.generation, "generation_config.json") | ids
+    )
 
 
 def _dtype(flat: dict) -> str:

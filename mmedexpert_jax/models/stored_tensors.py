@@ -1,6 +1,5 @@
 """Tensors of a Hugging Face directory, read slice by slice when they are asked for."""
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import canonical
 
@@ -69,17 +69,7 @@ def read_checkpoint(
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; DataError for anything else."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{file}: cannot be read ({error.strerror}); give the directory of a Hugging Face model"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not valid JSON ({str(error)[:80]})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: expected a JSON object")
-    return content
+    return border.read_json(file, dict[str, Any])
 
 
 def views(file: Path) -> dict[str, np.ndarray]:
@@ -91,7 +81,7 @@ def views(file: Path) -> dict[str, np.ndarray]:
     _open(file)
     with file.open("rb") as source:
         size = int.from_bytes(source.read(8), "little")
-        tensors = json.loads(source.read(size))
+        tensors = border.parse_json(source.read(size), f"{file}, its header", dict[str, dict[str, Any]])
     tensors.pop("__metadata__", None)
     empty = file.stat().st_size == 8 + size  # which cannot be mapped
     content = np.empty(0, np.uint8) if empty else np.memmap(file, np.uint8, "r", offset=8 + size)

@@ -132,7 +132,7 @@ class Processor:
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(str(directory))
         file = directory / "tokenizer_config.json"
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = border.read_json(file) | {"model_max_length": self.tokenizer.model_max_length}
         processor_class = {"processor_class": name} if (name := CLASSES[self.family]) else {}
         classes = {"tokenizer_class": _tokenizer_class(self.tokenizer)} | processor_class
         settings = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
@@ -298,7 +298,7 @@ def _tokenizer_class(tokenizer: Any) -> str:
     from transformers import Qwen2Tokenizer
 
     def cuts(backend: Any) -> tuple[Any, Any]:
-        parts = json.loads(backend.to_str())
+        parts = border.parse_json(backend.to_str(), "tokenizer.json")
         return parts["normalizer"], parts["pre_tokenizer"]
 
     own, usual = tokenizer.backend_tokenizer, Qwen2Tokenizer(vocab={"a": 0}, merges=[]).backend_tokenizer

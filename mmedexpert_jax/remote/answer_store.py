@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.remote.database import Database
 from mmedexpert_jax.remote.protocol import Attempt, EndpointReply, Usage
 
@@ -48,7 +49,7 @@ class Answers(Database):
         rows = self.read("SELECT reply FROM answers WHERE key = ?", key)
         if not rows:
             return None
-        values = json.loads(rows[0][0])
+        values = border.parse_json(rows[0][0], f"{self.path}, an answer", dict[str, Any])
         values |= {"key": key, "usage": Usage(**values["usage"]), "stored": True}
         values |= {name: str(values.get(name, "")) for name in ("text", "finish", "reasoning", "model")}
         return EndpointReply(**values | {"left_out": tuple(values.get("left_out", ()))})
@@ -99,7 +100,10 @@ class Answers(Database):
             "SELECT json_extract(reply, '$.model'), COALESCE(json_extract(reply, '$.left_out'), '[]'), COUNT(*) "
             "FROM answers GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
         )
-        return [(str(model or ""), tuple(json.loads(left_out)), count) for model, left_out, count in rows]
+        return [
+            (str(model or ""), tuple(border.parse_json(left_out, str(self.path), list[str])), count)
+            for model, left_out, count in rows
+        ]
 
     def refused(self) -> int:
         """Answers that are a refusal, of the model or of a filter before or behind it."""

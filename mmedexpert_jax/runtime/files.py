@@ -4,7 +4,6 @@ import base64
 import contextlib
 import fcntl
 import io
-import json
 import math
 import os
 import shutil
@@ -46,8 +45,8 @@ THUMBNAIL = 256  # longest side, in pixels, of an image inside a samples table
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes `plain(value)` as indented strict JSON, whole."""
-    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    """Writes `plain(value)` as indented strict JSON, whole: a figure that is not defined, NaN, stands as null."""
+    border.write_json(path, plain(value))
 
 
 def read_json(path: str | os.PathLike) -> Any:

