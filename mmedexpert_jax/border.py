@@ -126,7 +126,7 @@ def _bounded(tree: Any) -> Any:
         below: list[Any] = []
         for node in level:
             if isinstance(node, float) and not math.isfinite(node):
-                raise Refused(f"{node} is no finite number")
+                raise Refused(f"{_key_of(node, tree)}{json.dumps(node)} is no finite number")
             if isinstance(node, dict):
                 below.extend(node.values())
             elif isinstance(node, list):
@@ -137,6 +137,22 @@ def _bounded(tree: Any) -> Any:
             return tree
         level, seen = below, seen + len(below)
     raise Refused(f"is nested deeper than {MAX_DEPTH} levels")
+
+
+def _key_of(found: float, tree: Any) -> str:
+    """The place in `tree` of a number, that very object, in words: "key a.b[3]: "; empty where it is all of it."""
+    level = [("", tree)]
+    while level:
+        below: list[tuple[str, Any]] = []
+        for path, node in level:
+            if node is found:
+                return f"key {cut(path)}: " if path else ""
+            if isinstance(node, dict):
+                below.extend((f"{path}.{name}".lstrip("."), value) for name, value in node.items())
+            elif isinstance(node, list):
+                below.extend((f"{path}[{index}]", value) for index, value in enumerate(node))
+        level = below
+    return ""
 
 
 # -- readers -----------------------------------------------------------------------------------------------------------
@@ -214,7 +230,7 @@ def _parsed(place: str, form: str, error: type[UserError], parse: Any, content: 
 
 
 def _json(text: str) -> Any:
-    value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_int)
+    value = json.loads(text, object_pairs_hook=_once, parse_int=_int)
     return _whole(value, text)
 
 
@@ -237,10 +253,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise Refused(f"the key {shown(next(name for name in names if names.count(name) > 1))} is written twice")
     return found
-
-
-def _no_constant(name: str) -> Any:
-    raise Refused(f"{name} is no finite number")
 
 
 def _int(text: str) -> int | float:

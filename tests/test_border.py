@@ -55,7 +55,7 @@ def test_any_bytes_are_json_or_one_line(content):
         ("[" * 100 + "]" * 100, "nested deeper"),
         ('{"a": 1, "a": 2}', "'a' is written twice"),
         ('{"a": NaN}', "NaN is no finite"),
-        ("[1e999]", "inf is no finite"),
+        ("[1e999]", "Infinity is no finite"),
         ("[1" + "0" * 5000 + "]", "64 bits"),
         ('["\\ud800"]', "surrogate"),
         ("", "not JSON"),

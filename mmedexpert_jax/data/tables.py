@@ -99,15 +99,15 @@ def _jsonl(place: Place, name: str, images: Sequence[str]) -> Values:
                 yield _object(line)
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[str]:
+def _lines(file: BinaryIO, name: str) -> Iterator[bytes]:
     """Lines at "\\n" alone: a text may hold any other mark of a line's end."""
     while line := file.readline(border.MAX_LINE + 1):
         if len(line) > border.MAX_LINE:
             raise DataError(f"{name}: a line of more than {border.MAX_LINE} bytes; give images by path")
-        yield line.decode("utf-8-sig")
+        yield line
 
 
-def _object(line: str) -> dict[str, Any] | str:
+def _object(line: bytes) -> dict[str, Any] | str:
     try:
         row = border.parse_json(line, "the row", limit=border.MAX_LINE)
     except DataError as error:
