@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -75,8 +76,11 @@ def _cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def start(arguments: list[str], output: Path, count: int = 1, devices: int = 1) -> Forked:
-    """Starts a command line in `count` processes of `devices` CPU devices each; runs share compiled programs."""
+def start(arguments: list[str], output: Path, count: int = 1, devices: int = 1, room: int = 0) -> Forked:
+    """Starts a command line in `count` processes of `devices` CPU devices each; runs share compiled programs.
+
+    `room` is the size in bytes beyond which no file grows, as on a disk that is full there; 0: none.
+    """
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # of the fork server, which starts with the first
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -87,18 +91,20 @@ def start(arguments: list[str], output: Path, count: int = 1, devices: int = 1) 
     for index in range(count):
         values = dict(zip(VARIABLES, (address, str(count), str(index)), strict=True)) if count > 1 else {}
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-        given = (arguments, str(output), values | {"XLA_FLAGS": flags})
+        given = (arguments, str(output), values | {"XLA_FLAGS": flags}, room)
         begun.append(context.Process(target=run, args=given))
         begun[-1].start()
     return Forked(begun, output)
 
 
-def run(arguments: list[str], output: str, environment: dict[str, str]) -> None:
+def run(arguments: list[str], output: str, environment: dict[str, str], room: int) -> None:
     """Runs the command line and ends the process with its exit code; what it prints goes to the file `output`."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY) if room else file, 1)
     os.dup2(file, 2)
     os.environ.update(environment)
+    if room:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
     from mmedexpert_jax.launch.cli import main
 
     sys.exit(main(arguments))

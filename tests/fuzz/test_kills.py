@@ -63,20 +63,25 @@ TEACHER = ("candidates=3", "words=5,100", "benchmarks=", "teacher.url={url}", "t
 JOBS = {
     "dsa": Job((*TRAIN, "max_new_tokens=40", "specialty=AM", "batch_size=1", "accumulation=2"), 8, 1),
     "gba, packed": Job((*GBA, "packing=2"), 7, 1, "gba"),
-    "gba, refilled": Job((*GBA, "packing=1", "zero_variance=refill", "refill_rounds=2"), 6, 0, "gba"),
-    "gba, sharded": Job((*GBA, *SPREAD), 5, 0, "gba", devices=2),
-    "gba, two processes": Job((*GBA, *SPREAD), 3, 0, "gba", processes=2),
-    "merge": Job(("experts={adapter},b={adapter}", "density=0.5"), 12, 2),
-    "evaluate": Job(("num_samples=2", "temperature=1.0", "max_new_tokens=6", "batch_size=2"), 6, 1),
-    "evaluate, endpoint": Job(ENDPOINTS, 11, 1, "evaluate"),
-    "dataset": Job((*TEACHER, "teacher.key_env=", "teacher.concurrency=2"), 12, 1, "dataset:endpoint"),
-    "export": Job(("model.path={adapter}",), 10, 1),
-    "review": Job((), 12, 2),
-    "serve": Job(("max_new_tokens=6", "max_prompt_length=128", "rows=2", "adapters=expert={adapter}"), 3),
-    "pipeline": Job(STAGES, 4),
-    "ablation": Job((*STAGES, "rows=AM,GBA", "seeds=0,1", "diversity.questions=0", "questions=4"), 3),
+    "gba, refilled": Job((*GBA, "packing=1", "zero_variance=refill", "refill_rounds=2"), 3, 0, "gba"),
+    "gba, sharded": Job((*GBA, *SPREAD), 3, 0, "gba", devices=2),
+    "gba, two processes": Job((*GBA, *SPREAD), 2, 0, "gba", processes=2),
+    "merge": Job(("experts={adapter},b={adapter}", "density=0.5"), 15, 2),
+    "evaluate": Job(("num_samples=2", "temperature=1.0", "max_new_tokens=6", "batch_size=2"), 3, 1),
+    "evaluate, endpoint": Job(ENDPOINTS, 13, 1, "evaluate"),
+    "dataset": Job((*TEACHER, "teacher.key_env=", "teacher.concurrency=2"), 14, 1, "dataset:endpoint"),
+    "export": Job(("model.path={adapter}",), 14, 1),
+    "review": Job((), 16, 2),
+    "serve": Job(("max_new_tokens=6", "max_prompt_length=128", "rows=2", "adapters=expert={adapter}"), 2),
+    "pipeline": Job(STAGES, 2),
+    "ablation": Job((*STAGES, "rows=AM,GBA", "seeds=0,1", "diversity.questions=0", "questions=4"), 1),
 }  # fmt: skip
 SERVERS = ("review", "serve")
+CHEAP = ("merge", "dataset")  # whose disks the default tests fill
+
+
+def _slow(job: str) -> tuple:
+    return () if job in CHEAP else (pytest.mark.slow,)
 
 
 class World(NamedTuple):
@@ -98,8 +103,8 @@ def world(tiny_checkpoint, tiny_cases, tmp_path_factory) -> Iterator[World]:
         yield World(places | {"url": paid.url}, paid)
 
 
-def begin(job: str, run: Path, world: World) -> Forked:
-    """The job's command, running in the folder `run`."""
+def begin(job: str, run: Path, world: World, room: int = 0) -> Forked:
+    """The job's command, running in the folder `run`; `room` as in `forked.start`."""
     settings, data = JOBS[job], {"dataset": "raw", "merge": "", "serve": ""}.get(job, "cases")
     fields = [f"workdir={run}", *(["model.path={model}"] if job not in ("dataset", "review") else [])]
     fields += [f"data.path={{{data}}}"] if data else []
@@ -108,7 +113,7 @@ def begin(job: str, run: Path, world: World) -> Forked:
     config = settings.config or job
     name, _, preset = config.partition(":")
     command = [f"--config=configs/{name}.py{':' if preset else ''}{preset}", *words]
-    return start(command, run.with_name(f"{run.name}.output"), settings.processes, settings.devices)
+    return start(command, run.with_name(f"{run.name}.output"), settings.processes, settings.devices, room)
 
 
 def outcome(run: Path) -> dict:
@@ -176,7 +181,7 @@ def killed(job: str, kills: int, world: World, whole: Callable, folder: Path) ->
         run, before, lost = folder / f"run-{runs}", world.paid.answered.total(), 0
         for _ in range(min(AGAIN, kills - done)):
             forked = begin(job, run, world)
-            if not forked.works(rng.random() * work) or not forked.kill():
+            if not forked.works(rng.uniform(0.0, 0.8) * work) or not forked.kill():
                 break
             done += 1
             if paid:  # what was in flight, or came and was not yet stored, is lost: at most one a place in flight
@@ -296,6 +301,56 @@ def test_a_server_killed_while_it_is_asked(job, world, tmp_path, capsys):
     killed_server(job, JOBS[job].kills, world, tmp_path)
     with capsys.disabled():
         print(f"\n| {job} | {JOBS[job].kills} kills | every answer and event once |", end="", flush=True)
+
+
+# -- disks -------------------------------------------------------------------------------------------------------------
+def full(job: str, tries: int, world: World, whole: Callable, folder: Path) -> None:
+    """The disk is full at a byte drawn at random: one line, exit code 4, and the run goes on when there is room."""
+    rng, run = random.Random(f"{SEED}/{job}/full"), folder / "run"
+    expected, _ = whole(job)
+    for _ in range(tries):
+        room = int(600 * 200 ** rng.random())  # of 600 bytes, for the line itself, to 120 kB
+        forked = begin(job, run, world, room)
+        codes, said = set(forked.ended()), forked.output.read_text()
+        assert codes <= {0, 4} and "Traceback" not in said, (room, codes, said[-2000:])
+        if codes == {0}:
+            break
+        assert said.splitlines()[-1].startswith(("error: cannot write", "process")), said[-500:]
+        forked.output.unlink()
+    else:
+        begin(job, run, world).finish()
+    assert_same(job, run, expected)
+
+
+def lost(job: str, world: World, whole: Callable, folder: Path) -> None:
+    """A file of a run that was killed is gone: the run ends as one that lost nothing, or with one line."""
+    rng, run = random.Random(f"{SEED}/{job}/lost"), folder / "run"
+    expected, work = whole(job)
+    forked = begin(job, run, world)
+    if forked.works(rng.uniform(0.6, 1.0) * work):
+        forked.kill()
+    forked.ended()
+    left = sorted(place for place in run.rglob("*") if place.is_file() and place.name != ".lock")
+    gone = rng.choice(left)
+    gone.unlink()
+    forked.output.unlink()
+    forked = begin(job, run, world)
+    codes, said = set(forked.ended()), forked.output.read_text()
+    assert codes <= {0, 2, 3, 4} and "Traceback" not in said, (gone, codes, said[-2000:])
+    if codes == {0} and not (gone.suffix == ".jsonl" or "tb" in gone.parts):  # rows of steps that are not made again
+        found = outcome(run)
+        differ = [name for name in expected if name in found and found[name] != expected[name]]
+        assert not differ, (job, gone, differ)
+
+
+@pytest.mark.parametrize("job", [pytest.param(job, marks=_slow(job)) for job in JOBS if job not in SERVERS])
+def test_a_disk_that_is_full_at_any_byte(job, world, whole, tmp_path):
+    full(job, 3, world, whole, tmp_path)
+
+
+@pytest.mark.parametrize("job", [pytest.param(job, marks=_slow(job)) for job in JOBS if job not in SERVERS])
+def test_a_file_that_is_lost(job, world, whole, tmp_path):
+    lost(job, world, whole, tmp_path)
 
 
 # -- SIGTERM -----------------------------------------------------------------------------------------------------------
