@@ -285,8 +285,7 @@ def _yaml(text: str) -> Any:
 def _open(path: str | os.PathLike, error: type[UserError]) -> Iterator[IO[bytes]]:
     """A regular file, open for reading; a pipe or device, which may have no end, is refused."""
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise error(f"{_name(path)} is no file")
+        refuse_endless(path, error)
         file = Path(path).open("rb")  # noqa: SIM115 (the block below closes it)
     except (OSError, ValueError) as problem:  # ValueError: a path with a zero byte
         reason = getattr(problem, "strerror", None) or str(problem)
@@ -296,6 +295,12 @@ def _open(path: str | os.PathLike, error: type[UserError]) -> Iterator[IO[bytes]
             yield file
         except OSError as problem:
             raise error(f"cannot read {_name(path)}: {(problem.strerror or str(problem)).lower()}") from None
+
+
+def refuse_endless(path: str | os.PathLike, error: type[UserError] = DataError) -> None:
+    """Raises `error` where a path is a pipe or a device, which may have no end, or a folder."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise error(f"{_name(path)} is no file")
 
 
 def _name(path: str | os.PathLike) -> str:
@@ -353,13 +358,18 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> N
 
 
 def write_csv(path: str | os.PathLike, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a table with a header, whole; cells that a spreadsheet would run are written as text (`inert`)."""
+    """Writes `csv_text`, whole."""
+    write_text(path, csv_text(columns, rows))
+
+
+def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table with a header; cells that a spreadsheet would run are text (`inert`)."""
     buffer = io.StringIO()
     columns = list(columns)
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow([inert(column) for column in columns])
     table.writerows([[inert(row.get(column, "")) for column in columns] for row in rows])
-    write_text(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def inert(cell: Any) -> Any:

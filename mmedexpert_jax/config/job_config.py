@@ -202,16 +202,18 @@ def format_config(config: ConfigDict, docs: Mapping[str, str]) -> str:
 
 def _parse(path: Path) -> ast.Module:
     try:
-        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        return ast.parse(_source(path), filename=str(path))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: code nested too deeply
         raise ConfigError(f"{path} is not Python: {border.cut(str(error), 200)}") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {(error.strerror or '').lower()}") from error
+
+
+def _source(path: Path) -> str:
+    return border.read_bytes(path, 1 << 20, ConfigError).decode()
 
 
 def _comments(path: Path) -> dict[str, str]:
     """Comments beside the assignments `config.a.b = ...` of one file, by dotted key."""
-    source = path.read_text(encoding="utf-8")
+    source = _source(path)
     lines = source.splitlines()
     comments: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

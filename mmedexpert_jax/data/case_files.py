@@ -287,7 +287,7 @@ def _image(item: Any, where: str, folder: Path) -> ImageRef:
     if item.startswith(("data:", "file:", "http://", "https://")):
         named = f"{place}: {border.cut(item, 40)}"
         return ImageRef(named, partial(content, item, named), seen)
-    return ImageRef(f"{place}: {border.cut(item)}", tables.InFolder(folder / Path(item).expanduser()), seen)
+    return ImageRef(f"{place}: {border.cut(item)}", tables.InFolder(folder / os.path.expanduser(item)), seen)
 
 
 def _cell(cell: Any, folder: Path, name: str) -> bytes:

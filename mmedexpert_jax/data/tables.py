@@ -46,11 +46,17 @@ class InFolder:
     path: Path
 
     def open(self) -> BinaryIO:
-        """The file, seekable."""
+        """The file, seekable. Raises OSError, of a pipe or a device too, which may have no end."""
+        self._check()
         return self.path.open("rb")
 
+    def _check(self) -> None:
+        if self.path.exists() and not self.path.is_file():
+            raise OSError("it is no file")
+
     def __call__(self) -> bytes:
-        """All of it."""
+        """All of it. Raises as `open`."""
+        self._check()
         seen = self.path.stat()
         if seen.st_size < LARGE:
             return self.path.read_bytes()

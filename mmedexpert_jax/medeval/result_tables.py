@@ -1,10 +1,9 @@
 """Tables of evaluations: rows of figures and texts that go to Markdown, CSV, LaTeX, to a terminal, or into a report."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.medeval.stats import holm
 from mmedexpert_jax.report.figure import Figure, parts
@@ -143,11 +142,7 @@ def chance_row(share: float) -> dict[str, Any]:
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
     """A CSV table with a header."""
-    columns = column_names(rows)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([columns, *([row.get(column, "") for column in columns] for row in rows)])
-    return buffer.getvalue()
+    return border.csv_text(column_names(rows), rows)
 
 
 def latex(rows: Sequence[Mapping[str, Any]], caption: str = "") -> str:

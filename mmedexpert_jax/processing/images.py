@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import medical
 from mmedexpert_jax.processing.windows import Frames, View, chosen, grey, windowed
@@ -253,12 +254,14 @@ def content(source: bytes | str | Path, name: str) -> bytes:
         raise DataError(f"{name}: an image is a path, bytes or an opened image, not {type(source).__name__}")
     if str(source).startswith(("http://", "https://")):
         raise DataError(f"{name}: images are not fetched from the web; no such image file, download it first")
-    path = Path(source).expanduser()
     try:
+        path = Path(source).expanduser()
+        if not path.is_dir():
+            border.refuse_endless(path)
         return medical.Series(path)() if path.is_dir() else path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{name}: no such image file") from None
-    except (OSError, ValueError) as error:  # a folder, no permission, a NUL in the name
+    except (OSError, ValueError, RuntimeError) as error:  # a folder, no permission, a NUL in the name, ~nobody/x.png
         raise DataError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 

@@ -227,6 +227,8 @@ class Run:
         return any(resumes(key) == "grows" for key in _drift(saved, self.config))
 
     def _write_start(self) -> None:
+        if self._writes:  # the first of all: whatever a kill leaves behind is then known to be ours
+            files.mark(self.path, "run", job=self.config.get("job", ""))
         self._write_status()
         self._write("config.json", self.config)
         self._write("env.json", environment.describe())
@@ -235,7 +237,6 @@ class Run:
         cmd = self.path / "cmd.txt"
         earlier = cmd.read_text(encoding="utf-8", errors="replace") if cmd.exists() else ""
         files.write_text(cmd, f"{earlier}# {_now()}\n{shlex.join(sys.orig_argv)}\n")
-        files.mark(self.path, "run", job=self.config.get("job", ""))
 
     def _write_status(self) -> None:
         self._written = datetime.now(UTC).timestamp()

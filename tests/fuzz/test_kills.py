@@ -91,6 +91,11 @@ class World(NamedTuple):
     paid: Loopback
 
 
+def said(body: dict) -> str:
+    """An answer to a request for a trace; of an evaluation, to a question."""
+    return answer(body) if "Criteria" in str(body) or "paradigm" in str(body) else "<answer>A</answer>"
+
+
 @pytest.fixture(scope="module")
 def world(tiny_checkpoint, tiny_cases, tmp_path_factory) -> Iterator[World]:
     shared = tmp_path_factory.mktemp("shared")
@@ -99,7 +104,7 @@ def world(tiny_checkpoint, tiny_cases, tmp_path_factory) -> Iterator[World]:
     lora.save_peft(shared / "adapter", deltas, tiny_checkpoint)
     places = {"model": tiny_checkpoint, "cases": tiny_cases, "adapter": str(shared / "adapter")}
     places["raw"] = str(raw_cases(shared / "raw.jsonl", 8))
-    with Loopback(answer, latency=0.05) as paid:
+    with Loopback(said, latency=0.05) as paid:
         yield World(places | {"url": paid.url}, paid)
 
 
@@ -161,6 +166,15 @@ def whole(world, tmp_path_factory) -> Callable[[str], tuple[dict, float]]:
     return of
 
 
+def settled(server: Loopback) -> int:
+    """Answers that a server has given, to the last that was on its way when its client was killed."""
+    count = -1
+    while count != server.answered.total():
+        count = server.answered.total()
+        time.sleep(0.2)  # four times the server's latency
+    return count
+
+
 def stored(job: str, run: Path) -> int:
     """Answers of a paid server that a run has stored."""
     file = {"dataset": run / FILE, "evaluate, endpoint": run / "answers" / "attempts.sqlite"}[job]
@@ -185,7 +199,7 @@ def killed(job: str, kills: int, world: World, whole: Callable, folder: Path) ->
                 break
             done += 1
             if paid:  # what was in flight, or came and was not yet stored, is lost: at most one a place in flight
-                now = world.paid.answered.total() - before - stored(job, run)
+                now = settled(world.paid) - before - stored(job, run)
                 assert lost <= now <= lost + 2, (job, lost, now)
                 lost = now
         else:
@@ -193,7 +207,7 @@ def killed(job: str, kills: int, world: World, whole: Callable, folder: Path) ->
         forked.finish()
         assert_same(job, run, expected)
         if paid:
-            assert world.paid.answered.total() - before == stored(job, run) + lost, "a stored answer was paid again"
+            assert settled(world.paid) - before == stored(job, run) + lost, "a stored answer was paid again"
         runs += 1
     return runs
 
@@ -212,12 +226,11 @@ def test_a_job_killed_again_and_again(job, world, whole, tmp_path, capsys):
 
 
 # -- servers -----------------------------------------------------------------------------------------------------------
-def reviewed(client: httpx.Client, token: str, number: int) -> Any:
+def reviewed(client: httpx.Client, token: str, number: int, traces: list[str]) -> Any:
     """Sends the events of one verdict, under ids that are the same whenever they are sent."""
     headers = {"authorization": f"Bearer {token}"}
-    trace = sorted(item["id"] for item in client.get("/api/queue?count=10", headers=headers).json()["items"])
-    known = client.get("/api/history", headers=headers).json()
-    traces = sorted({*trace, *(one["id"] for one in known)})
+    if not traces:
+        traces += sorted(item["id"] for item in client.get("/api/queue?count=10", headers=headers).json()["items"])
     sent = [
         {"id": f"{kind}-{number}", "trace": traces[number % len(traces)], "kind": kind, "value": value, "seconds": 1.0}
         for kind, value in (("note", {"text": f"note {number}"}), ("verdict", {"kind": "accept"}))
@@ -227,7 +240,7 @@ def reviewed(client: httpx.Client, token: str, number: int) -> Any:
     return number
 
 
-def answered(client: httpx.Client, token: str, number: int) -> Any:
+def answered(client: httpx.Client, token: str, number: int, traces: list[str]) -> Any:
     """The text of a seeded answer."""
     body = {"messages": [{"role": "user", "content": f"Is {number} high?"}], "seed": number, "max_tokens": 6}
     reply = client.post("/v1/chat/completions", json=body)
@@ -251,7 +264,8 @@ def ready(forked: Forked) -> tuple[str, str]:
 
 def served(job: str, kills: int, world: World, run: Path) -> list:
     """What a client gets that asks one thing after the other, again and again until it is answered."""
-    rng, results, asked = random.Random(f"{SEED}/{job}"), [], 4 * max(kills, 1)
+    rng, results, asked = random.Random(f"{SEED}/{job}"), [], 2 * max(kills, 4)
+    traces: list[str] = []
     moments = sorted(rng.sample(range(asked), kills))
     output = run.with_name(f"{run.name}.output")
     forked = begin(job, run, world)
@@ -263,7 +277,7 @@ def served(job: str, kills: int, world: World, run: Path) -> list:
             kill.start()
         while len(results) == number:
             with suppress(httpx.TransportError), httpx.Client(base_url=address, timeout=120) as client:
-                results.append(ASKED[job](client, token, number))
+                results.append(ASKED[job](client, token, number, traces))
             if kill:
                 kill.join()
                 kill = None
@@ -288,7 +302,7 @@ def killed_server(job: str, kills: int, world: World, folder: Path) -> None:
     assert found[: len(expected)] == expected
     if job == "review":
         events = trail(folder / "cut")
-        assert [event[0] for event in events if event[0]] == [f"{k}-{n}" for n in found for k in ("note", "verdict")]
+        assert [event[0] for event in events if event[1]] == [f"{k}-{n}" for n in found for k in ("note", "verdict")]
 
 
 def test_a_review_killed_while_it_is_asked_loses_nothing(world, tmp_path):
