@@ -6,6 +6,7 @@ a trial is `wrong`, the input is wrong beyond doubt, so that taking it in silenc
 
 import base64
 import json
+import os
 import random
 import shutil
 import struct
@@ -470,6 +471,46 @@ def merge_files(rng: random.Random, kit: Kit, folder: Path) -> Trial:
     return Trial(what, lambda: read_mergekit(file), wrong and what not in loose and not spec and not text)
 
 
+def _row_of(kit: Kit, folder: Path, image: str) -> Any:
+    """A case whose image is at a path, and the picture that it shows."""
+    row = json.loads((kit.cases / "train.jsonl").read_text().splitlines()[0]) | {"images": [image]}
+    (folder / "train.jsonl").write_text(dumped(row))
+    return [ref.picture() for case in load_cases(str(folder), "train") for ref in case.images]
+
+
+def _opened(kit: Kit, folder: Path, path: str) -> Any:
+    Run.open(path, RUN).close()
+
+
+READERS: dict[str, Callable[[Kit, Path, str], Any]] = {
+    "image": _row_of,
+    "workdir": _opened,
+    "cases": lambda kit, folder, path: load_cases(path, "train"),
+    "raw cases": lambda kit, folder, path: collect([path]),
+    "benchmark": lambda kit, folder, path: benchmarks.load("medqa", path),
+    "guideline": lambda kit, folder, path: load_texts(path),
+    "mergekit": lambda kit, folder, path: read_mergekit(Path(path)),
+    "recipe": lambda kit, folder, path: read_recipe(Path(path)),
+    "model": lambda kit, folder, path: models.load_model(path),
+    "adapter": lambda kit, folder, path: lora.load_peft(path, kit.policy[1]),
+    "processor": lambda kit, folder, path: Processor.load(path),
+    "config": lambda kit, folder, path: cli.main([f"--config={path}", "--config.plan=True"]),
+    "overrides": lambda kit, folder, path: cli.main(["--config=configs/dsa.py", f"--overrides={path}"]),
+    "check-data": lambda kit, folder, path: console(["check-data", path]),
+    "convert-data": lambda kit, folder, path: console(["convert-data", path, str(folder / "o")]),
+    "compare": lambda kit, folder, path: console(["compare", path, path]),
+}
+
+
+def paths_of_nothing(rng: random.Random, kit: Kit, folder: Path) -> Trial:
+    """Pipes, devices, circles of links, homes of nobody and names that no disk takes, wherever a path is given."""
+    os.mkfifo(folder / "pipe.jsonl")
+    (folder / "circle").symlink_to(folder / "circle")
+    nothing = ("pipe.jsonl", "circle", "circle/x", "/dev/zero", "/dev/urandom", "/proc/self/mem", "~nobody_here/x.png")
+    name, path = rng.choice(sorted(READERS)), rng.choice((*nothing, "a\0b", "x" * 5000, "y/" * 3000))
+    return Trial(f"{name} at {path[:30]!r}", lambda: READERS[name](kit, folder, path), True)
+
+
 # -- servers, endpoints, run folders -----------------------------------------------------------------------------------
 def served_badly(reply: Any) -> bool:
     """True for an answer that is no tracebacks and has a status for what was asked."""
@@ -618,6 +659,7 @@ SURFACES: dict[str, Callable[[random.Random, Kit, Path], Trial]] = {
     "fields of the command line": command_fields,
     "command line, overrides, guideline": command_lines,
     "mergekit, recipes": merge_files,
+    "paths of nothing": paths_of_nothing,
     "adapters": adapters,
     "review server": review_requests,
     "model server": model_requests,
