@@ -220,7 +220,7 @@ def _parsed(place: str, form: str, error: type[UserError], parse: Any, content: 
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
         return _bounded(parse(text))
     except UnicodeDecodeError as problem:
-        raise error(f"{place} is not UTF-8 text (byte {problem.start})") from None
+        raise error(f"{place} is not UTF-8 text (byte {problem.start}); save it in UTF-8") from None
     except RecursionError:
         raise error(f"{place} is nested deeper than {MAX_DEPTH} levels") from None
     except Refused as problem:

@@ -87,7 +87,7 @@ def test_a_text_may_hold_any_character(tmp_path, head):
 
 def test_a_file_in_another_encoding_is_one_line(tmp_path):
     (tmp_path / "train.jsonl").write_bytes(json.dumps(ROW | {"trace": "für"}, ensure_ascii=False).encode("latin-1"))
-    with pytest.raises(DataError, match=r"train\.jsonl cannot be read as UTF-8 text .*; save it in UTF-8"):
+    with pytest.raises(DataError, match=r"train\.jsonl, row 1: not UTF-8 text .*; save it in UTF-8"):
         load_cases(tmp_path, "train")
 
 
