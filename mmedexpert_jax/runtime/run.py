@@ -23,7 +23,7 @@ from mmedexpert_jax.runtime import environment, files, processes
 from mmedexpert_jax.runtime.costs import Meter
 from mmedexpert_jax.runtime.metrics import Metrics, Rows
 from mmedexpert_jax.runtime.progress import Progress
-from mmedexpert_jax.runtime.signals import SIGNALS
+from mmedexpert_jax.runtime.signals import SIGNALS, Overdue
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime.checkpoints import Checkpoints
@@ -219,6 +219,9 @@ class Run:
         self.close()
         if error is None:
             processes.barrier()
+        if isinstance(error, Overdue):
+            text = "stopped where it was; the same command resumes from what is stored"
+            raise Interrupted(text, error.args[0]) from None
         if isinstance(error, OSError) and error.errno in files.DISK_ERRORS:
             raise files.unwritable(error.filename or self.path, error.errno) from error
 

@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mmedexpert_jax.errors import Interrupted
 from mmedexpert_jax.runtime import processes
 
 GRACE = 8.0  # seconds from a signal to the end: clusters kill after 30, and a state has to be saved in between
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Overdue(KeyboardInterrupt):
+    """The end of the grace; no Exception, which those who bear with a bad row would swallow. The open run makes it an
+    Interrupted."""
 
 
 class Signals:
@@ -81,7 +85,7 @@ class Signals:
         if self._held:
             signal.setitimer(signal.ITIMER_REAL, GRACE)
         elif self.caught:
-            raise Interrupted("stopped where it was; the same command resumes from what is stored", self.caught)
+            raise Overdue(self.caught)
 
 
 SIGNALS = Signals()

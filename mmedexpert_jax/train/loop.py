@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.errors import Interrupted, UserError
 from mmedexpert_jax.runtime import processes
+from mmedexpert_jax.runtime.signals import Overdue
 from mmedexpert_jax.train.learner import Learner
 from mmedexpert_jax.train.policy import Evaluate
 from mmedexpert_jax.train.state import State, check_finite, is_due, keep, resume
@@ -79,14 +80,14 @@ def _stepped(run: "Run", state: State, step: Step) -> tuple[State, dict[str, flo
     a reward whose server is down, the state before it is saved first. One of several processes cannot save for all."""
     try:
         return step(state, state.step)
-    except UserError as error:
+    except (UserError, Overdue) as error:
         if not state.step or processes.count() > 1:
             raise
         run.checkpoints.save(state.step, vars(state))
-        if not isinstance(error, Interrupted):
+        if not isinstance(error, Overdue):
             raise
         text = f"step {state.step} is saved; the same command resumes with the step that it was in"
-        raise Interrupted(text, error.exit_code - 128) from None
+        raise Interrupted(text, error.args[0]) from None
 
 
 def _evaluate(run: "Run", learner: Learner, state: State, evaluate: Evaluate, steps: int) -> None:

@@ -21,6 +21,7 @@ PRELOADED = [
     *("mmedexpert_jax.launch.serve", "mmedexpert_jax.rollout.server", "mmedexpert_jax.launch.ablation_result"),
     *("transformers", "matplotlib.figure", "matplotlib.backends.backend_svg", "uvicorn", "tests.fuzz.forked"),
 ]
+STARTED: list["Forked"] = []
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -94,7 +95,8 @@ def start(arguments: list[str], output: Path, count: int = 1, devices: int = 1, 
         given = (arguments, str(output), values | {"XLA_FLAGS": flags}, room)
         begun.append(context.Process(target=run, args=given))
         begun[-1].start()
-    return Forked(begun, output)
+    STARTED.append(Forked(begun, output))
+    return STARTED[-1]
 
 
 def run(arguments: list[str], output: str, environment: dict[str, str], room: int) -> None:

@@ -26,7 +26,7 @@ from mmedexpert_jax.mmedexpert.fake_teacher import answer
 from mmedexpert_jax.mmedexpert.review.events import since
 from mmedexpert_jax.remote import Answers
 from mmedexpert_jax.runtime.metrics import is_clock
-from tests.fuzz.forked import Forked, start
+from tests.fuzz.forked import STARTED, Forked, start
 from tests.mmedexpert.test_factory import raw_cases
 from tests.remote.loopback import Loopback
 
@@ -106,6 +106,8 @@ def world(tiny_checkpoint, tiny_cases, tmp_path_factory) -> Iterator[World]:
     places["raw"] = str(raw_cases(shared / "raw.jsonl", 8))
     with Loopback(said, latency=0.05) as paid:
         yield World(places | {"url": paid.url}, paid)
+    while STARTED:  # a test that failed may have left its job or server running
+        STARTED.pop().kill()
 
 
 def begin(job: str, run: Path, world: World, room: int = 0) -> Forked:

@@ -245,7 +245,8 @@ def test_what_takes_longer_than_the_grace_is_interrupted_where_it_is(tmp_path, m
         os.kill(os.getpid(), signal.SIGTERM)
         with SIGNALS.held():  # an update in place, a save
             time.sleep(0.2)
-        time.sleep(60)
+        with contextlib.suppress(Exception):  # as of a loop that bears with a bad row
+            time.sleep(60)
     assert caught.value.exit_code == 143 and status(tmp_path)["state"] == "interrupted"
     with Run.open(tmp_path, CONFIG) as run:
         os.kill(os.getpid(), signal.SIGTERM)
