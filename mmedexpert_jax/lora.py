@@ -222,7 +222,7 @@ def save_peft(path: str | Path, lora: Lora, base: str, decoder_only: bool = Fals
     modules = dict(_each_layer(lora))
     named = {module: module if decoder_only else memory_name(module) for module in sorted(modules)}
     tensors = {
-        f"base_model.model.{named[module]}.{name}": np.ascontiguousarray(factor, np.float32)
+        (key := f"base_model.model.{named[module]}.{name}"): finite(key, np.ascontiguousarray(factor, np.float32))
         for module, factors in modules.items()
         for name, factor in _peft_factors(module, factors).items()
     }
@@ -245,6 +245,16 @@ def save_peft(path: str | Path, lora: Lora, base: str, decoder_only: bool = Fals
         raise ResourceError(
             f"{path}: the adapter cannot be written ({error}); free space or choose another workdir"
         ) from error
+
+
+def finite(name: str, entries: np.ndarray) -> np.ndarray:
+    """The entries of a tensor that is to be written. Raises ConfigError where they hold an infinity or NaN."""
+    if jnp.issubdtype(entries.dtype, jnp.floating) and not np.isfinite(entries).all():
+        raise ConfigError(
+            f"{name}: holds values that are not finite in {entries.dtype.name}; bfloat16 and float32 hold larger ones "
+            "(config.model.dtype), an earlier checkpoint may be whole (config.resume_from)"
+        )
+    return entries
 
 
 def load_peft(path: str | Path, params: dict) -> Lora:

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
+from mmedexpert_jax.lora import finite
 from mmedexpert_jax.models.config import ModelConfig, own_file
 from mmedexpert_jax.models.hub_card import model_card
 from mmedexpert_jax.models.model import Model
@@ -44,7 +45,7 @@ def save_pretrained(
         about: how it was trained, for its card.
 
     Raises:
-        ConfigError: `path` holds something other than a model.
+        ConfigError: `path` holds something other than a model; a weight is not finite in its dtype.
         DataError: `params` are not those of `model`.
         ResourceError: the disk is full or cannot be written.
     """
@@ -110,7 +111,8 @@ def _write_weights(directory: Path, flat: dict, max_shard_bytes: int) -> None:
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
-        save_file({name: np.ascontiguousarray(flat[name]) for name in names}, directory / file, {"format": "pt"})
+        tensors = {name: finite(name, np.ascontiguousarray(flat[name])) for name in names}
+        save_file(tensors, directory / file, {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(value.nbytes for value in flat.values())

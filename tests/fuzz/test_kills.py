@@ -93,7 +93,10 @@ class World(NamedTuple):
 
 def said(body: dict) -> str:
     """An answer to a request for a trace; of an evaluation, to a question."""
-    return answer(body) if "Criteria" in str(body) or "paradigm" in str(body) else "<answer>A</answer>"
+    try:
+        return answer(body)
+    except StopIteration:  # no paradigm is asked for
+        return "<answer>A</answer>"
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,19 @@ def test_bfloat16_is_kept_and_cast_on_request(checkpoint, tmp_path):
     assert flatten(loaded)["model.norm.weight"].dtype == jnp.float32
 
 
+def test_weights_that_overflow_their_dtype_are_refused_with_one_that_holds_them(checkpoint, tmp_path):
+    case = checkpoint("qwen2_tied")
+    large = jax.tree.map(lambda value: np.asarray(value, np.float32) * np.float32(1e7), case.params)
+    for dtype in (np.float16, np.float32):
+        cast = jax.tree.map(lambda value, dtype=dtype: value.astype(dtype), large)
+        if dtype is np.float16:
+            with pytest.raises(ConfigError, match="not finite in float16; bfloat16 and float32 hold larger ones"):
+                save_pretrained(tmp_path / "out", case.model, cast)
+            assert not any(tmp_path.iterdir())
+        else:
+            save_pretrained(tmp_path / "out", case.model, cast)
+
+
 def test_numpy_parameters_are_accepted(checkpoint, prompts, tmp_path):
     case = checkpoint("qwen2_tied")
     host = jax.tree.map(np.asarray, case.params)

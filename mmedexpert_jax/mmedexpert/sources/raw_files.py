@@ -25,8 +25,9 @@ def files(path: Path) -> list[Path]:
 def read(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(number from 1, row) of a file; a row that cannot be read comes as the reason. Raises DataError."""
     for number, row in tables.read(tables.InFolder(file), file.name):
-        named = file.suffix == ".csv" and isinstance(row, dict)
-        yield number, {_heading(name): value for name, value in row.items()} if named else row
+        if file.suffix == ".csv" and isinstance(row, dict):
+            row = {_heading(name): value for name, value in row.items()}
+        yield number, row
 
 
 def _heading(name: str) -> str:
