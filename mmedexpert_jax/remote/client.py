@@ -16,7 +16,6 @@ from mmedexpert_jax.remote.answer_store import Answers
 from mmedexpert_jax.remote.limits import Gate, Ledger
 from mmedexpert_jax.remote.outcomes import Outcome
 from mmedexpert_jax.remote.protocol import Attempt, Endpoint, EndpointReply, Request, Usage
-from mmedexpert_jax.runtime.signals import SIGNALS
 
 LONGEST_WAIT = 60.0  # seconds between two tries where the server names no time
 PATIENCE = 900.0  # seconds; a server that asks for a longer wait ends the run
@@ -95,8 +94,7 @@ class Client:
             else:
                 missing.append(key)
         if missing:
-            with SIGNALS.held():  # what is in flight is paid: it comes home and is stored
-                run_to_end(self._ask_all([(key, requests[places[key][0]]) for key in missing], settle))
+            run_to_end(self._ask_all([(key, requests[places[key][0]]) for key in missing], settle))
         return [replies[key] for key in keys]
 
     def figures(self, left: int) -> dict[str, float]:
@@ -121,19 +119,31 @@ class Client:
         self._ledger = Ledger(endpoint.budget, self._spent)
         try:
             async with connect(endpoint, self._key) as self._api, asyncio.TaskGroup() as group:
-                for _ in range(min(endpoint.concurrency, len(missing))):
-                    group.create_task(self._work(queue, settle))
+                watch = group.create_task(self._watch())
+                workers = [self._work(queue, settle) for _ in range(min(endpoint.concurrency, len(missing)))]
+                await asyncio.gather(*workers)
+                watch.cancel()
         finally:
             self.answers.release_all()
         if self._halt is not None:
             raise self._halt
 
+    def _look(self) -> None:
+        """Halts the run where a signal came: what is in flight is paid, and comes home."""
+        if signum := self._interrupted():
+            self._halt = self._halt or Interrupted("what was answered is stored; the same command resumes", signum)
+
+    async def _watch(self) -> None:
+        """Looks while all requests are in flight, too."""
+        while self._halt is None:
+            self._look()
+            await asyncio.sleep(1.0)
+
     async def _work(self, queue: deque[tuple[str, Request]], settle: Callable[[EndpointReply], None]) -> None:
         """One of `concurrency` workers: takes request after request until there is none, or the run halts."""
         while queue:
             key, request = queue.popleft()
-            if signum := self._interrupted():
-                self._halt = Interrupted("what was answered is stored; the same command resumes", signum)
+            self._look()
             if self._halt is not None:
                 return
             if not self.answers.claim(key):  # another run on this store has answered it, or is asking for it now
