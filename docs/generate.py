@@ -6,6 +6,7 @@ functions `on_*` as hooks, so that what they write is always that of the source 
 """
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax.config import job_config as configs
+from mmedexpert_jax.config.fields import allowed
 from mmedexpert_jax.data.own import schema_table
 
 DOCS = Path(__file__).resolve().parent
@@ -37,7 +39,9 @@ SCHEMA, SCHEMA_END = "<!-- schema -->", "<!-- schema end -->"
 HEAD = """\
 # Configuration
 
-Written by `python docs/generate.py` from the comments in `configs/`, as `--list_config` prints them. Sections,
+Written by `python docs/generate.py` from `configs/` and the table of bounds in `config/fields.py`, as `--list_config`
+prints them: all that is known of a field in one place. A field that a resume may change or raise says so under "takes";
+with another value of any other field a run starts anew. Sections,
 equations and appendices are the paper's. Set a field with `--config.<field>=<value>`: numbers (`1e-6`), `true` or
 `false`, `none` where the type ends in `?`, tuples with commas (`2,4`). Defaults are those of the first preset; the
 column beside has the presets that differ.
@@ -84,7 +88,12 @@ def api_page() -> str:
         place = inspect.getsourcefile(inspect.unwrap(found)) or ""
         shown = dotted.removesuffix(".launch") if dotted == "launch.launch" else dotted
         parts += [f"## `mx.{shown}`\n", f"`{Path(place).relative_to(PACKAGE.parent).as_posix()}`\n"]
-        parts += [f"```python\n{_signature(name, found)}\n```\n", _prose(inspect.getdoc(found) or ""), ""]
+        parts += [
+            f"```python\n{_signature(name, found)}\n```\n",
+            _prose(inspect.getdoc(found) or ""),
+            _fields(found),
+            "",
+        ]
     return "\n".join(parts)
 
 
@@ -137,6 +146,23 @@ def _signature(name: str, found: Any) -> str:
     return f"{name}(\n{lines}){result}".replace("mmedexpert_jax.", "")
 
 
+def _fields(found: Any) -> str:
+    """The fields of a dataclass as a list, with the comments beside or above them; "" for anything else."""
+    if not dataclasses.is_dataclass(found):
+        return ""
+    names, listed, above = {field.name for field in dataclasses.fields(found)}, [], []
+    for line in inspect.getsource(found).splitlines():
+        code, _, comment = line.strip().partition("# ")
+        if not code and comment:
+            above.append(comment)
+            continue
+        name = code.partition(":")[0]
+        if name in names and (said := comment or " ".join(above)):
+            listed.append(f"- `{name}`: {said}")
+        above = []
+    return "\n".join(["", "**Fields**", "", *listed]).replace("<", "&lt;") if listed else ""
+
+
 def _prose(doc: str) -> str:
     """A docstring in Google's style as Markdown: sections in bold, their entries as a list."""
     lines, listed = [], False
@@ -152,8 +178,8 @@ def _prose(doc: str) -> str:
     return "\n".join(lines).replace("<", "&lt;")
 
 
-def _rows(job: str) -> dict[str, tuple[str, str, str, str]]:
-    """Field -> (type, default, presets that differ, meaning), in the order of the comments."""
+def _rows(job: str) -> dict[str, tuple[str, str, str, str, str]]:
+    """Field -> (type, default, presets that differ, what it takes, meaning), in the order of the comments."""
     path = configs.find_config(f"configs/{job}.py")
     presets = configs.presets_of(path)
     by_preset = {name: configs.fields(configs.read_config(f"configs/{job}.py:{name}")) for name in presets}
@@ -164,7 +190,8 @@ def _rows(job: str) -> dict[str, tuple[str, str, str, str]]:
         kind, optional, value = default[key]
         others = {name: fields[key][2] for name, fields in by_preset.items() if key in fields}
         differ = ", ".join(f"{name}: {_value(v)}" for name, v in others.items() if v != value and key != "preset")
-        rows[key] = f"{kind.__name__}{'?' if optional else ''}", _value(value), differ, docs.get(key, "")
+        name = f"{kind.__name__}{'?' if optional else ''}"
+        rows[key] = name, _value(value), differ, allowed(key, kind), docs.get(key, "")
     return rows
 
 
@@ -177,7 +204,7 @@ def _section(job: str, jobs: dict[str, dict[str, tuple]]) -> str:
     if stages:
         listed = ", ".join(f"`{stage}.*`" for stage in JOBS if stage in stages)
         lines += [f"The groups {listed} hold the fields of these jobs; those with another default stand here.", ""]
-    lines += ["| field | type | default | other presets | meaning |", "| --- | --- | --- | --- | --- |"]
+    lines += ["| field | type | default | other presets | takes | meaning |", "| --- " * 6 + "|"]
     for key, row in rows.items():
         stage, _, field = key.partition(".")
         if stage not in stages or row != jobs[stage][field]:

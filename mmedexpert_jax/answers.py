@@ -43,17 +43,11 @@ _HAN = re.compile(r"[\u4e00-\u9fff]")
 
 @dataclass(frozen=True)
 class Answer:
-    """A response taken apart.
+    """A response taken apart."""
 
-    Attributes:
-        think: text of the first think block; None where there is none.
-        answer: text of the last answer block outside the reasoning, stripped; None where there is none.
-        well_formed: the response is one think block and one answer block, neither empty nor nested, and nothing
-            else but white space.
-    """
-
-    think: str | None
-    answer: str | None
+    think: str | None  # text of the first think block; None where there is none
+    answer: str | None  # text of the last answer block outside the reasoning, stripped; None where there is none
+    # the response is one think block and one answer block, neither empty nor nested, and nothing else but white space
     well_formed: bool
 
 

@@ -59,17 +59,12 @@ _TIED = "ties it to the other of lm_head and embed_tokens; untie the base, or tr
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Deltas `alpha / rank * b @ a` of linear layers.
+    """Deltas `alpha / rank * b @ a` of linear layers."""
 
-    Attributes:
-        factors: {module path, e.g. "model.layers.0.self_attn.q_proj": {"a": [rank, in], "b": [out, rank]}}, float32.
-        rank: r of the paper's appendix B (16).
-        alpha: numerator of the scale (32).
-    """
-
+    # {module path, e.g. "model.layers.0.self_attn.q_proj": {"a": [rank, in], "b": [out, rank]}}, float32.
     factors: dict[str, dict[str, jax.Array]]
-    rank: int = dataclasses.field(metadata={"static": True})
-    alpha: float = dataclasses.field(metadata={"static": True})
+    rank: int = dataclasses.field(metadata={"static": True})  # r of the paper's appendix B (16)
+    alpha: float = dataclasses.field(metadata={"static": True})  # numerator of the scale (32)
 
     @property
     def scale(self) -> float:

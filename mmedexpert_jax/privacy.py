@@ -109,15 +109,10 @@ _EXIF = (
 
 @dataclass(frozen=True)
 class Found:
-    """Something that may identify a person.
+    """Something that may identify a person."""
 
-    Attributes:
-        kind: a key of PATTERNS, or "header".
-        place: key of the row, or image and attribute; never the value, which would carry it into a report.
-    """
-
-    kind: str
-    place: str
+    kind: str  # a key of PATTERNS, or "header"
+    place: str  # key of the row, or image and attribute; never the value, which would carry it into a report
 
 
 def check_mode(mode: str, field: str = "privacy") -> str:

@@ -21,25 +21,19 @@ INT_MAX = 2**31 - 1  # of any integer field: what an int32 holds
 
 @dataclass(frozen=True)
 class Field:
-    """The facts of a field.
+    """The facts of a field."""
 
-    Attributes:
-        low, high: inclusive bounds of a number.
-        above, below: exclusive bounds.
-        choices: allowed texts; empty: any.
-        own: whether a user's own function, a text with a dot, is allowed beside the choices.
-        several: whether the text may name several choices, comma-separated.
-        resume: "" where a resumed run must have the same value, "free" where it may have another since the field does
-            not change what is computed, "grows" where it may be raised, to go on further.
-    """
-
+    # low, high: inclusive bounds of a number
     low: float = 0.0
     high: float = math.inf
+    # above, below: exclusive bounds
     above: float = -math.inf
     below: float = math.inf
-    choices: tuple[str, ...] = ()
-    own: bool = False
-    several: bool = False
+    choices: tuple[str, ...] = ()  # allowed texts; empty: any
+    own: bool = False  # whether a user's own function, a text with a dot, is allowed beside the choices
+    several: bool = False  # whether the text may name several choices, comma-separated
+    # "" where a resumed run must have the same value, "free" where it may have another since the field does not change
+    # what is computed, "grows" where it may be raised, to go on further
     resume: str = ""
 
     def range(self) -> str:
@@ -262,6 +256,20 @@ def known(key: str) -> bool:
 def resumes(key: str) -> str:
     """Changes that a resumed run may make to the field of a dotted key: "" (not), "free" or "grows"."""
     return field_of(key).resume
+
+
+def allowed(key: str, kind: type) -> str:
+    """The values that a field of this type takes, and whether a resumed run may have another, in words; "" for any."""
+    field = field_of(key)
+    said: list[str] = []
+    if field.choices:
+        more = [word for word, there in (("your own", field.own), ("several", field.several)) if there]
+        said.append(", ".join([*(choice or '""' for choice in field.choices), *(f"or {word}" for word in more)]))
+    elif kind in (int, float):
+        said.append(field.range())
+    if field.resume:
+        said.append("a resume may change it" if field.resume == "free" else "a resume may raise it")
+    return "; ".join(said)
 
 
 def elsewhere(name: str, fields: list[str]) -> str:

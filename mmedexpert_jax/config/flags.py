@@ -21,24 +21,16 @@ SWITCHES = ("--debug", "--list_config", "--help")
 
 @dataclass
 class Flags:
-    """The command line, parsed.
+    """The command line, parsed."""
 
-    Attributes:
-        config: `path[:preset]`; "" where none was given.
-        overrides: (dotted key, value) in the order of the command line, files first; a later pair wins. Values are
-            strings from the command line, anything JSON has from a file, and True for `--config.key` without a value.
-        debug: show tracebacks.
-        list_config: print the config's fields instead of running.
-        help: print the usage instead of running.
-        processes: of this machine, that the job runs in.
-    """
-
-    config: str = ""
+    config: str = ""  # `path[:preset]`; "" where none was given
+    # (dotted key, value) in the order of the command line, files first; a later pair wins. Values are strings from the
+    # command line, anything JSON has from a file, and True for `--config.key` without a value.
     overrides: list[tuple[str, Any]] = field(default_factory=list)
-    debug: bool = False
-    list_config: bool = False
-    help: bool = False
-    processes: int = 1
+    debug: bool = False  # show tracebacks
+    list_config: bool = False  # print the config's fields instead of running
+    help: bool = False  # print the usage instead of running
+    processes: int = 1  # of this machine, that the job runs in
 
 
 def parse_flags(argv: list[str]) -> Flags:

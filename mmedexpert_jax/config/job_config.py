@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.fields import elsewhere
+from mmedexpert_jax.config.fields import allowed, elsewhere
 from mmedexpert_jax.config.flags import flatten
 from mmedexpert_jax.errors import ConfigError
 
@@ -185,18 +185,18 @@ def field_docs(path: Path) -> dict[str, str]:
 
 
 def format_config(config: ConfigDict, docs: Mapping[str, str]) -> str:
-    """A table of key, type, value and doc, in the order of the comments."""
+    """A table of key, type, value, what it takes and doc, in the order of the comments."""
     leaves = fields(config)
     order = [key for key in docs if key in leaves] + [key for key in leaves if key not in docs]
-    rows = [("key", "type", "value", "doc")]
+    rows = [("key", "type", "value", "takes", "doc")]
     for key in order:
         kind, optional, value = leaves[key]
         name = kind.__name__ + ("?" if optional else "")
         shown = "none" if value is None else str(value) or '""'
-        rows.append((key, name, shown, docs.get(key, "")))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        rows.append((key, name, shown, border.cut(allowed(key, kind), 60), docs.get(key, "")))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
     return "\n".join(
-        f"{key:{widths[0]}}  {kind:{widths[1]}}  {value:{widths[2]}}  {doc}".rstrip() for key, kind, value, doc in rows
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 

@@ -10,7 +10,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,58 +27,22 @@ SIDE = 16  # a dHash has SIDE * SIDE bits
 MAX_BITS = 12  # of 256 that may differ between images that look alike
 PLAIN = 16  # a hash with fewer ones or fewer zeros is of a nearly uniform image, and says nothing
 BLOCK = 4096  # test images compared at once
+Member = tuple[str, Case]  # a case and the name of its set, split included
 _FACTORS = np.array([pow(0x9E3779B97F4A7C15, k + 1, 2**64) for k in range(GRAM)], np.uint64)
 
 
 @dataclass(frozen=True)
-class Document:
-    """A case or item as it is compared.
-
-    Attributes:
-        set: name of its data set and split.
-        id: unique within the set.
-        text: question and options.
-        images: each gives its encoded file.
-    """
-
-    set: str
-    id: str
-    text: str
-    images: tuple[Callable[[], bytes], ...] = ()
-
-    @cached_property
-    def words(self) -> tuple[str, ...]:
-        """Words in lower case."""
-        return tuple(re.findall(r"\w+", self.text.lower()))
-
-    @cached_property
-    def grams(self) -> np.ndarray:
-        """Hashes of the different runs of GRAM words, sorted, [n] uint64; equal within one process only."""
-        count = len(self.words) - GRAM + 1
-        if count < 1:
-            return np.empty(0, np.uint64)
-        words = np.fromiter(map(hash, self.words), np.int64, len(self.words)).view(np.uint64)
-        return np.unique(np.sum([words[k : k + count] * factor for k, factor in enumerate(_FACTORS)], 0, np.uint64))
-
-
-@dataclass(frozen=True)
 class Pair:
-    """A training case and a test item that have something in common.
+    """A training case and a test item that have something in common."""
 
-    Attributes:
-        train_set, train_id, test_set, test_id: whose they are.
-        containment: share of the shorter text's 8-grams that the longer one holds, 0 to 1.
-        image: "", "same file", "same pixels", or "alike (n bits)" of 256.
-        decision: "drop" (containment of at least DROP, or the same image) or "review" (REVIEW, or an image alike).
-    """
-
+    # train_set, train_id, test_set, test_id: whose they are
     train_set: str
     train_id: str
     test_set: str
     test_id: str
-    containment: float
-    image: str
-    decision: str
+    containment: float  # share of the shorter text's 8-grams that the longer one holds, 0 to 1
+    image: str  # "", "same file", "same pixels", or "alike (n bits)" of 256
+    decision: str  # "drop" (containment of at least DROP, or the same image) or "review" (REVIEW, or an image alike)
 
 
 @dataclass(frozen=True)
@@ -114,10 +77,18 @@ class Findings:
         return rows
 
 
-def of_case(case: Case, name: str = "") -> Document:
-    """A case as a document of the set `name`; without a name, of its benchmark."""
-    text = "\n".join([without_last_question(case.question), *case.options])
-    return Document(name or case.benchmark, case.id, text, tuple(image.plain for image in case.images))
+def words_of(case: Case) -> tuple[str, ...]:
+    """Words of question and options in lower case, without the question that all share."""
+    return tuple(re.findall(r"\w+", "\n".join([without_last_question(case.question), *case.options]).lower()))
+
+
+def grams(words: Sequence[str]) -> np.ndarray:
+    """Hashes of the different runs of GRAM words, sorted, [n] uint64; equal within one process only."""
+    count = len(words) - GRAM + 1
+    if count < 1:
+        return np.empty(0, np.uint64)
+    hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
+    return np.unique(np.sum([hashes[k : k + count] * factor for k, factor in enumerate(_FACTORS)], 0, np.uint64))
 
 
 def without_last_question(text: str) -> str:
@@ -127,8 +98,8 @@ def without_last_question(text: str) -> str:
 
 
 def find(
-    training: Iterable[Document],
-    tests: Sequence[Document],
+    training: Iterable[Member],
+    tests: Sequence[Member],
     images: bool = True,
     on_case: Callable[[int], None] = lambda done: None,
 ) -> Findings:
@@ -144,23 +115,27 @@ def find(
         Pairs by falling containment, those with the same image before.
     """
     unreadable: list[str] = []
-    texts = TextIndex(tests)
+    texts = TextIndex([item for _, item in tests])
     pictures = ImageIndex(tests, unreadable) if images else None
     pairs = []
-    for done, case in enumerate(training, 1):
-        shares = texts.containment(case)
-        looks = pictures.alike(case, unreadable) if pictures else {}
+    for done, member in enumerate(training, 1):
+        words = words_of(member[1])
+        held = grams(words)
+        shares = texts.containment(words, held)
+        looks = pictures.alike(member, unreadable) if pictures else {}
         for index in sorted({*np.flatnonzero(shares >= REVIEW).tolist(), *looks}):
-            pair = _pair(case, tests[index], float(shares[index]), looks.get(index, ""))
+            shortest = min(len(held), int(texts.sizes[index]))
+            pair = _pair(member, tests[index], float(shares[index]), looks.get(index, ""), shortest)
             pairs += [pair] if pair else []
         on_case(done)
     pairs.sort(key=lambda pair: (not pair.image.startswith("same"), -pair.containment, pair.train_id, pair.test_id))
     return Findings(pairs, unreadable)
 
 
-def _pair(case: Document, item: Document, containment: float, image: str) -> Pair | None:
-    whole = min(len(case.grams), len(item.grams)) < MIN_GRAMS
-    if whole and (case.images or item.images) and not image:
+def _pair(train: Member, test: Member, containment: float, image: str, shortest: int) -> Pair | None:
+    """The finding on two members, the shorter of which has `shortest` 8-grams; None for nothing."""
+    (train_set, case), (test_set, item) = train, test
+    if shortest < MIN_GRAMS and (case.images or item.images) and not image:
         containment = 0.0  # a short question of another image: a template
     if containment >= DROP or image.startswith("same"):
         decision = "drop"
@@ -168,30 +143,34 @@ def _pair(case: Document, item: Document, containment: float, image: str) -> Pai
         decision = "review"
     else:
         return None
-    return Pair(case.set, case.id, item.set, item.id, containment, image, decision)
+    return Pair(train_set, case.id, test_set, item.id, containment, image, decision)
 
 
 class TextIndex:
     """The test items that hold each 8-gram: all their 8-grams in one sorted array, and whose each is beside it."""
 
-    def __init__(self, tests: Sequence[Document]):
+    def __init__(self, items: Sequence[Case]):
         self._whole: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        for index, item in enumerate(tests):
-            self._whole[item.words].append(index)
-        self._sizes = np.array([len(item.grams) for item in tests], np.int64)
-        held = [item.grams if len(item.grams) >= MIN_GRAMS else item.grams[:0] for item in tests]
-        grams = np.concatenate([np.empty(0, np.uint64), *held])
-        order = np.argsort(grams, kind="stable")
-        self._grams, self._owners = grams[order], np.repeat(np.arange(len(tests)), list(map(len, held)))[order]
+        found = []
+        for index, item in enumerate(items):
+            words = words_of(item)
+            self._whole[words].append(index)
+            found.append(grams(words))
+        self.sizes = np.array(list(map(len, found)), np.int64)  # [items] 8-grams of each
+        held = [own if len(own) >= MIN_GRAMS else own[:0] for own in found]
+        together = np.concatenate([np.empty(0, np.uint64), *held])
+        order = np.argsort(together, kind="stable")
+        self._grams, self._owners = together[order], np.repeat(np.arange(len(held)), list(map(len, held)))[order]
 
-    def containment(self, case: Document) -> np.ndarray:
-        """Share of the shorter text's 8-grams in the longer by test item, [n]; 1 for equal texts of any length."""
-        shares = np.zeros(len(self._sizes))
-        if len(case.grams) >= MIN_GRAMS:
-            common = np.bincount(self._holders(case.grams), minlength=len(shares))
-            shares = common / np.maximum(np.minimum(self._sizes, len(case.grams)), 1)
-        if case.words:
-            shares[self._whole.get(case.words, [])] = 1.0
+    def containment(self, words: tuple[str, ...], held: np.ndarray) -> np.ndarray:
+        """Share of the shorter text's 8-grams in the longer by test item, [n], of a text with these words and 8-grams;
+        1 for equal texts of any length."""
+        shares = np.zeros(len(self.sizes))
+        if len(held) >= MIN_GRAMS:
+            common = np.bincount(self._holders(held), minlength=len(shares))
+            shares = common / np.maximum(np.minimum(self.sizes, len(held)), 1)
+        if words:
+            shares[self._whole.get(words, [])] = 1.0
         return shares
 
     def _holders(self, grams: np.ndarray) -> np.ndarray:
@@ -227,7 +206,7 @@ def dhash(image: Image.Image) -> np.ndarray:
 class ImageIndex:
     """The images of the test items by their hashes."""
 
-    def __init__(self, tests: Sequence[Document], unreadable: list[str]):
+    def __init__(self, tests: Sequence[Member], unreadable: list[str]):
         self._exact: dict[str, set[int]] = defaultdict(set)
         owners, hashes = [], []
         for index, item in enumerate(tests):
@@ -240,10 +219,10 @@ class ImageIndex:
         self._owners = np.array(owners, np.int64)
         self._hashes = np.array(hashes, np.uint64).reshape(-1, SIDE * SIDE // 64)
 
-    def alike(self, case: Document, unreadable: list[str]) -> dict[int, str]:
+    def alike(self, member: Member, unreadable: list[str]) -> dict[int, str]:
         """Test item -> how an image of it relates to one of the case."""
         found: dict[int, str] = {}
-        for seen in _looks(case, unreadable):
+        for seen in _looks(member, unreadable):
             near = self._near(seen.dhash) if _telling(seen.dhash) else {}
             same = dict.fromkeys(self._exact.get(seen.pixels, ()), "same pixels")
             same |= dict.fromkeys(self._exact.get(seen.file, ()), "same file")
@@ -266,11 +245,11 @@ def _telling(wanted: np.ndarray) -> bool:
     return PLAIN <= ones <= SIDE * SIDE - PLAIN
 
 
-def _looks(document: Document, unreadable: list[str]) -> list[Look]:
-    looks = []
-    for number, image in enumerate(document.images, 1):
+def _looks(member: Member, unreadable: list[str]) -> list[Look]:
+    (name, case), looks = member, []
+    for number, image in enumerate(case.images, 1):
         try:
-            looks.append(look(image()))
+            looks.append(look(image.plain()))
         except DataError as error:
-            unreadable.append(f"{document.set} {document.id}, image {number}: {error}")
+            unreadable.append(f"{name} {case.id}, image {number}: {error}")
     return looks

@@ -19,8 +19,8 @@ def run(config: ConfigDict, run: Run) -> None:
         run: the open run.
     """
     _check(config)
-    tests = [document for entry in config.benchmarks for document in _documents(entry, config)]
-    training = [document for entry in config.training for document in _documents(entry, config)]
+    tests = [member for entry in config.benchmarks for member in _members(entry, config)]
+    training = [member for entry in config.training for member in _members(entry, config)]
     with run.progress(len(training), label="cases") as progress:
         found = contamination.find(training, tests, config.images, on_case=progress.update)
     (run.path / "export").mkdir(exist_ok=True)
@@ -67,9 +67,8 @@ def _load(entry: str, config: ConfigDict) -> benchmarks.Benchmark:
     return benchmarks.load_entry(entry, limit=config.limit, seed=config.seed, skip_broken=config.skip_broken)
 
 
-def _documents(entry: str, config: ConfigDict) -> list[contamination.Document]:
-    """The items of an entry as documents of the set that it names; prints its census."""
-    name = entry.partition("=")[0]
+def _members(entry: str, config: ConfigDict) -> list[contamination.Member]:
+    """The items of an entry beside the set that it names; prints its census."""
     found = _load(entry, config)
     print(benchmarks.describe(found), flush=True)
-    return [contamination.of_case(item, name) for item in found.items]
+    return [(entry.partition("=")[0], item) for item in found.items]

@@ -115,19 +115,12 @@ def new_data(folder: str | Path) -> list[Path]:
 
 @dataclass
 class Converted:
-    """The result of a conversion.
+    """The result of a conversion."""
 
-    Attributes:
-        file: JSON Lines of the documented rows.
-        rows: how many.
-        refused: a line for each row that is no case.
-        notes: what is left to do by hand.
-    """
-
-    file: Path
-    rows: int = 0
-    refused: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    file: Path  # JSON Lines of the documented rows
+    rows: int = 0  # how many
+    refused: list[str] = field(default_factory=list)  # a line for each row that is no case
+    notes: list[str] = field(default_factory=list)  # what is left to do by hand
 
 
 def convert(source: str | Path, folder: str | Path, split: str = "train") -> Converted:
@@ -258,21 +251,14 @@ def _slices(path: Path) -> int | None:
 
 @dataclass
 class Checked:
-    """The content of one file of a set.
+    """The content of one file of a set."""
 
-    Attributes:
-        file: of the split.
-        good: cases that load, images decoded.
-        faults: what is wrong -> numbers of the rows.
-        identifying: table of `privacy.counts` of the good cases.
-        notes: what the jobs can do with it.
-    """
-
-    file: Path
-    good: int = 0
+    file: Path  # of the split
+    good: int = 0  # cases that load, images decoded
+    # what is wrong -> numbers of the rows
     faults: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    identifying: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    identifying: list[dict[str, Any]] = field(default_factory=list)  # table of `privacy.counts` of the good cases
+    notes: list[str] = field(default_factory=list)  # what the jobs can do with it
 
     def lines(self) -> list[str]:
         """The findings as text."""

@@ -54,20 +54,13 @@ def _bayesian(steps: list[str], options: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Paradigm:
-    """One way to reason about a case.
+    """One way to reason about a case."""
 
-    Attributes:
-        name: one of `data.case.PARADIGMS`.
-        title: as the paper writes it.
-        definition: what the paradigm does (appendix A).
-        instruction: the sentence that asks for it in a prompt.
-        structure: rule over the numbered statements and the options that `follows` applies.
-    """
-
-    name: str
-    title: str
-    definition: str
-    instruction: str
+    name: str  # one of `data.case.PARADIGMS`
+    title: str  # as the paper writes it
+    definition: str  # what the paradigm does (appendix A)
+    instruction: str  # the sentence that asks for it in a prompt
+    # rule over the numbered statements and the options that `follows` applies
     structure: Callable[[list[str], tuple[str, ...]], bool]
 
     def follows(self, trace: str, options: tuple[str, ...]) -> bool:

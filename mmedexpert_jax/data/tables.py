@@ -282,21 +282,16 @@ def _ends_quoted(line: bytes, quoted: bool) -> bool:
 
 @dataclass(frozen=True)
 class ParquetCell:
-    """The bytes of an image in a Parquet file, read when called.
+    """The bytes of an image in a Parquet file, read when called."""
 
-    Attributes:
-        place, column: of the cell.
-        group, index: row group, and row within it.
-        item: number within a list of images; None where the cell is one image.
-        path: file name that stands beside the bytes; "".
-    """
-
+    # place, column: of the cell
     place: Place
     column: str
+    # group, index: row group, and row within it
     group: int
     index: int
-    item: int | None = None
-    path: str = ""
+    item: int | None = None  # number within a list of images; None where the cell is one image
+    path: str = ""  # file name that stands beside the bytes; ""
 
     def __call__(self) -> bytes:
         """The encoded image. Raises DataError."""

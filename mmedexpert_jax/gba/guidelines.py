@@ -20,17 +20,11 @@ Difficulties = dict[str, float] | None  # by case id, rising with difficulty; No
 
 @dataclass(frozen=True)
 class Prompt:
-    """A query under one paradigm.
+    """A query under one paradigm."""
 
-    Attributes:
-        case: the query.
-        paradigm: one of data.case.PARADIGMS; None for the plain query.
-        guideline: text of a guideline that the prompt quotes; None for none.
-    """
-
-    case: Case
-    paradigm: str | None = None
-    guideline: str | None = None
+    case: Case  # the query
+    paradigm: str | None = None  # one of data.case.PARADIGMS; None for the plain query
+    guideline: str | None = None  # text of a guideline that the prompt quotes; None for none
 
     @property
     def conversation(self) -> list[dict]:
@@ -44,28 +38,20 @@ class Guidelines:
 
     A query takes its paradigms in turn, epoch by epoch. Where it starts is its rank, in the order of a seeded hash,
     among the queries to which the same paradigms apply: in every epoch the paradigms are used equally often.
-
-    Attributes:
-        cases: the queries.
-        seed: of the order and the assignment.
-        groups: groups a step, each of `num_samples` completions that equation 4 compares.
-        num_samples: G.
-        paradigms_per_query: paradigms under which a query stands each time it is visited.
-        group_by: "prompt", a group is one prompt (equation 4); "query", a group is one query, its G samples split over
-            its paradigms.
-        guided: whether the prompts ask for their paradigm; False takes the same queries without paradigm and guideline.
-        texts: guideline texts by task or case id, which prompts quote.
-        difficulties: of the cases; every epoch then goes from easy to hard, in random order among equals. None: random.
     """
 
-    cases: Sequence[Case]
-    seed: int
-    groups: int
-    num_samples: int
-    paradigms_per_query: int = 1
+    cases: Sequence[Case]  # the queries
+    seed: int  # of the order and the assignment
+    groups: int  # groups a step, each of `num_samples` completions that equation 4 compares
+    num_samples: int  # G
+    paradigms_per_query: int = 1  # paradigms under which a query stands each time it is visited
+    # "prompt", a group is one prompt (equation 4); "query", a group is one query, its G samples split over its
+    # paradigms
     group_by: str = "prompt"
+    # whether the prompts ask for their paradigm; False takes the same queries without paradigm and guideline
     guided: bool = True
-    texts: dict[str, str] | None = None
+    texts: dict[str, str] | None = None  # guideline texts by task or case id, which prompts quote
+    # of the cases; every epoch then goes from easy to hard, in random order among equals. None: random.
     difficulties: Difficulties = None
 
     def __post_init__(self):

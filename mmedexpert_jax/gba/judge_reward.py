@@ -29,22 +29,15 @@ _BETTER = re.compile(r"\bbetter\W{0,6}([AB])\b|^\W*([AB])\W*$", re.IGNORECASE | 
 class JudgeReward:
     """A reward of all completions of a rollout, asked of a language model. A reply that cannot be read, or a refusal
     for that text, is an abstention.
-
-    Attributes:
-        ask: the judge, at temperature 0.
-        kind: "rubric": 0 to 1, a score of 10 over 10; "pairwise": share of comparisons won in the group.
-        rubric: what a score is given for.
-        privacy: what becomes of a text that may identify a person, one of `privacy.MODES`; under "refuse" the judge
-            abstains on it.
-        sends: whether texts leave this process.
-        told: cases that were said to hold one, so that a step does not say it again.
     """
 
-    ask: Asker
-    kind: str
-    rubric: str
+    ask: Asker  # the judge, at temperature 0
+    kind: str  # "rubric": 0 to 1, a score of 10 over 10; "pairwise": share of comparisons won in the group
+    rubric: str  # what a score is given for
+    # what becomes of a text that may identify a person, one of `privacy.MODES`; under "refuse" the judge abstains on it
     privacy: str = "report"
-    sends: bool = True
+    sends: bool = True  # whether texts leave this process
+    # cases that were said to hold one, so that a step does not say it again
     told: set[str] = field(default_factory=set)
 
     @classmethod

@@ -24,20 +24,13 @@ RATIO_LEVELS = ("token", "sequence")
 class Terms:
     """Sums of a part of an update's rows. Terms of several parts add up; the whole is divided once, so neither the
     loss nor its gradient depends on the split (as Tunix's deferred division).
-
-    Attributes:
-        loss: [] summed loss.
-        denominator: [] what `loss` is divided by.
-        tokens: [] trained tokens.
-        sums: statistics summed over tokens.
-        peaks: statistics of which the largest counts.
     """
 
-    loss: jax.Array
-    denominator: jax.Array
-    tokens: jax.Array
-    sums: dict[str, jax.Array]
-    peaks: dict[str, jax.Array]
+    loss: jax.Array  # [] summed loss
+    denominator: jax.Array  # [] what `loss` is divided by
+    tokens: jax.Array  # [] trained tokens
+    sums: dict[str, jax.Array]  # statistics summed over tokens
+    peaks: dict[str, jax.Array]  # statistics of which the largest counts
 
     def __add__(self, other: "Terms") -> "Terms":
         return Terms(
@@ -62,21 +55,14 @@ class Terms:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Inputs of the terms beside the surrogate: arrays [B, T] float32, 0 behind the end; None where none is given.
+    """Inputs of the terms beside the surrogate: arrays [B, T] float32, 0 behind the end; None where none is given."""
 
-    Attributes:
-        logprobs: under the policy.
-        reference: under the reference.
-        entropy: of the policy's distributions, in nats.
-        masked: log-probabilities under the policy that sees the images with some of their patches masked.
-        masked_entropy: of its distributions.
-    """
-
-    logprobs: jax.Array
-    reference: jax.Array | None = None
-    entropy: jax.Array | None = None
+    logprobs: jax.Array  # under the policy
+    reference: jax.Array | None = None  # under the reference
+    entropy: jax.Array | None = None  # of the policy's distributions, in nats
+    # log-probabilities under the policy that sees the images with some of their patches masked
     masked: jax.Array | None = None
-    masked_entropy: jax.Array | None = None
+    masked_entropy: jax.Array | None = None  # of its distributions
 
 
 def policy_terms(

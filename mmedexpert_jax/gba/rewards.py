@@ -80,21 +80,15 @@ GATED = ("format", "structure")  # rewards of form
 
 @dataclass(frozen=True)
 class WeightedReward:
-    """A reward function and its weight in the sum.
+    """A reward function and its weight in the sum."""
 
-    Attributes:
-        name: in the metrics.
-        weight: in the sum.
-        function: `f(case, text, *, paradigm, length, truncated, max_new_tokens)` for one completion, or, where its
-            first parameter is called `cases`, `f(cases, texts, *, paradigms, lengths, truncated, max_new_tokens)` for
-            all of a rollout at once. Either may be `async`. It gives a number, or None to abstain.
-        own: a user's function, which is called in parallel, timed and tried again; ours are pure and fast.
-    """
-
-    name: str
-    weight: float
+    name: str  # in the metrics
+    weight: float  # in the sum
+    # `f(case, text, *, paradigm, length, truncated, max_new_tokens)` for one completion, or, where its first parameter
+    # is called `cases`, `f(cases, texts, *, paradigms, lengths, truncated, max_new_tokens)` for all of a rollout at
+    # once. Either may be `async`. It gives a number, or None to abstain.
     function: Reward
-    own: bool = False
+    own: bool = False  # a user's function, which is called in parallel, timed and tried again; ours are pure and fast
 
     @property
     def whole(self) -> bool:
@@ -154,15 +148,10 @@ def _custom(spec: str) -> WeightedReward:
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards of a step's completions.
+    """Rewards of a step's completions."""
 
-    Attributes:
-        values: [N, S, F] float32, what each function gave, in the order of `rewards`; NaN where it abstained.
-        rewards: the functions.
-    """
-
-    values: np.ndarray
-    rewards: tuple[WeightedReward, ...]
+    values: np.ndarray  # [N, S, F] float32, what each function gave, in the order of `rewards`; NaN where it abstained
+    rewards: tuple[WeightedReward, ...]  # the functions
 
     @property
     def weights(self) -> np.ndarray:

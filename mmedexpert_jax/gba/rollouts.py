@@ -16,32 +16,20 @@ from mmedexpert_jax.rollout.logprobs import packed
 
 @dataclass(frozen=True)
 class Rollout:
-    """S completions of each of N prompts.
+    """S completions of each of N prompts."""
 
-    Attributes:
-        prompts: N prompts.
-        encoded: their tokens and patches.
-        texts: N times S decoded completions.
-        tokens: [N, S, R] int32.
-        lengths: [N, S] int32, the end token counted.
-        logprobs: [N, S, R] float32, the sampler's.
-        truncated: [N, S] bool, ran into the limit.
-        advantages: [N, S] float32; zeros until they are known.
-        trained: [N] bool, whether a prompt's completions enter the update.
-        scored: [N, S] bool, whether a completion has a loss; it counts for the mean over completions in any case.
-        masked: the prompts with some of their patches masked; None where no term reads them.
-    """
-
-    prompts: Sequence[Prompt]
-    encoded: Sequence[Encoded]
-    texts: list[list[str]]
-    tokens: np.ndarray
-    lengths: np.ndarray
-    logprobs: np.ndarray
-    truncated: np.ndarray
-    advantages: np.ndarray
-    trained: np.ndarray
+    prompts: Sequence[Prompt]  # N prompts
+    encoded: Sequence[Encoded]  # their tokens and patches
+    texts: list[list[str]]  # N times S decoded completions
+    tokens: np.ndarray  # [N, S, R] int32
+    lengths: np.ndarray  # [N, S] int32, the end token counted
+    logprobs: np.ndarray  # [N, S, R] float32, the sampler's
+    truncated: np.ndarray  # [N, S] bool, ran into the limit
+    advantages: np.ndarray  # [N, S] float32; zeros until they are known
+    trained: np.ndarray  # [N] bool, whether a prompt's completions enter the update
+    # [N, S] bool, whether a completion has a loss; it counts for the mean over completions in any case
     scored: np.ndarray
+    # the prompts with some of their patches masked; None where no term reads them
     masked: Sequence[Encoded] | None = None
 
     @classmethod

@@ -19,18 +19,12 @@ class SimilarityReward:
     """A reward of all completions of a rollout: the cosine, from 0 on, of the embeddings of answer and reference.
 
     It abstains on multiple choice, and where no embedding is to be had; an empty answer is worth 0.
-
-    Attributes:
-        embed: texts -> vectors as JSON.
-        privacy: what becomes of a text that may identify a person, one of `privacy.MODES`.
-        sends: whether texts leave this process.
-        told: cases that were said to hold one.
     """
 
-    embed: Asker
-    privacy: str = "report"
-    sends: bool = True
-    told: set[str] = field(default_factory=set)
+    embed: Asker  # texts -> vectors as JSON
+    privacy: str = "report"  # what becomes of a text that may identify a person, one of `privacy.MODES`
+    sends: bool = True  # whether texts leave this process
+    told: set[str] = field(default_factory=set)  # cases that were said to hold one
 
     @classmethod
     def from_config(cls, config: ConfigDict, folder: Path | None, own: Network | None = None) -> "SimilarityReward":

@@ -19,19 +19,13 @@ COLUMNS = ("Unified", "Disentangled", "GRPO", "GBA", "Naive", "TIES")  # of Tabl
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: the result of one job.
+    """A stage: the result of one job."""
 
-    Attributes:
-        job: "dsa", "merge", "gba" or "evaluate".
-        fields: of its config, beyond those that the sweep has for the job.
-        model: the stage that it starts from; None: the base model.
-        experts: of a merge, by name and in order.
-    """
-
-    job: str
+    job: str  # "dsa", "merge", "gba" or "evaluate"
+    # of its config, beyond those that the sweep has for the job
     fields: Mapping[str, Any] = field(default_factory=dict)
-    model: "Stage | None" = None
-    experts: Mapping[str, "Stage"] = field(default_factory=dict)
+    model: "Stage | None" = None  # the stage that it starts from; None: the base model
+    experts: Mapping[str, "Stage"] = field(default_factory=dict)  # of a merge, by name and in order
 
 
 StageModel = Stage | None  # None: the base model
@@ -39,21 +33,13 @@ StageModel = Stage | None  # None: the base model
 
 @dataclass(frozen=True)
 class AblationRow:
-    """A row of the result.
+    """A row of the result."""
 
-    Attributes:
-        name: as in the paper, where it has the row.
-        model: what is evaluated.
-        ticks: columns of Table 3 that the row has ticked.
-        published: average score in the paper, percent; None where it prints none.
-        part: "Table 3", "Figure 3 (c)", "beside" (not in the paper), or "Table 4".
-    """
-
-    name: str
-    model: StageModel
-    ticks: tuple[str, ...] = ()
-    published: float | None = None
-    part: str = "Table 3"
+    name: str  # as in the paper, where it has the row
+    model: StageModel  # what is evaluated
+    ticks: tuple[str, ...] = ()  # columns of Table 3 that the row has ticked
+    published: float | None = None  # average score in the paper, percent; None where it prints none
+    part: str = "Table 3"  # "Table 3", "Figure 3 (c)", "beside" (not in the paper), or "Table 4"
 
 
 @dataclass(frozen=True)

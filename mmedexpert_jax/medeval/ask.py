@@ -36,24 +36,16 @@ def questions(items: Sequence[Case], style: str, paradigm: str | None = None) ->
 
 @dataclass
 class Asker:
-    """Asks one model.
+    """Asks one model."""
 
-    Attributes:
-        backend: the model.
-        answers: the store.
-        settings: of the generation; all that an answer depends on, for its key.
-        num_samples: replies to each question.
-        share: of this process.
-        on_answer: called with the number of questions answered so far, stored ones included.
-        refuse: takes (name, error) of a question that cannot be asked; None: the error is raised.
-    """
-
-    backend: Backend
-    answers: AnswerLog
-    settings: dict[str, Any]
-    num_samples: int = 1
-    share: Share = field(default_factory=Share)
+    backend: Backend  # the model
+    answers: AnswerLog  # the store
+    settings: dict[str, Any]  # of the generation; all that an answer depends on, for its key
+    num_samples: int = 1  # replies to each question
+    share: Share = field(default_factory=Share)  # of this process
+    # called with the number of questions answered so far, stored ones included
     on_answer: Callable[[int], None] = lambda done: None
+    # takes (name, error) of a question that cannot be asked; None: the error is raised
     refuse: Callable[[str, DataError], None] | None = None
 
     def ask(self, asked: Sequence[Question]) -> dict[int, Question]:

@@ -41,19 +41,13 @@ _GREY = (128, 128, 128)
 
 @dataclass(frozen=True)
 class Control:
-    """A control of one benchmark, and the answers of one model to it.
+    """A control of one benchmark, and the answers of one model to it."""
 
-    Attributes:
-        name: one of CONTROLS.
-        items: the changed items, those that it applies to; of "pairs" unchanged ones, the two of a pair side by side.
-        rotation: places by which the options moved; 0 but for "shuffle".
-        evaluation: the answers to them.
-    """
-
-    name: str
+    name: str  # one of CONTROLS
+    # the changed items, those that it applies to; of "pairs" unchanged ones, the two of a pair side by side
     items: tuple[Case, ...]
-    rotation: int = 0
-    evaluation: Evaluation = field(default_factory=lambda: Evaluation(()))
+    rotation: int = 0  # places by which the options moved; 0 but for "shuffle"
+    evaluation: Evaluation = field(default_factory=lambda: Evaluation(()))  # the answers to them
 
 
 def variants(items: Sequence[Case], name: str, rotations: int = 1, seed: int = 0) -> list[Control]:

@@ -35,44 +35,28 @@ BOTH = ("strict", "medevalkit")  # scorers that every report shows
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """One answer.
+    """One answer."""
 
-    Attributes:
-        id: of the item.
-        sample: number of the answer among those to the same prompt.
-        response: the whole completion, of the last turn.
-        said: what the strict scorer reads in it: a letter, "yes" or "no", or text; None where it reads nothing.
-        answer: letter or text of the key.
-        right: verdict of the scorer in force; False where a `grade` stands.
-        tokens: length of the completion, its end counted.
-        truncated: it reached the limit without an end.
-        labels: what accuracies are broken down by; "paradigm" is the one that the prompt asks for, if it asks for one.
-        verdicts: scorer -> whether it holds the answer right.
-        guessed: MedEvalKit's scorer could not read the answer and took the most similar option.
-        f1: token F1 of an open answer.
-        first: the reply to the first turn, where there are two.
-        logprob: sum over the completion's tokens, where the sampler tells it.
-        grade: share that a report or an answer under a rubric earns, at most 1, below 0 where a rubric takes points
-            off; None where the answer is right or wrong.
-        measures: further figures of such an answer, by name.
-    """
-
-    id: str
-    sample: int
-    response: str
+    id: str  # of the item
+    sample: int  # number of the answer among those to the same prompt
+    response: str  # the whole completion, of the last turn
+    # what the strict scorer reads in it: a letter, "yes" or "no", or text; None where it reads nothing
     said: str | None
-    answer: str
-    right: bool
-    tokens: int
-    truncated: bool
+    answer: str  # letter or text of the key
+    right: bool  # verdict of the scorer in force; False where a `grade` stands
+    tokens: int  # length of the completion, its end counted
+    truncated: bool  # it reached the limit without an end
+    # what accuracies are broken down by; "paradigm" is the one that the prompt asks for, if it asks for one
     labels: Mapping[str, str] = field(default_factory=dict)
-    verdicts: Mapping[str, bool] = field(default_factory=dict)
-    guessed: bool = False
-    f1: float = 0.0
-    first: str = ""
-    logprob: float | None = None
+    verdicts: Mapping[str, bool] = field(default_factory=dict)  # scorer -> whether it holds the answer right
+    guessed: bool = False  # MedEvalKit's scorer could not read the answer and took the most similar option
+    f1: float = 0.0  # token F1 of an open answer
+    first: str = ""  # the reply to the first turn, where there are two
+    logprob: float | None = None  # sum over the completion's tokens, where the sampler tells it
+    # share that a report or an answer under a rubric earns, at most 1, below 0 where a rubric takes points off; None
+    # where the answer is right or wrong
     grade: float | None = None
-    measures: Mapping[str, float] = field(default_factory=dict)
+    measures: Mapping[str, float] = field(default_factory=dict)  # further figures of such an answer, by name
 
     @property
     def value(self) -> float:

@@ -21,17 +21,11 @@ PATTERNS = (
 
 @dataclass(frozen=True)
 class KitReading:
-    """The kit's reading of a response.
+    """The kit's reading of a response."""
 
-    Attributes:
-        right: its judgement.
-        said: the letter, option text or words that it read or guessed.
-        guessed: it read nothing and took the most similar option.
-    """
-
-    right: bool
-    said: str
-    guessed: bool = False
+    right: bool  # its judgement
+    said: str  # the letter, option text or words that it read or guessed
+    guessed: bool = False  # it read nothing and took the most similar option
 
 
 def extract(response: str) -> str:

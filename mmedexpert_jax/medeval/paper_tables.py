@@ -32,19 +32,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table.
+    """A row of a table."""
 
-    Attributes:
-        model: its name.
-        size: as the paper writes it; "" where it is not known.
-        source: PUBLISHED, MEASURED or GAP.
-        cells: heading -> accuracy with intervals, as `Evaluation.accuracy` gives it; published ones have "accuracy"
-            alone, and a gap is a "difference" in points. A heading without a figure is missing.
-    """
-
-    model: str
-    size: str
-    source: str
+    model: str  # its name
+    size: str  # as the paper writes it; "" where it is not known
+    source: str  # PUBLISHED, MEASURED or GAP
+    # heading -> accuracy with intervals, as `Evaluation.accuracy` gives it; published ones have "accuracy" alone, and a
+    # gap is a "difference" in points. A heading without a figure is missing.
     cells: Mapping[str, Mapping[str, Any]]
 
 

@@ -16,30 +16,20 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Question:
-    """A case as a model is asked about it, and what it answered.
+    """A case as a model is asked about it, and what it answered."""
 
-    Attributes:
-        case: what is asked about.
-        style: one of `styles()`.
-        messages: the conversation, a Hugging Face message list; an image part holds an `ImageRef`.
-        form: what the answer is asked to stand in, one of `scoring.FORMS`; `scoring.score` takes it.
-        follow_up: the user's second turn; "" where there is none. The answer to the second turn is the one scored.
-        paradigm: the one that the prompt asks for; None where it asks for none.
-        key: of its answer, `store.answer_key`, which depends on the model and the settings; "" until it is asked. The
-            randomness of a sampled answer comes from it.
-        replies: the answers, one a sample; none until it is answered.
-        first: the replies to the first turn, where there are two.
-    """
-
-    case: Case
-    style: str
-    messages: Messages
-    form: str
+    case: Case  # what is asked about
+    style: str  # one of `styles()`
+    messages: Messages  # the conversation, a Hugging Face message list; an image part holds an `ImageRef`
+    form: str  # what the answer is asked to stand in, one of `scoring.FORMS`; `scoring.score` takes it
+    # the user's second turn; "" where there is none. The answer to the second turn is the one scored.
     follow_up: str = ""
-    paradigm: str | None = None
+    paradigm: str | None = None  # the one that the prompt asks for; None where it asks for none
+    # of its answer, `store.answer_key`, which depends on the model and the settings; "" until it is asked. The
+    # randomness of a sampled answer comes from it.
     key: str = ""
-    replies: Sequence[Reply] = ()
-    first: Sequence[Reply] = ()
+    replies: Sequence[Reply] = ()  # the answers, one a sample; none until it is answered
+    first: Sequence[Reply] = ()  # the replies to the first turn, where there are two
 
     @property
     def name(self) -> str:

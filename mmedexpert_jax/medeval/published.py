@@ -19,22 +19,15 @@ class Column:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper.
+    """A table of the paper."""
 
-    Attributes:
-        number: in the paper.
-        title: what it is about.
-        columns: of figures.
-        rows: (name, size) -> a figure per column in percent, None where the paper has a dash. Tables 2, 4 and 5 print
-            no sizes; they are those of Table 1's rows in the same order, and MedGemma's is that of the hub's 4B model.
-        note: what one must know to read it.
-    """
-
-    number: int
-    title: str
-    columns: tuple[Column, ...]
+    number: int  # in the paper
+    title: str  # what it is about
+    columns: tuple[Column, ...]  # of figures
+    # (name, size) -> a figure per column in percent, None where the paper has a dash. Tables 2, 4 and 5 print no sizes;
+    # they are those of Table 1's rows in the same order, and MedGemma's is that of the hub's 4B model.
     rows: Mapping[tuple[str, str], tuple[float | None, ...]]
-    note: str = ""
+    note: str = ""  # what one must know to read it
 
 
 def _rows(text: str) -> dict[tuple[str, str], tuple[float | None, ...]]:

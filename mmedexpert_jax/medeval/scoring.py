@@ -17,21 +17,13 @@ READ_WHOLE = ("pmc_vqa",)  # benchmarks whose answers MedEvalKit does not first 
 
 @dataclass(frozen=True)
 class Score:
-    """A scorer's verdict on one response.
+    """A scorer's verdict on one response."""
 
-    Attributes:
-        right: the verdict; an open answer is right if it is exact.
-        answer: what was read: a letter, "yes" or "no", or text; None where nothing was.
-        guessed: the scorer could not read the response and took the most similar option ("medevalkit" only).
-        unparsed: nothing was read; always wrong.
-        f1: token F1 of an open answer; else 1.0 where right and 0.0 where not.
-    """
-
-    right: bool
-    answer: str | None
-    guessed: bool = False
-    unparsed: bool = False
-    f1: float = 0.0
+    right: bool  # the verdict; an open answer is right if it is exact
+    answer: str | None  # what was read: a letter, "yes" or "no", or text; None where nothing was
+    guessed: bool = False  # the scorer could not read the response and took the most similar option ("medevalkit" only)
+    unparsed: bool = False  # nothing was read; always wrong
+    f1: float = 0.0  # token F1 of an open answer; else 1.0 where right and 0.0 where not
 
 
 def score(item: Case, response: str, scorer: str = "strict", form: str = "tags") -> Score:

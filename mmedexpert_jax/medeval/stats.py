@@ -108,21 +108,13 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired comparison of two models on the same items.
+    """A paired comparison of two models on the same items."""
 
-    Attributes:
-        difference: mean accuracy of the second less that of the first.
-        low: lower end of the 95 % bootstrap interval over items.
-        high: its upper end.
-        p_value: McNemar's exact p-value; None unless every item has one outcome, right or wrong.
-        items: number of items.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p_value: float | None
-    items: int
+    difference: float  # mean accuracy of the second less that of the first
+    low: float  # lower end of the 95 % bootstrap interval over items
+    high: float  # its upper end
+    p_value: float | None  # McNemar's exact p-value; None unless every item has one outcome, right or wrong
+    items: int  # number of items
 
 
 def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Comparison:

@@ -11,32 +11,20 @@ KINDS = ("jax", "endpoint", "transformers")
 
 @dataclass(frozen=True)
 class System:
-    """One row of the paper's tables.
+    """One row of the paper's tables."""
 
-    Attributes:
-        title: as the paper writes it.
-        size: as the paper writes it; "" where it does not.
-        model: hub id.
-        kind: what runs it, one of KINDS.
-        prompt: style that its authors use (`prompts.styles()`).
-        licence: of the weights.
-        source: where the licence was read; "" where it was not seen and the card must be.
-        note: what one must know to run it.
-        folders: some of the hub repository's, each with a checkpoint of its own, one of which must be named; () where
-            the repository is one checkpoint.
-        served: whether it is asked at an endpoint where one is given.
-    """
-
-    title: str
-    size: str
-    model: str
-    kind: str
-    prompt: str
-    licence: str
-    source: str = ""
-    note: str = ""
+    title: str  # as the paper writes it
+    size: str  # as the paper writes it; "" where it does not
+    model: str  # hub id
+    kind: str  # what runs it, one of KINDS
+    prompt: str  # style that its authors use (`prompts.styles()`)
+    licence: str  # of the weights
+    source: str = ""  # where the licence was read; "" where it was not seen and the card must be
+    note: str = ""  # what one must know to run it
+    # some of the hub repository's, each with a checkpoint of its own, one of which must be named; () where the
+    # repository is one checkpoint
     folders: tuple[str, ...] = ()
-    served: bool = False
+    served: bool = False  # whether it is asked at an endpoint where one is given
 
     @property
     def row(self) -> tuple[str, str]:
@@ -141,24 +129,15 @@ NEWER: Mapping[str, System] = {
 
 @dataclass(frozen=True)
 class Target:
-    """A model to evaluate.
+    """A model to evaluate."""
 
-    Attributes:
-        name: in tables.
-        kind: what runs it, one of KINDS.
-        model: path, hub id, or the name that an endpoint serves it under.
-        url: of the endpoint; "" for config.endpoint.url.
-        prompt: style of its own; "" where it has none.
-        folder: of the hub repository `model`, where its checkpoint is not at the top.
-        row: name and size of the published row that it stands beside; None where there is none.
-    """
-
-    name: str
-    kind: str
-    model: str
-    url: str = ""
-    prompt: str = ""
-    folder: str = ""
+    name: str  # in tables
+    kind: str  # what runs it, one of KINDS
+    model: str  # path, hub id, or the name that an endpoint serves it under
+    url: str = ""  # of the endpoint; "" for config.endpoint.url
+    prompt: str = ""  # style of its own; "" where it has none
+    folder: str = ""  # of the hub repository `model`, where its checkpoint is not at the top
+    # name and size of the published row that it stands beside; None where there is none
     row: tuple[str, str] | None = None
 
 

@@ -82,16 +82,12 @@ def add(sums: dict[str, np.ndarray], found: Mapping[str, Any]) -> None:
 
 @dataclass
 class Interference:
-    """The report of one merge.
+    """The report of one merge."""
 
-    Attributes:
-        experts: names of the K experts, in the order of the merge.
-        sums: what `measure` found, by tensor; tensors nobody changed are absent.
-        energy: squared norms (kept, whole) of a rank-r output, by tensor; empty for a full output.
-    """
-
-    experts: tuple[str, ...]
+    experts: tuple[str, ...]  # names of the K experts, in the order of the merge
+    # what `measure` found, by tensor; tensors nobody changed are absent
     sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    # squared norms (kept, whole) of a rank-r output, by tensor; empty for a full output
     energy: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def add_energy(self, name: str, kept: float, total: float) -> None:

@@ -59,29 +59,20 @@ def complement(spec: Spec) -> Spec:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Method, switches and numbers of a merge; called with a tensor's name it gives the Setting.
+    """Method, switches and numbers of a merge; called with a tensor's name it gives the Setting."""
 
-    Attributes:
-        method: name in METHODS.
-        experts: their names, in order.
-        preset: of the switches, or switches.
-        numbers: {one of NUMBERS or SHARED: {expert, or "" for all: Spec}}; what an expert's own spec leaves out
-            falls to "" and then to the default.
-        seed: of random methods.
-        names: of the base's tensors, which give the number of layers.
-        stored: the names that the base's files have for them, which filters may also mean.
-        space, compress: as of `Setting`.
-        required: numbers that have no default: a tensor without one is refused.
-    """
-
-    method: str
-    experts: tuple[str, ...]
-    preset: str | Switches = "paper"
+    method: str  # name in METHODS
+    experts: tuple[str, ...]  # their names, in order
+    preset: str | Switches = "paper"  # of the switches, or switches
+    # {one of NUMBERS or SHARED: {expert, or "" for all: Spec}}; what an expert's own spec leaves out falls to "" and
+    # then to the default
     numbers: Mapping[str, Mapping[str, Spec]] = field(default_factory=dict)
-    seed: int = 0
-    names: tuple[str, ...] = ()
+    seed: int = 0  # of random methods
+    names: tuple[str, ...] = ()  # of the base's tensors, which give the number of layers
+    # the names that the base's files have for them, which filters may also mean
     stored: Mapping[str, str] = field(default_factory=dict, compare=False)
-    required: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()  # numbers that have no default: a tensor without one is refused
+    # space, compress: as of `Setting`
     space: str = ""
     compress: int = 0
     _settings: dict[str, Setting] = field(default_factory=dict, compare=False, repr=False)

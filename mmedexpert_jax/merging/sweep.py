@@ -21,16 +21,12 @@ _LEAST, _MOST = 0.05, 4.0  # weights that are tried
 
 @dataclass(frozen=True)
 class Sweep:
-    """The measures of a grid of settings.
+    """The measures of a grid of settings."""
 
-    Attributes:
-        rows: one per density and scale: `density`, `scale`, `norm` (of the update), `kept mass`, `sign conflict`,
-            `wanted by two or more`, `cancellation`, and what a score gave.
-        reports: density -> the interference at scale 1.
-    """
-
+    # one per density and scale: `density`, `scale`, `norm` (of the update), `kept mass`, `sign conflict`, `wanted by
+    # two or more`, `cancellation`, and what a score gave
     rows: list[dict[str, Any]]
-    reports: dict[float, Interference]
+    reports: dict[float, Interference]  # density -> the interference at scale 1
 
     def best(self) -> dict[str, Any] | None:
         """The row with the highest `accuracy`, the first of equals; None where nothing was scored.

@@ -26,17 +26,12 @@ Counts = dict[int, tuple[int, np.ndarray]]  # by row: entries above the bracket,
 @partial(jax.tree_util.register_dataclass, data_fields=["value", "cut"], meta_fields=["from_end"])
 @dataclass(frozen=True)
 class Bound:
-    """A bound on the entries of K vectors: kept are those above `value`, and of equal ones those before `cut`.
+    """A bound on the entries of K vectors: kept are those above `value`, and of equal ones those before `cut`."""
 
-    Attributes:
-        value: [K] float32, magnitudes.
-        cut: [K] integers, flat indices; with `from_end`, the entries equal to `value` from `cut` on are kept instead.
-        from_end: see above.
-    """
-
-    value: Array
+    value: Array  # [K] float32, magnitudes
+    # [K] integers, flat indices; with `from_end`, the entries equal to `value` from `cut` on are kept instead
     cut: Array
-    from_end: bool = False
+    from_end: bool = False  # see above
 
     def keeps(self, vectors: Rows, start: int = 0) -> list[Array]:
         """K masks of K arrays [n] float32 (or any shape of n), the first of flat index `start`: true where kept."""
@@ -76,23 +71,16 @@ def largest(vectors: Array, kept: Sequence[int], equal_magnitudes: str = "lower_
 
 @dataclass(frozen=True)
 class Blocks:
-    """K vectors of n entries that are read block by block.
+    """K vectors of n entries that are read block by block."""
 
-    Attributes:
-        size: n.
-        starts: flat index of each block's first entry, rising; entries between the blocks are 0.
-        read: first index -> the block [K, m] float32.
-        sample: rising flat indices [s] -> [K, s] float32; may differ from what `read` gives in the last bits. None:
-            there is none, and all entries are collected.
-        map: applies a function to many blocks, as `map` does.
-        count: brackets, first index -> what `counted` finds in the block; None: numpy does it.
-    """
-
-    size: int
-    starts: Sequence[int]
-    read: Callable[[int], np.ndarray]
+    size: int  # n
+    starts: Sequence[int]  # flat index of each block's first entry, rising; entries between the blocks are 0
+    read: Callable[[int], np.ndarray]  # first index -> the block [K, m] float32
+    # rising flat indices [s] -> [K, s] float32; may differ from what `read` gives in the last bits. None: there is
+    # none, and all entries are collected.
     sample: Callable[[np.ndarray], np.ndarray] | None
-    map: Callable[[Callable, Any], Iterable]
+    map: Callable[[Callable, Any], Iterable]  # applies a function to many blocks, as `map` does
+    # brackets, first index -> what `counted` finds in the block; None: numpy does it
     count: Callable[[Brackets, int], Counts] | None = None
 
 

@@ -106,24 +106,16 @@ def widened(parts: Parts, base: Any) -> Parts:
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert.
+    """One expert."""
 
-    Attributes:
-        name: of the expert.
-        weights: all tensors of its own model by name (a view of a file, or arrays); None: those of the base.
-        adapters: over those weights.
-        origin: merge over the base that the adapters stand on; None: the base itself.
-        paths: directories that it comes from, for a manifest.
-        notes: what was done to lay it over the base, in words.
-        fisher: diagonal of its Fisher information by tensor, of those that it changed; None: not known.
-    """
-
-    name: str
+    name: str  # of the expert
+    # all tensors of its own model by name (a view of a file, or arrays); None: those of the base
     weights: Mapping[str, Any] | None = None
-    adapters: tuple[Adapter, ...] = ()
-    origin: Origin | None = None
-    paths: tuple[str, ...] = field(default=(), compare=False)
-    notes: tuple[str, ...] = field(default=(), compare=False)
+    adapters: tuple[Adapter, ...] = ()  # over those weights
+    origin: Origin | None = None  # merge over the base that the adapters stand on; None: the base itself
+    paths: tuple[str, ...] = field(default=(), compare=False)  # directories that it comes from, for a manifest
+    notes: tuple[str, ...] = field(default=(), compare=False)  # what was done to lay it over the base, in words
+    # diagonal of its Fisher information by tensor, of those that it changed; None: not known
     fisher: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def renamed(self, names: Callable[[Mapping[str, Any]], dict[str, Any]]) -> "Expert":

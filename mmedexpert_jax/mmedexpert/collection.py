@@ -13,10 +13,10 @@ from mmedexpert_jax.mmedexpert import decontamination, eligibility, specialties
 from mmedexpert_jax.mmedexpert.duplicates import Duplicate, duplicates
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
-from mmedexpert_jax.mmedexpert.record import Record
-from mmedexpert_jax.mmedexpert.sources import Collection, raw_files
+from mmedexpert_jax.mmedexpert.record import RawCase
+from mmedexpert_jax.mmedexpert.sources import Collection
 from mmedexpert_jax.mmedexpert.sources import collect as read_sources
-from mmedexpert_jax.mmedexpert.sources.raw_collection import EMBEDDED, Rights, check_share
+from mmedexpert_jax.mmedexpert.sources.raw_collection import EMBEDDED, Rights, check_share, raw_files
 from mmedexpert_jax.remote import Request
 from mmedexpert_jax.runtime import files
 
@@ -80,11 +80,11 @@ def hashes(text: str) -> dict[str, str]:
     """SHA-256 of every source file, by name."""
     paths = [source.rpartition("=")[2] for source in sources(text)]
     places = [EMBEDDED if path == "embedded" else Path(path).expanduser() for path in paths]
-    found = [file for place in places for file in raw_files.files(place)]
+    found = [file for place in places for file in raw_files(place)]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
 
 
-def vote(records: Sequence[Record], voter: Teacher) -> list[Record]:
+def vote(records: Sequence[RawCase], voter: Teacher) -> list[RawCase]:
     """The records after a model's votes: two, and a third where they differ; without a majority the rules stand."""
     votes: list[list[str]] = [[] for _ in records]
     for sample in range(VOTES):
@@ -95,7 +95,7 @@ def vote(records: Sequence[Record], voter: Teacher) -> list[Record]:
     return [specialties.settle(record, cast) for record, cast in zip(records, votes, strict=True)]
 
 
-def choose(records: list[Record], limit: int, seed: int) -> list[Record]:
+def choose(records: list[RawCase], limit: int, seed: int) -> list[RawCase]:
     """At most `limit` records, the specialties in turn, each in the order of a seeded hash; 0 keeps all."""
     if not 0 < limit < len(records):
         return records

@@ -80,8 +80,10 @@ class Built:
             "options": list(case.options),
             "answer": case.answer,
             "specialty": case.specialty,
-            "task": case.subspecialty,
-            "images": [{"bytes": p.data, "path": f"{p.sha256[:16]}{Path(p.name).suffix.lower()}"} for p in case.images],
+            "task": case.task,
+            "images": [
+                {"bytes": p.open(), "path": f"{p.sha256[:16]}{Path(p.name).suffix.lower()}"} for p in case.images
+            ],
             "paradigm": trace.paradigm,
             "trace": self.text,
             "paradigms": list(case.paradigms),
@@ -90,7 +92,7 @@ class Built:
             "licence": case.licence,
             "redistributable": case.redistributable,
             "specialty_by": case.specialty_by,
-            "kind": case.kind,
+            "kind": case.asks,
             "case_id": case.id,
             "trace_id": trace.id,
             "teacher": trace.teacher,

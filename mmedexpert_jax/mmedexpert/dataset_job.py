@@ -25,7 +25,7 @@ from mmedexpert_jax.mmedexpert.collection import collect
 from mmedexpert_jax.mmedexpert.dataset_build import Built
 from mmedexpert_jax.mmedexpert.factory_store import FILE, Store, private
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
-from mmedexpert_jax.mmedexpert.record import Record, Trace
+from mmedexpert_jax.mmedexpert.record import RawCase, Trace
 from mmedexpert_jax.mmedexpert.review import verdicts, waiting
 from mmedexpert_jax.remote import Answers
 from mmedexpert_jax.report.text_tables import markdown
@@ -117,7 +117,7 @@ class Factory:
         config = self.config
         return trace_synthesis.TraceSettings(teacher, config.candidates, config.teacher.prompt, tuple(config.words))
 
-    def pairs(self) -> list[tuple[Record, str]]:
+    def pairs(self) -> list[tuple[RawCase, str]]:
         """Cases and designated paradigms. Raises ConfigError before the first stage."""
         records = self.store.cases()
         if not records:
@@ -260,12 +260,12 @@ def _sample(trace: Any) -> dict[str, Any]:
         "id": trace.id,
         "correct": trace.check.passed,
         "specialty": trace.specialty,
-        "subspecialty": trace.subspecialty,
+        "subspecialty": case.task,
         "paradigm": trace.paradigm,
         "key": case.answer,
         "read": trace.check.answer,
         "reasons": ", ".join(trace.check.reasons),
-        "images": [picture.image() for picture in case.images],
+        "images": [picture.picture() for picture in case.images],
         "question": f"{case.question}\n{options}",
         "completion": trace.response,
     }

@@ -10,7 +10,7 @@ from mmedexpert_jax.mmedexpert import eligibility, specialties, trace_synthesis
 from mmedexpert_jax.mmedexpert.collection import choose, gather
 from mmedexpert_jax.mmedexpert.duplicates import duplicates
 from mmedexpert_jax.mmedexpert.factory_store import FILE
-from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources.raw_collection import check_share
 from mmedexpert_jax.remote import Request, Usage
 from mmedexpert_jax.remote.messages import estimate_tokens
@@ -50,14 +50,14 @@ def describe(config: ConfigDict) -> str:
     return "\n".join(lines)
 
 
-def _disk(config: ConfigDict, records: list[Record], pairs: list[tuple[Record, str]]) -> str:
+def _disk(config: ConfigDict, records: list[RawCase], pairs: list[tuple[RawCase, str]]) -> str:
     """Cases with their images are in the store, export/dataset and export/public, every candidate in the store."""
-    cases = sum(CASE + len(r.question) + sum(len(image.data) for image in r.images) for r in records)
+    cases = sum(CASE + len(r.question) + sum(len(image.open()) for image in r.images) for r in records)
     candidates = len(pairs) * config.candidates * (CANDIDATE + 6 * config.words[1])
     return f"disk      at most about {(3 * cases + candidates) / 1e6:.1f} MB: the store, export/dataset, export/public"
 
 
-def _request(config: ConfigDict, record: Record, paradigm: str) -> Request:
+def _request(config: ConfigDict, record: RawCase, paradigm: str) -> Request:
     settings = trace_synthesis.TraceSettings("", config.candidates, config.teacher.prompt, tuple(config.words))
     return trace_synthesis.request(record, paradigm, 0, settings)
 

@@ -1,13 +1,12 @@
 """Decontamination: raw cases held against the test sets of the evaluation, and the sets that were not at hand."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from mmedexpert_jax.data import benchmarks, contamination
 from mmedexpert_jax.data.benchmarks import Benchmark
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.mmedexpert.record import RawCase
 
 EVERY = "all="  # "all=<folder>": every known benchmark whose directory or zip stands there under its name
 
@@ -27,10 +26,10 @@ def test_sets(entries: Sequence[str]) -> list[Benchmark]:
     return found
 
 
-def leaked(records: Sequence[Record], tests: Sequence[Benchmark]) -> contamination.Findings:
+def leaked(records: Sequence[RawCase], tests: Sequence[Benchmark]) -> contamination.Findings:
     """Pairs of a record and a test item that share their text or an image."""
-    items = [contamination.of_case(item, known.name) for known in tests for item in known.items]
-    return contamination.find([_document(record) for record in records], items)
+    items = [(known.name, item) for known in tests for item in known.items]
+    return contamination.find([("raw", record) for record in records], items)
 
 
 def compared(tests: Sequence[Benchmark]) -> dict[str, int]:
@@ -66,9 +65,3 @@ def _of_folder(folder: Path) -> list[Benchmark]:
         )
     names = [name for name in places if name in there or benchmarks.spec(name).default]
     return [benchmarks.load(name, there.get(name, ""), skip_broken=True) for name in names]
-
-
-def _document(record: Record) -> contamination.Document:
-    text = "\n".join([contamination.without_last_question(record.question), *record.options])
-    images = tuple(partial(bytes, picture.data) for picture in record.images)
-    return contamination.Document("raw", record.id, text, images)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources.canonical import normal
 
 WORDS = 5  # of a shingle
@@ -18,29 +18,22 @@ _PRIME = np.uint64(2**61 - 1)
 
 @dataclass(frozen=True)
 class Duplicate:
-    """One finding.
+    """One finding."""
 
-    Attributes:
-        record: the later case.
-        of: id of the earlier one.
-        score: Jaccard similarity of their word 5-grams; 1.0 for the same case.
-        same: whether it is the same case, word for word.
-    """
-
-    record: Record
-    of: str
-    score: float
-    same: bool
+    record: RawCase  # the later case
+    of: str  # id of the earlier one
+    score: float  # Jaccard similarity of their word 5-grams; 1.0 for the same case
+    same: bool  # whether it is the same case, word for word
 
 
-def duplicates(records: Sequence[Record], threshold: float = 0.8) -> list[Duplicate]:
+def duplicates(records: Sequence[RawCase], threshold: float = 0.8) -> list[Duplicate]:
     """Later cases that repeat an earlier one.
 
     Two cases are nearly the same where the word 5-grams of their questions overlap by `threshold` (Jaccard), the right
     options read the same, and the images are the same: one vignette with two questions, and one question about two
     images, are two cases.
     """
-    first: dict[str, Record] = {}
+    first: dict[str, RawCase] = {}
     found = []
     for record in records:
         if record.id in first:
@@ -67,7 +60,7 @@ def shingles(text: str) -> frozenset[int]:
     return frozenset(zlib.crc32(" ".join(gram).encode()) for gram in grams)
 
 
-def _alike(a: Record, b: Record) -> bool:
+def _alike(a: RawCase, b: RawCase) -> bool:
     same_images = [p.sha256 for p in a.images] == [p.sha256 for p in b.images]
     return same_images and normal(a.answer_text) == normal(b.answer_text)
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mmedexpert_jax.data.case import PARADIGMS
-from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.mmedexpert.record import RawCase
 
 APPLY = {
     "diagnosis": PARADIGMS,
@@ -62,8 +62,8 @@ def ask(question: str) -> str:
     return (asked or sentences or [""])[-1]
 
 
-def kind(record: Record) -> str:
-    """The kind of a question, one of record.KINDS; a diagnosis is looked for first, then treatment, then mechanism."""
+def kind(record: RawCase) -> str:
+    """The kind of a question, one of record.ASKS; a diagnosis is looked for first, then treatment, then mechanism."""
     stem = ask(record.question)
     if re.search(r"\bdiagnos[ie]s\b", stem, re.I) and not re.search(r"\b(?:confirm|test|study|step)\b", stem, re.I):
         return "diagnosis"
@@ -71,18 +71,18 @@ def kind(record: Record) -> str:
     return next((name for name, cue in cues if cue.search(stem)), "diagnosis" if record.images else "other")
 
 
-def paradigms(record: Record, kind: str) -> tuple[str, ...]:
+def paradigms(record: RawCase, kind: str) -> tuple[str, ...]:
     """The paradigms that apply; none where the question is one of ethics, law or statistics."""
     return () if kind != "diagnosis" and _NONE.search(record.question) else APPLY[kind]
 
 
-def with_paradigms(record: Record) -> Record:
+def with_paradigms(record: RawCase) -> RawCase:
     """The record with its kind and its paradigms."""
     found = kind(record)
-    return replace(record, kind=found, paradigms=paradigms(record, found))
+    return replace(record, asks=found, paradigms=paradigms(record, found))
 
 
-def assign(records: Sequence[Record], policy: str, seed: int) -> list[tuple[Record, str]]:
+def assign(records: Sequence[RawCase], policy: str, seed: int) -> list[tuple[RawCase, str]]:
     """Pairs of record and designated paradigm, in the order of `records`.
 
     "balanced" gives each case one: cases with the fewest paradigms come first, those with as many in the order of a

@@ -5,16 +5,22 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.mmedexpert.record import Check, Judgement, Picture, Record, Trace
+from mmedexpert_jax.mmedexpert.record import Check, Judgement, RawCase, Trace, held
 from mmedexpert_jax.remote.database import Database
 
 FILE = "factory.sqlite"
+# Keys of a stored case whose names differ from the attributes'; files that are there keep theirs.
+RENAMED = {"kind": "asks", "subspecialty": "task"}
+KEYS = (
+    *("id", "source", "source_id", "split", "licence", "redistributable", "question", "options", "answer", "images"),
+    *("step", "kind", "specialty", "specialty_by", "subspecialty", "paradigms", "field", "explanation", "flags"),
+)
 TRACE_COLUMNS = "t.id, case_id, paradigm, text, response, teacher, sample, request, stage1, judge"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS images (sha256 TEXT PRIMARY KEY, data BLOB NOT NULL);
@@ -61,11 +67,11 @@ class Store(Database):
         """Opens or creates the file. Raises DataError, ResourceError."""
         super().__init__(path, SCHEMA, "the factory's data base")
 
-    def replace_cases(self, records: Iterable[Record]) -> None:
+    def replace_cases(self, records: Iterable[RawCase]) -> None:
         """Makes `records`, in their order, the cases; traces of others go."""
         records = list(records)
         rows = [(r.id, i, r.specialty, r.modality, _record_json(r)) for i, r in enumerate(records)]
-        pictures = {picture.sha256: picture.data for record in records for picture in record.images}
+        pictures = {image.sha256: image.open() for record in records for image in record.images}
 
         def change(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM cases")
@@ -76,11 +82,11 @@ class Store(Database):
 
         self.write(change)
 
-    def cases(self) -> list[Record]:
+    def cases(self) -> list[RawCase]:
         """All records, in order."""
         return [self._record(text) for (text,) in self.read("SELECT record FROM cases ORDER BY position")]
 
-    def case(self, case_id: str) -> Record:
+    def case(self, case_id: str) -> RawCase:
         """One record. Raises DataError."""
         rows = self.read("SELECT record FROM cases WHERE id = ?", case_id)
         if not rows:
@@ -132,22 +138,24 @@ class Store(Database):
     def _stored(self, text: str) -> Any:
         return border.parse_json(text, str(self.path))
 
-    def _record(self, text: str) -> Record:
+    def _record(self, text: str) -> RawCase:
         values = self._stored(text)
-        images = tuple(Picture(name, self._image(sha)) for name, sha in values.pop("images"))
-        lists: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("options", "paradigms", "flags")}
-        return Record(**values, **lists, images=images)
+        values["images"] = [held(name, self._image(sha)) for name, sha in values["images"]]
+        whole = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        fields: dict[str, Any] = {RENAMED.get(key, key): value for key, value in whole.items()}
+        return RawCase(**fields)
 
     def _image(self, sha: str) -> bytes:
         return self.read("SELECT data FROM images WHERE sha256 = ?", sha)[0][0]
 
 
-def _record_json(record: Record) -> str:
-    values = asdict(replace(record, images=())) | {"images": [(p.name, p.sha256) for p in record.images]}
+def _record_json(record: RawCase) -> str:
+    values = {key: getattr(record, RENAMED.get(key, key)) for key in KEYS}
+    values["images"] = [(image.name, image.sha256) for image in record.images]
     return json.dumps(values, ensure_ascii=False)
 
 
-def _trace(row: tuple, record: Record) -> Trace:
+def _trace(row: tuple, record: RawCase) -> Trace:
     id, _, paradigm, text, response, teacher, sample, request, stage1, judge = row
     found = border.parse_json(stage1, f"stage 1 of trace {id}")
     check = Check(found["passed"], found["answer"], tuple(found["reasons"]), tuple(found["flags"]))

@@ -5,7 +5,7 @@ import re
 from mmedexpert_jax import answers
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.mmedexpert import paradigm_rules
-from mmedexpert_jax.mmedexpert.record import Check, Record
+from mmedexpert_jax.mmedexpert.record import Check, RawCase
 
 REASONS = {
     "no-answer-came": "the teacher gave no answer: refused, filtered or failed",
@@ -51,7 +51,7 @@ _VALUE = re.compile(r"\b\d+(?:\.\d+)?(?=\s?(?:mm|mg|g|cm|mL|mmol|µmol|umol|kg|b
 
 
 def check(
-    response: str, record: Record, paradigm: str, words: tuple[int, int] = (1, 10_000), finish: str = "stop"
+    response: str, record: RawCase, paradigm: str, words: tuple[int, int] = (1, 10_000), finish: str = "stop"
 ) -> Check:
     """Stage 1's check of a response.
 
@@ -92,7 +92,7 @@ def check(
     return Check(not reasons, letter, tuple(reasons), tuple(name for name, there in flags.items() if there))
 
 
-def states_first(think: str, record: Record) -> bool:
+def states_first(think: str, record: RawCase) -> bool:
     """True for reasoning that opens with its answer, as "Answer: B" or "(1) The correct answer is ..."."""
     opening = re.sub(r"^\s*\(1\)\s*", "", think)
     found = _FIRST.match(opening)

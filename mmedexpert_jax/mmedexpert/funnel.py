@@ -6,7 +6,7 @@ from typing import Any
 
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.mmedexpert.dataset_build import Built
-from mmedexpert_jax.mmedexpert.record import Record, Trace
+from mmedexpert_jax.mmedexpert.record import RawCase, Trace
 from mmedexpert_jax.mmedexpert.review import Verdict
 
 STAGES = ("raw", "traced", "matched", "passed", "reviewed", "built")
@@ -14,7 +14,7 @@ Cell = tuple[str, str, str]
 
 
 def funnel(
-    pairs: Iterable[tuple[Record, str]],
+    pairs: Iterable[tuple[RawCase, str]],
     traces: Iterable[Trace],
     verdicts: Mapping[str, Verdict],
     built: Iterable[Built],
@@ -72,5 +72,5 @@ def margins(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [*out, {"cases": "all"} | {stage: rows[-1][stage] for stage in STAGES}]
 
 
-def _cell(record: Record, paradigm: str) -> Cell:
+def _cell(record: RawCase, paradigm: str) -> Cell:
     return record.modality, paradigm, record.specialty

@@ -58,17 +58,11 @@ class Statements:
 
 @dataclass(frozen=True)
 class Move:
-    """One move.
+    """One move."""
 
-    Attributes:
-        name: for counts and reviewers.
-        demand: the sentence of the prompt.
-        made: whether a trace makes it.
-    """
-
-    name: str
-    demand: str
-    made: Callable[[Statements], bool]
+    name: str  # for counts and reviewers
+    demand: str  # the sentence of the prompt
+    made: Callable[[Statements], bool]  # whether a trace makes it
 
 
 def _candidates(trace: Statements) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.mmedexpert.eligibility import ask
-from mmedexpert_jax.mmedexpert.record import Record
+from mmedexpert_jax.mmedexpert.record import RawCase
 
 FIELD = 3  # cues that one counts for in what is asked, or in the source's field or body system
 TITLES = {
@@ -107,13 +107,13 @@ SUBSPECIALTIES: dict[str, re.Pattern] = {
 SYSTEM = "You sort clinical cases into specialties. Answer with one letter and nothing else."
 
 
-def classify(record: Record) -> Record:
+def classify(record: RawCase) -> RawCase:
     """The record with its specialty, the rule that decided, and the sub-specialty ("" where no cue stands)."""
     specialty, by = (record.specialty, "source") if record.specialty else rule(record)
-    return replace(record, specialty=specialty, specialty_by=by, subspecialty=subspecialty(record))
+    return replace(record, specialty=specialty, specialty_by=by, task=subspecialty(record))
 
 
-def rule(record: Record) -> tuple[str, str]:
+def rule(record: RawCase) -> tuple[str, str]:
     """Specialty and the rule that gives it: "age", "field", "cues" or "default"."""
     if _PAEDIATRIC.search(record.field):
         return "CAH", "field"
@@ -137,20 +137,20 @@ def under_age(question: str) -> bool:
     return bool(_YOUNG.search(question))
 
 
-def subspecialty(record: Record) -> str:
+def subspecialty(record: RawCase) -> str:
     """The field with most cues in question, options and the source's field; the first of equals; "" for none."""
     counts = {name: _count(record, cues) for name, cues in SUBSPECIALTIES.items()}
     best = max(counts, key=lambda name: counts[name])
     return best if counts[best] else ""
 
 
-def _count(record: Record, cues: re.Pattern) -> int:
+def _count(record: RawCase, cues: re.Pattern) -> int:
     """Cues in question and options, once more FIELD times where they stand in what is asked or the source's field."""
     text = " ".join((record.question, *record.options))
     return len(cues.findall(text)) + FIELD * len(cues.findall(f"{ask(record.question)} {record.field}"))
 
 
-def ballot(record: Record) -> list[dict]:
+def ballot(record: RawCase) -> list[dict]:
     """The conversation that asks a model for its vote."""
     options = "\n".join(f"{letter}. {TITLES[name]}" for letter, name in zip(LETTERS, SPECIALTIES, strict=False))
     text = f"{record.question}\n\nWhich specialty does this case belong to?\n{options}"
@@ -166,7 +166,7 @@ def vote(text: str) -> str:
     return named.pop() if len(named) == 1 else ""
 
 
-def settle(record: Record, votes: Sequence[str]) -> Record:
+def settle(record: RawCase, votes: Sequence[str]) -> RawCase:
     """The record after the votes: any specialty that two of them name; where none has two, the rules stand."""
     winner = next((name for name in SPECIALTIES if list(votes).count(name) >= 2), "")
     return replace(record, specialty=winner, specialty_by="votes") if winner else record

@@ -2,17 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data import prompts as shared
-from mmedexpert_jax.data.case import SPECIALTIES, Case
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
 from mmedexpert_jax.mmedexpert.paradigm_rules import CONCLUSION, FORBIDDEN, REQUIRED
-from mmedexpert_jax.mmedexpert.record import Record
-from mmedexpert_jax.processing.images import ImageRef
+from mmedexpert_jax.mmedexpert.record import RawCase
 
 STYLES = ("full", "short")
 SYSTEM = (
@@ -27,7 +24,7 @@ FORMAT = (
 LOOK = "Describe in words the finding in the image that you rely on."
 
 
-def conversation(record: Record, paradigm: str, style: str, words: tuple[int, int]) -> list[dict[str, Any]]:
+def conversation(record: RawCase, paradigm: str, style: str, words: tuple[int, int]) -> list[dict[str, Any]]:
     """The conversation that asks for a trace.
 
     Args:
@@ -38,13 +35,13 @@ def conversation(record: Record, paradigm: str, style: str, words: tuple[int, in
         words: bounds of the trace's length.
     """
     if style == "short":
-        return shared.conversation(as_case(record), paradigm)
+        return shared.conversation(record, paradigm)
     demanded = rules(paradigm, words, is_open=not record.options)
     turns = [{"role": "system", "content": f"{SYSTEM}\n\n{demanded}"}]
     for exemplar in EXEMPLARS:
         turns.append({"role": "user", "content": _posed(exemplar.question, exemplar.options)})
         turns.append({"role": "assistant", "content": shared.render(exemplar.traces[paradigm], exemplar.answer)})
-    images = [{"type": "image", "image": picture.data} for picture in record.images]
+    images = [{"type": "image", "image": picture.open()} for picture in record.images]
     text = _posed(record.question, record.options) + (f"\n\n{LOOK}" if images else "")
     return [*turns, {"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
@@ -61,25 +58,9 @@ def rules(paradigm: str, words: tuple[int, int], is_open: bool = False) -> str:
 
 def version(style: str, words: tuple[int, int]) -> str:
     """Hash of all that a prompt holds beside the case, for the manifest."""
-    probe = Record("", "", "", "", "", False, "?", ("a", "b"), "A")
+    probe = RawCase("", "?", ("a", "b"), "A")
     texts = [str(conversation(probe, paradigm, style, words)) for paradigm in PARADIGMS]
     return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:16]
-
-
-def as_case(record: Record, paradigm: str = "", trace: str = "") -> Case:
-    """The record as stages that train see it."""
-    return Case(
-        record.id,
-        record.question,
-        record.options,
-        record.answer,
-        record.specialty or SPECIALTIES[0],
-        record.subspecialty,
-        tuple(ImageRef(picture.name, partial(bytes, picture.data)) for picture in record.images),
-        paradigm,
-        trace,
-        record.paradigms,
-    )
 
 
 def _posed(question: str, options: Sequence[str]) -> str:

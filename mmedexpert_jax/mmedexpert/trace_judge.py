@@ -48,7 +48,7 @@ def conversation(trace: Trace) -> list[dict[str, Any]]:
         f"Criteria\n{criteria}",
     ]
     text = "\n\n".join(part for part in parts if part)
-    images = [{"type": "image", "image": picture.data} for picture in case.images]
+    images = [{"type": "image", "image": picture.open()} for picture in case.images]
     content = [*images, {"type": "text", "text": text}]
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
 

@@ -8,49 +8,33 @@ from mmedexpert_jax import answers
 from mmedexpert_jax.mmedexpert import filters, teacher_prompts
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
-from mmedexpert_jax.mmedexpert.record import Record, Trace, trace_id
+from mmedexpert_jax.mmedexpert.record import RawCase, Trace, trace_id
 from mmedexpert_jax.remote import EndpointReply, Request
 
 
 @dataclass(frozen=True)
 class TraceSettings:
-    """Settings of the requests for traces.
+    """Settings of the requests for traces."""
 
-    Attributes:
-        teacher: name that stands in the traces.
-        candidates: at most so many for a case and paradigm.
-        style: of the prompts, "full" or "short".
-        words: bounds of a trace's length.
-    """
-
-    teacher: str
-    candidates: int
-    style: str
-    words: tuple[int, int]
+    teacher: str  # name that stands in the traces
+    candidates: int  # at most so many for a case and paradigm
+    style: str  # of the prompts, "full" or "short"
+    words: tuple[int, int]  # bounds of a trace's length
 
 
 @dataclass
 class Tally:
-    """Counts of the requests' outcomes, for reports.
+    """Counts of the requests' outcomes, for reports."""
 
-    Attributes:
-        asked: candidates that were answered.
-        given_up: reason -> requests without an answer.
-        matched: candidates whose answer is the key, whatever else they lack.
-        by_luck: candidates that a blind choice among the options would have matched, expected.
-        passed: of stage 1.
-        reasons: why candidates failed; one may have several.
-    """
-
-    asked: int = 0
-    given_up: Counter = field(default_factory=Counter)
-    matched: int = 0
-    by_luck: float = 0.0
-    passed: int = 0
-    reasons: Counter = field(default_factory=Counter)
+    asked: int = 0  # candidates that were answered
+    given_up: Counter = field(default_factory=Counter)  # reason -> requests without an answer
+    matched: int = 0  # candidates whose answer is the key, whatever else they lack
+    by_luck: float = 0.0  # candidates that a blind choice among the options would have matched, expected
+    passed: int = 0  # of stage 1
+    reasons: Counter = field(default_factory=Counter)  # why candidates failed; one may have several
 
 
-Pair = tuple[Record, str]
+Pair = tuple[RawCase, str]
 OnCount = Callable[[int], None]
 
 
@@ -107,12 +91,12 @@ def _round(
     return passed
 
 
-def request(record: Record, paradigm: str, sample: int, settings: TraceSettings) -> Request:
+def request(record: RawCase, paradigm: str, sample: int, settings: TraceSettings) -> Request:
     """The request for one candidate."""
     return Request(teacher_prompts.conversation(record, paradigm, settings.style, settings.words), sample)
 
 
-def read(record: Record, paradigm: str, sample: int, reply: EndpointReply, settings: TraceSettings) -> Trace:
+def read(record: RawCase, paradigm: str, sample: int, reply: EndpointReply, settings: TraceSettings) -> Trace:
     """The trace in a reply, checked."""
     response = whole(reply)
     check = filters.check(response, record, paradigm, settings.words, reply.finish)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax import Array
 
 MULTIPLE = 8  # of a capacity
@@ -34,15 +35,13 @@ class Packing:
 
     def pack(self, x: Array) -> Array:
         """[B, G, ..., R, D] -> [..., N, D]; zeros on padding."""
-        x = jnp.moveaxis(x, (0, 1), (-4, -3))
-        x = x.reshape(*x.shape[:-4], -1, x.shape[-1])
-        return gather(x, self.index, self.inverse.reshape(-1))
+        return gather(rearrange(x, "b g ... r d -> ... (b g r) d"), self.index, self.inverse.reshape(-1))
 
     def unpack(self, x: Array) -> Array:
         """[..., N, D] -> [B, G, ..., R, D]; zeros behind the end."""
+        prompts, samples, _ = self.inverse.shape
         x = gather(x, self.inverse.reshape(-1), self.index)
-        x = x.reshape(*x.shape[:-2], *self.inverse.shape, x.shape[-1])
-        return jnp.moveaxis(x, (-4, -3), (0, 1))
+        return rearrange(x, "... (b g r) d -> b g ... r d", b=prompts, g=samples)
 
 
 def capacity(needed: int, full: int, sizes: int) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.models.config import ModelConfig, TextConfig
@@ -190,8 +191,7 @@ def _dequantiser(file: Path, inside: dict[str, Any], name: str, text: TextConfig
 
 def _half_split(weight: np.ndarray, head_dim: int) -> np.ndarray:
     """Rows of queries or keys in the order of Hugging Face's rotary halves, from llama.cpp's neighbouring pairs."""
-    outputs, inputs = weight.shape
-    return weight.reshape(outputs // head_dim, head_dim // 2, 2, inputs).swapaxes(1, 2).reshape(outputs, inputs)
+    return rearrange(weight, "(h d two) i -> (h two d) i", d=head_dim // 2, two=2)
 
 
 def _stored_name(name: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jax import Array
 
@@ -48,9 +49,7 @@ class VisionAttention(nnx.Module):
 
     def __call__(self, x: Array, rope: tuple[Array, Array], counts: Array, windows: Array | None) -> Array:
         """x [I, P, D]; windows [I, P] are the ids of windows, each of neighbours in P; None: all see all."""
-        images, size, width = x.shape
-        qkv = self.qkv(x).reshape(images, size, 3, self.num_heads, width // self.num_heads)
-        queries, keys, values = qkv.transpose(2, 0, 3, 1, 4)  # each [I, H, P, D]
+        queries, keys, values = rearrange(self.qkv(x), "i p (qkv h d) -> qkv i h p d", qkv=3, h=self.num_heads)
         cos, sin = rope
         queries = rotate(queries.astype(jnp.float32), cos, sin).astype(x.dtype)
         keys = rotate(keys.astype(jnp.float32), cos, sin).astype(x.dtype)
@@ -58,7 +57,7 @@ class VisionAttention(nnx.Module):
             mixed = attend(queries, keys, values, counts, causal=False)
         else:
             mixed = attend_windows(queries, keys, values, windows, self.window)
-        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(x.shape))
+        return self.proj(rearrange(mixed, "i h p d -> i p (h d)"))
 
 
 class QuickGeluMLP(nnx.Module):
@@ -109,7 +108,7 @@ class PatchMerger(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [I, P, D] -> [I, P / 4, D of the text]."""
-        x = self.ln_q(x).reshape(x.shape[0], -1, self.width)
+        x = rearrange(self.ln_q(x), "i (t four) d -> i t (four d)", four=self.width // x.shape[-1])
         return self.mlp["2"](jax.nn.gelu(self.mlp["0"](x), approximate=False))
 
 
@@ -166,8 +165,7 @@ class VisionTower(nnx.Module):
 
 def _reorder(x: Array, order: Array) -> Array:
     """Groups of neighbours in x [I, N * g, ...], g for each index, in the order [I, N]."""
-    images, size = order.shape
-    groups = x.reshape(images, size, -1)
+    groups = x.reshape(*order.shape, -1)  # what follows a place of x is one row of its group, whatever its axes
     return jnp.take_along_axis(groups, order[..., None], axis=1).reshape(x.shape)
 
 

@@ -16,17 +16,11 @@ GPUS = ("a100", "h100", "gpu", "cuda")
 
 @dataclass(frozen=True)
 class Devices:
-    """A number of equal devices.
+    """A number of equal devices."""
 
-    Attributes:
-        kind: "a100", or JAX's name of the platform.
-        count: how many.
-        memory: bytes that a program may use on each; 0: not known.
-    """
-
-    kind: str
-    count: int
-    memory: int
+    kind: str  # "a100", or JAX's name of the platform
+    count: int  # how many
+    memory: int  # bytes that a program may use on each; 0: not known
 
     def mesh(self, data: int = -1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh:
         """The mesh that `runtime.mesh.make_mesh` makes of such devices, without any; raises as `mesh.sizes` does."""

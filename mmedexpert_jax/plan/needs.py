@@ -40,23 +40,14 @@ STACKS = "stacked layers"  # of a deep model, whose layers are compiled as one (
 
 @dataclass
 class Needs:
-    """Bytes on each device.
+    """Bytes on each device."""
 
-    Attributes:
-        parameters: of the model, a number.
-        trained: of them or of the deltas, likewise; 0 where nothing is trained.
-        held: what stands there all the time.
-        phases: what comes on top in each phase of the job.
-        saved: bytes of one checkpoint, which holds all devices' state.
-        exported: bytes of the exported model or adapter.
-    """
-
-    parameters: int
-    trained: int = 0
-    held: dict[str, int] = field(default_factory=dict)
-    phases: dict[str, dict[str, int]] = field(default_factory=dict)
-    saved: int = 0
-    exported: int = 0
+    parameters: int  # of the model, a number
+    trained: int = 0  # of them or of the deltas, likewise; 0 where nothing is trained
+    held: dict[str, int] = field(default_factory=dict)  # what stands there all the time
+    phases: dict[str, dict[str, int]] = field(default_factory=dict)  # what comes on top in each phase of the job
+    saved: int = 0  # bytes of one checkpoint, which holds all devices' state
+    exported: int = 0  # bytes of the exported model or adapter
 
     @property
     def peak(self) -> tuple[str, int]:

@@ -52,32 +52,20 @@ _MARKED = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 @dataclass(frozen=True)
 class SoftTokens:
-    """The way from a picture to squares, by pan-and-scan to several, and the normalisation. Defaults are Gemma 3's.
+    """The way from a picture to squares, by pan-and-scan to several, and the normalisation. Defaults are Gemma 3's."""
 
-    Attributes:
-        size: side of the square in pixels.
-        patch_size: side of a patch in pixels.
-        merge_size: patches on a side of a soft token.
-        resample: Pillow's number of a filter.
-        mean: of each channel.
-        std: likewise.
-        scan: whether a long picture is shown in parts too, after the whole of it (pan-and-scan). As in transformers'
-            Gemma3Processor, no file sets this or the next three.
-        least_part: pixels on a side of a part.
-        most_parts: of a picture.
-        ratio: longer over shorter side from which on a picture is long.
-    """
-
-    size: int = 896
-    patch_size: int = 14
-    merge_size: int = 4
-    resample: int = int(Image.Resampling.BILINEAR)
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    size: int = 896  # side of the square in pixels
+    patch_size: int = 14  # side of a patch in pixels
+    merge_size: int = 4  # patches on a side of a soft token
+    resample: int = int(Image.Resampling.BILINEAR)  # Pillow's number of a filter
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # likewise
+    # whether a long picture is shown in parts too, after the whole of it (pan-and-scan). As in transformers'
+    # Gemma3Processor, no file sets this or the next three.
     scan: bool = False
-    least_part: int = 256
-    most_parts: int = 4
-    ratio: float = 1.2
+    least_part: int = 256  # pixels on a side of a part
+    most_parts: int = 4  # of a picture
+    ratio: float = 1.2  # longer over shorter side from which on a picture is long
 
     @property
     def merged(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Protocol, TypedDict
 
 import numpy as np
+from einops import rearrange
 from msgspec import Meta
 from PIL import Image
 
@@ -256,8 +257,7 @@ def patchify(image: Image.Image, config: ImageConfig = ImageConfig()) -> tuple[n
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     size, merge = config.patch_size, config.merge_size
     rows, columns = height // size, width // size
-    pixels = pixels.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
-    pixels = pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, size**2)
+    pixels = rearrange(pixels, "(r m y) (c n x) k -> (r c m n) k 1 (y x)", m=merge, n=merge, y=size, x=size)
 
     table = levels(config.mean, config.std)
     values = np.empty((rows * columns, 3, config.temporal_patch_size, size**2), np.float32)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from einops import rearrange
 
 from mmedexpert_jax.errors import DataError
 
@@ -54,5 +55,4 @@ def mrope_positions(
 def patch_positions(rows: int, columns: int) -> np.ndarray:
     """Row and column of each patch [rows * columns, 2] int32, the four patches of a merged token together."""
     grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).astype(np.int32)
-    grid = grid.reshape(rows // MERGE_SIZE, MERGE_SIZE, columns // MERGE_SIZE, MERGE_SIZE, 2)
-    return grid.transpose(0, 2, 1, 3, 4).reshape(-1, 2)
+    return rearrange(grid, "(r m) (c n) place -> (r c m n) place", m=MERGE_SIZE, n=MERGE_SIZE)

@@ -38,17 +38,11 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 @dataclass(frozen=True)
 class Marks:
-    """The tokens of a family's prompts that stand for something else than text. The defaults are Qwen2-VL's.
+    """The tokens of a family's prompts that stand for something else than text. The defaults are Qwen2-VL's."""
 
-    Attributes:
-        image: stands once for an image in a rendered template, and is repeated for each of its features.
-        end: closes an assistant's turn.
-        never: tokens of images and video, which no answer holds and no sampler may draw.
-    """
-
-    image: str = IMAGE_PAD
-    end: str = CHAT_END
-    never: tuple[str, ...] = VISION_TOKENS
+    image: str = IMAGE_PAD  # stands once for an image in a rendered template, and is repeated for each of its features
+    end: str = CHAT_END  # closes an assistant's turn
+    never: tuple[str, ...] = VISION_TOKENS  # tokens of images and video, which no answer holds and no sampler may draw
 
 
 @dataclass(frozen=True, eq=False)

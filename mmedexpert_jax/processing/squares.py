@@ -43,25 +43,16 @@ class _SquareSettings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class SquareConfig:
-    """The way from a picture to a square of `size` pixels, and the normalisation. The defaults are CLIP's.
+    """The way from a picture to a square of `size` pixels, and the normalisation. The defaults are CLIP's."""
 
-    Attributes:
-        size: side of the square.
-        patch_size: side of a patch.
-        crop: the shorter side becomes `size` and the middle of the longer one is kept; False: both sides become it.
-        pad: first the shorter side is filled up with the mean colour (`image_aspect_ratio: pad` of LLaVA).
-        resample: Pillow's number of a filter.
-        mean: of each channel.
-        std: likewise.
-    """
-
-    size: int = 336
-    patch_size: int = 14
+    size: int = 336  # side of the square
+    patch_size: int = 14  # side of a patch
+    # the shorter side becomes `size` and the middle of the longer one is kept; False: both sides become it
     crop: bool = True
-    pad: bool = False
-    resample: int = BICUBIC
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
+    pad: bool = False  # first the shorter side is filled up with the mean colour (`image_aspect_ratio: pad` of LLaVA)
+    resample: int = BICUBIC  # Pillow's number of a filter
+    mean: tuple[float, float, float] = CLIP_MEAN  # of each channel
+    std: tuple[float, float, float] = CLIP_STD  # likewise
 
     @property
     def merged(self) -> int:

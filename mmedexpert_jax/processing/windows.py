@@ -26,17 +26,12 @@ Window = str | tuple  # a preset, "range", "full", (centre, width), or three of 
 
 @dataclass(frozen=True)
 class View:
-    """The view of a file that holds several pictures or more than 8 bits.
+    """The view of a file that holds several pictures or more than 8 bits."""
 
-    Attributes:
-        window: as in `images.decode`; None: the file's own.
-        slices: so many at even distances, or their indices; None: the file holds one picture.
-        plane: one of PLANES; "": axial.
-    """
-
-    window: Window | None = None
+    window: Window | None = None  # as in `images.decode`; None: the file's own
+    # so many at even distances, or their indices; None: the file holds one picture
     slices: int | tuple[int, ...] | None = None
-    plane: str = ""
+    plane: str = ""  # one of PLANES; "": axial
 
     @classmethod
     def make(cls, window: Any = None, slices: Any = None, plane: Any = None, name: str = "image") -> "View":

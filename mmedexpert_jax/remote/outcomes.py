@@ -41,29 +41,17 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True)
 class Outcome:
-    """One attempt's outcome.
+    """One attempt's outcome."""
 
-    Attributes:
-        kind: as `outcome` of `protocol.Attempt`; "answered" comes with a `reply`.
-        detail: the server's words, cut short and without the key.
-        wait: seconds that the server asks us to wait; None where it says nothing.
-        drop: field of the body that the server does not know; "" for none.
-        reply: the answer, without key and cost.
-        billed: the server may have billed the attempt.
-        usage: tokens, where the server counts them.
-        response_id: the server's id.
-        status: of HTTP; 0 where no response came.
-    """
-
-    kind: str
-    detail: str = ""
-    wait: float | None = None
-    drop: str = ""
-    reply: EndpointReply | None = None
-    billed: bool = False
-    usage: Usage | None = None
-    response_id: str = ""
-    status: int = 0
+    kind: str  # as `outcome` of `protocol.Attempt`; "answered" comes with a `reply`
+    detail: str = ""  # the server's words, cut short and without the key
+    wait: float | None = None  # seconds that the server asks us to wait; None where it says nothing
+    drop: str = ""  # field of the body that the server does not know; "" for none
+    reply: EndpointReply | None = None  # the answer, without key and cost
+    billed: bool = False  # the server may have billed the attempt
+    usage: Usage | None = None  # tokens, where the server counts them
+    response_id: str = ""  # the server's id
+    status: int = 0  # of HTTP; 0 where no response came
 
     def stored(self, key: str, cost: float, left_out: tuple[str, ...] = ()) -> EndpointReply | None:
         """The reply as the store keeps it; None where there is none."""

@@ -11,52 +11,32 @@ from mmedexpert_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An endpoint that speaks OpenAI's protocol, and how to use it.
+    """An endpoint that speaks OpenAI's protocol, and how to use it."""
 
-    Attributes:
-        url: base, such as "https://api.openai.com/v1" or "http://localhost:8000/v1".
-        model: name sent with every request; part of an answer's key, as are `max_tokens`, `temperature`, `seed`,
-            `effort`, `image_side`, and `top_p` where it is sent.
-        key_env: environment variable that holds the key; "" sends none. The key itself is never stored or printed.
-        max_tokens: of a completion, hidden reasoning included.
-        temperature: None leaves it to the server.
-        top_p: mass of the tokens that are sampled from; None leaves it to the server.
-        seed: sent plus the request's sample number; None sends none.
-        effort: reasoning effort, such as "medium"; "" sends none.
-        image_side: longest side in pixels of images sent; larger ones are scaled down.
-        concurrency: requests in flight at most.
-        requests_per_minute: 0: no limit.
-        tokens_per_minute: prompt and completion together; 0: no limit.
-        timeout: seconds for one attempt.
-        max_attempts: per request and run.
-        retry_wait: seconds before the first retry; doubles from retry to retry, with jitter, up to 60.
-        budget: dollars that all attempts recorded in the store of answers may cost; 0: no limit.
-        price_input: dollars per million prompt tokens.
-        price_cached: dollars per million prompt tokens read from the server's cache; None: as price_input.
-        price_output: dollars per million completion tokens.
-        batch_discount: factor on prices for the Batch API; 0.5 as OpenAI publishes.
-    """
-
-    url: str
+    url: str  # base, such as "https://api.openai.com/v1" or "http://localhost:8000/v1"
+    # name sent with every request; part of an answer's key, as are `max_tokens`, `temperature`, `seed`, `effort`,
+    # `image_side`, and `top_p` where it is sent
     model: str
+    # environment variable that holds the key; "" sends none. The key itself is never stored or printed.
     key_env: str = "OPENAI_API_KEY"
-    max_tokens: int = 2048
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = 0
-    effort: str = ""
-    image_side: int = 1024
-    concurrency: int = 16
-    requests_per_minute: int = 0
-    tokens_per_minute: int = 0
-    timeout: float = 300.0
-    max_attempts: int = 8
-    retry_wait: float = 1.0
-    budget: float = 0.0
-    price_input: float = 0.0
+    max_tokens: int = 2048  # of a completion, hidden reasoning included
+    temperature: float | None = None  # None leaves it to the server
+    top_p: float | None = None  # mass of the tokens that are sampled from; None leaves it to the server
+    seed: int | None = 0  # sent plus the request's sample number; None sends none
+    effort: str = ""  # reasoning effort, such as "medium"; "" sends none
+    image_side: int = 1024  # longest side in pixels of images sent; larger ones are scaled down
+    concurrency: int = 16  # requests in flight at most
+    requests_per_minute: int = 0  # 0: no limit
+    tokens_per_minute: int = 0  # prompt and completion together; 0: no limit
+    timeout: float = 300.0  # seconds for one attempt
+    max_attempts: int = 8  # per request and run
+    retry_wait: float = 1.0  # seconds before the first retry; doubles from retry to retry, with jitter, up to 60
+    budget: float = 0.0  # dollars that all attempts recorded in the store of answers may cost; 0: no limit
+    price_input: float = 0.0  # dollars per million prompt tokens
+    # dollars per million prompt tokens read from the server's cache; None: as price_input
     price_cached: float | None = None
-    price_output: float = 0.0
-    batch_discount: float = 0.5
+    price_output: float = 0.0  # dollars per million completion tokens
+    batch_discount: float = 0.5  # factor on prices for the Batch API; 0.5 as OpenAI publishes
 
     def __post_init__(self):
         try:
@@ -105,15 +85,11 @@ def endpoint(group: Any) -> Endpoint:
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a model.
+    """One question to a model."""
 
-    Attributes:
-        messages: Hugging Face-style message list; image parts hold a PIL image, the bytes of a file, or a path.
-        sample: number of the candidate: each sample of the same messages is an answer of its own.
-    """
-
+    # Hugging Face-style message list; image parts hold a PIL image, the bytes of a file, or a path
     messages: Sequence[Mapping[str, Any]]
-    sample: int = 0
+    sample: int = 0  # number of the candidate: each sample of the same messages is an answer of its own
 
 
 @dataclass(frozen=True)
@@ -128,58 +104,34 @@ class Usage:
 
 @dataclass(frozen=True)
 class EndpointReply:
-    """The answer to a request, or why there is none.
+    """The answer to a request, or why there is none."""
 
-    Attributes:
-        key: content address of the request; the store of answers keeps its attempts under it.
-        text: the visible answer.
-        finish: "stop", "length", "content_filter" or another reason of the server; "" where there is no answer.
-        reasoning: hidden reasoning that some servers return beside the text.
-        model: that the server says has answered.
-        usage: tokens of the attempt that answered.
-        cost: dollars of that attempt.
-        left_out: optional fields of the request that the server refused, so that it was asked without them.
-        stored: taken from the store of answers, not asked now.
-        error: why there is no answer; "" where there is one.
-    """
-
-    key: str
-    text: str = ""
-    finish: str = ""
-    reasoning: str = ""
-    model: str = ""
-    usage: Usage = field(default_factory=Usage)
-    cost: float = 0.0
+    key: str  # content address of the request; the store of answers keeps its attempts under it
+    text: str = ""  # the visible answer
+    finish: str = ""  # "stop", "length", "content_filter" or another reason of the server; "" where there is no answer
+    reasoning: str = ""  # hidden reasoning that some servers return beside the text
+    model: str = ""  # that the server says has answered
+    usage: Usage = field(default_factory=Usage)  # tokens of the attempt that answered
+    cost: float = 0.0  # dollars of that attempt
+    # optional fields of the request that the server refused, so that it was asked without them
     left_out: tuple[str, ...] = ()
-    stored: bool = False
-    error: str = ""
+    stored: bool = False  # taken from the store of answers, not asked now
+    error: str = ""  # why there is no answer; "" where there is one
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a request, as history keeps it.
+    """One try at a request, as history keeps it."""
 
-    Attributes:
-        key: of the request.
-        started: seconds since 1970.
-        seconds: it took.
-        status: HTTP status; 0 where none came.
-        outcome: "answered", "rate-limit", "server", "timeout", "connection", "malformed", "unsupported", "rejected",
-            "quota" or "refused".
-        detail: the server's words, cut short and without the key.
-        usage: tokens.
-        cost: dollars; where the server may have billed without saying, the most it can have been.
-        response_id: the server's id of the response.
-        host: that was asked.
-    """
-
-    key: str
-    started: float
-    seconds: float
-    status: int
+    key: str  # of the request
+    started: float  # seconds since 1970
+    seconds: float  # it took
+    status: int  # HTTP status; 0 where none came
+    # "answered", "rate-limit", "server", "timeout", "connection", "malformed", "unsupported", "rejected", "quota" or
+    # "refused"
     outcome: str
-    detail: str = ""
-    usage: Usage = field(default_factory=Usage)
-    cost: float = 0.0
-    response_id: str = ""
-    host: str = ""
+    detail: str = ""  # the server's words, cut short and without the key
+    usage: Usage = field(default_factory=Usage)  # tokens
+    cost: float = 0.0  # dollars; where the server may have billed without saying, the most it can have been
+    response_id: str = ""  # the server's id of the response
+    host: str = ""  # that was asked

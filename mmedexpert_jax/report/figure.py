@@ -8,28 +8,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """A value and its 95 % intervals.
+    """A value and its 95 % intervals."""
 
-    Attributes:
-        value: in its unit, such as a share from 0 to 1.
-        low, high: of the interval that is printed first, in brackets; None: there is none.
-        other: (low, high) of a second interval, in parentheses.
-        spread: half of an interval over seeds, printed after the value; None: there is none.
-        factor: what value and intervals are multiplied by when printed: 100 for percent or points.
-        decimals: printed.
-        signed: a difference, printed with its sign.
-        paired: the difference of paired observations.
-    """
-
-    value: float
+    value: float  # in its unit, such as a share from 0 to 1
+    # low, high: of the interval that is printed first, in brackets; None: there is none
     low: float | None = None
     high: float | None = None
-    other: tuple[float, float] | None = None
-    spread: float | None = None
-    factor: float = 1.0
-    decimals: int = 1
-    signed: bool = False
-    paired: bool = False
+    other: tuple[float, float] | None = None  # (low, high) of a second interval, in parentheses
+    spread: float | None = None  # half of an interval over seeds, printed after the value; None: there is none
+    factor: float = 1.0  # what value and intervals are multiplied by when printed: 100 for percent or points
+    decimals: int = 1  # printed
+    signed: bool = False  # a difference, printed with its sign
+    paired: bool = False  # the difference of paired observations
 
     @classmethod
     def percent(cls, value: float, low: float | None = None, high: float | None = None, **more) -> "Figure":

@@ -28,29 +28,18 @@ class Busy(Exception):
 
 @dataclass(eq=False)
 class Choice:
-    """One sample that is asked for.
+    """One sample that is asked for."""
 
-    Attributes:
-        model: name of an adapter or of the base.
-        encoded: the prompt.
-        row: number below 2**32 that its randomness comes from.
-        temperature: 0: greedy.
-        top_p: mass that is sampled from.
-        top_k: 0: all.
-        limit: tokens.
-        tell: called in the desk's thread with what there is, and whether that is all; None and True: it failed.
-        watched: whether `tell` wants to know before the end.
-    """
-
-    model: str
-    encoded: Encoded
-    row: int
-    temperature: float
-    top_p: float
-    top_k: int
-    limit: int
+    model: str  # name of an adapter or of the base
+    encoded: Encoded  # the prompt
+    row: int  # number below 2**32 that its randomness comes from
+    temperature: float  # 0: greedy
+    top_p: float  # mass that is sampled from
+    top_k: int  # 0: all
+    limit: int  # tokens
+    # called in the desk's thread with what there is, and whether that is all; None and True: it failed
     tell: Callable[[Completions | None, bool], None]
-    watched: bool = False
+    watched: bool = False  # whether `tell` wants to know before the end
     dropped: bool = field(default=False)
 
 

@@ -12,13 +12,15 @@ from PIL import Image
 from mmedexpert_jax.data import benchmarks
 from mmedexpert_jax.data import contamination as c
 from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.processing.images import ImageRef
 
 WORDS = st.lists(st.sampled_from("abcdef"), min_size=0, max_size=60)
 LONG = [f"word{n}" for n in range(40)]
 
 
 def document(words, name="train", number=0, images=()):
-    return c.Document(name, f"{name}-{number}", " ".join(words), tuple(images))
+    pictures = tuple(ImageRef("image", read) for read in images)
+    return name, Case(f"{name}-{number}", " ".join(words), (), "", images=pictures)
 
 
 def grams(words):
@@ -29,7 +31,8 @@ def grams(words):
 @given(st.lists(WORDS, min_size=1, max_size=4), WORDS, st.integers(0, 40))
 def test_containment_is_the_share_of_the_shorter_texts_8_grams(tests, case, cut):
     tests = [words[:cut] + case[cut:] for words in tests]
-    found = c.TextIndex([document(words, "test", n) for n, words in enumerate(tests)]).containment(document(case))
+    index = c.TextIndex([document(words, "test", n)[1] for n, words in enumerate(tests)])
+    found = index.containment(tuple(case), c.grams(case))
     for n, words in enumerate(tests):
         ours, theirs = grams(case), grams(words)
         expected = 1.0 if words == case and words else 0.0
@@ -52,8 +55,8 @@ def test_decisions_at_their_thresholds(kept, decision):
 
 def test_words_count_without_case_and_punctuation():
     text = "A 40-year-old man, " + " ".join(LONG)
-    tests = [c.Document("test", "t", text.upper().replace(" ", "  ;"))]
-    assert c.find([c.Document("train", "a", text)], tests).pairs[0].containment == 1.0
+    tests = [document([text.upper().replace(" ", "  ;")], "test")]
+    assert c.find([document([text])], tests).pairs[0].containment == 1.0
 
 
 def test_the_stem_that_all_questions_share_does_not_count():
@@ -63,7 +66,7 @@ def test_the_stem_that_all_questions_share_does_not_count():
     items = [
         Case(str(n), f"{' '.join(f'{w}{n}' for w in LONG)}. {stem}", ("x", "y"), "A", benchmark="b") for n in range(2)
     ]
-    assert not c.find([c.of_case(items[0], "train")], [c.of_case(items[1])]).pairs
+    assert not c.find([("train", items[0])], [("b", items[1])]).pairs
 
 
 # Images ---------------------------------------------------------------------------------------------------------------
@@ -143,7 +146,7 @@ def test_cases_against_items_written_as_a_table(tmp_path):
     clean = Case("c2", "something else entirely", ("yes", "no"), "A", "AM", "t")
     items = [benchmarks.from_case(case, "bench"), benchmarks.from_case(clean, "bench")]
     seen = []
-    found = c.find([c.of_case(case, "ours, train")], [c.of_case(item) for item in items], on_case=seen.append)
+    found = c.find([("ours, train", case)], [("bench", item) for item in items], on_case=seen.append)
     assert seen == [1]
     (pair,) = found.pairs
     assert (pair.train_id, pair.test_set, pair.test_id, pair.decision) == ("c1", "bench", "c1", "drop")

@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("devices_script.py")
 def start(model, cases, folder, name, devices, *extra):
     """devices_script.py in a process with so many simulated devices."""
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, str(SCRIPT), str(model), str(cases), str(folder / f"{name}.npz"), *extra]

@@ -249,8 +249,8 @@ def test_the_listing_has_key_type_value_and_doc():
     config = load_config("configs/gba.py", {"lr": "1e-6"})
     lines = configs.format_config(config, configs.field_docs(configs.locate("configs/gba.py"))).splitlines()
     table = {line.split()[0]: line for line in lines}
-    assert lines[0].split() == ["key", "type", "value", "doc"]
-    assert table["lr"].split()[:3] == ["lr", "float", "1e-06"]
+    assert lines[0].split() == ["key", "type", "value", "takes", "doc"]
+    assert table["lr"].split()[:5] == ["lr", "float", "1e-06", "above", "0"]
     assert table["clip_high"].split()[:3] == ["clip_high", "float?", "none"]
     assert "appendix B" in table["beta"] and table["workdir"].split()[2] == '""'
     assert set(table) - {"key"} == set(configs.fields(config))

@@ -16,9 +16,8 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def launch(tiny_checkpoint, tiny_cases, tmp_path_factory):
+def launch(tiny_checkpoint, tiny_cases):
     """Starts `configs/gba.py` in a folder; the runs share compiled programs on disk."""
-    cache = tmp_path_factory.mktemp("programs")
     fields = {
         "model.path": tiny_checkpoint, "data.path": tiny_cases, "steps": STEPS, "checkpoint_every": 1, "lora.rank": 2,
         "num_samples": 2, "prompts_per_step": 2, "max_new_tokens": 8, "samples_every": 1, "eval.every": 2, "lr": 0.1,
@@ -27,9 +26,7 @@ def launch(tiny_checkpoint, tiny_cases, tmp_path_factory):
     def start(workdir: Path) -> subprocess.Popen:
         command = [sys.executable, "-m", "mmedexpert_jax.launch", "--config=configs/gba.py"]
         command += [f"--config.{name}={value}" for name, value in (fields | {"workdir": workdir}).items()]
-        environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"
-        }  # fmt: skip
+        environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     return start

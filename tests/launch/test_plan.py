@@ -87,7 +87,8 @@ first = jax.devices()[0]
 print(json.dumps([sum(s.data.nbytes for x in jax.tree.leaves(t) for s in x.addressable_shards if s.device == first)
                   for t in trees]))
 """
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    xla = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    flags = {"XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=os.environ | flags, capture_output=True, check=True)
     weights = abstract_params(SHAPE, "float32")
     config = load_config("configs/gba.py", {"trainable": "full"})

@@ -30,12 +30,11 @@ def picky(case, text, **_):
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """With a module of rewards, and a folder of compiled programs that the runs share."""
+    """With a module of rewards; every compiled program, however small, is kept for the next run."""
     folder = tmp_path_factory.mktemp("environment")
     (folder / "own_rewards_of_processes.py").write_text(REWARD)
     return {
         "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
     }

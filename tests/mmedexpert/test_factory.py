@@ -190,9 +190,9 @@ def test_training_reads_what_was_built(finished):
 
 
 def as_record(case):
-    from mmedexpert_jax.mmedexpert.record import Record
+    from mmedexpert_jax.mmedexpert.record import RawCase
 
-    return Record(case.id, "", "", "", "", True, case.question, case.options, case.answer)
+    return RawCase(case.id, case.question, case.options, case.answer)
 
 
 def test_datasets_loads_every_specialty(finished, tmp_path):

@@ -9,12 +9,13 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert import raw_embedded
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.local_teacher import LocalTeacher
-from mmedexpert_jax.mmedexpert.record import Check, Judgement, Picture, Record, Trace
+from mmedexpert_jax.mmedexpert.record import Check, Judgement, RawCase, Trace, held
 from mmedexpert_jax.mmedexpert.sources import collect
 from mmedexpert_jax.mmedexpert.sources.raw_collection import EMBEDDED
 from mmedexpert_jax.remote import Answers, Request
 
-RECORD = Record("x-1", "x", "1", "", "MIT", True, "What is it?", ("a", "b"), "A", (Picture("p.png", b"abc"),))
+ORIGIN = {"source": "x", "source_id": "1", "licence": "MIT", "redistributable": True, "task": "urology"}
+RECORD = RawCase("x-1", "What is it?", ("a", "b"), "A", images=(held("p.png", b"abc"),), asks="diagnosis", **ORIGIN)
 TRACE = Trace("t-1", RECORD, "intuitive", "text", "response", "teacher", 0, "key", Check(True, "A", (), ("flag",)))
 
 
@@ -29,6 +30,7 @@ def test_records_and_traces_come_back_as_they_went_in(store):
     store.replace_cases([RECORD])
     store.put_traces([failed, judged, TRACE])
     assert store.cases() == [RECORD] and store.case("x-1") == RECORD
+    assert store.case("x-1").images[0].plain() == b"abc"
     assert list(store.traces()) == [TRACE, judged] and store.trace("t-3") == failed
     assert len(list(store.traces(passed=None))) == 3
     with pytest.raises(DataError, match="no trace t-9"):

@@ -5,11 +5,11 @@ import pytest
 from mmedexpert_jax.data.case import PARADIGMS
 from mmedexpert_jax.data.prompts import render
 from mmedexpert_jax.mmedexpert import filters, teacher_prompts
-from mmedexpert_jax.mmedexpert.record import Check, Record, Trace
+from mmedexpert_jax.mmedexpert.record import Check, RawCase, Trace
 from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.sources import collect
 
-RECORD = Record("x-1", "x", "1", "", "MIT", True, "What is the most likely diagnosis?", (), "Gout", specialty="AM")
+RECORD = RawCase("x-1", "What is the most likely diagnosis?", (), "Gout", "AM")
 SOUND = {
     "differential": "(1) Candidates are Gout, sepsis and lupus. (2) Sepsis is unlikely without fever. (3) Lupus is "
     "excluded by the normal titre. (4) The crystals fit Gout.",

@@ -159,7 +159,7 @@ def test_medxpertqa_dev_with_options_in_the_text_and_images(tmp_path):
     other = row | {"options": [{"letter": k, "content": v} for k, v in OPTIONS.items()], "label": ["D"]}
     other |= {"images": [{"image_path": "MM-0.png"}]}
     first, second = collect([write(tmp_path / "dev.jsonl", [row, other])]).records
-    assert first.question == QUESTION and first.field == "Urinary" and first.images[0].data == png()
+    assert first.question == QUESTION and first.field == "Urinary" and first.images[0].plain() == png()
     assert second.id == first.id
 
 
@@ -366,7 +366,7 @@ def test_an_image_of_a_raw_case_says_window_slices_and_plane(tmp_path):
     (tmp_path / "raw.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = collect([str(tmp_path / "raw.jsonl")])
     (record,) = found.records
-    pictures = [np.asarray(picture.image()).tolist() for picture in record.images]
+    pictures = [np.asarray(picture.picture()).tolist() for picture in record.images]
     assert len(pictures) == 6 and pictures[:3] == pictures[3:]
     assert [picture.name for picture in record.images[::3]] == ["series-1.png", "volume-1.png"]
     assert "identifying:header-removed" in record.flags

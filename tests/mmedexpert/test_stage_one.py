@@ -24,12 +24,12 @@ from mmedexpert_jax.mmedexpert import (
 )
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
 from mmedexpert_jax.mmedexpert.paradigm_rules import FORBIDDEN, REQUIRED
-from mmedexpert_jax.mmedexpert.record import Picture, Record
+from mmedexpert_jax.mmedexpert.record import RawCase, held
 from mmedexpert_jax.remote import EndpointReply
 
 
 def record(question="What is the most likely diagnosis?", options=("Gout", "Sepsis", "Lupus"), answer="A", **fields):
-    return Record("x-1", "x", "1", "", "MIT", True, question, options, answer, **fields)
+    return RawCase("x-1", question, options, answer, **fields)
 
 
 SOUND = {
@@ -110,7 +110,7 @@ def test_every_other_reason(response, finish, reason):
 
 
 def test_flags_do_not_fail_a_trace():
-    pictured = record(images=(Picture("a.png", b"x"),))
+    pictured = record(images=(held("a.png", b"x"),))
     found = filters.check(
         render(SOUND["intuitive"] + " (3) Urate of 540 mmol is typical of Gout.", "A"), pictured, "intuitive"
     )
@@ -141,7 +141,7 @@ def test_the_key_never_reaches_a_teacher():
 )
 def test_the_gate(question, kind, count):
     found = eligibility.with_paradigms(record(question))
-    assert (found.kind, len(found.paradigms)) == (kind, count)
+    assert (found.asks, len(found.paradigms)) == (kind, count)
 
 
 @given(st.lists(st.sampled_from(["diagnosis", "management", "mechanism"]), min_size=1, max_size=60), st.integers(0, 9))
@@ -181,7 +181,7 @@ def test_specialties_are_those_that_the_recipe_of_the_embedded_cases_knows():
 )
 def test_rules_of_the_specialties(question, field, specialty, sub):
     found = specialties.classify(record(question, ("one thing", "another"), field=field))
-    assert (found.specialty, found.subspecialty) == (specialty, sub)
+    assert (found.specialty, found.task) == (specialty, sub)
 
 
 def test_votes_overrule_the_rules_only_with_a_majority():
@@ -198,7 +198,7 @@ def test_near_duplicates_need_the_same_answer_and_images():
     first, again = record(text + "asks."), replace(record(text + "wonders."), id="x-2")
     assert [(d.of, round(d.score, 1)) for d in duplicates.duplicates([first, again])] == [("x-1", 0.9)]
     assert not duplicates.duplicates([first, replace(again, answer="B")])
-    assert not duplicates.duplicates([first, replace(again, images=(Picture("a", b"x"),))])
+    assert not duplicates.duplicates([first, replace(again, images=(held("a", b"x"),))])
     assert not duplicates.duplicates([first, replace(again, question="Another text of many other words stands here.")])
 
 

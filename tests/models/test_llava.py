@@ -247,7 +247,10 @@ print("ok")
 @pytest.mark.slow
 def test_logits_on_eight_devices_equal_one_devices(tmp_path):
     write("clip-mistral", tmp_path)
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-c", SHARDED, str(tmp_path)]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)

@@ -23,7 +23,7 @@ from mmedexpert_jax.medeval.backends import torch_model
 from mmedexpert_jax.medeval.controls import variants
 from mmedexpert_jax.medeval.eval_job import sample_rows
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
-from mmedexpert_jax.mmedexpert.record import Picture
+from mmedexpert_jax.mmedexpert.record import held
 from mmedexpert_jax.mmedexpert.review.review_traces import encoded as shown_in_review
 from mmedexpert_jax.mmedexpert.review.review_traces import from_case as from_data_set
 from mmedexpert_jax.mmedexpert.sources import collect
@@ -146,8 +146,8 @@ def readers(data: bytes, tmp_path, **view) -> dict[str, np.ndarray]:
         "torch": torch_model._part(part)["image"],
         "report of a run": sample,
         "review": shown(shown_in_review(reviewed)[0]),
-        "collected": raw.image(),
-        "teacher": shown(base64.b64decode(data_uri(raw.data, 4000).partition(",")[2])),
+        "collected": raw.picture(),
+        "teacher": shown(base64.b64decode(data_uri(raw.open(), 4000).partition(",")[2])),
         **{f"data URI {n}": open_image(uri) for n, uri in enumerate(uris)},
         **{f"endpoint {n}": shown(base64.b64decode(uri.partition(",")[2])) for n, uri in enumerate(uris)},
     }
@@ -157,7 +157,7 @@ def readers(data: bytes, tmp_path, **view) -> dict[str, np.ndarray]:
     assert on_page.shape == np.asarray(seen["training"]).shape
     assert np.abs(on_page.mean() - np.asarray(seen["training"], float).mean()) < 8
     pixels = hashlib.sha256(f"{seen['training'].size}".encode() + seen["training"].tobytes()).hexdigest()
-    assert contamination.look(contamination.of_case(case, "own").images[0]()).pixels == pixels
+    assert contamination.look(case.images[0].plain()).pixels == pixels
     return {name: np.asarray(image) for name, image in seen.items()}
 
 
@@ -251,8 +251,8 @@ def test_every_reader_refuses_the_same_files_in_one_line(name, tmp_path):
 
     data = REFUSED[name]
     attempts = [lambda: open_image(data, "it"), lambda: data_uri(data, 100), lambda: clean(data, "it")]
-    attempts += [lambda: contamination.look(data), lambda: shown_in_review(Picture("it", data))]
-    attempts += [lambda: readers(data, tmp_path), lambda: Picture("it", data).image()]
+    attempts += [lambda: contamination.look(data), lambda: shown_in_review(held("it", data))]
+    attempts += [lambda: readers(data, tmp_path), lambda: held("it", data).picture()]
     for attempt in attempts:
         with pytest.raises(DataError) as error:
             attempt()

@@ -185,7 +185,10 @@ print(lowered[0].compile().as_text())
 
 
 def test_eight_devices_sample_as_one_and_talk_only_between_stretches():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     assert COLLECTIVES.search(done.stdout)  # the count between stretches

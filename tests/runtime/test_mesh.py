@@ -53,7 +53,10 @@ print("ok")
 
 
 def test_eight_devices():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True)
     assert done.stdout == "ok\n", done.stderr
 

@@ -97,7 +97,10 @@ print("ok")
 
 
 def on_eight_devices(folder, meshes, family="qwen2_5_vl") -> None:
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-c", RUN, str(folder), repr(meshes), family]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout == "ok\n", done.stderr

@@ -69,7 +69,7 @@ print("ok")
 
 
 def test_a_state_in_parts_goes_on_on_another_mesh(tmp_path):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", RUN, str(tmp_path / "ckpt")]
     done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, check=False)
     assert done.stdout == "ok\n", done.stderr[-3000:]

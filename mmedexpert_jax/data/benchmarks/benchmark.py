@@ -10,37 +10,25 @@ from mmedexpert_jax.processing.images import ImageRef
 
 @dataclass(frozen=True)
 class ScoredCriterion:
-    """A criterion of a rubric.
+    """A criterion of a rubric."""
 
-    Attributes:
-        text: what a response does, wanted or not.
-        points: that it earns; below 0 where it is not wanted.
-        tags: "axis:accuracy", "level:example" ...
-    """
-
-    text: str
-    points: float
-    tags: tuple[str, ...] = ()
+    text: str  # what a response does, wanted or not
+    points: float  # that it earns; below 0 where it is not wanted
+    tags: tuple[str, ...] = ()  # "axis:accuracy", "level:example" ..
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The questions of one split of a benchmark.
+    """The questions of one split of a benchmark."""
 
-    Attributes:
-        name: in the registry.
-        title: as the paper writes it.
-        items: in the file's order.
-        columns: label -> {its value: heading}, in the order of the paper's table; empty where it has the total only.
-        metric: of the headline: "micro" (mean over items) or "macro" (mean of the means by the first label's values).
-        census: what was counted (`census.count`), with what differs from the published counts.
-    """
-
-    name: str
-    title: str
-    items: Sequence[Case]
+    name: str  # in the registry
+    title: str  # as the paper writes it
+    items: Sequence[Case]  # in the file's order
+    # label -> {its value: heading}, in the order of the paper's table; empty where it has the total only
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    # of the headline: "micro" (mean over items) or "macro" (mean of the means by the first label's values)
     metric: str = "micro"
+    # what was counted (`census.count`), with what differs from the published counts
     census: Mapping[str, Any] = field(default_factory=dict)
 
     @property

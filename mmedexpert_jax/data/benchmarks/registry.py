@@ -19,43 +19,29 @@ from mmedexpert_jax.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Spec:
-    """The reading of a benchmark; a file of this folder, or one of a user's, registers one or more.
+    """The reading of a benchmark; a file of this folder, or one of a user's, registers one or more."""
 
-    Attributes:
-        name: by which it is called.
-        title: as its paper writes it.
-        rows: (files, split, subset) -> the rows of its distributed files, in order.
-        item: (row, files, subset) -> the row's item; raises DataError on a row that cannot be used.
-        splits: that have answers; the first is the default.
-        subsets: versions or parts of it; the first is the default.
-        hub: dataset id on the Hugging Face hub.
-        hub_files: (split, subset) -> patterns of the hub's files that are needed.
-        expects: the files that a directory or zip must hold, in words for an error.
-        default: source where none is given; "" where one must be.
-        choose: (items of all rows, split) -> those of a split that the files do not know; None: all of them.
-        strata: labels by which `limit` draws in proportion.
-        columns: see `Benchmark`.
-        metric: see `Benchmark`.
-        published: (split, subset) -> counts to hold the census against.
-        licence: of the data, and where it was read.
-    """
-
-    name: str
-    title: str
+    name: str  # by which it is called
+    title: str  # as its paper writes it
+    # (files, split, subset) -> the rows of its distributed files, in order
     rows: Callable[[Files, str, str], Iterable[Any]]
+    # (row, files, subset) -> the row's item; raises DataError on a row that cannot be used
     item: Callable[[Any, Files, str], Case]
-    splits: tuple[str, ...] = ("test",)
-    subsets: tuple[str, ...] = ("",)
-    hub: str = ""
+    splits: tuple[str, ...] = ("test",)  # that have answers; the first is the default
+    subsets: tuple[str, ...] = ("",)  # versions or parts of it; the first is the default
+    hub: str = ""  # dataset id on the Hugging Face hub
+    # (split, subset) -> patterns of the hub's files that are needed
     hub_files: Callable[[str, str], tuple[str, ...]] = lambda split, subset: ()
-    expects: str = ""
-    default: str = ""
+    expects: str = ""  # the files that a directory or zip must hold, in words for an error
+    default: str = ""  # source where none is given; "" where one must be
+    # (items of all rows, split) -> those of a split that the files do not know; None: all of them
     choose: Callable[[list[Case], str], list[Case]] | None = None
-    strata: tuple[str, ...] = ()
-    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    metric: str = "micro"
+    strata: tuple[str, ...] = ()  # labels by which `limit` draws in proportion
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # see `Benchmark`
+    metric: str = "micro"  # see `Benchmark`
+    # (split, subset) -> counts to hold the census against
     published: Callable[[str, str], Mapping[str, Any]] = lambda split, subset: {}
-    licence: str = ""
+    licence: str = ""  # of the data, and where it was read
 
 
 _SPECS: dict[str, Spec] = {}

@@ -18,19 +18,12 @@ _LINE = re.compile(r"\s*([A-J])(?:[.．、:：)]\s*|\s+)(.*\S)\s*")  # "A text",
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a file.
+    """A row of a file."""
 
-    Attributes:
-        values: by key; an image inside a TSV or Parquet file is a callable that gives its bytes.
-        where: file and number, from 1, the header not counted.
-        number: the same number.
-        problem: why the row cannot be read at all; "" where it can.
-    """
-
-    values: dict[str, Any]
-    where: str
-    number: int
-    problem: str = ""
+    values: dict[str, Any]  # by key; an image inside a TSV or Parquet file is a callable that gives its bytes
+    where: str  # file and number, from 1, the header not counted
+    number: int  # the same number
+    problem: str = ""  # why the row cannot be read at all; "" where it can
 
     def text(self, *keys: str) -> str:
         """The first of `keys` that the row has, as stripped text. Raises DataError where none is or it is empty."""

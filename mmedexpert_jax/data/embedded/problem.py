@@ -8,42 +8,26 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Step:
-    """One piece of evidence.
+    """One piece of evidence."""
 
-    Attributes:
-        text: as in the vignette, or what the image shows.
-        effect: the running total after it ("2"), or what it says by itself ("stage 1").
-        band: index of the option that follows if nothing comes after it.
-        total: the running total in words ("2 points"); "" where it need not be said.
-        counts: whether it changes the running total.
-    """
-
-    text: str
-    effect: str
-    band: int
-    total: str = ""
-    counts: bool = True
+    text: str  # as in the vignette, or what the image shows
+    effect: str  # the running total after it ("2"), or what it says by itself ("stage 1")
+    band: int  # index of the option that follows if nothing comes after it
+    total: str = ""  # the running total in words ("2 points"); "" where it need not be said
+    counts: bool = True  # whether it changes the running total
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The parts of which a case and its traces are composed.
+    """The parts of which a case and its traces are composed."""
 
-    Attributes:
-        key: the values that decide the answer, as one line; pools partition the keys.
-        values: the same by name, for an independent check of the answer.
-        question: vignette and question.
-        steps: the evidence in order; the last step's band is the answer.
-        empty: the band that follows without evidence.
-        images: of the case.
-    """
-
-    key: str
-    question: str
-    steps: tuple[Step, ...]
+    key: str  # the values that decide the answer, as one line; pools partition the keys
+    question: str  # vignette and question
+    steps: tuple[Step, ...]  # the evidence in order; the last step's band is the answer
+    # the same by name, for an independent check of the answer
     values: Mapping[str, object] = field(default_factory=dict)
-    empty: int = 0
-    images: tuple[Image.Image, ...] = ()
+    empty: int = 0  # the band that follows without evidence
+    images: tuple[Image.Image, ...] = ()  # of the case
 
     @property
     def answer(self) -> int:

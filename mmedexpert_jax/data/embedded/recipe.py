@@ -16,19 +16,13 @@ POOLS = {"pretrain": 0.64, "train": 0.80, "dev": 0.85, "test": 1.0}  # upper end
 
 @dataclass(frozen=True)
 class Generated:
-    """A case with what only its making knows.
+    """A case with what only its making knows."""
 
-    Attributes:
-        case: carries the sound trace of one paradigm.
-        traces: the sound trace under each paradigm.
-        hasty: under each paradigm, a trace that weighs only the first evidence, and the letter it concludes.
-        problem: the values behind the case.
-    """
-
-    case: Case
-    traces: dict[str, str]
+    case: Case  # carries the sound trace of one paradigm
+    traces: dict[str, str]  # the sound trace under each paradigm
+    # under each paradigm, a trace that weighs only the first evidence, and the letter it concludes
     hasty: dict[str, tuple[str, str]]
-    problem: Problem
+    problem: Problem  # the values behind the case
 
 
 def pool_of(key: str) -> str:

@@ -11,19 +11,12 @@ from mmedexpert_jax.data.embedded.wording import NEUTRAL, sentence, templates
 
 @dataclass(frozen=True)
 class Level:
-    """One state of an item of a rule.
+    """One state of an item of a rule."""
 
-    Attributes:
-        points: what it counts.
-        phrases: ways to write it in a vignette; "{}" takes a number from `spans`, in order.
-        spans: inclusive ranges of the numbers, in units of 1 / `scale`.
-        scale: 1 for whole numbers, 10 for one decimal.
-    """
-
-    points: int
-    phrases: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...] = ()
-    scale: int = 1
+    points: int  # what it counts
+    phrases: tuple[str, ...]  # ways to write it in a vignette; "{}" takes a number from `spans`, in order
+    spans: tuple[tuple[int, int], ...] = ()  # inclusive ranges of the numbers, in units of 1 / `scale`
+    scale: int = 1  # 1 for whole numbers, 10 for one decimal
 
     def numbers(self, rng: Random) -> tuple[float, ...]:
         """A number from each span."""
@@ -60,39 +53,22 @@ def points(count: int) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """A text task: the items are scored, the total falls in a band, the band is the answer.
+    """A text task: the items are scored, the total falls in a band, the band is the answer."""
 
-    Attributes:
-        task: name of the task.
-        specialty: one of data.case.SPECIALTIES.
-        title: the rule's name.
-        doi: of the publication or guideline the rule stands in.
-        contexts: ways to name the clinical situation.
-        what: what the question asks for.
-        items: in the order of the rule.
-        bands: (lowest total, option text), ascending.
-        prior: option text of the band met most often in practice.
-        mechanism: why the findings count, in a few words.
-        who: "patient", "child" or "newborn".
-        highest: whether the total is the highest level of all items instead of their sum.
-        scored: whether the options themselves are totals, so that traces need not repeat the total.
-        most: how many items of a patient may count, so that traces stay short.
-    """
-
-    task: str
-    specialty: str
-    title: str
-    doi: str
-    contexts: tuple[str, ...]
-    what: str
-    items: tuple[RuleItem, ...]
-    bands: tuple[tuple[int, str], ...]
-    prior: str
-    mechanism: str
-    who: str = "patient"
-    highest: bool = False
-    scored: bool = False
-    most: int = 6
+    task: str  # name of the task
+    specialty: str  # one of data.case.SPECIALTIES
+    title: str  # the rule's name
+    doi: str  # of the publication or guideline the rule stands in
+    contexts: tuple[str, ...]  # ways to name the clinical situation
+    what: str  # what the question asks for
+    items: tuple[RuleItem, ...]  # in the order of the rule
+    bands: tuple[tuple[int, str], ...]  # (lowest total, option text), ascending
+    prior: str  # option text of the band met most often in practice
+    mechanism: str  # why the findings count, in a few words
+    who: str = "patient"  # "patient", "child" or "newborn"
+    highest: bool = False  # whether the total is the highest level of all items instead of their sum
+    scored: bool = False  # whether the options themselves are totals, so that traces need not repeat the total
+    most: int = 6  # how many items of a patient may count, so that traces stay short
 
     source = "generated from the published rule"
     licence = "Apache-2.0"

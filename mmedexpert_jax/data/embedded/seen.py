@@ -12,46 +12,32 @@ from mmedexpert_jax.data.embedded.wording import image_templates, sentence
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and what stands in it.
+    """An image and what stands in it."""
 
-    Attributes:
-        image: as the model sees it.
-        steps: what it shows, in the order of reading.
-        values: what it was made from, by name; decides the answer.
-    """
-
-    image: Image.Image
-    steps: tuple[Step, ...]
-    values: Mapping[str, object] = field(default_factory=dict)
+    image: Image.Image  # as the model sees it
+    steps: tuple[Step, ...]  # what it shows, in the order of reading
+    values: Mapping[str, object] = field(default_factory=dict)  # what it was made from, by name; decides the answer
 
 
 @dataclass(frozen=True)
 class ImageTask:
-    """A task whose evidence is in an image.
+    """A task whose evidence is in an image."""
 
-    Attributes:
-        task, specialty, title, doi, source, licence, what, prior, mechanism: as in `rules.Rule`.
-        contexts: ways to say what the image is.
-        options: all option texts, from the lowest band to the highest where they have an order.
-        scene: (rng, index of the answer, pool) -> a scene with that answer.
-        running: whether the effects of the steps are running totals rather than statements.
-        ordered: whether the options have an order, so that a rival is exceeded or not reached.
-    """
-
+    # task, specialty, title, doi, source, licence, what, prior, mechanism: as in `rules.Rule`
     task: str
     specialty: str
     title: str
     doi: str
     source: str
     licence: str
-    contexts: tuple[str, ...]
+    contexts: tuple[str, ...]  # ways to say what the image is
     what: str
-    options: tuple[str, ...]
+    options: tuple[str, ...]  # all option texts, from the lowest band to the highest where they have an order
     prior: str
     mechanism: str
-    scene: Callable[[Random, int, str], Scene]
-    running: bool = False
-    ordered: bool = True
+    scene: Callable[[Random, int, str], Scene]  # (rng, index of the answer, pool) -> a scene with that answer
+    running: bool = False  # whether the effects of the steps are running totals rather than statements
+    ordered: bool = True  # whether the options have an order, so that a rival is exceeded or not reached
 
     def problem(self, rng: Random, band: int, pool: str) -> Problem:
         """A scene whose answer is option `band`, with its question."""

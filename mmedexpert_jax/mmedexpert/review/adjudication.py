@@ -12,84 +12,49 @@ from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
 
 @dataclass(frozen=True)
 class Said:
-    """A verdict of one person.
+    """A verdict of one person."""
 
-    Attributes:
-        kind: one of rubric.VERDICTS.
-        text: the edited reasoning; None unless kind is "edit".
-        reasons: codes of rubric.REASONS.
-        note: free text.
-        rubric: criterion code -> met.
-        client_id: of the event.
-        seconds: time on the page; None where it was not measured.
-    """
-
-    kind: str
-    text: str | None
-    reasons: tuple[str, ...]
-    note: str
-    rubric: dict[str, bool]
-    client_id: str
-    seconds: float | None
+    kind: str  # one of rubric.VERDICTS
+    text: str | None  # the edited reasoning; None unless kind is "edit"
+    reasons: tuple[str, ...]  # codes of rubric.REASONS
+    note: str  # free text
+    rubric: dict[str, bool]  # criterion code -> met
+    client_id: str  # of the event
+    seconds: float | None  # time on the page; None where it was not measured
 
 
 @dataclass(frozen=True)
 class Review:
-    """One person's work on one trace: a draft that every action changes, and the verdict that stands.
+    """One person's work on one trace: a draft that every action changes, and the verdict that stands."""
 
-    Attributes:
-        role: "reviewer" or "adjudicator".
-        rubric: criterion code -> met, as far as marked.
-        reasons: codes, in the order of marking.
-        note: free text.
-        text: edited reasoning; None while it is as written.
-        skipped: put off to the end of the queue.
-        verdict: None before one is given or after it is undone.
-    """
-
-    role: str
-    rubric: dict[str, bool]
-    reasons: tuple[str, ...] = ()
-    note: str = ""
-    text: str | None = None
-    skipped: bool = False
-    verdict: Said | None = None
+    role: str  # "reviewer" or "adjudicator"
+    rubric: dict[str, bool]  # criterion code -> met, as far as marked
+    reasons: tuple[str, ...] = ()  # codes, in the order of marking
+    note: str = ""  # free text
+    text: str | None = None  # edited reasoning; None while it is as written
+    skipped: bool = False  # put off to the end of the queue
+    verdict: Said | None = None  # None before one is given or after it is undone
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The review's finding on a trace.
+    """The review's finding on a trace."""
 
-    Attributes:
-        kind: "accept", "edit" or "reject".
-        text: the edited reasoning; None unless kind is "edit".
-        reasons: codes of rubric.REASONS, of all whose verdict it is.
-        reviewers: names; the adjudicator alone where one decided.
-    """
-
-    kind: str
-    text: str | None
-    reasons: tuple[str, ...]
-    reviewers: tuple[str, ...]
+    kind: str  # "accept", "edit" or "reject"
+    text: str | None  # the edited reasoning; None unless kind is "edit"
+    reasons: tuple[str, ...]  # codes of rubric.REASONS, of all whose verdict it is
+    reviewers: tuple[str, ...]  # names; the adjudicator alone where one decided
 
 
 @dataclass(frozen=True)
 class ReviewSettings:
-    """The settings of the last server; stored as an event, so that the trail alone gives the verdicts.
+    """The settings of the last server; stored as an event, so that the trail alone gives the verdicts."""
 
-    Attributes:
-        reviewers: names.
-        adjudicators: names.
-        overlap: share of the traces that several reviewers see.
-        raters: reviewers of each such trace.
-        seed: of the choice and of the order.
-    """
-
-    reviewers: tuple[str, ...] = ()
-    adjudicators: tuple[str, ...] = ()
-    overlap: float = 0.0
-    raters: int = 2
-    seed: int = 0
+    reviewers: tuple[str, ...] = ()  # names
+    adjudicators: tuple[str, ...] = ()  # names
+    overlap: float = 0.0  # share of the traces that several reviewers see
+    raters: int = 2  # reviewers of each such trace
+    seed: int = 0  # of the choice and of the order
 
     def needed(self, trace_id: str) -> int:
         """Reviewers that a trace asks for: `raters` for the overlap, as far as there are so many, else 1."""

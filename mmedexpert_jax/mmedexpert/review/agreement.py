@@ -27,21 +27,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement on one set of traces.
+    """Agreement on one set of traces."""
 
-    Attributes:
-        traces: rated by two reviewers or more.
-        raters: reviewers who rated them.
-        raw: share of agreeing pairs; Wilson's interval (1927).
-        kappa: Cohen's, for more than two raters Conger's; percentile bootstrap over traces.
-        ac1: Gwet's; likewise. Where no pair differs, the bootstrap interval is [1, 1]: read that of `raw`.
-    """
-
-    traces: int
-    raters: int
-    raw: Estimate
-    kappa: Estimate
-    ac1: Estimate
+    traces: int  # rated by two reviewers or more
+    raters: int  # reviewers who rated them
+    raw: Estimate  # share of agreeing pairs; Wilson's interval (1927)
+    kappa: Estimate  # Cohen's, for more than two raters Conger's; percentile bootstrap over traces
+    ac1: Estimate  # Gwet's; likewise. Where no pair differs, the bootstrap interval is [1, 1]: read that of `raw`.
 
 
 def agreement(ratings: Sequence[Mapping[str, str]], categories: Sequence[str], seed: int = 0) -> Agreement:

@@ -15,29 +15,17 @@ ROLES = ("reviewer", "adjudicator")
 
 @dataclass(frozen=True)
 class Event:
-    """One action.
+    """One action."""
 
-    Attributes:
-        client_id: made by whoever acted, unique; a retry carries the same one and is stored once.
-        reviewer: name; "" for the server itself.
-        role: one of ROLES; "" for the server itself.
-        trace_id: the trace that it is about; "" for settings.
-        kind: "opened", "rubric", "reason", "note", "edit", "verdict", "undo", "skip", or "settings" of the server.
-        value: what was done, JSON.
-        seconds: time spent on the page with this trace before a verdict; None for other kinds.
-        time: UTC, when it was stored.
-        id: position in the trail; 0 before it is stored.
-    """
-
-    client_id: str
-    reviewer: str
-    role: str
-    trace_id: str
-    kind: str
-    value: dict[str, Any] = field(default_factory=dict)
-    seconds: float | None = None
-    time: str = ""
-    id: int = 0
+    client_id: str  # made by whoever acted, unique; a retry carries the same one and is stored once
+    reviewer: str  # name; "" for the server itself
+    role: str  # one of ROLES; "" for the server itself
+    trace_id: str  # the trace that it is about; "" for settings
+    kind: str  # "opened", "rubric", "reason", "note", "edit", "verdict", "undo", "skip", or "settings" of the server
+    value: dict[str, Any] = field(default_factory=dict)  # what was done, JSON
+    seconds: float | None = None  # time spent on the page with this trace before a verdict; None for other kinds
+    time: str = ""  # UTC, when it was stored
+    id: int = 0  # position in the trail; 0 before it is stored
 
 
 def append(store: Store, events: Iterable[Event]) -> None:

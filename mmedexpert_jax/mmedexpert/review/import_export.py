@@ -26,25 +26,15 @@ NAMESPACE = uuid.UUID("6f0f8f8e-3c0d-4d0a-9a53-6f7a4e0f7a11")  # of ids that are
 
 @dataclass(frozen=True)
 class Opinion:
-    """A verdict that comes from another tool.
+    """A verdict that comes from another tool."""
 
-    Attributes:
-        trace_id: of the trace.
-        reviewer: name.
-        kind: one of rubric.VERDICTS; "accept" with a changed text counts as "edit".
-        text: reasoning as the tool holds it; None where it has none.
-        reasons: codes of rubric.REASONS.
-        note: free text.
-        seconds: time taken; None where the tool does not say.
-    """
-
-    trace_id: str
-    reviewer: str
-    kind: str
-    text: str | None
-    reasons: tuple[str, ...] = ()
-    note: str = ""
-    seconds: float | None = None
+    trace_id: str  # of the trace
+    reviewer: str  # name
+    kind: str  # one of rubric.VERDICTS; "accept" with a changed text counts as "edit"
+    text: str | None  # reasoning as the tool holds it; None where it has none
+    reasons: tuple[str, ...] = ()  # codes of rubric.REASONS
+    note: str = ""  # free text
+    seconds: float | None = None  # time taken; None where the tool does not say
 
 
 def take_in(store: Store, traces: Sequence[Trace], opinions: Iterable[Opinion], tool: str) -> dict[str, int]:

@@ -1,14 +1,13 @@
 """The traces to review: those of a dataset run that passed stage 1, or those of any data set."""
 
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
-from mmedexpert_jax.mmedexpert.record import Check, Picture, Record, Trace, trace_id
+from mmedexpert_jax.mmedexpert.record import Check, RawCase, Trace, trace_id
 from mmedexpert_jax.processing.images import PLAIN, EncodedImage, ImageRef, clean
 
 OWN_FILE = "review.sqlite"  # holds the events of a review whose traces come from a data set
@@ -67,30 +66,14 @@ def _of_data_set(data: str, split: str, limit: int, seed: int) -> Iterable[Trace
 
 def from_case(case: Case, source: str = "") -> Trace:
     """A case of a data set with its trace, as the factory would pass it on."""
-    record = Record(
-        id=case.id,
-        source=source,
-        source_id=case.id,
-        split="",
-        licence="",
-        redistributable=False,
-        question=case.question,
-        options=case.options,
-        answer=case.answer,
-        images=tuple(Picture(f"{case.id}-{i}.png", partial(_file, image)) for i, image in enumerate(case.images)),
-        specialty=case.specialty,
-        paradigms=case.paradigms,
-    )
+    record = RawCase(**vars(case) | {"source": source, "source_id": case.id, "task": ""})
     id = trace_id(case.id, case.paradigm, "", 0, case.trace)
     return Trace(id, record, case.paradigm, case.trace, "", "", 0, "", Check(True, case.answer))
 
 
-def _file(image: ImageRef) -> bytes:
-    """The image file, or the picture that a view chooses, small enough to be sent."""
-    return image.open() if image.view == PLAIN else EncodedImage(image.picture(), compress=1)()
-
-
-def encoded(picture: Picture) -> tuple[bytes, str]:
+def encoded(picture: ImageRef) -> tuple[bytes, str]:
     """An image as a browser shows it, and its content type."""
-    data = clean(picture.data, picture.name)
+    # a picture that a view chooses is small enough to be sent only when it is compressed
+    file = picture.open() if picture.view == PLAIN else EncodedImage(picture.picture(), compress=1)()
+    data = clean(file, picture.name)
     return data, "image/png" if data.startswith(b"\x89PNG") else "image/jpeg"

@@ -32,7 +32,7 @@ def item(trace: Trace, person: Person, desk: ReviewQueue, blind: bool) -> dict[s
         "options": [{"letter": letter, "text": text} for letter, text in zip(LETTERS, case.options, strict=False)],
         "answer": case.answer,
         "explanation": case.explanation,
-        "specialty": " / ".join(name for name in (case.specialty, case.subspecialty) if name),
+        "specialty": " / ".join(name for name in (case.specialty, case.task) if name),
         "images": len(case.images),
         "flags": list(trace.check.flags),
         "paradigm": {"name": paradigm.name, "title": paradigm.title, "definition": paradigm.definition},

@@ -13,7 +13,7 @@ from mmedexpert_jax import border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.data.tables import InFolder
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.mmedexpert.record import STEPS, Picture, Record
+from mmedexpert_jax.mmedexpert.record import STEPS, RawCase, held
 from mmedexpert_jax.mmedexpert.sources.raw_formats import CHOICES, Format, Raw, listed
 from mmedexpert_jax.processing.images import PLAIN, VIEWED, EncodedImage, ImageRef, clean, decode
 from mmedexpert_jax.processing.medical import Series
@@ -57,7 +57,7 @@ class Rejected(Exception):
         self.reason = reason
 
 
-def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], licence: str, open_: bool) -> Record:
+def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], licence: str, open_: bool) -> RawCase:
     """The record of a row.
 
     Args:
@@ -86,7 +86,7 @@ def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], lice
     source = raw.source or shape.name.partition("-")[0]
     specialty = raw.specialty if raw.specialty in SPECIALTIES else ""
     redistributable = open_ if raw.redistributable is None else bool(raw.redistributable)
-    return Record(
+    return RawCase(
         id=f"{_slug(source)}-{_hash(question, options, images)}",
         source=source,
         source_id=raw.id or where,
@@ -224,24 +224,24 @@ def _images(raw: Raw, folders: Sequence[Path]) -> list[ImageRef]:
     return found
 
 
-def _pictures(image: ImageRef) -> list[Picture]:
+def _pictures(image: ImageRef) -> list[ImageRef]:
     """The pictures that an image stands for, without anything but pixels: no header of DICOM or EXIF enters a record.
 
     Raises Rejected.
     """
     try:
         if image.view == PLAIN and not isinstance(image.read, Series):
-            return [Picture(image.name, clean(image.open(), image.name))]
+            return [held(image.name, clean(image.open(), image.name))]
         shown = decode(image)
     except DataError as error:
         raise Rejected("image-broken", str(error)) from None
     return [
-        Picture(f"{image.name.partition('.')[0]}-{number}.png", EncodedImage(picture, compress=6)())
+        held(f"{image.name.partition('.')[0]}-{number}.png", EncodedImage(picture, compress=6)())
         for number, picture in enumerate(shown, 1)
     ]
 
 
-def without_identifiers(record: Record, mode: str) -> Record:
+def without_identifiers(record: RawCase, mode: str) -> RawCase:
     """The record with a flag for each kind of identifier in its texts, which "redact" replaces.
 
     Args:
@@ -299,7 +299,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "own"
 
 
-def _hash(question: str, options: list[str], images: list[Picture]) -> str:
+def _hash(question: str, options: list[str], images: Sequence[ImageRef]) -> str:
     """Of the words, the options in any order, and the images."""
     parts = [normal(question), *sorted(map(normal, options)), *(picture.sha256 for picture in images)]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]

@@ -7,29 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import border
+from mmedexpert_jax.data import tables
 from mmedexpert_jax.errors import ConfigError, DataError
-from mmedexpert_jax.mmedexpert.record import Record
-from mmedexpert_jax.mmedexpert.sources import raw_files
+from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources.canonical import Rejected, canonical, without_identifiers
 from mmedexpert_jax.mmedexpert.sources.raw_formats import FORMATS, Format, keys, recognise
 
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SHOWN = 4000  # characters of a text in rejected.jsonl
 EMBEDDED = Path(__file__).parents[2] / "assets" / "raw_mini"
 
 
 @dataclass
 class Collection:
-    """Cases and refused rows of the sources.
+    """Cases and refused rows of the sources."""
 
-    Attributes:
-        records: kept, in the order of files and rows.
-        rejected: one row each: file, row, reason, detail, content.
-        counts: (file, what) -> number, where what is "read", "kept", "repaired:<how>", "flagged:<what>" or
-            "rejected:<reason>".
-    """
-
-    records: list[Record] = field(default_factory=list)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
+    records: list[RawCase] = field(default_factory=list)  # kept, in the order of files and rows
+    rejected: list[dict[str, Any]] = field(default_factory=list)  # one row each: file, row, reason, detail, content
+    # (file, what) -> number, where what is "read", "kept", "repaired:<how>", "flagged:<what>" or "rejected:<reason>"
     counts: Counter = field(default_factory=Counter)
 
     def reject(self, file: str, number: int, reason: str, detail: str, content: Any) -> None:
@@ -37,7 +32,7 @@ class Collection:
         self.counts[file, f"rejected:{reason}"] += 1
         self.rejected.append({"file": file, "row": number, "reason": reason, "detail": detail, "content": content})
 
-    def drop(self, records: Sequence[Record], reason: str, details: Callable[[Record], str]) -> None:
+    def drop(self, records: Sequence[RawCase], reason: str, details: Callable[[RawCase], str]) -> None:
         """Takes records out again, as duplicates or leaks are."""
         gone = {record.id for record in records}
         for record in records:
@@ -59,17 +54,11 @@ class Collection:
 
 @dataclass(frozen=True)
 class Rights:
-    """Licences that a user states, by name of a format or file: they stand before those of the formats.
+    """Licences that a user states, by name of a format or file: they stand before those of the formats."""
 
-    Attributes:
-        licences: name -> licence.
-        redistributable: names whose rows may be passed on.
-        restricted: names whose rows may not.
-    """
-
-    licences: dict[str, str] = field(default_factory=dict)
-    redistributable: tuple[str, ...] = ()
-    restricted: tuple[str, ...] = ()
+    licences: dict[str, str] = field(default_factory=dict)  # name -> licence
+    redistributable: tuple[str, ...] = ()  # names whose rows may be passed on
+    restricted: tuple[str, ...] = ()  # names whose rows may not
 
     def of(self, shape: Format, file: Path) -> tuple[str, bool]:
         """Licence of a file, and whether its rows may be passed on."""
@@ -101,9 +90,21 @@ def collect(
         name, _, path = source.rpartition("=")
         if name and name not in FORMATS:
             raise ConfigError(f"config.data.path: no format {name!r}; choose one of {', '.join(FORMATS)}")
-        for file in raw_files.files(EMBEDDED if path == "embedded" else Path(path).expanduser()):
+        for file in raw_files(EMBEDDED if path == "embedded" else Path(path).expanduser()):
             folders = [Path(image_dir).expanduser(), file.parent] if image_dir else [file.parent]
             _read(found, file, FORMATS.get(name), folders, rights, privacy)
+    return found
+
+
+def raw_files(path: Path) -> list[Path]:
+    """The files behind a path, in order of name. Raises DataError where there are none."""
+    if path.is_file() and path.suffix not in SUFFIXES:
+        raise DataError(f"{path}: no such kind of file is read; save the cases as {', '.join(SUFFIXES)}")
+    if path.is_file():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else []
+    if not found:
+        raise DataError(f"{path} holds no raw cases; give a {', '.join(SUFFIXES)} file or a directory of them")
     return found
 
 
@@ -123,8 +124,10 @@ def check_share(found: Collection, most: float) -> None:
 def _read(
     found: Collection, file: Path, forced: Format | None, folders: list[Path], rights: Rights, privacy: str
 ) -> None:
-    for number, row in raw_files.read(file):
+    for number, row in tables.read(tables.InFolder(file), file.name):
         found.counts[file.name, "read"] += 1
+        if isinstance(row, dict) and file.suffix in (".csv", ".tsv"):
+            row = {_heading(name): cell for name, cell in row.items()}
         try:
             record = _record(row, forced, f"{file.name}:{number}", folders, rights, file)
             record = without_identifiers(record, privacy)
@@ -138,7 +141,7 @@ def _read(
             found.counts[file.name, flag if flag.startswith("repaired:") else f"flagged:{flag}"] += 1
 
 
-def _record(row: Any, forced: Format | None, where: str, folders: list[Path], rights: Rights, file: Path) -> Record:
+def _record(row: Any, forced: Format | None, where: str, folders: list[Path], rights: Rights, file: Path) -> RawCase:
     """The record of a row. Raises Rejected, and nothing else whatever the row holds: one bad row is one refused row."""
     if not isinstance(row, dict):
         raise Rejected("not-an-object", row)
@@ -153,6 +156,11 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
     except Exception as error:  # a value of a type or size that no reader of a shape has thought of
         name = shape.name if shape else "row"
         raise Rejected("unreadable", border.cut(f"{name}: {type(error).__name__} {error}", 200)) from None
+
+
+def _heading(name: str) -> str:
+    """A column's name as formats know it: in lower case, the letter of an option in upper case."""
+    return name.upper() if len(name) == 1 else name.lower()
 
 
 def _shown(value: Any, depth: int = 4) -> Any:

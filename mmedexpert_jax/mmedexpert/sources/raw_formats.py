@@ -15,58 +15,40 @@ _PREFIX = re.compile(r"\s*\(?([A-J])\s*[.):]\s*")
 
 @dataclass
 class Raw:
-    """A row's content before it is checked.
+    """A row's content before it is checked."""
 
-    Attributes:
-        question, options, explanation, field, step, specialty, split: texts, as found.
-        letters: of the options, where the source names them; else they count up from A.
-        key: letter, index from 0, or text of the right option.
-        key_text: text of the right option, where the source gives it beside the letter.
-        images: bytes, {bytes, path} structs, or names of files.
-        folder: of its images in a folder of images, where that is not named after the id; "".
-        id: the row's own; "".
-        licence, redistributable: where the row itself says so.
-        repairs: what had to be repaired to read it.
-    """
-
+    # question, options, explanation, field, step, specialty, split: texts, as found
     question: str
     options: Sequence[str]
-    key: str | int
-    letters: Sequence[str] = ()
-    key_text: str = ""
-    images: Sequence[Any] = ()
-    folder: str = ""
-    id: str = ""
+    key: str | int  # letter, index from 0, or text of the right option
+    letters: Sequence[str] = ()  # of the options, where the source names them; else they count up from A
+    key_text: str = ""  # text of the right option, where the source gives it beside the letter
+    images: Sequence[Any] = ()  # bytes, {bytes, path} structs, or names of files
+    folder: str = ""  # of its images in a folder of images, where that is not named after the id; ""
+    id: str = ""  # the row's own; ""
     explanation: str = ""
     field: str = ""
     step: str = ""
     specialty: str = ""
     split: str = ""
     source: str = ""
+    # licence, redistributable: where the row itself says so
     licence: str = ""
     redistributable: bool | None = None
-    repairs: list[str] = dataclasses.field(default_factory=list)
+    repairs: list[str] = dataclasses.field(default_factory=list)  # what had to be repaired to read it
 
 
 @dataclass(frozen=True)
 class Format:
-    """One shape.
+    """One shape."""
 
-    Attributes:
-        name: by which `format=path` forces it.
-        title: what it is and who publishes it.
-        matches: whether a row has the shape.
-        read: row -> Raw; raises KeyError, TypeError, ValueError or IndexError on a row that it cannot read.
-        licence: of the files as published.
-        redistributable: whether that licence lets rows be passed on.
-    """
-
-    name: str
-    title: str
-    matches: Callable[[Mapping[str, Any]], bool]
+    name: str  # by which `format=path` forces it
+    title: str  # what it is and who publishes it
+    matches: Callable[[Mapping[str, Any]], bool]  # whether a row has the shape
+    # row -> Raw; raises KeyError, TypeError, ValueError or IndexError on a row that it cannot read
     read: Callable[[Mapping[str, Any]], Raw]
-    licence: str
-    redistributable: bool
+    licence: str  # of the files as published
+    redistributable: bool  # whether that licence lets rows be passed on
 
 
 def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
