@@ -1,14 +1,16 @@
 """Forward passes and loading, ours beside transformers' on the same weights in one run.
 
     python benchmarks/forward.py                           # CPU, float32, two sizes
-    python benchmarks/forward.py --sizes qwen2_vl_2b --dtype bfloat16 --batch 8 --length 1792 --peak 989e12  # a GPU
+    python benchmarks/forward.py --families qwen3_vl llava gemma3 --sizes small
+    python benchmarks/forward.py --sizes qwen2_vl_2b --dtype bfloat16 --batch 8 --side 1120 --peak 989e12  # a GPU
 
-Prefill gives the last position's logits and the cache; the full forward gives every position's logits. The two
+Prefill gives the last position's logits and the cache; the full forward every position's; an answer is greedy. The two
 programs take turns, so that other work on the machine meets both; the least and the median of the turns are printed,
 with the process's CPU seconds, which other work changes less. Prints a table and one JSON line.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -22,77 +24,51 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from families import FAMILIES, Size, checkpoint, transformers_inputs
+from PIL import Image
 
-from mmedexpert_jax.models import Model, ModelConfig, load_model, save_pretrained
+import mmedexpert_jax as mx
+from mmedexpert_jax.models import ModelConfig, load_model
 from mmedexpert_jax.models.config import PUBLISHED, TextConfig, VisionConfig
-from mmedexpert_jax.models.random import init_params
-from mmedexpert_jax.processing import mrope_positions, patch_positions
+from mmedexpert_jax.models.flops import forward
 from mmedexpert_jax.processing.batch import Batch
+from mmedexpert_jax.processing.processor import Processor
+
+WORDS = 150  # tokens of the question beside each image
+TOKENS = 16  # of an answer
 
 
-def shape(width: int, ffn: int, layers: int, heads: int, kv_heads: int, vision: tuple[int, int, int]) -> ModelConfig:
-    depth, vision_width, vision_heads = vision
-    text = TextConfig(32768, width, ffn, layers, heads, kv_heads, rms_norm_eps=1e-6, mrope_section=(8, 12, 12))
-    tower = VisionConfig("qwen2_vl", depth, vision_width, 4 * vision_width, vision_heads, out_hidden_size=width)
-    ids = dict(zip(("image", "video", "vision_start", "vision_end"), (32767, 32766, 32765, 32764), strict=True))
-    return ModelConfig(text, tower, tie_word_embeddings=True, **{f"{name}_token_id": id for name, id in ids.items()})
-
-
+# about 54 and 239 million parameters as Qwen2-VL
 SIZES = {
-    "small": shape(512, 2048, 8, 8, 2, (6, 256, 4)),
-    "medium": shape(1024, 2816, 12, 16, 4, (8, 768, 12)),
-} | PUBLISHED
+    "small": Size((512, 2048, 8, 8, 2), (256, 1024, 6, 4), 224, 32768),
+    "medium": Size((1024, 2816, 12, 16, 4), (768, 3072, 8, 12), 224, 32768),
+}
 
 
-def prompts(config: ModelConfig, batch: int, length: int, patches: int) -> tuple[Batch, dict[str, np.ndarray]]:
-    """B prompts of `length` tokens with one image of about `patches` each, ours and as transformers' arguments."""
-    side = 2 * max(1, round(patches**0.5 / 2))
-    merged = side * side // 4
+def published(size: str) -> tuple[TextConfig, VisionConfig]:
+    """The decoder and tower of a published size."""
+    return PUBLISHED[size].text, PUBLISHED[size].vision
+
+
+def prompts(processor: Processor, batch: int, side: int) -> tuple[Batch, dict[str, np.ndarray]]:
+    """B prompts with one image of `side` pixels each, ours and as transformers' arguments."""
     draw = np.random.default_rng(0)
-    rows = draw.integers(0, 1000, (batch, length))
-    rows[:, 8 : 10 + merged] = [
-        config.vision_start_token_id,
-        *[config.image_token_id] * merged,
-        config.vision_end_token_id,
-    ]
-    pads = rows == config.image_token_id
-    pixels = draw.standard_normal((batch, side * side, 1176)).astype(np.float32)
-    positions, following = mrope_positions(rows[0], config.image_token_id, [(side, side)])
-    ours = Batch(
-        tokens=rows.astype(np.int32),
-        lengths=np.full(batch, length, np.int32),
-        positions=np.tile(positions, (batch, 1, 1)),
-        next_position=np.full(batch, following, np.int32),
-        vision_index=np.where(pads, np.cumsum(pads).reshape(rows.shape) - 1, -1).astype(np.int32),
-        patches=pixels,
-        patch_positions=np.tile(patch_positions(side, side), (batch, 1, 1)),
-        patch_counts=np.full(batch, side * side, np.int32),
-    )
-    theirs = {
-        "input_ids": rows,
-        "attention_mask": np.ones_like(rows),
-        "mm_token_type_ids": pads.astype(np.int32),
-        "image_grid_thw": np.array([[1, side, side]] * batch),
-        "pixel_values": pixels.reshape(-1, 1176),
-    }
-    return ours, theirs
+    words = processor.tokenizer.decode(draw.integers(300, 1500, WORDS))
+    talks = []
+    for _ in range(batch):
+        picture = Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": words}]
+        talks.append([{"role": "user", "content": content}])
+    rows = [transformers_inputs(processor, talk) for talk in talks]
+    return processor(talks), {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def flops(config: ModelConfig, batch: Batch, every_position: bool) -> float:
-    """Products of one forward: 2 per weight and token, and causal attention; the tower's attention is whole."""
-    text, vision = config.text, config.vision
+    """Products of one forward, with the logits of every position or of the last."""
     rows, length = batch.tokens.shape
-    images, patches, width = batch.patches.shape
-    kv_width = text.num_kv_heads * text.head_dim
-    layer = text.hidden_size * (2 * text.hidden_size + 2 * kv_width + 3 * text.intermediate_size)
-    head = text.vocab_size * text.hidden_size * rows * (length if every_position else 1)
-    mlps = 2 if vision.family == "qwen2_vl" else 3
-    block = vision.hidden_size * (4 * vision.hidden_size + mlps * vision.intermediate_size)
-    merger = 4 * vision.hidden_size * (4 * vision.hidden_size + vision.out_hidden_size)
-    products = rows * length * text.num_layers * (layer + length * text.hidden_size) + head
-    products += images * patches * (width * vision.hidden_size + merger / 4)
-    products += images * patches * vision.depth * (block + 2 * patches * vision.hidden_size)
-    return 2.0 * products
+    images = batch.patch_counts[batch.patch_counts > 0]
+    passed = forward(config, batch.lengths, np.zeros((rows, 1)), images)
+    return passed + 2.0 * config.text.vocab_size * config.text.hidden_size * rows * (length if every_position else 1)
 
 
 def take_turns(programs: dict[str, Callable[[], Any]], turns: int) -> dict[str, dict[str, float]]:
@@ -114,13 +90,13 @@ def take_turns(programs: dict[str, Callable[[], Any]], turns: int) -> dict[str, 
     }
 
 
-def measure(size: str, args: argparse.Namespace, folder: Path) -> dict:
+def measure(family: str, size: str, args: argparse.Namespace, folder: Path) -> dict:
     import torch
     import transformers
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    config, dtype = SIZES[size], jnp.dtype(args.dtype)
-    save_pretrained(folder, Model(config), jax.tree.map(np.asarray, init_params(config, 0, dtype)))
+    dtype = jnp.dtype(args.dtype)
+    processor = checkpoint(SIZES[size].parts(family) if size in SIZES else published(size), folder, 0.02)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def their_load() -> Any:
@@ -131,8 +107,9 @@ def measure(size: str, args: argparse.Namespace, folder: Path) -> dict:
         {"ours": lambda: jax.block_until_ready(load_model(folder, dtype=dtype)[1]), "transformers": their_load}, 3
     )
     (model, params), reference = load_model(folder, dtype=dtype), their_load()
-    batch, inputs = prompts(config, args.batch, args.length, args.patches)
+    batch, inputs = prompts(processor, args.batch, args.side)
     arrays = {name: torch.tensor(value).to(device) for name, value in inputs.items()}
+    reference.generation_config.eos_token_id = None
     placed = jax.device_put(batch)
 
     @jax.jit
@@ -147,7 +124,16 @@ def measure(size: str, args: argparse.Namespace, folder: Path) -> dict:
             torch.cuda.synchronize()
         return logits
 
-    result: dict[str, Any] = {"size": size, "parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
+    def answer() -> Any:
+        how = {"num_samples": 1, "max_new_tokens": TOKENS, "temperature": 0.0, "stop_ids": ()}
+        return mx.generate(model, params, batch, key=jax.random.key(0), **how).tokens
+
+    def their_answer() -> Any:
+        with torch.inference_mode():
+            return reference.generate(**arrays, max_new_tokens=TOKENS, do_sample=False)
+
+    result: dict[str, Any] = {"family": model.config.family, "size": size}
+    result |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
     kinds = {
         "prefill": (lambda: prefill(params, placed), lambda: theirs(logits_to_keep=1, use_cache=True), False),
         "full": (lambda: model.logits(params, placed), lambda: theirs(use_cache=False), True),
@@ -157,7 +143,8 @@ def measure(size: str, args: argparse.Namespace, folder: Path) -> dict:
         result[kind] = take_turns(programs, args.turns)
         for row in result[kind].values():
             row["tokens_per_second"] = batch.tokens.size / row["least"]
-            row["flops_per_second"] = flops(config, batch, every_position) / row["least"]
+            row["flops_per_second"] = flops(model.config, batch, every_position) / row["least"]
+    result["answer"] = take_turns({"ours": lambda: np.asarray(answer()), "transformers": their_answer}, args.turns)
     result["loading"] = loading
     gap = np.abs(np.asarray(model.logits(params, placed)) - theirs().float().cpu().numpy())
     result["largest_difference"] = float(gap.max())
@@ -165,8 +152,8 @@ def measure(size: str, args: argparse.Namespace, folder: Path) -> dict:
 
 
 def show(result: dict, peak: float) -> None:
-    print(f"{result['size']}: {result['parameters']:,} parameters")
-    for kind in ("prefill", "full", "loading"):
+    print(f"{result['family']}, {result['size']}: {result['parameters']:,} parameters")
+    for kind in ("prefill", "full", "answer", "loading"):
         for name, row in result[kind].items():
             speed = f"{row['tokens_per_second']:10,.0f} tokens/s" if "tokens_per_second" in row else ""
             share = f" {row['flops_per_second'] / peak:6.1%} of peak" if peak and "flops_per_second" in row else ""
@@ -176,18 +163,18 @@ def show(result: dict, peak: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["small", "medium"], choices=SIZES)
+    parser.add_argument("--families", nargs="+", default=["qwen2_vl"], choices=FAMILIES)
+    parser.add_argument("--sizes", nargs="+", default=["small", "medium"], choices=[*SIZES, *PUBLISHED])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=4, help="prompts")
-    parser.add_argument("--length", type=int, default=288, help="tokens of a prompt, its image included")
-    parser.add_argument("--patches", type=int, default=256, help="of the image of each prompt, about")
+    parser.add_argument("--side", type=int, default=224, help="pixels of the image of each prompt")
     parser.add_argument("--turns", type=int, default=5, help="measurements of each program")
     parser.add_argument("--peak", type=float, default=0.0, help="peak FLOP/s of the device, e.g. 989e12")
     args = parser.parse_args()
     results = []
-    for size in args.sizes:
+    for family, size in itertools.product(args.families, args.sizes):
         with tempfile.TemporaryDirectory() as folder:
-            results.append(measure(size, args, Path(folder) / "model"))
+            results.append(measure(family, size, args, Path(folder) / "model"))
         show(results[-1], args.peak)
     versions = {"python": platform.python_version(), "jax": jax.__version__, "device": str(jax.devices()[0])}
     print(json.dumps({"results": results, "load": os.getloadavg()[0], **vars(args), **versions}))

@@ -55,7 +55,7 @@ COMMANDS = {
     "memory": f"{MEMORY} --micro 4",
     "memory_7b": f"{MEMORY} --model random:qwen2_5_vl_7b --micro 1",
     "memory_dsa": "python benchmarks/dsa_thousand.py --memory --target h100",
-    "rollout": "python benchmarks/rollout.py",
+    "rollout": "python benchmarks/rollout.py --vllm-eager --work 4x8x16 8x4x64~12",
     "rollout_sync": "python benchmarks/rollout.py --sync --sizes 512x8",
     "evaluate": "python benchmarks/evaluate.py --peer 512",
     "dataset": "python benchmarks/dataset.py --requests 2000 --concurrency 64 --limit 200",

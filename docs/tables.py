@@ -148,12 +148,15 @@ def memory_table(*measured: dict) -> str:
 
 
 def rollout_table(rollout: dict, sync: dict) -> str:
-    """Generation beside transformers, and the adapter's two ways into the sampler."""
-    heads = ["width x layers", "rows", "tokens/s", "transformers", "ratio", "CPU ms/token", "transformers", "ratio"]
-    keys = ["tokens_per_second", "transformers", "ratio", "cpu_ms_per_token", "cpu_ms_per_token_transformers"]
-    keys += ["cpu_ratio", "roofline_share", "bandwidth_gb_per_second"]
-    rows = [[row["size"], row["rows"], *(_digits(row[key]) for key in keys)] for row in rollout["result"]["rows"]]
-    text = f"{_about(rollout)}\n\n{_table([*heads, 'share of the bandwidth', 'GB/s'], rows)}\n"
+    """Generation beside its peers, and the adapter's two ways into the sampler."""
+    heads = ["prompts x samples x tokens", "dtype", "side", "tokens/s", "best", "CPU ms/token", "row-steps/tokens"]
+    rows = []
+    for row in rollout["result"]["rows"]:
+        for name, side in row["sides"].items():
+            rates = [_digits(side[key]) for key in ("median", "best", "cpu_ms_per_token")]
+            own = f"{row['row_steps_over_tokens']:.2f}" if name == "ours" else ""
+            rows.append([row["work"], row["dtype"], name, *rates, own])
+    text = f"{_about(rollout)}\n\n{_table(heads, rows)}\n"
     heads = ["adapter, width x layers", "s a rollout", "CPU s", "gap to the trainer, mean", "most"]
     keys = ["seconds", "cpu_seconds", "gap_mean", "gap_max"]
     rows = [

@@ -527,7 +527,8 @@ def _published_llava(
 
 
 # The sizes of Qwen/Qwen2-VL-{2B,7B}-Instruct, Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct, from their config.json; those
-# of Qwen/Qwen3-VL-{2B,4B,8B}-Instruct as jax-ml/bonsai (bonsai/models/qwen3_vl/modeling.py at 094832e) has them;
+# of Qwen/Qwen3-VL-{2B,4B,8B}-Instruct as jax-ml/bonsai (bonsai/models/qwen3_vl/modeling.py at 094832e) has them,
+# the 32B's with the decoder of Qwen/Qwen3-32B;
 # those of LLaVA-Med, HuatuoGPT-Vision-7B and BiMediX2-8B are of the models that their authors name: CLIP ViT-L/14 at
 # 336 pixels before Mistral-7B-Instruct-v0.2, Qwen2-7B and Llama-3.1-8B;
 # those of google/medgemma-{4b,27b}-it are gemma-3-{4b,27b}-it's: its config.json and Gemma3TextConfig's defaults.
@@ -574,5 +575,8 @@ PUBLISHED: dict[str, ModelConfig] = {
     ),
     "qwen3_vl_8b": _published_qwen3(
         width=4096, ffn=12288, layers=36, heads=32, tied=False, tower=(27, 1152, 4304), deep=(8, 16, 24)
+    ),
+    "qwen3_vl_32b": _published_qwen3(
+        width=5120, ffn=25600, layers=64, heads=64, tied=False, tower=(27, 1152, 4304), deep=(8, 16, 24)
     ),
 }

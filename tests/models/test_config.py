@@ -57,6 +57,7 @@ PARAMETERS = {
     "qwen3_vl_2b": 2_127_532_032,
     "qwen3_vl_4b": 4_437_815_808,
     "qwen3_vl_8b": 8_767_123_696,
+    "qwen3_vl_32b": 33_357_390_064,  # 32,762,123,264 of Qwen3-32B, and the 8B's tower with wider mergers
     "llava_med_7b": 7_566_219_264,  # 7,241,732,096 of Mistral-7B, 303,507,456 of CLIP, the projector
     "huatuogpt_vision_7b": 7_935_646_208,  # 7,615,616,512 of Qwen2-7B, likewise
     "bimedix2_8b": 8_354_748_416,  # 8,030,261,248 of Llama-3.1-8B, likewise
