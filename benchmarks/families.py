@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
 
 from mmedexpert_jax.models import Model, ModelConfig, load_processor, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
@@ -113,9 +114,15 @@ def _processor(family: str, vision: VisionConfig) -> Processor:
         soft, end = gemma3_prompts.MARKS.image, gemma3_prompts.MARKS.end
         marks = ("<bos>", "<start_of_turn>", end, "<start_of_image>", "<end_of_image>", soft)
         tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
-        tokenizer.bos_token = "<bos>"
-        for key, mark in zip(("boi_token", "eoi_token", "image_token"), marks[3:], strict=True):
-            setattr(tokenizer, key, mark)
+        # transformers' processor asks the tokenizer for these three by name
+        extra = dict(zip(("boi_token", "eoi_token", "image_token"), marks[3:], strict=True))
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer,
+            bos_token="<bos>",
+            eos_token=end,
+            pad_token=tokenizer.pad_token,
+            extra_special_tokens=extra,
+        )
         pictures = gemma3_prompts.SoftTokens(vision.image_size, vision.patch_size, vision.merge_size)
         return gemma3_prompts.GemmaProcessor(tokenizer, pictures, gemma3_prompts.GEMMA3_TEMPLATE, family)
     config = replace(embedded.image_config, patch_size=vision.patch_size)

@@ -39,6 +39,7 @@ REPRODUCTION = runpy.run_path(str(ROOT / "docs" / "reproduce.py"))
 TABLES = runpy.run_path(str(ROOT / "docs" / "tables.py"))["TABLES"]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MEMORY = "python benchmarks/gba_thousand.py --memory --target h100 --prompts-per-step 8"
+ROLLOUT = "python benchmarks/rollout.py --vllm-eager --no-torch --repeats 3 --work 4x8x64"
 COMMANDS = {
     "learning": "python benchmarks/learning.py --seeds 0 1 2",
     "looking": "python benchmarks/looking.py --seeds 0",
@@ -48,6 +49,8 @@ COMMANDS = {
     "merge_lora_2b": "python benchmarks/merge.py --shape qwen2_vl_2b --lora --no-peers",
     "merge_growth": "python benchmarks/merge.py --growth",
     "forward": "python benchmarks/forward.py --turns 7",
+    "forward_families": "python benchmarks/forward.py --families qwen2_vl qwen2_5_vl qwen3_vl llava gemma3"
+    " --sizes small --turns 2",
     "update": "python benchmarks/update.py",
     "update_long": "python benchmarks/update.py --prompt 700 --mean 300 --limit 1024",
     "update_mini": "python benchmarks/update.py --model 128x5x1944 --prompts 12 --prompt 136 --mean 55 --limit 96"
@@ -55,7 +58,8 @@ COMMANDS = {
     "memory": f"{MEMORY} --micro 4",
     "memory_7b": f"{MEMORY} --model random:qwen2_5_vl_7b --micro 1",
     "memory_dsa": "python benchmarks/dsa_thousand.py --memory --target h100",
-    "rollout": "python benchmarks/rollout.py --vllm-eager --work 4x8x16 8x4x64~12",
+    "rollout": f"{ROLLOUT} 16x8x256~48",
+    "rollout_bfloat16": f"{ROLLOUT} --dtype bfloat16",
     "rollout_sync": "python benchmarks/rollout.py --sync --sizes 512x8",
     "evaluate": "python benchmarks/evaluate.py --peer 512",
     "dataset": "python benchmarks/dataset.py --requests 2000 --concurrency 64 --limit 200",

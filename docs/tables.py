@@ -83,19 +83,24 @@ def measured_table(learning: dict, pipeline: dict, merge: dict) -> str:
     return f"{_about(learning, command=False)}\n\n{_table(['what', 'figure'], rows)}"
 
 
-def forward_table(forward: dict) -> str:
-    """Passes and loading beside transformers, least of the turns."""
-    heads = ["size", "", *(f"{who}, {clock}" for clock in ("wall s", "CPU s") for who in ("ours", "transformers"))]
-    rows = [
-        [
-            f"{found['parameters'] / 1e6:.0f} M",
-            {"full": "full forward"}.get(kind, kind),
-            *(f"{found[kind][who][clock]:.3f}" for clock in ("least", "cpu") for who in ("ours", "transformers")),
+def forward_table(*measured: dict) -> str:
+    """Passes, answers and loading beside transformers, least of the turns."""
+    heads = ["family, size", ""]
+    heads += [f"{who}, {clock}" for clock in ("wall s", "CPU s") for who in ("ours", "transformers")]
+    text = ""
+    for one in measured:
+        rows = [
+            [
+                f"{found['family']}, {found['parameters'] / 1e6:.0f} M",
+                {"full": "full forward", "answer": "answer of 16 tokens"}.get(kind, kind),
+                *(f"{found[kind][who][clock]:.3f}" for clock in ("least", "cpu") for who in ("ours", "transformers")),
+            ]
+            for found in one["result"]["results"]
+            for kind in ("prefill", "full", "answer", "loading")
+            if kind in found
         ]
-        for found in forward["result"]["results"]
-        for kind in ("prefill", "full", "loading")
-    ]
-    return f"{_about(forward)}\n\n{_table(heads, rows)}"
+        text += f"{_about(one)}\n\n{_table(heads, rows)}\n"
+    return text.rstrip("\n") + "\n"
 
 
 def merge_table(*measured: dict) -> str:
@@ -147,16 +152,18 @@ def memory_table(*measured: dict) -> str:
     return text.rstrip("\n") + "\n"
 
 
-def rollout_table(rollout: dict, sync: dict) -> str:
+def rollout_table(sync: dict, *measured: dict) -> str:
     """Generation beside its peers, and the adapter's two ways into the sampler."""
     heads = ["prompts x samples x tokens", "dtype", "side", "tokens/s", "best", "CPU ms/token", "row-steps/tokens"]
-    rows = []
-    for row in rollout["result"]["rows"]:
-        for name, side in row["sides"].items():
-            rates = [_digits(side[key]) for key in ("median", "best", "cpu_ms_per_token")]
-            own = f"{row['row_steps_over_tokens']:.2f}" if name == "ours" else ""
-            rows.append([row["work"], row["dtype"], name, *rates, own])
-    text = f"{_about(rollout)}\n\n{_table(heads, rows)}\n"
+    text = ""
+    for one in measured:
+        rows = []
+        for row in one["result"]["rows"]:
+            for name, side in row["sides"].items():
+                rates = [_digits(side[key]) for key in ("median", "best", "cpu_ms_per_token")]
+                own = f"{row['row_steps_over_tokens']:.2f}" if name == "ours" else ""
+                rows.append([row["work"], row["dtype"], name, *rates, own])
+        text += f"{_about(one)}\n\n{_table(heads, rows)}\n"
     heads = ["adapter, width x layers", "s a rollout", "CPU s", "gap to the trainer, mean", "most"]
     keys = ["seconds", "cpu_seconds", "gap_mean", "gap_max"]
     rows = [
@@ -216,11 +223,11 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "learning": (("learning",), learning_table),
     "looking": (("looking",), looking_table),
     "pipeline": (("pipeline",), pipeline_table),
-    "forward": (("forward",), forward_table),
+    "forward": (("forward", "forward_families"), forward_table),
     "merge": (("merge", "merge_lora", "merge_lora_2b", "merge_growth"), merge_table),
     "update": (("update", "update_long", "update_mini"), update_table),
     "memory": (("memory", "memory_7b", "memory_dsa"), memory_table),
-    "rollout": (("rollout", "rollout_sync"), rollout_table),
+    "rollout": (("rollout_sync", "rollout", "rollout_bfloat16"), rollout_table),
     "evaluate": (("evaluate",), evaluate_table),
     "dataset": (("dataset",), dataset_table),
     "measured": (("learning", "pipeline", "merge"), measured_table),

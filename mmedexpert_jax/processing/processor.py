@@ -130,7 +130,7 @@ class Processor:
         processor_class = {"processor_class": name} if (name := CLASSES[self.family]) else {}
         classes = {"tokenizer_class": _tokenizer_class(self.tokenizer)} | processor_class
         settings = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
-        _write_json(file, settings | classes)
+        _write_json(file, _special_tokens(settings) | classes)
         if images := self.image_config.to_hf():
             _write_json(directory / "preprocessor_config.json", images | processor_class)
         if self.settings:
@@ -281,6 +281,24 @@ class Processor:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids, special tokens skipped."""
         return self.tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
+
+
+def _special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
+    """The content of a tokenizer_config.json with its special tokens where transformers 4 and 5 both read them.
+
+    transformers 5 writes a list as `extra_special_tokens`, where 4.57 takes a mapping alone and fails, and the named
+    ones (Gemma's `boi_token`) as keys of their own, which 4.57 ignores.
+    """
+    usual = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+    named = {key: value for key, value in settings.items() if key.endswith("_token") and isinstance(value, str)}
+    named = {key: value for key, value in named.items() if key not in usual}
+    kept = {key: value for key, value in settings.items() if key not in (*named, "extra_special_tokens")}
+    listed = settings.get("extra_special_tokens") or []
+    if isinstance(listed, dict):
+        named |= listed
+    elif listed:
+        kept["additional_special_tokens"] = listed
+    return kept | ({"extra_special_tokens": named} if named else {})
 
 
 def _tokenizer_class(tokenizer: Any) -> str:

@@ -1,5 +1,6 @@
 """Prompts against transformers' Qwen2VLProcessor to the last token, and the batch that the model reads."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -273,6 +274,23 @@ def test_saved_processors_load_here_and_in_transformers(processor, tmp_path):
     assert tokenizer.encode(text) == processor.tokenizer.encode(text)
     assert (tokenizer.pad_token_id, tokenizer.eos_token) == (processor.pad_id, "<|im_end|>")
     assert Qwen2VLImageProcessorPil.from_pretrained(tmp_path).size["longest_edge"] == 50_176
+
+
+def test_special_tokens_are_saved_where_transformers_4_and_5_read_them(processor, tmp_path):
+    """transformers 4.57 fails at a list in extra_special_tokens, and takes names there alone."""
+    listed, named = ["<|vision_start|>", "<|vision_end|>"], {"image_token": "<|image_pad|>"}
+    for tokens, expected in ((listed, {"additional_special_tokens": listed}), (named, {"extra_special_tokens": named})):
+        tokenizer = type(processor.tokenizer)(
+            tokenizer_object=copy.deepcopy(processor.tokenizer.backend_tokenizer), extra_special_tokens=tokens
+        )
+        folder = tmp_path / next(iter(expected))
+        Processor(tokenizer, processor.image_config).save(folder)
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        keys = ("additional_special_tokens", "extra_special_tokens", "image_token")
+        assert {key: settings[key] for key in keys if key in settings} == expected
+        again = AutoTokenizer.from_pretrained(folder)
+        assert set(tokens.values() if isinstance(tokens, dict) else tokens) <= set(again.all_special_tokens)
+    assert again.image_token == "<|image_pad|>"
 
 
 def test_directories_that_transformers_saves_can_be_loaded(reference, processor, tmp_path):
