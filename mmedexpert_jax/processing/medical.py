@@ -364,7 +364,7 @@ def _planes(frames: Sequence[tuple[Any, int]], name: str, view: View) -> Frames:
     ordered = [frames[place] for place in order]
 
     levels = functools.cache(lambda: _dicom_volume(ordered, axes, name, view))
-    return Frames(size[axis], lambda place: section(np.take(levels(), place, axis=axis), spacing, axis))
+    return Frames(size[axis], lambda place: section(np.moveaxis(levels(), axis, 0)[place], spacing, axis))
 
 
 def _dicom_volume(frames: Sequence[tuple[Any, int]], axes: np.ndarray, name: str, view: View) -> np.ndarray:

@@ -50,7 +50,7 @@ def read(content: bytes, name: str, view: View) -> Frames:
     @quiet
     def frame(place: int) -> Any:
         volume = kept(content, "", lambda: Volume(_values(content, axes, name), header))
-        values = np.take(volume.values, place, axis=axis).astype(np.float64)
+        values = np.moveaxis(volume.values, axis, 0)[place].astype(np.float64)  # np.take would copy the whole volume
         if view.window is None:
             low, high = volume.limits
             levels = grey((values - low) / max(high - low, 1e-12))
