@@ -151,9 +151,11 @@ def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str
     taken = 0.0
     try:
         for stage in left(config):
+            if stage.job not in ("dsa", "gba", "evaluate") or not isinstance(train, Counter):
+                continue
             with stage.unlocked():  # what a stage before it will have made has the base's shape
                 stage.model.path = config.model.path
-            if stage.job not in ("dsa", "gba", "evaluate") or not isinstance(train, Counter) or not _counted(stage):
+            if not _counted(stage):
                 continue
             split = stage.split if stage.job == "evaluate" else stage.eval.split
             entries = stage.benchmarks if stage.job == "evaluate" else ("mmedexpert_mini",)
