@@ -18,7 +18,7 @@ FOUND = {
     "With one GPU": (["runs/export/export/adapter/adapter_model.safetensors"], ["hours on 1 x h100, about", "dollars"]),
     "Changing the objective": (["runs/gba-mini/report.html"], ["did you mean config.lr?"]),
     "In a clinic": (["my_scans/train.jsonl", "runs/review-mini/report.md"], ["3 cases good, 0 rows with faults"]),
-    "Evaluating": (["runs/scored/report.html", "runs/pair/table.md"], ["unsettled", "blank"]),
+    "Evaluating": (["runs/scored/report.html", "runs/pair/table.md"], ["unsettled", "done: runs/scored"]),
 }
 
 
