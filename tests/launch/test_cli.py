@@ -191,7 +191,7 @@ def test_the_plan_runs_nothing(stages, capsys, tmp_path):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert main(["--config=configs/gba.py", f"--config.data.path={tmp_path}", "--config.plan=True"]) == 0
     out = capsys.readouterr().out
-    assert "train: 3 (AM 3, CAH 0" in out and "no split 'dev'" in out and "steps = 48" in out
+    assert "train: 3 (AM 3, CAH 0" in out and "no split 'dev'" in out and "steps      48" in out
     assert not stages.calls and not (tmp_path / "runs").exists()
 
 
