@@ -7,6 +7,7 @@ import torch
 from mmedexpert_jax.merging import lowrank, merge_stack, setting
 
 F32 = np.float32
+pytestmark = pytest.mark.slow  # needs fusion-bench
 
 
 @pytest.fixture
