@@ -54,9 +54,7 @@ def describe(config: ConfigDict) -> str:
 
         lines += contamination_job.describe(config)
     lines += [f"workdir  {run}: {state}", *_hours(config, counts), *_advice(config), *_changed(config)]
-    return "\n".join(
-        [*lines, f"nothing was run; leave out plan to start; mmedexpert {config.job} --help has the fields"]
-    )
+    return "\n".join([*lines, f"nothing was run; without plan it starts; fields: mmedexpert {config.job} --help"])
 
 
 def preflight(config: ConfigDict) -> None:

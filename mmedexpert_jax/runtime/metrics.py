@@ -31,7 +31,7 @@ def check_tracker(tracker: str) -> list[str]:
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(f"tracker={name!r}: choose one of {', '.join(TRACKERS)}, or '' for none")
-        if importlib.util.find_spec(name) is None:
+        if not sys.modules.get(name) and importlib.util.find_spec(name) is None:
             raise ConfigError(f"tracker={name!r} needs its package: pip install {name}")
     return list(names)
 

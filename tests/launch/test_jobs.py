@@ -37,7 +37,7 @@ def test_an_expert_is_trained_evaluated_and_exported(tiny, capsys):
     assert cost["flops"] > 0 and "share of peak" in (run / "report.html").read_text()
     assert summary["held_out/gain"] == summary["held_out/after"] - summary["held_out/before"]
     out = capsys.readouterr().out
-    assert "held-out accuracy" in out and "--config=configs/export.py:mini --config.model.path=runs/dsa-mini/BS" in out
+    assert "held-out 0.0 -> 0.0 %" in out and "mmedexpert export:mini model.path=runs/dsa-mini/BS" in out
 
     export = ["--config=configs/export.py", f"--config.model.path={run}"]
     assert main(export) == 0

@@ -1,5 +1,6 @@
 """Directories in, directories out: names, dtypes, shards, adapters, runs, and what is wrong with broken ones."""
 
+import itertools
 import json
 import math
 import shutil
@@ -349,7 +350,8 @@ def test_each_device_reads_only_its_own_slices(checkpoint, tmp_path, monkeypatch
     shapes = {name: value.shape for name, value in flatten(case.params).items()}
     expected = 0
     for name, shape in shapes.items():
-        pieces = [mesh.shape[axis] for axis in partition(name, len(shape)) if axis]
+        axes = [axis if isinstance(axis, tuple) else (axis,) for axis in partition(name, len(shape)) if axis]
+        pieces = [mesh.shape[axis] for axis in itertools.chain(*axes)]
         expected += 4 * math.prod(shape) // math.prod(pieces)
     assert sum(read.values()) == expected
     assert expected < 0.5 * sum(value.nbytes for value in flatten(case.params).values())

@@ -8,6 +8,7 @@ RUN = """
 import dataclasses, sys
 import jax, jax.numpy as jnp, numpy as np
 from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.models.parts import gathered
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.train import Learner, Policy, State, Sums
@@ -23,7 +24,8 @@ start, targets = draw(), [draw() for _ in range(4)]
 
 def loss(policy, _, micro):
     numbers, rows = micro  # the rows are split over the devices, and so are sums over them
-    pulls = sum(jnp.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (policy.params, numbers_of(numbers)))))
+    pairs = zip(*map(jax.tree.leaves, (gathered(policy.params), numbers_of(numbers))))
+    pulls = sum(jnp.sum((a - b) ** 2) for a, b in pairs)
     return Sums(jnp.sum(rows) * pulls, jnp.sum(rows))
 
 def numbers_of(number):
