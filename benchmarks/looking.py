@@ -43,8 +43,8 @@ def answers(source: str, folder: Path) -> dict[str, Evaluation]:
 
 def exchanged(cases: list[Case]) -> list[Case]:
     """The cases with a picture, each with that of another."""
-    ((_, items),) = controls.variants([from_case(case) for case in cases], BLIND)
-    pictures = {item.id: item.images for item in items}
+    (exchange,) = controls.variants([from_case(case) for case in cases], BLIND)
+    pictures = {item.id: item.images for item in exchange.items}
     return [replace(case, images=pictures[case.id]) for case in cases if case.id in pictures]
 
 
