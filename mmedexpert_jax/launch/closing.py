@@ -31,12 +31,13 @@ ARTEFACTS = {
 Rows = list[dict[str, Any]]
 
 
-def closing(config: ConfigDict) -> str:
-    """The result of a job that is done, its outputs, and the commands that go on from there."""
+def closing(config: ConfigDict, compiled: float = 0.0) -> str:
+    """The result of a job that is done, its outputs, and the commands that go on from there; before it began, this
+    process had spent `compiled` seconds in compilations."""
     folder = Path(config.workdir)
     rows = result(config.job, folder)
     lines = [sentence(rows), "", aligned([_line(row) for row in rows]), ""] if rows else []
-    lines.append(f"done: {folder}{_spent(folder)}")
+    lines.append(f"done: {folder}{_spent(folder, COMPILING.seconds - compiled)}")
     lines += [f"  {name:8} {folder / part}" for name, part in ARTEFACTS.items() if (folder / part).exists()]
     return "\n".join([*lines, *(f"next: mmedexpert {arguments}" for arguments in _next(config, folder))])
 
@@ -102,13 +103,13 @@ def _line(row: Mapping[str, Any]) -> dict[str, str]:
     return line
 
 
-def _spent(folder: Path) -> str:
-    """The time that a run took, and how much of this process's went into compiling."""
+def _spent(folder: Path, compiling: float) -> str:
+    """The time that a run took, and how much of it went into compiling."""
     seconds = (read_status(folder).get("cost") or {}).get("wall_seconds")
     if not seconds:
         return ""
-    compiling = f", {clock(COMPILING.seconds)} of it compiling" if COMPILING.seconds >= 1 else ""
-    return f" in {clock(seconds)}{compiling}"
+    share = f", {clock(compiling)} of it compiling" if compiling >= 1 else ""
+    return f" in {clock(seconds)}{share}"
 
 
 def _next(config: ConfigDict, folder: Path) -> list[str]:

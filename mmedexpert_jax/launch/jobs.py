@@ -70,8 +70,10 @@ def _carry_out(config: ConfigDict) -> None:
         check(config)
         return
     from mmedexpert_jax.launch.closing import closing
+    from mmedexpert_jax.runtime.progress import COMPILING
 
-    _say(closing(config) if run_job(config) else "--config.fresh=True starts over")
+    before = COMPILING.seconds  # of jobs that the same process ran earlier
+    _say(closing(config, before) if run_job(config) else "--config.fresh=True starts over")
 
 
 def _say(text: str) -> None:
