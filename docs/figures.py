@@ -42,7 +42,7 @@ MEMORY = "python benchmarks/gba_thousand.py --memory --target h100 --prompts-per
 ROLLOUT = "python benchmarks/rollout.py --vllm-eager --no-torch --repeats 3 --work 4x8x64"
 COMMANDS = {
     "learning": "python benchmarks/learning.py --seeds 0 1 2",
-    "looking": "python benchmarks/looking.py --seeds 0",
+    "looking": "python benchmarks/looking.py --seeds 0 1 2",
     "pipeline": "python benchmarks/pipeline.py",
     "merge": "python benchmarks/merge.py --shape qwen2_0_5b",
     "merge_lora": "python benchmarks/merge.py --shape qwen2_0_5b --lora",
