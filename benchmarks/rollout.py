@@ -379,7 +379,8 @@ def main() -> None:
     else:
         rows = [row for size in arguments.sizes for row in measure(size, arguments.work, arguments)]
         print(table(rows))
-    print(json.dumps(about | {"settings": vars(arguments), "rows": rows}, default=str))
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("vllm", "vllm_log")}  # paths
+    print(json.dumps(about | {"settings": settings, "rows": rows}, default=str))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
-"""Charts of a page: lines over steps that can be hovered and zoomed, and figures with their intervals side by side.
+"""Charts of a page: lines over steps that can be hovered and zoomed.
 
-Lines are drawn by uPlot (report/uplot, MIT, 51 KB), which a page with charts inlines once; here stand the data.
-Intervals are SVG. Both take the colours of the page, light or dark.
+uPlot (report/uplot, MIT, 51 KB) draws them in the page's colours, light or dark; a page with charts inlines it once.
+Here stand the data.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from mmedexpert_jax.report.figure import Figure
-
 MOST = 400  # points of a line; more cannot be told apart on a screen
-LEFT, WIDTH, ROW = 150, 640, 30  # of the intervals: columns of names, whole width, height of a row, in SVG's units
 Points = Sequence[tuple[float, float]]
 
 
@@ -52,41 +49,3 @@ def chart(
 def _thinned(points: Points) -> list[tuple[float, float]]:
     stride = -(-len(points) // MOST)
     return [*points[:-1:stride], points[-1]]
-
-
-def intervals(title: str, unit: str, rows: Mapping[str, Figure], note: str = "") -> str:
-    """A <figure> with a point and its first interval for each row, over one axis; a line at 0 for differences."""
-    if not rows:
-        return ""
-    ends = [f.factor * x for f in rows.values() for x in (f.value, f.low, f.high) if x is not None]
-    ends += [0.0] if any(figure.signed for figure in rows.values()) else []
-    low, high = min(ends), max(ends)
-    span = (high - low) or 1.0
-
-    def at(value: float) -> float:
-        return LEFT + 20 + (value - low) / span * (WIDTH - LEFT - 40)
-
-    height = ROW * len(rows) + 24
-    marks = (
-        [f'<line class="grid" x1="{at(0):.1f}" x2="{at(0):.1f}" y1="0" y2="{height - 20}"/>']
-        if low <= 0 <= high
-        else []
-    )
-    marks += [
-        f'<text x="{at(value):.1f}" y="{height - 4}" text-anchor="middle">{value:.1f}</text>' for value in {low, high}
-    ]
-    for number, (name, figure) in enumerate(rows.items()):
-        y, x = ROW * number + ROW / 2, at(figure.factor * figure.value)
-        ends = [at(figure.factor * end) for end in (figure.low, figure.high) if end is not None]
-        whisker = f'<path d="M{ends[0]:.1f},{y}H{ends[1]:.1f}"/>' if len(ends) == 2 else ""
-        short = name if len(name) <= 20 else f"{name[:19]}…"
-        marks.append(
-            f'<text x="{LEFT}" y="{y + 4}" text-anchor="end">{escape(short)}</text><g class="line-1">'
-            f'<title>{escape(f"{name}: {figure}")}</title>{whisker}<circle cx="{x:.1f}" cy="{y}" r="5"/></g>'
-        )
-    said = escape("; ".join([title, *(f"{name} {figure}" for name, figure in rows.items())]))
-    return (
-        f'<figure class="chart"><figcaption><b>{escape(title)}</b>, {escape(unit)}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{said}">{"".join(marks)}</svg>'
-        f'<p class="note">{escape(note)}</p></figure>'
-    )

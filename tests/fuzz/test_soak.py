@@ -97,15 +97,19 @@ def review_wrong(site: Site, rng: random.Random) -> None:
     site.expect("host", site.client.get("/api/queue", headers={"host": "evil.example"}), 421)
 
 
+def refused_then_stored(site: Site, path: str, body: dict) -> None:
+    site.full(0)
+    try:
+        site.expect("full disk", site.client.post(path, json=body), 503)
+    finally:
+        site.full(-1)
+    site.expect("room again", site.client.post(path, json=body), 200)
+
+
 def review_full(site: Site, rng: random.Random) -> None:
     """The disk takes nothing: the event is refused, kept by the client, and stored when there is room again."""
     body = events(site, site.number)
-    site.full(0)
-    try:
-        site.expect("full disk", site.client.post("/api/events", json=body), 503)
-    finally:
-        site.full(-1)
-    site.expect("room again", site.client.post("/api/events", json=body), 200)
+    refused_then_stored(site, "/api/events", body)
     site.stored.append(body["events"][0]["id"])
 
 
@@ -144,13 +148,7 @@ def serve_votes(site: Site, rng: random.Random) -> None:
 
     site.expect("vote", site.client.post("/votes", json=opened()), 200)
     site.stored.append("vote")
-    vote = opened()
-    site.full(0)
-    try:
-        site.expect("full disk", site.client.post("/votes", json=vote), 503)
-    finally:
-        site.full(-1)
-    site.expect("room again", site.client.post("/votes", json=vote), 200)
+    refused_then_stored(site, "/votes", opened())
     site.stored.append("vote")
 
 

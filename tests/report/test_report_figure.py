@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from mmedexpert_jax.report import Figure, chart, intervals
+from mmedexpert_jax.report import Figure, chart
 
 
 @pytest.mark.parametrize(
@@ -44,19 +44,3 @@ def test_a_chart_holds_its_points_and_says_what_it_shows():
     assert [value for value in data["values"][1] if value is not None] == [0.5] and data["lines"][1]["dots"]
     assert plot.get("aria-label").startswith("Accuracy <b>: held & out") and "flat" in plot.get("aria-label")
     assert "</script>" not in script.text and len(text) < 100_000 and chart("Empty", "", {"a": []}) == ""
-
-
-def test_intervals_lie_on_one_axis():
-    rows = {
-        "base": Figure.percent(0.4, 0.3, 0.5),
-        "a name that is <longer> than its place": Figure.percent(0.6, 0.5, 0.7),
-    }
-    root = ElementTree.fromstring(intervals("Accuracy", "%", rows))
-    svg = root.find("svg")
-    (low, high), (low2, high2) = (
-        [float(x) for x in re.fullmatch(r"M([\d.]+),[\d.]+H([\d.]+)", path.get("d")).groups()]
-        for path in svg.iter("path")
-    )
-    first, second = (float(circle.get("cx")) for circle in svg.iter("circle"))
-    assert low < first < high == low2 < second < high2 and first - low == pytest.approx(high2 - second, abs=0.1)
-    assert "base 40.0 [30.0, 50.0]" in svg.get("aria-label") and intervals("None", "", {}) == ""
