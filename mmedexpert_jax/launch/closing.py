@@ -95,7 +95,7 @@ def _line(row: Mapping[str, Any]) -> dict[str, str]:
     """A row for a terminal of 80 columns: the first interval of each figure, and the gain's verdict in a word."""
     line = {}
     for heading, value in row.items():
-        shown = " ".join([value.middle, *value.intervals()[:1]]) if isinstance(value, Figure) else str(value)
+        shown = value.short if isinstance(value, Figure) else str(value)
         line[{"cases": "", "model": "", "number": "n"}.get(heading, heading)] = shown
     if isinstance(gain := row.get("gain"), Figure):
         sure = "better" if gain.value > 0 else "worse"

@@ -46,8 +46,9 @@ def finish(run: "Run", stages: Sequence[Path], models: Sequence[str], price: flo
     files.write_text(run.path / "table.md", text)
     accuracies = {name: {model: found[name][model].accuracy()["accuracy"] for model in models} for name in found}
     run.finish({"accuracy": accuracies if several else next(iter(accuracies.values()))})
+    note = f"{result_tables.INTERVALS} {TABLE_NOTE}"
     sections = [
-        *(report.Table(title, rows, f"{result_tables.INTERVALS} {TABLE_NOTE}") for title, rows in parts.items()),
+        *(report.Table(title, rows, note, drawn=("model", "accuracy")) for title, rows in parts.items()),
         *_training(run.path),
         report.Table("Cost of the stages", stage_costs.table(stages, price), stage_costs.note(price)),
     ]

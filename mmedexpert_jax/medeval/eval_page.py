@@ -3,14 +3,14 @@
 One page that opens from disk without a server or a network; its pictures lie beside it in export/report/.
 """
 
-import html
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
@@ -18,11 +18,11 @@ from mmedexpert_jax.medeval import prompt_styles
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.report import pages
-from mmedexpert_jax.report.text_tables import column_names
-from mmedexpert_jax.runtime import files
+from mmedexpert_jax.runtime import files, report
 from mmedexpert_jax.runtime.report import Table
 
 PICTURES = "export/report"
+SAID = 5  # accuracies that a sentence holds
 SIDE = 768  # pixels, the longest side of a picture
 
 
@@ -46,10 +46,28 @@ def write(
     """
     shown = {key: _benchmark(folder, result, styles, paradigm, limit) for key, result in results.items()}
     data = json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
-    tables = Markup("\n".join(_part(part) for part in parts) + _settings(folder))
+    drawn = [part for part in parts if part.drawn]
+    opening = report.Charts(
+        "In short", [part.chart() for part in drawn], [line for part in drawn for line in _said(part)]
+    )
+    sections = [*([opening] if drawn else []), *(replace(part, drawn=()) for part in parts), *report.settings(folder)]
+    tables = Markup("\n".join(map(report.render, sections)))
     page = pages.render("medeval/page.html", title=folder.resolve().name, tables=tables, data=Markup(data))
     files.write_text(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _said(part: Table) -> list[str]:
+    """The chart of a table in words: its accuracies, of more than SAID the best and the last (a guess where there is
+    one); or each paired difference, and whether chance alone may give it."""
+    *names, column = part.drawn
+    told = [(", ".join(row[name] for name in names), row[column]) for row in part.rows if column in row]
+    if any(figure.paired for _, figure in told):
+        doubt = {True: "", False: ", which chance alone may give"}
+        return [f"{name}: {column} {figure.short} points{doubt[figure.settled]}." for name, figure in told]
+    best = max(told, key=lambda pair: pair[1].value)
+    shown = told if len(told) <= SAID else [best, told[-1]]
+    return [f"{part.title.split(',')[0]}: " + "; ".join(f"{name} {figure.short} %" for name, figure in shown) + "."]
 
 
 def _benchmark(
@@ -157,28 +175,3 @@ def _by_item(evaluation: Evaluation) -> dict[str, list[AnswerRow]]:
     for row in evaluation.rows:
         rows.setdefault(row.id, []).append(row)
     return rows
-
-
-def _part(part: Table) -> str:
-    columns = column_names(part.rows)
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    lines = ("".join(f"<td>{escape(row.get(column, ''))}</td>" for column in columns) for row in part.rows)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    note = f'<p class="note">{html.escape(part.note)}</p>' if part.note else ""
-    table = pages.scrolled(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-    return _section(part.title, note + table, part.folded)
-
-
-def _section(title: str, inner: str, folded: bool) -> str:
-    heading = f"<h2>{html.escape(title)}</h2>"
-    if folded:
-        return f"<details><summary>{heading}</summary>{inner}</details>"
-    return f"<section>{heading}{inner}</section>"
-
-
-def _settings(folder: Path) -> str:
-    texts = {}
-    for title, name in (("Config", "config.json"), ("Environment", "env.json"), ("Command", "cmd.txt")):
-        if (folder / name).exists():
-            texts[title] = (folder / name).read_text()
-    return "\n".join(_section(title, f"<pre>{html.escape(text)}</pre>", True) for title, text in texts.items())

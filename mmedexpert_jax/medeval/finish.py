@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def finish(
     headlines = []
     for key, result in results.items():
         parts = benchmark_parts(result, summaries[key], len(results), config.judge.what)
-        sections += [Table(f"{key}: {part.title}", part.rows, part.note, part.folded) for part in parts]
+        sections += [replace(part, title=f"{key}: {part.title}") for part in parts]
         headlines.append(Table(f"{result.benchmark.title}: {parts[0].title}", parts[0].rows, unlike))
         cells = result_tables.every_cell(summaries[key])
         _write_table(run.path, slug(key), parts[0].rows, headlines[-1].title, cells, summaries[key])
@@ -98,25 +99,24 @@ def benchmark_parts(
         if row["model"] in evaluations:
             total = kit_totals.of_halves(benchmark.name, evaluations[row["model"]].rows, judged)
             row |= {kit_totals.TITLE: total} if total else {}
-    parts = [Table(title, headline, result_tables.INTERVALS)]
+    parts = [Table(title, headline, result_tables.INTERVALS, drawn=("model", "micro"))]
     if not graded:
         parts.append(Table("Both scorers", result_tables.scorers_table(summaries), _SCORERS))
     if asked:
         told = filter(
             None, (controls.sentence(name, evaluations[name], made) for name, made in result.controls.items())
         )
-        parts.append(Table(CONTROLS, asked, " ".join([*told, controls.EXPLAINED])))
+        note = " ".join([*told, controls.EXPLAINED])
+        parts.append(Table(CONTROLS, asked, note, drawn=("model", "control", "loss")))
     if measured := result_tables.measures_table(summaries):
         parts.insert(1, Table("Measures, % (bootstrap)", measured, _MEASURES))
     if samples := result_tables.samples_table(summaries):
         parts.append(Table("Several answers an item", samples, _SAMPLES))
     if len(evaluations) > 1:
         note = f"{_COMPARISON} {result_tables.comparison_warning(len(evaluations) - 1, benchmarks)}".strip()
-        parts.append(
-            Table(
-                "Paired comparison, points (95 % bootstrap interval)", result_tables.comparison_table(evaluations), note
-            )
-        )
+        rows = result_tables.comparison_table(evaluations)
+        drawn = ("model", f"gain over {next(iter(evaluations))}")
+        parts.append(Table("Paired comparison, points (95 % bootstrap interval)", rows, note, drawn=drawn))
     labels = dict.fromkeys(label for summary in summaries.values() for label in summary["by"])
     parts += [Table(f"By {label}", result_tables.breakdown_table(summaries, label), "", True) for label in labels]
     census = [{"": line} for line in describe(benchmark).splitlines()]

@@ -1,12 +1,16 @@
-"""Charts of a page: lines over steps that can be hovered and zoomed.
+"""Charts of a page: lines over steps that can be hovered and zoomed, and figures with their intervals side by side.
 
-uPlot (report/uplot, MIT, 51 KB) draws them in the page's colours, light or dark; a page with charts inlines it once.
-Here stand the data.
+uPlot (report/uplot, MIT, 51 KB) draws the lines; a page with charts inlines it once, and here stand the data.
+Intervals are boxes that the page's style places, so that their texts keep their size on a phone. Both take the page's
+colours, light or dark.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
+
+from mmedexpert_jax.report.figure import Figure
 
 MOST = 400  # points of a line; more cannot be told apart on a screen
 Points = Sequence[tuple[float, float]]
@@ -49,3 +53,39 @@ def chart(
 def _thinned(points: Points) -> list[tuple[float, float]]:
     stride = -(-len(points) // MOST)
     return [*points[:-1:stride], points[-1]]
+
+
+def intervals(title: str, rows: Mapping[str, Figure], note: str = "") -> str:
+    """A <figure> with a point and the first interval of each row over one scale, which holds 0 for differences; empty
+    where no row has a finite value.
+
+    Args:
+        title: over it with the unit, and the first words of its description.
+        rows: figures of one unit by what they belong to.
+        note: under it.
+    """
+    rows = {name: figure for name, figure in rows.items() if math.isfinite(figure.value)}
+    if not rows:
+        return ""
+    marks = [figure.factor * x for figure in rows.values() for x in (figure.value, *figure.ends)]
+    marks += [0.0] if any(figure.signed for figure in rows.values()) else []
+    low, high = min(marks), max(marks)
+    room = 0.1 * (high - low) or 1.0  # so that no point lies on the edge
+
+    def at(value: float) -> float:
+        return 100 * (value - low + room) / (high - low + 2 * room)
+
+    zero = f'<i class="zero" style="left:{at(0):.2f}%"></i>' if low <= 0 <= high else ""
+    lines = []
+    for name, figure in rows.items():
+        ends = [at(figure.factor * end) for end in figure.ends]
+        whisker = f'<i class="range" style="left:{ends[0]:.2f}%;width:{ends[1] - ends[0]:.2f}%"></i>' if ends else ""
+        point = f'<i class="point" style="left:{at(figure.factor * figure.value):.2f}%"></i>'
+        track = f'<span class="track">{zero}{whisker}{point}</span>'
+        lines.append(f"<span>{escape(name)}</span>{track}<span>{escape(figure.short)}</span>")
+    said = "; ".join(f"{name} {figure}" for name, figure in rows.items())
+    return (
+        f'<figure class="chart"><figcaption><b>{escape(title)}</b></figcaption>'
+        f'<div class="intervals" role="img" aria-label="{escape(f"{title}: {said}")}">{"".join(lines)}</div>'
+        f'<p class="note">{escape(note)}</p></figure>'
+    )

@@ -50,9 +50,21 @@ class Figure:
         return found
 
     @property
+    def ends(self) -> tuple[float, ...]:
+        """Low and high of the first interval, brackets before parentheses; empty where there is none."""
+        if self.low is not None and self.high is not None:
+            return self.low, self.high
+        return self.other or ()
+
+    @property
     def settled(self) -> bool:
         """True for a difference whose first interval does not hold zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        return bool(self.ends) and (self.ends[0] > 0 or self.ends[1] < 0)
+
+    @property
+    def short(self) -> str:
+        """The value and its first interval, such as "57.3 [54.5, 60.0]"."""
+        return " ".join([self.middle, *self.intervals()[:1]])
 
     def __str__(self) -> str:
         """Such as "57.3 [54.5, 60.0] (54.6, 60.1)"."""

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.report import Figure, chart, pages
+from mmedexpert_jax.report import Figure, chart, intervals, pages
 from mmedexpert_jax.report.text_tables import column_names
 from mmedexpert_jax.runtime import costs, files, metrics, plots
 from mmedexpert_jax.runtime.hints import hints
@@ -59,6 +59,13 @@ class Table:
     rows: Sequence[Mapping[str, Any]]
     note: str = ""
     folded: bool = False
+    drawn: tuple[str, ...] = ()  # columns that name a row, and last that of the figures that a chart shows; empty: none
+
+    def chart(self) -> str:
+        """The `drawn` figures with their intervals; empty where there are none."""
+        *names, column = self.drawn or ("",)
+        found = {", ".join(str(row[name]) for name in names): row.get(column) for row in self.rows}
+        return intervals(self.title, {name: value for name, value in found.items() if isinstance(value, Figure)})
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ Section = Charts | Facts | Figures | Table | CompletionBrowser | Text
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
     """Writes the page, whole. Everything is escaped; nothing in it reaches outside the file."""
     links = "".join(f'<a href="#{_slug(section.title)}">{_escape(section.title)}</a>' for section in sections)
-    body = "\n".join(_render(section) for section in sections)
+    body = "\n".join(render(section) for section in sections)
     charts = any(isinstance(section, Charts) and any(section.charts) for section in sections)
     parts = {"links": Markup(links), "body": Markup(body), "charts": charts}
     page = pages.render("runtime/report_page.html", title=title, **parts)
@@ -132,13 +139,19 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
     if len(rows) > 1:
         note = "Mean of the first and of the last tenth of the steps."
         sections.append(Table("All metrics", first_and_last(rows), note, folded=True))
+    return [*sections, *settings(folder)]
+
+
+def settings(folder: Path) -> list[Section]:
+    """Config, environment and command of a run, as far as its directory has them, folded."""
+    found: list[Section] = []
     for title, name in (("Config", "config.json"), ("Environment", "env.json")):
         if values := files.read_json(folder / name):
-            sections.append(Facts(title, values, folded=True))
+            found.append(Facts(title, values, folded=True))
     if (folder / "cmd.txt").exists():
         command = (folder / "cmd.txt").read_text(encoding="utf-8", errors="replace")
-        sections.append(Text("Command", command, folded=True))
-    return sections
+        found.append(Text("Command", command, folded=True))
+    return found
 
 
 def sentences(status: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -247,7 +260,8 @@ def read_tables(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _render(section: Section) -> str:
+def render(section: Section) -> str:
+    """A section as HTML."""
     match section:
         case Charts(title, charts, said, note):
             text = "".join(f'<p class="said">{_escape(sentence)}</p>' for sentence in said)
@@ -257,7 +271,7 @@ def _render(section: Section) -> str:
         case Figures(title, paths, note):
             return _block(title, _note(note) + f'<div class="figures">{"".join(map(_image, paths))}</div>')
         case Table(title, rows, note, folded):
-            return _block(title, _note(note) + _table(rows), folded)
+            return _block(title, section.chart() + _note(note) + _table(rows), folded)
         case CompletionBrowser(title, rows, note):
             return _block(title, _note(note) + _browser(rows))
         case Text(title, text, folded):

@@ -3,18 +3,22 @@
 import html.parser
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data.benchmarks import Benchmark, from_case
+from mmedexpert_jax.data.benchmarks import Benchmark, census, from_case
 from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.medeval import eval_page
+from mmedexpert_jax.medeval import controls, eval_page
+from mmedexpert_jax.medeval.controls import Control
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
+from mmedexpert_jax.medeval.finish import benchmark_parts
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.report import Figure
 from mmedexpert_jax.rollout import Reply
+from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.report import Table
 from tests.accessibility import serious
 
@@ -37,7 +41,7 @@ def results():
         )
         for i in range(30)
     ]
-    items = [from_case(case) for case in cases]
+    items = tuple(from_case(case) for case in cases)
 
     def answers(divisor):
         def reply(i):
@@ -49,16 +53,24 @@ def results():
 
         return Evaluation(tuple(row for i, item in enumerate(items) for row in judged(item, [reply(i)])))
 
-    benchmark = Benchmark("mmedexpert_mini", "MMedExpert-mini", items)
-    return {"mmedexpert_mini": Result(benchmark, {"base": answers(3), "tuned": answers(2)})}
+    benchmark = Benchmark(
+        "mmedexpert_mini", "MMedExpert-mini", items, census=census.count("mini", items, 30, [], [], {})
+    )
+    plain = {"base": answers(3), "tuned": answers(2)}
+    (rotated,) = controls.variants(items, "shuffle")
+    blind = [Control("question_only", items, evaluation=answers(4)), replace(rotated, evaluation=answers(3))]
+    return {"mmedexpert_mini": Result(benchmark, plain, {"tuned": blind})}
 
 
 @pytest.fixture(scope="module")
 def folder(results, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     part = Table("Accuracy <all>", [{"model": "base", "accuracy": Figure.percent(0.333, 0.192, 0.512)}], "A note.")
-    folded = Table("By task", [{"task": "curb65"}], folded=True)
-    eval_page.write(folder, [part, folded], results, {"base": "think_answer", "tuned": "think_answer"}, None, 100)
+    files.write_json(folder / "config.json", {"a": {"long": {"name_of_a_field": "value " * 40}}})
+    (result,) = results.values()
+    summaries = {name: evaluation.summary() for name, evaluation in result.evaluations.items()}
+    parts = [part, *benchmark_parts(result, summaries)]
+    eval_page.write(folder, parts, results, {"base": "think_answer", "tuned": "think_answer"}, None, 100)
     return folder
 
 
@@ -78,6 +90,20 @@ def test_the_page_holds_items_answers_prompts_and_pictures(folder):
     with Image.open(folder / item["images"][0]) as picture:
         assert picture.size[1] == eval_page.SIDE
     assert shown["items"][5]["answers"]["base"][0]["said"] is None
+
+
+def test_it_opens_with_sentences_and_charts_of_accuracies_paired_gains_and_controls(folder):
+    """Fifteen of thirty against ten, a gain of five on the same items; without images 8 of the 15 remain."""
+    opening = (folder / "report.html").read_text().split("<section")[1]
+    assert 'id="in-short"' in opening
+    said = re.findall(r'class="said">(.*?)</p>', opening)
+    accuracies = "base 33.3 [19.2, 51.2] %; tuned 50.0 [33.2, 66.8] %; always B 100.0 [88.6, 100.0] %"
+    assert said[0] == f"Accuracy: {accuracies}; chance (uniform guess) 50.0 %."
+    assert re.fullmatch(r"tuned: gain over base \+16.7 \(.*\) points, which chance alone may give.", said[-1])
+    shown = re.findall(r'role="img" aria-label="(.*?)"', opening)
+    assert shown[0].startswith("Accuracy, % [Wilson] (bootstrap): base 33.3 [19.2, 51.2] (")
+    assert "tuned, no image +" in shown[1] and "tuned, options rotated +16.7" in shown[1]
+    assert shown[2].startswith("Paired comparison, points (95 % bootstrap interval): tuned +16.7 (")
 
 
 def test_nothing_in_it_reaches_outside_or_runs(folder):
@@ -156,4 +182,12 @@ def test_everyone_can_read_it(folder, browser, scheme, width):
     tab.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
     assert tab.evaluate("document.documentElement.scrollWidth") == width
     assert serious(tab) == []
+    for track in tab.locator(".track").all():  # points and whiskers lie within it, as wide as a finger at least
+        outer, marks = track.bounding_box(), [mark.bounding_box() for mark in track.locator("i").all()]
+        assert outer["width"] > 60
+        assert all(outer["x"] <= box["x"] and box["x"] + box["width"] <= outer["x"] + outer["width"] for box in marks)
+    points = (
+        tab.locator(".intervals").first.locator(".point").evaluate_all("all => all.map(e => getComputedStyle(e).left)")
+    )
+    assert float(points[0][:-2]) < float(points[1][:-2])  # a third lies left of a half
     tab.close()
