@@ -14,8 +14,11 @@ _REASONING = re.compile(r"<think>.*?(?:</think>|\Z)", _FLAGS)
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", _FLAGS)
 _FORM = ["<think>", "</think>", "<answer>", "</answer>"]
 
-_LABEL = re.compile(r"[(\[]([A-Ja-j])[)\]][.:]?(.*)|([A-Ja-j])(?:(?:[.):]|\s+[-–—]\s)(.*))?", re.DOTALL)
-_SPACED = re.compile(r"([A-J])\s+(.+)", re.DOTALL)  # "B Pneumonia": only believed if the text is the option's own
+_LABEL = re.compile(
+    r"[(\[](?P<a>[A-Ja-j])[)\]][.:]?(?P<x>.*)|(?P<b>[A-Ja-j])(?:(?:[.):]|\s+[-–—]\s)(?P<y>.*)|\s*\((?P<z>.+)\))?", re.DOTALL
+)
+# "B Pneumonia", "Pneumonia (B)": only believed if the text is the option's own
+_SPACED = re.compile(r"(?P<a>[A-J])\s+(?P<x>.+)|(?P<y>.+?)\s*\((?P<b>[A-J])\)", re.DOTALL)
 _NAMED = re.compile(
     r"(?:the\s+|my\s+)?(?:(?:final|correct|right|best|most likely)\s+)*(?:answer|option|choice|答案)"
     r"(?:\s+(?:is|would be|should be))?\s*[:：]?\s*(?:(?:option|choice)\s+)?",
@@ -113,7 +116,7 @@ def choice(response: str, options: Sequence[str]) -> str | None:
     r"""Letter of the option that a response chooses, or None.
 
     Only the last answer block counts. It may hold a label ("C", "(C)", "C.", "C)", "C:", "C - text", of either case), a
-    label and text ("C: text"), or the exact text of one option (case, white space and a final stop aside), each also
+    label and text ("C: text", "C (text)", and "text (C)" where it is the option's own), or the exact text of one option (case, white space and a final stop aside), each also
     behind words such as "Option" or "The answer is" and inside Markdown, LaTeX or brackets ("**C**", "\boxed{C}"). A
     label wins over an option whose text is that same letter. A label and text that name two different options, a label
     beyond the options, and any other text choose nothing.
@@ -164,11 +167,11 @@ def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
     bare = unwrap(answer)
     for form in (bare, unwrap(_NAMED.sub("", bare, count=1)) if _NAMED.match(bare) else bare):
         if label := _LABEL.fullmatch(form):
-            letter, text = label[1] or label[3], label[2] or label[4] or ""
-            return letter.upper(), unwrap(text)
-        spaced = _SPACED.fullmatch(form)
-        if spaced and texts[LETTERS.index(spaced[1]) :][:1] == [_plain(spaced[2])]:
-            return spaced[1], spaced[2]
+            return (label["a"] or label["b"]).upper(), unwrap(label["x"] or label["y"] or label["z"] or "")
+        if spaced := _SPACED.fullmatch(form):
+            letter, text = spaced["a"] or spaced["b"], spaced["x"] or spaced["y"]
+            if texts[LETTERS.index(letter) :][:1] == [_plain(text)]:
+                return letter, text
     return _bold_label(bare)
 
 

@@ -9,7 +9,7 @@ import re
 import unicodedata
 
 _DECORATION = re.compile(
-    r"</?(?:b|i|strong|em|code|p)>|[*`$\"“”]|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)"
+    r"</?(?:b|i|strong|em|code|p)>|[*`$\"“”]|(?<!\w)['‘’]|['’](?!\w)|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)"
 )
 _RULE = re.compile(r"^[ \t]*[|:]?[ \t]*-[-|: \t]*$", re.MULTILINE)  # of a table
 # "not B but C" states C.
@@ -66,7 +66,7 @@ _FINAL = re.compile(
 )
 _ANSWER = re.compile(
     rf"(?:\b(?i:answers?|ans|choices?|(?:correct|best|right)\s+(?:option|letter)|pick(?=\s*[:=])"
-    rf"|(?:^|(?<=\n))letter|i(?:'d|’d|'ll|’ll|\s+would|\s+will)?(?:\s+not)?\s+(?:choose|pick|select|go\s+with"
+    rf"|(?:^|(?<=\n))letter|i(?:'d|’d|'ll|’ll|\s+would|\s+will)?(?:\s+not)?\s+(?:choose|pick|select|go\s+(?:with|for)"
     rf"|answer|say))\b"
     rf"|\b(?i:ans)\.|{_ABROAD}){_LINK}{_BRACKETED}{_MORE}",
     re.MULTILINE,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from mmedexpert_jax.answers import spoken
 from mmedexpert_jax.data.case import GRADED, Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
@@ -12,20 +13,28 @@ from mmedexpert_jax.remote import Client, Request
 
 WHAT = ("open", "unparsed", "all")
 _WORD = re.compile(r"\b(?P<wrong>incorrect|wrong|false)\b|\b(?P<right>correct|right|true)\b", re.IGNORECASE)
+# A field that is true or false, such as {"is_correct": false}; "incorrect: false" stays wrong, as all that is ambiguous.
+_FIELD = re.compile(
+    r"(?<![a-z])(?:is[_ ])?correct(?:ness)?\s*[:=]\s*(?P<value>true|yes|1|false|no|0)(?=\s*(?:[.,;]|$))",
+    re.IGNORECASE | re.MULTILINE,
+)
 # Words behind "correct" that make it speak of the key instead of the response: "the correct answer is B".
 _ABOUT_THE_KEY = re.compile(
-    r"\s+(?:final\s+)?(?:answers?|options?|choices?|diagnos[ie]s|keys?|responses?|letters?|treatment|one)\b",
+    r"\s+(?:(?:final\s+)?(?:answers?|options?|choices?|diagnos[ie]s|keys?|responses?|letters?|treatment|one)|"
+    r"that\s+the\s+(?:key|reference))\b",
     re.IGNORECASE,
 )
 _GIVES = re.compile(r"\b(?:match\w*|gives?|states?|chose|chooses?|is|reach\w*|has)\s+(?:the|a)\s*$", re.IGNORECASE)
 _TURNED = re.compile(
-    r"\b(?:not|never|cannot|neither|nor|hardly|n['’]t|in|far from|fail(?:s|ed)? to|less than|"
+    r"\b(?:not(?! only)|never|nothing|cannot|neither|nor|hardly|n['’]t|in|far from|fail(?:s|ed)? to|less than|"
+    r"anything but|by no means|no longer|in no way|nowhere near|"
     r"without(?! (?:a )?(?:doubt|question)))\b[\s\w-]{0,24}$|n['’]t\b[\s\w-]{0,24}$|\bin-?$",
     re.IGNORECASE,
 )
 _HEDGED = re.compile(
     r"\b(?:partial(?:ly)?|partly|in part|to some extent|to a degree|arguably|largely|"
     r"half|almost|nearly|mostly|somewhat|possibly|perhaps|maybe|probably|might|may|could|"
+    r"roughly|more or less|sort of|kind of|semi|close to|except|apart from|incomplete|"
     r"either|unclear|unsure|uncertain|ambiguous|if|whether)\b",
     re.IGNORECASE,
 )
@@ -74,7 +83,9 @@ def read(text: str) -> bool | None:
     reason. Any other is right only if all its verdicts are: "not correct", "partially correct", a question, or both
     words are a wrong answer, as all that is ambiguous is.
     """
+    text = re.sub(r"\b(not|never)\s*\n\s*", r"\1 ", spoken(text), flags=re.IGNORECASE)
     text = re.sub(r"[*_`\"“”{}\[\]<>#$]|(?<!\w)['’]|['’](?!\w)", " ", text).strip()
+    text = _FIELD.sub(lambda field: "correct" if field["value"].lower() in ("true", "yes", "1") else "incorrect", text)
     lines = [line.strip(" .!:") for line in text.splitlines() if line.strip(" .!:")]
     if not lines or not _WORD.search(text):
         return None
@@ -105,7 +116,7 @@ def _verdicts(text: str) -> list[bool]:
             about_the_key = word["right"] and _ABOUT_THE_KEY.match(sentence, word.end())
             if about_the_key and not _GIVES.search(before):
                 continue
-            turned = _TURNED.search(re.split(r"\bbut\b", before)[-1]) is not None
+            turned = _TURNED.search(re.split(r"(?<!anything )\bbut\b", before)[-1]) is not None
             doubtful = _HEDGED.search(sentence) or sentence.rstrip().endswith("?")
             found.append((word["right"] is not None) != turned and not doubtful)
     return found or [False]

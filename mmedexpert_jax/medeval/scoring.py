@@ -110,14 +110,22 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     if form == "boxed":
         return None
     text = answers.spoken(response).strip()
-    if whole := _choice(text.strip("* \n"), options):
+    if whole := _choice(text, options) or _choice(text.strip("* \n"), options):
         return whole
     letters = answers.LETTERS[: len(options)]
     if named := stated(text, letters):
-        return named.pop() if len(named) == 1 else None
-    lines = [line.strip("* \t") for line in text.splitlines() if line.strip()]
+        return named.pop() if len(named) == 1 and not _beside_another(text, *named, options) else None
+    lines = [re.sub(r"^[-•>#]+\s", "", line.strip("* \t")) for line in text.splitlines() if line.strip()]
     read = {_choice(line, options) for line in (*lines[:1], *lines[-1:], *stated_texts(text))} - {None}
     return read.pop() if len(read) == 1 else None
+
+
+def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:
+    """True where the text of another option stands right behind a letter, as in "B (gout)" where gout is C."""
+    plain = [answers.normalised(option) for option in options]
+    own = plain[answers.LETTERS.index(letter)]
+    behind = re.findall(rf"(?<!\w){letter}[)\]*]*\s*(?:\(([^()\n]+)\)|[.:–—-]\s*([^\n]+))", text)
+    return any(said in plain and said != own for a, b in behind if (said := answers.normalised(a or b)))
 
 
 def read_official(response: str, count: int) -> str | None:

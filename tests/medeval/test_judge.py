@@ -29,6 +29,13 @@ RIGHT = (
     "The spelling differs.\n\n**Correct**",
     "It is without doubt correct.",
     "The response is entirely correct.",
+    '{"is_correct": true, "reason": "same disease"}',
+    "correct = yes",
+    "<think>Is it incorrect? The key says gout, too.</think>CORRECT",
+    "Not only is it correct, it is complete.",
+    "There is nothing wrong with this response.",
+    "The right lung is affected in both, so CORRECT",
+    "The answer isn't wrong.",
 )
 WRONG = (
     "INCORRECT",
@@ -68,6 +75,21 @@ WRONG = (
     "Correct in part.",
     "To some extent correct.",
     "The response is arguably correct.",
+    '{"correct": false}',
+    "is_correct: no",
+    "CORRECT: no. INCORRECT: yes.",
+    "<think>It seems correct at first.</think>INCORRECT",
+    "The response is correct except for the side.",
+    "Correct, but incomplete.",
+    "The answer is anything but correct.",
+    "By no means correct.",
+    "It is no longer correct.",
+    "Nowhere near correct.",
+    "It's correct that the key is B, but the response says C.",
+    "Roughly correct",
+    "More or less correct.",
+    "Semi-correct",
+    "not\ncorrect",
 )
 NOTHING = ("", " ", "I cannot grade this.", "Yes", "B", "corrected", "The incorrectness is unclear.")
 
