@@ -19,7 +19,7 @@ REQUEST = (
 )
 CHEXPERT = "df_chexpert_plus_240401.csv"
 SETS = {  # name -> title, items by the kit's list, place, licence
-    "iu_xray": ("IU X-Ray", 296, "https://openi.nlm.nih.gov", "not seen; read the collection's page"),
+    "iu_xray": ("IU X-Ray", 296, "https://openi.nlm.nih.gov", "CC BY-NC-ND 4.0 (a hub copy's card)"),
     "chexpert_plus": ("CheXpert Plus", 0, f"{CHEXPERT} and its images", "the research agreement of Stanford AIMI"),
     "mimic_cxr": ("MIMIC-CXR", 0, "https://physionet.org", "PhysioNet credentialed health data licence 1.5.0"),
 }

@@ -38,6 +38,6 @@ register(
         hub_files=lambda split, subset: ("data/train-*.parquet",) if subset == "op4" else (),
         expects="medbullets_op4.csv or medbullets_op5.csv, or a hub copy's train-*.parquet",
         published=lambda split, subset: {"items": 308},
-        licence="not seen; read the data set's card",
+        licence="none in the authors' repository; Apache-2.0 by the card of a third party's copy",
     )
 )

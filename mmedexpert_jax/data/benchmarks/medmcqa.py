@@ -44,6 +44,6 @@ register(
         expects="validation-00000-of-00001.parquet (hub) or dev.json (the authors)",
         strata=("subject",),
         published=lambda split, subset: {"items": {"validation": 4_183, "train": 182_822}[split]},
-        licence="Apache-2.0 (a hub copy's card); the authors' repository was not seen",
+        licence="Apache-2.0 (hub page); MIT (the authors' repository)",
     )
 )

@@ -97,6 +97,6 @@ register(
         choose=_choose,
         strata=STRATA,
         published=lambda split, subset: PUBLISHED,
-        licence="none is named on the hub page; images under the 42 datasets' own licences",
+        licence="none on the hub page, which holds users to the 42 datasets' own licences",
     )
 )
