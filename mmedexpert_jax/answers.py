@@ -15,7 +15,8 @@ _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", _FLAGS)
 _FORM = ["<think>", "</think>", "<answer>", "</answer>"]
 
 _LABEL = re.compile(
-    r"[(\[](?P<a>[A-Ja-j])[)\]][.:]?(?P<x>.*)|(?P<b>[A-Ja-j])(?:(?:[.):]|\s+[-–—]\s)(?P<y>.*)|\s*\((?P<z>.+)\))?", re.DOTALL
+    r"[(\[](?P<a>[A-Ja-j])[)\]][.:]?(?P<x>.*)|(?P<b>[A-Ja-j])(?:(?:[.):]|\s+[-–—]\s)(?P<y>.*)|\s*\((?P<z>.+)\))?",
+    re.DOTALL,
 )
 # "B Pneumonia", "Pneumonia (B)": only believed if the text is the option's own
 _SPACED = re.compile(r"(?P<a>[A-J])\s+(?P<x>.+)|(?P<y>.+?)\s*\((?P<b>[A-J])\)", re.DOTALL)

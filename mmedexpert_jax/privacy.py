@@ -21,7 +21,7 @@ from mmedexpert_jax.processing import medical, nifti
 MODES = ("report", "redact", "refuse")
 BLIND = (
     "Not seen: text burned into pixels (ultrasound, screenshots, scanned paper), a face in a photograph or a volume, "
-    "names without a title or label, ids of rows and file names, rare findings that identify by themselves, and the "
+    "names without a title or label, web addresses, ids of rows and file names, rare findings that identify by themselves, and the "
     "forms of languages other than English and German. A set without findings is not thereby anonymous."
 )
 _MONTH = (
@@ -34,7 +34,7 @@ _YEAR, _DAY, _NUMBERED = r"(?:19|20)\d\d", r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[
 _NO = r"(?:no|nr|num|number|nummer|id)\b\.?"
 # labels of numbers that mean nothing else in a clinical text, and those that need "no", "#" or a colon behind them
 _SURE = (
-    r"mrn|uhid|ssn|nhs|medical record|accession|social security|"
+    r"mrn|uhid|ssn|nhs|med(?:ical|\.)? rec(?:ord|\.)?|accession|social security|aadhaar|npi|dea|"
     r"(?:fall|patienten|versicherten|versicherungs|akten)(?:nummer|-?nr\b\.?)"
 )
 _WEAK = (
@@ -55,15 +55,17 @@ _STREET = r"Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Boulevard|Blvd|Court|C
 PATTERNS: dict[str, re.Pattern] = {
     "e-mail": re.compile(r"\b[\w.+-]+ ?(?:@|\(at\)|\[at\]) ?[\w-]+(?:\.[\w-]+)+\b"),
     "record number": re.compile(
-        rf"\b(?:(?:{_SURE})(?:\s*{_NO})?\s*(?:is|:|#|=)*|(?:{_WEAK})\s*(?:{_NO}\s*[:#=]?|[:#=]+))\s*#?\s*"
+        rf"\b(?:(?:{_SURE})(?:\s*{_NO})?\s*(?:is|:|#|=)*|(?:{_WEAK})\.?[\s-]*(?:{_NO}\s*[:#=]?|[:#=]+))\s*#?\s*"
         rf"(?!{_AGE})(?=[\w/-]*\d[\w/-]*(?:\d| \d))[A-Za-z0-9][\w/-]{{2,}}(?: \d{{2,4}}\b)*|"
+        r"\b[A-Z]{2}\d\d(?: ?\d{4}){3,}(?: ?\d{1,4})?\b|\b[0-2](?:\.\d+){6,}\b|"  # IBAN; DICOM's unique ids
         r"\b\d{3}-\d{2}-\d{4}\b|\b[1-9][A-Z][A-Z\d]\d-?[A-Z][A-Z\d]\d-?[A-Z]{2}\d\d\b",  # SSN; Medicare's
         re.I,
     ),
     "date": re.compile(
         rf"\b{_YEAR}(?P<mark>[-/.]){_NUMBERED}(?P=mark){_DAY}(?!\d)(?:T[\d:.]+Z?)?|"
-        rf"\b{_DAY}[./-]{_DAY}[./-](?:{_YEAR}|\d\d)(?![\d./-])|\b(?:0[1-9]|1[0-2])/{_YEAR}\b|"
-        rf"\b(?:dob|born|birth|geb\.|geboren)\b[^\w\n]{{0,4}}\d{{1,2}} \d{{1,2}} (?:{_YEAR}|\d\d)\b|"
+        rf"\b{_DAY}[./-]{_DAY}[./-](?:{_YEAR}|\d\d)(?![\d./-]| ?(?:mg|mcg|ml|mm|cm|units?)\b)|"
+        rf"\b{_DAY} ?[./-] ?{_DAY} ?[./-] ?{_YEAR}(?!\d)|(?:{_YEAR}年)?{_NUMBERED}月{_DAY}日|\b(?:0[1-9]|1[0-2])/{_YEAR}\b|"
+        rf"\b(?:dob|born|birth|geb\.|geboren)\b[^\w\n]{{0,4}}(?:\d{{1,2}} \d{{1,2}} (?:{_YEAR}|\d\d)|\d{{6}}|\d{{8}})\b|"
         rf"\b(?:\d{{1,2}}(?:st|nd|rd|th|\.)?[ -]?(?:of )?)?{_MONTH}\.?,?[ -]?{_YEAR}\b|"
         rf"\b{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?,? {_YEAR}\b|"
         rf"\b{_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)(?:T[\d.]+Z?)?",
@@ -73,7 +75,7 @@ PATTERNS: dict[str, re.Pattern] = {
         r"\b(?:tel|phone|telephone|telefon|fax|mobile|mob|cell|call|handy|pager|whatsapp|contact|ph(?=[.:]? ?[+(0]))\b"
         r"\.?(?:\s*(?:no|nr|number)\b\.?)?(?:\s+(?:is|at|on))?\s*:?\s*"
         r"(?=\D{0,2}(?:\d\D{0,2}){6}\d)\+?\(?\d[\d ()/.-]{5,}\d|"
-        r"\+\d{1,3}[ -]?\(?\d{1,4}\)?(?:[ -]?\d{2,4}){2,4}\b|\(\d{3}\) ?\d{3}[- ]\d{4}\b|"
+        r"(?:\+|\b00)\d{1,3}[ -]?\(?\d{1,4}\)?(?:[ -]?\d{2,4}){2,4}\b|\(\d{3}\) ?\d{3}[- ]\d{4}\b|"
         r"(?:\b1-)?\b\d{3}([-. ])\d{3}\1\d{4}\b",
         re.I,
     ),
@@ -88,10 +90,12 @@ PATTERNS: dict[str, re.Pattern] = {
     ),
     "name": re.compile(
         rf"\b{_TITLE}(?:\.? {_TITLE})*\.? ?(?:med\. |[A-Z]\. ?)*{_WORD}(?: {_WORD})?|"
-        rf"\b(?:(?i:(?:patient(?:'s)?|full|first|last|given|family|maiden) ?names?|surname|nachname|vorname)|Name|NAME)"
+        rf"\b(?:(?i:(?:(?:patient|pt|father|mother|husband|wife|guardian)(?:['’]s)?|full|first|last|given|family|maiden) ?names?|surname|nachname|vorname)|Name|NAME)"
         rf"\s*(?:[:=]|-(?= ))\s*{_ANY}(?:,? {_ANY}){{0,2}}|\b(?i:patient(?:'s)? name is) {_WORD}(?: {_WORD})?|"
         rf"\b(?i:patient(?:in)?|pt)\s*[:=]\s*{_WORD},? [A-ZÀ-Þ][\w'’-]*|"
-        rf"\b(?i:{_ROLE})\s*(?:[A-Z]\. ?)*{_WORD}(?:,? {_WORD}){{0,2}}|\b{_WORD}(?:\^{_WORD})+"
+        rf"\b(?i:{_ROLE})\s*(?:[A-Z]\. ?)*{_WORD}(?:,? {_WORD}){{0,2}}|\b{_WORD}(?:\^{_WORD})+|"
+        rf"\b(?i:(?:mother|father|husband|wife|guardian):|c/o) {_WORD} {_WORD}|"
+        rf"\b{_WORD}(?: [A-Z]\.)? {_WORD}, ?(?:M\.?D|D\.?O|R\.?N|MBBS|FRCS|FRCR|Ph\.?D)\b\.?"
     ),
 }
 # DICOM attributes that identify, beside all of the types person name, date and date-time

@@ -14,6 +14,22 @@ from mmedexpert_jax.mmedexpert.sources import collect
 from mmedexpert_jax.processing.images import clean, open_image
 
 TEXTS = {
+    "Med Rec # 884422": {"record number"},
+    "Hosp. No: H-99123": {"record number"},
+    "ID-Nr.: 4711-22": {"record number"},
+    "Study UID 1.2.840.113619.2.55.3.604688119.971": {"record number"},
+    "Aadhaar 2345 6789 0123": {"record number"},
+    "NPI 1234567893": {"record number"},
+    "IBAN DE89 3704 0044 0532 0130 00": {"record number"},
+    "04 / 03 / 2021": {"date"},
+    "DOB: 04031962": {"date"},
+    "2021年3月4日入院": {"date"},
+    "0044 20 7946 0018": {"phone"},
+    "Anna Weber, M.D.": {"name"},
+    "Pt name - John Doe": {"name"},
+    "Father's name: John": {"name"},
+    "Mother: Jane Doe": {"name"},
+    "c/o Jane Doe": {"name"},
     "Mrs. Alice Example was seen.": {"name"},
     "Patient name: Doe, Jane": {"name"},
     "Dr. Smith, MRN 1234567, seen on 2023-04-05": {"name", "record number", "date"},
@@ -53,6 +69,10 @@ MORE = {  # a line a kind, forms apart by a bar
 }
 TEXTS |= {text: {kind} for kind, line in MORE.items() for text in line.split("|")}
 CLINICAL = (
+    "5-10-15 mg of prednisone",
+    "Mother: healthy. Father: Diabetes.",
+    "version 1.2.3.4 of the score",
+    "2月のCT",
     "The patient is 67-year-old. Patient: 45-year-old man. Patient: male. Case 12 of 20, visit 3, study of 2019.",
     "10000 Units of heparin; WBC 12000 Cells/uL, platelets 150,000; 5000 IU; incidence 1/2000 births; 3/4 of 120/80.",
     "pH 7.350 - 7.450, pCO2 40, cell count: 1200-1500; call if BP > 180/110; phone triage; a contact of 3 days.",

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlparse
 
 import numpy as np
@@ -18,11 +18,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import medical
-from mmedexpert_jax.processing.windows import Frames, View, chosen, grey, windowed
+from mmedexpert_jax.processing.windows import Frames, View, chosen, grey, settled, windowed
 
 Source = Image.Image | bytes | str | Path
 PLAIN = View()
+Made = TypeVar("Made")
 VIEWED = ("window", "slices", "plane")  # keys of an image part that choose what of its file is seen
+PROGRAMS = ("EPS", "WMF")  # that Pillow hands to an interpreter of the system
 TAIL = 65_536  # bytes at a JPEG's end in which its end-of-image marker is looked for
 
 
@@ -152,12 +154,22 @@ def decode(
     view = View.make(window, slices, plane, name or "image")
     if isinstance(source, ImageRef):
         name, view, source = name or source.name, source.view, source.open()
-    name = name or _named(source)
+    return _each(source, name or _named(source), view, lambda stack, place: stack.frame(place))
+
+
+def shown_window(source: ImageRef) -> tuple[float, float] | None:
+    """(centre, width) of the grey values that a reference's picture shows between black and white; None of colours and
+    of 8 bits as they are. Raises as `decode`."""
+    return _each(source.open(), source.name, source.view, lambda stack, place: stack.window(place))[0]
+
+
+def _each(source: Source, name: str, view: View, look: Callable[[Frames, int], Made]) -> tuple[Made, ...]:
+    """What `look` makes of each picture that a view chooses. Raises DataError."""
     try:
         stack = _stack(source, name, view)
         if stack.count == 0:
             raise DataError(f"{name}: holds no picture")
-        return tuple(stack.frame(place) for place in chosen(stack.count, view.slices, name))
+        return tuple(look(stack, place) for place in chosen(stack.count, view.slices, name))
     except DataError:
         raise
     except MemoryError:
@@ -233,7 +245,7 @@ def _stack(source: Source, name: str, view: View) -> Frames:
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError(f"{name}: not an image of a known format that can be decoded") from None
+        raise DataError(f"{name}: not an image of a known format that can be decoded{_foreign(encoded)}") from None
     except Exception as error:  # a header that lies raises nearly anything
         raise DataError(f"{name}: not an image that can be decoded ({_reason(error)})") from error
 
@@ -263,6 +275,25 @@ def content(source: bytes | str | Path, name: str) -> bytes:
         raise DataError(f"{name}: no such image file") from None
     except (OSError, ValueError, RuntimeError) as error:  # a folder, no permission, a NUL in the name, ~nobody/x.png
         raise DataError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _foreign(encoded: bytes) -> str:
+    """Advice on content that is often taken for an image; "" where it is nothing known."""
+    kinds = {
+        b"version https://git-lfs": "a Git LFS pointer; run git lfs pull",
+        b"ftyphei": "HEIC; save it as JPEG or PNG",
+        b"%PDF-": "a PDF; save its page as PNG",
+        b"<svg": "SVG; save it as PNG",
+        b"<html": "a web page, perhaps an error of the server; fetch the file again",
+        b"<!doctype html": "a web page, perhaps an error of the server; fetch the file again",
+        b"NRRD000": "NRRD; save it as NIfTI",
+        b"ObjectType =": "MetaImage; save it as NIfTI",
+        b"\x93NUMPY": "a NumPy array; save it as 16-bit PNG, TIFF or NIfTI",
+        b"\x1f\x8b\x08": "packed with gzip; unpack it",
+        b"PK\x03\x04": "a zip without DICOM; unpack it",
+    }
+    head = encoded[:256].lower()
+    return next((f": {words}" for mark, words in kinds.items() if mark.lower() in head), "")
 
 
 def _pages(image: Image.Image) -> int:
@@ -302,6 +333,8 @@ def _whole(file: Any, name: str) -> bool:
 def _still(image: Image.Image, name: str, view: View) -> Frames:
     """Pages or frames of a file that Pillow reads."""
     _check_size(image, name)
+    if image.format in PROGRAMS:
+        raise DataError(f"{name}: {image.format} is a program, not a picture; save it as PNG")
     count = _pages(image)
 
     def frame(place: int) -> Image.Image:
@@ -311,11 +344,31 @@ def _still(image: Image.Image, name: str, view: View) -> Frames:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image), name, view)
 
-    return Frames(count, frame)
+    def window(place: int) -> tuple[float, float] | None:
+        if not (_deep(image) or (view.window is not None and image.mode == "L")):
+            return None
+        if count > 1:
+            image.seek(place)
+        values = np.asarray(image)
+        extent = float(values.min()), float(values.max())
+        return settled(view.window or "full", extent, (0.0, _limit(image.mode, extent[1])))
+
+    return Frames(count, frame, window)
+
+
+def _deep(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _limit(mode: str, highest: float) -> float:
+    """White of an integer or float image without a window, by its mode and its brightest value."""
+    if mode.startswith("I"):
+        return 65535.0
+    return 1.0 if mode == "F" and highest <= 1 else 255.0
 
 
 def _to_rgb(image: Image.Image, name: str, view: View) -> Image.Image:
-    deep = image.mode == "F" or image.mode.startswith("I")
+    deep = _deep(image)
     if deep or (view.window is not None and image.mode == "L"):
         values = np.asarray(image) if image.mode.startswith("I") else np.asarray(image, np.float64)
         picture = Image.fromarray(_to_uint8(values, image.mode, name, view)).convert("RGB")
@@ -339,11 +392,7 @@ def _to_rgb(image: Image.Image, name: str, view: View) -> Image.Image:
 def _to_uint8(values: np.ndarray, mode: str, name: str, view: View) -> np.ndarray:
     """Grey values [H, W] of an integer (up to 16 bits) or float image as uint8, [H, W] or [H, W, 3]."""
     lowest, highest = float(values.min()), float(values.max())
-    limit = 255.0
-    if mode.startswith("I"):
-        limit = 65535.0
-    elif mode == "F" and highest <= 1:
-        limit = 1.0
+    limit = _limit(mode, highest)
     if view.window is not None:
         return windowed(values.astype(np.float64), view.window, (0.0, limit), name)
     if not (lowest >= 0 and highest <= limit):

@@ -32,7 +32,7 @@ from mmedexpert_jax.processing.volumes import (
     section,
     stacked,
 )
-from mmedexpert_jax.processing.windows import Frames, View, grey, windowed
+from mmedexpert_jax.processing.windows import Frames, View, grey, settled, windowed
 
 Reader = Callable[[bytes, str, View], Frames]
 
@@ -88,8 +88,12 @@ def _dicom(content: bytes, name: str, view: View) -> Frames:
     """The frames of a DICOM file, or of all files of a zipped series."""
     if view.plane:
         return kept(content, (view.window, view.plane), lambda: _planes(_placed(content, name), name, view))
-    frames = _placed(content, name)
-    return Frames(len(frames), lambda place: _dicom_frame(*frames[place], name, view))
+    frames = kept(content, "frames", lambda: _placed(content, name))
+    return Frames(
+        len(frames),
+        lambda place: _dicom_frame(*frames[place], name, view),
+        lambda place: _dicom_window(*frames[place], name, view),
+    )
 
 
 def _placed(content: bytes, name: str) -> list[tuple[Any, int]]:
@@ -224,6 +228,8 @@ def _dicom_frame(dataset: Any, place: int, name: str, view: View) -> Image.Image
 
     values = _stored(dataset, place, name)
     kind = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
+    if not kind.startswith(("MONOCHROME", "RGB", "YBR", "PALETTE")):
+        raise DataError(f"{name}: DICOM pictures of {kind[:20]} are not read; convert it to RGB")
     if kind.startswith("MONOCHROME"):
         return Image.fromarray(_dicom_grey(values, dataset, _look(dataset, place), name, view)).convert("RGB")
     if view.window is not None:
@@ -234,6 +240,23 @@ def _dicom_frame(dataset: Any, place: int, name: str, view: View) -> Image.Image
     if "PALETTE" not in kind:
         depth = int(dataset.get("BitsStored") or depth)
     return Image.fromarray(grey(values / (2.0**depth - 1)) if depth != 8 else values.astype(np.uint8)).convert("RGB")
+
+
+@quiet
+def _dicom_window(dataset: Any, place: int, name: str, view: View) -> tuple[float, float] | None:
+    """(centre, width) under which a frame is shown, of a VOI LUT that of its whole range; None of colours."""
+    if not str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).startswith("MONOCHROME"):
+        return None
+    look = _look(dataset, place)
+    if view.window is None and _has_window(look) and not _has_lut(look):
+        centre, width = (
+            float(look[key].value if look[key].VM == 1 else look[key].value[0])
+            for key in ("WindowCenter", "WindowWidth")
+        )
+        return centre, width
+    stored = _stored(dataset, place, name)
+    extent = _extent(stored[stored != dataset.get("PixelPaddingValue")], stored, look)
+    return settled(view.window or "range", extent, _full(look))
 
 
 def _stored(dataset: Any, place: int, name: str) -> np.ndarray:
@@ -364,7 +387,11 @@ def _planes(frames: Sequence[tuple[Any, int]], name: str, view: View) -> Frames:
     ordered = [frames[place] for place in order]
 
     levels = functools.cache(lambda: _dicom_volume(ordered, axes, name, view))
-    return Frames(size[axis], lambda place: section(np.moveaxis(levels(), axis, 0)[place], spacing, axis))
+    return Frames(
+        size[axis],
+        lambda place: section(np.moveaxis(levels(), axis, 0)[place], spacing, axis),
+        lambda place: _dicom_window(*ordered[len(ordered) // 2], name, view),
+    )
 
 
 def _dicom_volume(frames: Sequence[tuple[Any, int]], axes: np.ndarray, name: str, view: View) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.volumes import AXES, canonical, kept, library, one_line, quiet, section
-from mmedexpert_jax.processing.windows import PLANES, Frames, View, grey, windowed
+from mmedexpert_jax.processing.windows import PLANES, Frames, View, between, grey, settled, windowed
 
 MAX_BYTES = 2**31  # of an unpacked volume
 PERCENTILES = (0.5, 99.5)  # of a volume without a window: a few bright voxels would make a whole MR dark
@@ -59,7 +59,15 @@ def read(content: bytes, name: str, view: View) -> Frames:
             levels = windowed(values, view.window, full, name, hounsfield=True)
         return section(levels, spacing, axis)
 
-    return Frames(shape[axis], frame)
+    @quiet
+    def window(place: int) -> tuple[float, float] | None:
+        volume = kept(content, "", lambda: Volume(_values(content, axes, name), header))
+        if view.window is None:
+            return between(*volume.limits)
+        values = np.moveaxis(volume.values, axis, 0)[place]
+        return settled(view.window, (float(values.min()), float(values.max())), volume.extent)
+
+    return Frames(shape[axis], frame, window)
 
 
 def read_header(content: bytes, name: str) -> Any:

@@ -51,6 +51,20 @@ class Frames:
 
     count: int
     frame: Callable[[int], Image.Image]
+    # (centre, width) under which a picture of more than 8 bits is shown; None of colours and plain pictures
+    window: Callable[[int], tuple[float, float] | None] = lambda place: None
+
+
+def between(low: float, high: float) -> tuple[float, float]:
+    """(centre, width) of the window from black at `low` to white at `high`, by `linear`."""
+    return low + (high - low + 1) / 2, high - low + 1
+
+
+def settled(window: Window, extent: tuple[float, float], full: tuple[float, float]) -> tuple[float, float] | None:
+    """(centre, width) of a window; None of three, one for each colour. `extent`, `full`: of "range" and of "full"."""
+    if isinstance(window, tuple):
+        return None if len(window) == 3 else window
+    return PRESETS[window] if window in PRESETS else between(*(extent if window == "range" else full))
 
 
 def chosen(count: int, slices: int | Sequence[int] | None, name: str) -> tuple[int, ...]:
@@ -103,8 +117,11 @@ def windowed(
 
 
 def linear(values: np.ndarray, centre: float, width: float) -> np.ndarray:
-    """Shares of full white, not clipped, by DICOM's linear VOI function (PS3.3 C.11.2.1.2.1)."""
-    return (values - (centre - 0.5)) / max(width - 1, 1e-12) + 0.5
+    """Shares of full white, not clipped, by DICOM's linear VOI function (PS3.3 C.11.2.1.2.1); of widths up to 1, which
+    it does not know (a volume scaled to 0..1), by LINEAR_EXACT (C.11.2.1.3.2)."""
+    if width <= 1:
+        return (values - centre) / width + 0.5
+    return (values - (centre - 0.5)) / (width - 1) + 0.5
 
 
 def grey(shares: np.ndarray) -> np.ndarray:
@@ -116,12 +133,12 @@ def _window(value: Any, name: str) -> Window:
     value = value.replace("_", " ") if isinstance(value, str) else value
     if isinstance(value, str) and value in (*PRESETS, "range", "full"):
         return value
-    if isinstance(value, list | tuple) and len(value) == 2 and all(_number(v) for v in value) and value[1] > 1:
+    if isinstance(value, list | tuple) and len(value) == 2 and all(_number(v) for v in value) and value[1] > 0:
         return (float(value[0]), float(value[1]))
     if isinstance(value, list | tuple) and len(value) == 3 and not any(_number(v) for v in value):
         return tuple(_window(one, name) for one in value)
     known = ", ".join((*PRESETS, "range", "full"))
-    raise DataError(f"{name}, window: {_cut(value)} is no [centre, width > 1], none of {known}, and no three of these")
+    raise DataError(f"{name}, window: {_cut(value)} is no [centre, width > 0], none of {known}, and no three of these")
 
 
 def _number(value: Any) -> bool:

@@ -13,8 +13,10 @@ import threading
 import time
 import urllib.parse
 import uuid
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -29,6 +31,8 @@ from mmedexpert_jax.mmedexpert.review.events import since
 from mmedexpert_jax.mmedexpert.review.review_queue import ReviewQueue
 from mmedexpert_jax.mmedexpert.review.review_server import MAX_BODY, PAGE, ReviewServer
 from mmedexpert_jax.mmedexpert.review.review_traces import from_case
+from mmedexpert_jax.processing.images import ImageRef, decode
+from mmedexpert_jax.processing.windows import View
 from mmedexpert_jax.remote import guard
 
 TRACE = "(1) Fever means inflammation. (2) Crystals are absent, so it is sepsis."
@@ -291,6 +295,107 @@ def test_images(site):
     for query in (f"trace={id}&index=1", f"trace={id}&index=-1", f"trace={id}", "trace=../etc&index=0"):
         assert ask(server.port, "GET", f"/api/image?{query}", tokens["anna"])[0] == 404
     assert ask(server.port, "GET", "/../../pyproject.toml", tokens["anna"])[0] == 404
+
+
+def _deep_files() -> dict[str, tuple[bytes, dict, tuple[float, float]]]:
+    """Files of more than 8 bits, a view of each, and the window under which it is shown without another."""
+    nibabel = pytest.importorskip("nibabel")
+    ramp = np.linspace(0, 65535, 600).reshape(20, 30).astype(np.uint16)
+    volume = nibabel.Nifti1Image(np.linspace(-900, 900, 8 * 9 * 4, dtype=np.float32).reshape(8, 9, 4), np.eye(4))
+    volume.header["cal_min"], volume.header["cal_max"] = -500, 499
+    stored = io.BytesIO()
+    Image.fromarray(ramp).save(stored, "PNG")
+    float_page = io.BytesIO()
+    Image.fromarray((ramp / 300).astype(np.float32)).save(float_page, "TIFF")
+    header = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": [40, 400], "WindowWidth": [400, 1800]}
+    return {
+        "16-bit PNG": (stored.getvalue(), {}, (32768, 65536)),
+        "float TIFF": (float_page.getvalue(), {}, (128, 256)),
+        "16-bit PNG by range": (stored.getvalue(), {"window": "range"}, (32768, 65536)),
+        "NIfTI": (volume.to_bytes(), {"slices": [2], "plane": "coronal"}, (0, 1000)),
+        "NIfTI, lung": (volume.to_bytes(), {"slices": [2], "window": "lung"}, (-600, 1500)),
+        "CT": (dicom(ramp, **header), {}, (40, 400)),
+        "X-ray without a window": (dicom(ramp), {}, (32768, 65536)),
+        "X-ray in negative": (dicom(ramp, PhotometricInterpretation="MONOCHROME1"), {}, (32768, 65536)),
+    }
+
+
+def dicom(values: np.ndarray, **header) -> bytes:
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.Modality = pydicom.uid.CTImageStorage, "1.2", "CT"
+    dataset.SamplesPerPixel, dataset.PixelRepresentation, dataset.BitsAllocated = 1, 0, 16
+    (dataset.Rows, dataset.Columns), dataset.BitsStored, dataset.HighBit = values.shape, 16, 15
+    for key, value in ({"PhotometricInterpretation": "MONOCHROME2"} | header).items():
+        setattr(dataset, key, value)
+    dataset.PixelData = values.tobytes()
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A function that asks a server for the image of a file by its name in `_deep_files`, under a window."""
+    folder, files = tmp_path_factory.mktemp("deep"), _deep_files()
+    files["colours"] = (_saved(Image.new("RGB", (20, 10), "red")), {}, None)
+    pictures = [ImageRef(name, partial(bytes, data), View.make(**view)) for name, (data, view, _) in files.items()]
+    case = Case("c", "What is it?", ("gout", "sepsis"), "B", "AM", "", tuple(pictures), "analytical", TRACE)
+    store, access = Store(folder / "review.sqlite"), Access(secret(folder), ("anna",))
+    desk = ReviewQueue(store, [from_case(case)], ReviewSettings(("anna",)))
+    server = ReviewServer("127.0.0.1", 0, desk, access)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    (token,) = access.tokens.values()
+
+    def look(name: str, window: str = ""):
+        query = f"trace={next(iter(desk.traces))}&index={list(files).index(name)}" + (window and f"&window={window}")
+        return ask(server.port, "GET", f"/api/image?{query}", token)
+
+    yield look
+    server.stop()
+    thread.join()
+    store.close()
+
+
+def _saved(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", _deep_files())
+def test_a_window_is_rendered_by_the_decoder(deep, name):
+    data, view, right = _deep_files()[name]
+    status, headers, plain = deep(name)
+    assert status == 200 and headers["X-Window"] == "{:.12g},{:.12g}".format(*right)
+    (expected,) = decode(data, **view)
+    np.testing.assert_array_equal(Image.open(io.BytesIO(plain)), expected)
+    centre, width = right
+    for window in ((centre, width), (centre - width / 8, 1 + width / 3), (centre + 0.25, 90.5)):
+        status, headers, content = deep(name, "{},{}".format(*window))
+        assert status == 200 and headers["X-Window"] == "{:.12g},{:.12g}".format(*window)
+        (expected,) = decode(data, **view | {"window": window})
+        np.testing.assert_array_equal(Image.open(io.BytesIO(content)), expected)
+    same = np.asarray(Image.open(io.BytesIO(deep(name, "{},{}".format(*right))[2])), int)
+    assert (
+        np.abs(same - np.asarray(Image.open(io.BytesIO(plain)), int)).max() <= 1
+    )  # the window that it names is its own
+
+
+@pytest.mark.parametrize("window", ["40", "40,0", "40,-5", "nan,5", "1e999,5", "lung", "1,2,3", "[40,400]", "%00"])
+def test_a_window_that_is_none_is_refused_in_one_line(deep, window):
+    status, _, content = deep("CT", window)
+    assert status == 422 and "window" in content["error"] and len(content["error"]) < 300
+
+
+def test_colours_have_no_window(deep):
+    status, headers, _ = deep("colours")
+    assert status == 200 and "X-Window" not in headers
+    status, _, content = deep("colours", "40,400")
+    assert status == 422 and "a window is of grey values" in content["error"]
 
 
 def test_links_stay_valid_and_are_private(tmp_path):

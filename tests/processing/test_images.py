@@ -1,6 +1,8 @@
 """Patches against transformers' PIL processor, bit by bit, and the images that people really have."""
 
+import gzip
 import io
+import re
 
 import numpy as np
 import pytest
@@ -167,6 +169,26 @@ def test_bad_files_are_refused_by_name(tmp_path):
         open_image(Image.new("RGB", (0, 5)))
     with pytest.raises(DataError, match="image"):
         open_image(None)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:a", "run git lfs pull"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "HEIC; save it as JPEG or PNG"),
+        (b"%PDF-1.4\n", "a PDF; save its page as PNG"),
+        (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG; save it as PNG"),
+        (b"<!DOCTYPE html><title>403 Forbidden</title>", "a web page, perhaps an error of the server"),
+        (b"NRRD0004\ntype: short\n", "NRRD; save it as NIfTI"),
+        (b"\x93NUMPY\x01\0", "a NumPy array; save it"),
+        (gzip.compress(b"no volume"), "packed with gzip; unpack it"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "EPS is a program, not a picture"),
+    ],
+)
+def test_what_is_often_taken_for_an_image_is_named(content, words):
+    with pytest.raises(DataError, match=re.escape(words)) as error:
+        open_image(content, "scan.png")
+    assert str(error.value).startswith("scan.png: ") and "\n" not in str(error.value)
 
 
 def test_a_camera_preview_frame_is_not_an_animation():

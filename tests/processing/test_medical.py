@@ -131,6 +131,20 @@ def test_without_a_window_the_range_counts_without_padding():
 LEVEL = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1]}
 
 
+def test_a_window_up_to_one_is_exact_as_dicom_has_it():
+    """LINEAR does not know such widths, and a volume that is scaled to 0..1 needs them."""
+    values = np.linspace(0, 1, 60, dtype=np.float32).reshape(5, 4, 3)
+    data = nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
+    shown = np.asarray(open_image(data, "scan", slices=[1], window=(0.5, 0.25)))[..., 0]
+    dataset = pydicom.Dataset()
+    dataset.PhotometricInterpretation, dataset.BitsStored, dataset.PixelRepresentation = "MONOCHROME2", 8, 0
+    dataset.WindowCenter, dataset.WindowWidth, dataset.VOILUTFunction = 0.5, 0.25, "LINEAR_EXACT"
+    from pydicom.pixels import apply_voi_lut
+
+    expected = apply_voi_lut(np.asarray(values[..., 1], np.float64), dataset)
+    np.testing.assert_array_equal(shown, np.round(expected)[::-1, ::-1].T)
+
+
 def test_what_a_scan_cannot_show_is_one_line():
     cases = {
         "Hounsfield": ({"Modality": "MR"}, {"window": "lung"}),
@@ -139,6 +153,7 @@ def test_what_a_scan_cannot_show_is_one_line():
         "0 x 64|64 x 0": ({"Rows": 0}, {}),
         "one slice": (LEVEL, {"plane": "sagittal"}),
         "no ImagePositionPatient": ({"NumberOfFrames": 3}, {"plane": "sagittal"}),
+        "DICOM pictures of HSV": ({"PhotometricInterpretation": "HSV"}, {}),
         "cannot be decoded": ({"PixelData": b"ab"}, {}),
     }
     for words, (header, view) in cases.items():

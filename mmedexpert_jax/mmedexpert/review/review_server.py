@@ -9,6 +9,7 @@ import re
 import socket
 import sqlite3
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.review.events import Event
 from mmedexpert_jax.mmedexpert.review.review_queue import Person, ReviewQueue
 from mmedexpert_jax.mmedexpert.review.review_traces import encoded
+from mmedexpert_jax.processing.images import ImageRef, shown_window
+from mmedexpert_jax.processing.windows import View
 from mmedexpert_jax.remote.guard import LOOPBACK, Guard, PromptProtocol
 
 PAGE = Path(__file__).parent / "page"
@@ -40,8 +43,10 @@ STATIC = {
 MAX_BODY = 2_000_000  # bytes of a request
 MAX_EVENTS = 500  # in one request
 MAX_ITEMS = 10  # handed out at once
+WINDOW = "X-Window"  # header of a picture of more than 8 bits: centre,width under which it is shown
 BODY_SECONDS = 20.0  # until the body of a request is there
 _LENGTH = re.compile(r"[0-9]+")
+_DECIMAL = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,17})?(e-?[0-9]{1,2})?")
 _NUMBER = re.compile(r"[0-9]{1,6}")  # of ASCII: isdigit() is true of "²", and int() refuses 5,000 digits
 
 Answer = Callable[["ReviewServer", Person, "ReviewRequest"], Any]
@@ -70,6 +75,7 @@ class ReviewServer:
         """Binds the port; 0 takes any that is free. Raises ResourceError."""
         self.desk, self.access, self.blind = desk, access, blind
         self.loopback = host in LOOPBACK
+        self._last: tuple[Any, bytes] = None, b""
         self._socket = _bound(host, port)
         quiet: dict[str, Any] = {
             "log_config": None,
@@ -106,12 +112,20 @@ class ReviewServer:
             raise ReviewRefusal(404, "no such trace")
         return self.desk.traces[id]
 
+    def content(self, image: ImageRef) -> bytes:
+        """The file of an image; read once while the slices of one volume are asked for in turn. Raises DataError."""
+        read, content = self._last
+        if read is not image.read:
+            content = image.open()
+            self._last = image.read, content
+        return content
+
     def _application(self) -> Starlette:
         routes = [Route(path, self._file(*STATIC[path])) for path in STATIC]
         routes += [Route(path, self._endpoint(answer)) for path, answer in GET.items()]
         routes += [Route(path, self._endpoint(answer), methods=["POST"]) for path, answer in POST.items()]
         handlers: dict[Any, Any] = {HTTPException: _refused, Exception: _failed, ClientDisconnect: _gone}
-        handlers |= dict.fromkeys((sqlite3.Error, ResourceError), _unavailable)
+        handlers |= dict.fromkeys((sqlite3.Error, ResourceError), _unavailable) | {DataError: _unreadable}
         return Starlette(routes=routes, exception_handlers=handlers)
 
     def _file(self, name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
@@ -133,7 +147,8 @@ class ReviewServer:
                 asked.body = await _json(request)
             content = await run_in_threadpool(answer, self, person, asked)
             if isinstance(content, tuple):
-                return Response(content[0], media_type=content[1])
+                body, kind, headers = content
+                return Response(body, media_type=kind, headers=headers)
             return JSONResponse(content)
 
         return endpoint
@@ -197,6 +212,11 @@ async def _unavailable(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, 503, headers={"Connection": "close"})
 
 
+async def _unreadable(request: Request, error: Exception) -> Response:
+    """The answer where a picture cannot be shown as it was asked for."""
+    return JSONResponse({"error": str(error)}, 422)
+
+
 async def _failed(request: Request, error: Exception) -> Response:
     """The answer to an error of ours."""
     return JSONResponse({"error": f"{type(error).__name__}: {border.cut(str(error))}"}, 500)
@@ -229,7 +249,13 @@ def _image(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
     images, index = server.trace(asked.query.get("trace")).case.images, asked.number("index")
     if index is None or index >= len(images):
         raise ReviewRefusal(404, "no such image")
-    return encoded(images[index])
+    content, window = server.content(images[index]), asked.query.get("window")
+    image = replace(images[index], read=lambda: content)
+    if window is not None:
+        values = [float(text) if _DECIMAL.fullmatch(text) else None for text in window.split(",")]
+        image = replace(image, view=replace(image.view, window=View.make(values, name="image").window))
+    shown = shown_window(image)
+    return *encoded(image), {WINDOW: f"{shown[0]:.12g},{shown[1]:.12g}"} if shown else {}
 
 
 def _history(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:

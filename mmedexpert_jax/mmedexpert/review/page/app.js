@@ -540,29 +540,32 @@ function nothingLeft() {
 
 const NEAR = 3; // images loaded before and behind the one that is shown
 const STACK = 8; // from so many on they are slices of one volume: a slider, the wheel turns, zoom and window stay
-const pictures = new Map(); // "trace/index" -> promise of an object URL
+const HELD = 40; // encoded files that are kept; what is decoded of them is drawn on the one canvas and let go at once
+const pictures = new Map(); // "trace/index/window" -> promise of a file, and of the window that it shows
 
-function picture(id, index) {
-  const key = `${id}/${index}`;
+function picture(id, index, window = "") {
+  const key = `${id}/${index}/${window}`;
   if (!pictures.has(key)) {
-    const path = `/api/image?trace=${encodeURIComponent(id)}&index=${index}`;
-    pictures.set(key, patiently(async () => URL.createObjectURL(await (await request(path)).blob())));
-    if (pictures.size > 60) {
-      const oldest = pictures.keys().next().value;
-      pictures.get(oldest).then(URL.revokeObjectURL, () => {});
-      pictures.delete(oldest);
-    }
+    const path = `/api/image?trace=${encodeURIComponent(id)}&index=${index}${window && `&window=${window}`}`;
+    pictures.set(key, patiently(async () => {
+      const reply = await request(path);
+      return { file: await reply.blob(), window: reply.headers.get("X-Window") };
+    }));
+    if (pictures.size > HELD) pictures.delete(pictures.keys().next().value);
   }
   return pictures.get(key);
 }
 
-function loadImages(item, around = 0) { // those next to come: a volume has hundreds
+function loadImages(item, around = 0, window = "") { // those next to come: a volume has hundreds
   const last = Math.min(item.images - 1, around + NEAR);
-  for (let index = Math.max(0, around - NEAR); index <= last; index++) picture(item.id, index).catch(() => {});
+  for (let index = Math.max(0, around - NEAR); index <= last; index++) picture(item.id, index, window).catch(() => {});
 }
 
 const viewer = {
   item: null, index: 0, scale: 1, x: 0, y: 0, pointers: new Map(),
+  wish: "", // window that was asked for, "centre,width"; "": as the file has it
+  grey: null, // [centre, width] that is shown or was asked for; null for plain pictures, which the browser shades
+  stale: false, drawing: false,
   open(item) {
     this.item = item;
     $("viewer").hidden = !item.images;
@@ -580,31 +583,76 @@ const viewer = {
     this.turn(this.stacked() ? Math.floor(item.images / 2) : 0);
   },
   stacked() { return this.item.images >= STACK; },
-  async turn(index) {
+  turn(index) {
     const item = this.item;
-    if (!item || index < 0 || index >= item.images) return;
+    if (!item || index < 0 || index >= item.images) return undefined;
     this.index = index;
     $("stage").setAttribute("aria-label", `Image ${index + 1} of ${item.images} of the case`);
     if (this.stacked()) {
       $("slice").value = index + 1;
       $("slice-number").textContent = `${index + 1} / ${item.images}`;
-      if (!pictures.has(`${item.id}/${index}`)) await sleep(30); // while slices fly by, none is asked for
-      if (!same(item, this.item) || this.index !== index) return;
     } else {
       this.reset();
       [...$("films").children].forEach((button, i) => button.setAttribute("aria-pressed", i === index));
-      $("image").removeAttribute("src");
+      $("image").width = 0; // nothing of the one before
     }
-    const url = await picture(item.id, index);
-    if (!same(item, this.item) || this.index !== index) return;
-    $("image").src = url;
-    $("image").dataset.shown = index + 1;
-    loadImages(item, index);
+    return this.draw();
+  },
+  async draw() { // one at a time, then the newest wish: a drag or a held key asks for no more than can be shown
+    if (!this.item?.images) return;
+    this.stale = true;
+    if (this.drawing) return;
+    this.drawing = true;
+    while (this.stale) {
+      this.stale = false;
+      await this.paint(this.item, this.index, this.wish).catch((error) => say(error.message));
+    }
+    this.drawing = false;
+    loadImages(this.item, this.index, this.wish);
+  },
+  async paint(item, index, wish) {
+    const { file, window } = await picture(item.id, index, wish);
+    const decoded = await createImageBitmap(file, { colorSpaceConversion: "none" }); // as the decoder: no profiles
+    const canvas = $("image");
+    if (same(item, this.item) && (this.stacked() || index === this.index)) {
+      if (canvas.width !== decoded.width) canvas.width = decoded.width;
+      if (canvas.height !== decoded.height) canvas.height = decoded.height;
+      canvas.getContext("2d", { alpha: false, willReadFrequently: true }).drawImage(decoded, 0, 0);
+      Object.assign(canvas.dataset, { shown: index + 1, window: window || "" });
+      if (wish === this.wish) this.showGrey(window && window.split(",").map(Number));
+    }
+    decoded.close();
   },
   reset() {
-    Object.assign(this, { scale: 1, x: 0, y: 0 });
+    Object.assign(this, { scale: 1, x: 0, y: 0, wish: "" });
     $("brightness").value = $("contrast").value = 100;
     this.apply();
+  },
+  showGrey(values) { // fields of window and level, or sliders where there are no values beyond what is shown
+    this.grey = values;
+    for (const label of document.querySelectorAll(".grey")) label.hidden = !values;
+    for (const label of document.querySelectorAll(".plain")) label.hidden = Boolean(values);
+    ["level", "width"].forEach((id, i) => {
+      if (values && document.activeElement !== $(id)) $(id).value = Number(values[i].toPrecision(6));
+    });
+  },
+  ask(centre, width) { // the server's decoder renders the slice under this window
+    if (!Number.isFinite(centre) || !(width > 0)) return undefined;
+    const values = [centre, width].map((value) => Number(value.toPrecision(6)));
+    this.wish = values.join(",");
+    this.showGrey(values);
+    return this.draw();
+  },
+  shade(brighter, steeper) { // in percent
+    if (this.grey) {
+      const [centre, width] = this.grey;
+      const one = width > 1 ? 1 : 0; // DICOM's linear function goes from black to white in width - 1
+      const span = width - one || 1;
+      return this.ask(centre - (span * brighter) / 200, one + span * Math.exp(-steeper / 100));
+    }
+    $("brightness").value = Number($("brightness").value) + brighter;
+    $("contrast").value = Number($("contrast").value) + steeper;
+    return this.apply();
   },
   zoom(factor, x = 0, y = 0) { // about a point, in pixels from the centre of the stage
     const scale = Math.min(16, Math.max(1, this.scale * factor));
@@ -616,15 +664,6 @@ const viewer = {
   pan(x, y) {
     this.x += x;
     this.y += y;
-    this.apply();
-  },
-  window(right, down) { // as radiologists drag: across for the window's width, up and down for its level
-    $("contrast").value = Number($("contrast").value) + right / 2;
-    $("brightness").value = Number($("brightness").value) - down / 2;
-    this.apply();
-  },
-  shade(slider, by) {
-    $(slider).value = Number($(slider).value) + by;
     this.apply();
   },
   apply() {
@@ -647,7 +686,8 @@ const viewer = {
     const now = this.point(event);
     this.pointers.set(event.pointerId, now);
     const [right, down] = [now[0] - old[0], now[1] - old[1]];
-    if (before.length === 1 && (event.shiftKey || event.buttons === 2)) return this.window(right, down);
+    // as radiologists drag: to the right for a wider window, down for a higher level
+    if (before.length === 1 && (event.shiftKey || event.buttons === 2)) return void this.shade(-down / 2, -right / 2);
     if (before.length === 1) return this.pan(right, down);
     const other = before.find((point) => point !== old);
     const spread = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]) || 1;
@@ -675,6 +715,9 @@ function listenToStage() {
   $("slice").addEventListener("input", () => viewer.turn(Number($("slice").value) - 1));
   stage.addEventListener("dblclick", (event) => viewer.zoom(viewer.scale > 1 ? 0 : 3, ...viewer.point(event)));
   for (const slider of ["brightness", "contrast"]) $(slider).addEventListener("input", () => viewer.apply());
+  for (const id of ["level", "width"]) {
+    $(id).addEventListener("input", () => viewer.ask($("level").valueAsNumber, $("width").valueAsNumber));
+  }
 }
 
 // --- keys --------------------------------------------------------------------------------------------------------
@@ -683,9 +726,9 @@ const ANYWHERE = { k: () => step(-1), u: undo, "?": () => $("help").showModal() 
 const ON_TRACE = {
   a: accept, r: reject, s: putOff, e: toggleEditor, n: () => $("note").focus(), j: () => step(1),
   PageDown: () => turnPage(1), PageUp: () => turnPage(-1),
-  "+": () => viewer.zoom(1.25), "=": () => viewer.zoom(1.25), "-": () => viewer.zoom(0.8), 0: () => viewer.reset(),
-  "[": () => viewer.shade("brightness", -10), "]": () => viewer.shade("brightness", 10),
-  "{": () => viewer.shade("contrast", -10), "}": () => viewer.shade("contrast", 10),
+  "+": () => viewer.zoom(1.25), "=": () => viewer.zoom(1.25), "-": () => viewer.zoom(0.8), 0: () => { viewer.reset(); return viewer.draw(); },
+  "[": () => viewer.shade(-10, 0), "]": () => viewer.shade(10, 0),
+  "{": () => viewer.shade(0, -10), "}": () => viewer.shade(0, 10),
   ",": () => viewer.turn(viewer.index - 1), ".": () => viewer.turn(viewer.index + 1),
   ArrowLeft: () => viewer.pan(40, 0), ArrowRight: () => viewer.pan(-40, 0),
   ArrowUp: () => viewer.pan(0, 40), ArrowDown: () => viewer.pan(0, -40),
@@ -703,9 +746,9 @@ function act(key) {
 function onKey(event) {
   if (!state.session || $("help").open) return;
   const { target, key } = event;
-  if (target === $("editor") || target === $("note")) {
+  if (target === $("editor") || target === $("note") || target.type === "number") {
     const done = target === $("editor") && key === "Enter" && (event.ctrlKey || event.metaKey);
-    if (key === "Escape" || done || (target === $("note") && key === "Enter")) {
+    if (key === "Escape" || done || (target !== $("editor") && key === "Enter")) {
       event.preventDefault();
       $("trace-heading").focus({ preventScroll: true });
       if (done) act("a");
