@@ -116,11 +116,12 @@ def is_right(response: str, options: Sequence[str], answer: str) -> bool:
 def choice(response: str, options: Sequence[str]) -> str | None:
     r"""Letter of the option that a response chooses, or None.
 
-    Only the last answer block counts. It may hold a label ("C", "(C)", "C.", "C)", "C:", "C - text", of either case), a
-    label and text ("C: text", "C (text)", and "text (C)" where it is the option's own), or the exact text of one option (case, white space and a final stop aside), each also
-    behind words such as "Option" or "The answer is" and inside Markdown, LaTeX or brackets ("**C**", "\boxed{C}"). A
-    label wins over an option whose text is that same letter. A label and text that name two different options, a label
-    beyond the options, and any other text choose nothing.
+    Only the last answer block counts. It may hold a label ("C", "(C)", "C.", "C)", "C:", "C - text", of either case),
+    a label and text ("C: text", "C (text)", and "text (C)" where it is the option's own), or the exact text of one
+    option (case, white space and a final stop aside), each also behind words such as "Option" or "The answer is" and
+    inside Markdown, LaTeX or brackets ("**C**", "\boxed{C}"). A label wins over an option whose text is that same
+    letter. A label and text that name two different options, a label beyond the options, and any other text choose
+    nothing.
 
     Args:
         response: the whole completion.

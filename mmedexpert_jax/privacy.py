@@ -21,8 +21,8 @@ from mmedexpert_jax.processing import medical, nifti
 MODES = ("report", "redact", "refuse")
 BLIND = (
     "Not seen: text burned into pixels (ultrasound, screenshots, scanned paper), a face in a photograph or a volume, "
-    "names without a title or label, web addresses, ids of rows and file names, rare findings that identify by themselves, and the "
-    "forms of languages other than English and German. A set without findings is not thereby anonymous."
+    "names without a title or label, web addresses, ids of rows and file names, rare findings that identify by "
+    "themselves, and the forms of languages other than English and German. A set without findings is not thereby anonymous."
 )
 _MONTH = (
     r"(?:jan(?:uary|uar)?|feb(?:ruary|ruar)?|mar(?:ch)?|märz|apr(?:il)?|ma[iy]|june?|juni|july?|juli|aug(?:ust)?|"
@@ -64,8 +64,10 @@ PATTERNS: dict[str, re.Pattern] = {
     "date": re.compile(
         rf"\b{_YEAR}(?P<mark>[-/.]){_NUMBERED}(?P=mark){_DAY}(?!\d)(?:T[\d:.]+Z?)?|"
         rf"\b{_DAY}[./-]{_DAY}[./-](?:{_YEAR}|\d\d)(?![\d./-]| ?(?:mg|mcg|ml|mm|cm|units?)\b)|"
-        rf"\b{_DAY} ?[./-] ?{_DAY} ?[./-] ?{_YEAR}(?!\d)|(?:{_YEAR}年)?{_NUMBERED}月{_DAY}日|\b(?:0[1-9]|1[0-2])/{_YEAR}\b|"
-        rf"\b(?:dob|born|birth|geb\.|geboren)\b[^\w\n]{{0,4}}(?:\d{{1,2}} \d{{1,2}} (?:{_YEAR}|\d\d)|\d{{6}}|\d{{8}})\b|"
+        rf"\b{_DAY} ?[./-] ?{_DAY} ?[./-] ?{_YEAR}(?!\d)|(?:{_YEAR}年)?{_NUMBERED}月{_DAY}日|"
+        rf"\b(?:0[1-9]|1[0-2])/{_YEAR}\b|"
+        rf"\b(?:dob|born|birth|geb\.|geboren)\b[^\w\n]{{0,4}}"
+        rf"(?:\d{{1,2}} \d{{1,2}} (?:{_YEAR}|\d\d)|\d{{6}}|\d{{8}})\b|"
         rf"\b(?:\d{{1,2}}(?:st|nd|rd|th|\.)?[ -]?(?:of )?)?{_MONTH}\.?,?[ -]?{_YEAR}\b|"
         rf"\b{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?,? {_YEAR}\b|"
         rf"\b{_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)(?:T[\d.]+Z?)?",
@@ -90,7 +92,8 @@ PATTERNS: dict[str, re.Pattern] = {
     ),
     "name": re.compile(
         rf"\b{_TITLE}(?:\.? {_TITLE})*\.? ?(?:med\. |[A-Z]\. ?)*{_WORD}(?: {_WORD})?|"
-        rf"\b(?:(?i:(?:(?:patient|pt|father|mother|husband|wife|guardian)(?:['’]s)?|full|first|last|given|family|maiden) ?names?|surname|nachname|vorname)|Name|NAME)"
+        rf"\b(?:(?i:(?:(?:patient|pt|father|mother|husband|wife|guardian)(?:['’]s)?|"
+        rf"full|first|last|given|family|maiden) ?names?|surname|nachname|vorname)|Name|NAME)"
         rf"\s*(?:[:=]|-(?= ))\s*{_ANY}(?:,? {_ANY}){{0,2}}|\b(?i:patient(?:'s)? name is) {_WORD}(?: {_WORD})?|"
         rf"\b(?i:patient(?:in)?|pt)\s*[:=]\s*{_WORD},? [A-ZÀ-Þ][\w'’-]*|"
         rf"\b(?i:{_ROLE})\s*(?:[A-Z]\. ?)*{_WORD}(?:,? {_WORD}){{0,2}}|\b{_WORD}(?:\^{_WORD})+|"

@@ -13,7 +13,7 @@ from mmedexpert_jax.remote import Client, Request
 
 WHAT = ("open", "unparsed", "all")
 _WORD = re.compile(r"\b(?P<wrong>incorrect|wrong|false)\b|\b(?P<right>correct|right|true)\b", re.IGNORECASE)
-# A field that is true or false, such as {"is_correct": false}; "incorrect: false" stays wrong, as all that is ambiguous.
+# A field that is true or false, such as {"is_correct": false}; "incorrect: false" stays wrong, as what is unclear.
 _FIELD = re.compile(
     r"(?<![a-z])(?:is[_ ])?correct(?:ness)?\s*[:=]\s*(?P<value>true|yes|1|false|no|0)(?=\s*(?:[.,;]|$))",
     re.IGNORECASE | re.MULTILINE,
