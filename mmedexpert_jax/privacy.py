@@ -22,7 +22,8 @@ MODES = ("report", "redact", "refuse")
 BLIND = (
     "Not seen: text burned into pixels (ultrasound, screenshots, scanned paper), a face in a photograph or a volume, "
     "names without a title or label, web addresses, ids of rows and file names, rare findings that identify by "
-    "themselves, and the forms of languages other than English and German. A set without findings is not thereby anonymous."
+    "themselves, and the forms of languages other than English and German. A set without findings is not "
+    "thereby anonymous."
 )
 _MONTH = (
     r"(?:jan(?:uary|uar)?|feb(?:ruary|ruar)?|mar(?:ch)?|märz|apr(?:il)?|ma[iy]|june?|juni|july?|juli|aug(?:ust)?|"
