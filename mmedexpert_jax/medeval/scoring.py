@@ -114,7 +114,8 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
         return whole
     letters = answers.LETTERS[: len(options)]
     if named := stated(text, letters):
-        return named.pop() if len(named) == 1 and not _beside_another(text, *named, options) else None
+        letter = named.pop()
+        return None if named or _beside_another(text, letter, options) else letter
     lines = [re.sub(r"^[-•>#]+\s", "", line.strip("* \t")) for line in text.splitlines() if line.strip()]
     read = {_choice(line, options) for line in (*lines[:1], *lines[-1:], *stated_texts(text))} - {None}
     return read.pop() if len(read) == 1 else None
