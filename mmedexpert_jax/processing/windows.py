@@ -64,7 +64,8 @@ def settled(window: Window, extent: tuple[float, float], full: tuple[float, floa
     """(centre, width) of a window; None of three, one for each colour. `extent`, `full`: of "range" and of "full"."""
     if isinstance(window, tuple):
         return None if len(window) == 3 else window
-    return PRESETS[window] if window in PRESETS else between(*(extent if window == "range" else full))
+    ends = {"range": extent, "full": full}
+    return between(*ends[window]) if window in ends else PRESETS[window]
 
 
 def chosen(count: int, slices: int | Sequence[int] | None, name: str) -> tuple[int, ...]:
