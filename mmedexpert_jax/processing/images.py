@@ -164,7 +164,7 @@ def shown_window(source: ImageRef) -> tuple[float, float] | None:
 
 
 def _each(source: Source, name: str, view: View, look: Callable[[Frames, int], Made]) -> tuple[Made, ...]:
-    """What `look` makes of each picture that a view chooses. Raises DataError."""
+    """Each picture that a view chooses, passed through `look`. Raises DataError."""
     try:
         stack = _stack(source, name, view)
         if stack.count == 0:
