@@ -29,7 +29,7 @@ class Size:
     text: tuple[int, int, int, int, int]
     tower: tuple[int, int, int, int]
     image: int = 56  # pixels on a side, in the families that make a square of every image
-    vocabulary: int = 1952  # rows of the tables; the embedded tokenizer has 1,944 tokens
+    vocabulary: int = 1960  # rows of the tables; the embedded tokenizer has 1,944 tokens
 
     def parts(self, family: str) -> tuple[TextConfig, VisionConfig]:
         """The configs of a family at this size."""
@@ -114,6 +114,8 @@ def _processor(family: str, vision: VisionConfig) -> Processor:
         soft, end = gemma3_prompts.MARKS.image, gemma3_prompts.MARKS.end
         marks = ("<bos>", "<start_of_turn>", end, "<start_of_image>", "<end_of_image>", soft)
         tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+        # vLLM joins the newlines beside an image by these names
+        tokenizer.add_tokens([AddedToken("\n" * count, normalized=False) for count in (1, 2, 3, 4)])
         # transformers' processor asks the tokenizer for these three by name
         extra = dict(zip(("boi_token", "eoi_token", "image_token"), marks[3:], strict=True))
         tokenizer = PreTrainedTokenizerFast(
