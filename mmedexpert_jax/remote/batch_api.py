@@ -17,7 +17,21 @@ from mmedexpert_jax.remote.protocol import Attempt, Endpoint, EndpointReply, Req
 MOST_REQUESTS = 50_000  # in one file, as OpenAI documents
 MOST_BYTES = 190 * 2**20  # of one file; the documented limit is 200 MB
 CALL_SECONDS = 1800.0  # for one call, the download of a large file included
-ENDED = ("completed", "expired", "failed", "cancelled")
+GOING_ON = (
+    "validating",
+    "queued",
+    "pending",
+    "running",
+    "in_progress",
+    "finalizing",
+    "cancelling",
+    "cancellation_requested",
+)
+# how a batch ended, in OpenAI's words, by what it and others say, some in capitals
+ENDED = {state: state for state in ("completed", "expired", "failed", "cancelled")}
+ENDED |= {"canceled": "cancelled", "success": "completed", "succeeded": "completed", "ended": "completed"}
+ENDED |= {"error": "failed", "timeout_exceeded": "expired"}
+GONE = b'{"status": "expired", "errors": [{"message": "the server does not know it any more"}]}'
 STATES = {"failed": "failed", "cancelled": "was cancelled"}
 
 
@@ -163,11 +177,20 @@ class BatchClient:
         return f"batch {id} {batch['status']}" + (f": {why}" if said else "")
 
     async def _ended(self, id: str) -> Mapping[str, Any]:
-        """The batch when it has ended."""
+        """The batch when it has ended, its state in OpenAI's words. Raises RemoteError for one that stays unknown."""
+        strange = 0
         while True:
             batch = await self._call(f"look at batch {id}", self._api.batches, "retrieve", batch_id=id)
-            if batch.get("status") in ENDED:
-                return batch
+            state = str(batch.get("status")).lower()
+            if state in ENDED:
+                return {**batch, "status": ENDED[state]}
+            strange = 0 if state in GOING_ON else strange + 1
+            if strange >= self.endpoint.max_attempts:
+                said = outcomes.shown(state, self._key)[:40]
+                raise RemoteError(
+                    f"batch {id} at {self.endpoint.host} is in no known state ({said}); "
+                    "look at it there, the same command goes on"
+                )
             self._stop_if_interrupted(f"batch {id} goes on at {self.endpoint.host}")
             await asyncio.sleep(self._poll)
 
@@ -217,6 +240,8 @@ class BatchClient:
                     raise RemoteError(
                         f"{self.endpoint.host} has no Batch API ({detail}); ask it by chat instead"
                     ) from None
+                if status == 404 and what.startswith("look at"):
+                    return GONE  # kept open, it would end every run; its requests are submitted again
                 if status not in (408, 409, 429) and status < 500:
                     break
             except (TimeoutError, openai.APIConnectionError) as error:
@@ -244,8 +269,9 @@ def _id(thing: Mapping[str, Any]) -> str:
 def _messages(batch: Mapping[str, Any]) -> list[str]:
     """The messages among a batch's errors, each once."""
     errors = batch.get("errors")
-    data = errors.get("data") if isinstance(errors, dict) else errors
-    found = [one.get("message") or one.get("code") for one in data or () if isinstance(one, dict)]
+    data = errors.get("data", [errors]) if isinstance(errors, dict) else errors
+    data = data if isinstance(data, list) else [data]
+    found = [one.get("message") or one.get("code") if isinstance(one, dict) else one for one in data]
     return list(dict.fromkeys(str(message) for message in found if message))
 
 

@@ -20,21 +20,38 @@ MASK = "***"
 SECRET_LENGTH = 8  # shorter "keys" are placeholders ("EMPTY", "none"), which may well stand in an answer's text
 MOST_TOKENS = 10**9  # of one attempt; a count above it is no count
 DETAIL = 300  # characters kept of what a server says
-_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated")
+_QUOTA = re.compile(
+    r"insufficient[_ ](?:quota|balance|funds|credits?)|billing_(?:hard_limit_reached|not_active)|access_terminated|"
+    r"credit balance is too low",
+    re.I,
+)
+_WRONG_KEY = re.compile(r"(?:invalid|incorrect|wrong) api[ _-]?key|api[ _-]?key (?:is )?(?:not valid|invalid)", re.I)
 _FILTERED = re.compile(
     r"content[ _-]?(?:filter|policy|management)|ResponsibleAIPolicyViolation|moderation|data_inspection_failed|"
-    r"inappropriate content|guardrail|blocked\b.{0,60}\b(?:safety|polic)|safety\s+(?:system|filter|setting)|"
+    r"(?:inappropriate|sensitive) (?:content|words?)|content exists risk|敏感|guardrail|"
+    r"blocked\b.{0,60}\b(?:safety|polic)|safety\s+(?:system|filter|setting)|"
     r"(?:input|prompt|content|request|message)\b.{0,60}\bflagged|"
     r"flagged.{0,60}\b(?:input|prompt|content|safety)|violat\w+.{0,60}\b(?:usage|safety|content|polic)",
     re.I | re.S,
 )
 _UNKNOWN_FIELD = re.compile(
-    r"unsupported|unrecognized|unknown|not support|extra|not permitted|invalid param|cannot find field", re.I
+    r"unsupported|unrecognized|unknown|not support|extra|not permitted|invalid param|cannot find field|"
+    r"additional propert|unexpected (?:field|keyword|argument|propert)",
+    re.I,
 )
 # A server that takes no greedy answers, or no seed, is asked without; any other wrong value is the user's to know.
-_REFUSED_VALUE = re.compile(r"must be (?:null|none|unset|positive|strictly positive|> ?0|greater than 0)", re.I)
+_REFUSED_VALUE = re.compile(
+    r"must be (?:null|none|unset|positive|strictly positive|> ?0|greater than 0)|deprecated|is not allowed|"
+    r"cannot both be|\bonly\b.{0,40}\b(?:allowed|supported)",
+    re.I,
+)
 # What servers call an answer that they broke off (OpenRouter; vLLM; Zhipu; DeepSeek): asked again, never stored.
-_BROKEN_OFF = ("error", "abort", "network_error", "insufficient_system_resource", "cancelled")
+_BROKEN_OFF = (
+    *("error", "abort", "network_error", "insufficient_system_resource", "cancelled", "malformed_function_call"),
+)
+_STOPPED = ("safety", "prohibited_content", "blocklist", "spii", "recitation", "sensitive", "guardrail")  # by a filter
+_FINISH = dict.fromkeys(("max_tokens", "max_output_tokens", "model_length"), "length")
+_FINISH |= dict.fromkeys(("end_turn", "eos", "eos_token", "stop_sequence", "completed", "done"), "stop")
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -70,7 +87,7 @@ def classify(status: int, headers: Mapping[str, str], content: bytes, secret: st
         secret: the key; masked in every text that is returned, before any text is cut.
     """
     body = json_object(content, secret)
-    if status == 200:
+    if 200 <= status < 300:
         return _answer(headers, body, secret)
     return _failure(status, headers, body, content, secret)
 
@@ -119,19 +136,19 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], content: bytes, secret: str) -> Outcome:
-    """The outcome of any other status than 200."""
+    """The outcome of a status that is no success."""
     error = _error(body)
     code, said = f"{error.get('code')} {error.get('type')}", _said(error, content)
     detail = shown(f"{status}: {said}", secret)
-    if any(word in code for word in _QUOTA) or status == 402:
+    if _QUOTA.search(f"{code} {said[:2000]}") or status == 402:
         return Outcome("quota", detail)
     if status == 451 or (status in (400, 403, 422) and _is_filtered(code, said, error)):
         return Outcome("answered", detail, reply=EndpointReply("", finish="content_filter"), usage=Usage())
     if status == 429:
         return Outcome("rate-limit", detail, retry_after(headers))
-    if status in (408, 409, 425) or status >= 500:
+    if status in (408, 409, 425, 499) or status >= 500:
         return Outcome("server", detail, retry_after(headers))
-    if status in (401, 403, 404, 405) or 300 <= status < 400:
+    if status in (401, 403, 404, 405) or 300 <= status < 400 or _WRONG_KEY.search(said[:2000]):
         return Outcome("refused", detail)
     if status in (400, 422) and (drop := _unknown_field(error)):
         return Outcome("unsupported", detail, drop=drop)
@@ -139,16 +156,19 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], c
 
 
 def _answer(headers: Mapping[str, str], body: Mapping[str, Any], secret: str) -> Outcome:
-    """The outcome of status 200; a body that is not JSON of the protocol's form is malformed."""
+    """The outcome of a success; a body that is not JSON of the protocol's form is malformed."""
     kind = headers.get("content-type", "")
     if "json" not in kind:
         return Outcome("malformed", shown(f"content type {kind!r}, not JSON", secret), billed=True)
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
+    finish = _finish(choice) if isinstance(choice, dict) else ""
+    if isinstance(choice, dict) and finish == "content_filter":
+        choice = {"message": {}} | choice
     if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
         return _without_choice(body, headers, secret)
     usage = _usage(body.get("usage"))
-    if (finish := choice.get("finish_reason")) in _BROKEN_OFF:
+    if finish in _BROKEN_OFF:
         said = _said(_error(choice if "error" in choice else {}), b"no reason given")
         return Outcome("server", shown(f'finish_reason "{finish}": {said}', secret), billed=True, usage=usage)
     reply = _reply(choice, body)
@@ -161,8 +181,10 @@ def _without_choice(body: Mapping[str, Any], headers: Mapping[str, str], secret:
     """A body without an answer: gateways send errors with status 200 too, the true status in `error.code`."""
     if not body.get("error"):
         return Outcome("malformed", "a body without choices[0].message, or cut short", billed=True)
-    code = _error(body).get("code")
-    status = code if type(code) is int and 400 <= code < 600 else 500
+    code = str(_error(body).get("code"))
+    status = int(code) if re.fullmatch("[45][0-9]{2}", code) else 500
+    if "rate_limit" in code:
+        status = 429
     return replace(_failure(status, headers, body, b"", secret), billed=True)
 
 
@@ -177,17 +199,26 @@ def _reply(choice: Mapping[str, Any], body: Mapping[str, Any]) -> EndpointReply 
     if not isinstance(content, str):
         return None
     refusal = refusal if isinstance(refusal, str) else str(refusal)
-    finish = _text(choice.get("finish_reason")) or "stop"
     reasoning = reasoning or _joined(message.get("reasoning_details"), "text", "summary")
     refused = bool(refusal) and not content
     return EndpointReply(
-        "", content or refusal, "refusal" if refused else finish[:40], reasoning, _text(body.get("model"))[:200]
+        "", content or refusal, "refusal" if refused else _finish(choice), reasoning, _text(body.get("model"))[:200]
     )
+
+
+def _finish(choice: Mapping[str, Any]) -> str:
+    """The reason why an answer ends, in the protocol's words where servers have their own: Gemini's and Anthropic's are
+    other words, some in capitals."""
+    said = _text(choice.get("finish_reason")).lower() or "stop"
+    if said.startswith(("content_filter", *_STOPPED)):
+        return "content_filter"
+    return _FINISH.get(said, said[:40])
 
 
 def _joined(parts: Any, *keys: str) -> str:
     """The texts under the first of `keys` that each part of a list has."""
-    parts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    parts = parts if isinstance(parts, list) else []
+    parts = [{"text": part} if isinstance(part, str) else part for part in parts if isinstance(part, str | dict)]
     return "".join(next(filter(None, (_text(part.get(key)) for key in keys)), "") for part in parts)
 
 

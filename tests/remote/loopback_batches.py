@@ -39,6 +39,8 @@ class Batches:
             return 200, self._submit(json.loads(content))
         if len(parts) == 1:
             return 200, {"data": list(self._batches.values()), "has_more": False}
+        if parts[1] not in self._batches:
+            return 404, {"error": {"message": "no such batch"}}
         return 200, self._finish(self._batches[parts[1]])
 
     def _keep(self, content: bytes) -> str:

@@ -76,7 +76,14 @@ def test_a_budget_that_cannot_bear_the_batch_stops_before_it_is_submitted(batch_
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [("failed", "failed: Enqueued token limit"), ("cancelled", "was cancelled")]
+    ("status", "said"),
+    [
+        ("failed", "failed: Enqueued token limit"),
+        ("FAILED", "failed: Enqueued token limit"),
+        ("cancelled", "was cancelled"),
+        ("canceled", "was cancelled"),
+        ("paused_by_admin", "is in no known state \\(paused_by_admin\\); look at it there"),
+    ],
 )
 def test_a_batch_that_failed_says_why_and_is_not_submitted_again_at_once(batch_client, status, said):
     with Loopback() as server:
@@ -86,7 +93,22 @@ def test_a_batch_that_failed_says_why_and_is_not_submitted_again_at_once(batch_c
         assert len(server.batches.submitted) == 3
         server.batches.fails = None
         assert all(reply.text for reply in batch_client(server).ask(questions(3)))
-    assert len(server.batches.submitted) == 6
+    assert len(server.batches.submitted) == (3 if "known" in said else 6)
+
+
+@pytest.mark.parametrize("errors", ["limit reached", ["limit reached"], {"message": "limit reached"}, 5, None, [None]])
+def test_errors_of_a_batch_may_have_any_form(batch_client, errors):
+    with Loopback() as server:
+        server.batches.fails = ("failed", errors)
+        with pytest.raises(RemoteError, match=r"limit reached|5|no reason"):
+            batch_client(server).ask(questions(2))
+
+
+def test_a_batch_that_the_server_forgot_is_submitted_again(batch_client, answers):
+    with Loopback() as server:
+        answers.add_batch("batch-99", batch_client(server).endpoint.host)
+        assert all(reply.text for reply in batch_client(server).ask(questions(2)))
+        assert not answers.open_batches(batch_client(server).endpoint.host)
 
 
 def test_a_cut_line_loses_its_own_answer_alone(batch_client):

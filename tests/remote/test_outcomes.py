@@ -58,6 +58,52 @@ def test_errors_are_told_apart(status, content, outcome):
     assert judge(status, JSON, content).kind == outcome
 
 
+ENDINGS = {"SAFETY": "content_filter", "content_filter: BLOCKLIST": "content_filter", "MAX_TOKENS": "length"}
+ENDINGS |= {
+    "model_length": "length",
+    "end_turn": "stop",
+    "STOP": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+}
+
+
+@pytest.mark.parametrize("said", ENDINGS)
+def test_reasons_to_end_are_in_the_protocols_words(said):
+    choice = {"finish_reason": said, "message": {"content": "x"}}
+    assert judge(200, JSON, json.dumps({"choices": [choice]}).encode()).reply.finish == ENDINGS[said]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "content", "outcome"),
+    [
+        (200, JSON, {"choices": [{"finish_reason": "safety"}]}, "answered"),  # without a message
+        (200, JSON, {"choices": [{"finish_reason": "ERROR", "message": {"content": ""}}]}, "server"),
+        (200, JSON, {"choices": [{"finish_reason": "stop"}]}, "malformed"),
+        (201, JSON, {"choices": [{"message": {"content": "x"}}]}, "answered"),
+        (200, JSON, {"choices": [{"message": {"content": ["x", {"text": "y"}]}}]}, "answered"),
+        (202, JSON, {"id": "x"}, "malformed"),
+        (204, JSON, "", "malformed"),
+        (200, JSON, {"error": {"code": "429", "message": "slow"}}, "rate-limit"),
+        (200, JSON, {"error": {"code": "rate_limit_exceeded"}}, "rate-limit"),
+        (200, JSON, {"error": {"code": "12", "message": "?"}}, "server"),
+        (499, JSON, "", "server"),
+        (400, JSON, {"error": {"message": "Your credit balance is too low"}}, "quota"),
+        (429, JSON, {"error": {"message": "Insufficient balance"}}, "quota"),
+        (400, JSON, {"error": {"message": "API key not valid. Please pass a valid one."}}, "refused"),
+        (400, JSON, {"error": {"message": "Content Exists Risk"}}, "answered"),
+        (400, JSON, {"error": {"message": "输入可能包含敏感内容"}}, "answered"),
+        (400, JSON, {"error": {"message": "`temperature` is deprecated for this model."}}, "unsupported"),
+        (400, JSON, {"error": {"message": "invalid temperature: only 1 is allowed"}}, "unsupported"),
+        (400, JSON, {"error": {"message": "Additional properties are not allowed ('seed')"}}, "unsupported"),
+        (400, JSON, {"error": {"message": "max_completion_tokens: only 4096 is allowed"}}, "rejected"),
+        (400, JSON, {"error": {"message": "reasoning_effort must be one of low, high"}}, "rejected"),
+    ],
+)
+def test_what_servers_say_in_words_of_their_own(status, headers, content, outcome):
+    assert judge(status, headers, json.dumps(content).encode() if content else b"").kind == outcome
+
+
 def test_half_an_emoji_can_be_stored():
     found = judge(200, JSON, completion(content="B \ud83d", reasoning_content="\ude00 \ud83d\ude00 é"))
     assert (found.reply.text, found.reply.reasoning) == ("B \ufffd", "\ufffd \U0001f600 é")
