@@ -331,6 +331,44 @@ def test_one_bad_row_is_one_refused_row_whatever_it_holds(tmp_path):
     border.write_jsonl(tmp_path / "rejected.jsonl", found.rejected)
 
 
+FEVER = {"question": "A man of 45 years has had fever and a cough for two weeks. What does he most likely have?"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "['Gout', 'Lupus', 'Sepsis']",  # as pandas writes a list
+        "{'A': 'Gout', 'B': 'Lupus', 'C': 'Sepsis'}",
+        '["Gout", "Lupus", "Sepsis"]',
+        "A. Gout\nB. Lupus\nC. Sepsis",
+        "A) Gout B) Lupus C) Sepsis",
+        "(A) Gout (B) Lupus (C) Sepsis",
+        "Gout|Lupus|Sepsis",
+        "Gout\nLupus\nSepsis",
+        "Gout; Lupus; Sepsis",
+        [{"key": "A", "value": "Gout"}, {"key": "B", "value": "Lupus"}, {"key": "C", "value": "Sepsis"}],
+        [{"label": "A", "text": "Gout"}, {"label": "B", "text": "Lupus"}, {"label": "C", "text": "Sepsis"}],
+        [{"letter": "A", "content": "Gout"}, {"letter": "B", "content": "Lupus"}, {"letter": "C", "content": "Sepsis"}],
+    ],
+)
+def test_options_are_read_in_every_form_that_tools_write(tmp_path, options):
+    (record,) = collect([write(tmp_path / "a.jsonl", [FEVER | {"options": options, "answer": "B"}])]).records
+    assert (record.options, record.answer) == (("Gout", "Lupus", "Sepsis"), "B")
+
+
+@pytest.mark.parametrize("key", ["Option B", "answer: B", "Lupus (B)", "B (lupus)", "Ｂ", ["B"], "The answer is B"])
+def test_a_key_is_read_as_an_answer_is(tmp_path, key):
+    row = FEVER | {"options": ["Gout", "Lupus"], "answer": key}
+    (record,) = collect([write(tmp_path / "a.jsonl", [row])]).records
+    assert record.answer == "B"
+
+
+@pytest.mark.parametrize("key", ["A and B", "AB", ["A", "B"], "B: Gout", "1", "not B", "B or A"])
+def test_a_key_that_is_not_one_option_is_refused(tmp_path, key):
+    row = FEVER | {"options": ["Gout", "Lupus"], "answer": key}
+    assert not collect([write(tmp_path / "a.jsonl", [row])]).records
+
+
 def test_a_letter_inside_an_option_begins_none(tmp_path):
     text = "Which?\nAnswer Choices: (A) Iron (B) Zinc (C) Copper (D) Both (A) & (C)"
     lines = "Which?\nAnswer Choices:\n(A) Vitamin (B) complex\n(B) Iron\n(C) Zinc"

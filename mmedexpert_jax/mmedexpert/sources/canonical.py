@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmedexpert_jax import border, privacy
+from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.data.tables import InFolder
 from mmedexpert_jax.errors import DataError
@@ -199,7 +199,7 @@ def _place(key: str | int, options: list[str], letters: list[str], repairs: list
     if isinstance(key, int) and not isinstance(key, bool):
         repairs.append("index-key")
         return key if 0 <= key < len(options) else None
-    text = str(key).strip()
+    text = str(key[0] if isinstance(key, list) and len(key) == 1 else key).strip()
     told = re.fullmatch(r"\(?([A-Ja-j])[.):]\s*(\S.*)", text)
     if told and told[1].upper() in letters and _named(told[2], options) == letters.index(told[1].upper()):
         repairs.append("key-form")
@@ -212,6 +212,9 @@ def _place(key: str | int, options: list[str], letters: list[str], repairs: list
     named = _named(text, options)
     if named is not None:
         repairs.append("key-from-text")
+    elif letters == list(LETTERS[: len(options)]) and (said := answers.choice(f"<answer>{text}</answer>", options)):
+        repairs.append("key-form")  # "Option A", "Gout (A)"
+        named = letters.index(said)
     return named
 
 

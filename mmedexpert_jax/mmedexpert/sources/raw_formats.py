@@ -1,5 +1,7 @@
 """Published shapes of clinical multiple-choice cases: how each is recognised, and what its fields mean."""
 
+import ast
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,6 +10,7 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
+from mmedexpert_jax.errors import DataError
 
 CHOICES = re.compile(r"\s*\n\s*(?:Answer Choices|Options)\s*:\s*(?=\(A\)|A[.)])", re.I)
 _PREFIX = re.compile(r"\s*\(?([A-J])\s*[.):]\s*")
@@ -79,8 +82,9 @@ def _bigbio(row: Mapping[str, Any]) -> Raw:
     texts, letters = [o["value"] for o in options], [o["key"] for o in options]
     if isinstance(answer, Mapping):
         return Raw(row["question"], texts, answer["label"], letters, key_text=text(answer.get("text")))
-    key = row.get("answer_idx") or answer
-    return Raw(row["question"], texts, key, letters, key_text=text(answer), step=text(row.get("meta_info")))
+    key = row.get("answer_idx")
+    key_text = text(answer) if key else ""
+    return Raw(row["question"], texts, key or answer, letters, key_text=key_text, step=text(row.get("meta_info")))
 
 
 def _in_question(row: Mapping[str, Any]) -> Raw:
@@ -157,6 +161,8 @@ def _plain(row: Mapping[str, Any]) -> Raw:
     """Options in one column, or in the columns A, B, ...; a specialty that is none of the four is a field."""
     options = row.get("options") or {letter: row[letter] for letter in LETTERS if text(row.get(letter))}
     options = items(options) if isinstance(options, str) else options
+    if isinstance(options, list) and options and isinstance(options[0], Mapping):
+        options = {o.get("label") or o["letter"]: o.get("text") or o["content"] for o in options}
     named = isinstance(options, Mapping)
     texts = list(options.values()) if named else list(options)
     marked = [re.match(rf"\(?{letter}[.):]\s+", str(text)) for letter, text in zip(LETTERS, texts, strict=False)]
@@ -198,7 +204,7 @@ def listed(text: str) -> tuple[list[str], list[str]]:
         if found is None or (not marks and text[: found.start()].strip()):
             break
         marks.append(found)
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    ends = [*(mark.start() for mark in marks[1:]), len(text)][: len(marks)]
     return list(LETTERS[: len(marks)]), [text[m.end() : end].strip() for m, end in zip(marks, ends, strict=True)]
 
 
@@ -341,10 +347,20 @@ def text(value: Any) -> str:
 
 
 def items(cell: str) -> Any:
-    """A list or object that is written out: as JSON, or as texts with semicolons between. Raises DataError."""
+    """A list or object that is written out: as JSON, as Python (pandas' CSV), as "(A) one (B) two", or as texts with
+    semicolons, line ends or bars between. Raises DataError."""
     if cell.lstrip().startswith(("[", "{")):
-        return border.parse_json(cell, "the cell")
-    return [part.strip() for part in cell.split(";") if part.strip()]
+        try:
+            return border.parse_json(cell, "the cell")
+        except DataError:
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return ast.literal_eval(cell.strip())
+            raise
+    bracketed = re.sub(r"(?m)(^|\s)([A-J])[.):](?=\s)", r"\1(\2)", cell)  # "A. one B. two" as "(A) one (B) two"
+    if len(texts := listed(bracketed)[1]) > 1:
+        return texts
+    mark = next((mark for mark in (";", "\n", "|") if mark in cell.strip()), ";")
+    return [part.strip() for part in cell.split(mark) if part.strip()]
 
 
 def flag(value: Any) -> bool | None:
