@@ -56,7 +56,12 @@ def test_a_step_of_each_trainer_and_a_merge(checkpoint, cases, tmp_path):
         "eval.every": 0,
     }
     dsa = run("dsa", tmp_path / "dsa", **common, batch_size=4, accumulation=1, specialty="AM")
+    rewards = tmp_path / "rewards.py"  # random answers earn none of the others, and equal rewards train nothing
+    rewards.write_text(
+        "def vowels(case, text, **_):\n    return sum(letter in 'aeiou' for letter in text) / (1 + len(text))\n"
+    )
     sampled = {"prompts_per_step": 4, "num_samples": 4, "max_new_tokens": 6, "micro_batch": 2, "temperature": 1.0}
+    sampled["rewards.functions"] = (f"{rewards}:vowels=2",)
     gba = run("gba", tmp_path / "gba", **common, **sampled)
     for folder in (dsa, gba):
         base = transformers.LlavaForConditionalGeneration.from_pretrained(checkpoint)
@@ -64,7 +69,7 @@ def test_a_step_of_each_trainer_and_a_merge(checkpoint, cases, tmp_path):
         trained = {name: tensor for name, tensor in adapted.items() if "lora_B" in name}
         assert all(torch.isfinite(tensor).all() for tensor in trained.values())
     assert any(tensor.abs().max() > 0 for name, tensor in trained.items() if "multi_modal_projector" in name)
-    experts = {"experts": [f"AM={dsa}", f"BS={gba}"], "base": str(checkpoint)}
+    experts = {"experts": [f"AM={dsa}", f"BS={gba}"], "model.path": str(checkpoint)}
     merged = run("merge", tmp_path / "merge", **experts).parent / "model"
     _, info = transformers.LlavaForConditionalGeneration.from_pretrained(merged, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]

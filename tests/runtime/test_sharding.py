@@ -36,7 +36,7 @@ from mmedexpert_jax.runtime.mesh import make_mesh, shard, shard_batch
 
 jax.config.update("jax_default_matmul_precision", "highest")
 folder, meshes = sys.argv[1], eval(sys.argv[2])
-gemma = sys.argv[3] == "gemma3"
+gemma, qwen3 = sys.argv[3] == "gemma3", sys.argv[3] == "qwen3_vl"
 if gemma:  # a window shorter than a row, and images of four tokens that see one another
     text = TextConfig(
         96, 32, 48, num_layers=2, num_heads=8, num_kv_heads=8, head_width=8, mrope_section=(4, 0, 0), bias=False,
@@ -46,6 +46,14 @@ if gemma:  # a window shorter than a row, and images of four tokens that see one
     vision = VisionConfig(
         "gemma3", 1, 32, 40, 8, 32, temporal_patch_size=1, num_positions=16, image_size=56, bidirectional=True
     )
+elif qwen3:  # features of two blocks of the tower enter the decoder's first layers
+    text = TextConfig(
+        96, 32, 48, num_layers=3, num_heads=4, num_kv_heads=2, head_width=8, mrope_section=(2, 1, 1),
+        mrope_interleaved=True, bias=False, qk_norm=True,
+    )
+    vision = VisionConfig(
+        "qwen3_vl", 2, 32, 40, num_heads=2, out_hidden_size=32, patch_size=16, num_positions=16, deepstack_blocks=(0, 1)
+    )
 else:
     text = TextConfig(96, 32, 48, num_layers=1, num_heads=4, num_kv_heads=2, mrope_section=(1, 1, 2))
     vision = VisionConfig("qwen2_5_vl", 1, 32, 40, num_heads=2, out_hidden_size=32, full_attention_blocks=())
@@ -54,6 +62,7 @@ model = Model(ModelConfig(text, vision, **special))
 drawn = init_params(model.config, 0, np.float32)
 drawn = jax.tree.map(lambda x: np.asarray(x) * (10 if x.ndim > 1 else 1), drawn)
 save_pretrained(folder, model, drawn)
+patch = 3 * vision.temporal_patch_size * vision.patch_size**2
 rng = np.random.default_rng(0)
 tokens = rng.integers(0, 90, (8, 12)).astype(np.int32)
 index = np.full((8, 12), -1, np.int32)
@@ -62,7 +71,7 @@ places = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
 places = np.concatenate([places + [2 * i, 2 * j] for i in range(2) for j in range(2)]).astype(np.int32)
 batch = Batch(
     tokens, np.array([12, 9] * 4, np.int32), np.tile(np.arange(12, dtype=np.int32), (8, 3, 1)),
-    np.full(8, 12, np.int32), index, rng.standard_normal((8, 16, 588 if gemma else 1176)).astype(np.float32),
+    np.full(8, 12, np.int32), index, rng.standard_normal((8, 16, patch)).astype(np.float32),
     np.tile(places, (8, 1, 1)), np.full(8, 16, np.int32),
 )
 deltas = jax.tree.map(lambda x: np.asarray(x) + 0.05, lora.init(jax.random.key(0), drawn, rank=2, alpha=4))
@@ -79,7 +88,7 @@ for sizes in meshes:
     logits = model.logits(params, shard_batch(batch, mesh), shard(deltas, mesh))
     gap = np.abs(np.asarray(logits) - expected).max() / expected.std()
     assert gap < 1e-5, (sizes, gap)
-for sizes, words in () if gemma else (
+for sizes, words in () if gemma or qwen3 else (
     ((1, 1, 5), "mesh tensor=5 does not divide the 128 of visual.merger.mlp.0.weight (128, 128)"),
     ((2, 3, 1), "mesh fsdp=3 does not divide the 32 of"),
     ((-1, 3, 1), "mesh fsdp=3, tensor=1 does not divide the 8 devices"),
@@ -115,6 +124,12 @@ def test_logits_on_eight_devices_equal_one_devices(tmp_path):
 def test_logits_of_gemma_on_eight_devices_equal_one_devices(tmp_path):
     """Windows by layer, images that see themselves, soft tokens."""
     on_eight_devices(tmp_path / "model", SOME, "gemma3")
+
+
+@pytest.mark.slow
+def test_logits_of_qwen3_on_eight_devices_equal_one_devices(tmp_path):
+    """Interleaved positions, norms of queries and keys, features of the tower's blocks in the decoder's layers."""
+    on_eight_devices(tmp_path / "model", [(8, 1, 1), (1, 8, 1), (1, 2, 4), (2, 2, 2)], "qwen3_vl")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""One step of DSA and of GBA on a Gemma 3 and on quantised bases: trained deltas, an adapter over the plain base."""
+"""A step of DSA and of GBA on Gemma 3, Qwen3-VL and quantised bases: trained deltas, an adapter over the plain base."""
 
 import json
 import sys
@@ -23,6 +23,7 @@ from mmedexpert_jax.models.load import MINI, chosen
 from mmedexpert_jax.models.quantised import is_quantised
 from mmedexpert_jax.models.random import init_params
 from mmedexpert_jax.processing.gemma3_prompts import GEMMA3_TEMPLATE, GemmaProcessor, SoftTokens
+from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.runtime import Run
 from mmedexpert_jax.sft import dsa
 
@@ -62,12 +63,28 @@ def qwen(directory):
     save_pretrained(directory, Model(config), init_params(config, 0, jnp.float32), processor)
 
 
+def qwen3(directory):
+    """A Qwen3-VL of three narrow layers, the first of which takes features of the tower's first block."""
+    processor = load_processor("mini")
+    known = ModelConfig.from_hf(json.loads((MINI / "config.json").read_text()))
+    text = TextConfig(
+        known.text.vocab_size, 32, 48, 3, 2, 1, head_width=16, mrope_section=(4, 2, 2), mrope_interleaved=True,
+        bias=False, qk_norm=True,
+    )  # fmt: skip
+    vision = VisionConfig("qwen3_vl", 2, 32, 48, 2, 32, patch_size=16, num_positions=16, deepstack_blocks=(0,))
+    config = replace(known, text=text, vision=vision)
+    pictures = replace(processor.image_config, patch_size=16)
+    processor = Processor(processor.tokenizer, pictures, None, "qwen3_vl")
+    save_pretrained(directory, Model(config), init_params(config, 0, jnp.float32), processor)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Folder of each family's checkpoint, and the file of four cases with traces and an image."""
     folder = tmp_path_factory.mktemp("steps")
     gemma(folder / "gemma")
     qwen(folder / "qwen")
+    qwen3(folder / "qwen3")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 70, 3), np.uint8)).save(folder / "a.png")
     rows = [
         {
@@ -97,7 +114,10 @@ JOBS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "quantize"), [("gemma", "none"), ("qwen", "int8"), ("qwen", "nf4")])
+@pytest.mark.parametrize(
+    ("family", "quantize"),
+    [("gemma", "none"), ("qwen", "int8"), ("qwen", "nf4"), pytest.param("qwen3", "none", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("job", JOBS)
 def test_one_step(job, family, quantize, made, tmp_path):
     where = {"workdir": str(tmp_path / "run"), "model.path": str(made / family), "model.quantize": quantize}
@@ -116,7 +136,7 @@ def test_one_step(job, family, quantize, made, tmp_path):
     moved = [name for name, pair in deltas.factors.items() if np.abs(pair["b"]).max() > 0]
     assert any("layers.0.self_attn.q_proj" in name for name in moved)
     assert any("vision_tower" in name or "visual" in name for name in moved)
-    assert isinstance(deltas, lora.Lora) and model.config.family in ("gemma3", "qwen2_vl")
+    assert isinstance(deltas, lora.Lora) and model.config.family in ("gemma3", "qwen2_vl", "qwen3_vl")
 
 
 @pytest.mark.parametrize(
