@@ -228,6 +228,8 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         raise DataError(
             f"{where}, key options: give 2 to {len(LETTERS)} texts, none empty, or no options for an open question"
         )
+    if len({option.strip() for option in options}) < count:
+        raise DataError(f"{where}, key options: two of them are the same text, so that no answer is right alone")
     return tuple(options)
 
 

@@ -1,5 +1,6 @@
 """One's own data set: a first example, converters into the documented rows, and all faults of a set at once."""
 
+import itertools
 import os
 import re
 from collections import Counter, defaultdict
@@ -135,9 +136,11 @@ def convert(source: str | Path, folder: str | Path, split: str = "train") -> Con
 
     Raises:
         DataError: nothing to convert, or a file that cannot be read.
-        ConfigError: the file exists.
+        ConfigError: the file, or another image of its name, exists; the split is no name.
     """
     source, root = Path(source).expanduser(), Path(folder).expanduser()
+    if Path(split).name != split:
+        raise ConfigError(f"split must be a name such as train, not {border.shown(split)}")
     made = Converted(root / f"{split}.jsonl")
     if made.file.exists():
         raise ConfigError(f"{made.file} exists; give another folder or split")
@@ -160,7 +163,8 @@ def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str,
             if isinstance(row, str):
                 raise DataError(row)
             found = forms.ours(row, number) if forms.form(row) else _plain(row, number)
-            images = [_placed(image, source, root, f"{number}-{n}") for n, image in enumerate(found["images"], 1)]
+            names = (f"{made.file.stem}-{number}-{n}" for n in itertools.count(1))
+            images = [_placed(*pair, source, root) for pair in zip(found["images"], names, strict=False)]
         except DataError as error:
             made.refused.append(f"{source}, row {number}: {error}")
             continue
@@ -184,11 +188,11 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     return found | {"id": str(found.get("id") or f"row-{number}"), "images": list(images)}
 
 
-def _placed(image: Any, source: Path, root: Path, name: str) -> Any:
+def _placed(image: Any, name: str, source: Path, root: Path) -> Any:
     """An image of a row as it is named from the new folder; bytes are written there without their headers."""
     if isinstance(image, Mapping) and not isinstance(image.get("bytes"), bytes):
         path = image.get("path") or image.get("image")
-        named = {"path": _placed(path, source, root, name)}
+        named = {"path": _placed(path, name, source, root)}
         return named | {key: image[key] for key in ("window", "slices", "plane") if image.get(key) is not None}
     if isinstance(image, str):
         if image.startswith(("data:", "file:", "http://", "https://")) or Path(image).is_absolute():
@@ -200,11 +204,13 @@ def _placed(image: Any, source: Path, root: Path, name: str) -> Any:
     if not isinstance(content, bytes):
         raise DataError(f"key images: a path or bytes are needed, got {border.shown(image)}")
     data = clean(content, f"image {name}")
-    suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg"
-    with border.writing(root):
-        (root / "images").mkdir(exist_ok=True)
-    border.write_bytes(root / "images" / f"{name}{suffix}", data)
-    return f"images/{name}{suffix}"
+    file = root / "images" / (name + (".png" if data.startswith(b"\x89PNG") else ".jpg"))
+    if file.exists() and file.read_bytes() != data:
+        raise ConfigError(f"{file} exists and is another image; give another folder or split")
+    with border.writing(file):
+        file.parent.mkdir(exist_ok=True)
+    border.write_bytes(file, data)
+    return f"images/{file.name}"
 
 
 def _from_folder(source: Path, root: Path, made: Converted) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config import job_config as configs
@@ -33,10 +34,15 @@ LONGEST = 900  # characters of an error
 
 def main(argv: list[str]) -> int:
     """Runs one command; `argv` holds the arguments after the program's name. Returns the exit code."""
+    return guarded(lambda: _dispatch(parse_flags(argv), argv), "--debug" in argv)
+
+
+def guarded(command: Callable[[], int], debug: bool = False) -> int:
+    """The exit code of a command: whatever it raises becomes one line, behind a traceback where one debugs."""
     try:
-        return _dispatch(parse_flags(argv), argv)
+        return command()
     except Exception as error:
-        if "--debug" in argv:
+        if debug:
             traceback.print_exc()
         return _fail(*explain(error))
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config import job_config as configs
-from mmedexpert_jax.errors import ConfigError, DataError, UserError
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import cli
 from mmedexpert_jax.report import text_tables
 from mmedexpert_jax.runtime import files, metrics
@@ -71,12 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] == "help":
         argv = [*argv[1:], "--help"]
     if argv[0] in COMMANDS:
-        try:
-            return cli.say(COMMANDS[argv[0]][1](argv[1:]))
-        except UserError as error:
-            message, code = cli.explain(error)
-            print(message, file=sys.stderr)
-            return code
+        return cli.guarded(lambda: cli.say(COMMANDS[argv[0]][1](argv[1:])))
     return cli.main(expand(argv))
 
 

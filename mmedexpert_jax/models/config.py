@@ -1,7 +1,7 @@
 """The shape of a Qwen2-VL or Qwen2.5-VL model, read from and written to Hugging Face's config.json."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -35,7 +35,14 @@ TOKENS = {
 
 # Keys of generation_config.json that other fields hold, or that say who wrote it; the rest is kept for saving.
 _GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
-_LARGEST = 2**31  # of any integer in a config: sizes and ids are int32 on devices
+_LARGEST = 2**31 - 1  # of any integer in a config: sizes and ids are int32 on devices
+# Largest values of other keys: layers are objects in Python, of which the deepest model known has 126; a norm with an
+# epsilon of 1 or more is none; an angle's base has to be finite in float32.
+_MOST: dict[str, float] = {
+    **dict.fromkeys(("num_hidden_layers", "depth"), 4096),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps"), 0.1),
+    **dict.fromkeys(("rope_theta", "rope_local_base_freq"), 1e30),
+}
 
 
 @dataclass(frozen=True)
@@ -46,19 +53,22 @@ class Keys:
     place: str = "config.json"
 
     def integer(self, key: str, default: Any, least: int = 1) -> Any:
-        """An integer from `least` on; the default where the key is absent. A null is refused: it is no size."""
+        """An integer from `least` to the key's _MOST; the default where the key is absent. A null is no size."""
         if key not in self.values:
             return default
         value = self.values[key]
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _LARGEST:
-            raise self.wrong(key, f"an integer from {least} on")
+        most = _MOST.get(key, _LARGEST)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.wrong(
+                key, f"an integer from {least} to {most}" if key in _MOST else f"an integer from {least} on"
+            )
         return value
 
     def positive(self, key: str, default: float) -> float:
-        """A finite number above 0."""
-        value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self.wrong(key, "a finite number above 0")
+        """A finite number above 0, at most the key's _MOST."""
+        value, most = self.values.get(key, default), _MOST.get(key, sys.float_info.max)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+            raise self.wrong(key, f"a number above 0, at most {most}" if key in _MOST else "a finite number above 0")
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -79,7 +89,7 @@ class Keys:
         """A list of integers from 0 on, of a given length if one is given."""
         value = self.values.get(key, default)
         fits = isinstance(value, list | tuple) and (length is None or len(value) == length)
-        if not fits or any(isinstance(x, bool) or not isinstance(x, int) or not 0 <= x < _LARGEST for x in value):
+        if not fits or any(isinstance(x, bool) or not isinstance(x, int) or not 0 <= x <= _LARGEST for x in value):
             raise self.wrong(key, f"a list of {length or 'some'} integers from 0 on")
         return tuple(value)
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from mmedexpert_jax.runtime.processes import GRACE, VARIABLES
+from mmedexpert_jax.runtime.processes import GRACE, LAUNCHER, VARIABLES
 
 _EVERY = 0.1  # seconds between two looks at the processes
 
@@ -15,7 +15,8 @@ _EVERY = 0.1  # seconds between two looks at the processes
 def run(count: int, argv: list[str]) -> int:
     """Runs the command line `argv` in `count` processes, which share the devices of this machine: one each on GPUs.
 
-    SIGINT and SIGTERM are passed on. When a process fails, the others end too, by themselves or killed.
+    SIGINT and SIGTERM are passed on. When a process fails, the others end too, by themselves or killed; when this one
+    is killed, they save and stop.
 
     Returns:
         The exit code of the first process that failed, 128 + signal where one killed it; 0 where none did.
@@ -35,6 +36,7 @@ def run(count: int, argv: list[str]) -> int:
         signal.signal(number, forward)
     for i in range(count):
         variables = dict(zip(VARIABLES, (address, str(count), str(i)), strict=True))
+        variables[LAUNCHER] = str(os.getpid())
         environment = {"JAX_LOCAL_DEVICE_IDS": str(i)} | _at_home(address) | os.environ | variables
         # a session of its own: the terminal's Ctrl-C reaches a process once, through `forward`
         children.append(subprocess.Popen(command, env=environment, start_new_session=True))

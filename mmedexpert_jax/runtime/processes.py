@@ -13,6 +13,7 @@ import importlib.util
 import itertools
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ import numpy as np
 from mmedexpert_jax.errors import ConfigError, ResourceError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+LAUNCHER = "MMEDEXPERT_LAUNCHER"  # the process that started this one by `--processes`
 DAY = 24 * 60 * 60 * 1000  # milliseconds
 EVERY = 2.0  # seconds between two looks at whether another process has failed
 GRACE = 10.0  # seconds that the others have to end by themselves when one process fails
@@ -286,9 +288,14 @@ def leave(line: str, code: int) -> None:
 
 
 def _watch() -> None:
-    """Ends this process when another one fails; a collective would wait for it for ever."""
+    """Ends this process when another one fails; a collective would wait for it for ever. Where the launcher is gone,
+    which passes the signals on, the job saves and stops as at SIGTERM: nobody could stop it any more."""
     global _failure
+    launcher = int(os.environ.get(LAUNCHER, "0"))
     while not _ended.wait(EVERY):
+        if launcher and os.getppid() != launcher:
+            launcher = 0  # a second SIGTERM would kill
+            os.kill(os.getpid(), signal.SIGTERM)
         with contextlib.suppress(Exception):  # the key is not there
             line, code = json.loads(_client().key_value_try_get(_FAILED))
             _failure = line, code

@@ -57,6 +57,7 @@ def test_jsonl_and_parquet_give_the_same_cases(tmp_path):
         ({"options": {"B": "one", "C": "two"}, "answer": "B"}, ("row 2", "options", "lettered B, C;", "without a gap")),
         ({"options": {"A": "one", "C": "two"}}, ("row 2", "options", "lettered A, C;")),
         ({"options": ["one"]}, ("row 2", "options", "2 to 10")),
+        ({"options": ["gout", "flu", "gout "]}, ("row 2", "options", "the same text")),
         ({"options": ["a", ""]}, ("row 2", "options", "empty")),
         ({"answer": "C"}, ("row 2", "answer", "'C'", "A, B")),
         ({"answer": None}, ("row 2", "answer")),

@@ -92,6 +92,23 @@ def test_foreign_rows_become_ours_and_load_from_the_new_folder(tmp_path, kind):
         own.convert(tmp_path / "in" / f"x.{kind}", tmp_path / "out")
 
 
+def test_images_of_one_split_never_replace_those_of_another_or_a_users(tmp_path):
+    for seed, split in enumerate(("train", "test")):
+        rows = [{"question": "Which?", "answer": "flu", "images": [{"bytes": _png(seed), "path": "a.png"}]}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
+        own.convert(tmp_path / f"{split}.parquet", tmp_path / "out", split)
+    for seed, split in enumerate(("train", "test")):
+        shown = np.asarray(load_cases(tmp_path / "out", split)[0].images[0].picture())
+        assert np.array_equal(shown, np.asarray(Image.open(io.BytesIO(_png(seed)))))
+    (tmp_path / "theirs" / "images").mkdir(parents=True)
+    (tmp_path / "theirs" / "images" / "test-1-1.png").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"test-1-1\.png exists"):
+        own.convert(tmp_path / "test.parquet", tmp_path / "theirs", "test")
+    assert (tmp_path / "theirs" / "images" / "test-1-1.png").read_bytes() == b"mine"
+    with pytest.raises(ConfigError, match="split must be a name"):
+        own.convert(tmp_path / "test.parquet", tmp_path / "out", "../x")
+
+
 def test_a_spreadsheet_becomes_rows(tmp_path):
     (tmp_path / "x.csv").write_text(
         "id;question;A;B;C;label;image\n1;Which?;gout;flu;;B;\n2;What is it?;;;;Flu;a.png\n3;Three?;x\n", "utf-8"

@@ -7,7 +7,7 @@ from typing import Any
 
 DEEP = "[" * 100_000
 VALUES: tuple[Any, ...] = (
-    *(None, True, False, -1, 0, 1, 3.5, -0.5, 10**30, -(10**400), 1e308, float("nan"), float("inf")),
+    *(None, True, False, -1, 0, 1, 3.5, -0.5, 10**9, 10**30, -(10**400), 1e308, float("nan"), float("inf")),
     *("", " ", "x", "x" * 5000, "\u00b2", "\0", "\ud800", "a\nb", "1", "true", "../../etc/passwd", "=cmd()"),
     *([], [None], [[]], ["x"] * 300, [-1], {}, {"a": 1}, {"": None}),
 )

@@ -9,10 +9,11 @@ import os
 import random
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
 from mmedexpert_jax.mmedexpert.fake_teacher import answer
 from mmedexpert_jax.mmedexpert.review.events import since
 from mmedexpert_jax.remote import Answers
+from mmedexpert_jax.runtime.files import MARKER
 from mmedexpert_jax.runtime.metrics import is_clock
 from tests.fuzz.forked import STARTED, Forked, start
 from tests.mmedexpert.test_factory import raw_cases
@@ -355,6 +357,38 @@ def full(job: str, tries: int, world: World, whole: Callable, folder: Path) -> N
     assert_same(job, run, expected)
 
 
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """The folder as on a disk that has turned read-only: nothing in it can be opened for writing, renamed or made."""
+    mount = subprocess.run(["mount", "--bind", "-o", "ro", folder, folder], capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def read_only_disk(job: str, world: World, whole: Callable, folder: Path) -> None:
+    """The disk turns read-only at a random moment: one line, exit code 4, as at the next start; what is whole stays."""
+    rng, run = random.Random(f"{SEED}/{job}/read-only"), folder / "run"
+    expected, work = whole(job)
+    forked = begin(job, run, world)
+    while forked.alive() and not (run / MARKER).exists():
+        time.sleep(0.01)
+    if forked.works(rng.uniform(0.0, 0.8) * work):
+        with read_only(run):
+            for _ in range(2):
+                codes, said = set(forked.ended()), forked.output.read_text()
+                assert codes == {4} and "Traceback" not in said, (codes, said[-2000:])
+                assert said.splitlines()[-1].startswith(("error: ", "process")), said[-500:]
+                forked = begin(job, run, world)
+            forked.ended()
+        forked = begin(job, run, world)
+    forked.finish()
+    assert_same(job, run, expected)
+
+
 def lost(job: str, world: World, whole: Callable, folder: Path) -> None:
     """A file of a run that was killed is gone: the run ends as one that lost nothing, or with one line."""
     rng, run = random.Random(f"{SEED}/{job}/lost"), folder / "run"
@@ -379,6 +413,11 @@ def lost(job: str, world: World, whole: Callable, folder: Path) -> None:
 @pytest.mark.parametrize("job", [pytest.param(job, marks=_slow(job)) for job in JOBS if job not in SERVERS])
 def test_a_disk_that_is_full_at_any_byte(job, world, whole, tmp_path):
     full(job, 3, world, whole, tmp_path)
+
+
+@pytest.mark.parametrize("job", [pytest.param(job, marks=_slow(job)) for job in JOBS if job not in SERVERS])
+def test_a_disk_that_turns_read_only(job, world, whole, tmp_path):
+    read_only_disk(job, world, whole, tmp_path)
 
 
 @pytest.mark.parametrize("job", [pytest.param(job, marks=_slow(job)) for job in JOBS if job not in SERVERS])

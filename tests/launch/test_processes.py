@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from mmedexpert_jax.launch.ablation_result import MEASURES
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.runtime.files import lock
 from mmedexpert_jax.runtime.metrics import is_clock, read
 
 STEPS = 4
@@ -142,6 +143,15 @@ def test_stopped_in_two_processes_resumed_in_one(start, here, arguments, whole, 
     here(arguments(tmp_path))
     assert_same_run(tmp_path, whole)
     assert not all(row["reward"] == 0 for row in read(whole)), "there was nothing to learn"
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_killed_leaves_no_process_behind(start, arguments, tmp_path):
+    process = start(2, arguments(tmp_path, steps=1000))
+    wait_for(2, tmp_path, process)
+    process.kill()
+    process.communicate()  # ends when the last process closes its streams
+    assert status(tmp_path)["state"] == "interrupted" and lock(tmp_path / ".lock") is not None
 
 
 @pytest.mark.slow
