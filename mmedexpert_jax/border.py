@@ -167,6 +167,11 @@ def read_bytes(path: str | os.PathLike, limit: int = MAX_BYTES, error: type[User
     return content
 
 
+def read_text(path: str | os.PathLike, limit: int = MAX_BYTES, error: type[UserError] = DataError) -> str:
+    """A file's UTF-8 text. Raises `error`, as `read_bytes` does, and where it is none."""
+    return _parsed(_name(path), "text", error, str, read_bytes(path, limit, error))
+
+
 def read_json(
     path: str | os.PathLike, schema: Any = Any, *, limit: int = MAX_BYTES, error: type[UserError] = DataError
 ) -> Any:

@@ -142,9 +142,9 @@ class Evaluation:
     def read(cls, path: str | Path) -> "Evaluation":
         """Reads what `write` wrote. Raises DataError."""
         try:
-            lines = Path(path).read_text(encoding="utf-8").split("\n")
+            lines = border.read_text(path).split("\n")
             return cls(tuple(AnswerRow(**border.parse_json(line, "a row")) for line in lines if line))
-        except (OSError, DataError, ValueError, TypeError) as error:
+        except (DataError, TypeError) as error:
             raise DataError(f"{path}: not the rows of an evaluation ({error})") from None
 
     def by_item(self) -> dict[str, list[AnswerRow]]:

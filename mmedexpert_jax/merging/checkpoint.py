@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import canonical
 from mmedexpert_jax.merging.arrays import finite
@@ -136,7 +137,7 @@ def chat_template(directory: Path) -> str:
     """A model's chat template, from its own file or tokenizer_config.json; empty where it has none."""
     file = directory / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return border.read_text(file)
     for name in ("chat_template.json", "tokenizer_config.json"):
         content = files.read_json(directory / name)
         if isinstance(content, dict) and isinstance(content.get("chat_template"), str):

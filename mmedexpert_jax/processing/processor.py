@@ -23,6 +23,8 @@ Shown = list[tuple[np.ndarray, Grid]]  # what is seen of one image: patches and 
 CHAT_END = "<|im_end|>"
 IMAGE_PAD = "<|image_pad|>"
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")
+PROBE = "Which?"
+LONGEST = 1 << 16  # characters around a question of one word; the templates of the field have below 2,000
 _PART_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of an image part, as in qwen-vl-utils
 # model_type -> the class that transformers and vLLM look for in a saved processor
 CLASSES = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
@@ -95,6 +97,7 @@ class Processor:
         self.special_vision_ids: tuple[int, ...] = tuple(
             sorted(vocabulary[token] for token in marks.never if token in vocabulary)
         )
+        self._check_template()
 
     @classmethod
     def load(
@@ -191,6 +194,18 @@ class Processor:
         except Exception as error:
             reason = " ".join(str(error).split())
             raise DataError(f"the chat template refuses the conversation: {reason}") from error
+
+    def _check_template(self) -> None:
+        """Raises DataError where the chat template drops what is asked, or makes a book of it; one that refuses the
+        probe is told with the prompt that it refuses."""
+        asked = [{"role": "user", "content": [{"type": "text", "text": PROBE}]}]
+        try:
+            said = self._template_applied(asked, add_generation_prompt=True, tokenize=False)
+        except DataError:
+            return
+        if PROBE not in said or len(said) > LONGEST:
+            fault = f"makes {len(said)} characters of a word" if PROBE in said else "leaves the question out"
+            raise DataError(f"the chat template {fault}; copy the base model's")
 
     def _expand(self, tokens: np.ndarray, patch_counts: Sequence[int]) -> np.ndarray:
         """Repeats the one pad of each image as often as the image has merged tokens."""

@@ -337,7 +337,7 @@ def _failed_early(path: Path) -> bool:
 def _lock(path: Path) -> Any:
     file = files.lock(path / ".lock")
     if file is None:
-        holder = (path / ".lock").read_text().strip() or "unknown"
+        holder = (path / ".lock").read_text(errors="replace").strip() or "unknown"
         raise ResourceError(f"{path} is in use by process {holder}; wait for it, stop it, or choose another workdir")
     return file
 

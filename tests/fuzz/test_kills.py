@@ -76,7 +76,7 @@ JOBS = {
     "review": Job((), 16, 2),
     "serve": Job(("max_new_tokens=6", "max_prompt_length=128", "rows=2", "adapters=expert={adapter}"), 2),
     "pipeline": Job(STAGES, 2),
-    "ablation": Job((*STAGES, "rows=AM,GBA", "seeds=0,1", "diversity.questions=0", "questions=4"), 1),
+    "ablation": Job((*STAGES, "rows=AM,GBA", "seeds=0,1", "diversity.questions=1", "questions=4"), 1),
 }  # fmt: skip
 SERVERS = ("review", "serve")
 READS = {"dataset": "raw", "evaluate, endpoint": "asked", "merge": "", "serve": ""}  # the data of a job; else the cases
@@ -160,7 +160,7 @@ def assert_same(job: str, run: Path, expected: dict) -> None:
     found = outcome(run)
     assert found.keys() == expected.keys(), (job, found.keys() ^ expected.keys())
     differ = [name for name in expected if found[name] != expected[name]]
-    assert not differ, (job, differ)
+    assert not differ, (job, differ, str(found[differ[0]])[:2000], str(expected[differ[0]])[:2000])
 
 
 @pytest.fixture(scope="module")

@@ -239,6 +239,21 @@ def test_templates_without_place_for_images_are_refused(processor, tiny_tokenize
         blind.encode(question())
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (b"Hello!", "leaves the question out"),
+        (b"{{ 'x' * 100000 }}{{ messages }}", "makes 100"),
+        (b"\xff{{ messages }}", "is not UTF-8 text"),
+    ],
+)
+def test_templates_that_no_question_can_come_through_are_refused(template, said, tiny_tokenizer_dir, tmp_path):
+    folder = copy_of(tiny_tokenizer_dir, tmp_path / "model")
+    (folder / "chat_template.jinja").write_bytes(template)
+    with pytest.raises(DataError, match=said):
+        Processor.load(folder)
+
+
 def copy_of(directory: Path, target: Path) -> Path:
     return Path(shutil.copytree(directory, target))
 
