@@ -146,6 +146,8 @@ def outcome(run: Path) -> dict:
     found: dict = {}
     for place in (place for place in places if place.is_file() and not place.name.startswith("attempts.sqlite")):
         content = place.read_bytes().replace(str(run).encode(), b"RUN")
+        # a question's key holds the place of an adapter's base
+        content = re.sub(rb'"key": "\w+"', b"", content)
         order = "answers" in place.parts  # of an endpoint, which answers as it likes
         found[place.relative_to(run).as_posix()] = sorted(content.splitlines()) if order else content
     for place in run.rglob("metrics.jsonl"):

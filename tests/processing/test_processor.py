@@ -244,7 +244,7 @@ def test_templates_without_place_for_images_are_refused(processor, tiny_tokenize
     [
         (b"Hello!", "leaves the question out"),
         (b"{{ 'x' * 100000 }}{{ messages }}", "makes 100"),
-        (b"\xff{{ messages }}", "is not UTF-8 text"),
+        (b"\xff{{ messages }}", "cannot be read"),
     ],
 )
 def test_templates_that_no_question_can_come_through_are_refused(template, said, tiny_tokenizer_dir, tmp_path):
