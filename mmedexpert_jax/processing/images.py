@@ -46,8 +46,10 @@ class ImageRef:
         """The encoded image file. Raises DataError, one line that names it, where it cannot be read."""
         try:
             return self.read()
-        except DataError:
-            raise
+        except DataError as error:
+            if self.name in str(error):
+                raise
+            raise DataError(f"{self.name}: {error}") from None
         except FileNotFoundError:
             raise DataError(f"{self.name}: the image cannot be read: no such file") from None
         except Exception as error:  # a broken archive raises nearly anything

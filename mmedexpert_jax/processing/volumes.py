@@ -1,6 +1,7 @@
 """Volumes along the axes of the patient: where DICOM slices stand, and sections as radiologists look at them."""
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -16,16 +17,18 @@ Place = tuple[np.ndarray, np.ndarray, np.ndarray]  # position [3] and axes [2, 3
 Made = TypeVar("Made")
 
 _kept: list[tuple[bytes, Any, Any]] = []
+_keeping = threading.RLock()
 
 
 def kept(content: bytes, view: Any, make: Callable[[], Made]) -> Made:
     """The result of `make` for a file under a view, made once: a volume's slices are asked for in turn."""
-    for file, seen, made in tuple(_kept):
-        if seen == view and file == content:  # at once where it is the same object, else by its bytes
-            return made
-    made = make()
-    _kept[:] = [(content, view, made)]  # one volume may fill much of the memory
-    return made
+    with _keeping:  # slices asked for side by side would read the volume twice
+        for file, seen, made in _kept:
+            if seen == view and file == content:  # at once where it is the same object, else by its bytes
+                return made
+        made = make()
+        _kept[:] = [(content, view, made)]  # one volume may fill much of the memory
+        return made
 
 
 def canonical(

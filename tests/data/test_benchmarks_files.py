@@ -386,6 +386,14 @@ def test_a_lone_quote_inside_a_cell_is_text(tmp_path):
     assert [item.images[0].open() for item in found.items] == [png(0), png(1), png(2)]
 
 
+@pytest.mark.parametrize("image", ["@@@@", "a.jpg", "77", "['aGVsbG8=']"])
+def test_an_image_that_cannot_be_read_is_named_by_file_and_row(tmp_path, image):
+    gmai(tmp_path / "GMAI_mm_bench_VAL.tsv", cells(0), cells(1, image=image))
+    item = benchmarks.load("gmai_mmbench", tmp_path).items[1]
+    with pytest.raises(DataError, match=r"GMAI_mm_bench_VAL\.tsv, row 2, image: not "):
+        item.images[0].picture()
+
+
 @given(st.lists(st.lists(st.text(alphabet='ab"\t\n ', max_size=6), min_size=2, max_size=2), min_size=1, max_size=6))
 def test_records_of_a_table_are_those_of_the_csv_module(rows):
     buffer = io.StringIO()
