@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from PIL import ExifTags, Image
 
-from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.processing import medical, nifti
 
 MODES = ("report", "redact", "refuse")
@@ -121,13 +120,6 @@ class Found:
 
     kind: str  # a key of PATTERNS, or "header"
     place: str  # key of the row, or image and attribute; never the value, which would carry it into a report
-
-
-def check_mode(mode: str, field: str = "privacy") -> str:
-    """`mode`, one of MODES. Raises ConfigError."""
-    if mode not in MODES:
-        raise ConfigError(f"{field}: {mode[:80]!r} is none of {', '.join(MODES)}")
-    return mode
 
 
 def scan(text: str, place: str) -> list[Found]:

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -59,8 +60,14 @@ ALIASES = {
     **dict.fromkeys(("image", "picture", "pictures", "image_path", "img"), "images"),
     **dict.fromkeys(("choices", "candidates"), "options"),
     **dict.fromkeys(("label", "solution", "gold", "target", "answer_idx", "correct"), "answer"),
-    **dict.fromkeys(("reasoning", "rationale", "cot", "thinking"), "trace"),
+    **dict.fromkeys(("reasoning", "rationale", "cot", "thinking", "chain_of_thought"), "trace"),
 }
+# Values of unknown keys by which a row means images, or videos, which are not read.
+_PICTURE = re.compile(
+    r"data:image/|.+\.(png|jpe?g|webp|bmp|gif|tiff?|dcm|dicom|nii|nii\.gz)$", re.IGNORECASE | re.DOTALL
+)
+_VIDEO = re.compile(r"data:video/|.+\.(mp4|avi|mov|mkv|webm)$", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"</?(?:think|answer)>")
 
 
 def load_cases(path: str | Path, split: str, specialty: str | None = None, limit: int = 0, seed: int = 0) -> list[Case]:
@@ -175,6 +182,14 @@ def _case(row: Mapping[str, Any] | str, where: str, number: int, folder: Path, n
         except DataError as error:
             raise DataError(f"{where}, {error}") from None
     _refuse_near(row, where)
+    question, images = _text(row, "question", where), _list(row, "images", where)
+    try:
+        question = forms.placed(question, {len(images)})
+    except DataError as error:
+        raise DataError(f"{where}, {error}") from None
+    trace = _text(row, "trace", where, "")
+    if tag := _TAG.search(trace):
+        raise DataError(f"{where}, key trace: holds {tag[0]}; give the reasoning without tags, which are added")
     options = _options(row, where)
     answer = _text(row, "answer", where)
     if options and (len(answer) != 1 or answer not in LETTERS[: len(options)]):
@@ -187,14 +202,14 @@ def _case(row: Mapping[str, Any] | str, where: str, number: int, folder: Path, n
         raise DataError(f"{where}, key id: {len(id)} characters; give at most {MAX_ID}")
     return Case(
         id=id,
-        question=_text(row, "question", where),
+        question=question,
         options=options,
         answer=answer,
         specialty=_specialty(row, where, needs_four),
         task=_text(row, "task", where, ""),
-        images=tuple(_image(item, where, folder) for item in _list(row, "images", where)),
+        images=tuple(_image(item, where, folder) for item in images),
         paradigm=_one_of(_text(row, "paradigm", where, ""), "paradigm", ("", *PARADIGMS), where),
-        trace=_text(row, "trace", where, ""),
+        trace=trace,
         paradigms=tuple(_one_of(p, "paradigms", PARADIGMS, where) for p in _list(row, "paradigms", where) or PARADIGMS),
         columns={key: value for key, value in row.items() if key not in KEYS and value is not None},
     )
@@ -205,10 +220,22 @@ def _refuse_near(row: Mapping[str, Any], where: str) -> None:
     for key in row:
         if key in KEYS or key in PROVENANCE or row[key] is None:
             continue
-        close = difflib.get_close_matches(str(key).lower(), KEYS, 1, 0.8)
-        meant = ALIASES.get(str(key).lower(), close[0] if close else "")
+        named, texts = border.cut(str(key)), _texts(row[key])
+        close = difflib.get_close_matches(str(key).lower(), [*KEYS, *ALIASES], 1, 0.8)
+        meant = ALIASES.get(close[0], close[0]) if close else ""
+        if not meant and any(map(_PICTURE.match, texts)):
+            meant = "images"
         if meant and row.get(meant) in (None, "", []):
-            raise DataError(f"{where}, key {border.cut(str(key))}: not a key of a row; call it {meant}")
+            raise DataError(f"{where}, key {named}: not a key of a row; call it {meant}")
+        if any(map(_VIDEO.match, texts)):
+            raise DataError(f"{where}, key {named}: videos are not read; give frames of it as images")
+
+
+def _texts(value: Any) -> list[str]:
+    """A value's texts: itself, those of a list, and the paths of objects."""
+    items = value if isinstance(value, list | tuple) else [value]
+    items = [item.get("path") or item.get("url") if isinstance(item, Mapping) else item for item in items]
+    return [item for item in items if isinstance(item, str)]
 
 
 def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:

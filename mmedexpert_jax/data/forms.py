@@ -19,7 +19,10 @@ from mmedexpert_jax.errors import DataError
 
 FORMS = ("messages", "prompt", "conversations", "problem", "instruction")
 ANSWERS = ("answer", "solution", "completion", "ground_truth", "output", "response")
-ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+ROLES = {"human": "user", "gpt": "assistant", "developer": "system"} | {r: r for r in ("user", "assistant", "system")}
+TEXT_PARTS = ("text", "input_text", "output_text")  # of a turn: chat completions' and responses' names
+IMAGE_PARTS = ("image", "image_url", "input_image")
+SOURCES = ("image", "image_url", "url", "path")  # keys of an image part; datasets writes those that it lacks as null
 _PLACE = re.compile(r"<image>\s?")  # where LLaVA, verl and LLaMA-Factory put an image; ours come first
 _OPTION = re.compile(r"^\s*\(?([A-J])[.):]\s*(.*\S)\s*$")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
@@ -52,15 +55,14 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     answer = answer or _answer(row)
     if not answer:
         raise DataError(f"key {kind}: no answer: an assistant's last turn or one of {', '.join(ANSWERS)} is needed")
-    question = _PLACE.sub("", question).strip()
-    question, options = split_options(question)
+    question, options = split_options(placed(question, {len(_images(row)), len(images)}))
     taken = answers.parse(answer)
     short = taken.answer or answer
     boxed = _BOXED.findall(short)
     short = boxed[-1].strip() if boxed else short.strip()
     letter = answers.choice(f"<answer>{short}</answer>", options) if options else None
     if options and letter is None:  # a list within an open question
-        question, options = _PLACE.sub("", question + _listed(options)).strip(), []
+        question, options = question + _listed(options), []
     made = {
         "id": str(row.get("id") or f"row-{number}"),
         "question": question,
@@ -72,6 +74,19 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     if system:
         made["system"] = system
     return made | {key: value for key, value in row.items() if key not in _READ and value is not None}
+
+
+def placed(question: str, images: set[int]) -> str:
+    """A question without the marks of its images' places, which come first. Raises DataError where the marks are of
+    another number than the images, of which inline parts may or may not be counted."""
+    if "<video>" in question:
+        raise DataError("key question: <video>; videos are not read, give frames of it as images")
+    marks = len(_PLACE.findall(question))
+    if marks and marks not in images:
+        raise DataError(
+            f"key question: <image> stands {marks} times, for {max(images)} images; write it for each or none"
+        )
+    return _PLACE.sub("", question).strip() if marks else question
 
 
 def split_options(text: str) -> tuple[str, list[str]]:
@@ -142,21 +157,23 @@ def _turns(turns: Any, key: str) -> tuple[str, str, str, list[Any]]:
 
 
 def _content(turn: Mapping[str, Any], key: str) -> tuple[str, list[Any]]:
-    """Text and images of one turn."""
+    """Text and images of one turn; the place of one of the row's images, a bare part, as <image>."""
     content = turn.get("content", turn.get("value"))
     if isinstance(content, str):
         return content, []
     if not isinstance(content, list | tuple):
         raise DataError(f"key {key}: a turn's content must be text or parts, got {border.shown(content)}")
-    texts, images = [], []
+    texts, images, bare = [], [], 0
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text":
+        if kind in TEXT_PARTS:
             texts.append(_text(part.get("text"), key))
-        elif kind == "image" and (source := part.get("image") or part.get("url") or part.get("path")):
-            images.append(source)
-        elif kind == "image_url" and isinstance(part.get("image_url"), Mapping):
-            images.append(part["image_url"].get("url"))
-        elif kind != "image":  # a bare part stands for one of the row's images
+        elif kind not in IMAGE_PARTS:
             raise DataError(f"key {key}: a part is text or an image, not {border.shown(part)}")
-    return "\n".join(texts), images
+        elif not (source := next((part[name] for name in SOURCES if part.get(name)), None)):
+            bare += 1
+        else:
+            view = {name: value for name, value in part.items() if name not in (*SOURCES, "type", "detail")}
+            source = source.get("url") if isinstance(source, Mapping) else source
+            images.append({"path": source, **view} if any(view.values()) else source)
+    return "<image>" * bare + "\n".join(texts), images

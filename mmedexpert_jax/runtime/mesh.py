@@ -173,11 +173,5 @@ def by_device(function: Callable, mesh: Mesh | None, specs: Any, out_specs: Any)
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, axis_names=names, check_vma=False)
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The tree on the mesh, whole on every device."""
-    sharding = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda leaf: processes.put(leaf, sharding), tree)
-
-
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,7 +1,7 @@
 """The one learner: gradients of a loss, summed over micro-batches and devices, and updates of what is trained.
 
-A stage gives its loss as sums (`Terms`) of one micro-batch; the learner adds them up and divides once, so that neither
-loss nor gradient depends on how a step is split into micro-batches or over devices.
+A stage gives its loss as sums (`LossTerms`) of one micro-batch; the learner adds them up and divides once, so that
+neither loss nor gradient depends on how a step is split into micro-batches or over devices.
 """
 
 import dataclasses
@@ -28,8 +28,13 @@ from mmedexpert_jax.train.state import State
 class LossTerms(Protocol):
     """Sums of a part of an update's rows; a pytree."""
 
-    loss: Any  # [] summed
-    denominator: Any  # [] what loss and gradient are divided by
+    @property
+    def loss(self) -> jax.Array:
+        """[] summed."""
+
+    @property
+    def denominator(self) -> jax.Array:
+        """[] the divisor of loss and gradient."""
 
     def __add__(self, other: Any) -> Any:
         """Those of both parts."""
@@ -66,7 +71,7 @@ class Sums:
         return {"loss": self.loss / self.tokens}
 
 
-Loss = Callable[[Policy, Policy, Any], Any]  # the policy, what it started from, a micro-batch -> Terms
+Loss = Callable[[Policy, Policy, Any], LossTerms]  # of the policy, what it started from, a micro-batch
 
 
 class Learner:

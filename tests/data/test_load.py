@@ -267,6 +267,24 @@ FOREIGN = {
             {"from": "gpt", "value": "Pneumothorax"},
         ],
     },
+    "ours": {"id": "8", "question": f"<image>{QUESTION}", "answer": "Pneumothorax", "images": ["x.png"]},
+    "responses": {
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {
+                "role": "user",
+                "content": [{"type": "input_text", "text": QUESTION}, {"type": "input_image", "image_url": "x.png"}],
+            },
+            {"role": "assistant", "content": [{"type": "output_text", "text": "Pneumothorax"}]},
+        ]
+    },
+    "nulls": {  # as datasets stores parts of several kinds, and bare ones beside the row's images
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": QUESTION}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "Pneumothorax", "image": None}]},
+        ],
+        "images": ["x.png"],
+    },
     "alpaca": {"instruction": QUESTION, "input": "", "output": "Pneumothorax", "images": ["x.png"]},
     "openai": {
         "messages": [
@@ -308,6 +326,34 @@ def test_lettered_options_in_a_foreign_question_make_a_choice(tmp_path):
         ({"conversations": [{"from": "human", "value": "Hi"}]}, "no answer"),
         ({"problem": 5, "answer": "x"}, "key problem"),
         ({"problem": "x", "answer": {"a": 1}}, "key answer"),
+        ({"problem": "<image><image>x", "answer": "y", "images": ["x.png"]}, "<image> stands 2 times, for 1 images"),
+        ({"problem": "<image>x", "answer": "y"}, "<image> stands 1 times, for 0 images"),
+        ({"problem": "<video>x", "answer": "y", "videos": ["x.mp4"]}, "videos are not read"),
+        ({"problem": "x", "answer": "y", "clip": {"path": "x.MP4"}}, "key clip: videos are not read"),
+        (
+            {"problem": "x", "answer": "y", "image_paths": ["x.PNG"]},
+            "key image_paths: not a key of a row; call it images",
+        ),
+        ({"problem": "x", "answer": "y", "scan": [{"url": "data:image/png;base64,"}]}, "key scan: not a key"),
+        ({"id": "1", "question": "x", "answer": "y", "radiograph": "a/b.nii.gz"}, "call it images"),
+        (
+            {"id": "1", "question": "x", "answer": "y", "rationales": "so"},
+            "key rationales: not a key of a row; call it trace",
+        ),
+        ({"id": "1", "question": "x", "answer": "y", "trace": "<think>so</think>"}, "key trace: holds <think>"),
+        ({"id": "1", "question": "<image>x", "answer": "y"}, "<image> stands 1 times, for 0 images"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image", "path": "x.png", "max_pixels": 9}, {"type": "text", "text": "x"}],
+                    },
+                    {"role": "assistant", "content": "x"},
+                ]
+            },
+            "not max_pixels",
+        ),
     ],
 )
 def test_a_foreign_row_that_is_no_case_is_one_line(tmp_path, row, words):

@@ -160,7 +160,7 @@ from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.models.random import init_params
 from mmedexpert_jax.rollout import generate
 from mmedexpert_jax.rollout.decode import advance
-from mmedexpert_jax.runtime.mesh import make_mesh, replicate, shard_batch
+from mmedexpert_jax.runtime.mesh import make_mesh, shard_batch
 
 text = TextConfig(4000, 32, 48, 1, 4, 2, mrope_section=(2, 1, 1))
 config = ModelConfig(text, VisionConfig("qwen2_vl", 1, 16, 32, 2, 32), True, pad_token_id=0)
@@ -176,7 +176,8 @@ sample = lambda params, batch: jax.device_get(
 alone = sample(params, batch)
 lowered.clear()
 mesh = make_mesh()
-spread = sample(replicate(params, mesh), shard_batch(batch, mesh))
+whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+spread = sample(jax.device_put(params, whole), shard_batch(batch, mesh))
 np.testing.assert_array_equal(spread.tokens, alone.tokens)
 np.testing.assert_allclose(spread.logprobs, alone.logprobs, atol=1e-4)
 assert len(np.unique(alone.lengths)) > 2

@@ -10,13 +10,13 @@ import pytest
 
 from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.runtime.devices import device_errors, explain
-from mmedexpert_jax.runtime.mesh import make_mesh, replicate, shard_batch
+from mmedexpert_jax.runtime.mesh import make_mesh, shard_batch
 
 EIGHT = """
 import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mmedexpert_jax.errors import ConfigError, ResourceError
-from mmedexpert_jax.runtime.mesh import make_mesh, replicate, shard_batch
+from mmedexpert_jax.runtime.mesh import make_mesh, shard_batch
 
 mesh = make_mesh()
 assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
@@ -24,7 +24,7 @@ assert set(mesh.axis_types) == {AxisType.Auto}
 tokens = np.linspace(-1, 1, 96, dtype=np.float32).reshape(16, 6)
 batch = {"tokens": tokens, "images": np.zeros((0, 3)), "scale": np.float32(2)}
 weights = np.linspace(-1, 1, 30, dtype=np.float32).reshape(6, 5)
-sharded, whole = shard_batch(batch, mesh), replicate(weights, mesh)
+sharded, whole = shard_batch(batch, mesh), jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))
 assert [shard.data.shape for shard in sharded["tokens"].addressable_shards] == [(2, 6)] * 8
 assert [shard.data.shape for shard in whole.addressable_shards] == [(6, 5)] * 8
 assert sharded["scale"].sharding.is_fully_replicated
@@ -64,7 +64,6 @@ def test_eight_devices():
 def test_one_device_is_the_same_code():
     mesh = make_mesh(1)
     assert shard_batch(jnp.ones((3, 2)), mesh).shape == (3, 2)
-    assert replicate({"w": jnp.ones(2)}, mesh)["w"].sharding.mesh == mesh
     with pytest.raises(ConfigError, match="mesh data=-3"):
         make_mesh(-3)
 

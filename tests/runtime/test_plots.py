@@ -51,6 +51,14 @@ def test_stars_stand_for_reward_functions():
     assert plots.named(panel, rows) == {"rewards/accuracy/mean": "accuracy", "rewards/format/mean": "format"}
 
 
+def test_what_a_step_logs_by_specialty_and_of_perception_has_a_panel(tmp_path):
+    log = metrics.Metrics(tmp_path)
+    for step in (1, 2):
+        log.log(step, {"specialties/AM/reward": 0.1, "specialties/BS/reward": 0.2, "perception_kl": 0.01 * step})
+    log.close()
+    assert [path.stem for path in plots.draw_run(tmp_path)] == ["reward_by_specialty", "perception"]
+
+
 def test_learning_curve_of_seeds(tmp_path):
     for seed, gain in enumerate((0.1, 0.2, 0.3)):
         write_run(tmp_path / str(seed), gain)
