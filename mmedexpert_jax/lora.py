@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mmedexpert_jax.runtime import files
 
 STACKED = "*"  # in a module's path: all layers of a list, stacked along a first axis of their factors (models/tree.py)
 TARGETS = ("all-linear", "text")
+HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _FACTOR = re.compile(r"\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.weight)?$")
 # Fields of adapter_config.json with the only values under which the factors mean plain LoRA
 _PLAIN: dict[str, tuple] = {
@@ -221,10 +222,12 @@ def save_peft(path: str | Path, lora: Lora, base: str, decoder_only: bool = Fals
         for module, factors in modules.items()
         for name, factor in _peft_factors(module, factors).items()
     }
+    hub = None if Path(base).expanduser().exists() else HUB_ID.fullmatch(base)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": hub["name"] if hub else base,
+        "revision": hub["revision"] if hub else None,
         "target_modules": list(named.values()),
         "r": lora.rank,
         "lora_alpha": lora.alpha,
@@ -240,6 +243,15 @@ def save_peft(path: str | Path, lora: Lora, base: str, decoder_only: bool = Fals
         raise ResourceError(
             f"{path}: the adapter cannot be written ({error}); free space or choose another workdir"
         ) from error
+
+
+def base_of(config: Mapping[str, Any]) -> Any:
+    """The base that adapter_config.json names, as "owner/name@revision" where it has a revision on the hub (peft)."""
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not revision or Path(base).expanduser().exists():
+        return base
+    hub = HUB_ID.fullmatch(base)
+    return f"{base}@{revision}" if hub and not hub["revision"] else base
 
 
 def finite(name: str, entries: np.ndarray) -> np.ndarray:

@@ -161,6 +161,19 @@ def test_peft_loads_what_we_save(adapted, base, base_dir, inputs, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
 
 
+@pytest.mark.parametrize(
+    ("base_name", "revision"), [("owner/name@v1", "v1"), ("owner/name", None), ("/no/folder", None)]
+)
+def test_a_base_on_the_hub_keeps_its_revision_as_peft_has_it(base, tmp_path, base_name, revision):
+    lora = lora_module.init(jax.random.key(0), base[1], 2, 4, "text")
+    lora_module.save_peft(tmp_path / "own", lora, base_name)
+    theirs = LoraConfig.from_pretrained(tmp_path / "own")
+    assert (theirs.base_model_name_or_path, theirs.revision) == (base_name.partition("@")[0], revision)
+    file = tmp_path / "own" / "adapter_config.json"
+    assert lora_module.base_of(json.loads(file.read_text())) == base_name
+    lora_module.load_peft(tmp_path / "own", base[1])
+
+
 def test_a_good_adapter_outlives_a_save_that_fails_at_its_end(base, tmp_path, monkeypatch):
     lora = lora_module.init(jax.random.key(0), base[1], 2, 4, "text")
     lora_module.save_peft(tmp_path / "own", lora, "first")

@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.fields import BENCHMARK, SPECIALTIES, check_value, named_devices
+from mmedexpert_jax.config.fields import BENCHMARK, SPECIALTIES, check_value, elsewhere, named_devices
 from mmedexpert_jax.config.job_config import convert, fields
 from mmedexpert_jax.errors import ConfigError, DataError
 
@@ -38,6 +38,8 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
     for prefix, stage in [("", config), *((f"{name}.", config[name]) for name in ("dsa", "gba") if name in config)]:
         if "steps" in stage and stage.steps == 0 and not stage.get("epochs"):
             raise ConfigError(f"config.{prefix}steps and config.{prefix}epochs are both 0; set one of them")
+        if "adam_betas" in stage:
+            _check_training(prefix, stage)
         if "objective" in stage:
             _check_groups(prefix, stage)
         _check_changes(prefix, stage)
@@ -62,13 +64,28 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
         _check_held_out(config)
 
 
+def _check_training(prefix: str, stage: ConfigDict) -> None:
+    """The optimizer's betas, and what held-out scores are to choose."""
+    betas = stage.adam_betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(
+            f"config.{prefix}adam_betas must be two numbers from 0, below 1, such as 0.9,0.999; got {betas}"
+        )
+    for name in ("best", "patience"):
+        if stage.eval.every < 0 and stage.eval[name]:
+            raise ConfigError(
+                f"config.{prefix}eval.{name} chooses by held-out scores, and eval.every=-1 makes none; set "
+                f"--config.{prefix}eval.every to a number of steps"
+            )
+
+
 def _check_changes(prefix: str, stage: ConfigDict) -> None:
     """The fields that `allow_changes` names, and the run that `resume_from` is of."""
     known = list(fields(stage))
     for name in stage.get("allow_changes") or ():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            close = [elsewhere(name, known), *difflib.get_close_matches(name, known, n=1)]
+            hint = f"did you mean {meant}? " if (meant := next(filter(None, close), "")) else ""
             raise ConfigError(
                 f"config.{prefix}allow_changes: no field {border.shown(name)}; {hint}--list_config shows all"
             )
@@ -197,6 +214,11 @@ def _check_groups(prefix: str, gba: ConfigDict) -> None:
     if gba.paradigms_per_query > 4:
         raise ConfigError(f"config.{prefix}paradigms_per_query is at most 4, got {gba.paradigms_per_query}")
     split = "num_samples" if gba.group_by == "query" else "prompts_per_step"
+    if gba.filter.least > gba.filter.most:
+        raise ConfigError(
+            f"config.{prefix}filter.least ({gba.filter.least:g}) is above config.{prefix}filter.most "
+            f"({gba.filter.most:g}): no pass rate is between them"
+        )
     if gba[split] % gba.paradigms_per_query:
         raise ConfigError(
             f"config.{prefix}{split} ({gba[split]}) must be a multiple of paradigms_per_query "

@@ -100,7 +100,8 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
         try:
             method, value = future.set_result, call()
         except BaseException as error:  # SystemExit of a user's function is a failure like any other
-            fault = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+            kept = isinstance(error, Exception) and not isinstance(error, StopIteration)  # which no future takes
+            fault = error if kept else RuntimeError(f"{type(error).__name__}: {error}")
             method, value = future.set_exception, fault
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, method, value)

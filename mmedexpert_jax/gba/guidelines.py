@@ -1,6 +1,7 @@
 """P_guide (paper section 4.2): which query is put under which paradigm at which step."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,8 +58,7 @@ class Guidelines:
     def __post_init__(self):
         if self.group_by not in GROUPINGS:
             raise ConfigError(f"config.group_by is {self.group_by!r}; one of {', '.join(GROUPINGS)}")
-        known = {key for case in self.cases for key in (case.id, case.task)}
-        if self.texts is not None and known.isdisjoint(self.texts):
+        if self.texts is not None and self._unmatched == {*self.texts}:
             tasks = ", ".join(sorted({case.task for case in self.cases} - {""}))
             raise DataError(
                 f"config.guideline_text: none of its {len(self.texts)} keys ({border.cut(', '.join(self.texts))}) is a "
@@ -74,6 +74,17 @@ class Guidelines:
                 f'config.{name} is {whole}; with group_by="{self.group_by}" it must be a multiple of '
                 f"paradigms_per_query, {self.paradigms_per_query}"
             )
+
+    @property
+    def _unmatched(self) -> set[str]:
+        """Keys of the texts that are no task and no id of a case."""
+        return {*(self.texts or ())} - {key for case in self.cases for key in (case.id, case.task)}
+
+    def tell_unmatched(self) -> None:
+        """Warns of texts that no prompt will quote."""
+        if self._unmatched:
+            keys = border.cut(", ".join(sorted(self._unmatched)), 200)
+            logging.getLogger(__name__).warning("config.guideline_text: no task or id of the cases: %s", keys)
 
     @property
     def queries_per_step(self) -> int:

@@ -3,8 +3,10 @@
 import importlib
 import inspect
 import runpy
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mmedexpert_jax import border
@@ -26,9 +28,14 @@ def load_function(spec: str, place: str) -> Callable[..., Any]:
     file, _, name = spec.strip().rpartition(":") if ".py:" in spec else spec.strip().rpartition(".")
     try:
         if file.endswith(".py"):
-            function = runpy.run_path(str(Path(file).expanduser()))[name]
+            path = Path(file).expanduser()
+            if (folder := str(path.resolve().parent)) not in sys.path:
+                sys.path.append(folder)  # for what it imports from beside it, as if it were run
+            module = SimpleNamespace(**runpy.run_path(str(path)))
         else:
-            function = getattr(importlib.import_module(file), name)
+            module = importlib.import_module(file)
+        if not (function := getattr(module, name, None)):
+            raise AttributeError(f"{border.shown(file)} has no {border.shown(name)}")
         if not callable(function):
             raise TypeError(f"{name} is no function")
         next(iter(inspect.signature(function).parameters.values()))

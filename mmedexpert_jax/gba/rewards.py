@@ -76,6 +76,7 @@ REWARDS: dict[str, Reward] = {
 }
 
 GATED = ("format", "structure")  # rewards of form
+LARGEST = float(np.finfo(np.float32).max)  # of a reward: scores are float32
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,21 @@ def _custom(spec: str) -> WeightedReward:
         number = float("nan")
     if not np.isfinite(number):
         raise ConfigError(f"{place}: the weight {border.shown(weight)} is no finite number")
-    function = load_function(path, place)
     name = path.strip().replace(":", ".").rpartition(".")[2]
-    return WeightedReward(name, number, function, own=True)
+    reward = WeightedReward(name, number, load_function(path, place), own=True)
+    told = ("paradigms", "lengths") if reward.whole else ("paradigm", "length")
+    _check_takes(reward.function, ("cases" if reward.whole else "case", "text"), told, place)
+    return reward
+
+
+def _check_takes(function: Reward, places: Sequence[str], told: Sequence[str], field: str) -> None:
+    """Raises ConfigError where a function cannot be called as it will be, at the first step."""
+    try:
+        inspect.signature(function).bind(*places, **dict.fromkeys((*told, "truncated", "max_new_tokens")))
+    except TypeError as error:
+        raise ConfigError(
+            f"{field}: {error}; define it as f(case, text, **_), or for all completions at once as f(cases, texts, **_)"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -268,7 +281,8 @@ def _column(
         cases, texts = told.pop("cases"), told.pop("texts")
         name = f"reward {reward.name}"
         (given,) = call_all([partial(reward.function, cases, texts, **told)], [name], **limits)
-        each = isinstance(given, list | tuple | np.ndarray)
+        given = given.tolist() if hasattr(given, "tolist") else given  # an array, tensor or series of any library
+        each = isinstance(given, list | tuple)
         if not each or len(given) != len(completions):
             found = len(given) if each else type(given).__name__
             raise ConfigError(f"{name} gave {found} for {len(completions)} completions; give one number or None each")
@@ -289,8 +303,9 @@ def _number(reward: WeightedReward, case: Case, value: Any) -> float:
     """A reward as a float; NaN for None. Raises ConfigError for anything else that is no finite number."""
     if value is None:
         return float("nan")
-    if isinstance(value, bool | int | float | np.number | np.bool_) and np.isfinite(value):
-        return float(value)
+    number = value.item() if getattr(value, "ndim", None) == 0 else value  # a scalar of numpy, JAX or torch
+    if isinstance(number, bool | int | float) and abs(number) <= LARGEST:
+        return float(number)
     raise ConfigError(
         f"reward {reward.name} gave {border.shown(value)} on case {case.id}; rewards must be finite numbers, or None, "
         "which abstains"

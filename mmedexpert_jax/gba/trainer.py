@@ -12,20 +12,19 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmedexpert_jax import answers
+from mmedexpert_jax import answers, border
 from mmedexpert_jax.data import Case, load_cases
 from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
-from mmedexpert_jax.gba.advantages import ESTIMATORS, domain_weighted, estimate, new_counts, totals
+from mmedexpert_jax.gba.advantages import domain_weighted, estimate, new_counts, totals
 from mmedexpert_jax.gba.ahead import Ahead
 from mmedexpert_jax.gba.batches import Batches, PromptSize, Sizes, cut, overlong
-from mmedexpert_jax.gba.difficulty import selected
+from mmedexpert_jax.gba.difficulty import difficulties, selected
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Difficulties, Guidelines, load_texts
-from mmedexpert_jax.gba.objective import SURROGATES
-from mmedexpert_jax.gba.own_functions import find_function
+from mmedexpert_jax.gba.objective import policy_terms
 from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.gba.split import micro_batch
@@ -138,10 +137,10 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     _guidelines(config, cases)
     processor = load_processor(config.model.path)
     engine = _engine(config, *network()) if config.filter.samples else None
-    cases, difficulties = selected(cases, config, engine, folder)
+    cases, levels = selected(cases, config, engine, folder)
     known: Sizes = {}
     with doing(f"encoding {len(cases):,} cases"):
-        guidelines, steps = _order(config, cases, difficulties, processor, known)
+        guidelines, steps = _order(config, cases, levels, processor, known)
     if config.rollout_ahead and mesh.size > 1:  # two threads would start collectives in an order of their own
         raise ConfigError(f"config.rollout_ahead=1 takes one device, and the mesh has {mesh.size}; set it to 0")
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -197,6 +196,16 @@ def _sample(job: Job, config: ConfigDict, key: jax.Array, state: State, step: in
     return _join(done)
 
 
+def preflight(config: ConfigDict, cases: list[Case]) -> None:
+    """Raises what `train` would raise of the config, of a user's functions, and of what they say of the cases."""
+    _check(config)
+    reward.from_config(config)
+    _guidelines(config, cases).tell_unmatched()
+    difficulties(
+        cases, config.curriculum, dict.fromkeys((case.id for case in cases), 0.0) if config.filter.samples else None
+    )
+
+
 def _check(config: ConfigDict) -> None:
     """Refuses what can be known to be wrong before any work."""
     if config.num_samples < 2:
@@ -213,12 +222,34 @@ def _check(config: ConfigDict) -> None:
         raise ConfigError(
             "config.ref_mixup below 1 mixes weights; deltas are copied: set ref_mixup=1, or trainable=full"
         )
-    find_function(config.surrogate, SURROGATES, "config.surrogate")
-    find_function(config.advantage_scale, ESTIMATORS, "config.advantage_scale")
+    _try_out(config)
+
+
+def _try_out(config: ConfigDict) -> None:
+    """Runs the estimator and the surrogate on two groups of two. Raises ConfigError where they cannot be had, fail,
+    or, as a user's own, give something else than is asked of them."""
+    values, zeros, ones = np.eye(2, dtype=np.float32)[..., None], np.zeros((2, 3), np.float32), np.ones(2, np.float32)
+    eps, ddof = config.advantage_eps, config.advantage_ddof
+    terms = functools.partial(policy_terms, zeros, None, None, ones, np.ones((2, 3), bool), beta=0)
+    calls = {
+        "advantage_scale": (lambda name: estimate(values, ones[:1], name, eps, ddof), (2, 2)),
+        "surrogate": (lambda name: terms(surrogate=name).loss, ()),
+    }
+    for field, (call, shape) in calls.items():
+        place = f"config.{field}={border.shown(config[field])}"
+        try:
+            found = call(config[field])
+            if found.shape != shape or not np.isfinite(found).all():
+                raise ValueError(f"it gives {found.shape} for {shape}, or numbers that are not finite")
+        except ConfigError:
+            raise
+        except Exception as error:  # the function is the user's: anything may be raised in it
+            reason = border.cut(f"{type(error).__name__}: {' '.join(str(error).split())}", 200)
+            raise ConfigError(f"{place} failed on two groups of two: {reason}; see docs/extend.md") from error
 
 
 def _order(
-    config: ConfigDict, cases: list[Case], difficulties: Difficulties, processor: Processor, known: Sizes
+    config: ConfigDict, cases: list[Case], levels: Difficulties, processor: Processor, known: Sizes
 ) -> tuple[Guidelines, int]:
     """The prompts and the number of steps of the run, without the cases that `overlong` drops.
 
@@ -226,7 +257,7 @@ def _order(
     """
     gone: set[str] = set()
     while True:
-        guidelines = _guidelines(config, [case for case in cases if case.id not in gone], difficulties)
+        guidelines = _guidelines(config, [case for case in cases if case.id not in gone], levels)
         steps = config.steps or guidelines.steps(config.epochs)
         if config.overlong == "error":
             return guidelines, steps
@@ -257,10 +288,10 @@ def _engine(config: ConfigDict, model: Model, params: dict, deltas: Any, process
     return Engine(model, params, processor, settings, lora=deltas)
 
 
-def _guidelines(config: ConfigDict, cases: list[Case], difficulties: Difficulties = None) -> Guidelines:
+def _guidelines(config: ConfigDict, cases: list[Case], levels: Difficulties = None) -> Guidelines:
     return Guidelines(
         cases,
-        difficulties=difficulties,
+        difficulties=levels,
         seed=config.seed,
         groups=config.prompts_per_step,
         num_samples=config.num_samples,

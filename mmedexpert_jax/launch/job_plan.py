@@ -75,11 +75,10 @@ def preflight(config: ConfigDict) -> None:
         for split in ("train", *sorted(held_out - {"train"})):
             cases = load_cases(config.data.path, split, limit=config.limit, seed=config.seed)
             _check_cases(cases, split, job, stage.get("specialty", "all"), config.data.path, decode=config.plan)
-        if job == "gba":
-            from mmedexpert_jax.gba import guidelines, rewards
+            if job == "gba" and split == "train":
+                from mmedexpert_jax.gba import trainer
 
-            rewards.from_config(stage)
-            guidelines.load_texts(stage.guideline_text)
+                trainer.preflight(stage, cases)
     if "model" in config and Path(config.model.path).expanduser().is_dir():
         from mmedexpert_jax.plan.architecture import architecture
 

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +40,6 @@ _CHOSEN: dict[str, Any] = {
     **{"base": "", "max_pixels": None, "vision_tower": ""},
     **{"quantize": "none", "pan_and_scan": False},
 }
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _THREADS = 8  # threads that read tensors
 _ALIGNMENT = 64  # bytes
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -221,7 +219,7 @@ def trace(src: str | Path, base: str = "") -> tuple[Path, list[Path]]:
                 f"{directory}/adapter_config.json: base_model_name_or_path leads back to the adapter itself"
             )
         adapters.append(directory)
-        src = read_json(directory / "adapter_config.json").get("base_model_name_or_path") or base
+        src = lora_module.base_of(read_json(directory / "adapter_config.json")) or base
         if base and not _is_adapter(src):
             src = base
         if not isinstance(src, str) or not src:
@@ -256,7 +254,7 @@ def origin(src: str | Path) -> str:
     _, adapters = trace(src)
     if not adapters:
         return str(src)
-    return _CHOSEN["base"] or read_json(adapters[0] / "adapter_config.json")["base_model_name_or_path"]
+    return _CHOSEN["base"] or lora_module.base_of(read_json(adapters[0] / "adapter_config.json"))
 
 
 def _locate(src: str | Path) -> Path:
@@ -269,7 +267,7 @@ def _locate(src: str | Path) -> Path:
         return next((export for export in exports if export.is_dir()), path)
     if path.exists():
         raise DataError(f"{path} is a file; give the directory of the model")
-    if not _HUB_ID.fullmatch(str(src)) or str(src).startswith("."):
+    if not lora_module.HUB_ID.fullmatch(str(src)) or str(src).startswith("."):
         raise DataError(
             f"{path}: no such model directory; give a directory, a hub id (owner/name), mini, smollm2 or random:<size>"
         )

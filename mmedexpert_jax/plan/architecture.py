@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mmedexpert_jax.config.presets import MODELS
 from mmedexpert_jax.errors import DataError, RemoteError
+from mmedexpert_jax.lora import base_of
 from mmedexpert_jax.models import ModelConfig, load_architecture
 from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.llava_original import is_original
@@ -45,7 +46,7 @@ def architecture(source: str) -> tuple[ModelConfig, str]:
         return _of(_fetched(source))
     folder = next((f for f in (folder / "export" / "model", folder / "export" / "adapter") if f.is_dir()), folder)
     if (folder / "adapter_config.json").is_file():
-        return architecture(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+        return architecture(base_of(read_json(folder / "adapter_config.json")) or "")
     return _of(folder / "config.json")
 
 

@@ -230,6 +230,9 @@ def test_a_call_that_hangs_is_given_up(monkeypatch):
         ("return 'high'", "reward f gave 'high' on case case-7; rewards must be finite numbers"),
         ("return float('inf')", "reward f gave inf on case case-7"),
         ("return [1]", "reward f gave"),
+        ("return 10**400", "reward f gave"),
+        ("return 1e39", "reward f gave 1e+39 on case case-7"),  # no float32
+        ("raise StopIteration(3)", "reward f, case case-7 failed 3 times: RuntimeError: StopIteration: 3"),
         ("raise SystemExit(0)", "reward f, case case-7 failed"),
         ("raise KeyError('x')", "reward f, case case-7 failed"),
     ],
@@ -254,6 +257,45 @@ def test_a_file_that_is_no_python_or_ends_is_one_line(tmp_path, body):
     with pytest.raises(ConfigError, match=r"config\.rewards\.functions") as error:
         scored(f"{written(tmp_path, body)}:f", ["x"])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("scalar", ["numpy.array(0.5)", "jax.numpy.float32(0.5)", "torch.tensor(0.5)"])
+def test_scalars_and_arrays_of_every_library_are_numbers(tmp_path, scalar):
+    library = scalar.partition("(")[0].rpartition(".")[0]
+    one = written(tmp_path, f"import {library}\n\ndef f(case, text, **_):\n    return {scalar}\n")
+    assert scored(f"{one}:f", ["x"]).values[0, 0, -1] == 0.5
+    each = scalar.replace("float32", "array").replace("0.5", "[0.5, 0.25]")
+    whole = written(tmp_path, f"import {library}\n\ndef f(cases, texts, **_):\n    return {each}\n")
+    assert scored(f"{whole}:f", ["x", "y"]).values[0, :, -1].tolist() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("signature", "said"),
+    [
+        ("case, text", "got an unexpected keyword argument 'paradigm'"),
+        ("case, text, paradigm, length", "got an unexpected keyword argument 'truncated'"),
+        ("completions, **kwargs", "too many positional arguments"),  # TRL's
+        (
+            "data_source, solution_str, ground_truth, extra_info=None",
+            "missing a required argument: 'ground_truth'",
+        ),  # verl's
+        ("cases, texts, *, paradigm, **_", "missing a required argument: 'paradigm'"),
+    ],
+)
+def test_a_function_of_another_signature_is_refused_before_any_work(tmp_path, signature, said):
+    file = written(tmp_path, f"def f({signature}):\n    return 1.0\n")
+    with pytest.raises(
+        ConfigError, match=r"config\.rewards\.functions: .*define it as f\(case, text, \*\*_\)"
+    ) as error:
+        rewards.from_config(config(**{"rewards.functions": (f"{file}:f",)}))
+    assert said in str(error.value)
+
+
+def test_a_file_imports_what_stands_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_it.py").write_text("WORTH = 0.5\n")
+    file = written(tmp_path, "def f(case, text, **_):\n    import beside_it\n    return beside_it.WORTH\n")
+    assert scored(f"{file}:f", ["x"]).values[0, 0, -1] == 0.5
 
 
 def test_calls_work_where_a_loop_runs_already(monkeypatch):

@@ -78,6 +78,53 @@ def test_other_jobs_end_alike(tmp_path, capsys, monkeypatch, command, code, word
     assert words in capsys.readouterr().err
 
 
+OWN = """
+def unfit(case, text, **_): return 1.0
+def narrow(*_): return 1.0
+def raises(*_): raise ValueError("mine")
+def f(case, text): return 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("field", "code", "words"),
+    [
+        ("advantage_scale=own.py:unfit", 2, "takes 2 positional arguments but 4 were given"),
+        ("advantage_scale=own.py:narrow", 2, "'own.py:narrow' failed on two groups of two: ValueError: it gives ()"),
+        ("advantage_scale=own.py:none", 2, "has no 'none'"),
+        ("surrogate=own.py:unfit", 2, "takes 2 positional arguments but 5 were given"),
+        ("surrogate=own.py:narrow", 2, "config.surrogate='own.py:narrow' failed on two groups of two"),
+        ("surrogate=own.py:raises", 2, "ValueError: mine; see docs/extend.md"),
+        ("rewards.functions=own.py:f", 2, "got an unexpected keyword argument 'paradigm'"),
+        ("guideline_text=none.json", 3, "none of its 1 keys (nothing) is a task or id"),
+        ("guideline_text=some.json", 0, "config.guideline_text: no task or id of the cases: nothing"),
+        ("curriculum=difficulty", 3, "case c0: the column 'difficulty' is not there"),
+        ("curriculum=pass_rate", 2, "config.curriculum=pass_rate needs config.filter.samples"),
+        ("curriculum=pass_rate filter.samples=2", 0, ""),
+        ("filter.least=0.9 filter.most=0.1", 2, "no pass rate is between them"),
+        ("adam_betas=0.9", 2, "config.adam_betas must be two numbers from 0, below 1"),
+        ("adam_betas=0.9,1.0", 2, "config.adam_betas must be two numbers"),
+        (
+            "eval.best=True eval.every=-1",
+            2,
+            "config.eval.best chooses by held-out scores, and eval.every=-1 makes none",
+        ),
+        ("eval.patience=2 eval.every=-1", 2, "config.eval.patience chooses by held-out scores"),
+        ("betas=0.9,0.95", 2, "did you mean config.adam_betas?"),
+        ("allow_changes=learning_rate", 2, "did you mean lr?"),
+    ],
+)
+def test_a_plan_of_rl_refuses_what_its_steps_would(tmp_path, monkeypatch, capsys, caplog, field, code, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "none.json").write_text('{"nothing": "x"}')
+    (tmp_path / "some.json").write_text('{"nothing": "x", "score": "y"}')
+    data = write(tmp_path / "own", rows())
+    assert console.main(["gba", f"data.path={data}", "--plan", *field.split()]) == code
+    error = capsys.readouterr().err
+    assert words in error + caplog.text and error.count("\n") == (code > 0)
+
+
 def test_rewards_that_are_none_are_found_by_the_plan(tmp_path, capsys):
     command = ["--config=configs/gba.py", "--config.plan=True", "--config.rewards.functions=no_such_module.foo=1"]
     assert main(command) == 2
