@@ -66,16 +66,15 @@ def preflight(config: ConfigDict) -> None:
     if finished(Path(config.workdir)) and not config.fresh:
         return
     metrics.check_tracker(config.get("tracker", ""))
-    kinds = [config[name] for name in ("dsa", "gba") if name in config] if config.job in SWEEPS else [config]
-    for stage in kinds:
-        if config.job not in (*SWEEPS, "dsa", "gba"):
-            continue
-        job = stage.get("job") or ("gba" if "objective" in stage else "dsa")
+    trains = [config] if config.job in ("dsa", "gba") else []
+    if config.job in SWEEPS:
+        trains = [stage_config(config, job) for job in ("dsa", "gba") if job in config]
+    for stage in trains:
         held_out = {stage.eval.split} if stage.eval.every >= 0 else set()
         for split in ("train", *sorted(held_out - {"train"})):
             cases = load_cases(config.data.path, split, limit=config.limit, seed=config.seed)
-            _check_cases(cases, split, job, stage.get("specialty", "all"), config.data.path, decode=config.plan)
-            if job == "gba" and split == "train":
+            _check_cases(cases, split, stage.job, stage.get("specialty", "all"), config.data.path, decode=config.plan)
+            if stage.job == "gba" and split == "train":
                 from mmedexpert_jax.gba import trainer
 
                 trainer.preflight(stage, cases)
