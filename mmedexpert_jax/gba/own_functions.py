@@ -31,7 +31,7 @@ def load_function(spec: str, place: str) -> Callable[..., Any]:
             path = Path(file).expanduser()
             if (folder := str(path.resolve().parent)) not in sys.path:
                 sys.path.append(folder)  # for what it imports from beside it, as if it were run
-            module = SimpleNamespace(**runpy.run_path(str(path)))
+            module: Any = SimpleNamespace(**runpy.run_path(str(path)))
         else:
             module = importlib.import_module(file)
         if not (function := getattr(module, name, None)):

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -228,11 +229,12 @@ def _check(config: ConfigDict) -> None:
 def _try_out(config: ConfigDict) -> None:
     """Runs the estimator and the surrogate on two groups of two. Raises ConfigError where they cannot be had, fail,
     or, as a user's own, give something else than is asked of them."""
-    values, zeros, ones = np.eye(2, dtype=np.float32)[..., None], np.zeros((2, 3), np.float32), np.ones(2, np.float32)
+    values, weights = np.eye(2, dtype=np.float32)[..., None], np.ones(1, np.float32)
+    logprobs, advantages, mask = jnp.zeros((2, 3)), jnp.ones(2), jnp.ones((2, 3), bool)
     eps, ddof = config.advantage_eps, config.advantage_ddof
-    terms = functools.partial(policy_terms, zeros, None, None, ones, np.ones((2, 3), bool), beta=0)
-    calls = {
-        "advantage_scale": (lambda name: estimate(values, ones[:1], name, eps, ddof), (2, 2)),
+    terms = functools.partial(policy_terms, logprobs, None, None, advantages, mask, beta=0)
+    calls: dict[str, tuple[Callable[[str], Any], tuple[int, ...]]] = {
+        "advantage_scale": (lambda name: estimate(values, weights, name, eps, ddof), (2, 2)),
         "surrogate": (lambda name: terms(surrogate=name).loss, ()),
     }
     for field, (call, shape) in calls.items():
