@@ -223,11 +223,12 @@ def save_peft(path: str | Path, lora: Lora, base: str, decoder_only: bool = Fals
         for name, factor in _peft_factors(module, factors).items()
     }
     hub = None if Path(base).expanduser().exists() else HUB_ID.fullmatch(base)
+    name, revision = hub.group("name", "revision") if hub else (base, None)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": hub["name"] if hub else base,
-        "revision": hub["revision"] if hub else None,
+        "base_model_name_or_path": name,
+        "revision": revision,
         "target_modules": list(named.values()),
         "r": lora.rank,
         "lora_alpha": lora.alpha,
