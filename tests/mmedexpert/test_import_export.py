@@ -262,15 +262,16 @@ def test_files_of_something_else_are_one_line(stores, tmp_path, content):
 def test_what_another_tool_left_unfinished_is_no_verdict_and_stops_no_import(stores, tmp_path):
     trace = TRACES[0]
     data = {"trace_id": trace.id}
-    odd = [{"result": None}, {"result": [None, {"from_name": "verdict", "value": {"choices": [{}]}}]}, None]
+    both = {"from_name": "verdict", "value": {"choices": ["accept", "reject"]}}
+    odd = [{"result": None}, {"result": [both]}, {"result": [None, {"from_name": "verdict", "value": {"choices": [{}]}}]}, None]
     odd += [{"result": [{"from_name": "verdict", "value": {"choices": ["accept"]}}], "lead_time": "soon"}]
     good = {"result": [{"from_name": "verdict", "value": {"choices": ["accept"]}}], "completed_by": 1}
     path = tmp_path / "ls.json"
     path.write_text(json.dumps([{"data": data, "annotations": [*odd, good]}, {"data": data, "annotations": None}]))
     found = list(label_studio.read(path, {}))
-    assert [opinion.kind for opinion in found] == ["", "", "accept", "accept"]
+    assert [opinion.kind for opinion in found] == ["", "", "", "accept", "accept"]
     counts = import_export.take_in(stores[0], [trace], found, "label_studio")
-    assert counts == {"no verdict": 2, "not readable": 1, "stored": 1}
+    assert counts == {"no verdict": 3, "not readable": 1, "stored": 1}
     drafts = [{"value": "accept", "user_id": "u", "status": status} for status in ("draft", "discarded")]
     record = {"id": trace.id, "responses": {"verdict": [*drafts, None], "text": None}}
     path.write_text(json.dumps([record]))

@@ -131,7 +131,7 @@ def _opinion(trace_id: str, annotation: Mapping[str, Any], names: Mapping[str, s
     return Opinion(
         trace_id,
         names.get(str(author), str(reviewer)),
-        verdict[0] if verdict else "",
+        verdict[0] if len(set(verdict)) == 1 else "",  # of two that differ neither is said
         _text(by_name.get("text")),
         tuple(_list(by_name.get("reasons"))),
         _text(by_name.get("note")) or "",
