@@ -263,7 +263,8 @@ def test_what_another_tool_left_unfinished_is_no_verdict_and_stops_no_import(sto
     trace = TRACES[0]
     data = {"trace_id": trace.id}
     both = {"from_name": "verdict", "value": {"choices": ["accept", "reject"]}}
-    odd = [{"result": None}, {"result": [both]}, {"result": [None, {"from_name": "verdict", "value": {"choices": [{}]}}]}, None]
+    odd = [{"result": None}, {"result": [both]}]
+    odd += [{"result": [None, {"from_name": "verdict", "value": {"choices": [{}]}}]}, None]
     odd += [{"result": [{"from_name": "verdict", "value": {"choices": ["accept"]}}], "lead_time": "soon"}]
     good = {"result": [{"from_name": "verdict", "value": {"choices": ["accept"]}}], "completed_by": 1}
     path = tmp_path / "ls.json"
