@@ -7,7 +7,7 @@ depend on a tensor's shape alone: both passes over a tensor, a resumed merge and
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -25,10 +25,10 @@ from mmedexpert_jax.merging.interference import Interference, add, measure
 from mmedexpert_jax.merging.lowrank import Pair, factors_of
 from mmedexpert_jax.merging.methods import Fitted, Setting, combine
 from mmedexpert_jax.merging.spherical import gram_matrix
-from mmedexpert_jax.merging.threshold import Blocks, Bound, Brackets, Counts, by_counting, counted
-from mmedexpert_jax.merging.vectors import FLOATS, Expert, Parts, as_float, factor_gram, flat, vector_at
+from mmedexpert_jax.merging.threshold import Blocks, Bound, by_counting
+from mmedexpert_jax.merging.vectors import FLOATS, Expert, Parts, as_float, factor_gram, flat, vector_of
 
-BLOCK = 1 << 17  # entries
+BLOCK, PIECE = 1 << 17, 1 << 16  # entries
 # Blocks of a tensor, evenly spaced, that the report is measured on: half a million entries give a share to about 0.1
 # points, and its sums cost four times as much as the merge of a block.
 REPORTED = 4
@@ -162,18 +162,22 @@ class Merge:
             and cpu() is not None
         )
 
-    def parts(self, name: str, start: int, stop: int) -> tuple[np.ndarray, list[Parts]]:
-        """A block of the base [m] as it is stored, and what the task vectors are assembled from."""
-        return flat(self.base[name])[start:stop], [expert.parts(name, start, stop) for expert in self.experts]
+    def parts(self, name: str, start: int, stop: int, some: slice = slice(None)) -> tuple[np.ndarray, list[Parts]]:
+        """A block of the base [m] as it is stored, and what some task vectors are assembled from."""
+        return flat(self.base[name])[start:stop], [expert.parts(name, start, stop) for expert in self.experts[some]]
+
+    def vectors(self, name: str, start: int, stop: int, some: slice = slice(None)) -> Iterator[np.ndarray]:
+        """A block of some task vectors, [m] float32 each, made one after the other."""
+        stored, parts = self.parts(name, start, stop, some)
+        base, stretch = as_float(stored), self.stretch(name)
+        factors = [None] * len(parts) if stretch is None else stretch[some]
+        for own, factor in zip(parts, factors, strict=True):
+            yield vector_of(own, stored, base, factor)
 
     def read(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """A block of the base [m] and of the task vectors [K, m] (DELLA: [K, rows, columns]), float32."""
         tensor = self.base[name]
-        base, parts = self.parts(name, start, stop)
-        stretch = self.stretch(name)
-        factors = [None] * len(parts) if stretch is None else stretch
-        vectors = np.stack([vector_at(slice(None), base, *pair) for pair in zip(parts, factors, strict=True)])
-        base = as_float(base)
+        base, vectors = as_float(flat(tensor)[start:stop]), np.stack(list(self.vectors(name, start, stop)))
         if self.how(name).whole_rows:
             width = int(np.prod(tensor.shape[1:])) if tensor.ndim > 1 else tensor.size
             return base.reshape(-1, width), vectors.reshape(len(vectors), -1, width)
@@ -448,18 +452,25 @@ class TensorUnit:
     def largest(self, kept: list[int], equal_magnitudes: str, of: Derived | None = None) -> Bound:
         """By counting, over the blocks."""
 
-        def read(first: int) -> np.ndarray:
-            base, vectors = self.merge.read(*self.blocks[first])
-            return vectors if of is None else of(base, vectors).reshape(1, -1)
+        own = of is None and all(expert.adapters == () and expert.origin is None for expert in self.merge.experts)
+        blocks = self._pieces if own else self.blocks
 
-        def count(brackets: Brackets, first: int) -> Counts:
-            name, *span = self.blocks[first]
-            if of is not None or not self.merge.compiles(name):
-                return counted(read, brackets, first)
-            return kernel.count(*self.merge.parts(name, *span), brackets, len(kept), BLOCK, self.merge.stretch(name))
+        def read(first: int, some: slice) -> Iterable[np.ndarray]:
+            if of is None:
+                return self.merge.vectors(*blocks[first], some)
+            return [of(*self.merge.read(*blocks[first])).reshape(-1)]
 
-        sample = self._sample if of is None else None
-        return by_counting(Blocks(self.size, list(self.blocks), read, sample, parallel, count), kept, equal_magnitudes)
+        sample, many = (self._sample, len(self.merge.experts)) if of is None else (None, 1)
+        return by_counting(Blocks(many, self.size, list(blocks), read, sample, parallel), kept, equal_magnitudes)
+
+    @property
+    def _pieces(self) -> dict[int, tuple[str, int, int]]:
+        """`blocks` in parts whose arrays stay in a core's cache; those of adapters cost a product each, and do not."""
+        return {
+            first + low - start: (name, low, min(low + PIECE, stop))
+            for first, (name, start, stop) in self.blocks.items()
+            for low in range(start, stop, PIECE)
+        }
 
     def _sample(self, index: np.ndarray) -> np.ndarray:
         values = np.zeros((len(self.merge.experts), len(index)), np.float32)

@@ -16,51 +16,15 @@ import numpy as np
 from mmedexpert_jax.merging.arrays import on_host, one_core, product, rounded, total
 from mmedexpert_jax.merging.interference import entries
 from mmedexpert_jax.merging.methods import Fitted, Setting, Switches, disjoint_mean
-from mmedexpert_jax.merging.threshold import Bound, Brackets, Counts
-from mmedexpert_jax.merging.vectors import Parts, assembled, vector_at, widened
+from mmedexpert_jax.merging.threshold import Bound
+from mmedexpert_jax.merging.vectors import Parts, assembled, widened
 
 DTYPES = ("bfloat16", "float16", "float32")  # of weights
-_ROWS = 8  # brackets that an entry of 16 bits tells of
 _LANES = 64  # sums that a loop adds to at a time
 _FOLD, _BITS, _FIELDS = 16, 6, 5  # flags that are counted in a field of an integer, its bits, fields of an integer
 # Of `interference.entries`, in the order of the programs' outputs: sums and counts, those of each expert apart.
 _BY_EXPERT, _SUMS = ("mass", "kept_mass", "along"), ("net", "squared", "lost")
 _FLAGS, _FLAGS_BY_EXPERT = ("wanted", "shared", "conflict", "changed", "vanished"), ("held", "contested", "outvoted")
-
-
-def count(
-    base: np.ndarray,
-    parts: Sequence[Parts],
-    brackets: Brackets,
-    rows: int,
-    size: int,
-    stretch: np.ndarray | None = None,
-) -> Counts:
-    """The counts of `threshold.counted` in one block.
-
-    Args:
-        base: [m] as stored, m <= size.
-        parts: of the experts.
-        brackets: by row; row i is of expert i % K.
-        rows: how many rows there may be.
-        size: that the program is compiled for.
-        stretch: [K] factors of the task vectors; None: 1.
-    """
-    low, high = (np.array([brackets.get(row, (0, 0))[end] for row in range(rows)], np.int32) for end in (0, 1))
-    with on_host():
-        codes, above = _outside(*_padded(base, parts, size), stretch, low, high)
-    counts, numbers = {}, np.asarray(above)
-    factors = [None] * len(parts) if stretch is None else stretch
-    for number, code in enumerate(map(np.asarray, codes)):  # one search for the entries of up to _ROWS brackets
-        code = code[: len(base)] & np.uint16((1 << _ROWS) - 1)
-        some = np.flatnonzero(code != 0)
-        code = code[some]
-        for row in range(_ROWS * number, min(_ROWS * (number + 1), rows)):
-            if row in brackets:
-                own = some[np.flatnonzero(code & np.uint16(1 << row % _ROWS) != 0)]
-                inside = np.abs(vector_at(own, base, parts[row % len(parts)], factors[row % len(parts)]))
-                counts[row] = int(numbers[row]), inside.view(np.int32) - np.int32(brackets[row][0])
-    return counts
 
 
 def merge(
@@ -130,28 +94,6 @@ def _vectors(base: jax.Array, parts: Sequence[Parts], stretch: jax.Array | None)
     if stretch is not None:
         vectors = [product(vector, factor) for vector, factor in zip(vectors, stretch, strict=True)]
     return base, vectors
-
-
-@one_core
-def _outside(
-    base: jax.Array, parts: list[Parts], stretch: jax.Array | None, low: jax.Array, high: jax.Array
-) -> tuple[list[jax.Array], jax.Array]:
-    """Of _ROWS rows each, two bits for every row, in its bracket and above it, uint16 [m]; numbers above [rows].
-
-    The magnitudes themselves stay in the program: those of the few entries that are wanted cost less to compute again
-    than all of them cost to write.
-    """
-    bits = [jax.lax.bitcast_convert_type(jnp.abs(vector), jnp.int32) for vector in _vectors(base, parts, stretch)[1]]
-    codes, numbers = [], []
-    for first in range(0, len(low), _ROWS):
-        marks = []
-        for place, row in enumerate(range(first, min(first + _ROWS, len(low)))):
-            own, above, inside = bits[row % len(bits)], jnp.uint16(1 << _ROWS + place), jnp.uint16(1 << place)
-            marks.append(jnp.where(own >= high[row], above, jnp.where(own >= low[row], inside, jnp.uint16(0))))
-        codes.append(jax.lax.optimization_barrier(total(marks)))  # written once, and read by the counts
-        flags = [codes[-1] & jnp.uint16(1 << _ROWS + place) != 0 for place in range(len(marks))]
-        numbers += [_counts(flags[start : start + _FIELDS]) for start in range(0, len(flags), _FIELDS)]
-    return codes, jnp.concatenate(numbers)
 
 
 @partial(one_core, static_argnums=(7, 8, 9))

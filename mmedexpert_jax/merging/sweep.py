@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
 from mmedexpert_jax.merging.blockwise import Merge, parallel, spans
 from mmedexpert_jax.merging.interference import Interference, add, measure
@@ -39,7 +39,7 @@ class Sweep:
         if best is None:
             return None
         found = best | {"looks": len(scored)}
-        wider = float(norm.ppf(1 - 0.025 / len(scored)) / norm.ppf(0.975))
+        wider = NormalDist().inv_cdf(1 - 0.025 / len(scored)) / NormalDist().inv_cdf(0.975)
         for end in ("low", "high"):
             if end in best:
                 bound = best["accuracy"] + wider * (best[end] - best["accuracy"])

@@ -19,8 +19,11 @@ from mmedexpert_jax.merging.arrays import Array, Rows, namespace
 SAMPLE = 1 << 15  # entries
 _SIGMAS = 5.0  # half width of the bracket, in standard deviations of a rank in the sample
 _TOP = 0x7F800001  # above every finite float's bits
-Brackets = dict[int, tuple[int, int]]  # by row: bits [low, high)
-Counts = dict[int, tuple[int, np.ndarray]]  # by row: entries above the bracket, bits (less low) of those inside
+# By row: bits [low, high), and those of a value inside that many entries may have (differences of bf16 weights lie on
+# coarse grids), which are counted and not collected; -1: none. Zeros lie below every bracket.
+Brackets = dict[int, tuple[int, int, int]]
+# By row: how many entries lie above the bracket, how many have the frequent value, and the bits of the others inside.
+Counts = dict[int, tuple[int, int, np.ndarray]]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value", "cut"], meta_fields=["from_end"])
@@ -65,7 +68,7 @@ def largest(vectors: Array, kept: Sequence[int], equal_magnitudes: str = "lower_
     vectors = vectors.reshape(len(vectors), -1)
     if namespace(vectors) is jnp:
         return _on_device(vectors, jnp.asarray(kept), equal_magnitudes)
-    whole = Blocks(vectors.shape[1], [0], lambda start: vectors, lambda index: vectors[:, index], map)
+    whole = Blocks(*vectors.shape, [0], lambda start, rows: vectors[rows], lambda index: vectors[:, index], map)
     return by_counting(whole, kept, equal_magnitudes)
 
 
@@ -73,15 +76,15 @@ def largest(vectors: Array, kept: Sequence[int], equal_magnitudes: str = "lower_
 class Blocks:
     """K vectors of n entries that are read block by block."""
 
+    many: int  # K
     size: int  # n
     starts: Sequence[int]  # flat index of each block's first entry, rising; entries between the blocks are 0
-    read: Callable[[int], np.ndarray]  # first index -> the block [K, m] float32
+    # first index, some of K -> their block, arrays [m] float32
+    read: Callable[[int, slice], Iterable[np.ndarray]]
     # rising flat indices [s] -> [K, s] float32; may differ from what `read` gives in the last bits. None: there is
     # none, and all entries are collected.
     sample: Callable[[np.ndarray], np.ndarray] | None
     map: Callable[[Callable, Any], Iterable]  # applies a function to many blocks, as `map` does
-    # brackets, first index -> what `counted` finds in the block; None: numpy does it
-    count: Callable[[Brackets, int], Counts] | None = None
 
 
 def by_counting(blocks: Blocks, kept: Sequence[int], equal_magnitudes: str = "lower_index") -> Bound:
@@ -95,25 +98,23 @@ def by_counting(blocks: Blocks, kept: Sequence[int], equal_magnitudes: str = "lo
     ranks = {row: k for row, k in enumerate(kept) if 0 < k < size}
     brackets = _brackets(blocks, ranks)
     while brackets:
-        found = list(blocks.map(partial(blocks.count or partial(counted, blocks.read), brackets), blocks.starts))
+        found = list(blocks.map(partial(_counted, blocks, brackets), blocks.starts))
         retry = {}
-        for row, (low, high) in brackets.items():
-            above = sum(block[row][0] for block in found)
-            inside = [block[row][1] for block in found]
-            missing = ranks[row] - above
+        for row, (low, high, frequent) in brackets.items():
+            above, at, inside = zip(*(block[row] for block in found), strict=True)
+            missing, values = ranks[row] - sum(above), np.concatenate(inside)
             if missing <= 0 and high < _TOP:
-                retry[row] = (high, _TOP)
+                retry[row] = (high, _TOP, -1)
             elif missing <= 0:  # what is not finite counts as larger than all, and is refused where it is measured
                 value[row] = np.inf
-            elif missing > sum(map(len, inside)):  # below the bracket, or among entries left out because they are 0
-                if low > 0:
-                    retry[row] = (0, low)
-            else:
-                bits = _kth_of(np.concatenate(inside), missing)
-                value[row] = np.int32(bits + low).view(np.float32)
-                if equal_magnitudes != "keep_all" and value[row] > 0:
-                    missing -= sum(int(np.count_nonzero(part > bits)) for part in inside)
-                    cut[row] = _cut(blocks, row, value[row], inside, bits, missing, equal_magnitudes)
+            elif missing <= len(values) + sum(at):
+                bits, missing = _kth(values, frequent, sum(at), missing)
+                value[row] = np.int32(bits).view(np.float32)
+                if equal_magnitudes != "keep_all":
+                    equal = at if bits == frequent else [np.count_nonzero(part == bits) for part in inside]
+                    cut[row] = _cut(blocks, row % blocks.many, value[row], np.array(equal), missing, equal_magnitudes)
+            elif low > 1:  # below the bracket; else among the zeros, which are not counted
+                retry[row] = (1, low, -1)
         brackets = retry
     from_end = equal_magnitudes == "higher_index"
     cut[[row not in ranks for row in range(len(kept))]] = 0 if from_end else size
@@ -121,9 +122,9 @@ def by_counting(blocks: Blocks, kept: Sequence[int], equal_magnitudes: str = "lo
 
 
 def _brackets(blocks: Blocks, ranks: dict[int, int]) -> Brackets:
-    """Bits [low, high) by row between which the k-th largest lies, nearly for sure."""
+    """Brackets in which the k-th largest lie, nearly for sure."""
     if blocks.sample is None or not ranks:
-        return dict.fromkeys(ranks, (0, _TOP))
+        return dict.fromkeys(ranks, (1, _TOP, -1))
     count = min(SAMPLE, blocks.size)
     strata = np.arange(count) * blocks.size // count
     widths = np.diff(strata, append=blocks.size)
@@ -136,41 +137,41 @@ def _brackets(blocks: Blocks, ranks: dict[int, int]) -> Brackets:
         upper, lower = int(share * count - margin), int(share * count + margin) + 1
         # One place at a time: with two, NumPy leaves its vectorised selection, which is nine times faster.
         first, last = max(0, count - lower), min(count - 1, count - max(upper, 1))
-        ordered = np.partition(bits[row % len(bits)], first)
+        ordered = np.partition(bits[row % blocks.many], first)
         high = int(np.partition(ordered[first:], last - first)[last - first]) + 64 if upper >= 1 else _TOP
-        low = max(0, int(ordered[first]) - 64) if lower <= count else 0
-        brackets[row] = (min(low, _TOP - 1), min(high, _TOP))
+        low = max(1, int(ordered[first]) - 64) if lower <= count else 1
+        low, high = min(low, _TOP - 1), min(high, _TOP)
+        some, times = np.unique(ordered[(ordered >= low) & (ordered < high)], return_counts=True)
+        brackets[row] = low, high, int(some[np.argmax(times)]) if len(some) and np.max(times) > 1 else -1
     return brackets
 
 
-def counted(read: Callable[[int], Rows], brackets: Brackets, start: int) -> Counts:
-    """Of one block, by row: how many lie above the bracket, and the bits (less its low end) of those inside."""
-    vectors = read(start)
+def _counted(blocks: Blocks, brackets: Brackets, start: int) -> Counts:
+    """The counts of one block."""
     found = {}
-    for row, (low, high) in brackets.items():
-        offset = vectors[row % len(vectors)].view(np.int32) & np.int32(0x7FFFFFFF)
-        offset -= np.int32(low)
-        above = int(np.count_nonzero(offset >= high - low))
-        found[row] = above, offset[offset.view(np.uint32) < np.uint32(high - low)]
+    for expert, vector in enumerate(blocks.read(start, slice(None))):
+        bits = np.abs(vector).view(np.int32)
+        for row in (row for row in brackets if row % blocks.many == expert):
+            low, high, frequent = brackets[row]
+            above = bits >= high
+            inside = bits[np.flatnonzero((bits >= low) ^ above)]
+            others = inside[inside != frequent]
+            found[row] = np.count_nonzero(above), len(inside) - len(others), others
     return found
 
 
-def _kth_of(values: np.ndarray, k: int) -> int:
-    """The k-th largest."""
-    return int(np.partition(values, len(values) - k)[len(values) - k])
+def _kth(values: np.ndarray, frequent: int, times: int, k: int) -> tuple[int, int]:
+    """The k-th largest of values and `times` times a frequent one, and how many of those equal to it are among k."""
+    larger = int(np.count_nonzero(values > frequent))
+    if larger < k <= larger + times:
+        return frequent, k - larger
+    own = k if k <= larger else k - times
+    found = int(np.partition(values, len(values) - own)[len(values) - own])
+    return found, own - int(np.count_nonzero(values > found))
 
 
-def _cut(
-    blocks: Blocks,
-    row: int,
-    value: np.float32,
-    inside: list[np.ndarray],
-    bits: int,
-    missing: int,
-    equal_magnitudes: str,
-) -> int:
-    """Flat index that splits the entries equal to `value` so that `missing` of them are kept."""
-    equal = np.array([np.count_nonzero(part == bits) for part in inside])
+def _cut(blocks: Blocks, row: int, value: np.float32, equal: np.ndarray, missing: int, equal_magnitudes: str) -> int:
+    """Flat index that splits the entries equal to `value`, of which each block has `equal`, so that some are kept."""
     total = int(equal.sum())
     before = total - missing if equal_magnitudes == "higher_index" else missing
     if before == total:
@@ -181,8 +182,8 @@ def _cut(
     block = int(np.searchsorted(ends, before))
     rank = before - int(ends[block] - equal[block])
     start = blocks.starts[block]
-    vectors = blocks.read(start)
-    return start + int(np.flatnonzero(np.abs(vectors[row % len(vectors)]) == value)[rank - 1]) + 1
+    (vector,) = blocks.read(start, slice(row, row + 1))
+    return start + int(np.flatnonzero(np.abs(vector) == value)[rank - 1]) + 1
 
 
 @partial(jax.jit, static_argnames="equal_magnitudes")

@@ -79,20 +79,24 @@ def assembled(base: Any, own: Any, deltas: Sequence[Any]) -> Any:
 
 def _changed(base: Any, own: Any) -> Any:
     xp = namespace(base)
-    moved = own.astype(np.float32) - base
+    moved = (own if own.dtype == np.float32 else own.astype(np.float32)) - base
     if own.dtype.itemsize >= 4:
         return moved
     return xp.where(rounded(base, own.dtype) == own, xp.float32(0), moved)
 
 
-def vector_at(index: Any, base: np.ndarray, parts: Parts, factor: np.float32 | None = None) -> np.ndarray:
-    """The entries at an index (or slice) of a block of a task vector, float32, times a factor."""
-    own, deltas = parts
-    stored = base[index]
-    some = None if own is None else own[index], [delta[index] for delta in deltas]
-    vector = assembled(as_float(stored), *widened(some, stored))
+def vector_of(parts: Parts, stored: np.ndarray, base: np.ndarray, factor: np.float32 | None = None) -> np.ndarray:
+    """A block of a task vector [m] float32, times a factor.
+
+    Args:
+        parts: of the expert.
+        stored: the base's entries [m] as they are stored.
+        base: the same in float32.
+        factor: None: 1.
+    """
+    vector = assembled(base, *widened(parts, stored))
     if vector is None:
-        return np.zeros(len(stored), np.float32)
+        return np.zeros(len(base), np.float32)
     return vector if factor is None else product(vector, factor)
 
 

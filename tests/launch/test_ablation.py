@@ -130,6 +130,7 @@ def test_a_sweep_through_interruptions_and_a_changed_field(sweep, capsys):
     assert main([*arguments, "--config.plan=True"]) == 0
     assert "  dsa      4 stages, 1 done" in capsys.readouterr().out
     assert main(arguments) == 0
+    assert "Experts disagree in sign on" in capsys.readouterr().out, "each merge says who won the elections"
     ran = Counter(trainer.runs)
     assert ran.pop("dsa CAH 0") == 2, "the one that was cut off goes on"
     assert ran == {"gba gba 0": 3, "gba grpo 0": 1} | {f"dsa {name} 0": 1 for name in ("AM", "BS", "CSI")}

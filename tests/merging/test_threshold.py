@@ -40,9 +40,9 @@ def kept_entries(bound, vectors, start=0):
 
 def blocks(vectors, step):
     return Blocks(
-        vectors.shape[1],
+        *vectors.shape,
         range(0, vectors.shape[1], step),
-        lambda start: vectors[:, start : start + step],
+        lambda start, some: vectors[some, start : start + step],
         lambda index: vectors[:, index],
         map,
     )
@@ -84,7 +84,7 @@ def test_a_sample_that_misleads_costs_a_pass_and_no_exactness():
     for lie in (0.0, 1e-3, 1e3):
         honest = blocks(vectors, 5000)
         misled = Blocks(
-            honest.size, honest.starts, honest.read, lambda i, lie=lie: vectors[:, i] * np.float32(lie), map
+            1, honest.size, honest.starts, honest.read, lambda i, lie=lie: vectors[:, i] * np.float32(lie), map
         )
         found, expected = by_counting(misled, [12345]), by_counting(honest, [12345])
         assert found.value == expected.value and np.array_equal(found.cut, expected.cut)
