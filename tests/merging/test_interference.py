@@ -84,7 +84,7 @@ def test_programs_and_numpy_give_equal_magnitudes_alike(monkeypatch):
         for name, s in (("a", 0.1), ("b", 3.0))
     }
     whole = merge_with_report(nest(base), experts, density=0.3, normalize_vectors="tensor")
-    monkeypatch.setattr(blockwise, "BLOCK", 1024)  # blocks that programs take
+    monkeypatch.setattr(blockwise, "BLOCK", 4 * 64 * 64)  # a block that a program takes, measured as a whole
     blocks = merge_with_report(nest(base), experts, density=0.3, normalize_vectors="tensor")
     np.testing.assert_array_equal(flatten(whole[0])["w.weight"], flatten(blocks[0])["w.weight"])
     for key, value in whole[1].sums["w.weight"].items():
@@ -93,8 +93,8 @@ def test_programs_and_numpy_give_equal_magnitudes_alike(monkeypatch):
 
 @pytest.fixture
 def many_blocks(monkeypatch):
-    """40 blocks, of which the report is measured on four: two experts over a base of ones."""
-    monkeypatch.setattr(blockwise, "BLOCK", 512)
+    """Ten blocks, of which the report is measured on the first quarter of four: two experts over a base of ones."""
+    monkeypatch.setattr(blockwise, "BLOCK", 2048)
     rng = np.random.default_rng(4)
     base = {"w.weight": np.ones((160, 128), F32)}
     return base, {name: base["w.weight"] + rng.standard_normal((160, 128)).astype(F32) for name in "ab"}
@@ -104,7 +104,7 @@ def test_a_large_tensor_is_measured_on_some_blocks(many_blocks, monkeypatch):
     base, experts = many_blocks
     run = partial(merge_with_report, nest(base), {n: nest({"w.weight": w}) for n, w in experts.items()}, density=0.4)
     merged, report = run()
-    monkeypatch.setattr(blockwise, "REPORTED", 1000)
+    monkeypatch.setattr(blockwise, "BLOCK", 4 * base["w.weight"].size)  # its first quarter is the whole
     exact_merged, exact = run()
     np.testing.assert_array_equal(flatten(merged)["w.weight"], flatten(exact_merged)["w.weight"])
     rates, whole = report.rates(), exact.rates()
@@ -121,7 +121,7 @@ def test_a_large_tensor_is_measured_on_some_blocks(many_blocks, monkeypatch):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_found_in_every_block(many_blocks, value):
     base, experts = many_blocks
-    experts["b"][5, 100] = value  # of the second block, which the report leaves out
+    experts["b"][5, 100] = value  # of the first block, behind the quarter that the report is measured on
     with pytest.raises(DataError, match=r"expert b: w\.weight holds NaN or infinite values"):
         merge(nest(base), {name: nest({"w.weight": own}) for name, own in experts.items()}, density=0.4)
 
