@@ -4,6 +4,7 @@
     python benchmarks/merge.py --shape qwen2_0_5b --lora     # five rank-16 adapters, against mergekit and peft ties_svd
     python benchmarks/merge.py --shape qwen2_vl_2b --lora --no-peers
     python benchmarks/merge.py --growth                      # ours over models of more layers and larger tensors
+    python benchmarks/merge.py --spaces                      # methods of whole matrices, beside fusion_bench's code
 
 mergekit and peft are those of the `test` extra; `--mergekit` takes the mergekit-yaml of another environment. Models are
 random, in bf16: a base, and experts that add products of normals (std 1e-3). Prints a table and one JSON line.
@@ -237,6 +238,39 @@ def growth(root: Path) -> list[dict[str, float]]:
     return rows
 
 
+def spaces() -> dict[str, dict[str, float]]:
+    """CPU seconds of one matrix [256, 384] of five experts, ours and those of fusion_bench 0.2.33 in turns, best of 3.
+
+    Theirs where it installs; WUDI: 300 steps of Adam there, the minimiser in closed form here; in float32 there, float64
+    here.
+    """
+    import torch
+    from fusion_bench.method.isotropic_merging.iso_utils import iso_c
+    from fusion_bench.method.task_singular_vector.utils import TSVM_utils
+    from fusion_bench.method.wudi.wudi import wudi_merging
+
+    from mmedexpert_jax.merging import lowrank
+
+    vectors = np.random.default_rng(0).standard_normal((EXPERTS, 256, 384)).astype(np.float32) * np.float32(1e-3)
+    states, wide = [{"w": torch.tensor(one)} for one in vectors], vectors.astype(float)
+    pairs = {
+        "iso_c": (lowrank.iso_merge, iso_c),
+        "tsv_m": (lowrank.tsv_merge, TSVM_utils.compute_and_sum_svd_mem_reduction),
+        "wudi": (lowrank.wudi_merge, wudi_merging),
+    }
+    rows: dict[str, dict[str, float]] = {name: {} for name in pairs}
+    for name, (ours, theirs) in pairs.items():
+        for _ in range(3):
+            for label, merge in (
+                ("ours_cpu_s", partial(ours, wide)),
+                ("fusion_bench_cpu_s", partial(theirs, states, accelerator="cpu")),
+            ):
+                began = time.process_time()
+                merge()
+                rows[name][label] = min(rows[name].get(label, np.inf), time.process_time() - began)
+    return rows
+
+
 def compare(folder: Path, lora: bool, peers: bool, program: str) -> dict[str, dict[str, float]]:
     rows = {"ours": measured(ours(folder, folder / "out-ours", "lora" if lora else "full"))}
     if lora:
@@ -266,13 +300,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("bench-merge"), help="where models are made and kept")
     parser.add_argument("--mergekit", default=str(Path(sys.executable).parent / "mergekit-yaml"))
     parser.add_argument("--growth", action="store_true", help="measure ours over growing models")
+    parser.add_argument("--spaces", action="store_true", help="methods of whole matrices, beside fusion_bench")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         return work(options.work, options.folder, options.out)
-    if options.growth:
-        rows = {f"{row['parameters_m']:.0f} M": row for row in growth(options.folder)}
+    shape = options.shape
+    if options.spaces:
+        shape, rows = "matrix", spaces()
+    elif options.growth:
+        shape, rows = "growing", {f"{row['parameters_m']:.0f} M": row for row in growth(options.folder)}
     else:
         folder = (options.folder / options.shape).resolve()
         make(folder, SHAPES[options.shape], options.lora)
@@ -282,7 +320,7 @@ def main() -> None:
         json.dumps(
             {
                 "benchmark": "merge",
-                "shape": "growing" if options.growth else options.shape,
+                "shape": shape,
                 "lora": options.lora,
                 "rows": rows,
             }

@@ -68,7 +68,8 @@ def largest(vectors: Array, kept: Sequence[int], equal_magnitudes: str = "lower_
     vectors = vectors.reshape(len(vectors), -1)
     if namespace(vectors) is jnp:
         return _on_device(vectors, jnp.asarray(kept), equal_magnitudes)
-    whole = Blocks(*vectors.shape, [0], lambda start, rows: vectors[rows], lambda index: vectors[:, index], map)
+    many, size = vectors.shape
+    whole = Blocks(many, size, [0], lambda start, rows: vectors[rows], lambda index: vectors[:, index], map)
     return by_counting(whole, kept, equal_magnitudes)
 
 
@@ -156,7 +157,7 @@ def _counted(blocks: Blocks, brackets: Brackets, start: int) -> Counts:
             above = bits >= high
             inside = bits[np.flatnonzero((bits >= low) ^ above)]
             others = inside[inside != frequent]
-            found[row] = np.count_nonzero(above), len(inside) - len(others), others
+            found[row] = int(np.count_nonzero(above)), len(inside) - len(others), others
     return found
 
 
