@@ -241,8 +241,7 @@ def growth(root: Path) -> list[dict[str, float]]:
 def spaces() -> dict[str, dict[str, float]]:
     """CPU seconds of one matrix [256, 384] of five experts, ours and those of fusion_bench 0.2.33 in turns, best of 3.
 
-    Theirs where it installs; WUDI: 300 steps of Adam there, the minimiser in closed form here; in float32 there, float64
-    here.
+    WUDI is 300 steps of Adam there and the minimiser in closed form here; they compute in float32, we in float64.
     """
     import torch
     from fusion_bench.method.isotropic_merging.iso_utils import iso_c
