@@ -375,6 +375,23 @@ def test_the_bar_leaves_a_phone_its_screen(site, visit):
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390
 
 
+def test_what_is_loaded_ahead_is_drawn_while_the_server_is_away(site, visit):
+    served = site(4)
+    page = visit(served.links["reviewer"])
+    while page.is_hidden("#viewer"):
+        decide(page, "a")
+    page.wait_for_function("() => document.querySelector('#image').width === 256")
+    page.wait_for_timeout(500)  # the next ones are on their way
+    served.kill()
+    page.evaluate("() => { pictures.delete([...pictures.keys()].find((key) => key.includes('/1/'))); }")
+    press(page, ".")  # a picture that cannot come now
+    decide(page, "a")
+    while page.is_hidden("#viewer"):
+        decide(page, "a")
+    page.wait_for_function("() => document.querySelector('#image').width === 256", timeout=5000)
+    assert not page.problems
+
+
 def test_slices_of_a_volume_are_turned_and_windowed_and_few_are_loaded(site, visit):
     page = visit(site(1, slices=200).links["reviewer"])
     page.wait_for_function("() => document.querySelector('#slice-number').textContent === '101 / 200'")

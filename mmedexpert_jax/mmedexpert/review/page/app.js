@@ -565,7 +565,7 @@ const viewer = {
   item: null, index: 0, scale: 1, x: 0, y: 0, pointers: new Map(),
   wish: "", // window that was asked for, "centre,width"; "": as the file has it
   grey: null, // [centre, width] that is shown or was asked for; null for plain pictures, which the browser shades
-  stale: false, drawing: false,
+  stale: false, drawing: "", // what is being drawn: a case's picture, or a volume; "" between two
   open(item) {
     this.item = item;
     $("viewer").hidden = !item.images;
@@ -601,13 +601,15 @@ const viewer = {
   async draw() { // one at a time, then the newest wish: a drag or a held key asks for no more than can be shown
     if (!this.item?.images) return;
     this.stale = true;
-    if (this.drawing) return;
-    this.drawing = true;
-    while (this.stale) {
+    const what = this.stacked() ? this.item.id : `${this.item.id}/${this.index}`;
+    if (this.drawing === what) return;
+    this.drawing = what; // another case does not wait for a picture that does not come while the server is away
+    while (this.stale && this.drawing === what) {
       this.stale = false;
       await this.paint(this.item, this.index, this.wish).catch((error) => say(error.message));
     }
-    this.drawing = false;
+    if (this.drawing !== what) return;
+    this.drawing = "";
     loadImages(this.item, this.index, this.wish);
   },
   async paint(item, index, wish) {
