@@ -42,7 +42,7 @@ def test_fisher_merging(vectors):
 
 
 def test_wudi_goes_where_their_descent_goes(vectors):
-    """Their step is small (Adam, 1e-5): from our minimiser their loss only rises, and their 300 steps lower it."""
+    """Their 300 steps of Adam lower the loss, and the least within as far as these can go is lower."""
     theirs = pytest.importorskip("fusion_bench.method.wudi.wudi")
     small = vectors * F32(1e-3)  # of the size of task vectors, which their step fits
 
