@@ -145,9 +145,10 @@ def outcome(run: Path) -> dict:
     places = [place for name in OUTCOMES for folder in run.rglob(name) for place in folder.rglob("*")]
     found: dict = {}
     for place in (place for place in places if place.is_file() and not place.name.startswith("attempts.sqlite")):
-        content = place.read_bytes().replace(str(run).encode(), b"RUN")
         # a question's key holds the place of an adapter's base
-        content = re.sub(rb'"key": "\w+"', b"", content)
+        content: Any = re.sub(rb'"key": "\w+"', b"", place.read_bytes().replace(str(run).encode(), b"RUN"))
+        if place.name == "ablation.json":
+            content = {name: value for name, value in json.loads(content).items() if name not in ("seconds", "costs")}
         order = "answers" in place.parts  # of an endpoint, which answers as it likes
         found[place.relative_to(run).as_posix()] = sorted(content.splitlines()) if order else content
     for place in run.rglob("metrics.jsonl"):
@@ -162,7 +163,7 @@ def assert_same(job: str, run: Path, expected: dict) -> None:
     found = outcome(run)
     assert found.keys() == expected.keys(), (job, found.keys() ^ expected.keys())
     differ = [name for name in expected if found[name] != expected[name]]
-    assert not differ, (job, differ, str(found[differ[0]])[:2000], str(expected[differ[0]])[:2000])
+    assert not differ, (job, differ)
 
 
 @pytest.fixture(scope="module")
@@ -378,15 +379,15 @@ def read_only_disk(job: str, world: World, whole: Callable, folder: Path) -> Non
     forked = begin(job, run, world)
     while forked.alive() and not (run / MARKER).exists():
         time.sleep(0.01)
-    if forked.works(rng.uniform(0.0, 0.8) * work):
-        with read_only(run):
-            for _ in range(2):
-                codes, said = set(forked.ended()), forked.output.read_text()
-                assert codes == {4} and "Traceback" not in said, (codes, said[-2000:])
-                assert said.splitlines()[-1].startswith(("error: ", "process")), said[-500:]
-                forked = begin(job, run, world)
-            forked.ended()
-        forked = begin(job, run, world)
+    assert forked.works(rng.uniform(0.0, 0.5) * work), "it ended before"
+    with read_only(run):
+        for _ in range(2):
+            codes, said = set(forked.ended()), forked.output.read_text()
+            assert codes == {4} and "Traceback" not in said, (codes, said[-2000:])
+            assert said.splitlines()[-1].startswith(("error: ", "process")), said[-500:]
+            forked = begin(job, run, world)
+        forked.ended()
+    forked = begin(job, run, world)
     forked.finish()
     assert_same(job, run, expected)
 
