@@ -281,8 +281,14 @@ def elsewhere(name: str, fields: list[str]) -> str:
     return ours if ours in fields else ""
 
 
+_LOGIN = re.compile(r"://[^/?#\s]*@")
+
+
 def check_value(key: str, value: Any) -> None:
     """Raises ConfigError where the value of a field is outside its bounds or choices."""
+    texts = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(text, str) and _LOGIN.search(text) for text in texts):  # never shown, and in no run's files
+        raise ConfigError(f"config.{key} holds a URL with a user name or password; put the key where key_env names it")
     field = field_of(key)
     given = [name.strip() for name in str(value).split(",")] if field.several else [value]
     if field.choices and not set(given) <= {*field.choices} and not (field.own and "." in str(value)):

@@ -266,17 +266,22 @@ def _unknown_key(key: str, known: list[str]) -> str:
     return f"no field config.{key} in this config; {hint}--list_config shows all"
 
 
-def _to_int(value: Any, _: Any) -> int:
-    if isinstance(value, bool):
+def _number(value: Any) -> float:
+    """A number, or one as ASCII text: `float` reads the digits of every script. Raises TypeError and ValueError."""
+    if isinstance(value, bool) or (isinstance(value, str) and not value.isascii()):
         raise TypeError
-    number = float(value)
+    return float(value)
+
+
+def _to_int(value: Any, _: Any) -> int:
+    number = _number(value)
     if number != int(number):
         raise ValueError
     return int(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()) else int(number)
 
 
 def _to_float(value: Any, _: Any) -> float:
-    if isinstance(value, bool) or not math.isfinite(number := float(value)):
+    if not math.isfinite(number := _number(value)):
         raise ValueError
     return number
 

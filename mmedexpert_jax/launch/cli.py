@@ -69,6 +69,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"error: {text}", error.exit_code
     if isinstance(error, RuntimeError) and "home directory" in text:  # of Path.expanduser, which does not say whose
         return "error: a path begins with ~ and the name of nobody here; write the folder out", 2
+    if isinstance(error, ValueError) and text.startswith("embedded null"):  # of any call that takes a path
+        return "error: a path holds a zero byte, which no file's name can; write it out", 2
     if isinstance(error, PermissionError):
         return f"error: {error.strerror}: {error.filename}; fix its permissions or choose another path", 4
     if isinstance(error, OSError) and error.filename is not None:

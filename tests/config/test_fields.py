@@ -57,6 +57,7 @@ def test_no_number_takes_what_has_no_meaning(capsys, tmp_path, monkeypatch):
         ["--config=configs/gba.py", "--config.data.path=" + "x" * 5000],
         ["--config=configs/gba.py", "--config.objective=" + "x" * 5000],
         ["--config=configs/gba.py", "--config.model.path=a\udcff"],
+        ["--config=configs/gba.py", "--config.lr=\u0661"],
         ["--config=configs/gba.py", "--processes=²"],
         ["--config=configs/gba.py", "--processes=99999999999999999999"],
         ["--config=configs/gba.py", "--overrides=/dev/zero"],
@@ -70,6 +71,27 @@ def test_absurd_arguments_are_one_short_line(capsys, tmp_path, monkeypatch, argu
     assert main(arguments) in (2, 3, 4)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and len(error) <= 1000 and "unexpected" not in error
+
+
+@pytest.mark.parametrize(
+    ("job", "field"),
+    [
+        ("evaluate", "endpoint.url={}"),
+        ("evaluate", "compare=other=endpoint:m@{}"),
+        ("evaluate", "judge.url={}"),
+        ("dataset", "teacher.url={}"),
+        ("dsa", "data.path={}"),
+        ("dsa", "model.path={}"),
+        ("merge", "experts=a={},b=c"),
+        ("dsa", "workdir={}"),
+    ],
+)
+def test_a_password_in_a_url_reaches_no_line_and_no_file(capsys, tmp_path, monkeypatch, job, field):
+    monkeypatch.chdir(tmp_path)
+    given = field.format("http://me:secret@127.0.0.1:9/v1")
+    assert main([f"--config=configs/{job}.py", f"--config.{given}"]) == 2
+    said = capsys.readouterr()
+    assert "user name or password" in said.err and "secret" not in said.err + said.out and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

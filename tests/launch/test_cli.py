@@ -130,6 +130,7 @@ class XlaRuntimeError(RuntimeError):
         (OSError(errno.ENOSPC, "No space left on device", "ckpt/1"), 4, "ckpt/1: no space left"),
         (OSError(errno.EROFS, "Read-only file system", "runs/x"), 4, "runs/x: read-only"),
         (PermissionError(errno.EACCES, "Permission denied", "runs/y"), 4, "Permission denied: runs/y"),
+        (ValueError("embedded null byte"), 2, "a path holds a zero byte"),
         (ValueError("something\nunforeseen"), 1, "ValueError: something unforeseen; run with --debug"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
