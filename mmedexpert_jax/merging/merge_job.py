@@ -83,7 +83,7 @@ def recipe_of(config: ConfigDict) -> Recipe:
     experts = expert_paths(config)
     if config.weights and len(config.weights) != len(experts):
         raise ConfigError(f"{len(config.weights)} weights for {len(experts)} experts ({', '.join(experts)})")
-    own = parse(config.get("parameters", ()))
+    own = parse(config.get("parameters", ()), config.method)
     numbers: dict[str, dict[str, Any]] = {which: dict(specs) for which, specs in own.items()}
     for which, value in {"density": config.density, "scale": config.scale}.items():
         _fall_back(numbers, which, "", value)

@@ -81,8 +81,10 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
     try:
         directory, folders = trace(path)
     except (DataError, RemoteError) as error:
-        if not (_locate(path) / "adapter_config.json").exists():
+        settings = _locate(path) / "adapter_config.json"
+        if not settings.exists():
             raise
+        border.read_json(settings)  # broken, it names no base, and says so itself
         fix = f"where its base is this merge's, give it as BASE+ADAPTER: {name}={base.directory}+{path}"
         raise type(error)(f"expert {name}: the base that its adapter names is not there ({error}); {fix}") from error
     loaded = [Adapter.of(_load_adapter(folder, base, name)) for folder in folders]

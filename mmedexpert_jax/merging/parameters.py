@@ -15,6 +15,17 @@ Spec = Any
 NUMBERS = ("density", "weight", "gamma", "epsilon")  # by expert
 # Of the merge as a whole; those after scale are of single methods (`Setting`), with mergekit's defaults.
 SHARED = {"scale": 1.0, "t": 0.0, "threshold": 1e-5, "slope": 0.1, "bound": 0.2, "max_iter": 10, "tol": 1e-5}
+# Methods that read a number which the others would pass over.
+_ONLY = {
+    "gamma": ("breadcrumbs", "breadcrumbs_ties"),
+    "epsilon": ("della", "della_linear"),
+    "t": ("nearswap",),
+    "threshold": ("ram", "ramplus"),
+    "slope": ("ramplus",),
+    "bound": ("ramplus",),
+    "max_iter": ("karcher", "weight_karcher"),
+    "tol": ("karcher", "weight_karcher"),
+}
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.")
 
 
@@ -148,6 +159,8 @@ class Parameters:
             if which not in self.DEFAULTS:
                 raise ConfigError(f"no number {which!r}: choose one of {', '.join(self.DEFAULTS)}")
             for expert in specs:
+                if expert and which in SHARED:
+                    raise ConfigError(f"{which} is a number of the whole merge: leave out {expert}, or give its weight")
                 if expert and expert not in self.experts:
                     raise ConfigError(f"{which} names {expert}, but the experts are {', '.join(self.experts)}")
         for name in self.names or ("",):
@@ -189,10 +202,11 @@ def by_expert(value: Any, experts: Sequence[str], which: str) -> dict[str, Spec]
     return {"": value}
 
 
-def parse(entries: Iterable[str]) -> dict[str, dict[str, Spec]]:
+def parse(entries: Iterable[str], method: str) -> dict[str, dict[str, Spec]]:
     """Lines of a config, "[expert.]density[@part of a name]=number[:number...]" -> numbers by which and expert.
 
-    Several lines for one number: the first whose filter fits a tensor's name counts. Raises ConfigError.
+    Several lines for one number: the first whose filter fits a tensor's name counts. Raises ConfigError for what is no
+    such line, or a number that the method does not read.
     """
     found: dict[str, dict[str, list]] = {}
     for entry in entries:
@@ -207,6 +221,10 @@ def parse(entries: Iterable[str]) -> dict[str, dict[str, Spec]]:
             raise ConfigError(
                 f"config.parameters: {entry!r} is not [expert.]name[@path]=value[:value...] with one of the names "
                 f"{', '.join(Parameters.DEFAULTS)}"
+            )
+        if which in _ONLY and method not in _ONLY[which]:
+            raise ConfigError(
+                f"config.parameters: {entry!r} is of {' and '.join(_ONLY[which])}; {method} has no {which}"
             )
         value = values[0] if len(values) == 1 else values
         found.setdefault(which, {}).setdefault(expert, []).append({"filter": part or None, "value": value})

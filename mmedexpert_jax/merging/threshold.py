@@ -16,7 +16,7 @@ import numpy as np
 
 from mmedexpert_jax.merging.arrays import Array, Rows, namespace
 
-SAMPLE = 1 << 15  # entries
+SAMPLE, _SHARE = 1 << 15, 512  # entries at least; one of so many of a large tensor, whose bracket then holds few
 _SIGMAS = 5.0  # half width of the bracket, in standard deviations of a rank in the sample
 _TOP = 0x7F800001  # above every finite float's bits
 # By row: bits [low, high), and those of a value inside that many entries may have (differences of bf16 weights lie on
@@ -126,7 +126,7 @@ def _brackets(blocks: Blocks, ranks: dict[int, int]) -> Brackets:
     """Brackets in which the k-th largest lie, nearly for sure."""
     if blocks.sample is None or not ranks:
         return dict.fromkeys(ranks, (1, _TOP, -1))
-    count = min(SAMPLE, blocks.size)
+    count = min(max(SAMPLE, blocks.size // _SHARE), blocks.size)
     strata = np.arange(count) * blocks.size // count
     widths = np.diff(strata, append=blocks.size)
     jitter = (np.random.default_rng(0).random(count) * widths).astype(np.int64)  # never on one phase of the rows

@@ -18,7 +18,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Origin(Protocol):
-    """A merge that experts start from: `merging.engine.Merge`."""
+    """A merge that experts start from: `merging.blockwise.Merge`."""
 
     def prepare(self, names: Sequence[str]) -> None:
         """Computes what whole tensors decide, before blocks of them are asked for."""
@@ -212,8 +212,13 @@ def check(base: Mapping[str, Any], experts: Sequence[Expert]) -> None:
         if missing := [name for name in base if name not in expert.weights]:
             rest = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise DataError(f"expert {expert.name} lacks {missing[0]}{rest}: it is not of this base")
-        for name in expert.weights:
-            _check_shape(base, expert.name, name, expert.weights[name].shape)
+        for name, tensor in expert.weights.items():
+            _check_shape(base, expert.name, name, tensor.shape)
+            if base[name].dtype.name in FLOATS and tensor.dtype.name not in FLOATS:
+                raise DataError(
+                    f"expert {expert.name}: {name} is {tensor.dtype.name}, but {base[name].dtype.name} in the base: "
+                    "export it without quantisation"
+                )
 
 
 def _check_shape(base: Mapping[str, Any], expert: str, name: str, shape: tuple[int, ...], flat: bool = False) -> None:

@@ -14,7 +14,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.merging import blockwise, merge
 from mmedexpert_jax.merging.checkpoint import Checkpoint
-from mmedexpert_jax.merging.merge_recipe import Recipe, merge_to_disk, read_recipe
+from mmedexpert_jax.merging.merge_recipe import Recipe, merge_to_disk, open_expert, read_recipe
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
@@ -258,6 +258,7 @@ def test_experts_of_another_base_are_refused_by_name(models, tmp_path):
         base | {name: base[name][:39]},
     )
     refused("expert X: lm_head.weight is not its embedding", base | {"lm_head.weight": base[name] + np.ones((), BF16)})
+    refused(rf"expert X: {name} is int8, but .* in the base", base | {name: np.ones(base[name].shape, np.int8)})
     refused(rf"expert X: {name} holds NaN", base | {name: np.full_like(base[name], np.nan)})
     with pytest.raises(ConfigError, match="holds something other than a model"):
         (tmp_path / "kept").mkdir()
@@ -280,7 +281,11 @@ def test_broken_files(models, tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match="not a whole safetensors file"):
         Checkpoint(tmp_path / "cut")
-    (tmp_path / "r").mkdir()
+    for name in ("r", "a"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text("{")
+    with pytest.raises(DataError, match="a/adapter_config.json is not JSON"):
+        open_expert("a", str(tmp_path / "a"), Checkpoint(models / "base"))
     (tmp_path / "r" / "recipe.json").write_text("{}")
     with pytest.raises(DataError, match="not a recipe of a merge"):
         read_recipe(tmp_path / "r")
