@@ -284,7 +284,7 @@ def test_broken_files(models, tmp_path):
     for name in ("r", "a"):
         (tmp_path / name).mkdir()
     (tmp_path / "a" / "adapter_config.json").write_text("{")
-    with pytest.raises(DataError, match="a/adapter_config.json is not JSON"):
+    with pytest.raises(DataError, match=r"a/adapter_config\.json is not JSON"):
         open_expert("a", str(tmp_path / "a"), Checkpoint(models / "base"))
     (tmp_path / "r" / "recipe.json").write_text("{}")
     with pytest.raises(DataError, match="not a recipe of a merge"):
