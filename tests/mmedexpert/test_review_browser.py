@@ -434,7 +434,7 @@ def test_window_and_level_are_of_the_values_in_the_file(site, visit, tmp_path):
         return window
 
     page.wait_for_function("() => document.querySelector('#image').width === 32")
-    assert shown(5) == (0, 2000) and page.is_hidden("#brightness")
+    assert shown(5) == (0, 2000) and page.is_hidden("#brightness") and serious(page) == []
     press(page, "]", "}")
     darker = shown(5)
     assert darker[0] < 0 and darker[1] < 2000

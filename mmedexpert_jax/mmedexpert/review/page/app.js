@@ -626,7 +626,7 @@ const viewer = {
     decoded.close();
   },
   reset() {
-    Object.assign(this, { scale: 1, x: 0, y: 0, wish: "" });
+    Object.assign(this, { scale: 1, x: 0, y: 0, wish: "", grey: null });
     $("brightness").value = $("contrast").value = 100;
     this.apply();
   },
