@@ -13,6 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
+CLOCKS = re.compile(r" in \d+:\d\d:\d\d(, \d+:\d\d:\d\d of it compiling)?")  # of this machine, as busy as it was
 LINES = 40  # of a text that is kept; a plan of several jobs has more
 
 
@@ -36,7 +37,7 @@ def clean(output: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNode:
 
 def shortened(text: str) -> str:
     """A text's first lines, and the number of those left out."""
-    lines = [line.rstrip() for line in re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", text).splitlines()]
+    lines = [CLOCKS.sub("", line).rstrip() for line in re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", text).splitlines()]
     more = [f"... {len(lines) - LINES} more lines"] if len(lines) > LINES else []
     return "\n".join([*lines[:LINES], *more]) + "\n"
 

@@ -160,6 +160,7 @@ FIELDS |= {
 
 # -- evaluation, endpoints: section 5 ----------------------------------------------------------------------------------
 FIELDS |= {
+    "controls": Field(choices=("blank", "other_image", "question_only", "shuffle", "pairs"), several=True),
     "scorer": _choice("strict", "medevalkit", "medxpertqa"),
     "judge.what": _choice("open", "unparsed", "all"),
     "privacy": _choice("report", "redact", "refuse"),
@@ -208,13 +209,27 @@ FIELDS |= {
     **_each(FROM_ZERO, "describing_steps expected.answer expected.dsa expected.gba expected.merge expected.start"),
 }
 
-# Names of fields in TRL, transformers, peft, verl, LLaMA-Factory and mergekit -> ours.
+# Names of fields in TRL, transformers, peft, verl, LLaMA-Factory and mergekit -> ours; of several the job's first.
 ELSEWHERE = {
     "learning_rate": "lr", "num_generations": "num_samples", "n": "num_samples", "max_steps": "steps",
     "total_training_steps": "steps", "num_train_epochs": "epochs", "num_epochs": "epochs", "total_epochs": "epochs",
     "max_completion_length": "max_new_tokens", "max_response_length": "max_new_tokens",
     "max_tokens": "max_new_tokens", "response_length": "max_new_tokens",
-    "per_device_train_batch_size": "batch_size", "train_batch_size": "batch_size", "bs": "batch_size",
+    "per_device_train_batch_size": "batch_size prompts_per_step", "train_batch_size": "batch_size prompts_per_step",
+    "bs": "batch_size prompts_per_step", "batch_size": "batch_size prompts_per_step",
+    "per_device_batch_size": "batch_size prompts_per_step", "global_batch_size": "batch_size prompts_per_step",
+    "rollout_batch_size": "prompts_per_step", "num_prompts": "prompts_per_step",
+    "ppo_mini_batch_size": "minibatches", "mini_batch_size": "minibatches",
+    "group_size": "num_samples", "n_rollouts": "num_samples", "num_rollouts": "num_samples",
+    "num_return_sequences": "num_samples", "clip_range": "clip", "lambda": "scale", "do_sample": "temperature",
+    "n_gpus": "mesh.data", "num_gpus": "mesh.data", "n_gpus_per_node": "mesh.data", "world_size": "mesh.data",
+    "tensor_parallel": "mesh.tensor", "bf16": "model.dtype", "fp16": "model.dtype", "precision": "model.dtype",
+    "quantization": "model.quantize", "use_lora": "trainable", "use_peft": "trainable", "peft": "trainable",
+    "train_files": "data.path", "data_files": "data.path", "dataset_path": "data.path", "dataset_dir": "data.path",
+    "max_seq_length": "max_prompt_length", "model_max_length": "max_prompt_length", "max_pixels": "model.max_pixels",
+    "save_dir": "workdir", "run_name": "workdir", "experiment_name": "workdir", "logging_dir": "workdir",
+    "eval_strategy": "eval.every", "use_wandb": "tracker", "lr_warmup_steps": "warmup_steps", "random_seed": "seed",
+    "prompt": "question", "text": "question", "image_path": "images", "tasks": "benchmarks", "resume": "resume_from",
     "gradient_accumulation_steps": "accumulation", "grad_accum": "accumulation",
     "lora_r": "lora.rank", "lora_rank": "lora.rank", "r": "lora.rank", "lora_alpha": "lora.alpha",
     "lora_target": "lora.targets", "target_modules": "lora.targets", "gradient_checkpointing": "remat",
@@ -240,7 +255,7 @@ ELSEWHERE = {
     "tensor_parallel_size": "mesh.tensor", "tensor_model_parallel_size": "mesh.tensor", "test_freq": "eval.every",
     "save_freq": "checkpoint_every", "logger": "tracker", "image_max_pixels": "model.max_pixels",
     "ref_model_sync_steps": "ref_every", "ref_model_mixup_alpha": "ref_mixup", "entropy_coeff": "entropy_coef",
-    "adv_estimator": "advantage_scale", "mask_truncated_completions": "mask_truncated",
+    "adv_estimator": "objective", "mask_truncated_completions": "mask_truncated",
     "importance_sampling_level": "ratio_level", "loss_agg_mode": "aggregation", "rollout_n": "num_samples",
     "cutoff_len": "max_prompt_length", "clip_grad_norm": "max_grad_norm", "grad_clip": "max_grad_norm",
 }  # fmt: skip
@@ -277,8 +292,8 @@ def allowed(key: str, kind: type) -> str:
 
 def elsewhere(name: str, fields: list[str]) -> str:
     """The field of ours among `fields` that other tools call `name`; empty where there is none."""
-    ours = ELSEWHERE.get(name.lower().replace("-", "_"), "")
-    return ours if ours in fields else ""
+    ours = ELSEWHERE.get(name.lower().replace("-", "_"), "").split()
+    return next((field for field in ours if field in fields), "")
 
 
 _LOGIN = re.compile(r"://[^/?#\s]*@")
@@ -290,12 +305,14 @@ def check_value(key: str, value: Any) -> None:
     if any(isinstance(text, str) and _LOGIN.search(text) for text in texts):  # never shown, and in no run's files
         raise ConfigError(f"config.{key} holds a URL with a user name or password; put the key where key_env names it")
     field = field_of(key)
-    given = [name.strip() for name in str(value).split(",")] if field.several else [value]
-    if field.choices and not set(given) <= {*field.choices} and not (field.own and "." in str(value)):
-        close = difflib.get_close_matches(str(value)[:100], field.choices, n=1, cutoff=0.5)
+    names = value if isinstance(value, tuple) else str(value).split(",")
+    given = [name.strip() for name in names] if field.several else [value]
+    wrong = [name for name in given if field.choices and name not in field.choices]
+    if wrong and not (field.own and "." in str(value)):
+        close = difflib.get_close_matches(str(wrong[0])[:100], field.choices, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
         names = ", ".join(choice or '""' for choice in field.choices)
-        raise ConfigError(f"config.{key}={border.cut(str(value))} is unknown; {hint}choose one of {names}")
+        raise ConfigError(f"config.{key}={border.cut(str(wrong[0]))} is unknown; {hint}choose one of {names}")
     if key.rpartition(".")[2] == "url" and value:
         _check_url(key, value)
     if isinstance(value, bool) or not isinstance(value, int | float):

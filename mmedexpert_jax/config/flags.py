@@ -16,7 +16,7 @@ from mmedexpert_jax.config.fields import ELSEWHERE, known
 from mmedexpert_jax.errors import ConfigError
 
 COUNT = "--processes"
-SWITCHES = ("--debug", "--list_config", "--help")
+SWITCHES = ("--debug", "--list_config", "--help", "--version")
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Flags:
     debug: bool = False  # show tracebacks
     list_config: bool = False  # print the config's fields instead of running
     help: bool = False  # print the usage instead of running
+    version: bool = False  # print the version instead of running
     processes: int = 1  # of this machine, that the job runs in
 
 
@@ -96,7 +97,7 @@ def _value(rest: list[str]) -> str | bool:
 def _field_called(name: str) -> str:
     """The dotted key of a field that users of this or another tool call `name`; empty where there is none."""
     name = name.replace("-", "_")
-    return ELSEWHERE.get(name.lower(), "") or (name if known(name) else "")
+    return ELSEWHERE.get(name.lower(), "").partition(" ")[0] or (name if known(name) else "")
 
 
 def _not_understood(argument: str, following: str) -> str:
@@ -116,4 +117,6 @@ def _not_understood(argument: str, following: str) -> str:
         return f"unknown flag {argument!r}; fields of the config are set by --config.key=value, see --help"
     if name.endswith(".py") or ".py:" in name:
         return f"stray argument {argument!r}; did you mean --config={argument}?"
+    if field := _field_called(name):
+        return f"stray argument {argument!r}; write a field and its value as one word, such as --config.{field}=1"
     return f"stray argument {argument!r}; every argument is a flag, see --help"

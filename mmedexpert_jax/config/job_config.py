@@ -60,6 +60,8 @@ def available() -> dict[str, Path]:
 def split_spec(spec: str) -> tuple[str, str]:
     """Splits `path:preset`; the preset is "" where there is none."""
     path, colon, preset = spec.rpartition(":")
+    if ".py:" in path:  # a preset with a colon, which is unknown as such
+        path, _, preset = spec.partition(":")
     return (path, preset) if colon and not re.search(r"[/\\]", preset) else (spec, "")
 
 
@@ -184,8 +186,9 @@ def field_docs(path: Path) -> dict[str, str]:
     return docs
 
 
-def format_config(config: ConfigDict, docs: Mapping[str, str]) -> str:
-    """A table of key, type, value, what it takes and doc, in the order of the comments."""
+def format_config(config: ConfigDict, docs: Mapping[str, str], tall: bool = False) -> str:
+    """A table of key, type, value, what it takes and doc, in the order of the comments; `tall`, for a terminal: two
+    lines a field, with the doc below."""
     leaves = fields(config)
     order = [key for key in docs if key in leaves] + [key for key in leaves if key not in docs]
     rows = [("key", "type", "value", "takes", "doc")]
@@ -194,6 +197,11 @@ def format_config(config: ConfigDict, docs: Mapping[str, str]) -> str:
         name = kind.__name__ + ("?" if optional else "")
         shown = "none" if value is None else str(value) or '""'
         rows.append((key, name, shown, border.cut(allowed(key, kind), 60), docs.get(key, "")))
+    if tall:
+        return "\n".join(
+            f"{key}={shown}  ({', '.join(filter(None, (kind, takes)))})\n    {doc}"
+            for key, kind, shown, takes, doc in rows[1:]
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     return "\n".join(
         "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -14,12 +14,19 @@ from PIL import Image, ImageDraw
 
 from mmedexpert_jax import border, privacy
 from mmedexpert_jax.data import case_files, forms, tables
-from mmedexpert_jax.data.case import SPECIALTIES, Case
+from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
 from mmedexpert_jax.processing.images import EncodedImage, clean
 
 SHOWN = 5  # rows named of each fault
+# Columns of spreadsheets and published sets that `case_files.ALIASES`, the keys which a set may nearly have, lacks.
+_COLUMNS = {
+    **dict.fromkeys(("cop", "answer_index", "correct_answer", "correct_option", "answerkey", "answer_key"), "answer"),
+    **dict.fromkeys(("query", "stem", "question_text", "vignette"), "question"),
+    **dict.fromkeys(("exp", "explanation"), "trace"),
+}
+_OPTION_COLUMN = re.compile(r"(?:op|option|choice|answer)?[_ ]?([a-j])")
 SLICES = 8  # of a volume, where a converter has to choose; its line says where to change it
 
 
@@ -132,15 +139,15 @@ def convert(source: str | Path, folder: str | Path, split: str = "train") -> Con
             in which each file, or each folder with one DICOM series, becomes a case without question and answer.
         folder: where the rows and the images that stood inside the table are written; other images stay where they are
             and are named by their paths from there.
-        split: name of the file.
+        split: train, dev or test, the name of the file.
 
     Raises:
         DataError: nothing to convert, or a file that cannot be read.
-        ConfigError: the file, or another image of its name, exists; the split is no name.
+        ConfigError: the file, or another image of its name, exists; another split.
     """
+    if split not in case_files.SPLITS:
+        raise ConfigError(f"a split is {', '.join(case_files.SPLITS)}, not {border.shown(split)}: jobs read no other")
     source, root = Path(source).expanduser(), Path(folder).expanduser()
-    if Path(split).name != split:
-        raise ConfigError(f"split must be a name such as train, not {border.shown(split)}")
     made = Converted(root / f"{split}.jsonl")
     if made.file.exists():
         raise ConfigError(f"{made.file} exists; give another folder or split")
@@ -148,7 +155,10 @@ def convert(source: str | Path, folder: str | Path, split: str = "train") -> Con
         raise DataError(f"no such file or folder to convert: {source}")
     with border.writing(root):
         root.mkdir(parents=True, exist_ok=True)
-    rows = list(_from_folder(source, root, made) if source.is_dir() else _from_table(source, root, made))
+    if source.is_dir():
+        rows = list(_from_folder(source, root, made))
+    else:
+        rows = _lettered(list(_from_table(source, root, made)), source, made)
     if not rows:
         first = f": {made.refused[0]}" if made.refused else ""
         raise DataError(f"{source}: nothing that can be converted{first}")
@@ -173,19 +183,52 @@ def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str,
 
 
 def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A row of our own keys as a table of cells has them: options in columns A, B, ... or separated by semicolons."""
+    """A row of our own keys as a table of cells has them: options in columns A, B, ... (opa, option_a, ...), as an
+    object by letter, or separated by semicolons. Raises DataError where no column is the question."""
     found = {str(key): value for key, value in row.items()}
-    lowered = {key.lower(): key for key in found}
-    for theirs, ours in case_files.ALIASES.items():
-        if theirs in lowered and ours not in found:
-            found[ours] = found.pop(lowered[theirs])
-    cells = [found.pop(letter) for letter in "ABCDEFGHIJ" if found.get(letter) not in (None, "") or letter in found]
-    options = found.get("options") or [cell for cell in cells if cell not in (None, "")]
+    meant = {key: key for key in case_files.KEYS} | case_files.ALIASES | _COLUMNS
+    for theirs in list(found):
+        ours = meant.get(theirs.lower().strip().replace(" ", "_"), theirs)
+        if found.get(ours) in (None, "", [], {}):
+            found[ours] = found.pop(theirs)
+    if found.get("question") in (None, ""):
+        named = border.cut(", ".join(map(str, row)))
+        raise DataError(f"key question: missing; the first line of a table names its columns, here {named}")
+    cells = {key: match[1].upper() for key in found if (match := _OPTION_COLUMN.fullmatch(key.lower()))}
+    columns = {letter: found.pop(key) for key, letter in sorted(cells.items(), key=lambda pair: pair[1])}
+    options = found.get("options") or {key: text for key, text in columns.items() if text not in (None, "")}
+    if isinstance(options, Mapping):
+        options = [options[letter] for letter in sorted(options)]
     found["options"] = [part.strip() for part in options.split(";")] if isinstance(options, str) else options
     images = found.get("images") or []
     if isinstance(images, str):
         images = [part.strip() for part in images.split(";")]
     return found | {"id": str(found.get("id") or f"row-{number}"), "images": list(images)}
+
+
+def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list[dict[str, Any]]:
+    """The rows with letters for answers that are an option's text or number. Numbers count from 0 or from 1 as the
+    whole table shows; where it shows neither its rows are refused, since a wrong key is worse than none."""
+    numbers: dict[int, tuple[int, int]] = {}  # place of the row -> number, number of options
+    for place, row in enumerate(rows):
+        answer, options = str(row.get("answer", "")).strip(), [str(option).strip() for option in row.get("options", ())]
+        same = [letter for letter, option in zip(LETTERS, options, strict=False) if option.lower() == answer.lower()]
+        if len(same) == 1:
+            row["answer"] = same[0]
+        elif answer.upper() in (*LETTERS[: len(options)],):
+            row["answer"] = answer.upper()
+        elif options and re.fullmatch(r"\d{1,2}", answer):
+            numbers[place] = int(answer), len(options)
+    first = 0 if any(number == 0 for number, _ in numbers.values()) else 1
+    known = first == 0 or any(number == count for number, count in numbers.values())
+    for place, (number, count) in numbers.items():
+        if known and 0 <= number - first < count:
+            rows[place]["answer"] = LETTERS[number - first]
+            continue
+        why = f"is no number of an option from {first}" if known else "may count from 0 or from 1"
+        made.refused.append(f"{source}, row of {rows[place]['id']}: key answer: {number} {why}; give letters")
+        rows[place] = {}
+    return [row for row in rows if row]
 
 
 def _placed(image: Any, name: str, source: Path, root: Path) -> Any:

@@ -5,7 +5,9 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TextIO
 
+import mmedexpert_jax
 from mmedexpert_jax import border
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.config.flags import Flags, parse_flags
@@ -21,7 +23,7 @@ usage: python -m mmedexpert_jax.launch --config configs/<job>.py[:preset] [--con
   --overrides=file.json  set fields from a JSON object, before those of the command line
   --list_config          print the fields of a config with type, value and meaning
   --debug                show the traceback of an error
-  --help                 print this
+  --help, --version      print this, or the version
 
 The same command again resumes a run; --config.fresh=True starts over.
 Exit codes: 0 done, 1 unexpected error, 2 usage or config, 3 data, 4 resources, 5 remote endpoint,
@@ -53,7 +55,7 @@ def _fail(message: str, code: int) -> int:
     """Says the last line and gives the exit code; with several processes, the others end with this one."""
     if code == 1 and (failure := processes.failure()):  # another one's: the connection to it broke
         message, code = failure
-    print(processes.signed(message), file=sys.stderr)
+    complain(processes.signed(message))
     processes.leave(message, code)
     return code
 
@@ -91,13 +93,16 @@ def usage() -> str:
 def _dispatch(flags: Flags, argv: list[str]) -> int:
     if flags.help:
         return say(usage())
+    if flags.version:
+        return say(f"mmedexpert-jax {mmedexpert_jax.__version__}")
     if not flags.config:
         known = ", ".join(configs.available())
         raise ConfigError(f"no config given; add --config=<file>, one of {known}, or see --help")
     config = configs.read_config(flags.config)
     configs.override(config, flags.overrides)
     if flags.list_config:
-        return say(configs.format_config(config, configs.field_docs(configs.locate(flags.config))))
+        docs = configs.field_docs(configs.locate(flags.config))
+        return say(configs.format_config(config, docs, tall=sys.stdout.isatty()))
     if flags.processes > 1 and not processes.named():
         from mmedexpert_jax.runtime import local
 
@@ -111,11 +116,19 @@ def _dispatch(flags: Flags, argv: list[str]) -> int:
 
 
 def say(text: str) -> int:
-    """Prints to a reader that may close early, as `head` does; on a terminal, long lines are folded."""
-    if sys.stdout.isatty():
-        text = text_tables.folded(text, shutil.get_terminal_size().columns)
+    """Prints to a reader that may close early, as `head` does."""
     try:
-        print(text, flush=True)
+        print(_fitted(text, sys.stdout), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def complain(message: str) -> None:
+    """Prints an error: one line, which a terminal shows on as many as it needs."""
+    print(_fitted(message, sys.stderr), file=sys.stderr)
+
+
+def _fitted(text: str, stream: TextIO) -> str:
+    """The text, folded at its words where it goes to a terminal."""
+    return text_tables.folded(text, shutil.get_terminal_size().columns) if stream.isatty() else text

@@ -4,6 +4,7 @@ The short form is the long one, `python -m mmedexpert_jax.launch --config=config
 --config.steps=10`, with less to type: both go through `cli.main`.
 """
 
+import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config import job_config as configs
+from mmedexpert_jax.config.flags import COUNT
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import cli
 from mmedexpert_jax.report import text_tables
@@ -35,13 +37,28 @@ FIGURES = {
     "kl": "KL",
     "completions/mean_length": "tokens of an answer",
 }
+# What other tools, and people, call a job or a command -> ours.
+JOBS_ELSEWHERE = {
+    **dict.fromkeys(("sft", "finetune", "fine-tune", "lora", "experts"), "dsa"),
+    **dict.fromkeys(("train", "grpo", "rl", "ppo", "rlhf", "rlvr"), "gba"),
+    **dict.fromkeys(("eval", "test", "score", "benchmark", "lm_eval"), "evaluate"),
+    **dict.fromkeys(("generate", "infer", "inference", "predict", "answer"), "ask"),
+    **dict.fromkeys(("chat", "api", "server", "web", "webui"), "serve"),
+    **dict.fromkeys(("ties", "mergekit", "mergekit-yaml", "merge_adapter"), "merge"),
+    **dict.fromkeys(("data", "factory", "synthesize", "traces"), "dataset"),
+    **dict.fromkeys(("validate", "check", "lint"), "check-data"),
+    **dict.fromkeys(("init", "new", "example"), "new-data"),
+    **dict.fromkeys(("convert", "import"), "convert-data"),
+    **dict.fromkeys(("save", "push", "upload"), "export"),
+    **dict.fromkeys(("diff", "report"), "compare"),
+}
 USAGE = """\
 usage: mmedexpert <job>[:preset] [field=value ...] [--plan] [--fresh]
        mmedexpert <command> ...
 
-  mmedexpert gba:mini lr=1e-5 steps=10     a job; the same command again resumes it
+  mmedexpert gba:mini lr=1e-5 steps=10     a job; the same again resumes it
   mmedexpert gba:mini --plan               what it would read, need and write
-  mmedexpert gba --help                    the fields of a job, with their meaning
+  mmedexpert gba --help                    the fields of a job, explained
 """
 COMPLETIONS = {
     "bash": """\
@@ -71,19 +88,42 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] == "help":
         argv = [*argv[1:], "--help"]
     if argv[0] in COMMANDS:
-        return cli.guarded(lambda: cli.say(COMMANDS[argv[0]][1](argv[1:])))
-    return cli.main(expand(argv))
+        return cli.guarded(lambda: cli.say(_command(*argv)))
+    return cli.guarded(lambda: _known(argv[0])) or cli.main(expand(argv))
+
+
+def _command(name: str, *arguments: str) -> str:
+    """What a command that is no job prints; its help is its line in `usage`. Raises UserError."""
+    meaning, run = COMMANDS[name]
+    if {"-h", "--help"} & {*arguments}:
+        return f"mmedexpert {name}: {meaning}"
+    if flags := [argument for argument in arguments if argument.startswith("-")]:
+        raise ConfigError(f"{name} has no flag {border.shown(flags[0])}; {meaning}")
+    return run(list(arguments))
+
+
+def _known(word: str) -> int:
+    """0 for a first word that is a job's name, or has another form; raises ConfigError for the name of none."""
+    name, *_ = word.split(":")
+    names = [*(path.stem for path in configs.available().values()), *COMMANDS]
+    if name in names or not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        return 0
+    close = [JOBS_ELSEWHERE[name]] if name in JOBS_ELSEWHERE else difflib.get_close_matches(name[:100], names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ConfigError(f"no job or command {border.shown(name)}; {hint}there are {', '.join(names)}; see --help")
 
 
 def expand(argv: list[str]) -> list[str]:
-    """The long form of a command line: a job, fields and switches become `--config...` flags; the rest stays."""
+    """The long form of a command line: a job, fields, also as --name=value, and switches become `--config...` flags."""
     found = []
     for argument in argv:
-        name, equals, _ = argument.partition("=")
+        name, equals, value = argument.partition("=")
         if argument in SWITCHES:
             found.append(f"--config.{argument[2:]}=True")
         elif argument in ("-h", "--help") and found:
             found.append("--list_config")
+        elif equals and name.startswith("--") and not name.startswith(("--config", "--overrides", COUNT)):
+            found.append(f"--config.{name[2:].replace('-', '_')}={value}")  # a field, as most other tools write one
         elif argument.startswith("-"):
             found.append(argument)
         elif equals and re.fullmatch(r"[A-Za-z_][\w.]*", name):
@@ -112,8 +152,8 @@ def usage() -> str:
         lines += [f"{title}:"] if here else []
         for name in here:
             presets = ", ".join(configs.presets_of(known[name]))
-            lines.append(f"  {name:14}{configs.summary_of(known[name])}" + (f" [{presets}]" if presets else ""))
-    lines += ["commands:", *(f"  {name:14}{help}" for name, (help, _) in COMMANDS.items())]
+            lines.append(f"  {name:15}{configs.summary_of(known[name])}" + (f" [{presets}]" if presets else ""))
+    lines += ["commands:", *(f"  {name:15}{help}" for name, (help, _) in COMMANDS.items())]
     return "\n".join(
         [*lines, "exit codes: 0 done, 2 usage or config, 3 data, 4 resources, 5 endpoint, 130/143 interrupted"]
     )

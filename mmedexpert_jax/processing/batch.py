@@ -21,3 +21,8 @@ class Batch:
     patches: np.ndarray  # [I, P, C] float32, normalised pixels in the processor's order (C = 3 * 2 * 14 * 14)
     patch_positions: np.ndarray  # [I, P, 2] int32, row and column of each patch in its image
     patch_counts: np.ndarray  # [I] int32, valid patches of each image
+
+    def __repr__(self) -> str:
+        """One line: how many prompts, how wide, and how many images of how many patches."""
+        tokens, patches = ("x".join(map(str, getattr(part, "shape", "?")[:2])) for part in (self.tokens, self.patches))
+        return f"Batch(tokens int32[{tokens}] = prompts x tokens, {patches} images x patches)"

@@ -99,6 +99,10 @@ class Processor:
         )
         self._check_template()
 
+    def __repr__(self) -> str:
+        """One line: the family and the size of the vocabulary."""
+        return f"Processor({self.family}, {len(self.tokenizer)} tokens)"
+
     @classmethod
     def load(
         cls, path: str | Path, max_pixels: int | None = None, over: Sequence[Path] = (), family: str = "qwen2_vl"

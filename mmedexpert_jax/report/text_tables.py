@@ -1,8 +1,11 @@
 """Rows of named cells as Markdown, or aligned for a terminal."""
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+_NAMED = re.compile(r" *\S+(?: \S+)* {2,}(?=\S)")
 
 
 def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -23,11 +26,14 @@ def markdown(rows: Sequence[Mapping[str, Any]], decimals: int | None = None) -> 
 
 
 def folded(text: str, width: int) -> str:
-    """A text for a terminal of that width: longer lines go on below, set in by two columns more than they begin."""
+    """A text for a terminal of that width. A longer line goes on below: behind the gap of two spaces or more that ends
+    its name, if that lies in the left half, else two columns to the right of where it begins."""
     lines = []
     for line in text.split("\n"):
-        inset = " " * (len(line) - len(line.lstrip()) + 2)
-        lines += textwrap.wrap(line, width, subsequent_indent=inset, break_on_hyphens=False) or [""]
+        named = _NAMED.match(line)
+        column = named.end() if named else width
+        inset = column if 2 * column <= width else len(line) - len(line.lstrip()) + 2
+        lines += textwrap.wrap(line, width, subsequent_indent=" " * inset, break_on_hyphens=False) or [""]
     return "\n".join(lines)
 
 

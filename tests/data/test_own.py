@@ -105,7 +105,7 @@ def test_images_of_one_split_never_replace_those_of_another_or_a_users(tmp_path)
     with pytest.raises(ConfigError, match=r"test-1-1\.png exists"):
         own.convert(tmp_path / "test.parquet", tmp_path / "theirs", "test")
     assert (tmp_path / "theirs" / "images" / "test-1-1.png").read_bytes() == b"mine"
-    with pytest.raises(ConfigError, match="split must be a name"):
+    with pytest.raises(ConfigError, match="a split is train, dev, test, not"):
         own.convert(tmp_path / "test.parquet", tmp_path / "out", "../x")
 
 
@@ -119,6 +119,40 @@ def test_a_spreadsheet_becomes_rows(tmp_path):
     first, second = load_cases(tmp_path / "out", "train")
     assert (first.options, first.answer, second.options, second.answer) == (("gout", "flu"), "B", (), "Flu")
     assert len(second.images) == 1
+
+
+PUBLISHED = {
+    "MedMCQA": [{"question": "Q?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": n} for n in (2, 4)],
+    "MedQA": [{"question": "Q?", "options": {"A": "x", "B": "y"}, "answer_idx": "B", "answer": "y"}],
+    "MMLU": [{"question": "Q?", "choices": ["x", "y"], "answer": n} for n in (1, 0)],
+    "texts": [{"Question": "Q?", "Options": ["x", "y"], "Correct Answer": " Y "}],
+    "small letters": [{"query": "Q?", "option_a": "x", "option_b": "y", "label": "b"}],
+    "numbers that are options": [{"question": "Q?", "options": ["1", "2"], "answer": 2}],
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_keys_of_published_sets_become_letters(name, tmp_path):
+    source = tmp_path / "theirs.json"
+    source.write_text(json.dumps(PUBLISHED[name]))
+    own.convert(source, tmp_path / "ours")
+    cases = load_cases(str(tmp_path / "ours"), "train")
+    assert [case.answer for case in cases] == {"MedMCQA": ["B", "D"], "MMLU": ["B", "A"]}.get(name, ["B"])
+    assert all(case.question == "Q?" and len(case.options) >= 2 for case in cases)
+
+
+def test_numbers_that_may_count_from_0_or_1_are_refused_and_columns_need_names(tmp_path):
+    source = tmp_path / "theirs.json"
+    rows = [{"question": "Q?", "options": ["x", "y", "z"], "answer": answer} for answer in (1, "A", 2)]
+    source.write_text(json.dumps(rows))
+    made = own.convert(source, tmp_path / "ours")
+    assert made.rows == 1 and len(made.refused) == 2 and "may count from 0 or from 1" in made.refused[0]
+    source = tmp_path / "no_head.csv"
+    source.write_text("What?,x,y,B\nWhich?,x,y,A\n")
+    with pytest.raises(DataError, match="names its columns, here What"):
+        own.convert(source, tmp_path / "more")
+    with pytest.raises(ConfigError, match="a split is train, dev, test, not 'validation'"):
+        own.convert(tmp_path / "theirs.json", tmp_path / "more", "validation")
 
 
 def test_a_folder_of_scans_becomes_cases_to_fill_in(tmp_path):

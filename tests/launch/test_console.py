@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import mmedexpert_jax
+from mmedexpert_jax import errors
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.launch import console
 from mmedexpert_jax.runtime import Run
@@ -24,6 +25,8 @@ from mmedexpert_jax.runtime import Run
         ("gba data.path=a=b", "--config=configs/gba.py --config.data.path=a=b"),
         ("gba --help", "--config=configs/gba.py --list_config"),
         ("--config=configs/gba.py --config.lr=1", "--config=configs/gba.py --config.lr=1"),
+        ("gba --lr=1e-5 --max-new-tokens=8", "--config=configs/gba.py --config.lr=1e-5 --config.max_new_tokens=8"),
+        ("gba --processes=2 --overrides=a.json", "--config=configs/gba.py --processes=2 --overrides=a.json"),
         ("gba --debug extra", "--config=configs/gba.py --debug extra"),
     ],
 )
@@ -42,7 +45,7 @@ def test_help_names_every_job_and_preset(capsys):
 
 def test_what_is_no_job_is_one_line(capsys):
     assert console.main(["gab"]) == 2
-    assert "did you mean configs/gba.py?" in capsys.readouterr().err
+    assert "no job or command 'gab'; did you mean gba?" in capsys.readouterr().err
     assert console.main(["compare", "runs/none"]) == 2 == console.main(["completion", "tcsh"])
     assert capsys.readouterr().err.count("\n") == 2
 
@@ -93,6 +96,21 @@ def test_launch_runs_a_config(tmp_path, capsys):
     assert "nothing was run" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
+def test_launch_takes_a_config_file_too_and_names_what_it_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.ConfigError, match=r"no preset 'nano'"):
+        mmedexpert_jax.launch("configs/gba.py:nano")
+    with pytest.raises(errors.ConfigError, match=r"launch takes what load_config returns"):
+        mmedexpert_jax.launch({"steps": 1})
+
+
+def test_what_a_notebook_prints_is_one_line():
+    processor = mmedexpert_jax.load_processor("mini")
+    batch = processor([[{"role": "user", "content": "Which lobe?"}]])
+    assert repr(processor) == f"Processor(qwen2_vl, {len(processor.tokenizer)} tokens)"
+    assert repr(batch) == f"Batch(tokens int32[1x{batch.tokens.shape[1]}] = prompts x tokens, 0x0 images x patches)"
+
+
 def test_a_type_checker_sees_the_names(tmp_path):
     script = tmp_path / "own.py"
     script.write_text(
@@ -120,6 +138,7 @@ def test_old_imports_of_the_presets_go_on():
 
 OTHERS = {
     "gba": "learning_rate num_generations max_steps max_completion_length per_device_eval_batch_size kl_loss_coef "
+    "batch_size train_batch_size group_size clip_range n_gpus_per_node bf16 use_lora data_files resume run_name "
     "gradient_checkpointing load_in_4bit adv_estimator importance_sampling_level save_freq lora_r report_to",
     "dsa": "per_device_train_batch_size gradient_accumulation_steps num_train_epochs cutoff_len sequence_len "
     "micro_batch_size finetuning_type lr_scheduler_type num_warmup_steps lora_alpha lora_target",
@@ -134,6 +153,37 @@ def test_names_of_other_tools_are_told_ours(job, name, capsys):
         said = capsys.readouterr().err
         field = re.search(r"did you mean (?:--)?config\.([\w.]+)", said)
         assert field and field[1] in known and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "said"),
+    [
+        ("sft", 2, "did you mean dsa?"),
+        ("grpo:mini lr=1", 2, "did you mean gba?"),
+        ("eval", 2, "did you mean evaluate?"),
+        ("xyzzy", 2, "no job or command 'xyzzy'; there are "),
+        ("gba:mini:extra", 2, "has no preset 'mini:extra'"),
+        ("gba steps = 10", 2, "as one word, such as --config.steps=1"),
+        ("gba batch_size=8 --plan", 2, "did you mean config.prompts_per_step?"),
+        ("ask prompt=Why?", 2, "did you mean config.question?"),
+        ("evaluate controls=blank,blind", 2, "config.controls=blind is unknown; did you mean blank?"),
+        ("new-data --help", 0, "mmedexpert new-data: an example"),
+        ("help compare", 0, "mmedexpert compare: runs side by side"),
+        ("new-data --force", 2, "new-data has no flag '--force'"),
+        ("check-data -v my_cases", 2, "check-data has no flag '-v'"),
+        ("--version", 0, f"mmedexpert-jax {mmedexpert_jax.__version__}"),
+    ],
+)
+def test_what_strangers_type_is_told_in_one_line_and_leaves_nothing(typed, code, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert console.main(typed.split()) == code
+    out, err = capsys.readouterr()
+    assert said in out + err and (out + err).count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_names_of_other_tools_lead_to_jobs_and_commands_that_there_are():
+    known = {path.stem for path in configs.available().values()} | {*console.COMMANDS}
+    assert {*console.JOBS_ELSEWHERE.values()} <= known and not {*console.JOBS_ELSEWHERE} & known
 
 
 def test_compare_survives_damage(tmp_path, capsys):
