@@ -228,7 +228,7 @@ ELSEWHERE = {
     "train_files": "data.path", "data_files": "data.path", "dataset_path": "data.path", "dataset_dir": "data.path",
     "max_seq_length": "max_prompt_length", "model_max_length": "max_prompt_length", "max_pixels": "model.max_pixels",
     "save_dir": "workdir", "run_name": "workdir", "experiment_name": "workdir", "logging_dir": "workdir",
-    "eval_strategy": "eval.every", "use_wandb": "tracker", "lr_warmup_steps": "warmup_steps", "random_seed": "seed",
+    "eval_strategy": "eval.every", "use_wandb": "tracker", "random_seed": "seed",
     "prompt": "question", "text": "question", "image_path": "images", "tasks": "benchmarks", "resume": "resume_from",
     "gradient_accumulation_steps": "accumulation", "grad_accum": "accumulation",
     "lora_r": "lora.rank", "lora_rank": "lora.rank", "r": "lora.rank", "lora_alpha": "lora.alpha",
