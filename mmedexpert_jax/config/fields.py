@@ -305,8 +305,8 @@ def check_value(key: str, value: Any) -> None:
     if any(isinstance(text, str) and _LOGIN.search(text) for text in texts):  # never shown, and in no run's files
         raise ConfigError(f"config.{key} holds a URL with a user name or password; put the key where key_env names it")
     field = field_of(key)
-    names = value if isinstance(value, tuple) else str(value).split(",")
-    given = [name.strip() for name in names] if field.several else [value]
+    listed = value if isinstance(value, tuple) else str(value).split(",")
+    given = [name.strip() for name in listed] if field.several else [value]
     wrong = [name for name in given if field.choices and name not in field.choices]
     if wrong and not (field.own and "." in str(value)):
         close = difflib.get_close_matches(str(wrong[0])[:100], field.choices, n=1, cutoff=0.5)
