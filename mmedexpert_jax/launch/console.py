@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(name: str, *arguments: str) -> str:
-    """What a command that is no job prints; its help is its line in `usage`. Raises UserError."""
+    """The text that a command which is no job prints; its help is its line in `usage`. Raises UserError."""
     meaning, run = COMMANDS[name]
     if {"-h", "--help"} & {*arguments}:
         return f"mmedexpert {name}: {meaning}"
