@@ -100,6 +100,10 @@ class Keys:
             raise self.wrong(key, "an object")
         return Keys(value or {}, f"{self.place}: {key}")
 
+    def rope(self) -> "Keys":
+        """The rotary settings: rope_scaling, before the rope_parameters of transformers 5, which takes them so too."""
+        return self.section("rope_scaling" if self.values.get("rope_scaling") else "rope_parameters")
+
     def wrong(self, key: str, expected: str) -> DataError:
         """The refusal of a value, which is shortened."""
         return DataError(
@@ -337,21 +341,34 @@ def _token_ids(*sources: Keys) -> tuple[int, ...]:
     return ()
 
 
+def _slides(text: Keys, num_layers: int) -> bool:
+    """True where a layer has a sliding window: by name since transformers 4.56, before that from a number on."""
+    if not text.flag("use_sliding_window") or text.values.get("sliding_window", 4096) is None:
+        return False
+    layers = text.values.get("layer_types")
+    if isinstance(layers, list):
+        return "sliding_attention" in layers
+    return text.integer("max_window_layers", 80, 0) < num_layers
+
+
 def _text_config(text: Keys) -> TextConfig:
-    rope = text.section("rope_parameters" if text.values.get("rope_parameters") else "rope_scaling")
+    rope = text.rope()
     rope_type = rope.text("rope_type", "") or rope.text("type", "") or "default"
     if rope_type not in ("default", "mrope"):
         raise DataError(f"{rope.place}: rope type {shown(rope_type)} is not supported; only M-RoPE without scaling is")
-    if text.flag("use_sliding_window"):
+    num_heads, num_layers = text.integer("num_attention_heads", 64), text.integer("num_hidden_layers", 80)
+    if _slides(text, num_layers):
         raise DataError("config.json: use_sliding_window is not supported; the published checkpoints leave it false")
+    width = text.integer("hidden_size", 8192)
+    if text.values.get("head_dim") is not None and text.integer("head_dim", 0) * num_heads != width:
+        raise text.wrong("head_dim", f"the {width // num_heads} of hidden_size over num_attention_heads")
     if text.text("hidden_act", "silu") != "silu":
         raise text.wrong("hidden_act", "silu, the only one of the decoder")
-    num_heads = text.integer("num_attention_heads", 64)
     return TextConfig(
         vocab_size=text.integer("vocab_size", 152064),
-        hidden_size=text.integer("hidden_size", 8192),
+        hidden_size=width,
         intermediate_size=text.integer("intermediate_size", 29568),
-        num_layers=text.integer("num_hidden_layers", 80),
+        num_layers=num_layers,
         num_heads=num_heads,
         # an explicit null means as many as heads, as in transformers; an absent key the class default
         num_kv_heads=num_heads

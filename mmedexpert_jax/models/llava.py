@@ -79,7 +79,7 @@ def read_text(text: Keys) -> TextConfig:
     width = text.integer("hidden_size", 4096)
     said = 0 if text.values.get("head_dim") is None else text.integer("head_dim", 0)
     head_width = 0 if said * heads == width else said  # transformers writes the usual width too
-    rope = text.section("rope_parameters" if text.values.get("rope_parameters") else "rope_scaling")
+    rope = text.rope()
     return TextConfig(
         vocab_size=text.integer("vocab_size", usual.vocab_size),
         hidden_size=width,

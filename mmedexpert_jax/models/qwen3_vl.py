@@ -31,7 +31,7 @@ hub_name = memory_name  # of a tensor in the hub's files
 
 def read_text(text: Keys) -> TextConfig:
     """The decoder; absent keys take transformers' class defaults."""
-    rope = text.section("rope_parameters" if text.values.get("rope_parameters") else "rope_scaling")
+    rope = text.rope()
     if (kind := rope.text("rope_type", "") or rope.text("type", "default")) not in ("default", "mrope"):
         raise rope.wrong("rope_type", "default, the only one that is supported")
     if not rope.flag("mrope_interleaved", True):

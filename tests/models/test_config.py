@@ -1,5 +1,6 @@
 """config.json in both layouts, and the published sizes."""
 
+import copy
 import math
 
 import pytest
@@ -103,7 +104,9 @@ def test_written_config_reads_back_the_same_here_and_in_transformers(name):
         ({"model_type": "llava"}, "llava"),
         ({"model_type": None}, "model_type"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, "yarn"),
-        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"use_sliding_window": True, "max_window_layers": 27}, "use_sliding_window"),
+        ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 28}, "use_sliding_window"),
+        ({"head_dim": 64}, "head_dim is 64, not the 128 of hidden_size over num_attention_heads"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"num_key_value_heads": 5}, "num_key_value_heads"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [8, 8, 8]}}, "mrope_section"),
@@ -155,6 +158,27 @@ def test_values_that_are_none_are_one_line_with_the_key(section, key, value):
         ModelConfig.from_hf(content)
     line = str(caught.value)
     assert "\n" not in line and len(line) < 240 and (key in line or str(value) in line)
+
+
+@pytest.mark.parametrize(
+    ("change", "without"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [16, 24, 24]}}, ""),
+        ({"rope_parameters": {"type": "mrope", "rope_theta": 5e5, "mrope_section": [16, 24, 24]}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "mrope", "rope_theta": 7e5, "mrope_section": [16, 24, 24]}}, "rope_theta"),
+        ({"use_sliding_window": True}, ""),  # from layer 28 of 28 on: none has it
+        ({"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, ""),
+        ({"use_sliding_window": True, "layer_types": ["full_attention"] * 28, "max_window_layers": 0}, ""),
+        ({"head_dim": 128, "dtype": "bfloat16", "quantization_config": {"quant_method": "awq", "bits": 4}}, ""),
+    ],
+)
+def test_what_two_spellings_say_is_what_transformers_reads(change, without):
+    """Frequencies and windows by transformers' own attributes."""
+    content = {key: value for key, value in (FLAT | change).items() if key != without}
+    theirs = transformers.Qwen2VLConfig(**copy.deepcopy(content)).get_text_config()
+    ours = ModelConfig.from_hf(content).text
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert "sliding_attention" not in theirs.layer_types or theirs.sliding_window is None
 
 
 def test_generation_settings_are_kept_for_saving():
