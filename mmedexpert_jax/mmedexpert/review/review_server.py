@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mmedexpert_jax import border
-from mmedexpert_jax.errors import DataError, ResourceError
+from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.mmedexpert.record import Trace
 from mmedexpert_jax.mmedexpert.review import view
 from mmedexpert_jax.mmedexpert.review.access import Access
@@ -125,7 +125,8 @@ class ReviewServer:
         routes += [Route(path, self._endpoint(answer)) for path, answer in GET.items()]
         routes += [Route(path, self._endpoint(answer), methods=["POST"]) for path, answer in POST.items()]
         handlers: dict[Any, Any] = {HTTPException: _refused, Exception: _failed, ClientDisconnect: _gone}
-        handlers |= dict.fromkeys((sqlite3.Error, ResourceError), _unavailable) | {DataError: _unreadable}
+        handlers |= dict.fromkeys((sqlite3.Error, ResourceError), _unavailable)
+        handlers |= dict.fromkeys((DataError, ConfigError), _unreadable)  # without pydicom, say
         return Starlette(routes=routes, exception_handlers=handlers)
 
     def _file(self, name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
