@@ -239,7 +239,7 @@ def growth(root: Path) -> list[dict[str, float]]:
 
 
 def spaces() -> dict[str, dict[str, float]]:
-    """CPU seconds of one matrix [256, 384] of five experts, ours and those of fusion_bench 0.2.33 in turns, best of 3.
+    """CPU seconds of one matrix [128, 192] of five experts, ours and those of fusion_bench 0.2.33 in turns, best of 3.
 
     WUDI is 300 steps of Adam there and the minimiser in closed form here; they compute in float32, we in float64.
     """
@@ -250,7 +250,7 @@ def spaces() -> dict[str, dict[str, float]]:
 
     from mmedexpert_jax.merging import lowrank
 
-    vectors = np.random.default_rng(0).standard_normal((EXPERTS, 256, 384)).astype(np.float32) * np.float32(1e-3)
+    vectors = np.random.default_rng(0).standard_normal((EXPERTS, 128, 192)).astype(np.float32) * np.float32(1e-3)
     states, wide = [{"w": torch.tensor(one)} for one in vectors], vectors.astype(float)
     pairs = {
         "iso_c": (lowrank.iso_merge, iso_c),
