@@ -143,7 +143,7 @@ class ImageConfig:
             DataError: a value of another type or out of bounds, or a step or size that this module does not do.
             ConfigError: `max_pixels` is too low.
         """
-        place = "preprocessor_config.json"
+        place, given = "preprocessor_config.json", values.get("size")
         if not all(border.finite(values.get(key)) for key in ("image_mean", "image_std", "rescale_factor")):
             raise DataError(f"{place}: a mean, deviation or factor is not finite; copy the base model's file")
         values = border.check(
@@ -152,7 +152,12 @@ class ImageConfig:
         refuse_other_steps(values, place, resample=BICUBIC)
         if not all(std > 0 for std in values.get("image_std", cls.std)):
             raise DataError(f"{place}: image_std {values['image_std']} must be above 0; copy the base model's file")
-        size = values.get("size") or {}
+        size, edges = values.get("size") or {}, {key for key, edge in (given or {}).items() if edge is not None}
+        if edges not in (set(), {"shortest_edge", "longest_edge"}, {"min_pixels", "max_pixels"}):
+            named = border.cut(", ".join(sorted(edges)))
+            raise DataError(
+                f"{place}: size has {named}, not shortest_edge and longest_edge; copy the base model's file"
+            )
         patch, merge = values.get("patch_size", cls.patch_size), values.get("merge_size", cls.merge_size)
         usual = MAX_TOKENS * (patch * merge) ** 2
         lowest = values.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or cls.min_pixels

@@ -221,6 +221,11 @@ def test_config_refuses_what_it_does_not_do():
     for values in ({"do_resize": False}, {"do_normalize": False}, {"resample": 2}, {"rescale_factor": 1.0}):
         with pytest.raises(DataError, match=next(iter(values))):
             ImageConfig.from_hf(values)
+    for size in ({"height": 224, "width": 224}, {"longest_edge": 50_176}):
+        with pytest.raises(DataError, match="not shortest_edge and longest_edge"):
+            ImageConfig.from_hf({"size": size})
+        with pytest.raises(ValueError, match="'shortest_edge' and 'longest_edge'"):  # transformers' word
+            Qwen2VLImageProcessorPil(size=size)(Image.new("RGB", (56, 56)))
     with pytest.raises(DataError, match="merge_size"):
         ImageConfig(merge_size=4)
     with pytest.raises(ConfigError, match="below the 3136"):
