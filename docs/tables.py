@@ -118,6 +118,16 @@ def merge_table(*measured: dict) -> str:
     return text.rstrip("\n") + "\n"
 
 
+def merge_methods_table(*measured: dict) -> str:
+    """Merges of trained experts by every method, and paired differences."""
+    text = ""
+    for one in measured:
+        rows = one["result"]["rows"]
+        heads = [head for head in rows[0] if head != "CPU s"]  # of merging alone, on a machine that was shared
+        text += f"{_about(one)}\n\n{_table(heads, [[row[head] for head in heads] for row in rows])}\n"
+    return text.rstrip("\n") + "\n"
+
+
 def update_table(*measured: dict) -> str:
     """Gradients of the same completions by each way of laying out their tokens."""
     text = ""
@@ -225,6 +235,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "pipeline": (("pipeline",), pipeline_table),
     "forward": (("forward", "forward_families"), forward_table),
     "merge": (("merge", "merge_lora", "merge_lora_2b", "merge_growth"), merge_table),
+    "merge_methods": (("merge_methods",), merge_methods_table),
     "update": (("update", "update_long", "update_mini"), update_table),
     "memory": (("memory", "memory_7b", "memory_dsa"), memory_table),
     "rollout": (("rollout_sync", "rollout", "rollout_bfloat16"), rollout_table),
