@@ -50,7 +50,7 @@ def test_the_papers_benchmarks_and_the_others_are_known():
             assert isinstance(spec.published(split, spec.subsets[0]), dict)
 
 
-# MedEvalKit's own names (git 9b12e3b, benchmarks.py) and ours; None: docs/evaluation.md says why it is not here.
+# MedEvalKit's own names (benchmarks.py of a fork of it) and ours; None: docs/evaluation.md says why it is not here.
 KIT = {
     "MMMU-Medical-val": "mmmu_medical",
     "MMMU-Medical-test": None,
