@@ -22,7 +22,6 @@ TRAIN = {"steps": 1, "max_new_tokens": 24, "lora.rank": 2}
 GBA = TRAIN | {"prompts_per_step": 2, "num_samples": 2}
 DSA = TRAIN | {"batch_size": 2, "accumulation": 1, "max_new_tokens": 128}
 EVALUATION = {"limit": 8, "evaluate.max_new_tokens": 16, "evaluate.batch_size": 8}
-UNSEEN = {"1_whole_paper", "2_hub_checkpoint", "3_merging", "4_own_cases"}  # not stored by docs/notebooks.py since
 QUICK = {
     "1_whole_paper": {
         "FIELDS": EVALUATION
@@ -111,7 +110,7 @@ def test_notebooks_are_clean_short_and_alike(path):
     assert "not for clinical use" in notebook.cells[0].source.lower() or "for clinical use" in notebook.cells[0].source
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem not in UNSEEN], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_viewer_sees_what_a_run_gave(path):
     """Outputs stored by docs/notebooks.py: text and a picture, of all cells run in order."""
     notebook = nbformat.read(path, as_version=4)
