@@ -15,7 +15,7 @@ FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE |
 # What each finds in the end: files, and words that the commands said.
 FOUND = {
     "On a laptop": (["runs/first/report.html"], ["is already finished", "held-out ", "state", "done: runs/second"]),
-    "With one GPU": (["runs/export/export/adapter/adapter_model.safetensors"], ["hours on 1 x h100, about", "dollars"]),
+    "With one GPU": (["runs/export/export/adapter/adapter_model.safetensors"], ["on 1 x h100, about", "dollars"]),
     "Changing the objective": (["runs/gba-mini/report.html"], ["did you mean config.lr?"]),
     "In a clinic": (["my_scans/train.jsonl", "runs/review-mini/report.md"], ["3 cases good, 0 rows with faults"]),
     "Evaluating": (["runs/scored/report.html", "runs/pair/table.md"], ["unsettled", "done: runs/scored"]),
