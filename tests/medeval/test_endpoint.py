@@ -52,7 +52,7 @@ def test_images_questions_and_samples_reach_the_server_and_come_back(tmp_path, c
         parts = [part for body in bodies for part in body["messages"][0]["content"] if not isinstance(part, str)]
         assert any(part["type"] == "image_url" for part in parts)
         page = (tmp_path / "report.html").read_text()
-        assert "Requests to endpoints" in page and f"<td>{server.asked.total()}</td>" in page
+        assert "Requests to endpoints" in page and f'<td class="number">{server.asked.total()}</td>' in page
         assert "attempts" in capsys.readouterr().out
         data = json.loads(page.split('id="data">')[1].split("</script>")[0])
         pictures = [path for item in data["mmedexpert_mini"]["items"] for path in item["images"]]
