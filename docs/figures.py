@@ -52,6 +52,8 @@ COMMANDS = {
     "forward": "python benchmarks/forward.py --turns 7",
     "forward_families": "taskset -c 1 python benchmarks/forward.py --sizes small --turns 3"
     " --families qwen2_vl qwen2_5_vl qwen3_vl llava gemma3",
+    "forward_families_medium": "taskset -c 1 python benchmarks/forward.py --sizes medium --batch 2 --turns 2"
+    " --families qwen2_vl qwen3_vl gemma3 llava",
     "update": "python benchmarks/update.py",
     "update_long": "python benchmarks/update.py --prompt 700 --mean 300 --limit 1024",
     "update_mini": "python benchmarks/update.py --model 128x5x1944 --prompts 12 --prompt 136 --mean 55 --limit 96"

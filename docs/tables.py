@@ -233,7 +233,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "learning": (("learning",), learning_table),
     "looking": (("looking",), looking_table),
     "pipeline": (("pipeline",), pipeline_table),
-    "forward": (("forward", "forward_families"), forward_table),
+    "forward": (("forward", "forward_families", "forward_families_medium"), forward_table),
     "merge": (("merge", "merge_lora", "merge_lora_2b", "merge_growth"), merge_table),
     "merge_methods": (("merge_methods",), merge_methods_table),
     "update": (("update", "update_long", "update_mini"), update_table),
