@@ -20,7 +20,6 @@ from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.processing.batch import Batch
 
 SIDE = 16  # patches along an image of 224 pixels
-PIXELS = 3 * 2 * 14 * 14
 
 
 def build(size: str, dtype: jnp.dtype, seed: int = 0) -> tuple[Model, dict]:
@@ -60,7 +59,7 @@ def imposed(model: Model, mean: float) -> Model:
 
 
 def prompts(model: Model, count: int, length: int, image: bool, seed: int = 0, rows: slice = slice(None)) -> Batch:
-    """`count` prompts of `length` tokens, with one image of 224 x 224 each (64 of the tokens); of them, `rows`."""
+    """`count` prompts of `length` tokens, with one image of 16 x 16 patches each (64 of the tokens); of them, `rows`."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, model.config.text.vocab_size - 8, (count, length)).astype(np.int32)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), (count, 3, length)).copy()
@@ -77,7 +76,9 @@ def prompts(model: Model, count: int, length: int, image: bool, seed: int = 0, r
         positions[:, :, 1 : 1 + len(span)] = 1 + np.stack([0 * span, span // side, span % side])
         positions[:, :, 1 + len(span) :] -= len(span) - side
         after -= len(span) - side
-    patches = rng.normal(size=(images, SIDE * SIDE, PIXELS)).astype(np.float32)[rows]
+    vision = model.config.vision
+    pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
+    patches = rng.normal(size=(images, SIDE * SIDE, pixels)).astype(np.float32)[rows]
     first = (rows.start or 0) * (SIDE // 2) ** 2
     images = len(patches)
     return Batch(
