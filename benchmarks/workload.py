@@ -59,7 +59,7 @@ def imposed(model: Model, mean: float) -> Model:
 
 
 def prompts(model: Model, count: int, length: int, image: bool, seed: int = 0, rows: slice = slice(None)) -> Batch:
-    """`count` prompts of `length` tokens, with one image of 16 x 16 patches each (64 of the tokens); of them, `rows`."""
+    """`count` prompts of `length` tokens, with one image of 16 x 16 patches each (64 tokens); of them, `rows`."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, model.config.text.vocab_size - 8, (count, length)).astype(np.int32)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), (count, 3, length)).copy()

@@ -353,7 +353,7 @@ def full(job: str, tries: int, world: World, whole: Callable, folder: Path) -> N
         assert codes <= {0, 4} and "Traceback" not in said, (room, codes, said[-2000:])
         if codes == {0}:
             break
-        assert said.splitlines()[-1].startswith(("error: cannot write", "process")), said[-500:]
+        assert re.match("error: .*(cannot write|cannot be written)|process", said.splitlines()[-1]), said[-500:]
         forked.output.unlink()
     else:
         begin(job, run, world).finish()
