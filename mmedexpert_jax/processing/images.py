@@ -347,7 +347,7 @@ def _still(image: Image.Image, name: str, view: View) -> Frames:
         return _to_rgb(ImageOps.exif_transpose(image), name, view)
 
     def window(place: int) -> tuple[float, float] | None:
-        if not (_deep(image) or (view.window is not None and image.mode == "L")):
+        if not _graded(image, view):
             return None
         if count > 1:
             image.seek(place)
@@ -362,6 +362,11 @@ def _deep(image: Image.Image) -> bool:
     return image.mode == "F" or image.mode.startswith("I")
 
 
+def _graded(image: Image.Image, view: View) -> bool:
+    """True where a window applies: to grey values of more than 8 bits, and to those of 8 where one is asked for."""
+    return _deep(image) or (view.window is not None and image.mode == "L")
+
+
 def _limit(mode: str, highest: float) -> float:
     """White of an integer or float image without a window, by its mode and its brightest value."""
     if mode.startswith("I"):
@@ -370,12 +375,11 @@ def _limit(mode: str, highest: float) -> float:
 
 
 def _to_rgb(image: Image.Image, name: str, view: View) -> Image.Image:
-    deep = _deep(image)
-    if deep or (view.window is not None and image.mode == "L"):
+    if _graded(image, view):
         values = np.asarray(image) if image.mode.startswith("I") else np.asarray(image, np.float64)
         picture = Image.fromarray(_to_uint8(values, image.mode, name, view)).convert("RGB")
         clear = image.info.get("transparency")
-        if deep and isinstance(clear, int):  # the one grey value that a PNG declares transparent
+        if _deep(image) and isinstance(clear, int):  # the one grey value that a PNG declares transparent
             picture.paste((255, 255, 255), mask=Image.fromarray((values == clear).astype(np.uint8) * 255))
     elif view.window is not None:
         raise DataError(f"{name}: a window is of grey values, and this is a {image.mode} image; leave it out")

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmedexpert_jax.config.fields import field_of
 from mmedexpert_jax.data.benchmarks import ImageRef
 from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.medeval.controls import consistency, letter_bias, near_pairs, sentence, table, variants
+from mmedexpert_jax.medeval.controls import CONTROLS, consistency, letter_bias, near_pairs, sentence, table, variants
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.rollout import Reply
@@ -207,3 +208,7 @@ def test_a_pair_counts_where_both_are_right_and_is_told_apart_by_texts(say, plai
     assert abs(row["loss"].value - (float(plain) - float(both))) < 0.1
     told = sentence("m", answered(PAIRED, say), made)
     assert told.startswith(f"m: of 3 pairs of near-identical images with different keys {both} % are right on both")
+
+
+def test_the_field_takes_the_controls_that_there_are():
+    assert field_of("controls").choices == CONTROLS

@@ -131,6 +131,12 @@ def press(page, *keys: str) -> None:
         page.keyboard.press(key)
 
 
+def reach_images(page):
+    """Accepts until a case with a picture is open."""
+    while page.is_hidden("#viewer"):
+        decide(page, "a")
+
+
 def decide(page, key: str) -> str:
     """Presses a verdict's key and waits for the next trace."""
     page.wait_for_selector("#main:not([aria-busy])")
@@ -259,8 +265,7 @@ def test_several_reviewers_and_an_adjudicator(site, visit):
 def test_images_zoom_pan_and_brightness_by_keyboard(site, visit):
     served = site(4)
     page = visit(served.links["reviewer"])
-    while page.is_hidden("#viewer"):
-        decide(page, "a")
+    reach_images(page)
     page.wait_for_function("() => document.querySelector('#image').width === 256")
     press(page, "+", "+", "ArrowLeft", "]", "}")
     style = page.get_attribute("#image", "style")
@@ -319,8 +324,7 @@ def test_two_fingers_zoom_one_pans_and_taps_decide_on_a_tablet(site, visit):
 def test_long_texts_are_scrolled_and_the_check_stays_in_sight_by_keyboard(site, visit):
     served = site(4, long=True)
     page = visit(served.links["reviewer"])
-    while page.is_hidden("#viewer"):
-        decide(page, "a")
+    reach_images(page)
     last, tools = page.locator("#options li:last-child"), page.locator(".tools").bounding_box()
     assert tools["height"] < 50  # one line
     footer = page.locator("#bar").bounding_box()["y"]
@@ -339,8 +343,7 @@ def test_long_texts_are_scrolled_and_the_check_stays_in_sight_by_keyboard(site, 
 def test_all_is_in_sight_and_can_be_reached(site, visit, width, height, touch, tmp_path):
     served = site(4)
     page = visit(served.links["reviewer"], width, height, has_touch=touch)
-    while page.is_hidden("#viewer"):
-        decide(page, "a")
+    reach_images(page)
     page.wait_for_timeout(300)
     page.screenshot(path=tmp_path / "page.png")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -378,16 +381,14 @@ def test_the_bar_leaves_a_phone_its_screen(site, visit):
 def test_what_is_loaded_ahead_is_drawn_while_the_server_is_away(site, visit):
     served = site(4)
     page = visit(served.links["reviewer"])
-    while page.is_hidden("#viewer"):
-        decide(page, "a")
+    reach_images(page)
     page.wait_for_function("() => document.querySelector('#image').width === 256")
     page.wait_for_timeout(500)  # the next ones are on their way
     served.kill()
     page.evaluate("() => { pictures.delete([...pictures.keys()].find((key) => key.includes('/1/'))); }")
     press(page, ".")  # a picture that cannot come now
     decide(page, "a")
-    while page.is_hidden("#viewer"):
-        decide(page, "a")
+    reach_images(page)
     page.wait_for_function("() => document.querySelector('#image').width === 256", timeout=5000)
     assert not page.problems
 
