@@ -713,6 +713,8 @@ function listenToStage() {
   for (const end of ["pointerup", "pointercancel"]) {
     stage.addEventListener(end, (event) => viewer.pointers.delete(event.pointerId));
   }
+  // A finger that is lifted in motion would begin a fling, and a browser takes the next tap, wherever it falls, as its end.
+  stage.addEventListener("touchmove", (event) => event.preventDefault(), { passive: false });
   stage.addEventListener("contextmenu", (event) => event.preventDefault());
   $("slice").addEventListener("input", () => viewer.turn(Number($("slice").value) - 1));
   stage.addEventListener("dblclick", (event) => viewer.zoom(viewer.scale > 1 ? 0 : 3, ...viewer.point(event)));
