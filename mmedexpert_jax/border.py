@@ -27,7 +27,7 @@ from typing import IO, Any
 import msgspec
 import yaml
 
-from mmedexpert_jax.errors import DataError, ResourceError, UserError
+from mmedexpert_jax.errors import DataError, ResourceError, UserError, without_login
 
 MAX_BYTES = 1 << 28  # of a file or body that is held whole; the tokenizers of the family have 11 MB
 MAX_LINE = 1 << 26  # bytes of a line of JSON Lines or a record of CSV; an image may stand in it as base64
@@ -56,9 +56,16 @@ class Refused(ValueError):
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
+class _Repr(reprlib.Repr):
+    """Short forms in which no URL shows its password."""
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(without_login(x), level)
+
+
 def shown(value: Any, width: int = SHOWN) -> str:
     """`repr(value)` on one line of at most `width` characters, however large or deep the value is."""
-    short = reprlib.Repr()
+    short = _Repr()
     short.maxstring = short.maxother = short.maxlong = width
     try:
         text = " ".join(short.repr(value).split())
@@ -69,7 +76,7 @@ def shown(value: Any, width: int = SHOWN) -> str:
 
 def cut(text: str, width: int = SHOWN) -> str:
     """`text` on one line of at most `width` characters."""
-    text = " ".join(text[: 4 * width].split())
+    text = " ".join(without_login(text)[: 4 * width].split())
     return text if len(text) <= width else text[: width - 3] + "..."
 
 

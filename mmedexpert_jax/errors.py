@@ -1,10 +1,30 @@
-"""Errors a user can cause. Each is one line that names the file, row or key, and the mend."""
+"""Errors a user can cause. Each is one line that names the file, row or key, and the fix."""
+
+import re
+
+_LOGIN = re.compile(r":/{1,2}[^/?#\s]*@")  # one slash is left of two where the URL was taken for a path
+
+
+def holds_login(text: str) -> bool:
+    """True for a URL with a user name or password before its host."""
+    return _LOGIN.search(text) is not None
+
+
+def without_login(text: str) -> str:
+    """`text` with the user name and password of each URL as `***`; used before any cut, which would leave half."""
+    return _LOGIN.sub("://***@", text)
 
 
 class UserError(Exception):
-    """Base of every error that is shown without a traceback; `exit_code` is the process's status."""
+    """Base of every error that is shown without a traceback; `exit_code` is the process's status.
+
+    A file of somebody else may hold a URL with a password, and an error that quotes the file goes to logs and results.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str = ""):
+        super().__init__(without_login(message))
 
 
 class ConfigError(UserError):

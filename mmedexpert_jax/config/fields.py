@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mmedexpert_jax import border
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, holds_login
 
 INT_MAX = 2**31 - 1  # of any integer field: what an int32 holds
 
@@ -296,13 +296,10 @@ def elsewhere(name: str, fields: list[str]) -> str:
     return next((field for field in ours if field in fields), "")
 
 
-_LOGIN = re.compile(r"://[^/?#\s]*@")
-
-
 def check_value(key: str, value: Any) -> None:
     """Raises ConfigError where the value of a field is outside its bounds or choices."""
     texts = value if isinstance(value, tuple) else (value,)
-    if any(isinstance(text, str) and _LOGIN.search(text) for text in texts):  # never shown, and in no run's files
+    if any(isinstance(text, str) and holds_login(text) for text in texts):  # never shown, and in no run's files
         raise ConfigError(f"config.{key} holds a URL with a user name or password; put the key where key_env names it")
     field = field_of(key)
     listed = value if isinstance(value, tuple) else str(value).split(",")

@@ -11,7 +11,7 @@ import mmedexpert_jax
 from mmedexpert_jax import border
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.config.flags import Flags, parse_flags
-from mmedexpert_jax.errors import ConfigError, Interrupted, UserError
+from mmedexpert_jax.errors import ConfigError, Interrupted, UserError, without_login
 from mmedexpert_jax.report import text_tables
 from mmedexpert_jax.runtime import processes
 
@@ -62,7 +62,7 @@ def _fail(message: str, code: int) -> int:
 
 def explain(error: Exception) -> tuple[str, int]:
     """One line for an exception, and the exit code that goes with it."""
-    text = " ".join(str(error).split())
+    text = " ".join(without_login(str(error)).split())
     if len(text) > LONGEST:  # the file or key stands at the beginning, the fix at the end
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}"
     if isinstance(error, Interrupted):

@@ -1,6 +1,10 @@
 """The table of fields: whole, and every refusal is one line with exit code 2."""
 
+import json
+
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from mmedexpert_jax.config import fields as table
 from mmedexpert_jax.config import job_config as configs
@@ -92,6 +96,49 @@ def test_a_password_in_a_url_reaches_no_line_and_no_file(capsys, tmp_path, monke
     assert main([f"--config=configs/{job}.py", f"--config.{given}"]) == 2
     said = capsys.readouterr()
     assert "user name or password" in said.err and "secret" not in said.err + said.out and not list(tmp_path.iterdir())
+
+
+URL = "https://jane:secret@hub.example/models/x"
+ADAPTER = "adapter/adapter_config.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "field"),
+    [
+        (
+            "adapter/adapter_config.json",
+            {"peft_type": "LORA", "r": 8, "base_model_name_or_path": URL},
+            "evaluate model.path=adapter",
+        ),
+        (ADAPTER, {"peft_type": "LORA", "r": URL}, "ask model.path=adapter"),
+        (
+            "merge.yml",
+            {"merge_method": "ties", "base_model": URL, "models": [{"model": URL}]},
+            "merge mergekit=merge.yml",
+        ),
+        ("merge.yml", {"merge_method": "ties", URL: 1}, "merge mergekit=merge.yml"),
+        ("rows.jsonl", {"question": "Q", URL: 1}, "dsa data.path=rows.jsonl"),
+        ("rows.jsonl", {"question": "Q", "options": ["a", "b"], "answer": "x" * 70 + URL}, "dsa data.path=rows.jsonl"),
+        (
+            "rows.jsonl",
+            {"question": "Q", "options": ["a", "b"], "answer": "a", "images": [URL]},
+            "gba:mini data.path=rows.jsonl",
+        ),
+        ("given.json", {"lr": URL}, "gba overrides"),
+    ],
+)
+def test_a_password_in_a_file_is_not_quoted(capsys, tmp_path, monkeypatch, file, content, field):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(json.dumps(content) + "\n")
+    (tmp_path / file).with_name("adapter_model.safetensors").write_bytes(safetensors.numpy.save({"x": np.zeros(1)}))
+    job, setting = field.split(" ")
+    given = f"--{setting}=given.json" if setting == "overrides" else f"--config.{setting}"
+    name, _, preset = job.partition(":")
+    config = f"--config=configs/{name}.py" + (f":{preset}" if preset else "")
+    assert main([config, given, "--config.workdir=run"]) in (2, 3)
+    said = capsys.readouterr()
+    assert "error: " in said.err and "secret" not in said.err + said.out
 
 
 @pytest.mark.parametrize(
