@@ -7,6 +7,7 @@ functions `on_*` as hooks, so that what they write is always that of the source 
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import re
@@ -61,6 +62,7 @@ def schema_page(page: str) -> str:
     return f"{before}{SCHEMA}\n{schema_table()}\n{end}{after}"
 
 
+@functools.cache  # a build asks for each page; mkdocs reads this file anew for each build
 def errors() -> list[tuple[int, str, str]]:
     """(exit code, file, line) of every error that the package raises on purpose; names in braces are filled in."""
     found = []

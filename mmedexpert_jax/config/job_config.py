@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import difflib
+import functools
 import io
 import math
 import re
@@ -109,7 +110,7 @@ def read_config(spec: str) -> ConfigDict:
             f"{name} has no preset {border.shown(preset)}; {hint}available: {', '.join(presets) or 'none'}"
         )
     try:
-        get_config = runpy.run_path(str(path))["get_config"]
+        get_config = _run(path, _source(path))["get_config"]
         config = get_config(preset) if preset else get_config()
     except ConfigError:
         raise
@@ -208,9 +209,18 @@ def format_config(config: ConfigDict, docs: Mapping[str, str], tall: bool = Fals
     )
 
 
+@functools.lru_cache(maxsize=64)  # a pipeline reads each of its stages, and these what they share
+def _run(path: Path, source: str) -> dict[str, Any]:
+    """The names that a file defines; `source` says whether it has changed since it ran."""
+    return runpy.run_path(str(path))
+
+
+_parse_source = functools.lru_cache(maxsize=64)(ast.parse)
+
+
 def _parse(path: Path) -> ast.Module:
     try:
-        return ast.parse(_source(path), filename=str(path))
+        return _parse_source(_source(path), str(path))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: code nested too deeply
         raise ConfigError(f"{path} is not Python: {border.cut(str(error), 200)}") from error
 

@@ -13,6 +13,7 @@ exponentials and logits are float32. The vision tower is left out. Rows are take
 counted by its blocks: a few float32 arrays of each for every expert and core.
 """
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,7 @@ def needs(config: ConfigDict, shape: ModelConfig, dtype: str, devices: Devices) 
     return found
 
 
+@functools.lru_cache(maxsize=4)  # a mend is looked for among many configs of one model
 def abstract_params(shape: ModelConfig, dtype: str, quantize: str = "none") -> dict:
     """The parameters' names, shapes and dtype, as load_policy gives them."""
     kind = jnp.dtype(dtype)
@@ -93,9 +95,20 @@ def abstract_state(config: ConfigDict, weights: dict) -> tuple[Any, Any]:
     if config.trainable == "full":
         trained: Any = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), weights)
     else:
-        how = config.lora
-        trained = jax.eval_shape(lambda: lora.init(jax.random.key(0), weights, how.rank, how.alpha, how.targets))
+        trained = _deltas(_Shapes(weights), config.lora.rank, config.lora.alpha, config.lora.targets)
     return trained, jax.eval_shape(optimizer(config, 1)[0].init, trained)
+
+
+class _Shapes(dict):
+    """Weights as shapes, equal to others with the same names, shapes and dtypes."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(flatten(self)))
+
+
+@functools.lru_cache(maxsize=4)
+def _deltas(weights: _Shapes, rank: int, alpha: float, targets: str) -> lora.Lora:
+    return jax.eval_shape(lambda: lora.init(jax.random.key(0), dict(weights), rank, alpha, targets))
 
 
 def cache_bytes(shape: ModelConfig, dtype: str, prompts: int, length: int, samples: int, new: int) -> int:
@@ -142,9 +155,10 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     # inside a gradient, in the weights' dtype; of full training their gradient too
     copies = {STACKS: (1 + full) * size(stacked, parts)} if scans else {}
     # a matrix in use and the next; a sampler sends rows to the weights, and has deltas whole (models/parts.py)
-    widest = max(size(leaf, whole_rows) for leaf in _matrices_of_layers(weights))
-    deltas = 0 if full else size(trained)
-    gathered = {"gathered weights": 2 * widest + deltas} if in_parts else {}
+    gathered = {}
+    if in_parts:
+        widest = max(size(leaf, whole_rows) for leaf in _matrices_of_layers(weights))
+        gathered = {"gathered weights": 2 * widest + (0 if full else size(trained))}
     if gba:
         count = -(-split.prompts(config) // shares(mesh))
         copy = {"policy's copy": policy} if full or dtype == "float32" else {}

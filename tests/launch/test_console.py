@@ -1,9 +1,11 @@
 """The console script: short forms become long ones, help by job, completion, runs side by side."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,8 @@ from mmedexpert_jax import errors
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.launch import console
 from mmedexpert_jax.runtime import Run
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -117,10 +121,13 @@ def test_a_type_checker_sees_the_names(tmp_path):
         "import mmedexpert_jax as mx\nreveal_type(mx.load_config)\nmx.load_config(3)\n"
         "model, params = mx.load_model('mini')\nreveal_type(model)\n"
     )
+    # without the libraries' sources, which take a minute to read; py.typed is what makes an installed package be read
+    options = ["--ignore-missing-imports", "--follow-imports=silent", "--no-site-packages"]
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--follow-imports=silent", str(script)],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
+        [sys.executable, "-m", "mypy", *options, str(script)],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ | {"MYPYPATH": str(ROOT)},
     )  # fmt: skip
+    assert (ROOT / "mmedexpert_jax" / "py.typed").is_file()
     assert "load_config" in done.stdout or "def (spec" in done.stdout, done.stdout
     assert 'incompatible type "int"' in done.stdout and "models.model.Model" in done.stdout
 
