@@ -1,6 +1,7 @@
 """The house: which folder may import which, and what importing costs."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -51,13 +52,19 @@ LIGHT = (
 )
 
 
+@functools.cache
+def _nodes(file: Path) -> list[ast.AST]:
+    """All nodes of a file's syntax tree, the module first."""
+    return list(ast.walk(ast.parse(file.read_text())))
+
+
 def _part(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def _imports(file: Path):
     """Every `mmedexpert_jax.<part>` that a file imports, at its top or inside a function."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in _nodes(file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -105,7 +112,7 @@ def test_every_file_name_stands_once():
 
 def test_every_class_name_has_one_meaning():
     names = Counter(
-        node.name for file in PACKAGE.rglob("*.py") for node in ast.parse(file.read_text()).body
+        node.name for file in PACKAGE.rglob("*.py") for node in _nodes(file)[0].body
         if isinstance(node, ast.ClassDef)
     )  # fmt: skip
     assert not [name for name, count in names.items() if count > 1]
@@ -115,7 +122,7 @@ def test_a_statement_has_one_conditional_expression_at_most():
     compound = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.For, ast.AsyncFor, ast.While, ast.With)
     compound += (ast.AsyncWith, ast.Try, ast.Match)
     for file in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in _nodes(file):
             if isinstance(node, ast.stmt) and not isinstance(node, compound):
                 count = sum(isinstance(inner, ast.IfExp) for inner in ast.walk(node))
                 assert count <= 1, f"{file}:{node.lineno} has {count}; name one of them first"
@@ -169,7 +176,7 @@ def test_docstrings_say_what_is_returned_instead_of_asking():
     asked = re.compile(r"(What|Which|Whether|How|Why|Who)\b")
     found = []
     for file in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in _nodes(file):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node) or ""
                 if asked.match(text):

@@ -1,6 +1,5 @@
 """What all benchmarks share: the registry, places that files lie in, samples, the census, cases as items."""
 
-import builtins
 import io
 import json
 import pickle
@@ -208,19 +207,6 @@ def test_zips_of_the_hub_are_looked_into(hub):
         archive.writestr("images/MM-0-a.png", b"bytes")
     (item,) = benchmarks.load("medxpertqa_mm", "hub").items
     assert item.images[0].open() == b"bytes"
-
-
-def test_the_hub_without_datasets_says_what_to_install(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *arguments, **settings):
-        if name == "datasets":
-            raise ImportError(name)
-        return real(name, *arguments, **settings)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigError, match="pip install datasets, or give a directory"):
-        benchmarks.load("medxpertqa_text", "hub")
 
 
 def test_items_travel_between_processes_and_images_are_read_late(tmp_path):

@@ -12,6 +12,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
+from mmedexpert_jax.gba import trainer
+from mmedexpert_jax.gba.policy_learner import PolicyLearner
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
@@ -75,6 +77,31 @@ def cases_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder / "train.jsonl"
+
+
+# Fields that no program of the learner depends on.
+OUTSIDE = (
+    *("workdir", "checkpoint_every", "samples_every", "eval", "rewards", "advantage_scale", "advantage_weights"),
+    *("data", "limit"),
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trace_once():
+    """Runs with the same programs share a learner: tracing them takes longer than all that a tiny model computes."""
+    learners: dict[str, PolicyLearner] = {}
+
+    def made(model, params, config, ban, samples, steps, mesh, under, memory):
+        fields = {name: value for name, value in config.to_dict().items() if name not in OUTSIDE}
+        key = repr((fields, samples, steps))
+        if key not in learners or config.trainable == "full" or under:  # full training gives up what it begins with
+            learners[key] = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory)
+        learners[key]._memory = memory
+        return learners[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "PolicyLearner", made)
+        yield
 
 
 def vowels(case, text, **_):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mmedexpert_jax.data.tables import InFolder
-from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
+from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.processing.images import ImageRef
 
 JUNK = ("__MACOSX/", "/._", ".cache/")
@@ -79,7 +79,6 @@ class Files:
         """Downloads the files of a hub dataset that match `patterns` into the cache of `datasets`.
 
         Raises:
-            ConfigError: `datasets` is not installed.
             RemoteError: the hub refuses or cannot be reached, or has no such files.
         """
         names, download = _hub(repository)
@@ -152,10 +151,7 @@ def _members(path: Path) -> Iterator[tuple[str, Entry]]:
 
 def _hub(repository: str) -> tuple[list[str], Callable[[str], str]]:
     """Names of a hub dataset's files, and what downloads one of them."""
-    try:
-        from datasets import DownloadManager
-    except ImportError:
-        raise ConfigError("reading from the hub needs datasets: pip install datasets, or give a directory") from None
+    from datasets import DownloadManager
     from huggingface_hub import HfApi
 
     def remote(call: Callable[[], object]) -> object:
