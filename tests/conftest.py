@@ -49,6 +49,23 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if chosen else min(os.cpu_count() or 1, 8)
 
 
+# Files of most CPU seconds, which go first: a long one that comes last keeps one worker while the others idle. xdist's
+# own order, most tests first, is about the opposite.
+LONGEST = (
+    *("notebooks/test_notebooks", "gba/test_trainer", "gba/test_terms", "fuzz/test_kills", "docs/test_extend"),
+    *("launch/test_pipeline", "launch/test_killed", "launch/test_processes", "gba/test_devices", "train/test_meshes"),
+    *("mmedexpert/test_factory", "launch/test_plan", "models/test_llava", "models/test_gemma3", "sft/test_trainer"),
+    *("launch/test_plan_jobs", "launch/test_preflight", "models/test_stacked", "rollout/test_decode"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the tests by file, those of LONGEST first."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    root = Path(__file__).parent
+    items.sort(key=lambda item: rank.get(item.path.relative_to(root).with_suffix("").as_posix(), len(rank)))
+
+
 # A busy machine is slow, not wrong.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
