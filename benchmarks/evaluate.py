@@ -33,7 +33,7 @@ from mmedexpert_jax.medeval.prompt_styles import Question, opened
 from mmedexpert_jax.medeval.scoring import score
 from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.models import load_processor
-from mmedexpert_jax.models.load import trace
+from mmedexpert_jax.models.locate import trace
 from mmedexpert_jax.rollout import Settings
 
 COLD = "ours, compilation included"

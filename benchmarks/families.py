@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from mmedexpert_jax.models import Model, ModelConfig, load_processor, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.load import MINI, read_config
+from mmedexpert_jax.models.load import read_config
+from mmedexpert_jax.models.locate import MINI
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.processing import gemma3_prompts

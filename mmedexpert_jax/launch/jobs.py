@@ -231,7 +231,7 @@ def _export(config: ConfigDict, run: "Run") -> None:
 
         source = config.model.path
         model, params = _folded(source, config.model.dtype or "checkpoint")
-        origin = models.load.origin(source)
+        origin = models.locate.origin(source)
         about = training_of(Path(source).expanduser())
         models.save_pretrained(output, model, params, models.load_processor(source), origin=origin, about=about)
     print(f"exported {config.model.path} to {output}", flush=True)

@@ -115,9 +115,9 @@ def open_desk(config: ConfigDict) -> Desk:
 
 def _adapter(source: str, path: str, params: dict) -> Any:
     """The deltas behind an adapter or run, which must stand on the base that is served."""
-    base, adapters = models.load.trace(source)
+    base, adapters = models.locate.trace(source)
     if not adapters:
         raise ConfigError(f"config.adapters: {source[:80]} holds no adapter; serve it as model.path")
-    if base != models.load.trace(path)[0]:
+    if base != models.locate.trace(path)[0]:
         raise ConfigError(f"config.adapters: {source[:80]} stands on another base than {path[:80]}")
     return lora_module.stack([lora_module.load_peft(adapter, params) for adapter in adapters])

@@ -45,6 +45,11 @@ def product(x: Array, factors: Array) -> Array:
 
 def rounded(x: Array, dtype: Any) -> Array:
     """float32 in another floating dtype, rounded for good: XLA may leave out a conversion there and back."""
+    if namespace(x) is jnp and jnp.dtype(dtype) == jnp.bfloat16:  # half of the time of XLA's own two steps
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        even = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        found = jnp.where(x == x, even, 0x7FC0).astype(jnp.uint16)
+        return jax.lax.bitcast_convert_type(found, jnp.bfloat16)
     if namespace(x) is jnp and jnp.dtype(dtype).itemsize == 2:
         x = jax.lax.reduce_precision(x, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
     return x.astype(dtype)

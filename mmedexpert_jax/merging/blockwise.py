@@ -25,13 +25,14 @@ from mmedexpert_jax.merging.interference import Interference, add, measure
 from mmedexpert_jax.merging.lowrank import Pair, factors_of
 from mmedexpert_jax.merging.methods import Fitted, Setting, combine
 from mmedexpert_jax.merging.spherical import gram_matrix
-from mmedexpert_jax.merging.threshold import Blocks, Bound, by_counting
+from mmedexpert_jax.merging.threshold import TOP, Blocks, Bound, Brackets, Counts, by_counting
 from mmedexpert_jax.merging.vectors import FLOATS, Expert, Parts, as_float, factor_gram, flat, vector_of
 
-BLOCK, PIECE = 1 << 17, 1 << 16  # entries
-# Blocks of a tensor, evenly spaced, of which the report is measured on the first quarter: 131,072 entries give a share
-# to about 0.1 points (its standard error), and its sums cost four times as much as the merge of as many entries.
-REPORTED = 4
+# Entries: of a block; of files that are counted by one call; that one of several equal magnitudes is looked for in.
+BLOCK, RUN, PIECE = 1 << 18, 1 << 20, 1 << 15
+# Blocks of a tensor, evenly spaced, and entries at their beginnings in all, that the report is measured on: they give a
+# share of 0.2 to 0.2 points (its standard error), and its sums cost ten times as much as the merge of as many entries.
+REPORTED, ENTRIES = 4, 1 << 15
 
 GLOBAL = "*"  # key of the unit that is the whole model
 
@@ -166,6 +167,29 @@ class Merge:
         """A block of the base [m] as it is stored, and what some task vectors are assembled from."""
         return flat(self.base[name])[start:stop], [expert.parts(name, start, stop) for expert in self.experts[some]]
 
+    def whole(self, name: str, start: int, stop: int) -> tuple[np.ndarray, list[Parts]]:
+        """The base's tensor [n], the experts' [n], and what is added to their entries of a block: for programs."""
+        own = [None if e.weights is None else flat(e.weights[name]) for e in self.experts]
+        return flat(self.base[name]), [(o, e.deltas(name, start, stop)) for o, e in zip(own, self.experts, strict=True)]
+
+    def split(self, name: str, start: int, stop: int, brackets: Brackets) -> Counts | None:
+        """The counts of some entries by programs; None where there is none for the tensor, or for so many rows."""
+        if max(brackets) >= len(self.experts) or not self.compiles(name):
+            return None
+        base, parts = self.whole(name, start, stop)
+        stretch, found = self.stretch(name), {}
+        for first in range(0, len(parts), kernel.TOGETHER):
+            some = slice(first, first + kernel.TOGETHER)
+            limits = np.array([brackets.get(k, (TOP, TOP, -1)) for k in range(len(parts))[some]], np.int32).T
+            factors = None if stretch is None else stretch[some]
+            counted = kernel.split(base, parts[some], (start, stop), limits, BLOCK, factors)
+            for k, (above, frequent, at) in enumerate(counted, first):
+                stored, (weights, deltas) = base[start:][at], parts[k]
+                few = None if weights is None else weights[start:][at], [delta[at] for delta in deltas]
+                vector = vector_of(few, stored, as_float(stored), None if stretch is None else stretch[k])
+                found[k] = above, frequent, np.abs(vector).view(np.int32)
+        return {row: found[row] for row in brackets}
+
     def vectors(self, name: str, start: int, stop: int, some: slice = slice(None)) -> Iterator[np.ndarray]:
         """A block of some task vectors, [m] float32 each, made one after the other."""
         stored, parts = self.parts(name, start, stop, some)
@@ -194,21 +218,27 @@ class Merge:
         return [as_float((zero if one is None else flat(one))[entries]) for one in known]
 
     def block(
-        self, name: str, start: int, stop: int, dtype: Any | None = None, measured: str = ""
+        self, name: str, start: int, stop: int, dtype: Any | None = None, measured: int = 0
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Merged entries [m] of one block in `dtype`, and what was measured in it.
+        """Merged entries [m] of one block in `dtype`, and what `interference.measure` finds in the first `measured`.
 
-        Without a dtype what the merge adds, in float32. `measured`, in the first quarter of a whole block: "" nothing,
-        "votes" what `interference.measure` finds but the inner products, "all" these too. A task vector that is not
-        finite leaves entries that are not.
+        Without a dtype what the merge adds, in float32. A task vector that is not finite leaves entries that are not.
         """
-        how, fitted = self.how(name), self.fitted(name)
-        first = self.units[self.scope(name)].offsets[name] + start
-        if how.method == "ties" and self.compiles(name) and (dtype is None or dtype.name in kernel.DTYPES):
-            base, parts = self.parts(name, start, stop)
-            return kernel.merge(base, parts, first, fitted, how, dtype, measured, BLOCK, self.stretch(name))
+        how = self.how(name)
+        if how.method != "ties" or not self.compiles(name) or (dtype is not None and dtype.name not in kernel.DTYPES):
+            return self._by_numpy(name, start, stop, dtype, measured)
+        fitted, first = self.fitted(name), self.units[self.scope(name)].offsets[name] + start
+        base, parts = self.whole(name, start, stop)
+        merged = kernel.merge(base, parts, (start, stop), first, fitted, how, dtype, BLOCK, self.stretch(name))
+        few = min(stop, start + measured)
+        return merged, self._by_numpy(name, start, few, dtype, measured)[1] if measured else {}
+
+    def _by_numpy(
+        self, name: str, start: int, stop: int, dtype: Any | None, measured: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        how, first = self.how(name), self.units[self.scope(name)].offsets[name] + start
         base, vectors = self.read(name, start, stop)
-        kept, update = combine(base, vectors, first, fitted, how, self.fisher(name, slice(start, stop)))
+        kept, update = combine(base, vectors, first, self.fitted(name), how, self.fisher(name, slice(start, stop)))
         if how.scale != 1:
             update = update * np.float32(how.scale)
         base, update, vectors = base.reshape(-1), update.reshape(-1), vectors.reshape(len(vectors), -1)
@@ -217,9 +247,9 @@ class Merge:
         merged = base + update if dtype is None else (base + update).astype(dtype)
         sums = {}
         if measured:
-            few = slice(BLOCK // 4)
+            few = slice(measured)
             rows = [row.reshape(-1)[few] for row in kept]
-            sums = measure(base[few], vectors[:, few], rows, update[few], merged[few], measured == "all")
+            sums = measure(base[few], vectors[:, few], rows, update[few], merged[few])
         return update if dtype is None else merged, sums
 
     def update(self, name: str, start: int, stop: int) -> np.ndarray | None:
@@ -290,23 +320,23 @@ class Merge:
         step = -(-len(ranges) // REPORTED)
 
         def one(number: int) -> tuple[dict[str, np.ndarray], bool]:
-            merged, sums = self.block(name, *ranges[number], dtype, "" if number % step else full)
+            with np.errstate(invalid="ignore", over="ignore"):  # which every thread has of its own
+                merged, sums = self.block(name, *ranges[number], dtype, 0 if number % step else few)
             if write is not None:
                 write(ranges[number][0], merged)
             return sums, finite(merged)
 
-        full = "votes" if low_rank else "all"
+        few = ENTRIES // len(ranges[::step])
         sums: dict[str, np.ndarray] = {}
         in_range = True
-        with np.errstate(invalid="ignore", over="ignore"):
-            for found, fits in parallel(one, range(0, len(ranges), step if write is None else 1)):
-                add(sums, found)
-                in_range &= fits
+        for found, fits in parallel(one, range(0, len(ranges), step if write is None else 1)):
+            add(sums, found)
+            in_range &= fits
         if not sums:
             return None
         if not in_range:
             self._refuse_infinite(name, dtype)
-        seen = sum(min(stop - start, BLOCK // 4) for start, stop in ranges[::step])
+        seen = sum(min(stop - start, few) for start, stop in ranges[::step])
         changes = sums["mass"].any() or any(self.read(name, *span)[1].any() for span in ranges)
         sums = {key: value * (self.base[name].size / seen) for key, value in sums.items()}
         if low_rank:
@@ -454,24 +484,42 @@ class TensorUnit:
     def largest(self, kept: list[int], equal_magnitudes: str, of: Derived | None = None) -> Bound:
         """By counting, over the blocks."""
 
-        own = of is None and all(expert.adapters == () and expert.origin is None for expert in self.merge.experts)
-        blocks = self._pieces if own else self.blocks
+        if of is not None:
+
+            def derived(first: int, _: slice) -> Iterable[np.ndarray]:
+                return [of(*self.merge.read(*self.blocks[first])).reshape(-1)]
+
+            return by_counting(Blocks(1, self.size, list(self.blocks), derived, None, parallel), kept, equal_magnitudes)
+        # Others than those of files may cost more than a read.
+        plain = all(one.adapters == () and one.origin is None for one in self.merge.experts)
+        blocks = self._runs if plain else self.blocks
 
         def read(first: int, some: slice) -> Iterable[np.ndarray]:
-            if of is None:
-                return self.merge.vectors(*blocks[first], some)
-            return [of(*self.merge.read(*blocks[first])).reshape(-1)]
+            return self.merge.vectors(*blocks[first], some)
 
-        sample, many = (self._sample, len(self.merge.experts)) if of is None else (None, 1)
-        return by_counting(Blocks(many, self.size, list(blocks), read, sample, parallel), kept, equal_magnitudes)
+        def pieces(first: int, row: int) -> Iterator[tuple[int, np.ndarray]]:
+            name, start, stop = blocks[first]
+            for low in range(start, stop, PIECE if plain else stop):
+                (vector,) = self.merge.vectors(
+                    name, low, min(low + PIECE, stop) if plain else stop, slice(row, row + 1)
+                )
+                yield first + low - start, vector
+
+        def split(first: int, brackets: Brackets) -> Counts | None:
+            return self.merge.split(*blocks[first], brackets)
+
+        many = len(self.merge.experts)
+        found = Blocks(many, self.size, list(blocks), read, self._sample, parallel, split, pieces)
+        return by_counting(found, kept, equal_magnitudes)
 
     @property
-    def _pieces(self) -> dict[int, tuple[str, int, int]]:
-        """`blocks` in parts whose arrays stay in a core's cache; those of adapters cost a product each, and do not."""
+    def _runs(self) -> dict[int, tuple[str, int, int]]:
+        """`blocks` of more entries."""
         return {
-            first + low - start: (name, low, min(low + PIECE, stop))
-            for first, (name, start, stop) in self.blocks.items()
-            for low in range(start, stop, PIECE)
+            self.offsets[name] + start: (name, start, min(start + RUN, self.merge.base[name].size))
+            for name in self.names
+            if name in self.merge.touched
+            for start in range(0, self.merge.base[name].size, RUN)
         }
 
     def _sample(self, index: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from mmedexpert_jax.merging.merge import merge_in_memory
 from mmedexpert_jax.merging.merge_recipe import Loaded, Recipe, is_checkpoint
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.models import Model, load_model, load_processor
-from mmedexpert_jax.models.load import trace
+from mmedexpert_jax.models.locate import trace
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.runtime import files

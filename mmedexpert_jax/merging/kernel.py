@@ -6,7 +6,6 @@ functions that numpy runs, and the entries come out the same bit for bit.
 
 from collections.abc import Sequence
 from functools import partial, reduce
-from operator import and_
 from typing import Any
 
 import jax
@@ -14,79 +13,103 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmedexpert_jax.merging.arrays import on_host, one_core, product, rounded, total
-from mmedexpert_jax.merging.interference import entries
 from mmedexpert_jax.merging.methods import Fitted, Setting, Switches, disjoint_mean
 from mmedexpert_jax.merging.threshold import Bound
 from mmedexpert_jax.merging.vectors import Parts, assembled, widened
 
 DTYPES = ("bfloat16", "float16", "float32")  # of weights
-_LANES = 64  # sums that a loop adds to at a time
-_FOLD, _BITS, _FIELDS = 16, 6, 5  # flags that are counted in a field of an integer, its bits, fields of an integer
-# Of `interference.entries`, in the order of the programs' outputs: sums and counts, those of each expert apart.
-_BY_EXPERT, _SUMS = ("mass", "kept_mass", "along"), ("net", "squared", "lost")
-_FLAGS, _FLAGS_BY_EXPERT = ("wanted", "shared", "conflict", "changed", "vanished"), ("held", "contested", "outvoted")
+TOGETHER = 5  # experts whose marks, three each, fit 16 bits
+_FIELDS = np.uint16(1 << 10 | 1 << 5 | 1)  # of one expert's marks
+_LINE, _SLACK = 64, 32  # bytes that XLA's arguments begin at multiples of; entries of two bytes in as many
 
 
 def merge(
     base: np.ndarray,
     parts: Sequence[Parts],
-    start: int,
+    span: tuple[int, int],
+    first: int,
     fitted: Fitted,
     how: Setting,
     dtype: np.dtype | None,
-    measured: str,
     size: int,
     stretch: np.ndarray | None = None,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Merged entries of one block, and what `interference.measure` finds in it.
+) -> np.ndarray:
+    """Merged entries [m] of one block.
 
     Args:
-        base: [m] as stored, m <= size.
-        parts: of the experts.
-        start: index of the first entry in the unit.
+        base: [n], the tensor as stored.
+        parts: of the experts: their whole tensors [n], and deltas of the block [m].
+        span: start and stop of the block, m <= size.
+        first: index of its first entry in the unit.
         fitted: of the unit.
         how: of the tensor; its method is TIES.
-        dtype: of the output; None: what the merge adds, in float32, as if the output were.
-        measured: in the first quarter of `size`: "" nothing, "votes" all but the inner products, "all".
+        dtype: of the output; None: what the merge adds, in float32.
         size: that the program is compiled for.
         stretch: [K] factors of the task vectors; None: 1.
     """
+    count = span[1] - span[0]
     scale = None if how.scale == 1 else np.float32(how.scale)
-    numbers = fitted.bounds[0].within(start, len(base)), how.unequal_weights, scale, fitted.majority
+    numbers = fitted.bounds[0].within(first, count), how.unequal_weights, scale, fitted.majority
     with on_host():
-        merged, *found = _merge(*_padded(base, parts, size), stretch, *numbers, how.rule, dtype, measured)
-    merged = np.asarray(merged)[: len(base)]
-    if not measured:
-        return merged, {}
-    sums = np.asarray(np.sum(np.asarray(found[0]), axis=1, dtype=np.float64))
-    return merged, _named(len(parts), sums, np.asarray(found[1]), found[2:])
+        merged = np.asarray(_merge(*_windows(base, parts, span, size), stretch, *numbers, how.rule, dtype))
+    return merged[:count]
 
 
-def _named(experts: int, sums: np.ndarray, counts: np.ndarray, products: Sequence[jax.Array]) -> dict[str, np.ndarray]:
-    """The programs' outputs by the names of `interference.measure`."""
-    found: dict[str, Any] = dict(zip(_BY_EXPERT, sums[: 3 * experts].reshape(3, experts), strict=True))
-    found |= zip(_SUMS, sums[3 * experts :], strict=True)
-    found |= zip(_FLAGS, counts[: len(_FLAGS)], strict=True)
-    found |= zip(_FLAGS_BY_EXPERT, counts[len(_FLAGS) :].reshape(3, experts), strict=True)
-    if products:
-        found["gram"] = np.zeros((experts, experts))
-        lower = np.tril_indices(experts)
-        found["gram"][lower] = found["gram"].T[lower] = np.asarray(products[0])
-    return found
+def split(
+    base: np.ndarray,
+    parts: Sequence[Parts],
+    span: tuple[int, int],
+    limits: np.ndarray,
+    size: int,
+    stretch: np.ndarray | None = None,
+) -> list[tuple[int, int, np.ndarray]]:
+    """By expert: how many of the bits lie above a bracket, how many are its frequent value, where others inside are.
+
+    Args: as of `merge`, of at most TOGETHER experts and of several blocks where none has deltas; `limits`: [3, K]
+        int32, the brackets (`threshold.Brackets`).
+    """
+    counts, places = np.zeros((len(parts), 2), np.int64), [[] for _ in parts]
+    for low in range(*span, size):
+        with on_host():
+            marks = np.asarray(_marks(*_windows(base, parts, (low, min(low + size, span[1])), size), stretch, limits))
+        at = np.flatnonzero((marks & np.uint16(31)) != 0)  # of bools, which numpy finds faster
+        own = marks[at]
+        for k, place in enumerate(places):
+            place.append(at[(own & np.uint16(1 << k)) != 0] + (low - span[0]))
+            # One mark of each kind, counted together: the sums of so many rows fit their fields.
+            sums = np.add.reduce((marks >> k & _FIELDS).reshape(16, -1), axis=0, dtype=np.uint16)
+            counts[k] += [np.sum(sums >> shift & 31, dtype=np.int64) for shift in (10, 5)]
+    return [(*own, np.concatenate(place)) for own, place in zip(counts.tolist(), places, strict=True)]
 
 
-def _padded(base: np.ndarray, parts: Sequence[Parts], size: int) -> tuple[np.ndarray, list[Parts]]:
-    """With zeros after the last block of a tensor, which change nothing that is summed."""
+def _windows(base: np.ndarray, parts: Sequence[Parts], span: tuple[int, int], size: int) -> tuple[list, np.ndarray]:
+    """Base and parts as arrays [size + _SLACK] that XLA takes without a copy, and where the block begins in each."""
+    begins = []
 
-    def whole(array: np.ndarray) -> np.ndarray:
-        return array if len(array) == size else np.concatenate([array, np.zeros(size - len(array), array.dtype)])
+    def window(entries: np.ndarray, start: int, stop: int) -> np.ndarray:
+        address = entries.__array_interface__["data"][0] + start * entries.itemsize
+        begin = address % _LINE // entries.itemsize
+        low, high = start - begin, start - begin + size + _SLACK
+        if low >= 0 and high <= len(entries):
+            begins.append(begin)
+            return entries[low:high]
+        whole = np.zeros(size + _SLACK, entries.dtype)  # at an end of the tensor; zeros change nothing
+        whole[: stop - start] = entries[start:stop]
+        begins.append(0)
+        return whole
 
-    if len(base) == size:
-        return base, list(parts)
-    return whole(base), [(None if own is None else whole(own), [whole(d) for d in deltas]) for own, deltas in parts]
+    found = [window(base, *span)]
+    for own, deltas in parts:
+        first = None if own is None else window(own, *span)
+        found.append((first, [window(delta, 0, len(delta)) for delta in deltas]))
+    return found, np.array(begins, np.int32)
 
 
-def _vectors(base: jax.Array, parts: Sequence[Parts], stretch: jax.Array | None) -> tuple[jax.Array, list[jax.Array]]:
+def _vectors(windows: list, begins: jax.Array, stretch: jax.Array | None) -> tuple[jax.Array, list[jax.Array]]:
+    arrays, tree = jax.tree.flatten(windows)
+    size = len(arrays[0]) - _SLACK
+    blocks = [jax.lax.dynamic_slice(array, (begins[i],), (size,)) for i, array in enumerate(arrays)]
+    base, *parts = jax.tree.unflatten(tree, blocks)
     parts = [widened(part, base) for part in parts]
     base = base.astype(jnp.float32)
     found = [assembled(base, *part) for part in parts]
@@ -96,10 +119,25 @@ def _vectors(base: jax.Array, parts: Sequence[Parts], stretch: jax.Array | None)
     return base, vectors
 
 
-@partial(one_core, static_argnums=(7, 8, 9))
+def _magnitudes(vectors: list[jax.Array]) -> list[jax.Array]:
+    """Their bits, which order as they do."""
+    return [jax.lax.bitcast_convert_type(jnp.abs(vector), jnp.int32) for vector in vectors]
+
+
+@one_core
+def _marks(windows: list, begins: jax.Array, stretch: jax.Array | None, limits: jax.Array) -> jax.Array:
+    """[m] uint16: of expert k bit 10 + k above the bracket, 5 + k at its frequent value, k elsewhere inside."""
+    marks = []
+    for k, own in enumerate(_magnitudes(_vectors(windows, begins, stretch)[1])):
+        inside = jnp.where(own >= limits[0, k], jnp.where(own == limits[2, k], 32 << k, 1 << k), 0)
+        marks.append(jnp.where(own >= limits[1, k], 1024 << k, inside))
+    return total(marks).astype(jnp.uint16)
+
+
+@partial(one_core, static_argnums=(7, 8))
 def _merge(
-    base: jax.Array,
-    parts: list[Parts],
+    windows: list,
+    begins: jax.Array,
     stretch: jax.Array | None,
     bound: Bound,
     weights: jax.Array | None,
@@ -107,40 +145,11 @@ def _merge(
     majority: jax.Array | None,
     rule: Switches,
     dtype: Any,
-    measured: str,
-) -> list[jax.Array]:
-    """Merged entries [m]; partial sums of the float `entries` [2 K + 3, n]; those that count [5]; gram [pairs]."""
-    base, vectors = _vectors(base, parts, stretch)
-    kept = bound.keep(vectors)
-    update = disjoint_mean(kept, weights, rule, majority)
+) -> jax.Array:
+    base, vectors = _vectors(windows, begins, stretch)
+    update = disjoint_mean(bound.keep(vectors), weights, rule, majority)
     update = update if scale is None else product(update, scale)
-    sound = reduce(and_, [jnp.isfinite(vector) for vector in vectors])
-    update = jnp.where(sound, update, jnp.nan)  # an election drops NaN, which would pass for a result
-    merged = base + update if dtype is None else rounded(base + update, dtype)
-    result = update if dtype is None else merged
-    if not measured:
-        return [result]
-    # Written once and read by every sum, instead of being computed anew in the loop of each.
-    some = jax.tree.map(lambda row: row[: len(row) // 4], (base, vectors, kept, update, merged))
-    base, vectors, kept, update, merged = jax.lax.optimization_barrier(some)
-    found = entries(base, vectors, kept, update, merged)
-    floats = [*(row for name in _BY_EXPERT for row in found[name]), *(found[name] for name in _SUMS)]
-    flags = [*(found[name] for name in _FLAGS), *(row for name in _FLAGS_BY_EXPERT for row in found[name])]
-    few = [flags[start : start + _FIELDS] for start in range(0, len(flags), _FIELDS)]
-    sums = [jnp.stack([_partial_sums(x) for x in floats]), jnp.concatenate([_counts(some) for some in few])]
-    if measured == "all":
-        pairs = zip(*np.tril_indices(len(vectors)), strict=True)
-        sums.append(jnp.stack([jnp.dot(vectors[i], vectors[j], precision="highest") for i, j in pairs]))
-    return [result, *sums]
-
-
-def _partial_sums(x: jax.Array) -> jax.Array:
-    """[m] -> [n], which add up to the sum, in a loop that is vectorised."""
-    return jnp.sum(x.reshape(-1, min(_LANES, x.size)), axis=0)
-
-
-def _counts(flags: list[jax.Array]) -> jax.Array:
-    """The number of true ones of each: counted together, in fields of one integer."""
-    packed = total([jnp.where(flag, 1 << _BITS * place, 0) for place, flag in enumerate(flags)])
-    few = jax.lax.optimization_barrier(total(list(packed.reshape(_FOLD, -1))))
-    return jnp.stack([jnp.sum(few >> _BITS * place & (1 << _BITS) - 1) for place in range(len(flags))])
+    # An election drops NaN, which would pass for a result.
+    sound = reduce(jnp.maximum, _magnitudes(vectors)) < 0x7F800000
+    update = jnp.where(sound, update, jnp.nan)
+    return update if dtype is None else rounded(base + update, dtype)

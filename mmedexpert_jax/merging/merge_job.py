@@ -24,7 +24,7 @@ from mmedexpert_jax.merging.methods import METHODS, switches
 from mmedexpert_jax.merging.parameters import Parameters, parse
 from mmedexpert_jax.merging.sweep import Sweep, at, search, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
-from mmedexpert_jax.models.load import trace
+from mmedexpert_jax.models.locate import trace
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.report.text_tables import markdown
 from mmedexpert_jax.runtime import Run, files, report

@@ -25,12 +25,11 @@ from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.methods import Switches
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.vectors import Adapter, Expert, Origin, check
-from mmedexpert_jax.models.load import _locate, trace
+from mmedexpert_jax.models.locate import locate, trace
 from mmedexpert_jax.models.stored_tensors import Stored
 from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
-from mmedexpert_jax.train.state import trained_part
 
 RECIPE = "recipe.json"
 
@@ -75,13 +74,13 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
     """
     left, plus, right = path.partition("+")
     if plus and not Path(path).exists():
-        adapter = Adapter.of(_load_adapter(_locate(right), base, name))
+        adapter = Adapter.of(_load_adapter(locate(right), base, name))
         under = Expert(name) if start_only else open_expert(name, left, base)
-        return replace(under, adapters=(*under.adapters, adapter), paths=(*under.paths, str(_locate(right))))
+        return replace(under, adapters=(*under.adapters, adapter), paths=(*under.paths, str(locate(right))))
     try:
         directory, folders = trace(path)
     except (DataError, RemoteError) as error:
-        settings = _locate(path) / "adapter_config.json"
+        settings = locate(path) / "adapter_config.json"
         if not settings.exists():
             raise
         border.read_json(settings)  # broken, it names no base, and says so itself
@@ -122,8 +121,6 @@ def _load_adapter(directory: Path, base: Base, name: str) -> Lora:
 
 
 def _open_recipe(directory: Path, base: Base) -> Origin:
-    from mmedexpert_jax.merging.merge_recipe import read_recipe
-
     recipe = read_recipe(directory)
     if not _same(trace(recipe.base)[0], base.directory):
         raise DataError(f"{directory / RECIPE}: its base is {recipe.base}, not {base.directory}: merge over that base")
@@ -138,6 +135,8 @@ def _orbax(folder: Path) -> Path | None:
 
 def _read_orbax(folder: Path) -> Lora | dict[str, np.ndarray]:
     """The trained part of a run's newest whole checkpoint: LoRA factors, or full weights by name."""
+    from mmedexpert_jax.train.state import trained_part  # here: with a trainer comes Flax, whose import costs a second
+
     checkpoints = Checkpoints(folder / "ckpt")
     step = checkpoints.latest()
     if step is None:

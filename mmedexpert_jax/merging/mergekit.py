@@ -13,7 +13,7 @@ from mmedexpert_jax.merging.alignment import vocabularies
 from mmedexpert_jax.merging.merge_recipe import Recipe, Slice
 from mmedexpert_jax.merging.methods import switches
 from mmedexpert_jax.merging.parameters import Parameters, Spec, complement
-from mmedexpert_jax.models.load import trace
+from mmedexpert_jax.models.locate import trace
 
 Given = dict[str, Any] | None
 

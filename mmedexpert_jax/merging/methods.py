@@ -488,7 +488,8 @@ def agreement(voters: Rows, rule: Switches, majority: Array | None = None) -> li
         if rule.cancellation == "majority":
             signs = xp.sum(up, dtype=xp.int32) - xp.sum(down, dtype=xp.int32) if majority is None else majority
             up, down = up | (~down & (signs > 0)), down | (~up & (signs <= 0))
-    return [((row > 0) & up) | ((row < 0) & down) for row in voters]
+    side = xp.where(up, xp.float32(1), xp.where(down, xp.float32(-1), xp.float32(0)))
+    return [row * side > 0 for row in voters]
 
 
 def elected(voters: Rows, rule: Switches) -> Array:

@@ -17,8 +17,10 @@ import numpy as np
 from mmedexpert_jax.merging.arrays import Array, Rows, namespace
 
 SAMPLE, _SHARE = 1 << 15, 512  # entries at least; one of so many of a large tensor, whose bracket then holds few
-_SIGMAS = 5.0  # half width of the bracket, in standard deviations of a rank in the sample
-_TOP = 0x7F800001  # above every finite float's bits
+# Half width of the bracket, in standard deviations of a rank in the sample: one in 370 costs a second pass, and a wider
+# one more entries to collect in every pass.
+_SIGMAS = 3.0
+TOP = 0x7F800001  # above every finite float's bits
 # By row: bits [low, high), and those of a value inside that many entries may have (differences of bf16 weights lie on
 # coarse grids), which are counted and not collected; -1: none. Zeros lie below every bracket.
 Brackets = dict[int, tuple[int, int, int]]
@@ -54,7 +56,7 @@ class Bound:
         if namespace(vector) is jnp:  # as integers, for which "equal and early" is one comparison
             early = ((start + jnp.arange(size) < cut) != self.from_end).reshape(vector.shape)
             bits, bound = (jax.lax.bitcast_convert_type(x, jnp.int32) for x in (jnp.abs(vector), value))
-            return bits >= bound + jnp.where(early, 0, 1)
+            return bits > bound - early.astype(jnp.int32)
         magnitude = np.abs(vector)
         whole, none = (cut <= start, cut >= start + size) if self.from_end else (cut >= start + size, cut <= start)
         if whole or none:
@@ -86,6 +88,15 @@ class Blocks:
     # none, and all entries are collected.
     sample: Callable[[np.ndarray], np.ndarray] | None
     map: Callable[[Callable, Any], Iterable]  # applies a function to many blocks, as `map` does
+    # first index, brackets -> the counts of a block; None: they are taken of what `read` gives
+    split: Callable[[int, Brackets], Counts | None] | None = None
+    # a block's first index, one of K -> (first index, vector) of parts of the block; None: `read` gives all of it
+    pieces: Callable[[int, int], Iterable[tuple[int, np.ndarray]]] | None = None
+
+    def in_pieces(self, start: int, row: int) -> Iterable[tuple[int, np.ndarray]]:
+        """A vector's entries of one block."""
+        whole = ((start, vector) for vector in self.read(start, slice(row, row + 1)))
+        return whole if self.pieces is None else self.pieces(start, row)
 
 
 def by_counting(blocks: Blocks, kept: Sequence[int], equal_magnitudes: str = "lower_index") -> Bound:
@@ -104,8 +115,8 @@ def by_counting(blocks: Blocks, kept: Sequence[int], equal_magnitudes: str = "lo
         for row, (low, high, frequent) in brackets.items():
             above, at, inside = zip(*(block[row] for block in found), strict=True)
             missing, values = ranks[row] - sum(above), np.concatenate(inside)
-            if missing <= 0 and high < _TOP:
-                retry[row] = (high, _TOP, -1)
+            if missing <= 0 and high < TOP:
+                retry[row] = (high, TOP, -1)
             elif missing <= 0:  # what is not finite counts as larger than all, and is refused where it is measured
                 value[row] = np.inf
             elif missing <= len(values) + sum(at):
@@ -125,7 +136,7 @@ def by_counting(blocks: Blocks, kept: Sequence[int], equal_magnitudes: str = "lo
 def _brackets(blocks: Blocks, ranks: dict[int, int]) -> Brackets:
     """Brackets in which the k-th largest lie, nearly for sure."""
     if blocks.sample is None or not ranks:
-        return dict.fromkeys(ranks, (1, _TOP, -1))
+        return dict.fromkeys(ranks, (1, TOP, -1))
     count = min(max(SAMPLE, blocks.size // _SHARE), blocks.size)
     strata = np.arange(count) * blocks.size // count
     widths = np.diff(strata, append=blocks.size)
@@ -139,9 +150,9 @@ def _brackets(blocks: Blocks, ranks: dict[int, int]) -> Brackets:
         # One place at a time: with two, NumPy leaves its vectorised selection, which is nine times faster.
         first, last = max(0, count - lower), min(count - 1, count - max(upper, 1))
         ordered = np.partition(bits[row % blocks.many], first)
-        high = int(np.partition(ordered[first:], last - first)[last - first]) + 64 if upper >= 1 else _TOP
+        high = int(np.partition(ordered[first:], last - first)[last - first]) + 64 if upper >= 1 else TOP
         low = max(1, int(ordered[first]) - 64) if lower <= count else 1
-        low, high = min(low, _TOP - 1), min(high, _TOP)
+        low, high = min(low, TOP - 1), min(high, TOP)
         some, times = np.unique(ordered[(ordered >= low) & (ordered < high)], return_counts=True)
         brackets[row] = low, high, int(some[np.argmax(times)]) if len(some) and np.max(times) > 1 else -1
     return brackets
@@ -149,6 +160,8 @@ def _brackets(blocks: Blocks, ranks: dict[int, int]) -> Brackets:
 
 def _counted(blocks: Blocks, brackets: Brackets, start: int) -> Counts:
     """The counts of one block."""
+    if blocks.split and (split := blocks.split(start, brackets)) is not None:
+        return split
     found = {}
     for expert, vector in enumerate(blocks.read(start, slice(None))):
         bits = np.abs(vector).view(np.int32)
@@ -182,9 +195,12 @@ def _cut(blocks: Blocks, row: int, value: np.float32, equal: np.ndarray, missing
     ends = np.cumsum(equal)
     block = int(np.searchsorted(ends, before))
     rank = before - int(ends[block] - equal[block])
-    start = blocks.starts[block]
-    (vector,) = blocks.read(start, slice(row, row + 1))
-    return start + int(np.flatnonzero(np.abs(vector) == value)[rank - 1]) + 1
+    for first, vector in blocks.in_pieces(blocks.starts[block], row):
+        here = np.flatnonzero(np.abs(vector) == value)
+        if rank <= len(here):
+            return first + int(here[rank - 1]) + 1
+        rank -= len(here)
+    raise AssertionError("a block that holds fewer equal entries than were counted in it")
 
 
 @partial(jax.jit, static_argnames="equal_magnitudes")
@@ -199,7 +215,7 @@ def _on_device(vectors: jax.Array, kept: jax.Array, equal_magnitudes: str) -> Bo
     sample = jnp.sort(bits[:, :: max(1, size // 4096)], axis=1) if size else jnp.zeros((len(vectors), 1), jnp.int32)
     low, high = _around(sample, kept, size)
     low = jnp.where(above(low) >= kept, low, 0)
-    high = jnp.where(above(high) < kept, high, _TOP)
+    high = jnp.where(above(high) < kept, high, TOP)
     bound = _bisect(low, high, lambda trial: above(trial) >= kept)
     value = jnp.where(kept > 0, jax.lax.bitcast_convert_type(bound, jnp.float32), jnp.inf)
     everything = jnp.full_like(kept, size)

@@ -153,9 +153,13 @@ class Expert:
     def parts(self, name: str, start: int, stop: int) -> Parts:
         """The parts that `vector` is assembled from."""
         own = None if self.weights is None else flat(self.weights[name])[start:stop]
+        return own, self.deltas(name, start, stop)
+
+    def deltas(self, name: str, start: int, stop: int) -> list[np.ndarray]:
+        """What is added to its weights or the base's, [stop - start] float32 each."""
         update = None if self.origin is None else self.origin.update(name, start, stop)
         deltas = [adapter.delta(name, start, stop) for adapter in self.adapters if name in adapter.factors]
-        return own, deltas if update is None else [update, *deltas]
+        return deltas if update is None else [update, *deltas]
 
     def sample(self, name: str, index: np.ndarray, base: np.ndarray) -> np.ndarray:
         """Entries at flat indices, up to rounding."""

@@ -1,11 +1,24 @@
 """The only folder that knows Flax modules: Qwen2-VL and Qwen2.5-VL as pure functions of parameters and batches."""
 
-from mmedexpert_jax.models.config import ModelConfig
-from mmedexpert_jax.models.layers import Slots
-from mmedexpert_jax.models.load import load_architecture, load_model, load_policy, load_processor
-from mmedexpert_jax.models.model import Cache, Model, Prefix
-from mmedexpert_jax.models.save import save_pretrained
-from mmedexpert_jax.models.tree import stack, unstack
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # at run time a name is imported when it is first used: a merge reads tensors and needs no Flax
+    from mmedexpert_jax.models.config import ModelConfig
+    from mmedexpert_jax.models.layers import Slots
+    from mmedexpert_jax.models.load import load_architecture, load_model, load_policy, load_processor
+    from mmedexpert_jax.models.model import Cache, Model, Prefix
+    from mmedexpert_jax.models.save import save_pretrained
+    from mmedexpert_jax.models.tree import stack, unstack
+
+_EXPORTS = {
+    "config": ("ModelConfig",),
+    "layers": ("Slots",),
+    "load": ("load_architecture", "load_model", "load_policy", "load_processor"),
+    "model": ("Cache", "Model", "Prefix"),
+    "save": ("save_pretrained",),
+    "tree": ("stack", "unstack"),
+}
 
 __all__ = [
     "Cache",
@@ -21,3 +34,13 @@ __all__ = [
     "stack",
     "unstack",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or a module of this folder."""
+    for module, names in _EXPORTS.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    if importlib.util.find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")

@@ -16,10 +16,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmedexpert_jax import lora as lora_module
-from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import llava, llava_original, smollm2
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, own_file
+from mmedexpert_jax.models.locate import CHOSEN, MINI, trace
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.quantised import quantisable, quantise
@@ -28,21 +29,11 @@ from mmedexpert_jax.models.stored_tensors import Stored, read_checkpoint, read_j
 from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.runtime.mesh import shard, sharding
 
-MINI = Path(__file__).parent.parent / "assets" / "mini"
-
-
 # File that marks a directory without weights -> module that reads such a directory, by its functions `tensors_of` and
 # `sources_of`. It stands above this folder, and is imported when such a directory is read.
 READERS = {"recipe.json": "mmedexpert_jax.merging.merge_recipe"}
-# What a job chose for all that it loads (config.model): the base under an adapter, an image's area in pixels, and the
-# folder of a LLaVA's vision tower; the bits of the base's weights, and whether long images are shown in parts too.
-_CHOSEN: dict[str, Any] = {
-    **{"base": "", "max_pixels": None, "vision_tower": ""},
-    **{"quantize": "none", "pan_and_scan": False},
-}
 _THREADS = 8  # threads that read tensors
 _ALIGNMENT = 64  # bytes
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 def load_model(
@@ -89,7 +80,7 @@ def load_policy(
     ranks; None where `src` has no adapter. `quantize`: of `quantised.KINDS`, or "none"; "": as the job chose
     (config.model.quantize). Each weight is quantised as it is read.
     """
-    quantize = quantize or _CHOSEN["quantize"]
+    quantize = quantize or CHOSEN["quantize"]
     if str(src).startswith("random:"):
         config = _published(str(src))
         tensors = random_tensors(config, seed)
@@ -120,13 +111,13 @@ def chosen(
 
     Empty and 0 leave it to the adapter's file and the checkpoint's.
     """
-    before = dict(_CHOSEN)
-    _CHOSEN.update(base=base, max_pixels=max_pixels or None, vision_tower=vision_tower)
-    _CHOSEN.update(quantize=quantize, pan_and_scan=pan_and_scan)
+    before = dict(CHOSEN)
+    CHOSEN.update(base=base, max_pixels=max_pixels or None, vision_tower=vision_tower)
+    CHOSEN.update(quantize=quantize, pan_and_scan=pan_and_scan)
     try:
         yield
     finally:
-        _CHOSEN.update(before)
+        CHOSEN.update(before)
 
 
 def load_architecture(src: str | Path) -> Model:
@@ -147,7 +138,7 @@ def load_processor(src: str | Path, max_pixels: int | None = None, base: str = "
 
     if str(src).startswith("random:"):
         raise DataError(f"{src} has no tokenizer; load the processor of the checkpoint with that shape")
-    max_pixels = max_pixels or _CHOSEN["max_pixels"]
+    max_pixels = max_pixels or CHOSEN["max_pixels"]
     directory, adapters = trace(src, base)
     if gguf := next(directory.glob("*.gguf"), None):
         images = Processor.load(MINI, max_pixels).image_config
@@ -157,7 +148,7 @@ def load_processor(src: str | Path, max_pixels: int | None = None, base: str = "
     if hasattr(own, "open_processor"):
         if max_pixels:
             raise ConfigError(f"{src}: every image is a square of one size; leave out config.model.max_pixels")
-        processor = own.open_processor([*adapters[::-1], directory], config, _CHOSEN)
+        processor = own.open_processor([*adapters[::-1], directory], config, CHOSEN)
     else:
         processor = Processor.load(directory, max_pixels, adapters[::-1], config.family)
     _check_tokenizer(processor, config, directory)
@@ -188,51 +179,11 @@ def read_config(directory: Path) -> ModelConfig:
     try:
         content = read_json(directory / "config.json")
         if llava_original.is_original(directory):
-            content = llava_original.modern(content, directory, _CHOSEN["vision_tower"])
+            content = llava_original.modern(content, directory, CHOSEN["vision_tower"])
         return ModelConfig.from_hf(content, said)
     except DataError as error:
         message = str(error)
         raise DataError(message if message.startswith(str(directory)) else f"{directory}/{message}") from error
-
-
-def trace(src: str | Path, base: str = "") -> tuple[Path, list[Path]]:
-    """The checkpoint directory behind `src` and the adapters to fold into it, in order.
-
-    `base` takes the place of the model that the innermost adapter names. Raises DataError.
-    """
-    base = base or _CHOSEN["base"]
-    adapters: list[Path] = []
-    while True:
-        try:
-            directory = _locate(src)
-        except (DataError, RemoteError) as error:
-            if not adapters:
-                raise
-            raise type(error)(
-                f"{error} ({adapters[-1]}/adapter_config.json names it as its base; give the base with "
-                "--config.model.base=)"
-            ) from error
-        if not (directory / "adapter_config.json").exists():
-            return directory, adapters[::-1]
-        if directory in adapters:
-            raise DataError(
-                f"{directory}/adapter_config.json: base_model_name_or_path leads back to the adapter itself"
-            )
-        adapters.append(directory)
-        src = lora_module.base_of(read_json(directory / "adapter_config.json")) or base
-        if base and not _is_adapter(src):
-            src = base
-        if not isinstance(src, str) or not src:
-            raise DataError(
-                f"{directory}/adapter_config.json: base_model_name_or_path is missing; name the base model there or "
-                "with --config.model.base="
-            )
-
-
-def _is_adapter(src: Any) -> bool:
-    """True where a base is itself an adapter or a run with one, on this machine."""
-    places = [Path(str(src)), Path(str(src)) / "export" / "adapter"]
-    return any((place / "adapter_config.json").is_file() for place in places)
 
 
 def folders(src: str | Path) -> list[Path]:
@@ -242,58 +193,9 @@ def folders(src: str | Path) -> list[Path]:
         parts = reader.sources_of(directory)
     else:
         parts = ["mini"] if any(directory.glob("*.gguf")) else []
-    tower = llava_original.tower_folder(directory, _CHOSEN["vision_tower"])
+    tower = llava_original.tower_folder(directory, CHOSEN["vision_tower"])
     own = [directory, *adapters, *([tower] if tower else [])]
     return [*own, *(folder for part in parts for folder in folders(part))]
-
-
-def origin(src: str | Path) -> str:
-    """The origin of a model: the base of its adapters as they name it, or `src` itself."""
-    if str(src).startswith("random:"):
-        return str(src)
-    _, adapters = trace(src)
-    if not adapters:
-        return str(src)
-    return _CHOSEN["base"] or lora_module.base_of(read_json(adapters[0] / "adapter_config.json"))
-
-
-def _locate(src: str | Path) -> Path:
-    """The local directory with the files of `src`: "mini", smollm2's package, a run's export, or from the hub."""
-    if str(src) == "smollm2":
-        return smollm2.find().parent
-    path = MINI if str(src) == "mini" else Path(src).expanduser()
-    if path.is_dir():
-        exports = [path / "export" / "model", path / "export" / "adapter"]
-        return next((export for export in exports if export.is_dir()), path)
-    if path.exists():
-        raise DataError(f"{path} is a file; give the directory of the model")
-    if not lora_module.HUB_ID.fullmatch(str(src)) or str(src).startswith("."):
-        raise DataError(
-            f"{path}: no such model directory; give a directory, a hub id (owner/name), mini, smollm2 or random:<size>"
-        )
-    return _download(str(src))
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import errors, snapshot_download
-
-    name, _, revision = hub_id.partition("@")
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
-    except errors.GatedRepoError as error:
-        raise DataError(f"{hub_id}: accept its terms on https://huggingface.co/{name} and set HF_TOKEN") from error
-    except errors.RepositoryNotFoundError as error:
-        raise DataError(
-            f"{hub_id}: no such directory, and no such model on the hub (private ones need HF_TOKEN)"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise DataError(f"{hub_id}: the hub has {name}, but no branch, tag or commit {revision} of it") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise RemoteError(
-            f"{hub_id}: no such directory, and the hub cannot be reached; download it or give a path"
-        ) from error
-    except (errors.HfHubHTTPError, OSError) as error:
-        raise RemoteError(f"{hub_id}: download failed: {' '.join(str(error).split())}") from error
 
 
 def _reader(directory: Path) -> Any:
@@ -309,7 +211,7 @@ def _tensors(directory: Path, config: ModelConfig) -> dict[str, Stored]:
         return smollm2.read_tensors(gguf, MINI, config)
     complete = {}
     if config.family == "llava":
-        complete["complete"] = lambda found: llava.complete(found, config, directory, _CHOSEN["vision_tower"])
+        complete["complete"] = lambda found: llava.complete(found, config, directory, CHOSEN["vision_tower"])
     return read_checkpoint(directory, tensor_shapes(config), config.tie_word_embeddings, **complete)
 
 

@@ -19,7 +19,8 @@ from mmedexpert_jax.medeval.prompt_styles import build
 from mmedexpert_jax.medeval.systems import NEWER, SYSTEMS, parse
 from mmedexpert_jax.models import Model, ModelConfig, load_processor, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
-from mmedexpert_jax.models.load import MINI, read_config
+from mmedexpert_jax.models.load import read_config
+from mmedexpert_jax.models.locate import MINI
 from mmedexpert_jax.models.random import init_params
 from tests.models import test_llava_original
 

@@ -19,7 +19,8 @@ from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.models import load_model, load_processor, random, save_pretrained
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.hub_card import adapter_card, training_of
-from mmedexpert_jax.models.load import MINI, chosen, origin
+from mmedexpert_jax.models.load import chosen
+from mmedexpert_jax.models.locate import MINI, origin
 from mmedexpert_jax.models.random import random_tensors
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.runtime.mesh import partition

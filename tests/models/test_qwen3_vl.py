@@ -18,7 +18,7 @@ from transformers.processing_utils import ProcessorMixin
 import mmedexpert_jax as mx
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
-from mmedexpert_jax.models.load import MINI
+from mmedexpert_jax.models.locate import MINI
 from mmedexpert_jax.models.tree import flatten, stack
 from tests.models.beside_torch import TOLERANCE, check_greedy_text, check_lora
 

@@ -19,7 +19,8 @@ from mmedexpert_jax.gba import trainer as gba_trainer
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model, ModelConfig, load_policy, load_processor, save_pretrained
 from mmedexpert_jax.models.config import PUBLISHED, TextConfig, VisionConfig
-from mmedexpert_jax.models.load import MINI, chosen
+from mmedexpert_jax.models.load import chosen
+from mmedexpert_jax.models.locate import MINI
 from mmedexpert_jax.models.quantised import is_quantised
 from mmedexpert_jax.models.random import init_params
 from mmedexpert_jax.processing.gemma3_prompts import GEMMA3_TEMPLATE, GemmaProcessor, SoftTokens

@@ -1,0 +1,108 @@
+"""Places of models: directories, runs, adapters with their bases, and hub ids. Nothing is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from mmedexpert_jax import lora as lora_module
+from mmedexpert_jax.errors import DataError, RemoteError
+from mmedexpert_jax.models.stored_tensors import read_json
+
+MINI = Path(__file__).parent.parent / "assets" / "mini"
+# What a job chose for all that it loads (config.model): the base under an adapter, an image's area in pixels, and the
+# folder of a LLaVA's vision tower; the bits of the base's weights, and whether long images are shown in parts too.
+CHOSEN: dict[str, Any] = {
+    **{"base": "", "max_pixels": None, "vision_tower": ""},
+    **{"quantize": "none", "pan_and_scan": False},
+}
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+def trace(src: str | Path, base: str = "") -> tuple[Path, list[Path]]:
+    """The checkpoint directory behind `src` and the adapters to fold into it, in order.
+
+    `base` takes the place of the model that the innermost adapter names. Raises DataError.
+    """
+    base = base or CHOSEN["base"]
+    adapters: list[Path] = []
+    while True:
+        try:
+            directory = locate(src)
+        except (DataError, RemoteError) as error:
+            if not adapters:
+                raise
+            raise type(error)(
+                f"{error} ({adapters[-1]}/adapter_config.json names it as its base; give the base with "
+                "--config.model.base=)"
+            ) from error
+        if not (directory / "adapter_config.json").exists():
+            return directory, adapters[::-1]
+        if directory in adapters:
+            raise DataError(
+                f"{directory}/adapter_config.json: base_model_name_or_path leads back to the adapter itself"
+            )
+        adapters.append(directory)
+        src = lora_module.base_of(read_json(directory / "adapter_config.json")) or base
+        if base and not _is_adapter(src):
+            src = base
+        if not isinstance(src, str) or not src:
+            raise DataError(
+                f"{directory}/adapter_config.json: base_model_name_or_path is missing; name the base model there or "
+                "with --config.model.base="
+            )
+
+
+def _is_adapter(src: Any) -> bool:
+    """True where a base is itself an adapter or a run with one, on this machine."""
+    places = [Path(str(src)), Path(str(src)) / "export" / "adapter"]
+    return any((place / "adapter_config.json").is_file() for place in places)
+
+
+def origin(src: str | Path) -> str:
+    """The origin of a model: the base of its adapters as they name it, or `src` itself."""
+    if str(src).startswith("random:"):
+        return str(src)
+    _, adapters = trace(src)
+    if not adapters:
+        return str(src)
+    return CHOSEN["base"] or lora_module.base_of(read_json(adapters[0] / "adapter_config.json"))
+
+
+def locate(src: str | Path) -> Path:
+    """The local directory with the files of `src`: "mini", smollm2's package, a run's export, or from the hub."""
+    if str(src) == "smollm2":
+        from mmedexpert_jax.models import smollm2
+
+        return smollm2.find().parent
+    path = MINI if str(src) == "mini" else Path(src).expanduser()
+    if path.is_dir():
+        exports = [path / "export" / "model", path / "export" / "adapter"]
+        return next((export for export in exports if export.is_dir()), path)
+    if path.exists():
+        raise DataError(f"{path} is a file; give the directory of the model")
+    if not lora_module.HUB_ID.fullmatch(str(src)) or str(src).startswith("."):
+        raise DataError(
+            f"{path}: no such model directory; give a directory, a hub id (owner/name), mini, smollm2 or random:<size>"
+        )
+    return _download(str(src))
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    name, _, revision = hub_id.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
+    except errors.GatedRepoError as error:
+        raise DataError(f"{hub_id}: accept its terms on https://huggingface.co/{name} and set HF_TOKEN") from error
+    except errors.RepositoryNotFoundError as error:
+        raise DataError(
+            f"{hub_id}: no such directory, and no such model on the hub (private ones need HF_TOKEN)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise DataError(f"{hub_id}: the hub has {name}, but no branch, tag or commit {revision} of it") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise RemoteError(
+            f"{hub_id}: no such directory, and the hub cannot be reached; download it or give a path"
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise RemoteError(f"{hub_id}: download failed: {' '.join(str(error).split())}") from error
