@@ -14,9 +14,7 @@ from mmedexpert_jax.merging.spherical import gram_matrix
 from mmedexpert_jax.report.text_tables import markdown
 
 
-def measure(
-    base: Array, vectors: Rows, kept: Rows, update: Array, merged: Array, with_gram: bool = True
-) -> dict[str, Array]:
+def measure(base: Array, vectors: Rows, kept: Rows, update: Array, merged: Array) -> dict[str, Array]:
     """Sums over the entries of one block; those of several blocks and tensors add up.
 
     Args:
@@ -25,7 +23,6 @@ def measure(
         kept: what the method keeps of them, K [m].
         update: what the merge adds [m].
         merged: base + update in the output's dtype [m].
-        with_gram: False where the inner products come from LoRA factors.
 
     Returns:
         The sums of `entries`, and `gram` [K, K], inner products of the task vectors.
@@ -35,7 +32,7 @@ def measure(
         name: xp.stack([_sum(row) for row in found]) if isinstance(found, list) else _sum(found)
         for name, found in entries(base, vectors, kept, update, merged).items()
     }
-    return sums | {"gram": gram_matrix(vectors)} if with_gram else sums
+    return sums | {"gram": gram_matrix(vectors)}
 
 
 def entries(base: Array, vectors: Rows, kept: Rows, update: Array, merged: Array) -> dict[str, Array | list[Array]]:

@@ -23,7 +23,7 @@ import mmedexpert_jax as mx
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.medeval.backends.jax_engine import fingerprint
-from mmedexpert_jax.models import load, smollm2
+from mmedexpert_jax.models import locate, smollm2
 from mmedexpert_jax.models.tree import flatten
 from mmedexpert_jax.processing.batch import Batch
 
@@ -193,9 +193,9 @@ def test_images_are_seen_and_the_saved_directory_is_transformers(tiny, tmp_path)
 def test_a_changed_decoder_or_tower_is_another_model_to_a_run(tiny, tmp_path, monkeypatch):
     """Answers are kept by the fingerprint of the weights that gave them."""
     found = [fingerprint("smollm2")]
-    tower = shutil.copytree(load.MINI, tmp_path / "tower") / "model.safetensors"
+    tower = shutil.copytree(locate.MINI, tmp_path / "tower") / "model.safetensors"
     decoder = Path(shutil.copy(tiny, tmp_path))
-    monkeypatch.setattr(load, "MINI", tower.parent)
+    monkeypatch.setattr(locate, "MINI", tower.parent)
     monkeypatch.setattr(smollm2, "find", lambda: decoder)
     assert fingerprint("smollm2") == found[0]
     for file in (decoder, tower):
