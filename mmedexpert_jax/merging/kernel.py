@@ -68,7 +68,8 @@ def split(
     Args: as of `merge`, of at most TOGETHER experts and of several blocks where none has deltas; `limits`: [3, K]
         int32, the brackets (`threshold.Brackets`).
     """
-    counts, places = np.zeros((len(parts), 2), np.int64), [[] for _ in parts]
+    counts = np.zeros((len(parts), 2), np.int64)
+    places: list[list[np.ndarray]] = [[] for _ in parts]
     for low in range(*span, size):
         with on_host():
             marks = np.asarray(_marks(*_windows(base, parts, (low, min(low + size, span[1])), size), stretch, limits))
@@ -79,7 +80,7 @@ def split(
             # One mark of each kind, counted together: the sums of so many rows fit their fields.
             sums = np.add.reduce((marks >> k & _FIELDS).reshape(16, -1), axis=0, dtype=np.uint16)
             counts[k] += [np.sum(sums >> shift & 31, dtype=np.int64) for shift in (10, 5)]
-    return [(*own, np.concatenate(place)) for own, place in zip(counts.tolist(), places, strict=True)]
+    return [(int(a), int(f), np.concatenate(place)) for (a, f), place in zip(counts, places, strict=True)]
 
 
 def _windows(base: np.ndarray, parts: Sequence[Parts], span: tuple[int, int], size: int) -> tuple[list, np.ndarray]:
@@ -98,7 +99,7 @@ def _windows(base: np.ndarray, parts: Sequence[Parts], span: tuple[int, int], si
         begins.append(0)
         return whole
 
-    found = [window(base, *span)]
+    found: list[Any] = [window(base, *span)]
     for own, deltas in parts:
         first = None if own is None else window(own, *span)
         found.append((first, [window(delta, 0, len(delta)) for delta in deltas]))
