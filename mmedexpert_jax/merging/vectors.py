@@ -156,7 +156,7 @@ class Expert:
         return own, self.deltas(name, start, stop)
 
     def deltas(self, name: str, start: int, stop: int) -> list[np.ndarray]:
-        """What is added to its weights or the base's, [stop - start] float32 each."""
+        """The arrays that are added to its weights or the base's, [stop - start] float32 each."""
         update = None if self.origin is None else self.origin.update(name, start, stop)
         deltas = [adapter.delta(name, start, stop) for adapter in self.adapters if name in adapter.factors]
         return deltas if update is None else [update, *deltas]
