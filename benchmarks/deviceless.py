@@ -103,6 +103,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--kind", choices=list(deviceless.GPUS), default="h100")
+    parser.add_argument("--rank", type=int, default=0, help="of a LoRA in all linear layers; 0: none")
     parser.add_argument("--text", type=Path, help="where to write the compiled program")
     parser.add_argument("--kernels", action="store_true")
     arguments = parser.parse_args()
@@ -114,7 +116,11 @@ def main() -> None:
         return
     began = time.perf_counter()
     compiled = compile_loop(
-        arguments.layers, arguments.rows, arguments.window, deviceless.mesh("h100", arguments.devices)
+        arguments.layers,
+        arguments.rows,
+        arguments.window,
+        deviceless.mesh(arguments.kind, arguments.devices),
+        arguments.rank,
     )
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if arguments.text:
@@ -127,7 +133,7 @@ def main() -> None:
         "arguments_megabytes": round(memory.argument_size_in_bytes / 1e6, 1),
         "instructions": dict(kernels),
     }
-    print(json.dumps({"benchmark": "deviceless", "target": "H100"} | vars(arguments) | figures, default=str))
+    print(json.dumps({"benchmark": "deviceless", "target": arguments.kind} | vars(arguments) | figures, default=str))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from jax import Array
 from mmedexpert_jax.models.packing import gather
 
 Implementation = Literal["cudnn", "xla"]
+TILE = 16  # rows, columns and depth of the smallest product that tensor cores take in 16 bits
 
 
 _target: ContextVar[str | None] = ContextVar("target", default=None)
@@ -36,13 +37,26 @@ def on_cpu() -> bool:
     return _target.get() is None and jax.default_backend() == "cpu"
 
 
-def supported(queries: Array) -> bool:
-    """True where the kernel takes such queries [..., D]: CUDA devices since Ampere, 16 bits, heads of at most 128."""
+def on_cuda() -> bool:
+    """True where programs are traced for a CUDA device, Ampere or later."""
     target = _target.get()
     here = getattr(jax.devices()[0], "compute_capability", "") if target is None else target
     capability = str(here)  # "9.0"; of others "gfx942" or none
-    recent = capability[:1].isdigit() and float(capability) >= 8
-    return recent and queries.dtype.itemsize == 2 and queries.shape[-1] <= 128 and queries.shape[-1] % 8 == 0
+    return capability[:1].isdigit() and float(capability) >= 8
+
+
+def supported(queries: Array) -> bool:
+    """True where the kernel takes such queries [..., D]: CUDA devices since Ampere, 16 bits, heads of at most 128."""
+    return on_cuda() and queries.dtype.itemsize == 2 and queries.shape[-1] <= 128 and queries.shape[-1] % 8 == 0
+
+
+def takes_rings(queries: Array, *keys: Array) -> bool:
+    """True where `decode_attention` takes such queries [..., D] and all of these keys [..., T, D]: CUDA devices since
+    Ampere, 16 bits, heads of a power of two, and none split over "tensor", which no compiler can do inside a kernel."""
+    width, mesh = queries.shape[-1], jax.sharding.get_abstract_mesh()
+    whole = all(mesh.shape[name] == 1 for name in mesh.auto_axes)
+    fits = width >= TILE and width & (width - 1) == 0 and all(x.shape[-2] >= TILE for x in keys)
+    return fits and whole and queries.dtype.itemsize == 2 and on_cuda()
 
 
 def attend(

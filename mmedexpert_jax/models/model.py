@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.models import fused
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.decoder import ByLayer, window_of
 from mmedexpert_jax.models.layers import Slots, attend, attend_extended, attend_shared, image_numbers
@@ -157,10 +158,15 @@ class Model:
 
         def attention(index, queries, keys, values, prompt_keys, prompt_values, own_keys, own_values):
             window = window_of(self.config.text, index)
+            prompt = prompt_keys, prompt_values, prefix.lengths
+            if slots is not None and fused.takes_rings(queries, prompt_keys, own_keys):
+                from mmedexpert_jax.models.decode_attention import attend_ring
+
+                new, own = (keys, values), (own_keys, own_values)
+                return attend_ring(queries, *prompt, *new, *own, slots.prompt, steps, place, window)
             seen = mask if window is None else mask & (age < window)
             keys = jax.lax.dynamic_update_slice(own_keys, keys, start)
             values = jax.lax.dynamic_update_slice(own_values, values, start)
-            prompt = prompt_keys, prompt_values, prefix.lengths
             mixed = attend_shared(queries, *prompt, keys, values, seen, slots, steps=steps, window=window)
             return mixed, keys, values
 

@@ -79,3 +79,36 @@ def test_continuations_joined_to_their_prompts():
 def test_where_the_kernel_is_taken(monkeypatch, capability, dtype, width, expected):
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
     assert fused.supported(jnp.zeros((1, 1, 1, width), dtype)) is expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "width", "places", "expected"),
+    [
+        ("9.0", "bfloat16", 128, 128, True),
+        ("8.0", "bfloat16", 256, 16, True),
+        (None, "bfloat16", 128, 128, False),
+        ("9.0", "float32", 128, 128, False),
+        ("9.0", "bfloat16", 80, 128, False),
+        ("9.0", "bfloat16", 128, 15, False),
+    ],
+)
+def test_where_the_kernel_of_a_step_is_taken(monkeypatch, capability, dtype, width, places, expected):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    assert fused.takes_rings(jnp.zeros((1, 1, 1, width), dtype), jnp.zeros((1, 1, places, width))) is expected
+
+
+def test_heads_that_the_compiler_splits_are_not_the_kernels():
+    mesh = jax.sharding.AbstractMesh((1, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rows, taken = jax.sharding.PartitionSpec("data"), []
+
+    def of_device(x):
+        taken.append(fused.takes_rings(x, jnp.zeros((1, 1, 16, 64))))
+        return x
+
+    with fused.traced_for("9.0"):
+        for names in ({"data"}, {"data", "tensor"}):
+            split = jax.shard_map(
+                of_device, mesh=mesh, in_specs=rows, out_specs=rows, axis_names=names, check_vma=False
+            )
+            jax.eval_shape(split, jnp.zeros((2, 1, 1, 64), jnp.bfloat16))
+    assert taken == [False, True]
