@@ -32,6 +32,7 @@ def attend_ring(
     values: Array,
     own_keys: Array,
     own_values: Array,
+    rope: tuple[Array, Array],
     prompt: Array,
     steps: Array,
     place: Array,
@@ -42,11 +43,12 @@ def attend_ring(
     """A token of each of N rows attends to its prompt, to the tokens before it, and to itself.
 
     Args:
-        queries: [N, H, 1, D].
+        queries: [N, H, 1, D], not rotated yet.
         prompt_keys, prompt_values: [B, Hkv, S, D].
         lengths: [B], valid keys of each prompt.
-        keys, values: [N, Hkv, 1, D], of the new token.
+        keys, values: [N, Hkv, 1, D], of the new token; the keys not rotated yet.
         own_keys, own_values: [N, Hkv, R, D], rings; given up.
+        rope: cos and sin [N, 1, 1, D / 2] of the new tokens.
         prompt: [N], of each row; one out of range has no keys.
         steps: [N], tokens of the row before this one, which stand in the ring before `place`; below R.
         place: [], where the new keys go, modulo R.
@@ -59,25 +61,27 @@ def attend_ring(
     rows, heads, _, width = queries.shape
     key_heads, group = keys.shape[1], heads // keys.shape[1]
     block = min(BLOCK, BLOCK * 128 // width)
-    joined = jnp.concatenate([queries, keys, values], axis=1)[:, :, 0]  # by one kernel, which joins the sums before it
+    flat = [x.reshape(rows, -1) for x in (queries, keys, values)]  # which XLA knows as parts of one product
+    joined = jnp.concatenate(flat, axis=1).reshape(rows, -1, width)
     whole = pl.BlockSpec(memory_space=pl.ANY)
     mixed, own_keys, own_values = pl.pallas_call(
         functools.partial(_kernel, group=group, block=block, window=window),
         grid=(rows, key_heads),
-        in_specs=[whole] * 9,
+        in_specs=[whole] * 11,
         out_specs=[whole] * 3,
         out_shape=[
             jax.ShapeDtypeStruct((rows, heads, width), values.dtype),
             jax.ShapeDtypeStruct(own_keys.shape, own_keys.dtype),
             jax.ShapeDtypeStruct(own_values.shape, own_values.dtype),
         ],
-        input_output_aliases={7: 1, 8: 2},
+        input_output_aliases={9: 1, 10: 2},
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
         interpret=interpret,
         name="attend_ring",
     )(
         *(jnp.asarray(x, jnp.int32) for x in (prompt, lengths, steps, place.reshape(1))),
         joined,
+        *(table.reshape(rows, width // 2) for table in rope),
         prompt_keys,
         prompt_values,
         own_keys,
@@ -92,6 +96,8 @@ def _kernel(
     steps_ref: Any,
     place_ref: Any,
     joined_ref: Any,
+    cos_ref: Any,
+    sin_ref: Any,
     prompt_keys_ref: Any,
     prompt_values_ref: Any,
     own_keys_ref: Any,
@@ -111,7 +117,17 @@ def _kernel(
     prompt = jnp.where(inside, prompt_ref[row], 0)
     length, steps = jnp.where(inside, lengths_ref[prompt], 0), jnp.maximum(steps_ref[row], 0)
     place = jax.lax.rem(place_ref[0], ring)
-    key = joined_ref[row, group * key_heads + head]
+    across = jnp.arange(width)
+    half = jax.lax.rem(across, width // 2)
+    cos, sin = (ref[row, half].astype(jnp.float32) for ref in (cos_ref, sin_ref))
+    sin = jnp.where(across < width // 2, -sin, sin)
+
+    def rotated(heads: Any, **only: Any) -> Array:
+        x = triton.load(joined_ref.at[row, heads, across[None]], **only)
+        other = triton.load(joined_ref.at[row, heads, jax.lax.rem(across + width // 2, width)[None]], **only)
+        return (x.astype(jnp.float32) * cos + other.astype(jnp.float32) * sin).astype(x.dtype)
+
+    key = rotated((group * key_heads + head)[None, None])[0]
     value = joined_ref[row, (group + 1) * key_heads + head]
     new_keys_ref[row, head, place] = key
     new_values_ref[row, head, place] = value
@@ -119,7 +135,7 @@ def _kernel(
     tile = max(TILE, pl.next_power_of_2(group))
     mine = row, pl.ds(head * group, tile), slice(None)
     real = (jnp.arange(tile) < group)[:, None]
-    queries = triton.load(joined_ref.at[mine], mask=real, other=0.0)
+    queries = rotated((head * group + jnp.arange(tile))[:, None], mask=real, other=0.0)
     queries = queries * jnp.asarray(width**-0.5, queries.dtype)
     # The softmax begins with the new token, which every row sees: its top is finite, whatever is masked after it.
     top = jnp.sum(queries.astype(jnp.float32) * key.astype(jnp.float32), axis=1)

@@ -68,13 +68,13 @@ class TextAttention(nnx.Module):
         self.head_dim = config.head_dim
         self.query_scale = (config.head_dim / config.query_width) ** 0.5 if config.query_width else 1.0
 
-    def __call__(self, x: Array, rope: Rope, attention: Attention) -> tuple[Array, Array, Array]:
-        """x [..., T, D] -> [..., T, D], and the keys and values to keep."""
-        cos, sin = rope
+    def __call__(self, x: Array, rope: Rope | None, attention: Attention) -> tuple[Array, Array, Array]:
+        """x [..., T, D] -> [..., T, D], and the keys and values to keep; without a `rope` the attention rotates."""
         queries, keys, values = map(self._heads, project(self, x, "q_proj", "k_proj", "v_proj"))
         if self.q_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
+        if rope is not None:
+            queries, keys = rotate(queries, *rope), rotate(keys, *rope)
         if self.query_scale != 1:  # the attention divides by head_dim's root
             queries = queries * self.query_scale
         mixed, keys, values = attention(queries, keys, values)
@@ -94,7 +94,7 @@ class DecoderLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, False)
 
-    def __call__(self, x: Array, rope: Rope, attention: Attention, index: Any = 0) -> tuple[Array, Array, Array]:
+    def __call__(self, x: Array, rope: Rope | None, attention: Attention, index: Any = 0) -> tuple[Array, Array, Array]:
         """x [..., T, D] -> [..., T, D], and the keys and values to keep.
 
         `index` is the layer's number, a traced one where layers are scanned: for families whose layers differ.
@@ -123,6 +123,7 @@ class TextDecoder(nnx.Module):
         added: tuple[Array, ...] = (),
         remat: bool = False,
         unroll: bool = False,
+        rotates: bool = False,
     ) -> tuple[Array, ByLayer, ByLayer]:
         """Embeddings x [..., T, D] at positions [..., 3, T] -> normed hidden [..., T, D], keys and values by layer.
 
@@ -134,6 +135,7 @@ class TextDecoder(nnx.Module):
             added: what joins the hidden states after the first layers, [..., T, D] each (DeepStack).
             remat: whether each layer is computed again in the backward pass.
             unroll: whether stacked layers are compiled one by one: decoding, which updates a cache of each in place.
+            rotates: whether `attention` rotates queries and keys itself, by what it gets last.
         """
         rope = self.rope(positions, x.dtype)
         near = self.rope(positions, x.dtype, windowed=True) if self.config.window_theta else rope
@@ -142,9 +144,11 @@ class TextDecoder(nnx.Module):
             of_kind = choose(self.config.windowed, index, near, rope) if near is not rope else rope
 
             def attend(queries: Array, keys: Array, values: Array) -> tuple[Array, Array, Array]:
-                return attention(index, queries, keys, values, *of_layer)
+                return attention(index, queries, keys, values, *of_layer, *[of_kind] * rotates)
 
-            x, keys, values = layer(x, of_kind, attend, index)
+            x, keys, values = layer(x, None if rotates else of_kind, attend, index)
+            if rotates and layer.mlp.lora is None:  # else XLA adds up what layers left anew in each, by more kernels
+                x = jax.lax.optimization_barrier(x)
             return _with_added(x, added, index), (keys, values)
 
         x, kept = run_layers(self.layers, run, x, by_layer, remat=remat, unroll=unroll)

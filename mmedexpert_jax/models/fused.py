@@ -50,13 +50,13 @@ def supported(queries: Array) -> bool:
     return on_cuda() and queries.dtype.itemsize == 2 and queries.shape[-1] <= 128 and queries.shape[-1] % 8 == 0
 
 
-def takes_rings(queries: Array, *keys: Array) -> bool:
-    """True where `decode_attention` takes such queries [..., D] and all of these keys [..., T, D]: CUDA devices since
+def takes_rings(width: int, *buffers: Array) -> bool:
+    """True where `decode_attention` takes heads of this width and all of these keys [..., T, D]: CUDA devices since
     Ampere, 16 bits, heads of a power of two, and none split over "tensor", which no compiler can do inside a kernel."""
-    width, mesh = queries.shape[-1], jax.sharding.get_abstract_mesh()
+    mesh = jax.sharding.get_abstract_mesh()
     whole = all(mesh.shape[name] == 1 for name in mesh.auto_axes)
-    fits = width >= TILE and width & (width - 1) == 0 and all(x.shape[-2] >= TILE for x in keys)
-    return fits and whole and queries.dtype.itemsize == 2 and on_cuda()
+    fits = width >= TILE and width & (width - 1) == 0
+    return fits and whole and on_cuda() and all(x.dtype.itemsize == 2 and x.shape[-2] >= TILE for x in buffers)
 
 
 def attend(

@@ -230,7 +230,7 @@ class GemmaLayer(nnx.Module):
         self.mlp = GatedMLP(width, config.intermediate_size, False, config.activation)
         self.post_feedforward_layernorm = GemmaNorm(width, eps)
 
-    def __call__(self, x: Array, rope: Rope, attention: Attention, index: Any = 0) -> tuple[Array, Array, Array]:
+    def __call__(self, x: Array, rope: Rope | None, attention: Attention, index: Any = 0) -> tuple[Array, Array, Array]:
         """x [..., T, D] -> [..., T, D], and the keys and values to keep."""
         mixed, keys, values = self.self_attn(self.input_layernorm(x), rope, attention)
         x = x + self.post_attention_layernorm(mixed)

@@ -54,14 +54,13 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [..., in] -> [..., out]; the delta is computed in float32 and cast back."""
+        return _with_delta([self], x, self.lora, self.scale)[0]
+
+    def base(self, x: Array, dtype: jnp.dtype | None = None) -> Array:
+        """The same without the delta, in a dtype; None: that of x."""
         weight = self.weight.get_value()
-        y = contract_quantised(x, weight) if isinstance(weight, Quantised) else contract(x, weight)
-        if self.bias is not None:
-            y = y + self.bias[...]
-        if self.lora is not None:
-            a, b = self.lora
-            y = y + (self.scale * contract(contract(x.astype(jnp.float32), a), b)).astype(y.dtype)
-        return y
+        y = contract_quantised(x, weight) if isinstance(weight, Quantised) else contract(x, weight, dtype)
+        return y if self.bias is None else y + self.bias[...]
 
 
 class PatchConv(nnx.Module):
@@ -132,6 +131,12 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [..., D] -> [..., D]."""
+        if self.lora is not None and self.lora[0].dtype == jnp.bfloat16:  # as in `_with_delta`
+            from mmedexpert_jax.models.delta_kernel import add_delta
+
+            joined = jnp.concatenate(_products([self.gate_proj, self.up_proj], x, self.lora[0]), axis=-1)
+            hidden = add_delta(joined, self.lora[1], self.scale, x.dtype, self.activation)
+            return self.down_proj(hidden.reshape(*x.shape[:-1], -1))
         gate, up = project(self, x, "gate_proj", "up_proj")
         return self.down_proj(self.activation(gate) * up)
 
@@ -141,13 +146,34 @@ def project(module: Any, x: Array, *names: str) -> list[Array]:
 
     A decode step is as slow as it has kernels: joined (`network.join_factors`), the deltas of all names take two.
     """
-    outputs = [getattr(module, name)(x) for name in names]
+    linears = [getattr(module, name) for name in names]
     if module.lora is None:
-        return outputs
-    a, b = module.lora
-    whole = module.scale * contract(contract(x.astype(jnp.float32), a), b)
+        return [linear(x) for linear in linears]
+    return _with_delta(linears, x, module.lora, module.scale)
+
+
+def _with_delta(linears: list[Linear], x: Array, lora: tuple[Array, Array] | None, scale: float) -> list[Array]:
+    """x [..., in] through linear layers, whose deltas stand in one pair of factors."""
+    if lora is None:
+        return [linear.base(x) for linear in linears]
+    a, b = lora
+    if a.dtype == jnp.bfloat16:  # in the form for GPUs, of `network.join_factors`
+        from mmedexpert_jax.models.delta_kernel import add_delta
+
+        products = _products(linears, x, a)
+        whole = add_delta(jnp.concatenate(products, axis=-1), b, scale, x.dtype)
+        parts = jnp.split(whole, np.cumsum([y.shape[-1] for y in products[:-2]]), axis=-1)
+        return [y.reshape(*x.shape[:-1], -1) for y in parts]
+    outputs, whole = [linear.base(x) for linear in linears], scale * contract(contract(x.astype(jnp.float32), a), b)
     deltas = jnp.split(whole, np.cumsum([y.shape[-1] for y in outputs])[:-1], axis=-1)
     return [y + delta.astype(y.dtype) for y, delta in zip(outputs, deltas, strict=True)]
+
+
+def _products(linears: list[Linear], x: Array, halves: Array) -> list[Array]:
+    """The outputs [N, out] of linear layers and, last, x A^T, in float32: one product for XLA, which sees through
+    slices of a result that are joined again, but not through their reshapes."""
+    rows = x.reshape(-1, x.shape[-1])
+    return [*(linear.base(rows, jnp.float32) for linear in linears), contract(rows, halves, jnp.float32)]
 
 
 def finish_factors(module: nnx.Module, x: Array) -> Array:
@@ -171,8 +197,8 @@ def _together(tree: Any) -> Any:
 _together.defvjp(lambda tree: (tree, None), lambda _, slopes: (jax.lax.optimization_barrier(slopes),))
 
 
-def contract(x: Array, weight: Array | InParts) -> Array:
-    """x [..., in] with weight [out, in] -> [..., out]; no transposed copy of the weight is made.
+def contract(x: Array, weight: Array | InParts, dtype: jnp.dtype | None = None) -> Array:
+    """x [..., in] with weight [out, in] -> [..., out] in a dtype, None: theirs; the weight is never copied transposed.
 
     On a CPU, XLA takes three to nine times as long for a product of bfloat16 with a result of bfloat16, or of a single
     row, as for float32: it is asked for float32, rounded once, and for two rows at least.
@@ -180,11 +206,11 @@ def contract(x: Array, weight: Array | InParts) -> Array:
     if isinstance(weight, InParts):
         return weight.product(x, contract)
     if x.dtype != jnp.bfloat16 or weight.dtype != jnp.bfloat16 or not fused.on_cpu():
-        return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
+        return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype)
     rows = x.reshape(-1, x.shape[-1])
     two = jnp.repeat(rows, 2, axis=0) if len(rows) == 1 else rows
     product = jax.lax.dot_general(two, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return product[: len(rows)].astype(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+    return product[: len(rows)].astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
 
 def attend(

@@ -158,17 +158,19 @@ class Model:
 
         def attention(index, queries, keys, values, prompt_keys, prompt_values, own_keys, own_values):
             window = window_of(self.config.text, index)
-            prompt = prompt_keys, prompt_values, prefix.lengths
-            if slots is not None and fused.takes_rings(queries, prompt_keys, own_keys):
-                from mmedexpert_jax.models.decode_attention import attend_ring
-
-                new, own = (keys, values), (own_keys, own_values)
-                return attend_ring(queries, *prompt, *new, *own, slots.prompt, steps, place, window)
             seen = mask if window is None else mask & (age < window)
             keys = jax.lax.dynamic_update_slice(own_keys, keys, start)
             values = jax.lax.dynamic_update_slice(own_values, values, start)
+            prompt = prompt_keys, prompt_values, prefix.lengths
             mixed = attend_shared(queries, *prompt, keys, values, seen, slots, steps=steps, window=window)
             return mixed, keys, values
+
+        def in_one_kernel(index, queries, keys, values, prompt_keys, prompt_values, own_keys, own_values, rope):
+            from mmedexpert_jax.models.decode_attention import attend_ring
+
+            window, prompt = window_of(self.config.text, index), (prompt_keys, prompt_values, prefix.lengths)
+            new, own = (keys, values), (own_keys, own_values)
+            return attend_ring(queries, *prompt, *new, *own, rope, slots.prompt, steps, place, window)
 
         x = network.model.embed_tokens(tokens[..., None])
         if slots is None:
@@ -177,7 +179,9 @@ class Model:
             positions = (prefix.next_position[slots.prompt] + steps)[:, None, None]
             positions = jnp.broadcast_to(positions, (len(tokens), 3, 1))
         by_layer = prefix.keys, prefix.values, cache.keys, cache.values
-        hidden, keys, values = network.model(x, positions, attention, by_layer, unroll=True)
+        rings = slots is not None and fused.takes_rings(self.config.text.head_dim, prefix.keys[0], cache.keys[0])
+        attention = in_one_kernel if rings else attention
+        hidden, keys, values = network.model(x, positions, attention, by_layer, unroll=True, rotates=rings)
         return hidden[..., 0, :], Cache(keys, values)
 
     def unembed(self, params: dict, hidden: Array, lora=None) -> Array:

@@ -47,6 +47,7 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "gemma3_text": Gemma3,
 }
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # linear layers that read one input
+DECODER = "model.layers."  # beginning of the names of what a decode step runs once a layer
 
 
 @functools.lru_cache(maxsize=16)
@@ -73,11 +74,11 @@ def bind(config: ModelConfig, params: dict, lora: Any = None) -> Any:
     return network
 
 
-def join_factors(config: ModelConfig, lora: Lora | None) -> Lora | None:
+def join_factors(config: ModelConfig, lora: Lora | None, fuse: bool = False) -> Lora | None:
     """The deltas of layers that read one input, under the name of their module: what `layers.project` takes.
 
     The A's stand under one another, the B's along a diagonal. Layers stay apart where some of a module's have no delta,
-    and where a family's module does not join.
+    and where a family's module does not join. `fuse`: those of the decoder's layers take `layers`' form for GPUs.
     """
     if lora is None:
         return None
@@ -86,15 +87,31 @@ def join_factors(config: ModelConfig, lora: Lora | None) -> Lora | None:
         paths = [f"{parents}.{name}" for name in names]
         if all(path in factors for path in paths) and hasattr(_module(network, parents), "lora"):
             pairs = [factors.pop(path) for path in paths]
-            ranks = np.cumsum([0, *(pair["a"].shape[-2] for pair in pairs)])
-            room = [(0, 0)] * (pairs[0]["b"].ndim - 1)
-            b = [
-                jnp.pad(pair["b"], [*room, (before, ranks[-1] - after)])
-                for pair, (before, after) in zip(pairs, itertools.pairwise(ranks), strict=True)
-            ]
-            a = jnp.concatenate([pair["a"] for pair in pairs], axis=-2)
-            factors[parents] = {"a": a, "b": jnp.concatenate(b, axis=-2)}
+            fused = fuse and parents.startswith(DECODER)
+            factors[parents] = _for_gpus(pairs) if fused else _diagonal(pairs)
+    if fuse:
+        rest = [path for path in lora.factors if path in factors and path.startswith(DECODER)]
+        factors |= {path: _for_gpus([factors[path]]) for path in rest}
     return dataclasses.replace(lora, factors=factors)
+
+
+def _diagonal(pairs: list[dict[str, Array]]) -> dict[str, Array]:
+    """The A's [..., rank, in] of some layers under one another, their B's [..., out, rank] along a diagonal."""
+    ranks = np.cumsum([0, *(pair["a"].shape[-2] for pair in pairs)])
+    room, places = [(0, 0)] * (pairs[0]["b"].ndim - 1), itertools.pairwise(ranks)
+    rows = [jnp.pad(pair["b"], [*room, (at, ranks[-1] - end)]) for pair, (at, end) in zip(pairs, places, strict=True)]
+    return {"a": jnp.concatenate([pair["a"] for pair in pairs], axis=-2), "b": jnp.concatenate(rows, axis=-2)}
+
+
+def _for_gpus(pairs: list[dict[str, Array]]) -> dict[str, Array]:
+    """The same with A as two in bfloat16, one under the other: what rounding makes of it, and what that loses. Both
+    have 16 bits of a mantissa, where a GPU's product of float32 has 11. Each is filled up to a multiple of 32 rows,
+    without which XLA copies the weight that they are joined to; B [..., rows of one, out] is transposed."""
+    joined = _diagonal(pairs)
+    room = [*[(0, 0)] * (joined["a"].ndim - 2), (0, -joined["a"].shape[-2] % 32), (0, 0)]
+    a, b = jnp.pad(joined["a"], room), jnp.pad(jnp.swapaxes(joined["b"], -1, -2), room)
+    rounded = a.astype(jnp.bfloat16)
+    return {"a": jnp.concatenate([rounded, (a - rounded).astype(jnp.bfloat16)], axis=-2), "b": b}
 
 
 def _module(network: Any, name: str) -> Any:

@@ -1,30 +1,65 @@
-"""The kernel of a decode step, run by JAX itself, against `layers.attend_shared` over the same rings."""
+"""The kernels of a decode step on a GPU, run by JAX itself, against the plain path: alone, and in whole steps."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmedexpert_jax.models import layers
-from mmedexpert_jax.models.decode_attention import attend_ring
+from mmedexpert_jax import lora as lora_module
+from mmedexpert_jax.models import (
+    Cache,
+    Model,
+    ModelConfig,
+    Prefix,
+    Slots,
+    decode_attention,
+    delta_kernel,
+    fused,
+    layers,
+)
+from mmedexpert_jax.models.config import TextConfig, VisionConfig
+from mmedexpert_jax.models.network import _for_gpus, join_factors
+from mmedexpert_jax.models.random import init_params
+from mmedexpert_jax.models.rotary import rotate
+
+TEXT = TextConfig(400, 32, 48, 2, 4, 2, mrope_section=(8, 4, 4), head_width=32)
+FAMILIES = {
+    "qwen2_vl": {},
+    "qwen3_vl": {"bias": False, "qk_norm": True, "mrope_interleaved": True},
+    "gemma3_text": {
+        "bias": False, "qk_norm": True, "mrope_section": (16, 0, 0), "activation": "gelu_pytorch_tanh",
+        "query_width": 24.0, "window": 13, "windowed": (True, False), "window_theta": 1e4,
+    },
+}  # fmt: skip
 
 
 def plain(
-    queries, prompt_keys, prompt_values, lengths, keys, values, own_keys, own_values, slots, steps, place, window
+    queries, prompt_keys, prompt_values, lengths, keys, values, own_keys, own_values, rope, slots, steps, place, window
 ):
     """As `Model.decode` has it."""
+    queries, keys = rotate(queries, *rope), rotate(keys, *rope)
     size = own_keys.shape[2]
     age = (place - jnp.arange(size)) % size
     seen = age <= steps[:, None, None, None]
     seen = seen if window is None else seen & (age < window)
-    own_keys, own_values = (
-        own_keys.at[:, :, place % size].set(keys[:, :, 0]),
-        own_values.at[:, :, place % size].set(values[:, :, 0]),
-    )
+    own_keys = own_keys.at[:, :, place % size].set(keys[:, :, 0])
+    own_values = own_values.at[:, :, place % size].set(values[:, :, 0])
     prompt = prompt_keys, prompt_values, lengths
     mixed = layers.attend_shared(queries, *prompt, own_keys, own_values, seen, slots, steps=steps, window=window)
     return mixed, own_keys, own_values
+
+
+def drawn_slots(rng, prompts, samples):
+    """Some of the samples, in rows in any order."""
+    rows = rng.permutation(prompts * samples)[: rng.integers(1, prompts * samples + 1)]
+    prompt, sample = np.divmod(rows, samples)
+    row = np.zeros((prompts, samples), int)
+    row[prompt, sample] = np.arange(len(rows))
+    return Slots(*map(jnp.asarray, (prompt, sample, row)))
 
 
 @given(
@@ -39,28 +74,93 @@ def plain(
     dtype=st.sampled_from(["float32", "bfloat16"]),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_equals_the_plain_path(prompts, samples, key_heads, group, width, room, ring, window, dtype, seed):
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
-    rows = rng.permutation(prompts * samples)[: rng.integers(1, prompts * samples + 1)]
+    slots = drawn_slots(rng, prompts, samples)
+    rows = len(slots.prompt)
     place, lengths = rng.integers(0, 3 * ring), rng.integers(1, room + 1, prompts)
-    steps = rng.integers(0, min(place + 1, ring), len(rows))
-    prompt, sample = np.divmod(rows, samples)
-    row = np.zeros((prompts, samples), int)
-    row[prompt, sample] = np.arange(len(rows))
-    slots = layers.Slots(*map(jnp.asarray, (prompt, sample, row)))
+    steps = jnp.asarray(rng.integers(0, min(place + 1, ring), rows))
+    angles = jnp.asarray(rng.uniform(0, 6, (rows, 1, 1, width // 2)))
     inputs = (
-        draw(len(rows), key_heads * group, 1, width),
+        draw(rows, key_heads * group, 1, width),
         *(draw(prompts, key_heads, room, width) for _ in range(2)),
         jnp.asarray(lengths),
-        *(draw(len(rows), key_heads, 1, width) for _ in range(2)),
-        *(draw(len(rows), key_heads, ring, width) for _ in range(2)),
+        *(draw(rows, key_heads, 1, width) for _ in range(2)),
+        *(draw(rows, key_heads, ring, width) for _ in range(2)),
+        (jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)),
     )
     with jax.default_matmul_precision("highest"):
-        expected = jax.jit(lambda *x: plain(*x, slots, jnp.asarray(steps), jnp.int32(place), window))(*inputs)
-        found = attend_ring(*inputs, slots.prompt, jnp.asarray(steps), jnp.int32(place), window, interpret=True)
-    np.testing.assert_array_equal(found[1], expected[1])
-    np.testing.assert_array_equal(found[2], expected[2])
-    error = np.abs(np.asarray(found[0], np.float32) - np.asarray(expected[0], np.float32)).max()
-    assert error <= (2e-6 if dtype == "float32" else 2e-2) * np.abs(np.asarray(expected[0], np.float32)).max()
+        expected = jax.jit(lambda *x: plain(*x, slots, steps, jnp.int32(place), window))(*inputs)
+        attend = jax.jit(functools.partial(decode_attention.attend_ring, window=window, interpret=True))
+        found = attend(*inputs, slots.prompt, steps, jnp.int32(place))
+    for one, other in zip(found, expected, strict=True):
+        one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+        # a product of bfloat16 that is turned may be rounded once or twice
+        np.testing.assert_allclose(one, other, atol=(2e-6 if dtype == "float32" else 2e-2) * np.abs(other).max())
+
+
+@given(
+    rows=st.integers(1, 150),
+    sizes=st.sampled_from([(5,), (48, 48), (130, 20, 20), (300, 300)]),
+    rank=st.integers(1, 40),
+    gated=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=8, deadline=None)
+def test_a_delta_is_its_two_products(rows, sizes, rank, gated, seed):
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    sizes = (sizes[0],) * 2 if gated else sizes
+    x, own = draw(rows, 24), draw(rows, sum(sizes))
+    pairs = [{"a": draw(rank, 24), "b": draw(size, rank)} for size in sizes]
+    fused_pair = _for_gpus(pairs)
+    assert fused_pair["a"].dtype == jnp.bfloat16 and not len(fused_pair["a"]) % 64
+    with jax.default_matmul_precision("highest"):
+        expected = own + 0.5 * jnp.concatenate([x @ p["a"].T @ p["b"].T for p in pairs], axis=-1)
+        joined = jnp.concatenate([own, x @ fused_pair["a"].T.astype(jnp.float32)], axis=-1)
+    gate = jax.nn.silu if gated else None
+    if gated:
+        expected = jax.nn.silu(expected[:, : sizes[0]]) * expected[:, sizes[0] :]
+    found = delta_kernel.add_delta(joined, fused_pair["b"], 0.5, jnp.float32, gate, interpret=True)
+    np.testing.assert_allclose(found, expected, atol=3e-4 * np.abs(expected).max())  # 16 bits of A
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_of_a_family_are_the_same(monkeypatch, family, rank):
+    text = TextConfig(**(vars(TEXT) | FAMILIES[family]))
+    vision = (
+        VisionConfig(family, 0, 0, 0, 1, 0, image_size=1)
+        if "gemma" in family
+        else VisionConfig(family, 1, 16, 32, 2, 32)
+    )
+    config = ModelConfig(text, vision, True, pad_token_id=0)
+    model, params, rng = Model(config), init_params(config, 0, "float32"), np.random.default_rng(0)
+    slots, lora = drawn_slots(rng, 3, 4), None
+    if rank:
+        lora = lora_module.init(jax.random.key(1), params, rank, 2 * rank, "text")
+        lora = jax.tree.map(lambda f: f + 0.05 * jax.random.normal(jax.random.key(2), f.shape), lora)
+    draw = lambda *shape: tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))  # noqa: E731
+    lengths, rows = jnp.array([20, 7, 18]), len(slots.prompt)
+    prefix = Prefix(jnp.zeros((3, 1, 32)), draw(3, 2, 20, 32), draw(3, 2, 20, 32), lengths, lengths + 2)
+    cache = Cache(draw(rows, 2, 16, 32), draw(rows, 2, 16, 32))
+
+    def run(lora):
+        """Three steps, of which the last goes round the ring's end."""
+        kept, hidden = cache, []
+        for step in range(3):
+            steps = jnp.arange(rows) % 7 + step
+            x, kept = model.decode(params, prefix, kept, steps + 5, steps, lora, slots, jnp.int32(14 + step))
+            hidden.append(x)
+        return hidden, kept
+
+    with jax.default_matmul_precision("highest"):
+        expected = jax.jit(run)(join_factors(config, lora))
+        monkeypatch.setattr(fused, "takes_rings", lambda *_: True)
+        for module, name in ((decode_attention, "attend_ring"), (delta_kernel, "add_delta")):
+            monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
+        found = jax.jit(run)(join_factors(config, lora, fuse=True))
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, other, atol=(3e-4 if rank else 1e-5) * np.abs(other).max())

@@ -94,7 +94,7 @@ def test_where_the_kernel_is_taken(monkeypatch, capability, dtype, width, expect
 )
 def test_where_the_kernel_of_a_step_is_taken(monkeypatch, capability, dtype, width, places, expected):
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
-    assert fused.takes_rings(jnp.zeros((1, 1, 1, width), dtype), jnp.zeros((1, 1, places, width))) is expected
+    assert fused.takes_rings(width, jnp.zeros((1, 1, places, width), dtype)) is expected
 
 
 def test_heads_that_the_compiler_splits_are_not_the_kernels():
@@ -102,7 +102,7 @@ def test_heads_that_the_compiler_splits_are_not_the_kernels():
     rows, taken = jax.sharding.PartitionSpec("data"), []
 
     def of_device(x):
-        taken.append(fused.takes_rings(x, jnp.zeros((1, 1, 16, 64))))
+        taken.append(fused.takes_rings(64, x))
         return x
 
     with fused.traced_for("9.0"):
@@ -110,5 +110,5 @@ def test_heads_that_the_compiler_splits_are_not_the_kernels():
             split = jax.shard_map(
                 of_device, mesh=mesh, in_specs=rows, out_specs=rows, axis_names=names, check_vma=False
             )
-            jax.eval_shape(split, jnp.zeros((2, 1, 1, 64), jnp.bfloat16))
+            jax.eval_shape(split, jnp.zeros((2, 1, 16, 64), jnp.bfloat16))
     assert taken == [False, True]
