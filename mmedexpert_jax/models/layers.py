@@ -131,7 +131,7 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [..., D] -> [..., D]."""
-        if self.lora is not None and self.lora[0].dtype == jnp.bfloat16:  # as in `_with_delta`
+        if _in_halves(self.lora):
             from mmedexpert_jax.models.delta_kernel import add_delta
 
             joined = jnp.concatenate(_products([self.gate_proj, self.up_proj], x, self.lora[0]), axis=-1)
@@ -157,7 +157,7 @@ def _with_delta(linears: list[Linear], x: Array, lora: tuple[Array, Array] | Non
     if lora is None:
         return [linear.base(x) for linear in linears]
     a, b = lora
-    if a.dtype == jnp.bfloat16:  # in the form for GPUs, of `network.join_factors`
+    if _in_halves(lora):
         from mmedexpert_jax.models.delta_kernel import add_delta
 
         products = _products(linears, x, a)
@@ -167,6 +167,11 @@ def _with_delta(linears: list[Linear], x: Array, lora: tuple[Array, Array] | Non
     outputs, whole = [linear.base(x) for linear in linears], scale * contract(contract(x.astype(jnp.float32), a), b)
     deltas = jnp.split(whole, np.cumsum([y.shape[-1] for y in outputs])[:-1], axis=-1)
     return [y + delta.astype(y.dtype) for y, delta in zip(outputs, deltas, strict=True)]
+
+
+def _in_halves(lora: tuple[Array, Array] | None) -> bool:
+    """True for factors in the form for GPUs, of `network.join_factors`: A's halves [2 M, in] and B [M, out]."""
+    return lora is not None and lora[0].dtype == jnp.bfloat16 and lora[0].shape[-2] == 2 * lora[1].shape[-2]
 
 
 def _products(linears: list[Linear], x: Array, halves: Array) -> list[Array]:
