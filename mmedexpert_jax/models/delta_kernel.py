@@ -1,4 +1,4 @@
-"""What a LoRA adds to the linear layers of a decode step, in one kernel for GPUs.
+"""A LoRA's share in the linear layers of a decode step, by one kernel for GPUs.
 
 Left to XLA, a delta takes three to six kernels of a layer's input. Here x A^T comes out of the kernel that computes the
 layers' own outputs, and this one does the rest: its product with B, the sum, the rounding, and of an MLP the gate.

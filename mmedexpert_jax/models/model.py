@@ -1,7 +1,9 @@
 """The facade of the network: pure functions of (params, batch, lora), all of them traceable."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +157,7 @@ class Model:
         start = [zero] * (cache.keys[0].ndim - 2) + [place % size, zero]
         age = (place - jnp.arange(size)) % size
         mask = age <= jnp.asarray(steps)[..., None, None, None]
+        of_row: Any = None if slots is None else slots.prompt
 
         def attention(index, queries, keys, values, prompt_keys, prompt_values, own_keys, own_values):
             window = window_of(self.config.text, index)
@@ -170,7 +173,7 @@ class Model:
 
             window, prompt = window_of(self.config.text, index), (prompt_keys, prompt_values, prefix.lengths)
             new, own = (keys, values), (own_keys, own_values)
-            return attend_ring(queries, *prompt, *new, *own, rope, slots.prompt, steps, place, window)
+            return attend_ring(queries, *prompt, *new, *own, rope, of_row, steps, place, window)
 
         x = network.model.embed_tokens(tokens[..., None])
         if slots is None:
@@ -180,8 +183,8 @@ class Model:
             positions = jnp.broadcast_to(positions, (len(tokens), 3, 1))
         by_layer = prefix.keys, prefix.values, cache.keys, cache.values
         rings = slots is not None and fused.takes_rings(self.config.text.head_dim, prefix.keys[0], cache.keys[0])
-        attention = in_one_kernel if rings else attention
-        hidden, keys, values = network.model(x, positions, attention, by_layer, unroll=True, rotates=rings)
+        chosen: Callable = in_one_kernel if rings else attention
+        hidden, keys, values = network.model(x, positions, chosen, by_layer, unroll=True, rotates=rings)
         return hidden[..., 0, :], Cache(keys, values)
 
     def unembed(self, params: dict, hidden: Array, lora=None) -> Array:
