@@ -1,17 +1,20 @@
-"""Compiles a GBA step of a large model for a mesh of devices that are not here: bytes a device, largest gathers.
+"""Compiles the programs of GBA with a large model for a mesh of devices that are not here: bytes a device, gathers.
 
-    pip install "jax-cuda12-plugin[with-cuda]==0.10.2"                  # or libtpu for v5e; no device is needed
+    pip install "jax-cuda12-plugin[with-cuda]==0.10.2"              # for a100 and h100; no device is needed
+    pip install "jax[tpu]==0.10.2"                                  # for v5e, v6e and v5p: its libtpu
     python benchmarks/sharded.py --size qwen2_5_vl_7b --kind a100 --mesh 1 8 1 --full
     python benchmarks/sharded.py --size qwen2_5_vl_32b --kind h100 --mesh 1 8 1
     python benchmarks/sharded.py --size qwen2_5_vl_72b --kind h100 --mesh 2 8 1     # two hosts of eight
+    python benchmarks/sharded.py --size qwen2_vl_2b --kind v5e --mesh 1 8 1 --full
     python benchmarks/sharded.py --size qwen2_vl_2b --kind h100 --mesh 1 1 1 --prompts 4
     python benchmarks/sharded.py --size qwen2_5_vl_7b --kind h100 --mesh 1 1 1 --quantize nf4   # a LoRA over 4 bits
 
-Weights lie in parts by the rules of runtime/mesh.py; in the gradient layers are stacked and recomputed. Each share of
-the rows has `--prompts` prompts of 700 tokens with an image and 8 completions of the full length. Held besides a
-program's temporary memory: the weights, what is trained in float32, its two moments, its gradient, and in a rollout
-keys and values. CPU seconds are those of tracing and compiling; without a device nothing is autotuned. Prints one JSON
-line.
+The programs are the trainer's own, the KL reference among them, with layers scanned and recomputed and everything that
+mesh.fsdp can split in parts (`shard=full`). Each share of the rows has `--prompts` prompts of 700 tokens with an image
+and 8 completions of the full length. "all" is what a device holds at the time: a program's arguments, its temporary
+memory, what it returns beyond what it gives up, and what stands there besides (moments and the sum of gradients, or
+while sampling the float32 weights). CPU seconds are those of tracing and compiling; without a device nothing is
+autotuned. Prints one JSON line.
 """
 
 import argparse
@@ -32,91 +35,95 @@ import numpy as np
 import workload
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from mmedexpert_jax import lora as lora_module
-from mmedexpert_jax.models import Model, fused, parts, stack
+from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
+from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.models import Model, fused, parts
 from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.tree import flatten
 from mmedexpert_jax.plan import deviceless
-from mmedexpert_jax.plan.needs import abstract_params
-from mmedexpert_jax.rollout import completion_logprobs
+from mmedexpert_jax.plan.needs import abstract_params, abstract_state
 from mmedexpert_jax.rollout.decode import Sampling, advance, read, start
 from mmedexpert_jax.rollout.logprobs import packed
+from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.runtime.mesh import AXES, ROWS, shardings
-from mmedexpert_jax.train.layout import Layout
+from mmedexpert_jax.train import State
 
 GROUP, PROMPT = 8, 700
-BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
+BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "s8": 1}
 GATHERED = re.compile(r"= ([^=]*?) all-gather(?:-start)?\(")
+PROGRAMS = ("gradient", "update", "prefill", "decode")
 
 
-def placed(tree: Any, where: Any) -> Any:
-    """Shapes where their shardings say."""
-    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, where)
+class Job:
+    """The shapes of a run on its mesh, and its programs."""
 
+    def __init__(self, args: argparse.Namespace, mesh: Mesh):
+        config = PUBLISHED[args.size]
+        if args.layers:
+            config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=args.layers))
+        fields = {"trainable": "full" if args.full else "lora", "shard": "full", "remat": True, "packing": 8}
+        fields |= {"max_new_tokens": args.limit, "model.quantize": args.quantize, "beta": args.beta}
+        self.model, self.mesh, self.args = Model(config), mesh, args
+        settings = load_config("configs/gba.py:qwen2_vl_2b", fields)
+        params = abstract_params(config, "bfloat16", args.quantize)
+        trained, moments = abstract_state(settings, params)
+        self.params, trained, moments = (
+            jax.tree.map(processes.put, tree, shardings(tree, mesh)) for tree in (params, trained, moments)
+        )
+        self.base = self.params if args.beta or not args.full else None
+        self.learner = PolicyLearner(self.model, self.params, settings, (), GROUP, 1, mesh)
+        self.state = State(trained, moments)
 
-def held(model: Model, mesh: Mesh, full: bool, quantize: str, stacked: bool) -> dict[str, Any]:
-    """Shapes, on the mesh, of the weights and of what is trained."""
-    single = abstract_params(model.config, "bfloat16", quantize)
-    of_layout = stack if stacked else lambda tree: tree
-    params = of_layout(single)
-    trained: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
-    if not full:
-        trained = of_layout(jax.eval_shape(lambda: lora_module.init(jax.random.key(0), single, 16, 32)))
-    return {name: placed(x, shardings(x, mesh)) for name, x in (("weights", params), ("trained", trained))}
+    def rows(self, tree: Any) -> Any:
+        """Shapes split over the devices along their first axis."""
+        where = NamedSharding(self.mesh, ROWS)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
+    def gradient(self) -> jax.stages.Lowered:
+        """The gradient of one micro-batch."""
+        shares, limit = self.learner.shares, self.args.limit
+        lengths = np.full((shares * self.args.prompts, GROUP), limit, np.int32)
+        floats = np.zeros((*lengths.shape, limit), np.float32)
+        packing = packed(lengths, limit, 8, shares)
+        batch = workload.prompts(self.model, len(lengths), PROMPT, True)
+        part = Part(batch, floats.astype(np.int32), lengths, floats, floats[..., 0], packing=packing)
+        return self.learner.lower_update(self.state, self.rows(part))
 
-def gradient(model: Model, mesh: Mesh, given: dict[str, Any], full: bool, prompts: int, limit: int) -> Any:
-    """The gradient's program, its layers stacked, split as train/layout.py does."""
-    layout = Layout(mesh, "full")
-    lengths = np.full((layout.shares * prompts, GROUP), limit, np.int32)
-    batch = workload.prompts(model, len(lengths), PROMPT, True)
-    rows: Any = batch, np.zeros((*lengths.shape, limit), np.int32), lengths, packed(lengths, limit, 8, layout.shares)
-    rows = placed(rows, jax.tree.map(lambda _: NamedSharding(mesh, ROWS), rows))
+    def update(self) -> jax.stages.Lowered:
+        """The optimizer's step."""
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.gradient().out_info)
+        return self.learner.lower_apply(self.state, shapes)
 
-    def of_share(policy: tuple[Any, Any], rows: Any) -> jax.Array:
-        (params, deltas), (batch, tokens, lengths, packing) = policy, rows
-        how = {"lora": deltas, "remat": True, "packing": packing}
-        return completion_logprobs(model, params, batch, tokens, lengths, **how).sum()
+    def rollout(self, name: str) -> jax.stages.Lowered:
+        """The sampler's programs: prompts read, or rows decoded with caches of the full length."""
+        prompts, limit, mesh = self.args.prompts, self.args.limit, self.mesh
+        sampling = Sampling(GROUP, limit, 0, 1.0, 0, 1.0, self.model.config.eos_token_ids, ())
+        count = self.learner.shares * prompts
+        policy = self.params, None if self.args.full else self.state.trained
+        params, deltas = (parts.in_parts(x, jax.tree.map(lambda leaf: leaf.sharding, x)) for x in policy)
+        keys = self.rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (count, GROUP))))
+        batch = self.rows(workload.prompts(self.model, count, PROMPT, True))
+        reading = read.lower(self.model, sampling, mesh, params, batch, deltas, keys)
+        if name == "prefill":
+            return reading
+        prefix, done = self.rows(reading.out_info)
+        dtype = jnp.dtype(jnp.bfloat16)
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), done)
+        state = self.rows(jax.eval_shape(lambda: start(self.model, prompts * GROUP, limit, mesh, dtype, empty)))
+        return advance.lower(self.model, sampling, mesh, params, deltas, prefix, keys, state, 0, 0, limit)
 
-    def loss(trained: Any, params: Any, rows: Any) -> jax.Array:
-        policy = (jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained), None) if full else (params, trained)
-        return layout.by_share(of_share, policy, rows).sum()
-
-    def program(trained: Any, params: Any, rows: Any) -> Any:
-        return layout.weights(jax.grad(loss)(trained, params, rows))
-
-    return jax.jit(program).lower(given["trained"], None if full else given["weights"], rows)
-
-
-def rollout(model: Model, mesh: Mesh, given: dict[str, Any], full: bool, prompts: int, limit: int) -> dict[str, Any]:
-    """The sampler's programs: prompts read, and rows decoded with caches of the full length."""
-    sampling, shares = Sampling(GROUP, limit, 0, 1.0, 0, 1.0, model.config.eos_token_ids, ()), Layout(mesh).shares
-    count, rows = shares * prompts, NamedSharding(mesh, ROWS)
-
-    def on_rows(tree: Any) -> Any:
-        return placed(tree, jax.tree.map(lambda _: rows, tree))
-
-    policy = given["weights"], None if full else given["trained"]
-    params, deltas = (parts.in_parts(x, jax.tree.map(lambda leaf: leaf.sharding, x)) for x in policy)
-    keys = on_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (count, GROUP))))
-    batch = on_rows(workload.prompts(model, count, PROMPT, True))
-    reading = read.lower(model, sampling, mesh, params, batch, deltas, keys)
-    prefix, done = on_rows(reading.out_info)
-    dtype = jnp.dtype(jnp.bfloat16)
-    state = on_rows(jax.eval_shape(lambda: start(model, prompts * GROUP, limit, mesh, dtype, zeros(done))))
-    decoding = advance.lower(model, sampling, mesh, params, deltas, prefix, keys, state, 0, 0, limit)
-    caches = {"prompts' keys and values": share((prefix.keys, prefix.values)), "caches": share(state.cache)}
-    return {"prefill": reading, "decode": decoding, "caches": caches}
-
-
-def zeros(tree: Any) -> Any:
-    """Arrays of the shapes, for `jax.eval_shape`."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+    def besides(self, name: str) -> int:
+        """Bytes on a device that stand there while a program runs and are none of its arguments."""
+        trained, moments, base = share(self.state.trained), share(self.state.opt_state), share(self.base)
+        if name == "gradient":  # of an earlier micro-batch
+            return moments + trained
+        sampling = trained + moments + base if self.args.full else moments
+        return base if name == "update" else sampling
 
 
 def share(tree: Any) -> int:
     """Bytes of a tree on one device."""
-    leaves = jax.tree.leaves(tree)
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.shape]
     return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
 
 
@@ -132,56 +139,51 @@ def gathered(program: str) -> list[tuple[int, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=PUBLISHED, default="qwen2_5_vl_7b")
-    parser.add_argument("--kind", choices=["a100", "h100", "v5e"], default="a100")
+    parser.add_argument("--kind", choices=["a100", "h100", "v5e", "v6e", "v5p"], default="a100")
     parser.add_argument("--mesh", nargs=3, type=int, default=[1, 8, 1], help="devices along data, fsdp and tensor")
     parser.add_argument("--full", action="store_true", help="train all weights; default: LoRA of rank 16")
+    parser.add_argument("--beta", type=float, default=0.001, help="weight of the KL; 0: no reference")
     parser.add_argument("--prompts", type=int, default=1, help="of each share of the rows, 8 completions each")
     parser.add_argument("--limit", type=int, default=1024, help="tokens of a completion")
-    programs = ["gradient", "prefill", "decode"]
-    parser.add_argument("--programs", nargs="*", choices=programs, default=programs)
+    parser.add_argument("--programs", nargs="*", choices=PROGRAMS, default=PROGRAMS)
     parser.add_argument("--layers", type=int, default=0, help="of the decoder; 0: all")
     parser.add_argument("--text", type=Path, help="a folder where the compiled programs are written")
     parser.add_argument("--quantize", choices=["none", "int8", "nf4"], default="none", help="the base under the LoRA")
     args = parser.parse_args()
     flat = deviceless.mesh(args.kind, int(np.prod(args.mesh)))
     mesh = Mesh(flat.devices.reshape(args.mesh), AXES, axis_types=(AxisType.Auto,) * 3)
-    config, gpu = PUBLISHED[args.size], args.kind in deviceless.GPUS
-    if args.layers:
-        config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=args.layers))
-    model, found = Model(config), {}
-    single = held(model, mesh, args.full, args.quantize, stacked=False)
+    gpu, found = args.kind in deviceless.GPUS, {}
     with fused.traced_for(deviceless.capability(args.kind)):
+        job = Job(args, mesh)
         for name in args.programs:
             began = time.process_time()
-            if name == "gradient":
-                given = held(model, mesh, args.full, args.quantize, stacked=True)
-                lowered: Any = {name: gradient(model, mesh, given, args.full, args.prompts, args.limit)}
-            else:
-                lowered = rollout(model, mesh, single, args.full, args.prompts, args.limit)
+            lowered = getattr(job, name)() if name in ("gradient", "update") else job.rollout(name)
             traced = time.process_time()
-            compiled = lowered[name].compile(compiler_options=deviceless.OPTIONS if gpu else None)
-            found[name] = figures(compiled, traced - began, time.process_time() - traced)
+            compiled = lowered.compile(compiler_options=deviceless.OPTIONS if gpu else None)
+            found[name] = figures(compiled, job.besides(name), traced - began, time.process_time() - traced)
             if args.text:
                 (args.text / f"{name}.hlo").write_text(compiled.as_text())
-            found[name] |= {what: gigabytes(size) for what, size in lowered.get("caches", {}).items()}
             print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
-    weights, trained = share(single["weights"]), share(single["trained"])
-    layer = [leaf for name, leaf in flatten(single["weights"]).items() if name.startswith("model.layers.0.")]
+    layer = [leaf for name, leaf in flatten(job.params).items() if name.startswith("model.layers.0.")]
     sizes = {
-        "weights": gigabytes(weights),
-        "trained, float32": gigabytes(trained),
-        "two moments": gigabytes(2 * trained),
-        "gradient": gigabytes(trained),
-        "layer": gigabytes(sum(2 * leaf.size for leaf in layer)),
+        "weights": gigabytes(share(job.params)),
+        "trained, float32": gigabytes(share(job.state.trained)),
+        "moments": gigabytes(share(job.state.opt_state)),
+        "layer": gigabytes(sum(leaf.size * leaf.dtype.itemsize for leaf in layer)),
     }
     print(json.dumps({"benchmark": "sharded"} | vars(args) | {"gigabytes": sizes, "programs": found}, default=str))
 
 
-def figures(compiled: Any, traced: float, took: float) -> dict[str, Any]:
-    """A program's temporary memory, what it gathers at most, and the processor time that it took."""
-    found = gathered(compiled.as_text())
+def figures(compiled: Any, besides: int, traced: float, took: float) -> dict[str, Any]:
+    """A program's memory on each device, what it gathers at most, and the processor time that it took."""
+    size, found = compiled.memory_analysis(), gathered(compiled.as_text())
+    new = size.output_size_in_bytes - size.alias_size_in_bytes
     return {
-        "temporary_gigabytes": gigabytes(compiled.memory_analysis().temp_size_in_bytes),
+        "arguments_gigabytes": gigabytes(size.argument_size_in_bytes),
+        "temporary_gigabytes": gigabytes(size.temp_size_in_bytes),
+        "output_gigabytes": gigabytes(new),
+        "besides_gigabytes": gigabytes(besides),
+        "all_gigabytes": gigabytes(size.argument_size_in_bytes + size.temp_size_in_bytes + new + besides),
         "gathered_megabytes": [(round(size / 1e6, 1), shape) for size, shape in found[:4]],
         "trace_cpu_seconds": round(traced, 1),
         "compile_cpu_seconds": round(took, 1),

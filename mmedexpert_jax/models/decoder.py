@@ -13,7 +13,7 @@ one, or once for all where their parameters are stacked (`models.tree`): `run_la
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,14 @@ from mmedexpert_jax.models.tree import STACKED
 Attention = Callable[..., tuple[Array, Array, Array]]
 ByLayer = tuple[Array, ...] | Array  # an array a layer, or one with the layers first; [i] gives a layer's
 Rope = tuple[Array, Array]  # cos and sin
+
+
+class Pass(NamedTuple):
+    """What goes through the layers, and how it attends."""
+
+    x: Array  # [..., T, D], embeddings
+    positions: Array  # [..., 3, T], rotary
+    attention: Attention
 
 
 class Embedding(nnx.Module):
@@ -137,22 +145,60 @@ class TextDecoder(nnx.Module):
             unroll: whether stacked layers are compiled one by one: decoding, which updates a cache of each in place.
             rotates: whether `attention` rotates queries and keys itself, by what it gets last.
         """
-        rope = self.rope(positions, x.dtype)
-        near = self.rope(positions, x.dtype, windowed=True) if self.config.window_theta else rope
+        ropes = self._ropes(positions, x.dtype)
 
         def run(layer: Any, index: Any, x: Array, *of_layer: Array) -> tuple[Array, tuple[Array, Array]]:
-            of_kind = choose(self.config.windowed, index, near, rope) if near is not rope else rope
-
-            def attend(queries: Array, keys: Array, values: Array) -> tuple[Array, Array, Array]:
-                return attention(index, queries, keys, values, *of_layer, *[of_kind] * rotates)
-
-            x, keys, values = layer(x, None if rotates else of_kind, attend, index)
+            x, keys, values = self._through(layer, index, x, ropes, attention, *of_layer, rotates=rotates)
             if rotates and layer.mlp.lora is None:  # else XLA adds up what layers left anew in each, by more kernels
                 x = jax.lax.optimization_barrier(x)
             return _with_added(x, added, index), (keys, values)
 
         x, kept = run_layers(self.layers, run, x, by_layer, remat=remat, unroll=unroll)
         return self.norm(x), *kept
+
+    def extended(
+        self, prompts: Pass, continuations: Pass, *, added: tuple[Array, ...] = (), remat: bool = False
+    ) -> tuple[Array, Array]:
+        """Prompts, and behind them in every layer their continuations, whose attention gets the layer's keys and values
+        of the prompts -> normed hidden [..., T, D] of both.
+
+        Layer by layer, and not one pass after the other, so that a backward pass holds one gradient of the layers and
+        no keys and values of them all, and weights in parts are gathered once for both.
+        """
+        passes = [(one.attention, self._ropes(one.positions, one.x.dtype)) for one in (prompts, continuations)]
+        (first, first_ropes), (then, then_ropes) = passes
+
+        def run(layer: Any, index: Any, x: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[()]]:
+            before, keys, values = self._through(layer, index, x[0], first_ropes, first)
+            after, *_ = self._through(layer, index, x[1], then_ropes, then, keys, values)
+            return (_with_added(before, added, index), after), ()
+
+        (before, after), _ = run_layers(self.layers, run, (prompts.x, continuations.x), remat=remat)
+        return self.norm(before), self.norm(after)
+
+    def _ropes(self, positions: Array, dtype: jnp.dtype) -> tuple[Rope, Rope]:
+        """Of the layers with a window, and of the others."""
+        rope = self.rope(positions, dtype)
+        return self.rope(positions, dtype, windowed=True) if self.config.window_theta else rope, rope
+
+    def _through(
+        self,
+        layer: Any,
+        index: Any,
+        x: Array,
+        ropes: tuple[Rope, Rope],
+        attention: Attention,
+        *of_layer: Array,
+        rotates: bool = False,
+    ) -> tuple[Array, Array, Array]:
+        """x [..., T, D] behind one layer, and the keys and values to keep."""
+        near, far = ropes
+        rope = choose(self.config.windowed, index, near, far) if near is not far else far
+
+        def attend(queries: Array, keys: Array, values: Array) -> tuple[Array, Array, Array]:
+            return attention(index, queries, keys, values, *of_layer, *[rope] * rotates)
+
+        return layer(x, None if rotates else rope, attend, index)
 
     def unembed(self, hidden: Array, head: Linear | None) -> Array:
         """Hidden states [..., D] -> logits [..., V] in float32, by the output layer; None: by the embeddings."""
@@ -215,19 +261,19 @@ def declare_layers(layer: Callable[[], nnx.Module], count: int, stacked: bool) -
 
 def run_layers(
     layers: Any,
-    run: Callable[..., tuple[Array, Any]],
-    x: Array,
+    run: Callable[..., tuple[Any, Any]],
+    x: Any,
     by_layer: tuple[ByLayer, ...] = (),
     *,
     remat: bool = False,
     unroll: bool = False,
-) -> tuple[Array, Any]:
+) -> tuple[Any, Any]:
     """x through all layers, of `declare_layers`, in turn.
 
     Args:
         layers: unstacked, each is compiled by itself; stacked, one is compiled and scanned.
         run: run(layer, index, x, *of_layer) -> (x, what it keeps: a tree of arrays).
-        x: what goes through.
+        x: what goes through: an array or a tree of them.
         by_layer: each gives a layer's share to `run`.
         remat: recompute a layer in the backward pass.
         unroll: compile stacked layers one by one, too, from slices of their parameters.

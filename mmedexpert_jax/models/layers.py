@@ -181,8 +181,8 @@ def _products(linears: list[Linear], x: Array, halves: Array) -> list[Array]:
     return [*(linear.base(rows, jnp.float32) for linear in linears), contract(rows, halves, jnp.float32)]
 
 
-def finish_factors(module: nnx.Module, x: Array) -> Array:
-    """x [..., D], on its way into a module, with a gradient that waits for those of the module's LoRA factors.
+def finish_factors(module: nnx.Module, x: Any) -> Any:
+    """x, a tree of [..., D] on its way into a module, with a gradient that waits for those of its LoRA factors.
 
     XLA for GPUs would put their products off, and join them to sums that they are added to; what they read, as large as
     the MLP inside, would stand in memory for all layers at the end of a backward pass.

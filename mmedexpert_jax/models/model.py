@@ -13,7 +13,7 @@ from jax import Array
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import fused
 from mmedexpert_jax.models.config import ModelConfig
-from mmedexpert_jax.models.decoder import ByLayer, window_of
+from mmedexpert_jax.models.decoder import ByLayer, Pass, window_of
 from mmedexpert_jax.models.layers import Slots, attend, attend_extended, attend_shared, image_numbers
 from mmedexpert_jax.models.network import bind
 from mmedexpert_jax.models.packing import Packing
@@ -79,8 +79,13 @@ class Model:
     def prefill(self, params: dict, batch: Batch, lora=None, remat: bool = False) -> Prefix:
         """One causal pass over the prompts. `remat` recomputes each layer in the backward pass."""
         network = bind(self.config, params, lora)
-        lengths = jnp.asarray(batch.lengths)
+        prompts, added = self._prompts(network, batch, remat)
+        hidden, keys, values = network.model(*prompts, added=added, remat=remat)
+        return Prefix(hidden, keys, values, jnp.asarray(batch.lengths), jnp.asarray(batch.next_position))
 
+    def _prompts(self, network: Any, batch: Batch, remat: bool) -> tuple[Pass, tuple[Array, ...]]:
+        """The prompts' causal pass, and what joins its first layers."""
+        lengths = jnp.asarray(batch.lengths)
         see_each_other = self.config.vision.bidirectional and len(batch.patches) > 0
         images = image_numbers(jnp.asarray(batch.vision_index)) if see_each_other else None
 
@@ -89,30 +94,29 @@ class Model:
             return attend(queries, keys, values, lengths, causal=True, window=window, images=images), keys, values
 
         x, added = network.embed(batch, remat)
-        hidden, keys, values = network.model(x, jnp.asarray(batch.positions), attention, added=added, remat=remat)
-        return Prefix(hidden, keys, values, lengths, jnp.asarray(batch.next_position))
+        return Pass(x, jnp.asarray(batch.positions), attention), added
 
     def extend(
         self,
         params: dict,
-        prefix: Prefix,
+        batch: Batch,
         tokens: Array,
         lora=None,
         remat: bool = False,
         packing: Packing | None = None,
-    ) -> Array:
-        """Teacher-forced continuations: tokens [B, G, R] -> hidden [B, G, R, D].
+    ) -> tuple[Array, Array]:
+        """Prompts with teacher-forced continuations, tokens [B, G, R] -> hidden [B, 1, D] of each prompt's last token,
+        and [B, G, R, D] of the continuations.
 
         Each continuation sees its prompt and, causally, itself; token j has the rotary positions next_position + j.
-        With a `packing` the result is [N, D]: only the packed tokens are embedded, projected and go through the MLPs,
+        With a `packing` the second is [N, D]: only the packed tokens are embedded, projected and go through the MLPs,
         while attention sees whole rows.
         """
-        network = bind(self.config, params, lora)
-        size = tokens.shape[-1]
-        positions = _positions(prefix, jnp.arange(size))
+        network, lengths = bind(self.config, params, lora), jnp.asarray(batch.lengths)
+        positions = _positions(jnp.asarray(batch.next_position), jnp.arange(tokens.shape[-1]))
 
         def attention(index, queries, keys, values, prompt_keys, prompt_values):
-            prompt, window = (prompt_keys, prompt_values, prefix.lengths), window_of(self.config.text, index)
+            prompt, window = (prompt_keys, prompt_values, lengths), window_of(self.config.text, index)
             if packing is None:
                 return attend_extended(queries, *prompt, keys, values, window), keys, values
             rows, own_keys, own_values = (packing.unpack(x) for x in (queries, keys, values))
@@ -122,8 +126,10 @@ class Model:
             positions = jnp.broadcast_to(positions[:, :, 0], tokens.shape)
             tokens, positions = (packing.pack(x[..., None])[:, 0] for x in (tokens, positions))
             positions = jnp.broadcast_to(positions, (3, len(positions)))
-        x, prompts = network.model.embed_tokens(tokens), (prefix.keys, prefix.values)
-        return network.model(x, positions, attention, prompts, remat=remat)[0]
+        prompts, added = self._prompts(network, batch, remat)
+        continuations = Pass(network.model.embed_tokens(tokens), positions, attention)
+        hidden, own = network.model.extended(prompts, continuations, added=added, remat=remat)
+        return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1), own
 
     def init_cache(self, batch_size: int, num_samples: int, length: int, dtype: jnp.dtype) -> Cache:
         """Empty buffers for G = `num_samples` continuations of R = `length` tokens of each of B prompts."""
@@ -177,7 +183,7 @@ class Model:
 
         x = network.model.embed_tokens(tokens[..., None])
         if slots is None:
-            positions = _positions(prefix, jnp.asarray(steps)[None])
+            positions = _positions(prefix.next_position, jnp.asarray(steps)[None])
         else:
             positions = (prefix.next_position[slots.prompt] + steps)[:, None, None]
             positions = jnp.broadcast_to(positions, (len(tokens), 3, 1))
@@ -199,7 +205,7 @@ def _readable(tokens: Array | np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(shard.data) for shard in tokens.addressable_shards])
 
 
-def _positions(prefix: Prefix, offsets: Array) -> Array:
-    """next_position + offsets [T], equal in the three rows: [B, 1, 3, T]."""
-    positions = prefix.next_position[:, None] + offsets
+def _positions(first: Array, offsets: Array) -> Array:
+    """first [B] + offsets [T], equal in the three rows: [B, 1, 3, T]."""
+    positions = first[:, None] + offsets
     return jnp.broadcast_to(positions[:, None, None], (positions.shape[0], 1, 3, positions.shape[1]))

@@ -64,6 +64,13 @@ GPUS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 HOST = 8  # GPUs of a host
 _UNCHECKED = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"  # the CUDA plugin loads without a driver
+# libtpu then asks no service which machine it is on, and does not mind another process that compiles.
+_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}  # of a GPU's compiler: no kernels are tried out
 
 
@@ -78,7 +85,11 @@ def mesh(kind: str, count: int = 1) -> Mesh:
             target, hosts = _GPU.format(**GPUS[kind]), -(-count // HOST)
             found = _topology(platform="cuda", target_config=target, topology=f"1x{hosts}x{count // hosts}")
         else:
-            found = _topology(platform="tpu", topology_name=f"{kind}:2x{max(2, count // 2)}")
+            for name, value in _TPU.items():
+                os.environ.setdefault(name, value)
+            chips = "2x2x{}" if kind == "v5p" else "2x{}"  # a torus of three axes, of two
+            rows = max(2, -(-count // (chips.count("2") * 2)))
+            found = _topology(platform="tpu", topology_name=f"{kind}:{chips.format(rows)}")
     except Exception as error:  # whatever a plugin that is not there, or of another version, makes of it
         package = "jax-cuda12-plugin[with-cuda]" if kind in GPUS else "libtpu"
         raise ConfigError(

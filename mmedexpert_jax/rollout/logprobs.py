@@ -11,7 +11,6 @@ from jax import Array
 
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
-from mmedexpert_jax.models.model import Prefix
 from mmedexpert_jax.models.packing import MULTIPLE, Packing, capacity
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import distribution
@@ -71,9 +70,8 @@ def completion_logprobs(
         hidden = completion_hidden(model, params, batch, tokens, lora=lora, remat=remat)
         values = in_chunks(score, hidden, tokens, chunk)
     else:
-        prefix = model.prefill(params, batch, lora, remat)
-        start = score(_prompt_end(prefix), tokens[..., 0])  # one distribution for the whole group
-        hidden = model.extend(params, prefix, tokens[..., :-1], lora, remat, packing)
+        end, hidden = model.extend(params, batch, tokens[..., :-1], lora, remat, packing)
+        start = score(end, tokens[..., 0])  # one distribution for the whole group
         targets = packing.pack(tokens[..., 1:, None])[:, 0]
         rest = in_chunks(score, hidden[None, None], targets[None, None], chunk)
         rest = tuple(packing.unpack(value[0, 0, :, None]) for value in rest)  # [B, G, R - 1, 1]
@@ -98,11 +96,6 @@ def packed(lengths: np.ndarray, size: int, sizes: int, devices: int = 1) -> Pack
     return Packing(np.concatenate([p.index for p in packings]), np.concatenate([p.inverse for p in packings]))
 
 
-def _prompt_end(prefix: Prefix) -> Array:
-    """[B, 1, D] hidden state of each prompt's last token."""
-    return jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)
-
-
 def _entropy(logprobs: Array) -> Array:
     """Of distributions [..., V] -> [...], in nats."""
     return -jnp.sum(jnp.exp(logprobs) * jnp.where(logprobs > -jnp.inf, logprobs, 0.0), -1)
@@ -112,12 +105,13 @@ def completion_hidden(
     model: Model, params: dict, batch: Batch, tokens: Array, *, lora: Lora | None = None, remat: bool = False
 ) -> Array:
     """Hidden states [B, G, R, D] that predict tokens [B, G, R]: the prompt's last one, then the completion's own."""
-    prefix = model.prefill(params, batch, lora, remat)
-    first = _prompt_end(prefix)[:, None]  # [B, 1, 1, D]
-    first = jnp.broadcast_to(first, (*tokens.shape[:2], *first.shape[2:]))
-    if tokens.shape[-1] == 1:
-        return first
-    return jnp.concatenate([first, model.extend(params, prefix, tokens[..., :-1], lora, remat)], axis=2)
+    if tokens.shape[-1] == 1:  # of which nothing is predicted from: no continuation goes through the layers
+        prefix = model.prefill(params, batch, lora, remat)
+        end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)  # [B, 1, D]
+        return jnp.broadcast_to(end[:, None], (*tokens.shape, end.shape[-1]))
+    end, hidden = model.extend(params, batch, tokens[..., :-1], lora, remat)
+    first = jnp.broadcast_to(end[:, None], (*tokens.shape[:2], 1, end.shape[-1]))
+    return jnp.concatenate([first, hidden], axis=2)
 
 
 def in_chunks(

@@ -213,9 +213,14 @@ def total(tree: Any) -> Any:
 
 
 def put(array: Any, sharding: Any) -> Any:
-    """An array that every process has whole, placed on devices of any of them; None: where JAX puts it."""
+    """An array that every process has whole, placed on devices of any of them; None: where JAX puts it.
+
+    A shape, as a plan and a compilation have it, is placed without an array.
+    """
     import jax
 
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return array.update(sharding=sharding)
     if sharding is None or sharding.is_fully_addressable or _elsewhere(array):
         return jax.device_put(array, sharding)
     array = np.asarray(array)

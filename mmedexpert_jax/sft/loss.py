@@ -64,9 +64,7 @@ def loss_sums(model: Model, policy: Policy, micro: MicroBatch, remat: bool = Fal
     if packing is None:
         hidden = completion_hidden(model, policy.params, micro.prompts, tokens, lora=policy.lora, remat=remat)
         return summed(hidden, tokens, jnp.arange(tokens.shape[-1]) < lengths)
-    prefix = model.prefill(policy.params, micro.prompts, policy.lora, remat)
-    end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)[:, None]  # [N, 1, 1, D]
-    first = summed(end, tokens[..., :1], lengths > 0)  # the prompt's last token predicts the completion's first
-    hidden = model.extend(policy.params, prefix, tokens[..., :-1], policy.lora, remat, packing)
+    end, hidden = model.extend(policy.params, micro.prompts, tokens[..., :-1], policy.lora, remat, packing)
+    first = summed(end[:, None], tokens[..., :1], lengths > 0)  # the prompt's last token predicts the first
     targets = packing.pack(tokens[..., 1:, None])[:, 0]
     return first + summed(hidden[None, None], targets[None, None], (jnp.asarray(packing.index) >= 0)[None, None])

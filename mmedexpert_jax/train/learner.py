@@ -147,7 +147,9 @@ class Learner:
         base = self._base
         if self._turns and base.params is not None and is_stacked(base.params) != stacked:
             if isinstance(jax.tree.leaves(base.params)[0], jax.ShapeDtypeStruct):  # to be looked at, as in a plan
-                return dataclasses.replace(base, params=stack(base.params) if stacked else base.params)
+                return dataclasses.replace(
+                    base, params=self.layout.weights(stack(base.params)) if stacked else base.params
+                )
             flat, deltas = flatten(base.params), base.lora
             base = self._base = Policy(None)  # lets go of the other form
             base = self._base = Policy(restacked(flat, self._stack if stacked else self._unstack), deltas)
@@ -189,6 +191,11 @@ class Learner:
     def lower_update(self, state: State, micro: Any) -> jax.stages.Lowered:
         """The gradient's program for such a micro-batch, to look at: its memory, its instructions."""
         return self._gradient.lower(state.trained, self._held(stacked=True), self.layout.rows(micro))
+
+    def lower_apply(self, state: State, found: tuple[Any, Any]) -> jax.stages.Lowered:
+        """The program that applies such a gradient, `found` with its terms, to look at."""
+        gradient, terms = found
+        return self._apply.lower(state.trained, state.opt_state, (self.layout.optimizer(gradient), terms), 0)
 
     def compile(self, function: Callable, **options: Any) -> Any:
         """`function` compiled, and counted once for each program."""

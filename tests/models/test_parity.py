@@ -112,8 +112,7 @@ def test_cached_decode_and_extend_equal_the_full_forward(name, checkpoint, promp
 
     @jax.jit
     def extend(params, batch, tokens):
-        hidden = model.extend(params, model.prefill(params, batch), tokens)
-        return model.unembed(params, hidden)
+        return model.unembed(params, model.extend(params, batch, tokens)[1])
 
     other = np.random.default_rng(1).integers(0, 190, tokens[:, 1].shape)  # a second continuation of the same prompts
     extended = np.asarray(extend(params, batch, np.stack([tokens[:, 0], other], axis=1)))
