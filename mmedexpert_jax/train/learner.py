@@ -16,7 +16,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.models.tree import flatten, is_deep, is_stacked, restacked, stack, unstack
+from mmedexpert_jax.lora import Lora
+from mmedexpert_jax.models.tree import flatten, is_deep, is_stacked, restacked, stack, stacked_name, unstack
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.runtime.signals import SIGNALS
 from mmedexpert_jax.train.layout import Layout
@@ -113,13 +114,16 @@ class Learner:
         self._stack, self._unstack = (
             jax.jit(lambda tree, change=change: self.layout.weights(change(tree))) for change in (stack, unstack)
         )
+        self._deltas = jax.jit(lambda trained: self.layout.weights(stack(trained)))
         self._base = self.layout.weights(base)
         self._optimizer, self._schedule = rule or optimizer(config, steps * updates)
         self._gradient = self.compile(self._gradient_fn)
         alone = functools.partial(self._gradient_fn, split=False)
         self._alone = self._gradient if self.shares == 1 else self.compile(alone)
         self._add = self.compile(lambda a, b: (jax.tree.map(jnp.add, a[0], b[0]), a[1] + b[1]), donate_argnums=0)
-        self._apply = self.compile(self._apply_fn, donate_argnums=(0, 1))
+        # Stacked deltas leave the program under their numbers: no result has their shape.
+        given_up = (1,) if self._scans and config.trainable == "lora" else (0, 1)
+        self._apply = self.compile(self._apply_fn, donate_argnums=given_up)
         self._cast = self.compile(self._policy) if config.trainable == "full" else self._policy
 
     @property
@@ -172,6 +176,7 @@ class Learner:
         trained, opt_state, base, rows = state.trained, state.opt_state, self._held(stacked=True), []
         number = state.step * self.updates  # also where some of the planned ones were not made
         for place, minibatch in enumerate(minibatches):
+            trained = _instead(trained, self._given(trained))
             parts = (self._gradient(trained, base, self.layout.rows(micro)) for micro in minibatch)
             total = functools.reduce(self._add, parts)
             trained, opt_state, stats = self._apply(trained, opt_state, total, jnp.int32(number + place))
@@ -190,12 +195,13 @@ class Learner:
 
     def lower_update(self, state: State, micro: Any) -> jax.stages.Lowered:
         """The gradient's program for such a micro-batch, to look at: its memory, its instructions."""
-        return self._gradient.lower(state.trained, self._held(stacked=True), self.layout.rows(micro))
+        return self._gradient.lower(self._given(state.trained), self._held(stacked=True), self.layout.rows(micro))
 
     def lower_apply(self, state: State, found: tuple[Any, Any]) -> jax.stages.Lowered:
         """The program that applies such a gradient, `found` with its terms, to look at."""
         gradient, terms = found
-        return self._apply.lower(state.trained, state.opt_state, (self.layout.optimizer(gradient), terms), 0)
+        given = self._given(state.trained), state.opt_state, (self.layout.optimizer(gradient), terms)
+        return self._apply.lower(*given, jax.ShapeDtypeStruct((), jnp.int32))
 
     def compile(self, function: Callable, **options: Any) -> Any:
         """`function` compiled, and counted once for each program."""
@@ -206,14 +212,26 @@ class Learner:
 
         return jax.jit(traced, **options)
 
+    def _given(self, trained: Any) -> Any:
+        """What is trained as an update's programs read it: deltas of every layer are stacked, once for all
+        micro-batches, so that a gradient holds neither them nor its own in both forms."""
+        if not self._scans or not isinstance(trained, Lora) or not _in_all_layers(trained):
+            return trained
+        if isinstance(jax.tree.leaves(trained)[0], jax.ShapeDtypeStruct):
+            return self.layout.weights(stack(trained))
+        return self._deltas(trained)
+
     def _policy(self, trained: Any, base: Policy) -> Policy:
         return base.trained(trained, self._dtypes)
 
     def _policies(self, trained: Any, base: Policy) -> tuple[Policy, Policy]:
         """The policy and the base as a loss reads them."""
-        policy = self._policy(trained, base)
         if not self._scans:
-            return policy, base
+            return self._policy(trained, base), base
+        if isinstance(trained, Lora):
+            base = Policy(base.params, stack(base.lora, base.params))
+            trained = stack(trained, base.params)
+        policy = self._policy(trained, base)
         stacked = self.layout.weights(stack(policy, policy.params))
         if policy.params is base.params:  # the same weights are stacked once
             deltas = self.layout.weights(stack(base.lora, base.params))
@@ -240,8 +258,24 @@ class Learner:
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
         denominator = jnp.maximum(total[1].denominator, 1)  # 0 where every group was dropped
         gradient = jax.tree.map(lambda leaf: leaf / denominator, total[0])
+        trained, gradient = (unstack(tree) if self._scans else tree for tree in (trained, gradient))
         updates, opt_state = self._optimizer.update(gradient, opt_state, trained)
         rate = self._schedule(number)
         trained = jax.tree.map(lambda weight, update: weight - rate * update, trained, updates)
         stats = total[1].stats() | {"grad_norm": optax.global_norm(gradient), "learning_rate": jnp.float32(rate)}
         return self.layout.weights(trained), self.layout.optimizer(opt_state), stats
+
+
+def _in_all_layers(deltas: Lora) -> bool:
+    """True where stacking adds no layer that has no delta."""
+    whole = jax.eval_shape(lambda tree: unstack(stack(tree)), deltas)
+    return jax.tree.structure(whole) == jax.tree.structure(deltas)
+
+
+def _instead(trained: Any, given: Any) -> Any:
+    """`given`; deltas that it has in another form are let go."""
+    if given is not trained:
+        for name, factors in trained.factors.items():
+            if stacked_name(name)[1] is not None:
+                jax.tree.map(lambda leaf: leaf.delete(), factors)
+    return given

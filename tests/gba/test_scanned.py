@@ -88,7 +88,7 @@ def test_gradients_are_those_of_layers_compiled_one_by_one(run_config, tmp_path,
         state = learner.init(jax.random.key(2))
         moved = jax.tree.map(lambda x: x + 0.02, state.trained) if config.trainable == "lora" else state.trained
         state = dataclasses.replace(state, trained=moved)
-        given = learner._with_old(state, part) if learner.updates > 1 else part
+        given = learner._with_logprobs(state, part) if learner.updates > 1 else part
         assert _loops(learner, state, given) == scan
         found[scan] = learner.gradient(state, given)
     assert jax.tree.structure(found[True]) == jax.tree.structure(found[False])
