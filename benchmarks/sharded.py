@@ -153,6 +153,8 @@ def main() -> None:
     flat = deviceless.mesh(args.kind, int(np.prod(args.mesh)))
     mesh = Mesh(flat.devices.reshape(args.mesh), AXES, axis_types=(AxisType.Auto,) * 3)
     gpu, found = args.kind in deviceless.GPUS, {}
+    if not gpu:  # libtpu then tries fewer schedules and layouts: a third of the time
+        jax.config.update("jax_exec_time_optimization_effort", -1.0)
     with fused.traced_for(deviceless.capability(args.kind)):
         job = Job(args, mesh)
         for name in args.programs:
