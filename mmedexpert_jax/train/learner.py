@@ -269,7 +269,7 @@ class Learner:
 def _in_all_layers(deltas: Lora) -> bool:
     """True where stacking adds no layer that has no delta."""
     whole = jax.eval_shape(lambda tree: unstack(stack(tree)), deltas)
-    return jax.tree.structure(whole) == jax.tree.structure(deltas)
+    return whole.factors.keys() == deltas.factors.keys()
 
 
 def _instead(trained: Any, given: Any) -> Any:
