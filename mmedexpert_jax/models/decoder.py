@@ -34,7 +34,7 @@ Rope = tuple[Array, Array]  # cos and sin
 
 
 class Pass(NamedTuple):
-    """What goes through the layers, and how it attends."""
+    """Embeddings on their way through the layers, and how they attend."""
 
     x: Array  # [..., T, D], embeddings
     positions: Array  # [..., 3, T], rotary

@@ -213,7 +213,7 @@ class Learner:
         return jax.jit(traced, **options)
 
     def _given(self, trained: Any) -> Any:
-        """What is trained as an update's programs read it: deltas of every layer are stacked, once for all
+        """The trained tree as an update's programs read it: deltas of every layer are stacked, once for all
         micro-batches, so that a gradient holds neither them nor its own in both forms."""
         if not self._scans or not isinstance(trained, Lora) or not _in_all_layers(trained):
             return trained
