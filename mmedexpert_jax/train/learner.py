@@ -138,7 +138,7 @@ class Learner:
 
     def init(self, key: jax.Array) -> State:
         """The state before the first step: fresh deltas, or the base weights."""
-        trained = self.layout.weights(self._base.trainable(self._config, key))
+        trained = self.layout.weights(self._held(stacked=False).trainable(self._config, key))
         self._base = self._base if self._keeps_base else Policy(None)
         return State(trained, self.layout.optimizer(self._optimizer.init(trained)))
 
