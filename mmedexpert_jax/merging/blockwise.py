@@ -163,10 +163,6 @@ class Merge:
             and cpu() is not None
         )
 
-    def parts(self, name: str, start: int, stop: int, some: slice = slice(None)) -> tuple[np.ndarray, list[Parts]]:
-        """A block of the base [m] as it is stored, and what some task vectors are assembled from."""
-        return flat(self.base[name])[start:stop], [expert.parts(name, start, stop) for expert in self.experts[some]]
-
     def whole(self, name: str, start: int, stop: int) -> tuple[np.ndarray, list[Parts]]:
         """The base's tensor [n], the experts' [n], and what is added to their entries of a block: for programs."""
         own = [None if e.weights is None else flat(e.weights[name]) for e in self.experts]
@@ -192,11 +188,11 @@ class Merge:
 
     def vectors(self, name: str, start: int, stop: int, some: slice = slice(None)) -> Iterator[np.ndarray]:
         """A block of some task vectors, [m] float32 each, made one after the other."""
-        stored, parts = self.parts(name, start, stop, some)
-        base, stretch = as_float(stored), self.stretch(name)
-        factors = [None] * len(parts) if stretch is None else stretch[some]
-        for own, factor in zip(parts, factors, strict=True):
-            yield vector_of(own, stored, base, factor)
+        stored = flat(self.base[name])[start:stop]
+        base, stretch, experts = as_float(stored), self.stretch(name), self.experts[some]
+        factors = [None] * len(experts) if stretch is None else stretch[some]
+        for expert, factor in zip(experts, factors, strict=True):
+            yield vector_of(expert.parts(name, start, stop), stored, base, factor)
 
     def read(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """A block of the base [m] and of the task vectors [K, m] (DELLA: [K, rows, columns]), float32."""
@@ -483,14 +479,13 @@ class TensorUnit:
 
     def largest(self, kept: list[int], equal_magnitudes: str, of: Derived | None = None) -> Bound:
         """By counting, over the blocks."""
-
         if of is not None:
 
             def derived(first: int, _: slice) -> Iterable[np.ndarray]:
                 return [of(*self.merge.read(*self.blocks[first])).reshape(-1)]
 
             return by_counting(Blocks(1, self.size, list(self.blocks), derived, None, parallel), kept, equal_magnitudes)
-        # Others than those of files may cost more than a read.
+        # Files are read in any lengths; what adapters and merges add costs least by whole blocks.
         plain = all(one.adapters == () and one.origin is None for one in self.merge.experts)
         blocks = self._runs if plain else self.blocks
 
@@ -499,10 +494,9 @@ class TensorUnit:
 
         def pieces(first: int, row: int) -> Iterator[tuple[int, np.ndarray]]:
             name, start, stop = blocks[first]
-            for low in range(start, stop, PIECE if plain else stop):
-                (vector,) = self.merge.vectors(
-                    name, low, min(low + PIECE, stop) if plain else stop, slice(row, row + 1)
-                )
+            step = PIECE if plain else stop - start
+            for low in range(start, stop, step):
+                (vector,) = self.merge.vectors(name, low, min(low + step, stop), slice(row, row + 1))
                 yield first + low - start, vector
 
         def split(first: int, brackets: Brackets) -> Counts | None:
@@ -514,12 +508,12 @@ class TensorUnit:
 
     @property
     def _runs(self) -> dict[int, tuple[str, int, int]]:
-        """`blocks` of more entries."""
+        """`blocks` of RUN entries."""
+        sizes = {name: self.merge.base[name].size for name in self.names if name in self.merge.touched}
         return {
-            self.offsets[name] + start: (name, start, min(start + RUN, self.merge.base[name].size))
-            for name in self.names
-            if name in self.merge.touched
-            for start in range(0, self.merge.base[name].size, RUN)
+            self.offsets[name] + start: (name, start, min(start + RUN, size))
+            for name, size in sizes.items()
+            for start in range(0, size, RUN)
         }
 
     def _sample(self, index: np.ndarray) -> np.ndarray:
