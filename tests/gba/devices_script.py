@@ -1,6 +1,7 @@
 """Two GBA steps under each of several meshes: what test_devices.py runs in a process with devices of its own.
 
     python devices_script.py MODEL CASES OUT.npz mesh,shard[,trainable] ... [--process=NUMBER,COUNT,ADDRESS]
+    python devices_script.py MODEL CASES OUT.npz mesh,shard[,trainable] ... --scanned
     python devices_script.py MODEL CASES OUT.npz mesh,shard[,trainable] --program
 
 A mesh is data x fsdp x tensor, such as 2x2x2.
@@ -22,7 +23,7 @@ from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.policy_learner import PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.models import load_model, load_processor
+from mmedexpert_jax.models import load_model, load_processor, tree
 from mmedexpert_jax.runtime.mesh import make_mesh
 
 STEPS, LR = 2, 1e-2
@@ -79,6 +80,9 @@ def main():
     if program := settings[-1] == "--program":
         print(run(model_path, cases_path, *settings.pop(0).split(","), program=program))
         return
+    if settings[-1] == "--scanned":
+        settings.pop()
+        tree.DEEP = 2  # layers of the tiny model
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_disable_most_optimizations", True)
     for number, setting in enumerate(settings):

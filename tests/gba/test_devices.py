@@ -91,6 +91,16 @@ def test_more_layouts(tiny_model_dir, cases_file, tmp_path, layout):
 
 
 @pytest.mark.slow
+def test_scanned_layers_in_parts_give_the_run_of_one_device(tiny_model_dir, cases_file, tmp_path):
+    layouts = ("1x1x1,none", "1x8x1,full", "1x4x2,full")
+    one, *others = runs_of(
+        start(tiny_model_dir, cases_file, tmp_path, "all", 8, *layouts, "--scanned"), tmp_path, "all"
+    )
+    for run in others:
+        assert_same_run(run, one, rounded=True)
+
+
+@pytest.mark.slow
 def test_an_update_passes_on_sums_of_what_is_trained_and_nothing_else(tiny_model_dir, cases_file, tmp_path):
     program, err = start(tiny_model_dir, cases_file, tmp_path, "all", 8, "8x1x1,none", "--program").communicate()
     passed = re.findall(r"= (.*) (all-\w+|reduce-scatter|collective-\w+|send|recv)(?:-start)?\(", program)
