@@ -7,6 +7,7 @@ table lacks is from 0 on; a test keeps the table whole.
 """
 
 import difflib
+import functools
 import math
 import re
 from dataclasses import dataclass, replace
@@ -337,6 +338,7 @@ def _check_url(key: str, url: str) -> None:
         raise ConfigError(f"config.{key} must be a URL such as https://host/v1, got {border.shown(url)}")
 
 
+@functools.lru_cache(maxsize=4096)  # a sweep asks for the fields of hundreds of stages
 def _name(key: str) -> str:
     """The longest end of a dotted key that the table has; the key itself where it has none."""
     names = key.split(".")
