@@ -84,6 +84,15 @@ def test_presets_in_bf16(preset):
         check(lambda density=density: job(stack, base, density, (0.5, 1, 2), 1.0, preset), BF16)
 
 
+@pytest.mark.parametrize("normalize", ["none", "tensor", "median"])
+def test_more_experts_than_one_program_marks(normalize):
+    rng = np.random.default_rng(2)
+    base = rng.standard_normal(SIZES).astype(BF16)
+    stack = [(base.astype(F32) + np.round(rng.standard_normal(SIZES) * 4) / 4).astype(BF16) for _ in range(7)]
+    rule = replace(PRESETS["mergekit"], normalize=normalize)
+    check(lambda: job(stack, base, 0.4, range(1, 8), 1.0, rule), BF16)
+
+
 def test_adapters_and_models_together():
     rng = np.random.default_rng(1)
     base, own = rng.standard_normal((2, *SIZES)).astype(F32)
