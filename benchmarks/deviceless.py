@@ -3,6 +3,7 @@
     pip install "jax-cuda12-plugin[with-cuda]==0.10.2"       # 5 GB; matches the installed jax
     python benchmarks/deviceless.py --layers 28 [--kind a100] [--rank 16] [--devices 8] [--text program.hlo]
     python benchmarks/deviceless.py --kernels             # kernels of a layer in a step, with a LoRA and without
+    pip install "jax[tpu]" && python benchmarks/deviceless.py --tpu v5e  # or v6e, v5p: the step for a TPU
 
 Shapes are those of Qwen2-VL-2B in bfloat16 with prompts of 704 tokens. Without a device nothing is autotuned, so the
 kernels of a real run may differ. The plugin may print a traceback about a missing driver.
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import os
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -37,6 +39,7 @@ from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, start
 from mmedexpert_jax.runtime.mesh import ROWS
 
 GROUP = 8
+TPUS = {"v5e": "v5litepod-8", "v6e": "v6e-8", "v5p": "v5p-8"}  # as libtpu knows them
 PROMPT = 704
 IDLE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")  # instructions that launch nothing
 
@@ -49,7 +52,9 @@ def on_h100(fuse: bool = True) -> Callable:
     return lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def compile_loop(layers: int, rows: int, window: int, mesh: Mesh, rank: int = 0) -> Any:
+def compile_loop(
+    layers: int, rows: int, window: int, mesh: Mesh, rank: int = 0, capability: str = "9.0", options: Any = None
+) -> Any:
     """The compiled stretch of decoding, `rows` on each device, with a LoRA of a rank in all linear layers; 0: none."""
     config = PUBLISHED["qwen2_vl_2b"]
     text = dataclasses.replace(config.text, num_layers=layers)
@@ -79,8 +84,8 @@ def compile_loop(layers: int, rows: int, window: int, mesh: Mesh, rank: int = 0)
             lambda weights: lora_module.init(jax.random.key(0), weights, rank, 2 * rank, "text"), weights
         )
     weights, lora = place((weights, lora), PartitionSpec())
-    with fused.traced_for("9.0"):
-        return advance.lower(model, sampling, mesh, weights, lora, *split, step, step, step).compile()
+    with fused.traced_for(capability):
+        return advance.lower(model, sampling, mesh, weights, lora, *split, step, step, step).compile(options)
 
 
 def in_step(text: str) -> int:
@@ -96,6 +101,33 @@ def kernels_of_a_layer(kind: str, rank: int) -> int:
     return in_step(more) - in_step(fewer)
 
 
+def captured(kind: str) -> dict[str, int]:
+    """Kernels of a step of two layers inside command buffers and outside, by XLA's list of what a program launches."""
+    with tempfile.TemporaryDirectory() as folder:
+        compile_loop(2, 64, 1024, deviceless.mesh(kind), options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        launched = next(Path(folder).glob("*advance*thunk_sequence_after_thunk_passes.txt")).read_text()
+    depths = [(len(line) - len(line.lstrip()), line.split()[1]) for line in launched.splitlines() if ": k" in line]
+    loop = next(number for number, (_, name) in enumerate(depths) if name == "kWhile")
+    found, buffer = Counter(), None
+    for depth, name in depths[loop + 1 :]:
+        if depth <= depths[loop][0]:
+            break
+        buffer = None if buffer is not None and depth <= buffer else buffer
+        if name == "kCommandBuffer":
+            buffer = depth
+        else:
+            found["inside" if buffer is not None else "outside"] += 1
+    return {name: found[name] for name in ("inside", "outside")}
+
+
+def for_tpu(kind: str) -> dict[str, Any]:
+    """Attention kernels in the compiled step of two layers for a TPU, and the temporary memory."""
+    os.environ["TPU_ACCELERATOR_TYPE"] = TPUS[kind]
+    compiled = compile_loop(2, 64, 1024, deviceless.mesh(kind), capability="")
+    calls = len(re.findall(r'custom_call_target="tpu_custom_call"', compiled.as_text()))
+    return {"kernels": calls, "temporary_megabytes": round(compiled.memory_analysis().temp_size_in_bytes / 1e6, 1)}
+
+
 def main() -> None:
     """Compiles, and prints one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -107,12 +139,17 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0, help="of a LoRA in all linear layers; 0: none")
     parser.add_argument("--text", type=Path, help="where to write the compiled program")
     parser.add_argument("--kernels", action="store_true")
+    parser.add_argument("--tpu", choices=list(TPUS), help="compile the step for this TPU: libtpu takes one a process")
     arguments = parser.parse_args()
     if arguments.kernels:
         found = {
             f"{kind}, rank {rank}": kernels_of_a_layer(kind, rank) for kind in ("h100", "a100") for rank in (0, 16)
         }
-        print(json.dumps({"benchmark": "deviceless", "kernels of a layer": found}))
+        buffers = {kind: captured(kind) for kind in ("h100", "a100")}
+        print(json.dumps({"benchmark": "deviceless", "kernels of a layer": found, "command buffers": buffers}))
+        return
+    if arguments.tpu:
+        print(json.dumps({"benchmark": "deviceless", "tpu": arguments.tpu} | for_tpu(arguments.tpu)))
         return
     began = time.perf_counter()
     compiled = compile_loop(

@@ -45,6 +45,12 @@ def on_cuda() -> bool:
     return capability[:1].isdigit() and float(capability) >= 8
 
 
+def on_tpu() -> bool:
+    """True where programs are traced for a TPU."""
+    target = _target.get()
+    return jax.default_backend() == "tpu" if target is None else target == ""
+
+
 def supported(queries: Array) -> bool:
     """True where the kernel takes such queries [..., D]: CUDA devices since Ampere, 16 bits, heads of at most 128."""
     return on_cuda() and queries.dtype.itemsize == 2 and queries.shape[-1] <= 128 and queries.shape[-1] % 8 == 0
@@ -52,11 +58,20 @@ def supported(queries: Array) -> bool:
 
 def takes_rings(width: int, *buffers: Array) -> bool:
     """True where `decode_attention` takes heads of this width and all of these keys [..., T, D]: CUDA devices since
-    Ampere, 16 bits, heads of a power of two, and none split over "tensor", which no compiler can do inside a kernel."""
-    mesh = jax.sharding.get_abstract_mesh()
-    whole = all(mesh.shape[name] == 1 for name in mesh.auto_axes)
+    Ampere, 16 bits, heads of a power of two, and none that the compiler splits."""
     fits = width >= TILE and width & (width - 1) == 0
-    return fits and whole and on_cuda() and all(x.dtype.itemsize == 2 and x.shape[-2] >= TILE for x in buffers)
+    return fits and _whole() and on_cuda() and all(x.dtype.itemsize == 2 and x.shape[-2] >= TILE for x in buffers)
+
+
+def takes_ragged(width: int) -> bool:
+    """True where `ragged_attention` takes heads of this width: TPUs, whose registers are 128 wide, and as above."""
+    return width % 128 == 0 and _whole() and on_tpu()
+
+
+def _whole() -> bool:
+    """True unless an axis of several devices is left to the compiler, which can split nothing inside a kernel."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return all(mesh.shape[name] == 1 for name in mesh.auto_axes)
 
 
 def attend(

@@ -171,6 +171,10 @@ class Model:
             keys = jax.lax.dynamic_update_slice(own_keys, keys, start)
             values = jax.lax.dynamic_update_slice(own_values, values, start)
             prompt = prompt_keys, prompt_values, prefix.lengths
+            if slots is not None and fused.takes_ragged(self.config.text.head_dim):
+                from mmedexpert_jax.models.ragged_attention import attend_ragged
+
+                return attend_ragged(queries, *prompt, keys, values, of_row, steps, place, window), keys, values
             mixed = attend_shared(queries, *prompt, keys, values, seen, slots, steps=steps, window=window)
             return mixed, keys, values
 

@@ -20,6 +20,7 @@ from mmedexpert_jax.models import (
     delta_kernel,
     fused,
     layers,
+    ragged_attention,
 )
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.models.network import _for_gpus, join_factors
@@ -35,6 +36,12 @@ FAMILIES = {
         "query_width": 24.0, "window": 13, "windowed": (True, False), "window_theta": 1e4,
     },
 }  # fmt: skip
+
+KERNELS = (
+    (decode_attention, "attend_ring"),
+    (delta_kernel, "add_delta"),
+    (ragged_attention, "attend_ragged"),
+)
 
 
 def plain(
@@ -101,6 +108,32 @@ def test_equals_the_plain_path(prompts, samples, key_heads, group, width, room, 
         np.testing.assert_allclose(one, other, atol=(2e-6 if dtype == "float32" else 2e-2) * np.abs(other).max())
 
 
+@pytest.mark.parametrize(
+    ("samples", "key_heads", "group", "room", "ring", "place", "window", "dtype"),
+    [
+        (3, 2, 6, 300, 40, 95, None, "float32"),
+        (2, 1, 1, 20, 300, 280, 290, "float32"),
+        (1, 2, 7, 530, 260, 300, 30, "bfloat16"),
+    ],
+)
+def test_the_ragged_kernel_of_tpus_equals_the_plain_path(samples, key_heads, group, room, ring, place, window, dtype):
+    prompts = 3
+    rng, width = np.random.default_rng(0), 128
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
+    slots = drawn_slots(rng, prompts, samples)
+    rows, lengths = len(slots.prompt), jnp.array([room, 1, room // 2])
+    steps, still = jnp.asarray(rng.integers(0, min(place + 1, ring), rows)), jnp.zeros((rows, 1, 1, width // 2), dtype)
+    queries, prompt = draw(rows, key_heads * group, 1, width), [draw(prompts, key_heads, room, width) for _ in range(2)]
+    new, own = ([draw(rows, key_heads, size, width) for _ in range(2)] for size in (1, ring))
+    with jax.default_matmul_precision("highest"):
+        one = lambda: plain(queries, *prompt, lengths, *new, *own, (still + 1, still), slots, steps, place, window)  # noqa: E731
+        expected, *own = jax.jit(one)()
+        attend = jax.jit(functools.partial(ragged_attention.attend_ragged, window=window, interpret=True))
+        found = attend(queries, *prompt, lengths, *own, slots.prompt, steps, jnp.int32(place))
+    one, other = np.asarray(found, np.float32), np.asarray(expected, np.float32)
+    np.testing.assert_allclose(one, other, atol=(2e-6 if dtype == "float32" else 2e-2) * np.abs(other).max())
+
+
 @given(
     rows=st.integers(1, 150),
     sizes=st.sampled_from([(5,), (48, 48), (130, 20, 20), (300, 300)]),
@@ -127,9 +160,9 @@ def test_a_delta_is_its_two_products(rows, sizes, rank, gated, seed):
     np.testing.assert_allclose(found, expected, atol=3e-4 * np.abs(expected).max())  # 16 bits of A
 
 
-@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize(("device", "rank"), [("gpu", 0), ("gpu", 3), ("tpu", 0)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_steps_of_a_family_are_the_same(monkeypatch, family, rank):
+def test_steps_of_a_family_are_the_same(monkeypatch, family, device, rank):
     text = TextConfig(**(vars(TEXT) | FAMILIES[family]))
     vision = (
         VisionConfig(family, 0, 0, 0, 1, 0, image_size=1)
@@ -158,9 +191,9 @@ def test_steps_of_a_family_are_the_same(monkeypatch, family, rank):
 
     with jax.default_matmul_precision("highest"):
         expected = jax.jit(run)(join_factors(config, lora))
-        monkeypatch.setattr(fused, "takes_rings", lambda *_: True)
-        for module, name in ((decode_attention, "attend_ring"), (delta_kernel, "add_delta")):
+        for module, name in KERNELS:
             monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
-        found = jax.jit(run)(join_factors(config, lora, fuse=True))
+        monkeypatch.setattr(fused, "takes_rings" if device == "gpu" else "takes_ragged", lambda *_: True)
+        found = jax.jit(lambda lora: run(lora))(join_factors(config, lora, fuse=device == "gpu"))
     for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(one, other, atol=(3e-4 if rank else 1e-5) * np.abs(other).max())
