@@ -32,6 +32,11 @@ def traced_for(capability: str) -> Iterator[None]:
         _target.reset(token)
 
 
+def is_elsewhere() -> bool:
+    """True where programs are traced for a device that is not here."""
+    return _target.get() is not None
+
+
 def on_cpu() -> bool:
     """True where programs are traced for this machine's processor."""
     return _target.get() is None and jax.default_backend() == "cpu"

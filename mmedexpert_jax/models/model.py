@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.models import fused
+from mmedexpert_jax.models import fused, kernel_trial
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.decoder import ByLayer, Pass, window_of
 from mmedexpert_jax.models.layers import Slots, attend, attend_extended, attend_shared, image_numbers
@@ -164,6 +164,11 @@ class Model:
         age = (place - jnp.arange(size)) % size
         mask = age <= jnp.asarray(steps)[..., None, None, None]
         of_row: Any = None if slots is None else slots.prompt
+        text = self.config.text
+        tried = functools.partial(kernel_trial.passes, group=text.num_heads // text.num_kv_heads, width=text.head_dim)
+        ragged = slots is not None and fused.takes_ragged(text.head_dim) and tried("attend_ragged")
+        rings = slots is not None and fused.takes_rings(text.head_dim, prefix.keys[0], cache.keys[0])
+        rings = rings and tried("attend_ring")
 
         def attention(index, queries, keys, values, prompt_keys, prompt_values, own_keys, own_values):
             window = window_of(self.config.text, index)
@@ -171,7 +176,7 @@ class Model:
             keys = jax.lax.dynamic_update_slice(own_keys, keys, start)
             values = jax.lax.dynamic_update_slice(own_values, values, start)
             prompt = prompt_keys, prompt_values, prefix.lengths
-            if slots is not None and fused.takes_ragged(self.config.text.head_dim):
+            if ragged:
                 from mmedexpert_jax.models.ragged_attention import attend_ragged
 
                 return attend_ragged(queries, *prompt, keys, values, of_row, steps, place, window), keys, values
@@ -192,7 +197,6 @@ class Model:
             positions = (prefix.next_position[slots.prompt] + steps)[:, None, None]
             positions = jnp.broadcast_to(positions, (len(tokens), 3, 1))
         by_layer = prefix.keys, prefix.values, cache.keys, cache.values
-        rings = slots is not None and fused.takes_rings(self.config.text.head_dim, prefix.keys[0], cache.keys[0])
         chosen: Callable = in_one_kernel if rings else attention
         hidden, keys, values = network.model(x, positions, chosen, by_layer, unroll=True, rotates=rings)
         return hidden[..., 0, :], Cache(keys, values)

@@ -20,7 +20,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.models import Cache, Model, Prefix, Slots, fused, parts
+from mmedexpert_jax.models import Cache, Model, Prefix, Slots, fused, kernel_trial, parts
 from mmedexpert_jax.models.network import join_factors
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import sample, sample_each
@@ -190,6 +190,7 @@ def advance(
 
     def run(params: dict, lora: Lora | None, prefix: Prefix, keys: Array, state: DecodeState, limits: Array):
         fuse = state.cache.keys[0].dtype == jnp.bfloat16 and fused.takes_rings(fused.TILE)
+        fuse = fuse and lora is not None and kernel_trial.passes("add_delta")
         params, lora = parts.sending(params), join_factors(model.config, parts.gathered(lora), fuse)
 
         def goes_on(number: Array, state: DecodeState) -> Array:

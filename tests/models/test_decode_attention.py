@@ -19,6 +19,7 @@ from mmedexpert_jax.models import (
     decode_attention,
     delta_kernel,
     fused,
+    kernel_trial,
     layers,
     ragged_attention,
 )
@@ -197,3 +198,43 @@ def test_steps_of_a_family_are_the_same(monkeypatch, family, device, rank):
         found = jax.jit(lambda lora: run(lora))(join_factors(config, lora, fuse=device == "gpu"))
     for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(one, other, atol=(3e-4 if rank else 1e-5) * np.abs(other).max())
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    for module, name in KERNELS:
+        monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
+    kernel_trial.passes.cache_clear()
+    yield
+    kernel_trial.passes.cache_clear()
+
+
+@pytest.mark.parametrize(("module", "name"), KERNELS)
+@pytest.mark.parametrize(("group", "width"), [(6, 128), (1, 256)])
+def test_a_kernel_that_is_right_passes_its_trial_while_a_program_is_traced(interpreted, module, name, group, width):
+    passed = []
+    jax.jit(lambda x: passed.append(kernel_trial.passes(name, group, width)) or x)(jnp.ones(3))
+    assert passed == [True]
+
+
+@pytest.mark.parametrize(("module", "name"), KERNELS)
+@pytest.mark.parametrize("fault", ["wrong", "nan", "raises"])
+def test_a_kernel_that_is_wrong_is_named_once_and_not_used(interpreted, monkeypatch, module, name, fault):
+    right = getattr(module, name)
+
+    def broken(*arguments, **options):
+        if fault == "raises":
+            raise RuntimeError("ptxas:\n no kernel image for this device")
+        factor = jnp.nan if fault == "nan" else 1.1
+        return jax.tree.map(lambda x: (x * factor).astype(x.dtype), right(*arguments, **options))
+
+    monkeypatch.setattr(module, name, broken)
+    why = "RuntimeError: ptxas: no kernel image" if fault == "raises" else "it gives other values"
+    with pytest.warns(UserWarning, match=f"the kernel {name} is not used on this cpu: {why}") as said:
+        assert not kernel_trial.passes(name, 2, 128) and not kernel_trial.passes(name, 2, 128)
+    assert len(said) == 1
+
+
+def test_a_kernel_is_trusted_for_a_device_that_is_not_here():
+    with fused.traced_for("9.0"):
+        assert kernel_trial.passes("attend_ring", 6, 128)

@@ -1,0 +1,117 @@
+"""Kernels of ours are tried on the device before they decode: a wrong one would spoil every token without a word.
+
+They are compiled by drivers and for chips that nobody here has seen. A trial takes the model's own widths and a second
+or two of a process; where it fails, decoding takes the plain path and says so once.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mmedexpert_jax.models import fused
+from mmedexpert_jax.models.layers import Slots, attend_shared
+from mmedexpert_jax.models.rotary import rotate
+
+TOLERANCE = 0.03  # of the largest entry: three times what rounding to bfloat16 in another order makes
+SIZE = 80  # keys of a prompt and of a ring: a whole block of the kernels and a part of one
+
+
+@functools.cache
+def passes(kernel: str, group: int = 0, width: int = 0) -> bool:
+    """True where the kernel gives on this device what the plain path does; taken on trust for devices not here.
+
+    Args:
+        kernel: "attend_ring", "attend_ragged" or "add_delta".
+        group: query heads of a key head, of the first two.
+        width: of a head, of the first two.
+    """
+    if fused.is_elsewhere():
+        return True
+    why = "it gives other values"
+    try:
+        trial = jax.jit(lambda: _TRIALS[kernel](group, width))
+        with ThreadPoolExecutor(1) as apart:  # this thread may be tracing a program, of which the trial is no part
+            found, expected = (np.asarray(x, np.float32) for x in apart.submit(trial).result())
+        if np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max():
+            return True
+    except Exception as error:  # whatever a compiler or a driver makes of it
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    device = jax.devices()[0].device_kind
+    warnings.warn(f"the kernel {kernel} is not used on this {device}: {why}; decoding is slower", stacklevel=2)
+    return False
+
+
+def _drawing(dtype: str) -> Callable[..., Any]:
+    rng = np.random.default_rng(0)
+    return lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+
+
+def _pair(draw: Callable[..., Any], *shape: int) -> tuple[Array, Array]:
+    return draw(*shape), draw(*shape)
+
+
+def _slots() -> Slots:
+    """Of three rows, two of them of the first prompt."""
+    return Slots(jnp.array([0, 1, 0]), jnp.array([0, 0, 1]), jnp.array([[0, 2], [1, 0]]))
+
+
+def _ring(group: int, width: int) -> tuple[Array, Array]:
+    from mmedexpert_jax.models import decode_attention
+
+    draw = _drawing("bfloat16")
+    rows, key_heads = 3, 2
+    queries, prompt = draw(rows, key_heads * group, 1, width), _pair(draw, 2, key_heads, SIZE, width)
+    new, own = (_pair(draw, rows, key_heads, size, width) for size in (1, SIZE))
+    angles = jnp.arange(rows * width // 2).reshape(rows, 1, 1, -1) / 7
+    rope = jnp.cos(angles).astype("bfloat16"), jnp.sin(angles).astype("bfloat16")
+    lengths, steps, place = jnp.array([SIZE, 5]), jnp.array([70, 3, 0]), jnp.int32(SIZE + 2)
+    mixed, keys, values = decode_attention.attend_ring(
+        queries, *prompt, lengths, *new, *own, rope, _slots().prompt, steps, place
+    )
+    own = own[0].at[:, :, 2].set(rotate(new[0], *rope)[:, :, 0]), own[1].at[:, :, 2].set(new[1][:, :, 0])
+    expected = _plain(rotate(queries, *rope), prompt, lengths, own, steps)
+    return _flat(mixed, keys, values), _flat(expected, *own)
+
+
+def _ragged(group: int, width: int) -> tuple[Array, Array]:
+    from mmedexpert_jax.models import ragged_attention
+
+    draw = _drawing("bfloat16")
+    queries, prompt, own = draw(3, 2 * group, 1, width), _pair(draw, 2, 2, SIZE, width), _pair(draw, 3, 2, SIZE, width)
+    lengths, steps = jnp.array([SIZE, 5]), jnp.array([70, 3, 0])
+    place = jnp.int32(SIZE + 2)
+    found = ragged_attention.attend_ragged(queries, *prompt, lengths, *own, _slots().prompt, steps, place)
+    return found, _plain(queries, prompt, lengths, own, steps)
+
+
+def _plain(
+    queries: Array, prompt: tuple[Array, Array], lengths: Array, own: tuple[Array, Array], steps: Array
+) -> Array:
+    """The plain path where the new token stands at place 2 of a ring."""
+    seen = (2 - jnp.arange(SIZE)) % SIZE <= steps[:, None, None, None]
+    return attend_shared(queries, *prompt, lengths, *own, seen, _slots(), steps=steps)
+
+
+def _delta(group: int, width: int) -> tuple[Array, Array]:
+    from mmedexpert_jax.models import delta_kernel
+
+    draw = _drawing("float32")
+    joined, b = draw(40, 200 + 64), draw(32, 200)
+    inner = joined[:, 200:232] + joined[:, 232:]
+    with jax.default_matmul_precision("highest"):
+        expected = joined[:, :200] + 0.5 * inner @ b
+    return delta_kernel.add_delta(joined, b, 0.5, jnp.dtype("float32")), expected
+
+
+def _flat(*parts: Array) -> Array:
+    return jnp.concatenate([part.astype("float32").ravel() for part in parts])
+
+
+_TRIALS = {"attend_ring": _ring, "attend_ragged": _ragged, "add_delta": _delta}
