@@ -23,6 +23,7 @@ from mmedexpert_jax.models.fused import TILE
 BLOCK = 64  # keys that are read at a time, where a head is at most 128 wide: three such stages fit an A100's SM
 
 
+@functools.partial(jax.jit, static_argnames=("window", "interpret"))  # traced and lowered once for all layers
 def attend_ring(
     queries: Array,
     prompt_keys: Array,

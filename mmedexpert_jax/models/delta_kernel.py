@@ -20,6 +20,8 @@ COLUMNS = 128  # of the outputs, of a program
 ROWS = 64  # at most, of a program
 
 
+# traced and lowered once for all layers of a shape
+@functools.partial(jax.jit, static_argnames=("scale", "dtype", "gate", "interpret"))
 def add_delta(
     joined: Array,
     b: Array,

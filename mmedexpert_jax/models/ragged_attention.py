@@ -19,6 +19,7 @@ from mmedexpert_jax.models.layers import MASKED
 BLOCK = 256  # keys of all heads that are read at a time: of 8 heads of 128 in bfloat16 half a megabyte
 
 
+@functools.partial(jax.jit, static_argnames=("window", "interpret"))  # traced and lowered once for all layers
 def attend_ragged(
     queries: Array,
     prompt_keys: Array,
