@@ -88,7 +88,7 @@ def test_a_changed_sweep_is_found_and_drawn_anew(figures, tmp_path):
 
 def test_an_edited_table_and_a_foreign_image_are_found(figures, tmp_path):
     page = tmp_path / "docs" / "benchmarks.md"
-    page.write_text(page.read_text().replace("| GBA | 0 | 0.370 |", "| GBA | 0 | 0.470 |"))
+    page.write_text(page.read_text().replace("| GBA | 0 | 0.", "| GBA | 0 | 9.", 1))
     shutil.copy(tmp_path / "docs" / "images" / "learning.png", tmp_path / "docs" / "images" / "other.png")
     assert [line.partition(":")[0] for line in figures["stale"]()] == ["docs/benchmarks.md", "docs/images/other.png"]
 
