@@ -2,17 +2,17 @@
 
 import re
 
-_LOGIN = re.compile(r":/{1,2}[^/?#\s]*@")  # one slash is left of two where the URL was taken for a path
+_LOGIN = re.compile(r":(//?)[^/?#\s]*@")  # one slash is left of two where the URL was taken for a path
 
 
 def holds_login(text: str) -> bool:
     """True for a URL with a user name or password before its host."""
-    return _LOGIN.search(text) is not None
+    return any(found[1] == "//" for found in _LOGIN.finditer(text))
 
 
 def without_login(text: str) -> str:
     """`text` with the user name and password of each URL as `***`; used before any cut, which would leave half."""
-    return _LOGIN.sub("://***@", text)
+    return _LOGIN.sub(r":\1***@", text)
 
 
 class UserError(Exception):

@@ -31,3 +31,8 @@ def __getattr__(name: str) -> Any:
     from mmedexpert_jax.merging.merge_job import run
 
     return run
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

@@ -12,12 +12,12 @@ if TYPE_CHECKING:  # at run time a name is imported when it is first used: a mer
     from mmedexpert_jax.models.tree import stack, unstack
 
 _EXPORTS = {
-    "config": ("ModelConfig",),
-    "layers": ("Slots",),
-    "load": ("load_architecture", "load_model", "load_policy", "load_processor"),
-    "model": ("Cache", "Model", "Prefix"),
-    "save": ("save_pretrained",),
-    "tree": ("stack", "unstack"),
+    "ModelConfig": "config",
+    "Slots": "layers",
+    **dict.fromkeys(("load_architecture", "load_model", "load_policy", "load_processor"), "load"),
+    **dict.fromkeys(("Cache", "Model", "Prefix"), "model"),
+    "save_pretrained": "save",
+    **dict.fromkeys(("stack", "unstack"), "tree"),
 }
 
 __all__ = [
@@ -38,9 +38,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """A public name, or a module of this folder."""
-    for module, names in _EXPORTS.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
     if importlib.util.find_spec(f"{__name__}.{name}") is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

@@ -82,7 +82,7 @@ def needs(config: ConfigDict, shape: ModelConfig, dtype: str, devices: Devices) 
     return found
 
 
-@functools.lru_cache(maxsize=4)  # a mend is looked for among many configs of one model
+@functools.lru_cache(maxsize=4)  # a fix is looked for among many configs of one model
 def abstract_params(shape: ModelConfig, dtype: str, quantize: str = "none") -> dict:
     """The parameters' names, shapes and dtype, as load_policy gives them."""
     kind = jnp.dtype(dtype)

@@ -114,7 +114,6 @@ class Learner:
         self._stack, self._unstack = (
             jax.jit(lambda tree, change=change: self.layout.weights(change(tree))) for change in (stack, unstack)
         )
-        self._deltas = jax.jit(lambda trained: self.layout.weights(stack(trained)))
         self._base = self.layout.weights(base)
         self._optimizer, self._schedule = rule or optimizer(config, steps * updates)
         self._gradient = self.compile(self._gradient_fn)
@@ -219,7 +218,7 @@ class Learner:
             return trained
         if isinstance(jax.tree.leaves(trained)[0], jax.ShapeDtypeStruct):
             return self.layout.weights(stack(trained))
-        return self._deltas(trained)
+        return self._stack(trained)
 
     def _policy(self, trained: Any, base: Policy) -> Policy:
         return base.trained(trained, self._dtypes)

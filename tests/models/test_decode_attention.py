@@ -204,9 +204,9 @@ def test_steps_of_a_family_are_the_same(monkeypatch, family, device, rank):
 def interpreted(monkeypatch):
     for module, name in KERNELS:
         monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
-    kernel_trial.passes.cache_clear()
+    kernel_trial._passes_here.cache_clear()
     yield
-    kernel_trial.passes.cache_clear()
+    kernel_trial._passes_here.cache_clear()
 
 
 @pytest.mark.parametrize(("module", "name"), KERNELS)
@@ -235,6 +235,9 @@ def test_a_kernel_that_is_wrong_is_named_once_and_not_used(interpreted, monkeypa
     assert len(said) == 1
 
 
-def test_a_kernel_is_trusted_for_a_device_that_is_not_here():
+def test_a_kernel_is_trusted_for_a_device_that_is_not_here_and_tried_here_all_the_same(interpreted, monkeypatch):
+    monkeypatch.setattr(decode_attention, "attend_ring", None)
     with fused.traced_for("9.0"):
         assert kernel_trial.passes("attend_ring", 6, 128)
+    with pytest.warns(UserWarning, match="attend_ring is not used"):
+        assert not kernel_trial.passes("attend_ring", 6, 128)
