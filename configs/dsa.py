@@ -1,8 +1,7 @@
 """DSA (section 4.1): one LoRA expert per specialty, by supervised fine-tuning on its reasoning traces."""
 
-from ml_collections import ConfigDict
-
 from mmedexpert_jax.config import presets
+from mmedexpert_jax.config.fields import SPECIALTIES, Config, Field, free, one_of
 
 PRESETS = (
     "mini",
@@ -16,15 +15,17 @@ PRESETS = (
 )
 
 
-def get_config(preset: str = "mini") -> ConfigDict:
+def get_config(preset: str = "mini") -> Config:
     """Fields of the job under a preset."""
     config = presets.training("dsa", preset)
-    config.specialty = "all"  # "all": four experts in turn; AM, CAH, BS or CSI: that one; "mixed": pooled data
-    config.batch_size = 1  # cases per forward pass; appendix B
-    config.accumulation = 8  # forward passes per optimizer step; appendix B
-    config.max_new_tokens = 1024  # tokens of a trace and its answer; a longer one is refused
-    config.buckets = 4  # padded sizes of a micro-batch; more of them pad less and compile more
-    config.packing = 0  # capacities of packed completions, each compiled when it is first met; 0: rows stay padded
+    # "all": four experts in turn; AM, CAH, BS or CSI: that one; "mixed": pooled data
+    config.specialty = one_of("all", *SPECIALTIES, "mixed")
+    config.batch_size = Field(1, low=1)  # cases per forward pass; appendix B
+    config.accumulation = Field(8, low=1)  # forward passes per optimizer step; appendix B
+    config.max_new_tokens = Field(1024, low=1)  # tokens of a trace and its answer; a longer one is refused
+    config.buckets = Field(4, low=1)  # padded sizes of a micro-batch; more of them pad less and compile more
+    # capacities of packed completions, each compiled when it is first met; 0: rows stay padded
+    config.packing = free(0)
 
     if preset == "mini":
         config.lr = 2e-3

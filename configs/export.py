@@ -1,16 +1,17 @@
 """Export: a run or a model as a Hugging Face directory for transformers and vLLM, or as a peft adapter."""
 
-from ml_collections import ConfigDict
-
 from mmedexpert_jax.config import presets
+from mmedexpert_jax.config.fields import Config, free, one_of
 
 PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b", "medgemma_4b", "medgemma_27b")
 
 
-def get_config(preset: str = "mini") -> ConfigDict:
+def get_config(preset: str = "mini") -> Config:
     """Fields of the job under a preset."""
     config = presets.common("export", preset)
-    config.format = "model"  # "model": adapters folded in, with processor; "adapter": the run's peft adapter
+    # "model": adapters folded in, with processor; "adapter": the run's peft adapter
+    config.format = one_of("model", "adapter")
     config.output = ""  # directory to write; empty: export/ of the run directory
-    config.push = ""  # hub repository to upload it to, "owner/name"; private where new; empty: none; needs HF_TOKEN
+    # hub repository to upload it to, "owner/name"; private where new; empty: none; needs HF_TOKEN
+    config.push = free("")
     return config

@@ -3,9 +3,10 @@
 from types import SimpleNamespace
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import FieldReference
 
 from mmedexpert_jax.config import presets
+from mmedexpert_jax.config.fields import Config, Field, free, one_of, signed
 
 PRESETS = (
     "mini",
@@ -48,39 +49,40 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def get_config(preset: str = "mini") -> ConfigDict:
+def get_config(preset: str = "mini") -> Config:
     """Fields of the job under a preset."""
     config = presets.training("gba", preset)
     config.epochs = 1.0  # passes over the training cases where steps is 0; not given in the paper
     config.lr = 1e-6  # learning rate of AdamW; not given for RL in the paper: that of DSA (appendix B)
 
     # which cases, and in which order; "zero_variance" below filters while it trains
-    config.filter = ConfigDict()
+    config.filter = Config()
     config.filter.samples = 0  # answers of the policy to each case before training, kept in samples/; 0: no filter
-    config.filter.least = 0.05  # pass rate from which a case is kept; 0 keeps those that are never right
-    config.filter.most = 0.95  # pass rate up to which a case is kept; 1 keeps those that are always right
+    config.filter.least = Field(0.05, high=1)  # pass rate from which a case is kept; 0 keeps those that are never right
+    # pass rate up to which a case is kept; 1 keeps those that are always right
+    config.filter.most = Field(0.95, high=1)
     # every epoch from easy to hard by "pass_rate" (of the filter's samples) or by a column of the rows, a number that
     # rises with difficulty; empty: at random
     config.curriculum = ""
 
     # rollouts
-    config.prompts_per_step = 8  # prompts of P_guide per optimizer step; not given in the paper
+    config.prompts_per_step = Field(8, low=1)  # prompts of P_guide per optimizer step; not given in the paper
     # G, completions per prompt; appendix B. 2 compares pairs (2-GRPO, Wu et al. 2025, arXiv 2510.00977: as good as 16
     # there for an eighth of the samples, or with so many more prompts_per_step at the same cost)
-    config.num_samples = 8
-    config.max_new_tokens = 1024  # tokens of a completion; appendix B
+    config.num_samples = Field(8, low=1)
+    config.max_new_tokens = Field(1024, low=1)  # tokens of a completion; appendix B
     config.temperature = 1.0  # of sampling; the on-policy value
     config.top_k = 0  # sample among the k likeliest tokens; 0: all
-    config.top_p = 1.0  # sample from the smallest set with this probability; 1: all
+    config.top_p = Field(1.0, above=0, high=1)  # sample from the smallest set with this probability; 1: all
     # 0: on-policy, as in the paper; 1: the next step's rollouts are drawn while the update runs, from weights one step
     # old, which importance_cap corrects for; one device
-    config.rollout_ahead = 0
+    config.rollout_ahead = Field(0, high=1)
 
     # objective: its name sets the fields marked "by objective" (OBJECTIVES above), each of which may be set on its own
     objective = FieldReference("gba")
     # "gba" (section 4.2), its rival "grpo" (no guidelines), "dr_grpo", "dapo", "gspo", "sapo", "cispo", "rloo",
     # "reinforce_pp", "gdpo", "papo" or "drpo"
-    config.objective = objective
+    config.objective = one_of(*OBJECTIVES, default=objective)
 
     def by_objective(name: str, default: Any, kind: type | None = None) -> FieldReference:
         """The objective's value of a field, as long as the field is not set itself; `default` is that of gba."""
@@ -88,103 +90,121 @@ def get_config(preset: str = "mini") -> ConfigDict:
         return FieldReference((kind or type(default))(), op=lookup)
 
     config.guided = by_objective("guided", True)  # prompts ask for a paradigm (P_guide); by objective
-    config.clip = by_objective("clip", 0.2)  # epsilon of the clipped ratio; appendix B; by objective
-    config.clip_high = by_objective("clip_high", None, float)  # upper epsilon; none: the same as clip; by objective
+    config.clip = Field(by_objective("clip", 0.2), above=0)  # epsilon of the clipped ratio; appendix B; by objective
+    # upper epsilon; none: the same as clip; by objective
+    config.clip_high = Field(by_objective("clip_high", None, float), above=0)
     # weight of the k3 KL to the adapter-off reference; appendix B; 0: no reference; by objective
     config.beta = by_objective("beta", 0.001)
     # steps after which the reference becomes the policy (TRL's sync_ref_model, verl's SPIN); 0: the base for ever
     config.ref_every = 0
-    config.ref_mixup = 1.0  # share of the policy in the new reference (TRL's 0.6); below 1 where trainable is "full"
+    # share of the policy in the new reference (TRL's 0.6); below 1 where trainable is "full"
+    config.ref_mixup = Field(1.0, above=0, high=1)
     config.entropy_coef = 0.0  # weight of an entropy bonus (verl's entropy_coeff, TRL's entropy_coef); 0: none
     # weight of the KL to the policy that sees masked images, which is raised (PAPO: 0.01 to 0.02); by objective
     config.perception = by_objective("perception", 0.0)
     # weight of the entropy with and without masked patches, which is lowered (PAPO: 0.03); by objective
     config.perception_entropy = by_objective("perception_entropy", 0.0)
-    config.perception_mask = 0.6  # share of the patches that are masked, each by itself; PAPO
+    config.perception_mask = Field(0.6, above=0, high=1)  # share of the patches that are masked, each by itself; PAPO
     # loss of a token: "clip" (appendix B), "cispo" or "sapo" of gba/objective.py, or your own as "path.py:function"; by
     # objective
-    config.surrogate = by_objective("surrogate", "clip")
+    config.surrogate = one_of("clip", "cispo", "sapo", default=by_objective("surrogate", "clip"), own=True)
     # "sequence" (1/|y_i|, equation 5), "token" (dapo) or "constant" (dr_grpo); by objective
-    config.aggregation = by_objective("aggregation", "sequence")
+    config.aggregation = one_of("sequence", "token", "constant", default=by_objective("aggregation", "sequence"))
     # ratio of each "token" or of the "sequence" (gspo); by objective
-    config.ratio_level = by_objective("ratio_level", "token")
+    config.ratio_level = one_of("token", "sequence", default=by_objective("ratio_level", "token"))
     # what an advantage is: rewards over the deviation of their "group" (equation 4) or of the "batch"; undivided
     # ("none", dr_grpo); against the others ("leave_one_out", rloo); normalised over the step ("global", reinforce_pp);
     # each function apart ("decoupled", gdpo); gba/advantages.py, or your own as "path.py:function"; by objective
-    config.advantage_scale = by_objective("advantage_scale", "group")
+    config.advantage_scale = one_of(
+        "group",
+        "none",
+        "batch",
+        "leave_one_out",
+        "global",
+        "decoupled",
+        default=by_objective("advantage_scale", "group"),
+        own=True,
+    )
     # what divides advantages besides: nothing ("equal"), the size and mean reward of a case's "specialty", or also
     # those of the difficulties in it ("drpo"); by objective
-    config.advantage_weights = by_objective("advantage_weights", "equal")
+    config.advantage_weights = one_of("equal", "specialty", "drpo", default=by_objective("advantage_weights", "equal"))
     # groups of equal rewards: "keep", "drop" from the update, or "refill" by more rollouts (dapo's dynamic sampling);
     # by objective
-    config.zero_variance = by_objective("zero_variance", "keep")
-    config.refill_rounds = 3  # rollouts that a step adds at most, to refill; verl's filter_groups allows 10
+    config.zero_variance = one_of("keep", "drop", "refill", default=by_objective("zero_variance", "keep"))
+    # rollouts that a step adds at most, to refill; verl's filter_groups allows 10
+    config.refill_rounds = Field(3, low=1)
     config.mask_truncated = False  # leave completions that ran into the limit out of the loss (TRL's field)
     # cap of the weights pi / pi_sampler that correct for a sampler whose rounding differs, or that is a step behind
     # (TRL's token_truncate; verl caps at 2); 0: no correction
     config.importance_cap = 0.0
-    config.advantage_eps = 1e-4  # epsilon of equation 4; value of the R1 family (TRL)
-    config.advantage_ddof = 1  # degrees of freedom taken off the group's standard deviation; the R1 family (TRL)
-    config.inner_epochs = 1  # passes over one rollout; 1: on-policy, the ratio is 1
+    config.advantage_eps = Field(1e-4, above=0)  # epsilon of equation 4; value of the R1 family (TRL)
+    # degrees of freedom taken off the group's standard deviation; the R1 family (TRL)
+    config.advantage_ddof = Field(1, high=1)
+    config.inner_epochs = Field(1, low=1)  # passes over one rollout; 1: on-policy, the ratio is 1
     # updates per pass, each on its share of the prompts; by objective
-    config.minibatches = by_objective("minibatches", 1)
+    config.minibatches = Field(by_objective("minibatches", 1), low=1)
 
     # devices and memory; none of it changes the result
-    config.micro_batch = 1  # prompts of one gradient on each device, summed up to an update's; 0: all
-    config.packing = 8  # capacities of the packed update, each compiled when it is first met; 0: rows stay padded
+    config.micro_batch = free(1)  # prompts of one gradient on each device, summed up to an update's; 0: all
+    config.packing = free(8)  # capacities of the packed update, each compiled when it is first met; 0: rows stay padded
 
     # guidelines
-    config.group_by = "prompt"  # whose samples compete: one "prompt" (equation 4) or all paradigms of one "query"
-    config.paradigms_per_query = 1  # paradigms under which a query is asked per epoch, 1 to 4, assigned in balance
+    config.group_by = one_of("prompt", "query")  # whose samples compete: equation 4's, or all paradigms of a query
+    # paradigms under which a query is asked per epoch, 1 to 4, assigned in balance
+    config.paradigms_per_query = Field(1, low=1)
     config.guideline_text = ""  # JSON file, task or case id -> text that prompts quote; empty: the instruction alone
 
-    config.rewards = ConfigDict()
-    config.rewards.accuracy = 1.0  # weight: the answer in <answer> is the key
-    config.rewards.format = 0.5  # weight: one well-formed <think> and <answer>
+    config.rewards = Config()
+    config.rewards.accuracy = signed(1.0)  # weight: the answer in <answer> is the key
+    config.rewards.format = signed(0.5)  # weight: one well-formed <think> and <answer>
     # weight: the reasoning follows its paradigm (section 4.2); by objective
-    config.rewards.structure = by_objective("rewards.structure", 0.5)
+    config.rewards.structure = signed(by_objective("rewards.structure", 0.5))
     # weight: the soft punishment of overlong answers (dapo); by objective
-    config.rewards.length = by_objective("rewards.length", 0.0)
+    config.rewards.length = signed(by_objective("rewards.length", 0.0))
     # format and structure count only where the answer is right; False, the paper's sum: a right answer without
     # reasoning (1.0) ties with a wrong one in full form (0.5 + 0.5)
     config.rewards.gated = False
-    config.rewards.token_f1 = 0.0  # weight: F1 of words with the reference answer of an open question
-    config.rewards.answer_first = 0.0  # weight: -1 where the reasoning begins with its answer (the paper's appendix D)
+    config.rewards.token_f1 = signed(0.0)  # weight: F1 of words with the reference answer of an open question
+    # weight: -1 where the reasoning begins with its answer (the paper's appendix D)
+    config.rewards.answer_first = signed(0.0)
     config.rewards.functions = ()  # own rewards, each "module.function=weight" or "path.py:function=weight"
-    config.rewards.timeout = 60.0  # seconds of one call of an own function; 0: no limit
-    config.rewards.attempts = 3  # calls of an own function that fails, before the step is given up
-    config.rewards.workers = 16  # calls of own functions at once
-    config.rewards.judge = ConfigDict()
-    config.rewards.judge.weight = 0.0  # of a language model's word on each completion; 0: none is asked
-    config.rewards.judge.kind = "rubric"  # "rubric": a score over 10; "pairwise": wins within the group
+    config.rewards.timeout = free(60.0)  # seconds of one call of an own function; 0: no limit
+    config.rewards.attempts = free(3, low=1)  # calls of an own function that fails, before the step is given up
+    config.rewards.workers = free(16, low=1)  # calls of own functions at once
+    config.rewards.judge = Config()
+    config.rewards.judge.weight = signed(0.0)  # of a language model's word on each completion; 0: none is asked
+    # "rubric": a score over 10; "pairwise": wins within the group
+    config.rewards.judge.kind = one_of("rubric", "pairwise")
     config.rewards.judge.rubric = ""  # what a score is given for, or a .txt file of it; empty: sound reasoning
     # model in process in place of an endpoint: "policy" (this run's, as it begins), "mini", a directory or a hub id
     config.rewards.judge.path = ""
     config.rewards.judge.model = ""  # name at the endpoint
-    config.rewards.judge.url = ""  # of an OpenAI-compatible server
+    config.rewards.judge.url = free("")  # of an OpenAI-compatible server
     config.rewards.judge.key_env = ""  # environment variable with its key; empty: none is sent
-    config.rewards.judge.privacy = "report"  # text that may identify a person: "report", "redact" or "refuse"
-    config.rewards.judge.concurrency = 16  # requests in flight at most
-    config.rewards.judge.budget = 0.0  # dollars; 0: no limit
+    # text that may identify a person: "report", "redact" or "refuse"
+    config.rewards.judge.privacy = one_of("report", "redact", "refuse")
+    config.rewards.judge.concurrency = free(16, low=1)  # requests in flight at most
+    config.rewards.judge.budget = free(0.0)  # dollars; 0: no limit
     config.rewards.judge.price_input = 0.0  # dollars per million prompt tokens
     config.rewards.judge.price_output = 0.0  # dollars per million completion tokens
     # cosine of the embeddings of answer block and reference answer; abstains on multiple choice
-    config.rewards.similarity = ConfigDict()
-    config.rewards.similarity.weight = 0.0  # of the cosine, from 0 to 1; 0: nothing is embedded
+    config.rewards.similarity = Config()
+    config.rewards.similarity.weight = signed(0.0)  # of the cosine, from 0 to 1; 0: nothing is embedded
     # embedder in process: mean of the last hidden states of "policy" (this run's, as it begins), a directory or a hub
     # id; empty: an endpoint's /embeddings
     config.rewards.similarity.path = "policy"
     config.rewards.similarity.model = ""  # name at the endpoint
-    config.rewards.similarity.url = ""  # of an OpenAI-compatible server
+    config.rewards.similarity.url = free("")  # of an OpenAI-compatible server
     config.rewards.similarity.key_env = ""  # environment variable with its key; empty: none is sent
-    config.rewards.similarity.privacy = "report"  # text that may identify a person: "report", "redact" or "refuse"
-    config.rewards.similarity.concurrency = 16  # requests in flight at most
-    config.rewards.similarity.budget = 0.0  # dollars; 0: no limit
+    # text that may identify a person: "report", "redact" or "refuse"
+    config.rewards.similarity.privacy = one_of("report", "redact", "refuse")
+    config.rewards.similarity.concurrency = free(16, low=1)  # requests in flight at most
+    config.rewards.similarity.budget = free(0.0)  # dollars; 0: no limit
     config.rewards.similarity.price_input = 0.0  # dollars per million tokens
     config.rewards.shuffle = False  # negative control: rewards are shuffled among the samples
 
-    config.samples_every = 10  # optimizer steps between tables of completions in samples/
-    config.explain = 0  # completions to explain: prompt, tokens, rewards, advantage, share of the gradient
+    config.samples_every = free(10)  # optimizer steps between tables of completions in samples/
+    config.explain = free(0)  # completions to explain: prompt, tokens, rewards, advantage, share of the gradient
 
     if preset == "mini":
         config.steps = 48

@@ -1,13 +1,12 @@
 """The paper from data to table: DSA x 4, merge, GBA, merge again, and every model evaluated."""
 
-from ml_collections import ConfigDict
-
 from mmedexpert_jax.config import presets
+from mmedexpert_jax.config.fields import Config
 
 PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b", "medgemma_4b", "medgemma_27b")
 
 
-def get_config(preset: str = "mini") -> ConfigDict:
+def get_config(preset: str = "mini") -> Config:
     """Fields of the job under a preset."""
     config = presets.common("pipeline", preset)
     config.dsa = presets.stage("dsa", preset, without=("specialty",))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax.config import job_config as configs
-from mmedexpert_jax.config.fields import allowed
+from mmedexpert_jax.config.job_config import field_of
 from mmedexpert_jax.data.own import schema_table
 
 DOCS = Path(__file__).resolve().parent
@@ -40,12 +40,11 @@ SCHEMA, SCHEMA_END = "<!-- schema -->", "<!-- schema end -->"
 HEAD = """\
 # Configuration
 
-Written by `python docs/generate.py` from `configs/` and the table of bounds in `config/fields.py`, as `--list_config`
-prints them: all that is known of a field in one place. A field that a resume may change or raise says so under "takes";
-with another value of any other field a run starts anew. Sections,
-equations and appendices are the paper's. Set a field with `--config.<field>=<value>`: numbers (`1e-6`), `true` or
-`false`, `none` where the type ends in `?`, tuples with commas (`2,4`). Defaults are those of the first preset; the
-column beside has the presets that differ.
+Written by `python docs/generate.py` from `configs/` and `config/presets.py`, where all that is known of a field stands
+in one place, as `--list_config` prints it. A field that a resume may change or raise says so under "takes"; with
+another value of any other field a run starts anew. Sections, equations and appendices are the paper's. Set a field with
+`--config.<field>=<value>`: numbers (`1e-6`), `true` or `false`, `none` where the type ends in `?`, tuples with commas
+(`2,4`). Defaults are those of the first preset; the column beside has the presets that differ.
 """
 
 
@@ -193,7 +192,7 @@ def _rows(job: str) -> dict[str, tuple[str, str, str, str, str]]:
         others = {name: fields[key][2] for name, fields in by_preset.items() if key in fields}
         differ = ", ".join(f"{name}: {_value(v)}" for name, v in others.items() if v != value and key != "preset")
         name = f"{kind.__name__}{'?' if optional else ''}"
-        rows[key] = name, _value(value), differ, allowed(key, kind), docs.get(key, "")
+        rows[key] = name, _value(value), differ, field_of(key, job).takes(kind), docs.get(key, "")
     return rows
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from mmedexpert_jax import privacy
-from mmedexpert_jax.config.fields import field_of
+from mmedexpert_jax.config import field_of
 from mmedexpert_jax.mmedexpert.sources import collect
 from mmedexpert_jax.processing.images import clean, open_image
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.fields import ELSEWHERE, known
+from mmedexpert_jax.config.fields import ELSEWHERE
+from mmedexpert_jax.config.job_config import flatten, known
 from mmedexpert_jax.errors import ConfigError
 
 COUNT = "--processes"
@@ -70,14 +71,6 @@ def read_overrides(path: str | Path) -> list[tuple[str, Any]]:
     """Reads overrides from a JSON object, nested or with dotted keys, as (dotted key, value) pairs."""
     tree = border.read_json(path, dict[str, Any], error=ConfigError)
     return flatten(tree)
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Turns nested dicts into (dotted key, value) pairs, in order."""
-    pairs = []
-    for key, value in tree.items():
-        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return pairs
 
 
 _EXAMPLE = {"--config": "configs/gba.py", "--overrides": "overrides.json"}

@@ -16,8 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.fields import allowed, elsewhere
-from mmedexpert_jax.config.flags import flatten
+from mmedexpert_jax.config.fields import Field, elsewhere, facts_of
 from mmedexpert_jax.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -39,7 +38,7 @@ def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> Config
         ConfigError: no such file, preset or key, or a value of the wrong type.
     """
     config = read_config(spec)
-    override(config, flatten(dict(overrides or {})))
+    override(config, flatten(overrides or {}))
     return config
 
 
@@ -141,6 +140,22 @@ def fields(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, bool, 
     return leaves
 
 
+@functools.lru_cache(maxsize=4096)  # a sweep asks for the fields of hundreds of stages
+def field_of(key: str, job: str = "") -> Field:
+    """The facts of a dotted key in a job of the package, else of the longest end of it that any job has."""
+    return _facts(job).get(key) or _anywhere(key) or Field()
+
+
+def known(key: str) -> bool:
+    """True for a dotted key that ends as a field of some job does."""
+    return _anywhere(key) is not None
+
+
+def resumes(key: str, job: str = "") -> str:
+    """Changes that a resumed run may make to a field: "" (not), "free" or "grows"."""
+    return field_of(key, job).resume
+
+
 def override(config: ConfigDict, pairs: list[tuple[str, Any]]) -> None:
     """Sets dotted keys of `config` in order; a later pair wins.
 
@@ -159,6 +174,14 @@ def override(config: ConfigDict, pairs: list[tuple[str, Any]]) -> None:
         for group in groups:
             parent = parent[group]
         parent[leaf] = convert(key, value, kind, optional, default)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Turns nested dicts into (dotted key, value) pairs, in order."""
+    pairs = []
+    for key, value in tree.items():
+        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return pairs
 
 
 def convert(key: str, value: Any, kind: type, optional: bool = False, default: Any = None) -> Any:
@@ -190,14 +213,15 @@ def field_docs(path: Path) -> dict[str, str]:
 def format_config(config: ConfigDict, docs: Mapping[str, str], tall: bool = False) -> str:
     """A table of key, type, value, what it takes and doc, in the order of the comments; `tall`, for a terminal: two
     lines a field, with the doc below."""
-    leaves = fields(config)
+    leaves, facts = fields(config), facts_of(config)
     order = [key for key in docs if key in leaves] + [key for key in leaves if key not in docs]
     rows = [("key", "type", "value", "takes", "doc")]
     for key in order:
         kind, optional, value = leaves[key]
         name = kind.__name__ + ("?" if optional else "")
         shown = "none" if value is None else str(value) or '""'
-        rows.append((key, name, shown, border.cut(allowed(key, kind), 60), docs.get(key, "")))
+        takes = (facts.get(key) or field_of(key, config.get("job", ""))).takes(kind)
+        rows.append((key, name, shown, border.cut(takes, 60), docs.get(key, "")))
     if tall:
         return "\n".join(
             f"{key}={shown}  ({', '.join(filter(None, (kind, takes)))})\n    {doc}"
@@ -207,6 +231,25 @@ def format_config(config: ConfigDict, docs: Mapping[str, str], tall: bool = Fals
     return "\n".join(
         "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+@functools.cache
+def _facts(job: str) -> dict[str, Field]:
+    """The facts of a job's fields by dotted key, from the package's own config; none where it has no such job."""
+    for folder in search_folders()[1:]:
+        if (path := folder / "configs" / f"{job}.py").is_file():
+            with contextlib.suppress(ConfigError):  # a stage's config in the current folder that does not run
+                config = read_config(str(path))
+                return dict.fromkeys(fields(config), Field()) | facts_of(config)
+    return {}
+
+
+def _anywhere(key: str) -> Field | None:
+    """The facts of the longest end of a dotted key that a job of the package has; None where none has."""
+    jobs = [path.stem for folder in search_folders()[1:] for path in sorted((folder / "configs").glob("[!_]*.py"))]
+    names = key.split(".")
+    ends = (".".join(names[start:]) for start in range(len(names)))
+    return next((facts[end] for end in ends for facts in map(_facts, jobs) if end in facts), None)
 
 
 @functools.lru_cache(maxsize=64)  # a pipeline reads each of its stages, and these what they share

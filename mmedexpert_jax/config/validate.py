@@ -3,15 +3,19 @@
 import difflib
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.fields import BENCHMARK, SPECIALTIES, check_value, elsewhere, named_devices
-from mmedexpert_jax.config.job_config import convert, fields
-from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.config.fields import BENCHMARK, SPECIALTIES, Field, elsewhere, facts_of, named_devices
+from mmedexpert_jax.config.job_config import convert, field_of, fields
+from mmedexpert_jax.errors import ConfigError, DataError, holds_login
 
+INT_MAX = 2**31 - 1  # of any integer field: what an int32 holds
 ELSEWHERE = re.compile(r"([^:/]*=)?(system|endpoint|transformers):")  # models that are not files here
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 # the default folder of a job's run: a path in it that is not there yet is what that job will make
@@ -29,9 +33,10 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
         ConfigError: a value outside its range or choices.
         DataError: a model, expert or data path where there is nothing to read.
     """
+    facts, job = facts_of(config), config.get("job", "")
     for key, (_, _, value) in fields(config).items():
         if value is not None:
-            check_value(key, value)
+            check_value(key, value, facts.get(key) or field_of(key, job))
     _check_plan(config)
     if "seeds" in config:
         _check_seeds(config.seeds)
@@ -62,6 +67,40 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
         raise DataError(f"config.data.path: no such file or directory: {path}" + _first(path))
     if config.get("job") in ("dsa", "gba") and config.eval.every >= 0:
         _check_held_out(config)
+
+
+def check_value(key: str, value: Any, field: Field | None = None) -> None:
+    """Raises ConfigError where the value of a field is outside its bounds or choices: those given, else `field_of`."""
+    texts = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(text, str) and holds_login(text) for text in texts):  # never shown, and in no run's files
+        raise ConfigError(f"config.{key} holds a URL with a user name or password; put the key where key_env names it")
+    field = field or field_of(key)
+    listed = value if isinstance(value, tuple) else str(value).split(",")
+    given = [name.strip() for name in listed] if field.several else [value]
+    wrong = [name for name in given if field.choices and name not in field.choices]
+    if wrong and not (field.own and "." in str(value)):
+        close = difflib.get_close_matches(str(wrong[0])[:100], field.choices, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? " if close else ""
+        names = ", ".join(choice or '""' for choice in field.choices)
+        raise ConfigError(f"config.{key}={border.cut(str(wrong[0]))} is unknown; {hint}choose one of {names}")
+    if key.rpartition(".")[2] == "url" and value:
+        _check_url(key, value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if isinstance(value, int):
+        field = replace(field, high=min(field.high, INT_MAX))
+    if not field.holds(value):
+        raise ConfigError(f"config.{key} must be {field.range()}, got {border.shown(value)}")
+
+
+def _check_url(key: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # brackets that do not close, a port that is no number
+        good = False
+    if not good:
+        raise ConfigError(f"config.{key} must be a URL such as https://host/v1, got {border.shown(url)}")
 
 
 def _check_training(prefix: str, stage: ConfigDict) -> None:

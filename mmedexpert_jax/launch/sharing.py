@@ -142,7 +142,7 @@ def turn(task: Task, check: Callable[[], None]) -> Iterator[None]:
 def held(config: ConfigDict) -> dict[str, Any]:
     """The fields of a stage that its result depends on, as plain data; paths to other stages are not among them."""
     fields = files.plain(config.to_dict()) | {"model": {"dtype": config.model.dtype}, "experts": None}
-    return {key: value for key, value in flat(fields).items() if resumes(key) != "free"}
+    return {key: value for key, value in flat(fields).items() if resumes(key, config.job) != "free"}
 
 
 def label(stage: Stage, seed: int) -> str:

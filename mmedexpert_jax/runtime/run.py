@@ -227,7 +227,7 @@ class Run:
 
     def _grown(self) -> bool:
         saved = _saved_config(self.path)
-        return any(resumes(key) == "grows" for key in _drift(saved, self.config))
+        return any(resumes(key, self.config.get("job", "")) == "grows" for key in _drift(saved, self.config))
 
     def _write_start(self) -> None:
         if self._writes:  # the first of all: whatever a kill leaves behind is then known to be ours
@@ -421,11 +421,11 @@ def _say_changes(path: Path, config: dict) -> None:
         print(f"{path} goes on with another {', '.join(parts)}", flush=True)
 
 
-def _allowed(key: str, old: Any, new: Any) -> bool:
-    """True where a resumed run may have another value of a field; see config/fields.py."""
-    if resumes(key) == "grows":
+def _allowed(change: str, old: Any, new: Any) -> bool:
+    """True where a resumed run may have another value of a field that allows this `change` (config/fields.py)."""
+    if change == "grows":
         return isinstance(old, int | float) and isinstance(new, int | float) and 0 < old < new
-    return resumes(key) == "free"
+    return change == "free"
 
 
 def _free(path: Path) -> Path:
@@ -447,9 +447,9 @@ def _drift_refusal(path: Path, config: dict) -> str:
         if (path / "config.json").exists():
             print(f"{path / 'config.json'} is damaged; the run goes on with the config of this command", flush=True)
         return ""
-    drift = _drift(saved, config)
+    drift, job = _drift(saved, config), config.get("job", "")
     named = _named(config)
-    refused = [key for key, (old, new) in drift.items() if key not in named and not _allowed(key, old, new)]
+    refused = [key for key, pair in drift.items() if key not in named and not _allowed(resumes(key, job), *pair)]
     if not refused:
         return ""
     parts = (

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mmedexpert_jax.config import fields as table
+from mmedexpert_jax.config import Field, check_value, field_of, fields
 from mmedexpert_jax.config import job_config as configs
+from mmedexpert_jax.config.fields import facts_of
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.launch.cli import main
 
@@ -20,26 +21,56 @@ def numbers():
                 yield spec, key, kind
 
 
-def test_every_number_is_in_the_table_with_a_default_it_allows():
+def test_every_number_is_known_and_every_default_is_allowed():
     for spec, key, _ in numbers():
-        assert table.known(key), f"{spec}: {key} has no bounds in config/fields.py"
+        assert configs.known(key), f"{spec}: {key} is not known"
     for spec in [
         f"{name}:{preset}" for name, path in configs.available().items() for preset in configs.presets_of(path)
     ]:
-        for key, (_, _, value) in configs.fields(configs.read_config(spec)).items():
+        config = configs.read_config(spec)
+        for key, (_, _, value) in configs.fields(config).items():
             if value is not None:
-                table.check_value(key, value)
+                check_value(key, value, field_of(key, config.job))
+
+
+def test_a_field_keeps_its_facts_under_presets_in_stages_and_for_a_run_of_its_job():
+    """The rate of GBA: by itself with a preset's value, as a stage, and by the job's name and the key alone."""
+    for spec, key in (("configs/gba.py:mini", "lr"), ("configs/pipeline.py:mini", "gba.lr")):
+        field = facts_of(configs.read_config(spec))[key]
+        assert (field.above, field.low, field.resume, field) == (0, 0, "", field_of(key, spec[8:-8]))
+    assert [field_of("steps", "gba").resume, field_of("gba.steps").resume, field_of("remat", "dsa").resume] == [
+        "grows",
+        "grows",
+        "free",
+    ]
+    assert field_of("rows", "serve").low == 1 and field_of("rows", "ablation").low == 0  # one name, two fields
+    assert field_of("no_such_field") == Field()
+
+
+def test_a_field_of_a_users_own_config_has_its_bounds_and_choices(capsys, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from mmedexpert_jax.config import presets\n"
+        "from mmedexpert_jax.config.fields import Field, one_of\n\n\n"
+        "def get_config():\n"
+        "    config = presets.common('export', 'mini')\n"
+        "    config.heat = Field(1.0, above=0)  # of mine\n"
+        "    config.colour = one_of('red', 'blue')\n"
+        "    return config\n"
+    )
+    for given, said in (("heat=0", "must be above 0"), ("colour=bleu", "did you mean blue?")):
+        assert main([f"--config={tmp_path / 'own.py'}", f"--config.{given}"]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_what_is_written_twice_agrees():
-    assert (table.SPECIALTIES, table.PARADIGMS) == (SPECIALTIES, PARADIGMS)
+    assert (fields.SPECIALTIES, fields.PARADIGMS) == (SPECIALTIES, PARADIGMS)
 
 
 def test_no_number_takes_what_has_no_meaning(capsys, tmp_path, monkeypatch):
     """Below its bounds, above what an int32 holds, not finite: refused in a line that names the field."""
     monkeypatch.chdir(tmp_path)
     for spec, key, kind in numbers():
-        field = table.field_of(key)
+        field = field_of(key, spec.partition("/")[2].removesuffix(".py"))
         below = min(field.low, field.above) - 1
         wrong = ["nan", "inf", "x" * 5000] + ([str(int(below))] if below > -float("inf") else [])
         wrong += ["1e300"] if kind is int else []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.config.fields import field_of
+from mmedexpert_jax.config import field_of
 from mmedexpert_jax.data.benchmarks import ImageRef
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.medeval.controls import CONTROLS, consistency, letter_bias, near_pairs, sentence, table, variants
