@@ -28,8 +28,8 @@ TITLES = {
     "CSI": "Cancer and Surgical Interventions",
 }
 _YOUNG = re.compile(
-    r"\b(?:newborn|neonat\w*|infant|toddler|schoolchild|preterm|premature (?:boy|girl|baby)|baby|boy|girl|"
-    r"adolescent|teenager|child)\b(?!-|bearing|hood)",
+    r"\b(?:newborn|neonat\w*|infant|toddler|schoolchild|preterm|premature (?:boy|girl|baby)|baby|boy|girl|adolescent|"
+    r"teenager|child)\b(?!-|bearing|hood)",
     re.I,
 )
 _AGE = re.compile(
@@ -39,21 +39,17 @@ _AGE = re.compile(
 _PAEDIATRIC = re.compile(r"\bp(?:a)?ediatric|\bneonat|child and adolescent", re.I)
 _CSI = re.compile(
     r"\b(?:\w*(?:cancer|carcinoma|sarcoma|lymphoma|leuk(?:a)?emia|melanoma|myeloma|metasta\w+|neoplasm|glioma|"
-    r"blastoma)|"
-    r"tumou?rs?|malignan\w+|chemotherap\w+|radiotherap\w+|oncolog\w*|"
-    r"surg(?:ery|ical|eon)\w*|resect\w+|\w+ectom(?:y|ies)|post-?operative\w*|pre-?operative\w*|intra-?operative\w*|"
-    r"an(?:a)?esthesi\w+|laparo\w+|incision|hernia|appendicitis|fractur\w+|trauma\w*|burns?|burned|gunshot|"
-    r"stab wound|"
-    r"orthop(?:a)?edic\w*|transplant\w*|skeletal)\b",
+    r"blastoma)|tumou?rs?|malignan\w+|chemotherap\w+|radiotherap\w+|oncolog\w*|surg(?:ery|ical|eon)\w*|resect\w+|"
+    r"\w+ectom(?:y|ies)|post-?operative\w*|pre-?operative\w*|intra-?operative\w*|an(?:a)?esthesi\w+|laparo\w+|"
+    r"incision|hernia|appendicitis|fractur\w+|trauma\w*|burns?|burned|gunshot|stab wound|orthop(?:a)?edic\w*|"
+    r"transplant\w*|skeletal)\b",
     re.I,
 )
 _BS = re.compile(
     r"\b(?:brain|cerebr\w+|intracerebral|neuro\w+|stroke|thrombolysis|isch(?:a)?emic attacks?|TIA|seizure\w*|"
-    r"epilep\w+|"
-    r"headaches?|migraine|dementia|alzheimer\w*|parkinson\w*|multiple sclerosis|mening\w+|encephal\w+|GCS|"
+    r"epilep\w+|headaches?|migraine|dementia|alzheimer\w*|parkinson\w*|multiple sclerosis|mening\w+|encephal\w+|GCS|"
     r"cranial nerve|nervous|psychiatr\w+|psychosis|hallucinations?|delusions?|depressi(?:on|ve)|bipolar|anxiety|"
-    r"suicid\w+|"
-    r"schizophreni\w+|eyes?|ophthalm\w*|ocular|retin(?:a|al)\w*|visual|vision|cornea\w*|glaucoma|optic|"
+    r"suicid\w+|schizophreni\w+|eyes?|ophthalm\w*|ocular|retin(?:a|al)\w*|visual|vision|cornea\w*|glaucoma|optic|"
     r"ears?|hearing|audio\w+|tinnitus|vertigo|otolaryng\w*|otitis|deaf\w*|senses|sensory)\b",
     re.I,
 )
@@ -69,33 +65,28 @@ _CUES = {"CSI": _CSI, "BS": _BS, "AM": _AM}
 SUBSPECIALTIES: dict[str, re.Pattern] = {
     name: re.compile(rf"\b(?:{cues})", re.I)
     for name, cues in {
-        "oncology": r"\w*cancer|\w*carcinoma|\w*sarcoma|tumou?r|metasta|malignan|chemotherap|radiotherap|"
-        r"oncolog|neoplas",
-        "cardiology": r"cardi|heart|coronary|myocardial infarct|angina|atrial|ventricular (?:tachy|fibr|hyper|"
-        r"dys|septal)|valve|murmur|aort|ECG|electrocardio|"
-        r"hypertensi|palpitation|systolic|arrhythm",
-        "pulmonology": r"pulmon|lung|pneumon|asthma|COPD|bronch|respirat|dyspn|cough|pleur|sputum|chest (?:CT|"
-        r"x-ray|film)",
-        "gastroenterology": r"gastr|bowel|colon|colitis|liver|hepat|cirrho|pancrea|bilir|biliary|esophag|"
-        r"oesophag|abdom|"
-        r"diarrh|"
-        r"melena|digest|rectal",
+        "oncology": r"\w*cancer|\w*carcinoma|\w*sarcoma|tumou?r|metasta|malignan|chemotherap|radiotherap|oncolog|"
+        r"neoplas",
+        "cardiology": r"cardi|heart|coronary|myocardial infarct|angina|atrial|ventricular (?:tachy|fibr|hyper|dys|"
+        r"septal)|valve|murmur|aort|ECG|electrocardio|hypertensi|palpitation|systolic|arrhythm",
+        "pulmonology": r"pulmon|lung|pneumon|asthma|COPD|bronch|respirat|dyspn|cough|pleur|sputum|chest (?:CT|x-ray|"
+        r"film)",
+        "gastroenterology": r"gastr|bowel|colon|colitis|liver|hepat|cirrho|pancrea|bilir|biliary|esophag|oesophag|"
+        r"abdom|diarrh|melena|digest|rectal",
         "nephrology": r"kidney|renal|nephr|glomerul|dialysis|proteinuria|h(?:a)?ematuria|urinary",
         "endocrinology": r"diabet|insulin|thyroid|adrenal|pituitar|cortisol|glucose|hormon|endocrin|parathyroid",
-        "infectious disease": r"infect|bacter|virus|viral|HIV|tubercul|sepsis|septic|fung|parasit|malaria|"
-        r"antibiot|abscess",
+        "infectious disease": r"infect|bacter|virus|viral|HIV|tubercul|sepsis|septic|fung|parasit|malaria|antibiot|"
+        r"abscess",
         "haematology": r"an(?:a)?emi|h(?:a)?emophil|coagul|thrombocytop|leuk(?:a)?emi|lymphoma|myeloma|sickle|"
-        r"h(?:a)?emat|"
-        r"transfus|platelet|bleeding",
+        r"h(?:a)?emat|transfus|platelet|bleeding",
         "rheumatology": r"arthrit|lupus|rheumat|gout|vasculit|sclerod|joint|autoimmun|spondyl",
         "dermatology": r"rash|skin|dermat|eczema|psoria|pruri|skin lesion|blister|melanoma|nail|integument",
         "neurology": r"brain|cerebr|stroke|seizure|epilep|headache|migraine|neuro|mening|parkinson|dementia|GCS|TIA|"
         r"isch(?:a)?emic attack|thrombolysis|cranial nerve|paralys|h(?:a)?emorrhage on CT|intracranial",
         "psychiatry": r"psychiatr|depress|anxiety|bipolar|schizo|hallucinat|delusion|suicid|psychosis|mood|addict",
         "ophthalmology": r"eye|ophthalm|ocular|retin|cornea|glaucoma|vision|visual|cataract|optic",
-        "otolaryngology": r"ear\b|ears\b|hearing|audio|tinnitus|otitis|otolaryng|sinus|nasal|throat|tonsil|"
-        r"vertigo|hoarse|"
-        r"swallow",
+        "otolaryngology": r"ear\b|ears\b|hearing|audio|tinnitus|otitis|otolaryng|sinus|nasal|throat|tonsil|vertigo|"
+        r"hoarse|swallow",
         "surgery": r"surg|operati|resect|\w+ectomy|laparo|incision|hernia|append|an(?:a)?esthe|burn|trauma|wound",
         "orthopaedics": r"fractur|bone|orthop|hip\b|knee|shoulder|tendon|ligament|skelet|dislocat",
         "obstetrics and gynaecology": r"pregnan|gestation|obstet|gyn(?:a)?ecolog|uter|ovar|vagin|menstru|labou?r\b|"

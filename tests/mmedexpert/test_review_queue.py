@@ -70,7 +70,7 @@ def test_two_who_agree_settle_a_trace(store):
     id = next(iter(desk.traces))
     assert say(desk, ANNA, id, "accept").result == "stored"
     assert review.verdicts(store) == {} and desk.status(id) == "open"
-    assert review.undecided(store) == {id}
+    assert set(review.waiting(store)) == {id}
     say(desk, BEN, id, "accept")
     assert review.verdicts(store) == {id: review.Verdict("accept", None, (), ("anna", "ben"))}
 
@@ -81,11 +81,11 @@ def test_where_two_differ_a_third_decides(store):
     assert desk.queue(CHIEF, 5) == []
     say(desk, ANNA, id, "accept")
     say(desk, BEN, id, "reject")
-    assert desk.status(id) == "conflict" and review.verdicts(store) == {} and review.undecided(store) == {id}
+    assert desk.status(id) == "conflict" and review.verdicts(store) == {} and set(review.waiting(store)) == {id}
     assert [t.id for t in desk.queue(CHIEF, 5)] == [id]
     say(desk, CHIEF, id, "reject", reason="unsafe_advice")
     assert review.verdicts(store)[id] == review.Verdict("reject", None, ("unsafe_advice",), ("chief",))
-    assert review.undecided(store) == set() and desk.queue(CHIEF, 5) == [] and desk.progress(CHIEF)["adjudicated"] == 1
+    assert not review.waiting(store) and desk.queue(CHIEF, 5) == [] and desk.progress(CHIEF)["adjudicated"] == 1
 
 
 def test_different_edits_are_a_conflict(store):

@@ -1,7 +1,7 @@
 """From events to verdicts: what each reviewer has said of a trace, and what follows from all of them."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,15 +92,15 @@ def fold(review: Review | None, event: Event) -> Review:
     return review
 
 
-def misfit(event: Event) -> str:
-    """The reason why `fold` cannot take an event that was written elsewhere; "" for none."""
+def misfit(event: Event, **own: Callable[[], bool]) -> str:
+    """The reason why `fold` cannot take an event; "" for none. `own`: stricter tests by kind."""
     texts = (event.client_id, event.reviewer, event.role, event.trace_id, event.kind, event.time)
     if not all(isinstance(text, str) for text in texts):
         return "client_id, reviewer, role, trace_id, kind and time must be texts"
     if not isinstance(event.seconds, (int, float, type(None))):
         return "seconds must be a number or null"
     value = event.value
-    right = {
+    tests: dict[str, Callable[[], bool]] = {
         "settings": lambda: True,
         "opened": lambda: True,
         "skip": lambda: True,
@@ -110,7 +110,8 @@ def misfit(event: Event) -> str:
         "edit": lambda: isinstance(value["text"], (str, type(None))),
         "verdict": lambda: _is_verdict(value),
         "undo": lambda: isinstance(value["verdict"], str),
-    }.get(event.kind)
+    }
+    right = (tests | own).get(event.kind)
     try:
         return "" if right and isinstance(value, dict) and right() else f"no such event: {event.kind}"
     except (KeyError, TypeError):
@@ -175,7 +176,7 @@ def verdict(of_trace: Mapping[str, Review], needed: int) -> Verdict | None:
 
 def verdicts(store: Store) -> dict[str, Verdict]:
     """Verdicts by trace id, from the audit trail alone; traces that are open or in conflict are left out."""
-    reviews, settings = _read(store)
+    _, reviews, settings = read_reviews(store)
     found = {id: verdict(of_trace, settings.needed(id)) for id, of_trace in reviews.items()}
     return {id: v for id, v in found.items() if v is not None}
 
@@ -183,20 +184,16 @@ def verdicts(store: Store) -> dict[str, Verdict]:
 def waiting(store: Store) -> dict[str, str]:
     """Traces that somebody has given a verdict on and that wait for more: "open" for another reviewer, "conflict" for
     an adjudicator."""
-    reviews, settings = _read(store)
+    _, reviews, settings = read_reviews(store)
     states = {id: status(of_trace, settings.needed(id)) for id, of_trace in reviews.items()}
     return {
         id: state for id, state in states.items() if state in ("open", "conflict") and said(reviews[id], "reviewer")
     }
 
 
-def undecided(store: Store) -> set[str]:
-    """The ids of `waiting`."""
-    return set(waiting(store))
-
-
-def _read(store: Store) -> tuple[Reviews, ReviewSettings]:
+def read_reviews(store: Store) -> tuple[list[Event], Reviews, ReviewSettings]:
+    """The whole trail, the reviews that it adds up to, and the settings that it holds."""
     events, reviews = since(store), Reviews()
     for event in events:
         add(reviews, event)
-    return reviews, settings_of(events)
+    return events, reviews, settings_of(events)

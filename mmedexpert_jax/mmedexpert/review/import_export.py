@@ -14,7 +14,7 @@ from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
-from mmedexpert_jax.mmedexpert.review.adjudication import Reviews, add, misfit, said, settings_of, status, verdict
+from mmedexpert_jax.mmedexpert.review.adjudication import misfit, read_reviews, said, status, verdict
 from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.review.events import Event, append, dumps, since
 from mmedexpert_jax.mmedexpert.review.review_traces import encoded
@@ -94,15 +94,12 @@ def _is_typed(opinion: Opinion) -> bool:
 
 def given(store: Store) -> dict[str, dict[str, Opinion]]:
     """Verdicts that stand, by trace and reviewer, in the form that is passed on; adjudicators are left out."""
-    reviews = Reviews()
-    for event in since(store):
-        add(reviews, event)
     return {
         id: {
             name: Opinion(id, name, view.kind, view.text, view.reasons, view.note, view.seconds)
             for name, view in said(of_trace, "reviewer").items()
         }
-        for id, of_trace in reviews.items()
+        for id, of_trace in read_reviews(store)[1].items()
     }
 
 
@@ -128,10 +125,7 @@ def read_list(path: Path) -> list[Any]:
 
 def write_trail(store: Store, traces: Sequence[Trace], folder: Path) -> list[Path]:
     """Writes verdicts.jsonl, a line per trace with its state, and events.jsonl, the whole trail."""
-    events, reviews = since(store), Reviews()
-    for event in events:
-        add(reviews, event)
-    settings = settings_of(events)
+    events, reviews, settings = read_reviews(store)
     rows = []
     for trace in traces:
         of_trace, needed = reviews.get(trace.id, {}), settings.needed(trace.id)

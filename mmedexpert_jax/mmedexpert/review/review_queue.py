@@ -13,10 +13,19 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
 from mmedexpert_jax.mmedexpert.review import events as trail
-from mmedexpert_jax.mmedexpert.review.adjudication import Review, Reviews, ReviewSettings, add, said, share, status
+from mmedexpert_jax.mmedexpert.review.adjudication import (
+    Review,
+    Reviews,
+    ReviewSettings,
+    add,
+    misfit,
+    said,
+    share,
+    status,
+)
 from mmedexpert_jax.mmedexpert.review.checks import MAX_CHARACTERS, problems
 from mmedexpert_jax.mmedexpert.review.events import Event
-from mmedexpert_jax.mmedexpert.review.rubric import REASONS, RUBRIC
+from mmedexpert_jax.mmedexpert.review.rubric import RUBRIC
 
 HELD_SECONDS = 600.0  # a trace handed out stays with its reviewer for so long after it was last asked for
 RECENT = 50  # verdicts that a reviewer's pace is taken from
@@ -62,7 +71,7 @@ class ReviewQueue:
         self._opened: dict[str, list[str]] = {}  # by name: traces, the last opened last
         self._paces: dict[str, list[float]] = {}  # by name: seconds of verdicts
         self._held: dict[str, dict[str, float]] = {}  # by trace: name -> when it was handed out
-        self._states = dict.fromkeys(self.traces, "open")  # as in outcome.status
+        self._states = dict.fromkeys(self.traces, "open")  # as in adjudication.status
         self._given = dict.fromkeys(self.traces, 0)  # reviewers whose verdict stands
         self._decided: dict[str, set[str]] = {}  # by name: traces with a verdict that stands
         self._orders: dict[str, list[str]] = {}
@@ -70,7 +79,7 @@ class ReviewQueue:
         self._refresh()
 
     def announce(self) -> None:
-        """Writes the settings to the trail, from which `outcome.verdicts` reads them."""
+        """Writes the settings to the trail, from which `adjudication.verdicts` reads them."""
         trail.append(self.store, [Event(trail.new_id(), "", "", "", "settings", asdict(self.settings))])
 
     def submit(self, person: Person, events: Sequence[Event]) -> list[EventOutcome]:
@@ -113,7 +122,7 @@ class ReviewQueue:
             return [(id, verdict.client_id if verdict else None) for id, verdict in found]
 
     def status(self, trace_id: str) -> str:
-        """As in outcome.status."""
+        """As in adjudication.status."""
         return self._states[trace_id]
 
     def progress(self, person: Person | None = None) -> dict[str, Any]:
@@ -227,20 +236,16 @@ class ReviewQueue:
 
 
 def _malformed(trace: Trace, event: Event) -> str:
-    """The reason why an event cannot be read; "" for none."""
+    """The reason why an event of the page cannot be taken; "" for none."""
     value, text = event.value, event.value.get("text")
     criteria = {criterion.code for criterion in RUBRIC[trace.paradigm]}
-    right = {
-        "opened": lambda: not value,
-        "skip": lambda: not value,
-        "rubric": lambda: value["criterion"] in criteria and value["met"] in (True, False, None),
-        "reason": lambda: value["code"] in REASONS and value["on"] in (True, False),
-        "note": lambda: isinstance(text, str) and len(text) <= MAX_CHARACTERS,
-        "edit": lambda: text is None or (isinstance(text, str) and len(text) <= MAX_CHARACTERS),
-        "verdict": lambda: value["kind"] in ("accept", "reject"),
-        "undo": lambda: isinstance(value["verdict"], str),
-    }.get(event.kind)
-    try:
-        return "" if right and right() else f"no such event: {event.kind}"
-    except (KeyError, TypeError):
-        return f"an event of kind {event.kind} lacks a field"
+    return misfit(
+        event,
+        opened=lambda: not value,
+        skip=lambda: not value,
+        rubric=lambda: value["criterion"] in criteria and value["met"] in (True, False, None),
+        note=lambda: isinstance(text, str) and len(text) <= MAX_CHARACTERS,
+        edit=lambda: text is None or (isinstance(text, str) and len(text) <= MAX_CHARACTERS),
+        verdict=lambda: value["kind"] in ("accept", "reject"),
+        settings=lambda: False,
+    )

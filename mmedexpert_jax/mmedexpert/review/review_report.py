@@ -9,9 +9,8 @@ from typing import Any
 from mmedexpert_jax.data.case import PARADIGMS
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
-from mmedexpert_jax.mmedexpert.review.adjudication import Reviews, ReviewSettings, add, said, settings_of, status
-from mmedexpert_jax.mmedexpert.review.agreement import Agreement, Estimate, agreement
-from mmedexpert_jax.mmedexpert.review.events import since
+from mmedexpert_jax.mmedexpert.review.adjudication import Reviews, ReviewSettings, read_reviews, said, status
+from mmedexpert_jax.mmedexpert.review.agreement import agreement
 from mmedexpert_jax.mmedexpert.review.rubric import VERDICTS
 
 KEPT = ("kept", "rejected")  # accept and edit taken together, against reject
@@ -27,10 +26,8 @@ def summary(store: Store, traces: Sequence[Trace], settings: ReviewSettings | No
 
     Agreement, in all and by paradigm, is on the three verdicts (`verdict`) and on kept against rejected (`kept`).
     """
-    events, reviews = since(store), Reviews()
-    for event in events:
-        add(reviews, event)
-    settings = settings or settings_of(events)
+    events, reviews, own = read_reviews(store)
+    settings = settings or own
     groups: dict[str, list[Trace]] = {"all": list(traces)}
     groups |= {name: [t for t in traces if t.paradigm == name] for name in PARADIGMS}
     tables = {name: _agreements(ratings(reviews, chosen)) for name, chosen in groups.items() if chosen}
@@ -96,17 +93,13 @@ def markdown(figures: Mapping[str, Any]) -> str:
 
 
 def _row(values: Mapping[str, Any]) -> str:
-    found = Agreement(
-        values["traces"], values["raters"], *(Estimate(**values[name]) for name in ("raw", "kappa", "ac1"))
-    )
-    cells = [_interval(estimate) for estimate in (found.raw, found.kappa, found.ac1)]
-    return " | ".join([str(found.traces), str(found.raters), *cells])
-
-
-def _interval(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return "-"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    """The cells of an `Agreement`, as a dict."""
+    cells = [str(values["traces"]), str(values["raters"])]
+    for name in ("raw", "kappa", "ac1"):
+        found = values[name]
+        interval = "-" if found["value"] is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**found)
+        cells.append(interval)
+    return " | ".join(cells)
 
 
 def _median(values: Sequence[float]) -> float | None:

@@ -44,6 +44,7 @@ MAX_BODY = 2_000_000  # bytes of a request
 MAX_EVENTS = 500  # in one request
 MAX_ITEMS = 10  # handed out at once
 WINDOW = "X-Window"  # header of a picture of more than 8 bits: centre,width under which it is shown
+CLOSE = {"Connection": "close"}  # of an error's answer: the rest of the request has not been read
 BODY_SECONDS = 20.0  # until the body of a request is there
 _LENGTH = re.compile(r"[0-9]+")
 _DECIMAL = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,17})?(e-?[0-9]{1,2})?")
@@ -77,11 +78,8 @@ class ReviewServer:
         self.loopback = host in LOOPBACK
         self._last: tuple[Any, bytes] = None, b""
         self._socket = _bound(host, port)
-        quiet: dict[str, Any] = {
-            "log_config": None,
-            "log_level": "critical",
-            "access_log": False,
-        }  # the trail is the log
+        # no log: the trail is it
+        quiet: dict[str, Any] = {"log_config": None, "log_level": "critical", "access_log": False}
         plain: dict[str, Any] = {"ws": "none", "lifespan": "off", "server_header": False, "proxy_headers": False}
         config = uvicorn.Config(
             Guard(self._application(), self.loopback),
@@ -107,7 +105,7 @@ class ReviewServer:
         self._server.should_exit = True
 
     def trace(self, id: Any) -> Trace:
-        """The trace that a request names. Raises Refusal."""
+        """The trace that a request names. Raises ReviewRefusal."""
         if not isinstance(id, str) or id not in self.desk.traces:
             raise ReviewRefusal(404, "no such trace")
         return self.desk.traces[id]
@@ -124,9 +122,11 @@ class ReviewServer:
         routes = [Route(path, self._file(*STATIC[path])) for path in STATIC]
         routes += [Route(path, self._endpoint(answer)) for path, answer in GET.items()]
         routes += [Route(path, self._endpoint(answer), methods=["POST"]) for path, answer in POST.items()]
-        handlers: dict[Any, Any] = {HTTPException: _refused, Exception: _failed, ClientDisconnect: _gone}
-        handlers |= dict.fromkeys((sqlite3.Error, ResourceError), _unavailable)
-        handlers |= dict.fromkeys((DataError, ConfigError), _unreadable)  # without pydicom, say
+        handlers: dict[Any, Any] = {HTTPException: _refused, Exception: _failing(500)}
+        handlers[ClientDisconnect] = _failing(400)  # nobody is there to read it
+        # a disk that takes nothing, say: the page keeps its events and asks again
+        handlers |= dict.fromkeys((sqlite3.Error, ResourceError), _failing(503))
+        handlers |= dict.fromkeys((DataError, ConfigError), _failing(422))  # a picture that needs pydicom, say
         return Starlette(routes=routes, exception_handlers=handlers)
 
     def _file(self, name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
@@ -171,7 +171,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _check_origin(request: Request) -> None:
-    """Raises Refusal where a request comes from another site, or is not JSON."""
+    """Raises ReviewRefusal where a request comes from another site, or is not JSON."""
     origin = request.headers.get("origin")
     own = origin is None or origin.partition("://")[2] == request.headers.get("host", "")
     if not own or request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
@@ -181,7 +181,7 @@ def _check_origin(request: Request) -> None:
 
 
 async def _json(request: Request) -> Any:
-    """The JSON of a request, bounded in size, depth and time. Raises Refusal."""
+    """The JSON of a request, bounded in size, depth and time. Raises ReviewRefusal."""
     too_large = ReviewRefusal(413, f"at most {MAX_BODY} bytes are taken")
     length = request.headers.get("content-length", "0")
     if not _LENGTH.fullmatch(length):
@@ -203,33 +203,19 @@ async def _json(request: Request) -> Any:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """The answer to what is refused; the connection is closed, since the rest of the request is not read."""
+    """The answer to what is refused."""
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, headers={"Connection": "close"})
+    return JSONResponse({"error": error.detail}, error.status_code, headers=CLOSE)
 
 
-async def _unavailable(request: Request, error: Exception) -> Response:
-    """The answer where the disk takes nothing, say: the page keeps its events and asks again."""
-    return JSONResponse({"error": str(error)}, 503, headers={"Connection": "close"})
+def _failing(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """The answer with a status to what fails."""
 
+    async def handler(request: Request, error: Exception) -> Response:
+        name = f"{type(error).__name__}: " if status == 500 else ""  # an error of ours, which may say nothing else
+        return JSONResponse({"error": name + str(error)}, status, headers=CLOSE)
 
-async def _unreadable(request: Request, error: Exception) -> Response:
-    """The answer where a picture cannot be shown as it was asked for."""
-    return JSONResponse({"error": str(error)}, 422)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    """The answer to an error of ours."""
-    return JSONResponse({"error": f"{type(error).__name__}: {border.cut(str(error))}"}, 500)
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    """Nobody is there to read an answer."""
-    return Response(status_code=400)
-
-
-def _session(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
-    return {"review": server.access.id} | view.session(person, server.desk, server.blind)
+    return handler
 
 
 def _queue(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
@@ -240,10 +226,6 @@ def _queue(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
     traces = server.desk.queue(person, min(count, MAX_ITEMS), holding)
     items = [view.item(trace, person, server.desk, server.blind) for trace in traces]
     return {"items": items, "progress": server.desk.progress(person)}
-
-
-def _item(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
-    return view.item(server.trace(asked.query.get("trace")), person, server.desk, server.blind)
 
 
 def _image(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
@@ -257,14 +239,6 @@ def _image(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
         image = replace(image, view=replace(image.view, window=View.make(values, name="image").window))
     shown = shown_window(image)
     return *encoded(image), {WINDOW: f"{shown[0]:.12g},{shown[1]:.12g}"} if shown else {}
-
-
-def _history(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
-    return [{"id": id, "verdict": verdict} for id, verdict in server.desk.history(person)]
-
-
-def _progress(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
-    return server.desk.progress(person)
 
 
 def _events(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
@@ -296,11 +270,11 @@ def _event(sent: Any) -> Event:
 
 
 GET: dict[str, Answer] = {
-    "/api/session": _session,
+    "/api/session": lambda site, who, _: {"review": site.access.id} | view.session(who, site.desk, site.blind),
     "/api/queue": _queue,
-    "/api/item": _item,
+    "/api/item": lambda site, who, asked: view.item(site.trace(asked.query.get("trace")), who, site.desk, site.blind),
     "/api/image": _image,
-    "/api/history": _history,
-    "/api/progress": _progress,
+    "/api/history": lambda site, who, _: [{"id": id, "verdict": kept} for id, kept in site.desk.history(who)],
+    "/api/progress": lambda site, who, _: site.desk.progress(who),
 }
 POST: dict[str, Answer] = {"/api/events": _events, "/api/check": _check}
