@@ -23,7 +23,8 @@ def run(config: ConfigDict) -> None:
     try:
         import uvicorn
 
-        from mmedexpert_jax.remote.guard import LOOPBACK, Guard, PromptProtocol
+        from mmedexpert_jax.remote.guard import Guard, PromptProtocol
+        from mmedexpert_jax.remote.protocol import LOOPBACK
         from mmedexpert_jax.rollout.server import application
     except ImportError:
         raise ConfigError("the serve job needs starlette and uvicorn: pip install starlette uvicorn") from None

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import prompt_styles
-from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
+from mmedexpert_jax.medeval.evaluate import AnswerRow
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.report import pages
 from mmedexpert_jax.runtime import files, report
@@ -73,7 +73,7 @@ def _said(part: Table) -> list[str]:
 def _benchmark(
     folder: Path, result: Result, styles: Mapping[str, str], paradigm: str | None, limit: int
 ) -> dict[str, Any]:
-    by_model = {name: _by_item(evaluation) for name, evaluation in result.evaluations.items()}
+    by_model = {name: evaluation.by_item() for name, evaluation in result.evaluations.items()}
     chosen = _choose(result.benchmark.items, by_model, limit)
     return {
         "title": result.benchmark.title,
@@ -168,10 +168,3 @@ def _pictures(folder: Path, item: Case) -> list[str]:
         except DataError:
             continue
     return paths
-
-
-def _by_item(evaluation: Evaluation) -> dict[str, list[AnswerRow]]:
-    rows: dict[str, list[AnswerRow]] = {}
-    for row in evaluation.rows:
-        rows.setdefault(row.id, []).append(row)
-    return rows

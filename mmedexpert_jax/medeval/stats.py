@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import bdtr, stdtrit
 
 
 def bootstrap(
@@ -98,12 +98,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Exact two-sided p-value of McNemar's test on paired outcomes; 1 if no pair differs."""
     before, after = np.asarray(first, bool), np.asarray(second, bool)
     gained, lost = int(np.sum(after & ~before)), int(np.sum(before & ~after))
-    pairs = gained + lost
-    tail = term = 1
-    for i in range(min(gained, lost)):
-        term = term * (pairs - i) // (i + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2**pairs)
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))  # both tails of a fair coin
 
 
 @dataclass(frozen=True)

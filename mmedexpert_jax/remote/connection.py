@@ -7,11 +7,10 @@ from urllib.request import getproxies, proxy_bypass
 import httpx2
 import openai
 
-from mmedexpert_jax.remote.protocol import Endpoint
+from mmedexpert_jax.remote.protocol import LOOPBACK, Endpoint
 
 MOST_BODY = 8 * 2**20  # bytes of a response, decompressed: a million tokens take about five million
 MOST_FILE = 2**30  # bytes of a batch's output: 50,000 answers of 20 kB
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class BoundedTransport(httpx2.AsyncBaseTransport):

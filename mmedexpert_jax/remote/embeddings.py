@@ -33,11 +33,8 @@ class EmbeddingClient(Client):
         vector = _vector(body)
         if vector is None:
             return Outcome("malformed", "a body without data[0].embedding, numbers", billed=True)
-        used = body.get("usage")
-        tokens = used.get("prompt_tokens") if isinstance(used, dict) else None
-        usage = None
-        if isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens <= outcomes.MOST_TOKENS:
-            usage = Usage(tokens)
+        tokens = outcomes.detail_count(body, "usage", "prompt_tokens")
+        usage = None if tokens is None else Usage(tokens)
         return Outcome("answered", reply=EndpointReply("", json.dumps(vector), "stop"), billed=True, usage=usage)
 
 

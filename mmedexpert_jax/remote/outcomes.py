@@ -46,8 +46,8 @@ _REFUSED_VALUE = re.compile(
     re.I,
 )
 # What servers call an answer that they broke off (OpenRouter; vLLM; Zhipu; DeepSeek): asked again, never stored.
-_BROKEN_OFF = (
-    *("error", "abort", "network_error", "insufficient_system_resource", "cancelled", "malformed_function_call"),
+_BROKEN_OFF = frozenset(
+    {"error", "abort", "network_error", "insufficient_system_resource", "cancelled", "malformed_function_call"}
 )
 _STOPPED = ("safety", "prohibited_content", "blocklist", "spii", "recitation", "sensitive", "guardrail")  # by a filter
 _FINISH = dict.fromkeys(("max_tokens", "max_output_tokens", "model_length"), "length")
@@ -229,14 +229,15 @@ def _usage(usage: Any) -> Usage | None:
     prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     if prompt is None or completion is None:
         return None
-    cached = _detail_count(usage, "prompt_tokens_details", "cached_tokens")
-    reasoning = _detail_count(usage, "completion_tokens_details", "reasoning_tokens")
+    cached = detail_count(usage, "prompt_tokens_details", "cached_tokens") or 0
+    reasoning = detail_count(usage, "completion_tokens_details", "reasoning_tokens") or 0
     return Usage(prompt, completion, min(cached, prompt), min(reasoning, completion))
 
 
-def _detail_count(usage: Mapping[str, Any], group: str, name: str) -> int:
-    details = usage.get(group)
-    return (_count(details.get(name)) if isinstance(details, dict) else None) or 0
+def detail_count(body: Mapping[str, Any], group: str, name: str) -> int | None:
+    """A number of tokens in a group of a body; None where there is none."""
+    details = body.get(group)
+    return _count(details.get(name)) if isinstance(details, dict) else None
 
 
 def _count(value: Any) -> int | None:

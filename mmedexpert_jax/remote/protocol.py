@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from mmedexpert_jax.errors import ConfigError
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 
 @dataclass(frozen=True)
 class Endpoint:

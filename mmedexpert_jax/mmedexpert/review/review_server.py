@@ -32,7 +32,8 @@ from mmedexpert_jax.mmedexpert.review.review_queue import Person, ReviewQueue
 from mmedexpert_jax.mmedexpert.review.review_traces import encoded
 from mmedexpert_jax.processing.images import ImageRef, shown_window
 from mmedexpert_jax.processing.windows import View
-from mmedexpert_jax.remote.guard import LOOPBACK, Guard, PromptProtocol
+from mmedexpert_jax.remote.guard import Guard, PromptProtocol
+from mmedexpert_jax.remote.protocol import LOOPBACK
 
 PAGE = Path(__file__).parent / "page"
 STATIC = {
