@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from einops import rearrange
 
-from mmedexpert_jax import gba
+from mmedexpert_jax import gba, lora
 from mmedexpert_jax.gba import objective
-from mmedexpert_jax.models import rotary
+from mmedexpert_jax.merging import spherical
+from mmedexpert_jax.models import quantised, rotary
 from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.rollout import sampling
 from mmedexpert_jax.train.optimizer import schedule
@@ -47,6 +49,59 @@ class PureFunctions(chex.TestCase):
         other, own = (-RNG.exponential(size=(2, 3)).astype(np.float32) for _ in range(2))
         gap = other.astype(np.float64) - own
         self.same(objective.k3, np.exp(gap) - gap - 1, other, own)
+
+    @chex.all_variants(with_pmap=False)
+    def test_the_surrogates(self):
+        """PPO's clip, CISPO's cut ratio, SAPO's gate, at the range 0.8 to 1.3."""
+        ratio = np.exp(RNG.normal(size=(3, 4))).astype(np.float32)
+        logprobs = -RNG.exponential(size=(3, 4)).astype(np.float32)
+        advantage = RNG.normal(size=(3, 1)).astype(np.float32)
+        heat = np.where(advantage > 0, 1.0, 1.05)
+        truths = {
+            "clip": -np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.3) * advantage),
+            "cispo": -np.minimum(ratio, 1.3) * advantage * logprobs,
+            "sapo": -4 / heat / (1 + np.exp(-heat * (ratio - 1))) * advantage,
+        }
+        for name, truth in truths.items():
+            loss = lambda *arrays, one=objective.SURROGATES[name]: one(*arrays, 0.8, 1.3)[0]  # noqa: E731
+            self.same(loss, truth, ratio, logprobs, advantage)
+
+    @chex.all_variants(with_pmap=False)
+    def test_a_fold_adds_the_scaled_product(self):
+        weight, a, b = (RNG.normal(size=shape).astype(np.float32) for shape in ((5, 6), (2, 6), (5, 2)))
+        deltas = lambda a, b: lora.Lora({"x": {"a": a, "b": b}}, 2, 8.0)  # noqa: E731
+        fold = lambda w, a, b: lora.fold({"x": {"weight": w}}, deltas(a, b))["x"]["weight"]  # noqa: E731
+        self.same(fold, weight + 4 * b.astype(np.float64) @ a, weight, a, b)
+
+    @chex.all_variants(with_pmap=False)
+    def test_slerp_of_rows_goes_along_the_arc(self):
+        first, second = RNG.normal(size=(2, 3, 5)).astype(np.float32)
+        products = np.einsum("knd,lnd->kln", *[np.stack([first, second])] * 2)
+        angle = np.arccos(products[0, 1] / np.sqrt(products[0, 0] * products[1, 1]))
+        truth = np.stack([np.sin(0.7 * angle), np.sin(0.3 * angle)]) / np.sin(angle)
+        self.same(lambda p: spherical.pair_coefficients(p, 0.3), truth, products)
+
+    @chex.all_variants(with_pmap=False)
+    def test_a_quantised_weight_is_the_nearest_of_its_levels(self):
+        weight = RNG.normal(size=(3, 128)).astype(np.float32)
+        step = np.abs(weight).max(axis=1, keepdims=True) / 127
+        self.same(lambda w: quantised.quantise(w, "int8").plain(), step * np.round(weight / step), weight)
+        blocks = rearrange(weight, "o (b n) -> o b n", n=quantised.BLOCK)
+        largest = np.abs(blocks).max(axis=-1, keepdims=True)
+        nearest = np.abs((blocks / largest)[..., None] - quantised.NF4).argmin(-1)
+        truth = rearrange(largest * quantised.NF4[nearest], "o b n -> o (b n)")
+        self.same(lambda w: quantised.quantise(w, "nf4").plain(), truth, weight)
+
+    @chex.all_variants(with_pmap=False)
+    def test_a_draw_has_the_probability_that_its_distribution_gives_it(self):
+        logits = RNG.normal(size=(6, 9)).astype(np.float32)
+        how = {"temperature": 0.7, "top_k": 5, "top_p": 0.9}
+
+        def gap(logits):
+            tokens, drawn = sampling.sample(jax.random.key(1), logits, **how)
+            return drawn - jnp.take_along_axis(sampling.distribution(logits, **how), tokens[:, None], -1)[:, 0]
+
+        self.same(gap, np.zeros(6), logits)
 
     @chex.all_variants(with_pmap=False)
     def test_weights_of_another_sampler_are_cut(self):
@@ -87,6 +142,9 @@ class PureFunctions(chex.TestCase):
         lambda x: objective.k3(x, 2 * x),
         lambda x: sampling.distribution(x, temperature=0.7, top_k=2, top_p=0.9),
         lambda x: rotary.rotate(x, x[:, :2], x[:, 2:]),
+        lambda x: objective.sapo(x, x, x[:, :1], 0.8, 1.2)[0],
+        lambda x: quantised.quantise(x, "int8").plain(),
+        lambda x: sampling.sample(jax.random.key(0), x, top_k=2)[1],
         lambda x: PACKING.unpack(PACKING.pack(jnp.broadcast_to(x, (2, 2, 4, 4)))),
     ],
 )

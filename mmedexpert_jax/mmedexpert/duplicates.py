@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from einops import rearrange
 
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources.canonical import normal
@@ -73,6 +74,6 @@ def _candidates(shingled: Sequence[frozenset[int]]) -> set[tuple[int, int]]:
     for index, grams in enumerate(shingled):
         hashes = np.fromiter(grams, np.uint64, len(grams))
         signature = ((hashes[:, None] * scale + shift) % _PRIME).min(axis=0)  # [PERMUTATIONS]
-        for band, part in enumerate(signature.reshape(BANDS, -1)):
+        for band, part in enumerate(rearrange(signature, "(band row) -> band row", band=BANDS)):
             groups[band, part.tobytes()].append(index)
     return {(a, b) for members in groups.values() for i, a in enumerate(members) for b in members[i + 1 :]}

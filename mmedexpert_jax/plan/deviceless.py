@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from einops import rearrange
 from jax.sharding import AxisType, Mesh
 
 from mmedexpert_jax.errors import ConfigError
@@ -96,8 +97,9 @@ def mesh(kind: str, count: int = 1) -> Mesh:
             f"config.plan_compile: no compiler for {kind} is here; install {package} for jax {jax.__version__}, or "
             "leave it out"
         ) from error
-    grid: np.ndarray = np.array(found.devices[:count]).reshape(count, 1, 1)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(
+        rearrange(np.array(found.devices[:count]), "device -> device 1 1"), AXES, axis_types=(AxisType.Auto,) * 3
+    )
 
 
 def _topology(**names: str) -> Any:

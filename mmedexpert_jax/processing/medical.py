@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from einops import rearrange
 from PIL import Image
 
 from mmedexpert_jax.errors import DataError
@@ -417,4 +418,4 @@ def _dicom_volume(frames: Sequence[tuple[Any, int]], axes: np.ndarray, name: str
         _dicom_grey(stored, dataset, look, name, view, extent)
         for (dataset, _), stored, look in zip(frames, values, looks, strict=True)
     ]
-    return apply_orientation(np.stack(levels).swapaxes(0, 2), axes)  # [slice, row, column] -> [column, row, slice]
+    return apply_orientation(rearrange(levels, "slice row column -> column row slice"), axes)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
-from einops import rearrange
+from einops import rearrange, repeat
 from msgspec import Meta
 from PIL import Image
 
@@ -127,11 +127,11 @@ class SquareConfig:
         pads, expected = int((tokens == image_token_id).sum()), sum(rows * columns for rows, columns in grids)
         if pads != expected:
             raise DataError(f"the prompt has {pads} image pads where its {len(grids)} images need {expected}")
-        return np.tile(np.arange(len(tokens), dtype=np.int32), (3, 1)), len(tokens)
+        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> axis token", axis=3), len(tokens)
 
     def patch_positions(self, rows: int, columns: int) -> np.ndarray:
         """Row by row."""
-        return np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
+        return rearrange(np.indices((rows, columns)), "axis row column -> (row column) axis")
 
     def to_hf(self) -> dict[str, Any]:
         """The content of preprocessor_config.json."""

@@ -12,6 +12,7 @@ import zipfile
 from importlib import resources
 
 import numpy as np
+from einops import reduce
 
 from mmedexpert_jax import border
 from mmedexpert_jax.data.embedded.materials import FIRST_LENGTH, PATH
@@ -50,8 +51,7 @@ def _window(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _halve(values: np.ndarray) -> np.ndarray:
     """Means of 2 x 2 blocks of each slice."""
-    count, rows, columns = values.shape
-    return values.reshape(count, rows // 2, 2, columns // 2, 2).mean((2, 4))
+    return reduce(values, "slice (row a) (column b) -> slice row column", "mean", a=2, b=2)
 
 
 def _all_round(inside: np.ndarray, radius: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from einops import einsum
 
 from mmedexpert_jax.intervals import wilson
 
@@ -63,13 +64,12 @@ def agreement(ratings: Sequence[Mapping[str, str]], categories: Sequence[str], s
 
 def _statistics(marks: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Raw agreement, kappa and AC1, [B] each, of traces counted `weights` [B, traces] times."""
-    traces, raters, categories = marks.shape
-    total = weights.sum(1)
+    total, categories = weights.sum(1), marks.shape[2]
     counts = marks.sum(1)  # [traces, categories]
     rated = counts.sum(1)
     pairs = (counts * (counts - 1)).sum(1) / (rated * (rated - 1))
     raw = weights @ pairs / total
-    given = (weights @ marks.reshape(traces, -1)).reshape(-1, raters, categories)
+    given = einsum(weights, marks, "draw trace, trace rater category -> draw rater category")
     number = given.sum(2, keepdims=True)
     shares = np.divide(given, number, out=np.zeros_like(given), where=number > 0)  # of each rater
     present = (number[..., 0] > 0).sum(1)
