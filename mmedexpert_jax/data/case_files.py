@@ -262,11 +262,8 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 def _specialty(row: Mapping[str, Any], where: str, needs_four: bool) -> str:
     value = _text(row, "specialty", where, "")
-    if value.upper() in SPECIALTIES:
-        return _one_of(value, "specialty", SPECIALTIES, where)
-    if needs_four:
-        return _one_of(value, "specialty", SPECIALTIES, where)
-    return value
+    four = needs_four or value.upper() in SPECIALTIES  # "am" is a slip, not a name of one's own
+    return _one_of(value, "specialty", SPECIALTIES, where) if four else value
 
 
 def _text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:

@@ -17,11 +17,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import __version__
-from mmedexpert_jax.config import resumes
+from mmedexpert_jax.config import flatten, resumes
 from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.launch.table3 import Stage, StageModel
 from mmedexpert_jax.runtime import files, processes
-from mmedexpert_jax.runtime.run import finished, flat
+from mmedexpert_jax.runtime.run import finished
 
 _DIGITS = 12  # of a hash in a directory's name
 _EVERY = 1.0  # seconds between two looks at whether a stage is free
@@ -142,7 +142,7 @@ def turn(task: Task, check: Callable[[], None]) -> Iterator[None]:
 def held(config: ConfigDict) -> dict[str, Any]:
     """The fields of a stage that its result depends on, as plain data; paths to other stages are not among them."""
     fields = files.plain(config.to_dict()) | {"model": {"dtype": config.model.dtype}, "experts": None}
-    return {key: value for key, value in flat(fields).items() if resumes(key, config.job) != "free"}
+    return {key: value for key, value in flatten(fields) if resumes(key, config.job) != "free"}
 
 
 def label(stage: Stage, seed: int) -> str:

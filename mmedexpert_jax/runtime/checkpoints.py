@@ -112,16 +112,19 @@ class Checkpoints:
         found = sorted(int(entry.name) for entry in self.path.iterdir() if re.fullmatch(r"\d+", entry.name))
         return [step for step in found if self._check(step)]
 
+    def _require(self, step: int) -> None:
+        """Raises DataError where the checkpoint of a step is not whole."""
+        if step not in (steps := self.steps()):
+            raise DataError(f"{self.path / str(step)}: no whole checkpoint there; whole ones: {steps or 'none'}")
+
     def latest(self) -> int | None:
         """The newest whole checkpoint's step; None where there is none."""
         return max(self.steps(), default=None)
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints after `step`. Raises DataError where that one is not whole."""
-        steps = self.steps()
-        if step not in steps:
-            raise DataError(f"{self.path / str(step)}: no whole checkpoint there; whole ones: {steps or 'none'}")
-        for later in (later for later in steps if later > step and processes.is_writer()):
+        self._require(step)
+        for later in (later for later in self.steps() if later > step and processes.is_writer()):
             shutil.rmtree(self.path / str(later))
             self._whole.pop(later)
         processes.barrier()
@@ -141,8 +144,7 @@ class Checkpoints:
         that one's sharding (jax.ShapeDtypeStruct serves too). Raises DataError where the checkpoint is missing or
         its leaves have other names, shapes or dtypes.
         """
-        if step not in self.steps():
-            raise DataError(f"{self.path / str(step)}: no whole checkpoint there; whole ones: {self.steps() or 'none'}")
+        self._require(step)
         manifest = self._manifest(step)
         leaves, treedef = _flatten(like)
         _compare(self.path / str(step), manifest.leaves, _describe(leaves))
@@ -163,8 +165,7 @@ class Checkpoints:
 
         Raises DataError where the checkpoint is missing.
         """
-        if step not in self.steps():
-            raise DataError(f"{self.path / str(step)}: no whole checkpoint there; whole ones: {self.steps() or 'none'}")
+        self._require(step)
         described = self._manifest(step).leaves
         like = [np.broadcast_to(np.zeros((), dtype), shape) for _, shape, dtype in described]
         arrays = _restore_arrays(self.path / str(step) / "state", [("", leaf) for leaf in like])

@@ -12,32 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmedexpert_jax import border
-from mmedexpert_jax.border import DISK_ERRORS, unwritable, write_bytes, write_text, writing
+from mmedexpert_jax.border import DISK_ERRORS as DISK_ERRORS
+from mmedexpert_jax.border import unwritable as unwritable
+from mmedexpert_jax.border import write_bytes as write_bytes
+from mmedexpert_jax.border import write_text as write_text
+from mmedexpert_jax.border import writing as writing
 from mmedexpert_jax.errors import ConfigError, DataError
-
-__all__ = [
-    "DISK_ERRORS",
-    "append",
-    "claim",
-    "cut_short",
-    "data_uri",
-    "is_run",
-    "json_lines",
-    "lines",
-    "lock",
-    "mark",
-    "owner",
-    "partial",
-    "plain",
-    "read_json",
-    "replace_folder",
-    "replacing",
-    "unwritable",
-    "write_bytes",
-    "write_json",
-    "write_text",
-    "writing",
-]
 
 MARKER = ".mmedexpert.json"  # in every folder that this package made; what lacks it is the user's
 EXPORTS = ("model", "adapter", "dataset", "public")  # folders of a run's export/, which earlier versions did not mark

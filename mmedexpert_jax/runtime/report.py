@@ -19,6 +19,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config import flatten
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.report import Figure, chart, intervals, pages
 from mmedexpert_jax.report.text_tables import column_names
@@ -310,20 +311,13 @@ def _cell(value: Any) -> str:
 
 
 def _facts(values: Mapping[str, Any]) -> str:
-    lines = "".join(f"<tr><th>{_escape(k)}</th><td>{_cell(v)}</td></tr>" for k, v in _flat(files.plain(values)))
+    lines = "".join(f"<tr><th>{_escape(k)}</th><td>{_cell(v)}</td></tr>" for k, v in flatten(files.plain(values)))
     return pages.scrolled(f'<table class="facts">{lines}</table>')
 
 
 def _tiles(values: Mapping[str, Any]) -> str:
-    pairs = [(re.sub(r"(?<=[/_])", "<wbr>", _escape(name)), value) for name, value in _flat(files.plain(values))]
+    pairs = [(re.sub(r"(?<=[/_])", "<wbr>", _escape(name)), value) for name, value in flatten(files.plain(values))]
     return f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{_cell(value)}</dd></div>' for name, value in pairs)}</dl>"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return pairs
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

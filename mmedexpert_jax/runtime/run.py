@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config import resumes
+from mmedexpert_jax.config import flatten, resumes
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, ResourceError
 from mmedexpert_jax.runtime import environment, files, processes
 from mmedexpert_jax.runtime.costs import Meter
@@ -371,26 +371,16 @@ def finished(folder: Path) -> dict[str, Any]:
     return status if status.get("state") == "done" else {}
 
 
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The fields of a config by dotted key."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else key)
-    return found
-
-
 def _drift(saved: dict, wanted: dict) -> dict[str, tuple[Any, Any]]:
     """{key: (saved, wanted)} of the fields that differ; "(absent)" stands for a field that one side lacks."""
-    old, new = flat(saved), flat(wanted)
+    old, new = dict(flatten(saved)), dict(flatten(wanted))
     pairs = {key: (old.get(key, "(absent)"), new.get(key, "(absent)")) for key in [*old, *new]}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _named(config: dict) -> set[str]:
     """Keys that `allow_changes` names, of a job or of a pipeline's stages."""
-    groups = {key: value for key, value in flat(config).items() if key.rpartition(".")[2] == "allow_changes"}
+    groups = {key: value for key, value in flatten(config) if key.rpartition(".")[2] == "allow_changes"}
     return {f"{key.removesuffix('allow_changes')}{name}" for key, names in groups.items() for name in names}
 
 
@@ -466,7 +456,7 @@ def _drift_refusal(path: Path, config: dict) -> str:
 def _by_name(refused: list[str], config: dict) -> str:
     """The override that lets a run go on with the fields that differ; empty for a job that has no such field."""
     prefix = refused[0].partition(".")[0] + "." if "allow_changes" not in config else ""
-    if f"{prefix}allow_changes" not in flat(config) or not all(key.startswith(prefix) for key in refused):
+    if f"{prefix}allow_changes" not in dict(flatten(config)) or not all(key.startswith(prefix) for key in refused):
         return ""
     names = ",".join(key.removeprefix(prefix) for key in refused[:4])
     return f", or go on with what is named: --config.{prefix}allow_changes={names}"
