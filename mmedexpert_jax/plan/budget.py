@@ -133,17 +133,17 @@ def _used(config: ConfigDict, devices: Devices) -> int:
 
 
 def problem(config: ConfigDict, prefix: str) -> str:
-    """ "" where the job fits its devices, or their memory is not known; else one line with the smallest mend."""
+    """ "" where the job fits its devices, or their memory is not known; else one line with the smallest fix."""
     factor = compiled_share(config)
     found, devices, _ = count(config, factor)
     phase, peak = found.peak
     if not devices.memory or peak <= devices.memory:
         return ""
     known = f"{gb(peak)} are needed in {phase} on a device, {gb(devices.memory)} are there ({devices.kind})"
-    return f"{prefix.rstrip('.') or config.job} does not fit: {known}; {_mend(config, prefix, devices, factor)}"
+    return f"{prefix.rstrip('.') or config.job} does not fit: {known}; {_fix(config, prefix, devices, factor)}"
 
 
-def _mend(config: ConfigDict, prefix: str, devices: Devices, factor: float) -> str:
+def _fix(config: ConfigDict, prefix: str, devices: Devices, factor: float) -> str:
     """The first single change that suffices, else as many of them together as it takes."""
     steps = [step for step in _steps(config, devices) if any(_get(config, k) != v for k, v in step.items())]
     together: dict[str, Any] = {}
@@ -152,7 +152,7 @@ def _mend(config: ConfigDict, prefix: str, devices: Devices, factor: float) -> s
             together = change
             break
     if not together:
-        return "no field mends that; use devices with more memory or a smaller model"
+        return "no field fixes that; use devices with more memory or a smaller model"
     fields = {key if key.partition(".")[0] in SHARED else prefix + key: value for key, value in together.items()}
     return "set " + " ".join(f"--config.{key}={value}" for key, value in fields.items())
 

@@ -43,7 +43,7 @@ def check_model(config: ConfigDict, prefix: str) -> None:
     weights = abstract_params(shape, dtype)
     for axis in ("tensor", "fsdp"):
         _check_axis(config, prefix, axis, shape, weights, devices)
-    if not devices.memory or config.plan:  # a plan counts all of what is needed, and says what mends it
+    if not devices.memory or config.plan:  # a plan counts all of what is needed, and says what would fix it
         return
     sizes = config.mesh
     mesh = devices.mesh(sizes.data, sizes.fsdp if config.shard == "full" else 1, sizes.tensor)

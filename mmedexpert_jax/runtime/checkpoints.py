@@ -238,15 +238,15 @@ def _describe(leaves: list[tuple[str, Any]]) -> list[list]:
 def _compare(path: Path, saved: Sequence, wanted: Sequence) -> None:
     """Raises DataError that names the first leaf in which a checkpoint differs from what the run wants."""
     have, want = ({name: (shape, dtype) for name, shape, dtype in side} for side in (saved, wanted))
-    mend = "was it saved with another config?"
+    fix = "was it saved with another config?"
     for name in [*want, *have]:
         if name not in have:
-            raise DataError(f"{path}: the checkpoint has no {name}; {mend}")
+            raise DataError(f"{path}: the checkpoint has no {name}; {fix}")
         if name not in want:
-            raise DataError(f"{path}: the checkpoint has {name}, which this run lacks; {mend}")
+            raise DataError(f"{path}: the checkpoint has {name}, which this run lacks; {fix}")
         if have[name] != want[name]:
             (old, old_dtype), (new, new_dtype) = have[name], want[name]
-            raise DataError(f"{path}: {name} is {old_dtype}{old} there and {new_dtype}{new} in this run; {mend}")
+            raise DataError(f"{path}: {name} is {old_dtype}{old} there and {new_dtype}{new} in this run; {fix}")
 
 
 def _sums(directory: Path) -> dict[str, tuple[int, int]]:

@@ -12,18 +12,18 @@ from typing import Any
 from mmedexpert_jax.errors import ResourceError
 
 PROGRAMS = 10 * 2**30  # bytes of compiled programs that are kept, the last used ones
-MEND = "lower prompts_per_step, num_samples, batch_size or max_new_tokens, or use more devices"
+FIX = "lower prompts_per_step, num_samples, batch_size or max_new_tokens, or use more devices"
 
 
 @contextlib.contextmanager
-def device_errors(mend: str = MEND) -> Iterator[None]:
-    """Turns out-of-memory and no-such-device errors of the block into a ResourceError with a mend."""
+def device_errors(fix: str = FIX) -> Iterator[None]:
+    """Turns out-of-memory and no-such-device errors of the block into a ResourceError with a fix."""
     try:
         yield
     except MemoryError as error:
-        raise ResourceError(f"out of memory on the host; {mend}") from error
+        raise ResourceError(f"out of memory on the host; {fix}") from error
     except RuntimeError as error:  # jax.errors.JaxRuntimeError is one
-        line = explain(str(error), mend)
+        line = explain(str(error), fix)
         if line is None:
             raise
         raise ResourceError(line) from error
@@ -74,12 +74,12 @@ def compiled_programs(folder: str | Path) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def explain(message: str, mend: str = MEND) -> str | None:
+def explain(message: str, fix: str = FIX) -> str | None:
     """One line for JAX's message; None for one that is not about devices or their memory."""
     if "RESOURCE_EXHAUSTED" in message or "Out of memory" in message:
         size = re.search(r"allocat(?:e|ing) (\d+) bytes|allocat(?:e|ing) ([\d.]+ ?[KMGT]i?B)", message)
         wanted = f" (wanted {_gigabytes(size[1], size[2])} more)" if size else ""
-        return f"out of device memory{wanted}; {mend}"
+        return f"out of device memory{wanted}; {fix}"
     if found := re.search(r"[Uu]nknown backend:? '?(\w+)|[Uu]nable to initialize backend '(\w+)'", message):
         name = found[1] or found[2]
         return f"no such device: JAX cannot use {name!r} here; install its extra, or unset JAX_PLATFORMS"

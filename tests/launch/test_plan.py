@@ -143,7 +143,7 @@ def test_the_smallest_mend_is_one_change_where_one_suffices(devices, fields, men
 def test_what_nothing_mends_is_said(capsys):
     arguments = ["--config=configs/dsa.py:lingshu_7b", "--config.plan=True", "--config.plan_mesh=v5e-8"]
     assert main(arguments) == 4
-    assert "no field mends that" in capsys.readouterr().err
+    assert "no field fixes that" in capsys.readouterr().err
 
 
 def test_a_pipeline_is_counted_by_stage(capsys):
