@@ -5,7 +5,6 @@ A report is a title and a list of sections, each a small record; every job build
 """
 
 import base64
-import html
 import itertools
 import json
 import re
@@ -108,10 +107,10 @@ Section = Charts | Facts | Figures | Table | CompletionBrowser | Text
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
     """Writes the page, whole. Everything is escaped; nothing in it reaches outside the file."""
-    links = "".join(f'<a href="#{_slug(section.title)}">{_escape(section.title)}</a>' for section in sections)
-    body = "\n".join(render(section) for section in sections)
+    links = Markup().join(Markup('<a href="#{}">{}</a>').format(_slug(s.title), s.title) for s in sections)
+    body = Markup("\n").join(map(render, sections))
     charts = any(isinstance(section, Charts) and any(section.charts) for section in sections)
-    parts = {"links": Markup(links), "body": Markup(body), "charts": charts}
+    parts = {"links": links, "body": body, "charts": charts}
     page = pages.render("runtime/report_page.html", title=title, **parts)
     files.write_text(path, page)
     return Path(path)
@@ -261,29 +260,23 @@ def read_tables(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def render(section: Section) -> str:
-    """A section as HTML."""
+def render(section: Section) -> Markup:
+    """A section as HTML, by runtime/section.html."""
+    parts: dict[str, Any] = {"folded": False, "note": ""} | vars(section)
     match section:
-        case Charts(title, charts, said, note):
-            text = "".join(f'<p class="said">{_escape(sentence)}</p>' for sentence in said)
-            return _block(title, text + _note(note) + f'<div class="figures">{"".join(charts)}</div>')
-        case Facts(title, values, folded):
-            return _block(title, _facts(values) if folded else _tiles(values), folded)
-        case Figures(title, paths, note):
-            return _block(title, _note(note) + f'<div class="figures">{"".join(map(_image, paths))}</div>')
-        case Table(title, rows, note, folded):
-            return _block(title, section.chart() + _note(note) + _table(rows), folded)
-        case CompletionBrowser(title, rows, note):
-            return _block(title, _note(note) + _browser(rows))
-        case Text(title, text, folded):
-            return _block(title, f"<pre>{_escape(text)}</pre>", folded)
-
-
-def _block(title: str, inner: str, folded: bool = False) -> str:
-    name, heading = _slug(title), f"<h2>{_escape(title)}</h2>"
-    if folded:
-        return f'<details id="{name}"><summary>{heading}</summary>{inner}</details>'
-    return f'<section id="{name}">{heading}{inner}</section>'
+        case Facts(values=values):
+            parts["values"] = flatten(files.plain(values))
+        case Figures(paths=paths):
+            parts["images"] = [(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in paths]
+        case Table(rows=rows):
+            names = column_names(rows)
+            lines = [[_plain(row.get(name)) for name in names] for row in rows]
+            numbers = map(_is_numeric, zip(*lines, strict=True))
+            parts |= {"columns": list(zip(names, numbers, strict=True)), "rows": lines, "chart": section.chart()}
+        case CompletionBrowser(rows=rows):
+            parts |= _browsed(rows)
+    own = {"kind": type(section).__name__, "id": _slug(section.title), "cell": _cell, "breakable": _breakable}
+    return Markup(pages.render("runtime/section.html", **parts, **own))
 
 
 def _slug(title: str) -> str:
@@ -294,67 +287,37 @@ def _moment(text: str) -> str:
     return text.replace("T", " ").replace("+00:00", " UTC")
 
 
-def _note(text: str) -> str:
-    return f'<p class="note">{_escape(text)}</p>' if text else ""
-
-
-def _escape(value: Any) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Any:
+    """A value as a cell has it: a figure as it is, which is HTML of its own, any other as text."""
     if value is None:
         return "–"
     if isinstance(value, list):
-        value = ", ".join(map(str, value))
-    return str(escape(f"{value:.4g}" if isinstance(value, float) else value))  # a figure is HTML of its own
+        return ", ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
-def _facts(values: Mapping[str, Any]) -> str:
-    lines = "".join(f"<tr><th>{_escape(k)}</th><td>{_cell(v)}</td></tr>" for k, v in flatten(files.plain(values)))
-    return pages.scrolled(f'<table class="facts">{lines}</table>')
-
-
-def _tiles(values: Mapping[str, Any]) -> str:
-    pairs = [(re.sub(r"(?<=[/_])", "<wbr>", _escape(name)), value) for name, value in flatten(files.plain(values))]
-    return f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{_cell(value)}</dd></div>' for name, value in pairs)}</dl>"
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = column_names(rows)
-    lines = [[_plain(row.get(column)) for column in columns] for row in rows]
-    kinds = [_alignment(values) for values in zip(*lines, strict=True)]
-    head = "".join(f"<th{kind}>{_escape(column)}</th>" for column, kind in zip(columns, kinds, strict=True))
-    cells = [[f"<td{kind}>{_cell(v)}</td>" for v, kind in zip(line, kinds, strict=True)] for line in lines]
-    body = "".join(f"<tr>{''.join(line)}</tr>" for line in cells)
-    return pages.scrolled(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+def _breakable(name: str) -> Markup:
+    """A metric's name that a narrow tile may break behind each slash or underscore."""
+    return Markup(re.sub(r"(?<=[/_])", "<wbr>", str(escape(name))))
 
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, Figure) else files.plain(value)
 
 
-def _alignment(values: Sequence[Any]) -> str:
-    """The class of a column that holds numbers, some of which may be missing."""
+def _is_numeric(values: Sequence[Any]) -> bool:
+    """True for a column that holds numbers, some of which may be missing."""
     if any(isinstance(value, Figure) for value in values):
-        return ' class="number"'
+        return True
     texts = [str(value) for value in values if value not in (None, "", "–")]
-    return ' class="number"' if texts and all(map(_NUMBER.fullmatch, texts)) else ""
+    return bool(texts) and all(map(_NUMBER.fullmatch, texts))
 
 
-def _image(path: Path) -> str:
-    data = base64.b64encode(Path(path).read_bytes()).decode()
-    return f'<img alt="{_escape(Path(path).stem)}" src="data:image/png;base64,{data}">'
-
-
-def _browser(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Selectors and an empty list that the page's script fills from the JSON beside them."""
+def _browsed(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The JSON that the page's script fills the list of completions from, and a word where groups were left out."""
     groups = [list(group) for _, group in itertools.groupby(rows, lambda row: [row.get(key) for key in GROUP])]
     stride = -(-len(rows) // MAX_ROWS) or 1
     shown = [files.plain(row) for group in groups[::stride] for row in group]
-    thinned = _note(f"{len(shown)} of {len(rows)} rows; all of them are in samples/.") if stride > 1 else ""
+    thinned = f"{len(shown)} of {len(rows)} rows; all of them are in samples/." if stride > 1 else ""
     data = json.dumps({"filters": FILTERS, "group": GROUP, "rows": shown}, ensure_ascii=False).replace("<", "\\u003c")
-    return (
-        f'{thinned}<div class="browser"><div class="filters"></div><div class="cards"></div>'
-        f'<script type="application/json">{data}</script></div>'
-    )
+    return {"data": data, "thinned": thinned}
