@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from mmedexpert_jax import __version__
@@ -12,6 +11,7 @@ from mmedexpert_jax.mmedexpert import decontamination, exemplars, teacher_prompt
 from mmedexpert_jax.mmedexpert.dataset_build import COLUMNS, Built
 from mmedexpert_jax.mmedexpert.funnel import margins
 from mmedexpert_jax.mmedexpert.trace_synthesis import TraceSettings
+from mmedexpert_jax.report import pages
 from mmedexpert_jax.report.text_tables import markdown
 
 Parts = Mapping[str, Sequence[Built]]
@@ -67,38 +67,21 @@ def write(
         {"source": source, "licence": licence or "none stated", "may be passed on": "yes" if open_ else "no", "rows": n}
         for (source, licence, open_), n in sorted(licences.items())
     ]
+    split_rows = [{"split": name} | _flat(counts(part)) for name, part in parts.items()]
     tables = {
-        "CONFIGS": _configs(hashes),
-        "REVIEW": _review(Counter(one.review for one in rows)),
-        "TEACHER": str(made["teacher"]),
-        "SPLITS": markdown([{"split": name} | _flat(counts(part)) for name, part in parts.items()]),
-        "COLUMNS": markdown([{"column": name, "meaning": meaning} for name, (_, meaning) in COLUMNS.items()]),
-        "LICENCES": markdown(licence_rows),
-        "COLLECTION": markdown(collection),
-        "COMPARED": markdown(decontamination.table(made["compared"])),
-        "MARGINS": markdown(margins(made["funnel"])),
-        "FUNNEL": markdown(made["funnel"]),
+        "splits": split_rows,
+        "columns": [{"column": name, "meaning": meaning} for name, (_, meaning) in COLUMNS.items()],
+        "licences": licence_rows,
+        "collection": collection,
+        "compared": decontamination.table(made["compared"]),
+        "margins": margins(made["funnel"]),
+        "funnel": made["funnel"],
     }
-    text = resources.files(__package__).joinpath("dataset_card.md").read_text(encoding="utf-8")
-    for name, content in tables.items():
-        text = text.replace(f"<!-- {name} -->", content.rstrip("\n"))
-    return text
-
-
-def _configs(hashes: Mapping[str, str]) -> str:
-    """`configs` of the front matter: all cases, and each specialty."""
-    lines = ["configs:"]
-    for folder in ("", *SPECIALTIES):
-        files = [name for name in hashes if name.rpartition("/")[0] == folder]
-        if files:
-            lines += [
-                f"- config_name: {folder or 'all'}",
-                *(["  default: true"] if not folder else []),
-                "  data_files:",
-            ]
-            for name in files:
-                lines += [f"  - split: {name.rpartition('/')[2].removesuffix('.parquet')}", f"    path: {name}"]
-    return "\n".join(lines)
+    told = {"teacher": made["teacher"], "review": _review(Counter(one.review for one in rows))}
+    files = {folder: [name for name in hashes if name.rpartition("/")[0] == folder] for folder in ("", *SPECIALTIES)}
+    told["configs"] = {folder: names for folder, names in files.items() if names}
+    texts = {name: markdown(table).rstrip("\n") for name, table in tables.items()}
+    return pages.render("mmedexpert/dataset_card.md", **texts, **told) + "\n"
 
 
 def _review(states: Counter) -> str:

@@ -1,27 +1,25 @@
 """The data card of MMedExpert-mini, README.md beside the splits: written from the splits themselves."""
 
 from collections import Counter
-from importlib import resources
 from pathlib import Path
 
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES, Case
 from mmedexpert_jax.data.case_files import SPLITS, load_cases
 from mmedexpert_jax.data.embedded import baselines
 from mmedexpert_jax.data.embedded.recipe import TASKS
+from mmedexpert_jax.report import pages
 
 
 def write_card(directory: Path) -> None:
     """Writes README.md for the splits in `directory`, from the template card.md."""
     cases = {split: load_cases(directory, split) for split in SPLITS}
-    template = resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8")
-    text = template
-    for name, content in {
-        "COUNTS": _counts(cases),
-        "TASKS": _tasks(cases),
-        "BASELINES": baselines.table(cases["train"], cases["test"]),
-        "EXAMPLE": _example(cases["train"]),
-    }.items():
-        text = text.replace(f"<!-- {name} -->", content)
+    parts = {
+        "counts": _counts(cases),
+        "tasks": _tasks(cases),
+        "baselines": baselines.table(cases["train"], cases["test"]),
+        "example": _example(cases["train"]),
+    }
+    text = pages.render("data/embedded/card.md", **parts) + "\n"
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 
