@@ -1,7 +1,6 @@
 """The data set (section 3.3): reviewed traces as Parquet with embedded images, split, stratified, with its history."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from mmedexpert_jax.data import columns
 from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.data.columns import IMAGES, TEXT, TEXTS
 from mmedexpert_jax.errors import ConfigError, RemoteError
 from mmedexpert_jax.mmedexpert import filters
 from mmedexpert_jax.mmedexpert.record import Trace
@@ -19,48 +20,32 @@ from mmedexpert_jax.mmedexpert.review import Verdict
 SPLITS = ("train", "dev", "test")
 
 
-def _list(kind: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("element", kind))
-
-
-_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
-    "id": (pa.string(), "stable, unique; <source>-<hash of the case>.<paradigm>"),
-    "question": (pa.string(), "vignette and question, without options"),
-    "options": (_list(pa.string()), "option texts in the order of their letters"),
-    "answer": (pa.string(), "letter of the key"),
-    "specialty": (pa.string(), "AM, CAH, BS or CSI"),
-    "task": (pa.string(), "sub-specialty; empty where none is told"),
-    "images": (_list(_IMAGE), "the files as the source had them"),
-    "paradigm": (pa.string(), "way of reasoning of the trace"),
-    "trace": (pa.string(), "numbered statements, without tags"),
-    "paradigms": (_list(pa.string()), "ways of reasoning that apply to the case"),
-    "source": (pa.string(), "where the case comes from"),
-    "source_id": (pa.string(), "its id there"),
-    "licence": (pa.string(), "of its file"),
+    "id": (TEXT, "stable, unique; <source>-<hash of the case>.<paradigm>"),
+    "question": (TEXT, "vignette and question, without options"),
+    "options": (TEXTS, "option texts in the order of their letters"),
+    "answer": (TEXT, "letter of the key"),
+    "specialty": (TEXT, "AM, CAH, BS or CSI"),
+    "task": (TEXT, "sub-specialty; empty where none is told"),
+    "images": (IMAGES, "the files as the source had them"),
+    "paradigm": (TEXT, "way of reasoning of the trace"),
+    "trace": (TEXT, "numbered statements, without tags"),
+    "paradigms": (TEXTS, "ways of reasoning that apply to the case"),
+    "source": (TEXT, "where the case comes from"),
+    "source_id": (TEXT, "its id there"),
+    "licence": (TEXT, "of its file"),
     "redistributable": (pa.bool_(), "whether that licence lets it be passed on"),
-    "specialty_by": (pa.string(), "rule or vote that gave the specialty"),
-    "kind": (pa.string(), "what is asked: diagnosis, management, mechanism or other"),
-    "case_id": (pa.string(), "the same for all traces of a case"),
-    "trace_id": (pa.string(), "by which factory.sqlite knows its history"),
-    "teacher": (pa.string(), "who wrote the trace"),
-    "review": (pa.string(), "accept, edit, or none where nobody has looked"),
-    "flags": (_list(pa.string()), "remarks of collection and stage 1"),
+    "specialty_by": (TEXT, "rule or vote that gave the specialty"),
+    "kind": (TEXT, "what is asked: diagnosis, management, mechanism or other"),
+    "case_id": (TEXT, "the same for all traces of a case"),
+    "trace_id": (TEXT, "by which factory.sqlite knows its history"),
+    "teacher": (TEXT, "who wrote the trace"),
+    "review": (TEXT, "accept, edit, or none where nobody has looked"),
+    "flags": (TEXTS, "remarks of collection and stage 1"),
 }
 
 
-def _feature(kind: pa.DataType) -> dict[str, Any]:
-    """The `datasets` feature of a column."""
-    if pa.types.is_list(kind):
-        inner = {"_type": "Image"} if kind.value_type == _IMAGE else _feature(kind.value_type)
-        return {"feature": inner, "_type": "Sequence"}  # read by datasets 3, which has no "List", and by 4 and later
-    return {"dtype": "bool" if pa.types.is_boolean(kind) else "string", "_type": "Value"}
-
-
-_FEATURES = {"info": {"features": {name: _feature(kind) for name, (kind, _) in COLUMNS.items()}}}
-SCHEMA = pa.schema(
-    [(name, kind) for name, (kind, _) in COLUMNS.items()], metadata={"huggingface": json.dumps(_FEATURES)}
-)
+SCHEMA = columns.schema({name: kind for name, (kind, _) in COLUMNS.items()})
 
 
 @dataclass(frozen=True)

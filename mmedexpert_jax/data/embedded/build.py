@@ -1,7 +1,6 @@
 """Builds MMedExpert-mini: `python -m mmedexpert_jax.data.embedded.build [directory]` writes the splits and the card."""
 
 import io
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,46 +9,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from mmedexpert_jax.data import columns
 from mmedexpert_jax.data.case_files import EMBEDDED
+from mmedexpert_jax.data.columns import IMAGES, TEXT, TEXTS
 from mmedexpert_jax.data.embedded.recipe import TASKS, Generated, generate
 
 SEED = 0
 SIZES = {"train": 2400, "dev": 320, "test": 1280}
 
 
-def _list(kind: pa.DataType) -> pa.DataType:
-    """A list as Parquet names it."""
-    return pa.list_(pa.field("element", kind))
-
-
-_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-_COLUMNS = {
-    "id": pa.string(),
-    "question": pa.string(),
-    "options": _list(pa.string()),
-    "answer": pa.string(),
-    "specialty": pa.string(),
-    "task": pa.string(),
-    "images": _list(_IMAGE),
-    "paradigm": pa.string(),
-    "trace": pa.string(),
-    "paradigms": _list(pa.string()),
-    "source": pa.string(),
-    "licence": pa.string(),
-    "doi": pa.string(),
-}
-
-
-def _feature(kind: pa.DataType) -> dict:
-    """The `datasets` feature of a column, so that images are shown as images."""
-    if pa.types.is_list(kind):
-        inner = {"_type": "Image"} if kind.value_type == _IMAGE else _feature(kind.value_type)
-        return {"feature": inner, "_type": "List"}
-    return {"dtype": "string", "_type": "Value"}
-
-
-_FEATURES = {"info": {"features": {name: _feature(kind) for name, kind in _COLUMNS.items()}}}
-SCHEMA = pa.schema(list(_COLUMNS.items()), metadata={"huggingface": json.dumps(_FEATURES)})
+SCHEMA = columns.schema(
+    {
+        "id": TEXT,
+        "question": TEXT,
+        "options": TEXTS,
+        "answer": TEXT,
+        "specialty": TEXT,
+        "task": TEXT,
+        "images": IMAGES,
+        "paradigm": TEXT,
+        "trace": TEXT,
+        "paradigms": TEXTS,
+        "source": TEXT,
+        "licence": TEXT,
+        "doi": TEXT,
+    },
+    lists="List",
+)
 
 
 def png(image: Image.Image) -> bytes:
