@@ -175,6 +175,7 @@ def _weightiest(text: str, letters: str, tiers: tuple[tuple[re.Pattern[str], ...
 
 def _withdrawn(text: str, match: re.Match[str], name: str) -> bool:
     """True where the statement's clause denies, hedges or asks instead of stating."""
+    # looked for 200 characters back, longer than clauses are, so that time is linear in a long text
     start = max((mark.end() for mark in _CLAUSE.finditer(text, max(0, match.start() - 200), match.start())), default=0)
     before = text[max(start, match.start() - 200) : match.start(name)]
     if _DENIED_BEFORE.search(before) or _HEDGED.search(before):

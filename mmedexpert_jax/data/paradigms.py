@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mmedexpert_jax.data.case import PARADIGMS as NAMES
 
+COUNTS = range(2, 13)  # statements of a trace, as teachers are asked for them (mmedexpert/teacher_prompts.py)
 _STATEMENT = re.compile(r"\((\d+)\)\s*")
 _ELIMINATION = re.compile(
     r"\b(against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|"
@@ -71,7 +72,7 @@ class Paradigm:
         speaks of a posterior. Bayesian: prior, evidence and posterior, in this order.
         """
         steps = statements(trace)
-        return 2 <= len(steps) <= 12 and self.structure(steps, options)
+        return len(steps) in COUNTS and self.structure(steps, options)
 
 
 PARADIGMS: dict[str, Paradigm] = {

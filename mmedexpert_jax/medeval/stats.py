@@ -85,7 +85,7 @@ def sign_flip(differences: Sequence[float], resamples: int = 10_000, seed: int =
     if not len(values):
         return 1.0
     rng = np.random.default_rng(seed)
-    least = abs(values.sum()) * (1 - 1e-12)
+    least = abs(values.sum()) * (1 - 1e-12)  # a draw of the same sum may round below it
     size = max(1, 10_000_000 // len(values))  # bounds the memory of a chunk
     extreme = 0
     for start in range(0, resamples, size):

@@ -252,7 +252,7 @@ class Setting:
     def divisor(self) -> float:
         """Of a weighted sum."""
         found = {"none": 1.0, "weights": sum(self.weights), "count": len(self.weights)}[self.rule.denominator]
-        return found if abs(found) > 1e-8 else 1.0
+        return found if abs(found) > 1e-8 else 1.0  # as mergekit: weights that cancel are not divided by
 
     @property
     def linear(self) -> bool:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mmedexpert_jax.data.paradigms import PARADIGMS, statements
+from mmedexpert_jax.data.paradigms import COUNTS, PARADIGMS, statements
 
 _AGAINST = re.compile(
     r"\b(?:against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|lacks?|without|does not|"
@@ -148,7 +148,7 @@ def missing(trace: str, paradigm: str, options: Sequence[str], chosen: int) -> l
         chosen: index of the option that the response chooses.
     """
     steps = statements(trace)
-    if not 2 <= len(steps) <= 12:
+    if len(steps) not in COUNTS:
         return ["missing:statements"]
     seen = Statements(tuple(steps), " ".join(steps), tuple(options), chosen)
     found = [f"missing:{move.name}" for move in (*REQUIRED[paradigm], CONCLUSION) if not move.made(seen)]

@@ -46,4 +46,5 @@ def _here() -> Devices:
 
 
 def _share(kind: str) -> float:
+    # 0.75 is what JAX preallocates of a GPU where nothing is said
     return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if kind in GPUS else 1.0

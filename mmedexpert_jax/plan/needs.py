@@ -35,6 +35,7 @@ from mmedexpert_jax.rollout.logprobs import CHUNK
 from mmedexpert_jax.runtime.mesh import shardings
 from mmedexpert_jax.train.optimizer import optimizer
 
+LOGIT = 12  # bytes an entry of the logits takes: three float32 arrays of their size live at once
 ESTIMATES = ("activations", "logits")
 STACKS = "stacked layers"  # of a deep model, whose layers are compiled as one (train/learner.py)
 
@@ -78,7 +79,7 @@ def needs(config: ConfigDict, shape: ModelConfig, dtype: str, devices: Devices) 
         cache = cache_bytes(
             shape, dtype, teacher.batch_size, teacher.max_prompt_length, teacher.batch_size, teacher.max_tokens
         )
-        found.phases["traces"] = {"KV cache": cache, "logits": 12 * teacher.batch_size * shape.text.vocab_size}
+        found.phases["traces"] = {"KV cache": cache, "logits": LOGIT * teacher.batch_size * shape.text.vocab_size}
     return found
 
 
@@ -239,7 +240,7 @@ def rows(config: ConfigDict, mesh: AbstractMesh) -> tuple[int, int]:
 def _sampling(shape: ModelConfig, dtype: str, config: ConfigDict, prompts: int, samples: int) -> dict[str, int]:
     rows = prompts * samples
     cache = cache_bytes(shape, dtype, prompts, config.max_prompt_length, rows, config.max_new_tokens)
-    return {"KV cache": cache, "logits": 12 * rows * shape.text.vocab_size}
+    return {"KV cache": cache, "logits": LOGIT * rows * shape.text.vocab_size}
 
 
 def _activations(
@@ -257,5 +258,5 @@ def _activations(
     kept = text.num_layers * item * tokens * text.hidden_size + 2 * layer
     return {
         "activations": kept if recomputed else text.num_layers * layer,
-        "logits": 12 * text.vocab_size * min(samples * new, CHUNK),
+        "logits": LOGIT * text.vocab_size * min(samples * new, CHUNK),
     }

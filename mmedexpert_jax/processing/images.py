@@ -370,7 +370,7 @@ def _graded(image: Image.Image, view: View) -> bool:
 def _limit(mode: str, highest: float) -> float:
     """White of an integer or float image without a window, by its mode and its brightest value."""
     if mode.startswith("I"):
-        return 65535.0
+        return 65535.0  # PNG and TIFF store 16 bits, which PIL opens as 32
     return 1.0 if mode == "F" and highest <= 1 else 255.0
 
 

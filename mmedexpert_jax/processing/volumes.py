@@ -72,7 +72,7 @@ def section(levels: np.ndarray, spacing: Sequence[float], axis: int) -> Image.Im
 
 def _square(picture: Image.Image, wide: float, high: float) -> Image.Image:
     """A picture of pixels `wide` by `high` mm with pixels as high as wide, of the smaller of the two."""
-    if not (wide > 0 and high > 0) or abs(wide / high - 1) < 0.01:
+    if not (wide > 0 and high > 0) or abs(wide / high - 1) < 0.01:  # nearly square is not worth a resampling
         return picture
     side = min(wide, high)
     size = (max(1, round(picture.width * wide / side)), max(1, round(picture.height * high / side)))
@@ -91,6 +91,7 @@ def stacked(places: Sequence[Place], name: str) -> tuple[np.ndarray, list[int]]:
     if len(places) < 2:
         raise DataError(f"{name}: a plane is of a volume, and this is one slice; leave it out")
     _, axes, spacing = places[0]
+    # a thousandth, of a unit vector or in mm: files give these in decimal digits, rounded by each scanner
     if any(np.abs(one[1] - axes).max() > 1e-3 or np.abs(one[2] - spacing).max() > 1e-3 for one in places):
         raise DataError(f"{name}: slices of several directions or pixel sizes; give one stack, or leave plane out")
     along = np.array([np.cross(*axes) @ position for position, _, _ in places])

@@ -165,7 +165,7 @@ def _this_process() -> str:
 
 def _started(pid: int) -> str:
     """The start of a process, in ticks since boot; "-" where the system does not tell."""
-    try:
+    try:  # the fields after the name, which may hold spaces: the first is number 3, the start is number 22
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return "-"

@@ -202,6 +202,7 @@ class BatchClient:
             return  # cut off, or not ours: its request is still missing, and is submitted again
         response = found.get("response")
         if not isinstance(response, dict):
+            # 500 as of a server that failed: asked again, and not a fault of the request
             response = {"status_code": 500, "body": {"error": found.get("error") or "no response in the line"}}
         status = response.get("status_code")
         status = status if type(status) is int else 500

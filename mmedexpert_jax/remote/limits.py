@@ -25,7 +25,7 @@ class Bucket:
         self._level = min(self._size, self._level + (now - self._at) * self._rate)
         self._at = now
         missing = min(amount, self._size) - self._level
-        if missing > 1e-9:
+        if missing > 1e-9:  # less is rounding, and would be waited for in vain
             return missing / self._rate
         self._level -= amount
         return 0.0

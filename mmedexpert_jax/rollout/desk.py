@@ -90,7 +90,7 @@ class Desk:
 
     def warm_up(self) -> None:
         """Answers a short text and a small image under each name, so that the first requests find their programs."""
-        picture = Image.new("RGB", (56, 56))
+        picture = Image.new("RGB", (56, 56))  # the least that Qwen2-VL takes
         asked = ["Hello", [{"type": "image", "image": picture}, {"type": "text", "text": "Hello"}]]
         for name in self.loras:
             for content in asked:

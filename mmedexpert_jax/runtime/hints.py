@@ -9,6 +9,8 @@ TRUNCATED = 0.2  # share of completions that ran into the limit
 RUNAWAY = 10.0  # times its own median before, from which a KL runs away
 KL_FLOOR = 0.05  # nats a token below which no KL is worth a word
 GAP = 0.05  # nats a token between sampler and trainer; bfloat16 gives 0.01 to 0.02
+HARD, EASY = 0.2, 0.8  # accuracy beyond which equal groups are all wrong, or all right
+ROSE, STOOD = 0.1, 0.02  # of a reward from the first tenth of a run to the last: learnt, and not
 COLLAPSE = 0.1  # of the first entropy
 
 
@@ -37,9 +39,9 @@ def _equal(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
         return None
     level = _recent(steps, "rewards/accuracy/mean")
     cause = "samples are alike"
-    if level < 0.2:
+    if level < HARD:
         cause = "the cases are too hard"
-    elif level > 0.8:
+    elif level > EASY:
         cause = "the cases are too easy"
     return "equal rewards", (
         f"{share:.0%} of the groups have equal rewards and teach nothing ({cause}): filter cases by pass rate, raise "
@@ -79,7 +81,7 @@ def _form_alone(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
         for name in ("rewards/format/mean", "rewards/accuracy/mean")
     }
     form, right = rise.values()
-    if not (form > 0.1 and right < 0.02):
+    if not (form > ROSE and right < STOOD):
         return None
     return "form alone", (
         f"format rose by {form:.2f} while accuracy moved by {right:+.2f}: lower rewards.format and rewards.structure, "

@@ -278,7 +278,7 @@ def signed(line: str) -> str:
 def failure() -> tuple[str, int] | None:
     """The last line and the exit code of another process that failed, given time to be heard of; None: none has."""
     if _count > 1 and _failure is None:
-        time.sleep(1.5 * EVERY)
+        time.sleep(1.5 * EVERY)  # the watch looks every EVERY seconds: one look, with room
     return _failure
 
 

@@ -1,7 +1,7 @@
 """Checks of an edited trace: stage 1 again, with the shared parser and the paradigm's structure."""
 
 from mmedexpert_jax import answers
-from mmedexpert_jax.data.paradigms import PARADIGMS, statements
+from mmedexpert_jax.data.paradigms import COUNTS, PARADIGMS, statements
 from mmedexpert_jax.data.prompts import render
 from mmedexpert_jax.mmedexpert import filters, paradigm_rules
 from mmedexpert_jax.mmedexpert.record import Trace
@@ -24,7 +24,7 @@ def problems(trace: Trace, text: str) -> list[str]:
         return ["The trace must not hold <think> or <answer> tags."]
     if not answers.is_right(response, trace.case.options, trace.case.answer):
         return ["The parser does not read the key as the answer."]
-    if not 2 <= (count := len(statements(text))) <= 12:
+    if (count := len(statements(text))) not in COUNTS:
         return [f"2 to 12 statements numbered (1), (2), ... are needed; {count or 'none'} can be counted."]
     if trace.teacher:
         return [
