@@ -10,7 +10,7 @@ A question that lists lettered options and whose answer names one of them become
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mmedexpert_jax import answers, border
@@ -62,7 +62,7 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     short = boxed[-1].strip() if boxed else short.strip()
     letter = answers.choice(f"<answer>{short}</answer>", options) if options else None
     if options and letter is None:  # a list within an open question
-        question, options = question + _listed(options), []
+        question, options = "\n".join([question, *answers.lettered(options)]), []
     made = {
         "id": str(row.get("id") or f"row-{number}"),
         "question": question,
@@ -104,10 +104,6 @@ def split_options(text: str) -> tuple[str, list[str]]:
     after = [line for line in lines[first + len(run) :] if line.strip()]
     stem = "\n".join([*lines[:first], *after]).strip()
     return re.sub(r"\n?\s*(?:options|choices|answer choices)\s*:\s*$", "", stem, flags=re.I), run
-
-
-def _listed(options: Sequence[str]) -> str:
-    return "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
 
 
 def _text(value: Any, key: str) -> str:

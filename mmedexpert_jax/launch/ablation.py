@@ -115,7 +115,8 @@ def describe(config: ConfigDict) -> list[str]:
     if None in expected:
         return [*lines, "time     not known: let one seed finish, or measure config.expected (docs/plan.md)"]
     total = sum(value for value in expected if value is not None)
-    return [*lines, f"time     about {_clock(total)} for the {len(left)} stages left"]
+    hours, minutes = divmod(int(total) // 60, 60)
+    return [*lines, f"time     about {hours} h {minutes:02d} min for the {len(left)} stages left"]
 
 
 def _expected(
@@ -153,7 +154,3 @@ def _counts(config: ConfigDict) -> dict[str, Counter]:
         name: Counter(case.specialty for case in load_cases(config.data.path, split, limit=limit, seed=config.seed))
         for name, (split, limit) in splits.items()
     }
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 3600} h {int(seconds) // 60 % 60:02d} min"

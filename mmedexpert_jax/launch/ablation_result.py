@@ -122,13 +122,13 @@ def page(result: Mapping[str, Any], images: str = "") -> str:
     shown = panels(result) if images else {}
     figures = [f"![Figure 3 {title}]({images}/{name})\n" for name, title in shown.items()]
     claims = "".join(f"- {claim['sentence']}\n" for claim in result["claims"])
-    costs_note = stage_costs.note(result["price"])
+    costs = [{name: str(value) for name, value in row.items()} for row in result["costs"]]
     sections = {
         "Rows": f"{result_tables.markdown(table_rows(result))}\n{NOTE}\n",
         "Figure 3": "\n".join([*figures, FIGURE_NOTE + "\n"]) if figures else "",
         "Claims": claims,
         "Diversity": f"{result_tables.markdown(diversity_rows(result))}\n{DIVERSITY_NOTE}\n",
-        "Costs": f"{result_tables.markdown([_texts(row) for row in result['costs']])}\n{costs_note}\n",
+        "Costs": f"{result_tables.markdown(costs)}\n{stage_costs.note(result['price'])}\n",
     }
     return head + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items() if text)
 
@@ -179,7 +179,8 @@ def spread(result: Mapping[str, Any]) -> result_tables.Rows:
 
 def panels(result: Mapping[str, Any]) -> dict[str, str]:
     """File name -> title of the panels of Figure 3 whose rows are there."""
-    return {f"figure3{title[1]}.png": title for title, names in table3.PANELS.items() if _has(result, names)}
+    there = {row["name"] for row in result["rows"]}
+    return {f"figure3{title[1]}.png": title for title, names in table3.PANELS.items() if there.issuperset(names)}
 
 
 def draw(result: Mapping[str, Any], title: str, path: Path) -> Path:
@@ -312,14 +313,6 @@ def _cell(figure: Mapping[str, Any], factor: float = 100, decimals: int = 1, sig
         spread = (figure["seeds_high"] - figure["seeds_low"]) / 2
     shown: dict[str, Any] = {"factor": factor, "decimals": decimals, "signed": signed, "paired": signed}
     return Figure(figure["mean"], figure["low"], figure["high"], spread=spread, **shown)
-
-
-def _has(result: Mapping[str, Any], names: Sequence[str]) -> bool:
-    return set(names) <= {row["name"] for row in result["rows"]}
-
-
-def _texts(row: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in row.items()}
 
 
 def _tick(row: Mapping[str, Any], column: str) -> str:

@@ -106,7 +106,8 @@ def table(found: Mapping[Any, Evaluation]) -> list[dict[str, Any]]:
     """
     whole = next(iter(found.values()), Evaluation(()))
     groups = [(label, value) for label in ("specialty", "modality") for value in whole.values(label)]
-    return [_row(found, "all"), *(_row(_only(found, *group), group[1]) for group in groups)] if found else []
+    rows = [_row({heading: one.only(*group) for heading, one in found.items()}, group[1]) for group in groups]
+    return [_row(found, "all"), *rows] if found else []
 
 
 def _row(found: Mapping[Any, Evaluation], name: str) -> dict[str, Any]:
@@ -120,10 +121,6 @@ def paired_gain(before: Evaluation, after: Evaluation) -> Figure:
     """The difference of two accuracies over the same cases, in points, with its 95 % interval."""
     paired = medeval.compare_evaluations([before], [after])
     return Figure.percent(paired.difference, paired.low, paired.high, signed=True, paired=True)
-
-
-def _only(found: Mapping[Any, Evaluation], label: str, value: str) -> dict[Any, Evaluation]:
-    return {heading: evaluation.only(label, value) for heading, evaluation in found.items()}
 
 
 def first_and_last(folder: Path) -> dict[str, Evaluation]:

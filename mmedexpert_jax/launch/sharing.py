@@ -85,7 +85,8 @@ class Stages:
         config = self._stage_config(stage, own)
         made_from = [[name, task.key] for name, task in inputs.items()]
         model = start.key if start else self._config.model.path
-        digest = hashlib.sha256(_text([__version__, held(config), model, made_from]).encode()).hexdigest()
+        facts = json.dumps([__version__, held(config), model, made_from], sort_keys=True, ensure_ascii=False)
+        digest = hashlib.sha256(facts.encode()).hexdigest()
         paths: dict[str, Any] = {"workdir": str(self._folder / f"{label(stage, own)}-{digest[:_DIGITS]}")}
         if start or stage.job == "evaluate":
             path = str(start.folder) if start else self._config.model.path
@@ -149,7 +150,3 @@ def label(stage: Stage, seed: int) -> str:
     """The facts of a stage for a reader of the folder: job, specialty, method or objective, and seed."""
     fields = (stage.fields.get(name) for name in ("specialty", "method", "objective"))
     return "-".join([stage.job, *(str(field) for field in fields if field), f"s{seed}"])
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -183,8 +183,8 @@ def _requests(histories: Mapping[str, Path]) -> list[dict[str, str]]:
     rows = []
     for name, path in histories.items():
         with contextlib.closing(remote.Answers(path)) as history:
-            row = {"model": name} | {key: _number(key, value) for key, value in history.totals().items()}
-            rows.append(row | _served(history))
+            totals = {key: f"{value:,.{4 if key == 'cost' else 0}f}" for key, value in history.totals().items()}
+            rows.append({"model": name} | totals | _served(history))
     return rows
 
 
@@ -200,10 +200,6 @@ def _served(history: Any) -> dict[str, str]:
         "settings refused": ", ".join(refused) or "none",
         "answers refused": f"{declined} of {answers}",
     }
-
-
-def _number(key: str, value: float) -> str:
-    return f"{value:,.4f}" if key == "cost" else f"{value:,.0f}"
 
 
 def _evaluate(

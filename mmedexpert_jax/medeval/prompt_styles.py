@@ -80,8 +80,9 @@ def build(item: Case, style: str, paradigm: str | None = None) -> Question:
     """
     if style not in STYLES:
         raise ConfigError(f"no prompt {style!r}: choose one of {', '.join(STYLES)}")
-    if item.kind == "rubric":
-        return Question(item, style, _conversation(item), "plain", paradigm=paradigm)
+    if item.kind == "rubric":  # a conversation as its file has it, which any style of prompt would change
+        turns = [{"role": role, "content": text} for role, text in (*item.turns, ("user", item.question))]
+        return Question(item, style, turns, "plain", paradigm=paradigm)
     if style == "think_answer":
         return _think_answer(item, paradigm)
     if paradigm:
@@ -103,11 +104,6 @@ def _user(item: Case, text: str, named: bool = False) -> dict[str, Any]:
 def lettered(item: Case, form: str = "{}. {}") -> list[str]:
     """Options with their letters."""
     return answers.lettered(item.options, form)
-
-
-def _conversation(item: Case) -> Messages:
-    """A conversation as its file has it, which any style of prompt would change."""
-    return [{"role": role, "content": text} for role, text in (*item.turns, ("user", item.question))]
 
 
 def _distributed(item: Case) -> str:

@@ -72,7 +72,8 @@ class Factory:
             tally = trace_synthesis.synthesise(pairs, teacher, self.store, settings, shown)
         print(chance_line(tally), flush=True)
         if tally.given_up:
-            print(f"{_listed(tally.given_up)}: given up; the same command tries them again", flush=True)
+            counts = ", ".join(f"{count} requests ({reason})" for reason, count in tally.given_up.items())
+            print(f"{counts}: given up; the same command tries them again", flush=True)
 
     def filter(self) -> None:
         """Checks all stored candidates again, as the settings now are."""
@@ -246,10 +247,6 @@ def served(answers: Answers) -> list[dict[str, Any]]:
 def _finish(answers: Answers, key: str) -> str:
     reply = answers.get(key)
     return reply.finish if reply else "stop"
-
-
-def _listed(counts: Any) -> str:
-    return ", ".join(f"{count} requests ({reason})" for reason, count in counts.items())
 
 
 def _sample(trace: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def roofline(devices: Devices) -> tuple[float, float]:
 @cache
 def _copied() -> float:
     """Bytes a second that this machine reads and writes in copying an array beyond its caches."""
-    source = np.ones(2**25, np.float32)  # 128 MiB, more than a socket caches
+    source = np.ones(2**25, np.float32)  # 128 MiB, more than most sockets cache
     began = time.perf_counter()
     source.copy()
     return 2 * source.nbytes / (time.perf_counter() - began)

@@ -78,13 +78,11 @@ def explain(message: str, fix: str = FIX) -> str | None:
     """One line for JAX's message; None for one that is not about devices or their memory."""
     if "RESOURCE_EXHAUSTED" in message or "Out of memory" in message:
         size = re.search(r"allocat(?:e|ing) (\d+) bytes|allocat(?:e|ing) ([\d.]+ ?[KMGT]i?B)", message)
-        wanted = f" (wanted {_gigabytes(size[1], size[2])} more)" if size else ""
-        return f"out of device memory{wanted}; {fix}"
+        if size is None:
+            return f"out of device memory; {fix}"
+        count = f"{int(size[1]) / 1e9:.2f} GB" if size[1] else size[2]
+        return f"out of device memory (wanted {count} more); {fix}"
     if found := re.search(r"[Uu]nknown backend:? '?(\w+)|[Uu]nable to initialize backend '(\w+)'", message):
         name = found[1] or found[2]
         return f"no such device: JAX cannot use {name!r} here; install its extra, or unset JAX_PLATFORMS"
     return None
-
-
-def _gigabytes(count: str | None, text: str | None) -> str:
-    return f"{int(count) / 1e9:.2f} GB" if count else str(text)

@@ -34,20 +34,16 @@ def run(count: int, argv: list[str]) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, forward)
+    # Keep the processes' talk on loopback, unless the user's own say otherwise: the coordinator listens everywhere by
+    # default, and NCCL on the first network that it finds. Gloo, of CPUs, takes the address of the host's name.
+    at_home = {"JAX_COORDINATOR_BIND_ADDRESS": address, "NCCL_SOCKET_IFNAME": "lo"}
     for i in range(count):
         variables = dict(zip(VARIABLES, (address, str(count), str(i)), strict=True))
         variables[LAUNCHER] = str(os.getpid())
-        environment = {"JAX_LOCAL_DEVICE_IDS": str(i)} | _at_home(address) | os.environ | variables
+        environment = {"JAX_LOCAL_DEVICE_IDS": str(i)} | at_home | os.environ | variables
         # a session of its own: the terminal's Ctrl-C reaches a process once, through `forward`
         children.append(subprocess.Popen(command, env=environment, start_new_session=True))
     return _wait(children)
-
-
-def _at_home(address: str) -> dict[str, str]:
-    """Variables that keep the processes' talk on loopback, unless the user's own say otherwise: the coordinator listens
-    everywhere by default, and NCCL on the first network that it finds. Gloo, of CPUs, has no variable: it takes the
-    address of the host's name."""
-    return {"JAX_COORDINATOR_BIND_ADDRESS": address, "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def _wait(children: list[subprocess.Popen]) -> int:

@@ -30,7 +30,8 @@ class TransformersBackend:
         self, asked: Sequence[Question], num_samples: int, on_reply: OnReply, refuse: Refuse | None = None
     ) -> None:
         """As in `Backend`."""
-        order = sorted(range(len(asked)), key=lambda number: -_length(asked[number].messages))
+        lengths = [sum(len(str(message["content"])) for message in question.messages) for question in asked]
+        order = sorted(range(len(asked)), key=lambda number: -lengths[number])
         size = 1 if self._settings.temperature > 0 else self._settings.batch_size
         for start in range(0, len(order), size):
             stop_if(self._interrupted)
@@ -100,10 +101,6 @@ class TransformersBackend:
             processor.tokenizer.padding_side = "left"
             self._loaded = (model.eval(), processor)
         return self._loaded
-
-
-def _length(messages: Messages) -> int:
-    return sum(len(str(message["content"])) for message in messages)
 
 
 def _plain(messages: Messages) -> Messages:

@@ -45,7 +45,10 @@ class Access:
             Person(name, "adjudicator") for name in adjudicators
         ]
         self.id = hashlib.sha256(key).hexdigest()[:12]  # by which a browser tells the events of two reviews apart
-        self.tokens = {person: _token(key, person) for person in people}
+        self.tokens = {
+            person: hmac.new(key, f"{person.role}:{person.name}".encode(), hashlib.sha256).hexdigest()[:40]
+            for person in people
+        }
 
     def person(self, authorization: str) -> Person | None:
         """Whose token an Authorization header carries; None for nobody's."""
@@ -59,7 +62,3 @@ class Access:
         """The link of each person. The token stands after "#", where no server, log or referrer sees it."""
         shown = f"[{host}]" if ":" in host else host
         return {person: f"http://{shown}:{port}/#token={token}" for person, token in self.tokens.items()}
-
-
-def _token(key: bytes, person: Person) -> str:
-    return hmac.new(key, f"{person.role}:{person.name}".encode(), hashlib.sha256).hexdigest()[:40]
