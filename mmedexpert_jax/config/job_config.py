@@ -169,11 +169,7 @@ def override(config: ConfigDict, pairs: list[tuple[str, Any]]) -> None:
         if key not in known:
             raise ConfigError(_unknown_key(key, list(known)))
         kind, optional, default = known[key]
-        *groups, leaf = key.split(".")
-        parent = config
-        for group in groups:
-            parent = parent[group]
-        parent[leaf] = convert(key, value, kind, optional, default)
+        config.update_from_flattened_dict({key: convert(key, value, kind, optional, default)})
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

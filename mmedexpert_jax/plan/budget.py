@@ -3,6 +3,8 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from operator import attrgetter, or_
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -31,8 +33,7 @@ def count(config: ConfigDict, factor: float = 0.0, **changes: Any) -> tuple[Need
     """
     if changes:
         config = config.copy_and_resolve_references().unlock()
-        for key, value in changes.items():
-            _set(config, key, value)
+        config.update_from_flattened_dict(changes)
     devices = hardware.find(config.get("plan_mesh", ""))
     shape, stored = _architecture(config)
     widened = devices.kind == "cpu" and config.job != "merge"  # a merge writes what the base's files hold
@@ -145,9 +146,9 @@ def problem(config: ConfigDict, prefix: str) -> str:
 
 def _fix(config: ConfigDict, prefix: str, devices: Devices, factor: float) -> str:
     """The first single change that suffices, else as many of them together as it takes."""
-    steps = [step for step in _steps(config, devices) if any(_get(config, k) != v for k, v in step.items())]
+    steps = [step for step in _steps(config, devices) if any(attrgetter(k)(config) != v for k, v in step.items())]
     together: dict[str, Any] = {}
-    for change in [*steps, *_joined(steps)]:
+    for change in [*steps, *accumulate(steps, or_)]:
         if _fits(config, change, factor):
             together = change
             break
@@ -155,13 +156,6 @@ def _fix(config: ConfigDict, prefix: str, devices: Devices, factor: float) -> st
         return "no field fixes that; use devices with more memory or a smaller model"
     fields = {key if key.partition(".")[0] in SHARED else prefix + key: value for key, value in together.items()}
     return "set " + " ".join(f"--config.{key}={value}" for key, value in fields.items())
-
-
-def _joined(steps: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    joined: dict[str, Any] = {}
-    for step in steps:
-        joined = joined | step
-        yield joined
 
 
 def _steps(config: ConfigDict, devices: Devices) -> Iterator[dict[str, Any]]:
@@ -278,16 +272,3 @@ def _listed(parts: dict[str, int]) -> str:
 def gb(size: int) -> str:
     """Bytes in decimal units, for people."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
-def _get(config: ConfigDict, key: str) -> Any:
-    for name in key.split("."):
-        config = config[name]
-    return config
-
-
-def _set(config: ConfigDict, key: str, value: Any) -> None:
-    *groups, leaf = key.split(".")
-    for name in groups:
-        config = config[name]
-    config[leaf] = value
