@@ -191,7 +191,8 @@ def _sample(job: Job, config: ConfigDict, key: jax.Array, state: State, step: in
         reads, room = job.batches.reads(encoded), job.batches.max_length
         completions = job.learner.sample(state, reads, jax.random.fold_in(key, visit), room)
         rollout = Rollout.of(prompts, encoded, completions, job.processor)
-        limits = {name: config.rewards[name] for name in ("timeout", "attempts", "workers", "gated")}
+        own = config.rewards
+        limits = {"timeout": own.timeout, "attempts": own.attempts, "workers": own.workers, "gated": own.gated}
         scores = reward.score(job.scoring, rollout, config.max_new_tokens, **limits)
         done.append((rollout, scores, _groups(scores.values, config, visit)))
     return _join(done)

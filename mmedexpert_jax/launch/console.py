@@ -19,7 +19,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import cli
 from mmedexpert_jax.report import text_tables
 from mmedexpert_jax.runtime import files, metrics
-from mmedexpert_jax.runtime.run import read_status
+from mmedexpert_jax.runtime.run import read_status, saved_config
 
 SWITCHES = ("--plan", "--fresh")  # fields that are so often set by hand that they are flags here
 GROUPS = {
@@ -202,7 +202,7 @@ def side_by_side(folders: Sequence[str]) -> str:
         if not files.is_run(path):
             raise ConfigError(f"{border.cut(str(path), 200)} is no run directory; give folders such as runs/gba-mini")
     names = [str(path) for path in paths]
-    configs = [dict(flatten(files.read_json(path / "config.json") or {})) for path in paths]
+    configs = [dict(flatten(saved_config(path))) for path in paths]
     keys = dict.fromkeys(key for config in configs for key in config if key != "workdir")
     different = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
     fields = [

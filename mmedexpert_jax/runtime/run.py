@@ -226,7 +226,7 @@ class Run:
             raise files.unwritable(error.filename or self.path, error.errno) from error
 
     def _grown(self) -> bool:
-        saved = _saved_config(self.path)
+        saved = saved_config(self.path)
         return any(resumes(key, self.config.get("job", "")) == "grows" for key in _drift(saved, self.config))
 
     def _write_start(self) -> None:
@@ -277,7 +277,7 @@ def _refuse_foreign(path: Path, job: str) -> None:
                 f"{path / (job or 'run')}"
             )
         return
-    theirs = files.owner(path).get("job") or _saved_config(path).get("job")
+    theirs = files.owner(path).get("job") or saved_config(path).get("job")
     if job and isinstance(theirs, str) and theirs and theirs != job:
         raise ConfigError(f"{path} is the run of a {border.cut(theirs)} job, this one is {job}; choose another workdir")
 
@@ -316,7 +316,7 @@ class Status(msgspec.Struct):
     error: str | None = None
 
 
-def _saved_config(path: Path) -> dict[str, Any]:
+def saved_config(path: Path) -> dict[str, Any]:
     """The config.json of a run; empty where it is missing or damaged."""
     saved = files.read_json(path / "config.json")
     return saved if isinstance(saved, dict) else {}
@@ -405,7 +405,7 @@ def _refuse_absent(path: Path, config: dict) -> None:
 
 def _say_changes(path: Path, config: dict) -> None:
     """Prints the fields that were changed by name, which stand in config.json from here on."""
-    changed = {key: pair for key, pair in _drift(_saved_config(path), config).items() if key in _named(config)}
+    changed = {key: pair for key, pair in _drift(saved_config(path), config).items() if key in _named(config)}
     if files.is_run(path) and changed:
         parts = (f"{border.cut(key)} {border.shown(old)} -> {border.shown(new)}" for key, (old, new) in changed.items())
         print(f"{path} goes on with another {', '.join(parts)}", flush=True)
@@ -432,7 +432,7 @@ def refuse_drift(workdir: str | os.PathLike, config: Any) -> None:
 
 def _drift_refusal(path: Path, config: dict) -> str:
     """The refusal of a run to go on with `config`, by field; empty where it may."""
-    saved = _saved_config(path)
+    saved = saved_config(path)
     if not saved:
         if (path / "config.json").exists():
             print(f"{path / 'config.json'} is damaged; the run goes on with the config of this command", flush=True)
