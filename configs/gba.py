@@ -30,6 +30,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     # Yu et al. 2025 (arXiv 2503.14476): token-level loss, clip-higher, dynamic sampling, soft overlong punishment
     "dapo": _GRPO
     | {"aggregation": "token", "clip_high": 0.28, "zero_variance": "refill", "rewards.length": 1.0, "beta": 0.0},
+    # Zheng et al. 2025 (arXiv 2507.18071): the sequence's ratio, clipped close; four updates, since at one it is 1
+    "gspo": _GRPO | {"ratio_level": "sequence", "clip": 3e-4, "clip_high": 4e-4, "minibatches": 4, "beta": 0.0},
     # Gao et al. 2025 (arXiv 2511.20347): a soft gate in the place of the clip
     "sapo": _GRPO | {"surrogate": "sapo", "beta": 0.0},
     # MiniMax 2025 (arXiv 2506.13585): REINFORCE under a cut ratio; cut at 5 as ScaleRL (2510.13786), token-level loss
@@ -44,8 +46,6 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "papo": _GRPO | {"perception": 0.02, "perception_entropy": 0.03},
     # Dai et al. 2025 (arXiv 2506.00711): rare and hard specialties weigh more
     "drpo": _GRPO | {"advantage_weights": "drpo"},
-    # Zheng et al. 2025 (arXiv 2507.18071): the sequence's ratio, clipped close; four updates, since at one it is 1
-    "gspo": _GRPO | {"ratio_level": "sequence", "clip": 3e-4, "clip_high": 4e-4, "minibatches": 4, "beta": 0.0},
 }
 
 
