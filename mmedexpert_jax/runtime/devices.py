@@ -78,10 +78,10 @@ def explain(message: str, fix: str = FIX) -> str | None:
     """One line for JAX's message; None for one that is not about devices or their memory."""
     if "RESOURCE_EXHAUSTED" in message or "Out of memory" in message:
         size = re.search(r"allocat(?:e|ing) (\d+) bytes|allocat(?:e|ing) ([\d.]+ ?[KMGT]i?B)", message)
-        if size is None:
-            return f"out of device memory; {fix}"
-        count = f"{int(size[1]) / 1e9:.2f} GB" if size[1] else size[2]
-        return f"out of device memory (wanted {count} more); {fix}"
+        wanted = ""
+        if size:
+            wanted = f" (wanted {f'{int(size[1]) / 1e9:.2f} GB' if size[1] else size[2]} more)"
+        return f"out of device memory{wanted}; {fix}"
     if found := re.search(r"[Uu]nknown backend:? '?(\w+)|[Uu]nable to initialize backend '(\w+)'", message):
         name = found[1] or found[2]
         return f"no such device: JAX cannot use {name!r} here; install its extra, or unset JAX_PLATFORMS"
