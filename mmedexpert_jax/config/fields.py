@@ -90,7 +90,7 @@ class Config(ConfigDict):
     def __setitem__(self, key: str, value: Any) -> None:
         """Sets a value; one that comes without facts leaves those of the field as they are."""
         if isinstance(value, Field):
-            vars(self).setdefault("_facts", {})[key] = value
+            self.__dict__.setdefault("_facts", {})[key] = value
             value = value.default
         super().__setitem__(key, value)
 
