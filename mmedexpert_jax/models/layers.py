@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "linear": lambda x: x,
 }
 _ROWS = 1024  # queries that see all keys are attended in blocks of so many: Gemma 3's images have 4,096 patches
+_FEW = 64  # rows of a product that a CPU spends on reading the weight, as in decoding
 _LONG = 128  # rows from this length on are attended causally in so many blocks of queries, each with the keys up to its
 _BLOCKS = 4  # end: 5/8 of the products, and of the memory a quarter
 
@@ -206,13 +207,17 @@ def contract(x: Array, weight: Array | InParts, dtype: jnp.dtype | None = None) 
     """x [..., in] with weight [out, in] -> [..., out] in a dtype, None: theirs; the weight is never copied transposed.
 
     On a CPU, XLA takes three to nine times as long for a product of bfloat16 with a result of bfloat16, or of a single
-    row, as for float32: it is asked for float32, rounded once, and for two rows at least.
+    row, as for float32: it is asked for float32, rounded once, and for two rows at least. With few rows of float32 it
+    is asked for W x^T, whose sums are the same: it reads W as it lies, where for x W^T it packs W anew each time.
     """
     if isinstance(weight, InParts):
         return weight.product(x, contract)
+    rows = x.reshape(-1, x.shape[-1])
+    if fused.on_cpu() and len(rows) <= _FEW and x.dtype == weight.dtype == jnp.float32:
+        product = jax.lax.dot_general(weight, rows, (((1,), (1,)), ((), ()))).T
+        return product.astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[0])
     if x.dtype != jnp.bfloat16 or weight.dtype != jnp.bfloat16 or not fused.on_cpu():
         return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype)
-    rows = x.reshape(-1, x.shape[-1])
     two = jnp.repeat(rows, 2, axis=0) if len(rows) == 1 else rows
     product = jax.lax.dot_general(two, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     return product[: len(rows)].astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[0])
