@@ -1,5 +1,6 @@
-"""Products of bfloat16 on a CPU: those of float32, rounded once, in value and gradient."""
+"""Products on a CPU: of bfloat16 those of float32, rounded once; of few rows as of many; in value and gradient."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,21 @@ def test_products_of_bfloat16(shape):
     of_weight = np.broadcast_to(np.asarray(x, np.float64).reshape(-1, 64).sum(0), weight.shape)
     np.testing.assert_allclose(np.asarray(slopes[0], np.float64), of_x, rtol=2**-7, atol=2**-5)
     np.testing.assert_allclose(np.asarray(slopes[1], np.float64), of_weight, rtol=2**-7, atol=2**-5)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (64,), (65,)])
+def test_products_of_float32(shape):
+    x = jax.random.normal(jax.random.key(0), (*shape, 48))
+    weight = jax.random.normal(jax.random.key(1), (32, 48))
+
+    def plain(x, weight):
+        return jnp.einsum("...i,oi->...o", x, weight)
+
+    def slopes(product):
+        return jax.grad(lambda x, w: jnp.sum(product(x, w) ** 2), (0, 1))(x, weight)
+
+    chex.assert_trees_all_close(jax.jit(contract)(x, weight), plain(x, weight), rtol=1e-6, atol=1e-5)
+    chex.assert_trees_all_close(slopes(contract), slopes(plain), rtol=1e-5, atol=1e-4)
 
 
 def test_programs_for_other_devices_are_asked_for_no_more_than_bfloat16():
