@@ -2,6 +2,8 @@
 
     python benchmarks/merge_methods.py --seeds 0 1 2 3 4             # trains what is missing, merges, answers, prints
     python benchmarks/merge_methods.py --seeds 0 --methods ties,dots # some rows; the two references always come along
+    python benchmarks/merge_methods.py --preset smollm2 --seeds 0 --origins start --expert-steps 8 --steps 2 \
+        --limit 32 --methods ties-median,average,dots               # a look: some twenty CPU minutes, not some days
 
 A seed's experts are those of the pipeline: `dsa` on each specialty, their TIES merge, `gba` from there; the RL vector
 is what GBA changed (`rl_origin=start`), or stands over the base, as in section 4.3. Each is trained once, by the jobs,
@@ -30,6 +32,7 @@ from mmedexpert_jax.merging import Interference
 from mmedexpert_jax.merging.fisher import with_fisher
 from mmedexpert_jax.merging.merge import merge_in_memory
 from mmedexpert_jax.merging.merge_job import recipe_of
+from mmedexpert_jax.merging.merge_recipe import opened
 from mmedexpert_jax.models.tree import flatten, nest
 
 SUM = {"scale": 0.4}  # of added task vectors: what their authors recommend untuned (Yadav et al. 2023)
@@ -68,18 +71,20 @@ REFERENCES = ("task_arithmetic", "ties")
 ORIGINS = ("start", "base")
 
 
-def train(folder: Path, seed: int, preset: str, epochs: float, steps: int) -> None:
+def train(folder: Path, seed: int, options: argparse.Namespace) -> None:
     """The experts of one seed, by the jobs; a finished one is left alone."""
 
     def job(name: str, path: str, **fields: object) -> str:
         given = {"seed": seed, "workdir": str(folder / path), **fields}
-        run_job(mx.load_config(f"configs/{name}.py:{preset}", overrides=given))
+        run_job(mx.load_config(f"configs/{name}.py:{options.preset}", overrides=given))
         return str(folder / path)
 
-    silent = {"eval.every": -1}
-    experts = tuple(job("dsa", f"dsa/{name}", specialty=name, epochs=epochs, **silent) for name in SPECIALTIES)
+    silent, length = {"eval.every": -1}, {"epochs": options.epochs}
+    if options.expert_steps:
+        length["steps"] = options.expert_steps
+    experts = tuple(job("dsa", f"dsa/{name}", specialty=name, **length, **silent) for name in SPECIALTIES)
     merged = job("merge", "merged", experts=experts)
-    job("gba", "gba", steps=steps, **{"model.path": merged}, **silent)
+    job("gba", "gba", steps=options.steps, **{"model.path": merged}, **silent)
 
 
 class Answers:
@@ -115,7 +120,7 @@ class Answers:
         if TABLE[recipe.parameters.method].by_fisher:
             cases = mx.data.load_cases(self.preset, "dev", limit=config.fisher_prompts)
             recipe = with_fisher(recipe, folder / f"fisher-{origin}", cases)
-        merged, report = merge_in_memory(recipe.open(), flatten(self.base))
+        merged, report = merge_in_memory(opened(recipe, flatten(self.base)), flatten(self.base))
         return nest(merged), report
 
     def answer(self, params: dict, rows: Path) -> Evaluation:
@@ -173,6 +178,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(name.replace(", ", "-") for name in METHODS))
     parser.add_argument("--origins", default=",".join(ORIGINS), help="of the RL vector: start, base")
     parser.add_argument("--epochs", type=float, default=3.0, help="of DSA; appendix B")
+    parser.add_argument("--expert-steps", type=int, default=0, help="of DSA in the place of epochs; 0: as the preset")
     parser.add_argument("--steps", type=int, default=24, help="of GBA; as configs/ablation.py:mini")
     parser.add_argument("--limit", type=int, default=0, help="cases of the test split; 0: all")
     parser.add_argument("--folder", type=Path, default=Path("runs/merge-methods"))
@@ -184,7 +190,7 @@ def main() -> None:
     facts: dict[str, list[dict[str, float]]] = {}
     for seed in options.seeds:
         folder = root / f"seed-{seed}"
-        train(folder, seed, options.preset, options.epochs, options.steps)
+        train(folder, seed, options)
         for origin, label in itertools.product(options.origins.split(","), labels):
             found, said = answers.of(folder, label, origin, seed)
             rows.setdefault(f"{label} ({origin})", []).append(found)

@@ -8,9 +8,9 @@ PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b", "medgemma_4b", "medge
 METHODS = (
     *("ties", "task_arithmetic", "magnitude_prune", "dots", "dare_linear", "dare_ties", "della", "della_linear"),
     *("breadcrumbs", "breadcrumbs_ties", "fisher", "sar", "sce", "ram", "ramplus", "nearswap", "arcee_fusion"),
-    *("average", "slerp", "slerp_rows", "slerp_columns", "multislerp", "karcher", "model_stock"),
+    *("average", "slerp", "slerp_rows", "slerp_columns", "nuslerp", "multislerp", "karcher", "model_stock"),
     *("model_stock_rows", "tsv_m", "iso_c", "wudi", "optmerge", "weight_sum", "weight_slerp", "weight_slerp_rows"),
-    *("weight_slerp_columns", "weight_multislerp", "weight_karcher"),
+    *("weight_slerp_columns", "weight_nuslerp", "weight_multislerp", "weight_karcher"),
 )
 
 

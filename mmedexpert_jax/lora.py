@@ -329,9 +329,11 @@ def _whole_tensors(weights: Path, params: dict) -> dict[str, np.ndarray]:
         if old is None and place == "lm_head.weight":
             raise DataError(f"{weights}: holds lm_head of its own where the base {_TIED}")
         if getattr(old, "shape", None) != tensor.shape:
+            resized = tensor.ndim == 2 and getattr(old, "shape", ())[1:] == tensor.shape[1:]
+            fix = "its rows were resized, merge it with peft first" if resized else "use the adapter's own base"
             raise DataError(
                 f"{weights}: tensor {name} {tensor.shape} is not a LoRA factor (lora_A.weight or lora_B.weight), and "
-                "fits no tensor of the base model in its place: use the adapter's own base"
+                f"fits no tensor of the base model in its place: {fix}"
             )
         found[place] = tensor
     return found

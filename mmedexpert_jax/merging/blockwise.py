@@ -222,19 +222,22 @@ class Merge:
         """
         how = self.how(name)
         if how.method != "ties" or not self.compiles(name) or (dtype is not None and dtype.name not in kernel.DTYPES):
-            return self._by_numpy(name, start, stop, dtype, measured)
+            return self.merged(name, start, *self.read(name, start, stop), dtype, measured)
         fitted, first = self.fitted(name), self.units[self.scope(name)].offsets[name] + start
         base, parts = self.whole(name, start, stop)
         merged = kernel.merge(base, parts, (start, stop), first, fitted, how, dtype, BLOCK, self.stretch(name))
-        few = min(stop, start + measured)
-        return merged, self._by_numpy(name, start, few, dtype, measured)[1] if measured else {}
+        if not measured:
+            return merged, {}
+        few = self.read(name, start, min(stop, start + measured))
+        return merged, self.merged(name, start, *few, dtype, measured)[1]
 
-    def _by_numpy(
-        self, name: str, start: int, stop: int, dtype: Any | None, measured: int
+    def merged(
+        self, name: str, start: int, base: np.ndarray, vectors: np.ndarray, dtype: Any | None, measured: int
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """As `block`, by numpy, of entries as `read` gives them."""
         how, first = self.how(name), self.units[self.scope(name)].offsets[name] + start
-        base, vectors = self.read(name, start, stop)
-        kept, update = combine(base, vectors, first, self.fitted(name), how, self.fisher(name, slice(start, stop)))
+        fisher = self.fisher(name, slice(start, start + base.size))
+        kept, update = combine(base, vectors, first, self.fitted(name), how, fisher)
         if how.scale != 1:
             update = update * np.float32(how.scale)
         base, update, vectors = base.reshape(-1), update.reshape(-1), vectors.reshape(len(vectors), -1)
@@ -340,6 +343,16 @@ class Merge:
         if (stretch := self.stretch(name)) is not None:
             sums["stretch"] = np.diag(sums["gram"]) / np.square(stretch, dtype=np.float64)
         return sums if changes or self.how(name).moves_base else None
+
+    def entries(self, name: str, dtype: Any | None) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
+        """The merged tensor in a dtype (None: what the merge adds, in float32), and what `tensor` returns."""
+        found = np.empty(self.base[name].shape, dtype or np.float32)
+        line = found.reshape(-1)
+
+        def write(start: int, merged: np.ndarray) -> None:
+            line[start : start + len(merged)] = merged
+
+        return found, self.tensor(name, dtype, write)
 
     def _refuse_infinite(self, name: str, dtype: Any | None) -> None:
         """Reads the tensor again for whose entries they are."""

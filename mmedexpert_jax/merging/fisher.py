@@ -16,10 +16,9 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.merge import merge_in_memory
-from mmedexpert_jax.merging.merge_recipe import Loaded, Recipe, is_checkpoint
+from mmedexpert_jax.merging.merge_recipe import Recipe, opened
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.models import Model, load_model, load_processor
-from mmedexpert_jax.models.locate import trace
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.runtime import files
@@ -41,7 +40,7 @@ def with_fisher(
     """
     model, params = load_model(recipe.base, np.float32)
     base, processor, count = flatten(params), load_processor(recipe.base), itertools.count(1)
-    job = recipe.open(None if is_checkpoint(recipe.base) else Loaded(base, trace(recipe.base)[0]))
+    job = opened(recipe, base)
 
     def prompts() -> Iterable[Batch]:
         for case in cases:

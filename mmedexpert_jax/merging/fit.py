@@ -19,12 +19,13 @@ from mmedexpert_jax.merging.methods import (
     combine,
     elected,
     importance,
+    inner_products,
     keep,
+    line_coefficients,
     norms,
-    pair_share,
     variance,
 )
-from mmedexpert_jax.merging.spherical import SPANS, gram_matrix, pair_coefficients
+from mmedexpert_jax.merging.spherical import SPANS, gram_matrix
 from mmedexpert_jax.merging.threshold import Bound, largest
 
 # (base, K vectors) -> one array, entry by entry (or row by row).
@@ -64,7 +65,8 @@ def fit(unit: Unit, how: Setting) -> Fitted:
     if how.kind.join == "span":
         return Fitted(coefficients=_coefficients(unit, how))
     if how.method.endswith("slerp_columns") and unit.matrix:
-        return Fitted(coefficients=_column_coefficients(unit, how))
+        products = unit.total(lambda base, vectors, _: inner_products(base, vectors, how, 0))
+        return Fitted(coefficients=line_coefficients(products, how))
     if how.method == "ramplus":
         return Fitted(rescale=_amplification(unit, how))
     fitted = Fitted(_bounds(unit, how))
@@ -141,7 +143,7 @@ def _bounds(unit: Unit, how: Setting) -> tuple[Bound, ...]:
         return outer, unit.largest([dropped + kept for dropped, kept in ranks], rule.equal_magnitudes)
     if how.kind.keep == "varied" and how.density[0] < 1:
         counted = unit.total(lambda _, vectors, __: namespace(vectors).count_nonzero(variance(vectors)))
-        kept = [int(int(counted) * how.density[0])]
+        kept = [int(np.float32(counted) * np.float32(how.density[0]))]  # mergekit's product of a tensor is float32
         return (unit.largest(kept, rule.equal_magnitudes, lambda _, vectors: variance(vectors)),)
     if how.kind.keep == "important":
         return (_fence(unit),)
@@ -180,21 +182,6 @@ def _masses(unit: Unit, fitted: Fitted, how: Setting) -> Array:
     return xp.where(whole < 1e-6, 1 / len(found), found / xp.where(whole < 1e-6, 1, whole)).astype(np.float32)
 
 
-def _column_coefficients(unit: Unit, how: Setting) -> Array:
-    """[3, columns]: SLERP of two vectors column by column."""
-
-    def products(base: Array, vectors: Rows, _: int) -> Array:
-        xp = namespace(vectors)
-        rows = [base + row for row in vectors] if how.kind.whole else vectors
-        pairs = [[xp.sum(first * second, axis=0) for second in rows] for first in rows]
-        return xp.stack([xp.stack(line) for line in pairs])
-
-    found = pair_coefficients(unit.total(products), pair_share(how.weights))
-    xp = namespace(found)
-    of_base = xp.sum(found, axis=0) - 1 if how.kind.whole else xp.zeros_like(found[0])
-    return xp.concatenate([found, of_base[None]]).astype(np.float32)
-
-
 def _norm_ratio(unit: Unit, fitted: Fitted, how: Setting) -> Array:
     """[K] 1-norms (or 2-norms) before over after; 1 where one of them is below 1e-7 (mergekit)."""
     order = int(how.rule.rescale[1])
@@ -228,6 +215,8 @@ def _coefficients(unit: Unit, how: Setting) -> Array:
     more = {"karcher": {"max_iter": how.max_iter, "tol": how.tol}}.get(name, {})
     if name == "multislerp":
         more = {"normalize": how.rule.denominator != "none"}
+    if name == "slerp" and whole:
+        more = {"line_to_zero": False}  # as mergekit's `slerp`, of which this is one
     if name == "sum" and how.rule.denominator != "none":
         name = "average"
     found = SPANS[name](gram, weights, **more)

@@ -87,10 +87,6 @@ class Interference:
     # squared norms (kept, whole) of a rank-r output, by tensor; empty for a full output
     energy: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def add_energy(self, name: str, kept: float, total: float) -> None:
-        """Notes the squared norm that a truncation kept of a tensor, and the whole."""
-        self.energy[name] = (kept, total)
-
     @property
     def kept_energy(self) -> float:
         """Share of the merged vector's squared norm that a rank-r output keeps; 1 for a full output."""
@@ -147,19 +143,24 @@ class Interference:
         rates = self.rates()
         if len(self.experts) < 2 or not rates.get("along"):
             return ""
-        text = f"Experts disagree in sign on {100 * rates['conflict']:.1f} % of the entries that one of them keeps."
+        text = f"Experts disagree in sign on {100 * rates['conflict']:.1f} % of the changed weights: one raises what"
+        text += " another lowers."
         name = min(self.experts, key=lambda one: rates["along"][one])
         ratio = rates["length"][name]
-        times = f"{1 / ratio:.1f} times shorter" if 0 < ratio < 1 else f"{ratio:.1f} times longer"
+        times = f"{1 / ratio:.1f} times smaller" if 0 < ratio < 1 else f"{ratio:.1f} times larger"
         won, contests, along = (rates[key][name] for key in ("won", "contests", "along"))
         text += (
-            f" {name} survives least: {times} than the others' mean, it won {100 * won:.1f} % of its {int(contests):,} "
-            f"disagreements, and the merge's cosine to it is {along:.2f}."
+            f" {name} survives least: {times} than the others' on average, its change won {100 * won:.1f} % of its "
+            f"{int(contests):,} disputes, and the merge follows it by a cosine of {along:.2f} (1: all the way, 0: not "
+            "at all)."
         )
+        if won < 0.25 and ratio < 1 / 3:
+            text += (
+                " It is nearly lost: try config.normalize_vectors=tensor, which gives all experts one magnitude, and "
+                "compare the two merges on held-out cases."
+            )
         if self.energy:
             text += f" The adapter's rank keeps {100 * self.kept_energy:.0f} % of the merged update's energy."
-        if rates["won"][name] < 0.25 and ratio < 1 / 3:
-            text += " It is nearly lost: config.normalize_vectors=tensor gives all experts one magnitude."
         return text
 
     def election_rows(self) -> list[dict[str, Any]]:
@@ -175,6 +176,15 @@ class Interference:
         if "won" not in rates:
             return []
         return [{"expert": name} | {title: rates[key][name] for title, key in titles.items()} for name in self.experts]
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Those that have rows, by title."""
+        found = {
+            "Who won, and what survives": self.election_rows(),
+            "Cosine between the experts, and mass kept": self.cosine_rows(),
+            "Interference": self.kind_rows(),
+        }
+        return {title: rows for title, rows in found.items() if rows}
 
     def kinds(self) -> list[str]:
         """Names of the changed tensors with their layer numbers left out, in order of appearance."""
@@ -212,8 +222,7 @@ class Interference:
 
     def markdown(self) -> str:
         """The sentence and the tables."""
-        tables = (self.election_rows(), self.cosine_rows(), self.kind_rows())
-        return "\n".join([self.sentence(), "", *(markdown(rows, 3) for rows in tables if rows)])
+        return "\n".join([self.sentence(), "", *(markdown(rows, 3) for rows in self.tables().values())])
 
 
 def kind(name: str) -> str:

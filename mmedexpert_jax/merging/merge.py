@@ -118,18 +118,13 @@ def updates_of(job: Merge, report: Interference) -> Iterator[tuple[str, np.ndarr
     float32, as factors where the merge has them (`Merge.factors`); None where nothing changes.
     """
     for name in job.touched:
-        pair, shape = job.factors(name), job.base[name].shape
-        update = np.zeros(0 if pair else job.base[name].size, np.float32)
-
-        def write(start: int, merged: np.ndarray, update: np.ndarray = update) -> None:
-            update[start : start + len(merged)] = merged
-
-        sums = job.tensor(name, None, None if pair else write)
-        if sums is None:
-            yield name, None
-            continue
-        report.sums[name] = sums
-        yield name, pair or update.reshape(shape)
+        if found := job.factors(name):
+            sums = job.tensor(name, None, None)
+        else:
+            found, sums = job.entries(name, None)
+        if sums is not None:
+            report.sums[name] = sums
+        yield name, None if sums is None else found
 
 
 def as_lora(updates: Iterable[tuple[str, np.ndarray | Pair | None]], rank: int, report: Interference) -> Lora:
@@ -150,7 +145,7 @@ def as_lora(updates: Iterable[tuple[str, np.ndarray | Pair | None]], rank: int, 
             raise DataError(f"{name} was changed and is no linear layer's weight: merge to full parameters (no rank)")
         a, b, kept, total = truncate_pair(*update, rank) if isinstance(update, tuple) else truncate(update, rank)
         factors[name.removesuffix(".weight")] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
-        report.add_energy(name, kept, total)
+        report.energy[name] = kept, total
     return Lora(factors=factors, rank=rank, alpha=rank)
 
 
@@ -167,17 +162,10 @@ def merge_in_memory(
     tensors = dict(job.base if into is None else into)
     report = Interference(tuple(expert.name for expert in job.experts)) if report is None else report
     for name in job.touched:
-        tensor = tensors[name]
-        out = np.empty(tensor.size, tensor.dtype)
-
-        def write(start: int, merged: np.ndarray, out: np.ndarray = out) -> None:
-            out[start : start + len(merged)] = merged
-
-        sums = job.tensor(name, out.dtype, write)
+        whole, sums = job.entries(name, np.dtype(tensors[name].dtype))
         if sums is not None:
             report.sums[name] = sums
-            whole = out.reshape(tensor.shape)
-            tensors[name] = jnp.asarray(whole) if isinstance(tensor, jax.Array) else whole
+            tensors[name] = jnp.asarray(whole) if isinstance(tensors[name], jax.Array) else whole
     return tensors, report
 
 

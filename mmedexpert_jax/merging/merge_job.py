@@ -13,18 +13,17 @@ from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging.blockwise import Merge
+from mmedexpert_jax.merging.blockwise import Merge, Merges
 from mmedexpert_jax.merging.fisher import with_fisher
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import as_lora, merge_in_memory, updates_of
 from mmedexpert_jax.merging.merge_page import write_page
-from mmedexpert_jax.merging.merge_recipe import Loaded, Recipe, fingerprint, is_checkpoint, merge_to_disk
+from mmedexpert_jax.merging.merge_recipe import Recipe, fingerprint, is_checkpoint, merge_to_disk, opened
 from mmedexpert_jax.merging.mergekit import read_mergekit
 from mmedexpert_jax.merging.methods import METHODS, switches
 from mmedexpert_jax.merging.parameters import Parameters, parse
 from mmedexpert_jax.merging.sweep import Sweep, at, search, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
-from mmedexpert_jax.models.locate import trace
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.report.text_tables import markdown
 from mmedexpert_jax.runtime import Run, files, report
@@ -61,17 +60,11 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
     interference = _write(recipe, config, run)
     if interference is not None:
         values |= _report(recipe, interference, run)
-        tables |= {
-            "Who won, and what survives": interference.election_rows(),
-            "Cosine between the experts, and mass kept": interference.cosine_rows(),
-            "Interference": interference.kind_rows(),
-        }
-    text = "\n".join(
-        [values.get("sentence", ""), "", *(markdown(rows, 3) for rows in tables.values() if rows)]
-    ).lstrip()
+        tables |= interference.tables()
+    text = "\n".join([values.get("sentence", ""), "", *(markdown(rows, 3) for rows in tables.values())]).lstrip()
     files.write_text(run.path / "table.md", text)
     run.finish(values)
-    report.report_run(run.path, [report.Table(title, rows) for title, rows in tables.items() if rows])
+    report.report_run(run.path, [report.Table(title, rows) for title, rows in tables.items()])
     print(text, flush=True)
 
 
@@ -127,60 +120,48 @@ def expert_paths(config: ConfigDict) -> dict[str, str]:
 
 
 def _write(recipe: Recipe, config: ConfigDict, run: Run) -> Interference | None:
-    """The output that is asked for; None for a recipe, which is not applied here."""
-    export = run.path / "export"
-    if config.get("result") == "recipe" and config.get("rank"):
-        raise ConfigError("config.rank writes an adapter, config.result=recipe no weights: leave one of them out")
+    """The output that is asked for; None for a recipe, which is not applied here, and a stack, which has no report."""
+    export, rank = run.path / "export", config.get("rank")
     if config.get("result") == "recipe":
+        if rank:
+            raise ConfigError("config.rank writes an adapter, config.result=recipe no weights: leave one of them out")
         recipe.open()  # so that what is wrong is said now
         recipe.write(export / "model")
         return None
     interference = Interference(tuple(recipe.experts))
-    if not is_checkpoint(recipe.base):
-        return _through_memory(recipe, config, export)
-    _tell(recipe)
-    if config.get("rank"):
-        job = recipe.open()
+    # A base whose weights are in another format than safetensors goes through memory.
+    model, params = (None, {}) if is_checkpoint(recipe.base) else load_model(recipe.base, recipe.dtype or np.float32)
+    job: Any = recipe.stack() if recipe.slices and not rank else opened(recipe, flatten(params))
+    _tell(job)
+    if recipe.template_of_experts() and not recipe.chat_template and not rank:
+        print("merge: all experts have one chat template, which is not the base's: theirs comes along", flush=True)
+    if rank:
         with run.progress(len(job.touched), label="merge") as progress:
-            lora: Lora = as_lora(_counted(updates_of(job, interference), progress.update), config.rank, interference)
+            lora: Lora = as_lora(_counted(updates_of(job, interference), progress.update), rank, interference)
         _refuse_unchanged(interference)
-        adapters.save_peft(export / "adapter", lora, recipe.base, decoder_only=not _has_tower(job))
-        return interference
-    with run.progress(1, label="merge") as progress:
-        interference = merge_to_disk(recipe, export / "model", lambda done, total: progress.update(done / total))
-    if recipe.slices or (config.get("mergekit") and not interference.sums):  # a model may be written as it is there
-        return None
-    _refuse_unchanged(interference)
+        tower = any(name.startswith(adapters.TOWERS) for name in job.base)
+        adapters.save_peft(export / "adapter", lora, recipe.base, decoder_only=not tower)
+    elif model:
+        merged, _ = merge_in_memory(job, report=interference)
+        _refuse_unchanged(interference)
+        save_pretrained(export / "model", model, nest(merged), load_processor(recipe.base))
+    else:
+        with run.progress(1, label="merge") as progress:
+            interference = merge_to_disk(recipe, export / "model", lambda done, total: progress.update(done / total))
+        if recipe.slices or (config.get("mergekit") and not interference.sums):  # one model may be written as it is
+            return None
+        _refuse_unchanged(interference)
     return interference
 
 
-def _tell(recipe: Recipe) -> None:
+def _tell(job: Merge | Merges) -> None:
     """Prints what was done to lay the experts over the base, and filters that fit no tensor."""
-    job: Any = recipe.stack() if recipe.slices else recipe.open()
     lines = {f"expert {expert.name}: {note}": None for expert in job.experts for note in expert.notes}
-    for part in job.parts if recipe.slices else [job]:
+    for part in job.parts if isinstance(job, Merges) else [job]:
+        assert isinstance(part.how, Parameters)
         lines |= {f"filter {name!r} fits no tensor and says nothing": None for name in part.how.unused_filters()}
     for line in lines:
         print(f"merge: {line}", flush=True)
-
-
-def _has_tower(job: Merge) -> bool:
-    return any(name.startswith(adapters.TOWERS) for name in job.base)
-
-
-def _through_memory(recipe: Recipe, config: ConfigDict, export: Path) -> Interference:
-    """For a base whose weights are in another format than safetensors."""
-    model, params = load_model(recipe.base, dtype=recipe.dtype or np.float32)
-    job = recipe.open(Loaded(flatten(params), trace(recipe.base)[0]))
-    if config.get("rank"):
-        interference = Interference(tuple(recipe.experts))
-        lora = as_lora(updates_of(job, interference), config.rank, interference)
-        adapters.save_peft(export / "adapter", lora, recipe.base)
-        return interference
-    merged, interference = merge_in_memory(job)
-    _refuse_unchanged(interference)
-    save_pretrained(export / "model", model, nest(merged), load_processor(recipe.base))
-    return interference
 
 
 def _counted(items: Any, tell: Callable[[int], Any]) -> Any:
@@ -208,7 +189,7 @@ def _report(recipe: Recipe, interference: Interference, run: Run) -> dict[str, A
 def _sweep(recipe: Recipe, config: ConfigDict, run: Run, evaluate: Evaluate | None) -> Sweep:
     settings = config.sweep
     loaded = {} if is_checkpoint(recipe.base) and not evaluate else flatten(load_model(recipe.base, np.float32)[1])
-    job = recipe.open(None if is_checkpoint(recipe.base) else Loaded(loaded, trace(recipe.base)[0]))
+    job = opened(recipe, loaded)
     scored = _scored(recipe, job, run) if evaluate else []
     numbers = itertools.count()
 

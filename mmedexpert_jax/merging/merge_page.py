@@ -25,7 +25,7 @@ _MAPS = (
         "Relative error of the merged update as it stands in the output's dtype: what bf16 takes away.",
     ),
 )
-_WON = "Of the entries where another expert keeps the opposite sign, the share that goes this expert's way."
+_WON = "Of the weights that another expert would move the other way, the share that goes this expert's way, by layer."
 _KEPT = "Share of the sum of magnitudes of each expert's task vector that the trim keeps."
 _COSINES = "Between task vectors, before the trim. Red: they point apart, blue: the same way."
 _ENERGY = "Share of the merged update's squared norm that the adapter's rank leaves, tensor by tensor."

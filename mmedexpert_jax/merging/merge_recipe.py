@@ -1,6 +1,6 @@
 """Recipes: a merge written down instead of its result, applied block by block wherever its result is needed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
-from mmedexpert_jax.lora import Lora, load_peft
+from mmedexpert_jax.lora import Lora, load_peft, with_saved_modules
 from mmedexpert_jax.merging.alignment import aligned, enlarged, layers, rows_of, union, vocabularies
 from mmedexpert_jax.merging.blockwise import Merge, Merges
 from mmedexpert_jax.merging.checkpoint import (
@@ -27,7 +27,7 @@ from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.vectors import Adapter, Expert, Origin, check
 from mmedexpert_jax.models.locate import locate, trace
 from mmedexpert_jax.models.stored_tensors import Stored
-from mmedexpert_jax.models.tree import nest
+from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
 
@@ -48,6 +48,11 @@ Base = Checkpoint | Loaded
 def is_checkpoint(path: str) -> bool:
     """True where a model's weights are safetensors files, which can be merged without being loaded."""
     return any(trace(path)[0].glob("*.safetensors"))
+
+
+def opened(recipe: "Recipe", tensors: Mapping[str, Any]) -> Merge:
+    """The merge over its base's files, or over the base's tensors where their format must be loaded."""
+    return recipe.open(None if is_checkpoint(recipe.base) else Loaded(tensors, trace(recipe.base)[0]))
 
 
 def open_base(path: str) -> Checkpoint:
@@ -74,9 +79,7 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
     """
     left, plus, right = path.partition("+")
     if plus and not Path(path).exists():
-        adapter = Adapter.of(_load_adapter(locate(right), base, name))
-        under = Expert(name) if start_only else open_expert(name, left, base)
-        return replace(under, adapters=(*under.adapters, adapter), paths=(*under.paths, str(locate(right))))
+        return _adapted(Expert(name) if start_only else open_expert(name, left, base), [locate(right)], base)
     try:
         directory, folders = trace(path)
     except (DataError, RemoteError) as error:
@@ -86,14 +89,13 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
         border.read_json(settings)  # broken, it names no base, and says so itself
         fix = f"where its base is this merge's, give it as BASE+ADAPTER: {name}={base.directory}+{path}"
         raise type(error)(f"expert {name}: the base that its adapter names is not there ({error}); {fix}") from error
-    loaded = [Adapter.of(_load_adapter(folder, base, name)) for folder in folders]
-    paths = (str(directory), *map(str, folders))
-    if start_only and loaded:
-        return Expert(name, adapters=(loaded[-1],), paths=paths[-1:])
+    if start_only and folders:
+        return _adapted(Expert(name), folders[-1:], base)
+    expert = Expert(name, paths=(str(directory),))
     if _same(directory, base.directory):
-        return Expert(name, adapters=tuple(loaded), paths=paths)
+        return _adapted(expert, folders, base)
     if (directory / RECIPE).exists():
-        return Expert(name, adapters=tuple(loaded), origin=_open_recipe(directory, base), paths=paths)
+        return _adapted(replace(expert, origin=_open_recipe(directory, base)), folders, base)
     if _orbax(directory) is None:
         found: Any = Checkpoint(directory)
     else:
@@ -102,22 +104,38 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
         tokens = getattr(base, "tokens", None)
         rows = rows_of(tokens, directory) if tokens else vocabularies(directory, base.directory)
         weights, notes = aligned(found, base, name, rows)
-        return Expert(name, weights, tuple(loaded), paths=paths, notes=notes)
+        return _adapted(replace(expert, weights=weights, notes=notes), folders, base)
     start = (files.read_json(directory / "config.json") or {}).get("model", {}).get("path", "")
     under = Expert(name) if start_only else open_expert(name, start, base)
-    return replace(under, adapters=(*under.adapters, Adapter.of(found), *loaded), paths=(*under.paths, *paths))
+    under = replace(under, adapters=(*under.adapters, Adapter.of(found)), paths=(*under.paths, *expert.paths))
+    return _adapted(under, folders, base)
 
 
 def _same(first: Path, second: Path) -> bool:
     return first == second or first.resolve() == second.resolve()
 
 
-def _load_adapter(directory: Path, base: Base, name: str) -> Lora:
-    shapes = nest({key: np.broadcast_to(np.float32(0), view.shape) for key, view in base.items()})
-    try:
-        return load_peft(directory, shapes)
-    except DataError as error:
-        raise DataError(f"expert {name}: {error}") from error
+def _adapted(expert: Expert, folders: Iterable[Path], base: Base) -> Expert:
+    """The expert with adapters on it; what they hold whole (modules_to_save) takes the place of its own tensors."""
+    zeros = {key: np.broadcast_to(np.float32(0), view.shape) for key, view in base.items()}
+    for folder in folders:
+        try:
+            filled = with_saved_modules(folder, nest(zeros))
+            adapter = Adapter.of(load_peft(folder, filled))
+        except DataError as error:
+            raise DataError(f"expert {expert.name}: {error}") from error
+        whole = {key: np.asarray(tensor) for key, tensor in flatten(filled).items() if tensor is not zeros[key]}
+        if whole and expert.origin is not None:
+            key = next(iter(whole))
+            raise DataError(f"expert {expert.name}: {folder} holds {key} whole, over a recipe: merge that recipe first")
+        own = base if expert.weights is None else expert.weights
+        expert = replace(
+            expert,
+            weights={**own, **whole} if whole else expert.weights,
+            adapters=(*expert.adapters, adapter),
+            paths=(*expert.paths, str(folder)),
+        )
+    return expert
 
 
 def _open_recipe(directory: Path, base: Base) -> Origin:
@@ -188,7 +206,7 @@ class Recipe:
         parameters: method, switches and numbers; `names` is filled in when the base is opened.
         start_only: names of experts whose task vector starts where their training did.
         dtype: of the output; empty: the base's.
-        chat_template: of the result; empty: the base's, or where it has none the one that all experts have.
+        chat_template: of the result; empty: the one that all experts were trained with, or else the base's.
         slices: of a stack, whose layers come from several merges; then `experts` is what they name in all.
         tokenizer: "union" for the tokens of all models, else the base's.
         fisher: directory with a checkpoint of each expert's Fisher information, by its name; empty: none.
@@ -231,13 +249,15 @@ class Recipe:
         for number, part in enumerate(self.slices):
             whole = open_base(part.base)
             outside = (number == 0, number == len(self.slices) - 1)
+            renamed = {name: partial(layers, *span, first, outside) for name, span in part.ranges.items()}
             experts = []
             for name, path in part.experts.items():
                 expert = open_expert(name, path, whole)
                 check(whole, [expert])
-                experts.append(expert.renamed(partial(layers, *part.ranges[name], first, outside)))
-            base = layers(*part.ranges[""], first, outside, whole)
-            how = replace(part.parameters, names=tuple(base), _settings={})
+                experts.append(expert.renamed(renamed[name]))
+            base = renamed[""](whole)
+            own = {name: take({name: name for name in whole}) for name, take in renamed.items()}
+            how = replace(part.parameters, names=tuple(base), renamed=own, _settings={})
             how.check()
             merges.append(Merge(base, tuple(experts), how))
             first += part.count
@@ -246,7 +266,8 @@ class Recipe:
     def changes(self) -> dict[str, Any]:
         """Settings that differ from the base's, for `copy_settings`."""
         found: dict[str, Any] = {"dtype": self.dtype} if self.dtype else {}
-        if template := self.chat_template or self._template_of_experts():
+        template = self.chat_template or self.template_of_experts()
+        if template and template != chat_template(trace(self.base)[0]):
             found["chat_template"] = template
         if self.tokenizer == "union":
             found["tokens"] = self._union()
@@ -264,13 +285,10 @@ class Recipe:
     def _union(self) -> dict[str, int]:
         return union(trace(self.base)[0], self._folders())
 
-    def _template_of_experts(self) -> str:
-        """The chat template that all experts with a tokenizer of their own share, where the base has none."""
-        if chat_template(trace(self.base)[0]):
-            return ""
-        folders = [trace(path.partition("+")[0])[0] for path in self.experts.values() if not Path(path).is_file()]
-        found = {chat_template(folder) for folder in folders if (folder / "tokenizer_config.json").exists()}
-        return found.pop() if len(found) == 1 else ""
+    def template_of_experts(self) -> str:
+        """The chat template that all experts were trained with, where the base's is another; empty for none."""
+        found = {template for path in self.experts.values() if (template := _trained_with(path))}
+        return found.pop() if len(found) == 1 and found != {chat_template(trace(self.base)[0])} else ""
 
     def write(self, folder: Path) -> Path:
         """Writes recipe.json beside the base's configs and tokenizer files: a directory that `load_model` takes."""
@@ -288,6 +306,15 @@ class Recipe:
             copy_settings(trace(self.base)[0], folder, self.changes())
         files.write_json(folder / RECIPE, content)
         return folder / RECIPE
+
+
+def _trained_with(path: str) -> str:
+    """The chat template of an expert: of its outermost adapter that has one, or of its model; empty for none."""
+    left, plus, right = path.partition("+")
+    stands = plus and not Path(path).exists()
+    model, on_it = trace(left if stands else path)
+    folders = [model, *on_it, *([locate(right)] if stands else [])]
+    return next((template for folder in reversed(folders) if (template := chat_template(folder))), "")
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -381,16 +408,8 @@ def tensors_of(directory: Path) -> dict[str, Stored]:
         dtype = output_dtype(view, recipe.dtype)
 
         def read(index: Any) -> np.ndarray:
-            if name not in job.touched:
-                return view[index].astype(dtype, copy=False)
-            out = np.empty(view.size, dtype)
-
-            def write(start: int, merged: np.ndarray) -> None:
-                out[start : start + len(merged)] = merged
-
-            if job.tensor(name, dtype, write) is None:
-                return view[index].astype(dtype, copy=False)
-            return out.reshape(view.shape)[index]
+            merged, changed = job.entries(name, dtype) if name in job.touched else (view, None)
+            return view[index].astype(dtype, copy=False) if changed is None else merged[index]
 
         return Stored(view.shape, dtype.name, read)
 

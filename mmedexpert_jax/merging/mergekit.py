@@ -1,5 +1,6 @@
 """Reads mergekit's YAML files (0.1.5) into recipes of the same merge; what has no counterpart is refused by name."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ import msgspec
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.merging.alignment import vocabularies
+from mmedexpert_jax.merging.checkpoint import chat_template
 from mmedexpert_jax.merging.merge_recipe import Recipe, Slice
 from mmedexpert_jax.merging.methods import switches
-from mmedexpert_jax.merging.parameters import Parameters, Spec, complement
+from mmedexpert_jax.merging.parameters import Parameters, Spec
 from mmedexpert_jax.models.locate import trace
 
 Given = dict[str, Any] | None
@@ -107,7 +109,7 @@ METHODS = {
     "passthrough": MergekitMethod("weight_sum", {"scale": "weight"}, {}, {}, base=False, inputs=True),
     "slerp": MergekitMethod("weight_slerp", {}, {"t": "t"}, {}, inputs=True, required=("t",)),
     "nuslerp": MergekitMethod(
-        "slerp", _WEIGHT, {}, {"nuslerp_flatten": True, "nuslerp_row_wise": False}, base=False, required=("weight",)
+        "nuslerp", _WEIGHT, {}, {"nuslerp_flatten": True, "nuslerp_row_wise": False}, base=False, required=("weight",)
     ),
     "multislerp": MergekitMethod(
         "multislerp", _WEIGHT, {}, {"normalize_weights": True}, base=False, required=("weight",)
@@ -146,7 +148,7 @@ def read_mergekit(path: str | Path) -> Recipe:
         recipe = _stack(path, file)
     recipe = replace(recipe, tokenizer=_tokenizer(path, file, recipe))
     dtypes = [_dtype(path, key, getattr(file, key)) for key in ("out_dtype", "dtype")]
-    return replace(recipe, dtype=dtypes[0] or dtypes[1], chat_template=_template(path, file))
+    return replace(recipe, dtype=dtypes[0] or dtypes[1], chat_template=_template(path, file, recipe))
 
 
 def _dtype(path: str | Path, key: str, given: str | None) -> str:
@@ -180,22 +182,20 @@ def _merge(path: str | Path, file: File, inputs: list[Input], shared: list[Given
     if file.merge_method == "slerp":
         if len(names) != 2 or base not in names:
             raise ConfigError(f"{path}: slerp takes two models, one of them the base_model")
-        t = numbers.pop("t", {}).get("")
-        if t is None:
-            raise ConfigError(f"{place}: parameter t is missing")
-        numbers["weight"] = {names[model]: complement(t) if model == base else t for model in names}
+        names = {base: names[base]} | names  # t is the way from the base to the other
     if file.merge_method == "passthrough" and len(experts) > 1:
         raise ConfigError(f"{path}: passthrough takes one model; got {len(experts)}")
+    if file.merge_method == "multislerp" and len(experts) == 1:  # mergekit gives one model back as it is
+        flags["normalize_weights"] = True
     name, rule = _rule(method, whole, flags)
-    required = tuple(one for one in method.required if one == "weight" or file.merge_method == "nearswap")
-    parameters = Parameters(name, tuple(names.values()), rule, numbers, required=required)
-    return Recipe(base, {names[model]: model for model in experts}, parameters)
+    parameters = Parameters(name, tuple(names.values()), rule, numbers, required=method.required)
+    return Recipe(base, {name: model for model, name in names.items()}, parameters)
 
 
 def _rule(method: MergekitMethod, whole: bool, flags: Mapping[str, bool]) -> tuple[str, Any]:
     """Our method and its switches."""
     name = method.ours
-    if name == "slerp" and not flags["nuslerp_flatten"]:
+    if name == "nuslerp" and not flags["nuslerp_flatten"]:
         name = "slerp_columns" if flags["nuslerp_row_wise"] else "slerp_rows"
     if flags.get("filter_wise"):
         name = "model_stock_rows"
@@ -260,10 +260,13 @@ def _spec(place: str, value: Any) -> Spec:
     if isinstance(value, list) and value:
         return [_spec(place, one) for one in value]
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
         fits = "a number, a list of numbers, or a list of filters with values"
-        raise ConfigError(f"{place} must be {fits}; found {border.shown(value)}") from None
+        raise ConfigError(f"{place} must be {fits}; found {border.shown(value)}")
+    return number
 
 
 def _stack(path: str | Path, file: File) -> Recipe:
@@ -274,7 +277,8 @@ def _stack(path: str | Path, file: File) -> Recipe:
         place = f"{path}: slices[{number}]"
         base_model = part.base_model or file.base_model
         inputs = [Input(source.model, source.parameters) for source in part.sources]
-        if base_model and METHODS[file.merge_method].base and base_model not in [one.model for one in inputs]:
+        method = METHODS[file.merge_method]
+        if base_model and (method.base or not method.inputs) and base_model not in [one.model for one in inputs]:
             raise ConfigError(f"{place}: base_model {base_model} is not among its sources")
         base_model = base_model if base_model in [one.model for one in inputs] else None
         merge = _merge(path, file, inputs, [part.parameters, file.parameters], base_model)
@@ -290,7 +294,7 @@ def _stack(path: str | Path, file: File) -> Recipe:
         merges.append(merge)
         parts.append(Slice(merge.base, merge.experts, named, merge.parameters))
     whole = all(span == (0, _layers(merges[0].base)) for span in parts[0].ranges.values())
-    if len(parts) == 1 and whole:
+    if len(parts) == 1 and whole and file.base_model in (None, merges[0].base):  # else the configs are another's
         return merges[0]
     base = file.base_model or merges[0].base
     experts = {name: model for merge in merges for name, model in merge.experts.items()}
@@ -329,10 +333,12 @@ def _tokenizer(path: str | Path, file: File, recipe: Recipe) -> str:
     return "union"
 
 
-def _template(path: str | Path, file: File) -> str:
-    """A template that stands in the file; empty: the models'."""
+def _template(path: str | Path, file: File, recipe: Recipe) -> str:
+    """The template that stands in the file, the base's, or for "auto" the most frequent one of the models."""
     if file.chat_template in (None, "auto"):
-        return ""
+        models = dict.fromkeys((recipe.base, *(recipe.experts.values() if file.chat_template else ())))
+        found = [chat_template(trace(model.partition("+")[0])[0]) for model in models]
+        return max(filter(None, found), key=found.count, default="")
     if "{" not in str(file.chat_template):
         shown = border.shown(file.chat_template)
         raise ConfigError(f"{path}: chat_template: {shown} has no counterpart here; give auto or a Jinja template")

@@ -2,6 +2,9 @@
 
     task vectors --keep--> kept --join--> merged vector, then base + scale * merged
 
+Equation 6 of the paper, tau_k = theta_k - theta_base, stands in `vectors.assembled`; equation 7, the trim, the elected
+signs and the mean of those that agree, in `trim` and `disjoint_mean` below; lambda is `Setting.scale`.
+
 1. `Switches`: every point on which published codes differ, and the presets that follow each of them.
 2. `METHODS`: a method is a rule of what is kept and a rule of how that joins; `Setting` has its numbers for one tensor.
 3. What is kept: trims by magnitude, DARE, DELLA, breadcrumbs, SCE.
@@ -168,6 +171,7 @@ METHODS = {
     "slerp": Method("all", "span"),
     "slerp_rows": Method("all", "rows", experts=2),
     "slerp_columns": Method("all", "rows", experts=2),
+    "nuslerp": Method("all", "span", experts=2),
     "multislerp": Method("all", "span"),
     "karcher": Method("all", "span"),
     "model_stock": Method("all", "span"),
@@ -180,6 +184,7 @@ METHODS = {
     "weight_slerp": Method("all", "span", whole=True),
     "weight_slerp_rows": Method("all", "rows", whole=True, experts=2),
     "weight_slerp_columns": Method("all", "rows", whole=True, experts=2),
+    "weight_nuslerp": Method("all", "span", whole=True, experts=2),
     "weight_multislerp": Method("all", "span", whole=True),
     "weight_karcher": Method("all", "span", whole=True),
 }
@@ -261,8 +266,9 @@ class Setting:
 
     @property
     def moves_base(self) -> bool:
-        """True where tensors that no expert changed change nevertheless: a weighted sum whose weights are not 1."""
-        return self.method == "weight_sum" and self.rule.denominator == "none" and sum(self.weights) != 1
+        """True where tensors that no expert changed change nevertheless: whole weights whose factors' sum is not 1."""
+        sums = self.method in ("weight_sum", "weight_multislerp") and self.rule.denominator == "none"
+        return sums and sum(self.weights) != 1
 
 
 def setting(
@@ -282,28 +288,42 @@ def setting(
         raise ConfigError(f"no merging method {method!r}: choose one of {', '.join(METHODS)}")
     many = {"density": density, "gamma": gamma, "epsilon": epsilon, "weights": 1.0 if weights is None else weights}
     numbers: dict[str, Any] = {k: tuple(np.broadcast_to(v, count).astype(float).tolist()) for k, v in many.items()}
-    rule = switches(preset, method)
-    _check_numbers(method, count, numbers, rule, scale)
     keys = tuple(key_of(0, "", str(k)) for k in range(count)) if keys is None else keys
-    return Setting(method, rule, scale=scale, keys=keys, **numbers, **more)
+    found = Setting(method, switches(preset, method), scale=scale, keys=keys, **numbers, **more)
+    _check(found)
+    return found
 
 
-def _check_numbers(method: str, count: int, numbers: dict[str, Any], rule: Switches, scale: float) -> None:
+_NUMBERS = ("weights", "density", "gamma", "epsilon", "scale", "threshold", "slope", "bound", "t", "max_iter", "tol")
+
+
+def _check(how: Setting) -> None:
     """Raises ConfigError for numbers that no merge has a meaning for."""
-    weights = numbers["weights"]
-    for name, value in (("weights", weights), ("scale", scale)):
+    method, kind, count = how.method, how.kind, len(how.weights)
+    for name in _NUMBERS:
+        value = getattr(how, name)
         with np.errstate(over="ignore"):
             finite = np.isfinite(np.asarray(value, np.float32)).all()
         if not finite:
             raise ConfigError(f"{name} must be finite in float32; got {value}")
-    kind, divides = METHODS[method], rule.denominator != "none"
-    if kind.join in ("span", "rows") and not method.startswith("model_stock") and divides and sum(weights) <= 0:
-        raise ConfigError(f"weights must have a positive sum for {method}; got {list(weights)}")
+    divides = how.rule.denominator != "none"
+    if kind.join in ("span", "rows") and not method.startswith("model_stock") and divides and sum(how.weights) <= 0:
+        raise ConfigError(f"weights must have a positive sum for {method}; got {list(how.weights)}")
     if method.startswith("model_stock") and count < 2:
         raise ConfigError("model_stock needs two experts or more: it takes the angle between them")
     if kind.experts and count != kind.experts:
         raise ConfigError(f"{method} merges {kind.experts} expert{'s'[: kind.experts - 1]} over a base; got {count}")
-    check_densities(method, numbers["density"], numbers["epsilon"])
+    if not 0 <= min(how.gamma) <= max(how.gamma) <= 1:
+        raise ConfigError(f"gamma is the fraction dropped as outliers, between 0 and 1; got {list(how.gamma)}")
+    if how.max_iter < 0 or how.max_iter != int(how.max_iter):
+        raise ConfigError(f"max_iter counts iterations, 0, 1, 2 and so on; got {how.max_iter:g}")
+    for density, epsilon in zip(how.density, how.epsilon, strict=True):
+        if not 0 <= density <= 1:
+            raise ConfigError(f"density is the fraction of entries kept, between 0 and 1; got {density}")
+        if method.startswith("della") and 0 < density < 1 and not 0 < density - epsilon < density + epsilon < 1:
+            raise ConfigError(
+                f"density {density} +- epsilon {epsilon} must lie between 0 and 1 for {method}: lower epsilon"
+            )
 
 
 def key_of(seed: int, tensor: str, expert: str) -> int:
@@ -408,17 +428,6 @@ def breadcrumb_ranks(size: int, density: float, gamma: float) -> tuple[int, int]
         return 0, size
     target = int(density * size)
     return min(int(gamma * size), size - target), target
-
-
-def check_densities(method: str, densities: Sequence[float], epsilons: Sequence[float]) -> None:
-    """Raises ConfigError where a density (or DELLA's density +- epsilon) is no probability."""
-    for density, epsilon in zip(densities, epsilons, strict=True):
-        if not 0 <= density <= 1:
-            raise ConfigError(f"density is the fraction of entries kept, between 0 and 1; got {density}")
-        if method.startswith("della") and 0 < density < 1 and not 0 < density - epsilon < density + epsilon < 1:
-            raise ConfigError(
-                f"density {density} +- epsilon {epsilon} must lie between 0 and 1 for {method}: lower epsilon"
-            )
 
 
 def norms(vectors: Rows, order: int) -> Array:
@@ -593,31 +602,33 @@ def combine(
         case "arbitrate":
             return kept, arbitrated(_scaled(kept, how.weights), fisher or ())
         case "span" | "rows":
-            of_rows = fitted.coefficients is None
-            *own, of_base = row_coefficients(base, vectors, how) if of_rows else fitted.coefficients
+            found = fitted.coefficients
+            if found is None:
+                found = line_coefficients(inner_products(base, vectors, how, -1), how)[..., None]
+            *own, of_base = found
             merged = _linear(kept, own)
             return kept, merged + of_base * base if how.kind.whole else merged
         case _:
             return kept, _overlap(kept, fitted, how)
 
 
-def row_coefficients(base: Array, vectors: Rows, how: Setting) -> Array:
-    """Of every row of a block [rows, columns]: K coefficients of the vectors and that of the base, [K + 1, rows, 1]."""
+def inner_products(base: Array, vectors: Rows, how: Setting, axis: int) -> Array:
+    """[K, K, n] of the n rows (axis -1) or columns (0) of a block [rows, columns]; of whole weights where asked for."""
     xp = namespace(vectors)
     rows = [base + row for row in vectors] if how.kind.whole else vectors
-    products = xp.stack([xp.stack([xp.sum(one * other, axis=-1) for other in rows]) for one in rows])
+    return xp.stack([xp.stack([xp.sum(one * other, axis=axis) for other in rows]) for one in rows])
+
+
+def line_coefficients(products: Array, how: Setting) -> Array:
+    """[K + 1, n] of n rows or columns from their `inner_products`: of the vectors, and last that of the base."""
+    xp = namespace(products)
     if how.method.startswith("model_stock"):
         found = stock_coefficients(products)
     else:
-        found = pair_coefficients(products, pair_share(how.weights))
+        whole = sum(how.weights)
+        found = pair_coefficients(products, 0.5 if abs(whole) < 1e-6 else how.weights[1] / whole)  # as mergekit
     of_base = xp.sum(found, axis=0) - 1 if how.kind.whole else xp.zeros_like(found[0])
-    return xp.concatenate([found, of_base[None]])[..., None].astype(xp.float32)
-
-
-def pair_share(weights: Sequence[float]) -> float:
-    """t of the second of two vectors; 0.5 where the weights cancel (mergekit `nuslerp`)."""
-    whole = sum(weights)
-    return 0.5 if abs(whole) < 1e-6 else weights[1] / whole
+    return xp.concatenate([found, of_base[None]]).astype(xp.float32)
 
 
 def _weighted_sum(kept: Rows, how: Setting) -> Array:

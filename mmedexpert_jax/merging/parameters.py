@@ -61,13 +61,6 @@ def _filters(spec: Spec) -> list[str]:
     return [part for part in found if part not in (None, "*")]
 
 
-def complement(spec: Spec) -> Spec:
-    """1 - spec."""
-    if isinstance(spec, Mapping):
-        return dict(spec) | {"value": complement(spec["value"])}
-    return [complement(one) for one in spec] if isinstance(spec, list) else 1 - float(spec)
-
-
 @dataclass(frozen=True)
 class Parameters:
     """Method, switches and numbers of a merge; called with a tensor's name it gives the Setting."""
@@ -82,6 +75,8 @@ class Parameters:
     names: tuple[str, ...] = ()  # of the base's tensors, which give the number of layers
     # the names that the base's files have for them, which filters may also mean
     stored: Mapping[str, str] = field(default_factory=dict, compare=False)
+    # {expert: {name: the name in its own model}} of a stack, where filters of its numbers mean the latter (mergekit)
+    renamed: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False)
     required: tuple[str, ...] = ()  # numbers that have no default: a tensor without one is refused
     # space, compress: as of `Setting`
     space: str = ""
@@ -117,7 +112,8 @@ class Parameters:
     def number(self, which: str, expert: str, name: str) -> float:
         """A number for one expert ("" where it is of the merge) and tensor."""
         specs = self.numbers.get(which, {})
-        names = (name, self.stored.get(name, name))
+        own = self.renamed.get(expert, {}).get(name, name)
+        names = (own, self.stored.get(own, own))
         for key in dict.fromkeys((expert, "")):
             if key in specs and (value := evaluate(specs[key], names, self.depth(name))) is not None:
                 return value
@@ -135,6 +131,9 @@ class Parameters:
 
     def _setting(self, name: str) -> Setting:
         numbers = {which: tuple(self.number(which, e, name) for e in self.experts) for which in NUMBERS}
+        shared = {which: self.number(which, "", name) for which in SHARED}
+        if self.method == "weight_slerp" and "t" in self.numbers:  # mergekit's
+            numbers["weight"] = (1 - shared["t"], shared["t"])
         return setting(
             self.method,
             len(self.experts),
@@ -143,7 +142,7 @@ class Parameters:
             numbers["weight"],
             numbers["gamma"],
             numbers["epsilon"],
-            **{which: self.number(which, "", name) for which in SHARED},
+            **shared,
             space=self.space,
             compress=self.compress,
             keys=tuple(key_of(self.seed, name, expert) for expert in self.experts),

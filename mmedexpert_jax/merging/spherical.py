@@ -5,6 +5,7 @@ over the entries (or none, for LoRA factors) gives G, K x K arithmetic gives c, 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
@@ -30,12 +31,13 @@ def gram_matrix(vectors: Array) -> Array:
     return jax.numpy.matmul(flat, flat.T, precision="highest")
 
 
-def slerp(gram: Array, weights: Array) -> Array:
+def slerp(gram: Array, weights: Array, parallel: float = PARALLEL, line_to_zero: bool = True) -> Array:
     """Spherical interpolation folded pairwise in the vectors' order: [K, K], [K] -> coefficients [K].
 
     The k-th vector joins the fold of those before it at t = w_k / (w_1 + ... + w_k), so that equal weights give
-    equal shares. Pairs with |cosine| > 0.9995, or with a zero vector, are interpolated linearly. Two vectors over the
-    base are mergekit's `nuslerp`; two models' full weights are its `slerp`.
+    equal shares. Pairs with |cosine| > `parallel` are interpolated linearly, and pairs with a zero vector too unless
+    `line_to_zero` says otherwise: for mergekit, whose `slerp` takes two models' full weights and whose `nuslerp` takes
+    task vectors as well, a zero vector stands at a right angle to all others.
     """
     xp = namespace(gram)
     basis = xp.eye(len(gram), dtype=gram.dtype)
@@ -46,7 +48,9 @@ def slerp(gram: Array, weights: Array) -> Array:
         t = xp.where(abs(total) < 1e-6, 0.5, t)
         norms = xp.sqrt(xp.maximum(merged @ gram @ merged, 0) * gram[k, k])
         cosine = xp.clip(merged @ gram[:, k] / xp.where(norms > 0, norms, 1), -1, 1)
-        linear = (norms == 0) | (abs(cosine) > PARALLEL)
+        linear = abs(cosine) > parallel
+        if line_to_zero:
+            linear = linear | (norms == 0)
         angle = xp.arccos(xp.where(linear, 0, cosine))
         first = xp.where(linear, 1 - t, xp.sin((1 - t) * angle) / xp.sin(angle))
         merged = first * merged + xp.where(linear, t, xp.sin(t * angle) / xp.sin(angle)) * basis[k]
@@ -160,6 +164,8 @@ SPANS: dict[str, Coefficients] = {
     "average": average,
     "sum": weighted_sum,
     "slerp": slerp,
+    # Below float32's step of a cosine no angle is left, which mergekit looks for in float32.
+    "nuslerp": partial(slerp, parallel=1 - 2**-25, line_to_zero=False),
     "multislerp": multislerp,
     "karcher": karcher,
     "model_stock": model_stock,

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from mmedexpert_jax.merging.blockwise import Merge, parallel, spans
-from mmedexpert_jax.merging.interference import Interference, add, measure
+from mmedexpert_jax.merging.interference import Interference, add
 from mmedexpert_jax.merging.merge_recipe import output_dtype
-from mmedexpert_jax.merging.methods import Fitted, combine
+from mmedexpert_jax.merging.methods import Fitted
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.threshold import Bound
 
@@ -127,16 +127,8 @@ def _measure(jobs: dict[float, Merge], name: str, dtype: np.dtype) -> dict[float
     first = next(iter(jobs.values()))
 
     def one(span: tuple[int, int]) -> dict[float, dict[str, np.ndarray]]:
-        base, vectors = first.read(name, *span)
-        found = {}
-        for density, job in jobs.items():
-            offset = job.units[job.scope(name)].offsets[name]
-            fisher = job.fisher(name, slice(*span))
-            kept, update = combine(base, vectors, offset + span[0], job.fitted(name), job.how(name), fisher)
-            all_of, kept = vectors.reshape(len(vectors), -1), [row.reshape(-1) for row in kept]
-            line, update = base.reshape(-1), update.reshape(-1)
-            found[density] = measure(line, all_of, kept, update, (line + update).astype(dtype))
-        return found
+        block = first.read(name, *span)
+        return {d: job.merged(name, span[0], *block, dtype, block[0].size)[1] for d, job in jobs.items()}
 
     for job in jobs.values():
         job.fitted(name)

@@ -110,6 +110,22 @@ def test_an_adapter_stands_on_the_base_that_it_is_given(tmp_path):
     np.testing.assert_allclose(found[EMBEDDING], drawn(2)[EMBEDDING], atol=1e-6)
 
 
+def test_what_an_adapter_holds_whole_takes_the_place_of_the_base_s(tmp_path):
+    """peft's modules_to_save: an embedding that was trained beside the factors."""
+    base = save(tmp_path / "base", drawn(0))
+    adapters.save_peft(tmp_path / "A", pair(0), str(base))
+    file, whole = tmp_path / "A" / "adapter_model.safetensors", drawn(7)[EMBEDDING]
+    save_file(load_file(file) | {f"base_model.model.{EMBEDDING}": whole}, file)
+    product = 2 * pair(0).factors[UP.removesuffix(".weight")]["b"] @ pair(0).factors[UP.removesuffix(".weight")]["a"]
+    found, _ = merged(tmp_path, base, tmp_path / "A")
+    np.testing.assert_allclose(found[EMBEDDING], whole, atol=1e-6)
+    np.testing.assert_allclose(found[UP], drawn(0)[UP] + product, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found[VISION], drawn(0)[VISION])
+    save_file(load_file(file) | {f"base_model.model.{EMBEDDING}": np.ones((8, 4), F32)}, file)
+    with pytest.raises(DataError, match=r"expert X: .*its rows were resized, merge it with peft"):
+        merged(tmp_path, base, tmp_path / "A")
+
+
 def test_a_rounded_copy_of_the_base_is_the_base(tmp_path):
     """An adapter over a bf16 copy of a float32 base: its rounding is no part of the task vector."""
     base = save(tmp_path / "base", drawn(0))
@@ -133,13 +149,19 @@ def test_config_and_tokenizer_are_copied_and_a_trainer_s_leftovers_are_not(tmp_p
     assert next(iter(Checkpoint(tmp_path / "out").values())).dtype == np.float16
 
 
-def test_the_experts_chat_template_is_carried_where_the_base_has_none(tmp_path):
+def test_the_experts_chat_template_is_carried_where_the_base_has_none_or_another(tmp_path):
     base, expert = save(tmp_path / "base", drawn(0)), save(tmp_path / "X", drawn(1))
     (expert / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     merged(tmp_path, base, expert)
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
     copy_settings(expert, base)
     assert Recipe(str(base), {"X": str(expert)}, Parameters("ties", ("X",))).changes() == {}
+    adapters.save_peft(tmp_path / "A", pair(0), str(base))
+    (tmp_path / "A" / "chat_template.jinja").write_text("{{ trained }}")  # the template of its training, not the base's
+    for paths, template in (((tmp_path / "A",), "{{ trained }}"), ((tmp_path / "A", expert), None)):
+        experts = {path.name: str(path) for path in paths}
+        changes = Recipe(str(base), experts, Parameters("ties", tuple(experts))).changes()
+        assert changes.get("chat_template") == template
 
 
 @pytest.mark.parametrize("untouched", [False, True])

@@ -1,5 +1,6 @@
 """mergekit's files: the same merge as mergekit 0.1.5 makes of them, element by element, or a refusal by name."""
 
+import itertools
 import json
 import shutil
 from unittest import mock
@@ -13,29 +14,42 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
+from mergekit.merge_methods import BasePolicy, registered_methods
+from mergekit.merge_methods import get as mergekit_method
 from mergekit.options import MergeOptions
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from mmedexpert_jax import lora as adapters
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.merging.checkpoint import Checkpoint
 from mmedexpert_jax.merging.merge_recipe import merge_to_disk
 from mmedexpert_jax.merging.mergekit import METHODS, read_mergekit
+from mmedexpert_jax.merging.parameters import Parameters
+
+WORDS = ["<|endoftext|>", *(f"w{number}" for number in range(19))]  # the first is what tokenizers of Qwen2 add
+
+
+def save_tokenizer(folder, words):
+    model = tokenizers.models.WordLevel({token: row for row, token in enumerate(words)}, words[0])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(model)).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Qwen2 models of three layers that mergekit knows, in float32."""
+    """Qwen2 models of three layers that mergekit knows, in float32: a base, two others and one that hardly differs.
+
+    As in real ones some biases are 0, and some tensors are the base's.
+    """
     folder = tmp_path_factory.mktemp("qwen2")
     config = {
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 8, "num_hidden_layers": 3,
         "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 20,
-        "tie_word_embeddings": True, "torch_dtype": "float32",
+        "tie_word_embeddings": False, "torch_dtype": "float32",
     }  # fmt: skip
-    shapes = {"model.embed_tokens.weight": (20, 8), "model.norm.weight": (8,)}
+    shapes = {"model.embed_tokens.weight": (20, 8), "model.norm.weight": (8,), "lm_head.weight": (20, 8)}
     for layer in range(3):
         for name, rows in (("q", 8), ("k", 4), ("v", 4)):
             shapes[f"model.layers.{layer}.self_attn.{name}_proj.weight"] = (rows, 8)
@@ -46,11 +60,13 @@ def models(tmp_path_factory):
         shapes |= {f"model.layers.{layer}.{n}_layernorm.weight": (8,) for n in ("input", "post_attention")}
     rng = np.random.default_rng(0)
     base = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    for number, name in enumerate(("base", "one", "two")):
-        moved = {
-            n: t + np.float32(0.1 * number) * rng.standard_normal(t.shape).astype(np.float32) for n, t in base.items()
-        }
+    base |= {name: np.zeros_like(tensor) for name, tensor in base.items() if name.endswith("v_proj.bias")}
+    same = {"near": ("model.layers.1.mlp", "model.layers.2.input_layernorm"), "two": ("model.layers.1.self_attn",)}
+    for name, size in {"base": 0.0, "one": 0.1, "two": 0.2, "near": 0.003}.items():
+        sizes = {n: 0 if n.startswith(same.get(name, ("-",))) or "post_attention" in n else size for n in base}
+        moved = {n: t + np.float32(sizes[n]) * rng.standard_normal(t.shape).astype(np.float32) for n, t in base.items()}
         (folder / name).mkdir()
+        save_tokenizer(folder / name, WORDS)
         save_file(moved, folder / name / "model.safetensors", {"format": "pt"})
         (folder / name / "config.json").write_text(json.dumps(config))
     factors = {
@@ -164,24 +180,43 @@ parameters: {{nuslerp_flatten: false, nuslerp_row_wise: true}}
 }
 
 
+def theirs(folder, text):
+    """Writes mergekit's result of a file; its refusal, None for none."""
+    options = MergeOptions(
+        copy_tokenizer=False, write_model_card=False, quiet=True, lora_merge_cache=str(folder.parent / "loras")
+    )
+    try:
+        with mock.patch("transformers.Qwen2Config.validate"):  # it refuses the config that mergekit writes of a stack
+            run_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), str(folder / "theirs"), options)
+    except (RuntimeError, ValueError) as refusal:
+        return refusal
+    return None
+
+
 def compare(folder, text):
-    """Ours against mergekit's result of one file."""
+    """Ours against mergekit's result of one file: every tensor, config.json, or that both refuse it."""
     (folder / "m.yaml").write_text(text)
-    options = MergeOptions(copy_tokenizer=False, write_model_card=False, lora_merge_cache=str(folder / "loras"))
-    with mock.patch("transformers.Qwen2Config.validate"):  # it refuses the config that mergekit writes of a stack
-        run_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), str(folder / "theirs"), options)
+    if refusal := theirs(folder, text):
+        with pytest.raises((ConfigError, DataError)):
+            merge_to_disk(read_mergekit(folder / "m.yaml"), folder / "ours")
+        return refusal
     merge_to_disk(read_mergekit(folder / "m.yaml"), folder / "ours")
-    ours, theirs = Checkpoint(folder / "ours"), Checkpoint(folder / "theirs")
-    assert set(ours) == set(theirs)
-    for name, tensor in theirs.items():
+    ours, peers = Checkpoint(folder / "ours"), Checkpoint(folder / "theirs")
+    assert set(ours) == set(peers)
+    for name, tensor in peers.items():
         assert ours[name].dtype == tensor.dtype, name
         coarse = {"float16": 1e-3, "bfloat16": 8e-3}.get(tensor.dtype.name, 1e-5)  # one step of rounding
         mine, peer = ours[name].astype(np.float32), tensor.astype(np.float32)
         np.testing.assert_allclose(mine, peer, rtol=coarse, atol=2e-6, err_msg=f"{name} {text}")
-    configs = [json.loads((folder / name / "config.json").read_text()) for name in ("ours", "theirs")]
-    assert configs[0]["num_hidden_layers"] == configs[1]["num_hidden_layers"]
-    dtypes = {(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.") for config in configs}
-    assert dtypes == {next(iter(theirs.values())).dtype.name}
+    file = folder / "theirs" / "config.json"
+    file.write_text(file.read_text().replace('"torch.', '"'))  # a dtype that transformers does not read
+    with mock.patch("transformers.Qwen2Config.validate"):
+        configs = [AutoConfig.from_pretrained(folder / name).to_dict() for name in ("ours", "theirs")]
+    for config in configs:  # mergekit leaves as many `layer_types` as the base has
+        assert config.pop("layer_types") and config.pop("_name_or_path")
+    assert configs[0] == configs[1]
+    assert configs[0]["dtype"] == next(iter(peers.values())).dtype.name
+    return None
 
 
 @pytest.mark.parametrize("method", FILES)
@@ -189,96 +224,160 @@ def test_a_mergekit_file_does_the_same_merge(models, tmp_path, method):
     compare(tmp_path, FILES[method].format(models))
 
 
-def test_a_union_of_vocabularies_has_every_token_s_row(models, tmp_path):
+@pytest.mark.parametrize("method", ["ties", "linear over a base that counts", "nuslerp by columns"])
+def test_a_union_of_vocabularies_has_every_token_s_row(models, tmp_path, method):
     """Base, an expert with another order and a token more, one with another token more: row by token as mergekit's."""
-    words = ["<|endoftext|>", *(f"w{number}" for number in range(19))]  # which the tokenizers of Qwen2 add
-    vocabularies = {"base": words, "one": [*words[::-1], "fever"], "two": [*words, "cough"]}
+    vocabularies = {"base": WORDS, "one": [*WORDS[::-1], "fever"], "two": [*WORDS, "cough"]}
     for name, tokens in vocabularies.items():
         shutil.copytree(models / name, tmp_path / name)
         config = json.loads((tmp_path / name / "config.json").read_text()) | {"vocab_size": len(tokens)}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         tensors = load_file(models / name / "model.safetensors")
-        more = np.full((len(tokens) - 20, 8), len(name), np.float32)
-        tensors["model.embed_tokens.weight"] = np.concatenate([tensors["model.embed_tokens.weight"], more])
+        for key in ("model.embed_tokens.weight", "lm_head.weight"):
+            more = np.full((len(tokens) - 20, 8), len(name) + len(key), np.float32)
+            tensors[key] = np.concatenate([tensors[key], more])
         save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
-        model = tokenizers.models.WordLevel({token: row for row, token in enumerate(tokens)}, words[0])
-        PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(model)).save_pretrained(tmp_path / name)
-    text = FILES["ties"].format(tmp_path) + "tokenizer_source: union\n"
+        save_tokenizer(tmp_path / name, tokens)
+    text = FILES[method].format(tmp_path) + "tokenizer_source: union\n"
     (tmp_path / "m.yaml").write_text(text)
-    run_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), str(tmp_path / "theirs"), MergeOptions())
+    assert theirs(tmp_path, text) is None
     merge_to_disk(read_mergekit(tmp_path / "m.yaml"), tmp_path / "ours")
-    ours, theirs = Checkpoint(tmp_path / "ours"), Checkpoint(tmp_path / "theirs")
+    ours, peers = Checkpoint(tmp_path / "ours"), Checkpoint(tmp_path / "theirs")
     rows = [AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() for name in ("ours", "theirs")]
-    assert set(rows[0]) == set(rows[1]) == {*words, "fever", "cough"}
+    assert set(rows[0]) == set(rows[1]) == {*WORDS, "fever", "cough"}
     assert len(ours["model.embed_tokens.weight"]) == 22
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["vocab_size"] == 22
-    for token, row in rows[0].items():
-        mine, peer = ours["model.embed_tokens.weight"][row], theirs["model.embed_tokens.weight"][rows[1][token]]
-        np.testing.assert_allclose(mine, peer, rtol=1e-5, atol=2e-6, err_msg=token)
-    np.testing.assert_allclose(ours["model.norm.weight"], theirs["model.norm.weight"], rtol=1e-5)
+    coarse = 1e-3 if "float16" in text else 1e-5
+    for (token, row), key in itertools.product(rows[0].items(), ("model.embed_tokens.weight", "lm_head.weight")):
+        np.testing.assert_allclose(ours[key][row], peers[key][rows[1][token]], rtol=coarse, atol=2e-6, err_msg=token)
+    np.testing.assert_allclose(ours["model.norm.weight"], peers["model.norm.weight"], rtol=coarse)
+
+
+def test_every_method_of_mergekit_is_read_with_its_parameters_and_defaults():
+    specs = {method.spec.name: method.spec for method in registered_methods()}
+    assert set(METHODS) == set(specs)
+    for name, method in METHODS.items():
+        shared = {one.name: one for one in specs[name].shared_parameters if one.name != "eps"}  # refused by name
+        assert set(method.own) == {one.name for one in specs[name].input_parameters}, name
+        assert {*method.shared, *method.flags} == set(shared), name
+        assert set(method.required) == {one.name for one in specs[name].parameters if one.required}, name
+        for parameter in specs[name].parameters:
+            ours = (method.own | method.shared).get(parameter.name)
+            if not parameter.required and parameter.default is not None and parameter.name in shared | method.own:
+                assert (method.flags | Parameters.DEFAULTS)[ours or parameter.name] == parameter.default, name
 
 
 NUMBER = st.sampled_from((0.0, 0.25, 0.6, 1.0))
 POSITIVE = st.sampled_from((0.25, 0.5, 1.0, "5e-1"))
+SIGNED = st.sampled_from((0.25, 1.0, "5e-1", 0.0, -0.5))
+FILTER = st.sampled_from(("mlp", "q_proj", "layers.1.", "norm", "lm_head", "*"))
 
 
 def setting(values):
-    """A parameter of a file: a number, a gradient over depth, or filters."""
+    """A parameter of a file: a number, a gradient over depth, or filters, which may leave tensors without a number."""
     scalar = st.one_of(values, st.lists(values, min_size=1, max_size=4))
-    named = st.builds(lambda name, value: {"filter": name, "value": value}, st.sampled_from(("mlp", "q_proj")), scalar)
-    filters = st.builds(lambda first, rest: [*first, {"value": rest}], st.lists(named, max_size=2), scalar)
-    return st.one_of(scalar, filters)
+    named = st.builds(lambda name, value: {"filter": name, "value": value}, FILTER, scalar)
+    rest = st.builds(lambda value: {"value": value}, scalar)
+    filters = st.builds(lambda first, last: [*first, *last], st.lists(named, max_size=2), st.lists(rest, max_size=1))
+    return st.one_of(scalar, filters.filter(bool))
 
 
-DRAWN = {  # by parameter: values; dare and della draw at random, and are compared where they keep everything
-    "weight": setting(POSITIVE), "density": setting(NUMBER), "gamma": setting(st.sampled_from((0.0, 0.1, 0.3))),
-    "epsilon": st.just(0.1), "lambda": setting(POSITIVE), "t": setting(NUMBER), "scale": setting(NUMBER),
-    "max_iter": st.sampled_from((3, 10)), "tol": st.just("1e-5"), "r": st.just(0.3), "alpha": st.just(0.1),
-    "select_topk": st.sampled_from((0.3, 0.7, 1.0)),
-}  # fmt: skip
+def values(method, key):
+    """Values of a parameter. DARE and DELLA draw at random: they are compared where they keep all or nothing."""
+    if method.startswith(("dare", "della")) and key == "density":
+        return st.sampled_from((0, 1, [{"filter": "mlp", "value": 0.0}, {"value": 1}]))
+    if key == "weight":
+        return setting(POSITIVE if method in ("linear", "nuslerp", "multislerp") else SIGNED)
+    if key == "epsilon":
+        return st.sampled_from((1e-3, 1e-2) if "ram" in method else (0.1,))
+    if key == "t" and method == "nearswap":
+        return setting(st.sampled_from((0.05, 0.2)))
+    return {
+        "density": setting(NUMBER), "gamma": setting(st.sampled_from((0.0, 0.1, 0.3))), "lambda": setting(SIGNED),
+        "t": setting(NUMBER), "scale": setting(NUMBER), "max_iter": st.sampled_from((0, 3, 10)),
+        "tol": st.just("1e-5"), "r": setting(NUMBER), "alpha": setting(NUMBER), "select_topk": setting(NUMBER),
+    }[key]  # fmt: skip
 
 
 @st.composite
 def drawn_files(draw):
-    """A file of any method: parameters beside the models or in them, with and without the base among them."""
+    """A file of any method: whole models or layers of them, parameters at any level, with and without a base."""
     name = draw(st.sampled_from(sorted(METHODS)))
-    method = METHODS[name]
-    alone = name in ("slerp", "nearswap", "arcee_fusion")
-    models = ["passthrough"] if name == "passthrough" else ["two"] if alone else ["one", "two"]
-    models = ["one"] if name == "passthrough" else models
-    base = method.base or (name != "passthrough" and draw(st.booleans()))
-    if name == "slerp" or (base and draw(st.booleans())):
-        models = [*models, "base"]
+    method, contract = METHODS[name], mergekit_method(name).spec.contract
+    least, most = contract.min_non_base or 1, contract.max_non_base or 3
+    needs_base, sliced = contract.base == BasePolicy.REQUIRED, draw(st.booleans())
+    base = needs_base or (draw(st.booleans()) and (sliced or contract.max_inputs != 1))
+    if contract.max_inputs:
+        least = most = contract.max_inputs - needs_base
+    elif contract.base != BasePolicy.OPTIONAL:
+        least = max(least, contract.min_inputs - needs_base)
 
-    def value(key):
-        random = name.startswith(("dare", "della")) and key == "density"
-        return st.just(1.0) if random else st.sampled_from((1e-3, 1e-2)) if key == "epsilon" and "ram" in name else (
-            st.sampled_from((0.05, 0.2)) if name == "nearswap" else DRAWN[key]
-        )  # fmt: skip
+    def given(keys, required=()):
+        return {key: draw(values(name, key)) for key in keys if key in required or draw(st.booleans())}
 
-    shared = {key: draw(value(key)) for key in method.own if key in method.required or draw(st.booleans())}
-    shared |= {key: draw(value(key)) for key in method.shared if key in method.required or draw(st.booleans())}
-    shared |= {key: draw(st.booleans()) for key in method.flags if key != "normalize_weights" and draw(st.booleans())}
-    entries = []
-    for model in models:
-        own = {key: draw(value(key)) for key in method.own if draw(st.booleans())}
-        entries.append({"model": f"{{0}}/{model}"} | ({"parameters": own} if own else {}))
-    content = {"merge_method": name, "models": entries} | ({"parameters": shared} if shared else {})
-    content |= {"base_model": "{0}/base"} if base else {}
-    return content | ({"dtype": "float32"} if draw(st.booleans()) else {})
+    def parameters(entry, keys, required=()):
+        own = given(keys, required)
+        return entry | ({"parameters": own} if own else {})
+
+    def inputs():
+        pool = ["{0}/one", "{0}/two", "{0}/base+{0}/lora"]
+        if name != "arcee_fusion":  # of a model so near the divergences are rounding, and the choice among them too
+            pool.append("{0}/near")
+        models = draw(st.permutations(pool))[: draw(st.integers(least, most))]
+        must = sliced and contract.base != BasePolicy.IGNORED
+        among = base and contract.max_inputs != 1 and (must or draw(st.booleans()))
+        return draw(st.permutations([*models, "{0}/base"])) if among else models
+
+    def part():
+        count = draw(st.integers(1, 3))
+        spans = [draw(st.integers(0, 3 - count)) for _ in range(4)]
+        sources = [
+            parameters({"model": model, "layer_range": [span, span + count]}, method.own)
+            for model, span in zip(inputs(), spans, strict=False)
+        ]
+        return parameters({"sources": sources}, (*method.own, *method.shared))
+
+    content = {"merge_method": name} | ({"base_model": "{0}/base"} if base else {})
+    if sliced:  # as many sources in each: mergekit 0.1.5 takes as many of the last slice's as the first has
+        parts = [part() for _ in range(draw(st.integers(1, 2)))]
+        content["slices"] = [one for one in parts if len(one["sources"]) == len(parts[0]["sources"])]
+    else:
+        content["models"] = [parameters({"model": model}, method.own) for model in inputs()]
+    content = parameters(content, (*method.own, *method.shared), method.required)
+    flags = {key: draw(st.booleans()) for key in method.flags if draw(st.booleans())}
+    if flags:
+        content["parameters"] = content.get("parameters", {}) | flags
+    content |= {"dtype": "float32"} if draw(st.booleans()) else {}
+    if draw(st.booleans()):
+        content["out_dtype"] = draw(st.sampled_from(("float16", "bfloat16", "torch.float32")))
+    if base and draw(st.booleans()):
+        content["tokenizer_source"] = draw(st.sampled_from(("base", "union", "{0}/one")))
+    return content
 
 
 def placed(content, folder):
-    return json.loads(json.dumps(content).replace("{0}", str(folder)))
+    return yaml.safe_dump(json.loads(json.dumps(content).replace("{0}", str(folder))))
 
 
-@settings(
-    max_examples=25, deadline=None, phases=(Phase.explicit, Phase.generate), derandomize=True,
-    suppress_health_check=(HealthCheck.too_slow, HealthCheck.function_scoped_fixture),
-)  # fmt: skip
+def examples(count, **more):
+    checks = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
+    return settings(max_examples=count, phases=(Phase.generate,), suppress_health_check=checks, deadline=None, **more)
+
+
+@examples(25, derandomize=True)
 @given(content=drawn_files())
 def test_drawn_files_do_the_same_merge(models, tmp_path_factory, content):
-    compare(tmp_path_factory.mktemp("drawn"), yaml.safe_dump(placed(content, models)))
+    compare(tmp_path_factory.mktemp("drawn"), placed(content, models))
+
+
+@pytest.mark.slow
+@examples(200)
+@given(content=drawn_files())
+def test_many_drawn_files_do_the_same_merge(models, tmp_path_factory, content):
+    """Others each time; `--hypothesis-seed=N` draws the same again."""
+    folder = tmp_path_factory.mktemp("drawn")
+    compare(folder, placed(content, models))
+    shutil.rmtree(folder)
 
 
 def test_what_a_mergekit_file_asks_for_in_vain(models, tmp_path):
@@ -307,6 +406,10 @@ def test_what_a_mergekit_file_asks_for_in_vain(models, tmp_path):
         "parameters: {weight: 1, normalize: true}}]}",
         "parameter weight of one must be a number": f"{{{ties}, models: [{{model: {one}, "
         "parameters: {weight: x}}]}",
+        "parameter density of one must be a number": f"{{{ties}, models: [{{model: {one}, "
+        "parameters: {weight: 1, density: nan}}]}",
+        "base_model .* is not among its sources": f"{{merge_method: multislerp, base_model: {base}, slices: "
+        f"[{{sources: [{{model: {one}, layer_range: [0, 2], parameters: {{weight: 1}}}}]}}]}}",
         "named twice": f"{{{ties}, models: [{{model: {one}}}, {{model: {one}}}]}}",
         "ends at 4, but .* has 3 layers": f"{{merge_method: passthrough, "
         f"slices: [{{sources: [{{model: {one}, layer_range: [0, 4]}}]}}]}}",
@@ -315,9 +418,17 @@ def test_what_a_mergekit_file_asks_for_in_vain(models, tmp_path):
         (tmp_path / "m.yaml").write_text(text)
         with pytest.raises(ConfigError, match=match):
             read_mergekit(tmp_path / "m.yaml")
-    (tmp_path / "m.yaml").write_text(f"{{{ties}, models: [{{model: {one}}}]}}")
-    with pytest.raises(ConfigError, match="weight of one has no value for model"):
-        read_mergekit(tmp_path / "m.yaml").open()
+    slerp = f"merge_method: slerp, base_model: {base}"
+    karcher = f"merge_method: karcher, models: [{{model: {one}}}, {{model: {two}}}]"
+    for match, text in {
+        "weight of one has no value for (model|lm_head)": f"{{{ties}, models: [{{model: {one}}}]}}",
+        "t of the merge has no value for (lm_head|model)": f"{{{slerp}, models: [{{model: {one}}}], "
+        "parameters: {t: [{filter: layers, value: 0.5}]}}",
+        "max_iter counts iterations": f"{{{karcher}, parameters: {{max_iter: [1, 4]}}}}",
+    }.items():
+        (tmp_path / "m.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=match):
+            read_mergekit(tmp_path / "m.yaml").open()
 
 
 def test_a_file_alone_is_enough_on_the_command_line(models, tmp_path, capsys):

@@ -139,6 +139,9 @@ def test_settings_that_do_not_fit():
         "positive sum for karcher": {"method": "karcher", "weights": (1.0, -1.0)},
         "weights must be finite": {"weights": (1.0, np.nan)},
         "two experts or more": {"method": "model_stock", "count": 1},
+        "gamma is the fraction": {"method": "breadcrumbs", "gamma": 2.0},
+        "tol must be finite": {"method": "karcher", "tol": np.nan},
+        "max_iter counts iterations": {"method": "karcher", "max_iter": 2.5},
         "switch scope='layer'": {"preset": Switches(scope="layer")},
     }.items():
         with pytest.raises(ConfigError, match=match):
