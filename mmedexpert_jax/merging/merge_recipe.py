@@ -254,6 +254,8 @@ class Recipe:
             for name, path in part.experts.items():
                 expert = open_expert(name, path, whole)
                 check(whole, [expert])
+                if expert.weights is None and part.ranges[name] != part.ranges[""]:  # over other layers of the base
+                    expert = replace(expert, weights=whole)
                 experts.append(expert.renamed(renamed[name]))
             base = renamed[""](whole)
             own = {name: take({name: name for name in whole}) for name, take in renamed.items()}
