@@ -118,7 +118,8 @@ def updates_of(job: Merge, report: Interference) -> Iterator[tuple[str, np.ndarr
     float32, as factors where the merge has them (`Merge.factors`); None where nothing changes.
     """
     for name in job.touched:
-        if found := job.factors(name):
+        found: np.ndarray | Pair | None = job.factors(name)
+        if found is not None:
             sums = job.tensor(name, None, None)
         else:
             found, sums = job.entries(name, None)
