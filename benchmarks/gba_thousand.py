@@ -2,6 +2,7 @@
 
     python benchmarks/gba_thousand.py                               # one H100: Qwen2-VL-2B's shapes, minutes
     python benchmarks/gba_thousand.py --memory --prompts-per-step 8 # what its programs take for 64 rows, compiled only
+    python benchmarks/gba_thousand.py --count                       # the programs that the whole job meets, without any
     python benchmarks/gba_thousand.py --model 64x2x512 --dtype float32 --prompt 96 --limit 24 --mean 8 --micro 2 \\
         --prompts-per-step 2 --steps 3 --warm 1                     # tries the script on a CPU
 
@@ -27,11 +28,15 @@ import numpy as np
 import workload
 
 from mmedexpert_jax.gba import group_advantages
+from mmedexpert_jax.gba.batches import deal
 from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
+from mmedexpert_jax.gba.split import packed_room
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model
+from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.decode import Sampling, advance, read, start
 from mmedexpert_jax.rollout.logprobs import packed
+from mmedexpert_jax.rollout.widths import widths, window_after, window_for
 from mmedexpert_jax.train import State
 
 PAPER_SECONDS = 13 * 3600
@@ -48,7 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mean", type=float, default=300)
     parser.add_argument("--limit", type=int, default=1024)
     parser.add_argument("--micro", type=int, default=4, help="prompts of a gradient")
-    parser.add_argument("--capacities", type=int, default=8, help="sizes of the packed update; 0: padded rows")
+    parser.add_argument("--capacities", type=int, default=64, help="sizes of the packed update; 0: padded rows")
     parser.add_argument("--steps", type=int, default=10, help="steady steps that are timed")
     parser.add_argument("--warm", type=int, default=2, help="steps before them")
     parser.add_argument("--no-remat", action="store_true")
@@ -56,6 +61,8 @@ def arguments() -> argparse.Namespace:
     names = ["prefill", "decode", "gradient"]
     parser.add_argument("--programs", nargs="*", choices=names, default=names, help="of --memory")
     parser.add_argument("--memory", action="store_true", help="compile the programs for the longest rows and stop")
+    parser.add_argument("--count", action="store_true", help="count the programs of lengths that are drawn and stop")
+    parser.add_argument("--seeds", type=int, default=20, help="of --count: jobs that are drawn")
     parser.add_argument("--no-fused", action="store_true", help="of --target: attention without the fused kernel")
     parser.add_argument("--target", choices=["h100"], help="of --memory: a device that is not there (deviceless.py)")
     parser.add_argument("--text", type=Path, help="of --memory: a folder where the compiled programs are written")
@@ -78,17 +85,63 @@ def configured(args: argparse.Namespace):
     )
 
 
-def parts(args: argparse.Namespace, batches: list, done, rewards: np.ndarray) -> list[list[Part]]:
-    """A step's one minibatch."""
-    advantages = np.asarray(group_advantages(rewards))
-    found = []
-    for number, batch in enumerate(batches):
-        rows = slice(number * args.micro, (number + 1) * args.micro)
+def dealt(args: argparse.Namespace, lengths: np.ndarray, held: int) -> tuple[list[np.ndarray], int]:
+    """Rows of a step's micro-batches, and the room of their packings, as the trainer has them."""
+    work = (lengths - 1).sum(axis=1)
+    rows = deal(np.arange(len(work)), work, args.micro)
+    full = args.micro * args.samples * (args.limit - 1)
+    return rows, packed_room(max(int(work[one].sum()) for one in rows), work, held, full, args.capacities)
+
+
+def parts(args: argparse.Namespace, whole: Batch, done, rewards: np.ndarray, held: int) -> tuple[list[list[Part]], int]:
+    """A step's one minibatch, and the room of its packings."""
+    advantages, found = np.asarray(group_advantages(rewards)), []
+    cuts, room = dealt(args, done.lengths, held)
+    for rows in cuts:
         lengths = done.lengths[rows]
-        packing = packed(lengths, args.limit, args.capacities) if args.capacities else None
-        part = Part(batch, done.tokens[rows], lengths, done.logprobs[rows], advantages[rows], packing=packing)
-        found.append(part)
-    return [found]
+        packing = packed(lengths, args.limit, args.capacities, room=room) if args.capacities else None
+        batch = workload.taken(whole, rows)
+        found.append(Part(batch, done.tokens[rows], lengths, done.logprobs[rows], advantages[rows], packing=packing))
+    return [found], room
+
+
+def decoded(args: argparse.Namespace, lengths: np.ndarray) -> list[tuple[int, int, int]]:
+    """(rows, window, steps) of a rollout as rollout/generate.py goes on, where every sample has a row on an
+    accelerator from the first."""
+    sizes, size = widths(lengths.size, args.limit), args.limit
+    width, window, drawn, found = lengths.size, window_for(1, size), 1, []
+    while left := int((lengths > drawn).sum()):
+        leave, begun = max((w for w in sizes if w < width), default=0), drawn
+        while (lengths > drawn).sum() > leave and drawn <= window and drawn < size:
+            drawn += 1
+        found.append((width, window, drawn - begun))
+        left = int((lengths > drawn).sum())
+        rows = next(w for w in reversed(sizes) if w >= min(max(left, 1), width))
+        width, window = rows, window_after(window, drawn, size, fewer=rows < width)
+    return found
+
+
+def count(args: argparse.Namespace) -> None:
+    """Prints the programs that jobs of geometric lengths meet, and what is computed for a token."""
+    rows = []
+    for seed in range(args.seeds):
+        rng, held, tokens, spent, packed_tokens = np.random.default_rng(seed), 0, 0, 0, 0
+        decodes, rooms = set(), set()
+        for _ in range(args.total // args.prompts_per_step):
+            shape = args.prompts_per_step, args.samples
+            lengths = np.minimum(rng.geometric(1 / args.mean, shape), args.limit)
+            runs = decoded(args, lengths)
+            cuts, held = dealt(args, lengths, held)
+            decodes |= {run[:2] for run in runs}
+            rooms.add(held)
+            tokens += int(lengths.sum())
+            spent += sum(width * steps for width, _, steps in runs)
+            packed_tokens += held * len(cuts)
+        rows.append((len(decodes), len(rooms), spent / tokens, packed_tokens / tokens))
+        if not seed:
+            print(f"rows and window of decode programs {sorted(decodes, reverse=True)}, packed sizes {sorted(rooms)}")
+    names = "decode_programs", "packed_sizes", "row_steps_per_token", "packed_tokens_per_token"
+    print(json.dumps(vars(args) | dict(zip(names, np.mean(rows, axis=0).round(3).tolist(), strict=True)), default=str))
 
 
 def memory(args: argparse.Namespace, place: Callable) -> dict[str, dict[str, float]]:
@@ -131,6 +184,9 @@ def longest(args: argparse.Namespace, model: Model) -> Part:
 
 def main() -> None:
     args = arguments()
+    if args.count:
+        count(args)
+        return
     if args.memory:
         place = deviceless.on_h100(not args.no_fused) if args.target else lambda tree: tree
         workload.report_memory(vars(args), memory(args, place))
@@ -138,19 +194,16 @@ def main() -> None:
     model, params = workload.build(args.model, jnp.dtype(args.dtype))
     model = workload.imposed(model, args.mean)
     learner = PolicyLearner(model, params, configured(args), (), args.samples, args.warm + args.steps)
-    state, rng, rows = learner.init(jax.random.key(0)), np.random.default_rng(0), []
+    state, rng, rows, room = learner.init(jax.random.key(0)), np.random.default_rng(0), [], 0
     for step in range(args.warm + args.steps):
         whole = workload.prompts(model, args.prompts_per_step, args.prompt, True, step)
-        pieces = [
-            workload.prompts(model, args.prompts_per_step, args.prompt, True, step, slice(i, i + args.micro))
-            for i in range(0, args.prompts_per_step, args.micro)
-        ]
         began = time.perf_counter()
         done = learner.sample(state, [(np.arange(len(whole.tokens)), whole)], jax.random.key(step))
         sampled = time.perf_counter()
         rewards = rng.integers(0, 5, done.lengths.shape) / 2
         compilations = learner.compilations
-        state, stats = learner.update(state, parts(args, pieces, done, rewards))
+        minibatches, room = parts(args, whole, done, rewards, room)
+        state, stats = learner.update(state, minibatches)
         rows.append(
             {
                 "rollout": sampled - began,

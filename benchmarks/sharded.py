@@ -13,7 +13,8 @@ The programs are the trainer's own, the KL reference among them, with layers sca
 mesh.fsdp can split in parts (`shard=full`). Each share of the rows has `--prompts` prompts of 700 tokens with an image
 and 8 completions of the full length. "all" is what a device holds at the time: a program's arguments, its temporary
 memory, what it returns beyond what it gives up, and what stands there besides (moments and the sum of gradients, or
-while sampling the float32 weights). CPU seconds are those of tracing and compiling; without a device nothing is
+while sampling the float32 weights). "host" counts the places where a program waits for the host: queues, callbacks and
+buffers in its memory. CPU seconds are those of tracing and compiling; without a device nothing is
 autotuned. Prints one JSON line.
 """
 
@@ -50,6 +51,7 @@ from mmedexpert_jax.train import State
 
 GROUP, PROMPT = 8, 700
 BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "s8": 1}
+HOST = re.compile(r"\b(?:infeed|outfeed|send|recv)(?:-done)?\(|callback|:S\(5\)|\)S\(5\)")
 GATHERED = re.compile(r"= ([^=]*?) all-gather(?:-start)?\(")
 PROGRAMS = ("gradient", "update", "prefill", "decode")
 
@@ -178,7 +180,8 @@ def main() -> None:
 
 def figures(compiled: Any, besides: int, traced: float, took: float) -> dict[str, Any]:
     """A program's memory on each device, what it gathers at most, and the processor time that it took."""
-    size, found = compiled.memory_analysis(), gathered(compiled.as_text())
+    size, text = compiled.memory_analysis(), compiled.as_text()
+    found = gathered(text)
     new = size.output_size_in_bytes - size.alias_size_in_bytes
     return {
         "arguments_gigabytes": gigabytes(size.argument_size_in_bytes),
@@ -187,6 +190,7 @@ def figures(compiled: Any, besides: int, traced: float, took: float) -> dict[str
         "besides_gigabytes": gigabytes(besides),
         "all_gigabytes": gigabytes(size.argument_size_in_bytes + size.temp_size_in_bytes + new + besides),
         "gathered_megabytes": [(round(size / 1e6, 1), shape) for size, shape in found[:4]],
+        "host": len(HOST.findall(text)),
         "trace_cpu_seconds": round(traced, 1),
         "compile_cpu_seconds": round(took, 1),
     }

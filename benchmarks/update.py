@@ -1,6 +1,7 @@
 """One GRPO gradient of LoRA, three ways: a row for each completion, rows that share their prompt, and packed.
 
     python benchmarks/update.py                                        # two cores, minutes
+    python benchmarks/update.py --against ../before                    # beside another checkout, which takes turns
     python benchmarks/update.py --model random:qwen2_vl_2b --dtype bfloat16 --prompt 700 --mean 300 --limit 1024 \\
         --remat --no-torch --peak 989                                  # one H100
 
@@ -12,8 +13,12 @@ Prints a table and one JSON line. Target: packed over plain at least 0.8 of the 
 import argparse
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +135,48 @@ def peer(model, params, lora, work, folder):
     return run
 
 
+def beside(args):
+    """Runs this script over two packages, ours and that of the checkout `--against`, whose measurements take turns in
+    one run, so that other work on the machine meets both; prints what they take."""
+    trees = {"ours": Path(__file__).resolve().parents[1], "theirs": args.against.resolve()}
+    given = [*sys.argv[1:], "--no-torch", "--take-turns"]
+    workers = {
+        name: subprocess.Popen(
+            [sys.executable, __file__, *given],
+            env=os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name, tree in trees.items()
+    }
+    rows = {name: json.loads(worker.stdout.readline()) for name, worker in workers.items()}
+    turns = {name: [] for name in trees}
+    for _ in range(args.repeats):
+        for name, worker in workers.items():
+            print("go", file=worker.stdin, flush=True)
+            turns[name].append(json.loads(worker.stdout.readline()))
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    for kind in rows["ours"]:
+        for name, row in ((name, rows[name][kind]) for name in trees):
+            for clock in ("seconds", "processor_seconds"):
+                row[clock] = min(turn[kind][clock] for turn in turns[name])
+            print(
+                f"{kind:8} {name:7} {row['seconds']:8.3f} s {row['processor_seconds']:8.2f} CPU s "
+                f"{row['temporary_bytes'] / 1e6:8.1f} MB  {row['grad_norm']:.6f}"
+            )
+    print(json.dumps(vars(args) | workload.machine() | {"rows": rows}, default=str))
+
+
+def take_turns(rows, norms, functions):
+    """Answers each line of the standard input by one measurement."""
+    print(json.dumps({kind: row | {"grad_norm": norms[kind]} for kind, row in rows.items()}), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(workload.measure(functions, 1)), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="256x4x8192", help="<hidden>x<layers>x<vocabulary>, or random:<size>")
@@ -144,7 +191,12 @@ def main():
     parser.add_argument("--no-image", action="store_true")
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--peak", type=float, default=0, help="of the device, TFLOP/s: adds the share of it")
+    parser.add_argument("--against", type=Path, help="another checkout of this repository")
+    parser.add_argument("--take-turns", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.against and not args.take_turns:
+        beside(args)
+        return
 
     model, params = workload.build(args.model, jnp.dtype(args.dtype))
     lora = lora_module.init(jax.random.key(0), params, 16, 32)
@@ -169,6 +221,9 @@ def main():
         rows[kind] = {"tokens": seen[kind], "temporary_bytes": program.memory_analysis().temp_size_in_bytes}
         functions[kind] = partial(program, *arguments)
         norms[kind] = float(optax.global_norm(functions[kind]()[1]))
+    if args.take_turns:
+        take_turns(rows, norms, functions)
+        return
     with tempfile.TemporaryDirectory() as folder:
         if not args.no_torch:
             functions["trl"] = peer(model, params, lora, work, folder)
@@ -197,7 +252,8 @@ def report(args, model, lengths, rows, norms):
     speed = rows["plain"]["seconds"] / rows["packed"]["seconds"]
     busy = rows["plain"]["processor_seconds"] / rows["packed"]["processor_seconds"]
     print(f"packed over plain: {speed:.2f}x (processor time {busy:.2f}x) of {ratio:.2f}x tokens: {speed / ratio:.2f}")
-    print(json.dumps(vars(args) | workload.machine() | {"rows": rows, "token_ratio": ratio, "speedup": speed}))
+    figures = {"rows": rows, "token_ratio": ratio, "speedup": speed}
+    print(json.dumps(vars(args) | workload.machine() | figures, default=str))
 
 
 if __name__ == "__main__":

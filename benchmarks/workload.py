@@ -58,8 +58,8 @@ def imposed(model: Model, mean: float) -> Model:
     return Model(dataclasses.replace(model.config, eos_token_ids=tuple(map(int, sorted(ids)))))
 
 
-def prompts(model: Model, count: int, length: int, image: bool, seed: int = 0, rows: slice = slice(None)) -> Batch:
-    """`count` prompts of `length` tokens, with one image of 16 x 16 patches each (64 tokens); of them, `rows`."""
+def prompts(model: Model, count: int, length: int, image: bool, seed: int = 0) -> Batch:
+    """`count` prompts of `length` tokens, with one image of 16 x 16 patches each (64 tokens)."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, model.config.text.vocab_size - 8, (count, length)).astype(np.int32)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), (count, 3, length)).copy()
@@ -78,19 +78,23 @@ def prompts(model: Model, count: int, length: int, image: bool, seed: int = 0, r
         after -= len(span) - side
     vision = model.config.vision
     pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
-    patches = rng.normal(size=(images, SIDE * SIDE, pixels)).astype(np.float32)[rows]
-    first = (rows.start or 0) * (SIDE // 2) ** 2
-    images = len(patches)
     return Batch(
-        tokens=tokens[rows],
-        lengths=np.full(count, length, np.int32)[rows],
-        positions=positions[rows],
-        next_position=after[rows],
-        vision_index=np.where(index >= 0, index - first, -1)[rows].astype(np.int32),
-        patches=patches,
+        tokens=tokens,
+        lengths=np.full(count, length, np.int32),
+        positions=positions,
+        next_position=after,
+        vision_index=index,
+        patches=rng.normal(size=(images, SIDE * SIDE, pixels)).astype(np.float32),
         patch_positions=np.broadcast_to(np.stack([lines, columns], -1).astype(np.int32), (images, SIDE * SIDE, 2)),
         patch_counts=np.full(images, SIDE * SIDE, np.int32),
     )
+
+
+def taken(batch: Batch, rows: np.ndarray) -> Batch:
+    """The prompts `rows` [b] of a batch of `prompts` with an image each, which are numbered through."""
+    index, moved = batch.vision_index[rows], (rows - np.arange(len(rows)))[:, None] * (SIDE // 2) ** 2
+    chosen = {field.name: getattr(batch, field.name)[rows] for field in dataclasses.fields(batch)}
+    return Batch(**chosen | {"vision_index": np.where(index >= 0, index - moved, -1).astype(np.int32)})
 
 
 def ragged(shape: tuple[int, ...], mean: float, limit: int, seed: int = 0) -> np.ndarray:

@@ -146,7 +146,9 @@ def get_config(preset: str = "mini") -> Config:
 
     # devices and memory; none of it changes the result
     config.micro_batch = free(1)  # prompts of one gradient on each device, summed up to an update's; 0: all
-    config.packing = free(8)  # capacities of the packed update, each compiled when it is first met; 0: rows stay padded
+    # capacities of the packed update, of which one is kept, and so compiled once, as long as it fits the steps; 0: rows
+    # stay padded
+    config.packing = free(64)
 
     # guidelines
     config.group_by = one_of("prompt", "query")  # whose samples compete: equation 4's, or all paradigms of a query

@@ -1,5 +1,6 @@
 """The prompts of a run as batches of few shapes, so that little is compiled and little is padded."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -147,16 +148,33 @@ class Batches:
         sizes = [PromptSize.of(one) for one in encoded]
         return [(rows, self.collate([encoded[i] for i in rows], self._devices)) for rows in self.micro_batches(sizes)]
 
+    def dealt(self, rows: np.ndarray, sizes: Sequence[PromptSize], work: np.ndarray) -> list[np.ndarray]:
+        """Rows of the micro-batches of an update, whose completions have `work` [N] tokens: like sizes together, and
+        among those of one shape about as much work for each device of each, so that one packed size holds all."""
+        found: list[np.ndarray] = []
+        count = self._part * self._devices
+        for shape, cuts in itertools.groupby(
+            cut(rows, sizes, count, self.order), lambda rows: self._shape([sizes[i] for i in rows], self._devices)
+        ):
+            plain = [*cuts]
+            even = deal(np.concatenate(plain), work, self._part)
+            even = [np.concatenate(even[i : i + self._devices]) for i in range(0, len(even), self._devices)]
+            same = all(self._shape([sizes[i] for i in rows], self._devices) == shape for rows in even)
+            found += even if same else plain  # another shape would be another program
+        return found
+
     def collate(self, encoded: Sequence[Encoded], devices: int = 1) -> Batch:
         """A micro-batch in one of the run's shapes; its images are numbered through, and a multiple of the devices."""
-        size = PromptSize.together([PromptSize.of(one) for one in encoded])
-        images = _level(self._images, -(-size.images // devices))
+        images, patches, tokens = self._shape([PromptSize.of(one) for one in encoded], devices)
         return self._processor.collate(
-            encoded,
-            min_length=_level(self._tokens, size.tokens),
-            min_images=images * devices,
-            min_patches=_level(self._patches, size.patches) if images else 0,
+            encoded, min_length=tokens, min_images=images * devices, min_patches=patches if images else 0
         )
+
+    def _shape(self, sizes: Sequence[PromptSize], devices: int) -> PromptSize:
+        """The room that a micro-batch gets: images on a device, patches, tokens."""
+        size = PromptSize.together(sizes)
+        images = _level(self._images, -(-size.images // devices))
+        return PromptSize(images, _level(self._patches, size.patches), _level(self._tokens, size.tokens))
 
 
 def overlong(processor: Processor, guidelines: Guidelines, rounds: int, limit: int, known: Sizes) -> set[str]:
@@ -179,6 +197,34 @@ def cut(rows: np.ndarray, sizes: Sequence[PromptSize], count: int, order: Order 
     """Rows in order of their size, `count` at a time."""
     ordered = np.array(sorted(rows, key=lambda row: order(sizes[row])), int)
     return [ordered[i : i + count] for i in range(0, len(ordered), count)]
+
+
+def deal(rows: np.ndarray, work: np.ndarray, part: int) -> list[np.ndarray]:
+    """The rows, `part` at a time and the last of what is left, with about equal sums of `work` [N].
+
+    The longest come first, each to those that have least so far and room (Graham 1969); then the part with most and
+    the one with least exchange a row, as long as that brings them closer. Rows stay in their order, and so do the parts
+    by their first rows, so that nothing moves where there is nothing to even out.
+    """
+    tokens = [int(work[row]) for row in rows]
+    room = [min(part, len(rows) - start) for start in range(0, len(rows), part)]
+    held: list[list[int]] = [[] for _ in room]  # places among the rows
+    sums = [0] * len(room)
+    for place in sorted(range(len(rows)), key=lambda place: -tokens[place]):
+        least = min((n for n in range(len(room)) if len(held[n]) < room[n]), key=sums.__getitem__)
+        held[least].append(place)
+        sums[least] += tokens[place]
+    while held:
+        most, least = (pick(range(len(sums)), key=sums.__getitem__) for pick in (max, min))
+        gap = sums[most] - sums[least]
+        pairs = ((abs(gap - 2 * (tokens[a] - tokens[b])), a, b) for a in held[most] for b in held[least])
+        left, a, b = min(pairs, default=(gap, 0, 0))
+        if left >= gap:
+            break
+        held[most][held[most].index(a)], held[least][held[least].index(b)] = b, a
+        sums[most] += tokens[b] - tokens[a]
+        sums[least] += tokens[a] - tokens[b]
+    return [rows[places] for places in sorted(map(sorted, held), key=lambda places: (len(places) < part, places))]
 
 
 def levels(

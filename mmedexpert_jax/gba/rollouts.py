@@ -94,6 +94,12 @@ class Rollout:
         """Tokens of the prompts, each once, and of the completions."""
         return int(sum(len(e.tokens) for e in self.encoded) + self.lengths.sum())
 
+    @property
+    def work(self) -> np.ndarray:
+        """[N], tokens of each prompt's completions that go through the network in an update: of each all but the last,
+        which predicts nothing."""
+        return np.maximum(np.where(self.scored, self.lengths, 0) - 1, 0).sum(axis=1)
+
     def part(
         self,
         rows: slice | Sequence[int] | np.ndarray,
@@ -101,6 +107,7 @@ class Rollout:
         size: int = 0,
         capacities: int = 0,
         devices: int = 1,
+        room: int = 0,
     ) -> Part:
         """The prompts `rows` and their completions, for a gradient.
 
@@ -110,6 +117,7 @@ class Rollout:
             size: prompts of the part; where `rows` are fewer, it is filled up with prompts that do not count.
             capacities: among which the packing's is chosen; 0: rows stay padded.
             devices: among which the prompts are split.
+            room: tokens of the packing; 0: the least of the capacities that suffices.
         """
         chosen = np.arange(len(self.prompts))[rows if isinstance(rows, slice) else np.asarray(rows, int)]
         smallest = min(range(len(self.encoded)), key=lambda i: PromptSize.of(self.encoded[i]))  # no image, if it can be
@@ -128,7 +136,7 @@ class Rollout:
             self.logprobs[index],
             self.advantages[index],
             counted=counted.astype(np.float32),
-            packing=packed(lengths, limit, capacities, devices) if capacities and limit > 1 else None,
+            packing=packed(lengths, limit, capacities, devices, room) if capacities and limit > 1 else None,
             masked=blind,
         )
 

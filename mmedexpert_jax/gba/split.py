@@ -2,9 +2,14 @@
 
 import itertools
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.models.packing import capacity
+
+SPARE = 3  # standard errors of a step's tokens, by which later steps may need more: a run then has one program for all
+LOOSE = 1.5  # times what is needed, beyond which a smaller program repays its compilation
 
 
 def prompts(config: ConfigDict, groups: int = 0) -> int:
@@ -41,6 +46,19 @@ def micro_batch(config: ConfigDict, devices: int, prefix: str = "") -> int:
         f"evenly (devices {devices}, minibatches {config.minibatches}, micro_batch {config.micro_batch}); "
         f"set --config.{prefix}prompts_per_step={more}"
     )
+
+
+def packed_room(needed: int, work: np.ndarray, held: int, full: int, sizes: int) -> int:
+    """Tokens of the packed update, of which `full` would be the most: as many as are `held` from the step before, as
+    long as these suffice and are not far too many; else one of `sizes` equal steps, above what is `needed` by as much
+    as steps of such prompts, with `work` [N] tokens each, differ. It comes from the state and the step alone, so that
+    a run that is resumed computes what it would have computed. 0: nothing is packed."""
+    if not sizes or not full:
+        return 0
+    if needed <= held and (not needed or held <= LOOSE * needed):
+        return held
+    error = work.std() / (max(1.0, work.mean()) * len(work) ** 0.5)
+    return capacity(min(int(needed * (1 + SPARE * error)), full), full, sizes)
 
 
 def _divides(config: ConfigDict, shares: int, groups: int) -> bool:

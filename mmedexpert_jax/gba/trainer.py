@@ -21,14 +21,14 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
 from mmedexpert_jax.gba.advantages import domain_weighted, estimate, new_counts, totals
 from mmedexpert_jax.gba.ahead import Ahead
-from mmedexpert_jax.gba.batches import Batches, PromptSize, Sizes, cut, overlong
+from mmedexpert_jax.gba.batches import Batches, PromptSize, Sizes, overlong
 from mmedexpert_jax.gba.difficulty import difficulties, selected
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Difficulties, Guidelines, load_texts
 from mmedexpert_jax.gba.objective import policy_terms
 from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
-from mmedexpert_jax.gba.split import micro_batch
+from mmedexpert_jax.gba.split import micro_batch, packed_room
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout.engine import Engine, Settings
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 DOMAINS = "domains"  # in a state's memory: the groups met so far, by specialty and difficulty
+ROOM = "room"  # in a state's memory: tokens of the packed update on a device; 0 before the first
 HINTS_EVERY = 10  # steps between looks at the metrics for what goes wrong
 Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and these by group [., G, F]
 
@@ -153,7 +154,9 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
         model, params, under, _ = network()
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
     specialties = sorted({case.specialty for case in cases})
-    memory = {DOMAINS: new_counts(len(specialties))} if config.advantage_weights != "equal" else {}
+    memory: dict[str, Any] = {ROOM: 0}
+    if config.advantage_weights != "equal":
+        memory[DOMAINS] = new_counts(len(specialties))
     learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory)
     return Job(scoring, guidelines, batches, processor, model, learner, steps, part, specialties)
 
@@ -175,7 +178,8 @@ def _step(
     if config.rollout_ahead:
         state = learner.ahead(state)
         rounds.begin(state, step + 1)
-    parts = _parts(rollout, job.batches, config, job.part, learner.shares)
+    parts, room = _parts(rollout, job.batches, config, job.part, learner.shares, state.memory[ROOM])
+    state = dataclasses.replace(state, memory=state.memory | {ROOM: room})
     state, stats = learner.update(state, parts, rollout.num_tokens)  # equation 5
     clocks = _clocks(began, sampled, rollout)
     costs.count(clocks["step_time"], rollout.num_read, _flops(rollout, job.model, learner, config))
@@ -379,20 +383,23 @@ def _metrics(rollout: Rollout, scores: reward.Scores, rewards: np.ndarray) -> di
     return scores.stats() | rollout.stats() | groups | by
 
 
-def _parts(rollout: Rollout, batches: Batches, config: ConfigDict, part: int, devices: int) -> list[list[Part]]:
-    """The minibatches of a step, each as its micro-batches of `part` prompts on each device.
+def _parts(
+    rollout: Rollout, batches: Batches, config: ConfigDict, part: int, devices: int, room: int
+) -> tuple[list[list[Part]], int]:
+    """The minibatches of a step, each as its micro-batches of `part` prompts on each device; and the room of their
+    packings, which had `room` in the step before.
 
     The last micro-batch is filled up where groups were dropped; if all were, one remains in which nothing counts.
     """
-    size, sizes = part * devices, [PromptSize.of(one) for one in rollout.encoded]
-
-    def parts(rows: np.ndarray) -> list[Part]:
-        cuts = cut(rows, sizes, size, batches.order)
-        return [rollout.part(rows, batches, size, config.packing, devices) for rows in cuts]
-
-    minibatches = [parts(rows) for rows in np.array_split(np.flatnonzero(rollout.trained), config.minibatches)]
-    nothing = [[rollout.part([], batches, size, config.packing, devices)]]
-    return [minibatch for minibatch in minibatches if minibatch] or nothing
+    sizes, work = [PromptSize.of(one) for one in rollout.encoded], rollout.work
+    minibatches = np.array_split(np.flatnonzero(rollout.trained), config.minibatches)
+    dealt = [batches.dealt(rows, sizes, work) for rows in minibatches if len(rows)] or [[np.array([], int)]]
+    shares = [rows[i : i + part] for cuts in dealt for rows in cuts for i in range(0, len(rows), part)]
+    full = part * (rollout.tokens[0].size - len(rollout.tokens[0]))
+    needed = max((int(work[rows].sum()) for rows in shares), default=0)
+    room = packed_room(needed, work, room, full, config.packing)
+    options = part * devices, config.packing, devices, room
+    return [[rollout.part(rows, batches, *options) for rows in cuts] for cuts in dealt], room
 
 
 def _flops(rollout: Rollout, model: Model, learner: PolicyLearner, config: ConfigDict) -> float:

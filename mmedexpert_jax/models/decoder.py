@@ -143,6 +143,7 @@ class TextDecoder(nnx.Module):
             added: what joins the hidden states after the first layers, [..., T, D] each (DeepStack).
             remat: whether each layer is computed again in the backward pass.
             unroll: whether stacked layers are compiled one by one: decoding, which updates a cache of each in place.
+                Layers of a kind are then traced and lowered once.
             rotates: whether `attention` rotates queries and keys itself, by what it gets last.
         """
         ropes = self._ropes(positions, x.dtype)
@@ -153,7 +154,11 @@ class TextDecoder(nnx.Module):
                 x = jax.lax.optimization_barrier(x)
             return _with_added(x, added, index), (keys, values)
 
-        x, kept = run_layers(self.layers, run, x, by_layer, remat=remat, unroll=unroll)
+        def as_its_kind(layer: Any, index: int, *others: Array) -> tuple[Array, tuple[Array, Array]]:
+            return once(layer, flags.index(flags[index]) if flags else 0, *others)
+
+        once, flags = jax.jit(run, static_argnums=1), self.config.windowed
+        x, kept = run_layers(self.layers, as_its_kind if unroll else run, x, by_layer, remat=remat, unroll=unroll)
         return self.norm(x), *kept
 
     def extended(

@@ -18,7 +18,15 @@ from mmedexpert_jax.models.quantised import is_quantised
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, join, read, resize, start
 from mmedexpert_jax.rollout.pool import Pool, places
-from mmedexpert_jax.rollout.widths import PATIENCE, default_width, devices_of, sample_keys, widths, window_for
+from mmedexpert_jax.rollout.widths import (
+    PATIENCE,
+    default_width,
+    devices_of,
+    sample_keys,
+    widths,
+    window_after,
+    window_for,
+)
 
 
 def generate(
@@ -47,10 +55,11 @@ def generate(
     prompts of the batch nor the padding change it.
 
     A fixed number of rows decode; a row whose sample has ended takes the next one, in the same program. When none
-    waits, the rows are cut to 3/4, a half, ... as no more are left, and the caches grow to 512, 2048, ... tokens as the
+    waits, the rows are cut to 3/4, a half, ... as no more are left, and the caches grow to 512, 1024, ... tokens as the
     oldest sample does: tails do not run at full width, and what no one has written is not read. Each number of rows and
-    of tokens is a program, compiled when it is first met. If `batch` lies on a mesh (`runtime.mesh.shard_batch`), each
-    device decodes its own prompts. Under an outer `jit`, where the host cannot look, every sample has a row to the end.
+    of tokens is a program, compiled when it is first met; where both are soon due, they change together. If `batch`
+    lies on a mesh (`runtime.mesh.shard_batch`), each device decodes its own prompts. Under an outer `jit`, where the
+    host cannot look, every sample has a row to the end.
 
     Args:
         model: the network.
@@ -182,7 +191,8 @@ def _sample(
             oldest = window + 1
         else:
             left, oldest = map(int, jax.device_get(status))
-        shape = next(w for w in reversed(sizes) if w >= min(left, width)), max(window, window_for(oldest, size))
+        rows = next(w for w in reversed(sizes) if w >= min(left, width))
+        shape = rows, window_after(window, oldest, size, fewer=rows < width)
         if left and shape != (width, window):
             width, window = shape
             state = resize(width, window, mesh, state)

@@ -82,16 +82,16 @@ def completion_logprobs(
     return results if entropy else results[0]
 
 
-def packed(lengths: np.ndarray, size: int, sizes: int, devices: int = 1) -> Packing:
+def packed(lengths: np.ndarray, size: int, sizes: int, devices: int = 1, room: int = 0) -> Packing:
     """The packing of completions [B, G, R = `size`] with these lengths [B, G], for `completion_logprobs`.
 
     A completion's last token is predicted but predicts nothing: of y tokens, y - 1 go through the network. `sizes` is
     the number of capacities, and so of programs, among which the smallest that suffices is taken. Where the prompts
-    are split over `devices`, each has a packing of its own and all have the same capacity.
+    are split over `devices`, each has a packing of its own and all have the same capacity: `room`, where it is given.
     """
     inputs = np.maximum(np.asarray(lengths) - 1, 0)
     shares = np.split(inputs, devices)
-    room = capacity(max(int(share.sum()) for share in shares), shares[0].size * (size - 1), sizes)
+    room = room or capacity(max(int(share.sum()) for share in shares), shares[0].size * (size - 1), sizes)
     packings = [Packing.of(share, size - 1, room) for share in shares]
     return Packing(np.concatenate([p.index for p in packings]), np.concatenate([p.inverse for p in packings]))
 

@@ -25,7 +25,7 @@ from mmedexpert_jax.rollout.decode import (
     resize,
     start,
 )
-from mmedexpert_jax.rollout.widths import PATIENCE, devices_of, sample_keys, widths, window_for
+from mmedexpert_jax.rollout.widths import PATIENCE, devices_of, sample_keys, widths, window_after, window_for
 from mmedexpert_jax.runtime.mesh import shard_batch
 
 CAPACITY = 128  # of prompts, in multiples of so many tokens: few programs
@@ -182,7 +182,7 @@ class Pool:
         """The rows and the window that the samples need: more where more wait, fewer where that is allowed."""
         wanted = next((w for w in reversed(self._widths) if w >= self._left), self._widths[0])
         width = wanted if shrink else max(wanted, self._width)
-        window = max(self._window, window_for(self._oldest, self._sampling.max_new_tokens))
+        window = window_after(self._window, self._oldest, self._sampling.max_new_tokens, fewer=width < self._width)
         if (width, window) != (self._width, self._window):
             self._width, self._window = width, window
             self._state = resize(width, window, self._mesh, self._state)

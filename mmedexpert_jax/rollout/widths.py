@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-WINDOW = 128  # tokens of the smallest caches
+WINDOW = 256  # tokens of the smallest caches; of 128, rows would rarely be fewer before they have to grow
 PARTS = (8, 6, 4, 2, 1)  # eighths of the rows that are kept as samples end and none waits
-PARTS_SHORT = (8, 3)  # where samples have at most WINDOW tokens: a tail too short to repay more programs
+SHORT = 128  # tokens of samples whose tail is too short to repay more programs
+PARTS_SHORT = (8, 3)  # of the rows of such samples
 PATIENCE = 64  # steps on a mesh, where devices with few rows left do not wait for those with many
 
 
@@ -25,12 +26,21 @@ def devices_of(mesh: Mesh | None) -> int:
 
 def widths(rows: int, size: int) -> list[int]:
     """Numbers of rows that programs are compiled for, from all `rows` down; samples have up to `size` tokens."""
-    return sorted({-(-rows * part // 8) for part in (PARTS if size > WINDOW else PARTS_SHORT)}, reverse=True)
+    return sorted({-(-rows * part // 8) for part in (PARTS if size > SHORT else PARTS_SHORT)}, reverse=True)
 
 
 def window_for(length: int, size: int) -> int:
-    """Tokens that the caches hold for samples of `length`: 128, 512, ..., of which the last is `size`."""
-    return min(size, next(w for w in (WINDOW * 4**k for k in range(size)) if w >= length))
+    """Tokens that the caches hold for samples of `length`: 256, 512, ..., of which the last is `size`."""
+    return min(size, next(w for w in (WINDOW * 2**k for k in range(size)) if w >= length))
+
+
+def window_after(window: int, oldest: int, size: int, fewer: bool) -> int:
+    """The window with which samples go on, of which the oldest has so many tokens.
+
+    Where rows become `fewer`, a program is met in any case: one whose caches are half full then takes the larger
+    window too, and no other program is met for that alone.
+    """
+    return max(window, window_for(oldest * (1 + fewer), size))
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.gba import trainer
-from mmedexpert_jax.gba.batches import Batches, PromptSize, cut, levels
+from mmedexpert_jax.gba.batches import Batches, PromptSize, cut, deal, levels
 from mmedexpert_jax.gba.guidelines import Guidelines, Prompt
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import load_processor
@@ -150,6 +150,48 @@ def test_rows_are_cut_by_size():
     ]
     assert [part.tolist() for part in cut(np.array([0, 1, 2, 3, 4]), sizes, 2)] == [[2, 1], [4, 0], [3]]
     assert [part.tolist() for part in cut(np.array([3, 1]), sizes, 2)] == [[1, 3]]
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=30), st.integers(1, 5))
+def test_rows_are_dealt_whole_and_in_their_order(work, part):
+    rows = np.arange(len(work))[::-1] * 2
+    parts = deal(rows, np.repeat(work, 2), part)
+    assert sorted(np.concatenate(parts)) == sorted(rows) and all(np.all(np.diff(one) < 0) for one in parts)
+    assert [len(one) for one in parts] == [len(rows[i : i + part]) for i in range(0, len(rows), part)]
+    alike = deal(rows, np.full(2 * len(work), 7), part)
+    assert part > 1 or [*map(list, alike)] == [[row] for row in rows]
+
+
+@given(st.lists(st.integers(0, 50), min_size=4, max_size=4))
+def test_two_pairs_are_the_most_even_ones(work):
+    sums = [sum(work[row] for row in one) for one in deal(np.arange(4), np.array(work), 2)]
+    pairs = [abs(sum(work) - 2 * (work[0] + work[other])) for other in (1, 2, 3)]
+    assert abs(sums[0] - sums[1]) == min(pairs)
+
+
+def test_completions_of_a_step_are_dealt_to_within_some_percent():
+    """32 prompts with 8 completions of geometric lengths, by four: as they come, some have 1.3 times the mean."""
+    rng, even, plain = np.random.default_rng(0), [], []
+    for _ in range(20):
+        work = np.minimum(rng.geometric(1 / 300, (32, 8)), 1024).sum(1)
+        mean = work.sum() / 8
+        even.append(max(work[rows].sum() for rows in deal(np.arange(32), work, 4)) / mean)
+        plain.append(work.reshape(8, 4).sum(1).max() / mean)
+    assert np.mean(even) < 1.02 < 1.2 < np.mean(plain)
+
+
+@pytest.mark.parametrize(("part", "devices"), [(2, 1), (2, 2), (4, 1)])
+def test_dealing_meets_no_other_shape(pictured, tiny_model_dir, part, devices):
+    batches = Batches(load_processor(tiny_model_dir), Guidelines(pictured, 0, 32, 2), 2, part, 2048, devices)
+    for step in range(2):
+        encoded = batches.encoded(step)[1]
+        sizes, work = [PromptSize.of(one) for one in encoded], np.random.default_rng(step).integers(1, 900, 32)
+        shapes = {}
+        for name, cuts in ("plain", batches.micro_batches(sizes)), ("dealt", batches.dealt(np.arange(32), sizes, work)):
+            batched = [batches.collate([encoded[i] for i in rows], devices) for rows in cuts]
+            shapes[name] = sorted((*batch.tokens.shape, *batch.patches.shape) for batch in batched)
+            assert sorted(np.concatenate(cuts)) == [*range(32)]
+        assert shapes["dealt"] == shapes["plain"]
 
 
 def test_cases_of_which_a_prompt_is_too_long_are_left_out_where_that_is_asked(mixed, tiny_model_dir, capsys):

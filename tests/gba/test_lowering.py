@@ -22,6 +22,8 @@ from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.rollout import generate
 from mmedexpert_jax.train import Policy
 
+# what passes between a program and the host while it runs: queues, callbacks, buffers in the host's memory
+HOST = re.compile(r"\b(?:infeed|outfeed|send|recv)(?:-done)?\(|callback|:S\(5\)|\)S\(5\)")
 WIDTH, PROMPTS, PROMPT, LIMIT = 256, 2, 200, 64  # of what is compiled for an H100
 
 
@@ -66,6 +68,13 @@ def test_the_packed_update_lowers_without_a_scatter_in_the_layers(setup):
     assert not [line for line in program.splitlines() if "stablehlo.scatter" in line and f"x{width}xf32" in line]
 
 
+def test_no_program_of_the_update_asks_the_host(setup):
+    state = setup.learner.init(jax.random.key(0))
+    gradient = setup.learner.lower_update(state, setup.part)
+    update = setup.learner.lower_apply(state, gradient.out_info)
+    assert not [program for program in (gradient, update) if HOST.search(program.compile().as_text())]
+
+
 @pytest.fixture(scope="module")
 def for_h100(tmp_path_factory):
     """`compiled(layers)`: the programs of a step of a small model, and the gradient's temporary bytes.
@@ -93,6 +102,7 @@ def for_h100(tmp_path_factory):
 @pytest.mark.slow
 def test_for_an_h100_attention_is_the_fused_kernel(for_h100):
     programs, _ = for_h100(2)
+    assert not [name for name, program in programs.items() if HOST.search(program)]
     kernels = {}
     for name in ("prefill", "gradient"):
         found = re.findall(r'custom_call_target="__cudnn\$fmhaSoftmax(Backward)?', programs[name])

@@ -19,6 +19,8 @@ from mmedexpert_jax.rollout import completion_logprobs, generate
 from mmedexpert_jax.rollout.decode import Sampling, advance, programs, read, start
 
 COLLECTIVES = re.compile("all-reduce|all-gather|all-to-all|collective|reduce-scatter|send|recv")
+# what passes between a program and the host while it runs: queues, callbacks, buffers in the host's memory
+HOST = re.compile(r"\b(?:infeed|outfeed|send|recv)(?:-done)?\(|callback|:S\(5\)|\)S\(5\)")
 generate_module = sys.modules["mmedexpert_jax.rollout.generate"]
 widths_module = sys.modules["mmedexpert_jax.rollout.widths"]
 
@@ -41,7 +43,7 @@ def loop_instructions(text: str) -> list[tuple[str, str, int]]:
 
 @pytest.fixture(scope="module")
 def refilled(tiny, batch, limits, lora):
-    """(samples of 12 decoded in 4 rows over windows of 2, 8 and 12 tokens, programs of them, all 12 side by side)."""
+    """(samples of 12 decoded in 4 rows over windows of 2, 4, ..., 12 tokens, programs of them, all 12 side by side)."""
     sample = lambda width: jax.device_get(  # noqa: E731
         generate(*tiny, batch, key=jax.random.key(5), lora=lora, width=width, **limits)
     )
@@ -52,6 +54,7 @@ def refilled(tiny, batch, limits, lora):
     before = len(programs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(widths_module, "WINDOW", 2)
+        patch.setattr(widths_module, "SHORT", 2)
         return sample(4), programs[before:], side_by_side
 
 
@@ -68,6 +71,7 @@ def test_rows_that_take_the_next_sample_change_nothing(refilled):
 
 def test_a_second_run_compiles_nothing(refilled, tiny, batch, limits, lora, monkeypatch):
     monkeypatch.setattr(widths_module, "WINDOW", 2)
+    monkeypatch.setattr(widths_module, "SHORT", 2)
     before = len(programs)
     again = generate(*tiny, batch, key=jax.random.key(5), lora=lora, width=4, **limits)
     np.testing.assert_array_equal(again.tokens, refilled[0].tokens)
@@ -95,8 +99,17 @@ def test_widths_and_windows_are_few():
     assert widths_module.widths(96, 1000) == [96, 72, 48, 24, 12]
     assert widths_module.widths(96, 96) == [96, 36] and widths_module.widths(1, 96) == [1]
     windows = [widths_module.window_for(length, 1000) for length in range(1, 1001)]
-    assert set(windows) == {128, 512, 1000} and all(w >= length for length, w in enumerate(windows, 1))
+    assert set(windows) == {256, 512, 1000} and all(w >= length for length, w in enumerate(windows, 1))
     assert widths_module.window_for(1, 96) == 96
+    assert widths_module.window_after(256, 130, 1000, fewer=True) == 512  # half full, and a program is met in any case
+    assert widths_module.window_after(256, 130, 1000, fewer=False) == widths_module.window_after(256, 99, 1000, True)
+
+
+def test_a_callback_would_be_seen():
+    def asks(x):
+        return jax.lax.fori_loop(0, 3, lambda i, x: jax.pure_callback(np.sin, x, x), x)
+
+    assert HOST.search(jax.jit(asks).lower(jnp.ones(3)).compile().as_text())
 
 
 class ImposedLengths:
@@ -144,6 +157,7 @@ def test_the_loop_holds_no_copy_of_a_cache(tiny, batch):
     )
     state = jax.eval_shape(lambda done: start(model, 12, 512, None, prefix.hidden.dtype, done), done)
     compiled = advance.lower(model, sampling, None, params, None, prefix, keys, state, 0, 0, 512).compile()
+    assert not HOST.search(compiled.as_text())
     inside = loop_instructions(compiled.as_text())
     buffer = state.cache.keys[0]
     assert any(operation == "dynamic-update-slice" and size == buffer.size for operation, _, size in inside)
@@ -169,7 +183,7 @@ batch = load_processor("mini")([[{"role": "user", "content": f"Is {n} a score?"}
 module = __import__("sys").modules["mmedexpert_jax.rollout.generate"]
 lowered = []
 sizes = __import__("sys").modules["mmedexpert_jax.rollout.widths"]
-sizes.WINDOW, module.PATIENCE, sizes.PARTS = 4, 2, (8, 4)
+sizes.WINDOW, sizes.SHORT, module.PATIENCE, sizes.PARTS = 4, 4, 2, (8, 4)
 module.advance = lambda *a: (lowered.append(advance.lower(*a)) if not lowered else None, advance(*a))[1]
 sample = lambda params, batch: jax.device_get(
     generate(model, params, batch, key=jax.random.key(3), num_samples=2, max_new_tokens=8, stop_ids=range(600)))
@@ -210,6 +224,7 @@ def test_the_loop_compiled_for_h100s(tmp_path, devices):
     inside = loop_instructions(text.read_text())
     assert any(operation == "dynamic-update-slice" for operation, _, _ in inside)
     assert not [found for found in inside if COLLECTIVES.search(found[0])]
+    assert not HOST.search(text.read_text())
     buffer = 64 * 2 * 1024 * 128  # elements of a layer's keys
     assert not [found for found in inside if found[0] in ("copy", "transpose", "convert") and found[2] >= buffer]
     assert figures["temporary_megabytes"] < figures["cache_megabytes"] / 4
