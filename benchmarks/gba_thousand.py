@@ -108,17 +108,15 @@ def parts(args: argparse.Namespace, whole: Batch, done, rewards: np.ndarray, hel
 def decoded(args: argparse.Namespace, lengths: np.ndarray) -> list[tuple[int, int, int]]:
     """(rows, window, steps) of a rollout as rollout/generate.py goes on, where every sample has a row on an
     accelerator from the first."""
-    sizes, size = widths(lengths.size, args.limit), args.limit
+    lengths, sizes, size = -np.sort(-lengths.ravel()), widths(lengths.size, args.limit), args.limit
     width, window, drawn, found = lengths.size, window_for(1, size), 1, []
-    while left := int((lengths > drawn).sum()):
+    while lengths[0] > drawn:
         leave, begun = max((w for w in sizes if w < width), default=0), drawn
-        while (lengths > drawn).sum() > leave and drawn <= window and drawn < size:
-            drawn += 1
+        drawn = min(max(drawn, lengths[leave]), window + 1, size)  # until so few go on, or a cache is full
         found.append((width, window, drawn - begun))
-        left = int((lengths > drawn).sum())
-        rows = next(w for w in reversed(sizes) if w >= min(max(left, 1), width))
+        rows = next(w for w in reversed(sizes) if w >= min(max(1, int((lengths > drawn).sum())), width))
         width, window = rows, window_after(window, drawn, size, fewer=rows < width)
-    return found
+    return [one for one in found if one[2]]
 
 
 def count(args: argparse.Namespace) -> None:

@@ -384,7 +384,7 @@ def _metrics(rollout: Rollout, scores: reward.Scores, rewards: np.ndarray) -> di
 
 
 def _parts(
-    rollout: Rollout, batches: Batches, config: ConfigDict, part: int, devices: int, room: int
+    rollout: Rollout, batches: Batches, config: ConfigDict, part: int, devices: int, room: int = 0
 ) -> tuple[list[list[Part]], int]:
     """The minibatches of a step, each as its micro-batches of `part` prompts on each device; and the room of their
     packings, which had `room` in the step before.

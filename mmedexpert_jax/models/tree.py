@@ -60,16 +60,18 @@ def unstack(tree: Any) -> Any:
 def restacked(flat: dict[str, Any], change: Callable[[dict], dict]) -> dict:
     """The parameters of a flat dict, which is emptied, by `change`: `stack` or `unstack`, compiled.
 
-    One weight of all layers is changed at a time, and what it was made of let go: of the others none stands twice.
+    One matrix of all layers is changed at a time, and what it was made of let go: of the others none stands twice. The
+    vectors, which take little, share a program.
     """
     groups: dict[str, list[str]] = {}
-    for name in flat:
-        groups.setdefault(stacked_name(name)[0], []).append(name)
-    done: dict[str, Any] = {}
-    for name, names in groups.items():
-        group = {one: flat.pop(one) for one in names}
-        done |= flatten(change(nest(group))) if STACKED in name.split(".") else group
-    return nest(done)
+    for name, leaf in flat.items():
+        stacked, vector = stacked_name(name)[0].split("."), 1 + (STACKED in name.split("."))
+        if STACKED in stacked:
+            groups.setdefault("" if getattr(leaf, "ndim", 2) <= vector else ".".join(stacked), []).append(name)
+    done = {}
+    for names in groups.values():
+        done |= flatten(change(nest({name: flat.pop(name) for name in names})))
+    return nest(done | flat)
 
 
 def is_stacked(tree: Any) -> bool:

@@ -54,7 +54,7 @@ def run(model_path, cases_path, sizes, shard, trainable="lora", program=False):
         completions = learner.sample(state, batches.reads(encoded), jax.random.fold_in(jax.random.key(2), step))
         rollout = Rollout.of(prompts, encoded, completions, processor)
         rollout = rollout.with_advantages(np.random.default_rng(step).normal(size=(8, 2)).astype(np.float32))
-        parts = trainer._parts(rollout, batches, config, 8 // shares, shares)
+        parts, _ = trainer._parts(rollout, batches, config, 8 // shares, shares)
         if program:
             return learner.lower_update(state, parts[0][0]).compile().as_text()
         state, stats = learner.update(state, parts)

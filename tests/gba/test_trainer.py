@@ -239,11 +239,39 @@ def test_parts_hold_the_kept_prompts_in_order(setup, run_config, tmp_path):
     rollout = SimpleNamespace(
         trained=np.array([1, 0, 1, 1], bool),
         encoded=setup.encoded[1:2] * 4,
+        tokens=np.zeros((4, 2, 6), np.int32),
+        work=np.array([4, 10, 3, 5]),
         part=lambda rows, *args: calls.append([*rows]) or calls[-1],
     )
-    assert trainer._parts(rollout, setup.batches, config, 1, 1) == [[[0], [2]], [[3]]]
+    order = SimpleNamespace(prompts=lambda step: setup.prompts)
+    batches = Batches(setup.processor, order, 1, 1, setup.config.max_prompt_length)
+    assert trainer._parts(rollout, batches, config, 1, 1) == ([[[0], [2]], [[3]]], 0)
     rollout.trained[:] = False
-    assert trainer._parts(rollout, setup.batches, config, 1, 1) == [[[]]]
+    assert trainer._parts(rollout, batches, config, 1, 1) == ([[[]]], 0)
+
+
+def test_the_packed_size_is_kept_from_step_to_step(setup, run_config, tmp_path):
+    """Of the state and the step alone: the room of a step that fits goes on, also where all groups are dropped."""
+    config = run_config(tmp_path, packing=5)
+    rooms = []
+    rollout = SimpleNamespace(
+        trained=np.ones(4, bool),
+        encoded=setup.encoded[1:2] * 4,
+        tokens=np.zeros((4, 2, 51), np.int32),
+        work=np.array([20, 9, 20, 20]),
+        part=lambda rows, batches, size, capacities, devices, room: rooms.append(room) or [*rows],
+    )
+    order = SimpleNamespace(prompts=lambda step: setup.prompts)
+    batches = Batches(setup.processor, order, 1, 2, setup.config.max_prompt_length)
+    parts, room = trainer._parts(rollout, batches, config, 2, 1)
+    assert sorted(row for cuts in parts for rows in cuts for row in rows) == [0, 1, 2, 3]
+    assert room == 80 and set(rooms) == {80}  # two fifths of 200, for 40 and what steps differ by
+    rollout.work = rollout.work * 3 // 2
+    assert trainer._parts(rollout, batches, config, 2, 1, room)[1] == 80
+    rollout.trained[:] = False
+    assert trainer._parts(rollout, batches, config, 2, 1, room)[1] == 80
+    rollout.trained[:], rollout.work = True, rollout.work * 2
+    assert trainer._parts(rollout, batches, config, 2, 1, room)[1] == 200
 
 
 def test_every_prompt_is_scored_with_its_own_image(setup):

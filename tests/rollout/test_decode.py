@@ -43,7 +43,7 @@ def loop_instructions(text: str) -> list[tuple[str, str, int]]:
 
 @pytest.fixture(scope="module")
 def refilled(tiny, batch, limits, lora):
-    """(samples of 12 decoded in 4 rows over windows of 2, 4, ..., 12 tokens, programs of them, all 12 side by side)."""
+    """(samples of 12 decoded in 4 rows over windows of 3, 6 and 12 tokens, programs of them, all 12 side by side)."""
     sample = lambda width: jax.device_get(  # noqa: E731
         generate(*tiny, batch, key=jax.random.key(5), lora=lora, width=width, **limits)
     )
@@ -53,7 +53,7 @@ def refilled(tiny, batch, limits, lora):
         side_by_side = sample(12)
     before = len(programs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(widths_module, "WINDOW", 2)
+        patch.setattr(widths_module, "WINDOW", 3)
         patch.setattr(widths_module, "SHORT", 2)
         return sample(4), programs[before:], side_by_side
 
@@ -65,12 +65,12 @@ def test_rows_that_take_the_next_sample_change_nothing(refilled):
     np.testing.assert_array_equal(found.lengths, expected.lengths)
     np.testing.assert_array_equal(found.truncated, expected.truncated)
     decode = [name.removeprefix("decode of ") for name in compiled if name.startswith("decode")]
-    assert decode[0] == "4 rows, window 2" and decode[-1] == "1 rows, window 12" and len(decode) <= 6
+    assert decode[0] == "4 rows, window 3" and decode[-1] == "1 rows, window 12" and len(decode) <= 6
     assert expected.truncated.any() and len(np.unique(expected.lengths)) > 3
 
 
 def test_a_second_run_compiles_nothing(refilled, tiny, batch, limits, lora, monkeypatch):
-    monkeypatch.setattr(widths_module, "WINDOW", 2)
+    monkeypatch.setattr(widths_module, "WINDOW", 3)
     monkeypatch.setattr(widths_module, "SHORT", 2)
     before = len(programs)
     again = generate(*tiny, batch, key=jax.random.key(5), lora=lora, width=4, **limits)
