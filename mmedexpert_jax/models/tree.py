@@ -68,7 +68,7 @@ def restacked(flat: dict[str, Any], change: Callable[[dict], dict]) -> dict:
         stacked, vector = stacked_name(name)[0].split("."), 1 + (STACKED in name.split("."))
         if STACKED in stacked:
             groups.setdefault("" if getattr(leaf, "ndim", 2) <= vector else ".".join(stacked), []).append(name)
-    done = {}
+    done: dict[str, Any] = {}
     for names in groups.values():
         done |= flatten(change(nest({name: flat.pop(name) for name in names})))
     return nest(done | flat)
