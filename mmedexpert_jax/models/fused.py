@@ -68,6 +68,11 @@ def takes_rings(width: int, *buffers: Array) -> bool:
     return fits and _whole() and on_cuda() and all(x.dtype.itemsize == 2 and x.shape[-2] >= TILE for x in buffers)
 
 
+def takes_draws() -> bool:
+    """True where `rollout.draw_kernel` is used: CUDA devices since Ampere, as above."""
+    return _whole() and on_cuda()
+
+
 def takes_ragged(width: int) -> bool:
     """True where `ragged_attention` takes heads of this width: TPUs, whose registers are 128 wide, and as above."""
     return width % 128 == 0 and _whole() and on_tpu()

@@ -19,29 +19,30 @@ from mmedexpert_jax.models import fused
 from mmedexpert_jax.models.layers import Slots, attend_shared
 from mmedexpert_jax.models.rotary import rotate
 
+Trial = Callable[..., tuple[Array, Array]]  # model's sizes -> what the kernel gives, and what the plain path does
 TOLERANCE = 0.03  # of the largest entry; bfloat16 rounds to 0.004 of each, here two or three times in a row
 SIZE = 80  # keys of a prompt and of a ring: a whole block of the kernels and a part of one
 
 
-def passes(kernel: str, group: int = 0, width: int = 0) -> bool:
+def passes(kernel: str, *sizes: int, trial: Trial | None = None) -> bool:
     """True where the kernel gives on this device what the plain path does; taken on trust for devices not here.
 
     Args:
-        kernel: "attend_ring", "attend_ragged" or "add_delta".
-        group: query heads of a key head, of the first two.
-        width: of a head, of the first two.
+        kernel: its name.
+        sizes: the model's, that the trial takes: of the attentions query heads of a key head, and the width of a head.
+        trial: of a kernel that stands above this folder; None: "attend_ring", "attend_ragged" or "add_delta".
     """
-    return fused.is_elsewhere() or _passes_here(kernel, group, width)
+    return fused.is_elsewhere() or _passes_here(kernel, trial or _TRIALS[kernel], *sizes)
 
 
 @functools.cache
-def _passes_here(kernel: str, group: int, width: int) -> bool:
+def _passes_here(kernel: str, trial: Trial, *sizes: int) -> bool:
     """The trial, once in a process."""
     why = "it gives other values"
     try:
-        trial = jax.jit(lambda: _TRIALS[kernel](group, width))
         with ThreadPoolExecutor(1) as apart:  # this thread may be tracing a program, of which the trial is no part
-            found, expected = (np.asarray(x, np.float32) for x in apart.submit(trial).result())
+            done = apart.submit(jax.jit(lambda: trial(*sizes)))
+            found, expected = (np.asarray(x, np.float32) for x in done.result())
         if np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max():
             return True
     except Exception as error:  # whatever a compiler or a driver makes of it
@@ -102,7 +103,7 @@ def _plain(
     return attend_shared(queries, *prompt, lengths, *own, seen, _slots(), steps=steps)
 
 
-def _delta(group: int, width: int) -> tuple[Array, Array]:
+def _delta() -> tuple[Array, Array]:
     from mmedexpert_jax.models import delta_kernel
 
     draw = _drawing("float32")

@@ -165,10 +165,11 @@ class Model:
         mask = age <= jnp.asarray(steps)[..., None, None, None]
         of_row: Any = None if slots is None else slots.prompt
         text = self.config.text
-        tried = functools.partial(kernel_trial.passes, group=text.num_heads // text.num_kv_heads, width=text.head_dim)
-        ragged = slots is not None and fused.takes_ragged(text.head_dim) and tried("attend_ragged")
+        sizes = text.num_heads // text.num_kv_heads, text.head_dim
+        ragged = slots is not None and fused.takes_ragged(text.head_dim)
+        ragged = ragged and kernel_trial.passes("attend_ragged", *sizes)
         rings = slots is not None and fused.takes_rings(text.head_dim, prefix.keys[0], cache.keys[0])
-        rings = rings and tried("attend_ring")
+        rings = rings and kernel_trial.passes("attend_ring", *sizes)
 
         def attention(index, queries, keys, values, prompt_keys, prompt_values, own_keys, own_values):
             window = window_of(self.config.text, index)

@@ -1,12 +1,13 @@
 """The programs of the sampler: prompts read, rows refilled from the samples that wait, rows dropped when none waits.
 
-N rows decode together. A row that ends takes the next sample that waits, inside the compiled loop: no step is spent on
-padding while there is work. A program is compiled for a number of rows and a window, the tokens that the caches have
-room for. Caches stand by layer, are updated in place, and are rings (`Model.decode`): rows that began at different
-times write the same place. Over a mesh each device decodes its own prompts; what is one number a device, such as the
-ring's place, is an array [1] of it. Where each has all weights, no word from the others comes in the loop. Where
-weights lie in parts (models/parts.py), those along "fsdp" go step by step together, and each has its part of every
-product of all their rows.
+N rows decode together. A row that ends takes the next sample that waits, inside the compiled program: no step is spent
+on padding while there is work. The program is two loops: the inner one decodes and does nothing else, since a step on a
+GPU is as slow as it has kernels, until a sample ends; the outer one fills the rows again. A program is compiled for a
+number of rows and a window, the tokens that the caches have room for. Caches stand by layer, are updated in place, and
+are rings (`Model.decode`): rows that began at different times write the same place. Over a mesh each device decodes its
+own prompts; what is one number a device, such as the ring's place, is an array [1] of it. Where each has all weights,
+no word from the others comes in the loops. Where weights lie in parts (models/parts.py), those along "fsdp" go step by
+step together, and each has its part of every product of all their rows.
 """
 
 import dataclasses
@@ -74,7 +75,8 @@ class Own:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """The state of decoding: N rows over B prompts. A row at step 0 is free, and its prompt is B: none."""
+    """The state of decoding: N rows over B prompts. A row at step 0 is free; while others decode, it has no prompt:
+    number B or more."""
 
     cache: Cache  # [N, Hkv, window, Dh] by layer
     slots: Slots
@@ -105,10 +107,15 @@ def read(
         with parts.images_over(() if mesh is None else ROWS[0]):
             prefix = model.prefill(params, batch, lora)
         prompt_end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)  # [B, 1, D]
-        index = tuple(jnp.indices(keys.shape, jnp.int32))
-        drawn = _draw(model, sampling, params, lora, prompt_end, keys, jnp.int32(0), _of(own, index[0]))
-        done = _nothing(model, sampling, keys.shape)
-        completions = _record(sampling, done, index, jnp.ones(keys.shape, bool), *drawn, jnp.int32(0))
+        own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:, None], keys.shape), own)
+        tokens, logprobs = _draw(model, sampling, params, lora, prompt_end, keys, jnp.int32(0), own)
+        whole = (*keys.shape, sampling.max_new_tokens)
+        completions = Completions(
+            tokens=jnp.full(whole, model.config.pad_token_id, jnp.int32).at[..., 0].set(tokens),
+            logprobs=jnp.zeros(whole, jnp.float32).at[..., 0].set(logprobs),
+            lengths=jnp.ones(keys.shape, jnp.int32),
+            truncated=~_stops(sampling, tokens),
+        )
         return _by_heads(mesh, dataclasses.replace(prefix, hidden=prompt_end)), completions
 
     specs = (parts.specs(params), ROWS, parts.specs(lora), ROWS, ROWS)
@@ -138,8 +145,8 @@ def join(mesh: Mesh | None, length: int, reads: Any) -> Any:
 def start(
     model: Model, rows: int, window: int, mesh: Mesh | None, dtype: jnp.dtype, completions: Completions
 ) -> DecodeState:
-    """The state in which the first `rows` samples on each device that go on have rows, and the others wait; caches
-    have a dtype, the prompts'."""
+    """The state of `rows` free rows on each device, in which the samples that go on wait; caches have a dtype, the
+    prompts'."""
 
     def run(completions: Completions) -> DecodeState:
         prompts, samples, _ = completions.tokens.shape
@@ -147,7 +154,7 @@ def start(
         nothing = jnp.zeros(rows, jnp.int32)
         slots = Slots(nothing + prompts, nothing, jnp.zeros((prompts, samples), jnp.int32))
         number = jnp.zeros(1, jnp.int32)
-        return _refill(DecodeState(cache, slots, nothing, open_samples(completions), number, number, completions))
+        return DecodeState(cache, slots, nothing, open_samples(completions), number, number, completions)
 
     return by_device(run, mesh, (ROWS,), ROWS)(completions)
 
@@ -193,22 +200,41 @@ def advance(
         fuse = fuse and lora is not None and kernel_trial.passes("add_delta")
         params, lora = parts.sending(params), join_factors(model.config, parts.gathered(lora), fuse)
 
-        def goes_on(number: Array, state: DecodeState) -> Array:
-            count = jnp.sum(state.steps > 0)
-            wanted = (count > 0) & ((count > limits[0]) | (number < limits[1]))
-            full = jnp.max(state.steps) > window
-            if together:  # a product takes all of them: one that has ended goes on with the others
-                wanted, full = jax.lax.pmax(jnp.stack([wanted, full]).astype(jnp.int32), parts.AXIS).astype(bool)
-            return wanted & ~full & (number < limits[2])
+        def among(x: Array) -> Array:  # a product takes all of these devices: none steps alone
+            return jax.lax.pmax(x, parts.AXIS) if together else x
 
-        def step(carry: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
-            number, state = carry[0] + 1, _step(model, sampling, params, lora, prefix, keys, carry[2])
-            return number, goes_on(number, state), state
+        def reach(number: Array, state: DecodeState) -> Array:
+            """Steps after which the rows are looked at even if no sample ends; `number`, those made: all is done."""
+            busy = jnp.minimum(jnp.sum(state.steps > 0) + jnp.sum(state.waiting), len(state.steps))
+            busy, oldest = among(jnp.stack([busy, jnp.maximum(jnp.max(state.steps), 1)]))
+            end = jnp.minimum(jnp.where(busy > limits[0], limits[2], limits[1]), limits[2])
+            return jnp.where(busy > 0, jnp.minimum(end, number + window + 1 - oldest), number)
 
-        begun = jnp.int32(0), goes_on(jnp.int32(0), state), state
-        state = jax.lax.while_loop(lambda carry: carry[1], step, begun)[2]
+        def turn(carry: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
+            state = _refill(carry[2])
+            row_keys, own = keys[state.slots.prompt, state.slots.sample], _of(state.own, state.slots.prompt)
+
+            def step(inner: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
+                number, state = inner[0], inner[2]
+                state, ended = _step(model, sampling, params, lora, prefix, row_keys, own, state, first + number)
+                return number + 1, (number + 1 < carry[1]) & (among(ended.astype(jnp.int32)) == 0), state
+
+            begun = carry[0], jnp.ones((), bool), state
+            number, _, state = jax.lax.while_loop(lambda inner: inner[1], step, begun)
+            state = _settle(sampling, state, own)
+            return number, reach(number, state), state
+
+        first, begun = state.place[0], jnp.int32(0)
+        number, _, state = jax.lax.while_loop(
+            lambda carry: carry[0] < carry[1], turn, (begun, reach(begun, state), state)
+        )
         status = jnp.stack([jnp.sum(state.waiting) + jnp.sum(state.steps > 0), jnp.max(state.steps)])
-        state = dataclasses.replace(state, cache=_by_heads(mesh, state.cache))
+        state = dataclasses.replace(
+            state,
+            cache=_by_heads(mesh, state.cache),
+            place=state.place + number,
+            spent=state.spent + number * len(state.steps),
+        )
         return state, status if mesh is None else jax.lax.pmax(status, ROWS[0])
 
     specs = (parts.specs(params), parts.specs(lora), ROWS, ROWS, ROWS, WHOLE)
@@ -223,29 +249,61 @@ def _step(
     lora: Lora | None,
     prefix: Prefix,
     keys: Array,
+    own: Own | None,
     state: DecodeState,
-) -> DecodeState:
-    """A token for each row; rows that end are refilled."""
-    index, steps = (state.slots.prompt, state.slots.sample), state.steps
-    last = state.completions.tokens[(*index, steps - 1)]
-    hidden, cache = model.decode(params, prefix, state.cache, last, steps - 1, lora, state.slots, state.place[0])
-    drawn = _draw(model, sampling, params, lora, hidden, keys[index], steps, _of(state.own, index[0]))
-    state = dataclasses.replace(
-        state,
-        cache=cache,
-        completions=_record(sampling, state.completions, index, steps > 0, *drawn, steps),
-        steps=steps + (steps > 0),
-        place=state.place + 1,
-        spent=state.spent + len(steps),
-    )
-    return _refill(state)
+    place: Array,
+) -> tuple[DecodeState, Array]:
+    """A token for each row, and [] bool, whether a sample ends with it; keys and `own` are the rows' [N]. Of the
+    completions only tokens and their log-probabilities are written: `_settle` has the rest to do."""
+    steps, done, index = state.steps, state.completions, (state.slots.prompt, state.slots.sample)
+    last = done.tokens[(*index, steps - 1)]
+    hidden, cache = model.decode(params, prefix, state.cache, last, steps - 1, lora, state.slots, place)
+    tokens, logprobs = _draw(model, sampling, params, lora, hidden, keys, steps, own)
+
+    def put(buffer: Array, values: Array) -> Array:
+        return buffer.at[(*index, steps)].set(values, mode="drop", unique_indices=True)
+
+    done = dataclasses.replace(done, tokens=put(done.tokens, tokens), logprobs=put(done.logprobs, logprobs))
+    ended = (steps > 0) & (_stops(sampling, tokens) | (steps + 1 >= _limit(sampling, own)))
+    state = dataclasses.replace(state, cache=cache, completions=done, steps=steps + (steps > 0))
+    return state, jnp.any(ended)
+
+
+def _settle(sampling: Sampling, state: DecodeState, own: Own | None) -> DecodeState:
+    """The state in which completions tell how long the rows' samples are, and rows whose sample has ended are free."""
+    steps, done, index = state.steps, state.completions, (state.slots.prompt, state.slots.sample)
+    stopped = _stops(sampling, done.tokens[(*index, steps - 1)])
+
+    def put(buffer: Array, values: Array) -> Array:
+        return buffer.at[index].set(values, mode="drop", unique_indices=True)
+
+    done = dataclasses.replace(done, lengths=put(done.lengths, steps), truncated=put(done.truncated, ~stopped))
+    steps = jnp.where(stopped | (steps >= _limit(sampling, own)), 0, steps)
+    return dataclasses.replace(state, completions=done, steps=steps)
+
+
+def _refill(state: DecodeState) -> DecodeState:
+    """The state in which free rows have the next samples that wait, as far as there are any."""
+    slots, waiting, live = state.slots, state.waiting, state.steps > 0
+    order = jnp.argsort(~waiting.reshape(-1), stable=True)
+    rank, rows = jnp.cumsum(~live) - 1, jnp.arange(len(live))
+    takes = ~live & (rank < jnp.sum(waiting))
+    samples = waiting.shape[1]
+    # Rows that stay free have prompts that are none, and each its own: what is written for them goes nowhere.
+    ticket = jnp.where(takes, order[rank], waiting.size + rows * samples)
+    prompt = jnp.where(live, slots.prompt, ticket // samples)
+    number = jnp.where(live, slots.sample, ticket % samples)
+    row = slots.row.at[prompt, number].set(rows, mode="drop", unique_indices=True)
+    waiting = waiting.reshape(-1).at[ticket].set(False, mode="drop").reshape(waiting.shape)
+    steps = jnp.where(takes, 1, state.steps)
+    return dataclasses.replace(state, slots=Slots(prompt, number, row), steps=steps, waiting=waiting)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def resize(rows: int, window: int, mesh: Mesh | None, state: DecodeState) -> DecodeState:
     """The state with `rows` rows on each device, those that have a sample first, and caches of `window` tokens.
 
-    Rows that come in are free, and take samples that wait.
+    Rows that come in are free.
     """
 
     def run(state: DecodeState) -> DecodeState:
@@ -265,8 +323,7 @@ def resize(rows: int, window: int, mesh: Mesh | None, state: DecodeState) -> Dec
         place = state.place if window == old else jnp.minimum(state.place, old)
         cache = _by_heads(mesh, jax.tree.map(resized, state.cache))
         slots = Slots(prompt, number, row)
-        state = dataclasses.replace(state, cache=cache, slots=slots, steps=steps, place=place)
-        return _refill(state) if rows > len(order) else state
+        return dataclasses.replace(state, cache=cache, slots=slots, steps=steps, place=place)
 
     return by_device(run, mesh, (ROWS,), ROWS)(state)
 
@@ -309,7 +366,7 @@ def admit(
             own=jax.tree.map(put, state.own, own),
             waiting=put(state.waiting, open_samples(completions, own)),
         )
-        return _by_heads(mesh, prefix), put(keys, fresh_keys), _refill(state)
+        return _by_heads(mesh, prefix), put(keys, fresh_keys), state
 
     return by_device(run, mesh, ROWS, ROWS)(prefix, keys, state, new, places)
 
@@ -325,31 +382,14 @@ def _of(own: Own | None, prompt: Array) -> Own | None:
     return jax.tree.map(lambda leaf: leaf[prompt], own)
 
 
-def _refill(state: DecodeState) -> DecodeState:
-    """The state in which rows whose sample has ended are free, or have the next samples that wait."""
-    slots, done, waiting = state.slots, state.completions, state.waiting
-    prompts, samples, _ = done.tokens.shape
-    live = (state.steps > 0) & open_samples(done, state.own)[slots.prompt, slots.sample]
-    steps = jnp.where(live, state.steps, 0)
-    prompt = jnp.where(live, slots.prompt, prompts)
+def _stops(sampling: Sampling, tokens: Array) -> Array:
+    """[...] bool: tokens [...] that end a sample."""
+    return jnp.isin(tokens, jnp.array(sampling.stop_ids, jnp.int32))
 
-    def assign() -> tuple[Array, ...]:
-        order = jnp.argsort(~waiting.reshape(-1), stable=True)
-        rank = jnp.cumsum(~live) - 1
-        takes = ~live & (rank < jnp.sum(waiting))
-        ticket = jnp.where(takes, order[rank], waiting.size)
-        taken = jnp.where(takes, ticket // samples, prompt), jnp.where(takes, ticket % samples, slots.sample)
-        return (
-            *taken,
-            slots.row.at[taken].set(jnp.arange(len(live))),
-            jnp.where(takes, 1, steps),
-            waiting.reshape(-1).at[ticket].set(False).reshape(waiting.shape),
-        )
 
-    prompt, number, row, steps, waiting = jax.lax.cond(
-        jnp.any(waiting) & ~jnp.all(live), assign, lambda: (prompt, slots.sample, slots.row, steps, waiting)
-    )
-    return dataclasses.replace(state, slots=Slots(prompt, number, row), steps=steps, waiting=waiting)
+def _limit(sampling: Sampling, own: Own | None) -> Array | int:
+    """The tokens that a sample may have; [N] where rows have settings of their own."""
+    return sampling.max_new_tokens if own is None else own.limit
 
 
 def _by_heads(mesh: Mesh | None, tree: Any) -> Any:
@@ -361,17 +401,6 @@ def _by_heads(mesh: Mesh | None, tree: Any) -> Any:
         return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * (x.ndim - 3), "tensor"))
 
     return jax.tree.map(split, tree)
-
-
-def _nothing(model: Model, sampling: Sampling, shape: tuple[int, ...]) -> Completions:
-    """No token drawn of any of [B, G] samples."""
-    whole = (*shape, sampling.max_new_tokens)
-    return Completions(
-        tokens=jnp.full(whole, model.config.pad_token_id, jnp.int32),
-        logprobs=jnp.zeros(whole, jnp.float32),
-        lengths=jnp.zeros(shape, jnp.int32),
-        truncated=jnp.ones(shape, bool),
-    )
 
 
 def _draw(
@@ -405,31 +434,6 @@ def _ban_mask(sampling: Sampling, steps: Array, vocabulary: int) -> Array | None
         return banned
     early = (steps < sampling.min_new_tokens)[..., None]
     return banned | (jnp.isin(ids, jnp.array(sampling.stop_ids, jnp.int32)) & early)
-
-
-def _record(
-    sampling: Sampling,
-    done: Completions,
-    index: tuple[Array, ...],
-    live: Array,
-    tokens: Array,
-    logprobs: Array,
-    steps: Array,
-) -> Completions:
-    """The completions with what the samples at `index` drew at their steps, where `live`; all of these [...]."""
-    stops = jnp.isin(tokens, jnp.array(sampling.stop_ids, jnp.int32))
-    nowhere = len(done.tokens) + jnp.arange(live.size).reshape(live.shape)  # out of range, and each its own
-    prompt = jnp.where(live, index[0], nowhere)
-
-    def put(buffer: Array, values: Array, *last: Array) -> Array:
-        return buffer.at[(prompt, index[1], *last)].set(values, mode="drop", unique_indices=True)
-
-    return Completions(
-        tokens=put(done.tokens, tokens, steps),
-        logprobs=put(done.logprobs, logprobs, steps),
-        lengths=put(done.lengths, steps + 1),
-        truncated=put(done.truncated, ~stops),
-    )
 
 
 def _note(kind: str, what: str) -> None:

@@ -5,7 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-_BLOCK = 128  # tokens of a block in the two-level search of `draw`
+from mmedexpert_jax.models import fused, kernel_trial
+
+BLOCK = 128  # tokens of a block in the two-level search of `draw`
 
 
 @functools.partial(jax.jit, static_argnames=("temperature", "top_k", "top_p"))
@@ -76,7 +78,8 @@ def draw(keys: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Gumbel noise would cost a random number for each entry of the vocabulary. The logits are read twice, and nothing of
     their size is written. Tokens of probability zero are never drawn, whatever the rounding of the sums. The vocabulary
-    stands first, the order in which a CPU multiplies a few hidden states with the output layer fastest.
+    stands first, the order in which a CPU multiplies a few hidden states with the output layer fastest. GPUs take two
+    kernels of ours (`draw_kernel`), which sum in another order.
 
     Args:
         keys: [N] PRNG keys.
@@ -85,16 +88,26 @@ def draw(keys: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     Returns:
         tokens [N] int32 and their log-probabilities [N] float32.
     """
-    count = len(keys)
-    blocks = jnp.pad(logits, [(0, -len(logits) % _BLOCK), (0, 0)], constant_values=-jnp.inf).reshape(-1, _BLOCK, count)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)), out_axes=1)(keys)
+    if fused.takes_draws():
+        from mmedexpert_jax.rollout import draw_kernel
+
+        if kernel_trial.passes("draw_tokens", len(logits), trial=draw_kernel.trial):
+            return draw_kernel.draw_tokens(uniform, logits.T)
+    return draw_plainly(uniform, logits)
+
+
+def draw_plainly(uniform: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`draw` by uniform numbers [2, N], in XLA's own operations."""
+    count = logits.shape[1]
+    blocks = jnp.pad(logits, [(0, -len(logits) % BLOCK), (0, 0)], constant_values=-jnp.inf).reshape(-1, BLOCK, count)
     top = jnp.max(logits, axis=0)
     masses = jnp.exp(blocks - top).sum(axis=1)
-    first, second = jax.vmap(lambda key: jax.random.uniform(key, (2,)), out_axes=1)(keys)
-    block = _pick(first, masses)
-    inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]  # [_BLOCK, N]
-    place = _pick(second, jnp.exp(inside - top))
+    block = _pick(uniform[0], masses)
+    inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]  # [BLOCK, N]
+    place = _pick(uniform[1], jnp.exp(inside - top))
     chosen = jnp.take_along_axis(inside, place[None], axis=0)[0]
-    return block * _BLOCK + place, chosen - top - jnp.log(masses.sum(axis=0))
+    return block * BLOCK + place, chosen - top - jnp.log(masses.sum(axis=0))
 
 
 def _pick(uniform: jax.Array, weights: jax.Array) -> jax.Array:
@@ -105,7 +118,6 @@ def _pick(uniform: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.argmax(positive & (cumulative > level), axis=0).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("temperature", "top_k", "top_p"))
 def sample(
     key: jax.Array,
     logits: jax.Array,
