@@ -9,6 +9,7 @@ import random
 import re
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,19 @@ BODY = 64 * 2**20  # bytes of a request, images included
 PATIENCE = 30.0  # seconds in which a request must have come in whole
 CHOICES = 64  # of a request
 IMAGES = 32  # of a request
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as templates know them
+# Fields that would change an answer by what this server has not, and the values that change nothing.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "top_logprobs": (0,),
+}
 _DATA = re.compile(r"data:image/[\w.+-]+;base64,")
 
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
@@ -40,7 +54,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class ChatRequest(msgspec.Struct):
-    """The fields that are read of a request; other fields of the protocol are left alone."""
+    """The fields that are read of a request; others of the protocol, which change no answer, are left alone."""
 
     messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1, max_length=1024)]
     model: str = ""
@@ -56,6 +70,14 @@ class ChatRequest(msgspec.Struct):
     stream_options: dict[str, Any] | None = None
     logprobs: bool | None = False
     top_logprobs: int | None = 0
+    tools: Any = None
+    functions: Any = None
+    response_format: Any = None
+    logit_bias: Any = None
+    presence_penalty: float | None = 0
+    frequency_penalty: float | None = 0
+    repetition_penalty: float | None = 1
+    min_p: float | None = 0
 
     @property
     def stops(self) -> list[str]:
@@ -82,6 +104,7 @@ def application(desk: Desk, key: str = "", votes: Path | None = None) -> Starlet
             *pages(list(desk.loras), bool(key)),
             Route("/health", server.health),
             Route("/v1/models", server.models),
+            Route("/v1/models/{name:path}", server.model),
             Route("/v1/chat/completions", server.complete, methods=["POST"]),
             Route("/compare", server.compare, methods=["POST"]),
             Route("/votes", server.votes, methods=["GET", "POST"]),
@@ -105,13 +128,25 @@ class _Server:
 
     async def models(self, request: Request) -> Response:
         self._let_in(request)
-        names = [{"id": n, "object": "model", "created": self.began, "owned_by": "local"} for n in self.desk.loras]
-        return JSONResponse({"object": "list", "data": names})
+        return JSONResponse({"object": "list", "data": [self._about(name) for name in self.desk.loras]})
+
+    async def model(self, request: Request) -> Response:
+        self._let_in(request)
+        return JSONResponse(self._about(self._served(request.path_params["name"])))
+
+    def _about(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self.began, "owned_by": "local"}
+
+    def _served(self, name: str) -> str:
+        """The name. Raises Refusal where no model has it."""
+        if name not in self.desk.loras:
+            raise Refusal(404, f"model {name[:80]!r} is not served; /v1/models lists those that are")
+        return name
 
     async def complete(self, request: Request) -> Response:
         self._let_in(request)
         question, encoded = await asyncio.to_thread(self._read, await _body(request))
-        answer = self._submit(question, encoded)
+        (answer,) = self._submit([question], encoded)
         if question.stream:
             return StreamingResponse(answer.events(), media_type="text/event-stream")
         return await self._answered(request, answer.whole())
@@ -124,7 +159,7 @@ class _Server:
         body = await _body(request)
         names = random.SystemRandom().sample(list(self.desk.loras), 2)
         question, encoded = await asyncio.to_thread(self._read, body)
-        pair = [self._submit(msgspec.structs.replace(question, model=name, n=1), encoded) for name in names]
+        pair = self._submit([msgspec.structs.replace(question, model=name, n=1) for name in names], encoded)
 
         async def both() -> dict[str, Any]:
             said = await asyncio.gather(*(answer.whole() for answer in pair))
@@ -148,13 +183,14 @@ class _Server:
             named = {"models": found}
         return JSONResponse(named | {"table": self._votes.table()})
 
-    def _submit(self, question: ChatRequest, encoded: Any) -> "_Answer":
-        answer = _Answer(self.desk, question, encoded)
+    def _submit(self, questions: list[ChatRequest], encoded: Any) -> list["_Answer"]:
+        """The answers to questions of one prompt, which the desk takes all or none of."""
+        answers = [_Answer(self.desk, question, encoded) for question in questions]
         try:
-            self.desk.submit(answer.choices)
+            self.desk.submit([choice for answer in answers for choice in answer.choices])
         except Busy:
             raise Refusal(429, "as many requests wait as the server takes; try again later") from None
-        return answer
+        return answers
 
     async def _answered(self, request: Request, answer: Coroutine[Any, Any, dict[str, Any]]) -> Response:
         """The response to a request, whose choices are given up if the client leaves before."""
@@ -176,11 +212,10 @@ class _Server:
         """The question of a body, and its prompt encoded."""
         try:
             question = parse_json(body, "request", ChatRequest)
-            question.model = question.model or next(iter(self.desk.loras))
-            if question.model not in self.desk.loras:
-                raise Refusal(404, f"model {question.model[:80]!r} is not served; /v1/models lists those that are")
-            if question.top_logprobs:
-                raise Refusal(400, "top_logprobs is not supported; logprobs gives the sampled tokens' own")
+            question.model = self._served(question.model or next(iter(self.desk.loras)))
+            for name, idle in UNSUPPORTED.items():
+                if getattr(question, name) not in (None, *idle):
+                    raise Refusal(400, f"{name} is not supported")
             asked = question.max_tokens or question.max_completion_tokens or self.desk.max_new_tokens
             if asked > self.desk.max_new_tokens:
                 raise Refusal(400, f"max_tokens {asked} is over the server's {self.desk.max_new_tokens}")
@@ -219,60 +254,64 @@ class _Answer:
             for index in range(question.n or 1)
         ]
 
-    async def parts(self) -> AsyncIterator[tuple[int, str, str | None, Completions]]:
-        """(choice, its whole text so far, the reason why it has ended or None, its tokens), each ending once."""
-        left = set(range(len(self.choices)))
+    async def parts(self) -> AsyncIterator[tuple[int, str, str | None, list[dict]]]:
+        """(choice, its whole text so far, the reason why it has ended or None, its new tokens if they are wanted), each
+        choice ending once."""
+        told = dict.fromkeys(range(len(self.choices)), 0)  # tokens, of choices that go on
         try:
-            while left:
+            while told:
                 index, done, over = await self.news.get()
                 if done is None:
                     raise Refusal(500, "the server failed; its log says more")
-                if index not in left:
+                if index not in told:
                     continue
-                length = int(done.lengths[0])
-                text = self.desk.processor.decode(np.asarray(done.tokens[0, :length]))
-                found = [place for stop in self.question.stops if (place := text.find(stop)) >= 0]
+                begin, length = told[index], int(done.lengths[0])
+                text, stop = self._cut(done, length)
                 reason = None
-                if found:
-                    text, reason = text[: min(found)], "stop"
+                if stop is not None:
+                    # The desk looks every few tokens; the answer ends with the one that completes the stop text.
+                    length = next(n for n in range(begin + 1, length + 1) if self._cut(done, n)[1] is not None)
+                    reason = "stop"
                     self.desk.drop([self.choices[index]])
                 elif over:
                     reason = "length" if done.truncated[0] else "stop"
+                told[index] = length
                 if reason:
-                    left.discard(index)
+                    del told[index]
                     self.count += length
-                yield index, text, reason, done
+                yield index, text[:stop], reason, self._logprobs(done, begin, length)
         finally:
-            self.desk.drop([self.choices[index] for index in left])
+            self.desk.drop([self.choices[index] for index in told])
+
+    def _cut(self, done: Completions, length: int) -> tuple[str, int | None]:
+        """The text of the first `length` tokens, and where in it the first stop text begins; None: it holds none."""
+        text = self.desk.processor.decode(np.asarray(done.tokens[0, :length]))
+        return text, min((place for stop in self.question.stops if (place := text.find(stop)) >= 0), default=None)
 
     async def whole(self) -> dict[str, Any]:
         """The response to a request that does not stream."""
         choices: dict[int, dict] = {}
-        async for index, text, reason, done in self.parts():
+        tokens: dict[int, list[dict]] = defaultdict(list)
+        async for index, text, reason, new in self.parts():
+            tokens[index] += new
             if reason:
-                message = {"role": "assistant", "content": text}
-                choices[index] = {"index": index, "message": message, "finish_reason": reason, "logprobs": None}
-                if self.question.logprobs:
-                    choices[index]["logprobs"] = {"content": self._logprobs(done, 0)}
+                told = {"message": {"role": "assistant", "content": text}, "logprobs": self._told(tokens[index])}
+                choices[index] = {"index": index, "finish_reason": reason} | told
         return self._framed("chat.completion", [choices[i] for i in sorted(choices)]) | {"usage": self._usage()}
 
     async def events(self) -> AsyncIterator[str]:
         """The response to a request that streams, as server-sent events."""
         sent: dict[int, int] = {}
-        tokens: dict[int, int] = {}
         held = max((len(stop) - 1 for stop in self.question.stops), default=0)
         try:
-            async for index, text, reason, done in self.parts():
+            async for index, text, reason, new in self.parts():
                 # A stop text may be half there, and a letter too, whose first bytes decode to U+FFFD: both wait.
                 safe = len(text) if reason else len(text.rstrip("\ufffd")) - held
                 delta: dict[str, Any] = {} if index in sent else {"role": "assistant"}
                 start = sent.get(index, 0)
                 sent[index] = max(start, safe)
                 delta["content"] = text[start : sent[index]]
-                choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
-                if self.question.logprobs:
-                    choice["logprobs"] = {"content": self._logprobs(done, tokens.get(index, 0))}
-                    tokens[index] = int(done.lengths[0])
+                choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": self._told(new)}
                 yield _event(self._framed("chat.completion.chunk", [choice]))
             if (self.question.stream_options or {}).get("include_usage"):
                 yield _event(self._framed("chat.completion.chunk", []) | {"usage": self._usage()})
@@ -288,14 +327,19 @@ class _Answer:
         prompt = self.prompt_tokens
         return {"prompt_tokens": prompt, "completion_tokens": self.count, "total_tokens": prompt + self.count}
 
-    def _logprobs(self, done: Completions, start: int) -> list[dict]:
-        pairs = zip(done.tokens[0], np.asarray(done.logprobs)[0], strict=True)
+    def _logprobs(self, done: Completions, begin: int, end: int) -> list[dict]:
+        """The tokens from `begin` to `end`, if the request wants them."""
+        if not self.question.logprobs:
+            return []
         rows = []
-        for token, logprob in list(pairs)[start : int(done.lengths[0])]:
+        for token, logprob in zip(done.tokens[0, begin:end], done.logprobs[0, begin:end], strict=True):
             text = self.desk.processor.decode([int(token)])
             value = {"token": text, "logprob": float(logprob), "bytes": list(text.encode("utf-8", "replace"))}
             rows.append(value | {"top_logprobs": []})
         return rows
+
+    def _told(self, tokens: list[dict]) -> dict[str, Any] | None:
+        return {"content": tokens} if self.question.logprobs else None
 
 
 def _conversation(messages: list[dict[str, Any]]) -> Conversation:
@@ -303,8 +347,9 @@ def _conversation(messages: list[dict[str, Any]]) -> Conversation:
     turns, images = [], 0
     for number, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
-        if role not in ("system", "user", "assistant"):
+        if not isinstance(role, str) or role not in ROLES:
             raise Refusal(400, f"messages[{number}].role: give system, user or assistant")
+        role = ROLES[role]
         if isinstance(content, str):
             turns.append({"role": role, "content": content})
             continue

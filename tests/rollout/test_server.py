@@ -6,13 +6,19 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
+import openai
 import pytest
 import uvicorn
 from PIL import Image
 
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.medeval.backends.endpoint import EndpointBackend
+from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.models import load_policy, load_processor
+from mmedexpert_jax.remote import Answers, Endpoint
 from mmedexpert_jax.rollout import Engine, Settings, server
 from mmedexpert_jax.rollout.decode import programs
 from mmedexpert_jax.rollout.desk import Choice, Desk
@@ -77,6 +83,62 @@ def test_answers_are_the_engines(ask, model):
     assert sum(token["logprob"] for token in choice["logprobs"]["content"]) == pytest.approx(expected.logprob, abs=1e-3)
 
 
+@pytest.fixture(scope="module")
+def client(address):
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="secret", max_retries=0, timeout=300) as client:
+        yield client
+
+
+QUESTION = "A man of 61 has a respiratory rate of 32. What is his score?"  # answered in several words
+
+
+def test_openai_s_own_client_is_served(client, ask):
+    assert [model.id for model in client.models.list()] == ["mini"] and client.models.retrieve("mini").id == "mini"
+    asked = {"model": "mini", "temperature": 0, "max_tokens": LIMIT, "logprobs": True, "n": 2}
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+    whole = client.chat.completions.create(messages=messages, **asked)
+    choice = whole.choices[0]
+    assert [one.index for one in whole.choices] == [0, 1] and whole.choices[1].message == choice.message
+    assert whole.usage.completion_tokens == 2 * len(choice.logprobs.content)
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    texts, tokens, ended, usage = ["", ""], [0, 0], [None, None], None
+    stream = client.chat.completions.create(
+        messages=messages, stream=True, stream_options={"include_usage": True}, **asked
+    )
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for part in chunk.choices:
+            texts[part.index] += part.delta.content
+            tokens[part.index] += len(part.logprobs.content)
+            ended[part.index] = part.finish_reason
+    assert texts == [choice.message.content] * 2 and ended == [choice.finish_reason] * 2
+    assert usage == whole.usage and sum(tokens) == usage.completion_tokens
+    with pytest.raises(openai.NotFoundError, match="not served"):
+        client.models.retrieve("other/model")
+    with pytest.raises(openai.BadRequestError, match="max_tokens"):
+        client.chat.completions.create(messages=messages, model="mini", max_tokens=10**6)
+    with pytest.raises(openai.AuthenticationError, match="key"):
+        client.with_options(api_key="wrong").models.list()
+
+
+def test_the_product_s_own_client_gets_the_engine_s_answers(address, model, tmp_path, monkeypatch):
+    """As `evaluate` and `dataset` ask a teacher or a judge."""
+    monkeypatch.setenv("SERVED_KEY", "secret")
+    conversations = [[{"role": "user", "content": f"Is a score of {score} high?"}] for score in range(4)]
+    engine = Engine(*model, load_processor("mini"), Settings(max_new_tokens=LIMIT))
+    expected = [replies[0].text for _, replies in sorted(engine.answer(conversations))]
+    settings = {"max_tokens": LIMIT, "temperature": 0.0, "concurrency": 2, "retry_wait": 0.01}
+    endpoint = Endpoint(f"{address}/v1", "mini", key_env="SERVED_KEY", **settings)
+    backend, found = EndpointBackend(endpoint, Answers(tmp_path / "a.sqlite")), {}
+    asked = [
+        Question(Case(str(n), "", (), "A"), "think_answer", messages, "tags", key="0" * 64)
+        for n, messages in enumerate(conversations)
+    ]
+    backend.answer(asked, 1, found.__setitem__)
+    backend.close()
+    assert [found[n][0].text for n in range(4)] == expected
+
+
 def test_after_the_warm_up_a_request_compiles_nothing(ask, desk):
     desk.warm_up()
     before = len(programs)
@@ -91,15 +153,19 @@ def test_choices_of_a_seed_are_the_same_again_and_differ_from_each_other(ask):
 
 
 def test_a_stream_is_the_answer_and_stops_where_it_is_told(ask):
-    question = "A man of 61 has a respiratory rate of 32. What is his score?"  # answered in several words
-    whole = ask(question).json()["choices"][0]["message"]["content"]
+    whole = ask(QUESTION).json()["choices"][0]["message"]["content"]
     word = whole.split()[2]
-    events = [line[6:] for line in ask(question, stream=True).text.splitlines() if line]
+    events = [line[6:] for line in ask(QUESTION, stream=True).text.splitlines() if line]
     assert events[-1] == "[DONE]"
     parts = [json.loads(event)["choices"][0] for event in events[:-1]]
     assert "".join(part["delta"]["content"] for part in parts) == whole and parts[-1]["finish_reason"]
-    cut = ask(question, stop=[word]).json()["choices"][0]
+    response = ask(QUESTION, stop=[word, "no such text"], logprobs=True).json()
+    cut, tokens = response["choices"][0], response["choices"][0]["logprobs"]["content"]
     assert cut["message"]["content"] == whole[: whole.find(word)] and cut["finish_reason"] == "stop"
+    # The answer ends with the token that completes the stop text, however late the desk looked.
+    said = [token["token"] for token in tokens]
+    assert word in "".join(said) and word not in "".join(said[:-1])
+    assert response["usage"]["completion_tokens"] == len(tokens)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +182,13 @@ def test_a_stream_is_the_answer_and_stops_where_it_is_told(ask):
         ({"content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}, 400, "data:image"),
         ({"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}, 400, "content"),
         ({"content": "word " * 5000}, 400, "over the limit"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, 400, "role"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools is not supported"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format is not supported"),
+        ({"frequency_penalty": 0.5}, 400, "frequency_penalty is not supported"),
+        ({"logprobs": True, "top_logprobs": 3}, 400, "top_logprobs is not supported"),
+        ({"stop": ["x"] * 17}, 400, "stop"),
+        ({"seed": 2**64}, 400, "seed"),
         ({"key": "wrong"}, 401, "key"),
     ],
 )
@@ -130,6 +203,57 @@ def test_a_body_that_is_no_request(address, body):
     headers = {"authorization": "Bearer secret"}
     response = httpx.post(f"{address}/v1/chat/completions", content=body, headers=headers)
     assert response.status_code == 400 and response.json()["error"]["message"]
+
+
+def test_fields_that_change_nothing_are_taken(ask):
+    idle = {"tools": None, "logit_bias": {}, "presence_penalty": 0, "response_format": {"type": "text"}, "user": "me"}
+    assert ask(**idle, n=None, stop=None, seed=None, top_p=None).json()["choices"] == ask().json()["choices"]
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "status"),
+    [
+        ("Content-Length: 5000", b'{"messages": [', 408),  # half a body
+        ("Content-Length: -1", b"{}", 400),
+        ("Content-Length: 1e3", b"{}", 400),
+        ("Content-Length: 3", b'{"messages": []}', 400),  # cut within the first word
+        ("Content-Length: 2\r\nContent-Length: 3", b"{}", 400),
+        ("Transfer-Encoding: chunked", b"zz\r\n{}\r\n0\r\n\r\n", 400),
+        ("Content-Encoding: gzip\r\nContent-Length: 2", b"\x1f\x8b", 400),
+    ],
+)
+def test_bodies_that_are_not_what_their_heads_say(address, ask, monkeypatch, head, body, status):
+    monkeypatch.setattr(server, "PATIENCE", 0.5)
+    host, port = address.removeprefix("http://").split(":")
+    lines = ["POST /v1/chat/completions HTTP/1.1", f"Host: {host}", "Authorization: Bearer secret", head, "", ""]
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall("\r\n".join(lines).encode() + body)
+        assert int(connection.recv(4096).split()[1]) == status
+    monkeypatch.undo()
+    assert ask().status_code == 200
+
+
+def test_64_clients_of_whom_some_leave_in_the_middle_of_a_stream(address, ask, desk):
+    expected = ask().json()["choices"]
+
+    def one(number):
+        if number % 4:
+            response = ask()
+            return response.status_code, response.status_code != 200 or response.json()["choices"] == expected
+        body = {"messages": [{"role": "user", "content": QUESTION}], "stream": True}
+        headers = {"authorization": "Bearer secret"}
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, headers=headers, timeout=300) as stream:
+            next(stream.iter_lines(), None)
+            return stream.status_code, True
+
+    with ThreadPoolExecutor(64) as clients:
+        statuses, right = zip(*clients.map(one, range(64)), strict=True)
+    assert set(statuses) <= {200, 429} and statuses.count(200) >= 4 and all(right)
+    deadline = time.monotonic() + 60
+    while desk._running or any(desk._waiting.values()):  # those who left are let go
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert ask().json()["choices"] == expected
 
 
 def test_long_and_slow_bodies_and_clients_that_leave(address, ask, monkeypatch):
