@@ -1,13 +1,15 @@
 """Attention of a decode step in one kernel for GPUs: rows that share prompts, and the rings of their own tokens.
 
 `layers.attend_shared` over a ring takes a dozen kernels a layer, and a step is as slow as it has kernels. Here is one,
-whose programs have a row and a key head each: they write the new key and value where the ring is, walk over the blocks
-of the prompt and of the ring that the row sees, and keep one softmax over all (flash attention, Dao et al. 2022). Rows
-of a prompt read its keys at the same time, so that all but the first find them in the L2 cache.
+whose programs have a row and a key head each: they normalise (where a family does) and rotate, write the new key and
+value where the ring is, walk over the blocks of the prompt and of the ring that the row sees, and keep one softmax over
+all (flash attention, Dao et al. 2022). Rows of a prompt read its keys at the same time, so that all but the first find
+them in the L2 cache.
 
 `fused.takes_rings` says where it is used. It is a file of its own since Pallas takes half a second to import.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from mmedexpert_jax.models.fused import TILE
+from mmedexpert_jax.models.layers import HeadNorms
 
 BLOCK = 64  # keys that are read at a time, where a head is at most 128 wide: three such stages fit an A100's SM
 
@@ -38,22 +41,24 @@ def attend_ring(
     steps: Array,
     place: Array,
     window: int | None = None,
+    norms: HeadNorms | None = None,
     *,
     interpret: bool = False,
 ) -> tuple[Array, Array, Array]:
     """A token of each of N rows attends to its prompt, to the tokens before it, and to itself.
 
     Args:
-        queries: [N, H, 1, D], not rotated yet.
+        queries: [N, H, 1, D], neither normalised nor rotated yet.
         prompt_keys, prompt_values: [B, Hkv, S, D].
         lengths: [B], valid keys of each prompt.
-        keys, values: [N, Hkv, 1, D], of the new token; the keys not rotated yet.
+        keys, values: [N, Hkv, 1, D], of the new token; the keys neither normalised nor rotated yet.
         own_keys, own_values: [N, Hkv, R, D], rings; given up.
         rope: cos and sin [N, 1, 1, D / 2] of the new tokens.
         prompt: [N], of each row; one out of range has no keys.
         steps: [N], tokens of the row before this one, which stand in the ring before `place`; below R.
         place: [], where the new keys go, modulo R.
         window: tokens that a query sees, its own the last of them; None: all.
+        norms: of queries and keys by head; None: none, and the scale of queries is D^-1/2.
         interpret: run by JAX itself, for tests where there is no such device.
 
     Returns:
@@ -61,14 +66,16 @@ def attend_ring(
     """
     rows, heads, _, width = queries.shape
     key_heads, group = keys.shape[1], heads // keys.shape[1]
-    block = min(BLOCK, BLOCK * 128 // width)
+    block, norms = min(BLOCK, BLOCK * 128 // width), norms or HeadNorms()
     flat = [x.reshape(rows, -1) for x in (queries, keys, values)]  # which XLA knows as parts of one product
     joined = jnp.concatenate(flat, axis=1).reshape(rows, -1, width)
     whole = pl.BlockSpec(memory_space=pl.ANY)
     mixed, own_keys, own_values = pl.pallas_call(
-        functools.partial(_kernel, group=group, block=block, window=window),
+        functools.partial(
+            _kernel, group=group, block=block, window=window, norms=dataclasses.replace(norms, weights=())
+        ),
         grid=(rows, key_heads),
-        in_specs=[whole] * 11,
+        in_specs=[whole] * (11 + len(norms.weights)),
         out_specs=[whole] * 3,
         out_shape=[
             jax.ShapeDtypeStruct((rows, heads, width), values.dtype),
@@ -87,6 +94,7 @@ def attend_ring(
         prompt_values,
         own_keys,
         own_values,
+        *norms.weights,
     )
     return mixed.reshape(queries.shape), own_keys, own_values
 
@@ -103,15 +111,15 @@ def _kernel(
     prompt_values_ref: Any,
     own_keys_ref: Any,
     own_values_ref: Any,
-    mixed_ref: Any,
-    new_keys_ref: Any,
-    new_values_ref: Any,
-    *,
+    *refs: Any,
     group: int,
     block: int,
     window: int | None,
+    norms: HeadNorms,
 ) -> None:
-    """The program of a row and a key head; arrays as in `attend_ring`."""
+    """The program of a row and a key head; arrays as in `attend_ring`: first of `refs` the norms' weights, if any, then
+    the results."""
+    *norm_refs, mixed_ref, new_keys_ref, new_values_ref = refs
     row, head = pl.program_id(0), pl.program_id(1)
     prompts, key_heads, _, width = prompt_keys_ref.shape
     ring, inside = own_keys_ref.shape[2], prompt_ref[row] < prompts
@@ -119,16 +127,20 @@ def _kernel(
     length, steps = jnp.where(inside, lengths_ref[prompt], 0), jnp.maximum(steps_ref[row], 0)
     place = jax.lax.rem(place_ref[0], ring)
     across = jnp.arange(width)
-    half = jax.lax.rem(across, width // 2)
+    half, opposite = jax.lax.rem(across, width // 2), jax.lax.rem(across + width // 2, width)
     cos, sin = (ref[row, half].astype(jnp.float32) for ref in (cos_ref, sin_ref))
     sin = jnp.where(across < width // 2, -sin, sin)
 
-    def rotated(heads: Any, **only: Any) -> Array:
-        x = triton.load(joined_ref.at[row, heads, across[None]], **only)
-        other = triton.load(joined_ref.at[row, heads, jax.lax.rem(across + width // 2, width)[None]], **only)
-        return (x.astype(jnp.float32) * cos + other.astype(jnp.float32) * sin).astype(x.dtype)
+    def rotated(heads: Any, norm: int, **only: Any) -> Array:
+        loaded = [triton.load(joined_ref.at[row, heads, places[None]], **only) for places in (across, opposite)]
+        x, other = (part.astype(jnp.float32) for part in loaded)
+        if norm_refs:
+            weights = (norm_refs[norm][places].astype(jnp.float32) + norms.shift for places in (across, opposite))
+            root = jax.lax.rsqrt(jnp.mean(x * x, axis=1) + norms.eps)[:, None]
+            x, other = (part * root * weight for part, weight in zip((x, other), weights, strict=True))
+        return (x * cos + other * sin).astype(joined_ref.dtype)
 
-    key = rotated((group * key_heads + head)[None, None])[0]
+    key = rotated((group * key_heads + head)[None, None], 1)[0]
     value = joined_ref[row, (group + 1) * key_heads + head]
     new_keys_ref[row, head, place] = key
     new_values_ref[row, head, place] = value
@@ -136,8 +148,8 @@ def _kernel(
     tile = max(TILE, pl.next_power_of_2(group))
     mine = row, pl.ds(head * group, tile), slice(None)
     real = (jnp.arange(tile) < group)[:, None]
-    queries = rotated((head * group + jnp.arange(tile))[:, None], mask=real, other=0.0)
-    queries = queries * jnp.asarray(width**-0.5, queries.dtype)
+    queries = rotated((head * group + jnp.arange(tile))[:, None], 0, mask=real, other=0.0)
+    queries = queries * jnp.asarray(norms.scale * width**-0.5, queries.dtype)
     # The softmax begins with the new token, which every row sees: its top is finite, whatever is masked after it.
     top = jnp.sum(queries.astype(jnp.float32) * key.astype(jnp.float32), axis=1)
     mixed = jnp.broadcast_to(value.astype(jnp.float32), queries.shape)

@@ -23,7 +23,16 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models.config import TextConfig
-from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, contract, declare, finish_factors, project
+from mmedexpert_jax.models.layers import (
+    GatedMLP,
+    HeadNorms,
+    Linear,
+    RMSNorm,
+    contract,
+    declare,
+    finish_factors,
+    project,
+)
 from mmedexpert_jax.models.parts import InParts
 from mmedexpert_jax.models.rotary import rotate, stretched, tables
 from mmedexpert_jax.models.tree import STACKED
@@ -77,16 +86,25 @@ class TextAttention(nnx.Module):
         self.query_scale = (config.head_dim / config.query_width) ** 0.5 if config.query_width else 1.0
 
     def __call__(self, x: Array, rope: Rope | None, attention: Attention) -> tuple[Array, Array, Array]:
-        """x [..., T, D] -> [..., T, D], and the keys and values to keep; without a `rope` the attention rotates."""
+        """x [..., T, D] -> [..., T, D], and the keys and values to keep; without a `rope` the attention normalises and
+        rotates heads itself, and gets the norms last."""
         queries, keys, values = map(self._heads, project(self, x, "q_proj", "k_proj", "v_proj"))
-        if self.q_norm is not None:
-            queries, keys = self.q_norm(queries), self.k_norm(keys)
-        if rope is not None:
+        if rope is None:
+            mixed, keys, values = attention(queries, keys, values, self._norms())
+        else:
+            if self.q_norm is not None:
+                queries, keys = self.q_norm(queries), self.k_norm(keys)
             queries, keys = rotate(queries, *rope), rotate(keys, *rope)
-        if self.query_scale != 1:  # the attention divides by head_dim's root
-            queries = queries * self.query_scale
-        mixed, keys, values = attention(queries, keys, values)
+            if self.query_scale != 1:  # the attention divides by head_dim's root
+                queries = queries * self.query_scale
+            mixed, keys, values = attention(queries, keys, values)
         return self.o_proj(rearrange(mixed, "... h t d -> ... t (h d)")), keys, values
+
+    def _norms(self) -> HeadNorms:
+        if self.q_norm is None:
+            return HeadNorms(scale=self.query_scale)
+        weights = self.q_norm.weight[...], self.k_norm.weight[...]
+        return HeadNorms(weights, self.q_norm.eps, self.q_norm.shift, self.query_scale)
 
     def _heads(self, x: Array) -> Array:
         """[..., T, H * D] -> [..., H, T, D]."""
@@ -144,7 +162,8 @@ class TextDecoder(nnx.Module):
             remat: whether each layer is computed again in the backward pass.
             unroll: whether stacked layers are compiled one by one: decoding, which updates a cache of each in place.
                 Layers of a kind are then traced and lowered once.
-            rotates: whether `attention` rotates queries and keys itself, by what it gets last.
+            rotates: whether `attention` normalises and rotates queries and keys itself: it gets cos and sin, and
+                `HeadNorms`, last.
         """
         ropes = self._ropes(positions, x.dtype)
 
@@ -200,8 +219,8 @@ class TextDecoder(nnx.Module):
         near, far = ropes
         rope = choose(self.config.windowed, index, near, far) if near is not far else far
 
-        def attend(queries: Array, keys: Array, values: Array) -> tuple[Array, Array, Array]:
-            return attention(index, queries, keys, values, *of_layer, *[rope] * rotates)
+        def attend(queries: Array, keys: Array, values: Array, *norms: HeadNorms) -> tuple[Array, Array, Array]:
+            return attention(index, queries, keys, values, *of_layer, *[rope] * rotates, *norms)
 
         return layer(x, None if rotates else rope, attend, index)
 

@@ -204,9 +204,11 @@ def open_processor(places: Sequence[Path], config: ModelConfig, chosen: Mapping[
 class GemmaNorm(RMSNorm):
     """Its weight is added to 1; float32 inside, the weight too, and cast back once."""
 
+    shift = 1.0
+
     def __call__(self, x: Array) -> Array:
         """Normalises the last axis."""
-        return (self.normalised(x) * (1 + self.weight[...].astype(jnp.float32))).astype(x.dtype)
+        return (self.normalised(x) * (self.shift + self.weight[...].astype(jnp.float32))).astype(x.dtype)
 
 
 class ScaledEmbedding(Embedding):

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from mmedexpert_jax.models import fused
-from mmedexpert_jax.models.layers import Slots, attend_shared
+from mmedexpert_jax.models.layers import HeadNorms, Slots, attend_shared
 from mmedexpert_jax.models.rotary import rotate
 
 Trial = Callable[..., tuple[Array, Array]]  # model's sizes -> what the kernel gives, and what the plain path does
@@ -29,7 +29,8 @@ def passes(kernel: str, *sizes: int, trial: Trial | None = None) -> bool:
 
     Args:
         kernel: its name.
-        sizes: the model's, that the trial takes: of the attentions query heads of a key head, and the width of a head.
+        sizes: the model's, that the trial takes: of the attentions query heads of a key head, and the width of a head;
+            of "attend_ring" then 1 where heads are normalised, else 0.
         trial: of a kernel that stands above this folder; None: "attend_ring", "attend_ragged" or "add_delta".
     """
     return fused.is_elsewhere() or _passes_here(kernel, trial or _TRIALS[kernel], *sizes)
@@ -66,7 +67,7 @@ def _slots() -> Slots:
     return Slots(jnp.array([0, 1, 0]), jnp.array([0, 0, 1]), jnp.array([[0, 2], [1, 0]]))
 
 
-def _ring(group: int, width: int) -> tuple[Array, Array]:
+def _ring(group: int, width: int, normed: int) -> tuple[Array, Array]:
     from mmedexpert_jax.models import decode_attention
 
     draw = _drawing("bfloat16")
@@ -76,12 +77,20 @@ def _ring(group: int, width: int) -> tuple[Array, Array]:
     angles = jnp.arange(rows * width // 2).reshape(rows, 1, 1, -1) / 7
     rope = jnp.cos(angles).astype("bfloat16"), jnp.sin(angles).astype("bfloat16")
     lengths, steps, place = jnp.array([SIZE, 5]), jnp.array([70, 3, 0]), jnp.int32(SIZE + 2)
+    norms = HeadNorms(_pair(draw, width), 1e-6) if normed else HeadNorms()
     mixed, keys, values = decode_attention.attend_ring(
-        queries, *prompt, lengths, *new, *own, rope, _slots().prompt, steps, place
+        queries, *prompt, lengths, *new, *own, rope, _slots().prompt, steps, place, None, norms
     )
+    if normed:
+        queries, new = _normed(queries, norms.weights[0]), (_normed(new[0], norms.weights[1]), new[1])
     own = own[0].at[:, :, 2].set(rotate(new[0], *rope)[:, :, 0]), own[1].at[:, :, 2].set(new[1][:, :, 0])
     expected = _plain(rotate(queries, *rope), prompt, lengths, own, steps)
     return _flat(mixed, keys, values), _flat(expected, *own)
+
+
+def _normed(x: Array, weight: Array) -> Array:
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype) * weight
 
 
 def _ragged(group: int, width: int) -> tuple[Array, Array]:

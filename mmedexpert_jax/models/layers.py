@@ -1,5 +1,6 @@
 """The pieces both towers share: linear layers with a LoRA hook, norms, attention."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,17 @@ class Slots:
     prompt: Array  # [N] int32
     sample: Array  # [N] int32, number in the prompt's group
     row: Array  # [B, G] int32, the row of each continuation; any row where it has none
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["eps", "shift", "scale"])
+@dataclass(frozen=True)
+class HeadNorms:
+    """Norms of queries and keys by head, for an attention that applies them itself, and the scale of the queries."""
+
+    weights: tuple[Array, ...] = ()  # [D] of queries, [D] of keys; (): heads are not normalised
+    eps: float = 0.0
+    shift: float = 0.0  # added to the weights
+    scale: float = 1.0  # of the queries, beside D^-1/2
 
 
 def declare(*shape: int) -> nnx.Param:
@@ -88,6 +100,8 @@ class PatchConv(nnx.Module):
 
 class RMSNorm(nnx.Module):
     """Float32 inside, cast back before the weight, as transformers does."""
+
+    shift = 0.0  # that a family adds to the weight
 
     def __init__(self, width: int, eps: float):
         self.weight = declare(width)

@@ -169,7 +169,7 @@ class Model:
         ragged = slots is not None and fused.takes_ragged(text.head_dim)
         ragged = ragged and kernel_trial.passes("attend_ragged", *sizes)
         rings = slots is not None and fused.takes_rings(text.head_dim, prefix.keys[0], cache.keys[0])
-        rings = rings and kernel_trial.passes("attend_ring", *sizes)
+        rings = rings and kernel_trial.passes("attend_ring", *sizes, int(text.qk_norm))
 
         def attention(index, queries, keys, values, prompt_keys, prompt_values, own_keys, own_values):
             window = window_of(self.config.text, index)
@@ -184,12 +184,12 @@ class Model:
             mixed = attend_shared(queries, *prompt, keys, values, seen, slots, steps=steps, window=window)
             return mixed, keys, values
 
-        def in_one_kernel(index, queries, keys, values, prompt_keys, prompt_values, own_keys, own_values, rope):
+        def in_one_kernel(index, queries, keys, values, prompt_keys, prompt_values, own_keys, own_values, rope, norms):
             from mmedexpert_jax.models.decode_attention import attend_ring
 
             window, prompt = window_of(self.config.text, index), (prompt_keys, prompt_values, prefix.lengths)
             new, own = (keys, values), (own_keys, own_values)
-            return attend_ring(queries, *prompt, *new, *own, rope, of_row, steps, place, window)
+            return attend_ring(queries, *prompt, *new, *own, rope, of_row, steps, place, window, norms)
 
         x = network.model.embed_tokens(tokens[..., None])
         if slots is None:

@@ -44,6 +44,8 @@ KERNELS = (
     (ragged_attention, "attend_ragged"),
 )
 
+TRIED = {"attend_ring": 3, "attend_ragged": 2, "add_delta": 0}  # sizes that a trial takes
+
 
 def plain(
     queries, prompt_keys, prompt_values, lengths, keys, values, own_keys, own_values, rope, slots, steps, place, window
@@ -59,6 +61,12 @@ def plain(
     prompt = prompt_keys, prompt_values, lengths
     mixed = layers.attend_shared(queries, *prompt, own_keys, own_values, seen, slots, steps=steps, window=window)
     return mixed, own_keys, own_values
+
+
+def normed(x, weight, eps, shift):
+    x32 = x.astype(jnp.float32)
+    root = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * root * (weight.astype(jnp.float32) + shift)).astype(x.dtype)
 
 
 def drawn_slots(rng, prompts, samples):
@@ -79,11 +87,13 @@ def drawn_slots(rng, prompts, samples):
     room=st.integers(16, 150),
     ring=st.integers(16, 150),
     window=st.none() | st.integers(1, 200),
+    shift=st.none() | st.sampled_from([0.0, 1.0]),
     dtype=st.sampled_from(["float32", "bfloat16"]),
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=8, deadline=None)
-def test_equals_the_plain_path(prompts, samples, key_heads, group, width, room, ring, window, dtype, seed):
+def test_equals_the_plain_path(prompts, samples, key_heads, group, width, room, ring, window, shift, dtype, seed):
+    """Heads are normalised where there is a `shift` of the norms' weights."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
     slots = drawn_slots(rng, prompts, samples)
@@ -99,10 +109,19 @@ def test_equals_the_plain_path(prompts, samples, key_heads, group, width, room, 
         *(draw(rows, key_heads, ring, width) for _ in range(2)),
         (jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)),
     )
+    norms = layers.HeadNorms() if shift is None else layers.HeadNorms((draw(width), draw(width)), 1e-3, shift, 0.5)
+
+    def expect(queries, *others):
+        others = list(others)
+        if norms.weights:
+            queries = normed(queries, norms.weights[0], norms.eps, shift)
+            others[3] = normed(others[3], norms.weights[1], norms.eps, shift)
+        return plain(queries * norms.scale, *others, slots, steps, jnp.int32(place), window)
+
     with jax.default_matmul_precision("highest"):
-        expected = jax.jit(lambda *x: plain(*x, slots, steps, jnp.int32(place), window))(*inputs)
+        expected = jax.jit(expect)(*inputs)
         attend = jax.jit(functools.partial(decode_attention.attend_ring, window=window, interpret=True))
-        found = attend(*inputs, slots.prompt, steps, jnp.int32(place))
+        found = attend(*inputs, slots.prompt, steps, jnp.int32(place), norms=norms)
     for one, other in zip(found, expected, strict=True):
         one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
         # a product of bfloat16 that is turned may be rounded once or twice
@@ -210,9 +229,11 @@ def interpreted(monkeypatch):
 
 
 @pytest.mark.parametrize(("module", "name"), KERNELS)
-@pytest.mark.parametrize("sizes", [(6, 128), (1, 256)])
-def test_a_kernel_that_is_right_passes_its_trial_while_a_program_is_traced(interpreted, module, name, sizes):
-    passed, sizes = [], () if name == "add_delta" else sizes
+@pytest.mark.parametrize(("group", "width", "normed"), [(6, 128, 0), (1, 256, 1)])
+def test_a_kernel_that_is_right_passes_its_trial_while_a_program_is_traced(
+    interpreted, module, name, group, width, normed
+):
+    passed, sizes = [], (group, width, normed)[: TRIED[name]]
     jax.jit(lambda x: passed.append(kernel_trial.passes(name, *sizes)) or x)(jnp.ones(3))
     assert passed == [True]
 
@@ -229,7 +250,7 @@ def test_a_kernel_that_is_wrong_is_named_once_and_not_used(interpreted, monkeypa
         return jax.tree.map(lambda x: (x * factor).astype(x.dtype), right(*arguments, **options))
 
     monkeypatch.setattr(module, name, broken)
-    sizes = () if name == "add_delta" else (2, 128)
+    sizes = (2, 128, 0)[: TRIED[name]]
     why = "RuntimeError: ptxas: no kernel image" if fault == "raises" else "it gives other values"
     with pytest.warns(UserWarning, match=f"the kernel {name} is not used on this cpu: {why}") as said:
         assert not kernel_trial.passes(name, *sizes) and not kernel_trial.passes(name, *sizes)
@@ -239,6 +260,6 @@ def test_a_kernel_that_is_wrong_is_named_once_and_not_used(interpreted, monkeypa
 def test_a_kernel_is_trusted_for_a_device_that_is_not_here_and_tried_here_all_the_same(interpreted, monkeypatch):
     monkeypatch.setattr(decode_attention, "attend_ring", None)
     with fused.traced_for("9.0"):
-        assert kernel_trial.passes("attend_ring", 6, 128)
+        assert kernel_trial.passes("attend_ring", 6, 128, 0)
     with pytest.warns(UserWarning, match="attend_ring is not used"):
-        assert not kernel_trial.passes("attend_ring", 6, 128)
+        assert not kernel_trial.passes("attend_ring", 6, 128, 0)
