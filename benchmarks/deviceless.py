@@ -2,10 +2,10 @@
 
     pip install "jax-cuda12-plugin[with-cuda]==0.10.2"       # 5 GB; matches the installed jax
     python benchmarks/deviceless.py --layers 28 [--kind a100] [--rank 16] [--devices 8] [--text program.hlo]
-    python benchmarks/deviceless.py --kernels             # kernels of a layer in a step, with a LoRA and without
+    python benchmarks/deviceless.py --kernels [--model qwen2_5_vl_7b]   # of a layer in a step, and of its rest
     pip install "jax[tpu]" && python benchmarks/deviceless.py --tpu v5e  # or v6e, v5p: the step for a TPU
 
-Shapes are those of Qwen2-VL-2B in bfloat16 with prompts of 704 tokens. Without a device nothing is autotuned, so the
+Shapes are those of `--model` in bfloat16 with prompts of 704 tokens. Without a device nothing is autotuned, so the
 kernels of a real run may differ. The plugin may print a traceback about a missing driver.
 """
 
@@ -53,11 +53,18 @@ def on_h100(fuse: bool = True) -> Callable:
 
 
 def compile_loop(
-    layers: int, rows: int, window: int, mesh: Mesh, rank: int = 0, capability: str = "9.0", options: Any = None
+    name: str,
+    layers: int,
+    rows: int,
+    window: int,
+    mesh: Mesh,
+    rank: int = 0,
+    capability: str = "9.0",
+    options: Any = None,
 ) -> Any:
     """The compiled stretch of decoding, `rows` on each device, with a LoRA of a rank in all linear layers; 0: none."""
-    config = PUBLISHED["qwen2_vl_2b"]
-    text = dataclasses.replace(config.text, num_layers=layers)
+    config = PUBLISHED[name]
+    text = dataclasses.replace(config.text, num_layers=layers, windowed=config.text.windowed[:layers])
     model = Model(dataclasses.replace(config, text=text))
     count = mesh.size * rows // GROUP
     sampling = Sampling(GROUP, 1024, 0, 1.0, 0, 1.0, config.eos_token_ids, ())
@@ -95,19 +102,21 @@ def in_step(text: str) -> int:
     return max(sum(found not in IDLE for found in re.findall(r" = .*?[\])}] ([\w\-]+)\(", body)) for body in loops)
 
 
-def kernels_of_a_layer(kind: str, rank: int) -> int:
-    """Kernels that one more layer adds to a step of 64 rows."""
-    fewer, more = (compile_loop(layers, 64, 1024, deviceless.mesh(kind), rank).as_text() for layers in (2, 3))
-    return in_step(more) - in_step(fewer)
+def kernels(name: str, kind: str, rank: int) -> dict[str, int]:
+    """Kernels of a step of 64 rows: those that one more layer adds, and those that are left without layers."""
+    mesh = deviceless.mesh(kind)
+    fewer, more = (in_step(compile_loop(name, layers, 64, 1024, mesh, rank).as_text()) for layers in (2, 3))
+    return {"of a layer": more - fewer, "outside the layers": 3 * fewer - 2 * more}
 
 
-def captured(kind: str) -> dict[str, int]:
+def captured(name: str, kind: str) -> dict[str, int]:
     """Kernels of a step of two layers inside command buffers and outside, by XLA's list of what a program launches."""
     with tempfile.TemporaryDirectory() as folder:
-        compile_loop(2, 64, 1024, deviceless.mesh(kind), options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        dumped = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compile_loop(name, 2, 64, 1024, deviceless.mesh(kind), options=dumped)
         launched = next(Path(folder).glob("*advance*thunk_sequence_after_thunk_passes.txt")).read_text()
     depths = [(len(line) - len(line.lstrip()), line.split()[1]) for line in launched.splitlines() if ": k" in line]
-    loop = next(number for number, (_, name) in enumerate(depths) if name == "kWhile")
+    loop = max(number for number, (_, name) in enumerate(depths) if name == "kWhile")  # the inner one
     found, buffer = Counter(), None
     for depth, name in depths[loop + 1 :]:
         if depth <= depths[loop][0]:
@@ -120,10 +129,10 @@ def captured(kind: str) -> dict[str, int]:
     return {name: found[name] for name in ("inside", "outside")}
 
 
-def for_tpu(kind: str) -> dict[str, Any]:
+def for_tpu(name: str, kind: str) -> dict[str, Any]:
     """Attention kernels in the compiled step of two layers for a TPU, and the temporary memory."""
     os.environ["TPU_ACCELERATOR_TYPE"] = TPUS[kind]
-    compiled = compile_loop(2, 64, 1024, deviceless.mesh(kind), capability="")
+    compiled = compile_loop(name, 2, 64, 1024, deviceless.mesh(kind), capability="")
     calls = len(re.findall(r'custom_call_target="tpu_custom_call"', compiled.as_text()))
     return {"kernels": calls, "temporary_megabytes": round(compiled.memory_analysis().temp_size_in_bytes / 1e6, 1)}
 
@@ -131,6 +140,7 @@ def for_tpu(kind: str) -> dict[str, Any]:
 def main() -> None:
     """Compiles, and prints one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=list(PUBLISHED), default="qwen2_vl_2b")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--window", type=int, default=1024)
@@ -141,18 +151,18 @@ def main() -> None:
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--tpu", choices=list(TPUS), help="compile the step for this TPU: libtpu takes one a process")
     arguments = parser.parse_args()
+    name = arguments.model
     if arguments.kernels:
-        found = {
-            f"{kind}, rank {rank}": kernels_of_a_layer(kind, rank) for kind in ("h100", "a100") for rank in (0, 16)
-        }
-        buffers = {kind: captured(kind) for kind in ("h100", "a100")}
-        print(json.dumps({"benchmark": "deviceless", "kernels of a layer": found, "command buffers": buffers}))
+        found = {f"{kind}, rank {rank}": kernels(name, kind, rank) for kind in ("h100", "a100") for rank in (0, 16)}
+        buffers = {kind: captured(name, kind) for kind in ("h100", "a100")}
+        print(json.dumps({"benchmark": "deviceless", "model": name, "kernels": found, "command buffers": buffers}))
         return
     if arguments.tpu:
-        print(json.dumps({"benchmark": "deviceless", "tpu": arguments.tpu} | for_tpu(arguments.tpu)))
+        print(json.dumps({"benchmark": "deviceless", "tpu": arguments.tpu} | for_tpu(name, arguments.tpu)))
         return
     began = time.perf_counter()
     compiled = compile_loop(
+        name,
         arguments.layers,
         arguments.rows,
         arguments.window,

@@ -49,8 +49,9 @@ def run(config: ConfigDict) -> None:
         raise ResourceError(f"config.port: cannot listen on {config.host}:{config.port}; choose another") from None
     desk.warm_up()
     host, port = socket.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
     print(f"serving {', '.join(desk.loras)} on http://{host}:{port}/v1, a page at / (stop with Ctrl-C)", flush=True)
-    if host not in LOOPBACK and not key:
+    if config.host not in LOOPBACK and not key:
         print("anyone who reaches this address may ask: set config.key_env, or host to 127.0.0.1", flush=True)
     try:
         uvicorn.Server(settings).run(sockets=[socket])

@@ -1,4 +1,4 @@
-"""The server over the embedded model, by a plain client, the product's own client, and clients that misbehave."""
+"""The server over the embedded model, by a plain client, openai's own, and clients that misbehave."""
 
 import base64
 import io
@@ -14,11 +14,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.medeval.backends.endpoint import EndpointBackend
-from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.models import load_policy, load_processor
-from mmedexpert_jax.remote import Answers, Endpoint
 from mmedexpert_jax.rollout import Engine, Settings, server
 from mmedexpert_jax.rollout.decode import programs
 from mmedexpert_jax.rollout.desk import Choice, Desk
@@ -119,24 +115,6 @@ def test_openai_s_own_client_is_served(client, ask):
         client.chat.completions.create(messages=messages, model="mini", max_tokens=10**6)
     with pytest.raises(openai.AuthenticationError, match="key"):
         client.with_options(api_key="wrong").models.list()
-
-
-def test_the_product_s_own_client_gets_the_engine_s_answers(address, model, tmp_path, monkeypatch):
-    """As `evaluate` and `dataset` ask a teacher or a judge."""
-    monkeypatch.setenv("SERVED_KEY", "secret")
-    conversations = [[{"role": "user", "content": f"Is a score of {score} high?"}] for score in range(4)]
-    engine = Engine(*model, load_processor("mini"), Settings(max_new_tokens=LIMIT))
-    expected = [replies[0].text for _, replies in sorted(engine.answer(conversations))]
-    settings = {"max_tokens": LIMIT, "temperature": 0.0, "concurrency": 2, "retry_wait": 0.01}
-    endpoint = Endpoint(f"{address}/v1", "mini", key_env="SERVED_KEY", **settings)
-    backend, found = EndpointBackend(endpoint, Answers(tmp_path / "a.sqlite")), {}
-    asked = [
-        Question(Case(str(n), "", (), "A"), "think_answer", messages, "tags", key="0" * 64)
-        for n, messages in enumerate(conversations)
-    ]
-    backend.answer(asked, 1, found.__setitem__)
-    backend.close()
-    assert [found[n][0].text for n in range(4)] == expected
 
 
 def test_after_the_warm_up_a_request_compiles_nothing(ask, desk):
