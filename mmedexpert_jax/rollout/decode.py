@@ -200,40 +200,51 @@ def advance(
         fuse = fuse and lora is not None and kernel_trial.passes("add_delta")
         params, lora = parts.sending(params), join_factors(model.config, parts.gathered(lora), fuse)
 
+        first = state.place[0]
+        leave, least, most = limits
+
         def among(x: Array) -> Array:  # a product takes all of these devices: none steps alone
             return jax.lax.pmax(x, parts.AXIS) if together else x
 
-        def reach(number: Array, state: DecodeState) -> Array:
-            """Steps after which the rows are looked at even if no sample ends; `number`, those made: all is done."""
+        def reach(place: Array, state: DecodeState) -> Array:
+            """The place before which rows need not be looked at unless a sample ends; `place`: all is done."""
             busy = jnp.minimum(jnp.sum(state.steps > 0) + jnp.sum(state.waiting), len(state.steps))
             busy, oldest = among(jnp.stack([busy, jnp.maximum(jnp.max(state.steps), 1)]))
-            end = jnp.minimum(jnp.where(busy > limits[0], limits[2], limits[1]), limits[2])
-            return jnp.where(busy > 0, jnp.minimum(end, number + window + 1 - oldest), number)
+            end = first + jnp.minimum(jnp.where(busy > leave, most, least), most)
+            return jnp.where(busy > 0, jnp.minimum(end, place + window + 1 - oldest), place)
 
         def turn(carry: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
-            state = _refill(carry[2])
+            begun, end, state = carry
+            state = _refill(state)
             row_keys, own = keys[state.slots.prompt, state.slots.sample], _of(state.own, state.slots.prompt)
 
-            def step(inner: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
-                number, state = inner[0], inner[2]
-                state, ended = _step(model, sampling, params, lora, prefix, row_keys, own, state, first + number)
-                return number + 1, (number + 1 < carry[1]) & (among(ended.astype(jnp.int32)) == 0), state
+            def at(place: Array, cache: Cache, done: Completions) -> DecodeState:
+                steps = jnp.where(state.steps > 0, state.steps + place - begun, 0)
+                return dataclasses.replace(state, steps=steps, cache=cache, completions=done)
 
-            begun = carry[0], jnp.ones((), bool), state
-            number, _, state = jax.lax.while_loop(lambda inner: inner[1], step, begun)
-            state = _settle(sampling, state, own)
-            return number, reach(number, state), state
+            def step(inner: tuple[Array, Array, Cache, Completions]) -> tuple[Array, Array, Cache, Completions]:
+                place, _, *buffers = inner
+                *buffers, ended = _step(
+                    model, sampling, params, lora, prefix, row_keys, own, at(place, *buffers), place
+                )
+                stops = jnp.any(ended | (place + 1 >= end))
+                return place + 1, among(stops.astype(jnp.int32)) == 0 if together else ~stops, *buffers
 
-        first, begun = state.place[0], jnp.int32(0)
-        number, _, state = jax.lax.while_loop(
-            lambda carry: carry[0] < carry[1], turn, (begun, reach(begun, state), state)
+            place, _, *buffers = jax.lax.while_loop(
+                lambda inner: inner[1], step, (begun, jnp.ones((), bool), state.cache, state.completions)
+            )
+            state = _settle(sampling, at(place, *buffers), own)
+            return place, reach(place, state), state
+
+        place, _, state = jax.lax.while_loop(
+            lambda carry: carry[0] < carry[1], turn, (first, reach(first, state), state)
         )
         status = jnp.stack([jnp.sum(state.waiting) + jnp.sum(state.steps > 0), jnp.max(state.steps)])
         state = dataclasses.replace(
             state,
             cache=_by_heads(mesh, state.cache),
-            place=state.place + number,
-            spent=state.spent + number * len(state.steps),
+            place=state.place + (place - first),
+            spent=state.spent + (place - first) * len(state.steps),
         )
         return state, status if mesh is None else jax.lax.pmax(status, ROWS[0])
 
@@ -252,9 +263,9 @@ def _step(
     own: Own | None,
     state: DecodeState,
     place: Array,
-) -> tuple[DecodeState, Array]:
-    """A token for each row, and [] bool, whether a sample ends with it; keys and `own` are the rows' [N]. Of the
-    completions only tokens and their log-probabilities are written: `_settle` has the rest to do."""
+) -> tuple[Cache, Completions, Array]:
+    """The cache and the completions with a token for each row, and [N] bool, samples that end with it; keys and `own`
+    are the rows' [N]. Of the completions only tokens and log-probabilities are written: `_settle` does the rest."""
     steps, done, index = state.steps, state.completions, (state.slots.prompt, state.slots.sample)
     last = done.tokens[(*index, steps - 1)]
     hidden, cache = model.decode(params, prefix, state.cache, last, steps - 1, lora, state.slots, place)
@@ -264,9 +275,7 @@ def _step(
         return buffer.at[(*index, steps)].set(values, mode="drop", unique_indices=True)
 
     done = dataclasses.replace(done, tokens=put(done.tokens, tokens), logprobs=put(done.logprobs, logprobs))
-    ended = (steps > 0) & (_stops(sampling, tokens) | (steps + 1 >= _limit(sampling, own)))
-    state = dataclasses.replace(state, cache=cache, completions=done, steps=steps + (steps > 0))
-    return state, jnp.any(ended)
+    return cache, done, (steps > 0) & (_stops(sampling, tokens) | (steps + 1 >= _limit(sampling, own)))
 
 
 def _settle(sampling: Sampling, state: DecodeState, own: Own | None) -> DecodeState:
