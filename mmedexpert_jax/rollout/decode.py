@@ -223,17 +223,16 @@ def advance(
                 return dataclasses.replace(state, steps=steps, cache=cache, completions=done)
 
             def step(inner: tuple[Array, Array, Cache, Completions]) -> tuple[Array, Array, Cache, Completions]:
-                place, _, *buffers = inner
-                *buffers, ended = _step(
-                    model, sampling, params, lora, prefix, row_keys, own, at(place, *buffers), place
-                )
+                place, _, cache, done = inner
+                now = at(place, cache, done)
+                cache, done, ended = _step(model, sampling, params, lora, prefix, row_keys, own, now, place)
                 stops = jnp.any(ended | (place + 1 >= end))
-                return place + 1, among(stops.astype(jnp.int32)) == 0 if together else ~stops, *buffers
+                return place + 1, among(stops.astype(jnp.int32)) == 0 if together else ~stops, cache, done
 
-            place, _, *buffers = jax.lax.while_loop(
+            place, _, cache, done = jax.lax.while_loop(
                 lambda inner: inner[1], step, (begun, jnp.ones((), bool), state.cache, state.completions)
             )
-            state = _settle(sampling, at(place, *buffers), own)
+            state = _settle(sampling, at(place, cache, done), own)
             return place, reach(place, state), state
 
         place, _, state = jax.lax.while_loop(
@@ -430,7 +429,7 @@ def _draw(
     ban = _ban_mask(sampling, steps, logits.shape[-1])
     if own is not None:
         return sample_each(step_keys, logits, own.temperature, own.top_k, own.top_p, ban)
-    return sample(step_keys, logits, sampling.temperature, sampling.top_k, sampling.top_p, ban)
+    return sample(step_keys, logits, sampling.temperature or 0.0, sampling.top_k, sampling.top_p, ban)
 
 
 def _ban_mask(sampling: Sampling, steps: Array, vocabulary: int) -> Array | None:

@@ -33,6 +33,9 @@ BODY = 64 * 2**20  # bytes of a request, images included
 PATIENCE = 30.0  # seconds in which a request must have come in whole
 CHOICES = 64  # of a request
 IMAGES = 32  # of a request
+LETTERS = (
+    64  # of a text for each token that a prompt may have: longer ones are not cut into tokens, which takes a while
+)
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as templates know them
 # Fields that would change an answer by what this server has not, and the values that change nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -219,7 +222,7 @@ class _Server:
             asked = question.max_tokens or question.max_completion_tokens or self.desk.max_new_tokens
             if asked > self.desk.max_new_tokens:
                 raise Refusal(400, f"max_tokens {asked} is over the server's {self.desk.max_new_tokens}")
-            conversation = _conversation(question.messages)
+            conversation = _conversation(question.messages, LETTERS * self.desk.max_prompt_length)
             encoded = self.desk.processor.encode(conversation, max_length=self.desk.max_prompt_length)
         except DataError as error:
             raise Refusal(400, str(error)) from None
@@ -295,8 +298,8 @@ class _Answer:
         async for index, text, reason, new in self.parts():
             tokens[index] += new
             if reason:
-                told = {"message": {"role": "assistant", "content": text}, "logprobs": self._told(tokens[index])}
-                choices[index] = {"index": index, "finish_reason": reason} | told
+                choices[index] = {"index": index, "finish_reason": reason, "logprobs": self._told(tokens[index])}
+                choices[index]["message"] = {"role": "assistant", "content": text}
         return self._framed("chat.completion", [choices[i] for i in sorted(choices)]) | {"usage": self._usage()}
 
     async def events(self) -> AsyncIterator[str]:
@@ -342,9 +345,9 @@ class _Answer:
         return {"content": tokens} if self.question.logprobs else None
 
 
-def _conversation(messages: list[dict[str, Any]]) -> Conversation:
-    """The processor's conversation, with images decoded. Raises Refusal."""
-    turns, images = [], 0
+def _conversation(messages: list[dict[str, Any]], most: int) -> Conversation:
+    """The processor's conversation of at most so many letters, with images decoded. Raises Refusal."""
+    turns, images, letters = [], 0, 0
     for number, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or role not in ROLES:
@@ -352,14 +355,18 @@ def _conversation(messages: list[dict[str, Any]]) -> Conversation:
         role = ROLES[role]
         if isinstance(content, str):
             turns.append({"role": role, "content": content})
+            letters += len(content)
             continue
         if not isinstance(content, list) or not content:
             raise Refusal(400, f"messages[{number}].content: give a text or a list of parts")
         parts = [_part(part, f"messages[{number}].content[{place}]") for place, part in enumerate(content)]
         images += sum(part["type"] == "image" for part in parts)
+        letters += sum(len(part.get("text", "")) for part in parts)
         turns.append({"role": role, "content": parts})
     if images > IMAGES:
         raise Refusal(400, f"{images} images; the server takes {IMAGES} a request")
+    if letters > most:
+        raise Refusal(400, f"a prompt of {letters} letters is over the limit of {most}; shorten the text")
     return turns
 
 
