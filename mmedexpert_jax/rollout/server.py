@@ -347,7 +347,8 @@ class _Answer:
 
 def _conversation(messages: list[dict[str, Any]], most: int) -> Conversation:
     """The processor's conversation of at most so many letters, with images decoded. Raises Refusal."""
-    turns, images, letters = [], 0, 0
+    turns: list[dict[str, Any]] = []
+    images = letters = 0
     for number, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or role not in ROLES:
