@@ -33,9 +33,7 @@ BODY = 64 * 2**20  # bytes of a request, images included
 PATIENCE = 30.0  # seconds in which a request must have come in whole
 CHOICES = 64  # of a request
 IMAGES = 32  # of a request
-LETTERS = (
-    64  # of a text for each token that a prompt may have: longer ones are not cut into tokens, which takes a while
-)
+LETTERS = 64  # for each token that a prompt may have: longer texts are refused before they are cut into tokens
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as templates know them
 # Fields that would change an answer by what this server has not, and the values that change nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
