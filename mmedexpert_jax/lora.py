@@ -310,8 +310,9 @@ def with_saved_modules(path: str | Path, params: dict) -> dict:
     """`params` with the tensors that the adapter at `path` holds whole in place of the base's (modules_to_save).
 
     Raises:
-        DataError: such a tensor fits none of the base's.
+        DataError: such a tensor fits none of the base's, or the adapter is of another kind.
     """
+    _read_config(Path(path) / "adapter_config.json")  # a kind that is not supported says so itself
     for place, tensor in _whole_tensors(Path(path) / "adapter_model.safetensors", params).items():
         old = _node(params, place)
         params = _replaced(params, place.split("."), jnp.asarray(tensor, old.dtype))

@@ -225,9 +225,10 @@ def check_model(key: str, path: str) -> None:
     kinds = ["*.safetensors", "export/*/*.safetensors", "recipe.json", "export/model/recipe.json"]
     kinds += ["ckpt/*/manifest.json"] if key in ("experts", "mergekit") else []
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
-        raise DataError(
-            f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/" + _first(path)
-        )
+        hint = "; give the folder of the model" if folder.is_file() else _first(path)
+        if any(next(folder.glob(kind), None) for kind in ("*.bin", "*.pt", "*.pth", "*.gguf")):
+            hint = "; transformers' save_pretrained writes weights of another format as safetensors"
+        raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/{hint}")
 
 
 def _first(path: str) -> str:

@@ -20,7 +20,7 @@ _LEAST_SHARED = 0.5  # share of the base's tokens that an expert must know, so t
 
 
 def aligned(
-    expert: Mapping[str, np.ndarray], base: Mapping[str, Any], name: str, tokens: np.ndarray | None
+    expert: Mapping[str, np.ndarray], base: Mapping[str, Any], name: str, tokens: np.ndarray | None, tied: bool = True
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """An expert's tensors under the base's names and in its shapes, and what was done to them, in words.
 
@@ -33,6 +33,7 @@ def aligned(
         base: the base's.
         name: of the expert, for messages.
         tokens: [V] the expert's row of each of the base's tokens, -1 for none; None: rows are the same.
+        tied: its embedding is its output layer where it has none of its own.
 
     Raises:
         DataError: the base ties its output layer and the expert has one of its own that differs.
@@ -46,7 +47,9 @@ def aligned(
         tensors |= {key: base[key] for key in towers}
         notes.append("a text model: the base's vision tower stays")
     if HEAD in base and HEAD not in tensors and EMBEDDING in tensors:
-        tensors[HEAD] = tensors[EMBEDDING]
+        tied &= not any(key.startswith(("score.", "classifier.")) for key in extra)  # they stand in its place
+        tensors[HEAD] = tensors[EMBEDDING] if tied else base[HEAD]
+        notes += [] if tied else [f"no output layer of its own: the base's {HEAD} stays"]
     if HEAD not in base and HEAD in tensors:
         head = tensors.pop(HEAD)
         if not np.array_equal(head, tensors.get(EMBEDDING, ())):

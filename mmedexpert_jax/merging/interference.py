@@ -245,4 +245,5 @@ def _sum(found: Array) -> Array:
 def _ratio(part: Any, whole: Any, empty: float) -> np.ndarray:
     """part / whole; `empty` where there is no whole."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
-    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, float(empty)), where=whole > 0)
+    with np.errstate(invalid="ignore"):  # sums of squares that float32 cannot hold
+        return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, float(empty)), where=whole > 0)

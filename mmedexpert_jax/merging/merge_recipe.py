@@ -103,7 +103,8 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
     if not isinstance(found, Lora):
         tokens = getattr(base, "tokens", None)
         rows = rows_of(tokens, directory) if tokens else vocabularies(directory, base.directory)
-        weights, notes = aligned(found, base, name, rows)
+        tied = (files.read_json(directory / "config.json") or {}).get("tie_word_embeddings") is not False
+        weights, notes = aligned(found, base, name, rows, tied)
         return _adapted(replace(expert, weights=weights, notes=notes), folders, base)
     start = (files.read_json(directory / "config.json") or {}).get("model", {}).get("path", "")
     under = Expert(name) if start_only else open_expert(name, start, base)

@@ -257,7 +257,7 @@ def _spec(place: str, value: Any) -> Spec:
         if not isinstance(value.get("filter"), str | None):
             raise ConfigError(f"{place}: filter must be text; found {border.shown(value['filter'])}")
         return {"filter": value.get("filter"), "value": _spec(place, value["value"])}
-    if isinstance(value, list) and value:
+    if isinstance(value, list) and value and len({isinstance(one, Mapping) for one in value}) == 1:
         return [_spec(place, one) for one in value]
     try:
         number = float(value)

@@ -88,6 +88,20 @@ def test_heads_of_a_trainer_are_dropped_by_name(tmp_path):
     assert set(found) == {EMBEDDING, UP, VISION} and "v_head.summary.weight" in notes[0]
 
 
+def test_a_classifier_s_missing_output_layer_is_the_base_s(tmp_path):
+    """Its head took the place of lm_head, which is then not tied to its embedding; a tied model's is."""
+    head = {"lm_head.weight": np.full((6, 4), 3, F32)}
+    base = save(tmp_path / "base", drawn(0) | head)
+    scored = save(tmp_path / "X", drawn(1) | {"score.weight": np.ones((2, 4), F32)})
+    found, notes = merged(tmp_path, base, scored)
+    np.testing.assert_array_equal(found["lm_head.weight"], head["lm_head.weight"])
+    assert notes[1] == "no output layer of its own: the base's lm_head.weight stays"
+    found, _ = merged(tmp_path, base, save(tmp_path / "untied", drawn(1), tie_word_embeddings=False))
+    np.testing.assert_array_equal(found["lm_head.weight"], head["lm_head.weight"])
+    found, _ = merged(tmp_path, base, save(tmp_path / "tied", drawn(1)))
+    np.testing.assert_allclose(found["lm_head.weight"], drawn(1)[EMBEDDING], atol=1e-6)
+
+
 def pair(seed):
     rng = np.random.default_rng(seed)
     factors = {"a": rng.standard_normal((2, 4)).astype(F32), "b": rng.standard_normal((5, 2)).astype(F32)}

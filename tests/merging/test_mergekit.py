@@ -410,6 +410,8 @@ def test_what_a_mergekit_file_asks_for_in_vain(models, tmp_path):
         "parameters: {weight: x}}]}",
         "parameter density of one must be a number": f"{{{ties}, models: [{{model: {one}, "
         "parameters: {weight: 1, density: nan}}]}",
+        r"density of one must be .* found \[{'value': 1}, 0.5\]": f"{{{ties}, models: [{{model: {one}, "
+        "parameters: {weight: 1, density: [{value: 1}, 0.5]}}]}",
         "base_model .* is not among its sources": f"{{merge_method: multislerp, base_model: {base}, slices: "
         f"[{{sources: [{{model: {one}, layer_range: [0, 2], parameters: {{weight: 1}}}}]}}]}}",
         "named twice": f"{{{ties}, models: [{{model: {one}}}, {{model: {one}}}]}}",
