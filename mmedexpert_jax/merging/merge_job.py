@@ -22,7 +22,7 @@ from mmedexpert_jax.merging.merge_recipe import Recipe, fingerprint, is_checkpoi
 from mmedexpert_jax.merging.mergekit import read_mergekit
 from mmedexpert_jax.merging.methods import METHODS, switches
 from mmedexpert_jax.merging.parameters import Parameters, parse
-from mmedexpert_jax.merging.sweep import Sweep, at, search, sweep, variant
+from mmedexpert_jax.merging.sweep import Sweep, at, search, sentence, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.report.text_tables import markdown
@@ -54,14 +54,15 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
         files.write_json(run.path / "export" / "sweep.json", found.rows)
         tables["Sweep"] = found.rows
         if best := found.best():
-            values["best"] = best
+            values |= {"best": best, "chosen": sentence(best)}
             chosen = at(recipe.parameters, best["density"], best["scale"], best.get("weights"))
             recipe = replace(recipe, parameters=chosen)
     interference = _write(recipe, config, run)
     if interference is not None:
         values |= _report(recipe, interference, run)
         tables |= interference.tables()
-    text = "\n".join([values.get("sentence", ""), "", *(markdown(rows, 3) for rows in tables.values())]).lstrip()
+    said = [values[key] for key in ("chosen", "sentence") if values.get(key)]
+    text = "\n".join([*said, "", *(markdown(rows, 3) for rows in tables.values())]).lstrip()
     files.write_text(run.path / "table.md", text)
     run.finish(values)
     report.report_run(run.path, [report.Table(title, rows) for title, rows in tables.items()])

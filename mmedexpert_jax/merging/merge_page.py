@@ -114,4 +114,5 @@ def short(name: str) -> str:
     """The end of a kind's name that tells it apart: "mlp.up_proj.weight" without what all of them have."""
     parts = name.removesuffix(".weight").split(".")
     tail = parts[parts.index("*") + 1 :] if "*" in parts else parts
+    tail = tail or parts[:-1]  # a list of plain layers, such as the merger's
     return ("vis " if name.startswith(TOWERS) else "") + ".".join(tail[-2:])

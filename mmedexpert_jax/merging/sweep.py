@@ -47,6 +47,17 @@ class Sweep:
         return found
 
 
+def sentence(best: Mapping[str, Any]) -> str:
+    """A row of `Sweep.best` in words: what was chosen, its interval, and the one that counts all looks."""
+    weights = "".join(f", {name} {weight:g}" for name, weight in best.get("weights", {}).items())
+    text = f"Best of {best['looks']} looks at held-out cases: density {best['density']:g}, scale {best['scale']:g}"
+    text += f"{weights and ', weights'}{weights[1:]}; {100 * best['accuracy']:.1f} % right"
+    if "low of all" in best:
+        own, every = (f"[{100 * best[f'low{of}']:.1f}, {100 * best[f'high{of}']:.1f}]" for of in ("", " of all"))
+        text += f" {own}, {every} if each look counts"
+    return f"{text}. Report it on the test split."
+
+
 def sweep(
     job: Merge, densities: Sequence[float], scales: Sequence[float], dtype: str = "", score: Score | None = None
 ) -> Sweep:

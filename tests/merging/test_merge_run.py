@@ -182,6 +182,7 @@ def test_weights_are_searched_after_the_grid_and_looks_are_counted(folder, tmp_p
     experts = (str(folder / "AM"), str(folder / "BS"))
     config = settings(folder, experts=experts, sweep=grid, method="task_arithmetic")
     best = execute(config, tmp_path / "run", evaluate=evaluate)["best"]
+    assert (tmp_path / "run" / "table.md").read_text().startswith("Best of 9 looks at held-out cases: density 0.5, ")
     assert best["weights"]["AM"] > max(1, best["weights"]["BS"]) and best["looks"] == 9
     assert best["high of all"] - best["accuracy"] == pytest.approx(0.1 * 2.7729 / 1.95996, rel=1e-3)  # z of 1 - .025/9
     with pytest.raises(KeyboardInterrupt):
