@@ -142,8 +142,8 @@ def beside(args):
     given = [*sys.argv[1:], "--no-torch", "--take-turns"]
     workers = {
         name: subprocess.Popen(
-            [sys.executable, __file__, *given],
-            env=os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+            [sys.executable, "-P", "-c", f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')", *given],
+            env=os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'benchmarks'}"},  # its package and workload.py
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
