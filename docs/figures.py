@@ -48,7 +48,7 @@ COMMANDS = {
     "merge_lora": "python benchmarks/merge.py --shape qwen2_0_5b --lora",
     "merge_lora_2b": "python benchmarks/merge.py --shape qwen2_vl_2b --lora --no-peers",
     "merge_growth": "python benchmarks/merge.py --growth",
-    "merge_methods": "python benchmarks/merge_methods.py --seeds 0 1 2 3 --origins start",
+    "merge_methods": "python benchmarks/merge_methods.py --seeds 0 1 2 3 4 --origins start",
     "forward": "python benchmarks/forward.py --turns 7",
     "forward_families": "taskset -c 1 python benchmarks/forward.py --sizes small --turns 3"
     " --families qwen2_vl qwen2_5_vl qwen3_vl llava gemma3",
