@@ -140,7 +140,7 @@ class SoftTokens:
         soft, expected = int((tokens == image_token_id).sum()), self.soft_tokens * len(grids)
         if soft != expected:
             raise DataError(f"the prompt has {soft} soft tokens where its {len(grids)} images need {expected}")
-        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> axis token", axis=3), len(tokens)
+        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> three token", three=3), len(tokens)
 
     def patch_positions(self, rows: int, columns: int) -> np.ndarray:
         """Row and column [n, 2] int32 of each patch, in the order of `cut`."""
@@ -183,7 +183,7 @@ class NoPictures:
 
     def positions(self, tokens: np.ndarray, image_token_id: int, grids: Sequence[Grid]) -> tuple[np.ndarray, int]:
         """0, 1, 2, ..."""
-        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> axis token", axis=3), len(tokens)
+        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> three token", three=3), len(tokens)
 
     def patch_positions(self, rows: int, columns: int) -> np.ndarray:
         """None."""

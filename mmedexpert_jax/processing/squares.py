@@ -127,11 +127,11 @@ class SquareConfig:
         pads, expected = int((tokens == image_token_id).sum()), sum(rows * columns for rows, columns in grids)
         if pads != expected:
             raise DataError(f"the prompt has {pads} image pads where its {len(grids)} images need {expected}")
-        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> axis token", axis=3), len(tokens)
+        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> three token", three=3), len(tokens)
 
     def patch_positions(self, rows: int, columns: int) -> np.ndarray:
         """Row by row."""
-        return rearrange(np.indices((rows, columns)), "axis row column -> (row column) axis")
+        return rearrange(np.indices((rows, columns)), "place row column -> (row column) place")
 
     def to_hf(self) -> dict[str, Any]:
         """The content of preprocessor_config.json."""

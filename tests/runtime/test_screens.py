@@ -19,7 +19,7 @@ with progress.Progress(400, 0, "gba") as outer:
         inner.update(320)
     for step in range(1, 208):
         outer.update(step, METRICS)
-    print("a line that is printed meanwhile")
+    print("a line that is printed meanwhile", flush=True)  # os._exit below flushes nothing
     inner = progress.Progress(320, 0, "dev split at step 207").__enter__()
     if sys.argv[1] == "compiling":
         progress.COMPILING.since = time.monotonic()
