@@ -39,7 +39,6 @@ REPRODUCTION = runpy.run_path(str(ROOT / "docs" / "reproduce.py"))
 TABLES = runpy.run_path(str(ROOT / "docs" / "tables.py"))["TABLES"]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MEMORY = "python benchmarks/gba_thousand.py --memory --target h100 --prompts-per-step 8"
-ROLLOUT = "python benchmarks/rollout.py --vllm-eager --no-torch --repeats 3 --work 4x8x64"
 COMMANDS = {
     "learning": "python benchmarks/learning.py --seeds 0 1 2",
     "looking": "python benchmarks/looking.py --seeds 0 1 2",
@@ -61,8 +60,9 @@ COMMANDS = {
     "memory": f"{MEMORY} --micro 4",
     "memory_7b": f"{MEMORY} --model random:qwen2_5_vl_7b --micro 1",
     "memory_dsa": "python benchmarks/dsa_thousand.py --memory --target h100",
-    "rollout": f"{ROLLOUT} 16x8x256~48",
-    "rollout_bfloat16": f"{ROLLOUT} --dtype bfloat16",
+    "rollout": "python benchmarks/rollout.py --no-torch --work 4x8x64 16x8x256~48",
+    "rollout_bfloat16": "python benchmarks/rollout.py --vllm-eager --no-torch --repeats 3 --work 4x8x64"
+    " --dtype bfloat16",
     "rollout_sync": "python benchmarks/rollout.py --sync --sizes 512x8",
     "evaluate": "python benchmarks/evaluate.py --peer 512",
     "dataset": "python benchmarks/dataset.py --requests 2000 --concurrency 64 --limit 200",
