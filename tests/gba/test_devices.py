@@ -101,13 +101,19 @@ def test_scanned_layers_in_parts_give_the_run_of_one_device(tiny_model_dir, case
 
 
 @pytest.mark.slow
-def test_an_update_passes_on_sums_of_what_is_trained_and_nothing_else(tiny_model_dir, cases_file, tmp_path):
+def test_an_update_passes_on_sums_of_what_is_trained_and_features_of_images(tiny_model_dir, cases_file, tmp_path):
     program, err = start(tiny_model_dir, cases_file, tmp_path, "all", 8, "8x1x1,none", "--program").communicate()
     passed = re.findall(r"= (.*) (all-\w+|reduce-scatter|collective-\w+|send|recv)(?:-start)?\(", program)
-    assert passed and {operation for _, operation in passed} == {"all-reduce"}, err[-3000:]
-    shapes = re.findall(r"f32\[([\d,]*)\]", " ".join(types for types, _ in passed))
+    by_kind = {kind: [types for types, one in passed if one == kind] for kind in {kind for _, kind in passed}}
+    # Images are dealt over the devices: their features go to all, and the gradient of these back to who made them.
+    assert by_kind.keys() == {"all-reduce", "all-gather", "reduce-scatter"}, err[-3000:]
+    model, params = load_model(str(tiny_model_dir))
+    for kind, images in (("all-gather", 8), ("reduce-scatter", 1)):
+        features = {re.match(r"f32\[([\d,]*)\]", types)[1] for types in by_kind[kind]}
+        assert features == {f"{images},4,{model.config.text.hidden_size}"}
+    shapes = re.findall(r"f32\[([\d,]*)\]", " ".join(by_kind["all-reduce"]))
     sizes = [math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes]
-    tree = lora.init(jax.random.key(0), load_model(str(tiny_model_dir))[1], 2)
+    tree = lora.init(jax.random.key(0), params, 2)
     assert sum(size for size in sizes if size > 1) == sum(leaf.size for leaf in jax.tree.leaves(tree))
     assert sizes.count(1) < 20  # the loss and its statistics
 
