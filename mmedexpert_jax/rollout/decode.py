@@ -193,7 +193,10 @@ def advance(
     """
     window = state.cache.keys[0].shape[-2]
     _note("decode", f"{len(state.slots.prompt)} rows, window {window}")
-    together = parts.has_parts(params)
+    # A product of weights in parts takes all of their devices. What the compiler splits along "tensor" it may pass on
+    # by a message that on a CPU waits for all devices there are. None of these steps alone.
+    together: tuple[str, ...] = (parts.AXIS,) if parts.has_parts(params) else ()
+    together = ROWS[0] if mesh is not None and mesh.shape["tensor"] > 1 else together
 
     def run(params: dict, lora: Lora | None, prefix: Prefix, keys: Array, state: DecodeState, limits: Array):
         fuse = state.cache.keys[0].dtype == jnp.bfloat16 and fused.takes_rings(fused.TILE)
@@ -203,8 +206,8 @@ def advance(
         first = state.place[0]
         leave, least, most = limits
 
-        def among(x: Array) -> Array:  # a product takes all of these devices: none steps alone
-            return jax.lax.pmax(x, parts.AXIS) if together else x
+        def among(x: Array) -> Array:
+            return jax.lax.pmax(x, together) if together else x
 
         def reach(place: Array, state: DecodeState) -> Array:
             """The place before which rows need not be looked at unless a sample ends; `place`: all is done."""
