@@ -7,7 +7,7 @@ number of rows and a window, the tokens that the caches have room for. Caches st
 are rings (`Model.decode`): rows that began at different times write the same place. Over a mesh each device decodes its
 own prompts; what is one number a device, such as the ring's place, is an array [1] of it. Where each has all weights,
 no word from the others comes in the loops. Where weights lie in parts (models/parts.py), those along "fsdp" go step by
-step together, and each has its part of every product of all their rows.
+step together, and each has its part of every product of all their rows; where "tensor" splits them, all devices do.
 """
 
 import dataclasses
@@ -193,10 +193,11 @@ def advance(
     """
     window = state.cache.keys[0].shape[-2]
     _note("decode", f"{len(state.slots.prompt)} rows, window {window}")
-    # A product of weights in parts takes all of their devices. What the compiler splits along "tensor" it may pass on
-    # by a message that on a CPU waits for all devices there are. None of these steps alone.
-    together: tuple[str, ...] = (parts.AXIS,) if parts.has_parts(params) else ()
-    together = ROWS[0] if mesh is not None and mesh.shape["tensor"] > 1 else together
+    together: tuple[str, ...] = ()  # axes along which no device steps alone
+    if mesh is not None and mesh.shape["tensor"] > 1:  # what the compiler splits may take a message that, on a CPU,
+        together = ROWS[0]  # waits for all devices there are
+    elif parts.has_parts(params):  # a product takes all that hold its parts
+        together = (parts.AXIS,)
 
     def run(params: dict, lora: Lora | None, prefix: Prefix, keys: Array, state: DecodeState, limits: Array):
         fuse = state.cache.keys[0].dtype == jnp.bfloat16 and fused.takes_rings(fused.TILE)
