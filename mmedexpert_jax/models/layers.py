@@ -222,13 +222,14 @@ def contract(x: Array, weight: Array | InParts, dtype: jnp.dtype | None = None) 
 
     On a CPU, XLA takes three to nine times as long for a product of bfloat16 with a result of bfloat16, or of a single
     row, as for float32: it is asked for float32, rounded once, and for two rows at least. With few rows of float32 it
-    is asked for W x^T, whose sums are the same: it reads W as it lies, where for x W^T it packs W anew each time.
+    is asked for W x^T, which reads W as it lies, where for x W^T W is packed anew each time.
     """
     if isinstance(weight, InParts):
         return weight.product(x, contract)
     rows = x.reshape(-1, x.shape[-1])
     if fused.on_cpu() and len(rows) <= _FEW and x.dtype == weight.dtype == jnp.float32:
-        product = jax.lax.dot_general(weight, rows, (((1,), (1,)), ((), ()))).T
+        # XLA takes the transpose of a product for the product the other way round, unless a barrier stands between.
+        product = jax.lax.optimization_barrier(jax.lax.dot_general(weight, rows, (((1,), (1,)), ((), ())))).T
         return product.astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[0])
     if x.dtype != jnp.bfloat16 or weight.dtype != jnp.bfloat16 or not fused.on_cpu():
         return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype)

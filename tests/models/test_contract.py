@@ -1,5 +1,7 @@
 """Products on a CPU: of bfloat16 those of float32, rounded once; of few rows as of many; in value and gradient."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,12 @@ def test_products_of_float32(shape):
 
     chex.assert_trees_all_close(jax.jit(contract)(x, weight), plain(x, weight), rtol=1e-6, atol=1e-5)
     chex.assert_trees_all_close(slopes(contract), slopes(plain), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows, first", [(64, "32,64"), (65, "65,32")])
+def test_few_rows_are_multiplied_with_the_weight_first(rows, first):
+    program = jax.jit(contract).lower(jnp.zeros((rows, 48)), jnp.zeros((32, 48))).compile().as_text()
+    assert re.findall(r"f32\[([\d,]+)\]\S* dot\(", program) == [first]
 
 
 def test_programs_for_other_devices_are_asked_for_no_more_than_bfloat16():
