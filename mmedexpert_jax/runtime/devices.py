@@ -45,6 +45,15 @@ def keep_programs() -> None:
     jax.config.update("jax_compilation_cache_max_size", PROGRAMS)
 
 
+def keep_no_programs() -> None:
+    """From here on this process neither keeps compiled programs nor reads kept ones, whatever folder was chosen."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks for the setting once
+
+
 def _processor() -> str:
     """The machine's kind and a digest of its instructions."""
     info = Path("/proc/cpuinfo")

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.runtime import processes
+from mmedexpert_jax.runtime.devices import keep_no_programs
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))
@@ -59,6 +60,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         )
     if processes.count() > 1:
         check_hosts(len(devices) // processes.count(), fsdp, tensor)
+    if count > 1 and devices[0].platform == "cpu":
+        # XLA runs the collectives of a program one after the other. In one that it reads from a file those of a loop or
+        # call no longer wait for those around it (a resource for each sequence, in openxla's thunk_proto_serdes.cc),
+        # and under shard_map all have one number: two at once are taken for one, which hangs, aborts or spoils memory.
+        keep_no_programs()
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
 
 

@@ -12,12 +12,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: x * 2)(1.0)
 print(jax.config.jax_compilation_cache_dir)
 """
+SEVERAL = """
+from mmedexpert_jax.runtime.mesh import ROWS, by_device, make_mesh
+mesh = make_mesh(2)
+jax.jit(by_device(lambda x: jax.lax.psum(x, "data"), mesh, ROWS, ROWS))(jax.numpy.arange(4.0))
+"""
 
 
-def kept_in(home, **chosen):
+def kept_in(home, run=RUN, **chosen):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment |= {"HOME": str(home), "XDG_CACHE_HOME": "", "JAX_PLATFORMS": "cpu"} | chosen
-    done = subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", run], env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     return done.stdout.strip()
 
@@ -28,3 +33,13 @@ def test_programs_are_kept_in_the_users_cache_or_where_the_user_says(tmp_path):
     assert os.listdir(folder)
     assert kept_in(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) == str(tmp_path / "mine")
     assert kept_in(tmp_path, JAX_ENABLE_COMPILATION_CACHE="0") == "None"
+
+
+def test_programs_over_several_devices_of_a_cpu_are_not_kept(tmp_path):  # XLA does not order what it reads from a file
+    folder = tmp_path / "mine"
+    chosen = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_COMPILATION_CACHE_DIR": str(folder)}
+    kept_in(tmp_path, **chosen)
+    before = sorted(os.listdir(folder))
+    assert before
+    kept_in(tmp_path, run=RUN + SEVERAL, **chosen)
+    assert not [name for name in os.listdir(folder) if name not in before and not name.endswith("-atime")]
