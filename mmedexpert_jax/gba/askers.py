@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from mmedexpert_jax import privacy
+from mmedexpert_jax import border, privacy
+from mmedexpert_jax.errors import RemoteError
 
 Asker = Callable[[Sequence[str]], list[str]]
 Network = Callable[[], tuple[Any, dict, Any, Any]]  # model, parameters, deltas, processor
 OWN = "policy"  # path of the run's own model, as it begins
 BATCH = 16  # texts that a model in process reads together
+UNREACHED = "connection: ConnectError"  # begins the error of a request that no try could bring to a server
 
 
 def endpoint_asker(endpoint: Any, store: Path, embeds: bool = False) -> Asker:
@@ -31,7 +33,14 @@ def endpoint_asker(endpoint: Any, store: Path, embeds: bool = False) -> Asker:
             client = (remote.EmbeddingClient if embeds else remote.Client)(endpoint, history)
             role = "embedding" if embeds else "user"
             requests = [remote.Request([{"role": role, "content": text}]) for text in distinct]
-            said = {text: reply.text for text, reply in zip(distinct, client.ask(requests), strict=True)}
+            replies = client.ask(requests)
+        for reply in replies:
+            if reply.error.startswith(UNREACHED):  # it says nothing of the text, which another try may well score
+                raise RemoteError(
+                    f"{endpoint.host} cannot be reached ({border.cut(reply.error, 120)}); see that it is up, then run "
+                    "the same command"
+                )
+        said = {text: reply.text for text, reply in zip(distinct, replies, strict=True)}
         return [said[text] for text in texts]
 
     return ask

@@ -201,11 +201,13 @@ class PolicyLearner(train.Learner):
             watched=watched,
             coefs={name: config[name] for name in TERMS},
         )
-        difference = jnp.where(mask, jnp.abs(own - part.logprobs), 0.0)
-        sums = {"entropy": entropy.sum(), "sampling/logp_difference/mean": difference.sum()}
+        sums, peaks = {"entropy": entropy.sum()}, {}
+        if not config.top_k and config.top_p == 1:  # else it is the mass that was cut off, and no gap of the sampler's
+            difference = jnp.where(mask, jnp.abs(own - part.logprobs), 0.0)
+            sums["sampling/logp_difference/mean"] = difference.sum()
+            peaks["sampling/logp_difference/max"] = difference.max()
         if weights is not None:
             sums["sampling/importance_sampling_ratio/mean"] = jnp.where(mask, weights, 0.0).sum()
-        peaks = {"sampling/logp_difference/max": difference.max()}
         sums, peaks = jax.lax.stop_gradient((terms.sums | sums, terms.peaks | peaks))
         return dataclasses.replace(terms, sums=sums, peaks=peaks)
 

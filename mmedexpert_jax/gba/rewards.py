@@ -280,7 +280,9 @@ def _column(
         told |= {"truncated": [one["truncated"] for one in completions], "max_new_tokens": max_new_tokens}
         cases, texts = told.pop("cases"), told.pop("texts")
         name = f"reward {reward.name}"
-        (given,) = call_all([partial(reward.function, cases, texts, **told)], [name], **limits)
+        # a judge of ours counts its own tries and seconds: another limit around them would only cut them short
+        around = limits if reward.own else {"timeout": 0, "attempts": 1}
+        (given,) = call_all([partial(reward.function, cases, texts, **told)], [name], **around)
         given = given.tolist() if hasattr(given, "tolist") else given  # an array, tensor or series of any library
         each = isinstance(given, list | tuple)
         if not each or len(given) != len(completions):

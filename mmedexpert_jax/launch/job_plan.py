@@ -96,6 +96,12 @@ def _check_cases(cases: list[Case], split: str, job: str, specialty: str, path: 
     """Raises DataError where a split lacks a specialty that is trained, a trace to imitate, or an image."""
     wanted = SPECIALTIES if specialty == "all" else (specialty,)
     present = {case.specialty for case in cases}
+    for case in cases if job == "dsa" and split == "train" and specialty != "mixed" else ():
+        if case.specialty and case.specialty not in SPECIALTIES:  # a slip, or a case that no expert would learn
+            raise DataError(
+                f"case {case.id}, key specialty: {border.shown(case.specialty)} is none of {', '.join(SPECIALTIES)}; "
+                "set it, or --config.specialty=mixed"
+            )
     missing = [name for name in wanted if name in SPECIALTIES and name not in present]
     if job == "dsa" and split == "train" and missing:
         raise DataError(
@@ -197,11 +203,7 @@ def check_devices(config: ConfigDict) -> None:
             continue
         from mmedexpert_jax.plan import mesh_check
 
-        mesh_check.check_rows(stage, prefix)
-        try:
-            mesh_check.check_model(stage, prefix)
-        except (DataError, RemoteError):  # a model that is not there yet, or whose shape is not known without the hub
-            continue
+        mesh_check.check(stage, prefix)
 
 
 def check(config: ConfigDict) -> None:
@@ -279,9 +281,11 @@ def _census(counts: dict[str, Counter | str]) -> Iterator[str]:
         if isinstance(found, str):
             yield f"{split}: {found}"
             continue
-        parts = ", ".join(f"{name} {found[name]}" for name in SPECIALTIES)
-        total = sum(found[name] for name in SPECIALTIES)
-        yield f"{split}: {total} ({parts}; {found['image']} with images)"
+        total = sum(count for name, count in found.items() if name != "image")
+        parts = [f"{name} {found[name]}" for name in SPECIALTIES]
+        if others := total - sum(found[name] for name in SPECIALTIES):
+            parts.append(f"others {others}")
+        yield f"{split}: {total} ({', '.join(parts)}; {found['image']} with images)"
 
 
 def left(config: ConfigDict) -> list[ConfigDict]:

@@ -241,8 +241,9 @@ def _base(config: ConfigDict) -> str:
 def training_steps(config: ConfigDict, train: Mapping[str, int], specialty: str = "") -> int:
     """Optimizer steps of one training, from its training cases by specialty: those of `specialty`, else the config's,
     else all."""
-    cases = {name: train.get(name, 0) for name in SPECIALTIES}
-    count = cases.get(specialty or config.get("specialty", ""), sum(cases.values()))
+    specialty = specialty or config.get("specialty", "")
+    every = sum(count for name, count in train.items() if name != "image")  # own specialties are cases too
+    count = train.get(specialty, 0) if specialty in SPECIALTIES else every
     return config.steps or math.ceil(config.epochs * count / _cases_per_step(config))
 
 

@@ -9,6 +9,7 @@ outputs of the first, the inputs of the second, so that one sum over devices joi
 but of the vocabulary, where a device then has all of some tokens' logits, and need not sum.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -59,7 +60,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             "part; set config.mesh.data=-1, or start fewer processes"
         )
     if processes.count() > 1:
-        check_hosts(len(devices) // processes.count(), fsdp, tensor)
+        check_hosts(len(devices) // processes.count(), fsdp, tensor, processes.count())
     if count > 1 and devices[0].platform == "cpu":
         # XLA runs the collectives of a program one after the other. In one that it reads from a file those of a loop or
         # call no longer wait for those around it (a resource for each sequence, in openxla's thunk_proto_serdes.cc),
@@ -68,15 +69,30 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
 
 
-def check_hosts(local: int, fsdp: int, tensor: int) -> None:
+def check_hosts(local: int, fsdp: int, tensor: int, hosts: int = 1) -> None:
     """Raises ConfigError where fsdp x tensor devices neither divide the `local` ones of a host nor fill whole hosts."""
-    together = fsdp * tensor
-    if local % together and together % local:
-        within = max(size for size in range(1, local + 1) if local % size == 0 and size * tensor <= local)
+
+    def lies(fsdp: int, tensor: int) -> bool:
+        together = fsdp * tensor
+        return not (local % together and together % local)
+
+    if not lies(fsdp, tensor):
+        most = local * hosts
+        found = nearest("fsdp", fsdp, most // tensor, lambda size: lies(size, tensor))
+        found = found or nearest("tensor", tensor, most // fsdp, lambda size: lies(fsdp, size))
         raise ConfigError(
-            f"mesh fsdp={fsdp}, tensor={tensor}: {together} devices do not lie inside a host of {local}; "
-            f"set config.mesh.fsdp={within}"
+            f"mesh fsdp={fsdp}, tensor={tensor}: {fsdp * tensor} devices do not lie inside a host of {local}; "
+            f"set config.mesh.{found or 'fsdp=1 and config.mesh.tensor=1'}"
         )
+
+
+def nearest(name: str, given: int, most: int, holds: Callable[[int], bool]) -> str:
+    """The sizes from 1 to `most` that hold, nearest to the one given first, four at most: "tensor=2 (or 4, 1)"; ""."""
+    by_distance = sorted(range(1, most + 1), key=lambda size: (abs(size - given), size))
+    first, *others = [*itertools.islice(filter(holds, by_distance), 4)] or [0]
+    if not first:
+        return ""
+    return f"{name}={first}" + (f" (or {', '.join(map(str, others))})" if others else "")
 
 
 def sizes(devices: int, kind: str, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:
@@ -92,9 +108,9 @@ def sizes(devices: int, kind: str, data: int = -1, fsdp: int = 1, tensor: int = 
     if data == -1:
         if devices % (fsdp * tensor):
             axis, size, other = ("tensor", tensor, 1) if devices % tensor else ("fsdp", fsdp, tensor)
-            fits = next(n for n in range(size, 0, -1) if devices % (n * other) == 0)
+            fits = nearest(axis, size, devices // other, lambda n: devices % (n * other) == 0)
             given = f"mesh fsdp={fsdp}, tensor={tensor}"
-            raise ConfigError(f"{given} does not divide the {devices} devices; set config.mesh.{axis}={fits}")
+            raise ConfigError(f"{given} does not divide the {devices} devices; set config.mesh.{fits}")
         along["data"] = devices // (fsdp * tensor)
     count = math.prod(along.values())
     if count > devices:

@@ -114,6 +114,24 @@ def test_a_judge_that_is_down_is_a_line():
     assert "\n" not in str(error.value)
 
 
+def test_a_judge_that_dies_abstains_on_nothing(tmp_path):
+    """However few it was asked: what it did not see is no opinion, and a run that resumes would score it."""
+    with Loopback(lambda body: "Score: 5") as server:
+        asked = endpoint_asker(endpoint(server), tmp_path / "judge.sqlite")
+        assert judge(asked)([CHOICE], ["x"]) == [0.5]
+    with pytest.raises(RemoteError, match=r"cannot be reached .*; see that it is up, then run the same command"):
+        judge(asked)([CHOICE] * 2, ["x", "y"])
+
+
+def test_a_judge_has_its_own_tries_and_time(tmp_path):
+    """The limits of own functions would cut its waiting between tries short, and ask twice at once."""
+    with Loopback(lambda body: "Score: 5", latency=0.5) as server:
+        reward = rewards.WeightedReward("judge", 1.0, judge(endpoint_asker(endpoint(server), tmp_path / "j.sqlite")))
+        told = {"case": CHOICE, "text": "x", "paradigm": None, "length": 1, "truncated": False, "max_new_tokens": 8}
+        limits = {"timeout": 0.05, "attempts": 1, "workers": 1}
+        assert rewards._column(reward, [told], 8, limits) == [0.5]
+
+
 def _nowhere():
     import tempfile
     from pathlib import Path

@@ -321,6 +321,16 @@ def test_gradients_are_for_what_is_trained_and_beta_zero_has_no_reference(setup,
         assert len(references) == (beta > 0)
 
 
+@pytest.mark.parametrize(("cut", "known"), [({}, True), ({"top_p": 0.9}, False), ({"top_k": 5}, False)])
+def test_a_gap_between_sampler_and_trainer_is_told_where_no_token_was_cut_off(setup, run_config, tmp_path, cut, known):
+    """Else the difference would be the mass that the sampler left out. By abstract evaluation."""
+    config = run_config(tmp_path, **cut)
+    learner = PolicyLearner(setup.model, setup.params, config, (), config.num_samples, 10)
+    part = setup.rollout.part(slice(0, 2), setup.batches)
+    _, terms = jax.eval_shape(lambda part: learner.gradient(setup.state, part), part)
+    assert ("sampling/logp_difference/mean" in terms.sums) == ("sampling/logp_difference/max" in terms.peaks) == known
+
+
 def test_shuffled_rewards_are_the_same_values_elsewhere(run_config, tmp_path):
     rewards = np.arange(16.0).reshape(4, 4, 1)
     config = run_config(tmp_path, **{"rewards.shuffle": True})

@@ -46,6 +46,7 @@ def write(folder, cases, splits=("train", "dev", "test")):
         ("dsa", rows(), ALL, 0, ""),
         ("dsa", [row for row in rows() if row["specialty"] != "CSI"], ALL, 3, "no case of CSI"),
         ("dsa", rows(trace=""), ALL, 3, "trace"),
+        ("dsa", [*rows(), rows()[0] | {"id": "x", "specialty": "cardiology"}], ALL, 3, "'cardiology' is none of AM"),
     ],
 )
 def test_a_plan_ends_as_the_run_would(tmp_path, capsys, job, cases, splits, code, words):
@@ -56,6 +57,21 @@ def test_a_plan_ends_as_the_run_would(tmp_path, capsys, job, cases, splits, code
     assert words in error and error.count("\n") == (code > 0)
     assert ("nothing was run" in out) == (code == 0)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "fields", "steps"),
+    [("gba", ("steps=0", "prompts_per_step=4"), 8), ("dsa", ("specialty=mixed", "batch_size=1", "epochs=2"), 8)],
+)
+def test_cases_of_other_specialties_are_counted(tmp_path, capsys, job, fields, steps):
+    """GBA and a mixed DSA train on them: 32 cases, an epoch in steps of 4, and two in steps of 8."""
+    others = [row | {"id": f"other-{row['id']}", "specialty": "cardiology"} for row in rows()]
+    data = write(tmp_path / "own", rows() + others)
+    command = [f"--config=configs/{job}.py", f"--config.data.path={data}", "--config.plan=True"]
+    assert main([*command, *(f"--config.{field}" for field in (*fields, f"workdir={tmp_path / 'run'}"))]) == 0
+    out = capsys.readouterr().out
+    assert "train: 32 (AM 4, CAH 4, BS 4, CSI 4, others 16;" in out
+    assert re.search(rf"steps +{steps}\b", out), out
 
 
 @pytest.mark.parametrize(

@@ -202,5 +202,8 @@ def test_weights_split_inside_a_host_or_over_whole_hosts(fsdp, tensor):
 
 
 def test_a_split_over_parts_of_hosts_is_refused_with_one_that_fits():
-    with pytest.raises(ConfigError, match=r"fsdp=6, tensor=2: 12 devices .* host of 8; set config.mesh.fsdp=4$"):
-        check_hosts(8, 6, 2)
+    words = r"fsdp=6, tensor=2: 12 devices .* host of 8; set config.mesh.fsdp=4 \(or 8, 2, 1\)$"
+    with pytest.raises(ConfigError, match=words):
+        check_hosts(8, 6, 2, hosts=4)
+    with pytest.raises(ConfigError, match=r"set config.mesh.tensor=2 \(or 4, 1, 8\)$"):  # fsdp=8 fills hosts not there
+        check_hosts(8, 1, 3, hosts=1)
