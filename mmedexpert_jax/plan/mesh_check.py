@@ -69,8 +69,8 @@ def check(config: ConfigDict, prefix: str) -> None:
 
 def _check_sizes(config: ConfigDict, prefix: str, devices: Devices, model: _Model | None) -> None:
     mesh = devices.mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    for axis in ("tensor", "fsdp") if model else ():
-        if reason := model.undivided(axis, config.mesh[axis]):
+    for axis in ("tensor", "fsdp"):
+        if model and (reason := model.undivided(axis, config.mesh[axis])):
             raise ConfigError(f"config.{prefix}mesh.{axis}={config.mesh[axis]} does not divide {reason}")
     if config.job == "gba":
         micro_batch(config, shares(mesh), prefix)
