@@ -17,7 +17,7 @@ from mmedexpert_jax.runtime.mesh import nearest, shardings
 
 
 class _Model:
-    """What the shapes of a model allow of a mesh."""
+    """The shapes of a model, and the meshes that they allow."""
 
     def __init__(self, config: ConfigDict, devices: Devices):
         """Raises DataError, RemoteError where the model is not there yet, or its shape is not known without the hub."""
