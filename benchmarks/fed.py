@@ -2,6 +2,7 @@
 
     python benchmarks/fed.py                    # appendix B: 8 rows a step, images of 512 tokens, a step of the 2B
     python benchmarks/fed.py --steps 40 --image 1024
+    python benchmarks/fed.py --padding          # GBA: tokens and patches that are computed over those there are
 
 The rows are read from JPEG files and made by `sft.examples.Examples`, as a run does, one step after the other, and
 timed by the thread's processor clock, which other programs do not move. The device is a clock too: it is busy for as
@@ -13,6 +14,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from PIL import Image
 
 from mmedexpert_jax.data import Case
 from mmedexpert_jax.data.tables import InFolder
+from mmedexpert_jax.gba.batches import Batches
+from mmedexpert_jax.gba.guidelines import Guidelines
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import flops, load_processor
 from mmedexpert_jax.models.config import PUBLISHED
@@ -41,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="steps that are timed, after a first one")
     parser.add_argument("--image", type=int, default=1024, help="pixels along an image's side, as it is stored")
     parser.add_argument("--words", type=int, default=120, help="words of a question, and twice as many of a trace")
+    parser.add_argument("--padding", action="store_true", help="of GBA's micro-batches, by mixes of rows")
     return parser.parse_args()
 
 
@@ -57,6 +62,44 @@ def cases(args: argparse.Namespace, folder: Path) -> list[Case]:
             Case(f"case-{number}", words, ("1", "2"), "A", "AM", "", (image,), "analytical", f"{words} {words}")
         )
     return made
+
+
+# Sides of the images of a row, in units of 28 pixels, which are four patches in the square.
+MIXES: dict[str, Callable[[np.random.Generator, int], list[int]]] = {
+    "one row of six images": lambda rng, row: [8] * (6 * (row == 7)),
+    "0 to 3 images, alike in a row": lambda rng, row: [int(rng.integers(4, 17))] * int(rng.integers(0, 4)),
+    "0 to 3 images of any size": lambda rng, row: [int(side) for side in rng.integers(4, 17, rng.integers(0, 4))],
+}
+
+
+def padding(folder: Path, rows: int = 48, prompts: int = 12, epochs: int = 2) -> dict[str, dict[int, list[float]]]:
+    """By mix of `rows` rows and prompts of a micro-batch: tokens and patches computed over those that there are."""
+    processor, found = Processor(load_processor("mini").tokenizer, ImageConfig()), {}
+    for mix, sides in MIXES.items():
+        rng, made, real = np.random.default_rng(0), [], {}
+        for row in range(rows):
+            images = []
+            for side in sides(rng, row):
+                path = folder / f"{len(found)}-{row}-{len(images)}.png"
+                Image.new("RGB", (28 * side, 28 * side)).save(path)
+                images.append(ImageRef(path.name, InFolder(path)))
+                real[str(row)] = real.get(str(row), 0) + 4 * side * side
+            words = " ".join(["rate"] * int(rng.integers(20, 160)))
+            made.append(Case(str(row), words, ("1", "2"), "A", "AM", "", tuple(images), "", ""))
+        found[mix] = {}
+        for part in (1, 4):
+            guidelines = Guidelines(made, seed=0, groups=prompts, num_samples=2)
+            known, steps = {}, guidelines.steps(epochs)
+            batches = Batches(processor, guidelines, steps, part, 4096, known=known)
+            computed, there = np.zeros(2), np.zeros(2)
+            for asked in map(guidelines.prompts, range(steps)):
+                sizes = [known[prompt.case.id, prompt.paradigm] for prompt in asked]
+                for cut in batches.micro_batches(sizes):
+                    room = batches._shape([sizes[i] for i in cut], 1)
+                    computed += room.tokens * len(cut), room.images * room.patches
+                    there += sum(sizes[i].tokens for i in cut), sum(real.get(asked[i].case.id, 0) for i in cut)
+            found[mix][part] = (computed / there).tolist()
+    return found
 
 
 def step_seconds(examples: Examples, kind: str) -> float:
@@ -91,6 +134,14 @@ def waited(seconds: list[float], busy: float, cores: int) -> float:
 
 def main() -> None:
     args = arguments()
+    if args.padding:
+        with tempfile.TemporaryDirectory() as folder:
+            found = padding(Path(folder))
+        print("| rows | tokens, 1 prompt at a time | patches | tokens, 4 | patches |\n| --- | --- | --- | --- | --- |")
+        for mix, parts in found.items():
+            print(f"| {mix} | " + " | ".join(f"{ratio:.2f}" for part in parts.values() for ratio in part) + " |")
+        print(json.dumps(workload.machine() | {"padding": found}))
+        return
     config = load_config("configs/dsa.py:qwen2_vl_2b", {"steps": args.steps + 1, "max_prompt_length": 4096})
     processor = Processor(load_processor("mini").tokenizer, ImageConfig())
     with tempfile.TemporaryDirectory() as folder:

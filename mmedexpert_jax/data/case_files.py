@@ -1,6 +1,7 @@
 """Cases from files, checked row by row; images are opened, not decoded, and only those of the cases that are kept."""
 
 import difflib
+import functools
 import logging
 import os
 import re
@@ -135,8 +136,12 @@ def read_cases(
         kept.update(case.columns)
         yield case
     if others := sorted(kept - {*PROVENANCE}):
-        named = border.cut(", ".join(others), 200)
-        logging.getLogger(__name__).warning("%s: keys that only rewards of your own read: %s", file, named)
+        _tell_columns(file, border.cut(", ".join(others), 200))
+
+
+@functools.cache  # a job reads its files several times, and says it once
+def _tell_columns(file: Path, named: str) -> None:
+    logging.getLogger(__name__).warning("%s: keys that only rewards of your own read: %s", file, named)
 
 
 def _benchmark(entry: str) -> list[Case]:

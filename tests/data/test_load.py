@@ -196,6 +196,7 @@ def test_other_keys_are_named_once_and_reach_the_rewards(tmp_path, caplog):
     rows = [ROW | {"id": str(i), "difficulty": i, "source": "own"} for i in range(3)]
     cases = load_cases(_write(tmp_path, *rows), "train")
     assert [case.columns["difficulty"] for case in cases] == [0, 1, 2]
+    load_cases(tmp_path / "train.jsonl", "train")  # as a plan and a trainer do after each other
     assert [r.getMessage() for r in caplog.records] == [
         f"{tmp_path / 'train.jsonl'}: keys that only rewards of your own read: difficulty"
     ]
