@@ -13,7 +13,7 @@ from mmedexpert_jax.plan import hardware
 from mmedexpert_jax.plan.architecture import architecture
 from mmedexpert_jax.plan.hardware import Devices
 from mmedexpert_jax.plan.needs import abstract_params, shares, size
-from mmedexpert_jax.runtime.mesh import nearest, shardings
+from mmedexpert_jax.runtime.mesh import AXES, nearest, shardings
 
 
 class _Model:
@@ -79,12 +79,14 @@ def _check_sizes(config: ConfigDict, prefix: str, devices: Devices, model: _Mode
 def _enough(config: ConfigDict, prefix: str, devices: Devices, model: _Model | None) -> str:
     """At most two fields with the nearest sizes of each, any of which alone makes the mesh, or else sizes of several
     fields together; "" where none do."""
+    tried = config.copy_and_resolve_references()  # once: copies would take seconds for thousands of devices
+    batch = ("prompts_per_step", "micro_batch") if config.job == "gba" else ()
+    before = {f"mesh.{axis}": config.mesh[axis] for axis in AXES} | {name: config[name] for name in batch}
 
     def accepted(fields: dict[str, int]) -> bool:
-        changed = config.copy_and_resolve_references()
-        changed.update_from_flattened_dict(fields)
+        tried.update_from_flattened_dict(before | fields)
         try:
-            _check_sizes(changed, prefix, devices, model)
+            _check_sizes(tried, prefix, devices, model)
         except (ConfigError, ResourceError):
             return False
         return True
@@ -113,23 +115,28 @@ def _changeable(config: ConfigDict, devices: int) -> dict[str, tuple[int, int]]:
         found["prompts_per_step"] = batch, batch + devices * config.minibatches * max(1, micro)  # the next that divides
     for axis in ("tensor", "fsdp"):
         if config.mesh[axis] != 1:
-            found[f"mesh.{axis}"] = config.mesh[axis], devices
+            found[f"mesh.{axis}"] = (
+                config.mesh[axis],
+                min(devices, 2 * max(1, config.mesh[axis])),
+            )  # 1 is nearer than more
     rest = devices // max(1, config.mesh.fsdp * config.mesh.tensor)
     found["mesh.data"] = rest if config.mesh.data == -1 else config.mesh.data, devices
     return found
 
 
 def _meshes(config: ConfigDict, devices: int) -> list[dict[str, int]]:
-    """The smaller meshes of so many devices, as the fields that change: those of fewest changes, then most devices."""
-    most = {axis: min(devices, config.mesh[axis]) for axis in ("tensor", "fsdp")}
+    """The smaller meshes of so many devices, as the fields that change: those of fewest changes, then most devices,
+    then the nearest."""
+    most = {axis: max(1, min(devices, config.mesh[axis])) for axis in ("tensor", "fsdp")}
     found = []
     for tensor in range(1, most["tensor"] + 1):
         for fsdp in range(1, min(most["fsdp"], devices // tensor) + 1):
             for data in range(1, devices // (tensor * fsdp) + 1):
                 along = {"tensor": tensor, "fsdp": fsdp, "data": data}
                 changed = {f"mesh.{axis}": size for axis, size in along.items() if size != config.mesh[axis]}
-                found.append((len(changed), -math.prod(along.values()), changed))
-    return [changed for *_, changed in sorted(found, key=lambda entry: entry[:2])]
+                apart = sum(abs(size - config.mesh[axis]) for axis, size in along.items() if axis in most)
+                found.append((len(changed), -math.prod(along.values()), apart, changed))
+    return [changed for *_, changed in sorted(found, key=lambda entry: entry[:3])]
 
 
 def _batch(config: ConfigDict, fields: dict[str, int]) -> dict[str, int]:

@@ -65,7 +65,7 @@ FIELD = re.compile(r"--config\.(\S+?)=(\S+)")
             2,
             "set --config.mesh.tensor=2 (or 4, 1)",
         ),
-        ("gba", "mini", "h100x3", {"mesh.tensor": 3}, 2, "set --config.mesh.tensor=1 --config.mesh.data=2"),
+        ("gba", "mini", "h100x3", {"mesh.tensor": 3}, 2, "set --config.mesh.tensor=2 --config.mesh.data=1"),
     ],
 )
 def test_it_is_one_line_with_a_change_that_works(capsys, monkeypatch, job, model, devices, fields, code, words):
