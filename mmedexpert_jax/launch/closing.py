@@ -16,7 +16,7 @@ from mmedexpert_jax.report import Figure
 from mmedexpert_jax.report.text_tables import aligned
 from mmedexpert_jax.runtime import files
 from mmedexpert_jax.runtime.progress import COMPILING, clock
-from mmedexpert_jax.runtime.run import read_status
+from mmedexpert_jax.runtime.run import free_folder, read_status
 
 ARTEFACTS = {
     "table": "table.md",
@@ -117,7 +117,11 @@ def _next(config: ConfigDict, folder: Path) -> list[str]:
 
     def on(job: str, model: Path = folder) -> str:
         preset = config.preset if job in ("dsa", "gba") else model_of(config.preset)
-        return f"{job}:{preset} model.path={model}"
+        default = Path("runs", f"{job}-{preset}")
+        held = files.read_json(default / "config.json") or {}
+        # an evaluation goes on with other models; any other job would be refused in the run of another one
+        taken = job != "evaluate" and held and held.get("model", {}).get("path") != str(model)
+        return f"{job}:{preset} model.path={model}" + (f" workdir={free_folder(default)}" if taken else "")
 
     if config.job == "dsa" and config.specialty == "all":
         experts = ",".join(f"{folder}/{name}" for name in SPECIALTIES)

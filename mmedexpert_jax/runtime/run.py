@@ -418,7 +418,7 @@ def _allowed(change: str, old: Any, new: Any) -> bool:
     return change == "free"
 
 
-def _free(path: Path) -> Path:
+def free_folder(path: Path) -> Path:
     """A folder beside a run's that is not there yet."""
     return next(free for number in itertools.count(2) if not (free := path.with_name(f"{path.name}-{number}")).exists())
 
@@ -446,7 +446,7 @@ def _drift_refusal(path: Path, config: dict) -> str:
         f"{border.cut(key)} was {border.shown(drift[key][0])}, now {border.shown(drift[key][1])}" for key in refused[:4]
     )
     more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
-    free = f"{_free(path)}{_by_name(refused, config)}"
+    free = f"{free_folder(path)}{_by_name(refused, config)}"
     return (
         f"{path} holds a run with another config: {'; '.join(parts)}{more}; "
         f"start over with fresh=True, or choose another workdir: --config.workdir={free}"

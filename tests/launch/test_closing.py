@@ -105,6 +105,19 @@ def test_the_closing_table_fits_a_terminal(emulator, columns, tmp_path, monkeypa
     ]
 
 
+def test_what_follows_takes_a_folder_that_is_free(tmp_path, monkeypatch):
+    """The default one of an export may hold that of another run, in which the command would be refused."""
+    monkeypatch.chdir(tmp_path)
+    trained(tmp_path / "run")
+    config = load_config("configs/gba.py", {"workdir": "run"})
+    for exported, told in (("run", ""), ("other", " workdir=runs/export-mini-2")):
+        with Run.open("runs/export-mini", {"job": "export", "model": {"path": exported}}, fresh=True) as run:
+            run.finish({})
+        evaluate, export = closing(config).splitlines()[-2:]
+        assert evaluate == "next: mmedexpert evaluate:mini model.path=run"
+        assert export == f"next: mmedexpert export:mini model.path=run{told}"
+
+
 def test_a_job_without_accuracy_names_what_is_there(tmp_path):
     with Run.open(tmp_path / "merge", {"job": "merge"}) as run:
         run.finish({})
