@@ -3,6 +3,7 @@
     python benchmarks/fed.py                    # appendix B: 8 rows a step, images of 512 tokens, a step of the 2B
     python benchmarks/fed.py --steps 40 --image 1024
     python benchmarks/fed.py --padding          # GBA: tokens and patches that are computed over those there are
+    python benchmarks/fed.py --load 10000       # rows of 4-megapixel JPEGs: seconds, peak of memory, files opened
 
 The rows are read from JPEG files and made by `sft.examples.Examples`, as a run does, one step after the other, and
 timed by the thread's processor clock, which other programs do not move. The device is a clock too: it is busy for as
@@ -12,6 +13,8 @@ for is computed from both, for threads that have a core each. Prints a table and
 
 import argparse
 import json
+import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +24,7 @@ import numpy as np
 import workload
 from PIL import Image
 
-from mmedexpert_jax.data import Case
+from mmedexpert_jax.data import Case, load_cases
 from mmedexpert_jax.data.tables import InFolder
 from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.guidelines import Guidelines
@@ -46,6 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--image", type=int, default=1024, help="pixels along an image's side, as it is stored")
     parser.add_argument("--words", type=int, default=120, help="words of a question, and twice as many of a trace")
     parser.add_argument("--padding", action="store_true", help="of GBA's micro-batches, by mixes of rows")
+    parser.add_argument("--load", type=int, default=0, help="rows of 4-megapixel JPEGs to load")
     return parser.parse_args()
 
 
@@ -102,6 +106,33 @@ def padding(folder: Path, rows: int = 48, prompts: int = 12, epochs: int = 2) ->
     return found
 
 
+def loading(folder: Path, rows: int) -> dict[str, float]:
+    """Of `rows` cases with a JPEG of 2,000 x 2,000 pixels each, one file under as many names: seconds until they are
+    loaded, the most resident memory of this process before and until then, in MB, and files opened with limit=4."""
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (500, 500, 3), np.uint8))
+    small.resize((2000, 2000)).save(folder / "0.jpg", quality=90)
+    told = {"question": "Which?", "options": ["1", "2"], "answer": "A"}
+    with (folder / "train.jsonl").open("w") as file:
+        for row in range(rows):
+            if row:
+                os.link(folder / "0.jpg", folder / f"{row}.jpg")
+            file.write(json.dumps({"id": str(row), "images": [f"{row}.jpg"]} | told) + "\n")
+    opened, opens = [], Image.open
+    Image.open = lambda file, *given, **named: opened.append(file) or opens(file, *given, **named)
+    try:
+        load_cases(folder, "train", limit=4)
+        few, before, began = len(opened), peak(), time.perf_counter()
+        load_cases(folder, "train")
+        return {"seconds": time.perf_counter() - began, "before": before, "peak": peak(), "limit_4_opened": few}
+    finally:
+        Image.open = opens
+
+
+def peak() -> float:
+    """Megabytes that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
 def step_seconds(examples: Examples, kind: str) -> float:
     """Seconds of a step of Qwen2-VL-2B on a device, from the operations of the rows of the first one."""
     once = 0.0
@@ -134,6 +165,10 @@ def waited(seconds: list[float], busy: float, cores: int) -> float:
 
 def main() -> None:
     args = arguments()
+    if args.load:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(workload.machine() | {"rows": args.load} | loading(Path(folder), args.load)))
+        return
     if args.padding:
         with tempfile.TemporaryDirectory() as folder:
             found = padding(Path(folder))
