@@ -119,8 +119,20 @@ def test_a_judge_that_dies_abstains_on_nothing(tmp_path):
     with Loopback(lambda body: "Score: 5") as server:
         asked = endpoint_asker(endpoint(server), tmp_path / "judge.sqlite")
         assert judge(asked)([CHOICE], ["x"]) == [0.5]
-    with pytest.raises(RemoteError, match=r"cannot be reached .*; see that it is up, then run the same command"):
+    with pytest.raises(
+        RemoteError, match=r"answers nothing .*ConnectError.*; see that it is up, then run the same command"
+    ):
         judge(asked)([CHOICE] * 2, ["x", "y"])
+
+
+def test_a_judge_that_fails_on_every_text_of_a_step_ends_it(tmp_path):
+    """On one of them it may be the text's fault."""
+    with Loopback(
+        lambda body: "Score: 5", misbehaviour=Misbehaviour(share=1.0, kinds=("500",), in_a_row=100)
+    ) as server:
+        asked = endpoint_asker(endpoint(server), tmp_path / "judge.sqlite")
+        with pytest.raises(RemoteError, match=r"answers nothing .server: "):
+            judge(asked)([CHOICE] * 3, ["x", "y", "z"])
 
 
 def test_a_judge_has_its_own_tries_and_time(tmp_path):
