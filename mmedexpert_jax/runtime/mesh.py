@@ -62,9 +62,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if processes.count() > 1:
         check_hosts(len(devices) // processes.count(), fsdp, tensor, processes.count())
     if count > 1 and devices[0].platform == "cpu":
-        # XLA runs the collectives of a program one after the other. In one that it reads from a file those of a loop or
-        # call no longer wait for those around it (a resource for each sequence, in openxla's thunk_proto_serdes.cc),
-        # and under shard_map all have one number: two at once are taken for one, which hangs, aborts or spoils memory.
+        # XLA runs the collectives of a program one after the other. In one that it reads from a file (jaxlib 0.10.2)
+        # those of a loop or call no longer wait for those around it: thunk_proto_serdes.cc makes a resource for each
+        # sequence. Under shard_map all have one number, so that two at once, such as a gathered weight and a piece of
+        # the vocabulary (models/parts.py), are taken for one, which hangs, aborts or spoils memory.
         keep_no_programs()
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
 
