@@ -8,6 +8,8 @@
     python benchmarks/sharded.py --size qwen2_vl_2b --kind v5e --mesh 1 8 1 --full
     python benchmarks/sharded.py --size qwen2_vl_2b --kind h100 --mesh 1 1 1 --prompts 4
     python benchmarks/sharded.py --size qwen2_5_vl_7b --kind h100 --mesh 1 1 1 --quantize nf4   # a LoRA over 4 bits
+    python benchmarks/sharded.py --size qwen2_vl_2b --kind h100 --mesh 1 1 1 --prompts 4 --read 32 \\
+        --decode 256x256 192x256 128x512 64x1024 32x1024    # what the 1,000 x 8 job meets (gba_thousand.py --count)
 
 The programs are the trainer's own, the KL reference among them, with layers scanned and recomputed and everything that
 mesh.fsdp can split in parts (`shard=full`). Each share of the rows has `--prompts` prompts of 700 tokens with an image
@@ -20,11 +22,13 @@ autotuned. Prints one JSON line.
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import re
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +47,7 @@ from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.tree import flatten
 from mmedexpert_jax.plan import deviceless
 from mmedexpert_jax.plan.needs import abstract_params, abstract_state
-from mmedexpert_jax.rollout.decode import Sampling, advance, read, start
+from mmedexpert_jax.rollout.decode import DecodeState, Sampling, advance, read, resize, start
 from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.runtime.mesh import AXES, ROWS, shardings
@@ -96,23 +100,37 @@ class Job:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.gradient().out_info)
         return self.learner.lower_apply(self.state, shapes)
 
-    def rollout(self, name: str) -> jax.stages.Lowered:
-        """The sampler's programs: prompts read, or rows decoded with caches of the full length."""
-        prompts, limit, mesh = self.args.prompts, self.args.limit, self.mesh
+    def sampler(self) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
+        """The sampler's programs: prompts read, rows decoded and, where there are several such programs, the step from
+        one to the next."""
+        limit, mesh, count = self.args.limit, self.mesh, self.learner.shares * (self.args.read or self.args.prompts)
         sampling = Sampling(GROUP, limit, 0, 1.0, 0, 1.0, self.model.config.eos_token_ids, ())
-        count = self.learner.shares * prompts
         policy = self.params, None if self.args.full else self.state.trained
         params, deltas = (parts.in_parts(x, jax.tree.map(lambda leaf: leaf.sharding, x)) for x in policy)
         keys = self.rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (count, GROUP))))
         batch = self.rows(workload.prompts(self.model, count, PROMPT, True))
-        reading = read.lower(self.model, sampling, mesh, params, batch, deltas, keys)
-        if name == "prefill":
-            return reading
-        prefix, done = self.rows(reading.out_info)
-        dtype = jnp.dtype(jnp.bfloat16)
+        reading = functools.partial(read.lower, self.model, sampling, mesh, params, batch, deltas, keys)
+        yield "prefill", reading
+        prefix, done = self.rows(reading().out_info)
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), done)
-        state = self.rows(jax.eval_shape(lambda: start(self.model, prompts * GROUP, limit, mesh, dtype, empty)))
-        return advance.lower(self.model, sampling, mesh, params, deltas, prefix, keys, state, 0, 0, limit)
+        before: DecodeState | None = None
+        for rows, window in self.args.decode or [(count // self.learner.shares * GROUP, limit)]:
+            shapes = jax.eval_shape(lambda r=rows, w=window: start(self.model, r, w, mesh, jnp.bfloat16, empty))
+            if before:
+                yield f"resize {rows}x{window}", functools.partial(resize.lower, rows, window, mesh, before)
+            before = self.rows(shapes)
+            given = params, deltas, prefix, keys, before, 0, 0, limit
+            name = f"decode {rows}x{window}" if self.args.decode else "decode"
+            yield name, functools.partial(advance.lower, self.model, sampling, mesh, *given)
+
+    def programs(self) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
+        """Names of the programs that are asked for, and functions that trace them."""
+        asked = self.args.programs
+        yield from ((name, getattr(self, name)) for name in ("gradient", "update") if name in asked)
+        if "decode" in asked:
+            yield from (found for found in self.sampler() if found[0] != "prefill" or "prefill" in asked)
+        elif "prefill" in asked:
+            yield next(self.sampler())
 
     def besides(self, name: str) -> int:
         """Bytes on a device that stand there while a program runs and are none of its arguments."""
@@ -121,6 +139,12 @@ class Job:
             return moments + trained
         sampling = trained + moments + base if self.args.full else moments
         return base if name == "update" else sampling
+
+
+def pair(text: str) -> tuple[int, int]:
+    """Rows and window of "256x512"."""
+    rows, window = map(int, text.split("x"))
+    return rows, window
 
 
 def share(tree: Any) -> int:
@@ -146,6 +170,8 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="train all weights; default: LoRA of rank 16")
     parser.add_argument("--beta", type=float, default=0.001, help="weight of the KL; 0: no reference")
     parser.add_argument("--prompts", type=int, default=1, help="of each share of the rows, 8 completions each")
+    parser.add_argument("--read", type=int, default=0, help="prompts of a rollout, of each share; 0: as many")
+    parser.add_argument("--decode", nargs="*", type=pair, help="rows x window of each program; default: the longest")
     parser.add_argument("--limit", type=int, default=1024, help="tokens of a completion")
     parser.add_argument("--programs", nargs="*", choices=PROGRAMS, default=PROGRAMS)
     parser.add_argument("--layers", type=int, default=0, help="of the decoder; 0: all")
@@ -159,9 +185,9 @@ def main() -> None:
         jax.config.update("jax_exec_time_optimization_effort", -1.0)
     with fused.traced_for(deviceless.capability(args.kind)):
         job = Job(args, mesh)
-        for name in args.programs:
+        for name, lower in job.programs():
             began = time.process_time()
-            lowered = getattr(job, name)() if name in ("gradient", "update") else job.rollout(name)
+            lowered = lower()
             traced = time.process_time()
             compiled = lowered.compile(compiler_options=deviceless.OPTIONS if gpu else None)
             found[name] = figures(compiled, job.besides(name), traced - began, time.process_time() - traced)
