@@ -44,7 +44,7 @@ from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model, fused, parts
 from mmedexpert_jax.models.config import PUBLISHED
-from mmedexpert_jax.models.tree import flatten
+from mmedexpert_jax.models.tree import flatten, is_deep, stack
 from mmedexpert_jax.plan import deviceless
 from mmedexpert_jax.plan.needs import abstract_params, abstract_state
 from mmedexpert_jax.rollout.decode import DecodeState, Sampling, advance, read, resize, start
@@ -73,6 +73,7 @@ class Job:
         settings = load_config("configs/gba.py:qwen2_vl_2b", fields)
         params = abstract_params(config, "bfloat16", args.quantize)
         trained, moments = abstract_state(settings, params)
+        moments = stack(moments) if is_deep(params) and not args.full else moments  # as the learner keeps them
         self.params, trained, moments = (
             jax.tree.map(processes.put, tree, shardings(tree, mesh)) for tree in (params, trained, moments)
         )

@@ -78,9 +78,11 @@ Loss = Callable[[Policy, Policy, Any], LossTerms]  # of the policy, what it star
 class Learner:
     """Holds the frozen weights and the compiled programs of a run; all that changes is in a `State`.
 
-    Layers have their numbers in all that is saved, sampled from and evaluated. With `scan_layers` the programs of a
+    Layers have their numbers in all that is sampled from, evaluated and exported. With `scan_layers` the programs of a
     deep model take them stacked, so that one layer is compiled for all. The base is held once, in the form that was
-    asked for last; what is trained is stacked inside the programs.
+    asked for last; deltas are stacked once an update, weights inside the programs. Moments of deltas stay stacked, in
+    checkpoints too: their updates are a few kernels, where those of each layer alone take longer to compile than a
+    gradient does.
 
     Args:
         config: of the run.
@@ -139,7 +141,7 @@ class Learner:
         """The state before the first step: fresh deltas, or the base weights."""
         trained = self.layout.weights(self._held(stacked=False).trainable(self._config, key))
         self._base = self._base if self._keeps_base else Policy(None)
-        return State(trained, self.layout.optimizer(self._optimizer.init(trained)))
+        return State(trained, self.layout.optimizer(self._optimizer.init(self._given(trained))))
 
     def policy(self, state: State) -> Policy:
         """The policy of a state."""
@@ -257,11 +259,11 @@ class Learner:
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
         denominator = jnp.maximum(total[1].denominator, 1)  # 0 where every group was dropped
         gradient = jax.tree.map(lambda leaf: leaf / denominator, total[0])
-        trained, gradient = (unstack(tree) if self._scans else tree for tree in (trained, gradient))
         updates, opt_state = self._optimizer.update(gradient, opt_state, trained)
         rate = self._schedule(number)
         trained = jax.tree.map(lambda weight, update: weight - rate * update, trained, updates)
         stats = total[1].stats() | {"grad_norm": optax.global_norm(gradient), "learning_rate": jnp.float32(rate)}
+        trained = unstack(trained) if self._scans else trained
         return self.layout.weights(trained), self.layout.optimizer(opt_state), stats
 
 
