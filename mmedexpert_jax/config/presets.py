@@ -93,7 +93,7 @@ def training(job: str, preset: str) -> Config:
     config.remat = free(preset not in ("mini", "smollm2"))
     # compile one layer for all of a model with 12 or more: a fifth of the time; with trainable=full or rollout_ahead
     # it takes a copy of the weights in memory while a gradient is computed; MaxText's field
-    config.scan_layers = True
+    config.scan_layers = free(True)
     config.lora = Config()
     config.lora.rank = Field(16, low=1)  # r; appendix B
     config.lora.alpha = Field(32.0, above=0)  # scale of the deltas is alpha / rank; appendix B

@@ -221,16 +221,16 @@ def contract(x: Array, weight: Array | InParts, dtype: jnp.dtype | None = None) 
     """x [..., in] with weight [out, in] -> [..., out] in a dtype, None: theirs; the weight is never copied transposed.
 
     On a CPU, XLA takes three to nine times as long for a product of bfloat16 with a result of bfloat16, or of a single
-    row, as for float32: it is asked for float32, rounded once, and for two rows at least. With few rows of float32 it
-    is asked for W x^T, which reads W as it lies, where for x W^T W is packed anew each time.
+    row, as for float32: it is asked for float32, rounded once, and for two rows at least. Few rows of float32 [N, in],
+    as in decoding, are asked for as W x^T, which reads W as it lies, where for x W^T W is packed anew each time.
     """
     if isinstance(weight, InParts):
         return weight.product(x, contract)
     rows = x.reshape(-1, x.shape[-1])
-    if fused.on_cpu() and len(rows) <= _FEW and x.dtype == weight.dtype == jnp.float32:
+    if fused.on_cpu() and x.ndim == 2 and len(x) <= _FEW and x.dtype == weight.dtype == jnp.float32:
         # XLA takes the transpose of a product for the product the other way round, unless a barrier stands between.
-        product = jax.lax.optimization_barrier(jax.lax.dot_general(weight, rows, (((1,), (1,)), ((), ())))).T
-        return product.astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+        product = jax.lax.optimization_barrier(jax.lax.dot_general(weight, x, (((1,), (1,)), ((), ())))).T
+        return product.astype(dtype or x.dtype)
     if x.dtype != jnp.bfloat16 or weight.dtype != jnp.bfloat16 or not fused.on_cpu():
         return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype)
     two = jnp.repeat(rows, 2, axis=0) if len(rows) == 1 else rows

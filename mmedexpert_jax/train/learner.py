@@ -78,11 +78,10 @@ Loss = Callable[[Policy, Policy, Any], LossTerms]  # of the policy, what it star
 class Learner:
     """Holds the frozen weights and the compiled programs of a run; all that changes is in a `State`.
 
-    Layers have their numbers in all that is sampled from, evaluated and exported. With `scan_layers` the programs of a
+    Layers have their numbers in all that is saved, sampled from and evaluated. With `scan_layers` the programs of a
     deep model take them stacked, so that one layer is compiled for all. The base is held once, in the form that was
-    asked for last; deltas are stacked once an update, weights inside the programs. Moments of deltas stay stacked, in
-    checkpoints too: their updates are a few kernels, where those of each layer alone take longer to compile than a
-    gradient does.
+    asked for last; deltas are stacked once an update, weights inside the programs. Moments of deltas stay stacked: the
+    updates of each layer apart would take longer to compile than a gradient does.
 
     Args:
         config: of the run.

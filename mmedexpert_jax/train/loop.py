@@ -12,7 +12,7 @@ from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.runtime.signals import Overdue
 from mmedexpert_jax.train.learner import Learner
 from mmedexpert_jax.train.policy import Evaluate
-from mmedexpert_jax.train.state import State, check_finite, is_due, keep, resume
+from mmedexpert_jax.train.state import State, check_finite, is_due, keep, restore, resume, save
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -83,7 +83,7 @@ def _stepped(run: "Run", state: State, step: Step) -> tuple[State, dict[str, flo
     except (UserError, Overdue) as error:
         if not state.step or processes.count() > 1:
             raise
-        run.checkpoints.save(state.step, vars(state))
+        save(run, state)
         if not isinstance(error, Overdue):
             raise
         text = f"step {state.step} is saved; the same command resumes with the step that it was in"
@@ -95,7 +95,7 @@ def _evaluate(run: "Run", learner: Learner, state: State, evaluate: Evaluate, st
     try:
         run.log(state.step, evaluate(policy.params, state.step, policy.lora))
     except Interrupted as error:
-        run.checkpoints.save(state.step, vars(state))
+        save(run, state)
         text = f"step {state.step} of {steps} is saved; the same command resumes with its evaluation"
         raise Interrupted(text, error.exit_code - 128) from None
 
@@ -121,4 +121,4 @@ def _is_stale(run: "Run", config: ConfigDict) -> bool:
 def best(run: "Run", state: State) -> State:
     """The state of the checkpoint with the best held-out score; the given one where none has a score."""
     step = run.checkpoints.best()
-    return state if step is None or step == state.step else State(**run.checkpoints.restore(step, vars(state)))
+    return state if step is None or step == state.step else restore(run, step, state)

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import jax
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.errors import ConfigError, Interrupted
+from mmedexpert_jax.models.tree import stack, unstack
 from mmedexpert_jax.runtime import processes
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def resume(run: "Run", state: State) -> State:
     run.rewind(-1 if step is None else step)
     if step is None:
         return state
-    found = State(**run.checkpoints.restore(step, vars(state)))
+    found = restore(run, step, state)
     if found.data != state.data and processes.is_writer():
         print(
             f"the training cases are not those of step {step} (their fingerprint was {found.data:08x}, is "
@@ -49,9 +51,28 @@ def keep(run: "Run", state: State, steps: int, every: int, score: float | None =
     """Saves a checkpoint where one is due, has a held-out score, or a signal came, which then raises Interrupted."""
     signum = run.interrupted()
     if signum or score is not None or is_due(state.step, every, steps):
-        run.checkpoints.save(state.step, vars(state), *(() if score is None else (score,)))
+        save(run, state, score)
     if signum and state.step < steps:
         raise Interrupted(f"step {state.step} of {steps} is saved; the same command resumes", signum)
+
+
+def save(run: "Run", state: State, score: float | None = None) -> None:
+    """Saves a checkpoint, with its held-out score if it has one."""
+    run.checkpoints.save(state.step, _saved(state), *(() if score is None else (score,)))
+
+
+def restore(run: "Run", step: int, state: State) -> State:
+    """The state of a checkpoint, its arrays in the form and the place of those of `state`."""
+    found = State(**run.checkpoints.restore(step, _saved(state)))
+    if jax.tree.structure(found.opt_state) == jax.tree.structure(state.opt_state):
+        return found
+    places = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
+    return replace(found, opt_state=jax.jit(stack, out_shardings=places)(found.opt_state))
+
+
+def _saved(state: State) -> dict[str, Any]:
+    """What a checkpoint holds: moments have the names of what is trained, so that a resume may stack layers or not."""
+    return vars(state) | {"opt_state": unstack(state.opt_state)}
 
 
 def is_due(step: int, every: int, steps: int) -> bool:

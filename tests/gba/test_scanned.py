@@ -47,6 +47,22 @@ def test_a_scanned_run_is_killed_and_resumed_without_a_trace(run_config, tmp_pat
         assert (path / file).read_bytes() == (whole / file).read_bytes()
 
 
+def test_a_resume_may_compile_layers_one_by_one(run_config, tmp_path, monkeypatch):
+    """Moments are saved under the names of single layers, whatever form they were kept in."""
+    config = run_config(tmp_path, **RUN)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "interrupted", lambda self: signal.SIGTERM)
+        with pytest.raises(Interrupted, match="step 1 of 3"):
+            train(config)
+    with Run.open(config.workdir, config) as run:
+        saved = run.checkpoints.read(1)
+    moments = {key.partition("mu")[2] for key in saved if ".mu." in key}
+    assert moments == {key.partition("trained")[2].removeprefix("']") for key in saved if key.startswith("['trained']")}
+    assert all(np.asarray(leaf).any() for key, leaf in saved.items() if ".nu." in key and "'b'" in key)
+    _, rows = train(run_config(tmp_path, **RUN | {"scan_layers": False}))
+    assert [row["step"] for row in rows] == [1, 2, 3] and all(np.isfinite(row["loss"]) for row in rows)
+
+
 @pytest.fixture(scope="module")
 def rollout(run_config, tmp_path_factory):
     """Config, model, parameters, a LoRA of the first layer alone, and a part of two prompts, one with an image."""

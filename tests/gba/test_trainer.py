@@ -75,6 +75,8 @@ def setup(run_config, tmp_path_factory):
     moved = jax.tree.map(lambda x: np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype(np.float32), state.trained)
     state = dataclasses.replace(state, trained=moved)
     done = learner.sample(state, batches.reads(encoded), jax.random.key(3))
+    # The statistic of the sampler's gap is then no rounding alone, which the order of sums would change.
+    done = dataclasses.replace(done, logprobs=done.logprobs + 0.1 * rng.random(done.logprobs.shape).astype(np.float32))
     rollout = Rollout.of(prompts, encoded, done, processor)
     rollout = rollout.with_advantages(np.random.default_rng(0).normal(size=rollout.lengths.shape).astype(np.float32))
     return SimpleNamespace(**locals())
