@@ -75,10 +75,11 @@ def setup(run_config, tmp_path_factory):
     moved = jax.tree.map(lambda x: np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype(np.float32), state.trained)
     state = dataclasses.replace(state, trained=moved)
     done = learner.sample(state, batches.reads(encoded), jax.random.key(3))
-    # The statistic of the sampler's gap is then no rounding alone, which the order of sums would change.
-    done = dataclasses.replace(done, logprobs=done.logprobs + 0.1 * rng.random(done.logprobs.shape).astype(np.float32))
     rollout = Rollout.of(prompts, encoded, done, processor)
     rollout = rollout.with_advantages(np.random.default_rng(0).normal(size=rollout.lengths.shape).astype(np.float32))
+    # A sampler that is away from the trainer by more than rounding, which the order of sums would change.
+    away = rollout.logprobs + 0.1 * rng.random(rollout.logprobs.shape).astype(np.float32)
+    away = dataclasses.replace(rollout, logprobs=away)
     return SimpleNamespace(**locals())
 
 
@@ -194,17 +195,17 @@ def fail_at(step):
 
 def test_the_gradient_does_not_depend_on_the_micro_batches(setup):
     # prompts with images of their own in either half: rows and images must stay together
-    whole = summed(setup, [setup.rollout.part(slice(0, 4), setup.batches)])
-    halves = summed(setup, [setup.rollout.part(slice(i, i + 2), setup.batches) for i in (0, 2)])
+    whole = summed(setup, [setup.away.part(slice(0, 4), setup.batches)])
+    halves = summed(setup, [setup.away.part(slice(i, i + 2), setup.batches) for i in (0, 2)])
     assert_close(halves, whole)
 
 
 def test_packed_and_filled_up_the_gradient_is_that_of_the_groups_that_were_kept(setup):
     kept = [1, 2]
-    expected = setup.learner.gradient(setup.state, setup.rollout.part(kept, setup.batches))
+    expected = setup.learner.gradient(setup.state, setup.away.part(kept, setup.batches))
     order = SimpleNamespace(prompts=lambda step: setup.prompts)
     batches = Batches(setup.processor, order, 1, 3, setup.config.max_prompt_length)
-    part = setup.rollout.part(kept, batches, size=3, capacities=4)
+    part = setup.away.part(kept, batches, size=3, capacities=4)
     assert part.tokens.shape[0] == 3 and part.lengths[2].max() == 0 and part.packing is not None
     got = setup.learner.gradient(setup.state, part)
     assert_close(got, expected)
