@@ -64,7 +64,7 @@ def save(run: "Run", state: State, score: float | None = None) -> None:
 def restore(run: "Run", step: int, state: State) -> State:
     """The state of a checkpoint, its arrays in the form and the place of those of `state`."""
     found = State(**run.checkpoints.restore(step, _saved(state)))
-    if jax.tree.structure(found.opt_state) == jax.tree.structure(state.opt_state):
+    if len(jax.tree.leaves(found.opt_state)) == len(jax.tree.leaves(state.opt_state)):
         return found
     places = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
     return replace(found, opt_state=jax.jit(stack, out_shardings=places)(found.opt_state))
