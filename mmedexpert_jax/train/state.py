@@ -71,7 +71,7 @@ def restore(run: "Run", step: int, state: State) -> State:
 
 
 def _saved(state: State) -> dict[str, Any]:
-    """The contents of a checkpoint: moments have the names of what is trained, so that a resume may stack layers or not."""
+    """A checkpoint's content: moments have the names of what is trained, so that a resume may stack layers or not."""
     return vars(state) | {"opt_state": unstack(state.opt_state)}
 
 
