@@ -114,11 +114,9 @@ def _changeable(config: ConfigDict, devices: int) -> dict[str, tuple[int, int]]:
             found["micro_batch"] = micro, micro - 1
         found["prompts_per_step"] = batch, batch + devices * config.minibatches * max(1, micro)  # the next that divides
     for axis in ("tensor", "fsdp"):
-        if config.mesh[axis] != 1:
-            found[f"mesh.{axis}"] = (
-                config.mesh[axis],
-                min(devices, 2 * max(1, config.mesh[axis])),
-            )  # 1 is nearer than more
+        size = config.mesh[axis]
+        if size != 1:
+            found[f"mesh.{axis}"] = size, min(devices, 2 * max(1, size))  # 1 is nearer than more
     rest = devices // max(1, config.mesh.fsdp * config.mesh.tensor)
     found["mesh.data"] = rest if config.mesh.data == -1 else config.mesh.data, devices
     return found
