@@ -226,13 +226,13 @@ def contract(x: Array, weight: Array | InParts, dtype: jnp.dtype | None = None) 
     """
     if isinstance(weight, InParts):
         return weight.product(x, contract)
-    rows = x.reshape(-1, x.shape[-1])
     if fused.on_cpu() and x.ndim == 2 and len(x) <= _FEW and x.dtype == weight.dtype == jnp.float32:
         # XLA takes the transpose of a product for the product the other way round, unless a barrier stands between.
         product = jax.lax.optimization_barrier(jax.lax.dot_general(weight, x, (((1,), (1,)), ((), ())))).T
         return product.astype(dtype or x.dtype)
     if x.dtype != jnp.bfloat16 or weight.dtype != jnp.bfloat16 or not fused.on_cpu():
         return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype)
+    rows = x.reshape(-1, x.shape[-1])
     two = jnp.repeat(rows, 2, axis=0) if len(rows) == 1 else rows
     product = jax.lax.dot_general(two, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     return product[: len(rows)].astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[0])

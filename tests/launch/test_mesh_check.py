@@ -11,6 +11,8 @@ from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.job_plan import check_devices
 
+FIELD = re.compile(r"--config\.(\S+?)=(\S+)")
+
 
 def changes(error: str) -> list[dict[str, int | str]]:
     """Each change that a refusal calls enough: fields with their values, "a=2 (or 4, 1) or b=8", or several at once."""
@@ -22,9 +24,6 @@ def changes(error: str) -> list[dict[str, int | str]]:
             {fields[0][0]: int(value)} for others in re.findall(r"\(or (.*)\)", part) for value in others.split(",")
         ]
     return found
-
-
-FIELD = re.compile(r"--config\.(\S+?)=(\S+)")
 
 
 @pytest.mark.parametrize(
