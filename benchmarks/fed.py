@@ -76,7 +76,10 @@ MIXES: dict[str, Callable[[np.random.Generator, int], list[int]]] = {
 }
 
 
-def padding(folder: Path, rows: int = 48, prompts: int = 12, epochs: int = 2) -> dict[str, dict[int, list[float]]]:
+STEPS = {1: 8, 4: 32}  # prompts of a micro-batch: of a step, as in the presets and in the 1,000 x 8 job
+
+
+def padding(folder: Path, rows: int = 128, epochs: int = 2) -> dict[str, dict[int, list[float]]]:
     """By mix of `rows` rows and prompts of a micro-batch: tokens and patches computed over those that there are."""
     processor, found = Processor(load_processor("mini").tokenizer, ImageConfig()), {}
     for mix, sides in MIXES.items():
@@ -91,7 +94,7 @@ def padding(folder: Path, rows: int = 48, prompts: int = 12, epochs: int = 2) ->
             words = " ".join(["rate"] * int(rng.integers(20, 160)))
             made.append(Case(str(row), words, ("1", "2"), "A", "AM", "", tuple(images), "", ""))
         found[mix] = {}
-        for part in (1, 4):
+        for part, prompts in STEPS.items():
             guidelines = Guidelines(made, seed=0, groups=prompts, num_samples=2)
             known, steps = {}, guidelines.steps(epochs)
             batches = Batches(processor, guidelines, steps, part, 4096, known=known)
@@ -99,8 +102,8 @@ def padding(folder: Path, rows: int = 48, prompts: int = 12, epochs: int = 2) ->
             for asked in map(guidelines.prompts, range(steps)):
                 sizes = [known[prompt.case.id, prompt.paradigm] for prompt in asked]
                 for cut in batches.micro_batches(sizes):
-                    room = batches._shape([sizes[i] for i in cut], 1)
-                    computed += room.tokens * len(cut), room.images * room.patches
+                    room = batches.room([sizes[i] for i in cut])
+                    computed += room.tokens * len(cut), room.computed
                     there += sum(sizes[i].tokens for i in cut), sum(real.get(asked[i].case.id, 0) for i in cut)
             found[mix][part] = (computed / there).tolist()
     return found
@@ -172,7 +175,8 @@ def main() -> None:
     if args.padding:
         with tempfile.TemporaryDirectory() as folder:
             found = padding(Path(folder))
-        print("| rows | tokens, 1 prompt at a time | patches | tokens, 4 | patches |\n| --- | --- | --- | --- | --- |")
+        head = " | ".join(f"tokens, {part} of {prompts} prompts | patches" for part, prompts in STEPS.items())
+        print(f"| rows | {head} |\n| --- | --- | --- | --- | --- |")
         for mix, parts in found.items():
             print(f"| {mix} | " + " | ".join(f"{ratio:.2f}" for part in parts.values() for ratio in part) + " |")
         print(json.dumps(workload.machine() | {"padding": found}))

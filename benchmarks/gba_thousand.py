@@ -28,8 +28,8 @@ import numpy as np
 import workload
 
 from mmedexpert_jax.gba import group_advantages
-from mmedexpert_jax.gba.batches import deal
 from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
+from mmedexpert_jax.gba.rooms import deal
 from mmedexpert_jax.gba.split import packed_room
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from mmedexpert_jax.gba.batches import Batches, PromptSize
+from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.guidelines import Prompt
 from mmedexpert_jax.gba.policy_learner import Part
+from mmedexpert_jax.gba.rooms import PromptSize
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.rollout import Completions
 from mmedexpert_jax.rollout.logprobs import packed

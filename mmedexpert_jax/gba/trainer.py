@@ -21,13 +21,14 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
 from mmedexpert_jax.gba.advantages import domain_weighted, estimate, new_counts, totals
 from mmedexpert_jax.gba.ahead import Ahead
-from mmedexpert_jax.gba.batches import Batches, PromptSize, Sizes, overlong
+from mmedexpert_jax.gba.batches import Batches, Sizes, overlong
 from mmedexpert_jax.gba.difficulty import difficulties, selected
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Difficulties, Guidelines, load_texts
 from mmedexpert_jax.gba.objective import policy_terms
 from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
+from mmedexpert_jax.gba.rooms import PromptSize
 from mmedexpert_jax.gba.split import micro_batch, packed_room
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.processing.processor import Processor

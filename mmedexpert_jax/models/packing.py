@@ -33,6 +33,14 @@ class Packing:
         inverse.ravel()[places] = np.arange(len(places))
         return cls(index, inverse)
 
+    @classmethod
+    def at(cls, places: Array, capacity: int) -> "Packing":
+        """For rows [B, R], of whose tokens the packed place is known: below `capacity`, -1 behind the end."""
+        flat = places.reshape(-1)
+        index = jnp.full(capacity, -1, jnp.int32)
+        index = index.at[jnp.where(flat < 0, capacity, flat)].set(jnp.arange(flat.size, dtype=jnp.int32), mode="drop")
+        return cls(index, places[:, None])
+
     def pack(self, x: Array) -> Array:
         """[B, G, ..., R, D] -> [..., N, D]; zeros on padding."""
         return gather(rearrange(x, "b g ... r d -> ... (b g r) d"), self.index, self.inverse.reshape(-1))

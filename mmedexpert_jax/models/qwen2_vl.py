@@ -8,7 +8,7 @@ from jax import Array
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.decoder import TextDecoder
 from mmedexpert_jax.models.layers import Linear, place_features
-from mmedexpert_jax.models.vision import VisionTower
+from mmedexpert_jax.models.vision import Images, VisionTower
 
 
 class Qwen2VL(nnx.Module):
@@ -26,7 +26,7 @@ class Qwen2VL(nnx.Module):
         x = self.model.embed_tokens(batch.tokens)
         if batch.patches.shape[0] == 0:
             return x, ()
-        features = self.visual(batch.patches, batch.patch_positions, batch.patch_counts, remat)
+        features = self.visual(batch.patches, batch.patch_positions, Images.of(batch), remat)
         return place_features(features, batch.vision_index, x), ()
 
     def unembed(self, hidden: Array) -> Array:

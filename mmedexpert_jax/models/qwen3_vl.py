@@ -21,7 +21,7 @@ from mmedexpert_jax.models.config import Keys, ModelConfig, TextConfig, VisionCo
 from mmedexpert_jax.models.decoder import Embedding, TextDecoder, declare_layers, run_layers
 from mmedexpert_jax.models.layers import LayerNorm, Linear, PatchConv, place_features
 from mmedexpert_jax.models.rotary import axial
-from mmedexpert_jax.models.vision import EPS, VisionAttention
+from mmedexpert_jax.models.vision import EPS, Images, VisionAttention
 
 hub_name = memory_name  # of a tensor in the hub's files
 
@@ -156,9 +156,9 @@ class TowerBlock(nnx.Module):
         self.attn = VisionAttention(config)
         self.mlp = TowerMLP(config.hidden_size, config.intermediate_size)
 
-    def __call__(self, x: Array, rope: tuple[Array, Array], counts: Array) -> Array:
+    def __call__(self, x: Array, rope: tuple[Array, Array], images: Images) -> Array:
         """x [I, P, D] -> [I, P, D]."""
-        x = x + self.attn(self.norm1(x), rope, counts, None)
+        x = x + self.attn(self.norm1(x), rope, images, None)
         return x + self.mlp(self.norm2(x))
 
 
@@ -189,7 +189,7 @@ class Qwen3PatchEmbed(nnx.Module):
 
 
 class Qwen3VisionTower(nnx.Module):
-    """Each image is a row of its own; padding patches are masked as keys and their features never read."""
+    """Each image sees itself alone; padding patches are masked as keys and their features never read."""
 
     def __init__(self, config: VisionConfig, stacked: bool):
         self.patch_embed = Qwen3PatchEmbed(config)
@@ -199,24 +199,27 @@ class Qwen3VisionTower(nnx.Module):
         self.deepstack_merger_list = nnx.List([Merger(config, joined_norm=True) for _ in config.deepstack_blocks])
         self.config = config
 
-    def __call__(self, patches: Array, positions: Array, counts: Array, remat: bool) -> tuple[Array, list[Array]]:
-        """patches [I, P, C], positions [I, P, 2] (row, column), counts [I] -> features [I, P / 4, D], DeepStack's."""
+    def __call__(self, patches: Array, positions: Array, images: Images, remat: bool) -> tuple[Array, list[Array]]:
+        """patches [I, P, C], positions [I, P, 2] (row, column) -> features [I, P / 4, D], DeepStack's; of images that
+        stand side by side [1, N, ...]."""
         x = self.patch_embed.proj(patches)
-        x = x + self.learned_positions(positions).astype(x.dtype)
+        x = x + self.learned_positions(positions, images).astype(x.dtype)
         rope = axial(positions, self.config.head_dim)
 
         def run(block: TowerBlock, _: Any, x: Array) -> tuple[Array, Array]:
-            x = block(x, rope, counts)
+            x = block(x, rope, images)
             return x, x
 
         x, of_block = run_layers(self.blocks, run, x, remat=remat)
         pairs = zip(self.deepstack_merger_list, self.config.deepstack_blocks, strict=True)
         return self.merger(x), [merge(of_block[index]) for merge, index in pairs]
 
-    def learned_positions(self, positions: Array) -> Array:
+    def learned_positions(self, positions: Array, images: Images) -> Array:
         """The square table of positions, resampled to each image's grid bilinearly, corners on corners: [I, P, D]."""
         side = round(self.config.num_positions**0.5)
-        last = jnp.max(positions, axis=1, keepdims=True)  # rows and columns of the grid less 1; padding has zeros
+        rows = images.rows(positions)
+        last = jnp.max(rows, axis=1, keepdims=True)  # rows and columns of the grid less 1; padding has zeros
+        last = images.back(jnp.broadcast_to(last, rows.shape))
         place = positions.astype(jnp.float32) * (side - 1) / jnp.maximum(last, 1)
         low = jnp.floor(place).astype(jnp.int32)
         high = jnp.minimum(low + 1, side - 1)
@@ -242,7 +245,7 @@ class Qwen3VL(nnx.Module):
         x = self.model.embed_tokens(batch.tokens)
         if batch.patches.shape[0] == 0:
             return x, ()
-        features, deep = self.visual(batch.patches, batch.patch_positions, batch.patch_counts, remat)
+        features, deep = self.visual(batch.patches, batch.patch_positions, Images.of(batch), remat)
         added = tuple(place_features(level, batch.vision_index, jnp.zeros_like(x)) for level in deep)
         return place_features(features, batch.vision_index, x), added
 

@@ -1,7 +1,7 @@
 """The vision tower of Qwen2-VL and Qwen2.5-VL: patches of images in rows -> features in the text's width."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,43 @@ from mmedexpert_jax.models.layers import (
     attend,
     attend_windows,
 )
+from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.models.rotary import axial, rotate
 
 EPS = 1e-6  # of every norm of the tower, fixed in transformers
+
+
+class Images(NamedTuple):
+    """Where the patches of I images stand: each image in its own row, [I, P, ...], or all side by side, [1, N, ...]."""
+
+    counts: Array  # [I] int32, patches of each
+    packing: Packing | None = None  # of the patches that stand side by side
+
+    @classmethod
+    def of(cls, batch: Any) -> "Images":
+        """Those of a batch."""
+        counts, places = jnp.asarray(batch.patch_counts), jnp.asarray(batch.patch_places)
+        return cls(counts, Packing.at(places, batch.patches.shape[1]) if len(places) else None)
+
+    def numbers(self, size: int) -> Array:
+        """The number of each patch's image, [I, P = `size`] or [1, N]; -1 on padding."""
+        if self.packing is not None:
+            return jnp.asarray(self.packing.index)[None] // self.packing.inverse.shape[-1]
+        valid = jnp.arange(size) < self.counts[:, None]
+        return jnp.where(valid, jnp.arange(len(self.counts))[:, None], -1)
+
+    def rows(self, x: Array) -> Array:
+        """[I, ..., P, D] or [1, ..., N, D] -> [I, ..., P, D]."""
+        return x if self.packing is None else self.packing.unpack(x[0])[:, 0]
+
+    def back(self, x: Array) -> Array:
+        """The inverse of `rows`."""
+        return x if self.packing is None else self.packing.pack(x[:, None])[None]
+
+    def attend(self, queries: Array, keys: Array, values: Array) -> Array:
+        """Attention of each image's patches among themselves, [..., H, P or N, D]."""
+        queries, keys, values = map(self.rows, (queries, keys, values))
+        return self.back(attend(queries, keys, values, self.counts, causal=False))
 
 
 class PatchEmbed(nnx.Module):
@@ -47,14 +81,14 @@ class VisionAttention(nnx.Module):
         self.num_heads = config.num_heads
         self.window = config.window_side**2
 
-    def __call__(self, x: Array, rope: tuple[Array, Array], counts: Array, windows: Array | None) -> Array:
-        """x [I, P, D]; windows [I, P] are the ids of windows, each of neighbours in P; None: all see all."""
+    def __call__(self, x: Array, rope: tuple[Array, Array], images: Images, windows: Array | None) -> Array:
+        """x [I, P, D]; windows [I, P] are ids of windows, each of neighbours in P; None: an image's patches see all."""
         queries, keys, values = rearrange(self.qkv(x), "i p (qkv h d) -> qkv i h p d", qkv=3, h=self.num_heads)
         cos, sin = rope
         queries = rotate(queries.astype(jnp.float32), cos, sin).astype(x.dtype)
         keys = rotate(keys.astype(jnp.float32), cos, sin).astype(x.dtype)
         if windows is None:
-            mixed = attend(queries, keys, values, counts, causal=False)
+            mixed = images.attend(queries, keys, values)
         else:
             mixed = attend_windows(queries, keys, values, windows, self.window)
         return self.proj(rearrange(mixed, "i h p d -> i p (h d)"))
@@ -86,9 +120,9 @@ class VisionBlock(nnx.Module):
         else:
             self.mlp = GatedMLP(width, hidden, True)
 
-    def __call__(self, x: Array, rope: tuple[Array, Array], counts: Array, windows: Array | None) -> Array:
+    def __call__(self, x: Array, rope: tuple[Array, Array], images: Images, windows: Array | None) -> Array:
         """x [I, P, D] -> [I, P, D]."""
-        x = x + self.attn(self.norm1(x), rope, counts, windows)
+        x = x + self.attn(self.norm1(x), rope, images, windows)
         return x + self.mlp(self.norm2(x))
 
 
@@ -113,7 +147,7 @@ class PatchMerger(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """Each image is a row of its own; padding patches are masked as keys and their features never read."""
+    """Each image sees itself alone; padding patches are masked as keys and their features never read."""
 
     def __init__(self, config: VisionConfig, stacked: bool = False):
         self.patch_embed = PatchEmbed(config)
@@ -121,8 +155,9 @@ class VisionTower(nnx.Module):
         self.merger = PatchMerger(config)
         self.config = config
 
-    def __call__(self, patches: Array, positions: Array, counts: Array, remat: bool = False) -> Array:
-        """patches [I, P, C], positions [I, P, 2] (row, column), counts [I] -> features [I, P / 4, D].
+    def __call__(self, patches: Array, positions: Array, images: Images, remat: bool = False) -> Array:
+        """patches [I, P, C], positions [I, P, 2] (row, column) -> features [I, P / 4, D]; of images that stand side by
+        side [1, N, ...].
 
         Qwen2.5-VL works window by window: merged tokens are put in the order of their windows, padding last, and the
         features back in their own.
@@ -131,15 +166,15 @@ class VisionTower(nnx.Module):
         if self.config.family == "qwen2_vl":
             windows, back = None, None
         else:
-            windows, order = self.window_order(positions, counts)
+            windows, order = self.window_order(positions, images)
             x, positions, back = _reorder(x, order), _reorder(positions, order), jnp.argsort(order)
         rope = self.rope(positions)
         whole = np.isin(np.arange(self.config.depth), self.config.full_attention_blocks)  # [L] bool
 
         def run(block: VisionBlock, index: Any, x: Array) -> tuple[Array, tuple]:
             if windows is None or isinstance(index, int):
-                return block(x, rope, counts, windows if windows is not None and not whole[index] else None), ()
-            full, windowed = (lambda x, ids=ids: block(x, rope, counts, ids) for ids in (None, windows))
+                return block(x, rope, images, windows if windows is not None and not whole[index] else None), ()
+            full, windowed = (lambda x, ids=ids: block(x, rope, images, ids) for ids in (None, windows))
             return jax.lax.cond(jnp.asarray(whole)[index], full, windowed, x), ()
 
         features = self.merger(run_layers(self.blocks, run, x, remat=remat)[0])
@@ -154,11 +189,14 @@ class VisionTower(nnx.Module):
         rows, columns = positions[..., 0] // self.config.window_side, positions[..., 1] // self.config.window_side
         return rows * (jnp.max(columns) + 1) + columns
 
-    def window_order(self, positions: Array, counts: Array) -> tuple[Array, Array]:
-        """Ids [I, P] of the windows in their order, and the order [I, P / 4] of the merged tokens that gives it."""
+    def window_order(self, positions: Array, images: Images) -> tuple[Array, Array]:
+        """Ids [I, P] of the windows in their order, and the order [I, P / 4] of the merged tokens that gives it; images
+        stay where they are."""
         merged = self.config.merge_size**2
-        padding = jnp.arange(positions.shape[1]) >= counts[:, None]
-        windows = jnp.where(padding, jnp.iinfo(jnp.int32).max, self.windows(positions))
+        numbers = images.numbers(positions.shape[1])
+        windows = self.windows(positions)
+        windows = windows + numbers * (jnp.max(windows) + 1)
+        windows = jnp.where(numbers < 0, jnp.iinfo(jnp.int32).max, windows)
         order = jnp.argsort(windows[:, ::merged], stable=True)
         return _reorder(windows, order), order
 

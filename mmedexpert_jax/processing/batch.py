@@ -1,6 +1,6 @@
 """The batch that the host hands to the model: numpy in, the same names as arrays on the device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -9,8 +9,10 @@ import numpy as np
 class Batch:
     """B right-padded prompts and the I images in them, in the order of their appearance.
 
-    Images are rows of their own, padded to P patches; a text token knows its image feature by index. Batches
-    without images have I = 0. All fields are numpy arrays on the host and leaves of a pytree in JAX.
+    Images are rows of their own, padded to P patches, or stand side by side in strips, one on each of S devices (in
+    the shapes below S for I and N for P), where images of unlike sizes would be padded much; a text token knows its
+    image feature by index. Batches without images have I = 0. All fields are numpy arrays on the host and leaves of a
+    pytree in JAX.
     """
 
     tokens: np.ndarray  # [B, T] int32, image pads expanded, right-padded with the pad id
@@ -21,8 +23,11 @@ class Batch:
     patches: np.ndarray  # [I, P, C] float32, normalised pixels in the processor's order (C = 3 * 2 * 14 * 14)
     patch_positions: np.ndarray  # [I, P, 2] int32, row and column of each patch in its image
     patch_counts: np.ndarray  # [I] int32, valid patches of each image
+    # [I, P] int32, the place of each image's patches in its strip [N], -1 behind the last; [0, 0] without strips
+    patch_places: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
     def __repr__(self) -> str:
         """One line: how many prompts, how wide, and how many images of how many patches."""
         tokens, patches = ("x".join(map(str, getattr(part, "shape", "?")[:2])) for part in (self.tokens, self.patches))
-        return f"Batch(tokens int32[{tokens}] = prompts x tokens, {patches} images x patches)"
+        rows = "strips" if getattr(self.patch_places, "size", 0) else "images"
+        return f"Batch(tokens int32[{tokens}] = prompts x tokens, {patches} {rows} x patches)"

@@ -250,6 +250,8 @@ class Processor:
         min_patches: int = 0,
         min_images: int = 0,
         multiple: int = 1,
+        strips: Sequence[Sequence[int]] = (),
+        min_strip: int = 0,
     ) -> Batch:
         """Right-padded batch; images in order of row, then appearance.
 
@@ -261,36 +263,49 @@ class Processor:
             min_patches: least P; rounded up to whole merged tokens.
             min_images: least I.
             multiple: T is a multiple of this, P of its least common multiple with a merged token's patches.
+            strips: numbers of the images that stand side by side, on each of S devices; none: each has a row.
+            min_strip: least N of such a strip, rounded up as P is.
         """
         images = [image for prompt in encoded for image in prompt.images]
         merged = self.image_config.merged
         length = _round_up(max([min_length, *(len(prompt.tokens) for prompt in encoded)]), multiple)
-        num_images = max(min_images, len(images))
+        num_images = max(min_images, len(images), len(strips) * max(map(len, strips), default=0))
         num_patches = max([min_patches, *(len(patches) for patches, _ in images), merged if num_images else 0])
         num_patches = _round_up(num_patches, math.lcm(multiple, merged))
-        size = len(encoded)
+        counts, size = [len(patches) for patches, _ in images], len(encoded)
+        rows, width = num_images, num_patches
+        if strips:
+            rows, width = len(strips), max([min_strip, *(sum(counts[i] for i in strip) for strip in strips)])
+            width = _round_up(width, math.lcm(multiple, merged))
+        slots, starts = _layout(counts, strips or [[i] for i in range(len(counts))], num_images // max(1, rows), width)
+        places = np.full((num_images, num_patches), -1, np.int32)
+        for slot, start, count in zip(slots, starts, counts, strict=True):
+            places[slot, :count] = start % width + np.arange(count)
         batch = Batch(
             tokens=np.full((size, length), self.pad_id, np.int32),
             lengths=np.array([len(prompt.tokens) for prompt in encoded], np.int32),
             positions=np.zeros((size, 3, length), np.int32),
             next_position=np.array([prompt.next_position for prompt in encoded], np.int32),
             vision_index=np.full((size, length), -1, np.int32),
-            patches=np.zeros((num_images, num_patches, self.image_config.patch_dim), np.float32),
-            patch_positions=np.zeros((num_images, num_patches, 2), np.int32),
+            patches=np.zeros((rows, width, self.image_config.patch_dim), np.float32),
+            patch_positions=np.zeros((rows, width, 2), np.int32),
             patch_counts=np.zeros(num_images, np.int32),
+            patch_places=places if strips else places[:0, :0],
         )
-        for i, (patches, grid) in enumerate(images):
-            batch.patches[i, : len(patches)] = patches
-            batch.patch_positions[i, : len(patches)] = self.image_config.patch_positions(*grid)
-            batch.patch_counts[i] = len(patches)
+        flat, positions = (x.reshape(-1, x.shape[-1]) for x in (batch.patches, batch.patch_positions))
+        for (patches, grid), start in zip(images, starts, strict=True):
+            flat[start : start + len(patches)] = patches
+            positions[start : start + len(patches)] = self.image_config.patch_positions(*grid)
+        batch.patch_counts[slots] = counts
         first = 0
         for row, prompt in enumerate(encoded):
             valid = len(prompt.tokens)
             batch.tokens[row, :valid] = prompt.tokens
             batch.positions[row, :, :valid] = prompt.positions
             is_pad = prompt.vision_index >= 0
-            batch.vision_index[row, :valid][is_pad] = _merged_rows(prompt, first, num_patches // merged, merged)
-            first += len(prompt.images)
+            places_of = range(first, first := first + len(prompt.images))
+            features = [(starts[i] + np.arange(0, counts[i], merged)) // merged for i in places_of]
+            batch.vision_index[row, :valid][is_pad] = np.concatenate([np.zeros(0, int), *features])
         return batch
 
     def completion(self, text: str) -> list[int]:
@@ -336,15 +351,16 @@ def _tokenizer_class(tokenizer: Any) -> str:
     return "Qwen2Tokenizer" if cuts(own) == cuts(usual) else "PreTrainedTokenizerFast"
 
 
-def _merged_rows(prompt: Encoded, first: int, stride: int, merged: int) -> np.ndarray:
-    """Rows of the batch's merged features [I * stride, D] for the prompt's image pads; `first` is its first image."""
-    return np.concatenate(
-        [
-            (first + i) * stride + np.arange(len(patches) // merged, dtype=np.int32)
-            for i, (patches, _) in enumerate(prompt.images)
-        ]
-        or [np.zeros(0, np.int32)]
-    )
+def _layout(
+    counts: Sequence[int], strips: Sequence[Sequence[int]], slots: int, width: int
+) -> tuple[list[int], list[int]]:
+    """Of each image the slot, of so many in a strip, and the place of its first patch among all strips'."""
+    slot, start = [0] * len(counts), [0] * len(counts)
+    for number, strip in enumerate(strips):
+        firsts = np.cumsum([0, *(counts[i] for i in strip)])
+        for place, i in enumerate(strip):
+            slot[i], start[i] = number * slots + place, number * width + int(firsts[place])
+    return slot, start
 
 
 def _round_up(value: int, multiple: int) -> int:

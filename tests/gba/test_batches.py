@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmedexpert_jax.data import load_cases
+from mmedexpert_jax.data.tables import InFolder
 from mmedexpert_jax.gba import trainer
-from mmedexpert_jax.gba.batches import Batches, PromptSize, cut, deal, levels
+from mmedexpert_jax.gba.batches import Batches, cut
 from mmedexpert_jax.gba.guidelines import Guidelines, Prompt
+from mmedexpert_jax.gba.rooms import PromptSize, deal, levels
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import load_processor
+from mmedexpert_jax.processing.images import ImageRef
 
 STEPS = 6
 
@@ -87,6 +90,28 @@ def test_so_it_does_over_several_devices(pictured, tiny_model_dir, part, devices
     bounds = [1.2, 1.3]
     assert np.all(read <= real * bounds), read / real
     assert np.all(updated <= real * bounds), updated / real
+
+
+@pytest.mark.parametrize(("part", "devices"), [(1, 1), (4, 1), (2, 2)])
+def test_images_of_unlike_sizes_stand_side_by_side(mixed, tiny_model_dir, tmp_path, part, devices):
+    """Up to three images in a row, with sides of two to eight merged patches."""
+    rng, cases = np.random.default_rng(0), []
+    for side in range(2, 9):
+        Image.new("RGB", (28 * side, 28 * side)).save(tmp_path / f"{side}.png")
+    for i in range(64):
+        names = [f"{side}.png" for side in rng.integers(2, 9, rng.integers(0, 4))]
+        images = tuple(ImageRef(name, InFolder(tmp_path / name)) for name in names)
+        cases.append(replace(mixed[1 + i % 23], id=f"u-{i}", images=images))
+    batches = Batches(load_processor(tiny_model_dir), Guidelines(cases, 0, 32, 2), 2, part, 2048, devices)
+    real, computed, shapes = np.zeros(2), np.zeros(2), set()
+    for step in range(2):
+        encoded = batches.encoded(step)[1]
+        real += [sum(len(e.tokens) for e in encoded), sum(len(p) for e in encoded for p, _ in e.images)]
+        for _, batch in batches.reads(encoded):
+            computed += [batch.tokens.size, batch.patches[..., 0].size]
+            shapes.add((batch.tokens.shape, batch.patches.shape, batch.patch_places.shape))
+    assert np.all(computed <= real * [1.2 if part == 1 else 1.25, 1.3]), computed / real
+    assert any(places for *_, (places, _) in shapes) and len(shapes) <= 16
 
 
 def test_a_row_of_very_many_images_is_shared_out(mixed, tiny_model_dir):

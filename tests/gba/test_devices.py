@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmedexpert_jax import lora
 from mmedexpert_jax.models import load_model
@@ -73,6 +74,21 @@ def test_any_number_of_devices_gives_the_run_of_one(tiny_model_dir, cases_file, 
     assert len(others) == 2
     for run, layout in zip(others, layouts[1:], strict=True):
         assert_same_run(run, one, rounded="x1," not in layout)
+
+
+def test_images_of_unlike_sizes_are_dealt_over_devices(tiny_model_dir, tmp_path):
+    """They stand side by side, each device's in a strip of its own."""
+    rng, rows = np.random.default_rng(0), []
+    for i, sizes in enumerate([[], [84, 28], [56], [], [140, 28, 56], [112], [28], [84]]):
+        names = [f"{i}-{place}.png" for place in range(len(sizes))]
+        for name, size in zip(names, sizes, strict=True):
+            Image.fromarray(rng.integers(0, 255, (size, 56, 3), np.uint8)).save(tmp_path / name)
+        row = {"id": f"case-{i}", "question": "A rate of 32." + " Why?" * i, "options": ["1", "2"], "answer": "A"}
+        rows.append(row | {"specialty": "AM", "task": "score", "images": names})
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    cases, layouts = tmp_path / "train.jsonl", ("1x1x1,none", "2x1x2,full")
+    one, split = runs_of(start(tiny_model_dir, cases, tmp_path, "all", 4, *layouts), tmp_path, "all")
+    assert_same_run(split, one, rounded=True)
 
 
 @pytest.mark.slow

@@ -155,12 +155,15 @@ def test_prompts_are_those_of_transformers_processor(checkpoint, opening, tmp_pa
     assert processor.decode(encoded.tokens).endswith("<think>\n") == bool(opening)
 
 
+@pytest.mark.parametrize("strips", [[], [[2, 0, 1]]], ids=["rows", "strips"])
 @pytest.mark.parametrize("stacked", [False, True])
-def test_logits_equal_transformers(checkpoint, stacked):
+def test_logits_equal_transformers(checkpoint, stacked, strips):
     reference, directory = checkpoint
     model, params = load_model(directory)
     processor = load_processor(directory)
-    batch = processor(TALKS, min_images=4)  # one padding image
+    encoded = [processor.encode(one) for one in TALKS]
+    batch = processor.collate(encoded, min_images=4, strips=strips, min_strip=200)  # one padding image
+    assert not strips or batch.patches.shape[:2] == (1, 200)
     logits = np.asarray(model.logits(stack(params) if stacked else params, batch))
     with torch.no_grad():
         inputs = torch_inputs(processor, TALKS)

@@ -140,6 +140,36 @@ def test_vision_ids_are_the_five_of_the_family(processor):
 @settings(max_examples=30, deadline=None)
 @given(
     sizes=st.lists(st.lists(st.tuples(st.integers(28, 150), st.integers(28, 150)), max_size=3), min_size=1, max_size=4),
+    order=st.randoms(use_true_random=False),
+    devices=st.integers(1, 3),
+    min_strip=st.integers(0, 300),
+)
+def test_strips_hold_the_images_of_rows(processor, sizes, order, devices, min_strip):
+    """Whatever image stands where: each feature's patches, and what attention is told of them."""
+    encoded = [processor.encode(question(*row, text="A." * len(row))) for row in sizes]
+    rows = processor.collate(encoded)
+    numbers = order.sample(range(len(rows.patches)), len(rows.patches))
+    strips = [numbers[device::devices] for device in range(devices)]
+    batch = processor.collate(encoded, strips=strips, min_strip=min_strip)
+    whole = max(sum(rows.patch_counts[i] for i in strip) for strip in strips)
+    assert batch.patches.shape[:2] == (devices, max(min_strip + -min_strip % 4, whole))
+    assert len(batch.patch_counts) == len(batch.patch_places) == devices * max(map(len, strips))
+    for name in ("patches", "patch_positions"):
+        of_features = [getattr(one, name).reshape(-1, 4, getattr(one, name).shape[-1]) for one in (rows, batch)]
+        index = [one.vision_index[one.vision_index >= 0] for one in (rows, batch)]
+        assert np.array_equal(*(features[places] for features, places in zip(of_features, index, strict=True)))
+    assert np.array_equal(rows.vision_index < 0, batch.vision_index < 0)
+    slots = len(batch.patch_counts) // devices
+    for device, strip in enumerate(strips):
+        for place, i in enumerate(strip):
+            seen = batch.patch_places[device * slots + place]
+            assert np.array_equal(batch.patches[device, seen[seen >= 0]], rows.patches[i, : rows.patch_counts[i]])
+            assert (seen >= 0).sum() == batch.patch_counts[device * slots + place] == rows.patch_counts[i]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.tuples(st.integers(28, 150), st.integers(28, 150)), max_size=3), min_size=1, max_size=4),
     min_length=st.integers(0, 150),
     min_patches=st.integers(0, 70),
     min_images=st.integers(0, 6),

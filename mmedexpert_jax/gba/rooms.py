@@ -1,0 +1,214 @@
+"""Rooms of few sizes, to which micro-batches are padded, chosen for those that a run will meet."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mmedexpert_jax.processing.processor import Encoded
+
+# What is computed over what there is, at most, as long as LEVELS suffice for it.
+TOKENS, PATCHES = 1.2, 1.3
+LEVELS = 6  # each of them may be a program
+
+
+class PromptSize(NamedTuple):
+    """Size of a prompt, or of several; compared by its images first, which cost most."""
+
+    images: int
+    patches: int  # of the largest image
+    tokens: int  # of the longest prompt, images included
+    each: tuple[int, ...] = ()  # patches of each image
+
+    @classmethod
+    def of(cls, encoded: Encoded) -> "PromptSize":
+        """That of an encoded prompt."""
+        each = tuple(len(patches) for patches, _ in encoded.images)
+        return cls(len(each), max(each, default=0), len(encoded.tokens), each)
+
+    @classmethod
+    def together(cls, sizes: Sequence["PromptSize"]) -> "PromptSize":
+        """That of several prompts."""
+        each = tuple(itertools.chain.from_iterable(size.each for size in sizes))
+        return cls(sum(s.images for s in sizes), max(s.patches for s in sizes), max(s.tokens for s in sizes), each)
+
+
+class Room(NamedTuple):
+    """The sizes to which a micro-batch is padded on each device."""
+
+    tokens: int  # of a prompt
+    images: int
+    patches: int  # of an image
+    strip: int = 0  # patches of all images, which stand side by side; 0: each has a row of its own
+
+    @property
+    def computed(self) -> int:
+        """Patches that the tower computes."""
+        return self.strip or self.images * self.patches
+
+
+Group = Sequence[PromptSize]  # of a micro-batch
+
+
+class ImageRows(NamedTuple):
+    """The rooms of a run: each image in a row of its own, padded to the largest.
+
+    Args:
+        share: computed of TOKENS and PATCHES times what there is, the worse of both; above 1 they are missed.
+        tokens: of a prompt, rising.
+        images: on a device, rising.
+        patches: of an image, rising.
+    """
+
+    share: float
+    tokens: list[int]
+    images: list[int]
+    patches: list[int]
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], devices: int, most: int) -> "ImageRows":
+        """For these micro-batches, of at most so many levels each."""
+        whole = [PromptSize.together(group) for group in groups]
+        counts = [-(-size.images // devices) for size in whole]
+        real = [size.images for size in whole]
+        padded = sum(one.images * one.patches for group in groups for one in group)
+        waste = PATCHES**0.5  # wasted twice: in an image that is padded, and in one that only fills up
+        images = levels(counts, np.full(len(counts), devices), sum(real), waste, most)
+        patches = levels([size.patches for size in whole], real, padded, waste, most)
+        rooms = cls(0.0, _token_levels(groups, most), images, patches)
+        return rooms._replace(share=_share(rooms, groups, devices))
+
+    def room(self, size: PromptSize, devices: int) -> Room:
+        """The least that holds a micro-batch, which is split among so many devices."""
+        images = level(self.images, -(-size.images // devices))
+        return Room(level(self.tokens, size.tokens), images, level(self.patches, size.patches) if images else 0)
+
+
+class ImageStrips(NamedTuple):
+    """The rooms of a run: on each device the images side by side, so that unlike ones are not padded.
+
+    Only attention has rows of images. They are as many and as wide as any in a strip of that length, so that no other
+    program is met for them.
+
+    Args:
+        share, tokens: as of `ImageRows`.
+        strips: patches, images and patches of an image, rising.
+    """
+
+    share: float
+    tokens: list[int]
+    strips: list[tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], devices: int, most: int) -> "ImageStrips":
+        """For these micro-batches, of at most so many levels each."""
+        whole = [PromptSize.together(group) for group in groups]
+        needed, real = [_longest(size.each, devices) for size in whole], sum(sum(size.each) for size in whole)
+        lengths = levels(needed, np.full(len(needed), devices), real, PATCHES, most)
+        strips = []
+        for length in lengths:
+            shorter = [size for size, strip in zip(whole, needed, strict=True) if strip <= length]
+            images = max(-(-size.images // devices) for size in shorter)
+            strips.append((length, images, max(size.patches for size in shorter)))
+        rooms = cls(0.0, _token_levels(groups, most), strips)
+        return rooms._replace(share=_share(rooms, groups, devices))
+
+    def room(self, size: PromptSize, devices: int) -> Room:
+        """The least that holds a micro-batch, which is split among so many devices; beyond all, as where groups were
+        dropped, one of its own."""
+        own = _longest(size.each, devices), -(-size.images // devices), size.patches
+        holds = (room for room in self.strips if all(there >= one for there, one in zip(room, own, strict=True)))
+        strip, images, patches = next(holds, own)
+        return Room(level(self.tokens, size.tokens), images, patches, strip)
+
+
+def on_devices(each: Sequence[int], devices: int) -> list[list[int]]:
+    """Numbers of the images that stand on each device: about as many patches, and not more images than of any other."""
+    dealt = deal(np.arange(len(each)), np.array(each), max(1, -(-len(each) // devices)))
+    return [*(part.tolist() for part in dealt), *[[]] * (devices - len(dealt))]
+
+
+def deal(rows: np.ndarray, work: np.ndarray, part: int) -> list[np.ndarray]:
+    """The rows, `part` at a time and the last of what is left, with about equal sums of `work` [N].
+
+    The longest come first, each to those that have least so far and room (Graham 1969); then the part with most and
+    the one with least exchange a row, as long as that brings them closer. Rows stay in their order, and so do the parts
+    by their first rows, so that nothing moves where there is nothing to even out.
+    """
+    tokens = [int(work[row]) for row in rows]
+    room = [min(part, len(rows) - start) for start in range(0, len(rows), part)]
+    held: list[list[int]] = [[] for _ in room]  # places among the rows
+    sums = [0] * len(room)
+    for place in sorted(range(len(rows)), key=lambda place: -tokens[place]):
+        least = min((n for n in range(len(room)) if len(held[n]) < room[n]), key=sums.__getitem__)
+        held[least].append(place)
+        sums[least] += tokens[place]
+    while held:
+        most, least = (pick(range(len(sums)), key=sums.__getitem__) for pick in (max, min))
+        gap = sums[most] - sums[least]
+        pairs = ((abs(gap - 2 * (tokens[a] - tokens[b])), a, b) for a in held[most] for b in held[least])
+        left, a, b = min(pairs, default=(gap, 0, 0))
+        if left >= gap:
+            break
+        held[most][held[most].index(a)], held[least][held[least].index(b)] = b, a
+        sums[most] += tokens[b] - tokens[a]
+        sums[least] += tokens[a] - tokens[b]
+    return [rows[places] for places in sorted(map(sorted, held), key=lambda places: (len(places) < part, places))]
+
+
+def levels(
+    values: Sequence[int], weights: Sequence[float] | np.ndarray, real: float, waste: float, most: int = LEVELS
+) -> list[int]:
+    """The fewest levels, at most `most`, to which values are rounded up so that little is wasted.
+
+    Args:
+        values: what each micro-batch needs.
+        weights: how often each value counts.
+        real: the sum that there would be without any padding.
+        waste: times `real` that the weighted sum of the rounded values may be.
+        most: levels.
+
+    Returns:
+        Some of the values, rising, the largest among them; of all choices of so many the one with the least sum.
+    """
+    found, place = np.unique(np.asarray(values, int), return_inverse=True)
+    weight = np.bincount(place, np.asarray(weights, float))
+    before = np.concatenate([[0.0], np.cumsum(weight)])
+    best = found * before[1:]  # sum over the values up to each, which is the only level so far
+    ends = [[int(value)] for value in found]
+    for _ in range(most - 1):
+        if best[-1] <= waste * real:
+            break
+        # the level below each: itself none, or one of those before it
+        costs = best[None, :] + found[:, None] * (before[1:, None] - before[None, 1:])
+        costs = np.where(np.tri(len(found), k=-1, dtype=bool), costs, np.inf)
+        last = costs.argmin(axis=1)
+        better = costs.min(axis=1) < best
+        ends = [[*ends[last[i]], int(found[i])] if better[i] else ends[i] for i in range(len(found))]
+        best = np.where(better, costs.min(axis=1), best)
+    return ends[-1]
+
+
+def level(among: list[int], value: int) -> int:
+    """The least level that holds a value; beyond all of them, as where groups were dropped, the value itself."""
+    return next((one for one in among if one >= value), value)
+
+
+def _longest(each: Sequence[int], devices: int) -> int:
+    """Patches on the device that has most."""
+    return max(sum(each[i] for i in strip) for strip in on_devices(each, devices))
+
+
+def _token_levels(groups: Sequence[Group], most: int) -> list[int]:
+    longest = [max(size.tokens for size in group) for group in groups]
+    return levels(longest, [*map(len, groups)], sum(one.tokens for group in groups for one in group), TOKENS, most)
+
+
+def _share(rooms: "ImageRows | ImageStrips", groups: Sequence[Group], devices: int) -> float:
+    """The share of the bounds on tokens and on patches that is computed, the worse of both."""
+    padded = [(rooms.room(PromptSize.together(group), devices), len(group)) for group in groups]
+    tokens = sum(one.tokens for group in groups for one in group)
+    patches = sum(sum(one.each) for group in groups for one in group)
+    of_tokens = sum(room.tokens * count for room, count in padded) / (TOKENS * tokens)
+    return max(of_tokens, devices * sum(room.computed for room, _ in padded) / (PATCHES * max(1, patches)))
