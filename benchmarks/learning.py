@@ -1,7 +1,7 @@
 """Does GBA learn, and would anything rise? Several seeds of configs/gba.py, and the same with shuffled rewards.
 
     python benchmarks/learning.py --seeds 0 1 2
-    python benchmarks/learning.py --seeds 0 1 2 3 4 --rewards gated,weights,gdpo  # ways to break a tie, against GBA
+    python benchmarks/learning.py --seeds 0 1 2 3 4 --rewards sum,gated,gdpo   # other rewards, against the default
     python benchmarks/learning.py --seeds 0 1 2 3 4 --ahead      # and with rollouts drawn a step ahead of their update
 
 Each run is the README's command in a process of its own, without its held-out evaluations of other settings: the base
@@ -26,11 +26,13 @@ from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.runtime import metrics
 
 ACCURACY = "rewards/accuracy/mean"
-# Ways to break the tie of a right answer without reasoning and a wrong one in full form: form counts only where the
-# answer is right; it weighs less than accuracy in sum; each reward is normalised by itself.
-TIES = {
-    "gated": ["--config.rewards.gated=True"],
-    "weights": ["--config.rewards.format=0.2", "--config.rewards.structure=0.2"],
+# Form that weighs as much as accuracy, so that a right answer without reasoning ties with a wrong one in full form; the
+# same where it counts only for right answers; with each reward normalised by itself; and that at the default weights.
+_EVEN = ["--config.rewards.format=0.5", "--config.rewards.structure=0.5"]
+REWARDS = {
+    "sum": _EVEN,
+    "gated": [*_EVEN, "--config.rewards.gated=True"],
+    "gdpo_even": [*_EVEN, "--config.objective=gdpo"],
     "gdpo": ["--config.objective=gdpo"],
 }
 DECODING = {"sampled": 1.0, "greedy": 0.0}  # temperature of the held-out answers
@@ -108,11 +110,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ahead", action="store_true", help="also with rollout_ahead=1")
     parser.add_argument("--folder", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--rewards", default="", help=f"some of {','.join(TIES)}, beside GBA")
+    parser.add_argument("--rewards", default="", help=f"some of {','.join(REWARDS)}, beside GBA")
     arguments, extra = parser.parse_known_args()
     variants = [name for name in arguments.rewards.split(",") if name]
-    if unknown := sorted({*variants} - {*TIES}):
-        parser.error(f"--rewards: {', '.join(unknown)}: choose among {', '.join(TIES)}")
+    if unknown := sorted({*variants} - {*REWARDS}):
+        parser.error(f"--rewards: {', '.join(unknown)}: choose among {', '.join(REWARDS)}")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     base = held_out("mini", arguments.folder)
     before = {name: evaluation.accuracy()["accuracy"] for name, evaluation in base.items()}
@@ -122,7 +124,7 @@ def main() -> None:
     result: dict = {"base": before, "runs": []}
     policies: dict = {}
     groups = dict(list(GROUPS.items())[: 3 if arguments.ahead else 2])
-    for group, (prefix, settings) in (groups | {name: (name, TIES[name]) for name in variants}).items():
+    for group, (prefix, settings) in (groups | {name: (name, REWARDS[name]) for name in variants}).items():
         runs = [train(arguments.folder / f"{prefix}-{seed}", seed, settings + extra) for seed in arguments.seeds]
         policies[group] = [held_out(str(run.folder), run.folder) for run in runs]
         for run, after in zip(runs, policies[group], strict=True):

@@ -158,14 +158,14 @@ def get_config(preset: str = "mini") -> Config:
 
     config.rewards = Config()
     config.rewards.accuracy = signed(1.0)  # weight: the answer in <answer> is the key
-    config.rewards.format = signed(0.5)  # weight: one well-formed <think> and <answer>
+    # weight: one well-formed <think> and <answer>. The paper gives no weights; with 0.5 for each of the two of form, a
+    # right answer without reasoning (1.0) would tie with a wrong one in full form
+    config.rewards.format = signed(0.2)
     # weight: the reasoning follows its paradigm (section 4.2); by objective
-    config.rewards.structure = signed(by_objective("rewards.structure", 0.5))
+    config.rewards.structure = signed(by_objective("rewards.structure", 0.2))
     # weight: the soft punishment of overlong answers (dapo); by objective
     config.rewards.length = signed(by_objective("rewards.length", 0.0))
-    # format and structure count only where the answer is right; False, the paper's sum: a right answer without
-    # reasoning (1.0) ties with a wrong one in full form (0.5 + 0.5)
-    config.rewards.gated = False
+    config.rewards.gated = False  # format and structure count only where the answer is right
     config.rewards.token_f1 = signed(0.0)  # weight: F1 of words with the reference answer of an open question
     # weight: -1 where the reasoning begins with its answer (the paper's appendix D)
     config.rewards.answer_first = signed(0.0)

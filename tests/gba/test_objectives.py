@@ -7,7 +7,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import load_config
 
 GBA = {
-    "guided": True, "rewards.structure": 0.5, "rewards.length": 0.0, "clip": 0.2, "clip_high": None, "beta": 0.001,
+    "guided": True, "rewards.structure": 0.2, "rewards.length": 0.0, "clip": 0.2, "clip_high": None, "beta": 0.001,
     "aggregation": "sequence", "ratio_level": "token", "advantage_scale": "group", "zero_variance": "keep",
     "minibatches": 1,
 }  # fmt: skip

@@ -97,7 +97,7 @@ def test_a_seed_of_the_whole_table_has_each_stage_once():
         assert {path for path in needed if path != "mini"} <= seen, "inputs come first"
         seen.add(task.config.workdir)
     grpo = next(task.config for task in tasks if task.config.get("objective") == "grpo")
-    assert (grpo.guided, grpo.rewards.structure, grpo.rewards.format) == (False, 0.0, 0.5)
+    assert (grpo.guided, grpo.rewards.structure, grpo.rewards.format) == (False, 0.0, 0.2)
     last = load_config("configs/ablation.py", {"rivals": "last"})
     tasks = stages(rivals="last").order(ablation.wanted(last, ablation.rows(last)), 0)
     assert Counter(task.stage.job for task in tasks)["gba"] == 6, "the policies of two methods are not needed"
