@@ -71,14 +71,14 @@ def test_length_is_counted_in_tokens_and_punishes_the_last_fifth():
 
 def test_the_sum_is_weighted_and_logged_by_function():
     scoring = rewards.from_config(config())
-    assert {r.name: r.weight for r in scoring} == {"accuracy": 1.0, "format": 0.5, "structure": 0.5}
+    assert {r.name: r.weight for r in scoring} == {"accuracy": 1.0, "format": 0.2, "structure": 0.2}
     scores = rewards.score(scoring, rollout([render(TRACES["bayesian"], "B"), render("x", "A")]), 100)
-    assert scores.total.tolist() == [[2.0, 0.5]]
+    np.testing.assert_allclose(scores.total, [[1.4, 0.2]], rtol=1e-6)
     stats = scores.stats()
     assert stats["rewards/accuracy/mean"] == 0.5
     assert stats["rewards/format/std"] == 0
-    assert stats["reward"] == 1.25
-    assert stats["reward_std"] == pytest.approx(np.std([2.0, 0.5], ddof=1))
+    assert stats["reward"] == pytest.approx(0.8)
+    assert stats["reward_std"] == pytest.approx(np.std([1.4, 0.2], ddof=1))
 
 
 def test_means_by_the_paradigm_that_a_prompt_asks_for():
@@ -98,7 +98,7 @@ def test_grpo_drops_the_structure_reward_and_nothing_else():
 
 def test_accuracy_is_watched_even_without_weight():
     scoring = rewards.from_config(config(**{"rewards.accuracy": 0, "rewards.length": 0.1}))
-    assert {r.name: r.weight for r in scoring} == {"accuracy": 0, "format": 0.5, "structure": 0.5, "length": 0.1}
+    assert {r.name: r.weight for r in scoring} == {"accuracy": 0, "format": 0.2, "structure": 0.2, "length": 0.1}
 
 
 def test_own_functions_join_by_dotted_path(monkeypatch):
@@ -326,12 +326,13 @@ def test_a_reasoning_that_begins_with_its_answer_is_punished():
     assert values("answer_first", [render(text, "B") for text in later]) == [0, 0, 0]
 
 
-def test_form_may_count_only_where_the_answer_is_right():
-    """The paper's sum: a right answer without reasoning ties with a wrong one in full form. Gated, it does not."""
-    scoring = rewards.from_config(config())
+def test_a_right_answer_without_reasoning_is_above_a_wrong_one_in_full_form():
+    """By the default weights, and gated by any; at even weights the two tie."""
     made = rollout(["<answer>B</answer>", render(TRACES["bayesian"], "A"), render(TRACES["bayesian"], "B")])
-    assert rewards.score(scoring, made, 100).total.tolist() == [[1.0, 1.0, 2.0]]
-    assert rewards.score(scoring, made, 100, gated=True).total.tolist() == [[1.0, 0.0, 2.0]]
+    np.testing.assert_allclose(rewards.score(rewards.from_config(config()), made, 100).total, [[1.0, 0.4, 1.4]], 1e-6)
+    even = rewards.from_config(config(**{"rewards.format": 0.5, "rewards.structure": 0.5}))
+    assert rewards.score(even, made, 100).total.tolist() == [[1.0, 1.0, 2.0]]
+    assert rewards.score(even, made, 100, gated=True).total.tolist() == [[1.0, 0.0, 2.0]]
 
 
 # A judge --------------------------------------------------------------------------------------------------------------
