@@ -125,6 +125,8 @@ class ImageStrips(NamedTuple):
 
 def on_devices(each: Sequence[int], devices: int) -> list[list[int]]:
     """Numbers of the images that stand on each device: about as many patches, and not more images than of any other."""
+    if devices == 1:
+        return [[*range(len(each))]]
     dealt = deal(np.arange(len(each)), np.array(each), max(1, -(-len(each) // devices)))
     return [*(part.tolist() for part in dealt), *[[]] * (devices - len(dealt))]
 
