@@ -102,7 +102,7 @@ def padding(folder: Path, rows: int = 128, epochs: int = 2) -> dict[str, dict[in
             for asked in map(guidelines.prompts, range(steps)):
                 sizes = [known[prompt.case.id, prompt.paradigm] for prompt in asked]
                 for cut in batches.micro_batches(sizes):
-                    room = batches.room([sizes[i] for i in cut])
+                    room = batches.room_of([sizes[i] for i in cut])
                     computed += room.tokens * len(cut), room.computed
                     there += sum(sizes[i].tokens for i in cut), sum(real.get(asked[i].case.id, 0) for i in cut)
             found[mix][part] = (computed / there).tolist()

@@ -1,7 +1,7 @@
 """Does GBA learn, and would anything rise? Several seeds of configs/gba.py, and the same with shuffled rewards.
 
     python benchmarks/learning.py --seeds 0 1 2
-    python benchmarks/learning.py --seeds 0 1 2 3 4 --rewards sum,gated,gdpo   # other rewards, against the default
+    python benchmarks/learning.py --seeds 0 1 2 3 4 --rewards sum,gated,gdpo   # against the default
     python benchmarks/learning.py --seeds 0 1 2 3 4 --ahead      # and with rollouts drawn a step ahead of their update
 
 Each run is the README's command in a process of its own, without its held-out evaluations of other settings: the base
@@ -27,13 +27,15 @@ from mmedexpert_jax.runtime import metrics
 
 ACCURACY = "rewards/accuracy/mean"
 # Form that weighs as much as accuracy, so that a right answer without reasoning ties with a wrong one in full form; the
-# same where it counts only for right answers; with each reward normalised by itself; and that at the default weights.
+# same where it counts only for right answers; with each reward normalised by itself; that at the default weights, and
+# where form counts only for right answers.
 _EVEN = ["--config.rewards.format=0.5", "--config.rewards.structure=0.5"]
 REWARDS = {
     "sum": _EVEN,
     "gated": [*_EVEN, "--config.rewards.gated=True"],
     "gdpo_even": [*_EVEN, "--config.objective=gdpo"],
     "gdpo": ["--config.objective=gdpo"],
+    "gdpo_gated": [*_EVEN, "--config.rewards.gated=True", "--config.objective=gdpo"],
 }
 DECODING = {"sampled": 1.0, "greedy": 0.0}  # temperature of the held-out answers
 GROUPS = {  # name -> (prefix of its folders, what it sets)

@@ -8,12 +8,12 @@ import numpy as np
 
 from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.gba.guidelines import Guidelines, Prompt
-from mmedexpert_jax.gba.rooms import LEVELS, ImageRows, ImageStrips, PromptSize, Room, deal, on_devices
+from mmedexpert_jax.gba.rooms import LEVELS, ImageRows, ImageStrips, PromptSize, Room, deal, deal_images
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.train import Prefetched
 
-WORTH = 1.15  # times what strips of images compute, rows of them are preferred
+WORTH = 1.15  # times less that strips compute, or within the bounds: attention takes patches to rows and back
 Sizes = dict[tuple, PromptSize]  # of prompts, by case and paradigm
 Order = Callable[[PromptSize], Any]  # what rows are sorted by before they are cut into micro-batches
 # Which pads least depends on the data: by images, whose number a device pads to; by tokens, those with images apart or
@@ -82,12 +82,14 @@ class Batches:
         # one device pads to no other, and by images it mostly stays within the bounds
         plans = [planned(order, ImageRows) for order in (ORDERS if devices > 1 else ORDERS[:1])]
         if min(rooms.share for rooms, _ in plans) > 1:
-            unlike = len({size for sizes in steps for one in sizes for size in one.each}) > 1
-            kinds = (ImageRows, ImageStrips) if unlike else (ImageRows,)
-            plans += [planned(order, kind) for kind in kinds for order in ORDERS]
-        # strips have their price: in each layer attention puts patches into rows, and what it gives back
-        cost = {ImageRows: 1.0, ImageStrips: WORTH}
-        self._rooms, self.order = min(plans, key=lambda plan: plan[0].share * cost[type(plan[0])])
+            plans += [planned(order, ImageRows) for order in ORDERS[len(plans) :]]
+        self._rooms, self.order = min(plans, key=_share)
+        # families whose images are all of one size, Gemma's and LLaVA's, know no strips
+        unlike = len({size for sizes in steps for one in sizes for size in one.each}) > 1
+        if unlike and self._rooms.share > 1:
+            strips, order = min((planned(order, ImageStrips) for order in ORDERS), key=_share)
+            if strips.share <= max(1, self._rooms.share / WORTH):
+                self._rooms, self.order = strips, order
         self.max_length = self._rooms.tokens[-1]
         self.ahead = Prefetched(self.encoded, rounds)
 
@@ -107,7 +109,7 @@ class Batches:
         """
         return self._cut(sizes, self.order)
 
-    def room(self, sizes: Sequence[PromptSize]) -> Room:
+    def room_of(self, sizes: Sequence[PromptSize]) -> Room:
         """The room of a micro-batch on each device."""
         return self._rooms.room(PromptSize.together(sizes), self._devices)
 
@@ -126,12 +128,12 @@ class Batches:
         found: list[np.ndarray] = []
         count = self._part * self._devices
         for room, cuts in itertools.groupby(
-            cut(rows, sizes, count, self.order), lambda rows: self.room([sizes[i] for i in rows])
+            cut(rows, sizes, count, self.order), lambda rows: self.room_of([sizes[i] for i in rows])
         ):
             plain = [*cuts]
             even = deal(np.concatenate(plain), work, self._part)
             even = [np.concatenate(even[i : i + self._devices]) for i in range(0, len(even), self._devices)]
-            same = all(self.room([sizes[i] for i in rows]) == room for rows in even)
+            same = all(self.room_of([sizes[i] for i in rows]) == room for rows in even)
             found += even if same else plain  # another shape would be another program
         return found
 
@@ -144,7 +146,7 @@ class Batches:
             min_length=room.tokens,
             min_images=room.images * devices,
             min_patches=room.patches,
-            strips=on_devices(size.each, devices) if room.strip else (),
+            strips=deal_images(size.each, devices) if room.strip else (),
             min_strip=room.strip,
         )
 
@@ -169,6 +171,10 @@ def cut(rows: np.ndarray, sizes: Sequence[PromptSize], count: int, order: Order 
     """Rows in order of their size, `count` at a time."""
     ordered = np.array(sorted(rows, key=lambda row: order(sizes[row])), int)
     return [ordered[i : i + count] for i in range(0, len(ordered), count)]
+
+
+def _share(plan: tuple[ImageRows | ImageStrips, Order]) -> float:
+    return plan[0].share
 
 
 def _encode(processor: Processor, prompt: Prompt, limit: int) -> Encoded:

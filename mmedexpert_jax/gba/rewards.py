@@ -235,8 +235,7 @@ def score(
         timeout: seconds of one call of a user's function; 0: no limit.
         attempts: calls of a user's function that fails, before the step is given up.
         workers: calls of users' functions at once.
-        gated: format and structure count only where the answer is right, so that a wrong answer in full form does not
-            tie with a right one without reasoning.
+        gated: format and structure count only where the answer is right.
 
     Raises:
         ConfigError: a function failed, gave no finite number, or not one for each completion; it names function and

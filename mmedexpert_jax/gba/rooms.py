@@ -1,5 +1,6 @@
 """Rooms of few sizes, to which micro-batches are padded, chosen for those that a run will meet."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,6 +12,9 @@ from mmedexpert_jax.processing.processor import Encoded
 # What is computed over what there is, at most, as long as LEVELS suffice for it.
 TOKENS, PATCHES = 1.2, 1.3
 LEVELS = 6  # each of them may be a program
+# Attention has rows of a strip's images, whose padding cuDNN skips, but which take memory: they are not counted as long
+# as they hold at most so many strips.
+SPREAD = 4
 
 
 class PromptSize(NamedTuple):
@@ -45,7 +49,8 @@ class Room(NamedTuple):
     @property
     def computed(self) -> int:
         """Patches that the tower computes."""
-        return self.strip or self.images * self.patches
+        rows = self.images * self.patches
+        return max(self.strip, rows // SPREAD) if self.strip else rows
 
 
 Group = Sequence[PromptSize]  # of a micro-batch
@@ -55,7 +60,7 @@ class ImageRows(NamedTuple):
     """The rooms of a run: each image in a row of its own, padded to the largest.
 
     Args:
-        share: computed of TOKENS and PATCHES times what there is, the worse of both; above 1 they are missed.
+        share: of the bounds that TOKENS and PATCHES set, the worse of both; above 1 they are missed.
         tokens: of a prompt, rising.
         images: on a device, rising.
         patches: of an image, rising.
@@ -86,49 +91,51 @@ class ImageRows(NamedTuple):
 
 
 class ImageStrips(NamedTuple):
-    """The rooms of a run: on each device the images side by side, so that unlike ones are not padded.
+    """The rooms of a run: on each device the images side by side, so that unlike ones are not padded to the largest.
 
-    Only attention has rows of images. They are as many and as wide as any in a strip of that length, so that no other
-    program is met for them.
+    Only attention has rows of images. Strips of a length have one number and width of them, or two, where many small
+    images and few large ones meet.
 
     Args:
         share, tokens: as of `ImageRows`.
-        strips: patches, images and patches of an image, rising.
+        sizes: length of a strip, images in it, patches of an image; the cheapest that holds a micro-batch is taken.
     """
 
     share: float
     tokens: list[int]
-    strips: list[tuple[int, int, int]]
+    sizes: list[tuple[int, int, int]]
 
     @classmethod
     def of(cls, groups: Sequence[Group], devices: int, most: int) -> "ImageStrips":
         """For these micro-batches, of at most so many levels each."""
         whole = [PromptSize.together(group) for group in groups]
-        needed, real = [_longest(size.each, devices) for size in whole], sum(sum(size.each) for size in whole)
-        lengths = levels(needed, np.full(len(needed), devices), real, PATCHES, most)
-        strips = []
-        for length in lengths:
-            shorter = [size for size, strip in zip(whole, needed, strict=True) if strip <= length]
-            images = max(-(-size.images // devices) for size in shorter)
-            strips.append((length, images, max(size.patches for size in shorter)))
-        rooms = cls(0.0, _token_levels(groups, most), strips)
+        longest = [_longest(size.each, devices) for size in whole]
+        grain = max(longest) // 256 + 1  # few distinct lengths to choose among
+        longest = [-(-length // grain) * grain for length in longest]
+        lengths = levels(longest, np.full(len(longest), devices), sum(sum(size.each) for size in whole), PATCHES, most)
+        needs = [(level(lengths, length), *_rows(size, devices)) for length, size in zip(longest, whole, strict=True)]
+        sizes = [room for length in lengths for room in _widths([need for need in needs if need[0] == length])]
+        rooms = cls(0.0, _token_levels(groups, most), sorted(sizes, key=_computed))
         return rooms._replace(share=_share(rooms, groups, devices))
 
     def room(self, size: PromptSize, devices: int) -> Room:
-        """The least that holds a micro-batch, which is split among so many devices; beyond all, as where groups were
-        dropped, one of its own."""
-        own = _longest(size.each, devices), -(-size.images // devices), size.patches
-        holds = (room for room in self.strips if all(there >= one for there, one in zip(room, own, strict=True)))
-        strip, images, patches = next(holds, own)
-        return Room(level(self.tokens, size.tokens), images, patches, strip)
+        """The cheapest that holds a micro-batch, which is split among so many devices; where none does, as when groups
+        were dropped, the largest in each respect, or what is needed beyond it."""
+        own = _longest(size.each, devices), *_rows(size, devices)
+        holds = (room for room in self.sizes if all(there >= one for there, one in zip(room, own, strict=True)))
+        largest = tuple(max(*there, one) for *there, one in zip(*self.sizes, own, strict=True))
+        length, images, patches = next(holds, largest)
+        return Room(level(self.tokens, size.tokens), images, patches, length)
 
 
-def on_devices(each: Sequence[int], devices: int) -> list[list[int]]:
-    """Numbers of the images that stand on each device: about as many patches, and not more images than of any other."""
-    if devices == 1:
-        return [[*range(len(each))]]
-    dealt = deal(np.arange(len(each)), np.array(each), max(1, -(-len(each) // devices)))
-    return [*(part.tolist() for part in dealt), *[[]] * (devices - len(dealt))]
+@functools.lru_cache(maxsize=4096)
+def deal_images(each: tuple[int, ...], devices: int) -> tuple[tuple[int, ...], ...]:
+    """Numbers of the images on each device: about as many patches, and at most an equal share of the images."""
+    part = -(-len(each) // devices)
+    work = np.zeros(part * devices, int)
+    work[: len(each)] = each
+    dealt = deal(np.arange(len(work)), work, part) if part else [np.arange(0)] * devices
+    return tuple(tuple(number for number in images.tolist() if number < len(each)) for images in dealt)
 
 
 def deal(rows: np.ndarray, work: np.ndarray, part: int) -> list[np.ndarray]:
@@ -138,24 +145,24 @@ def deal(rows: np.ndarray, work: np.ndarray, part: int) -> list[np.ndarray]:
     the one with least exchange a row, as long as that brings them closer. Rows stay in their order, and so do the parts
     by their first rows, so that nothing moves where there is nothing to even out.
     """
-    tokens = [int(work[row]) for row in rows]
-    room = [min(part, len(rows) - start) for start in range(0, len(rows), part)]
-    held: list[list[int]] = [[] for _ in room]  # places among the rows
-    sums = [0] * len(room)
-    for place in sorted(range(len(rows)), key=lambda place: -tokens[place]):
-        least = min((n for n in range(len(room)) if len(held[n]) < room[n]), key=sums.__getitem__)
+    each = [int(work[row]) for row in rows]
+    slots = [min(part, len(rows) - start) for start in range(0, len(rows), part)]
+    held: list[list[int]] = [[] for _ in slots]  # places among the rows
+    sums = [0] * len(slots)
+    for place in sorted(range(len(rows)), key=lambda place: -each[place]):
+        least = min((n for n in range(len(slots)) if len(held[n]) < slots[n]), key=sums.__getitem__)
         held[least].append(place)
-        sums[least] += tokens[place]
+        sums[least] += each[place]
     while held:
         most, least = (pick(range(len(sums)), key=sums.__getitem__) for pick in (max, min))
         gap = sums[most] - sums[least]
-        pairs = ((abs(gap - 2 * (tokens[a] - tokens[b])), a, b) for a in held[most] for b in held[least])
+        pairs = ((abs(gap - 2 * (each[a] - each[b])), a, b) for a in held[most] for b in held[least])
         left, a, b = min(pairs, default=(gap, 0, 0))
         if left >= gap:
             break
         held[most][held[most].index(a)], held[least][held[least].index(b)] = b, a
-        sums[most] += tokens[b] - tokens[a]
-        sums[least] += tokens[a] - tokens[b]
+        sums[most] += each[b] - each[a]
+        sums[least] += each[a] - each[b]
     return [rows[places] for places in sorted(map(sorted, held), key=lambda places: (len(places) < part, places))]
 
 
@@ -197,9 +204,35 @@ def level(among: list[int], value: int) -> int:
     return next((one for one in among if one >= value), value)
 
 
-def _longest(each: Sequence[int], devices: int) -> int:
+def _longest(each: tuple[int, ...], devices: int) -> int:
     """Patches on the device that has most."""
-    return max(sum(each[i] for i in strip) for strip in on_devices(each, devices))
+    return max(sum(each[i] for i in images) for images in deal_images(each, devices))
+
+
+def _rows(size: PromptSize, devices: int) -> tuple[int, int]:
+    """Images on a device and patches of the largest: the rows that attention has."""
+    return -(-size.images // devices), size.patches
+
+
+def _computed(size: tuple[int, int, int]) -> int:
+    length, images, patches = size
+    return Room(0, images, patches, length).computed
+
+
+def _widths(needs: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """The size that holds all strips of one length, or two, divided by the width of an image, where that saves a tenth
+    of what is computed."""
+    needs = sorted(needs, key=lambda need: need[2])
+
+    def joined(part: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+        return part[0][0], max(images for _, images, _ in part), part[-1][2]
+
+    cuts = [cut for cut in range(1, len(needs)) if needs[cut - 1][2] < needs[cut][2]]
+    pairs = [(joined(needs[:cut]), joined(needs[cut:]), cut) for cut in cuts]
+    if not pairs:
+        return [joined(needs)]
+    work, narrow, wide = min((_computed(a) * cut + _computed(b) * (len(needs) - cut), a, b) for a, b, cut in pairs)
+    return [narrow, wide] if work < 0.9 * _computed(joined(needs)) * len(needs) else [joined(needs)]
 
 
 def _token_levels(groups: Sequence[Group], most: int) -> list[int]:

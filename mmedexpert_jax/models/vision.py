@@ -1,4 +1,7 @@
-"""The vision tower of Qwen2-VL and Qwen2.5-VL: patches of images in rows -> features in the text's width."""
+"""The vision tower of Qwen2-VL and Qwen2.5-VL: patches of images -> features in the text's width.
+
+Shapes are those of images in rows, [I, P, ...]; of images side by side they are [1, N, ...].
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -156,8 +159,7 @@ class VisionTower(nnx.Module):
         self.config = config
 
     def __call__(self, patches: Array, positions: Array, images: Images, remat: bool = False) -> Array:
-        """patches [I, P, C], positions [I, P, 2] (row, column) -> features [I, P / 4, D]; of images that stand side by
-        side [1, N, ...].
+        """patches [I, P, C], positions [I, P, 2] (row, column) -> features [I, P / 4, D].
 
         Qwen2.5-VL works window by window: merged tokens are put in the order of their windows, padding last, and the
         features back in their own.

@@ -1,5 +1,6 @@
 """Conversations in, padded batches out: tokenizer, chat template, image patches and positions together."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -253,7 +254,7 @@ class Processor:
         strips: Sequence[Sequence[int]] = (),
         min_strip: int = 0,
     ) -> Batch:
-        """Right-padded batch; images in order of row, then appearance.
+        """Right-padded batch; images in order of row, then appearance, or as the strips have them.
 
         The least sizes keep the shapes that jit sees few. Images that fill up to `min_images` have no valid patch.
 
@@ -262,16 +263,21 @@ class Processor:
             min_length: least T.
             min_patches: least P; rounded up to whole merged tokens.
             min_images: least I.
-            multiple: T is a multiple of this, P of its least common multiple with a merged token's patches.
+            multiple: T is a multiple of this, P and N of its least common multiple with a merged token's patches.
             strips: numbers of the images that stand side by side, on each of S devices; none: each has a row.
-            min_strip: least N of such a strip, rounded up as P is.
+            min_strip: least N of such a strip.
+
+        Raises ValueError: strips that leave out an image or have it twice.
         """
         images = [image for prompt in encoded for image in prompt.images]
         merged = self.image_config.merged
         length = _round_up(max([min_length, *(len(prompt.tokens) for prompt in encoded)]), multiple)
         num_images = max(min_images, len(images), len(strips) * max(map(len, strips), default=0))
+        num_images = _round_up(num_images, max(1, len(strips)))
         num_patches = max([min_patches, *(len(patches) for patches, _ in images), merged if num_images else 0])
         num_patches = _round_up(num_patches, math.lcm(multiple, merged))
+        if strips and sorted(itertools.chain(*strips)) != [*range(len(images))]:
+            raise ValueError(f"strips hold each of {len(images)} images once; got {strips}")
         counts, size = [len(patches) for patches, _ in images], len(encoded)
         rows, width = num_images, num_patches
         if strips:

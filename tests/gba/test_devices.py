@@ -15,7 +15,10 @@ import pytest
 from PIL import Image
 
 from mmedexpert_jax import lora
-from mmedexpert_jax.models import load_model
+from mmedexpert_jax.data import load_cases
+from mmedexpert_jax.gba.batches import Batches
+from mmedexpert_jax.gba.guidelines import Guidelines
+from mmedexpert_jax.models import load_model, load_processor
 
 SCRIPT = Path(__file__).with_name("devices_script.py")
 
@@ -86,9 +89,14 @@ def test_images_of_unlike_sizes_are_dealt_over_devices(tiny_model_dir, tmp_path)
         row = {"id": f"case-{i}", "question": "A rate of 32." + " Why?" * i, "options": ["1", "2"], "answer": "A"}
         rows.append(row | {"specialty": "AM", "task": "score", "images": names})
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    cases, layouts = tmp_path / "train.jsonl", ("1x1x1,none", "2x1x2,full")
-    one, split = runs_of(start(tiny_model_dir, cases, tmp_path, "all", 4, *layouts), tmp_path, "all")
+    file, layouts = tmp_path / "train.jsonl", ("1x1x1,none", "2x2x2,full")
+    one, split = runs_of(start(tiny_model_dir, file, tmp_path, "all", 8, *layouts), tmp_path, "all")
     assert_same_run(split, one, rounded=True)
+    processor, guidelines = load_processor(tiny_model_dir), Guidelines(load_cases(str(file), "train"), 0, 8, 2)
+    for shares in (1, 4):  # as in the script
+        batches = Batches(processor, guidelines, 2, 8 // shares, 512, shares)
+        ((_, batch),) = batches.reads(batches.encoded(0)[1])
+        assert len(batch.patches) == shares and batch.patch_places.size
 
 
 @pytest.mark.slow
