@@ -1,8 +1,8 @@
 """Does GBA learn, and would anything rise? Several seeds of configs/gba.py, and the same with shuffled rewards.
 
     python benchmarks/learning.py --seeds 0 1 2
-    python benchmarks/learning.py --seeds 0 1 2 3 4 --rewards sum,gated,gdpo   # against the default
-    python benchmarks/learning.py --seeds 0 1 2 3 4 --ahead      # and with rollouts drawn a step ahead of their update
+    python benchmarks/learning.py --seeds 0 1 2 3 4 --against sum,gated,gdpo     # other rewards, against the default
+    python benchmarks/learning.py --seeds 0 1 2 3 4 --against ahead,grpo         # rollouts a step ahead; the paper's rival
 
 Each run is the README's command in a process of its own, without its held-out evaluations of other settings: the base
 and every policy are then scored here on the test split, sampled at temperature 1, as they were trained, and greedily.
@@ -26,23 +26,20 @@ from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.runtime import metrics
 
 ACCURACY = "rewards/accuracy/mean"
-# Form that weighs as much as accuracy, so that a right answer without reasoning ties with a wrong one in full form; the
-# same where it counts only for right answers; with each reward normalised by itself; that at the default weights, and
-# where form counts only for right answers.
+# Form that weighs as much as accuracy, so that a right answer without reasoning ties with a wrong one in full form.
 _EVEN = ["--config.rewards.format=0.5", "--config.rewards.structure=0.5"]
-REWARDS = {
-    "sum": _EVEN,
-    "gated": [*_EVEN, "--config.rewards.gated=True"],
-    "gdpo_even": [*_EVEN, "--config.objective=gdpo"],
-    "gdpo": ["--config.objective=gdpo"],
-    "gdpo_gated": [*_EVEN, "--config.rewards.gated=True", "--config.objective=gdpo"],
+_GATED, _GDPO = "--config.rewards.gated=True", "--config.objective=gdpo"
+VARIANTS = {  # name -> what it is, what it sets
+    "shuffled": ("shuffled rewards", ["--config.rewards.shuffle=True"]),
+    "sum": ("format and structure weigh 0.5", _EVEN),
+    "gated": ("0.5, for right answers only", [*_EVEN, _GATED]),
+    "gdpo_even": ("0.5, each reward normalised by itself", [*_EVEN, _GDPO]),
+    "gdpo_gated": ("0.5, for right answers only, each normalised by itself", [*_EVEN, _GATED, _GDPO]),
+    "gdpo": ("each reward normalised by itself", [_GDPO]),
+    "ahead": ("rollouts a step ahead", ["--config.rollout_ahead=1", "--config.importance_cap=2"]),
+    "grpo": ("GRPO", ["--config.objective=grpo"]),
 }
 DECODING = {"sampled": 1.0, "greedy": 0.0}  # temperature of the held-out answers
-GROUPS = {  # name -> (prefix of its folders, what it sets)
-    "GBA": ("gba", []),
-    "shuffled rewards": ("shuffled", ["--config.rewards.shuffle=True"]),
-    "GBA, a step ahead": ("ahead", ["--config.rollout_ahead=1", "--config.importance_cap=2"]),
-}
 
 
 @dataclass(frozen=True)
@@ -110,13 +107,12 @@ def main() -> None:
     """Trains, scores, prints the tables and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--ahead", action="store_true", help="also with rollout_ahead=1")
     parser.add_argument("--folder", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--rewards", default="", help=f"some of {','.join(REWARDS)}, beside GBA")
+    parser.add_argument("--against", default="shuffled", help=f"some of {','.join(VARIANTS)}")
     arguments, extra = parser.parse_known_args()
-    variants = [name for name in arguments.rewards.split(",") if name]
-    if unknown := sorted({*variants} - {*REWARDS}):
-        parser.error(f"--rewards: {', '.join(unknown)}: choose among {', '.join(REWARDS)}")
+    against = arguments.against.split(",")
+    if unknown := sorted({*against} - {*VARIANTS}):
+        parser.error(f"--against: {', '.join(unknown)}: choose among {', '.join(VARIANTS)}")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     base = held_out("mini", arguments.folder)
     before = {name: evaluation.accuracy()["accuracy"] for name, evaluation in base.items()}
@@ -125,31 +121,23 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     result: dict = {"base": before, "runs": []}
     policies: dict = {}
-    groups = dict(list(GROUPS.items())[: 3 if arguments.ahead else 2])
-    for group, (prefix, settings) in (groups | {name: (name, REWARDS[name]) for name in variants}).items():
+    for prefix, (group, settings) in ({"gba": ("GBA", [])} | {name: VARIANTS[name] for name in against}).items():
         runs = [train(arguments.folder / f"{prefix}-{seed}", seed, settings + extra) for seed in arguments.seeds]
-        policies[group] = [held_out(str(run.folder), run.folder) for run in runs]
-        for run, after in zip(runs, policies[group], strict=True):
+        policies[prefix] = [held_out(str(run.folder), run.folder) for run in runs]
+        for run, after in zip(runs, policies[prefix], strict=True):
             sampled, greedy = (after[name].accuracy()["accuracy"] for name in DECODING)
             cells = f"{run.first:.3f} | {run.last:.3f} | {sampled:.3f} | {greedy:.3f} | {run.seconds:.0f}"
             print(f"| {group} | {run.seed} | {cells} |", flush=True)
             facts = {"seed": run.seed, "first": run.first, "last": run.last, "sampled": sampled, "greedy": greedy}
             result["runs"].append({"group": group, **facts, "seconds": run.seconds, "curve": curve(run.folder)})
-        result[group] = summarise(runs, base, policies[group])
+        result[group] = summarise(runs, base, policies[prefix])
     print()
-    for name in DECODING:
-        for group in policies:
-            figures = result[group][name]
-            print(f"{group}, {name}: gain {figures['gain']:+.3f} [{figures['low']:+.3f}, {figures['high']:+.3f}]")
-        control, gba = ([evaluations[name] for evaluations in policies[g]] for g in ("shuffled rewards", "GBA"))
-        beyond = compare_evaluations(control, gba)
-        result[f"GBA beyond shuffled, {name}"] = {"gain": beyond.difference, "low": beyond.low, "high": beyond.high}
-        for variant in variants:
-            pair = [[evaluations[name] for evaluations in policies[group]] for group in ("GBA", variant)]
-            gain = compare_evaluations(*pair)
-            result[f"{variant} beyond GBA, {name}"] = {"gain": gain.difference, "low": gain.low, "high": gain.high}
-            print(f"{variant} beyond GBA, {name}: {gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]")
-        print(f"GBA beyond shuffled rewards, {name}: {beyond.difference:+.3f} [{beyond.low:+.3f}, {beyond.high:+.3f}]")
+    for kind in DECODING:
+        gba = [evaluations[kind] for evaluations in policies["gba"]]
+        for name in against:
+            beyond = compare_evaluations([evaluations[kind] for evaluations in policies[name]], gba)
+            result[f"GBA beyond {name}, {kind}"] = {"gain": beyond.difference, "low": beyond.low, "high": beyond.high}
+            print(f"GBA beyond {name}, {kind}: {beyond.difference:+.3f} [{beyond.low:+.3f}, {beyond.high:+.3f}]")
     facts = {"benchmark": "learning", "machine": platform.machine(), "python": platform.python_version()}
     print(json.dumps(facts | result))
 

@@ -41,6 +41,8 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MEMORY = "python benchmarks/gba_thousand.py --memory --target h100 --prompts-per-step 8"
 COMMANDS = {
     "learning": "python benchmarks/learning.py --seeds 0 1 2",
+    "against": "python benchmarks/learning.py --seeds 0 1 2 3 4 --against"
+    " sum,gated,gdpo_even,gdpo_gated,gdpo,ahead,grpo",
     "looking": "python benchmarks/looking.py --seeds 0 1 2",
     "pipeline": "python benchmarks/pipeline.py",
     "merge": "python benchmarks/merge.py --shape qwen2_0_5b",
@@ -101,6 +103,15 @@ def learning_image(path: Path, learning: dict) -> None:
     plots.learning_curve(groups, path)
 
 
+def ahead_image(path: Path, against: dict) -> None:
+    """The learning curves of GBA on-policy and with rollouts a step ahead of their update."""
+    groups: dict[str, list] = {}
+    for run in against["result"]["runs"]:
+        if run["group"] in ("GBA", "rollouts a step ahead"):
+            groups.setdefault(run["group"], []).append(run["curve"])
+    plots.learning_curve(groups, path, held_out="", title="GBA on-policy and a step off")
+
+
 def modalities_image(path: Path, looking: dict) -> None:
     """The learning curves of GBA on text cases and on cases with a picture."""
     groups = {}
@@ -121,6 +132,7 @@ def drawn() -> dict[str, Figure]:
     panels = dict.fromkeys(ablation_result.panels(read("ablation")), Figure(("ablation",), panel_image))
     return {
         "learning.png": Figure(("learning",), learning_image),
+        "learning_ahead.png": Figure(("against",), ahead_image),
         "learning_modalities.png": Figure(("looking",), modalities_image),
         "merge_growth.png": Figure(("merge_growth",), growth_image),
         **panels,
