@@ -55,9 +55,9 @@ VERSIONS = ("jax", "jaxlib", "numpy")
 EARLIER = """\
 **On an earlier embedded model and with other rewards.** `rewards.format` and `rewards.structure` of
 configs/gba.py weighed 0.5 each, and weigh 0.2 now. These tables were made with weights of SHA-256 {weights}...,
-those of `configs/pretrain.py:text`, and with pictures that had no colours by place: images were not learned then, by any row.
-Those that ship now ({shipped}...) go on from them (`configs/pretrain.py:mini`), so that the command above gives other
-numbers today.
+those of `configs/pretrain.py:text`, and with pictures that had no colours by place: images were not
+learned then, by any row. Those that ship now ({shipped}...) go on from them
+(`configs/pretrain.py:mini`), so that the command above gives other numbers today.
 
 """
 LOOKING = """
