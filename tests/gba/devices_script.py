@@ -60,7 +60,8 @@ def run(model_path, cases_path, sizes, shard, trainable="lora", program=False):
         state, stats = learner.update(state, parts)
         done.append(completions)
         rows.append(stats)
-        moments.append([leaves(optax.tree.get(state.opt_state, name)) for name in ("mu", "nu")])
+        # of each layer, as the weights are: scanned, the learner keeps moments stacked
+        moments.append([leaves(tree.unstack(optax.tree.get(state.opt_state, name))) for name in ("mu", "nu")])
     weights = {f"w{i}": leaf for i, leaf in enumerate(leaves(state.trained))}
     for name, steps in zip("mv", zip(*moments, strict=True), strict=True):
         weights |= {f"{name}{i}": np.stack(leaf) for i, leaf in enumerate(zip(*steps, strict=True))}
