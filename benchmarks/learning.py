@@ -133,6 +133,9 @@ def main() -> None:
         result[group] = summarise(runs, base, policies[prefix])
     print()
     for kind in DECODING:
+        for group in dict.fromkeys(run["group"] for run in result["runs"]):
+            figures = result[group][kind]
+            print(f"{group}, {kind}: gain {figures['gain']:+.3f} [{figures['low']:+.3f}, {figures['high']:+.3f}]")
         gba = [evaluations[kind] for evaluations in policies["gba"]]
         for name in against:
             beyond = compare_evaluations([evaluations[kind] for evaluations in policies[name]], gba)

@@ -13,7 +13,9 @@ from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.train import Prefetched
 
-WORTH = 1.15  # times less that strips compute, or within the bounds: attention takes patches to rows and back
+# So many times less strips have to compute than rows where both miss the bounds: attention moves patches to rows and
+# back.
+WORTH = 1.15
 Sizes = dict[tuple, PromptSize]  # of prompts, by case and paradigm
 Order = Callable[[PromptSize], Any]  # what rows are sorted by before they are cut into micro-batches
 # Which pads least depends on the data: by images, whose number a device pads to; by tokens, those with images apart or
@@ -72,26 +74,32 @@ class Batches:
                 if _key(prompt) not in known:
                     known[_key(prompt)] = PromptSize.of(self.encode(prompt))
             steps.append([known[_key(prompt)] for prompt in prompts])
-        # A minibatch that is computed at once is mixed in any case: shapes would be compiled and save little.
-        most = LEVELS if len(prompts) > part * devices * minibatches else 1
-
-        def planned(order: Order, kind: type[ImageRows | ImageStrips]) -> tuple[ImageRows | ImageStrips, Order]:
-            groups = [[sizes[i] for i in rows] for sizes in steps for rows in self._cut(sizes, order)]
-            return kind.of(groups, devices, most), order
-
-        # one device pads to no other, and by images it mostly stays within the bounds
-        plans = [planned(order, ImageRows) for order in (ORDERS if devices > 1 else ORDERS[:1])]
-        if min(rooms.share for rooms, _ in plans) > 1:
-            plans += [planned(order, ImageRows) for order in ORDERS[len(plans) :]]
-        self._rooms, self.order = min(plans, key=_share)
-        # families whose images are all of one size, Gemma's and LLaVA's, know no strips
-        unlike = len({size for sizes in steps for one in sizes for size in one.each}) > 1
-        if unlike and self._rooms.share > 1:
-            strips, order = min((planned(order, ImageStrips) for order in ORDERS), key=_share)
-            if strips.share <= max(1, self._rooms.share / WORTH):
-                self._rooms, self.order = strips, order
+        self._rooms, self.order = self._planned(steps)
         self.max_length = self._rooms.tokens[-1]
         self.ahead = Prefetched(self.encoded, rounds)
+
+    def _planned(self, steps: Sequence[Sequence[PromptSize]]) -> tuple[ImageRows | ImageStrips, Order]:
+        """The rooms for the micro-batches of these steps, and the order of rows, that compute least."""
+        # A minibatch that is computed at once is mixed in any case: shapes would be compiled and save little.
+        most = LEVELS if len(steps[-1]) > self._part * self._devices * self._minibatches else 1
+
+        def best(kind: type[ImageRows | ImageStrips], orders: Sequence[Order]) -> tuple[Any, Order]:
+            plans = []
+            for order in orders:
+                groups = [[sizes[i] for i in rows] for sizes in steps for rows in self._cut(sizes, order)]
+                plans.append((kind.of(groups, self._devices, most), order))
+            return min(plans, key=lambda plan: plan[0].share)
+
+        rows = best(ImageRows, ORDERS[:1])
+        if self._devices > 1 or rows[0].share > 1:  # one device pads to no other, and by images mostly keeps the bounds
+            rows = min(rows, best(ImageRows, ORDERS[1:]), key=lambda plan: plan[0].share)
+        # families whose images are all of one size, Gemma's and LLaVA's, know no strips
+        unlike = len({size for sizes in steps for one in sizes for size in one.each}) > 1
+        if unlike and rows[0].share > 1:
+            strips = best(ImageStrips, ORDERS)
+            if strips[0].share <= max(1, rows[0].share / WORTH):
+                return strips
+        return rows
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Token ids and patches of one prompt."""
@@ -171,10 +179,6 @@ def cut(rows: np.ndarray, sizes: Sequence[PromptSize], count: int, order: Order 
     """Rows in order of their size, `count` at a time."""
     ordered = np.array(sorted(rows, key=lambda row: order(sizes[row])), int)
     return [ordered[i : i + count] for i in range(0, len(ordered), count)]
-
-
-def _share(plan: tuple[ImageRows | ImageStrips, Order]) -> float:
-    return plan[0].share
 
 
 def _encode(processor: Processor, prompt: Prompt, limit: int) -> Encoded:
