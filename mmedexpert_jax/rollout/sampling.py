@@ -102,7 +102,7 @@ def draw_plainly(uniform: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.
     count = logits.shape[1]
     blocks = jnp.pad(logits, [(0, -len(logits) % BLOCK), (0, 0)], constant_values=-jnp.inf).reshape(-1, BLOCK, count)
     top = jnp.max(logits, axis=0)
-    masses = jnp.exp(blocks - top).sum(axis=1)
+    masses = jax.lax.optimization_barrier(jnp.exp(blocks - top).sum(axis=1))  # else all are summed a second time below
     block = _pick(uniform[0], masses)
     inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]  # [BLOCK, N]
     place = _pick(uniform[1], jnp.exp(inside - top))

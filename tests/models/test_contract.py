@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmedexpert_jax.models import fused
+from mmedexpert_jax.models import fused, layers
 from mmedexpert_jax.models.layers import contract
 
 
@@ -43,9 +43,19 @@ def test_products_of_float32(shape):
     chex.assert_trees_all_close(slopes(contract), slopes(plain), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows, first", [(64, "32,64"), (65, "65,32")])
+@pytest.mark.parametrize("rows, first", [((64,), "32,64"), ((65,), "65,32"), ((64, 1), "32,64"), ((8, 2), "16,32")])
 def test_few_rows_are_multiplied_with_the_weight_first(rows, first):
-    program = jax.jit(contract).lower(jnp.zeros((rows, 48)), jnp.zeros((32, 48))).compile().as_text()
+    program = jax.jit(contract).lower(jnp.zeros((*rows, 48)), jnp.zeros((32, 48))).compile().as_text()
+    assert re.findall(r"f32\[([\d,]+)\]\S* dot\(", program) == [first]
+
+
+@pytest.mark.parametrize("queries, first", [(8, "2,3,40,8"), (9, "2,3,9,40")])
+def test_few_queries_are_multiplied_with_the_keys_first(queries, first):
+    def scores(x, keys):
+        return layers._softmax_part(x, keys, keys, jnp.ones((1, 40), bool))[1]
+
+    arrays = jnp.zeros((2, 3, queries, 16)), jnp.zeros((2, 3, 40, 16))
+    program = jax.jit(scores).lower(*arrays).compile().as_text()
     assert re.findall(r"f32\[([\d,]+)\]\S* dot\(", program) == [first]
 
 
