@@ -25,7 +25,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "linear": lambda x: x,
 }
 _ROWS = 1024  # queries that see all keys are attended in blocks of so many: Gemma 3's images have 4,096 patches
-_FEW = 64  # rows of a product that a CPU spends on reading the weight, as in decoding
+# Rows of a product that a CPU spends on reading the weight, as in decoding: where W x^T is faster than x W^T.
+_FEW = {jnp.dtype(jnp.float32): range(1, 65), jnp.dtype(jnp.bfloat16): range(16, 65)}
 _FEW_QUERIES = 8  # of a key head in attention, as in decoding
 _LONG = 128  # rows from this length on are attended causally in so many blocks of queries, each with the keys up to its
 _BLOCKS = 4  # end: 5/8 of the products, and of the memory a quarter
@@ -222,16 +223,17 @@ def contract(x: Array, weight: Array | InParts, dtype: jnp.dtype | None = None) 
     """x [..., in] with weight [out, in] -> [..., out] in a dtype, None: theirs; the weight is never copied transposed.
 
     On a CPU, XLA takes three to nine times as long for a product of bfloat16 with a result of bfloat16, or of a single
-    row, as for float32: it is asked for float32, rounded once, and for two rows at least. Few rows of float32, [N, in]
-    or [N, 1, in] as in decoding, are asked for as W x^T: that reads W as it lies, where x W^T packs it anew each time.
+    row, as for float32: it is asked for float32, rounded once, and for two rows at least. Few rows, [N, in] or
+    [N, 1, in] as in decoding, are asked for as W x^T: that reads W as it lies, where x W^T packs it anew each time.
     """
     if isinstance(weight, InParts):
         return weight.product(x, contract)
     one_token = x.ndim == 2 or (x.ndim == 3 and x.shape[1] == 1)
-    if fused.on_cpu() and one_token and len(x) <= _FEW and x.dtype == weight.dtype == jnp.float32:
-        # XLA takes the transpose of a product for the product the other way round, unless a barrier stands between.
+    if fused.on_cpu() and one_token and x.dtype == weight.dtype and len(x) in _FEW.get(x.dtype, ()):
         rows = x.reshape(len(x), -1)
-        product = jax.lax.optimization_barrier(jax.lax.dot_general(weight, rows, (((1,), (1,)), ((), ())))).T
+        product = jax.lax.dot_general(weight, rows, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        # XLA takes the transpose of a product for the product the other way round, unless a barrier stands between.
+        product = jax.lax.optimization_barrier(product).T
         return product.astype(dtype or x.dtype).reshape(*x.shape[:-1], -1)
     if x.dtype != jnp.bfloat16 or weight.dtype != jnp.bfloat16 or not fused.on_cpu():
         return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype)

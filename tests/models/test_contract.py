@@ -12,7 +12,7 @@ from mmedexpert_jax.models import fused, layers
 from mmedexpert_jax.models.layers import contract
 
 
-@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (1, 1)])
+@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (1, 1), (16, 1), (64,), (65,)])
 def test_products_of_bfloat16(shape):
     x = jax.random.normal(jax.random.key(0), (*shape, 64)).astype(jnp.bfloat16)
     weight = jax.random.normal(jax.random.key(1), (32, 64)).astype(jnp.bfloat16)
@@ -46,6 +46,13 @@ def test_products_of_float32(shape):
 @pytest.mark.parametrize("rows, first", [((64,), "32,64"), ((65,), "65,32"), ((64, 1), "32,64"), ((8, 2), "16,32")])
 def test_few_rows_are_multiplied_with_the_weight_first(rows, first):
     program = jax.jit(contract).lower(jnp.zeros((*rows, 48)), jnp.zeros((32, 48))).compile().as_text()
+    assert re.findall(r"f32\[([\d,]+)\]\S* dot\(", program) == [first]
+
+
+@pytest.mark.parametrize("rows, first", [(15, "15,32"), (16, "32,16"), (64, "32,64"), (65, "65,32")])
+def test_few_rows_of_bfloat16_are_multiplied_with_the_weight_first(rows, first):
+    arrays = jnp.zeros((rows, 48), jnp.bfloat16), jnp.zeros((32, 48), jnp.bfloat16)
+    program = jax.jit(contract).lower(*arrays).compile().as_text()
     assert re.findall(r"f32\[([\d,]+)\]\S* dot\(", program) == [first]
 
 
