@@ -39,11 +39,6 @@ VARIANTS = {  # name -> what it is, what it sets
     "ahead": ("rollouts a step ahead", ["--config.rollout_ahead=1", "--config.importance_cap=2"]),
     "bare": ("no reward for structure", ["--config.rewards.structure=0.0"]),
     "grpo": ("GRPO", ["--config.objective=grpo"]),
-    "grpo_structure": ("GRPO, structure rewarded", ["--config.objective=grpo", "--config.rewards.structure=0.2"]),
-    "rloo": ("RLOO", ["--config.objective=rloo"]),
-    "reinforce_pp": ("REINFORCE++", ["--config.objective=reinforce_pp"]),
-    "slower": ("a third of the rate, 5e-4", ["--config.lr=5e-4"]),
-    "faster": ("three times the rate, 4.5e-3", ["--config.lr=4.5e-3"]),
 }
 DECODING = {"sampled": 1.0, "greedy": 0.0}  # temperature of the held-out answers
 

@@ -22,18 +22,23 @@ def learning_table(learning: dict) -> str:
     return f"{_about(learning)}\n\n{_table(heads, runs)}\n{_table(gain_heads, gains)}"
 
 
-def against_table(against: dict) -> str:
+def against_table(*measured: dict) -> str:
     """What other settings gain over the default, paired over cases, the seeds of a case kept together."""
-    found = against["result"]
-    names = [key.removeprefix("GBA beyond ").removesuffix(", sampled") for key in found if key.endswith(", sampled")]
-    groups = list(dict.fromkeys(run["group"] for run in found["runs"]))[1:]
-    rows = []
-    for name, group in zip(names, groups, strict=True):
-        pairs = [found[f"GBA beyond {name}, {kind}"] for kind in KINDS]
-        gains = [{"gain": -pair["gain"], "low": -pair["high"], "high": -pair["low"]} for pair in pairs]
-        rows.append([f"{group} (`{name}`)", *(_points(gain["gain"], gain) for gain in gains)])
-    heads = [f"over the default, {found['GBA']['runs']} seeds, points [95 % interval]", *KINDS]
-    return f"{_about(against)}\n\n{_table(heads, rows)}"
+    text = ""
+    for one in measured:
+        found = one["result"]
+        names = [
+            key.removeprefix("GBA beyond ").removesuffix(", sampled") for key in found if key.endswith(", sampled")
+        ]
+        groups = list(dict.fromkeys(run["group"] for run in found["runs"]))[1:]
+        rows = []
+        for name, group in zip(names, groups, strict=True):
+            pairs = [found[f"GBA beyond {name}, {kind}"] for kind in KINDS]
+            gains = [{"gain": -pair["gain"], "low": -pair["high"], "high": -pair["low"]} for pair in pairs]
+            rows.append([f"{group} (`{name}`)", *(_points(gain["gain"], gain) for gain in gains)])
+        heads = [f"over the default, {found['GBA']['runs']} seeds, points [95 % interval]", *KINDS]
+        text += f"{_about(one)}\n\n{_table(heads, rows)}\n"
+    return text.rstrip("\n") + "\n"
 
 
 SHOWN = {"text": "text", "image": "with a picture", "other_image": "with another case's picture"}
@@ -245,7 +250,7 @@ def _minutes(seconds: float) -> str:
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "about_learning": (("learning",), lambda learning: f"{_about(learning)}\n"),
     "learning": (("learning",), learning_table),
-    "against": (("against",), against_table),
+    "against": (("against", "structure"), against_table),
     "looking": (("looking",), looking_table),
     "pipeline": (("pipeline",), pipeline_table),
     "forward": (("forward", "forward_families", "forward_families_medium"), forward_table),
