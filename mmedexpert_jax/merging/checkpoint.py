@@ -16,7 +16,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import canonical
 from mmedexpert_jax.merging.arrays import finite
-from mmedexpert_jax.models.stored_tensors import CODES, tensor_files, views
+from mmedexpert_jax.models.stored_tensors import CODES, COMPUTED, tensor_files, views
 from mmedexpert_jax.runtime import files
 
 SHARD_BYTES = 5 * 10**9  # transformers' usual size
@@ -40,8 +40,9 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self._views: dict[str, np.ndarray] = {}
         for file in self._shards():
             for name, view in views(file).items():
-                self.stored[canonical(name)] = name
-                self._views[canonical(name)] = view
+                if not COMPUTED.search(name):  # a checkpoint may have them where another has none
+                    self.stored[canonical(name)] = name
+                    self._views[canonical(name)] = view
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._views[name]

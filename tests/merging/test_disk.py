@@ -275,6 +275,38 @@ def test_a_tied_output_layer_of_an_expert_is_no_difference(models, tmp_path):
     assert load_equal(tmp_path / "one", tmp_path / "two")
 
 
+def test_what_a_network_computes_itself_is_not_merged(models, tmp_path):
+    """Older checkpoints hold frequencies and positions, of which the base has none."""
+    first = loaded(models / "first")
+    held = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    held["visual.embeddings.position_ids"] = np.arange(4)[None]
+    save(tmp_path / "older", first | held)
+    job = recipe(models, ("first",))
+    merge_to_disk(job, tmp_path / "one")
+    merge_to_disk(Recipe(job.base, {"first": str(tmp_path / "older")}, job.parameters), tmp_path / "two")
+    assert load_equal(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"experts": ["a"]}, "key experts"),
+        ({"base": 5}, "key base"),
+        ({"dtype": "int3"}, "key dtype"),
+        ({"parameters": {"method": "evolve"}}, "no merging method"),
+        ({"parameters": {"numbers": {"density": {"": "x"}}}}, "density"),
+        ({"parameters": {"switches": {"elect": "mass", "odd": 1}}}, "odd"),
+    ],
+)
+def test_a_recipe_written_by_hand_is_typed(change, named, models, tmp_path):
+    recipe(models, ("first",)).write(tmp_path)
+    content = json.loads((tmp_path / "recipe.json").read_text())
+    parameters = content["parameters"] | change.get("parameters", {})
+    (tmp_path / "recipe.json").write_text(json.dumps(content | change | {"parameters": parameters}))
+    with pytest.raises(DataError, match=f"recipe.json: not a recipe of a merge .*{named}"):
+        read_recipe(tmp_path)
+
+
 def test_broken_files(models, tmp_path):
     save(tmp_path / "cut", draw(0))
     file = tmp_path / "cut" / "model.safetensors"
