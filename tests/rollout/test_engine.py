@@ -142,3 +142,12 @@ def test_rows_over_four_devices():
     }
     done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True)
     assert done.stdout == "ok\n", done.stderr
+
+
+def test_a_model_that_is_not_finite_has_no_answers(tiny, processor, prompts):
+    """A diverged checkpoint would else be scored by whatever its tokens happen to be."""
+    model, params = tiny
+    norm = {"weight": params["model"]["norm"]["weight"].at[3].set(np.nan)}
+    engine = Engine(model, params | {"model": params["model"] | {"norm": norm}}, processor, SETTINGS)
+    with pytest.raises(DataError, match="probabilities are not finite"):
+        dict(engine.answer(prompts[:1]))
