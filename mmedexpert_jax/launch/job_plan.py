@@ -86,7 +86,8 @@ def preflight(config: ConfigDict) -> None:
 
 def adapter_folder(model_path: str) -> Path:
     """The peft directory of an adapter or a run. Raises DataError where there is none."""
-    for folder in (Path(model_path), Path(model_path) / "export" / "adapter"):
+    given = Path(model_path).expanduser()
+    for folder in (given, given / "export" / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
     raise DataError(f"config.model.path: {model_path} holds no adapter; use --config.format=model")

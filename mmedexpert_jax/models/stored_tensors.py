@@ -24,7 +24,7 @@ DTYPES = {
     "BOOL": "bool",
 }
 # What older versions of transformers saved, and newer ones compute: positions, and frequencies of rotary angles
-_COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq)$")
+COMPUTED = re.compile(r"(^|\.)(position_ids|(original_)?inv_freq)$")
 _FLOATS = ("BF16", "F16", "F32", "F64")
 CODES = {name: code for code, name in DTYPES.items()}
 _ROWS = 4096  # rows of two matrices that are compared at a time
@@ -113,7 +113,11 @@ def tensor_files(directory: Path) -> dict[str, Path]:
             raise DataError(f"{index}: shards missing: {_listing(absent)}; download them again")
         return {name: directory / file for name, file in weight_map.items()}
     if not single.exists():
-        raise DataError(f"{directory}: no weights; expected model.safetensors or model.safetensors.index.json")
+        there = sorted(file.name for file in directory.glob("*.safetensors") if file.is_file())
+        fix = f"; rename {there[0]} to model.safetensors" if len(there) == 1 else ""
+        if len(there) > 1 or "-of-" in "".join(there):
+            fix = f"; {_listing(there, 2)} are shards without it: download the index too"
+        raise DataError(f"{directory}: no weights; expected model.safetensors or model.safetensors.index.json{fix}")
     return dict.fromkeys(_open(single).keys(), single)
 
 
@@ -123,7 +127,7 @@ def tensors_in(directory: Path) -> dict[str, Stored]:
 
 
 def _stored(directory: Path) -> Iterator[tuple[str, Stored]]:
-    files = {name: file for name, file in tensor_files(directory).items() if not _COMPUTED.search(name)}
+    files = {name: file for name, file in tensor_files(directory).items() if not COMPUTED.search(name)}
     found = {file: views(file) for file in set(files.values())}
     for name, file in files.items():
         if name not in found[file]:

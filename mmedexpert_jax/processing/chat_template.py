@@ -43,4 +43,11 @@ def find_template(directory: Path, tokenizer: Any, usual: str = QWEN2_VL_TEMPLAT
         if not isinstance(found, dict) or not isinstance(found.get("chat_template"), str):
             raise DataError(f"{file}: not a JSON object with the key chat_template; copy it from the base")
         return found["chat_template"]
-    return tokenizer.get_chat_template() if tokenizer.chat_template else usual
+    try:
+        found = tokenizer.get_chat_template() if tokenizer.chat_template else usual
+    except ValueError:  # several by name, and none called default
+        found = None
+    if not isinstance(found, str):
+        file = directory / "tokenizer_config.json"
+        raise DataError(f"{file}: chat_template is no text and holds none called default; copy the base model's")
+    return found

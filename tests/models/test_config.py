@@ -148,6 +148,7 @@ def test_what_the_network_does_not_implement_is_refused_by_name(change, named):
         ("", "text_config", "text"),
         ("vision_config", "patch_size", 0),
         ("vision_config", "mlp_ratio", float("nan")),
+        ("vision_config", "mlp_ratio", 3.5),
         ("vision_config", "spatial_merge_size", 3),
         ("", "model_type", ["qwen2_vl"]),
     ],
