@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax import models
-from mmedexpert_jax.errors import ConfigError, ResourceError, UserError
+from mmedexpert_jax.errors import ConfigError, NotFinite, ResourceError
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Choice, Desk
 
@@ -84,8 +84,8 @@ def ask(config: ConfigDict) -> None:
     while not over:
         done, over = news.get()
         if done is None:
-            if isinstance(desk.failure, UserError):
-                raise desk.failure
+            if isinstance(desk.failure, NotFinite):
+                raise NotFinite(config.model.path)
             raise ResourceError("the model failed to answer; the line above says why")
         text = desk.processor.decode(done.tokens[0, : int(done.lengths[0])])  # type: ignore[arg-type]  # of the host
         ready = text if over else text.rstrip("\ufffd")  # half a letter waits for its other bytes

@@ -131,15 +131,23 @@ def _stored(directory: Path) -> Iterator[tuple[str, Stored]]:
     found = {file: views(file) for file in set(files.values())}
     for name, file in files.items():
         if name not in found[file]:
-            raise DataError(f"{file}: has no tensor {name}, which the index puts there; download it again")
+            raise missing(file, name)
         view = found[file][name]
         if (code := CODES[view.dtype.name]) not in _FLOATS:
             raise _quantised(file, name, code)
         yield name, Stored(view.shape, view.dtype.name, view.__getitem__)
 
 
+def missing(file: Path, name: str) -> DataError:
+    """The refusal of a shard that lacks a tensor."""
+    return DataError(f"{file}: has no tensor {name}, which the index puts there; download it again")
+
+
 def _quantised(file: Path, name: str, code: str) -> DataError:
-    return DataError(f"{file}: tensor {name} has dtype {code}; quantised checkpoints are not supported")
+    return DataError(
+        f"{file}: tensor {name} has dtype {code}; quantised checkpoints are not supported, take "
+        "the 16-bit one that it was made of"
+    )
 
 
 def _open(file: Path) -> Any:

@@ -399,7 +399,7 @@ def _coarse(image: Image.Image) -> bool:
 
 def _check_coarse(image: Image.Image, name: str) -> None:
     """Raises DataError where colours of 16 bits hold values of 12 at most, whose upper 8 are nearly black."""
-    brightest = max(high for _, high in image.convert("RGB").getextrema())
+    brightest = int(np.asarray(image.convert("RGB")).max())
     if 0 < brightest < 16:
         raise DataError(f"{name}: a 16-bit colour image with values of 12 bits at most; save it with 8 bits a channel")
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import NotFinite
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model, Prefix
 from mmedexpert_jax.processing.batch import Batch
@@ -30,10 +30,6 @@ from mmedexpert_jax.rollout.widths import PATIENCE, devices_of, sample_keys, wid
 from mmedexpert_jax.runtime.mesh import shard_batch
 
 CAPACITY = 128  # of prompts, in multiples of so many tokens: few programs
-NOT_FINITE = (
-    "the model's probabilities are not finite: a weight of it is not, or its dtype is too narrow for what it computes; "
-    "take an earlier checkpoint, or set --config.model.dtype=float32"
-)
 
 Ended = tuple[Any, Completions]  # a ticket, and its samples [G, ...] as arrays of the host
 
@@ -195,7 +191,7 @@ class Pool:
     def _samples(self, ended: bool) -> list[Ended]:
         done, own = jax.device_get((self._state.completions, self._state.own))
         if np.isnan(done.logprobs).any():
-            raise DataError(NOT_FINITE)
+            raise NotFinite
         over = np.asarray(~open_samples(done, own).any(-1)).tolist()
         tickets = [ticket for held in self._tickets for ticket in held]
         return [

@@ -1,6 +1,7 @@
 """Merges of checkpoints on disk: equal to those in memory, resumable, and refused by name where they must be."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -285,6 +286,20 @@ def test_what_a_network_computes_itself_is_not_merged(models, tmp_path):
     merge_to_disk(job, tmp_path / "one")
     merge_to_disk(Recipe(job.base, {"first": str(tmp_path / "older")}, job.parameters), tmp_path / "two")
     assert load_equal(tmp_path / "one", tmp_path / "two")
+
+
+def test_an_index_says_which_shard_has_a_tensor(models, tmp_path):
+    """As a model is loaded: a tensor that a shard holds beside its own is not read, one that it lacks is named."""
+    folder = tmp_path / "sharded"
+    shutil.copytree(models / "second", folder)
+    file, other = folder / "s0.safetensors", folder / "s1.safetensors"
+    name = next(iter(load_file(other)))
+    save_file(load_file(file) | {name: load_file(other)[name] * 2}, file)
+    expected, found = loaded(models / "second"), loaded(folder)
+    assert expected.keys() == found.keys() and all(np.array_equal(expected[name], found[name]) for name in found)
+    save_file({key: tensor for key, tensor in load_file(other).items() if key != name}, other)
+    with pytest.raises(DataError, match=rf"s1\.safetensors: has no tensor {name}, which the index puts there"):
+        Checkpoint(folder)
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,14 @@ def test_what_two_spellings_say_is_what_transformers_reads(change, without):
     assert "sliding_attention" not in theirs.layer_types or theirs.sliding_window is None
 
 
+@pytest.mark.parametrize("name", ["medgemma_4b", "llava_med_7b"])
+def test_a_square_smaller_than_a_patch_is_refused(name):
+    content = PUBLISHED[name].to_hf()
+    content["vision_config"] |= {"image_size": 1}
+    with pytest.raises(DataError, match="image_size is 1, not at least the 14 pixels of a patch"):
+        ModelConfig.from_hf(content)
+
+
 def test_generation_settings_are_kept_for_saving():
     config = ModelConfig.from_hf(FLAT, {"eos_token_id": [151645, 151643], "temperature": 0.01, "top_k": 1})
     assert config.generation == '{"temperature": 0.01, "top_k": 1}'

@@ -305,6 +305,13 @@ def test_the_template_is_read_from_any_of_three_places(tiny_tokenizer_dir, tmp_p
     assert loaded.decode(loaded.encode([{"role": "user", "content": "hello"}]).tokens) == "jinja hello"
 
 
+def test_an_empty_template_is_no_template(tiny_tokenizer_dir, tmp_path):
+    directory = shutil.copytree(tiny_tokenizer_dir, tmp_path / "empty")
+    (directory / "chat_template.jinja").write_text("\n")
+    with pytest.raises(DataError, match=r"chat_template\.jinja: is empty; copy it from the base"):
+        Processor.load(directory)
+
+
 def test_named_templates_need_a_default(tiny_tokenizer_dir, tmp_path):
     directory = shutil.copytree(tiny_tokenizer_dir, tmp_path / "named")
     file = directory / "tokenizer_config.json"
