@@ -50,6 +50,7 @@ _LOOK = (  # what turns a frame's numbers into grey, where functional groups may
     "VOILUTFunction",
 )
 _VOI = _LOOK[3:]
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 
 
@@ -108,12 +109,17 @@ def _placed(content: bytes, name: str) -> list[tuple[Any, int]]:
 
 
 def _check_dicom(dataset: Any, name: str) -> None:
-    if not any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+    held = [len(dataset[key].value or b"") for key in _PIXELS if key in dataset]
+    if not held:
         raise DataError(f"{name}: a DICOM file without a picture ({_kind(dataset)}); leave it out")
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     limit = Image.MAX_IMAGE_PIXELS
     if not rows * columns or (limit and rows * columns > limit):
         raise DataError(f"{name}: a DICOM picture of {columns} x {rows} pixels; 1 to {limit:,} pixels are read")
+    if not 1 <= (frames := _frames(dataset)) <= max(held):  # a frame takes a byte, however it is packed
+        raise DataError(
+            f"{name}: NumberOfFrames is {frames} in its header, of {max(held):,} bytes of pixels; correct it"
+        )
 
 
 def _frames(dataset: Any) -> int:

@@ -420,6 +420,9 @@ def test_what_is_more_or_less_than_a_header_says_is_named():
     dataset = pydicom.dcmread(io.BytesIO(rows))
     with pytest.raises(DataError, match="2 pictures where its header says one; set NumberOfFrames"):
         decode(a_ct(PixelData=2 * dataset.PixelData), name="scan")
+    for frames in (-1, 2_000_000_000):
+        with pytest.raises(DataError, match=f"scan: NumberOfFrames is {frames} in its header, of 6,144 bytes"):
+            decode(a_ct(NumberOfFrames=frames), name="scan", slices=2)
     pair = nibabel.Nifti1Pair(np.zeros((3, 3, 3), np.int16), np.eye(4))
     with pytest.raises(DataError, match=r"the header of a NIfTI pair \(.hdr and .img\)"):
         decode(pair.header.binaryblock + bytes(4), name="scan.hdr", slices=1)
