@@ -56,7 +56,7 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
     if not config.get("mergekit"):
         merged = [named_path(model)[1] for model in config.get("experts", ())]
     for model in merged:
-        for part in _parts(model):
+        for part in parts_of(model):
             check_model("mergekit" if config.get("mergekit") else "experts", part)
     for weight in config.get("weights", ()):
         convert("weights", weight, float)
@@ -147,7 +147,7 @@ def _check_quantised(config: ConfigDict, prefix: str, stage: ConfigDict) -> None
         raise ConfigError(f"config.model.quantize={kind} freezes small weights, and {reason}; leave one of them out")
 
 
-def _parts(model: str) -> list[str]:
+def parts_of(model: str) -> list[str]:
     """The base and the adapter of "BASE+ADAPTER"; any other model is one part."""
     return model.split("+", 1) if "+" in model and not Path(model).expanduser().exists() else [model]
 

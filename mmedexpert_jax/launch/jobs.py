@@ -14,7 +14,16 @@ from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import pipeline
-from mmedexpert_jax.launch.job_plan import SWEEPS, adapter_folder, check, check_devices, describe, preflight
+from mmedexpert_jax.launch.job_plan import (
+    COUNTED,
+    SWEEPS,
+    adapter_folder,
+    check,
+    check_devices,
+    check_models,
+    describe,
+    preflight,
+)
 from mmedexpert_jax.runtime import costs, files, processes
 from mmedexpert_jax.runtime.run import delete_runs, refuse_drift
 
@@ -67,6 +76,8 @@ def _carry_out(config: ConfigDict) -> None:
             adapter_folder(config.model.path)
         if not config.fresh and config.job not in DRIFTING:
             refuse_drift(config.workdir, config)
+        if config.job in COUNTED:
+            check_models(config)
         _say(describe(config))
         check(config)
         return

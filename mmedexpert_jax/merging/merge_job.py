@@ -1,7 +1,8 @@
 """The job `merge` (section 4.3): experts from their directories, one model, adapter or recipe, and where they fight."""
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,8 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
             values |= {"best": best, "chosen": sentence(best)}
             chosen = at(recipe.parameters, best["density"], best["scale"], best.get("weights"))
             recipe = replace(recipe, parameters=chosen)
-    try:
+    with naming(config):
         interference = _write(recipe, config, run)
-    except ConfigError as error:
-        if config.get("mergekit") and config.mergekit not in str(error):  # a number of it that does not fit a tensor
-            raise ConfigError(f"{config.mergekit}: {error}") from error
-        raise
     if interference is not None:
         values |= _report(recipe, interference, run)
         tables |= interference.tables()
@@ -74,6 +71,17 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
     run.finish(values)
     report.report_run(run.path, [report.Table(title, rows) for title, rows in tables.items()])
     print(text, flush=True)
+
+
+@contextlib.contextmanager
+def naming(config: ConfigDict) -> Iterator[None]:
+    """Inside, a number of a mergekit file that fits no tensor is refused with the file's name."""
+    try:
+        yield
+    except ConfigError as error:
+        if config.get("mergekit") and config.mergekit not in str(error):
+            raise ConfigError(f"{config.mergekit}: {error}") from error
+        raise
 
 
 def _check_fields(config: ConfigDict, recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import llava, llava_original, smollm2
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, own_file
-from mmedexpert_jax.models.locate import CHOSEN, MINI, trace
+from mmedexpert_jax.models.locate import CHOSEN, MINI, base_under, locate, trace
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.quantised import quantisable, quantise
@@ -123,6 +123,22 @@ def chosen(
 def load_architecture(src: str | Path) -> Model:
     """The model of `load_model` without its parameters."""
     return Model(_published(str(src)) if str(src).startswith("random:") else read_config(trace(src)[0]))
+
+
+def check_files(src: str | Path) -> None:
+    """Raises DataError where loading a model would, as far as its config, headers and processor tell.
+
+    Nothing is fetched: an adapter whose base lies elsewhere is left to its load.
+    """
+    folder = locate(src)
+    while (folder / "adapter_config.json").is_file():
+        base = base_under(folder, CHOSEN["base"])
+        if base not in ("mini", "smollm2") and not Path(base).expanduser().is_dir():
+            return
+        folder = locate(base)
+    config = read_config(folder)
+    _tensors(folder, config)
+    load_processor(src)
 
 
 def load_processor(src: str | Path, max_pixels: int | None = None, base: str = "") -> Any:

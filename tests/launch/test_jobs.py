@@ -1,11 +1,13 @@
 """The real jobs on a tiny model, through the command line: train with a held-out evaluation, then export."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mmedexpert_jax import lora, models
 from mmedexpert_jax.launch.cli import main
@@ -103,3 +105,17 @@ def test_an_adapter_that_is_its_own_base_is_refused_by_a_plan_too(adapter, capsy
         main([*adapter[:2], f"--config.plan={plan}"])
         said = capsys.readouterr()
         assert "leads back to the adapter itself" in said.out + said.err
+
+
+def test_a_plan_refuses_what_would_not_load_or_merge(tiny, tiny_checkpoint, tmp_path, capsys):
+    """Headers against config.json, and experts against the base, before anything is queued on a cluster."""
+    wrong = shutil.copytree(tiny_checkpoint, tmp_path / "wrong")
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 8}))
+    for job in ("export", "evaluate", "gba"):
+        command = [f"--config=configs/{job}.py", f"--config.model.path={wrong}", tiny[1], "--config.plan=True"]
+        assert main(command) == 3 and "tensors do not fit config.json" in capsys.readouterr().err
+    named = {key.replace("model.", "module."): value for key, value in load_file(wrong / "model.safetensors").items()}
+    save_file(named, wrong / "model.safetensors")
+    merge = ["--config=configs/merge.py", *tiny, f"--config.experts=X={wrong}", "--config.plan=True"]
+    assert main(merge) == 3 and "expert X lacks" in capsys.readouterr().err
