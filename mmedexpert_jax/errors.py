@@ -43,6 +43,16 @@ class TooLong(DataError):
     """A prompt or an answer over its limit of tokens."""
 
 
+class NotFinite(DataError):
+    """A model whose probabilities are not finite."""
+
+    def __init__(self, model: str = "the model"):
+        super().__init__(
+            f"{model}: its probabilities are not finite: a weight of it is not, or its dtype is too narrow for what it "
+            "computes; take an earlier checkpoint, or set --config.model.dtype=float32"
+        )
+
+
 class ResourceError(UserError):
     """Not enough memory or disk, no such device, a directory that cannot be written. Exit code 4."""
 

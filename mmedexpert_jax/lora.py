@@ -256,11 +256,17 @@ def base_of(config: Mapping[str, Any]) -> Any:
 
 
 def finite(name: str, entries: np.ndarray) -> np.ndarray:
-    """The entries of a tensor that is to be written. Raises ConfigError where they hold an infinity or NaN."""
+    """The entries of a tensor that is to be written. Raises DataError where they hold an infinity or NaN,
+    and ConfigError where another dtype may help."""
     if jnp.issubdtype(entries.dtype, jnp.floating) and not np.isfinite(entries).all():
-        raise ConfigError(
-            f"{name}: holds values that are not finite in {entries.dtype.name}; bfloat16 and float32 hold larger ones "
-            "(config.model.dtype), an earlier checkpoint may be whole (config.resume_from)"
+        if entries.dtype == np.float16:
+            raise ConfigError(
+                f"{name}: holds values that are not finite in float16; bfloat16 and float32 hold larger ones "
+                "(config.model.dtype), an earlier checkpoint may be whole (config.resume_from)"
+            )
+        raise DataError(
+            f"{name}: holds values that are not finite; its training diverged, an earlier checkpoint may be whole "
+            "(config.resume_from)"
         )
     return entries
 
@@ -286,13 +292,17 @@ def load_peft(path: str | Path, params: dict) -> Lora:
                 f"{weights}: holds {place} whole (modules_to_save), which no low-rank delta can say: merge it with "
                 "peft first, or load it with mx.load_model"
             )
-    ranks = {module: int(_pattern(config, "rank_pattern", name, "r")) for module, name in names.items()}
-    roots = {module: rank**0.5 if config.get("use_rslora") else rank for module, rank in ranks.items()}
-    scales = {
-        module: _pattern(config, "alpha_pattern", name, "lora_alpha") / roots[module] for module, name in names.items()
-    }
-    for module, pair in factors.items():
-        check(Lora({module: pair}, ranks[module], 1.0), params)
+    try:
+        ranks = {module: int(_pattern(config, "rank_pattern", name, "r")) for module, name in names.items()}
+        roots = {module: rank**0.5 if config.get("use_rslora") else rank for module, rank in ranks.items()}
+        scales = {
+            module: _pattern(config, "alpha_pattern", name, "lora_alpha") / roots[module]
+            for module, name in names.items()
+        }
+        for module, pair in factors.items():
+            check(Lora({module: pair}, ranks[module], 1.0), params)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     rank = max(ranks.values())
     scale = scales[next(module for module, own in ranks.items() if own == rank)]
     for module, pair in factors.items():
@@ -432,6 +442,11 @@ def _tensors(weights: Path) -> dict[str, np.ndarray]:
     except (OSError, SafetensorError, KeyError) as error:  # KeyError: a dtype that numpy has not
         raise DataError(f"{weights}: cannot be read ({error}); save the adapter again with safetensors") from error
     for name, tensor in tensors.items():
+        if ".lora_" in name and not _FACTOR.search(name):
+            raise DataError(
+                f"{weights}: tensor {name} is not a LoRA factor (lora_A.weight or lora_B.weight): save them by peft's "
+                "save_pretrained, which leaves the adapter's name out of theirs"
+            )
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise DataError(f"{weights}: tensor {name} has dtype {tensor.dtype}; save the adapter in floats")
         if not np.isfinite(tensor.astype(np.float32)).all():

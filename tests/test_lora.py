@@ -328,11 +328,13 @@ def test_factors_that_do_not_fit_are_named(adapted, base, tmp_path):
             f"base_model.model.model.layers.9.mlp.lora_{x}.weight": np.zeros((4, 4), np.float32) for x in "AB"
         },
         "is not a LoRA factor": tensors | {"base_model.model.lm_head.weight": np.zeros((4, 4), np.float32)},
+        "leaves the adapter's name out": {name.replace(".weight", ".default.weight"): x for name, x in tensors.items()},
     }  # fmt: skip
     for message, content in wrong.items():
         save_file(content, file)
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=message) as caught:
             lora_module.load_peft(file.parent, base[1])
+        assert str(file.parent) in str(caught.value)
     file.write_bytes(b"half a file")
     with pytest.raises(DataError, match="cannot be read"):
         lora_module.load_peft(file.parent, base[1])

@@ -7,6 +7,7 @@ as it was. Here too: the names that fields have in other tools.
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -159,6 +160,14 @@ def elsewhere(name: str, fields: list[str]) -> str:
     """The field of ours among `fields` that other tools call `name`; empty where there is none."""
     ours = ELSEWHERE.get(name.lower().replace("-", "_"), "").split()
     return next((field for field in ours if field in fields), "")
+
+
+def named_path(entry: str) -> tuple[str, str]:
+    """Name and path of "[name=]path", "" without a name: a path that is there may have signs of equality of its own."""
+    if "=" not in entry or Path(entry).expanduser().exists():
+        return "", entry
+    name, _, path = entry.partition("=")
+    return name, path
 
 
 def named_devices(name: str) -> tuple[str, int]:

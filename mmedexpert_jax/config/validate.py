@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.fields import BENCHMARK, SPECIALTIES, Field, elsewhere, facts_of, named_devices
+from mmedexpert_jax.config.fields import BENCHMARK, SPECIALTIES, Field, elsewhere, facts_of, named_devices, named_path
 from mmedexpert_jax.config.job_config import convert, field_of, fields
 from mmedexpert_jax.errors import ConfigError, DataError, holds_login
 
@@ -54,9 +54,9 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
     elif "model" in config and not config.get("mergekit"):
         check_model("model.path", config.model.path)
     if not config.get("mergekit"):
-        merged = [model.rpartition("=")[2] for model in config.get("experts", ())]
+        merged = [named_path(model)[1] for model in config.get("experts", ())]
     for model in merged:
-        for part in _parts(model):
+        for part in parts_of(model):
             check_model("mergekit" if config.get("mergekit") else "experts", part)
     for weight in config.get("weights", ()):
         convert("weights", weight, float)
@@ -147,7 +147,7 @@ def _check_quantised(config: ConfigDict, prefix: str, stage: ConfigDict) -> None
         raise ConfigError(f"config.model.quantize={kind} freezes small weights, and {reason}; leave one of them out")
 
 
-def _parts(model: str) -> list[str]:
+def parts_of(model: str) -> list[str]:
     """The base and the adapter of "BASE+ADAPTER"; any other model is one part."""
     return model.split("+", 1) if "+" in model and not Path(model).expanduser().exists() else [model]
 
@@ -185,7 +185,7 @@ def _check_evaluated(config: ConfigDict) -> None:
     """Models of an evaluation, and the process's number."""
     for key, entry in [("model.path", config.model.path), *(("compare", model) for model in config.compare)]:
         if not ELSEWHERE.match(entry):
-            check_model(key, entry.rpartition("=")[2])
+            check_model(key, named_path(entry)[1])
     if config.process >= config.processes:
         raise ConfigError(f"config.process={config.process} must be below config.processes={config.processes}")
 
@@ -214,7 +214,7 @@ def _check_factory(config: ConfigDict) -> None:
 
 def check_model(key: str, path: str) -> None:
     """Checks that a model path names something loadable, as far as file names tell. Raises DataError."""
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if path in ("mini", "smollm2") or path.startswith("random:"):
         return
     if not folder.exists():
@@ -226,6 +226,8 @@ def check_model(key: str, path: str) -> None:
     kinds += ["ckpt/*/manifest.json"] if key in ("experts", "mergekit") else []
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
         hint = "; give the folder of the model" if folder.is_file() else _first(path)
+        if inside := sorted(folder.glob("*/*.safetensors")):
+            hint = f"; its folder {inside[0].parent.name} does: give that"
         if any(next(folder.glob(kind), None) for kind in ("*.bin", "*.pt", "*.pth", "*.gguf")):
             hint = "; transformers' save_pretrained writes weights of another format as safetensors"
         raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/{hint}")

@@ -8,8 +8,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config.fields import named_path
 from mmedexpert_jax.config.job_config import fields, read_config
-from mmedexpert_jax.config.validate import ELSEWHERE
+from mmedexpert_jax.config.validate import ELSEWHERE, parts_of
 from mmedexpert_jax.data import SPECIALTIES, benchmarks, load_cases
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
@@ -84,9 +85,34 @@ def preflight(config: ConfigDict) -> None:
         architecture(config.model.path)
 
 
+def check_models(config: ConfigDict) -> None:
+    """Raises what a job would raise once it loads or merges the models that lie here, as far as their headers tell."""
+    from mmedexpert_jax.models.load import check_files
+
+    if config.get("job") == "merge":
+        _check_merge(config)
+        return
+    for model in (config.model.path, *config.get("compare", ())):
+        path = named_path(model)[1]
+        if not ELSEWHERE.match(model) and Path(path).expanduser().is_dir():
+            check_files(path)
+
+
+def _check_merge(config: ConfigDict) -> None:
+    from mmedexpert_jax.merging.merge_job import naming, recipe_of
+    from mmedexpert_jax.merging.merge_recipe import is_checkpoint
+
+    recipe = recipe_of(config)
+    paths = [part for model in (recipe.base, *recipe.experts.values()) for part in parts_of(model)]
+    if all(path == "mini" or Path(path).expanduser().is_dir() for path in paths) and is_checkpoint(recipe.base):
+        with naming(config):
+            recipe.stack() if recipe.slices else recipe.open()
+
+
 def adapter_folder(model_path: str) -> Path:
     """The peft directory of an adapter or a run. Raises DataError where there is none."""
-    for folder in (Path(model_path), Path(model_path) / "export" / "adapter"):
+    given = Path(model_path).expanduser()
+    for folder in (given, given / "export" / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
     raise DataError(f"config.model.path: {model_path} holds no adapter; use --config.format=model")

@@ -12,8 +12,18 @@ from mmedexpert_jax import border
 from mmedexpert_jax.config.validate import validate
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import pipeline
-from mmedexpert_jax.launch.job_plan import SWEEPS, adapter_folder, check, check_devices, describe, preflight
+from mmedexpert_jax.launch.job_plan import (
+    COUNTED,
+    SWEEPS,
+    adapter_folder,
+    check,
+    check_devices,
+    check_models,
+    describe,
+    preflight,
+)
 from mmedexpert_jax.runtime import costs, files, processes
 from mmedexpert_jax.runtime.run import delete_runs, refuse_drift
 
@@ -66,6 +76,8 @@ def _carry_out(config: ConfigDict) -> None:
             adapter_folder(config.model.path)
         if not config.fresh and config.job not in DRIFTING:
             refuse_drift(config.workdir, config)
+        if config.job in COUNTED:
+            check_models(config)
         _say(describe(config))
         check(config)
         return
@@ -222,6 +234,10 @@ def _ablation(config: ConfigDict, run: "Run") -> None:
 
 def _export(config: ConfigDict, run: "Run") -> None:
     """The model behind `model.path` with its adapters folded in, or the adapter alone."""
+    from mmedexpert_jax.models.save import check_repository, push
+
+    if config.push:
+        check_repository(config.push)
     output = Path(config.output or run.path / "export" / config.format).expanduser()
     if config.format == "adapter":
         _copy_adapter(config.model.path, output)
@@ -236,16 +252,13 @@ def _export(config: ConfigDict, run: "Run") -> None:
         models.save_pretrained(output, model, params, models.load_processor(source), origin=origin, about=about)
     print(f"exported {config.model.path} to {output}", flush=True)
     if config.push:
-        from mmedexpert_jax.models.save import push
-
         print(f"uploaded: {push(output, config.push)}", flush=True)
     run.finish({"output": str(output)})
 
 
 class _AdapterConfig(msgspec.Struct):
-    """The fields of adapter_config.json that an adapter's card tells."""
+    """The field of adapter_config.json that an adapter's card tells."""
 
-    base_model_name_or_path: str
     r: int
 
 
@@ -264,14 +277,22 @@ def _folded(source: str, dtype: str) -> tuple[Any, dict]:
 
 
 def _copy_adapter(model_path: str, output: Path) -> None:
+    """Copies an adapter and what it is asked with, but nothing else of its trainer's, such as optimizers."""
+    from mmedexpert_jax.merging.checkpoint import copy_settings
     from mmedexpert_jax.models.hub_card import adapter_card, training_of
+    from mmedexpert_jax.models.locate import CHOSEN, base_under
 
     source = adapter_folder(model_path)
+    if not (source / "adapter_model.safetensors").is_file():
+        raise DataError(f"{source}: no adapter_model.safetensors; save the adapter again with safetensors")
     files.claim(output)
     settings = border.read_json(source / "adapter_config.json", _AdapterConfig)
-    card = adapter_card(settings.base_model_name_or_path, settings.r, training_of(Path(model_path)))
+    base = base_under(source, CHOSEN["base"])
+    card = adapter_card(base, settings.r, training_of(Path(model_path).expanduser()))
     with files.writing(output), files.replacing(output) as partial:
-        shutil.copytree(source, partial, dirs_exist_ok=True)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(source / name, partial / name)
+        copy_settings(source, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax import models
-from mmedexpert_jax.errors import ConfigError, ResourceError
+from mmedexpert_jax.errors import ConfigError, NotFinite, ResourceError
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Choice, Desk
 
@@ -63,7 +63,7 @@ def describe(config: ConfigDict) -> str:
     """The plan of either job."""
     if config.job == "ask":
         messages = _asked(config)
-        if Path(config.model.path).is_dir() or config.model.path in HERE:  # a hub id is not fetched
+        if Path(config.model.path).expanduser().is_dir() or config.model.path in HERE:  # a hub id is not fetched
             models.load_processor(config.model.path).encode(messages, max_length=config.max_prompt_length)
         return f"ask: load {config.model.path} and answer {config.question[:80]!r}; nothing is written"
     what = f"listen on {config.host}:{config.port}; votes of the page go to {Path(config.workdir) / VOTES}"
@@ -84,6 +84,8 @@ def ask(config: ConfigDict) -> None:
     while not over:
         done, over = news.get()
         if done is None:
+            if isinstance(desk.failure, NotFinite):
+                raise NotFinite(config.model.path)
             raise ResourceError("the model failed to answer; the line above says why")
         text = desk.processor.decode(done.tokens[0, : int(done.lengths[0])])  # type: ignore[arg-type]  # of the host
         ready = text if over else text.rstrip("\ufffd")  # half a letter waits for its other bytes

@@ -72,7 +72,7 @@ def _items(config: ConfigDict, items: Sequence[Case]) -> list[Case]:
 def _counter(target: Target) -> tuple[Callable[[Question], int], bool]:
     """Counts the tokens of a prompt: exactly, by the model's own tokenizer and image grid, where they lie here, else
     roughly; and which of the two."""
-    local = target.kind == "jax" and (Path(target.model).is_dir() or target.model in ("mini", "smollm2"))
+    local = target.kind == "jax" and (Path(target.model).expanduser().is_dir() or target.model in ("mini", "smollm2"))
     if not local:
         return lambda question: estimate_tokens(Request(question.messages)), False
     processor = load_processor(target.model)

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mmedexpert_jax.config.fields import named_path
 from mmedexpert_jax.errors import ConfigError
 
 KINDS = ("jax", "endpoint", "transformers")
@@ -153,7 +154,7 @@ def parse(entry: str, url: str = "") -> Target:
     Raises:
         ConfigError: no such system, or no folder where its repository has several checkpoints.
     """
-    named, _, spec = entry.partition("=") if "://" in entry else entry.rpartition("=")
+    named, spec = named_path(entry)
     if not spec:
         named, spec = "", entry
     kind, _, rest = spec.partition(":")

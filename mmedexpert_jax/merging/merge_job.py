@@ -1,7 +1,8 @@
 """The job `merge` (section 4.3): experts from their directories, one model, adapter or recipe, and where they fight."""
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as adapters
+from mmedexpert_jax.config.fields import named_path
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
@@ -44,6 +46,7 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
         evaluate: (parameters, number of the setting) -> named figures `eval/...`; scores the settings of a sweep.
     """
     recipe = recipe_of(config)
+    _check_fields(config, recipe)
     values: dict[str, Any] = {"experts": dict(recipe.experts)}
     tables = {}
     with files.writing(run.path):
@@ -57,7 +60,8 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
             values |= {"best": best, "chosen": sentence(best)}
             chosen = at(recipe.parameters, best["density"], best["scale"], best.get("weights"))
             recipe = replace(recipe, parameters=chosen)
-    interference = _write(recipe, config, run)
+    with naming(config):
+        interference = _write(recipe, config, run)
     if interference is not None:
         values |= _report(recipe, interference, run)
         tables |= interference.tables()
@@ -67,6 +71,26 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
     run.finish(values)
     report.report_run(run.path, [report.Table(title, rows) for title, rows in tables.items()])
     print(text, flush=True)
+
+
+@contextlib.contextmanager
+def naming(config: ConfigDict) -> Iterator[None]:
+    """Inside, a number of a mergekit file that fits no tensor is refused with the file's name."""
+    try:
+        yield
+    except ConfigError as error:
+        if config.get("mergekit") and config.mergekit not in str(error):
+            raise ConfigError(f"{config.mergekit}: {error}") from error
+        raise
+
+
+def _check_fields(config: ConfigDict, recipe: Recipe) -> None:
+    """Raises ConfigError, or prints a line, where fields would say nothing without others."""
+    settings = config.get("sweep")
+    if settings and not settings.densities and (settings.get("trials", 0) or settings.get("score")):
+        raise ConfigError("config.sweep.trials and config.sweep.score are of a sweep: set config.sweep.densities too")
+    if config.get("rl_origin") == "start" and not recipe.start_only:
+        print("merge: no expert is called RL, so that rl_origin=start says nothing", flush=True)
 
 
 def recipe_of(config: ConfigDict) -> Recipe:
@@ -112,7 +136,7 @@ def expert_paths(config: ConfigDict) -> dict[str, str]:
     """Name -> path of the experts; a path without a name has that of its folder. Raises ConfigError on a name twice."""
     paths: dict[str, str] = {}
     for entry in config.experts:
-        name, _, path = entry.rpartition("=")
+        name, path = named_path(entry)
         name = name or Path(path).name
         if name in paths:
             raise ConfigError(f"two experts are called {name}: give names as name=path")

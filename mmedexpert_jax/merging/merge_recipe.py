@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 from mmedexpert_jax import border
-from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
+from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, UserError
 from mmedexpert_jax.lora import Lora, load_peft, with_saved_modules
 from mmedexpert_jax.merging.alignment import aligned, enlarged, layers, rows_of, union, vocabularies
 from mmedexpert_jax.merging.blockwise import Merge, Merges
@@ -59,7 +59,8 @@ def open_base(path: str) -> Checkpoint:
     """The base's files. Raises DataError where the path names an adapter or a recipe and no full checkpoint."""
     directory, adapters = trace(path)
     if adapters or not any(directory.glob("*.safetensors")):
-        raise DataError(f"{directory}: no full checkpoint, but a merge needs one as its base; export one first")
+        kind = "an adapter" if adapters else "no full checkpoint"
+        raise DataError(f"{path}: {kind}, but a merge needs a full checkpoint as its base; export one first")
     return Checkpoint(directory)
 
 
@@ -320,11 +321,31 @@ def _trained_with(path: str) -> str:
     return next((template for folder in reversed(folders) if (template := chat_template(folder))), "")
 
 
+class _Numbers(TypedDict):
+    """The keys of a recipe's parameters that are read of every version."""
+
+    method: str
+    switches: dict[str, Any]
+    numbers: dict[str, dict[str, Any]]
+    seed: int
+
+
+class _Written(TypedDict):
+    """The keys of recipe.json that are read of every version."""
+
+    base: str
+    experts: dict[str, str]
+    start_only: list[str]
+    dtype: Literal["", "float32", "bfloat16", "float16"]
+    parameters: _Numbers
+
+
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe in a directory or a run. Raises DataError where it is missing or broken."""
     file = trace(path)[0] / RECIPE
+    content = border.read_json(file)
     try:
-        content = border.read_json(file)
+        border.check(content, _Written, RECIPE)
         values = content["parameters"]
         parameters = Parameters(
             values["method"],
@@ -336,9 +357,10 @@ def read_recipe(path: str | Path) -> Recipe:
             compress=values.get("compress", 0),
         )
         more = {key: content.get(key, "") for key in ("tokenizer", "fisher")}
+        parameters.check()
         start_only = tuple(content["start_only"])
         return Recipe(content["base"], content["experts"], parameters, start_only, content["dtype"], **more)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UserError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file}: not a recipe of a merge ({error}); write it again with --config.result=recipe"
         ) from error

@@ -395,11 +395,13 @@ def _vision_config(family: str, vision: Keys) -> VisionConfig:
         "merge_size": vision.integer("spatial_merge_size", 2),
     }
     if family == "qwen2_vl":  # here hidden_size names the output's width
-        width = vision.integer("embed_dim", 1280)
+        width, ratio = vision.integer("embed_dim", 1280), vision.positive("mlp_ratio", 4)
+        if ratio != int(ratio):
+            raise vision.wrong("mlp_ratio", "a whole number, as transformers has it")
         return VisionConfig(
             **common,
             hidden_size=width,
-            intermediate_size=int(width * vision.positive("mlp_ratio", 4)),
+            intermediate_size=width * int(ratio),
             out_hidden_size=vision.integer("hidden_size", 3584),
         )
     return VisionConfig(

@@ -20,7 +20,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import llava, llava_original, smollm2
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, own_file
-from mmedexpert_jax.models.locate import CHOSEN, MINI, trace
+from mmedexpert_jax.models.locate import CHOSEN, MINI, base_under, locate, trace
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.quantised import quantisable, quantise
@@ -125,6 +125,22 @@ def load_architecture(src: str | Path) -> Model:
     return Model(_published(str(src)) if str(src).startswith("random:") else read_config(trace(src)[0]))
 
 
+def check_files(src: str | Path) -> None:
+    """Raises DataError where loading a model would, as far as its config, headers and processor tell.
+
+    Nothing is fetched: an adapter whose base lies elsewhere is left to its load.
+    """
+    folder = locate(src)
+    while (folder / "adapter_config.json").is_file():
+        base = base_under(folder, CHOSEN["base"])
+        if base not in ("mini", "smollm2") and not Path(base).expanduser().is_dir():
+            return
+        folder = locate(base)
+    config = read_config(folder)
+    _tensors(folder, config)
+    load_processor(src)
+
+
 def load_processor(src: str | Path, max_pixels: int | None = None, base: str = "") -> Any:
     """The `Processor` of whatever `load_model` takes.
 
@@ -140,18 +156,22 @@ def load_processor(src: str | Path, max_pixels: int | None = None, base: str = "
         raise DataError(f"{src} has no tokenizer; load the processor of the checkpoint with that shape")
     max_pixels = max_pixels or CHOSEN["max_pixels"]
     directory, adapters = trace(src, base)
-    if gguf := next(directory.glob("*.gguf"), None):
+    if gguf := smollm2.file_in(directory):
         images = Processor.load(MINI, max_pixels).image_config
         return Processor(smollm2.tokenizer(gguf), images, QWEN2_VL_TEMPLATE.replace(SYSTEM, smollm2.SYSTEM))
     config = read_config(directory)
     own = own_file(config.family)
-    if hasattr(own, "open_processor"):
-        if max_pixels:
-            raise ConfigError(f"{src}: every image is a square of one size; leave out config.model.max_pixels")
-        processor = own.open_processor([*adapters[::-1], directory], config, CHOSEN)
-    else:
-        processor = Processor.load(directory, max_pixels, adapters[::-1], config.family)
+    if max_pixels and hasattr(own, "open_processor"):
+        raise ConfigError(f"{src}: every image is a square of one size; leave out config.model.max_pixels")
+    try:
+        if hasattr(own, "open_processor"):
+            processor = own.open_processor([*adapters[::-1], directory], config, CHOSEN)
+        else:
+            processor = Processor.load(directory, max_pixels, adapters[::-1], config.family)
+    except DataError as error:
+        raise DataError(str(error) if str(directory) in str(error) else f"{src}: {error}") from error
     _check_tokenizer(processor, config, directory)
+    _check_pictures(processor, config, directory)
     return processor
 
 
@@ -170,9 +190,21 @@ def _check_tokenizer(processor: Any, config: ModelConfig, directory: Path) -> No
         )
 
 
+def _check_pictures(processor: Any, config: ModelConfig, directory: Path) -> None:
+    """Raises DataError where images are cut into patches of another size than the vision tower reads."""
+    vision, images = config.vision, processor.image_config
+    wanted = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    if vision.depth and images.patch_dim != wanted:
+        raise DataError(
+            f"{directory}: preprocessor_config.json makes patches of {images.patch_dim} values, the vision tower of "
+            f"config.json reads {wanted} (patch_size {vision.patch_size}, temporal_patch_size "
+            f"{vision.temporal_patch_size}, {vision.in_channels} channels); take both from the base model"
+        )
+
+
 def read_config(directory: Path) -> ModelConfig:
     """From config.json and, where there is one, generation_config.json; or from a GGUF file."""
-    if gguf := next(directory.glob("*.gguf"), None):
+    if gguf := smollm2.file_in(directory):
         return smollm2.read_config(gguf, MINI)
     generation = directory / "generation_config.json"
     said = read_json(generation) if generation.exists() else None
@@ -183,7 +215,7 @@ def read_config(directory: Path) -> ModelConfig:
         return ModelConfig.from_hf(content, said)
     except DataError as error:
         message = str(error)
-        raise DataError(message if message.startswith(str(directory)) else f"{directory}/{message}") from error
+        raise DataError(message if str(directory) in message else f"{directory}/{message}") from error
 
 
 def folders(src: str | Path) -> list[Path]:
@@ -192,7 +224,7 @@ def folders(src: str | Path) -> list[Path]:
     if reader := _reader(directory):
         parts = reader.sources_of(directory)
     else:
-        parts = ["mini"] if any(directory.glob("*.gguf")) else []
+        parts = ["mini"] if smollm2.file_in(directory) else []
     tower = llava_original.tower_folder(directory, CHOSEN["vision_tower"])
     own = [directory, *adapters, *([tower] if tower else [])]
     return [*own, *(folder for part in parts for folder in folders(part))]
@@ -207,7 +239,7 @@ def _reader(directory: Path) -> Any:
 def _tensors(directory: Path, config: ModelConfig) -> dict[str, Stored]:
     if reader := _reader(directory):
         return reader.tensors_of(directory)
-    if gguf := next(directory.glob("*.gguf"), None):
+    if gguf := smollm2.file_in(directory):
         return smollm2.read_tensors(gguf, MINI, config)
     complete = {}
     if config.family == "llava":

@@ -41,14 +41,23 @@ def trace(src: str | Path, base: str = "") -> tuple[Path, list[Path]]:
                 f"{directory}/adapter_config.json: base_model_name_or_path leads back to the adapter itself"
             )
         adapters.append(directory)
-        src = lora_module.base_of(read_json(directory / "adapter_config.json")) or base
-        if base and not _is_adapter(src):
-            src = base
-        if not isinstance(src, str) or not src:
-            raise DataError(
-                f"{directory}/adapter_config.json: base_model_name_or_path is missing; name the base model there or "
-                "with --config.model.base="
-            )
+        src = base_under(directory, base)
+
+
+def base_under(adapter: Path, base: str = "") -> str:
+    """The model that an adapter stands on: what its file names, or a `base` that takes the place of all but adapters.
+
+    Raises DataError where neither names one.
+    """
+    src = lora_module.base_of(read_json(adapter / "adapter_config.json")) or base
+    if base and not _is_adapter(src):
+        src = base
+    if not isinstance(src, str) or not src:
+        raise DataError(
+            f"{adapter}/adapter_config.json: base_model_name_or_path is missing; name the base model there or "
+            "with --config.model.base="
+        )
+    return src
 
 
 def _is_adapter(src: Any) -> bool:
@@ -73,6 +82,8 @@ def locate(src: str | Path) -> Path:
         from mmedexpert_jax.models import smollm2
 
         return smollm2.find().parent
+    if str(src).startswith("random:"):
+        raise DataError(f"{src}: random weights have no files, which are asked for here; give a directory or a hub id")
     path = MINI if str(src) == "mini" else Path(src).expanduser()
     if path.is_dir():
         exports = [path / "export" / "model", path / "export" / "adapter"]

@@ -68,6 +68,17 @@ def save_pretrained(
         ) from error
 
 
+def check_repository(name: str) -> None:
+    """Raises ConfigError where a name is no "owner/name" of the hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(f"config.push: {border.shown(name)} is no hub repository; give owner/name") from error
+
+
 def push(folder: str | Path, repository: str) -> str:
     """Uploads a saved folder to a hub repository, made private where there is none; returns the commit's address.
 
@@ -75,16 +86,15 @@ def push(folder: str | Path, repository: str) -> str:
         ConfigError: `repository` is no "owner/name".
         RemoteError: the hub refuses or cannot be reached.
     """
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
 
+    check_repository(repository)
     api = HfApi()
     try:
         api.create_repo(repository, private=True, exist_ok=True)
         return str(
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="mmedexpert-jax").commit_url
         )
-    except errors.HFValidationError as error:
-        raise ConfigError(f"config.push: {border.shown(repository)} is no hub repository; give owner/name") from error
     except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's
         reason = border.cut(str(error), 160)
         raise RemoteError(f"{repository}: upload failed: {reason}; {folder} holds what was to be uploaded") from error

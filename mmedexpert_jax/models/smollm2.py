@@ -56,6 +56,11 @@ def find() -> Path:
     return next(directory.glob("*.gguf"), directory / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
+def file_in(directory: Path) -> Path | None:
+    """The GGUF file that is read of a folder; None beside a config.json, whose safetensors are then the model."""
+    return None if (directory / "config.json").is_file() else next(directory.glob("*.gguf"), None)
+
+
 def read_config(file: Path, tower: Path) -> ModelConfig:
     """The architecture: the decoder of `file` and the vision tower of the model in `tower`."""
     fields = _reader(file).fields

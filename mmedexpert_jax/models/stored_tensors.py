@@ -24,7 +24,7 @@ DTYPES = {
     "BOOL": "bool",
 }
 # What older versions of transformers saved, and newer ones compute: positions, and frequencies of rotary angles
-_COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq)$")
+COMPUTED = re.compile(r"(^|\.)(position_ids|(original_)?inv_freq)$")
 _FLOATS = ("BF16", "F16", "F32", "F64")
 CODES = {name: code for code, name in DTYPES.items()}
 _ROWS = 4096  # rows of two matrices that are compared at a time
@@ -113,7 +113,11 @@ def tensor_files(directory: Path) -> dict[str, Path]:
             raise DataError(f"{index}: shards missing: {_listing(absent)}; download them again")
         return {name: directory / file for name, file in weight_map.items()}
     if not single.exists():
-        raise DataError(f"{directory}: no weights; expected model.safetensors or model.safetensors.index.json")
+        there = sorted(file.name for file in directory.glob("*.safetensors") if file.is_file())
+        fix = f"; rename {there[0]} to model.safetensors" if len(there) == 1 else ""
+        if len(there) > 1 or "-of-" in "".join(there):
+            fix = f"; {_listing(there, 2)} are shards without it: download the index too"
+        raise DataError(f"{directory}: no weights; expected model.safetensors or model.safetensors.index.json{fix}")
     return dict.fromkeys(_open(single).keys(), single)
 
 
@@ -123,19 +127,27 @@ def tensors_in(directory: Path) -> dict[str, Stored]:
 
 
 def _stored(directory: Path) -> Iterator[tuple[str, Stored]]:
-    files = {name: file for name, file in tensor_files(directory).items() if not _COMPUTED.search(name)}
+    files = {name: file for name, file in tensor_files(directory).items() if not COMPUTED.search(name)}
     found = {file: views(file) for file in set(files.values())}
     for name, file in files.items():
         if name not in found[file]:
-            raise DataError(f"{file}: has no tensor {name}, which the index puts there; download it again")
+            raise missing(file, name)
         view = found[file][name]
         if (code := CODES[view.dtype.name]) not in _FLOATS:
             raise _quantised(file, name, code)
         yield name, Stored(view.shape, view.dtype.name, view.__getitem__)
 
 
+def missing(file: Path, name: str) -> DataError:
+    """The refusal of a shard that lacks a tensor."""
+    return DataError(f"{file}: has no tensor {name}, which the index puts there; download it again")
+
+
 def _quantised(file: Path, name: str, code: str) -> DataError:
-    return DataError(f"{file}: tensor {name} has dtype {code}; quantised checkpoints are not supported")
+    return DataError(
+        f"{file}: tensor {name} has dtype {code}; quantised checkpoints are not supported, take "
+        "the 16-bit one that it was made of"
+    )
 
 
 def _open(file: Path) -> Any:

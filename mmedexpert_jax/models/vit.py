@@ -36,6 +36,8 @@ def read_vit(
     if activation not in ACTIVATIONS:
         raise vision.wrong("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
     image, patch = vision.integer("image_size", 224), vision.integer("patch_size", 32 if class_token else 16)
+    if image < patch:
+        raise vision.wrong("image_size", f"at least the {patch} pixels of a patch")
     config = VisionConfig(
         family,
         depth=vision.integer("num_hidden_layers", 12),

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from mmedexpert_jax.config.presets import MODELS
 from mmedexpert_jax.errors import DataError, RemoteError
-from mmedexpert_jax.lora import base_of
 from mmedexpert_jax.models import ModelConfig, load_architecture
 from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.llava_original import is_original
 from mmedexpert_jax.models.load import read_config
+from mmedexpert_jax.models.locate import CHOSEN, base_under
 from mmedexpert_jax.models.stored_tensors import read_json
 
+FLOATS = ("float16", "bfloat16", "float32", "float64")  # as config.json names what weights are stored in
 # Hub ids whose shapes are published in models/config.py.
 _HUB = {
     MODELS["qwen2_vl_2b"]: "qwen2_vl_2b",
@@ -28,8 +29,10 @@ _HUB = {
 }
 
 
-def architecture(source: str) -> tuple[ModelConfig, str]:
+def architecture(source: str, over: tuple[Path, ...] = ()) -> tuple[ModelConfig, str]:
     """Shape and dtype of what load_model takes; of a hub id that is not listed here only config.json is fetched.
+
+    `over` are the adapters that name it as their base.
 
     Raises:
         DataError: nothing there, or another architecture.
@@ -41,19 +44,22 @@ def architecture(source: str) -> tuple[ModelConfig, str]:
         return load_architecture(source).config, "float32"
     if source in _HUB:
         return PUBLISHED[_HUB[source]], "bfloat16"
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if not folder.is_dir():
         return _of(_fetched(source))
     folder = next((f for f in (folder / "export" / "model", folder / "export" / "adapter") if f.is_dir()), folder)
     if (folder / "adapter_config.json").is_file():
-        return architecture(base_of(read_json(folder / "adapter_config.json")) or "")
+        if folder in over:
+            raise DataError(f"{folder}/adapter_config.json: base_model_name_or_path leads back to the adapter itself")
+        return architecture(base_under(folder, CHOSEN["base"]), (*over, folder))
     return _of(folder / "config.json")
 
 
 def _of(file: Path) -> tuple[ModelConfig, str]:
     found = read_json(file)
     config = read_config(file.parent) if is_original(file.parent) else ModelConfig.from_hf(found)
-    return config, found.get("torch_dtype") or found.get("dtype") or "bfloat16"
+    stored = str(found.get("torch_dtype") or found.get("dtype")).removeprefix("torch.")
+    return config, stored if stored in FLOATS else "bfloat16"
 
 
 def _fetched(hub_id: str) -> Path:

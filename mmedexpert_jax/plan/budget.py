@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from mmedexpert_jax.config.fields import named_path
 from mmedexpert_jax.config.presets import SHARED
 from mmedexpert_jax.data import SPECIALTIES
 from mmedexpert_jax.errors import ConfigError, ResourceError
@@ -226,7 +227,7 @@ def _architecture(config: ConfigDict) -> tuple[ModelConfig, str]:
         from mmedexpert_jax.train.pretrain import model_config
 
         return model_config(config.shape, load_processor(config.tokenizer)), "float32"
-    return architecture(_base(config).rpartition("=")[2])
+    return architecture(named_path(_base(config))[1])
 
 
 def _base(config: ConfigDict) -> str:

@@ -37,10 +37,19 @@ QWEN2_VL_TEMPLATE = """\
 def find_template(directory: Path, tokenizer: Any, usual: str = QWEN2_VL_TEMPLATE) -> str:
     """A checkpoint's own chat template, in the order of transformers' processors; the `usual` where there is none."""
     if (file := directory / "chat_template.jinja").is_file():
-        return border.read_text(file)
+        if not (text := border.read_text(file)).strip():
+            raise DataError(f"{file}: is empty; copy it from the base")
+        return text
     if (file := directory / "chat_template.json").is_file():
         found = border.read_json(file)
         if not isinstance(found, dict) or not isinstance(found.get("chat_template"), str):
             raise DataError(f"{file}: not a JSON object with the key chat_template; copy it from the base")
         return found["chat_template"]
-    return tokenizer.get_chat_template() if tokenizer.chat_template else usual
+    try:
+        found = tokenizer.get_chat_template() if tokenizer.chat_template else usual
+    except ValueError:  # several by name, and none called default
+        found = None
+    if not isinstance(found, str):
+        file = directory / "tokenizer_config.json"
+        raise DataError(f"{file}: chat_template is no text and holds none called default; copy the base model's")
+    return found

@@ -25,7 +25,11 @@ PLAIN = View()
 Made = TypeVar("Made")
 VIEWED = ("window", "slices", "plane")  # keys of an image part that choose what of its file is seen
 PROGRAMS = ("EPS", "WMF")  # that Pillow hands to an interpreter of the system
+STUBS = ("HDF5", "GRIB", "BUFR")  # that Pillow knows by name alone
+LONGEST = 200  # characters of a path in an error, in whose place base64 may stand
+BASE64 = ("iVBO", "/9j/", "R0lG", "UklG")  # beginnings of PNG, JPEG, GIF and WebP in it
 TAIL = 65_536  # bytes at a JPEG's end in which its end-of-image marker is looked for
+PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # TIFF's tags that say what 0 means (0: white), and the type (2: signed)
 
 
 @dataclass(frozen=True)
@@ -211,9 +215,10 @@ def clean(data: bytes, name: str, view: View = PLAIN) -> bytes:
     header of DICOM or EXIF enters what is stored, sent or shown. Raises DataError.
     """
     with suppress(Exception), Image.open(io.BytesIO(data)) as image:  # the decoder says what is wrong
+        coarse = _coarse(image)  # before a look at its texts loads it
         silent = not ({"exif", "comment", "transparency", "xmp"} & {*image.info}) and not getattr(image, "text", None)
         plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB") and _pages(image) == 1
-        if silent and plain and view == PLAIN:
+        if silent and plain and view == PLAIN and not coarse:
             image.load()
             return data
     picture = open_image(data, name, window=view.window, slices=view.slices, plane=view.plane)
@@ -225,7 +230,7 @@ def _named(source: Source | ImageRef) -> str:
         return source.name
     if isinstance(source, str) and source.startswith("data:"):
         return f"{source[:40]}..."
-    return str(source) if isinstance(source, str | Path) else "image"
+    return border.cut(str(source), LONGEST) if isinstance(source, str | Path) else "image"
 
 
 def _reason(error: Exception) -> str:
@@ -259,9 +264,13 @@ def content(source: bytes | str | Path, name: str) -> bytes:
     if isinstance(source, str) and source.startswith("data:"):
         head, _, body = source.partition(",")
         try:
-            return base64.b64decode(body, validate=True) if head.endswith(";base64") else unquote(body).encode()
+            if not head.endswith(";base64"):
+                return unquote(body).encode()
+            return base64.b64decode("".join(body.split()), validate=True)  # encoders break lines
         except (binascii.Error, ValueError) as error:
             raise DataError(f"{name}: not a base64 data URI ({error})") from None
+    if isinstance(source, str) and source.startswith(BASE64) and len(source) > LONGEST:
+        raise DataError(f'{name}: base64 without its head; begin it with "data:image/png;base64,"')
     if isinstance(source, str) and source.startswith("file:"):
         source = unquote(urlparse(source).path)
     if not isinstance(source, str | Path):
@@ -293,6 +302,10 @@ def _foreign(encoded: bytes) -> str:
         b"\x93NUMPY": "a NumPy array; save it as 16-bit PNG, TIFF or NIfTI",
         b"\x1f\x8b\x08": "packed with gzip; unpack it",
         b"PK\x03\x04": "a zip without DICOM; unpack it",
+        b"ftypmif1": "HEIF; save it as JPEG or PNG",
+        b"jxl \r\n\x87\n": "JPEG XL; save it as JPEG or PNG",
+        b"MATLAB 5": "a MATLAB file; save its array as 16-bit PNG, TIFF or NIfTI",
+        **dict.fromkeys((b"ftypisom", b"ftypmp4", b"ftypqt", b"\x1aE\xdf\xa3"), "a video; save a frame of it as PNG"),
     }
     head = encoded[:256].lower()
     return next((f": {words}" for mark, words in kinds.items() if mark.lower() in head), "")
@@ -324,6 +337,8 @@ def _whole(file: Any, name: str) -> bool:
             _check_size(image, name)
             if image.format not in ("JPEG", "PNG") or _pages(image) > 1 or image.mode not in ("L", "RGB"):
                 return False
+            if _coarse(image):
+                return False
             image.verify()  # a PNG's checksums; of a JPEG nothing, hence its end
             return image.format == "PNG" or ends
     except DataError:
@@ -334,6 +349,8 @@ def _whole(file: Any, name: str) -> bool:
 
 def _still(image: Image.Image, name: str, view: View) -> Frames:
     """Pages or frames of a file that Pillow reads."""
+    if image.format in STUBS:
+        raise DataError(f"{name}: {image.format} is not decoded; save the picture as 16-bit PNG, TIFF or NIfTI")
     _check_size(image, name)
     if image.format in PROGRAMS:
         raise DataError(f"{name}: {image.format} is a program, not a picture; save it as PNG")
@@ -343,8 +360,15 @@ def _still(image: Image.Image, name: str, view: View) -> Frames:
         if count > 1:
             image.seek(place)
             _check_size(image, name)
+        if image.mode == "L" and _tag(image, SAMPLE_FORMAT) == (2,):
+            raise DataError(f"{name}: a TIFF of signed 8-bit values; save them as 0..255")
+        coarse, inverted = _coarse(image), _inverted(image)  # which an image that was turned no longer says
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image), name, view)
+        upright = ImageOps.exif_transpose(image)
+        if coarse:
+            _check_coarse(upright, name)
+        picture = _to_rgb(upright, name, view)
+        return ImageOps.invert(picture) if inverted else picture
 
     def window(place: int) -> tuple[float, float] | None:
         if not _graded(image, view):
@@ -356,6 +380,28 @@ def _still(image: Image.Image, name: str, view: View) -> Frames:
         return settled(view.window or "full", extent, (0.0, _limit(image.mode, extent[1])))
 
     return Frames(count, frame, window)
+
+
+def _inverted(image: Image.Image) -> bool:
+    """True for a TIFF whose 0 is white, of the modes in which Pillow leaves it at that."""
+    return _deep(image) and _tag(image, PHOTOMETRIC) == 0
+
+
+def _tag(image: Image.Image, number: int) -> Any:
+    """The value of a TIFF's tag; None where it has none, and of any other format."""
+    return getattr(image, "tag_v2", {}).get(number)
+
+
+def _coarse(image: Image.Image) -> bool:
+    """True for colours of 16 bits, of which Pillow gives the upper 8; before it is loaded."""
+    return not _deep(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _check_coarse(image: Image.Image, name: str) -> None:
+    """Raises DataError where colours of 16 bits hold values of 12 at most, whose upper 8 are nearly black."""
+    brightest = int(np.asarray(image.convert("RGB")).max())
+    if 0 < brightest < 16:
+        raise DataError(f"{name}: a 16-bit colour image with values of 12 bits at most; save it with 8 bits a channel")
 
 
 def _deep(image: Image.Image) -> bool:
@@ -400,6 +446,8 @@ def _to_uint8(values: np.ndarray, mode: str, name: str, view: View) -> np.ndarra
     lowest, highest = float(values.min()), float(values.max())
     limit = _limit(mode, highest)
     if view.window is not None:
+        if not np.isfinite((lowest, highest)).all():
+            raise DataError(f"{name}: grey values that are not finite; write 0 in their place")
         return windowed(values.astype(np.float64), view.window, (0.0, limit), name)
     if not (lowest >= 0 and highest <= limit):
         raise DataError(

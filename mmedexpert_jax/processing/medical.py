@@ -39,6 +39,7 @@ Reader = Callable[[bytes, str, View], Frames]
 
 MAX_BYTES = 2**31  # of an unpacked series: 1,000 CT slices of 512 x 512 x 16 bits are 2**29
 TABLE = 2**17  # stored values up to which a frame is looked up in a table, twice those of 16 bits
+HEAD = 256  # bytes of a file that say whether it is DICOM
 _LOOK = (  # what turns a frame's numbers into grey, where functional groups may say it by frame
     "RescaleSlope",
     "RescaleIntercept",
@@ -49,6 +50,7 @@ _LOOK = (  # what turns a frame's numbers into grey, where functional groups may
     "VOILUTFunction",
 )
 _VOI = _LOOK[3:]
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 
 
@@ -66,7 +68,7 @@ def _is_series(content: bytes) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
-            return any(archive.open(member).read(132)[128:] == b"DICM" for member in members[:8])
+            return any(_is_dicom(archive.open(member).read(HEAD)) for member in members[:8])
     except Exception:  # a broken archive raises nearly anything, and is no image
         return False
 
@@ -107,12 +109,17 @@ def _placed(content: bytes, name: str) -> list[tuple[Any, int]]:
 
 
 def _check_dicom(dataset: Any, name: str) -> None:
-    if not any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+    held = [len(dataset[key].value or b"") for key in _PIXELS if key in dataset]
+    if not held:
         raise DataError(f"{name}: a DICOM file without a picture ({_kind(dataset)}); leave it out")
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     limit = Image.MAX_IMAGE_PIXELS
     if not rows * columns or (limit and rows * columns > limit):
         raise DataError(f"{name}: a DICOM picture of {columns} x {rows} pixels; 1 to {limit:,} pixels are read")
+    if not 1 <= (frames := _frames(dataset)) <= max(held):  # a frame takes a byte, however it is packed
+        raise DataError(
+            f"{name}: NumberOfFrames is {frames} in its header, of {max(held):,} bytes of pixels; correct it"
+        )
 
 
 def _frames(dataset: Any) -> int:
@@ -188,7 +195,7 @@ def series(folder: Path, name: str) -> list[Path]:
     ids = set()
     for file in sorted(path for path in folder.iterdir() if path.is_file()):
         with file.open("rb") as head:
-            if head.read(132)[128:] != b"DICM":
+            if not _is_dicom(head.read(HEAD)):
                 continue
         dataset = read_dicom(file.read_bytes(), f"{name}/{file.name}")
         if "PixelData" not in dataset:
@@ -232,7 +239,7 @@ def _dicom_frame(dataset: Any, place: int, name: str, view: View) -> Image.Image
     if not kind.startswith(("MONOCHROME", "RGB", "YBR", "PALETTE")):
         raise DataError(f"{name}: DICOM pictures of {kind[:20]} are not read; convert it to RGB")
     if kind.startswith("MONOCHROME"):
-        return Image.fromarray(_dicom_grey(values, dataset, _look(dataset, place), name, view)).convert("RGB")
+        return Image.fromarray(_dicom_grey(values, dataset, _look(dataset, place, name), name, view)).convert("RGB")
     if view.window is not None:
         raise DataError(f"{name}: a window is of grey values, and this DICOM picture is in colour; leave it out")
     if kind == "PALETTE COLOR":
@@ -248,7 +255,7 @@ def _dicom_window(dataset: Any, place: int, name: str, view: View) -> tuple[floa
     """(centre, width) under which a frame is shown, of a VOI LUT that of its whole range; None of colours."""
     if not str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).startswith("MONOCHROME"):
         return None
-    look = _look(dataset, place)
+    look = _look(dataset, place, name)
     if view.window is None and _has_window(look) and not _has_lut(look):
         centre, width = (
             float(look[key].value if look[key].VM == 1 else look[key].value[0])
@@ -265,10 +272,13 @@ def _stored(dataset: Any, place: int, name: str) -> np.ndarray:
     from pydicom.pixels import pixel_array
 
     try:
-        return pixel_array(dataset, index=place if _frames(dataset) > 1 else None)
+        values = pixel_array(dataset, index=place if _frames(dataset) > 1 else None)
     except Exception as error:
         syntax = getattr(dataset.file_meta.TransferSyntaxUID, "name", "?")
         raise DataError(f"{name}: its pixels cannot be decoded ({syntax}: {one_line(error)})") from None
+    if values.shape[:2] != (int(dataset.Rows), int(dataset.Columns)):  # pydicom takes what is too much for frames
+        raise DataError(f"{name}: its pixels are {len(values)} pictures where its header says one; set NumberOfFrames")
+    return values
 
 
 def _dicom_grey(
@@ -317,8 +327,11 @@ def _levels(
     return 255 - levels if look.PhotometricInterpretation == "MONOCHROME1" else levels
 
 
-def _look(dataset: Any, place: int) -> Any:
-    """The attributes that make grey of one frame's stored values: the frame's own where functional groups say it."""
+def _look(dataset: Any, place: int, name: str) -> Any:
+    """The attributes that make grey of one frame's stored values: the frame's own where functional groups say it.
+
+    Raises DataError for a rescale that makes all values one.
+    """
     from pydicom import Dataset
 
     look = Dataset()
@@ -333,6 +346,9 @@ def _look(dataset: Any, place: int) -> Any:
         for key in _LOOK:
             if key in item and item[key].VM:
                 look[key] = item[key]
+    slope = look.get("RescaleSlope")
+    if slope is not None and not 0 < abs(float(slope)) < math.inf:  # one grey for all values
+        raise DataError(f"{name}: RescaleSlope is {float(slope):g} in its header, which leaves no picture; correct it")
     if not _has_window(look):
         for key in ("WindowCenter", "WindowWidth"):
             look.pop(key, None)
@@ -402,9 +418,9 @@ def _dicom_volume(frames: Sequence[tuple[Any, int]], axes: np.ndarray, name: str
     """
     from nibabel import apply_orientation
 
-    middle = _look(*frames[len(frames) // 2])
+    middle = _look(*frames[len(frames) // 2], name)
     values = [_stored(dataset, place, name) for dataset, place in frames]
-    looks = [_look(dataset, place) for dataset, place in frames]
+    looks = [_look(dataset, place, name) for dataset, place in frames]
     for look in looks:
         for key in _VOI:
             look.pop(key, None)

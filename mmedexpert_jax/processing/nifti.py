@@ -74,6 +74,8 @@ def read_header(content: bytes, name: str) -> Any:
     """The header, without the volume. Raises DataError, and ConfigError without nibabel."""
     nibabel = library("nibabel", name, "NIfTI", "nibabel")
     size = header_size(content)
+    if content[344:347] == b"ni1" or content[4:7] == b"ni2":
+        raise DataError(f"{name}: the header of a NIfTI pair (.hdr and .img); save both as one .nii")
     kind = nibabel.Nifti2Header if size == 540 else nibabel.Nifti1Header
     packed = content[:2] == b"\x1f\x8b"
     head = zlib.decompressobj(31).decompress(content[: 64 * _HEADER], _HEADER) if packed else content
@@ -108,7 +110,7 @@ class Volume:
     def limits(self) -> tuple[float, float]:
         """Darkest and brightest value by the header, else by the percentiles."""
         low, high = float(self.header["cal_min"]), float(self.header["cal_max"])
-        if not high > low:
+        if not high > low or not math.isfinite(high - low):
             low, high = (float(value) for value in np.percentile(self.values, PERCENTILES))
         return low, high
 

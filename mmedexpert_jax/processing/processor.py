@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from mmedexpert_jax import border
-from mmedexpert_jax.errors import DataError, TooLong
+from mmedexpert_jax.errors import ConfigError, DataError, TooLong
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template
+from mmedexpert_jax.processing.images import LONGEST as LONGEST_PATH
 from mmedexpert_jax.processing.images import ImageRef, open_image, spread
 from mmedexpert_jax.processing.patches import Grid, ImageConfig, Pictures
 
@@ -126,7 +127,13 @@ class Processor:
         tokenizer = load_tokenizer(first_with(places, *TOKENIZERS))
         settings = read_image_settings(first_with(places, *IMAGES))
         template = find_template(first_with(places, *TEMPLATES), tokenizer)
-        return cls(tokenizer, ImageConfig.from_hf(settings, max_pixels), template, family)
+        try:
+            images = ImageConfig.from_hf(settings, max_pixels)
+        except ConfigError as error:
+            if max_pixels is not None:
+                raise
+            raise DataError(f"preprocessor_config.json: {error}") from None
+        return cls(tokenizer, images, template, family)
 
     def save(self, path: str | Path) -> None:
         """Writes what `load` and transformers read: tokenizer, chat_template.jinja, preprocessor_config.json."""
@@ -173,7 +180,7 @@ class Processor:
         source = part["image"]
         name = source.name if isinstance(source, ImageRef) else f"image {number}"
         if isinstance(source, str | Path) and not str(source).startswith("data:"):
-            name = str(source)
+            name = border.cut(str(source), LONGEST_PATH)
         image = open_image(source, name)
         try:
             return [self.image_config.cut(view, part) for view in self._views(image)]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import DataError, UserError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.processor import Encoded, Processor
@@ -76,6 +76,7 @@ class Desk:
         self._running: set[Choice] = set()
         self._news = threading.Condition()
         self._closed = False
+        self.failure: Exception | None = None  # the last that ended a choice before its time
         self._thread = threading.Thread(target=self._work, name="desk", daemon=True)
         self._thread.start()
 
@@ -89,7 +90,10 @@ class Desk:
             self._news.notify()
 
     def warm_up(self) -> None:
-        """Answers a short text and a small image under each name, so that the first requests find their programs."""
+        """Answers a short text and a small image under each name, so that the first requests find their programs.
+
+        Raises DataError where the model cannot answer.
+        """
         picture = Image.new("RGB", (56, 56))  # the least that Qwen2-VL takes
         asked = ["Hello", [{"type": "image", "image": picture}, {"type": "text", "text": "Hello"}]]
         for name in self.loras:
@@ -102,6 +106,8 @@ class Desk:
                 tell = lambda _, ended, over=over: ended and over.set()  # noqa: E731
                 self.submit([Choice(name, encoded, 0, 1.0, 1.0, 0, min(2, self.max_new_tokens), tell)])
                 over.wait()
+                if isinstance(self.failure, UserError):
+                    raise self.failure
 
     def drop(self, choices: list[Choice]) -> None:
         """Gives up choices that no one waits for any more."""
@@ -124,8 +130,10 @@ class Desk:
             try:
                 for name in list(self.loras):
                     self._serve(name)
-            except Exception:  # whatever failed, those who wait are told, and the next are served by fresh pools
-                logging.getLogger(__name__).exception("the pool failed")
+            except Exception as error:  # whatever failed, those who wait are told, and the next find fresh pools
+                self.failure = error
+                if not isinstance(error, UserError):  # which those who wait pass on
+                    logging.getLogger(__name__).exception("the pool failed")
                 for choice in self._running:
                     choice.tell(None, True)
                 self._running.clear()

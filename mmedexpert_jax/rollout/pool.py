@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from mmedexpert_jax.errors import NotFinite
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model, Prefix
 from mmedexpert_jax.processing.batch import Batch
@@ -189,6 +190,8 @@ class Pool:
 
     def _samples(self, ended: bool) -> list[Ended]:
         done, own = jax.device_get((self._state.completions, self._state.own))
+        if np.isnan(done.logprobs).any():
+            raise NotFinite
         over = np.asarray(~open_samples(done, own).any(-1)).tolist()
         tickets = [ticket for held in self._tickets for ticket in held]
         return [

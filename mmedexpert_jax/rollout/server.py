@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from mmedexpert_jax.border import parse_json
-from mmedexpert_jax.errors import DataError, ResourceError
+from mmedexpert_jax.errors import DataError, ResourceError, UserError
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.processing.processor import Conversation
 from mmedexpert_jax.rollout.chat import Vote, Votes, pages
@@ -263,7 +263,8 @@ class _Answer:
             while told:
                 index, done, over = await self.news.get()
                 if done is None:
-                    raise Refusal(500, "the server failed; its log says more")
+                    known = isinstance(self.desk.failure, UserError)
+                    raise Refusal(500, str(self.desk.failure) if known else "the server failed; its log says more")
                 if index not in told:
                     continue
                 begin, length = told[index], int(done.lengths[0])

@@ -1,13 +1,15 @@
 """The real jobs on a tiny model, through the command line: train with a held-out evaluation, then export."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from mmedexpert_jax import models
+from mmedexpert_jax import lora, models
 from mmedexpert_jax.launch.cli import main
 
 SMALL = ["--config.steps=2", "--config.lora.rank=2", "--config.max_new_tokens=40", "--config.eval.batch_size=8"]
@@ -62,3 +64,58 @@ def test_the_whole_paper_on_a_tiny_model(tiny):
     assert main(["--config=configs/pipeline.py", *tiny, *fields, *evaluate]) == 0
     table = Path("runs/pipeline-mini/table.md").read_text()
     assert all(f"| {row} |" in table for row in ("base", "AM", "merged experts", "GBA", "final"))
+
+
+@pytest.fixture
+def adapter(tiny_checkpoint, tmp_path, monkeypatch):
+    """An adapter as a trainer leaves it: its base on another machine, its optimizer and checkpoints beside it."""
+    monkeypatch.chdir(tmp_path)
+    params = models.load_model(tiny_checkpoint)[1]
+    lora.save_peft("adapter", lora.init(jax.random.key(0), params, rank=2), base="/mnt/other/base")
+    Path("adapter/checkpoint-5").mkdir()
+    for name in ("optimizer.pt", "training_args.bin", "checkpoint-5/rng_state.pth", "chat_template.jinja"):
+        Path("adapter", name).write_text("{{ messages[0].content }}")
+    return ["--config=configs/export.py", "--config.model.path=adapter", f"--config.model.base={tiny_checkpoint}"]
+
+
+def test_an_adapter_is_exported_without_what_its_trainer_left(adapter, capsys):
+    assert main([*adapter, "--config.format=adapter"]) == 0, capsys.readouterr().err
+    exported = Path("runs/export-mini/export/adapter")
+    names = {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "README.md"}
+    assert {path.name for path in exported.iterdir()} == names | {".mmedexpert.json"}
+    weights = [folder / "adapter_model.safetensors" for folder in (exported, Path("adapter"))]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("named", ["/mnt/other/base", None])
+def test_the_base_that_is_given_counts_in_plan_and_run(adapter, named, capsys):
+    file = Path("adapter/adapter_config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": named}))
+    assert main([*adapter, "--config.plan=True"]) == 0
+    assert "memory   not counted" not in capsys.readouterr().out
+    for format in ("adapter", "model"):
+        assert main([*adapter, f"--config.format={format}", f"--config.workdir=to-{format}"]) == 0
+        assert adapter[2].rpartition("=")[2] in Path(f"to-{format}", "export", format, "README.md").read_text()
+
+
+def test_an_adapter_that_is_its_own_base_is_refused_by_a_plan_too(adapter, capsys):
+    file = Path("adapter/adapter_config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "adapter"}))
+    for plan in ("True", "False"):
+        main([*adapter[:2], f"--config.plan={plan}"])
+        said = capsys.readouterr()
+        assert "leads back to the adapter itself" in said.out + said.err
+
+
+def test_a_plan_refuses_what_would_not_load_or_merge(tiny, tiny_checkpoint, tmp_path, capsys):
+    """Headers against config.json, and experts against the base, before anything is queued on a cluster."""
+    wrong = shutil.copytree(tiny_checkpoint, tmp_path / "wrong")
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 8}))
+    for job in ("export", "evaluate", "gba"):
+        command = [f"--config=configs/{job}.py", f"--config.model.path={wrong}", tiny[1], "--config.plan=True"]
+        assert main(command) == 3 and "tensors do not fit config.json" in capsys.readouterr().err
+    named = {key.replace("model.", "module."): value for key, value in load_file(wrong / "model.safetensors").items()}
+    save_file(named, wrong / "model.safetensors")
+    merge = ["--config=configs/merge.py", *tiny, f"--config.experts=X={wrong}", "--config.plan=True"]
+    assert main(merge) == 3 and "expert X lacks" in capsys.readouterr().err

@@ -2,7 +2,11 @@
 
 import pytest
 
+from mmedexpert_jax.config.fields import named_path
+from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.medeval.systems import parse
+from mmedexpert_jax.merging.merge_job import expert_paths
 
 
 @pytest.mark.parametrize(
@@ -64,3 +68,23 @@ def test_one_expert_that_is_missing_is_named(capsys, tmp_path, monkeypatch):
 def test_a_flag_that_is_a_field_is_named_with_its_value(capsys):
     assert main(["--config=configs/gba.py", "--max_steps", "5"]) == 2
     assert "did you mean --config.steps=5?" in capsys.readouterr().err
+
+
+def test_a_folder_with_signs_of_equality_is_a_path(tmp_path, monkeypatch):
+    """Sweeps name their folders lr=1e-5; only what is not there as it stands is name=path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1e-5" / "gba").mkdir(parents=True)
+    assert named_path("lr=1e-5/gba") == ("", "lr=1e-5/gba")
+    assert named_path("mine=lr=1e-5/gba") == ("mine", "lr=1e-5/gba")
+    assert named_path("mine=owner/name") == ("mine", "owner/name")
+    assert named_path("owner/name") == ("", "owner/name")
+    assert parse("lr=1e-5/gba").model == "lr=1e-5/gba"
+    config = load_config("configs/merge.py", {"experts": ("lr=1e-5/gba", "mine=lr=1e-5/gba")})
+    assert expert_paths(config) == {"gba": "lr=1e-5/gba", "mine": "lr=1e-5/gba"}
+
+
+def test_the_folder_above_a_model_names_it(tmp_path, capsys):
+    (tmp_path / "out" / "checkpoint-50").mkdir(parents=True)
+    (tmp_path / "out" / "checkpoint-50" / "model.safetensors").touch()
+    assert main(["--config=configs/export.py", f"--config.model.path={tmp_path / 'out'}"]) == 3
+    assert "its folder checkpoint-50 does: give that" in capsys.readouterr().err

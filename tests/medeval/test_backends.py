@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import transformers
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import DataError, NotFinite
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.medeval.backends.choose import open_backend
 from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend, fingerprint
@@ -83,6 +84,15 @@ def test_both_ways_give_the_same_answers(folder, asked):
     for number in range(3):
         (mine,), (other,) = ours[number], theirs[number]
         assert (mine.text.strip(), mine.tokens, mine.truncated) == (other.text, other.tokens, other.truncated)
+
+
+def test_a_model_that_is_not_finite_is_named(folder, asked, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"][0] = np.nan
+    save_file(tensors, copy / "model.safetensors")
+    with jax.default_matmul_precision("highest"), pytest.raises(NotFinite, match=f"{copy}: its probabilities are not"):
+        JaxBackend(str(copy), "float32", Settings(max_new_tokens=6, batch_size=2)).answer(asked, 1, lambda *reply: None)
 
 
 @pytest.mark.usefixtures("reference")

@@ -1,6 +1,7 @@
 """Merges of checkpoints on disk: equal to those in memory, resumable, and refused by name where they must be."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -273,6 +274,52 @@ def test_a_tied_output_layer_of_an_expert_is_no_difference(models, tmp_path):
     merge_to_disk(job, tmp_path / "one")
     merge_to_disk(Recipe(job.base, {"first": str(tmp_path / "tied")}, job.parameters), tmp_path / "two")
     assert load_equal(tmp_path / "one", tmp_path / "two")
+
+
+def test_what_a_network_computes_itself_is_not_merged(models, tmp_path):
+    """Older checkpoints hold frequencies and positions, of which the base has none."""
+    first = loaded(models / "first")
+    held = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    held["visual.embeddings.position_ids"] = np.arange(4)[None]
+    save(tmp_path / "older", first | held)
+    job = recipe(models, ("first",))
+    merge_to_disk(job, tmp_path / "one")
+    merge_to_disk(Recipe(job.base, {"first": str(tmp_path / "older")}, job.parameters), tmp_path / "two")
+    assert load_equal(tmp_path / "one", tmp_path / "two")
+
+
+def test_an_index_says_which_shard_has_a_tensor(models, tmp_path):
+    """As a model is loaded: a tensor that a shard holds beside its own is not read, one that it lacks is named."""
+    folder = tmp_path / "sharded"
+    shutil.copytree(models / "second", folder)
+    file, other = folder / "s0.safetensors", folder / "s1.safetensors"
+    name = next(iter(load_file(other)))
+    save_file(load_file(file) | {name: load_file(other)[name] * 2}, file)
+    expected, found = loaded(models / "second"), loaded(folder)
+    assert expected.keys() == found.keys() and all(np.array_equal(expected[name], found[name]) for name in found)
+    save_file({key: tensor for key, tensor in load_file(other).items() if key != name}, other)
+    with pytest.raises(DataError, match=rf"s1\.safetensors: has no tensor {name}, which the index puts there"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"experts": ["a"]}, "key experts"),
+        ({"base": 5}, "key base"),
+        ({"dtype": "int3"}, "key dtype"),
+        ({"parameters": {"method": "evolve"}}, "no merging method"),
+        ({"parameters": {"numbers": {"density": {"": "x"}}}}, "density"),
+        ({"parameters": {"switches": {"elect": "mass", "odd": 1}}}, "odd"),
+    ],
+)
+def test_a_recipe_written_by_hand_is_typed(change, named, models, tmp_path):
+    recipe(models, ("first",)).write(tmp_path)
+    content = json.loads((tmp_path / "recipe.json").read_text())
+    parameters = content["parameters"] | change.get("parameters", {})
+    (tmp_path / "recipe.json").write_text(json.dumps(content | change | {"parameters": parameters}))
+    with pytest.raises(DataError, match=f"recipe.json: not a recipe of a merge .*{named}"):
+        read_recipe(tmp_path)
 
 
 def test_broken_files(models, tmp_path):

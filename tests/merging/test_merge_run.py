@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from mmedexpert_jax import lora as adapters
 from mmedexpert_jax import merging
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model, ModelConfig, load_model, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
@@ -265,6 +265,18 @@ def test_bad_experts_are_refused(folder, tmp_path):
     ):
         with pytest.raises(ConfigError, match=match):
             execute(settings(folder, experts=experts), tmp_path / match[:4])
+    for base, match in ((folder / "AM", "AM: an adapter, but a merge"), ("random:qwen2_vl_2b", "random weights")):
+        with pytest.raises(DataError, match=match):
+            execute(settings(folder, model={"path": str(base)}), tmp_path / match[:4])
+
+
+def test_fields_that_say_nothing_are_told(folder, tmp_path, capsys):
+    for field in ({"trials": 3}, {"score": True}):
+        sweep = {"densities": (), "scales": (1.0,)} | field
+        with pytest.raises(ConfigError, match=r"set config\.sweep\.densities too"):
+            execute(settings(folder, sweep=sweep), tmp_path / "sweep")
+    execute(settings(folder, experts=(str(folder / "AM"),), rl_origin="start"), tmp_path / "start")
+    assert "no expert is called RL, so that rl_origin=start says nothing" in capsys.readouterr().out
 
 
 def test_arbitration_measures_each_expert_once_on_prompts_alone(folder, tmp_path):

@@ -443,7 +443,9 @@ def test_a_file_alone_is_enough_on_the_command_line(models, tmp_path, capsys):
     merge_to_disk(read_mergekit(tmp_path / "m.yaml"), tmp_path / "ours")
     written = tmp_path / "run" / "export" / "model" / "model.safetensors"
     assert written.read_bytes() == (tmp_path / "ours" / "model.safetensors").read_bytes()
-    for text, code, said in (("merge_method: [", 2, "YAML"), (FILES["ties"].format("/gone"), 3, "/gone/base")):
+    dense = FILES["ties"].format(models) + "\nparameters: {density: 1.5}\n"
+    wrong = (("merge_method: [", 2, "YAML"), (FILES["ties"].format("/gone"), 3, "/gone/base"), (dense, 2, "m.yaml: "))
+    for text, code, said in wrong:
         (tmp_path / "m.yaml").write_text(text)
         assert main([*arguments, f"--config.workdir={tmp_path / 'other'}"]) == code
         assert said in capsys.readouterr().err

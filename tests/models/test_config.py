@@ -148,6 +148,7 @@ def test_what_the_network_does_not_implement_is_refused_by_name(change, named):
         ("", "text_config", "text"),
         ("vision_config", "patch_size", 0),
         ("vision_config", "mlp_ratio", float("nan")),
+        ("vision_config", "mlp_ratio", 3.5),
         ("vision_config", "spatial_merge_size", 3),
         ("", "model_type", ["qwen2_vl"]),
     ],
@@ -179,6 +180,14 @@ def test_what_two_spellings_say_is_what_transformers_reads(change, without):
     ours = ModelConfig.from_hf(content).text
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
     assert "sliding_attention" not in theirs.layer_types or theirs.sliding_window is None
+
+
+@pytest.mark.parametrize("name", ["medgemma_4b", "llava_med_7b"])
+def test_a_square_smaller_than_a_patch_is_refused(name):
+    content = PUBLISHED[name].to_hf()
+    content["vision_config"] |= {"image_size": 1}
+    with pytest.raises(DataError, match="image_size is 1, not at least the 14 pixels of a patch"):
+        ModelConfig.from_hf(content)
 
 
 def test_generation_settings_are_kept_for_saving():

@@ -230,6 +230,33 @@ def test_what_is_not_a_whole_model_directory_is_one_line(broken, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_gguf_file_beside_a_checkpoint_is_not_the_model(broken, checkpoint):
+    """Repositories hold several formats: config.json is that of the safetensors."""
+    directory = broken()
+    (directory / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    assert same(load_model(directory)[1], checkpoint("qwen2_tied").params)
+
+
+def test_weights_under_another_name_are_named(broken):
+    directory, file = broken(), "model.safetensors"
+    for name, fix in {
+        "model.fp16.safetensors": r"rename model\.fp16\.safetensors to model\.safetensors",
+        "model-00001-of-00002.safetensors": r"model-00001-of-00002\.safetensors are shards without it: download",
+    }.items():
+        file = (directory / file).rename(directory / name).name
+        with pytest.raises(DataError, match=f"no weights; .*{fix}"):
+            load_model(directory)
+
+
+@pytest.mark.parametrize(("key", "value"), [("patch_size", 16), ("temporal_patch_size", 1)])
+def test_image_settings_of_another_tower_are_refused(key, value, tmp_path):
+    directory = shutil.copytree(MINI, tmp_path / "other")
+    settings = json.loads((MINI / "preprocessor_config.json").read_text()) | {key: value}
+    (directory / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=r"preprocessor_config\.json makes patches of \d+ values, .* reads 1176 "):
+        load_processor(directory)
+
+
 def test_unsupported_architecture_names_the_file(broken):
     directory = broken(change_config={"model_type": "mllama"})
     with pytest.raises(DataError, match=r"config\.json.*mllama") as caught:

@@ -1,8 +1,11 @@
 """Patches against transformers' PIL processor, bit by bit, and the images that people really have."""
 
+import base64
 import gzip
 import io
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import ImageConfig, open_image, patchify, smart_resize
+from mmedexpert_jax.processing.images import clean
 
 ORIENTATION = 274  # EXIF tag
 
@@ -230,3 +234,67 @@ def test_config_refuses_what_it_does_not_do():
         ImageConfig(merge_size=4)
     with pytest.raises(ConfigError, match="below the 3136"):
         ImageConfig(max_pixels=1000)
+
+
+def white_is_zero(image: Image.Image) -> bytes:
+    """A TIFF of these stored values whose photometric interpretation says that 0 is white."""
+    data, entry = encoded(image, "TIFF"), struct.pack("<HHI", 262, 3, 1)
+    assert data.count(entry + b"\1\0") == 1
+    return data.replace(entry + b"\1\0", entry + b"\0\0")
+
+
+def test_a_tiff_whose_0_is_white_is_shown_so_at_any_depth():
+    """Of 8 bits Pillow turns it itself; of 16 and of floats it leaves the values as they are stored."""
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    expected = np.asarray(open_image(white_is_zero(Image.fromarray(grey))))
+    assert expected[0, 0].tolist() == [255] * 3 and expected[-1, -1].tolist() == [0] * 3
+    for deep in (grey.astype(np.uint16) * 257, (grey / 255).astype(np.float32)):
+        assert np.array_equal(open_image(white_is_zero(Image.fromarray(deep))), expected)
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit colours [H, W, 3], which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_colours_of_12_bits_in_16_are_refused_rather_than_black(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 65536, (20, 30, 3)).astype(np.uint16)
+    assert np.array_equal(open_image(deep_png(colours)), colours >> 8)
+    assert not np.asarray(open_image(deep_png(0 * colours))).any(), "a blank is no scan"
+    (tmp_path / "scope.png").write_bytes(deep_png(colours >> 4))
+    for reader in (open_image, lambda path: clean(path.read_bytes(), "scope.png")):
+        with pytest.raises(DataError, match=r"scope\.png: a 16-bit colour image with values of 12 bits at most"):
+            reader(tmp_path / "scope.png")
+
+
+@pytest.mark.parametrize("window", ["range", "full", (0.5, 1.0)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_no_window_hides_values_that_are_not_finite(value, window):
+    """One of them would make the whole range, and so the picture, black."""
+    values = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    values[2, 3] = value
+    with pytest.raises(DataError, match="scan: grey values that are not finite"):
+        open_image(Image.fromarray(values), "scan", window=window)
+
+
+def test_base64_may_have_lines_and_needs_its_head():
+    data = encoded(noise("RGB", 40, 30))
+    lines = base64.encodebytes(data).decode()
+    assert np.array_equal(open_image(f"data:image/png;base64,{lines}"), open_image(data))
+    with pytest.raises(DataError, match="base64 without its head; begin it with") as caught:
+        open_image(lines.replace("\n", ""))
+    assert len(str(caught.value)) < 400
+
+
+def test_a_tiff_of_signed_bytes_and_a_name_alone_are_refused():
+    signed = encoded(Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)), "TIFF", tiffinfo={339: 2})
+    with pytest.raises(DataError, match="scan: a TIFF of signed 8-bit values"):
+        open_image(signed, "scan")
+    with pytest.raises(DataError, match="scan: HDF5 is not decoded; save the picture as"):
+        open_image(b"\x89HDF\r\n\x1a\n" + bytes(100), "scan")

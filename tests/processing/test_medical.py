@@ -347,6 +347,18 @@ def test_a_series_without_a_plane_is_its_files_in_the_order_of_their_places(tmp_
     assert [np.asarray(one).tolist() for one in found] == [np.asarray(open_image(file)).tolist() for file in files]
 
 
+def test_files_without_the_standards_preamble_are_a_series_too(tmp_path):
+    """As ACR-NEMA and early scanners wrote them, in a folder and in a zip."""
+    volume = np.random.default_rng(3).integers(0, 4096, (4, 6, 6))
+    files = a_series(volume, LAID["axial"], WindowCenter=1000, WindowWidth=2000)
+    bare = [file[132:] for file in files]
+    for number, file in enumerate(bare):
+        (tmp_path / f"I{number}").write_bytes(file)
+    for source in (tmp_path, zipped(bare)):
+        found = decode(source, name="scan", slices=4)
+        assert [np.asarray(one).tolist() for one in found] == [np.asarray(open_image(file)).tolist() for file in files]
+
+
 def test_what_is_no_volume_is_refused_in_one_line():
     volume = np.zeros((4, 6, 6))
     files = a_series(volume, LAID["axial"])
@@ -389,3 +401,28 @@ def test_slices_of_a_volume_read_it_once(monkeypatch, tmp_path):
     pictures = [np.asarray(image.picture()).tolist() for image in case.images]
     assert len(pictures) == 10 and pictures[:5] == pictures[5:] and made == ["_dicom_volume", "_values"]
     assert len({image.sha256 for image in case.images}) == 10
+
+
+def test_headers_that_would_make_one_grey_of_a_picture_are_refused():
+    """A slope of 0 or without end, and a volume whose header calls infinity its brightest."""
+    for slope in ("0", "1e400"):
+        with pytest.raises(DataError, match=r"scan: RescaleSlope is (0|inf) in its header"):
+            decode(a_ct(RescaleSlope=slope, RescaleIntercept="0"), name="scan")
+    values = np.random.default_rng(4).integers(0, 1000, (6, 7, 8)).astype(np.int16)
+    plain, endless = (nibabel.Nifti1Image(values, np.eye(4)) for _ in range(2))
+    endless.header["cal_max"] = np.inf
+    shown = [np.asarray(decode(image.to_bytes(), slices=[3])[0]) for image in (plain, endless)]
+    assert np.array_equal(*shown) and shown[0].std() > 0
+
+
+def test_what_is_more_or_less_than_a_header_says_is_named():
+    rows = a_ct()
+    dataset = pydicom.dcmread(io.BytesIO(rows))
+    with pytest.raises(DataError, match="2 pictures where its header says one; set NumberOfFrames"):
+        decode(a_ct(PixelData=2 * dataset.PixelData), name="scan")
+    for frames in (-1, 2_000_000_000):
+        with pytest.raises(DataError, match=f"scan: NumberOfFrames is {frames} in its header, of 6,144 bytes"):
+            decode(a_ct(NumberOfFrames=frames), name="scan", slices=2)
+    pair = nibabel.Nifti1Pair(np.zeros((3, 3, 3), np.int16), np.eye(4))
+    with pytest.raises(DataError, match=r"the header of a NIfTI pair \(.hdr and .img\)"):
+        decode(pair.header.binaryblock + bytes(4), name="scan.hdr", slices=1)

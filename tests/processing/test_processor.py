@@ -305,6 +305,27 @@ def test_the_template_is_read_from_any_of_three_places(tiny_tokenizer_dir, tmp_p
     assert loaded.decode(loaded.encode([{"role": "user", "content": "hello"}]).tokens) == "jinja hello"
 
 
+def test_an_empty_template_is_no_template(tiny_tokenizer_dir, tmp_path):
+    directory = shutil.copytree(tiny_tokenizer_dir, tmp_path / "empty")
+    (directory / "chat_template.jinja").write_text("\n")
+    with pytest.raises(DataError, match=r"chat_template\.jinja: is empty; copy it from the base"):
+        Processor.load(directory)
+
+
+def test_named_templates_need_a_default(tiny_tokenizer_dir, tmp_path):
+    directory = shutil.copytree(tiny_tokenizer_dir, tmp_path / "named")
+    file = directory / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    text = "{{ messages[0].content[0].text }}"
+    named = [{"name": name, "template": f"{name}: {text}"} for name in ("tool", "default")]
+    file.write_text(json.dumps(config | {"chat_template": named}))
+    assert Processor.load(directory).tokenizer.chat_template.startswith("default: ")
+    for other in (named[:1], 5):
+        file.write_text(json.dumps(config | {"chat_template": other}))
+        with pytest.raises(DataError, match=r"tokenizer_config\.json: chat_template .* none called default"):
+            Processor.load(directory)
+
+
 def test_saved_processors_load_here_and_in_transformers(processor, tmp_path):
     talk = question((90, 60), text="A 67-year-old woman, é <|im_end|>")
     small = Processor(processor.tokenizer, ImageConfig(max_pixels=50_176))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import DataError, NotFinite
 from mmedexpert_jax.rollout import Engine, Settings, generate
 from mmedexpert_jax.rollout import engine as engine_module
 from mmedexpert_jax.rollout.buckets import Shape, Shapes, Size, buckets
@@ -142,3 +142,12 @@ def test_rows_over_four_devices():
     }
     done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True)
     assert done.stdout == "ok\n", done.stderr
+
+
+def test_a_model_that_is_not_finite_has_no_answers(tiny, processor, prompts):
+    """A diverged checkpoint would else be scored by whatever its tokens happen to be."""
+    model, params = tiny
+    norm = {"weight": params["model"]["norm"]["weight"].at[3].set(np.nan)}
+    engine = Engine(model, params | {"model": params["model"] | {"norm": norm}}, processor, SETTINGS)
+    with pytest.raises(NotFinite, match="probabilities are not finite"):
+        dict(engine.answer(prompts[:1]))

@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from mmedexpert_jax.errors import NotFinite
 from mmedexpert_jax.models import load_policy, load_processor
 from mmedexpert_jax.rollout import Engine, Settings, server
 from mmedexpert_jax.rollout.decode import programs
@@ -284,3 +285,13 @@ def test_the_place_of_a_choice_that_was_dropped_is_the_next_one_s_alone(desk):
         desk.submit([dropped, choice("What is gout?", tell, watched=True)])
 
     assert answer(beside) == alone and told[:2] == [False, False]
+
+
+def test_a_model_that_is_not_finite_is_not_served(model):
+    network, params = model
+    norm = {"weight": params["model"]["norm"]["weight"].at[3].set(float("nan"))}
+    broken = params | {"model": params["model"] | {"norm": norm}}
+    desk = Desk(network, broken, {"mini": None}, load_processor("mini"), 4, 6, 256, LIMIT)
+    with pytest.raises(NotFinite, match="its probabilities are not finite"):
+        desk.warm_up()
+    desk.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from mmedexpert_jax.errors import NotFinite
 from mmedexpert_jax.medeval.backends.base import OnReply, Refuse, stop_if
 from mmedexpert_jax.medeval.prompt_styles import Question, opened
 from mmedexpert_jax.models import load_policy, load_processor
@@ -37,9 +38,12 @@ class JaxBackend:
         """As in `Backend`."""
         conversations = ((lambda messages=question.messages: opened(messages)) for question in asked)
         ids, names = (question.row for question in asked), (question.name for question in asked)
-        for number, replies in self._engine(num_samples).answer(conversations, ids, names, refuse):
-            on_reply(number, replies)
-            stop_if(self._interrupted)
+        try:
+            for number, replies in self._engine(num_samples).answer(conversations, ids, names, refuse):
+                on_reply(number, replies)
+                stop_if(self._interrupted)
+        except NotFinite:
+            raise NotFinite(self._path) from None
 
     def close(self) -> None:
         """Lets go of the weights."""

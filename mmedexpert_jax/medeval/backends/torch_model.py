@@ -1,9 +1,11 @@
 """Answers by transformers, for models that this project's engine does not run. An optional extra: it needs torch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.lora import HUB_ID
 from mmedexpert_jax.medeval.backends.base import OnReply, Refuse, stop_if
 from mmedexpert_jax.medeval.prompt_styles import Messages, Question, opened
 from mmedexpert_jax.processing.images import open_image
@@ -86,9 +88,9 @@ class TransformersBackend:
             try:
                 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-                name, _, revision = self._path.partition("@")
-                processor = AutoProcessor.from_pretrained(name, revision=revision or "main")
-                model = AutoModelForImageTextToText.from_pretrained(name, revision=revision or "main", dtype="auto")
+                name, revision = _named(self._path)
+                processor = AutoProcessor.from_pretrained(name, revision=revision)
+                model = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype="auto")
             except ImportError as error:
                 raise ConfigError(
                     f"transformers:{self._path} needs torch ({error}); pip install torch torchvision"
@@ -101,6 +103,15 @@ class TransformersBackend:
             processor.tokenizer.padding_side = "left"
             self._loaded = (model.eval(), processor)
         return self._loaded
+
+
+def _named(path: str) -> tuple[str, str]:
+    """A directory, or a hub id, and the revision of the latter. Raises DataError for what is neither."""
+    if (folder := Path(path).expanduser()).is_dir():
+        return str(folder), "main"
+    if not (hub := HUB_ID.fullmatch(path)):
+        raise DataError(f"{path}: transformers cannot load it (no such directory, and no hub id owner/name)")
+    return hub["name"], hub["revision"] or "main"
 
 
 def _plain(messages: Messages) -> Messages:
