@@ -265,7 +265,8 @@ def _judge(
             table=_found(run, f"judge-{target.name}-{key}"),
         )
         items = {case.id: case for case in cases}
-        graded = rubric_judge.grade(client, items, judge(client, items, found, what, allowed), allowed)
+        say = partial(print, f"{target.name}, {key}:", flush=True)
+        graded = rubric_judge.grade(client, items, judge(client, items, found, what, allowed, say), allowed)
         if lost := len(found.rows) - len(graded.rows):
             print(f"{target.name}: {lost} answers of {key} left out: the judge did not grade them", flush=True)
         return graded

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from mmedexpert_jax import border
 from mmedexpert_jax.answers import spoken
 from mmedexpert_jax.data.case import GRADED, Case
 from mmedexpert_jax.errors import ConfigError
@@ -46,6 +47,7 @@ def judge(
     evaluation: Evaluation,
     what: str = "open",
     allowed: Callable[[dict[str, Request]], dict[str, Request]] = lambda requests: requests,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """The evaluation with the judge's verdicts as scorer "judge"; on rows that it judged its verdict counts.
 
@@ -56,6 +58,7 @@ def judge(
         what: "open": answers to open questions; "unparsed": those, and answers that the strict scorer cannot read;
             "all": every answer.
         allowed: gives, of the requests by "id, row number", those that may be sent; the others are not judged.
+        say: takes a line on replies that hold no verdict, where there are any.
 
     Raises:
         ConfigError: unknown `what`.
@@ -67,12 +70,18 @@ def judge(
     rows = list(evaluation.rows)
     names = {f"{rows[number].id}, row {number}": number for number in chosen}
     requests = allowed({name: _request(items[rows[number].id], rows[number]) for name, number in names.items()})
+    unread = []
     for name, reply in zip(requests, client.ask(list(requests.values())), strict=True):
-        number = names[name]
-        verdict = read(reply.text)
-        if verdict is not None:
-            row = rows[number]
-            rows[number] = replace(row, right=verdict, verdicts={**row.verdicts, "judge": verdict})
+        row, verdict = rows[names[name]], read(reply.text)
+        if verdict is None:
+            unread.append(reply.error or reply.text)
+        else:
+            rows[names[name]] = replace(row, right=verdict, verdicts={**row.verdicts, "judge": verdict})
+    if unread:
+        say(
+            f"the judge gave no verdict on {len(unread)} of {len(requests)} answers, such as "
+            f"{border.shown(unread[0])}; they count as they do without a judge"
+        )
     return Evaluation(_complete(rows))
 
 

@@ -305,3 +305,20 @@ def test_the_embedded_test_split_is_a_benchmark():
     with Image.open(io.BytesIO(item.images[0].open())) as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(case.images[0].picture()))
     assert item.images[0].sha256 == benchmarks.from_case(case).images[0].sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("1 / 0", ConfigError, "mine.py cannot be run: ZeroDivisionError"),
+        ("def f(:", ConfigError, "mine.py cannot be run: SyntaxError"),
+        ("import nothing_of_that_name", ConfigError, "ModuleNotFoundError"),
+        (OWN.replace('row.text("id")', 'row.values["id"]'), DataError, "row 1: mine cannot read it (KeyError: 'id')"),
+    ],
+)
+def test_a_fault_in_a_users_file_is_one_line(tmp_path, text, error, words):
+    (tmp_path / "mine.py").write_text(text)
+    (tmp_path / "mine.jsonl").write_text('{"q": "Which?", "a": "x"}')
+    with pytest.raises(error) as caught:
+        benchmarks.load(str(tmp_path / "mine.py"), tmp_path)
+    assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -142,6 +142,11 @@ def test_the_judge_decides_open_answers_and_is_asked_once(tmp_path):
         assert [row.verdicts["judge"] for row in found.rows] == [True, False, False]
         assert found.summary()["scorers"]["judge"]["accuracy"] == pytest.approx(1 / 3)
         assert judge(client, by_id, Evaluation(tuple(rows))) == found and len(prompts) == 3
+        told = []
+        judge(client, by_id, Evaluation(tuple(rows)), say=told.append)
+        assert told == [
+            "the judge gave no verdict on 1 of 3 answers, such as 'hm'; they count as they do without a judge"
+        ]
         assert "Key:\nthe left lung" in prompts[0]
         with pytest.raises(ConfigError, match="choose one of open"):
             judge(client, by_id, found, "some")
