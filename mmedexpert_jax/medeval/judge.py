@@ -32,10 +32,18 @@ _TURNED = re.compile(
     r"without(?! (?:a )?(?:doubt|question)))\b[\s\w-]{0,24}$|n['’]t\b[\s\w-]{0,24}$|\bin-?$",
     re.IGNORECASE,
 )
+# The verdict of a reply in JSON, whatever its reason says.
+_NAMED = re.compile(
+    r'"(?:(?:final_)?verdict|judge?ment|label|grade|decision)"\s*:\s*"(?P<word>correct|incorrect)"', re.IGNORECASE
+)
+# What another says, or what is not so, before the word.
+_DOUBTED = re.compile(
+    r"\b(?:claims?|hesitat\w*|disagree\w*|impossible|would\s+have|wrongly|falsely|mistakenly)\b[^,;:]*$", re.IGNORECASE
+)
 _HEDGED = re.compile(
     r"\b(?:partial(?:ly)?|partly|in part|to some extent|to a degree|arguably|largely|"
     r"half|almost|nearly|mostly|somewhat|possibly|perhaps|maybe|probably|might|may|could|"
-    r"roughly|more or less|sort of|kind of|semi|close to|except|apart from|incomplete|"
+    r"ish|roughly|more or less|sort of|kind of|semi|close to|except|apart from|incomplete|"
     r"either|unclear|unsure|uncertain|ambiguous|if|whether)\b",
     re.IGNORECASE,
 )
@@ -92,6 +100,8 @@ def read(text: str) -> bool | None:
     reason. Any other is right only if all its verdicts are: "not correct", "partially correct", a question, or both
     words are a wrong answer, as all that is ambiguous is.
     """
+    if named := {match["word"].lower() for match in _NAMED.finditer(spoken(text))}:
+        return named == {"correct"}
     text = re.sub(r"\b(not|never)\s*\n\s*", r"\1 ", spoken(text), flags=re.IGNORECASE)
     text = re.sub(r"[*_`\"“”{}\[\]<>#$]|(?<!\w)['’]|['’](?!\w)", " ", text).strip()
     text = _FIELD.sub(lambda field: "correct" if field["value"].lower() in ("true", "yes", "1") else "incorrect", text)
@@ -126,7 +136,8 @@ def _verdicts(text: str) -> list[bool]:
             if about_the_key and not _GIVES.search(before):
                 continue
             turned = _TURNED.search(re.split(r"(?<!anything )\bbut\b", before)[-1]) is not None
-            doubtful = _HEDGED.search(sentence) or sentence.rstrip().endswith("?")
+            doubtful = _DOUBTED.search(before) or _HEDGED.search(sentence)
+            doubtful = doubtful or sentence.rstrip().endswith("?")
             found.append((word["right"] is not None) != turned and not doubtful)
     return found or [False]
 

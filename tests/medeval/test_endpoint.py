@@ -165,3 +165,24 @@ def test_the_judge_reads_unparsed_choices_where_asked(tmp_path):
 
 def test_verdicts():
     assert read("Incorrect.") is False and read("not INCORRECT but CORRECT") is True and read("yes") is None
+
+
+def test_no_answer_at_all_is_an_error_and_no_accuracy_of_none(tmp_path):
+    """An evaluation of nothing would print 0.0 % of 0 items."""
+    with Loopback(lambda body: "hello") as server:
+        row = {"prompt_id": "1", "prompt": [{"role": "user", "content": "Help"}]}
+        row["rubrics"] = [{"criterion": "says x", "points": 5, "tags": []}]
+        (tmp_path / "2025-05-07-06-14-12_oss_eval.jsonl").write_text(json.dumps(row))
+        config = settings(server, benchmarks=(f"healthbench={tmp_path}",))
+        config.judge.model, config.judge.url = "some-judge", server.url
+        with pytest.raises(RemoteError, match="some-judge graded none of 1 answers of served to healthbench"):
+            execute(config, tmp_path / "judge")
+        (tmp_path / "test.jsonl").write_text(json.dumps({"id": "1", "question": "Mrs. Smith coughs?", "answer": "flu"}))
+        config = settings(server, privacy="refuse")
+        config.data.path = str(tmp_path)
+        with pytest.raises(DataError, match="privacy=refuse keeps all 1 questions of mmedexpert_mini from served"):
+            execute(config, tmp_path / "private")
+    config = load_config("configs/evaluate.py:mini").unlock()
+    config.update({"limit": 2, "max_prompt_length": 1, "skip_broken": True})
+    with pytest.raises(DataError, match=r"all 2 questions of mmedexpert_mini were refused, the first: .*mini-test-"):
+        execute(config, tmp_path / "long")
