@@ -116,7 +116,8 @@ _DENIED_BEFORE = re.compile(
     r"\b(?:not|never|cannot|neither|nor|no|rul(?:e|ed|es|ing)\s+out|exclud\w+|eliminat(?:e|ed|es|ing)"
     r"|elimination\s+of|reject\w*|discard\w*|avoid\w*|"
     r"unlikely|incorrect|wrong|false|except|rather\s+than|instead\s+of|other\s+than|unlike|against|dismiss\w*|disregard\w*"
-    r"|(?<!without )(?<!without a )doubt(?:s|ful)?|students?|(?:some|many)\s+(?:say|think|believe|claim|would))\b"
+    r"|(?<!without )(?<!without a )doubt(?:s|ful)?|students\s+(?:often|usually|commonly|may|would|tend)"
+    r"|(?:some|many)\s+(?:say|think|believe|claim|would))\b"
     r"|n['’]t\b",
     re.IGNORECASE,
 )
@@ -135,6 +136,9 @@ _DENIED_AFTER = re.compile(
     r"|(?:가|이)\s*아니|不对|不正确|错)",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(
+    r"(?:\bif|(?:^|[.;\n]\s*)(?:had|were))\b[^.;\n]*,[^,.;\n]*\Z", re.IGNORECASE
+)  # "If ..., it would be"
 _ASKED = re.compile(r"\s*[)\]]?\s*[?？]")
 
 
@@ -192,6 +196,8 @@ def _withdrawn(text: str, match: re.Match[str], name: str) -> bool:
     start = max((mark.end() for mark in _CLAUSE.finditer(text, max(0, match.start() - 200), match.start())), default=0)
     before = text[max(start, match.start() - 200) : match.start(name)]
     if _DENIED_BEFORE.search(before) or _HEDGED.search(before):
+        return True
+    if "would" in before and _SUPPOSED.search(text, max(0, match.start() - 200), match.start()):
         return True
     end = match.end()
     return bool(_DENIED_AFTER.match(text, end) or _ASKED.match(text, end))

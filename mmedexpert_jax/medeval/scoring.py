@@ -117,7 +117,7 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     letters = answers.LETTERS[: len(options)]
     if named := stated(text, letters, remarks=False):
         return _only(named, text, options)
-    lines = [re.sub(r"^[-•>#]+\s", "", line.strip("* \t")) for line in text.splitlines() if line.strip()]
+    lines = [re.sub(r"^[-•>#*]+\s", "", line.strip()).strip("* \t") for line in text.splitlines() if line.strip()]
     read = {_choice(line, options) for line in (*lines[:1], *lines[-1:], *stated_texts(text))} - {None}
     if not read and (named := stated(text, letters)):
         return _only(named, text, options)
