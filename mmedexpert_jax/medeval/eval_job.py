@@ -131,6 +131,8 @@ def load(config: ConfigDict, say: Callable[[str], None] = print) -> dict[str, Be
         if name == MINI:
             source = source or ("" if config.data.path == "mini" else config.data.path)
             split = split or config.split
+        if key in loaded:
+            raise ConfigError(f"config.benchmarks names {key} twice; evaluate its other files in a run of their own")
         loaded[key] = benchmarks.load(
             name,
             source,

@@ -98,6 +98,11 @@ def test_each_set_of_medevalkit_is_here_or_the_page_says_why_not(name):
         (("pmc_vqa", ""), ConfigError, "pmc_vqa needs a source: a directory or zip with test_2.csv"),
         (("pmc_vqa", "/no/such"), DataError, "no such directory or zip: /no/such; give one with test_2.csv"),
         (("none.py", ""), ConfigError, "no such benchmark file: none.py"),
+        (
+            ("/tmp",),
+            ConfigError,
+            "/tmp is a path; say what it holds: NAME=/tmp, of one's own cases mmedexpert_mini=/tmp",
+        ),
         (("mmedexpert_mini", "hub"), ConfigError, "mmedexpert_mini is not on the hub"),
     ],
 )

@@ -186,3 +186,11 @@ def test_no_answer_at_all_is_an_error_and_no_accuracy_of_none(tmp_path):
     config.update({"limit": 2, "max_prompt_length": 1, "skip_broken": True})
     with pytest.raises(DataError, match=r"all 2 questions of mmedexpert_mini were refused, the first: .*mini-test-"):
         execute(config, tmp_path / "long")
+
+
+def test_a_benchmark_twice_is_refused_and_not_asked_once(tmp_path):
+    with Loopback(say_b) as server:
+        config = settings(server, benchmarks=("mmedexpert_mini", f"mmedexpert_mini={tmp_path}"))
+        with pytest.raises(ConfigError, match="names mmedexpert_mini twice"):
+            execute(config, tmp_path / "run")
+        assert not server.asked

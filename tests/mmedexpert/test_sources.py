@@ -9,6 +9,8 @@ from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.mmedexpert.collection import gather
 from mmedexpert_jax.mmedexpert.duplicates import duplicates
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
 from mmedexpert_jax.mmedexpert.sources.raw_collection import Rights, check_share
@@ -443,3 +445,17 @@ def test_chinese_near_duplicates_are_found(tmp_path):
     rows = [{"question": one, "options": ["甲", "乙"], "answer": "A"} for one in (text, "又" + text)]
     (found,) = duplicates(collect([write(tmp_path / "a.jsonl", rows)]).records)
     assert not found.same and found.score == pytest.approx(76 / 77)
+
+
+@pytest.mark.parametrize("field", ["licences=planed=CC0", "redistributable=planed", "restricted=Raw.jsonl"])
+def test_rights_of_a_name_that_nothing_has_are_refused(tmp_path, field):
+    """A misspelt `restricted` would pass on what must not be."""
+    path = write(tmp_path / "raw.jsonl", [PLAIN])
+    key, _, value = field.partition("=")
+    config = load_config("configs/dataset.py", {"data.path": path, f"data.{key}": (value,)})
+    with pytest.raises(
+        ConfigError, match=rf"config\.data\.{key}: '{value.partition('=')[0]}' is no format and no file"
+    ):
+        gather(config)
+    good = load_config("configs/dataset.py", {"data.path": path, "data.restricted": ("raw.jsonl", "plain")})
+    assert not gather(good).records[0].redistributable

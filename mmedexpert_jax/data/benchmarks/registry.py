@@ -65,6 +65,10 @@ def spec(name: str) -> Spec:
     _discover()
     if name.endswith(".py"):
         return _from_file(name)
+    if name not in _SPECS and Path(name).expanduser().exists():
+        raise ConfigError(
+            f"{name} is a path; say what it holds: NAME={name}, of one's own cases mmedexpert_mini={name}"
+        )
     if name not in _SPECS:
         close = difflib.get_close_matches(name, _SPECS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
