@@ -159,8 +159,12 @@ def _text(value: Any, key: str) -> str:
 
 
 def _texts(options: Any) -> list[str]:
-    """The texts of a list or an object by letter; what is neither is refused where rows are checked."""
-    found = [options[letter] for letter in sorted(options)] if isinstance(options, Mapping) else options
+    """The texts of a list or an object by letter; what is neither, or has a gap, is refused where rows are checked."""
+    found = options
+    if isinstance(options, Mapping):
+        letters = sorted(letter for letter, text in options.items() if text is not None)
+        gap = "".join(letters).upper() != LETTERS[: len(letters)]
+        found = None if gap else [options[letter] for letter in letters]
     return [str(text) for text in found if text is not None] if isinstance(found, list | tuple) else []
 
 

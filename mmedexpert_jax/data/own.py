@@ -198,6 +198,14 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     columns = {letter: found.pop(key) for key, letter in sorted(cells.items(), key=lambda pair: pair[1])}
     options = found.get("options") or {key: text for key, text in columns.items() if text not in (None, "")}
     options = forms.items(options) if isinstance(options, str) else options
+    if isinstance(options, Mapping) and options:  # an empty cell leaves a gap, behind which letters move up
+        letters = [str(letter).upper() for letter in sorted(options)]
+        answer = str(found.get("answer", "")).strip().upper()
+        if answer in LETTERS and len(answer) == 1 and answer not in letters:
+            raise DataError(f"key answer: {answer} is none of the options {', '.join(letters)}")
+        if "".join(letters) != LETTERS[: len(letters)] and re.fullmatch(r"\d+(\.0+)?", answer):
+            raise DataError(f"key answer: {answer} counts options of which one is empty; give its letter")
+        found["answer"] = LETTERS[letters.index(answer)] if answer in letters[: len(LETTERS)] else found.get("answer")
     found["options"] = [options[letter] for letter in sorted(options)] if isinstance(options, Mapping) else options
     images = found.get("images") or []
     if isinstance(images, str):
@@ -238,15 +246,17 @@ def _key(row: Mapping[str, Any]) -> str:
     """A row's answer as text: of a list of one its member, of 2.0, as pandas writes whole numbers, 2."""
     answer = row.get("answer", "")
     answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
-    whole = isinstance(answer, float) and answer.is_integer()
-    return str(int(answer) if whole else answer).strip()
+    return re.sub(r"^(\d{1,2})\.0+$", r"\1", str(answer).strip())
 
 
 def _checked(rows: list[dict[str, Any]], source: Path, made: Converted) -> list[dict[str, Any]]:
     """The rows that load; the others are refused, since they would end the first job that reads the new file."""
-    good = []
+    good, seen = [], set()
     for number, row in enumerate(rows, 1):
         try:
+            if row["id"] in seen:
+                raise DataError(f"{source}, row of {row['id']}, key id: stands twice; ids must be unique")
+            seen.add(row["id"])
             case_files.case_of(row, f"{source}, row of {row['id']}", number, made.file.parent)
         except DataError as error:
             made.refused.append(str(error))

@@ -234,11 +234,11 @@ def _evaluate(
         if config.skip_broken:
             asker.refuse = lambda name, error: refused.append(str(error))
         found = asker.ask(asked)
-    if refused and not found and config.processes == 1:
-        raise DataError(f"{target.name}: all {len(refused)} questions of {key} were refused, the first: {refused[0]}")
     if refused:
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
         print(f"{target.name}: {len(refused)} questions of {key} left out: {'; '.join(refused[:3])}{more}", flush=True)
+    if refused and not found and config.processes == 1:
+        raise DataError(f"{target.name}: all {len(refused)} questions of {key} were refused, the first: {refused[0]}")
     evaluations, start = [], 0
     for group in built:
         answered = [found[place] for place in range(start, start + len(group)) if place in found]

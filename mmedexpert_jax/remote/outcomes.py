@@ -55,6 +55,7 @@ _ENDS = frozenset({"stop", "length", "content_filter", "refusal", "tool_calls", 
 _STOPPED = ("safety", "prohibited_content", "blocklist", "spii", "recitation", "sensitive", "guardrail")  # by a filter
 _FINISH = dict.fromkeys(("max_tokens", "max_output_tokens", "model_length"), "length")
 _FINISH |= dict.fromkeys(("end_turn", "eos", "eos_token", "stop_sequence", "completed", "done"), "stop")
+_HIDDEN = re.compile("reasoning|thinking|redacted")  # types of parts that are no answer
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -200,8 +201,9 @@ def _reply(choice: Mapping[str, Any], body: Mapping[str, Any]) -> EndpointReply 
     content, refusal = message.get("content") or "", message.get("refusal") or ""
     reasoning = next(filter(None, (_text(message.get(key)) for key in _REASONING)), "")
     if isinstance(content, list):
-        reasoning = reasoning or _joined(content, "thinking", "reasoning")
-        content = _joined(content, "text")
+        hidden = [part for part in content if isinstance(part, dict) and _HIDDEN.match(_text(part.get("type")))]
+        reasoning = reasoning or _joined(hidden, "thinking", "reasoning", "text")
+        content = _joined([part for part in content if part not in hidden], "text")
     if not isinstance(content, str):
         return None
     refusal = refusal if isinstance(refusal, str) else str(refusal)

@@ -402,6 +402,9 @@ def test_options_beside_a_foreign_question_are_its_options(tmp_path, options, an
         _write(tmp_path, {"id": 0, "problem": "Which band?", "options": options, "answer": answer}), "train"
     )
     assert (case.id, case.question, case.options, case.answer) == ("0", "Which band?", ("low", "high"), "B")
+    gap = {"problem": "Which?", "options": {"A": "low", "C": "high", "D": "middle"}, "answer": "C"}
+    with pytest.raises(DataError, match=r"lettered A, C, D; letter them A, B, \.\.\. without a gap"):
+        load_cases(_write(tmp_path, gap), "train")
     with pytest.raises(DataError, match="key answer: 'middle' is not among A, B"):
         load_cases(_write(tmp_path, {"problem": "Which?", "options": options, "answer": "middle"}), "train")
 

@@ -190,7 +190,7 @@ def test_images_by_data_uri_stay(tmp_path):
 
 @pytest.mark.parametrize("options", ['["gout", "flu", "lupus"]', "['gout', 'flu', 'lupus']", "A. gout B. flu C. lupus"])
 def test_options_written_in_one_cell_are_read_and_count(tmp_path, options):
-    rows = [{"id": 1, "question": "Which?", "options": options, "answer": answer} for answer in (1.0, 3.0)]
+    rows = [{"id": str(n), "question": "Which?", "options": options, "answer": n} for n in (1.0, 3.0)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
     own.convert(tmp_path / "x.parquet", tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
@@ -224,3 +224,12 @@ def test_what_is_converted_loads_and_the_rest_is_refused_with_its_reason(tmp_pat
     assert all(
         any(f"row of {id}" in line or f"row {n}" in line for line in made.refused) for n, id in enumerate(bad, 2)
     )
+
+
+def test_an_empty_option_moves_no_key(tmp_path):
+    lines = ["id,question,A,B,C,D,answer", "1,Q?,gout,,flu,lupus,C", "2,Q?,gout,,flu,lupus,B", "3,Q?,gout,,flu,lupus,3"]
+    (tmp_path / "x.csv").write_text("\n".join([*lines, "4,Q?,gout,flu,,,B", "4,Q?,gout,flu,,,A"]))
+    made = own.convert(tmp_path / "x.csv", tmp_path / "out")
+    assert [case.answer_text for case in load_cases(tmp_path / "out", "train")] == ["flu", "flu"]
+    words = ("B is none of the options A, C, D", "3 counts options of which one is empty", "id: stands twice")
+    assert len(made.refused) == 3 and all(w in line for w, line in zip(words, made.refused, strict=True))

@@ -133,6 +133,7 @@ def test_an_answer_has_text_finish_reasoning_and_usage():
         {"content": "B", "thinking": "why"},
         {"content": "B", "reasoning_details": [{"type": "reasoning.text", "text": "wh"}, {"summary": "y"}, 3]},
         {"content": [{"type": "thinking", "thinking": "why"}, {"type": "text", "text": "B"}]},
+        {"content": [{"type": "reasoning", "text": "why"}, {"type": "output_text", "text": "B"}]},
     ],
 )
 def test_reasoning_is_kept_wherever_a_server_puts_it(message):
