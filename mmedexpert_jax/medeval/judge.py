@@ -136,8 +136,8 @@ def _verdicts(text: str) -> list[bool]:
             if about_the_key and not _GIVES.search(before):
                 continue
             turned = _TURNED.search(re.split(r"(?<!anything )\bbut\b", before)[-1]) is not None
-            doubtful = _DOUBTED.search(before) or _HEDGED.search(sentence)
-            doubtful = doubtful or sentence.rstrip().endswith("?")
+            hedged = _DOUBTED.search(before) or _HEDGED.search(sentence)
+            doubtful = hedged or sentence.rstrip().endswith("?")
             found.append((word["right"] is not None) != turned and not doubtful)
     return found or [False]
 
