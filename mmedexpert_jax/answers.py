@@ -18,11 +18,11 @@ _LABEL = re.compile(
     r"[(\[](?P<a>[A-Ja-j])[)\]][.:]?(?P<x>.*)|(?P<b>[A-Ja-j])(?:(?:[.):]|\s+[-–—]\s)(?P<y>.*)|\s*\((?P<z>.+)\))?",
     re.DOTALL,
 )
-# "B Pneumonia", "Pneumonia (B)": only believed if the text is the option's own
-_SPACED = re.compile(r"(?P<a>[A-J])\s+(?P<x>.+)|(?P<y>.+?)\s*\((?P<b>[A-J])\)", re.DOTALL)
+# "B Pneumonia", "B, Pneumonia", "Pneumonia (B)": only believed if the text is the option's own
+_SPACED = re.compile(r"(?P<a>[A-J])(?:\s*[,;=]\s*|\s+)(?P<x>.+)|(?P<y>.+?)\s*\((?P<b>[A-J])\)", re.DOTALL)
 _NAMED = re.compile(
-    r"(?:the\s+|my\s+)?(?:(?:final|correct|right|best|most likely)\s+)*(?:answer|option|choice|答案)"
-    r"(?:\s+(?:is|would be|should be))?\s*[:：]?\s*(?:(?:option|choice)\s+)?",
+    r"(?:the\s+|my\s+)?(?:(?:final|correct|right|best|most likely)\s+)*(?:answer|option|choice|letter|答案|选项)"
+    r"(?:\s+(?:is|would be|should be))?\s*[:：]?\s*(?:(?:option|choice)\s+)?|it\s+is\s+|应选|故选|选",
     re.IGNORECASE,
 )
 # What may stand around an answer without changing it: LaTeX, Markdown, code, brackets, quotes.
@@ -36,7 +36,8 @@ _WRAPPED = re.compile(
 )
 _INSIDE = tuple(name for name in _WRAPPED.groupindex if name not in ("star", "tick", "html"))
 _DENIED = re.compile(
-    r"(?:is\s+)?(?:not|wrong|incorrect|false|unlikely|excluded|eliminated|ruled\s+out)\b", re.IGNORECASE
+    r"(?:is\s+)?(?:not|never|cannot|can['’]t|wrong|incorrect|false|unlikely|doubtful|excluded|eliminated|ruled\s+out)\b",
+    re.IGNORECASE,
 )
 
 
@@ -166,7 +167,7 @@ def unlabelled(options: Sequence[str]) -> list[str]:
 
 def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
     """The letter that an answer begins with and the text behind it; ("", "") where it begins with none."""
-    bare = unwrap(answer)
+    bare = re.sub(r"^(\W?[A-Ja-j]\W?)[。、]", r"\1.", unwrap(answer))
     for form in (bare, unwrap(_NAMED.sub("", bare, count=1)) if _NAMED.match(bare) else bare):
         if label := _LABEL.fullmatch(form):
             return (label["a"] or label["b"]).upper(), unwrap(label["x"] or label["y"] or label["z"] or "")
@@ -192,7 +193,7 @@ def _names_another(letter: str, text: str, texts: list[str]) -> bool:
         return False
     if plain == own or plain in texts:
         return plain != own
-    if _DENIED.match(plain):
+    if _DENIED.match(plain) or _DENIED.match(plain.removeprefix(own).lstrip(" :,-–—")):
         return True
     beside = re.sub(re.escape(own), " ", text, flags=re.IGNORECASE) if own else text
     if any(label != letter for label in re.findall(rf"\b[{LETTERS[: len(texts)]}]\b", beside)):

@@ -11,6 +11,7 @@ import unicodedata
 _DECORATION = re.compile(
     r"</?(?:b|i|strong|em|code|p)>|[*`$\"“”]|(?<!\w)['‘’]|['’](?!\w)|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)"
 )
+_ELEMENT = re.compile(r"</?(final[ _-]?answer|answer[ _-]?choice)>", re.IGNORECASE)  # as some prompts ask for
 _RULE = re.compile(r"^[ \t]*[|:]?[ \t]*-[-|: \t]*$", re.MULTILINE)  # of a table
 # "not B but C" states C.
 _CONTRAST = re.compile(
@@ -34,24 +35,27 @@ _LETTER = rf"(?:[B-HJ]{_WORD_ENDS}{_GENUS}|[AI]{_WORD_ENDS}{_END}|[a-j](?=[.,;:)
 _BRACKETED = rf"[(\[{{]?\s*(?P<letter>{_LETTER})\s*[)\]}}]?"
 # that ends its clause, behind weak triggers
 _LABEL = rf"[(\[{{]?\s*(?P<letter>[A-J]{_WORD_ENDS}{_GENUS})\s*[)\]}}]?{_END}"
-# Further letters beside the first: "B and C", "B/C", "B, C or D", "B (or maybe C)"; not "B, and C is wrong", a clause.
+# Further letters beside the first: "B and C", "B/C", "B, C or D", "B (or maybe C)", "B; C", "B. Or C"; not "B, and C is
+# wrong", a clause. Atomic and bounded, no blank matched in two ways: a model may say "B or B" to its limit.
 _MORE = (
-    r"(?P<more>(?:\s*(?:/|,?\s*\(?\b(?:and|or)\b|,|&|\+|[或和或、，])\s*(?:(?i:maybe|perhaps|possibly|probably|even)\s+)?"
+    r"(?P<more>(?>(?:\s*(?:/|(?:[.,;–—-]\s*)?\(?\b(?i:or|alternatively)\b,?"
+    r"|(?:[,–—-]\s*)?\(?\b(?:and(?:/or)?|plus|as\s+well\s+as)\b"
+    r"|;(?=\s*[A-J]\s*(?:$|[.\n]))|,|&|\+|[或和或、，])\s*(?:(?i:maybe|perhaps|possibly|probably|even)\s+)?"
     r"(?:(?i:options?)\s+)?[(\[]?[A-J][)\]]?(?![\w'’])"
-    r"(?!\s+(?:is|are|was|were|has|does|can|would|because)\b|:\s))+)?"
+    r"(?!\s+(?:is|are|was|were|has|does|can|would|because)\b|:\s)){1,12}))?"
 )
 _SAYS = (
     r"i(?:'d|’d|'ll|’ll|'m|’m|\s+am|\s+would|\s+will)?\s+(?:think|believe|conclude|say|suggest"
     r"|confident)(?:\s+(?:that|it\s+is|it's))?"
 )
 _LINK = (
-    r"(?:,[^,.;:?!\n]{1,40},)?(?:\s*(?:[:=]|->|=>|→|[-–—](?=\s)))*\s*"
-    r"(?:(?i:is|would\s+be|should\s+be|must\s+be|will\s+be|remains|choice|letter|option|here)\b\s*[:=]?\s*"
+    r"(?:,[^,.;:?!\n]{1,40},)?(?:\s*(?:[:=]|->|=>|→|[-–—](?=\s))){0,6}\s*"
+    r"(?:(?i:is|would\s+be|should\s+be|must\s+be|will\s+be|remains|choice|letter|option|here)\b\s*(?:[:=]\s*)?"
     r"|(?:es|est|ist|lautet|è|é)\s+(?:(?:la|le|a|die|l')\s+)?(?:(?:letra|lettre|lettera|opción|option"
-    r"|alternativa)\s+)?)*"
+    r"|alternativa)\s+)?){0,6}"
     rf"(?:(?i:{_SAYS}|i\s+would\s+go\s+with|i['’]d\s+go\s+with|it(?:'s|’s|\s+is|\s+would\s+be)|that|the\s+answer\s+is"
     r"|option|choice|letter|clearly|therefore|thus|most\s+likely|probably"
-    r"|definitely)\b[\s:,]*)*(?:,[^,.;:?!\n]{1,40},\s*)?"
+    r"|definitely)\b[\s:,]*){0,6}(?:,[^,.;:?!\n]{1,40},\s*)?"
 )
 _ABROAD = (  # "answer" in the languages of medical examinations, its article and adjective aside
     r"(?i:respuesta(?:\s+(?:correcta|final))?|réponse(?:\s+(?:correcte|finale))?|risposta(?:\s+(?:corretta|esatta"
@@ -61,13 +65,15 @@ _ABROAD = (  # "answer" in the languages of medical examinations, its article an
     r"|(?<![不别勿非])(?:应选|故选|选择|选)\s*[:：]?\s*(?:选项)?\s*"
 )
 _FINAL = re.compile(
-    rf"\b(?:(?i:final\s+(?:answer|choice)|correction)|最终答案)(?i:\s+(?:is|:))?{_LINK}{_BRACKETED}{_MORE}",
+    rf"\b(?:(?i:final[\s_-]+(?:answer|choice)|correction)|最终答案)(?i:\s+(?:is|:))?{_LINK}{_BRACKETED}{_MORE}",
     re.MULTILINE,
 )
 _ANSWER = re.compile(
-    rf"(?:\b(?i:answers?|ans|choices?|(?:correct|best|right)\s+(?:option|letter)|pick(?=\s*[:=])"
-    rf"|(?:^|(?<=\n))letter|i(?:'d|’d|'ll|’ll|\s+would|\s+will)?(?:\s+not)?\s+(?:choose|pick|select|go\s+(?:with|for)"
-    rf"|answer|say))\b"
+    rf"(?:\b(?i:answers?\s+(?:to|for)\s+(?:this|the)\s+(?:question|case|problem)|answers?(?:_(?:choice|letter|option|key))?"
+    rf"|ans|choices?|(?:correct|best|right)\s+(?:option|letter)|pick(?=\s*[:=])|(?:my|our)\s+(?:selection|decision|vote)"
+    rf"|(?:^|(?<=\n))letter"
+    rf"|(?:i|we|you)(?:['’](?:d|ll|m)|\s+(?:would|will|should|must|am))?(?:\s+going\s+to)?(?:\s+not)?"
+    rf"\s+(?:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+(?:with|for)|answer|say))\b"
     rf"|\b(?i:ans)\.|{_ABROAD}){_LINK}{_BRACKETED}{_MORE}",
     re.MULTILINE,
 )
@@ -109,39 +115,50 @@ _CLAUSE = re.compile(r"[.:;!?\n,]|\b(?:but|so|thus|hence|therefore|while|whereas
 _DENIED_BEFORE = re.compile(
     r"\b(?:not|never|cannot|neither|nor|no|rul(?:e|ed|es|ing)\s+out|exclud\w+|eliminat(?:e|ed|es|ing)"
     r"|elimination\s+of|reject\w*|discard\w*|avoid\w*|"
-    r"unlikely|incorrect|wrong|false|except|rather\s+than|instead\s+of|other\s+than|unlike|against)\b|n['’]t\b",
+    r"unlikely|incorrect|wrong|false|except|rather\s+than|instead\s+of|other\s+than|unlike|against|dismiss\w*|disregard\w*"
+    r"|(?<!without )(?<!without a )doubt(?:s|ful)?|students\s+(?:often|usually|commonly|may|would|tend)"
+    r"|(?:some|many)\s+(?:say|think|believe|claim|would))\b"
+    r"|n['’]t\b",
     re.IGNORECASE,
 )
 _HEDGED = re.compile(r"\b(?:might|may|could|either|possibly|perhaps|unsure|uncertain|whether|if)\b", re.IGNORECASE)
 _DENIED_AFTER = re.compile(
-    r"\s*[)\]]?(?:\s+\([^)]*\))?\s*(?:[:–—-]\s*)?(?:(?:is|are|was|can\s+be|could\s+be|should\s+be|has\s+been"
+    r"\s*[)\]]?(?:\s+\([^)]*\))?\s*(?:[:–—-]\s*)?(?:(?:is|are|was|were|can\s+be|could\s+be|should\s+be|has\s+been"
     r"|would\s+be|seems"
-    r"|es|est|ist|è|é)\s+)?(?:clearly\s+|also\s+|therefore\s+|definitely\s+)*"
+    r"|es|est|ist|è|é)\s+)?(?:(?:clearly|also|therefore|definitely|simply|just|probably)\s+)*"
     r"(?:not\b(?!\s+[(\[]?[A-J]\b)|isn['’]t|n['’]t|no(?=\s*(?:$|[.,;:|\n]))|[✗✘❌✖☒]|wrong|incorrect|false\b"
-    r"|unlikely|less\s+likely"
+    r"|unlikely|less\s+(?:likely|probable|plausible|consistent|typical|suitable|appropriate)|im(?:plausible|probable|possible)"
+    r"|in(?:consistent|compatible|appropriate)|contraindicated|refuted|dismissed|discarded|rejected|contradicted"
+    r"|considered\s+(?:and|but)|do(?:es)?\s+not|do(?:es)?n['’]t|makes?\s+no|fails?\s+to|lacks?"
+    r"|,?\s*(?:unless|provided\s+that|assuming|if(?!\s+(?:i|we|you)\b))\b"
     r"|ruled\s+out|excluded|eliminated|,\s*which\s+is\s+(?:wrong|incorrect|not|false)|a\s+distractor|cannot"
     r"|can['’]t|out\b|falsch|nicht|неверн|では(?:ない|ありません)|じゃない"
     r"|(?:가|이)\s*아니|不对|不正确|错)",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(
+    r"(?:\bif|(?:^|[.;\n]\s*)(?:had|were))\b[^.;\n]*,[^,.;\n]*\Z", re.IGNORECASE
+)  # "If ..., it would be"
 _ASKED = re.compile(r"\s*[)\]]?\s*[?？]")
 
 
-def stated(text: str, letters: str) -> set[str] | None:
+def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
     """Letters that the text's weightiest statements give as its answer.
 
     Args:
         text: what stands outside the reasoning.
         letters: labels of the options, e.g. "ABCD"; a statement of another letter is passed over.
+        remarks: whether a remark on an option ("option B") counts where nothing weightier is stated.
 
     Returns:
         The letters; more than one where statements differ or one names several. None where nothing is stated.
     """
-    plain = _DECORATION.sub("", unicodedata.normalize("NFKC", text))
+    plain = _ELEMENT.sub(r" \1: ", unicodedata.normalize("NFKC", text))
+    plain = _DECORATION.sub("", plain)
     plain = _CONTRAST.sub(" it is ", _RULE.sub("", plain).replace("|", ":"))
     corrections = list(_CORRECTION.finditer(plain))
     corrected = _weightiest(plain[corrections[-1].end() :], letters, _WEIGHTY) if corrections else None
-    return corrected or _weightiest(plain, letters, _TIERS)
+    return corrected or _weightiest(plain, letters, _TIERS if remarks else _WEIGHTY)
 
 
 # "The answer is asthma": the option's text in the place of its letter, to the end of its clause.
@@ -179,6 +196,8 @@ def _withdrawn(text: str, match: re.Match[str], name: str) -> bool:
     start = max((mark.end() for mark in _CLAUSE.finditer(text, max(0, match.start() - 200), match.start())), default=0)
     before = text[max(start, match.start() - 200) : match.start(name)]
     if _DENIED_BEFORE.search(before) or _HEDGED.search(before):
+        return True
+    if "would" in before and _SUPPOSED.search(text, max(0, match.start() - 200), match.start()):
         return True
     end = match.end()
     return bool(_DENIED_AFTER.match(text, end) or _ASKED.match(text, end))

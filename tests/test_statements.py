@@ -83,7 +83,25 @@ def test_a_final_answer_outweighs_what_stood_before(made, letter, wrap):
 
 
 @pytest.mark.parametrize(
-    "piece", ["x", "<think>", "<answer>", "</think>", "\\boxed{", "Option B ", "(", "**", "answer "]
+    "piece",
+    [
+        "x",
+        "<think>",
+        "<answer>",
+        "</think>",
+        "\\boxed{",
+        "Option B ",
+        "(",
+        "**",
+        "answer ",
+        "B or ",
+        "B and ",
+        "B, C or ",
+        "answer is ",
+        "option B, ",
+        "the answer is the answer is ",
+        "is is is ",
+    ],
 )
 def test_reading_is_linear_in_the_length(piece):
     """A hundred thousand characters of a hostile reply, which a quadratic reader takes minutes for."""

@@ -60,6 +60,8 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
             check_model("mergekit" if config.get("mergekit") else "experts", part)
     for weight in config.get("weights", ()):
         convert("weights", weight, float)
+    if config.get("job") == "review":
+        _check_people(config)
     if config.get("job") == "dataset":
         _check_factory(config)
     elif "data" in config and not _has_data(config.data.path):
@@ -200,9 +202,15 @@ def _check_factory(config: ConfigDict) -> None:
         raise ConfigError(f"config.words must be two rising numbers of words, such as 40,400; got {config.words}")
     if config.dev_share + config.test_share >= 1:
         raise ConfigError("config.dev_share and config.test_share leave nothing to train on; lower one of them")
-    for source in config.data.path.split(",") if "collect" in config.stages else ():
-        path = source.strip().rpartition("=")[2]
-        if path != "embedded" and not Path(path).expanduser().exists():
+    for entry in config.data.licences:
+        if not all(part.strip() for part in (entry.partition("=")[0], entry.partition("=")[2])):
+            raise ConfigError(f"config.data.licences: {entry!r} is not name=licence, such as plain=CC-BY-4.0")
+    if config.push_to and not HUB_ID.fullmatch(config.push_to):
+        raise ConfigError(f"config.push_to must be owner/name, got {config.push_to!r}")
+    named = [source.strip() for source in config.data.path.split(",") if source.strip()]
+    for source in (named or [""]) if "collect" in config.stages else ():
+        path = source.rpartition("=")[2]
+        if not path or (path != "embedded" and not Path(path).expanduser().exists()):
             raise DataError(f"config.data.path: no such file or directory: {path or 'it is empty'}{_first(path)}")
     if config.teacher.kind != "local" and "trace" in config.stages:
         from mmedexpert_jax.remote.protocol import endpoint
@@ -210,6 +218,16 @@ def _check_factory(config: ConfigDict) -> None:
         known_endpoint = endpoint(config.teacher)
         if not config.plan:
             known_endpoint.key()
+
+
+def _check_people(config: ConfigDict) -> None:
+    """One name, one person in one role: verdicts are kept by name. Raises ConfigError."""
+    people = [*config.reviewers, *config.adjudicators]
+    twice = next((name for name in people if people.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"config.reviewers and config.adjudicators name {twice!r} twice; an adjudicator is another person"
+        )
 
 
 def check_model(key: str, path: str) -> None:

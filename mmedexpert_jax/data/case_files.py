@@ -69,6 +69,7 @@ _PICTURE = re.compile(
 )
 _VIDEO = re.compile(r"data:video/|.+\.(mp4|avi|mov|mkv|webm)$", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"</?(?:think|answer)>")
+_TEXTS = f"give a list of 2 to {len(LETTERS)} texts (`mmedexpert convert-data` makes one of columns or of a text)"
 
 
 def load_cases(path: str | Path, split: str, specialty: str | None = None, limit: int = 0, seed: int = 0) -> list[Case]:
@@ -103,7 +104,7 @@ def load_cases(path: str | Path, split: str, specialty: str | None = None, limit
         raise DataError(f"{file}: no cases{f' of specialty {specialty}' if specialty else ''}")
     if 0 < limit < len(cases):
         cases = _subset(cases, limit, seed)
-    return [_with_images(case) for case in cases]
+    return [with_images(case) for case in cases]
 
 
 def read_cases(
@@ -124,7 +125,7 @@ def read_cases(
     for number, row in tables.read(tables.InFolder(file), str(file), ("images", "image")):
         where = f"{file}, row {number}"
         try:
-            case = _case(row, where, number, file.parent, needs_four)
+            case = case_of(row, where, number, file.parent, needs_four)
             if case.id in seen:
                 raise DataError(f"{file}, row {number}: id {case.id!r} stands twice; ids must be unique")
         except DataError as error:
@@ -149,7 +150,7 @@ def _benchmark(entry: str) -> list[Case]:
     from mmedexpert_jax.data.benchmarks.registry import load_entry
 
     items = load_entry(entry).items
-    found = [item for item in items if item.kind == "choice" and item.answer in LETTERS[: len(item.options)]]
+    found = [item for item in items if item.kind == "choice" and item.answer in tuple(LETTERS[: len(item.options)])]
     if not found:
         raise DataError(f"{BENCHMARK}{entry}: no choice questions to train on")
     return [
@@ -178,7 +179,9 @@ def find(path: str | Path, split: str) -> Path:
     raise DataError(f"{root} has no split {split!r}; it holds {there}; {fix}")
 
 
-def _case(row: Mapping[str, Any] | str, where: str, number: int, folder: Path, needs_four: bool) -> Case:
+def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path, needs_four: bool = False) -> Case:
+    """The case in a row, its images not opened yet; `where` and `number` name the row, `folder` is that of its images.
+    Raises DataError."""
     if isinstance(row, str):
         raise DataError(f"{where}: {row}")
     if forms.form(row):
@@ -201,7 +204,7 @@ def _case(row: Mapping[str, Any] | str, where: str, number: int, folder: Path, n
         letters = ", ".join(LETTERS[: len(options)])
         raise DataError(f"{where}, key answer: {border.shown(answer)} is not among {letters}")
     if not options and len(answer) == 1 and answer in LETTERS:
-        raise DataError(f"{where}, key options: no options for the answer {answer!r}; give 2 to {len(LETTERS)} texts")
+        raise DataError(f"{where}, key options: no options for the answer {answer!r}; {_TEXTS}")
     id = _text(row, "id", where)
     if len(id) > MAX_ID:
         raise DataError(f"{where}, key id: {len(id)} characters; give at most {MAX_ID}")
@@ -257,9 +260,7 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         options = [options[letter] for letter in letters]
     count = len(options) if isinstance(options, list | tuple) else 0
     if not 2 <= count <= len(LETTERS) or not all(isinstance(o, str) and o.strip() for o in options):
-        raise DataError(
-            f"{where}, key options: give 2 to {len(LETTERS)} texts, none empty, or no options for an open question"
-        )
+        raise DataError(f"{where}, key options: {_TEXTS}, none empty, or no options for an open question")
     if len({option.strip() for option in options}) < count:
         raise DataError(f"{where}, key options: two of them are the same text, so that no answer is right alone")
     return tuple(options)
@@ -331,7 +332,7 @@ def _cell(cell: Any, folder: Path, name: str) -> bytes:
         return content(folder / cell.path, name)
 
 
-def _with_images(case: Case) -> Case:
+def with_images(case: Case) -> Case:
     """The case with one reference for each picture, after a look at the headers. Raises DataError."""
     if not case.images:
         return case

@@ -28,6 +28,7 @@ MAX_BITS = 12  # of 256 that may differ between images that look alike
 PLAIN = 16  # a hash with fewer ones or fewer zeros is of a nearly uniform image, and says nothing
 BLOCK = 4096  # test images compared at once
 Member = tuple[str, Case]  # a case and the name of its set, split included
+_UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # scripts that put no spaces between words
 _FACTORS = np.array([pow(0x9E3779B97F4A7C15, k + 1, 2**64) for k in range(GRAM)], np.uint64)
 
 
@@ -77,9 +78,14 @@ class Findings:
         return rows
 
 
+def words_in(text: str) -> tuple[str, ...]:
+    """Words of a text in lower case; where no spaces part them, as in Chinese and Japanese, its characters."""
+    return tuple(re.findall(r"\w+", _UNSPACED.sub(r" \g<0> ", text.lower())))
+
+
 def words_of(case: Case) -> tuple[str, ...]:
-    """Words of question and options in lower case, without the question that all share."""
-    return tuple(re.findall(r"\w+", "\n".join([without_last_question(case.question), *case.options]).lower()))
+    """Words of question and options, without the question that all share."""
+    return words_in("\n".join([without_last_question(case.question), *case.options]))
 
 
 def grams(words: Sequence[str]) -> np.ndarray:
@@ -93,8 +99,9 @@ def grams(words: Sequence[str]) -> np.ndarray:
 
 def without_last_question(text: str) -> str:
     """A text without its last sentence where that is a question and not the whole text: the stem that all share."""
-    parts = re.split(r"(?<=[.!?])\s+", text.strip())
-    return " ".join(parts[:-1]) if len(parts) > 1 and parts[-1].endswith("?") else text
+    parts = re.split(r"(?<=[.!?])\s+|(?<=[。！？])\s*", text.strip())
+    parts = [part for part in parts if part]
+    return " ".join(parts[:-1]) if len(parts) > 1 and parts[-1].endswith(("?", "？")) else text
 
 
 def find(

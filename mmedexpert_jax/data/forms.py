@@ -9,6 +9,8 @@
 A question that lists lettered options and whose answer names one of them becomes multiple choice; any other is open.
 """
 
+import ast
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,8 +26,8 @@ TEXT_PARTS = ("text", "input_text", "output_text")  # of a turn: chat completion
 IMAGE_PARTS = ("image", "image_url", "input_image")
 SOURCES = ("image", "image_url", "url", "path")  # keys of an image part; datasets writes those that it lacks as null
 _PLACE = re.compile(r"<image>\s?")  # where LLaVA, verl and LLaMA-Factory put an image; ours come first
-_OPTION = re.compile(r"^\s*\(?([A-J])[.):]\s*(.*\S)\s*$")
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+# "A. text", also as "(a) text", "- A) text", "**A.** text"
+_OPTION = re.compile(r"^\s*(?:[-*•]\s+)?(?:\*\*|__)?\(?([A-Ja-j])[.):](?:\*\*|__)?\s*(.*\S)\s*$")
 _READ = {*FORMS, *ANSWERS, "image", "images", "input", "reward_model", "options", "id"}
 
 
@@ -55,18 +57,20 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     answer = answer or _answer(row)
     if not answer:
         raise DataError(f"key {kind}: no answer: an assistant's last turn or one of {', '.join(ANSWERS)} is needed")
-    question, options = split_options(placed(question, {len(_images(row)), len(images)}))
+    whole = placed(question, {len(_images(row)), len(images)})
+    question, options = split_options(whole)
+    given = row.get("options") if not options else None  # beside the question, in the form that ours have
+    options = _texts(given) or options
     taken = answers.parse(answer)
     short = taken.answer or answer
-    boxed = _BOXED.findall(short)
-    short = boxed[-1].strip() if boxed else short.strip()
+    short = answers.boxed(short) or short.strip()
     letter = answers.choice(f"<answer>{short}</answer>", options) if options else None
-    if options and letter is None:  # a list within an open question
-        question, options = "\n".join([question, *answers.lettered(options)]), []
+    if options and letter is None and not given:  # a list within an open question
+        question, options = whole, []
     made = {
-        "id": str(row.get("id") or f"row-{number}"),
+        "id": f"row-{number}" if row.get("id") in (None, "") else str(row["id"]),
         "question": question,
-        "options": options,
+        "options": options or given or [],
         "answer": letter or short,
         "images": images,
         "trace": taken.think or "",
@@ -90,26 +94,78 @@ def placed(question: str, images: set[int]) -> str:
 
 
 def split_options(text: str) -> tuple[str, list[str]]:
-    """A question and the lettered options at its end, A, B, ... a line each; ([], no options) where there are none."""
+    """A question and the lettered options at its end, A, B, ... a line each; ([], no options) where there are none.
+
+    Letters are of one case; blank lines may stand between.
+    """
     lines = text.splitlines()
-    found = [match if (match := _OPTION.match(line)) else None for line in lines]
-    first = next((i for i, match in enumerate(found) if match and match[1] == "A"), len(lines))
+    found = [_OPTION.match(line) for line in lines]
+    first = next((i for i, match in enumerate(found) if match and match[1] in "Aa"), len(lines))
+    letters = LETTERS if first == len(lines) or found[first][1] == "A" else LETTERS.lower()  # type: ignore[index]
     run: list[str] = []
-    for match in found[first:]:
-        if match is None or len(run) == len(LETTERS) or match[1] != LETTERS[len(run)]:
+    end = first
+    for place, match in enumerate(found[first:], first):
+        if match and len(run) < len(LETTERS) and match[1] == letters[len(run)]:
+            run.append(match[2])
+            end = place + 1
+        elif lines[place].strip():
             break
-        run.append(match[2])
     if len(run) < 2:
         return text, []
-    after = [line for line in lines[first + len(run) :] if line.strip()]
+    after = [line for line in lines[end:] if line.strip()]
     stem = "\n".join([*lines[:first], *after]).strip()
     return re.sub(r"\n?\s*(?:options|choices|answer choices)\s*:\s*$", "", stem, flags=re.I), run
+
+
+def items(cell: str) -> Any:
+    """A list or object that is written out: as JSON, as Python (pandas' CSV), as "(A) one (B) two", or as texts with
+    semicolons, line ends or bars between. Raises DataError."""
+    if cell.lstrip().startswith(("[", "{")):
+        try:
+            return border.parse_json(cell, "the cell")
+        except DataError:
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return ast.literal_eval(cell.strip())
+            raise
+    bracketed = re.sub(r"(?m)(^|\s)([A-J])[.):](?=\s)", r"\1(\2)", cell)  # "A. one B. two" as "(A) one (B) two"
+    if len(texts := listed(bracketed)[1]) > 1:
+        return texts
+    mark = next((mark for mark in (";", "\n", "|") if mark in cell.strip()), ";")
+    return [part.strip() for part in cell.split(mark) if part.strip()]
+
+
+def listed(text: str) -> tuple[list[str], list[str]]:
+    """Letters and texts of "(A) one (B) two (C) both (A) & (B)"; empty where it does not begin with "(A)".
+
+    Each letter is looked for behind the one before it, at the start of a line if it stands there: a letter inside an
+    option, as in "both (A) & (C)", begins none.
+    """
+    marks: list[re.Match] = []
+    for letter in LETTERS:
+        start = marks[-1].end() if marks else 0
+        at_line = re.compile(rf"^\s*\({letter}\)\s*", re.M).search(text, start)
+        found = at_line or re.compile(rf"(?:^|\s)\({letter}\)\s*").search(text, start)
+        if found is None or (not marks and text[: found.start()].strip()):
+            break
+        marks.append(found)
+    ends = [*(mark.start() for mark in marks[1:]), len(text)][: len(marks)]
+    return list(LETTERS[: len(marks)]), [text[m.end() : end].strip() for m, end in zip(marks, ends, strict=True)]
 
 
 def _text(value: Any, key: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"key {key}: a text is needed, got {border.shown(value)}")
     return value
+
+
+def _texts(options: Any) -> list[str]:
+    """The texts of a list or an object by letter; what is neither, or has a gap, is refused where rows are checked."""
+    found = options
+    if isinstance(options, Mapping):
+        letters = sorted(letter for letter, text in options.items() if text is not None)
+        gap = "".join(letters).upper() != LETTERS[: len(letters)]
+        found = None if gap else [options[letter] for letter in letters]
+    return [str(text) for text in found if text is not None] if isinstance(found, list | tuple) else []
 
 
 def _answer(row: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from mmedexpert_jax import border, privacy
+from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data import case_files, forms, tables
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, Case
 from mmedexpert_jax.errors import ConfigError, DataError
@@ -158,7 +158,7 @@ def convert(source: str | Path, folder: str | Path, split: str = "train") -> Con
     if source.is_dir():
         rows = list(_from_folder(source, root, made))
     else:
-        rows = _lettered(list(_from_table(source, root, made)), source, made)
+        rows = _checked(_lettered(list(_from_table(source, root, made)), source, made), source, made)
     if not rows:
         first = f": {made.refused[0]}" if made.refused else ""
         raise DataError(f"{source}: nothing that can be converted{first}")
@@ -197,12 +197,20 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     cells = {key: match[1].upper() for key in found if (match := _OPTION_COLUMN.fullmatch(key.lower()))}
     columns = {letter: found.pop(key) for key, letter in sorted(cells.items(), key=lambda pair: pair[1])}
     options = found.get("options") or {key: text for key, text in columns.items() if text not in (None, "")}
-    if isinstance(options, Mapping):
-        options = [options[letter] for letter in sorted(options)]
-    found["options"] = [part.strip() for part in options.split(";")] if isinstance(options, str) else options
+    options = forms.items(options) if isinstance(options, str) else options
+    if isinstance(options, Mapping) and options:  # an empty cell leaves a gap, behind which letters move up
+        letters = [str(letter).upper() for letter in sorted(options)]
+        answer = str(found.get("answer", "")).strip().upper()
+        if answer in LETTERS and len(answer) == 1 and answer not in letters:
+            raise DataError(f"key answer: {answer} is none of the options {', '.join(letters)}")
+        if "".join(letters) != LETTERS[: len(letters)] and re.fullmatch(r"\d+(\.0+)?", answer):
+            raise DataError(f"key answer: {answer} counts options of which one is empty; give its letter")
+        found["answer"] = LETTERS[letters.index(answer)] if answer in letters[: len(LETTERS)] else found.get("answer")
+    found["options"] = [options[letter] for letter in sorted(options)] if isinstance(options, Mapping) else options
     images = found.get("images") or []
     if isinstance(images, str):
         images = [part.strip() for part in images.split(";")]
+    images = images if isinstance(images, list | tuple) else [images]
     return found | {"id": str(found.get("id") or f"row-{number}"), "images": list(images)}
 
 
@@ -211,12 +219,15 @@ def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list
     whole table shows; where it shows neither its rows are refused, since a wrong key is worse than none."""
     numbers: dict[int, tuple[int, int]] = {}  # place of the row -> number, number of options
     for place, row in enumerate(rows):
-        answer, options = str(row.get("answer", "")).strip(), [str(option).strip() for option in row.get("options", ())]
+        answer, options = _key(row), [str(option).strip() for option in row.get("options", ())]
         same = [letter for letter, option in zip(LETTERS, options, strict=False) if option.lower() == answer.lower()]
+        said = answers.choice(f"<answer>{answer}</answer>", options) if 2 <= len(options) <= len(LETTERS) else None
         if len(same) == 1:
             row["answer"] = same[0]
         elif answer.upper() in (*LETTERS[: len(options)],):
             row["answer"] = answer.upper()
+        elif said:  # "B.", "Option B"
+            row["answer"] = said
         elif options and re.fullmatch(r"\d{1,2}", answer):
             numbers[place] = int(answer), len(options)
     first = 0 if any(number == 0 for number, _ in numbers.values()) else 1
@@ -231,13 +242,36 @@ def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list
     return [row for row in rows if row]
 
 
+def _key(row: Mapping[str, Any]) -> str:
+    """A row's answer as text: of a list of one its member, of 2.0, as pandas writes whole numbers, 2."""
+    answer = row.get("answer", "")
+    answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
+    return re.sub(r"^(\d{1,2})\.0+$", r"\1", str(answer).strip())
+
+
+def _checked(rows: list[dict[str, Any]], source: Path, made: Converted) -> list[dict[str, Any]]:
+    """The rows that load; the others are refused, since they would end the first job that reads the new file."""
+    good, seen = [], set()
+    for number, row in enumerate(rows, 1):
+        try:
+            if row["id"] in seen:
+                raise DataError(f"{source}, row of {row['id']}, key id: stands twice; ids must be unique")
+            seen.add(row["id"])
+            case_files.case_of(row, f"{source}, row of {row['id']}", number, made.file.parent)
+        except DataError as error:
+            made.refused.append(str(error))
+        else:
+            good.append(row)
+    return good
+
+
 def _placed(image: Any, name: str, source: Path, root: Path) -> Any:
     """An image of a row as it is named from the new folder; bytes are written there without their headers."""
     if isinstance(image, Mapping) and not isinstance(image.get("bytes"), bytes):
         path = image.get("path") or image.get("image")
         named = {"path": _placed(path, name, source, root)}
         return named | {key: image[key] for key in ("window", "slices", "plane") if image.get(key) is not None}
-    if isinstance(image, str):
+    if isinstance(image, str) and image.strip():
         if image.startswith(("data:", "file:", "http://", "https://")) or Path(image).is_absolute():
             return image
         return os.path.relpath(source.parent / image, root)

@@ -6,6 +6,7 @@ import csv
 import functools
 import hashlib
 import io
+import itertools
 import os
 import re
 import threading
@@ -21,6 +22,9 @@ SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 GROUP_BYTES = 1 << 26  # of a Parquet row group's images that are held to read one of them
 INDEX = 64  # characters of an image cell that may be another row's index; no image is so small
 MAX_CELLS = 10_000  # columns of a table; the widest of the field have some 50
+ASKS = ("question", "messages", "prompt", "conversations", "problem", "instruction")  # keys of a row's question
+_END = "\0end of the table"  # no cell holds it
+_OPEN = "a quote opens a cell and is never closed"
 
 csv.field_size_limit(border.MAX_LINE)  # a cell may hold an image; the module's own limit is 128 KiB
 
@@ -128,8 +132,8 @@ def _mapping(row: Any) -> dict[str, Any] | str:
 
 
 def _json(place: Place, name: str, images: Sequence[str]) -> Values:
-    """An array of objects, pandas' columns {"question": {"0": ...}}, an object that holds one array, or, as some sets
-    are distributed, an object a line."""
+    """An array of objects, pandas' columns {"question": {"0": ...}}, objects by id, an object that holds one array, one
+    row, or, as some sets are distributed, an object a line."""
     with place.open() as file:
         content = file.read(border.MAX_BYTES + 1)
     if re.match(rb"\s*\{[^\n]*\}\r?\n\s*\{", content):
@@ -137,10 +141,11 @@ def _json(place: Place, name: str, images: Sequence[str]) -> Values:
         return
     value = border.parse_json(content, name)
     if isinstance(value, dict) and value:
-        columns = [column for column in value.values() if isinstance(column, dict)]
         arrays = [column for column in value.values() if isinstance(column, list)]
-        if len(columns) == len(value):
-            value = [{key: column.get(index) for key, column in value.items()} for index in columns[0]]
+        if all(isinstance(column, dict) for column in value.values()):
+            value = _of_objects(value)
+        elif _asks(value):
+            value = [value]
         elif len(arrays) == 1:
             value = arrays[0]
     if not isinstance(value, list):
@@ -148,18 +153,45 @@ def _json(place: Place, name: str, images: Sequence[str]) -> Values:
     yield from map(_mapping, value)
 
 
+def _of_objects(value: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of an object of objects: pandas' columns, whose rows are numbered, or else rows by their ids."""
+    index = next(iter(value.values()))
+    if _asks(value) or all(key.isdecimal() for key in index):
+        return [{key: column.get(number) for key, column in value.items()} for number in index]
+    return [{"id": id} | row for id, row in value.items()]
+
+
+def _asks(keys: Iterable[str]) -> bool:
+    """True where a key is one of those that hold a row's question."""
+    return any(key.lower() in ASKS for key in keys)
+
+
 def _csv(place: Place, name: str, images: Sequence[str]) -> Values:
     with place.open() as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as text:
         head = text.readline(border.MAX_LINE)
         text.seek(0)
-        rows = csv.reader(text, delimiter=max(",;", key=head.count))
+        rows = csv.reader(itertools.chain(text, [_END]), delimiter=max(",;\t", key=head.count))
         try:
-            header = _header(next(rows, []), name)
-            for cells in rows:
-                if cells:
+            whole = _whole(rows, name)
+            header = _header(next(whole, []), name)
+            for cells in whole:
+                if any(cells):
                     yield _cells(header, cells)
         except csv.Error as error:
             raise DataError(f"{name}, line {rows.line_num}: not CSV ({error}); fetch the file again") from None
+
+
+def _whole(rows: Any, name: str) -> Iterator[list[str]]:
+    """Records of a CSV reader up to _END, which stands alone unless a quoted cell is open there: all rows behind the
+    quote would be one cell, in silence. Raises DataError."""
+    line = 1
+    for cells in rows:
+        if cells and cells[-1].endswith(_END):
+            if cells != [_END]:
+                raise DataError(f"{name}, line {line}: not CSV ({_OPEN}); close it there, or fetch the file again")
+            return
+        yield cells
+        line = rows.line_num + 1
 
 
 def _header(cells: Iterable[str], name: str) -> list[str]:
@@ -219,20 +251,20 @@ def _tsv(place: Place, name: str, images: Sequence[str]) -> Values:
     with place.open() as file:
         header = _header(_split(file.readline(border.MAX_LINE).decode("utf-8-sig")), name)
         columns = [header.index(key) for key in images if key in header]
-        start = file.tell()
         rows: list[dict[str, Any] | str] = []
         references: list[tuple[dict[str, Any], str, str]] = []  # row, key and the index that may stand there
-        for record in _records(file):
-            try:
+        try:
+            for record in _records(file):
                 values = _cells(header, _split(record.decode()))
-            except csv.Error as error:
-                raise DataError(f"{name}, byte {start}: not TSV ({error}); fetch the file again") from None
-            for key in (header[column] for column in columns):
-                if isinstance(values, dict) and values[key]:
-                    references += [(values, key, values[key])] if len(values[key]) <= INDEX else []
-                    values[key] = _TsvCell(place, start, len(record), header.index(key))
-            start += len(record)
-            rows.append(values)
+                for key in (header[column] for column in columns):
+                    if isinstance(values, dict) and values[key]:
+                        references += [(values, key, values[key])] if len(values[key]) <= INDEX else []
+                        start = file.tell() - len(record)  # blank lines stand before some records
+                        values[key] = _TsvCell(place, start, len(record), header.index(key))
+                rows.append(values)
+        except csv.Error as error:
+            where = f"{name}, row {len(rows) + 1}"
+            raise DataError(f"{where}: not TSV ({error}); mend it there, or fetch the file again") from None
     held = {values.get("index"): values for values in rows if isinstance(values, dict)}
     for values, key, index in references:
         values[key] = held.get(index, values)[key]
@@ -243,7 +275,7 @@ def _records(file: BinaryIO) -> Iterator[bytes]:
     """Lines of a TSV, those that a quoted cell holds together as one record.
 
     A quote opens a cell only where the cell begins with it, as for pandas and the csv module: a lone one within a
-    cell, such as an inch sign, is text.
+    cell, such as an inch sign, is text. Raises csv.Error where the file ends within a quoted cell.
     """
     record, quoted = [], False
     for line in file:
@@ -253,8 +285,8 @@ def _records(file: BinaryIO) -> Iterator[bytes]:
             if b"".join(record).strip():
                 yield b"".join(record)
             record = []
-    if any(part.strip() for part in record):
-        yield b"".join(record)
+    if record:
+        raise csv.Error(_OPEN)
 
 
 def _ends_quoted(line: bytes, quoted: bool) -> bool:

@@ -14,7 +14,7 @@ from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data import benchmarks
 from mmedexpert_jax.data.benchmarks import Benchmark
 from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.medeval import conditions
 from mmedexpert_jax.medeval.ask import Asker, Share, questions
 from mmedexpert_jax.medeval.backends import Backend
@@ -84,6 +84,11 @@ def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result
                     place = _found(run, f"{target.name}-{key}")
                     items = sendable(items, f"{target.name} ({key})", config.privacy, place)
                     result.kept_back[target.name] = len(result.benchmark.items) - len(items)
+                    if not items:
+                        raise DataError(
+                            f"config.privacy=refuse keeps all {len(result.benchmark.items)} questions of {key} from "
+                            f"{target.name}; set redact, or take out what may identify a person"
+                        )
                 made = [one for name in config.controls for one in variants(items, name, config.rotations, config.seed)]
                 groups = [items, *(control.items for control in made)]
                 found = _evaluate(config, run, backend, target, key, groups, store)
@@ -126,6 +131,8 @@ def load(config: ConfigDict, say: Callable[[str], None] = print) -> dict[str, Be
         if name == MINI:
             source = source or ("" if config.data.path == "mini" else config.data.path)
             split = split or config.split
+        if key in loaded:
+            raise ConfigError(f"config.benchmarks names {key} twice; evaluate its other files in a run of their own")
         loaded[key] = benchmarks.load(
             name,
             source,
@@ -230,6 +237,8 @@ def _evaluate(
     if refused:
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
         print(f"{target.name}: {len(refused)} questions of {key} left out: {'; '.join(refused[:3])}{more}", flush=True)
+    if refused and not found and config.processes == 1:
+        raise DataError(f"{target.name}: all {len(refused)} questions of {key} were refused, the first: {refused[0]}")
     evaluations, start = [], 0
     for group in built:
         answered = [found[place] for place in range(start, start + len(group)) if place in found]
@@ -265,7 +274,13 @@ def _judge(
             table=_found(run, f"judge-{target.name}-{key}"),
         )
         items = {case.id: case for case in cases}
-        graded = rubric_judge.grade(client, items, judge(client, items, found, what, allowed), allowed)
+        say = partial(print, f"{target.name}, {key}:", flush=True)
+        graded = rubric_judge.grade(client, items, judge(client, items, found, what, allowed, say), allowed)
+        if not graded.rows:
+            raise RemoteError(
+                f"{config.judge.model} graded none of {len(found.rows)} answers of {target.name} to {key}: its replies "
+                'hold no {"criteria_met": true or false}; take another judge'
+            )
         if lost := len(found.rows) - len(graded.rows):
             print(f"{target.name}: {lost} answers of {key} left out: the judge did not grade them", flush=True)
         return graded

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from mmedexpert_jax import border
 from mmedexpert_jax.answers import spoken
 from mmedexpert_jax.data.case import GRADED, Case
 from mmedexpert_jax.errors import ConfigError
@@ -31,10 +32,18 @@ _TURNED = re.compile(
     r"without(?! (?:a )?(?:doubt|question)))\b[\s\w-]{0,24}$|n['’]t\b[\s\w-]{0,24}$|\bin-?$",
     re.IGNORECASE,
 )
+# The verdict of a reply in JSON, whatever its reason says.
+_NAMED = re.compile(
+    r'"(?:(?:final_)?verdict|judge?ment|label|grade|decision)"\s*:\s*"(?P<word>correct|incorrect)"', re.IGNORECASE
+)
+# What another says, or what is not so, before the word.
+_DOUBTED = re.compile(
+    r"\b(?:claims?|hesitat\w*|disagree\w*|impossible|would\s+have|wrongly|falsely|mistakenly)\b[^,;:]*$", re.IGNORECASE
+)
 _HEDGED = re.compile(
     r"\b(?:partial(?:ly)?|partly|in part|to some extent|to a degree|arguably|largely|"
     r"half|almost|nearly|mostly|somewhat|possibly|perhaps|maybe|probably|might|may|could|"
-    r"roughly|more or less|sort of|kind of|semi|close to|except|apart from|incomplete|"
+    r"ish|roughly|more or less|sort of|kind of|semi|close to|except|apart from|incomplete|"
     r"either|unclear|unsure|uncertain|ambiguous|if|whether)\b",
     re.IGNORECASE,
 )
@@ -46,6 +55,7 @@ def judge(
     evaluation: Evaluation,
     what: str = "open",
     allowed: Callable[[dict[str, Request]], dict[str, Request]] = lambda requests: requests,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """The evaluation with the judge's verdicts as scorer "judge"; on rows that it judged its verdict counts.
 
@@ -56,6 +66,7 @@ def judge(
         what: "open": answers to open questions; "unparsed": those, and answers that the strict scorer cannot read;
             "all": every answer.
         allowed: gives, of the requests by "id, row number", those that may be sent; the others are not judged.
+        say: takes a line on replies that hold no verdict, where there are any.
 
     Raises:
         ConfigError: unknown `what`.
@@ -67,12 +78,18 @@ def judge(
     rows = list(evaluation.rows)
     names = {f"{rows[number].id}, row {number}": number for number in chosen}
     requests = allowed({name: _request(items[rows[number].id], rows[number]) for name, number in names.items()})
+    unread = []
     for name, reply in zip(requests, client.ask(list(requests.values())), strict=True):
-        number = names[name]
-        verdict = read(reply.text)
-        if verdict is not None:
-            row = rows[number]
-            rows[number] = replace(row, right=verdict, verdicts={**row.verdicts, "judge": verdict})
+        row, verdict = rows[names[name]], read(reply.text)
+        if verdict is None:
+            unread.append(reply.error or reply.text)
+        else:
+            rows[names[name]] = replace(row, right=verdict, verdicts={**row.verdicts, "judge": verdict})
+    if unread:
+        say(
+            f"the judge gave no verdict on {len(unread)} of {len(requests)} answers, such as "
+            f"{border.shown(unread[0])}; they count as they do without a judge"
+        )
     return Evaluation(_complete(rows))
 
 
@@ -83,6 +100,8 @@ def read(text: str) -> bool | None:
     reason. Any other is right only if all its verdicts are: "not correct", "partially correct", a question, or both
     words are a wrong answer, as all that is ambiguous is.
     """
+    if named := {match["word"].lower() for match in _NAMED.finditer(spoken(text))}:
+        return named == {"correct"}
     text = re.sub(r"\b(not|never)\s*\n\s*", r"\1 ", spoken(text), flags=re.IGNORECASE)
     text = re.sub(r"[*_`\"“”{}\[\]<>#$]|(?<!\w)['’]|['’](?!\w)", " ", text).strip()
     text = _FIELD.sub(lambda field: "correct" if field["value"].lower() in ("true", "yes", "1") else "incorrect", text)
@@ -117,7 +136,8 @@ def _verdicts(text: str) -> list[bool]:
             if about_the_key and not _GIVES.search(before):
                 continue
             turned = _TURNED.search(re.split(r"(?<!anything )\bbut\b", before)[-1]) is not None
-            doubtful = _HEDGED.search(sentence) or sentence.rstrip().endswith("?")
+            hedged = _DOUBTED.search(before) or _HEDGED.search(sentence)
+            doubtful = hedged or sentence.rstrip().endswith("?")
             found.append((word["right"] is not None) != turned and not doubtful)
     return found or [False]
 

@@ -16,7 +16,8 @@ INTERVALS = (
     "Percent with two 95 % intervals: [Wilson's] and (the bootstrap's over items). Macro means, votes, pass@k and "
     "items with several answers have the bootstrap's alone."
 )
-_LATEX = {"\\": r"\textbackslash{}", "–": "--"} | {char: f"\\{char}" for char in "&%$#_{}"}
+_LATEX = {"\\": r"\textbackslash{}", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {char: f"\\{char}" for char in "&%$#_{}"}
 
 
 def cell(accuracy: Mapping[str, Any]) -> Figure:

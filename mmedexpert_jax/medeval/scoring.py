@@ -12,6 +12,7 @@ from mmedexpert_jax.statements import stated, stated_texts
 
 SCORERS = ("strict", "medevalkit", "medxpertqa")
 FORMS = ("tags", "boxed", "plain")
+_TOKENS = re.compile(r"<\|[^<>|\n]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")  # special ones that a server left in
 READ_WHOLE = ("pmc_vqa",)  # benchmarks whose answers MedEvalKit does not first cut to their tags
 
 
@@ -93,9 +94,10 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     Tags: the last answer block outside the reasoning, as the rewards read it (`answers.choice`), or nothing. Boxed:
     such a block if there is one, else the last \boxed{...}, or nothing. Plain: such a block or box if there is one;
     else the whole text outside the reasoning if it is a label, a label and its text, or an option's text; else the one
-    letter that the weightiest statements name (`statements.stated`: "final answer: B" before "the answer is B" before
-    "option B"), which are not read where they deny, hedge or ask; else the first or last line read like the whole, and
-    the texts that are stated ("the diagnosis is asthma"), if these do not contradict each other.
+    letter that the weightiest statements name (`statements.stated`: "final answer: B" before "the answer is B"), which
+    are not read where they deny, hedge or ask; else the first or last line read like the whole, and the texts that are
+    stated ("the diagnosis is asthma"), if these do not contradict each other; else the one option that is remarked on
+    ("option B fits").
 
     Args:
         response: the whole completion.
@@ -109,16 +111,23 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
         return _choice(content, options)
     if form == "boxed":
         return None
-    text = answers.spoken(response).strip()
+    text = _TOKENS.sub("", answers.spoken(response)).strip()
     if whole := _choice(text, options) or _choice(text.strip("* \n"), options):
         return whole
     letters = answers.LETTERS[: len(options)]
-    if named := stated(text, letters):
-        letter = named.pop()
-        return None if named or _beside_another(text, letter, options) else letter
-    lines = [re.sub(r"^[-•>#]+\s", "", line.strip("* \t")) for line in text.splitlines() if line.strip()]
+    if named := stated(text, letters, remarks=False):
+        return _only(named, text, options)
+    lines = [re.sub(r"^[-•>#*]+\s", "", line.strip()).strip("* \t") for line in text.splitlines() if line.strip()]
     read = {_choice(line, options) for line in (*lines[:1], *lines[-1:], *stated_texts(text))} - {None}
+    if not read and (named := stated(text, letters)):
+        return _only(named, text, options)
     return read.pop() if len(read) == 1 else None
+
+
+def _only(named: set[str], text: str, options: Sequence[str]) -> str | None:
+    """The one letter that is named; None where there are several, or where another option's text stands beside it."""
+    letter = min(named)
+    return None if len(named) > 1 or _beside_another(text, letter, options) else letter
 
 
 def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:

@@ -158,6 +158,8 @@ def parse(entry: str, url: str = "") -> Target:
     if not spec:
         named, spec = "", entry
     kind, _, rest = spec.partition(":")
+    if not (rest if kind in ("system", *KINDS[1:]) else spec).partition("@")[0]:
+        raise ConfigError(f"{entry!r} names no model; give a directory, a hub id, system:NAME or endpoint:MODEL@URL")
     if kind == "system":
         name, _, folder = rest.partition("/")
         system = _system(name)

@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import border, privacy
 from mmedexpert_jax.data.case import SPECIALTIES
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert import decontamination, eligibility, specialties
 from mmedexpert_jax.mmedexpert.duplicates import Duplicate, duplicates
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import RawCase
-from mmedexpert_jax.mmedexpert.sources import Collection
+from mmedexpert_jax.mmedexpert.sources import FORMATS, Collection
 from mmedexpert_jax.mmedexpert.sources import collect as read_sources
 from mmedexpert_jax.mmedexpert.sources.raw_collection import EMBEDDED, Rights, check_share, raw_files
 from mmedexpert_jax.remote import Request
@@ -65,8 +65,21 @@ def collect(config: ConfigDict, folder: Path, store: Store, voter: Teacher | Non
 
 
 def gather(config: ConfigDict) -> Collection:
-    """The records of all sources as they stand in the files. Raises DataError where a file cannot be read."""
-    stated = dict(entry.split("=", 1) for entry in config.data.licences if "=" in entry)
+    """The records of all sources as they stand in the files.
+
+    Raises:
+        DataError: a file cannot be read.
+        ConfigError: rights are stated for a name that is neither a format's nor a file's.
+    """
+    stated = dict(entry.split("=", 1) for entry in config.data.licences)
+    names = {"licences": tuple(stated), "redistributable": config.data.redistributable}
+    for field, given in (names | {"restricted": config.data.restricted}).items():
+        known = {*FORMATS, *(file.name for file in _files(config.data.path))}
+        if unknown := [name for name in given if name not in known]:
+            raise ConfigError(
+                f"config.data.{field}: {unknown[0]!r} is no format and no file of config.data.path; formats are "
+                f"{', '.join(FORMATS)}"
+            )
     rights = Rights(stated, tuple(config.data.redistributable), tuple(config.data.restricted))
     return read_sources(sources(config.data.path), config.data.image_dir, rights, config.data.privacy)
 
@@ -78,10 +91,14 @@ def sources(text: str) -> list[str]:
 
 def hashes(text: str) -> dict[str, str]:
     """SHA-256 of every source file, by name."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in _files(text)}
+
+
+def _files(text: str) -> list[Path]:
+    """The files of all sources."""
     paths = [source.rpartition("=")[2] for source in sources(text)]
     places = [EMBEDDED if path == "embedded" else Path(path).expanduser() for path in paths]
-    found = [file for place in places for file in raw_files(place)]
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+    return [file for place in places for file in raw_files(place)]
 
 
 def vote(records: Sequence[RawCase], voter: Teacher) -> list[RawCase]:

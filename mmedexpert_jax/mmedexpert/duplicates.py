@@ -1,6 +1,5 @@
 """Duplicates inside the set: the same case under two ids' roofs, and texts that are nearly the same."""
 
-import re
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from einops import rearrange
 
+from mmedexpert_jax.data.contamination import words_in
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources.canonical import normal
 
@@ -56,8 +56,8 @@ def duplicates(records: Sequence[RawCase], threshold: float = 0.8) -> list[Dupli
 
 def shingles(text: str) -> frozenset[int]:
     """Hashes of the text's word 5-grams; of the whole text where it is shorter."""
-    words = re.findall(r"\w+", text.lower())
-    grams = [words[i : i + WORDS] for i in range(max(1, len(words) - WORDS + 1))]
+    found = words_in(text)
+    grams = [found[i : i + WORDS] for i in range(max(1, len(found) - WORDS + 1))]
     return frozenset(zlib.crc32(" ".join(gram).encode()) for gram in grams)
 
 

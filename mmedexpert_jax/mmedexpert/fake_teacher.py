@@ -18,6 +18,7 @@ from mmedexpert_jax.data.prompts import render
 
 PORT = 8500
 _OPTION = re.compile(r"^([A-J])\. (.+)$", re.M)
+UNKNOWN = "a common disease"  # said to questions without options
 # 34 words, so that each trace keeps the endpoint preset's lower bound of 40.
 _FILLER = (
     "The vignette was read from its first sentence to its last, the history before the examination and the "
@@ -30,14 +31,14 @@ def answer(body: Mapping[str, Any]) -> str:
     last = body["messages"][-1]["content"]
     text = last if isinstance(last, str) else last[-1]["text"]
     whole = json.dumps(body["messages"])
-    options = dict(_OPTION.findall(text))
+    options = dict(_OPTION.findall(text)) or {"": UNKNOWN}
     # In turn, so that as many candidates as there are options surely hold the key, and a try-out builds every case.
     first = int(hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest()[:8], 16)
     letter = sorted(options)[(first + (body.get("seed") or 0)) % len(options)]
     paradigm = next(
         name for name, known in PARADIGMS.items() if known.definition in whole or known.instruction in whole
     )
-    return render(trace(paradigm, options, letter), letter)
+    return render(trace(paradigm, options, letter), letter or UNKNOWN)
 
 
 def trace(paradigm: str, options: Mapping[str, str], letter: str) -> str:
@@ -52,7 +53,8 @@ def trace(paradigm: str, options: Mapping[str, str], letter: str) -> str:
         steps = [_FILLER, "The first finding leads to the second", f"Therefore it is {chosen}"]
     else:
         evidence = "Evidence: the first finding raises it, the second finding lowers the others"
-        steps = [f"Prior: {others[0]} is common", f"{evidence}. {_FILLER}", f"Posterior: {chosen} is most probable"]
+        first = (others or [chosen])[0]
+        steps = [f"Prior: {first} is common", f"{evidence}. {_FILLER}", f"Posterior: {chosen} is most probable"]
     return " ".join(f"({number}) {step}." for number, step in enumerate(steps, 1))
 
 

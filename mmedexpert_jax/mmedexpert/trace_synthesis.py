@@ -122,7 +122,7 @@ def whole(reply: EndpointReply) -> str:
 def count(tally: Tally, trace: Trace) -> None:
     """Adds a candidate to a tally, in place."""
     tally.asked += 1
-    tally.matched += trace.check.answer == trace.case.answer
-    tally.by_luck += 1 / len(trace.case.options)
+    tally.matched += trace.check.answer is not None and "wrong-answer" not in trace.check.reasons
+    tally.by_luck += 1 / len(trace.case.options) if trace.case.options else 0.0  # nobody hits upon words by luck
     tally.passed += trace.check.passed
     tally.reasons.update(trace.check.reasons)

@@ -22,7 +22,8 @@ MOST_TOKENS = 10**9  # of one attempt; a count above it is no count
 DETAIL = 300  # characters kept of what a server says
 _QUOTA = re.compile(
     r"insufficient[_ ](?:quota|balance|funds|credits?)|billing_(?:hard_limit_reached|not_active)|access_terminated|"
-    r"credit balance is too low",
+    r"credit balance is too low|exceeded_current_quota|arrearage|account .{0,40}\b(?:suspended|overdue|in arrears)|"
+    r"余额不足|欠费",
     re.I,
 )
 _WRONG_KEY = re.compile(r"(?:invalid|incorrect|wrong) api[ _-]?key|api[ _-]?key (?:is )?(?:not valid|invalid)", re.I)
@@ -49,9 +50,12 @@ _REFUSED_VALUE = re.compile(
 _BROKEN_OFF = frozenset(
     {"error", "abort", "network_error", "insufficient_system_resource", "cancelled", "malformed_function_call"}
 )
+# Ends of answers that may well hold no text; an empty one that ends in any other way is no answer.
+_ENDS = frozenset({"stop", "length", "content_filter", "refusal", "tool_calls", "function_call"})
 _STOPPED = ("safety", "prohibited_content", "blocklist", "spii", "recitation", "sensitive", "guardrail")  # by a filter
 _FINISH = dict.fromkeys(("max_tokens", "max_output_tokens", "model_length"), "length")
 _FINISH |= dict.fromkeys(("end_turn", "eos", "eos_token", "stop_sequence", "completed", "done"), "stop")
+_HIDDEN = re.compile("reasoning|thinking|redacted")  # types of parts that are no answer
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -174,6 +178,9 @@ def _answer(headers: Mapping[str, str], body: Mapping[str, Any], secret: str) ->
     reply = _reply(choice, body)
     if reply is None:
         return Outcome("malformed", "a message whose content is no text", billed=True, usage=usage)
+    if not reply.text and not reply.reasoning and reply.finish not in _ENDS:
+        said = f'no text, finish_reason "{finish}"'  # a fault that the server calls by a name of its own
+        return Outcome("server", shown(said, secret), billed=True, usage=usage)
     return Outcome("answered", reply=reply, billed=True, usage=usage, response_id=_text(body.get("id")))
 
 
@@ -194,8 +201,9 @@ def _reply(choice: Mapping[str, Any], body: Mapping[str, Any]) -> EndpointReply 
     content, refusal = message.get("content") or "", message.get("refusal") or ""
     reasoning = next(filter(None, (_text(message.get(key)) for key in _REASONING)), "")
     if isinstance(content, list):
-        reasoning = reasoning or _joined(content, "thinking", "reasoning")
-        content = _joined(content, "text")
+        hidden = [part for part in content if isinstance(part, dict) and _HIDDEN.match(_text(part.get("type")))]
+        reasoning = reasoning or _joined(hidden, "thinking", "reasoning", "text")
+        content = _joined([part for part in content if part not in hidden], "text")
     if not isinstance(content, str):
         return None
     refusal = refusal if isinstance(refusal, str) else str(refusal)

@@ -50,6 +50,8 @@ class Endpoint:
             raise ConfigError("the endpoint's url holds a user name or password; put the key where key_env names it")
         if not whole:
             raise ConfigError(f"endpoint url {self.url[:80]!r}: give http://host:port/v1 or https://host/v1")
+        if parts and parts.path.rstrip("/").endswith("/completions"):
+            raise ConfigError(f"endpoint url {self.url[:80]!r}: give the base alone, without /chat/completions")
         if not self.model:
             raise ConfigError(f"endpoint {self.host}: no model is named; give one that the server lists under /models")
         if self.budget > 0 and not self.price_input + self.price_output > 0:

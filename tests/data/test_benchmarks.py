@@ -98,6 +98,11 @@ def test_each_set_of_medevalkit_is_here_or_the_page_says_why_not(name):
         (("pmc_vqa", ""), ConfigError, "pmc_vqa needs a source: a directory or zip with test_2.csv"),
         (("pmc_vqa", "/no/such"), DataError, "no such directory or zip: /no/such; give one with test_2.csv"),
         (("none.py", ""), ConfigError, "no such benchmark file: none.py"),
+        (
+            ("/tmp",),
+            ConfigError,
+            "/tmp is a path; say what it holds: NAME=/tmp, of one's own cases mmedexpert_mini=/tmp",
+        ),
         (("mmedexpert_mini", "hub"), ConfigError, "mmedexpert_mini is not on the hub"),
     ],
 )
@@ -305,3 +310,20 @@ def test_the_embedded_test_split_is_a_benchmark():
     with Image.open(io.BytesIO(item.images[0].open())) as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(case.images[0].picture()))
     assert item.images[0].sha256 == benchmarks.from_case(case).images[0].sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("1 / 0", ConfigError, "mine.py cannot be run: ZeroDivisionError"),
+        ("def f(:", ConfigError, "mine.py cannot be run: SyntaxError"),
+        ("import nothing_of_that_name", ConfigError, "ModuleNotFoundError"),
+        (OWN.replace('row.text("id")', 'row.values["id"]'), DataError, "row 1: mine cannot read it (KeyError: 'id')"),
+    ],
+)
+def test_a_fault_in_a_users_file_is_one_line(tmp_path, text, error, words):
+    (tmp_path / "mine.py").write_text(text)
+    (tmp_path / "mine.jsonl").write_text('{"q": "Which?", "a": "x"}')
+    with pytest.raises(error) as caught:
+        benchmarks.load(str(tmp_path / "mine.py"), tmp_path)
+    assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -394,6 +394,19 @@ def test_an_image_that_cannot_be_read_is_named_by_file_and_row(tmp_path, image):
         item.images[0].picture()
 
 
+def test_blank_lines_of_a_table_move_no_image(tmp_path):
+    lines = ["\t".join(GMAI), *("\t".join(cells(index)) for index in range(3))]
+    write(tmp_path / "GMAI_mm_bench_VAL.tsv", "\n\n".join(lines) + "\n")
+    items = benchmarks.load("gmai_mmbench", tmp_path).items
+    assert [item.images[0].open() for item in items] == [png(0), png(1), png(2)]
+
+
+def test_a_table_that_ends_within_a_quoted_cell_is_named(tmp_path):
+    lines = ["\t".join(GMAI), *("\t".join(cells(n, question=text)) for n, text in enumerate(("a", '"12 leads', "b")))]
+    write(tmp_path / "GMAI_mm_bench_VAL.tsv", "\n".join(lines) + "\n")
+    refused("gmai_mmbench", tmp_path, "row 2: not TSV (a quote opens a cell and is never closed)")
+
+
 @given(st.lists(st.lists(st.text(alphabet='ab"\t\n ', max_size=6), min_size=2, max_size=2), min_size=1, max_size=6))
 def test_records_of_a_table_are_those_of_the_csv_module(rows):
     buffer = io.StringIO()
@@ -666,3 +679,26 @@ def test_medqa_mcmle_shows_its_options_as_the_kit_does(tmp_path):
 def test_options_that_are_no_list_of_letters_are_one_line(tmp_path, options, words):
     jsonl(tmp_path / "Mainland" / "test.jsonl", [{"question": "Q", "options": options, "answer_idx": "A"}])
     refused("medqa_mcmle", tmp_path, "row 1, key options", words)
+
+
+def test_values_of_another_type_are_read_or_named(tmp_path):
+    parquet(tmp_path / "pandas" / "validation-0.parquet", [MEDMCQA | {"cop": 1.0}])
+    assert benchmarks.load("medmcqa", tmp_path / "pandas").items[0].answer == "B"
+    xpert(tmp_path / "text", {"id": "MM-9", "images": "MM-0-b.png"})
+    second = benchmarks.load("medxpertqa_mm", tmp_path / "text").items[1]
+    assert second.images[0].open() == png(2)
+    six = {"options": dict(zip("ABCDEF", "uvwxyz", strict=True)), "answer_idx": "F", "answer": "z"}
+    jsonl(tmp_path / "six" / "phrases_no_exclude_test.jsonl", [{"question": "Which?"} | six])
+    assert benchmarks.load("medqa", tmp_path / "six").items[0].answer == "F"
+
+
+def test_ones_own_cases_go_on_without_broken_rows_where_asked(tmp_path):
+    good = {"id": "1", "question": "Which?", "options": ["gout", "flu"], "answer": "B"}
+    bad = [good | {"id": "2", "answer": "E"}, good | {"id": "3", "images": ["gone.png"]}, good]
+    jsonl(tmp_path / "test.jsonl", [good, *bad])
+    refused("mmedexpert_mini", tmp_path, "3 of 4 malformed rows", "row 2, key answer", "row 3, key images", "row 4: id")
+    found = benchmarks.load("mmedexpert_mini", tmp_path, skip_broken=True)
+    assert [item.id for item in found.items] == ["1"] and len(found.census["malformed"]) == 3
+    jsonl(tmp_path / "test.jsonl", bad[:1])
+    with pytest.raises(DataError, match=r"no usable row .*1 of 1 malformed rows: .*row 1, key answer"):
+        benchmarks.load("mmedexpert_mini", tmp_path, skip_broken=True)

@@ -160,3 +160,15 @@ def test_cases_against_items_written_as_a_table(tmp_path):
         "review": "0 pairs of 0 cases",
     }
     assert found.table() == [expected]
+
+
+def test_chinese_texts_are_compared_by_character():
+    """Twenty of 80 characters differ, in one place: 53 of 73 runs of eight stay, and one sentence does not."""
+    text = "".join(chr(0x4E00 + 7 * n) for n in range(80))
+    changed = text[:60] + "".join(chr(0x8000 + 7 * n) for n in range(20))
+    stem = "。下列哪项是最可能的诊断？"
+    first, second = (Case(str(n), one + stem, (), "", benchmark="b") for n, one in enumerate((text, changed)))
+    (pair,) = c.find([("train", second)], [("test", first)]).pairs
+    assert pair.containment == pytest.approx(53 / 73) and pair.decision == "drop"
+    other = Case("2", "".join(chr(0x6000 + 7 * n) for n in range(80)) + stem, (), "", benchmark="b")
+    assert not c.find([("train", other)], [("test", first)]).pairs  # the question that all share does not count

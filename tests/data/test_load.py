@@ -361,3 +361,72 @@ def test_a_foreign_row_that_is_no_case_is_one_line(tmp_path, row, words):
     with pytest.raises(DataError, match="row 1") as error:
         load_cases(_write(tmp_path, row), "train")
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+CELLS = "id,question,answer\n1,What is it?,{}flu\n2,What was it?,gout\n3,Which?,lupus\n"
+
+
+@pytest.mark.parametrize(("suffix", "where"), [("csv", "line 2"), ("tsv", "row 1")])
+def test_a_quote_that_is_never_closed_swallows_no_rows_in_silence(tmp_path, suffix, where):
+    text = CELLS.replace(",", "\t") if suffix == "tsv" else CELLS
+    file = tmp_path / f"train.{suffix}"
+    file.write_text(text.format('"'))
+    with pytest.raises(DataError, match=rf"{where}: not .SV \(a quote opens a cell and is never closed\)"):
+        load_cases(file, "train")
+    file.write_text(text.format("") + ("\t\t\n" if suffix == "tsv" else ",,\n"))
+    assert [case.answer for case in load_cases(file, "train")] == ["flu", "gout", "lupus"]
+
+
+def test_a_json_file_may_hold_cases_by_id_or_a_single_one(tmp_path):
+    row = {key: value for key, value in ROW.items() if key != "id"}
+    shapes = {
+        "by id": {"q1": row, "q2": row},
+        "pandas, by row": {"0": row | {"id": "q1"}, "1": row | {"id": "q2"}},
+        "pandas, by column": {key: {"0": value, "1": value} for key, value in row.items()}
+        | {"id": {"0": "q1", "1": "q2"}},
+    }
+    for shape in shapes.values():
+        (tmp_path / "train.json").write_text(json.dumps(shape))
+        cases = load_cases(tmp_path, "train")
+        assert [(case.id, case.answer, case.options) for case in cases] == [
+            (id, "B", ("low", "high")) for id in ("q1", "q2")
+        ]
+    (tmp_path / "train.json").write_text(json.dumps(ROW))
+    assert [case.id for case in load_cases(tmp_path, "train")] == ["a1"]
+
+
+@pytest.mark.parametrize("options", [["low", "high"], {"B": "high", "A": "low"}])
+@pytest.mark.parametrize("answer", ["B", "high", r"\boxed{\text{B}}"])
+def test_options_beside_a_foreign_question_are_its_options(tmp_path, options, answer):
+    (case,) = load_cases(
+        _write(tmp_path, {"id": 0, "problem": "Which band?", "options": options, "answer": answer}), "train"
+    )
+    assert (case.id, case.question, case.options, case.answer) == ("0", "Which band?", ("low", "high"), "B")
+    gap = {"problem": "Which?", "options": {"A": "low", "C": "high", "D": "middle"}, "answer": "C"}
+    with pytest.raises(DataError, match=r"lettered A, C, D; letter them A, B, \.\.\. without a gap"):
+        load_cases(_write(tmp_path, gap), "train")
+    with pytest.raises(DataError, match="key answer: 'middle' is not among A, B"):
+        load_cases(_write(tmp_path, {"problem": "Which?", "options": options, "answer": "middle"}), "train")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Which band?\n\nA. low\n\nB. high",
+        "Which band?\n- A. low\n- B. high",
+        "Which band?\n**A.** low\n**B.** high",
+        "Which band?\na) low\nb) high",
+        "Which band?\n(a) low\n(b) high",
+    ],
+)
+def test_lettered_options_are_read_as_people_write_them(tmp_path, text):
+    (case,) = load_cases(_write(tmp_path, {"problem": text, "answer": "b"}), "train")
+    assert (case.question, case.options, case.answer) == ("Which band?", ("low", "high"), "B")
+    (case,) = load_cases(_write(tmp_path, {"problem": text, "answer": "medium"}), "train")
+    assert (case.question, case.options) == (text, ())  # a list within an open question stays as it was
+
+
+def test_a_box_may_hold_braces(tmp_path):
+    for answer, wanted in ((r"so \boxed{\text{Asthma}}", "Asthma"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}")):
+        (case,) = load_cases(_write(tmp_path, {"problem": "Which?", "answer": answer}), "train")
+        assert case.answer == wanted

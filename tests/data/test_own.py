@@ -186,3 +186,50 @@ def test_images_by_data_uri_stay(tmp_path):
     own.convert(tmp_path / "x.jsonl", tmp_path / "out", split="test")
     (case,) = load_cases(tmp_path / "out", "test")
     assert case.images[0].picture().size == (9, 8)
+
+
+@pytest.mark.parametrize("options", ['["gout", "flu", "lupus"]', "['gout', 'flu', 'lupus']", "A. gout B. flu C. lupus"])
+def test_options_written_in_one_cell_are_read_and_count(tmp_path, options):
+    rows = [{"id": str(n), "question": "Which?", "options": options, "answer": n} for n in (1.0, 3.0)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    own.convert(tmp_path / "x.parquet", tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert [(row["options"], row["answer"]) for row in rows] == [(["gout", "flu", "lupus"], letter) for letter in "AC"]
+
+
+def test_one_image_that_is_no_list_is_one_image(tmp_path):
+    (tmp_path / "a.png").write_bytes(_png())
+    for number, image in enumerate(({"bytes": None, "path": "a.png"}, _png(), "a.png")):
+        rows = [{"id": "1", "question": "Which?", "answer": "flu", "image": image}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+        own.convert(tmp_path / "x.parquet", tmp_path / str(number))
+        (case,) = load_cases(tmp_path / str(number), "train")
+        assert case.images[0].picture().size == (9, 8)
+
+
+def test_what_is_converted_loads_and_the_rest_is_refused_with_its_reason(tmp_path):
+    good = {"question": "Which?", "options": ["gout", "flu"], "answer": "Option B"}
+    bad = {
+        "x1": {"answer": "middle"},
+        "x2": {"options": list("abcdefghijk")},
+        "x3": {"question": ["Which?"]},
+        "x4": {"images": [""]},
+        "x5": {"answer": ["A", "B"]},
+    }
+    rows = [good | {"id": id} | change for id, change in ({"good": {"answer": ["B."]}} | bad).items()]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = own.convert(tmp_path / "x.jsonl", tmp_path / "out")
+    assert [(case.id, case.answer) for case in load_cases(tmp_path / "out", "train")] == [("good", "B")]
+    assert made.rows == 1 and len(made.refused) == len(bad)
+    assert all(
+        any(f"row of {id}" in line or f"row {n}" in line for line in made.refused) for n, id in enumerate(bad, 2)
+    )
+
+
+def test_an_empty_option_moves_no_key(tmp_path):
+    lines = ["id,question,A,B,C,D,answer", "1,Q?,gout,,flu,lupus,C", "2,Q?,gout,,flu,lupus,B", "3,Q?,gout,,flu,lupus,3"]
+    (tmp_path / "x.csv").write_text("\n".join([*lines, "4,Q?,gout,flu,,,B", "4,Q?,gout,flu,,,A"]))
+    made = own.convert(tmp_path / "x.csv", tmp_path / "out")
+    assert [case.answer_text for case in load_cases(tmp_path / "out", "train")] == ["flu", "flu"]
+    words = ("B is none of the options A, C, D", "3 counts options of which one is empty", "id: stands twice")
+    assert len(made.refused) == 3 and all(w in line for w, line in zip(words, made.refused, strict=True))

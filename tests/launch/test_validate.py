@@ -18,6 +18,10 @@ from mmedexpert_jax.merging.merge_job import expert_paths
         ("ablation", "seeds=", "config.seeds must be different numbers from 0, at least one"),
         ("ablation", "seeds=0,0", "got 0,0"),
         ("ablation", "seeds=0,-1", "got 0,-1"),
+        ("dataset", "data.licences=plain", "config.data.licences: 'plain' is not name=licence"),
+        ("dataset", "push_to=my set", "config.push_to must be owner/name, got 'my set'"),
+        ("review", "reviewers=anna,ben,anna", "name 'anna' twice"),
+        ("review", "adjudicators=reviewer", "name 'reviewer' twice; an adjudicator is another person"),
     ],
 )
 def test_it_is_one_line_and_nothing_starts(capsys, tmp_path, monkeypatch, config, argument, words):

@@ -142,6 +142,11 @@ def test_the_judge_decides_open_answers_and_is_asked_once(tmp_path):
         assert [row.verdicts["judge"] for row in found.rows] == [True, False, False]
         assert found.summary()["scorers"]["judge"]["accuracy"] == pytest.approx(1 / 3)
         assert judge(client, by_id, Evaluation(tuple(rows))) == found and len(prompts) == 3
+        told = []
+        judge(client, by_id, Evaluation(tuple(rows)), say=told.append)
+        assert told == [
+            "the judge gave no verdict on 1 of 3 answers, such as 'hm'; they count as they do without a judge"
+        ]
         assert "Key:\nthe left lung" in prompts[0]
         with pytest.raises(ConfigError, match="choose one of open"):
             judge(client, by_id, found, "some")
@@ -160,3 +165,32 @@ def test_the_judge_reads_unparsed_choices_where_asked(tmp_path):
 
 def test_verdicts():
     assert read("Incorrect.") is False and read("not INCORRECT but CORRECT") is True and read("yes") is None
+
+
+def test_no_answer_at_all_is_an_error_and_no_accuracy_of_none(tmp_path):
+    """An evaluation of nothing would print 0.0 % of 0 items."""
+    with Loopback(lambda body: "hello") as server:
+        row = {"prompt_id": "1", "prompt": [{"role": "user", "content": "Help"}]}
+        row["rubrics"] = [{"criterion": "says x", "points": 5, "tags": []}]
+        (tmp_path / "2025-05-07-06-14-12_oss_eval.jsonl").write_text(json.dumps(row))
+        config = settings(server, benchmarks=(f"healthbench={tmp_path}",))
+        config.judge.model, config.judge.url = "some-judge", server.url
+        with pytest.raises(RemoteError, match="some-judge graded none of 1 answers of served to healthbench"):
+            execute(config, tmp_path / "judge")
+        (tmp_path / "test.jsonl").write_text(json.dumps({"id": "1", "question": "Mrs. Smith coughs?", "answer": "flu"}))
+        config = settings(server, privacy="refuse")
+        config.data.path = str(tmp_path)
+        with pytest.raises(DataError, match="privacy=refuse keeps all 1 questions of mmedexpert_mini from served"):
+            execute(config, tmp_path / "private")
+    config = load_config("configs/evaluate.py:mini").unlock()
+    config.update({"limit": 2, "max_prompt_length": 1, "skip_broken": True})
+    with pytest.raises(DataError, match=r"all 2 questions of mmedexpert_mini were refused, the first: .*mini-test-"):
+        execute(config, tmp_path / "long")
+
+
+def test_a_benchmark_twice_is_refused_and_not_asked_once(tmp_path):
+    with Loopback(say_b) as server:
+        config = settings(server, benchmarks=("mmedexpert_mini", f"mmedexpert_mini={tmp_path}"))
+        with pytest.raises(ConfigError, match="names mmedexpert_mini twice"):
+            execute(config, tmp_path / "run")
+        assert not server.asked

@@ -36,6 +36,9 @@ RIGHT = (
     "There is nothing wrong with this response.",
     "The right lung is affected in both, so CORRECT",
     "The answer isn't wrong.",
+    '{"verdict": "CORRECT", "reason": "could be worded better"}',
+    '{"reason": "it is not another disease, perhaps a synonym", "label": "correct"}',
+    "CORRECT: the response claims gout, as the key does.",
 )
 WRONG = (
     "INCORRECT",
@@ -90,6 +93,14 @@ WRONG = (
     "More or less correct.",
     "Semi-correct",
     "not\ncorrect",
+    '{"reason": "the key is correct", "verdict": "INCORRECT"}',
+    "It is impossible to call this correct.",
+    "I would hesitate to call it correct.",
+    "I disagree that it is correct.",
+    "The student claims it is correct.",
+    "The response is wrongly marked correct.",
+    "It would have been correct with the left lung.",
+    "correct-ish",
 )
 NOTHING = ("", " ", "I cannot grade this.", "Yes", "B", "corrected", "The incorrectness is unclear.")
 

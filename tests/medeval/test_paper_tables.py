@@ -98,6 +98,7 @@ def test_formats(results):
         parsed[9]["Total"] == "40.00" and parsed[9]["Total wilson low"] == "16.82" and parsed[9]["Total items"] == "10"
     )
     assert float(parsed[9]["Total bootstrap low"]) == pytest.approx(10, abs=1) and parsed[8]["Total wilson low"] == ""
+    assert r"\textasciitilde{}/x\textasciicircum{}2 \\" in result_tables.latex([{"model": "~/x^2"}])
     text = result_tables.latex(rows, "Table 1: 5 % & more")
     assert (
         r"\shortstack{40.0\\{\scriptsize [16.8, 68.7]}\\{\scriptsize (10.0, 70.0)}}" in text

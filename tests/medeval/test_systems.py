@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmedexpert_jax.data.benchmarks import from_case
 from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.medeval import scoring
 from mmedexpert_jax.medeval.backends.choose import open_backend
@@ -108,3 +109,9 @@ def _shown(part: dict) -> dict:
 def test_every_system_is_in_one_of_the_layouts():
     """But MedGemma, whose family has tests of its own."""
     assert {*FAMILIES, *LAYOUTS, "medgemma"} == {*SYSTEMS, *NEWER}
+
+
+@pytest.mark.parametrize("entry", ["", "endpoint:", "endpoint:@http://127.0.0.1:1/v1", "transformers:", "system:"])
+def test_an_entry_without_a_model_is_named(entry):
+    with pytest.raises(ConfigError, match="names no model; give a directory"):
+        parse(entry)

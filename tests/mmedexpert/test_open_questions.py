@@ -4,7 +4,7 @@ import pytest
 
 from mmedexpert_jax.data.case import PARADIGMS
 from mmedexpert_jax.data.prompts import render
-from mmedexpert_jax.mmedexpert import filters, teacher_prompts
+from mmedexpert_jax.mmedexpert import fake_teacher, filters, teacher_prompts, trace_synthesis
 from mmedexpert_jax.mmedexpert.record import Check, RawCase, Trace
 from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.sources import collect
@@ -53,3 +53,19 @@ def test_rows_without_options_are_collected(tmp_path):
     assert [(one.question, one.options, one.answer, one.answer_text) for one in found.records] == [
         ("What is it?", (), "Gout", "Gout")
     ]
+
+
+def test_candidates_of_open_questions_are_counted_and_luck_finds_no_words():
+    tally = trace_synthesis.Tally()
+    for text in ("gout.", "Lupus"):
+        response = render(SOUND["intuitive"], text)
+        check = filters.check(response, RECORD, "intuitive")
+        trace_synthesis.count(tally, Trace("t", RECORD, "intuitive", "", response, "someone", 0, "", check))
+    assert (tally.asked, tally.matched, tally.passed, tally.by_luck) == (2, 1, 1, 0.0)
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_the_stand_in_answers_a_question_without_options(paradigm):
+    messages = teacher_prompts.conversation(RECORD, paradigm, "full", (40, 400))
+    check = filters.check(fake_teacher.answer({"messages": messages, "seed": 1}), RECORD, paradigm, (40, 400))
+    assert "malformed" not in check.reasons and "too-short" not in check.reasons and check.answer

@@ -9,6 +9,8 @@ from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.mmedexpert.collection import gather
 from mmedexpert_jax.mmedexpert.duplicates import duplicates
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
 from mmedexpert_jax.mmedexpert.sources.raw_collection import Rights, check_share
@@ -409,3 +411,51 @@ def test_an_image_of_a_raw_case_says_window_slices_and_plane(tmp_path):
     assert [picture.name for picture in record.images[::3]] == ["series-1.png", "volume-1.png"]
     assert "identifying:header-removed" in record.flags
     assert [one["reason"] for one in found.rejected] == ["image-broken", "image-broken"]
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "text"),
+    [
+        (["Gout", "", "Lupus", "Sepsis"], 2, "Lupus"),  # the empty one counts
+        (["Gout", None, "Lupus"], "C", "Lupus"),
+        ({"1": "Gout", "2": "Lupus", "3": "Sepsis"}, 2, "Lupus"),  # numbered by the source itself
+        ({"0": "Gout", "1": "Lupus", "2": "Sepsis"}, 1, "Lupus"),
+        ({"A": "Gout", "B": "", "C": "Lupus"}, 2, "Lupus"),
+    ],
+)
+def test_a_number_names_the_option_that_the_source_means(tmp_path, options, key, text):
+    (record,) = collect([write(tmp_path / "a.jsonl", [FEVER | {"options": options, "answer": key}])]).records
+    assert record.answer_text == text
+
+
+def test_the_number_of_an_empty_option_names_none(tmp_path):
+    row = FEVER | {"options": ["Gout", "", "Lupus"], "answer": 1}
+    assert [one["reason"] for one in collect([write(tmp_path / "a.jsonl", [row])]).rejected] == ["no-such-key"]
+
+
+def test_hidden_copies_are_no_sources_and_suffixes_may_be_in_capitals(tmp_path):
+    write(tmp_path / "cases.JSONL", [FEVER | {"options": ["Gout", "Lupus"], "answer": "B"}])
+    write(tmp_path / ".ipynb_checkpoints" / "cases.jsonl", [FEVER | {"options": ["Gout", "Lupus"], "answer": "A"}])
+    (tmp_path / "._cases.jsonl").write_bytes(b"\x00\x05\x16\x07")
+    assert [record.answer for record in collect([str(tmp_path)]).records] == ["B"]
+
+
+def test_chinese_near_duplicates_are_found(tmp_path):
+    text = "".join(chr(0x4E00 + 7 * n) for n in range(80))
+    rows = [{"question": one, "options": ["甲", "乙"], "answer": "A"} for one in (text, "又" + text)]
+    (found,) = duplicates(collect([write(tmp_path / "a.jsonl", rows)]).records)
+    assert not found.same and found.score == pytest.approx(76 / 77)
+
+
+@pytest.mark.parametrize("field", ["licences=planed=CC0", "redistributable=planed", "restricted=Raw.jsonl"])
+def test_rights_of_a_name_that_nothing_has_are_refused(tmp_path, field):
+    """A misspelt `restricted` would pass on what must not be."""
+    path = write(tmp_path / "raw.jsonl", [PLAIN])
+    key, _, value = field.partition("=")
+    config = load_config("configs/dataset.py", {"data.path": path, f"data.{key}": (value,)})
+    with pytest.raises(
+        ConfigError, match=rf"config\.data\.{key}: '{value.partition('=')[0]}' is no format and no file"
+    ):
+        gather(config)
+    good = load_config("configs/dataset.py", {"data.path": path, "data.restricted": ("raw.jsonl", "plain")})
+    assert not gather(good).records[0].redistributable

@@ -327,6 +327,8 @@ def test_a_missing_key_and_a_broken_url_are_config_errors(answers, monkeypatch):
         with pytest.raises(ConfigError, match="holds a user name") as error:
             Endpoint(url, "m")
         assert "secret" not in str(error.value)
+    with pytest.raises(ConfigError, match="give the base alone, without /chat/completions"):
+        Endpoint("http://localhost/v1/chat/completions/", "m")
     with pytest.raises(ConfigError, match="prices"):
         Endpoint("http://localhost/v1", "m", budget=1.0)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
-from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.data.case import LETTERS, Case
 
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
@@ -16,7 +16,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.choices("options")
     answer = row.letter(len(texts), "answer_idx")
-    if (said := row.label("answer")) and said != texts["ABCDE".index(answer)]:
+    if (said := row.label("answer")) and said != texts[LETTERS.index(answer)]:
         raise row.bad("answer", f"{said!r} is not the text of option {answer}")
     return Case(
         id=str(row.number),

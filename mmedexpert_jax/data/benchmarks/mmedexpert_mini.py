@@ -1,16 +1,28 @@
 """MMedExpert-mini: the embedded set, or any directory of cases in its schema, as a benchmark."""
 
+from collections.abc import Iterator
+
 from mmedexpert_jax.data.benchmarks.benchmark import from_case
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
-from mmedexpert_jax.data.case import SPECIALTIES
-from mmedexpert_jax.data.case_files import EMBEDDED, load_cases
+from mmedexpert_jax.data.benchmarks.rows import Row
+from mmedexpert_jax.data.benchmarks.source import Files
+from mmedexpert_jax.data.case import SPECIALTIES, Case
+from mmedexpert_jax.data.case_files import EMBEDDED, find, read_cases, with_images
+from mmedexpert_jax.errors import DataError
+
+
+def _rows(files: Files, split: str, subset: str) -> Iterator[Case | Row]:
+    broken: list[DataError] = []
+    yield from read_cases(find(files.root, split), refuse=broken.append)
+    yield from (Row({}, "", 0, str(error)) for error in broken)
+
 
 register(
     Spec(
         name="mmedexpert_mini",
         title="MMedExpert-mini",
-        rows=lambda files, split, subset: load_cases(files.root, split),
-        item=lambda case, files, subset: from_case(case),
+        rows=_rows,
+        item=lambda case, files, subset: from_case(with_images(case)),
         splits=("test", "dev", "train"),
         expects="test.parquet or test.jsonl",
         default=str(EMBEDDED),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.benchmarks import census
 from mmedexpert_jax.data.benchmarks import subset as subsets
 from mmedexpert_jax.data.benchmarks.benchmark import Benchmark
@@ -64,6 +65,10 @@ def spec(name: str) -> Spec:
     _discover()
     if name.endswith(".py"):
         return _from_file(name)
+    if name not in _SPECS and Path(name).expanduser().exists():
+        raise ConfigError(
+            f"{name} is a path; say what it holds: NAME={name}, of one's own cases mmedexpert_mini={name}"
+        )
     if name not in _SPECS:
         close = difflib.get_close_matches(name, _SPECS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -108,7 +113,8 @@ def load(
     if (malformed or missing) and not skip_broken:
         raise DataError(f"{files.name}: {census.broken(counted)}; skip_broken=True goes on without them")
     if not items:
-        raise DataError(f"{files.name}: no usable row of {known.title}, split {split}")
+        why = census.broken(counted)
+        raise DataError(f"{files.name}: no usable row of {known.title}, split {split}{why and f'; {why}'}")
     if known.choose is not None:
         items = known.choose(items, split)
     items = subsets.stratified(items, limit, seed, known.strata)
@@ -156,6 +162,9 @@ def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Case
             items[item.id] = item
         except MissingImage as error:
             missing.append(str(error))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # a value of another type
+            where = getattr(row, "where", f"row {rows}")
+            malformed.append(border.cut(f"{where}: {known.name} cannot read it ({type(error).__name__}: {error})", 200))
         except DataError as error:
             malformed.append(str(error))
     return list(items.values()), malformed, missing, rows
@@ -191,7 +200,10 @@ def _from_file(path: str) -> Spec:
     if not Path(path).is_file():
         raise ConfigError(f"no such benchmark file: {path}")
     before = dict(_SPECS)
-    runpy.run_path(path)
+    try:
+        runpy.run_path(path)
+    except Exception as error:  # whatever the user's file raises
+        raise ConfigError(border.cut(f"{path} cannot be run: {type(error).__name__}: {error}", 300)) from None
     added = [spec for name, spec in _SPECS.items() if before.get(name) is not spec]
     if len(added) != 1:
         raise ConfigError(f"{path} registers {len(added)} benchmarks: a file that is given by its path registers one")

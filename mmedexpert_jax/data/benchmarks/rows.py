@@ -30,7 +30,8 @@ class Row:
         key = next((key for key in keys if self.values.get(key) is not None), keys[0])
         value = self.values.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            value = str(value)
+            whole = isinstance(value, float) and value.is_integer()  # 2.0, as pandas writes numbers beside empty cells
+            value = str(int(value) if whole else value)
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{self.where}, key {' or '.join(keys)}: a text is needed, got {value!r}")
         return value.strip()

@@ -11,10 +11,11 @@ from typing import Any
 
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
+from mmedexpert_jax.data.forms import listed
 from mmedexpert_jax.data.tables import InFolder
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, RawCase, held
-from mmedexpert_jax.mmedexpert.sources.raw_formats import CHOICES, Format, Raw, listed
+from mmedexpert_jax.mmedexpert.sources.raw_formats import CHOICES, Format, Raw
 from mmedexpert_jax.processing.images import PLAIN, VIEWED, EncodedImage, ImageRef, clean, decode
 from mmedexpert_jax.processing.medical import Series
 from mmedexpert_jax.processing.windows import View
@@ -169,7 +170,7 @@ def _key(raw: Raw, options: list[str], letters: list[str], repairs: list[str]) -
     """Letter, counted from A, of the right option."""
     texts = [normal(option) for option in options]
     named = _named(raw.key_text, options)
-    place = _place(raw.key, options, letters, repairs)
+    place = _place(raw, options, letters, repairs)
     if place is None:
         if named is None:
             raise Rejected("no-such-key", f"key {raw.key!r:.80}")
@@ -194,11 +195,15 @@ def _named(text: str, options: list[str]) -> int | None:
     return None
 
 
-def _place(key: str | int, options: list[str], letters: list[str], repairs: list[str]) -> int | None:
+def _place(raw: Raw, options: list[str], letters: list[str], repairs: list[str]) -> int | None:
     """Index of the option that a letter, an index or a text names; None where it names none."""
+    key = raw.key
     if isinstance(key, int) and not isinstance(key, bool):
+        if str(key) in letters:  # the source numbers its options itself
+            return letters.index(str(key))
         repairs.append("index-key")
-        return key if 0 <= key < len(options) else None
+        names = [str(letter).strip().upper() for letter in raw.letters] or list(LETTERS)  # empty options count, too
+        return letters.index(names[key]) if 0 <= key < len(names) and names[key] in letters else None
     text = str(key[0] if isinstance(key, list) and len(key) == 1 else key).strip()
     told = re.fullmatch(r"\(?([A-Ja-j])[.):]\s*(\S.*)", text)
     if told and told[1].upper() in letters and _named(told[2], options) == letters.index(told[1].upper()):

@@ -98,14 +98,19 @@ def collect(
 
 def raw_files(path: Path) -> list[Path]:
     """The files behind a path, in order of name. Raises DataError where there are none."""
-    if path.is_file() and path.suffix not in SUFFIXES:
+    if path.is_file() and path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path}: no such kind of file is read; save the cases as {', '.join(SUFFIXES)}")
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else []
+    found = sorted(file for file in path.rglob("*") if _is_raw(file.relative_to(path))) if path.is_dir() else []
     if not found:
         raise DataError(f"{path} holds no raw cases; give a {', '.join(SUFFIXES)} file or a directory of them")
     return found
+
+
+def _is_raw(path: Path) -> bool:
+    """True for a table that is not hidden, as copies of an editor, of a notebook or of macOS are."""
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 def check_share(found: Collection, most: float) -> None:
@@ -126,7 +131,7 @@ def _read(
 ) -> None:
     for number, row in tables.read(tables.InFolder(file), file.name):
         found.counts[file.name, "read"] += 1
-        if isinstance(row, dict) and file.suffix in (".csv", ".tsv"):
+        if isinstance(row, dict) and file.suffix.lower() in (".csv", ".tsv"):
             row = {_heading(name): cell for name, cell in row.items()}
         try:
             record = _record(row, forced, f"{file.name}:{number}", folders, rights, file)

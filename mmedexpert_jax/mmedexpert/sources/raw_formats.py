@@ -1,16 +1,13 @@
 """Published shapes of clinical multiple-choice cases: how each is recognised, and what its fields mean."""
 
-import ast
-import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmedexpert_jax import border
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.data.forms import items, listed
 
 CHOICES = re.compile(r"\s*\n\s*(?:Answer Choices|Options)\s*:\s*(?=\(A\)|A[.)])", re.I)
 _PREFIX = re.compile(r"\s*\(?([A-J])\s*[.):]\s*")
@@ -190,24 +187,6 @@ def _plain(row: Mapping[str, Any]) -> Raw:
     )
 
 
-def listed(text: str) -> tuple[list[str], list[str]]:
-    """Letters and texts of "(A) one (B) two (C) both (A) & (B)"; empty where it does not begin with "(A)".
-
-    Each letter is looked for behind the one before it, at the start of a line if it stands there: a letter inside an
-    option, as in "both (A) & (C)", begins none.
-    """
-    marks: list[re.Match] = []
-    for letter in LETTERS:
-        start = marks[-1].end() if marks else 0
-        at_line = re.compile(rf"^\s*\({letter}\)\s*", re.M).search(text, start)
-        found = at_line or re.compile(rf"(?:^|\s)\({letter}\)\s*").search(text, start)
-        if found is None or (not marks and text[: found.start()].strip()):
-            break
-        marks.append(found)
-    ends = [*(mark.start() for mark in marks[1:]), len(text)][: len(marks)]
-    return list(LETTERS[: len(marks)]), [text[m.end() : end].strip() for m, end in zip(marks, ends, strict=True)]
-
-
 def _images(row: Mapping[str, Any]) -> Sequence[Any]:
     """Images of a row: `images` or `image`, one or a list, perhaps as JSON text in a CSV cell."""
     found = row.get("images") if row.get("images") is not None else row.get("image")
@@ -344,23 +323,6 @@ FORMATS: dict[str, Format] = {
 def text(value: Any) -> str:
     """The value as text without white space around it; "" for None."""
     return "" if value is None else str(value).strip()
-
-
-def items(cell: str) -> Any:
-    """A list or object that is written out: as JSON, as Python (pandas' CSV), as "(A) one (B) two", or as texts with
-    semicolons, line ends or bars between. Raises DataError."""
-    if cell.lstrip().startswith(("[", "{")):
-        try:
-            return border.parse_json(cell, "the cell")
-        except DataError:
-            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-                return ast.literal_eval(cell.strip())
-            raise
-    bracketed = re.sub(r"(?m)(^|\s)([A-J])[.):](?=\s)", r"\1(\2)", cell)  # "A. one B. two" as "(A) one (B) two"
-    if len(texts := listed(bracketed)[1]) > 1:
-        return texts
-    mark = next((mark for mark in (";", "\n", "|") if mark in cell.strip()), ";")
-    return [part.strip() for part in cell.split(mark) if part.strip()]
 
 
 def flag(value: Any) -> bool | None:
