@@ -1,5 +1,7 @@
 """`main`: from the command line to an exit code. Every error a user can cause is one line on stderr."""
 
+import contextlib
+import io
 import os
 import shutil
 import sys
@@ -39,8 +41,44 @@ def main(argv: list[str]) -> int:
     return guarded(lambda: _dispatch(parse_flags(argv), argv), "--debug" in argv)
 
 
+class Outlet(io.TextIOWrapper):
+    """Output of a job, which goes on where its reader has gone, and escapes letters that its encoding lacks."""
+
+    def __init__(self, stream: io.TextIOWrapper):
+        how = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+        super().__init__(stream.buffer, stream.encoding, "backslashreplace", **how)
+
+    def write(self, text: str) -> int:
+        """Writes, to nowhere where nobody reads."""
+        with contextlib.suppress(BrokenPipeError):
+            return super().write(text)
+        return self._let_go(text)
+
+    def flush(self) -> None:
+        """Flushes, to nowhere where nobody reads."""
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._let_go("")
+
+    def _let_go(self, text: str) -> int:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+        return len(text)
+
+
+def steady() -> None:
+    """Makes the process's own output such that it ends no job; a stream that was closed before leads nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
+        elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, Outlet(stream))
+
+
 def guarded(command: Callable[[], int], debug: bool = False) -> int:
     """The exit code of a command: whatever it raises becomes one line, behind a traceback where one debugs."""
+    steady()
     try:
         return command()
     except Exception as error:
@@ -78,6 +116,11 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename is not None:
         reason = (error.strerror or type(error).__name__).lower()
         return f"error: {border.cut(os.fspath(error.filename), 200)}: {reason}; choose another path", 4
+    if isinstance(error, OSError) and error.errno in border.DISK_ERRORS:
+        return (
+            f"error: {(error.strerror or '').lower()}: the output cannot be written; free some, or send it elsewhere",
+            4,
+        )
     return f"error: {type(error).__name__}: {text[:300]}; run with --debug for the traceback", 1
 
 
@@ -85,8 +128,8 @@ def usage() -> str:
     """The text of --help: usage, jobs and their presets."""
     lines = [USAGE, "configs (presets; the first is the default):"]
     for name, path in configs.available().items():
-        presets = ", ".join(configs.presets_of(path)) or "no presets"
-        lines += [f"  {name} ({presets})", f"      {configs.summary_of(path)}"]
+        summary, presets = configs.about(path)
+        lines += [f"  {name} ({', '.join(presets) or 'no presets'})", f"      {summary}"]
     return "\n".join(lines)
 
 
@@ -107,7 +150,7 @@ def _dispatch(flags: Flags, argv: list[str]) -> int:
         from mmedexpert_jax.runtime import local
 
         return local.run(flags.processes, argv)
-    if config.job != "review":
+    if config.get("job") != "review":
         processes.start()
     from mmedexpert_jax.launch import jobs
 
@@ -117,10 +160,7 @@ def _dispatch(flags: Flags, argv: list[str]) -> int:
 
 def say(text: str) -> int:
     """Prints to a reader that may close early, as `head` does."""
-    try:
-        print(_fitted(text, sys.stdout), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(_fitted(text, sys.stdout), flush=True)
     return 0
 
 
