@@ -129,19 +129,23 @@ def from_config(
     twice = [name for name, count in Counter(reward.name for reward in chosen).items() if count > 1]
     if twice:
         raise ConfigError(f"config.rewards.functions: two rewards are called {twice[0]}; rename one")
+    if not any(reward.weight for reward in chosen):
+        raise ConfigError(
+            "config.rewards: all weights are 0, so that every completion is worth the same; set one of them"
+        )
     return tuple(chosen)
 
 
 def _custom(spec: str) -> WeightedReward:
     """A user's function from "module.function=weight" or "path.py:function=weight"."""
-    path, _, weight = spec.partition("=")
+    path, weight = re.fullmatch(r"(.*?)(?:=([^=/:]*))?", spec, re.DOTALL).groups("")  # a folder may have a "=" too
     place = f"config.rewards.functions: {border.shown(spec)}"
     try:
         number = float(weight or 1)
     except ValueError:
         number = float("nan")
-    if not np.isfinite(number):
-        raise ConfigError(f"{place}: the weight {border.shown(weight)} is no finite number")
+    if not abs(number) <= LARGEST:
+        raise ConfigError(f"{place}: the weight {border.shown(weight)} is no finite number of float32")
     name = path.strip().replace(":", ".").rpartition(".")[2]
     reward = WeightedReward(name, number, load_function(path, place), own=True)
     told = ("paradigms", "lengths") if reward.whole else ("paradigm", "length")

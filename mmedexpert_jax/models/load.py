@@ -183,7 +183,7 @@ def read_config(directory: Path) -> ModelConfig:
         return ModelConfig.from_hf(content, said)
     except DataError as error:
         message = str(error)
-        raise DataError(message if message.startswith(str(directory)) else f"{directory}/{message}") from error
+        raise DataError(message if str(directory) in message else f"{directory}/{message}") from error
 
 
 def folders(src: str | Path) -> list[Path]:
