@@ -91,9 +91,10 @@ def presets_of(path: Path) -> tuple[str, ...]:
             continue
         found = getattr(node, "value", None)
         parts = found.elts if isinstance(found, ast.Tuple | ast.List) else [None]
-        if not all(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in parts):
+        names = tuple(getattr(part, "value", None) for part in parts)
+        if not all(isinstance(name, str) for name in names):
             raise ConfigError(f"{path}: write PRESETS out as a tuple of texts, such as ('mini', 'large')")
-        return tuple(part.value for part in parts)
+        return names
     return ()
 
 
@@ -133,8 +134,7 @@ def read_config(spec: str) -> ConfigDict:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a file of the user's may raise anything
-        reason = border.cut(str(error), 200)
-        raise ConfigError(f"{path} does not run: {type(error).__name__}: {reason}") from error
+        raise ConfigError(f"{path} does not run: {border.told(error, 200)}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict")
     return config.lock()

@@ -45,8 +45,8 @@ class Outlet(io.TextIOWrapper):
     """Output of a job, which goes on where its reader has gone, and escapes letters that its encoding lacks."""
 
     def __init__(self, stream: io.TextIOWrapper):
-        how = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
-        super().__init__(stream.buffer, stream.encoding, "backslashreplace", **how)
+        at_once = stream.line_buffering, stream.write_through
+        super().__init__(stream.buffer, stream.encoding, "backslashreplace", None, *at_once)
 
     def write(self, text: str) -> int:
         """Writes, to nowhere where nobody reads."""
