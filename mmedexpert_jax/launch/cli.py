@@ -12,7 +12,7 @@ from typing import TextIO
 import mmedexpert_jax
 from mmedexpert_jax import border
 from mmedexpert_jax.config import job_config as configs
-from mmedexpert_jax.config.flags import Flags, parse_flags
+from mmedexpert_jax.config.flags import COUNT, Flags, parse_flags
 from mmedexpert_jax.errors import ConfigError, Interrupted, UserError, without_login
 from mmedexpert_jax.report import text_tables
 from mmedexpert_jax.runtime import processes
@@ -34,6 +34,7 @@ Exit codes: 0 done, 1 unexpected error, 2 usage or config, 3 data, 4 resources, 
 
 
 LONGEST = 900  # characters of an error
+ALONE = ("ask", "serve", "review")  # jobs that talk to people, once
 
 
 def main(argv: list[str]) -> int:
@@ -146,6 +147,8 @@ def _dispatch(flags: Flags, argv: list[str]) -> int:
     if flags.list_config:
         docs = configs.field_docs(configs.locate(flags.config))
         return say(configs.format_config(config, docs, tall=sys.stdout.isatty()))
+    if flags.processes > 1 and config.get("job") in ALONE:
+        raise ConfigError(f"the job {config.job} answers in one process; leave out {COUNT}={flags.processes}")
     if flags.processes > 1 and not processes.named():
         from mmedexpert_jax.runtime import local
 

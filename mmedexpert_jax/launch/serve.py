@@ -2,6 +2,7 @@
 
 import os
 import queue
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax import models
-from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
+from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, ResourceError
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Choice, Desk
 
@@ -53,6 +54,8 @@ def run(config: ConfigDict) -> None:
         print("anyone who reaches this address may ask: set config.key_env, or host to 127.0.0.1", flush=True)
     try:
         uvicorn.Server(settings).run(sockets=[socket])
+    except KeyboardInterrupt:
+        raise Interrupted("the server has stopped", signal.SIGINT) from None
     finally:
         desk.close()
 
