@@ -77,14 +77,17 @@ def _votes(config: ConfigDict) -> Path:
 
 def describe(config: ConfigDict) -> str:
     """The plan of either job. Raises what the job would raise, as far as it can be known without the network."""
+    here = Path(config.model.path).is_dir() or config.model.path in HERE  # a hub id is not fetched
+    if here:
+        _check_room(config)
     if config.job == "ask":
         messages = _asked(config)
-        if Path(config.model.path).is_dir() or config.model.path in HERE:  # a hub id is not fetched
+        if here:
             models.load_processor(config.model.path).encode(messages, max_length=config.max_prompt_length)
         return f"ask: load {config.model.path} and answer {config.question[:80]!r}; nothing is written"
     _key(config)
     for source in _adapters(config).values():
-        if Path(config.model.path).is_dir() or config.model.path in HERE:
+        if here:
             _on_base(source, config.model.path)
     what = f"listen on {config.host}:{config.port}; votes of the page go to {_votes(config)}"
     return f"serve: load {config.model.path} and {what}"
@@ -124,12 +127,26 @@ def _asked(config: ConfigDict) -> list[dict[str, Any]]:
 def open_desk(config: ConfigDict) -> Desk:
     """The desk over the model of a config, and over its adapters if it names any. Raises ConfigError."""
     path, dtype = config.model.path, config.model.dtype
+    _check_room(config)
     model, params, lora = models.load_policy(path, dtype=dtype, seed=config.seed)
     loras = {_name(config): lora}
     for name, source in _adapters(config).items():
         loras[name] = lora_module.stack([lora_module.load_peft(part, params) for part in _on_base(source, path)])
     limits = config.get("rows", 1), config.get("queue", 1), config.max_prompt_length, config.max_new_tokens
     return Desk(model, params, loras, models.load_processor(path), *limits)
+
+
+def _check_room(config: ConfigDict) -> None:
+    """Raises ConfigError where prompt and answer together may be longer than the model's context, for which there
+    would be no memory, or no sense in what is said."""
+    most, asked = config.max_new_tokens, config.max_prompt_length + config.max_new_tokens
+    room = models.load_architecture(config.model.path).config.text.max_position_embeddings
+    if asked > room:
+        fix = f"set --config.max_new_tokens={room - config.max_prompt_length}"
+        raise ConfigError(
+            f"config.max_prompt_length={config.max_prompt_length} and config.max_new_tokens={most} are {asked} tokens, "
+            f"and {config.model.path} has positions for {room}; {fix if asked - most < room else 'lower both'}"
+        )
 
 
 def _name(config: ConfigDict) -> str:

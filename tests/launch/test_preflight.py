@@ -83,6 +83,8 @@ def test_cases_of_other_specialties_are_counted(tmp_path, capsys, job, fields, s
         ("ask question=x images=none.png", 3, "none.png"),
         ("gba tracker=trackio", 2, "pip install trackio"),
         ("merge experts=nope,other", 3, "no such model: nope"),
+        ("ask question=x max_new_tokens=2000000000", 2, "positions for 2048; set --config.max_new_tokens=1024"),
+        ("serve max_prompt_length=3000", 2, "has positions for 2048; lower both"),
         ("serve key_env=NO_SUCH_KEY", 2, "config.key_env: NO_SUCH_KEY is not set"),
         ("serve workdir=file", 4, "config.workdir: file is no directory"),
         ("pretrain shape.heads=3", 2, "heads=3 must divide width=128"),
