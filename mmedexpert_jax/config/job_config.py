@@ -94,7 +94,7 @@ def presets_of(path: Path) -> tuple[str, ...]:
         names = tuple(getattr(part, "value", None) for part in parts)
         if not all(isinstance(name, str) for name in names):
             raise ConfigError(f"{path}: write PRESETS out as a tuple of texts, such as ('mini', 'large')")
-        return names
+        return tuple(map(str, names))
     return ()
 
 

@@ -1,12 +1,13 @@
 """`main`: from the command line to an exit code. Every error a user can cause is one line on stderr."""
 
 import contextlib
+import errno
 import io
 import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 import mmedexpert_jax
@@ -51,20 +52,23 @@ class Outlet(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         """Writes, to nowhere where nobody reads."""
-        with contextlib.suppress(BrokenPipeError):
-            return super().write(text)
-        return self._let_go(text)
+        with self._steadily():
+            super().write(text)
+        return len(text)
 
     def flush(self) -> None:
         """Flushes, to nowhere where nobody reads."""
-        try:
+        with self._steadily():
             super().flush()
-        except BrokenPipeError:
-            self._let_go("")
 
-    def _let_go(self, text: str) -> int:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-        return len(text)
+    @contextlib.contextmanager
+    def _steadily(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # the end of a pipe, a terminal that was closed
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
 
 def steady() -> None:

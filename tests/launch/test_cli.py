@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -267,3 +268,25 @@ sys.exit(cli.guarded(job))
     shell = f"{sys.executable} -c '{code}' | true; exit ${{PIPESTATUS[0]}}".replace(repr(str(done)), f'"{done}"')
     result = subprocess.run(["bash", "-c", shell], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and not result.stderr and done.exists()
+
+
+def test_a_terminal_that_is_closed_ends_no_job(tmp_path):
+    done = tmp_path / "done"
+    code = f"""
+import sys, time
+from mmedexpert_jax.launch import cli
+def job():
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print("a line of a job", flush=True)
+    open({str(done)!r}, "w").close()
+    return 0
+sys.exit(cli.guarded(job))
+"""
+    ours, theirs = pty.openpty()
+    job = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=theirs, start_new_session=True)
+    os.close(theirs)
+    os.read(ours, 5)
+    os.close(ours)
+    job.communicate(b"go\n", timeout=60)
+    assert job.returncode == 0 and done.exists()
