@@ -39,6 +39,8 @@ VARIANTS = {  # name -> what it is, what it sets
     "ahead": ("rollouts a step ahead", ["--config.rollout_ahead=1", "--config.importance_cap=2"]),
     "bare": ("no reward for structure", ["--config.rewards.structure=0.0"]),
     "grpo": ("GRPO", ["--config.objective=grpo"]),
+    "rloo": ("RLOO", ["--config.objective=rloo"]),
+    "reinforce_pp": ("REINFORCE++", ["--config.objective=reinforce_pp"]),
 }
 DECODING = {"sampled": 1.0, "greedy": 0.0}  # temperature of the held-out answers
 

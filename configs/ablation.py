@@ -24,7 +24,7 @@ def get_config(preset: str = "mini") -> Config:
     config.gba = presets.stage("gba", base)
     config.evaluate = presets.stage("evaluate", base, without=("compare",))
     config.diversity = Config()
-    config.diversity.questions = Field(200, low=1)  # items whose answers are sampled too, drawn by `seed`; 0: all
+    config.diversity.questions = 200  # items whose answers are sampled too, drawn by `seed`; 0: all
     # answers to each: as many as a group of equation 4 has (G, appendix B)
     config.diversity.num_samples = Field(8, low=1)
     config.diversity.temperature = 1.0  # of sampling; the on-policy value

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import FieldReference
 
 from mmedexpert_jax.config import presets
-from mmedexpert_jax.config.fields import Config, Field, free, one_of, signed
+from mmedexpert_jax.config.fields import Config, Derived, Field, free, one_of, signed
 
 PRESETS = (
     "mini",
@@ -79,7 +79,7 @@ def get_config(preset: str = "mini") -> Config:
     config.rollout_ahead = Field(0, high=1)
 
     # objective: its name sets the fields marked "by objective" (OBJECTIVES above), each of which may be set on its own
-    objective = FieldReference("gba")
+    objective = Derived("gba")
     # "gba" (section 4.2), its rival "grpo" (no guidelines), "dr_grpo", "dapo", "gspo", "sapo", "cispo", "rloo",
     # "reinforce_pp", "gdpo", "papo" or "drpo"
     config.objective = one_of(*OBJECTIVES, default=objective)
@@ -87,7 +87,7 @@ def get_config(preset: str = "mini") -> Config:
     def by_objective(name: str, default: Any, kind: type | None = None) -> FieldReference:
         """The objective's value of a field, as long as the field is not set itself; `default` is that of gba."""
         lookup = SimpleNamespace(fn=lambda _, chosen: OBJECTIVES.get(chosen, {}).get(name, default), args=[objective])
-        return FieldReference((kind or type(default))(), op=lookup)
+        return (Derived if kind is None else FieldReference)((kind or type(default))(), op=lookup)
 
     config.guided = by_objective("guided", True)  # prompts ask for a paradigm (P_guide); by objective
     config.clip = Field(by_objective("clip", 0.2), above=0)  # epsilon of the clipped ratio; appendix B; by objective

@@ -80,6 +80,15 @@ def cut(text: str, width: int = SHOWN) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def told(error: BaseException, width: int = SHOWN) -> str:
+    """Kind and text of an exception on one line of at most `width` characters, whatever its own text raises."""
+    try:
+        text = str(error)
+    except Exception:  # a class of a user's own
+        text = ""
+    return cut(f"{type(error).__name__}: {text}".rstrip(": "), width)
+
+
 def check(value: Any, schema: Any, place: str, error: type[UserError] = DataError) -> Any:
     """Converts a plain value to a schema. Raises `error` that names place, key, expected type and value."""
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from mmedexpert_jax.errors import ConfigError
 
@@ -83,6 +83,10 @@ def signed(default: Any) -> Field:
 def one_of(*choices: str, default: Any = None, **facts: Any) -> Field:
     """A text among `choices`; the default is the first of them unless it is given."""
     return Field(choices[0] if default is None else default, choices=choices, **facts)
+
+
+class Derived(FieldReference):
+    """A value that follows another field until it is set itself; unlike a placeholder of the library never none."""
 
 
 class Config(ConfigDict):

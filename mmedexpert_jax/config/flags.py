@@ -5,6 +5,7 @@ stray arguments, answer a misspelt key with a traceback and exit with 1 on `--he
 more code than this file.
 """
 
+import contextlib
 import difflib
 import re
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import ELSEWHERE
-from mmedexpert_jax.config.job_config import flatten, known
+from mmedexpert_jax.config.job_config import flatten, known, locate, presets_of, split_spec
 from mmedexpert_jax.errors import ConfigError
 
 COUNT = "--processes"
@@ -62,7 +63,7 @@ def parse_flags(argv: list[str]) -> Flags:
                 from_files += read_overrides(path)
         else:
             following = rest[0] if rest and not equals and not rest[0].startswith("-") else ""
-            raise ConfigError(_not_understood(argument, following))
+            raise ConfigError(_not_understood(argument, following, flags.config))
     flags.overrides = from_files + flags.overrides
     return flags
 
@@ -93,8 +94,12 @@ def _field_called(name: str) -> str:
     return ELSEWHERE.get(name.lower(), "").partition(" ")[0] or (name if known(name) else "")
 
 
-def _not_understood(argument: str, following: str) -> str:
-    """The refusal of an argument, with the flag that was meant; `following` stands behind it where it has no "="."""
+def _not_understood(argument: str, following: str, config: str) -> str:
+    """The refusal of an argument, with the flag that was meant; `following` stands behind it where it has no "=",
+    `config` is the one that was chosen before it."""
+    with contextlib.suppress(ConfigError):
+        if config and argument in presets_of(locate(config)):
+            return f"stray argument {argument!r}; a preset stands behind a colon: {split_spec(config)[0]}:{argument}"
     argument = border.cut(argument)
     name, equals, value = argument.lstrip("-").partition("=")
     value = value or border.cut(following)
@@ -112,4 +117,4 @@ def _not_understood(argument: str, following: str) -> str:
         return f"stray argument {argument!r}; did you mean --config={argument}?"
     if field := _field_called(name):
         return f"stray argument {argument!r}; write a field and its value as one word, such as --config.{field}=1"
-    return f"stray argument {argument!r}; every argument is a flag, see --help"
+    return f"stray argument {argument!r}; write fields as key=value, a value with spaces in quotes; see --help"

@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.fields import Field, elsewhere, facts_of
+from mmedexpert_jax.config.fields import Derived, Field, elsewhere, facts_of
 from mmedexpert_jax.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -87,14 +87,28 @@ def locate(spec: str) -> Path:
 def presets_of(path: Path) -> tuple[str, ...]:
     """Reads the PRESETS of a config file without running it; empty where it has none."""
     for node in _parse(path).body:
-        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["PRESETS"]:
-            return tuple(ast.literal_eval(node.value))
+        if [getattr(target, "id", "") for target in _targets(node)] != ["PRESETS"]:
+            continue
+        found = getattr(node, "value", None)
+        parts = found.elts if isinstance(found, ast.Tuple | ast.List) else [None]
+        names = tuple(getattr(part, "value", None) for part in parts)
+        if not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{path}: write PRESETS out as a tuple of texts, such as ('mini', 'large')")
+        return tuple(map(str, names))
     return ()
 
 
 def summary_of(path: Path) -> str:
     """First line of a config file's docstring."""
     return (ast.get_docstring(_parse(path)) or "").partition("\n")[0]
+
+
+def about(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Summary and presets of a config file for a list of all; the reason in their place where it cannot be read."""
+    try:
+        return summary_of(path), presets_of(path)
+    except ConfigError as error:
+        return f"cannot be used: {error}", ()
 
 
 def read_config(spec: str) -> ConfigDict:
@@ -120,8 +134,7 @@ def read_config(spec: str) -> ConfigDict:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a file of the user's may raise anything
-        reason = border.cut(str(error), 200)
-        raise ConfigError(f"{path} does not run: {type(error).__name__}: {reason}") from error
+        raise ConfigError(f"{path} does not run: {border.told(error, 200)}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict")
     return config.lock()
@@ -134,7 +147,7 @@ def fields(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, bool, 
         if isinstance(value, ConfigDict):
             leaves |= fields(value, f"{prefix}{key}.")
         elif isinstance(value, FieldReference):
-            leaves[prefix + key] = (value.get_type(), True, value.get())
+            leaves[prefix + key] = (value.get_type(), not isinstance(value, Derived), value.get())
         else:
             leaves[prefix + key] = (type(value), False, value)
     return leaves
@@ -176,7 +189,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Turns nested dicts into (dotted key, value) pairs, in order."""
     pairs = []
     for key, value in tree.items():
-        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+        inner = isinstance(value, dict) and value  # an empty one stands for itself, so that it is not passed over
+        pairs += flatten(value, f"{prefix}{key}.") if inner else [(f"{prefix}{key}", value)]
     return pairs
 
 
@@ -191,8 +205,13 @@ def convert(key: str, value: Any, kind: type, optional: bool = False, default: A
     try:
         return _CONVERTERS[kind](value, default)
     except (ValueError, TypeError, OverflowError, KeyError):
-        expected = _EXPECTED.get(kind, kind.__name__) + (" or none" if optional else "")
+        expected = in_words(kind, optional)
         raise ConfigError(f"config.{border.cut(key)} expects {expected}, got {border.shown(value)}") from None
+
+
+def in_words(kind: type, optional: bool) -> str:
+    """The values of a type in words."""
+    return _EXPECTED.get(kind, kind.__name__) + (" or none" if optional else "")
 
 
 def field_docs(path: Path) -> dict[str, str]:
@@ -227,6 +246,14 @@ def format_config(config: ConfigDict, docs: Mapping[str, str], tall: bool = Fals
     return "\n".join(
         "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+@functools.cache
+def defaults(job: str) -> dict[str, tuple[type, bool, Any]]:
+    """The fields that the package's own config of a job has under all its presets, as `fields` gives them."""
+    path = next(path for folder in search_folders()[1:] if (path := folder / "configs" / f"{job}.py").is_file())
+    first, *others = (fields(read_config(f"{path}:{preset}")) for preset in presets_of(path) or ("",))
+    return {key: field for key, field in first.items() if all(key in other for other in others)}
 
 
 @functools.cache
@@ -289,6 +316,13 @@ def _comments(path: Path) -> dict[str, str]:
         if doc := comments.get(end) or " ".join(above):
             docs[key] = doc
     return docs
+
+
+def _targets(node: ast.stmt) -> list[ast.expr]:
+    """The targets of a statement that assigns, with or without a type beside it; none of any other."""
+    if isinstance(node, ast.AnnAssign):
+        return [node.target]
+    return node.targets if isinstance(node, ast.Assign) else []
 
 
 def _dotted(node: ast.expr) -> str:
@@ -361,7 +395,9 @@ def _to_str(value: Any, _: Any) -> str:
 def _to_tuple(value: Any, default: Any) -> tuple:
     """Elements take the type of the default's first one; text, as on the command line, where the default is empty."""
     if isinstance(value, str):
-        bare = value.strip().removeprefix("(").removesuffix(")").removeprefix("[").removesuffix("]")
+        bare = value.strip()
+        if bare[:1] + bare[-1:] in ("()", "[]"):  # around all of it: a last element may end in a bracket of its own
+            bare = bare[1:-1]
         value = [part.strip().strip("'\"") for part in bare.split(",") if part.strip()]
     if not isinstance(value, list | tuple):
         raise TypeError

@@ -12,10 +12,12 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import BENCHMARK, SPECIALTIES, Field, elsewhere, facts_of, named_devices, named_path
-from mmedexpert_jax.config.job_config import convert, field_of, fields
+from mmedexpert_jax.config.job_config import convert, defaults, field_of, fields, in_words
+from mmedexpert_jax.config.presets import JOBS
 from mmedexpert_jax.errors import ConfigError, DataError, holds_login
 
 INT_MAX = 2**31 - 1  # of any integer field: what an int32 holds
+FLOAT_MIN, FLOAT_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # sizes that float32 holds; smaller ones count as 0
 ELSEWHERE = re.compile(r"([^:/]*=)?(system|endpoint|transformers):")  # models that are not files here
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 # the default folder of a job's run: a path in it that is not there yet is what that job will make
@@ -33,16 +35,14 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
         ConfigError: a value outside its range or choices.
         DataError: a model, expert or data path where there is nothing to read.
     """
-    facts, job = facts_of(config), config.get("job", "")
-    for key, (_, _, value) in fields(config).items():
-        if value is not None:
-            check_value(key, value, facts.get(key) or field_of(key, job))
+    check_fields(config)
     _check_plan(config)
     if "seeds" in config:
         _check_seeds(config.seeds)
     for prefix, stage in [("", config), *((f"{name}.", config[name]) for name in ("dsa", "gba") if name in config)]:
         if "steps" in stage and stage.steps == 0 and not stage.get("epochs"):
-            raise ConfigError(f"config.{prefix}steps and config.{prefix}epochs are both 0; set one of them")
+            both = f"and config.{prefix}epochs are both 0; set one of them" if "epochs" in stage else "is 0; set it"
+            raise ConfigError(f"config.{prefix}steps {both}")
         if "adam_betas" in stage:
             _check_training(prefix, stage)
         if "objective" in stage:
@@ -65,10 +65,31 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
     if config.get("job") == "dataset":
         _check_factory(config)
     elif "data" in config and not _has_data(config.data.path):
-        path = config.data.path
+        path = config.data.path or "it is empty"
         raise DataError(f"config.data.path: no such file or directory: {path}" + _first(path))
     if config.get("job") in ("dsa", "gba") and config.eval.every >= 0:
         _check_held_out(config)
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Raises ConfigError where a field is outside its bounds or choices, where the config names no job, and where a
+    user's own config lacks a field of its job or has none of the field's type in it."""
+    facts, job, found = facts_of(config), config.get("job", ""), fields(config)
+    for key, (_, _, value) in found.items():
+        if value is not None:
+            check_value(key, value, facts.get(key) or field_of(key, str(job)))
+    if job not in JOBS:
+        raise ConfigError(f"config.job={border.shown(job)} is no job; set it to one of {', '.join(JOBS)}")
+    for key, (kind, optional, _) in defaults(job).items():
+        own, _, value = found.get(key, (None, False, None))
+        if own is None:
+            raise ConfigError(
+                f"config.{key} is missing, which the job {job} reads; let your config file begin with that of the job: "
+                f'read_config("configs/{job}.py").unlock()'
+            )
+        if (value is None and optional) or own is kind or (own, kind) == (int, float):
+            continue
+        raise ConfigError(f"config.{key} expects {in_words(kind, optional)}, got {border.shown(value)}")
 
 
 def check_value(key: str, value: Any, field: Field | None = None) -> None:
@@ -93,6 +114,11 @@ def check_value(key: str, value: Any, field: Field | None = None) -> None:
         field = replace(field, high=min(field.high, INT_MAX))
     if not field.holds(value):
         raise ConfigError(f"config.{key} must be {field.range()}, got {border.shown(value)}")
+    if isinstance(value, float) and value and not FLOAT_MIN <= abs(value) <= FLOAT_MAX:
+        raise ConfigError(
+            f"config.{key}={value:g} becomes {'0' if abs(value) < 1 else 'infinite'} in float32, in which all is "
+            f"computed; give a size from {FLOAT_MIN:.2g} to {FLOAT_MAX:.2g}"
+        )
 
 
 def _check_url(key: str, url: str) -> None:
@@ -180,7 +206,8 @@ def _check_seeds(seeds: tuple[int, ...]) -> None:
 
 
 def _has_data(path: str) -> bool:
-    return path == "mini" or path.startswith(BENCHMARK) or Path(path).expanduser().exists()
+    known = path == "mini" or path.startswith(BENCHMARK)
+    return known or (bool(path) and Path(path).expanduser().exists())  # "" would be the current folder
 
 
 def _check_evaluated(config: ConfigDict) -> None:
@@ -235,11 +262,11 @@ def check_model(key: str, path: str) -> None:
     folder = Path(path).expanduser()
     if path in ("mini", "smollm2") or path.startswith("random:"):
         return
-    if not folder.exists():
+    if not path or not folder.exists():
         if HUB_ID.fullmatch(path) and path.partition("/")[0] != "runs" and not folder.parent.exists():
             return
         hint = _first(path) or "; give mini, smollm2, a directory, a run or a hub id"
-        raise DataError(f"config.{key}: no such model: {path}{hint}")
+        raise DataError(f"config.{key}: no such model: {path or 'it is empty'}{hint}")
     kinds = ["*.safetensors", "export/*/*.safetensors", "recipe.json", "export/model/recipe.json"]
     kinds += ["ckpt/*/manifest.json"] if key in ("experts", "mergekit") else []
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
@@ -262,6 +289,20 @@ def _first(path: str) -> str:
     return f"; run it first: python -m mmedexpert_jax.launch --config=configs/{job}.py:{preset}{one}"
 
 
+def _check_asked(prefix: str, gba: ConfigDict) -> None:
+    """The models that rewards ask: one in process must be there, one that is named must have a weight."""
+    for name in ("judge", "similarity"):
+        group, key = gba.rewards[name], f"{prefix}rewards.{name}"
+        if group.weight and group.path not in ("", "policy"):
+            check_model(f"{key}.path", group.path)
+        for field in ("url", "model"):
+            if group[field] and not group.weight:
+                raise ConfigError(
+                    f"config.{key}.{field} is set, but a weight of 0 asks nobody; set --config.{key}.weight, or leave "
+                    "it out"
+                )
+
+
 def _check_groups(prefix: str, gba: ConfigDict) -> None:
     """Group advantages (equation 4) need groups of at least two samples that differ."""
     if gba.num_samples < 2:
@@ -271,6 +312,14 @@ def _check_groups(prefix: str, gba: ConfigDict) -> None:
         )
     if gba.temperature == 0:
         raise ConfigError(f"config.{prefix}temperature must be above 0: greedy samples of a group are all the same")
+    if gba.top_k == 1:
+        raise ConfigError(f"config.{prefix}top_k=1 is greedy: samples of a group are all the same; 0 samples from all")
+    if gba.guideline_text and not gba.guided:
+        raise ConfigError(
+            f"config.{prefix}guideline_text is quoted by guided prompts alone, and objective={gba.objective} asks "
+            f"without guidelines; set --config.{prefix}guided=True, or leave it out"
+        )
+    _check_asked(prefix, gba)
     if gba.paradigms_per_query > 4:
         raise ConfigError(f"config.{prefix}paradigms_per_query is at most 4, got {gba.paradigms_per_query}")
     split = "num_samples" if gba.group_by == "query" else "prompts_per_step"

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba.own_functions import find_function
 
@@ -130,14 +132,33 @@ def estimate(values: np.ndarray, weights: np.ndarray, name: str, eps: float = 1e
     ("path.py:function"); 0 where all abstained.
 
     Raises:
-        ConfigError: fewer than two samples in a group.
+        ConfigError: fewer than two samples in a group; one's own that fails, or gives other than [N, G] finite numbers.
     """
     chex.assert_rank(values, 3)
     _check_size(values.shape[1])
-    estimator = find_function(name, ESTIMATORS, "config.advantage_scale")
+    given = np.asarray(values, np.float32), np.asarray(weights, np.float32), eps, ddof
     with np.errstate(invalid="ignore", divide="ignore"):
-        advantages = estimator(np.asarray(values, np.float32), np.asarray(weights, np.float32), eps, ddof)
+        advantages = ESTIMATORS[name](*given) if name in ESTIMATORS else _of_own(name, *given)
     return np.nan_to_num(advantages, nan=0.0).astype(np.float32)
+
+
+def estimator(name: str) -> Estimator:
+    """One of ESTIMATORS, or one's own. Raises ConfigError."""
+    return find_function(name, ESTIMATORS, "config.advantage_scale")
+
+
+def _of_own(name: str, values: np.ndarray, *given: Any) -> np.ndarray:
+    """A user's own estimate. Raises ConfigError where it fails or is none; NaN is that of a sample without reward."""
+    own = estimator(name)
+    try:
+        advantages = np.asarray(own(values, *given), np.float32)
+    except Exception as error:  # the function is the user's: anything may be raised in it
+        problem = f"failed on {values.shape[0]} groups of {values.shape[1]}: {border.told(error, 200)}"
+    else:
+        if advantages.shape == values.shape[:2] and not np.isinf(advantages).any():
+            return advantages
+        problem = f"gives {advantages.shape} for {values.shape[:2]}, or numbers that are not finite"
+    raise ConfigError(f"config.advantage_scale={border.shown(name)} {problem}; see docs/extend.md")
 
 
 # -- weights by specialty and difficulty -------------------------------------------------------------------------------

@@ -77,12 +77,12 @@ async def _tried(call: Callable[[], Any], name: str, timeout: float, attempts: i
             except UserError:
                 raise
             except Exception as error:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-                if isinstance(error, TimeoutError) and not str(error):
+                reason = border.told(error, 200)
+                if reason == "TimeoutError":
                     reason = f"no answer within {timeout:g} s"
                 if attempt == attempts or isinstance(error, FAULTS):
                     tries = f" {attempt} times" if attempt > 1 else ""
-                    raise ConfigError(f"{name} failed{tries}: {border.cut(reason, 200)}") from error
+                    raise ConfigError(f"{name} failed{tries}: {reason}") from error
             await asyncio.sleep(FIRST_WAIT * 2 ** (attempt - 1))
     raise AssertionError("attempts are at least 1")
 
@@ -101,11 +101,24 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
             method, value = future.set_result, call()
         except BaseException as error:  # SystemExit of a user's function is a failure like any other
             kept = isinstance(error, Exception) and not isinstance(error, StopIteration)  # which no future takes
-            fault = error if kept else RuntimeError(f"{type(error).__name__}: {error}")
+            fault = error if kept else RuntimeError(border.told(error, 200))
             method, value = future.set_exception, fault
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, method, value)
 
     threading.Thread(target=run, daemon=True).start()
     value = await future
-    return await value if inspect.isawaitable(value) else value
+    return await _awaited(value) if inspect.isawaitable(value) else value
+
+
+async def _awaited(value: Any) -> Any:
+    """The result of what a function returned, whose SystemExit and the like would end the loop and the job with it."""
+    try:
+        return await value
+    except Exception:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # by us: its time is up, or another call has failed
+            raise
+        raise RuntimeError(border.told(error, 200)) from error

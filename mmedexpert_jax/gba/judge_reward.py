@@ -49,11 +49,14 @@ class JudgeReward:
             raise ConfigError(
                 f"config.rewards.judge.kind={border.shown(kind)} is unknown; choose one of {', '.join(KINDS)}"
             )
-        if rubric.endswith((".txt", ".md")):
+        if re.fullmatch(r"\S+\.\w{1,8}|\S*/\S*", rubric) or rubric.endswith((".txt", ".md")):
             try:
-                rubric = border.read_bytes(Path(rubric).expanduser(), 1 << 20).decode()
-            except (DataError, UnicodeDecodeError) as error:
+                text = border.read_text(Path(rubric).expanduser(), 1 << 20)
+            except DataError as error:
                 raise ConfigError(f"config.rewards.judge.rubric: {border.cut(str(error), 200)}") from None
+            if not text.strip():
+                raise ConfigError(f"config.rewards.judge.rubric: {border.cut(rubric, 200)} is empty; write what counts")
+            rubric = text
         rubric = rubric or RUBRIC
         if group.path:
             answer = chat_of(network_of(group.path, own), REPLY)

@@ -44,6 +44,6 @@ def load_function(spec: str, place: str) -> Callable[..., Any]:
     except StopIteration:
         raise ConfigError(f"{place}: {name} takes no arguments") from None
     except (Exception, SystemExit) as error:  # the file is the user's: anything may be raised while it is run
-        reason = border.cut(f"{type(error).__name__}: {' '.join(str(error).split())}", 160)
+        reason = border.told(error, 160)
         raise ConfigError(f'{place} is not "module.function" or "path.py:function" ({reason})') from None
     return function

@@ -129,19 +129,24 @@ def from_config(
     twice = [name for name, count in Counter(reward.name for reward in chosen).items() if count > 1]
     if twice:
         raise ConfigError(f"config.rewards.functions: two rewards are called {twice[0]}; rename one")
+    if not any(reward.weight for reward in chosen):
+        raise ConfigError(
+            "config.rewards: all weights are 0, so that every completion is worth the same; set one of them"
+        )
     return tuple(chosen)
 
 
 def _custom(spec: str) -> WeightedReward:
     """A user's function from "module.function=weight" or "path.py:function=weight"."""
-    path, _, weight = spec.partition("=")
+    found = re.fullmatch(r"(.*)=([^=/:]*)", spec, re.DOTALL)  # a folder may have a "=" too
+    path, weight = found.groups() if found else (spec, "")
     place = f"config.rewards.functions: {border.shown(spec)}"
     try:
         number = float(weight or 1)
     except ValueError:
         number = float("nan")
-    if not np.isfinite(number):
-        raise ConfigError(f"{place}: the weight {border.shown(weight)} is no finite number")
+    if not abs(number) <= LARGEST:
+        raise ConfigError(f"{place}: the weight {border.shown(weight)} is no finite number of float32")
     name = path.strip().replace(":", ".").rpartition(".")[2]
     reward = WeightedReward(name, number, load_function(path, place), own=True)
     told = ("paradigms", "lengths") if reward.whole else ("paradigm", "length")
@@ -282,7 +287,7 @@ def _column(
         # a judge of ours counts its own tries and seconds: another limit around them would only cut them short
         around = limits if reward.own else {"timeout": 0, "attempts": 1}
         (given,) = call_all([partial(reward.function, cases, texts, **told)], [name], **around)
-        given = given.tolist() if hasattr(given, "tolist") else given  # an array, tensor or series of any library
+        given = _plainly(given, "tolist", name) if hasattr(given, "tolist") else given  # of any library
         each = isinstance(given, list | tuple)
         if not each or len(given) != len(completions):
             found = len(given) if each else type(given).__name__
@@ -295,6 +300,14 @@ def _column(
     return [_number(reward, one["case"], value) for one, value in zip(completions, given, strict=True)]
 
 
+def _plainly(value: Any, method: str, place: str) -> Any:
+    """An array or a scalar of another library in Python's own numbers. Raises ConfigError where it fails at that."""
+    try:
+        return getattr(value, method)()
+    except Exception as error:  # a device of that library that has gone, say
+        raise ConfigError(f"{place}: what it gave cannot be read: {border.told(error, 200)}") from error
+
+
 def _call(function: Reward, told: Mapping[str, Any]) -> Any:
     rest = {name: value for name, value in told.items() if name not in ("case", "text")}
     return function(told["case"], told["text"], **rest)
@@ -304,7 +317,8 @@ def _number(reward: WeightedReward, case: Case, value: Any) -> float:
     """A reward as a float; NaN for None. Raises ConfigError for anything else that is no finite number."""
     if value is None:
         return float("nan")
-    number = value.item() if getattr(value, "ndim", None) == 0 else value  # a scalar of numpy, JAX or torch
+    place = f"reward {reward.name}, case {case.id}"
+    number = _plainly(value, "item", place) if getattr(value, "ndim", None) == 0 else value  # numpy, JAX or torch
     if isinstance(number, bool | int | float) and abs(number) <= LARGEST:
         return float(number)
     raise ConfigError(

@@ -19,7 +19,7 @@ from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
-from mmedexpert_jax.gba.advantages import domain_weighted, estimate, new_counts, totals
+from mmedexpert_jax.gba.advantages import domain_weighted, estimate, estimator, new_counts, totals
 from mmedexpert_jax.gba.ahead import Ahead
 from mmedexpert_jax.gba.batches import Batches, Sizes, overlong
 from mmedexpert_jax.gba.difficulty import difficulties, selected
@@ -240,7 +240,7 @@ def _try_out(config: ConfigDict) -> None:
     eps, ddof = config.advantage_eps, config.advantage_ddof
     terms = functools.partial(policy_terms, logprobs, None, None, advantages, mask, beta=0)
     calls: dict[str, tuple[Callable[[str], Any], tuple[int, ...]]] = {
-        "advantage_scale": (lambda name: estimate(values, weights, name, eps, ddof), (2, 2)),
+        "advantage_scale": (lambda name: np.asarray(estimator(name)(values, weights, eps, ddof)), (2, 2)),
         "surrogate": (lambda name: terms(surrogate=name).loss, ()),
     }
     for field, (call, shape) in calls.items():
@@ -252,7 +252,7 @@ def _try_out(config: ConfigDict) -> None:
         except ConfigError:
             raise
         except Exception as error:  # the function is the user's: anything may be raised in it
-            reason = border.cut(f"{type(error).__name__}: {' '.join(str(error).split())}", 200)
+            reason = border.told(error, 200)
             raise ConfigError(f"{place} failed on two groups of two: {reason}; see docs/extend.md") from error
 
 
@@ -466,5 +466,6 @@ def _summary(run: "Run", path: Path, state: State) -> dict:
     summary: dict[str, Any] = {"export": str(path), "steps": state.step, "num_tokens": state.num_tokens}
     for name in ("reward", "rewards/accuracy/mean"):
         for label, part in (("first_tenth", rows[:tenth]), ("last_tenth", rows[-tenth:])):
-            summary[f"{name}/{label}"] = float(np.mean([row[name] for row in part]))
+            if found := [row[name] for row in part if isinstance(row.get(name), int | float)]:  # of what is not lost
+                summary[f"{name}/{label}"] = float(np.mean(found))
     return summary

@@ -1,16 +1,19 @@
 """`main`: from the command line to an exit code. Every error a user can cause is one line on stderr."""
 
+import contextlib
+import errno
+import io
 import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 import mmedexpert_jax
 from mmedexpert_jax import border
 from mmedexpert_jax.config import job_config as configs
-from mmedexpert_jax.config.flags import Flags, parse_flags
+from mmedexpert_jax.config.flags import COUNT, Flags, parse_flags
 from mmedexpert_jax.errors import ConfigError, Interrupted, UserError, without_login
 from mmedexpert_jax.report import text_tables
 from mmedexpert_jax.runtime import processes
@@ -32,6 +35,7 @@ Exit codes: 0 done, 1 unexpected error, 2 usage or config, 3 data, 4 resources, 
 
 
 LONGEST = 900  # characters of an error
+ALONE = ("ask", "serve", "review")  # jobs that talk to people, once
 
 
 def main(argv: list[str]) -> int:
@@ -39,8 +43,47 @@ def main(argv: list[str]) -> int:
     return guarded(lambda: _dispatch(parse_flags(argv), argv), "--debug" in argv)
 
 
+class Outlet(io.TextIOWrapper):
+    """Output of a job, which goes on where its reader has gone, and escapes letters that its encoding lacks."""
+
+    def __init__(self, stream: io.TextIOWrapper):
+        at_once = stream.line_buffering, stream.write_through
+        super().__init__(stream.buffer, stream.encoding, "backslashreplace", None, *at_once)
+
+    def write(self, text: str) -> int:
+        """Writes, to nowhere where nobody reads."""
+        with self._steadily():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes, to nowhere where nobody reads."""
+        with self._steadily():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _steadily(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # the end of a pipe, a terminal that was closed
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
+def steady() -> None:
+    """Makes the process's own output such that it ends no job; a stream that was closed before leads nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
+        elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, Outlet(stream))
+
+
 def guarded(command: Callable[[], int], debug: bool = False) -> int:
     """The exit code of a command: whatever it raises becomes one line, behind a traceback where one debugs."""
+    steady()
     try:
         return command()
     except Exception as error:
@@ -78,6 +121,11 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename is not None:
         reason = (error.strerror or type(error).__name__).lower()
         return f"error: {border.cut(os.fspath(error.filename), 200)}: {reason}; choose another path", 4
+    if isinstance(error, OSError) and error.errno in border.DISK_ERRORS:
+        return (
+            f"error: {(error.strerror or '').lower()}: the output cannot be written; free some, or send it elsewhere",
+            4,
+        )
     return f"error: {type(error).__name__}: {text[:300]}; run with --debug for the traceback", 1
 
 
@@ -85,8 +133,8 @@ def usage() -> str:
     """The text of --help: usage, jobs and their presets."""
     lines = [USAGE, "configs (presets; the first is the default):"]
     for name, path in configs.available().items():
-        presets = ", ".join(configs.presets_of(path)) or "no presets"
-        lines += [f"  {name} ({presets})", f"      {configs.summary_of(path)}"]
+        summary, presets = configs.about(path)
+        lines += [f"  {name} ({', '.join(presets) or 'no presets'})", f"      {summary}"]
     return "\n".join(lines)
 
 
@@ -103,11 +151,13 @@ def _dispatch(flags: Flags, argv: list[str]) -> int:
     if flags.list_config:
         docs = configs.field_docs(configs.locate(flags.config))
         return say(configs.format_config(config, docs, tall=sys.stdout.isatty()))
+    if flags.processes > 1 and config.get("job") in ALONE:
+        raise ConfigError(f"the job {config.job} answers in one process; leave out {COUNT}={flags.processes}")
     if flags.processes > 1 and not processes.named():
         from mmedexpert_jax.runtime import local
 
         return local.run(flags.processes, argv)
-    if config.job != "review":
+    if config.get("job") != "review":
         processes.start()
     from mmedexpert_jax.launch import jobs
 
@@ -117,10 +167,7 @@ def _dispatch(flags: Flags, argv: list[str]) -> int:
 
 def say(text: str) -> int:
     """Prints to a reader that may close early, as `head` does."""
-    try:
-        print(_fitted(text, sys.stdout), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(_fitted(text, sys.stdout), flush=True)
     return 0
 
 

@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command or a job; `argv` holds the arguments after the program's name. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or (argv[0] in ("-h", "--help", "help") and len(argv) == 1):
-        return cli.say(usage())
+        return cli.guarded(lambda: cli.say(usage()))
     if argv[0] == "help":
         argv = [*argv[1:], "--help"]
     if argv[0] in COMMANDS:
@@ -109,16 +109,24 @@ def _known(word: str) -> int:
     names = [*(path.stem for path in configs.available().values()), *COMMANDS]
     if name in names or not re.fullmatch(r"[A-Za-z][\w-]*", name):
         return 0
-    close = [JOBS_ELSEWHERE[name]] if name in JOBS_ELSEWHERE else difflib.get_close_matches(name[:100], names, n=1)
+    meant = name.lower()
+    close = [JOBS_ELSEWHERE[meant]] if meant in JOBS_ELSEWHERE else difflib.get_close_matches(meant[:100], names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise ConfigError(f"no job or command {border.shown(name)}; {hint}there are {', '.join(names)}; see --help")
 
 
 def expand(argv: list[str]) -> list[str]:
     """The long form of a command line: a job, fields, also as --name=value, and switches become `--config...` flags."""
-    found = []
+    found: list[str] = []
+    waiting = ""  # the word before, where it is a flag of the long form that may have its value in this one
     for argument in argv:
         name, equals, value = argument.partition("=")
+        chosen = any(flag.startswith("--config=") for flag in found)
+        if _is_value(waiting, argument, chosen):
+            found.append(argument)
+            waiting = ""
+            continue
+        waiting = argument if not equals and name.startswith(("--config", "--overrides", COUNT)) else ""
         if argument in SWITCHES:
             found.append(f"--config.{argument[2:]}=True")
         elif argument in ("-h", "--help") and found:
@@ -129,11 +137,19 @@ def expand(argv: list[str]) -> list[str]:
             found.append(argument)
         elif equals and re.fullmatch(r"[A-Za-z_][\w.]*", name):
             found.append(f"--config.{argument}")
-        elif not any(flag.startswith("--config=") for flag in found):
+        elif not chosen:
             found.append(f"--config={_config(argument)}")
         else:
             found.append(argument)
     return found
+
+
+def _is_value(flag: str, argument: str, chosen: bool) -> bool:
+    """True for a word that is the value of the flag before it, and no field (a switch may stand before one) or job."""
+    name, equals, _ = argument.partition("=")
+    if not flag or argument.startswith("-") or (equals and configs.known(name)):
+        return False
+    return chosen or not flag.startswith("--config.")
 
 
 def _config(word: str) -> str:
@@ -152,8 +168,8 @@ def usage() -> str:
         here = [name for name in names if name in known]
         lines += [f"{title}:"] if here else []
         for name in here:
-            presets = ", ".join(configs.presets_of(known[name]))
-            lines.append(f"  {name:15}{configs.summary_of(known[name])}" + (f" [{presets}]" if presets else ""))
+            summary, presets = configs.about(known[name])
+            lines.append(f"  {name:15}{summary}" + (f" [{', '.join(presets)}]" if presets else ""))
     lines += ["commands:", *(f"  {name:15}{help}" for name, (help, _) in COMMANDS.items())]
     return "\n".join(
         [*lines, "exit codes: 0 done, 2 usage or config, 3 data, 4 resources, 5 endpoint, 130/143 interrupted"]
@@ -180,7 +196,7 @@ def _words(first: str) -> list[str]:
     jobs = [
         f"{path.stem}:{preset}" if preset else path.stem
         for path in configs.available().values()
-        for preset in ("", *configs.presets_of(path))
+        for preset in ("", *configs.about(path)[1])
     ]
     return [*jobs, *COMMANDS]
 

@@ -66,6 +66,11 @@ def preflight(config: ConfigDict) -> None:
     """
     if finished(Path(config.workdir)) and not config.fresh:
         return
+    if config.job == "pretrain":
+        from mmedexpert_jax.train import pretrain
+
+        pretrain.preflight(config)
+        return
     metrics.check_tracker(config.get("tracker", ""))
     trains = [config] if config.job in ("dsa", "gba") else []
     if config.job in SWEEPS:

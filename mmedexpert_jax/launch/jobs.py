@@ -1,5 +1,6 @@
 """Job dispatch: a validated config becomes an open run, a stage, and a summary of where things are."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ import msgspec
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.validate import validate
+from mmedexpert_jax.config.job_config import fields
+from mmedexpert_jax.config.validate import check_fields, validate
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 REPEATABLE = ("dataset", "evaluate", "pipeline", "ablation")  # they look at what is there and may be run again
 DRIFTING = ("evaluate", "ablation")  # what they store is named by all that it depends on: any config may go on
+_HOME = re.compile(r"(?<![^=,+:])~[\w.-]*(?=/|$)")  # where a path begins, also one behind "name="
+_PROSE = ("question", "rubric")  # texts that are no paths
 # Several processes share the work of these; one does all of any other.
 TOGETHER = ("dsa", "gba", "evaluate", "pipeline", "ablation")
 # Folders of runs inside a run, by job.
@@ -40,8 +44,10 @@ INNER_RUNS = {"dsa": SPECIALTIES, "pipeline": pipeline.FOLDERS, "ablation": ("st
 
 def launch(config: ConfigDict) -> None:
     """Checks a config, then runs its job in its run directory, or prints the plan where that is asked."""
+    check_fields(config)
     with config.unlocked():
         config.workdir = config.workdir or default_workdir(config)
+        config.update_from_flattened_dict(dict(_written_out(config)))
     validate(config, _mergekit_models(config))
     if config.job == "review":  # people work in it as long as they like: no run that is done once
         _review(config)
@@ -52,6 +58,18 @@ def launch(config: ConfigDict) -> None:
     how = model.get("vision_tower", ""), model.get("quantize", "none"), bool(model.get("pan_and_scan"))
     with chosen(model.get("base", ""), model.get("max_pixels", 0), *how):
         _carry_out(config)
+
+
+def _written_out(config: ConfigDict) -> Iterator[tuple[str, Any]]:
+    """Fields whose paths begin at home, with it written out: of field=~/path shells leave the "~" as it is."""
+
+    def out(text: Any) -> Any:
+        return _HOME.sub(lambda found: str(Path(found[0]).expanduser()), text) if isinstance(text, str) else text
+
+    for key, (_, _, value) in fields(config).items():
+        written = tuple(map(out, value)) if isinstance(value, tuple) else out(value)
+        if written != value and key.rpartition(".")[2] not in _PROSE:
+            yield key, written
 
 
 def _mergekit_models(config: ConfigDict) -> Iterator[str]:
@@ -69,7 +87,7 @@ def _carry_out(config: ConfigDict) -> None:
         _answer(config)
         return
     check_devices(config)
-    if config.job in ("dsa", "gba", *SWEEPS):
+    if config.job in ("dsa", "gba", "pretrain", *SWEEPS):
         preflight(config)
     if config.plan:
         if config.job == "export" and config.format == "adapter":

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax import models
-from mmedexpert_jax.errors import ConfigError, NotFinite, ResourceError
+from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, NotFinite, ResourceError
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Choice, Desk
 
@@ -28,12 +29,10 @@ def run(config: ConfigDict) -> None:
         from mmedexpert_jax.rollout.server import application
     except ImportError:
         raise ConfigError("the serve job needs starlette and uvicorn: pip install starlette uvicorn") from None
-    key = os.environ.get(config.key_env, "").strip() if config.key_env else ""
-    if config.key_env and not key:
-        raise ConfigError(f"config.key_env: {config.key_env} is not set; export the key that requests must carry")
+    key, votes = _key(config), _votes(config)
     desk = open_desk(config)
     settings = uvicorn.Config(
-        Guard(application(desk, key, Path(config.workdir) / VOTES), config.host in LOOPBACK),
+        Guard(application(desk, key, votes), config.host in LOOPBACK),
         host=config.host,
         port=config.port,
         http=PromptProtocol,
@@ -55,18 +54,42 @@ def run(config: ConfigDict) -> None:
         print("anyone who reaches this address may ask: set config.key_env, or host to 127.0.0.1", flush=True)
     try:
         uvicorn.Server(settings).run(sockets=[socket])
+    except KeyboardInterrupt:
+        raise Interrupted("the server has stopped", signal.SIGINT) from None
     finally:
         desk.close()
 
 
+def _key(config: ConfigDict) -> str:
+    """The key that requests must carry; empty for none. Raises ConfigError where it is not set."""
+    key = os.environ.get(config.key_env, "").strip() if config.key_env else ""
+    if config.key_env and not key:
+        raise ConfigError(f"config.key_env: {config.key_env} is not set; export the key that requests must carry")
+    return key
+
+
+def _votes(config: ConfigDict) -> Path:
+    """The file of the page's votes. Raises ResourceError where its folder cannot be one."""
+    if Path(config.workdir).exists() and not Path(config.workdir).is_dir():
+        raise ResourceError(f"config.workdir: {config.workdir} is no directory; votes of the page go into it")
+    return Path(config.workdir) / VOTES
+
+
 def describe(config: ConfigDict) -> str:
-    """The plan of either job."""
+    """The plan of either job. Raises what the job would raise, as far as it can be known without the network."""
+    here = Path(config.model.path).is_dir() or config.model.path in HERE  # a hub id is not fetched
+    if here:
+        _check_room(config)
     if config.job == "ask":
         messages = _asked(config)
-        if Path(config.model.path).expanduser().is_dir() or config.model.path in HERE:  # a hub id is not fetched
+        if here:
             models.load_processor(config.model.path).encode(messages, max_length=config.max_prompt_length)
         return f"ask: load {config.model.path} and answer {config.question[:80]!r}; nothing is written"
-    what = f"listen on {config.host}:{config.port}; votes of the page go to {Path(config.workdir) / VOTES}"
+    _key(config)
+    for source in _adapters(config).values():
+        if here:
+            _on_base(source, config.model.path)
+    what = f"listen on {config.host}:{config.port}; votes of the page go to {_votes(config)}"
     return f"serve: load {config.model.path} and {what}"
 
 
@@ -106,22 +129,53 @@ def _asked(config: ConfigDict) -> list[dict[str, Any]]:
 def open_desk(config: ConfigDict) -> Desk:
     """The desk over the model of a config, and over its adapters if it names any. Raises ConfigError."""
     path, dtype = config.model.path, config.model.dtype
+    _check_room(config)
     model, params, lora = models.load_policy(path, dtype=dtype, seed=config.seed)
-    loras = {config.get("name", "") or Path(path).name or path: lora}
-    for entry in config.get("adapters", ()):
-        name, found, source = entry.partition("=")
-        if not found or not name or name in loras:
-            raise ConfigError(f"config.adapters: {entry[:80]!r}: give name=path, each name once")
-        loras[name] = _adapter(source, path, params)
+    loras = {_name(config): lora}
+    for name, source in _adapters(config).items():
+        loras[name] = lora_module.stack([lora_module.load_peft(part, params) for part in _on_base(source, path)])
     limits = config.get("rows", 1), config.get("queue", 1), config.max_prompt_length, config.max_new_tokens
     return Desk(model, params, loras, models.load_processor(path), *limits)
 
 
-def _adapter(source: str, path: str, params: dict) -> Any:
-    """The deltas behind an adapter or run, which must stand on the base that is served."""
-    base, adapters = models.locate.trace(source)
+def _check_room(config: ConfigDict) -> None:
+    """Raises ConfigError where prompt and answer together may be longer than the model's context, for which there
+    would be no memory, or no sense in what is said."""
+    most, asked = config.max_new_tokens, config.max_prompt_length + config.max_new_tokens
+    room = models.load_architecture(config.model.path).config.text.max_position_embeddings
+    if asked > room:
+        fix = f"set --config.max_new_tokens={room - config.max_prompt_length}"
+        raise ConfigError(
+            f"config.max_prompt_length={config.max_prompt_length} and config.max_new_tokens={most} are {asked} tokens, "
+            f"and {config.model.path} has positions for {room}; {fix if asked - most < room else 'lower both'}"
+        )
+
+
+def _name(config: ConfigDict) -> str:
+    """The name under which the model itself is served."""
+    path = config.model.path
+    return config.get("name", "") or Path(path).name or path
+
+
+def _adapters(config: ConfigDict) -> dict[str, str]:
+    """Sources of the further adapters by name. Raises ConfigError."""
+    found: dict[str, str] = {}
+    for entry in config.get("adapters", ()):
+        name, equals, source = entry.partition("=")
+        if not equals or not name or name in found or name == _name(config):
+            raise ConfigError(f"config.adapters: {entry[:80]!r}: give name=path, each name once")
+        found[name] = source
+    return found
+
+
+def _on_base(source: str, path: str) -> list[Path]:
+    """The adapters behind an adapter or run, which must stand on the base that is served. Raises ConfigError."""
+    try:
+        base, adapters = models.locate.trace(source)
+    except DataError as error:
+        raise DataError(f"config.adapters: {error}") from error
     if not adapters:
         raise ConfigError(f"config.adapters: {source[:80]} holds no adapter; serve it as model.path")
     if base != models.locate.trace(path)[0]:
         raise ConfigError(f"config.adapters: {source[:80]} stands on another base than {path[:80]}")
-    return lora_module.stack([lora_module.load_peft(adapter, params) for adapter in adapters])
+    return adapters

@@ -425,9 +425,10 @@ def free_folder(path: Path) -> Path:
 
 def refuse_drift(workdir: str | os.PathLike, config: Any) -> None:
     """Raises the ConfigError with which `Run.open` would refuse to go on with a config; touches nothing."""
-    path = Path(workdir).expanduser()
-    if (refusal := _drift_refusal(path, files.plain(config))) and not _failed_early(path):
+    path, plain = Path(workdir).expanduser(), files.plain(config)
+    if (refusal := _drift_refusal(path, plain)) and not _failed_early(path):
         raise ConfigError(refusal)
+    _refuse_absent(path, plain)
 
 
 def _drift_refusal(path: Path, config: dict) -> str:

@@ -1,10 +1,10 @@
 """SIGINT and SIGTERM as a flag that a loop reads between two steps, and an end to what takes longer."""
 
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from mmedexpert_jax.runtime import processes
@@ -39,7 +39,7 @@ class Signals:
             signal.setitimer(signal.ITIMER_REAL, 0)
         return self.caught
 
-    @contextmanager
+    @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """A context that is not interrupted, since it would leave less than nothing: an update in place, a save, paid
         requests in flight."""
@@ -77,7 +77,8 @@ class Signals:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         name = signal.Signals(number).name
         text = f"\n{name}: saving what there is, then stopping; once more stops at once\n"
-        os.write(2, text.encode())  # a buffered stream must not be entered again from a handler
+        with contextlib.suppress(OSError):  # who reads along may have gone, as `tee` does on the same Ctrl-C
+            os.write(2, text.encode())  # a buffered stream must not be entered again from a handler
         if processes.count() == 1:
             signal.setitimer(signal.ITIMER_REAL, GRACE)
 

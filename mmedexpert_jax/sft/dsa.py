@@ -80,7 +80,8 @@ def train(
     path = export(config, run, model, learner.policy(state), state, processor)
     losses = [row["loss"] for row in run.metrics() if "loss" in row]
     summary = {"export": str(path), "steps": state.step, "num_tokens": state.num_tokens}
-    run.finish(summary | {"loss/first": losses[0], "loss/last": losses[-1]})
+    ends = {"loss/first": losses[0], "loss/last": losses[-1]} if losses else {}  # none: metrics.jsonl was lost
+    run.finish(summary | ends)
     return path
 
 

@@ -1,5 +1,6 @@
 """Cases as micro-batches of few shapes, in an order that depends on the seed and the step alone."""
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -48,7 +49,6 @@ class Examples:
     Attributes:
         cases: those that are trained on, without what `overlong` drops.
         steps: of the run.
-        shapes: of its micro-batches.
 
     Raises:
         DataError: a case without a trace, over the limits, or with an image that cannot be used; it names the case.
@@ -62,7 +62,11 @@ class Examples:
         self.steps = config.steps or math.ceil(config.epochs * len(self.cases) / self._rows)
         self._halves = epoch_order(len(self.cases), config.seed + 1, 0)
         self._buckets = _buckets(self._sizes, config.buckets)
-        self.shapes = {shape for step in range(self.steps) for _, shape in self._split(step)}
+
+    @functools.cached_property
+    def shapes(self) -> set[CaseSize]:
+        """Shapes of all micro-batches, found step by step, which takes a run of millions of steps minutes."""
+        return {shape for step in range(self.steps) for _, shape in self._split(step)}
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """The micro-batches of a step (from 0): `accumulation` of `batch_size` rows, as many at a time as shares."""

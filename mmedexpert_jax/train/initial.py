@@ -16,6 +16,7 @@ _DEVIATION = 0.08  # of the embeddings, and the most for any matrix
 _BRANCH = 0.05  # factor on what a layer adds to the residual stream
 _LOOK = 6.3  # size of the biases that point a head at an earlier token
 _FAST, _SLOW = 6, 6  # rotary frequencies that tell neighbours apart; from which on positions hardly matter
+CIRCUIT = max(_FAST, _SLOW + 1)  # rotary frequencies that a head needs for both
 _WRITE, _MATCH, _COPY = 0.3, 2.7, 3.0  # gains of the three steps
 
 

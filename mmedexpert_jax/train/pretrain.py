@@ -11,8 +11,10 @@ pictures, several times as many as before and without question, options or rule,
 them with a picture. So the base sees what a picture shows, and whether it makes use of all of it is left to learn.
 """
 
+import contextlib
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,20 +25,22 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from mmedexpert_jax.config.validate import RUN
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, Case
 from mmedexpert_jax.data.embedded import TASKS, Generated, generate
 from mmedexpert_jax.data.embedded.seen import ImageTask
 from mmedexpert_jax.data.embedded.traces import Task
 from mmedexpert_jax.data.prompts import conversation, render
-from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.models import Model, ModelConfig, load_model, load_processor, save_pretrained
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.models import Model, ModelConfig, load_architecture, load_model, load_processor, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
+from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout.logprobs import completion_logprobs
 from mmedexpert_jax.runtime.run import Run
 from mmedexpert_jax.train import Learner, Policy, Sums
-from mmedexpert_jax.train.initial import initial_params
+from mmedexpert_jax.train.initial import CIRCUIT, initial_params
 from mmedexpert_jax.train.learner import Loss
 from mmedexpert_jax.train.optimizer import Rule
 from mmedexpert_jax.train.prefetch import Prefetched
@@ -50,7 +54,8 @@ _SIGHT_PROMPT, _SIGHT_TOKENS = 48, 40  # tokens that prompts and descriptions of
 
 
 def run(config: ConfigDict, run: Run) -> Path:
-    """Trains the model and writes it as a Hugging Face directory to `export/model`. Raises ConfigError."""
+    """Trains the model and writes it as a Hugging Face directory to `export/model`. Raises ConfigError, DataError."""
+    preflight(config)
     processor = load_processor(config.tokenizer)
     model = Model(model_config(config.shape, processor))
     params = jax.tree.map(jnp.asarray, _first_params(config, model))
@@ -69,6 +74,68 @@ def run(config: ConfigDict, run: Run) -> Path:
     path = run.path / "export" / "model"
     save_pretrained(path, model, jax.device_get(state.trained), processor)
     return path
+
+
+def preflight(config: ConfigDict) -> None:
+    """Raises what can be known to be wrong before any work; a first model that is not there may have yet to be made.
+
+    Raises:
+        ConfigError: spans or sizes that do not go together, a first model of another shape.
+        DataError: no such tokenizer.
+    """
+    for names in (("cosine_starts", "cosine_peaks", "cosine_lengths"), ("mixed_from", "mixed_until", "hasty_shares")):
+        counts = [len(config[name]) for name in names]
+        if len(set(counts)) > 1:
+            raise ConfigError(f"config.{', '.join(names)} have {counts} values; give each as many")
+    starts, lengths = config.cosine_starts, config.cosine_lengths
+    if not starts or starts[0] != 0 or any(later <= start for start, later in itertools.pairwise(starts)):
+        raise ConfigError(f"config.cosine_starts={starts} must rise from 0, such as 0,550")
+    if min(lengths) < 1 or lengths[0] <= config.warmup:
+        raise ConfigError(f"config.cosine_lengths={lengths} must be from 1, the first above warmup={config.warmup}")
+    if not all(0 <= share <= 1 for share in config.hasty_shares):
+        raise ConfigError(f"config.hasty_shares={config.hasty_shares} must be shares from 0 to 1")
+    _check_shape(config.shape, not config.start)
+    with _of_field("tokenizer"):
+        shapes = tensor_shapes(model_config(config.shape, load_processor(config.tokenizer)))
+    with _of_field("start"):
+        theirs = _shapes_of(config.start)
+    if theirs:
+        for name in (name for name in {**shapes, **theirs} if shapes.get(name) != theirs.get(name)):
+            raise ConfigError(
+                f"config.start={config.start}: {name} is {theirs.get(name)} there and {shapes.get(name)} by "
+                "config.shape; give the shape that it was made with"
+            )
+
+
+@contextlib.contextmanager
+def _of_field(name: str) -> Iterator[None]:
+    """Names the field in whatever DataError its value leads to."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"config.{name}: {error}") from error
+
+
+def _shapes_of(start: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the first model's tensors; empty where it is random, or what another run of ours has yet to make."""
+    if not start or (RUN.fullmatch(start) and not Path(start).is_dir()):
+        return {}
+    return tensor_shapes(load_architecture(start).config)
+
+
+def _check_shape(shape: ConfigDict, drawn: bool) -> None:
+    """Raises ConfigError for sizes that make no network, or, `drawn` at random, none with heads that copy."""
+    head, wrong = shape.width // shape.heads, ""
+    if shape.width % shape.heads or shape.heads % shape.kv_heads:
+        wrong = f"heads={shape.heads} must divide width={shape.width}, and kv_heads={shape.kv_heads} the heads"
+    elif len(shape.mrope_section) != 3 or 2 * sum(shape.mrope_section) != head or min(shape.mrope_section) < 0:
+        wrong = f"mrope_section={shape.mrope_section} must be three numbers that add up to half a head, {head / 2:g}"
+    elif shape.vision_width % (4 * shape.vision_heads):
+        wrong = f"vision_width={shape.vision_width} must be a multiple of 4 times vision_heads={shape.vision_heads}"
+    elif drawn and (shape.layers < 2 or shape.kv_heads < 2 or shape.heads < 4 or head < 2 * CIRCUIT):
+        wrong = f"random weights need at least 2 layers, 4 heads of {2 * CIRCUIT} and 2 kv_heads, for heads that copy"
+    if wrong:
+        raise ConfigError(f"config.shape: {wrong}")
 
 
 def _first_params(config: ConfigDict, model: Model) -> dict:

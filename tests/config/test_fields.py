@@ -9,6 +9,7 @@ import safetensors.numpy
 from mmedexpert_jax.config import Field, check_value, field_of, fields
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.config.fields import facts_of
+from mmedexpert_jax.config.validate import FLOAT_MAX, FLOAT_MIN
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.launch.cli import main
 
@@ -79,6 +80,57 @@ def test_no_number_takes_what_has_no_meaning(capsys, tmp_path, monkeypatch):
             error = capsys.readouterr().err
             assert f"config.{key}" in error and error.count("\n") == 1 and len(error) < 400
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("lr=1e-60", "config.lr=1e-60 becomes 0 in float32"),
+        ("advantage_eps=1e-46", "becomes 0 in float32"),
+        ("lora.alpha=1e39", "config.lora.alpha=1e+39 becomes infinite in float32"),
+        ("rewards.accuracy=-1e300", "becomes infinite in float32"),
+    ],
+)
+def test_a_number_that_float32_cannot_hold_is_refused(capsys, given, said):
+    assert main(["--config=configs/gba.py", f"--config.{given}"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_bounds_are_those_of_float32():
+    for size in (FLOAT_MIN, FLOAT_MAX):
+        assert float(np.float32(size)) == size
+    assert (np.finfo(np.float32).tiny, np.finfo(np.float32).max) == (FLOAT_MIN, FLOAT_MAX)
+
+
+OWN = """
+from ml_collections import ConfigDict
+from mmedexpert_jax.config.job_config import read_config
+
+def get_config():
+    config = read_config("configs/gba.py:mini").unlock()
+    {change}
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("config = ConfigDict({'steps': 3})", "config.job='' is no job"),
+        ("config.job = 'train'", "config.job=train is unknown"),
+        ("del config.rewards", "config.rewards.accuracy is missing, which the job gba reads"),
+        ("del config.workdir", "config.workdir is missing"),
+        ("config.lr = None", "config.lr expects a finite number, got None"),
+        ("del config.steps; config.steps = '10'", "config.steps expects an integer, got '10'"),
+        ("del config.eval; config.eval = ConfigDict({'every': -1})", "config.eval.batch_size is missing"),
+    ],
+)
+def test_a_users_own_config_is_held_to_the_fields_of_its_job(capsys, tmp_path, monkeypatch, change, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN.format(change=change))
+    assert main(["--config=own.py"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and [path.name for path in tmp_path.iterdir()] == ["own.py"]
 
 
 @pytest.mark.parametrize(

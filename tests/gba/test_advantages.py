@@ -151,3 +151,17 @@ def test_decoupled_keeps_a_function_whose_variance_is_small():
     weights = np.ones(2, np.float32)
     summed, apart = estimate(values, weights, "group"), estimate(values, weights, "decoupled")
     assert (summed[0, 1] - summed[0, 0]) < 0.05 < 0.5 < (apart[0, 1] - apart[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise ValueError('mine')", "failed on 3 groups of 4: ValueError: mine"),
+        ("return values", r"gives \(3, 4, 1\) for \(3, 4\)"),
+        ("return values[..., 0] / 0", "numbers that are not finite"),
+    ],
+)
+def test_an_own_estimator_that_fails_at_a_later_step_is_one_line(tmp_path, body, said):
+    (tmp_path / "own.py").write_text(f"def f(values, weights, eps, ddof):\n    {body}\n")
+    with pytest.raises(ConfigError, match=rf"config\.advantage_scale='.*own\.py:f' .*{said}.*; see docs/extend\.md"):
+        estimate(np.ones((3, 4, 1), np.float32), np.ones(1, np.float32), f"{tmp_path}/own.py:f")

@@ -138,6 +138,38 @@ def test_a_function_that_cannot_be_had(spec):
         rewards.from_config(config(**{"rewards.functions": (spec,)}))
 
 
+def test_a_weight_beyond_float32_is_none_and_a_folder_may_have_an_equals_sign(tmp_path):
+    (tmp_path / "run=1").mkdir()
+    file = written(tmp_path / "run=1", "def f(case, text, **_):\n    return 0.5\n")
+    for spec, weight in ((f"{file}:f", 1.0), (f"{file}:f=-2", -2.0)):
+        scoring = rewards.from_config(config(**{"rewards.functions": (spec,)}))
+        assert (scoring[-1].name, scoring[-1].weight) == ("f", weight)
+    with pytest.raises(ConfigError, match=r"the weight '1e39' is no finite number"):
+        rewards.from_config(config(**{"rewards.functions": (f"{file}:f=1e39",)}))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("import sys\nasync def f(case, text, **_): sys.exit(0)", "RuntimeError: SystemExit: 0"),
+        ("async def f(case, text, **_): raise KeyboardInterrupt", "RuntimeError: KeyboardInterrupt"),
+        ("import asyncio\nasync def f(case, text, **_): raise asyncio.CancelledError", "RuntimeError: CancelledError"),
+        ("class E(Exception):\n    def __str__(self): raise self\ndef f(case, text, **_): raise E", "failed: E"),
+        (
+            "class T:\n    ndim = 0\n    def item(self): raise OSError('gone')\ndef f(case, text, **_): return T()",
+            "gone",
+        ),
+        (
+            "class T:\n    def tolist(self): raise OSError('gone')\ndef f(cases, texts, **_): return T()",
+            "OSError: gone",
+        ),
+    ],
+)
+def test_whatever_a_function_raises_is_one_line_and_ends_no_process(tmp_path, body, said):
+    with pytest.raises(ConfigError, match=f"reward f.*{said}"):
+        scored(f"{written(tmp_path, body)}:f", ["x"], attempts=1)
+
+
 def test_two_rewards_of_one_name_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "own", module := types.ModuleType("own"))
     module.format = lambda *_, **__: 1.0

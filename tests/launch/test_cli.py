@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -226,3 +227,66 @@ def test_a_reader_that_closes_early_is_no_error():
     shell = f"{sys.executable} -m mmedexpert_jax.launch --help | head -1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", shell], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and not result.stderr
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ("{} --help >&-", 0, ""),
+        ("{} --nosuch 2>&-", 2, ""),
+        ("{} --help >/dev/full", 4, "no space left on device: the output cannot be written"),
+        ("PYTHONIOENCODING=ascii {} --config=\N{LATIN SMALL LETTER U WITH DIAERESIS}.py 2>&1", 2, ""),
+    ],
+)
+def test_output_that_cannot_be_written_ends_in_the_documented_code(shell, code, said):
+    command = shell.format(f"{sys.executable} -m mmedexpert_jax.launch")
+    result = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == code and said in result.stderr and "Traceback" not in result.stdout + result.stderr
+
+
+def test_output_is_as_buffered_as_it_was():
+    code = "from mmedexpert_jax.launch import cli; cli.steady(); print(1); cli.complain('2'); print(3)"
+    for unbuffered in ("", "1"):
+        shell = f'PYTHONUNBUFFERED={unbuffered} {sys.executable} -c "{code}" 2>&1'
+        result = subprocess.run(["bash", "-c", shell], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert result.stdout.split() == (["1", "2", "3"] if unbuffered else ["2", "1", "3"])
+
+
+def test_a_reader_that_goes_ends_no_job(tmp_path):
+    done = tmp_path / "done"
+    code = f"""
+import sys, time
+from mmedexpert_jax.launch import cli
+def job():
+    for _ in range(3):
+        print("a line of a job", flush=True)
+        time.sleep(0.1)
+    open({str(done)!r}, "w").close()
+    return 0
+sys.exit(cli.guarded(job))
+"""
+    shell = f"{sys.executable} -c '{code}' | true; exit ${{PIPESTATUS[0]}}".replace(repr(str(done)), f'"{done}"')
+    result = subprocess.run(["bash", "-c", shell], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and not result.stderr and done.exists()
+
+
+def test_a_terminal_that_is_closed_ends_no_job(tmp_path):
+    done = tmp_path / "done"
+    code = f"""
+import sys, time
+from mmedexpert_jax.launch import cli
+def job():
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print("a line of a job", flush=True)
+    open({str(done)!r}, "w").close()
+    return 0
+sys.exit(cli.guarded(job))
+"""
+    ours, theirs = pty.openpty()
+    job = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=theirs, start_new_session=True)
+    os.close(theirs)
+    os.read(ours, 5)
+    os.close(ours)
+    job.communicate(b"go\n", timeout=60)
+    assert job.returncode == 0 and done.exists()

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.config.presets import MODELS
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.launch import console, load_config
 
 REPOSITORY = Path(__file__).parents[2]
 SPECS = [
@@ -109,6 +109,8 @@ def test_a_wrong_config_lists_what_there_is(spec, hint):
         ("import nothing_of_this_name\n", "ModuleNotFoundError"),
         ("x = 1\n", "defines no get_config"),
         ("def get_config():\n    return {}\n", "returned dict"),
+        ("PRESETS = tuple('ab')\ndef get_config(preset): ...\n", "write PRESETS out as a tuple of texts"),
+        ("PRESETS = 5\ndef get_config(preset): ...\n", "write PRESETS out as a tuple of texts"),
     ],
 )
 def test_a_broken_config_file_is_named(tmp_path, text, hint):
@@ -116,6 +118,17 @@ def test_a_broken_config_file_is_named(tmp_path, text, hint):
     with pytest.raises(ConfigError) as refusal:
         load_config(str(tmp_path / "own.py"))
     assert hint in str(refusal.value) and "own.py" in str(refusal.value)
+
+
+def test_a_broken_config_file_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "broken.py").write_text("def get_config(:\n")
+    (tmp_path / "configs" / "mine.py").write_text('"""My own."""\n\nPRESETS: tuple[str, ...] = ("small", "large")\n')
+    monkeypatch.chdir(tmp_path)
+    for command in (["--help"], ["completion", "words"]):
+        assert console.main(command) == 0
+        out = capsys.readouterr().out
+        assert "mine" in out and "large" in out and "broken" in out and "gba" in out
 
 
 def test_the_current_folder_comes_before_the_package(tmp_path, monkeypatch):
@@ -208,6 +221,8 @@ def test_tuples_are_written_with_commas(text):
     assert configs.convert("mesh", text, tuple, default=(1,)) == (2, 4)
     assert configs.convert("mesh", "", tuple, default=(1,)) == ()
     assert configs.convert("experts", "'a b',c", tuple, default=()) == ("a b", "c")
+    assert configs.convert("rows", "GBA,Merged experts (TIES)", tuple, default=()) == ("GBA", "Merged experts (TIES)")
+    assert configs.convert("images", "scan [1]", tuple, default=()) == ("scan [1]",)
     assert configs.convert("densities", (0.1, 1), tuple, default=()) == configs.convert("x", "0.1,1", tuple, default=())
 
 
@@ -222,6 +237,18 @@ def test_optional_fields_take_none_and_keep_their_type():
         configs.override(config, [("clip_high", "wide")])
     with pytest.raises(ConfigError, match=r"config\.lr expects a finite number, got 'none'"):
         configs.override(config, [("lr", "none")])
+
+
+@pytest.mark.parametrize("key", ["clip", "beta", "guided", "minibatches", "rewards.structure", "perception"])
+@pytest.mark.parametrize("given", ["none", None])
+def test_what_follows_the_objective_is_never_none(key, given):
+    for spec, prefix in (("configs/gba.py", ""), ("configs/pipeline.py", "gba.")):
+        with pytest.raises(ConfigError, match=rf"config\.{prefix}{key} expects [\w ]+, got"):
+            load_config(spec, {prefix + key: given})
+
+
+def test_a_choice_that_is_called_none_can_be_made():
+    assert load_config("configs/gba.py", {"advantage_scale": "none"}).advantage_scale == "none"
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1))

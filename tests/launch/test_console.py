@@ -32,6 +32,11 @@ ROOT = Path(__file__).parents[2]
         ("gba --lr=1e-5 --max-new-tokens=8", "--config=configs/gba.py --config.lr=1e-5 --config.max_new_tokens=8"),
         ("gba --processes=2 --overrides=a.json", "--config=configs/gba.py --processes=2 --overrides=a.json"),
         ("gba --debug extra", "--config=configs/gba.py --debug extra"),
+        ("merge --config.experts AM=a,BS=b", "--config=configs/merge.py --config.experts AM=a,BS=b"),
+        ("gba --config.fresh lr=1", "--config=configs/gba.py --config.fresh --config.lr=1"),
+        ("--config configs/gba.py lr=1", "--config configs/gba.py --config.lr=1"),
+        ("--overrides o.json gba", "--overrides o.json --config=configs/gba.py"),
+        ("--config.fresh gba", "--config.fresh --config=configs/gba.py"),
     ],
 )
 def test_the_short_form_is_the_long_one(short, long):
@@ -166,6 +171,10 @@ def test_names_of_other_tools_are_told_ours(job, name, capsys):
     ("typed", "code", "said"),
     [
         ("sft", 2, "did you mean dsa?"),
+        ("SFT", 2, "did you mean dsa?"),
+        ("GBA:mini", 2, "did you mean gba?"),
+        ("gba mini", 2, "a preset stands behind a colon: configs/gba.py:mini"),
+        ("ask question=What is it", 2, "a value with spaces in quotes"),
         ("grpo:mini lr=1", 2, "did you mean gba?"),
         ("eval", 2, "did you mean evaluate?"),
         ("xyzzy", 2, "no job or command 'xyzzy'; there are "),

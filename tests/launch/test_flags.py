@@ -55,6 +55,16 @@ def test_what_is_not_understood_is_refused_with_a_hint(argument, hint):
     assert hint in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_an_empty_group_of_an_overrides_file_is_not_passed_over(tmp_path):
+    (tmp_path / "o.json").write_text('{"steps": {}, "lora": {"rank": 4}}')
+    assert parse_flags([f"--overrides={tmp_path / 'o.json'}"]).overrides == [("steps", {}), ("lora.rank", 4)]
+
+
+def test_a_preset_that_stands_apart_is_told_its_place():
+    with pytest.raises(ConfigError, match=r"stands behind a colon: configs/gba\.py:smollm2"):
+        parse_flags(["--config=configs/gba.py", "smollm2"])
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '"text"'])
 def test_an_overrides_file_holds_one_json_object(tmp_path, text):
     (tmp_path / "o.json").write_text(text)

@@ -11,6 +11,7 @@ import pytest
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.launch import console, load_config
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.models.locate import MINI
 from mmedexpert_jax.plan import hours
 from mmedexpert_jax.plan.budget import count, lines, problem
 from tests.terminal import screen
@@ -82,16 +83,38 @@ def test_cases_of_other_specialties_are_counted(tmp_path, capsys, job, fields, s
         ("ask question=x images=none.png", 3, "none.png"),
         ("gba tracker=trackio", 2, "pip install trackio"),
         ("merge experts=nope,other", 3, "no such model: nope"),
+        ("ask question=x max_new_tokens=2000000000", 2, "positions for 2048; set --config.max_new_tokens=1024"),
+        ("serve max_prompt_length=3000", 2, "has positions for 2048; lower both"),
+        ("serve key_env=NO_SUCH_KEY", 2, "config.key_env: NO_SUCH_KEY is not set"),
+        ("serve workdir=file", 4, "config.workdir: file is no directory"),
+        ("pretrain shape.heads=3", 2, "heads=3 must divide width=128"),
+        ("pretrain shape.mrope_section=8,8", 2, "must be three numbers that add up to half a head, 16"),
+        ("pretrain shape.vision_heads=5", 2, "vision_width=64 must be a multiple of 4 times vision_heads=5"),
+        ("pretrain:text shape.layers=1", 2, "random weights need at least 2 layers"),
+        ("pretrain:text cosine_peaks=1e-3", 2, "have [4, 1, 4] values; give each as many"),
+        ("pretrain:text cosine_starts=0,9,8,7", 2, "must rise from 0"),
+        ("pretrain:text warmup=5000", 2, "the first above warmup=5000"),
+        ("pretrain:text hasty_shares=2,3", 2, "must be shares from 0 to 1"),
+        ("pretrain:text tokenizer=nowhere", 3, "config.tokenizer: nowhere: no such model directory"),
+        ("pretrain start=nowhere", 3, "config.start: nowhere: no such model directory"),
+        (f"pretrain start={MINI} shape.mlp=8", 2, "down_proj.weight is (128, 384) there and (128, 8) by config.shape"),
         ("evaluate benchmarks=nope", 2, "no benchmark 'nope'"),
     ],
 )
 @pytest.mark.parametrize("plan", [True, False])
 def test_other_jobs_end_alike(tmp_path, capsys, monkeypatch, command, code, words, plan):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trackio" else real(name))
     assert console.main(command.split() + ["--plan"] * plan) == code
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("entry", "code"), [("AM", 2), ("AM=mini", 2), ("mini=x", 2), ("AM=none", 3)])
+def test_a_plan_to_serve_looks_at_the_adapters(capsys, entry, code):
+    assert console.main(["serve", f"adapters={entry}", "--plan"]) == code
+    assert "config.adapters: " in capsys.readouterr().err
 
 
 OWN = """
@@ -118,6 +141,15 @@ def f(case, text): return 1.0
         ("curriculum=pass_rate", 2, "config.curriculum=pass_rate needs config.filter.samples"),
         ("curriculum=pass_rate filter.samples=2", 0, ""),
         ("filter.least=0.9 filter.most=0.1", 2, "no pass rate is between them"),
+        ("objective=grpo guideline_text=some.json", 2, "config.guideline_text is quoted by guided prompts alone"),
+        ("rewards.accuracy=0 rewards.format=0 rewards.structure=0", 2, "config.rewards: all weights are 0"),
+        ("rewards.judge.weight=1 rewards.judge.path=policy rewards.judge.rubric=empty.txt", 2, "empty.txt is empty"),
+        (
+            "rewards.judge.weight=1 rewards.judge.path=policy rewards.judge.rubric=a/b.rubric",
+            2,
+            "cannot read a/b.rubric",
+        ),
+        ("resume_from=5", 2, "has no checkpoint of that step; there are none"),
         ("adam_betas=0.9", 2, "config.adam_betas must be two numbers from 0, below 1"),
         ("adam_betas=0.9,1.0", 2, "config.adam_betas must be two numbers"),
         (
@@ -133,6 +165,7 @@ def f(case, text): return 1.0
 def test_a_plan_of_rl_refuses_what_its_steps_would(tmp_path, monkeypatch, capsys, caplog, field, code, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "none.json").write_text('{"nothing": "x"}')
     (tmp_path / "some.json").write_text('{"nothing": "x", "score": "y"}')
     data = write(tmp_path / "own", rows())

@@ -251,6 +251,12 @@ def test_the_count_is_checked(capsys):
     assert capsys.readouterr().err == "error: --processes needs a number of processes from 1, e.g. --processes=2\n"
 
 
+@pytest.mark.parametrize("job", ["ask", "serve", "review"])
+def test_what_talks_to_people_takes_one_process(capsys, job):
+    assert main([f"--config=configs/{job}.py", "--processes=2"]) == 2
+    assert f"the job {job} answers in one process; leave out --processes=2" in capsys.readouterr().err
+
+
 def test_incomplete_variables_are_refused(capsys, monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     assert main(["--config=configs/gba.py"]) == 2

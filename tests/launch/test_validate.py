@@ -22,6 +22,15 @@ from mmedexpert_jax.merging.merge_job import expert_paths
         ("dataset", "push_to=my set", "config.push_to must be owner/name, got 'my set'"),
         ("review", "reviewers=anna,ben,anna", "name 'anna' twice"),
         ("review", "adjudicators=reviewer", "name 'reviewer' twice; an adjudicator is another person"),
+        ("pretrain", "steps=0", "config.steps is 0; set it"),
+        ("gba", "top_k=1", "config.top_k=1 is greedy"),
+        ("pipeline", "gba.top_k=1", "config.gba.top_k=1 is greedy"),
+        (
+            "gba",
+            "rewards.judge.url=http://localhost:1/v1",
+            "a weight of 0 asks nobody; set --config.rewards.judge.weight",
+        ),
+        ("gba", "rewards.similarity.model=e", "set --config.rewards.similarity.weight"),
     ],
 )
 def test_it_is_one_line_and_nothing_starts(capsys, tmp_path, monkeypatch, config, argument, words):
@@ -29,6 +38,34 @@ def test_it_is_one_line_and_nothing_starts(capsys, tmp_path, monkeypatch, config
     assert main([f"--config=configs/{config}.py", f"--config.{argument}"]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("field", ["model.path", "data.path"])
+def test_an_empty_path_is_not_the_current_folder(capsys, tmp_path, monkeypatch, field):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config=configs/gba.py", f"--config.{field}="]) == 3
+    assert f"config.{field}" in (error := capsys.readouterr().err) and "it is empty" in error
+
+
+@pytest.mark.parametrize("name", ["judge", "similarity"])
+def test_a_model_that_rewards_ask_is_looked_for_at_once(capsys, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    given = [f"--config.rewards.{name}.{field}" for field in ("weight=1", "path=nowhere")]
+    assert main(["--config=configs/gba.py", *given]) == 3
+    assert f"config.rewards.{name}.path: no such model: nowhere" in capsys.readouterr().err
+
+
+def test_paths_begin_at_home_where_the_shell_has_not_seen_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = ["--config.workdir=~/run", "--config.model.path=~/none"]
+    assert main(["--config=configs/gba.py", *given]) == 3
+    assert f"no such model: {tmp_path}/none" in capsys.readouterr().err
+    assert main(["--config=configs/merge.py", "--config.experts=a=~/one,~/two"]) == 3
+    assert f"no such model: {tmp_path}/one" in capsys.readouterr().err
+    assert main(["--config=configs/gba.py", given[0], "--config.plan=True"]) == 0
+    assert f"workdir  {tmp_path}/run: starts anew" in capsys.readouterr().out
+    assert main(["--config=configs/ask.py", "--config.question=~/x", "--config.plan=True"]) == 0
+    assert "answer '~/x'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("config", ["gba", "contamination", "review"])

@@ -271,6 +271,22 @@ def test_signals_set_a_flag_and_a_second_one_aborts(tmp_path):
         assert again.interrupted() is None
 
 
+def test_a_signal_is_heeded_though_nobody_reads_along(tmp_path):
+    """As `tee` ends on the Ctrl-C that the run hears too."""
+    script = f"""
+import os, signal
+from mmedexpert_jax.runtime import Run
+with Run.open({str(tmp_path / "run")!r}, {CONFIG!r}) as run:
+    os.kill(os.getpid(), signal.SIGINT)
+    os._exit(run.interrupted())
+"""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as gone:
+        done = subprocess.run([sys.executable, "-c", script], stderr=gone, check=False)
+    assert done.returncode == signal.SIGINT
+
+
 def test_a_process_that_does_not_write_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "is_writer", lambda: False)
     with Run.open(tmp_path / "run", CONFIG) as run:

@@ -62,6 +62,10 @@ def test_shapes_are_few_and_known_beforehand(cases, processor, make_config):
         assert found == examples.shapes and len(found) <= 2 * buckets
 
 
+def test_a_run_of_many_steps_begins_at_once(cases, processor, make_config):
+    assert len(Examples(cases, processor, make_config(steps=10**9)).micro_batches(10**9 - 1)) == 2
+
+
 def test_order_depends_on_the_seed_and_the_step_alone(cases, processor, make_config):
     first, again = (Examples(cases, processor, make_config(seed=3)) for _ in range(2))
     for one, two in zip(first.micro_batches(4), again.micro_batches(4), strict=True):

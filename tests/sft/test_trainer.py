@@ -148,6 +148,16 @@ def test_full_training_writes_a_model(cases, make_config, model_dir):
     assert changed["model"]["embed_tokens"]["weight"] and changed["model"]["norm"]["weight"]
 
 
+def test_a_run_whose_metrics_were_lost_still_ends(cases, make_config):
+    config = make_config(steps=1)
+    for _ in range(2):
+        with Run.open(config.workdir, config) as run:
+            train(config, run, cases=cases[:4])
+        (run.path / "metrics.jsonl").unlink()
+        (run.path / "STATUS.json").unlink()
+    assert run.done and "loss/first" not in run.summary and (run.path / "export" / "adapter").is_dir()
+
+
 def test_bad_runs_are_refused(cases, make_config):
     for specialty in ("all", "cardiology"):
         config = make_config()
