@@ -3,6 +3,7 @@
     python benchmarks/learning.py --seeds 0 1 2
     python benchmarks/learning.py --seeds 0 1 2 3 4 --against sum,gated,gdpo     # other rewards, against the default
     python benchmarks/learning.py --seeds 0 1 2 3 4 --against ahead,grpo     # rollouts a step ahead; the paper's rival
+    python benchmarks/learning.py --seeds 0 1 2 --against bare,grpo          # what of the rival's lead is the reward
 
 Each run is the README's command in a process of its own, without its held-out evaluations of other settings: the base
 and every policy are then scored here on the test split, sampled at temperature 1, as they were trained, and greedily.
