@@ -193,7 +193,7 @@ def _names_another(letter: str, text: str, texts: list[str]) -> bool:
         return False
     if plain == own or plain in texts:
         return plain != own
-    if _DENIED.match(plain) or _DENIED.match(plain.removeprefix(own).lstrip(" :,-–—")):
+    if _DENIED.match(plain.removeprefix(own).lstrip(" :-–—")):
         return True
     beside = re.sub(re.escape(own), " ", text, flags=re.IGNORECASE) if own else text
     if any(label != letter for label in re.findall(rf"\b[{LETTERS[: len(texts)]}]\b", beside)):

@@ -42,7 +42,7 @@ _MORE = (
     r"|(?:[,–—-]\s*)?\(?\b(?:and(?:/or)?|plus|as\s+well\s+as)\b"
     r"|;(?=\s*[A-J]\s*(?:$|[.\n]))|,|&|\+|[或和或、，])\s*(?:(?i:maybe|perhaps|possibly|probably|even)\s+)?"
     r"(?:(?i:options?)\s+)?[(\[]?[A-J][)\]]?(?![\w'’])"
-    r"(?!\s+(?:is|are|was|were|has|does|can|would|because)\b|:\s)){1,12}))?"
+    r"(?!\s+(?:is|are|was|were|has|does|can|could|would|will|am|have|think|because)\b|:\s)){1,12}))?"
 )
 _SAYS = (
     r"i(?:'d|’d|'ll|’ll|'m|’m|\s+am|\s+would|\s+will)?\s+(?:think|believe|conclude|say|suggest"
@@ -116,7 +116,8 @@ _DENIED_BEFORE = re.compile(
     r"\b(?:not|never|cannot|neither|nor|no|rul(?:e|ed|es|ing)\s+out|exclud\w+|eliminat(?:e|ed|es|ing)"
     r"|elimination\s+of|reject\w*|discard\w*|avoid\w*|"
     r"unlikely|incorrect|wrong|false|except|rather\s+than|instead\s+of|other\s+than|unlike|against|dismiss\w*|disregard\w*"
-    r"|(?<!without )(?<!without a )doubt(?:s|ful)?|students\s+(?:often|usually|commonly|may|would|tend)"
+    r"|(?<!without )(?<!without a )(?<!without any )(?<!beyond )(?<!beyond a )doubt(?:s|ful)?"
+    r"|students\s+(?:often|usually|commonly|may|would|tend)"
     r"|(?:some|many)\s+(?:say|think|believe|claim|would))\b"
     r"|n['’]t\b",
     re.IGNORECASE,
@@ -136,9 +137,9 @@ _DENIED_AFTER = re.compile(
     r"|(?:가|이)\s*아니|不对|不正确|错)",
     re.IGNORECASE,
 )
-_SUPPOSED = re.compile(
-    r"(?:\bif|(?:^|[.;\n]\s*)(?:had|were))\b[^.;\n]*,[^,.;\n]*\Z", re.IGNORECASE
-)  # "If ..., it would be"
+# "If ..., it would be": a clause with a condition before it, unless the one who answers would choose.
+_SUPPOSED = re.compile(r"(?:\bif|(?:^|[.;\n]\s*)(?:had|were))\b[^.;\n]*,[^,.;\n]*\Z", re.IGNORECASE)
+_WOULD = re.compile(r"(?<!\bi )(?<!\bwe )\bwould\b", re.IGNORECASE)
 _ASKED = re.compile(r"\s*[)\]]?\s*[?？]")
 
 
@@ -197,7 +198,10 @@ def _withdrawn(text: str, match: re.Match[str], name: str) -> bool:
     before = text[max(start, match.start() - 200) : match.start(name)]
     if _DENIED_BEFORE.search(before) or _HEDGED.search(before):
         return True
-    if "would" in before and _SUPPOSED.search(text, max(0, match.start() - 200), match.start()):
+    if _WOULD.search(before) and _SUPPOSED.search(text, max(0, match.start() - 200), match.start()):
         return True
-    end = match.end()
-    return bool(_DENIED_AFTER.match(text, end) or _ASKED.match(text, end))
+    # what is matched may end in the next line, which is another clause
+    end = match.start(name) + len(text[match.start(name) : match.end()].rstrip())
+    line = text.find("\n", end)
+    stop = line if line >= 0 else len(text)
+    return bool(_DENIED_AFTER.match(text, end, stop) or _ASKED.match(text, end, stop))

@@ -100,7 +100,8 @@ def split_options(text: str) -> tuple[str, list[str]]:
     """
     lines = text.splitlines()
     found = [_OPTION.match(line) for line in lines]
-    first = next((i for i, match in enumerate(found) if match and match[1] in "Aa"), len(lines))
+    places = (i for letter in "Aa" for i, match in enumerate(found) if match and match[1] == letter)  # capitals first
+    first = next(places, len(lines))
     letters = LETTERS if first == len(lines) or found[first][1] == "A" else LETTERS.lower()  # type: ignore[index]
     run: list[str] = []
     end = first
@@ -126,7 +127,8 @@ def items(cell: str) -> Any:
         except DataError:
             with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
                 return ast.literal_eval(cell.strip())
-            raise
+            if cell.rstrip().endswith(("]", "}")):  # else it is a text, such as "[18F]FDG PET; MRI"
+                raise
     bracketed = re.sub(r"(?m)(^|\s)([A-J])[.):](?=\s)", r"\1(\2)", cell)  # "A. one B. two" as "(A) one (B) two"
     if len(texts := listed(bracketed)[1]) > 1:
         return texts
@@ -165,7 +167,8 @@ def _texts(options: Any) -> list[str]:
         letters = sorted(letter for letter, text in options.items() if text is not None)
         gap = "".join(letters).upper() != LETTERS[: len(letters)]
         found = None if gap else [options[letter] for letter in letters]
-    return [str(text) for text in found if text is not None] if isinstance(found, list | tuple) else []
+    texts = [text for text in found if text is not None] if isinstance(found, list | tuple) else []
+    return [str(text) for text in texts] if all(isinstance(text, str | int | float) for text in texts) else []
 
 
 def _answer(row: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ _COLUMNS = {
     **dict.fromkeys(("exp", "explanation"), "trace"),
 }
 _OPTION_COLUMN = re.compile(r"(?:op|option|choice|answer)?[_ ]?([a-j])")
+_LABEL = re.compile(r"\W*(?:(?:option|answer|choice)\W*)?[A-J]\W*", re.IGNORECASE)  # "B.", "Option B"
 SLICES = 8  # of a volume, where a converter has to choose; its line says where to change it
 
 
@@ -201,9 +202,10 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     if isinstance(options, Mapping) and options:  # an empty cell leaves a gap, behind which letters move up
         letters = [str(letter).upper() for letter in sorted(options)]
         answer = str(found.get("answer", "")).strip().upper()
-        if answer in LETTERS and len(answer) == 1 and answer not in letters:
+        by_letter = all(letter in LETTERS for letter in letters)
+        if by_letter and answer in LETTERS and len(answer) == 1 and answer not in letters:
             raise DataError(f"key answer: {answer} is none of the options {', '.join(letters)}")
-        if "".join(letters) != LETTERS[: len(letters)] and re.fullmatch(r"\d+(\.0+)?", answer):
+        if by_letter and "".join(letters) != LETTERS[: len(letters)] and re.fullmatch(r"\d+(\.0+)?", answer):
             raise DataError(f"key answer: {answer} counts options of which one is empty; give its letter")
         found["answer"] = LETTERS[letters.index(answer)] if answer in letters[: len(LETTERS)] else found.get("answer")
     found["options"] = [options[letter] for letter in sorted(options)] if isinstance(options, Mapping) else options
@@ -226,7 +228,7 @@ def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list
             row["answer"] = same[0]
         elif answer.upper() in (*LETTERS[: len(options)],):
             row["answer"] = answer.upper()
-        elif said:  # "B.", "Option B"
+        elif said and _LABEL.fullmatch(answer):
             row["answer"] = said
         elif options and re.fullmatch(r"\d{1,2}", answer):
             numbers[place] = int(answer), len(options)

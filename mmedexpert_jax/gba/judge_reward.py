@@ -49,7 +49,7 @@ class JudgeReward:
             raise ConfigError(
                 f"config.rewards.judge.kind={border.shown(kind)} is unknown; choose one of {', '.join(KINDS)}"
             )
-        if re.fullmatch(r"\S+\.\w{1,8}|\S*/\S*", rubric) or rubric.endswith((".txt", ".md")):
+        if re.fullmatch(r"[!-~]+\.\w{1,8}|[!-~]*/[!-~]*", rubric) or rubric.endswith((".txt", ".md")):
             try:
                 text = border.read_text(Path(rubric).expanduser(), 1 << 20)
             except DataError as error:

@@ -66,9 +66,10 @@ class Outlet(io.TextIOWrapper):
         try:
             yield
         except OSError as error:
+            # what could not be written stays in the buffer, and must not fail once more when the process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             if error.errno not in (errno.EPIPE, errno.EIO):  # the end of a pipe, a terminal that was closed
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
 
 def steady() -> None:
@@ -78,6 +79,7 @@ def steady() -> None:
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
         elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            stream.flush()
             setattr(sys, name, Outlet(stream))
 
 

@@ -121,7 +121,7 @@ def expand(argv: list[str]) -> list[str]:
     waiting = ""  # the word before, where it is a flag of the long form that may have its value in this one
     for argument in argv:
         name, equals, value = argument.partition("=")
-        chosen = any(flag.startswith("--config=") for flag in found)
+        chosen = any(flag == "--config" or flag.startswith("--config=") for flag in found)
         if _is_value(waiting, argument, chosen):
             found.append(argument)
             waiting = ""

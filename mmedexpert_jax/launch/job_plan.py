@@ -111,7 +111,7 @@ def _check_merge(config: ConfigDict) -> None:
     paths = [part for model in (recipe.base, *recipe.experts.values()) for part in parts_of(model)]
     if all(path == "mini" or Path(path).expanduser().is_dir() for path in paths) and is_checkpoint(recipe.base):
         with naming(config):
-            recipe.stack() if recipe.slices else recipe.open()
+            (recipe.stack if recipe.slices else recipe.open)()
 
 
 def adapter_folder(model_path: str) -> Path:

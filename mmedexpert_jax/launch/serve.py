@@ -46,13 +46,13 @@ def run(config: ConfigDict) -> None:
         socket = settings.bind_socket()
     except SystemExit:  # uvicorn's way to say that the port is taken
         raise ResourceError(f"config.port: cannot listen on {config.host}:{config.port}; choose another") from None
-    desk.warm_up()
     host, port = socket.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    print(f"serving {', '.join(desk.loras)} on http://{host}:{port}/v1, a page at / (stop with Ctrl-C)", flush=True)
-    if config.host not in LOOPBACK and not key:
-        print("anyone who reaches this address may ask: set config.key_env, or host to 127.0.0.1", flush=True)
     try:
+        desk.warm_up()
+        print(f"serving {', '.join(desk.loras)} on http://{host}:{port}/v1, a page at / (stop with Ctrl-C)", flush=True)
+        if config.host not in LOOPBACK and not key:
+            print("anyone who reaches this address may ask: set config.key_env, or host to 127.0.0.1", flush=True)
         uvicorn.Server(settings).run(sockets=[socket])
     except KeyboardInterrupt:
         raise Interrupted("the server has stopped", signal.SIGINT) from None
@@ -87,7 +87,7 @@ def describe(config: ConfigDict) -> str:
         return f"ask: load {config.model.path} and answer {config.question[:80]!r}; nothing is written"
     _key(config)
     for source in _adapters(config).values():
-        if here:
+        if here and Path(source).expanduser().is_dir():
             _on_base(source, config.model.path)
     what = f"listen on {config.host}:{config.port}; votes of the page go to {_votes(config)}"
     return f"serve: load {config.model.path} and {what}"

@@ -279,7 +279,7 @@ def _judge(
         if not graded.rows:
             raise RemoteError(
                 f"{config.judge.model} graded none of {len(found.rows)} answers of {target.name} to {key}: its replies "
-                'hold no {"criteria_met": true or false}; take another judge'
+                'hold no {"criteria_met": true or false}, or config.privacy kept them back; take another judge'
             )
         if lost := len(found.rows) - len(graded.rows):
             print(f"{target.name}: {lost} answers of {key} left out: the judge did not grade them", flush=True)

@@ -73,8 +73,8 @@ def gather(config: ConfigDict) -> Collection:
     """
     stated = dict(entry.split("=", 1) for entry in config.data.licences)
     names = {"licences": tuple(stated), "redistributable": config.data.redistributable}
+    known = {*FORMATS, *(file.name for file in _files(config.data.path))}
     for field, given in (names | {"restricted": config.data.restricted}).items():
-        known = {*FORMATS, *(file.name for file in _files(config.data.path))}
         if unknown := [name for name in given if name not in known]:
             raise ConfigError(
                 f"config.data.{field}: {unknown[0]!r} is no format and no file of config.data.path; formats are "

@@ -130,8 +130,11 @@ def check_files(src: str | Path) -> None:
 
     Nothing is fetched: an adapter whose base lies elsewhere is left to its load.
     """
-    folder = locate(src)
+    folder, over = locate(src), list[Path]()
     while (folder / "adapter_config.json").is_file():
+        if folder in over:
+            raise DataError(f"{folder}/adapter_config.json: base_model_name_or_path leads back to the adapter itself")
+        over.append(folder)
         base = base_under(folder, CHOSEN["base"])
         if base not in ("mini", "smollm2") and not Path(base).expanduser().is_dir():
             return

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import load_cases, own
+from mmedexpert_jax.data import forms, load_cases, own
 from mmedexpert_jax.errors import ConfigError, DataError
 
 
@@ -233,3 +233,21 @@ def test_an_empty_option_moves_no_key(tmp_path):
     assert [case.answer_text for case in load_cases(tmp_path / "out", "train")] == ["flu", "flu"]
     words = ("B is none of the options A, C, D", "3 counts options of which one is empty", "id: stands twice")
     assert len(made.refused) == 3 and all(w in line for w, line in zip(words, made.refused, strict=True))
+
+
+def test_options_by_number_and_lists_that_are_no_options(tmp_path):
+    rows = [
+        {"id": "numbers", "question": "Which?", "options": {"1": "gout", "2": "flu"}, "answer": "2"},
+        {"id": "brackets", "question": "Which?", "options": "[18F]FDG PET; MRI; CT", "answer": "B"},
+        {"id": "germ", "question": "Which?", "options": ["gout", "flu", "lupus"], "answer": "C. difficile colitis"},
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = own.convert(tmp_path / "x.jsonl", tmp_path / "out")
+    found = {case.id: (case.answer, case.options) for case in load_cases(tmp_path / "out", "train")}
+    assert found == {"numbers": ("B", ("gout", "flu")), "brackets": ("B", ("[18F]FDG PET", "MRI", "CT"))}
+    assert len(made.refused) == 1 and "germ" in made.refused[0]
+
+
+def test_options_of_a_question_are_its_capital_letters():
+    stem = "Findings:\na) fever\nb) rash\nWhich?"
+    assert forms.split_options(f"{stem}\nA. measles\nB. mumps") == (stem, ["measles", "mumps"])
