@@ -66,7 +66,7 @@ class RemoteError(UserError):
 
 
 class Interrupted(UserError):
-    """A signal ended the run after a checkpoint was saved. Exit code 128 + signal (130 or 143)."""
+    """A signal ended the run after a checkpoint was saved. Exit code 128 + signal (130, 143 or 129)."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)

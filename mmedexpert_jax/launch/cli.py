@@ -30,7 +30,7 @@ usage: python -m mmedexpert_jax.launch --config configs/<job>.py[:preset] [--con
 
 The same command again resumes a run; --config.fresh=True starts over.
 Exit codes: 0 done, 1 unexpected error, 2 usage or config, 3 data, 4 resources, 5 remote endpoint,
-130 or 143 interrupted with a checkpoint saved.
+130, 143 or 129 interrupted with a checkpoint saved.
 """
 
 

@@ -15,8 +15,8 @@ _EVERY = 0.1  # seconds between two looks at the processes
 def run(count: int, argv: list[str]) -> int:
     """Runs the command line `argv` in `count` processes, which share the devices of this machine: one each on GPUs.
 
-    SIGINT and SIGTERM are passed on. When a process fails, the others end too, by themselves or killed; when this one
-    is killed, they save and stop.
+    SIGINT, SIGTERM and SIGHUP are passed on. When a process fails, the others end too, by themselves or killed; when
+    this one is killed, they save and stop.
 
     Returns:
         The exit code of the first process that failed, 128 + signal where one killed it; 0 where none did.
@@ -32,8 +32,9 @@ def run(count: int, argv: list[str]) -> int:
             if child.poll() is None:
                 child.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, forward)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under `nohup`
+            signal.signal(number, forward)
     # Keep the processes' talk on loopback, unless the user's own say otherwise: the coordinator listens everywhere by
     # default, and NCCL on the first network that it finds. Gloo, of CPUs, takes the address of the host's name.
     at_home = {"JAX_COORDINATOR_BIND_ADDRESS": address, "NCCL_SOCKET_IFNAME": "lo"}

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that a loop reads between two steps, and an end to what takes longer."""
+"""SIGINT, SIGTERM and SIGHUP as a flag that a loop reads between two steps, and an end to what takes longer."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from typing import Any
 from mmedexpert_jax.runtime import processes
 
 GRACE = 8.0  # seconds from a signal to the end: clusters kill after 30, and a state has to be saved in between
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a cluster or a kill, a terminal that closes
 
 
 class Overdue(KeyboardInterrupt):
@@ -24,7 +24,8 @@ class Signals:
 
     The first signal sets the flag. Who has not come to look at it after GRACE seconds is interrupted where it is: all
     that is stored outlives a kill, and a trainer saves the state before the step. One of several processes waits for
-    the others at the end of the step. A second SIGINT raises KeyboardInterrupt at once, a second SIGTERM kills.
+    the others at the end of the step. A second SIGINT raises KeyboardInterrupt at once, a second SIGTERM kills,
+    a second SIGHUP is passed over, since shell and terminal send one each. Under `nohup` none is heard.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,8 @@ class Signals:
             return
         self.caught = None
         for number in _SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # what `nohup` has said
+                self._previous[number] = signal.signal(number, self._handle)
         self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._overdue)
 
     def restore(self) -> None:
@@ -75,6 +77,7 @@ class Signals:
         self.caught = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         name = signal.Signals(number).name
         text = f"\n{name}: saving what there is, then stopping; once more stops at once\n"
         with contextlib.suppress(OSError):  # who reads along may have gone, as `tee` does on the same Ctrl-C

@@ -53,7 +53,7 @@ def test_help_lists_jobs_and_presets(capsys):
         "configs/gba.py (mini, smollm2, qwen2_vl_2b, lingshu_7b, medgemma_4b, medgemma_27b, "
         "qwen2_vl_2b_lora, lingshu_7b_lora)",
         "--overrides=file.json",
-        "130 or 143",
+        "130, 143 or 129",
         "section 4.2",
     ):
         assert word in text
