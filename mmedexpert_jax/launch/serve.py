@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax import models
+from mmedexpert_jax.config.validate import HUB_ID
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, NotFinite, ResourceError
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Choice, Desk
@@ -87,7 +88,7 @@ def describe(config: ConfigDict) -> str:
         return f"ask: load {config.model.path} and answer {config.question[:80]!r}; nothing is written"
     _key(config)
     for source in _adapters(config).values():
-        if here and Path(source).expanduser().is_dir():
+        if here and (Path(source).expanduser().is_dir() or not HUB_ID.fullmatch(source)):
             _on_base(source, config.model.path)
     what = f"listen on {config.host}:{config.port}; votes of the page go to {_votes(config)}"
     return f"serve: load {config.model.path} and {what}"

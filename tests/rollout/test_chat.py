@@ -132,6 +132,7 @@ def test_the_warm_up_asks_each_name_what_its_processor_takes():
 
     processor = SimpleNamespace(encode=encode)
     loras = {"base": None, "expert": None}
-    desk = SimpleNamespace(loras=loras, processor=processor, submit=submit, max_prompt_length=64, max_new_tokens=1)
+    limits = {"max_prompt_length": 64, "max_new_tokens": 1}
+    desk = SimpleNamespace(loras=loras, processor=processor, submit=submit, failure=None, **limits)
     Desk.warm_up(desk)
     assert asked == [("base", 1), ("expert", 1)]
