@@ -132,10 +132,8 @@ def check_files(src: str | Path) -> None:
     """
     folder, over = locate(src), list[Path]()
     while (folder / "adapter_config.json").is_file():
-        if folder in over:
-            raise DataError(f"{folder}/adapter_config.json: base_model_name_or_path leads back to the adapter itself")
+        base = base_under(folder, CHOSEN["base"], over)
         over.append(folder)
-        base = base_under(folder, CHOSEN["base"])
         if base not in ("mini", "smollm2") and not Path(base).expanduser().is_dir():
             return
         folder = locate(base)

@@ -1,5 +1,6 @@
 """Places of models: directories, runs, adapters with their bases, and hub ids. Nothing is loaded."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,17 @@ def trace(src: str | Path, base: str = "") -> tuple[Path, list[Path]]:
             ) from error
         if not (directory / "adapter_config.json").exists():
             return directory, adapters[::-1]
-        if directory in adapters:
-            raise DataError(
-                f"{directory}/adapter_config.json: base_model_name_or_path leads back to the adapter itself"
-            )
+        src = base_under(directory, base, adapters)
         adapters.append(directory)
-        src = base_under(directory, base)
 
 
-def base_under(adapter: Path, base: str = "") -> str:
+def base_under(adapter: Path, base: str = "", over: Sequence[Path] = ()) -> str:
     """The model that an adapter stands on: what its file names, or a `base` that takes the place of all but adapters.
 
-    Raises DataError where neither names one.
+    Raises DataError where neither names one, and where the adapter is among those `over` it, which would never end.
     """
+    if adapter in over:
+        raise DataError(f"{adapter}/adapter_config.json: base_model_name_or_path leads back to the adapter itself")
     src = lora_module.base_of(read_json(adapter / "adapter_config.json")) or base
     if base and not _is_adapter(src):
         src = base

@@ -49,9 +49,7 @@ def architecture(source: str, over: tuple[Path, ...] = ()) -> tuple[ModelConfig,
         return _of(_fetched(source))
     folder = next((f for f in (folder / "export" / "model", folder / "export" / "adapter") if f.is_dir()), folder)
     if (folder / "adapter_config.json").is_file():
-        if folder in over:
-            raise DataError(f"{folder}/adapter_config.json: base_model_name_or_path leads back to the adapter itself")
-        return architecture(base_under(folder, CHOSEN["base"]), (*over, folder))
+        return architecture(base_under(folder, CHOSEN["base"], over), (*over, folder))
     return _of(folder / "config.json")
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 
 from mmedexpert_jax.runtime.processes import GRACE, LAUNCHER, VARIABLES
+from mmedexpert_jax.runtime.signals import heard
 
 _EVERY = 0.1  # seconds between two looks at the processes
 
@@ -32,9 +33,8 @@ def run(count: int, argv: list[str]) -> int:
             if child.poll() is None:
                 child.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under `nohup`
-            signal.signal(number, forward)
+    for number in heard():
+        signal.signal(number, forward)
     # Keep the processes' talk on loopback, unless the user's own say otherwise: the coordinator listens everywhere by
     # default, and NCCL on the first network that it finds. Gloo, of CPUs, takes the address of the host's name.
     at_home = {"JAX_COORDINATOR_BIND_ADDRESS": address, "NCCL_SOCKET_IFNAME": "lo"}

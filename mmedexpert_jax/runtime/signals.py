@@ -10,7 +10,13 @@ from typing import Any
 from mmedexpert_jax.runtime import processes
 
 GRACE = 8.0  # seconds from a signal to the end: clusters kill after 30, and a state has to be saved in between
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a cluster or a kill, a terminal that closes
+
+
+def heard() -> tuple[signal.Signals, ...]:
+    """The signals that end a run: of Ctrl-C, of a cluster or a kill, and of a terminal that closes unless `nohup` has
+    it passed over."""
+    hangup = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM, *[signal.SIGHUP] * hangup)
 
 
 class Overdue(KeyboardInterrupt):
@@ -56,9 +62,8 @@ class Signals:
         if self._open > 1 or threading.current_thread() is not threading.main_thread():
             return
         self.caught = None
-        for number in _SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # what `nohup` has said
-                self._previous[number] = signal.signal(number, self._handle)
+        for number in heard():
+            self._previous[number] = signal.signal(number, self._handle)
         self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._overdue)
 
     def restore(self) -> None:
