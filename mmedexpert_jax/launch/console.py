@@ -172,7 +172,7 @@ def usage() -> str:
             lines.append(f"  {name:15}{summary}" + (f" [{', '.join(presets)}]" if presets else ""))
     lines += ["commands:", *(f"  {name:15}{help}" for name, (help, _) in COMMANDS.items())]
     return "\n".join(
-        [*lines, "exit codes: 0 done, 2 usage or config, 3 data, 4 resources, 5 endpoint, 130/143/129 interrupted"]
+        [*lines, "exit codes: 0 done, 2 usage or config, 3 data, 4 resources, 5 endpoint, 129/130/143 interrupted"]
     )
 
 
