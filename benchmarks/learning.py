@@ -42,6 +42,8 @@ VARIANTS = {  # name -> what it is, what it sets
     "grpo": ("GRPO", ["--config.objective=grpo"]),
     "rloo": ("RLOO", ["--config.objective=rloo"]),
     "reinforce_pp": ("REINFORCE++", ["--config.objective=reinforce_pp"]),
+    "slower": ("half the learning rate", ["--config.lr=7.5e-4"]),
+    "faster": ("twice the learning rate", ["--config.lr=3e-3"]),
 }
 DECODING = {"sampled": 1.0, "greedy": 0.0}  # temperature of the held-out answers
 
