@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import workload
 
-from mmedexpert_jax.models import fused, layers
+from mmedexpert_jax.models import attention, fused
 
 PROMPTS, GROUP, HEADS, KEY_HEADS, PROMPT, ANSWER, WIDTH = 2, 8, 12, 2, 704, 1023, 128
 
@@ -31,8 +31,8 @@ def main() -> None:
     if not kernel(prompt[0]):
         raise SystemExit("no device with cuDNN's attention here")
     cases = {
-        "prompts": (lambda q, k, v: inside * layers.attend(q, k, v, lengths, causal=True), prompt),
-        "answers": (lambda q, k, v: layers.attend_extended(q, *prompt[1:], lengths, k, v), own),
+        "prompts": (lambda q, k, v: inside * attention.attend(q, k, v, lengths, causal=True), prompt),
+        "answers": (lambda q, k, v: attention.attend_extended(q, *prompt[1:], lengths, k, v), own),
     }
     for name, (attend, inputs) in cases.items():
         results, programs = {}, {}

@@ -4,8 +4,8 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # at run time a name is imported when it is first used: a merge reads tensors and needs no Flax
+    from mmedexpert_jax.models.attention import Slots
     from mmedexpert_jax.models.config import ModelConfig
-    from mmedexpert_jax.models.layers import Slots
     from mmedexpert_jax.models.load import load_architecture, load_model, load_policy, load_processor
     from mmedexpert_jax.models.model import Cache, Model, Prefix
     from mmedexpert_jax.models.save import save_pretrained
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # at run time a name is imported when it is first used: a mer
 
 _EXPORTS = {
     "ModelConfig": "config",
-    "Slots": "layers",
+    "Slots": "attention",
     **dict.fromkeys(("load_architecture", "load_model", "load_policy", "load_processor"), "load"),
     **dict.fromkeys(("Cache", "Model", "Prefix"), "model"),
     "save_pretrained": "save",

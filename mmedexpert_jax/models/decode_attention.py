@@ -1,10 +1,10 @@
 """Attention of a decode step in one kernel for GPUs: rows that share prompts, and the rings of their own tokens.
 
-`layers.attend_shared` over a ring takes a dozen kernels a layer, and a step is as slow as it has kernels. Here is one,
-whose programs have a row and a key head each: they normalise (where a family does) and rotate, write the new key and
-value where the ring is, walk over the blocks of the prompt and of the ring that the row sees, and keep one softmax over
-all (flash attention, Dao et al. 2022). Rows of a prompt read its keys at the same time, so that all but the first find
-them in the L2 cache.
+`attention.attend_shared` over a ring takes a dozen kernels a layer, and a step is as slow as it has kernels. Here is
+one, whose programs have a row and a key head each: they normalise (where a family does) and rotate, write the new key
+and value where the ring is, walk over the blocks of the prompt and of the ring that the row sees, and keep one softmax
+over all (flash attention, Dao et al. 2022). Rows of a prompt read its keys at the same time, so that all but the first
+find them in the L2 cache.
 
 `fused.takes_rings` says where it is used. It is a file of its own since Pallas takes half a second to import.
 """

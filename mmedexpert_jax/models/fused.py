@@ -93,7 +93,7 @@ def attend(
     causal: bool,
     implementation: Implementation = "cudnn",
 ) -> Array:
-    """`layers.attend` in one kernel: queries [B, H, T, D], keys and values [B, Hkv, T, D], lengths [B].
+    """`attention.attend` in one kernel: queries [B, H, T, D], keys and values [B, Hkv, T, D], lengths [B].
 
     Zeros behind the end of a row. `implementation` is an argument for the tests, which have no such device.
     """
@@ -124,7 +124,7 @@ def attend_extended(
     values: Array,
     implementation: Implementation = "cudnn",
 ) -> Array:
-    """`layers.attend_extended` in one kernel: each continuation is joined to its prompt in a row of its own.
+    """`attention.attend_extended` in one kernel: each continuation is joined to its prompt in a row of its own.
 
     The kernel aligns the first query with the first key, so the rows have queries of zero where the prompt stands. At
     a prompt of 700 tokens and answers of up to 1,024 that is a fifth more work than needed.

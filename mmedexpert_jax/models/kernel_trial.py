@@ -16,7 +16,8 @@ import numpy as np
 from jax import Array
 
 from mmedexpert_jax.models import fused
-from mmedexpert_jax.models.layers import HeadNorms, Slots, attend_shared
+from mmedexpert_jax.models.attention import Slots, attend_shared
+from mmedexpert_jax.models.layers import HeadNorms
 from mmedexpert_jax.models.rotary import rotate
 
 Trial = Callable[..., tuple[Array, Array]]  # model's sizes -> what the kernel gives, and what the plain path does

@@ -1,4 +1,4 @@
-"""The pieces both towers share: linear layers with a LoRA hook, norms, attention."""
+"""The pieces both towers share: linear layers with a LoRA hook, norms, products."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,6 @@ from mmedexpert_jax.models import fused
 from mmedexpert_jax.models.parts import InParts, features_of_all
 from mmedexpert_jax.models.quantised import Quantised, contract_quantised
 
-MASKED = -1e30  # a score of a key that may not be seen; finite, so that a row without keys gives no NaN
 # By the names that config.json gives them.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -24,22 +23,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "linear": lambda x: x,
 }
-_ROWS = 1024  # queries that see all keys are attended in blocks of so many: Gemma 3's images have 4,096 patches
 # Rows of a product that a CPU spends on reading the weight, as in decoding: where W x^T is faster than x W^T.
 _FEW = {jnp.dtype(jnp.float32): range(1, 65), jnp.dtype(jnp.bfloat16): range(16, 65)}
-_FEW_QUERIES = 8  # of a key head in attention, as in decoding
-_LONG = 128  # rows from this length on are attended causally in so many blocks of queries, each with the keys up to its
-_BLOCKS = 4  # end: 5/8 of the products, and of the memory a quarter
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Slots:
-    """The places of N rows among the G continuations of each of B prompts."""
-
-    prompt: Array  # [N] int32
-    sample: Array  # [N] int32, number in the prompt's group
-    row: Array  # [B, G] int32, the row of each continuation; any row where it has none
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["eps", "shift", "scale"])
@@ -243,57 +228,6 @@ def contract(x: Array, weight: Array | InParts, dtype: jnp.dtype | None = None) 
     return product[: len(rows)].astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
 
-def attend(
-    queries: Array,
-    keys: Array,
-    values: Array,
-    lengths: Array,
-    *,
-    causal: bool,
-    window: Any = None,
-    images: Array | None = None,
-) -> Array:
-    """Self-attention of padded rows.
-
-    Args:
-        queries: [B, H, T, D].
-        keys, values: [B, Hkv, T, D]; query head h reads key head h // (H / Hkv).
-        lengths: [B], valid keys of each row; rows of length 0 give finite values without meaning.
-        causal: whether position t sees only keys up to t.
-        window: so many keys up to t at most, where that is causal; a number or a traced one; None: all.
-        images: [B, T], the number of the image in its row that a token is of, -1 on text: in spite of `causal` the
-            tokens of an image see one another, as far as the window reaches. None: no such thing.
-
-    Returns:
-        [B, H, T, D] in the dtype of the values.
-    """
-    size = queries.shape[2]
-    window = None if isinstance(window, int) and window >= size else window
-    if window is None and images is None and fused.supported(queries):
-        return fused.attend(queries, keys, values, lengths, causal=causal)
-    step = -(-size // _BLOCKS) if causal and size >= _LONG else min(size, _ROWS)
-    parts = []
-    for start in range(0, size, step):
-        block = queries[:, :, start : start + step]
-        seen = min(start + step, size) if causal and images is None else size
-        mask = jnp.arange(seen) < lengths[:, None, None]  # [B, rows, seen]
-        if causal:
-            mask = mask & _behind(start + _query_rows(block, keys), seen, window, images)
-        mixed, _, total = _softmax_part(_group(block, keys), keys[:, :, :seen], values[:, :, :seen], mask[:, None])
-        parts.append((mixed / total).astype(values.dtype).reshape(block.shape))
-    return jnp.concatenate(parts, axis=2)
-
-
-def _behind(rows: Array, seen: int, window: Any, images: Array | None) -> Array:
-    """[B or 1, N, K]: of the first K = `seen` keys those that queries at places `rows` [N] see, as `attend` has it."""
-    age = rows[:, None] - jnp.arange(seen)
-    mask = (age >= 0)[None]
-    if images is not None:
-        own = images[:, rows, None]
-        mask = mask | ((own == images[:, None, :seen]) & (own >= 0))
-    return mask if window is None else mask & (age < window)
-
-
 def place_features(features: Array, index: Array, elsewhere: Array) -> Array:
     """Images' features [I, P, D] where a batch's `vision_index` [B, T] says, `elsewhere` [B, T, D] where it is -1."""
     rows = features_of_all(features).reshape(-1, features.shape[-1])[jnp.maximum(index, 0)]
@@ -305,142 +239,3 @@ def image_numbers(vision_index: Array) -> Array:
     inside = vision_index >= 0
     first = inside & ~jnp.pad(inside, [(0, 0), (1, 0)])[:, :-1]
     return jnp.where(inside, jnp.cumsum(first, axis=1) - 1, -1)
-
-
-def attend_windows(queries: Array, keys: Array, values: Array, windows: Array, size: int) -> Array:
-    """Self-attention inside windows.
-
-    A window is at most `size` neighbours, so a block of `size` queries meets its keys in its own block and the two
-    beside it.
-
-    Args:
-        queries, keys, values: [B, H, T, D].
-        windows: [B, T], ids from 0; equal ones are neighbours.
-        size: the most positions of a window.
-
-    Returns:
-        [B, H, T, D] in the dtype of the values.
-    """
-    batch, heads, length, width = queries.shape
-    size = min(size, length)  # a window larger than the row would be padded to three windows of keys
-    count = -(-length // size)
-    padding = count * size - length
-
-    def blocks(x: Array, before: int, after: int, fill: int = 0) -> Array:
-        x = jnp.pad(x, [(0, 0), (0, 0), (before, after + padding), (0, 0)], constant_values=fill)
-        return x.reshape(*x.shape[:2], -1, size, x.shape[-1])
-
-    def beside(x: Array, fill: int = 0) -> Array:
-        x = blocks(x, size, size, fill)
-        return jnp.concatenate([x[:, :, :-2], x[:, :, 1:-1], x[:, :, 2:]], axis=3)
-
-    ids = windows[:, None, :, None]
-    mask = blocks(ids, 0, 0, -1) == jnp.swapaxes(beside(ids, -2), -1, -2)
-    mixed, _, total = _softmax_part(blocks(queries * width**-0.5, 0, 0), beside(keys), beside(values), mask)
-    mixed = (mixed / total).astype(values.dtype)
-    return mixed.reshape(batch, heads, count * size, width)[:, :, :length]
-
-
-def attend_extended(
-    queries: Array,
-    prompt_keys: Array,
-    prompt_values: Array,
-    prompt_lengths: Array,
-    keys: Array,
-    values: Array,
-    window: Any = None,
-) -> Array:
-    """`attend_shared` of whole continuations, each of which sees itself causally: [B, G, H, R, D]."""
-    size, prompt = queries.shape[-2], (prompt_keys, prompt_values, prompt_lengths)
-    window = None if isinstance(window, int) and window >= prompt_keys.shape[2] + size else window
-    if window is None and fused.supported(queries):
-        return fused.attend_extended(queries, *prompt, keys, values)
-    own = _behind(jnp.arange(size), size, window, None)[0]
-    return attend_shared(queries, *prompt, keys, values, own, steps=jnp.arange(size), window=window)
-
-
-def attend_shared(
-    queries: Array,
-    prompt_keys: Array,
-    prompt_values: Array,
-    prompt_lengths: Array,
-    keys: Array,
-    values: Array,
-    mask: Array,
-    slots: Slots | None = None,
-    *,
-    steps: Array | None = None,
-    window: Any = None,
-) -> Array:
-    """Attention of G continuations of each prompt to the prompt, which they share, and each to itself.
-
-    One softmax over both parts, merged as in flash decoding: the prompt's keys are never repeated G times.
-
-    Args:
-        queries: [B, G, H, T, D]; with `slots`, here and below, [N, ...] for [B, G, ...].
-        prompt_keys, prompt_values: [B, Hkv, S, D].
-        prompt_lengths: [B], valid keys of each prompt.
-        keys, values: [B, G, Hkv, R, D], the continuations' own.
-        mask: [..., T, R], the own keys that each query sees, at least one each; leading axes, if any, as those of the
-            scores [B, G, Hkv].
-        slots: where only N of the continuations are left: which ones.
-        steps: own tokens before each query, for a window: [T] or [], with `slots` [N].
-        window: tokens that a query sees, prompt and own together, which `mask` has taken into account; None: all.
-
-    Returns:
-        [B, G, H, T, D] in the dtype of the values.
-    """
-    grouped = _group(queries, keys)
-    spread = grouped if slots is None else grouped[slots.row]  # [B, G, Hkv, H / Hkv * T, D]
-    batch, samples, kv_heads, rows, width = spread.shape
-    together = jnp.swapaxes(spread, 1, 2).reshape(batch, kv_heads, samples * rows, width)
-    seen = jnp.arange(prompt_keys.shape[2]) < prompt_lengths[:, None, None, None]
-    if window is not None:
-        steps = jnp.asarray(steps) if slots is None else jnp.asarray(steps)[slots.row][..., None]
-        place = jnp.broadcast_to(prompt_lengths[:, None, None] + steps, (batch, samples, queries.shape[-2]))
-        place = place[..., _query_rows(queries, keys)].reshape(batch, 1, -1, 1)
-        seen = seen & (place - jnp.arange(prompt_keys.shape[2]) < window)
-    prompt = _softmax_part(together, prompt_keys, prompt_values, seen)
-    parts = (jnp.swapaxes(x.reshape(batch, kv_heads, samples, rows, -1), 1, 2) for x in prompt)
-    mixed_prompt, top_prompt, total_prompt = (x if slots is None else x[slots.prompt, slots.sample] for x in parts)
-    own = mask if mask.shape[-2] == 1 else mask[..., _query_rows(queries, keys), :]
-    mixed, top, total = _softmax_part(grouped, keys, values, own)
-    highest = jnp.maximum(top_prompt, top)
-    of_prompt, of_own = jnp.exp(top_prompt - highest), jnp.exp(top - highest)
-    mixed = (mixed_prompt * of_prompt + mixed * of_own) / (total_prompt * of_prompt + total * of_own)
-    return mixed.astype(values.dtype).reshape(queries.shape)
-
-
-def _softmax_part(queries: Array, keys: Array, values: Array, mask: Array) -> tuple[Array, Array, Array]:
-    """A softmax's share of some keys, in float32.
-
-    queries [..., Q, D], keys and values [..., S, D], mask [..., Q, S] -> the values weighted by exp(score - top)
-    [..., Q, D], top [..., Q, 1] and the sum of those weights [..., Q, 1].
-    """
-    axes = tuple(range(queries.ndim - 2))
-    last, before = queries.ndim - 1, queries.ndim - 2
-    few = fused.on_cpu() and queries.shape[before] <= _FEW_QUERIES and queries.dtype == keys.dtype == jnp.float32
-    left, right = (keys, queries) if few else (queries, keys)
-    scores = jax.lax.dot_general(left, right, (((last,), (last,)), (axes, axes)), preferred_element_type=jnp.float32)
-    if few:  # as in `contract`, XLA packs what stands on the right: better the queries than a whole window of keys
-        scores = jnp.swapaxes(jax.lax.optimization_barrier(scores), -1, -2)
-    scores = scores + jnp.where(mask, 0, MASKED)  # a sum, which XLA fuses with the rest on CPU, where it does no choice
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))  # cancels out
-    weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    mixed = jax.lax.dot_general(
-        weights.astype(values.dtype), values, (((last,), (before,)), (axes, axes)), preferred_element_type=jnp.float32
-    )
-    return mixed, top, total
-
-
-def _group(queries: Array, keys: Array) -> Array:
-    """Scales queries [..., H, T, D] by D^-1/2 and joins those of a key head: [..., Hkv, H / Hkv * T, D]."""
-    *lead, _, _, width = queries.shape
-    return (queries * width**-0.5).reshape(*lead, keys.shape[-3], -1, width)
-
-
-def _query_rows(queries: Array, keys: Array) -> Array:
-    """Position of each row of `_group`'s result: 0 .. T - 1, once for every query head of a key head."""
-    heads, size, _ = queries.shape[-3:]
-    return jnp.tile(jnp.arange(size), heads // keys.shape[-3])

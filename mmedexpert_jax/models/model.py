@@ -12,9 +12,10 @@ from jax import Array
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import fused, kernel_trial
+from mmedexpert_jax.models.attention import Slots, attend, attend_extended, attend_shared
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.decoder import ByLayer, Pass, window_of
-from mmedexpert_jax.models.layers import Slots, attend, attend_extended, attend_shared, image_numbers
+from mmedexpert_jax.models.layers import image_numbers
 from mmedexpert_jax.models.network import bind
 from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.processing.batch import Batch

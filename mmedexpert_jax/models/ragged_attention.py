@@ -14,7 +14,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
-from mmedexpert_jax.models.layers import MASKED
+from mmedexpert_jax.models.attention import MASKED
 
 BLOCK = 256  # keys of all heads that are read at a time: of 8 heads of 128 in bfloat16 half a megabyte
 

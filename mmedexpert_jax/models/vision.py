@@ -13,6 +13,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
+from mmedexpert_jax.models.attention import attend, attend_windows
 from mmedexpert_jax.models.config import VisionConfig
 from mmedexpert_jax.models.decoder import declare_layers, run_layers
 from mmedexpert_jax.models.layers import (
@@ -21,8 +22,6 @@ from mmedexpert_jax.models.layers import (
     Linear,
     PatchConv,
     RMSNorm,
-    attend,
-    attend_windows,
 )
 from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.models.rotary import axial, rotate

@@ -14,9 +14,10 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
+from mmedexpert_jax.models.attention import attend
 from mmedexpert_jax.models.config import Keys, VisionConfig
 from mmedexpert_jax.models.decoder import Embedding, declare_layers, run_layers
-from mmedexpert_jax.models.layers import ACTIVATIONS, LayerNorm, Linear, PatchConv, attend, declare
+from mmedexpert_jax.models.layers import ACTIVATIONS, LayerNorm, Linear, PatchConv, declare
 
 
 def read_vit(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmedexpert_jax.models import fused, layers
+from mmedexpert_jax.models import attention, fused
 from mmedexpert_jax.models.layers import contract
 
 
@@ -59,7 +59,7 @@ def test_few_rows_of_bfloat16_are_multiplied_with_the_weight_first(rows, first):
 @pytest.mark.parametrize("queries, first", [(8, "2,3,40,8"), (9, "2,3,9,40")])
 def test_few_queries_are_multiplied_with_the_keys_first(queries, first):
     def scores(x, keys):
-        return layers._softmax_part(x, keys, keys, jnp.ones((1, 40), bool))[1]
+        return attention._softmax_part(x, keys, keys, jnp.ones((1, 40), bool))[1]
 
     arrays = jnp.zeros((2, 3, queries, 16)), jnp.zeros((2, 3, 40, 16))
     program = jax.jit(scores).lower(*arrays).compile().as_text()

@@ -16,6 +16,7 @@ from mmedexpert_jax.models import (
     ModelConfig,
     Prefix,
     Slots,
+    attention,
     decode_attention,
     delta_kernel,
     fused,
@@ -59,7 +60,7 @@ def plain(
     own_keys = own_keys.at[:, :, place % size].set(keys[:, :, 0])
     own_values = own_values.at[:, :, place % size].set(values[:, :, 0])
     prompt = prompt_keys, prompt_values, lengths
-    mixed = layers.attend_shared(queries, *prompt, own_keys, own_values, seen, slots, steps=steps, window=window)
+    mixed = attention.attend_shared(queries, *prompt, own_keys, own_values, seen, slots, steps=steps, window=window)
     return mixed, own_keys, own_values
 
 

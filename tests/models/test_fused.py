@@ -1,4 +1,4 @@
-"""The rows that the fused kernel is handed, by the plain implementation of the same call, against `layers`."""
+"""The rows that the fused kernel is handed, by the plain implementation of the same call, against `attention`."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmedexpert_jax.models import fused, layers
+from mmedexpert_jax.models import attention, fused
 
 PROMPT, SIZE = 5, 4
 LENGTHS = np.array([5, 2, 3], np.int32)
@@ -40,7 +40,7 @@ def test_padded_rows(causal):
     inputs = draws((3, 4, PROMPT, 8), (3, 2, PROMPT, 8), (3, 2, PROMPT, 8))
     inside = (np.arange(PROMPT) < LENGTHS[:, None])[:, None, :, None]
     one = lambda *x: fused.attend(*x, LENGTHS, causal=causal, implementation="xla")  # noqa: E731
-    other = lambda *x: inside * layers.attend(*x, LENGTHS, causal=causal)  # noqa: E731
+    other = lambda *x: inside * attention.attend(*x, LENGTHS, causal=causal)  # noqa: E731
     assert_same(one, other, inputs, draws((3, 4, PROMPT, 8))[0])
 
 
@@ -60,7 +60,7 @@ def test_continuations_joined_to_their_prompts():
     def by(function, **options):
         return lambda queries, k, v, keys, values: function(queries, k, v, LENGTHS, keys, values, **options)
 
-    assert_same(by(fused.attend_extended, implementation="xla"), by(layers.attend_extended), inputs, weights)
+    assert_same(by(fused.attend_extended, implementation="xla"), by(attention.attend_extended), inputs, weights)
 
 
 @pytest.mark.parametrize(

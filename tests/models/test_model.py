@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmedexpert_jax import lora
-from mmedexpert_jax.models.layers import attend
+from mmedexpert_jax.models.attention import attend
 from mmedexpert_jax.models.tree import flatten
 
 PROMPTS = [[3, (4, 6), 2], [5]]
