@@ -51,6 +51,7 @@ def run(config: ConfigDict) -> None:
     host = f"[{host}]" if ":" in host else host
     try:
         desk.warm_up()
+        socket.listen(settings.backlog)  # who reads the next line may connect at once; uvicorn listens a moment later
         print(f"serving {', '.join(desk.loras)} on http://{host}:{port}/v1, a page at / (stop with Ctrl-C)", flush=True)
         if config.host not in LOOPBACK and not key:
             print("anyone who reaches this address may ask: set config.key_env, or host to 127.0.0.1", flush=True)

@@ -20,6 +20,8 @@ from mmedexpert_jax.rollout.pool import Pool
 
 STEPS = 8  # tokens between two looks at what has come in and at who reads along
 LEAST = 64  # tokens of a padded prompt; lengths are powers of two, so that programs are few
+BLOCK = 8  # texts of one padded length that are read at a time
+ENOUGH = 3  # texts that take longer one by one than as a block, whatever fills it up
 
 
 class Busy(Exception):
@@ -70,7 +72,7 @@ class Desk:
     ):
         self.processor, self.loras = processor, loras
         self.max_prompt_length, self.max_new_tokens = max_prompt_length, max_new_tokens
-        self._model, self._params, self._rows, self._queue = model, params, rows, queue
+        self._model, self._params, self._rows, self.queue = model, params, rows, queue
         self._pools: dict[str, Pool] = {}
         self._waiting: dict[str, deque[Choice]] = defaultdict(deque)
         self._running: set[Choice] = set()
@@ -83,29 +85,32 @@ class Desk:
     def submit(self, choices: list[Choice]) -> None:
         """Puts choices in the queue. Raises Busy where it has no room for them."""
         with self._news:
-            if sum(map(len, self._waiting.values())) + len(choices) > self._queue:
+            if sum(map(len, self._waiting.values())) + len(choices) > self.queue:
                 raise Busy
             for choice in choices:
                 self._waiting[choice.model].append(choice)
             self._news.notify()
 
     def warm_up(self) -> None:
-        """Answers a short text and a small image under each name, so that the first requests find their programs.
+        """Answers a short text, a block of them and a small image under each name, so that the first requests find
+        their programs.
 
         Raises DataError where the model cannot answer.
         """
         picture = Image.new("RGB", (56, 56))  # the least that Qwen2-VL takes
-        asked = ["Hello", [{"type": "image", "image": picture}, {"type": "text", "text": "Hello"}]]
+        shown = [{"type": "image", "image": picture}, {"type": "text", "text": "Hello"}]
         for name in self.loras:
-            for content in asked:
-                over, conversation = threading.Event(), [{"role": "user", "content": content}]
+            for content, count in (("Hello", 1), ("Hello", min(ENOUGH, self.queue)), (shown, 1)):
+                over, conversation = threading.Semaphore(0), [{"role": "user", "content": content}]
                 try:
                     encoded = self.processor.encode(conversation, max_length=self.max_prompt_length)
                 except DataError:  # a model without images, or a limit below an image's tokens
                     continue
-                tell = lambda _, ended, over=over: ended and over.set()  # noqa: E731
-                self.submit([Choice(name, encoded, 0, 1.0, 1.0, 0, min(2, self.max_new_tokens), tell)])
-                over.wait()
+                tell = lambda _, ended, over=over: ended and over.release()  # noqa: E731
+                limit = min(2, self.max_new_tokens)
+                self.submit([Choice(name, encoded, 0, 1.0, 1.0, 0, limit, tell) for _ in range(count)])
+                for _ in range(count):
+                    over.acquire()
                 if isinstance(self.failure, UserError):
                     raise self.failure
 
@@ -146,11 +151,7 @@ class Desk:
             return
         pool = self._pools[name] = self._pools.get(name) or self._open(name)
         while waiting and not pool.full:
-            with self._news:
-                choice = waiting.popleft()
-            if not choice.dropped:
-                self._running.add(choice)
-                self._admit(pool, choice)
+            self._admit(pool, self._next(waiting))
         pool.run(more=bool(waiting), steps=STEPS)
         for choice, done in pool.ended():
             self._running.discard(choice)
@@ -167,23 +168,46 @@ class Desk:
         sampling = Sampling(1, self.max_new_tokens, 0, None, 0, 1.0, stops, ())
         dtype = self._params["model"]["embed_tokens"]["weight"].dtype
         key, length = jax.random.key(0), self.max_prompt_length
-        return Pool(self._model, sampling, self._params, self.loras[name], key, self._rows, 1, length, dtype)
+        return Pool(self._model, sampling, self._params, self.loras[name], key, self._rows, BLOCK, length, dtype)
 
-    def _admit(self, pool: Pool, choice: Choice) -> None:
-        patches = max((len(patches) for patches, _ in choice.encoded.images), default=0)
+    def _next(self, waiting: deque[Choice]) -> list[Choice]:
+        """The choices that are read next: texts of one padded length that wait behind one another, or a single one."""
+        taken: list[Choice] = []
+        with self._news:
+            while waiting and len(taken) < BLOCK and (not taken or _alike(taken[0].encoded, waiting[0].encoded)):
+                choice = waiting.popleft()
+                if not choice.dropped:
+                    taken.append(choice)
+            if len(taken) < ENOUGH:
+                waiting.extendleft(reversed(taken[1:]))
+                del taken[1:]
+        return taken
+
+    def _admit(self, pool: Pool, choices: list[Choice]) -> None:
+        if not choices:
+            return
+        self._running.update(choices)
+        full = choices + choices[:1] * (BLOCK - len(choices) if len(choices) > 1 else 0)
+        patches = max((len(patches) for patches, _ in choices[0].encoded.images), default=0)
         batch = self.processor.collate(
-            [choice.encoded],
-            min_length=min(_power(len(choice.encoded.tokens)), pool.capacity),
+            [choice.encoded for choice in full],
+            min_length=min(_power(len(choices[0].encoded.tokens)), pool.capacity),
             min_patches=_power(patches) if patches else 0,
-            min_images=len(choice.encoded.images),
+            min_images=len(choices[0].encoded.images),
         )
         own = Own(
-            jnp.array([choice.temperature], jnp.float32),
-            jnp.array([choice.top_k], jnp.int32),
-            jnp.array([choice.top_p], jnp.float32),
-            jnp.array([choice.limit], jnp.int32),
+            jnp.array([choice.temperature for choice in full], jnp.float32),
+            jnp.array([choice.top_k for choice in full], jnp.int32),
+            jnp.array([choice.top_p for choice in full], jnp.float32),
+            jnp.array([choice.limit for choice in full], jnp.int32),
         )
-        pool.admit(batch, np.array([choice.row]), [choice], own)
+        tickets = [*choices, *[None] * (len(full) - len(choices))]
+        pool.admit(batch, np.array([choice.row for choice in full]), tickets, own)
+
+
+def _alike(one: Encoded, other: Encoded) -> bool:
+    """True where two prompts may be read together: texts of one padded length."""
+    return not one.images and not other.images and _power(len(one.tokens)) == _power(len(other.tokens))
 
 
 def _power(count: int) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,7 @@ def served(folder):
     line = process.stdout.readline()
     address = re.search(r"http://\S+/v1", line)
     assert address, line + process.stderr.read()
+    socket.create_connection(("127.0.0.1", int(address[0].split(":")[2].removesuffix("/v1"))), 60).close()  # at once
     yield address[0]
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -78,8 +80,7 @@ def test_names_limits_and_those_who_leave(served):
     names = [one["id"] for one in httpx.get(f"{served}/models").json()["data"]]
     assert names == ["base", *NAMES]
     body = {"messages": [{"role": "user", "content": "Is a score of 7 high?"}], "max_tokens": 32}
-    many = httpx.post(f"{served}/chat/completions", json=body | {"n": 5}, timeout=60)
-    assert many.status_code == 429 and many.headers["retry-after"]
+    assert httpx.post(f"{served}/chat/completions", json=body | {"n": 5}, timeout=60).status_code == 400
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{served}/chat/completions", json=body | {"n": 4}, timeout=0.05)
     answer = httpx.post(f"{served}/chat/completions", json=body, timeout=120).json()  # the rows are free again

@@ -16,7 +16,7 @@ from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.remote import guard
 from mmedexpert_jax.rollout import server
 from mmedexpert_jax.rollout.chat import Vote, Votes
-from mmedexpert_jax.rollout.desk import Desk
+from mmedexpert_jax.rollout.desk import ENOUGH, Desk
 
 ORIGIN = "http://127.0.0.1"
 
@@ -126,13 +126,14 @@ def test_the_warm_up_asks_each_name_what_its_processor_takes():
         return conversation
 
     def submit(choices):
-        asked.extend((choice.model, choice.limit) for choice in choices)
-        choices[0].tell(None, False)
-        choices[0].tell(None, True)
+        asked.append((choices[0].model, choices[0].limit, len(choices)))
+        for choice in choices:
+            choice.tell(None, False)
+            choice.tell(None, True)
 
     processor = SimpleNamespace(encode=encode)
     loras = {"base": None, "expert": None}
     limits = {"max_prompt_length": 64, "max_new_tokens": 1}
-    desk = SimpleNamespace(loras=loras, processor=processor, submit=submit, failure=None, **limits)
+    desk = SimpleNamespace(loras=loras, processor=processor, submit=submit, failure=None, queue=256, **limits)
     Desk.warm_up(desk)
-    assert asked == [("base", 1), ("expert", 1)]
+    assert asked == [("base", 1, 1), ("base", 1, ENOUGH), ("expert", 1, 1), ("expert", 1, ENOUGH)]

@@ -18,7 +18,7 @@ from mmedexpert_jax.errors import NotFinite
 from mmedexpert_jax.models import load_policy, load_processor
 from mmedexpert_jax.rollout import Engine, Settings, server
 from mmedexpert_jax.rollout.decode import programs
-from mmedexpert_jax.rollout.desk import Choice, Desk
+from mmedexpert_jax.rollout.desk import Busy, Choice, Desk
 
 LIMIT = 24
 
@@ -122,6 +122,7 @@ def test_after_the_warm_up_a_request_compiles_nothing(ask, desk):
     desk.warm_up()
     before = len(programs)
     assert ask().status_code == ask([picture(), {"type": "text", "text": "What is it?"}]).status_code == 200
+    assert ask(n=4).status_code == 200
     assert len(programs) == before
 
 
@@ -151,7 +152,7 @@ def test_a_stream_is_the_answer_and_stops_where_it_is_told(ask):
     ("fields", "status", "says"),
     [
         ({"n": 0}, 400, "n"),
-        ({"n": 7}, 429, "wait"),
+        ({"n": 7}, 400, "n 7 is over the server's queue of 6"),
         ({"temperature": "hot"}, 400, "temperature"),
         ({"top_p": 0}, 400, "top_p"),
         ({"max_tokens": 10**9}, 400, "max_tokens"),
@@ -179,6 +180,19 @@ def test_what_cannot_be_answered_gets_its_status_and_one_line(ask, fields, statu
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'{"messages": NaN}', b"[" * 100_000, b"\xff\xfe", b"null"])
+def test_a_full_queue_is_told_with_the_time_to_come_again(ask, desk, monkeypatch):
+    encoded = desk.processor.encode([{"role": "user", "content": "Why?"}])
+    with pytest.raises(Busy):
+        desk.submit([Choice("mini", encoded, 0, 0.0, 1.0, 0, LIMIT, lambda done, ended: None)] * 7)
+
+    def full(choices):
+        raise Busy
+
+    monkeypatch.setattr(desk, "submit", full)
+    response = ask()
+    assert response.status_code == 429 and response.headers["retry-after"] and "wait" in response.text
+
+
 def test_a_body_that_is_no_request(address, body):
     headers = {"authorization": "Bearer secret"}
     response = httpx.post(f"{address}/v1/chat/completions", content=body, headers=headers)
@@ -285,6 +299,30 @@ def test_the_place_of_a_choice_that_was_dropped_is_the_next_one_s_alone(desk):
         desk.submit([dropped, choice("What is gout?", tell, watched=True)])
 
     assert answer(beside) == alone and told[:2] == [False, False]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_texts_that_are_read_together_are_answered_as_each_alone(desk, temperature):
+    """Three to six that wait at once, some of another padded length, one with an image between them."""
+    words = ["Is a score of 7 high?", "What is gout?", "Is it? " * 40, "Why?", "Is it so? " * 30, "Who?"]
+    contents = [*words[:4], [{"type": "image", "image": Image.new("RGB", (56, 56))}], *words[4:]]
+    prompts = [desk.processor.encode([{"role": "user", "content": content}]) for content in contents]
+
+    def answers(numbers):
+        found, over = {}, threading.Semaphore(0)
+
+        def tell(number):
+            return lambda done, ended: ended and (found.update({number: done}), over.release())
+
+        limits = temperature, 1.0, 0, LIMIT
+        desk.submit([Choice("mini", prompts[number], number, *limits, tell(number)) for number in numbers])
+        for _ in numbers:
+            assert over.acquire(timeout=60)
+        return {number: (found[number].tokens.tolist(), found[number].lengths.tolist()) for number in numbers}
+
+    alone = {number: answers([number])[number] for number in range(len(prompts))}
+    for together in (range(6), (6, 5, 3, 1), (0, 1, 3)):
+        assert answers(together) == {number: alone[number] for number in together}
 
 
 def test_a_model_that_is_not_finite_is_not_served(model):
