@@ -179,7 +179,6 @@ def test_what_cannot_be_answered_gets_its_status_and_one_line(ask, fields, statu
     assert response.status_code == status and says in message and len(message) < 400 and "Traceback" not in message
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'{"messages": NaN}', b"[" * 100_000, b"\xff\xfe", b"null"])
 def test_a_full_queue_is_told_with_the_time_to_come_again(ask, desk, monkeypatch):
     encoded = desk.processor.encode([{"role": "user", "content": "Why?"}])
     with pytest.raises(Busy):
@@ -193,6 +192,7 @@ def test_a_full_queue_is_told_with_the_time_to_come_again(ask, desk, monkeypatch
     assert response.status_code == 429 and response.headers["retry-after"] and "wait" in response.text
 
 
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'{"messages": NaN}', b"[" * 100_000, b"\xff\xfe", b"null"])
 def test_a_body_that_is_no_request(address, body):
     headers = {"authorization": "Bearer secret"}
     response = httpx.post(f"{address}/v1/chat/completions", content=body, headers=headers)
