@@ -92,8 +92,8 @@ class Desk:
             self._news.notify()
 
     def warm_up(self) -> None:
-        """Answers a short text, a block of them and a small image under each name, so that the first requests find
-        their programs.
+        """Opens the pool of each name and answers a short text, a block of them and a small image, so that the first
+        requests find their programs.
 
         Raises DataError where the model cannot answer.
         """
@@ -168,7 +168,9 @@ class Desk:
         sampling = Sampling(1, self.max_new_tokens, 0, None, 0, 1.0, stops, ())
         dtype = self._params["model"]["embed_tokens"]["weight"].dtype
         key, length = jax.random.key(0), self.max_prompt_length
-        return Pool(self._model, sampling, self._params, self.loras[name], key, self._rows, BLOCK, length, dtype)
+        pool = Pool(self._model, sampling, self._params, self.loras[name], key, self._rows, BLOCK, length, dtype)
+        pool.warm_up()
+        return pool
 
     def _next(self, waiting: deque[Choice]) -> list[Choice]:
         """The choices that are read next: texts of one padded length that wait behind one another, or a single one."""

@@ -1,6 +1,7 @@
 """A pool of rows on the devices, into which prompts are admitted while the samples of others go on."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ class Pool:
         self._mesh, self._devices, self.block = mesh, devices_of(mesh), block
         group = sampling.num_samples
         self._places = places(rows, group, block)
-        self._widths = widths(rows, sampling.max_new_tokens)
+        self._widths = widths(rows, sampling.max_new_tokens, served=sampling.temperature is None)
         self._width, self._window = rows, window_for(1, sampling.max_new_tokens)
         self._tickets: list[list[Any]] = [[None] * self._places for _ in range(self._devices)]
         self._left, self._oldest = 0, 0
@@ -131,25 +132,22 @@ class Pool:
         """
         if not self._left or self._running is not None:
             return
-        model, params, lora = self._network
         self._fit(shrink=not more)
         leave = max((w for w in self._widths if w < self._width), default=0)
         if more:
             leave = min(self._width, self._left) - 1
-        least = 0 if self._mesh is None else min(PATIENCE, steps)
-        self._state, self._running = advance(
-            model,
-            self._sampling,
-            self._mesh,
-            params,
-            lora,
-            self._prefix,
-            self._keys,
-            self._state,
-            leave,
-            least,
-            steps,
-        )
+        self._running = self._advance(leave, 0 if self._mesh is None else min(PATIENCE, steps), steps)
+
+    def warm_up(self) -> None:
+        """Compiles what the pool needs before its samples outgrow the first window: rows of every number, made fewer
+        and more from each to each. Nothing may have been admitted."""
+        for one, other in itertools.permutations(self._widths, 2):
+            self._resize(one, self._window)
+            self._resize(other, self._window)
+        for width in self._widths:
+            self._resize(width, self._window)
+            self._advance(0, 0, 0)
+        self._resize(self._widths[0], self._window)
 
     def ended(self) -> list[Ended]:
         """The tickets whose samples have all ended since the last call; their places are free."""
@@ -184,9 +182,19 @@ class Pool:
         wanted = next((w for w in reversed(self._widths) if w >= self._left), self._widths[0])
         width = wanted if shrink else max(wanted, self._width)
         window = window_after(self._window, self._oldest, self._sampling.max_new_tokens, fewer=width < self._width)
+        self._resize(width, window)
+
+    def _resize(self, width: int, window: int) -> None:
         if (width, window) != (self._width, self._window):
             self._width, self._window = width, window
             self._state = resize(width, window, self._mesh, self._state)
+
+    def _advance(self, leave: int, least: int, most: int) -> Array:
+        """Steps of all rows, as `decode.advance` bounds them; what it tells of the samples."""
+        model, params, lora = self._network
+        held = self._prefix, self._keys, self._state
+        self._state, told = advance(model, self._sampling, self._mesh, params, lora, *held, leave, least, most)
+        return told
 
     def _samples(self, ended: bool) -> list[Ended]:
         done, own = jax.device_get((self._state.completions, self._state.own))

@@ -11,6 +11,7 @@ WINDOW = 256  # tokens of the smallest caches; of 128, rows would rarely be fewe
 PARTS = (8, 6, 4, 2, 1)  # eighths of the rows that are kept as samples end and none waits
 SHORT = 128  # tokens of samples whose tail is too short to repay more programs
 PARTS_SHORT = (8, 3)  # of the rows of such samples
+PARTS_SERVED = (8, 3, 1)  # of a server's rows, whose programs are compiled before the first request, each in its turn
 PATIENCE = 64  # steps on a mesh, where devices with few rows left do not wait for those with many
 
 
@@ -24,9 +25,10 @@ def devices_of(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def widths(rows: int, size: int) -> list[int]:
+def widths(rows: int, size: int, served: bool = False) -> list[int]:
     """Numbers of rows that programs are compiled for, from all `rows` down; samples have up to `size` tokens."""
-    return sorted({-(-rows * part // 8) for part in (PARTS if size > SHORT else PARTS_SHORT)}, reverse=True)
+    batch = PARTS if size > SHORT else PARTS_SHORT
+    return sorted({-(-rows * part // 8) for part in (PARTS_SERVED if served else batch)}, reverse=True)
 
 
 def window_for(length: int, size: int) -> int:

@@ -118,7 +118,7 @@ def full_logits():
 class Echo:
     """A desk whose models say their own names."""
 
-    max_prompt_length, max_new_tokens = 100, 10
+    max_prompt_length, max_new_tokens, queue = 100, 10, 256
     processor = SimpleNamespace(
         encode=lambda conversation, max_length: SimpleNamespace(tokens=[1]), decode=lambda tokens: str(tokens[0])
     )

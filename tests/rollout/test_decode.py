@@ -98,6 +98,7 @@ def test_log_probabilities_at_temperature_1_are_the_trainers(refilled, tiny, bat
 def test_widths_and_windows_are_few():
     assert widths_module.widths(96, 1000) == [96, 72, 48, 24, 12]
     assert widths_module.widths(96, 96) == [96, 36] and widths_module.widths(1, 96) == [1]
+    assert widths_module.widths(64, 512, served=True) == [64, 24, 8]
     windows = [widths_module.window_for(length, 1000) for length in range(1, 1001)]
     assert set(windows) == {256, 512, 1000} and all(w >= length for length, w in enumerate(windows, 1))
     assert widths_module.window_for(1, 96) == 96
