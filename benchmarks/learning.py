@@ -3,7 +3,8 @@
     python benchmarks/learning.py --seeds 0 1 2
     python benchmarks/learning.py --seeds 0 1 2 3 4 --against sum,gated,gdpo     # other rewards, against the default
     python benchmarks/learning.py --seeds 0 1 2 3 4 --against ahead,grpo     # rollouts a step ahead; the paper's rival
-    python benchmarks/learning.py --seeds 0 1 2 --against bare,grpo          # what of the rival's lead is the reward
+    python benchmarks/learning.py --seeds 0 1 2 3 4 --against bare,grpo      # what of the rival's lead is the reward
+    python benchmarks/learning.py --seeds 0 1 2 --against grpo,rloo,reinforce_pp     # its kin; also slower,faster
 
 Each run is the README's command in a process of its own, without its held-out evaluations of other settings: the base
 and every policy are then scored here on the test split, sampled at temperature 1, as they were trained, and greedily.
@@ -12,6 +13,7 @@ finished in its folder is read, not repeated.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import subprocess
@@ -109,6 +111,12 @@ def summarise(runs: list[Trained], base: dict[str, Evaluation], after: list[dict
     return figures
 
 
+def paired(one: list[dict[str, Evaluation]], other: list[dict[str, Evaluation]], kind: str) -> dict[str, float]:
+    """Accuracy of the policies `other` over `one` under a decoding, paired; the seeds of an item are kept together."""
+    gain = compare_evaluations([found[kind] for found in one], [found[kind] for found in other])
+    return {"gain": gain.difference, "low": gain.low, "high": gain.high}
+
+
 def main() -> None:
     """Trains, scores, prints the tables and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -142,11 +150,15 @@ def main() -> None:
         for group in dict.fromkeys(run["group"] for run in result["runs"]):
             figures = result[group][kind]
             print(f"{group}, {kind}: gain {figures['gain']:+.3f} [{figures['low']:+.3f}, {figures['high']:+.3f}]")
-        gba = [evaluations[kind] for evaluations in policies["gba"]]
         for name in against:
-            beyond = compare_evaluations([evaluations[kind] for evaluations in policies[name]], gba)
-            result[f"GBA beyond {name}, {kind}"] = {"gain": beyond.difference, "low": beyond.low, "high": beyond.high}
-            print(f"GBA beyond {name}, {kind}: {beyond.difference:+.3f} [{beyond.low:+.3f}, {beyond.high:+.3f}]")
+            beyond = result[f"GBA beyond {name}, {kind}"] = paired(policies[name], policies["gba"], kind)
+            print(f"GBA beyond {name}, {kind}: {beyond['gain']:+.3f} [{beyond['low']:+.3f}, {beyond['high']:+.3f}]")
+    result["pairs"] = {}
+    for one, other in itertools.combinations(against, 2):
+        gains = {kind: paired(policies[one], policies[other], kind) for kind in DECODING}
+        result["pairs"][f"{other} over {one}"] = gains
+        for kind, gain in gains.items():
+            print(f"{other} over {one}, {kind}: {gain['gain']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]")
     facts = {"benchmark": "learning", "machine": platform.machine(), "python": platform.python_version()}
     print(json.dumps(facts | result))
 

@@ -1,4 +1,4 @@
-"""Merging (section 4.3): TIES and its rivals over the experts' task vectors."""
+"""Merging (section 4.3): TIES and other methods over the experts' task vectors."""
 
 from mmedexpert_jax.config import presets
 from mmedexpert_jax.config.fields import SPECIALTIES, Config, Field, one_of, signed
@@ -20,7 +20,7 @@ def get_config(preset: str = "mini") -> Config:
     runs = f"runs/dsa-{preset}"
     config.experts = tuple(f"{runs}/{name}" for name in SPECIALTIES)  # "path" or "name=path" of runs, adapters, models
     config.weights = ()  # a number per expert, in their order; empty: all 1
-    config.method = one_of(*METHODS)  # "ties" (equation 7), or one of its rivals: docs/merging.md lists them
+    config.method = one_of(*METHODS)  # "ties" (equation 7), or another method: docs/merging.md lists them
     # where codes differ: "paper" (algorithm 1), "official", "mergekit" or "peft"
     config.rules = one_of("paper", "official", "mergekit", "peft")
     # share of each task vector's entries kept; not given in the paper, value of the TIES authors

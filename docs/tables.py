@@ -36,6 +36,8 @@ def against_table(*measured: dict) -> str:
             pairs = [found[f"GBA beyond {name}, {kind}"] for kind in KINDS]
             gains = [{"gain": -pair["gain"], "low": -pair["high"], "high": -pair["low"]} for pair in pairs]
             rows.append([f"{group} (`{name}`)", *(_points(gain["gain"], gain) for gain in gains)])
+        for pair, gains in found.get("pairs", {}).items():  # results of before have none
+            rows.append([pair, *(_points(gains[kind]["gain"], gains[kind]) for kind in KINDS)])
         heads = [f"over the default, {found['GBA']['runs']} seeds, points [95 % interval]", *KINDS]
         text += f"{_about(one)}\n\n{_table(heads, rows)}\n"
     return text.rstrip("\n") + "\n"
@@ -234,7 +236,8 @@ def _table(heads: list[str], rows: list[list[Any]]) -> str:
 
 
 def _points(gain: float, interval: dict) -> str:
-    return f"{100 * gain:+.1f} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
+    found, low, high = (round(100 * share, 1) + 0.0 for share in (gain, interval["low"], interval["high"]))  # no -0.0
+    return f"{found:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _digits(value: float) -> str:

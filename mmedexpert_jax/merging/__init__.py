@@ -1,4 +1,4 @@
-"""Merging of experts (paper section 4.3): task vectors, TIES and its rivals, and a report of their interference."""
+"""Merging of experts (paper section 4.3): task vectors, TIES and other methods, and a report of their interference."""
 
 from typing import TYPE_CHECKING, Any
 
