@@ -72,7 +72,7 @@ def totals(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def group(values: np.ndarray, weights: np.ndarray, eps: float, ddof: int) -> np.ndarray:
-    """Equation 4."""
+    """Equation 4 where functions may abstain; `group_advantages` is the traceable form."""
     rewards = totals(values, weights)
     if np.isfinite(rewards).all():
         return np.asarray(group_advantages(rewards, eps, ddof))
@@ -127,9 +127,16 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-def estimate(values: np.ndarray, weights: np.ndarray, name: str, eps: float = 1e-4, ddof: int = 1) -> np.ndarray:
+def estimate(
+    values: np.ndarray,
+    weights: np.ndarray,
+    name: str,
+    eps: float = 1e-4,
+    ddof: int = 1,
+    own: Estimator | None = None,
+) -> np.ndarray:
     """Advantages [N, G] float32 of rewards by function [N, G, F] under one of ESTIMATORS, or one's own
-    ("path.py:function"); 0 where all abstained.
+    ("path.py:function"); 0 where all abstained. `own` is that function where it is loaded: a file is executed for it.
 
     Raises:
         ConfigError: fewer than two samples in a group; one's own that fails, or gives other than [N, G] finite numbers.
@@ -138,7 +145,7 @@ def estimate(values: np.ndarray, weights: np.ndarray, name: str, eps: float = 1e
     _check_size(values.shape[1])
     given = np.asarray(values, np.float32), np.asarray(weights, np.float32), eps, ddof
     with np.errstate(invalid="ignore", divide="ignore"):
-        advantages = ESTIMATORS[name](*given) if name in ESTIMATORS else _of_own(name, *given)
+        advantages = ESTIMATORS[name](*given) if name in ESTIMATORS else _of_own(name, own, *given)
     return np.nan_to_num(advantages, nan=0.0).astype(np.float32)
 
 
@@ -147,9 +154,9 @@ def estimator(name: str) -> Estimator:
     return find_function(name, ESTIMATORS, "config.advantage_scale")
 
 
-def _of_own(name: str, values: np.ndarray, *given: Any) -> np.ndarray:
+def _of_own(name: str, own: Estimator | None, values: np.ndarray, *given: Any) -> np.ndarray:
     """A user's own estimate. Raises ConfigError where it fails or is none; NaN is that of a sample without reward."""
-    own = estimator(name)
+    own = own or estimator(name)
     try:
         advantages = np.asarray(own(values, *given), np.float32)
     except Exception as error:  # the function is the user's: anything may be raised in it
@@ -163,7 +170,6 @@ def _of_own(name: str, values: np.ndarray, *given: Any) -> np.ndarray:
 
 # -- weights by specialty and difficulty -------------------------------------------------------------------------------
 
-WEIGHTS = ("none", "specialty", "drpo")
 LEVELS = 4  # of difficulty: quarters of the share of a group's samples that are right
 
 
@@ -195,7 +201,7 @@ def domain_weighted(
         specialties: [N] int, of each group.
         rewards: [N, G].
         right: [N, G], 1 where the answer is right.
-        kind: one of WEIGHTS.
+        kind: "specialty" or "drpo".
         eps: below which no T and no deviation falls.
 
     Returns:
@@ -204,8 +210,6 @@ def domain_weighted(
     levels = np.minimum((right.mean(axis=1) * LEVELS).astype(int), LEVELS - 1)
     counts = counts.copy()
     np.add.at(counts, (specialties, levels), np.stack([np.ones(len(rewards)), np.nanmean(rewards, axis=1)], axis=-1))
-    if kind == "none":
-        return advantages, counts
     groups, sums = counts[..., 0], counts[..., 1]
     means = sums / np.maximum(groups, 1)
     rarity = np.where(groups > 0, 1 / np.maximum(groups, 1), 0.0)

@@ -14,7 +14,8 @@ class Ahead(Generic[Round]):
 
     A round comes from its state's weights `behind` alone, so that it is the same whether it was begun in time or, as
     the first of a process that resumes, only when it is asked for. All are drawn in one thread: settings of JAX that
-    belong to a thread are then the same for all of them.
+    belong to a thread are then the same for all of them. An interrupted run, whose state is saved by then, ends when
+    the round that was begun is drawn: XLA aborts a process whose threads still compute.
     """
 
     def __init__(self, draw: Callable[[State, int], Round], steps: int):

@@ -134,7 +134,9 @@ def _means(model: Any, params: dict, deltas: Any, processor: Any, texts: Sequenc
     encoded = [processor.encode([{"role": "user", "content": text}]) for text in filled]
     longest = max(len(one.tokens) for one in encoded)
     batch = processor.collate(encoded, min_length=-(-longest // 64) * 64)
-    hidden = jax.jit(model.prefill)(params, batch, deltas).hidden.astype(jnp.float32)
+    # of the class, which is one object: a bound method is another at every call, and would be compiled at every call
+    prefill = jax.jit(type(model).prefill, static_argnums=0)
+    hidden = prefill(model, params, batch, deltas).hidden.astype(jnp.float32)
     mask = jnp.arange(hidden.shape[1]) < batch.lengths[:, None]
     means = jnp.where(mask[..., None], hidden, 0).sum(axis=1) / batch.lengths[:, None]
     return np.asarray(means)[: len(texts)]

@@ -63,6 +63,7 @@ class Tokens:
     # log-probabilities under the policy that sees the images with some of their patches masked
     masked: jax.Array | None = None
     masked_entropy: jax.Array | None = None  # of its distributions
+    shown: jax.Array | None = None  # 1 where the prompt has images
 
 
 def policy_terms(
@@ -208,10 +209,11 @@ def perception(tokens: Tokens) -> tuple[jax.Array, dict[str, jax.Array]] | None:
 
 def double_entropy(tokens: Tokens) -> tuple[jax.Array, dict[str, jax.Array]] | None:
     """Entropy with and without the masked patches, which is lowered, since `perception` alone may raise it without end
-    (PAPO's double entropy loss)."""
+    (PAPO's double entropy loss). 0 for a prompt without images."""
     if tokens.entropy is None or tokens.masked_entropy is None:
         return None
-    return tokens.entropy + tokens.masked_entropy, {"masked_entropy": tokens.masked_entropy}
+    shown = 1.0 if tokens.shown is None else tokens.shown
+    return shown * (tokens.entropy + tokens.masked_entropy), {"masked_entropy": tokens.masked_entropy}
 
 
 def k3(other: jax.Array, logprobs: jax.Array) -> jax.Array:

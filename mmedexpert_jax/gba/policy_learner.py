@@ -176,7 +176,9 @@ class PolicyLearner(train.Learner):
             if part.masked is not None:
                 blind = dataclasses.replace(part, batch=dataclasses.replace(part.batch, patches=part.masked))
                 masked = self._logprobs(policy, blind, entropy=True)
+            shown = jnp.any(part.batch.vision_index >= 0, axis=-1)[:, None, None]
             watched |= {"masked": _flat(masked[0]), "masked_entropy": _flat(masked[1])}
+            watched |= {"shown": _flat(jnp.broadcast_to(shown, logprobs.shape).astype(jnp.float32))}
         mask = jnp.arange(part.tokens.shape[-1]) < part.lengths[..., None]
         own = jax.lax.stop_gradient(logprobs) if old is None else old  # of the policy that sampled
         weights = truncated_weights(own, part.logprobs, config.importance_cap) if config.importance_cap else None
@@ -190,7 +192,6 @@ class PolicyLearner(train.Learner):
             jnp.reshape(part.advantages, -1),
             mask.reshape(-1, mask.shape[-1]),
             clip=config.clip,
-            beta=config.beta,
             aggregation=config.aggregation,
             clip_high=config.clip_high,
             max_tokens=config.max_new_tokens,

@@ -19,7 +19,7 @@ from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
-from mmedexpert_jax.gba.advantages import domain_weighted, estimate, estimator, new_counts, totals
+from mmedexpert_jax.gba.advantages import Estimator, domain_weighted, estimate, estimator, new_counts, totals
 from mmedexpert_jax.gba.ahead import Ahead
 from mmedexpert_jax.gba.batches import Batches, Sizes, overlong
 from mmedexpert_jax.gba.difficulty import difficulties, selected
@@ -117,6 +117,7 @@ class Job:
         steps: rollouts of the run.
         part: prompts of a micro-batch on each device.
         specialties: of the cases, in the order in which they are counted.
+        estimator: of the advantages, loaded once: a user's file that is edited in mid-run changes nothing.
     """
 
     scoring: tuple[reward.WeightedReward, ...]
@@ -128,12 +129,15 @@ class Job:
     steps: int
     part: int
     specialties: list[str]
+    estimator: Estimator
 
 
 def _prepare(config: ConfigDict, folder: Path) -> Job:
     """Reads data and model, and finds what is wrong with them before any work."""
     _check(config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    if config.rollout_ahead and mesh.size > 1:  # two threads would start collectives in an order of their own
+        raise ConfigError(f"config.rollout_ahead=1 takes one device, and the mesh has {mesh.size}; set it to 0")
     network = functools.cache(lambda: (*_network(config, mesh), load_processor(config.model.path)))
     scoring = reward.from_config(config, folder, network)
     cases = load_cases(config.data.path, "train", limit=config.limit, seed=config.seed)
@@ -144,8 +148,6 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     known: Sizes = {}
     with doing(f"encoding {len(cases):,} cases"):
         guidelines, steps = _order(config, cases, levels, processor, known)
-    if config.rollout_ahead and mesh.size > 1:  # two threads would start collectives in an order of their own
-        raise ConfigError(f"config.rollout_ahead=1 takes one device, and the mesh has {mesh.size}; set it to 0")
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     part = micro_batch(config, shares)
     rounds = steps * (1 + _refills(config))
@@ -159,7 +161,8 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     if config.advantage_weights != "equal":
         memory[DOMAINS] = new_counts(len(specialties))
     learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory)
-    return Job(scoring, guidelines, batches, processor, model, learner, steps, part, specialties)
+    own = estimator(config.advantage_scale)
+    return Job(scoring, guidelines, batches, processor, model, learner, steps, part, specialties, own)
 
 
 def _step(
@@ -169,7 +172,8 @@ def _step(
     learner, began = job.learner, time.perf_counter()
     rollout, scores, values = rounds(state, step)  # y_1 .. y_G ~ pi(. | p) and r(p, y)
     rewards, eps, ddof = totals(values, scores.weights), config.advantage_eps, config.advantage_ddof
-    advantages = estimate(values, scores.weights, config.advantage_scale, eps, ddof)  # equation 4
+    scale = config.advantage_scale
+    advantages = estimate(values, scores.weights, scale, eps, ddof, job.estimator)  # equation 4
     if DOMAINS in state.memory:
         advantages, state = _weighted(advantages, job, config, state, rollout, rewards, values)
     rollout = _for_update(rollout.with_advantages(advantages), rewards, config, step)

@@ -1,7 +1,7 @@
 """Attention in XLA's own operations: of padded rows, inside windows, of answers to a prompt that they share."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,25 @@ _STRIP = 128  # keys of a prompt that a row reads at a time
 _FEW_QUERIES = 8  # of a key head in attention, as in decoding
 _LONG = 128  # rows from this length on are attended causally in so many blocks of queries, each with the keys up to its
 _BLOCKS = 4  # end: 5/8 of the products, and of the memory a quarter
-# A softmax's share of some keys, as `_softmax_part` gives it.
-Share = tuple[Array, Array, Array]
+
+
+class PartialSoftmax(NamedTuple):
+    """Attention over some of the keys of N queries, which is joined with that over others, as in flash decoding."""
+
+    mixed: Array  # [..., N, D] float32, values weighted by exp(score - top)
+    top: Array  # [..., N, 1] float32, the largest score
+    total: Array  # [..., N, 1] float32, the sum of the weights
+
+    def joined(self, other: "PartialSoftmax") -> "PartialSoftmax":
+        """Attention over the keys of both."""
+        top = jnp.maximum(self.top, other.top)
+        of_self, of_other = jnp.exp(self.top - top), jnp.exp(other.top - top)
+        mixed, total = self.mixed * of_self + other.mixed * of_other, self.total * of_self + other.total * of_other
+        return PartialSoftmax(mixed, top, total)
+
+    def whole(self, queries: Array, values: Array) -> Array:
+        """The result where these are all keys there are: in the shape of `queries` and the dtype of `values`."""
+        return (self.mixed / self.total).astype(values.dtype).reshape(queries.shape)
 
 
 @jax.tree_util.register_dataclass
@@ -65,8 +82,8 @@ def attend(
         mask = jnp.arange(seen) < lengths[:, None, None]  # [B, rows, seen]
         if causal:
             mask = mask & _behind(start + _query_rows(block, keys), seen, window, images)
-        mixed, _, total = _softmax_part(_group(block, keys), keys[:, :, :seen], values[:, :, :seen], mask[:, None])
-        parts.append((mixed / total).astype(values.dtype).reshape(block.shape))
+        part = _softmax_part(_group(block, keys), keys[:, :, :seen], values[:, :, :seen], mask[:, None])
+        parts.append(part.whole(block, values))
     return jnp.concatenate(parts, axis=2)
 
 
@@ -109,8 +126,8 @@ def attend_windows(queries: Array, keys: Array, values: Array, windows: Array, s
 
     ids = windows[:, None, :, None]
     mask = blocks(ids, 0, 0, -1) == jnp.swapaxes(beside(ids, -2), -1, -2)
-    mixed, _, total = _softmax_part(blocks(queries * width**-0.5, 0, 0), beside(keys), beside(values), mask)
-    mixed = (mixed / total).astype(values.dtype)
+    rows = blocks(queries * width**-0.5, 0, 0)
+    mixed = _softmax_part(rows, beside(keys), beside(values), mask).whole(rows, values)
     return mixed.reshape(batch, heads, count * size, width)[:, :, :length]
 
 
@@ -168,7 +185,7 @@ def attend_shared(
     own = _softmax_part(grouped, keys, values, own_mask)
     if slots is not None and _by_row(slots, prompt_keys):
         prompt = _prompts_of_rows(grouped, prompt_keys, prompt_values, prompt_lengths, slots.prompt, steps, window)
-        return _whole(prompt, own, queries, values)
+        return prompt.joined(own).whole(queries, values)
     spread = grouped if slots is None else grouped[slots.row]  # [B, G, Hkv, H / Hkv * T, D]
     batch, samples, kv_heads, rows, width = spread.shape
     together = jnp.swapaxes(spread, 1, 2).reshape(batch, kv_heads, samples * rows, width)
@@ -178,11 +195,13 @@ def attend_shared(
         place = jnp.broadcast_to(prompt_lengths[:, None, None] + steps, (batch, samples, queries.shape[-2]))
         place = place[..., _query_rows(queries, keys)].reshape(batch, 1, -1, 1)
         seen = seen & (place - jnp.arange(prompt_keys.shape[2]) < window)
-    shares = _softmax_part(together, prompt_keys, prompt_values, seen)
-    prompt = tuple(jnp.swapaxes(x.reshape(batch, kv_heads, samples, rows, -1), 1, 2) for x in shares)
+    prompt = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(batch, kv_heads, samples, rows, -1), 1, 2),
+        _softmax_part(together, prompt_keys, prompt_values, seen),
+    )
     if slots is not None:
-        prompt = tuple(x[slots.prompt, slots.sample] for x in prompt)
-    return _whole(prompt, own, queries, values)
+        prompt = jax.tree.map(lambda x: x[slots.prompt, slots.sample], prompt)
+    return prompt.joined(own).whole(queries, values)
 
 
 def _by_row(slots: Slots, prompt_keys: Array) -> bool:
@@ -195,8 +214,8 @@ def _by_row(slots: Slots, prompt_keys: Array) -> bool:
 
 def _prompts_of_rows(
     queries: Array, keys: Array, values: Array, lengths: Array, prompt: Array, steps: Array | None, window: Any
-) -> Share:
-    """The shares of rows' prompts in their softmax, read strip by strip as far as the longest of them goes.
+) -> PartialSoftmax:
+    """Attention of rows to their prompts, read strip by strip as far as the longest of them goes.
 
     The copy of a strip costs what reading it costs, so that full places take 1.5 times as long as all at once; those of
     a server, mostly free or filled to a tenth, a tenth to half. A strip behind a row's prompt changes no bit of it.
@@ -213,39 +232,22 @@ def _prompts_of_rows(
         size = (1, whole.shape[1], _STRIP, whole.shape[3])
         return jax.vmap(lambda number: jax.lax.dynamic_slice(whole, (number, 0, start, 0), size)[0])(prompt)
 
-    def read(carry: tuple[Array, Share]) -> tuple[Array, Share]:
+    def read(carry: tuple[Array, PartialSoftmax]) -> tuple[Array, PartialSoftmax]:
         start, before = carry
         places = start + jnp.arange(_STRIP)
         seen = places < ends
         if window is not None:
             seen = seen & (ends + jnp.asarray(steps)[:, None, None, None] - places < window)
         strip = _softmax_part(queries, of_rows(keys, start), of_rows(values, start), seen)
-        return start + _STRIP, _joined(before, strip)
+        return start + _STRIP, before.joined(strip)
 
     nothing = jnp.zeros(queries.shape, jnp.float32)
-    empty = nothing, nothing[..., :1] + MASKED, nothing[..., :1]
+    empty = PartialSoftmax(nothing, nothing[..., :1] + MASKED, nothing[..., :1])
     return jax.lax.while_loop(lambda carry: carry[0] < jnp.max(ends), read, (jnp.int32(0), empty))[1]
 
 
-def _whole(prompt: Share, own: Share, queries: Array, values: Array) -> Array:
-    """The values [..., H, T, D] of a softmax whose two shares are known."""
-    mixed, _, total = _joined(prompt, own)
-    return (mixed / total).astype(values.dtype).reshape(queries.shape)
-
-
-def _joined(one: Share, other: Share) -> Share:
-    """The share of two sets of keys, from the share of each."""
-    top = jnp.maximum(one[1], other[1])
-    of_one, of_other = jnp.exp(one[1] - top), jnp.exp(other[1] - top)
-    return one[0] * of_one + other[0] * of_other, top, one[2] * of_one + other[2] * of_other
-
-
-def _softmax_part(queries: Array, keys: Array, values: Array, mask: Array) -> Share:
-    """A softmax's share of some keys, in float32.
-
-    queries [..., Q, D], keys and values [..., S, D], mask [..., Q, S] -> the values weighted by exp(score - top)
-    [..., Q, D], top [..., Q, 1] and the sum of those weights [..., Q, 1].
-    """
+def _softmax_part(queries: Array, keys: Array, values: Array, mask: Array) -> PartialSoftmax:
+    """Attention of queries [..., N, D] to keys and values [..., S, D] where the mask [..., N, S] is true."""
     axes = tuple(range(queries.ndim - 2))
     last, before = queries.ndim - 1, queries.ndim - 2
     few = fused.on_cpu() and queries.shape[before] <= _FEW_QUERIES and queries.dtype == keys.dtype == jnp.float32
@@ -260,7 +262,7 @@ def _softmax_part(queries: Array, keys: Array, values: Array, mask: Array) -> Sh
     mixed = jax.lax.dot_general(
         weights.astype(values.dtype), values, (((last,), (before,)), (axes, axes)), preferred_element_type=jnp.float32
     )
-    return mixed, top, total
+    return PartialSoftmax(mixed, top, total)
 
 
 def _group(queries: Array, keys: Array) -> Array:

@@ -20,8 +20,8 @@ from mmedexpert_jax.models.attention import Slots, attend_shared
 from mmedexpert_jax.models.layers import HeadNorms
 from mmedexpert_jax.models.rotary import rotate
 
-Trial = Callable[..., tuple[Array, Array]]  # model's sizes -> what the kernel gives, and what the plain path does
-TOLERANCE = 0.03  # of the largest entry; bfloat16 rounds to 0.004 of each, here two or three times in a row
+Trial = Callable[..., tuple[Any, Any]]  # model's sizes -> the kernel's arrays, and those of the plain path
+TOLERANCE = 0.03  # of an array's largest entry; bfloat16 rounds to 0.004 of each, here two or three times in a row
 SIZE = 80  # keys of a prompt and of a ring: a whole block of the kernels and a part of one
 
 
@@ -44,14 +44,18 @@ def _passes_here(kernel: str, trial: Trial, *sizes: int) -> bool:
     try:
         with ThreadPoolExecutor(1) as apart:  # this thread may be tracing a program, of which the trial is no part
             done = apart.submit(jax.jit(lambda: trial(*sizes)))
-            found, expected = (np.asarray(x, np.float32) for x in done.result())
-        if np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max():
+            found, expected = (jax.tree.map(lambda x: np.asarray(x, np.float32), tree) for tree in done.result())
+        if all(jax.tree.leaves(jax.tree.map(_alike, found, expected))):
             return True
     except Exception as error:  # whatever a compiler or a driver makes of it
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     device = jax.devices()[0].device_kind
     warnings.warn(f"the kernel {kernel} is not used on this {device}: {why}; decoding is slower", stacklevel=3)
     return False
+
+
+def _alike(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max())
 
 
 def _drawing(dtype: str) -> Callable[..., Any]:
@@ -68,7 +72,7 @@ def _slots() -> Slots:
     return Slots(jnp.array([0, 1, 0]), jnp.array([0, 0, 1]), jnp.array([[0, 2], [1, 0]]))
 
 
-def _ring(group: int, width: int, normed: int) -> tuple[Array, Array]:
+def _ring(group: int, width: int, normed: int) -> tuple[Any, Any]:
     from mmedexpert_jax.models import decode_attention
 
     draw = _drawing("bfloat16")
@@ -86,7 +90,7 @@ def _ring(group: int, width: int, normed: int) -> tuple[Array, Array]:
         queries, new = _normed(queries, norms.weights[0]), (_normed(new[0], norms.weights[1]), new[1])
     own = own[0].at[:, :, 2].set(rotate(new[0], *rope)[:, :, 0]), own[1].at[:, :, 2].set(new[1][:, :, 0])
     expected = _plain(rotate(queries, *rope), prompt, lengths, own, steps)
-    return _flat(mixed, keys, values), _flat(expected, *own)
+    return (mixed, keys, values), (expected, *own)
 
 
 def _normed(x: Array, weight: Array) -> Array:
@@ -113,7 +117,7 @@ def _plain(
     return attend_shared(queries, *prompt, lengths, *own, seen, _slots(), steps=steps)
 
 
-def _delta() -> tuple[Array, Array]:
+def _delta() -> tuple[Any, Any]:
     from mmedexpert_jax.models import delta_kernel
 
     draw = _drawing("float32")
@@ -121,11 +125,9 @@ def _delta() -> tuple[Array, Array]:
     inner = joined[:, 200:232] + joined[:, 232:]
     with jax.default_matmul_precision("highest"):
         expected = joined[:, :200] + 0.5 * inner @ b
-    return delta_kernel.add_delta(joined, b, 0.5, jnp.dtype("float32")), expected
-
-
-def _flat(*parts: Array) -> Array:
-    return jnp.concatenate([part.astype("float32").ravel() for part in parts])
+    gated = jax.nn.silu(expected[:, :100]) * expected[:, 100:]
+    add = functools.partial(delta_kernel.add_delta, joined, b, 0.5, jnp.dtype("float32"))
+    return (add(), add(jax.nn.silu)), (expected, gated)
 
 
 _TRIALS = {"attend_ring": _ring, "attend_ragged": _ragged, "add_delta": _delta}

@@ -46,7 +46,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Model:
-    """A Qwen2-VL or Qwen2.5-VL without its weights; hashable, so it may be a static argument of jit.
+    """A network of one of the families, without its weights; hashable, so it may be a static argument of jit.
 
     `lora` is a `mmedexpert_jax.lora.Lora` or None. Hidden states have the dtype of the parameters.
     """

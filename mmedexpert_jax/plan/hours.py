@@ -2,7 +2,8 @@
 
 A product of a token with the weights takes two operations a parameter. A training step has a forward pass and a
 backward one (through the activations; one more for the weights where all are trained; another forward with `remat`);
-each token that is sampled reads all weights once, whatever the batch.
+one of GBA has a forward pass of the reference too, and what perception and several updates of a rollout add; each token
+that is sampled reads all weights once, whatever the batch.
 """
 
 import statistics
@@ -74,6 +75,10 @@ def seconds(stage: ConfigDict, train: Mapping[str, int], answers: int = 0) -> fl
         return product(total * (prompt + completion), 1) + decoded(np.ceil(total / stage.batch_size))
     steps = budget.training_steps(stage, train)
     passes = 2 + (stage.trainable == "full") + stage.remat
+    if stage.job == "gba":
+        looks = 1 + bool(stage.perception or stage.perception_entropy)
+        updates = stage.inner_epochs * stage.minibatches
+        passes = stage.inner_epochs * (looks * passes + bool(stage.beta)) + (updates > 1)
     found = product(steps * budget.tokens_per_step(stage), passes)
     found += decoded(steps) if stage.job == "gba" else 0.0
     if stage.eval.every >= 0:

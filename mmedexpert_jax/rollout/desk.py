@@ -156,7 +156,8 @@ class Desk:
         for choice, done in pool.ended():
             self._running.discard(choice)
             choice.tell(done, True)
-        for choice, done in pool.progress() if any(c.watched or c.dropped for c in self._running) else ():
+        asked = any(c.model == name and (c.watched or c.dropped) for c in self._running)
+        for choice, done in pool.progress() if asked else ():
             if choice.dropped:
                 pool.drop(choice)
                 self._running.discard(choice)

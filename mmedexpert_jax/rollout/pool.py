@@ -197,11 +197,13 @@ class Pool:
         return told
 
     def _samples(self, ended: bool) -> list[Ended]:
+        tickets = [ticket for held in self._tickets for ticket in held]
+        if all(ticket is None for ticket in tickets):
+            return []
         done, own = jax.device_get((self._state.completions, self._state.own))
         if np.isnan(done.logprobs).any():
             raise NotFinite
         over = np.asarray(~open_samples(done, own).any(-1)).tolist()
-        tickets = [ticket for held in self._tickets for ticket in held]
         return [
             (ticket, jax.tree.map(lambda values, place=place: np.array(values[place]), done))
             for place, ticket in enumerate(tickets)

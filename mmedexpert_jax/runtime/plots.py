@@ -75,7 +75,7 @@ PANELS = (
     Panel("gap", "Gap of sampler and trainer", "difference of log-probabilities",
           {"sampling/logp_difference/mean": "mean", "sampling/logp_difference/max": "largest"}, logarithmic=True,
           good="Good: small and flat; sampler and trainer should agree."),
-    Panel("throughput", "Throughput", "completion tokens per second", {"tokens_per_second": "tokens per second"},
+    Panel("throughput", "Throughput", "tokens per second", {"tokens_per_second": "of completions; DSA: of prompts too"},
           good="Good: flat after the first steps, which compile."),
 )  # fmt: skip
 

@@ -34,8 +34,8 @@ def fit(
 ) -> State:
     """Runs `step` from the run's last checkpoint to the end, or until held-out evaluations get no better.
 
-    A row of metrics and the checkpoint of a step stand before its evaluation, so that a signal during a long one need
-    not wait: the evaluation that was cut off is made again when the run goes on.
+    A step's metrics are written before its evaluation and its checkpoint, which carries the score, after it. A signal
+    during the evaluation saves the state first; the evaluation that was cut off is made again when the run goes on.
 
     Args:
         config: of the run; `eval.patience` evaluations without a better score end it, `eval.best` returns the state

@@ -1,6 +1,5 @@
 """AdamW, its learning rate by update, and which parameters decay."""
 
-import functools
 import math
 from typing import Any
 
@@ -11,7 +10,6 @@ from ml_collections import ConfigDict
 Rule = tuple[optax.GradientTransformation, optax.Schedule]  # an optimizer but for its rate, and the rate by update
 
 
-@functools.lru_cache
 def schedule(lr: float, kind: str, warmup: int, updates: int) -> optax.Schedule:
     """Learning rate by update: a linear rise over `warmup`, then constant, or linear or cosine to 0 at `updates`.
 
@@ -32,8 +30,7 @@ def optimizer(config: ConfigDict, updates: int) -> Rule:
     """AdamW but for its rate, with the gradient's norm clipped to `max_grad_norm`, and the rate by update.
 
     The rate is applied by the learner, which knows how far a run is: a step whose groups were all dropped makes fewer
-    updates than planned, and a count of updates would then lag behind the schedule's end. Equal settings give the
-    same objects, so that several experts share their compiled programs.
+    updates than planned, and a count of updates would then lag behind the schedule's end.
     """
     warmup = config.warmup_steps or math.ceil(config.warmup_ratio * updates)
     constant = config.schedule == "constant"
@@ -42,7 +39,6 @@ def optimizer(config: ConfigDict, updates: int) -> Rule:
     return _adam(betas, config.weight_decay, config.max_grad_norm), rate
 
 
-@functools.lru_cache
 def _adam(betas: tuple[float, float], decay: float, max_norm: float) -> optax.GradientTransformation:
     parts = [optax.clip_by_global_norm(max_norm)] if max_norm else []
     parts.append(optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=1e-8))

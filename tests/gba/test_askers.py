@@ -14,7 +14,7 @@ from mmedexpert_jax.gba import rewards
 from mmedexpert_jax.gba.askers import endpoint_asker, network_of, stored, tower_of
 from mmedexpert_jax.gba.judge_reward import JudgeReward
 from mmedexpert_jax.gba.similarity import SimilarityReward, cosine
-from mmedexpert_jax.models import load_model, load_processor
+from mmedexpert_jax.models import Model, load_model, load_processor
 from tests.remote.loopback import Loopback, Misbehaviour
 
 OPEN = Case("o", "Which?", (), "left lung nodule", "AM")
@@ -83,14 +83,22 @@ def test_a_vector_that_is_none_or_of_another_length_is_an_abstention():
 # In process -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_models_own_tower_embeds_and_its_decoder_judges(tiny_model_dir, tmp_path):
+def test_the_models_own_tower_embeds_and_its_decoder_judges(tiny_model_dir, tmp_path, monkeypatch):
     """A text's vector depends on it alone, not on what is read beside it; a judge that talks nonsense abstains."""
     model, params = load_model(tiny_model_dir)
     network = network_of("policy", lambda: (model, params, None, load_processor(tiny_model_dir)))
+    traced, prefill = [], Model.prefill
+
+    def counted(self, *arguments, **options):
+        traced.append(1)
+        return prefill(self, *arguments, **options)
+
+    monkeypatch.setattr(Model, "prefill", counted)
     embed = tower_of(network)
     vectors = [json.loads(one) for one in embed(["a nodule", "a rather longer text about a nodule", "a nodule"])]
     assert vectors[0] == vectors[2] != vectors[1] and len(vectors[0]) == model.config.text.hidden_size
     alone = json.loads(embed(["a nodule"])[0])
+    assert len(traced) == 1  # of one shape one program, however often texts are embedded
     assert alone == pytest.approx(vectors[0], abs=1e-4)
 
     overrides = {"rewards.similarity.weight": 1.0, "rewards.judge.weight": 1.0, "rewards.judge.path": "policy"}

@@ -56,6 +56,19 @@ def test_terms_are_verls_and_papos(aggregation):
     np.testing.assert_allclose(stats["perception_kl"], np.mean(np.exp(gaps) - gaps - 1), rtol=1e-5)
 
 
+def test_a_prompt_without_images_has_no_term_of_perception():
+    own, watched, advantage = made(2)
+    shown = np.array([1, 0, 1], np.float32)[:, None] * np.ones_like(own)
+    watched["masked"] = np.where(shown == 1, watched["masked"], own)  # text reads the same with its images masked
+    coefs = {"perception": 0.5, "perception_entropy": 0.3}
+
+    def of(entropy):
+        return loss(own, watched | {"shown": shown, "entropy": entropy}, advantage, coefs, "token")[0]
+
+    slope = jax.grad(of)(jnp.asarray(watched["entropy"]))
+    np.testing.assert_allclose(slope, np.where(MASK, 0.3 * shown / MASK.sum(), 0), rtol=1e-5)
+
+
 def test_perception_pulls_both_passes_apart_and_entropy_is_raised():
     own, watched, _ = made(1)
     none = np.zeros(3, np.float32)

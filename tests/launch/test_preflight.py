@@ -245,3 +245,23 @@ def test_the_seconds_of_the_roofline_are_those_of_its_products(monkeypatch):
     trained = 2 * parameters * 10 * 32 * (512 + 128) * 2 / peak
     held_out = 2 * parameters * 2 * 5 * (512 + 128) / peak + 2 * 128 * parameters * 4 / bandwidth
     assert hours.seconds(config, {}, answers=5) == pytest.approx(trained + held_out)
+
+
+@pytest.mark.parametrize(
+    ("fields", "passes"),
+    [
+        ({"beta": 0.0}, 2),
+        ({}, 3),  # the reference reads too
+        ({"perception": 0.1}, 5),  # and the policy a second time, without the image
+        ({"minibatches": 2}, 4),  # the old policy before the first of two updates
+        ({"inner_epochs": 2}, 7),
+    ],
+)
+def test_the_passes_of_a_step_of_gba(fields, passes):
+    def products(changed):
+        settings = {"steps": 10, "eval.every": -1, "remat": False, "plan_mesh": "a100x1"}
+        return hours.seconds(load_config("configs/gba.py", settings | changed), {})
+
+    drawn = products({"beta": 0.0}) * 3 - products({}) * 2  # what does not hang on the passes
+    one = products({}) - products({"beta": 0.0})
+    assert products(fields) == pytest.approx(drawn + passes * one)
