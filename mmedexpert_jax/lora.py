@@ -116,7 +116,8 @@ def delta(lora: Lora, path: str) -> jax.Array:
 
 
 def fold(params: dict, lora: Lora) -> dict:
-    """`params` with the deltas added in float32 and rounded to each weight's dtype; other leaves are shared.
+    """theta_base + alpha / rank * B A (equation 3), added in float32 and rounded to each weight's dtype; other leaves
+    are shared.
 
     Raises:
         DataError: a module of the adapter is not a linear layer of `params`, or its shape differs.

@@ -13,8 +13,8 @@ from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.train import Prefetched
 
-# So many times less strips have to compute than rows where both miss the bounds: attention moves patches to rows and
-# back.
+# Where both miss the bounds, images side by side are chosen if rows of their own compute this many times as much:
+# attention moves their patches to rows and back.
 WORTH = 1.15
 Sizes = dict[tuple, PromptSize]  # of prompts, by case and paradigm
 Order = Callable[[PromptSize], Any]  # what rows are sorted by before they are cut into micro-batches

@@ -108,7 +108,7 @@ def policy_terms(
     loss = jnp.where(mask, loss, 0.0)
     rows = len(mask) if num_rows is None else num_rows
     total = {
-        "sequence": lambda: ((loss.sum(axis=1) / jnp.maximum(lengths, 1)).sum(), rows),
+        "sequence": lambda: ((loss.sum(axis=1) / jnp.maximum(lengths, 1)).sum(), rows),  # 1/G sum_i 1/|y_i| sum_t
         "token": lambda: (loss.sum(), lengths.sum()),
         "constant": lambda: (loss.sum(), rows * (max_tokens or 0)),
     }[aggregation]()
@@ -262,8 +262,9 @@ def policy_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of GBA, to be minimised: PPO's clipped surrogate plus `beta` times the k3 estimate of the KL.
 
-    With `old_logprobs=None` the ratio is 1 and, at beta 0, the gradient of "sequence" is that of equation 5 with the
-    sign turned. Appendix B gives clip and beta.
+    Equation 5 is J = E[1/G sum_i A_i / |y_i| sum_t log pi(y_it | p, y_i<t)], whose gradient is followed upwards. With
+    `old_logprobs=None` the ratio is 1 and, at beta 0, the gradient of "sequence" is that of -J. Appendix B
+    gives clip and beta.
 
     Args:
         logprobs: [B, T] log-probabilities of the completions' tokens under the policy.

@@ -1,4 +1,4 @@
-"""Stratification (section 3.3): every case in exactly one of the four specialties, and a finer field beside it.
+"""Stratification (section 3.3, equation 1): each case in one of the four specialties, and a finer field beside it.
 
 Rules in this order, the first that holds decides, so that the partition is exclusive and exhaustive by construction:
 

@@ -52,7 +52,7 @@ def attend_ring(
         prompt_keys, prompt_values: [B, Hkv, S, D].
         lengths: [B], valid keys of each prompt.
         keys, values: [N, Hkv, 1, D], of the new token; the keys neither normalised nor rotated yet.
-        own_keys, own_values: [N, Hkv, R, D], rings; given up.
+        own_keys, own_values: [N, Hkv, R, D], rings; donated to the results.
         rope: cos and sin [N, 1, 1, D / 2] of the new tokens.
         prompt: [N], of each row; one out of range has no keys.
         steps: [N], tokens of the row before this one, which stand in the ring before `place`; below R.

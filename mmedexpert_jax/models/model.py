@@ -20,6 +20,7 @@ from mmedexpert_jax.models.network import bind
 from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.processing.batch import Batch
 
+# here, since processing has no JAX
 jax.tree_util.register_dataclass(Batch, [field.name for field in fields(Batch)], [])
 
 

@@ -70,7 +70,7 @@ def bind(config: ModelConfig, params: dict, lora: Any = None) -> Any:
     for name, factors in (lora.factors if lora is not None else {}).items():
         module = _module(network, name)
         module.lora = nnx.data((factors["a"], factors["b"]))
-        module.scale = lora.alpha / lora.rank
+        module.scale = lora.scale
     return network
 
 

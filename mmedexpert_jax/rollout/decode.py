@@ -6,7 +6,7 @@ GPU is as slow as it has kernels, until a sample ends; the outer one fills the r
 number of rows and a window, the tokens that the caches have room for. Caches stand by layer, are updated in place, and
 are rings (`Model.decode`): rows that began at different times write the same place. Over a mesh each device decodes its
 own prompts; what is one number a device, such as the ring's place, is an array [1] of it. Where each has all weights,
-no word from the others comes in the loops. Where weights lie in parts (models/parts.py), those along "fsdp" go step by
+no collective runs in the loops. Where weights lie in parts (models/parts.py), those along "fsdp" go step by
 step together, and each has its part of every product of all their rows; where "tensor" splits them, all devices do.
 """
 
@@ -75,8 +75,8 @@ class Own:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """The state of decoding: N rows over B prompts. A row at step 0 is free; while others decode, it has no prompt:
-    number B or more."""
+    """The state of decoding: N rows over B prompts. A row at step 0 is free: while others decode, its prompt
+    is numbered B or more, so that what it writes is dropped."""
 
     cache: Cache  # [N, Hkv, window, Dh] by layer
     slots: Slots
@@ -135,8 +135,8 @@ def join(mesh: Mesh | None, length: int, reads: Any) -> Any:
             keys, values = (jax.tree.map(padded, x) for x in (prefix.keys, prefix.values))
             return _by_heads(mesh, dataclasses.replace(prefix, keys=keys, values=values))
 
-        parts = [(roomy(prefix), *others) for prefix, *others in reads]
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        padded_reads = [(roomy(prefix), *others) for prefix, *others in reads]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *padded_reads)
 
     return by_device(whole, mesh, (ROWS,), ROWS)(reads)
 
@@ -183,7 +183,7 @@ def advance(
         lora: deltas.
         prefix: the prompts.
         keys: [B, G] of the samples.
-        state: given up.
+        state: donated.
         leave: rows, on each device.
         least: steps that are made even with `leave` rows or fewer: other devices may have more.
         most: steps.
@@ -350,7 +350,7 @@ def admit(
     places: Array,
 ) -> tuple[Prefix, Array, DecodeState]:
     """The prompts, keys and state with new prompts, keys and first tokens at `places` [b] of each device's prompts; a
-    place out of range takes none. What stood there is done. What is given, but for the new, is given up."""
+    place out of range takes none. What stood there is done. All arguments but `new` and `places` are donated."""
     _note("admission", f"{len(places)} prompts of {new[0].keys[0].shape[2]} tokens")
 
     def run(

@@ -57,15 +57,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: its text, its tokens with the end counted, whether it reached the limit without an end, the
-    reasoning that some endpoints give beside the text, and the sum of its tokens' log-probabilities where the sampler
-    tells them."""
+    """One answer."""
 
     text: str
-    tokens: int
-    truncated: bool
-    reasoning: str = ""
-    logprob: float | None = field(default=None, compare=False)
+    tokens: int  # the end token counted
+    truncated: bool  # it reached the limit without an end
+    reasoning: str = ""  # that some endpoints give beside the text
+    logprob: float | None = field(default=None, compare=False)  # sum over its tokens, where the sampler tells them
 
 
 class Engine:
@@ -223,7 +221,7 @@ class Engine:
                 self._pool = None
 
     def _replies(self, ended: list[Ended]) -> Iterator[tuple[int, list[Reply]]]:
-        """Replies of what has ended, whose work is counted."""
+        """The replies of conversations that are done, whose operations are counted."""
         if not ended:
             return
         now = time.perf_counter()

@@ -56,7 +56,7 @@ def generate(
 
     A fixed number of rows decode; a row whose sample has ended takes the next one, in the same program. When none
     waits, the rows are cut to 3/4, a half, ... as no more are left, and the caches grow to 512, 1024, ... tokens as the
-    oldest sample does: tails do not run at full width, and what no one has written is not read. Each number of rows and
+    oldest sample does: tails do not run at full width, and unwritten caches are not read. Each number of rows and
     of tokens is a program, compiled when it is first met; where both are soon due, they change together. If `batch`
     lies on a mesh (`runtime.mesh.shard_batch`), each device decodes its own prompts. Under an outer `jit`, where the
     host cannot look, every sample has a row to the end.

@@ -126,7 +126,7 @@ class Pool:
         self._left += int(counts.max()) * self._sampling.num_samples
 
     def run(self, more: bool = False, steps: int = 2**30) -> None:
-        """Sets the devices to work until rows can be given up, or, where `more` prompts are to come, one is free.
+        """Dispatches decoding until fewer rows are enough, or, where `more` prompts are to come, one is free.
 
         At most so many `steps` are made. `ended` waits for it.
         """

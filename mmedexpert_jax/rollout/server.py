@@ -33,7 +33,7 @@ BODY = 64 * 2**20  # bytes of a request, images included
 PATIENCE = 30.0  # seconds in which a request must have come in whole
 CHOICES = 64  # of a request
 IMAGES = 32  # of a request
-LETTERS = 64  # for each token that a prompt may have: longer texts are refused before they are cut into tokens
+CHARACTERS = 64  # for each token that a prompt may have: longer texts are refused before they are cut into tokens
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as templates know them
 # Fields that would change an answer by what this server has not, and the values that change nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -222,7 +222,7 @@ class _Server:
                 raise Refusal(400, f"max_tokens {asked} is over the server's {self.desk.max_new_tokens}")
             if (question.n or 1) > self.desk.queue:
                 raise Refusal(400, f"n {question.n} is over the server's queue of {self.desk.queue}")
-            conversation = _conversation(question.messages, LETTERS * self.desk.max_prompt_length)
+            conversation = _conversation(question.messages, CHARACTERS * self.desk.max_prompt_length)
             encoded = self.desk.processor.encode(conversation, max_length=self.desk.max_prompt_length)
         except DataError as error:
             raise Refusal(400, str(error)) from None
@@ -347,9 +347,9 @@ class _Answer:
 
 
 def _conversation(messages: list[dict[str, Any]], most: int) -> Conversation:
-    """The processor's conversation of at most so many letters, with images decoded. Raises Refusal."""
+    """The processor's conversation of at most so many characters, with images decoded. Raises Refusal."""
     turns: list[dict[str, Any]] = []
-    images = letters = 0
+    images = characters = 0
     for number, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or role not in ROLES:
@@ -357,18 +357,18 @@ def _conversation(messages: list[dict[str, Any]], most: int) -> Conversation:
         role = ROLES[role]
         if isinstance(content, str):
             turns.append({"role": role, "content": content})
-            letters += len(content)
+            characters += len(content)
             continue
         if not isinstance(content, list) or not content:
             raise Refusal(400, f"messages[{number}].content: give a text or a list of parts")
         parts = [_part(part, f"messages[{number}].content[{place}]") for place, part in enumerate(content)]
         images += sum(part["type"] == "image" for part in parts)
-        letters += sum(len(part.get("text", "")) for part in parts)
+        characters += sum(len(part.get("text", "")) for part in parts)
         turns.append({"role": role, "content": parts})
     if images > IMAGES:
         raise Refusal(400, f"{images} images; the server takes {IMAGES} a request")
-    if letters > most:
-        raise Refusal(400, f"a prompt of {letters} letters is over the limit of {most}; shorten the text")
+    if characters > most:
+        raise Refusal(400, f"a prompt of {characters} characters is over the limit of {most}; shorten the text")
     return turns
 
 

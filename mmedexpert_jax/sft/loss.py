@@ -43,7 +43,7 @@ class TokenSums(Sums):
 
 
 def loss_sums(model: Model, policy: Policy, micro: MicroBatch, remat: bool = False) -> TokenSums:
-    """Equation 2 over a micro-batch, before the division by the tokens of the whole optimizer step.
+    """Equation 2, -sum_t log pi(y_t | p, y_<t), over a micro-batch, not yet divided by the tokens of the step.
 
     The prompt's tokens carry no loss, the chat's end token does. Dividing once, after the sums of all micro-batches,
     makes the gradient independent of how a step is split.

@@ -121,9 +121,9 @@ class Learner:
         alone = functools.partial(self._gradient_fn, split=False)
         self._alone = self._gradient if self.shares == 1 else self.compile(alone)
         self._add = self.compile(lambda a, b: (jax.tree.map(jnp.add, a[0], b[0]), a[1] + b[1]), donate_argnums=0)
-        # Stacked deltas leave the program under their numbers: no result has their shape.
-        given_up = (1,) if self._scans and config.trainable == "lora" else (0, 1)
-        self._apply = self.compile(self._apply_fn, donate_argnums=given_up)
+        # Stacked deltas leave the program under their numbers: no result has their shape, and donating them would warn.
+        donated = (1,) if self._scans and config.trainable == "lora" else (0, 1)
+        self._apply = self.compile(self._apply_fn, donate_argnums=donated)
         self._cast = self.compile(self._policy) if config.trainable == "full" else self._policy
 
     @property
@@ -166,7 +166,7 @@ class Learner:
         """One update for each minibatch, an iterable of micro-batches.
 
         Args:
-            state: its arrays are given up.
+            state: its arrays are donated.
             minibatches: of a step.
             tokens: read in it, for the state's count.
 

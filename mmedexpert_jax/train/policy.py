@@ -41,7 +41,8 @@ class Policy:
         return lora_module.init(key, self.params, config.lora.rank, config.lora.alpha, config.lora.targets)
 
     def trained(self, trained: Any, dtypes: Any) -> "Policy":
-        """The policy with what is trained in its place: deltas over these, or weights, in `dtypes` as they are read."""
+        """The policy theta_k = theta_base + Delta theta_k (equation 3), the deltas beside the base and not added to it;
+        or, where all is trained, the weights in `dtypes` as they are read."""
         if isinstance(trained, Lora):
             return Policy(self.params, trained if self.lora is None else lora_module.stack([self.lora, trained]))
         return Policy(jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), trained, dtypes))

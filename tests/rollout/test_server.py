@@ -162,7 +162,7 @@ def test_a_stream_is_the_answer_and_stops_where_it_is_told(ask):
         ({"content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}, 400, "data:image"),
         ({"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}, 400, "content"),
         ({"content": "word " * 2000}, 400, "tokens (0 of images) is over the limit"),
-        ({"content": "word " * 10**6}, 400, "letters is over the limit"),
+        ({"content": "word " * 10**6}, 400, "characters is over the limit"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, 400, "role"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools is not supported"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format is not supported"),
