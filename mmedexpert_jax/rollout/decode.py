@@ -315,7 +315,7 @@ def _refill(state: DecodeState) -> DecodeState:
 def resize(rows: int, window: int, mesh: Mesh | None, state: DecodeState) -> DecodeState:
     """The state with `rows` rows on each device, those that have a sample first, and caches of `window` tokens.
 
-    Rows that come in are free.
+    Rows that come in are free. Caches become shorter only where no row has a sample.
     """
 
     def run(state: DecodeState) -> DecodeState:
@@ -330,7 +330,7 @@ def resize(rows: int, window: int, mesh: Mesh | None, state: DecodeState) -> Dec
 
         def resized(buffer: Array) -> Array:
             kept = buffer[order] if window == old else jnp.roll(buffer[order], -turned, axis=2)
-            return jnp.pad(kept, [fresh, (0, 0), (0, window - old), (0, 0)])
+            return jnp.pad(kept[:, :, :window], [fresh, (0, 0), (0, max(0, window - old)), (0, 0)])
 
         place = state.place if window == old else jnp.minimum(state.place, old)
         cache = _by_heads(mesh, jax.tree.map(resized, state.cache))

@@ -181,7 +181,10 @@ class Pool:
         """The rows and the window that the samples need: more where more wait, fewer where that is allowed."""
         wanted = next((w for w in reversed(self._widths) if w >= self._left), self._widths[0])
         width = wanted if shrink else max(wanted, self._width)
-        window = window_after(self._window, self._oldest, self._sampling.max_new_tokens, fewer=width < self._width)
+        size, served = self._sampling.max_new_tokens, self._sampling.temperature is None
+        window = window_after(self._window, self._oldest, size, fewer=width < self._width)
+        if served and not self._oldest:  # else one long answer would widen the attention of all that come after it
+            window = window_for(1, size)
         self._resize(width, window)
 
     def _resize(self, width: int, window: int) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmedexpert_jax.errors import NotFinite
 from mmedexpert_jax.models import load_policy, load_processor
-from mmedexpert_jax.rollout import Engine, Settings, server
+from mmedexpert_jax.rollout import Engine, Settings, server, widths
 from mmedexpert_jax.rollout.decode import programs
 from mmedexpert_jax.rollout.desk import Busy, Choice, Desk
 
@@ -323,6 +323,25 @@ def test_texts_that_are_read_together_are_answered_as_each_alone(desk, temperatu
     alone = {number: answers([number])[number] for number in range(len(prompts))}
     for together in (range(6), (6, 5, 3, 1), (0, 1, 3)):
         assert answers(together) == {number: alone[number] for number in together}
+
+
+def test_after_a_long_answer_a_short_one_has_short_caches_again(model, monkeypatch):
+    monkeypatch.setattr(widths, "WINDOW", 4)
+    desk = Desk(*model, {"mini": None}, load_processor("mini"), 2, 6, 256, LIMIT)
+    encoded = desk.processor.encode([{"role": "user", "content": "Is a score of 7 high?"}])
+
+    def answer(limit):
+        over, found = threading.Event(), []
+        tell = lambda done, ended: ended and (found.append(done), over.set())  # noqa: E731
+        desk.submit([Choice("mini", encoded, 0, 0.0, 1.0, 0, limit, tell)])
+        assert over.wait(60)
+        return found[0].tokens[0, :limit].tolist(), desk._pools["mini"]._window
+
+    short = answer(3)
+    long = answer(LIMIT)
+    again = answer(3)
+    desk.close()
+    assert short == again and short[0] == long[0][:3] and short[1] == 4 < long[1]
 
 
 def test_a_model_that_is_not_finite_is_not_served(model):
