@@ -340,23 +340,27 @@ def resize(rows: int, window: int, mesh: Mesh | None, state: DecodeState) -> Dec
     return by_device(run, mesh, (ROWS,), ROWS)(state)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def admit(
     mesh: Mesh | None,
     prefix: Prefix,
-    keys: Array,
-    state: DecodeState,
-    new: tuple[Prefix, Completions, Array, Own | None],
+    held: tuple[Array, Completions, Own | None, Array],
+    new: tuple[Prefix, Array, Completions, Own | None],
     places: Array,
-) -> tuple[Prefix, Array, DecodeState]:
-    """The prompts, keys and state with new prompts, keys and first tokens at `places` [b] of each device's prompts; a
-    place out of range takes none. What stood there is done. All arguments but `new` and `places` are donated."""
+) -> tuple[Prefix, tuple[Array, Completions, Own | None, Array]]:
+    """The prompts, and what is held of their samples, with new ones at `places` [b] of each device's prompts.
+
+    Args:
+        mesh: the devices.
+        prefix: donated, as is `held`: keys [B, G], completions, settings and, [B, G] bool, which samples wait. The rest
+            of the state is not among them, so that one program serves whatever the rows and their window are.
+        new: prompts, keys, first tokens, settings.
+        places: out of range takes none. What stood there is done.
+    """
     _note("admission", f"{len(places)} prompts of {new[0].keys[0].shape[2]} tokens")
 
-    def run(
-        prefix: Prefix, keys: Array, state: DecodeState, new: tuple, places: Array
-    ) -> tuple[Prefix, Array, DecodeState]:
-        fresh, completions, fresh_keys, own = new
+    def run(prefix: Prefix, held: tuple, new: tuple, places: Array) -> tuple[Prefix, tuple]:
+        fresh, keys, completions, own = new
         size = fresh.keys[0].shape[2]
 
         def put(whole: Array, part: Array) -> Array:
@@ -372,15 +376,10 @@ def admit(
             put(prefix.lengths, fresh.lengths),
             put(prefix.next_position, fresh.next_position),
         )
-        state = dataclasses.replace(
-            state,
-            completions=jax.tree.map(put, state.completions, completions),
-            own=jax.tree.map(put, state.own, own),
-            waiting=put(state.waiting, open_samples(completions, own)),
-        )
-        return _by_heads(mesh, prefix), put(keys, fresh_keys), state
+        first = keys, completions, own, open_samples(completions, own)
+        return _by_heads(mesh, prefix), jax.tree.map(put, held, first)
 
-    return by_device(run, mesh, ROWS, ROWS)(prefix, keys, state, new, places)
+    return by_device(run, mesh, ROWS, ROWS)(prefix, held, new, places)
 
 
 def open_samples(done: Completions, own: Own | None = None) -> Array:

@@ -119,9 +119,11 @@ class Pool:
         model, params, lora = self._network
         keys = sample_keys(self._key, ids, self._sampling.num_samples)
         prefix, first = read(model, self._sampling, self._mesh, params, batch, lora, keys, own)
-        self._prefix, self._keys, self._state = admit(
-            self._mesh, self._prefix, self._keys, self._state, (prefix, first, keys, own), placed
-        )
+        state = self._state
+        samples = self._keys, state.completions, state.own, state.waiting
+        self._prefix, samples = admit(self._mesh, self._prefix, samples, (prefix, keys, first, own), placed)
+        self._keys, done, settings, waiting = samples
+        self._state = dataclasses.replace(state, completions=done, own=settings, waiting=waiting)
         counts = (places < self._places).sum(1)
         self._left += int(counts.max()) * self._sampling.num_samples
 
