@@ -17,7 +17,7 @@ You grade the last turn of a conversation, the assistant's response, by one crit
 # Conversation
 {conversation}
 
-# ScoredCriterion, with its points
+# Criterion, with its points
 [{points:g}] {criterion}
 
 # How to grade
