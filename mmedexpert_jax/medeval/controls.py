@@ -165,10 +165,20 @@ def table(plain: Mapping[str, Evaluation], controls: Mapping[str, Sequence[Contr
     rows = []
     for model, made in controls.items():
         for name in dict.fromkeys(control.name for control in made):
-            parts = [control for control in made if control.name == name and control.evaluation.rows]
+            parts = [control for control in _comparable(plain[model], made) if control.name == name]
             if parts:
                 rows.append({"model": model, "control": TITLES[name]} | _row(plain[model], parts))
     return rows
+
+
+def _comparable(plain: Evaluation, made: Sequence[Control]) -> list[Control]:
+    """Controls with an answer to an item that was answered unchanged too, of pairs to both items of one."""
+    known = {row.id for row in plain.rows}
+    return [
+        control
+        for control in made
+        if (_answered(control) if control.name == "pairs" else known & {row.id for row in control.evaluation.rows})
+    ]
 
 
 def _row(plain: Evaluation, parts: Sequence[Control]) -> dict[str, Any]:
@@ -195,12 +205,7 @@ def _row(plain: Evaluation, parts: Sequence[Control]) -> dict[str, Any]:
 
 def _pairs_row(pairs: Control) -> dict[str, Any]:
     """Items of the pairs, their accuracy, the share of pairs right on both, and of those with two different answers."""
-    rows = pairs.evaluation.by_item()
-    found = [
-        (rows[one.id], rows[other.id], one, other)
-        for one, other in zip(pairs.items[::2], pairs.items[1::2], strict=True)
-        if one.id in rows and other.id in rows  # a question that was refused has no row
-    ]
+    found = _answered(pairs)
     single = np.array([np.mean([row.value for row in (*first, *second)]) for first, second, *_ in found])
     both = np.array([np.mean([a.value * b.value for a, b in zip(*two[:2], strict=False)]) for two in found])
     apart = [_chosen(first[0], one) != _chosen(second[0], other) for first, second, one, other in found]
@@ -212,6 +217,16 @@ def _pairs_row(pairs: Control) -> dict[str, Any]:
         "loss": Figure(100 * float((single - both).mean()), other=(100 * low, 100 * high), signed=True, paired=True),
         "told apart": f"{100 * float(np.mean(apart)):.1f}",
     }
+
+
+def _answered(pairs: Control) -> list[tuple[list[AnswerRow], list[AnswerRow], Case, Case]]:
+    """Rows and items of the pairs of which both were answered."""
+    rows = pairs.evaluation.by_item()
+    return [
+        (rows[one.id], rows[other.id], one, other)
+        for one, other in zip(pairs.items[::2], pairs.items[1::2], strict=True)
+        if one.id in rows and other.id in rows  # a question that was refused has no row
+    ]
 
 
 def _chosen(row: AnswerRow, item: Case) -> str | None:
@@ -256,7 +271,7 @@ def letter_bias(plain: Evaluation, parts: Sequence[Control]) -> str:
 
 def sentence(model: str, plain: Evaluation, made: Sequence[Control]) -> str:
     """The share of a model's score that needs the image, in words; "" where no blind control was asked, nor pairs."""
-    asked = [control for control in made if control.evaluation.rows]
+    asked = _comparable(plain, made)
     blind = next((control for name in BLIND for control in asked if control.name == name), None)
     told = [_by_blindness(model, plain, blind)] if blind else []
     for control in asked:

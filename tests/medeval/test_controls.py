@@ -210,5 +210,14 @@ def test_a_pair_counts_where_both_are_right_and_is_told_apart_by_texts(say, plai
     assert told.startswith(f"m: of 3 pairs of near-identical images with different keys {both} % are right on both")
 
 
+def test_refused_questions_leave_no_row_where_nothing_is_left_to_compare():
+    (pairs,) = variants(PAIRED, "pairs")
+    alone = replace(pairs, evaluation=answered(pairs.items[::2], knows))  # of no pair both were answered
+    blind = [asked(one, knows) for one in variants(ITEMS, "question_only")]
+    text_only = answered(ITEMS[9:], knows)  # every question with an image was refused as it stands
+    assert table({"m": answered(PAIRED, knows), "n": text_only}, {"m": [alone], "n": blind}) == []
+    assert sentence("m", answered(PAIRED, knows), [alone]) == sentence("n", text_only, blind) == ""
+
+
 def test_the_field_takes_the_controls_that_there_are():
     assert field_of("controls").choices == CONTROLS

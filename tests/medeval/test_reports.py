@@ -202,6 +202,14 @@ def test_a_judges_word_on_a_criterion(reply, verdict):
     assert rubric_judge.met(reply) is verdict
 
 
+def test_a_rubric_that_can_earn_nothing_judges_no_answer():
+    criteria = [ScoredCriterion("Is verbose", -4.0)]
+    item = Case("1", "Q", (), "", kind="rubric", benchmark="healthbench", columns={"criteria": criteria})
+    rows = judged(item, [Reply("x", 1, False)], form="plain")
+    judge = Judge({"": '{"criteria_met": false}'})
+    assert rubric_judge.grade(judge, {"1": item}, Evaluation(tuple(rows))).rows == ()
+
+
 def test_a_mean_below_zero_counts_as_zero():
     item = Case("1", "Q", (), "", kind="rubric", benchmark="healthbench")
     (row,) = judged(item, [Reply("x", 1, False)], form="plain")
