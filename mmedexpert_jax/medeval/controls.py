@@ -20,7 +20,7 @@ from mmedexpert_jax.answers import LETTERS
 from mmedexpert_jax.data.benchmarks import ImageRef
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.contamination import dhash
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation, compare_evaluations
 from mmedexpert_jax.medeval.stats import bootstrap
 from mmedexpert_jax.processing.images import EncodedImage, open_image
@@ -127,18 +127,34 @@ def _blank(image: ImageRef) -> ImageRef:
 
 
 def _exchanged(items: Sequence[Case], seed: int) -> tuple[Case, ...]:
-    """Items with the images of another, of as many images where there is one; an item alone of its kind is left out.
+    """Items with the images of another of as many that shows something else; left out where all show the same.
 
-    One seeded cycle through all items of a number of images: none keeps its own place, and each image is used once.
+    One seeded cycle through all items of a number of images, those that show the same side by side, each with the
+    images so many places on as the most of them are: none meets its own again, and each image is used once. Where more
+    than half show the same, these take the images of the others in turn.
     """
     changed: dict[str, Case] = {}
     for count in {len(item.images) for item in items}:
         group = sorted((item for item in items if len(item.images) == count), key=lambda item: item.id)
         random.Random(f"{seed} {count}").shuffle(group)
-        for item, other in zip(group, group[1:] + group[:1], strict=True):
-            if item is not other:
-                changed[item.id] = replace(item, images=other.images)
+        alike: dict[Any, list[Case]] = defaultdict(list)
+        for item in group:
+            alike[tuple(map(_content, item.images))].append(item)
+        order = [item for members in sorted(alike.values(), key=len, reverse=True) for item in members]
+        most = max(map(len, alike.values()))
+        rest = len(order) - most
+        for place, item in enumerate(order if rest else ()):
+            to = most + place % rest if place < most else (place + most) % len(order)
+            changed[item.id] = replace(item, images=order[to].images)
     return tuple(changed[item.id] for item in items if item.id in changed)
+
+
+def _content(image: ImageRef) -> str:
+    """Hash of what an image shows; the name of one that cannot be read, which is told when it is asked."""
+    try:
+        return image.sha256
+    except DataError:
+        return image.name
 
 
 def _rotated(item: Case, places: int) -> Case:
