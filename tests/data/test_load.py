@@ -1,5 +1,6 @@
 """Loading cases: the schema's round trip, and one line for each way a row can be wrong."""
 
+import difflib
 import io
 import json
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import SPECIALTIES, benchmarks, load_cases, prompts, tables
+from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, load_cases, prompts, tables
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.gba import rewards
 from mmedexpert_jax.medeval import scoring
@@ -121,6 +122,37 @@ def test_limit_takes_the_specialties_in_turn_and_depends_on_the_seed_alone(tmp_p
     assert [c.specialty for c in first] == list(SPECIALTIES) * 2
     assert first == again and first != other
     assert {c.specialty for c in load_cases(file, "", specialty="BS")} == {"BS"}
+
+
+def test_a_limit_looks_at_each_case_a_few_times_however_many_specialties_there_are():
+    looks = []
+
+    class Counted:
+        def __init__(self, number):
+            self.number = number
+
+        @property
+        def specialty(self):
+            looks.append(self.number)
+            return f"ward {self.number % 97}"
+
+    cases = [Counted(number) for number in range(1000)]
+    order = np.random.default_rng(3).permutation(1000).tolist()
+    wards = [[n for n in order if n % 97 == ward] for ward in range(97)]  # in turn, as each is named first
+    wanted = [ward[turn] for turn in range(11) for ward in wards if turn < len(ward)]
+    for limit in (1, 96, 98, 999):
+        assert [case.number for case in case_files._subset(cases, limit, 3)] == wanted[:limit]
+    assert len(looks) <= 4 * 2 * len(cases)
+
+
+def test_a_key_of_ones_own_is_compared_with_those_known_once_a_file(tmp_path, monkeypatch):
+    compared = []
+    close = difflib.get_close_matches
+    monkeypatch.setattr(difflib, "get_close_matches", lambda key, *rest: compared.append(key) or close(key, *rest))
+    load_cases(_write(tmp_path, *(ROW | {"id": str(i), "Ward of mine": i} for i in range(50))), "train")
+    assert compared == ["ward of mine"]
+    with pytest.raises(DataError, match="key Questoin: not a key of a row; call it question"):
+        load_cases(_write(tmp_path, {"Questoin" if key == "question" else key: ROW[key] for key in ROW}), "train")
 
 
 def _jpeg(seed: int, side: int = 64) -> bytes:
