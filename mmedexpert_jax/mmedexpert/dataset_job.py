@@ -56,7 +56,7 @@ class Factory:
         """Stage 1 of the data set: the cases."""
         voter = self._make_teacher(self.config.teacher, self.answers)[1] if self.config.votes else None
         found = collect(self.config, self.export, self.store, voter)
-        print(f"collected {len(self.store.cases())} cases, refused {len(found.rejected)} rows", flush=True)
+        print(f"collected {self.store.count_cases()} cases, refused {len(found.rejected)} rows", flush=True)
 
     def trace(self) -> None:
         """The candidates of every case, with stage 1's check of each."""
