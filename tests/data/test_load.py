@@ -1,8 +1,11 @@
 """Loading cases: the schema's round trip, and one line for each way a row can be wrong."""
 
 import difflib
+import errno
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, load_cases, prompts, tables
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.gba import rewards
 from mmedexpert_jax.medeval import scoring
 from mmedexpert_jax.processing import ImageRef, open_image
@@ -270,6 +273,60 @@ def test_a_large_row_group_is_read_from_a_memory_map(tmp_path, monkeypatch):
     assert [[image.open() for image in case.images] for case in load_cases(tmp_path, "train")] == small
     assert len(list((tmp_path / "cache").rglob("*.arrow"))) == 1
     tables._column.cache_clear()
+
+
+def _large_group(tmp_path, monkeypatch):
+    """A cell of a Parquet file whose row group counts as large, its bytes, and the folder of copies."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tables, "GROUP_BYTES", 1)
+    images = [_jpeg(seed) for seed in range(40)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
+    tables._column.cache_clear()
+    cell = tables.ParquetCell(tables.InFolder(tmp_path / "x.parquet"), "image", 0, 7)
+    return cell, images[7], tmp_path / "cache" / "mmedexpert-jax" / "tables"
+
+
+def test_threads_that_meet_at_a_large_row_group_share_one_copy(tmp_path, monkeypatch):
+    cell, wanted, folder = _large_group(tmp_path, monkeypatch)
+    opened, new_file = [], pa.ipc.new_file
+    monkeypatch.setattr(pa.ipc, "new_file", lambda *a: opened.append(a) or new_file(*a))
+    start = threading.Barrier(6)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: start.wait() >= 0 and cell(), range(6)))
+    assert found == [wanted] * 6 and len(opened) == 1
+    assert [file.suffix for file in folder.iterdir()] == [".arrow"]
+    tables._column.cache_clear()
+
+
+def test_a_copy_of_a_large_row_group_that_a_full_disk_cut_off_is_taken_away(tmp_path, monkeypatch):
+    cell, wanted, folder = _large_group(tmp_path, monkeypatch)
+    full, write_batch = [True], pa.RecordBatchFileWriter.write_batch
+
+    class Full(pa.RecordBatchFileWriter):
+        def write_batch(self, batch, *rest):
+            write_batch(self, batch, *rest)
+            if full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pa.ipc, "new_file", Full)
+    with pytest.raises(ResourceError, match="no space left on device; free some space"):
+        cell()
+    assert not list(folder.iterdir())
+    full.clear()
+    assert cell() == wanted
+    tables._column.cache_clear()
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [("csv", ","), ("tsv", "\t")])
+def test_a_table_of_too_many_columns_or_two_of_one_name_is_one_line(tmp_path, suffix, mark):
+    file = tmp_path / f"x.{suffix}"
+    for names, said in (
+        ([f"c{n}" for n in range(10_001)], "10001 columns; a table has at most 10000"),
+        (["a", "b", "", "", "c", "b", "a"], "two columns are called 'a'; rename one"),
+    ):
+        file.write_text(mark.join(names) + "\n")
+        with pytest.raises(DataError, match=said):
+            list(tables.read(tables.InFolder(file), str(file)))
 
 
 QUESTION = "What is seen?"
