@@ -1,7 +1,10 @@
 """Every published shape is read unchanged; the same case in six shapes is one case."""
 
 import io
+import itertools
 import json
+import random
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.mmedexpert.collection import gather
 from mmedexpert_jax.mmedexpert.duplicates import duplicates
+from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
 from mmedexpert_jax.mmedexpert.sources.raw_collection import Rights, check_share
 
@@ -445,6 +449,39 @@ def test_chinese_near_duplicates_are_found(tmp_path):
     rows = [{"question": one, "options": ["甲", "乙"], "answer": "A"} for one in (text, "又" + text)]
     (found,) = duplicates(collect([write(tmp_path / "a.jsonl", rows)]).records)
     assert not found.same and found.score == pytest.approx(76 / 77)
+
+
+def _case(id, question, answer="yes", other="no"):
+    return RawCase(id, question, (answer, other), "A")
+
+
+def test_near_duplicates_are_those_of_all_pairs_in_their_order():
+    rng = random.Random(5)
+    stems = [[f"w{rng.randrange(60)}" for _ in range(40)] for _ in range(6)]
+    records = []
+    for n in range(150):
+        text = list(rng.choice(stems))
+        for _ in range(rng.choice((0, 0, 1, 3))):
+            text[rng.choice((0, rng.randrange(40)))] = f"x{rng.randrange(9)}"
+        records.append(_case(str(n), " ".join(text), rng.choice(("yes", "no")), str(n)))
+    grams = [{tuple(r.question.split()[i : i + 5]) for i in range(36)} for r in records]
+    wanted, dropped = [], set()
+    for a, b in itertools.combinations(range(150), 2):
+        score = len(grams[a] & grams[b]) / len(grams[a] | grams[b])
+        if {a, b}.isdisjoint(dropped) and records[a].answer_text == records[b].answer_text and score >= 0.8:
+            dropped.add(b)
+            wanted.append((str(b), str(a), score))
+    assert [(one.record.id, one.of, one.score) for one in duplicates(records)] == wanted and len(wanted) > 50
+
+
+@pytest.mark.parametrize("answers", [1, 3000])
+def test_one_question_of_thousands_of_cases_takes_seconds(answers):
+    """Such as "What is shown?" of as many pictures: what must be equal is compared before what may be nearly so."""
+    records = [_case(str(n), "What is shown in this picture?", f"finding {n % answers}", str(n)) for n in range(3000)]
+    start = time.process_time()
+    found = duplicates(records)
+    assert len(found) == 3000 - answers and {one.of for one in found} <= {"0"}
+    assert time.process_time() - start < 5  # some 0.5; all pairs took 70
 
 
 @pytest.mark.parametrize("field", ["licences=planed=CC0", "redistributable=planed", "restricted=Raw.jsonl"])
