@@ -217,6 +217,10 @@ PLAIN = {"question": QUESTION, "options": OPTIONS, "answer": "D"}
         (PLAIN | {"options": {"A": "x", "B": " X. "}}, "equal-options"),
         (PLAIN | {"answer": "E"}, "no-such-key"),
         (PLAIN | {"answer": 9}, "no-such-key"),
+        (PLAIN | {"answer": 3}, "no-such-key"),  # from 0 the last, from 1 the one before it
+        (PLAIN | {"answer_idx": 2, "answer": ""}, "no-such-key"),
+        (PLAIN | {"answer_idx": 2, "answer": "Ampicillin"}, "key-differs"),  # the first, by no count the second
+        (MEDQA["medqa-multiple-choice"] | {"label": 4}, "no-such-key"),
         (MEDQA["medqa-phrases"] | {"answer_idx": "A"}, "key-differs"),
         (PLAIN | {"images": ["none.png"]}, "image-missing"),
         (PLAIN | {"images": ["broken.png"]}, "image-broken"),
@@ -237,7 +241,7 @@ def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path, row, reason):
     ("row", "flag"),
     [
         (PLAIN | {"answer": "(d)"}, "repaired:key-form"),
-        (PLAIN | {"answer": 3}, "repaired:index-key"),
+        (MEDQA["medqa-multiple-choice"], "repaired:index-key"),
         (PLAIN | {"question": f"<p>{QUESTION}</p>"}, "repaired:mark-up"),
         (PLAIN | {"options": OPTIONS | {"E": ""}}, "repaired:empty-option"),
         (PLAIN | {"question": "The ECG is shown below. " + QUESTION}, "mentions-picture"),
@@ -384,7 +388,7 @@ def test_a_letter_inside_an_option_begins_none(tmp_path):
     assert two.options == ("Vitamin (B) complex", "Iron", "Zinc") and two.answer == "A"
 
 
-@pytest.mark.parametrize(("key", "letter"), [("Aa", "B"), ("aa", "C"), ("B", "B"), (0, "A")])
+@pytest.mark.parametrize(("key", "letter"), [("Aa", "B"), ("aa", "C"), ("B", "B"), ("AA", "A")])
 def test_genotypes_differ_by_case(tmp_path, key, letter):
     row = PLAIN | {"options": ["AA", "Aa", "aa"], "answer": key}
     (record,) = collect([write(tmp_path / "genes.jsonl", [row])]).records
@@ -420,11 +424,11 @@ def test_an_image_of_a_raw_case_says_window_slices_and_plane(tmp_path):
 @pytest.mark.parametrize(
     ("options", "key", "text"),
     [
-        (["Gout", "", "Lupus", "Sepsis"], 2, "Lupus"),  # the empty one counts
         (["Gout", None, "Lupus"], "C", "Lupus"),
         ({"1": "Gout", "2": "Lupus", "3": "Sepsis"}, 2, "Lupus"),  # numbered by the source itself
         ({"0": "Gout", "1": "Lupus", "2": "Sepsis"}, 1, "Lupus"),
-        ({"A": "Gout", "B": "", "C": "Lupus"}, 2, "Lupus"),
+        ([3, 4, 1, 2], 2, "2"),
+        ({"A": "3", "B": "2"}, 2, "2"),
     ],
 )
 def test_a_number_names_the_option_that_the_source_means(tmp_path, options, key, text):
@@ -432,9 +436,24 @@ def test_a_number_names_the_option_that_the_source_means(tmp_path, options, key,
     assert record.answer_text == text
 
 
-def test_the_number_of_an_empty_option_names_none(tmp_path):
-    row = FEVER | {"options": ["Gout", "", "Lupus"], "answer": 1}
-    assert [one["reason"] for one in collect([write(tmp_path / "a.jsonl", [row])]).rejected] == ["no-such-key"]
+@pytest.mark.parametrize(("label", "text"), [(0, "Gout"), (1, None), (2, "Lupus"), (3, "2")])
+def test_where_a_shape_counts_from_zero_empty_options_count_too(tmp_path, label, text):
+    row = {"sent1": FEVER["question"], "ending0": "Gout", "ending1": "", "ending2": "Lupus", "ending3": "2"}
+    found = collect([write(tmp_path / "a.jsonl", [row | {"label": label}])])
+    assert [one.answer_text for one in found.records] == [text] * (text is not None)
+    assert [one["reason"] for one in found.rejected] == ["no-such-key"] * (text is None)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_number_beside_the_text_may_count_from_zero_or_one(tmp_path, first):
+    row = FEVER | {"options": ["Gout", "", "Lupus"], "answer_idx": 2 + first, "answer": "Lupus"}
+    (record,) = collect([write(tmp_path / "a.jsonl", [row])]).records
+    assert record.answer_text == "Lupus" and "repaired:key-from-text" in record.flags
+
+
+def test_the_line_of_a_number_that_is_no_key_says_what_to_give(tmp_path):
+    found = collect([write(tmp_path / "a.jsonl", [FEVER | {"options": ["Gout", "Lupus"], "answer": 1}])])
+    assert found.rejected[0]["detail"].startswith("key 1: it may count from 0 or from 1; give the letter or the text")
 
 
 def test_hidden_copies_are_no_sources_and_suffixes_may_be_in_capitals(tmp_path):
