@@ -64,7 +64,7 @@ def shingles(text: str) -> frozenset[int]:
 
 
 def _shared(case: RawCase) -> tuple[str, ...]:
-    """What a near duplicate has in common with a case: right option and images."""
+    """Right option and images, which a near duplicate has in common with a case."""
     return normal(case.answer_text), *(picture.sha256 for picture in case.images)
 
 
