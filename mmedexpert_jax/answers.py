@@ -19,7 +19,7 @@ _LABEL = re.compile(
     re.DOTALL,
 )
 # "B Pneumonia", "B, Pneumonia", "Pneumonia (B)": only believed if the text is the option's own
-_SPACED = re.compile(r"(?P<a>[A-J])(?:\s*[,;=]\s*|\s+)(?P<x>.+)|(?P<y>.+?)\s*\((?P<b>[A-J])\)", re.DOTALL)
+_SPACED = re.compile(r"(?P<a>[A-J])(?:\s*[,;=]\s*|\s+)(?P<x>.+)|(?P<y>.*\S)\s*+\((?P<b>[A-J])\)", re.DOTALL)
 _NAMED = re.compile(
     r"(?:the\s+|my\s+)?(?:(?:final|correct|right|best|most likely)\s+)*(?:answer|option|choice|letter|答案|选项)"
     r"(?:\s+(?:is|would be|should be))?\s*[:：]?\s*(?:(?:option|choice)\s+)?|it\s+is\s+|应选|故选|选",

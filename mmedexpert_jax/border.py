@@ -19,6 +19,7 @@ import math
 import os
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -272,8 +273,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise Refused(f"the key {shown(next(name for name in names if names.count(name) > 1))} is written twice")
+        raise Refused(f"the key {shown(_twice(names))} is written twice")
     return found
+
+
+def _twice(names: Iterable[Any]) -> Any:
+    """The first of names that stands twice; None where each stands once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _int(text: str) -> int | float:
@@ -292,9 +298,8 @@ class _Loader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(names) < len(node.value):
             raise Refused("a key is no scalar")
-        for name in names:
-            if names.count(name) > 1:
-                raise Refused(f"the key {shown(name)} is written twice")
+        if len(set(names)) < len(names):
+            raise Refused(f"the key {shown(_twice(names))} is written twice")
         return super().construct_mapping(node, deep)
 
 

@@ -8,14 +8,18 @@ which outweighs remarks about options. What stands behind the last correction ("
 import re
 import unicodedata
 
+# A long run of blanks, whose middle says only that it is there: no pattern looks further than 200 characters. Uncut, or
+# with blanks that either of two patterns could match, reading would take the square of a run's length.
+_RUN = re.compile(r"(\s{128})(\s+)(\s{128})")
+
 _DECORATION = re.compile(
     r"</?(?:b|i|strong|em|code|p)>|[*`$\"“”]|(?<!\w)['‘’]|['’](?!\w)|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)"
 )
 _ELEMENT = re.compile(r"</?(final[ _-]?answer|answer[ _-]?choice)>", re.IGNORECASE)  # as some prompts ask for
-_RULE = re.compile(r"^[ \t]*[|:]?[ \t]*-[-|: \t]*$", re.MULTILINE)  # of a table
+_RULE = re.compile(r"^[ \t]*+[|:]?[ \t]*+-[-|: \t]*$", re.MULTILINE)  # of a table
 # "not B but C" states C.
 _CONTRAST = re.compile(
-    r",?\s*\b[Nn]ot\s+(?:option\s+)?[(\[]?[A-J][)\]]?\s*(?:,?\s*but\s+(?:rather\s+)?|,(?=\s*(?:is|it)\b))"
+    r",?\s*+\b[Nn]ot\s+(?:option\s+)?[(\[]?[A-J][)\]]?\s*+(?:,?\s*+but\s+(?:rather\s+)?|,(?=\s*(?:is|it)\b))"
 )
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD_ENDS = rf"(?![^\W{_CJK}]|['’]|-\w)"  # not "C-section", "B12" or "I'd"; a Chinese character may follow
@@ -32,9 +36,9 @@ _END = (
     r"|\s+(?:because|since|as|due|for|based|given|is|are|was|and|or|not|but|rather|which)\b)"
 )
 _LETTER = rf"(?:[B-HJ]{_WORD_ENDS}{_GENUS}|[AI]{_WORD_ENDS}{_END}|[a-j](?=[.,;:)\]}}](?!\w)|\s*$))"
-_BRACKETED = rf"[(\[{{]?\s*(?P<letter>{_LETTER})\s*[)\]}}]?"
+_BRACKETED = rf"[(\[{{]?\s*+(?P<letter>{_LETTER})\s*[)\]}}]?"
 # that ends its clause, behind weak triggers
-_LABEL = rf"[(\[{{]?\s*(?P<letter>[A-J]{_WORD_ENDS}{_GENUS})\s*[)\]}}]?{_END}"
+_LABEL = rf"[(\[{{]?\s*+(?P<letter>[A-J]{_WORD_ENDS}{_GENUS})(?:\s*+[)\]}}])?{_END}"
 # Further letters beside the first: "B and C", "B/C", "B, C or D", "B (or maybe C)", "B; C", "B. Or C"; not "B, and C is
 # wrong", a clause. Atomic and bounded, no blank matched in two ways: a model may say "B or B" to its limit.
 _MORE = (
@@ -49,20 +53,20 @@ _SAYS = (
     r"|confident)(?:\s+(?:that|it\s+is|it's))?"
 )
 _LINK = (
-    r"(?:,[^,.;:?!\n]{1,40},)?(?:\s*(?:[:=]|->|=>|→|[-–—](?=\s))){0,6}\s*"
-    r"(?:(?i:is|would\s+be|should\s+be|must\s+be|will\s+be|remains|choice|letter|option|here)\b\s*(?:[:=]\s*)?"
+    r"(?:,[^,.;:?!\n]{1,40},)?(?:\s*+(?:[:=]|->|=>|→|[-–—](?=\s))){0,6}\s*+"
+    r"(?:(?i:is|would\s+be|should\s+be|must\s+be|will\s+be|remains|choice|letter|option|here)\b\s*+(?:[:=]\s*+)?"
     r"|(?:es|est|ist|lautet|è|é)\s+(?:(?:la|le|a|die|l')\s+)?(?:(?:letra|lettre|lettera|opción|option"
     r"|alternativa)\s+)?){0,6}"
     rf"(?:(?i:{_SAYS}|i\s+would\s+go\s+with|i['’]d\s+go\s+with|it(?:'s|’s|\s+is|\s+would\s+be)|that|the\s+answer\s+is"
     r"|option|choice|letter|clearly|therefore|thus|most\s+likely|probably"
-    r"|definitely)\b[\s:,]*){0,6}(?:,[^,.;:?!\n]{1,40},\s*)?"
+    r"|definitely)\b(?:[:,]|\s++)*){0,6}(?:,[^,.;:?!\n]{1,40},\s*+)?"
 )
 _ABROAD = (  # "answer" in the languages of medical examinations, its article and adjective aside
     r"(?i:respuesta(?:\s+(?:correcta|final))?|réponse(?:\s+(?:correcte|finale))?|risposta(?:\s+(?:corretta|esatta"
     r"|finale))?"
-    r"|resposta(?:\s+(?:correta|certa|final))?|antwort|ответ)\s*"
-    r"|(?:答案|答え|解答|正解|正确选项|正確選項|정답)\s*(?:应该是|应为|是|为|為|は|은|는|이)?\s*[:：]?\s*(?:选项|選項)?\s*"
-    r"|(?<![不别勿非])(?:应选|故选|选择|选)\s*[:：]?\s*(?:选项)?\s*"
+    r"|resposta(?:\s+(?:correta|certa|final))?|antwort|ответ)\s*+"
+    r"|(?:答案|答え|解答|正解|正确选项|正確選項|정답)\s*+(?:应该是|应为|是|为|為|は|은|는|이)?\s*+[:：]?\s*+(?:选项|選項)?\s*+"
+    r"|(?<![不别勿非])(?:应选|故选|选择|选)\s*+[:：]?\s*+(?:选项)?\s*+"
 )
 _FINAL = re.compile(
     rf"\b(?:(?i:final[\s_-]+(?:answer|choice)|correction)|最终答案)(?i:\s+(?:is|:))?{_LINK}{_BRACKETED}{_MORE}",
@@ -79,20 +83,20 @@ _ANSWER = re.compile(
 )
 _YES = r"(?:[✓✔✅☑]|(?i:yes)(?=\s*(?:$|[.,;|\n])))"
 _PRAISED = re.compile(
-    rf"(?:\b(?i:options?|choices?)\s+)?(?<![A-Za-z0-9_'’])[(\[]?(?P<letter>[A-J])[)\]]?{_MORE}(?:\s*(?:is|:)\s+"
+    rf"(?:\b(?i:options?|choices?)\s+)?(?<![A-Za-z0-9_'’])[(\[]?(?P<letter>[A-J])[)\]]?{_MORE}(?:\s*+(?:is|:)\s+"
     r"(?i:(?:the\s+)?(?:clearly\s+)?(?:correct|right|true|best|most\s+likely|most\s+appropriate)\b"
-    rf"|(?:the|my)\s+(?:final\s+)?(?:answer|choice|pick)\b)|[ \t]*[:-]?[ \t]*{_YES}|(?:选项|選項)?\s*(?:是|为|為|が"
-    rf"|は)?\s*(?:正确|正確|正解)|\s+it\s+is(?=\s*(?:$|[.,;!\n])))",
+    rf"|(?:the|my)\s+(?:final\s+)?(?:answer|choice|pick)\b)|[ \t]*+[:-]?[ \t]*+{_YES}|(?:选项|選項)?\s*+(?:是|为|為|が"
+    rf"|は)?\s*+(?:正确|正確|正解)|\s+it\s+is(?=\s*(?:$|[.,;!\n])))",
     re.MULTILINE,
 )
-_TICKED = re.compile(rf"^[ \t]*(?:[-*+][ \t]+)?(?:\[[xX✓]\]|[✓✔✅☑])\s*{_BRACKETED}(?P<more>)", re.MULTILINE)
+_TICKED = re.compile(rf"^[ \t]*(?:[-*+][ \t]+)?(?:\[[xX✓]\]|[✓✔✅☑])\s*+{_BRACKETED}(?P<more>)", re.MULTILINE)
 _LOOSE = re.compile(
     r"(?:\b(?i:it(?:'s|’s|\s+is|\s+must\s+be|\s+has\s+to\s+be)|must\s+be|going\s+with|leaves(?:\s+only)?"
     r"|by\s+elimination,?"
     r"|(?:diagnosis|cause|finding|treatment|management|test|step|one)\s+(?:is|would\s+be))"
-    r"|(?:^|(?<=[.!?;:\n])|(?<=[.!?;:]\s))\s*(?:(?i:so|thus|hence|therefore|conclusion|choose|select|pick|mark"
+    r"|(?:^|(?<=[.!?;:\n])|(?<=[.!?;:]\s))\s*+(?:(?i:so|thus|hence|therefore|conclusion|choose|select|pick|mark"
     r"|definitely|clearly|certainly|i\s+(?:think|believe))\b|=>|→|∴))"
-    rf"\s*[,:]?\s*(?:(?i:option|choice|letter)\s+)?{_LABEL}{_MORE}"
+    rf"\s*+[,:]?\s*+(?:(?i:option|choice|letter)\s+)?{_LABEL}{_MORE}"
     r"|^[ \t]*(?i:response|result|output|solution|verdict|decision|selected"
     r"|correct)[ \t]*[:=][ \t]*\(?(?P<headed>[A-J])\)?(?=\s|[.,;]|$)"
     r"|\b(?i:only)\s+(?P<only>[A-J])\s+(?i:remains|is\s+left|fits)\b"
@@ -124,7 +128,7 @@ _DENIED_BEFORE = re.compile(
 )
 _HEDGED = re.compile(r"\b(?:might|may|could|either|possibly|perhaps|unsure|uncertain|whether|if)\b", re.IGNORECASE)
 _DENIED_AFTER = re.compile(
-    r"\s*[)\]]?(?:\s+\([^)]*\))?\s*(?:[:–—-]\s*)?(?:(?:is|are|was|were|can\s+be|could\s+be|should\s+be|has\s+been"
+    r"(?:\s*+[)\]])?(?:\s++\([^)]*\))?\s*+(?:[:–—-]\s*+)?(?:(?:is|are|was|were|can\s+be|could\s+be|should\s+be|has\s+been"
     r"|would\s+be|seems"
     r"|es|est|ist|è|é)\s+)?(?:(?:clearly|also|therefore|definitely|simply|just|probably)\s+)*"
     r"(?:not\b(?!\s+[(\[]?[A-J]\b)|isn['’]t|n['’]t|no(?=\s*(?:$|[.,;:|\n]))|[✗✘❌✖☒]|wrong|incorrect|false\b"
@@ -140,7 +144,7 @@ _DENIED_AFTER = re.compile(
 # "If ..., it would be": a clause with a condition before it, unless the one who answers would choose.
 _SUPPOSED = re.compile(r"(?:\bif|(?:^|[.;\n]\s*)(?:had|were))\b[^.;\n]*,[^,.;\n]*\Z", re.IGNORECASE)
 _WOULD = re.compile(r"(?<!\bi )(?<!\bwe )\bwould\b", re.IGNORECASE)
-_ASKED = re.compile(r"\s*[)\]]?\s*[?？]")
+_ASKED = re.compile(r"\s*+[)\]]?\s*+[?？]")
 
 
 def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
@@ -154,7 +158,7 @@ def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
     Returns:
         The letters; more than one where statements differ or one names several. None where nothing is stated.
     """
-    plain = _ELEMENT.sub(r" \1: ", unicodedata.normalize("NFKC", text))
+    plain = _ELEMENT.sub(r" \1: ", _normal(text))
     plain = _DECORATION.sub("", plain)
     plain = _CONTRAST.sub(" it is ", _RULE.sub("", plain).replace("|", ":"))
     corrections = list(_CORRECTION.finditer(plain))
@@ -171,9 +175,14 @@ _TEXT = re.compile(
 
 def stated_texts(text: str) -> list[str]:
     """The answers, in words, that the text's statements give; those of a final answer alone where there are such."""
-    plain = _DECORATION.sub("", unicodedata.normalize("NFKC", text))
+    plain = _DECORATION.sub("", _normal(text))
     found = [match for match in _TEXT.finditer(plain) if not _withdrawn(plain, match, "text")]
     return [match["text"].strip() for match in found if match["final"] or not any(one["final"] for one in found)]
+
+
+def _normal(text: str) -> str:
+    """The text in NFKC; of a long run of blanks its ends and, between them, each kind once."""
+    return _RUN.sub(lambda run: run[1] + "".join(dict.fromkeys(run[2])) + run[3], unicodedata.normalize("NFKC", text))
 
 
 def _weightiest(text: str, letters: str, tiers: tuple[tuple[re.Pattern[str], ...], ...]) -> set[str] | None:

@@ -1,5 +1,6 @@
 """The wheel carries what a run needs in an empty folder, with the licence of every file, and asks for what it needs."""
 
+import ast
 import fnmatch
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,23 @@ def test_what_python_it_asks_for_is_what_it_says(wheel):
     assert f"Requires-Python: {project['requires-python']}" in metadata and project["requires-python"] == ">=3.11"
     required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.MULTILINE)
     assert "torch" not in required and set(ASKED_FOR) <= set(required)
+
+
+def test_what_is_imported_is_asked_for():
+    """By the package itself, and not by another that it stands on, which may turn to something else."""
+    imported = set()
+    for file in ROOT.glob("mmedexpert_jax/**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            named = [part.name for part in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            imported |= {name.partition(".")[0] for name in named}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    asked = {re.match(r"[\w.-]+", entry)[0].lower().replace("_", "-") for group in groups for entry in group}
+    given = packages_distributions()
+    others = imported - set(sys.stdlib_module_names) - {"mmedexpert_jax"}
+    parts = {name: {part.lower().replace("_", "-") for part in given.get(name, [name])} for name in others}
+    assert not {name for name, of in parts.items() if not of & asked}
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """What the strict scorer reads in responses of every form, against a table made by hand and against a grammar."""
 
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmedexpert_jax import answers
 from mmedexpert_jax.medeval.scoring import read_choice
 
 FOUR = ("Pneumonia", "Heart failure", "Asthma", "Pulmonary embolism")
@@ -108,3 +110,34 @@ def test_reading_is_linear_in_the_length(piece):
     text = piece * (100_000 // len(piece))
     for form in ("tags", "boxed", "plain"):
         assert read_choice(text, FOUR, form) in (None, "B")
+
+
+@pytest.mark.parametrize("blanks", [" ", "\n", " \n", "\t "])
+@pytest.mark.parametrize(
+    "before", ["", "x", "answer", "答案", "answer is that", "option B,", "it is B", "not B", "|", "so"]
+)
+def test_a_run_of_blanks_is_read_in_time_linear_in_its_length(before, blanks):
+    """Of which each could be matched by either of two patterns, or begin one."""
+    text = before + blanks * (50_000 // len(blanks)) + "x"
+    start = time.process_time()
+    for said in (text, f"<answer>{text}</answer>", f"{text} The answer is C."):
+        read_choice(said, FOUR, "plain")
+        answers.choice(said, FOUR)
+    assert time.process_time() - start < 4  # some 0.1
+    assert read_choice(f"{text} The answer is C.", FOUR, "plain") == "C"
+
+
+@pytest.mark.parametrize("count", [1, 127, 300, 5000])
+def test_a_run_of_blanks_says_the_same_however_long_it_is(count):
+    blanks = " " * count
+    for said, letter in (
+        (f"The answer is{blanks}B", "B"),
+        (f"B{blanks}is correct", "B"),
+        (f"not B,{blanks}but C", "C"),
+    ):
+        assert read_choice(said, FOUR, "plain") == letter
+    for said in (f"The answer is B{blanks}?", f"Option B{blanks}is wrong", f"answer:{blanks}B or{blanks}C"):
+        assert read_choice(said, FOUR, "plain") is None
+    assert read_choice(f"I rule out{blanks}\n{blanks}So the answer is D", FOUR, "plain") == "D"
+    for said in (f"Heart failure{blanks}(B)", f"B{blanks}Heart failure"):
+        assert answers.choice(f"<answer>{said}</answer>", FOUR) == "B"

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -229,14 +230,20 @@ def _refuse_near(row: Mapping[str, Any], where: str) -> None:
         if key in KEYS or key in PROVENANCE or row[key] is None:
             continue
         named, texts = border.cut(str(key)), _texts(row[key])
-        close = difflib.get_close_matches(str(key).lower(), [*KEYS, *ALIASES], 1, 0.8)
-        meant = ALIASES.get(close[0], close[0]) if close else ""
+        meant = _meant(str(key).lower())
         if not meant and any(map(_PICTURE.match, texts)):
             meant = "images"
         if meant and row.get(meant) in (None, "", []):
             raise DataError(f"{where}, key {named}: not a key of a row; call it {meant}")
         if any(map(_VIDEO.match, texts)):
             raise DataError(f"{where}, key {named}: videos are not read; give frames of it as images")
+
+
+@functools.lru_cache(maxsize=1024)  # rows of a file have the same keys, and the search takes longer than the row
+def _meant(key: str) -> str:
+    """The key of a row that an unknown one looks like or is an alias of; "" for none."""
+    close = difflib.get_close_matches(key, [*KEYS, *ALIASES], 1, 0.8)
+    return ALIASES.get(close[0], close[0]) if close else ""
 
 
 def _texts(value: Any) -> list[str]:
@@ -358,7 +365,12 @@ def pictures(image: ImageRef) -> Iterator[ImageRef]:
 def _subset(cases: list[Case], limit: int, seed: int) -> list[Case]:
     """`limit` cases, drawn by `seed`, the specialties in turn as long as they last."""
     order = np.random.default_rng(seed).permutation(len(cases))
-    names = dict.fromkeys((*SPECIALTIES, *(case.specialty for case in cases)))
-    queues = [[cases[i] for i in order if cases[i].specialty == name] for name in names]
-    rounds = max(len(queue) for queue in queues)
-    return [queue[i] for i in range(rounds) for queue in queues if i < len(queue)][:limit]
+    names = list(dict.fromkeys((*SPECIALTIES, *(case.specialty for case in cases))))
+    places = dict(zip(names, range(len(names)), strict=True))
+    seen: Counter[str] = Counter()
+    turns = []
+    for i in order.tolist():
+        name = cases[i].specialty
+        turns.append((seen[name], places[name], i))
+        seen[name] += 1
+    return [cases[i] for _, _, i in sorted(turns)[:limit]]

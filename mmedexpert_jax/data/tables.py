@@ -10,6 +10,8 @@ import itertools
 import os
 import re
 import threading
+import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ INDEX = 64  # characters of an image cell that may be another row's index; no im
 MAX_CELLS = 10_000  # columns of a table; the widest of the field have some 50
 ASKS = ("question", "messages", "prompt", "conversations", "problem", "instruction")  # keys of a row's question
 _END = "\0end of the table"  # no cell holds it
+_COPYING = threading.Lock()  # of large Parquet groups into the cache
 _OPEN = "a quote opens a cell and is never closed"
 
 csv.field_size_limit(border.MAX_LINE)  # a cell may hold an image; the module's own limit is 128 KiB
@@ -196,7 +199,9 @@ def _whole(rows: Any, name: str) -> Iterator[list[str]]:
 
 def _header(cells: Iterable[str], name: str) -> list[str]:
     header = [cell.strip() for cell in cells]
-    twice = next((cell for cell in header if cell and header.count(cell) > 1), None)
+    if len(header) > MAX_CELLS:
+        raise DataError(f"{name}: {len(header)} columns; a table has at most {MAX_CELLS}")
+    twice = next((cell for cell, count in Counter(header).items() if cell and count > 1), None)
     if twice is not None:
         raise DataError(f"{name}: two columns are called {border.shown(twice)}; rename one")
     return header
@@ -367,17 +372,21 @@ def _mapped(place: Place, column: str, group: int) -> Any:
     key = f"{place} {stat and (stat.st_mtime_ns, stat.st_size)} {column} {group}"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmedexpert-jax" / "tables"
     file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
-    if not file.exists():
-        partial = file.with_suffix(f".{os.getpid()}")
-        with border.writing(file), place.open() as stream:
-            folder.mkdir(parents=True, exist_ok=True)
-            parquet = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)  # pages, not the group
-            schema = pa.schema([parquet.schema_arrow.field(column)])
-            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                for batch in parquet.iter_batches(batch_size=16, row_groups=[group], columns=[column]):
-                    writer.write_batch(batch)
-            partial.replace(file)
-        pa.default_memory_pool().release_unused()  # a page of 1,024 photographs, as pyarrow writes them, is over 1 GB
+    with _COPYING:  # threads that ask for the same group wait for one copy
+        if not file.exists():
+            partial = file.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")  # numbers come again on other machines
+            try:
+                with border.writing(file), place.open() as stream:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    parquet = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)  # pages, not the group
+                    schema = pa.schema([parquet.schema_arrow.field(column)])
+                    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                        for batch in parquet.iter_batches(batch_size=16, row_groups=[group], columns=[column]):
+                            writer.write_batch(batch)
+                    partial.replace(file)
+            finally:
+                partial.unlink(missing_ok=True)  # what a full disk or a broken page cut off
+            pa.default_memory_pool().release_unused()  # a page of 1,024 photographs is over 1 GB
     with pa.memory_map(str(file)) as source:
         return pa.ipc.open_file(source).read_all()[column]
 

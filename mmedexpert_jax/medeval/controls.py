@@ -20,7 +20,7 @@ from mmedexpert_jax.answers import LETTERS
 from mmedexpert_jax.data.benchmarks import ImageRef
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.contamination import dhash
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation, compare_evaluations
 from mmedexpert_jax.medeval.stats import bootstrap
 from mmedexpert_jax.processing.images import EncodedImage, open_image
@@ -127,18 +127,34 @@ def _blank(image: ImageRef) -> ImageRef:
 
 
 def _exchanged(items: Sequence[Case], seed: int) -> tuple[Case, ...]:
-    """Items with the images of another, of as many images where there is one; an item alone of its kind is left out.
+    """Items with the images of another of as many that shows something else; left out where all show the same.
 
-    One seeded cycle through all items of a number of images: none keeps its own place, and each image is used once.
+    One seeded cycle through all items of a number of images, those that show the same side by side, each with the
+    images so many places on as the most of them are: none meets its own again, and each image is used once. Where more
+    than half show the same, these take the images of the others in turn.
     """
     changed: dict[str, Case] = {}
     for count in {len(item.images) for item in items}:
         group = sorted((item for item in items if len(item.images) == count), key=lambda item: item.id)
         random.Random(f"{seed} {count}").shuffle(group)
-        for item, other in zip(group, group[1:] + group[:1], strict=True):
-            if item is not other:
-                changed[item.id] = replace(item, images=other.images)
+        alike: dict[Any, list[Case]] = defaultdict(list)
+        for item in group:
+            alike[tuple(map(_content, item.images))].append(item)
+        order = [item for members in sorted(alike.values(), key=len, reverse=True) for item in members]
+        most = max(map(len, alike.values()))
+        rest = len(order) - most
+        for place, item in enumerate(order if rest else ()):
+            to = most + place % rest if place < most else (place + most) % len(order)
+            changed[item.id] = replace(item, images=order[to].images)
     return tuple(changed[item.id] for item in items if item.id in changed)
+
+
+def _content(image: ImageRef) -> str:
+    """Hash of what an image shows; the name of one that cannot be read, which is told when it is asked."""
+    try:
+        return image.sha256
+    except DataError:
+        return image.name
 
 
 def _rotated(item: Case, places: int) -> Case:
@@ -165,10 +181,20 @@ def table(plain: Mapping[str, Evaluation], controls: Mapping[str, Sequence[Contr
     rows = []
     for model, made in controls.items():
         for name in dict.fromkeys(control.name for control in made):
-            parts = [control for control in made if control.name == name and control.evaluation.rows]
+            parts = [control for control in _comparable(plain[model], made) if control.name == name]
             if parts:
                 rows.append({"model": model, "control": TITLES[name]} | _row(plain[model], parts))
     return rows
+
+
+def _comparable(plain: Evaluation, made: Sequence[Control]) -> list[Control]:
+    """Controls with an answer to an item that was answered unchanged too, of pairs to both items of one."""
+    known = {row.id for row in plain.rows}
+    return [
+        control
+        for control in made
+        if (_answered(control) if control.name == "pairs" else known & {row.id for row in control.evaluation.rows})
+    ]
 
 
 def _row(plain: Evaluation, parts: Sequence[Control]) -> dict[str, Any]:
@@ -195,12 +221,7 @@ def _row(plain: Evaluation, parts: Sequence[Control]) -> dict[str, Any]:
 
 def _pairs_row(pairs: Control) -> dict[str, Any]:
     """Items of the pairs, their accuracy, the share of pairs right on both, and of those with two different answers."""
-    rows = pairs.evaluation.by_item()
-    found = [
-        (rows[one.id], rows[other.id], one, other)
-        for one, other in zip(pairs.items[::2], pairs.items[1::2], strict=True)
-        if one.id in rows and other.id in rows  # a question that was refused has no row
-    ]
+    found = _answered(pairs)
     single = np.array([np.mean([row.value for row in (*first, *second)]) for first, second, *_ in found])
     both = np.array([np.mean([a.value * b.value for a, b in zip(*two[:2], strict=False)]) for two in found])
     apart = [_chosen(first[0], one) != _chosen(second[0], other) for first, second, one, other in found]
@@ -212,6 +233,16 @@ def _pairs_row(pairs: Control) -> dict[str, Any]:
         "loss": Figure(100 * float((single - both).mean()), other=(100 * low, 100 * high), signed=True, paired=True),
         "told apart": f"{100 * float(np.mean(apart)):.1f}",
     }
+
+
+def _answered(pairs: Control) -> list[tuple[list[AnswerRow], list[AnswerRow], Case, Case]]:
+    """Rows and items of the pairs of which both were answered."""
+    rows = pairs.evaluation.by_item()
+    return [
+        (rows[one.id], rows[other.id], one, other)
+        for one, other in zip(pairs.items[::2], pairs.items[1::2], strict=True)
+        if one.id in rows and other.id in rows  # a question that was refused has no row
+    ]
 
 
 def _chosen(row: AnswerRow, item: Case) -> str | None:
@@ -256,7 +287,7 @@ def letter_bias(plain: Evaluation, parts: Sequence[Control]) -> str:
 
 def sentence(model: str, plain: Evaluation, made: Sequence[Control]) -> str:
     """The share of a model's score that needs the image, in words; "" where no blind control was asked, nor pairs."""
-    asked = [control for control in made if control.evaluation.rows]
+    asked = _comparable(plain, made)
     blind = next((control for name in BLIND for control in asked if control.name == name), None)
     told = [_by_blindness(model, plain, blind)] if blind else []
     for control in asked:

@@ -151,7 +151,7 @@ def load(config: ConfigDict, say: Callable[[str], None] = print) -> dict[str, Be
 def sample_rows(evaluation: Evaluation, items: Sequence[Case]) -> list[dict]:
     """Up to SAMPLES answers at even distances, with question, options and images, to be read."""
     by_id = {item.id: item for item in items}
-    stride = -(-len(evaluation.rows) // SAMPLES)
+    stride = max(1, -(-len(evaluation.rows) // SAMPLES))
     rows = []
     for row in evaluation.rows[::stride]:
         item = by_id[row.id]

@@ -61,9 +61,11 @@ def describe(config: ConfigDict) -> list[str]:
 
 
 def _items(config: ConfigDict, items: Sequence[Case]) -> list[Case]:
-    """The items and those of the controls; pairs ask nothing new, and finding them would read every image."""
+    """The items and those of the controls. No image is read: pairs ask nothing new, and other images are planned as
+    grey ones, as many and about as large."""
     all_items = list(items)
     for name in config.controls:
+        name = "blank" if name == "other_image" else name
         for control in variants(() if name == "pairs" else items, name, config.rotations, config.seed):
             all_items += control.items
     return all_items

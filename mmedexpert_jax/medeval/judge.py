@@ -9,7 +9,7 @@ from mmedexpert_jax.answers import spoken
 from mmedexpert_jax.data.case import GRADED, Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
-from mmedexpert_jax.medeval.prompt_styles import lettered
+from mmedexpert_jax.medeval.prompt_styles import option_lines
 from mmedexpert_jax.remote import Client, Request
 
 WHAT = ("open", "unparsed", "all")
@@ -156,7 +156,7 @@ def _complete(rows: Sequence[AnswerRow]) -> tuple[AnswerRow, ...]:
 
 
 def _request(item: Case, row: AnswerRow) -> Request:
-    options = "\nOptions:\n" + "\n".join(lettered(item)) if item.options else ""
+    options = "\nOptions:\n" + "\n".join(option_lines(item)) if item.options else ""
     text = (
         "You grade answers to medical questions. Say whether the response gives the same final answer as the key; "
         "wording, spelling and extra explanation do not matter, a second and different final answer makes it wrong.\n\n"

@@ -101,7 +101,7 @@ def _user(item: Case, text: str, named: bool = False) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def lettered(item: Case, form: str = "{}. {}") -> list[str]:
+def option_lines(item: Case, form: str = "{}. {}") -> list[str]:
     """Options with their letters."""
     return answers.lettered(item.options, form)
 
@@ -151,12 +151,12 @@ def _medevalkit(item: Case, reasoning: bool = False) -> Question:
     rule = kit_rule(item)
     chinese = " zh" if item.labels.get("language") == "zh" else ""
     if rule == "mmmu":
-        options = "".join(f"{line}\n" for line in lettered(item, "({}) {}"))
+        options = "".join(f"{line}\n" for line in option_lines(item, "({}) {}"))
         shown = "\n\n".join([item.question, options] if options else [item.question])
         text = f"\n{shown}\n\n        {_KIT_ASKS['choice' if options else 'close'][reasoning]}"
         item = replace(item, images=item.images[:1])
     elif rule == "choice":
-        options = "\n".join(item.columns.get("raw_options", lettered(item)))
+        options = "\n".join(item.columns.get("raw_options", option_lines(item)))
         question, choices = ("问题：", "选项：") if chinese else ("Question:", "Options:")
         text = f"\n{question} {_distributed(item)}\n{choices} \n{options}\n{_KIT_ASKS[rule + chinese][reasoning]}"
     else:
@@ -172,7 +172,7 @@ def _medxpertqa(item: Case) -> Question:
     """MedXpertQA's zero-shot chain of thought (git f21247d): two turns, images after the text."""
     question = _distributed(item).strip()
     if "Answer Choices:" not in question:
-        question += "\nAnswer Choices: " + " ".join(lettered(item, "({}) {}"))
+        question += "\nAnswer Choices: " + " ".join(option_lines(item, "({}) {}"))
     images = [{"type": "image", "image": image} for image in item.images]
     text = {"type": "text", "text": f"Q: {question}\nA: Let's think step by step."}
     system = {"role": "system", "content": "You are a helpful medical assistant."}
@@ -183,7 +183,7 @@ def _medxpertqa(item: Case) -> Question:
 
 def _medvlm_r1(item: Case) -> Question:
     """MedVLM-R1's, as on its model card, indentation included."""
-    problem = "\n".join([item.question, *lettered(item, "{}) {}")])
+    problem = "\n".join([item.question, *option_lines(item, "{}) {}")])
     lines = (
         f"{problem} ",
         "Your task: ",
@@ -197,7 +197,7 @@ def _medvlm_r1(item: Case) -> Question:
 
 def _med_r1(item: Case) -> Question:
     """Med-R1's (`src/eval_vqa/test_qwen2vl_vqa.py`): options in the line of the question."""
-    problem = f"{item.question} {', '.join(lettered(item, '{}){}'))}"
+    problem = f"{item.question} {', '.join(option_lines(item, '{}){}'))}"
     asks = (
         "Think through the question step by step in <think>...</think> tags. Then provide the correct single-letter "
         "choice (A, B, C, D,...) inside <answer>...</answer> tags."
@@ -211,7 +211,7 @@ def _medvlthinker(item: Case) -> Question:
         "You will solve a problem/request. You should provide your thoughts within <think> </think> tags before "
         r"providing the answer.\nWrite your final answer within <answer> </answer> tags."
     )
-    text = "\n\n".join([asks, f"Question: {item.question}", "Options:", *lettered(item)])
+    text = "\n\n".join([asks, f"Question: {item.question}", "Options:", *option_lines(item)])
     return Question(item, "medvlthinker", [_user(item, text)], "tags")
 
 

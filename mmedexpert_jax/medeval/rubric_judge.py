@@ -17,7 +17,7 @@ You grade the last turn of a conversation, the assistant's response, by one crit
 # Conversation
 {conversation}
 
-# ScoredCriterion, with its points
+# Criterion, with its points
 [{points:g}] {criterion}
 
 # How to grade
@@ -61,7 +61,7 @@ def grade(
         criteria = items[row.id].columns["criteria"]
         found = [verdicts.get(f"{row.id}, row {number}, criterion {place}") for place in range(len(criteria))]
         known = [verdict for verdict in found if verdict is not None]
-        if len(known) == len(criteria):
+        if len(known) == len(criteria) and any(one.points > 0 for one in criteria):
             rows.append(graded(row, criteria, known))
     return Evaluation(tuple(rows))
 

@@ -18,7 +18,7 @@ class System:
     size: str  # as the paper writes it; "" where it does not
     model: str  # hub id
     kind: str  # what runs it, one of KINDS
-    prompt: str  # style that its authors use (`prompts.styles()`)
+    prompt: str  # style that its authors use (`prompt_styles.styles()`)
     licence: str  # of the weights
     source: str = ""  # where the licence was read; "" where it was not seen and the card must be
     note: str = ""  # what one must know to run it

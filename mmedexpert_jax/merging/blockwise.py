@@ -420,7 +420,7 @@ class Stacked(dict[str, Any]):
 
 @dataclass(frozen=True)
 class TensorUnit:
-    """Tensors of a merge that are fitted as one vector: a `methods.Unit`."""
+    """Tensors of a merge that are fitted as one vector: a `fit.Unit`."""
 
     merge: Merge
     names: tuple[str, ...]

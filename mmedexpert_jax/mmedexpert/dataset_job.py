@@ -56,7 +56,7 @@ class Factory:
         """Stage 1 of the data set: the cases."""
         voter = self._make_teacher(self.config.teacher, self.answers)[1] if self.config.votes else None
         found = collect(self.config, self.export, self.store, voter)
-        print(f"collected {len(self.store.cases())} cases, refused {len(found.rejected)} rows", flush=True)
+        print(f"collected {self.store.count_cases()} cases, refused {len(found.rejected)} rows", flush=True)
 
     def trace(self) -> None:
         """The candidates of every case, with stage 1's check of each."""
@@ -128,9 +128,13 @@ class Factory:
     def _write(self, chosen: Sequence[Built], rows: list[dict], settings: trace_synthesis.TraceSettings) -> None:
         """export/dataset with all rows, export/public without those that may not be passed on."""
         config = self.config
-        public = [one for one in chosen if one.trace.case.redistributable or config.include_restricted]
-        for folder, members in (("dataset", chosen), ("public", public)):
-            parts = dataset_build.split(members, *self._shares())
+        whole = dataset_build.split(chosen, config.dev_share, config.test_share, config.seed)
+        opened = {
+            name: [one for one in part if one.trace.case.redistributable or config.include_restricted]
+            for name, part in whole.items()
+        }  # not split anew, where a case of train might come to test
+        public = {name: part for name, part in opened.items() if part}
+        for folder, parts in (("dataset", whole), ("public", public)):
             path = self.export / folder
             with files.writing(path), files.replacing(path) as target:
                 hashes = dataset_build.write(target, parts)
@@ -140,17 +144,14 @@ class Factory:
                 files.write_text(
                     target / "README.md", dataset_card.write(parts, hashes, made, self.store.fact("collection") or [])
                 )
-        sizes = {name: len(part) for name, part in dataset_build.split(chosen, *self._shares()).items()}
-        listed, left_out = ", ".join(f"{name} {count}" for name, count in sizes.items()), len(chosen) - len(public)
+        sizes = {name: len(part) for name, part in whole.items()}
+        listed = ", ".join(f"{name} {count}" for name, count in sizes.items())
+        left_out = len(chosen) - sum(map(len, public.values()))
         print(f"built {len(chosen)} rows ({listed}) in {self.export / 'dataset'}; {left_out} kept out of public")
         if missing := [name for name in dataset_build.SPLITS if name not in sizes]:
             print(f"too few cases for {' and '.join(missing)}: train with --config.eval.every=-1", flush=True)
         if config.push_to:
             dataset_build.push(self.export / "public", config.push_to)
-
-    def _shares(self) -> tuple[float, float, int]:
-        """Shares of dev and test, and the seed of the choice."""
-        return self.config.dev_share, self.config.test_share, self.config.seed
 
     def _report(self, rows: list[dict], every: list) -> None:
         """table.md, samples/ and report.html, also where nothing could be built."""

@@ -2,7 +2,7 @@
 
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,13 +44,15 @@ def duplicates(records: Sequence[RawCase], threshold: float = 0.8) -> list[Dupli
     unique = list(first.values())
     shingled = [shingles(record.question) for record in unique]
     dropped: set[int] = set()
-    for a, b in sorted(_candidates(shingled)):
-        if a in dropped or b in dropped or not _alike(unique[a], unique[b]):
+    groups = _groups(shingled, list(map(_shared, unique)))
+    for a in range(len(unique)):
+        if a in dropped:  # and not looked at again: of cases that are all the same the first drops the others
             continue
-        score = len(shingled[a] & shingled[b]) / len(shingled[a] | shingled[b])
-        if score >= threshold:
-            dropped.add(b)
-            found.append(Duplicate(unique[b], unique[a].id, score, False))
+        for b in sorted({b for group in groups[a] for b in group if b > a and b not in dropped}):
+            score = len(shingled[a] & shingled[b]) / len(shingled[a] | shingled[b])
+            if score >= threshold:
+                dropped.add(b)
+                found.append(Duplicate(unique[b], unique[a].id, score, False))
     return found
 
 
@@ -61,19 +63,23 @@ def shingles(text: str) -> frozenset[int]:
     return frozenset(zlib.crc32(" ".join(gram).encode()) for gram in grams)
 
 
-def _alike(a: RawCase, b: RawCase) -> bool:
-    same_images = [p.sha256 for p in a.images] == [p.sha256 for p in b.images]
-    return same_images and normal(a.answer_text) == normal(b.answer_text)
+def _shared(case: RawCase) -> tuple[str, ...]:
+    """Right option and images, which a near duplicate has in common with a case."""
+    return normal(case.answer_text), *(picture.sha256 for picture in case.images)
 
 
-def _candidates(shingled: Sequence[frozenset[int]]) -> set[tuple[int, int]]:
-    """Pairs whose MinHash signatures share a band (Broder 1997)."""
+def _groups(shingled: Sequence[frozenset[int]], shared: Sequence[Hashable]) -> list[list[list[int]]]:
+    """For each case the groups in which it stands: cases with the same `shared` whose MinHash signatures share a band
+    (Broder 1997)."""
     rng = np.random.default_rng(0)
     scale, shift = rng.integers(1, 2**31, (2, PERMUTATIONS), dtype=np.uint64)
-    groups: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
+    groups: defaultdict[tuple[Hashable, int, bytes], list[int]] = defaultdict(list)
+    own: list[list[list[int]]] = []
     for index, grams in enumerate(shingled):
         hashes = np.fromiter(grams, np.uint64, len(grams))
         signature = ((hashes[:, None] * scale + shift) % _PRIME).min(axis=0)  # [PERMUTATIONS]
-        for band, part in enumerate(rearrange(signature, "(band row) -> band row", band=BANDS)):
-            groups[band, part.tobytes()].append(index)
-    return {(a, b) for members in groups.values() for i, a in enumerate(members) for b in members[i + 1 :]}
+        bands = enumerate(rearrange(signature, "(band row) -> band row", band=BANDS))
+        own.append([groups[shared[index], band, part.tobytes()] for band, part in bands])
+        for group in own[-1]:
+            group.append(index)
+    return own

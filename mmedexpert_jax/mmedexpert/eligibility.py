@@ -87,8 +87,8 @@ def assign(records: Sequence[RawCase], policy: str, seed: int) -> list[tuple[Raw
 
     "balanced" gives each case one: cases with the fewest paradigms come first, those with as many in the order of a
     seeded hash of the ids, and each takes the paradigm among its own that has been given least often, so that the
-    numbers are as equal as the gate lets them be and depend on the set of cases and the seed alone. "all" gives each
-    case all of its own.
+    numbers are as equal as eligibility allows and depend on the set of cases and the seed alone. "all" gives each case
+    all of its own.
     """
     if policy == "all":
         return [(record, paradigm) for record in records for paradigm in record.paradigms]

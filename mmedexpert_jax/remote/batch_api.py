@@ -53,6 +53,7 @@ class BatchClient:
         """Raises ConfigError where the key's variable is not set. `poll`: seconds between two looks at a batch."""
         self.endpoint, self.answers, self._interrupted, self._poll = endpoint, answers, interrupted, poll
         self._key = endpoint.key()
+        self._requests: Mapping[str, Request] = {}  # by key, those that are asked now
 
     def ask(
         self, requests: Sequence[Request], on_reply: Callable[[int, EndpointReply], None] | None = None
@@ -74,6 +75,7 @@ class BatchClient:
     async def _ask_all(self, by_key: dict[str, Request]) -> None:
         from mmedexpert_jax.remote.connection import connect
 
+        self._requests = by_key
         turn = f"batches of {self.endpoint.host}"
         while not self.answers.claim(turn):  # a second run on this store would submit, and pay, everything again
             self._stop_if_interrupted("another run on the same answers waits for its batches")
@@ -113,16 +115,18 @@ class BatchClient:
     def _check_budget(self, requests: Sequence[Request]) -> None:
         """Raises RemoteError where the worst case of `requests` is above what is left."""
         endpoint = self.endpoint
-        worst = sum(
-            endpoint.cost(Usage(messages.estimate_tokens(r), endpoint.max_tokens), endpoint.batch_discount)
-            for r in requests
-        )
+        worst = sum(map(self._worst_cost, requests))
         spent = self.answers.spent()
         if endpoint.budget and spent + worst > endpoint.budget:
             raise RemoteError(
                 f"{len(requests)} requests may cost up to ${worst:.2f}, ${spent:.2f} are spent: more than the budget "
                 f"of ${endpoint.budget:g}; raise it, lower max_tokens, or set a limit on the cases"
             )
+
+    def _worst_cost(self, request: Request | None) -> float:
+        """Dollars that a request may cost; of None, one of an earlier run, those of its longest completion alone."""
+        tokens = messages.estimate_tokens(request) if request else 0
+        return self.endpoint.cost(Usage(tokens, self.endpoint.max_tokens), self.endpoint.batch_discount)
 
     async def _submit(self, shard: list[tuple[str, bytes]]) -> str:
         """Id of the batch with these lines: one that a killed run left unrecorded, or a new one."""
@@ -208,12 +212,15 @@ class BatchClient:
         status = status if type(status) is int else 500
         content = json.dumps(response.get("body")).encode()
         outcome = outcomes.classify(status, {"content-type": "application/json"}, content, self._key)
-        usage = outcome.usage or Usage()
-        cost = self.endpoint.cost(usage, self.endpoint.batch_discount)
+        cost = self._worst_cost(self._requests.get(key)) if outcome.billed else 0.0
+        if outcome.usage is not None:
+            cost = self.endpoint.cost(outcome.usage, self.endpoint.batch_discount)
         attempt = Attempt(
             *(key, time.time(), 0.0, status, outcome.kind, outcome.detail),
-            *(usage, cost, outcome.response_id or id, self.endpoint.host),
+            *(outcome.usage or Usage(), cost, outcome.response_id or id, self.endpoint.host),
         )
+        if any((a.response_id, a.host) == (attempt.response_id, attempt.host) for a in self.answers.attempts(key)):
+            return  # read by a run that was killed before it had read all of the batch
         reply = outcome.stored(key, cost)
         self.answers.put([attempt], [reply] if reply else [])
 

@@ -116,7 +116,10 @@ class Client:
 
         endpoint, queue = self.endpoint, deque(missing)
         self._gate = Gate(endpoint.concurrency, endpoint.requests_per_minute, endpoint.tokens_per_minute)
-        self._ledger = Ledger(endpoint.budget, self._spent)
+        spent = self.answers.spent()  # others on the same store may have spent since
+        self._spent_before += spent - self._spent
+        self._spent = spent
+        self._ledger = Ledger(endpoint.budget, spent)
         try:
             async with connect(endpoint, self._key) as self._api, asyncio.TaskGroup() as group:
                 watch = group.create_task(self._watch())

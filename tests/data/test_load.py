@@ -1,7 +1,11 @@
 """Loading cases: the schema's round trip, and one line for each way a row can be wrong."""
 
+import difflib
+import errno
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import SPECIALTIES, benchmarks, load_cases, prompts, tables
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, load_cases, prompts, tables
+from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.gba import rewards
 from mmedexpert_jax.medeval import scoring
 from mmedexpert_jax.processing import ImageRef, open_image
@@ -121,6 +125,37 @@ def test_limit_takes_the_specialties_in_turn_and_depends_on_the_seed_alone(tmp_p
     assert [c.specialty for c in first] == list(SPECIALTIES) * 2
     assert first == again and first != other
     assert {c.specialty for c in load_cases(file, "", specialty="BS")} == {"BS"}
+
+
+def test_a_limit_looks_at_each_case_a_few_times_however_many_specialties_there_are():
+    looks = []
+
+    class Counted:
+        def __init__(self, number):
+            self.number = number
+
+        @property
+        def specialty(self):
+            looks.append(self.number)
+            return f"ward {self.number % 97}"
+
+    cases = [Counted(number) for number in range(1000)]
+    order = np.random.default_rng(3).permutation(1000).tolist()
+    wards = [[n for n in order if n % 97 == ward] for ward in range(97)]  # in turn, as each is named first
+    wanted = [ward[turn] for turn in range(11) for ward in wards if turn < len(ward)]
+    for limit in (1, 96, 98, 999):
+        assert [case.number for case in case_files._subset(cases, limit, 3)] == wanted[:limit]
+    assert len(looks) <= 4 * 2 * len(cases)
+
+
+def test_a_key_of_ones_own_is_compared_with_those_known_once_a_file(tmp_path, monkeypatch):
+    compared = []
+    close = difflib.get_close_matches
+    monkeypatch.setattr(difflib, "get_close_matches", lambda key, *rest: compared.append(key) or close(key, *rest))
+    load_cases(_write(tmp_path, *(ROW | {"id": str(i), "Ward of mine": i} for i in range(50))), "train")
+    assert compared == ["ward of mine"]
+    with pytest.raises(DataError, match="key Questoin: not a key of a row; call it question"):
+        load_cases(_write(tmp_path, {"Questoin" if key == "question" else key: ROW[key] for key in ROW}), "train")
 
 
 def _jpeg(seed: int, side: int = 64) -> bytes:
@@ -238,6 +273,60 @@ def test_a_large_row_group_is_read_from_a_memory_map(tmp_path, monkeypatch):
     assert [[image.open() for image in case.images] for case in load_cases(tmp_path, "train")] == small
     assert len(list((tmp_path / "cache").rglob("*.arrow"))) == 1
     tables._column.cache_clear()
+
+
+def _large_group(tmp_path, monkeypatch):
+    """A cell of a Parquet file whose row group counts as large, its bytes, and the folder of copies."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tables, "GROUP_BYTES", 1)
+    images = [_jpeg(seed) for seed in range(40)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
+    tables._column.cache_clear()
+    cell = tables.ParquetCell(tables.InFolder(tmp_path / "x.parquet"), "image", 0, 7)
+    return cell, images[7], tmp_path / "cache" / "mmedexpert-jax" / "tables"
+
+
+def test_threads_that_meet_at_a_large_row_group_share_one_copy(tmp_path, monkeypatch):
+    cell, wanted, folder = _large_group(tmp_path, monkeypatch)
+    opened, new_file = [], pa.ipc.new_file
+    monkeypatch.setattr(pa.ipc, "new_file", lambda *a: opened.append(a) or new_file(*a))
+    start = threading.Barrier(6)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: start.wait() >= 0 and cell(), range(6)))
+    assert found == [wanted] * 6 and len(opened) == 1
+    assert [file.suffix for file in folder.iterdir()] == [".arrow"]
+    tables._column.cache_clear()
+
+
+def test_a_copy_of_a_large_row_group_that_a_full_disk_cut_off_is_taken_away(tmp_path, monkeypatch):
+    cell, wanted, folder = _large_group(tmp_path, monkeypatch)
+    full, write_batch = [True], pa.RecordBatchFileWriter.write_batch
+
+    class Full(pa.RecordBatchFileWriter):
+        def write_batch(self, batch, *rest):
+            write_batch(self, batch, *rest)
+            if full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pa.ipc, "new_file", Full)
+    with pytest.raises(ResourceError, match="no space left on device; free some space"):
+        cell()
+    assert not list(folder.iterdir())
+    full.clear()
+    assert cell() == wanted
+    tables._column.cache_clear()
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [("csv", ","), ("tsv", "\t")])
+def test_a_table_of_too_many_columns_or_two_of_one_name_is_one_line(tmp_path, suffix, mark):
+    file = tmp_path / f"x.{suffix}"
+    for names, said in (
+        ([f"c{n}" for n in range(10_001)], "10001 columns; a table has at most 10000"),
+        (["a", "b", "", "", "c", "b", "a"], "two columns are called 'a'; rename one"),
+    ):
+        file.write_text(mark.join(names) + "\n")
+        with pytest.raises(DataError, match=said):
+            list(tables.read(tables.InFolder(file), str(file)))
 
 
 QUESTION = "What is seen?"

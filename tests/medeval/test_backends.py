@@ -153,6 +153,18 @@ def test_answers_in_another_precision_are_answers_of_another_model(folder, monke
     assert identity("") != on_cpu
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_transformers_answers_are_of_the_weights_in_a_folder_and_of_a_hub_id_by_name(folder, tmp_path, name):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "pytorch_model.bin").write_bytes(b"old")
+    before = TransformersBackend(str(copy), Settings()).identity
+    assert before == TransformersBackend(str(copy), Settings()).identity
+    (copy / name).write_bytes((copy / name).read_bytes()[:-1] + b"\n\n")
+    after = TransformersBackend(str(copy), Settings()).identity
+    assert after["transformers"] == before["transformers"] and after["weights"] != before["weights"]
+    assert TransformersBackend("owner/name@v2", Settings()).identity == {"transformers": "owner/name@v2"}
+
+
 def test_a_fingerprint_changes_with_the_weights_alone(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     assert fingerprint(str(copy)) == fingerprint(str(folder))

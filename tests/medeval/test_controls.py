@@ -77,6 +77,22 @@ def test_other_images_are_a_cycle_without_a_fixed_place():
     assert [i.images[0].name for i in items_of(ITEMS, "other_image", seed=3)[0]] == names
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("shown", "left"), [("aabbccd", 7), ("aaab", 4), ("aaaabbc", 7), ("abcdefgh", 8), ("aaa", 0)])
+def test_another_image_is_another_picture_also_where_questions_share_theirs(shown, left, seed):
+    films = {letter: picture(ord(letter)).read() for letter in shown}
+    items = [
+        replace(item(n), images=(ImageRef(f"row {n}", lambda letter=letter: films[letter]),))
+        for n, letter in enumerate(shown)
+    ]
+    (changed,) = items_of(items, "other_image", seed=seed)
+    assert len(changed) == left
+    for after in changed:
+        assert after.images[0].open() != films[shown[int(after.id)]]
+    if 2 * max(map(shown.count, shown)) <= len(shown):  # then each image is used once
+        assert sorted(one.images[0].name for one in changed) == sorted(one.images[0].name for one in items)
+
+
 def test_question_only_has_no_image():
     (changed,) = items_of(ITEMS, "question_only")
     assert len(changed) == 9 and not any(i.images for i in changed)
@@ -208,6 +224,15 @@ def test_a_pair_counts_where_both_are_right_and_is_told_apart_by_texts(say, plai
     assert abs(row["loss"].value - (float(plain) - float(both))) < 0.1
     told = sentence("m", answered(PAIRED, say), made)
     assert told.startswith(f"m: of 3 pairs of near-identical images with different keys {both} % are right on both")
+
+
+def test_refused_questions_leave_no_row_where_nothing_is_left_to_compare():
+    (pairs,) = variants(PAIRED, "pairs")
+    alone = replace(pairs, evaluation=answered(pairs.items[::2], knows))  # of no pair both were answered
+    blind = [asked(one, knows) for one in variants(ITEMS, "question_only")]
+    text_only = answered(ITEMS[9:], knows)  # every question with an image was refused as it stands
+    assert table({"m": answered(PAIRED, knows), "n": text_only}, {"m": [alone], "n": blind}) == []
+    assert sentence("m", answered(PAIRED, knows), [alone]) == sentence("n", text_only, blind) == ""
 
 
 def test_the_field_takes_the_controls_that_there_are():

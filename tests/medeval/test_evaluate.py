@@ -9,6 +9,7 @@ from mmedexpert_jax.data.benchmarks import from_case
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, ResourceError
 from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.medeval import Evaluation, compare_evaluations, evaluate
+from mmedexpert_jax.medeval.eval_job import sample_rows
 from mmedexpert_jax.medeval.evaluate import chance, constant
 from mmedexpert_jax.medeval.result_tables import (
     breakdown_table,
@@ -226,3 +227,7 @@ def test_a_signal_to_any_process_ends_an_evaluation_within_a_batch(processor, ca
         ask(processor, cases, batch_size=2, on_batch=lambda done: calls.append(done) or (15 if heard else None))
     assert stopped.value.exit_code == 143
     assert calls == ([4] if heard else [4, 8, 12]) and asked == [15 if heard else 0]
+
+
+def test_an_evaluation_of_no_answers_shows_none():
+    assert sample_rows(Evaluation(()), []) == []

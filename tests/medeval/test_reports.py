@@ -170,6 +170,16 @@ def test_grades_are_points_over_those_that_can_be_earned(tmp_path):
     assert compare_evaluations([Evaluation((row,))], [Evaluation((row,))]).p_value is None
 
 
+def test_the_judge_reads_conversation_criterion_and_points_under_plain_headings(tmp_path):
+    (item,) = health(tmp_path, ROW).items
+    rows = judged(item, [Reply("Call 911.", 5, False)], form="plain")
+    judge = Judge({"": '{"criteria_met": true}'})
+    rubric_judge.grade(judge, {item.id: item}, Evaluation(tuple(rows)))
+    headings = [line for line in judge.asked[2].splitlines() if line.startswith("#")]
+    assert headings == ["# Conversation", "# Criterion, with its points", "# How to grade"]
+    assert "# Criterion, with its points\n[-4] Is verbose\n" in judge.asked[2]  # as HealthBench writes a criterion
+
+
 def test_an_answer_of_which_one_criterion_is_not_judged_is_left_out(tmp_path):
     (item,) = health(tmp_path, ROW).items
     rows = judged(item, [Reply("Call 911.", 5, False)], form="plain")
@@ -190,6 +200,14 @@ def test_an_answer_of_which_one_criterion_is_not_judged_is_left_out(tmp_path):
 )
 def test_a_judges_word_on_a_criterion(reply, verdict):
     assert rubric_judge.met(reply) is verdict
+
+
+def test_a_rubric_that_can_earn_nothing_judges_no_answer():
+    criteria = [ScoredCriterion("Is verbose", -4.0)]
+    item = Case("1", "Q", (), "", kind="rubric", benchmark="healthbench", columns={"criteria": criteria})
+    rows = judged(item, [Reply("x", 1, False)], form="plain")
+    judge = Judge({"": '{"criteria_met": false}'})
+    assert rubric_judge.grade(judge, {"1": item}, Evaluation(tuple(rows))).rows == ()
 
 
 def test_a_mean_below_zero_counts_as_zero():

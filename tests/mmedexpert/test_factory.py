@@ -220,6 +220,15 @@ def test_restricted_rows_stay_out_of_what_is_public(finished):
     tables = [parquet.read_table(file).to_pylist() for file in (run / "export" / "public").glob("*.parquet")]
     assert 0 < rows["public"] < rows["all"] and all(row["redistributable"] for table in tables for row in table)
     assert sum(map(len, tables)) == rows["public"]
+    of = {
+        folder: {
+            row["id"]: file.stem
+            for file in (run / "export" / folder).glob("*.parquet")
+            for row in parquet.read_table(file).to_pylist()
+        }
+        for folder in ("dataset", "public")
+    }
+    assert of["public"].items() <= of["dataset"].items()  # a case of train here is none of test there
 
 
 def test_restricted_rows_are_public_only_where_that_is_asked(dataset, tmp_path):

@@ -42,7 +42,8 @@ def test_cases_keep_their_order_and_traces_of_others_go(store):
     store.replace_cases([RECORD])
     store.put_traces([TRACE])
     store.replace_cases(others)
-    assert [record.id for record in store.cases()] == ["x-3", "x-2"] and not list(store.traces(passed=None))
+    assert [record.id for record in store.cases()] == ["x-3", "x-2"] and store.count_cases() == 2
+    assert not list(store.traces(passed=None))
 
 
 def test_review_events_can_only_be_added(store):

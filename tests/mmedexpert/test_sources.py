@@ -1,7 +1,10 @@
 """Every published shape is read unchanged; the same case in six shapes is one case."""
 
 import io
+import itertools
 import json
+import random
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.mmedexpert.collection import gather
 from mmedexpert_jax.mmedexpert.duplicates import duplicates
+from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
 from mmedexpert_jax.mmedexpert.sources.raw_collection import Rights, check_share
 
@@ -213,6 +217,10 @@ PLAIN = {"question": QUESTION, "options": OPTIONS, "answer": "D"}
         (PLAIN | {"options": {"A": "x", "B": " X. "}}, "equal-options"),
         (PLAIN | {"answer": "E"}, "no-such-key"),
         (PLAIN | {"answer": 9}, "no-such-key"),
+        (PLAIN | {"answer": 3}, "no-such-key"),  # from 0 the last, from 1 the one before it
+        (PLAIN | {"answer_idx": 2, "answer": ""}, "no-such-key"),
+        (PLAIN | {"answer_idx": 2, "answer": "Ampicillin"}, "key-differs"),  # the first, by no count the second
+        (MEDQA["medqa-multiple-choice"] | {"label": 4}, "no-such-key"),
         (MEDQA["medqa-phrases"] | {"answer_idx": "A"}, "key-differs"),
         (PLAIN | {"images": ["none.png"]}, "image-missing"),
         (PLAIN | {"images": ["broken.png"]}, "image-broken"),
@@ -233,7 +241,7 @@ def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path, row, reason):
     ("row", "flag"),
     [
         (PLAIN | {"answer": "(d)"}, "repaired:key-form"),
-        (PLAIN | {"answer": 3}, "repaired:index-key"),
+        (MEDQA["medqa-multiple-choice"], "repaired:index-key"),
         (PLAIN | {"question": f"<p>{QUESTION}</p>"}, "repaired:mark-up"),
         (PLAIN | {"options": OPTIONS | {"E": ""}}, "repaired:empty-option"),
         (PLAIN | {"question": "The ECG is shown below. " + QUESTION}, "mentions-picture"),
@@ -380,7 +388,7 @@ def test_a_letter_inside_an_option_begins_none(tmp_path):
     assert two.options == ("Vitamin (B) complex", "Iron", "Zinc") and two.answer == "A"
 
 
-@pytest.mark.parametrize(("key", "letter"), [("Aa", "B"), ("aa", "C"), ("B", "B"), (0, "A")])
+@pytest.mark.parametrize(("key", "letter"), [("Aa", "B"), ("aa", "C"), ("B", "B"), ("AA", "A")])
 def test_genotypes_differ_by_case(tmp_path, key, letter):
     row = PLAIN | {"options": ["AA", "Aa", "aa"], "answer": key}
     (record,) = collect([write(tmp_path / "genes.jsonl", [row])]).records
@@ -416,11 +424,11 @@ def test_an_image_of_a_raw_case_says_window_slices_and_plane(tmp_path):
 @pytest.mark.parametrize(
     ("options", "key", "text"),
     [
-        (["Gout", "", "Lupus", "Sepsis"], 2, "Lupus"),  # the empty one counts
         (["Gout", None, "Lupus"], "C", "Lupus"),
         ({"1": "Gout", "2": "Lupus", "3": "Sepsis"}, 2, "Lupus"),  # numbered by the source itself
         ({"0": "Gout", "1": "Lupus", "2": "Sepsis"}, 1, "Lupus"),
-        ({"A": "Gout", "B": "", "C": "Lupus"}, 2, "Lupus"),
+        ([3, 4, 1, 2], 2, "2"),
+        ({"A": "3", "B": "2"}, 2, "2"),
     ],
 )
 def test_a_number_names_the_option_that_the_source_means(tmp_path, options, key, text):
@@ -428,9 +436,24 @@ def test_a_number_names_the_option_that_the_source_means(tmp_path, options, key,
     assert record.answer_text == text
 
 
-def test_the_number_of_an_empty_option_names_none(tmp_path):
-    row = FEVER | {"options": ["Gout", "", "Lupus"], "answer": 1}
-    assert [one["reason"] for one in collect([write(tmp_path / "a.jsonl", [row])]).rejected] == ["no-such-key"]
+@pytest.mark.parametrize(("label", "text"), [(0, "Gout"), (1, None), (2, "Lupus"), (3, "2")])
+def test_where_a_shape_counts_from_zero_empty_options_count_too(tmp_path, label, text):
+    row = {"sent1": FEVER["question"], "ending0": "Gout", "ending1": "", "ending2": "Lupus", "ending3": "2"}
+    found = collect([write(tmp_path / "a.jsonl", [row | {"label": label}])])
+    assert [one.answer_text for one in found.records] == [text] * (text is not None)
+    assert [one["reason"] for one in found.rejected] == ["no-such-key"] * (text is None)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_number_beside_the_text_may_count_from_zero_or_one(tmp_path, first):
+    row = FEVER | {"options": ["Gout", "", "Lupus"], "answer_idx": 2 + first, "answer": "Lupus"}
+    (record,) = collect([write(tmp_path / "a.jsonl", [row])]).records
+    assert record.answer_text == "Lupus" and "repaired:key-from-text" in record.flags
+
+
+def test_the_line_of_a_number_that_is_no_key_says_what_to_give(tmp_path):
+    found = collect([write(tmp_path / "a.jsonl", [FEVER | {"options": ["Gout", "Lupus"], "answer": 1}])])
+    assert found.rejected[0]["detail"].startswith("key 1: it may count from 0 or from 1; give the letter or the text")
 
 
 def test_hidden_copies_are_no_sources_and_suffixes_may_be_in_capitals(tmp_path):
@@ -445,6 +468,39 @@ def test_chinese_near_duplicates_are_found(tmp_path):
     rows = [{"question": one, "options": ["甲", "乙"], "answer": "A"} for one in (text, "又" + text)]
     (found,) = duplicates(collect([write(tmp_path / "a.jsonl", rows)]).records)
     assert not found.same and found.score == pytest.approx(76 / 77)
+
+
+def _case(id, question, answer="yes", other="no"):
+    return RawCase(id, question, (answer, other), "A")
+
+
+def test_near_duplicates_are_those_of_all_pairs_in_their_order():
+    rng = random.Random(5)
+    stems = [[f"w{rng.randrange(60)}" for _ in range(40)] for _ in range(6)]
+    records = []
+    for n in range(150):
+        text = list(rng.choice(stems))
+        for _ in range(rng.choice((0, 0, 1, 3))):
+            text[rng.choice((0, rng.randrange(40)))] = f"x{rng.randrange(9)}"
+        records.append(_case(str(n), " ".join(text), rng.choice(("yes", "no")), str(n)))
+    grams = [{tuple(r.question.split()[i : i + 5]) for i in range(36)} for r in records]
+    wanted, dropped = [], set()
+    for a, b in itertools.combinations(range(150), 2):
+        score = len(grams[a] & grams[b]) / len(grams[a] | grams[b])
+        if {a, b}.isdisjoint(dropped) and records[a].answer_text == records[b].answer_text and score >= 0.8:
+            dropped.add(b)
+            wanted.append((str(b), str(a), score))
+    assert [(one.record.id, one.of, one.score) for one in duplicates(records)] == wanted and len(wanted) > 50
+
+
+@pytest.mark.parametrize("answers", [1, 3000])
+def test_one_question_of_thousands_of_cases_takes_seconds(answers):
+    """Such as "What is shown?" of as many pictures: what must be equal is compared before what may be nearly so."""
+    records = [_case(str(n), "What is shown in this picture?", f"finding {n % answers}", str(n)) for n in range(3000)]
+    start = time.process_time()
+    found = duplicates(records)
+    assert len(found) == 3000 - answers and {one.of for one in found} <= {"0"}
+    assert time.process_time() - start < 5  # some 0.5; all pairs took 70
 
 
 @pytest.mark.parametrize("field", ["licences=planed=CC0", "redistributable=planed", "restricted=Raw.jsonl"])

@@ -3,6 +3,7 @@ import pytest
 from mmedexpert_jax.errors import Interrupted, RemoteError
 from mmedexpert_jax.remote import Request, batch_api
 from mmedexpert_jax.remote.batch_api import BatchClient
+from mmedexpert_jax.remote.messages import estimate_tokens
 from tests.remote.loopback import Loopback
 
 
@@ -60,6 +61,28 @@ def test_a_kill_before_the_batch_was_recorded_costs_nothing(batch_client, answer
         monkeypatch.undo()
         assert all(reply.text for reply in batch_client(server).ask(questions(5)))
     assert len(server.batches.submitted) == 5
+
+
+def test_a_kill_between_lines_and_the_end_of_a_batch_charges_none_twice(batch_client, answers, monkeypatch):
+    with Loopback() as server:
+        monkeypatch.setattr(answers, "close_batch", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            batch_client(server, price_output=8.0).ask(questions(5))
+        spent, attempts = answers.spent(), answers.totals()["attempts"]
+        monkeypatch.undo()
+        replies = batch_client(server, price_output=8.0).ask(questions(5))
+    assert (answers.spent(), answers.totals()["attempts"]) == (spent, attempts)
+    assert attempts == 5 and spent == pytest.approx(sum(reply.cost for reply in replies))
+
+
+def test_a_line_that_counts_no_tokens_is_charged_the_most_it_can_have_cost(batch_client, answers, monkeypatch):
+    prices = {"price_input": 3.0, "price_output": 8.0, "max_tokens": 100}
+    with Loopback() as server:
+        complete = server.batches._complete
+        monkeypatch.setattr(server.batches, "_complete", lambda body: complete(body) | {"usage": None})
+        (reply,) = batch_client(server, **prices).ask(questions(1))
+    words = estimate_tokens(questions(1)[0])
+    assert reply.text and reply.cost == answers.spent() == pytest.approx(0.5 * (words * 3.0 + 100 * 8.0) / 1e6)
 
 
 def test_an_endpoint_without_batches_is_named(batch_client):

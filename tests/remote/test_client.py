@@ -139,6 +139,18 @@ def test_the_budget_is_never_exceeded(client, answers):
     assert 5 < answers.totals()["answered"] < 50
 
 
+def test_the_budget_counts_what_another_client_of_the_store_spent_in_between(client, answers):
+    prices = {"price_input": 1000.0, "price_output": 1000.0, "max_tokens": 30}
+    with Loopback() as server:
+        waiting = client(server, **prices, budget=0.08)
+        client(server, **prices).ask(questions(5))
+        assert answers.spent() > 0.08
+        with pytest.raises(RemoteError, match="cannot bear another request"):
+            waiting.ask(questions(1, sample=1))
+        assert waiting.figures(0)["dollars"] == pytest.approx(answers.spent())
+    assert server.asked.total() == 5
+
+
 def test_many_workers_at_the_end_of_a_budget_all_come_home(client, answers):
     prices = {"price_input": 0.7, "price_output": 9.1, "max_tokens": 333}
     with Loopback(latency=0.005) as server, pytest.raises(RemoteError, match="cannot bear"):

@@ -77,10 +77,6 @@ class EndpointBackend:
                 else:
                     raise RemoteError(f"{problem}; the same command asks again, skip_broken=True goes on without it")
 
-    def totals(self) -> dict[str, float]:
-        """Attempts, tokens, dollars and outcomes of all requests in the history."""
-        return self._history.totals()
-
     def close(self) -> None:
         """Closes the history."""
         self._history.close()

@@ -1,7 +1,7 @@
 """Answers by this project's engine: checkpoints of the Qwen2-VL family, run directories and adapters."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mmedexpert_jax.runtime.progress import doing
 
 _SAMPLED = 2**16  # bytes of each stretch that a fingerprint reads
 _STRETCHES = 64  # of each file
+_SUFFIXES = (".json", ".safetensors", ".gguf", ".jinja", ".txt")
 
 
 class JaxBackend:
@@ -66,10 +67,15 @@ def fingerprint(path: str) -> str:
     """Hash of the files that a model is read from: their sizes, small ones whole, stretches of large ones."""
     if path.startswith("random:"):
         return path
+    return content(folders(path))
+
+
+def content(directories: Iterable[Path], suffixes: tuple[str, ...] = _SUFFIXES) -> str:
+    """Hash of the files with `suffixes` in directories, as `fingerprint` takes it."""
     digest = hashlib.sha256()
-    for folder in folders(path):
+    for folder in directories:
         for file in sorted(folder.iterdir()):
-            if file.suffix in (".json", ".safetensors", ".gguf", ".jinja", ".txt") and file.is_file():
+            if file.suffix in suffixes and file.is_file():
                 digest.update(f"{file.name} {file.stat().st_size}\n".encode())
                 _add(digest, file)
     return digest.hexdigest()

@@ -7,11 +7,13 @@ from typing import Any
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import HUB_ID
 from mmedexpert_jax.medeval.backends.base import OnReply, Refuse, stop_if
+from mmedexpert_jax.medeval.backends.jax_engine import content
 from mmedexpert_jax.medeval.prompt_styles import Messages, Question, opened
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.rollout import Reply, Settings
 
 PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}  # not what the checkpoint names
+_FILES = (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model")  # that transformers reads a model from
 
 
 class TransformersBackend:
@@ -24,7 +26,9 @@ class TransformersBackend:
     def __init__(self, path: str, settings: Settings, interrupted: Callable[[], int | None] = lambda: None):
         """Takes a directory or hub id, "owner/name@revision"; `interrupted` is looked at between batches."""
         self._interrupted = interrupted
-        self.identity: Mapping[str, Any] = {"transformers": path}
+        folder = Path(path).expanduser()
+        weights = {"weights": content([folder], _FILES)} if folder.is_dir() else {}
+        self.identity: Mapping[str, Any] = {"transformers": path, **weights}
         self._path, self._settings = path, settings
         self._loaded: tuple[Any, Any] | None = None
 

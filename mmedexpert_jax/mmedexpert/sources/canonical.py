@@ -170,10 +170,16 @@ def _key(raw: Raw, options: list[str], letters: list[str], repairs: list[str]) -
     """Letter, counted from A, of the right option."""
     texts = [normal(option) for option in options]
     named = _named(raw.key_text, options)
-    place = _place(raw, options, letters, repairs)
+    number = isinstance(raw.key, int) and not isinstance(raw.key, bool)
+    place = _number(raw, options, letters, repairs) if number else _place(raw, options, letters, repairs)
     if place is None:
         if named is None:
-            raise Rejected("no-such-key", f"key {raw.key!r:.80}")
+            told = ": it may count from 0 or from 1; give the letter or the text of the right option"
+            unclear = number and not raw.from_zero
+            raise Rejected("no-such-key", f"key {raw.key!r:.80}{told if unclear else ''}")
+        at = LETTERS.find(letters[named])
+        if number and at >= 0 and int(raw.key) - at not in (0, 1):  # neither from 0 nor from 1
+            raise Rejected("key-differs", f"key {raw.key!r:.80} is not the place of its text {raw.key_text!r:.80}")
         repairs.append("key-from-text")
         return LETTERS[named]
     if raw.key_text and named != place and not (named is None and _begins(raw.key_text, texts[place])):
@@ -195,15 +201,23 @@ def _named(text: str, options: list[str]) -> int | None:
     return None
 
 
+def _number(raw: Raw, options: list[str], letters: list[str], repairs: list[str]) -> int | None:
+    """Index of the option that a number names; None where it names none, or might count from 0 or from 1."""
+    key = int(raw.key)
+    if str(key) in letters:  # the source numbers its options itself
+        return letters.index(str(key))
+    if raw.from_zero:
+        repairs.append("index-key")  # empty options count, too
+        return letters.index(LETTERS[key]) if 0 <= key < len(LETTERS) and LETTERS[key] in letters else None
+    named = _named(str(key), options)
+    if named is not None:
+        repairs.append("key-from-text")
+    return named
+
+
 def _place(raw: Raw, options: list[str], letters: list[str], repairs: list[str]) -> int | None:
-    """Index of the option that a letter, an index or a text names; None where it names none."""
+    """Index of the option that a letter or a text names; None where it names none."""
     key = raw.key
-    if isinstance(key, int) and not isinstance(key, bool):
-        if str(key) in letters:  # the source numbers its options itself
-            return letters.index(str(key))
-        repairs.append("index-key")
-        names = [str(letter).strip().upper() for letter in raw.letters] or list(LETTERS)  # empty options count, too
-        return letters.index(names[key]) if 0 <= key < len(names) and names[key] in letters else None
     text = str(key[0] if isinstance(key, list) and len(key) == 1 else key).strip()
     told = re.fullmatch(r"\(?([A-Ja-j])[.):]\s*(\S.*)", text)
     if told and told[1].upper() in letters and _named(told[2], options) == letters.index(told[1].upper()):

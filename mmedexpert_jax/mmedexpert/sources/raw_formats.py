@@ -20,8 +20,9 @@ class Raw:
     # question, options, explanation, field, step, specialty, split: texts, as found
     question: str
     options: Sequence[str]
-    key: str | int  # letter, index from 0, or text of the right option
+    key: str | int  # letter, text or number of the right option
     letters: Sequence[str] = ()  # of the options, where the source names them; else they count up from A
+    from_zero: bool = False  # the shape says that a number counts the options from 0
     key_text: str = ""  # text of the right option, where the source gives it beside the letter
     images: Sequence[Any] = ()  # bytes, {bytes, path} structs, or names of files
     folder: str = ""  # of its images in a folder of images, where that is not named after the id; ""
@@ -70,7 +71,7 @@ def _medqa(row: Mapping[str, Any]) -> Raw:
 def _multiple_choice(row: Mapping[str, Any]) -> Raw:
     endings = [row[name] for name in sorted(row) if re.fullmatch(r"ending\d+", name)]
     question = " ".join(part for part in (text(row["sent1"]), text(row.get("sent2"))) if part)
-    return Raw(question, endings, int(row["label"]), id=text(row.get("id")))
+    return Raw(question, endings, int(row["label"]), from_zero=True, id=text(row.get("id")))
 
 
 def _bigbio(row: Mapping[str, Any]) -> Raw:
