@@ -491,3 +491,12 @@ def test_options_as_objects_and_as_numpy_prints_them_are_texts(tmp_path, options
 def test_a_key_has_the_marks_of_its_option(tmp_path):
     row = PLAIN | {"options": ["K<sup>+</sup>", "Na<sup>+</sup>"], "answer": "Na<sup>+</sup>"}
     assert collect([write(tmp_path / "a.jsonl", [row])]).records[0].answer == "B"
+
+
+def test_commas_and_equals_in_the_names_of_sources_belong_to_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a, b.jsonl", "k=v.jsonl", "c.jsonl"):
+        write(tmp_path / name, [PLAIN])
+    config = load_config("configs/dataset.py", {"data.path": "a, b.jsonl, plain=c.jsonl,k=v.jsonl,plain=a, b.jsonl"})
+    files = [record.source_id for record in gather(config).records]
+    assert files == ["a, b.jsonl:1", "c.jsonl:1", "k=v.jsonl:1", "a, b.jsonl:1"]
