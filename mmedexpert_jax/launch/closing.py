@@ -89,7 +89,7 @@ def beside(folders: Sequence[Path]) -> Rows:
         first = evaluations[0][2]
         for run, model, evaluation in evaluations:
             accuracy = evaluation.accuracy()
-            row = {"benchmark": benchmark, "run": run, "model": model, "number": str(accuracy["items"])}
+            row: dict[str, Any] = {"benchmark": benchmark, "run": run, "model": model, "number": str(accuracy["items"])}
             row |= {"accuracy": result_tables.cell(accuracy)}
             rows.append(row if evaluation is first else row | _over(first, evaluation))
     return rows
