@@ -128,11 +128,11 @@ def boxed(text: str) -> str | None:
 
 def is_right(response: str, options: Sequence[str], answer: str) -> bool:
     """True where a response gives the answer: the letter that `choice` reads, or of an open question the reference text
-    (case, white space and a final stop aside)."""
+    (case, white space, a final stop and the marks around it aside)."""
     if options:
         return choice(response, options) == answer
     given = parse(response).answer
-    return given is not None and _plain(given) == _plain(answer)
+    return given is not None and _plain(answer) in (_plain(given), _plain(unwrap(given)))
 
 
 def choice(response: str, options: Sequence[str]) -> str | None:
@@ -185,8 +185,15 @@ def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
 def normalised(text: str) -> str:
     """Text as exact match and F1 compare it: lower case, without punctuation, articles and extra space (as SQuAD);
     each Chinese character is a word."""
-    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(" ", text.lower()))
+    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(" ", readable(text).lower()))
     return " ".join(_ARTICLES.sub(" ", words).split())
+
+
+def same_text(said: str, gold: str) -> bool:
+    """True where two texts are the same `normalised`, or, of a gold that is all punctuation and articles ("+"), but for
+    case and white space."""
+    wanted = normalised(gold)
+    return normalised(said) == wanted if wanted else _plain(said) == _plain(gold)
 
 
 def token_f1(gold: str, said: str) -> float:

@@ -55,8 +55,10 @@ def score(item: Case, response: str, scorer: str = "strict", form: str = "tags")
         right = read == item.answer
     else:
         read = read_text(response, form)
-        right = read is not None and answers.normalised(read) == answers.normalised(item.answer)
-        return Score(right, read, unparsed=read is None, f1=answers.token_f1(item.answer, read or ""))
+        bare = answers.unwrap(read or "")
+        right = read is not None and answers.same_text(bare, item.answer)
+        f1 = answers.token_f1(item.answer, bare) if answers.normalised(item.answer) else float(right)
+        return Score(right, read, unparsed=read is None, f1=f1)
     return Score(right, read, unparsed=read is None, f1=float(right))
 
 

@@ -182,7 +182,7 @@ def _import(config: ConfigDict, opened: Opened) -> None:
 
 
 def _names(pairs: tuple[str, ...]) -> dict[str, str]:
-    names = {}
+    names: dict[str, str] = {}
     for pair in pairs:
         theirs, equals, ours = pair.partition("=")
         if not equals or not theirs or not ours:
