@@ -1,40 +1,58 @@
 """The one parser of `<think>` and `<answer>`, for rewards, filters and evaluation; linear in the text's length."""
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from mmedexpert_jax.statements import GENUS, INVISIBLE, readable, stated
 
 LETTERS = "ABCDEFGHIJ"
 
 _FLAGS = re.DOTALL | re.IGNORECASE
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
-_REASONING = re.compile(r"<think>.*?(?:</think>|\Z)", _FLAGS)
+# Reasoning, closed or not, as the systems of the field mark it: DeepSeek, Gemini, Seed, Magistral, Kimi, gpt-oss.
+_REASONING = re.compile(
+    r"<(?P<tag>think|thinking|thought|reasoning|seed:think)>.*?(?:</(?P=tag)>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)"
+    r"|◁think▷.*?(?:◁/think▷|\Z)|<\|channel\|>analysis<\|message\|>.*?(?:<\|end\|>|(?=<\|channel\|>final)|\Z)"
+    r"|\Aanalysis(?=[A-Z]).*?assistantfinal",  # gpt-oss without its special tokens
+    _FLAGS,
+)
+_FINAL = re.compile(r"(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>")
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", _FLAGS)
 _FORM = ["<think>", "</think>", "<answer>", "</answer>"]
 
 _LABEL = re.compile(
-    r"[(\[](?P<a>[A-Ja-j])[)\]][.:]?(?P<x>.*)|(?P<b>[A-Ja-j])(?:(?:[.):]|\s+[-–—]\s)(?P<y>.*)|\s*\((?P<z>.+)\))?",
+    rf"[(\[](?P<a>[A-Ja-j])[)\]][.:]?(?P<x>.*)|(?P<b>[A-Ja-j]){GENUS}(?:(?:[.):]|\s+[-–—]\s)(?P<y>.*)|\s*\((?P<z>.+)\))?",
     re.DOTALL,
 )
 # "B Pneumonia", "B, Pneumonia", "Pneumonia (B)": only believed if the text is the option's own
-_SPACED = re.compile(r"(?P<a>[A-J])(?:\s*[,;=]\s*|\s+)(?P<x>.+)|(?P<y>.*\S)\s*+\((?P<b>[A-J])\)", re.DOTALL)
+_SPACED = re.compile(
+    r"(?P<a>[A-J])(?:\s*(?:[,;=|/→]|[=-]>)\s*|\s+)(?P<x>.+)"
+    r"|(?P<y>.*\S)\s*+(?:\((?P<b>[A-J])\)|[,–—-]\s*(?:[Oo]ption\s+)?(?P<c>[A-J]))",
+    re.DOTALL,
+)
 _NAMED = re.compile(
-    r"(?:the\s+|my\s+)?(?:(?:final|correct|right|best|most likely)\s+)*(?:answer|option|choice|letter|答案|选项)"
-    r"(?:\s+(?:is|would be|should be))?\s*[:：]?\s*(?:(?:option|choice)\s+)?|it\s+is\s+|应选|故选|选",
+    r"(?:the\s+|my\s+)?(?:(?:final|correct|right|best|most likely)\s+)*(?:answer|option|choice|letter|答案|选项|選項)"
+    r"(?:\s+(?:is|would be|should be))?\s*[:：]?\s*(?:(?:option|choice)\s+)?|it\s+is\s+|应选|故选|选|應選|故選|選",
     re.IGNORECASE,
 )
 # What may stand around an answer without changing it: LaTeX, Markdown, code, brackets, quotes.
 _WRAPPED = re.compile(
-    r"\\(?:boxed|text|textbf|textit|textrm|mathrm|mathbf|mathit|rm|bf|operatorname)\s*\{(?P<latex>.*)\}"
+    r"\\(?:f?boxe?d?|text\w{0,6}|math\w{1,6}|rm|bf|operatorname|underline|emph)\s*\{(?P<latex>.*)\}"
     r"|\$\$?(?P<math>[^$]*)\$\$?|\\\((?P<inline>.*)\\\)|\\\[(?P<display>.*)\\\]"
     r"|(?P<star>\*{1,3}|_{1,2})(?P<bold>.*)(?P=star)|(?P<tick>`+)(?P<code>.*)(?P=tick)"
-    r"|\[(?P<bracket>.*)\]|\{(?P<brace>.*)\}|\"(?P<quote>.*)\"|“(?P<curly>.*)”|'(?P<single>.*)'"
+    r"|\[(?P<bracket>.*)\]|\{(?P<brace>.*)\}|\"(?P<quote>.*)\"|“(?P<curly>.*)”|'(?P<single>.*)'|[«„「『【](?P<foreign>.*)[»“”」』】]"
     r"|<(?P<html>b|i|strong|em|code)>(?P<inner>.*)</(?P=html)>",
     _FLAGS,
 )
 _INSIDE = tuple(name for name in _WRAPPED.groupindex if name not in ("star", "tick", "html"))
+# "Heart \text{failure}", "Heart\ failure": marks of LaTeX inside an answer
+_LATEX = re.compile(r"\\(?:text\w{0,6}|math\w{1,6})\s*\{([^{}]*)\}|\\(?:[ ,;:!]|q?quad\b)")
+_DENIED_END = re.compile(
+    r"(?:[(:–—-]\s*(?:is\s+)?(?:not\s+correct|incorrect|wrong|false|no|excluded|ruled\s+out|unlikely)|[✗✘❌✖☒])[\s).!]*\Z",
+    re.IGNORECASE,
+)
 _DENIED = re.compile(
     r"(?:is\s+)?(?:not|never|cannot|can['’]t|wrong|incorrect|false|unlikely|doubtful|excluded|eliminated|ruled\s+out)\b",
     re.IGNORECASE,
@@ -74,7 +92,7 @@ def parse(text: str) -> Answer:
 
 def spoken(text: str) -> str:
     """The part outside the reasoning: `text` without its think blocks, closed or not."""
-    text = _REASONING.sub("", text)
+    text = _FINAL.sub("", _REASONING.sub("", text))
     ends = [tag.end() for tag in _TAG.finditer(text) if tag.group().lower() == "</think>"]
     return text[ends[-1] :] if ends else text
 
@@ -84,7 +102,8 @@ def unwrap(text: str) -> str:
 
     "**B**", "$B$", "`B`", "\boxed{\text{B}}" and "[B]" are all "B"; full-width letters become plain ones.
     """
-    text = unicodedata.normalize("NFKC", text).strip()
+    text = readable(text).strip()
+    text = _LATEX.sub(lambda mark: mark[1] or " ", text) if "\\" in text else text
     for _ in range(8):  # deeper nesting than people write
         if not (wrapped := _WRAPPED.fullmatch(text.rstrip("."))):
             return text
@@ -93,10 +112,12 @@ def unwrap(text: str) -> str:
 
 
 def boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}`, unwrapped; None where there is none or its braces are not balanced."""
-    starts = [match.end() for match in re.finditer(r"\\boxed\s*\{", text)]
+    r"""Content of the last `\boxed{...}` (or `\fbox`, or `\boxed B`), unwrapped; None where there is none or its braces
+    are not balanced."""
+    starts = [match.end() for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]
     if not starts:
-        return None
+        bare = re.findall(r"\\boxed\s+([A-Ja-j])\b", text)
+        return bare[-1] if bare else None
     depth = 1
     for place in range(starts[-1], len(text)):
         depth += (text[place] == "{") - (text[place] == "}")
@@ -107,11 +128,11 @@ def boxed(text: str) -> str | None:
 
 def is_right(response: str, options: Sequence[str], answer: str) -> bool:
     """True where a response gives the answer: the letter that `choice` reads, or of an open question the reference text
-    (case, white space and a final stop aside)."""
+    (case, white space, a final stop and the marks around it aside)."""
     if options:
         return choice(response, options) == answer
     given = parse(response).answer
-    return given is not None and _plain(given) == _plain(answer)
+    return given is not None and _plain(answer) in (_plain(given), _plain(unwrap(given)))
 
 
 def choice(response: str, options: Sequence[str]) -> str | None:
@@ -121,8 +142,9 @@ def choice(response: str, options: Sequence[str]) -> str | None:
     a label and text ("C: text", "C (text)", and "text (C)" where it is the option's own), or the exact text of one
     option (case, white space and a final stop aside), each also behind words such as "Option" or "The answer is" and
     inside Markdown, LaTeX or brackets ("**C**", "\boxed{C}"). A label wins over an option whose text is that same
-    letter. A label and text that name two different options, a label beyond the options, and any other text choose
-    nothing.
+    letter, but not over an option's whole text ("A. fumigatus"). A label and text that name two different options, a
+    label beyond the options, and any other text choose nothing, unless its statements (`statements.stated`) name one
+    letter ("Die Antwort ist C", "C is correct").
 
     Args:
         response: the whole completion.
@@ -131,12 +153,28 @@ def choice(response: str, options: Sequence[str]) -> str | None:
     answer = parse(response).answer
     if not answer:
         return None
+    said = chosen(answer, options)
+    if said or _labelled(answer, [_plain(option) for option in options])[0]:
+        return said
+    return one_stated(answer, options)
+
+
+def chosen(answer: str, options: Sequence[str]) -> str | None:
+    """Letter of the option that a text, an answer without its tags, names as a label or by its text; None where it
+    does not. As `choice`, but statements are not read."""
     texts = [_plain(option) for option in options]
     named = [LETTERS[i] for i, text in enumerate(texts) if text in (_plain(answer), _plain(unwrap(answer)))]
     label, text = _labelled(answer, texts)
     if label not in LETTERS[: len(options)] or not label:
         return named[0] if len(named) == 1 else None
     return None if _names_another(label, text, texts) else label
+
+
+def one_stated(text: str, options: Sequence[str], remarks: bool = False) -> str | None:
+    """The one letter that a text's statements name (`statements.stated`); None where there are several or none, or
+    where another option's text stands beside it."""
+    named = stated(text, LETTERS[: len(options)], remarks) or set()
+    return next(iter(named)) if len(named) == 1 and not _beside_another(text, min(named), options) else None
 
 
 def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
@@ -147,8 +185,15 @@ def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
 def normalised(text: str) -> str:
     """Text as exact match and F1 compare it: lower case, without punctuation, articles and extra space (as SQuAD);
     each Chinese character is a word."""
-    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(" ", text.lower()))
+    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(" ", readable(text).lower()))
     return " ".join(_ARTICLES.sub(" ", words).split())
+
+
+def same_text(said: str, gold: str) -> bool:
+    """True where two texts are the same `normalised`, or, of a gold that is all punctuation and articles ("+"), but for
+    case and white space."""
+    wanted = normalised(gold)
+    return normalised(said) == wanted if wanted else _plain(said) == _plain(gold)
 
 
 def token_f1(gold: str, said: str) -> float:
@@ -169,13 +214,26 @@ def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
     """The letter that an answer begins with and the text behind it; ("", "") where it begins with none."""
     bare = re.sub(r"^(\W?[A-Ja-j]\W?)[。、]", r"\1.", unwrap(answer))
     for form in (bare, unwrap(_NAMED.sub("", bare, count=1)) if _NAMED.match(bare) else bare):
+        whole = _plain(form)
+        if len(whole) > 1 and texts.count(whole) == 1 and texts.index(whole) < len(LETTERS):
+            return LETTERS[texts.index(whole)], ""
         if label := _LABEL.fullmatch(form):
             return (label["a"] or label["b"]).upper(), unwrap(label["x"] or label["y"] or label["z"] or "")
         if spaced := _SPACED.fullmatch(form):
-            letter, text = spaced["a"] or spaced["b"], spaced["x"] or spaced["y"]
+            letter, text = spaced["a"] or spaced["b"] or spaced["c"], spaced["x"] or spaced["y"]
             if texts[LETTERS.index(letter) :][:1] == [_plain(text)]:
                 return letter, text
     return _bold_label(bare)
+
+
+def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:
+    """True where the text of another option stands right behind a letter, as in "B (gout)" where gout is C, or begins
+    with the letter, as in "A. fumigatus"."""
+    plain = [normalised(option) for option in options]
+    own = plain[LETTERS.index(letter)]
+    behind = re.findall(rf"(?<!\w){letter}[)\]*]*\s*(?:\(([^()\n]+)\)|[.:–—-]\s*([^\n]+))", text)
+    said = {form for a, b in behind for form in (normalised(a or b), normalised(f"{letter}. {a or b}"))}
+    return any(form in plain and form != own for form in said)
 
 
 def _bold_label(bare: str) -> tuple[str, str]:
@@ -193,7 +251,7 @@ def _names_another(letter: str, text: str, texts: list[str]) -> bool:
         return False
     if plain == own or plain in texts:
         return plain != own
-    if _DENIED.match(plain.removeprefix(own).lstrip(" :-–—")):
+    if _DENIED.match(plain.removeprefix(own).lstrip(" :-–—")) or _DENIED_END.search(plain):
         return True
     beside = re.sub(re.escape(own), " ", text, flags=re.IGNORECASE) if own else text
     if any(label != letter for label in re.findall(rf"\b[{LETTERS[: len(texts)]}]\b", beside)):
@@ -203,4 +261,4 @@ def _names_another(letter: str, text: str, texts: list[str]) -> bool:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).rstrip(".").casefold()
+    return " ".join(INVISIBLE.sub("", text).split()).rstrip(".").casefold()

@@ -12,20 +12,26 @@ import unicodedata
 # with blanks that either of two patterns could match, reading would take the square of a run's length.
 _RUN = re.compile(r"(\s{128})(\s+)(\s{128})")
 
+# Characters without a glyph: joiners, marks of direction around Latin letters in Arabic, byte order marks.
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0f\ufeff]")
+_STRUCK = re.compile(r"~~[^~\n]*~~|<del>[^<\n]*</del>", re.IGNORECASE)  # taken back by whoever wrote it
 _DECORATION = re.compile(
-    r"</?(?:b|i|strong|em|code|p)>|[*`$\"“”]|(?<!\w)['‘’]|['’](?!\w)|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)"
+    r"</?(?:b|i|strong|em|code|p)>|[*`$\"“”«»「」『』【】]|(?<!\w)['‘’]|['’](?!\w)|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)"
 )
-_ELEMENT = re.compile(r"</?(final[ _-]?answer|answer[ _-]?choice)>", re.IGNORECASE)  # as some prompts ask for
+# as some prompts ask for
+_ELEMENT = re.compile(r"</?(final(?:[ _-]?answer)?|answer[ _-]?choice)>|\[/?(answer)\]", re.IGNORECASE)
 _RULE = re.compile(r"^[ \t]*+[|:]?[ \t]*+-[-|: \t]*$", re.MULTILINE)  # of a table
-# "not B but C" states C.
+# "not B but C" states C, also in other languages of medical examinations.
 _CONTRAST = re.compile(
-    r",?\s*+\b[Nn]ot\s+(?:option\s+)?[(\[]?[A-J][)\]]?\s*+(?:,?\s*+but\s+(?:rather\s+)?|,(?=\s*(?:is|it)\b))"
+    r",?\s*+(?:\b(?i:(?:is\s+)?not|(?:is)?n['’]t|(?:ist\s+)?nicht|no\s+es|n['’]est\s+pas|non\s+è|não\s+é|не)\s+|不[是选選]\s*)"
+    r"(?:option\s+)?[(\[]?[A-J][)\]]?\s*+(?:[,，]?\s*+(?:\b(?i:but|sondern|sino|mais|bensì|ma|mas|а)\s+(?:rather\s+)?|而是\s*)"
+    r"|,(?=\s*(?:is|it)\b))"
 )
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD_ENDS = rf"(?![^\W{_CJK}]|['’]|-\w)"  # not "C-section", "B12" or "I'd"; a Chinese character may follow
-# "C. difficile" is no label.
-_GENUS = (
-    r"(?!\.\s?(?:difficile|coli|pylori|cereus|anthracis|perfringens|botulinum|tetani|albicans|jejuni|influenzae"
+# "C. difficile" and "B cells" are no labels.
+GENUS = (
+    r"(?!\s(?:cells?|lymphocytes?|symptoms?|section|peptide|dimers?|protein|waves?)\b|\.?\s?(?:difficile|coli|pylori|cereus|anthracis|perfringens|botulinum|tetani|albicans|jejuni|influenzae"
     r"|ducreyi|"
     r"burgdorferi|pertussis|fragilis|henselae|diphtheriae|trachomatis|gondii|faecalis|faecium|histolytica"
     r"|granulosus)\b)"
@@ -35,16 +41,18 @@ _END = (
     rf"(?=\s*(?:$|[.,;:!?()\[\]{{}}/\n。，；：、）]|[-–—]\s|[{_CJK}])"
     r"|\s+(?:because|since|as|due|for|based|given|is|are|was|and|or|not|but|rather|which)\b)"
 )
-_LETTER = rf"(?:[B-HJ]{_WORD_ENDS}{_GENUS}|[AI]{_WORD_ENDS}{_END}|[a-j](?=[.,;:)\]}}](?!\w)|\s*$))"
+_LETTER = rf"(?:[B-HJ]{_WORD_ENDS}{GENUS}|[AI]{_WORD_ENDS}{_END}|[a-j](?=[.,;:)\]}}](?!\w)|\s*$))"
 _BRACKETED = rf"[(\[{{]?\s*+(?P<letter>{_LETTER})\s*[)\]}}]?"
 # that ends its clause, behind weak triggers
-_LABEL = rf"[(\[{{]?\s*+(?P<letter>[A-J]{_WORD_ENDS}{_GENUS})(?:\s*+[)\]}}])?{_END}"
+_LABEL = rf"[(\[{{]?\s*+(?P<letter>[A-J]{_WORD_ENDS}{GENUS})(?:\s*+[)\]}}])?{_END}"
 # Further letters beside the first: "B and C", "B/C", "B, C or D", "B (or maybe C)", "B; C", "B. Or C"; not "B, and C is
 # wrong", a clause. Atomic and bounded, no blank matched in two ways: a model may say "B or B" to its limit.
 _MORE = (
     r"(?P<more>(?>(?:\s*(?:/|(?:[.,;–—-]\s*)?\(?\b(?i:or|alternatively)\b,?"
-    r"|(?:[,–—-]\s*)?\(?\b(?:and(?:/or)?|plus|as\s+well\s+as)\b"
-    r"|;(?=\s*[A-J]\s*(?:$|[.\n]))|,|&|\+|[或和或、，])\s*(?:(?i:maybe|perhaps|possibly|probably|even)\s+)?"
+    r"|(?:[,–—-]\s*)?\(?\b(?:and(?:/or|\s+also)?|plus|as\s+well\s+as|to|through|bis|oder|und|ou|et|o|u|y|e|или|и|of|en|lub|albo|oraz"
+    r"|eller|och|og|ve(?:ya)?|atau|dan|và|hoặc|ή|και|या|और|أو|و|או|یا)\b|(?:または|とか?|または|또는|이나|[와과]|หรือ|และ)"
+    r"|;(?=\s*[A-J]\s*(?:$|[.\n]))|,|&|\+|~|[或和、，]|(?<=\w)[–—](?=[A-J]\b)|(?<=[ \t])(?=[A-J]\s*(?:$|[.\n])))\s*"
+    r"(?:(?i:maybe|perhaps|possibly|probably|even)\s+)?"
     r"(?:(?i:options?)\s+)?[(\[]?[A-J][)\]]?(?![\w'’])"
     r"(?!\s+(?:is|are|was|were|has|does|can|could|would|will|am|have|think|because)\b|:\s)){1,12}))?"
 )
@@ -61,12 +69,17 @@ _LINK = (
     r"|option|choice|letter|clearly|therefore|thus|most\s+likely|probably"
     r"|definitely)\b(?:[:,]|\s++)*){0,6}(?:,[^,.;:?!\n]{1,40},\s*+)?"
 )
-_ABROAD = (  # "answer" in the languages of medical examinations, its article and adjective aside
+_ABROAD = unicodedata.normalize(
+    "NFKC",  # "answer" in the languages of medical examinations, its article and adjective aside
     r"(?i:respuesta(?:\s+(?:correcta|final))?|réponse(?:\s+(?:correcte|finale))?|risposta(?:\s+(?:corretta|esatta"
     r"|finale))?"
-    r"|resposta(?:\s+(?:correta|certa|final))?|antwort|ответ)\s*+"
-    r"|(?:答案|答え|解答|正解|正确选项|正確選項|정답)\s*+(?:应该是|应为|是|为|為|は|은|는|이)?\s*+[:：]?\s*+(?:选项|選項)?\s*+"
-    r"|(?<![不别勿非])(?:应选|故选|选择|选)\s*+[:：]?\s*+(?:选项)?\s*+"
+    r"|resposta(?:\s+(?:correta|certa|final))?|antwort|(?:die\s+richtige\s+)?lösung|richtig(?=\s+ist)|ответ|antwoord"
+    r"|odpowiedź(?:\s+to)?|odpověď|svar(?:et)?(?:\s+(?:är|er))?|(?:cevap|yanıt)|jawaban(?:nya)?(?:\s+(?:yang\s+benar"
+    r"|adalah)){0,2}|đáp\s+án(?:\s+(?:đúng|là)){0,2}|απάντηση(?:\s+είναι)?)\s*+"
+    r"|(?:الإجابة|الاجابة|الجواب|الخيار|پاسخ|התשובה|תשובה|उत्तर|คำตอบ)\s*(?:(?:الصحيحة|الصحيح|النهائية|صحیح|הנכונה|ที่ถูกต้อง)\s*)?"
+    r"(?:هي|هو|היא|है|คือ)?\s*"
+    r"|(?:答案|答え|解答|正解|正确选项|正確選項|정답)\s*(?:应该是|应为|是|为|為|は|은|는|이)?\s*+[:：]?\s*+(?:选项|選項)?\s*+"
+    r"|(?<![不别勿非])(?:应选|故选|选择|选|應選|故選|選擇|選)\s*+[:：]?\s*+(?:选项)?\s*+",
 )
 _FINAL = re.compile(
     rf"\b(?:(?i:final[\s_-]+(?:answer|choice)|correction)|最终答案)(?i:\s+(?:is|:))?{_LINK}{_BRACKETED}{_MORE}",
@@ -74,8 +87,8 @@ _FINAL = re.compile(
 )
 _ANSWER = re.compile(
     rf"(?:\b(?i:answers?\s+(?:to|for)\s+(?:this|the)\s+(?:question|case|problem)|answers?(?:_(?:choice|letter|option|key))?"
-    rf"|ans|choices?|(?:correct|best|right)\s+(?:option|letter)|pick(?=\s*[:=])|(?:my|our)\s+(?:selection|decision|vote)"
-    rf"|(?:^|(?<=\n))letter"
+    rf"|correct_(?:answer|choice|option)|selected(?:_(?:answer|choice|option))?(?=:)|ans|choices?|(?:correct|best|right)\s+(?:option|letter)|pick(?=\s*[:=])|(?:my|our)\s+(?:selection|decision|vote|(?:best\s+)?guess)|best\s+guess"
+    rf"|(?:^|(?<=[\n{{]))letter"
     rf"|(?:i|we|you)(?:['’](?:d|ll|m)|\s+(?:would|will|should|must|am))?(?:\s+going\s+to)?(?:\s+not)?"
     rf"\s+(?:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+(?:with|for)|answer|say))\b"
     rf"|\b(?i:ans)\.|{_ABROAD}){_LINK}{_BRACKETED}{_MORE}",
@@ -83,13 +96,20 @@ _ANSWER = re.compile(
 )
 _YES = r"(?:[✓✔✅☑]|(?i:yes)(?=\s*(?:$|[.,;|\n])))"
 _PRAISED = re.compile(
-    rf"(?:\b(?i:options?|choices?)\s+)?(?<![A-Za-z0-9_'’])[(\[]?(?P<letter>[A-J])[)\]]?{_MORE}(?:\s*+(?:is|:)\s+"
+    r"(?:\b(?i:options?|choices?)\s+)?(?<![A-Za-z0-9_'’])(?:[(\[]?(?P<before>[A-J])[)\]]?\s*(?:/|&|\b(?i:or|and)\b)\s*)?"
+    rf"[(\[]?(?P<letter>[A-J])[)\]]?{_MORE}(?:\s*+(?:is|:)\s+"
     r"(?i:(?:the\s+)?(?:clearly\s+)?(?:correct|right|true|best|most\s+likely|most\s+appropriate)\b"
     rf"|(?:the|my)\s+(?:final\s+)?(?:answer|choice|pick)\b)|[ \t]*+[:-]?[ \t]*+{_YES}|(?:选项|選項)?\s*+(?:是|为|為|が"
     rf"|は)?\s*+(?:正确|正確|正解)|\s+it\s+is(?=\s*(?:$|[.,;!\n])))",
     re.MULTILINE,
 )
 _TICKED = re.compile(rf"^[ \t]*(?:[-*+][ \t]+)?(?:\[[xX✓]\]|[✓✔✅☑])\s*+{_BRACKETED}(?P<more>)", re.MULTILINE)
+# "B. Heart failure - correct", "B) Heart failure ✅"
+_MARKED = re.compile(
+    r"^[ \t]*(?:[-*+][ \t]+)?\(?(?P<marked>[A-J])[.)][ \t][^\n]{0,200}?"
+    r"(?:[-–—:(]\s*(?i:correct|right|yes)\)?|[✓✔✅☑])[ \t]*$",
+    re.MULTILINE,
+)
 _LOOSE = re.compile(
     r"(?:\b(?i:it(?:'s|’s|\s+is|\s+must\s+be|\s+has\s+to\s+be)|must\s+be|going\s+with|leaves(?:\s+only)?"
     r"|by\s+elimination,?"
@@ -106,8 +126,9 @@ _LOOSE = re.compile(
     re.MULTILINE,
 )
 _OPTION = re.compile(rf"\b(?i:options?)\b{_LINK}{_BRACKETED}{_MORE}", re.MULTILINE)
-_WEIGHTY = ((_FINAL,), (_ANSWER, _PRAISED, _TICKED), (_LOOSE,))
+_WEIGHTY = ((_FINAL,), (_ANSWER, _PRAISED, _TICKED, _MARKED), (_LOOSE,))
 _TIERS = (*_WEIGHTY, (_OPTION,))
+_LETTERS = ("only", "named", "first", "headed", "alone", "marked")  # groups that hold the letter, if not "letter"
 _CORRECTION = re.compile(
     r"(?:^|(?<=[.!?;:,\n—–-])|(?<=[.!?;:,—–-]\s))(?i:(?:oh\s+|but\s+)?(?:wait|hmm|no,|actually|sorry"
     r"|on\s+second\s+thoughts?"
@@ -121,6 +142,7 @@ _DENIED_BEFORE = re.compile(
     r"|elimination\s+of|reject\w*|discard\w*|avoid\w*|"
     r"unlikely|incorrect|wrong|false|except|rather\s+than|instead\s+of|other\s+than|unlike|against|dismiss\w*|disregard\w*"
     r"|(?<!without )(?<!without a )(?<!without any )(?<!beyond )(?<!beyond a )doubt(?:s|ful)?"
+    r"|ليست?|لا|לא|không\s+phải"
     r"|students\s+(?:often|usually|commonly|may|would|tend)"
     r"|(?:some|many)\s+(?:say|think|believe|claim|would))\b"
     r"|n['’]t\b",
@@ -130,7 +152,7 @@ _HEDGED = re.compile(r"\b(?:might|may|could|either|possibly|perhaps|unsure|uncer
 _DENIED_AFTER = re.compile(
     r"(?:\s*+[)\]])?(?:\s++\([^)]*\))?\s*+(?:[:–—-]\s*+)?(?:(?:is|are|was|were|can\s+be|could\s+be|should\s+be|has\s+been"
     r"|would\s+be|seems"
-    r"|es|est|ist|è|é)\s+)?(?:(?:clearly|also|therefore|definitely|simply|just|probably)\s+)*"
+    r"|es|est|está|ist|è|é)\s+)?(?:(?:clearly|also|therefore|definitely|simply|just|probably)\s+)*"
     r"(?:not\b(?!\s+[(\[]?[A-J]\b)|isn['’]t|n['’]t|no(?=\s*(?:$|[.,;:|\n]))|[✗✘❌✖☒]|wrong|incorrect|false\b"
     r"|unlikely|less\s+(?:likely|probable|plausible|consistent|typical|suitable|appropriate)|im(?:plausible|probable|possible)"
     r"|in(?:consistent|compatible|appropriate)|contraindicated|refuted|dismissed|discarded|rejected|contradicted"
@@ -138,13 +160,21 @@ _DENIED_AFTER = re.compile(
     r"|,?\s*(?:unless|provided\s+that|assuming|if(?!\s+(?:i|we|you)\b))\b"
     r"|ruled\s+out|excluded|eliminated|,\s*which\s+is\s+(?:wrong|incorrect|not|false)|a\s+distractor|cannot"
     r"|can['’]t|out\b|falsch|nicht|неверн|では(?:ない|ありません)|じゃない"
-    r"|(?:가|이)\s*아니|不对|不正确|错)",
+    r"|(?:가|이|는|은)?\s*아[니닌닙]|不对|不正确|错|scheidet\s+aus|entfällt|değil|नहीं|không|niet\b"
+    r"|خطأ|غير|ليست?|שגויה?|לא|ผิด|ไม่|sai\b|yanlış|fauss?e?\b|fals[ao]|errad|sbagliat|fout\b|błędn)",
     re.IGNORECASE,
 )
 # "If ..., it would be": a clause with a condition before it, unless the one who answers would choose.
 _SUPPOSED = re.compile(r"(?:\bif|(?:^|[.;\n]\s*)(?:had|were))\b[^.;\n]*,[^,.;\n]*\Z", re.IGNORECASE)
 _WOULD = re.compile(r"(?<!\bi )(?<!\bwe )\bwould\b", re.IGNORECASE)
 _ASKED = re.compile(r"\s*+[)\]]?\s*+[?？]")
+
+
+def readable(text: str) -> str:
+    """`text` without characters that have no glyph, with plain ones in the place of full-width ones (NFKC), and of a
+    long run of blanks its ends and, between them, each kind once."""
+    plain = INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    return _RUN.sub(lambda run: run[1] + "".join(dict.fromkeys(run[2])) + run[3], plain)
 
 
 def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
@@ -158,7 +188,7 @@ def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
     Returns:
         The letters; more than one where statements differ or one names several. None where nothing is stated.
     """
-    plain = _ELEMENT.sub(r" \1: ", _normal(text))
+    plain = _ELEMENT.sub(lambda tag: f" {_named(tag)}: ", _STRUCK.sub("", readable(text)))
     plain = _DECORATION.sub("", plain)
     plain = _CONTRAST.sub(" it is ", _RULE.sub("", plain).replace("|", ":"))
     corrections = list(_CORRECTION.finditer(plain))
@@ -173,16 +203,17 @@ _TEXT = re.compile(
 )
 
 
+def _named(element: re.Match[str]) -> str:
+    """The words that an element stands for: "final answer" for <final>."""
+    name = element[1] or element[2]
+    return "final answer" if name.lower() == "final" else name
+
+
 def stated_texts(text: str) -> list[str]:
     """The answers, in words, that the text's statements give; those of a final answer alone where there are such."""
-    plain = _DECORATION.sub("", _normal(text))
+    plain = _DECORATION.sub("", _STRUCK.sub("", readable(text)))
     found = [match for match in _TEXT.finditer(plain) if not _withdrawn(plain, match, "text")]
     return [match["text"].strip() for match in found if match["final"] or not any(one["final"] for one in found)]
-
-
-def _normal(text: str) -> str:
-    """The text in NFKC; of a long run of blanks its ends and, between them, each kind once."""
-    return _RUN.sub(lambda run: run[1] + "".join(dict.fromkeys(run[2])) + run[3], unicodedata.normalize("NFKC", text))
 
 
 def _weightiest(text: str, letters: str, tiers: tuple[tuple[re.Pattern[str], ...], ...]) -> set[str] | None:
@@ -191,10 +222,11 @@ def _weightiest(text: str, letters: str, tiers: tuple[tuple[re.Pattern[str], ...
         found: set[str] = set()
         for pattern in tier:
             for match in pattern.finditer(text):
-                name = match.lastgroup if match.lastgroup in ("only", "named", "first", "headed", "alone") else "letter"
+                name = match.lastgroup if match.lastgroup in _LETTERS else "letter"
                 if not _withdrawn(text, match, name):
-                    more = match.groupdict().get("more") or ""
-                    found |= {match[name].upper(), *re.findall(r"(?<![A-Za-z])[A-J](?![A-Za-z])", more)}
+                    groups = match.groupdict()
+                    others = f"{groups.get('before') or ''} {groups.get('more') or ''}"
+                    found |= {match[name].upper(), *re.findall(r"(?<![A-Za-z])[A-J](?![A-Za-z])", others)}
         if found := found & set(letters):
             return found
     return None

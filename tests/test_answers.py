@@ -77,6 +77,10 @@ def test_what_an_answer_block_chooses(inside, letter):
         ("same", ("same", "same"), None),
         ("A", ("same", "same"), "A"),
         ("2", ("1", "2", "12"), "B"),
+        ("C. difficile", ("E. coli", "C. difficile", "S. aureus"), "B"),  # a species is no label
+        ("Answer: A. fumigatus", ("E. coli", "A. fumigatus", "S. aureus"), "B"),
+        ("B. A. fumigatus", ("E. coli", "A. fumigatus", "S. aureus"), "B"),
+        ("Vitamin C", ("Vitamin A", "Vitamin B", "Vitamin C"), "C"),
     ],
 )
 def test_options_that_hold_each_other(inside, options, letter):

@@ -103,6 +103,10 @@ def test_a_final_answer_outweighs_what_stood_before(made, letter, wrap):
         "option B, ",
         "the answer is the answer is ",
         "is is is ",
+        "<thinking>",
+        "[THINK]",
+        "~~",
+        "A or ",
     ],
 )
 def test_reading_is_linear_in_the_length(piece):

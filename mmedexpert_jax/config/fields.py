@@ -5,6 +5,7 @@ as it was. Here too: the names that fields have in other tools.
 """
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,30 @@ def elsewhere(name: str, fields: list[str]) -> str:
     """The field of ours among `fields` that other tools call `name`; empty where there is none."""
     ours = ELSEWHERE.get(name.lower().replace("-", "_"), "").split()
     return next((field for field in ours if field in fields), "")
+
+
+def raw_sources(text: str) -> list[tuple[str, str]]:
+    """`raw_source` of each source in `data.path` of the dataset job, which commas divide; a comma in the name of what
+    is there belongs to its name."""
+    parts, found = text.split(","), []
+    while parts:
+        joined = [",".join(parts[:count]).strip() for count in range(len(parts), 1, -1)]
+        whole = next((one for one in joined if _is_there(raw_source(one)[1])), parts[0].strip())
+        parts = parts[whole.count(",") + 1 :]
+        if whole:
+            found.append(raw_source(whole))
+    return found
+
+
+def raw_source(source: str) -> tuple[str, str]:
+    """Format and path of "[format=]path", "" without a format; a path that is there may have "=" of its own."""
+    name, _, path = source.partition("=")
+    plain = "=" not in source or not re.fullmatch(r"[\w-]*", name) or _is_there(source)
+    return ("", source) if plain else (name, path)
+
+
+def _is_there(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))  # False, not an error, for a path that none can be
 
 
 def named_path(entry: str) -> tuple[str, str]:

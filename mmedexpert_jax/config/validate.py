@@ -11,7 +11,16 @@ from urllib.parse import urlsplit
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.fields import BENCHMARK, SPECIALTIES, Field, elsewhere, facts_of, named_devices, named_path
+from mmedexpert_jax.config.fields import (
+    BENCHMARK,
+    SPECIALTIES,
+    Field,
+    elsewhere,
+    facts_of,
+    named_devices,
+    named_path,
+    raw_sources,
+)
 from mmedexpert_jax.config.job_config import convert, defaults, field_of, fields, in_words
 from mmedexpert_jax.config.presets import JOBS
 from mmedexpert_jax.errors import ConfigError, DataError, holds_login
@@ -239,9 +248,10 @@ def _check_factory(config: ConfigDict) -> None:
             raise ConfigError(f"config.data.licences: {entry!r} is not name=licence, such as plain=CC-BY-4.0")
     if config.push_to and not HUB_ID.fullmatch(config.push_to):
         raise ConfigError(f"config.push_to must be owner/name, got {config.push_to!r}")
-    named = [source.strip() for source in config.data.path.split(",") if source.strip()]
-    for source in (named or [""]) if "collect" in config.stages else ():
-        path = source.rpartition("=")[2]
+    if not config.stages:
+        raise ConfigError(f"config.stages is empty; choose among {', '.join(known)}")
+    named = [path for _, path in raw_sources(config.data.path)]
+    for path in (named or [""]) if "collect" in config.stages else ():
         if not path or (path != "embedded" and not Path(path).expanduser().exists()):
             raise DataError(f"config.data.path: no such file or directory: {path or 'it is empty'}{_first(path)}")
     if config.teacher.kind != "local" and "trace" in config.stages:

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from mmedexpert_jax import border
+from mmedexpert_jax import answers, border
 from mmedexpert_jax.config.fields import BENCHMARK
 from mmedexpert_jax.data import forms, tables
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import medical
-from mmedexpert_jax.processing.images import ImageRef, content
+from mmedexpert_jax.processing.images import BASE64, LONGEST, ImageRef, content
 from mmedexpert_jax.processing.windows import View, chosen
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "mmedexpert_mini"
@@ -204,7 +204,7 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
     if options and (len(answer) != 1 or answer not in LETTERS[: len(options)]):
         letters = ", ".join(LETTERS[: len(options)])
         raise DataError(f"{where}, key answer: {border.shown(answer)} is not among {letters}")
-    if not options and len(answer) == 1 and answer in LETTERS:
+    if not options and len(answer) == 1 and answer.upper() in LETTERS:
         raise DataError(f"{where}, key options: no options for the answer {answer!r}; {_TEXTS}")
     id = _text(row, "id", where)
     if len(id) > MAX_ID:
@@ -255,7 +255,7 @@ def _texts(value: Any) -> list[str]:
 
 def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     options = row.get("options")
-    if options is None or options == [] or options == {}:
+    if options in (None, "", [], {}):
         return ()
     if isinstance(options, Mapping):
         # Parquet has one struct for all rows, so that a row with fewer options holds nulls behind them
@@ -266,11 +266,14 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
             raise DataError(f"{where}, key options: lettered {named}; letter them A, B, ... without a gap")
         options = [options[letter] for letter in letters]
     count = len(options) if isinstance(options, list | tuple) else 0
-    if not 2 <= count <= len(LETTERS) or not all(isinstance(o, str) and o.strip() for o in options):
+    if count and not 2 <= count <= len(LETTERS):
+        raise DataError(f"{where}, key options: {count} of them; give 2 to {len(LETTERS)}")
+    if not count or not all(isinstance(o, str) and o.strip() for o in options):
         raise DataError(f"{where}, key options: {_TEXTS}, none empty, or no options for an open question")
     if len({option.strip() for option in options}) < count:
         raise DataError(f"{where}, key options: two of them are the same text, so that no answer is right alone")
-    return tuple(options)
+    bare = answers.unlabelled(options)  # a prompt adds the letters
+    return tuple(bare if all(text.strip() for text in bare) else options)
 
 
 def _specialty(row: Mapping[str, Any], where: str, needs_four: bool) -> str:
@@ -290,7 +293,7 @@ def _text(row: Mapping[str, Any], key: str, where: str, default: str | None = No
 
 def _list(row: Mapping[str, Any], key: str, where: str) -> list[Any]:
     value = row.get(key)
-    if value is not None and not isinstance(value, list | tuple):
+    if value not in (None, "") and not isinstance(value, list | tuple):
         raise DataError(f"{where}, key {key}: a list is needed, got {border.shown(value)}")
     return list(value or ())
 
@@ -323,7 +326,7 @@ def _image(item: Any, where: str, folder: Path) -> ImageRef:
         return ImageRef(named, partial(bytes, item), seen)
     if not isinstance(item, str) or not item.strip():
         raise DataError(f"{place}: a path, a data URI or bytes are needed, got {border.shown(item)}")
-    if item.startswith(("data:", "file:", "http://", "https://")):
+    if item.startswith(("data:", "file:", "http://", "https://")) or (item.startswith(BASE64) and len(item) > LONGEST):
         named = f"{place}: {border.cut(item, 40)}"
         return ImageRef(named, partial(content, item, named), seen)
     return ImageRef(f"{place}: {border.cut(item)}", tables.InFolder(folder / os.path.expanduser(item)), seen)

@@ -28,6 +28,10 @@ SOURCES = ("image", "image_url", "url", "path")  # keys of an image part; datase
 _PLACE = re.compile(r"<image>\s?")  # where LLaVA, verl and LLaMA-Factory put an image; ours come first
 # "A. text", also as "(a) text", "- A) text", "**A.** text"
 _OPTION = re.compile(r"^\s*(?:[-*•]\s+)?(?:\*\*|__)?\(?([A-Ja-j])[.):](?:\*\*|__)?\s*(.*\S)\s*$")
+_QUOTED = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"  # a text as Python writes it
+_ARRAY = re.compile(rf"\s*\[\s*{_QUOTED}(?:\s+{_QUOTED})+\s*\]\s*")
+LABELS = ("label", "letter", "key", "id")  # of an option that is an object
+TEXTS = ("text", "content", "value", "option")
 _READ = {*FORMS, *ANSWERS, "image", "images", "input", "reward_model", "options", "id"}
 
 
@@ -121,6 +125,7 @@ def split_options(text: str) -> tuple[str, list[str]]:
 def items(cell: str) -> Any:
     """A list or object that is written out: as JSON, as Python (pandas' CSV), as "(A) one (B) two", or as texts with
     semicolons, line ends or bars between. Raises DataError."""
+    cell = _numpy(cell)
     if cell.lstrip().startswith(("[", "{")):
         try:
             return border.parse_json(cell, "the cell")
@@ -134,6 +139,29 @@ def items(cell: str) -> Any:
         return texts
     mark = next((mark for mark in (";", "\n", "|") if mark in cell.strip()), ";")
     return [part.strip() for part in cell.split(mark) if part.strip()]
+
+
+def _numpy(cell: str) -> str:
+    """An array of texts as NumPy prints it, "['a' 'b']", with commas, without which Python joins the texts; any other
+    cell as it is."""
+    bare = re.sub(r"^\s*array\((\[.*\])(?:,\s*dtype=\w+)?\)\s*$", r"\1", cell, flags=re.DOTALL)
+    return re.sub(f"({_QUOTED})\\s+(?={_QUOTED})", r"\1, ", bare) if _ARRAY.fullmatch(bare) else bare
+
+
+def named(options: Any) -> Any:
+    """A list of objects, one an option, as texts by their labels, or as texts where they have none; anything else as it
+    is. Labels are looked for under LABELS, texts under TEXTS."""
+    if not isinstance(options, list | tuple) or not options or not all(isinstance(o, Mapping) for o in options):
+        return options
+    pairs = [(_first(option, LABELS), _first(option, TEXTS)) for option in options]
+    labels = {str(label) for label, _ in pairs if label is not None}
+    if len(labels) == len(pairs):
+        return {str(label): text for label, text in pairs}
+    return [text for _, text in pairs]
+
+
+def _first(option: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((option[key] for key in keys if option.get(key) is not None), None)
 
 
 def listed(text: str) -> tuple[list[str], list[str]]:
@@ -162,7 +190,7 @@ def _text(value: Any, key: str) -> str:
 
 def _texts(options: Any) -> list[str]:
     """The texts of a list or an object by letter; what is neither, or has a gap, is refused where rows are checked."""
-    found = options
+    found = options = named(options)
     if isinstance(options, Mapping):
         letters = sorted(letter for letter, text in options.items() if text is not None)
         gap = "".join(letters).upper() != LETTERS[: len(letters)]

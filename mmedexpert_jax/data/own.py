@@ -1,14 +1,18 @@
 """One's own data set: a first example, converters into the documented rows, and all faults of a set at once."""
 
 import itertools
+import math
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from PIL import Image, ImageDraw
 
@@ -17,7 +21,7 @@ from mmedexpert_jax.data import case_files, forms, tables
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
-from mmedexpert_jax.processing.images import EncodedImage, clean
+from mmedexpert_jax.processing.images import BASE64, LONGEST, EncodedImage, clean
 
 SHOWN = 5  # rows named of each fault
 # Columns of spreadsheets and published sets that `case_files.ALIASES`, the keys which a set may nearly have, lacks.
@@ -26,8 +30,13 @@ _COLUMNS = {
     **dict.fromkeys(("query", "stem", "question_text", "vignette"), "question"),
     **dict.fromkeys(("exp", "explanation"), "trace"),
 }
-_OPTION_COLUMN = re.compile(r"(?:op|option|choice|answer)?[_ ]?([a-j])")
+_OPTION_COLUMN = re.compile(r"(?:op|opt|option|choice|answer|ans|alternative)?[_ ]?([a-j])")
+_NUMBER_COLUMN = re.compile(r"(?:op|opt|option|choice|answer|ans|alternative|ending)[_ ]?(\d{1,2})")
+_ABSENT = ("", "nan")  # cells without an option
 _LABEL = re.compile(r"\W*(?:(?:option|answer|choice)\W*)?[A-J]\W*", re.IGNORECASE)  # "B.", "Option B"
+_LABEL_AND_TEXT = re.compile(  # "b) Lupus"
+    r"\W*(?:(?:option|answer|choice)\W*)?([A-J])[.):]\s*(\S.*)", re.IGNORECASE | re.DOTALL
+)
 SLICES = 8  # of a volume, where a converter has to choose; its line says where to change it
 
 
@@ -179,8 +188,22 @@ def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str,
         except DataError as error:
             made.refused.append(f"{source}, row {number}: {error}")
             continue
-        kept = {key: value for key, value in found.items() if value not in (None, "", [], {})}
+        kept = {key: _written(value) for key, value in found.items() if key != "images" and _written(value) is not None}
+        kept = {key: value for key, value in kept.items() if value not in ("", [], {})}
         yield kept | ({"images": images} if images else {})
+
+
+def _written(value: Any) -> Any:
+    """A value as JSON holds it: dates and decimal numbers as text; None of bytes and of what else it cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _written(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return str(value) if isinstance(value, date | time | timedelta | Decimal | UUID) else None
 
 
 def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -194,26 +217,68 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
             found[ours] = found.pop(theirs)
     if found.get("question") in (None, ""):
         named = border.cut(", ".join(map(str, row)))
-        raise DataError(f"key question: missing; the first line of a table names its columns, here {named}")
-    cells = {key: match[1].upper() for key in found if (match := _OPTION_COLUMN.fullmatch(key.lower()))}
-    columns = {letter: found.pop(key) for key, letter in sorted(cells.items(), key=lambda pair: pair[1])}
-    options = found.get("options") or {key: text for key, text in columns.items() if text not in (None, "")}
-    options = forms.items(options) if isinstance(options, str) else options
+        raise DataError(
+            f"key question: missing; the first line of a table names its columns, here {named}; call one question"
+        )
+    columns = _option_columns(found)
+    options = found.get("options") or columns
+    options = forms.named(forms.items(options) if isinstance(options, str) else options)
+    if isinstance(options, Mapping):  # Parquet has one struct for all rows, with nulls where a row has fewer options
+        options = {letter: text for letter, text in options.items() if text is not None}
     if isinstance(options, Mapping) and options:  # an empty cell leaves a gap, behind which letters move up
-        letters = [str(letter).upper() for letter in sorted(options)]
+        letters = [str(letter).upper() for letter in _in_order(options)]
         answer = str(found.get("answer", "")).strip().upper()
+        column = _OPTION_COLUMN.fullmatch(answer.lower()) or _NUMBER_COLUMN.fullmatch(answer.lower())
+        answer = column[1].upper() if columns and column else answer  # "Choice B", "option2"
         by_letter = all(letter in LETTERS for letter in letters)
         if by_letter and answer in LETTERS and len(answer) == 1 and answer not in letters:
             raise DataError(f"key answer: {answer} is none of the options {', '.join(letters)}")
         if by_letter and "".join(letters) != LETTERS[: len(letters)] and re.fullmatch(r"\d+(\.0+)?", answer):
             raise DataError(f"key answer: {answer} counts options of which one is empty; give its letter")
         found["answer"] = LETTERS[letters.index(answer)] if answer in letters[: len(LETTERS)] else found.get("answer")
-    found["options"] = [options[letter] for letter in sorted(options)] if isinstance(options, Mapping) else options
+    options = [options[letter] for letter in _in_order(options)] if isinstance(options, Mapping) else options
+    if isinstance(options, list | tuple):
+        key = found.get("answer")
+        if isinstance(key, int) and str(key) in options and _counts_another(key, list(options)):
+            raise DataError(f"key answer: {key} may be an option's text or its number; give its letter")
+        texts = [str(option) if isinstance(option, int | float) else option for option in options]
+        options = answers.unlabelled(texts) if all(isinstance(text, str) for text in texts) else texts
+    found["options"] = options
     images = found.get("images") or []
     if isinstance(images, str):
-        images = [part.strip() for part in images.split(";")]
+        listed = images.strip().startswith("[") and images.strip().endswith("]")
+        images = forms.items(images) if listed else [part.strip() for part in images.split(";")]
     images = images if isinstance(images, list | tuple) else [images]
     return found | {"id": str(found.get("id") or f"row-{number}"), "images": list(images)}
+
+
+def _counts_another(key: int, options: list[Any]) -> bool:
+    """True where a number that is an option's text is also the number, from 0 or from 1, of another option."""
+    return any(0 <= place < len(options) and place != options.index(str(key)) for place in (key, key - 1))
+
+
+def _option_columns(found: dict[str, Any]) -> dict[str, Any]:
+    """The texts of a row's columns A, B, ... (opa, option_a, ...) or option1, option2, ... by letter or number, taken
+    out of the row. Raises DataError where there are more than a case can have."""
+    for pattern in (_OPTION_COLUMN, _NUMBER_COLUMN):
+        cells = {key: match[1].upper() for key in found if (match := pattern.fullmatch(key.lower()))}
+        if len(cells) > 1:
+            break
+    else:
+        return {}
+    columns = {cells[key]: found.pop(key) for key in list(cells)}
+    columns = {key: text for key, text in columns.items() if str(text or "").strip().lower() not in _ABSENT}
+    more = [key for key in found if re.fullmatch("[k-z]", key.lower()) and found[key] not in (None, "")]
+    if len(columns) > len(LETTERS) or (len(columns) == len(LETTERS) and "k" in map(str.lower, more)):
+        raise DataError(f"key options: {len(columns) + len(more)}; a case has at most {len(LETTERS)}")
+    return columns
+
+
+def _in_order(options: Mapping[Any, Any]) -> list[Any]:
+    """Labels of options in the order of the alphabet, or of their numbers."""
+    if all(str(label).isdecimal() for label in options):
+        return sorted(options, key=int)
+    return sorted(options, key=str)
 
 
 def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list[dict[str, Any]]:
@@ -224,14 +289,21 @@ def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list
         answer, options = _key(row), [str(option).strip() for option in row.get("options", ())]
         same = [letter for letter, option in zip(LETTERS, options, strict=False) if option.lower() == answer.lower()]
         said = answers.choice(f"<answer>{answer}</answer>", options) if 2 <= len(options) <= len(LETTERS) else None
+        label = _LABEL_AND_TEXT.fullmatch(answer)
         if len(same) == 1:
             row["answer"] = same[0]
+        elif label and said and said == label[1].upper() and options[LETTERS.index(said)].lower() == label[2].lower():
+            row["answer"] = said
         elif answer.upper() in (*LETTERS[: len(options)],):
             row["answer"] = answer.upper()
         elif said and _LABEL.fullmatch(answer):
             row["answer"] = said
         elif options and re.fullmatch(r"\d{1,2}", answer):
             numbers[place] = int(answer), len(options)
+        if other := _contradiction(row, options):
+            made.refused.append(f"{source}, row of {row['id']}: {other}")
+            numbers.pop(place, None)
+            rows[place] = {}
     first = 0 if any(number == 0 for number, _ in numbers.values()) else 1
     known = first == 0 or any(number == count for number, count in numbers.values())
     for place, (number, count) in numbers.items():
@@ -242,6 +314,22 @@ def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list
         made.refused.append(f"{source}, row of {rows[place]['id']}: key answer: {number} {why}; give letters")
         rows[place] = {}
     return [row for row in rows if row]
+
+
+def _contradiction(row: Mapping[str, Any], options: list[str]) -> str:
+    """The fault of a row in which another key of answers gives another option's letter or text; "" of any other."""
+    key = row.get("answer")
+    if not isinstance(key, str) or len(key) != 1 or key not in LETTERS[: len(options)]:
+        return ""
+    for name, value in row.items():
+        if ({**case_files.ALIASES, **_COLUMNS}).get(name.lower().replace(" ", "_")) != "answer":
+            continue
+        said = str(value).strip()
+        named = [letter for letter, option in zip(LETTERS, options, strict=False) if said.lower() == option.lower()]
+        letter = said.upper() if said.upper() in (*LETTERS[: len(options)],) else "".join(named)
+        if letter and letter != key:
+            return f"key answer: {key}, but key {border.cut(name)}: {border.shown(value)}; one of them is wrong"
+    return ""
 
 
 def _key(row: Mapping[str, Any]) -> str:
@@ -274,6 +362,8 @@ def _placed(image: Any, name: str, source: Path, root: Path) -> Any:
         named = {"path": _placed(path, name, source, root)}
         return named | {key: image[key] for key in ("window", "slices", "plane") if image.get(key) is not None}
     if isinstance(image, str) and image.strip():
+        if image.startswith(BASE64) and len(image) > LONGEST:
+            return f"data:image/png;base64,{image}"  # the reader goes by the content, not by this name
         if image.startswith(("data:", "file:", "http://", "https://")) or Path(image).is_absolute():
             return image
         return os.path.relpath(source.parent / image, root)

@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import threading
+import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,17 @@ GROUP_BYTES = 1 << 26  # of a Parquet row group's images that are held to read o
 INDEX = 64  # characters of an image cell that may be another row's index; no image is so small
 MAX_CELLS = 10_000  # columns of a table; the widest of the field have some 50
 ASKS = ("question", "messages", "prompt", "conversations", "problem", "instruction")  # keys of a row's question
+# Beginnings of files that are taken for tables, and what to do with them.
+_OTHERS = {
+    b"version https://git-lfs": "a Git LFS pointer; run git lfs pull",
+    b"<!doctype html": "a web page, perhaps an error of the server; fetch the file itself",
+    b"<html": "a web page, perhaps an error of the server; fetch the file itself",
+    b"pk\x03\x04": "a zip or a spreadsheet's own file; unpack it, or save the sheet as CSV UTF-8",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet's own file; save the sheet as CSV UTF-8",
+    b"\x1f\x8b": "packed with gzip; unpack it",
+    b"sqlite format 3": "a database; write its rows out as JSON Lines",
+}
+_SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # the first line of a CSV that a spreadsheet wrote
 _END = "\0end of the table"  # no cell holds it
 _COPYING = threading.Lock()  # of large Parquet groups into the cache
 _OPEN = "a quote opens a cell and is never closed"
@@ -55,7 +67,7 @@ class InFolder:
     def open(self) -> BinaryIO:
         """The file, seekable. Raises OSError, of a pipe or a device too, which may have no end."""
         self._check()
-        return self.path.open("rb")
+        return existing(self.path).open("rb")
 
     def _check(self) -> None:
         if self.path.exists() and not self.path.is_file():
@@ -64,10 +76,21 @@ class InFolder:
     def __call__(self) -> bytes:
         """All of it. Raises as `open`."""
         self._check()
-        seen = self.path.stat()
+        path = existing(self.path)
+        seen = path.stat()
         if seen.st_size < LARGE:
-            return self.path.read_bytes()
-        return _large(self.path, (seen.st_mtime_ns, seen.st_size))
+            return path.read_bytes()
+        return _large(path, (seen.st_mtime_ns, seen.st_size))
+
+
+def existing(path: Path) -> Path:
+    """`path`, or the file of its name in the other form of Unicode, as macOS packs "é": as a letter and a mark; `path`
+    itself where neither is there."""
+    name = str(path)
+    if name.isascii() or path.exists():
+        return path
+    forms = (Path(unicodedata.normalize("NFC", name)), Path(unicodedata.normalize("NFD", name)))
+    return next((form for form in forms if form.exists()), path)
 
 
 @functools.lru_cache(maxsize=1)
@@ -93,6 +116,7 @@ def read(place: Place, name: str, images: Sequence[str] = ()) -> Iterator[tuple[
     if suffix not in readers:
         raise DataError(f"{name}: rows are read from {', '.join(readers)}")
     try:
+        _refuse_other(place, name)
         yield from enumerate(readers[suffix](place, name, images), 1)
     except UnicodeDecodeError as error:
         raise DataError(
@@ -100,6 +124,16 @@ def read(place: Place, name: str, images: Sequence[str] = ()) -> Iterator[tuple[
         ) from None
     except OSError as error:
         raise DataError(f"{name} cannot be read ({error.strerror or border.cut(str(error))})") from None
+
+
+def _refuse_other(place: Place, name: str) -> None:
+    """Raises DataError where a file begins as one of another kind does."""
+    with place.open() as file:
+        head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if what := next((what for mark, what in _OTHERS.items() if head.startswith(mark)), ""):
+        raise DataError(f"{name} is {what}")
+    if head.startswith(b"par1") and not name.lower().endswith(".parquet"):
+        raise DataError(f"{name} is a Parquet file; call it .parquet")
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -124,7 +158,10 @@ def _object(line: bytes) -> dict[str, Any] | str:
     try:
         row = border.parse_json(line, "the row", limit=border.MAX_LINE)
     except DataError as error:
-        return str(error).removeprefix("the row ").removeprefix("is ")
+        why = re.sub("^the row:? (is )?", "", str(error))
+        return f"{why}; a line holds one whole object, other JSON is read from .json" if "not JSON" in why else why
+    if isinstance(row, list):
+        return "an object is needed, got list; an array of rows is read from .json"
     return _mapping(row)
 
 
@@ -172,10 +209,14 @@ def _asks(keys: Iterable[str]) -> bool:
 def _csv(place: Place, name: str, images: Sequence[str]) -> Values:
     with place.open() as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as text:
         head = text.readline(border.MAX_LINE)
-        text.seek(0)
-        rows = csv.reader(itertools.chain(text, [_END]), delimiter=max(",;\t", key=head.count))
+        told = _SEPARATOR.fullmatch(head)
+        first = [] if told else [head]
+        mark = told[1] if told else max(",;\t|", key=head.count)
+        rows = csv.reader(itertools.chain(first or ["\n"], text, [_END]), delimiter=mark)
         try:
             whole = _whole(rows, name)
+            if told:
+                next(whole)  # in the place of the line that names the separator, so that lines keep their numbers
             header = _header(next(whole, []), name)
             for cells in whole:
                 if any(cells):
@@ -209,8 +250,10 @@ def _header(cells: Iterable[str], name: str) -> list[str]:
 
 def _cells(header: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | str:
     if len(cells) != len(header):
-        return f"{len(cells)} cells under {len(header)} columns"
-    return dict(zip(header, cells, strict=True))
+        alone = f" ({border.shown(header[0])}); the first line of a table names its columns" if len(header) == 1 else ""
+        return f"{len(cells)} cells under {len(header)} columns{alone}"
+    # a column without a name holds the numbers of the rows, as pandas writes them
+    return {name: cell for name, cell in zip(header, cells, strict=True) if name}
 
 
 @dataclass(frozen=True)
@@ -255,6 +298,8 @@ def _tsv(place: Place, name: str, images: Sequence[str]) -> Values:
     """
     with place.open() as file:
         header = _header(_split(file.readline(border.MAX_LINE).decode("utf-8-sig")), name)
+        if len(header) == 1 and re.search("[,;|]", header[0]):
+            raise DataError(f"{name}: no tab in its first line ({border.shown(header[0])}); call it .csv")
         columns = [header.index(key) for key in images if key in header]
         rows: list[dict[str, Any] | str] = []
         references: list[tuple[dict[str, Any], str, str]] = []  # row, key and the index that may stand there
@@ -338,7 +383,7 @@ class ParquetCell:
         if isinstance(value, bytes):
             return value
         if not value or value.get("bytes") is None:
-            raise DataError("the cell holds no bytes")
+            raise DataError(f"key {self.column}: the cell holds no bytes")
         return value["bytes"]
 
 
@@ -406,11 +451,11 @@ def _parquet(place: Place, name: str, images: Sequence[str]) -> Values:
                 rows = (
                     row
                     for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=plain)
-                    for row in batch.to_pylist()
+                    for row in batch.to_pylist(maps_as_pydicts="strict")
                 )
                 for index, row in enumerate(rows):
                     yield row | {key: found[index] for key, found in cells.items() if found[index] is not None}
-    except (pa.ArrowException, OSError, ValueError, NotImplementedError, OverflowError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, NotImplementedError, OverflowError) as error:
         reason = border.cut(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
         raise DataError(f"{name} is not a readable Parquet file ({reason}); fetch it again") from None
 

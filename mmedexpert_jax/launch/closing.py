@@ -1,6 +1,6 @@
 """The last lines of a job: what came out in words, one table of before and after, where it lies, and what follows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,39 @@ def _compared(folder: Path) -> Iterator[Rows]:
             row = {"model": name, "number": str(accuracy["items"]), "accuracy": result_tables.cell(accuracy)}
             rows.append(row | ({} if evaluation is first else {"gain": paired_gain(first, evaluation)}))
         yield [row | ({"benchmark": benchmark} if len(summary) > 1 else {}) for row in rows]
+
+
+def beside(folders: Sequence[Path]) -> Rows:
+    """Accuracies of evaluations in several runs: a row for each benchmark, run and model, with the paired gain over the
+    benchmark's first row on the items that both have with the same key, and their number; none of runs without."""
+    found: dict[str, list[tuple[str, str, Evaluation]]] = {}
+    for folder in folders:
+        summary = files.read_json(folder / "export" / "summary.json")
+        for benchmark, models in summary.items() if isinstance(summary, dict) else ():
+            for name in models if isinstance(models, dict) else ():
+                path = rows_path(folder, benchmark, name)
+                if path.exists():
+                    found.setdefault(benchmark, []).append((str(folder), name, Evaluation.read(path)))
+    rows: Rows = []
+    for benchmark, evaluations in found.items():
+        first = evaluations[0][2]
+        for run, model, evaluation in evaluations:
+            accuracy = evaluation.accuracy()
+            row: dict[str, Any] = {"benchmark": benchmark, "run": run, "model": model, "number": str(accuracy["items"])}
+            row |= {"accuracy": result_tables.cell(accuracy)}
+            rows.append(row if evaluation is first else row | _over(first, evaluation))
+    return rows
+
+
+def _over(first: Evaluation, second: Evaluation) -> dict[str, Any]:
+    """Cells of the paired gain, over the items of both; one whose key differs is another question under the same id."""
+    keys = {row.id: row.answer for row in first.rows}
+    same = [row for row in second.rows if keys.get(row.id) == row.answer]
+    ids = {row.id for row in same}
+    if not ids:
+        return {"gain": "no item in common", "items of both": "0"}
+    kept = Evaluation(tuple(row for row in first.rows if row.id in ids))
+    return {"gain": paired_gain(kept, Evaluation(tuple(same))), "items of both": str(len(ids))}
 
 
 def sentence(rows: Rows) -> str:

@@ -202,10 +202,10 @@ def _words(first: str) -> list[str]:
 
 
 def compare(arguments: list[str]) -> str:
-    """Runs side by side: fields that differ, and the last and best figures of each."""
+    """Runs side by side: fields that differ, the last and best figures of each, and what evaluations measured."""
     if len(arguments) < 2:
         raise ConfigError("give at least two run directories: mmedexpert compare runs/a runs/b")
-    return side_by_side(arguments)
+    return "\n\n".join([side_by_side(arguments), *_evaluated(arguments)])
 
 
 def side_by_side(folders: Sequence[str]) -> str:
@@ -232,6 +232,17 @@ def side_by_side(folders: Sequence[str]) -> str:
     ]
     head = text_tables.aligned(fields) if fields else "the configs are the same but for their workdir"
     return f"{head}\n\n{text_tables.aligned(rows)}"
+
+
+def _evaluated(folders: Sequence[str]) -> list[str]:
+    """A table of the accuracies that the runs' evaluations have, in a list; an empty one where none has."""
+    paths = [Path(folder).expanduser() for folder in folders]
+    if not any((path / "export" / "summary.json").exists() for path in paths):
+        return []
+    from mmedexpert_jax.launch.closing import beside
+
+    rows = [{key: str(cell) for key, cell in row.items()} for row in beside(paths)]
+    return [text_tables.aligned(rows)] if rows else []
 
 
 def _figures(path: Path) -> dict[str, Any]:

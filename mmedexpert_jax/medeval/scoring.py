@@ -55,8 +55,10 @@ def score(item: Case, response: str, scorer: str = "strict", form: str = "tags")
         right = read == item.answer
     else:
         read = read_text(response, form)
-        right = read is not None and answers.normalised(read) == answers.normalised(item.answer)
-        return Score(right, read, unparsed=read is None, f1=answers.token_f1(item.answer, read or ""))
+        bare = answers.unwrap(read or "")
+        right = read is not None and answers.same_text(bare, item.answer)
+        f1 = answers.token_f1(item.answer, bare) if answers.normalised(item.answer) else float(right)
+        return Score(right, read, unparsed=read is None, f1=f1)
     return Score(right, read, unparsed=read is None, f1=float(right))
 
 
@@ -115,27 +117,13 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     if whole := _choice(text, options) or _choice(text.strip("* \n"), options):
         return whole
     letters = answers.LETTERS[: len(options)]
-    if named := stated(text, letters, remarks=False):
-        return _only(named, text, options)
+    if stated(text, letters, remarks=False):
+        return answers.one_stated(text, options)
     lines = [re.sub(r"^[-•>#*]+\s", "", line.strip()).strip("* \t") for line in text.splitlines() if line.strip()]
     read = {_choice(line, options) for line in (*lines[:1], *lines[-1:], *stated_texts(text))} - {None}
-    if not read and (named := stated(text, letters)):
-        return _only(named, text, options)
+    if not read:
+        return answers.one_stated(text, options, remarks=True)
     return read.pop() if len(read) == 1 else None
-
-
-def _only(named: set[str], text: str, options: Sequence[str]) -> str | None:
-    """The one letter that is named; None where there are several, or where another option's text stands beside it."""
-    letter = min(named)
-    return None if len(named) > 1 or _beside_another(text, letter, options) else letter
-
-
-def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:
-    """True where the text of another option stands right behind a letter, as in "B (gout)" where gout is C."""
-    plain = [answers.normalised(option) for option in options]
-    own = plain[answers.LETTERS.index(letter)]
-    behind = re.findall(rf"(?<!\w){letter}[)\]*]*\s*(?:\(([^()\n]+)\)|[.:–—-]\s*([^\n]+))", text)
-    return any(said in plain and said != own for a, b in behind if (said := answers.normalised(a or b)))
 
 
 def read_official(response: str, count: int) -> str | None:
@@ -208,8 +196,8 @@ def _same(item: Case, letter: str) -> bool:
 
 
 def _choice(text: str, options: Sequence[str]) -> str | None:
-    """`answers.choice` of a text that is an answer without its tags."""
-    return answers.choice(f"<answer>{text}</answer>", options)
+    """`answers.chosen` of a text that holds something."""
+    return answers.chosen(text, options) if text.strip() else None
 
 
 def _tagged(response: str) -> str | None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border, privacy
+from mmedexpert_jax.config.fields import raw_sources
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert import decontamination, eligibility, specialties
-from mmedexpert_jax.mmedexpert.duplicates import Duplicate, duplicates
+from mmedexpert_jax.mmedexpert.duplicates import Duplicate, duplicates, torn
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import RawCase
@@ -34,6 +35,9 @@ def collect(config: ConfigDict, folder: Path, store: Store, voter: Teacher | Non
     found = gather(config)
     _write_rejected(folder, found)
     check_share(found, config.data.max_rejected)
+    found.drop(
+        torn(found.records), "key-differs", lambda r: f"{r.source_id}: the same case stands with another key, too"
+    )
     repeated = duplicates(found.records, config.duplicates)
     _without_repeats(found, repeated)
     tests = decontamination.test_sets(config.benchmarks)
@@ -81,12 +85,7 @@ def gather(config: ConfigDict) -> Collection:
                 f"{', '.join(FORMATS)}"
             )
     rights = Rights(stated, tuple(config.data.redistributable), tuple(config.data.restricted))
-    return read_sources(sources(config.data.path), config.data.image_dir, rights, config.data.privacy)
-
-
-def sources(text: str) -> list[str]:
-    """The sources that `data.path` names, split at commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return read_sources(raw_sources(config.data.path), config.data.image_dir, rights, config.data.privacy)
 
 
 def hashes(text: str) -> dict[str, str]:
@@ -96,8 +95,7 @@ def hashes(text: str) -> dict[str, str]:
 
 def _files(text: str) -> list[Path]:
     """The files of all sources."""
-    paths = [source.rpartition("=")[2] for source in sources(text)]
-    places = [EMBEDDED if path == "embedded" else Path(path).expanduser() for path in paths]
+    places = [EMBEDDED if path == "embedded" else Path(path).expanduser() for _, path in raw_sources(text)]
     return [file for place in places for file in raw_files(place)]
 
 

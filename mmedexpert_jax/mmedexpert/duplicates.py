@@ -56,6 +56,14 @@ def duplicates(records: Sequence[RawCase], threshold: float = 0.8) -> list[Dupli
     return found
 
 
+def torn(records: Sequence[RawCase]) -> list[RawCase]:
+    """The cases with options that stand with several keys: one of them is wrong, and none can say which."""
+    keys: defaultdict[str, set[str]] = defaultdict(set)
+    for record in records:
+        keys[record.id].add(normal(record.answer_text))
+    return [record for record in records if record.options and len(keys[record.id]) > 1]
+
+
 def shingles(text: str) -> frozenset[int]:
     """Hashes of the text's word 5-grams; of the whole text where it is shorter."""
     found = words_in(text)

@@ -1,5 +1,6 @@
 """Trace synthesis (section 3.2): candidates round by round, until one passes stage 1 or there are enough."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,13 @@ from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import RawCase, Trace, trace_id
 from mmedexpert_jax.remote import EndpointReply, Request
+
+# Reasoning at the beginning of a reply in the marks of Magistral, Kimi and others.
+_OWN_MARKS = re.compile(
+    r"\s*(?:\[THINK\](?P<a>.*?)\[/THINK\]|◁think▷(?P<b>.*?)◁/think▷"
+    r"|<(?P<tag>thinking|thought|reasoning|seed:think)>(?P<c>.*?)</(?P=tag)>)",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,13 @@ def whole(reply: EndpointReply) -> str:
     """The response with its think block, wherever the server put the reasoning.
 
     A parser of reasoning (vLLM's, for one) moves it to a field of its own; a template that pre-fills "<think>" leaves
-    the closing tag alone.
+    the closing tag alone; other models' own marks, "[THINK]" or "<thinking>", stand for ours, or before ours for
+    nothing.
     """
     text = reply.text
+    if own := _OWN_MARKS.match(text):
+        rest = text[own.end() :]
+        return rest if "<think>" in rest.lower() else f"<think>{own['a'] or own['b'] or own['c'] or ''}</think>{rest}"
     if "<think>" in text.lower():
         return text
     if "</think>" in text.lower():

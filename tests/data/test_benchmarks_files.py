@@ -87,6 +87,13 @@ def test_medxpertqa_of_the_hub_with_its_zip(tmp_path):
     assert "items 1 (2000)" in found.census["differs"]
 
 
+def test_an_image_is_found_by_its_name_in_either_form_of_unicode(tmp_path):
+    jsonl(tmp_path / "MM" / "test.jsonl", [XPERT | {"images": ["R\u00f6ntgen.png"]}])
+    write(tmp_path / "images" / "Ro\u0308ntgen.png", png())
+    (item,) = benchmarks.load("medxpertqa_mm", tmp_path).items
+    assert item.images[0].open() == png()
+
+
 def test_medxpertqa_of_the_repository_reads_the_same(tmp_path):
     xpert(tmp_path / "hub")
     row = XPERT | {
@@ -209,6 +216,9 @@ def test_a_broken_row_of_pmc_vqa_is_named(tmp_path):
         "row 4, key Choice A: the right option is empty",
     )
     refused("pmc_vqa", tmp_path, "3 of 4 malformed rows", *words)
+    lacking = [V2.index("Choice D")]
+    table(tmp_path / "test_2.csv", [c for i, c in enumerate(V2) if i not in lacking], [*good[:7], *good[8:]])
+    refused("pmc_vqa", tmp_path, "row 1, key Choice D: no such column")
 
 
 # OmniMedVQA -----------------------------------------------------------------------------------------------------------

@@ -519,3 +519,59 @@ def test_a_box_may_hold_braces(tmp_path):
     for answer, wanted in ((r"so \boxed{\text{Asthma}}", "Asthma"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}")):
         (case,) = load_cases(_write(tmp_path, {"problem": "Which?", "answer": answer}), "train")
         assert case.answer == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nid;question;options;images;answer\n1;a, b;;;x y\n",
+        '\ufeff"sep=|"\r\nid|question|options|answer\r\n1|a, b||x y\r\n',
+        "id|question|options|answer\n1|a, b||x y\n",
+        ',id,question,answer\n0,1,"a, b",x y\n',  # the numbers of rows have no name
+    ],
+)
+def test_a_spreadsheet_may_name_or_show_its_separator(tmp_path, text):
+    (tmp_path / "train.csv").write_text(text, newline="")
+    (case,) = load_cases(tmp_path, "train")
+    assert (case.question, case.answer, dict(case.columns)) == ("a, b", "x y", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.csv", "My exam\nid,question,answer\n", "3 cells under 1 columns ('My exam'); the first line of a table"),
+        ("x.jsonl", "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer; run git lfs pull"),
+        ("x.json", "<!DOCTYPE html><html>", "is a web page"),
+        ("x.csv", "PK\x03\x04sheet", "a spreadsheet's own file"),
+        ("x.jsonl", "PAR1", "is a Parquet file"),
+        ("x.tsv", "id,question\n", "no tab in its first line"),
+        ("x.jsonl", '{"id": "1"},\n', "a line holds one whole object"),
+        ("x.jsonl", '[{"id": "1"}]', "an array of rows is read from .json"),
+        ("x.jsonl", '{"question": "q", "answer": "b", "id": "1"}', "no options for the answer 'b'"),
+        ("x.jsonl", json.dumps({"id": "1", "question": "q", "options": [*"abcdefghijk"], "answer": "A"}), "11 of them"),
+    ],
+)
+def test_a_file_that_is_no_such_table_says_what_it_is(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as error:
+        load_cases(tmp_path / name, "train")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_options_that_carry_their_letters_lose_them_and_maps_of_parquet_are_read(tmp_path):
+    made = pa.map_(pa.string(), pa.string())
+    options = pa.array([[("A", "A. gout"), ("B", "B. flu")]], made)
+    table = pa.table({"id": ["1"], "question": ["q"], "options": options, "answer": ["B"]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert load_cases(tmp_path, "train")[0].options == ("gout", "flu")
+
+
+def test_a_picture_is_found_by_its_name_in_either_form_of_unicode(tmp_path):
+    composed, parted = "R\u00f6ntgen.png", "Ro\u0308ntgen.png"
+    for there, named in ((composed, parted), (parted, composed)):
+        folder = tmp_path / str(len(there))
+        folder.mkdir()
+        Image.new("RGB", (9, 9)).save(folder / there)
+        row = {"id": "1", "question": "q", "answer": "x y", "images": [named]}
+        (folder / "train.jsonl").write_text(json.dumps(row))
+        assert load_cases(folder, "train")[0].images[0].picture().size == (9, 9)

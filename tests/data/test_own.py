@@ -251,3 +251,60 @@ def test_options_by_number_and_lists_that_are_no_options(tmp_path):
 def test_options_of_a_question_are_its_capital_letters():
     stem = "Findings:\na) fever\nb) rash\nWhich?"
     assert forms.split_options(f"{stem}\nA. measles\nB. mumps") == (stem, ["measles", "mumps"])
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"Option 1": "gout", "Option 2": "flu", "answer": "2"}, ("gout", "flu")),
+        ({"option1": "gout", "option2": "flu", "answer": "option2"}, ("gout", "flu")),
+        ({"ans_a": "gout", "ans_b": "flu", "answer": "b"}, ("gout", "flu")),
+        ({"A": "gout", "B": "flu", "C": "NaN", "answer": "b) Flu"}, ("gout", "flu")),
+        ({"options": [10, 20], "answer": 20}, ("10", "20")),
+        ({"options": ["A) gout", "B) flu"], "answer": "flu"}, ("gout", "flu")),
+        ({"options": {"A": "gout", "B": "flu", "C": None}, "answer": "B"}, ("gout", "flu")),
+        ({"options": [{"key": "A", "value": "gout"}, {"key": "B", "value": "flu"}], "answer": "B"}, ("gout", "flu")),
+    ],
+)
+def test_options_and_keys_as_tables_and_trainers_write_them(tmp_path, row, expected):
+    (tmp_path / "x.json").write_text(json.dumps([{"question": "Which?"} | row]))
+    own.convert(tmp_path / "x.json", tmp_path / "out")
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert (case.options, case.answer, dict(case.columns)) == (expected, "B", {})
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"options": ["gout", "flu"], "answer": "gout", "answer_idx": "B"}, "A, but key answer_idx: 'B'; one of them"),
+        ({"options": ["1", "2", "3"], "answer": 2}, "2 may be an option's text or its number"),
+        ({**dict.fromkeys("ABCDEFGHIJ", ""), **{c: c * 3 for c in "ABCDEFGHIJKL"}, "answer": "A"}, "12; a case has at"),
+    ],
+)
+def test_a_key_that_means_two_options_is_refused(tmp_path, row, words):
+    (tmp_path / "x.json").write_text(json.dumps([{"question": "Which?"} | row]))
+    with pytest.raises(DataError, match="nothing that can be converted") as error:
+        own.convert(tmp_path / "x.json", tmp_path / "out")
+    assert words in str(error.value)
+
+
+def test_values_that_json_cannot_hold_are_written_as_text_or_left_out(tmp_path):
+    table = pa.table(
+        {
+            **{"id": ["1"], "question": ["Which?"], "answer": ["gout arthritis"], "thumb": [_png()]},
+            **{"seen": pa.array([0], pa.date32()), "image": [_png()], "images": [[_png(1)]]},
+        }
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    own.convert(tmp_path / "x.parquet", tmp_path / "out")
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert dict(case.columns) == {"seen": "1970-01-01"} and len(case.images) == 1
+
+
+def test_images_of_a_cell_may_be_a_list_or_bare_base64(tmp_path):
+    (tmp_path / "a, b.png").write_bytes(_png())
+    rows = [("\"['a, b.png', 'a, b.png']\"", 2), ('"a, b.png"', 1), (base64.b64encode(_png()).decode(), 1)]
+    lines = ["question,answer,images", *(f"q{n},gout arthritis,{cell}" for n, (cell, _) in enumerate(rows))]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    own.convert(tmp_path / "x.csv", tmp_path / "out")
+    assert [len(case.images) for case in load_cases(tmp_path / "out", "train")] == [count for _, count in rows]

@@ -13,6 +13,8 @@ import mmedexpert_jax
 from mmedexpert_jax import errors
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.launch import console
+from mmedexpert_jax.medeval import AnswerRow, Evaluation
+from mmedexpert_jax.medeval.finish import rows_path
 from mmedexpert_jax.runtime import Run
 
 ROOT = Path(__file__).parents[2]
@@ -208,3 +210,25 @@ def test_compare_survives_damage(tmp_path, capsys):
     for name in ("STATUS.json", "config.json", "metrics.jsonl"):
         (tmp_path / "a" / name).write_text(json.dumps(["x"]))
     assert console.main(["compare", str(tmp_path / "a"), str(tmp_path / "a")]) in (0, 2)
+
+
+def test_evaluations_of_other_cases_are_compared_over_those_that_are_the_same(tmp_path, capsys):
+    """Item 2 has another key in the second run, which is another question; 1 and 3 are shared, 0 and 4 are not."""
+    for name, keys in (
+        ("a", {"0": "A", "1": "A", "2": "A", "3": "B"}),
+        ("b", {"1": "A", "2": "B", "3": "B", "4": "A"}),
+    ):
+        with Run.open(tmp_path / name, {"job": "evaluate"}) as run:
+            run.finish({})
+        said = "A" if name == "a" else "B"
+        rows = [AnswerRow(id, 0, "", said, key, said == key, 1, False) for id, key in keys.items()]
+        path = rows_path(tmp_path / name, "mine", "model")
+        path.parent.mkdir(parents=True)
+        Evaluation(tuple(rows)).write(path)
+        (tmp_path / name / "export" / "summary.json").write_text(json.dumps({"mine": {"model": {}}}))
+    assert console.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split()[-1] == "2" and "+0.0" in lines[-1] and "75.0" in lines[-2] and "50.0" in lines[-1]
+    (tmp_path / "b" / "export" / "rows" / "mine" / "model.jsonl").write_text("{}")
+    assert console.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 3
+    assert "not the rows of an evaluation" in capsys.readouterr().err

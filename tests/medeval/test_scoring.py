@@ -283,3 +283,20 @@ def test_no_response_breaks_a_scorer(response, scorer, form):
     for item in (choice(), open_item("lung"), Case("1", "q", (), "yes", kind="yes_no", benchmark="b")):
         verdict = score(item, response, scorer, form)
         assert not (verdict.unparsed and verdict.right) and 0 <= verdict.f1 <= 1
+
+
+@pytest.mark.parametrize(
+    ("gold", "said", "right"),
+    [
+        ("+", "-", False),  # nothing is left of either without punctuation
+        ("+", "+", True),
+        ("the A", "an", False),
+        ("na\u00efve", "nai\u0308ve", True),
+        ("H2O", "H\u2082O", True),
+        ("Aortic regurgitation", "\\boxed{\\text{aortic regurgitation}}", True),
+        ("Aortic regurgitation", "**Aortic regurgitation**", True),
+    ],
+)
+def test_signs_are_compared_and_marks_around_an_open_answer_do_not_matter(gold, said, right):
+    found = score(Case("1", "q", (), gold), f"<answer>{said}</answer>")
+    assert (found.right, found.f1) == (right, float(right))

@@ -229,6 +229,7 @@ ACCEPT = {"kind": "accept", "text": None, "reasons": []}
         {"kind": "perhaps", "value": {}},
         {"seconds": "soon"},
         {"role": None},
+        {"role": "Reviewer"},
     ],
 )
 def test_a_broken_event_is_refused_before_anything_is_stored(stores, tmp_path, wrong):
@@ -277,3 +278,20 @@ def test_what_another_tool_left_unfinished_is_no_verdict_and_stops_no_import(sto
     record = {"id": trace.id, "responses": {"verdict": [*drafts, None], "text": None}}
     path.write_text(json.dumps([record]))
     assert list(argilla.read(path, {})) == []
+
+
+def test_an_adjudicators_word_stands_against_an_import_and_the_last_of_two_counts(stores):
+    here = stores[0]
+    desk = ReviewQueue(here, TRACES, ReviewSettings(("anna",), ("chief", "deputy"), 1.0))
+    desk.announce()
+    for name, kind in (("deputy", "opened"), ("chief", "verdict"), ("deputy", "verdict")):
+        if name == "deputy" and kind == "verdict":
+            reason = Event(new_id(), "", "", IDS[0], "reason", {"code": "medical_error", "on": True})
+            desk.submit(Person(name, "adjudicator"), [reason])
+        value = {"kind": "accept" if name == "chief" else "reject"} if kind == "verdict" else {}
+        (said,) = desk.submit(Person(name, "adjudicator"), [Event(new_id(), "", "", IDS[0], kind, value)])
+        assert said.result == "stored", said
+    assert review.verdicts(here)[IDS[0]].kind == "reject"
+    counts = import_export.take_in(here, TRACES, [import_export.Opinion(IDS[0], "deputy", "accept", None)], "test")
+    assert counts == {"of an adjudicator, who decides on the page": 1}
+    assert review.verdicts(here)[IDS[0]].kind == "reject"

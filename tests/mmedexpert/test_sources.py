@@ -14,7 +14,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.mmedexpert.collection import gather
-from mmedexpert_jax.mmedexpert.duplicates import duplicates
+from mmedexpert_jax.mmedexpert.duplicates import duplicates, torn
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
 from mmedexpert_jax.mmedexpert.sources.raw_collection import Rights, check_share
@@ -427,7 +427,7 @@ def test_an_image_of_a_raw_case_says_window_slices_and_plane(tmp_path):
         (["Gout", None, "Lupus"], "C", "Lupus"),
         ({"1": "Gout", "2": "Lupus", "3": "Sepsis"}, 2, "Lupus"),  # numbered by the source itself
         ({"0": "Gout", "1": "Lupus", "2": "Sepsis"}, 1, "Lupus"),
-        ([3, 4, 1, 2], 2, "2"),
+        ([13, 14, 11, 12], 12, "12"),
         ({"A": "3", "B": "2"}, 2, "2"),
     ],
 )
@@ -515,3 +515,45 @@ def test_rights_of_a_name_that_nothing_has_are_refused(tmp_path, field):
         gather(config)
     good = load_config("configs/dataset.py", {"data.path": path, "data.restricted": ("raw.jsonl", "plain")})
     assert not gather(good).records[0].redistributable
+
+
+def test_a_case_with_two_keys_and_a_number_that_means_two_options_are_refused(tmp_path):
+    rows = [PLAIN, PLAIN | {"answer": "A"}, PLAIN | {"question": "Which else?"}]
+    found = collect([write(tmp_path / "a.jsonl", rows)])
+    assert [record.source_id for record in torn(found.records)] == ["a.jsonl:1", "a.jsonl:2"]
+    counted = [PLAIN | {"options": ["1", "2", "3"], "answer": key} for key in (2, "2", 0)]
+    found = collect([write(tmp_path / "b.jsonl", counted)])
+    assert [record.answer for record in found.records] == ["B"]
+    assert [one["detail"] for one in found.rejected] == [
+        "key 2 may be an option's text or its number from 0; give its letter",
+        "key 0: it may count from 0 or from 1; give the letter or the text of the right option",
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [{"id": "A", "text": "gout"}, {"id": "B", "text": "flu, acute"}],
+        [{"option": "gout"}, {"option": "flu, acute"}],
+        "['gout' 'flu, acute']",  # as NumPy prints what a Parquet file held
+        "array(['gout',\n       'flu, acute'], dtype=object)",
+        "['gout'\n \"flu, acute\"]",
+    ],
+)
+def test_options_as_objects_and_as_numpy_prints_them_are_texts(tmp_path, options):
+    (record,) = collect([write(tmp_path / "a.jsonl", [PLAIN | {"options": options, "answer": "B"}])]).records
+    assert (record.options, record.answer) == (("gout", "flu, acute"), "B")
+
+
+def test_a_key_has_the_marks_of_its_option(tmp_path):
+    row = PLAIN | {"options": ["K<sup>+</sup>", "Na<sup>+</sup>"], "answer": "Na<sup>+</sup>"}
+    assert collect([write(tmp_path / "a.jsonl", [row])]).records[0].answer == "B"
+
+
+def test_commas_and_equals_in_the_names_of_sources_belong_to_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a, b.jsonl", "k=v.jsonl", "c.jsonl"):
+        write(tmp_path / name, [PLAIN])
+    config = load_config("configs/dataset.py", {"data.path": "a, b.jsonl, plain=c.jsonl,k=v.jsonl,plain=a, b.jsonl"})
+    files = [record.source_id for record in gather(config).records]
+    assert files == ["a, b.jsonl:1", "c.jsonl:1", "k=v.jsonl:1", "a, b.jsonl:1"]

@@ -230,6 +230,13 @@ def test_a_folder_of_test_sets_is_joined_by_what_comes_with_the_package(tmp_path
         ("(1) One.</think><answer>B</answer>", "", "<think>(1) One.</think><answer>B</answer>"),
         ("<think>(1) One.</think><answer>B</answer>", "hidden", "<think>(1) One.</think><answer>B</answer>"),
         ("<answer>B</answer>", " ", "<answer>B</answer>"),
+        ("[THINK](1) One.[/THINK]<answer>B</answer>", "", "<think>(1) One.</think><answer>B</answer>"),
+        ("<thinking>(1) One.</thinking><answer>B</answer>", "", "<think>(1) One.</think><answer>B</answer>"),
+        (
+            "[THINK]Hm.[/THINK]<think>(1) One.</think><answer>B</answer>",
+            "",
+            "<think>(1) One.</think><answer>B</answer>",
+        ),
     ],
 )
 def test_reasoning_in_a_field_of_its_own_is_the_trace(text, reasoning, whole):

@@ -38,7 +38,9 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
-    cells = [str(row.values.get(f"Choice {letter}", "")) for letter in "ABCD"]
+    if lacking := [letter for letter in "ABCD" if row.values.get(f"Choice {letter}") is None]:
+        raise row.bad(f"Choice {lacking[0]}", "no such column")
+    cells = [str(row.values[f"Choice {letter}"]) for letter in "ABCD"]
     cleaned = [clean(cell) for cell in cells]
     options = tuple(text for _, text in cleaned)
     answer = _key(row, options)

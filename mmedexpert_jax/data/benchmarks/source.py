@@ -3,6 +3,7 @@
 import fnmatch
 import functools
 import os
+import unicodedata
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +59,7 @@ class Files:
         self._by_name: dict[str, list[tuple[str, Entry]]] = defaultdict(list)
         for path, entry in entries:
             if not any(junk in f"/{path}" for junk in JUNK):
-                self._by_name[path.rpartition("/")[2]].append((path, entry))
+                self._by_name[_composed(path.rpartition("/")[2])].append((path, entry))
 
     @classmethod
     def open(cls, source: str | Path, expects: str = "") -> "Files":
@@ -116,12 +117,17 @@ class Files:
 
     def image(self, path: str, where: str) -> ImageRef:
         """The image whose path ends as `path` does. Raises MissingImage, which names `where`."""
-        wanted = path.strip().replace("\\", "/").lstrip("./")
+        wanted = _composed(path.strip().replace("\\", "/").lstrip("./"))
         pool = self._by_name.get(wanted.rpartition("/")[2], ()) if wanted else ()
         for candidate, entry in pool:
-            if candidate == wanted or candidate.endswith(f"/{wanted}"):
+            if f"/{_composed(candidate)}".endswith(f"/{wanted}"):
                 return ImageRef(wanted, entry)
         raise MissingImage(f"{where}: no image {path!r}")
+
+
+def _composed(path: str) -> str:
+    """A path with "é" as one character, which macOS packs as two."""
+    return path if path.isascii() else unicodedata.normalize("NFC", path)
 
 
 def _ends(path: str, pattern: str) -> bool:

@@ -9,6 +9,8 @@ from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.review.events import Event, since
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
 
+ROLES = ("reviewer", "adjudicator")
+
 
 @dataclass(frozen=True)
 class Said:
@@ -97,6 +99,8 @@ def misfit(event: Event, **own: Callable[[], bool]) -> str:
     texts = (event.client_id, event.reviewer, event.role, event.trace_id, event.kind, event.time)
     if not all(isinstance(text, str) for text in texts):
         return "client_id, reviewer, role, trace_id, kind and time must be texts"
+    if event.role not in ROLES and event.kind != "settings":  # a server's own
+        return f"the role is one of {', '.join(ROLES)}"
     if not isinstance(event.seconds, (int, float, type(None))):
         return "seconds must be a number or null"
     value = event.value
@@ -136,7 +140,10 @@ def add(reviews: Reviews, event: Event) -> None:
     """Takes one event into the reviews, in place."""
     if event.trace_id:
         of_trace = reviews.setdefault(event.trace_id, {})
-        of_trace[event.reviewer] = fold(of_trace.get(event.reviewer), event)
+        review = fold(of_trace.get(event.reviewer), event)
+        if event.kind == "verdict":  # the order is that of the verdicts, of which an adjudicator's last one counts
+            of_trace.pop(event.reviewer, None)
+        of_trace[event.reviewer] = review
 
 
 def settings_of(events: Iterable[Event]) -> ReviewSettings:

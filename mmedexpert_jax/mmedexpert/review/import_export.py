@@ -14,7 +14,7 @@ from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
-from mmedexpert_jax.mmedexpert.review.adjudication import misfit, read_reviews, said, status, verdict
+from mmedexpert_jax.mmedexpert.review.adjudication import misfit, read_reviews, said, settings_of, status, verdict
 from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.review.events import Event, append, dumps, since
 from mmedexpert_jax.mmedexpert.review.review_traces import encoded
@@ -45,6 +45,7 @@ def take_in(store: Store, traces: Sequence[Trace], opinions: Iterable[Opinion], 
     """
     by_id = {trace.id: trace for trace in traces}
     known = {event.client_id for event in since(store)}
+    adjudicators = settings_of(since(store)).adjudicators
     counts: Counter[str] = Counter()
     events = []
     for opinion in opinions:
@@ -52,6 +53,7 @@ def take_in(store: Store, traces: Sequence[Trace], opinions: Iterable[Opinion], 
         why = "no such trace" if trace is None else ""
         if trace is not None:
             value, why = _value(trace, opinion)
+            why = "of an adjudicator, who decides on the page" if opinion.reviewer in adjudicators else why
         if why or trace is None:
             counts[why] += 1
             continue

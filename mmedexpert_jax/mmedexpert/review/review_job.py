@@ -182,12 +182,13 @@ def _import(config: ConfigDict, opened: Opened) -> None:
 
 
 def _names(pairs: tuple[str, ...]) -> dict[str, str]:
-    names = {}
+    names: dict[str, str] = {}
     for pair in pairs:
         theirs, equals, ours = pair.partition("=")
         if not equals or not theirs or not ours:
             raise ConfigError(f"config.exchange.names: {pair!r} is not theirs=ours, such as anna@clinic.example=anna")
-        names[theirs] = ours
+        if names.setdefault(theirs, ours) != ours:
+            raise ConfigError(f"config.exchange.names: {theirs!r} is both {names[theirs]!r} and {ours!r}")
     return names
 
 

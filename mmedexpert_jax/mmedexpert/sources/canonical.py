@@ -12,7 +12,7 @@ from typing import Any
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.data.forms import listed
-from mmedexpert_jax.data.tables import InFolder
+from mmedexpert_jax.data.tables import InFolder, existing
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, RawCase, held
 from mmedexpert_jax.mmedexpert.sources.raw_formats import CHOICES, Format, Raw
@@ -46,6 +46,7 @@ PICTURE = re.compile(
 NEGATIVE = re.compile(r"\b(?:EXCEPT|NOT|LEAST)\b|\ball of the following[^.?]*\bexcept\b")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".dcm")
 OPEN = "open"  # the format of rows without options
+PLAIN_ROWS = "plain"  # that of one's own rows
 GENOTYPE = 12  # characters of an option at most that may be one, such as AaBb or X^A X^a
 _TAG = re.compile(r"<(?:br|/?p|/?i|/?b|/?sub|/?sup|/?em|/?strong)\s*/?>", re.I)
 
@@ -74,6 +75,9 @@ def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], lice
     """
     repairs = list(raw.repairs)
     question, options, letters = _question_and_options(raw, repairs, shape.name == OPEN)
+    text = str(raw.key) if shape.name == PLAIN_ROWS and isinstance(raw.key, int) and not raw.letters else ""
+    if text in options and options.index(text) != raw.key and 0 <= int(text) < len(options):
+        raise Rejected("key-differs", f"key {raw.key} may be an option's text or its number from 0; give its letter")
     answer = _key(raw, options, letters, repairs) if options else plain_text(raw.key, repairs)
     raw_images = _images(raw, folders)
     images = [picture for image in raw_images for picture in _pictures(image)]
@@ -145,7 +149,7 @@ def _question_and_options(raw: Raw, repairs: list[str], is_open: bool) -> tuple[
         repairs.append("options-in-question")
         if not texts:
             letters, texts = listed(tail[0])
-    if nested := [text for text in texts if isinstance(text, list | dict)]:
+    if nested := [text for text in texts if isinstance(text, list | dict | tuple)]:
         raise Rejected("unreadable", f"an option is a text or a number, not {border.shown(nested[0])}")
     question = plain_text(question, repairs)
     if not question:
@@ -218,7 +222,8 @@ def _number(raw: Raw, options: list[str], letters: list[str], repairs: list[str]
 def _place(raw: Raw, options: list[str], letters: list[str], repairs: list[str]) -> int | None:
     """Index of the option that a letter or a text names; None where it names none."""
     key = raw.key
-    text = str(key[0] if isinstance(key, list) and len(key) == 1 else key).strip()
+    key = key[0] if isinstance(key, list) and len(key) == 1 else key
+    text = plain_text(key, [])
     told = re.fullmatch(r"\(?([A-Ja-j])[.):]\s*(\S.*)", text)
     if told and told[1].upper() in letters and _named(told[2], options) == letters.index(told[1].upper()):
         repairs.append("key-form")
@@ -231,9 +236,11 @@ def _place(raw: Raw, options: list[str], letters: list[str], repairs: list[str])
     named = _named(text, options)
     if named is not None:
         repairs.append("key-from-text")
-    elif letters == list(LETTERS[: len(options)]) and (said := answers.choice(f"<answer>{text}</answer>", options)):
-        repairs.append("key-form")  # "Option A", "Gout (A)"
-        named = letters.index(said)
+    elif isinstance(key, str) and letters == list(LETTERS[: len(options)]):
+        said = answers.choice(f"<answer>{text}</answer>", options)
+        if said:
+            repairs.append("key-form")  # "Option A", "Gout (A)"
+            named = letters.index(said)
     return named
 
 
@@ -302,7 +309,7 @@ def _image(item: Any, folders: Sequence[Path]) -> ImageRef:
         raise Rejected("image-broken", str(error)) from None
     if data := item if isinstance(item, bytes) else given.get("bytes"):
         return ImageRef(Path(name).name if given else "image", partial(bytes, data), view)
-    for path in (folder / name for folder in folders):
+    for path in (existing(folder / name) for folder in folders):
         if path.exists():
             return _file(path, view)
     raise Rejected("image-missing", name)

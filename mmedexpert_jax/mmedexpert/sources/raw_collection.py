@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config.fields import raw_source
 from mmedexpert_jax.data import tables
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.record import RawCase
@@ -70,12 +71,13 @@ class Rights:
 
 
 def collect(
-    sources: Sequence[str], image_dir: str = "", rights: Rights | None = None, privacy: str = "report"
+    sources: Sequence[str | tuple[str, str]], image_dir: str = "", rights: Rights | None = None, privacy: str = "report"
 ) -> Collection:
     """Reads every source.
 
     Args:
-        sources: "embedded", a file or directory, or "<format>=<path>" where the shape is to be forced.
+        sources: "embedded", a file or directory, or "<format>=<path>" where the shape is to be forced, perhaps taken
+            apart (`raw_source`).
         image_dir: where images are looked for, beside the folder of each file: by their names, or all those in
             <image_dir>/<id of the row>.
         rights: licences that stand before those of the formats.
@@ -87,7 +89,7 @@ def collect(
     """
     found, rights = Collection(), rights or Rights()
     for source in sources:
-        name, _, path = source.rpartition("=")
+        name, path = raw_source(source) if isinstance(source, str) else source
         if name and name not in FORMATS:
             raise ConfigError(f"config.data.path: no format {name!r}; choose one of {', '.join(FORMATS)}")
         for file in raw_files(EMBEDDED if path == "embedded" else Path(path).expanduser()):

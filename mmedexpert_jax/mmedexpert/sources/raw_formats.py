@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmedexpert_jax.data import forms
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.data.forms import items, listed
 
@@ -159,15 +160,14 @@ def _plain(row: Mapping[str, Any]) -> Raw:
     """Options in one column, or in the columns A, B, ...; a specialty that is none of the four is a field."""
     options = row.get("options") or {letter: row[letter] for letter in LETTERS if text(row.get(letter))}
     options = items(options) if isinstance(options, str) else options
-    if isinstance(options, list) and options and isinstance(options[0], Mapping):
-        options = {o.get("label") or o["letter"]: o.get("text") or o["content"] for o in options}
-    named = isinstance(options, Mapping)
-    texts = list(options.values()) if named else list(options)
+    options = forms.named(options)
+    by_letter = isinstance(options, Mapping)
+    texts = list(options.values()) if by_letter else list(options)
     marked = [re.match(rf"\(?{letter}[.):]\s+", str(text)) for letter, text in zip(LETTERS, texts, strict=False)]
     if prefixed := bool(texts) and all(marked):
         texts = [str(text)[mark.end() :] for text, mark in zip(texts, marked, strict=False) if mark]
     specialty = text(row.get("specialty"))
-    letters = list(options) if named else ()
+    letters = list(options) if by_letter else ()
     repairs = ["option-prefix"] if prefixed else []
     return Raw(
         row["question"],
