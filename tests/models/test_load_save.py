@@ -248,6 +248,30 @@ def test_weights_under_another_name_are_named(broken):
             load_model(directory)
 
 
+def test_pointers_of_git_lfs_are_named(broken):
+    directory = broken()
+    for name in ("model.safetensors", "config.json"):
+        (directory / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        with pytest.raises(DataError, match=f"{name}: a Git LFS pointer in the place of the file; run git lfs pull"):
+            load_model(directory)
+    shutil.copytree(MINI, directory, dirs_exist_ok=True)
+    (directory / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=r"tokenizer\.json: a Git LFS pointer"):
+        load_processor(directory)
+
+
+def test_one_tensor_under_two_names_must_be_one(broken, checkpoint):
+    """A file that holds the names of transformers 4 beside those of 5."""
+    file = (directory := broken()) / "model.safetensors"
+    tensors = load_file(file)
+    norm = tensors["model.norm.weight"]
+    save_file(tensors | {"model.language_model.norm.weight": norm.copy()}, file)
+    assert same(load_model(directory)[1], checkpoint("qwen2_tied").params)
+    save_file(tensors | {"model.language_model.norm.weight": 2 * norm}, file)
+    with pytest.raises(DataError, match=r"norm\.weight and model\.\S*norm\.weight are one tensor and differ"):
+        load_model(directory)
+
+
 @pytest.mark.parametrize(("key", "value"), [("patch_size", 16), ("temporal_patch_size", 1)])
 def test_image_settings_of_another_tower_are_refused(key, value, tmp_path):
     directory = shutil.copytree(MINI, tmp_path / "other")
