@@ -86,6 +86,7 @@ def merge(
         found = [replace(one, fisher=known.get(one.name)) for one in found]
     job = Merge(tensors, tuple(found), how)
     check(tensors, job.experts)
+    check_rank(job, rank or 0)
     report = Interference(names) if report is None else report
     if on_devices(tensors):
         updates = merged_on_devices(job, report)
@@ -126,6 +127,13 @@ def updates_of(job: Merge, report: Interference) -> Iterator[tuple[str, np.ndarr
         if sums is not None:
             report.sums[name] = sums
         yield name, None if sums is None else found
+
+
+def check_rank(job: Merge, rank: int) -> None:
+    """Raises ConfigError where an adapter would have a rank that none of the matrices has."""
+    most = max((min(job.base[name].shape) for name in job.touched if job.base[name].ndim == 2), default=rank)
+    if rank > most:
+        raise ConfigError(f"rank {rank} is above that of every matrix, {most} at most; lower it, or write a full model")
 
 
 def as_lora(updates: Iterable[tuple[str, np.ndarray | Pair | None]], rank: int, report: Interference) -> Lora:
