@@ -307,7 +307,10 @@ class ModelConfig:
         text, vision = self.text, self.vision
         used = (self.image_token_id, *self.eos_token_ids) if vision.depth else self.eos_token_ids
         if outside := [i for i in used if i >= text.vocab_size]:
-            raise DataError(f"config.json: token ids {outside} are outside vocab_size {text.vocab_size}")
+            raise DataError(
+                f"config.json: token ids {outside} are outside vocab_size {text.vocab_size} (image_token_id, or "
+                "eos_token_id here or in generation_config.json); copy the base model's files"
+            )
         if (not text.head_width and text.hidden_size % text.num_heads) or text.num_heads % text.num_kv_heads:
             raise DataError(
                 f"config.json: num_attention_heads {text.num_heads} must divide hidden_size {text.hidden_size} "
