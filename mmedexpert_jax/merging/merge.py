@@ -86,7 +86,6 @@ def merge(
         found = [replace(one, fisher=known.get(one.name)) for one in found]
     job = Merge(tensors, tuple(found), how)
     check(tensors, job.experts)
-    check_rank(job, rank or 0)
     report = Interference(names) if report is None else report
     if on_devices(tensors):
         updates = merged_on_devices(job, report)
