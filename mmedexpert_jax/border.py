@@ -35,6 +35,8 @@ MAX_LINE = 1 << 26  # bytes of a line of JSON Lines or a record of CSV; an image
 MAX_DEPTH = 64  # containers within containers; the deepest files of the field have about 10
 MAX_VALUES = 1 << 24  # of a YAML document, whose aliases can name one list a billion times
 SHOWN = 80  # characters of a value in an error
+LFS = "version https://git-lfs"  # begins what Git LFS leaves in a large file's place
+POINTER = "a Git LFS pointer in the place of the file; run git lfs pull"
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FIXES = {
@@ -248,6 +250,8 @@ def _parsed(place: str, form: str, error: type[UserError], parse: Any, content: 
     except Refused as problem:
         raise error(f"{place}: {problem}") from None
     except (ValueError, yaml.YAMLError) as problem:
+        if text.startswith(LFS):
+            raise error(f"{place}: {POINTER}") from None
         raise error(f"{place} is not {form}: {cut(str(problem), 2 * SHOWN)}") from None
 
 
@@ -321,6 +325,13 @@ def _open(path: str | os.PathLike, error: type[UserError]) -> Iterator[IO[bytes]
             yield file
         except OSError as problem:
             raise error(f"cannot read {_name(path)}: {(problem.strerror or str(problem)).lower()}") from None
+
+
+def refuse_pointer(path: str | os.PathLike, error: type[UserError] = DataError) -> None:
+    """Raises `error` where a file is a pointer of Git LFS, which a clone without it leaves in a large file's place."""
+    with suppress(OSError), Path(path).open("rb") as file:
+        if file.read(len(LFS)) == LFS.encode():
+            raise error(f"{_name(path)}: {POINTER}")
 
 
 def refuse_endless(path: str | os.PathLike, error: type[UserError] = DataError) -> None:

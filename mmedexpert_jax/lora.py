@@ -286,7 +286,7 @@ def load_peft(path: str | Path, params: dict) -> Lora:
     config = _read_config(path / "adapter_config.json")
     weights = path / "adapter_model.safetensors"
     factors, names = _read_factors(weights)
-    for place, tensor in _whole_tensors(weights, params).items():
+    for place, tensor in _whole_tensors(weights, params, config).items():
         old = _node(params, place)
         if isinstance(old, jax.ShapeDtypeStruct) or not np.array_equal(np.asarray(old), tensor.astype(old.dtype)):
             raise DataError(
@@ -321,22 +321,27 @@ def with_saved_modules(path: str | Path, params: dict) -> dict:
     """`params` with the tensors that the adapter at `path` holds whole in place of the base's (modules_to_save).
 
     Raises:
-        DataError: such a tensor fits none of the base's, or the adapter is of another kind.
+        DataError: such a tensor fits none of the base's or is missing, or the adapter is of another kind.
     """
-    _read_config(Path(path) / "adapter_config.json")  # a kind that is not supported says so itself
-    for place, tensor in _whole_tensors(Path(path) / "adapter_model.safetensors", params).items():
+    config = _read_config(Path(path) / "adapter_config.json")  # a kind that is not supported says so itself
+    for place, tensor in _whole_tensors(Path(path) / "adapter_model.safetensors", params, config).items():
         old = _node(params, place)
         params = _replaced(params, place.split("."), jnp.asarray(tensor, old.dtype))
     return params
 
 
-def _whole_tensors(weights: Path, params: dict) -> dict[str, np.ndarray]:
-    """The tensors of an adapter's file that are no factors, by their places in `params`."""
+def _whole_tensors(weights: Path, params: dict, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors of an adapter's file that are no factors, by their places in `params`.
+
+    Raises DataError for one that fits none there, and where a module is missing that the `config` says was saved.
+    """
     found = {}
     for name, tensor in _tensors(weights).items():
         if _FACTOR.search(name):
             continue
         place = canonical(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
+        if place in found:
+            raise DataError(f"{weights}: holds {place} under two names, of which one is {name}: delete one")
         old = _node(params, place)
         if old is None and place == "lm_head.weight":
             raise DataError(f"{weights}: holds lm_head of its own where the base {_TIED}")
@@ -348,7 +353,22 @@ def _whole_tensors(weights: Path, params: dict) -> dict[str, np.ndarray]:
                 f"fits no tensor of the base model in its place: {fix}"
             )
         found[place] = tensor
+    for name in config.get("modules_to_save") or ():
+        ends = any(module.endswith(name) for module in _modules(params))
+        if ends and not any(f"{name}." in place for place in found):
+            raise DataError(
+                f"{weights}: lacks {name}, which adapter_config.json says was trained whole (modules_to_save); save "
+                "the adapter again by peft's save_pretrained, which writes it"
+            )
     return found
+
+
+def _modules(params: dict, path: str = "") -> Iterator[str]:
+    """Paths of all modules."""
+    for name, node in params.items():
+        if isinstance(node, dict):
+            yield (child := _join(path, name))
+            yield from _modules(node, child)
 
 
 def _node(tree: Any, place: str) -> Any:
@@ -401,6 +421,9 @@ def _read_config(file: Path) -> dict[str, Any]:
         pattern = config.get(key) or {}
         if not isinstance(pattern, dict) or not all(map(valid, pattern.values())):
             raise DataError(f"{file}: {key}={_shown(pattern)} is no object of finite numbers above 0")
+    saved = config.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        raise DataError(f"{file}: modules_to_save={_shown(saved)} is no list of modules' names")
     if not isinstance(config.get("use_rslora") or False, bool):
         raise DataError(f"{file}: use_rslora={_shown(config['use_rslora'])} is not true or false")
     for key, value in config.items():
@@ -440,7 +463,8 @@ def _tensors(weights: Path) -> dict[str, np.ndarray]:
     """The tensors of an adapter's file, all of them finite floats."""
     try:
         tensors = load_file(weights)
-    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a dtype that numpy has not
+    except (OSError, SafetensorError, KeyError, AttributeError) as error:  # the last two: a dtype that numpy has not
+        border.refuse_pointer(weights)
         raise DataError(f"{weights}: cannot be read ({error}); save the adapter again with safetensors") from error
     for name, tensor in tensors.items():
         if ".lora_" in name and not _FACTOR.search(name):
@@ -468,8 +492,11 @@ def _read_factors(weights: Path) -> tuple[dict[str, dict[str, jax.Array]], dict[
             values, letter = values.T, "ba"["ab".index(letter)]
         if letter == "b":  # of a convolution: [out, r, 1, 1, 1]
             values = values.reshape(values.shape[:2]) if values.size == math.prod(values.shape[:2]) else values
+        if names.setdefault(canonical(module), module) != module:
+            raise DataError(
+                f"{weights}: holds {names[canonical(module)]} and {module}, which are one module: delete one"
+            )
         factors.setdefault(canonical(module), {})[letter] = values
-        names[canonical(module)] = module
     if not factors:
         raise DataError(f"{weights}: no LoRA factors; save the adapter again after its training")
     for module, pair in factors.items():

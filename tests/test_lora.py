@@ -298,7 +298,7 @@ def test_adapters_of_every_kind_that_is_linear_give_the_logits_of_peft(kind, bas
         assert relative(again(**torch_inputs).logits.numpy(), expected) < 2e-6
 
 
-@pytest.mark.parametrize("values", ["nan", "int8", "bool", "none"])
+@pytest.mark.parametrize("values", ["nan", "int8", "bool", "none", "float8_e4m3fn"])
 def test_factors_that_are_no_finite_floats_are_refused(values, adapted, base, tmp_path):
     shutil.copytree(adapted[1], tmp_path / "bad")
     file = tmp_path / "bad" / "adapter_model.safetensors"
@@ -309,7 +309,7 @@ def test_factors_that_are_no_finite_floats_are_refused(values, adapted, base, tm
     elif values == "none":
         tensors = {}
     else:
-        tensors[some] = tensors[some].astype(values)
+        tensors[some] = tensors[some].astype(jnp.dtype(values))
     save_file(tensors, file)
     with pytest.raises(DataError, match=r"adapter_model\.safetensors: "):
         lora_module.load_peft(file.parent, base[1])
@@ -340,6 +340,30 @@ def test_factors_that_do_not_fit_are_named(adapted, base, tmp_path):
         lora_module.load_peft(file.parent, base[1])
     with pytest.raises(DataError, match=r"adapter_config\.json"):
         lora_module.load_peft(tmp_path, base[1])
+
+
+def test_modules_that_were_saved_whole_must_be_there(adapted, base, tmp_path):
+    """adapter_config.json says what was trained; a name that the base has no module of says nothing (peft's score)."""
+    folder = Path(shutil.copytree(adapted[1], tmp_path / "half"))
+    file = folder / "adapter_config.json"
+    content = json.loads(file.read_text())
+    for named, match in ((["lm_head"], "lacks lm_head, which .* was trained whole"), ("lm_head", "is no list")):
+        file.write_text(json.dumps(content | {"modules_to_save": named}))
+        for read in (lora_module.load_peft, lora_module.with_saved_modules):
+            with pytest.raises(DataError, match=match):
+                read(folder, base[1])
+    file.write_text(json.dumps(content | {"modules_to_save": ["classifier", "score"]}))
+    assert lora_module.load_peft(folder, base[1]).rank == 4
+
+
+def test_one_module_under_two_names_is_refused(adapted, base, tmp_path):
+    folder = Path(shutil.copytree(adapted[1], tmp_path / "double"))
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    old = {name.replace("language_model.", ""): 2 * tensor for name, tensor in tensors.items() if "q_proj" in name}
+    save_file(tensors | old, file)
+    with pytest.raises(DataError, match=r"holds model\.\S+q_proj and model\.\S+q_proj, which are one module"):
+        lora_module.load_peft(folder, base[1])
 
 
 def test_bad_settings_are_refused(base):

@@ -286,8 +286,8 @@ def check_model(key: str, path: str) -> None:
     kinds += ["ckpt/*/manifest.json"] if key in ("experts", "mergekit") else []
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
         hint = "; give the folder of the model" if folder.is_file() else _first(path)
-        if inside := sorted(folder.glob("*/*.safetensors")):
-            hint = f"; its folder {inside[0].parent.name} does: give that"
+        if inside := [*sorted(folder.glob("*/*.safetensors")), *folder.glob("snapshots/*/*.safetensors")]:
+            hint = f"; its folder {inside[0].parent.relative_to(folder)} does: give that"
         if any(next(folder.glob(kind), None) for kind in ("*.bin", "*.pt", "*.pth", "*.gguf")):
             hint = "; transformers' save_pretrained writes weights of another format as safetensors"
         raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/{hint}")

@@ -20,7 +20,7 @@ from mmedexpert_jax.data import forms, tables
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import medical
-from mmedexpert_jax.processing.images import BASE64, LONGEST, ImageRef, content
+from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, ImageRef, content
 from mmedexpert_jax.processing.windows import View, chosen
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "mmedexpert_mini"
@@ -326,7 +326,7 @@ def _image(item: Any, where: str, folder: Path) -> ImageRef:
         return ImageRef(named, partial(bytes, item), seen)
     if not isinstance(item, str) or not item.strip():
         raise DataError(f"{place}: a path, a data URI or bytes are needed, got {border.shown(item)}")
-    if item.startswith(("data:", "file:", "http://", "https://")) or (item.startswith(BASE64) and len(item) > LONGEST):
+    if ADDRESS.match(item) or (item.startswith(BASE64) and len(item) > LONGEST):
         named = f"{place}: {border.cut(item, 40)}"
         return ImageRef(named, partial(content, item, named), seen)
     return ImageRef(f"{place}: {border.cut(item)}", tables.InFolder(folder / os.path.expanduser(item)), seen)

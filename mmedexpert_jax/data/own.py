@@ -21,7 +21,7 @@ from mmedexpert_jax.data import case_files, forms, tables
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
-from mmedexpert_jax.processing.images import BASE64, LONGEST, EncodedImage, clean
+from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, EncodedImage, clean
 
 SHOWN = 5  # rows named of each fault
 # Columns of spreadsheets and published sets that `case_files.ALIASES`, the keys which a set may nearly have, lacks.
@@ -364,7 +364,7 @@ def _placed(image: Any, name: str, source: Path, root: Path) -> Any:
     if isinstance(image, str) and image.strip():
         if image.startswith(BASE64) and len(image) > LONGEST:
             return f"data:image/png;base64,{image}"  # the reader goes by the content, not by this name
-        if image.startswith(("data:", "file:", "http://", "https://")) or Path(image).is_absolute():
+        if ADDRESS.match(image) or Path(image).is_absolute():
             return image
         return os.path.relpath(source.parent / image, root)
     content = image() if callable(image) else image

@@ -296,9 +296,11 @@ def _folded(source: str, dtype: str) -> tuple[Any, dict]:
 
 def _copy_adapter(model_path: str, output: Path) -> None:
     """Copies an adapter and what it is asked with, but nothing else of its trainer's, such as optimizers."""
+    from mmedexpert_jax.lora import finite
     from mmedexpert_jax.merging.checkpoint import copy_settings
     from mmedexpert_jax.models.hub_card import adapter_card, training_of
     from mmedexpert_jax.models.locate import CHOSEN, base_under
+    from mmedexpert_jax.models.stored_tensors import views
 
     source = adapter_folder(model_path)
     if not (source / "adapter_model.safetensors").is_file():
@@ -308,6 +310,8 @@ def _copy_adapter(model_path: str, output: Path) -> None:
     base = base_under(source, CHOSEN["base"])
     card = adapter_card(base, settings.r, training_of(Path(model_path).expanduser()))
     with files.writing(output), files.replacing(output) as partial:
+        for name, factor in views(source / "adapter_model.safetensors").items():
+            finite(f"{source}: {name}", factor)
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(source / name, partial / name)
         copy_settings(source, partial)

@@ -16,7 +16,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import canonical
 from mmedexpert_jax.merging.arrays import finite
-from mmedexpert_jax.models.stored_tensors import CODES, COMPUTED, missing, tensor_files, views
+from mmedexpert_jax.models.stored_tensors import CODES, COMPUTED, double, missing, tensor_files, views
 from mmedexpert_jax.runtime import files
 
 SHARD_BYTES = 5 * 10**9  # transformers' usual size
@@ -41,9 +41,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
         held = {name: file for name, file in tensor_files(self.directory).items() if not COMPUTED.search(name)}
         for file in self._shards():
             for name, view in views(file).items():
-                if held.get(name) == file:  # else computed, or of another shard, as the index says
-                    self.stored[canonical(name)] = name
-                    self._views[canonical(name)] = view
+                if held.get(name) != file:  # computed, or of another shard, as the index says
+                    continue
+                other = self.stored.setdefault(canonical(name), name)
+                if other != name and not np.array_equal(view, self._views[canonical(name)]):
+                    raise double(self.directory, other, name)
+                self._views.setdefault(canonical(name), view)
         if absent := [name for name in held if canonical(name) not in self._views]:
             raise missing(held[absent[0]], absent[0])
 

@@ -139,13 +139,22 @@ class Interference:
         return {key: dict(zip(self.experts, values.tolist(), strict=True)) for key, values in found.items()}
 
     def sentence(self) -> str:
-        """The headline: how often the experts disagree, and who is nearly lost."""
+        """The headline: who changed nothing, how often the experts disagree, and who is nearly lost."""
         rates = self.rates()
-        if len(self.experts) < 2 or not rates.get("along"):
+        if not rates.get("along"):
             return ""
+        moved = [name for name in self.experts if rates["norm"][name]]
+        said = [
+            f"{name} does not differ from the base in what was measured." for name in self.experts if name not in moved
+        ]
+        if not rates["merged_norm"]:
+            return " ".join([*said, "The merge adds nothing to the base in what was measured."])
+        return " ".join([*said, self._disputes(rates, moved)] if len(moved) > 1 else said)
+
+    def _disputes(self, rates: Mapping[str, Any], experts: Iterable[str]) -> str:
         text = f"Experts disagree in sign on {100 * rates['conflict']:.1f} % of the changed weights: one raises what"
         text += " another lowers."
-        name = min(self.experts, key=lambda one: rates["along"][one])
+        name = min(experts, key=lambda one: rates["along"][one])
         ratio = rates["length"][name]
         times = f"{1 / ratio:.1f} times smaller" if 0 < ratio < 1 else f"{ratio:.1f} times larger"
         won, contests, along = (rates[key][name] for key in ("won", "contests", "along"))

@@ -128,6 +128,13 @@ def updates_of(job: Merge, report: Interference) -> Iterator[tuple[str, np.ndarr
         yield name, None if sums is None else found
 
 
+def check_rank(job: Merge, rank: int) -> None:
+    """Raises ConfigError where an adapter would have a rank that none of the matrices has."""
+    most = max((min(job.base[name].shape) for name in job.touched if job.base[name].ndim == 2), default=rank)
+    if rank > most:
+        raise ConfigError(f"rank {rank} is above that of every matrix, {most} at most; lower it, or write a full model")
+
+
 def as_lora(updates: Iterable[tuple[str, np.ndarray | Pair | None]], rank: int, report: Interference) -> Lora:
     """The updates as factors of the given rank: the best in squared error, split evenly between a and b.
 

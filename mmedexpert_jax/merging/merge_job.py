@@ -18,11 +18,11 @@ from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.merging.blockwise import Merge, Merges
 from mmedexpert_jax.merging.fisher import with_fisher
 from mmedexpert_jax.merging.interference import Interference
-from mmedexpert_jax.merging.merge import as_lora, merge_in_memory, updates_of
+from mmedexpert_jax.merging.merge import as_lora, check_rank, merge_in_memory, updates_of
 from mmedexpert_jax.merging.merge_page import write_page
 from mmedexpert_jax.merging.merge_recipe import Recipe, fingerprint, is_checkpoint, merge_to_disk, opened
 from mmedexpert_jax.merging.mergekit import read_mergekit
-from mmedexpert_jax.merging.methods import METHODS, switches
+from mmedexpert_jax.merging.methods import METHODS, reads, switches
 from mmedexpert_jax.merging.parameters import Parameters, parse
 from mmedexpert_jax.merging.sweep import Sweep, at, search, sentence, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
@@ -89,6 +89,13 @@ def _check_fields(config: ConfigDict, recipe: Recipe) -> None:
     settings = config.get("sweep")
     if settings and not settings.densities and (settings.get("trials", 0) or settings.get("score")):
         raise ConfigError("config.sweep.trials and config.sweep.score are of a sweep: set config.sweep.densities too")
+    method = recipe.parameters.method
+    if settings and len(settings.densities) > 1 and not reads(method, "density"):
+        raise ConfigError(f"config.sweep.densities: {method} has no density; give one value, and vary the scales")
+    if settings and settings.get("trials", 0) and not reads(method, "weight"):
+        raise ConfigError(f"config.sweep.trials: {method} has no weights to search; leave it out")
+    if config.get("mergekit") and (beside := [key for key in ("weights", "parameters") if config.get(key)]):
+        raise ConfigError(f"config.{beside[0]} says nothing beside config.mergekit: write its numbers into that file")
     if config.get("rl_origin") == "start" and not recipe.start_only:
         print("merge: no expert is called RL, so that rl_origin=start says nothing", flush=True)
 
@@ -101,6 +108,8 @@ def recipe_of(config: ConfigDict) -> Recipe:
     experts = expert_paths(config)
     if config.weights and len(config.weights) != len(experts):
         raise ConfigError(f"{len(config.weights)} weights for {len(experts)} experts ({', '.join(experts)})")
+    if config.weights and not reads(config.method, "weight"):
+        raise ConfigError(f"config.weights says nothing: {config.method} has no weights; leave it out")
     own = parse(config.get("parameters", ()), config.method)
     numbers: dict[str, dict[str, Any]] = {which: dict(specs) for which, specs in own.items()}
     for which, value in {"density": config.density, "scale": config.scale}.items():
@@ -150,7 +159,7 @@ def _write(recipe: Recipe, config: ConfigDict, run: Run) -> Interference | None:
     if config.get("result") == "recipe":
         if rank:
             raise ConfigError("config.rank writes an adapter, config.result=recipe no weights: leave one of them out")
-        recipe.open()  # so that what is wrong is said now
+        _tell(recipe.open())  # so that what is wrong is said now
         recipe.write(export / "model")
         return None
     interference = Interference(tuple(recipe.experts))
@@ -161,6 +170,7 @@ def _write(recipe: Recipe, config: ConfigDict, run: Run) -> Interference | None:
     if recipe.template_of_experts() and not recipe.chat_template and not rank:
         print("merge: all experts have one chat template, which is not the base's: theirs comes along", flush=True)
     if rank:
+        check_rank(job, rank)
         with run.progress(len(job.touched), label="merge") as progress:
             lora: Lora = as_lora(_counted(updates_of(job, interference), progress.update), rank, interference)
         _refuse_unchanged(interference)
@@ -180,11 +190,22 @@ def _write(recipe: Recipe, config: ConfigDict, run: Run) -> Interference | None:
 
 
 def _tell(job: Merge | Merges) -> None:
-    """Prints what was done to lay the experts over the base, and filters that fit no tensor."""
+    """Prints what was done to lay the experts over the base, filters that fit no tensor, and whose numbers are 0."""
     lines = {f"expert {expert.name}: {note}": None for expert in job.experts for note in expert.notes}
+    by_files: dict[Any, str] = {}
+    for expert in job.experts:
+        if (first := by_files.setdefault(expert.paths, expert.name)) != expert.name and expert.paths:
+            lines[f"experts {first} and {expert.name} are the same files"] = None
+    heard: dict[str, bool] = {}
     for part in job.parts if isinstance(job, Merges) else [job]:
         assert isinstance(part.how, Parameters)
+        for name in part.touched:
+            for expert, silent in zip(part.experts, part.how(name).silent, strict=True):
+                if expert.touches(name, part.base[name]):
+                    heard[expert.name] = heard.get(expert.name, False) or not silent
         lines |= {f"filter {name!r} fits no tensor and says nothing": None for name in part.how.unused_filters()}
+    zero = "nothing of it comes in: its weight or density is 0, or the scale"
+    lines |= {f"expert {name}: {zero}": None for name, comes_in in heard.items() if not comes_in}
     for line in lines:
         print(f"merge: {line}", flush=True)
 

@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 
 from mmedexpert_jax import border
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.merging.alignment import vocabularies
 from mmedexpert_jax.merging.checkpoint import chat_template
 from mmedexpert_jax.merging.merge_recipe import Recipe, Slice
 from mmedexpert_jax.merging.methods import switches
 from mmedexpert_jax.merging.parameters import Parameters, Spec
 from mmedexpert_jax.models.locate import trace
+from mmedexpert_jax.processing.chat_template import syntax_fault
 
 Given = dict[str, Any] | None
 
@@ -319,11 +320,13 @@ def _tokenizer(path: str | Path, file: File, recipe: Recipe) -> str:
     if source in (None, "base", recipe.base):
         return ""
     models = list(recipe.experts.values()) if source == "union" else [source]
-    base = trace(recipe.base)[0]
-    others = [model for model in models if vocabularies(trace(model.partition("+")[0])[0], base) is not None]
+    base, place = trace(recipe.base)[0], f"{path}: {key}: {border.shown(source)}"
+    try:
+        others = [model for model in models if vocabularies(trace(model.partition("+")[0])[0], base) is not None]
+    except (DataError, RemoteError) as error:
+        raise type(error)(f"{place}: {error}; give base or union") from error
     if not others:
         return ""
-    place = f"{path}: {key}: {border.shown(source)}"
     if source != "union":
         raise ConfigError(f"{place}: {others[0]} has other tokens than the base; give base, or union for those of both")
     if recipe.slices or not file.base_model:
@@ -342,6 +345,8 @@ def _template(path: str | Path, file: File, recipe: Recipe) -> str:
     if "{" not in str(file.chat_template):
         shown = border.shown(file.chat_template)
         raise ConfigError(f"{path}: chat_template: {shown} has no counterpart here; give auto or a Jinja template")
+    if fault := syntax_fault(str(file.chat_template)):
+        raise ConfigError(f"{path}: chat_template is no Jinja ({fault}); copy the base model's")
     return str(file.chat_template)
 
 

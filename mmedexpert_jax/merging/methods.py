@@ -190,6 +190,14 @@ METHODS = {
 }
 
 
+def reads(method: str, which: str) -> bool:
+    """True where the "weight" or "density" of its experts counts in a method."""
+    kind = METHODS[method]
+    if which == "density":
+        return kind.keep not in ("all", "important")
+    return which != "weight" or (kind.join not in ("overlap", "near", "masses") and "model_stock" not in method)
+
+
 @dataclass(frozen=True)
 class Setting:
     """The numbers by which one tensor's K task vectors become one.
@@ -263,6 +271,13 @@ class Setting:
     def linear(self) -> bool:
         """True where the merged vector is a sum of whole vectors with coefficients: it has factors where they do."""
         return self.kind.keep == "all" and self.kind.join in ("sum", "span") and not self.kind.whole
+
+    @property
+    def silent(self) -> list[bool]:
+        """K flags: True for an expert of which nothing comes in, whatever it changed, by the numbers alone."""
+        unweighed, untrimmed = not reads(self.method, "weight"), not reads(self.method, "density") or self.rule.extra
+        numbers = zip(self.weights, self.density, strict=True)
+        return [not (self.scale and (w or unweighed) and (d or untrimmed)) for w, d in numbers]
 
     @property
     def moves_base(self) -> bool:

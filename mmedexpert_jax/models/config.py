@@ -93,6 +93,10 @@ class Keys:
             raise self.wrong(key, f"a list of {length or 'some'} integers from 0 on")
         return tuple(value)
 
+    def either(self, key: str, other: str) -> str:
+        """The key that is there of two for one setting, the first of both."""
+        return other if key not in self.values and other in self.values else key
+
     def section(self, key: str) -> "Keys":
         """The object under a key; an empty one where it is absent or null."""
         value = self.values.get(key)
@@ -105,10 +109,9 @@ class Keys:
         return self.section("rope_scaling" if self.values.get("rope_scaling") else "rope_parameters")
 
     def wrong(self, key: str, expected: str) -> DataError:
-        """The refusal of a value, which is shortened."""
-        return DataError(
-            f"{self.place}: {key} is {shown(self.values[key])}, not {expected}; copy the base model's file"
-        )
+        """The refusal of a value, which is shortened, or of its absence."""
+        found = f"is {shown(self.values[key])}, not" if key in self.values else "is missing:"
+        return DataError(f"{self.place}: {key} {found} {expected}; copy the base model's file")
 
 
 def shown(value: Any) -> str:
@@ -244,7 +247,10 @@ class ModelConfig:
             text=decoder,
             vision=tower,
             tie_word_embeddings=tied,
-            **{name: keys.integer(key, default, 0) for name, (key, default) in getattr(own, "TOKENS", TOKENS).items()},
+            **{
+                name: keys.integer(keys.either(key, key.replace("_index", "_id")), default, 0)
+                for name, (key, default) in getattr(own, "TOKENS", TOKENS).items()
+            },
             bos_token_id=bos,
             pad_token_id=pad,
             eos_token_ids=eos,
@@ -301,7 +307,10 @@ class ModelConfig:
         text, vision = self.text, self.vision
         used = (self.image_token_id, *self.eos_token_ids) if vision.depth else self.eos_token_ids
         if outside := [i for i in used if i >= text.vocab_size]:
-            raise DataError(f"config.json: token ids {outside} are outside vocab_size {text.vocab_size}")
+            raise DataError(
+                f"config.json: token ids {outside} are outside vocab_size {text.vocab_size} (image_token_id, or "
+                "eos_token_id here or in generation_config.json); copy the base model's files"
+            )
         if (not text.head_width and text.hidden_size % text.num_heads) or text.num_heads % text.num_kv_heads:
             raise DataError(
                 f"config.json: num_attention_heads {text.num_heads} must divide hidden_size {text.hidden_size} "

@@ -283,7 +283,8 @@ def _copied(values: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     copy = memory[start : start + size].view(dtype).reshape(values.shape)
-    copy[...] = values
+    with np.errstate(over="ignore"):  # who writes them refuses infinities by name
+        copy[...] = values
     return copy
 
 

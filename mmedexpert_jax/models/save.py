@@ -77,6 +77,8 @@ def check_repository(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise ConfigError(f"config.push: {border.shown(name)} is no hub repository; give owner/name") from error
+    if "/" not in name:
+        raise ConfigError(f"config.push: {border.shown(name)} has no owner; give owner/name")
 
 
 def push(folder: str | Path, repository: str) -> str:

@@ -57,7 +57,7 @@ def read_checkpoint(
     Raises:
         DataError: no weights, a broken file, a quantised tensor, or missing, unexpected or misshapen tensors, by name.
     """
-    found = complete({canonical(name): stored for name, stored in tensors_in(directory).items()})
+    found = complete(_by_our_names(directory, tensors_in(directory)))
     head = found.pop("lm_head.weight", None) if tied else None
     if head and "model.embed_tokens.weight" not in found:  # safetensors' save_model keeps one of the two tied names
         found["model.embed_tokens.weight"] = head
@@ -65,6 +65,21 @@ def read_checkpoint(
         raise DataError(f"{directory}: lm_head.weight differs from embed_tokens.weight; set tie_word_embeddings false")
     _check(directory, expected, {name: stored.shape for name, stored in found.items()})
     return found
+
+
+def _by_our_names(directory: Path, tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """The tensors by `lora.canonical` names. Raises DataError where two are one by these, of different values."""
+    found: dict[str, tuple[str, Stored]] = {}
+    for name, stored in tensors.items():
+        other, first = found.setdefault(canonical(name), (name, stored))
+        if first is not stored and not _equal(stored, first):
+            raise double(directory, other, name)
+    return {ours: stored for ours, (_, stored) in found.items()}
+
+
+def double(directory: Path, name: str, other: str) -> DataError:
+    """The refusal of a checkpoint that has one tensor under two names, with different values."""
+    return DataError(f"{directory}: {name} and {other} are one tensor and differ; delete the one that is not meant")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -154,6 +169,7 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, "np")
     except (OSError, SafetensorError) as error:
+        border.refuse_pointer(file)
         raise DataError(f"{file}: not a whole safetensors file ({error}); download it again") from error
 
 

@@ -34,6 +34,20 @@ QWEN2_VL_TEMPLATE = """\
 """
 
 
+def syntax_fault(template: str) -> str:
+    """The reason why a chat template is no Jinja, with its line; empty where it is some."""
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template  # whose tags are more than Jinja's
+
+    try:
+        render_jinja_template([[]], chat_template=template)
+    except TemplateSyntaxError as error:
+        return f"{str(error.message).rstrip(chr(46))}, line {error.lineno}"
+    except Exception:  # of an empty conversation, which a template may refuse
+        return ""
+    return ""
+
+
 def find_template(directory: Path, tokenizer: Any, usual: str = QWEN2_VL_TEMPLATE) -> str:
     """A checkpoint's own chat template, in the order of transformers' processors; the `usual` where there is none."""
     if (file := directory / "chat_template.jinja").is_file():

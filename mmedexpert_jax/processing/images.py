@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ VIEWED = ("window", "slices", "plane")  # keys of an image part that choose what
 PROGRAMS = ("EPS", "WMF")  # that Pillow hands to an interpreter of the system
 STUBS = ("HDF5", "GRIB", "BUFR")  # that Pillow knows by name alone
 LONGEST = 200  # characters of a path in an error, in whose place base64 may stand
+_WEB = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # of the web, or a cloud's (s3://, gs://)
+ADDRESS = re.compile(rf"data:|file:|{_WEB.pattern}", re.IGNORECASE)  # of an image that is no path; schemes have no case
 BASE64 = ("iVBO", "/9j/", "R0lG", "UklG")  # beginnings of PNG, JPEG, GIF and WebP in it
 TAIL = 65_536  # bytes at a JPEG's end in which its end-of-image marker is looked for
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # TIFF's tags that say what 0 means (0: white), and the type (2: signed)
@@ -228,7 +231,7 @@ def clean(data: bytes, name: str, view: View = PLAIN) -> bytes:
 def _named(source: Source | ImageRef) -> str:
     if isinstance(source, ImageRef):
         return source.name
-    if isinstance(source, str) and source.startswith("data:"):
+    if isinstance(source, str) and source[:5].lower() == "data:":
         return f"{source[:40]}..."
     return border.cut(str(source), LONGEST) if isinstance(source, str | Path) else "image"
 
@@ -242,6 +245,8 @@ def _stack(source: Source, name: str, view: View) -> Frames:
     if isinstance(source, Image.Image):
         return _still(source, name, view)
     encoded = content(source, name)
+    if not encoded:
+        raise DataError(f"{name}: is empty (0 bytes); fetch the file again")
     reader = medical.reader(encoded)
     if reader is not None:
         return reader(encoded, name, view)
@@ -261,21 +266,21 @@ def content(source: bytes | str | Path, name: str) -> bytes:
     """The encoded file. Raises DataError."""
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
-    if isinstance(source, str) and source.startswith("data:"):
+    if isinstance(source, str) and source[:5].lower() == "data:":  # RFC 2397
         head, _, body = source.partition(",")
         try:
-            if not head.endswith(";base64"):
+            if not head.lower().endswith(";base64"):
                 return unquote(body).encode()
-            return base64.b64decode("".join(body.split()), validate=True)  # encoders break lines
+            return base64.b64decode("".join(unquote(body).split()), validate=True)  # encoders break lines
         except (binascii.Error, ValueError) as error:
             raise DataError(f"{name}: not a base64 data URI ({error})") from None
     if isinstance(source, str) and source.startswith(BASE64) and len(source) > LONGEST:
         raise DataError(f'{name}: base64 without its head; begin it with "data:image/png;base64,"')
-    if isinstance(source, str) and source.startswith("file:"):
+    if isinstance(source, str) and source[:5].lower() == "file:":
         source = unquote(urlparse(source).path)
     if not isinstance(source, str | Path):
         raise DataError(f"{name}: an image is a path, bytes or an opened image, not {type(source).__name__}")
-    if str(source).startswith(("http://", "https://")):
+    if _WEB.match(str(source)):
         raise DataError(f"{name}: images are not fetched from the web; no such image file, download it first")
     try:
         path = Path(source).expanduser()
@@ -302,7 +307,8 @@ def _foreign(encoded: bytes) -> str:
         b"\x93NUMPY": "a NumPy array; save it as 16-bit PNG, TIFF or NIfTI",
         b"\x1f\x8b\x08": "packed with gzip; unpack it",
         b"PK\x03\x04": "a zip without DICOM; unpack it",
-        b"ftypmif1": "HEIF; save it as JPEG or PNG",
+        **dict.fromkeys((b"ftypmif1", b"ftypmsf1"), "HEIF; save it as JPEG or PNG"),
+        b"ftypavi": "AVIF that is broken, or that Pillow was built without; save it as JPEG or PNG",
         b"jxl \r\n\x87\n": "JPEG XL; save it as JPEG or PNG",
         b"MATLAB 5": "a MATLAB file; save its array as 16-bit PNG, TIFF or NIfTI",
         **dict.fromkeys((b"ftypisom", b"ftypmp4", b"ftypqt", b"\x1aE\xdf\xa3"), "a video; save a frame of it as PNG"),

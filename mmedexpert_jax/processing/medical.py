@@ -68,7 +68,7 @@ def _is_series(content: bytes) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
-            return any(_is_dicom(archive.open(member).read(HEAD)) for member in members[:8])
+            return any(_is_dicom(archive.open(member).read(HEAD)) for member in members[:64])
     except Exception:  # a broken archive raises nearly anything, and is no image
         return False
 
@@ -349,12 +349,25 @@ def _look(dataset: Any, place: int, name: str) -> Any:
     slope = look.get("RescaleSlope")
     if slope is not None and not 0 < abs(float(slope)) < math.inf:  # one grey for all values
         raise DataError(f"{name}: RescaleSlope is {float(slope):g} in its header, which leaves no picture; correct it")
+    if _has_window(look) and not _has_lut(look) and "PixelData" in dataset:
+        _check_window(look, name)
     if not _has_window(look):
         for key in ("WindowCenter", "WindowWidth"):
             look.pop(key, None)
     if not _has_lut(look):
         look.pop("VOILUTSequence", None)
     return look
+
+
+def _check_window(look: Any, name: str) -> None:
+    """Raises DataError where the first window lies outside all values that the bits can hold: one grey for all."""
+    centre, width = (float(np.ravel(look[key].value)[0]) for key in ("WindowCenter", "WindowWidth"))
+    ends = sorted(_full(look))
+    if not (centre + width / 2 > ends[0] and centre - width / 2 < ends[1]):
+        raise DataError(
+            f"{name}: WindowCenter is {centre:g} and WindowWidth {width:g} in its header, outside its values from "
+            f"{ends[0]:g} to {ends[1]:g}, which leaves no picture; correct it"
+        )
 
 
 def _has_lut(look: Any) -> bool:

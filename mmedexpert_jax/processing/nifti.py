@@ -89,6 +89,10 @@ def read_header(content: bytes, name: str) -> Any:
         raise DataError(f"{name}: a NIfTI file of shape {shape} is no volume")
     if np.dtype(header.get_data_dtype()).kind not in "iuf":
         raise DataError(f"{name}: NIfTI values of type {header.get_data_dtype()} are not read; save them as grey")
+    if header.get_data_offset() < size:  # nibabel would show the header's own bytes
+        raise DataError(
+            f"{name}: vox_offset is {header.get_data_offset()} in its header, which is {size} bytes; correct it"
+        )
     if math.prod(shape[:3]) * header.get_data_dtype().itemsize > MAX_BYTES:
         raise DataError(f"{name}: a volume of shape {shape} has more than {MAX_BYTES >> 30} GiB; crop it")
     return header

@@ -14,7 +14,7 @@ from PIL import Image
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError, TooLong
 from mmedexpert_jax.processing.batch import Batch
-from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template
+from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template, syntax_fault
 from mmedexpert_jax.processing.images import LONGEST as LONGEST_PATH
 from mmedexpert_jax.processing.images import ImageRef, open_image, spread
 from mmedexpert_jax.processing.patches import Grid, ImageConfig, Pictures
@@ -179,7 +179,7 @@ class Processor:
     def _patches(self, part: Mapping[str, Any], number: int) -> Shown:
         source = part["image"]
         name = source.name if isinstance(source, ImageRef) else f"image {number}"
-        if isinstance(source, str | Path) and not str(source).startswith("data:"):
+        if isinstance(source, str | Path) and str(source)[:5].lower() != "data:":
             name = border.cut(str(source), LONGEST_PATH)
         image = open_image(source, name)
         try:
@@ -208,12 +208,14 @@ class Processor:
             raise DataError(f"the chat template refuses the conversation: {reason}") from error
 
     def _check_template(self) -> None:
-        """Raises DataError where the chat template drops what is asked, or makes a book of it; one that refuses the
-        probe is told with the prompt that it refuses."""
+        """Raises DataError where the chat template is no Jinja, drops what is asked, or makes a book of it; one that
+        refuses the probe is told with the prompt that it refuses."""
         asked = [{"role": "user", "content": [{"type": "text", "text": PROBE}]}]
         try:
             said = self._template_applied(asked, add_generation_prompt=True, tokenize=False)
-        except DataError:
+        except DataError as error:
+            if fault := syntax_fault(self.tokenizer.chat_template):  # no prompt will come through
+                raise DataError(f"the chat template is no Jinja ({fault}); copy the base model's") from error
             return
         if PROBE not in said or len(said) > LONGEST:
             fault = f"makes {len(said)} characters of a word" if PROBE in said else "leaves the question out"
@@ -440,21 +442,25 @@ def load_tokenizer(directory: Path) -> Any:
 
         return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:
+        for file in filter(Path.is_file, (directory / name for name in TOKENIZERS)):
+            border.refuse_pointer(file)
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{directory}: the tokenizer files cannot be read ({reason}); copy them again") from error
 
 
 def read_image_settings(directory: Path) -> Mapping[str, Any]:
-    """The image processor's settings, of the file of their own or of the whole processor's. Raises DataError."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        file = directory / name
-        if not file.is_file():
-            continue
+    """The image processor's settings, of the whole processor's file or of one of their own, in transformers' order.
+
+    Raises DataError.
+    """
+    whole, own = (directory / name for name in ("processor_config.json", "preprocessor_config.json"))
+    for file in (file for file in (whole, own) if file.is_file()):
         try:
             settings = border.read_json(file, dict[str, Any])
-            if name == "processor_config.json":
-                settings = border.check(settings.get("image_processor"), dict[str, Any], "image_processor")
-            return settings
+            if file == own:
+                return settings
+            if "image_processor" in settings or not own.is_file():  # a file of transformers 4 leaves them to the other
+                return border.check(settings.get("image_processor"), dict[str, Any], "image_processor")
         except DataError:
             raise DataError(f"{file}: not a JSON object of image processor settings; copy it from the base") from None
     raise DataError(f"{directory}: no preprocessor_config.json; copy the one of the base model there")

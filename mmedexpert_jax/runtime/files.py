@@ -78,6 +78,8 @@ def claim(folder: Path) -> None:
     our marker to which nobody has added a file.
     """
     fix = "choose a new directory, or move that away first"
+    if folder.is_symlink() and folder.is_dir():
+        raise ConfigError(f"{folder} is a link to a directory, which a new one would replace; give {folder.resolve()}")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ConfigError(f"{folder} is there already and no directory; {fix}")
     if not folder.is_dir() or not any(folder.iterdir()):

@@ -85,6 +85,11 @@ def test_an_adapter_is_exported_without_what_its_trainer_left(adapter, capsys):
     assert {path.name for path in exported.iterdir()} == names | {".mmedexpert.json"}
     weights = [folder / "adapter_model.safetensors" for folder in (exported, Path("adapter"))]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+    tensors = load_file(weights[1])
+    save_file(tensors | {name: np.full_like(tensor, np.nan) for name, tensor in [*tensors.items()][:1]}, weights[1])
+    assert main([*adapter, "--config.format=adapter", "--config.workdir=other"]) == 3
+    assert "lora_A.weight: holds values that are not finite; its training diverged" in capsys.readouterr().err
+    assert not Path("other/export/adapter").exists()
 
 
 @pytest.mark.parametrize("named", ["/mnt/other/base", None])

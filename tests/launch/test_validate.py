@@ -129,3 +129,8 @@ def test_the_folder_above_a_model_names_it(tmp_path, capsys):
     (tmp_path / "out" / "checkpoint-50" / "model.safetensors").touch()
     assert main(["--config=configs/export.py", f"--config.model.path={tmp_path / 'out'}"]) == 3
     assert "its folder checkpoint-50 does: give that" in capsys.readouterr().err
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "0123abc"  # of the hub's cache
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").touch()
+    assert main(["--config=configs/export.py", f"--config.model.path={snapshot.parents[1]}"]) == 3
+    assert "its folder snapshots/0123abc does: give that" in capsys.readouterr().err

@@ -118,6 +118,19 @@ def test_an_adapter_over_another_model_is_seen_from_the_base(models, tmp_path):
         np.testing.assert_allclose(tensor, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_one_tensor_under_two_names_must_be_one(models, tmp_path):
+    tensors = dict(load_file(models / "base" / "model.safetensors"))
+    name = next(iter(tensors))
+    for factor in (1, 2):
+        save(
+            tmp_path / str(factor),
+            tensors | {name.replace("model.", "model.language_model.", 1): factor * tensors[name]},
+        )
+    assert set(Checkpoint(tmp_path / "1")) == set(SHAPES)
+    with pytest.raises(DataError, match="are one tensor and differ; delete the one that is not meant"):
+        Checkpoint(tmp_path / "2")
+
+
 def test_untouched_tensors_are_copied_byte_for_byte(models, tmp_path):
     report = merge_to_disk(recipe(models, ("low",)), tmp_path / "out")
     found, base = load_file(tmp_path / "out" / "model.safetensors"), loaded(models / "base")

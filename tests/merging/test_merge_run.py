@@ -279,6 +279,50 @@ def test_fields_that_say_nothing_are_told(folder, tmp_path, capsys):
     assert "no expert is called RL, so that rl_origin=start says nothing" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("changes", "silent"),
+    [
+        ({"weights": (0.0, 1.0, 1.0)}, ["AM"]),
+        ({"weights": (0.0, 0.0, 0.0)}, ["AM", "BS", "RL"]),
+        ({"scale": 0.0}, ["AM", "BS", "RL"]),
+        ({"parameters": ("AM.density=0", "BS.weight@embed=0")}, ["AM"]),
+        ({"parameters": ("density=0",), "rules": "official"}, []),  # whose trim keeps one entry more
+    ],
+)
+def test_experts_whose_numbers_are_0_are_told(folder, tmp_path, capsys, changes, silent):
+    """Those whose share of the merge is 0; where it is all of them, the result is the base, and that is said too."""
+    execute(settings(folder, **changes), tmp_path)
+    said = capsys.readouterr().out
+    assert [name for name in ("AM", "BS", "RL") if f"expert {name}: nothing of it comes in" in said] == silent
+    base, merged = (load_file(place / "model.safetensors") for place in (folder / "base", tmp_path / "export/model"))
+    is_base = all(np.array_equal(base[name], merged[name]) for name in base)
+    assert is_base == (len(silent) == 3) == ("The merge adds nothing to the base" in said)
+
+
+def test_experts_that_are_the_base_or_one_another_are_told(folder, tmp_path, capsys):
+    still = f"still={folder / 'base'}"
+    execute(settings(folder, experts=(f"one={folder / 'AM'}", f"two={folder / 'AM'}", still)), tmp_path)
+    said = capsys.readouterr().out
+    assert "experts one and two are the same files" in said and "still does not differ from the base" in said
+
+
+def test_numbers_that_a_method_does_not_read_are_refused(folder, tmp_path):
+    (tmp_path / "m.yaml").write_text(
+        f"{{merge_method: linear, models: [{{model: {folder / 'start'}, parameters: {{weight: 1}}}}]}}"
+    )
+    sweep = {"densities": (0.1, 0.2), "scales": (1.0,)}
+    for match, changes in {
+        "weights says nothing: model_stock has no weights": {"weights": (1.0, 2.0, 3.0), "method": "model_stock"},
+        "'density=0.5' says nothing: average has no density": {"parameters": ("density=0.5",), "method": "average"},
+        "densities: average has no density": {"sweep": sweep, "method": "average"},
+        "trials: sce has no weights": {"sweep": sweep | {"trials": 2, "score": True}, "method": "sce"},
+        "weights says nothing beside config.mergekit": {"weights": (1.0,), "mergekit": str(tmp_path / "m.yaml")},
+        "rank 400 is above that of every matrix, 32 at most": {"rank": 400},
+    }.items():
+        with pytest.raises(ConfigError, match=match):
+            execute(settings(folder, **changes), tmp_path / match[:9])
+
+
 def test_arbitration_measures_each_expert_once_on_prompts_alone(folder, tmp_path):
     """The job with method sar equals the merge in memory with the information that it keeps in export/fisher."""
     changes = {"method": "sar", "data": {"path": "mini"}, "eval": {"split": "dev"}, "fisher_prompts": 2, "seed": 0}

@@ -418,10 +418,14 @@ def test_what_a_mergekit_file_asks_for_in_vain(models, tmp_path):
         "ends at 4, but .* has 3 layers": f"{{merge_method: passthrough, "
         f"slices: [{{sources: [{{model: {one}, layer_range: [0, 4]}}]}}]}}",
         "chat_template: 'chatml' has no counterpart": f"{{{ties}, {pair}, chat_template: chatml}}",
+        r"chat_template is no Jinja \(Expected": f"{{{ties}, {pair}, chat_template: '{{% if %}}'}}",
     }.items():
         (tmp_path / "m.yaml").write_text(text)
         with pytest.raises(ConfigError, match=match):
             read_mergekit(tmp_path / "m.yaml")
+    (tmp_path / "m.yaml").write_text(f"{{{ties}, {pair}, tokenizer_source: nowhere}}")
+    with pytest.raises(DataError, match=r"tokenizer_source: 'nowhere': nowhere: no such model .*; give base or union"):
+        read_mergekit(tmp_path / "m.yaml")
     slerp = f"merge_method: slerp, base_model: {base}"
     karcher = f"merge_method: karcher, models: [{{model: {one}}}, {{model: {two}}}]"
     for match, text in {

@@ -183,6 +183,22 @@ def test_what_two_spellings_say_is_what_transformers_reads(change, without):
 
 
 @pytest.mark.parametrize("name", ["medgemma_4b", "llava_med_7b"])
+def test_the_image_token_has_two_keys_as_in_transformers(name):
+    content = PUBLISHED[name].to_hf()
+    del content["image_token_index"]
+    content["image_token_id"] = 7
+    theirs = {"gemma3": transformers.Gemma3Config, "llava": transformers.LlavaConfig}[content["model_type"]]
+    assert ModelConfig.from_hf(content).image_token_id == theirs(**copy.deepcopy(content)).image_token_id
+
+
+def test_a_rotary_factor_that_is_missing_is_named():
+    content = PUBLISHED["bimedix2_8b"].to_hf()
+    del content["text_config"]["rope_scaling"]["low_freq_factor"]
+    with pytest.raises(DataError, match=r"rope_scaling: low_freq_factor is missing: a finite number above 0"):
+        ModelConfig.from_hf(content)
+
+
+@pytest.mark.parametrize("name", ["medgemma_4b", "llava_med_7b"])
 def test_a_square_smaller_than_a_patch_is_refused(name):
     content = PUBLISHED[name].to_hf()
     content["vision_config"] |= {"image_size": 1}

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from mmedexpert_jax.models.hub_card import adapter_card, training_of
 from mmedexpert_jax.models.load import chosen
 from mmedexpert_jax.models.locate import MINI, origin
 from mmedexpert_jax.models.random import random_tensors
+from mmedexpert_jax.models.save import check_repository
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.runtime.mesh import partition
 
@@ -105,6 +107,25 @@ def test_weights_that_overflow_their_dtype_are_refused_with_one_that_holds_them(
             assert not any(tmp_path.iterdir())
         else:
             save_pretrained(tmp_path / "out", case.model, cast)
+
+
+def test_a_cast_that_overflows_says_nothing_by_itself(broken):
+    """NumPy's warning would stand before the refusal of whoever writes the weights."""
+
+    def enlarge(tensors):
+        tensors["model.norm.weight"] = np.full_like(tensors["model.norm.weight"], 1e30)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        params = load_model(broken(enlarge), dtype="float16")[1]
+    assert np.isinf(np.asarray(params["model"]["norm"]["weight"])).all()
+
+
+def test_a_repository_needs_its_owner():
+    for name in ("name", "owner/name/more", "owner/na me"):
+        with pytest.raises(ConfigError, match=r"config\.push: .*; give owner/name"):
+            check_repository(name)
+    check_repository("owner/name")
 
 
 def test_numpy_parameters_are_accepted(checkpoint, prompts, tmp_path):
@@ -246,6 +267,30 @@ def test_weights_under_another_name_are_named(broken):
         file = (directory / file).rename(directory / name).name
         with pytest.raises(DataError, match=f"no weights; .*{fix}"):
             load_model(directory)
+
+
+def test_pointers_of_git_lfs_are_named(broken):
+    directory = broken()
+    for name in ("model.safetensors", "config.json"):
+        (directory / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        with pytest.raises(DataError, match=f"{name}: a Git LFS pointer in the place of the file; run git lfs pull"):
+            load_model(directory)
+    shutil.copytree(MINI, directory, dirs_exist_ok=True)
+    (directory / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=r"tokenizer\.json: a Git LFS pointer"):
+        load_processor(directory)
+
+
+def test_one_tensor_under_two_names_must_be_one(broken, checkpoint):
+    """A file that holds the names of transformers 4 beside those of 5."""
+    file = (directory := broken()) / "model.safetensors"
+    tensors = load_file(file)
+    norm = tensors["model.norm.weight"]
+    save_file(tensors | {"model.language_model.norm.weight": norm.copy()}, file)
+    assert same(load_model(directory)[1], checkpoint("qwen2_tied").params)
+    save_file(tensors | {"model.language_model.norm.weight": 2 * norm}, file)
+    with pytest.raises(DataError, match=r"norm\.weight and model\.\S*norm\.weight are one tensor and differ"):
+        load_model(directory)
 
 
 @pytest.mark.parametrize(("key", "value"), [("patch_size", 16), ("temporal_patch_size", 1)])

@@ -186,6 +186,9 @@ def test_bad_files_are_refused_by_name(tmp_path):
         (b"NRRD0004\ntype: short\n", "NRRD; save it as NIfTI"),
         (b"\x93NUMPY\x01\0", "a NumPy array; save it"),
         (gzip.compress(b"no volume", mtime=0), "packed with gzip; unpack it"),
+        (b"\0\0\0\x18ftypmsf1\0\0\0\0msf1hevc" + bytes(99), "HEIF; save it as JPEG or PNG"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(99), "AVIF that is broken"),
+        (b"", "is empty (0 bytes); fetch the file again"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "EPS is a program, not a picture"),
     ],
 )
@@ -290,6 +293,19 @@ def test_base64_may_have_lines_and_needs_its_head():
     with pytest.raises(DataError, match="base64 without its head; begin it with") as caught:
         open_image(lines.replace("\n", ""))
     assert len(str(caught.value)) < 400
+
+
+def test_schemes_have_no_case_and_base64_may_be_quoted(tmp_path):
+    """RFC 3986, 3.1, and RFC 2397, whose data may hold %2B in the place of +."""
+    data = encoded(noise("RGB", 40, 30))
+    body = base64.b64encode(data).decode()
+    for address in (f"DATA:image/png;base64,{body}", "data:image/png;BASE64," + body.replace("+", "%2B")):
+        assert np.array_equal(open_image(address), open_image(data))
+    (tmp_path / "a.png").write_bytes(data)
+    assert np.array_equal(open_image(f"FILE://{tmp_path}/a.png"), open_image(data))
+    for address in ("HTTPS://example.org/a.png", "s3://bucket/a.png"):
+        with pytest.raises(DataError, match=f"{address}: images are not fetched from the web; .*download it first"):
+            open_image(address)
 
 
 def test_a_tiff_of_signed_bytes_and_a_name_alone_are_refused():

@@ -408,6 +408,9 @@ def test_headers_that_would_make_one_grey_of_a_picture_are_refused():
     for slope in ("0", "1e400"):
         with pytest.raises(DataError, match=r"scan: RescaleSlope is (0|inf) in its header"):
             decode(a_ct(RescaleSlope=slope, RescaleIntercept="0"), name="scan")
+    with pytest.raises(DataError, match=r"scan: WindowCenter is 9000 and WindowWidth 10 .* from -1024 to 3071"):
+        decode(a_ct(WindowCenter="9000", WindowWidth="10"), name="scan")
+    assert np.asarray(decode(a_ct(WindowCenter="-1100", WindowWidth="400"))[0]).std() > 0  # an end of it is seen
     values = np.random.default_rng(4).integers(0, 1000, (6, 7, 8)).astype(np.int16)
     plain, endless = (nibabel.Nifti1Image(values, np.eye(4)) for _ in range(2))
     endless.header["cal_max"] = np.inf
@@ -423,6 +426,10 @@ def test_what_is_more_or_less_than_a_header_says_is_named():
     for frames in (-1, 2_000_000_000):
         with pytest.raises(DataError, match=f"scan: NumberOfFrames is {frames} in its header, of 6,144 bytes"):
             decode(a_ct(NumberOfFrames=frames), name="scan", slices=2)
+    volume = bytearray(nibabel.Nifti1Image(np.ones((3, 3, 3), np.int16), np.eye(4)).to_bytes())
+    volume[108:112] = bytes(4)  # vox_offset, at which nibabel would begin
+    with pytest.raises(DataError, match="scan: vox_offset is 0 in its header, which is 348 bytes; correct it"):
+        decode(bytes(volume), name="scan", slices=1)
     pair = nibabel.Nifti1Pair(np.zeros((3, 3, 3), np.int16), np.eye(4))
     with pytest.raises(DataError, match=r"the header of a NIfTI pair \(.hdr and .img\)"):
         decode(pair.header.binaryblock + bytes(4), name="scan.hdr", slices=1)

@@ -274,6 +274,8 @@ def test_templates_without_place_for_images_are_refused(processor, tiny_tokenize
     [
         (b"Hello!", "leaves the question out"),
         (b"{{ 'x' * 100000 }}{{ messages }}", "makes 100"),
+        (b"{{ messages[0].content }", r"no Jinja \(unexpected '}', line 1\); copy the base model's"),
+        (b"\n{{ messages | upside_down }}", r"no Jinja \(No filter named 'upside_down', line 2\)"),
         (b"\xff{{ messages }}", "cannot be read"),
     ],
 )
@@ -401,6 +403,20 @@ def test_broken_directories_are_refused_by_file(tiny_tokenizer_dir, tmp_path):
         Processor.load(directory)
     with pytest.raises(ConfigError, match="max_pixels is 100"):
         Processor.load(tiny_tokenizer_dir, max_pixels=100)
+
+
+def test_image_settings_of_two_files_are_those_that_transformers_takes(tiny_tokenizer_dir, tmp_path):
+    """transformers 5 writes them into processor_config.json, whose older form leaves them to the other file."""
+    directory = copy_of(tiny_tokenizer_dir, tmp_path / "both")
+    settings = json.loads((directory / "preprocessor_config.json").read_text())
+    other = settings | {"max_pixels": 28 * 28 * 50, "size": {"shortest_edge": 3136, "longest_edge": 28 * 28 * 50}}
+    for content in ({"image_processor": other}, {"processor_class": "Qwen2VLProcessor"}):
+        (directory / "processor_config.json").write_text(json.dumps(content))
+        theirs = Qwen2VLImageProcessorPil.from_pretrained(directory).size["longest_edge"]
+        assert Processor.load(directory).image_config.stored_max_pixels == theirs
+    (directory / "preprocessor_config.json").unlink()
+    with pytest.raises(DataError, match=r"processor_config\.json: not a JSON object of image processor settings"):
+        Processor.load(directory)
 
 
 def test_tokenizers_of_other_families_are_refused(tiny_tokenizer_dir, tmp_path):

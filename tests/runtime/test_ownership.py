@@ -122,6 +122,8 @@ def test_no_artefact_replaces_a_run_a_file_or_a_link(tmp_path):
         with pytest.raises(ConfigError), files.replacing(tmp_path / name) as new:
             (new / "a").touch()
     assert contents(tmp_path) == before
+    with pytest.raises(ConfigError, match=rf"link is a link to a directory, .*; give {tmp_path}/run"):
+        files.claim(tmp_path / "link")
 
 
 def test_an_artefact_of_ours_is_replaced(tmp_path):
