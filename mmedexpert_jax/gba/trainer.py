@@ -19,13 +19,14 @@ from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
-from mmedexpert_jax.gba.advantages import domain_weighted, estimate, estimator, new_counts, totals
+from mmedexpert_jax.gba.advantages import Estimator, domain_weighted, estimate, estimator, new_counts, totals
 from mmedexpert_jax.gba.ahead import Ahead
 from mmedexpert_jax.gba.batches import Batches, Sizes, overlong
 from mmedexpert_jax.gba.difficulty import difficulties, selected
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Difficulties, Guidelines, load_texts
 from mmedexpert_jax.gba.objective import policy_terms
+from mmedexpert_jax.gba.own_functions import Files
 from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.gba.rooms import PromptSize
@@ -117,6 +118,7 @@ class Job:
         steps: rollouts of the run.
         part: prompts of a micro-batch on each device.
         specialties: of the cases, in the order in which they are counted.
+        estimator: of `advantage_scale`.
     """
 
     scoring: tuple[reward.WeightedReward, ...]
@@ -128,14 +130,16 @@ class Job:
     steps: int
     part: int
     specialties: list[str]
+    estimator: Estimator
 
 
 def _prepare(config: ConfigDict, folder: Path) -> Job:
     """Reads data and model, and finds what is wrong with them before any work."""
     _check(config)
+    files: Files = {}  # of users' functions: run anew, since trying them out may have changed what they hold
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     network = functools.cache(lambda: (*_network(config, mesh), load_processor(config.model.path)))
-    scoring = reward.from_config(config, folder, network)
+    scoring = reward.from_config(config, folder, network, files)
     cases = load_cases(config.data.path, "train", limit=config.limit, seed=config.seed)
     _guidelines(config, cases)
     processor = load_processor(config.model.path)
@@ -159,7 +163,8 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     if config.advantage_weights != "equal":
         memory[DOMAINS] = new_counts(len(specialties))
     learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory)
-    return Job(scoring, guidelines, batches, processor, model, learner, steps, part, specialties)
+    own = estimator(config.advantage_scale, files)
+    return Job(scoring, guidelines, batches, processor, model, learner, steps, part, specialties, own)
 
 
 def _step(
@@ -169,7 +174,8 @@ def _step(
     learner, began = job.learner, time.perf_counter()
     rollout, scores, values = rounds(state, step)  # y_1 .. y_G ~ pi(. | p) and r(p, y)
     rewards, eps, ddof = totals(values, scores.weights), config.advantage_eps, config.advantage_ddof
-    advantages = estimate(values, scores.weights, config.advantage_scale, eps, ddof)  # equation 4
+    given = values, scores.weights, config.advantage_scale, eps, ddof
+    advantages = estimate(*given, job.estimator)  # equation 4
     if DOMAINS in state.memory:
         advantages, state = _weighted(advantages, job, config, state, rollout, rewards, values)
     rollout = _for_update(rollout.with_advantages(advantages), rewards, config, step)
