@@ -11,7 +11,16 @@ from urllib.parse import urlsplit
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.fields import BENCHMARK, SPECIALTIES, Field, elsewhere, facts_of, named_devices, named_path
+from mmedexpert_jax.config.fields import (
+    BENCHMARK,
+    HUB_ID,
+    SPECIALTIES,
+    Field,
+    elsewhere,
+    facts_of,
+    named_devices,
+    named_path,
+)
 from mmedexpert_jax.config.job_config import convert, defaults, field_of, fields, in_words
 from mmedexpert_jax.config.presets import JOBS
 from mmedexpert_jax.errors import ConfigError, DataError, holds_login
@@ -19,24 +28,26 @@ from mmedexpert_jax.errors import ConfigError, DataError, holds_login
 INT_MAX = 2**31 - 1  # of any integer field: what an int32 holds
 FLOAT_MIN, FLOAT_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # sizes that float32 holds; smaller ones count as 0
 ELSEWHERE = re.compile(r"([^:/]*=)?(system|endpoint|transformers):")  # models that are not files here
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
+WRITTEN = ("workdir", "output", "answers", "stages")  # fields that name what a job writes
 # the default folder of a job's run: a path in it that is not there yet is what that job will make
 RUN = re.compile(r"(?:\./)?runs/(ablation|dataset|dsa|export|gba|merge|pipeline|pretrain)-(\w+)(?:/(\w+))?(?:/.*)?")
 
 
 def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
-    """Checks values and paths of any job's config; the stages of a pipeline by the same rules.
+    """Checks what does not go together, and the paths, of a config whose fields are right each (`check_fields`); the
+    stages of a pipeline by the same rules.
 
     Args:
         config: of the job.
         merged: paths of the models that a mergekit file names; read after the values are checked.
 
     Raises:
-        ConfigError: a value outside its range or choices.
+        ConfigError: values that do not go together.
         DataError: a model, expert or data path where there is nothing to read.
     """
-    check_fields(config)
     _check_plan(config)
+    for name in WRITTEN:
+        _check_place(name, config.get(name))
     if "seeds" in config:
         _check_seeds(config.seeds)
     for prefix, stage in [("", config), *((f"{name}.", config[name]) for name in ("dsa", "gba") if name in config)]:
@@ -58,6 +69,7 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
     for model in merged:
         for part in parts_of(model):
             check_model("mergekit" if config.get("mergekit") else "experts", part)
+    _check_base(config)
     for weight in config.get("weights", ()):
         convert("weights", weight, float)
     if config.get("job") == "review":
@@ -190,6 +202,19 @@ def _check_held_out(config: ConfigDict) -> None:
         )
 
 
+def _check_place(key: str, path: Any) -> None:
+    """Raises ConfigError for a path to write that the system would take for a new folder here, which nobody means."""
+    if not isinstance(path, str) or not path:
+        return
+    place = f"config.{key}={border.shown(path)}"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        raise ConfigError(f"{place} is a URL, and files go to folders; mount it and give the folder")
+    if unfilled := re.match(r"(.*/)?(\$\{?[A-Za-z_]\w*\}?)", path):
+        raise ConfigError(f"{place} holds {unfilled[2]}, which no shell has filled in; write it out")
+    if path != path.strip():
+        raise ConfigError(f"{place} begins or ends with a space; leave it out")
+
+
 def _check_plan(config: ConfigDict) -> None:
     """The fields that a plan alone reads: without one, the job itself would start."""
     for key in ("plan_mesh", "plan_compile"):
@@ -237,7 +262,7 @@ def _check_factory(config: ConfigDict) -> None:
     for entry in config.data.licences:
         if not all(part.strip() for part in (entry.partition("=")[0], entry.partition("=")[2])):
             raise ConfigError(f"config.data.licences: {entry!r} is not name=licence, such as plain=CC-BY-4.0")
-    if config.push_to and not HUB_ID.fullmatch(config.push_to):
+    if config.push_to and (not (hub := HUB_ID.fullmatch(config.push_to)) or hub["revision"]):
         raise ConfigError(f"config.push_to must be owner/name, got {config.push_to!r}")
     named = [source.strip() for source in config.data.path.split(",") if source.strip()]
     for source in (named or [""]) if "collect" in config.stages else ():
@@ -281,6 +306,31 @@ def check_model(key: str, path: str) -> None:
         if any(next(folder.glob(kind), None) for kind in ("*.bin", "*.pt", "*.pth", "*.gguf")):
             hint = "; transformers' save_pretrained writes weights of another format as safetensors"
         raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/{hint}")
+
+
+def _check_base(config: ConfigDict) -> None:
+    """Raises ConfigError where nothing that the config names is an adapter, whose base `model.base` would be, and
+    DataError where that is nothing loadable."""
+    base = config.get("model", {}).get("base", "")
+    if not base:
+        return
+    named = [value for key, (_, _, value) in fields(config).items() if key.rpartition(".")[2] == "path"]
+    named += [named_path(model)[1] for key in ("compare", "experts", "adapters") for model in config.get(key, ())]
+    parts = [part for model in named for part in parts_of(model)]
+    if not config.get("mergekit") and not any(map(_may_be_adapter, parts)):
+        raise ConfigError(
+            f"config.model.base={border.shown(base)} is the model under an adapter, and {config.model.path} is none; "
+            "give it as --config.model.path, or leave it out"
+        )
+    check_model("model.base", base)
+
+
+def _may_be_adapter(path: str) -> bool:
+    """True for an adapter, a run with one, and what only the hub knows."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return path not in ("mini", "smollm2") and bool(HUB_ID.fullmatch(path))
+    return any((place / "adapter_config.json").is_file() for place in (folder, folder / "export" / "adapter"))
 
 
 def _first(path: str) -> str:

@@ -27,7 +27,7 @@ from mmedexpert_jax.launch.job_plan import (
     preflight,
 )
 from mmedexpert_jax.runtime import costs, files, processes
-from mmedexpert_jax.runtime.run import delete_runs, refuse_drift
+from mmedexpert_jax.runtime.run import delete_runs, refuse_drift, refuse_folder
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -92,6 +92,7 @@ def _carry_out(config: ConfigDict) -> None:
     if config.plan:
         if config.job == "export" and config.format == "adapter":
             adapter_folder(config.model.path)
+        refuse_folder(config.workdir, config.job)
         if not config.fresh and config.job not in DRIFTING:
             refuse_drift(config.workdir, config)
         if config.job in COUNTED:
