@@ -92,16 +92,22 @@ def check_fields(config: ConfigDict) -> None:
             check_value(key, value, facts.get(key) or field_of(key, str(job)))
     if job not in JOBS:
         raise ConfigError(f"config.job={border.shown(job)} is no job; set it to one of {', '.join(JOBS)}")
-    for key, (kind, optional, _) in defaults(job).items():
+    for key, (kind, optional, default) in defaults(job).items():
         own, _, value = found.get(key, (None, False, None))
         if own is None:
             raise ConfigError(
                 f"config.{key} is missing, which the job {job} reads; let your config file begin with that of the job: "
                 f'read_config("configs/{job}.py").unlock()'
             )
-        if (value is None and optional) or own is kind or (own, kind) in ((int, float), (list, tuple)):
-            continue
-        raise ConfigError(f"config.{key} expects {in_words(kind, optional)}, got {border.shown(value)}")
+        if not (value is None and optional) and not _is_of(kind, value, default):
+            raise ConfigError(f"config.{key} expects {in_words(kind, optional)}, got {border.shown(value)}")
+
+
+def _is_of(kind: type, value: Any, default: Any = None) -> bool:
+    """True for a value of a field's type; the parts of several are as the default's first, text where it has none."""
+    if kind is tuple and isinstance(value, list | tuple):
+        return all(_is_of(type(default[0]) if default else str, part) for part in value)
+    return type(value) is kind or (type(value), kind) == (int, float)
 
 
 def check_value(key: str, value: Any, field: Field | None = None) -> None:
