@@ -74,10 +74,7 @@ def find_config(path: str) -> Path:
         for folder in search_folders():
             if (folder / path).is_file():
                 return folder / path
-        places = (
-            name for name in (f"{path}.py", as_module) for folder in search_folders() if (folder / name).is_file()
-        )
-        meant = next(places, "")
+            meant = meant or next((name for name in (f"{path}.py", as_module) if (folder / name).is_file()), "")
     path = border.cut(path)
     known = list(available())
     stems = {Path(name).stem: name for name in known}  # all paths are alike in "configs/" and ".py"
