@@ -27,7 +27,7 @@ from mmedexpert_jax.launch.job_plan import (
     preflight,
 )
 from mmedexpert_jax.runtime import costs, files, processes
-from mmedexpert_jax.runtime.run import delete_runs, refuse_drift, refuse_folder
+from mmedexpert_jax.runtime.run import delete_runs, refuse_drift, refuse_folder, refuse_in_use
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -152,15 +152,19 @@ def run_job(config: ConfigDict) -> bool:
 
     keep_programs()
     keep, drift = config.get("keep_checkpoints", 2), config.job in DRIFTING
+    inner = [Path(config.workdir) / name for name in INNER_RUNS.get(config.job, ()) if config.fresh]
+    if processes.is_writer():
+        for folder in inner:  # before anything of the run is deleted
+            refuse_in_use(folder)
     opened = Run.open(config.workdir, config, fresh=config.fresh, keep=keep, drift=drift)
     with device_errors(), opened as run, processes.log(run.path / "logs"):
         if run.done and config.job not in REPEATABLE:
             print(f"{config.job} in {config.workdir} is already finished", flush=True)
             return False
         print(f"{config.job} (preset {config.preset}) in {config.workdir}", flush=True)
-        if config.fresh and processes.is_writer():
-            for name in INNER_RUNS.get(config.job, ()):
-                delete_runs(run.path / name)
+        if processes.is_writer():
+            for folder in inner:
+                delete_runs(folder)
         if config.job in TOGETHER:
             JOBS[config.job](config, run)
         elif processes.is_writer():

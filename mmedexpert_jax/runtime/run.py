@@ -353,6 +353,13 @@ def _wipe(path: Path, keep: tuple[str, ...] = ()) -> None:
                 (path / name).unlink(missing_ok=True)
 
 
+def refuse_in_use(folder: Path) -> None:
+    """Raises ResourceError where a run in a folder, however deep, is open in another process."""
+    for lock in folder.rglob(".lock") if folder.is_dir() else ():
+        if files.is_run(lock.parent):
+            _lock(lock.parent).close()
+
+
 def delete_runs(folder: Path) -> None:
     """Deletes the runs in a folder, itself one or not, file by file that runs have; what else is there stays."""
     if folder.is_symlink() or not folder.is_dir():
