@@ -135,7 +135,7 @@ class Job:
 
 def _prepare(config: ConfigDict, folder: Path) -> Job:
     """Reads data and model, and finds what is wrong with them before any work."""
-    _check(config)
+    _check(config, {})
     files: Files = {}  # of users' functions: run anew, since trying them out may have changed what they hold
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     network = functools.cache(lambda: (*_network(config, mesh), load_processor(config.model.path)))
@@ -211,16 +211,17 @@ def _sample(job: Job, config: ConfigDict, key: jax.Array, state: State, step: in
 
 def preflight(config: ConfigDict, cases: list[Case]) -> None:
     """Raises what `train` would raise of the config, of a user's functions, and of what they say of the cases."""
-    _check(config)
-    reward.from_config(config)
+    files: Files = {}
+    _check(config, files)
+    reward.from_config(config, files=files)
     _guidelines(config, cases).tell_unmatched()
     difficulties(
         cases, config.curriculum, dict.fromkeys((case.id for case in cases), 0.0) if config.filter.samples else None
     )
 
 
-def _check(config: ConfigDict) -> None:
-    """Refuses what can be known to be wrong before any work."""
+def _check(config: ConfigDict, files: Files) -> None:
+    """Refuses what can be known to be wrong before any work; `files` of users' functions are run."""
     if config.num_samples < 2:
         raise ConfigError(
             f"config.num_samples is {config.num_samples}; group advantages (equation 4) need at least 2 samples"
@@ -235,10 +236,10 @@ def _check(config: ConfigDict) -> None:
         raise ConfigError(
             "config.ref_mixup below 1 mixes weights; deltas are copied: set ref_mixup=1, or trainable=full"
         )
-    _try_out(config)
+    _try_out(config, files)
 
 
-def _try_out(config: ConfigDict) -> None:
+def _try_out(config: ConfigDict, files: Files) -> None:
     """Runs the estimator and the surrogate on two groups of two. Raises ConfigError where they cannot be had, fail,
     or, as a user's own, give something else than is asked of them."""
     values, weights = np.eye(2, dtype=np.float32)[..., None], np.ones(1, np.float32)
@@ -246,7 +247,7 @@ def _try_out(config: ConfigDict) -> None:
     eps, ddof = config.advantage_eps, config.advantage_ddof
     terms = functools.partial(policy_terms, logprobs, None, None, advantages, mask, beta=0)
     calls: dict[str, tuple[Callable[[str], Any], tuple[int, ...]]] = {
-        "advantage_scale": (lambda name: np.asarray(estimator(name)(values, weights, eps, ddof)), (2, 2)),
+        "advantage_scale": (lambda name: np.asarray(estimator(name, files)(values, weights, eps, ddof)), (2, 2)),
         "surrogate": (lambda name: terms(surrogate=name).loss, ()),
     }
     for field, (call, shape) in calls.items():
