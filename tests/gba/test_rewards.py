@@ -162,6 +162,7 @@ class Empty:
     def __call__(self, case, text, **_): return len(seen)
 def size(text): return len(text)
 def sizes(cases, texts, **_):
+    os.chdir("/")
     seen.extend(texts)
     return list(map(pickle.loads(pickle.dumps(size)), texts))  # as a pool of processes is given its work
 empty = Empty()
@@ -180,6 +181,7 @@ def test_the_functions_of_a_file_share_what_it_holds(tmp_path, monkeypatch):
     scoring = rewards.from_config(config(**{"rewards.functions": functions}), files=files)[-2:]
     assert Path.cwd() == tmp_path
     assert rewards.score(scoring, rollout(["a", "abc"]), 100).values.tolist() == [[[1.0, 2.0], [3.0, 2.0]]]
+    assert Path.cwd() == tmp_path
     own = estimator("mine.py:mean", files)
     given = np.zeros((1, 2, 1)), np.ones(1), "mine.py:mean"
     assert [estimate(*given, function=own)[0, 0] for _ in range(2)] == [3, 4]
