@@ -120,7 +120,9 @@ def check_value(key: str, value: Any, field: Field | None = None) -> None:
     given = [name.strip() for name in listed] if field.several else [value]
     wrong = [name for name in given if field.choices and name not in field.choices]
     if wrong and not (field.own and "." in str(value)):
-        close = difflib.get_close_matches(str(wrong[0])[:100], field.choices, n=1, cutoff=0.5)
+        text = str(wrong[0])[:100]
+        close = [choice for choice in field.choices if choice.lower() == text.lower()]
+        close = close or difflib.get_close_matches(text, field.choices, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
         names = ", ".join(choice or '""' for choice in field.choices)
         raise ConfigError(f"config.{key}={border.cut(str(wrong[0]))} is unknown; {hint}choose one of {names}")
