@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config.fields import HUB_ID
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.runtime import files
 
 STACKED = "*"  # in a module's path: all layers of a list, stacked along a first axis of their factors (models/tree.py)
 TARGETS = ("all-linear", "text")
-HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _FACTOR = re.compile(r"\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.weight)?$")
 # Fields of adapter_config.json with the only values under which the factors mean plain LoRA
 _PLAIN: dict[str, tuple] = {

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import difflib
 import functools
+import importlib.util
 import io
 import math
 import re
@@ -67,15 +68,18 @@ def split_spec(spec: str) -> tuple[str, str]:
 
 def find_config(path: str) -> Path:
     """Finds a config file. Raises ConfigError that lists what is available."""
+    as_module = path.removesuffix(".py").replace(".", "/").removeprefix("mmedexpert_jax/") + ".py"
+    meant = ""
     with contextlib.suppress(OSError, ValueError):  # a path longer than the system takes, or with a zero byte
         for folder in search_folders():
             if (folder / path).is_file():
                 return folder / path
+            meant = meant or next((name for name in (f"{path}.py", as_module) if (folder / name).is_file()), "")
     path = border.cut(path)
     known = list(available())
     stems = {Path(name).stem: name for name in known}  # all paths are alike in "configs/" and ".py"
-    close = difflib.get_close_matches(Path(path).stem, stems, n=1)
-    hint = f"did you mean {stems[close[0]]}? " if close else ""
+    close = [meant] if meant else [stems[name] for name in difflib.get_close_matches(Path(path).stem, stems, n=1)]
+    hint = f"did you mean {close[0]}? " if close else ""
     raise ConfigError(f"no such config file: {path}; {hint}available: {', '.join(known) or 'none'}")
 
 
@@ -123,8 +127,9 @@ def read_config(spec: str) -> ConfigDict:
             f"{name} has no preset {border.shown(preset)}; {hint}available: {', '.join(presets) or 'none'}"
         )
     try:
-        get_config = _run(path, _source(path))["get_config"]
-        config = get_config(preset) if preset else get_config()
+        with contextlib.chdir("."):  # paths of the job begin where it was started, wherever the file goes
+            get_config = _run(path, _source(path))["get_config"]
+            config = get_config(preset) if preset else get_config()
     except ConfigError:
         raise
     except KeyError as error:
@@ -292,7 +297,7 @@ def _parse(path: Path) -> ast.Module:
 
 
 def _source(path: Path) -> str:
-    return border.read_bytes(path, 1 << 20, ConfigError).decode()
+    return importlib.util.decode_source(border.read_bytes(path, 1 << 20, ConfigError))
 
 
 def _comments(path: Path) -> dict[str, str]:
@@ -352,9 +357,15 @@ def _unknown_key(key: str, known: list[str]) -> str:
         return f"config.{key} is a group, not a field; it holds {', '.join(inside)}"
     leaf = key.rpartition(".")[2]
     same = [k for k in known if k.rpartition(".")[2] == leaf][:1]
-    close = [name for name in (elsewhere(leaf, known),) if name] or difflib.get_close_matches(key, known, n=1) or same
+    meant = [name for name in (elsewhere(leaf, known), *_cased(key, known)) if name]
+    close = meant or difflib.get_close_matches(key, known, n=1) or same
     hint = f"did you mean config.{close[0]}? " if close else ""
     return f"no field config.{key} in this config; {hint}--list_config shows all"
+
+
+def _cased(key: str, known: list[str]) -> list[str]:
+    """The keys that differ from this one in capitals alone."""
+    return [name for name in known if name.lower() == key.lower()]
 
 
 def _number(value: Any) -> float:
@@ -398,7 +409,7 @@ def _to_tuple(value: Any, default: Any) -> tuple:
         bare = value.strip()
         if bare[:1] + bare[-1:] in ("()", "[]"):  # around all of it: a last element may end in a bracket of its own
             bare = bare[1:-1]
-        value = [part.strip().strip("'\"") for part in bare.split(",") if part.strip()]
+        value = [part.strip().strip("'\"") for part in _PART.findall(bare) if part.strip()]
     if not isinstance(value, list | tuple):
         raise TypeError
     if not default:
@@ -406,6 +417,8 @@ def _to_tuple(value: Any, default: Any) -> tuple:
     kind = type(default[0]) if default else str
     return tuple(_CONVERTERS[kind](part, None) for part in value)
 
+
+_PART = re.compile(r"""\s*('[^']*'|"[^"]*"|[^,]*)\s*(?:,|$)""")  # of values with commas between them, and in quotes
 
 _CONVERTERS = {int: _to_int, float: _to_float, bool: _to_bool, str: _to_str, tuple: _to_tuple}
 _EXPECTED = {

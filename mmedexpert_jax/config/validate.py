@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import (
     BENCHMARK,
+    HUB_ID,
     SPECIALTIES,
     Field,
     elsewhere,
@@ -28,24 +29,26 @@ from mmedexpert_jax.errors import ConfigError, DataError, holds_login
 INT_MAX = 2**31 - 1  # of any integer field: what an int32 holds
 FLOAT_MIN, FLOAT_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # sizes that float32 holds; smaller ones count as 0
 ELSEWHERE = re.compile(r"([^:/]*=)?(system|endpoint|transformers):")  # models that are not files here
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
+WRITTEN = ("workdir", "output", "answers", "stages")  # fields that name what a job writes
 # the default folder of a job's run: a path in it that is not there yet is what that job will make
 RUN = re.compile(r"(?:\./)?runs/(ablation|dataset|dsa|export|gba|merge|pipeline|pretrain)-(\w+)(?:/(\w+))?(?:/.*)?")
 
 
 def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
-    """Checks values and paths of any job's config; the stages of a pipeline by the same rules.
+    """Checks what does not go together, and the paths, of a config whose fields are right each (`check_fields`); the
+    stages of a pipeline by the same rules.
 
     Args:
         config: of the job.
         merged: paths of the models that a mergekit file names; read after the values are checked.
 
     Raises:
-        ConfigError: a value outside its range or choices.
+        ConfigError: values that do not go together.
         DataError: a model, expert or data path where there is nothing to read.
     """
-    check_fields(config)
     _check_plan(config)
+    for name in WRITTEN:
+        _check_place(name, config.get(name))
     if "seeds" in config:
         _check_seeds(config.seeds)
     for prefix, stage in [("", config), *((f"{name}.", config[name]) for name in ("dsa", "gba") if name in config)]:
@@ -67,6 +70,7 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
     for model in merged:
         for part in parts_of(model):
             check_model("mergekit" if config.get("mergekit") else "experts", part)
+    _check_base(config)
     for weight in config.get("weights", ()):
         convert("weights", weight, float)
     if config.get("job") == "review":
@@ -89,16 +93,22 @@ def check_fields(config: ConfigDict) -> None:
             check_value(key, value, facts.get(key) or field_of(key, str(job)))
     if job not in JOBS:
         raise ConfigError(f"config.job={border.shown(job)} is no job; set it to one of {', '.join(JOBS)}")
-    for key, (kind, optional, _) in defaults(job).items():
+    for key, (kind, optional, default) in defaults(job).items():
         own, _, value = found.get(key, (None, False, None))
         if own is None:
             raise ConfigError(
                 f"config.{key} is missing, which the job {job} reads; let your config file begin with that of the job: "
                 f'read_config("configs/{job}.py").unlock()'
             )
-        if (value is None and optional) or own is kind or (own, kind) in ((int, float), (list, tuple)):
-            continue
-        raise ConfigError(f"config.{key} expects {in_words(kind, optional)}, got {border.shown(value)}")
+        if not (value is None and optional) and not _is_of(kind, value, default):
+            raise ConfigError(f"config.{key} expects {in_words(kind, optional)}, got {border.shown(value)}")
+
+
+def _is_of(kind: type, value: Any, default: Any = None) -> bool:
+    """True for a value of a field's type; the parts of several are as the default's first, text where it has none."""
+    if kind is tuple and isinstance(value, list | tuple):
+        return all(_is_of(type(default[0]) if default else str, part) for part in value)
+    return type(value) is kind or (type(value), kind) == (int, float)
 
 
 def check_value(key: str, value: Any, field: Field | None = None) -> None:
@@ -111,7 +121,9 @@ def check_value(key: str, value: Any, field: Field | None = None) -> None:
     given = [name.strip() for name in listed] if field.several else [value]
     wrong = [name for name in given if field.choices and name not in field.choices]
     if wrong and not (field.own and "." in str(value)):
-        close = difflib.get_close_matches(str(wrong[0])[:100], field.choices, n=1, cutoff=0.5)
+        text = str(wrong[0])[:100]
+        close = [choice for choice in field.choices if choice.lower() == text.lower()]
+        close = close or difflib.get_close_matches(text, field.choices, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
         names = ", ".join(choice or '""' for choice in field.choices)
         raise ConfigError(f"config.{key}={border.cut(str(wrong[0]))} is unknown; {hint}choose one of {names}")
@@ -199,6 +211,19 @@ def _check_held_out(config: ConfigDict) -> None:
         )
 
 
+def _check_place(key: str, path: Any) -> None:
+    """Raises ConfigError for a path to write that the system would take for a new folder here, which nobody means."""
+    if not isinstance(path, str) or not path:
+        return
+    place = f"config.{key}={border.shown(path)}"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        raise ConfigError(f"{place} is a URL, and files go to folders; mount it and give the folder")
+    if unfilled := re.match(r"(.*/)?(\$\{?[A-Za-z_]\w*\}?)", path):
+        raise ConfigError(f"{place} holds {unfilled[2]}, which no shell has filled in; write it out")
+    if path != path.strip():
+        raise ConfigError(f"{place} begins or ends with a space; leave it out")
+
+
 def _check_plan(config: ConfigDict) -> None:
     """The fields that a plan alone reads: without one, the job itself would start."""
     for key in ("plan_mesh", "plan_compile"):
@@ -246,7 +271,7 @@ def _check_factory(config: ConfigDict) -> None:
     for entry in config.data.licences:
         if not all(part.strip() for part in (entry.partition("=")[0], entry.partition("=")[2])):
             raise ConfigError(f"config.data.licences: {entry!r} is not name=licence, such as plain=CC-BY-4.0")
-    if config.push_to and not HUB_ID.fullmatch(config.push_to):
+    if config.push_to and (not (hub := HUB_ID.fullmatch(config.push_to)) or hub["revision"]):
         raise ConfigError(f"config.push_to must be owner/name, got {config.push_to!r}")
     if not config.stages:
         raise ConfigError(f"config.stages is empty; choose among {', '.join(known)}")
@@ -291,6 +316,31 @@ def check_model(key: str, path: str) -> None:
         if any(next(folder.glob(kind), None) for kind in ("*.bin", "*.pt", "*.pth", "*.gguf")):
             hint = "; transformers' save_pretrained writes weights of another format as safetensors"
         raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/{hint}")
+
+
+def _check_base(config: ConfigDict) -> None:
+    """Raises ConfigError where nothing that the config names is an adapter, whose base `model.base` would be, and
+    DataError where that is nothing loadable."""
+    base = config.get("model", {}).get("base", "")
+    if not base:
+        return
+    named = [value for key, (_, _, value) in fields(config).items() if key.rpartition(".")[2] == "path"]
+    named += [named_path(model)[1] for key in ("compare", "experts", "adapters") for model in config.get(key, ())]
+    parts = [part for model in named for part in parts_of(model)]
+    if not config.get("mergekit") and not any(map(_may_be_adapter, parts)):
+        raise ConfigError(
+            f"config.model.base={border.shown(base)} is the model under an adapter, and {config.model.path} is none; "
+            "give it as --config.model.path, or leave it out"
+        )
+    check_model("model.base", base)
+
+
+def _may_be_adapter(path: str) -> bool:
+    """True for an adapter, a run with one, and what only the hub knows."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return path not in ("mini", "smollm2") and bool(HUB_ID.fullmatch(path))
+    return any((place / "adapter_config.json").is_file() for place in (folder, folder / "export" / "adapter"))
 
 
 def _first(path: str) -> str:

@@ -114,7 +114,8 @@ def new_data(folder: str | Path) -> list[Path]:
     """
     root = Path(folder).expanduser()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ConfigError(f"{root} is not empty; give a new folder")
+        found = "is not empty" if root.is_dir() else "is no folder"
+        raise ConfigError(f"{root} {found}; give a new folder")
     picture = Image.new("RGB", (112, 112), (230, 226, 218))
     draw = ImageDraw.Draw(picture)
     for x, y in ((35, 40), (75, 70)):

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.gba.own_functions import find_function
+from mmedexpert_jax.gba.own_functions import Files, find_function
 
 
 def group_advantages(
@@ -133,10 +133,12 @@ def estimate(
     name: str,
     eps: float = 1e-4,
     ddof: int = 1,
-    own: Estimator | None = None,
+    function: Estimator | None = None,
 ) -> np.ndarray:
     """Advantages [N, G] float32 of rewards by function [N, G, F] under one of ESTIMATORS, or one's own
-    ("path.py:function"); 0 where all abstained. `own` is that function where it is loaded: a file is executed for it.
+    ("path.py:function"); 0 where all abstained.
+
+    `function` is that of `name`, found before: one's own may remember what it was given in earlier steps.
 
     Raises:
         ConfigError: fewer than two samples in a group; one's own that fails, or gives other than [N, G] finite numbers.
@@ -145,18 +147,18 @@ def estimate(
     _check_size(values.shape[1])
     given = np.asarray(values, np.float32), np.asarray(weights, np.float32), eps, ddof
     with np.errstate(invalid="ignore", divide="ignore"):
-        advantages = ESTIMATORS[name](*given) if name in ESTIMATORS else _of_own(name, own, *given)
+        advantages = ESTIMATORS[name](*given) if name in ESTIMATORS else _of_own(name, function, *given)
     return np.nan_to_num(advantages, nan=0.0).astype(np.float32)
 
 
-def estimator(name: str) -> Estimator:
-    """One of ESTIMATORS, or one's own. Raises ConfigError."""
-    return find_function(name, ESTIMATORS, "config.advantage_scale")
+def estimator(name: str, files: Files | None = None) -> Estimator:
+    """One of ESTIMATORS, or one's own, of `files` where its file was run before. Raises ConfigError."""
+    return find_function(name, ESTIMATORS, "config.advantage_scale", files)
 
 
-def _of_own(name: str, own: Estimator | None, values: np.ndarray, *given: Any) -> np.ndarray:
+def _of_own(name: str, function: Estimator | None, values: np.ndarray, *given: Any) -> np.ndarray:
     """A user's own estimate. Raises ConfigError where it fails or is none; NaN is that of a sample without reward."""
-    own = own or estimator(name)
+    own = function or estimator(name)
     try:
         advantages = np.asarray(own(values, *given), np.float32)
     except Exception as error:  # the function is the user's: anything may be raised in it

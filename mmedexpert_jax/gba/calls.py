@@ -1,6 +1,7 @@
 """Calls of users' functions: in parallel, each with a time limit, and again after a failure."""
 
 import asyncio
+import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Sequence
@@ -46,8 +47,9 @@ def call_all(
             outcome["error"] = error
 
     thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join()
+    with contextlib.chdir("."):  # the job goes on in its folder, wherever a function went
+        thread.start()
+        thread.join()
     if "error" in outcome:
         raise outcome["error"]
     return outcome["results"]

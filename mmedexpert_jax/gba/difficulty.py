@@ -58,7 +58,18 @@ def read_rates(file: Path) -> list[Rate]:
     if not file.exists():
         return []
     whole = ((number, line) for number, line in border.read_lines(file) if line.endswith(b"\n"))
-    return [border.parse_json(line, f"{file} line {number}", Rate) for number, line in whole]
+    return [_rate(line, f"{file} line {number}") for number, line in whole]
+
+
+def _rate(line: bytes, place: str) -> Rate:
+    fix = "delete the line, and its case is asked again"
+    try:
+        rate = border.parse_json(line, place, Rate)
+    except DataError as error:
+        raise DataError(f"{error}; {fix}") from None
+    if not 0 <= rate.right <= rate.samples:
+        raise DataError(f"{place}: {rate.right} of {rate.samples} answers cannot be right; {fix}")
+    return rate
 
 
 def within(cases: Sequence[Case], rates: dict[str, float], least: float, most: float) -> list[Case]:

@@ -1,43 +1,51 @@
 """A user's own functions: rewards, surrogates and estimators in files or modules outside the package."""
 
+import contextlib
 import importlib
 import inspect
-import runpy
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
 
+Files = dict[Path, ModuleType]  # that were run, each once for all of a run's functions: they may share what it holds
 
-def find_function(name: str, known: Mapping[str, Callable[..., Any]], field: str) -> Callable[..., Any]:
+
+def find_function(
+    name: str, known: Mapping[str, Callable[..., Any]], field: str, files: Files | None = None
+) -> Callable[..., Any]:
     """The function of a table, or a user's own where the name has a dot. Raises ConfigError, which names the field."""
     if name in known:
         return known[name]
     if "." not in name:
         choices = ", ".join(known)
         raise ConfigError(f'{field}={border.shown(name)} is unknown; one of {choices}, or your own "path.py:function"')
-    return load_function(name, f"{field}={border.shown(name)}")
+    return load_function(name, f"{field}={border.shown(name)}", files)
 
 
-def load_function(spec: str, place: str) -> Callable[..., Any]:
-    """The function that "module.function" or "path.py:function" names. Raises ConfigError that begins with `place`."""
+def load_function(spec: str, place: str, files: Files | None = None) -> Callable[..., Any]:
+    """The function that "module.function" or "path.py:function" names, of `files` where its file was run before.
+
+    Raises ConfigError that begins with `place`.
+    """
     file, _, name = spec.strip().rpartition(":") if ".py:" in spec else spec.strip().rpartition(".")
     try:
         if file.endswith(".py"):
-            path = Path(file).expanduser()
-            if (folder := str(path.resolve().parent)) not in sys.path:
-                sys.path.append(folder)  # for what it imports from beside it, as if it were run
-            module: Any = SimpleNamespace(**runpy.run_path(str(path)))
+            module = _ran(Path(file).expanduser(), {} if files is None else files)
         else:
             module = importlib.import_module(file)
-        if not (function := getattr(module, name, None)):
+        if (function := getattr(module, name, None)) is None:
             raise AttributeError(f"{border.shown(file)} has no {border.shown(name)}")
         if not callable(function):
             raise TypeError(f"{name} is no function")
+        if inspect.isclass(function):
+            raise TypeError(f"{name} is a class; name an object of it, such as one = {name}()")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"{name} yields; let it return")
         next(iter(inspect.signature(function).parameters.values()))
     except ConfigError:
         raise
@@ -47,3 +55,19 @@ def load_function(spec: str, place: str) -> Callable[..., Any]:
         reason = border.told(error, 160)
         raise ConfigError(f'{place} is not "module.function" or "path.py:function" ({reason})') from None
     return function
+
+
+def _ran(path: Path, files: Files) -> ModuleType:
+    """The module of a file, run where it is not among `files`. Raises whatever it raises."""
+    place = path.resolve()
+    if place in files:
+        return files[place]
+    if str(place.parent) not in sys.path:
+        sys.path.append(str(place.parent))  # for what it imports from beside it, as if it were run
+    module = ModuleType(f"own_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where a pool of processes looks for its functions
+    with contextlib.chdir("."):  # paths of the job begin where it was started, wherever the file goes
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    files[place] = module
+    return module

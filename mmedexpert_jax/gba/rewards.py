@@ -18,7 +18,7 @@ from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba.advantages import totals
 from mmedexpert_jax.gba.calls import call_all
-from mmedexpert_jax.gba.own_functions import load_function
+from mmedexpert_jax.gba.own_functions import Files, load_function
 from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.statements import stated
 
@@ -98,7 +98,7 @@ class WeightedReward:
 
 
 def from_config(
-    config: ConfigDict, folder: Path | None = None, own: "Network | None" = None
+    config: ConfigDict, folder: Path | None = None, own: "Network | None" = None, files: Files | None = None
 ) -> tuple[WeightedReward, ...]:
     """The rewards of a run: those of `config.rewards` with a weight, and accuracy even without, since it is watched.
 
@@ -108,6 +108,7 @@ def from_config(
         config: of the job gba.
         folder: of the run, where a judge's answers are kept; None: they are not asked for, as in a plan.
         own: the run's network, for rewards that ask it.
+        files: of users' functions that were run before; those that are run here are added.
 
     Raises:
         ConfigError: a function that cannot be imported, a weight that is no finite number, a name that stands twice, a
@@ -125,7 +126,8 @@ def from_config(
 
         similar = SimilarityReward.from_config(config, folder, own)
         chosen.append(WeightedReward("similarity", config.rewards.similarity.weight, similar))
-    chosen += [_custom(spec) for spec in config.rewards.functions]
+    files = {} if files is None else files
+    chosen += [_custom(spec, files) for spec in config.rewards.functions]
     twice = [name for name, count in Counter(reward.name for reward in chosen).items() if count > 1]
     if twice:
         raise ConfigError(f"config.rewards.functions: two rewards are called {twice[0]}; rename one")
@@ -136,19 +138,19 @@ def from_config(
     return tuple(chosen)
 
 
-def _custom(spec: str) -> WeightedReward:
+def _custom(spec: str, files: Files) -> WeightedReward:
     """A user's function from "module.function=weight" or "path.py:function=weight"."""
     found = re.fullmatch(r"(.*)=([^=/:]*)", spec, re.DOTALL)  # a folder may have a "=" too
-    path, weight = found.groups() if found else (spec, "")
+    path, weight = found.groups() if found else (spec, "1")
     place = f"config.rewards.functions: {border.shown(spec)}"
     try:
-        number = float(weight or 1)
+        number = float(weight.encode("ascii"))  # as text it would read the digits of every script
     except ValueError:
         number = float("nan")
     if not abs(number) <= LARGEST:
         raise ConfigError(f"{place}: the weight {border.shown(weight)} is no finite number of float32")
     name = path.strip().replace(":", ".").rpartition(".")[2]
-    reward = WeightedReward(name, number, load_function(path, place), own=True)
+    reward = WeightedReward(name, number, load_function(path, place, files), own=True)
     told = ("paradigms", "lengths") if reward.whole else ("paradigm", "length")
     _check_takes(reward.function, ("cases" if reward.whole else "case", "text"), told, place)
     return reward

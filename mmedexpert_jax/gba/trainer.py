@@ -26,6 +26,7 @@ from mmedexpert_jax.gba.difficulty import difficulties, selected
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Difficulties, Guidelines, load_texts
 from mmedexpert_jax.gba.objective import policy_terms
+from mmedexpert_jax.gba.own_functions import Files
 from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.gba.rooms import PromptSize
@@ -117,7 +118,7 @@ class Job:
         steps: rollouts of the run.
         part: prompts of a micro-batch on each device.
         specialties: of the cases, in the order in which they are counted.
-        estimator: of the advantages, loaded once: a user's file that is edited in mid-run changes nothing.
+        estimator: of `advantage_scale`.
     """
 
     scoring: tuple[reward.WeightedReward, ...]
@@ -134,12 +135,13 @@ class Job:
 
 def _prepare(config: ConfigDict, folder: Path) -> Job:
     """Reads data and model, and finds what is wrong with them before any work."""
-    _check(config)
+    _check(config, {})
+    files: Files = {}  # of users' functions: run anew, since trying them out may have changed what they hold
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     if config.rollout_ahead and mesh.size > 1:  # two threads would start collectives in an order of their own
         raise ConfigError(f"config.rollout_ahead=1 takes one device, and the mesh has {mesh.size}; set it to 0")
     network = functools.cache(lambda: (*_network(config, mesh), load_processor(config.model.path)))
-    scoring = reward.from_config(config, folder, network)
+    scoring = reward.from_config(config, folder, network, files)
     cases = load_cases(config.data.path, "train", limit=config.limit, seed=config.seed)
     _guidelines(config, cases)
     processor = load_processor(config.model.path)
@@ -161,7 +163,7 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     if config.advantage_weights != "equal":
         memory[DOMAINS] = new_counts(len(specialties))
     learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory)
-    own = estimator(config.advantage_scale)
+    own = estimator(config.advantage_scale, files)
     return Job(scoring, guidelines, batches, processor, model, learner, steps, part, specialties, own)
 
 
@@ -172,8 +174,8 @@ def _step(
     learner, began = job.learner, time.perf_counter()
     rollout, scores, values = rounds(state, step)  # y_1 .. y_G ~ pi(. | p) and r(p, y)
     rewards, eps, ddof = totals(values, scores.weights), config.advantage_eps, config.advantage_ddof
-    scale = config.advantage_scale
-    advantages = estimate(values, scores.weights, scale, eps, ddof, job.estimator)  # equation 4
+    given = values, scores.weights, config.advantage_scale, eps, ddof
+    advantages = estimate(*given, job.estimator)  # equation 4
     if DOMAINS in state.memory:
         advantages, state = _weighted(advantages, job, config, state, rollout, rewards, values)
     rollout = _for_update(rollout.with_advantages(advantages), rewards, config, step)
@@ -209,16 +211,17 @@ def _sample(job: Job, config: ConfigDict, key: jax.Array, state: State, step: in
 
 def preflight(config: ConfigDict, cases: list[Case]) -> None:
     """Raises what `train` would raise of the config, of a user's functions, and of what they say of the cases."""
-    _check(config)
-    reward.from_config(config)
+    files: Files = {}
+    _check(config, files)
+    reward.from_config(config, files=files)
     _guidelines(config, cases).tell_unmatched()
     difficulties(
         cases, config.curriculum, dict.fromkeys((case.id for case in cases), 0.0) if config.filter.samples else None
     )
 
 
-def _check(config: ConfigDict) -> None:
-    """Refuses what can be known to be wrong before any work."""
+def _check(config: ConfigDict, files: Files) -> None:
+    """Refuses what can be known to be wrong before any work; `files` of users' functions are run."""
     if config.num_samples < 2:
         raise ConfigError(
             f"config.num_samples is {config.num_samples}; group advantages (equation 4) need at least 2 samples"
@@ -233,10 +236,10 @@ def _check(config: ConfigDict) -> None:
         raise ConfigError(
             "config.ref_mixup below 1 mixes weights; deltas are copied: set ref_mixup=1, or trainable=full"
         )
-    _try_out(config)
+    _try_out(config, files)
 
 
-def _try_out(config: ConfigDict) -> None:
+def _try_out(config: ConfigDict, files: Files) -> None:
     """Runs the estimator and the surrogate on two groups of two. Raises ConfigError where they cannot be had, fail,
     or, as a user's own, give something else than is asked of them."""
     values, weights = np.eye(2, dtype=np.float32)[..., None], np.ones(1, np.float32)
@@ -244,7 +247,7 @@ def _try_out(config: ConfigDict) -> None:
     eps, ddof = config.advantage_eps, config.advantage_ddof
     terms = functools.partial(policy_terms, logprobs, None, None, advantages, mask, beta=0)
     calls: dict[str, tuple[Callable[[str], Any], tuple[int, ...]]] = {
-        "advantage_scale": (lambda name: np.asarray(estimator(name)(values, weights, eps, ddof)), (2, 2)),
+        "advantage_scale": (lambda name: np.asarray(estimator(name, files)(values, weights, eps, ddof)), (2, 2)),
         "surrogate": (lambda name: terms(surrogate=name).loss, ()),
     }
     for field, (call, shape) in calls.items():

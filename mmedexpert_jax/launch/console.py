@@ -153,9 +153,9 @@ def _is_value(flag: str, argument: str, chosen: bool) -> bool:
 
 
 def _config(word: str) -> str:
-    """The config file of a job's name, with its preset; what has the form of a path stays."""
+    """The config file of a job's name, with its preset; what has the form of a path, or of a module, stays."""
     name, _, preset = word.partition(":")
-    path = name if name.endswith(".py") or "/" in name else f"configs/{name}.py"
+    path = name if "." in name or "/" in name else f"configs/{name}.py"
     return f"{path}:{preset}" if preset else path
 
 

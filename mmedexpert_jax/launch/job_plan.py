@@ -54,7 +54,7 @@ def describe(config: ConfigDict) -> str:
         from mmedexpert_jax.data import contamination_job
 
         lines += contamination_job.describe(config)
-    lines += [f"workdir  {run}: {state}", *_hours(config, counts), *_advice(config), *_changed(config)]
+    lines += [f"workdir  {run}: {state}", *_hours(config, counts), *_advice(config, counts), *_changed(config)]
     return "\n".join([*lines, f"nothing was run; without plan it starts; fields: mmedexpert {config.job} --help"])
 
 
@@ -151,11 +151,15 @@ def _check_cases(cases: list[Case], split: str, job: str, specialty: str, path: 
                 image.open()
 
 
-def _advice(config: ConfigDict) -> Iterator[str]:
-    """Lines on settings that run but rarely do what is wanted, and on the time it takes."""
+def _advice(config: ConfigDict, counts: Mapping[str, Counter | str]) -> Iterator[str]:
+    """Lines on settings that run but rarely do what is wanted."""
+    from mmedexpert_jax.plan.budget import training_steps
+    from mmedexpert_jax.train.optimizer import unreached
+
+    train = counts.get("train")
     kinds = {"": config} if config.job in ("dsa", "gba") else {}
     if config.job in SWEEPS:
-        kinds = {f"{name}.": config[name] for name in ("dsa", "gba")}
+        kinds = {f"{name}.": stage_config(config, name) for name in ("dsa", "gba")}
     for prefix, stage in kinds.items():
         # AdamW moves an entry by about lr a step, whatever the gradient: at 1e-6 a thousand steps move a LoRA factor
         # of typical size 0.02 by 0.001, and B, which starts at 0, keeps the delta a fifth of a percent of the weights.
@@ -164,6 +168,11 @@ def _advice(config: ConfigDict) -> Iterator[str]:
                 f"note     {prefix}lr {stage.lr:g} (appendix B) hardly moves LoRA deltas; others train them at 1e-5 to "
                 f"2e-4: --config.{prefix}lr=1e-5"
             )
+        runs = SPECIALTIES if stage.get("specialty") == "all" else ("",)
+        steps = [training_steps(stage, train, run) if isinstance(train, Counter) else stage.steps for run in runs]
+        updates = min(steps) * stage.get("inner_epochs", 1) * stage.get("minibatches", 1)
+        if sentence := unreached(stage, updates):
+            yield f"note     {prefix}{sentence}"
 
 
 def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str]:

@@ -27,7 +27,7 @@ from mmedexpert_jax.launch.job_plan import (
     preflight,
 )
 from mmedexpert_jax.runtime import costs, files, processes
-from mmedexpert_jax.runtime.run import delete_runs, refuse_drift
+from mmedexpert_jax.runtime.run import delete_runs, refuse_drift, refuse_folder, refuse_in_use
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -53,10 +53,12 @@ def launch(config: ConfigDict) -> None:
         _review(config)
         return
     from mmedexpert_jax.models.load import chosen
+    from mmedexpert_jax.runtime.devices import device_errors, in_32_bits
 
+    in_32_bits()
     model = config.get("model", {})
     how = model.get("vision_tower", ""), model.get("quantize", "none"), bool(model.get("pan_and_scan"))
-    with chosen(model.get("base", ""), model.get("max_pixels", 0), *how):
+    with device_errors(), chosen(model.get("base", ""), model.get("max_pixels", 0), *how):
         _carry_out(config)
 
 
@@ -92,6 +94,7 @@ def _carry_out(config: ConfigDict) -> None:
     if config.plan:
         if config.job == "export" and config.format == "adapter":
             adapter_folder(config.model.path)
+        refuse_folder(config.workdir, config.job)
         if not config.fresh and config.job not in DRIFTING:
             refuse_drift(config.workdir, config)
         if config.job in COUNTED:
@@ -125,13 +128,11 @@ def _review(config: ConfigDict) -> None:
 
 def _answer(config: ConfigDict) -> None:
     from mmedexpert_jax.launch import serve
-    from mmedexpert_jax.runtime.devices import device_errors
 
     if config.plan:
         print(serve.describe(config))
         return
-    with device_errors():
-        (serve.ask if config.job == "ask" else serve.run)(config)
+    (serve.ask if config.job == "ask" else serve.run)(config)
 
 
 def default_workdir(config: ConfigDict) -> str:
@@ -147,19 +148,23 @@ def default_workdir(config: ConfigDict) -> str:
 def run_job(config: ConfigDict) -> bool:
     """Opens the run of one job and carries it out, or goes on with it; a finished one is left alone (False)."""
     from mmedexpert_jax.runtime import Run
-    from mmedexpert_jax.runtime.devices import device_errors, keep_programs
+    from mmedexpert_jax.runtime.devices import keep_programs
 
     keep_programs()
     keep, drift = config.get("keep_checkpoints", 2), config.job in DRIFTING
+    inner = [Path(config.workdir) / name for name in INNER_RUNS.get(config.job, ()) if config.fresh]
+    if processes.is_writer():
+        for folder in inner:  # before anything of the run is deleted
+            refuse_in_use(folder)
     opened = Run.open(config.workdir, config, fresh=config.fresh, keep=keep, drift=drift)
-    with device_errors(), opened as run, processes.log(run.path / "logs"):
+    with opened as run, processes.log(run.path / "logs"):
         if run.done and config.job not in REPEATABLE:
             print(f"{config.job} in {config.workdir} is already finished", flush=True)
             return False
         print(f"{config.job} (preset {config.preset}) in {config.workdir}", flush=True)
-        if config.fresh and processes.is_writer():
-            for name in INNER_RUNS.get(config.job, ()):
-                delete_runs(run.path / name)
+        if processes.is_writer():
+            for folder in inner:
+                delete_runs(folder)
         if config.job in TOGETHER:
             JOBS[config.job](config, run)
         elif processes.is_writer():

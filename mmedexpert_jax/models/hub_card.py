@@ -2,10 +2,10 @@
 
 import json
 import math
-import re
 from pathlib import Path
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config.fields import HUB_ID
 from mmedexpert_jax.models.config import FAMILIES, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
 
@@ -20,7 +20,6 @@ _FORMAT = (
     "Its prompts give the question, lettered options, and ask to think inside <think></think> and to give the letter "
     "inside <answer></answer>."
 )
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def training_of(run: Path) -> str:
@@ -54,8 +53,8 @@ def model_card(config: ModelConfig, dtype: str, origin: str = "", about: str = "
     """
     count = sum(math.prod(shape) for shape in tensor_shapes(config).values())
     front = ["library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [mmedexpert-jax, medical]"]
-    if _is_hub_id(origin):
-        front.append(f"base_model: {json.dumps(origin)}")
+    if name := _on_the_hub(origin):
+        front.append(f"base_model: {json.dumps(name)}")
     made = f"Made from `{origin}` with" if origin else "Written by"
     text = config.text
     return f"""---
@@ -96,8 +95,8 @@ vLLM serves the directory as it stands: `vllm serve <this directory>`.
 def adapter_card(base: str, rank: int, about: str = "") -> str:
     """The card of a peft adapter of `rank` over `base`."""
     front = ["library_name: peft", "tags: [mmedexpert-jax, medical, lora]"]
-    if _is_hub_id(base):
-        front.append(f"base_model: {json.dumps(base)}")
+    if name := _on_the_hub(base):
+        front.append(f"base_model: {json.dumps(name)}")
     return f"""---
 {chr(10).join(front)}
 ---
@@ -118,5 +117,7 @@ model = PeftModel.from_pretrained(base, "this directory")
 """
 
 
-def _is_hub_id(name: str) -> bool:
-    return bool(_HUB_ID.fullmatch(name)) and not name.startswith("runs/") and not Path(name).exists()
+def _on_the_hub(src: str) -> str:
+    """The owner/name of a hub id, which the front matter takes without its revision; empty for a path."""
+    hub = HUB_ID.fullmatch(src)
+    return hub["name"] if hub and not src.startswith("runs/") and not Path(src).exists() else ""

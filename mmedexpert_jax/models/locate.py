@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import lora as lora_module
+from mmedexpert_jax.config.fields import HUB_ID
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.models.stored_tensors import read_json
 
@@ -89,7 +90,7 @@ def locate(src: str | Path) -> Path:
         return next((export for export in exports if export.is_dir()), path)
     if path.exists():
         raise DataError(f"{path} is a file; give the directory of the model")
-    if not lora_module.HUB_ID.fullmatch(str(src)) or str(src).startswith("."):
+    if not HUB_ID.fullmatch(str(src)):
         raise DataError(
             f"{path}: no such model directory; give a directory, a hub id (owner/name), mini, smollm2 or random:<size>"
         )

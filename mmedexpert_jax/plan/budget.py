@@ -176,6 +176,8 @@ def _steps(config: ConfigDict, devices: Devices) -> Iterator[dict[str, Any]]:
         if config.job == "gba":
             yield {"prompts_per_step": devices.count * config.minibatches}
         yield from ({"max_new_tokens": n} for n in (512, 256, 128) if n < config.max_new_tokens)
+        samples = config.get("num_samples", 0)  # of a group, split evenly over the paradigms
+        yield from ({"num_samples": n} for n in (8, 4, 2) if n < samples and not n % config.paradigms_per_query)
     elif config.job == "pretrain":
         yield from ({"prompts_per_step": n} for n in (8, 4, 2, 1) if n < config.prompts_per_step)
     elif config.job == "dataset":

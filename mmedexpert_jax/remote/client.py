@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import random
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -59,6 +60,7 @@ class Client:
         self._dropped: set[str] = set()
         self._answered, self._answered_before = 0, answers.totals().get("answered", 0)
         self._fruitless = 0
+        self._waits_said = False
         self._halt: Exception | None = None
         self._began = time.monotonic()
         self._spent_before = self._spent = answers.spent()
@@ -271,12 +273,32 @@ class Client:
             self._stop(f"{self.endpoint.host} asks to wait {wait:.0f} s ({outcome.detail}); run the same command then")
             return False
         if wait is None:
-            wait = min(LONGEST_WAIT, self.endpoint.retry_wait * 2**number) * random.uniform(0.5, 1.0)
+            wait = self._pause(number) * random.uniform(0.5, 1.0)
+        if number == 1:  # many a failure is over with the first further try
+            self._say_waits(outcome, number)
         if outcome.kind == "rate-limit" or outcome.wait is not None:
             self._gate.pause(wait)
         else:
             await asyncio.sleep(wait)
         return True
+
+    def _pause(self, number: int) -> float:
+        """Seconds before a further try at most, after so many, where the server names none."""
+        return min(LONGEST_WAIT, self.endpoint.retry_wait * 2**number)
+
+    def _say_waits(self, outcome: Outcome, number: int) -> None:
+        """Says, once for all requests, that a server which does not answer is asked again, and how long that may be."""
+        if self._waits_said:
+            return
+        self._waits_said = True
+        tries = range(number, self.endpoint.max_attempts - 1)
+        detail = outcomes.masked(outcome.detail, self._key)[:120]
+        print(
+            f"{self.endpoint.host} gives no answer ({outcome.kind}: {detail}); asking again, up to {len(tries)} times "
+            f"over {sum(map(self._pause, tries)):.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _cost(self, ask: Ask, outcome: Outcome) -> float:
         """Dollars of an attempt; where the server may have billed without a count, the most it can be."""

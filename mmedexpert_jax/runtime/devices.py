@@ -5,6 +5,8 @@ import hashlib
 import os
 import platform
 import re
+import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,20 @@ def device_errors(fix: str = FIX) -> Iterator[None]:
         if line is None:
             raise
         raise ResourceError(line) from error
+    except AssertionError as error:  # of JAX_PLATFORMS=cuda, of which JAX then finds no kind
+        if not traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py"):
+            raise
+        raise ResourceError(_absent(os.environ.get("JAX_PLATFORMS", ""))) from error
+
+
+def in_32_bits() -> None:
+    """Turns the 64 bits of JAX_ENABLE_X64 off, where the user's shell has it for other programs."""
+    import jax
+
+    settings: Any = jax.config
+    if settings.jax_enable_x64:
+        print("JAX_ENABLE_X64 is set; this job computes in 32 bits all the same", file=sys.stderr, flush=True)
+        jax.config.update("jax_enable_x64", False)
 
 
 def keep_programs() -> None:
@@ -92,6 +108,9 @@ def explain(message: str, fix: str = FIX) -> str | None:
             wanted = f" (wanted {f'{int(size[1]) / 1e9:.2f} GB' if size[1] else size[2]} more)"
         return f"out of device memory{wanted}; {fix}"
     if found := re.search(r"[Uu]nknown backend:? '?(\w+)|[Uu]nable to initialize backend '(\w+)'", message):
-        name = found[1] or found[2]
-        return f"no such device: JAX cannot use {name!r} here; install its extra, or unset JAX_PLATFORMS"
+        return _absent(found[1] or found[2])
     return None
+
+
+def _absent(name: str) -> str:
+    return f"no such device: JAX cannot use {name!r} here; install its extra, or unset JAX_PLATFORMS"

@@ -1,6 +1,7 @@
 """The run directory: all that a job writes, and how the same command goes on where it stopped."""
 
 import contextlib
+import errno
 import functools
 import itertools
 import json
@@ -8,6 +9,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,7 +134,7 @@ class Run:
         """Writes a row of metrics for `step`. Log all of a step before its checkpoint is saved."""
         self._metrics.log(step, values)
         self._status["step"] = max(int(step), self._status["step"])
-        if datetime.now(UTC).timestamp() - self._written >= _STATUS_EVERY:
+        if time.monotonic() - self._written >= _STATUS_EVERY:  # a wall clock may jump
             self._write_status()
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -242,7 +244,7 @@ class Run:
         files.write_text(cmd, f"{earlier}# {_now()}\n{shlex.join(sys.orig_argv)}\n")
 
     def _write_status(self) -> None:
-        self._written = datetime.now(UTC).timestamp()
+        self._written = time.monotonic()
         self._write("STATUS.json", self._status | {"updated": _now(), "cost": self._meter.values()})
 
     def _write(self, name: str, value: Any) -> None:
@@ -351,6 +353,13 @@ def _wipe(path: Path, keep: tuple[str, ...] = ()) -> None:
                 (path / name).unlink(missing_ok=True)
 
 
+def refuse_in_use(folder: Path) -> None:
+    """Raises ResourceError where a run in a folder, however deep, is open in another process."""
+    for lock in folder.rglob(".lock") if folder.is_dir() else ():
+        if files.is_run(lock.parent):
+            _lock(lock.parent).close()
+
+
 def delete_runs(folder: Path) -> None:
     """Deletes the runs in a folder, itself one or not, file by file that runs have; what else is there stays."""
     if folder.is_symlink() or not folder.is_dir():
@@ -421,6 +430,16 @@ def _allowed(change: str, old: Any, new: Any) -> bool:
 def free_folder(path: Path) -> Path:
     """A folder beside a run's that is not there yet."""
     return next(free for number in itertools.count(2) if not (free := path.with_name(f"{path.name}-{number}")).exists())
+
+
+def refuse_folder(workdir: str | os.PathLike, job: str) -> None:
+    """Raises what `Run.open` would raise of a folder that is none, or not a run's of this job; touches nothing."""
+    path = Path(workdir).expanduser()
+    place = next(part for part in (path, *path.parents) if part.exists() or part.is_symlink())
+    if not place.is_dir():
+        raise files.unwritable(path, errno.EEXIST if place == path else errno.ENOTDIR)
+    if place == path:
+        _refuse_foreign(path, job)
 
 
 def refuse_drift(workdir: str | os.PathLike, config: Any) -> None:

@@ -11,6 +11,7 @@ from mmedexpert_jax.errors import Interrupted, UserError
 from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.runtime.signals import Overdue
 from mmedexpert_jax.train.learner import Learner
+from mmedexpert_jax.train.optimizer import unreached
 from mmedexpert_jax.train.policy import Evaluate
 from mmedexpert_jax.train.state import State, check_finite, is_due, keep, restore, resume, save
 
@@ -55,6 +56,8 @@ def fit(
         Interrupted: a signal came; a checkpoint is saved.
     """
     state = resume(run, dataclasses.replace(learner.init(key), data=data))
+    if processes.is_writer() and (sentence := unreached(config, steps * learner.updates)):
+        print(f"hint: {sentence}", flush=True)
 
     def evaluated() -> bool:
         """Evaluates the state, unless it has been; False where the run has not got better for long enough."""

@@ -26,6 +26,16 @@ def schedule(lr: float, kind: str, warmup: int, updates: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(lr / (warmup + 1), lr, warmup), after], [warmup])
 
 
+def unreached(config: ConfigDict, updates: int) -> str:
+    """A sentence on a warm-up that ends no sooner than the run, whose rate then never is `lr`; empty for any other."""
+    if not 0 < updates <= config.warmup_steps:
+        return ""
+    return (
+        f"warmup_steps {config.warmup_steps:,} is not below the run's number of updates, {updates:,}, so that the rate "
+        f"never is lr {config.lr:g}; lower it, or set it to 0 and warmup_ratio to a share of the run, such as 0.1"
+    )
+
+
 def optimizer(config: ConfigDict, updates: int) -> Rule:
     """AdamW but for its rate, with the gradient's norm clipped to `max_grad_norm`, and the rate by update.
 

@@ -33,6 +33,9 @@ def test_the_example_loads_passes_the_check_and_says_its_schema(tmp_path):
     assert [(one.good, dict(one.faults), one.identifying) for one in checked] == [(3, {}, []), (1, {}, []), (1, {}, [])]
     with pytest.raises(ConfigError, match="not empty"):
         own.new_data(tmp_path / "mine")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file is no folder; give a new folder"):
+        own.new_data(tmp_path / "file")
 
 
 def test_all_faults_of_a_set_come_at_once_with_counts(tmp_path):

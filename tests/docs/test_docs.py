@@ -15,7 +15,7 @@ import yaml
 from mmedexpert_jax import __version__, errors
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.config.flags import parse_flags
-from mmedexpert_jax.config.validate import validate
+from mmedexpert_jax.config.validate import check_fields, validate
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import console
 
@@ -97,7 +97,9 @@ def test_what_a_user_brings_is_read(tmp_path, monkeypatch):
                 exec(compile(text, "docs/own.md", "exec"), names)
         for kind, _, text in fences("own.md"):
             for arguments in commands(text) if kind == "sh" else []:
-                validate(read(arguments))
+                config = read(arguments)
+                check_fields(config)
+                validate(config)
     finally:
         names["benchmarks"].registry._SPECS.pop("mine", None)
         sys.modules.pop("my_rewards", None)

@@ -25,7 +25,7 @@ from starlette.testclient import TestClient
 
 from mmedexpert_jax import border, lora, models
 from mmedexpert_jax.config import job_config as configs
-from mmedexpert_jax.config.validate import validate
+from mmedexpert_jax.config.validate import check_fields, validate
 from mmedexpert_jax.data import benchmarks, load_cases
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.gba.guidelines import load_texts
@@ -382,6 +382,7 @@ def command_fields(rng: random.Random, kit: Kit, folder: Path) -> Trial:
 
     def use() -> None:
         configs.override(config, [(key, text)])
+        check_fields(config)
         validate(config)
 
     return Trial(f"{job}: {key}={text[:40]!r}", use, bool(wrong))

@@ -76,9 +76,10 @@ def test_a_curriculum_without_its_numbers_is_refused():
         difficulty.difficulties([Case("c0", "?", (), "x", columns={"level": "high"})], "level", None)
 
 
-def test_a_file_of_rates_that_is_damaged_is_named(tmp_path):
-    (tmp_path / "rates").write_text('{"id": "c0", "right": "all", "samples": 4}\n')
-    with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'rates'} line 1")):
+@pytest.mark.parametrize("right", ['"all"', "5", "-1"])
+def test_a_file_of_rates_that_is_damaged_is_named(tmp_path, right):
+    (tmp_path / "rates").write_text(f'{{"id": "c0", "right": {right}, "samples": 4}}\n')
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'rates'} line 1") + ".*; delete the line"):
         difficulty.read_rates(tmp_path / "rates")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmedexpert_jax.config.validate import validate
+from mmedexpert_jax.config.validate import check_fields, validate
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import load_config
 
@@ -46,4 +46,4 @@ def test_a_field_that_is_set_wins(order):
 def test_unknown_choices_are_refused():
     for key in ("objective", "zero_variance", "ratio_level", "advantage_scale", "shard"):
         with pytest.raises(ConfigError, match=f"config.{key}=other is unknown"):
-            validate(load_config("configs/gba.py", {key: "other"}))
+            check_fields(load_config("configs/gba.py", {key: "other"}))

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.prompts import render
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards
+from mmedexpert_jax.gba.advantages import estimate, estimator
 from mmedexpert_jax.gba.guidelines import Prompt
 from mmedexpert_jax.gba.judge_reward import read_better, read_score
 from mmedexpert_jax.gba.rollouts import Rollout
@@ -144,8 +146,45 @@ def test_a_weight_beyond_float32_is_none_and_a_folder_may_have_an_equals_sign(tm
     for spec, weight in ((f"{file}:f", 1.0), (f"{file}:f=-2", -2.0)):
         scoring = rewards.from_config(config(**{"rewards.functions": (spec,)}))
         assert (scoring[-1].name, scoring[-1].weight) == ("f", weight)
-    with pytest.raises(ConfigError, match=r"the weight '1e39' is no finite number"):
-        rewards.from_config(config(**{"rewards.functions": (f"{file}:f=1e39",)}))
+    for weight in ("1e39", "", "\uff11"):  # the last is a digit of full width
+        with pytest.raises(ConfigError, match=rf"the weight '{weight}' is no finite number"):
+            rewards.from_config(config(**{"rewards.functions": (f"{file}:f={weight}",)}))
+
+
+STATE = """
+import os
+import pickle
+
+os.chdir("/")
+seen = []
+class Empty:
+    def __len__(self): return 0
+    def __call__(self, case, text, **_): return len(seen)
+def size(text): return len(text)
+def sizes(cases, texts, **_):
+    os.chdir("/")
+    seen.extend(texts)
+    return list(map(pickle.loads(pickle.dumps(size)), texts))  # as a pool of processes is given its work
+empty = Empty()
+def mean(values, weights, eps, ddof):
+    seen.append("")
+    return values[..., 0] * 0 + len(seen)
+"""
+
+
+def test_the_functions_of_a_file_share_what_it_holds(tmp_path, monkeypatch):
+    """The file runs once for all of a run's functions, as a module that pickle finds, and moves the job nowhere."""
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, STATE)
+    files = {}
+    functions = ("mine.py:sizes", f"{tmp_path}/mine.py:empty")
+    scoring = rewards.from_config(config(**{"rewards.functions": functions}), files=files)[-2:]
+    assert Path.cwd() == tmp_path
+    assert rewards.score(scoring, rollout(["a", "abc"]), 100).values.tolist() == [[[1.0, 2.0], [3.0, 2.0]]]
+    assert Path.cwd() == tmp_path
+    own = estimator("mine.py:mean", files)
+    given = np.zeros((1, 2, 1)), np.ones(1), "mine.py:mean"
+    assert [estimate(*given, function=own)[0, 0] for _ in range(2)] == [3, 4]
 
 
 @pytest.mark.parametrize(

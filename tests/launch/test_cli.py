@@ -15,6 +15,7 @@ import mmedexpert_jax
 from mmedexpert_jax.errors import DataError, Interrupted, RemoteError, ResourceError
 from mmedexpert_jax.launch import held_out
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.runtime import files
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -184,6 +185,15 @@ def test_dsa_trains_four_experts_and_resumes_between_them(stages):
     assert len(stages.calls) == 9
 
 
+def test_starting_over_deletes_no_expert_that_another_process_trains(stages, capsys):
+    assert main(["--config=configs/dsa.py"]) == 0
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*.json")}
+    with files.lock(Path("runs/dsa-mini/CSI/.lock")):  # an open file apart, as another process has one
+        assert main(["--config=configs/dsa.py", "--config.fresh=True"]) == 4
+        assert f"runs/dsa-mini/CSI is in use by process {os.getpid()}" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*.json")} == before and len(stages.calls) == 4
+
+
 def test_the_plan_runs_nothing(stages, capsys, tmp_path):
     rows = [
         {"id": str(i), "question": "q", "options": ["a", "b"], "answer": "A", "specialty": "AM", "task": "t"}
@@ -215,6 +225,7 @@ def test_the_real_command_refuses_without_a_traceback_and_without_jax():
     code = """
 import sys
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.runtime import files
 alone = "--config=configs/gba.py", "--config.num_samples=1"
 codes = [main(argv) for argv in ([], ["--help"], alone, ["--config=x.py"])]
 assert codes == [2, 0, 2, 2] and "jax" not in sys.modules, codes

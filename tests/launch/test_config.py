@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.config.presets import MODELS
+from mmedexpert_jax.config.validate import check_fields
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import console, load_config
 
@@ -94,6 +95,9 @@ def test_load_config_takes_dotted_and_nested_overrides():
         ("configs/gba.py:minni", "did you mean mini?"),
         ("configs/gba.py:huge", ", qwen2_vl_2b, lingshu_7b"),
         ("configs", "no such config file"),
+        ("configs.gba", "no such config file: configs.gba; did you mean configs/gba.py?"),
+        ("mmedexpert_jax.configs.dsa:mini", "did you mean configs/dsa.py?"),
+        ("configs/gba", "did you mean configs/gba.py?"),
     ],
 )
 def test_a_wrong_config_lists_what_there_is(spec, hint):
@@ -118,6 +122,32 @@ def test_a_broken_config_file_is_named(tmp_path, text, hint):
     with pytest.raises(ConfigError) as refusal:
         load_config(str(tmp_path / "own.py"))
     assert hint in str(refusal.value) and "own.py" in str(refusal.value)
+
+
+MINE = """def get_config():
+    import os
+    from mmedexpert_jax.config.job_config import read_config
+    os.chdir("/")
+    config = read_config("configs/gba.py").unlock()
+    config.rewards.functions = {functions}
+    return config  # dépôt
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+def test_a_config_file_is_read_as_python_reads_it(tmp_path, monkeypatch, encoding):
+    """Notepad begins a file with a mark, and a first line may name another encoding (PEP 263)."""
+    monkeypatch.chdir(tmp_path)
+    named = "# -*- coding: latin-1 -*-\n" if encoding == "latin-1" else ""
+    (tmp_path / "own.py").write_text(named + MINE.format(functions=("own.py:f",)), encoding=encoding)
+    assert load_config("own.py").rewards.functions == ("own.py:f",)
+    assert Path.cwd() == tmp_path
+
+
+def test_each_of_several_values_in_an_own_config_has_the_type_of_the_field(tmp_path):
+    (tmp_path / "own.py").write_text(MINE.format(functions=["own.py:f", 3]), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.rewards\.functions expects .*, got \('own.py:f', 3\)"):
+        check_fields(load_config(str(tmp_path / "own.py")))
 
 
 def test_a_broken_config_file_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
@@ -223,6 +253,8 @@ def test_tuples_are_written_with_commas(text):
     assert configs.convert("experts", "'a b',c", tuple, default=()) == ("a b", "c")
     assert configs.convert("rows", "GBA,Merged experts (TIES)", tuple, default=()) == ("GBA", "Merged experts (TIES)")
     assert configs.convert("images", "scan [1]", tuple, default=()) == ("scan [1]",)
+    assert configs.convert("images", "'a, b.png',\"c,d\"", tuple, default=()) == ("a, b.png", "c,d")
+    assert configs.convert("images", "l'une, 'tis , b", tuple, default=()) == ("l'une", "tis", "b")
     assert configs.convert("densities", (0.1, 1), tuple, default=()) == configs.convert("x", "0.1,1", tuple, default=())
 
 

@@ -265,6 +265,14 @@ def test_a_mesh_is_refused_as_the_job_refuses_it(data, fsdp, error, monkeypatch)
     assert str(planned.value) == str(made.value)
 
 
+def test_groups_that_are_too_large_are_named():
+    """A micro-batch of one prompt holds all samples of its group: no other field lowers that."""
+    fields = {"plan_mesh": "v5e-8", "num_samples": 1_000_000, "prompts_per_step": 8}
+    with pytest.raises(ResourceError, match=r"set --config\.num_samples=8$"):
+        check(load_config("configs/gba.py:mini", fields))
+    check(load_config("configs/gba.py:mini", fields | {"num_samples": 8}))
+
+
 def test_a_pipeline_that_does_not_fit_names_the_stage_and_fields_that_exist():
     fields = {"plan_mesh": "v5e-8", "gba.mesh.data": 1, "gba.prompts_per_step": 8, "gba.micro_batch": 8}
     with pytest.raises(ResourceError, match=r"^gba does not fit: .*; set --config.gba.micro_batch=1$"):

@@ -122,6 +122,10 @@ def unfit(case, text, **_): return 1.0
 def narrow(*_): return 1.0
 def raises(*_): raise ValueError("mine")
 def f(case, text): return 1.0
+class Judge:
+    def __call__(self, case, text, **_): return 1.0
+def each(cases, texts, **_):
+    yield from map(len, texts)
 """
 
 
@@ -149,6 +153,8 @@ def f(case, text): return 1.0
             2,
             "cannot read a/b.rubric",
         ),
+        ("rewards.functions=own.py:Judge", 2, "Judge is a class; name an object of it, such as one = Judge()"),
+        ("rewards.functions=own.py:each", 2, "each yields; let it return"),
         ("resume_from=5", 2, "has no checkpoint of that step; there are none"),
         ("adam_betas=0.9", 2, "config.adam_betas must be two numbers from 0, below 1"),
         ("adam_betas=0.9,1.0", 2, "config.adam_betas must be two numbers"),

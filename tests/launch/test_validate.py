@@ -3,6 +3,8 @@
 import pytest
 
 from mmedexpert_jax.config.fields import named_path
+from mmedexpert_jax.config.validate import validate
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.medeval.systems import parse
@@ -31,6 +33,20 @@ from mmedexpert_jax.merging.merge_job import expert_paths
             "a weight of 0 asks nobody; set --config.rewards.judge.weight",
         ),
         ("gba", "rewards.similarity.model=e", "set --config.rewards.similarity.weight"),
+        (
+            "gba",
+            "workdir=gs://bucket/run",
+            "config.workdir='gs://bucket/run' is a URL, and files go to folders",
+        ),
+        ("evaluate", "answers=/data/${SCRATCH}/a", "holds ${SCRATCH}, which no shell has filled in; write it out"),
+        ("export", "output=there ", "config.output='there ' begins or ends with a space"),
+        ("dataset", "push_to=me/set@main", "config.push_to must be owner/name, got 'me/set@main'"),
+        ("gba", "objective=GBA", "config.objective=GBA is unknown; did you mean gba?"),
+        ("dsa", "specialty=am", "did you mean AM?"),
+        ("gba", "LR=1e-3", "no field config.LR in this config; did you mean config.lr?"),
+        ("gba", "Rewards.Format=1", "did you mean config.rewards.format?"),
+        ("gba", "model.base=mini", "config.model.base='mini' is the model under an adapter, and mini is none"),
+        ("ask", "model.base=/nowhere", "give it as --config.model.path, or leave it out"),
     ],
 )
 def test_it_is_one_line_and_nothing_starts(capsys, tmp_path, monkeypatch, config, argument, words):
@@ -134,3 +150,26 @@ def test_the_folder_above_a_model_names_it(tmp_path, capsys):
     (snapshot / "model.safetensors").touch()
     assert main(["--config=configs/export.py", f"--config.model.path={snapshot.parents[1]}"]) == 3
     assert "its folder snapshots/0123abc does: give that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("base", ["mini", "nowhere"])
+def test_a_base_is_of_an_adapter_and_is_there(capsys, tmp_path, monkeypatch, base):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run" / "export" / "adapter"
+    folder.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).touch()
+    config = load_config("configs/evaluate.py", {"compare": ("tuned=run",), "model.base": base})
+    if base == "mini":
+        validate(config)
+    else:
+        with pytest.raises(DataError, match=r"config\.model\.base: no such model: nowhere"):
+            validate(config)
+
+
+def test_fields_are_checked_once(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    looked = []
+    monkeypatch.setattr("mmedexpert_jax.config.validate.check_value", lambda key, *_: looked.append(key))
+    assert main(["--config=configs/ask.py", "--config.question=x", "--config.plan=True"]) == 0
+    assert "seed" in looked and len(looked) == len(set(looked))

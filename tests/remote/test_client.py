@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import json
 import platform
 import subprocess
@@ -55,6 +56,19 @@ def test_no_request_is_asked_more_often_than_the_policy_allows(client):
         replies = client(server, max_attempts=3).ask(questions(4))
     assert set(server.asked.values()) == {3}
     assert all(reply.error.startswith("server: 500") and not reply.text for reply in replies)
+
+
+def test_that_a_silent_server_is_waited_for_is_said_once(client, capsys):
+    silent = Misbehaviour(share=1.0, kinds=("500",), in_a_row=99)
+    with Loopback(misbehaviour=silent) as server:
+        asked = client(server, max_attempts=4, retry_wait=0.01)
+        asked.ask(questions(3))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "gives no answer (server: 500" in said
+    assert "asking again, up to 2 times over 0 s" in said
+    with Loopback(misbehaviour=dataclasses.replace(silent, in_a_row=1)) as server:
+        client(server).ask(questions(6, sample=1))
+    assert not capsys.readouterr().err  # each was answered at the second try
 
 
 def test_a_request_given_up_is_tried_again_by_the_next_run(client):

@@ -4,6 +4,13 @@ import os
 import subprocess
 import sys
 
+import jax
+import numpy as np
+import pytest
+
+from mmedexpert_jax.errors import ResourceError
+from mmedexpert_jax.runtime import devices
+
 RUN = """
 import jax
 from mmedexpert_jax.runtime.devices import keep_programs
@@ -43,3 +50,24 @@ def test_programs_over_several_devices_of_a_cpu_are_not_kept(tmp_path):  # XLA d
     assert before
     kept_in(tmp_path, run=RUN + SEVERAL, **chosen)
     assert not [name for name in os.listdir(folder) if name not in before and not name.endswith("-atime")]
+
+
+def test_a_platform_of_which_jax_finds_no_kind_is_no_such_device(monkeypatch):
+    """JAX_PLATFORMS=cuda without CUDA ends in an assertion of JAX's without words; any other assertion is a fault."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    for file, error in (("jax/_src/xla_bridge.py", ResourceError), ("jax/_src/core.py", AssertionError)):
+        with pytest.raises(error) as caught, devices.device_errors():
+            exec(compile("assert False", file, "exec"))
+        assert ("JAX cannot use 'cuda' here" in str(caught.value)) == (error is ResourceError)
+
+
+def test_64_bits_of_the_users_shell_are_turned_off(capsys):
+    jax.config.update("jax_enable_x64", True)
+    try:
+        devices.in_32_bits()
+        assert "JAX_ENABLE_X64 is set" in capsys.readouterr().err
+        assert np.asarray(jax.numpy.arange(2)).dtype == np.int32
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    devices.in_32_bits()
+    assert not capsys.readouterr().err

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.errors import ConfigError, Interrupted, ResourceError
 from mmedexpert_jax.runtime import Run, metrics, processes, signals
+from mmedexpert_jax.runtime.run import refuse_folder
 from mmedexpert_jax.runtime.signals import SIGNALS
 
 CONFIG = {"seed": 0, "lr": 1e-3, "steps": 8, "lora": {"rank": 4}, "mesh": (1, 2), "samples_every": 2}
@@ -178,6 +181,37 @@ def test_workdir_that_is_a_file_or_empty(tmp_path):
     assert (tmp_path / "file").read_text() == "text"
     with pytest.raises(ConfigError, match="workdir is empty"):
         Run.open("", CONFIG)
+
+
+@pytest.mark.parametrize("made", ["file", "file/run", "link", "loop", "theirs", "new/run"])
+def test_a_plan_refuses_the_folders_that_a_run_refuses(tmp_path, made):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").touch()
+    before, said = sorted(tmp_path.rglob("*")), []
+    for attempt in (lambda: refuse_folder(tmp_path / made, "gba"), lambda: Run.open(tmp_path / made, CONFIG).close()):
+        try:
+            attempt()
+            said.append("")
+        except (ConfigError, ResourceError) as error:
+            said.append(str(error).partition("; choose another workdir")[0])
+        if len(said) == 1:
+            assert sorted(tmp_path.rglob("*")) == before
+    assert said[0] == said[1] and bool(said[0]) == (made != "new/run")
+
+
+def test_the_status_is_written_though_the_clock_jumps_back(tmp_path, monkeypatch):
+    """Summer ends, or a machine learns the time: the wall clock goes back, and ten seconds pass all the same."""
+    with Run.open(tmp_path, CONFIG) as run:
+        began = time.monotonic()
+        monkeypatch.setattr("mmedexpert_jax.runtime.run.time.monotonic", lambda: began + 60)
+        monkeypatch.setattr(
+            "mmedexpert_jax.runtime.run.datetime", SimpleNamespace(now=lambda zone: datetime(1999, 1, 1))
+        )
+        run.log(7, {"loss": 1.0})
+        assert json.loads((tmp_path / "STATUS.json").read_text())["step"] == 7
 
 
 def test_read_only_directory(tmp_path):

@@ -106,6 +106,14 @@ def test_a_field_is_changed_by_its_name_alone(go, capsys):
         validate(load_config("configs/dsa.py:mini", {"resume_from": 3}))
 
 
+@pytest.mark.parametrize(("warmup", "told"), [(STEPS - 1, False), (STEPS, True), (1000, True)])
+def test_a_warm_up_that_the_run_does_not_outlast_is_told(go, capsys, warmup, told):
+    _, run, _ = go(warmup_steps=warmup)
+    line = f"hint: warmup_steps {warmup:,} is not below the run's number of updates, 6"
+    assert (line in capsys.readouterr().out) == told
+    assert (max(row["learning_rate"] for row in run.metrics()) < 0.1) == told
+
+
 def test_a_signal_within_a_long_step_saves_the_state_before_it(go, monkeypatch):
     monkeypatch.setattr(signals, "GRACE", 0.05)
     with pytest.raises(Interrupted, match="stopped where it was"):

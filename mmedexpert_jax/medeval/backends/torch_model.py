@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax.config.fields import HUB_ID
 from mmedexpert_jax.errors import ConfigError, DataError
-from mmedexpert_jax.lora import HUB_ID
 from mmedexpert_jax.medeval.backends.base import OnReply, Refuse, stop_if
 from mmedexpert_jax.medeval.backends.jax_engine import content
 from mmedexpert_jax.medeval.prompt_styles import Messages, Question, opened
