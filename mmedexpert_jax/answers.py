@@ -15,7 +15,7 @@ _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _REASONING = re.compile(
     r"<(?P<tag>think|thinking|thought|reasoning|seed:think)>.*?(?:</(?P=tag)>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)"
     r"|◁think▷.*?(?:◁/think▷|\Z)|<\|channel\|>analysis<\|message\|>.*?(?:<\|end\|>|(?=<\|channel\|>final)|\Z)"
-    r"|\Aanalysis(?=[A-Z]).*?assistantfinal",  # gpt-oss without its special tokens
+    r"|\Aanalysis(?-i:(?=[A-Z])).*?assistantfinal",  # gpt-oss without its special tokens
     _FLAGS,
 )
 _FINAL = re.compile(r"(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>")
@@ -201,6 +201,14 @@ def token_f1(gold: str, said: str) -> float:
     wanted, found = normalised(gold).split(), normalised(said).split()
     common = sum((Counter(wanted) & Counter(found)).values())
     return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
+
+
+def counts_another(key: object, options: Sequence[str]) -> bool:
+    """True where a whole number that is an option's text is also the number, from 0 or from 1, of another option."""
+    if not isinstance(key, int) or isinstance(key, bool) or str(key) not in options:
+        return False
+    own = list(options).index(str(key))
+    return any(0 <= place < len(options) and place != own for place in (key, key - 1))
 
 
 def unlabelled(options: Sequence[str]) -> list[str]:

@@ -51,7 +51,8 @@ _MORE = (
     r"(?P<more>(?>(?:\s*(?:/|(?:[.,;–—-]\s*)?\(?\b(?i:or|alternatively)\b,?"
     r"|(?:[,–—-]\s*)?\(?\b(?:and(?:/or|\s+also)?|plus|as\s+well\s+as|to|through|bis|oder|und|ou|et|o|u|y|e|или|и|of|en|lub|albo|oraz"
     r"|eller|och|og|ve(?:ya)?|atau|dan|và|hoặc|ή|και|या|और|أو|و|או|یا)\b|(?:または|とか?|または|또는|이나|[와과]|หรือ|และ)"
-    r"|;(?=\s*[A-J]\s*(?:$|[.\n]))|,|&|\+|~|[或和、，]|(?<=\w)[–—](?=[A-J]\b)|(?<=[ \t])(?=[A-J]\s*(?:$|[.\n])))\s*"
+    r"|;(?=\s*[A-J]\s*(?:$|[.\n]))|,|&|\+|~|[或和、，]|(?<=\w)[–—](?=[A-J]\b)"
+    r"|(?<=\b[A-J][ \t])(?=[A-J]\s*(?:$|[.\n])))\s*"
     r"(?:(?i:maybe|perhaps|possibly|probably|even)\s+)?"
     r"(?:(?i:options?)\s+)?[(\[]?[A-J][)\]]?(?![\w'’])"
     r"(?!\s+(?:is|are|was|were|has|does|can|could|would|will|am|have|think|because)\b|:\s)){1,12}))?"
@@ -107,7 +108,7 @@ _TICKED = re.compile(rf"^[ \t]*(?:[-*+][ \t]+)?(?:\[[xX✓]\]|[✓✔✅☑])\s*
 # "B. Heart failure - correct", "B) Heart failure ✅"
 _MARKED = re.compile(
     r"^[ \t]*(?:[-*+][ \t]+)?\(?(?P<marked>[A-J])[.)][ \t][^\n]{0,200}?"
-    r"(?:[-–—:(]\s*(?i:correct|right|yes)\)?|[✓✔✅☑])[ \t]*$",
+    r"(?:[-–—:(]\s*(?i:correct|yes)\)?|[✓✔✅☑])[ \t]*$",
     re.MULTILINE,
 )
 _LOOSE = re.compile(
@@ -173,8 +174,17 @@ _ASKED = re.compile(r"\s*+[)\]]?\s*+[?？]")
 def readable(text: str) -> str:
     """`text` without characters that have no glyph, with plain ones in the place of full-width ones (NFKC), and of a
     long run of blanks its ends and, between them, each kind once."""
-    plain = INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
-    return _RUN.sub(lambda run: run[1] + "".join(dict.fromkeys(run[2])) + run[3], plain)
+    return _cut(INVISIBLE.sub("", unicodedata.normalize("NFKC", text)))
+
+
+def _cut(text: str) -> str:
+    """`text` without the middle of long runs of blanks."""
+    return _RUN.sub(lambda run: run[1] + "".join(dict.fromkeys(run[2])) + run[3], text)
+
+
+def _undecorated(text: str) -> str:
+    """`text` without what is struck and without marks, between which blanks may have stood."""
+    return _cut(_DECORATION.sub("", _STRUCK.sub("", text)))
 
 
 def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
@@ -188,8 +198,7 @@ def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
     Returns:
         The letters; more than one where statements differ or one names several. None where nothing is stated.
     """
-    plain = _ELEMENT.sub(lambda tag: f" {_named(tag)}: ", _STRUCK.sub("", readable(text)))
-    plain = _DECORATION.sub("", plain)
+    plain = _undecorated(_ELEMENT.sub(lambda tag: f" {_named(tag)}: ", readable(text)))
     plain = _CONTRAST.sub(" it is ", _RULE.sub("", plain).replace("|", ":"))
     corrections = list(_CORRECTION.finditer(plain))
     corrected = _weightiest(plain[corrections[-1].end() :], letters, _WEIGHTY) if corrections else None
@@ -211,7 +220,7 @@ def _named(element: re.Match[str]) -> str:
 
 def stated_texts(text: str) -> list[str]:
     """The answers, in words, that the text's statements give; those of a final answer alone where there are such."""
-    plain = _DECORATION.sub("", _STRUCK.sub("", readable(text)))
+    plain = _undecorated(readable(text))
     found = [match for match in _TEXT.finditer(plain) if not _withdrawn(plain, match, "text")]
     return [match["text"].strip() for match in found if match["final"] or not any(one["final"] for one in found)]
 

@@ -131,6 +131,14 @@ def test_a_run_of_blanks_is_read_in_time_linear_in_its_length(before, blanks):
     assert read_choice(f"{text} The answer is C.", FOUR, "plain") == "C"
 
 
+@pytest.mark.parametrize("piece", ["* ", "~~x~~ ", "` ", "** \n"])
+def test_marks_between_blanks_leave_no_longer_run(piece):
+    text = piece * 30_000
+    start = time.process_time()
+    assert read_choice(f"{text} The answer is C.", FOUR, "plain") == "C"
+    assert time.process_time() - start < 4  # some 0.1
+
+
 @pytest.mark.parametrize("count", [1, 127, 300, 5000])
 def test_a_run_of_blanks_says_the_same_however_long_it_is(count):
     blanks = " " * count

@@ -329,8 +329,8 @@ def _check_base(config: ConfigDict) -> None:
     parts = [part for model in named for part in parts_of(model)]
     if not config.get("mergekit") and not any(map(_may_be_adapter, parts)):
         raise ConfigError(
-            f"config.model.base={border.shown(base)} is the model under an adapter, and {config.model.path} is none; "
-            "give it as --config.model.path, or leave it out"
+            f"config.model.base={border.shown(base)} is the model under an adapter, and none is named "
+            f"({border.cut(', '.join(parts))}); give it as --config.model.path, or leave it out"
         )
     check_model("model.base", base)
 
@@ -340,7 +340,8 @@ def _may_be_adapter(path: str) -> bool:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return path not in ("mini", "smollm2") and bool(HUB_ID.fullmatch(path))
-    return any((place / "adapter_config.json").is_file() for place in (folder, folder / "export" / "adapter"))
+    adapters = (place / "adapter_config.json" for place in (folder, folder / "export" / "adapter"))
+    return (folder / "ckpt").is_dir() or any(file.is_file() for file in adapters)
 
 
 def _first(path: str) -> str:

@@ -270,10 +270,11 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         raise DataError(f"{where}, key options: {count} of them; give 2 to {len(LETTERS)}")
     if not count or not all(isinstance(o, str) and o.strip() for o in options):
         raise DataError(f"{where}, key options: {_TEXTS}, none empty, or no options for an open question")
+    bare = answers.unlabelled(options)  # a prompt adds the letters
+    options = tuple(bare if all(text.strip() for text in bare) else options)
     if len({option.strip() for option in options}) < count:
         raise DataError(f"{where}, key options: two of them are the same text, so that no answer is right alone")
-    bare = answers.unlabelled(options)  # a prompt adds the letters
-    return tuple(bare if all(text.strip() for text in bare) else options)
+    return options
 
 
 def _specialty(row: Mapping[str, Any], where: str, needs_four: bool) -> str:

@@ -31,7 +31,7 @@ _COLUMNS = {
     **dict.fromkeys(("exp", "explanation"), "trace"),
 }
 _OPTION_COLUMN = re.compile(r"(?:op|opt|option|choice|answer|ans|alternative)?[_ ]?([a-j])")
-_NUMBER_COLUMN = re.compile(r"(?:op|opt|option|choice|answer|ans|alternative|ending)[_ ]?(\d{1,2})")
+_NUMBER_COLUMN = re.compile(r"(?:op|opt|option|choice|alternative|ending)[_ ]?(\d{1,2})")
 _ABSENT = ("", "nan")  # cells without an option
 _LABEL = re.compile(r"\W*(?:(?:option|answer|choice)\W*)?[A-J]\W*", re.IGNORECASE)  # "B.", "Option B"
 _LABEL_AND_TEXT = re.compile(  # "b) Lupus"
@@ -230,19 +230,21 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         letters = [str(letter).upper() for letter in _in_order(options)]
         answer = str(found.get("answer", "")).strip().upper()
         column = _OPTION_COLUMN.fullmatch(answer.lower()) or _NUMBER_COLUMN.fullmatch(answer.lower())
+        counted = bool(columns) and answer.isdecimal()  # from 0 or from 1, as the whole table shows
         answer = column[1].upper() if columns and column else answer  # "Choice B", "option2"
         by_letter = all(letter in LETTERS for letter in letters)
         if by_letter and answer in LETTERS and len(answer) == 1 and answer not in letters:
             raise DataError(f"key answer: {answer} is none of the options {', '.join(letters)}")
         if by_letter and "".join(letters) != LETTERS[: len(letters)] and re.fullmatch(r"\d+(\.0+)?", answer):
             raise DataError(f"key answer: {answer} counts options of which one is empty; give its letter")
-        found["answer"] = LETTERS[letters.index(answer)] if answer in letters[: len(LETTERS)] else found.get("answer")
+        if answer in letters[: len(LETTERS)] and not counted:
+            found["answer"] = LETTERS[letters.index(answer)]
     options = [options[letter] for letter in _in_order(options)] if isinstance(options, Mapping) else options
     if isinstance(options, list | tuple):
         key = found.get("answer")
-        if isinstance(key, int) and str(key) in options and _counts_another(key, list(options)):
-            raise DataError(f"key answer: {key} may be an option's text or its number; give its letter")
         texts = [str(option) if isinstance(option, int | float) else option for option in options]
+        if answers.counts_another(key, texts):
+            raise DataError(f"key answer: {key} may be an option's text or its number; give its letter")
         options = answers.unlabelled(texts) if all(isinstance(text, str) for text in texts) else texts
     found["options"] = options
     images = found.get("images") or []
@@ -251,11 +253,6 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         images = forms.items(images) if listed else [part.strip() for part in images.split(";")]
     images = images if isinstance(images, list | tuple) else [images]
     return found | {"id": str(found.get("id") or f"row-{number}"), "images": list(images)}
-
-
-def _counts_another(key: int, options: list[Any]) -> bool:
-    """True where a number that is an option's text is also the number, from 0 or from 1, of another option."""
-    return any(0 <= place < len(options) and place != options.index(str(key)) for place in (key, key - 1))
 
 
 def _option_columns(found: dict[str, Any]) -> dict[str, Any]:
@@ -268,11 +265,16 @@ def _option_columns(found: dict[str, Any]) -> dict[str, Any]:
     else:
         return {}
     columns = {cells[key]: found.pop(key) for key in list(cells)}
-    columns = {key: text for key, text in columns.items() if str(text or "").strip().lower() not in _ABSENT}
+    columns = {key: text for key, text in columns.items() if _said(text).lower() not in _ABSENT}
     more = [key for key in found if re.fullmatch("[k-z]", key.lower()) and found[key] not in (None, "")]
     if len(columns) > len(LETTERS) or (len(columns) == len(LETTERS) and "k" in map(str.lower, more)):
         raise DataError(f"key options: {len(columns) + len(more)}; a case has at most {len(LETTERS)}")
     return columns
+
+
+def _said(cell: Any) -> str:
+    """A cell as text; "" where it is none. 0 is one."""
+    return "" if cell is None else str(cell).strip()
 
 
 def _in_order(options: Mapping[Any, Any]) -> list[Any]:
@@ -318,7 +320,8 @@ def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list
 
 
 def _contradiction(row: Mapping[str, Any], options: list[str]) -> str:
-    """The fault of a row in which another key of answers gives another option's letter or text; "" of any other."""
+    """The fault of a row in which another key of answers gives another option's letter or text; "" of any other. A
+    number that is an option's text may count the options instead."""
     key = row.get("answer")
     if not isinstance(key, str) or len(key) != 1 or key not in LETTERS[: len(options)]:
         return ""
@@ -326,6 +329,8 @@ def _contradiction(row: Mapping[str, Any], options: list[str]) -> str:
         if ({**case_files.ALIASES, **_COLUMNS}).get(name.lower().replace(" ", "_")) != "answer":
             continue
         said = str(value).strip()
+        if said.isdecimal() and LETTERS.index(key) in (int(said), int(said) - 1):
+            continue
         named = [letter for letter, option in zip(LETTERS, options, strict=False) if said.lower() == option.lower()]
         letter = said.upper() if said.upper() in (*LETTERS[: len(options)],) else "".join(named)
         if letter and letter != key:

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import csv
 import functools
 import hashlib
@@ -211,7 +212,8 @@ def _csv(place: Place, name: str, images: Sequence[str]) -> Values:
         head = text.readline(border.MAX_LINE)
         told = _SEPARATOR.fullmatch(head)
         first = [] if told else [head]
-        mark = told[1] if told else max(",;\t|", key=head.count)
+        marks = "|" if "|" in head and not set(head) & set(",;\t") else ",;\t"  # a bar may stand within a name
+        mark = told[1] if told else max(marks, key=head.count)
         rows = csv.reader(itertools.chain(first or ["\n"], text, [_END]), delimiter=mark)
         try:
             whole = _whole(rows, name)
@@ -430,7 +432,8 @@ def _mapped(place: Place, column: str, group: int) -> Any:
                             writer.write_batch(batch)
                     partial.replace(file)
             finally:
-                partial.unlink(missing_ok=True)  # what a full disk or a broken page cut off
+                with contextlib.suppress(OSError):  # a folder that is none has its own refusal
+                    partial.unlink()  # what a full disk or a broken page cut off
             pa.default_memory_pool().release_unused()  # a page of 1,024 photographs is over 1 GB
     with pa.memory_map(str(file)) as source:
         return pa.ipc.open_file(source).read_all()[column]

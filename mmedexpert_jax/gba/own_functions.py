@@ -3,7 +3,9 @@
 import contextlib
 import importlib
 import inspect
+import os
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -64,10 +66,18 @@ def _ran(path: Path, files: Files) -> ModuleType:
         return files[place]
     if str(place.parent) not in sys.path:
         sys.path.append(str(place.parent))  # for what it imports from beside it, as if it were run
-    module = ModuleType(f"own_{path.stem}")
+    # files of one name in two folders are two modules
+    module = ModuleType(f"own_{path.stem}_{zlib.crc32(os.fsencode(place)):08x}")
     module.__file__ = str(path)
+    before = sys.modules.get(module.__name__)
     sys.modules[module.__name__] = module  # where a pool of processes looks for its functions
-    with contextlib.chdir("."):  # paths of the job begin where it was started, wherever the file goes
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    try:
+        with contextlib.chdir("."):  # paths of the job begin where it was started, wherever the file goes
+            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except BaseException:
+        sys.modules.pop(module.__name__)
+        if before is not None:
+            sys.modules[module.__name__] = before
+        raise
     files[place] = module
     return module

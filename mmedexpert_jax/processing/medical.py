@@ -322,6 +322,8 @@ def _levels(
     elif _has_lut(look):
         levels = grey(apply_voi_lut(units, look) / (2.0 ** int(look.VOILUTSequence[0].LUTDescriptor[2]) - 1))
     else:
+        if _has_window(look):
+            _check_window(look, name)
         shown, (low, high) = (apply_voi_lut(units, look), _full(look)) if _has_window(look) else (units, extent)
         levels = grey((shown.astype(np.float64) - low) / ((high - low) or 1.0))
     return 255 - levels if look.PhotometricInterpretation == "MONOCHROME1" else levels
@@ -349,8 +351,6 @@ def _look(dataset: Any, place: int, name: str) -> Any:
     slope = look.get("RescaleSlope")
     if slope is not None and not 0 < abs(float(slope)) < math.inf:  # one grey for all values
         raise DataError(f"{name}: RescaleSlope is {float(slope):g} in its header, which leaves no picture; correct it")
-    if _has_window(look) and not _has_lut(look) and "PixelData" in dataset:
-        _check_window(look, name)
     if not _has_window(look):
         for key in ("WindowCenter", "WindowWidth"):
             look.pop(key, None)

@@ -82,6 +82,7 @@ def read_header(content: bytes, name: str) -> Any:
     try:
         header = kind(head[:size], check=False)
         header.get_best_affine()
+        offset = header.get_data_offset()  # NaN and infinity are no whole numbers
     except Exception as error:  # nibabel raises nearly anything on a broken file
         raise DataError(f"{name}: not a NIfTI file that can be read ({one_line(error)})") from None
     shape = header.get_data_shape()
@@ -89,10 +90,8 @@ def read_header(content: bytes, name: str) -> Any:
         raise DataError(f"{name}: a NIfTI file of shape {shape} is no volume")
     if np.dtype(header.get_data_dtype()).kind not in "iuf":
         raise DataError(f"{name}: NIfTI values of type {header.get_data_dtype()} are not read; save them as grey")
-    if header.get_data_offset() < size:  # nibabel would show the header's own bytes
-        raise DataError(
-            f"{name}: vox_offset is {header.get_data_offset()} in its header, which is {size} bytes; correct it"
-        )
+    if offset < size:  # nibabel would show the header's own bytes
+        raise DataError(f"{name}: vox_offset is {offset} in its header, which is {size} bytes; correct it")
     if math.prod(shape[:3]) * header.get_data_dtype().itemsize > MAX_BYTES:
         raise DataError(f"{name}: a volume of shape {shape} has more than {MAX_BYTES >> 30} GiB; crop it")
     return header

@@ -293,9 +293,10 @@ class Client:
         self._waits_said = True
         tries = range(number, self.endpoint.max_attempts - 1)
         detail = outcomes.masked(outcome.detail, self._key)[:120]
+        lasts = "as it asks" if outcome.wait else f"over {sum(map(self._pause, tries)):.0f} s"
         print(
-            f"{self.endpoint.host} gives no answer ({outcome.kind}: {detail}); asking again, up to {len(tries)} times "
-            f"over {sum(map(self._pause, tries)):.0f} s",
+            f"{self.endpoint.host} has not answered yet ({outcome.kind}: {detail}); asking again, up to {len(tries)} "
+            f"times {lasts}",
             file=sys.stderr,
             flush=True,
         )

@@ -21,7 +21,7 @@ from mmedexpert_jax.rollout.pool import Pool
 STEPS = 8  # tokens between two looks at what has come in and at who reads along
 LEAST = 64  # tokens of a padded prompt; lengths are powers of two, so that programs are few
 BLOCK = 8  # texts of one padded length that are read at a time
-ENOUGH = 3  # texts that take longer one by one than as a block, whatever fills it up
+ENOUGH = 3  # from so many texts on a filled-up block is faster than one by one
 
 
 class Busy(Exception):

@@ -221,7 +221,7 @@ class _Server:
             if asked > self.desk.max_new_tokens:
                 raise Refusal(400, f"max_tokens {asked} is over the server's {self.desk.max_new_tokens}")
             if (question.n or 1) > self.desk.queue:
-                raise Refusal(400, f"n {question.n} is over the server's queue of {self.desk.queue}")
+                raise Refusal(400, f"n {question.n} is over the server's queue of {self.desk.queue}; ask for fewer")
             conversation = _conversation(question.messages, CHARACTERS * self.desk.max_prompt_length)
             encoded = self.desk.processor.encode(conversation, max_length=self.desk.max_prompt_length)
         except DataError as error:

@@ -27,8 +27,8 @@ def devices_of(mesh: Mesh | None) -> int:
 
 def widths(rows: int, size: int, served: bool = False) -> list[int]:
     """Numbers of rows that programs are compiled for, from all `rows` down; samples have up to `size` tokens."""
-    batch = PARTS if size > SHORT else PARTS_SHORT
-    return sorted({-(-rows * part // 8) for part in (PARTS_SERVED if served else batch)}, reverse=True)
+    parts = PARTS if size > SHORT else PARTS_SHORT
+    return sorted({-(-rows * part // 8) for part in (PARTS_SERVED if served else parts)}, reverse=True)
 
 
 def window_for(length: int, size: int) -> int:

@@ -266,6 +266,8 @@ def test_options_of_a_question_are_its_capital_letters():
         ({"options": [10, 20], "answer": 20}, ("10", "20")),
         ({"options": ["A) gout", "B) flu"], "answer": "flu"}, ("gout", "flu")),
         ({"options": {"A": "gout", "B": "flu", "C": None}, "answer": "B"}, ("gout", "flu")),
+        ({"A": 0, "B": 1, "answer": "B"}, ("0", "1")),
+        ({"options": ["True", "False"], "answer": False}, ("True", "False")),
         ({"options": [{"key": "A", "value": "gout"}, {"key": "B", "value": "flu"}], "answer": "B"}, ("gout", "flu")),
     ],
 )
@@ -281,6 +283,7 @@ def test_options_and_keys_as_tables_and_trainers_write_them(tmp_path, row, expec
     [
         ({"options": ["gout", "flu"], "answer": "gout", "answer_idx": "B"}, "A, but key answer_idx: 'B'; one of them"),
         ({"options": ["1", "2", "3"], "answer": 2}, "2 may be an option's text or its number"),
+        ({"options": [1, 2, 3], "answer": 2}, "2 may be an option's text or its number"),
         ({**dict.fromkeys("ABCDEFGHIJ", ""), **{c: c * 3 for c in "ABCDEFGHIJKL"}, "answer": "A"}, "12; a case has at"),
     ],
 )
@@ -289,6 +292,23 @@ def test_a_key_that_means_two_options_is_refused(tmp_path, row, words):
     with pytest.raises(DataError, match="nothing that can be converted") as error:
         own.convert(tmp_path / "x.json", tmp_path / "out")
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_a_number_beside_a_letter_may_count_from_zero_or_one(tmp_path, index):
+    row = {"question": "Which?", "options": ["1", "2", "3"], "answer": "B", "answer_idx": index}
+    (tmp_path / "x.json").write_text(json.dumps([row]))
+    own.convert(tmp_path / "x.json", tmp_path / "out")
+    assert load_cases(tmp_path / "out", "train")[0].answer == "B"
+
+
+def test_numbered_columns_count_from_where_the_whole_table_does(tmp_path):
+    columns = {f"option{n}": text for n, text in enumerate(["gout", "flu", "lupus", "mumps"], 1)}
+    for first in (0, 1):
+        rows = [{"question": f"Which of {n}?", "answer": n + first} | columns for n in range(4)]
+        (tmp_path / "x.json").write_text(json.dumps(rows))
+        own.convert(tmp_path / "x.json", tmp_path / f"from-{first}")
+        assert [case.answer for case in load_cases(tmp_path / f"from-{first}", "train")] == list("ABCD")
 
 
 def test_values_that_json_cannot_hold_are_written_as_text_or_left_out(tmp_path):

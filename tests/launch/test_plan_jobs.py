@@ -16,6 +16,7 @@ from mmedexpert_jax.models import load_processor
 from mmedexpert_jax.plan.architecture import architecture
 from mmedexpert_jax.plan.budget import count
 from mmedexpert_jax.plan.needs import cache_bytes
+from mmedexpert_jax.runtime import Run
 from mmedexpert_jax.train.initial import initial_params
 from mmedexpert_jax.train.pretrain import model_config, optimizer
 
@@ -78,6 +79,8 @@ def test_a_pipeline_adds_up_what_is_left(planned, tmp_path):
     assert f"steps      276, at most {dsa + gba:,} tokens" in out
     assert "answers    11,520, at most 1,105,920 tokens" in out  # 9 models, 1,280 cases, 96 tokens
     config = load_config("configs/pipeline.py", {"workdir": str(tmp_path / "run")})
+    with Run.open(config.workdir, config):
+        pass
     for stage in stages(config)[:6]:
         Path(stage.workdir).mkdir(parents=True)
         (Path(stage.workdir) / "STATUS.json").write_text(json.dumps({"state": "done"}))
@@ -115,9 +118,10 @@ def recipes():
 
 
 @pytest.mark.parametrize(("arguments", "devices"), list(recipes()))
-def test_the_recipes_fit_the_devices_that_they_ask_for(planned, monkeypatch, arguments, devices):
+def test_the_recipes_fit_the_devices_that_they_ask_for(planned, monkeypatch, tmp_path, arguments, devices):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
-    assert re.search(r"devices +\d+ x", planned(*arguments, f"--config.plan_mesh={devices}"))
+    filled = [argument.replace("$SCRATCH", str(tmp_path)) for argument in arguments]  # as a shell does
+    assert re.search(r"devices +\d+ x", planned(*filled, f"--config.plan_mesh={devices}"))
 
 
 def test_the_recipes_are_all_found():

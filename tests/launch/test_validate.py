@@ -45,7 +45,7 @@ from mmedexpert_jax.merging.merge_job import expert_paths
         ("dsa", "specialty=am", "did you mean AM?"),
         ("gba", "LR=1e-3", "no field config.LR in this config; did you mean config.lr?"),
         ("gba", "Rewards.Format=1", "did you mean config.rewards.format?"),
-        ("gba", "model.base=mini", "config.model.base='mini' is the model under an adapter, and mini is none"),
+        ("gba", "model.base=mini", "config.model.base='mini' is the model under an adapter, and none is named (mini)"),
         ("ask", "model.base=/nowhere", "give it as --config.model.path, or leave it out"),
     ],
 )

@@ -521,11 +521,13 @@ def test_a_case_with_two_keys_and_a_number_that_means_two_options_are_refused(tm
     rows = [PLAIN, PLAIN | {"answer": "A"}, PLAIN | {"question": "Which else?"}]
     found = collect([write(tmp_path / "a.jsonl", rows)])
     assert [record.source_id for record in torn(found.records)] == ["a.jsonl:1", "a.jsonl:2"]
+    true = PLAIN | {"options": ["True", "False"], "answer": True}
+    assert [record.answer for record in collect([write(tmp_path / "c.jsonl", [true])]).records] == ["A"]
     counted = [PLAIN | {"options": ["1", "2", "3"], "answer": key} for key in (2, "2", 0)]
     found = collect([write(tmp_path / "b.jsonl", counted)])
     assert [record.answer for record in found.records] == ["B"]
     assert [one["detail"] for one in found.rejected] == [
-        "key 2 may be an option's text or its number from 0; give its letter",
+        "key 2 may be an option's text or its number; give its letter",
         "key 0: it may count from 0 or from 1; give the letter or the text of the right option",
     ]
 

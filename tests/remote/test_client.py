@@ -64,7 +64,7 @@ def test_that_a_silent_server_is_waited_for_is_said_once(client, capsys):
         asked = client(server, max_attempts=4, retry_wait=0.01)
         asked.ask(questions(3))
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "gives no answer (server: 500" in said
+    assert said.count("\n") == 1 and "has not answered yet (server: 500" in said
     assert "asking again, up to 2 times over 0 s" in said
     with Loopback(misbehaviour=dataclasses.replace(silent, in_a_row=1)) as server:
         client(server).ask(questions(6, sample=1))

@@ -290,13 +290,13 @@ def test_what_takes_longer_than_the_grace_is_interrupted_where_it_is(tmp_path, m
 
 
 def test_a_terminal_that_closes_is_heeded_once_and_under_nohup_not_at_all(tmp_path):
-    before = signal.getsignal(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     try:
         with Run.open(tmp_path, CONFIG) as run:
             for _ in range(2):  # the shell's and the terminal's
                 os.kill(os.getpid(), signal.SIGHUP)
                 assert run.interrupted() == signal.SIGHUP
-        assert signal.getsignal(signal.SIGHUP) == before
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with Run.open(tmp_path, CONFIG) as run:
             os.kill(os.getpid(), signal.SIGHUP)

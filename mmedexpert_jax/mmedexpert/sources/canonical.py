@@ -75,9 +75,8 @@ def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], lice
     """
     repairs = list(raw.repairs)
     question, options, letters = _question_and_options(raw, repairs, shape.name == OPEN)
-    text = str(raw.key) if shape.name == PLAIN_ROWS and isinstance(raw.key, int) and not raw.letters else ""
-    if text in options and options.index(text) != raw.key and 0 <= int(text) < len(options):
-        raise Rejected("key-differs", f"key {raw.key} may be an option's text or its number from 0; give its letter")
+    if shape.name == PLAIN_ROWS and answers.counts_another(raw.key, options):
+        raise Rejected("key-differs", f"key {raw.key} may be an option's text or its number; give its letter")
     answer = _key(raw, options, letters, repairs) if options else plain_text(raw.key, repairs)
     raw_images = _images(raw, folders)
     images = [picture for image in raw_images for picture in _pictures(image)]
