@@ -324,13 +324,14 @@ def _check_base(config: ConfigDict) -> None:
     base = config.get("model", {}).get("base", "")
     if not base:
         return
-    named = [value for key, (_, _, value) in fields(config).items() if key.rpartition(".")[2] == "path"]
-    named += [named_path(model)[1] for key in ("compare", "experts", "adapters") for model in config.get(key, ())]
-    parts = [part for model in named for part in parts_of(model)]
+    models = [named_path(model)[1] for key in ("compare", "experts", "adapters") for model in config.get(key, ())]
+    paths = [value for key, (_, _, value) in fields(config).items() if key.rpartition(".")[2] == "path"]
+    parts = [part for model in (*paths, *models) for part in parts_of(model)]
     if not config.get("mergekit") and not any(map(_may_be_adapter, parts)):
+        looked = border.cut(", ".join([config.model.path, *models]))
         raise ConfigError(
-            f"config.model.base={border.shown(base)} is the model under an adapter, and none is named "
-            f"({border.cut(', '.join(parts))}); give it as --config.model.path, or leave it out"
+            f"config.model.base={border.shown(base)} is the model under an adapter, and none is named ({looked}); give "
+            "it as --config.model.path, or leave it out"
         )
     check_model("model.base", base)
 
