@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmedexpert_jax.statements import GENUS, INVISIBLE, readable, stated
+from mmedexpert_jax.statements import INVISIBLE, NO_LABEL, readable, stated
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -23,7 +23,7 @@ _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", _FLAGS)
 _FORM = ["<think>", "</think>", "<answer>", "</answer>"]
 
 _LABEL = re.compile(
-    rf"[(\[](?P<a>[A-Ja-j])[)\]][.:]?(?P<x>.*)|(?P<b>[A-Ja-j]){GENUS}(?:(?:[.):]|\s+[-–—]\s)(?P<y>.*)|\s*\((?P<z>.+)\))?",
+    rf"[(\[](?P<a>[A-Ja-j])[)\]][.:]?(?P<x>.*)|(?P<b>[A-Ja-j]){NO_LABEL}(?:(?:[.):]|\s+[-–—]\s)(?P<y>.*)|\s*\((?P<z>.+)\))?",
     re.DOTALL,
 )
 # "B Pneumonia", "B, Pneumonia", "Pneumonia (B)": only believed if the text is the option's own

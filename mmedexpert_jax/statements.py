@@ -30,21 +30,22 @@ _CONTRAST = re.compile(
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD_ENDS = rf"(?![^\W{_CJK}]|['’]|-\w)"  # not "C-section", "B12" or "I'd"; a Chinese character may follow
 # "C. difficile" and "B cells" are no labels.
-GENUS = (
-    r"(?!\s(?:cells?|lymphocytes?|symptoms?|section|peptide|dimers?|protein|waves?)\b|\.?\s?(?:difficile|coli|pylori|cereus|anthracis|perfringens|botulinum|tetani|albicans|jejuni|influenzae"
-    r"|ducreyi|"
-    r"burgdorferi|pertussis|fragilis|henselae|diphtheriae|trachomatis|gondii|faecalis|faecium|histolytica"
-    r"|granulosus)\b)"
+_SPECIES = (
+    *("difficile", "coli", "pylori", "cereus", "anthracis", "perfringens", "botulinum", "tetani", "albicans"),
+    *("jejuni", "influenzae", "ducreyi", "burgdorferi", "pertussis", "fragilis", "henselae", "diphtheriae"),
+    *("trachomatis", "gondii", "faecalis", "faecium", "histolytica", "granulosus"),
 )
+_THINGS = ("cells?", "lymphocytes?", "symptoms?", "section", "peptide", "dimers?", "protein", "waves?")
+NO_LABEL = rf"(?!\s(?:{'|'.join(_THINGS)})\b|\.?\s?(?:{'|'.join(_SPECIES)})\b)"
 # A lone A or I may be a word; as a label it ends its clause or is followed by a connective.
 _END = (
     rf"(?=\s*(?:$|[.,;:!?()\[\]{{}}/\n。，；：、）]|[-–—]\s|[{_CJK}])"
     r"|\s+(?:because|since|as|due|for|based|given|is|are|was|and|or|not|but|rather|which)\b)"
 )
-_LETTER = rf"(?:[B-HJ]{_WORD_ENDS}{GENUS}|[AI]{_WORD_ENDS}{_END}|[a-j](?=[.,;:)\]}}](?!\w)|\s*$))"
+_LETTER = rf"(?:[B-HJ]{_WORD_ENDS}{NO_LABEL}|[AI]{_WORD_ENDS}{_END}|[a-j](?=[.,;:)\]}}](?!\w)|\s*$))"
 _BRACKETED = rf"[(\[{{]?\s*+(?P<letter>{_LETTER})\s*[)\]}}]?"
 # that ends its clause, behind weak triggers
-_LABEL = rf"[(\[{{]?\s*+(?P<letter>[A-J]{_WORD_ENDS}{GENUS})(?:\s*+[)\]}}])?{_END}"
+_LABEL = rf"[(\[{{]?\s*+(?P<letter>[A-J]{_WORD_ENDS}{NO_LABEL})(?:\s*+[)\]}}])?{_END}"
 # Further letters beside the first: "B and C", "B/C", "B, C or D", "B (or maybe C)", "B; C", "B. Or C"; not "B, and C is
 # wrong", a clause. Atomic and bounded, no blank matched in two ways: a model may say "B or B" to its limit.
 _MORE = (

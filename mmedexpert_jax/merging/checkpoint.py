@@ -16,7 +16,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import canonical
 from mmedexpert_jax.merging.arrays import finite
-from mmedexpert_jax.models.stored_tensors import CODES, COMPUTED, double, missing, tensor_files, views
+from mmedexpert_jax.models.stored_tensors import CODES, COMPUTED, differing, missing, tensor_files, views
 from mmedexpert_jax.runtime import files
 
 SHARD_BYTES = 5 * 10**9  # transformers' usual size
@@ -45,7 +45,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
                     continue
                 other = self.stored.setdefault(canonical(name), name)
                 if other != name and not np.array_equal(view, self._views[canonical(name)]):
-                    raise double(self.directory, other, name)
+                    raise differing(self.directory, other, name)
                 self._views.setdefault(canonical(name), view)
         if absent := [name for name in held if canonical(name) not in self._views]:
             raise missing(held[absent[0]], absent[0])

@@ -11,7 +11,7 @@ from mmedexpert_jax.config.fields import raw_sources
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert import decontamination, eligibility, specialties
-from mmedexpert_jax.mmedexpert.duplicates import Duplicate, duplicates, torn
+from mmedexpert_jax.mmedexpert.duplicates import Duplicate, duplicates, with_several_keys
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import RawCase
@@ -35,9 +35,8 @@ def collect(config: ConfigDict, folder: Path, store: Store, voter: Teacher | Non
     found = gather(config)
     _write_rejected(folder, found)
     check_share(found, config.data.max_rejected)
-    found.drop(
-        torn(found.records), "key-differs", lambda r: f"{r.source_id}: the same case stands with another key, too"
-    )
+    several = with_several_keys(found.records)
+    found.drop(several, "key-differs", lambda r: f"{r.source_id}: the same case stands with another key, too")
     repeated = duplicates(found.records, config.duplicates)
     _without_repeats(found, repeated)
     tests = decontamination.test_sets(config.benchmarks)

@@ -56,7 +56,7 @@ def duplicates(records: Sequence[RawCase], threshold: float = 0.8) -> list[Dupli
     return found
 
 
-def torn(records: Sequence[RawCase]) -> list[RawCase]:
+def with_several_keys(records: Sequence[RawCase]) -> list[RawCase]:
     """The cases with options that stand with several keys: one of them is wrong, and none can say which."""
     keys: defaultdict[str, set[str]] = defaultdict(set)
     for record in records:

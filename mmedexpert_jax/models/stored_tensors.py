@@ -73,11 +73,11 @@ def _by_our_names(directory: Path, tensors: dict[str, Stored]) -> dict[str, Stor
     for name, stored in tensors.items():
         other, first = found.setdefault(canonical(name), (name, stored))
         if first is not stored and not _equal(stored, first):
-            raise double(directory, other, name)
+            raise differing(directory, other, name)
     return {ours: stored for ours, (_, stored) in found.items()}
 
 
-def double(directory: Path, name: str, other: str) -> DataError:
+def differing(directory: Path, name: str, other: str) -> DataError:
     """The refusal of a checkpoint that has one tensor under two names, with different values."""
     return DataError(f"{directory}: {name} and {other} are one tensor and differ; delete the one that is not meant")
 

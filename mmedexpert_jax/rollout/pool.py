@@ -77,7 +77,7 @@ class Pool:
         self._mesh, self._devices, self.block = mesh, devices_of(mesh), block
         group = sampling.num_samples
         self._places = places(rows, group, block)
-        self._widths = widths(rows, sampling.max_new_tokens, served=sampling.temperature is None)
+        self._widths = widths(rows, sampling.max_new_tokens, served=self._served)
         self._width, self._window = rows, window_for(1, sampling.max_new_tokens)
         self._tickets: list[list[Any]] = [[None] * self._places for _ in range(self._devices)]
         self._left, self._oldest = 0, 0
@@ -88,6 +88,11 @@ class Pool:
     def busy(self) -> bool:
         """True while a sample has not ended."""
         return self._left > 0
+
+    @property
+    def _served(self) -> bool:
+        """True where prompts come with settings of their own, as a server's do."""
+        return self._sampling.temperature is None
 
     @property
     def full(self) -> bool:
@@ -183,9 +188,9 @@ class Pool:
         """The rows and the window that the samples need: more where more wait, fewer where that is allowed."""
         wanted = next((w for w in reversed(self._widths) if w >= self._left), self._widths[0])
         width = wanted if shrink else max(wanted, self._width)
-        size, served = self._sampling.max_new_tokens, self._sampling.temperature is None
+        size = self._sampling.max_new_tokens
         window = window_after(self._window, self._oldest, size, fewer=width < self._width)
-        if served and not self._oldest:  # else one long answer would widen the attention of all that come after it
+        if self._served and not self._oldest:  # else one long answer would widen the attention of all after it
             window = window_for(1, size)
         self._resize(width, window)
 
@@ -232,7 +237,7 @@ class Pool:
         floats, none = zeros(group, size, dtype=jnp.float32), zeros(group, dtype=bool)
         done = Completions(zeros(group, size), floats, zeros(group), none)
         state = start(model, rows, self._window, self._mesh, dtype, done)
-        if self._sampling.temperature is None:
+        if self._served:
             own = Own(zeros(dtype=jnp.float32), zeros(), zeros(dtype=jnp.float32), zeros())
             state = dataclasses.replace(state, own=own)
         return prefix, sample_keys(self._key, zeros(), group), state

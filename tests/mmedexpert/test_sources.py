@@ -14,7 +14,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.mmedexpert.collection import gather
-from mmedexpert_jax.mmedexpert.duplicates import duplicates, torn
+from mmedexpert_jax.mmedexpert.duplicates import duplicates, with_several_keys
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
 from mmedexpert_jax.mmedexpert.sources.raw_collection import Rights, check_share
@@ -520,7 +520,7 @@ def test_rights_of_a_name_that_nothing_has_are_refused(tmp_path, field):
 def test_a_case_with_two_keys_and_a_number_that_means_two_options_are_refused(tmp_path):
     rows = [PLAIN, PLAIN | {"answer": "A"}, PLAIN | {"question": "Which else?"}]
     found = collect([write(tmp_path / "a.jsonl", rows)])
-    assert [record.source_id for record in torn(found.records)] == ["a.jsonl:1", "a.jsonl:2"]
+    assert [record.source_id for record in with_several_keys(found.records)] == ["a.jsonl:1", "a.jsonl:2"]
     true = PLAIN | {"options": ["True", "False"], "answer": True}
     assert [record.answer for record in collect([write(tmp_path / "c.jsonl", [true])]).records] == ["A"]
     counted = [PLAIN | {"options": ["1", "2", "3"], "answer": key} for key in (2, "2", 0)]
