@@ -118,10 +118,11 @@ def test_mergekit_average_and_ram(vectors, data):
     weights = per_expert(data, vectors, WEIGHT)
     theirs = merge_tensors([torch.tensor(v) for v in vectors], "linear", parameters={"weight": weights}).numpy()
     ours = merge_stack(vectors, setting("average", len(vectors), weights=tuple(weights)))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * (1 + np.abs(vectors).max(initial=0)))
+    largest = 1 + np.abs(vectors).max(initial=0)  # what cancels leaves the rounding of its terms: 6e-8 of each
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * largest)
     for method, name in (("ram", "ram"), ("ramplus", "ramplus_tl")):
         ours = merge_stack(vectors, setting(method, len(vectors)))
-        np.testing.assert_allclose(ours, mergekit(vectors, name), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(ours, mergekit(vectors, name), rtol=1e-6, atol=3e-7 * largest)
 
 
 @pytest.mark.parametrize("method", ["slerp", "multislerp", "karcher", "model_stock"])
