@@ -11,11 +11,19 @@ LETTERS = "ABCDEFGHIJ"
 
 _FLAGS = re.DOTALL | re.IGNORECASE
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
-# Reasoning, closed or not, as the systems of the field mark it: DeepSeek, Gemini, Seed, Magistral, Kimi, gpt-oss.
+# Marks of reasoning beside <think>, opening and closing: of Magistral, Kimi, Gemini, Seed and others.
+REASONING_MARKS = (
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    *((f"<{name}>", f"</{name}>") for name in ("thinking", "thought", "reasoning", "seed:think")),
+)
+_CLOSED = "|".join(
+    rf"{re.escape(mark)}.*?(?:{re.escape(end)}|\Z)" for mark, end in (("<think>", "</think>"), *REASONING_MARKS)
+)
+# Reasoning, closed or not; of gpt-oss with its special tokens and without.
 _REASONING = re.compile(
-    r"<(?P<tag>think|thinking|thought|reasoning|seed:think)>.*?(?:</(?P=tag)>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)"
-    r"|◁think▷.*?(?:◁/think▷|\Z)|<\|channel\|>analysis<\|message\|>.*?(?:<\|end\|>|(?=<\|channel\|>final)|\Z)"
-    r"|\Aanalysis(?-i:(?=[A-Z])).*?assistantfinal",  # gpt-oss without its special tokens
+    rf"{_CLOSED}|<\|channel\|>analysis<\|message\|>.*?(?:<\|end\|>|(?=<\|channel\|>final)|\Z)"
+    r"|\Aanalysis(?-i:(?=[A-Z])).*?assistantfinal",
     _FLAGS,
 )
 _FINAL = re.compile(r"(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>")

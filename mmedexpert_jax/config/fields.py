@@ -8,7 +8,6 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
@@ -183,9 +182,8 @@ def raw_sources(text: str) -> list[tuple[str, str]]:
 
 def raw_source(source: str) -> tuple[str, str]:
     """Format and path of "[format=]path", "" without a format; a path that is there may have "=" of its own."""
-    name, _, path = source.partition("=")
-    plain = "=" not in source or not re.fullmatch(r"[\w-]*", name) or _is_there(source)
-    return ("", source) if plain else (name, path)
+    name, path = named_path(source)
+    return (name, path) if re.fullmatch(r"[\w-]*", name) else ("", source)
 
 
 def _is_there(path: str) -> bool:
@@ -194,7 +192,7 @@ def _is_there(path: str) -> bool:
 
 def named_path(entry: str) -> tuple[str, str]:
     """Name and path of "[name=]path", "" without a name: a path that is there may have signs of equality of its own."""
-    if "=" not in entry or Path(entry).expanduser().exists():
+    if "=" not in entry or _is_there(entry):
         return "", entry
     name, _, path = entry.partition("=")
     return name, path

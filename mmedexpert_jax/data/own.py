@@ -30,6 +30,7 @@ _COLUMNS = {
     **dict.fromkeys(("query", "stem", "question_text", "vignette"), "question"),
     **dict.fromkeys(("exp", "explanation"), "trace"),
 }
+_MEANT = case_files.ALIASES | _COLUMNS  # a column -> the key of ours that it stands for
 _OPTION_COLUMN = re.compile(r"(?:op|opt|option|choice|answer|ans|alternative)?[_ ]?([a-j])")
 _NUMBER_COLUMN = re.compile(r"(?:op|opt|option|choice|alternative|ending)[_ ]?(\d{1,2})")
 _ABSENT = ("", "nan")  # cells without an option
@@ -211,9 +212,9 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     """A row of our own keys as a table of cells has them: options in columns A, B, ... (opa, option_a, ...), as an
     object by letter, or separated by semicolons. Raises DataError where no column is the question."""
     found = {str(key): value for key, value in row.items()}
-    meant = {key: key for key in case_files.KEYS} | case_files.ALIASES | _COLUMNS
     for theirs in list(found):
-        ours = meant.get(theirs.lower().strip().replace(" ", "_"), theirs)
+        name = theirs.lower().strip().replace(" ", "_")
+        ours = _MEANT.get(name, name if name in case_files.KEYS else theirs)
         if found.get(ours) in (None, "", [], {}):
             found[ours] = found.pop(theirs)
     if found.get("question") in (None, ""):
@@ -326,7 +327,7 @@ def _contradiction(row: Mapping[str, Any], options: list[str]) -> str:
     if not isinstance(key, str) or len(key) != 1 or key not in LETTERS[: len(options)]:
         return ""
     for name, value in row.items():
-        if ({**case_files.ALIASES, **_COLUMNS}).get(name.lower().replace(" ", "_")) != "answer":
+        if _MEANT.get(name.lower().replace(" ", "_")) != "answer":
             continue
         said = str(value).strip()
         if said.isdecimal() and LETTERS.index(key) in (int(said), int(said) - 1):

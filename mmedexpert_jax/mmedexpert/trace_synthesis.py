@@ -12,10 +12,9 @@ from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import RawCase, Trace, trace_id
 from mmedexpert_jax.remote import EndpointReply, Request
 
-# Reasoning at the beginning of a reply in the marks of Magistral, Kimi and others.
+# Reasoning at the beginning of a reply, in a group of each kind of marks.
 _OWN_MARKS = re.compile(
-    r"\s*(?:\[THINK\](?P<a>.*?)\[/THINK\]|◁think▷(?P<b>.*?)◁/think▷"
-    r"|<(?P<tag>thinking|thought|reasoning|seed:think)>(?P<c>.*?)</(?P=tag)>)",
+    rf"\s*(?:{'|'.join(f'{re.escape(mark)}(.*?){re.escape(end)}' for mark, end in answers.REASONING_MARKS)})",
     re.DOTALL | re.IGNORECASE,
 )
 
@@ -123,7 +122,7 @@ def whole(reply: EndpointReply) -> str:
     text = reply.text
     if own := _OWN_MARKS.match(text):
         rest = text[own.end() :]
-        return rest if "<think>" in rest.lower() else f"<think>{own['a'] or own['b'] or own['c'] or ''}</think>{rest}"
+        return rest if "<think>" in rest.lower() else f"<think>{''.join(filter(None, own.groups()))}</think>{rest}"
     if "<think>" in text.lower():
         return text
     if "</think>" in text.lower():
