@@ -4,16 +4,16 @@
     python benchmarks/learning.py --seeds 0 1 2 3 4 --against sum,gated,gdpo     # other rewards, against the default
     python benchmarks/learning.py --seeds 0 1 2 3 4 --against ahead,grpo     # rollouts a step ahead; the paper's rival
     python benchmarks/learning.py --seeds 0 1 2 3 4 --against bare,grpo      # what of the rival's lead is the reward
-    python benchmarks/learning.py --seeds 0 1 2 --against grpo,rloo,reinforce_pp     # its kin; also slower,faster
+    python benchmarks/learning.py --seeds 0 1 2 --against grpo,rloo,papo     # the rival's kin, each also against it
+    python benchmarks/learning.py --seeds 0 1 2 --against slower,faster      # the rate
 
 Each run is the README's command in a process of its own, without its held-out evaluations of other settings: the base
 and every policy are then scored here on the test split, sampled at temperature 1, as they were trained, and greedily.
 Prints a table and one JSON line, which holds the curves too (docs/figures.py draws them). A run that is already
-finished in its folder is read, not repeated.
+finished in its folder is read, not repeated. Settings are compared with the default, and with the first of `--against`.
 """
 
 import argparse
-import itertools
 import json
 import platform
 import subprocess
@@ -42,8 +42,15 @@ VARIANTS = {  # name -> what it is, what it sets
     "ahead": ("rollouts a step ahead", ["--config.rollout_ahead=1", "--config.importance_cap=2"]),
     "bare": ("no reward for structure", ["--config.rewards.structure=0.0"]),
     "grpo": ("GRPO", ["--config.objective=grpo"]),
+    "dr_grpo": ("Dr. GRPO", ["--config.objective=dr_grpo"]),
+    "dapo": ("DAPO", ["--config.objective=dapo"]),
+    "gspo": ("GSPO", ["--config.objective=gspo"]),
+    "sapo": ("SAPO", ["--config.objective=sapo"]),
+    "cispo": ("CISPO", ["--config.objective=cispo"]),
     "rloo": ("RLOO", ["--config.objective=rloo"]),
     "reinforce_pp": ("REINFORCE++", ["--config.objective=reinforce_pp"]),
+    "papo": ("PAPO", ["--config.objective=papo"]),
+    "drpo": ("DRPO", ["--config.objective=drpo"]),
     "slower": ("half the learning rate", ["--config.lr=7.5e-4"]),
     "faster": ("twice the learning rate", ["--config.lr=3e-3"]),
 }
@@ -154,11 +161,12 @@ def main() -> None:
             beyond = result[f"GBA beyond {name}, {kind}"] = paired(policies[name], policies["gba"], kind)
             print(f"GBA beyond {name}, {kind}: {beyond['gain']:+.3f} [{beyond['low']:+.3f}, {beyond['high']:+.3f}]")
     result["pairs"] = {}
-    for one, other in itertools.combinations(against, 2):
-        gains = {kind: paired(policies[one], policies[other], kind) for kind in DECODING}
-        result["pairs"][f"{other} over {one}"] = gains
+    first, *others = against
+    for name in others:
+        gains = {kind: paired(policies[first], policies[name], kind) for kind in DECODING}
+        result["pairs"][f"{name} over {first}"] = gains
         for kind, gain in gains.items():
-            print(f"{other} over {one}, {kind}: {gain['gain']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]")
+            print(f"{name} over {first}, {kind}: {gain['gain']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]")
     facts = {"benchmark": "learning", "machine": platform.machine(), "python": platform.python_version()}
     print(json.dumps(facts | result))
 
