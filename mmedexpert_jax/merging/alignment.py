@@ -68,7 +68,7 @@ def aligned(
 def vocabularies(expert: Path, base: Path) -> np.ndarray | None:
     """[V] the row that an expert has for each row of the base's embedding, -1 for none; None where they agree.
 
-    Rows behind the last token of both are padding, which stays.
+    Rows behind the last token of both are padding, which stays. Raises DataError for a tokenizer of another family.
     """
     ours, theirs = base / "tokenizer.json", expert / "tokenizer.json"
     rows, own = _rows(base), _rows(expert)
@@ -82,7 +82,12 @@ def vocabularies(expert: Path, base: Path) -> np.ndarray | None:
     index = np.full(rows, -1, np.int64)
     shared = {row: found[token] for token, row in known.items() if row < rows and found.get(token, own) < own}
     if len(shared) < _LEAST_SHARED * len(known):
-        return None  # of another family: its shapes, or nothing, will say so
+        if rows != own:
+            return None  # its shapes will say so
+        raise DataError(
+            f"{expert}: shares {len(shared):,} of the {len(known):,} tokens of {base}: it has another tokenizer and is "
+            "not of this base"
+        )
     index[list(shared)] = list(shared.values())
     return index
 
@@ -94,10 +99,12 @@ def union(base: Path, experts: Iterable[Path]) -> dict[str, int]:
         DataError: a model without tokenizer.json or vocab_size.
     """
     tokens = _known(base)
+    free = max(tokens.values()) + 1
     for folder in experts:
         own = _known(folder)
-        for token in sorted(own, key=lambda token: own[token]):
-            tokens.setdefault(token, max(tokens.values()) + 1)
+        for token in sorted(own, key=own.__getitem__):
+            if token not in tokens:
+                tokens[token], free = free, free + 1
     return tokens
 
 

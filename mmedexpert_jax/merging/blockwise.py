@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -26,7 +26,17 @@ from mmedexpert_jax.merging.lowrank import Pair, factors_of
 from mmedexpert_jax.merging.methods import Fitted, Setting, combine
 from mmedexpert_jax.merging.spherical import gram_matrix
 from mmedexpert_jax.merging.threshold import TOP, Blocks, Bound, Brackets, Counts, by_counting
-from mmedexpert_jax.merging.vectors import FLOATS, Expert, Parts, as_float, factor_gram, flat, vector_of
+from mmedexpert_jax.merging.vectors import (
+    FLOATS,
+    Expert,
+    Parts,
+    as_float,
+    assembled,
+    factor_gram,
+    flat,
+    vector_of,
+    widened,
+)
 
 # Entries: of a block; of files that are counted by one call; that one of several equal magnitudes is looked for in.
 BLOCK, RUN, PIECE = 1 << 18, 1 << 20, 1 << 15
@@ -111,6 +121,7 @@ class Merge:
         if key not in self._fits:
             with self._lock:
                 if key not in self._fits:
+                    self._check_unit(key)
                     for expert in self.experts:  # here, not in the threads that will ask for them
                         if expert.origin is not None:
                             expert.origin.prepare(self.units[key].names)
@@ -118,6 +129,18 @@ class Merge:
                         self._stretch(one)
                     self._fits[key] = fit(self.units[key], self.how(name))
         return self._fits[key]
+
+    def _check_unit(self, key: str) -> None:
+        """Raises ConfigError where tensors that are trimmed as one vector have trims of their own."""
+        names = self.units[key].names
+        trims = {(self.how(name).density, self.how(name).gamma): name for name in names}
+        if len(trims) > 1:
+            one, other, *_ = trims.values()
+            whole = "the whole model" if key == GLOBAL else key
+            raise ConfigError(
+                f"{whole} is trimmed as one vector, but density or gamma of {one} and {other} differ: give one value "
+                "for all, or a preset or switch that trims by tensor"
+            )
 
     def stretch(self, name: str) -> np.ndarray | None:
         """[K] float32 factors that give a tensor's task vectors one magnitude; None where a switch wants none."""
@@ -221,7 +244,8 @@ class Merge:
         Without a dtype what the merge adds, in float32. A task vector that is not finite leaves entries that are not.
         """
         how = self.how(name)
-        if how.method != "ties" or not self.compiles(name) or (dtype is not None and dtype.name not in kernel.DTYPES):
+        compiled = how.method == "ties" and how.rule.rescale == "none" and self.compiles(name)
+        if not compiled or (dtype is not None and dtype.name not in kernel.DTYPES):
             return self.merged(name, start, *self.read(name, start, stop), dtype, measured)
         fitted, first = self.fitted(name), self.units[self.scope(name)].offsets[name] + start
         base, parts = self.whole(name, start, stop)
@@ -284,7 +308,7 @@ class Merge:
         how, found = self.how(name), self.fitted(name)
         if found.factors is not None:
             b, a = found.factors
-        elif how.linear and all(expert.low_rank(name) for expert in self.experts):
+        elif how.linear and all(expert.is_low_rank for expert in self.experts):
             pairs = self.units[name].factors(0)
             own = np.asarray(how.weights) / how.divisor if found.coefficients is None else found.coefficients[:-1]
             if not pairs:
@@ -314,7 +338,7 @@ class Merge:
             DataError: a task vector is not finite; names expert and tensor.
         """
         self.fitted(name)
-        low_rank = all(expert.low_rank(name) for expert in self.experts)
+        low_rank = all(expert.is_low_rank for expert in self.experts)
         ranges = spans(self.base[name].shape, self.how(name).whole_rows)
         step = -(-len(ranges) // REPORTED)
 
@@ -444,7 +468,7 @@ class TensorUnit:
             return []
         stretch, found = self.merge.stretch(name), []
         for number, expert in enumerate(self.merge.experts):
-            if expert.low_rank(name):
+            if expert.is_low_rank:
                 pairs = [
                     (b * adapter.scale, a)
                     for adapter in expert.adapters
@@ -486,7 +510,7 @@ class TensorUnit:
     def gram(self, whole: bool) -> np.ndarray:
         """Inner products [K, K] float64 of the task vectors, from factors where it can; `whole`: of the weights."""
         experts = self.merge.experts
-        if not whole and all(expert.low_rank(name) for expert in experts for name in self.names):
+        if not whole and all(expert.is_low_rank for expert in experts):
             return np.sum([factor_gram(experts, name, self.merge.stretch(name)) for name in self.names], axis=0)
         return self.total(lambda base, vectors, _: gram_matrix(base + vectors if whole else vectors))
 
@@ -559,10 +583,11 @@ def merged_on_devices(job: Merge, report: Interference) -> Iterator[tuple[str, j
     A unit of several tensors (a trim by module or of the whole model) is laid out as one vector for its trim.
 
     Raises:
-        ConfigError: more entries are trimmed as one vector than int32 can count.
+        ConfigError: more entries are trimmed as one vector than int32 can count; what the host alone does is asked for.
         DataError: a task vector is not finite; names expert and tensor.
     """
     _refuse_long(job)
+    _refuse_unlike(job)
     for unit in job.units.values():
         names = unit.names
         bases = [jnp.asarray(job.base[name]) for name in names]
@@ -589,6 +614,18 @@ def _refuse_long(job: Merge) -> None:
             )
 
 
+def _refuse_unlike(job: Merge) -> None:
+    """Programs for devices take no factors, stretch no vectors and have one setting for a unit."""
+    for unit in job.units.values():
+        settings = {replace(job.how(name), keys=()) for name in unit.names}
+        how = job.how(unit.names[0])
+        if how.in_factors or how.rule.normalize != "none" or len(settings) > 1:
+            raise ConfigError(
+                f"{how.method} as it is set for {unit.names[0]} is not merged on devices: pass the base as numpy "
+                "arrays, which the host merges"
+            )
+
+
 def _source(expert: Expert, name: str) -> dict[str, Any]:
     own = {} if expert.weights is None else {"weights": expert.weights[name]}
     if expert.fisher and name in expert.fisher:
@@ -611,7 +648,7 @@ def _merge_unit(bases: list[jax.Array], sources: list[tuple], how: Setting) -> t
     vectors = [_vectors(base, own).reshape(len(own), *rows) for base, own in zip(bases, sources, strict=True)]
     stack = vectors[0] if len(vectors) == 1 else jnp.concatenate(vectors, axis=1)
     known = [_fisher(base, own).reshape(len(own), *rows) for base, own in zip(bases, sources, strict=True)]
-    fitted = fit(Stack(whole, stack), how)
+    fitted = fit(Stack(whole, stack, len(bases) == 1 and bases[0].ndim > 1), how)
     kept, merged = combine(whole, stack, 0, fitted, how, list(jnp.concatenate(known, axis=1)))
     merged = merged * jnp.float32(how.scale)
     flat, kept, merged = stack.reshape(len(stack), -1), [row.reshape(-1) for row in kept], merged.reshape(-1)
@@ -633,11 +670,9 @@ def _vectors(base: jax.Array, sources: tuple) -> jax.Array:
     """Task vectors [K, ...] float32 of one tensor."""
 
     def vector(source: dict[str, Any]) -> jax.Array:
-        total = jnp.zeros(base.shape, jnp.float32)
-        if "weights" in source:
-            total = jnp.asarray(source["weights"], jnp.float32) - base.astype(jnp.float32)
-        for b, a, scale in source["factors"]:
-            total = total + scale * jnp.matmul(b, a, precision="highest")
-        return total
+        own = jnp.asarray(source["weights"]) if "weights" in source else None
+        deltas = [scale * jnp.matmul(b, a, precision="highest") for b, a, scale in source["factors"]]
+        found = assembled(base.astype(jnp.float32), *widened((own, deltas), base))
+        return jnp.zeros(base.shape, jnp.float32) if found is None else found
 
     return jnp.stack([vector(source) for source in sources])

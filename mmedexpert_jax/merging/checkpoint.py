@@ -182,8 +182,10 @@ class Writer:
         self._layout, self._headers = _plan(tensors, max_shard_bytes)
         self._total = sum(size for _, size in self._headers.values())
         self._journal = self.partial / "journal.jsonl"
-        digest = hashlib.sha256(json.dumps(files.plain([fingerprint, list(tensors)])).encode()).hexdigest()
-        self.done: dict[str, Any] = self._resume(digest)
+        digest = hashlib.sha256(json.dumps(files.plain(fingerprint)).encode())
+        for file, (header, _) in self._headers.items():  # names, shapes, dtypes and places of the tensors
+            digest.update(file.encode() + header)
+        self.done: dict[str, Any] = self._resume(digest.hexdigest())
         self._files = {file: os.open(self.partial / file, os.O_RDWR) for file in self._headers}
 
     def write(self, name: str, start: int, entries: np.ndarray) -> None:
@@ -207,13 +209,13 @@ class Writer:
             for handle in self._files.values():
                 os.fsync(handle)
                 os.close(handle)
-            self._journal.unlink()
             if len(self._files) > 1:
                 weight_map = {name: file for name, (file, _) in self._layout.items()}
                 index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
                 files.write_json(self.partial / "model.safetensors.index.json", index)
             if copy_from:
                 copy_settings(copy_from, self.partial, changes)
+            self._journal.unlink()  # last: what fails before it goes on from here
             files.replace_folder(self.path)
         return self.path
 

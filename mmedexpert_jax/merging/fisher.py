@@ -1,6 +1,7 @@
 """Fisher information of an expert from prompts alone: how sharply each entry of its weights decides what it says."""
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.merge import merge_in_memory
-from mmedexpert_jax.merging.merge_recipe import Recipe, opened
+from mmedexpert_jax.merging.merge_recipe import Recipe, fingerprint, opened
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.models import Model, load_model, load_processor
 from mmedexpert_jax.models.tree import flatten, nest
@@ -33,7 +34,7 @@ def with_fisher(
 
     Args:
         recipe: of a merge by Fisher information.
-        folder: where it is kept, by expert; what is there already is not measured again.
+        folder: where it is kept, by expert; what is there of the same files, cases and seed is not measured again.
         cases: whose prompts are read, not their answers.
         seed: of the draws.
         told: called with the number of prompts done.
@@ -41,6 +42,11 @@ def with_fisher(
     model, params = load_model(recipe.base, np.float32)
     base, processor, count = flatten(params), load_processor(recipe.base), itertools.count(1)
     job = opened(recipe, base)
+    mark, wanted = folder / "sources.json", [fingerprint(recipe, job), [case.id for case in cases], seed]
+    if files.read_json(mark) != files.plain(wanted):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        files.write_json(mark, wanted)
 
     def prompts() -> Iterable[Batch]:
         for case in cases:

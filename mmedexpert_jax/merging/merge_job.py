@@ -261,7 +261,11 @@ def _sweep(recipe: Recipe, config: ConfigDict, run: Run, evaluate: Evaluate | No
             raise ConfigError("config.sweep.trials are scored on held-out cases: set config.sweep.score=True as well")
         start = found.best()
         assert start is not None
-        found.rows.extend(search(list(recipe.experts), start, trials, config.get("seed", 0), score))
+        weights = recipe.parameters.numbers.get("weight", {})
+        if any(not isinstance(weight, int | float) for weight in weights.values()):
+            raise ConfigError("config.sweep.trials search one weight an expert: leave out weights by tensor or layer")
+        own = {name: float(weights.get(name, weights.get("", 1.0))) for name in recipe.experts}
+        found.rows.extend(search(list(recipe.experts), start, trials, config.get("seed", 0), score, own))
     return found
 
 

@@ -468,11 +468,11 @@ def _copy(name: str, view: np.ndarray, dtype: np.dtype, write: Callable[[int, np
 def fingerprint(recipe: Recipe, job: Merge | Merges) -> list[Any]:
     """Everything that the result depends on, in JSON's types; files by their size and time."""
     base = job.base.fingerprint() if isinstance(job.base, Checkpoint) else recipe.base
-    parts = [[part.parameters.to_json(), part.ranges] for part in recipe.slices]
+    bases = [Checkpoint(trace(part.base)[0]).fingerprint() for part in recipe.slices]
+    parts = [[part.parameters.to_json(), part.ranges, own] for part, own in zip(recipe.slices, bases, strict=True)]
     known = [expert.fisher.fingerprint() for expert in job.experts if isinstance(expert.fisher, Checkpoint)]
-    return files.plain(
-        [recipe.parameters.to_json(), recipe.dtype, recipe.start_only, base, _sources(job), parts, known]
-    )
+    own = [recipe.parameters.to_json(), recipe.dtype, recipe.start_only, recipe.tokenizer]
+    return files.plain([*own, base, _sources(job), parts, known])
 
 
 def _sources(job: Merge | Merges) -> list[Any]:

@@ -190,8 +190,8 @@ def by_expert(value: Any, experts: Sequence[str], which: str) -> dict[str, Spec]
         ConfigError: a list of another length, or other names.
     """
     if isinstance(value, Mapping) and "value" not in value:
-        if which == "weights" and set(value) != set(experts):
-            raise ConfigError(f"weights name {', '.join(value)}, but the experts are {', '.join(experts)}")
+        if set(value) != set(experts):
+            raise ConfigError(f"{which} name {', '.join(value)}, but the experts are {', '.join(experts)}")
         return dict(value)
     if which == "weights" and isinstance(value, Iterable):
         listed = list(value)

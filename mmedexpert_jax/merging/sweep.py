@@ -91,8 +91,15 @@ def sweep(
     return Sweep(rows, reports)
 
 
-def search(experts: Sequence[str], start: dict[str, Any], trials: int, seed: int, score: Score) -> list[dict[str, Any]]:
-    """Rows of a bounded search for each expert's weight, from 1 on, at the density and scale of a scored row.
+def search(
+    experts: Sequence[str],
+    start: dict[str, Any],
+    trials: int,
+    seed: int,
+    score: Score,
+    weights: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of a bounded search for each expert's weight, at the density and scale of a scored row.
 
     A (1+1) evolution strategy: the best weights so far are multiplied by exp(step * normal), the step grows after a
     better trial and shrinks after others. Equal seeds and scores give equal trials, so that a killed search goes on.
@@ -103,14 +110,16 @@ def search(experts: Sequence[str], start: dict[str, Any], trials: int, seed: int
         trials: looks at the held-out cases.
         seed: of the normals.
         score: (density, scale, weights) -> named figures, among them `accuracy`.
+        weights: that `start` was scored with; 1 where an expert has none.
     """
     rng, step = np.random.default_rng(seed), _STEP
-    best, accuracy, rows = np.ones(len(experts)), start["accuracy"], []
+    best = np.array([(weights or {}).get(name, 1.0) for name in experts])
+    accuracy, rows = start["accuracy"], []
     for _ in range(trials):
         trial = np.clip(best * np.exp(step * rng.standard_normal(len(experts))), _LEAST, _MOST).round(3)
-        weights = dict(zip(experts, trial.tolist(), strict=True))
-        figures = score(start["density"], start["scale"], weights)
-        rows.append({"density": start["density"], "scale": start["scale"], "weights": weights} | figures)
+        tried = dict(zip(experts, trial.tolist(), strict=True))
+        figures = score(start["density"], start["scale"], tried)
+        rows.append({"density": start["density"], "scale": start["scale"], "weights": tried} | figures)
         better = figures["accuracy"] > accuracy
         step *= _GROW if better else _SHRINK
         if better:
@@ -151,11 +160,14 @@ def _measure(jobs: dict[float, Merge], name: str, dtype: np.dtype) -> dict[float
 
 
 def _fit_together(jobs: list[Merge]) -> None:
-    """Bounds of all densities from one pass over each unit."""
+    """Bounds of all densities from one pass over each unit of whose fit they are the whole."""
     first = jobs[0]
+    if any(expert.origin is not None for expert in first.experts):
+        return
     for key, unit in first.units.items():
         how = first.how(unit.names[0])
-        if how.kind.keep != "largest" or how.rule.cancellation == "majority":
+        more = how.rule.rescale in ("l1", "l2") or how.rule.normalize != "none" or how.rule.cancellation == "majority"
+        if how.kind.keep != "largest" or how.in_factors or more:
             continue
         kept = [how.rule.kept(unit.size, share) for job in jobs for share in job.how(unit.names[0]).density]
         bound = unit.largest(kept, how.rule.equal_magnitudes)

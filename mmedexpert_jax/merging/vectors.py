@@ -86,7 +86,7 @@ def _changed(base: Any, own: Any) -> Any:
 
 
 def vector_of(parts: Parts, stored: np.ndarray, base: np.ndarray, factor: np.float32 | None = None) -> np.ndarray:
-    """A block of a task vector [m] float32, times a factor.
+    """A block of a task vector, tau = theta - theta_base (equation 6), [m] float32, times a factor.
 
     Args:
         parts: of the expert.
@@ -130,8 +130,9 @@ class Expert:
         adapters = tuple(replace(one, factors=names(one.factors)) for one in self.adapters)
         return replace(self, weights=weights, adapters=adapters)
 
-    def low_rank(self, name: str) -> bool:
-        """True where its task vector of a tensor is LoRA factors and nothing else (or nothing)."""
+    @property
+    def is_low_rank(self) -> bool:
+        """True where its task vectors are LoRA factors and nothing else (or nothing)."""
         return self.weights is None and self.origin is None
 
     def touches(self, name: str, base: Any) -> bool:
@@ -139,19 +140,8 @@ class Expert:
         own = self.weights is not None and self.weights[name] is not base
         return own or self.origin is not None or any(name in adapter.factors for adapter in self.adapters)
 
-    def vector(self, name: str, start: int, stop: int, base: np.ndarray) -> np.ndarray | None:
-        """tau = theta - theta_base of entries start:stop (equation 6), [stop - start] float32; None where it is zero.
-
-        Args:
-            name: of the tensor.
-            start: flat index.
-            stop: flat index.
-            base: the same entries of the base, float32.
-        """
-        return assembled(base, *self.parts(name, start, stop))
-
     def parts(self, name: str, start: int, stop: int) -> Parts:
-        """The parts that `vector` is assembled from."""
+        """The parts of entries start:stop of a tensor's task vector, which `vector_of` assembles."""
         own = None if self.weights is None else flat(self.weights[name])[start:stop]
         return own, self.deltas(name, start, stop)
 

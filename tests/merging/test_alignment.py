@@ -74,6 +74,12 @@ def test_a_vocabulary_of_another_family_is_refused(tmp_path):
         merged(tmp_path, base, save(tmp_path / "X", drawn(1, rows=8), "ghijklmn"))
 
 
+def test_a_tokenizer_of_another_family_with_as_many_rows_is_refused(tmp_path):
+    base = save(tmp_path / "base", drawn(0), "abcdef")
+    with pytest.raises(DataError, match=r"X: shares 1 of the 6 tokens of .*base: it has another tokenizer"):
+        merged(tmp_path, base, save(tmp_path / "X", drawn(1), "fghijk"))
+
+
 def test_a_text_model_is_merged_into_the_decoder_of_a_vlm(tmp_path):
     ours, theirs = drawn(0), drawn(1, vision=False)
     found, notes = merged(tmp_path, save(tmp_path / "base", ours), save(tmp_path / "X", theirs))

@@ -84,6 +84,14 @@ def test_presets_in_bf16(preset):
         check(lambda density=density: job(stack, base, density, (0.5, 1, 2), 1.0, preset), BF16)
 
 
+@pytest.mark.parametrize("rescale", ["l1", "l2"])
+def test_a_rescaled_trim_is_rescaled_in_large_tensors_too(rescale):
+    rng = np.random.default_rng(3)
+    base, *stack = rng.standard_normal((4, *SIZES)).astype(F32)
+    rule = replace(PRESETS["mergekit"], rescale=rescale)
+    check(lambda: job(stack, base, 0.3, (1, 1, 1), 1.0, rule), F32)
+
+
 @pytest.mark.parametrize("normalize", ["none", "tensor", "median"])
 def test_more_experts_than_one_program_marks(normalize):
     rng = np.random.default_rng(2)

@@ -1,6 +1,7 @@
 """A sweep against merges one by one; the report as a page that stands alone."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import jax
@@ -11,8 +12,9 @@ from mmedexpert_jax.merging import merge_with_report
 from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge_page import page, write_page
+from mmedexpert_jax.merging.methods import PRESETS
 from mmedexpert_jax.merging.parameters import Parameters
-from mmedexpert_jax.merging.sweep import sweep
+from mmedexpert_jax.merging.sweep import search, sweep
 from mmedexpert_jax.merging.vectors import Expert
 from mmedexpert_jax.models.tree import flatten, nest
 from tests.accessibility import serious
@@ -25,22 +27,45 @@ def models(layers=2, seed=0):
     return base, {e: {n: t + rng.standard_normal(t.shape).astype(np.float32) for n, t in base.items()} for e in "abc"}
 
 
-@pytest.mark.parametrize("preset", ["paper", "official"])
-def test_a_sweep_is_the_merges_one_by_one(preset):
+@pytest.mark.parametrize(
+    ("preset", "method"),
+    [
+        ("paper", "ties"),
+        ("official", "ties"),
+        (replace(PRESETS["mergekit"], rescale="l1"), "ties"),
+        (replace(PRESETS["paper"], normalize="tensor"), "ties"),
+        ("paper", "dots"),
+    ],
+)
+def test_a_sweep_is_the_merges_one_by_one(preset, method):
     base, experts = models()
-    how = Parameters("ties", tuple(experts), preset, names=tuple(base))
+    how = Parameters(method, tuple(experts), preset, names=tuple(base))
     job = Merge(base, tuple(Expert(name, weights) for name, weights in experts.items()), how)
     found = sweep(job, (0.1, 0.5), (1.0, 0.3), score=lambda density, scale: {"accuracy": density - scale})
     assert [(row["density"], row["scale"]) for row in found.rows] == [(0.1, 1.0), (0.1, 0.3), (0.5, 1.0), (0.5, 0.3)]
     assert found.best()["density"] == 0.5 and found.best()["scale"] == 0.3
     for row in found.rows:
         trees = {name: nest(weights) for name, weights in experts.items()}
-        merged, report = merge_with_report(nest(base), trees, preset=preset, density=row["density"], scale=row["scale"])
+        numbers = {"density": row["density"], "scale": row["scale"]}
+        merged, report = merge_with_report(nest(base), trees, method=method, preset=preset, **numbers)
         moved = sum(float(np.sum((t - base[n]) ** 2)) for n, t in flatten(merged).items()) ** 0.5
         assert row["norm"] == pytest.approx(moved, rel=1e-4)
         assert row["sign conflict"] == report.rates()["conflict"]
         assert row["kept mass"] == pytest.approx(np.mean(list(report.rates()["kept_mass"].values())))
     assert sweep(job, (0.5,), (1.0,)).best() is None
+
+
+def test_a_search_begins_at_the_weights_that_its_start_was_scored_with():
+    """Nothing is better than the start, so that every trial is a step from it."""
+    start = {"density": 0.2, "scale": 1.0, "accuracy": 1.0}
+
+    def score(density, scale, weights):
+        return {"accuracy": 0.0}
+
+    of_ones, of_own = (search("ab", start, 5, 0, score, weights) for weights in (None, {"a": 0.5, "b": 2.0}))
+    for one, own in zip(of_ones, of_own, strict=True):
+        expected = np.clip([one["weights"]["a"] * 0.5, one["weights"]["b"] * 2], 0.05, 4)
+        np.testing.assert_allclose([own["weights"]["a"], own["weights"]["b"]], expected, atol=2e-3)
 
 
 def test_rates_of_a_merge_worked_by_hand():

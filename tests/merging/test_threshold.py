@@ -118,6 +118,22 @@ def test_the_sample_on_devices_brackets_the_bound_of_any_size(size):
     np.testing.assert_allclose(high - low, 1 / 16, rtol=0.01)
 
 
+def on_devices(base, own, method, **more):
+    job = Merge({"w": base}, (Expert("a", {"w": own}),), Parameters(method, ("a",), "paper", {}, names=("w",), **more))
+    return dict(merged_on_devices(job, Interference(("a",))))
+
+
+@pytest.mark.parametrize(("method", "more"), [("tsv_m", {}), ("ties", {"space": "knots"})])
+def test_a_merge_in_factors_is_refused_on_devices(method, more):
+    with pytest.raises(ConfigError, match=f"{method} as it is set for w is not merged on devices"):
+        on_devices(jnp.zeros((4, 4)), jnp.ones((4, 4)), method, **more)
+
+
+def test_a_rounded_copy_of_the_base_has_not_changed_on_devices():
+    base = jnp.asarray(np.random.default_rng(0).standard_normal((8, 8)), jnp.float32)
+    assert not on_devices(base, base.astype(jnp.bfloat16), "task_arithmetic")
+
+
 def test_more_entries_than_int32_counts_are_refused_on_devices():
     names = ("one.weight", "other.weight")
     base = {name: jax.ShapeDtypeStruct((1 << 15, 1 << 15), jnp.float32) for name in names}
