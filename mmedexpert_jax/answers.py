@@ -67,7 +67,8 @@ _DENIED = re.compile(
 )
 
 
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+# a capital A within a text, or an a at its end, is a name: hepatitis A, vitamin a
+_ARTICLES = re.compile(r"\b(?:[Aa]n|[Tt]he|AN|THE)\b|(?:^\s*A|\ba)\b(?=\s+\w)")
 _PUNCTUATION = re.compile(r"[^\w\s]")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 
@@ -136,11 +137,11 @@ def boxed(text: str) -> str | None:
 
 def is_right(response: str, options: Sequence[str], answer: str) -> bool:
     """True where a response gives the answer: the letter that `choice` reads, or of an open question the reference text
-    (case, white space, a final stop and the marks around it aside)."""
+    as evaluation compares it (`same_text`, the marks around it aside)."""
     if options:
         return choice(response, options) == answer
     given = parse(response).answer
-    return given is not None and _plain(answer) in (_plain(given), _plain(unwrap(given)))
+    return given is not None and same_text(unwrap(given), answer)
 
 
 def choice(response: str, options: Sequence[str]) -> str | None:
@@ -175,7 +176,7 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
     label, text = _labelled(answer, texts)
     if label not in LETTERS[: len(options)] or not label:
         return named[0] if len(named) == 1 else None
-    return None if _names_another(label, text, texts) else label
+    return None if _names_another(label, text, options) else label
 
 
 def one_stated(text: str, options: Sequence[str], remarks: bool = False) -> str | None:
@@ -191,17 +192,17 @@ def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
 
 
 def normalised(text: str) -> str:
-    """Text as exact match and F1 compare it: lower case, without punctuation, articles and extra space (as SQuAD);
-    each Chinese character is a word."""
-    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(" ", readable(text).lower()))
-    return " ".join(_ARTICLES.sub(" ", words).split())
+    """Text as exact match and F1 compare it: lower case, without articles and extra space (as SQuAD), with spaces for
+    punctuation; each Chinese character is a word."""
+    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(" ", readable(text)))
+    return " ".join(_ARTICLES.sub(" ", words).lower().split())
 
 
 def same_text(said: str, gold: str) -> bool:
-    """True where two texts are the same `normalised`, or, of a gold that is all punctuation and articles ("+"), but for
-    case and white space."""
+    """True where two texts are the same `normalised`, or but for case and white space: a gold may be punctuation and
+    articles alone ("+")."""
     wanted = normalised(gold)
-    return normalised(said) == wanted if wanted else _plain(said) == _plain(gold)
+    return _plain(said) == _plain(gold) or (bool(wanted) and normalised(said) == wanted)
 
 
 def token_f1(gold: str, said: str) -> float:
@@ -260,8 +261,9 @@ def _bold_label(bare: str) -> tuple[str, str]:
     return marked[2].strip("().:").upper(), marked[3].strip()
 
 
-def _names_another(letter: str, text: str, texts: list[str]) -> bool:
+def _names_another(letter: str, text: str, options: Sequence[str]) -> bool:
     """True where the text after a label names an option other than the label's, or denies the label's."""
+    texts = [_plain(option) for option in options]
     own, plain = texts[LETTERS.index(letter)], _plain(text)
     if not plain:
         return False
@@ -269,8 +271,10 @@ def _names_another(letter: str, text: str, texts: list[str]) -> bool:
         return plain != own
     if _DENIED.match(plain.removeprefix(own).lstrip(" :-–—")) or _DENIED_END.search(plain):
         return True
+    text = re.sub(r"\bA\s+(?=[a-z])", "", text)  # an article
     beside = re.sub(re.escape(own), " ", text, flags=re.IGNORECASE) if own else text
-    if any(label != letter for label in re.findall(rf"\b[{LETTERS[: len(texts)]}]\b", beside)):
+    own_letters = {letter, *re.findall(r"\b[A-J]\b", options[LETTERS.index(letter)])}  # as in "hepatitis B virus"
+    if not own_letters.issuperset(re.findall(rf"\b[{LETTERS[: len(texts)]}]\b", beside)):
         return True
     others = [other for other in texts if other != own and len(other) > 1]
     return any(re.search(rf"(?<!\w){re.escape(o)}(?!\w)", plain if own in o else _plain(beside)) for o in others)

@@ -124,18 +124,19 @@ class Found:
 
 def scan(text: str, place: str) -> list[Found]:
     """The identifiers in a text, by kind and in order; what one kind has taken is not counted for the next."""
-    found: list[Found] = []
-    for kind, pattern in PATTERNS.items():
-        text, count = pattern.subn(f"[{kind}]", text)
-        found += [Found(kind, place)] * count
-    return found
+    return [Found(kind, place) for kind in _replaced(text)[1].elements()]
 
 
 def redact(text: str) -> str:
     """The text with each finding replaced by its kind in brackets, such as "[date]"."""
+    return _replaced(text)[0]
+
+
+def _replaced(text: str) -> tuple[str, Counter[str]]:
+    counts = Counter[str]()
     for kind, pattern in PATTERNS.items():
-        text = pattern.sub(f"[{kind}]", text)
-    return text
+        text, counts[kind] = pattern.subn(f"[{kind}]", text)
+    return text, counts
 
 
 def scan_texts(texts: Iterable[tuple[str, str | Sequence[str]]]) -> list[Found]:

@@ -155,3 +155,23 @@ def test_every_letter_in_every_form_reads_back(options, data):
         assert answers.choice(prompts.render("why", form.format(letter)), options) == letter
     own = options[LETTERS.index(letter)]
     assert answers.choice(prompts.render("why", f"{letter}. {own}"), options) == letter
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "letter"),
+    [
+        ("B. A fracture of the hip", ("Gout", "Fracture of the hip", "Sprain"), "B"),
+        ("C. Hepatitis B", ("Gout", "Lupus", "Hepatitis B virus"), "C"),
+        ("A. Type B lactic acidosis", ("Lactic acidosis, type B", "Ketosis"), "A"),
+        ("C. Hepatitis B", ("Gout", "Hepatitis B", "Hepatitis C virus"), None),
+        ("A, or B", ("Gout", "Lupus"), None),
+    ],
+)
+def test_letters_of_an_option_s_own_text_name_no_other_option(said, options, letter):
+    assert answers.choice(f"<answer>{said}</answer>", options) == letter
+
+
+def test_an_open_answer_is_right_where_evaluation_says_so():
+    for said in ("the aortic regurgitation", "Aortic-regurgitation.", "**aortic regurgitation**"):
+        assert answers.is_right(f"<answer>{said}</answer>", (), "Aortic regurgitation")
+    assert not answers.is_right("<answer>mitral regurgitation</answer>", (), "Aortic regurgitation")

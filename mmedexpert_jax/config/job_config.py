@@ -128,12 +128,12 @@ def read_config(spec: str) -> ConfigDict:
         )
     try:
         with contextlib.chdir("."):  # paths of the job begin where it was started, wherever the file goes
-            get_config = _run(path, _source(path))["get_config"]
-            config = get_config(preset) if preset else get_config()
+            names = _run(path, _source(path))
+            if "get_config" not in names:
+                raise ConfigError(f"{path} defines no get_config")
+            config = names["get_config"](preset) if preset else names["get_config"]()
     except ConfigError:
         raise
-    except KeyError as error:
-        raise ConfigError(f"{path} defines no {error.args[0]}") from error
     except SystemExit as error:
         raise ConfigError(f"{path} does not run: it leaves the program (sys.exit); return a ConfigDict") from error
     except KeyboardInterrupt:

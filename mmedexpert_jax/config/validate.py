@@ -28,7 +28,7 @@ from mmedexpert_jax.errors import ConfigError, DataError, holds_login
 
 INT_MAX = 2**31 - 1  # of any integer field: what an int32 holds
 FLOAT_MIN, FLOAT_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # sizes that float32 holds; smaller ones count as 0
-ELSEWHERE = re.compile(r"([^:/]*=)?(system|endpoint|transformers):")  # models that are not files here
+REMOTE_MODEL = re.compile(r"([^:/]*=)?(system|endpoint|transformers):")  # models that are not files here
 WRITTEN = ("workdir", "output", "answers", "stages")  # fields that name what a job writes
 # the default folder of a job's run: a path in it that is not there yet is what that job will make
 RUN = re.compile(r"(?:\./)?runs/(ablation|dataset|dsa|export|gba|merge|pipeline|pretrain)-(\w+)(?:/(\w+))?(?:/.*)?")
@@ -252,7 +252,7 @@ def _has_data(path: str) -> bool:
 def _check_evaluated(config: ConfigDict) -> None:
     """Models of an evaluation, and the process's number."""
     for key, entry in [("model.path", config.model.path), *(("compare", model) for model in config.compare)]:
-        if not ELSEWHERE.match(entry):
+        if not REMOTE_MODEL.match(entry):
             check_model(key, named_path(entry)[1])
     if config.process >= config.processes:
         raise ConfigError(f"config.process={config.process} must be below config.processes={config.processes}")

@@ -98,7 +98,7 @@ def placed(question: str, images: set[int]) -> str:
 
 
 def split_options(text: str) -> tuple[str, list[str]]:
-    """A question and the lettered options at its end, A, B, ... a line each; ([], no options) where there are none.
+    """A question and the lettered options at its end, A, B, ... a line each; (text, []) where there are none.
 
     Letters are of one case; blank lines may stand between.
     """

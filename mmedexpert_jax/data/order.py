@@ -33,7 +33,8 @@ def fingerprint(cases: Iterable[Case]) -> int:
     for case in cases:
         images = [(image.view, _size(getattr(image.read, "path", None))) for image in case.images]
         texts = case.id, case.question, case.options, case.answer, case.paradigm, case.trace, case.paradigms
-        crc = zlib.crc32(repr((texts, case.specialty, case.task, images)).encode(), crc)
+        more = (sorted(case.columns.items()),) if case.columns else ()  # what one's own rewards read
+        crc = zlib.crc32(repr((texts, case.specialty, case.task, images, *more)).encode(), crc)
     return crc
 
 

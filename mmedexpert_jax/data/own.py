@@ -285,6 +285,11 @@ def _in_order(options: Mapping[Any, Any]) -> list[Any]:
     return sorted(options, key=str)
 
 
+def _labels(label: re.Match[str], letter: str, options: list[str]) -> bool:
+    """True where a label and text are a letter and the text of its option."""
+    return letter == label[1].upper() and options[LETTERS.index(letter)].lower() == label[2].lower()
+
+
 def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list[dict[str, Any]]:
     """The rows with letters for answers that are an option's text or number. Numbers count from 0 or from 1 as the
     whole table shows; where it shows neither its rows are refused, since a wrong key is worse than none."""
@@ -294,13 +299,11 @@ def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list
         same = [letter for letter, option in zip(LETTERS, options, strict=False) if option.lower() == answer.lower()]
         said = answers.choice(f"<answer>{answer}</answer>", options) if 2 <= len(options) <= len(LETTERS) else None
         label = _LABEL_AND_TEXT.fullmatch(answer)
-        if len(same) == 1:
-            row["answer"] = same[0]
-        elif label and said and said == label[1].upper() and options[LETTERS.index(said)].lower() == label[2].lower():
-            row["answer"] = said
-        elif answer.upper() in (*LETTERS[: len(options)],):
+        if answer.upper() in (*LETTERS[: len(options)],):  # before a text, as rows that are read directly
             row["answer"] = answer.upper()
-        elif said and _LABEL.fullmatch(answer):
+        elif len(same) == 1:
+            row["answer"] = same[0]
+        elif said and (_LABEL.fullmatch(answer) or (label and _labels(label, said, options))):
             row["answer"] = said
         elif options and re.fullmatch(r"\d{1,2}", answer):
             numbers[place] = int(answer), len(options)

@@ -329,9 +329,12 @@ def _records(file: BinaryIO) -> Iterator[bytes]:
     A quote opens a cell only where the cell begins with it, as for pandas and the csv module: a lone one within a
     cell, such as an inch sign, is text. Raises csv.Error where the file ends within a quoted cell.
     """
-    record, quoted = [], False
+    record, quoted, size = [], False, 0
     for line in file:
         record.append(line)
+        size = size + len(line) if quoted else len(line)
+        if size > border.MAX_LINE:
+            raise csv.Error(f"a record of more than {border.MAX_LINE} bytes: {_OPEN}")
         quoted = _ends_quoted(line, quoted)
         if not quoted:
             if b"".join(record).strip():

@@ -92,8 +92,10 @@ def network_of(path: str, own: Network | None) -> Network:
     @functools.cache
     def network() -> tuple[Any, dict, Any, Any]:
         from mmedexpert_jax.models import load_policy, load_processor
+        from mmedexpert_jax.models.load import chosen
 
-        return (*load_policy(path), load_processor(path))
+        with chosen():  # the base, quantisation and images that the job chose are the policy's
+            return (*load_policy(path), load_processor(path))
 
     return network
 

@@ -118,11 +118,20 @@ class Guidelines:
         ]
 
     def _order(self, epoch: int) -> np.ndarray:
+        """The order of an epoch's queries, of which the last two are kept: steps go on from one to the next."""
+        if (known := self._orders.get(epoch)) is not None:
+            return known
         order = epoch_order(len(self.cases), self.seed, epoch)
-        if self.difficulties is None:
-            return order
-        levels = [self.difficulties[self.cases[query].id] for query in order]
-        return order[np.argsort(levels, kind="stable")]
+        if self.difficulties is not None:
+            levels = [self.difficulties[self.cases[query].id] for query in order]
+            order = order[np.argsort(levels, kind="stable")]
+        self._orders[epoch] = order
+        self._orders.pop(epoch - 2, None)
+        return order
+
+    @cached_property
+    def _orders(self) -> dict[int, np.ndarray]:
+        return {}
 
     def _prompt(self, query: int, turn: int) -> Prompt:
         case = self.cases[query]

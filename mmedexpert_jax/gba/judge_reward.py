@@ -37,6 +37,7 @@ class JudgeReward:
     # what becomes of a text that may identify a person, one of `privacy.MODES`; under "refuse" the judge abstains on it
     privacy: str = "report"
     sends: bool = True  # whether texts leave this process
+    by_prompt: bool = True  # groups are of one prompt; False: of a query under all its paradigms
     # cases that were said to hold one, so that a step does not say it again
     told: set[str] = field(default_factory=set)
 
@@ -60,14 +61,21 @@ class JudgeReward:
         rubric = rubric or RUBRIC
         if group.path:
             answer = chat_of(network_of(group.path, own), REPLY)
-            return cls(stored(answer, f"{name_of(group.path, config)} judge", store), kind, rubric, sends=False)
+            ask = stored(answer, f"{name_of(group.path, config)} judge", store)
+            return cls(ask, kind, rubric, sends=False, by_prompt=config.group_by == "prompt")
         ask = endpoint_asker(endpoint_of(config, "judge", REPLY), store)
-        return cls(guarded(ask, group.privacy), kind, rubric, group.privacy)
+        ask = guarded(ask, group.privacy)
+        return cls(ask, kind, rubric, group.privacy, by_prompt=config.group_by == "prompt")
 
-    def __call__(self, cases: Sequence[Case], texts: Sequence[str], **_: Any) -> list[float | None]:
+    def __call__(
+        self, cases: Sequence[Case], texts: Sequence[str], *, paradigms: Sequence[str | None] = (), **_: Any
+    ) -> list[float | None]:
         """A number from 0 to 1 for each completion, None where the judge did not say. Raises RemoteError."""
         self._tell(cases, texts)
-        return self._scores(cases, texts) if self.kind == "rubric" else self._wins(cases, texts)
+        if self.kind == "rubric":
+            return self._scores(cases, texts)
+        under = paradigms if self.by_prompt and paradigms else [None] * len(cases)
+        return self._wins(cases, texts, [(case.id, one) for case, one in zip(cases, under, strict=True)])
 
     def _scores(self, cases: Sequence[Case], texts: Sequence[str]) -> list[float | None]:
         asked = [
@@ -77,11 +85,12 @@ class JudgeReward:
         ]
         return [read_score(reply) for reply in self.ask(asked)]
 
-    def _wins(self, cases: Sequence[Case], texts: Sequence[str]) -> list[float | None]:
-        """Each completion against the next of its case, in a cycle, in an order that a hash chooses."""
+    def _wins(self, cases: Sequence[Case], texts: Sequence[str], by: Sequence[Any]) -> list[float | None]:
+        """Each completion against the next of its group, those of one key in `by`, in a cycle, in an order that a hash
+        chooses."""
         groups = defaultdict(list)
-        for place, case in enumerate(cases):
-            groups[case.id].append(place)
+        for place, key in enumerate(by):
+            groups[key].append(place)
         pairs = [
             pair for places in groups.values() if len(places) > 1
             for pair in zip(places, places[1:] + places[:1], strict=True)

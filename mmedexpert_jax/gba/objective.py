@@ -79,7 +79,7 @@ def policy_terms(
     max_tokens: int | None = None,
     ratio_level: str = "token",
     weights: jax.Array | None = None,
-    surrogate: str = "clip",
+    surrogate: "str | Surrogate" = "clip",
     num_rows: jax.Array | int | None = None,
     watched: Mapping[str, jax.Array | None] = MappingProxyType({}),
     coefs: Mapping[str, float] = MappingProxyType({}),
@@ -95,7 +95,7 @@ def policy_terms(
 
     ratio = _ratio(logprobs, old_logprobs, mask, ratio_level)
     bounds = 1 - clip, 1 + (clip if clip_high is None else clip_high)
-    one = find_function(surrogate, SURROGATES, "config.surrogate")
+    one = surrogate if callable(surrogate) else find_function(surrogate, SURROGATES, "config.surrogate")
     loss, stats = one(ratio, logprobs, advantages.astype(jnp.float32)[:, None], *bounds)
     if weights is not None:
         loss = loss * jax.lax.stop_gradient(weights)

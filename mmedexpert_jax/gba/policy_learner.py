@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import train
-from mmedexpert_jax.gba.objective import TERMS, Terms, policy_terms, truncated_weights
+from mmedexpert_jax.gba.objective import SURROGATES, TERMS, Terms, policy_terms, truncated_weights
+from mmedexpert_jax.gba.own_functions import Files, find_function
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.models.packing import Packing
@@ -66,12 +67,15 @@ class PolicyLearner(train.Learner):
         mesh: Mesh | None = None,
         lora: Lora | None = None,
         memory: dict[str, Any] | None = None,
+        files: Files | None = None,
     ):
         base, updates = Policy.of(params, lora), config.inner_epochs * config.minibatches
         keeps_base = bool(config.beta) and not config.ref_every
         super().__init__(config, base, self._terms, steps, updates, mesh, keeps_base=keeps_base)
         self._model, self._config, self._sampled = model, config, len(programs)
         self._memory = memory or {}
+        # once for the run: a user's file may be edited while it goes on, and is traced for each room
+        self._surrogate = find_function(config.surrogate, SURROGATES, "config.surrogate", files)
         self._sampling: dict[str, Any] = {
             "num_samples": num_samples,
             "max_new_tokens": config.max_new_tokens,
@@ -115,8 +119,9 @@ class PolicyLearner(train.Learner):
         """
         policy = self.policy(state if state.behind is None else dataclasses.replace(state, trained=state.behind))
         rows, batches = zip(*((np.asarray(rows, np.int32), batch) for rows, batch in reads), strict=True)
-        shares = [np.split(part, self.shares) for part in rows]
-        order = np.argsort(np.concatenate([part for share in zip(*shares, strict=True) for part in share]))
+        # as a mesh returns them: device by device, on each read by read
+        returned = [np.split(read, self.shares)[device] for device in range(self.shares) for read in rows]
+        order = np.argsort(np.concatenate(returned))
         placed, ids = self.layout.rows((batches, rows))
         key, options = self.layout.whole(jax.random.key_data(key)), self._sampling | {"rows": ids, "room": room}
         done = generate(self._model, policy.params, placed, key=key, lora=policy.lora, **options)
@@ -197,7 +202,7 @@ class PolicyLearner(train.Learner):
             max_tokens=config.max_new_tokens,
             ratio_level=config.ratio_level,
             weights=ratios,
-            surrogate=config.surrogate,
+            surrogate=self._surrogate,
             num_rows=num_rows,
             watched=watched,
             coefs={name: config[name] for name in TERMS},

@@ -162,7 +162,7 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     memory: dict[str, Any] = {ROOM: 0}
     if config.advantage_weights != "equal":
         memory[DOMAINS] = new_counts(len(specialties))
-    learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory)
+    learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory, files)
     own = estimator(config.advantage_scale, files)
     return Job(scoring, guidelines, batches, processor, model, learner, steps, part, specialties, own)
 
@@ -174,11 +174,16 @@ def _step(
     learner, began = job.learner, time.perf_counter()
     rollout, scores, values = rounds(state, step)  # y_1 .. y_G ~ pi(. | p) and r(p, y)
     rewards, eps, ddof = totals(values, scores.weights), config.advantage_eps, config.advantage_ddof
-    given = values, scores.weights, config.advantage_scale, eps, ddof
-    advantages = estimate(*given, job.estimator)  # equation 4
+    trained = np.ones(len(rewards), bool)
+    if config.zero_variance != "keep":
+        trained = _first(_differs(rewards), config.prompts_per_step)
+    advantages = np.zeros(rewards.shape, np.float32)
+    if trained.any():  # a scale over the step is that of the groups which it trains on
+        given = values[trained], scores.weights, config.advantage_scale, eps, ddof
+        advantages[trained] = estimate(*given, job.estimator)  # equation 4
     if DOMAINS in state.memory:
         advantages, state = _weighted(advantages, job, config, state, rollout, rewards, values)
-    rollout = _for_update(rollout.with_advantages(advantages), rewards, config, step)
+    rollout = _for_update(rollout.with_advantages(advantages), trained, config, step)
     if explained:
         print(explain(rollout, scores, learner, state, job.batches, job.processor, config.explain), flush=True)
     sampled = time.perf_counter()
@@ -236,6 +241,14 @@ def _check(config: ConfigDict, files: Files) -> None:
         raise ConfigError(
             "config.ref_mixup below 1 mixes weights; deltas are copied: set ref_mixup=1, or trainable=full"
         )
+    if config.advantage_weights != "equal":
+        below = [name for name in ("length", "answer_first") if config.rewards[name]]
+        below += [one for one in config.rewards.functions if one.rpartition("=")[2].strip().startswith("-")]
+        if below:
+            raise ConfigError(
+                f"config.advantage_weights={config.advantage_weights} divides by mean rewards, which the reward "
+                f"{border.shown(below[0])} may make negative; leave it out, or set advantage_weights=equal"
+            )
     _try_out(config, files)
 
 
@@ -372,13 +385,13 @@ def _weighted(
     return advantages, dataclasses.replace(state, memory=state.memory | {DOMAINS: counts})
 
 
-def _for_update(rollout: Rollout, rewards: np.ndarray, config: ConfigDict, step: int) -> Rollout:
-    """The rollout without what `zero_variance` and `mask_truncated` keep from the update, and with masked images where
-    a term reads them."""
+def _for_update(rollout: Rollout, trained: np.ndarray, config: ConfigDict, step: int) -> Rollout:
+    """The rollout without the groups [.] that are not `trained` on and what `mask_truncated` keeps from the update, and
+    with masked images where a term reads them."""
     if config.perception or config.perception_entropy:
         rollout = rollout.with_masked(config.perception_mask, (config.seed, step))
     if config.zero_variance != "keep":
-        rollout = rollout.with_trained(_first(_differs(rewards), config.prompts_per_step))
+        rollout = rollout.with_trained(trained)
     return rollout.without_truncated() if config.mask_truncated else rollout
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import named_path
 from mmedexpert_jax.config.job_config import fields, read_config
-from mmedexpert_jax.config.validate import ELSEWHERE, parts_of
+from mmedexpert_jax.config.validate import REMOTE_MODEL, parts_of
 from mmedexpert_jax.data import SPECIALTIES, benchmarks, load_cases
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
@@ -99,7 +99,7 @@ def check_models(config: ConfigDict) -> None:
         return
     for model in (config.model.path, *config.get("compare", ())):
         path = named_path(model)[1]
-        if not ELSEWHERE.match(model) and Path(path).expanduser().is_dir():
+        if not REMOTE_MODEL.match(model) and Path(path).expanduser().is_dir():
             check_files(path)
 
 
@@ -284,7 +284,7 @@ def _counted(config: ConfigDict) -> bool:
         return config.teacher.kind == "local" and "trace" in config.stages
     if config.job == "pretrain":
         return True
-    return config.job in COUNTED and not ELSEWHERE.match(config.model.path)
+    return config.job in COUNTED and not REMOTE_MODEL.match(config.model.path)
 
 
 def _needed(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str]:

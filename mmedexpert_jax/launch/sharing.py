@@ -142,7 +142,9 @@ def turn(task: Task, check: Callable[[], None]) -> Iterator[None]:
 
 def held(config: ConfigDict) -> dict[str, Any]:
     """The fields of a stage that its result depends on, as plain data; paths to other stages are not among them."""
-    fields = files.plain(config.to_dict()) | {"model": {"dtype": config.model.dtype}, "experts": None}
+    unset = ("", 0, False, None, "none")
+    reading = {key: value for key, value in config.model.to_dict().items() if key != "path" and value not in unset}
+    fields = files.plain(config.to_dict()) | {"model": reading | {"dtype": config.model.dtype}, "experts": None}
     return {key: value for key, value in flatten(fields) if resumes(key, config.job) != "free"}
 
 

@@ -37,6 +37,7 @@ def _local(config: ConfigDict, group: ConfigDict, answers: "Answers", run: "Run"
     """A model of this process, loaded when something has to be asked."""
     from mmedexpert_jax.medeval.backends.jax_engine import fingerprint
     from mmedexpert_jax.mmedexpert.local_teacher import LocalTeacher
+    from mmedexpert_jax.models.load import chosen_reading
 
     engine: list[Any] = []
 
@@ -52,7 +53,7 @@ def _local(config: ConfigDict, group: ConfigDict, answers: "Answers", run: "Run"
             raise Interrupted("what was answered is stored; the same command resumes", signum)
 
     names = ("max_tokens", "temperature", "seed", "max_prompt_length")
-    settings = {name: group[name] for name in names} | {"weights": fingerprint(config.model.path)}
+    settings = {name: group[name] for name in names} | {"weights": fingerprint(config.model.path)} | chosen_reading()
     teacher = LocalTeacher(config.model.path, settings, answer, answers, part=group.batch_size, stop=stop)
     return config.model.path, teacher
 

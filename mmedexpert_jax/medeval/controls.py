@@ -253,15 +253,16 @@ def _chosen(row: AnswerRow, item: Case) -> str | None:
 
 
 def consistency(plain: Evaluation, parts: Sequence[Control]) -> float:
-    """Share of items of which every order of the options got the same option chosen, its first sample counting; an
-    answer that cannot be read agrees with none."""
+    """Share of items (under each paradigm, where several are asked for) of which every order of the options got the
+    same option chosen, its first sample counting; an answer that cannot be read agrees with none."""
     sizes = {item.id: len(item.options) for part in parts for item in part.items}
     orders = [(0, plain), *((part.rotation, part.evaluation) for part in parts)]
-    chosen: dict[str, list[str | None]] = {}
+    chosen: dict[tuple[str, str | None], list[str | None]] = {}
     for rotation, evaluation in orders:
         for row in evaluation.rows:
             if row.sample == 0 and row.id in sizes:
-                chosen.setdefault(row.id, []).append(_original(row.said, rotation, sizes[row.id]))
+                asked = row.id, row.labels.get("paradigm")  # a question may be asked under each paradigm
+                chosen.setdefault(asked, []).append(_original(row.said, rotation, sizes[row.id]))
     agreed = [len(set(said)) == 1 and None not in said for said in chosen.values()]
     return sum(agreed) / max(1, len(agreed))
 

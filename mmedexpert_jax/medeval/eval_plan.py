@@ -109,7 +109,9 @@ def _estimate(
 
 def _stored(config: ConfigDict, target: Target, key: str) -> str:
     """The number of answers in the folder of stored ones, whether or not they fit this run's keys."""
-    folder = Path(config.answers or Path(config.workdir) / "answers").expanduser() / slug(target.name) / slug(key)
+    run = Path(config.workdir)
+    folder = Path(config.answers or (run if config.processes == 1 else run.parent) / "answers").expanduser()
+    folder = folder / slug(target.name) / slug(key)
     lines = sum(path.read_bytes().count(b"\n") for path in folder.glob("*.jsonl"))
     return f"; {lines:,} lines of answers are stored" if lines else ""
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from mmedexpert_jax.answers import spoken
 from mmedexpert_jax.data.benchmarks.benchmark import ScoredCriterion
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
@@ -79,8 +80,8 @@ def graded(row: AnswerRow, criteria: Sequence[ScoredCriterion], verdicts: Sequen
 
 
 def met(reply: str) -> bool | None:
-    """A judge's word on a criterion; None where there is none, or two that differ."""
-    said = {word.lower() for word in _MET.findall(reply)}
+    """A judge's word on a criterion outside its reasoning; None where there is none, or two that differ."""
+    said = {word.lower() for word in _MET.findall(spoken(reply))}
     return said.pop() == "true" if len(said) == 1 else None
 
 

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +49,7 @@ class AnswerLog:
         self.folder = Path(folder)
         self.broken = 0
         self._found: dict[str, list[Reply]] = {}
+        self._synced = 0.0  # when the file was last brought to the disk, by time.monotonic
         with files.writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._path = self.folder / f"{process:05d}.jsonl"
@@ -74,16 +76,24 @@ class AnswerLog:
         return self._found[key]
 
     def add(self, name: str, key: str, replies: Sequence[Reply]) -> None:
-        """Stores the answers to one conversation, on disk when this returns. Raises ResourceError."""
+        """Stores the answers to one conversation, whatever ends this process; a machine that loses power may lose those
+        of the last second. Raises ResourceError."""
         line = {"key": key, "item": name, "replies": [asdict(reply) for reply in replies]}
         files.append(self._file, self._path, (json.dumps(line, ensure_ascii=False) + "\n").encode())
-        with files.writing(self._path):
-            os.fsync(self._file.fileno())
+        if time.monotonic() - self._synced > 1:  # a sync after each would be minutes of an idle device
+            self._sync()
         self._found[key] = list(replies)
 
     def close(self) -> None:
         """Closes the file and gives back its lock."""
+        if not self._file.closed:
+            self._sync()
         self._file.close()
+
+    def _sync(self) -> None:
+        with files.writing(self._path):
+            os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
     def __enter__(self) -> "AnswerLog":
         return self

@@ -27,7 +27,7 @@ def manifest(
 ) -> dict[str, Any]:
     """All that tells one data set from another; no times, no paths of this machine.
 
-    `facts`: "sources", hashes of the raw files, and "compared", items by test set (`leaks.compared`).
+    `facts`: "sources", hashes of the raw files, and "compared", items by test set (`decontamination.compared`).
     """
     return {
         "format": 1,

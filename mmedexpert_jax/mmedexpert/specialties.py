@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mmedexpert_jax.answers import spoken
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.mmedexpert.eligibility import ask
 from mmedexpert_jax.mmedexpert.record import RawCase
@@ -150,7 +151,7 @@ def ballot(record: RawCase) -> list[dict]:
 
 def vote(text: str) -> str:
     """The specialty that a reply names; "" where it names none or several."""
-    bare = re.sub(r"</?(?:think|answer)>", " ", re.sub(r"<think>.*?</think>", " ", text, flags=re.S))
+    bare = re.sub(r"</?(?:think|answer)>", " ", spoken(text))
     letters = {LETTERS.index(letter) for letter in re.findall(r"\b([A-D])\b", bare)}
     named = {name for name in SPECIALTIES if re.search(rf"\b{name}\b", bare) or TITLES[name].lower() in bare.lower()}
     named |= {SPECIALTIES[index] for index in letters}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmedexpert_jax import border
-from mmedexpert_jax.answers import lettered
+from mmedexpert_jax.answers import lettered, spoken
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.factory_store import Store
@@ -55,7 +55,7 @@ def conversation(trace: Trace) -> list[dict[str, Any]]:
 
 def judgement(text: str, paradigm: str, name: str) -> Judgement | None:
     """The judgement in a reply; None unless it marks every criterion with true or false."""
-    found = re.search(r"\{[^{}]*\}", re.sub(r"<think>.*?</think>", "", text, flags=re.S))
+    found = re.search(r"\{[^{}]*\}", spoken(text))
     try:
         marks = border.parse_json(found[0], "the judgement", dict[str, Any]) if found else {}
     except DataError:

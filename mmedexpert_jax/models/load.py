@@ -120,6 +120,12 @@ def chosen(
         CHOSEN.update(before)
 
 
+def chosen_reading() -> dict[str, Any]:
+    """What `chosen` sets that changes a model's answers and is in none of its files, as far as it is set."""
+    names = ("quantize", "max_pixels", "pan_and_scan")
+    return {name: CHOSEN[name] for name in names if CHOSEN[name] not in (None, "", "none", False)}
+
+
 def load_architecture(src: str | Path) -> Model:
     """The model of `load_model` without its parameters."""
     return Model(_published(str(src)) if str(src).startswith("random:") else read_config(trace(src)[0]))

@@ -143,8 +143,10 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     found.saved = size(trained) + size(opt_state)
     found.exported = found.exported if full else size(trained)
     summed = mesh if config.shard != "none" else whole_rows
+    # as `Learner.init` lets go of it: where all is trained, but for a KL to the model as it was
+    given_up = full and not (gba and config.beta and not config.ref_every)
     found.held = {
-        "weights": size(weights, parts),
+        "weights": 0 if given_up else size(weights, parts),
         "trained in float32": size(trained, parts),
         "optimizer state": size(opt_state, summed),
     }
@@ -246,17 +248,19 @@ def _sampling(shape: ModelConfig, dtype: str, config: ConfigDict, prompts: int, 
 def _activations(
     config: ConfigDict, shape: ModelConfig, dtype: str, prompts: int, samples: int, kind: str
 ) -> dict[str, int]:
-    """Of an update on such devices (docs/plan.md): on GPUs 16-bit attention is fused and holds no scores."""
+    """Of an update on such devices (docs/plan.md): on GPUs 16-bit attention of heads up to 128 without windows is fused
+    and holds no scores; a perception term keeps those of a second pass."""
     text, item = shape.text, jnp.dtype(dtype).itemsize
     length, new = config.max_prompt_length, config.max_new_tokens
     tokens = prompts * length + samples * new
     keys = text.num_kv_heads * text.head_dim
     layer = item * tokens * (8 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
-    if kind not in GPUS or item > 2:
+    if kind not in GPUS or item > 2 or text.head_dim > 128 or any(text.windowed):
         layer += 8 * text.num_heads * (prompts * length**2 + samples * new * (length + new))
     recomputed = config.get("remat", False) and kind != "cpu"
     kept = text.num_layers * item * tokens * text.hidden_size + 2 * layer
+    passes = 1 + bool(config.get("perception", 0) or config.get("perception_entropy", 0))
     return {
-        "activations": kept if recomputed else text.num_layers * layer,
+        "activations": passes * (kept if recomputed else text.num_layers * layer),
         "logits": LOGIT * text.vocab_size * min(samples * new, CHUNK),
     }

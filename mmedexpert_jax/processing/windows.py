@@ -31,7 +31,7 @@ class View:
     window: Window | None = None  # as in `images.decode`; None: the file's own
     # so many at even distances, or their indices; None: the file holds one picture
     slices: int | tuple[int, ...] | None = None
-    plane: str = ""  # one of PLANES; "": axial
+    plane: str = ""  # one of PLANES; "": as taken of DICOM, else axial
 
     @classmethod
     def make(cls, window: Any = None, slices: Any = None, plane: Any = None, name: str = "image") -> "View":

@@ -4,18 +4,20 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import Interrupted, RemoteError
 from mmedexpert_jax.remote import messages, outcomes
 from mmedexpert_jax.remote.answer_store import Answers
-from mmedexpert_jax.remote.client import ELSEWHERE, run_to_end, settings
+from mmedexpert_jax.remote.client import LOOK_AGAIN, run_to_end, settings
 from mmedexpert_jax.remote.protocol import Attempt, Endpoint, EndpointReply, Request, Usage
 
 MOST_REQUESTS = 50_000  # in one file, as OpenAI documents
 MOST_BYTES = 190 * 2**20  # of one file; the documented limit is 200 MB
+PAGES = 10  # of 100 batches each, in which one that was not recorded is looked for
 CALL_SECONDS = 1800.0  # for one call, the download of a large file included
 GOING_ON = (
     "validating",
@@ -79,7 +81,7 @@ class BatchClient:
         turn = f"batches of {self.endpoint.host}"
         while not self.answers.claim(turn):  # a second run on this store would submit, and pay, everything again
             self._stop_if_interrupted("another run on the same answers waits for its batches")
-            await asyncio.sleep(ELSEWHERE)
+            await asyncio.sleep(LOOK_AGAIN)
         try:
             async with connect(self.endpoint, self._key) as self._api:
                 for batch in self.answers.open_batches(self.endpoint.host):
@@ -144,19 +146,26 @@ class BatchClient:
                 endpoint="/v1/chat/completions",
                 completion_window="24h",
                 metadata={"shard": name},
+                made=partial(self._unrecorded, name),
             )
             id = _id(batch)
         self.answers.add_batch(id, self.endpoint.host)
         return id
 
     async def _unrecorded(self, name: str) -> str:
-        """Id of a batch of this shard that a run submitted and was killed before it could record it; "" for none."""
-        listed = (await self._call("list batches", self._api.batches, "list", limit=100)).get("data")
-        known = self.answers.known_batches()
-        for batch in listed if isinstance(listed, list) else []:
-            metadata = batch.get("metadata") if isinstance(batch, dict) else None
-            if isinstance(metadata, dict) and metadata.get("shard") == name and batch.get("id") not in known:
-                return _id(batch)
+        """Id of a batch of this shard that was submitted but never recorded: the run was killed, or the server's reply
+        was lost; "" for none."""
+        known, page = self.answers.known_batches(), dict[str, Any]()
+        for _ in range(PAGES):
+            listed = await self._call("list batches", self._api.batches, "list", limit=100, **page)
+            batches = [batch for batch in listed.get("data") or () if isinstance(batch, dict)]
+            for batch in batches:
+                metadata = batch.get("metadata")
+                if isinstance(metadata, dict) and metadata.get("shard") == name and batch.get("id") not in known:
+                    return _id(batch)
+            if not batches or not listed.get("has_more"):
+                break
+            page = {"after": _id(batches[-1])}
         return ""
 
     async def _collect(self, id: str) -> str:
@@ -224,20 +233,33 @@ class BatchClient:
         reply = outcome.stored(key, cost)
         self.answers.put([attempt], [reply] if reply else [])
 
-    async def _call(self, what: str, resource: Any, method: str, **arguments: Any) -> Mapping[str, Any]:
-        """The object in a response of the server; passing trouble is retried."""
-        response = await self._response(what, getattr(resource.with_raw_response, method), arguments)
+    async def _call(
+        self, what: str, resource: Any, method: str, made: Callable[[], Awaitable[str]] | None = None, **arguments: Any
+    ) -> Mapping[str, Any]:
+        """The object in a response of the server; passing trouble is retried.
+
+        `made`: looks, before each retry, for what a try whose reply was lost may have made, and gives its id or "".
+        """
+        response = await self._response(what, getattr(resource.with_raw_response, method), arguments, made)
         return outcomes.json_object(response, self._key)
 
     async def _content(self, file: str) -> bytes:
         """The content of a file at the server."""
         return await self._response("read a file", self._api.files.with_raw_response.content, {"file_id": file})
 
-    async def _response(self, what: str, call: Callable[..., Any], arguments: Mapping[str, Any]) -> bytes:
+    async def _response(
+        self,
+        what: str,
+        call: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        made: Callable[[], Awaitable[str]] | None = None,
+    ) -> bytes:
         import openai
 
         detail = ""
         for number in range(self.endpoint.max_attempts):
+            if number and made is not None and (id := await made()):
+                return json.dumps({"id": id}).encode()
             try:
                 async with asyncio.timeout(CALL_SECONDS):
                     return (await call(**arguments)).http_response.content

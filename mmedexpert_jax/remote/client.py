@@ -22,7 +22,7 @@ LONGEST_WAIT = 60.0  # seconds between two tries where the server names no time
 PATIENCE = 900.0  # seconds; a server that asks for a longer wait ends the run
 FRUITLESS = 8  # requests in a row given up without an answer, after which the run stops
 UNREADABLE = "unreadable"
-ELSEWHERE = 0.2  # seconds between two looks at a request that another run is asking for
+LOOK_AGAIN = 0.2  # seconds between two looks at a request that another run is asking for
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Client:
         self._interrupted = interrupted
         self._key = endpoint.key()
         self._dropped: set[str] = set()
+        self._waits = False  # for another run's answers, which has been said
         self._answered, self._answered_before = 0, answers.totals().get("answered", 0)
         self._fruitless = 0
         self._waits_said = False
@@ -155,12 +156,16 @@ class Client:
                 if stored := self.answers.get(key):
                     settle(stored)
                 else:
+                    if not self._waits:
+                        print(f"waits for answers that another run on {self.answers.path} is asking for", flush=True)
+                    self._waits = True
                     queue.append((key, request))
-                    await asyncio.sleep(ELSEWHERE)
+                    await asyncio.sleep(LOOK_AGAIN)
                 continue
             reply = await self._ask_one(key, request)
             if reply is not None:
-                self.answers.release(key)
+                if reply.error:  # an answer's claim went with its storing
+                    self.answers.release(key)
                 settle(reply)
 
     async def _ask_one(self, key: str, request: Request) -> EndpointReply | None:

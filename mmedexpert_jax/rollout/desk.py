@@ -95,7 +95,7 @@ class Desk:
         """Opens the pool of each name and answers a short text, a block of them and a small image, so that the first
         requests find their programs.
 
-        Raises DataError where the model cannot answer.
+        Raises whatever keeps the model from answering, such as DataError.
         """
         picture = Image.new("RGB", (56, 56))  # the least that Qwen2-VL takes
         shown = [{"type": "image", "image": picture}, {"type": "text", "text": "Hello"}]
@@ -111,7 +111,7 @@ class Desk:
                 self.submit([Choice(name, encoded, 0, 1.0, 1.0, 0, limit, tell) for _ in range(count)])
                 for _ in range(count):
                     over.acquire()
-                if isinstance(self.failure, UserError):
+                if self.failure is not None:
                     raise self.failure
 
     def drop(self, choices: list[Choice]) -> None:
@@ -149,7 +149,9 @@ class Desk:
         waiting = self._waiting[name]
         if name not in self._pools and not waiting:
             return
-        pool = self._pools[name] = self._pools.get(name) or self._open(name)
+        if name not in self._pools:
+            self._pools[name] = self._opened(name, waiting)
+        pool = self._pools[name]
         while waiting and not pool.full:
             self._admit(pool, self._next(waiting))
         pool.run(more=bool(waiting), steps=STEPS)
@@ -163,6 +165,16 @@ class Desk:
                 self._running.discard(choice)
             elif choice.watched:
                 choice.tell(done, False)
+
+    def _opened(self, name: str, waiting: deque[Choice]) -> Pool:
+        """The pool of a name. Where there is no room for it, those who wait for it are told with those who run."""
+        try:
+            return self._open(name)
+        except Exception:
+            with self._news:
+                self._running.update(waiting)
+                waiting.clear()
+            raise
 
     def _open(self, name: str) -> Pool:
         stops = tuple(self._model.config.eos_token_ids)

@@ -199,7 +199,10 @@ class Checkpoints:
         self._clear()
 
     def _clear(self) -> None:
-        """Removes what a process that was killed while saving left behind."""
+        """Removes what a process that was killed while saving left behind; a step that it was replacing comes back."""
+        for old in self.path.glob("*.old.tmp"):
+            if not (step := self.path / old.name.removesuffix(".old.tmp")).exists():
+                old.rename(step)
         for entry in self.path.glob("*.tmp"):
             shutil.rmtree(entry, ignore_errors=True)
 

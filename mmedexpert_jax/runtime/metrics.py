@@ -124,8 +124,12 @@ class Metrics:
         if self._events is None:
             self._events = EventWriter(self._folder / "tb", self._purge_step)
         self._events.scalars(row["step"], scalars)
-        for tracker in self._trackers:
-            tracker.log(scalars, step=row["step"])
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(scalars, step=row["step"])
+            except Exception as error:  # a service that is down must not end a training
+                self._trackers.remove(tracker)
+                print(f"the tracker is left out from step {step} on: {border.told(error, 200)}", flush=True)
         return row
 
     def rows(self) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ def export(config: ConfigDict, run: "Run", model: Model, policy: Policy, state: 
     if not processes.is_writer():
         return path
     if adapter:
-        lora.save_peft(path, trained, config.model.path)
+        lora.save_peft(path, trained, config.model.path, decoder_only=not model.config.vision.depth)
     else:
         save_pretrained(path, model, trained, processor)
     return path

@@ -171,7 +171,8 @@ class Learner:
             tokens: read in it, for the state's count.
 
         Returns:
-            The new state and statistics, means over the updates; `learning_rate` is the one that was applied.
+            The new state and statistics, means over the updates, `learning_rate` among them, and of names that end in
+            "/max" the largest.
         """
         trained, opt_state, base, rows = state.trained, state.opt_state, self._held(stacked=True), []
         number = state.step * self.updates  # also where some of the planned ones were not made
@@ -182,7 +183,8 @@ class Learner:
             trained, opt_state, stats = self._apply(trained, opt_state, total, jnp.int32(number + place))
             rows.append(stats)
         found = jax.device_get(rows)
-        stats = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+        join = {name: np.max if name.endswith("/max") else np.mean for name in found[0]}
+        stats = {name: float(join[name]([row[name] for row in found])) for name in found[0]}
         step, tokens = state.step + 1, state.num_tokens + tokens
         return dataclasses.replace(state, trained=trained, opt_state=opt_state, step=step, num_tokens=tokens), stats
 

@@ -1,8 +1,8 @@
 """The loop around a trainer's step: metrics, held-out evaluations, checkpoints, signals."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 from ml_collections import ConfigDict
@@ -35,8 +35,9 @@ def fit(
 ) -> State:
     """Runs `step` from the run's last checkpoint to the end, or until held-out evaluations get no better.
 
-    A step's metrics are written before its evaluation and its checkpoint, which carries the score, after it. A signal
-    during the evaluation saves the state first; the evaluation that was cut off is made again when the run goes on.
+    A step's metrics are written first, then a checkpoint that is due, then its evaluation is made, whose score, where
+    checkpoints are chosen by it, is saved with the state. A signal during the evaluation saves the state; the
+    evaluation that was cut off is made again when the run goes on.
 
     Args:
         config: of the run; `eval.patience` evaluations without a better score end it, `eval.best` returns the state
@@ -60,11 +61,19 @@ def fit(
         print(f"hint: {sentence}", flush=True)
 
     def evaluated() -> bool:
-        """Evaluates the state, unless it has been; False where the run has not got better for long enough."""
-        due = not state.step or is_due(state.step, config.eval.every, steps)
-        if evaluate and due and not any(row["step"] == state.step and _is_held_out(row) for row in run.metrics()):
+        """Evaluates the state where that is due, unless it has been; False where the run has not got better for long
+        enough."""
+        if not evaluate or not (not state.step or is_due(state.step, config.eval.every, steps)):
+            return True
+        rows = run.metrics()
+        if not any(row["step"] == state.step and _is_held_out(row) for row in rows):
+            if state.step and is_due(state.step, config.checkpoint_every, steps):
+                save(run, state)  # before minutes in which the process may be killed
             _evaluate(run, learner, state, evaluate, steps)
-        return not _is_stale(run, config)
+            if config.eval.best and state.step and (score := _score(run, state.step)) is not None:
+                save(run, state, score)
+            rows = run.metrics()
+        return not _is_stale(rows, config)
 
     with run.progress(steps, state.step, label) as progress:
         goes_on = evaluated()
@@ -74,17 +83,19 @@ def fit(
             run.log(state.step, metrics | {"num_tokens": state.num_tokens, "compilations": learner.compilations})
             progress.update(state.step, metrics)
             goes_on = evaluated()
-            keep(run, state, steps if goes_on else state.step, config.checkpoint_every, _score(run, config, state.step))
+            keep(run, state, steps if goes_on else state.step, config.checkpoint_every)
     return best(run, state) if config.eval.best else state
 
 
 def _stepped(run: "Run", state: State, step: Step) -> tuple[State, dict[str, float]]:
     """The next state and its metrics; where a step is interrupted, or fails for a reason that the user can fix, such as
-    a reward whose server is down, the state before it is saved first. One of several processes cannot save for all."""
+    a reward whose server is down, the state before it is saved first. One of several processes cannot save for all, and
+    an update gives up the arrays of the state before it: then the last checkpoint stands."""
     try:
         return step(state, state.step)
     except (UserError, Overdue) as error:
-        if not state.step or processes.count() > 1:
+        given_up = any(getattr(leaf, "is_deleted", bool)() for leaf in jax.tree.leaves(state.trained))
+        if not state.step or processes.count() > 1 or given_up:
             raise
         save(run, state)
         if not isinstance(error, Overdue):
@@ -97,27 +108,26 @@ def _evaluate(run: "Run", learner: Learner, state: State, evaluate: Evaluate, st
     policy = learner.policy(state)
     try:
         run.log(state.step, evaluate(policy.params, state.step, policy.lora))
-    except Interrupted as error:
+    except (Interrupted, Overdue) as error:
         save(run, state)
         text = f"step {state.step} of {steps} is saved; the same command resumes with its evaluation"
-        raise Interrupted(text, error.exit_code - 128) from None
+        signum = error.exit_code - 128 if isinstance(error, Interrupted) else error.args[0]
+        raise Interrupted(text, signum) from None
 
 
 def _is_held_out(row: dict) -> bool:
     return any(name.startswith("eval/") for name in row)
 
 
-def _score(run: "Run", config: ConfigDict, step: int) -> float | None:
-    """The held-out score of a step, where checkpoints are chosen by it."""
-    if not config.eval.best:
-        return None
+def _score(run: "Run", step: int) -> float | None:
+    """The held-out score of a step; None where it has none."""
     return next((row[SCORE] for row in run.metrics() if row["step"] == step and SCORE in row), None)
 
 
-def _is_stale(run: "Run", config: ConfigDict) -> bool:
-    """True where the last `eval.patience` evaluations were no better than the best before them."""
+def _is_stale(rows: Iterable[Mapping[str, Any]], config: ConfigDict) -> bool:
+    """True where the last `eval.patience` evaluations of a run's metrics were no better than the best before them."""
     patience = config.eval.patience
-    scores = [row[SCORE] for row in run.metrics() if SCORE in row] if patience else []
+    scores = [row[SCORE] for row in rows if SCORE in row]
     return len(scores) > patience > 0 and max(scores[-patience:]) <= max(scores[:-patience])
 
 

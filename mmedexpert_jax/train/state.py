@@ -47,11 +47,11 @@ def resume(run: "Run", state: State) -> State:
     return replace(found, data=state.data)
 
 
-def keep(run: "Run", state: State, steps: int, every: int, score: float | None = None) -> None:
-    """Saves a checkpoint where one is due, has a held-out score, or a signal came, which then raises Interrupted."""
+def keep(run: "Run", state: State, steps: int, every: int) -> None:
+    """Saves a checkpoint where one is due or a signal came, which then raises Interrupted, unless the step has one."""
     signum = run.interrupted()
-    if signum or score is not None or is_due(state.step, every, steps):
-        save(run, state, score)
+    if (signum or is_due(state.step, every, steps)) and run.checkpoints.latest() != state.step:
+        save(run, state)
     if signum and state.step < steps:
         raise Interrupted(f"step {state.step} of {steps} is saved; the same command resumes", signum)
 
@@ -85,8 +85,9 @@ def check_finite(stats: Mapping[str, float], step: int, config: ConfigDict) -> N
     for name in ("loss", "grad_norm"):
         if not math.isfinite(stats[name]):
             raise ConfigError(
-                f"step {step}: {name} is {stats[name]} at lr {config.lr:g}; lower config.lr or config.max_grad_norm "
-                "and run again with fresh=True (earlier checkpoints stand)"
+                f"step {step}: {name} is {stats[name]} at lr {config.lr:g}; lower config.lr or config.max_grad_norm; "
+                "with config.allow_changes=lr the run goes on from its last checkpoint, with config.fresh=True it "
+                "begins anew"
             )
 
 

@@ -331,3 +331,11 @@ def test_images_of_a_cell_may_be_a_list_or_bare_base64(tmp_path):
     (tmp_path / "x.csv").write_text("\n".join(lines))
     own.convert(tmp_path / "x.csv", tmp_path / "out")
     assert [len(case.images) for case in load_cases(tmp_path / "out", "train")] == [count for _, count in rows]
+
+
+def test_a_letter_wins_over_an_option_of_that_text_as_where_rows_are_read_directly(tmp_path):
+    row = {"question": "Which vitamin?", "A": "A", "B": "D", "C": "E", "D": "K", "answer": "D"}
+    (tmp_path / "x.json").write_text(json.dumps([row]))
+    own.convert(tmp_path / "x.json", tmp_path / "out")
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert (case.options[3], case.answer) == ("K", "D")

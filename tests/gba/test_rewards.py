@@ -14,10 +14,10 @@ import pytest
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.prompts import render
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.gba import rewards
+from mmedexpert_jax.gba import rewards, trainer
 from mmedexpert_jax.gba.advantages import estimate, estimator
 from mmedexpert_jax.gba.guidelines import Prompt
-from mmedexpert_jax.gba.judge_reward import read_better, read_score
+from mmedexpert_jax.gba.judge_reward import JudgeReward, read_better, read_score
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.launch import load_config
 
@@ -433,3 +433,29 @@ def test_a_score_is_read_or_the_judge_abstains(reply, score):
 )
 def test_a_comparison_is_read_or_the_judge_abstains(reply, better):
     assert read_better(reply) == better
+
+
+@pytest.mark.parametrize(
+    ("by_prompt", "partners"), [(True, {0: 1, 1: 0, 2: 3, 3: 2}), (False, {0: 1, 1: 2, 2: 3, 3: 0})]
+)
+def test_a_pairwise_judge_compares_within_the_groups_of_the_advantages(by_prompt, partners):
+    """Two prompts of one case, two samples each."""
+    asked = []
+
+    def ask(texts):
+        asked.extend(texts)
+        return ["Better: A"] * len(texts)
+
+    judge = JudgeReward(ask, "pairwise", "sound reasoning", sends=False, by_prompt=by_prompt)
+    paradigms = ["bayesian", "bayesian", "intuitive", "intuitive"]
+    judge([CASE] * 4, ["zero", "one", "two", "three"], paradigms=paradigms)
+    names = ["zero", "one", "two", "three"]
+    met = {frozenset(i for i, name in enumerate(names) if f"\n{name}\n" in text) for text in asked}
+    assert met == {frozenset(pair) for pair in partners.items()}
+
+
+@pytest.mark.parametrize("field", [{"rewards.length": 1.0}, {"rewards.functions": ("mine.f=-0.5",)}])
+def test_weights_by_mean_reward_are_refused_where_rewards_may_be_negative(field):
+    config = load_config("configs/gba.py", {"objective": "drpo"} | field)
+    with pytest.raises(ConfigError, match="may make negative; leave it out, or set advantage_weights=equal"):
+        trainer.preflight(config, [CASE])

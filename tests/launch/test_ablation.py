@@ -184,8 +184,10 @@ def test_other_data_or_another_model_leads_to_other_stages():
         return {task.folder.name for task in stages(**overrides).order([ours], 0)}
 
     before = folders()
-    for field in ("data.path", "model.path"):
+    for field in ("data.path", "model.path", "model.base"):
         assert not folders(**{field: "elsewhere"}) & before, field
+    for reading in ({"model.quantize": "nf4"}, {"model.max_pixels": 3136}):
+        assert not folders(**reading) & before, reading
     for field in ("gba.mesh.data", "gba.micro_batch"):
         assert folders(**{field: 2}) == before, field
 

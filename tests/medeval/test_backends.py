@@ -25,6 +25,7 @@ from mmedexpert_jax.medeval.prompt_styles import build
 from mmedexpert_jax.medeval.systems import parse
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
+from mmedexpert_jax.models.load import chosen
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE
@@ -149,6 +150,9 @@ def test_answers_in_another_precision_are_answers_of_another_model(folder, monke
 
     assert identity("") == identity("float32") != identity("bfloat16")
     on_cpu = identity("")
+    for reading in ({"quantize": "nf4"}, {"max_pixels": 3136}, {"pan_and_scan": True}):
+        with chosen(**reading):
+            assert identity("") != on_cpu, reading
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert identity("") != on_cpu
 

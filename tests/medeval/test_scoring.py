@@ -265,6 +265,14 @@ def test_normalised_text_and_token_f1():
     assert token_f1("the", "") == 1.0 and token_f1("liver", "") == 0.0
 
 
+@pytest.mark.parametrize("name", ["Hepatitis A", "hepatitis a", "Vitamin A deficiency", "Blood group A"])
+def test_a_letter_that_names_a_disease_is_no_article(name):
+    without = " ".join(word for word in name.split() if word.lower() != "a")
+    assert answers.same_text(name, name.lower()) and answers.same_text(name.upper(), name)
+    assert not answers.same_text(without, name)
+    assert answers.same_text(f"A {name}", name) and answers.same_text(f"the {name}.", name)
+
+
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["liver", "lung", "left"]), max_size=5), st.lists(st.sampled_from(["liver", "lung"])))
 def test_token_f1_is_the_harmonic_mean_of_precision_and_recall(gold, said):

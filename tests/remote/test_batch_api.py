@@ -163,3 +163,27 @@ def test_a_key_in_an_error_of_the_batch_address_is_masked(answers, endpoint, mon
         with pytest.raises(RemoteError, match="has no Batch API") as error:
             BatchClient(endpoint(server, key_env="TEACHER_KEY"), answers, poll=0.0).ask(questions(1))
     assert key[:8] not in str(error.value)
+
+
+def test_a_batch_whose_making_was_not_told_is_not_made_twice(batch_client, monkeypatch):
+    """The server makes the batch, and its reply is lost."""
+    with Loopback() as server:
+        made = server.batches._submit
+
+        def lost(body):
+            made(body)
+            monkeypatch.setattr(server.batches, "_submit", made)
+            raise OSError("the connection broke")
+
+        respond = server.batches.respond
+
+        def answering(*request):
+            try:
+                return respond(*request)
+            except OSError:
+                return 503, {"error": {"message": "overloaded"}}
+
+        monkeypatch.setattr(server.batches, "_submit", lost)
+        monkeypatch.setattr(server.batches, "respond", answering)
+        replies = batch_client(server, retry_wait=0.01).ask(questions(5))
+    assert all(reply.text for reply in replies) and len(server.batches.submitted) == 5

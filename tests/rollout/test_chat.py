@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 import time
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -137,3 +138,24 @@ def test_the_warm_up_asks_each_name_what_its_processor_takes():
     desk = SimpleNamespace(loras=loras, processor=processor, submit=submit, failure=None, queue=256, **limits)
     Desk.warm_up(desk)
     assert asked == [("base", 1, 1), ("base", 1, ENOUGH), ("expert", 1, 1), ("expert", 1, ENOUGH)]
+
+
+def test_a_pool_that_cannot_open_is_told_to_those_who_wait():
+    """Such as a lack of memory: the thread must neither go round for ever nor leave its clients waiting."""
+
+    def fail(name):
+        raise MemoryError("no room for the caches")
+
+    desk = object.__new__(Desk)
+    desk._open, desk._news, desk._running, desk._pools = fail, threading.Condition(), set(), {}
+    waiting = deque(["one", "two"])
+    desk._waiting = {"base": waiting}
+    with pytest.raises(MemoryError):
+        desk._serve("base")
+    assert desk._running == {"one", "two"} and not waiting
+    desk.loras, desk.failure = {"base": None}, MemoryError("no room")
+    desk.queue, desk.max_prompt_length, desk.max_new_tokens = 4, 64, 1
+    desk.processor = SimpleNamespace(encode=lambda conversation, max_length: conversation)
+    desk.submit = lambda choices: [choice.tell(None, True) for choice in choices]
+    with pytest.raises(MemoryError, match="no room"):
+        desk.warm_up()

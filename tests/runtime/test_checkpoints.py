@@ -121,6 +121,15 @@ def test_what_a_killed_save_leaves_is_ignored_and_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
+def test_a_step_that_was_being_replaced_when_a_kill_came_is_not_lost(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"x": np.arange(3)})
+    shutil.copytree(tmp_path / "1", tmp_path / "1.tmp")
+    (tmp_path / "1").rename(tmp_path / "1.old.tmp")  # between the two renames of a save
+    Checkpoints(tmp_path).save(2, {"x": np.arange(3)})
+    assert Checkpoints(tmp_path).steps() == [1, 2] and not list(tmp_path.glob("*.tmp"))
+
+
 def test_sigkill_while_saving(tmp_path):
     """Killed at an arbitrary moment of an endless row of saves, the newest whole checkpoint holds its own step."""
     script = f"""

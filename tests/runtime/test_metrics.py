@@ -139,6 +139,21 @@ def test_several_trackers_get_every_row(tmp_path, monkeypatch):
     assert calls == [("trackio", 1), ("wandb", 1), "trackio", "wandb"] and any((tmp_path / "tb").iterdir())
 
 
+def test_a_tracker_that_fails_ends_no_training(tmp_path, monkeypatch, capsys):
+    def fail(values, step):
+        raise ConnectionError("the service is down")
+
+    run = SimpleNamespace(log=fail, finish=lambda: 1 / 0)
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=lambda **_: run))
+    log = metrics.Metrics(tmp_path, tracker="trackio")
+    for step in (1, 2):
+        log.log(step, {"x": 1.0})
+    log.close()
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 1 and "left out from step 1 on" in told[0] and "the service is down" in told[0]
+    assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2]
+
+
 @pytest.mark.slow  # needs the extra `trackers`
 def test_wandb_itself_takes_a_run_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")

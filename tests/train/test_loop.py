@@ -39,6 +39,8 @@ def go(tmp_path, make, drawn):
 
         def evaluate(params, at, lora=None):
             asked.append(at)
+            if isinstance(scores[at], BaseException):
+                raise scores[at]
             return {"eval/accuracy": scores[at]}
 
         with Run.open(config.workdir, config, keep=config.keep_checkpoints) as opened:
@@ -65,6 +67,26 @@ def test_the_best_state_is_returned_and_its_checkpoint_kept(go):
     assert 2 in run.checkpoints.steps()
     last, _, _ = go(scores, name="last", **{"eval.every": 2})
     assert last.step == STEPS and not same(best, last)
+
+
+@pytest.mark.parametrize("error", [Interrupted("stop", 15), signals.Overdue(15)])
+def test_a_best_evaluation_that_was_cut_off_still_chooses_its_checkpoint(go, error):
+    """Made again when the run goes on, its score is the checkpoint's; the state was saved before or at the signal."""
+    scores, fields = {0: 0.1, 2: 0.5, 4: 0.3, 6: 0.4}, {"eval.every": 2, "eval.best": True, "checkpoint_every": 50}
+    with pytest.raises(Interrupted, match="step 2 of 6 is saved; the same command resumes with its evaluation"):
+        go(scores | {2: error}, **fields)
+    best, run, asked = go(scores, **fields)
+    assert asked == [2, 4, 6] and best.step == 2 and run.checkpoints.best() == 2
+
+
+def test_a_checkpoint_that_is_due_is_there_before_its_evaluation(go):
+    class Killed(Exception):
+        """Such as a lack of memory."""
+
+    with pytest.raises(Killed):
+        go({0: 0.1, 2: 0.2, 4: Killed()}, **{"eval.every": 2})
+    state, run, asked = go({2: 0.2, 4: 0.3, 6: 0.4}, **{"eval.every": 2})
+    assert asked == [4, 6] and state.step == STEPS and [row["step"] for row in run.metrics()][-1] == STEPS
 
 
 def test_a_run_ends_where_evaluations_get_no_better(go):

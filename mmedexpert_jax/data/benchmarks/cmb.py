@@ -4,6 +4,7 @@ The authors' keys stand in a file of their own; theirs is a total over questions
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
@@ -16,11 +17,10 @@ SINGLE = "单项选择题"
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     keys = {row.label("id"): row.label("answer") for part in files.find(KEYS) for row in rows.read(part)}
-    for part in files.need(QUESTIONS, "CMB-test.json*", "test-*.parquet"):
-        for row in rows.read(part):
-            values = {"answer": keys.get(row.label("id"))} | row.values
-            if row.problem or values.get("question_type", SINGLE) == SINGLE:
-                yield rows.Row(values, row.where, row.number, row.problem)
+    for row in rows.read_all(files.need(QUESTIONS, "CMB-test.json*", "test-*.parquet")):
+        values = {"answer": keys.get(row.label("id"))} | row.values
+        if row.problem or values.get("question_type", SINGLE) == SINGLE:
+            yield replace(row, values=values)
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Case:

@@ -16,7 +16,7 @@ LABELS = {"department": "Clinical Department", "discipline": "Medical Discipline
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     found = files.need(f"{split}_with_annotations.csv", f"{split}.csv", f"{split}.json*", f"{split}-*.parquet")
-    return (row for part in found for row in rows.read(part) if row.problem or row.label("Answer"))
+    return (row for row in rows.read_all(found) if row.problem or row.label("Answer"))
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Case:

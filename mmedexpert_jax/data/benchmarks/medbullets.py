@@ -13,7 +13,7 @@ LETTERS = {"op4": "ABCD", "op5": "ABCDE"}
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     names = (f"medbullets_{subset}.csv", f"medbullets_{subset}.jsonl", "train-*.parquet", "test-*.parquet")
-    return (row for part in files.need(*names) for row in rows.read(part))
+    return rows.read_all(files.need(*names))
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Case:

@@ -11,7 +11,7 @@ IMAGES = tuple(f"image_{n}" for n in range(1, 6))
 
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
-    return (row for part in files.need("test-*.parquet") for row in rows.read(part, images=IMAGES))
+    return rows.read_all(files.need("test-*.parquet"), IMAGES)
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Case:

@@ -10,7 +10,7 @@ from mmedexpert_jax.data.case import LETTERS, Case
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     parts = files.need(f"Mainland/{split}.jsonl", f"mcmle_{split}.jsonl", "train-*.parquet", "*MCMLE*.json*")
-    return (row for part in parts for row in rows.read(part))
+    return rows.read_all(parts)
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Case:

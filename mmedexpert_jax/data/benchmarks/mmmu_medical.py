@@ -5,6 +5,7 @@ The test part has no answers. Images of the options stand among the item's image
 
 import ast
 from collections.abc import Iterable
+from dataclasses import replace
 
 from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
@@ -26,7 +27,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     for subject in SUBJECTS:
         for file in files.need(f"{subject}/{split}-*.parquet"):
             for row in rows.read(file, images=IMAGES):
-                yield rows.Row(row.values | {"subject": subject}, row.where, row.number)
+                yield replace(row, values=row.values | {"subject": subject})
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Case:

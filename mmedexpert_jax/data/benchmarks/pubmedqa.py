@@ -16,7 +16,7 @@ DECISIONS = ("yes", "no", "maybe")
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     names = ("test-*.parquet", "test.jsonl") if subset == "test" else ("train-*.parquet", "pqa_labeled.jsonl")
-    return (row for part in files.need(*names) for row in rows.read(part))
+    return rows.read_all(files.need(*names))
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Case:

@@ -1,8 +1,8 @@
 """Rows of JSON, JSON Lines, CSV, TSV and Parquet files, each with its place; images inside stay unread."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmedexpert_jax import border
@@ -127,6 +127,12 @@ def read(found: tuple[str, Entry], images: Sequence[str] = ("image",)) -> Iterat
             yield Row(values, where, number)
         else:
             yield Row({}, where, number, f"{where}: {values}")
+
+
+def read_all(parts: Iterable[tuple[str, Entry]], images: Sequence[str] = ("image",)) -> Iterator[Row]:
+    """Rows of a file that lies in several parts, as of `read`; numbers go on from part to part."""
+    rows = (row for part in parts for row in read(part, images))
+    return (replace(row, number=number) for number, row in enumerate(rows, 1))
 
 
 def tight(texts: Sequence[str]) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ class Files:
 
     def image(self, path: str, where: str) -> ImageRef:
         """The image whose path ends as `path` does. Raises MissingImage, which names `where`."""
-        wanted = _composed(path.strip().replace("\\", "/").lstrip("./"))
+        wanted = _composed(path.strip().replace("\\", "/").removeprefix("./").lstrip("/"))
         pool = self._by_name.get(wanted.rpartition("/")[2], ()) if wanted else ()
         for candidate, entry in pool:
             if f"/{_composed(candidate)}".endswith(f"/{wanted}"):

@@ -14,12 +14,10 @@ ORIGINAL = "VQA_RAD Dataset Public.json"
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     if not (found := files.find(f"{split}-*.parquet")):
         found = files.need(ORIGINAL, f"{split}-*.parquet")
-    for file in found:
-        for row in rows.read(file):
-            if "phrase_type" not in row.values or str(row.values["phrase_type"]).startswith("test") == (
-                split == "test"
-            ):
-                yield row
+    for row in rows.read_all(found):
+        phrase = row.values.get("phrase_type")
+        if phrase is None or str(phrase).startswith("test") == (split == "test"):
+            yield row
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Case:

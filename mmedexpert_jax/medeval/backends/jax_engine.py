@@ -12,7 +12,7 @@ from mmedexpert_jax.errors import NotFinite
 from mmedexpert_jax.medeval.backends.base import OnReply, Refuse, stop_if
 from mmedexpert_jax.medeval.prompt_styles import Question, opened
 from mmedexpert_jax.models import load_policy, load_processor
-from mmedexpert_jax.models.load import folders
+from mmedexpert_jax.models.load import chosen_reading, folders
 from mmedexpert_jax.rollout import Engine, Settings
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.runtime.progress import doing
@@ -29,7 +29,11 @@ class JaxBackend:
         """Takes what `load_policy` takes; `interrupted` tells of a signal and is looked at between answers."""
         self._interrupted = interrupted
         default = "float32" if jax.default_backend() == "cpu" else "checkpoint"  # as `load_policy` takes it
-        self.identity: Mapping[str, Any] = {"weights": fingerprint(path), "dtype": dtype or default}
+        self.identity: Mapping[str, Any] = {
+            "weights": fingerprint(path),
+            "dtype": dtype or default,
+            **chosen_reading(),
+        }
         self._path, self._dtype, self._settings = path, dtype, settings
         self._engines: dict[int, Engine] = {}
 
