@@ -186,7 +186,7 @@ class Scores:
     @classmethod
     def join(cls, scores: Sequence["Scores"]) -> "Scores":
         """The scores of a step's rollouts as one."""
-        return cls(np.concatenate([part.values for part in scores]), scores[0].rewards)
+        return cls(np.concatenate([one.values for one in scores]), scores[0].rewards)
 
     def stats(self) -> dict[str, float]:
         """Mean and deviation (ddof 1) by function and in all, over what was scored, under TRL's names."""
@@ -233,7 +233,7 @@ def score(
     workers: int = 16,
     gated: bool = False,
 ) -> Scores:
-    """Scores the completions of a step; of several processes, each those of its share of the prompts.
+    """Scores the completions of a step; of several processes, each those of its block of the prompts.
 
     Args:
         rewards: the functions.

@@ -25,12 +25,12 @@ from mmedexpert_jax.gba.batches import Batches, Sizes, overlong
 from mmedexpert_jax.gba.difficulty import difficulties, selected
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Difficulties, Guidelines, load_texts
-from mmedexpert_jax.gba.objective import policy_terms
+from mmedexpert_jax.gba.objective import Objective, Tokens, policy_terms
 from mmedexpert_jax.gba.own_functions import Files
-from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
+from mmedexpert_jax.gba.padding import PromptSize
+from mmedexpert_jax.gba.policy_learner import MicroBatch, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
-from mmedexpert_jax.gba.rooms import PromptSize
-from mmedexpert_jax.gba.split import micro_batch, packed_room
+from mmedexpert_jax.gba.split import micro_batch, packed_length
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout.engine import Engine, Settings
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 DOMAINS = "domains"  # in a state's memory: the groups met so far, by specialty and difficulty
-ROOM = "room"  # in a state's memory: tokens of the packed update on a device; 0 before the first
+PACKED = "room"  # in a state's memory: tokens of the packed update on a device; 0 before the first
 HINTS_EVERY = 10  # steps between looks at the metrics for what goes wrong
 Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and these by group [., G, F]
 
@@ -116,7 +116,7 @@ class Job:
         model: the network.
         learner: the policy.
         steps: rollouts of the run.
-        part: prompts of a micro-batch on each device.
+        micro_batch: prompts of a micro-batch on each device.
         specialties: of the cases, in the order in which they are counted.
         estimator: of `advantage_scale`.
     """
@@ -128,15 +128,15 @@ class Job:
     model: Model
     learner: PolicyLearner
     steps: int
-    part: int
+    micro_batch: int
     specialties: list[str]
     estimator: Estimator
 
 
 def _prepare(config: ConfigDict, folder: Path) -> Job:
     """Reads data and model, and finds what is wrong with them before any work."""
-    _check(config, {})
-    files: Files = {}  # of users' functions: run anew, since trying them out may have changed what they hold
+    _check(config)
+    files: Files = {}  # of users' functions: run anew, since `preflight` may have changed what they remember
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     if config.rollout_ahead and mesh.size > 1:  # two threads would start collectives in an order of their own
         raise ConfigError(f"config.rollout_ahead=1 takes one device, and the mesh has {mesh.size}; set it to 0")
@@ -150,21 +150,21 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     known: Sizes = {}
     with doing(f"encoding {len(cases):,} cases"):
         guidelines, steps = _order(config, cases, levels, processor, known)
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    part = micro_batch(config, shares)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = micro_batch(config, shards)
     rounds = steps * (1 + _refills(config))
     limit, minibatches = config.max_prompt_length, config.minibatches
-    batches = Batches(processor, guidelines, rounds, part, limit, shares, minibatches, known)
+    batches = Batches(processor, guidelines, rounds, size, limit, shards, minibatches, known)
     with doing(f"loading {config.model.path}"):
         model, params, under, _ = network()
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
     specialties = sorted({case.specialty for case in cases})
-    memory: dict[str, Any] = {ROOM: 0}
+    memory: dict[str, Any] = {PACKED: 0}
     if config.advantage_weights != "equal":
         memory[DOMAINS] = new_counts(len(specialties))
-    learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory)
-    own = estimator(config.advantage_scale, files)
-    return Job(scoring, guidelines, batches, processor, model, learner, steps, part, specialties, own)
+    objective, own = Objective.from_config(config, files), estimator(config.advantage_scale, files)
+    learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory, objective)
+    return Job(scoring, guidelines, batches, processor, model, learner, steps, size, specialties, own)
 
 
 def _step(
@@ -185,9 +185,10 @@ def _step(
     if config.rollout_ahead:
         state = learner.ahead(state)
         rounds.begin(state, step + 1)
-    parts, room = _parts(rollout, job.batches, config, job.part, learner.shares, state.memory[ROOM])
-    state = dataclasses.replace(state, memory=state.memory | {ROOM: room})
-    state, stats = learner.update(state, parts, rollout.num_tokens)  # equation 5
+    options = job.batches, config, job.micro_batch, learner.shards, state.memory[PACKED]
+    minibatches, packed = _minibatches(rollout, *options)
+    state = dataclasses.replace(state, memory=state.memory | {PACKED: packed})
+    state, stats = learner.update(state, minibatches, rollout.num_tokens)  # equation 5
     clocks = _clocks(began, sampled, rollout)
     costs.count(clocks["step_time"], rollout.num_read, _flops(rollout, job.model, learner, config))
     return state, rollout, scores, stats | _metrics(rollout, scores, rewards) | clocks
@@ -199,8 +200,8 @@ def _sample(job: Job, config: ConfigDict, key: jax.Array, state: State, step: in
     while _wants_more(done, config):
         visit = step + len(done) * job.steps  # prompts and noise of more rounds come from beyond the last step
         prompts, encoded = (job.batches.encoded if done else job.batches.ahead)(visit)  # p in P_guide
-        reads, room = job.batches.reads(encoded), job.batches.max_length
-        completions = job.learner.sample(state, reads, jax.random.fold_in(key, visit), room)
+        batches, length = job.batches.prompt_batches(encoded), job.batches.max_length
+        completions = job.learner.sample(state, batches, jax.random.fold_in(key, visit), length)
         rollout = Rollout.of(prompts, encoded, completions, job.processor)
         own = config.rewards
         limits = {"timeout": own.timeout, "attempts": own.attempts, "workers": own.workers, "gated": own.gated}
@@ -212,7 +213,8 @@ def _sample(job: Job, config: ConfigDict, key: jax.Array, state: State, step: in
 def preflight(config: ConfigDict, cases: list[Case]) -> None:
     """Raises what `train` would raise of the config, of a user's functions, and of what they say of the cases."""
     files: Files = {}
-    _check(config, files)
+    _check(config)
+    _try_out(config, files)
     reward.from_config(config, files=files)
     _guidelines(config, cases).tell_unmatched()
     difficulties(
@@ -220,8 +222,8 @@ def preflight(config: ConfigDict, cases: list[Case]) -> None:
     )
 
 
-def _check(config: ConfigDict, files: Files) -> None:
-    """Refuses what can be known to be wrong before any work; `files` of users' functions are run."""
+def _check(config: ConfigDict) -> None:
+    """Raises ConfigError where fields do not go together."""
     if config.num_samples < 2:
         raise ConfigError(
             f"config.num_samples is {config.num_samples}; group advantages (equation 4) need at least 2 samples"
@@ -236,7 +238,6 @@ def _check(config: ConfigDict, files: Files) -> None:
         raise ConfigError(
             "config.ref_mixup below 1 mixes weights; deltas are copied: set ref_mixup=1, or trainable=full"
         )
-    _try_out(config, files)
 
 
 def _try_out(config: ConfigDict, files: Files) -> None:
@@ -245,15 +246,22 @@ def _try_out(config: ConfigDict, files: Files) -> None:
     values, weights = np.eye(2, dtype=np.float32)[..., None], np.ones(1, np.float32)
     logprobs, advantages, mask = jnp.zeros((2, 3)), jnp.ones(2), jnp.ones((2, 3), bool)
     eps, ddof = config.advantage_eps, config.advantage_ddof
-    terms = functools.partial(policy_terms, logprobs, None, None, advantages, mask, beta=0)
-    calls: dict[str, tuple[Callable[[str], Any], tuple[int, ...]]] = {
-        "advantage_scale": (lambda name: np.asarray(estimator(name, files)(values, weights, eps, ddof)), (2, 2)),
-        "surrogate": (lambda name: terms(surrogate=name).loss, ()),
+
+    def loss() -> jax.Array:
+        objective = dataclasses.replace(Objective.from_config(config, files), coefs={})
+        return policy_terms(Tokens(logprobs), advantages, mask, objective).loss
+
+    calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+        "advantage_scale": (
+            lambda: np.asarray(estimator(config.advantage_scale, files)(values, weights, eps, ddof)),
+            (2, 2),
+        ),
+        "surrogate": (loss, ()),
     }
     for field, (call, shape) in calls.items():
         place = f"config.{field}={border.shown(config[field])}"
         try:
-            found = call(config[field])
+            found = call()
             if found.shape != shape or not np.isfinite(found).all():
                 raise ValueError(f"it gives {found.shape} for {shape}, or numbers that are not finite")
         except ConfigError:
@@ -383,7 +391,7 @@ def _for_update(rollout: Rollout, rewards: np.ndarray, config: ConfigDict, step:
 
 
 def _metrics(rollout: Rollout, scores: reward.Scores, rewards: np.ndarray) -> dict[str, float]:
-    """Of the completions and their rewards, and of groups [., G]: their number, the share of equal rewards."""
+    """Of the completions and their rewards, and of groups [., G]: their number, the fraction with equal rewards."""
     groups = {"frac_reward_zero_std": float(1 - _differs(rewards).mean()), "groups": len(rewards)}
     by = scores.by("paradigms", [prompt.paradigm for prompt in rollout.prompts])
     by |= scores.by("specialties", [prompt.case.specialty for prompt in rollout.prompts])
@@ -391,23 +399,23 @@ def _metrics(rollout: Rollout, scores: reward.Scores, rewards: np.ndarray) -> di
     return scores.stats() | rollout.stats() | groups | by
 
 
-def _parts(
-    rollout: Rollout, batches: Batches, config: ConfigDict, part: int, devices: int, room: int = 0
-) -> tuple[list[list[Part]], int]:
-    """The minibatches of a step, each as its micro-batches of `part` prompts on each device; and the room of their
-    packings, which had `room` in the step before.
+def _minibatches(
+    rollout: Rollout, batches: Batches, config: ConfigDict, size: int, devices: int, packed: int = 0
+) -> tuple[list[list[MicroBatch]], int]:
+    """The minibatches of a step, each as its micro-batches of `size` prompts on each device; and their packed length,
+    which was `packed` in the step before.
 
     The last micro-batch is filled up where groups were dropped; if all were, one remains in which nothing counts.
     """
     sizes, work = [PromptSize.of(one) for one in rollout.encoded], rollout.work
     minibatches = np.array_split(np.flatnonzero(rollout.trained), config.minibatches)
     dealt = [batches.dealt(rows, sizes, work) for rows in minibatches if len(rows)] or [[np.array([], int)]]
-    shares = [rows[i : i + part] for cuts in dealt for rows in cuts for i in range(0, len(rows), part)]
-    full = part * (rollout.tokens[0].size - len(rollout.tokens[0]))
-    needed = max((int(work[rows].sum()) for rows in shares), default=0)
-    room = packed_room(needed, work, room, full, config.packing)
-    options = part * devices, config.packing, devices, room
-    return [[rollout.part(rows, batches, *options) for rows in cuts] for cuts in dealt], room
+    shards = [rows[i : i + size] for cuts in dealt for rows in cuts for i in range(0, len(rows), size)]
+    full = size * (rollout.tokens[0].size - len(rollout.tokens[0]))
+    needed = max((int(work[rows].sum()) for rows in shards), default=0)
+    packed = packed_length(needed, work, packed, full, config.packing)
+    options = size * devices, config.packing, devices, packed
+    return [[rollout.micro_batch(rows, batches, *options) for rows in cuts] for cuts in dealt], packed
 
 
 def _flops(rollout: Rollout, model: Model, learner: PolicyLearner, config: ConfigDict) -> float:
@@ -472,7 +480,7 @@ def _summary(run: "Run", path: Path, state: State) -> dict:
     tenth = max(1, len(rows) // 10)
     summary: dict[str, Any] = {"export": str(path), "steps": state.step, "num_tokens": state.num_tokens}
     for name in ("reward", "rewards/accuracy/mean"):
-        for label, part in (("first_tenth", rows[:tenth]), ("last_tenth", rows[-tenth:])):
-            if found := [row[name] for row in part if isinstance(row.get(name), int | float)]:  # of what is not lost
+        for label, some in (("first_tenth", rows[:tenth]), ("last_tenth", rows[-tenth:])):
+            if found := [row[name] for row in some if isinstance(row.get(name), int | float)]:  # of what is not lost
                 summary[f"{name}/{label}"] = float(np.mean(found))
     return summary

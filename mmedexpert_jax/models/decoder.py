@@ -33,8 +33,8 @@ from mmedexpert_jax.models.layers import (
     finish_factors,
     project,
 )
-from mmedexpert_jax.models.parts import InParts
 from mmedexpert_jax.models.rotary import rotate, stretched, tables
+from mmedexpert_jax.models.sharded import Sharded
 from mmedexpert_jax.models.tree import STACKED
 
 Attention = Callable[..., tuple[Array, Array, Array]]
@@ -61,7 +61,7 @@ class Embedding(nnx.Module):
     def __call__(self, tokens: Array) -> Array:
         """tokens [...] -> [..., D]."""
         weight = self.weight.get_value()
-        x = weight.rows(tokens) if isinstance(weight, InParts) else weight[tokens]
+        x = weight.rows(tokens) if isinstance(weight, Sharded) else weight[tokens]
         if self.lora is None:
             return x
         a, b = self.lora

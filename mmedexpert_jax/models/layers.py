@@ -12,8 +12,8 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models import fused
-from mmedexpert_jax.models.parts import InParts, features_of_all
 from mmedexpert_jax.models.quantised import Quantised, contract_quantised
+from mmedexpert_jax.models.sharded import Sharded, features_of_all
 
 # By the names that config.json gives them.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -204,14 +204,14 @@ def _together(tree: Any) -> Any:
 _together.defvjp(lambda tree: (tree, None), lambda _, slopes: (jax.lax.optimization_barrier(slopes),))
 
 
-def contract(x: Array, weight: Array | InParts, dtype: jnp.dtype | None = None) -> Array:
+def contract(x: Array, weight: Array | Sharded, dtype: jnp.dtype | None = None) -> Array:
     """x [..., in] with weight [out, in] -> [..., out] in a dtype, None: theirs; the weight is never copied transposed.
 
     On a CPU, XLA takes three to nine times as long for a product of bfloat16 with a result of bfloat16, or of a single
     row, as for float32: it is asked for float32, rounded once, and for two rows at least. Few rows, [N, in] or
     [N, 1, in] as in decoding, are asked for as W x^T: that reads W as it lies, where x W^T packs it anew each time.
     """
-    if isinstance(weight, InParts):
+    if isinstance(weight, Sharded):
         return weight.product(x, contract)
     one_token = x.ndim == 2 or (x.ndim == 3 and x.shape[1] == 1)
     if fused.on_cpu() and one_token and x.dtype == weight.dtype and len(x) in _FEW.get(x.dtype, ()):

@@ -31,10 +31,10 @@ from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.gemma3 import Gemma3
 from mmedexpert_jax.models.llava import LLaVA
-from mmedexpert_jax.models.parts import InParts
 from mmedexpert_jax.models.quantised import Quantised
 from mmedexpert_jax.models.qwen2_vl import Qwen2VL
 from mmedexpert_jax.models.qwen3_vl import Qwen3VL
+from mmedexpert_jax.models.sharded import Sharded
 from mmedexpert_jax.models.tree import is_stacked
 
 # model_type -> class
@@ -120,10 +120,10 @@ def _module(network: Any, name: str) -> Any:
     return network
 
 
-def _leaf(params: Any, path: tuple) -> Array | Quantised | InParts:
+def _leaf(params: Any, path: tuple) -> Array | Quantised | Sharded:
     for name in path:
         params = params[str(name)]
-    return params if isinstance(params, Quantised | InParts) else jnp.asarray(params)
+    return params if isinstance(params, Quantised | Sharded) else jnp.asarray(params)
 
 
 def _child(module: Any, name: str) -> Any:

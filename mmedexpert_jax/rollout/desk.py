@@ -83,7 +83,7 @@ class Desk:
         self._thread.start()
 
     def submit(self, choices: list[Choice]) -> None:
-        """Puts choices in the queue. Raises Busy where it has no room for them."""
+        """Puts choices in the queue. Raises Busy where they are too many."""
         with self._news:
             if sum(map(len, self._waiting.values())) + len(choices) > self.queue:
                 raise Busy

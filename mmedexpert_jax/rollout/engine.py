@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model, flops
-from mmedexpert_jax.models.parts import as_they_lie, mesh_of_parts
+from mmedexpert_jax.models.sharded import as_placed, mesh_of_shards
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Conversation, Encoded, Processor
 from mmedexpert_jax.rollout.buckets import MULTIPLE, Shape, Shapes, Size, buckets
@@ -23,7 +23,7 @@ from mmedexpert_jax.rollout.pool import Ended, Pool
 from mmedexpert_jax.rollout.widths import devices_of
 from mmedexpert_jax.runtime import costs
 
-WINDOW = 2048  # conversations that are sorted into buckets together
+LOOKAHEAD = 2048  # conversations that are sorted into buckets together
 KEPT = 2**28  # bytes of patches that wait for their batch; images beyond are read a second time
 
 Prompt = Conversation | Callable[[], Conversation]
@@ -84,12 +84,12 @@ class Engine:
         key: Array | None = None,
         mesh: Mesh | None = None,
     ):
-        """With a `mesh`, on which parameters lie whole or in parts, the rows of a batch are split over its devices;
-        None: that of parameters in parts. `key` takes the place of `settings.seed`."""
+        """With a `mesh`, on which parameters lie whole or sharded, the rows of a batch are split over its devices;
+        None: that of sharded parameters. `key` takes the place of `settings.seed`."""
         self.processor, self.settings = processor, settings
-        mesh = mesh or mesh_of_parts(params)
+        mesh = mesh or mesh_of_shards(params)
         params, lora = folded(params, lora, None)
-        self._network = (model, params, lora) if mesh is None else (model, as_they_lie(params), as_they_lie(lora))
+        self._network = (model, params, lora) if mesh is None else (model, as_placed(params), as_placed(lora))
         self._given, self._key = key, jax.random.key(settings.seed) if key is None else key
         self._mesh = mesh
         self._counted = 0.0  # moment up to which the device's time is counted
@@ -148,12 +148,12 @@ class Engine:
         self, numbered: Iterator[tuple[int, int, str, Prompt]], refuse: Refuse | None
     ) -> Iterator[tuple[Batch, list["_Ticket | None"], np.ndarray]]:
         """Batches with a ticket for each conversation and the row ids; a batch is filled up with its first row."""
-        while window := list(itertools.islice(numbered, WINDOW)):
+        while block := list(itertools.islice(numbered, LOOKAHEAD)):
             sizes: list[Size] = []
             asked: list[tuple[int, int, str, Prompt]] = []
             kept: dict[int, Encoded] = {}
-            room = KEPT
-            for number, row, name, prompt in window:
+            free = KEPT
+            for number, row, name, prompt in block:
                 try:
                     encoded = self._encode(prompt, name)
                 except DataError as error:
@@ -161,8 +161,8 @@ class Engine:
                         raise
                     refuse(number, error)
                     continue
-                room -= sum(patches.nbytes for patches, _ in encoded.images)
-                if room >= 0 or not encoded.images:
+                free -= sum(patches.nbytes for patches, _ in encoded.images)
+                if free >= 0 or not encoded.images:
                     kept[len(asked)] = encoded
                 sizes.append(Size.of(encoded))
                 asked.append((number, row, name, prompt))

@@ -82,17 +82,18 @@ def completion_logprobs(
     return results if entropy else results[0]
 
 
-def packed(lengths: np.ndarray, size: int, sizes: int, devices: int = 1, room: int = 0) -> Packing:
+def packed(lengths: np.ndarray, size: int, capacities: int, devices: int = 1, packed_length: int = 0) -> Packing:
     """The packing of completions [B, G, R = `size`] with these lengths [B, G], for `completion_logprobs`.
 
-    A completion's last token is predicted but predicts nothing: of y tokens, y - 1 go through the network. `sizes` is
-    the number of capacities, and so of programs, among which the smallest that suffices is taken. Where the prompts
-    are split over `devices`, each has a packing of its own and all have the same capacity: `room`, where it is given.
+    A completion's last token is predicted but predicts nothing: of y tokens, y - 1 go through the network. `capacities`
+    is the number of lengths, and so of programs, among which the smallest that suffices is taken. Where the prompts are
+    split over `devices`, each has a packing of its own and all are equally long: `packed_length`, where it is given.
     """
     inputs = np.maximum(np.asarray(lengths) - 1, 0)
-    shares = np.split(inputs, devices)
-    room = room or capacity(max(int(share.sum()) for share in shares), shares[0].size * (size - 1), sizes)
-    packings = [Packing.of(share, size - 1, room) for share in shares]
+    shards = np.split(inputs, devices)
+    needed, full = max(int(shard.sum()) for shard in shards), shards[0].size * (size - 1)
+    packed_length = packed_length or capacity(needed, full, capacities)
+    packings = [Packing.of(shard, size - 1, packed_length) for shard in shards]
     return Packing(np.concatenate([p.index for p in packings]), np.concatenate([p.inverse for p in packings]))
 
 

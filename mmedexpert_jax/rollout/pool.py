@@ -22,12 +22,12 @@ from mmedexpert_jax.rollout.decode import (
     Sampling,
     admit,
     advance,
+    empty_state,
     open_samples,
-    read,
+    prefill,
     resize,
-    start,
 )
-from mmedexpert_jax.rollout.widths import PATIENCE, devices_of, sample_keys, widths, window_after, window_for
+from mmedexpert_jax.rollout.widths import PATIENCE, cache_length_for, devices_of, next_cache_length, sample_keys, widths
 from mmedexpert_jax.runtime.mesh import shard_batch
 
 CAPACITY = 128  # of prompts, in multiples of so many tokens: few programs
@@ -78,7 +78,7 @@ class Pool:
         group = sampling.num_samples
         self._places = places(rows, group, block)
         self._widths = widths(rows, sampling.max_new_tokens, served=self._served)
-        self._width, self._window = rows, window_for(1, sampling.max_new_tokens)
+        self._width, self._cache_length = rows, cache_length_for(1, sampling.max_new_tokens)
         self._tickets: list[list[Any]] = [[None] * self._places for _ in range(self._devices)]
         self._left, self._oldest = 0, 0
         self._running: Array | None = None  # what the devices will have told when they stop
@@ -97,8 +97,8 @@ class Pool:
     @property
     def full(self) -> bool:
         """True where every row has a sample, or no device can take a block of prompts."""
-        room = min(sum(ticket is None for ticket in tickets) for tickets in self._tickets)
-        return self._left >= self._widths[0] or room < self.block
+        free = min(sum(ticket is None for ticket in tickets) for tickets in self._tickets)
+        return self._left >= self._widths[0] or free < self.block
 
     def admit(self, batch: Batch, rows: np.ndarray, tickets: Sequence[Any], own: Own | None = None) -> None:
         """Takes prompts in: at most `block` on each device, in the mesh's order, of which those with a ticket count.
@@ -123,7 +123,7 @@ class Pool:
             batch, ids, own, placed = shard_batch((batch, ids, own, placed), self._mesh)
         model, params, lora = self._network
         keys = sample_keys(self._key, ids, self._sampling.num_samples)
-        prefix, first = read(model, self._sampling, self._mesh, params, batch, lora, keys, own)
+        prefix, first = prefill(model, self._sampling, self._mesh, params, batch, lora, keys, own)
         state = self._state
         samples = self._keys, state.completions, state.own, state.waiting
         self._prefix, samples = admit(self._mesh, self._prefix, samples, (prefix, keys, first, own), placed)
@@ -146,15 +146,15 @@ class Pool:
         self._running = self._advance(leave, 0 if self._mesh is None else min(PATIENCE, steps), steps)
 
     def warm_up(self) -> None:
-        """Compiles what the pool needs before its samples outgrow the first window: rows of every number, made fewer
+        """Compiles what the pool needs before its samples outgrow the first caches: rows of every number, made fewer
         and more from each to each. Nothing may have been admitted."""
         for one, other in itertools.permutations(self._widths, 2):
-            self._resize(one, self._window)
-            self._resize(other, self._window)
+            self._resize(one, self._cache_length)
+            self._resize(other, self._cache_length)
         for width in self._widths:
-            self._resize(width, self._window)
+            self._resize(width, self._cache_length)
             self._advance(0, 0, 0)
-        self._resize(self._widths[0], self._window)
+        self._resize(self._widths[0], self._cache_length)
 
     def ended(self) -> list[Ended]:
         """The tickets whose samples have all ended since the last call; their places are free."""
@@ -185,19 +185,19 @@ class Pool:
         self._state = dataclasses.replace(self._state, completions=completions, waiting=waiting, steps=steps)
 
     def _fit(self, shrink: bool) -> None:
-        """The rows and the window that the samples need: more where more wait, fewer where that is allowed."""
+        """The rows and the caches that the samples need: more where more wait, fewer where that is allowed."""
         wanted = next((w for w in reversed(self._widths) if w >= self._left), self._widths[0])
         width = wanted if shrink else max(wanted, self._width)
         size = self._sampling.max_new_tokens
-        window = window_after(self._window, self._oldest, size, fewer=width < self._width)
+        cache_length = next_cache_length(self._cache_length, self._oldest, size, fewer=width < self._width)
         if self._served and not self._oldest:  # else one long answer would widen the attention of all after it
-            window = window_for(1, size)
-        self._resize(width, window)
+            cache_length = cache_length_for(1, size)
+        self._resize(width, cache_length)
 
-    def _resize(self, width: int, window: int) -> None:
-        if (width, window) != (self._width, self._window):
-            self._width, self._window = width, window
-            self._state = resize(width, window, self._mesh, self._state)
+    def _resize(self, width: int, cache_length: int) -> None:
+        if (width, cache_length) != (self._width, self._cache_length):
+            self._width, self._cache_length = width, cache_length
+            self._state = resize(width, cache_length, self._mesh, self._state)
 
     def _advance(self, leave: int, least: int, most: int) -> Array:
         """Steps of all rows, as `decode.advance` bounds them; what it tells of the samples."""
@@ -236,7 +236,7 @@ class Pool:
         prefix = Prefix(zeros(1, text.hidden_size, dtype=dtype), by_layer(), by_layer(), zeros(), zeros())
         floats, none = zeros(group, size, dtype=jnp.float32), zeros(group, dtype=bool)
         done = Completions(zeros(group, size), floats, zeros(group), none)
-        state = start(model, rows, self._window, self._mesh, dtype, done)
+        state = empty_state(model, rows, self._cache_length, self._mesh, dtype, done)
         if self._served:
             own = Own(zeros(dtype=jnp.float32), zeros(), zeros(dtype=jnp.float32), zeros())
             state = dataclasses.replace(state, own=own)

@@ -53,9 +53,9 @@ def train(
     """
     processor = load_processor(config.model.path)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     with doing("encoding the cases"):
-        examples = Examples(cases or _load(config), processor, config, shares)
+        examples = Examples(cases or _load(config), processor, config, shards)
     with doing(f"loading {config.model.path}"):
         held = read_on(mesh, config.shard)
         model, params, lora = load_policy(config.model.path, config.model.dtype, held, config.seed)

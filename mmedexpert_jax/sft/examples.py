@@ -44,7 +44,7 @@ class Examples:
         cases: of one specialty, or mixed.
         processor: of the model.
         config: of the job dsa.
-        shares: of a mesh; so many micro-batches of `batch_size` rows, padded alike, are computed at a time.
+        shards: of a mesh; so many micro-batches of `batch_size` rows, padded alike, are computed at a time.
 
     Attributes:
         cases: those that are trained on, without what `overlong` drops.
@@ -54,11 +54,11 @@ class Examples:
         DataError: a case without a trace, over the limits, or with an image that cannot be used; it names the case.
     """
 
-    def __init__(self, cases: Sequence[Case], processor: Processor, config: ConfigDict, shares: int = 1):
-        self._processor, self._config, self._shares = processor, config, shares
+    def __init__(self, cases: Sequence[Case], processor: Processor, config: ConfigDict, shards: int = 1):
+        self._processor, self._config, self._shares = processor, config, shards
         measured = self._measured(cases)
         self.cases, self._completions, self._sizes = (list(parts) for parts in zip(*measured, strict=True))
-        self._rows, self._size = config.batch_size * config.accumulation, config.batch_size * shares
+        self._rows, self._size = config.batch_size * config.accumulation, config.batch_size * shards
         self.steps = config.steps or math.ceil(config.epochs * len(self.cases) / self._rows)
         self._halves = epoch_order(len(self.cases), config.seed + 1, 0)
         self._buckets = _buckets(self._sizes, config.buckets)
@@ -69,7 +69,7 @@ class Examples:
         return {shape for step in range(self.steps) for _, shape in self._split(step)}
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """The micro-batches of a step (from 0): `accumulation` of `batch_size` rows, as many at a time as shares."""
+        """The micro-batches of a step (from 0): `accumulation` of `batch_size` rows, as many at a time as shards."""
         return [self._collate(rows, shape) for rows, shape in self._split(step)]
 
     def epoch(self, step: int) -> float:
@@ -92,7 +92,7 @@ class Examples:
         return kept
 
     def _split(self, step: int) -> list[tuple[Rows, CaseSize]]:
-        """The rows of each micro-batch, of all shares, and their padded shape."""
+        """The rows of each micro-batch, of all shards, and their padded shape."""
         indices = batch_indices(len(self.cases), self._rows, step, self._config.seed)
         epochs = np.arange(step * self._rows, (step + 1) * self._rows) // len(self.cases)
         rows = [(int(i), bool((self._halves[i] + e) % 2)) for i, e in zip(indices, epochs, strict=True)]
@@ -103,7 +103,7 @@ class Examples:
         return [(group, self._shape([self._sizes[index] for index, _ in self._filled(group)])) for group in groups]
 
     def _filled(self, rows: Rows) -> Rows:
-        """The rows, and, for shares that have none, the first ones again."""
+        """The rows, and, for shards that have none, the first ones again."""
         return [*rows, *itertools.islice(itertools.cycle(rows), self._size - len(rows))]
 
     def _shape(self, sizes: Sequence[CaseSize]) -> CaseSize:
@@ -116,7 +116,7 @@ class Examples:
         return CaseSize(prompt, length, images, patches)
 
     def _collate(self, rows: Rows, shape: CaseSize) -> MicroBatch:
-        """The rows of all shares after one another, their images numbered through; what fills up has no completion."""
+        """The rows of all shards after one another, their images numbered through; what fills up has no completion."""
         filled = self._filled(rows)
         batch = self._processor.collate(
             [self._encode(self.cases[i], None if neutral else self.cases[i].paradigm or None) for i, neutral in filled],
@@ -156,7 +156,7 @@ def _size(prompt: Encoded, completion: Sequence[int]) -> CaseSize:
 
 
 def _buckets(sizes: Sequence[CaseSize], count: int) -> list[tuple[int, int]]:
-    """(prompt, completion) lengths, rising in both, that take equal shares of the cases in order of their length."""
+    """(prompt, completion) lengths, rising in both, that take equal shards of the cases in order of their length."""
     lengths = sorted(((size.prompt, size.completion) for size in sizes), key=sum)
     ends = [math.ceil(len(lengths) * (k + 1) / count) for k in range(count)]
     shorter = [lengths[:end] for end in ends if end]
