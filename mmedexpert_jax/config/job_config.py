@@ -127,7 +127,7 @@ def read_config(spec: str) -> ConfigDict:
             f"{name} has no preset {border.shown(preset)}; {hint}available: {', '.join(presets) or 'none'}"
         )
     try:
-        with contextlib.chdir("."):  # paths of the job begin where it was started, wherever the file goes
+        with border.same_folder():
             get_config = _run(path, _source(path))["get_config"]
             config = get_config(preset) if preset else get_config()
     except ConfigError:

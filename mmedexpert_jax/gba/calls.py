@@ -1,7 +1,6 @@
 """Calls of users' functions: in parallel, each with a time limit, and again after a failure."""
 
 import asyncio
-import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Sequence
@@ -47,7 +46,7 @@ def call_all(
             outcome["error"] = error
 
     thread = threading.Thread(target=run, daemon=True)
-    with contextlib.chdir("."):  # the job goes on in its folder, wherever a function went
+    with border.same_folder():
         thread.start()
         thread.join()
     if "error" in outcome:

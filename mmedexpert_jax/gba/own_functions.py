@@ -1,6 +1,5 @@
 """A user's own functions: rewards, surrogates and estimators in files or modules outside the package."""
 
-import contextlib
 import importlib
 import inspect
 import os
@@ -72,7 +71,7 @@ def _ran(path: Path, files: Files) -> ModuleType:
     before = sys.modules.get(module.__name__)
     sys.modules[module.__name__] = module  # where a pool of processes looks for its functions
     try:
-        with contextlib.chdir("."):  # paths of the job begin where it was started, wherever the file goes
+        with border.same_folder():
             exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except BaseException:
         sys.modules.pop(module.__name__)

@@ -73,7 +73,7 @@ def _compared(folder: Path) -> Iterator[Rows]:
         yield [row | ({"benchmark": benchmark} if len(summary) > 1 else {}) for row in rows]
 
 
-def beside(folders: Sequence[Path]) -> Rows:
+def compared_runs(folders: Sequence[Path]) -> Rows:
     """Accuracies of evaluations in several runs: a row for each benchmark, run and model, with the paired gain over the
     benchmark's first row on the items that both have with the same key, and their number; none of runs without."""
     found: dict[str, list[tuple[str, str, Evaluation]]] = {}

@@ -22,7 +22,7 @@ from mmedexpert_jax.merging.merge import as_lora, check_rank, merge_in_memory, u
 from mmedexpert_jax.merging.merge_page import write_page
 from mmedexpert_jax.merging.merge_recipe import Recipe, fingerprint, is_checkpoint, merge_to_disk, opened
 from mmedexpert_jax.merging.mergekit import read_mergekit
-from mmedexpert_jax.merging.methods import METHODS, reads, switches
+from mmedexpert_jax.merging.methods import METHODS, switches, uses
 from mmedexpert_jax.merging.parameters import Parameters, parse
 from mmedexpert_jax.merging.sweep import Sweep, at, search, sentence, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
@@ -90,9 +90,9 @@ def _check_fields(config: ConfigDict, recipe: Recipe) -> None:
     if settings and not settings.densities and (settings.get("trials", 0) or settings.get("score")):
         raise ConfigError("config.sweep.trials and config.sweep.score are of a sweep: set config.sweep.densities too")
     method = recipe.parameters.method
-    if settings and len(settings.densities) > 1 and not reads(method, "density"):
+    if settings and len(settings.densities) > 1 and not uses(method, "density"):
         raise ConfigError(f"config.sweep.densities: {method} has no density; give one value, and vary the scales")
-    if settings and settings.get("trials", 0) and not reads(method, "weight"):
+    if settings and settings.get("trials", 0) and not uses(method, "weight"):
         raise ConfigError(f"config.sweep.trials: {method} has no weights to search; leave it out")
     if config.get("mergekit") and (beside := [key for key in ("weights", "parameters") if config.get(key)]):
         raise ConfigError(f"config.{beside[0]} says nothing beside config.mergekit: write its numbers into that file")
@@ -108,7 +108,7 @@ def recipe_of(config: ConfigDict) -> Recipe:
     experts = expert_paths(config)
     if config.weights and len(config.weights) != len(experts):
         raise ConfigError(f"{len(config.weights)} weights for {len(experts)} experts ({', '.join(experts)})")
-    if config.weights and not reads(config.method, "weight"):
+    if config.weights and not uses(config.method, "weight"):
         raise ConfigError(f"config.weights says nothing: {config.method} has no weights; leave it out")
     own = parse(config.get("parameters", ()), config.method)
     numbers: dict[str, dict[str, Any]] = {which: dict(specs) for which, specs in own.items()}

@@ -190,7 +190,7 @@ METHODS = {
 }
 
 
-def reads(method: str, which: str) -> bool:
+def uses(method: str, which: str) -> bool:
     """True where the "weight" or "density" of its experts counts in a method."""
     kind = METHODS[method]
     if which == "density":
@@ -275,7 +275,7 @@ class Setting:
     @property
     def silent(self) -> list[bool]:
         """K flags: True for an expert of which nothing comes in, whatever it changed, by the numbers alone."""
-        unweighed, untrimmed = not reads(self.method, "weight"), not reads(self.method, "density") or self.rule.extra
+        unweighed, untrimmed = not uses(self.method, "weight"), not uses(self.method, "density") or self.rule.extra
         numbers = zip(self.weights, self.density, strict=True)
         return [not (self.scale and (w or unweighed) and (d or untrimmed)) for w, d in numbers]
 
