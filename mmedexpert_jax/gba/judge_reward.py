@@ -66,7 +66,8 @@ class JudgeReward:
 
     def __call__(self, cases: Sequence[Case], texts: Sequence[str], **_: Any) -> list[float | None]:
         """A number from 0 to 1 for each completion, None where the judge did not say. Raises RemoteError."""
-        self._tell(cases, texts)
+        if self.sends:
+            tell(cases, texts, self.told, self.privacy, "the judge")
         return self._scores(cases, texts) if self.kind == "rubric" else self._wins(cases, texts)
 
     def _scores(self, cases: Sequence[Case], texts: Sequence[str]) -> list[float | None]:
@@ -98,10 +99,6 @@ class JudgeReward:
                 won[a].append(float(better == "A"))
                 won[b].append(float(better == "B"))
         return [sum(won[place]) / len(won[place]) if won[place] else None for place in range(len(texts))]
-
-    def _tell(self, cases: Sequence[Case], texts: Sequence[str]) -> None:
-        if self.sends:
-            tell(cases, texts, self.told, self.privacy, "the judge")
 
 
 def tell(cases: Sequence[Case], texts: Sequence[str], told: set[str], mode: str, reader: str) -> None:

@@ -205,9 +205,10 @@ def _sample(job: Job, config: ConfigDict, key: jax.Array, state: State, step: in
         rollout = Rollout.of(prompts, encoded, completions, job.processor)
         own = config.rewards
         limits = {"timeout": own.timeout, "attempts": own.attempts, "workers": own.workers, "gated": own.gated}
-        scores = reward.score(job.scoring, rollout, config.max_new_tokens, **limits)
-        done.append((rollout, scores, _groups(scores.values, config, visit)))
-    return _join(done)
+        scored = reward.score(job.scoring, rollout, config.max_new_tokens, **limits)
+        done.append((rollout, scored, _groups(scored.values, config, visit)))
+    rollouts, scores, values = zip(*done, strict=True)
+    return Rollout.join(rollouts), reward.Scores.join(scores), np.concatenate(values)
 
 
 def preflight(config: ConfigDict, cases: list[Case]) -> None:
@@ -334,11 +335,6 @@ def _wants_more(done: list[Round], config: ConfigDict) -> bool:
     """True where a step samples again: once, or, with dynamic sampling, until as many groups as it trains on differ."""
     differing = sum(int(_differs(totals(values, scores.weights)).sum()) for _, scores, values in done)
     return not done or (len(done) <= _refills(config) and differing < config.prompts_per_step)
-
-
-def _join(done: list[Round]) -> Round:
-    rollouts, scores, values = zip(*done, strict=True)
-    return Rollout.join(rollouts), reward.Scores.join(scores), np.concatenate(values)
 
 
 def _differs(rewards: np.ndarray) -> np.ndarray:

@@ -233,7 +233,8 @@ def _figures(measured: Measured, found: Mapping[str, Measured]) -> dict[str, Any
     figures: dict[str, Any] = {"name": row.name, "part": row.part, "ticks": row.ticks, "published": row.published}
     figures |= {name: _figure(values) for name, values in measured.values.items()}
     base = found.get("Base")
-    gains = None if base is None or row.name == "Base" else _difference(measured, base, "accuracy")
+    alone = base is None or row.name == "Base"
+    gains = None if alone else _tested(measured.values["accuracy"] - base.values["accuracy"])
     return figures | {"gain": gains}
 
 
@@ -250,10 +251,6 @@ def _figure(values: np.ndarray) -> dict[str, Any]:
         "seeds_high": seeds[1],
         "by_seed": [float(value) for value in by_seed],
     }
-
-
-def _difference(first: Measured, second: Measured, measure: str) -> dict[str, Any]:
-    return _tested(first.values[measure] - second.values[measure])
 
 
 def _tested(differences: np.ndarray) -> dict[str, Any]:

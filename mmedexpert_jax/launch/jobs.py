@@ -245,10 +245,6 @@ def _evaluate(config: ConfigDict, run: "Run") -> None:
             medeval.run(config, run)
 
 
-def _pipeline(config: ConfigDict, run: "Run") -> None:
-    pipeline.run(config, run, run_job)
-
-
 def _ablation(config: ConfigDict, run: "Run") -> None:
     from mmedexpert_jax.launch import ablation
 
@@ -348,7 +344,7 @@ JOBS: dict[str, Callable[[ConfigDict, "Run"], None]] = {
     "gba": _gba,
     "merge": _merge,
     "evaluate": _evaluate,
-    "pipeline": _pipeline,
+    "pipeline": lambda config, run: pipeline.run(config, run, run_job),
     "ablation": _ablation,
     "export": _export,
     "pretrain": _pretrain,

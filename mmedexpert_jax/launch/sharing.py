@@ -82,7 +82,8 @@ class Stages:
         inputs = {name: self.task(expert, seed) for name, expert in stage.experts.items()}
         start = self.task(stage.model, seed) if stage.model else None
         own = self._config.seed if stage.job == "evaluate" else seed
-        config = self._stage_config(stage, own)
+        fields = _ITS_OWN.get(stage.job, {}) | {"seed": own, "workdir": ""} | dict(stage.fields)
+        config = stage_config(self._config, stage.job, **fields)
         made_from = [[name, task.key] for name, task in inputs.items()]
         model = start.key if start else self._config.model.path
         facts = json.dumps([__version__, held(config), model, made_from], sort_keys=True, ensure_ascii=False)
@@ -113,10 +114,6 @@ class Stages:
 
         for stage in wanted:
             yield from visit(stage)
-
-    def _stage_config(self, stage: Stage, seed: int) -> ConfigDict:
-        fields = _ITS_OWN.get(stage.job, {}) | {"seed": seed, "workdir": ""} | dict(stage.fields)
-        return stage_config(self._config, stage.job, **fields)
 
 
 @contextlib.contextmanager

@@ -249,7 +249,8 @@ def _sweep(recipe: Recipe, config: ConfigDict, run: Run, evaluate: Evaluate | No
             figures = evaluate(nest(merged), number)
             tried = {f"weight/{name}": value for name, value in (weights or {}).items()}
             run.log(number, {"density": density, "scale": scale} | tried | figures)
-        return {name.removeprefix("eval/"): value for name, value in figures.items() if _is_figure(name)}
+        over_all = (name for name in figures if name.startswith("eval/") and name.count("/") == 1)
+        return {name.removeprefix("eval/"): figures[name] for name in over_all}
 
     try:
         densities, scales = (tuple(map(float, grid)) for grid in (settings.densities, settings.scales))
@@ -276,8 +277,3 @@ def _scored(recipe: Recipe, job: Merge, run: Run) -> list[dict[str, Any]]:
     run.rewind(len(rows) - 1)
     files.write_json(mark, wanted)
     return rows
-
-
-def _is_figure(name: str) -> bool:
-    """True for figures over all cases, not for those of a specialty or the numbers that were tried."""
-    return name.startswith("eval/") and name.count("/") == 1

@@ -607,7 +607,8 @@ def combine(
         case "elect":
             return kept, disjoint_mean(kept, how.unequal_weights, how.rule, fitted.majority)
         case "sum":
-            return kept, _weighted_sum(kept, how)
+            summed, divisor = _linear(kept, how.weights), how.divisor
+            return kept, summed if divisor == 1 else summed / np.float32(divisor)
         case "masses":
             return kept, _by_mass(kept, fitted.masses)
         case "near":
@@ -644,11 +645,6 @@ def line_coefficients(products: Array, how: Setting) -> Array:
         found = pair_coefficients(products, 0.5 if abs(whole) < 1e-6 else how.weights[1] / whole)  # as mergekit
     of_base = xp.sum(found, axis=0) - 1 if how.kind.whole else xp.zeros_like(found[0])
     return xp.concatenate([found, of_base[None]]).astype(xp.float32)
-
-
-def _weighted_sum(kept: Rows, how: Setting) -> Array:
-    summed, divisor = _linear(kept, how.weights), how.divisor
-    return summed if divisor == 1 else summed / np.float32(divisor)
 
 
 def _by_mass(kept: Rows, masses: Array) -> Array:

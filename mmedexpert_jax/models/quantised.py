@@ -120,11 +120,8 @@ def quantise_params(params: dict, kind: str) -> dict:
 
 def is_quantised(params: dict) -> bool:
     """True where any weight is quantised."""
-    return any(isinstance(leaf, Quantised) for leaf in jax.tree.leaves(params, is_leaf=_is_leaf))
-
-
-def _is_leaf(node: Any) -> bool:
-    return isinstance(node, Quantised)
+    leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, Quantised))
+    return any(isinstance(leaf, Quantised) for leaf in leaves)
 
 
 @jax.custom_vjp

@@ -159,7 +159,8 @@ def _check_memory(config: ConfigDict, prefix: str, devices: Devices, weights: di
 def _split_that_holds(config: ConfigDict, prefix: str, weights: dict, devices: Devices) -> str:
     """The fields under which the weights fit, or the number of devices that hold them."""
     tensor = config.mesh.tensor
-    for fsdp in _divisors(devices.count // tensor):
+    along = devices.count // tensor
+    for fsdp in (n for n in range(1, along + 1) if along % n == 0):
         try:
             part = size(weights, devices.mesh(-1, fsdp, tensor))
         except ConfigError:  # it does not divide a tensor
@@ -169,7 +170,3 @@ def _split_that_holds(config: ConfigDict, prefix: str, weights: dict, devices: D
             return f"set {data}--config.{prefix}mesh.fsdp={fsdp} --config.{prefix}shard=full"
     enough = 1 << math.ceil(math.log2(size(weights) / devices.memory))
     return f"no split of so many holds them: at least {enough} such devices do, or a smaller model"
-
-
-def _divisors(count: int) -> Iterator[int]:
-    return (n for n in range(1, count + 1) if count % n == 0)

@@ -220,7 +220,8 @@ def advance(
         def turn(carry: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
             begun, end, state = carry
             state = _refill(state)
-            row_keys, own = keys[state.slots.prompt, state.slots.sample], _of(state.own, state.slots.prompt)
+            row_keys = keys[state.slots.prompt, state.slots.sample]
+            own = jax.tree.map(lambda leaf: leaf[state.slots.prompt], state.own)
 
             def at(place: Array, cache: Cache, done: Completions) -> DecodeState:
                 steps = jnp.where(state.steps > 0, state.steps + place - begun, 0)
@@ -386,11 +387,6 @@ def open_samples(done: Completions, own: Own | None = None) -> Array:
     """[B, G] bool: samples that go on, without a stop token and below their limit."""
     limit = done.tokens.shape[-1] if own is None else own.limit[:, None]
     return done.truncated & (done.lengths < limit)
-
-
-def _of(own: Own | None, prompt: Array) -> Own | None:
-    """The settings of the prompts [...] of some rows."""
-    return jax.tree.map(lambda leaf: leaf[prompt], own)
 
 
 def _stops(sampling: Sampling, tokens: Array) -> Array:

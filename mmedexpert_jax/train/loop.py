@@ -62,7 +62,8 @@ def fit(
     def evaluated() -> bool:
         """Evaluates the state, unless it has been; False where the run has not got better for long enough."""
         due = not state.step or is_due(state.step, config.eval.every, steps)
-        if evaluate and due and not any(row["step"] == state.step and _is_held_out(row) for row in run.metrics()):
+        here = (row for row in run.metrics() if row["step"] == state.step)
+        if evaluate and due and not any(name.startswith("eval/") for row in here for name in row):
             _evaluate(run, learner, state, evaluate, steps)
         return not _is_stale(run, config)
 
@@ -101,10 +102,6 @@ def _evaluate(run: "Run", learner: Learner, state: State, evaluate: Evaluate, st
         save(run, state)
         text = f"step {state.step} of {steps} is saved; the same command resumes with its evaluation"
         raise Interrupted(text, error.exit_code - 128) from None
-
-
-def _is_held_out(row: dict) -> bool:
-    return any(name.startswith("eval/") for name in row)
 
 
 def _score(run: "Run", config: ConfigDict, step: int) -> float | None:

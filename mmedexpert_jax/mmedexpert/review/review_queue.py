@@ -227,12 +227,11 @@ class ReviewQueue:
         """True for a trace that still lacks someone, counting those who have it before them."""
         given = said(self._reviews.get(id, {}), person.role)
         holders = (name for name, at in self._held.get(id, {}).items() if now - at < HELD_SECONDS)
-        before = [n for n in holders if n != person.name and n not in given and self._role(n) == person.role]
-        needed = 1 if person.role == "adjudicator" else self._needed[id]
+        others = (name for name in holders if name != person.name and name not in given)
+        decides = person.role == "adjudicator"
+        before = [name for name in others if (name in self.settings.adjudicators) == decides]
+        needed = 1 if decides else self._needed[id]
         return len(given) + len(before) < needed
-
-    def _role(self, name: str) -> str:
-        return "adjudicator" if name in self.settings.adjudicators else "reviewer"
 
 
 def _malformed(trace: Trace, event: Event) -> str:
