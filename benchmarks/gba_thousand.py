@@ -29,7 +29,7 @@ import workload
 
 from mmedexpert_jax.gba import group_advantages
 from mmedexpert_jax.gba.padding import deal
-from mmedexpert_jax.gba.policy_learner import MicroBatch, PolicyLearner
+from mmedexpert_jax.gba.policy_learner import PolicyBatch, PolicyLearner
 from mmedexpert_jax.gba.split import packed_length
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model
@@ -95,7 +95,7 @@ def dealt(args: argparse.Namespace, lengths: np.ndarray, held: int) -> tuple[lis
 
 def minibatches(
     args: argparse.Namespace, whole: Batch, done, rewards: np.ndarray, held: int
-) -> tuple[list[list[MicroBatch]], int]:
+) -> tuple[list[list[PolicyBatch]], int]:
     """A step's one minibatch, and their packed length."""
     advantages, found = np.asarray(group_advantages(rewards)), []
     cuts, length = dealt(args, done.lengths, held)
@@ -104,7 +104,7 @@ def minibatches(
         packing = packed(lengths, args.limit, args.capacities, packed_length=length) if args.capacities else None
         batch = workload.taken(whole, rows)
         found.append(
-            MicroBatch(batch, done.tokens[rows], lengths, done.logprobs[rows], advantages[rows], packing=packing)
+            PolicyBatch(batch, done.tokens[rows], lengths, done.logprobs[rows], advantages[rows], packing=packing)
         )
     return [found], length
 
@@ -177,13 +177,13 @@ def memory(args: argparse.Namespace, place: Callable) -> dict[str, dict[str, flo
     return found
 
 
-def longest(args: argparse.Namespace, model: Model) -> MicroBatch:
+def longest(args: argparse.Namespace, model: Model) -> PolicyBatch:
     """Prompts of a gradient with completions of the full length."""
     shape = (args.micro, args.samples, args.limit)
     lengths, floats = np.full(shape[:2], args.limit, np.int32), np.zeros(shape, np.float32)
     packing = packed(lengths, args.limit, args.capacities) if args.capacities else None
     batch = workload.prompts(model, args.micro, args.prompt, True)
-    return MicroBatch(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0], packing=packing)
+    return PolicyBatch(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0], packing=packing)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ import numpy as np
 import workload
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from mmedexpert_jax.gba.policy_learner import MicroBatch, PolicyLearner
+from mmedexpert_jax.gba.policy_learner import PolicyBatch, PolicyLearner
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model, fused, sharded
 from mmedexpert_jax.models.config import PUBLISHED
@@ -93,7 +93,7 @@ class Job:
         floats = np.zeros((*lengths.shape, limit), np.float32)
         packing = packed(lengths, limit, 8, shards)
         batch = workload.prompts(self.model, len(lengths), PROMPT, True)
-        part = MicroBatch(batch, floats.astype(np.int32), lengths, floats, floats[..., 0], packing=packing)
+        part = PolicyBatch(batch, floats.astype(np.int32), lengths, floats, floats[..., 0], packing=packing)
         return self.learner.lower_update(self.state, self.rows(part))
 
     def update(self) -> jax.stages.Lowered:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.gba.guidelines import Guidelines, Prompt
-from mmedexpert_jax.gba.padding import LEVELS, Bucket, PromptSize, RowBuckets, StripBuckets, deal, deal_images
+from mmedexpert_jax.gba.padding import LEVELS, SizeBucket, PromptSize, RowBuckets, StripBuckets, deal, deal_images
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.train import Prefetched
@@ -119,7 +119,7 @@ class Batches:
         """
         return self._cut(sizes, self.order)
 
-    def bucket_of(self, sizes: Sequence[PromptSize]) -> Bucket:
+    def bucket_of(self, sizes: Sequence[PromptSize]) -> SizeBucket:
         """The bucket of a micro-batch on each device."""
         return self._buckets.bucket(PromptSize.together(sizes), self._devices)
 

@@ -55,7 +55,7 @@ class Terms:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Tokens:
-    """What the loss reads of the completions' tokens: arrays [B, T] float32; None where one is not there."""
+    """The loss's view of the completions' tokens: arrays [B, T] float32; None where one is not there."""
 
     logprobs: jax.Array  # under the policy
     old_logprobs: jax.Array | None = None  # under the policy that sampled; None: `logprobs` without gradient

@@ -38,7 +38,7 @@ class PromptSize(NamedTuple):
         return cls(sum(s.images for s in sizes), max(s.patches for s in sizes), max(s.tokens for s in sizes), each)
 
 
-class Bucket(NamedTuple):
+class SizeBucket(NamedTuple):
     """The sizes to which a micro-batch is padded on each device."""
 
     tokens: int  # of a prompt
@@ -84,10 +84,10 @@ class RowBuckets(NamedTuple):
         buckets = cls(0.0, _token_levels(groups, most), images, patches)
         return buckets._replace(overhead=_overhead(buckets, groups, devices))
 
-    def bucket(self, size: PromptSize, devices: int) -> Bucket:
+    def bucket(self, size: PromptSize, devices: int) -> SizeBucket:
         """The least that holds a micro-batch, which is split among so many devices."""
         images = level(self.images, -(-size.images // devices))
-        return Bucket(level(self.tokens, size.tokens), images, level(self.patches, size.patches) if images else 0)
+        return SizeBucket(level(self.tokens, size.tokens), images, level(self.patches, size.patches) if images else 0)
 
 
 class StripBuckets(NamedTuple):
@@ -118,14 +118,14 @@ class StripBuckets(NamedTuple):
         buckets = cls(0.0, _token_levels(groups, most), sorted(sizes, key=_computed))
         return buckets._replace(overhead=_overhead(buckets, groups, devices))
 
-    def bucket(self, size: PromptSize, devices: int) -> Bucket:
+    def bucket(self, size: PromptSize, devices: int) -> SizeBucket:
         """The cheapest that holds a micro-batch, which is split among so many devices; where none does, as when groups
         were dropped, the largest in each respect, or what is needed beyond it."""
         own = _longest(size.each, devices), *_rows(size, devices)
         holds = (bucket for bucket in self.sizes if all(there >= one for there, one in zip(bucket, own, strict=True)))
         largest = tuple(max(*there, one) for *there, one in zip(*self.sizes, own, strict=True))
         length, images, patches = next(holds, largest)
-        return Bucket(level(self.tokens, size.tokens), images, patches, length)
+        return SizeBucket(level(self.tokens, size.tokens), images, patches, length)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -216,7 +216,7 @@ def _rows(size: PromptSize, devices: int) -> tuple[int, int]:
 
 def _computed(size: tuple[int, int, int]) -> int:
     length, images, patches = size
-    return Bucket(0, images, patches, length).computed
+    return SizeBucket(0, images, patches, length).computed
 
 
 def _widths(needs: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -241,7 +241,7 @@ def _token_levels(groups: Sequence[Group], most: int) -> list[int]:
 
 
 def _overhead(buckets: "RowBuckets | StripBuckets", groups: Sequence[Group], devices: int) -> float:
-    """What is computed over what the bounds on tokens and on patches allow, the worse of both."""
+    """Computed tokens over those that their bound allows, or patches over theirs: the larger of both."""
     padded = [(buckets.bucket(PromptSize.together(group), devices), len(group)) for group in groups]
     tokens = sum(one.tokens for group in groups for one in group)
     patches = sum(sum(one.each) for group in groups for one in group)

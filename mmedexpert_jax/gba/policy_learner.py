@@ -25,7 +25,7 @@ REFERENCE = "reference"  # in a state's memory: what is trained, as the referenc
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class MicroBatch:
+class PolicyBatch:
     """Some prompts of a step with their S completions each: what one gradient is computed from."""
 
     batch: Batch  # B prompts
@@ -129,7 +129,7 @@ class PolicyLearner(train.Learner):
         return jax.tree.map(lambda leaf: leaf[order], done)
 
     def update(
-        self, state: State, minibatches: Sequence[Iterable[MicroBatch]], tokens: int = 0
+        self, state: State, minibatches: Sequence[Iterable[PolicyBatch]], tokens: int = 0
     ) -> tuple[State, dict[str, float]]:
         """One pass, or `inner_epochs`, over a step's minibatches, each of them a list of micro-batches.
 
@@ -150,7 +150,7 @@ class PolicyLearner(train.Learner):
             return self._copy(trained)
         return jax.tree.map(lambda old, new: (1 - weight) * old + weight * new, reference, trained)
 
-    def _with_logprobs(self, state: State, micro: MicroBatch) -> MicroBatch:
+    def _with_logprobs(self, state: State, micro: PolicyBatch) -> PolicyBatch:
         """The rows with their log-probabilities before the step's updates, and under a reference that moved."""
         micro, base = self.layout.rows(micro), self._held(stacked=True)
         plain = dataclasses.replace(micro, masked=None)
@@ -159,16 +159,16 @@ class PolicyLearner(train.Learner):
         reference = None if reference is None else self._score((reference, base), plain)
         return dataclasses.replace(micro, old_logprobs=old, reference=reference)
 
-    def _score_fn(self, whole: tuple[Any, Policy], micro: MicroBatch) -> jax.Array:
+    def _score_fn(self, whole: tuple[Any, Policy], micro: PolicyBatch) -> jax.Array:
         policy, _ = self._policies(*whole)
         logprobs = self.layout.by_shard(self._logprobs, policy, micro)
         return logprobs.reshape(-1, *logprobs.shape[2:])
 
-    def _logprobs(self, policy: Policy, micro: MicroBatch, **options) -> Any:
+    def _logprobs(self, policy: Policy, micro: PolicyBatch, **options) -> Any:
         options |= self._scoring | {"lora": policy.lora, "packing": micro.packing}
         return completion_logprobs(self._model, policy.params, micro.batch, micro.tokens, micro.lengths, **options)
 
-    def _terms(self, policy: Policy, base: Policy, micro: MicroBatch) -> Terms:
+    def _terms(self, policy: Policy, base: Policy, micro: PolicyBatch) -> Terms:
         """The loss of equation 5 with clip and KL, and statistics of the completions."""
         config, old = self._config, micro.old_logprobs
         reference = micro.reference

@@ -9,7 +9,7 @@ import numpy as np
 from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.guidelines import Prompt
 from mmedexpert_jax.gba.padding import PromptSize
-from mmedexpert_jax.gba.policy_learner import MicroBatch
+from mmedexpert_jax.gba.policy_learner import PolicyBatch
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.rollout import Completions
 from mmedexpert_jax.rollout.logprobs import packed
@@ -109,7 +109,7 @@ class Rollout:
         capacities: int = 0,
         devices: int = 1,
         packed_length: int = 0,
-    ) -> MicroBatch:
+    ) -> PolicyBatch:
         """The prompts `rows` and their completions, for a gradient.
 
         Args:
@@ -130,7 +130,7 @@ class Rollout:
         blind = None
         if self.masked is not None and len(batch.patches):
             blind = batches.collate([self.masked[i] for i in index], devices).patches
-        return MicroBatch(
+        return PolicyBatch(
             batch,
             self.tokens[index],
             lengths,

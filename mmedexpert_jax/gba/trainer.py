@@ -28,7 +28,7 @@ from mmedexpert_jax.gba.guidelines import Difficulties, Guidelines, load_texts
 from mmedexpert_jax.gba.objective import Objective, Tokens, policy_terms
 from mmedexpert_jax.gba.own_functions import Files
 from mmedexpert_jax.gba.padding import PromptSize
-from mmedexpert_jax.gba.policy_learner import MicroBatch, PolicyLearner
+from mmedexpert_jax.gba.policy_learner import PolicyBatch, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.gba.split import micro_batch, packed_length
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
@@ -397,7 +397,7 @@ def _metrics(rollout: Rollout, scores: reward.Scores, rewards: np.ndarray) -> di
 
 def _minibatches(
     rollout: Rollout, batches: Batches, config: ConfigDict, size: int, devices: int, packed: int = 0
-) -> tuple[list[list[MicroBatch]], int]:
+) -> tuple[list[list[PolicyBatch]], int]:
     """The minibatches of a step, each as its micro-batches of `size` prompts on each device; and their packed length,
     which was `packed` in the step before.
 

@@ -17,7 +17,7 @@ from mmedexpert_jax import lora
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.errors import ConfigError, ResourceError
-from mmedexpert_jax.gba.policy_learner import MicroBatch, PolicyLearner
+from mmedexpert_jax.gba.policy_learner import PolicyBatch, PolicyLearner
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.job_plan import check
@@ -188,7 +188,7 @@ def compiled_bytes(config, cases):
     assert batch.tokens.shape == (config.prompts_per_step, config.max_prompt_length)
     shape = (len(prompts), config.num_samples, config.max_new_tokens)
     floats, lengths = np.zeros(shape, np.float32), np.full(shape[:2], shape[2], np.int32)
-    part = MicroBatch(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0])
+    part = PolicyBatch(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0])
     program = learner.lower_update(learner.init(jax.random.key(0)), part).compile()
     return program.memory_analysis().temp_size_in_bytes
 
