@@ -83,7 +83,7 @@ def cut(text: str, width: int = SHOWN) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def told(error: BaseException, width: int = SHOWN) -> str:
+def message_of(error: BaseException, width: int = SHOWN) -> str:
     """Kind and text of an exception on one line of at most `width` characters, whatever its own text raises."""
     try:
         text = str(error)

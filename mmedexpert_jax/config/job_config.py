@@ -139,7 +139,7 @@ def read_config(spec: str) -> ConfigDict:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a file of the user's may raise anything
-        raise ConfigError(f"{path} does not run: {border.told(error, 200)}") from error
+        raise ConfigError(f"{path} does not run: {border.message_of(error, 200)}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict")
     return config.lock()

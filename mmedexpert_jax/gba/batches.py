@@ -8,7 +8,7 @@ import numpy as np
 
 from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.gba.guidelines import Guidelines, Prompt
-from mmedexpert_jax.gba.padding import LEVELS, SizeBucket, PromptSize, RowBuckets, StripBuckets, deal, deal_images
+from mmedexpert_jax.gba.padding import LEVELS, PromptSize, RowBuckets, SizeBucket, StripBuckets, deal, deal_images
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.train import Prefetched

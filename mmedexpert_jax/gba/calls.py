@@ -78,7 +78,7 @@ async def _tried(call: Callable[[], Any], name: str, timeout: float, attempts: i
             except UserError:
                 raise
             except Exception as error:
-                reason = border.told(error, 200)
+                reason = border.message_of(error, 200)
                 if reason == "TimeoutError":
                     reason = f"no answer within {timeout:g} s"
                 if attempt == attempts or isinstance(error, FAULTS):
@@ -102,7 +102,7 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
             method, value = future.set_result, call()
         except BaseException as error:  # SystemExit of a user's function is a failure like any other
             kept = isinstance(error, Exception) and not isinstance(error, StopIteration)  # which no future takes
-            fault = error if kept else RuntimeError(border.told(error, 200))
+            fault = error if kept else RuntimeError(border.message_of(error, 200))
             method, value = future.set_exception, fault
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, method, value)
@@ -122,4 +122,4 @@ async def _awaited(value: Any) -> Any:
         task = asyncio.current_task()
         if task is not None and task.cancelling():  # by us: its time is up, or another call has failed
             raise
-        raise RuntimeError(border.told(error, 200)) from error
+        raise RuntimeError(border.message_of(error, 200)) from error

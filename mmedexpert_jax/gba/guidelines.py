@@ -80,7 +80,7 @@ class Guidelines:
         """Keys of the texts that are no task and no id of a case."""
         return {*(self.texts or ())} - {key for case in self.cases for key in (case.id, case.task)}
 
-    def tell_unmatched(self) -> None:
+    def warn_unmatched(self) -> None:
         """Warns of texts that no prompt will quote."""
         if self._unmatched:
             keys = border.cut(", ".join(sorted(self._unmatched)), 200)

@@ -53,7 +53,7 @@ def load_function(spec: str, place: str, files: Files | None = None) -> Callable
     except StopIteration:
         raise ConfigError(f"{place}: {name} takes no arguments") from None
     except (Exception, SystemExit) as error:  # the file is the user's: anything may be raised while it is run
-        reason = border.told(error, 160)
+        reason = border.message_of(error, 160)
         raise ConfigError(f'{place} is not "module.function" or "path.py:function" ({reason})') from None
     return function
 

@@ -40,7 +40,7 @@ from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.runtime.progress import doing
 from mmedexpert_jax.train import Evaluate, State, export, fit
 from mmedexpert_jax.train.layout import read_on
-from mmedexpert_jax.train.overlong import tell
+from mmedexpert_jax.train.overlong import report_dropped
 from mmedexpert_jax.train.state import is_due
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     key, init_key = jax.random.split(jax.random.key(config.seed))
     rounds = Ahead(functools.partial(_sample, job, config, key), job.steps)
     explained = bool(config.explain)
-    told: set[str] = set()
+    hinted: set[str] = set()
 
     def step(state: State, number: int) -> tuple[State, dict[str, float]]:
         nonlocal explained
@@ -84,7 +84,7 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
         if config.samples_every and is_due(state.step, config.samples_every, job.steps):
             run.table("completions", state.step, _rows(rollout, scores))
         if is_due(state.step, HINTS_EVERY, job.steps):
-            _hint(run, told)
+            _hint(run, hinted)
         return state, metrics
 
     data = fingerprint(job.guidelines.cases)
@@ -94,13 +94,13 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     return path
 
 
-def _hint(run: "Run", told: set[str]) -> None:
+def _hint(run: "Run", hinted: set[str]) -> None:
     """Prints what looks wrong in the run's metrics, each kind once."""
     if not processes.is_writer():
         return
     for name, sentence in hints(run.metrics()).items():
-        if name not in told:
-            told.add(name)
+        if name not in hinted:
+            hinted.add(name)
             print(f"hint: {sentence}", flush=True)
 
 
@@ -217,7 +217,7 @@ def preflight(config: ConfigDict, cases: list[Case]) -> None:
     _check(config)
     _try_out(config, files)
     reward.from_config(config, files=files)
-    _guidelines(config, cases).tell_unmatched()
+    _guidelines(config, cases).warn_unmatched()
     difficulties(
         cases, config.curriculum, dict.fromkeys((case.id for case in cases), 0.0) if config.filter.samples else None
     )
@@ -268,7 +268,7 @@ def _try_out(config: ConfigDict, files: Files) -> None:
         except ConfigError:
             raise
         except Exception as error:  # the function is the user's: anything may be raised in it
-            reason = border.told(error, 200)
+            reason = border.message_of(error, 200)
             raise ConfigError(f"{place} failed on two groups of two: {reason}; see docs/extend.md") from error
 
 
@@ -289,7 +289,7 @@ def _order(
         found = overlong(processor, guidelines, rounds, config.max_prompt_length, known)
         gone |= found
         if not found or len(gone) == len(cases):
-            tell(gone, len(cases), f"max_prompt_length {config.max_prompt_length}")
+            report_dropped(gone, len(cases), f"max_prompt_length {config.max_prompt_length}")
             return guidelines, steps
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
 from mmedexpert_jax.launch import ablation, table3
-from mmedexpert_jax.launch.sharing import MODEL, Stages
+from mmedexpert_jax.launch.stage_cache import MODEL, Stages
 from mmedexpert_jax.launch.table3 import AblationRow, Claim
 from mmedexpert_jax.medeval import result_tables, stats
 from mmedexpert_jax.medeval.evaluate import Evaluation

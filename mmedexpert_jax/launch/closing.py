@@ -113,11 +113,11 @@ def sentence(rows: Rows) -> str:
     """
     if "accuracy" in rows[0]:
         best = max(rows, key=lambda row: row["accuracy"].value)
-        said = f"{best['model']} {best['accuracy'].middle} %"
-        return said + (f", {best['gain']} over {rows[0]['model']}" if "gain" in best else "")
-    told = [row for row in rows if row["cases"] not in SPECIALTIES or rows[0]["cases"] in SPECIALTIES]
+        text = f"{best['model']} {best['accuracy'].middle} %"
+        return text + (f", {best['gain']} over {rows[0]['model']}" if "gain" in best else "")
+    shown = [row for row in rows if row["cases"] not in SPECIALTIES or rows[0]["cases"] in SPECIALTIES]
     parts = []
-    for row in told:
+    for row in shown:
         name = "held-out" if row["cases"] == "all" else row["cases"]
         ends = " -> ".join(row[end].middle for end in ("before", "after") if end in row)
         parts.append(f"{name} {ends} %" + (f", {row['gain']}" if "gain" in row else ""))
@@ -141,8 +141,8 @@ def _spent(folder: Path, compiling: float) -> str:
     seconds = (read_status(folder).get("cost") or {}).get("wall_seconds")
     if not seconds:
         return ""
-    share = f", {clock(compiling)} of it compiling" if compiling >= 1 else ""
-    return f" in {clock(seconds)}{share}"
+    compiled = f", {clock(compiling)} of it compiling" if compiling >= 1 else ""
+    return f" in {clock(seconds)}{compiled}"
 
 
 def _next(config: ConfigDict, folder: Path) -> list[str]:

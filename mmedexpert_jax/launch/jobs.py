@@ -227,7 +227,7 @@ def _merge(config: ConfigDict, run: "Run") -> None:
 
 
 def _evaluate(config: ConfigDict, run: "Run") -> None:
-    """Several processes answer a share of the questions each; then one, which finds all answers stored, goes on."""
+    """Several processes answer some of the questions each; then one, which finds all answers stored, goes on."""
     from mmedexpert_jax import medeval
 
     if processes.count() > 1:
@@ -235,9 +235,9 @@ def _evaluate(config: ConfigDict, run: "Run") -> None:
         if config.fresh and not config.answers and processes.is_writer():
             shutil.rmtree(folder, ignore_errors=True)
         processes.barrier()
-        share = {"process": processes.index(), "processes": processes.count(), "judge": {"model": ""}}
+        split = {"process": processes.index(), "processes": processes.count(), "judge": {"model": ""}}
         with costs.shared(), processes.alone():
-            medeval.answer(_changed(config, answers=folder, **share), run)
+            medeval.answer(_changed(config, answers=folder, **split), run)
         processes.barrier()
         config = _changed(config, fresh=False)
     if processes.is_writer():

@@ -390,8 +390,8 @@ def by_rank(
             continue
         order = xp.argsort(xp.abs(vector), axis=-1, stable=True)
         ranks = xp.argsort(order, axis=-1).astype(xp.float32)
-        share = ranks / xp.float32(max(columns - 1, 1)) if columns > 1 else xp.full_like(ranks, 0.5)
-        probability = xp.float32(density - epsilon) + share * xp.float32(2 * epsilon)
+        fraction = ranks / xp.float32(max(columns - 1, 1)) if columns > 1 else xp.full_like(ranks, 0.5)
+        probability = xp.float32(density - epsilon) + fraction * xp.float32(2 * epsilon)
         uniform = random_bits(key, start, vector.shape, xp).astype(xp.float32) * xp.float32(2**-32)
         kept = uniform < probability
         rows.append(xp.where(kept, vector / probability if inverse else vector, 0))
@@ -472,7 +472,7 @@ def trim(vectors: Array, density: float | Sequence[float], rule: Switches) -> Ar
     """Zeroes all but the largest magnitudes of each vector: [K, ...] -> [K, ...] float32."""
     size = int(np.prod(vectors.shape[1:]))
     densities = np.broadcast_to(density, len(vectors))
-    kept = [rule.kept(size, float(share)) for share in densities]
+    kept = [rule.kept(size, float(one)) for one in densities]
     if min(kept) == size:
         return vectors
     flat = vectors.reshape(len(vectors), -1)
@@ -495,10 +495,10 @@ def disjoint_mean(trimmed: Rows, weights: Rows | None, rule: Switches, majority:
     if rule.denominator == "none":
         return sums
     if rule.denominator == "count" or weights is None:
-        share = count(agree)
+        divisor = count(agree)
     else:
-        share = total([xp.where(mask, xp.float32(w), 0) for mask, w in zip(agree, weights, strict=True)])
-    return sums / xp.where(share == 0, 1, share)
+        divisor = total([xp.where(mask, xp.float32(w), 0) for mask, w in zip(agree, weights, strict=True)])
+    return sums / xp.where(divisor == 0, 1, divisor)
 
 
 def agreement(voters: Rows, rule: Switches, majority: Array | None = None) -> list[Array]:

@@ -16,7 +16,7 @@ from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.sft.loss import MicroBatch
-from mmedexpert_jax.train.overlong import tell
+from mmedexpert_jax.train.overlong import report_dropped
 
 _GRAIN = 32  # tokens or patches; padded sizes are multiples, so that the experts' programs are often the same
 
@@ -88,7 +88,7 @@ class Examples:
                     raise
                 dropped.append(case.id)
         limits = {name: self._config[name] for name in ("max_prompt_length", "max_new_tokens")}
-        tell(dropped, len(cases), " or ".join(f"{name} {limit}" for name, limit in limits.items()))
+        report_dropped(dropped, len(cases), " or ".join(f"{name} {limit}" for name, limit in limits.items()))
         return kept
 
     def _split(self, step: int) -> list[tuple[Rows, CaseSize]]:

@@ -36,12 +36,12 @@ MODEL = "model"  # name of the one model of an evaluation
 
 @dataclass(frozen=True)
 class Task:
-    """A stage under one seed. Attributes: `stage`, `seed`, the `config` of its run, its `key`."""
+    """A stage under one seed."""
 
     stage: Stage
     seed: int
-    config: ConfigDict
-    key: str
+    config: ConfigDict  # of its run
+    key: str  # SHA-256 of all that the stage depends on
 
     @property
     def folder(self) -> Path:
@@ -86,7 +86,7 @@ class Stages:
         config = stage_config(self._config, stage.job, **fields)
         made_from = [[name, task.key] for name, task in inputs.items()]
         model = start.key if start else self._config.model.path
-        facts = json.dumps([__version__, held(config), model, made_from], sort_keys=True, ensure_ascii=False)
+        facts = json.dumps([__version__, hashed_fields(config), model, made_from], sort_keys=True, ensure_ascii=False)
         digest = hashlib.sha256(facts.encode()).hexdigest()
         paths: dict[str, Any] = {"workdir": str(self._folder / f"{label(stage, own)}-{digest[:_DIGITS]}")}
         if start or stage.job == "evaluate":
@@ -117,17 +117,17 @@ class Stages:
 
 
 @contextlib.contextmanager
-def turn(task: Task, check: Callable[[], None]) -> Iterator[None]:
-    """Inside, the stage belongs to this sweep; it waits while another one has it, and calls `check` meanwhile."""
+def stage_lock(task: Task, check: Callable[[], None]) -> Iterator[None]:
+    """Locks a stage for this sweep; calls `check` every second while another sweep has it."""
     path = task.folder.parent / ".locks" / task.folder.name
-    said = False
+    announced = False
     while True:
         file = files.lock(path) if processes.is_writer() else None
         if processes.agree(file is not None):
             break
-        if not said:
+        if not announced:
             print(f"waits for {task.folder.name}, which another sweep is making", flush=True)
-        said = True
+        announced = True
         check()
         time.sleep(_EVERY)
     try:
@@ -137,7 +137,7 @@ def turn(task: Task, check: Callable[[], None]) -> Iterator[None]:
             file.close()
 
 
-def held(config: ConfigDict) -> dict[str, Any]:
+def hashed_fields(config: ConfigDict) -> dict[str, Any]:
     """The fields of a stage that its result depends on, as plain data; paths to other stages are not among them."""
     fields = files.plain(config.to_dict()) | {"model": {"dtype": config.model.dtype}, "experts": None}
     return {key: value for key, value in flatten(fields) if resumes(key, config.job) != "free"}
