@@ -57,19 +57,12 @@ Group = Sequence[PromptSize]  # of a micro-batch
 
 
 class RowBuckets(NamedTuple):
-    """The buckets of a run: each image in a row of its own, padded to the largest.
+    """The buckets of a run: each image in a row of its own, padded to the largest."""
 
-    Args:
-        overhead: computed over what TOKENS and PATCHES allow, the worse of both; above 1 a bound is missed.
-        tokens: of a prompt, rising.
-        images: on a device, rising.
-        patches: of an image, rising.
-    """
-
-    overhead: float
-    tokens: list[int]
-    images: list[int]
-    patches: list[int]
+    overhead: float  # computed over what TOKENS and PATCHES allow, the worse of both; above 1 a bound is missed
+    tokens: list[int]  # of a prompt, rising
+    images: list[int]  # on a device, rising
+    patches: list[int]  # of an image, rising
 
     @classmethod
     def of(cls, groups: Sequence[Group], devices: int, most: int) -> "RowBuckets":
@@ -95,14 +88,12 @@ class StripBuckets(NamedTuple):
 
     Only attention has rows of images. Strips of a length have one number and width of them, or two, where many small
     images and few large ones meet.
-
-    Args:
-        overhead, tokens: as of `RowBuckets`.
-        sizes: length of a strip, images in it, patches of an image; the cheapest that holds a micro-batch is taken.
     """
 
+    # as of `RowBuckets`
     overhead: float
     tokens: list[int]
+    # length of a strip, images in it, patches of an image; the cheapest that holds a micro-batch is taken
     sizes: list[tuple[int, int, int]]
 
     @classmethod

@@ -106,31 +106,18 @@ def _hint(run: "Run", hinted: set[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The parts of a run before its first step.
-
-    Attributes:
-        scoring: the rewards.
-        guidelines: the prompts of every step.
-        batches: their tokens and images.
-        processor: of the model.
-        model: the network.
-        learner: the policy.
-        steps: rollouts of the run.
-        micro_batch: prompts of a micro-batch on each device.
-        specialties: of the cases, in the order in which they are counted.
-        estimator: of `advantage_scale`.
-    """
+    """The parts of a run before its first step."""
 
     scoring: tuple[reward.WeightedReward, ...]
-    guidelines: Guidelines
-    batches: Batches
+    guidelines: Guidelines  # the prompts of every step
+    batches: Batches  # their tokens and images
     processor: Processor
     model: Model
     learner: PolicyLearner
-    steps: int
-    micro_batch: int
-    specialties: list[str]
-    estimator: Estimator
+    steps: int  # rollouts of the run
+    micro_batch: int  # prompts of a micro-batch on each device
+    specialties: list[str]  # of the cases, in the order in which they are counted
+    estimator: Estimator  # of `advantage_scale`
 
 
 def _prepare(config: ConfigDict, folder: Path) -> Job:

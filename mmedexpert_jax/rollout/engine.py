@@ -32,27 +32,16 @@ Refuse = Callable[[int, DataError], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of an engine.
+    """The settings of an engine."""
 
-    Attributes:
-        num_samples: answers to each conversation.
-        max_new_tokens: limit of an answer, in tokens.
-        temperature: 0 decodes greedily.
-        top_k: 0 keeps the whole vocabulary.
-        top_p: 1.0 keeps the whole vocabulary.
-        batch_size: conversations decoded together, on all devices.
-        max_prompt_length: tokens; a longer conversation is refused. None: no limit.
-        seed: of the sampling.
-    """
-
-    num_samples: int = 1
-    max_new_tokens: int = 1024
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    batch_size: int = 64
-    max_prompt_length: int | None = None
-    seed: int = 0
+    num_samples: int = 1  # answers to each conversation
+    max_new_tokens: int = 1024  # limit of an answer, in tokens
+    temperature: float = 0.0  # 0 decodes greedily
+    top_k: int = 0  # 0 keeps the whole vocabulary
+    top_p: float = 1.0  # 1.0 keeps the whole vocabulary
+    batch_size: int = 64  # conversations decoded together, on all devices
+    max_prompt_length: int | None = None  # tokens; a longer conversation is refused. None: no limit
+    seed: int = 0  # of the sampling
 
 
 @dataclass(frozen=True)
