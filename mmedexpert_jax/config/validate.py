@@ -39,7 +39,6 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
     stages of a pipeline by the same rules.
 
     Args:
-        config: of the job.
         merged: paths of the models that a mergekit file names; read after the values are checked.
 
     Raises:

@@ -36,7 +36,6 @@ class Batches:
     depend on the run's config and data alone, so that one that is resumed computes what it would have computed.
 
     Args:
-        processor: of the model.
         guidelines: the prompts of every step.
         rounds: rollouts of the run at most.
         size: prompts of a micro-batch on one device.

@@ -167,7 +167,6 @@ def levels(
         weights: how often each value counts.
         real: the sum that there would be without any padding.
         waste: times `real` that the weighted sum of the rounded values may be.
-        most: levels.
 
     Returns:
         Some of the values, rising, the largest among them; of all choices of so many the one with the least sum.

@@ -44,13 +44,10 @@ class PolicyLearner(train.Learner):
     """Samples from the policy and updates it by equation 5.
 
     Args:
-        model: the network.
         params: base weights; also the reference, since with the adapter off the policy is the base.
-        config: of the run.
         ban: token ids of probability zero, for the sampler and the trainer alike.
         num_samples: S, completions of each prompt.
         steps: rollouts of the run, for the learning-rate schedule.
-        mesh: of devices; None: one.
         lora: deltas that belong to the base.
         memory: what the first state remembers.
         objective: None: that of the config.

@@ -105,7 +105,6 @@ def from_config(
     `rewards.functions` adds a user's own, each as "module.function=weight" or "path.py:function=weight".
 
     Args:
-        config: of the job gba.
         folder: of the run, where a judge's answers are kept; None: they are not asked for, as in a plan.
         own: the run's network, for rewards that ask it.
         files: of users' functions that were run before; those that are run here are added.

@@ -21,7 +21,6 @@ def micro_batch(config: ConfigDict, devices: int, prefix: str = "") -> int:
     """Prompts of one gradient on each device: `micro_batch`, or all of a minibatch.
 
     Args:
-        config: of the job gba.
         devices: of its mesh, all processes together.
         prefix: of its fields' names, such as "gba." in a pipeline.
 

@@ -59,7 +59,6 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     bit-identical to one that never was.
 
     Args:
-        config: of the job gba.
         run: where metrics, samples, checkpoints and the trained adapter go.
         evaluate: called with the policy's weights, the step and its deltas: before, every `eval.every` steps, after.
 

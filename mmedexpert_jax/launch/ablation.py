@@ -29,8 +29,6 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
     """Runs what is left of the sweep seed by seed; after each seed writes the result of those that are done.
 
     Args:
-        config: of the job, with the stages' configs as groups.
-        run: the sweep's own run.
         run_job: opens and carries out the run of one stage.
     """
     from mmedexpert_jax.launch import ablation_result

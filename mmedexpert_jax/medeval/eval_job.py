@@ -39,10 +39,6 @@ def run(config: ConfigDict, run: Run) -> None:
     Answers are stored as they come, so that a run that was stopped asks none of them again. With `processes` above 1
     only this process's share is asked; a run of one process with the same folder of answers then makes the tables.
 
-    Args:
-        config: of the job.
-        run: the open run.
-
     Raises:
         ConfigError: a name twice, an unknown benchmark, system, prompt or scorer.
         DataError: a benchmark's files, a model, or a question that a model cannot take.

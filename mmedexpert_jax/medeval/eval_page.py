@@ -37,7 +37,6 @@ def write(
     """Writes report.html and its pictures.
 
     Args:
-        folder: of the run.
         parts: tables, in order.
         results: benchmarks and evaluations by key.
         styles: prompt style by model.

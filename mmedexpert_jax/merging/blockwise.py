@@ -321,7 +321,6 @@ class Merge:
         """Merges one tensor: `write` gets (flat index, merged entries in `dtype`) of every block, from many threads.
 
         Args:
-            name: of the tensor.
             dtype: of the output; None: `write` gets what the merge adds, in float32.
             write: takes a block; None: only what is measured is computed.
 

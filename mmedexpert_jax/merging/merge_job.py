@@ -42,7 +42,6 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
 
     Args:
         config: of the job; `experts` are runs, adapters, models or recipes as "path" or "name=path".
-        run: the open run.
         evaluate: (parameters, number of the setting) -> named figures `eval/...`; scores the settings of a sweep.
     """
     recipe = recipe_of(config)

@@ -68,7 +68,6 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
     """An expert as task vectors over `base`; nothing is read yet but headers, adapters and differing tokenizers.
 
     Args:
-        name: of the expert.
         path: a full checkpoint, an adapter over any base (followed to its end), "BASE+ADAPTER" for an adapter over a
             base that it does not name, a run (its export, or its newest Orbax checkpoint where it has none yet), or a
             recipe.

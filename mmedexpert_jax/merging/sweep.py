@@ -105,9 +105,7 @@ def search(
     better trial and shrinks after others. Equal seeds and scores give equal trials, so that a killed search goes on.
 
     Args:
-        experts: their names.
         start: row of a sweep, with `accuracy`.
-        trials: looks at the held-out cases.
         seed: of the normals.
         score: (density, scale, weights) -> named figures, among them `accuracy`.
         weights: that `start` was scored with; 1 where an expert has none.

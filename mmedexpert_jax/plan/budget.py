@@ -28,7 +28,6 @@ def count(config: ConfigDict, factor: float = 0.0, **changes: Any) -> tuple[Need
     """Needs, devices and the dtype of the weights, with some fields changed.
 
     Args:
-        config: of the job.
         factor: of `compiled_share`: the update's estimates are corrected by it; 0: they stand.
         changes: values by field.
     """

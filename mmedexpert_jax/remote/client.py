@@ -49,7 +49,6 @@ class Client:
 
         Args:
             endpoint: whom to ask, and how.
-            answers: the store.
             interrupted: tells of a signal (`Run.interrupted`); looked at before each request.
         """
         if importlib.util.find_spec("openai") is None:

@@ -176,12 +176,7 @@ def advance(
     """Decodes until no more than `leave` rows have a sample, or a row has filled its cache.
 
     Args:
-        model: the network, as are `params` and `lora`.
-        sampling: what is drawn.
         mesh: the devices among which prompts are split.
-        params: weights.
-        lora: deltas.
-        prefix: the prompts.
         keys: [B, G] of the samples.
         state: donated.
         leave: rows, on each device.

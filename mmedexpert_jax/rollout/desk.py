@@ -49,10 +49,7 @@ class Desk:
     """Answers choices in a thread of its own, started at once.
 
     Args:
-        model: the network.
-        params: of the base.
         loras: name of each model that is served -> its deltas, None for the base.
-        processor: of the model.
         rows: samples that decode together, of each name.
         queue: choices that may wait; beyond them `submit` raises Busy.
         max_prompt_length: tokens.

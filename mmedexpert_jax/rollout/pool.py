@@ -47,10 +47,7 @@ class Pool:
     What stands on the devices is replaced in place. A prompt leaves when all of its samples have ended.
 
     Args:
-        model: the network, as are `params` and `lora`.
         sampling: what is drawn; `temperature` None: each prompt is admitted with its own settings.
-        params: weights.
-        lora: deltas.
         key: PRNG key of all samples.
         rows: N.
         block: prompts admitted at a time on each device.

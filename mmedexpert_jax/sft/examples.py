@@ -41,9 +41,6 @@ class Examples:
     before they are split, which changes no gradient (`loss_sums`), and padded to the least of `buckets` sizes.
 
     Args:
-        cases: of one specialty, or mixed.
-        processor: of the model.
-        config: of the job dsa.
         shards: of a mesh; so many micro-batches of `batch_size` rows, padded alike, are computed at a time.
 
     Attributes:

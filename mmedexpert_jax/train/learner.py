@@ -84,12 +84,10 @@ class Learner:
     updates of each layer apart would take longer to compile than a gradient does.
 
     Args:
-        config: of the run.
         base: the policy before the run; also the reference, since with the adapter off the policy is the base.
         loss: of a micro-batch, any pytree of the host's arrays whose first axes are split over the devices.
         steps: of the run, for the learning-rate schedule.
         updates: planned in a step.
-        mesh: of devices; None: one.
         keeps_base: False where all is trained and no loss reads the base, which is then given up.
         rule: the optimizer but for its rate, and the rate by update; None: those of the config.
     """
@@ -167,7 +165,6 @@ class Learner:
 
         Args:
             state: its arrays are donated.
-            minibatches: of a step.
             tokens: read in it, for the state's count.
 
         Returns:
