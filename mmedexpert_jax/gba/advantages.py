@@ -1,4 +1,4 @@
-"""Equation 4: rewards relative to their group, and the other estimators of the field beside it."""
+"""Equation 4: rewards relative to their group, and the field's other estimators."""
 
 from collections.abc import Callable
 from functools import partial

@@ -10,7 +10,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, UserError
 
 FIRST_WAIT = 0.5  # seconds before the second attempt; doubles from attempt to attempt
-# Faults of the code itself, which another attempt would meet again.
+# Bugs, which another attempt would raise again.
 FAULTS = (AttributeError, ImportError, NameError, SyntaxError, TypeError, ZeroDivisionError, NotImplementedError)
 
 

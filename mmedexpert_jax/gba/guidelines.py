@@ -45,7 +45,7 @@ class Guidelines:
     seed: int  # of the order and the assignment
     groups: int  # groups a step, each of `num_samples` completions that equation 4 compares
     num_samples: int  # G
-    paradigms_per_query: int = 1  # paradigms under which a query stands each time it is visited
+    paradigms_per_query: int = 1  # prompts made of a query each time it is visited
     # "prompt", a group is one prompt (equation 4); "query", a group is one query, its G samples split over its
     # paradigms
     group_by: str = "prompt"

@@ -64,7 +64,7 @@ def _ran(path: Path, files: Files) -> ModuleType:
     if place in files:
         return files[place]
     if str(place.parent) not in sys.path:
-        sys.path.append(str(place.parent))  # for what it imports from beside it, as if it were run
+        sys.path.append(str(place.parent))  # for imports of its neighbours, as if it were run
     # files of one name in two folders are two modules
     module = ModuleType(f"own_{path.stem}_{zlib.crc32(os.fsencode(place)):08x}")
     module.__file__ = str(path)

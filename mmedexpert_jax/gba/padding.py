@@ -1,4 +1,4 @@
-"""Buckets of few sizes, to which micro-batches are padded, chosen for those that a run will meet."""
+"""Buckets of few sizes, to which micro-batches are padded, chosen for the micro-batches of a run."""
 
 import functools
 import itertools

@@ -93,7 +93,7 @@ class PolicyLearner(train.Learner):
         return self.ahead(state) if self._config.rollout_ahead else state
 
     def ahead(self, state: State) -> State:
-        """The state whose next rollouts come from the weights that it has now, whatever updates give up."""
+        """The state with a copy of its weights, from which the next rollouts come after the update too."""
         return dataclasses.replace(state, behind=self._copy(state.trained))
 
     @property

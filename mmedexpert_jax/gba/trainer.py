@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 DOMAINS = "domains"  # in a state's memory: the groups met so far, by specialty and difficulty
 PACKED = "room"  # in a state's memory: tokens of the packed update on a device; 0 before the first
-HINTS_EVERY = 10  # steps between looks at the metrics for what goes wrong
+HINTS_EVERY = 10  # steps between checks of the metrics for what goes wrong
 Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and these by group [., G, F]
 
 
@@ -457,7 +457,7 @@ def _plain(value: float) -> float | None:
 
 
 def _summary(run: "Run", path: Path, state: State) -> dict:
-    """The figures that stand for a run: the rewards of its first and its last tenth."""
+    """A run's headline figures: the rewards of its first and its last tenth."""
     rows = [row for row in run.metrics() if "reward" in row]
     tenth = max(1, len(rows) // 10)
     summary: dict[str, Any] = {"export": str(path), "steps": state.step, "num_tokens": state.num_tokens}

@@ -57,7 +57,7 @@ def write(
     """Writes export/ablation.json, tables in three formats, table.md and plots/ for the seeds that are done.
 
     Returns:
-        The figures that stand for the sweep.
+        The sweep's headline figures, for STATUS.json.
     """
     found = {row.name: _measured(config, row, stages, seeds) for row in rows}
     claims = table3.CLAIMS if config.table == 3 else table3.CLAIMS_OF_TABLE_4
@@ -258,7 +258,7 @@ def _tested(differences: np.ndarray) -> dict[str, Any]:
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
-    """Holm's p beside the p of every gain."""
+    """Adds Holm's p to every gain."""
     gains = [row["gain"] for row in rows if row["gain"]]
     for gain, p in zip(gains, stats.holm([gain["p"] for gain in gains]), strict=True):
         gain["holm"] = p

@@ -109,7 +109,7 @@ def _over(first: Evaluation, second: Evaluation) -> dict[str, Any]:
 def sentence(rows: Rows) -> str:
     """The rows in words: "held-out 37.6 -> 60.2 %, +22.7 [+19.6, +25.8]; image 22.9 -> 24.7 %, +1.8 [-2.9, +6.5]".
 
-    Of groups of cases the modalities, which tell whether it looks; experts, models and specialties stand in the table.
+    Of groups of cases only the modalities, which show whether it uses the images; the table has all the others.
     """
     if "accuracy" in rows[0]:
         best = max(rows, key=lambda row: row["accuracy"].value)

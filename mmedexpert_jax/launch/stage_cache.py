@@ -24,7 +24,7 @@ from mmedexpert_jax.runtime import files, processes
 from mmedexpert_jax.runtime.run import finished
 
 _DIGITS = 12  # of a hash in a directory's name
-_EVERY = 1.0  # seconds between two looks at whether a stage is free
+_EVERY = 1.0  # seconds between two attempts to lock a stage
 # Fields of the jobs that the groups of a sweep lack, since it sets them itself.
 _ITS_OWN: dict[str, dict[str, Any]] = {
     "dsa": {"specialty": ""},

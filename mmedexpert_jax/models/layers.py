@@ -35,7 +35,7 @@ class HeadNorms:
     weights: tuple[Array, ...] = ()  # [D] of queries, [D] of keys; (): heads are not normalised
     eps: float = 0.0
     shift: float = 0.0  # added to the weights
-    scale: float = 1.0  # of the queries, beside D^-1/2
+    scale: float = 1.0  # of the queries, besides D^-1/2
 
 
 def declare(*shape: int) -> nnx.Param:
@@ -187,7 +187,7 @@ def finish_factors(module: nnx.Module, x: Any) -> Any:
     """x, a tree of [..., D] on its way into a module, with a gradient that waits for those of its LoRA factors.
 
     XLA for GPUs would put their products off, and join them to sums that they are added to; what they read, as large as
-    the MLP inside, would stand in memory for all layers at the end of a backward pass.
+    the MLP inside, would be in memory for all layers at the end of a backward pass.
     """
     linears = [part for _, part in nnx.iter_modules(module) if isinstance(part, Linear) and part.lora is not None]
     x, factors = _together((x, [linear.lora for linear in linears]))

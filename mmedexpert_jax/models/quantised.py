@@ -36,7 +36,7 @@ _BOUNDS = (NF4[1:] + NF4[:-1]) / 2  # between two values, the nearer one is take
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantised:
-    """A weight [..., out, in]; in a tree of parameters it stands where the plain one would."""
+    """A weight [..., out, in]; in a tree of parameters it takes the plain one's place."""
 
     codes: Any  # int8 [..., out, in]; of nf4 uint8 [..., out, in / 2], the first of two values in the high bits
     scale: Any  # float32 [..., out]; of nf4 [..., out, in / 64]

@@ -18,7 +18,7 @@ from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.rollout.decode import Completions, Own, Sampling
 from mmedexpert_jax.rollout.pool import Pool
 
-STEPS = 8  # tokens between two looks at what has come in and at who reads along
+STEPS = 8  # tokens between two checks of the queue, at which streams are sent what is new
 LEAST = 64  # tokens of a padded prompt; lengths are powers of two, so that programs are few
 BLOCK = 8  # texts of one padded length that are read at a time
 ENOUGH = 3  # from so many texts on a filled-up block is faster than one by one
@@ -132,7 +132,7 @@ class Desk:
             try:
                 for name in list(self.loras):
                     self._serve(name)
-            except Exception as error:  # whatever failed, those who wait are told, and the next find fresh pools
+            except Exception as error:  # whatever failed: its choices end as failed, and the next ones get fresh pools
                 self.failure = error
                 if not isinstance(error, UserError):  # which those who wait pass on
                     logging.getLogger(__name__).exception("the pool failed")

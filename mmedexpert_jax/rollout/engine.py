@@ -51,8 +51,8 @@ class Reply:
     text: str
     tokens: int  # the end token counted
     truncated: bool  # it reached the limit without an end
-    reasoning: str = ""  # that some endpoints give beside the text
-    logprob: float | None = field(default=None, compare=False)  # sum over its tokens, where the sampler tells them
+    reasoning: str = ""  # of endpoints that return it apart from the text
+    logprob: float | None = field(default=None, compare=False)  # sum over its tokens, where the sampler gives them
 
 
 class Engine:

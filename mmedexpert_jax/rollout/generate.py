@@ -120,7 +120,7 @@ def _checked(sampling: Sampling) -> Sampling:
 
 
 def _is_wide(batches: Sequence[Batch], num_samples: int, width: int) -> bool:
-    """True where the keys of all prompts need not stand on the device at once: most of them wait for their rows."""
+    """True where prompts are prefilled as rows become free, since their keys need not all be on the device."""
     if len(batches) == 1 or isinstance(batches[0].tokens, jax.core.Tracer) or _mesh(batches[0]) is not None:
         return False
     lengths = [len(batch.tokens) for batch in batches]

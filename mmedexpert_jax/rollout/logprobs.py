@@ -15,7 +15,7 @@ from mmedexpert_jax.models.packing import MULTIPLE, Packing, capacity
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import distribution
 
-CHUNK = 1024  # tokens, over all completions, whose logits stand in memory at a time
+CHUNK = 1024  # tokens, over all completions, whose logits are in memory at a time
 
 
 def completion_logprobs(
@@ -121,7 +121,7 @@ def in_chunks(
     """`score(hidden [B, G, C, D], tokens [B, G, C])` over the length, in about equal chunks, of 8 n tokens if possible.
 
     The chunks, of at most `chunk` tokens or one of each row, follow one another and are recomputed in the backward
-    pass, so the logits of one of them are all that stands in memory. Splitting the length leaves rows where they are
+    pass, so only the logits of one of them are in memory. Splitting the length leaves rows where they are
     when they are sharded over devices.
 
     Returns:

@@ -36,7 +36,7 @@ Ended = tuple[Any, Completions]  # a ticket, and its samples [G, ...] as arrays 
 
 
 def places(rows: int, group: int, block: int) -> int:
-    """Prompts that stand on a device beside `rows` rows: those that decode, and a block that waits."""
+    """Prompts on a device with `rows` rows: those whose samples decode, and a block that waits."""
     # A group's last sample holds the prompt's place: with geometric lengths 2.7 times as long as the mean of 8.
     return block + (rows if group == 1 else -(-3 * rows // group))
 
@@ -44,7 +44,7 @@ def places(rows: int, group: int, block: int) -> int:
 class Pool:
     """Prompts in P places, their samples in N rows, on each device.
 
-    What stands on the devices is replaced in place. A prompt leaves when all of its samples have ended.
+    Arrays are updated in place. A prompt leaves when all of its samples have ended.
 
     Args:
         sampling: what is drawn; `temperature` None: each prompt is admitted with its own settings.
@@ -78,7 +78,7 @@ class Pool:
         self._width, self._cache_length = rows, cache_length_for(1, sampling.max_new_tokens)
         self._tickets: list[list[Any]] = [[None] * self._places for _ in range(self._devices)]
         self._left, self._oldest = 0, 0
-        self._running: Array | None = None  # what the devices will have told when they stop
+        self._running: Array | None = None  # status of the dispatched steps, once they are done
         self._prefix, self._keys, self._state = self._empty(rows, dtype)
 
     @property
@@ -197,11 +197,11 @@ class Pool:
             self._state = resize(width, cache_length, self._mesh, self._state)
 
     def _advance(self, leave: int, least: int, most: int) -> Array:
-        """Steps of all rows, as `decode.advance` bounds them; what it tells of the samples."""
+        """Steps of all rows, as `decode.advance` bounds them; its status."""
         model, params, lora = self._network
         held = self._prefix, self._keys, self._state
-        self._state, told = advance(model, self._sampling, self._mesh, params, lora, *held, leave, least, most)
-        return told
+        self._state, status = advance(model, self._sampling, self._mesh, params, lora, *held, leave, least, most)
+        return status
 
     def _samples(self, ended: bool) -> list[Ended]:
         tickets = [ticket for held in self._tickets for ticket in held]

@@ -39,8 +39,8 @@ def cache_length_for(length: int, size: int) -> int:
 def next_cache_length(cache_length: int, oldest: int, size: int, fewer: bool) -> int:
     """The length of the caches with which samples go on, of which the oldest has so many tokens.
 
-    Where rows become `fewer`, a program is met in any case: one whose caches are half full then takes the longer
-    ones too, and no other program is met for that alone.
+    Where rows become `fewer`, another program is needed in any case: if its caches are half full, it takes the longer
+    ones at once, and no further program is compiled for that alone.
     """
     return max(cache_length, cache_length_for(oldest * (1 + fewer), size))
 

@@ -88,7 +88,7 @@ class Learner:
         loss: of a micro-batch, any pytree of the host's arrays whose first axes are split over the devices.
         steps: of the run, for the learning-rate schedule.
         updates: planned in a step.
-        keeps_base: False where all is trained and no loss reads the base, which is then given up.
+        keeps_base: False where all is trained and no loss reads the base, which is then freed.
         rule: the optimizer but for its rate, and the rate by update; None: those of the config.
     """
 
@@ -153,7 +153,7 @@ class Learner:
                     base, params=self.layout.weights(stack(base.params)) if stacked else base.params
                 )
             flat, deltas = flatten(base.params), base.lora
-            base = self._base = Policy(None)  # lets go of the other form
+            base = self._base = Policy(None)  # frees the other form
             base = self._base = Policy(restacked(flat, self._stack if stacked else self._unstack), deltas)
         return base
 
@@ -191,11 +191,11 @@ class Learner:
         return self._alone(state.trained, self._held(stacked=True), micro)
 
     def lower_update(self, state: State, micro: Any) -> jax.stages.Lowered:
-        """The gradient's program for such a micro-batch, to look at: its memory, its instructions."""
+        """The gradient's program for such a micro-batch, for inspection of its memory and instructions."""
         return self._gradient.lower(self._given(state.trained), self._held(stacked=True), self.layout.rows(micro))
 
     def lower_apply(self, state: State, found: tuple[Any, Any]) -> jax.stages.Lowered:
-        """The program that applies such a gradient, `found` with its terms, to look at."""
+        """The program that applies such a gradient, `found` with its terms, for inspection."""
         gradient, terms = found
         given = self._given(state.trained), state.opt_state, (self.layout.optimizer(gradient), terms)
         return self._apply.lower(*given, jax.ShapeDtypeStruct((), jnp.int32))
