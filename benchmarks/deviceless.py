@@ -31,7 +31,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.models import Model, fused
 from mmedexpert_jax.models.config import PUBLISHED
-from mmedexpert_jax.models.model import Prefix
+from mmedexpert_jax.models.model import PromptCache
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.plan import deviceless
@@ -77,7 +77,7 @@ def compile_loop(
     keyed = jax.ShapeDtypeStruct((count, text.num_kv_heads, PROMPT, text.head_dim), jnp.bfloat16)
     number = jax.ShapeDtypeStruct((count,), jnp.int32)
     hidden = jax.ShapeDtypeStruct((count, 1, text.hidden_size), jnp.bfloat16)
-    prefix = Prefix(hidden, (keyed,) * layers, (keyed,) * layers, number, number)
+    prefix = PromptCache(hidden, (keyed,) * layers, (keyed,) * layers, number, number)
     whole, group = (count, GROUP, sampling.max_new_tokens), (count, GROUP)
     shaped = [(whole, jnp.int32), (whole, jnp.float32), (group, jnp.int32), (group, bool)]
     done = Completions(*(jax.ShapeDtypeStruct(*shape) for shape in shaped))

@@ -49,8 +49,8 @@ def endpoint_asker(endpoint: Any, store: Path, embeds: bool = False) -> Asker:
 
 
 def stored(answer: Asker, name: str, store: Path) -> Asker:
-    """The asker of a model in process, over the same kind of store as an endpoint's. `name` is part of the keys, so that
-    another model, or the same for another purpose, is asked anew."""
+    """The asker of a model in process, over the same kind of store as an endpoint's. `name` is part of the keys, so
+    that another model, or the same for another purpose, is asked anew."""
     from mmedexpert_jax import remote
     from mmedexpert_jax.remote.messages import content_key
 

@@ -28,8 +28,8 @@ from mmedexpert_jax.models.layers import (
     HeadNorms,
     Linear,
     RMSNorm,
+    abstract_param,
     contract,
-    declare,
     finish_factors,
     project,
 )
@@ -54,7 +54,7 @@ class Embedding(nnx.Module):
     """Token embeddings [V, D]; the output layer too when tied."""
 
     def __init__(self, size: int, width: int):
-        self.weight = declare(size, width)
+        self.weight = abstract_param(size, width)
         self.lora: Any = nnx.data(None)  # (a [rank, D], b [V, rank])
         self.scale = 1.0
 

@@ -18,7 +18,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import vit
 from mmedexpert_jax.models.config import Keys, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.decoder import Attention, Embedding, Rope, TextAttention, TextDecoder
-from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, declare, place_features
+from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, abstract_param, place_features
 from mmedexpert_jax.processing.chat_template import find_template
 from mmedexpert_jax.processing.gemma3_prompts import GEMMA3_TEMPLATE, GemmaProcessor, NoPictures, SoftTokens
 from mmedexpert_jax.processing.processor import (
@@ -230,7 +230,7 @@ class SoftTokenProjector(nnx.Module):
     """The patches of each soft token averaged, normalised and projected to the decoder's width."""
 
     def __init__(self, config: VisionConfig):
-        self.mm_input_projection_weight = declare(config.hidden_size, config.out_hidden_size)
+        self.mm_input_projection_weight = abstract_param(config.hidden_size, config.out_hidden_size)
         self.mm_soft_emb_norm = GemmaNorm(config.hidden_size, config.eps)
         self.group = config.merge_size**2
 

@@ -38,7 +38,7 @@ class HeadNorms:
     scale: float = 1.0  # of the queries, besides D^-1/2
 
 
-def declare(*shape: int) -> nnx.Param:
+def abstract_param(*shape: int) -> nnx.Param:
     """A parameter without a value: modules say what they hold, and `bind` puts the checkpoint's arrays in."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
 
@@ -47,8 +47,8 @@ class Linear(nnx.Module):
     """y = x W^T + b with PyTorch's weight layout [out, in], plus the LoRA delta that `bind` may attach."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool):
-        self.weight = declare(out_features, in_features)
-        self.bias = declare(out_features) if bias else None
+        self.weight = abstract_param(out_features, in_features)
+        self.bias = abstract_param(out_features) if bias else None
         self.lora: Any = nnx.data(None)  # (a [rank, in], b [out, rank])
         self.scale = 1.0
 
@@ -67,8 +67,8 @@ class PatchConv(nnx.Module):
     """A convolution whose kernel is its stride, which is one product with the flattened kernel."""
 
     def __init__(self, out_features: int, *kernel: int, bias: bool = False):
-        self.weight = declare(out_features, *kernel)
-        self.bias = declare(out_features) if bias else None
+        self.weight = abstract_param(out_features, *kernel)
+        self.bias = abstract_param(out_features) if bias else None
         self.lora: Any = nnx.data(None)  # (a [rank, *kernel], b [D, rank])
         self.scale = 1.0
 
@@ -91,7 +91,7 @@ class RMSNorm(nnx.Module):
     shift = 0.0  # that a family adds to the weight
 
     def __init__(self, width: int, eps: float):
-        self.weight = declare(width)
+        self.weight = abstract_param(width)
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
@@ -108,8 +108,8 @@ class LayerNorm(nnx.Module):
     """Float32 inside, cast back once, as PyTorch does."""
 
     def __init__(self, width: int, eps: float):
-        self.weight = declare(width)
-        self.bias = declare(width)
+        self.weight = abstract_param(width)
+        self.bias = abstract_param(width)
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:

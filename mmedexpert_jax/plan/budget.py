@@ -71,10 +71,10 @@ def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
     """The needs of a job, or of the stage of a pipeline that `prefix` names; `train`: its cases by specialty."""
     found, devices, dtype = count(config, compiled_share(config))
     share = f", {found.trained:,} trained ({found.trained / found.parameters:.1%})" if found.trained else ""
-    room = f"{gb(devices.memory)} for a program on each" if devices.memory else "memory not known"
+    memory = f"{gb(devices.memory)} for a program on each" if devices.memory else "memory not known"
     phase, peak = found.peak
     if prefix:
-        space = room.removesuffix(" for a program on each")
+        space = memory.removesuffix(" for a program on each")
         return [
             prefix.rstrip("."),
             f"  parameters {found.parameters:,} {dtype}{share}",
@@ -85,7 +85,7 @@ def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
     return [
         "needs",
         f"  parameters {found.parameters:,} {dtype}{share}",
-        f"  devices    {devices.count} x {devices.kind}, {room}; the job uses {_used(config, devices)}",
+        f"  devices    {devices.count} x {devices.kind}, {memory}; the job uses {_used(config, devices)}",
         f"  held       {_listed(found.held) or 'nothing'}",
         *(f"  {name:10} {_listed(parts)}" for name, parts in found.phases.items()),
         f"  peak       {gb(peak)} on a device, in {phase}; * estimated (docs/plan.md)",

@@ -21,7 +21,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.models import Cache, Model, Prefix, Slots, fused, kernel_trial, sharded
+from mmedexpert_jax.models import Cache, Model, PromptCache, Slots, fused, kernel_trial, sharded
 from mmedexpert_jax.models.network import join_factors
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import sample, sample_each
@@ -98,12 +98,14 @@ def prefill(
     lora: Lora | None,
     keys: Array,
     own: Own | None = None,
-) -> tuple[Prefix, Completions]:
-    """Reads the prompts and draws the first token of each sample; keys [B, G]. Of `Prefix.hidden` only the end stays,
+) -> tuple[PromptCache, Completions]:
+    """Reads the prompts and draws the first token of each sample; keys [B, G]. Of `hidden` only the end is kept,
     [B, 1, D]."""
     _note("prefill", f"{len(batch.tokens)} prompts of {batch.tokens.shape[1]} tokens")
 
-    def run(params: dict, batch: Batch, lora: Lora | None, keys: Array, own: Own | None) -> tuple[Prefix, Completions]:
+    def run(
+        params: dict, batch: Batch, lora: Lora | None, keys: Array, own: Own | None
+    ) -> tuple[PromptCache, Completions]:
         with sharded.images_over(() if mesh is None else ROWS[0]):
             prefix = model.prefill(params, batch, lora)
         prompt_end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)  # [B, 1, D]
@@ -131,7 +133,7 @@ def join(mesh: Mesh | None, length: int, prefilled: Any) -> Any:
         def padded(x: Array) -> Array:  # [B, Hkv, T, Dh]
             return jnp.pad(x, [(0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)])
 
-        def lengthened(prefix: Prefix) -> Prefix:
+        def lengthened(prefix: PromptCache) -> PromptCache:
             keys, values = (jax.tree.map(padded, x) for x in (prefix.keys, prefix.values))
             return _by_heads(mesh, dataclasses.replace(prefix, keys=keys, values=values))
 
@@ -166,7 +168,7 @@ def advance(
     mesh: Mesh | None,
     params: dict,
     lora: Lora | None,
-    prefix: Prefix,
+    prefix: PromptCache,
     keys: Array,
     state: DecodeState,
     leave: int,
@@ -194,7 +196,7 @@ def advance(
     elif sharded.has_shards(params):  # a product takes all that hold its shards
         together = (sharded.AXIS,)
 
-    def run(params: dict, lora: Lora | None, prefix: Prefix, keys: Array, state: DecodeState, limits: Array):
+    def run(params: dict, lora: Lora | None, prefix: PromptCache, keys: Array, state: DecodeState, limits: Array):
         fuse = state.cache.keys[0].dtype == jnp.bfloat16 and fused.takes_rings(fused.TILE)
         fuse = fuse and lora is not None and kernel_trial.passes("add_delta")
         params, lora = sharded.sending(params), join_factors(model.config, sharded.gathered(lora), fuse)
@@ -257,7 +259,7 @@ def _step(
     sampling: Sampling,
     params: dict,
     lora: Lora | None,
-    prefix: Prefix,
+    prefix: PromptCache,
     keys: Array,
     own: Own | None,
     state: DecodeState,
@@ -339,11 +341,11 @@ def resize(rows: int, cache_length: int, mesh: Mesh | None, state: DecodeState) 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def admit(
     mesh: Mesh | None,
-    prefix: Prefix,
+    prefix: PromptCache,
     held: tuple[Array, Completions, Own | None, Array],
-    new: tuple[Prefix, Array, Completions, Own | None],
+    new: tuple[PromptCache, Array, Completions, Own | None],
     places: Array,
-) -> tuple[Prefix, tuple[Array, Completions, Own | None, Array]]:
+) -> tuple[PromptCache, tuple[Array, Completions, Own | None, Array]]:
     """The prompts, and what is held of their samples, with new ones at `places` [b] of each device's prompts.
 
     Args:
@@ -355,7 +357,7 @@ def admit(
     """
     _note("admission", f"{len(places)} prompts of {new[0].keys[0].shape[2]} tokens")
 
-    def run(prefix: Prefix, held: tuple, new: tuple, places: Array) -> tuple[Prefix, tuple]:
+    def run(prefix: PromptCache, held: tuple, new: tuple, places: Array) -> tuple[PromptCache, tuple]:
         fresh, keys, completions, own = new
         size = fresh.keys[0].shape[2]
 
@@ -365,7 +367,7 @@ def admit(
         def put_keys(whole: Array, part: Array) -> Array:  # [P, Hkv, T, Dh], of which the first `size` of T are new
             return whole.at[places, :, :size].set(part, mode="drop")
 
-        prefix = Prefix(
+        prefix = PromptCache(
             put(prefix.hidden, fresh.hidden),
             jax.tree.map(put_keys, prefix.keys, fresh.keys),
             jax.tree.map(put_keys, prefix.values, fresh.values),

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mmedexpert_jax.errors import NotFinite
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.models import Model, Prefix
+from mmedexpert_jax.models import Model, PromptCache
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.decode import (
     Completions,
@@ -217,7 +217,7 @@ class Pool:
             if ticket is not None and over[place] == ended
         ]
 
-    def _empty(self, rows: int, dtype: jnp.dtype) -> tuple[Prefix, Array, DecodeState]:
+    def _empty(self, rows: int, dtype: jnp.dtype) -> tuple[PromptCache, Array, DecodeState]:
         """Places without prompts, each array of them with memory of its own, since it is replaced in place."""
         model, text = self._network[0], self._network[0].config.text
         count, group, size = self._devices * self._places, self._sampling.num_samples, self._sampling.max_new_tokens
@@ -230,7 +230,7 @@ class Pool:
             shape = text.num_kv_heads, self.capacity, text.head_dim
             return tuple(zeros(*shape, dtype=dtype) for _ in range(text.num_layers))
 
-        prefix = Prefix(zeros(1, text.hidden_size, dtype=dtype), by_layer(), by_layer(), zeros(), zeros())
+        prefix = PromptCache(zeros(1, text.hidden_size, dtype=dtype), by_layer(), by_layer(), zeros(), zeros())
         floats, none = zeros(group, size, dtype=jnp.float32), zeros(group, dtype=bool)
         done = Completions(zeros(group, size), floats, zeros(group), none)
         state = empty_state(model, rows, self._cache_length, self._mesh, dtype, done)

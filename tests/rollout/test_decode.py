@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmedexpert_jax.models import Cache, Prefix
+from mmedexpert_jax.models import Cache, PromptCache
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout import completion_logprobs, generate
 from mmedexpert_jax.rollout.decode import Sampling, advance, empty_state, prefill, programs
@@ -124,7 +124,9 @@ class ImposedLengths:
 
     def prefill(self, params, batch, lora):
         keys = (jnp.zeros((len(batch.tokens), 1, 1, 1)),)
-        return Prefix((batch.tokens == 1)[..., None], keys, keys, jnp.ones(len(batch.tokens), int), batch.tokens[:, 0])
+        return PromptCache(
+            (batch.tokens == 1)[..., None], keys, keys, jnp.ones(len(batch.tokens), int), batch.tokens[:, 0]
+        )
 
     def init_cache(self, batch_size, num_samples, length, dtype):
         return Cache(*[(jnp.zeros((batch_size, num_samples, 1, length, 1)),)] * 2)
