@@ -36,7 +36,7 @@ from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout.engine import Engine, Settings
 from mmedexpert_jax.runtime import costs, processes
 from mmedexpert_jax.runtime.hints import hints
-from mmedexpert_jax.runtime.mesh import make_mesh
+from mmedexpert_jax.runtime.mesh import make_mesh, row_shards
 from mmedexpert_jax.runtime.progress import doing
 from mmedexpert_jax.train import Evaluate, State, export, fit
 from mmedexpert_jax.train.layout import read_on
@@ -136,7 +136,7 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     known: Sizes = {}
     with doing(f"encoding {len(cases):,} cases"):
         guidelines, steps = _order(config, cases, levels, processor, known)
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = row_shards(mesh)
     size = micro_batch(config, shards)
     rounds = steps * (1 + _refills(config))
     limit, minibatches = config.max_prompt_length, config.minibatches

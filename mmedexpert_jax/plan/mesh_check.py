@@ -12,8 +12,8 @@ from mmedexpert_jax.gba.split import micro_batch
 from mmedexpert_jax.plan import hardware
 from mmedexpert_jax.plan.architecture import architecture
 from mmedexpert_jax.plan.hardware import Devices
-from mmedexpert_jax.plan.needs import abstract_params, shards, size
-from mmedexpert_jax.runtime.mesh import AXES, nearest, shardings
+from mmedexpert_jax.plan.needs import abstract_params, size
+from mmedexpert_jax.runtime.mesh import AXES, nearest, row_shards, shardings
 
 
 class _Model:
@@ -73,7 +73,7 @@ def _check_sizes(config: ConfigDict, prefix: str, devices: Devices, model: _Mode
         if model and (reason := model.undivided(axis, config.mesh[axis])):
             raise ConfigError(f"config.{prefix}mesh.{axis}={config.mesh[axis]} does not divide {reason}")
     if config.job == "gba":
-        micro_batch(config, shards(mesh), prefix)
+        micro_batch(config, row_shards(mesh), prefix)
 
 
 def _enough(config: ConfigDict, prefix: str, devices: Devices, model: _Model | None) -> str:

@@ -32,7 +32,7 @@ from mmedexpert_jax.models.quantised import quantise_params
 from mmedexpert_jax.models.tree import STACKED, flatten, is_deep, nest, stack, stacked_name
 from mmedexpert_jax.plan.hardware import GPUS, Devices
 from mmedexpert_jax.rollout.logprobs import CHUNK
-from mmedexpert_jax.runtime.mesh import shardings
+from mmedexpert_jax.runtime.mesh import row_shards, shardings
 from mmedexpert_jax.train.optimizer import optimizer
 
 LOGIT = 12  # bytes an entry of the logits takes: three float32 arrays of their size live at once
@@ -161,7 +161,7 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         widest = max(size(leaf, whole_rows) for leaf in _matrices_of_layers(weights))
         gathered = {"gathered weights": 2 * widest + (0 if full else size(trained))}
     if gba:
-        count = -(-split.prompts(config) // shards(mesh))
+        count = -(-split.prompts(config) // row_shards(mesh))
         copy = {"policy's copy": policy} if full or dtype == "float32" else {}
         found.phases["rollout"] = gathered | copy | _sampling(shape, dtype, config, count, samples // prompts)
     found.phases["update"] = (
@@ -172,7 +172,7 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         | _activations(config, shape, dtype, prompts, samples, devices.kind)
     )
     if config.eval.every >= 0:
-        asked = -(-config.eval.batch_size // (shards(mesh) if sharded else 1))
+        asked = -(-config.eval.batch_size // (row_shards(mesh) if sharded else 1))
         sampled = _sampling(shape, dtype, config, asked, config.eval.num_samples)
         found.phases["evaluation"] = gathered | {"policy's copy": policy} | sampled
 
@@ -224,16 +224,11 @@ def _policy_bytes(weights: dict, trained: Any, full: bool) -> int:
     return sum(pair["a"].shape[1] * pair["b"].shape[0] * item for pair in trained.factors.values())
 
 
-def shards(mesh: AbstractMesh) -> int:
-    """Parts into which a mesh splits rows."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
 def rows(config: ConfigDict, mesh: AbstractMesh) -> tuple[int, int]:
     """Prompts and completions of one gradient on one device of a mesh."""
     if config.job == "dsa":
         return config.batch_size, config.batch_size
-    prompts = split.micro_batch(config, shards(mesh))
+    prompts = split.micro_batch(config, row_shards(mesh))
     return prompts, prompts * config.num_samples * config.prompts_per_step // split.prompts(config)
 
 

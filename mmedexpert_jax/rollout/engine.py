@@ -20,8 +20,8 @@ from mmedexpert_jax.rollout.buckets import MULTIPLE, Shape, Shapes, Size, bucket
 from mmedexpert_jax.rollout.decode import Sampling
 from mmedexpert_jax.rollout.generate import folded
 from mmedexpert_jax.rollout.pool import Ended, Pool
-from mmedexpert_jax.rollout.widths import devices_of
 from mmedexpert_jax.runtime import costs
+from mmedexpert_jax.runtime.mesh import row_shards
 
 LOOKAHEAD = 2048  # conversations that are sorted into buckets together
 KEPT = 2**28  # bytes of patches that wait for their batch; images beyond are read a second time
@@ -82,7 +82,7 @@ class Engine:
         self._given, self._key = key, jax.random.key(settings.seed) if key is None else key
         self._mesh = mesh
         self._counted = 0.0  # moment up to which the device's time is counted
-        devices = devices_of(mesh)
+        devices = row_shards(mesh)
         self._rows = -(-settings.batch_size // devices) * settings.num_samples
         # Prompts that are read at a time: few, so that rows are refilled soon, but enough to keep the devices busy.
         self._block = -(-settings.batch_size // (4 * devices))
@@ -198,8 +198,7 @@ class Engine:
             tuple(model.config.eos_token_ids),
             (),
         )
-        dtype = params["model"]["embed_tokens"]["weight"].dtype
-        return Pool(model, sampling, params, lora, self._key, self._rows, self._block, tokens, dtype, self._mesh)
+        return Pool(model, sampling, params, lora, self._key, self._rows, self._block, tokens, self._mesh)
 
     def _drain(self) -> Iterator[tuple[int, list[Reply]]]:
         """The replies left in the pool, which then closes."""

@@ -22,11 +22,11 @@ from mmedexpert_jax.rollout.widths import (
     PATIENCE,
     cache_length_for,
     default_width,
-    devices_of,
     next_cache_length,
     sample_keys,
     widths,
 )
+from mmedexpert_jax.runtime.mesh import row_shards
 
 
 def generate(
@@ -141,8 +141,7 @@ def _in_turns(
     """The samples of batches that are read one after the other, as rows become free."""
     block = max(len(batch.tokens) for batch in batches)
     length = max(prompt_length, *(batch.tokens.shape[1] for batch in batches))
-    dtype = params["model"]["embed_tokens"]["weight"].dtype
-    pool, found = Pool(model, sampling, params, lora, key, width, block, length, dtype), dict[int, Completions]()
+    pool, found = Pool(model, sampling, params, lora, key, width, block, length), dict[int, Completions]()
     count = 0
     for batch, ids in zip(batches, rows, strict=True):
         while pool.full:
@@ -176,7 +175,7 @@ def _sample(
     alone = len(batches) == 1 and max(lengths) == batches[0].tokens.shape[1]
     prefix, completions, keys = prefilled[0] if alone else join(mesh, max(lengths), prefilled)
     traced = isinstance(keys, jax.core.Tracer)
-    samples = keys.size // devices_of(mesh)
+    samples = keys.size // row_shards(mesh)
     rows = samples if traced else min(width or default_width(), samples)
     sizes, cache_length = widths(rows, size), cache_length_for(1, size)
     state = empty_state(model, rows, cache_length, mesh, prefix.hidden.dtype, completions)
@@ -211,4 +210,4 @@ def _mesh(batch: Batch) -> Mesh | None:
     sharding = None if isinstance(batch.tokens, jax.core.Tracer) else getattr(batch.tokens, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh) or sharding.mesh.size == 1:
         return None
-    return None if sharding.is_fully_replicated and devices_of(sharding.mesh) > 1 else sharding.mesh
+    return None if sharding.is_fully_replicated and row_shards(sharding.mesh) > 1 else sharding.mesh

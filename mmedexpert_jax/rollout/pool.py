@@ -27,8 +27,8 @@ from mmedexpert_jax.rollout.decode import (
     prefill,
     resize,
 )
-from mmedexpert_jax.rollout.widths import PATIENCE, cache_length_for, devices_of, next_cache_length, sample_keys, widths
-from mmedexpert_jax.runtime.mesh import shard_batch
+from mmedexpert_jax.rollout.widths import PATIENCE, cache_length_for, next_cache_length, sample_keys, widths
+from mmedexpert_jax.runtime.mesh import row_shards, shard_batch
 
 CAPACITY = 128  # of prompts, in multiples of so many tokens: few programs
 
@@ -52,7 +52,6 @@ class Pool:
         rows: N.
         block: prompts admitted at a time on each device.
         length: tokens of a prompt at most, rounded up.
-        dtype: of keys and values.
         mesh: None: one device.
     """
 
@@ -66,12 +65,11 @@ class Pool:
         rows: int,
         block: int,
         length: int,
-        dtype: jnp.dtype,
         mesh: Mesh | None = None,
     ):
         self.capacity = -(-length // CAPACITY) * CAPACITY
         self._network, self._sampling, self._key = (model, params, lora), sampling, key
-        self._mesh, self._devices, self.block = mesh, devices_of(mesh), block
+        self._mesh, self._devices, self.block = mesh, row_shards(mesh), block
         group = sampling.num_samples
         self._places = places(rows, group, block)
         self._widths = widths(rows, sampling.max_new_tokens, served=self._served)
@@ -79,7 +77,7 @@ class Pool:
         self._tickets: list[list[Any]] = [[None] * self._places for _ in range(self._devices)]
         self._left, self._oldest = 0, 0
         self._running: Array | None = None  # status of the dispatched steps, once they are done
-        self._prefix, self._keys, self._state = self._empty(rows, dtype)
+        self._prefix, self._keys, self._state = self._empty(rows)
 
     @property
     def busy(self) -> bool:
@@ -217,9 +215,10 @@ class Pool:
             if ticket is not None and over[place] == ended
         ]
 
-    def _empty(self, rows: int, dtype: jnp.dtype) -> tuple[PromptCache, Array, DecodeState]:
+    def _empty(self, rows: int) -> tuple[PromptCache, Array, DecodeState]:
         """Places without prompts, each array of them with memory of its own, since it is replaced in place."""
-        model, text = self._network[0], self._network[0].config.text
+        model, params, _ = self._network
+        text, dtype = model.config.text, params["model"]["embed_tokens"]["weight"].dtype
         count, group, size = self._devices * self._places, self._sampling.num_samples, self._sampling.max_new_tokens
 
         def zeros(*shape: int, dtype: Any = jnp.int32) -> Array:

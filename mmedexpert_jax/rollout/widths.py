@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh
 
 SMALLEST_CACHE = 256  # tokens of the smallest caches; of 128, rows would rarely be fewer before they have to grow
 EIGHTHS = (8, 6, 4, 2, 1)  # eighths of the rows that are kept as samples end and none waits
@@ -18,11 +17,6 @@ PATIENCE = 64  # steps on a mesh, where devices with few rows left do not wait f
 def default_width() -> int:
     """Rows that decode at a time on each device: beyond them a step of a CPU takes as much longer as it has rows."""
     return 32 if jax.default_backend() == "cpu" else 256
-
-
-def devices_of(mesh: Mesh | None) -> int:
-    """Devices among which rows are split."""
-    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def widths(rows: int, size: int, served: bool = False) -> list[int]:

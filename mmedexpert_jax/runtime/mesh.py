@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.runtime import processes
@@ -168,12 +168,17 @@ def shard(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(processes.put, tree, shardings(tree, mesh))
 
 
+def row_shards(mesh: Mesh | AbstractMesh | None) -> int:
+    """The number of shards into which a mesh splits rows; 1 without one."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
     """The tree on the mesh, its arrays split along their first axis; scalars stand on every device.
 
     Raises ConfigError that names an array whose first axis the devices do not divide.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = row_shards(mesh)
     split, whole = NamedSharding(mesh, ROWS), NamedSharding(mesh, PartitionSpec())
 
     def of(path: Any, leaf: Any) -> NamedSharding:

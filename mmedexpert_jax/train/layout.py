@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmedexpert_jax.models import sharded
 from mmedexpert_jax.runtime import processes
-from mmedexpert_jax.runtime.mesh import ROWS, by_device, shard_batch, shardings
+from mmedexpert_jax.runtime.mesh import ROWS, by_device, row_shards, shard_batch, shardings
 
 
 class Layout:
@@ -25,7 +25,7 @@ class Layout:
 
     def __init__(self, mesh: Mesh, shard: str = "none"):
         self.mesh, self._shard = mesh, shard
-        self.shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self.shards = row_shards(mesh)
 
     def weights(self, tree: Any) -> Any:
         """The tree of weights, deltas or gradients in its place, traced or not."""
