@@ -84,8 +84,8 @@ def quantise(weight: Array, kind: str) -> Quantised:
         return Quantised(codes.astype(jnp.int8), scale, kind, kept)
     blocks = values.reshape(*values.shape[:-1], -1, BLOCK)
     scale = jnp.max(jnp.abs(blocks), axis=-1)
-    shares = blocks / jnp.where(scale > 0, scale, 1)[..., None]
-    codes = jnp.searchsorted(jnp.asarray(_BOUNDS), shares, method="compare_all")
+    fractions = blocks / jnp.where(scale > 0, scale, 1)[..., None]
+    codes = jnp.searchsorted(jnp.asarray(_BOUNDS), fractions, method="compare_all")
     pairs = codes.astype(jnp.uint8).reshape(*values.shape[:-1], -1, 2)
     return Quantised(pairs[..., 0] << 4 | pairs[..., 1], scale, kind, kept)
 

@@ -49,7 +49,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 _DATA = re.compile(r"data:image/[\w.+-]+;base64,")
 
-Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Fraction = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Heat = Annotated[float, msgspec.Meta(ge=0, le=2)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -61,7 +61,7 @@ class ChatRequest(msgspec.Struct):
     model: str = ""
     n: Annotated[int, msgspec.Meta(ge=1, le=CHOICES)] | None = 1
     temperature: Heat | None = 1.0
-    top_p: Share | None = 1.0
+    top_p: Fraction | None = 1.0
     top_k: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] | None = 0
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None

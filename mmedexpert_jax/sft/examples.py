@@ -52,7 +52,7 @@ class Examples:
     """
 
     def __init__(self, cases: Sequence[Case], processor: Processor, config: ConfigDict, shards: int = 1):
-        self._processor, self._config, self._shares = processor, config, shards
+        self._processor, self._config, self._shards = processor, config, shards
         measured = self._measured(cases)
         self.cases, self._completions, self._sizes = (list(parts) for parts in zip(*measured, strict=True))
         self._rows, self._size = config.batch_size * config.accumulation, config.batch_size * shards
@@ -127,7 +127,7 @@ class Examples:
         lengths = np.array([len(self._completions[index]) for index, _ in filled], np.int32)
         lengths[len(rows) :] = 0
         capacities = self._config.packing if shape.completion > 1 else 0
-        packing = packed(lengths[:, None], shape.completion, capacities, self._shares) if capacities else None
+        packing = packed(lengths[:, None], shape.completion, capacities, self._shards) if capacities else None
         return MicroBatch(batch, tokens, lengths, packing)
 
     def _encode(self, case: Case, paradigm: str | None) -> Encoded:

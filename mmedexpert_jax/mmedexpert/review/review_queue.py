@@ -18,9 +18,9 @@ from mmedexpert_jax.mmedexpert.review.adjudication import (
     Reviews,
     ReviewSettings,
     add,
+    hash_fraction,
     misfit,
     said,
-    share,
     status,
 )
 from mmedexpert_jax.mmedexpert.review.checks import MAX_CHARACTERS, problems
@@ -221,7 +221,7 @@ class ReviewQueue:
 
     def _rank(self, name: str, trace_id: str) -> tuple[float, float]:
         judge = self.traces[trace_id].judge
-        return judge.score if judge else 0.0, share(f"{self.settings.seed}:{name}:{trace_id}")
+        return judge.score if judge else 0.0, hash_fraction(f"{self.settings.seed}:{name}:{trace_id}")
 
     def _free(self, person: Person, id: str, now: float) -> bool:
         """True for a trace that still lacks someone, counting those who have it before them."""
