@@ -31,11 +31,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.models import Model, fused
 from mmedexpert_jax.models.config import PUBLISHED
-from mmedexpert_jax.models.model import Prefix
+from mmedexpert_jax.models.model import PromptCache
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.plan import deviceless
-from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, start
+from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, empty_state
 from mmedexpert_jax.runtime.mesh import ROWS
 
 GROUP = 8
@@ -77,11 +77,11 @@ def compile_loop(
     keyed = jax.ShapeDtypeStruct((count, text.num_kv_heads, PROMPT, text.head_dim), jnp.bfloat16)
     number = jax.ShapeDtypeStruct((count,), jnp.int32)
     hidden = jax.ShapeDtypeStruct((count, 1, text.hidden_size), jnp.bfloat16)
-    prefix = Prefix(hidden, (keyed,) * layers, (keyed,) * layers, number, number)
+    prefix = PromptCache(hidden, (keyed,) * layers, (keyed,) * layers, number, number)
     whole, group = (count, GROUP, sampling.max_new_tokens), (count, GROUP)
     shaped = [(whole, jnp.int32), (whole, jnp.float32), (group, jnp.int32), (group, bool)]
     done = Completions(*(jax.ShapeDtypeStruct(*shape) for shape in shaped))
-    state = jax.eval_shape(lambda done: start(model, rows, window, mesh, jnp.dtype(jnp.bfloat16), done), done)
+    state = jax.eval_shape(lambda done: empty_state(model, rows, window, mesh, jnp.dtype(jnp.bfloat16), done), done)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (count, GROUP)))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     split = [place(tree, ROWS) for tree in (prefix, keys, state)]

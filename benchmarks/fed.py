@@ -102,8 +102,8 @@ def padding(folder: Path, rows: int = 128, epochs: int = 2) -> dict[str, dict[in
             for asked in map(guidelines.prompts, range(steps)):
                 sizes = [known[prompt.case.id, prompt.paradigm] for prompt in asked]
                 for cut in batches.micro_batches(sizes):
-                    room = batches.room_of([sizes[i] for i in cut])
-                    computed += room.tokens * len(cut), room.computed
+                    bucket = batches.bucket_of([sizes[i] for i in cut])
+                    computed += bucket.tokens * len(cut), bucket.computed
                     there += sum(sizes[i].tokens for i in cut), sum(real.get(asked[i].case.id, 0) for i in cut)
             found[mix][part] = (computed / there).tolist()
     return found

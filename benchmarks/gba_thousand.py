@@ -28,15 +28,15 @@ import numpy as np
 import workload
 
 from mmedexpert_jax.gba import group_advantages
-from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
-from mmedexpert_jax.gba.rooms import deal
-from mmedexpert_jax.gba.split import packed_room
+from mmedexpert_jax.gba.padding import deal
+from mmedexpert_jax.gba.policy_learner import PolicyBatch, PolicyLearner
+from mmedexpert_jax.gba.split import packed_length
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.batch import Batch
-from mmedexpert_jax.rollout.decode import Sampling, advance, read, start
+from mmedexpert_jax.rollout.decode import Sampling, advance, empty_state, prefill
 from mmedexpert_jax.rollout.logprobs import packed
-from mmedexpert_jax.rollout.widths import widths, window_after, window_for
+from mmedexpert_jax.rollout.widths import cache_length_for, next_cache_length, widths
 from mmedexpert_jax.train import State
 
 PAPER_SECONDS = 13 * 3600
@@ -86,36 +86,40 @@ def configured(args: argparse.Namespace):
 
 
 def dealt(args: argparse.Namespace, lengths: np.ndarray, held: int) -> tuple[list[np.ndarray], int]:
-    """Rows of a step's micro-batches, and the room of their packings, as the trainer has them."""
+    """Rows of a step's micro-batches, and their packed length, as the trainer has them."""
     work = (lengths - 1).sum(axis=1)
     rows = deal(np.arange(len(work)), work, args.micro)
     full = args.micro * args.samples * (args.limit - 1)
-    return rows, packed_room(max(int(work[one].sum()) for one in rows), work, held, full, args.capacities)
+    return rows, packed_length(max(int(work[one].sum()) for one in rows), work, held, full, args.capacities)
 
 
-def parts(args: argparse.Namespace, whole: Batch, done, rewards: np.ndarray, held: int) -> tuple[list[list[Part]], int]:
-    """A step's one minibatch, and the room of its packings."""
+def minibatches(
+    args: argparse.Namespace, whole: Batch, done, rewards: np.ndarray, held: int
+) -> tuple[list[list[PolicyBatch]], int]:
+    """A step's one minibatch, and their packed length."""
     advantages, found = np.asarray(group_advantages(rewards)), []
-    cuts, room = dealt(args, done.lengths, held)
+    cuts, length = dealt(args, done.lengths, held)
     for rows in cuts:
         lengths = done.lengths[rows]
-        packing = packed(lengths, args.limit, args.capacities, room=room) if args.capacities else None
+        packing = packed(lengths, args.limit, args.capacities, packed_length=length) if args.capacities else None
         batch = workload.taken(whole, rows)
-        found.append(Part(batch, done.tokens[rows], lengths, done.logprobs[rows], advantages[rows], packing=packing))
-    return [found], room
+        found.append(
+            PolicyBatch(batch, done.tokens[rows], lengths, done.logprobs[rows], advantages[rows], packing=packing)
+        )
+    return [found], length
 
 
 def decoded(args: argparse.Namespace, lengths: np.ndarray) -> list[tuple[int, int, int]]:
-    """(rows, window, steps) of a rollout as rollout/generate.py goes on, where every sample has a row on an
+    """(rows, cache_length, steps) of a rollout as rollout/generate.py goes on, where every sample has a row on an
     accelerator from the first."""
     lengths, sizes, size = -np.sort(-lengths.ravel()), widths(lengths.size, args.limit), args.limit
-    width, window, drawn, found = lengths.size, window_for(1, size), 1, []
+    width, cache_length, drawn, found = lengths.size, cache_length_for(1, size), 1, []
     while lengths[0] > drawn:
         leave, begun = max((w for w in sizes if w < width), default=0), drawn
-        drawn = min(max(drawn, lengths[leave]), window + 1, size)  # until so few go on, or a cache is full
-        found.append((width, window, drawn - begun))
+        drawn = min(max(drawn, lengths[leave]), cache_length + 1, size)  # until so few go on, or a cache is full
+        found.append((width, cache_length, drawn - begun))
         rows = next(w for w in reversed(sizes) if w >= min(max(1, int((lengths > drawn).sum())), width))
-        width, window = rows, window_after(window, drawn, size, fewer=rows < width)
+        width, cache_length = rows, next_cache_length(cache_length, drawn, size, fewer=rows < width)
     return [one for one in found if one[2]]
 
 
@@ -124,20 +128,20 @@ def count(args: argparse.Namespace) -> None:
     rows = []
     for seed in range(args.seeds):
         rng, held, tokens, spent, packed_tokens = np.random.default_rng(seed), 0, 0, 0, 0
-        decodes, rooms = set(), set()
+        decodes, packs = set(), set()
         for _ in range(args.total // args.prompts_per_step):
             shape = args.prompts_per_step, args.samples
             lengths = np.minimum(rng.geometric(1 / args.mean, shape), args.limit)
             runs = decoded(args, lengths)
             cuts, held = dealt(args, lengths, held)
             decodes |= {run[:2] for run in runs}
-            rooms.add(held)
+            packs.add(held)
             tokens += int(lengths.sum())
             spent += sum(width * steps for width, _, steps in runs)
             packed_tokens += held * len(cuts)
-        rows.append((len(decodes), len(rooms), spent / tokens, packed_tokens / tokens))
+        rows.append((len(decodes), len(packs), spent / tokens, packed_tokens / tokens))
         if not seed:
-            print(f"rows and window of decode programs {sorted(decodes, reverse=True)}, packed sizes {sorted(rooms)}")
+            print(f"rows and window of decode programs {sorted(decodes, reverse=True)}, packed sizes {sorted(packs)}")
     names = "decode_programs", "packed_sizes", "row_steps_per_token", "packed_tokens_per_token"
     print(json.dumps(vars(args) | dict(zip(names, np.mean(rows, axis=0).round(3).tolist(), strict=True)), default=str))
 
@@ -152,13 +156,15 @@ def memory(args: argparse.Namespace, place: Callable) -> dict[str, dict[str, flo
     shape = args.prompts_per_step, args.samples
     keys = place(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape)))
     prompts = place(workload.prompts(model, args.prompts_per_step, args.prompt, True))
-    reading = functools.partial(read, model, sampling, None)
+    reading = functools.partial(prefill, model, sampling, None)
     prefix, done = place(jax.eval_shape(reading, params, prompts, trained, keys))
     rows = args.prompts_per_step * args.samples
-    state = place(jax.eval_shape(functools.partial(start, model, rows, args.limit, None, prefix.hidden.dtype), done))
+    state = place(
+        jax.eval_shape(functools.partial(empty_state, model, rows, args.limit, None, prefix.hidden.dtype), done)
+    )
     weights = params, trained
     lowered: dict[str, Callable] = {
-        "prefill": lambda: read.lower(model, sampling, None, params, prompts, trained, keys),
+        "prefill": lambda: prefill.lower(model, sampling, None, params, prompts, trained, keys),
         "decode": lambda: advance.lower(model, sampling, None, *weights, prefix, keys, state, 0, 0, args.limit),
         "gradient": lambda: learner.lower_update(State(trained, ()), place(longest(args, model))),
     }
@@ -171,13 +177,13 @@ def memory(args: argparse.Namespace, place: Callable) -> dict[str, dict[str, flo
     return found
 
 
-def longest(args: argparse.Namespace, model: Model) -> Part:
+def longest(args: argparse.Namespace, model: Model) -> PolicyBatch:
     """Prompts of a gradient with completions of the full length."""
     shape = (args.micro, args.samples, args.limit)
     lengths, floats = np.full(shape[:2], args.limit, np.int32), np.zeros(shape, np.float32)
     packing = packed(lengths, args.limit, args.capacities) if args.capacities else None
     batch = workload.prompts(model, args.micro, args.prompt, True)
-    return Part(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0], packing=packing)
+    return PolicyBatch(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0], packing=packing)
 
 
 def main() -> None:
@@ -192,7 +198,7 @@ def main() -> None:
     model, params = workload.build(args.model, jnp.dtype(args.dtype))
     model = workload.imposed(model, args.mean)
     learner = PolicyLearner(model, params, configured(args), (), args.samples, args.warm + args.steps)
-    state, rng, rows, room = learner.init(jax.random.key(0)), np.random.default_rng(0), [], 0
+    state, rng, rows, length = learner.init(jax.random.key(0)), np.random.default_rng(0), [], 0
     for step in range(args.warm + args.steps):
         whole = workload.prompts(model, args.prompts_per_step, args.prompt, True, step)
         began = time.perf_counter()
@@ -200,8 +206,8 @@ def main() -> None:
         sampled = time.perf_counter()
         rewards = rng.integers(0, 5, done.lengths.shape) / 2
         compilations = learner.compilations
-        minibatches, room = parts(args, whole, done, rewards, room)
-        state, stats = learner.update(state, minibatches)
+        step_batches, length = minibatches(args, whole, done, rewards, length)
+        state, stats = learner.update(state, step_batches)
         rows.append(
             {
                 "rollout": sampled - began,

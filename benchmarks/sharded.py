@@ -40,14 +40,14 @@ import numpy as np
 import workload
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
+from mmedexpert_jax.gba.policy_learner import PolicyBatch, PolicyLearner
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.models import Model, fused, parts
+from mmedexpert_jax.models import Model, fused, sharded
 from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.tree import flatten, is_deep, stack
 from mmedexpert_jax.plan import deviceless
 from mmedexpert_jax.plan.needs import abstract_params, abstract_state
-from mmedexpert_jax.rollout.decode import DecodeState, Sampling, advance, read, resize, start
+from mmedexpert_jax.rollout.decode import DecodeState, Sampling, advance, empty_state, prefill, resize
 from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.runtime.mesh import AXES, ROWS, shardings
@@ -88,12 +88,12 @@ class Job:
 
     def gradient(self) -> jax.stages.Lowered:
         """The gradient of one micro-batch."""
-        shares, limit = self.learner.shares, self.args.limit
-        lengths = np.full((shares * self.args.prompts, GROUP), limit, np.int32)
+        shards, limit = self.learner.shards, self.args.limit
+        lengths = np.full((shards * self.args.prompts, GROUP), limit, np.int32)
         floats = np.zeros((*lengths.shape, limit), np.float32)
-        packing = packed(lengths, limit, 8, shares)
+        packing = packed(lengths, limit, 8, shards)
         batch = workload.prompts(self.model, len(lengths), PROMPT, True)
-        part = Part(batch, floats.astype(np.int32), lengths, floats, floats[..., 0], packing=packing)
+        part = PolicyBatch(batch, floats.astype(np.int32), lengths, floats, floats[..., 0], packing=packing)
         return self.learner.lower_update(self.state, self.rows(part))
 
     def update(self) -> jax.stages.Lowered:
@@ -104,19 +104,19 @@ class Job:
     def sampler(self) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
         """The sampler's programs: prompts read, rows decoded and, where there are several such programs, the step from
         one to the next."""
-        limit, mesh, count = self.args.limit, self.mesh, self.learner.shares * (self.args.read or self.args.prompts)
+        limit, mesh, count = self.args.limit, self.mesh, self.learner.shards * (self.args.read or self.args.prompts)
         sampling = Sampling(GROUP, limit, 0, 1.0, 0, 1.0, self.model.config.eos_token_ids, ())
         policy = self.params, None if self.args.full else self.state.trained
-        params, deltas = (parts.in_parts(x, jax.tree.map(lambda leaf: leaf.sharding, x)) for x in policy)
+        params, deltas = (sharded.shard(x, jax.tree.map(lambda leaf: leaf.sharding, x)) for x in policy)
         keys = self.rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (count, GROUP))))
         batch = self.rows(workload.prompts(self.model, count, PROMPT, True))
-        reading = functools.partial(read.lower, self.model, sampling, mesh, params, batch, deltas, keys)
+        reading = functools.partial(prefill.lower, self.model, sampling, mesh, params, batch, deltas, keys)
         yield "prefill", reading
         prefix, done = self.rows(reading().out_info)
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), done)
         before: DecodeState | None = None
-        for rows, window in self.args.decode or [(count // self.learner.shares * GROUP, limit)]:
-            shapes = jax.eval_shape(lambda r=rows, w=window: start(self.model, r, w, mesh, jnp.bfloat16, empty))
+        for rows, window in self.args.decode or [(count // self.learner.shards * GROUP, limit)]:
+            shapes = jax.eval_shape(lambda r=rows, w=window: empty_state(self.model, r, w, mesh, jnp.bfloat16, empty))
             if before:
                 yield f"resize {rows}x{window}", functools.partial(resize.lower, rows, window, mesh, before)
             before = self.rows(shapes)

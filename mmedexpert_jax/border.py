@@ -83,7 +83,7 @@ def cut(text: str, width: int = SHOWN) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def told(error: BaseException, width: int = SHOWN) -> str:
+def message_of(error: BaseException, width: int = SHOWN) -> str:
     """Kind and text of an exception on one line of at most `width` characters, whatever its own text raises."""
     try:
         text = str(error)
@@ -428,3 +428,16 @@ def _dumped(path: str | os.PathLike, value: Any, indent: int | None = None) -> s
         return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
     except ValueError:
         raise DataError(f"{_name(path)} is not written: a value of it is not finite") from None
+
+
+@contextmanager
+def same_folder() -> Iterator[None]:
+    """A user's code may change the working folder inside; afterwards it is as before, unless that folder is deleted."""
+    folder = None
+    with suppress(FileNotFoundError):
+        folder = os.getcwd()
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.chdir(folder)

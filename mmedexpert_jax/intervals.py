@@ -9,8 +9,8 @@ def wilson(right: float, total: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (1927), 95 % by default; (0, 1) without observations."""
     if total == 0:
         return 0.0, 1.0
-    share = right / total
-    centre = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    fraction = right / total
+    centre = fraction + z * z / (2 * total)
+    half = z * math.sqrt(fraction * (1 - fraction) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)

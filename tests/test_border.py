@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from typing import Annotated, Any
 
@@ -162,3 +163,16 @@ def test_shown_is_short_whatever_it_is():
     for value in (deep, "x\n" * 10**6, 10**6000, {"a": ["y" * 1000] * 50}):
         text = border.shown(value)
         assert len(text) <= border.SHOWN and "\n" not in text
+
+
+def test_the_working_folder_is_kept_and_may_be_deleted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with border.same_folder():
+        os.chdir("/")
+    assert os.getcwd() == str(tmp_path)
+    (tmp_path / "gone").mkdir()
+    os.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with border.same_folder():
+        os.chdir("/")
+    assert os.getcwd() == "/"

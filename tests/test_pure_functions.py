@@ -161,7 +161,8 @@ def test_functions_of_rows_do_not_depend_on_how_rows_are_split():
     advantages = RNG.normal(size=4).astype(np.float32)
 
     def terms(rows):
-        return objective.policy_terms(logprobs[rows], None, None, advantages[rows], mask[rows], beta=0.0)
+        tokens = objective.Tokens(logprobs[rows])
+        return objective.policy_terms(tokens, advantages[rows], mask[rows], objective.Objective())
 
     both = terms(slice(0, 2)) + terms(slice(2, 4))
     chex.assert_trees_all_close(jax.tree.leaves(both), jax.tree.leaves(terms(slice(0, 4))), rtol=1e-6)

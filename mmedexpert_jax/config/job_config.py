@@ -127,7 +127,7 @@ def read_config(spec: str) -> ConfigDict:
             f"{name} has no preset {border.shown(preset)}; {hint}available: {', '.join(presets) or 'none'}"
         )
     try:
-        with contextlib.chdir("."):  # paths of the job begin where it was started, wherever the file goes
+        with border.same_folder():
             names = _run(path, _source(path))
             if "get_config" not in names:
                 raise ConfigError(f"{path} defines no get_config")
@@ -139,7 +139,7 @@ def read_config(spec: str) -> ConfigDict:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a file of the user's may raise anything
-        raise ConfigError(f"{path} does not run: {border.told(error, 200)}") from error
+        raise ConfigError(f"{path} does not run: {border.message_of(error, 200)}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict")
     return config.lock()
@@ -357,15 +357,11 @@ def _unknown_key(key: str, known: list[str]) -> str:
         return f"config.{key} is a group, not a field; it holds {', '.join(inside)}"
     leaf = key.rpartition(".")[2]
     same = [k for k in known if k.rpartition(".")[2] == leaf][:1]
-    meant = [name for name in (elsewhere(leaf, known), *_cased(key, known)) if name]
+    cased = (name for name in known if name.lower() == key.lower())  # that differ in capitals alone
+    meant = [name for name in (elsewhere(leaf, known), *cased) if name]
     close = meant or difflib.get_close_matches(key, known, n=1) or same
     hint = f"did you mean config.{close[0]}? " if close else ""
     return f"no field config.{key} in this config; {hint}--list_config shows all"
-
-
-def _cased(key: str, known: list[str]) -> list[str]:
-    """The keys that differ from this one in capitals alone."""
-    return [name for name in known if name.lower() == key.lower()]
 
 
 def _number(value: Any) -> float:

@@ -39,7 +39,6 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
     stages of a pipeline by the same rules.
 
     Args:
-        config: of the job.
         merged: paths of the models that a mergekit file names; read after the values are checked.
 
     Raises:
@@ -77,7 +76,9 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
         _check_people(config)
     if config.get("job") == "dataset":
         _check_factory(config)
-    elif "data" in config and not (_has_data(config.data.path) or _found_by_itself(config)):
+    elif config.get("job") == "review" and not config.data.path:
+        pass  # it takes a run that is there, or the embedded set
+    elif "data" in config and not _has_data(config.data.path):
         path = config.data.path or "it is empty"
         raise DataError(f"config.data.path: no such file or directory: {path}" + _first(path))
     if config.get("job") in ("dsa", "gba") and config.eval.every >= 0:
@@ -237,11 +238,6 @@ def _check_seeds(seeds: tuple[int, ...]) -> None:
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         given = ",".join(map(str, seeds)) or "none"
         raise ConfigError(f"config.seeds must be different numbers from 0, at least one, such as 0,1,2; got {given}")
-
-
-def _found_by_itself(config: ConfigDict) -> bool:
-    """True where an empty path of data stands for what the job looks for: a review takes a run or the embedded set."""
-    return config.job == "review" and not config.data.path
 
 
 def _has_data(path: str) -> bool:

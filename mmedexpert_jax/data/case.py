@@ -17,44 +17,33 @@ KINDS = ("choice", "yes_no", "open", *GRADED)
 
 @dataclass(frozen=True)
 class Case:
-    """A question with its pictures and its answer; docs/own.md has the same as a table of a row's keys.
+    """A question with its pictures and its answer; docs/own.md has the same as a table of a row's keys."""
 
-    Attributes:
-        id: stable and unique within its data set, or within a benchmark's subset and split.
-        question: the vignette and the question, without the options; of a conversation its last user turn.
-        options: option texts without letters, in order; 2 to 10 of them, or none where `kind` is not "choice".
-        answer: letter of the right option; "yes" or "no"; or the reference answer. Where a benchmark's key is no
-            option's text, that text stands for a choice too, and `scoring` holds nothing right under "strict".
-        specialty: one of SPECIALTIES (section 3.3) where experts are trained by it, any name elsewhere; may be "".
-        task: kind of question, e.g. "curb65".
-        images: the case's pictures, in order, decoded when asked for; pictures in memory are wrapped.
-        paradigm: paradigm of `trace`, one of PARADIGMS; "" where there is no trace.
-        trace: reasoning under `paradigm`, without tags; "" where there is none.
-        paradigms: the paradigms that apply to the case; none where that is not known, as of published benchmarks.
-        columns: what else the row says, for rewards of one's own. A benchmark's `raw_question`, `raw_options` and
-            `raw_answer` hold the file's own text where it differs from the cleaned fields: peers' prompts and scorers
-            use them; a "rubric" has its `criteria`.
-        benchmark: name in the registry of benchmarks; "" for a case of training data.
-        kind: one of KINDS; "" becomes "choice" where there are options, else "open".
-        labels: what accuracies are broken down by: task, modality, department ...
-        turns: (role, text) of a conversation before the question.
-    """
-
-    id: str
-    question: str
+    id: str  # stable and unique within its data set, or within a benchmark's subset and split
+    question: str  # the vignette and the question, without the options; of a conversation its last user turn
+    # option texts without letters, in order; 2 to 10 of them, or none where `kind` is not "choice"
     options: tuple[str, ...]
+    # letter of the right option; "yes" or "no"; or the reference answer. Where a benchmark's key is no option's text,
+    # that text stands for a choice too, and `scoring` holds nothing right under "strict"
     answer: str
+    # one of SPECIALTIES (section 3.3) where experts are trained by it, any name elsewhere; may be ""
     specialty: str = ""
-    task: str = ""
+    task: str = ""  # kind of question, e.g. "curb65"
+    # the case's pictures, in order, decoded when asked for; pictures in memory are wrapped
     images: tuple[ImageRef, ...] = ()
-    paradigm: str = ""
-    trace: str = ""
+    paradigm: str = ""  # paradigm of `trace`, one of PARADIGMS; "" where there is no trace
+    trace: str = ""  # reasoning under `paradigm`, without tags; "" where there is none
+    # the paradigms that apply to the case; none where that is not known, as of published benchmarks
     paradigms: tuple[str, ...] = PARADIGMS
+    # what else the row says, for rewards of one's own. A benchmark's `raw_question`, `raw_options` and `raw_answer`
+    # hold the file's own text where it differs from the cleaned fields: peers' prompts and scorers use them; a "rubric"
+    # has its `criteria`
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    benchmark: str = ""
-    kind: str = ""
+    benchmark: str = ""  # name in the registry of benchmarks; "" for a case of training data
+    kind: str = ""  # one of KINDS; "" becomes "choice" where there are options, else "open"
+    # what accuracies are broken down by: task, modality, department ...
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    turns: tuple[tuple[str, str], ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()  # (role, text) of a conversation before the question
 
     def __post_init__(self):
         object.__setattr__(self, "kind", self.kind or ("choice" if self.options else "open"))

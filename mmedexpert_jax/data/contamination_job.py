@@ -12,12 +12,7 @@ ROW = 150  # bytes of a pair in export/contamination.csv, about: names of sets a
 
 
 def run(config: ConfigDict, run: Run) -> None:
-    """Writes export/contamination.csv (one row a pair) and table.md, and finishes the run with the counts.
-
-    Args:
-        config: of the job.
-        run: the open run.
-    """
+    """Writes export/contamination.csv (one row a pair) and table.md, and finishes the run with the counts."""
     _check(config)
     tests = [member for entry in config.benchmarks for member in _members(entry, config)]
     training = [member for entry in config.training for member in _members(entry, config)]

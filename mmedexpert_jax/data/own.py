@@ -498,18 +498,13 @@ def _check(file: Path, seen: dict[str, str]) -> Checked:
                 refuse(error)
                 continue
             checked.good += 1
-            found.update(_uses(case))
+            found.update(["gba and evaluate", *["dsa"] * bool(case.trace and case.specialty in SPECIALTIES)])
             texts.append(_identifying(case))
     except DataError as error:  # the file as a whole
         refuse(error)
     checked.identifying = privacy.counts(texts)
     checked.notes = [f"{found[name]} for {name}" for name in ("gba and evaluate", "dsa")] if checked.good else []
     return checked
-
-
-def _uses(case: Case) -> list[str]:
-    trained = case.trace and case.specialty in SPECIALTIES
-    return ["gba and evaluate", *(["dsa"] if trained else [])]
 
 
 def _identifying(case: Case) -> list[privacy.Found]:

@@ -1,4 +1,4 @@
-"""Equation 4: rewards relative to their group, and the other estimators of the field beside it."""
+"""Equation 4: rewards relative to their group, and the field's other estimators."""
 
 from collections.abc import Callable
 from functools import partial
@@ -162,7 +162,7 @@ def _of_own(name: str, function: Estimator | None, values: np.ndarray, *given: A
     try:
         advantages = np.asarray(own(values, *given), np.float32)
     except Exception as error:  # the function is the user's: anything may be raised in it
-        problem = f"failed on {values.shape[0]} groups of {values.shape[1]}: {border.told(error, 200)}"
+        problem = f"failed on {values.shape[0]} groups of {values.shape[1]}: {border.message_of(error, 200)}"
     else:
         if advantages.shape == values.shape[:2] and not np.isinf(advantages).any():
             return advantages

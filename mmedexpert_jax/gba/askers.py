@@ -1,4 +1,4 @@
-"""Whom rewards ask: endpoints and models in process. What was said of a text is stored and not asked again.
+"""Models that rewards ask, at endpoints and in process. A reply is stored, and its text not sent again.
 
 An asker maps texts to replies, "" where there is none. Equal texts are asked once.
 """
@@ -42,15 +42,15 @@ def endpoint_asker(endpoint: Any, store: Path, embeds: bool = False) -> Asker:
                 f"{endpoint.host} answers nothing ({border.cut(down[0], 120)}); see that it is up, then run the same "
                 "command"
             )
-        said = {text: reply.text for text, reply in zip(distinct, replies, strict=True)}
-        return [said[text] for text in texts]
+        by_text = {text: reply.text for text, reply in zip(distinct, replies, strict=True)}
+        return [by_text[text] for text in texts]
 
     return ask
 
 
 def stored(answer: Asker, name: str, store: Path) -> Asker:
-    """The asker of a model in process, over the same kind of store as an endpoint's. `name` stands in the keys: another
-    model, or the same for another purpose, is asked anew."""
+    """The asker of a model in process, over the same kind of store as an endpoint's. `name` is part of the keys, so
+    that another model, or the same for another purpose, is asked anew."""
     from mmedexpert_jax import remote
     from mmedexpert_jax.remote.messages import content_key
 
@@ -61,12 +61,12 @@ def stored(answer: Asker, name: str, store: Path) -> Asker:
             for text in dict.fromkeys(texts)
         }
         with contextlib.closing(remote.Answers(store)) as history:
-            said = {text: reply.text for text, key in keys.items() if (reply := history.get(key))}
-            rest = [text for text in keys if text not in said]
+            known = {text: reply.text for text, key in keys.items() if (reply := history.get(key))}
+            rest = [text for text in keys if text not in known]
             for text, new in zip(rest, answer(rest), strict=True) if rest else ():
                 history.put([], [remote.EndpointReply(keys[text], new, "stop", model=name)])
-                said[text] = new
-        return [said[text] for text in texts]
+                known[text] = new
+        return [known[text] for text in texts]
 
     return ask
 
@@ -78,8 +78,8 @@ def guarded(ask: Asker, mode: str) -> Asker:
         if mode == "redact":
             return ask([privacy.redact(text) for text in texts])
         kept = [text for text in texts if mode != "refuse" or not privacy.scan(text, "question")]
-        said = dict(zip(kept, ask(kept), strict=True))
-        return [said.get(text, "") for text in texts]
+        replies = dict(zip(kept, ask(kept), strict=True))
+        return [replies.get(text, "") for text in texts]
 
     return careful
 

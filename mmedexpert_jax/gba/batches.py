@@ -8,7 +8,7 @@ import numpy as np
 
 from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.gba.guidelines import Guidelines, Prompt
-from mmedexpert_jax.gba.rooms import LEVELS, ImageRows, ImageStrips, PromptSize, Room, deal, deal_images
+from mmedexpert_jax.gba.padding import LEVELS, PromptSize, RowBuckets, SizeBucket, StripBuckets, deal, deal_images
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.train import Prefetched
@@ -36,10 +36,9 @@ class Batches:
     depend on the run's config and data alone, so that one that is resumed computes what it would have computed.
 
     Args:
-        processor: of the model.
         guidelines: the prompts of every step.
         rounds: rollouts of the run at most.
-        part: prompts of a micro-batch on one device.
+        size: prompts of a micro-batch on one device.
         max_prompt_length: tokens of a prompt, its images included.
         devices: among which a micro-batch is split.
         minibatches: updates of a step, whose prompts are not mixed.
@@ -58,14 +57,14 @@ class Batches:
         processor: Processor,
         guidelines: Guidelines,
         rounds: int,
-        part: int,
+        size: int,
         max_prompt_length: int,
         devices: int = 1,
         minibatches: int = 1,
         known: Sizes | None = None,
     ):
         self._processor, self._guidelines, self._limit = processor, guidelines, max_prompt_length
-        self._part, self._devices, self._minibatches = part, devices, minibatches
+        self._size, self._devices, self._minibatches = size, devices, minibatches
         known = {} if known is None else known
         steps: list[list[PromptSize]] = []
         for step in range(rounds):
@@ -74,30 +73,32 @@ class Batches:
                 if _key(prompt) not in known:
                     known[_key(prompt)] = PromptSize.of(self.encode(prompt))
             steps.append([known[_key(prompt)] for prompt in prompts])
-        self._rooms, self.order = self._planned(steps)
-        self.max_length = self._rooms.tokens[-1]
+        self._buckets, self.order = self._planned(steps)
+        self.max_length = self._buckets.tokens[-1]
         self.ahead = Prefetched(self.encoded, rounds)
 
-    def _planned(self, steps: Sequence[Sequence[PromptSize]]) -> tuple[ImageRows | ImageStrips, Order]:
-        """The rooms for the micro-batches of these steps, and the order of rows, that compute least."""
+    def _planned(self, steps: Sequence[Sequence[PromptSize]]) -> tuple[RowBuckets | StripBuckets, Order]:
+        """The buckets for the micro-batches of these steps, and the order of rows, that compute least."""
         # A minibatch that is computed at once is mixed in any case: shapes would be compiled and save little.
-        most = LEVELS if len(steps[-1]) > self._part * self._devices * self._minibatches else 1
+        most = LEVELS if len(steps[-1]) > self._size * self._devices * self._minibatches else 1
 
-        def best(kind: type[ImageRows | ImageStrips], orders: Sequence[Order]) -> tuple[Any, Order]:
+        def best(kind: type[RowBuckets | StripBuckets], orders: Sequence[Order]) -> tuple[Any, Order]:
             plans = []
             for order in orders:
                 groups = [[sizes[i] for i in rows] for sizes in steps for rows in self._cut(sizes, order)]
                 plans.append((kind.of(groups, self._devices, most), order))
-            return min(plans, key=lambda plan: plan[0].share)
+            return min(plans, key=lambda plan: plan[0].overhead)
 
-        rows = best(ImageRows, ORDERS[:1])
-        if self._devices > 1 or rows[0].share > 1:  # one device pads to no other, and by images mostly keeps the bounds
-            rows = min(rows, best(ImageRows, ORDERS[1:]), key=lambda plan: plan[0].share)
+        rows = best(RowBuckets, ORDERS[:1])
+        if (
+            self._devices > 1 or rows[0].overhead > 1
+        ):  # one device pads to no other, and by images mostly keeps the bounds
+            rows = min(rows, best(RowBuckets, ORDERS[1:]), key=lambda plan: plan[0].overhead)
         # families whose images are all of one size, Gemma's and LLaVA's, know no strips
         unlike = len({size for sizes in steps for one in sizes for size in one.each}) > 1
-        if unlike and rows[0].share > 1:
-            strips = best(ImageStrips, ORDERS)
-            if strips[0].share <= max(1, rows[0].share / WORTH):
+        if unlike and rows[0].overhead > 1:
+            strips = best(StripBuckets, ORDERS)
+            if strips[0].overhead <= max(1, rows[0].overhead / WORTH):
                 return strips
         return rows
 
@@ -117,45 +118,45 @@ class Batches:
         """
         return self._cut(sizes, self.order)
 
-    def room_of(self, sizes: Sequence[PromptSize]) -> Room:
-        """The room of a micro-batch on each device."""
-        return self._rooms.room(PromptSize.together(sizes), self._devices)
+    def bucket_of(self, sizes: Sequence[PromptSize]) -> SizeBucket:
+        """The bucket of a micro-batch on each device."""
+        return self._buckets.bucket(PromptSize.together(sizes), self._devices)
 
     def _cut(self, sizes: Sequence[PromptSize], order: Order) -> list[np.ndarray]:
-        count, parts = self._part * self._devices, np.array_split(np.arange(len(sizes)), self._minibatches)
-        return [rows for part in parts for rows in cut(part, sizes, count, order)]
+        count, minibatches = self._size * self._devices, np.array_split(np.arange(len(sizes)), self._minibatches)
+        return [rows for minibatch in minibatches for rows in cut(minibatch, sizes, count, order)]
 
-    def reads(self, encoded: Sequence[Encoded]) -> list[tuple[np.ndarray, Batch]]:
+    def prompt_batches(self, encoded: Sequence[Encoded]) -> list[tuple[np.ndarray, Batch]]:
         """The micro-batches in which a rollout's prompts are read: their rows, and the rows as a batch."""
         sizes = [PromptSize.of(one) for one in encoded]
         return [(rows, self.collate([encoded[i] for i in rows], self._devices)) for rows in self.micro_batches(sizes)]
 
     def dealt(self, rows: np.ndarray, sizes: Sequence[PromptSize], work: np.ndarray) -> list[np.ndarray]:
         """Rows of the micro-batches of an update, whose completions have `work` [N] tokens: like sizes together, and
-        among those of one room about as much work for each device of each, so that one packed size holds all."""
+        among those of one bucket about as much work for each device of each, so that one packed size holds all."""
         found: list[np.ndarray] = []
-        count = self._part * self._devices
-        for room, cuts in itertools.groupby(
-            cut(rows, sizes, count, self.order), lambda rows: self.room_of([sizes[i] for i in rows])
+        count = self._size * self._devices
+        for bucket, cuts in itertools.groupby(
+            cut(rows, sizes, count, self.order), lambda rows: self.bucket_of([sizes[i] for i in rows])
         ):
             plain = [*cuts]
-            even = deal(np.concatenate(plain), work, self._part)
+            even = deal(np.concatenate(plain), work, self._size)
             even = [np.concatenate(even[i : i + self._devices]) for i in range(0, len(even), self._devices)]
-            same = all(self.room_of([sizes[i] for i in rows]) == room for rows in even)
+            same = all(self.bucket_of([sizes[i] for i in rows]) == bucket for rows in even)
             found += even if same else plain  # another shape would be another program
         return found
 
     def collate(self, encoded: Sequence[Encoded], devices: int = 1) -> Batch:
         """A micro-batch in one of the run's shapes; its images are numbered through, and a multiple of the devices."""
         size = PromptSize.together([PromptSize.of(one) for one in encoded])
-        room = self._rooms.room(size, devices)
+        bucket = self._buckets.bucket(size, devices)
         return self._processor.collate(
             encoded,
-            min_length=room.tokens,
-            min_images=room.images * devices,
-            min_patches=room.patches,
-            strips=deal_images(size.each, devices) if room.strip else (),
-            min_strip=room.strip,
+            min_length=bucket.tokens,
+            min_images=bucket.images * devices,
+            min_patches=bucket.patches,
+            strips=deal_images(size.each, devices) if bucket.strip else (),
+            min_strip=bucket.strip,
         )
 
 

@@ -1,7 +1,6 @@
 """Calls of users' functions: in parallel, each with a time limit, and again after a failure."""
 
 import asyncio
-import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, UserError
 
 FIRST_WAIT = 0.5  # seconds before the second attempt; doubles from attempt to attempt
-# Faults of the code itself, which another attempt would meet again.
+# Bugs, which another attempt would raise again.
 FAULTS = (AttributeError, ImportError, NameError, SyntaxError, TypeError, ZeroDivisionError, NotImplementedError)
 
 
@@ -47,7 +46,7 @@ def call_all(
             outcome["error"] = error
 
     thread = threading.Thread(target=run, daemon=True)
-    with contextlib.chdir("."):  # the job goes on in its folder, wherever a function went
+    with border.same_folder():
         thread.start()
         thread.join()
     if "error" in outcome:
@@ -79,7 +78,7 @@ async def _tried(call: Callable[[], Any], name: str, timeout: float, attempts: i
             except UserError:
                 raise
             except Exception as error:
-                reason = border.told(error, 200)
+                reason = border.message_of(error, 200)
                 if reason == "TimeoutError":
                     reason = f"no answer within {timeout:g} s"
                 if attempt == attempts or isinstance(error, FAULTS):
@@ -103,7 +102,7 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
             method, value = future.set_result, call()
         except BaseException as error:  # SystemExit of a user's function is a failure like any other
             kept = isinstance(error, Exception) and not isinstance(error, StopIteration)  # which no future takes
-            fault = error if kept else RuntimeError(border.told(error, 200))
+            fault = error if kept else RuntimeError(border.message_of(error, 200))
             method, value = future.set_exception, fault
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, method, value)
@@ -123,4 +122,4 @@ async def _awaited(value: Any) -> Any:
         task = asyncio.current_task()
         if task is not None and task.cancelling():  # by us: its time is up, or another call has failed
             raise
-        raise RuntimeError(border.told(error, 200)) from error
+        raise RuntimeError(border.message_of(error, 200)) from error

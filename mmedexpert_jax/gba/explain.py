@@ -4,7 +4,7 @@ import numpy as np
 import optax
 
 from mmedexpert_jax.gba.batches import Batches
-from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner, State
+from mmedexpert_jax.gba.policy_learner import PolicyBatch, PolicyLearner, State
 from mmedexpert_jax.gba.rewards import Scores
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.processing.processor import Processor
@@ -17,10 +17,9 @@ def gradient_norms(rollout: Rollout, learner: PolicyLearner, state: State, batch
         batch = batches.collate([encoded])
         for j in range(norms.shape[1]):
             one = slice(i, i + 1), slice(j, j + 1)
-            part = Part(
-                batch, rollout.tokens[one], rollout.lengths[one], rollout.logprobs[one], rollout.advantages[one]
-            )
-            norms[i, j] = optax.global_norm(learner.gradient(state, part)[0])
+            arrays = rollout.tokens, rollout.lengths, rollout.logprobs, rollout.advantages
+            micro = PolicyBatch(batch, *(array[one] for array in arrays))
+            norms[i, j] = optax.global_norm(learner.gradient(state, micro)[0])
     return norms
 
 

@@ -45,7 +45,7 @@ class Guidelines:
     seed: int  # of the order and the assignment
     groups: int  # groups a step, each of `num_samples` completions that equation 4 compares
     num_samples: int  # G
-    paradigms_per_query: int = 1  # paradigms under which a query stands each time it is visited
+    paradigms_per_query: int = 1  # prompts made of a query each time it is visited
     # "prompt", a group is one prompt (equation 4); "query", a group is one query, its G samples split over its
     # paradigms
     group_by: str = "prompt"
@@ -80,7 +80,7 @@ class Guidelines:
         """Keys of the texts that are no task and no id of a case."""
         return {*(self.texts or ())} - {key for case in self.cases for key in (case.id, case.task)}
 
-    def tell_unmatched(self) -> None:
+    def warn_unmatched(self) -> None:
         """Warns of texts that no prompt will quote."""
         if self._unmatched:
             keys = border.cut(", ".join(sorted(self._unmatched)), 200)

@@ -39,7 +39,7 @@ class JudgeReward:
     sends: bool = True  # whether texts leave this process
     by_prompt: bool = True  # groups are of one prompt; False: of a query under all its paradigms
     # cases that were said to hold one, so that a step does not say it again
-    told: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
 
     @classmethod
     def from_config(cls, config: ConfigDict, folder: Path | None, own: Network | None = None) -> "JudgeReward":
@@ -71,7 +71,8 @@ class JudgeReward:
         self, cases: Sequence[Case], texts: Sequence[str], *, paradigms: Sequence[str | None] = (), **_: Any
     ) -> list[float | None]:
         """A number from 0 to 1 for each completion, None where the judge did not say. Raises RemoteError."""
-        self._tell(cases, texts)
+        if self.sends:
+            report_sent(cases, texts, self.reported, self.privacy, "the judge")
         if self.kind == "rubric":
             return self._scores(cases, texts)
         under = paradigms if self.by_prompt and paradigms else [None] * len(cases)
@@ -108,21 +109,17 @@ class JudgeReward:
                 won[b].append(float(better == "B"))
         return [sum(won[place]) / len(won[place]) if won[place] else None for place in range(len(texts))]
 
-    def _tell(self, cases: Sequence[Case], texts: Sequence[str]) -> None:
-        if self.sends:
-            tell(cases, texts, self.told, self.privacy, "the judge")
 
-
-def tell(cases: Sequence[Case], texts: Sequence[str], told: set[str], mode: str, reader: str) -> None:
+def report_sent(cases: Sequence[Case], texts: Sequence[str], reported: set[str], mode: str, reader: str) -> None:
     """Prints a line on the cases that, with what was said to them, may identify a person; each case once."""
     rows: dict[str, list[privacy.Found]] = defaultdict(list)
     for case, text in zip(cases, texts, strict=True):
         parts = [("question", case.question), ("options", case.options), ("key", case.answer), ("response", text)]
         rows[case.id] += privacy.scan_texts(parts)
-    new = {name: found for name, found in rows.items() if name not in told}
+    new = {name: found for name, found in rows.items() if name not in reported}
     if line := privacy.line(new, reader, mode):
-        print(line, "" if told else privacy.BLIND, flush=True)
-    told.update(name for name, found in new.items() if found)
+        print(line, "" if reported else privacy.BLIND, flush=True)
+    reported.update(name for name, found in new.items() if found)
 
 
 def endpoint_of(config: ConfigDict, name: str, max_tokens: int) -> Any:

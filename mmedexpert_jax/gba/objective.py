@@ -3,15 +3,15 @@
 import functools
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from mmedexpert_jax.gba.own_functions import find_function
+from mmedexpert_jax.gba.own_functions import Files, find_function
 
 AGGREGATIONS = ("sequence", "token", "constant")
 RATIO_LEVELS = ("token", "sequence")
@@ -22,9 +22,8 @@ RATIO_LEVELS = ("token", "sequence")
 )
 @dataclass(frozen=True)
 class Terms:
-    """Sums of a part of an update's rows. Terms of several parts add up; the whole is divided once, so neither the
-    loss nor its gradient depends on the split (as Tunix's deferred division).
-    """
+    """Sums over some of an update's rows. Terms of micro-batches add up; the whole is divided once, so neither the loss
+    nor its gradient depends on the split (as Tunix's deferred division)."""
 
     loss: jax.Array  # [] summed loss
     denominator: jax.Array  # [] what `loss` is divided by
@@ -42,7 +41,7 @@ class Terms:
         )
 
     def joined(self) -> "Terms":
-        """The sum of terms that are stacked along a first axis, one of each share of the rows."""
+        """The sum of terms that are stacked along a first axis, one of each shard of the rows."""
         added = self.loss, self.denominator, self.tokens, self.sums
         loss, denominator, tokens, sums = jax.tree.map(lambda values: values.sum(axis=0), added)
         return Terms(loss, denominator, tokens, sums, jax.tree.map(lambda values: values.max(axis=0), self.peaks))
@@ -53,12 +52,15 @@ class Terms:
         return {"loss": self.loss / denominator, **{k: v / tokens for k, v in self.sums.items()}, **self.peaks}
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Tokens:
-    """Inputs of the terms beside the surrogate: arrays [B, T] float32, 0 behind the end; None where none is given."""
+    """The loss's view of the completions' tokens: arrays [B, T] float32; None where one is not there."""
 
     logprobs: jax.Array  # under the policy
-    reference: jax.Array | None = None  # under the reference
+    old_logprobs: jax.Array | None = None  # under the policy that sampled; None: `logprobs` without gradient
+    weights: jax.Array | None = None  # factors of the surrogate, without gradient; the terms are not weighted (TRL)
+    reference: jax.Array | None = None  # log-probabilities under the reference
     entropy: jax.Array | None = None  # of the policy's distributions, in nats
     # log-probabilities under the policy that sees the images with some of their patches masked
     masked: jax.Array | None = None
@@ -66,43 +68,70 @@ class Tokens:
     shown: jax.Array | None = None  # 1 where the prompt has images
 
 
+@dataclass(frozen=True)
+class Objective:
+    """The loss that is chosen, with the names and defaults of `policy_loss`."""
+
+    clip: float = 0.2
+    clip_high: float | None = None
+    aggregation: str = "sequence"
+    max_tokens: int | None = None
+    ratio_level: str = "token"
+    surrogate: "str | Surrogate" = "clip"
+    coefs: Mapping[str, float] = field(default_factory=dict)  # weights of TERMS
+
+    def __post_init__(self):
+        if self.aggregation not in AGGREGATIONS:
+            raise ValueError(f"no aggregation {self.aggregation!r}: one of {', '.join(AGGREGATIONS)}")
+        if self.ratio_level not in RATIO_LEVELS:
+            raise ValueError(f"no ratio_level {self.ratio_level!r}: one of {', '.join(RATIO_LEVELS)}")
+        if self.aggregation == "constant" and not self.max_tokens:
+            raise ValueError('aggregation "constant" divides by max_tokens, which is not given')
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, files: Files | None = None) -> "Objective":
+        """That of a run; a surrogate of the user's own is of `files` where its file was run before.
+
+        Raises:
+            ConfigError: there is no such surrogate.
+        """
+        return cls(
+            clip=config.clip,
+            clip_high=config.clip_high,
+            aggregation=config.aggregation,
+            max_tokens=config.max_new_tokens,
+            ratio_level=config.ratio_level,
+            surrogate=find_function(config.surrogate, SURROGATES, "config.surrogate", files),
+            coefs={name: config[name] for name in TERMS},
+        )
+
+
 def policy_terms(
-    logprobs: jax.Array,
-    old_logprobs: jax.Array | None,
-    ref_logprobs: jax.Array | None,
+    tokens: Tokens,
     advantages: jax.Array,
     mask: jax.Array,
-    clip: float = 0.2,
-    beta: float = 0.001,
-    aggregation: str = "sequence",
-    clip_high: float | None = None,
-    max_tokens: int | None = None,
-    ratio_level: str = "token",
-    weights: jax.Array | None = None,
-    surrogate: "str | Surrogate" = "clip",
+    objective: Objective,
     num_rows: jax.Array | int | None = None,
-    watched: Mapping[str, jax.Array | None] = MappingProxyType({}),
-    coefs: Mapping[str, float] = MappingProxyType({}),
 ) -> Terms:
-    """`policy_loss` before its division; of a part of the rows, `num_rows` count (None: all). `watched` holds the other
-    arrays of `Tokens` by name, `coefs` the weights of the other TERMS."""
-    _check(aggregation, ratio_level, max_tokens)
+    """`policy_loss` before its division, of some rows [B], of which `num_rows` count for the mean (None: all)."""
+    logprobs = tokens.logprobs.astype(jnp.float32)
     chex.assert_rank([logprobs, advantages], [2, 1])
     chex.assert_equal_shape([logprobs, mask])
     mask = mask.astype(bool)
     lengths = mask.sum(axis=1)
-    logprobs = logprobs.astype(jnp.float32)
 
-    ratio = _ratio(logprobs, old_logprobs, mask, ratio_level)
-    bounds = 1 - clip, 1 + (clip if clip_high is None else clip_high)
-    one = surrogate if callable(surrogate) else find_function(surrogate, SURROGATES, "config.surrogate")
-    loss, stats = one(ratio, logprobs, advantages.astype(jnp.float32)[:, None], *bounds)
-    if weights is not None:
-        loss = loss * jax.lax.stop_gradient(weights)
-    given = {"logprobs": logprobs, "reference": ref_logprobs, **watched}
-    tokens = Tokens(**{name: jnp.where(mask, value, 0.0) for name, value in given.items() if value is not None})
-    for name, coef in {"beta": beta, **coefs}.items():
-        if coef and (term := TERMS[name](tokens)) is not None:
+    ratio = _ratio(logprobs, tokens.old_logprobs, mask, objective.ratio_level)
+    clip, high = objective.clip, objective.clip_high
+    bounds = 1 - clip, 1 + (clip if high is None else high)
+    surrogate = objective.surrogate
+    if isinstance(surrogate, str):
+        surrogate = find_function(surrogate, SURROGATES, "config.surrogate")
+    loss, stats = surrogate(ratio, logprobs, advantages.astype(jnp.float32)[:, None], *bounds)
+    if tokens.weights is not None:
+        loss = loss * jax.lax.stop_gradient(tokens.weights)
+    valid = jax.tree.map(lambda values: jnp.where(mask, values, 0.0), replace(tokens, logprobs=logprobs))
+    for name, coef in objective.coefs.items():
+        if coef and (term := TERMS[name](valid)) is not None:
             loss, stats = loss + coef * term[0], stats | term[1]  # after clipping, as in TRL
 
     loss = jnp.where(mask, loss, 0.0)
@@ -110,19 +139,10 @@ def policy_terms(
     total = {
         "sequence": lambda: ((loss.sum(axis=1) / jnp.maximum(lengths, 1)).sum(), rows),  # 1/G sum_i 1/|y_i| sum_t
         "token": lambda: (loss.sum(), lengths.sum()),
-        "constant": lambda: (loss.sum(), rows * (max_tokens or 0)),
-    }[aggregation]()
+        "constant": lambda: (loss.sum(), rows * (objective.max_tokens or 0)),
+    }[objective.aggregation]()
     sums = {name: jnp.where(mask, value, 0).sum(dtype=jnp.float32) for name, value in stats.items()}
     return Terms(total[0], jnp.float32(total[1]), jnp.float32(lengths.sum()), jax.lax.stop_gradient(sums), {})
-
-
-def _check(aggregation: str, ratio_level: str, max_tokens: int | None) -> None:
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"no aggregation {aggregation!r}: one of {', '.join(AGGREGATIONS)}")
-    if ratio_level not in RATIO_LEVELS:
-        raise ValueError(f"no ratio_level {ratio_level!r}: one of {', '.join(RATIO_LEVELS)}")
-    if aggregation == "constant" and not max_tokens:
-        raise ValueError('aggregation "constant" divides by max_tokens, which is not given')
 
 
 def _ratio(logprobs: jax.Array, old_logprobs: jax.Array | None, mask: jax.Array, level: str) -> jax.Array:
@@ -287,8 +307,8 @@ def policy_loss(
     Returns:
         The loss and its statistics under TRL's names.
     """
-    rest = (clip, beta, aggregation, clip_high, max_tokens, ratio_level, weights, surrogate)
-    watched, coefs = {"entropy": entropy}, {"entropy_coef": entropy_coef}
-    terms = policy_terms(logprobs, old_logprobs, ref_logprobs, advantages, mask, *rest, watched=watched, coefs=coefs)
-    stats = terms.stats()
+    coefs = {"beta": beta, "entropy_coef": entropy_coef}
+    objective = Objective(clip, clip_high, aggregation, max_tokens, ratio_level, surrogate, coefs)
+    tokens = Tokens(logprobs, old_logprobs, weights, ref_logprobs, entropy)
+    stats = policy_terms(tokens, advantages, mask, objective).stats()
     return stats.pop("loss"), stats

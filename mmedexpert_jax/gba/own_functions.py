@@ -1,6 +1,5 @@
 """A user's own functions: rewards, surrogates and estimators in files or modules outside the package."""
 
-import contextlib
 import importlib
 import inspect
 import os
@@ -54,7 +53,7 @@ def load_function(spec: str, place: str, files: Files | None = None) -> Callable
     except StopIteration:
         raise ConfigError(f"{place}: {name} takes no arguments") from None
     except (Exception, SystemExit) as error:  # the file is the user's: anything may be raised while it is run
-        reason = border.told(error, 160)
+        reason = border.message_of(error, 160)
         raise ConfigError(f'{place} is not "module.function" or "path.py:function" ({reason})') from None
     return function
 
@@ -65,14 +64,14 @@ def _ran(path: Path, files: Files) -> ModuleType:
     if place in files:
         return files[place]
     if str(place.parent) not in sys.path:
-        sys.path.append(str(place.parent))  # for what it imports from beside it, as if it were run
+        sys.path.append(str(place.parent))  # for imports of its neighbours, as if it were run
     # files of one name in two folders are two modules
     module = ModuleType(f"own_{path.stem}_{zlib.crc32(os.fsencode(place)):08x}")
     module.__file__ = str(path)
     before = sys.modules.get(module.__name__)
     sys.modules[module.__name__] = module  # where a pool of processes looks for its functions
     try:
-        with contextlib.chdir("."):  # paths of the job begin where it was started, wherever the file goes
+        with border.same_folder():
             exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except BaseException:
         sys.modules.pop(module.__name__)

@@ -11,8 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import train
-from mmedexpert_jax.gba.objective import SURROGATES, TERMS, Terms, policy_terms, truncated_weights
-from mmedexpert_jax.gba.own_functions import Files, find_function
+from mmedexpert_jax.gba.objective import Objective, Terms, Tokens, policy_terms, truncated_weights
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.models.packing import Packing
@@ -26,7 +25,7 @@ REFERENCE = "reference"  # in a state's memory: what is trained, as the referenc
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Part:
+class PolicyBatch:
     """Some prompts of a step with their S completions each: what one gradient is computed from."""
 
     batch: Batch  # B prompts
@@ -45,15 +44,13 @@ class PolicyLearner(train.Learner):
     """Samples from the policy and updates it by equation 5.
 
     Args:
-        model: the network.
         params: base weights; also the reference, since with the adapter off the policy is the base.
-        config: of the run.
         ban: token ids of probability zero, for the sampler and the trainer alike.
         num_samples: S, completions of each prompt.
         steps: rollouts of the run, for the learning-rate schedule.
-        mesh: of devices; None: one.
         lora: deltas that belong to the base.
         memory: what the first state remembers.
+        objective: None: that of the config.
     """
 
     def __init__(
@@ -67,15 +64,13 @@ class PolicyLearner(train.Learner):
         mesh: Mesh | None = None,
         lora: Lora | None = None,
         memory: dict[str, Any] | None = None,
-        files: Files | None = None,
+        objective: Objective | None = None,
     ):
         base, updates = Policy.of(params, lora), config.inner_epochs * config.minibatches
         keeps_base = bool(config.beta) and not config.ref_every
         super().__init__(config, base, self._terms, steps, updates, mesh, keeps_base=keeps_base)
         self._model, self._config, self._sampled = model, config, len(programs)
-        self._memory = memory or {}
-        # once for the run: a user's file may be edited while it goes on, and is traced for each room
-        self._surrogate = find_function(config.surrogate, SURROGATES, "config.surrogate", files)
+        self._memory, self._objective = memory or {}, objective or Objective.from_config(config)
         self._sampling: dict[str, Any] = {
             "num_samples": num_samples,
             "max_new_tokens": config.max_new_tokens,
@@ -98,7 +93,7 @@ class PolicyLearner(train.Learner):
         return self.ahead(state) if self._config.rollout_ahead else state
 
     def ahead(self, state: State) -> State:
-        """The state whose next rollouts come from the weights that it has now, whatever updates give up."""
+        """The state with a copy of its weights, from which the next rollouts come after the update too."""
         return dataclasses.replace(state, behind=self._copy(state.trained))
 
     @property
@@ -107,36 +102,39 @@ class PolicyLearner(train.Learner):
         return super().compilations + len(programs) - self._sampled
 
     def sample(
-        self, state: State, reads: Sequence[tuple[np.ndarray, Batch]], key: jax.Array, room: int = 0
+        self, state: State, prompts: Sequence[tuple[np.ndarray, Batch]], key: jax.Array, length: int = 0
     ) -> Completions:
         """S completions of each prompt, on the host.
 
         Args:
             state: of the policy; one with weights `behind` samples from these.
-            reads: `Batches.reads`: rows among the prompts, and these as a batch whose images are numbered through.
+            prompts: of `Batches.prompt_batches`: rows, and these as a batch whose images are numbered through.
             key: of the noise, which a prompt has by its row, not by the batch in which it is read.
-            room: tokens of the run's longest prompt.
+            length: tokens of the run's longest prompt.
         """
         policy = self.policy(state if state.behind is None else dataclasses.replace(state, trained=state.behind))
-        rows, batches = zip(*((np.asarray(rows, np.int32), batch) for rows, batch in reads), strict=True)
-        # as a mesh returns them: device by device, on each read by read
-        returned = [np.split(read, self.shares)[device] for device in range(self.shares) for read in rows]
+        rows, batches = zip(*((np.asarray(rows, np.int32), batch) for rows, batch in prompts), strict=True)
+        # as a mesh returns them: device by device, on each batch by batch
+        returned = [np.split(some, self.shards)[device] for device in range(self.shards) for some in rows]
         order = np.argsort(np.concatenate(returned))
         placed, ids = self.layout.rows((batches, rows))
-        key, options = self.layout.whole(jax.random.key_data(key)), self._sampling | {"rows": ids, "room": room}
+        key, options = (
+            self.layout.whole(jax.random.key_data(key)),
+            self._sampling | {"rows": ids, "prompt_length": length},
+        )
         done = generate(self._model, policy.params, placed, key=key, lora=policy.lora, **options)
         done = jax.device_get(done if self.layout.mesh.size == 1 else self._gather(done))
         return jax.tree.map(lambda leaf: leaf[order], done)
 
     def update(
-        self, state: State, minibatches: Sequence[Iterable[Part]], tokens: int = 0
+        self, state: State, minibatches: Sequence[Iterable[PolicyBatch]], tokens: int = 0
     ) -> tuple[State, dict[str, float]]:
         """One pass, or `inner_epochs`, over a step's minibatches, each of them a list of micro-batches.
 
         With one update per rollout the old policy is the current one and is not computed again.
         """
         if self.updates > 1 or REFERENCE in state.memory:
-            minibatches = [[self._with_logprobs(state, part) for part in minibatch] for minibatch in minibatches]
+            minibatches = [[self._with_logprobs(state, micro) for micro in minibatch] for minibatch in minibatches]
         after, stats = super().update(state, [*minibatches] * self._config.inner_epochs, tokens)
         memory, every = state.memory, self._config.ref_every
         if REFERENCE in memory and after.step % every == 0:
@@ -145,79 +143,57 @@ class PolicyLearner(train.Learner):
 
     def _mixed(self, reference: Any, trained: Any) -> Any:
         """The reference moved towards the policy by `ref_mixup` (TRL's SyncRefModelCallback)."""
-        share = self._config.ref_mixup
-        if share == 1:  # deltas, which are products, are only ever copied
+        weight = self._config.ref_mixup
+        if weight == 1:  # deltas, which are products, are only ever copied
             return self._copy(trained)
-        return jax.tree.map(lambda old, new: (1 - share) * old + share * new, reference, trained)
+        return jax.tree.map(lambda old, new: (1 - weight) * old + weight * new, reference, trained)
 
-    def _with_logprobs(self, state: State, part: Part) -> Part:
-        """The part with the log-probabilities of the policy before the step's updates, and of a moved reference."""
-        part, base = self.layout.rows(part), self._held(stacked=True)
-        plain = dataclasses.replace(part, masked=None)
+    def _with_logprobs(self, state: State, micro: PolicyBatch) -> PolicyBatch:
+        """The rows with their log-probabilities before the step's updates, and under a reference that moved."""
+        micro, base = self.layout.rows(micro), self._held(stacked=True)
+        plain = dataclasses.replace(micro, masked=None)
         old = self._score((state.trained, base), plain) if self.updates > 1 else None
         reference = state.memory.get(REFERENCE)
         reference = None if reference is None else self._score((reference, base), plain)
-        return dataclasses.replace(part, old_logprobs=old, reference=reference)
+        return dataclasses.replace(micro, old_logprobs=old, reference=reference)
 
-    def _score_fn(self, whole: tuple[Any, Policy], part: Part) -> jax.Array:
+    def _score_fn(self, whole: tuple[Any, Policy], micro: PolicyBatch) -> jax.Array:
         policy, _ = self._policies(*whole)
-        logprobs = self.layout.by_share(self._logprobs, policy, part)
+        logprobs = self.layout.by_shard(self._logprobs, policy, micro)
         return logprobs.reshape(-1, *logprobs.shape[2:])
 
-    def _logprobs(self, policy: Policy, part: Part, **options) -> Any:
-        options |= self._scoring | {"lora": policy.lora, "packing": part.packing}
-        return completion_logprobs(self._model, policy.params, part.batch, part.tokens, part.lengths, **options)
+    def _logprobs(self, policy: Policy, micro: PolicyBatch, **options) -> Any:
+        options |= self._scoring | {"lora": policy.lora, "packing": micro.packing}
+        return completion_logprobs(self._model, policy.params, micro.batch, micro.tokens, micro.lengths, **options)
 
-    def _terms(self, policy: Policy, base: Policy, part: Part) -> Terms:
-        """The loss of equation 5 with clip and KL, and what else is watched of the completions."""
-        config, old = self._config, part.old_logprobs
-        reference = part.reference
+    def _terms(self, policy: Policy, base: Policy, micro: PolicyBatch) -> Terms:
+        """The loss of equation 5 with clip and KL, and statistics of the completions."""
+        config, old = self._config, micro.old_logprobs
+        reference = micro.reference
         if config.beta and reference is None:
-            reference = self._logprobs(base, part)
-        logprobs, entropy = self._logprobs(policy, part, entropy=True)
-        watched = {"entropy": _flat(entropy)}
+            reference = self._logprobs(base, micro)
+        logprobs, entropy = self._logprobs(policy, micro, entropy=True)
+        masked, masked_entropy, shown = None, None, None
         if config.perception or config.perception_entropy:
-            masked = logprobs, entropy  # prompts without images read the same
-            if part.masked is not None:
-                blind = dataclasses.replace(part, batch=dataclasses.replace(part.batch, patches=part.masked))
-                masked = self._logprobs(policy, blind, entropy=True)
-            shown = jnp.any(part.batch.vision_index >= 0, axis=-1)[:, None, None]
-            watched |= {"masked": _flat(masked[0]), "masked_entropy": _flat(masked[1])}
-            watched |= {"shown": _flat(jnp.broadcast_to(shown, logprobs.shape).astype(jnp.float32))}
-        mask = jnp.arange(part.tokens.shape[-1]) < part.lengths[..., None]
-        own = jax.lax.stop_gradient(logprobs) if old is None else old  # of the policy that sampled
-        weights = truncated_weights(own, part.logprobs, config.importance_cap) if config.importance_cap else None
-        num_rows = None if part.counted is None else jnp.sum(part.counted)
-        # None, of what is not there, stays None
-        now, before, still, ratios = jax.tree.map(_flat, (logprobs, old, reference, weights))
-        terms = policy_terms(
-            now,
-            before,
-            still,
-            jnp.reshape(part.advantages, -1),
-            mask.reshape(-1, mask.shape[-1]),
-            clip=config.clip,
-            aggregation=config.aggregation,
-            clip_high=config.clip_high,
-            max_tokens=config.max_new_tokens,
-            ratio_level=config.ratio_level,
-            weights=ratios,
-            surrogate=self._surrogate,
-            num_rows=num_rows,
-            watched=watched,
-            coefs={name: config[name] for name in TERMS},
-        )
+            masked, masked_entropy = logprobs, entropy  # prompts without images read the same
+            if micro.masked is not None:
+                blind = dataclasses.replace(micro, batch=dataclasses.replace(micro.batch, patches=micro.masked))
+                masked, masked_entropy = self._logprobs(policy, blind, entropy=True)
+            pictured = jnp.any(micro.batch.vision_index >= 0, axis=-1)[:, None, None]
+            shown = jnp.broadcast_to(pictured, logprobs.shape).astype(jnp.float32)
+        mask = jnp.arange(micro.tokens.shape[-1]) < micro.lengths[..., None]
+        behaviour = jax.lax.stop_gradient(logprobs) if old is None else old  # log-probabilities of what sampled
+        weights = truncated_weights(behaviour, micro.logprobs, config.importance_cap) if config.importance_cap else None
+        tokens = Tokens(logprobs, old, weights, reference, entropy, masked, masked_entropy, shown)
+        tokens, valid = jax.tree.map(lambda rows: rows.reshape(-1, rows.shape[-1]), (tokens, mask))  # [B * S, R]
+        num_rows = None if micro.counted is None else jnp.sum(micro.counted)
+        terms = policy_terms(tokens, jnp.reshape(micro.advantages, -1), valid, self._objective, num_rows)
         sums, peaks = {"entropy": entropy.sum()}, {}
         if not config.top_k and config.top_p == 1:  # else it is the mass that was cut off, and no gap of the sampler's
-            difference = jnp.where(mask, jnp.abs(own - part.logprobs), 0.0)
+            difference = jnp.where(mask, jnp.abs(behaviour - micro.logprobs), 0.0)
             sums["sampling/logp_difference/mean"] = difference.sum()
             peaks["sampling/logp_difference/max"] = difference.max()
         if weights is not None:
             sums["sampling/importance_sampling_ratio/mean"] = jnp.where(mask, weights, 0.0).sum()
         sums, peaks = jax.lax.stop_gradient((terms.sums | sums, terms.peaks | peaks))
         return dataclasses.replace(terms, sums=sums, peaks=peaks)
-
-
-def _flat(rows: jax.Array) -> jax.Array:
-    """[B, S, R] -> [B * S, R]."""
-    return rows.reshape(-1, rows.shape[-1])

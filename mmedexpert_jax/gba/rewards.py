@@ -105,7 +105,6 @@ def from_config(
     `rewards.functions` adds a user's own, each as "module.function=weight" or "path.py:function=weight".
 
     Args:
-        config: of the job gba.
         folder: of the run, where a judge's answers are kept; None: they are not asked for, as in a plan.
         own: the run's network, for rewards that ask it.
         files: of users' functions that were run before; those that are run here are added.
@@ -151,15 +150,15 @@ def _custom(spec: str, files: Files) -> WeightedReward:
         raise ConfigError(f"{place}: the weight {border.shown(weight)} is no finite number of float32")
     name = path.strip().replace(":", ".").rpartition(".")[2]
     reward = WeightedReward(name, number, load_function(path, place, files), own=True)
-    told = ("paradigms", "lengths") if reward.whole else ("paradigm", "length")
-    _check_takes(reward.function, ("cases" if reward.whole else "case", "text"), told, place)
+    keywords = ("paradigms", "lengths") if reward.whole else ("paradigm", "length")
+    _check_takes(reward.function, ("cases" if reward.whole else "case", "text"), keywords, place)
     return reward
 
 
-def _check_takes(function: Reward, places: Sequence[str], told: Sequence[str], field: str) -> None:
+def _check_takes(function: Reward, positional: Sequence[str], keywords: Sequence[str], field: str) -> None:
     """Raises ConfigError where a function cannot be called as it will be, at the first step."""
     try:
-        inspect.signature(function).bind(*places, **dict.fromkeys((*told, "truncated", "max_new_tokens")))
+        inspect.signature(function).bind(*positional, **dict.fromkeys((*keywords, "truncated", "max_new_tokens")))
     except TypeError as error:
         raise ConfigError(
             f"{field}: {error}; define it as f(case, text, **_), or for all completions at once as f(cases, texts, **_)"
@@ -186,7 +185,7 @@ class Scores:
     @classmethod
     def join(cls, scores: Sequence["Scores"]) -> "Scores":
         """The scores of a step's rollouts as one."""
-        return cls(np.concatenate([part.values for part in scores]), scores[0].rewards)
+        return cls(np.concatenate([one.values for one in scores]), scores[0].rewards)
 
     def stats(self) -> dict[str, float]:
         """Mean and deviation (ddof 1) by function and in all, over what was scored, under TRL's names."""
@@ -233,7 +232,7 @@ def score(
     workers: int = 16,
     gated: bool = False,
 ) -> Scores:
-    """Scores the completions of a step; of several processes, each those of its share of the prompts.
+    """Scores the completions of a step; of several processes, each those of its block of the prompts.
 
     Args:
         rewards: the functions.
@@ -264,7 +263,7 @@ def score(
 
 
 def _context(rollout: "Rollout", i: int, j: int, max_new_tokens: int) -> dict[str, Any]:
-    """All that a function is told of one completion."""
+    """The arguments of a function for one completion."""
     prompt = rollout.prompts[i]
     return {
         "case": prompt.case,
@@ -282,13 +281,13 @@ def _column(
     """The values of one function for each completion; NaN where it abstains."""
     if reward.whole:
         names = {"cases": "case", "texts": "text", "paradigms": "paradigm", "lengths": "length"}
-        told: dict[str, Any] = {many: [one[name] for one in completions] for many, name in names.items()}
-        told |= {"truncated": [one["truncated"] for one in completions], "max_new_tokens": max_new_tokens}
-        cases, texts = told.pop("cases"), told.pop("texts")
+        arguments: dict[str, Any] = {many: [one[name] for one in completions] for many, name in names.items()}
+        arguments |= {"truncated": [one["truncated"] for one in completions], "max_new_tokens": max_new_tokens}
+        cases, texts = arguments.pop("cases"), arguments.pop("texts")
         name = f"reward {reward.name}"
         # a judge of ours counts its own tries and seconds: another limit around them would only cut them short
         around = limits if reward.own else {"timeout": 0, "attempts": 1}
-        (given,) = call_all([partial(reward.function, cases, texts, **told)], [name], **around)
+        (given,) = call_all([partial(reward.function, cases, texts, **arguments)], [name], **around)
         given = _plainly(given, "tolist", name) if hasattr(given, "tolist") else given  # of any library
         each = isinstance(given, list | tuple)
         if not each or len(given) != len(completions):
@@ -307,12 +306,12 @@ def _plainly(value: Any, method: str, place: str) -> Any:
     try:
         return getattr(value, method)()
     except Exception as error:  # a device of that library that has gone, say
-        raise ConfigError(f"{place}: what it gave cannot be read: {border.told(error, 200)}") from error
+        raise ConfigError(f"{place}: what it gave cannot be read: {border.message_of(error, 200)}") from error
 
 
-def _call(function: Reward, told: Mapping[str, Any]) -> Any:
-    rest = {name: value for name, value in told.items() if name not in ("case", "text")}
-    return function(told["case"], told["text"], **rest)
+def _call(function: Reward, arguments: Mapping[str, Any]) -> Any:
+    keywords = {name: value for name, value in arguments.items() if name not in ("case", "text")}
+    return function(arguments["case"], arguments["text"], **keywords)
 
 
 def _number(reward: WeightedReward, case: Case, value: Any) -> float:

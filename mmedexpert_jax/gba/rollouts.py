@@ -8,8 +8,8 @@ import numpy as np
 
 from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.guidelines import Prompt
-from mmedexpert_jax.gba.policy_learner import Part
-from mmedexpert_jax.gba.rooms import PromptSize
+from mmedexpert_jax.gba.padding import PromptSize
+from mmedexpert_jax.gba.policy_learner import PolicyBatch
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.rollout import Completions
 from mmedexpert_jax.rollout.logprobs import packed
@@ -75,8 +75,8 @@ class Rollout:
         return replace(self, scored=~self.truncated)
 
     def with_masked(self, ratio: float, seed: Sequence[int]) -> "Rollout":
-        """The rollout with a share of each image's patches masked: 0 once normalised, the mean colour (as TRL's PAPO).
-        A prompt's masks come from `seed` and its place, however the step is split into micro-batches."""
+        """The rollout with some of each image's patches masked: 0 once normalised, the mean colour (as TRL's PAPO). A
+        prompt's masks come from `seed` and its place, however the step is split into micro-batches."""
 
         def kept(place: int, encoded: Encoded) -> Encoded:
             rng = np.random.default_rng([*seed, place])
@@ -101,24 +101,24 @@ class Rollout:
         which predicts nothing."""
         return np.maximum(np.where(self.scored, self.lengths, 0) - 1, 0).sum(axis=1)
 
-    def part(
+    def micro_batch(
         self,
         rows: slice | Sequence[int] | np.ndarray,
         batches: Batches,
         size: int = 0,
         capacities: int = 0,
         devices: int = 1,
-        room: int = 0,
-    ) -> Part:
+        packed_length: int = 0,
+    ) -> PolicyBatch:
         """The prompts `rows` and their completions, for a gradient.
 
         Args:
             rows: of the prompts.
             batches: of the run.
-            size: prompts of the part; where `rows` are fewer, it is filled up with prompts that do not count.
+            size: prompts of the micro-batch; where `rows` are fewer, it is filled up with prompts that do not count.
             capacities: among which the packing's is chosen; 0: rows stay padded.
             devices: among which the prompts are split.
-            room: tokens of the packing; 0: the least of the capacities that suffices.
+            packed_length: of the packing; 0: the least of the capacities that suffices.
         """
         chosen = np.arange(len(self.prompts))[rows if isinstance(rows, slice) else np.asarray(rows, int)]
         smallest = min(range(len(self.encoded)), key=lambda i: PromptSize.of(self.encoded[i]))  # no image, if it can be
@@ -130,19 +130,19 @@ class Rollout:
         blind = None
         if self.masked is not None and len(batch.patches):
             blind = batches.collate([self.masked[i] for i in index], devices).patches
-        return Part(
+        return PolicyBatch(
             batch,
             self.tokens[index],
             lengths,
             self.logprobs[index],
             self.advantages[index],
             counted=counted.astype(np.float32),
-            packing=packed(lengths, limit, capacities, devices, room) if capacities and limit > 1 else None,
+            packing=packed(lengths, limit, capacities, devices, packed_length) if capacities and limit > 1 else None,
             masked=blind,
         )
 
     def stats(self) -> dict[str, float]:
-        """Lengths in tokens and the share of truncated completions, under TRL's names."""
+        """Lengths in tokens and the fraction of truncated completions, under TRL's names."""
         ended = self.lengths[~self.truncated]
         stats = {"completions/clipped_ratio": float(self.truncated.mean())}
         for kind, lengths in (("", self.lengths), ("terminated_", ended if ended.size else np.zeros(1))):

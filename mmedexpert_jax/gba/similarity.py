@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import answers, border
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.gba.askers import Asker, Network, endpoint_asker, guarded, network_of, stored, tower_of
-from mmedexpert_jax.gba.judge_reward import endpoint_of, name_of, tell
+from mmedexpert_jax.gba.judge_reward import endpoint_of, name_of, report_sent
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class SimilarityReward:
     embed: Asker  # texts -> vectors as JSON
     privacy: str = "report"  # what becomes of a text that may identify a person, one of `privacy.MODES`
     sends: bool = True  # whether texts leave this process
-    told: set[str] = field(default_factory=set)  # cases that were said to hold one
+    reported: set[str] = field(default_factory=set)  # cases that were said to hold one
 
     @classmethod
     def from_config(cls, config: ConfigDict, folder: Path | None, own: Network | None = None) -> "SimilarityReward":
@@ -39,7 +39,7 @@ class SimilarityReward:
     def __call__(self, cases: Sequence[Case], texts: Sequence[str], **_: Any) -> list[float | None]:
         """A number from 0 to 1 for each completion, or None. Raises RemoteError."""
         if self.sends:
-            tell(cases, texts, self.told, self.privacy, "the embedder")
+            report_sent(cases, texts, self.reported, self.privacy, "the embedder")
         given = [(answers.parse(text).answer or "").strip() for text in texts]
         open_ones = [place for place, case in enumerate(cases) if case.kind == "open"]
         asked = [text for place in open_ones if given[place] for text in (given[place], cases[place].answer)]

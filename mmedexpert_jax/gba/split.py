@@ -21,7 +21,6 @@ def micro_batch(config: ConfigDict, devices: int, prefix: str = "") -> int:
     """Prompts of one gradient on each device: `micro_batch`, or all of a minibatch.
 
     Args:
-        config: of the job gba.
         devices: of its mesh, all processes together.
         prefix: of its fields' names, such as "gba." in a pipeline.
 
@@ -29,18 +28,18 @@ def micro_batch(config: ConfigDict, devices: int, prefix: str = "") -> int:
         ConfigError: they cannot be split evenly. It names the least number of prompts that can, or, where the devices
             are not the cause, the largest micro-batch, which changes no result.
     """
-    shares = config.minibatches * devices
-    if _divides(config, shares * max(1, config.micro_batch), config.prompts_per_step):
-        return config.micro_batch or prompts(config) // shares
-    if _divides(config, shares, config.prompts_per_step):
-        share = prompts(config) // shares
-        size = max(n for n in range(1, config.micro_batch) if share % n == 0)
+    shards = config.minibatches * devices
+    if _divides(config, shards * max(1, config.micro_batch), config.prompts_per_step):
+        return config.micro_batch or prompts(config) // shards
+    if _divides(config, shards, config.prompts_per_step):
+        each = prompts(config) // shards
+        size = max(n for n in range(1, config.micro_batch) if each % n == 0)
         raise ConfigError(
-            f"config.{prefix}micro_batch={config.micro_batch} does not divide the {share} prompts of an update on each "
+            f"config.{prefix}micro_batch={config.micro_batch} does not divide the {each} prompts of an update on each "
             f"device; set --config.{prefix}micro_batch={size}"
         )
     size = max(1, config.micro_batch)
-    more = next(n for n in itertools.count(config.prompts_per_step) if _divides(config, shares * size, n))
+    more = next(n for n in itertools.count(config.prompts_per_step) if _divides(config, shards * size, n))
     raise ConfigError(
         f"config.{prefix}prompts_per_step={config.prompts_per_step}, the batch of all devices, cannot be split "
         f"evenly (devices {devices}, minibatches {config.minibatches}, micro_batch {config.micro_batch}); "
@@ -48,7 +47,7 @@ def micro_batch(config: ConfigDict, devices: int, prefix: str = "") -> int:
     )
 
 
-def packed_room(needed: int, work: np.ndarray, held: int, full: int, sizes: int) -> int:
+def packed_length(needed: int, work: np.ndarray, held: int, full: int, sizes: int) -> int:
     """Tokens of the packed update, of which `full` would be the most: as many as are `held` from the step before, as
     long as these suffice and are not far too many; else one of `sizes` equal steps, above what is `needed` by as much
     as steps of such prompts, with `work` [N] tokens each, differ. It comes from the state and the step alone, so that
@@ -61,7 +60,7 @@ def packed_room(needed: int, work: np.ndarray, held: int, full: int, sizes: int)
     return capacity(min(int(needed * (1 + SPARE * error)), full), full, sizes)
 
 
-def _divides(config: ConfigDict, shares: int, groups: int) -> bool:
-    """True where so many groups a step can be split: their prompts into the shares, they themselves by minibatches."""
+def _divides(config: ConfigDict, shards: int, groups: int) -> bool:
+    """True where so many groups a step can be split: their prompts into the shards, they themselves by minibatches."""
     queries = 1 if config.group_by == "query" else config.paradigms_per_query
-    return prompts(config, groups) % shares == groups % config.minibatches == groups % queries == 0
+    return prompts(config, groups) % shards == groups % config.minibatches == groups % queries == 0

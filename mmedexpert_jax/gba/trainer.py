@@ -25,30 +25,30 @@ from mmedexpert_jax.gba.batches import Batches, Sizes, overlong
 from mmedexpert_jax.gba.difficulty import difficulties, selected
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Difficulties, Guidelines, load_texts
-from mmedexpert_jax.gba.objective import policy_terms
+from mmedexpert_jax.gba.objective import Objective, Tokens, policy_terms
 from mmedexpert_jax.gba.own_functions import Files
-from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
+from mmedexpert_jax.gba.padding import PromptSize
+from mmedexpert_jax.gba.policy_learner import PolicyBatch, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
-from mmedexpert_jax.gba.rooms import PromptSize
-from mmedexpert_jax.gba.split import micro_batch, packed_room
+from mmedexpert_jax.gba.split import micro_batch, packed_length
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout.engine import Engine, Settings
 from mmedexpert_jax.runtime import costs, processes
 from mmedexpert_jax.runtime.hints import hints
-from mmedexpert_jax.runtime.mesh import make_mesh
+from mmedexpert_jax.runtime.mesh import make_mesh, row_shards
 from mmedexpert_jax.runtime.progress import doing
 from mmedexpert_jax.train import Evaluate, State, export, fit
 from mmedexpert_jax.train.layout import read_on
-from mmedexpert_jax.train.overlong import tell
+from mmedexpert_jax.train.overlong import report_dropped
 from mmedexpert_jax.train.state import is_due
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 DOMAINS = "domains"  # in a state's memory: the groups met so far, by specialty and difficulty
-ROOM = "room"  # in a state's memory: tokens of the packed update on a device; 0 before the first
-HINTS_EVERY = 10  # steps between looks at the metrics for what goes wrong
+PACKED = "room"  # in a state's memory: tokens of the packed update on a device; 0 before the first
+HINTS_EVERY = 10  # steps between checks of the metrics for what goes wrong
 Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and these by group [., G, F]
 
 
@@ -59,7 +59,6 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     bit-identical to one that never was.
 
     Args:
-        config: of the job gba.
         run: where metrics, samples, checkpoints and the trained adapter go.
         evaluate: called with the policy's weights, the step and its deltas: before, every `eval.every` steps, after.
 
@@ -75,7 +74,7 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     key, init_key = jax.random.split(jax.random.key(config.seed))
     rounds = Ahead(functools.partial(_sample, job, config, key), job.steps)
     explained = bool(config.explain)
-    told: set[str] = set()
+    hinted: set[str] = set()
 
     def step(state: State, number: int) -> tuple[State, dict[str, float]]:
         nonlocal explained
@@ -84,7 +83,7 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
         if config.samples_every and is_due(state.step, config.samples_every, job.steps):
             run.table("completions", state.step, _rows(rollout, scores))
         if is_due(state.step, HINTS_EVERY, job.steps):
-            _hint(run, told)
+            _hint(run, hinted)
         return state, metrics
 
     data = fingerprint(job.guidelines.cases)
@@ -94,49 +93,36 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     return path
 
 
-def _hint(run: "Run", told: set[str]) -> None:
+def _hint(run: "Run", hinted: set[str]) -> None:
     """Prints what looks wrong in the run's metrics, each kind once."""
     if not processes.is_writer():
         return
     for name, sentence in hints(run.metrics()).items():
-        if name not in told:
-            told.add(name)
+        if name not in hinted:
+            hinted.add(name)
             print(f"hint: {sentence}", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The parts of a run before its first step.
-
-    Attributes:
-        scoring: the rewards.
-        guidelines: the prompts of every step.
-        batches: their tokens and images.
-        processor: of the model.
-        model: the network.
-        learner: the policy.
-        steps: rollouts of the run.
-        part: prompts of a micro-batch on each device.
-        specialties: of the cases, in the order in which they are counted.
-        estimator: of `advantage_scale`.
-    """
+    """The parts of a run before its first step."""
 
     scoring: tuple[reward.WeightedReward, ...]
-    guidelines: Guidelines
-    batches: Batches
+    guidelines: Guidelines  # the prompts of every step
+    batches: Batches  # their tokens and images
     processor: Processor
     model: Model
     learner: PolicyLearner
-    steps: int
-    part: int
-    specialties: list[str]
-    estimator: Estimator
+    steps: int  # rollouts of the run
+    micro_batch: int  # prompts of a micro-batch on each device
+    specialties: list[str]  # of the cases, in the order in which they are counted
+    estimator: Estimator  # of `advantage_scale`
 
 
 def _prepare(config: ConfigDict, folder: Path) -> Job:
     """Reads data and model, and finds what is wrong with them before any work."""
-    _check(config, {})
-    files: Files = {}  # of users' functions: run anew, since trying them out may have changed what they hold
+    _check(config)
+    files: Files = {}  # of users' functions: run anew, since `preflight` may have changed what they remember
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     if config.rollout_ahead and mesh.size > 1:  # two threads would start collectives in an order of their own
         raise ConfigError(f"config.rollout_ahead=1 takes one device, and the mesh has {mesh.size}; set it to 0")
@@ -150,21 +136,21 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     known: Sizes = {}
     with doing(f"encoding {len(cases):,} cases"):
         guidelines, steps = _order(config, cases, levels, processor, known)
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    part = micro_batch(config, shares)
+    shards = row_shards(mesh)
+    size = micro_batch(config, shards)
     rounds = steps * (1 + _refills(config))
     limit, minibatches = config.max_prompt_length, config.minibatches
-    batches = Batches(processor, guidelines, rounds, part, limit, shares, minibatches, known)
+    batches = Batches(processor, guidelines, rounds, size, limit, shards, minibatches, known)
     with doing(f"loading {config.model.path}"):
         model, params, under, _ = network()
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
     specialties = sorted({case.specialty for case in cases})
-    memory: dict[str, Any] = {ROOM: 0}
+    memory: dict[str, Any] = {PACKED: 0}
     if config.advantage_weights != "equal":
         memory[DOMAINS] = new_counts(len(specialties))
-    learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory, files)
-    own = estimator(config.advantage_scale, files)
-    return Job(scoring, guidelines, batches, processor, model, learner, steps, part, specialties, own)
+    objective, own = Objective.from_config(config, files), estimator(config.advantage_scale, files)
+    learner = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory, objective)
+    return Job(scoring, guidelines, batches, processor, model, learner, steps, size, specialties, own)
 
 
 def _step(
@@ -190,9 +176,10 @@ def _step(
     if config.rollout_ahead:
         state = learner.ahead(state)
         rounds.begin(state, step + 1)
-    parts, room = _parts(rollout, job.batches, config, job.part, learner.shares, state.memory[ROOM])
-    state = dataclasses.replace(state, memory=state.memory | {ROOM: room})
-    state, stats = learner.update(state, parts, rollout.num_tokens)  # equation 5
+    options = job.batches, config, job.micro_batch, learner.shards, state.memory[PACKED]
+    minibatches, packed = _minibatches(rollout, *options)
+    state = dataclasses.replace(state, memory=state.memory | {PACKED: packed})
+    state, stats = learner.update(state, minibatches, rollout.num_tokens)  # equation 5
     clocks = _clocks(began, sampled, rollout)
     costs.count(clocks["step_time"], rollout.num_read, _flops(rollout, job.model, learner, config))
     return state, rollout, scores, stats | _metrics(rollout, scores, rewards) | clocks
@@ -204,29 +191,31 @@ def _sample(job: Job, config: ConfigDict, key: jax.Array, state: State, step: in
     while _wants_more(done, config):
         visit = step + len(done) * job.steps  # prompts and noise of more rounds come from beyond the last step
         prompts, encoded = (job.batches.encoded if done else job.batches.ahead)(visit)  # p in P_guide
-        reads, room = job.batches.reads(encoded), job.batches.max_length
-        completions = job.learner.sample(state, reads, jax.random.fold_in(key, visit), room)
+        batches, length = job.batches.prompt_batches(encoded), job.batches.max_length
+        completions = job.learner.sample(state, batches, jax.random.fold_in(key, visit), length)
         rollout = Rollout.of(prompts, encoded, completions, job.processor)
         own = config.rewards
         limits = {"timeout": own.timeout, "attempts": own.attempts, "workers": own.workers, "gated": own.gated}
-        scores = reward.score(job.scoring, rollout, config.max_new_tokens, **limits)
-        done.append((rollout, scores, _groups(scores.values, config, visit)))
-    return _join(done)
+        scored = reward.score(job.scoring, rollout, config.max_new_tokens, **limits)
+        done.append((rollout, scored, _groups(scored.values, config, visit)))
+    rollouts, scores, values = zip(*done, strict=True)
+    return Rollout.join(rollouts), reward.Scores.join(scores), np.concatenate(values)
 
 
 def preflight(config: ConfigDict, cases: list[Case]) -> None:
     """Raises what `train` would raise of the config, of a user's functions, and of what they say of the cases."""
     files: Files = {}
-    _check(config, files)
+    _check(config)
+    _try_out(config, files)
     reward.from_config(config, files=files)
-    _guidelines(config, cases).tell_unmatched()
+    _guidelines(config, cases).warn_unmatched()
     difficulties(
         cases, config.curriculum, dict.fromkeys((case.id for case in cases), 0.0) if config.filter.samples else None
     )
 
 
-def _check(config: ConfigDict, files: Files) -> None:
-    """Refuses what can be known to be wrong before any work; `files` of users' functions are run."""
+def _check(config: ConfigDict) -> None:
+    """Raises ConfigError where fields do not go together."""
     if config.num_samples < 2:
         raise ConfigError(
             f"config.num_samples is {config.num_samples}; group advantages (equation 4) need at least 2 samples"
@@ -249,7 +238,6 @@ def _check(config: ConfigDict, files: Files) -> None:
                 f"config.advantage_weights={config.advantage_weights} divides by mean rewards, which the reward "
                 f"{border.shown(below[0])} may make negative; leave it out, or set advantage_weights=equal"
             )
-    _try_out(config, files)
 
 
 def _try_out(config: ConfigDict, files: Files) -> None:
@@ -258,21 +246,28 @@ def _try_out(config: ConfigDict, files: Files) -> None:
     values, weights = np.eye(2, dtype=np.float32)[..., None], np.ones(1, np.float32)
     logprobs, advantages, mask = jnp.zeros((2, 3)), jnp.ones(2), jnp.ones((2, 3), bool)
     eps, ddof = config.advantage_eps, config.advantage_ddof
-    terms = functools.partial(policy_terms, logprobs, None, None, advantages, mask, beta=0)
-    calls: dict[str, tuple[Callable[[str], Any], tuple[int, ...]]] = {
-        "advantage_scale": (lambda name: np.asarray(estimator(name, files)(values, weights, eps, ddof)), (2, 2)),
-        "surrogate": (lambda name: terms(surrogate=name).loss, ()),
+
+    def loss() -> jax.Array:
+        objective = dataclasses.replace(Objective.from_config(config, files), coefs={})
+        return policy_terms(Tokens(logprobs), advantages, mask, objective).loss
+
+    calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+        "advantage_scale": (
+            lambda: np.asarray(estimator(config.advantage_scale, files)(values, weights, eps, ddof)),
+            (2, 2),
+        ),
+        "surrogate": (loss, ()),
     }
     for field, (call, shape) in calls.items():
         place = f"config.{field}={border.shown(config[field])}"
         try:
-            found = call(config[field])
+            found = call()
             if found.shape != shape or not np.isfinite(found).all():
                 raise ValueError(f"it gives {found.shape} for {shape}, or numbers that are not finite")
         except ConfigError:
             raise
         except Exception as error:  # the function is the user's: anything may be raised in it
-            reason = border.told(error, 200)
+            reason = border.message_of(error, 200)
             raise ConfigError(f"{place} failed on two groups of two: {reason}; see docs/extend.md") from error
 
 
@@ -293,7 +288,7 @@ def _order(
         found = overlong(processor, guidelines, rounds, config.max_prompt_length, known)
         gone |= found
         if not found or len(gone) == len(cases):
-            tell(gone, len(cases), f"max_prompt_length {config.max_prompt_length}")
+            report_dropped(gone, len(cases), f"max_prompt_length {config.max_prompt_length}")
             return guidelines, steps
 
 
@@ -339,11 +334,6 @@ def _wants_more(done: list[Round], config: ConfigDict) -> bool:
     """True where a step samples again: once, or, with dynamic sampling, until as many groups as it trains on differ."""
     differing = sum(int(_differs(totals(values, scores.weights)).sum()) for _, scores, values in done)
     return not done or (len(done) <= _refills(config) and differing < config.prompts_per_step)
-
-
-def _join(done: list[Round]) -> Round:
-    rollouts, scores, values = zip(*done, strict=True)
-    return Rollout.join(rollouts), reward.Scores.join(scores), np.concatenate(values)
 
 
 def _differs(rewards: np.ndarray) -> np.ndarray:
@@ -396,7 +386,7 @@ def _for_update(rollout: Rollout, trained: np.ndarray, config: ConfigDict, step:
 
 
 def _metrics(rollout: Rollout, scores: reward.Scores, rewards: np.ndarray) -> dict[str, float]:
-    """Of the completions and their rewards, and of groups [., G]: their number, the share of equal rewards."""
+    """Of the completions and their rewards, and of groups [., G]: their number, the fraction with equal rewards."""
     groups = {"frac_reward_zero_std": float(1 - _differs(rewards).mean()), "groups": len(rewards)}
     by = scores.by("paradigms", [prompt.paradigm for prompt in rollout.prompts])
     by |= scores.by("specialties", [prompt.case.specialty for prompt in rollout.prompts])
@@ -404,23 +394,23 @@ def _metrics(rollout: Rollout, scores: reward.Scores, rewards: np.ndarray) -> di
     return scores.stats() | rollout.stats() | groups | by
 
 
-def _parts(
-    rollout: Rollout, batches: Batches, config: ConfigDict, part: int, devices: int, room: int = 0
-) -> tuple[list[list[Part]], int]:
-    """The minibatches of a step, each as its micro-batches of `part` prompts on each device; and the room of their
-    packings, which had `room` in the step before.
+def _minibatches(
+    rollout: Rollout, batches: Batches, config: ConfigDict, size: int, devices: int, packed: int = 0
+) -> tuple[list[list[PolicyBatch]], int]:
+    """The minibatches of a step, each as its micro-batches of `size` prompts on each device; and their packed length,
+    which was `packed` in the step before.
 
     The last micro-batch is filled up where groups were dropped; if all were, one remains in which nothing counts.
     """
     sizes, work = [PromptSize.of(one) for one in rollout.encoded], rollout.work
     minibatches = np.array_split(np.flatnonzero(rollout.trained), config.minibatches)
     dealt = [batches.dealt(rows, sizes, work) for rows in minibatches if len(rows)] or [[np.array([], int)]]
-    shares = [rows[i : i + part] for cuts in dealt for rows in cuts for i in range(0, len(rows), part)]
-    full = part * (rollout.tokens[0].size - len(rollout.tokens[0]))
-    needed = max((int(work[rows].sum()) for rows in shares), default=0)
-    room = packed_room(needed, work, room, full, config.packing)
-    options = part * devices, config.packing, devices, room
-    return [[rollout.part(rows, batches, *options) for rows in cuts] for cuts in dealt], room
+    shards = [rows[i : i + size] for cuts in dealt for rows in cuts for i in range(0, len(rows), size)]
+    full = size * (rollout.tokens[0].size - len(rollout.tokens[0]))
+    needed = max((int(work[rows].sum()) for rows in shards), default=0)
+    packed = packed_length(needed, work, packed, full, config.packing)
+    options = size * devices, config.packing, devices, packed
+    return [[rollout.micro_batch(rows, batches, *options) for rows in cuts] for cuts in dealt], packed
 
 
 def _flops(rollout: Rollout, model: Model, learner: PolicyLearner, config: ConfigDict) -> float:
@@ -480,12 +470,12 @@ def _plain(value: float) -> float | None:
 
 
 def _summary(run: "Run", path: Path, state: State) -> dict:
-    """The figures that stand for a run: the rewards of its first and its last tenth."""
+    """A run's headline figures: the rewards of its first and its last tenth."""
     rows = [row for row in run.metrics() if "reward" in row]
     tenth = max(1, len(rows) // 10)
     summary: dict[str, Any] = {"export": str(path), "steps": state.step, "num_tokens": state.num_tokens}
     for name in ("reward", "rewards/accuracy/mean"):
-        for label, part in (("first_tenth", rows[:tenth]), ("last_tenth", rows[-tenth:])):
-            if found := [row[name] for row in part if isinstance(row.get(name), int | float)]:  # of what is not lost
+        for label, some in (("first_tenth", rows[:tenth]), ("last_tenth", rows[-tenth:])):
+            if found := [row[name] for row in some if isinstance(row.get(name), int | float)]:  # of what is not lost
                 summary[f"{name}/{label}"] = float(np.mean(found))
     return summary

@@ -1,8 +1,8 @@
 """Table 3 over seeds: every row's stages, each once, then its evaluations, and a result after every seed.
 
-The rows are in table3.py; sharing.py gives each stage its directory. What is done is left alone, what was cut off goes
-on by its own job's resume, so that a sweep that was killed loses at most the steps since a checkpoint. Sweeps that run
-at once over one folder of stages wait for each other's where they need the same.
+The rows are in table3.py; stage_cache.py gives each stage its directory. What is done is left alone, what was cut off
+goes on by its own job's resume, so that a sweep that was killed loses at most the steps since a checkpoint. Sweeps that
+run at once over one folder of stages wait for each other's where they need the same.
 """
 
 import functools
@@ -18,7 +18,7 @@ from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import table3
 from mmedexpert_jax.launch.pipeline import stop_if_asked
-from mmedexpert_jax.launch.sharing import Stages, Task, turn
+from mmedexpert_jax.launch.stage_cache import Stages, Task, stage_lock
 from mmedexpert_jax.launch.table3 import AblationRow, Stage, StageModel
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
     """Runs what is left of the sweep seed by seed; after each seed writes the result of those that are done.
 
     Args:
-        config: of the job, with the stages' configs as groups.
-        run: the sweep's own run.
         run_job: opens and carries out the run of one stage.
     """
     from mmedexpert_jax.launch import ablation_result
@@ -49,7 +47,7 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
                     continue
                 check = functools.partial(stop_if_asked, run, task.folder.name)
                 check()
-                with turn(task, check):
+                with stage_lock(task, check):
                     if not processes.agree(task.done):
                         print(f"[{number}/{total}] seed {seed}:", end=" ", flush=True)
                         run_job(task.config)

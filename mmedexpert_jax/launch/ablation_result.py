@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
 from mmedexpert_jax.launch import ablation, table3
-from mmedexpert_jax.launch.sharing import MODEL, Stages
+from mmedexpert_jax.launch.stage_cache import MODEL, Stages
 from mmedexpert_jax.launch.table3 import AblationRow, Claim
 from mmedexpert_jax.medeval import result_tables, stats
 from mmedexpert_jax.medeval.evaluate import Evaluation
@@ -57,7 +57,7 @@ def write(
     """Writes export/ablation.json, tables in three formats, table.md and plots/ for the seeds that are done.
 
     Returns:
-        The figures that stand for the sweep.
+        The sweep's headline figures, for STATUS.json.
     """
     found = {row.name: _measured(config, row, stages, seeds) for row in rows}
     claims = table3.CLAIMS if config.table == 3 else table3.CLAIMS_OF_TABLE_4
@@ -233,7 +233,8 @@ def _figures(measured: Measured, found: Mapping[str, Measured]) -> dict[str, Any
     figures: dict[str, Any] = {"name": row.name, "part": row.part, "ticks": row.ticks, "published": row.published}
     figures |= {name: _figure(values) for name, values in measured.values.items()}
     base = found.get("Base")
-    gains = None if base is None or row.name == "Base" else _difference(measured, base, "accuracy")
+    alone = base is None or row.name == "Base"
+    gains = None if alone else _tested(measured.values["accuracy"] - base.values["accuracy"])
     return figures | {"gain": gains}
 
 
@@ -252,16 +253,12 @@ def _figure(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _difference(first: Measured, second: Measured, measure: str) -> dict[str, Any]:
-    return _tested(first.values[measure] - second.values[measure])
-
-
 def _tested(differences: np.ndarray) -> dict[str, Any]:
     return _figure(differences) | {"p": stats.sign_flip(differences.mean(0))}
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
-    """Holm's p beside the p of every gain."""
+    """Adds Holm's p to every gain."""
     gains = [row["gain"] for row in rows if row["gain"]]
     for gain, p in zip(gains, stats.holm([gain["p"] for gain in gains]), strict=True):
         gain["holm"] = p

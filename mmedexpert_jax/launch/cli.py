@@ -108,7 +108,7 @@ def _fail(message: str, code: int) -> int:
 def explain(error: Exception) -> tuple[str, int]:
     """One line for an exception, and the exit code that goes with it."""
     text = " ".join(without_login(str(error)).split())
-    if len(text) > LONGEST:  # the file or key stands at the beginning, the fix at the end
+    if len(text) > LONGEST:  # the file or key comes first, the fix last
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}"
     if isinstance(error, Interrupted):
         return f"interrupted: {text}", error.exit_code

@@ -73,7 +73,7 @@ def _compared(folder: Path) -> Iterator[Rows]:
         yield [row | ({"benchmark": benchmark} if len(summary) > 1 else {}) for row in rows]
 
 
-def beside(folders: Sequence[Path]) -> Rows:
+def compared_runs(folders: Sequence[Path]) -> Rows:
     """Accuracies of evaluations in several runs: a row for each benchmark, run and model, with the paired gain over the
     benchmark's first row on the items that both have with the same key, and their number; none of runs without."""
     found: dict[str, list[tuple[str, str, Evaluation]]] = {}
@@ -109,15 +109,15 @@ def _over(first: Evaluation, second: Evaluation) -> dict[str, Any]:
 def sentence(rows: Rows) -> str:
     """The rows in words: "held-out 37.6 -> 60.2 %, +22.7 [+19.6, +25.8]; image 22.9 -> 24.7 %, +1.8 [-2.9, +6.5]".
 
-    Of groups of cases the modalities, which tell whether it looks; experts, models and specialties stand in the table.
+    Of groups of cases only the modalities, which show whether it uses the images; the table has all the others.
     """
     if "accuracy" in rows[0]:
         best = max(rows, key=lambda row: row["accuracy"].value)
-        said = f"{best['model']} {best['accuracy'].middle} %"
-        return said + (f", {best['gain']} over {rows[0]['model']}" if "gain" in best else "")
-    told = [row for row in rows if row["cases"] not in SPECIALTIES or rows[0]["cases"] in SPECIALTIES]
+        text = f"{best['model']} {best['accuracy'].middle} %"
+        return text + (f", {best['gain']} over {rows[0]['model']}" if "gain" in best else "")
+    shown = [row for row in rows if row["cases"] not in SPECIALTIES or rows[0]["cases"] in SPECIALTIES]
     parts = []
-    for row in told:
+    for row in shown:
         name = "held-out" if row["cases"] == "all" else row["cases"]
         ends = " -> ".join(row[end].middle for end in ("before", "after") if end in row)
         parts.append(f"{name} {ends} %" + (f", {row['gain']}" if "gain" in row else ""))
@@ -141,8 +141,8 @@ def _spent(folder: Path, compiling: float) -> str:
     seconds = (read_status(folder).get("cost") or {}).get("wall_seconds")
     if not seconds:
         return ""
-    share = f", {clock(compiling)} of it compiling" if compiling >= 1 else ""
-    return f" in {clock(seconds)}{share}"
+    compiled = f", {clock(compiling)} of it compiling" if compiling >= 1 else ""
+    return f" in {clock(seconds)}{compiled}"
 
 
 def _next(config: ConfigDict, folder: Path) -> list[str]:

@@ -239,9 +239,9 @@ def _evaluated(folders: Sequence[str]) -> list[str]:
     paths = [Path(folder).expanduser() for folder in folders]
     if not any((path / "export" / "summary.json").exists() for path in paths):
         return []
-    from mmedexpert_jax.launch.closing import beside
+    from mmedexpert_jax.launch.closing import compared_runs
 
-    rows = [{key: str(cell) for key, cell in row.items()} for row in beside(paths)]
+    rows = [{key: str(cell) for key, cell in row.items()} for row in compared_runs(paths)]
     return [text_tables.aligned(rows)] if rows else []
 
 

@@ -66,7 +66,7 @@ def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
 
 
 def scorer(config: ConfigDict, run: Run) -> Evaluate:
-    """`evaluator` with the accuracy's 95 % interval beside it, as `eval/low` and `eval/high`."""
+    """`evaluator` with the accuracy's 95 % interval added, as `eval/low` and `eval/high`."""
     evaluate = evaluator(config, run)
     assert evaluate is not None
 

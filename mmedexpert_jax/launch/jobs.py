@@ -32,7 +32,7 @@ from mmedexpert_jax.runtime.run import delete_runs, refuse_drift, refuse_folder,
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
-REPEATABLE = ("dataset", "evaluate", "pipeline", "ablation")  # they look at what is there and may be run again
+REPEATABLE = ("dataset", "evaluate", "pipeline", "ablation")  # they reuse what is done and may be run again
 DRIFTING = ("evaluate", "ablation")  # what they store is named by all that it depends on: any config may go on
 _HOME = re.compile(r"(?<![^=,+:])~[\w.-]*(?=/|$)")  # where a path begins, also one behind "name="
 _PROSE = ("question", "rubric")  # texts that are no paths
@@ -136,8 +136,8 @@ def _answer(config: ConfigDict) -> None:
 
 
 def default_workdir(config: ConfigDict) -> str:
-    """runs/<job>-<preset>; one DSA expert stands inside, where the job over all of them puts it, and so does one of
-    several processes that share an evaluation."""
+    """runs/<job>-<preset>; of one DSA expert, or one process of several of an evaluation, the folder inside it that the
+    job over all of them uses."""
     folder = f"runs/{config.job}-{config.preset}"
     if config.job == "evaluate" and config.processes > 1:
         return f"{folder}/process-{config.process}"
@@ -227,7 +227,7 @@ def _merge(config: ConfigDict, run: "Run") -> None:
 
 
 def _evaluate(config: ConfigDict, run: "Run") -> None:
-    """Several processes answer a share of the questions each; then one, which finds all answers stored, goes on."""
+    """Several processes answer some of the questions each; then one, which finds all answers stored, goes on."""
     from mmedexpert_jax import medeval
 
     if processes.count() > 1:
@@ -235,18 +235,14 @@ def _evaluate(config: ConfigDict, run: "Run") -> None:
         if config.fresh and not config.answers and processes.is_writer():
             shutil.rmtree(folder, ignore_errors=True)
         processes.barrier()
-        share = {"process": processes.index(), "processes": processes.count(), "judge": {"model": ""}}
+        split = {"process": processes.index(), "processes": processes.count(), "judge": {"model": ""}}
         with costs.shared(), processes.alone():
-            medeval.answer(_changed(config, answers=folder, **share), run)
+            medeval.answer(_changed(config, answers=folder, **split), run)
         processes.barrier()
         config = _changed(config, fresh=False)
     if processes.is_writer():
         with processes.alone():
             medeval.run(config, run)
-
-
-def _pipeline(config: ConfigDict, run: "Run") -> None:
-    pipeline.run(config, run, run_job)
 
 
 def _ablation(config: ConfigDict, run: "Run") -> None:
@@ -280,7 +276,7 @@ def _export(config: ConfigDict, run: "Run") -> None:
 
 
 class _AdapterConfig(msgspec.Struct):
-    """The field of adapter_config.json that an adapter's card tells."""
+    """The field of adapter_config.json that is written into an adapter's card."""
 
     r: int
 
@@ -348,7 +344,7 @@ JOBS: dict[str, Callable[[ConfigDict, "Run"], None]] = {
     "gba": _gba,
     "merge": _merge,
     "evaluate": _evaluate,
-    "pipeline": _pipeline,
+    "pipeline": lambda config, run: pipeline.run(config, run, run_job),
     "ablation": _ablation,
     "export": _export,
     "pretrain": _pretrain,

@@ -26,8 +26,6 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
     """Runs what is left of the pipeline, writes table.md and report.html (again, if nothing is), and finishes the run.
 
     Args:
-        config: of the job, with the stages' configs as groups.
-        run: the pipeline's own run.
         run_job: opens and carries out the run of one stage.
     """
     plan = stages(config)

@@ -16,8 +16,8 @@ from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Choice, Desk
 
 VOTES = "votes.jsonl"  # in the workdir
-HERE = ("mini", "smollm2")  # models of installed packages
-ANYWHERE = 64  # connections a desk's queue apart: beyond them uvicorn says 503
+INSTALLED = ("mini", "smollm2")  # models of packages
+CONNECTIONS = 64  # beyond those in the queue; uvicorn answers any more with 503
 
 
 def run(config: ConfigDict) -> None:
@@ -38,7 +38,7 @@ def run(config: ConfigDict) -> None:
         port=config.port,
         http=PromptProtocol,
         log_level="warning",
-        limit_concurrency=config.queue + ANYWHERE,
+        limit_concurrency=config.queue + CONNECTIONS,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
         server_header=False,
@@ -79,9 +79,9 @@ def _votes(config: ConfigDict) -> Path:
 
 def describe(config: ConfigDict) -> str:
     """The plan of either job. Raises what the job would raise, as far as it can be known without the network."""
-    here = Path(config.model.path).is_dir() or config.model.path in HERE  # a hub id is not fetched
+    here = Path(config.model.path).is_dir() or config.model.path in INSTALLED  # a hub id is not fetched
     if here:
-        _check_room(config)
+        _check_context(config)
     if config.job == "ask":
         messages = _asked(config)
         if here:
@@ -131,7 +131,7 @@ def _asked(config: ConfigDict) -> list[dict[str, Any]]:
 def open_desk(config: ConfigDict) -> Desk:
     """The desk over the model of a config, and over its adapters if it names any. Raises ConfigError."""
     path, dtype = config.model.path, config.model.dtype
-    _check_room(config)
+    _check_context(config)
     model, params, lora = models.load_policy(path, dtype=dtype, seed=config.seed)
     loras = {_name(config): lora}
     for name, source in _adapters(config).items():
@@ -140,16 +140,15 @@ def open_desk(config: ConfigDict) -> Desk:
     return Desk(model, params, loras, models.load_processor(path), *limits)
 
 
-def _check_room(config: ConfigDict) -> None:
-    """Raises ConfigError where prompt and answer together may be longer than the model's context, for which there
-    would be no memory, or no sense in what is said."""
+def _check_context(config: ConfigDict) -> None:
+    """Raises ConfigError where prompt and answer together may be longer than the model's context."""
     most, asked = config.max_new_tokens, config.max_prompt_length + config.max_new_tokens
-    room = models.load_architecture(config.model.path).config.text.max_position_embeddings
-    if asked > room:
-        fix = f"set --config.max_new_tokens={room - config.max_prompt_length}"
+    context = models.load_architecture(config.model.path).config.text.max_position_embeddings
+    if asked > context:
+        fix = f"set --config.max_new_tokens={context - config.max_prompt_length}"
         raise ConfigError(
             f"config.max_prompt_length={config.max_prompt_length} and config.max_new_tokens={most} are {asked} tokens, "
-            f"and {config.model.path} has positions for {room}; {fix if asked - most < room else 'lower both'}"
+            f"and {config.model.path} has positions for {context}; {fix if asked - most < context else 'lower both'}"
         )
 
 
@@ -171,7 +170,7 @@ def _adapters(config: ConfigDict) -> dict[str, str]:
 
 
 def _on_base(source: str, path: str) -> list[Path]:
-    """The adapters behind an adapter or run, which must stand on the base that is served. Raises ConfigError."""
+    """The adapters behind an adapter or run, which must be of the base that is served. Raises ConfigError."""
     try:
         base, adapters = models.locate.trace(source)
     except DataError as error:

@@ -89,7 +89,7 @@ GRPO = rl(objective="grpo", guided=False, rewards={"structure": 0.0})
 
 
 def rows(rivals: str = "all") -> tuple[AblationRow, ...]:
-    """The eleven rows of Table 3, those of Figure 3 (c), and ours beside.
+    """The eleven rows of Table 3, those of Figure 3 (c), and further ones of ours.
 
     Args:
         rivals: of Figure 3 (c) take the place of TIES in "all" merges, or in the "last" one.

@@ -15,7 +15,7 @@ from mmedexpert_jax.rollout import Reply
 
 
 @dataclass(frozen=True)
-class Share:
+class ProcessShard:
     """The part of the questions that falls to one of several processes: those whose key leaves it as remainder."""
 
     process: int = 0
@@ -42,14 +42,14 @@ class Asker:
     answers: AnswerLog  # the store
     settings: dict[str, Any]  # of the generation; all that an answer depends on, for its key
     num_samples: int = 1  # replies to each question
-    share: Share = field(default_factory=Share)  # of this process
+    shard: ProcessShard = field(default_factory=ProcessShard)  # of this process
     # called with the number of questions answered so far, stored ones included
     on_answer: Callable[[int], None] = lambda done: None
     # takes (name, error) of a question that cannot be asked; None: the error is raised
     refuse: Callable[[str, DataError], None] | None = None
 
     def ask(self, asked: Sequence[Question]) -> dict[int, Question]:
-        """The questions with their replies by number, those of this process's share; refused ones are missing.
+        """The questions with their replies by number, those of this process's shard; refused ones are missing.
 
         A second turn is a conversation of its own for each reply to the first, stored like any other.
 
@@ -60,7 +60,7 @@ class Asker:
         firsts = {}
         for number, question in enumerate(asked):
             first = self._keyed(question)
-            if first is not None and first in self.share:
+            if first is not None and first in self.shard:
                 firsts[number] = first
         replies = self._turn(firsts, self.num_samples)
         seconds = {}

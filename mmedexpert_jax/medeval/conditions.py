@@ -31,10 +31,7 @@ def table(
     questions left out.
 
     Args:
-        config: of the job evaluate.
-        targets: the models.
         styles: prompt style by model.
-        results: by benchmark.
         requests: a row for each endpoint, with the settings that its server refused.
     """
     told = {row["model"]: row for row in requests}

@@ -54,7 +54,6 @@ def variants(items: Sequence[Case], name: str, rotations: int = 1, seed: int = 0
     """The items of one control, not asked yet: once, but of "shuffle" once for each rotation of the options.
 
     Args:
-        items: of a benchmark.
         name: one of CONTROLS.
         rotations: of the options of an item with n options, at most n - 1 are made.
         seed: of the choice of another item's image.

@@ -16,7 +16,7 @@ from mmedexpert_jax.data.benchmarks import Benchmark
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.medeval import conditions
-from mmedexpert_jax.medeval.ask import Asker, Share, questions
+from mmedexpert_jax.medeval.ask import Asker, ProcessShard, questions
 from mmedexpert_jax.medeval.backends import Backend
 from mmedexpert_jax.medeval.backends.choose import generation, open_backend
 from mmedexpert_jax.medeval.controls import variants
@@ -38,10 +38,6 @@ def run(config: ConfigDict, run: Run) -> None:
 
     Answers are stored as they come, so that a run that was stopped asks none of them again. With `processes` above 1
     only this process's share is asked; a run of one process with the same folder of answers then makes the tables.
-
-    Args:
-        config: of the job.
-        run: the open run.
 
     Raises:
         ConfigError: a name twice, an unknown benchmark, system, prompt or scorer.
@@ -230,8 +226,8 @@ def _evaluate(
     with AnswerLog(folder, config.process) as answers, run.progress(len(asked), label=f"{target.name}, {key}") as bar:
         if answers.broken:
             print(f"{folder}: {answers.broken} broken lines left out; their questions are asked again", flush=True)
-        share = Share(config.process, config.processes)
-        asker = Asker(backend, answers, generation(config), config.num_samples, share, bar.update)
+        shard = ProcessShard(config.process, config.processes)
+        asker = Asker(backend, answers, generation(config), config.num_samples, shard, bar.update)
         if config.skip_broken:
             asker.refuse = lambda name, error: refused.append(str(error))
         found = asker.ask(asked)

@@ -37,7 +37,6 @@ def write(
     """Writes report.html and its pictures.
 
     Args:
-        folder: of the run.
         parts: tables, in order.
         results: benchmarks and evaluations by key.
         styles: prompt style by model.
@@ -92,8 +91,8 @@ def _choose(items: Sequence[Case], by_model: Mapping[str, Mapping[str, list[Answ
     chosen: list[int] = []
     for kind in (True, False):
         places = [place for place, is_wrong in enumerate(wrong) if is_wrong is kind]
-        room = limit - len(chosen)
-        chosen += places if len(places) <= room else [places[i * len(places) // room] for i in range(room)]
+        free = limit - len(chosen)
+        chosen += places if len(places) <= free else [places[i * len(places) // free] for i in range(free)]
     return [items[place] for place in sorted(chosen)]
 
 

@@ -119,9 +119,9 @@ def _stored(config: ConfigDict, target: Target, key: str) -> str:
 def _sum(config: ConfigDict, loads: Sequence[tuple[Target, Load]]) -> list[str]:
     """All answers and tokens, the share of each process, and dollars where an endpoint's prices are set."""
     total = Load(*(sum(getattr(each, name) for _, each in loads) for name in ("answers", "prompt", "completion")))
-    share = f", 1/{config.processes} of them by each process" if config.processes > 1 else ""
+    each = f", 1/{config.processes} of them by each process" if config.processes > 1 else ""
     tokens = f"about {total.prompt:,} prompt tokens, at most {total.completion:,} of answers"
-    lines = [f"in all     {total.answers:,} answers{share}; {tokens}"]
+    lines = [f"in all     {total.answers:,} answers{each}; {tokens}"]
     kept = total.answers * answer_bytes(config.max_new_tokens)
     lines.append(f"disk       at most about {kept / 1e6:.1f} MB: stored answers and rows, without the report's images")
     remote = [each for target, each in loads if target.kind == "endpoint"]

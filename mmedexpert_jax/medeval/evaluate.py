@@ -292,7 +292,7 @@ def evaluate(
         DataError: a prompt over the limit, or a case that cannot be encoded, by its id.
     """
     jobs = list(_jobs(cases, paradigm))
-    share = processes.own(range(len(jobs)))
+    own = processes.own(range(len(jobs)))
     settings = Settings(
         num_samples=num_samples,
         max_new_tokens=max_new_tokens,
@@ -301,22 +301,22 @@ def evaluate(
         max_prompt_length=max_prompt_length,
     )
     engine = Engine(model, params, processor, settings, lora=lora, key=key)
-    prompts, names = (conversation(*jobs[i]) for i in share), (f"case {jobs[i][0].id}" for i in share)
+    prompts, names = (conversation(*jobs[i]) for i in own), (f"case {jobs[i][0].id}" for i in own)
     rows: dict[int, list[AnswerRow]] = {}
     signum: int | None = None
     with costs.shared():
-        for place, replies in engine.answer(prompts, share, names):
-            case, asked = jobs[share[place]]
+        for place, replies in engine.answer(prompts, own, names):
+            case, asked = jobs[own[place]]
             rows[place] = judged(from_case(case), replies, paradigm=asked, scorer=scorer)
-            if len(rows) % batch_size == 0 or len(rows) == len(share):
-                signum = on_batch(len(rows) * len(jobs) // len(share))
+            if len(rows) % batch_size == 0 or len(rows) == len(own):
+                signum = on_batch(len(rows) * len(jobs) // len(own))
             if signum:
                 break
     if signum := processes.largest(signum or 0):  # asked here, to which all come, and not where each has its own batch
         raise Interrupted("stopped during an evaluation; the same command makes it again", signum)
-    shares = processes.gather([[asdict(row) for row in rows[place]] for place in range(len(share))])
-    count = len(shares)
-    return Evaluation(tuple(AnswerRow(**row) for i in range(len(jobs)) for row in shares[i % count][i // count]))
+    gathered = processes.gather([[asdict(row) for row in rows[place]] for place in range(len(own))])
+    count = len(gathered)
+    return Evaluation(tuple(AnswerRow(**row) for i in range(len(jobs)) for row in gathered[i % count][i // count]))
 
 
 def constant(items: Sequence[Case]) -> tuple[str, Evaluation]:

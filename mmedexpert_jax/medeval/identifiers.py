@@ -25,7 +25,6 @@ def sendable(
     Headers of images are named but never sent in any mode, so that they alone keep no item back.
 
     Args:
-        items: of a benchmark.
         receiver: of the texts, in words.
         mode: one of `privacy.MODES`.
         table: CSV file of the findings, by row, kind and place; written where there are any.

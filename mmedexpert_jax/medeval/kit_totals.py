@@ -22,8 +22,6 @@ def of_halves(benchmark: str, rows: Sequence[AnswerRow], what: str) -> str:
     """MedEvalKit's total in percent; "" where it is what ours is, "–" where it needs verdicts that were not asked for.
 
     Args:
-        benchmark: its name.
-        rows: of one model.
         what: the answers that the judge was asked about, `judge.WHAT`.
     """
     if benchmark not in HALVES or not any("judge" in row.verdicts for row in rows):

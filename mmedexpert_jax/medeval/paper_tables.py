@@ -163,7 +163,7 @@ def _text(figure: Mapping[str, Any] | None) -> str | Figure:
 
 
 def _numbers(heading: str, figure: Mapping[str, Any]) -> dict[str, str]:
-    share = figure.get("accuracy")
-    value = figure.get("difference", 100 * share if share is not None else None)
+    accuracy = figure.get("accuracy")
+    value = figure.get("difference", 100 * accuracy if accuracy is not None else None)
     texts = {heading: "" if value is None else f"{value:.2f}", f"{heading} items": str(figure.get("items", ""))}
     return texts | interval_columns(figure, heading)

@@ -32,7 +32,7 @@ def models_table(summaries: Mapping[str, Mapping[str, Any]], group: str = "speci
     rows = []
     for name, summary in summaries.items():
         parts = {value: cell(accuracy) for value, accuracy in summary["by"].get(group, {}).items()}
-        rest = {"parsed": _share(summary["parse_rate"]), "tokens": f"{summary['mean_length']:.0f}"}
+        rest = {"parsed": _percent(summary["parse_rate"]), "tokens": f"{summary['mean_length']:.0f}"}
         rows.append({"model": name, "accuracy": cell(summary)} | parts | rest)
     return rows
 
@@ -42,9 +42,9 @@ def scorers_table(summaries: Mapping[str, Mapping[str, Any]]) -> Rows:
     rows = []
     for name, summary in summaries.items():
         shares: dict[str, Any] = {
-            "guessed by medevalkit": _share(summary["guessed"]),
-            "not parsed by strict": _share(1 - summary["parse_rate"]),
-            "cut off": _share(summary["truncated"]),
+            "guessed by medevalkit": _percent(summary["guessed"]),
+            "not parsed by strict": _percent(1 - summary["parse_rate"]),
+            "cut off": _percent(summary["truncated"]),
         }
         rows.append({"model": name} | {s: cell(a) for s, a in summary["scorers"].items()} | shares)
     return rows
@@ -197,7 +197,7 @@ def show(rows: Sequence[Mapping[str, Any]], title: str, note: str = "") -> None:
         console.print(note, highlight=False)
 
 
-def _share(share: float) -> str:
+def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 

@@ -73,10 +73,10 @@ def graded(row: AnswerRow, criteria: Sequence[ScoredCriterion], verdicts: Sequen
     measures = {}
     for axis in axes:
         pairs = [(one, verdict) for one, verdict in zip(criteria, verdicts, strict=True) if axis in one.tags]
-        share = _share([one for one, _ in pairs], [verdict for _, verdict in pairs])
+        share = _fraction([one for one, _ in pairs], [verdict for _, verdict in pairs])
         if share is not None:
             measures[axis.partition(":")[2].replace("_", " ")] = share
-    return replace(row, grade=_share(criteria, verdicts), measures=measures)
+    return replace(row, grade=_fraction(criteria, verdicts), measures=measures)
 
 
 def met(reply: str) -> bool | None:
@@ -85,7 +85,7 @@ def met(reply: str) -> bool | None:
     return said.pop() == "true" if len(said) == 1 else None
 
 
-def _share(criteria: Sequence[ScoredCriterion], verdicts: Sequence[bool]) -> float | None:
+def _fraction(criteria: Sequence[ScoredCriterion], verdicts: Sequence[bool]) -> float | None:
     """Points earned over those that can be; None where none can."""
     most = sum(one.points for one in criteria if one.points > 0)
     earned = sum(one.points for one, verdict in zip(criteria, verdicts, strict=True) if verdict)

@@ -30,7 +30,6 @@ def aligned(
 
     Args:
         expert: its tensors by canonical name.
-        base: the base's.
         name: of the expert, for messages.
         tokens: [V] the expert's row of each of the base's tokens, -1 for none; None: rows are the same.
         tied: its embedding is its output layer where it has none of its own.
@@ -124,8 +123,6 @@ def enlarged(
     Of a token that one expert alone knows that is its own row, which the merge therefore keeps (mergekit's default).
 
     Args:
-        tokens: of `union`.
-        base: its tensors.
         folder: the base's.
         experts: tensors by directory.
     """

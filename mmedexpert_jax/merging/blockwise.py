@@ -72,17 +72,11 @@ def spans(shape: tuple[int, ...], whole_rows: bool = False) -> list[tuple[int, i
 
 @dataclass(frozen=True)
 class Merge:
-    """Experts over a base, and how each tensor's task vectors become one.
+    """Experts over a base, and how each tensor's task vectors become one."""
 
-    Attributes:
-        base: tensors by name: numpy arrays, or views of files.
-        experts: at least one.
-        how: tensor name -> its Setting.
-    """
-
-    base: Mapping[str, Any]
-    experts: tuple[Expert, ...]
-    how: Callable[[str], Setting]
+    base: Mapping[str, Any]  # tensors by name: numpy arrays, or views of files
+    experts: tuple[Expert, ...]  # at least one
+    how: Callable[[str], Setting]  # tensor name -> its Setting
     _fits: dict[str, Fitted] = field(default_factory=dict, compare=False)
     _stretches: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
     _lock: Any = field(default_factory=threading.Lock, compare=False)
@@ -327,7 +321,6 @@ class Merge:
         """Merges one tensor: `write` gets (flat index, merged entries in `dtype`) of every block, from many threads.
 
         Args:
-            name: of the tensor.
             dtype: of the output; None: `write` gets what the merge adds, in float32.
             write: takes a block; None: only what is measured is computed.
 
@@ -394,15 +387,10 @@ class Merge:
 
 @dataclass(frozen=True)
 class Merges:
-    """Merges of different tensors, side by side: a stack of slices.
-
-    Attributes:
-        parts: the merges.
-        like: the checkpoint whose names, configs and tokenizer the result has.
-    """
+    """Merges of different tensors, side by side: a stack of slices."""
 
     parts: tuple[Merge, ...]
-    like: Any
+    like: Any  # the checkpoint whose names, configs and tokenizer the result has
 
     @cached_property
     def base(self) -> "Stacked":

@@ -36,7 +36,6 @@ def with_fisher(
         recipe: of a merge by Fisher information.
         folder: where it is kept, by expert; what is there of the same files, cases and seed is not measured again.
         cases: whose prompts are read, not their answers.
-        seed: of the draws.
         told: called with the number of prompts done.
     """
     model, params = load_model(recipe.base, np.float32)
@@ -70,13 +69,6 @@ def diagonal(
 
     Squared is the gradient of sum_t log p(y_t | x_<t), every y_t drawn from the model itself, so that no answer is
     needed and products of two places vanish in the mean (the true Fisher information, not the empirical one).
-
-    Args:
-        model: the network.
-        params: of the expert.
-        names: of the tensors.
-        prompts: one row each.
-        seed: of the draws.
     """
     tensors = {name: jnp.asarray(tensor) for name, tensor in flatten(params).items()}
     chosen = {name: tensors.pop(name) for name in names}

@@ -136,7 +136,7 @@ class Stack:
 def _bounds(unit: Unit, how: Setting) -> tuple[Bound, ...]:
     rule = how.rule
     if how.kind.keep == "largest":
-        return (unit.largest([rule.kept(unit.size, share) for share in how.density], rule.equal_magnitudes),)
+        return (unit.largest([rule.kept(unit.size, density) for density in how.density], rule.equal_magnitudes),)
     if how.kind.keep == "middle":
         ranks = [breadcrumb_ranks(unit.size, d, g) for d, g in zip(how.density, how.gamma, strict=True)]
         outer = unit.largest([dropped for dropped, _ in ranks], rule.equal_magnitudes)
@@ -153,13 +153,13 @@ def _bounds(unit: Unit, how: Setting) -> tuple[Bound, ...]:
 def _fence(unit: Unit) -> Bound:
     """Arcee Fusion's bound: the median of the importances and 1.5 times their quartiles' distance.
 
-    A quantile is the entry of rank int(share * (n - 1)), exactly; mergekit samples a million entries of larger tensors.
+    A quantile is exactly the entry of rank int(fraction * (n - 1)); mergekit samples a million of larger tensors.
     """
 
     def important(base: Array, vectors: Rows) -> Array:
         return importance(base, vectors[0])
 
-    places = [int(np.float32(share) * np.float32(unit.size - 1)) for share in (0.25, 0.5, 0.75)]
+    places = [int(np.float32(fraction) * np.float32(unit.size - 1)) for fraction in (0.25, 0.5, 0.75)]
     if unit.size < 5:  # the first quartile is the smallest entry, below which no bound lies
         whole = unit.total(lambda base, vectors, _: important(base, vectors).reshape(-1))
         found = namespace(whole).sort(whole)[np.array(places)]

@@ -41,7 +41,6 @@ def merge(
         parts: of the experts: their whole tensors [n], and deltas of the block [m].
         span: start and stop of the block, m <= size.
         first: index of its first entry in the unit.
-        fitted: of the unit.
         how: of the tensor; its method is TIES.
         dtype: of the output; None: what the merge adds, in float32.
         size: that the program is compiled for.

@@ -168,7 +168,6 @@ def truncate(update: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, flo
 
     Args:
         update: [out, in] float32.
-        rank: r.
 
     Returns:
         a [r, in], b [out, r] float32 with b @ a near the update (zero columns beyond its size), the squared norm that

@@ -22,7 +22,7 @@ from mmedexpert_jax.merging.merge import as_lora, check_rank, merge_in_memory, u
 from mmedexpert_jax.merging.merge_page import write_page
 from mmedexpert_jax.merging.merge_recipe import Recipe, fingerprint, is_checkpoint, merge_to_disk, opened
 from mmedexpert_jax.merging.mergekit import read_mergekit
-from mmedexpert_jax.merging.methods import METHODS, reads, switches
+from mmedexpert_jax.merging.methods import METHODS, switches, uses
 from mmedexpert_jax.merging.parameters import Parameters, parse
 from mmedexpert_jax.merging.sweep import Sweep, at, search, sentence, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
@@ -42,7 +42,6 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
 
     Args:
         config: of the job; `experts` are runs, adapters, models or recipes as "path" or "name=path".
-        run: the open run.
         evaluate: (parameters, number of the setting) -> named figures `eval/...`; scores the settings of a sweep.
     """
     recipe = recipe_of(config)
@@ -90,9 +89,9 @@ def _check_fields(config: ConfigDict, recipe: Recipe) -> None:
     if settings and not settings.densities and (settings.get("trials", 0) or settings.get("score")):
         raise ConfigError("config.sweep.trials and config.sweep.score are of a sweep: set config.sweep.densities too")
     method = recipe.parameters.method
-    if settings and len(settings.densities) > 1 and not reads(method, "density"):
+    if settings and len(settings.densities) > 1 and not uses(method, "density"):
         raise ConfigError(f"config.sweep.densities: {method} has no density; give one value, and vary the scales")
-    if settings and settings.get("trials", 0) and not reads(method, "weight"):
+    if settings and settings.get("trials", 0) and not uses(method, "weight"):
         raise ConfigError(f"config.sweep.trials: {method} has no weights to search; leave it out")
     if config.get("mergekit") and (beside := [key for key in ("weights", "parameters") if config.get(key)]):
         raise ConfigError(f"config.{beside[0]} says nothing beside config.mergekit: write its numbers into that file")
@@ -108,7 +107,7 @@ def recipe_of(config: ConfigDict) -> Recipe:
     experts = expert_paths(config)
     if config.weights and len(config.weights) != len(experts):
         raise ConfigError(f"{len(config.weights)} weights for {len(experts)} experts ({', '.join(experts)})")
-    if config.weights and not reads(config.method, "weight"):
+    if config.weights and not uses(config.method, "weight"):
         raise ConfigError(f"config.weights says nothing: {config.method} has no weights; leave it out")
     own = parse(config.get("parameters", ()), config.method)
     numbers: dict[str, dict[str, Any]] = {which: dict(specs) for which, specs in own.items()}
@@ -249,7 +248,8 @@ def _sweep(recipe: Recipe, config: ConfigDict, run: Run, evaluate: Evaluate | No
             figures = evaluate(nest(merged), number)
             tried = {f"weight/{name}": value for name, value in (weights or {}).items()}
             run.log(number, {"density": density, "scale": scale} | tried | figures)
-        return {name.removeprefix("eval/"): value for name, value in figures.items() if _is_figure(name)}
+        over_all = (name for name in figures if name.startswith("eval/") and name.count("/") == 1)
+        return {name.removeprefix("eval/"): figures[name] for name in over_all}
 
     try:
         densities, scales = (tuple(map(float, grid)) for grid in (settings.densities, settings.scales))
@@ -276,8 +276,3 @@ def _scored(recipe: Recipe, job: Merge, run: Run) -> list[dict[str, Any]]:
     run.rewind(len(rows) - 1)
     files.write_json(mark, wanted)
     return rows
-
-
-def _is_figure(name: str) -> bool:
-    """True for figures over all cases, not for those of a specialty or the numbers that were tried."""
-    return name.startswith("eval/") and name.count("/") == 1

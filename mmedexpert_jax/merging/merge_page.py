@@ -35,8 +35,6 @@ def write_page(path: str | Path, report: Interference, facts: Mapping[str, Any])
     """Writes the page, whole; nothing in it reaches outside the file.
 
     Args:
-        path: of the file.
-        report: of the merge.
         facts: names and values at the top: method, switches, experts.
     """
     files.write_text(path, page(report, facts))

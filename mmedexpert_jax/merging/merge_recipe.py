@@ -68,7 +68,6 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
     """An expert as task vectors over `base`; nothing is read yet but headers, adapters and differing tokenizers.
 
     Args:
-        name: of the expert.
         path: a full checkpoint, an adapter over any base (followed to its end), "BASE+ADAPTER" for an adapter over a
             base that it does not name, a run (its export, or its newest Orbax checkpoint where it has none yet), or a
             recipe.
@@ -177,19 +176,12 @@ _FILES = ("*.safetensors", "adapter_config.json", RECIPE, "config.json", "ckpt/*
 
 @dataclass(frozen=True)
 class Slice:
-    """Layers of a stack: a merge of equally many layers of a base and of experts.
+    """Layers of a stack: a merge of equally many layers of a base and of experts."""
 
-    Attributes:
-        base: path of the model whose layers the experts' are merged over.
-        experts: name -> path.
-        ranges: [start, stop) of the layers that are taken, by name, "" for the base.
-        parameters: of this merge.
-    """
-
-    base: str
-    experts: Mapping[str, str]
-    ranges: Mapping[str, tuple[int, int]]
-    parameters: Parameters
+    base: str  # path of the model whose layers the experts' are merged over
+    experts: Mapping[str, str]  # name -> path
+    ranges: Mapping[str, tuple[int, int]]  # [start, stop) of the layers that are taken, by name, "" for the base
+    parameters: Parameters  # of this merge
 
     @property
     def count(self) -> int:
@@ -200,29 +192,18 @@ class Slice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A merge of checkpoints on disk.
+    """A merge of checkpoints on disk."""
 
-    Attributes:
-        base: path or hub id of the model that all experts started from; its configs and tokenizer are the result's.
-        experts: name -> path (`open_expert`), in the order of the merge.
-        parameters: method, switches and numbers; `names` is filled in when the base is opened.
-        start_only: names of experts whose task vector starts where their training did.
-        dtype: of the output; empty: the base's.
-        chat_template: of the result; empty: the one that all experts were trained with, or else the base's.
-        slices: of a stack, whose layers come from several merges; then `experts` is what they name in all.
-        tokenizer: "union" for the tokens of all models, else the base's.
-        fisher: directory with a checkpoint of each expert's Fisher information, by its name; empty: none.
-    """
-
-    base: str
-    experts: Mapping[str, str]
-    parameters: Parameters
-    start_only: tuple[str, ...] = ()
-    dtype: str = ""
-    chat_template: str = ""
+    base: str  # path or hub id of the model that all experts started from; its configs and tokenizer are the result's
+    experts: Mapping[str, str]  # name -> path (`open_expert`), in the order of the merge
+    parameters: Parameters  # method, switches and numbers; `names` is filled in when the base is opened
+    start_only: tuple[str, ...] = ()  # names of experts whose task vector starts where their training did
+    dtype: str = ""  # of the output; empty: the base's
+    chat_template: str = ""  # of the result; empty: the one that all experts were trained with, or else the base's
+    # of a stack, whose layers come from several merges; then `experts` is what they name in all
     slices: tuple[Slice, ...] = ()
-    tokenizer: str = ""
-    fisher: str = ""
+    tokenizer: str = ""  # "union" for the tokens of all models, else the base's
+    fisher: str = ""  # directory with a checkpoint of each expert's Fisher information, by its name; empty: none
 
     def open(self, base: Base | None = None) -> Merge:
         """The merge over its opened base and experts; headers and adapters are read, and everything is checked.

@@ -67,25 +67,16 @@ class File(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class MergekitMethod:
-    """A method of mergekit's.
+    """A method of mergekit's."""
 
-    Attributes:
-        ours: its name in `methods.METHODS`.
-        own: parameters of each model, theirs -> ours; those that mergekit has no default for are `required`.
-        shared: parameters of the merge, theirs -> ours.
-        flags: switches, with mergekit's defaults.
-        base: whether base_model must be there.
-        inputs: whether the base is one of the merged models, whose whole weights are merged.
-        required: of `own` and `shared`.
-    """
-
-    ours: str
+    ours: str  # its name in `methods.METHODS`
+    # parameters of each model, theirs -> ours; those that mergekit has no default for are `required`
     own: Mapping[str, str]
-    shared: Mapping[str, str]
-    flags: Mapping[str, bool]
-    base: bool = True
-    inputs: bool = False
-    required: tuple[str, ...] = ()
+    shared: Mapping[str, str]  # parameters of the merge, theirs -> ours
+    flags: Mapping[str, bool]  # switches, with mergekit's defaults
+    base: bool = True  # whether base_model must be there
+    inputs: bool = False  # whether the base is one of the merged models, whose whole weights are merged
+    required: tuple[str, ...] = ()  # of `own` and `shared`
 
 
 def _arithmetic(ours: str, normalize: bool, rescale: bool, **more: str) -> MergekitMethod:

@@ -30,35 +30,28 @@ from mmedexpert_jax.merging.threshold import Bound, largest
 
 @dataclass(frozen=True)
 class Switches:
-    """The choices that the papers leave open.
+    """The choices that the papers leave open."""
 
-    Attributes:
-        scope: unit of a trim by magnitude: "tensor", "module" (weight and bias of one layer) or "global" (one vector
-            of the whole model).
-        equal_magnitudes: which of several entries at the bound are kept: "lower_index" or "higher_index" (exactly as
-            many as asked), or "keep_all".
-        at_least: entries kept of a unit that has any, even if int(density * n) is less.
-        extra: entries kept beyond int(density * n).
-        elect: "mass" (sign of the sum of values) or "count" (sign of the sum of signs).
-        weigh: weights multiply the trimmed vectors "before" or "after" the election.
-        cancellation: sign elected where that sum is exactly 0: "drop" (none: the entry is 0), "plus",
-            or "majority" (the more frequent elected sign of the unit; minus if there is none).
-        denominator: the merged sum is divided by the "weights" or the "count" of those that join it, or by "none".
-        rescale: entries kept are multiplied by 1 / their probability ("density", random methods alone), by the tensor's
-            1-norm or 2-norm before over after ("l1", "l2"), or not ("none").
-        normalize: task vectors are first stretched to one magnitude, the mean of the experts': by the 2-norm of a
-            "tensor", a "module" or the "global" model, by the "median" magnitude of a tensor, or not ("none").
-    """
-
+    # unit of a trim by magnitude: "tensor", "module" (weight and bias of one layer) or "global" (one vector of the
+    # whole model)
     scope: str = "tensor"
+    # which of several entries at the bound are kept: "lower_index" or "higher_index" (exactly as many as asked), or
+    # "keep_all"
     equal_magnitudes: str = "lower_index"
-    at_least: int = 1
-    extra: int = 0
-    elect: str = "mass"
-    weigh: str = "after"
+    at_least: int = 1  # entries kept of a unit that has any, even if int(density * n) is less
+    extra: int = 0  # entries kept beyond int(density * n)
+    elect: str = "mass"  # "mass" (sign of the sum of values) or "count" (sign of the sum of signs)
+    weigh: str = "after"  # weights multiply the trimmed vectors "before" or "after" the election
+    # sign elected where that sum is exactly 0: "drop" (none: the entry is 0), "plus", or "majority" (the more frequent
+    # elected sign of the unit; minus if there is none)
     cancellation: str = "drop"
+    # the merged sum is divided by the "weights" or the "count" of those that join it, or by "none"
     denominator: str = "weights"
+    # entries kept are multiplied by 1 / their probability ("density", random methods alone), by the tensor's 1-norm or
+    # 2-norm before over after ("l1", "l2"), or not ("none")
     rescale: str = "none"
+    # task vectors are first stretched to one magnitude, the mean of the experts': by the 2-norm of a "tensor", a
+    # "module" or the "global" model, by the "median" magnitude of a tensor, or not ("none")
     normalize: str = "none"
 
     def kept(self, size: int, density: float) -> int:
@@ -126,22 +119,17 @@ def switches(preset: str | Switches, method: str = "ties") -> Switches:
 
 @dataclass(frozen=True)
 class Method:
-    """Two rules.
+    """Two rules."""
 
-    Attributes:
-        keep: "all"; by magnitude over a unit "largest", "middle"; "random"; by rank in a row "ranked"; by the variance
-            over the experts "varied"; by importance "important".
-        join: "sum", "elect" (TIES), "overlap" (RAM), "near" (NearSwap), "masses" (SCE), "span" (coefficients of whole
-            vectors), "rows" (a coefficient for each row or column), "factors" (low-rank, `lowrank`); by the experts'
-            Fisher information "weigh", "arbitrate".
-        whole: base + task vectors take the place of task vectors.
-        experts: the number that it merges; 0: any.
-    """
-
+    # "all"; by magnitude over a unit "largest", "middle"; "random"; by rank in a row "ranked"; by the variance over the
+    # experts "varied"; by importance "important"
     keep: str
+    # "sum", "elect" (TIES), "overlap" (RAM), "near" (NearSwap), "masses" (SCE), "span" (coefficients of whole vectors),
+    # "rows" (a coefficient for each row or column), "factors" (low-rank, `lowrank`); by the experts' Fisher information
+    # "weigh", "arbitrate"
     join: str
-    whole: bool = False
-    experts: int = 0
+    whole: bool = False  # base + task vectors take the place of task vectors
+    experts: int = 0  # the number that it merges; 0: any
 
     @property
     def by_fisher(self) -> bool:
@@ -190,7 +178,7 @@ METHODS = {
 }
 
 
-def reads(method: str, which: str) -> bool:
+def uses(method: str, which: str) -> bool:
     """True where the "weight" or "density" of its experts counts in a method."""
     kind = METHODS[method]
     if which == "density":
@@ -200,41 +188,27 @@ def reads(method: str, which: str) -> bool:
 
 @dataclass(frozen=True)
 class Setting:
-    """The numbers by which one tensor's K task vectors become one.
+    """The numbers by which one tensor's K task vectors become one."""
 
-    Attributes:
-        method: name in METHODS.
-        rule: the switches.
-        weights: K.
-        density: K fractions kept.
-        gamma: K fractions dropped as outliers (breadcrumbs); mergekit's default.
-        epsilon: K half widths of the probabilities (DELLA); mergekit's default.
-        scale: factor of the merged vector.
-        keys: K keys of random choices.
-        threshold: RAM: entries up to it count as unchanged; mergekit's default.
-        slope, bound: RAM+: r and alpha, of the amplification of an expert's own entries; mergekit's defaults.
-        t: NearSwap: how far an entry moves at most.
-        max_iter, tol: of the Karcher mean's iteration; mergekit's defaults.
-        space: "core" or "knots": matrices are merged in a basis that the experts' factors span (`lowrank`); "": whole.
-        compress: rank that matrices are cut to before a merge in factors; 0: not.
-    """
-
-    method: str
+    method: str  # name in METHODS
     rule: Switches
-    weights: tuple[float, ...]
-    density: tuple[float, ...]
-    gamma: tuple[float, ...] = ()
-    epsilon: tuple[float, ...] = ()
-    scale: float = 1.0
-    keys: tuple[int, ...] = ()
-    threshold: float = 1e-5
+    weights: tuple[float, ...]  # K
+    density: tuple[float, ...]  # K fractions kept
+    gamma: tuple[float, ...] = ()  # K fractions dropped as outliers (breadcrumbs); mergekit's default
+    epsilon: tuple[float, ...] = ()  # K half widths of the probabilities (DELLA); mergekit's default
+    scale: float = 1.0  # factor of the merged vector
+    keys: tuple[int, ...] = ()  # K keys of random choices
+    threshold: float = 1e-5  # RAM: entries up to it count as unchanged; mergekit's default
+    # slope, bound: RAM+: r and alpha, of the amplification of an expert's own entries; mergekit's defaults
     slope: float = 0.1
     bound: float = 0.2
-    t: float = 0.0
+    t: float = 0.0  # NearSwap: how far an entry moves at most
+    # max_iter, tol: of the Karcher mean's iteration; mergekit's defaults
     max_iter: float = 10
     tol: float = 1e-5
+    # "core" or "knots": matrices are merged in a basis that the experts' factors span (`lowrank`); "": whole
     space: str = ""
-    compress: int = 0
+    compress: int = 0  # rank that matrices are cut to before a merge in factors; 0: not
 
     @property
     def in_factors(self) -> bool:
@@ -275,7 +249,7 @@ class Setting:
     @property
     def silent(self) -> list[bool]:
         """K flags: True for an expert of which nothing comes in, whatever it changed, by the numbers alone."""
-        unweighed, untrimmed = not reads(self.method, "weight"), not reads(self.method, "density") or self.rule.extra
+        unweighed, untrimmed = not uses(self.method, "weight"), not uses(self.method, "density") or self.rule.extra
         numbers = zip(self.weights, self.density, strict=True)
         return [not (self.scale and (w or unweighed) and (d or untrimmed)) for w, d in numbers]
 
@@ -390,8 +364,8 @@ def by_rank(
             continue
         order = xp.argsort(xp.abs(vector), axis=-1, stable=True)
         ranks = xp.argsort(order, axis=-1).astype(xp.float32)
-        share = ranks / xp.float32(max(columns - 1, 1)) if columns > 1 else xp.full_like(ranks, 0.5)
-        probability = xp.float32(density - epsilon) + share * xp.float32(2 * epsilon)
+        fraction = ranks / xp.float32(max(columns - 1, 1)) if columns > 1 else xp.full_like(ranks, 0.5)
+        probability = xp.float32(density - epsilon) + fraction * xp.float32(2 * epsilon)
         uniform = random_bits(key, start, vector.shape, xp).astype(xp.float32) * xp.float32(2**-32)
         kept = uniform < probability
         rows.append(xp.where(kept, vector / probability if inverse else vector, 0))
@@ -472,7 +446,7 @@ def trim(vectors: Array, density: float | Sequence[float], rule: Switches) -> Ar
     """Zeroes all but the largest magnitudes of each vector: [K, ...] -> [K, ...] float32."""
     size = int(np.prod(vectors.shape[1:]))
     densities = np.broadcast_to(density, len(vectors))
-    kept = [rule.kept(size, float(share)) for share in densities]
+    kept = [rule.kept(size, float(one)) for one in densities]
     if min(kept) == size:
         return vectors
     flat = vectors.reshape(len(vectors), -1)
@@ -495,10 +469,10 @@ def disjoint_mean(trimmed: Rows, weights: Rows | None, rule: Switches, majority:
     if rule.denominator == "none":
         return sums
     if rule.denominator == "count" or weights is None:
-        share = count(agree)
+        divisor = count(agree)
     else:
-        share = total([xp.where(mask, xp.float32(w), 0) for mask, w in zip(agree, weights, strict=True)])
-    return sums / xp.where(share == 0, 1, share)
+        divisor = total([xp.where(mask, xp.float32(w), 0) for mask, w in zip(agree, weights, strict=True)])
+    return sums / xp.where(divisor == 0, 1, divisor)
 
 
 def agreement(voters: Rows, rule: Switches, majority: Array | None = None) -> list[Array]:
@@ -529,23 +503,15 @@ def _votes(voters: Rows, rule: Switches) -> Array:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The decisions of a unit as a whole: all of them small.
+    """The decisions of a unit as a whole: all of them small."""
 
-    Attributes:
-        bounds: of the trim by magnitude: what is kept, and for breadcrumbs the outliers before it.
-        rescale: [K] factors of what is kept.
-        majority: sum of the unit's elected signs, for cancellation="majority".
-        coefficients: [K] of the vectors, and last that of the base; by column [K + 1, columns].
-        masses: [K] SCE's weights.
-        factors: b [out, r] and a [r, in] of the merged matrix.
-    """
-
+    # of the trim by magnitude: what is kept, and for breadcrumbs the outliers before it
     bounds: tuple[Bound, ...] = ()
-    rescale: Array = None
-    majority: Array = None
-    coefficients: Array = None
-    masses: Array = None
-    factors: tuple[Array, Array] | None = None
+    rescale: Array = None  # [K] factors of what is kept
+    majority: Array = None  # sum of the unit's elected signs, for cancellation="majority"
+    coefficients: Array = None  # [K] of the vectors, and last that of the base; by column [K + 1, columns]
+    masses: Array = None  # [K] SCE's weights
+    factors: tuple[Array, Array] | None = None  # b [out, r] and a [r, in] of the merged matrix
 
 
 _FIELDS = ["bounds", "rescale", "majority", "coefficients", "masses", "factors"]
@@ -607,7 +573,8 @@ def combine(
         case "elect":
             return kept, disjoint_mean(kept, how.unequal_weights, how.rule, fitted.majority)
         case "sum":
-            return kept, _weighted_sum(kept, how)
+            summed, divisor = _linear(kept, how.weights), how.divisor
+            return kept, summed if divisor == 1 else summed / np.float32(divisor)
         case "masses":
             return kept, _by_mass(kept, fitted.masses)
         case "near":
@@ -644,11 +611,6 @@ def line_coefficients(products: Array, how: Setting) -> Array:
         found = pair_coefficients(products, 0.5 if abs(whole) < 1e-6 else how.weights[1] / whole)  # as mergekit
     of_base = xp.sum(found, axis=0) - 1 if how.kind.whole else xp.zeros_like(found[0])
     return xp.concatenate([found, of_base[None]]).astype(xp.float32)
-
-
-def _weighted_sum(kept: Rows, how: Setting) -> Array:
-    summed, divisor = _linear(kept, how.weights), how.divisor
-    return summed if divisor == 1 else summed / np.float32(divisor)
 
 
 def _by_mass(kept: Rows, masses: Array) -> Array:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.merging.methods import METHODS, Setting, Switches, key_of, reads, setting, switches
+from mmedexpert_jax.merging.methods import METHODS, Setting, Switches, key_of, setting, switches, uses
 
 # A number; a list of numbers, interpolated linearly over the depth from first to last layer; or a list of
 # {"filter": part of a tensor's name (none or "*": all), "value": number or gradient}, the first that fits counts.
@@ -225,7 +225,7 @@ def parse(entries: Iterable[str], method: str) -> dict[str, dict[str, Spec]]:
             raise ConfigError(
                 f"config.parameters: {entry!r} is of {' and '.join(_ONLY[which])}; {method} has no {which}"
             )
-        if not reads(method, which):
+        if not uses(method, which):
             raise ConfigError(f"config.parameters: {entry!r} says nothing: {method} has no {which}; leave it out")
         value = values[0] if len(values) == 1 else values
         found.setdefault(which, {}).setdefault(expert, []).append({"filter": part or None, "value": value})

@@ -35,7 +35,7 @@ def slerp(gram: Array, weights: Array, parallel: float = PARALLEL, line_to_zero:
     """Spherical interpolation folded pairwise in the vectors' order: [K, K], [K] -> coefficients [K].
 
     The k-th vector joins the fold of those before it at t = w_k / (w_1 + ... + w_k), so that equal weights give
-    equal shares. Pairs with |cosine| > `parallel` are interpolated linearly, and pairs with a zero vector too unless
+    equal weights. Pairs with |cosine| > `parallel` are interpolated linearly, and pairs with a zero vector too unless
     `line_to_zero` says otherwise: for mergekit, whose `slerp` takes two models' full weights and whose `nuslerp` takes
     task vectors as well, a zero vector stands at a right angle to all others.
     """
@@ -64,18 +64,18 @@ def multislerp(gram: Array, weights: Array, normalize: bool = True) -> Array:
     mean of the vectors.
     """
     xp = namespace(gram)
-    shares = weights / xp.sum(weights) if normalize else weights
+    fractions = weights / xp.sum(weights) if normalize else weights
     norms = xp.sqrt(xp.diagonal(gram))
     units = 1 / (norms + _TINY)
-    mean = shares * units  # coefficients
+    mean = fractions * units  # coefficients
     length = xp.sqrt(xp.maximum(mean @ gram @ mean, 0))
     vanishes = length < _TINY
     mean = mean / xp.where(vanishes, 1, length)
     dots = units * (gram @ mean)
-    tangent = shares * units - (shares @ dots) * mean
+    tangent = fractions * units - (fractions @ dots) * mean
     size = xp.sqrt(xp.maximum(tangent @ gram @ tangent, 0)) + _TINY
-    merged = (xp.cos(size) * mean + xp.sin(size) / size * tangent) * (shares @ norms)
-    return xp.where(vanishes, shares, merged)
+    merged = (xp.cos(size) * mean + xp.sin(size) / size * tangent) * (fractions @ norms)
+    return xp.where(vanishes, fractions, merged)
 
 
 def karcher(gram: Array, weights: Array, max_iter: float = 10, tol: float = 1e-5) -> Array:
@@ -84,11 +84,11 @@ def karcher(gram: Array, weights: Array, max_iter: float = 10, tol: float = 1e-5
     Source: mergekit `karcher` (which knows equal weights alone); zero vectors count in the norm only.
     """
     xp = namespace(gram)
-    shares = weights / xp.sum(weights)
+    fractions = weights / xp.sum(weights)
     norms = xp.sqrt(xp.diagonal(gram))
     valid = norms > tol
     units = xp.where(valid, 1 / xp.where(valid, norms, 1), 0)
-    pull = xp.where(valid, shares, 0)
+    pull = xp.where(valid, fractions, 0)
     pull = pull / xp.where(xp.sum(pull) == 0, 1, xp.sum(pull))
 
     def unit(coefficients: Array) -> tuple[Array, Array]:
@@ -109,7 +109,7 @@ def karcher(gram: Array, weights: Array, max_iter: float = 10, tol: float = 1e-5
         done = done | (size < tol)
         step = xp.cos(size) * mean + xp.sin(size) * tangent / xp.where(size == 0, 1, size)
         mean = xp.where(done, mean, unit(step)[0])
-    return mean * (shares @ norms)
+    return mean * (fractions @ norms)
 
 
 def model_stock(gram: Array, weights: Array) -> Array:

@@ -105,9 +105,7 @@ def search(
     better trial and shrinks after others. Equal seeds and scores give equal trials, so that a killed search goes on.
 
     Args:
-        experts: their names.
         start: row of a sweep, with `accuracy`.
-        trials: looks at the held-out cases.
         seed: of the normals.
         score: (density, scale, weights) -> named figures, among them `accuracy`.
         weights: that `start` was scored with; 1 where an expert has none.
@@ -169,7 +167,7 @@ def _fit_together(jobs: list[Merge]) -> None:
         more = how.rule.rescale in ("l1", "l2") or how.rule.normalize != "none" or how.rule.cancellation == "majority"
         if how.kind.keep != "largest" or how.in_factors or more:
             continue
-        kept = [how.rule.kept(unit.size, share) for job in jobs for share in job.how(unit.names[0]).density]
+        kept = [how.rule.kept(unit.size, density) for job in jobs for density in job.how(unit.names[0]).density]
         bound = unit.largest(kept, how.rule.equal_magnitudes)
         experts = len(first.experts)
         for number, job in enumerate(jobs):

@@ -144,9 +144,9 @@ def _brackets(blocks: Blocks, ranks: dict[int, int]) -> Brackets:
     bits = np.abs(blocks.sample(strata + jitter)).view(np.int32)  # [K, count]
     brackets = {}
     for row, k in ranks.items():
-        share = k / blocks.size
-        margin = _SIGMAS * np.sqrt(share * (1 - share) * count) + 2 if count < blocks.size else 1
-        upper, lower = int(share * count - margin), int(share * count + margin) + 1
+        fraction = k / blocks.size
+        margin = _SIGMAS * np.sqrt(fraction * (1 - fraction) * count) + 2 if count < blocks.size else 1
+        upper, lower = int(fraction * count - margin), int(fraction * count + margin) + 1
         # One place at a time: with two, NumPy leaves its vectorised selection, which is nine times faster.
         first, last = max(0, count - lower), min(count - 1, count - max(upper, 1))
         ordered = np.partition(bits[row % blocks.many], first)

@@ -89,7 +89,6 @@ def vector_of(parts: Parts, stored: np.ndarray, base: np.ndarray, factor: np.flo
     """A block of a task vector, tau = theta - theta_base (equation 6), [m] float32, times a factor.
 
     Args:
-        parts: of the expert.
         stored: the base's entries [m] as they are stored.
         base: the same in float32.
         factor: None: 1.

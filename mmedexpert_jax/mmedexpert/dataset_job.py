@@ -180,7 +180,6 @@ def run(config: ConfigDict, run: Run, make_teacher: MakeTeacher) -> None:
     """Carries out `config.stages` in their order.
 
     Args:
-        config: of the job.
         run: the open run; `factory.sqlite` in it survives `fresh`, so that neither answers nor verdicts are lost.
         make_teacher: (config group, store of answers) -> name and teacher; launch/ makes it.
     """

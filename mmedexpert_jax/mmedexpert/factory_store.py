@@ -144,13 +144,11 @@ class Store(Database):
 
     def _record(self, text: str) -> RawCase:
         values = self._stored(text)
-        values["images"] = [held(name, self._image(sha)) for name, sha in values["images"]]
+        query = "SELECT data FROM images WHERE sha256 = ?"
+        values["images"] = [held(name, self.read(query, sha)[0][0]) for name, sha in values["images"]]
         whole = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         fields: dict[str, Any] = {RENAMED.get(key, key): value for key, value in whole.items()}
         return RawCase(**fields)
-
-    def _image(self, sha: str) -> bytes:
-        return self.read("SELECT data FROM images WHERE sha256 = ?", sha)[0][0]
 
 
 def _record_json(record: RawCase) -> str:

@@ -57,7 +57,6 @@ def check(
 
     Args:
         response: the whole answer, tags and all; for an edited trace `trace.with_text(text)`.
-        record: its case.
         paradigm: the designated one.
         words: bounds of the reasoning's length.
         finish: why the teacher stopped.

@@ -42,7 +42,6 @@ class LocalTeacher:
             name: identity of the weights, part of an answer's key.
             settings: of the sampling, likewise.
             answer: (conversations, a number below 2**32 for the randomness of each) -> (text, tokens, cut short).
-            answers: the store.
             part: requests answered together.
             stop: called between parts; raises where the run should end.
         """

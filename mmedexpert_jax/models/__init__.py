@@ -7,7 +7,7 @@ if TYPE_CHECKING:  # at run time a name is imported when it is first used: a mer
     from mmedexpert_jax.models.attention import Slots
     from mmedexpert_jax.models.config import ModelConfig
     from mmedexpert_jax.models.load import load_architecture, load_model, load_policy, load_processor
-    from mmedexpert_jax.models.model import Cache, Model, Prefix
+    from mmedexpert_jax.models.model import Cache, Model, PromptCache
     from mmedexpert_jax.models.save import save_pretrained
     from mmedexpert_jax.models.tree import stack, unstack
 
@@ -15,7 +15,7 @@ _EXPORTS = {
     "ModelConfig": "config",
     "Slots": "attention",
     **dict.fromkeys(("load_architecture", "load_model", "load_policy", "load_processor"), "load"),
-    **dict.fromkeys(("Cache", "Model", "Prefix"), "model"),
+    **dict.fromkeys(("Cache", "Model", "PromptCache"), "model"),
     "save_pretrained": "save",
     **dict.fromkeys(("stack", "unstack"), "tree"),
 }
@@ -24,7 +24,7 @@ __all__ = [
     "Cache",
     "Model",
     "ModelConfig",
-    "Prefix",
+    "PromptCache",
     "Slots",
     "load_architecture",
     "load_model",

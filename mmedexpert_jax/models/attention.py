@@ -100,8 +100,8 @@ def _behind(rows: Array, seen: int, window: Any, images: Array | None) -> Array:
 def attend_windows(queries: Array, keys: Array, values: Array, windows: Array, size: int) -> Array:
     """Self-attention inside windows.
 
-    A window is at most `size` neighbours, so a block of `size` queries meets its keys in its own block and the two
-    beside it.
+    A window is at most `size` neighbours, so the keys of a block of `size` queries are in its own block and the two
+    next to it.
 
     Args:
         queries, keys, values: [B, H, T, D].
@@ -120,14 +120,14 @@ def attend_windows(queries: Array, keys: Array, values: Array, windows: Array, s
         x = jnp.pad(x, [(0, 0), (0, 0), (before, after + padding), (0, 0)], constant_values=fill)
         return x.reshape(*x.shape[:2], -1, size, x.shape[-1])
 
-    def beside(x: Array, fill: int = 0) -> Array:
+    def neighbours(x: Array, fill: int = 0) -> Array:
         x = blocks(x, size, size, fill)
         return jnp.concatenate([x[:, :, :-2], x[:, :, 1:-1], x[:, :, 2:]], axis=3)
 
     ids = windows[:, None, :, None]
-    mask = blocks(ids, 0, 0, -1) == jnp.swapaxes(beside(ids, -2), -1, -2)
+    mask = blocks(ids, 0, 0, -1) == jnp.swapaxes(neighbours(ids, -2), -1, -2)
     rows = blocks(queries * width**-0.5, 0, 0)
-    mixed = _softmax_part(rows, beside(keys), beside(values), mask).whole(rows, values)
+    mixed = _softmax_part(rows, neighbours(keys), neighbours(values), mask).whole(rows, values)
     return mixed.reshape(batch, heads, count * size, width)[:, :, :length]
 
 

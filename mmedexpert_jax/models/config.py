@@ -273,35 +273,40 @@ class ModelConfig:
                 "tie_word_embeddings": self.tie_word_embeddings,
                 **{key: getattr(self, field) for field, (key, _) in tokens.items()},
             }
-        return {
-            "architectures": [FAMILIES[self.family]],
-            "model_type": self.family,
-            "attention_dropout": 0.0,
+        return {"architectures": [FAMILIES[self.family]], "model_type": self.family} | self.text_to_hf(
+            attention_dropout=0.0,
+            hidden_act="silu",
+            image_token_id=self.image_token_id,
+            initializer_range=0.02,
+            max_window_layers=text.num_layers,
+            rope_scaling={"type": "mrope", "mrope_section": list(text.mrope_section)},
+            sliding_window=text.max_position_embeddings,
+            use_sliding_window=False,
+            video_token_id=self.video_token_id,
+            vision_config=_vision_to_hf(self.vision),
+            vision_end_token_id=self.vision_end_token_id,
+            vision_start_token_id=self.vision_start_token_id,
+        )
+
+    def text_to_hf(self, **own: Any) -> dict[str, Any]:
+        """A decoder's section of config.json: what all families write, and their `own` entries, in order of names."""
+        text = self.text
+        every = {
             "bos_token_id": self.bos_token_id,
             "eos_token_id": self.eos_token_ids[0],
-            "hidden_act": "silu",
             "hidden_size": text.hidden_size,
-            "image_token_id": self.image_token_id,
-            "initializer_range": 0.02,
             "intermediate_size": text.intermediate_size,
             "max_position_embeddings": text.max_position_embeddings,
-            "max_window_layers": text.num_layers,
             "num_attention_heads": text.num_heads,
             "num_hidden_layers": text.num_layers,
             "num_key_value_heads": text.num_kv_heads,
             "rms_norm_eps": text.rms_norm_eps,
-            "rope_scaling": {"type": "mrope", "mrope_section": list(text.mrope_section)},
             "rope_theta": text.rope_theta,
-            "sliding_window": text.max_position_embeddings,
             "tie_word_embeddings": self.tie_word_embeddings,
             "use_cache": True,
-            "use_sliding_window": False,
-            "video_token_id": self.video_token_id,
-            "vision_config": _vision_to_hf(self.vision),
-            "vision_end_token_id": self.vision_end_token_id,
-            "vision_start_token_id": self.vision_start_token_id,
             "vocab_size": text.vocab_size,
         }
+        return dict(sorted((every | own).items()))
 
     def _check(self) -> None:
         text, vision = self.text, self.vision

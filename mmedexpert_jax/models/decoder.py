@@ -28,13 +28,13 @@ from mmedexpert_jax.models.layers import (
     HeadNorms,
     Linear,
     RMSNorm,
+    abstract_param,
     contract,
-    declare,
     finish_factors,
     project,
 )
-from mmedexpert_jax.models.parts import InParts
 from mmedexpert_jax.models.rotary import rotate, stretched, tables
+from mmedexpert_jax.models.sharded import Sharded
 from mmedexpert_jax.models.tree import STACKED
 
 Attention = Callable[..., tuple[Array, Array, Array]]
@@ -54,14 +54,14 @@ class Embedding(nnx.Module):
     """Token embeddings [V, D]; the output layer too when tied."""
 
     def __init__(self, size: int, width: int):
-        self.weight = declare(size, width)
+        self.weight = abstract_param(size, width)
         self.lora: Any = nnx.data(None)  # (a [rank, D], b [V, rank])
         self.scale = 1.0
 
     def __call__(self, tokens: Array) -> Array:
         """tokens [...] -> [..., D]."""
         weight = self.weight.get_value()
-        x = weight.rows(tokens) if isinstance(weight, InParts) else weight[tokens]
+        x = weight.rows(tokens) if isinstance(weight, Sharded) else weight[tokens]
         if self.lora is None:
             return x
         a, b = self.lora
@@ -310,14 +310,14 @@ def run_layers(
         for index, layer in enumerate(_each(layers)):
             x = finish_factors(layer, x) if index else x  # into the first layer there may be no gradient
             one = functools.partial(run, layer, index)
-            x, keep = (jax.checkpoint(one) if remat else one)(x, *(share[index] for share in by_layer))
+            x, keep = (jax.checkpoint(one) if remat else one)(x, *(leaf[index] for leaf in by_layer))
             kept.append(keep)
         return x, jax.tree.map(lambda *leaves: leaves, *kept)
     step = jax.checkpoint(run, prevent_cse=False) if remat else run  # inside a loop nothing is shared with outside
-    shares = tuple(jnp.stack(share) if isinstance(share, tuple) else share for share in by_layer)
+    stacked = tuple(jnp.stack(leaf) if isinstance(leaf, tuple) else leaf for leaf in by_layer)
     layer = layers[STACKED]
     count = jax.tree.leaves(layer)[0].shape[0]
-    return jax.lax.scan(lambda x, of: step(of[0], of[1], x, *of[2]), x, (layer, jnp.arange(count), shares))
+    return jax.lax.scan(lambda x, of: step(of[0], of[1], x, *of[2]), x, (layer, jnp.arange(count), stacked))
 
 
 def _each(layers: Any) -> list[nnx.Module]:

@@ -12,7 +12,6 @@ def forward(config: ModelConfig, prompts: np.ndarray, completions: np.ndarray, p
     the tokens of completions only.
 
     Args:
-        config: of the model.
         prompts: [N] lengths in tokens, images included.
         completions: [N, S] lengths in tokens.
         patches: [I] patches of each image.

@@ -140,11 +140,11 @@ def attend_extended(
         [B, G, H, R, D].
     """
     batch, group, heads, size, width = queries.shape
-    room = prompt_keys.shape[2]
-    place = jnp.arange(room + size)
+    length = prompt_keys.shape[2]
+    place = jnp.arange(length + size)
     first = jnp.asarray(prompt_lengths, jnp.int32)[:, None]  # [B, 1], place of a continuation's first token in its row
-    index = jnp.where(place < first, place, jnp.where(place < first + size, place - first + room, place - size))
-    inverse = jnp.where(place < first, place, jnp.where(place < room, place + size, place - room + first))
+    index = jnp.where(place < first, place, jnp.where(place < first + size, place - first + length, place - size))
+    inverse = jnp.where(place < first, place, jnp.where(place < length, place + size, place - length + first))
     order = jax.vmap(gather)  # over B: x [B, ..., M, D], index [B, M], inverse [B, M]
 
     def rows(prompt: Array, own: Array) -> Array:
@@ -152,7 +152,7 @@ def attend_extended(
         joined = order(jnp.concatenate([prompt, own], axis=3), index, inverse)
         return joined.reshape(batch * group, *joined.shape[2:])
 
-    blank = jnp.zeros((batch, heads, room, width), queries.dtype)
+    blank = jnp.zeros((batch, heads, length, width), queries.dtype)
     lengths = jnp.repeat(prompt_lengths + size, group)
     mixed = attend(
         rows(blank, queries),
@@ -162,4 +162,4 @@ def attend_extended(
         causal=True,
         implementation=implementation,
     )
-    return order(mixed.reshape(batch, group, heads, room + size, width), inverse, index)[..., room:, :]
+    return order(mixed.reshape(batch, group, heads, length + size, width), inverse, index)[..., length:, :]

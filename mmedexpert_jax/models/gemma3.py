@@ -18,7 +18,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import vit
 from mmedexpert_jax.models.config import Keys, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.decoder import Attention, Embedding, Rope, TextAttention, TextDecoder
-from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, declare, place_features
+from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, abstract_param, place_features
 from mmedexpert_jax.processing.chat_template import find_template
 from mmedexpert_jax.processing.gemma3_prompts import GEMMA3_TEMPLATE, GemmaProcessor, NoPictures, SoftTokens
 from mmedexpert_jax.processing.processor import (
@@ -146,33 +146,19 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
 def _write_text(config: ModelConfig) -> dict[str, Any]:
     text = config.text
     scaled = {"rope_type": "linear", "factor": text.rope_factor} if text.rope_factor != 1 else None
-    return {
-        "model_type": "gemma3_text",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_ids[0],
-        "head_dim": text.head_dim,
-        "hidden_activation": text.activation,
-        "hidden_size": text.hidden_size,
-        "initializer_range": 0.02,
-        "intermediate_size": text.intermediate_size,
-        "layer_types": ["sliding_attention" if windowed else "full_attention" for windowed in text.windowed],
-        "max_position_embeddings": text.max_position_embeddings,
-        "num_attention_heads": text.num_heads,
-        "num_hidden_layers": text.num_layers,
-        "num_key_value_heads": text.num_kv_heads,
-        "pad_token_id": config.pad_token_id,
-        "query_pre_attn_scalar": int(text.query_width),
-        "rms_norm_eps": text.rms_norm_eps,
-        "rope_local_base_freq": text.window_theta,
-        "rope_scaling": scaled,
-        "rope_theta": text.rope_theta,
-        "sliding_window": text.window,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "use_cache": True,
-        "vocab_size": text.vocab_size,
-    }
+    return {"model_type": "gemma3_text"} | config.text_to_hf(
+        attention_bias=False,
+        attention_dropout=0.0,
+        head_dim=text.head_dim,
+        hidden_activation=text.activation,
+        initializer_range=0.02,
+        layer_types=["sliding_attention" if windowed else "full_attention" for windowed in text.windowed],
+        pad_token_id=config.pad_token_id,
+        query_pre_attn_scalar=int(text.query_width),
+        rope_local_base_freq=text.window_theta,
+        rope_scaling=scaled,
+        sliding_window=text.window,
+    )
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -244,7 +230,7 @@ class SoftTokenProjector(nnx.Module):
     """The patches of each soft token averaged, normalised and projected to the decoder's width."""
 
     def __init__(self, config: VisionConfig):
-        self.mm_input_projection_weight = declare(config.hidden_size, config.out_hidden_size)
+        self.mm_input_projection_weight = abstract_param(config.hidden_size, config.out_hidden_size)
         self.mm_soft_emb_norm = GemmaNorm(config.hidden_size, config.eps)
         self.group = config.merge_size**2
 

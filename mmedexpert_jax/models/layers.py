@@ -12,8 +12,8 @@ from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models import fused
-from mmedexpert_jax.models.parts import InParts, features_of_all
 from mmedexpert_jax.models.quantised import Quantised, contract_quantised
+from mmedexpert_jax.models.sharded import Sharded, features_of_all
 
 # By the names that config.json gives them.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -35,10 +35,10 @@ class HeadNorms:
     weights: tuple[Array, ...] = ()  # [D] of queries, [D] of keys; (): heads are not normalised
     eps: float = 0.0
     shift: float = 0.0  # added to the weights
-    scale: float = 1.0  # of the queries, beside D^-1/2
+    scale: float = 1.0  # of the queries, besides D^-1/2
 
 
-def declare(*shape: int) -> nnx.Param:
+def abstract_param(*shape: int) -> nnx.Param:
     """A parameter without a value: modules say what they hold, and `bind` puts the checkpoint's arrays in."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
 
@@ -47,8 +47,8 @@ class Linear(nnx.Module):
     """y = x W^T + b with PyTorch's weight layout [out, in], plus the LoRA delta that `bind` may attach."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool):
-        self.weight = declare(out_features, in_features)
-        self.bias = declare(out_features) if bias else None
+        self.weight = abstract_param(out_features, in_features)
+        self.bias = abstract_param(out_features) if bias else None
         self.lora: Any = nnx.data(None)  # (a [rank, in], b [out, rank])
         self.scale = 1.0
 
@@ -67,8 +67,8 @@ class PatchConv(nnx.Module):
     """A convolution whose kernel is its stride, which is one product with the flattened kernel."""
 
     def __init__(self, out_features: int, *kernel: int, bias: bool = False):
-        self.weight = declare(out_features, *kernel)
-        self.bias = declare(out_features) if bias else None
+        self.weight = abstract_param(out_features, *kernel)
+        self.bias = abstract_param(out_features) if bias else None
         self.lora: Any = nnx.data(None)  # (a [rank, *kernel], b [D, rank])
         self.scale = 1.0
 
@@ -91,7 +91,7 @@ class RMSNorm(nnx.Module):
     shift = 0.0  # that a family adds to the weight
 
     def __init__(self, width: int, eps: float):
-        self.weight = declare(width)
+        self.weight = abstract_param(width)
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
@@ -108,8 +108,8 @@ class LayerNorm(nnx.Module):
     """Float32 inside, cast back once, as PyTorch does."""
 
     def __init__(self, width: int, eps: float):
-        self.weight = declare(width)
-        self.bias = declare(width)
+        self.weight = abstract_param(width)
+        self.bias = abstract_param(width)
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
@@ -187,7 +187,7 @@ def finish_factors(module: nnx.Module, x: Any) -> Any:
     """x, a tree of [..., D] on its way into a module, with a gradient that waits for those of its LoRA factors.
 
     XLA for GPUs would put their products off, and join them to sums that they are added to; what they read, as large as
-    the MLP inside, would stand in memory for all layers at the end of a backward pass.
+    the MLP inside, would be in memory for all layers at the end of a backward pass.
     """
     linears = [part for _, part in nnx.iter_modules(module) if isinstance(part, Linear) and part.lora is not None]
     x, factors = _together((x, [linear.lora for linear in linears]))
@@ -204,14 +204,14 @@ def _together(tree: Any) -> Any:
 _together.defvjp(lambda tree: (tree, None), lambda _, slopes: (jax.lax.optimization_barrier(slopes),))
 
 
-def contract(x: Array, weight: Array | InParts, dtype: jnp.dtype | None = None) -> Array:
+def contract(x: Array, weight: Array | Sharded, dtype: jnp.dtype | None = None) -> Array:
     """x [..., in] with weight [out, in] -> [..., out] in a dtype, None: theirs; the weight is never copied transposed.
 
     On a CPU, XLA takes three to nine times as long for a product of bfloat16 with a result of bfloat16, or of a single
     row, as for float32: it is asked for float32, rounded once, and for two rows at least. Few rows, [N, in] or
     [N, 1, in] as in decoding, are asked for as W x^T: that reads W as it lies, where x W^T packs it anew each time.
     """
-    if isinstance(weight, InParts):
+    if isinstance(weight, Sharded):
         return weight.product(x, contract)
     one_token = x.ndim == 2 or (x.ndim == 3 and x.shape[1] == 1)
     if fused.on_cpu() and one_token and x.dtype == weight.dtype and len(x) in _FEW.get(x.dtype, ()):

@@ -189,24 +189,8 @@ def _write_text(config: ModelConfig) -> dict[str, Any]:
         "llama": {"attention_bias": False, "mlp_bias": False},
         "mistral": {"sliding_window": text.window or None},
     }
-    return {
-        "model_type": text.kind,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_ids[0],
-        "hidden_act": "silu",
-        "hidden_size": text.hidden_size,
-        "intermediate_size": text.intermediate_size,
-        "max_position_embeddings": text.max_position_embeddings,
-        "num_attention_heads": text.num_heads,
-        "num_hidden_layers": text.num_layers,
-        "num_key_value_heads": text.num_kv_heads,
-        "rms_norm_eps": text.rms_norm_eps,
-        "rope_scaling": scaling,
-        "rope_theta": text.rope_theta,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "use_cache": True,
-        "vocab_size": text.vocab_size,
-    } | own.get(text.kind, {"use_sliding_window": False})
+    written = {"model_type": text.kind} | config.text_to_hf(hidden_act="silu", rope_scaling=scaling)
+    return written | own.get(text.kind, {"use_sliding_window": False})
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.runtime.mesh import shard, sharding
 
 # File that marks a directory without weights -> module that reads such a directory, by its functions `tensors_of` and
-# `sources_of`. It stands above this folder, and is imported when such a directory is read.
+# `sources_of`. It is above this folder, and imported when such a directory is read.
 READERS = {"recipe.json": "mmedexpert_jax.merging.merge_recipe"}
 _THREADS = 8  # threads that read tensors
 _ALIGNMENT = 64  # bytes

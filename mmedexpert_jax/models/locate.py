@@ -43,7 +43,7 @@ def trace(src: str | Path, base: str = "") -> tuple[Path, list[Path]]:
 
 
 def base_under(adapter: Path, base: str = "", over: Sequence[Path] = ()) -> str:
-    """The model that an adapter stands on: what its file names, or a `base` that takes the place of all but adapters.
+    """The base model of an adapter: what its file names, or a `base` that takes the place of all but adapters.
 
     Raises DataError where neither names one, and where the adapter is among those `over` it, which would never end.
     """

@@ -26,7 +26,7 @@ jax.tree_util.register_dataclass(Batch, [field.name for field in fields(Batch)],
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Prefix:
+class PromptCache:
     """Hidden states, keys and values of the prompts, for their continuations."""
 
     hidden: Array  # [B, T, D], after the final norm
@@ -78,12 +78,12 @@ class Model:
                 f"row {row} of the batch holds a video, which is not supported; give frames as still images"
             )
 
-    def prefill(self, params: dict, batch: Batch, lora=None, remat: bool = False) -> Prefix:
+    def prefill(self, params: dict, batch: Batch, lora=None, remat: bool = False) -> PromptCache:
         """One causal pass over the prompts. `remat` recomputes each layer in the backward pass."""
         network = bind(self.config, params, lora)
         prompts, added = self._prompts(network, batch, remat)
         hidden, keys, values = network.model(*prompts, added=added, remat=remat)
-        return Prefix(hidden, keys, values, jnp.asarray(batch.lengths), jnp.asarray(batch.next_position))
+        return PromptCache(hidden, keys, values, jnp.asarray(batch.lengths), jnp.asarray(batch.next_position))
 
     def _prompts(self, network: Any, batch: Batch, remat: bool) -> tuple[Pass, tuple[Array, ...]]:
         """The prompts' causal pass, and what joins its first layers."""
@@ -144,7 +144,7 @@ class Model:
     def decode(
         self,
         params: dict,
-        prefix: Prefix,
+        prefix: PromptCache,
         cache: Cache,
         tokens: Array,
         steps: Array,

@@ -31,10 +31,10 @@ from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.gemma3 import Gemma3
 from mmedexpert_jax.models.llava import LLaVA
-from mmedexpert_jax.models.parts import InParts
 from mmedexpert_jax.models.quantised import Quantised
 from mmedexpert_jax.models.qwen2_vl import Qwen2VL
 from mmedexpert_jax.models.qwen3_vl import Qwen3VL
+from mmedexpert_jax.models.sharded import Sharded
 from mmedexpert_jax.models.tree import is_stacked
 
 # model_type -> class
@@ -98,8 +98,8 @@ def join_factors(config: ModelConfig, lora: Lora | None, fuse: bool = False) -> 
 def _diagonal(pairs: list[dict[str, Array]]) -> dict[str, Array]:
     """The A's [..., rank, in] of some layers under one another, their B's [..., out, rank] along a diagonal."""
     ranks = np.cumsum([0, *(pair["a"].shape[-2] for pair in pairs)])
-    room, places = [(0, 0)] * (pairs[0]["b"].ndim - 1), itertools.pairwise(ranks)
-    rows = [jnp.pad(pair["b"], [*room, (at, ranks[-1] - end)]) for pair, (at, end) in zip(pairs, places, strict=True)]
+    pads, places = [(0, 0)] * (pairs[0]["b"].ndim - 1), itertools.pairwise(ranks)
+    rows = [jnp.pad(pair["b"], [*pads, (at, ranks[-1] - end)]) for pair, (at, end) in zip(pairs, places, strict=True)]
     return {"a": jnp.concatenate([pair["a"] for pair in pairs], axis=-2), "b": jnp.concatenate(rows, axis=-2)}
 
 
@@ -108,8 +108,8 @@ def _for_gpus(pairs: list[dict[str, Array]]) -> dict[str, Array]:
     have 16 bits of a mantissa, where a GPU's product of float32 has 11. Each is filled up to a multiple of 32 rows,
     without which XLA copies the weight that they are joined to; B [..., rows of one, out] is transposed."""
     joined = _diagonal(pairs)
-    room = [*[(0, 0)] * (joined["a"].ndim - 2), (0, -joined["a"].shape[-2] % 32), (0, 0)]
-    a, b = jnp.pad(joined["a"], room), jnp.pad(jnp.swapaxes(joined["b"], -1, -2), room)
+    pads = [*[(0, 0)] * (joined["a"].ndim - 2), (0, -joined["a"].shape[-2] % 32), (0, 0)]
+    a, b = jnp.pad(joined["a"], pads), jnp.pad(jnp.swapaxes(joined["b"], -1, -2), pads)
     rounded = a.astype(jnp.bfloat16)
     return {"a": jnp.concatenate([rounded, (a - rounded).astype(jnp.bfloat16)], axis=-2), "b": b}
 
@@ -120,10 +120,10 @@ def _module(network: Any, name: str) -> Any:
     return network
 
 
-def _leaf(params: Any, path: tuple) -> Array | Quantised | InParts:
+def _leaf(params: Any, path: tuple) -> Array | Quantised | Sharded:
     for name in path:
         params = params[str(name)]
-    return params if isinstance(params, Quantised | InParts) else jnp.asarray(params)
+    return params if isinstance(params, Quantised | Sharded) else jnp.asarray(params)
 
 
 def _child(module: Any, name: str) -> Any:

@@ -36,7 +36,7 @@ _BOUNDS = (NF4[1:] + NF4[:-1]) / 2  # between two values, the nearer one is take
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantised:
-    """A weight [..., out, in]; in a tree of parameters it stands where the plain one would."""
+    """A weight [..., out, in]; in a tree of parameters it takes the plain one's place."""
 
     codes: Any  # int8 [..., out, in]; of nf4 uint8 [..., out, in / 2], the first of two values in the high bits
     scale: Any  # float32 [..., out]; of nf4 [..., out, in / 64]
@@ -84,8 +84,8 @@ def quantise(weight: Array, kind: str) -> Quantised:
         return Quantised(codes.astype(jnp.int8), scale, kind, kept)
     blocks = values.reshape(*values.shape[:-1], -1, BLOCK)
     scale = jnp.max(jnp.abs(blocks), axis=-1)
-    shares = blocks / jnp.where(scale > 0, scale, 1)[..., None]
-    codes = jnp.searchsorted(jnp.asarray(_BOUNDS), shares, method="compare_all")
+    fractions = blocks / jnp.where(scale > 0, scale, 1)[..., None]
+    codes = jnp.searchsorted(jnp.asarray(_BOUNDS), fractions, method="compare_all")
     pairs = codes.astype(jnp.uint8).reshape(*values.shape[:-1], -1, 2)
     return Quantised(pairs[..., 0] << 4 | pairs[..., 1], scale, kind, kept)
 
@@ -120,11 +120,8 @@ def quantise_params(params: dict, kind: str) -> dict:
 
 def is_quantised(params: dict) -> bool:
     """True where any weight is quantised."""
-    return any(isinstance(leaf, Quantised) for leaf in jax.tree.leaves(params, is_leaf=_is_leaf))
-
-
-def _is_leaf(node: Any) -> bool:
-    return isinstance(node, Quantised)
+    leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, Quantised))
+    return any(isinstance(leaf, Quantised) for leaf in leaves)
 
 
 @jax.custom_vjp

@@ -87,32 +87,19 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     """The text and vision sections of config.json, as the hub's files have them."""
     text, vision = config.text, config.vision
     return {
-        "text_config": {
-            "model_type": "qwen3_vl_text",
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "bos_token_id": config.bos_token_id,
-            "eos_token_id": config.eos_token_ids[0],
-            "head_dim": text.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": text.hidden_size,
-            "initializer_range": 0.02,
-            "intermediate_size": text.intermediate_size,
-            "max_position_embeddings": text.max_position_embeddings,
-            "num_attention_heads": text.num_heads,
-            "num_hidden_layers": text.num_layers,
-            "num_key_value_heads": text.num_kv_heads,
-            "rms_norm_eps": text.rms_norm_eps,
-            "rope_scaling": {
+        "text_config": {"model_type": "qwen3_vl_text"}
+        | config.text_to_hf(
+            attention_bias=False,
+            attention_dropout=0.0,
+            head_dim=text.head_dim,
+            hidden_act="silu",
+            initializer_range=0.02,
+            rope_scaling={
                 "mrope_interleaved": True,
                 "mrope_section": list(text.mrope_section),
                 "rope_type": "default",
             },
-            "rope_theta": text.rope_theta,
-            "tie_word_embeddings": config.tie_word_embeddings,
-            "use_cache": True,
-            "vocab_size": text.vocab_size,
-        },
+        ),
         "vision_config": {
             "model_type": "qwen3_vl",
             "deepstack_visual_indexes": list(vision.deepstack_blocks),

@@ -51,13 +51,13 @@ def attend_ragged(
         [N, H, 1, D] in the dtype of the values.
     """
     rows, heads, _, width = queries.shape
-    (prompts, key_heads, room, _), ring = prompt_keys.shape, own_keys.shape[2]
+    (prompts, key_heads, padded, _), ring = prompt_keys.shape, own_keys.shape[2]
     inside = prompt < prompts
     number = jnp.where(inside, prompt, 0)
     length, steps = jnp.where(inside, lengths[number], 0), jnp.maximum(steps, 0)
     scalars = (number, length, steps, jnp.broadcast_to(place % ring, 1))
-    sizes = min(BLOCK, room), min(BLOCK, ring)
-    blocks = pl.cdiv(room, sizes[0]), pl.cdiv(ring, sizes[1])
+    sizes = min(BLOCK, padded), min(BLOCK, ring)
+    blocks = pl.cdiv(padded, sizes[0]), pl.cdiv(ring, sizes[1])
 
     def of_prompt(row: Any, step: Any, number: Any, length: Any, *_: Any) -> tuple:
         last = jnp.maximum(pl.cdiv(length[row], sizes[0]) - 1, 0)
@@ -77,7 +77,7 @@ def attend_ragged(
     ]
     softmax = [(key_heads, heads // key_heads, size) for size in (width, 1, 1)]
     mixed = pl.pallas_call(
-        functools.partial(_kernel, room=room, ring=ring, blocks=blocks[0], sizes=sizes, window=window),
+        functools.partial(_kernel, padded=padded, ring=ring, blocks=blocks[0], sizes=sizes, window=window),
         grid_spec=tpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(rows, sum(blocks)),
@@ -115,7 +115,7 @@ def _kernel(
     top_ref: Any,
     total_ref: Any,
     *,
-    room: int,
+    padded: int,
     ring: int,
     blocks: int,
     sizes: tuple[int, int],
@@ -124,7 +124,7 @@ def _kernel(
     """A block of the prompt, or of the ring, of a row; arrays as in `attend_ragged`."""
     row, step = pl.program_id(0), pl.program_id(1)
     length, steps, place = length_ref[row], steps_ref[row], place_ref[0]
-    far = room + ring if window is None else window
+    far = padded + ring if window is None else window
     softmax = functools.partial(_add, queries_ref, sum_ref, top_ref, total_ref)
 
     @pl.when(step == 0)

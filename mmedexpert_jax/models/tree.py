@@ -60,7 +60,7 @@ def unstack(tree: Any) -> Any:
 def restacked(flat: dict[str, Any], change: Callable[[dict], dict]) -> dict:
     """The parameters of a flat dict, which is emptied, by `change`: `stack` or `unstack`, compiled.
 
-    One matrix of all layers is changed at a time, and what it was made of let go: of the others none stands twice. The
+    One matrix of all layers is changed at a time and its source freed, so that no other exists twice. The
     vectors, which take little, share a program.
     """
     groups: dict[str, list[str]] = {}

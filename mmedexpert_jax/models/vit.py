@@ -17,7 +17,7 @@ from jax import Array
 from mmedexpert_jax.models.attention import attend
 from mmedexpert_jax.models.config import Keys, VisionConfig
 from mmedexpert_jax.models.decoder import Embedding, declare_layers, run_layers
-from mmedexpert_jax.models.layers import ACTIVATIONS, LayerNorm, Linear, PatchConv, declare
+from mmedexpert_jax.models.layers import ACTIVATIONS, LayerNorm, Linear, PatchConv, abstract_param
 
 
 def read_vit(
@@ -136,7 +136,7 @@ class ViTEmbeddings(nnx.Module):
     """Patches by one product, learned positions added, CLIP's class token before them."""
 
     def __init__(self, config: VisionConfig):
-        self.class_embedding = declare(config.hidden_size) if config.class_token else None
+        self.class_embedding = abstract_param(config.hidden_size) if config.class_token else None
         kernel = config.in_channels, config.patch_size, config.patch_size
         self.patch_embedding = PatchConv(config.hidden_size, *kernel, bias=not config.class_token)
         self.position_embedding = Embedding(config.num_positions, config.hidden_size)

@@ -28,8 +28,7 @@ def count(config: ConfigDict, factor: float = 0.0, **changes: Any) -> tuple[Need
     """Needs, devices and the dtype of the weights, with some fields changed.
 
     Args:
-        config: of the job.
-        factor: of `compiled_share`: the update's estimates are corrected by it; 0: they stand.
+        factor: of `compiled_ratio`: the update's estimates are corrected by it; 0: they stand.
         changes: values by field.
     """
     if changes:
@@ -49,7 +48,7 @@ def count(config: ConfigDict, factor: float = 0.0, **changes: Any) -> tuple[Need
     return found, devices, dtype
 
 
-def compiled_share(config: ConfigDict) -> float:
+def compiled_ratio(config: ConfigDict) -> float:
     """Bytes of the compiled update over those that are estimated; 0 where `plan_compile` does not ask for it.
 
     Raises:
@@ -70,23 +69,23 @@ def compiled_share(config: ConfigDict) -> float:
 
 def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
     """The needs of a job, or of the stage of a pipeline that `prefix` names; `train`: its cases by specialty."""
-    found, devices, dtype = count(config, compiled_share(config))
-    share = f", {found.trained:,} trained ({found.trained / found.parameters:.1%})" if found.trained else ""
-    room = f"{gb(devices.memory)} for a program on each" if devices.memory else "memory not known"
+    found, devices, dtype = count(config, compiled_ratio(config))
+    trained = f", {found.trained:,} trained ({found.trained / found.parameters:.1%})" if found.trained else ""
+    memory = f"{gb(devices.memory)} for a program on each" if devices.memory else "memory not known"
     phase, peak = found.peak
     if prefix:
-        space = room.removesuffix(" for a program on each")
+        space = memory.removesuffix(" for a program on each")
         return [
             prefix.rstrip("."),
-            f"  parameters {found.parameters:,} {dtype}{share}",
+            f"  parameters {found.parameters:,} {dtype}{trained}",
             f"  peak       {gb(peak)} on a device of {space}, in {phase}; * estimated",
             f"  memory     {_listed(found.held | found.phases.get(phase, {})) or 'nothing'}",
             *(f"  {line}" for line in _work(config, found, train) if not line.startswith("disk")),
         ]
     return [
         "needs",
-        f"  parameters {found.parameters:,} {dtype}{share}",
-        f"  devices    {devices.count} x {devices.kind}, {room}; the job uses {_used(config, devices)}",
+        f"  parameters {found.parameters:,} {dtype}{trained}",
+        f"  devices    {devices.count} x {devices.kind}, {memory}; the job uses {_used(config, devices)}",
         f"  held       {_listed(found.held) or 'nothing'}",
         *(f"  {name:10} {_listed(parts)}" for name, parts in found.phases.items()),
         f"  peak       {gb(peak)} on a device, in {phase}; * estimated (docs/plan.md)",
@@ -136,7 +135,7 @@ def _used(config: ConfigDict, devices: Devices) -> int:
 
 def problem(config: ConfigDict, prefix: str) -> str:
     """ "" where the job fits its devices, or their memory is not known; else one line with the smallest fix."""
-    factor = compiled_share(config)
+    factor = compiled_ratio(config)
     found, devices, _ = count(config, factor)
     phase, peak = found.peak
     if not devices.memory or peak <= devices.memory:

@@ -62,18 +62,18 @@ def _lower(config: FrozenConfigDict, model: Model, params: dict, trained: Any, r
 
 
 def _rows(config: FrozenConfigDict, prompts: int, samples: int) -> Any:
-    """The batch that a gradient is computed from: a Part of gba, a MicroBatch of dsa."""
+    """The batch that a gradient is computed from: a `PolicyBatch` of gba, a `MicroBatch` of dsa."""
     batch, limit = _batch(prompts, config.max_prompt_length), config.max_new_tokens
     if config.job == "dsa":
         from mmedexpert_jax.sft.loss import MicroBatch
 
         return MicroBatch(batch, np.zeros((prompts, limit), np.int32), np.full(prompts, limit, np.int32))
-    from mmedexpert_jax.gba.policy_learner import Part
+    from mmedexpert_jax.gba.policy_learner import PolicyBatch
 
     shape = (prompts, samples // prompts, limit)
     lengths, floats = np.full(shape[:2], limit, np.int32), np.zeros(shape, np.float32)
     packing = packed(lengths, limit, config.packing) if config.packing and limit > 1 else None
-    return Part(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0], packing=packing)
+    return PolicyBatch(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0], packing=packing)
 
 
 def _batch(prompts: int, length: int) -> Batch:

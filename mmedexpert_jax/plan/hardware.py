@@ -32,7 +32,9 @@ def find(name: str) -> Devices:
     if not name:
         return _here()
     kind, count = named_devices(name)
-    return Devices(kind, count, int(MEMORY[kind] * _share(kind)))
+    # 0.75 is what JAX preallocates of a GPU where nothing is said
+    fraction = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if kind in GPUS else 1.0
+    return Devices(kind, count, int(MEMORY[kind] * fraction))
 
 
 def _here() -> Devices:
@@ -43,8 +45,3 @@ def _here() -> Devices:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return Devices("cpu", count, memory // jax.local_device_count())
     return Devices(first.platform, count, (first.memory_stats() or {}).get("bytes_limit", 0))
-
-
-def _share(kind: str) -> float:
-    # 0.75 is what JAX preallocates of a GPU where nothing is said
-    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if kind in GPUS else 1.0

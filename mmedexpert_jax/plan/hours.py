@@ -24,7 +24,7 @@ BANDWIDTH = {"a100": 2.0e12, "h100": 3.35e12, "h200": 4.8e12, "v5e": 0.82e12, "v
 NAMES = {"a100": "A100", "h100": "H100", "v5e": "TPU v5e"}  # of `plan_mesh` -> of `costs.PEAKS`
 # Shares of the roofline that are assumed: matrix products of a training step at a third of the peak and decoding at
 # half of the bandwidth are what well-kept trainers reach; a first step's time replaces them.
-UPDATE_SHARE, DECODE_SHARE = 0.33, 0.5
+UPDATE_FRACTION, DECODE_FRACTION = 0.33, 0.5
 
 
 def roofline(devices: Devices) -> tuple[float, float]:
@@ -65,10 +65,10 @@ def seconds(stage: ConfigDict, train: Mapping[str, int], answers: int = 0) -> fl
     used = devices.count if stage.job != "evaluate" else 1
 
     def product(tokens: float, passes: float) -> float:
-        return 2 * needs.parameters * tokens * passes / (peak * UPDATE_SHARE * used)
+        return 2 * needs.parameters * tokens * passes / (peak * UPDATE_FRACTION * used)
 
     def decoded(waves: float) -> float:
-        return waves * completion * weights / (bandwidth * DECODE_SHARE)
+        return waves * completion * weights / (bandwidth * DECODE_FRACTION)
 
     if stage.job == "evaluate":
         total = answers * stage.num_samples
@@ -110,5 +110,7 @@ def line(taken: float, devices: Devices, price: float, what: str) -> str:
     """The line of a plan: time, devices, money at `price` dollars an hour and device, and where it is from."""
     money = f", about {taken / 3600 * devices.count * price:,.2f} dollars" if price else ""
     source = "measured here" if devices.kind == "cpu" else "as its vendor states it"
-    shares = f"{UPDATE_SHARE:.0%} of peak and {DECODE_SHARE:.0%} of bandwidth, {source}"
-    return f"time     about {readable(taken)} on {devices.count} x {devices.kind}{money}: {what} ({shares}; not a run)"
+    fractions = f"{UPDATE_FRACTION:.0%} of peak and {DECODE_FRACTION:.0%} of bandwidth, {source}"
+    return (
+        f"time     about {readable(taken)} on {devices.count} x {devices.kind}{money}: {what} ({fractions}; not a run)"
+    )

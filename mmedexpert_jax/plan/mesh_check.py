@@ -12,8 +12,8 @@ from mmedexpert_jax.gba.split import micro_batch
 from mmedexpert_jax.plan import hardware
 from mmedexpert_jax.plan.architecture import architecture
 from mmedexpert_jax.plan.hardware import Devices
-from mmedexpert_jax.plan.needs import abstract_params, shares, size
-from mmedexpert_jax.runtime.mesh import AXES, nearest, shardings
+from mmedexpert_jax.plan.needs import abstract_params, size
+from mmedexpert_jax.runtime.mesh import AXES, nearest, row_shards, shardings
 
 
 class _Model:
@@ -73,7 +73,7 @@ def _check_sizes(config: ConfigDict, prefix: str, devices: Devices, model: _Mode
         if model and (reason := model.undivided(axis, config.mesh[axis])):
             raise ConfigError(f"config.{prefix}mesh.{axis}={config.mesh[axis]} does not divide {reason}")
     if config.job == "gba":
-        micro_batch(config, shares(mesh), prefix)
+        micro_batch(config, row_shards(mesh), prefix)
 
 
 def _enough(config: ConfigDict, prefix: str, devices: Devices, model: _Model | None) -> str:
@@ -159,7 +159,8 @@ def _check_memory(config: ConfigDict, prefix: str, devices: Devices, weights: di
 def _split_that_holds(config: ConfigDict, prefix: str, weights: dict, devices: Devices) -> str:
     """The fields under which the weights fit, or the number of devices that hold them."""
     tensor = config.mesh.tensor
-    for fsdp in _divisors(devices.count // tensor):
+    along = devices.count // tensor
+    for fsdp in (n for n in range(1, along + 1) if along % n == 0):
         try:
             part = size(weights, devices.mesh(-1, fsdp, tensor))
         except ConfigError:  # it does not divide a tensor
@@ -169,7 +170,3 @@ def _split_that_holds(config: ConfigDict, prefix: str, weights: dict, devices: D
             return f"set {data}--config.{prefix}mesh.fsdp={fsdp} --config.{prefix}shard=full"
     enough = 1 << math.ceil(math.log2(size(weights) / devices.memory))
     return f"no split of so many holds them: at least {enough} such devices do, or a smaller model"
-
-
-def _divisors(count: int) -> Iterator[int]:
-    return (n for n in range(1, count + 1) if count % n == 0)

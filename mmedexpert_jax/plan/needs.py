@@ -32,7 +32,7 @@ from mmedexpert_jax.models.quantised import quantise_params
 from mmedexpert_jax.models.tree import STACKED, flatten, is_deep, nest, stack, stacked_name
 from mmedexpert_jax.plan.hardware import GPUS, Devices
 from mmedexpert_jax.rollout.logprobs import CHUNK
-from mmedexpert_jax.runtime.mesh import shardings
+from mmedexpert_jax.runtime.mesh import row_shards, shardings
 from mmedexpert_jax.train.optimizer import optimizer
 
 LOGIT = 12  # bytes an entry of the logits takes: three float32 arrays of their size live at once
@@ -121,12 +121,12 @@ def cache_bytes(shape: ModelConfig, dtype: str, prompts: int, length: int, sampl
 
 
 def size(tree: Any, mesh: AbstractMesh | None = None) -> int:
-    """Bytes of a tree of shapes; with a mesh, of the part that one device holds."""
+    """Bytes of a tree of shapes; with a mesh, of the shard that one device holds."""
     if mesh is None:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     where = shardings(tree, mesh)  # type: ignore[arg-type]  # of a mesh it reads the axes' names and sizes alone
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(where), strict=True)
-    return sum(int(np.prod(part.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf, part in pairs)
+    return sum(int(np.prod(where.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf, where in pairs)
 
 
 def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict, devices: Devices) -> None:
@@ -137,8 +137,8 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     # "tensor" splits weights in any case, "fsdp" what `shard` names (train/layout.py)
     unsplit = mesh.shape["data"], 1, mesh.shape["tensor"]
     whole_rows = AbstractMesh(unsplit, mesh.axis_names, axis_types=mesh.axis_types)
-    in_parts = config.shard == "full" and mesh.size > 1
-    parts = mesh if in_parts else whole_rows
+    sharded = config.shard == "full" and mesh.size > 1
+    split_over = mesh if sharded else whole_rows
     found.trained = sum(leaf.size for leaf in jax.tree.leaves(trained))
     found.saved = size(trained) + size(opt_state)
     found.exported = found.exported if full else size(trained)
@@ -146,24 +146,24 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     # as `Learner.init` lets go of it: where all is trained, but for a KL to the model as it was
     given_up = full and not (gba and config.beta and not config.ref_every)
     found.held = {
-        "weights": 0 if given_up else size(weights, parts),
-        "trained in float32": size(trained, parts),
+        "weights": 0 if given_up else size(weights, split_over),
+        "trained in float32": size(trained, split_over),
         "optimizer state": size(opt_state, summed),
     }
-    policy = round(_policy_bytes(weights, trained, full) * size(weights, parts) / size(weights))
+    policy = round(_policy_bytes(weights, trained, full) * size(weights, split_over) / size(weights))
     prompts, samples = rows(config, mesh)
     # what is trained, or sampled from meanwhile, has its layers under their numbers, and is stacked in the program
     scans = config.scan_layers and is_deep(weights) and (full or bool(config.get("rollout_ahead", 0)))
     stacked = {name: leaf for name, leaf in flatten(stack(weights)).items() if STACKED in name.split(".")}
     # inside a gradient, in the weights' dtype; of full training their gradient too
-    copies = {STACKS: (1 + full) * size(stacked, parts)} if scans else {}
-    # a matrix in use and the next; a sampler sends rows to the weights, and has deltas whole (models/parts.py)
+    copies = {STACKS: (1 + full) * size(stacked, split_over)} if scans else {}
+    # a matrix in use and the next; a sampler sends rows to the weights, and has deltas whole (models/sharded.py)
     gathered = {}
-    if in_parts:
+    if sharded:
         widest = max(size(leaf, whole_rows) for leaf in _matrices_of_layers(weights))
         gathered = {"gathered weights": 2 * widest + (0 if full else size(trained))}
     if gba:
-        count = -(-split.prompts(config) // shares(mesh))
+        count = -(-split.prompts(config) // row_shards(mesh))
         copy = {"policy's copy": policy} if full or dtype == "float32" else {}
         found.phases["rollout"] = gathered | copy | _sampling(shape, dtype, config, count, samples // prompts)
     found.phases["update"] = (
@@ -174,7 +174,7 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         | _activations(config, shape, dtype, prompts, samples, devices.kind)
     )
     if config.eval.every >= 0:
-        asked = -(-config.eval.batch_size // (shares(mesh) if in_parts else 1))
+        asked = -(-config.eval.batch_size // (row_shards(mesh) if sharded else 1))
         sampled = _sampling(shape, dtype, config, asked, config.eval.num_samples)
         found.phases["evaluation"] = gathered | {"policy's copy": policy} | sampled
 
@@ -226,16 +226,11 @@ def _policy_bytes(weights: dict, trained: Any, full: bool) -> int:
     return sum(pair["a"].shape[1] * pair["b"].shape[0] * item for pair in trained.factors.values())
 
 
-def shares(mesh: AbstractMesh) -> int:
-    """Parts into which a mesh splits rows."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
 def rows(config: ConfigDict, mesh: AbstractMesh) -> tuple[int, int]:
     """Prompts and completions of one gradient on one device of a mesh."""
     if config.job == "dsa":
         return config.batch_size, config.batch_size
-    prompts = split.micro_batch(config, shares(mesh))
+    prompts = split.micro_batch(config, row_shards(mesh))
     return prompts, prompts * config.num_samples * config.prompts_per_step // split.prompts(config)
 
 

@@ -268,7 +268,6 @@ class Processor:
         The least sizes keep the shapes that jit sees few. Images that fill up to `min_images` have no valid patch.
 
         Args:
-            encoded: B prompts.
             min_length: least T.
             min_patches: least P; rounded up to whole merged tokens.
             min_images: least I.

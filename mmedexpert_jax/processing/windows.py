@@ -125,9 +125,9 @@ def linear(values: np.ndarray, centre: float, width: float) -> np.ndarray:
     return (values - (centre - 0.5)) / (width - 1) + 0.5
 
 
-def grey(shares: np.ndarray) -> np.ndarray:
+def grey(fractions: np.ndarray) -> np.ndarray:
     """Shares of full white as uint8; halves go to the even level."""
-    return np.round(np.clip(shares, 0, 1) * 255).astype(np.uint8)
+    return np.round(np.clip(fractions, 0, 1) * 255).astype(np.uint8)
 
 
 def _window(value: Any, name: str) -> Window:

@@ -42,7 +42,8 @@ class Answers(Database):
     def __init__(self, path: str | Path):
         """Opens or creates the file. Raises DataError, ResourceError."""
         super().__init__(path, SCHEMA, "a store of answers")
-        self._owner = f"{_this_process()} {uuid.uuid4().hex[:8]}"
+        # a process number alone may come again after a reboot
+        self._owner = f"{platform.node()} {os.getpid()} {_started(os.getpid())} {uuid.uuid4().hex[:8]}"
 
     def get(self, key: str) -> EndpointReply | None:
         """The stored answer, marked as stored; None where there is none."""
@@ -156,11 +157,6 @@ class Answers(Database):
         """Ids of a host's batches that are not collected yet, oldest first."""
         rows = self.read("SELECT id FROM batches WHERE collected = 0 AND host = ? ORDER BY rowid", host)
         return [id for (id,) in rows]
-
-
-def _this_process() -> str:
-    """Machine, process and its start: a process number alone may come again after a reboot."""
-    return f"{platform.node()} {os.getpid()} {_started(os.getpid())}"
 
 
 def _started(pid: int) -> str:

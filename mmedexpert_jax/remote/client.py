@@ -49,7 +49,6 @@ class Client:
 
         Args:
             endpoint: whom to ask, and how.
-            answers: the store.
             interrupted: tells of a signal (`Run.interrupted`); looked at before each request.
         """
         if importlib.util.find_spec("openai") is None:
@@ -257,16 +256,13 @@ class Client:
         return replace(self._read(response.status_code, headers, response.content), status=response.status_code)
 
     async def _send(self, body: dict[str, Any]) -> Any:
-        """The raw response to a body."""
-        return await self._api.chat.completions.with_raw_response.create(**self._renamed(body))
+        """The raw response to a body, with the older `max_tokens` where `max_completion_tokens` is not known."""
+        if "max_completion_tokens" in self._dropped:
+            body = body | {"max_tokens": self.endpoint.max_tokens}
+        return await self._api.chat.completions.with_raw_response.create(**body)
 
     def _read(self, status: int, headers: dict[str, str], content: bytes) -> Outcome:
         return outcomes.classify(status, headers, content, self._key)
-
-    def _renamed(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The body with the older `max_tokens` where the server does not know `max_completion_tokens`."""
-        old = "max_completion_tokens" in self._dropped
-        return body | {"max_tokens": self.endpoint.max_tokens} if old else body
 
     async def _wait(self, outcome: Outcome, number: int) -> bool:
         """Waits before the next try; False where the server asks for more than PATIENCE."""

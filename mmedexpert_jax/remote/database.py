@@ -25,7 +25,6 @@ class Database:
         """Opens or creates the file.
 
         Args:
-            path: of the file.
             schema: statements that make what is missing.
             what: the file is meant to be, for errors.
 

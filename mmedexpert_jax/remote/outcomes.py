@@ -85,7 +85,6 @@ def classify(status: int, headers: Mapping[str, str], content: bytes, secret: st
     """The outcome that a response stands for.
 
     Args:
-        status: of HTTP.
         headers: in lower case.
         content: the body.
         secret: the key; masked in every text that is returned, before any text is cut.

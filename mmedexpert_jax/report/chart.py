@@ -70,10 +70,10 @@ def intervals(title: str, rows: Mapping[str, Figure], note: str = "") -> str:
     marks = [figure.factor * x for figure in rows.values() for x in (figure.value, *figure.ends)]
     marks += [0.0] if any(figure.signed for figure in rows.values()) else []
     low, high = min(marks), max(marks)
-    room = 0.1 * (high - low) or 1.0  # so that no point lies on the edge
+    margin = 0.1 * (high - low) or 1.0  # so that no point lies on the edge
 
     def at(value: float) -> float:
-        return 100 * (value - low + room) / (high - low + 2 * room)
+        return 100 * (value - low + margin) / (high - low + 2 * margin)
 
     zero = f'<i class="zero" style="left:{at(0):.2f}%"></i>' if low <= 0 <= high else ""
     lines = []

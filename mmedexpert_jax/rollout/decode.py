@@ -3,11 +3,11 @@
 N rows decode together. A row that ends takes the next sample that waits, inside the compiled program: no step is spent
 on padding while there is work. The program is two loops: the inner one decodes and does nothing else, since a step on a
 GPU is as slow as it has kernels, until a sample ends; the outer one fills the rows again. A program is compiled for a
-number of rows and a window, the tokens that the caches have room for. Caches stand by layer, are updated in place, and
-are rings (`Model.decode`): rows that began at different times write the same place. Over a mesh each device decodes its
-own prompts; what is one number a device, such as the ring's place, is an array [1] of it. Where each has all weights,
-no collective runs in the loops. Where weights lie in parts (models/parts.py), those along "fsdp" go step by
-step together, and each has its part of every product of all their rows; where "tensor" splits them, all devices do.
+number of rows and a length of their caches. Caches stand by layer, are updated in place, and are rings
+(`Model.decode`): rows that began at different times write the same place. Over a mesh each device decodes its own
+prompts; what is one number a device, such as the ring's place, is an array [1] of it. Where each has all weights, no
+collective runs in the loops. Where weights are sharded (models/sharded.py), those along "fsdp" go step by step
+together, and each has its shard of every product of all their rows; where "tensor" splits them, all devices do.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.models import Cache, Model, Prefix, Slots, fused, kernel_trial, parts
+from mmedexpert_jax.models import Cache, Model, PromptCache, Slots, fused, kernel_trial, sharded
 from mmedexpert_jax.models.network import join_factors
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import sample, sample_each
@@ -78,18 +78,18 @@ class DecodeState:
     """The state of decoding: N rows over B prompts. A row at step 0 is free: while others decode, its prompt
     is numbered B or more, so that what it writes is dropped."""
 
-    cache: Cache  # [N, Hkv, window, Dh] by layer
+    cache: Cache  # [N, Hkv, length, Dh] by layer
     slots: Slots
     steps: Array  # [N] int32, tokens drawn so far of each row's sample
     waiting: Array  # [B, G] bool, samples that have their first token and no row yet
-    place: Array  # [1] int32, where the next keys go, modulo the window
+    place: Array  # [1] int32, where the next keys go, modulo the cache's length
     spent: Array  # [1] int32, rows times steps that were computed
     completions: Completions
     own: Own | None = None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def read(
+def prefill(
     model: Model,
     sampling: Sampling,
     mesh: Mesh | None,
@@ -98,13 +98,15 @@ def read(
     lora: Lora | None,
     keys: Array,
     own: Own | None = None,
-) -> tuple[Prefix, Completions]:
-    """Reads the prompts and draws the first token of each sample; keys [B, G]. Of `Prefix.hidden` only the end stays,
+) -> tuple[PromptCache, Completions]:
+    """Reads the prompts and draws the first token of each sample; keys [B, G]. Of `hidden` only the end is kept,
     [B, 1, D]."""
     _note("prefill", f"{len(batch.tokens)} prompts of {batch.tokens.shape[1]} tokens")
 
-    def run(params: dict, batch: Batch, lora: Lora | None, keys: Array, own: Own | None) -> tuple[Prefix, Completions]:
-        with parts.images_over(() if mesh is None else ROWS[0]):
+    def run(
+        params: dict, batch: Batch, lora: Lora | None, keys: Array, own: Own | None
+    ) -> tuple[PromptCache, Completions]:
+        with sharded.images_over(() if mesh is None else ROWS[0]):
             prefix = model.prefill(params, batch, lora)
         prompt_end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)  # [B, 1, D]
         own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:, None], keys.shape), own)
@@ -118,39 +120,39 @@ def read(
         )
         return _by_heads(mesh, dataclasses.replace(prefix, hidden=prompt_end)), completions
 
-    specs = (parts.specs(params), ROWS, parts.specs(lora), ROWS, ROWS)
+    specs = (sharded.specs(params), ROWS, sharded.specs(lora), ROWS, ROWS)
     return by_device(run, mesh, specs, ROWS)(params, batch, lora, keys, own)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def join(mesh: Mesh | None, length: int, reads: Any) -> Any:
-    """Prompts that were read apart, each (prefix, completions, keys), as one; keys and values have room for `length`
-    tokens. On each device its own prompts of all parts stand after one another."""
+def join(mesh: Mesh | None, length: int, prefilled: Any) -> Any:
+    """Prompts that were read apart, each (prefix, completions, keys), as one; keys and values are padded to `length`
+    tokens. On each device its own prompts of all batches stand after one another."""
 
-    def whole(reads: Any) -> Any:
+    def whole(prefilled: Any) -> Any:
         def padded(x: Array) -> Array:  # [B, Hkv, T, Dh]
             return jnp.pad(x, [(0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)])
 
-        def roomy(prefix: Prefix) -> Prefix:
+        def lengthened(prefix: PromptCache) -> PromptCache:
             keys, values = (jax.tree.map(padded, x) for x in (prefix.keys, prefix.values))
             return _by_heads(mesh, dataclasses.replace(prefix, keys=keys, values=values))
 
-        padded_reads = [(roomy(prefix), *others) for prefix, *others in reads]
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *padded_reads)
+        equal = [(lengthened(prefix), *others) for prefix, *others in prefilled]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *equal)
 
-    return by_device(whole, mesh, (ROWS,), ROWS)(reads)
+    return by_device(whole, mesh, (ROWS,), ROWS)(prefilled)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def start(
-    model: Model, rows: int, window: int, mesh: Mesh | None, dtype: jnp.dtype, completions: Completions
+def empty_state(
+    model: Model, rows: int, cache_length: int, mesh: Mesh | None, dtype: jnp.dtype, completions: Completions
 ) -> DecodeState:
     """The state of `rows` free rows on each device, in which the samples that go on wait; caches have a dtype, the
     prompts'."""
 
     def run(completions: Completions) -> DecodeState:
         prompts, samples, _ = completions.tokens.shape
-        cache = _by_heads(mesh, jax.tree.map(lambda x: x[:, 0], model.init_cache(rows, 1, window, dtype)))
+        cache = _by_heads(mesh, jax.tree.map(lambda x: x[:, 0], model.init_cache(rows, 1, cache_length, dtype)))
         nothing = jnp.zeros(rows, jnp.int32)
         slots = Slots(nothing + prompts, nothing, jnp.zeros((prompts, samples), jnp.int32))
         number = jnp.zeros(1, jnp.int32)
@@ -166,22 +168,17 @@ def advance(
     mesh: Mesh | None,
     params: dict,
     lora: Lora | None,
-    prefix: Prefix,
+    prefix: PromptCache,
     keys: Array,
     state: DecodeState,
     leave: int,
     least: int,
     most: int,
 ) -> tuple[DecodeState, Array]:
-    """Decodes until no more than `leave` rows have a sample, or a row has filled the window.
+    """Decodes until no more than `leave` rows have a sample, or a row has filled its cache.
 
     Args:
-        model: the network, as are `params` and `lora`.
-        sampling: what is drawn.
         mesh: the devices among which prompts are split.
-        params: weights.
-        lora: deltas.
-        prefix: the prompts.
         keys: [B, G] of the samples.
         state: donated.
         leave: rows, on each device.
@@ -191,18 +188,18 @@ def advance(
     Returns:
         The state, and [2] int32, the largest among devices: samples that have not ended, steps of the oldest of them.
     """
-    window = state.cache.keys[0].shape[-2]
-    _note("decode", f"{len(state.slots.prompt)} rows, window {window}")
+    cache_length = state.cache.keys[0].shape[-2]
+    _note("decode", f"{len(state.slots.prompt)} rows, window {cache_length}")
     together: tuple[str, ...] = ()  # axes along which no device steps alone
     if mesh is not None and mesh.shape["tensor"] > 1:  # what the compiler splits may take a message that, on a CPU,
         together = ROWS[0]  # waits for all devices there are
-    elif parts.has_parts(params):  # a product takes all that hold its parts
-        together = (parts.AXIS,)
+    elif sharded.has_shards(params):  # a product takes all that hold its shards
+        together = (sharded.AXIS,)
 
-    def run(params: dict, lora: Lora | None, prefix: Prefix, keys: Array, state: DecodeState, limits: Array):
+    def run(params: dict, lora: Lora | None, prefix: PromptCache, keys: Array, state: DecodeState, limits: Array):
         fuse = state.cache.keys[0].dtype == jnp.bfloat16 and fused.takes_rings(fused.TILE)
         fuse = fuse and lora is not None and kernel_trial.passes("add_delta")
-        params, lora = parts.sending(params), join_factors(model.config, parts.gathered(lora), fuse)
+        params, lora = sharded.sending(params), join_factors(model.config, sharded.gathered(lora), fuse)
 
         first = state.place[0]
         leave, least, most = limits
@@ -215,12 +212,13 @@ def advance(
             busy = jnp.minimum(jnp.sum(state.steps > 0) + jnp.sum(state.waiting), len(state.steps))
             busy, oldest = among(jnp.stack([busy, jnp.maximum(jnp.max(state.steps), 1)]))
             end = first + jnp.minimum(jnp.where(busy > leave, most, least), most)
-            return jnp.where(busy > 0, jnp.minimum(end, place + window + 1 - oldest), place)
+            return jnp.where(busy > 0, jnp.minimum(end, place + cache_length + 1 - oldest), place)
 
         def turn(carry: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
             begun, end, state = carry
             state = _refill(state)
-            row_keys, own = keys[state.slots.prompt, state.slots.sample], _of(state.own, state.slots.prompt)
+            row_keys = keys[state.slots.prompt, state.slots.sample]
+            own = jax.tree.map(lambda leaf: leaf[state.slots.prompt], state.own)
 
             def at(place: Array, cache: Cache, done: Completions) -> DecodeState:
                 steps = jnp.where(state.steps > 0, state.steps + place - begun, 0)
@@ -251,7 +249,7 @@ def advance(
         )
         return state, status if mesh is None else jax.lax.pmax(status, ROWS[0])
 
-    specs = (parts.specs(params), parts.specs(lora), ROWS, ROWS, ROWS, WHOLE)
+    specs = (sharded.specs(params), sharded.specs(lora), ROWS, ROWS, ROWS, WHOLE)
     limits = jnp.array([leave, least, most], jnp.int32)
     return by_device(run, mesh, specs, (ROWS, WHOLE))(params, lora, prefix, keys, state, limits)
 
@@ -261,7 +259,7 @@ def _step(
     sampling: Sampling,
     params: dict,
     lora: Lora | None,
-    prefix: Prefix,
+    prefix: PromptCache,
     keys: Array,
     own: Own | None,
     state: DecodeState,
@@ -312,8 +310,8 @@ def _refill(state: DecodeState) -> DecodeState:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def resize(rows: int, window: int, mesh: Mesh | None, state: DecodeState) -> DecodeState:
-    """The state with `rows` rows on each device, those that have a sample first, and caches of `window` tokens.
+def resize(rows: int, cache_length: int, mesh: Mesh | None, state: DecodeState) -> DecodeState:
+    """The state with `rows` rows on each device, those that have a sample first, and caches of `cache_length` tokens.
 
     Rows that come in are free. Caches become shorter only where no row has a sample.
     """
@@ -329,10 +327,10 @@ def resize(rows: int, window: int, mesh: Mesh | None, state: DecodeState) -> Dec
         turned = jnp.where(state.place[0] > old, state.place[0] % old, 0)
 
         def resized(buffer: Array) -> Array:
-            kept = buffer[order] if window == old else jnp.roll(buffer[order], -turned, axis=2)
-            return jnp.pad(kept[:, :, :window], [fresh, (0, 0), (0, max(0, window - old)), (0, 0)])
+            kept = buffer[order] if cache_length == old else jnp.roll(buffer[order], -turned, axis=2)
+            return jnp.pad(kept[:, :, :cache_length], [fresh, (0, 0), (0, max(0, cache_length - old)), (0, 0)])
 
-        place = state.place if window == old else jnp.minimum(state.place, old)
+        place = state.place if cache_length == old else jnp.minimum(state.place, old)
         cache = _by_heads(mesh, jax.tree.map(resized, state.cache))
         slots = Slots(prompt, number, row)
         return dataclasses.replace(state, cache=cache, slots=slots, steps=steps, place=place)
@@ -343,23 +341,23 @@ def resize(rows: int, window: int, mesh: Mesh | None, state: DecodeState) -> Dec
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def admit(
     mesh: Mesh | None,
-    prefix: Prefix,
+    prefix: PromptCache,
     held: tuple[Array, Completions, Own | None, Array],
-    new: tuple[Prefix, Array, Completions, Own | None],
+    new: tuple[PromptCache, Array, Completions, Own | None],
     places: Array,
-) -> tuple[Prefix, tuple[Array, Completions, Own | None, Array]]:
+) -> tuple[PromptCache, tuple[Array, Completions, Own | None, Array]]:
     """The prompts, and what is held of their samples, with new ones at `places` [b] of each device's prompts.
 
     Args:
         mesh: the devices.
         prefix: donated, as is `held`: keys [B, G], completions, settings and, [B, G] bool, which samples wait. The rest
-            of the state is not among them, so that one program serves whatever the rows and their window are.
+            of the state is not among them, so that one program serves whatever the rows and their caches are.
         new: prompts, keys, first tokens, settings.
         places: out of range takes none. What stood there is done.
     """
     _note("admission", f"{len(places)} prompts of {new[0].keys[0].shape[2]} tokens")
 
-    def run(prefix: Prefix, held: tuple, new: tuple, places: Array) -> tuple[Prefix, tuple]:
+    def run(prefix: PromptCache, held: tuple, new: tuple, places: Array) -> tuple[PromptCache, tuple]:
         fresh, keys, completions, own = new
         size = fresh.keys[0].shape[2]
 
@@ -369,7 +367,7 @@ def admit(
         def put_keys(whole: Array, part: Array) -> Array:  # [P, Hkv, T, Dh], of which the first `size` of T are new
             return whole.at[places, :, :size].set(part, mode="drop")
 
-        prefix = Prefix(
+        prefix = PromptCache(
             put(prefix.hidden, fresh.hidden),
             jax.tree.map(put_keys, prefix.keys, fresh.keys),
             jax.tree.map(put_keys, prefix.values, fresh.values),
@@ -386,11 +384,6 @@ def open_samples(done: Completions, own: Own | None = None) -> Array:
     """[B, G] bool: samples that go on, without a stop token and below their limit."""
     limit = done.tokens.shape[-1] if own is None else own.limit[:, None]
     return done.truncated & (done.lengths < limit)
-
-
-def _of(own: Own | None, prompt: Array) -> Own | None:
-    """The settings of the prompts [...] of some rows."""
-    return jax.tree.map(lambda leaf: leaf[prompt], own)
 
 
 def _stops(sampling: Sampling, tokens: Array) -> Array:

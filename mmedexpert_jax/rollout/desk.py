@@ -18,7 +18,7 @@ from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.rollout.decode import Completions, Own, Sampling
 from mmedexpert_jax.rollout.pool import Pool
 
-STEPS = 8  # tokens between two looks at what has come in and at who reads along
+STEPS = 8  # tokens between two checks of the queue, at which streams are sent what is new
 LEAST = 64  # tokens of a padded prompt; lengths are powers of two, so that programs are few
 BLOCK = 8  # texts of one padded length that are read at a time
 ENOUGH = 3  # from so many texts on a filled-up block is faster than one by one
@@ -49,10 +49,7 @@ class Desk:
     """Answers choices in a thread of its own, started at once.
 
     Args:
-        model: the network.
-        params: of the base.
         loras: name of each model that is served -> its deltas, None for the base.
-        processor: of the model.
         rows: samples that decode together, of each name.
         queue: choices that may wait; beyond them `submit` raises Busy.
         max_prompt_length: tokens.
@@ -83,7 +80,7 @@ class Desk:
         self._thread.start()
 
     def submit(self, choices: list[Choice]) -> None:
-        """Puts choices in the queue. Raises Busy where it has no room for them."""
+        """Puts choices in the queue. Raises Busy where they are too many."""
         with self._news:
             if sum(map(len, self._waiting.values())) + len(choices) > self.queue:
                 raise Busy
@@ -135,7 +132,7 @@ class Desk:
             try:
                 for name in list(self.loras):
                     self._serve(name)
-            except Exception as error:  # whatever failed, those who wait are told, and the next find fresh pools
+            except Exception as error:  # whatever failed: its choices end as failed, and the next ones get fresh pools
                 self.failure = error
                 if not isinstance(error, UserError):  # which those who wait pass on
                     logging.getLogger(__name__).exception("the pool failed")
@@ -179,9 +176,8 @@ class Desk:
     def _open(self, name: str) -> Pool:
         stops = tuple(self._model.config.eos_token_ids)
         sampling = Sampling(1, self.max_new_tokens, 0, None, 0, 1.0, stops, ())
-        dtype = self._params["model"]["embed_tokens"]["weight"].dtype
         key, length = jax.random.key(0), self.max_prompt_length
-        pool = Pool(self._model, sampling, self._params, self.loras[name], key, self._rows, BLOCK, length, dtype)
+        pool = Pool(self._model, sampling, self._params, self.loras[name], key, self._rows, BLOCK, length)
         pool.warm_up()
         return pool
 

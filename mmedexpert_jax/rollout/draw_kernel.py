@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton
 
 from mmedexpert_jax.rollout.sampling import BLOCK, draw_plainly
 
-SHARE = 16  # blocks of a program of the first kernel
+BLOCKS = 16  # blocks of a program of the first kernel
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
@@ -34,7 +34,7 @@ def draw_tokens(uniform: Array, logits: Array, *, interpret: bool = False) -> tu
     by_block, by_row = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((rows, count), (rows,)))
     tops, masses = pl.pallas_call(
         _weigh_blocks,
-        grid=(rows, pl.cdiv(count, SHARE)),
+        grid=(rows, pl.cdiv(count, BLOCKS)),
         in_specs=[whole],
         out_specs=[whole] * 2,
         out_shape=[by_block] * 2,
@@ -54,7 +54,7 @@ def draw_tokens(uniform: Array, logits: Array, *, interpret: bool = False) -> tu
 
 def _weigh_blocks(logits_ref: Any, tops_ref: Any, masses_ref: Any) -> None:
     """Of some blocks of a row the highest logit, and the sum of exp(logit - that)."""
-    row, blocks = pl.program_id(0), pl.program_id(1) * SHARE + jnp.arange(SHARE)
+    row, blocks = pl.program_id(0), pl.program_id(1) * BLOCKS + jnp.arange(BLOCKS)
     places = blocks[:, None] * BLOCK + jnp.arange(BLOCK)
     logits = triton.load(logits_ref.at[row, places], mask=places < logits_ref.shape[1], other=-jnp.inf)
     top = jnp.max(logits, axis=1)

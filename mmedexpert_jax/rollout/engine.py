@@ -13,17 +13,17 @@ from jax.sharding import Mesh
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model, flops
-from mmedexpert_jax.models.parts import as_they_lie, mesh_of_parts
+from mmedexpert_jax.models.sharded import as_placed, mesh_of_shards
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Conversation, Encoded, Processor
 from mmedexpert_jax.rollout.buckets import MULTIPLE, Shape, Shapes, Size, buckets
 from mmedexpert_jax.rollout.decode import Sampling
 from mmedexpert_jax.rollout.generate import folded
 from mmedexpert_jax.rollout.pool import Ended, Pool
-from mmedexpert_jax.rollout.widths import devices_of
 from mmedexpert_jax.runtime import costs
+from mmedexpert_jax.runtime.mesh import row_shards
 
-WINDOW = 2048  # conversations that are sorted into buckets together
+LOOKAHEAD = 2048  # conversations that are sorted into buckets together
 KEPT = 2**28  # bytes of patches that wait for their batch; images beyond are read a second time
 
 Prompt = Conversation | Callable[[], Conversation]
@@ -32,27 +32,16 @@ Refuse = Callable[[int, DataError], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of an engine.
+    """The settings of an engine."""
 
-    Attributes:
-        num_samples: answers to each conversation.
-        max_new_tokens: limit of an answer, in tokens.
-        temperature: 0 decodes greedily.
-        top_k: 0 keeps the whole vocabulary.
-        top_p: 1.0 keeps the whole vocabulary.
-        batch_size: conversations decoded together, on all devices.
-        max_prompt_length: tokens; a longer conversation is refused. None: no limit.
-        seed: of the sampling.
-    """
-
-    num_samples: int = 1
-    max_new_tokens: int = 1024
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    batch_size: int = 64
-    max_prompt_length: int | None = None
-    seed: int = 0
+    num_samples: int = 1  # answers to each conversation
+    max_new_tokens: int = 1024  # limit of an answer, in tokens
+    temperature: float = 0.0  # 0 decodes greedily
+    top_k: int = 0  # 0 keeps the whole vocabulary
+    top_p: float = 1.0  # 1.0 keeps the whole vocabulary
+    batch_size: int = 64  # conversations decoded together, on all devices
+    max_prompt_length: int | None = None  # tokens; a longer conversation is refused. None: no limit
+    seed: int = 0  # of the sampling
 
 
 @dataclass(frozen=True)
@@ -62,8 +51,8 @@ class Reply:
     text: str
     tokens: int  # the end token counted
     truncated: bool  # it reached the limit without an end
-    reasoning: str = ""  # that some endpoints give beside the text
-    logprob: float | None = field(default=None, compare=False)  # sum over its tokens, where the sampler tells them
+    reasoning: str = ""  # of endpoints that return it apart from the text
+    logprob: float | None = field(default=None, compare=False)  # sum over its tokens, where the sampler gives them
 
 
 class Engine:
@@ -84,16 +73,16 @@ class Engine:
         key: Array | None = None,
         mesh: Mesh | None = None,
     ):
-        """With a `mesh`, on which parameters lie whole or in parts, the rows of a batch are split over its devices;
-        None: that of parameters in parts. `key` takes the place of `settings.seed`."""
+        """With a `mesh`, on which parameters lie whole or sharded, the rows of a batch are split over its devices;
+        None: that of sharded parameters. `key` takes the place of `settings.seed`."""
         self.processor, self.settings = processor, settings
-        mesh = mesh or mesh_of_parts(params)
+        mesh = mesh or mesh_of_shards(params)
         params, lora = folded(params, lora, None)
-        self._network = (model, params, lora) if mesh is None else (model, as_they_lie(params), as_they_lie(lora))
+        self._network = (model, params, lora) if mesh is None else (model, as_placed(params), as_placed(lora))
         self._given, self._key = key, jax.random.key(settings.seed) if key is None else key
         self._mesh = mesh
         self._counted = 0.0  # moment up to which the device's time is counted
-        devices = devices_of(mesh)
+        devices = row_shards(mesh)
         self._rows = -(-settings.batch_size // devices) * settings.num_samples
         # Prompts that are read at a time: few, so that rows are refilled soon, but enough to keep the devices busy.
         self._block = -(-settings.batch_size // (4 * devices))
@@ -148,12 +137,12 @@ class Engine:
         self, numbered: Iterator[tuple[int, int, str, Prompt]], refuse: Refuse | None
     ) -> Iterator[tuple[Batch, list["_Ticket | None"], np.ndarray]]:
         """Batches with a ticket for each conversation and the row ids; a batch is filled up with its first row."""
-        while window := list(itertools.islice(numbered, WINDOW)):
+        while block := list(itertools.islice(numbered, LOOKAHEAD)):
             sizes: list[Size] = []
             asked: list[tuple[int, int, str, Prompt]] = []
             kept: dict[int, Encoded] = {}
-            room = KEPT
-            for number, row, name, prompt in window:
+            free = KEPT
+            for number, row, name, prompt in block:
                 try:
                     encoded = self._encode(prompt, name)
                 except DataError as error:
@@ -161,8 +150,8 @@ class Engine:
                         raise
                     refuse(number, error)
                     continue
-                room -= sum(patches.nbytes for patches, _ in encoded.images)
-                if room >= 0 or not encoded.images:
+                free -= sum(patches.nbytes for patches, _ in encoded.images)
+                if free >= 0 or not encoded.images:
                     kept[len(asked)] = encoded
                 sizes.append(Size.of(encoded))
                 asked.append((number, row, name, prompt))
@@ -209,8 +198,7 @@ class Engine:
             tuple(model.config.eos_token_ids),
             (),
         )
-        dtype = params["model"]["embed_tokens"]["weight"].dtype
-        return Pool(model, sampling, params, lora, self._key, self._rows, self._block, tokens, dtype, self._mesh)
+        return Pool(model, sampling, params, lora, self._key, self._rows, self._block, tokens, self._mesh)
 
     def _drain(self) -> Iterator[tuple[int, list[Reply]]]:
         """The replies left in the pool, which then closes."""

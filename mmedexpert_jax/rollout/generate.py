@@ -13,20 +13,20 @@ from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model
-from mmedexpert_jax.models.parts import as_they_lie
 from mmedexpert_jax.models.quantised import is_quantised
+from mmedexpert_jax.models.sharded import as_placed
 from mmedexpert_jax.processing.batch import Batch
-from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, join, read, resize, start
+from mmedexpert_jax.rollout.decode import Completions, Sampling, advance, empty_state, join, prefill, resize
 from mmedexpert_jax.rollout.pool import Pool, places
 from mmedexpert_jax.rollout.widths import (
     PATIENCE,
+    cache_length_for,
     default_width,
-    devices_of,
+    next_cache_length,
     sample_keys,
     widths,
-    window_after,
-    window_for,
 )
+from mmedexpert_jax.runtime.mesh import row_shards
 
 
 def generate(
@@ -45,7 +45,7 @@ def generate(
     ban: Sequence[int] = (),
     lora: Lora | None = None,
     rows: Array | Sequence[Array] | None = None,
-    room: int = 0,
+    prompt_length: int = 0,
     fold: bool | None = None,
     width: int | None = None,
 ) -> Completions:
@@ -64,8 +64,8 @@ def generate(
     Args:
         model: the network.
         params: its weights.
-        batch: B prompts, or parts of them with shapes of their own, which are read apart and decoded together. On a
-            mesh each device's prompts of all parts then stand after one another.
+        batch: B prompts, or several batches with shapes of their own, which are read apart and decoded together. On
+            a mesh each device's prompts of all batches then stand after one another.
         key: PRNG key.
         num_samples: G, samples of each prompt.
         max_new_tokens: R.
@@ -76,9 +76,9 @@ def generate(
         stop_ids: tokens that end a sample; None means the model's EOS ids.
         ban: tokens that are never sampled.
         lora: deltas.
-        rows: [B] row ids, of parts one array for each; None numbers the prompts from 0.
-        room: tokens that prompts have room for, so that rollouts of other lengths share programs; 0: as many as the
-            longest has.
+        rows: [B] row ids, of several batches an array for each; None numbers the prompts from 0.
+        prompt_length: tokens to which the prompts' keys are padded, so that rollouts of other lengths share programs;
+            0: as many as the longest has.
         fold: whether the deltas are folded into the weights first, which saves two products a layer and token. None:
             into float32 weights, where that is exact; bfloat16 would round small deltas away, so there they stay in
             low-rank form.
@@ -88,25 +88,24 @@ def generate(
         ConfigError: a setting out of its range.
         DataError: video in the batch.
     """
-    parts = [batch] if isinstance(batch, Batch) else [*batch]
-    for part in parts:
-        model.refuse_video(part)
+    batches = [batch] if isinstance(batch, Batch) else [*batch]
+    for one in batches:
+        model.refuse_video(one)
     settings = num_samples, max_new_tokens, min_new_tokens, float(temperature), top_k, float(top_p)
-    sampling = _checked(
-        Sampling(*settings, tuple(model.config.eos_token_ids if stop_ids is None else stop_ids), tuple(ban))
-    )
+    stops = model.config.eos_token_ids if stop_ids is None else stop_ids
+    sampling = _checked(Sampling(*settings, tuple(stops), tuple(ban)))
     params, lora = folded(params, lora, fold)
-    if _mesh(parts[0]) is not None:
-        params, lora = as_they_lie(params), as_they_lie(lora)
+    if _mesh(batches[0]) is not None:
+        params, lora = as_placed(params), as_placed(lora)
     if rows is None:
-        ends = np.cumsum([0, *(len(part.tokens) for part in parts)])
+        ends = np.cumsum([0, *(len(one.tokens) for one in batches)])
         ids = [jnp.arange(*span) for span in itertools.pairwise(map(int, ends))]
     else:
-        ids = [jnp.asarray(part) for part in ([rows] if isinstance(batch, Batch) else rows)]
-    if _is_wide(parts, num_samples, width or default_width()):
-        return _in_turns(model, sampling, params, parts, lora, key, ids, width or default_width(), room)
-    keys = [sample_keys(key, part, num_samples) for part in ids]
-    return _sample(model, sampling, params, parts, lora, keys, width, room)
+        ids = [jnp.asarray(one) for one in ([rows] if isinstance(batch, Batch) else rows)]
+    if _is_wide(batches, num_samples, width or default_width()):
+        return _in_turns(model, sampling, params, batches, lora, key, ids, width or default_width(), prompt_length)
+    keys = [sample_keys(key, rows, num_samples) for rows in ids]
+    return _sample(model, sampling, params, batches, lora, keys, width, prompt_length)
 
 
 def _checked(sampling: Sampling) -> Sampling:
@@ -120,11 +119,11 @@ def _checked(sampling: Sampling) -> Sampling:
     return sampling
 
 
-def _is_wide(parts: Sequence[Batch], num_samples: int, width: int) -> bool:
-    """True where the keys of all prompts need not stand on the device at once: most of them wait for their rows."""
-    if len(parts) == 1 or isinstance(parts[0].tokens, jax.core.Tracer) or _mesh(parts[0]) is not None:
+def _is_wide(batches: Sequence[Batch], num_samples: int, width: int) -> bool:
+    """True where prompts are prefilled as rows become free, since their keys need not all be on the device."""
+    if len(batches) == 1 or isinstance(batches[0].tokens, jax.core.Tracer) or _mesh(batches[0]) is not None:
         return False
-    lengths = [len(part.tokens) for part in parts]
+    lengths = [len(batch.tokens) for batch in batches]
     return sum(lengths) > 2 * places(width, num_samples, max(lengths))
 
 
@@ -132,24 +131,24 @@ def _in_turns(
     model: Model,
     sampling: Sampling,
     params: dict,
-    parts: Sequence[Batch],
+    batches: Sequence[Batch],
     lora: Lora | None,
     key: Array,
     rows: Sequence[Array],
     width: int,
-    room: int,
+    prompt_length: int,
 ) -> Completions:
-    """The samples of parts that are read one after the other, as rows become free."""
-    block, length = max(len(part.tokens) for part in parts), max(room, *(part.tokens.shape[1] for part in parts))
-    dtype = params["model"]["embed_tokens"]["weight"].dtype
-    pool, found = Pool(model, sampling, params, lora, key, width, block, length, dtype), dict[int, Completions]()
+    """The samples of batches that are read one after the other, as rows become free."""
+    block = max(len(batch.tokens) for batch in batches)
+    length = max(prompt_length, *(batch.tokens.shape[1] for batch in batches))
+    pool, found = Pool(model, sampling, params, lora, key, width, block, length), dict[int, Completions]()
     count = 0
-    for part, ids in zip(parts, rows, strict=True):
+    for batch, ids in zip(batches, rows, strict=True):
         while pool.full:
             pool.run(more=True)
             found |= pool.ended()
-        tickets = range(count, count := count + len(part.tokens))
-        pool.admit(part, np.asarray(ids), tickets)
+        tickets = range(count, count := count + len(batch.tokens))
+        pool.admit(batch, np.asarray(ids), tickets)
     while pool.busy:
         pool.run()
         found |= pool.ended()
@@ -160,42 +159,42 @@ def _sample(
     model: Model,
     sampling: Sampling,
     params: dict,
-    parts: Sequence[Batch],
+    batches: Sequence[Batch],
     lora: Lora | None,
-    part_keys: Sequence[Array],
+    batch_keys: Sequence[Array],
     width: int | None,
-    room: int,
+    prompt_length: int,
 ) -> Completions:
     """Reads the prompts, then decodes their samples [B, G] in programs as small as hold those that are left."""
-    size, mesh = sampling.max_new_tokens, _mesh(parts[0])
-    reads = [
-        (*read(model, sampling, mesh, params, part, lora, keys), keys)
-        for part, keys in zip(parts, part_keys, strict=True)
+    size, mesh = sampling.max_new_tokens, _mesh(batches[0])
+    prefilled = [
+        (*prefill(model, sampling, mesh, params, batch, lora, keys), keys)
+        for batch, keys in zip(batches, batch_keys, strict=True)
     ]
-    lengths = {part.tokens.shape[1] for part in parts} | {room}
-    alone = len(parts) == 1 and max(lengths) == parts[0].tokens.shape[1]
-    prefix, completions, keys = reads[0] if alone else join(mesh, max(lengths), reads)
+    lengths = {batch.tokens.shape[1] for batch in batches} | {prompt_length}
+    alone = len(batches) == 1 and max(lengths) == batches[0].tokens.shape[1]
+    prefix, completions, keys = prefilled[0] if alone else join(mesh, max(lengths), prefilled)
     traced = isinstance(keys, jax.core.Tracer)
-    samples = keys.size // devices_of(mesh)
+    samples = keys.size // row_shards(mesh)
     rows = samples if traced else min(width or default_width(), samples)
-    sizes, window = widths(rows, size), window_for(1, size)
-    state = start(model, rows, window, mesh, prefix.hidden.dtype, completions)
+    sizes, cache_length = widths(rows, size), cache_length_for(1, size)
+    state = empty_state(model, rows, cache_length, mesh, prefix.hidden.dtype, completions)
     width, left = rows, samples
     while left:
         leave = 0 if traced else max((w for w in sizes if w < width), default=0)
         least = 0 if mesh is None else PATIENCE
         state, status = advance(model, sampling, mesh, params, lora, prefix, keys, state, leave, least, size)
-        if traced:  # all rows are as old as the window is long
-            if window == size:
+        if traced:  # all rows are as old as the cache is long
+            if cache_length == size:
                 break
-            oldest = window + 1
+            oldest = cache_length + 1
         else:
             left, oldest = map(int, jax.device_get(status))
         rows = next(w for w in reversed(sizes) if w >= min(left, width))
-        shape = rows, window_after(window, oldest, size, fewer=rows < width)
-        if left and shape != (width, window):
-            width, window = shape
-            state = resize(width, window, mesh, state)
+        shape = rows, next_cache_length(cache_length, oldest, size, fewer=rows < width)
+        if left and shape != (width, cache_length):
+            width, cache_length = shape
+            state = resize(width, cache_length, mesh, state)
     return state.completions
 
 
@@ -211,4 +210,4 @@ def _mesh(batch: Batch) -> Mesh | None:
     sharding = None if isinstance(batch.tokens, jax.core.Tracer) else getattr(batch.tokens, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh) or sharding.mesh.size == 1:
         return None
-    return None if sharding.is_fully_replicated and devices_of(sharding.mesh) > 1 else sharding.mesh
+    return None if sharding.is_fully_replicated and row_shards(sharding.mesh) > 1 else sharding.mesh

@@ -15,7 +15,7 @@ from mmedexpert_jax.models.packing import MULTIPLE, Packing, capacity
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import distribution
 
-CHUNK = 1024  # tokens, over all completions, whose logits stand in memory at a time
+CHUNK = 1024  # tokens, over all completions, whose logits are in memory at a time
 
 
 def completion_logprobs(
@@ -82,17 +82,18 @@ def completion_logprobs(
     return results if entropy else results[0]
 
 
-def packed(lengths: np.ndarray, size: int, sizes: int, devices: int = 1, room: int = 0) -> Packing:
+def packed(lengths: np.ndarray, size: int, capacities: int, devices: int = 1, packed_length: int = 0) -> Packing:
     """The packing of completions [B, G, R = `size`] with these lengths [B, G], for `completion_logprobs`.
 
-    A completion's last token is predicted but predicts nothing: of y tokens, y - 1 go through the network. `sizes` is
-    the number of capacities, and so of programs, among which the smallest that suffices is taken. Where the prompts
-    are split over `devices`, each has a packing of its own and all have the same capacity: `room`, where it is given.
+    A completion's last token is predicted but predicts nothing: of y tokens, y - 1 go through the network. `capacities`
+    is the number of lengths, and so of programs, among which the smallest that suffices is taken. Where the prompts are
+    split over `devices`, each has a packing of its own and all are equally long: `packed_length`, where it is given.
     """
     inputs = np.maximum(np.asarray(lengths) - 1, 0)
-    shares = np.split(inputs, devices)
-    room = room or capacity(max(int(share.sum()) for share in shares), shares[0].size * (size - 1), sizes)
-    packings = [Packing.of(share, size - 1, room) for share in shares]
+    shards = np.split(inputs, devices)
+    needed, full = max(int(shard.sum()) for shard in shards), shards[0].size * (size - 1)
+    packed_length = packed_length or capacity(needed, full, capacities)
+    packings = [Packing.of(shard, size - 1, packed_length) for shard in shards]
     return Packing(np.concatenate([p.index for p in packings]), np.concatenate([p.inverse for p in packings]))
 
 
@@ -120,7 +121,7 @@ def in_chunks(
     """`score(hidden [B, G, C, D], tokens [B, G, C])` over the length, in about equal chunks, of 8 n tokens if possible.
 
     The chunks, of at most `chunk` tokens or one of each row, follow one another and are recomputed in the backward
-    pass, so the logits of one of them are all that stands in memory. Splitting the length leaves rows where they are
+    pass, so only the logits of one of them are in memory. Splitting the length leaves rows where they are
     when they are sharded over devices.
 
     Returns:

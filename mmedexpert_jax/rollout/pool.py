@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mmedexpert_jax.errors import NotFinite
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.models import Model, Prefix
+from mmedexpert_jax.models import Model, PromptCache
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.decode import (
     Completions,
@@ -22,13 +22,13 @@ from mmedexpert_jax.rollout.decode import (
     Sampling,
     admit,
     advance,
+    empty_state,
     open_samples,
-    read,
+    prefill,
     resize,
-    start,
 )
-from mmedexpert_jax.rollout.widths import PATIENCE, devices_of, sample_keys, widths, window_after, window_for
-from mmedexpert_jax.runtime.mesh import shard_batch
+from mmedexpert_jax.rollout.widths import PATIENCE, cache_length_for, next_cache_length, sample_keys, widths
+from mmedexpert_jax.runtime.mesh import row_shards, shard_batch
 
 CAPACITY = 128  # of prompts, in multiples of so many tokens: few programs
 
@@ -36,7 +36,7 @@ Ended = tuple[Any, Completions]  # a ticket, and its samples [G, ...] as arrays 
 
 
 def places(rows: int, group: int, block: int) -> int:
-    """Prompts that stand on a device beside `rows` rows: those that decode, and a block that waits."""
+    """Prompts on a device with `rows` rows: those whose samples decode, and a block that waits."""
     # A group's last sample holds the prompt's place: with geometric lengths 2.7 times as long as the mean of 8.
     return block + (rows if group == 1 else -(-3 * rows // group))
 
@@ -44,18 +44,14 @@ def places(rows: int, group: int, block: int) -> int:
 class Pool:
     """Prompts in P places, their samples in N rows, on each device.
 
-    What stands on the devices is replaced in place. A prompt leaves when all of its samples have ended.
+    Arrays are updated in place. A prompt leaves when all of its samples have ended.
 
     Args:
-        model: the network, as are `params` and `lora`.
         sampling: what is drawn; `temperature` None: each prompt is admitted with its own settings.
-        params: weights.
-        lora: deltas.
         key: PRNG key of all samples.
         rows: N.
         block: prompts admitted at a time on each device.
         length: tokens of a prompt at most, rounded up.
-        dtype: of keys and values.
         mesh: None: one device.
     """
 
@@ -69,20 +65,19 @@ class Pool:
         rows: int,
         block: int,
         length: int,
-        dtype: jnp.dtype,
         mesh: Mesh | None = None,
     ):
         self.capacity = -(-length // CAPACITY) * CAPACITY
         self._network, self._sampling, self._key = (model, params, lora), sampling, key
-        self._mesh, self._devices, self.block = mesh, devices_of(mesh), block
+        self._mesh, self._devices, self.block = mesh, row_shards(mesh), block
         group = sampling.num_samples
         self._places = places(rows, group, block)
         self._widths = widths(rows, sampling.max_new_tokens, served=self._served)
-        self._width, self._window = rows, window_for(1, sampling.max_new_tokens)
+        self._width, self._cache_length = rows, cache_length_for(1, sampling.max_new_tokens)
         self._tickets: list[list[Any]] = [[None] * self._places for _ in range(self._devices)]
         self._left, self._oldest = 0, 0
-        self._running: Array | None = None  # what the devices will have told when they stop
-        self._prefix, self._keys, self._state = self._empty(rows, dtype)
+        self._running: Array | None = None  # status of the dispatched steps, once they are done
+        self._prefix, self._keys, self._state = self._empty(rows)
 
     @property
     def busy(self) -> bool:
@@ -97,8 +92,8 @@ class Pool:
     @property
     def full(self) -> bool:
         """True where every row has a sample, or no device can take a block of prompts."""
-        room = min(sum(ticket is None for ticket in tickets) for tickets in self._tickets)
-        return self._left >= self._widths[0] or room < self.block
+        free = min(sum(ticket is None for ticket in tickets) for tickets in self._tickets)
+        return self._left >= self._widths[0] or free < self.block
 
     def admit(self, batch: Batch, rows: np.ndarray, tickets: Sequence[Any], own: Own | None = None) -> None:
         """Takes prompts in: at most `block` on each device, in the mesh's order, of which those with a ticket count.
@@ -123,7 +118,7 @@ class Pool:
             batch, ids, own, placed = shard_batch((batch, ids, own, placed), self._mesh)
         model, params, lora = self._network
         keys = sample_keys(self._key, ids, self._sampling.num_samples)
-        prefix, first = read(model, self._sampling, self._mesh, params, batch, lora, keys, own)
+        prefix, first = prefill(model, self._sampling, self._mesh, params, batch, lora, keys, own)
         state = self._state
         samples = self._keys, state.completions, state.own, state.waiting
         self._prefix, samples = admit(self._mesh, self._prefix, samples, (prefix, keys, first, own), placed)
@@ -146,15 +141,15 @@ class Pool:
         self._running = self._advance(leave, 0 if self._mesh is None else min(PATIENCE, steps), steps)
 
     def warm_up(self) -> None:
-        """Compiles what the pool needs before its samples outgrow the first window: rows of every number, made fewer
+        """Compiles what the pool needs before its samples outgrow the first caches: rows of every number, made fewer
         and more from each to each. Nothing may have been admitted."""
         for one, other in itertools.permutations(self._widths, 2):
-            self._resize(one, self._window)
-            self._resize(other, self._window)
+            self._resize(one, self._cache_length)
+            self._resize(other, self._cache_length)
         for width in self._widths:
-            self._resize(width, self._window)
+            self._resize(width, self._cache_length)
             self._advance(0, 0, 0)
-        self._resize(self._widths[0], self._window)
+        self._resize(self._widths[0], self._cache_length)
 
     def ended(self) -> list[Ended]:
         """The tickets whose samples have all ended since the last call; their places are free."""
@@ -185,26 +180,26 @@ class Pool:
         self._state = dataclasses.replace(self._state, completions=completions, waiting=waiting, steps=steps)
 
     def _fit(self, shrink: bool) -> None:
-        """The rows and the window that the samples need: more where more wait, fewer where that is allowed."""
+        """The rows and the caches that the samples need: more where more wait, fewer where that is allowed."""
         wanted = next((w for w in reversed(self._widths) if w >= self._left), self._widths[0])
         width = wanted if shrink else max(wanted, self._width)
         size = self._sampling.max_new_tokens
-        window = window_after(self._window, self._oldest, size, fewer=width < self._width)
+        cache_length = next_cache_length(self._cache_length, self._oldest, size, fewer=width < self._width)
         if self._served and not self._oldest:  # else one long answer would widen the attention of all after it
-            window = window_for(1, size)
-        self._resize(width, window)
+            cache_length = cache_length_for(1, size)
+        self._resize(width, cache_length)
 
-    def _resize(self, width: int, window: int) -> None:
-        if (width, window) != (self._width, self._window):
-            self._width, self._window = width, window
-            self._state = resize(width, window, self._mesh, self._state)
+    def _resize(self, width: int, cache_length: int) -> None:
+        if (width, cache_length) != (self._width, self._cache_length):
+            self._width, self._cache_length = width, cache_length
+            self._state = resize(width, cache_length, self._mesh, self._state)
 
     def _advance(self, leave: int, least: int, most: int) -> Array:
-        """Steps of all rows, as `decode.advance` bounds them; what it tells of the samples."""
+        """Steps of all rows, as `decode.advance` bounds them; its status."""
         model, params, lora = self._network
         held = self._prefix, self._keys, self._state
-        self._state, told = advance(model, self._sampling, self._mesh, params, lora, *held, leave, least, most)
-        return told
+        self._state, status = advance(model, self._sampling, self._mesh, params, lora, *held, leave, least, most)
+        return status
 
     def _samples(self, ended: bool) -> list[Ended]:
         tickets = [ticket for held in self._tickets for ticket in held]
@@ -220,9 +215,10 @@ class Pool:
             if ticket is not None and over[place] == ended
         ]
 
-    def _empty(self, rows: int, dtype: jnp.dtype) -> tuple[Prefix, Array, DecodeState]:
+    def _empty(self, rows: int) -> tuple[PromptCache, Array, DecodeState]:
         """Places without prompts, each array of them with memory of its own, since it is replaced in place."""
-        model, text = self._network[0], self._network[0].config.text
+        model, params, _ = self._network
+        text, dtype = model.config.text, params["model"]["embed_tokens"]["weight"].dtype
         count, group, size = self._devices * self._places, self._sampling.num_samples, self._sampling.max_new_tokens
 
         def zeros(*shape: int, dtype: Any = jnp.int32) -> Array:
@@ -233,10 +229,10 @@ class Pool:
             shape = text.num_kv_heads, self.capacity, text.head_dim
             return tuple(zeros(*shape, dtype=dtype) for _ in range(text.num_layers))
 
-        prefix = Prefix(zeros(1, text.hidden_size, dtype=dtype), by_layer(), by_layer(), zeros(), zeros())
+        prefix = PromptCache(zeros(1, text.hidden_size, dtype=dtype), by_layer(), by_layer(), zeros(), zeros())
         floats, none = zeros(group, size, dtype=jnp.float32), zeros(group, dtype=bool)
         done = Completions(zeros(group, size), floats, zeros(group), none)
-        state = start(model, rows, self._window, self._mesh, dtype, done)
+        state = empty_state(model, rows, self._cache_length, self._mesh, dtype, done)
         if self._served:
             own = Own(zeros(dtype=jnp.float32), zeros(), zeros(dtype=jnp.float32), zeros())
             state = dataclasses.replace(state, own=own)

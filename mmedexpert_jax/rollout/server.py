@@ -49,7 +49,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 _DATA = re.compile(r"data:image/[\w.+-]+;base64,")
 
-Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Fraction = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Heat = Annotated[float, msgspec.Meta(ge=0, le=2)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -61,7 +61,7 @@ class ChatRequest(msgspec.Struct):
     model: str = ""
     n: Annotated[int, msgspec.Meta(ge=1, le=CHOICES)] | None = 1
     temperature: Heat | None = 1.0
-    top_p: Share | None = 1.0
+    top_p: Fraction | None = 1.0
     top_k: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] | None = 0
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
@@ -260,16 +260,16 @@ class _Answer:
     async def parts(self) -> AsyncIterator[tuple[int, str, str | None, list[dict]]]:
         """(choice, its whole text so far, the reason why it has ended or None, its new tokens if they are wanted), each
         choice ending once."""
-        told = dict.fromkeys(range(len(self.choices)), 0)  # tokens, of choices that go on
+        sent_tokens = dict.fromkeys(range(len(self.choices)), 0)  # of choices that go on
         try:
-            while told:
+            while sent_tokens:
                 index, done, over = await self.news.get()
                 if done is None:
                     known = isinstance(self.desk.failure, UserError)
                     raise Refusal(500, str(self.desk.failure) if known else "the server failed; its log says more")
-                if index not in told:
+                if index not in sent_tokens:
                     continue
-                begin, length = told[index], int(done.lengths[0])
+                begin, length = sent_tokens[index], int(done.lengths[0])
                 text, stop = self._cut(done, length)
                 reason = None
                 if stop is not None:
@@ -279,13 +279,13 @@ class _Answer:
                     self.desk.drop([self.choices[index]])
                 elif over:
                     reason = "length" if done.truncated[0] else "stop"
-                told[index] = length
+                sent_tokens[index] = length
                 if reason:
-                    del told[index]
+                    del sent_tokens[index]
                     self.count += length
                 yield index, text[:stop], reason, self._logprobs(done, begin, length)
         finally:
-            self.desk.drop([self.choices[index] for index in told])
+            self.desk.drop([self.choices[index] for index in sent_tokens])
 
     def _cut(self, done: Completions, length: int) -> tuple[str, int | None]:
         """The text of the first `length` tokens, and where in it the first stop text begins; None: it holds none."""

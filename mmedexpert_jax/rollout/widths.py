@@ -5,13 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh
 
-WINDOW = 256  # tokens of the smallest caches; of 128, rows would rarely be fewer before they have to grow
-PARTS = (8, 6, 4, 2, 1)  # eighths of the rows that are kept as samples end and none waits
+SMALLEST_CACHE = 256  # tokens of the smallest caches; of 128, rows would rarely be fewer before they have to grow
+EIGHTHS = (8, 6, 4, 2, 1)  # eighths of the rows that are kept as samples end and none waits
 SHORT = 128  # tokens of samples whose tail is too short to repay more programs
-PARTS_SHORT = (8, 3)  # of the rows of such samples
-PARTS_SERVED = (8, 3, 1)  # of a server's rows, whose programs are compiled before the first request, each in its turn
+EIGHTHS_SHORT = (8, 3)  # of the rows of such samples
+EIGHTHS_SERVED = (8, 3, 1)  # of a server's rows, whose programs are compiled before the first request, each in its turn
 PATIENCE = 64  # steps on a mesh, where devices with few rows left do not wait for those with many
 
 
@@ -20,29 +19,24 @@ def default_width() -> int:
     return 32 if jax.default_backend() == "cpu" else 256
 
 
-def devices_of(mesh: Mesh | None) -> int:
-    """Devices among which rows are split."""
-    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-
-
 def widths(rows: int, size: int, served: bool = False) -> list[int]:
     """Numbers of rows that programs are compiled for, from all `rows` down; samples have up to `size` tokens."""
-    parts = PARTS if size > SHORT else PARTS_SHORT
-    return sorted({-(-rows * part // 8) for part in (PARTS_SERVED if served else parts)}, reverse=True)
+    kept = EIGHTHS if size > SHORT else EIGHTHS_SHORT
+    return sorted({-(-rows * eighths // 8) for eighths in (EIGHTHS_SERVED if served else kept)}, reverse=True)
 
 
-def window_for(length: int, size: int) -> int:
+def cache_length_for(length: int, size: int) -> int:
     """Tokens that the caches hold for samples of `length`: 256, 512, ..., of which the last is `size`."""
-    return min(size, next(w for w in (WINDOW * 2**k for k in range(size)) if w >= length))
+    return min(size, next(w for w in (SMALLEST_CACHE * 2**k for k in range(size)) if w >= length))
 
 
-def window_after(window: int, oldest: int, size: int, fewer: bool) -> int:
-    """The window with which samples go on, of which the oldest has so many tokens.
+def next_cache_length(cache_length: int, oldest: int, size: int, fewer: bool) -> int:
+    """The length of the caches with which samples go on, of which the oldest has so many tokens.
 
-    Where rows become `fewer`, a program is met in any case: one whose caches are half full then takes the larger
-    window too, and no other program is met for that alone.
+    Where rows become `fewer`, another program is needed in any case: if its caches are half full, it takes the longer
+    ones at once, and no further program is compiled for that alone.
     """
-    return max(window, window_for(oldest * (1 + fewer), size))
+    return max(cache_length, cache_length_for(oldest * (1 + fewer), size))
 
 
 @functools.partial(jax.jit, static_argnums=2)

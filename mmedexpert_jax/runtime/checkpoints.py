@@ -81,7 +81,9 @@ class Checkpoints:
                 if writer:
                     self._clear()
                     temporary.mkdir(parents=True)
-                    _refuse_full(temporary, sum(_bytes(*_shape_dtype(leaf)) for _, leaf in leaves))
+                    # before Orbax starts on what it cannot end
+                    if shutil.disk_usage(temporary).free < sum(_bytes(*_shape_dtype(leaf)) for _, leaf in leaves):
+                        raise OSError(errno.ENOSPC, str(temporary))
                 processes.barrier()
                 _save_arrays(temporary / "state", arrays | {_PACKED: np.frombuffer(b"".join(small) or b"\0", np.uint8)})
                 if writer:
@@ -287,12 +289,6 @@ def _savable(leaf: Any) -> Any:
     if processes.count() == 1 or not isinstance(leaf, jax.Array) or not leaf.is_fully_replicated:
         return leaf
     return np.asarray(leaf)
-
-
-def _refuse_full(path: Path, size: int) -> None:
-    """Raises OSError where `size` bytes have no room, before Orbax starts on what it cannot end."""
-    if shutil.disk_usage(path).free < size:
-        raise OSError(errno.ENOSPC, str(path))
 
 
 def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:

@@ -119,8 +119,8 @@ def shared() -> Iterator[None]:
     finally:
         _sharing = outer
     own = [after - earlier for after, earlier in zip(_counted, before, strict=True)]
-    shares = zip(own, *processes.gather(own), strict=True)
-    _add(*(sum(everyone) - mine for mine, *everyone in shares))
+    spent = zip(own, *processes.gather(own), strict=True)
+    _add(*(sum(everyone) - mine for mine, *everyone in spent))
 
 
 def _add(busy: float, tokens: int, flops: float) -> None:

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 RECENT = 8  # steps that a hint is about; fewer are noise at the group sizes in use
-SAME = 0.8  # share of groups of equal rewards from which most of a step teaches nothing
-TRUNCATED = 0.2  # share of completions that ran into the limit
+SAME = 0.8  # fraction of groups of equal rewards from which most of a step teaches nothing
+TRUNCATED = 0.2  # fraction of completions that ran into the limit
 RUNAWAY = 10.0  # times its own median before, from which a KL runs away
 KL_FLOOR = 0.05  # nats a token below which no KL is worth a word
 GAP = 0.05  # nats a token between sampler and trainer; bfloat16 gives 0.01 to 0.02
@@ -34,8 +34,8 @@ def _recent(steps: Sequence[Mapping[str, float]], name: str) -> float:
 
 
 def _equal(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
-    share = _recent(steps, "frac_reward_zero_std")
-    if not share > SAME:
+    fraction = _recent(steps, "frac_reward_zero_std")
+    if not fraction > SAME:
         return None
     level = _recent(steps, "rewards/accuracy/mean")
     cause = "samples are alike"
@@ -44,17 +44,17 @@ def _equal(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
     elif level > EASY:
         cause = "the cases are too easy"
     return "equal rewards", (
-        f"{share:.0%} of the groups have equal rewards and teach nothing ({cause}): filter cases by pass rate, raise "
-        "num_samples or temperature, or set zero_variance=refill"
+        f"{fraction:.0%} of the groups have equal rewards and teach nothing ({cause}): filter cases by pass rate, "
+        "raise num_samples or temperature, or set zero_variance=refill"
     )
 
 
 def _truncated(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
-    share = _recent(steps, "completions/clipped_ratio")
-    if not share > TRUNCATED:
+    fraction = _recent(steps, "completions/clipped_ratio")
+    if not fraction > TRUNCATED:
         return None
     return "truncation", (
-        f"{share:.0%} of the completions ran into max_new_tokens and cannot be right: raise it, or set "
+        f"{fraction:.0%} of the completions ran into max_new_tokens and cannot be right: raise it, or set "
         "rewards.length or mask_truncated"
     )
 

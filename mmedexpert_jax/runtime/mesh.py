@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.runtime import processes
@@ -65,7 +65,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         # XLA runs the collectives of a program one after the other. In one that it reads from a file (jaxlib 0.10.2)
         # those of a loop or call no longer wait for those around it: thunk_proto_serdes.cc makes a resource for each
         # sequence. Under shard_map all have one number, so that two at once, such as a gathered weight and a piece of
-        # the vocabulary (models/parts.py), are taken for one, which hangs, aborts or spoils memory.
+        # the vocabulary (models/sharded.py), are taken for one, which hangs, aborts or spoils memory.
         keep_no_programs()
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
 
@@ -168,20 +168,25 @@ def shard(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(processes.put, tree, shardings(tree, mesh))
 
 
+def row_shards(mesh: Mesh | AbstractMesh | None) -> int:
+    """The number of shards into which a mesh splits rows; 1 without one."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
     """The tree on the mesh, its arrays split along their first axis; scalars stand on every device.
 
     Raises ConfigError that names an array whose first axis the devices do not divide.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = row_shards(mesh)
     split, whole = NamedSharding(mesh, ROWS), NamedSharding(mesh, PartitionSpec())
 
     def of(path: Any, leaf: Any) -> NamedSharding:
         shape = getattr(leaf, "shape", ())
-        if shape and shape[0] % parts:
+        if shape and shape[0] % shards:
             raise ConfigError(
-                f"{_name(path) or 'the batch'} has {shape[0]} rows, which {parts} devices do not divide; "
-                f"choose a batch that is a multiple of {parts}, or fewer devices"
+                f"{_name(path) or 'the batch'} has {shape[0]} rows, which {shards} devices do not divide; "
+                f"choose a batch that is a multiple of {shards}, or fewer devices"
             )
         return split if shape else whole
 

@@ -95,7 +95,6 @@ class Metrics:
     """Appends rows to `folder`/metrics.jsonl and scalars to `folder`/tb.
 
     Args:
-        folder: the run directory.
         tracker: "" or some of TRACKERS, comma-separated; a package that is missing is a ConfigError at the start, not
             after hours. TensorBoard's files are written in any case.
         config: passed on to the tracker.

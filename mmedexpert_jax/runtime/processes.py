@@ -224,11 +224,11 @@ def put(array: Any, sharding: Any) -> Any:
     if sharding is None or sharding.is_fully_addressable or _elsewhere(array):
         return jax.device_put(array, sharding)
     array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+    return jax.make_array_from_callback(array.shape, sharding, lambda shard: array[shard])
 
 
 def whole(tree: Any) -> Any:
-    """The tree with every array readable in this process: what lies in parts in several of them is gathered."""
+    """The tree with every array readable in this process: what is sharded over several of them is gathered."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -241,7 +241,7 @@ def whole(tree: Any) -> Any:
 
 
 def local(tree: Any) -> Any:
-    """The tree on this process's devices alone: in parts where they hold all of them, else on one device."""
+    """The tree on this process's devices alone: sharded where they hold all of it, else on one device."""
     import jax
     from jax.sharding import NamedSharding
 
@@ -260,7 +260,7 @@ def local(tree: Any) -> Any:
 
 
 def _spans(leaf: Any) -> bool:
-    """True where the parts of an array lie in several processes; False where each of these has all of them."""
+    """True where the shards of an array lie in several processes; False where each of these has all of them."""
     mesh, names = leaf.sharding.mesh, np.hstack([axis for axis in leaf.sharding.spec if axis] or [[]]).tolist()
     return any(mesh.local_mesh.shape[name] < mesh.shape[name] for name in names)
 
@@ -355,7 +355,7 @@ def _client() -> Any:
 
 
 def _elsewhere(leaf: Any) -> bool:
-    """True where parts of an array lie on devices of other processes."""
+    """True where shards of an array lie on devices of other processes."""
     return hasattr(leaf, "is_fully_addressable") and not leaf.is_fully_addressable
 
 

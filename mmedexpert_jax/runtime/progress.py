@@ -202,10 +202,10 @@ class Progress:
         elif not shown:
             waits = innermost and self.step == self.start
             shown = self._shown or ("waiting for the first" if waits else "")
-        room = width - len(self.label) - 1 - BAR - len(counts) - 2
+        free = width - len(self.label) - 1 - BAR - len(counts) - 2
         parts: list[str] = []
         for part in shown.split("  "):
-            if len("  ".join([*parts, part])) > room:
+            if len("  ".join([*parts, part])) > free:
                 break
             parts.append(part)
         return f"{self.label} ", self._drawn(), f"{counts}  {'  '.join(parts)}".rstrip()

@@ -127,7 +127,8 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
     status = read_status(folder)
     rows = metrics.read(folder)
     state = {key: status[key] for key in ("state", "step", "error") if status.get(key)}
-    state |= {key: _moment(status[key]) for key in ("started", "updated") if key in status}
+    times = {key: status[key] for key in ("started", "updated") if key in status}
+    state |= {key: text.replace("T", " ").replace("+00:00", " UTC") for key, text in times.items()}
     sections: list[Section] = []
     said = [*sentences(status, rows), *(f"Hint: {hint}." for hint in hints(rows).values())]
     if said or rows:
@@ -281,10 +282,6 @@ def render(section: Section) -> Markup:
 
 def _slug(title: str) -> str:
     return re.sub(r"\W+", "-", title).strip("-").lower()
-
-
-def _moment(text: str) -> str:
-    return text.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _cell(value: Any) -> Any:

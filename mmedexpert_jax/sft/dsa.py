@@ -13,7 +13,7 @@ from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.runtime import costs
-from mmedexpert_jax.runtime.mesh import make_mesh
+from mmedexpert_jax.runtime.mesh import make_mesh, row_shards
 from mmedexpert_jax.runtime.progress import doing
 from mmedexpert_jax.sft.examples import Examples
 from mmedexpert_jax.sft.loss import MicroBatch, TokenSums, loss_sums
@@ -53,9 +53,9 @@ def train(
     """
     processor = load_processor(config.model.path)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = row_shards(mesh)
     with doing("encoding the cases"):
-        examples = Examples(cases or _load(config), processor, config, shares)
+        examples = Examples(cases or _load(config), processor, config, shards)
     with doing(f"loading {config.model.path}"):
         held = read_on(mesh, config.shard)
         model, params, lora = load_policy(config.model.path, config.model.dtype, held, config.seed)

@@ -16,7 +16,7 @@ from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.sft.loss import MicroBatch
-from mmedexpert_jax.train.overlong import tell
+from mmedexpert_jax.train.overlong import report_dropped
 
 _GRAIN = 32  # tokens or patches; padded sizes are multiples, so that the experts' programs are often the same
 
@@ -41,10 +41,7 @@ class Examples:
     before they are split, which changes no gradient (`loss_sums`), and padded to the least of `buckets` sizes.
 
     Args:
-        cases: of one specialty, or mixed.
-        processor: of the model.
-        config: of the job dsa.
-        shares: of a mesh; so many micro-batches of `batch_size` rows, padded alike, are computed at a time.
+        shards: of a mesh; so many micro-batches of `batch_size` rows, padded alike, are computed at a time.
 
     Attributes:
         cases: those that are trained on, without what `overlong` drops.
@@ -54,11 +51,11 @@ class Examples:
         DataError: a case without a trace, over the limits, or with an image that cannot be used; it names the case.
     """
 
-    def __init__(self, cases: Sequence[Case], processor: Processor, config: ConfigDict, shares: int = 1):
-        self._processor, self._config, self._shares = processor, config, shares
+    def __init__(self, cases: Sequence[Case], processor: Processor, config: ConfigDict, shards: int = 1):
+        self._processor, self._config, self._shards = processor, config, shards
         measured = self._measured(cases)
         self.cases, self._completions, self._sizes = (list(parts) for parts in zip(*measured, strict=True))
-        self._rows, self._size = config.batch_size * config.accumulation, config.batch_size * shares
+        self._rows, self._size = config.batch_size * config.accumulation, config.batch_size * shards
         self.steps = config.steps or math.ceil(config.epochs * len(self.cases) / self._rows)
         self._halves = epoch_order(len(self.cases), config.seed + 1, 0)
         self._buckets = _buckets(self._sizes, config.buckets)
@@ -69,7 +66,7 @@ class Examples:
         return {shape for step in range(self.steps) for _, shape in self._split(step)}
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """The micro-batches of a step (from 0): `accumulation` of `batch_size` rows, as many at a time as shares."""
+        """The micro-batches of a step (from 0): `accumulation` of `batch_size` rows, as many at a time as shards."""
         return [self._collate(rows, shape) for rows, shape in self._split(step)]
 
     def epoch(self, step: int) -> float:
@@ -88,11 +85,11 @@ class Examples:
                     raise
                 dropped.append(case.id)
         limits = {name: self._config[name] for name in ("max_prompt_length", "max_new_tokens")}
-        tell(dropped, len(cases), " or ".join(f"{name} {limit}" for name, limit in limits.items()))
+        report_dropped(dropped, len(cases), " or ".join(f"{name} {limit}" for name, limit in limits.items()))
         return kept
 
     def _split(self, step: int) -> list[tuple[Rows, CaseSize]]:
-        """The rows of each micro-batch, of all shares, and their padded shape."""
+        """The rows of each micro-batch, of all shards, and their padded shape."""
         indices = batch_indices(len(self.cases), self._rows, step, self._config.seed)
         epochs = np.arange(step * self._rows, (step + 1) * self._rows) // len(self.cases)
         rows = [(int(i), bool((self._halves[i] + e) % 2)) for i, e in zip(indices, epochs, strict=True)]
@@ -103,7 +100,7 @@ class Examples:
         return [(group, self._shape([self._sizes[index] for index, _ in self._filled(group)])) for group in groups]
 
     def _filled(self, rows: Rows) -> Rows:
-        """The rows, and, for shares that have none, the first ones again."""
+        """The rows, and, for shards that have none, the first ones again."""
         return [*rows, *itertools.islice(itertools.cycle(rows), self._size - len(rows))]
 
     def _shape(self, sizes: Sequence[CaseSize]) -> CaseSize:
@@ -116,7 +113,7 @@ class Examples:
         return CaseSize(prompt, length, images, patches)
 
     def _collate(self, rows: Rows, shape: CaseSize) -> MicroBatch:
-        """The rows of all shares after one another, their images numbered through; what fills up has no completion."""
+        """The rows of all shards after one another, their images numbered through; what fills up has no completion."""
         filled = self._filled(rows)
         batch = self._processor.collate(
             [self._encode(self.cases[i], None if neutral else self.cases[i].paradigm or None) for i, neutral in filled],
@@ -130,7 +127,7 @@ class Examples:
         lengths = np.array([len(self._completions[index]) for index, _ in filled], np.int32)
         lengths[len(rows) :] = 0
         capacities = self._config.packing if shape.completion > 1 else 0
-        packing = packed(lengths[:, None], shape.completion, capacities, self._shares) if capacities else None
+        packing = packed(lengths[:, None], shape.completion, capacities, self._shards) if capacities else None
         return MicroBatch(batch, tokens, lengths, packing)
 
     def _encode(self, case: Case, paradigm: str | None) -> Encoded:
@@ -156,7 +153,7 @@ def _size(prompt: Encoded, completion: Sequence[int]) -> CaseSize:
 
 
 def _buckets(sizes: Sequence[CaseSize], count: int) -> list[tuple[int, int]]:
-    """(prompt, completion) lengths, rising in both, that take equal shares of the cases in order of their length."""
+    """(prompt, completion) lengths, rising in both, that take equal shards of the cases in order of their length."""
     lengths = sorted(((size.prompt, size.completion) for size in sizes), key=sum)
     ends = [math.ceil(len(lengths) * (k + 1) / count) for k in range(count)]
     shorter = [lengths[:end] for end in ends if end]

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmedexpert_jax.models import parts
+from mmedexpert_jax.models import sharded
 from mmedexpert_jax.runtime import processes
-from mmedexpert_jax.runtime.mesh import ROWS, by_device, shard_batch, shardings
+from mmedexpert_jax.runtime.mesh import ROWS, by_device, row_shards, shard_batch, shardings
 
 
 class Layout:
@@ -16,16 +16,16 @@ class Layout:
 
     "tensor" always splits weights. "fsdp" splits what `shard` names: nothing ("none": the axis then only splits rows),
     the optimizer state ("optimizer", ZeRO-2), or weights, gradients and deltas too ("full", ZeRO-3). What is split
-    stays split inside a step: the compiler gathers a weight where it is used, and sums a gradient into its parts.
+    stays split inside a step: the compiler gathers a weight where it is used, and sums a gradient into its shards.
 
     Attributes:
         mesh: the devices.
-        shares: parts into which the rows of a batch are split, one for each place along data x fsdp.
+        shards: into which the rows of a batch are split, one for each place along data x fsdp.
     """
 
     def __init__(self, mesh: Mesh, shard: str = "none"):
         self.mesh, self._shard = mesh, shard
-        self.shares = mesh.shape["data"] * mesh.shape["fsdp"]
+        self.shards = row_shards(mesh)
 
     def weights(self, tree: Any) -> Any:
         """The tree of weights, deltas or gradients in its place, traced or not."""
@@ -40,32 +40,32 @@ class Layout:
         return self._put(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree))
 
     def rows(self, tree: Any) -> Any:
-        """Arrays of the host, each device's share of their rows sent to it."""
+        """Arrays of the host, each device's shard of their rows sent to it."""
         return tree if self.mesh.size == 1 else shard_batch(tree, self.mesh)
 
-    def by_share(self, function: Callable, whole: Any, rows: Any) -> Any:
-        """`function(whole, rows)` of each share of the rows, which it sees as if there were no others.
+    def by_shard(self, function: Callable, whole: Any, rows: Any) -> Any:
+        """`function(whole, rows)` of each shard of the rows, which it sees as if there were no others.
 
-        Packing indices are those inside a share; images are numbered through, a share's computed where they lie, and
-        only their features pass between devices, besides weights in parts, which `function` gets as such
-        (models/parts.py). What it returns is stacked along a first axis of shares, which lies on their devices.
+        Packing indices are those inside a shard; images are numbered through, a shard's computed where they lie, and
+        only their features pass between devices, besides sharded weights, which `function` gets as such
+        (models/sharded.py). What it returns is stacked along a first axis of shards, which lies on their devices.
         """
 
-        def of_share(whole: Any, rows: Any) -> Any:
-            with parts.images_over(ROWS[0] if self.shares > 1 else ()):
+        def of_shard(whole: Any, rows: Any) -> Any:
+            with sharded.images_over(ROWS[0] if self.shards > 1 else ()):
                 return jax.tree.map(lambda leaf: leaf[None], function(whole, rows))
 
-        if self.shares == 1:  # not mapped: a program of one device stays the plain one
-            return of_share(whole, rows)
+        if self.shards == 1:  # not mapped: a program of one device stays the plain one
+            return of_shard(whole, rows)
         if self._shard == "full":
-            whole = parts.in_parts(whole, shardings(whole, self.mesh))
-        return by_device(of_share, self.mesh, (parts.specs(whole), ROWS), ROWS)(whole, rows)
+            whole = sharded.shard(whole, shardings(whole, self.mesh))
+        return by_device(of_shard, self.mesh, (sharded.specs(whole), ROWS), ROWS)(whole, rows)
 
-    def _placed(self, tree: Any, in_parts: bool) -> Any:
+    def _placed(self, tree: Any, split: bool) -> Any:
         if self.mesh.size == 1:
             return tree
         where = shardings(tree, self.mesh)
-        return self._put(tree, where if in_parts else jax.tree.map(_without_fsdp, where))
+        return self._put(tree, where if split else jax.tree.map(_without_fsdp, where))
 
     def _put(self, tree: Any, where: Any) -> Any:
         if self.mesh.size == 1:
@@ -76,7 +76,7 @@ class Layout:
 
 
 def read_on(mesh: Mesh, shard: str) -> Mesh | None:
-    """The mesh whose devices read their parts of a model's files; None where each holds all of it."""
+    """The mesh whose devices read their shards of a model's files; None where each holds all of it."""
     return mesh if mesh.size > 1 and (shard == "full" or mesh.shape["tensor"] > 1) else None
 
 

@@ -27,7 +27,7 @@ from mmedexpert_jax.train.state import State
 
 
 class LossTerms(Protocol):
-    """Sums of a part of an update's rows; a pytree."""
+    """Sums over some of an update's rows; a pytree."""
 
     @property
     def loss(self) -> jax.Array:
@@ -38,10 +38,10 @@ class LossTerms(Protocol):
         """[] the divisor of loss and gradient."""
 
     def __add__(self, other: Any) -> Any:
-        """Those of both parts."""
+        """Those of both together."""
 
     def joined(self) -> Any:
-        """Those of all parts, which are stacked along a first axis of every array."""
+        """Those of all shards, which are stacked along a first axis of every array."""
 
     def stats(self) -> dict[str, jax.Array]:
         """The loss and the statistics of the whole, as named scalars."""
@@ -84,13 +84,11 @@ class Learner:
     updates of each layer apart would take longer to compile than a gradient does.
 
     Args:
-        config: of the run.
         base: the policy before the run; also the reference, since with the adapter off the policy is the base.
         loss: of a micro-batch, any pytree of the host's arrays whose first axes are split over the devices.
         steps: of the run, for the learning-rate schedule.
         updates: planned in a step.
-        mesh: of devices; None: one.
-        keeps_base: False where all is trained and no loss reads the base, which is then given up.
+        keeps_base: False where all is trained and no loss reads the base, which is then freed.
         rule: the optimizer but for its rate, and the rate by update; None: those of the config.
     """
 
@@ -119,7 +117,7 @@ class Learner:
         self._optimizer, self._schedule = rule or optimizer(config, steps * updates)
         self._gradient = self.compile(self._gradient_fn)
         alone = functools.partial(self._gradient_fn, split=False)
-        self._alone = self._gradient if self.shares == 1 else self.compile(alone)
+        self._alone = self._gradient if self.shards == 1 else self.compile(alone)
         self._add = self.compile(lambda a, b: (jax.tree.map(jnp.add, a[0], b[0]), a[1] + b[1]), donate_argnums=0)
         # Stacked deltas leave the program under their numbers: no result has their shape, and donating them would warn.
         donated = (1,) if self._scans and config.trainable == "lora" else (0, 1)
@@ -127,9 +125,9 @@ class Learner:
         self._cast = self.compile(self._policy) if config.trainable == "full" else self._policy
 
     @property
-    def shares(self) -> int:
+    def shards(self) -> int:
         """Parts into which the rows of a micro-batch are split, each on devices of its own."""
-        return self.layout.shares
+        return self.layout.shards
 
     @property
     def compilations(self) -> int:
@@ -155,7 +153,7 @@ class Learner:
                     base, params=self.layout.weights(stack(base.params)) if stacked else base.params
                 )
             flat, deltas = flatten(base.params), base.lora
-            base = self._base = Policy(None)  # lets go of the other form
+            base = self._base = Policy(None)  # frees the other form
             base = self._base = Policy(restacked(flat, self._stack if stacked else self._unstack), deltas)
         return base
 
@@ -167,7 +165,6 @@ class Learner:
 
         Args:
             state: its arrays are donated.
-            minibatches: of a step.
             tokens: read in it, for the state's count.
 
         Returns:
@@ -178,8 +175,8 @@ class Learner:
         number = state.step * self.updates  # also where some of the planned ones were not made
         for place, minibatch in enumerate(minibatches):
             trained = _instead(trained, self._given(trained))
-            parts = (self._gradient(trained, base, self.layout.rows(micro)) for micro in minibatch)
-            total = functools.reduce(self._add, parts)
+            gradients = (self._gradient(trained, base, self.layout.rows(micro)) for micro in minibatch)
+            total = functools.reduce(self._add, gradients)
             trained, opt_state, stats = self._apply(trained, opt_state, total, jnp.int32(number + place))
             rows.append(stats)
         found = jax.device_get(rows)
@@ -196,11 +193,11 @@ class Learner:
         return self._alone(state.trained, self._held(stacked=True), micro)
 
     def lower_update(self, state: State, micro: Any) -> jax.stages.Lowered:
-        """The gradient's program for such a micro-batch, to look at: its memory, its instructions."""
+        """The gradient's program for such a micro-batch, for inspection of its memory and instructions."""
         return self._gradient.lower(self._given(state.trained), self._held(stacked=True), self.layout.rows(micro))
 
     def lower_apply(self, state: State, found: tuple[Any, Any]) -> jax.stages.Lowered:
-        """The program that applies such a gradient, `found` with its terms, to look at."""
+        """The program that applies such a gradient, `found` with its terms, for inspection."""
         gradient, terms = found
         given = self._given(state.trained), state.opt_state, (self.layout.optimizer(gradient), terms)
         return self._apply.lower(*given, jax.ShapeDtypeStruct((), jnp.int32))
@@ -241,15 +238,15 @@ class Learner:
         return stacked, self.layout.weights(stack(base, base.params))
 
     def _gradient_fn(self, trained: Any, base: Policy, micro: Any, split: bool = True) -> tuple[Any, Any]:
-        def of_share(policies: tuple[Policy, Policy], rows: Any) -> Any:
+        def of_shard(policies: tuple[Policy, Policy], rows: Any) -> Any:
             return self._loss(*policies, rows)
 
         def loss(trained: Any) -> tuple[jax.Array, Any]:
             policies = self._policies(trained, base)
-            if split and self.shares > 1:
-                terms = self.layout.by_share(of_share, policies, micro).joined()
+            if split and self.shards > 1:
+                terms = self.layout.by_shard(of_shard, policies, micro).joined()
             else:
-                terms = of_share(policies, micro)
+                terms = of_shard(policies, micro)
             return terms.loss, terms
 
         gradient, terms = jax.grad(loss, has_aux=True)(trained)

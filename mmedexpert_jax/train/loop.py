@@ -66,7 +66,8 @@ def fit(
         if not evaluate or not (not state.step or is_due(state.step, config.eval.every, steps)):
             return True
         rows = run.metrics()
-        if not any(row["step"] == state.step and _is_held_out(row) for row in rows):
+        here = (row for row in rows if row["step"] == state.step)
+        if not any(name.startswith("eval/") for row in here for name in row):
             if state.step and is_due(state.step, config.checkpoint_every, steps):
                 save(run, state)  # before minutes in which the process may be killed
             _evaluate(run, learner, state, evaluate, steps)
@@ -113,10 +114,6 @@ def _evaluate(run: "Run", learner: Learner, state: State, evaluate: Evaluate, st
         text = f"step {state.step} of {steps} is saved; the same command resumes with its evaluation"
         signum = error.exit_code - 128 if isinstance(error, Interrupted) else error.args[0]
         raise Interrupted(text, signum) from None
-
-
-def _is_held_out(row: dict) -> bool:
-    return any(name.startswith("eval/") for name in row)
 
 
 def _score(run: "Run", step: int) -> float | None:

@@ -8,7 +8,7 @@ from mmedexpert_jax.runtime import processes
 _SHOWN = 5  # ids in the line; a set may have thousands
 
 
-def tell(dropped: Collection[str], total: int, limits: str) -> None:
+def report_dropped(dropped: Collection[str], total: int, limits: str) -> None:
     """Prints how many of `total` cases are left out, and the first ids.
 
     Args:

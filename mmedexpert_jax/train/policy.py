@@ -24,7 +24,7 @@ class Evaluate(Protocol):
 class Policy:
     """Weights with deltas beside them, never folded into a dtype that would round them."""
 
-    params: Any  # nested dict; None: given up, since all of it is trained and no reference is kept
+    params: Any  # nested dict; None: freed, since all of it is trained and no reference is kept
     lora: Lora | None = None
 
     @classmethod

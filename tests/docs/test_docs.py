@@ -24,8 +24,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 GENERATE = runpy.run_path(str(DOCS / "generate.py"))
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-SHORT = re.compile(r"^(?:\.venv/bin/)?mmedexpert (.*)$", re.MULTILINE)
-LAUNCH = re.compile(r"^python -m mmedexpert_jax\.launch (.*)$", re.MULTILINE)
+COMMAND = re.compile(r"^(?:\.venv/bin/)?mmedexpert (.*)$", re.MULTILINE)
 
 
 def fences(page):
@@ -33,7 +32,12 @@ def fences(page):
 
 
 def commands(text):
-    return [shlex.split(line, comments=True) for line in LAUNCH.findall(text.replace("\\\n", " "))]
+    """Arguments of the jobs in a fence, and whether the page says that they are refused."""
+    for line in COMMAND.findall(text.replace("\\\n", " ")):
+        command, _, refused = line.partition(" || test $? = ")
+        words = shlex.split(command, comments=True)
+        if words[0] not in console.COMMANDS:
+            yield console.expand(words), bool(refused)
 
 
 def read(arguments):
@@ -66,22 +70,12 @@ def test_every_job_is_on_the_page():
 
 
 @pytest.mark.parametrize("page", [page.name for page in PAGES] + ["../README.md"])
-def test_commands_have_fields_that_exist(page):
+def test_commands_have_jobs_and_fields_that_exist(page):
     for kind, _, text in fences(page):
-        for arguments in commands(text) if kind == "sh" else []:
+        for arguments, refused in commands(text) if kind == "sh" else []:
             if not any("configs/mine.py" in argument for argument in arguments):
-                read(arguments)
-
-
-@pytest.mark.parametrize("page", [page.name for page in PAGES] + ["../README.md"])
-def test_short_commands_have_jobs_and_fields_that_exist(page):
-    for kind, _, text in fences(page):
-        for line in SHORT.findall(text.replace("\\\n", " ")) if kind == "sh" else []:
-            command, _, refused = line.partition(" || test $? = ")
-            words = shlex.split(command, comments=True)
-            if words[0] not in console.COMMANDS:
                 with pytest.raises(ConfigError) if refused else contextlib.nullcontext():
-                    read(console.expand(words))
+                    read(arguments)
 
 
 def test_what_a_user_brings_is_read(tmp_path, monkeypatch):
@@ -96,7 +90,7 @@ def test_what_a_user_brings_is_read(tmp_path, monkeypatch):
             elif kind == "python":
                 exec(compile(text, "docs/own.md", "exec"), names)
         for kind, _, text in fences("own.md"):
-            for arguments in commands(text) if kind == "sh" else []:
+            for arguments, _ in commands(text) if kind == "sh" else []:
                 config = read(arguments)
                 check_fields(config)
                 validate(config)

@@ -91,11 +91,11 @@ def _trace_once():
     """Runs with the same programs share a learner: tracing them takes longer than all that a tiny model computes."""
     learners: dict[str, PolicyLearner] = {}
 
-    def made(model, params, config, ban, samples, steps, mesh, under, memory):
+    def made(model, params, config, ban, samples, steps, mesh, under, memory, objective):
         fields = {name: value for name, value in config.to_dict().items() if name not in OUTSIDE}
         key = repr((fields, samples, steps))
         if key not in learners or config.trainable == "full" or under:  # full training gives up what it begins with
-            learners[key] = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory)
+            learners[key] = PolicyLearner(model, params, config, ban, samples, steps, mesh, under, memory, objective)
         learners[key]._memory = memory
         return learners[key]
 

@@ -39,11 +39,11 @@ def run(model_path, cases_path, sizes, shard, trainable="lora", program=False):
         },
     )  # fmt: skip
     mesh = make_mesh(*map(int, sizes.split("x")))
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     cases = load_cases(config.data.path, "train")
     processor = load_processor(config.model.path)
     guidelines = trainer._guidelines(config, cases)
-    batches = Batches(processor, guidelines, STEPS, 8 // shares, config.max_prompt_length, shares)
+    batches = Batches(processor, guidelines, STEPS, 8 // shards, config.max_prompt_length, shards)
     model, params = load_model(config.model.path)
     learner = PolicyLearner(model, params, config, processor.special_vision_ids, 2, STEPS, mesh)
     state = learner.init(jax.random.key(1))
@@ -51,13 +51,15 @@ def run(model_path, cases_path, sizes, shard, trainable="lora", program=False):
     for step in range(STEPS):
         prompts = guidelines.prompts(step)
         encoded = [batches.encode(prompt) for prompt in prompts]
-        completions = learner.sample(state, batches.reads(encoded), jax.random.fold_in(jax.random.key(2), step))
+        completions = learner.sample(
+            state, batches.prompt_batches(encoded), jax.random.fold_in(jax.random.key(2), step)
+        )
         rollout = Rollout.of(prompts, encoded, completions, processor)
         rollout = rollout.with_advantages(np.random.default_rng(step).normal(size=(8, 2)).astype(np.float32))
-        parts, _ = trainer._parts(rollout, batches, config, 8 // shares, shares)
+        minibatches, _ = trainer._minibatches(rollout, batches, config, 8 // shards, shards)
         if program:
-            return learner.lower_update(state, parts[0][0]).compile().as_text()
-        state, stats = learner.update(state, parts)
+            return learner.lower_update(state, minibatches[0][0]).compile().as_text()
+        state, stats = learner.update(state, minibatches)
         done.append(completions)
         rows.append(stats)
         # of each layer, as the weights are: scanned, the learner keeps moments stacked

@@ -40,9 +40,9 @@ def test_rollouts_come_from_weights_one_step_old_and_a_killed_run_ends_as_one_th
     settings = {"rollout_ahead": 1, "importance_cap": 2.0, "steps": STEPS, "checkpoint_every": 1, "samples_every": 0}
     weights, sample, begin = [], PolicyLearner.sample, Ahead.begin
 
-    def recorded(self, state, reads, key, room):
+    def recorded(self, state, prompts, key, length):
         weights.append([np.asarray(leaf) for leaf in jax.tree.leaves(state.behind)])
-        return sample(self, state, reads, key, room)
+        return sample(self, state, prompts, key, length)
 
     def begun(self, state, step):  # before the update, which takes the buffers of what is trained
         jax.tree.map(np.testing.assert_array_equal, state.behind, state.trained)

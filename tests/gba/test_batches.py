@@ -16,7 +16,7 @@ from mmedexpert_jax.data.tables import InFolder
 from mmedexpert_jax.gba import trainer
 from mmedexpert_jax.gba.batches import Batches, cut
 from mmedexpert_jax.gba.guidelines import Guidelines, Prompt
-from mmedexpert_jax.gba.rooms import PromptSize, deal, levels
+from mmedexpert_jax.gba.padding import PromptSize, deal, levels
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models import load_processor
 from mmedexpert_jax.processing.images import ImageRef
@@ -59,7 +59,7 @@ def test_mixed_data_computes_little_for_nothing(mixed, tiny_model_dir, part, dev
     for step in range(STEPS):
         _, encoded = batches.ahead(step)
         real += [sum(len(e.tokens) for e in encoded), sum(len(p) for e in encoded for p, _ in e.images)]
-        reads = batches.reads(encoded)
+        reads = batches.prompt_batches(encoded)
         assert sorted(np.concatenate([rows for rows, _ in reads])) == [*range(8)]
         for rows, batch in reads:
             part_batch = batches.collate([encoded[i] for i in rows], devices)
@@ -82,11 +82,11 @@ def test_so_it_does_over_several_devices(pictured, tiny_model_dir, part, devices
     for step in range(3):
         encoded = batches.encoded(step)[1]
         real += [sum(len(e.tokens) for e in encoded), sum(len(p) for e in encoded for p, _ in e.images)]
-        for rows, batch in batches.reads(encoded):
-            shares = batches.collate([encoded[i] for i in rows], devices)
+        for rows, batch in batches.prompt_batches(encoded):
+            shards = batches.collate([encoded[i] for i in rows], devices)
             read += [batch.tokens.size, batch.patches[..., 0].size]
-            updated += [shares.tokens.size, shares.patches[..., 0].size]
-            np.testing.assert_array_equal(shares.lengths, [len(encoded[i].tokens) for i in rows])
+            updated += [shards.tokens.size, shards.patches[..., 0].size]
+            np.testing.assert_array_equal(shards.lengths, [len(encoded[i].tokens) for i in rows])
     bounds = [1.2, 1.3]
     assert np.all(read <= real * bounds), read / real
     assert np.all(updated <= real * bounds), updated / real
@@ -107,7 +107,7 @@ def test_images_of_unlike_sizes_stand_side_by_side(mixed, tiny_model_dir, tmp_pa
     for step in range(2):
         encoded = batches.encoded(step)[1]
         real += [sum(len(e.tokens) for e in encoded), sum(len(p) for e in encoded for p, _ in e.images)]
-        for _, batch in batches.reads(encoded):
+        for _, batch in batches.prompt_batches(encoded):
             computed += [batch.tokens.size, batch.patches[..., 0].size]
             shapes.add((batch.tokens.shape, batch.patches.shape, batch.patch_places.shape))
     assert np.all(computed <= real * [1.2 if part == 1 else 1.25, 1.3]), computed / real
@@ -122,7 +122,7 @@ def test_a_row_of_very_many_images_is_shared_out(mixed, tiny_model_dir):
     ]
     batches = Batches(load_processor(tiny_model_dir), Guidelines(cases, 0, 4, 2), 1, 1, 4096, 4)
     encoded = batches.encoded(0)[1]
-    ((_, batch),) = batches.reads(encoded)
+    ((_, batch),) = batches.prompt_batches(encoded)
     real = sum(len(patches) for one in encoded for patches, _ in one.images)
     assert len(batch.patches) == 12 and batch.patches[..., 0].size <= 1.3 * real
     assert batch.vision_index.max() < len(batch.patches) * batch.patches.shape[1] // 4
@@ -137,7 +137,7 @@ def test_a_visit_encodes_each_prompt_once(mixed, tiny_model_dir, monkeypatch):
     monkeypatch.setattr(batches, "encode", lambda prompt: seen.append(prompt.case.id) or encode(prompt))
     for step in range(3):
         prompts, encoded = batches.ahead(step)
-        for rows, _ in batches.reads(encoded):
+        for rows, _ in batches.prompt_batches(encoded):
             batches.collate([encoded[i] for i in rows])
     assert [prompt.case.id for prompt in prompts] == seen[16:24] and len(seen) <= 8 * (3 + 2)
 
@@ -145,7 +145,9 @@ def test_a_visit_encodes_each_prompt_once(mixed, tiny_model_dir, monkeypatch):
 def test_equal_prompts_have_one_shape(tiny_model_dir, mixed):
     prompts = [SimpleNamespace(prompts=lambda step: Guidelines(mixed[9:10], 0, 4, 2).prompts(step))]
     batches = Batches(load_processor(tiny_model_dir), prompts[0], STEPS, 2, 2048)
-    assert len({batch.tokens.shape for s in range(4) for _, batch in batches.reads(batches.encoded(s)[1])}) == 1
+    assert (
+        len({batch.tokens.shape for s in range(4) for _, batch in batches.prompt_batches(batches.encoded(s)[1])}) == 1
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 4)), min_size=1, max_size=8), st.floats(1, 2))

@@ -93,10 +93,10 @@ def test_images_of_unlike_sizes_are_dealt_over_devices(tiny_model_dir, tmp_path)
     one, split = runs_of(start(tiny_model_dir, file, tmp_path, "all", 8, *layouts), tmp_path, "all")
     assert_same_run(split, one, rounded=True)
     processor, guidelines = load_processor(tiny_model_dir), Guidelines(load_cases(str(file), "train"), 0, 8, 2)
-    for shares in (1, 4):  # as in the script
-        batches = Batches(processor, guidelines, 2, 8 // shares, 512, shares)
-        ((_, batch),) = batches.reads(batches.encoded(0)[1])
-        assert len(batch.patches) == shares and batch.patch_places.size
+    for shards in (1, 4):  # as in the script
+        batches = Batches(processor, guidelines, 2, 8 // shards, 512, shards)
+        ((_, batch),) = batches.prompt_batches(batches.encoded(0)[1])
+        assert len(batch.patches) == shards and batch.patch_places.size
 
 
 @pytest.mark.slow

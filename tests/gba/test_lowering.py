@@ -40,7 +40,7 @@ def setup(run_config, tmp_path_factory):
     lengths, floats = np.array([[6, 3, 1, 2]] * 2, np.int32), rows.astype(np.float32)
     cut = np.zeros((2, 4), bool)
     rollout = Rollout(prompts, encoded, [], rows, lengths, floats, cut, floats[..., 0], np.ones(2, bool), ~cut)
-    part = rollout.part(slice(0, 2), batches, 2, config.packing)
+    part = rollout.micro_batch(slice(0, 2), batches, 2, config.packing)
     return SimpleNamespace(**locals())
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmedexpert_jax.gba import policy_loss
-from mmedexpert_jax.gba.objective import policy_terms, truncated_weights
+from mmedexpert_jax.gba.objective import Objective, Tokens, policy_terms, truncated_weights
 
 ROWS, TOKENS = 4, 5
 LENGTHS = np.array([5, 1, 3, 2])
@@ -104,8 +104,9 @@ def test_micro_batches_add_up_exactly(aggregation, cut, seed):
     new, old, ref, advantages = _random(seed)
 
     def terms(rows):
-        parts = (new[rows], old[rows], ref[rows], advantages[rows], MASK[rows])
-        return policy_terms(*parts, beta=0.1, aggregation=aggregation, max_tokens=TOKENS)
+        tokens = Tokens(new[rows], old[rows], reference=ref[rows])
+        objective = Objective(aggregation=aggregation, max_tokens=TOKENS, coefs={"beta": 0.1})
+        return policy_terms(tokens, advantages[rows], MASK[rows], objective)
 
     whole, split = terms(slice(None)), terms(slice(cut)) + terms(slice(cut, None))
     for name, value in whole.stats().items():
@@ -150,6 +151,6 @@ def test_rows_that_do_not_count_leave_the_mean():
     rest = [x[np.arange(ROWS) != 2] for x in (new, old, advantages, MASK)]
     for aggregation in ("sequence", "token", "constant"):
         options = {"aggregation": aggregation, "max_tokens": TOKENS}
-        got = policy_terms(new, old, None, advantages, mask, num_rows=ROWS - 1, **options).stats()["loss"]
+        got = policy_terms(Tokens(new, old), advantages, mask, Objective(**options), ROWS - 1).stats()["loss"]
         expected, _ = policy_loss(rest[0], rest[1], None, rest[2], rest[3], **options)
         np.testing.assert_allclose(got, expected, rtol=1e-6)

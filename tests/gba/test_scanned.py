@@ -74,10 +74,10 @@ def rollout(run_config, tmp_path_factory):
     batches = Batches(processor, type("Order", (), {"prompts": lambda self, step: prompts})(), 1, 2, 512)
     encoded = [batches.encode(prompt) for prompt in prompts]
     learner = PolicyLearner(model, params, config, (), config.num_samples, 1)
-    done = learner.sample(learner.init(jax.random.key(0)), batches.reads(encoded), jax.random.key(1))
+    done = learner.sample(learner.init(jax.random.key(0)), batches.prompt_batches(encoded), jax.random.key(1))
     scored = Rollout.of(prompts, encoded, done, processor)
     advantages = np.random.default_rng(0).normal(size=scored.lengths.shape).astype(np.float32)
-    part = scored.with_advantages(advantages).part(slice(0, 2), batches, capacities=2)
+    part = scored.with_advantages(advantages).micro_batch(slice(0, 2), batches, capacities=2)
     return config, model, params, part
 
 

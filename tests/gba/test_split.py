@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.gba.split import micro_batch, packed_room, prompts
+from mmedexpert_jax.gba.split import micro_batch, packed_length, prompts
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.models.packing import capacity
 
@@ -63,22 +63,22 @@ def test_eight_prompts_on_sixteen_devices():
 
 
 @given(st.integers(0, 5000), st.integers(0, 5000), st.integers(1, 5000), st.integers(1, 64))
-def test_a_packed_room_holds_what_is_needed_and_is_kept_while_it_fits(needed, held, full, sizes):
+def test_a_packed_length_holds_what_is_needed_and_is_kept_while_it_fits(needed, held, full, sizes):
     needed, work = min(needed, full), np.array([needed, 2 * needed, 3 * needed])
-    room = packed_room(needed, work, held, full, sizes)
-    assert needed <= room and (room == held or room <= capacity(full, full, sizes))
-    assert packed_room(needed, work, room, full, sizes) == room  # the same step again
-    assert room == held or not needed <= held <= 1.5 * needed
-    assert packed_room(needed, work, held, full, 0) == 0  # rows stay padded
+    length = packed_length(needed, work, held, full, sizes)
+    assert needed <= length and (length == held or length <= capacity(full, full, sizes))
+    assert packed_length(needed, work, length, full, sizes) == length  # the same step again
+    assert length == held or not needed <= held <= 1.5 * needed
+    assert packed_length(needed, work, held, full, 0) == 0  # rows stay padded
 
 
-def test_steps_of_one_kind_have_one_room_or_two():
+def test_steps_of_one_kind_have_one_packed_length_or_two():
     """The paper's 1,000 prompts by 8: 31 steps of 32, whose tokens differ by some 5 %."""
     counts = []
     for seed in range(20):
-        rng, rooms = np.random.default_rng(seed), [0]
+        rng, lengths = np.random.default_rng(seed), [0]
         for _ in range(31):
             work = np.minimum(rng.geometric(1 / 300, (32, 8)) - 1, 1023).sum(1)
-            rooms.append(packed_room(int(work.sum() / 8), work, rooms[-1], 32 * 1023, 64))
-        counts.append(len({*rooms[1:]}))
+            lengths.append(packed_length(int(work.sum() / 8), work, lengths[-1], 32 * 1023, 64))
+        counts.append(len({*lengths[1:]}))
     assert np.mean(counts) < 1.5

@@ -10,7 +10,7 @@ import pytest
 
 from mmedexpert_jax.errors import ConfigError, Interrupted
 from mmedexpert_jax.gba import advantages, trainer
-from mmedexpert_jax.gba.objective import policy_terms
+from mmedexpert_jax.gba.objective import Objective, Tokens, policy_terms
 from mmedexpert_jax.gba.rollouts import Rollout
 from mmedexpert_jax.processing.processor import Encoded
 from mmedexpert_jax.runtime import Run
@@ -30,8 +30,8 @@ def made(seed):
 
 def loss(own, watched, advantage, coefs, aggregation="sequence"):
     """[] after the division, and the statistics."""
-    options = {"beta": 0.0, "aggregation": aggregation, "max_tokens": 4, "watched": watched, "coefs": coefs}
-    stats = policy_terms(own, None, None, advantage, MASK, **options).stats()
+    objective = Objective(aggregation=aggregation, max_tokens=4, coefs=coefs)
+    stats = policy_terms(Tokens(own, **watched), advantage, MASK, objective).stats()
     return stats["loss"], stats
 
 

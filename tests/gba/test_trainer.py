@@ -46,8 +46,8 @@ def finished(run_config, tmp_path_factory):
     calls, printed = [], []
     sample = PolicyLearner.sample
 
-    def recorded(self, state, reads, key, room):
-        completions = sample(self, state, reads, key, room)
+    def recorded(self, state, prompts, key, length):
+        completions = sample(self, state, prompts, key, length)
         calls.append((jax.random.key_data(key).tolist(), completions))
         return completions
 
@@ -74,7 +74,7 @@ def setup(run_config, tmp_path_factory):
     rng = np.random.default_rng(2)
     moved = jax.tree.map(lambda x: np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype(np.float32), state.trained)
     state = dataclasses.replace(state, trained=moved)
-    done = learner.sample(state, batches.reads(encoded), jax.random.key(3))
+    done = learner.sample(state, batches.prompt_batches(encoded), jax.random.key(3))
     rollout = Rollout.of(prompts, encoded, done, processor)
     rollout = rollout.with_advantages(np.random.default_rng(0).normal(size=rollout.lengths.shape).astype(np.float32))
     # A sampler that is away from the trainer by more than rounding, which the order of sums would change.
@@ -138,7 +138,7 @@ def test_special_vision_tokens_are_never_sampled_nor_given_probability(finished,
     ban = setup.processor.special_vision_ids
     assert ban
     assert not any(np.isin(done.tokens, ban).any() for _, done in finished.calls)
-    part = setup.rollout.part(slice(0, 2), setup.batches)
+    part = setup.rollout.micro_batch(slice(0, 2), setup.batches)
     banned = dataclasses.replace(part, tokens=np.full_like(part.tokens, ban[0]))
     assert not np.isfinite(setup.learner.gradient(setup.state, banned)[1].loss)
 
@@ -195,17 +195,17 @@ def fail_at(step):
 
 def test_the_gradient_does_not_depend_on_the_micro_batches(setup):
     # prompts with images of their own in either half: rows and images must stay together
-    whole = summed(setup, [setup.away.part(slice(0, 4), setup.batches)])
-    halves = summed(setup, [setup.away.part(slice(i, i + 2), setup.batches) for i in (0, 2)])
+    whole = summed(setup, [setup.away.micro_batch(slice(0, 4), setup.batches)])
+    halves = summed(setup, [setup.away.micro_batch(slice(i, i + 2), setup.batches) for i in (0, 2)])
     assert_close(halves, whole)
 
 
 def test_packed_and_filled_up_the_gradient_is_that_of_the_groups_that_were_kept(setup):
     kept = [1, 2]
-    expected = setup.learner.gradient(setup.state, setup.away.part(kept, setup.batches))
+    expected = setup.learner.gradient(setup.state, setup.away.micro_batch(kept, setup.batches))
     order = SimpleNamespace(prompts=lambda step: setup.prompts)
     batches = Batches(setup.processor, order, 1, 3, setup.config.max_prompt_length)
-    part = setup.away.part(kept, batches, size=3, capacities=4)
+    part = setup.away.micro_batch(kept, batches, size=3, capacities=4)
     assert part.tokens.shape[0] == 3 and part.lengths[2].max() == 0 and part.packing is not None
     got = setup.learner.gradient(setup.state, part)
     assert_close(got, expected)
@@ -214,7 +214,7 @@ def test_packed_and_filled_up_the_gradient_is_that_of_the_groups_that_were_kept(
 
 def test_masked_truncated_completions_count_for_the_mean_alone(setup):
     cut = dataclasses.replace(setup.rollout, truncated=np.eye(4, dtype=bool))
-    part = cut.without_truncated().part(slice(0, 2), setup.batches)
+    part = cut.without_truncated().micro_batch(slice(0, 2), setup.batches)
     assert part.lengths[0, 0] == part.lengths[1, 1] == 0 < part.lengths[0, 1]
     terms = setup.learner.gradient(setup.state, part)[1]
     assert float(terms.denominator) == 2 * setup.config.num_samples
@@ -244,41 +244,41 @@ def test_parts_hold_the_kept_prompts_in_order(setup, run_config, tmp_path):
         encoded=setup.encoded[1:2] * 4,
         tokens=np.zeros((4, 2, 6), np.int32),
         work=np.array([4, 10, 3, 5]),
-        part=lambda rows, *args: calls.append([*rows]) or calls[-1],
+        micro_batch=lambda rows, *args: calls.append([*rows]) or calls[-1],
     )
     order = SimpleNamespace(prompts=lambda step: setup.prompts)
     batches = Batches(setup.processor, order, 1, 1, setup.config.max_prompt_length)
-    assert trainer._parts(rollout, batches, config, 1, 1) == ([[[0], [2]], [[3]]], 0)
+    assert trainer._minibatches(rollout, batches, config, 1, 1) == ([[[0], [2]], [[3]]], 0)
     rollout.trained[:] = False
-    assert trainer._parts(rollout, batches, config, 1, 1) == ([[[]]], 0)
+    assert trainer._minibatches(rollout, batches, config, 1, 1) == ([[[]]], 0)
 
 
 def test_the_packed_size_is_kept_from_step_to_step(setup, run_config, tmp_path):
-    """Of the state and the step alone: the room of a step that fits goes on, also where all groups are dropped."""
+    """Of the state and the step alone: the packed length that fits goes on, also where all groups are dropped."""
     config = run_config(tmp_path, packing=5)
-    rooms = []
+    lengths = []
     rollout = SimpleNamespace(
         trained=np.ones(4, bool),
         encoded=setup.encoded[1:2] * 4,
         tokens=np.zeros((4, 2, 51), np.int32),
         work=np.array([20, 9, 20, 20]),
-        part=lambda rows, batches, size, capacities, devices, room: rooms.append(room) or [*rows],
+        micro_batch=lambda rows, batches, size, capacities, devices, packed: lengths.append(packed) or [*rows],
     )
     order = SimpleNamespace(prompts=lambda step: setup.prompts)
     batches = Batches(setup.processor, order, 1, 2, setup.config.max_prompt_length)
-    parts, room = trainer._parts(rollout, batches, config, 2, 1)
-    assert sorted(row for cuts in parts for rows in cuts for row in rows) == [0, 1, 2, 3]
-    assert room == 80 and set(rooms) == {80}  # two fifths of 200, for 40 and what steps differ by
+    minibatches, packed = trainer._minibatches(rollout, batches, config, 2, 1)
+    assert sorted(row for cuts in minibatches for rows in cuts for row in rows) == [0, 1, 2, 3]
+    assert packed == 80 and set(lengths) == {80}  # two fifths of 200, for 40 and what steps differ by
     rollout.work = rollout.work * 3 // 2
-    assert trainer._parts(rollout, batches, config, 2, 1, room)[1] == 80
+    assert trainer._minibatches(rollout, batches, config, 2, 1, packed)[1] == 80
     rollout.trained[:] = False
-    assert trainer._parts(rollout, batches, config, 2, 1, room)[1] == 80
+    assert trainer._minibatches(rollout, batches, config, 2, 1, packed)[1] == 80
     rollout.trained[:], rollout.work = True, rollout.work * 2
-    assert trainer._parts(rollout, batches, config, 2, 1, room)[1] == 200
+    assert trainer._minibatches(rollout, batches, config, 2, 1, packed)[1] == 200
 
 
 def test_every_prompt_is_scored_with_its_own_image(setup):
-    part = setup.rollout.part(slice(0, 2), setup.batches)
+    part = setup.rollout.micro_batch(slice(0, 2), setup.batches)
     other = setup.batches.collate([setup.encoded[2], setup.encoded[1]])  # the first prompt with the third's image
     swapped = setup.learner.gradient(setup.state, dataclasses.replace(part, batch=other))[1]
     right = setup.learner.gradient(setup.state, part)[1]
@@ -287,7 +287,7 @@ def test_every_prompt_is_scored_with_its_own_image(setup):
 
 
 def test_the_end_token_is_trained(setup):
-    part = setup.rollout.part(slice(0, 2), setup.batches)
+    part = setup.rollout.micro_batch(slice(0, 2), setup.batches)
     (end,) = setup.model.config.eos_token_ids
     tokens = np.full_like(part.tokens, setup.model.config.pad_token_id)
     tokens[..., 0] = end
@@ -305,7 +305,7 @@ def test_gradients_are_for_what_is_trained_and_beta_zero_has_no_reference(setup,
     monkeypatch.setattr(
         learner_module, "completion_logprobs", lambda *args, **kwargs: calls.append(kwargs) or real(*args, **kwargs)
     )
-    part = setup.rollout.part(slice(0, 2), setup.batches)
+    part = setup.rollout.micro_batch(slice(0, 2), setup.batches)
     for trainable, beta in (("lora", 0.01), ("lora", 0.0), ("full", 0.01), ("full", 0.0)):
         calls.clear()
         config = run_config(tmp_path, trainable=trainable, beta=beta)
@@ -329,7 +329,7 @@ def test_a_gap_between_sampler_and_trainer_is_told_where_no_token_was_cut_off(se
     """Else the difference would be the mass that the sampler left out. By abstract evaluation."""
     config = run_config(tmp_path, **cut)
     learner = PolicyLearner(setup.model, setup.params, config, (), config.num_samples, 10)
-    part = setup.rollout.part(slice(0, 2), setup.batches)
+    part = setup.rollout.micro_batch(slice(0, 2), setup.batches)
     _, terms = jax.eval_shape(lambda part: learner.gradient(setup.state, part), part)
     assert ("sampling/logp_difference/mean" in terms.sums) == ("sampling/logp_difference/max" in terms.peaks) == known
 

@@ -14,9 +14,9 @@ from PIL import Image
 from mmedexpert_jax.config.validate import validate
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError, Interrupted
-from mmedexpert_jax.launch import ablation, ablation_result, load_config, sharing, table3
+from mmedexpert_jax.launch import ablation, ablation_result, load_config, stage_cache, table3
 from mmedexpert_jax.launch.cli import main
-from mmedexpert_jax.launch.sharing import Stages
+from mmedexpert_jax.launch.stage_cache import Stages
 from mmedexpert_jax.medeval import result_tables
 from mmedexpert_jax.runtime import files, stage_costs
 from mmedexpert_jax.runtime.signals import SIGNALS
@@ -162,7 +162,7 @@ def test_two_sweeps_take_turns(sweep, monkeypatch, capsys):
     def interrupt(seconds: float) -> None:
         SIGNALS.caught = signal.SIGTERM
 
-    monkeypatch.setattr(sharing.time, "sleep", interrupt)
+    monkeypatch.setattr(stage_cache.time, "sleep", interrupt)
     assert main([*arguments, "--config.stages=shared"]) == 143
     assert f"waits for {first.name}, which another sweep is making" in capsys.readouterr().out
 
@@ -170,7 +170,7 @@ def test_two_sweeps_take_turns(sweep, monkeypatch, capsys):
         shutil.copytree("made", "shared", dirs_exist_ok=True, ignore=shutil.ignore_patterns(".locks"))
         other.close()
 
-    monkeypatch.setattr(sharing.time, "sleep", finish)
+    monkeypatch.setattr(stage_cache.time, "sleep", finish)
     assert main([*arguments, "--config.stages=shared"]) == 0
     out = capsys.readouterr().out
     assert f"waits for {first.name}" in out and "[1/" not in out, "it is not made again"

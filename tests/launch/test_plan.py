@@ -17,7 +17,7 @@ from mmedexpert_jax import lora
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.errors import ConfigError, ResourceError
-from mmedexpert_jax.gba.policy_learner import Part, PolicyLearner
+from mmedexpert_jax.gba.policy_learner import PolicyBatch, PolicyLearner
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.job_plan import check
@@ -25,7 +25,7 @@ from mmedexpert_jax.launch.jobs import launch
 from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.plan import hardware
 from mmedexpert_jax.plan.architecture import architecture
-from mmedexpert_jax.plan.budget import compiled_share, count, problem
+from mmedexpert_jax.plan.budget import compiled_ratio, count, problem
 from mmedexpert_jax.plan.needs import ESTIMATES, abstract_params, abstract_state, cache_bytes, needs, size
 from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.runtime.mesh import make_mesh
@@ -188,7 +188,7 @@ def compiled_bytes(config, cases):
     assert batch.tokens.shape == (config.prompts_per_step, config.max_prompt_length)
     shape = (len(prompts), config.num_samples, config.max_new_tokens)
     floats, lengths = np.zeros(shape, np.float32), np.full(shape[:2], shape[2], np.int32)
-    part = Part(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0])
+    part = PolicyBatch(batch, np.zeros(shape, np.int32), lengths, floats, floats[..., 0])
     program = learner.lower_update(learner.init(jax.random.key(0)), part).compile()
     return program.memory_analysis().temp_size_in_bytes
 
@@ -223,7 +223,7 @@ def little(tiny_checkpoint, tiny_cases):
 
 def test_the_bytes_of_a_compiled_update_are_those_of_its_program(little, capsys):
     config = load_config("configs/gba.py", little | {"prompts_per_step": 2, "num_samples": 2, "packing": 0})
-    found, _, _ = count(config, compiled_share(config))
+    found, _, _ = count(config, compiled_ratio(config))
     assert found.phases["update"]["compiled program"] == compiled_bytes(config, load_cases(config.data.path, "dev"))
     launch(load_config("configs/dsa.py", little | {"batch_size": 2, "specialty": "AM"}))
     assert "compiled program" in capsys.readouterr().out
@@ -236,7 +236,7 @@ def test_a_compiler_that_is_not_here_is_named(little, monkeypatch):
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
     config = load_config("configs/dsa.py", little | {"plan_mesh": "v5e-8"})
     with pytest.raises(ConfigError, match=r"no compiler for v5e is here; install libtpu"):
-        compiled_share(config)
+        compiled_ratio(config)
 
 
 @pytest.mark.slow
@@ -245,7 +245,7 @@ def test_an_update_is_compiled_for_devices_that_are_not_here(little, devices, pl
     """Needs a plugin, not a device: "jax-cuda12-plugin[with-cuda]" of the installed JAX's version, or libtpu."""
     pytest.importorskip(plugin)
     config = load_config("configs/gba.py", little | {"prompts_per_step": 8, "num_samples": 2, "plan_mesh": devices})
-    assert 0.1 < compiled_share(config) < 10
+    assert 0.1 < compiled_ratio(config) < 10
 
 
 def test_an_unknown_device_is_refused():

@@ -49,7 +49,7 @@ class Sampler:
     say: object = None
     calls: list = dataclasses.field(default_factory=list)
 
-    def __call__(self, model, sampling, params, lora, key, rows, block, length, dtype, mesh=None):
+    def __call__(self, model, sampling, params, lora, key, rows, block, length, mesh=None):
         return SpokenPool(self, sampling, length)
 
     def completions(self, row, sampling):

@@ -14,7 +14,7 @@ from mmedexpert_jax.models import (
     Cache,
     Model,
     ModelConfig,
-    Prefix,
+    PromptCache,
     Slots,
     attention,
     decode_attention,
@@ -198,7 +198,7 @@ def test_steps_of_a_family_are_the_same(monkeypatch, family, device, rank):
         lora = jax.tree.map(lambda f: f + 0.05 * jax.random.normal(jax.random.key(2), f.shape), lora)
     draw = lambda *shape: tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))  # noqa: E731
     lengths, rows = jnp.array([20, 7, 18]), len(slots.prompt)
-    prefix = Prefix(jnp.zeros((3, 1, 32)), draw(3, 2, 20, 32), draw(3, 2, 20, 32), lengths, lengths + 2)
+    prefix = PromptCache(jnp.zeros((3, 1, 32)), draw(3, 2, 20, 32), draw(3, 2, 20, 32), lengths, lengths + 2)
     cache = Cache(draw(rows, 2, 16, 32), draw(rows, 2, 16, 32))
 
     def run(lora):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmedexpert_jax import lora as lora_module
-from mmedexpert_jax.models import Model, ModelConfig, Prefix, stack
+from mmedexpert_jax.models import Model, ModelConfig, PromptCache, stack
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.models.network import join_factors
 from mmedexpert_jax.models.random import init_params
@@ -24,7 +24,7 @@ def lora():
 def decoded(params, lora):
     model = Model(CONFIG)
     keys = tuple(jax.random.normal(jax.random.key(layer), (1, 2, 3, 8)) for layer in range(2))
-    prefix = Prefix(jnp.zeros((1, 1, 32)), keys, keys, jnp.array([3]), jnp.array([3]))
+    prefix = PromptCache(jnp.zeros((1, 1, 32)), keys, keys, jnp.array([3]), jnp.array([3]))
     cache = model.init_cache(1, 4, 2, jnp.float32)
     return model.decode(params, prefix, cache, jnp.array([[5, 6, 7, 8]]), jnp.int32(0), lora)[0]
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmedexpert_jax.models import Cache, Prefix
+from mmedexpert_jax.models import Cache, PromptCache
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout import completion_logprobs, generate
-from mmedexpert_jax.rollout.decode import Sampling, advance, programs, read, start
+from mmedexpert_jax.rollout.decode import Sampling, advance, empty_state, prefill, programs
 
 COLLECTIVES = re.compile("all-reduce|all-gather|all-to-all|collective|reduce-scatter|send|recv")
 # what passes between a program and the host while it runs: queues, callbacks, buffers in the host's memory
@@ -48,12 +48,12 @@ def refilled(tiny, batch, limits, lora):
         generate(*tiny, batch, key=jax.random.key(5), lora=lora, width=width, **limits)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(widths_module, "WINDOW", 16)
-        patch.setattr(widths_module, "PARTS_SHORT", (8,))
+        patch.setattr(widths_module, "SMALLEST_CACHE", 16)
+        patch.setattr(widths_module, "EIGHTHS_SHORT", (8,))
         side_by_side = sample(12)
     before = len(programs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(widths_module, "WINDOW", 3)
+        patch.setattr(widths_module, "SMALLEST_CACHE", 3)
         patch.setattr(widths_module, "SHORT", 2)
         return sample(4), programs[before:], side_by_side
 
@@ -70,7 +70,7 @@ def test_rows_that_take_the_next_sample_change_nothing(refilled):
 
 
 def test_a_second_run_compiles_nothing(refilled, tiny, batch, limits, lora, monkeypatch):
-    monkeypatch.setattr(widths_module, "WINDOW", 3)
+    monkeypatch.setattr(widths_module, "SMALLEST_CACHE", 3)
     monkeypatch.setattr(widths_module, "SHORT", 2)
     before = len(programs)
     again = generate(*tiny, batch, key=jax.random.key(5), lora=lora, width=4, **limits)
@@ -79,7 +79,7 @@ def test_a_second_run_compiles_nothing(refilled, tiny, batch, limits, lora, monk
 
 
 def test_under_jit_the_caches_grow_and_the_samples_are_the_same(refilled, tiny, batch, lora, limits, monkeypatch):
-    monkeypatch.setattr(widths_module, "WINDOW", 6)
+    monkeypatch.setattr(widths_module, "SMALLEST_CACHE", 6)
     sample = jax.jit(lambda params, key: generate(tiny[0], params, batch, key=key, lora=lora, **limits))
     before = len(programs)
     found = sample(tiny[1], jax.random.key(5))
@@ -95,15 +95,19 @@ def test_log_probabilities_at_temperature_1_are_the_trainers(refilled, tiny, bat
     np.testing.assert_allclose(score(lora), found.logprobs, atol=1e-4)
 
 
-def test_widths_and_windows_are_few():
+def test_widths_and_cache_lengths_are_few():
     assert widths_module.widths(96, 1000) == [96, 72, 48, 24, 12]
     assert widths_module.widths(96, 96) == [96, 36] and widths_module.widths(1, 96) == [1]
     assert widths_module.widths(64, 512, served=True) == [64, 24, 8]
-    windows = [widths_module.window_for(length, 1000) for length in range(1, 1001)]
-    assert set(windows) == {256, 512, 1000} and all(w >= length for length, w in enumerate(windows, 1))
-    assert widths_module.window_for(1, 96) == 96
-    assert widths_module.window_after(256, 130, 1000, fewer=True) == 512  # half full, and a program is met in any case
-    assert widths_module.window_after(256, 130, 1000, fewer=False) == widths_module.window_after(256, 99, 1000, True)
+    lengths = [widths_module.cache_length_for(length, 1000) for length in range(1, 1001)]
+    assert set(lengths) == {256, 512, 1000} and all(w >= length for length, w in enumerate(lengths, 1))
+    assert widths_module.cache_length_for(1, 96) == 96
+    assert (
+        widths_module.next_cache_length(256, 130, 1000, fewer=True) == 512
+    )  # half full, and a program is met in any case
+    assert widths_module.next_cache_length(256, 130, 1000, fewer=False) == widths_module.next_cache_length(
+        256, 99, 1000, True
+    )
 
 
 def test_a_callback_would_be_seen():
@@ -120,7 +124,9 @@ class ImposedLengths:
 
     def prefill(self, params, batch, lora):
         keys = (jnp.zeros((len(batch.tokens), 1, 1, 1)),)
-        return Prefix((batch.tokens == 1)[..., None], keys, keys, jnp.ones(len(batch.tokens), int), batch.tokens[:, 0])
+        return PromptCache(
+            (batch.tokens == 1)[..., None], keys, keys, jnp.ones(len(batch.tokens), int), batch.tokens[:, 0]
+        )
 
     def init_cache(self, batch_size, num_samples, length, dtype):
         return Cache(*[(jnp.zeros((batch_size, num_samples, 1, length, 1)),)] * 2)
@@ -154,9 +160,9 @@ def test_the_loop_holds_no_copy_of_a_cache(tiny, batch):
     sampling = Sampling(4, 512, 0, 1.0, 0, 1.0, (5,), ())
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (3, 4)))
     prefix, done = jax.eval_shape(
-        lambda params, keys: read(model, sampling, None, params, batch, None, keys), params, keys
+        lambda params, keys: prefill(model, sampling, None, params, batch, None, keys), params, keys
     )
-    state = jax.eval_shape(lambda done: start(model, 12, 512, None, prefix.hidden.dtype, done), done)
+    state = jax.eval_shape(lambda done: empty_state(model, 12, 512, None, prefix.hidden.dtype, done), done)
     compiled = advance.lower(model, sampling, None, params, None, prefix, keys, state, 0, 0, 512).compile()
     assert not HOST.search(compiled.as_text())
     inside = loop_instructions(compiled.as_text())
@@ -184,7 +190,7 @@ batch = load_processor("mini")([[{"role": "user", "content": f"Is {n} a score?"}
 module = __import__("sys").modules["mmedexpert_jax.rollout.generate"]
 lowered = []
 sizes = __import__("sys").modules["mmedexpert_jax.rollout.widths"]
-sizes.WINDOW, sizes.SHORT, module.PATIENCE, sizes.PARTS = 4, 4, 2, (8, 4)
+sizes.SMALLEST_CACHE, sizes.SHORT, module.PATIENCE, sizes.EIGHTHS = 4, 4, 2, (8, 4)
 module.advance = lambda *a: (lowered.append(advance.lower(*a)) if not lowered else None, advance(*a))[1]
 sample = lambda params, batch: jax.device_get(
     generate(model, params, batch, key=jax.random.key(3), num_samples=2, max_new_tokens=8, stop_ids=range(600)))
@@ -249,7 +255,8 @@ def test_prompts_that_are_read_apart_have_the_same_samples(tiny, batch, processo
     expected = jax.device_get(generate(*tiny, batch, key=jax.random.key(5), lora=lora, **limits))
     parts, rows = [processor(prompts[2:]), processor(prompts[:1]), processor(prompts[1:2])], [[2], [0], [1]]
     rows = [np.array(ids, np.int32) for ids in rows]
-    found = jax.device_get(generate(*tiny, parts, key=jax.random.key(5), lora=lora, rows=rows, room=96, **limits))
+    options = {"key": jax.random.key(5), "lora": lora, "rows": rows, "prompt_length": 96}
+    found = jax.device_get(generate(*tiny, parts, **options, **limits))
     order = [1, 2, 0]
     np.testing.assert_array_equal(found.tokens[order], expected.tokens)
     np.testing.assert_array_equal(found.lengths[order], expected.lengths)

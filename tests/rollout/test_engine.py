@@ -48,7 +48,7 @@ def test_answers_are_those_of_each_conversation_alone(engine, tiny, processor, p
 def test_an_answer_depends_on_its_id_alone(engine, prompts, monkeypatch):
     ids = [7, 2**32 - 1, 11]
     first = dict(engine.answer(prompts, ids))
-    monkeypatch.setattr(engine_module, "WINDOW", 1)
+    monkeypatch.setattr(engine_module, "LOOKAHEAD", 1)
     monkeypatch.setattr(engine_module, "KEPT", 0)
     reverse = dict(engine.answer(prompts[::-1], ids[::-1]))
     assert [first[i] for i in range(3)] == [reverse[2 - i] for i in range(3)]

@@ -326,7 +326,7 @@ def test_texts_that_are_read_together_are_answered_as_each_alone(desk, temperatu
 
 
 def test_after_a_long_answer_a_short_one_has_short_caches_again(model, monkeypatch):
-    monkeypatch.setattr(widths, "WINDOW", 4)
+    monkeypatch.setattr(widths, "SMALLEST_CACHE", 4)
     desk = Desk(*model, {"mini": None}, load_processor("mini"), 2, 6, 256, LIMIT)
     encoded = desk.processor.encode([{"role": "user", "content": "Is a score of 7 high?"}])
 
@@ -335,7 +335,7 @@ def test_after_a_long_answer_a_short_one_has_short_caches_again(model, monkeypat
         tell = lambda done, ended: ended and (found.append(done), over.set())  # noqa: E731
         desk.submit([Choice("mini", encoded, 0, 0.0, 1.0, 0, limit, tell)])
         assert over.wait(60)
-        return found[0].tokens[0, :limit].tolist(), desk._pools["mini"]._window
+        return found[0].tokens[0, :limit].tolist(), desk._pools["mini"]._cache_length
 
     short = answer(3)
     long = answer(LIMIT)

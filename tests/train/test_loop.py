@@ -16,7 +16,7 @@ from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.runtime import Run, signals
 from mmedexpert_jax.train import fit
-from mmedexpert_jax.train.overlong import tell
+from mmedexpert_jax.train.overlong import report_dropped
 
 STEPS = 6
 
@@ -174,8 +174,8 @@ def test_other_cases_than_those_of_the_checkpoint_are_told_in_one_line(go, capsy
 
 
 def test_what_is_left_out_is_counted(capsys):
-    tell([f"case-{i}" for i in range(7)], 9, "max_prompt_length 20")
+    report_dropped([f"case-{i}" for i in range(7)], 9, "max_prompt_length 20")
     line = capsys.readouterr().out
     assert line.startswith("7 of 9 training cases are over max_prompt_length 20 and left out: case-0, case-1")
     with pytest.raises(DataError, match="all 2 training cases are over max_prompt_length 20"):
-        tell(["a", "b"], 2, "max_prompt_length 20")
+        report_dropped(["a", "b"], 2, "max_prompt_length 20")

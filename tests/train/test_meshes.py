@@ -8,7 +8,7 @@ RUN = """
 import dataclasses, sys
 import jax, jax.numpy as jnp, numpy as np
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.models.parts import gathered
+from mmedexpert_jax.models.sharded import gathered
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
 from mmedexpert_jax.runtime.mesh import make_mesh
 from mmedexpert_jax.train import Learner, Policy, State, Sums

@@ -22,7 +22,6 @@ def count(
     """Counts of rows, items, images, answers, kinds, options, images an item, and of every label's values.
 
     Args:
-        name: of the benchmark.
         items: all of a split.
         rows: read, broken ones included.
         malformed: one line for each row that could not be used.

@@ -164,7 +164,7 @@ def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Case
             missing.append(str(error))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # a value of another type
             where = getattr(row, "where", f"row {rows}")
-            malformed.append(f"{where}: {known.name} cannot read it ({border.told(error)})")
+            malformed.append(f"{where}: {known.name} cannot read it ({border.message_of(error)})")
         except DataError as error:
             malformed.append(str(error))
     return list(items.values()), malformed, missing, rows
@@ -203,7 +203,7 @@ def _from_file(path: str) -> Spec:
     try:
         runpy.run_path(path)
     except Exception as error:  # whatever the user's file raises
-        raise ConfigError(f"{path} cannot be run: {border.told(error, 200)}") from None
+        raise ConfigError(f"{path} cannot be run: {border.message_of(error, 200)}") from None
     added = [spec for name, spec in _SPECS.items() if before.get(name) is not spec]
     if len(added) != 1:
         raise ConfigError(f"{path} registers {len(added)} benchmarks: a file that is given by its path registers one")

@@ -50,7 +50,6 @@ def apart_by_image(
     Items that share an image, directly or by way of others, are drawn together or not at all.
 
     Args:
-        items: to divide.
         count: items to draw.
         seed: of the draw.
         labels: of the strata; a group counts by its first item.

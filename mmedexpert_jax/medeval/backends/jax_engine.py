@@ -71,10 +71,10 @@ def fingerprint(path: str) -> str:
     """Hash of the files that a model is read from: their sizes, small ones whole, stretches of large ones."""
     if path.startswith("random:"):
         return path
-    return content(folders(path))
+    return content_hash(folders(path))
 
 
-def content(directories: Iterable[Path], suffixes: tuple[str, ...] = _SUFFIXES) -> str:
+def content_hash(directories: Iterable[Path], suffixes: tuple[str, ...] = _SUFFIXES) -> str:
     """Hash of the files with `suffixes` in directories, as `fingerprint` takes it."""
     digest = hashlib.sha256()
     for folder in directories:

@@ -7,7 +7,7 @@ from typing import Any
 from mmedexpert_jax.config.fields import HUB_ID
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval.backends.base import OnReply, Refuse, stop_if
-from mmedexpert_jax.medeval.backends.jax_engine import content
+from mmedexpert_jax.medeval.backends.jax_engine import content_hash
 from mmedexpert_jax.medeval.prompt_styles import Messages, Question, opened
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.rollout import Reply, Settings
@@ -27,7 +27,7 @@ class TransformersBackend:
         """Takes a directory or hub id, "owner/name@revision"; `interrupted` is looked at between batches."""
         self._interrupted = interrupted
         folder = Path(path).expanduser()
-        weights = {"weights": content([folder], _FILES)} if folder.is_dir() else {}
+        weights = {"weights": content_hash([folder], _FILES)} if folder.is_dir() else {}
         self.identity: Mapping[str, Any] = {"transformers": path, **weights}
         self._path, self._settings = path, settings
         self._loaded: tuple[Any, Any] | None = None

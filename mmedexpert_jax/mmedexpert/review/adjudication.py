@@ -60,11 +60,11 @@ class ReviewSettings:
 
     def needed(self, trace_id: str) -> int:
         """Reviewers that a trace asks for: `raters` for the overlap, as far as there are so many, else 1."""
-        double = share(f"{self.seed}:{trace_id}") < self.overlap
+        double = hash_fraction(f"{self.seed}:{trace_id}") < self.overlap
         return max(1, min(self.raters, len(self.reviewers))) if double else 1
 
 
-def share(text: str) -> float:
+def hash_fraction(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 

@@ -82,8 +82,8 @@ def _statistics(marks: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.
 
 def _beyond(raw: np.ndarray, chance: np.ndarray) -> np.ndarray:
     """Agreement beyond chance; NaN where chance alone agrees always."""
-    room = 1 - chance
-    return np.divide(raw - chance, room, out=np.full_like(raw, np.nan), where=room > 1e-12)
+    possible = 1 - chance
+    return np.divide(raw - chance, possible, out=np.full_like(raw, np.nan), where=possible > 1e-12)
 
 
 def _estimate(value: float, resampled: np.ndarray) -> Estimate:

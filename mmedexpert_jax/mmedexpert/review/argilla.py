@@ -79,9 +79,6 @@ def write(store: Store, traces: Sequence[Trace], folder: Path, verdicts: bool = 
     """Writes the folder argilla/ for `rg.Dataset.from_disk`.
 
     Args:
-        store: of the review.
-        traces: to write.
-        folder: that exists.
         verdicts: add what has been said so far as responses; their user ids are made from the names here.
         raters: responses asked for each record.
     """

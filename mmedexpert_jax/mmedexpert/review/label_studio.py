@@ -46,9 +46,6 @@ def write(store: Store, traces: Sequence[Trace], folder: Path, verdicts: bool = 
     """Writes label_studio-{text,image}.json, tasks to import, each with its configuration as .xml.
 
     Args:
-        store: of the review.
-        traces: to write.
-        folder: that exists.
         verdicts: add what has been said so far as annotations, which every annotator there can see.
     """
     said: Mapping[str, Mapping[str, Opinion]] = given(store) if verdicts else {}

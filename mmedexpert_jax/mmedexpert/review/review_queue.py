@@ -18,9 +18,9 @@ from mmedexpert_jax.mmedexpert.review.adjudication import (
     Reviews,
     ReviewSettings,
     add,
+    hash_fraction,
     misfit,
     said,
-    share,
     status,
 )
 from mmedexpert_jax.mmedexpert.review.checks import MAX_CHARACTERS, problems
@@ -221,18 +221,17 @@ class ReviewQueue:
 
     def _rank(self, name: str, trace_id: str) -> tuple[float, float]:
         judge = self.traces[trace_id].judge
-        return judge.score if judge else 0.0, share(f"{self.settings.seed}:{name}:{trace_id}")
+        return judge.score if judge else 0.0, hash_fraction(f"{self.settings.seed}:{name}:{trace_id}")
 
     def _free(self, person: Person, id: str, now: float) -> bool:
         """True for a trace that still lacks someone, counting those who have it before them."""
         given = said(self._reviews.get(id, {}), person.role)
         holders = (name for name, at in self._held.get(id, {}).items() if now - at < HELD_SECONDS)
-        before = [n for n in holders if n != person.name and n not in given and self._role(n) == person.role]
-        needed = 1 if person.role == "adjudicator" else self._needed[id]
+        others = (name for name in holders if name != person.name and name not in given)
+        decides = person.role == "adjudicator"
+        before = [name for name in others if (name in self.settings.adjudicators) == decides]
+        needed = 1 if decides else self._needed[id]
         return len(given) + len(before) < needed
-
-    def _role(self, name: str) -> str:
-        return "adjudicator" if name in self.settings.adjudicators else "reviewer"
 
 
 def _malformed(trace: Trace, event: Event) -> str:

@@ -134,7 +134,8 @@ def _read(
     for number, row in tables.read(tables.InFolder(file), file.name):
         found.counts[file.name, "read"] += 1
         if isinstance(row, dict) and file.suffix.lower() in (".csv", ".tsv"):
-            row = {_heading(name): cell for name, cell in row.items()}
+            # as formats know columns: in lower case, the letter of an option in upper case
+            row = {name.upper() if len(name) == 1 else name.lower(): cell for name, cell in row.items()}
         try:
             record = _record(row, forced, f"{file.name}:{number}", folders, rights, file)
             record = without_identifiers(record, privacy)
@@ -163,11 +164,6 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
     except Exception as error:  # a value of a type or size that no reader of a shape has thought of
         name = shape.name if shape else "row"
         raise Rejected("unreadable", border.cut(f"{name}: {type(error).__name__} {error}", 200)) from None
-
-
-def _heading(name: str) -> str:
-    """A column's name as formats know it: in lower case, the letter of an option in upper case."""
-    return name.upper() if len(name) == 1 else name.lower()
 
 
 def _shown(value: Any, depth: int = 4) -> Any:

@@ -198,10 +198,6 @@ def _images(row: Mapping[str, Any]) -> Sequence[Any]:
     return [i["image_path"] if isinstance(i, Mapping) and "image_path" in i else i for i in listed_images]
 
 
-def _options_are(kind: type) -> Callable[[Mapping[str, Any]], bool]:
-    return lambda row: isinstance(row.get("options"), kind)
-
-
 def _all(*tests: Callable[[Mapping[str, Any]], bool]) -> Callable[[Mapping[str, Any]], bool]:
     return lambda row: all(test(row) for test in tests)
 
@@ -217,7 +213,7 @@ def _letters(row: Mapping[str, Any]) -> int:
     return sum(text is not None for text in options.values()) if isinstance(options, Mapping) else 0
 
 
-_MEDQA = _all(_has("question", "answer_idx", "answer"), _options_are(dict))
+_MEDQA = _all(_has("question", "answer_idx", "answer"), lambda row: isinstance(row.get("options"), dict))
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (

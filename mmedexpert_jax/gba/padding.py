@@ -1,4 +1,4 @@
-"""Rooms of few sizes, to which micro-batches are padded, chosen for those that a run will meet."""
+"""Buckets of few sizes, to which micro-batches are padded, chosen for the micro-batches of a run."""
 
 import functools
 import itertools
@@ -38,7 +38,7 @@ class PromptSize(NamedTuple):
         return cls(sum(s.images for s in sizes), max(s.patches for s in sizes), max(s.tokens for s in sizes), each)
 
 
-class Room(NamedTuple):
+class SizeBucket(NamedTuple):
     """The sizes to which a micro-batch is padded on each device."""
 
     tokens: int  # of a prompt
@@ -56,23 +56,16 @@ class Room(NamedTuple):
 Group = Sequence[PromptSize]  # of a micro-batch
 
 
-class ImageRows(NamedTuple):
-    """The rooms of a run: each image in a row of its own, padded to the largest.
+class RowBuckets(NamedTuple):
+    """The buckets of a run: each image in a row of its own, padded to the largest."""
 
-    Args:
-        share: of the bounds that TOKENS and PATCHES set, the worse of both; above 1 they are missed.
-        tokens: of a prompt, rising.
-        images: on a device, rising.
-        patches: of an image, rising.
-    """
-
-    share: float
-    tokens: list[int]
-    images: list[int]
-    patches: list[int]
+    overhead: float  # computed over what TOKENS and PATCHES allow, the worse of both; above 1 a bound is missed
+    tokens: list[int]  # of a prompt, rising
+    images: list[int]  # on a device, rising
+    patches: list[int]  # of an image, rising
 
     @classmethod
-    def of(cls, groups: Sequence[Group], devices: int, most: int) -> "ImageRows":
+    def of(cls, groups: Sequence[Group], devices: int, most: int) -> "RowBuckets":
         """For these micro-batches, of at most so many levels each."""
         whole = [PromptSize.together(group) for group in groups]
         counts = [-(-size.images // devices) for size in whole]
@@ -81,32 +74,30 @@ class ImageRows(NamedTuple):
         waste = PATCHES**0.5  # wasted twice: in an image that is padded, and in one that only fills up
         images = levels(counts, np.full(len(counts), devices), sum(real), waste, most)
         patches = levels([size.patches for size in whole], real, padded, waste, most)
-        rooms = cls(0.0, _token_levels(groups, most), images, patches)
-        return rooms._replace(share=_share(rooms, groups, devices))
+        buckets = cls(0.0, _token_levels(groups, most), images, patches)
+        return buckets._replace(overhead=_overhead(buckets, groups, devices))
 
-    def room(self, size: PromptSize, devices: int) -> Room:
+    def bucket(self, size: PromptSize, devices: int) -> SizeBucket:
         """The least that holds a micro-batch, which is split among so many devices."""
         images = level(self.images, -(-size.images // devices))
-        return Room(level(self.tokens, size.tokens), images, level(self.patches, size.patches) if images else 0)
+        return SizeBucket(level(self.tokens, size.tokens), images, level(self.patches, size.patches) if images else 0)
 
 
-class ImageStrips(NamedTuple):
-    """The rooms of a run: on each device the images side by side, so that unlike ones are not padded to the largest.
+class StripBuckets(NamedTuple):
+    """The buckets of a run: on each device the images side by side, so that unlike ones are not padded to the largest.
 
     Only attention has rows of images. Strips of a length have one number and width of them, or two, where many small
     images and few large ones meet.
-
-    Args:
-        share, tokens: as of `ImageRows`.
-        sizes: length of a strip, images in it, patches of an image; the cheapest that holds a micro-batch is taken.
     """
 
-    share: float
+    # as of `RowBuckets`
+    overhead: float
     tokens: list[int]
+    # length of a strip, images in it, patches of an image; the cheapest that holds a micro-batch is taken
     sizes: list[tuple[int, int, int]]
 
     @classmethod
-    def of(cls, groups: Sequence[Group], devices: int, most: int) -> "ImageStrips":
+    def of(cls, groups: Sequence[Group], devices: int, most: int) -> "StripBuckets":
         """For these micro-batches, of at most so many levels each."""
         whole = [PromptSize.together(group) for group in groups]
         longest = [_longest(size.each, devices) for size in whole]
@@ -114,39 +105,39 @@ class ImageStrips(NamedTuple):
         longest = [-(-length // grain) * grain for length in longest]
         lengths = levels(longest, np.full(len(longest), devices), sum(sum(size.each) for size in whole), PATCHES, most)
         needs = [(level(lengths, length), *_rows(size, devices)) for length, size in zip(longest, whole, strict=True)]
-        sizes = [room for length in lengths for room in _widths([need for need in needs if need[0] == length])]
-        rooms = cls(0.0, _token_levels(groups, most), sorted(sizes, key=_computed))
-        return rooms._replace(share=_share(rooms, groups, devices))
+        sizes = [bucket for length in lengths for bucket in _widths([need for need in needs if need[0] == length])]
+        buckets = cls(0.0, _token_levels(groups, most), sorted(sizes, key=_computed))
+        return buckets._replace(overhead=_overhead(buckets, groups, devices))
 
-    def room(self, size: PromptSize, devices: int) -> Room:
+    def bucket(self, size: PromptSize, devices: int) -> SizeBucket:
         """The cheapest that holds a micro-batch, which is split among so many devices; where none does, as when groups
         were dropped, the largest in each respect, or what is needed beyond it."""
         own = _longest(size.each, devices), *_rows(size, devices)
-        holds = (room for room in self.sizes if all(there >= one for there, one in zip(room, own, strict=True)))
+        holds = (bucket for bucket in self.sizes if all(there >= one for there, one in zip(bucket, own, strict=True)))
         largest = tuple(max(*there, one) for *there, one in zip(*self.sizes, own, strict=True))
         length, images, patches = next(holds, largest)
-        return Room(level(self.tokens, size.tokens), images, patches, length)
+        return SizeBucket(level(self.tokens, size.tokens), images, patches, length)
 
 
 @functools.lru_cache(maxsize=4096)
 def deal_images(each: tuple[int, ...], devices: int) -> tuple[tuple[int, ...], ...]:
-    """Numbers of the images on each device: about as many patches, and at most an equal share of the images."""
-    part = -(-len(each) // devices)
-    work = np.zeros(part * devices, int)
+    """Numbers of the images on each device: about as many patches, and at most an equal number of images."""
+    most = -(-len(each) // devices)
+    work = np.zeros(most * devices, int)
     work[: len(each)] = each
-    dealt = deal(np.arange(len(work)), work, part) if part else [np.arange(0)] * devices
+    dealt = deal(np.arange(len(work)), work, most) if most else [np.arange(0)] * devices
     return tuple(tuple(number for number in images.tolist() if number < len(each)) for images in dealt)
 
 
-def deal(rows: np.ndarray, work: np.ndarray, part: int) -> list[np.ndarray]:
-    """The rows, `part` at a time and the last of what is left, with about equal sums of `work` [N].
+def deal(rows: np.ndarray, work: np.ndarray, size: int) -> list[np.ndarray]:
+    """The rows, `size` at a time and the last of what is left, with about equal sums of `work` [N].
 
-    The longest come first, each to those that have least so far and room (Graham 1969); then the part with most and
-    the one with least exchange a row, as long as that brings them closer. Rows stay in their order, and so do the parts
-    by their first rows, so that nothing moves where there is nothing to even out.
+    The longest come first, each to the group that has least so far and is not full (Graham 1969); then the group with
+    most and the one with least exchange a row, as long as that brings them closer. Rows stay in their order, and so do
+    the groups by their first rows, so that nothing moves where there is nothing to even out.
     """
     each = [int(work[row]) for row in rows]
-    slots = [min(part, len(rows) - start) for start in range(0, len(rows), part)]
+    slots = [min(size, len(rows) - start) for start in range(0, len(rows), size)]
     held: list[list[int]] = [[] for _ in slots]  # places among the rows
     sums = [0] * len(slots)
     for place in sorted(range(len(rows)), key=lambda place: -each[place]):
@@ -163,7 +154,7 @@ def deal(rows: np.ndarray, work: np.ndarray, part: int) -> list[np.ndarray]:
         held[most][held[most].index(a)], held[least][held[least].index(b)] = b, a
         sums[most] += each[b] - each[a]
         sums[least] += each[a] - each[b]
-    return [rows[places] for places in sorted(map(sorted, held), key=lambda places: (len(places) < part, places))]
+    return [rows[places] for places in sorted(map(sorted, held), key=lambda places: (len(places) < size, places))]
 
 
 def levels(
@@ -176,7 +167,6 @@ def levels(
         weights: how often each value counts.
         real: the sum that there would be without any padding.
         waste: times `real` that the weighted sum of the rounded values may be.
-        most: levels.
 
     Returns:
         Some of the values, rising, the largest among them; of all choices of so many the one with the least sum.
@@ -216,7 +206,7 @@ def _rows(size: PromptSize, devices: int) -> tuple[int, int]:
 
 def _computed(size: tuple[int, int, int]) -> int:
     length, images, patches = size
-    return Room(0, images, patches, length).computed
+    return SizeBucket(0, images, patches, length).computed
 
 
 def _widths(needs: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -224,8 +214,8 @@ def _widths(needs: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     of what is computed."""
     needs = sorted(needs, key=lambda need: need[2])
 
-    def joined(part: list[tuple[int, int, int]]) -> tuple[int, int, int]:
-        return part[0][0], max(images for _, images, _ in part), part[-1][2]
+    def joined(some: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+        return some[0][0], max(images for _, images, _ in some), some[-1][2]
 
     cuts = [cut for cut in range(1, len(needs)) if needs[cut - 1][2] < needs[cut][2]]
     pairs = [(joined(needs[:cut]), joined(needs[cut:]), cut) for cut in cuts]
@@ -240,10 +230,10 @@ def _token_levels(groups: Sequence[Group], most: int) -> list[int]:
     return levels(longest, [*map(len, groups)], sum(one.tokens for group in groups for one in group), TOKENS, most)
 
 
-def _share(rooms: "ImageRows | ImageStrips", groups: Sequence[Group], devices: int) -> float:
-    """The share of the bounds on tokens and on patches that is computed, the worse of both."""
-    padded = [(rooms.room(PromptSize.together(group), devices), len(group)) for group in groups]
+def _overhead(buckets: "RowBuckets | StripBuckets", groups: Sequence[Group], devices: int) -> float:
+    """Computed tokens over those that their bound allows, or patches over theirs: the larger of both."""
+    padded = [(buckets.bucket(PromptSize.together(group), devices), len(group)) for group in groups]
     tokens = sum(one.tokens for group in groups for one in group)
     patches = sum(sum(one.each) for group in groups for one in group)
-    of_tokens = sum(room.tokens * count for room, count in padded) / (TOKENS * tokens)
-    return max(of_tokens, devices * sum(room.computed for room, _ in padded) / (PATCHES * max(1, patches)))
+    of_tokens = sum(bucket.tokens * count for bucket, count in padded) / (TOKENS * tokens)
+    return max(of_tokens, devices * sum(bucket.computed for bucket, _ in padded) / (PATCHES * max(1, patches)))

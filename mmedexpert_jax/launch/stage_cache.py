@@ -24,7 +24,7 @@ from mmedexpert_jax.runtime import files, processes
 from mmedexpert_jax.runtime.run import finished
 
 _DIGITS = 12  # of a hash in a directory's name
-_EVERY = 1.0  # seconds between two looks at whether a stage is free
+_EVERY = 1.0  # seconds between two attempts to lock a stage
 # Fields of the jobs that the groups of a sweep lack, since it sets them itself.
 _ITS_OWN: dict[str, dict[str, Any]] = {
     "dsa": {"specialty": ""},
@@ -36,12 +36,12 @@ MODEL = "model"  # name of the one model of an evaluation
 
 @dataclass(frozen=True)
 class Task:
-    """A stage under one seed. Attributes: `stage`, `seed`, the `config` of its run, its `key`."""
+    """A stage under one seed."""
 
     stage: Stage
     seed: int
-    config: ConfigDict
-    key: str
+    config: ConfigDict  # of its run
+    key: str  # SHA-256 of all that the stage depends on
 
     @property
     def folder(self) -> Path:
@@ -82,10 +82,11 @@ class Stages:
         inputs = {name: self.task(expert, seed) for name, expert in stage.experts.items()}
         start = self.task(stage.model, seed) if stage.model else None
         own = self._config.seed if stage.job == "evaluate" else seed
-        config = self._stage_config(stage, own)
+        fields = _ITS_OWN.get(stage.job, {}) | {"seed": own, "workdir": ""} | dict(stage.fields)
+        config = stage_config(self._config, stage.job, **fields)
         made_from = [[name, task.key] for name, task in inputs.items()]
         model = start.key if start else self._config.model.path
-        facts = json.dumps([__version__, held(config), model, made_from], sort_keys=True, ensure_ascii=False)
+        facts = json.dumps([__version__, hashed_fields(config), model, made_from], sort_keys=True, ensure_ascii=False)
         digest = hashlib.sha256(facts.encode()).hexdigest()
         paths: dict[str, Any] = {"workdir": str(self._folder / f"{label(stage, own)}-{digest[:_DIGITS]}")}
         if start or stage.job == "evaluate":
@@ -114,23 +115,19 @@ class Stages:
         for stage in wanted:
             yield from visit(stage)
 
-    def _stage_config(self, stage: Stage, seed: int) -> ConfigDict:
-        fields = _ITS_OWN.get(stage.job, {}) | {"seed": seed, "workdir": ""} | dict(stage.fields)
-        return stage_config(self._config, stage.job, **fields)
-
 
 @contextlib.contextmanager
-def turn(task: Task, check: Callable[[], None]) -> Iterator[None]:
-    """Inside, the stage belongs to this sweep; it waits while another one has it, and calls `check` meanwhile."""
+def stage_lock(task: Task, check: Callable[[], None]) -> Iterator[None]:
+    """Locks a stage for this sweep; calls `check` every second while another sweep has it."""
     path = task.folder.parent / ".locks" / task.folder.name
-    said = False
+    announced = False
     while True:
         file = files.lock(path) if processes.is_writer() else None
         if processes.agree(file is not None):
             break
-        if not said:
+        if not announced:
             print(f"waits for {task.folder.name}, which another sweep is making", flush=True)
-        said = True
+        announced = True
         check()
         time.sleep(_EVERY)
     try:
@@ -140,7 +137,7 @@ def turn(task: Task, check: Callable[[], None]) -> Iterator[None]:
             file.close()
 
 
-def held(config: ConfigDict) -> dict[str, Any]:
+def hashed_fields(config: ConfigDict) -> dict[str, Any]:
     """The fields of a stage that its result depends on, as plain data; paths to other stages are not among them."""
     unset = ("", 0, False, None, "none")
     reading = {key: value for key, value in config.model.to_dict().items() if key != "path" and value not in unset}

@@ -10,19 +10,19 @@ RUN = """
 import re, sys
 import jax, jax.numpy as jnp, numpy as np
 from mmedexpert_jax import lora as lora_module
-from mmedexpert_jax.models import Model, ModelConfig, parts
+from mmedexpert_jax.models import Model, ModelConfig, sharded
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.models.random import init_params
 from mmedexpert_jax.models.tree import flatten, stack
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout import completion_logprobs, generate
-from mmedexpert_jax.rollout.decode import Sampling, advance, read, start
+from mmedexpert_jax.rollout.decode import Sampling, advance, prefill, empty_state
 from mmedexpert_jax.runtime.mesh import make_mesh, shard, shard_batch, shardings
 from mmedexpert_jax.train.layout import Layout
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)
-parts.PIECE = 20  # of the 24 tokens of a device's prompts
+sharded.PIECE = 20  # of the 24 tokens of a device's prompts
 family, meshes, vocabulary, checked = sys.argv[1], eval(sys.argv[2]), int(sys.argv[3]), "programs" in sys.argv
 if family == "gemma3":  # a window shorter than a row, and images of four tokens that see one another
     text = TextConfig(
@@ -66,12 +66,12 @@ for lora in (None, deltas):
 def layouts(mesh):
     shaped = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
     weights = jax.tree.map(shaped, plain, shardings(plain, mesh))
-    params, rows = parts.as_they_lie(weights), shard_batch(batch, mesh)
+    params, rows = sharded.as_placed(weights), shard_batch(batch, mesh)
     sampling = Sampling(2, 6, 0, 1.0, 0, 1.0, (93,), ())
     keys = shard_batch(jax.random.split(key, (16, 2)), mesh)
     reading = read.lower(model, sampling, mesh, params, rows, None, keys)
     prefix, done = reading.out_info
-    state = jax.eval_shape(lambda done: start(model, 4, 6, mesh, jnp.dtype("float32"), done), done)
+    state = jax.eval_shape(lambda done: empty_state(model, 4, 6, mesh, jnp.dtype("float32"), done), done)
     yield "prefill", reading
     yield "decode", advance.lower(model, sampling, mesh, params, None, prefix, keys, state, 0, 0, 6)
     layout = Layout(mesh, "full")
@@ -79,9 +79,9 @@ def layouts(mesh):
     inside = shard_batch(jax.tree.map(lambda x: x, (batch.__class__(**vars(batch) | {
         "vision_index": np.where(index < 0, -1, index % 4).astype(np.int32)}), answers, lengths)), mesh)
     def loss(params, rows):
-        def of_share(params, rows):
+        def of_shard(params, rows):
             return completion_logprobs(model, params, *rows, remat=True).sum()
-        return layout.by_share(of_share, layout.weights(stack(params)), rows).sum()
+        return layout.by_shard(of_shard, layout.weights(stack(params)), rows).sum()
     yield "gradient", jax.jit(lambda *given: layout.weights(jax.grad(loss)(*given))).lower(weights, inside)
 
 if checked:

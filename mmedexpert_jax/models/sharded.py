@@ -1,6 +1,6 @@
-"""Weights of which each device along a mesh's "fsdp" axis holds a part, inside `jax.shard_map`.
+"""Sharded weights inside `jax.shard_map`: each device along a mesh's "fsdp" axis has one shard.
 
-A product either gathers its weight and lets it go, or sends its rows to the parts and takes back what they give. Many
+A product either gathers its weight and lets it go, or sends its rows to the shards and takes back what they give. Many
 rows (a gradient, a prompt) are cheaper left where they are; few rows (a token of each sample) are cheaper sent, and no
 device then reads more of the model than it holds. The vocabulary, wider than a layer, is never gathered.
 """
@@ -24,10 +24,10 @@ _features: ContextVar[tuple[str, ...]] = ContextVar("features", default=())
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class InParts:
-    """A weight or a factor in a tree of parameters that stands there in parts."""
+class Sharded:
+    """A weight or a factor in a tree of parameters, of which a device has one shard."""
 
-    array: Any  # this device's part; outside of shard_map the whole, split over devices
+    array: Any  # this device's shard; outside of shard_map the whole, split over devices
     axis: int = dataclasses.field(metadata={"static": True})  # that is split, from the end: -2 outputs, -1 inputs
     sends: bool = dataclasses.field(default=False, metadata={"static": True})  # rows; False: the weight is gathered
 
@@ -44,7 +44,7 @@ class InParts:
         return self.whole()[key]
 
     def product(self, x: Array, contract: Callable[[Array, Array], Array]) -> Array:
-        """`contract(x [..., in], weight [out, in])` -> [..., out]; sums over parts are taken in float32."""
+        """`contract(x [..., in], weight [out, in])` -> [..., out]; sums over shards are taken in float32."""
         if not self.sends:
             return contract(x, self.whole())
         rows = x.reshape(-1, x.shape[-1])  # [M, in], on F devices
@@ -76,8 +76,8 @@ class InParts:
         return found.reshape(*tokens.shape, -1)
 
 
-def in_parts(tree: Any, where: Any) -> Any:
-    """The tree with an `InParts` in the place of each array that its sharding in `where` splits along "fsdp"."""
+def shard(tree: Any, where: Any) -> Any:
+    """The tree with an `Sharded` in the place of each array that its sharding in `where` splits along "fsdp"."""
 
     def of(path: Any, leaf: Any, sharding: Any) -> Any:
         spec = sharding.spec if isinstance(sharding, NamedSharding) else ()  # a traced array has none
@@ -85,57 +85,57 @@ def in_parts(tree: Any, where: Any) -> Any:
         if not axes or sharding.mesh.shape[AXIS] == 1:
             return leaf
         *_, module, kind = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
-        return InParts(leaf, axes[0] - leaf.ndim, kind == "weight" and module in VOCABULARY)
+        return Sharded(leaf, axes[0] - leaf.ndim, kind == "weight" and module in VOCABULARY)
 
     return jax.tree_util.tree_map_with_path(of, tree, where)
 
 
-def as_they_lie(tree: Any) -> Any:
-    """The tree with parts where the shardings of its arrays say so."""
-    return tree if has_parts(tree) else in_parts(tree, jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), tree))
+def as_placed(tree: Any) -> Any:
+    """The tree with `Sharded` leaves where the shardings of its arrays say so."""
+    return tree if has_shards(tree) else shard(tree, jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), tree))
 
 
-def mesh_of_parts(tree: Any) -> Mesh | None:
-    """The mesh on which a tree's arrays lie in parts; None where each device has all of them."""
-    leaves = [leaf for leaf in jax.tree.leaves(as_they_lie(tree), is_leaf=is_part) if is_part(leaf)]
+def mesh_of_shards(tree: Any) -> Mesh | None:
+    """The mesh over which a tree's arrays are sharded; None where each device has all of them."""
+    leaves = [leaf for leaf in jax.tree.leaves(as_placed(tree), is_leaf=is_sharded) if is_sharded(leaf)]
     return leaves[0].array.sharding.mesh if leaves else None
 
 
 def specs(tree: Any) -> Any:
-    """Of a tree with parts: the `PartitionSpec` by which `jax.shard_map` hands each device its own."""
+    """Of a tree with `Sharded` leaves: the `PartitionSpec` by which `jax.shard_map` hands each device its own."""
 
     def of(leaf: Any) -> Any:
-        if not isinstance(leaf, InParts):
+        if not isinstance(leaf, Sharded):
             return PartitionSpec()
         names: list[str | None] = [None] * leaf.array.ndim
         names[leaf.axis] = AXIS
         return dataclasses.replace(leaf, array=PartitionSpec(*names))
 
-    return jax.tree.map(of, tree, is_leaf=is_part)
+    return jax.tree.map(of, tree, is_leaf=is_sharded)
 
 
-def is_part(node: Any) -> bool:
-    """True for an `InParts`."""
-    return isinstance(node, InParts)
+def is_sharded(node: Any) -> bool:
+    """True for an `Sharded`."""
+    return isinstance(node, Sharded)
 
 
-def has_parts(tree: Any) -> bool:
-    """True where any leaf is an `InParts`."""
-    return any(map(is_part, jax.tree.leaves(tree, is_leaf=is_part)))
+def has_shards(tree: Any) -> bool:
+    """True where any leaf is an `Sharded`."""
+    return any(map(is_sharded, jax.tree.leaves(tree, is_leaf=is_sharded)))
 
 
 def sending(params: dict) -> dict:
     """The parameters with rows sent to every matrix: for products of few rows."""
 
     def of(leaf: Any) -> Any:
-        return dataclasses.replace(leaf, sends=True) if is_part(leaf) and leaf.array.ndim == 2 else leaf
+        return dataclasses.replace(leaf, sends=True) if is_sharded(leaf) and leaf.array.ndim == 2 else leaf
 
-    return jax.tree.map(of, params, is_leaf=is_part)
+    return jax.tree.map(of, params, is_leaf=is_sharded)
 
 
 def gathered(tree: Any) -> Any:
     """The tree with everything whole: for small ones, such as deltas."""
-    return jax.tree.map(lambda leaf: leaf.whole() if is_part(leaf) else leaf, tree, is_leaf=is_part)
+    return jax.tree.map(lambda leaf: leaf.whole() if is_sharded(leaf) else leaf, tree, is_leaf=is_sharded)
 
 
 @contextlib.contextmanager
