@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,7 @@ _PREFIXES = (
     ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
     ("model.mm_projector.", "multi_modal_projector.linear_1."),  # of one layer
 )
+_WRAPPERS = ("base_model.", "module.", "_orig_mod.")  # that a trainer put around the model: peft twice, DDP, compile
 _NO_LINEARS = ("embed_tokens", "pos_embed", "position_embedding", "lm_head")  # matrices, but not to "all-linear"
 TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.")  # beginnings of names that are not the decoder's
 _TIED = "ties it to the other of lm_head and embed_tokens; untie the base, or train the adapter without it"
@@ -304,6 +306,7 @@ def load_peft(path: str | Path, params: dict) -> Lora:
             check(Lora({module: pair}, ranks[module], 1.0), params)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+    _check_targets(weights, params, config, names)
     rank = max(ranks.values())
     scale = scales[next(module for module, own in ranks.items() if own == rank)]
     for module, pair in factors.items():
@@ -361,6 +364,94 @@ def _whole_tensors(weights: Path, params: dict, config: Mapping[str, Any]) -> di
                 "the adapter again by peft's save_pretrained, which writes it"
             )
     return found
+
+
+def _check_targets(weights: Path, params: dict, config: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Holds the modules with factors to those that the `config` targets.
+
+    Parts are what a module's path begins with. One that has no factors at all, as a tower beside a decoder that was
+    trained by itself, stays the base's, and a line says so where its modules are targeted too; another line names
+    factors of modules that are not targeted, which peft leaves out.
+
+    Args:
+        weights: the adapter's file.
+        params: of the base.
+        config: of the adapter.
+        names: modules of `params` with factors, and their names in the file, which targets are matched with.
+
+    Raises:
+        DataError: a targeted module lacks factors that others of its part have.
+    """
+    if not config.get("target_modules"):
+        return
+    heads = {}  # of paths: "model." -> "model.language_model."
+    for module, name in names.items():
+        head, dot, rest = module.partition(".")
+        if name.endswith(rest):
+            heads[head + dot] = name.removesuffix(rest)
+    leaves = {module.rpartition(".")[2] for module in names}
+    linear = {module for module, _ in linears(params) if module.rpartition(".")[2] in leaves}
+    lacking, untrained = [], dict[str, None]()
+    for module in _modules(params):
+        head, dot, rest = module.partition(".")
+        if module in names or _weight_shape(params, module) is None:
+            continue
+        own = heads.get(head + dot)
+        spelt = [own + rest] if own else [module, memory_name(module)]
+        if _is_targeted(spelt, config, module in linear):
+            lacking += spelt if own else []
+            untrained |= {} if own else {head: None}
+    if lacking:
+        raise DataError(
+            f"{weights}: lacks the factors of {_first_of(lacking)}, which adapter_config.json says were trained "
+            "(target_modules); save the adapter again by peft's save_pretrained, or leave them out there"
+        )
+    tell = logging.getLogger(__name__).warning
+    if untrained:
+        towers = ", ".join(untrained)
+        tell("%s: has no factors of %s, which target_modules names too: it stays the base's", weights, towers)
+    spellings = ((name, [name, module, memory_name(module)]) for module, name in names.items())
+    if others := [name for name, spelt in spellings if not _is_targeted(spelt, config, True)]:
+        tell("%s: target_modules does not name %s, which peft leaves out; it counts here", weights, _first_of(others))
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _is_targeted(spelt: Sequence[str], config: Mapping[str, Any], linear: bool) -> bool:
+    """True where peft gives factors to a module (check_target_module_exists), by one of its names; to "all-linear" it
+    counts whether it is one."""
+    targets, excluded = config["target_modules"], config.get("exclude_modules") or []
+    saved = [re.compile(rf"(^|.*\.){re.escape(name)}($|\..*)") for name in config.get("modules_to_save") or ()]
+    for name in spelt:
+        if (excluded and _is_among(name, excluded)) or any(module.match(name) for module in saved):
+            continue
+        if isinstance(targets, str):
+            found = linear if targets.lower() == "all-linear" else _is_among(name, targets)
+        else:
+            found = name in targets or (_is_among(name, targets) and _is_in_layers(name, config))
+        if found:
+            return True
+    return False
+
+
+def _is_among(name: str, modules: str | Sequence[str]) -> bool:
+    """True where a module's name fits a regular expression as a whole, or ends with one of several names."""
+    if isinstance(modules, str):
+        return re.fullmatch(modules, name) is not None
+    return any(name == module or name.endswith(f".{module}") for module in modules)
+
+
+def _is_in_layers(name: str, config: Mapping[str, Any]) -> bool:
+    """True where a module is of a layer that layers_to_transform names, or where that names none."""
+    layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or [r"[^.]*"]
+    if layers in (None, []):
+        return True
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in patterns)
+    number = next((int(match[1]) for match in found if match), None)
+    return number in (layers if isinstance(layers, list) else [layers])
 
 
 def _modules(params: dict, path: str = "") -> Iterator[str]:
@@ -422,8 +513,16 @@ def _read_config(file: Path) -> dict[str, Any]:
         if not isinstance(pattern, dict) or not all(map(valid, pattern.values())):
             raise DataError(f"{file}: {key}={_shown(pattern)} is no object of finite numbers above 0")
     saved = config.get("modules_to_save") or []
-    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+    if not _is_names(saved):
         raise DataError(f"{file}: modules_to_save={_shown(saved)} is no list of modules' names")
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        if not _is_names(config.get(key) or []) and not _is_expression(config[key]):
+            raise DataError(
+                f"{file}: {key}={_shown(config[key])} is no list and no regular expression of modules' names"
+            )
+    layers = config.get("layers_to_transform")
+    if not isinstance(layers, int | None) and not (isinstance(layers, list) and all(map(_is_layer, layers))):
+        raise DataError(f"{file}: layers_to_transform={_shown(layers)} is no list of layers' numbers")
     if not isinstance(config.get("use_rslora") or False, bool):
         raise DataError(f"{file}: use_rslora={_shown(config['use_rslora'])} is not true or false")
     for key, value in config.items():
@@ -437,6 +536,21 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 def _is_rank(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**20
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_expression(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and re.compile(value) is not None
+    except re.error:
+        return False
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_alpha(value: Any) -> bool:
@@ -463,7 +577,10 @@ def _tensors(weights: Path) -> dict[str, np.ndarray]:
     """The tensors of an adapter's file, all of them finite floats."""
     try:
         tensors = load_file(weights)
-    except (OSError, SafetensorError, KeyError, AttributeError) as error:  # the last two: a dtype that numpy has not
+    except (KeyError, AttributeError) as error:
+        kind = border.cut(str(error).rpartition("attribute ")[2])
+        raise DataError(f"{weights}: holds tensors of {kind}, which is not read; save the adapter in floats") from error
+    except (OSError, SafetensorError) as error:
         border.refuse_pointer(weights)
         raise DataError(f"{weights}: cannot be read ({error}); save the adapter again with safetensors") from error
     for name, tensor in tensors.items():
@@ -487,6 +604,11 @@ def _read_factors(weights: Path) -> tuple[dict[str, dict[str, jax.Array]], dict[
         if not (found := _FACTOR.search(name)):
             continue  # a whole tensor: with_saved_modules
         module = name[: found.start()].removeprefix("base_model.model.")
+        if module.startswith(_WRAPPERS):
+            raise DataError(
+                f"{weights}: tensor {name} has the name of a wrapper before the model's; save the adapter by peft's "
+                "save_pretrained of the unwrapped model (accelerator.unwrap_model)"
+            )
         values, letter = jnp.asarray(tensor, jnp.float32), found["letter"].lower()
         if found["embedding"]:  # peft's A [r, V] and B [D, r] of an embedding [V, D]: its delta is (B A)^T
             values, letter = values.T, "ba"["ab".index(letter)]

@@ -1,6 +1,7 @@
 """LoRA deltas against peft on a tiny Qwen2-VL: modules, logits, gradients, files in both directions."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -335,6 +336,9 @@ def test_factors_that_do_not_fit_are_named(adapted, base, tmp_path):
         with pytest.raises(DataError, match=message) as caught:
             lora_module.load_peft(file.parent, base[1])
         assert str(file.parent) in str(caught.value)
+    save_file(tensors | {some: tensors[some].astype(jnp.dtype("float8_e4m3fn"))}, file)
+    with pytest.raises(DataError, match=r"holds tensors of '?float8_e4m3fn'?, which is not read"):
+        lora_module.load_peft(file.parent, base[1])
     file.write_bytes(b"half a file")
     with pytest.raises(DataError, match="cannot be read"):
         lora_module.load_peft(file.parent, base[1])
@@ -363,6 +367,61 @@ def test_one_module_under_two_names_is_refused(adapted, base, tmp_path):
     old = {name.replace("language_model.", ""): 2 * tensor for name, tensor in tensors.items() if "q_proj" in name}
     save_file(tensors | old, file)
     with pytest.raises(DataError, match=r"holds model\.\S+q_proj and model\.\S+q_proj, which are one module"):
+        lora_module.load_peft(folder, base[1])
+
+
+TARGETED = {
+    "leaves": {"target_modules": ["q_proj", "down_proj", "fc1", "proj"]},
+    "expression": {"target_modules": r".*language_model.*\.(q_proj|up_proj)"},
+    "all": {"target_modules": "all-linear"},
+    "excluded": {"target_modules": ["q_proj", "v_proj"], "exclude_modules": r".*layers\.0\.self_attn\.v_proj"},
+    "layers": {"target_modules": ["q_proj", "qkv"], "layers_to_transform": [0], "layers_pattern": ["layers"]},
+    "numbers": {"target_modules": ["q_proj", "qkv"], "layers_to_transform": 0},
+    "saved": {"target_modules": ["q_proj", "lm_head", "mlp.0"], "modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("kind", TARGETED)
+def test_factors_that_its_own_config_misses_are_named(kind, base_dir, base, tmp_path, caplog):
+    """Each module that peft gives factors to must have them, and none that it does not."""
+    get_peft_model(reference(base_dir), LoraConfig(r=2, **TARGETED[kind])).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    params = lora_module.with_saved_modules(tmp_path, base[1])
+    assert lora_module.load_peft(tmp_path, params).factors and not caplog.messages
+    modules = {name.partition(".lora_")[0] for name in tensors if ".lora_" in name}
+    for module in modules:
+        save_file({name: tensor for name, tensor in tensors.items() if not name.startswith(f"{module}.")}, file)
+        own = re.escape(module.removeprefix("base_model.model."))
+        if sum(other.split(".")[3] == module.split(".")[3] for other in modules) > 1:
+            with pytest.raises(DataError, match=rf"{file}: lacks the factors of {own}, which .*target_modules"):
+                lora_module.load_peft(tmp_path, params)
+
+
+def test_a_part_without_factors_and_factors_without_a_target_are_lines(adapted, base, tmp_path, caplog):
+    folder = Path(shutil.copytree(adapted[1], tmp_path / "cut"))
+    weights, file = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    tensors, content = load_file(weights), json.loads(file.read_text())
+    save_file({name: tensor for name, tensor in tensors.items() if "visual" not in name}, weights)
+    assert all(module.startswith("model.") for module in lora_module.load_peft(folder, base[1]).factors)
+    said = f"{weights}: has no factors of visual, which target_modules names too: it stays the base's"
+    assert caplog.messages == [said]
+    save_file(tensors, weights)
+    file.write_text(json.dumps(content | {"target_modules": ["q_proj", "qkv"]}))
+    lora_module.load_peft(folder, base[1])
+    assert "target_modules does not name model.language_model.layers.0.mlp.down_proj, " in caplog.messages[1]
+    for value in (5, "(q_proj", {"q_proj": 4}, [["q_proj"]]):
+        file.write_text(json.dumps(content | {"target_modules": value}))
+        with pytest.raises(DataError, match=r"adapter_config\.json: target_modules=.* is no list and no regular expr"):
+            lora_module.load_peft(folder, base[1])
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "base_model.model."])
+def test_a_wrapper_in_the_names_is_told_from_another_base(wrapper, adapted, base, tmp_path):
+    folder = Path(shutil.copytree(adapted[1], tmp_path / "wrapped"))
+    file = folder / "adapter_model.safetensors"
+    save_file({name.replace("model.model.", f"model.{wrapper}model."): x for name, x in load_file(file).items()}, file)
+    with pytest.raises(DataError, match=r"the name of a wrapper before the model's; save .*unwrap_model"):
         lora_module.load_peft(folder, base[1])
 
 

@@ -272,7 +272,12 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         raise DataError(f"{where}, key options: {count} of them; give 2 to {len(LETTERS)}")
     if not count or not all(isinstance(o, str) and o.strip() for o in options):
         raise DataError(f"{where}, key options: {_TEXTS}, none empty, or no options for an open question")
-    bare = answers.unlabelled(options)  # a prompt adds the letters
+    bare, ordered = answers.unlabelled(options), sorted(options)  # a prompt adds the letters
+    if bare == list(options) and answers.unlabelled(ordered) != ordered:
+        raise DataError(
+            f"{where}, key options: labelled out of order ({border.shown(options[0])} is the first), so that the "
+            "answer may mean a label or a place; leave the labels out"
+        )
     options = tuple(bare if all(text.strip() for text in bare) else options)
     if len({option.strip() for option in options}) < count:
         raise DataError(f"{where}, key options: two of them are the same text, so that no answer is right alone")

@@ -11,6 +11,7 @@ A question that lists lettered options and whose answer names one of them become
 
 import ast
 import contextlib
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +25,9 @@ ANSWERS = ("answer", "solution", "completion", "ground_truth", "output", "respon
 ROLES = {"human": "user", "gpt": "assistant", "developer": "system"} | {r: r for r in ("user", "assistant", "system")}
 TEXT_PARTS = ("text", "input_text", "output_text")  # of a turn: chat completions' and responses' names
 IMAGE_PARTS = ("image", "image_url", "input_image")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of an assistant's turn beside its content
 SOURCES = ("image", "image_url", "url", "path")  # keys of an image part; datasets writes those that it lacks as null
+LONGEST_ANSWER = 200  # characters of an answer that is held against another of its row
 _PLACE = re.compile(r"<image>\s?")  # where LLaVA, verl and LLaMA-Factory put an image; ours come first
 # "A. text", also as "(a) text", "- A) text", "**A.** text"
 _OPTION = re.compile(r"^\s*(?:[-*•]\s+)?(?:\*\*|__)?\(?([A-Ja-j])[.):](?:\*\*|__)?\s*(.*\S)\s*$")
@@ -58,6 +61,7 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     else:
         lines = [row[kind], row.get("input") if kind == "instruction" else ""]
         question, answer, system = "\n".join(_text(line, kind) for line in lines if line), "", ""
+    said = answer
     answer = answer or _answer(row)
     if not answer:
         raise DataError(f"key {kind}: no answer: an assistant's last turn or one of {', '.join(ANSWERS)} is needed")
@@ -65,10 +69,14 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     question, options = split_options(whole)
     given = row.get("options") if not options else None  # beside the question, in the form that ours have
     options = _texts(given) or options
-    taken = answers.parse(answer)
-    short = taken.answer or answer
-    short = answers.boxed(short) or short.strip()
-    letter = answers.choice(f"<answer>{short}</answer>", options) if options else None
+    short, trace = _taken_apart(answer)
+    if not short:
+        raise DataError(f"key {kind}: the answer {border.shown(answer)} is reasoning alone; close it, and answer")
+    letter = _letter(short, options) if options else None
+    if letter:
+        _refuse_two_keys(row, kind if said else "", said, options)
+    if given and short.isdecimal() and answers.counts_another(int(short), options):
+        raise DataError(f"key answer: {short} may be an option's text or its number; give its letter")
     if options and letter is None and not given:  # a list within an open question
         question, options = whole, []
     made = {
@@ -77,11 +85,62 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         "options": options or given or [],
         "answer": letter or short,
         "images": images,
-        "trace": taken.think or "",
+        "trace": trace,
     }
     if system:
         made["system"] = system
     return made | {key: value for key, value in row.items() if key not in _READ and value is not None}
+
+
+def _taken_apart(answer: str) -> tuple[str, str]:
+    """The answer itself, without marks, and the reasoning before it, of whatever mark; of one whose first mark is in
+    the prompt, as R1's template has it, all before its end."""
+    taken = answers.parse(answer)
+    short = taken.answer or answers.spoken(answer)
+    trace = taken.think
+    for mark, end in () if trace else (*answers.REASONING_MARKS, ("", "</think>")):
+        before, closed, _ = answer.partition(end)
+        if closed and mark in before:
+            trace = before.partition(mark)[2] if mark else before
+            break
+    return (answers.boxed(short) or short).strip(), (trace or "").strip()
+
+
+def _letter(short: str, options: list[str]) -> str | None:
+    """The letter that an answer gives. Raises DataError of labels alone that are not one option's: a label before
+    another option's text, or several."""
+    letter = answers.choice(f"<answer>{short}</answer>", options)
+    if letter:
+        return letter
+    letters = f"[{LETTERS[: len(options)]}]"
+    listed_ones = re.fullmatch(rf"\W*{letters}(?:(?:\W+|\s+(?:and|or)\s+){letters})+\W*", short)
+    if listed_ones or (re.fullmatch(rf"{letters}{{2,}}", short) and "".join(sorted({*short})) == short):  # "A, C", "AC"
+        raise DataError(f"key answer: {border.shown(short)} names several options; a case has one answer")
+    texts = [option.strip().casefold() for option in options]
+    label = re.fullmatch(rf"\W?{letters}[.):]\s*(.+)", short, re.DOTALL)
+    if label and label[1].strip().casefold() in texts:
+        raise DataError(f"key answer: {border.shown(short)} has the letter of another option than its text; give one")
+    return None
+
+
+def _refuse_two_keys(row: Mapping[str, Any], kind: str, said: str, options: list[str]) -> None:
+    """Raises DataError where two of a row's answers, `said` in its turns and those under keys, give different letters;
+    of prose, which may discuss them all, none is read."""
+    model = row.get("reward_model")
+    found = {kind: said, **{key: row.get(key) for key in ANSWERS}}
+    found["reward_model"] = model.get("ground_truth") if isinstance(model, Mapping) else None
+    letters = {
+        key: letter
+        for key, value in found.items()
+        if isinstance(value, str)
+        and 0 < len(short := _taken_apart(value)[0]) <= LONGEST_ANSWER
+        and (letter := _letter(short, options))
+    }
+    if len({*letters.values()}) > 1:
+        (one, first), (other, second) = next(
+            pair for pair in itertools.combinations(letters.items(), 2) if pair[0][1] != pair[1][1]
+        )
+        raise DataError(f"key {one}: answers {first}, key {other}: answers {second}; delete the one that is wrong")
 
 
 def placed(question: str, images: set[int]) -> str:
@@ -229,7 +288,12 @@ def _turns(turns: Any, key: str) -> tuple[str, str, str, list[Any]]:
         if role is None:
             raise DataError(f"key {key}: the role {border.shown(turn.get('role', turn.get('from')))} is not known")
         text, found = _content(turn, key)
-        said[role].append(text)
+        if role == "assistant" and not said["user"] and turn is not turns[-1]:
+            raise DataError(
+                f"key {key}: the assistant's turn {border.shown(text)} stands before the question; leave it out"
+            )
+        thought = next((turn[name] for name in THOUGHTS if isinstance(turn.get(name), str)), "")
+        said[role].append(f"<think>{thought}</think>{text}" if thought and role == "assistant" else text)
         images += found
     if len(said["user"]) != 1 or len(said["assistant"]) > 1:
         raise DataError(

@@ -1,6 +1,7 @@
 """Difficulty of the cases: the policy's pass rates before training, a filter by them, an order from easy to hard."""
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -109,6 +110,16 @@ def difficulties(cases: Sequence[Case], by: str, rates: dict[str, float] | None)
     return {case.id: _number(case, by) for case in cases}
 
 
+def tell_equal(by: str, levels: Difficulties) -> None:
+    """Warns of difficulties that are all one number, by which nothing is ordered."""
+    if levels and len(levels) > 1 and len(numbers := {*levels.values()}) == 1:
+        logging.getLogger(__name__).warning(
+            "config.curriculum=%s: the same for all %d cases (%g), so that their order is random; give the rows "
+            "numbers that differ, or leave it out",
+            *(by, len(levels), 1 - numbers.pop() if by == PASS_RATE else numbers.pop()),
+        )
+
+
 def _number(case: Case, column: str) -> float:
     value = case.columns.get(column)
     try:
@@ -129,4 +140,7 @@ def selected(
     if engine is not None:
         rates = pass_rates(cases, engine, folder / "samples" / "pass_rates.jsonl")
         cases = within(cases, rates, config.filter.least, config.filter.most)
-    return cases, difficulties(cases, config.curriculum, rates)
+    levels = difficulties(cases, config.curriculum, rates)
+    if rates is not None and processes.is_writer():  # of a column, `preflight` has told
+        tell_equal(config.curriculum, levels)
+    return cases, levels

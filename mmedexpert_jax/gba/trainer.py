@@ -22,7 +22,7 @@ from mmedexpert_jax.gba import rewards as reward
 from mmedexpert_jax.gba.advantages import Estimator, domain_weighted, estimate, estimator, new_counts, totals
 from mmedexpert_jax.gba.ahead import Ahead
 from mmedexpert_jax.gba.batches import Batches, Sizes, overlong
-from mmedexpert_jax.gba.difficulty import difficulties, selected
+from mmedexpert_jax.gba.difficulty import difficulties, selected, tell_equal
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Difficulties, Guidelines, load_texts
 from mmedexpert_jax.gba.objective import Objective, Tokens, policy_terms
@@ -209,9 +209,10 @@ def preflight(config: ConfigDict, cases: list[Case]) -> None:
     _try_out(config, files)
     reward.from_config(config, files=files)
     _guidelines(config, cases).warn_unmatched()
-    difficulties(
-        cases, config.curriculum, dict.fromkeys((case.id for case in cases), 0.0) if config.filter.samples else None
-    )
+    rates = dict.fromkeys((case.id for case in cases), 0.0) if config.filter.samples else None
+    levels = difficulties(cases, config.curriculum, rates)
+    if rates is None:
+        tell_equal(config.curriculum, levels)
 
 
 def _check(config: ConfigDict) -> None:

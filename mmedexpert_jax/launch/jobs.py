@@ -197,8 +197,10 @@ def _gba(config: ConfigDict, run: "Run") -> None:
 def _train(train: Callable[..., Any], config: ConfigDict, run: "Run") -> None:
     """Trains with a held-out evaluation, then draws the run's plots and report."""
     from mmedexpert_jax.launch.held_out import NOTE, evaluator, first_and_last, gain, table
+    from mmedexpert_jax.launch.sources import note_sources
     from mmedexpert_jax.runtime import report
 
+    note_sources(config, run)
     train(config, run, evaluate=evaluator(config, run))
     if not processes.is_writer():
         return

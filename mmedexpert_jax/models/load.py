@@ -1,6 +1,8 @@
 """Reads models from Hugging Face directories and hub ids, adapters and run directories, or draws random ones."""
 
 import contextlib
+import functools
+import logging
 import math
 import os
 import warnings
@@ -190,11 +192,23 @@ def _check_tokenizer(processor: Any, config: ModelConfig, directory: Path) -> No
             f"{directory}: the tokenizer has ids up to {highest}, the embedding {config.text.vocab_size} rows; resize "
             "the embedding to the tokens that were added (resize_token_embeddings), or take the base's tokenizer"
         )
+    if processor.chat_end_id not in config.eos_token_ids:
+        _tell_end(directory, processor.marks.end, processor.chat_end_id, config.eos_token_ids)
     if config.vision.depth and processor.image_token_id != config.image_token_id:
         raise DataError(
             f"{directory}: the image token is {processor.image_token_id} in the tokenizer and {config.image_token_id} "
             "in config.json (image_token_id); take both from the base model"
         )
+
+
+@functools.cache  # a job opens its processor several times, and says it once
+def _tell_end(directory: Path, mark: str, id: int, ends: tuple[int, ...]) -> None:
+    """Warns of answers that go on behind the token that ends an assistant's turn, as a base model's files have it."""
+    logging.getLogger(__name__).warning(
+        "%s: %s (%d) closes an answer and is not among the eos_token_id %s, so that answers go on behind it to "
+        "max_new_tokens; write both into generation_config.json",
+        *(directory, mark, id, list(ends)),
+    )
 
 
 def _check_pictures(processor: Any, config: ModelConfig, directory: Path) -> None:

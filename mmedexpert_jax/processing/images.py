@@ -32,6 +32,7 @@ _WEB = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # of the web, or a cl
 ADDRESS = re.compile(rf"data:|file:|{_WEB.pattern}", re.IGNORECASE)  # of an image that is no path; schemes have no case
 BASE64 = ("iVBO", "/9j/", "R0lG", "UklG")  # beginnings of PNG, JPEG, GIF and WebP in it
 TAIL = 65_536  # bytes at a JPEG's end in which its end-of-image marker is looked for
+FAINT = 2  # opacity, of 255, up to which nothing of a pixel is seen: programs leave 0 or 1 in channels they do not use
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # TIFF's tags that say what 0 means (0: white), and the type (2: signed)
 
 
@@ -337,7 +338,7 @@ def _whole(file: Any, name: str) -> bool:
     try:
         end = file.seek(0, io.SEEK_END)
         file.seek(max(0, end - TAIL))
-        ends = b"\xff\xd9" in file.read()
+        ends = b"\xff\xd9" in file.read().rpartition(b"\xff\xda")[2]  # a preview before the scan has an end of its own
         file.seek(0)
         with Image.open(file) as image:
             _check_size(image, name)
@@ -438,6 +439,9 @@ def _to_rgb(image: Image.Image, name: str, view: View) -> Image.Image:
     elif image.mode in ("RGBa", "La") or "A" in image.getbands() or "transparency" in image.info:
         straight = {"RGBa": "RGBA", "La": "LA"}.get(image.mode, image.mode)
         layer = image.convert(straight).convert("RGBA")
+        *colours, (_, opacity) = layer.getextrema()
+        if opacity <= FAINT and any(low < high for low, high in colours):
+            raise DataError(f"{name}: a picture that is transparent everywhere; save it without transparency")
         picture = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), layer).convert("RGB")
     else:
         picture = image.convert("RGB")

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 LAYOUT = (
     "config.json", "cmd.txt", "env.json", "metrics.jsonl", "tb", "plots", "samples", "ckpt", "export", "table.md",
-    "report.html", "merge_report.html", "logs", "STATUS.json", "tracker_id",
+    "report.html", "merge_report.html", "logs", "STATUS.json", "tracker_id", "sources.json",
 )  # fmt: skip
 # What a run has written before its first checkpoint, less which it may be started again with a corrected config.
-EARLY = frozenset({*LAYOUT[:6], "plots", "samples", "STATUS.json", "tracker_id", "logs", "report.html"})
+EARLY = frozenset({*LAYOUT[:6], "plots", "samples", "STATUS.json", "tracker_id", "logs", "report.html", "sources.json"})
 _STATUS_EVERY = 10.0  # seconds between two writes of STATUS.json while steps are logged
 
 

@@ -4,6 +4,7 @@ import difflib
 import errno
 import io
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -453,6 +454,59 @@ def test_a_foreign_row_that_is_no_case_is_one_line(tmp_path, row, words):
 
 
 CELLS = "id,question,answer\n1,What is it?,{}flu\n2,What was it?,gout\n3,Which?,lupus\n"
+
+
+ASKED = "Which score?\nA. one\nB. two\nC. three"
+TURN, CLEAR = {"role": "user", "content": ASKED}, {"role": "user", "content": "Which valve?"}
+
+
+@pytest.mark.parametrize(
+    ("turn", "answer", "trace"),
+    [
+        ({"content": "B", "reasoning_content": "Two."}, "B", "Two."),
+        ({"content": "Aortic", "thinking": "It leaks."}, "Aortic", "It leaks."),
+        ({"content": "<think>It leaks.</think>\n\nAortic"}, "Aortic", "It leaks."),
+        ({"content": "It leaks.\n</think>\nAortic"}, "Aortic", "It leaks."),  # R1's template opens it in the prompt
+        ({"content": "Two.</think>The answer is B."}, "B", "Two."),
+        ({"content": "<reasoning>Two.</reasoning><answer>B</answer>"}, "B", "Two."),
+        ({"content": "<think>x</think><answer>Aortic</answer>"}, "Aortic", "x"),
+    ],
+)
+def test_reasoning_beside_and_before_an_answer_is_its_trace_and_no_part_of_it(tmp_path, turn, answer, trace):
+    asked = TURN if answer == "B" else CLEAR
+    row = {"messages": [asked, {"role": "assistant"} | turn]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    (case,) = load_cases(tmp_path, "train")
+    assert (case.answer, case.trace, bool(case.options)) == (answer, trace, answer == "B")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            {"messages": [TURN, {"role": "assistant", "content": "The answer is A."}], "answer": "B"},
+            "messages: answers A",
+        ),
+        ({"problem": ASKED, "answer": "A", "reward_model": {"ground_truth": "B"}}, "key reward_model: answers B"),
+        ({"problem": ASKED, "answer": "B. three"}, "the letter of another option than its text"),
+        ({"problem": ASKED, "answer": "A, C"}, "names several options"),
+        ({"problem": ASKED, "answer": "AC"}, "names several options"),
+        ({"problem": ASKED, "solution": "<think>Two. B"}, "is reasoning alone"),
+        ({"prompt": "How many?", "options": ["1", "2", "3"], "answer": 1}, "1 may be an option's text or its number"),
+        ({"messages": [{"role": "assistant", "content": "Hi."}, TURN], "answer": "B"}, "stands before the question"),
+        ({"question": "Which?", "options": ["B. two", "A. one"], "answer": "B"}, "labelled out of order"),
+    ],
+)
+def test_a_row_that_says_two_things_of_its_answer_is_refused(tmp_path, row, words):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"id": "1"} | row))
+    with pytest.raises(DataError, match=rf"row 1, key .*{re.escape(words)}"):
+        load_cases(tmp_path, "train")
+
+
+@pytest.mark.parametrize("solution", ["<think>Not A.</think><answer>B</answer>", "A is low, C is high. " * 20, "two"])
+def test_answers_of_a_row_that_agree_and_prose_about_them_are_no_contradiction(tmp_path, solution):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"problem": ASKED, "answer": "B", "solution": solution}))
+    assert load_cases(tmp_path, "train")[0].answer == "B"
 
 
 @pytest.mark.parametrize(("suffix", "where"), [("csv", "line 2"), ("tsv", "row 1")])

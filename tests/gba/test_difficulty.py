@@ -76,6 +76,20 @@ def test_a_curriculum_without_its_numbers_is_refused():
         difficulty.difficulties([Case("c0", "?", (), "x", columns={"level": "high"})], "level", None)
 
 
+def test_difficulties_that_order_nothing_are_a_line(caplog):
+    difficulty.tell_equal("level", difficulty.difficulties(CASES, "level", None))
+    difficulty.tell_equal("", None)
+    difficulty.tell_equal("level", {"c0": 3.0})
+    assert not caplog.messages
+    equal = [Case(f"c{i}", "?", (), "x", columns={"stage": 2}) for i in range(4)]
+    difficulty.tell_equal("stage", difficulty.difficulties(equal, "stage", None))
+    difficulty.tell_equal("pass_rate", difficulty.difficulties(CASES, "pass_rate", {case.id: 0.25 for case in CASES}))
+    assert [message.partition(", so that")[0] for message in caplog.messages] == [
+        "config.curriculum=stage: the same for all 4 cases (2)",
+        "config.curriculum=pass_rate: the same for all 6 cases (0.25)",
+    ]
+
+
 @pytest.mark.parametrize("right", ['"all"', "5", "-1"])
 def test_a_file_of_rates_that_is_damaged_is_named(tmp_path, right):
     (tmp_path / "rates").write_text(f'{{"id": "c0", "right": {right}, "samples": 4}}\n')

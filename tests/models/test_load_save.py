@@ -366,6 +366,19 @@ def test_a_tokenizer_beyond_the_embedding_is_refused(tmp_path):
         load_processor(directory)
 
 
+def test_answers_that_no_token_would_end_are_a_line(tmp_path, caplog):
+    """A base model ends at <|endoftext|> alone, and an assistant's turn, as it is trained, at <|im_end|>."""
+    directory = shutil.copytree(MINI, tmp_path / "base")
+    load_processor(directory)
+    assert not caplog.messages
+    vocabulary = load_processor("mini").tokenizer.get_vocab()
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": vocabulary["<|endoftext|>"]}))
+    for _ in range(2):
+        load_processor(directory)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(f"{directory}: <|im_end|> ({vocabulary['<|im_end|>']}) closes an answer and")
+
+
 def test_generation_settings_and_dtype_of_a_checkpoint_are_kept(checkpoint, tmp_path):
     directory = shutil.copytree(checkpoint("qwen2_tied").directory, tmp_path / "base")
     ids = {"eos_token_id": [199, 198], "temperature": 0.01, "top_k": 1}

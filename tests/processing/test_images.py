@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import ImageConfig, open_image, patchify, smart_resize
-from mmedexpert_jax.processing.images import clean
+from mmedexpert_jax.processing.images import ImageRef, clean
 
 ORIENTATION = 274  # EXIF tag
 
@@ -112,6 +112,29 @@ def test_transparent_palette_and_grey_are_composited_on_white():
     assert np.asarray(open_image(clear)).min() == 255
     half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
     assert np.unique(np.asarray(open_image(half))).tolist() == [127]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("opacity", [0, 1])
+def test_a_picture_under_a_channel_that_hides_it_is_no_white_square(mode: str, opacity: int):
+    """Programs leave alpha at 0, or write 1 for 255; transformers would show white."""
+    picture = noise("RGB", 20, 16).convert(mode)
+    picture.putalpha(opacity)
+    for format in ("PNG", "TIFF"):
+        with pytest.raises(DataError, match=r"scan\.png: a picture that is transparent everywhere; save it without"):
+            open_image(encoded(picture, format), "scan.png")
+    picture.putalpha(Image.fromarray(np.diag(np.full(20, 255, np.uint8))[:16]))
+    assert len(np.unique(np.asarray(open_image(encoded(picture))))) > 2
+
+
+def test_a_jpeg_cut_behind_its_preview_is_found_before_it_is_decoded():
+    """A preview in a header has an end-of-image marker of its own."""
+    preview = encoded(noise("RGB", 8, 8), "JPEG")
+    whole = encoded(noise("RGB", 64, 48), "JPEG")
+    data = whole[:2] + b"\xff\xe5" + struct.pack(">H", len(preview) + 2) + preview + whole[2:]
+    assert ImageRef("scan.jpg", lambda: data).expand()[0].picture().size == (64, 48)
+    with pytest.raises(DataError, match=r"scan\.jpg: .*truncated"):
+        ImageRef("scan.jpg", lambda: data[:-200]).expand()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

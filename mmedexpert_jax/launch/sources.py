@@ -1,0 +1,88 @@
+"""The files behind a training's config, beside its cases: a run that goes on finds whether it began with others.
+
+The config names them by path, which stays when a reward is edited or the expert behind `model.path` is trained anew.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
+
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.runtime import files, processes
+
+if TYPE_CHECKING:
+    from mmedexpert_jax.runtime import Run
+
+SOURCES = "sources.json"  # {field: {path: hash}} of the run's last start, in its folder
+
+
+def note_sources(config: ConfigDict, run: "Run") -> None:
+    """Writes what the files hold that the config names. Where a checkpoint was trained with others, a line says so.
+
+    Raises:
+        ConfigError: the model's files have changed: what was trained is deltas over those that were there.
+    """
+    changed = processes.agree(list(_noted(config, run)) if processes.is_writer() else None)
+    for field, path in changed:
+        if field == "model.path" and field not in config.allow_changes:
+            raise ConfigError(
+                f"config.model.path: the files of {path} are not those that {run.path} was trained over; put them "
+                "back, start over with fresh=True, or go on over the new ones: --config.allow_changes=model.path"
+            )
+        if processes.is_writer():
+            print(f"config.{field}: {path} has changed since this run was last started; it goes on with the new one")
+    if processes.is_writer():
+        files.write_json(run.path / SOURCES, dict(_hashes(config)))
+
+
+def _noted(config: ConfigDict, run: "Run") -> Iterator[tuple[str, str]]:
+    """(field, path) of files that have changed since the run's checkpoints were made."""
+    before = files.read_json(run.path / SOURCES)
+    if not isinstance(before, dict) or run.checkpoints.latest() is None:
+        return
+    for field, hashes in _hashes(config):
+        earlier = before.get(field)
+        for path, found in hashes.items() if isinstance(earlier, dict) else ():
+            if earlier.get(path, found) != found:
+                yield field, path
+
+
+def _hashes(config: ConfigDict) -> Iterator[tuple[str, dict[str, str]]]:
+    """Fields that name files, and the hashes of these by their paths."""
+    from mmedexpert_jax.medeval.backends.jax_engine import fingerprint
+
+    yield "model.path", {config.model.path: fingerprint(config.model.path)}
+    if "rewards" not in config:
+        return
+    own = {"rewards.functions": config.rewards.functions, "surrogate": [config.surrogate]}
+    own["advantage_scale"] = [config.advantage_scale]
+    texts = {"guideline_text": config.guideline_text, "rewards.judge.rubric": config.rewards.judge.rubric}
+    for field, specs in own.items():
+        yield field, _hashed(map(_code, specs))
+    for field, path in texts.items():
+        yield field, _hashed([path])
+
+
+def _hashed(paths: Iterator[str] | list[str]) -> dict[str, str]:
+    """Hashes of the files among some paths."""
+    found = {}
+    for path in filter(None, paths):
+        with suppress(OSError, ValueError):  # a text in the place of a path
+            found[path] = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+    return found
+
+
+def _code(spec: str) -> str:
+    """The file of "path.py:function=weight" or "module.function=weight"; empty where there is none."""
+    if ".py:" in spec:
+        return spec.rpartition(":")[0].strip()
+    module = spec.partition("=")[0].strip().rpartition(".")[0]
+    with suppress(ImportError, ValueError, AttributeError):
+        found = importlib.util.find_spec(module) if module else None
+        return (found.origin or "") if found else ""
+    return ""

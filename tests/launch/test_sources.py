@@ -1,0 +1,73 @@
+"""A run that goes on, and files behind its config that were edited meanwhile."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.launch.sources import note_sources
+from mmedexpert_jax.runtime import Run
+
+
+@pytest.fixture
+def config(tiny_checkpoint, tmp_path):
+    """A GBA job whose model, rewards and texts lie in files of its own."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (tmp_path / "own.py").write_text(
+        "def short(case, text, **_):\n    return 1\n\n\ndef long(case, text, **_):\n    return 0\n"
+    )
+    (tmp_path / "texts.json").write_text('{"score": "One point each."}')
+    (tmp_path / "rubric.txt").write_text("sound reasoning")
+    own = {"rewards.functions": [f"{tmp_path}/own.py:short=0.5", f"{tmp_path}/own.py:long"]}
+    texts = {"guideline_text": str(tmp_path / "texts.json"), "rewards.judge.rubric": str(tmp_path / "rubric.txt")}
+    paths = {"model.path": str(tmp_path / "model"), "workdir": str(tmp_path / "run")}
+    return load_config("configs/gba.py", own | texts | paths)
+
+
+def go(config, capsys, saved=True):
+    """The lines of a start, after which the run has a checkpoint, or is stopped before its first."""
+    with Run.open(config.workdir, config) as run:
+        note_sources(config, run)
+        if saved:
+            run.checkpoints.save(1, {"a": np.zeros(2)})
+    return [line for line in capsys.readouterr().out.splitlines() if "has changed" in line]
+
+
+def test_an_edited_reward_or_text_is_a_line_once(config, tmp_path, capsys):
+    assert go(config, capsys, saved=False) == []
+    (tmp_path / "own.py").write_text(
+        "def short(case, text, **_):\n    return 2\n\n\ndef long(case, text, **_):\n    return 0\n"
+    )
+    assert go(config, capsys) == []  # nothing was trained with the old one
+    assert go(config, capsys) == []
+    for name, field in (
+        ("own.py", "rewards.functions"),
+        ("texts.json", "guideline_text"),
+        ("rubric.txt", "rewards.judge.rubric"),
+    ):
+        with (tmp_path / name).open("a") as file:
+            file.write("\n")
+        (said,) = go(config, capsys)
+        assert said.startswith(f"config.{field}: {tmp_path / name} has changed since this run was last started")
+        assert go(config, capsys) == []
+
+
+def test_another_base_is_refused_until_it_is_named(config, tmp_path, capsys):
+    assert go(config, capsys) == []
+    file = tmp_path / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    whole = bytes(content)
+    content[-1] ^= 1
+    file.write_bytes(content)
+    for _ in range(2):  # a refusal is no start
+        with pytest.raises(
+            ConfigError, match=r"config\.model\.path: the files of .* are not those .*allow_changes=model"
+        ):
+            go(config, capsys)
+    file.write_bytes(whole)
+    assert go(config, capsys) == []
+    file.write_bytes(content)
+    config.allow_changes = ("model.path",)
+    assert len(go(config, capsys)) == 1 and go(config, capsys) == []
