@@ -152,11 +152,11 @@ def choice(response: str, options: Sequence[str]) -> str | None:
     Only the last answer block counts. It may hold a label ("C", "(C)", "C.", "C)", "C:", "C - text", of either case),
     a label and text ("C: text", "C (text)", and "text (C)" where it is the option's own), or the exact text of one
     option (case, white space, a final stop, "the" and the form of dashes aside), each also behind words such as
-    "Option" or "The answer is" and
-    inside Markdown, LaTeX or brackets ("**C**", "\boxed{C}"). A label wins over an option whose text is that same
-    letter, but not over an option's whole text ("A. fumigatus"). A label and text that name two different options, a
-    label beyond the options, and any other text choose nothing, unless its statements (`statements.stated`) name one
-    letter ("Die Antwort ist C", "C is correct") or it opens with the yes or no that one option is (`yes_or_no`).
+    "Option" or "The answer is" and inside Markdown, LaTeX or brackets ("**C**", "\boxed{C}"). A label wins over an
+    option whose text is that same letter, but not over an option's whole text ("A. fumigatus"). A label and text that
+    name two different options, a label beyond the options, and any other text choose nothing, unless its statements
+    (`statements.stated`) name one letter ("Die Antwort ist C", "C is correct") or it opens with the yes or no that
+    one option is (`yes_or_no`).
 
     Args:
         response: the whole completion.

@@ -63,8 +63,9 @@ def score(item: Case, response: str, scorer: str = "strict", form: str = "tags")
     else:
         read = read_text(response, form)
         bare = answers.unwrap(read or "")
-        right = read is not None and answers.same_text(bare, item.answer)
-        f1 = answers.token_f1(item.answer, bare) if answers.normalised(item.answer) else float(right)
+        golds = (item.answer, *item.columns.get("accepted", ()))
+        right = read is not None and any(answers.same_text(bare, gold) for gold in golds)
+        f1 = max(answers.token_f1(gold, bare) if answers.normalised(gold) else float(right) for gold in golds)
         return Score(right, read, unparsed=read is None, f1=f1)
     return Score(right, read, unparsed=read is None, f1=float(right))
 

@@ -14,12 +14,14 @@ ORIGINAL = "VQA_RAD Dataset Public.json"
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     if not (found := files.find(f"{split}-*.parquet")):
         found = files.need(ORIGINAL, f"{split}-*.parquet")
+    number = 0  # over all parts
     for file in found:
         for row in rows.read(file):
+            number += 1
             if "phrase_type" not in row.values or str(row.values["phrase_type"]).startswith("test") == (
                 split == "test"
             ):
-                yield row
+                yield rows.Row(row.values, row.where, number, row.problem)
 
 
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
