@@ -33,6 +33,7 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
     choice = row.text("question_type") == "multiple-choice"
     options = _options(row) if choice else ()
     answer, *others = [row.letter(len(options), "answer")] if choice else _accepted(row)
+    accepted = {"accepted": tuple(others)} if others else {}
     images = tuple(row.image(key) for key in IMAGES if row.values.get(key) is not None)
     return Case(
         id=row.text("id"),
@@ -42,7 +43,7 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
         images=images,
         kind="choice" if choice else kind_of(answer),
         labels={"subject": row.text("subject").replace("_", " "), "difficulty": row.label("topic_difficulty")},
-        columns={"kit": "mmmu"} | ({"accepted": tuple(others)} if others else {}),
+        columns={"kit": "mmmu"} | accepted,
     )
 
 
