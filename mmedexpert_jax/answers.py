@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmedexpert_jax.statements import INVISIBLE, NO_LABEL, readable, stated
+from mmedexpert_jax.statements import INVISIBLE, NO_LABEL, WORDS, opening, readable, stated
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -70,6 +70,9 @@ _DENIED = re.compile(
 # a capital A within a text, or an a at its end, is a name: hepatitis A, vitamin a
 _ARTICLES = re.compile(r"\b(?:[Aa]n|[Tt]he|AN|THE)\b|(?:^\s*A|\ba)\b(?=\s+\w)")
 _PUNCTUATION = re.compile(r"[^\w\s]")
+_DASH = re.compile("[\u2010-\u2015\u2212]")
+# The blank of "50 mg", which is "50mg" too.
+_UNIT = re.compile(r"(?<=\d) (?=(?:[mkµμn]?g|[mdµμ]?l|[mcµμ]?m|%|mmol|meq|iu|u|mmhg|kg|h|hz|°c)\b|%)")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -149,11 +152,12 @@ def choice(response: str, options: Sequence[str]) -> str | None:
 
     Only the last answer block counts. It may hold a label ("C", "(C)", "C.", "C)", "C:", "C - text", of either case),
     a label and text ("C: text", "C (text)", and "text (C)" where it is the option's own), or the exact text of one
-    option (case, white space and a final stop aside), each also behind words such as "Option" or "The answer is" and
-    inside Markdown, LaTeX or brackets ("**C**", "\boxed{C}"). A label wins over an option whose text is that same
-    letter, but not over an option's whole text ("A. fumigatus"). A label and text that name two different options, a
-    label beyond the options, and any other text choose nothing, unless its statements (`statements.stated`) name one
-    letter ("Die Antwort ist C", "C is correct").
+    option (case, white space, a final stop, "the" and the form of dashes aside), each also behind words such as
+    "Option" or "The answer is" and inside Markdown, LaTeX or brackets ("**C**", "\boxed{C}"). A label wins over an
+    option whose text is that same letter, but not over an option's whole text ("A. fumigatus"). A label and text that
+    name two different options, a label beyond the options, and any other text choose nothing, unless its statements
+    (`statements.stated`) name one letter ("Die Antwort ist C", "C is correct") or it opens with the yes or no that
+    one option is (`yes_or_no`).
 
     Args:
         response: the whole completion.
@@ -165,7 +169,18 @@ def choice(response: str, options: Sequence[str]) -> str | None:
     said = chosen(answer, options)
     if said or _labelled(answer, [_plain(option) for option in options])[0]:
         return said
-    return one_stated(answer, options)
+    return one_stated(answer, options) or yes_or_no(answer, options)
+
+
+def yes_or_no(text: str, options: Sequence[str]) -> str | None:
+    """Letter of the option that is the "yes" or "no" with which a text opens ("Yes, it is"), or else the only one that
+    says the same in another language; None where there is none."""
+    if (said := opening(readable(text))) is None:
+        return None
+    plain = [_plain(option) for option in options]
+    same = [place for place, option in enumerate(plain) if option == _plain(said[0])]
+    same = same or [place for place, option in enumerate(plain) if WORDS.get(option) == said[1]]
+    return LETTERS[same[0]] if len(same) == 1 else None
 
 
 def chosen(answer: str, options: Sequence[str]) -> str | None:
@@ -281,4 +296,8 @@ def _names_another(letter: str, text: str, options: Sequence[str]) -> bool:
 
 
 def _plain(text: str) -> str:
-    return " ".join(INVISIBLE.sub("", text).split()).rstrip(".").casefold()
+    """`text` as exact match compares it: case, white space, a final stop, "the" before it, the form of its dashes and
+    the blank between a number and its unit aside."""
+    text = " ".join(INVISIBLE.sub("", text).split()).rstrip(".。").casefold()
+    text = _DASH.sub("-", text.removeprefix("the ") or text)
+    return _UNIT.sub("", text)

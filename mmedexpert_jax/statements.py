@@ -19,7 +19,10 @@ _DECORATION = re.compile(
     r"</?(?:b|i|strong|em|code|p)>|[*`$\"“”«»「」『』【】]|(?<!\w)['‘’]|['’](?!\w)|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)"
 )
 # as some prompts ask for
-_ELEMENT = re.compile(r"</?(final(?:[ _-]?answer)?|answer[ _-]?choice)>|\[/?(answer)\]", re.IGNORECASE)
+_ELEMENT = re.compile(
+    r"</?(final(?:[ _-]?answer)?|(?:selected[ _-]?)?(?:answer[ _-]?)?(?:choice|letter|option)|result)>|\[/?(answer)\]",
+    re.IGNORECASE,
+)
 _RULE = re.compile(r"^[ \t]*+[|:]?[ \t]*+-[-|: \t]*$", re.MULTILINE)  # of a table
 # "not B but C" states C, also in other languages of medical examinations.
 _CONTRAST = re.compile(
@@ -49,7 +52,7 @@ _LABEL = rf"[(\[{{]?\s*+(?P<letter>[A-J]{_WORD_ENDS}{NO_LABEL})(?:\s*+[)\]}}])?{
 # Further letters beside the first: "B and C", "B/C", "B, C or D", "B (or maybe C)", "B; C", "B. Or C"; not "B, and C is
 # wrong", a clause. Atomic and bounded, no blank matched in two ways: a model may say "B or B" to its limit.
 _MORE = (
-    r"(?P<more>(?>(?:\s*(?:/|(?:[.,;–—-]\s*)?\(?\b(?i:or|alternatively)\b,?"
+    r"(?P<more>(?>(?:(?:\s*\(\d[^()\n]{0,20}\)(?=\s*(?:or|and|/)))?\s*(?:/|->|=>|→|(?:[.,;–—-]\s*)?\(?\b(?i:or|alternatively)\b,?"
     r"|(?:[,–—-]\s*)?\(?\b(?:and(?:/or|\s+also)?|plus|as\s+well\s+as|to|through|bis|oder|und|ou|et|o|u|y|e|или|и|of|en|lub|albo|oraz"
     r"|eller|och|og|ve(?:ya)?|atau|dan|và|hoặc|ή|και|या|और|أو|و|או|یا)\b|(?:または|とか?|または|또는|이나|[와과]|หรือ|และ)"
     r"|;(?=\s*[A-J]\s*(?:$|[.\n]))|,|&|\+|~|[或和、，]|(?<=\w)[–—](?=[A-J]\b)"
@@ -65,7 +68,8 @@ _SAYS = (
 _LINK = (
     r"(?:,[^,.;:?!\n]{1,40},)?(?:\s*+(?:[:=]|->|=>|→|[-–—](?=\s))){0,6}\s*+"
     r"(?:(?i:is|would\s+be|should\s+be|must\s+be|will\s+be|remains|choice|letter|option|here)\b\s*+(?:[:=]\s*+)?"
-    r"|(?:es|est|ist|lautet|è|é)\s+(?:(?:la|le|a|die|l')\s+)?(?:(?:letra|lettre|lettera|opción|option"
+    r"|can\s+only\s+be\s+|none\s+other\s+than\s+"
+    r"|(?:es|est|ist|lautet|è|é)(?:\s*+[:=]\s*+|\s+)(?:(?:la|le|a|die|l')\s+)?(?:(?:letra|lettre|lettera|opción|option"
     r"|alternativa)\s+)?){0,6}"
     rf"(?:(?i:{_SAYS}|i\s+would\s+go\s+with|i['’]d\s+go\s+with|it(?:'s|’s|\s+is|\s+would\s+be)|that|the\s+answer\s+is"
     r"|option|choice|letter|clearly|therefore|thus|most\s+likely|probably"
@@ -80,11 +84,15 @@ _ABROAD = unicodedata.normalize(
     r"|adalah)){0,2}|đáp\s+án(?:\s+(?:đúng|là)){0,2}|απάντηση(?:\s+είναι)?)\s*+"
     r"|(?:الإجابة|الاجابة|الجواب|الخيار|پاسخ|התשובה|תשובה|उत्तर|คำตอบ)\s*(?:(?:الصحيحة|الصحيح|النهائية|صحیح|הנכונה|ที่ถูกต้อง)\s*)?"
     r"(?:هي|هو|היא|है|คือ)?\s*"
-    r"|(?:答案|答え|解答|正解|正确选项|正確選項|정답)\s*(?:应该是|应为|是|为|為|は|은|는|이)?\s*+[:：]?\s*+(?:选项|選項)?\s*+"
-    r"|(?<![不别勿非])(?:应选|故选|选择|选|應選|故選|選擇|選)\s*+[:：]?\s*+(?:选项)?\s*+",
+    r"|(?:答案|答え|解答|回答|正解|正确的?选项|正確的?選項|最も(?:適切|可能性が高い)[なの](?:選択肢|診断|もの|の)?|정답|(?<!오)답|선택)"
+    r"\s*(?:应该是|应为|是|为|為|は|은|는|이)?\s*+[:：]?\s*+(?:选项|選項|選択肢)?\s*+"
+    r"|(?<![不别勿非])(?<!不[能应可会要宜该])(?:应选|故选|选择|选|應選|故選|選擇|選)\s*+[:：]?\s*+(?:选项)?\s*+"
+    r"|(?i:(?:opción|alternativa|opção|opzione|option)\s+(?:correct[ae]|correta|corretta|esatta)|(?:правильн|верн)\w{2,3}\s+вариант"
+    r"|elijo|escojo|elegiría|ich\s+wähle|je\s+choisi(?:s|rais)|scelgo|escolho|выбираю)\s*+(?:(?:la|a|die|l['’])\s+)?"
+    r"(?i:(?:opción|opção|opzione|option|antwort|réponse|letra|lettre|lettera|вариант)\s+)?",
 )
 _FINAL = re.compile(
-    rf"\b(?:(?i:final[\s_-]+(?:answer|choice)|correction)|最终答案)(?i:\s+(?:is|:))?{_LINK}{_BRACKETED}{_MORE}",
+    rf"\b(?:(?i:(?:final|revised|updated|corrected)[\s_-]+(?:answer|choice)|correction)|最终答案)(?i:\s+(?:is|:))?{_LINK}{_BRACKETED}{_MORE}",
     re.MULTILINE,
 )
 _ANSWER = re.compile(
@@ -101,8 +109,11 @@ _PRAISED = re.compile(
     r"(?:\b(?i:options?|choices?)\s+)?(?<![A-Za-z0-9_'’])(?:[(\[]?(?P<before>[A-J])[)\]]?\s*(?:/|&|\b(?i:or|and)\b)\s*)?"
     rf"[(\[]?(?P<letter>[A-J])[)\]]?{_MORE}(?:\s*+(?:is|:)\s+"
     r"(?i:(?:the\s+)?(?:clearly\s+)?(?:correct|right|true|best|most\s+likely|most\s+appropriate)\b"
-    rf"|(?:the|my)\s+(?:final\s+)?(?:answer|choice|pick)\b)|[ \t]*+[:-]?[ \t]*+{_YES}|(?:选项|選項)?\s*+(?:是|为|為|が"
-    rf"|は)?\s*+(?:正确|正確|正解)|\s+it\s+is(?=\s*(?:$|[.,;!\n])))",
+    rf"|(?:the|my)\s+(?:final\s+)?(?:answer|choice|pick)\b)|[ \t]*+[:-]?[ \t]*+{_YES}"
+    r"|\s*+(?:选项|選項)?\s*+(?:是|为|為|が|は)?\s*+(?:正确|正確|正解|最も適切|正しい)"
+    r"|\s+(?:es|est|ist|è|é)\s+(?i:(?:la\s+|le\s+|die\s+|a\s+)?(?:richtig|korrekt"
+    r"|correct[aeo]?\b|bonne\b|juste\b|corrett[ao]|corret[ao]))"
+    r"|\s+it\s+is(?=\s*(?:$|[.,;!\n])))",
     re.MULTILINE,
 )
 _TICKED = re.compile(rf"^[ \t]*(?:[-*+][ \t]+)?(?:\[[xX✓]\]|[✓✔✅☑])\s*+{_BRACKETED}(?P<more>)", re.MULTILINE)
@@ -113,7 +124,7 @@ _MARKED = re.compile(
     re.MULTILINE,
 )
 _LOOSE = re.compile(
-    r"(?:\b(?i:it(?:'s|’s|\s+is|\s+must\s+be|\s+has\s+to\s+be)|must\s+be|going\s+with|leaves(?:\s+only)?"
+    r"(?:\b(?i:it(?:'s|’s|\s+is|\s+must\s+be|\s+has\s+to\s+be)|must\s+be|going\s+with|leaves(?:\s+only)?|consistent\s+with|points?\s+to"
     r"|by\s+elimination,?"
     r"|(?:diagnosis|cause|finding|treatment|management|test|step|one)\s+(?:is|would\s+be))"
     r"|(?:^|(?<=[.!?;:\n])|(?<=[.!?;:]\s))\s*+(?:(?i:so|thus|hence|therefore|conclusion|choose|select|pick|mark"
@@ -127,26 +138,46 @@ _LOOSE = re.compile(
     r"|\A\s*\(?(?P<alone>[A-J])\)?!+\s*\Z",
     re.MULTILINE,
 )
-_OPTION = re.compile(rf"\b(?i:options?)\b{_LINK}{_BRACKETED}{_MORE}", re.MULTILINE)
+_OPTION = re.compile(
+    rf"\b(?i:options?|opción|opção|opzione|alternativa|вариант)\b{_LINK}{_BRACKETED}{_MORE}", re.MULTILINE
+)
 _WEIGHTY = ((_FINAL,), (_ANSWER, _PRAISED, _TICKED, _MARKED), (_LOOSE,))
 _TIERS = (*_WEIGHTY, (_OPTION,))
 _LETTERS = ("only", "named", "first", "headed", "alone", "marked")  # groups that hold the letter, if not "letter"
 _CORRECTION = re.compile(
-    r"(?:^|(?<=[.!?;:,\n—–-])|(?<=[.!?;:,—–-]\s))(?i:(?:oh\s+|but\s+)?(?:wait|hmm|no,|actually|sorry"
-    r"|on\s+second\s+thoughts?"
-    r"|correction|scratch\s+that|let\s+me\s+(?:correct|reconsider|revise|rethink)))\b",
+    r"(?:^|(?<=[.!?;:,\n—–(-])|(?<=[.!?;:,—–-]\s)|(?<=[。，；！？]))(?:(?i:(?:(?:oh|but|and|or|no|nein|non)\b[,.]?\s+){0,3}"
+    r"(?:wait|hmm+|no(?=,)|actually|sorry|apologies|my\s+mistake|i\s+mean|rather(?!\s+than)|edit(?=:)"
+    r"|(?:up)?on\s+(?:second\s+thoughts?|reconsideration)|looking\s+again|correction|(?:scratch|strike)\s+that"
+    r"|(?:i\s+)?(?:change|revise)d?\s+my\s+(?:answer|choice|mind)\s+to"
+    r"|i\s+(?:was\s+(?:wrong|mistaken)|made\s+(?:a\s+mistake|an\s+error)|misread|misspoke)"
+    r"|let\s+me\s+(?:correct|reconsider|revise|rethink)"
+    r"|perdón|espera|corrección|mejor\s+dicho|más\s+bien|nein(?=,)|moment|korrektur|besser\s+gesagt|non(?=,)"
+    r"|attendez|pardon|plutôt|anzi|aliás|нет(?=,)|вернее|точнее)\b)"
+    r"|不对|等等|更正|纠正|いや|いえ|訂正|아니(?=[,.\s])|정정|عفوا|تصحيح|لا(?=[،,]))",
     re.MULTILINE,
 )
+# What may stand between a correction and what it puts in the place: "wait, no: D", "sorry, it should be D".
+_FILLERS = re.compile(
+    r"[\s,.:;!，。：、—–-]{0,8}(?i:(?:no|nein|non|actually|rather|make\s+(?:that|it)|i\s+(?:mean|think)|it['’]s"
+    r"|(?:it\s+|that\s+)?(?:is|should\s+be|must\s+be)|es|est|ist|c['’]est)\b[\s,.:;—–-]{1,4}|(?:应该)?是|应为|选){0,4}"
+)
+# A letter that stands alone behind a correction.
+_CORRECTED = re.compile(
+    rf"\A(?:(?i:option)\s+)?[(\[]?(?P<letter>[A-J]{_WORD_ENDS}{NO_LABEL})[)\]]?{_MORE}"
+    rf"(?=\s*(?:$|[.,;!()\n。，；])|[{_CJK}]|\s+(?i:actually|instead|fits|is\s+better)\b)",
+)
 
-_CLAUSE = re.compile(r"[.:;!?\n,]|\b(?:but|so|thus|hence|therefore|while|whereas)\b", re.IGNORECASE)
+_CLAUSE = re.compile(r"[.:;!?\n,。،؟]|\b(?:but|mais|aber|pero|so|thus|hence|therefore|while|whereas)\b", re.IGNORECASE)
 _DENIED_BEFORE = re.compile(
-    r"\b(?:not|never|cannot|neither|nor|no|rul(?:e|ed|es|ing)\s+out|exclud\w+|eliminat(?:e|ed|es|ing)"
+    r"\b(?:not|never|cannot|neither|nor|no(?!\s+(?:doubt|question))|pas|(?<!at )least|mistake\s+(?:is|would)"
+    r"|rul(?:e|ed|es|ing)\s+out|exclud\w+|eliminat(?:e|ed|es|ing)"
     r"|elimination\s+of|reject\w*|discard\w*|avoid\w*|"
-    r"unlikely|incorrect|wrong|false|except|rather\s+than|instead\s+of|other\s+than|unlike|against|dismiss\w*|disregard\w*"
-    r"|(?<!without )(?<!without a )(?<!without any )(?<!beyond )(?<!beyond a )doubt(?:s|ful)?"
+    r"unlikely|incorrect|wrong|false|except|rather\s+than|instead\s+of|(?<!none )other\s+than"
+    r"|unlike|against|dismiss\w*|disregard\w*"
+    r"|(?<!no )(?<!without )(?<!without a )(?<!without any )(?<!beyond )(?<!beyond a )doubt(?:s|ful)?"
     r"|ليست?|لا|לא|không\s+phải"
     r"|students\s+(?:often|usually|commonly|may|would|tend)"
-    r"|(?:some|many)\s+(?:say|think|believe|claim|would))\b"
+    r"|(?:some|many)\s+(?:say|think|believe|claim|would)|(?:you|one)(?:['’]d|\s+would)\s+think)\b"
     r"|n['’]t\b",
     re.IGNORECASE,
 )
@@ -159,7 +190,8 @@ _DENIED_AFTER = re.compile(
     r"|unlikely|less\s+(?:likely|probable|plausible|consistent|typical|suitable|appropriate)|im(?:plausible|probable|possible)"
     r"|in(?:consistent|compatible|appropriate)|contraindicated|refuted|dismissed|discarded|rejected|contradicted"
     r"|considered\s+(?:and|but)|do(?:es)?\s+not|do(?:es)?n['’]t|makes?\s+no|fails?\s+to|lacks?"
-    r"|,?\s*(?:unless|provided\s+that|assuming|if(?!\s+(?:i|we|you)\b))\b"
+    r"|,?\s*(?:only\s+(?:if|when)|unless|provided\s+that|assuming|if(?!\s+(?:i|we|you)\b))\b"
+    r"|no\s+es\b|n['’]est\b|non\s+è|não\b|не\b|,\s*but\s+(?:that|this|it)(?:['’]s|\s+is)\s+(?:a\s+trap|wrong|incorrect|not\b)"
     r"|ruled\s+out|excluded|eliminated|,\s*which\s+is\s+(?:wrong|incorrect|not|false)|a\s+distractor|cannot"
     r"|can['’]t|out\b|falsch|nicht|неверн|では(?:ない|ありません)|じゃない"
     r"|(?:가|이|는|은)?\s*아[니닌닙]|不对|不正确|错|scheidet\s+aus|entfällt|değil|नहीं|không|niet\b"
@@ -169,7 +201,32 @@ _DENIED_AFTER = re.compile(
 # "If ..., it would be": a clause with a condition before it, unless the one who answers would choose.
 _SUPPOSED = re.compile(r"(?:\bif|(?:^|[.;\n]\s*)(?:had|were))\b[^.;\n]*,[^,.;\n]*\Z", re.IGNORECASE)
 _WOULD = re.compile(r"(?<!\bi )(?<!\bwe )\bwould\b", re.IGNORECASE)
-_ASKED = re.compile(r"\s*+[)\]]?\s*+[?？]")
+_ASKED = re.compile(r"\s*+[)\]]?\s*+[?？؟]")
+
+
+# "yes" and "no" in the languages of medical examinations.
+_SAYS_YES = (
+    "yes yeah yep true sí sì sim ja oui да tak ano evet có đúng ναι igen kyllä "
+    "是 是的 有 有的 对 正确 はい ある 네 예 있다 نعم हाँ हां כן بله ใช่ ya"
+)
+_SAYS_NO = (
+    "no nope false nein non não нет nie ne hayır không όχι nem ei nee nej 否 不 不是 没有 無 无 不对 错误 "
+    "いいえ ない 아니요 아니오 아니 없다 لا नहीं לא خیر ไม่ ไม่ใช่ tidak"
+)
+WORDS = dict.fromkeys(_SAYS_YES.split(), "yes") | dict.fromkeys(_SAYS_NO.split(), "no")
+_OPENS = re.compile(
+    rf"\W{{0,20}}(?:(?:final\s+)?answer\s*(?:is|:)\s*)?({'|'.join(sorted(WORDS, key=len, reverse=True))})"
+    r"(?=\W{0,20}\Z|\s*[.,;:!。،、()]|\s+[–—-]\s)",
+    re.IGNORECASE,
+)
+YES_AND_NO = re.compile(r"\b(?:yes\s*(?:and|or|/|,)\s*no|no\s*(?:and|or|/|,)\s*yes)\b", re.IGNORECASE)
+
+
+def opening(text: str) -> tuple[str, str] | None:
+    """(The word of WORDS that a text opens with and that ends its clause there, "yes" or "no"); None where none does or
+    the text says both."""
+    found = _OPENS.match(text)
+    return (found[1], WORDS[found[1].casefold()]) if found and not YES_AND_NO.search(text) else None
 
 
 def readable(text: str) -> str:
@@ -201,15 +258,29 @@ def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
     """
     plain = _undecorated(_ELEMENT.sub(lambda tag: f" {_named(tag)}: ", readable(text)))
     plain = _CONTRAST.sub(" it is ", _RULE.sub("", plain).replace("|", ":"))
-    corrections = list(_CORRECTION.finditer(plain))
-    corrected = _weightiest(plain[corrections[-1].end() :], letters, _WEIGHTY) if corrections else None
-    return corrected or _weightiest(plain, letters, _TIERS if remarks else _WEIGHTY)
+    return _corrected(plain, letters) or _weightiest(plain, letters, _TIERS if remarks else _WEIGHTY)
+
+
+def _corrected(text: str, letters: str) -> set[str] | None:
+    """Letters that are stated behind the last correction; None where there is no correction, or nothing is stated."""
+    corrections = list(_CORRECTION.finditer(text))
+    if not corrections:
+        return None
+    end = corrections[-1].end()
+    found = _weightiest(text[end:], letters, _WEIGHTY)
+    filler = _FILLERS.match(text, end)
+    return found or _weightiest(text[filler.end() if filler else end :], letters, ((_CORRECTED,),))
 
 
 # "The answer is asthma": the option's text in the place of its letter, to the end of its clause.
 _TEXT = re.compile(
-    r"\b(?i:(?P<final>final\s+)?(?:answer|diagnosis|choice|option)\s*(?:is|would\s+be|must\s+be|:|=)\s*(?:(?:clearly|most\s+"
-    r"likely|likely|therefore|thus)\s+)?)(?P<text>[^\n;!?]{2,200}?)(?=\.(?:\s|$)|[\n;!?]|,?\s+(?:because|since|as|given|due)\b|$)"
+    r"(?:\b(?i:(?P<final>final\s+)?(?:answer|diagnosis|choice|option)\s*(?:is|would\s+be|must\s+be|:|=)\s*(?:(?:clearly|most\s+"
+    r"likely|likely|therefore|thus)\s+)?)"
+    r"|\b(?i:(?:respuesta|resposta|risposta|réponse|antwort|diagnóstico|diagnostic|diagnose|diagnosi|ответ|диагноз)"
+    r"(?:\s+(?:correct[ae]|correta|corretta|esatta|final|más\s+probable))?\s*(?:(?:es|é|è|est|ist|lautet)\s|[:—–-]))\s*"
+    r"|(?:答案|诊断|診断|答え|正解|정답|진단)\s*(?:应该是|应为|是|为|為|は|은|는|이|:)\s*"
+    r"|(?:الإجابة|الجواب|التشخيص)(?:\s+(?:الصحيحة|الصحيح|النهائية))?\s*(?:هي|هو|:)\s*)"
+    r"(?P<text>[^\n;!?。]{2,200}?)(?=\.(?:\s|$)|[\n;!?。]|です|である|입니다|이다|,?\s+(?:because|since|as|given|due|porque|car|weil|da)\b|$)"
 )
 
 

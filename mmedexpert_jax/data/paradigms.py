@@ -7,19 +7,25 @@ from dataclasses import dataclass
 from mmedexpert_jax.data.case import PARADIGMS as NAMES
 
 COUNTS = range(2, 13)  # statements of a trace, as teachers are asked for them (mmedexpert/teacher_prompts.py)
-_STATEMENT = re.compile(r"\((\d+)\)\s*")
+_STATEMENT = re.compile(r"[(（](\d+)[)）]\s*")
 _ELIMINATION = re.compile(
     r"\b(against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|"
-    r"not (?:fit|met|reached|match))\b",
+    r"not (?:fit|met|reached|match))\b|排除|不支持|不符|不太可能|可能性[较更]?[低小]|未见",
     re.I,
 )
-_RECOGNITION = re.compile(r"\b(pattern|typical(?:ly)?|classic(?:al)?|recogni[sz]\w*|picture|characteristic)\b", re.I)
-_DEDUCTION = re.compile(
-    r"→|->|=|:|\b(because|since|therefore|thus|hence|so|leads? to|causes?|implies|gives?|adds?|means)\b", re.I
+_RECOGNITION = re.compile(
+    r"\b(pattern|typical(?:ly)?|classic(?:al)?|recogni[sz]\w*|picture|characteristic)\b|典型|特征|模式", re.I
 )
-_PRIOR = re.compile(r"\b(prior|pre-?test|base rate)\b", re.I)
-_EVIDENCE = re.compile(r"\b(evidence|likelihood|raises?|lowers?|increases?|decreases?|update[sd]?)\b", re.I)
-_POSTERIOR = re.compile(r"\b(posterior|post-?test)\b", re.I)
+_DEDUCTION = re.compile(
+    r"→|->|=|:|\b(because|since|therefore|thus|hence|so|leads? to|causes?|implies|gives?|adds?|means)\b"
+    r"|因为|由于|所以|因此|导致|引起|说明",
+    re.I,
+)
+_PRIOR = re.compile(r"\b(prior|pre-?test|base rate)\b|先验|验前", re.I)
+_EVIDENCE = re.compile(
+    r"\b(evidence|likelihood|raises?|lowers?|increases?|decreases?|update[sd]?)\b|证据|似然|升高|降低", re.I
+)
+_POSTERIOR = re.compile(r"\b(posterior|post-?test)\b|后验|验后", re.I)
 
 
 def statements(trace: str) -> list[str]:

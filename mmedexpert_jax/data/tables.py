@@ -13,6 +13,8 @@ import re
 import threading
 import unicodedata
 import uuid
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,6 +72,14 @@ class InFolder:
         self._check()
         return existing(self.path).open("rb")
 
+    def size(self) -> int:
+        """Bytes of it. Raises OSError."""
+        return existing(self.path).stat().st_size
+
+    def checksum(self) -> int:
+        """CRC-32 of its content. Raises as `open`."""
+        return zlib.crc32(self())
+
     def _check(self) -> None:
         if self.path.exists() and not self.path.is_file():
             raise OSError("it is no file")
@@ -123,6 +133,8 @@ def read(place: Place, name: str, images: Sequence[str] = ()) -> Iterator[tuple[
         raise DataError(
             f"{name} cannot be read as UTF-8 text (byte {error.start}); save it in UTF-8 (in a spreadsheet: CSV UTF-8)"
         ) from None
+    except (zipfile.BadZipFile, zlib.error) as error:  # of a member, found while it is read
+        raise DataError(f"{name} cannot be unpacked ({border.cut(str(error))}); fetch its zip again") from None
     except OSError as error:
         raise DataError(f"{name} cannot be read ({error.strerror or border.cut(str(error))})") from None
 
@@ -177,7 +189,7 @@ def _json(place: Place, name: str, images: Sequence[str]) -> Values:
     row, or, as some sets are distributed, an object a line."""
     with place.open() as file:
         content = file.read(border.MAX_BYTES + 1)
-    if re.match(rb"\s*\{[^\n]*\}\r?\n\s*\{", content):
+    if re.match(rb"(?:\xef\xbb\xbf)?\s*\{[^\n]*\}\r?\n\s*\{", content):
         yield from _jsonl(place, name, images)
         return
     value = border.parse_json(content, name)

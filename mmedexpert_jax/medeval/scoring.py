@@ -8,11 +8,18 @@ from mmedexpert_jax import answers
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import kit
-from mmedexpert_jax.statements import stated, stated_texts
+from mmedexpert_jax.statements import YES_AND_NO, opening, stated, stated_texts
 
 SCORERS = ("strict", "medevalkit", "medxpertqa")
 FORMS = ("tags", "boxed", "plain")
 _TOKENS = re.compile(r"<\|[^<>|\n]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")  # special ones that a server left in
+_LABELLED = re.compile(r"\(?([A-J])[.):]")
+_TWO_BOXES = re.compile(
+    r"\\boxed\s*\{[^{}]*\}[\s$\\()\[\],;.]*(?:or|and|/|&)[\s$\\()\[\],;.]*\\boxed\s*\{[^{}]*\}\W*\Z"
+)
+_CHANGED = re.compile(r"\b(?:wait|actually|sorry|correction|i\s+mean)\b", re.IGNORECASE)
+_NOT = re.compile(r"\b(?:not|never|cannot\s+be|n['’]t(?:\s+be)?)\s+(?:a\s+)?[\"“]?(?:yes|no)\b", re.IGNORECASE)
+_NO_DOUBT = re.compile(r"\b(?:there\s+is\s+)?no\s+(?:doubt|question)\b", re.IGNORECASE)
 READ_WHOLE = ("pmc_vqa",)  # benchmarks whose answers MedEvalKit does not first cut to their tags
 
 
@@ -56,8 +63,9 @@ def score(item: Case, response: str, scorer: str = "strict", form: str = "tags")
     else:
         read = read_text(response, form)
         bare = answers.unwrap(read or "")
-        right = read is not None and answers.same_text(bare, item.answer)
-        f1 = answers.token_f1(item.answer, bare) if answers.normalised(item.answer) else float(right)
+        golds = (item.answer, *item.columns.get("accepted", ()))
+        right = read is not None and any(answers.same_text(bare, gold) for gold in golds)
+        f1 = max(answers.token_f1(gold, bare) if answers.normalised(gold) else float(right) for gold in golds)
         return Score(right, read, unparsed=read is None, f1=f1)
     return Score(right, read, unparsed=read is None, f1=float(right))
 
@@ -119,8 +127,8 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     letters = answers.LETTERS[: len(options)]
     if stated(text, letters, remarks=False):
         return answers.one_stated(text, options)
-    lines = [re.sub(r"^[-•>#*]+\s", "", line.strip()).strip("* \t") for line in text.splitlines() if line.strip()]
-    read = {_choice(line, options) for line in (*lines[:1], *lines[-1:], *stated_texts(text))} - {None}
+    read = {_choice(line, options) for line in (*_ends(text), *stated_texts(text))} | {answers.yes_or_no(text, options)}
+    read -= {None}
     if not read:
         return answers.one_stated(text, options, remarks=True)
     return read.pop() if len(read) == 1 else None
@@ -141,10 +149,18 @@ def read_official(response: str, count: int) -> str | None:
 
 
 def read_yes_no(response: str, form: str = "tags") -> str | None:
-    """ "yes" or "no" if exactly one of the two words stands in the answer (`read_text`), else None."""
-    text = read_text(response, form)
-    said = {word.lower() for word in re.findall(r"\b(?:yes|no)\b", text or "", re.IGNORECASE)}
-    return said.pop() if len(said) == 1 else None
+    """ "yes" or "no", or None.
+
+    The word of either, in any of the languages of `statements.WORDS`, that opens the answer (`read_text`) and ends its
+    clause, unless both stand side by side; else "yes" or "no" if exactly one of these two stands in it, undenied.
+    """
+    text = answers.unwrap(_NO_DOUBT.sub("", read_text(response, form) or ""))
+    if YES_AND_NO.search(text) or _CHANGED.search(text):
+        return None
+    if first := opening(text):
+        return first[1]
+    said = {word.lower() for word in re.findall(r"\b(?:yes|no)\b", text, re.IGNORECASE)}
+    return said.pop() if len(said) == 1 and not _NOT.search(text) else None
 
 
 def read_text(response: str, form: str = "tags") -> str | None:
@@ -195,6 +211,15 @@ def _same(item: Case, letter: str) -> bool:
     return letter == item.answer or item.options[answers.LETTERS.index(letter)] == key
 
 
+def _ends(text: str) -> list[str]:
+    """The first and the last line, unless a line of a list of options, with another label, stands next to it."""
+    lines = [re.sub(r"^[-•>#*]+\s", "", line.strip()).strip("* \t") for line in text.strip().splitlines()]
+    labels = [found[1] if (found := _LABELLED.match(line)) else "" for line in lines]
+    pairs = [(0, 1), (-1, -2)] if len(lines) > 1 else []
+    ends = [lines[own] for own, beside in pairs if not (labels[own] and labels[beside] not in ("", labels[own]))]
+    return ends if pairs else lines
+
+
 def _choice(text: str, options: Sequence[str]) -> str | None:
     """`answers.chosen` of a text that holds something."""
     return answers.chosen(text, options) if text.strip() else None
@@ -205,5 +230,7 @@ def _tagged(response: str) -> str | None:
 
 
 def _boxed(response: str) -> str | None:
-    """Content of the last box outside the reasoning; None where there is none or it is not closed."""
-    return answers.boxed(answers.spoken(response))
+    """Content of the last box outside the reasoning, "" where it is one of two ("\\boxed{B} or \\boxed{C}"); None where
+    there is none or it is not closed."""
+    text = answers.spoken(response)
+    return "" if _TWO_BOXES.search(text) else answers.boxed(text)

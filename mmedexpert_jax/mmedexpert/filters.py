@@ -6,6 +6,7 @@ from mmedexpert_jax import answers
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.mmedexpert import paradigm_rules
 from mmedexpert_jax.mmedexpert.record import Check, RawCase
+from mmedexpert_jax.mmedexpert.words import word_count
 
 REASONS = {
     "no-answer-came": "the teacher gave no answer: refused, filtered or failed",
@@ -42,7 +43,7 @@ _FIRST = re.compile(
     r"^\W*(?:the )?(?:final |correct |right |best )*(?:answer|option|choice)\b\W*(?:is|would be|:)?\W*", re.I
 )
 _LOOKED = re.compile(
-    r"\b(?:image|picture|figure|photo\w*|film|radiograph|x-?ray|scan|slice|CT|MR\w?|ultrasound|ECG|trac(?:e|ing)|smear|"
+    r"图|影像|片|可见|显示|\b(?:image|picture|figure|photo\w*|film|radiograph|x-?ray|scan|slice|CT|MR\w?|ultrasound|ECG|trac(?:e|ing)|smear|"
     r"biops\w+|histolog\w+|chart|graph|shows?|shown|seen|visible|mark\w*|line|dot|field|lesion|opaci\w+|bright|dark|white|"
     r"shaded)\b",
     re.I,
@@ -66,7 +67,7 @@ def check(
     parsed = answers.parse(response)
     letter = answers.choice(response, record.options) if record.options else parsed.answer or None
     think = parsed.think or ""
-    count = len(think.split())
+    count = word_count(think)
     found = {
         "cut-short": finish == "length",
         "malformed": not parsed.well_formed,

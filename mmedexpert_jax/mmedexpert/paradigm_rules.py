@@ -9,26 +9,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mmedexpert_jax.data.paradigms import COUNTS, PARADIGMS, statements
+from mmedexpert_jax.mmedexpert.words import UNSPACED, word_count
 
 _AGAINST = re.compile(
     r"\b(?:against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|lacks?|without|does not|"
     r"do not|neither|nor|no longer|cannot|"
-    r"not (?:fit|met|reached|match\w*|explain\w*|expected|seen|present|compatible))\b",
+    r"not (?:fit|met|reached|match\w*|explain\w*|expected|seen|present|compatible))\b"
+    r"|排除|不支持|不符|不太可能|可能性[较更]?[低小]|未见|没有|并无",
     re.I,
 )
 _FOR = re.compile(
-    r"\b(?:fits?|best|supports?|favou?rs?|consistent|explains?|explained|matche?s?|remains?|likely|points? to|is)\b",
+    r"\b(?:fits?|best|supports?|favou?rs?|consistent|explains?|explained|matche?s?|remains?|likely|points? to|is)\b"
+    r"|符合|支持|最可能|一致|提示|是",
     re.I,
 )
 _CAUSAL = re.compile(
     r"→|->|=|:|\b(?:because|since|therefore|thus|hence|so|leads? to|causes?|implies|gives?|adds?|means|results? in|"
-    r"produces?|impairs?|prevents?|raises?|lowers?)\b",
+    r"produces?|impairs?|prevents?|raises?|lowers?)\b"
+    r"|因为|由于|所以|因此|导致|引起|说明",
     re.I,
 )
-_PROBABILITY = re.compile(r"\b(?:prior|posterior|pre-?test|post-?test|likelihood ratio)\b", re.I)
+_PROBABILITY = re.compile(
+    r"\b(?:prior|posterior|pre-?test|post-?test|likelihood ratio)\b|先验|后验|验前|验后|似然比", re.I
+)
 _DIRECTION = re.compile(
     r"→|->|\b(?:raises?|lowers?|increases?|decreases?|more likely|less likely|up to|down to|keeps|argues?|fits|halves|"
-    r"doubles|to (?:about |roughly )?\d+ ?%)",
+    r"doubles|to (?:about |roughly )?\d+ ?%)|升高|降低|更可能|更不可能|增加|减少|升至|降至",
     re.I,
 )
 
@@ -93,10 +99,15 @@ def _no_probability(trace: Statements) -> bool:
 
 def _updates(trace: Statements) -> bool:
     prior = next(
-        (i for i, step in enumerate(trace.steps) if re.search(r"\b(?:prior|pre-?test|base rate)\b", step, re.I)), 0
+        (
+            i
+            for i, step in enumerate(trace.steps)
+            if re.search(r"\b(?:prior|pre-?test|base rate)\b|先验|验前", step, re.I)
+        ),
+        0,
     )
-    between = [re.sub(r"^\s*evidence\s*:", "", step, flags=re.I) for step in trace.steps[prior + 1 : -1]]
-    findings = [part for step in between for part in re.split(r"[,;.]\s", step) if len(part.split()) > 1]
+    between = [re.sub(r"^\s*(?:evidence|证据)\s*[:：]", "", step, flags=re.I) for step in trace.steps[prior + 1 : -1]]
+    findings = [part for step in between for part in re.split(r"[,;.]\s|[，；。]", step) if word_count(part) > 1]
     return len(findings) >= 2 and bool(_DIRECTION.search(" ".join(between)))
 
 
@@ -163,7 +174,9 @@ def _joined(steps: Sequence[str]) -> str:
 
 
 def _stands(option: str, text: str) -> bool:
-    """True for an option that stands in a text as whole words."""
+    """True for an option that stands in a text as whole words, if its script divides words."""
+    if UNSPACED.search(option):
+        return option in text
     return bool(re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text))
 
 

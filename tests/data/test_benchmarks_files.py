@@ -19,6 +19,7 @@ from mmedexpert_jax.data.benchmarks import gmai_mmbench, omnimedvqa
 from mmedexpert_jax.data.tables import _records
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval.published import GMAI as GMAI_TABLE
+from mmedexpert_jax.medeval.scoring import score
 
 
 def png(seed=0, size=(9, 7)):
@@ -206,6 +207,57 @@ def test_pmc_vqa_versions_are_kept_apart(tmp_path):
         benchmarks.load("pmc_vqa", tmp_path, subset="v3")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        '{"A": "Repair", "B": "Plication"}',
+        "{'A': 'Repair', 'B': 'Plication'}",
+        ["Repair", "Plication"],
+        ["A. Repair", "B. Plication"],
+        {"B": "Plication", "A": "Repair", "C": "nan"},
+        {"a": "Repair", "b": "Plication"},
+    ],
+)
+def test_options_of_medxpertqa_as_tools_write_them_again(tmp_path, options):
+    xpert(tmp_path, {"id": "MM-1", "options": options, "images": '["MM-0-a.jpeg"]'})
+    item = benchmarks.load("medxpertqa_mm", tmp_path).items[1]
+    assert (item.options, item.answer, len(item.images)) == (("Repair", "Plication"), "B", 1)
+
+
+def test_images_of_one_name_in_two_folders_are_refused_unless_they_are_one_image(tmp_path):
+    jsonl(tmp_path / "MM" / "test.jsonl", [XPERT | {"images": ["a.png"]}])
+    write(tmp_path / "images" / "test" / "a.png", png(1))
+    write(tmp_path / "images" / "copy" / "a.png", png(1))
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("images\\test\\a.png", png(1))  # as some tools of Windows write it
+    assert benchmarks.load("medxpertqa_mm", tmp_path).items[0].images[0].open() == png(1)
+    write(tmp_path / "images" / "dev" / "a.png", png(2))
+    refused("medxpertqa_mm", tmp_path, "dev/a.png", "which differ")
+
+
+def test_what_is_packed_in_a_form_that_is_not_read_is_named(tmp_path):
+    jsonl(tmp_path / "MM" / "test.jsonl", [XPERT])
+    write(tmp_path / "images.tar.gz", b"\x1f\x8b")
+    refused("medxpertqa_mm", tmp_path, "images.tar.gz is not looked into, unpack it")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("MM/test.jsonl", json.dumps(XPERT))
+    content = bytearray((tmp_path / "all.zip").read_bytes())
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.find(mark) + place] |= 1  # encrypted
+    write(tmp_path / "locked.zip", bytes(content))
+    refused("medxpertqa_mm", tmp_path / "locked.zip", "locked.zip", "encrypted")
+
+
+def test_parts_of_a_table_that_are_not_there_are_named(tmp_path):
+    rows = [{"image": {"bytes": png(1), "path": None}, "question": "Normal?", "answer": "yes"}]
+    for part in (0, 2):
+        parquet(tmp_path / "data" / f"test-0000{part}-of-00003.parquet", rows)
+    refused("pathvqa", tmp_path, "test-00001-of-00003 is not there")
+    refused("vqa_rad", tmp_path, "test-00001-of-00003 is not there")
+    parquet(tmp_path / "data" / "test-00001-of-00003.parquet", rows)
+    assert [item.id for item in benchmarks.load("vqa_rad", tmp_path).items] == ["1", "2", "3"]
+
+
 def test_a_broken_row_of_pmc_vqa_is_named(tmp_path):
     good = ["1", "F.jpg", "c", "Q?", "A:x", "B:y", "C:z", "D:w", "A", "test"]
     table(tmp_path / "test_2.csv", V2, good, good[:-2], [*good[:8], "E", "test"], [*good[:4], "A: ", *good[5:]])
@@ -278,6 +330,28 @@ def test_omnimedvqa_keys_that_are_no_option_stay_and_repeated_options_count(tmp_
     assert [item.columns["raw_answer"] for item in found.items] == ["MRI", "D"]  # the kit takes the last equal option
     assert found.census["keys_without_option"] == 1
     assert "keys that are no option's text: 1" in benchmarks.describe(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "answer"),
+    [
+        ({"gt_answer": "D", "option_B": None}, ("Angiography", "Mammogram", "CT"), "C"),  # a letter of the file
+        ({"gt_answer": "D. CT"}, ("Angiography", "ECG", "Mammogram", "CT"), "D"),
+        ({"gt_answer": 2, "option_A": 1, "option_B": 2, "option_C": 3}, ("1", "2", "3", "CT"), "B"),
+        ({"option_C": "nan"}, ("Angiography", "ECG", "CT"), "C"),
+    ],
+)
+def test_a_key_of_omnimedvqa_is_the_option_that_it_means(tmp_path, change, options, answer):
+    omni(tmp_path, OMNI | change)
+    (item,) = benchmarks.load("omnimedvqa", tmp_path).items
+    assert (item.options, item.answer) == (options, answer)
+
+
+def test_an_object_a_line_may_stand_behind_a_byte_order_mark(tmp_path):
+    omni(tmp_path, OMNI)
+    lines = [json.dumps(OMNI | {"question_id": str(number)}) for number in range(2)]
+    write(tmp_path / "QA_information" / "Open-access" / "Chest CT Scan.json", "\ufeff" + "\r\n".join(lines))
+    assert len(benchmarks.load("omnimedvqa", tmp_path).items) == 2
 
 
 def test_omnimedvqa_names_broken_rows(tmp_path):
@@ -517,6 +591,10 @@ def test_mmmu_reads_options_and_images_of_five_subjects(tmp_path):
     assert choice.options == ("<image 2>", "it's B") and [i.open() for i in choice.images] == [png(1), png(2)]
     assert (answered.kind, answered.answer, answered.columns) == ("open", "8", {"kit": "mmmu"})
     assert choice.labels["subject"] == "Basic Medical Science" and len(found.items) == 10
+    several = rows[1] | {"answer": "['8', 'eight']"}
+    parquet(tmp_path / "Public_Health" / "validation-00000-of-00001.parquet", [several])
+    item = benchmarks.load("mmmu_medical", tmp_path).items[-1]
+    assert [score(item, said, form="plain").right for said in ("Eight", "8", "9")] == [True, True, False]
     (tmp_path / "Pharmacy" / "validation-00000-of-00001.parquet").write_bytes(b"PAR1")
     refused("mmmu_medical", tmp_path, "Pharmacy", "not a readable Parquet file")
 

@@ -13,6 +13,7 @@ from mmedexpert_jax.medeval.scoring import (
     judge_choice,
     read_choice,
     read_official,
+    read_yes_no,
     score,
 )
 
@@ -308,3 +309,47 @@ def test_no_response_breaks_a_scorer(response, scorer, form):
 def test_signs_are_compared_and_marks_around_an_open_answer_do_not_matter(gold, said, right):
     found = score(Case("1", "q", (), gold), f"<answer>{said}</answer>")
     assert (found.right, found.f1) == (right, float(right))
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "letter"),
+    [
+        ("10-20%", ("5–10%", "10–20%"), "B"),
+        ("50mg", ("5 mg", "50 mg"), "B"),
+        ("5 mg", ("5 mg", "50 mg"), "A"),
+        ("C. 5 mg", ("5 mg", "50 mg", "0.5 mg"), None),
+        ("the left ventricle", ("Left atrium", "Left ventricle"), "B"),
+        ("Type 1 diabetes", ("Type 1 diabetes", "Type 1 diabetes with ketoacidosis"), "A"),
+        ("Ja, es liegt eine Fraktur vor.", ("Ja", "Nein"), "A"),
+        ("No.", ("Ja", "Nein"), "B"),
+        ("是的，有骨折。", ("是", "否"), "A"),
+        ("لا، لا يوجد", ("نعم", "لا"), "B"),
+        ("No, the lesion is not visible.", ("Yes", "No", "Maybe"), "B"),
+        ("Yes and no", ("Yes", "No"), None),
+        ("答案是心力衰竭。", ("肺炎", "心力衰竭"), "B"),
+        ("最可能的诊断是心力衰竭（B）。", ("肺炎", "心力衰竭"), "B"),
+        ("الإجابة هي فشل القلب.", ("التهاب رئوي", "فشل القلب"), "B"),
+    ],
+)
+def test_options_that_are_numbers_or_words_of_any_language(said, options, letter):
+    assert read_choice(said, options, "plain") == letter
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ("Sí.", "yes"),
+        ("Nein, keine Fraktur", "no"),
+        ("是", "yes"),
+        ("没有", "no"),
+        ("いいえ", "no"),
+        ("Yes, there is no effusion.", "yes"),
+        ("There is no doubt that a fracture is seen", None),
+        ("The answer is not yes", None),
+        ("No, wait: yes", None),
+        ("Non-contrast CT", None),
+        ("no evidence of fracture", "no"),
+    ],
+)
+def test_yes_and_no_of_any_language_as_a_person_reads_them(said, verdict):
+    assert read_yes_no(said, "plain") == verdict

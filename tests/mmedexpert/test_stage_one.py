@@ -25,6 +25,7 @@ from mmedexpert_jax.mmedexpert import (
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
 from mmedexpert_jax.mmedexpert.paradigm_rules import FORBIDDEN, REQUIRED
 from mmedexpert_jax.mmedexpert.record import RawCase, held
+from mmedexpert_jax.mmedexpert.words import word_count
 from mmedexpert_jax.remote import EndpointReply
 
 
@@ -51,6 +52,43 @@ def test_sound_traces_and_exemplars_pass_under_their_own_paradigm_alone(paradigm
             p for p in PARADIGMS if filters.check(render(exemplar.traces[paradigm], exemplar.answer), case, p).passed
         ]
         assert passed == [paradigm]
+
+
+CHINESE = {
+    "differential": "(1)候选诊断有痛风、败血症和狼疮。(2)患者没有发热，败血症的可能性较低。"
+    "(3)抗体滴度正常，可排除狼疮。(4)关节液中的尿酸盐结晶符合痛风。",
+    "intuitive": "（1）中年男性饮酒后夜间第一跖趾关节突发红肿热痛，这些表现构成一个典型的模式。"
+    "（2）该模式是痛风的典型特征，因此考虑痛风。",
+    "analytical": "(1)血尿酸过饱和，因此在关节内析出尿酸盐结晶。"
+    "(2)结晶被吞噬后释放炎症介质，导致关节红肿热痛。(3)所以诊断为痛风。",
+    "bayesian": "(1)先验：在该年龄段，败血症少见。(2)证据：偏光镜下见结晶，痛风的可能性升高；"
+    "患者体温正常，感染的可能性降低。(3)后验：痛风最可能。",
+}
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_a_chinese_trace_is_as_long_as_its_characters_make_words_and_makes_its_moves(paradigm):
+    case = record("最可能的诊断是什么？", ("痛风", "败血症", "狼疮"))
+    found = {p: filters.check(render(CHINESE[paradigm], "A"), case, p, (30, 60)) for p in PARADIGMS}
+    assert found[paradigm].passed, found[paradigm].reasons
+    assert "too-short" in filters.check(render(CHINESE[paradigm], "A"), case, paradigm, (70, 90)).reasons
+    assert not found["bayesian"].passed or paradigm == "bayesian"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("one two  three", 3),
+        ("→ a", 2),
+        ("患者发热三天", 4),
+        ("CT 显示肺炎。", 4),
+        ("ผู้ป่วยมีไข้", 3),
+        ("", 0),
+        ("환자는 열이 있다", 3),
+    ],
+)
+def test_words_are_counted_in_scripts_with_and_without_blanks(text, words):
+    assert word_count(text) == words
 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)

@@ -54,7 +54,7 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = [row.label(letter) for letter in "ABCDE"]
     while texts and texts[-1].lower() in ABSENT:
         texts.pop()
-    if len(texts) < 2 or any(not text for text in texts):
+    if len(texts) < 2 or any(map(rows.absent, texts)):
         raise row.bad("A to E", "at least two texts without a gap are needed")
     task = row.text("clinical VQA task", "clinical vqa task")
     image = row.image("image") if row.values.get("image") else files.image(row.text("image_path"), row.where)

@@ -42,7 +42,7 @@ def _item(part: str) -> Callable[[rows.Row, Files, str], Case]:
         values = row.values | {"label": label[0] if isinstance(label, list) and len(label) == 1 else label}
         row = rows.Row(values, row.where, row.number)
         full = row.text("question")
-        found = row.values.get("images") or []
+        found = row.written("images") or []
         names = found if isinstance(found, list) else [found]
         names = [image.get("image_path", "") if isinstance(image, Mapping) else image for image in names]
         if part == "MM" and not names:

@@ -3,10 +3,10 @@
 The test part has no answers. Images of the options stand among the item's images, in order of their number.
 """
 
-import ast
 from collections.abc import Iterable
 from dataclasses import replace
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
@@ -33,7 +33,8 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     choice = row.text("question_type") == "multiple-choice"
     options = _options(row) if choice else ()
-    answer = row.letter(len(options), "answer") if choice else row.text("answer")
+    answer, *others = [row.letter(len(options), "answer")] if choice else _accepted(row)
+    accepted = {"accepted": tuple(others)} if others else {}
     images = tuple(row.image(key) for key in IMAGES if row.values.get(key) is not None)
     return Case(
         id=row.text("id"),
@@ -43,19 +44,23 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
         images=images,
         kind="choice" if choice else kind_of(answer),
         labels={"subject": row.text("subject").replace("_", " "), "difficulty": row.label("topic_difficulty")},
-        columns={"kit": "mmmu"},
+        columns={"kit": "mmmu"} | accepted,
     )
 
 
 def _options(row: rows.Row) -> tuple[str, ...]:
     """The list that the cell spells as Python."""
-    try:
-        texts = ast.literal_eval(row.text("options"))
-    except (ValueError, SyntaxError):
-        raise row.bad("options", "a list of texts is needed") from None
+    texts = row.written("options")
     if not isinstance(texts, list) or not 2 <= len(texts) <= 10:
-        raise row.bad("options", f"2 to 10 texts are needed, got {texts!r:.60}")
+        raise row.bad("options", f"2 to 10 texts are needed, got {border.shown(texts)}")
     return tuple(str(text).strip() for text in texts)
+
+
+def _accepted(row: rows.Row) -> list[str]:
+    """The answers that are right for an open question, of which the cell may spell a list as Python."""
+    found = row.written("answer")
+    texts = [str(text).strip() for text in found] if isinstance(found, list) else []
+    return [text for text in texts if text] or [row.text("answer")]
 
 
 register(

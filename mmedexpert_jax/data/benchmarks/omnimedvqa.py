@@ -44,15 +44,15 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
 
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     shown = {letter: row.values.get(f"option_{letter}") for letter in "ABCD"}
-    options = {letter: text for letter, text in shown.items() if isinstance(text, str) and text.strip()}
+    options = {letter: row.text(f"option_{letter}") for letter, text in shown.items() if not rows.absent(text)}
     if len(options) < 2:
         raise row.bad("option_A to option_D", "at least two texts are needed")
     gold = row.text("gt_answer")
     return Case(
         id=row.text("question_id"),
         question=row.text("question"),
-        options=tuple(text.strip() for text in options.values()),
-        answer=_key(gold, list(options.values())),
+        options=tuple(options.values()),
+        answer=_key(gold, options),
         images=(files.image(row.text("image_path"), row.where),),
         labels={
             "modality": row.label("modality_type", "modality"),
@@ -60,20 +60,21 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
             "dataset": row.label("dataset"),
         },
         columns={
-            "raw_options": tuple(f"{letter}. {text}" for letter, text in options.items()),
-            "raw_answer": ([letter for letter, text in options.items() if text == row.values["gt_answer"]] or [gold])[
-                -1
-            ],
+            "raw_options": tuple(f"{letter}. {shown[letter]}" for letter in options),
+            "raw_answer": ([letter for letter in options if shown[letter] == row.values["gt_answer"]] or [gold])[-1],
         },
     )
 
 
-def _key(gold: str, options: list[str]) -> str:
-    """Letter of the first option with the key's text, exactly or but for case, spaces and a stop; else the text."""
+def _key(gold: str, options: dict[str, str]) -> str:
+    """Letter, by place, of the first option with the key's text, exactly or but for case, spaces and a stop, or else of
+    the option whose letter it is in the file, alone or before the option's text; else the text."""
     for same in (str, lambda text: " ".join(text.lower().split()).rstrip(". ")):
-        for letter, text in zip("ABCD", options, strict=False):
-            if same(text) == same(gold):
-                return letter
+        forms = [(text, f"{letter}. {text}", letter) for letter, text in options.items()]
+        for form in zip(*forms, strict=True):
+            for letter, text in zip("ABCD", form, strict=False):
+                if same(text) == same(gold):
+                    return letter
     return gold
 
 

@@ -40,7 +40,8 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     if lacking := [letter for letter in "ABCD" if row.values.get(f"Choice {letter}") is None]:
         raise row.bad(f"Choice {lacking[0]}", "no such column")
-    cells = [str(row.values[f"Choice {letter}"]) for letter in "ABCD"]
+    given = [row.values[f"Choice {letter}"] for letter in "ABCD"]
+    cells = ["" if rows.absent(cell) else str(cell) for cell in given]
     cleaned = [clean(cell) for cell in cells]
     options = tuple(text for _, text in cleaned)
     answer = _key(row, options)

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.answers import lettered, unlabelled
-from mmedexpert_jax.data import tables
+from mmedexpert_jax.data import forms, tables
 from mmedexpert_jax.data.benchmarks.source import Entry, MissingImage
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.errors import DataError
@@ -32,7 +32,7 @@ class Row:
         if isinstance(value, int | float) and not isinstance(value, bool):
             whole = isinstance(value, float) and value.is_integer()  # 2.0, as pandas writes numbers beside empty cells
             value = str(int(value) if whole else value)
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or absent(value):
             raise DataError(f"{self.where}, key {' or '.join(keys)}: a text is needed, got {value!r}")
         return value.strip()
 
@@ -60,7 +60,7 @@ class Row:
 
     def texts(self, key: str, count: int = 0) -> tuple[str, ...]:
         """A list of 2 to 10 texts, or of `count`, without the letters that may stand before them. Raises DataError."""
-        value = self.values.get(key)
+        value = self.written(key)
         if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
             raise self.bad(key, f"a list of texts is needed, got {border.shown(value)}")
         if len(value) != count if count else not 2 <= len(value) <= len(LETTERS):
@@ -68,12 +68,15 @@ class Row:
         return tuple(unlabelled([text.strip() for text in value]))
 
     def choices(self, key: str) -> tuple[str, ...]:
-        """2 to 10 texts under their letters: {A: text}, a list of {letter or key, content or value}, or lines "A text".
+        """2 to 10 texts under their letters: {A: text}, a list of {letter or key, content or value} or of texts, each
+        also as JSON or Python writes it, or lines "A text".
 
-        Raises DataError, also where the letters are not A, B, C ... in order.
+        Raises DataError, also where the letters are not A, B, C ... without a gap.
         """
-        value = self.values.get(key)
-        if isinstance(value, str):
+        value = self.written(key)
+        if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+            value = dict(zip(LETTERS, unlabelled(value), strict=False)) if len(value) <= len(LETTERS) else None
+        elif isinstance(value, str):
             lines = [_LINE.fullmatch(line) for line in value.splitlines() if line.strip()]
             value = {line[1]: line[2] for line in lines if line} if all(lines) else None
         elif isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
@@ -81,14 +84,24 @@ class Row:
         if not isinstance(value, Mapping):
             raise self.bad(key, f"an object of letters and texts is needed, got {border.shown(self.values.get(key))}")
         # Parquet gives every key that any row has, with None where a row lacks it; CMB leaves unused letters empty.
-        found = {letter: text for letter, text in value.items() if text not in (None, "")}
+        found = {letter: text for letter, text in value.items() if not absent(text)}
         if not all(isinstance(text, str | int | float) for text in found.values()):
             raise self.bad(key, f"every option is a text, got {border.shown(value)}")
-        texts = {letter: str(text).strip() for letter, text in found.items()}
+        texts = {str(letter).strip().upper(): str(found[letter]).strip() for letter in sorted(found, key=str)}
         wanted = LETTERS[: len(texts)]
         if not 2 <= len(texts) <= len(LETTERS) or list(texts) != list(wanted) or not all(texts.values()):
             raise self.bad(key, f"the letters are {border.shown(', '.join(map(str, texts)))}, not {', '.join(wanted)}")
         return tuple(texts.values())
+
+    def written(self, key: str) -> Any:
+        """The value of a key; of a text that is a list or an object as JSON or Python writes it, what it is."""
+        value = self.values.get(key)
+        if not isinstance(value, str) or not value.strip().startswith(("[", "{")):
+            return value
+        try:
+            return forms.items(value)
+        except DataError as error:
+            raise self.bad(key, str(error)) from None
 
     def letters(self, count: int, key: str) -> str:
         """The letter of a key, or "A, B, D" of one that names several options, which no single choice equals."""
@@ -103,11 +116,18 @@ class Row:
         value = self.values.get(key)
         if value is None:
             raise MissingImage(f"{self.where}, key {key}: no image")
+        if not callable(value):  # a path that stands without bytes
+            raise MissingImage(f"{self.where}, key {key}: no bytes of an image, got {border.shown(value)}")
         return ImageRef(f"{self.where}, {key}", value)
 
     def bad(self, key: str, problem: str) -> DataError:
         """The error of a key, to raise."""
         return DataError(f"{self.where}, key {key}: {problem}")
+
+
+def absent(value: Any) -> bool:
+    """True for an empty cell, also as pandas writes one."""
+    return value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan", "<na>"))
 
 
 def read(found: tuple[str, Entry], images: Sequence[str] = ("image",)) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 import fnmatch
 import functools
 import os
+import re
 import unicodedata
 import zipfile
 from collections import defaultdict
@@ -11,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.tables import InFolder
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.processing.images import ImageRef
 
 JUNK = ("__MACOSX/", "/._", ".cache/")
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.\w+")
+PACKED = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar", ".zip")  # a zip in a zip is not looked into
 
 
 class MissingImage(DataError):
@@ -30,12 +34,27 @@ class InZip:
     member: str
 
     def open(self) -> BinaryIO:
-        """The member, seekable; going back reads it from its beginning."""
-        return open_archive(self.archive, os.getpid()).open(self.member)  # type: ignore[return-value]
+        """The member, seekable; going back reads it from its beginning. Raises DataError if it cannot be unpacked."""
+        try:
+            return open_archive(self.archive, os.getpid()).open(self.member)  # type: ignore[return-value]
+        except (RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:  # a password, a method of its own
+            raise DataError(f"{self.archive}, {self.member}: {border.cut(str(error))}; unpack it by hand") from None
 
     def __call__(self) -> bytes:
-        """All of it."""
-        return open_archive(self.archive, os.getpid()).read(self.member)
+        """All of it. Raises as `open`."""
+        with self.open() as file:
+            return file.read()
+
+    def size(self) -> int:
+        """Bytes of it."""
+        return self._info().file_size
+
+    def checksum(self) -> int:
+        """CRC-32 of its content, as the zip has it."""
+        return self._info().CRC
+
+    def _info(self) -> zipfile.ZipInfo:
+        return open_archive(self.archive, os.getpid()).getinfo(self.member)
 
 
 Entry = InFolder | InZip
@@ -58,6 +77,7 @@ class Files:
         self.name, self.root, self.expects = name, root, expects
         self._by_name: dict[str, list[tuple[str, Entry]]] = defaultdict(list)
         for path, entry in entries:
+            path = path.replace("\\", "/")  # as some tools of Windows write a zip's members
             if not any(junk in f"/{path}" for junk in JUNK):
                 self._by_name[_composed(path.rpartition("/")[2])].append((path, entry))
 
@@ -94,11 +114,25 @@ class Files:
         return cls(f"hub:{repository}", Path(), iter([*plain, *zipped]))
 
     def find(self, pattern: str) -> list[tuple[str, Entry]]:
-        """Entries whose path ends with `pattern` ("QA_information/Open-access/*.json"), sorted by path."""
+        """Entries whose path ends with `pattern` ("QA_information/Open-access/*.json"), sorted by path.
+
+        Raises DataError where some parts of a file in parts are missing.
+        """
         name = pattern.rpartition("/")[2]
         pools = [self._by_name[name]] if name in self._by_name else self._by_name.values()
         found = [pair for pool in pools for pair in pool if _ends(pair[0], pattern)]
+        self._refuse_gap([name for name, _ in found])
         return sorted(dict(reversed(found)).items())
+
+    def _refuse_gap(self, names: Sequence[str]) -> None:
+        """Raises DataError where of a file's parts, "-00000-of-00003", some are not there: a part is no benchmark."""
+        parts = {(match[1], match[3]) for match in map(_PART.fullmatch, names) if match}
+        for start, count in sorted(parts):
+            there = {int(match[2]) for match in map(_PART.fullmatch, names) if match and match[1] == start}
+            if lacking := sorted(set(range(int(count))) - there):
+                raise DataError(
+                    f"{self.name}: {start}-{lacking[0]:05d}-of-{count} is not there; fetch all {int(count)} parts"
+                )
 
     def need(self, *patterns: str) -> list[tuple[str, Entry]]:
         """`find` of the first pattern that finds something. Raises DataError."""
@@ -109,20 +143,44 @@ class Files:
         more = f" and {len(held) - 5} more" if len(held) > 5 else ""
         some = (", ".join(held[:5]) or "nothing") + more
         wanted = self.expects or " or ".join(patterns)
-        raise DataError(f"{self.name} holds no {' or '.join(patterns)} (but {some}); give the place with {wanted}")
+        raise DataError(
+            f"{self.name} holds no {' or '.join(patterns)} (but {some}); give the place with {wanted}{self._packed()}"
+        )
 
     def one(self, *patterns: str) -> tuple[str, Entry]:
         """The entry that `need` finds with the shortest path."""
         return min(self.need(*patterns), key=lambda pair: (len(pair[0]), pair[0]))
 
     def image(self, path: str, where: str) -> ImageRef:
-        """The image whose path ends as `path` does. Raises MissingImage, which names `where`."""
+        """The image whose path ends as `path` does. Raises MissingImage, which names `where`; DataError where files of
+        several folders do that are not the same."""
         wanted = _composed(path.strip().replace("\\", "/").removeprefix("./").lstrip("/"))
         pool = self._by_name.get(wanted.rpartition("/")[2], ()) if wanted else ()
-        for candidate, entry in pool:
-            if f"/{_composed(candidate)}".endswith(f"/{wanted}"):
-                return ImageRef(wanted, entry)
-        raise MissingImage(f"{where}: no image {path!r}")
+        found = [(name, entry) for name, entry in pool if f"/{_composed(name)}".endswith(f"/{wanted}")]
+        if not found:
+            raise MissingImage(f"{where}: no image {path!r}{self._packed()}")
+        if not _alike([entry for _, entry in found]):
+            names = " and ".join(name for name, _ in found[:2])
+            raise DataError(f"{where}: image {path!r} may be {names}, which differ; leave one of them")
+        return ImageRef(wanted, found[0][1])
+
+    def _packed(self) -> str:
+        """A word on an archive among the files that is not looked into; "" where there is none."""
+        name = next((name for name in self._by_name if name.lower().endswith(PACKED)), "")
+        return f"; {name} is not looked into, unpack it" if name else ""
+
+
+def _alike(entries: Sequence[Entry]) -> bool:
+    """True where files of one name are of one size, and those in folders of one content, and those in zips: a file is
+    not read to compare it with its copy in a zip, since whole sets lie so."""
+    if len(entries) < 2:
+        return True
+    try:
+        sizes = {entry.size() for entry in entries}
+        contents = [{entry.checksum() for entry in entries if isinstance(entry, kind)} for kind in (InFolder, InZip)]
+    except OSError:  # a link to nowhere, which is named when it is opened
+        return True
+    return len(sizes) == 1 and all(len(content) < 2 for content in contents)
 
 
 def _composed(path: str) -> str:

@@ -1,0 +1,18 @@
+"""The length of a text in words, also in scripts that set no blanks between them."""
+
+import re
+
+# Chinese and Japanese; Thai, Lao, Burmese and Khmer: each with its characters a word.
+_SCRIPTS = (("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]", 1.5), ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]", 4.0))
+UNSPACED = re.compile("|".join(script for script, _ in _SCRIPTS))
+
+
+def word_count(text: str) -> int:
+    """Words of a text: what blanks divide, and of scripts without blanks as many as their characters commonly make."""
+    if not UNSPACED.search(text):
+        return len(text.split())
+    unspaced = 0.0
+    for script, characters in _SCRIPTS:
+        text, number = re.subn(script, " ", text)
+        unspaced += number / characters
+    return round(unspaced) + sum(any(map(str.isalnum, word)) for word in text.split())
