@@ -24,15 +24,15 @@ HEAD = """
 Table 3 and Figure 3 over seeds, on a model and data set of this package:
 
 ```sh
-{command} --config.plan=True  # stages left, and their time
+{command} --plan  # stages left, and their time
 {command}
 python docs/reproduce.py runs/ablation-{preset}  # writes this page
 ```
 
 Every stage (an expert, a merge, a policy, an evaluation) is a run in a directory named by a hash of the fields, the
 seed and the stages that it depends on. What two rows need is made once; the same command goes on after a kill; a
-changed field makes anew what depends on it and nothing else. `--config.rows="Base,GRPO,GBA"` asks for some rows,
-`--config.rivals=last` replaces TIES in the last merge alone, `--config.stages=FOLDER` shares stages among sweeps.
+changed field makes anew what depends on it and nothing else. `rows="Base,GRPO,GBA"` asks for some rows,
+`rivals=last` replaces TIES in the last merge alone, `stages=FOLDER` shares stages among sweeps.
 
 Sweeps over one folder of stages may run at once, each with seeds of its own: where two need the same stage (the base's
 evaluations), one makes it and the other waits. On two cores this pays, since a step uses a second core only in part:
@@ -40,11 +40,11 @@ ten steps of `configs/gba.py:mini` took 49 s on two cores and 69 s on one, so th
 of the time of one with both. The last command finds all stages done and writes the result over all seeds:
 
 ```sh
-sweep="python -m mmedexpert_jax.launch --config=configs/ablation.py:{preset} --config.stages=runs/stages"
-taskset -c 0 $sweep --config.workdir=runs/a --config.seeds=0,1,2 &
-taskset -c 1 $sweep --config.workdir=runs/b --config.seeds=3,4 &
+sweep="mmedexpert ablation:{preset} stages=runs/stages"
+taskset -c 0 $sweep workdir=runs/a seeds=0,1,2 &
+taskset -c 1 $sweep workdir=runs/b seeds=3,4 &
 wait
-$sweep --config.seeds=0,1,2,3,4
+$sweep seeds=0,1,2,3,4
 ```
 
 `configs/ablation.py:omnimedvqa` is the job of Table 4: GBA on 1,000 items of OmniMedVQA, evaluated on those that share
@@ -108,11 +108,11 @@ def keep(run: Path, how: str = "") -> None:
 def page(result: dict[str, Any]) -> str:
     """The text of docs/reproduction.md."""
     preset, seeds = result["preset"], ",".join(map(str, result["seeds"]))
-    command = f"python -m mmedexpert_jax.launch --config=configs/ablation.py:{preset} --config.seeds={seeds}"
+    command = f"mmedexpert ablation:{preset} seeds={seeds}"
     if len(result["rows"]) < len(table3.rows()):
-        command += f' --config.rows="{",".join(row["name"] for row in result["rows"])}"'
+        command += f' rows="{",".join(row["name"] for row in result["rows"])}"'
     if result["price"]:
-        command += f" --config.price={result['price']:g}"
+        command += f" price={result['price']:g}"
     head = TITLE + HEAD.format(command=command, preset=preset)
     made = result["made"]
     devices = ", ".join(made["devices"])
