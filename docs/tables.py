@@ -94,7 +94,7 @@ def measured_table(learning: dict, pipeline: dict, merge: dict) -> str:
         [
             "`configs/pipeline.py`, the paper from data to table, one seed, greedy",
             f"base {percent['base']} %, experts {experts[0]} to {experts[-1]} %, merged {percent['merged experts']} %, "
-            f"GBA {percent['GBA']} %, final {percent['final']} %; {_minutes(pipeline['result']['seconds'])}",
+            f"GBA {percent['GBA']} %, final {percent['final']} %",
         ],
         [
             "TIES of five 0.5B checkpoints on disk, against mergekit in the same run",
@@ -243,10 +243,6 @@ def _points(gain: float, interval: dict) -> str:
 def _digits(value: float) -> str:
     """Three digits, large numbers whole."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
 # name of a block: the results that its table is made of, and the function that makes it of them

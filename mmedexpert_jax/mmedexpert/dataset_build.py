@@ -12,12 +12,14 @@ from pyarrow import parquet
 from mmedexpert_jax.data import columns
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.data.columns import IMAGES, TEXT, TEXTS
+from mmedexpert_jax.data.contamination import without_last_question, words_in
 from mmedexpert_jax.errors import ConfigError, RemoteError
 from mmedexpert_jax.mmedexpert import filters
-from mmedexpert_jax.mmedexpert.record import Trace
+from mmedexpert_jax.mmedexpert.record import RawCase, Trace
 from mmedexpert_jax.mmedexpert.review import Verdict
 
 SPLITS = ("train", "dev", "test")
+VIGNETTE = 12  # words from which on the text before a last question tells a patient, and is no mere introduction
 
 
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
@@ -113,18 +115,30 @@ def choose(
 
 
 def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[str, list[Built]]:
-    """The splits, by a seeded hash of the case within each specialty: all traces of a case stay together, and a case
-    keeps its place in the hash's order when others are added. A specialty of one case gives it to train."""
+    """The splits, by a seeded hash of the case within each specialty: all traces of a case and all questions on one
+    vignette stay together, and a case keeps its place in the hash's order when others are added. A specialty of one
+    case gives it to train."""
     parts: dict[str, list[Built]] = {name: [] for name in SPLITS}
+    known: dict[str, str] = {}  # split by vignette, which questions of several specialties may share
     for specialty in SPECIALTIES:
         members = [one for one in built if one.trace.specialty == specialty]
-        cases = sorted({one.trace.case.id for one in members}, key=lambda id: _hash(f"{seed}:{id}"))
-        first, second = round(test * len(cases)), round((test + dev) * len(cases))
-        names = ["test"] * first + ["dev"] * (second - first) + ["train"] * (len(cases) - second)
-        place = dict(zip(cases, names, strict=True))
+        groups: dict[str, set[str]] = {}
         for one in members:
-            parts[place[one.trace.case.id]].append(one)
+            groups.setdefault(_vignette(one.trace.case), set()).add(one.trace.case.id)
+        count, done = sum(map(len, groups.values())), 0
+        first, second = round(test * count), round((test + dev) * count)
+        for vignette, ids in sorted(groups.items(), key=lambda group: _hash(f"{seed}:{min(group[1])}")):
+            known.setdefault(vignette, ("test", "dev", "train")[(done >= first) + (done >= second)])
+            done += len(ids)
+        for one in members:
+            parts[known[_vignette(one.trace.case)]].append(one)
     return {name: sorted(part, key=lambda one: _hash(f"{seed}:{one.trace.id}")) for name, part in parts.items() if part}
+
+
+def _vignette(case: RawCase) -> str:
+    """What questions on one vignette share: the text before the last question; of a short one the case's own id."""
+    words = words_in(without_last_question(case.question))
+    return " ".join(words) if len(words) >= VIGNETTE else f"id {case.id}"
 
 
 def write(directory: Path, parts: Mapping[str, Sequence[Built]]) -> dict[str, str]:

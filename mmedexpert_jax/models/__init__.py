@@ -1,4 +1,4 @@
-"""The only folder that knows Flax modules: Qwen2-VL and Qwen2.5-VL as pure functions of parameters and batches."""
+"""The only folder that knows Flax modules: models of five families as pure functions of parameters and batches."""
 
 import importlib.util
 from typing import TYPE_CHECKING, Any

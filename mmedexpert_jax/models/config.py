@@ -1,4 +1,4 @@
-"""The shape of a Qwen2-VL or Qwen2.5-VL model, read from and written to Hugging Face's config.json."""
+"""The shape of a model of any family, read from and written to Hugging Face's config.json."""
 
 import json
 import sys
@@ -122,7 +122,7 @@ def shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The decoder: grouped-query attention, M-RoPE, SwiGLU."""
+    """The decoder: grouped-query attention, rotary positions, a gated MLP."""
 
     vocab_size: int
     hidden_size: int
@@ -209,7 +209,7 @@ class ModelConfig:
 
     @property
     def family(self) -> str:
-        """The model_type, "qwen2_vl" or "qwen2_5_vl"."""
+        """The model_type, such as "qwen2_5_vl"."""
         return self.vision.family
 
     @classmethod

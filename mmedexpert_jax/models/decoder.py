@@ -1,4 +1,4 @@
-"""The decoder that the families share: attention between projections, SwiGLU, rotary positions, and layers run in turn.
+"""The decoder that the families share: attention between projections, a gated MLP, rotary positions, and layers run in turn.
 
 A caller chooses the attention of a pass (over a prompt, over continuations, over a cache); a layer hands it rotated
 queries and keys and gets back what is mixed, and what is to be kept for later tokens:
@@ -112,7 +112,7 @@ class TextAttention(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """Pre-norm: attention, then SwiGLU."""
+    """Pre-norm: attention, then the gated MLP."""
 
     def __init__(self, config: TextConfig):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -41,7 +41,7 @@ _ALIGNMENT = 64  # bytes
 def load_model(
     src: str | Path, dtype: Any = None, mesh: jax.sharding.Mesh | None = None, seed: int = 0
 ) -> tuple[Model, dict]:
-    """Model and parameters of the family Qwen2-VL / Qwen2.5-VL, adapters folded in.
+    """Model and parameters, adapters folded in.
 
     Folding into bfloat16 rounds small deltas away, and says so: `load_policy` keeps them.
 

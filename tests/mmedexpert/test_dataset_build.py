@@ -1,0 +1,42 @@
+"""The splits of a data set: by case, and by the vignette that several questions share."""
+
+from types import SimpleNamespace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmedexpert_jax.mmedexpert.dataset_build import Built, split
+
+STEM = "A 67-year-old woman has had a fever, a cough and confusion for two days, patient {}. "
+
+
+def built(id, question, specialty="AM", paradigm="bayesian"):
+    case = SimpleNamespace(id=id, question=question)
+    return Built(SimpleNamespace(case=case, specialty=specialty, id=f"{id}.{paradigm}", paradigm=paradigm), "", "none")
+
+
+def places(parts):
+    return {one.trace.case.id: name for name, part in parts.items() for one in part}
+
+
+@given(st.integers(0, 99))
+def test_questions_on_one_vignette_are_in_one_split(seed):
+    asked = ("What is the diagnosis?", "What is given first?")
+    rows = [
+        built(f"case-{patient}-{number}", STEM.format(patient) + question, ("AM", "BS")[number])
+        for patient in range(20)
+        for number, question in enumerate(asked)
+    ]
+    found = places(split(rows, 0.2, 0.2, seed))
+    assert all(found[f"case-{patient}-0"] == found[f"case-{patient}-1"] for patient in range(20))
+    assert set(found.values()) == {"train", "dev", "test"}
+
+
+def test_short_introductions_are_shared_by_chance_and_part_nothing():
+    rows = [built(f"case-{i}", f"A patient comes in. What is {i} times 2?") for i in range(10)]
+    parts = split(rows, 0.2, 0.2, 0)
+    assert {name: len(part) for name, part in parts.items()} == {"train": 6, "dev": 2, "test": 2}
+
+
+def test_a_specialty_of_one_case_gives_it_to_train():
+    assert places(split([built("case-1", "Why?")], 0.2, 0.2, 0)) == {"case-1": "train"}
