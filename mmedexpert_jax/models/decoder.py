@@ -1,4 +1,4 @@
-"""The decoder that the families share: attention between projections, a gated MLP, rotary positions, and layers run in turn.
+"""The decoder that the families share: attention between projections, a gated MLP, rotary positions, layers in turn.
 
 A caller chooses the attention of a pass (over a prompt, over continuations, over a cache); a layer hands it rotated
 queries and keys and gets back what is mixed, and what is to be kept for later tokens:
