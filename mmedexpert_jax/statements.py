@@ -26,9 +26,13 @@ _ELEMENT = re.compile(
 _RULE = re.compile(r"^[ \t]*+[|:]?[ \t]*+-[-|: \t]*$", re.MULTILINE)  # of a table
 # "not B but C" states C, also in other languages of medical examinations.
 _CONTRAST = re.compile(
-    r",?\s*+(?:\b(?i:(?:is\s+)?not|(?:is)?n['’]t|(?:ist\s+)?nicht|no\s+es|n['’]est\s+pas|non\s+è|não\s+é|не)\s+|不[是选選]\s*)"
-    r"(?:option\s+)?[(\[]?[A-J][)\]]?\s*+(?:[,，]?\s*+(?:\b(?i:but|sondern|sino|mais|bensì|ma|mas|а)\s+(?:rather\s+)?|而是\s*)"
-    r"|,(?=\s*(?:is|it)\b))"
+    r",?\s*+"
+    # "not", in seven languages
+    r"(?:\b(?i:(?:is\s+)?not|(?:is)?n['’]t|(?:ist\s+)?nicht|no\s+es|n['’]est\s+pas|non\s+è|não\s+é|не)\s+|不[是选選]\s*)"
+    # the letter that is denied
+    r"(?:option\s+)?[(\[]?[A-J][)\]]?\s*+"
+    # "but", or a comma before "is" or "it"
+    r"(?:[,，]?\s*+(?:\b(?i:but|sondern|sino|mais|bensì|ma|mas|а)\s+(?:rather\s+)?|而是\s*)|,(?=\s*(?:is|it)\b))"
 )
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD_ENDS = rf"(?![^\W{_CJK}]|['’]|-\w)"  # not "C-section", "B12" or "I'd"; a Chinese character may follow
@@ -42,8 +46,8 @@ _THINGS = ("cells?", "lymphocytes?", "symptoms?", "section", "peptide", "dimers?
 NO_LABEL = rf"(?!\s(?:{'|'.join(_THINGS)})\b|\.?\s?(?:{'|'.join(_SPECIES)})\b)"
 # A lone A or I may be a word; as a label it ends its clause or is followed by a connective.
 _END = (
-    rf"(?=\s*(?:$|[.,;:!?()\[\]{{}}/\n。，；：、）]|[-–—]\s|[{_CJK}])"
-    r"|\s+(?:because|since|as|due|for|based|given|is|are|was|and|or|not|but|rather|which)\b)"
+    rf"(?=\s*(?:$|[.,;:!?()\[\]{{}}/\n。，；：、）]|[-–—]\s|[{_CJK}])"  # the end of a line or clause
+    r"|\s+(?:because|since|as|due|for|based|given|is|are|was|and|or|not|but|rather|which)\b)"  # a connective
 )
 _LETTER = rf"(?:[B-HJ]{_WORD_ENDS}{NO_LABEL}|[AI]{_WORD_ENDS}{_END}|[a-j](?=[.,;:)\]}}](?!\w)|\s*$))"
 _BRACKETED = rf"[(\[{{]?\s*+(?P<letter>{_LETTER})\s*[)\]}}]?"
@@ -52,67 +56,104 @@ _LABEL = rf"[(\[{{]?\s*+(?P<letter>[A-J]{_WORD_ENDS}{NO_LABEL})(?:\s*+[)\]}}])?{
 # Further letters beside the first: "B and C", "B/C", "B, C or D", "B (or maybe C)", "B; C", "B. Or C"; not "B, and C is
 # wrong", a clause. Atomic and bounded, no blank matched in two ways: a model may say "B or B" to its limit.
 _MORE = (
-    r"(?P<more>(?>(?:(?:\s*\(\d[^()\n]{0,20}\)(?=\s*(?:or|and|/)))?\s*(?:/|->|=>|→|(?:[.,;–—-]\s*)?\(?\b(?i:or|alternatively)\b,?"
-    r"|(?:[,–—-]\s*)?\(?\b(?:and(?:/or|\s+also)?|plus|as\s+well\s+as|to|through|bis|oder|und|ou|et|o|u|y|e|или|и|of|en|lub|albo|oraz"
-    r"|eller|och|og|ve(?:ya)?|atau|dan|và|hoặc|ή|και|या|और|أو|و|או|یا)\b|(?:または|とか?|または|또는|이나|[와과]|หรือ|และ)"
+    r"(?P<more>(?>(?:"
+    # a number for the letter before, as in "B (80 %) or C"
+    r"(?:\s*\(\d[^()\n]{0,20}\)(?=\s*(?:or|and|/)))?\s*(?:"
+    # marks and "or": "B/C", "B -> C", "B. Or C", "B (or C"
+    r"/|->|=>|→|(?:[.,;–—-]\s*)?\(?\b(?i:or|alternatively)\b,?"
+    # "and", "to" and "or" in other languages
+    r"|(?:[,–—-]\s*)?\(?\b(?:and(?:/or|\s+also)?|plus|as\s+well\s+as|to|through"
+    r"|bis|oder|und|ou|et|o|u|y|e|или|и|of|en|lub|albo|oraz|eller|och|og|ve(?:ya)?|atau|dan|và|hoặc|ή|και"
+    r"|या|और|أو|و|או|یا)\b|(?:または|とか?|または|또는|이나|[와과]|หรือ|และ)"
+    # "B; C" at the end of a line, "B, C", "B & C", "B–C"
     r"|;(?=\s*[A-J]\s*(?:$|[.\n]))|,|&|\+|~|[或和、，]|(?<=\w)[–—](?=[A-J]\b)"
+    # "B C" at the end of a line
     r"|(?<=\b[A-J][ \t])(?=[A-J]\s*(?:$|[.\n])))\s*"
-    r"(?:(?i:maybe|perhaps|possibly|probably|even)\s+)?"
-    r"(?:(?i:options?)\s+)?[(\[]?[A-J][)\]]?(?![\w'’])"
-    r"(?!\s+(?:is|are|was|were|has|does|can|could|would|will|am|have|think|because)\b|:\s)){1,12}))?"
+    # the further letter: "maybe option (C)"
+    r"(?:(?i:maybe|perhaps|possibly|probably|even)\s+)?(?:(?i:options?)\s+)?[(\[]?[A-J][)\]]?(?![\w'’])"
+    # and no clause about it: "and C is", "C: "
+    r"(?!\s+(?:is|are|was|were|has|does|can|could|would|will|am|have|think|because)\b|:\s)"
+    r"){1,12}))?"
 )
+# "I would say that it is", "I'm confident that"
 _SAYS = (
-    r"i(?:'d|’d|'ll|’ll|'m|’m|\s+am|\s+would|\s+will)?\s+(?:think|believe|conclude|say|suggest"
-    r"|confident)(?:\s+(?:that|it\s+is|it's))?"
+    r"i(?:'d|’d|'ll|’ll|'m|’m|\s+am|\s+would|\s+will)?\s+(?:think|believe|conclude|say|suggest|confident)"
+    r"(?:\s+(?:that|it\s+is|it's))?"
 )
+# Between a trigger and its letter: ", in my view, is therefore: option". Possessive and bounded.
 _LINK = (
+    # an aside between commas, then colons and arrows
     r"(?:,[^,.;:?!\n]{1,40},)?(?:\s*+(?:[:=]|->|=>|→|[-–—](?=\s))){0,6}\s*+"
+    # "is", "must be", "here"
     r"(?:(?i:is|would\s+be|should\s+be|must\s+be|will\s+be|remains|choice|letter|option|here)\b\s*+(?:[:=]\s*+)?"
     r"|can\s+only\s+be\s+|none\s+other\s+than\s+"
-    r"|(?:es|est|ist|lautet|è|é)(?:\s*+[:=]\s*+|\s+)(?:(?:la|le|a|die|l')\s+)?(?:(?:letra|lettre|lettera|opción|option"
-    r"|alternativa)\s+)?){0,6}"
+    # "es la opción", "ist", "è la lettera"
+    r"|(?:es|est|ist|lautet|è|é)(?:\s*+[:=]\s*+|\s+)(?:(?:la|le|a|die|l')\s+)?"
+    r"(?:(?:letra|lettre|lettera|opción|option|alternativa)\s+)?){0,6}"
+    # "clearly", "I think that", "it is"
     rf"(?:(?i:{_SAYS}|i\s+would\s+go\s+with|i['’]d\s+go\s+with|it(?:'s|’s|\s+is|\s+would\s+be)|that|the\s+answer\s+is"
-    r"|option|choice|letter|clearly|therefore|thus|most\s+likely|probably"
-    r"|definitely)\b(?:[:,]|\s++)*){0,6}(?:,[^,.;:?!\n]{1,40},\s*+)?"
+    r"|option|choice|letter|clearly|therefore|thus|most\s+likely|probably|definitely)\b(?:[:,]|\s++)*){0,6}"
+    # a further aside
+    r"(?:,[^,.;:?!\n]{1,40},\s*+)?"
 )
+# "answer" and verbs of choice in the languages of medical examinations, articles and adjectives aside.
 _ABROAD = unicodedata.normalize(
-    "NFKC",  # "answer" in the languages of medical examinations, its article and adjective aside
-    r"(?i:respuesta(?:\s+(?:correcta|final))?|réponse(?:\s+(?:correcte|finale))?|risposta(?:\s+(?:corretta|esatta"
-    r"|finale))?"
-    r"|resposta(?:\s+(?:correta|certa|final))?|antwort|(?:die\s+richtige\s+)?lösung|richtig(?=\s+ist)|ответ|antwoord"
-    r"|odpowiedź(?:\s+to)?|odpověď|svar(?:et)?(?:\s+(?:är|er))?|(?:cevap|yanıt)|jawaban(?:nya)?(?:\s+(?:yang\s+benar"
-    r"|adalah)){0,2}|đáp\s+án(?:\s+(?:đúng|là)){0,2}|απάντηση(?:\s+είναι)?)\s*+"
-    r"|(?:الإجابة|الاجابة|الجواب|الخيار|پاسخ|התשובה|תשובה|उत्तर|คำตอบ)\s*(?:(?:الصحيحة|الصحيح|النهائية|صحیح|הנכונה|ที่ถูกต้อง)\s*)?"
-    r"(?:هي|هو|היא|है|คือ)?\s*"
+    "NFKC",
+    r"(?i:respuesta(?:\s+(?:correcta|final))?|réponse(?:\s+(?:correcte|finale))?"
+    r"|risposta(?:\s+(?:corretta|esatta|finale))?|resposta(?:\s+(?:correta|certa|final))?"
+    r"|antwort|(?:die\s+richtige\s+)?lösung|richtig(?=\s+ist)|ответ|antwoord|odpowiedź(?:\s+to)?|odpověď"
+    r"|svar(?:et)?(?:\s+(?:är|er))?|(?:cevap|yanıt)|jawaban(?:nya)?(?:\s+(?:yang\s+benar|adalah)){0,2}"
+    r"|đáp\s+án(?:\s+(?:đúng|là)){0,2}|απάντηση(?:\s+είναι)?)\s*+"
+    # Arabic, Persian, Hebrew, Hindi, Thai: the noun, an adjective, "is"
+    r"|(?:الإجابة|الاجابة|الجواب|الخيار|پاسخ|התשובה|תשובה|उत्तर|คำตอบ)\s*"
+    r"(?:(?:الصحيحة|الصحيح|النهائية|صحیح|הנכונה|ที่ถูกต้อง)\s*)?(?:هي|هو|היא|है|คือ)?\s*"
+    # Chinese, Japanese, Korean: the noun, "is", "option"
     r"|(?:答案|答え|解答|回答|正解|正确的?选项|正確的?選項|最も(?:適切|可能性が高い)[なの](?:選択肢|診断|もの|の)?|정답|(?<!오)답|선택)"
     r"\s*(?:应该是|应为|是|为|為|は|은|는|이)?\s*+[:：]?\s*+(?:选项|選項|選択肢)?\s*+"
+    # Chinese verbs of choice, not denied
     r"|(?<![不别勿非])(?<!不[能应可会要宜该])(?:应选|故选|选择|选|應選|故選|選擇|選)\s*+[:：]?\s*+(?:选项)?\s*+"
-    r"|(?i:(?:opción|alternativa|opção|opzione|option)\s+(?:correct[ae]|correta|corretta|esatta)|(?:правильн|верн)\w{2,3}\s+вариант"
+    # "la opción correcta", "I choose"
+    r"|(?i:(?:opción|alternativa|opção|opzione|option)\s+(?:correct[ae]|correta|corretta|esatta)"
+    r"|(?:правильн|верн)\w{2,3}\s+вариант"
     r"|elijo|escojo|elegiría|ich\s+wähle|je\s+choisi(?:s|rais)|scelgo|escolho|выбираю)\s*+(?:(?:la|a|die|l['’])\s+)?"
     r"(?i:(?:opción|opção|opzione|option|antwort|réponse|letra|lettre|lettera|вариант)\s+)?",
 )
 _FINAL = re.compile(
-    rf"\b(?:(?i:(?:final|revised|updated|corrected)[\s_-]+(?:answer|choice)|correction)|最终答案)(?i:\s+(?:is|:))?{_LINK}{_BRACKETED}{_MORE}",
+    r"\b(?:(?i:(?:final|revised|updated|corrected)[\s_-]+(?:answer|choice)|correction)|最终答案)(?i:\s+(?:is|:))?"
+    rf"{_LINK}{_BRACKETED}{_MORE}",
     re.MULTILINE,
 )
 _ANSWER = re.compile(
-    rf"(?:\b(?i:answers?\s+(?:to|for)\s+(?:this|the)\s+(?:question|case|problem)|answers?(?:_(?:choice|letter|option|key))?"
-    rf"|correct_(?:answer|choice|option)|selected(?:_(?:answer|choice|option))?(?=:)|ans|choices?|(?:correct|best|right)\s+(?:option|letter)|pick(?=\s*[:=])|(?:my|our)\s+(?:selection|decision|vote|(?:best\s+)?guess)|best\s+guess"
-    rf"|(?:^|(?<=[\n{{]))letter"
-    rf"|(?:i|we|you)(?:['’](?:d|ll|m)|\s+(?:would|will|should|must|am))?(?:\s+going\s+to)?(?:\s+not)?"
-    rf"\s+(?:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+(?:with|for)|answer|say))\b"
+    # "the answer to this question", keys of JSON
+    r"(?:\b(?i:answers?\s+(?:to|for)\s+(?:this|the)\s+(?:question|case|problem)"
+    r"|answers?(?:_(?:choice|letter|option|key))?|correct_(?:answer|choice|option)"
+    r"|selected(?:_(?:answer|choice|option))?(?=:)"
+    # "my choice", "the best option", "pick: "
+    r"|ans|choices?|(?:correct|best|right)\s+(?:option|letter)|pick(?=\s*[:=])"
+    r"|(?:my|our)\s+(?:selection|decision|vote|(?:best\s+)?guess)|best\s+guess"
+    r"|(?:^|(?<=[\n{]))letter"
+    # "I would choose", "you should go with"
+    r"|(?:i|we|you)(?:['’](?:d|ll|m)|\s+(?:would|will|should|must|am))?(?:\s+going\s+to)?(?:\s+not)?"
+    r"\s+(?:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+(?:with|for)|answer|say))\b"
     rf"|\b(?i:ans)\.|{_ABROAD}){_LINK}{_BRACKETED}{_MORE}",
     re.MULTILINE,
 )
 _YES = r"(?:[✓✔✅☑]|(?i:yes)(?=\s*(?:$|[.,;|\n])))"
 _PRAISED = re.compile(
-    r"(?:\b(?i:options?|choices?)\s+)?(?<![A-Za-z0-9_'’])(?:[(\[]?(?P<before>[A-J])[)\]]?\s*(?:/|&|\b(?i:or|and)\b)\s*)?"
-    rf"[(\[]?(?P<letter>[A-J])[)\]]?{_MORE}(?:\s*+(?:is|:)\s+"
-    r"(?i:(?:the\s+)?(?:clearly\s+)?(?:correct|right|true|best|most\s+likely|most\s+appropriate)\b"
-    rf"|(?:the|my)\s+(?:final\s+)?(?:answer|choice|pick)\b)|[ \t]*+[:-]?[ \t]*+{_YES}"
+    # "options A or B", the first of the letters
+    r"(?:\b(?i:options?|choices?)\s+)?(?<![A-Za-z0-9_'’])"
+    r"(?:[(\[]?(?P<before>[A-J])[)\]]?\s*(?:/|&|\b(?i:or|and)\b)\s*)?"
+    rf"[(\[]?(?P<letter>[A-J])[)\]]?{_MORE}(?:"
+    # "is clearly correct", "is my final answer"
+    r"\s*+(?:is|:)\s+(?i:(?:the\s+)?(?:clearly\s+)?(?:correct|right|true|best|most\s+likely|most\s+appropriate)\b"
+    r"|(?:the|my)\s+(?:final\s+)?(?:answer|choice|pick)\b)"
+    # "B: yes", "B ✓"
+    rf"|[ \t]*+[:-]?[ \t]*+{_YES}"
+    # Chinese and Japanese, then European languages
     r"|\s*+(?:选项|選項)?\s*+(?:是|为|為|が|は)?\s*+(?:正确|正確|正解|最も適切|正しい)"
-    r"|\s+(?:es|est|ist|è|é)\s+(?i:(?:la\s+|le\s+|die\s+|a\s+)?(?:richtig|korrekt"
-    r"|correct[aeo]?\b|bonne\b|juste\b|corrett[ao]|corret[ao]))"
+    r"|\s+(?:es|est|ist|è|é)\s+"
+    r"(?i:(?:la\s+|le\s+|die\s+|a\s+)?(?:richtig|korrekt|correct[aeo]?\b|bonne\b|juste\b|corrett[ao]|corret[ao]))"
+    # "B it is."
     r"|\s+it\s+is(?=\s*(?:$|[.,;!\n])))",
     re.MULTILINE,
 )
@@ -124,14 +165,18 @@ _MARKED = re.compile(
     re.MULTILINE,
 )
 _LOOSE = re.compile(
-    r"(?:\b(?i:it(?:'s|’s|\s+is|\s+must\s+be|\s+has\s+to\s+be)|must\s+be|going\s+with|leaves(?:\s+only)?|consistent\s+with|points?\s+to"
-    r"|by\s+elimination,?"
+    # "it is B", "by elimination, B", "the diagnosis is B"
+    r"(?:\b(?i:it(?:'s|’s|\s+is|\s+must\s+be|\s+has\s+to\s+be)|must\s+be|going\s+with|leaves(?:\s+only)?"
+    r"|consistent\s+with|points?\s+to|by\s+elimination,?"
     r"|(?:diagnosis|cause|finding|treatment|management|test|step|one)\s+(?:is|would\s+be))"
+    # at the beginning of a clause: "so B", "=> B", "select B"
     r"|(?:^|(?<=[.!?;:\n])|(?<=[.!?;:]\s))\s*+(?:(?i:so|thus|hence|therefore|conclusion|choose|select|pick|mark"
     r"|definitely|clearly|certainly|i\s+(?:think|believe))\b|=>|→|∴))"
     rf"\s*+[,:]?\s*+(?:(?i:option|choice|letter)\s+)?{_LABEL}{_MORE}"
-    r"|^[ \t]*(?i:response|result|output|solution|verdict|decision|selected"
-    r"|correct)[ \t]*[:=][ \t]*\(?(?P<headed>[A-J])\)?(?=\s|[.,;]|$)"
+    # a headed line: "Result: B"
+    r"|^[ \t]*(?i:response|result|output|solution|verdict|decision|selected|correct)[ \t]*[:=]"
+    r"[ \t]*\(?(?P<headed>[A-J])\)?(?=\s|[.,;]|$)"
+    # "only B remains", "Diagnosis: asthma (B)", "B, because" and "B!" as a beginning
     r"|\b(?i:only)\s+(?P<only>[A-J])\s+(?i:remains|is\s+left|fits)\b"
     r"|\b(?i:diagnosis|answer|cause|treatment)\b:?[^.;:?!\n()]{0,60}\((?P<named>[A-J])\)"
     r"|\A\s*\(?(?P<first>[A-J])[).:]?,?\s+(?:because|since|due\s+to|given|based\s+on)\b"
@@ -145,12 +190,16 @@ _WEIGHTY = ((_FINAL,), (_ANSWER, _PRAISED, _TICKED, _MARKED), (_LOOSE,))
 _TIERS = (*_WEIGHTY, (_OPTION,))
 _LETTERS = ("only", "named", "first", "headed", "alone", "marked")  # groups that hold the letter, if not "letter"
 _CORRECTION = re.compile(
-    r"(?:^|(?<=[.!?;:,\n—–(-])|(?<=[.!?;:,—–-]\s)|(?<=[。，；！？]))(?:(?i:(?:(?:oh|but|and|or|no|nein|non)\b[,.]?\s+){0,3}"
+    # at the beginning of a clause, behind "oh", "but no"
+    r"(?:^|(?<=[.!?;:,\n—–(-])|(?<=[.!?;:,—–-]\s)|(?<=[。，；！？]))"
+    r"(?:(?i:(?:(?:oh|but|and|or|no|nein|non)\b[,.]?\s+){0,3}"
+    # "wait", "my mistake", "on second thought", "let me reconsider"
     r"(?:wait|hmm+|no(?=,)|actually|sorry|apologies|my\s+mistake|i\s+mean|rather(?!\s+than)|edit(?=:)"
     r"|(?:up)?on\s+(?:second\s+thoughts?|reconsideration)|looking\s+again|correction|(?:scratch|strike)\s+that"
     r"|(?:i\s+)?(?:change|revise)d?\s+my\s+(?:answer|choice|mind)\s+to"
     r"|i\s+(?:was\s+(?:wrong|mistaken)|made\s+(?:a\s+mistake|an\s+error)|misread|misspoke)"
     r"|let\s+me\s+(?:correct|reconsider|revise|rethink)"
+    # the same in other languages
     r"|perdón|espera|corrección|mejor\s+dicho|más\s+bien|nein(?=,)|moment|korrektur|besser\s+gesagt|non(?=,)"
     r"|attendez|pardon|plutôt|anzi|aliás|нет(?=,)|вернее|точнее)\b)"
     r"|不对|等等|更正|纠正|いや|いえ|訂正|아니(?=[,.\s])|정정|عفوا|تصحيح|لا(?=[،,]))",
@@ -169,12 +218,15 @@ _CORRECTED = re.compile(
 
 _CLAUSE = re.compile(r"[.:;!?\n,。،؟]|\b(?:but|mais|aber|pero|so|thus|hence|therefore|while|whereas)\b", re.IGNORECASE)
 _DENIED_BEFORE = re.compile(
+    # "not", "neither"; "no" but for "no doubt"
     r"\b(?:not|never|cannot|neither|nor|no(?!\s+(?:doubt|question))|pas|(?<!at )least|mistake\s+(?:is|would)"
-    r"|rul(?:e|ed|es|ing)\s+out|exclud\w+|eliminat(?:e|ed|es|ing)"
-    r"|elimination\s+of|reject\w*|discard\w*|avoid\w*|"
-    r"unlikely|incorrect|wrong|false|except|rather\s+than|instead\s+of|(?<!none )other\s+than"
+    # verbs: "rule out", "exclude", "reject"
+    r"|rul(?:e|ed|es|ing)\s+out|exclud\w+|eliminat(?:e|ed|es|ing)|elimination\s+of|reject\w*|discard\w*|avoid\w*"
+    # adjectives and prepositions: "unlikely", "rather than"
+    r"|unlikely|incorrect|wrong|false|except|rather\s+than|instead\s+of|(?<!none )other\s+than"
     r"|unlike|against|dismiss\w*|disregard\w*"
     r"|(?<!no )(?<!without )(?<!without a )(?<!without any )(?<!beyond )(?<!beyond a )doubt(?:s|ful)?"
+    # other languages; what others say
     r"|ليست?|لا|לא|không\s+phải"
     r"|students\s+(?:often|usually|commonly|may|would|tend)"
     r"|(?:some|many)\s+(?:say|think|believe|claim|would)|(?:you|one)(?:['’]d|\s+would)\s+think)\b"
@@ -183,17 +235,26 @@ _DENIED_BEFORE = re.compile(
 )
 _HEDGED = re.compile(r"\b(?:might|may|could|either|possibly|perhaps|unsure|uncertain|whether|if)\b", re.IGNORECASE)
 _DENIED_AFTER = re.compile(
-    r"(?:\s*+[)\]])?(?:\s++\([^)]*\))?\s*+(?:[:–—-]\s*+)?(?:(?:is|are|was|were|can\s+be|could\s+be|should\s+be|has\s+been"
-    r"|would\s+be|seems"
-    r"|es|est|está|ist|è|é)\s+)?(?:(?:clearly|also|therefore|definitely|simply|just|probably)\s+)*"
+    # the end of the letter's brackets, an aside in brackets, a colon or dash
+    r"(?:\s*+[)\]])?(?:\s++\([^)]*\))?\s*+(?:[:–—-]\s*+)?"
+    # "is clearly"
+    r"(?:(?:is|are|was|were|can\s+be|could\s+be|should\s+be|has\s+been|would\s+be|seems|es|est|está|ist|è|é)\s+)?"
+    r"(?:(?:clearly|also|therefore|definitely|simply|just|probably)\s+)*"
+    # "not", but for "not B"; crosses; "wrong", "less likely", "inconsistent", "ruled out"
     r"(?:not\b(?!\s+[(\[]?[A-J]\b)|isn['’]t|n['’]t|no(?=\s*(?:$|[.,;:|\n]))|[✗✘❌✖☒]|wrong|incorrect|false\b"
-    r"|unlikely|less\s+(?:likely|probable|plausible|consistent|typical|suitable|appropriate)|im(?:plausible|probable|possible)"
+    r"|unlikely|less\s+(?:likely|probable|plausible|consistent|typical|suitable|appropriate)"
+    r"|im(?:plausible|probable|possible)"
     r"|in(?:consistent|compatible|appropriate)|contraindicated|refuted|dismissed|discarded|rejected|contradicted"
     r"|considered\s+(?:and|but)|do(?:es)?\s+not|do(?:es)?n['’]t|makes?\s+no|fails?\s+to|lacks?"
+    # a condition: "only if", "unless"
     r"|,?\s*(?:only\s+(?:if|when)|unless|provided\s+that|assuming|if(?!\s+(?:i|we|you)\b))\b"
-    r"|no\s+es\b|n['’]est\b|non\s+è|não\b|не\b|,\s*but\s+(?:that|this|it)(?:['’]s|\s+is)\s+(?:a\s+trap|wrong|incorrect|not\b)"
+    r"|no\s+es\b|n['’]est\b|non\s+è|não\b|не\b"
+    # a clause that takes it back: ", but that's a trap", ", which is wrong"
+    r"|,\s*but\s+(?:that|this|it)(?:['’]s|\s+is)\s+(?:a\s+trap|wrong|incorrect|not\b)"
     r"|ruled\s+out|excluded|eliminated|,\s*which\s+is\s+(?:wrong|incorrect|not|false)|a\s+distractor|cannot"
-    r"|can['’]t|out\b|falsch|nicht|неверн|では(?:ない|ありません)|じゃない"
+    r"|can['’]t|out\b"
+    # other languages
+    r"|falsch|nicht|неверн|では(?:ない|ありません)|じゃない"
     r"|(?:가|이|는|은)?\s*아[니닌닙]|不对|不正确|错|scheidet\s+aus|entfällt|değil|नहीं|không|niet\b"
     r"|خطأ|غير|ليست?|שגויה?|לא|ผิด|ไม่|sai\b|yanlış|fauss?e?\b|fals[ao]|errad|sbagliat|fout\b|błędn)",
     re.IGNORECASE,

@@ -17,8 +17,8 @@ def gradient_norms(rollout: Rollout, learner: PolicyLearner, state: State, batch
         batch = batches.collate([encoded])
         for j in range(norms.shape[1]):
             one = slice(i, i + 1), slice(j, j + 1)
-            arrays = rollout.tokens, rollout.lengths, rollout.logprobs, rollout.advantages
-            micro = PolicyBatch(batch, *(array[one] for array in arrays))
+            tokens, lengths, logprobs = rollout.tokens[one], rollout.lengths[one], rollout.logprobs[one]
+            micro = PolicyBatch(batch, tokens, lengths, logprobs, rollout.advantages[one])
             norms[i, j] = optax.global_norm(learner.gradient(state, micro)[0])
     return norms
 

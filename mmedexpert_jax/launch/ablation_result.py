@@ -233,8 +233,9 @@ def _figures(measured: Measured, found: Mapping[str, Measured]) -> dict[str, Any
     figures: dict[str, Any] = {"name": row.name, "part": row.part, "ticks": row.ticks, "published": row.published}
     figures |= {name: _figure(values) for name, values in measured.values.items()}
     base = found.get("Base")
-    alone = base is None or row.name == "Base"
-    gains = None if alone else _tested(measured.values["accuracy"] - base.values["accuracy"])
+    gains = None
+    if base and row.name != "Base":
+        gains = _tested(measured.values["accuracy"] - base.values["accuracy"])
     return figures | {"gain": gains}
 
 

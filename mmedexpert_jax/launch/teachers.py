@@ -54,7 +54,7 @@ def _local(config: ConfigDict, group: ConfigDict, answers: "Answers", run: "Run"
 
     names = ("max_tokens", "temperature", "seed", "max_prompt_length")
     settings = {name: group[name] for name in names} | {"weights": fingerprint(config.model.path)} | chosen_reading()
-    teacher = LocalTeacher(config.model.path, settings, answer, answers, part=group.batch_size, stop=stop)
+    teacher = LocalTeacher(config.model.path, settings, answer, answers, batch_size=group.batch_size, stop=stop)
     return config.model.path, teacher
 
 

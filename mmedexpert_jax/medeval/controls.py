@@ -180,9 +180,9 @@ def table(plain: Mapping[str, Evaluation], controls: Mapping[str, Sequence[Contr
     rows = []
     for model, made in controls.items():
         for name in dict.fromkeys(control.name for control in made):
-            parts = [control for control in _comparable(plain[model], made) if control.name == name]
-            if parts:
-                rows.append({"model": model, "control": TITLES[name]} | _row(plain[model], parts))
+            repeats = [control for control in _comparable(plain[model], made) if control.name == name]
+            if repeats:
+                rows.append({"model": model, "control": TITLES[name]} | _row(plain[model], repeats))
     return rows
 
 
@@ -196,12 +196,12 @@ def _comparable(plain: Evaluation, made: Sequence[Control]) -> list[Control]:
     ]
 
 
-def _row(plain: Evaluation, parts: Sequence[Control]) -> dict[str, Any]:
-    if parts[0].name == "pairs":
-        return _pairs_row(parts[0])
-    ids = {row.id for part in parts for row in part.evaluation.rows}
+def _row(plain: Evaluation, repeats: Sequence[Control]) -> dict[str, Any]:
+    if repeats[0].name == "pairs":
+        return _pairs_row(repeats[0])
+    ids = {row.id for control in repeats for row in control.evaluation.rows}
     before = Evaluation(tuple(row for row in plain.rows if row.id in ids))
-    after = [part.evaluation for part in parts]
+    after = [control.evaluation for control in repeats]
     compared = compare_evaluations([before], after)
     accuracy = before.accuracy()["accuracy"]
     loss, low, high = (-100 * gain for gain in (compared.difference, compared.high, compared.low))
@@ -213,8 +213,8 @@ def _row(plain: Evaluation, parts: Sequence[Control]) -> dict[str, Any]:
         "consistency": "",
         "letter bias": "",
     }
-    if parts[0].name == "shuffle":
-        row |= {"consistency": f"{100 * consistency(before, parts):.1f}", "letter bias": letter_bias(before, parts)}
+    if repeats[0].name == "shuffle":
+        row |= {"consistency": f"{100 * consistency(before, repeats):.1f}", "letter bias": letter_bias(before, repeats)}
     return row
 
 
@@ -251,11 +251,11 @@ def _chosen(row: AnswerRow, item: Case) -> str | None:
     return row.said
 
 
-def consistency(plain: Evaluation, parts: Sequence[Control]) -> float:
+def consistency(plain: Evaluation, repeats: Sequence[Control]) -> float:
     """Share of items (under each paradigm, where several are asked for) of which every order of the options got the
     same option chosen, its first sample counting; an answer that cannot be read agrees with none."""
-    sizes = {item.id: len(item.options) for part in parts for item in part.items}
-    orders = [(0, plain), *((part.rotation, part.evaluation) for part in parts)]
+    sizes = {item.id: len(item.options) for control in repeats for item in control.items}
+    orders = [(0, plain), *((control.rotation, control.evaluation) for control in repeats)]
     chosen: dict[tuple[str, str | None], list[str | None]] = {}
     for rotation, evaluation in orders:
         for row in evaluation.rows:
@@ -273,9 +273,14 @@ def _original(said: str | None, rotation: int, count: int) -> str | None:
     return LETTERS[(LETTERS.index(said) - rotation) % count]
 
 
-def letter_bias(plain: Evaluation, parts: Sequence[Control]) -> str:
+def letter_bias(plain: Evaluation, repeats: Sequence[Control]) -> str:
     """The letter that is chosen most beyond its share of keys, over all orders, in points: "A +12.3"."""
-    rows = [row for evaluation in (plain, *(part.evaluation for part in parts)) for row in evaluation.rows if row.said]
+    rows = [
+        row
+        for evaluation in (plain, *(control.evaluation for control in repeats))
+        for row in evaluation.rows
+        if row.said
+    ]
     if not rows:
         return ""
     excess = {

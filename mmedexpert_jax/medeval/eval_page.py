@@ -28,7 +28,7 @@ SIDE = 768  # pixels, the longest side of a picture
 
 def write(
     folder: Path,
-    parts: Sequence[Table],
+    tables: Sequence[Table],
     results: Mapping[str, Result],
     styles: Mapping[str, str],
     paradigm: str | None,
@@ -37,7 +37,7 @@ def write(
     """Writes report.html and its pictures.
 
     Args:
-        parts: tables, in order.
+        tables: in order.
         results: benchmarks and evaluations by key.
         styles: prompt style by model.
         paradigm: that the prompts ask for; "all" for each that applies.
@@ -45,28 +45,32 @@ def write(
     """
     shown = {key: _benchmark(folder, result, styles, paradigm, limit) for key, result in results.items()}
     data = json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
-    drawn = [part for part in parts if part.drawn]
+    drawn = [table for table in tables if table.drawn]
     opening = report.Charts(
-        "In short", [part.chart() for part in drawn], [line for part in drawn for line in _said(part)]
+        "In short", [table.chart() for table in drawn], [line for table in drawn for line in _said(table)]
     )
-    sections = [*([opening] if drawn else []), *(replace(part, drawn=()) for part in parts), *report.settings(folder)]
-    tables = Markup("\n".join(map(report.render, sections)))
-    page = pages.render("medeval/page.html", title=folder.resolve().name, tables=tables, data=Markup(data))
+    sections = [
+        *([opening] if drawn else []),
+        *(replace(table, drawn=()) for table in tables),
+        *report.settings(folder),
+    ]
+    body = Markup("\n".join(map(report.render, sections)))
+    page = pages.render("medeval/page.html", title=folder.resolve().name, tables=body, data=Markup(data))
     files.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
-def _said(part: Table) -> list[str]:
+def _said(table: Table) -> list[str]:
     """The chart of a table in words: its accuracies, of more than SAID the best and the last (a guess where there is
     one); or each paired difference, and whether chance alone may give it."""
-    *names, column = part.drawn
-    told = [(", ".join(row[name] for name in names), row[column]) for row in part.rows if column in row]
+    *names, column = table.drawn
+    told = [(", ".join(row[name] for name in names), row[column]) for row in table.rows if column in row]
     if any(figure.paired for _, figure in told):
         doubt = {True: "", False: ", which chance alone may give"}
         return [f"{name}: {column} {figure.short} points{doubt[figure.settled]}." for name, figure in told]
     best = max(told, key=lambda pair: pair[1].value)
     shown = told if len(told) <= SAID else [best, told[-1]]
-    return [f"{part.title.split(',')[0]}: " + "; ".join(f"{name} {figure.short} %" for name, figure in shown) + "."]
+    return [f"{table.title.split(',')[0]}: " + "; ".join(f"{name} {figure.short} %" for name, figure in shown) + "."]
 
 
 def _benchmark(

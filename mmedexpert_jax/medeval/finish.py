@@ -34,19 +34,19 @@ def finish(
     for name in ("tables", "rows"):  # of an earlier run with other models or benchmarks
         shutil.rmtree(run.path / "export" / name, ignore_errors=True)
     unlike = conditions.warning(asked)
-    papers = _paper_parts(run.path, results, targets)
+    papers = _paper_tables(run.path, results, targets)
     sections = list(papers)
     headlines = []
     for key, result in results.items():
-        parts = benchmark_parts(result, summaries[key], len(results), config.judge.what)
-        sections += [replace(part, title=f"{key}: {part.title}") for part in parts]
-        headlines.append(Table(f"{result.benchmark.title}: {parts[0].title}", parts[0].rows, unlike))
+        tables = benchmark_tables(result, summaries[key], len(results), config.judge.what)
+        sections += [replace(table, title=f"{key}: {table.title}") for table in tables]
+        headlines.append(Table(f"{result.benchmark.title}: {tables[0].title}", tables[0].rows, unlike))
         cells = result_tables.every_cell(summaries[key])
-        _write_table(run.path, slug(key), parts[0].rows, headlines[-1].title, cells, summaries[key])
-        for part in (part for part in parts if part.title == CONTROLS):
-            headlines.append(Table(f"{result.benchmark.title}: controls", part.rows, part.note))
-            texts = [{column: str(cell) for column, cell in row.items()} for row in part.rows]
-            _write_table(run.path, f"{slug(key)}-controls", part.rows, headlines[-1].title, texts, texts, part.note)
+        _write_table(run.path, slug(key), tables[0].rows, headlines[-1].title, cells, summaries[key])
+        for table in (table for table in tables if table.title == CONTROLS):
+            headlines.append(Table(f"{result.benchmark.title}: controls", table.rows, table.note))
+            texts = [{column: str(cell) for column, cell in row.items()} for row in table.rows]
+            _write_table(run.path, f"{slug(key)}-controls", table.rows, headlines[-1].title, texts, texts, table.note)
         for name, evaluation in result.evaluations.items():
             rows = rows_path(run.path, key, name)
             rows.parent.mkdir(parents=True, exist_ok=True)
@@ -56,36 +56,36 @@ def finish(
         headlines.append(Table("HealthBench, its three files together", together, _TOGETHER))
         sections.append(headlines[-1])
     sections.append(Table("How they were asked", asked, f"{conditions.NOTE} {unlike}".strip()))
-    files.write_text(run.path / "table.md", "\n".join(_markdown(part) for part in sections))
+    files.write_text(run.path / "table.md", "\n".join(_markdown(table) for table in sections))
     styles = {target.name: style(config, target) for target in targets}
     narrow = [
-        Table(f"{part.title} (rows without a mark: {SOURCE})", paper_tables.narrow(part.rows), part.note)
-        for part in papers
+        Table(f"{table.title} (rows without a mark: {SOURCE})", paper_tables.narrow(table.rows), table.note)
+        for table in papers
     ]
     spent = {name: str(value) for name, value in costs.readable(run.cost).items()}
     sent = [Table("Requests to endpoints", requests, _REQUESTS, True)] if requests else []
-    parts = [*narrow, *sections[len(papers) :], *sent, Table("Cost", [spent], "", True)]
-    eval_page.write(run.path, parts, results, styles, config.paradigm or None, config.report_items)
+    tables = [*narrow, *sections[len(papers) :], *sent, Table("Cost", [spent], "", True)]
+    eval_page.write(run.path, tables, results, styles, config.paradigm or None, config.report_items)
     run.finish({"benchmarks": summaries})
-    for part in (*narrow, *headlines, sections[-1], *sent):
-        result_tables.show(part.rows, part.title, part.note)
+    for table in (*narrow, *headlines, sections[-1], *sent):
+        result_tables.show(table.rows, table.title, table.note)
 
 
-def _paper_parts(folder: Path, results: Mapping[str, Result], targets: Sequence[Target]) -> list[Table]:
+def _paper_tables(folder: Path, results: Mapping[str, Result], targets: Sequence[Target]) -> list[Table]:
     """The paper's tables in which a measured model has a figure, written to export/tables/ as well."""
-    parts = []
+    tables = []
     for table, lines in paper_tables.measured_tables(results, targets):
         title, readable = f"Table {table.number}: {table.title}", paper_tables.readable(table, lines)
-        parts_of = (paper_tables.partly(table, results), result_tables.INTERVALS, table.note, _UNLIKE)
-        note = " ".join(filter(None, parts_of))
+        notes = (paper_tables.partly(table, results), result_tables.INTERVALS, table.note, _UNLIKE)
+        note = " ".join(filter(None, notes))
         spread = paper_tables.spread(table, lines)
         structured = paper_tables.structured(table, lines) | {"note": note}
         _write_table(folder, f"table{table.number}", readable, title, spread, structured, note)
-        parts.append(Table(title, readable, note))
-    return parts
+        tables.append(Table(title, readable, note))
+    return tables
 
 
-def benchmark_parts(
+def benchmark_tables(
     result: Result, summaries: Mapping[str, Mapping[str, Any]], benchmarks: int = 1, judged: str = "open"
 ) -> list[Table]:
     """The tables of one benchmark of the `benchmarks` of a run, the headline first; `judged`: as `judge.what`."""
@@ -99,28 +99,28 @@ def benchmark_parts(
         if row["model"] in evaluations:
             total = kit_totals.of_halves(benchmark.name, evaluations[row["model"]].rows, judged)
             row |= {kit_totals.TITLE: total} if total else {}
-    parts = [Table(title, headline, result_tables.INTERVALS, drawn=("model", "micro"))]
+    tables = [Table(title, headline, result_tables.INTERVALS, drawn=("model", "micro"))]
     if not graded:
-        parts.append(Table("Both scorers", result_tables.scorers_table(summaries), _SCORERS))
+        tables.append(Table("Both scorers", result_tables.scorers_table(summaries), _SCORERS))
     if asked:
         told = filter(
             None, (controls.sentence(name, evaluations[name], made) for name, made in result.controls.items())
         )
         note = " ".join([*told, controls.EXPLAINED])
-        parts.append(Table(CONTROLS, asked, note, drawn=("model", "control", "loss")))
+        tables.append(Table(CONTROLS, asked, note, drawn=("model", "control", "loss")))
     if measured := result_tables.measures_table(summaries):
-        parts.insert(1, Table("Measures, % (bootstrap)", measured, _MEASURES))
+        tables.insert(1, Table("Measures, % (bootstrap)", measured, _MEASURES))
     if samples := result_tables.samples_table(summaries):
-        parts.append(Table("Several answers an item", samples, _SAMPLES))
+        tables.append(Table("Several answers an item", samples, _SAMPLES))
     if len(evaluations) > 1:
         note = f"{_COMPARISON} {result_tables.comparison_warning(len(evaluations) - 1, benchmarks)}".strip()
         rows = result_tables.comparison_table(evaluations)
         drawn = ("model", f"gain over {next(iter(evaluations))}")
-        parts.append(Table("Paired comparison, points (95 % bootstrap interval)", rows, note, drawn=drawn))
+        tables.append(Table("Paired comparison, points (95 % bootstrap interval)", rows, note, drawn=drawn))
     labels = dict.fromkeys(label for summary in summaries.values() for label in summary["by"])
-    parts += [Table(f"By {label}", result_tables.breakdown_table(summaries, label), "", True) for label in labels]
+    tables += [Table(f"By {label}", result_tables.breakdown_table(summaries, label), "", True) for label in labels]
     census = [{"": line} for line in describe(benchmark).splitlines()]
-    return [*parts, Table("Census", census, "", True)]
+    return [*tables, Table("Census", census, "", True)]
 
 
 CONTROLS = "Controls"
@@ -209,8 +209,8 @@ def _write_table(
     files.write_text(place / f"{name}.json", json.dumps(files.plain(structured), indent=1, ensure_ascii=False) + "\n")
 
 
-def _markdown(part: Table) -> str:
-    note = f"\n{part.note}\n" if part.note else ""
-    if all(list(row) == [""] for row in part.rows):  # lines of text
-        return f"## {part.title}\n\n```text\n" + "".join(f"{row['']}\n" for row in part.rows) + "```\n"
-    return f"## {part.title}\n\n{result_tables.markdown(part.rows)}{note}"
+def _markdown(table: Table) -> str:
+    note = f"\n{table.note}\n" if table.note else ""
+    if all(list(row) == [""] for row in table.rows):  # lines of text
+        return f"## {table.title}\n\n```text\n" + "".join(f"{row['']}\n" for row in table.rows) + "```\n"
+    return f"## {table.title}\n\n{result_tables.markdown(table.rows)}{note}"

@@ -118,7 +118,7 @@ def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[st
     """The splits, by a seeded hash of the case within each specialty: all traces of a case and all questions on one
     vignette stay together, and a case keeps its place in the hash's order when others are added. A specialty of one
     case gives it to train."""
-    parts: dict[str, list[Built]] = {name: [] for name in SPLITS}
+    splits: dict[str, list[Built]] = {name: [] for name in SPLITS}
     known: dict[str, str] = {}  # split by vignette, which questions of several specialties may share
     for specialty in SPECIALTIES:
         members = [one for one in built if one.trace.specialty == specialty]
@@ -131,8 +131,12 @@ def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[st
             known.setdefault(vignette, ("test", "dev", "train")[(done >= first) + (done >= second)])
             done += len(ids)
         for one in members:
-            parts[known[_vignette(one.trace.case)]].append(one)
-    return {name: sorted(part, key=lambda one: _hash(f"{seed}:{one.trace.id}")) for name, part in parts.items() if part}
+            splits[known[_vignette(one.trace.case)]].append(one)
+    return {
+        name: sorted(members, key=lambda one: _hash(f"{seed}:{one.trace.id}"))
+        for name, members in splits.items()
+        if members
+    }
 
 
 def _vignette(case: RawCase) -> str:
@@ -141,15 +145,15 @@ def _vignette(case: RawCase) -> str:
     return " ".join(words) if len(words) >= VIGNETTE else f"id {case.id}"
 
 
-def write(directory: Path, parts: Mapping[str, Sequence[Built]]) -> dict[str, str]:
+def write(directory: Path, splits: Mapping[str, Sequence[Built]]) -> dict[str, str]:
     """Writes <split>.parquet, and <specialty>/<split>.parquet for `load_dataset(path, "AM")`; returns hashes by file.
 
     The same traces give the same bytes.
     """
     hashes = {}
-    for name, part in parts.items():
+    for name, members in splits.items():
         for folder in ("", *SPECIALTIES):
-            rows = [one.row() for one in part if folder in ("", one.trace.specialty)]
+            rows = [one.row() for one in members if folder in ("", one.trace.specialty)]
             if rows:
                 path = directory / folder / f"{name}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)

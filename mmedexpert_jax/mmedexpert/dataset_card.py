@@ -14,11 +14,11 @@ from mmedexpert_jax.mmedexpert.trace_synthesis import TraceSettings
 from mmedexpert_jax.report import pages
 from mmedexpert_jax.report.text_tables import markdown
 
-Parts = Mapping[str, Sequence[Built]]
+Splits = Mapping[str, Sequence[Built]]
 
 
 def manifest(
-    parts: Parts,
+    splits: Splits,
     hashes: Mapping[str, str],
     facts: Mapping[str, Mapping[str, Any]],
     settings: TraceSettings,
@@ -33,7 +33,7 @@ def manifest(
         "format": 1,
         "made_by": f"mmedexpert-jax {__version__}",
         "files": dict(sorted(hashes.items())),
-        "rows": {name: counts(part) for name, part in parts.items()},
+        "rows": {name: counts(built) for name, built in splits.items()},
         "sources": dict(sorted(facts["sources"].items())),
         "compared": dict(sorted(facts["compared"].items())),
         "teacher": settings.teacher,
@@ -46,28 +46,28 @@ def manifest(
     }
 
 
-def counts(part: Sequence[Built]) -> dict[str, Any]:
+def counts(built: Sequence[Built]) -> dict[str, Any]:
     """Rows in all, by specialty, paradigm, modality and state of the review."""
     return {
-        "all": len(part),
-        "specialty": _count((one.trace.specialty for one in part), SPECIALTIES),
-        "paradigm": _count((one.trace.paradigm for one in part), PARADIGMS),
-        "modality": _count((one.trace.case.modality for one in part), ("text", "image")),
-        "review": dict(sorted(Counter(one.review for one in part).items())),
+        "all": len(built),
+        "specialty": _count((one.trace.specialty for one in built), SPECIALTIES),
+        "paradigm": _count((one.trace.paradigm for one in built), PARADIGMS),
+        "modality": _count((one.trace.case.modality for one in built), ("text", "image")),
+        "review": dict(sorted(Counter(one.review for one in built).items())),
     }
 
 
 def write(
-    parts: Parts, hashes: Mapping[str, str], made: Mapping[str, Any], collection: Sequence[Mapping[str, Any]]
+    splits: Splits, hashes: Mapping[str, str], made: Mapping[str, Any], collection: Sequence[Mapping[str, Any]]
 ) -> str:
     """The data card, with the front matter that `datasets.load_dataset` reads its configurations from."""
-    rows = [one for part in parts.values() for one in part]
+    rows = [one for built in splits.values() for one in built]
     licences = Counter((o.trace.case.source, o.trace.case.licence, o.trace.case.redistributable) for o in rows)
     licence_rows = [
         {"source": source, "licence": licence or "none stated", "may be passed on": "yes" if open_ else "no", "rows": n}
         for (source, licence, open_), n in sorted(licences.items())
     ]
-    split_rows = [{"split": name} | _flat(counts(part)) for name, part in parts.items()]
+    split_rows = [{"split": name} | _flat(counts(built)) for name, built in splits.items()]
     tables = {
         "splits": split_rows,
         "columns": [{"column": name, "meaning": meaning} for name, (_, meaning) in COLUMNS.items()],

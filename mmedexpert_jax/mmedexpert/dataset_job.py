@@ -130,21 +130,21 @@ class Factory:
         config = self.config
         whole = dataset_build.split(chosen, config.dev_share, config.test_share, config.seed)
         opened = {
-            name: [one for one in part if one.trace.case.redistributable or config.include_restricted]
-            for name, part in whole.items()
+            name: [one for one in built if one.trace.case.redistributable or config.include_restricted]
+            for name, built in whole.items()
         }  # not split anew, where a case of train might come to test
-        public = {name: part for name, part in opened.items() if part}
-        for folder, parts in (("dataset", whole), ("public", public)):
+        public = {name: built for name, built in opened.items() if built}
+        for folder, splits in (("dataset", whole), ("public", public)):
             path = self.export / folder
             with files.writing(path), files.replacing(path) as target:
-                hashes = dataset_build.write(target, parts)
+                hashes = dataset_build.write(target, splits)
                 facts = {name: self.store.fact(name) or {} for name in ("sources", "compared")}
-                made = dataset_card.manifest(parts, hashes, facts, settings, rows, config.reviewed)
+                made = dataset_card.manifest(splits, hashes, facts, settings, rows, config.reviewed)
                 files.write_text(target / "manifest.json", dataset_card.dumps(made))
                 files.write_text(
-                    target / "README.md", dataset_card.write(parts, hashes, made, self.store.fact("collection") or [])
+                    target / "README.md", dataset_card.write(splits, hashes, made, self.store.fact("collection") or [])
                 )
-        sizes = {name: len(part) for name, part in whole.items()}
+        sizes = {name: len(built) for name, built in whole.items()}
         listed = ", ".join(f"{name} {count}" for name, count in sizes.items())
         left_out = len(chosen) - sum(map(len, public.values()))
         print(f"built {len(chosen)} rows ({listed}) in {self.export / 'dataset'}; {left_out} kept out of public")
@@ -160,7 +160,7 @@ class Factory:
             trace_synthesis.count(tally, trace)
         shown = [_sample(trace) for trace in every[:: max(1, -(-len(every) // SAMPLES))]]
         self.run.table("traces", 0, shown)
-        parts = {
+        tables = {
             "Cases left after each stage": funnel.margins(rows),
             "Why candidates failed": [{"reason": k, "candidates": n} for k, n in tally.reasons.most_common()],
             "Collection": self.store.fact("collection") or [],
@@ -168,12 +168,12 @@ class Factory:
             "Attempts": [self.answers.totals()],
             "Answered by": served(self.answers),
         }
-        text = "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in parts.items())
+        text = "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in tables.items())
         files.write_text(self.run.path / "table.md", f"{text}\n{chance_line(tally)}\n")
         if rows[-1]["built"]:
             self.run.finish({"rows": rows[-1], "luck": chance_line(tally), "dataset": str(self.export / "dataset")})
-        report.report_run(self.run.path, [report.Table(title, table) for title, table in parts.items()])
-        print(markdown(parts["Cases left after each stage"]) + chance_line(tally), flush=True)
+        report.report_run(self.run.path, [report.Table(title, table) for title, table in tables.items()])
+        print(markdown(tables["Cases left after each stage"]) + chance_line(tally), flush=True)
 
 
 def run(config: ConfigDict, run: Run, make_teacher: MakeTeacher) -> None:

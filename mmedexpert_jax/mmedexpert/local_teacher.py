@@ -23,8 +23,8 @@ class Teacher(Protocol):
 class LocalTeacher:
     """A model in this process: no key, no cost, and the same store of answers.
 
-    Requests are answered in parts of fixed membership, each stored whole, so that a killed run asks for the same parts
-    again and gets the same answers.
+    Requests are answered in batches of fixed membership, each stored whole, so that a killed run asks for the same
+    batches again and gets the same answers.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class LocalTeacher:
         settings: dict[str, Any],
         answer: Answer,
         answers: Answers,
-        part: int = 64,
+        batch_size: int = 64,
         stop: Callable[[], None] = lambda: None,
     ):
         """Makes a teacher.
@@ -42,22 +42,22 @@ class LocalTeacher:
             name: identity of the weights, part of an answer's key.
             settings: of the sampling, likewise.
             answer: (conversations, a number below 2**32 for the randomness of each) -> (text, tokens, cut short).
-            part: requests answered together.
-            stop: called between parts; raises where the run should end.
+            batch_size: requests answered together.
+            stop: called between batches; raises where the run should end.
         """
         self.name, self._settings, self._answer, self._answers = name, settings, answer, answers
-        self._part, self._stop = part, stop
+        self._batch_size, self._stop = batch_size, stop
 
     def ask(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[EndpointReply]:
         """Replies in the order of the requests."""
         keys = [content_key(request, self.name, self._settings) for request in requests]
         replies: dict[str, EndpointReply] = {}
-        for start in range(0, len(keys), self._part):
-            part = range(start, min(start + self._part, len(keys)))
-            if any(self._answers.get(keys[i]) is None for i in part):
+        for start in range(0, len(keys), self._batch_size):
+            batch = range(start, min(start + self._batch_size, len(keys)))
+            if any(self._answers.get(keys[i]) is None for i in batch):
                 self._stop()
-                self._ask([requests[i] for i in part], [keys[i] for i in part])
-            for i in part:
+                self._ask([requests[i] for i in batch], [keys[i] for i in batch])
+            for i in batch:
                 replies[keys[i]] = self._answers.get(keys[i]) or EndpointReply(keys[i], error="no answer")
                 if on_reply is not None:
                     on_reply(i, replies[keys[i]])

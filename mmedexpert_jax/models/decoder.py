@@ -1,4 +1,4 @@
-"""The decoder that the families share: attention between projections, gated MLP, rotary positions, layers run in turn.
+"""The decoder that the families share: attention between projections, a gated MLP, rotary positions, layers in turn.
 
 A caller chooses the attention of a pass (over a prompt, over continuations, over a cache); a layer hands it rotated
 queries and keys and gets back what is mixed, and what is to be kept for later tokens:
@@ -22,7 +22,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from mmedexpert_jax.models.config import TextConfig
+from mmedexpert_jax.models.config import ModelConfig, TextConfig
 from mmedexpert_jax.models.layers import (
     GatedMLP,
     HeadNorms,
@@ -224,11 +224,6 @@ class TextDecoder(nnx.Module):
 
         return layer(x, None if rotates else rope, attend, index)
 
-    def unembed(self, hidden: Array, head: Linear | None) -> Array:
-        """Hidden states [..., D] -> logits [..., V] in float32, by the output layer; None: by the embeddings."""
-        logits = head(hidden) if head is not None else contract(hidden, self.embed_tokens.weight.get_value())
-        return logits.astype(jnp.float32)
-
     def rope(self, positions: Array, dtype: jnp.dtype, windowed: bool = False) -> Rope:
         """M-RoPE: cos and sin [..., 1, T, D / 2]; angles in float32, frequency by frequency from its section's row.
 
@@ -281,6 +276,21 @@ def _with_added(x: Array, added: tuple[Array, ...], index: Any) -> Array:
 def declare_layers(layer: Callable[[], nnx.Module], count: int, stacked: bool) -> Any:
     """`count` layers under their numbers, or one under `*` whose parameters will have a first axis of `count`."""
     return nnx.Dict({STACKED: layer()}) if stacked else nnx.List([layer() for _ in range(count)])
+
+
+class NetworkBase(nnx.Module):
+    """The decoder and its output layer; a family's class adds the towers and `embed` (network.py)."""
+
+    def __init__(self, config: ModelConfig, stacked: bool = False, layer: Callable[..., nnx.Module] = DecoderLayer):
+        width, size = config.text.hidden_size, config.text.vocab_size
+        self.model = TextDecoder(config.text, stacked, layer)
+        self.lm_head = None if config.tie_word_embeddings else Linear(width, size, False)
+
+    def unembed(self, hidden: Array) -> Array:
+        """Hidden states [..., D] -> logits [..., V] in float32, by the embeddings where the output layer is tied."""
+        head = self.lm_head
+        logits = contract(hidden, self.model.embed_tokens.weight.get_value()) if head is None else head(hidden)
+        return logits.astype(jnp.float32)
 
 
 def run_layers(

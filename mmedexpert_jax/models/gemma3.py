@@ -17,8 +17,8 @@ from jax import Array
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import vit
 from mmedexpert_jax.models.config import Keys, ModelConfig, TextConfig, VisionConfig
-from mmedexpert_jax.models.decoder import Attention, Embedding, Rope, TextAttention, TextDecoder
-from mmedexpert_jax.models.layers import GatedMLP, Linear, RMSNorm, abstract_param, place_features
+from mmedexpert_jax.models.decoder import Attention, Embedding, NetworkBase, Rope, TextAttention
+from mmedexpert_jax.models.layers import GatedMLP, RMSNorm, abstract_param, place_features
 from mmedexpert_jax.processing.chat_template import find_template
 from mmedexpert_jax.processing.gemma3_prompts import GEMMA3_TEMPLATE, GemmaProcessor, NoPictures, SoftTokens
 from mmedexpert_jax.processing.processor import (
@@ -240,17 +240,16 @@ class SoftTokenProjector(nnx.Module):
         return self.mm_soft_emb_norm(pooled) @ self.mm_input_projection_weight[...]
 
 
-class Gemma3(nnx.Module):
+class Gemma3(NetworkBase):
     """The whole network; attribute paths are the tensor names of the files without the prefixes (lora.canonical)."""
 
     def __init__(self, config: ModelConfig, stacked: bool = False):
+        super().__init__(config, stacked, GemmaLayer)
         text, vision = config.text, config.vision
         self.vision_tower = vit.VisionTransformer(vision, stacked) if vision.depth else None
         self.multi_modal_projector = SoftTokenProjector(vision) if vision.depth else None
-        self.model = TextDecoder(text, stacked, GemmaLayer)
         self.model.embed_tokens = ScaledEmbedding(text.vocab_size, text.hidden_size)
         self.model.norm = GemmaNorm(text.hidden_size, text.rms_norm_eps)
-        self.lm_head = None if config.tie_word_embeddings else Linear(text.hidden_size, text.vocab_size, False)
 
     def embed(self, batch: Any, remat: bool = False) -> tuple[Array, tuple]:
         """Token embeddings [B, T, D] with the images' features in their places, which are not scaled."""
@@ -259,7 +258,3 @@ class Gemma3(nnx.Module):
             return x, ()
         features = self.vision_tower(batch.patches, batch.patch_positions, batch.patch_counts, remat)
         return place_features(self.multi_modal_projector(features), batch.vision_index, x), ()
-
-    def unembed(self, hidden: Array) -> Array:
-        """Logits [..., V] in float32."""
-        return self.model.unembed(hidden, self.lm_head)

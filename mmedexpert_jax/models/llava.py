@@ -17,7 +17,7 @@ from jax import Array
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import llava_original, vit
 from mmedexpert_jax.models.config import Keys, ModelConfig, TextConfig, VisionConfig
-from mmedexpert_jax.models.decoder import TextDecoder
+from mmedexpert_jax.models.decoder import NetworkBase
 from mmedexpert_jax.models.layers import ACTIVATIONS, Linear, place_features
 from mmedexpert_jax.models.stored_tensors import Stored
 from mmedexpert_jax.models.vit import VisionTransformer, read_vit, write_vit
@@ -258,15 +258,13 @@ class Projector(nnx.Module):
         return self.linear_2(self.activation(self.linear_1(x)))
 
 
-class LLaVA(nnx.Module):
+class LLaVA(NetworkBase):
     """The whole network; attribute paths are the tensor names of the files without the prefixes (lora.canonical)."""
 
     def __init__(self, config: ModelConfig, stacked: bool = False):
-        text = config.text
+        super().__init__(config, stacked)
         self.vision_tower = VisionTransformer(config.vision, stacked)
         self.multi_modal_projector = Projector(config.vision)
-        self.model = TextDecoder(text, stacked)
-        self.lm_head = None if config.tie_word_embeddings else Linear(text.hidden_size, text.vocab_size, False)
         self.patches = (config.vision.image_size // config.vision.patch_size) ** 2  # of every image
 
     def embed(self, batch: Any, remat: bool = False) -> tuple[Array, tuple]:
@@ -280,7 +278,3 @@ class LLaVA(nnx.Module):
         features = self.multi_modal_projector(self.vision_tower(*seen, batch.patch_counts, remat))
         index = jnp.asarray(batch.vision_index)
         return place_features(features, jnp.where(index < 0, -1, index // stride * count + index % stride), x), ()
-
-    def unembed(self, hidden: Array) -> Array:
-        """Logits [..., V] in float32."""
-        return self.model.unembed(hidden, self.lm_head)

@@ -3,12 +3,10 @@
 A family is: a config (config.py reads config.json into it), a class in NETWORKS, and tensor names, which are the
 attribute paths of that class:
 
-    class Network(nnx.Module):
+    class Network(NetworkBase):                                # the decoder and its output layer, with `unembed`
         def __init__(self, config: ModelConfig, stacked: bool): ...  # `stacked` goes to `declare_layers`
-        model: TextDecoder                                     # the decoder, of `DecoderLayer`s or the family's own
         # tokens and images -> embeddings, and what the first layers add (DeepStack; else ()); its towers are in here
         def embed(self, batch, remat) -> x [B, T, D], tuple of [B, T, D]
-        def unembed(self, hidden [..., D]) -> logits [..., V] float32
 
 Shared and below it: decoder.py (decoder, layers run in turn), layers.py (linear layers with LoRA, norms, MLP,
 attention), rotary.py, tree.py (names, stacking). Above it: model.py, the pure functions that everyone else calls.

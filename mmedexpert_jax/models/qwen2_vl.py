@@ -2,24 +2,20 @@
 
 from typing import Any
 
-from flax import nnx
 from jax import Array
 
 from mmedexpert_jax.models.config import ModelConfig
-from mmedexpert_jax.models.decoder import TextDecoder
-from mmedexpert_jax.models.layers import Linear, place_features
+from mmedexpert_jax.models.decoder import NetworkBase
+from mmedexpert_jax.models.layers import place_features
 from mmedexpert_jax.models.vision import Images, VisionTower
 
 
-class Qwen2VL(nnx.Module):
+class Qwen2VL(NetworkBase):
     """The whole network; attribute paths are the tensor names of the checkpoints."""
 
     def __init__(self, config: ModelConfig, stacked: bool = False):
-        text = config.text
+        super().__init__(config, stacked)
         self.visual = VisionTower(config.vision, stacked)
-        self.model = TextDecoder(text, stacked)
-        tied = config.tie_word_embeddings
-        self.lm_head = None if tied else Linear(text.hidden_size, text.vocab_size, False)
 
     def embed(self, batch: Any, remat: bool = False) -> tuple[Array, tuple]:
         """Token embeddings [B, T, D] with the images' features in their places. No images: no vision tower."""
@@ -28,7 +24,3 @@ class Qwen2VL(nnx.Module):
             return x, ()
         features = self.visual(batch.patches, batch.patch_positions, Images.of(batch), remat)
         return place_features(features, batch.vision_index, x), ()
-
-    def unembed(self, hidden: Array) -> Array:
-        """Logits [..., V] in float32."""
-        return self.model.unembed(hidden, self.lm_head)

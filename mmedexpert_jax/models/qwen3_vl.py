@@ -18,7 +18,7 @@ from jax import Array
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import memory_name
 from mmedexpert_jax.models.config import Keys, ModelConfig, TextConfig, VisionConfig
-from mmedexpert_jax.models.decoder import Embedding, TextDecoder, declare_layers, run_layers
+from mmedexpert_jax.models.decoder import Embedding, NetworkBase, declare_layers, run_layers
 from mmedexpert_jax.models.layers import LayerNorm, Linear, PatchConv, place_features
 from mmedexpert_jax.models.rotary import axial
 from mmedexpert_jax.models.vision import EPS, Images, VisionAttention
@@ -218,14 +218,12 @@ class Qwen3VisionTower(nnx.Module):
         return total
 
 
-class Qwen3VL(nnx.Module):
+class Qwen3VL(NetworkBase):
     """The whole network; attribute paths are the tensor names of the checkpoints without the prefixes of memory."""
 
     def __init__(self, config: ModelConfig, stacked: bool = False):
-        text = config.text
+        super().__init__(config, stacked)
         self.visual = Qwen3VisionTower(config.vision, stacked)
-        self.model = TextDecoder(text, stacked)
-        self.lm_head = None if config.tie_word_embeddings else Linear(text.hidden_size, text.vocab_size, False)
 
     def embed(self, batch: Any, remat: bool = False) -> tuple[Array, tuple[Array, ...]]:
         """Token embeddings [B, T, D] with the images' features in their places, and what the first layers add there."""
@@ -235,7 +233,3 @@ class Qwen3VL(nnx.Module):
         features, deep = self.visual(batch.patches, batch.patch_positions, Images.of(batch), remat)
         added = tuple(place_features(level, batch.vision_index, jnp.zeros_like(x)) for level in deep)
         return place_features(features, batch.vision_index, x), added
-
-    def unembed(self, hidden: Array) -> Array:
-        """Logits [..., V] in float32."""
-        return self.model.unembed(hidden, self.lm_head)

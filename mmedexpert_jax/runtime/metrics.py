@@ -128,7 +128,7 @@ class Metrics:
                 tracker.log(scalars, step=row["step"])
             except Exception as error:  # a service that is down must not end a training
                 self._trackers.remove(tracker)
-                print(f"the tracker is left out from step {step} on: {border.told(error, 200)}", flush=True)
+                print(f"the tracker is left out from step {step} on: {border.message_of(error, 200)}", flush=True)
         return row
 
     def rows(self) -> list[dict[str, Any]]:

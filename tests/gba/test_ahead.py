@@ -66,4 +66,4 @@ def test_rollouts_come_from_weights_one_step_old_and_a_killed_run_ends_as_one_th
 
 def test_off_policy_rollouts_must_be_corrected(run_config, tmp_path):
     with pytest.raises(ConfigError, match="importance_cap"):
-        trainer._check(run_config(tmp_path, rollout_ahead=1, importance_cap=0.0), {})
+        trainer._check(run_config(tmp_path, rollout_ahead=1, importance_cap=0.0))

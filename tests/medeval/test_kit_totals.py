@@ -9,7 +9,7 @@ from mmedexpert_jax.data.benchmarks.census import count
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.medeval import kit_totals
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
-from mmedexpert_jax.medeval.finish import benchmark_parts
+from mmedexpert_jax.medeval.finish import benchmark_tables
 from mmedexpert_jax.medeval.paper_tables import Result
 
 LABEL = kit_totals.HALVES
@@ -52,7 +52,7 @@ def test_it_stands_beside_ours_in_the_headline():
     evaluation = Evaluation(tuple(rows("pathvqa")))
     census = count("pathvqa", items, len(items), (), (), {})
     result = Result(Benchmark("pathvqa", "PathVQA", items, census=census), {"m": evaluation})
-    headline = benchmark_parts(result, {"m": evaluation.summary()})[0].rows
+    headline = benchmark_tables(result, {"m": evaluation.summary()})[0].rows
     assert headline[0]["micro"].value == pytest.approx(0.6) and headline[0]["MedEvalKit's total"] == "30.0"
 
 

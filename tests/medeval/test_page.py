@@ -14,7 +14,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.medeval import controls, eval_page
 from mmedexpert_jax.medeval.controls import Control
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
-from mmedexpert_jax.medeval.finish import benchmark_parts
+from mmedexpert_jax.medeval.finish import benchmark_tables
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.report import Figure
 from mmedexpert_jax.rollout import Reply
@@ -69,7 +69,7 @@ def folder(results, tmp_path_factory):
     files.write_json(folder / "config.json", {"a": {"long": {"name_of_a_field": "value " * 40}}})
     (result,) = results.values()
     summaries = {name: evaluation.summary() for name, evaluation in result.evaluations.items()}
-    parts = [part, *benchmark_parts(result, summaries)]
+    parts = [part, *benchmark_tables(result, summaries)]
     eval_page.write(folder, parts, results, {"base": "think_answer", "tuned": "think_answer"}, None, 100)
     return folder
 

@@ -74,12 +74,12 @@ def test_a_local_teacher_answers_whole_parts_once(tmp_path):
 
     answers = Answers(tmp_path / "a.sqlite")
     requests = [Request([{"role": "user", "content": str(i)}]) for i in range(10)]
-    teacher = LocalTeacher("m", {"temperature": 0.7}, answer, answers, part=4)
+    teacher = LocalTeacher("m", {"temperature": 0.7}, answer, answers, batch_size=4)
     first = teacher.ask(requests)
     assert parts == [4, 4, 2] and [r.finish for r in first][:2] == ["length", "stop"]
     assert [r.text for r in teacher.ask(requests)] == [r.text for r in first] and len(parts) == 3
     assert answers.totals()["completion_tokens"] == 30
-    LocalTeacher("m", {"temperature": 0.9}, answer, answers, part=4).ask(requests[:1])
+    LocalTeacher("m", {"temperature": 0.9}, answer, answers, batch_size=4).ask(requests[:1])
     assert parts[3:] == [1]
 
 

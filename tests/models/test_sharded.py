@@ -69,7 +69,7 @@ def layouts(mesh):
     params, rows = sharded.as_placed(weights), shard_batch(batch, mesh)
     sampling = Sampling(2, 6, 0, 1.0, 0, 1.0, (93,), ())
     keys = shard_batch(jax.random.split(key, (16, 2)), mesh)
-    reading = read.lower(model, sampling, mesh, params, rows, None, keys)
+    reading = prefill.lower(model, sampling, mesh, params, rows, None, keys)
     prefix, done = reading.out_info
     state = jax.eval_shape(lambda done: empty_state(model, 4, 6, mesh, jnp.dtype("float32"), done), done)
     yield "prefill", reading
