@@ -30,16 +30,18 @@ def inputs(seed, rows, prompts, size, lengths):
 
 def by_hand(queries, keys, values, lengths, own_keys, own_values, seen, slots, steps, window):
     """The same, row by row and head by head, in float64."""
+    queries, keys, values, own_keys, own_values = map(np.asarray, (queries, keys, values, own_keys, own_values))
+    lengths, seen, steps = map(np.asarray, (lengths, seen, steps))
     found = np.zeros(queries.shape)
     for row, prompt in enumerate(np.asarray(slots.prompt)):
         length = int(lengths[prompt])
         first = 0 if window is None else max(0, length + int(steps[row]) - window + 1)
         for head in range(HEADS):
-            group, visible = head // (HEADS // KEY_HEADS), np.asarray(seen[row, 0, 0])
-            at = [np.asarray(x[prompt, group, first:length], np.float64) for x in (keys, values)]
-            of = [np.asarray(x[row, group], np.float64)[visible] for x in (own_keys, own_values)]
+            group, visible = head // (HEADS // KEY_HEADS), seen[row, 0, 0]
+            at = [x[prompt, group, first:length].astype(np.float64) for x in (keys, values)]
+            of = [x[row, group].astype(np.float64)[visible] for x in (own_keys, own_values)]
             joined = [np.concatenate(pair) for pair in zip(at, of, strict=True)]
-            scores = joined[0] @ np.asarray(queries[row, head, 0], np.float64) * WIDTH**-0.5
+            scores = joined[0] @ queries[row, head, 0].astype(np.float64) * WIDTH**-0.5
             weights = np.exp(scores - scores.max())
             found[row, head, 0] = weights @ joined[1] / weights.sum()
     return found

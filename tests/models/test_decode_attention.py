@@ -169,15 +169,22 @@ def test_a_delta_is_its_two_products(rows, sizes, rank, gated, seed):
     sizes = (sizes[0],) * 2 if gated else sizes
     x, own = draw(rows, 24), draw(rows, sum(sizes))
     pairs = [{"a": draw(rank, 24), "b": draw(size, rank)} for size in sizes]
-    fused_pair = _for_gpus(pairs)
-    assert fused_pair["a"].dtype == jnp.bfloat16 and not len(fused_pair["a"]) % 64
-    with jax.default_matmul_precision("highest"):
-        expected = own + 0.5 * jnp.concatenate([x @ p["a"].T @ p["b"].T for p in pairs], axis=-1)
-        joined = jnp.concatenate([own, x @ fused_pair["a"].T.astype(jnp.float32)], axis=-1)
     gate = jax.nn.silu if gated else None
-    if gated:
-        expected = jax.nn.silu(expected[:, : sizes[0]]) * expected[:, sizes[0] :]
-    found = delta_kernel.add_delta(joined, fused_pair["b"], 0.5, jnp.float32, gate, interpret=True)
+
+    @jax.jit
+    def plainly(x, own, pairs):
+        expected = own + 0.5 * jnp.concatenate([x @ p["a"].T @ p["b"].T for p in pairs], axis=-1)
+        return jax.nn.silu(expected[:, : sizes[0]]) * expected[:, sizes[0] :] if gated else expected
+
+    @jax.jit
+    def by_kernel(x, own, pairs):
+        fused_pair = _for_gpus(pairs)
+        assert fused_pair["a"].dtype == jnp.bfloat16 and not len(fused_pair["a"]) % 64
+        joined = jnp.concatenate([own, x @ fused_pair["a"].T.astype(jnp.float32)], axis=-1)
+        return delta_kernel.add_delta(joined, fused_pair["b"], 0.5, jnp.float32, gate, interpret=True)
+
+    with jax.default_matmul_precision("highest"):
+        expected, found = plainly(x, own, pairs), by_kernel(x, own, pairs)
     np.testing.assert_allclose(found, expected, atol=3e-4 * np.abs(expected).max())  # 16 bits of A
 
 
@@ -203,12 +210,13 @@ def test_steps_of_a_family_are_the_same(monkeypatch, family, device, rank):
 
     def run(lora):
         """Three steps, of which the last goes round the ring's end."""
-        kept, hidden = cache, []
-        for step in range(3):
-            steps = jnp.arange(rows) % 7 + step
-            x, kept = model.decode(params, prefix, kept, steps + 5, steps, lora, slots, jnp.int32(14 + step))
-            hidden.append(x)
-        return hidden, kept
+
+        def step(kept, number):
+            steps = jnp.arange(rows) % 7 + number
+            hidden, kept = model.decode(params, prefix, kept, steps + 5, steps, lora, slots, 14 + number)
+            return kept, hidden
+
+        return jax.lax.scan(step, cache, jnp.arange(3))
 
     with jax.default_matmul_precision("highest"):
         expected = jax.jit(run)(join_factors(config, lora))

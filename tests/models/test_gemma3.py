@@ -199,18 +199,17 @@ def test_caches_and_packed_continuations_equal_the_full_forward(checkpoint, stac
     batch = processor(TALKS)
     lengths = np.array([[12, 3], [1, 12], [7, 10]], np.int32)
     tokens = np.random.default_rng(0).integers(8, 150, (3, 2, 12)).astype(np.int32)
-    plain = completion_logprobs(model, params, batch, tokens, lengths, remat=True)
+    score = jax.jit(partial(completion_logprobs, model), static_argnames="remat")
+    plain = score(params, batch, tokens, lengths, remat=True)
     layout = packed(lengths, 12, 2)
-    np.testing.assert_allclose(
-        completion_logprobs(model, params, batch, tokens, lengths, packing=layout), plain, rtol=1e-4, atol=1e-4
-    )
-    prefix = model.prefill(params, batch)
+    np.testing.assert_allclose(score(params, batch, tokens, lengths, packing=layout), plain, rtol=1e-4, atol=1e-4)
+    prefix = jax.jit(model.prefill)(params, batch)
     cache, hidden = model.init_cache(3, 2, 12, jnp.float32), []
     decode = jax.jit(lambda cache, new, step: model.decode(params, prefix, cache, new, step))
     for step in range(11):
         new, cache = decode(cache, tokens[..., step], step)
         hidden.append(new)
-    logits = np.asarray(model.unembed(params, jnp.stack(hidden, 2)))  # [B, G, 11, V]
+    logits = np.asarray(jax.jit(model.unembed)(params, jnp.stack(hidden, 2)))  # [B, G, 11, V]
     scored = np.take_along_axis(jax.nn.log_softmax(logits), tokens[..., 1:, None], -1)[..., 0]
     inside = np.arange(1, 12) < lengths[..., None]
     np.testing.assert_allclose(scored[inside], np.asarray(plain)[..., 1:][inside], rtol=1e-4, atol=1e-4)
@@ -329,9 +328,10 @@ def test_gradients_reach_both_towers(checkpoint):
     def loss(lora, params, remat):
         return jnp.sum(jnp.tanh(model.prefill(params, batch, lora, remat).hidden))
 
-    slopes = jax.grad(loss)(lora, params, False)
+    gradient = jax.jit(jax.grad(loss), static_argnums=2)
+    slopes = gradient(lora, params, False)
     assert all(float(jnp.abs(pair["b"]).max()) > 0 for pair in slopes.factors.values())
-    again = unstack(jax.grad(loss)(stack(lora), stack(params), True))
+    again = unstack(gradient(stack(lora), stack(params), True))
     for name, leaf in flatten(slopes.factors).items():
         np.testing.assert_allclose(leaf, flatten(again.factors)[name], rtol=2e-3, atol=1e-4)
 

@@ -21,6 +21,7 @@ def lora():
     return jax.tree.map(lambda f: f + 0.05 * jax.random.normal(jax.random.key(2), f.shape), fresh)
 
 
+@jax.jit
 def decoded(params, lora):
     model = Model(CONFIG)
     keys = tuple(jax.random.normal(jax.random.key(layer), (1, 2, 3, 8)) for layer in range(2))

@@ -122,11 +122,16 @@ def test_a_quantised_model_answers_nearly_as_the_plain_one(kind, bound, mini):
     found = np.asarray(model.logits(small, batch))[valid]
     distance = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
     assert 0 < distance < bound
-    whole = jax.tree.map(
-        lambda leaf: leaf.plain() if isinstance(leaf, Quantised) else leaf,
-        small,
-        is_leaf=lambda node: isinstance(node, Quantised),
-    )
+
+    @jax.jit
+    def whole_weights(small):
+        return jax.tree.map(
+            lambda leaf: leaf.plain() if isinstance(leaf, Quantised) else leaf,
+            small,
+            is_leaf=lambda node: isinstance(node, Quantised),
+        )
+
+    whole = whole_weights(small)
     np.testing.assert_allclose(found, np.asarray(model.logits(whole, batch))[valid], rtol=1e-3, atol=1e-3)
     scanned = np.asarray(model.logits(stack(small), batch))[valid]
     np.testing.assert_allclose(scanned, found, rtol=1e-3, atol=1e-3)

@@ -1,5 +1,7 @@
 """Sampling against transformers' logits processors and the distributions themselves."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,8 @@ from transformers import (
 from mmedexpert_jax.rollout.sampling import distribution, draw, sample, sample_each
 
 
-@jax.jit
+# 80 million random numbers a call: here LLVM's optimizer, which conftest.py turns off, takes less than it saves
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 2})
 def draws_of(keys, logits):
     return draw(keys, jnp.broadcast_to(logits[:, None], (len(logits), len(keys))))[0]
 
@@ -55,7 +58,8 @@ def test_distribution_is_that_of_transformers(temperature, top_k, top_p, banned)
         processors.append(TopPLogitsWarper(top_p))
     expected = torch.log_softmax(processors(torch.zeros(16, 1, dtype=torch.long), torch.tensor(logits())), -1).numpy()
     ban = ban_mask(*banned) if banned else None
-    found = np.asarray(distribution(logits(), temperature, top_k, top_p, ban))
+    ours = jax.jit(distribution, static_argnums=(1, 2, 3))
+    found = np.asarray(ours(logits(), temperature, top_k, top_p, ban))
     np.testing.assert_array_equal(np.isinf(found), np.isinf(expected))
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
@@ -90,14 +94,15 @@ def test_tokens_of_probability_zero_are_never_drawn():
 def test_sample_reports_the_log_probability_it_drew_with():
     keys = jax.random.split(jax.random.key(0), (4, 4))
     scores = logits().reshape(4, 4, -1)
-    tokens, logprobs = sample(keys, scores, 0.7, 20, 0.9, ban_mask(0))
+    drawn = jax.jit(lambda keys, scores: sample(keys, scores, 0.7, 20, 0.9, ban_mask(0)))
+    tokens, logprobs = drawn(keys, scores)
     expected = np.take_along_axis(np.asarray(distribution(scores, 0.7, 20, 0.9, ban_mask(0))), tokens[..., None], -1)
     np.testing.assert_allclose(logprobs, expected[..., 0], atol=1e-5)
-    one = sample(keys[2, 1], scores[2, 1], 0.7, 20, 0.9, ban_mask(0))
+    one = drawn(keys[2, 1], scores[2, 1])
     assert one[0] == tokens[2, 1]  # a row's draw is its own
     np.testing.assert_allclose(one[1], logprobs[2, 1], rtol=1e-6)
-    shared = sample(keys, scores[:, :1], 0.7, 20, 0.9, ban_mask(0))
-    repeated = sample(keys, np.repeat(scores[:, :1], 4, 1), 0.7, 20, 0.9, ban_mask(0))
+    shared = drawn(keys, scores[:, :1])
+    repeated = drawn(keys, np.repeat(scores[:, :1], 4, 1))
     np.testing.assert_array_equal(shared[0], repeated[0])
 
 
