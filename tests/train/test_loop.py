@@ -114,6 +114,13 @@ def test_a_warm_up_that_the_run_does_not_outlast_is_told(go, capsys, warmup, tol
     assert (max(row["learning_rate"] for row in run.metrics()) < 0.1) == told
 
 
+def test_a_warm_up_that_is_the_whole_run_is_told_of_a_share_too(go, capsys):
+    go(warmup_ratio=1.0)
+    assert "hint: warmup_ratio 1 is all of the run, so that the rate never is lr 0.1" in capsys.readouterr().out
+    go(name="shorter", warmup_ratio=0.5)
+    assert "warmup" not in capsys.readouterr().out
+
+
 def test_a_signal_within_a_long_step_saves_the_state_before_it(go, monkeypatch):
     monkeypatch.setattr(signals, "GRACE", 0.05)
     with pytest.raises(Interrupted, match="stopped where it was"):
