@@ -160,11 +160,17 @@ def _check_training(prefix: str, stage: ConfigDict) -> None:
         raise ConfigError(
             f"config.{prefix}adam_betas must be two numbers from 0, below 1, such as 0.9,0.999; got {betas}"
         )
+    if stage.warmup_steps and stage.warmup_ratio:
+        raise ConfigError(
+            f"config.{prefix}warmup_ratio={stage.warmup_ratio:g} says nothing beside warmup_steps="
+            f"{stage.warmup_steps}; set one of them to 0"
+        )
     for name in ("best", "patience"):
-        if stage.eval.every < 0 and stage.eval[name]:
+        if stage.eval.every <= 0 and stage.eval[name]:
+            made = "none" if stage.eval.every < 0 else "one at the end alone"
             raise ConfigError(
-                f"config.{prefix}eval.{name} chooses by held-out scores, and eval.every=-1 makes none; set "
-                f"--config.{prefix}eval.every to a number of steps"
+                f"config.{prefix}eval.{name} chooses by held-out scores, and eval.every={stage.eval.every} makes "
+                f"{made}; set --config.{prefix}eval.every to a number of steps"
             )
 
 
@@ -391,6 +397,13 @@ def _check_groups(prefix: str, gba: ConfigDict) -> None:
             f"config.{prefix}filter.least ({gba.filter.least:g}) is above config.{prefix}filter.most "
             f"({gba.filter.most:g}): no pass rate is between them"
         )
+    usual = defaults("gba")
+    for bound in ("least", "most"):
+        if not gba.filter.samples and gba.filter[bound] != usual[f"filter.{bound}"][2]:
+            raise ConfigError(
+                f"config.{prefix}filter.{bound}={gba.filter[bound]:g} says nothing without filter.samples, answers to "
+                f"measure pass rates by; set --config.{prefix}filter.samples, such as 8, or leave it out"
+            )
     if gba[split] % gba.paradigms_per_query:
         raise ConfigError(
             f"config.{prefix}{split} ({gba[split]}) must be a multiple of paradigms_per_query "

@@ -1,7 +1,7 @@
 """Deterministic data order: which cases a step sees depends on the seed and the step alone."""
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,9 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
     return np.array([epochs[int(p // count)][p % count] for p in positions])
 
 
-def fingerprint(cases: Iterable[Case]) -> int:
-    """CRC-32 of what the cases say, in their order, and of the sizes of their images' files, which are not read.
+def fingerprint(cases: Iterable[Case], levels: Mapping[str, float] | None = None) -> int:
+    """CRC-32 of what the cases say, in their order, of the sizes of their images' files, which are not read, and of the
+    `levels` of difficulty by which they are ordered.
 
     Paths do not count: a set may be moved. Two runs over sets with the same fingerprint see the same steps.
     """
@@ -35,7 +36,7 @@ def fingerprint(cases: Iterable[Case]) -> int:
         texts = case.id, case.question, case.options, case.answer, case.paradigm, case.trace, case.paradigms
         more = (sorted(case.columns.items()),) if case.columns else ()  # what one's own rewards read
         crc = zlib.crc32(repr((texts, case.specialty, case.task, images, *more)).encode(), crc)
-    return crc
+    return crc if levels is None else zlib.crc32(repr(sorted(levels.items())).encode(), crc)
 
 
 def _size(path: object) -> int:

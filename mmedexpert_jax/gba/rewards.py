@@ -75,6 +75,7 @@ REWARDS: dict[str, Reward] = {
     "answer_first": answer_first,
 }
 
+FOREIGN = {"prompts", "completions", "completion_ids", "solution_str", "reward_inputs"}  # of TRL, verl and EasyR1
 GATED = ("format", "structure")  # rewards of form
 LARGEST = float(np.finfo(np.float32).max)  # of a reward: scores are float32
 
@@ -156,9 +157,12 @@ def _custom(spec: str, files: Files) -> WeightedReward:
 
 
 def _check_takes(function: Reward, positional: Sequence[str], keywords: Sequence[str], field: str) -> None:
-    """Raises ConfigError where a function cannot be called as it will be, at the first step."""
+    """Raises ConfigError where a function cannot be called as it will be, at the first step, or has the names of what
+    another trainer gives it."""
     try:
         inspect.signature(function).bind(*positional, **dict.fromkeys((*keywords, "truncated", "max_new_tokens")))
+        if theirs := FOREIGN & {*inspect.signature(function).parameters}:
+            raise TypeError(f"it takes {min(theirs)}, as rewards of another trainer do")
     except TypeError as error:
         raise ConfigError(
             f"{field}: {error}; define it as f(case, text, **_), or for all completions at once as f(cases, texts, **_)"

@@ -86,7 +86,7 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
             _hint(run, hinted)
         return state, metrics
 
-    data = fingerprint(job.guidelines.cases)
+    data = fingerprint(job.guidelines.cases, job.guidelines.difficulties)
     state = fit(config, run, job.learner, step, job.steps, "gba", init_key, evaluate, data)
     path = export(config, run, job.model, job.learner.policy(state), state, job.processor)
     run.finish(_summary(run, path, state))

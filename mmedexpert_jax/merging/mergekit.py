@@ -252,7 +252,7 @@ def _spec(place: str, value: Any) -> Spec:
     if isinstance(value, list) and value and len({isinstance(one, Mapping) for one in value}) == 1:
         return [_spec(place, one) for one in value]
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)  # YAML 1.1 reads yes and on as true
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):

@@ -144,6 +144,7 @@ def tensors_in(directory: Path) -> dict[str, Stored]:
 def _stored(directory: Path) -> Iterator[tuple[str, Stored]]:
     files = {name: file for name, file in tensor_files(directory).items() if not COMPUTED.search(name)}
     found = {file: views(file) for file in set(files.values())}
+    refuse_two_values(files, found)
     for name, file in files.items():
         if name not in found[file]:
             raise missing(file, name)
@@ -151,6 +152,24 @@ def _stored(directory: Path) -> Iterator[tuple[str, Stored]]:
         if (code := CODES[view.dtype.name]) not in _FLOATS:
             raise _quantised(file, name, code)
         yield name, Stored(view.shape, view.dtype.name, view.__getitem__)
+
+
+def refuse_two_values(files: dict[str, Path], found: dict[Path, dict[str, np.ndarray]]) -> None:
+    """Raises DataError where another shard than the one that the index names has a tensor too, with other values:
+    transformers would take that of the last shard.
+
+    Args:
+        files: of the tensors.
+        found: the tensors of each file.
+    """
+    for file, tensors in sorted(found.items()):
+        for name in (name for name in tensors if files.get(name, file) != file):
+            own = found[files[name]].get(name)
+            if own is not None and not np.array_equal(own, tensors[name]):
+                raise DataError(
+                    f"{file}: holds {name} too, which the index puts into {files[name].name}, with other values; "
+                    "download the shards again, all of one version"
+                )
 
 
 def missing(file: Path, name: str) -> DataError:

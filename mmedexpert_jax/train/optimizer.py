@@ -28,12 +28,20 @@ def schedule(lr: float, kind: str, warmup: int, updates: int) -> optax.Schedule:
 
 def unreached(config: ConfigDict, updates: int) -> str:
     """A sentence on a warm-up that ends no sooner than the run, whose rate then never is `lr`; empty for any other."""
-    if not 0 < updates <= config.warmup_steps:
+    if not 0 < updates <= _warmup(config, updates):
         return ""
+    if not config.warmup_steps:
+        share = f"warmup_ratio {config.warmup_ratio:g} is all of the run"
+        return f"{share}, so that the rate never is lr {config.lr:g}; lower it"
     return (
         f"warmup_steps {config.warmup_steps:,} is not below the run's number of updates, {updates:,}, so that the rate "
         f"never is lr {config.lr:g}; lower it, or set it to 0 and warmup_ratio to a share of the run, such as 0.1"
     )
+
+
+def _warmup(config: ConfigDict, updates: int) -> int:
+    """Updates of the rate's rise."""
+    return config.warmup_steps or math.ceil(config.warmup_ratio * updates)
 
 
 def optimizer(config: ConfigDict, updates: int) -> Rule:
@@ -42,7 +50,7 @@ def optimizer(config: ConfigDict, updates: int) -> Rule:
     The rate is applied by the learner, which knows how far a run is: a step whose groups were all dropped makes fewer
     updates than planned, and a count of updates would then lag behind the schedule's end.
     """
-    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * updates)
+    warmup = _warmup(config, updates)
     constant = config.schedule == "constant"
     rate = schedule(config.lr, config.schedule, warmup, warmup if constant else updates)
     betas = tuple(config.adam_betas)

@@ -351,6 +351,7 @@ def test_scalars_and_arrays_of_every_library_are_numbers(tmp_path, scalar):
             "missing a required argument: 'ground_truth'",
         ),  # verl's
         ("cases, texts, *, paradigm, **_", "missing a required argument: 'paradigm'"),
+        ("prompts, completions, **kwargs", "it takes completions, as rewards of another trainer do"),
     ],
 )
 def test_a_function_of_another_signature_is_refused_before_any_work(tmp_path, signature, said):

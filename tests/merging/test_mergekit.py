@@ -408,6 +408,8 @@ def test_what_a_mergekit_file_asks_for_in_vain(models, tmp_path):
         "parameters: {weight: 1, normalize: true}}]}",
         "parameter weight of one must be a number": f"{{{ties}, models: [{{model: {one}, "
         "parameters: {weight: x}}]}",
+        "parameter weight of one must be a number, .* found True": f"{{{ties}, models: [{{model: {one}, "
+        "parameters: {weight: yes}}]}",
         "parameter density of one must be a number": f"{{{ties}, models: [{{model: {one}, "
         "parameters: {weight: 1, density: nan}}]}",
         r"density of one must be .* found \[{'value': 1}, 0.5\]": f"{{{ties}, models: [{{model: {one}, "

@@ -224,6 +224,27 @@ def test_one_file_beside_shards_is_refused(broken):
         load_model(directory)
 
 
+def test_shards_of_two_versions_are_refused(broken):
+    """An index says whose a tensor is; transformers takes that of the last shard that has one of its name."""
+    directory = broken()
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[:9], "b.safetensors": names[9:]}
+    index = {"weight_map": {name: file for file, own in shards.items() for name in own}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    for factor in (1, 2):
+        for file, own in shards.items():
+            again = {names[0]: factor * tensors[names[0]]} if file == "b.safetensors" else {}
+            save_file({name: tensors[name] for name in own} | again, directory / file)
+        if factor == 1:
+            assert load_model(directory)[1]["model"]["norm"]["weight"].shape == tensors["model.norm.weight"].shape
+    with pytest.raises(
+        DataError, match=rf"b\.safetensors: holds {names[0]} too, which the index puts into a\.safetens"
+    ):
+        load_model(directory)
+
+
 def test_a_quantization_config_left_over_in_a_16_bit_checkpoint_is_ignored(broken, checkpoint):
     directory = broken(change_config={"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}})
     assert same(load_model(directory)[1], checkpoint("qwen2_tied").params)

@@ -136,6 +136,13 @@ def test_a_warm_up_that_the_run_does_not_outlast_is_told(go, capsys, warmup, tol
     assert (max(row["learning_rate"] for row in run.metrics()) < 0.1) == told
 
 
+def test_a_warm_up_that_is_the_whole_run_is_told_of_a_share_too(go, capsys):
+    go(warmup_ratio=1.0)
+    assert "hint: warmup_ratio 1 is all of the run, so that the rate never is lr 0.1" in capsys.readouterr().out
+    go(name="shorter", warmup_ratio=0.5)
+    assert "warmup" not in capsys.readouterr().out
+
+
 def test_a_signal_within_a_long_step_saves_the_state_before_it(go, monkeypatch):
     monkeypatch.setattr(signals, "GRACE", 0.05)
     with pytest.raises(Interrupted, match="stopped where it was"):
@@ -167,7 +174,9 @@ def test_other_cases_than_those_of_the_checkpoint_are_told_in_one_line(go, capsy
         go(stop=4, data=fingerprint(list(cases)))
     assert "training cases" not in capsys.readouterr().out
     other = fingerprint([*cases[:2], dataclasses.replace(cases[2], answer="B")])
-    assert len({data, other, fingerprint(cases[::-1])}) == 3
+    levels = [{case.id: level for case, level in zip(cases, order, strict=True)} for order in ((1, 2, 3), (3, 2, 1))]
+    ordered = {fingerprint(cases, level) for level in levels}  # rows may say another difficulty under the same words
+    assert len({data, other, fingerprint(cases[::-1]), *ordered}) == 5 and fingerprint(cases, levels[0]) in ordered
     state, _, _ = go(data=other)
     told = [line for line in capsys.readouterr().out.splitlines() if "training cases are not those of step 4" in line]
     assert len(told) == 1 and f"{data:08x}" in told[0] and state.data == other
