@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, load_cases, prompts, tables
+from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, load_cases, own, prompts, tables
 from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.gba import rewards
 from mmedexpert_jax.medeval import scoring
@@ -80,6 +80,17 @@ def test_a_wrong_row_is_named(tmp_path, change, words):
         load_cases(file, "train", specialty="AM")
     line = str(error.value)
     assert "\n" not in line and str(file) in line and all(word in line for word in words)
+
+
+@pytest.mark.parametrize(("options", "words"), [(["B. low", "A. high"], "B, A"), (["low", "nan"], "an empty cell")])
+def test_options_that_may_mean_two_things_are_refused(tmp_path, options, words):
+    with pytest.raises(DataError, match=f"row 1, key options: .*{words}"):
+        load_cases(_write(tmp_path, ROW | {"options": options}), "train")
+    table = tmp_path / "a.csv"
+    table.write_text(f"question,options,answer\nWhich?,{'; '.join(options)},A\n")
+    if "nan" not in options:
+        with pytest.raises(DataError, match=words):
+            own.convert(table, tmp_path / "made")
 
 
 @pytest.mark.parametrize("head", ["", "\ufeff"])
