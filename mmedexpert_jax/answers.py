@@ -73,6 +73,7 @@ _PUNCTUATION = re.compile(r"[^\w\s]")
 _DASH = re.compile("[\u2010-\u2015\u2212]")
 # The blank of "50 mg", which is "50mg" too.
 _UNIT = re.compile(r"(?<=\d) (?=(?:[mkµμn]?g|[mdµμ]?l|[mcµμ]?m|%|mmol|meq|iu|u|mmhg|kg|h|hz|°c)\b|%)")
+_OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -237,9 +238,21 @@ def counts_another(key: object, options: Sequence[str]) -> bool:
 
 def unlabelled(options: Sequence[str]) -> list[str]:
     """Options without their labels, if each has its own ("A. text", "(A) text", "A: text")."""
-    parts = [re.match(r"\s*(?:\((\w)\)|(\w)[.:)])\s*(.*)", option, re.DOTALL) for option in options]
-    labels = [(part[1] or part[2]).upper() for part in parts if part]
-    return [part[3] for part in parts if part] if labels == list(LETTERS[: len(options)]) else list(options)
+    own = list(LETTERS[: len(options)]) == _own_labels(options)
+    return [_OWN_LABEL.sub("", option, count=1) for option in options] if own else list(options)
+
+
+def out_of_order(options: Sequence[str]) -> str:
+    """The letters that the options carry themselves, where these are the first letters in another order, so that a key
+    may mean an option by its place or by its letter; "" of any others."""
+    labels = _own_labels(options)
+    wanted = list(LETTERS[: len(options)])
+    return ", ".join(labels) if labels != wanted and sorted(labels) == wanted else ""
+
+
+def _own_labels(options: Sequence[str]) -> list[str]:
+    found = [_OWN_LABEL.match(option) for option in options]
+    return [(label[1] or label[2]).upper() for label in found if label]
 
 
 def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:

@@ -272,12 +272,11 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         raise DataError(f"{where}, key options: {count} of them; give 2 to {len(LETTERS)}")
     if not count or not all(isinstance(o, str) and o.strip() for o in options):
         raise DataError(f"{where}, key options: {_TEXTS}, none empty, or no options for an open question")
-    bare, ordered = answers.unlabelled(options), sorted(options)  # a prompt adds the letters
-    if bare == list(options) and answers.unlabelled(ordered) != ordered:
-        raise DataError(
-            f"{where}, key options: labelled out of order ({border.shown(options[0])} is the first), so that the "
-            "answer may mean a label or a place; leave the labels out"
-        )
+    if any(option.strip().lower() in ("nan", "<na>") for option in options):
+        raise DataError(f"{where}, key options: 'nan' stands for an empty cell; leave it out")
+    if letters := answers.out_of_order(options):
+        raise DataError(f"{where}, key options: they begin with {letters}; put them in the order of their letters")
+    bare = answers.unlabelled(options)  # a prompt adds the letters
     options = tuple(bare if all(text.strip() for text in bare) else options)
     if len({option.strip() for option in options}) < count:
         raise DataError(f"{where}, key options: two of them are the same text, so that no answer is right alone")

@@ -246,7 +246,10 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         texts = [str(option) if isinstance(option, int | float) else option for option in options]
         if answers.counts_another(key, texts):
             raise DataError(f"key answer: {key} may be an option's text or its number; give its letter")
-        options = answers.unlabelled(texts) if all(isinstance(text, str) for text in texts) else texts
+        written = all(isinstance(text, str) for text in texts)
+        if written and (order := answers.out_of_order(texts)):
+            raise DataError(f"key options: they begin with {order}; put them in the order of their letters")
+        options = answers.unlabelled(texts) if written else texts
     found["options"] = options
     images = found.get("images") or []
     if isinstance(images, str):

@@ -32,7 +32,10 @@ def models_table(summaries: Mapping[str, Mapping[str, Any]], group: str = "speci
     rows = []
     for name, summary in summaries.items():
         parts = {value: cell(accuracy) for value, accuracy in summary["by"].get(group, {}).items()}
-        rest = {"parsed": _percent(summary["parse_rate"]), "tokens": f"{summary['mean_length']:.0f}"}
+        rest = {
+            "parsed": _percent(summary["parse_rate"]),
+            "tokens": f"{summary['mean_length']:.0f}" if summary["mean_length"] else "–",
+        }
         rows.append({"model": name, "accuracy": cell(summary)} | parts | rest)
     return rows
 

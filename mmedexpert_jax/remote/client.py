@@ -273,7 +273,7 @@ class Client:
         if wait is not None and wait > PATIENCE:
             self._stop(f"{self.endpoint.host} asks to wait {wait:.0f} s ({outcome.detail}); run the same command then")
             return False
-        if wait is None:
+        if not wait:  # also of a date that has passed, where clocks differ
             wait = self._pause(number) * random.uniform(0.5, 1.0)
         if number == 1:  # many a failure is over with the first further try
             self._say_waits(outcome, number)

@@ -3,6 +3,7 @@
 Nothing here raises, whatever a server sends: what was paid for must reach the store first.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -55,6 +56,7 @@ _ENDS = frozenset({"stop", "length", "content_filter", "refusal", "tool_calls", 
 _STOPPED = ("safety", "prohibited_content", "blocklist", "spii", "recitation", "sensitive", "guardrail")  # by a filter
 _FINISH = dict.fromkeys(("max_tokens", "max_output_tokens", "model_length"), "length")
 _FINISH |= dict.fromkeys(("end_turn", "eos", "eos_token", "stop_sequence", "completed", "done"), "stop")
+_UNTYPED = ("text/plain", "application/octet-stream")  # as gateways send what they do not know
 _HIDDEN = re.compile("reasoning|thinking|redacted")  # types of parts that are no answer
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -151,6 +153,8 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], c
         return Outcome("rate-limit", detail, retry_after(headers))
     if status in (408, 409, 425, 499) or status >= 500:
         return Outcome("server", detail, retry_after(headers))
+    if 300 <= status < 400 and headers.get("location"):
+        return Outcome("refused", shown(f"{status}: it sends on to {headers['location']}", secret))
     if status in (401, 403, 404, 405) or 300 <= status < 400 or _WRONG_KEY.search(said[:2000]):
         return Outcome("refused", detail)
     if status in (400, 422) and (drop := _unknown_field(error)):
@@ -161,7 +165,7 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], c
 def _answer(headers: Mapping[str, str], body: Mapping[str, Any], secret: str) -> Outcome:
     """The outcome of a success; a body that is not JSON of the protocol's form is malformed."""
     kind = headers.get("content-type", "")
-    if "json" not in kind:
+    if "json" not in kind and not (body and kind.startswith(_UNTYPED)):
         return Outcome("malformed", shown(f"content type {kind!r}, not JSON", secret), billed=True)
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -177,8 +181,10 @@ def _answer(headers: Mapping[str, str], body: Mapping[str, Any], secret: str) ->
     reply = _reply(choice, body)
     if reply is None:
         return Outcome("malformed", "a message whose content is no text", billed=True, usage=usage)
-    if not reply.text and not reply.reasoning and reply.finish not in _ENDS:
+    broken = choice.get("error") or body.get("error")
+    if not reply.text and not reply.reasoning and (broken or reply.finish not in _ENDS):
         said = f'no text, finish_reason "{finish}"'  # a fault that the server calls by a name of its own
+        said += f": {_said(_error({'error': broken}), b'')}" if broken else ""
         return Outcome("server", shown(said, secret), billed=True, usage=usage)
     return Outcome("answered", reply=reply, billed=True, usage=usage, response_id=_text(body.get("id")))
 
@@ -299,15 +305,22 @@ def _finite(text: str) -> float | None:
 
 
 def _seconds(text: str) -> float | None:
-    if (seconds := _finite(text)) is not None:
-        return seconds
+    """Seconds of a Retry-After: a number, of several that proxies joined the longest, a duration ("30s"), or a date of
+    HTTP or ISO 8601, in UTC where it names no zone."""
+    numbers = [_finite(part) for part in text.split(",")]
+    if all(number is not None for number in numbers):
+        return max(number for number in numbers if number is not None)
+    if _DURATION.sub("", text).strip() == "":
+        return _span(text)
     from datetime import UTC, datetime
     from email.utils import parsedate_to_datetime
 
-    try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError, OverflowError):
-        return None
+    for parse in (parsedate_to_datetime, datetime.fromisoformat):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            date = parse(text)
+            date = date if date.tzinfo else date.replace(tzinfo=UTC)
+            return max(0.0, (date - datetime.now(UTC)).total_seconds())
+    return None
 
 
 def _span(text: str) -> float | None:

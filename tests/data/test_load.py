@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, load_cases, prompts, tables
+from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, load_cases, own, prompts, tables
 from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.gba import rewards
 from mmedexpert_jax.medeval import scoring
@@ -81,6 +81,17 @@ def test_a_wrong_row_is_named(tmp_path, change, words):
         load_cases(file, "train", specialty="AM")
     line = str(error.value)
     assert "\n" not in line and str(file) in line and all(word in line for word in words)
+
+
+@pytest.mark.parametrize(("options", "words"), [(["B. low", "A. high"], "B, A"), (["low", "nan"], "an empty cell")])
+def test_options_that_may_mean_two_things_are_refused(tmp_path, options, words):
+    with pytest.raises(DataError, match=f"row 1, key options: .*{words}"):
+        load_cases(_write(tmp_path, ROW | {"options": options}), "train")
+    table = tmp_path / "a.csv"
+    table.write_text(f"question,options,answer\nWhich?,{'; '.join(options)},A\n")
+    if "nan" not in options:
+        with pytest.raises(DataError, match=words):
+            own.convert(table, tmp_path / "made")
 
 
 @pytest.mark.parametrize("head", ["", "\ufeff"])
@@ -494,7 +505,7 @@ def test_reasoning_beside_and_before_an_answer_is_its_trace_and_no_part_of_it(tm
         ({"problem": ASKED, "solution": "<think>Two. B"}, "is reasoning alone"),
         ({"prompt": "How many?", "options": ["1", "2", "3"], "answer": 1}, "1 may be an option's text or its number"),
         ({"messages": [{"role": "assistant", "content": "Hi."}, TURN], "answer": "B"}, "stands before the question"),
-        ({"question": "Which?", "options": ["B. two", "A. one"], "answer": "B"}, "labelled out of order"),
+        ({"question": "Which?", "options": ["B. two", "A. one"], "answer": "B"}, "they begin with B, A; put them in the order"),
     ],
 )
 def test_a_row_that_says_two_things_of_its_answer_is_refused(tmp_path, row, words):

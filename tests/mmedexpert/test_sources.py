@@ -559,3 +559,37 @@ def test_commas_and_equals_in_the_names_of_sources_belong_to_them(tmp_path, monk
     config = load_config("configs/dataset.py", {"data.path": "a, b.jsonl, plain=c.jsonl,k=v.jsonl,plain=a, b.jsonl"})
     files = [record.source_id for record in gather(config).records]
     assert files == ["a, b.jsonl:1", "c.jsonl:1", "k=v.jsonl:1", "a, b.jsonl:1"]
+
+
+def _collected(folder, name, content):
+    (folder / name).write_text(content)
+    found = collect([str(folder / name)])
+    kept = [(case.options, case.answer) for case in found.records]
+    return kept, [(row["reason"], row["detail"]) for row in found.rejected]
+
+
+def test_options_that_carry_letters_in_another_order_are_refused(tmp_path):
+    row = {"question": "Which drug?", "options": ["B. Aspirin", "A. Colchicine"], "answer": "A"}
+    kept, ((reason, detail),) = _collected(tmp_path, "a.jsonl", json.dumps(row))
+    assert not kept and reason == "key-differs" and "begin with B, A" in detail
+    row["options"].reverse()
+    assert _collected(tmp_path, "a.jsonl", json.dumps(row))[0] == [(("Colchicine", "Aspirin"), "A")]
+
+
+def test_nan_of_pandas_is_an_empty_cell(tmp_path):
+    table = "question,A,B,C,answer\nWhich?,x,y,nan,B\nnan,x,y,z,A\nWhy?,x,y,NaN,C\n"
+    kept, refused = _collected(tmp_path, "a.csv", table)
+    assert kept == [(("x", "y"), "B")]
+    assert [reason for reason, _ in refused] == ["empty-question", "no-such-key"]
+
+
+def test_columns_that_differ_in_case_alone_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"a\.csv: the columns question, Question differ in case alone"):
+        _collected(tmp_path, "a.csv", "question,Question,A,B,answer\nWhich?,Why?,x,y,A\n")
+
+
+def test_letters_of_the_source_may_be_roman_and_a_number_as_text_is_unclear(tmp_path):
+    row = {"question": "Which?", "options": {"I": "x", "II": "y"}, "answer": "II"}
+    assert _collected(tmp_path, "a.jsonl", json.dumps(row))[0] == [(("x", "y"), "B")]
+    _, ((reason, detail),) = _collected(tmp_path, "a.jsonl", json.dumps(row | {"options": ["x", "y"], "answer": "1"}))
+    assert reason == "no-such-key" and "may count from 0 or from 1" in detail

@@ -163,12 +163,39 @@ def test_what_is_not_the_protocol_is_malformed(headers, content):
     assert judge(200, headers, content).kind == "malformed"
 
 
+@pytest.mark.parametrize("kind", ["text/plain; charset=utf-8", "application/octet-stream"])
+def test_an_answer_is_read_under_the_types_of_gateways_that_know_none(kind):
+    assert judge(200, {"content-type": kind}, completion(content="B")).reply.text == "B"
+    assert judge(200, {"content-type": kind}, b"B").kind == "malformed"
+
+
+@pytest.mark.parametrize("place", ["body", "choice"])
+def test_an_error_beside_an_answer_without_text_is_no_answer(place):
+    body = json.loads(completion(content=""))
+    (body if place == "body" else body["choices"][0])["error"] = {"message": "upstream died"}
+    outcome = judge(200, JSON, json.dumps(body).encode())
+    assert outcome.kind == "server" and "upstream died" in outcome.detail
+
+
+def test_a_redirect_names_where_it_leads():
+    outcome = judge(301, {"location": "https://other.example/v1/chat/completions"}, b"")
+    assert outcome.kind == "refused" and "other.example" in outcome.detail
+
+
 def test_the_servers_wish_for_a_wait():
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     assert retry_after({"retry-after": "1.5"}) == 1.5
     assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
     assert 27 < retry_after({"retry-after": later}) <= 30
     assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({"retry-after": "5, 120"}) == 120
+    assert retry_after({"retry-after": "1m30s"}) == 90
+    for date in (
+        later.removesuffix(" GMT"),
+        (datetime.now(UTC) + timedelta(seconds=30)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    ):
+        assert 27 < retry_after({"retry-after": date}) <= 30
+    assert retry_after({"retry-after": "Mon, 30 Nov 2020 13:00:00 GMT"}) == 0
     reset = {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1m2.5s"}
     assert retry_after(reset) == 62.5
     assert retry_after(reset | {"x-ratelimit-remaining-tokens": "10"}) is None

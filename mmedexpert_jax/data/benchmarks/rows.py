@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmedexpert_jax import border
-from mmedexpert_jax.answers import lettered, unlabelled
+from mmedexpert_jax.answers import lettered, out_of_order, unlabelled
 from mmedexpert_jax.data import forms, tables
 from mmedexpert_jax.data.benchmarks.source import Entry, MissingImage
 from mmedexpert_jax.data.case import LETTERS
@@ -65,7 +65,7 @@ class Row:
             raise self.bad(key, f"a list of texts is needed, got {border.shown(value)}")
         if len(value) != count if count else not 2 <= len(value) <= len(LETTERS):
             raise self.bad(key, f"{count or '2 to 10'} texts are needed, got {len(value)}")
-        return tuple(unlabelled([text.strip() for text in value]))
+        return tuple(self._unlabelled(key, value))
 
     def choices(self, key: str) -> tuple[str, ...]:
         """2 to 10 texts under their letters: {A: text}, a list of {letter or key, content or value} or of texts, each
@@ -75,7 +75,9 @@ class Row:
         """
         value = self.written(key)
         if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-            value = dict(zip(LETTERS, unlabelled(value), strict=False)) if len(value) <= len(LETTERS) else None
+            value = (
+                dict(zip(LETTERS, self._unlabelled(key, value), strict=False)) if len(value) <= len(LETTERS) else None
+            )
         elif isinstance(value, str):
             lines = [_LINE.fullmatch(line) for line in value.splitlines() if line.strip()]
             value = {line[1]: line[2] for line in lines if line} if all(lines) else None
@@ -92,6 +94,12 @@ class Row:
         if not 2 <= len(texts) <= len(LETTERS) or list(texts) != list(wanted) or not all(texts.values()):
             raise self.bad(key, f"the letters are {border.shown(', '.join(map(str, texts)))}, not {', '.join(wanted)}")
         return tuple(texts.values())
+
+    def _unlabelled(self, key: str, texts: Sequence[str]) -> list[str]:
+        """Texts without letters of their own. Raises DataError where these stand in another order."""
+        if order := out_of_order(texts):
+            raise self.bad(key, f"the options begin with {order}, and a key may mean their place or their letter")
+        return unlabelled([text.strip() for text in texts])
 
     def written(self, key: str) -> Any:
         """The value of a key; of a text that is a list or an object as JSON or Python writes it, what it is."""

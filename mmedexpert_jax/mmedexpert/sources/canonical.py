@@ -45,6 +45,7 @@ PICTURE = re.compile(
 )
 NEGATIVE = re.compile(r"\b(?:EXCEPT|NOT|LEAST)\b|\ball of the following[^.?]*\bexcept\b")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".dcm")
+ABSENT = ("", "nan", "<na>")  # texts of cells that are empty, also as pandas writes them
 OPEN = "open"  # the format of rows without options
 PLAIN_ROWS = "plain"  # that of one's own rows
 GENOTYPE = 12  # characters of an option at most that may be one, such as AaBb or X^A X^a
@@ -75,6 +76,8 @@ def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], lice
     """
     repairs = list(raw.repairs)
     question, options, letters = _question_and_options(raw, repairs, shape.name == OPEN)
+    if order := answers.out_of_order(options):
+        raise Rejected("key-differs", f"the options begin with {order}; put them in the order of their letters")
     if shape.name == PLAIN_ROWS and answers.counts_another(raw.key, options):
         raise Rejected("key-differs", f"key {raw.key} may be an option's text or its number; give its letter")
     answer = _key(raw, options, letters, repairs) if options else plain_text(raw.key, repairs)
@@ -151,10 +154,14 @@ def _question_and_options(raw: Raw, repairs: list[str], is_open: bool) -> tuple[
     if nested := [text for text in texts if isinstance(text, list | dict | tuple)]:
         raise Rejected("unreadable", f"an option is a text or a number, not {border.shown(nested[0])}")
     question = plain_text(question, repairs)
-    if not question:
+    if normal(question) in ABSENT:
         raise Rejected("empty-question")
     letters = letters or [chr(ord("A") + i) for i in range(len(texts))]
-    kept = [(letter, option) for letter, text in zip(letters, texts, strict=False) if (option := plain_text(text, []))]
+    kept = [
+        (letter, option)
+        for letter, text in zip(letters, texts, strict=False)
+        if (option := plain_text(text, [])).casefold() not in ABSENT
+    ]
     if len(kept) < len(texts):
         repairs.append("empty-option")
     if is_open and not kept:
@@ -178,7 +185,7 @@ def _key(raw: Raw, options: list[str], letters: list[str], repairs: list[str]) -
     if place is None:
         if named is None:
             told = ": it may count from 0 or from 1; give the letter or the text of the right option"
-            unclear = number and not raw.from_zero
+            unclear = not raw.from_zero and re.fullmatch(r"\d+(?:\.0)?", str(raw.key).strip())
             raise Rejected("no-such-key", f"key {raw.key!r:.80}{told if unclear else ''}")
         at = LETTERS.find(letters[named])
         if number and at >= 0 and int(raw.key) - at not in (0, 1):  # neither from 0 nor from 1
@@ -228,7 +235,7 @@ def _place(raw: Raw, options: list[str], letters: list[str], repairs: list[str])
         repairs.append("key-form")
         return letters.index(told[1].upper())
     letter = text.strip("(). ")
-    if letter.upper() in letters and len(letter) == 1:
+    if letter and letter.upper() in letters:
         if letter != text or letter != letter.upper():
             repairs.append("key-form")
         return letters.index(letter.upper())
@@ -311,7 +318,7 @@ def _image(item: Any, folders: Sequence[Path]) -> ImageRef:
     for path in (existing(folder / name) for folder in folders):
         if path.exists():
             return _file(path, view)
-    raise Rejected("image-missing", name)
+    raise Rejected("image-missing", border.cut(name))
 
 
 def _file(path: Path, view: View = PLAIN) -> ImageRef:

@@ -134,8 +134,7 @@ def _read(
     for number, row in tables.read(tables.InFolder(file), file.name):
         found.counts[file.name, "read"] += 1
         if isinstance(row, dict) and file.suffix.lower() in (".csv", ".tsv"):
-            # as formats know columns: in lower case, the letter of an option in upper case
-            row = {name.upper() if len(name) == 1 else name.lower(): cell for name, cell in row.items()}
+            row = _headed(row, file.name)
         try:
             record = _record(row, forced, f"{file.name}:{number}", folders, rights, file)
             record = without_identifiers(record, privacy)
@@ -157,13 +156,31 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
     try:
         shape = forced or recognise(row)
         if shape is None:
-            raise Rejected("unknown-shape", f"it has {keys(row)}; one's own cases have question, options and answer")
+            raise Rejected(
+                "unknown-shape",
+                f"it has {keys(row)}; one's own cases have question, options and answer; "
+                "`mmedexpert convert-data` reads other names",
+            )
         return canonical(shape.read(row), shape, where, folders, *rights.of(shape, file))
     except (Rejected, MemoryError):
         raise
     except Exception as error:  # a value of a type or size that no reader of a shape has thought of
         name = shape.name if shape else "row"
         raise Rejected("unreadable", border.cut(f"{name}: {type(error).__name__} {error}", 200)) from None
+
+
+def _headed(row: dict[str, Any], file: str) -> dict[str, Any]:
+    """A row of a table by `_heading`. Raises DataError where two columns have the same."""
+    headed = {_heading(name): cell for name, cell in row.items()}
+    if len(headed) < len(row):
+        twice = [name for name in row if sum(_heading(name) == _heading(other) for other in row) > 1]
+        raise DataError(f"{file}: the columns {border.cut(', '.join(twice))} differ in case alone; rename one")
+    return headed
+
+
+def _heading(name: str) -> str:
+    """A column's name as formats know it: in lower case, the letter of an option in upper case."""
+    return name.upper() if len(name) == 1 else name.lower()
 
 
 def _shown(value: Any, depth: int = 4) -> Any:

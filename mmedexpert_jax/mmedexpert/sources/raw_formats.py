@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmedexpert_jax import answers
 from mmedexpert_jax.data import forms
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.data.forms import items, listed
@@ -163,9 +164,9 @@ def _plain(row: Mapping[str, Any]) -> Raw:
     options = forms.named(options)
     by_letter = isinstance(options, Mapping)
     texts = list(options.values()) if by_letter else list(options)
-    marked = [re.match(rf"\(?{letter}[.):]\s+", str(text)) for letter, text in zip(LETTERS, texts, strict=False)]
-    if prefixed := bool(texts) and all(marked):
-        texts = [str(text)[mark.end() :] for text, mark in zip(texts, marked, strict=False) if mark]
+    bare = answers.unlabelled(list(map(str, texts)))
+    if prefixed := bool(texts) and bare != list(map(str, texts)):
+        texts = bare
     specialty = text(row.get("specialty"))
     letters = list(options) if by_letter else ()
     repairs = ["option-prefix"] if prefixed else []
