@@ -1,5 +1,6 @@
 """Fixtures that tests of several parts share. No JAX here: the suites that need it import it themselves."""
 
+import gc
 import hashlib
 import json
 import os
@@ -38,6 +39,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compilation_cache()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # No program carries the lines of Python that each of its operations comes from, a tenth of what compiling takes.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+
+# Tracing makes objects by the hundred thousand and drops few of them in cycles: looking for these after every 700 is a
+# quarter of the time that tracing takes.
+gc.set_threshold(100_000, 50, 100)
 
 # One thread a worker for BLAS and torch: two workers with a pool each would get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
