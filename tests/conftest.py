@@ -60,10 +60,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 # Files of most CPU seconds, which go first: a long one that comes last keeps one worker while the others idle. xdist's
 # own order, most tests first, is about the opposite.
 LONGEST = (
-    *("notebooks/test_notebooks", "gba/test_trainer", "gba/test_terms", "fuzz/test_kills", "docs/test_extend"),
-    *("launch/test_pipeline", "launch/test_killed", "launch/test_processes", "gba/test_devices", "train/test_meshes"),
-    *("mmedexpert/test_factory", "launch/test_plan", "models/test_llava", "models/test_gemma3", "sft/test_trainer"),
-    *("launch/test_plan_jobs", "launch/test_preflight", "models/test_stacked", "rollout/test_decode"),
+    *("notebooks/test_notebooks", "gba/test_trainer", "gba/test_devices", "gba/test_terms", "fuzz/test_kills"),
+    *("launch/test_plan", "gba/test_scanned", "models/test_decode_attention", "rollout/test_decode"),
+    *("mmedexpert/test_factory", "rollout/test_server", "models/test_stacked", "launch/test_plan_jobs"),
+    *("launch/test_killed", "sft/test_trainer", "models/test_llava", "launch/test_processes", "models/test_strips"),
+    *("rollout/test_engine", "launch/test_preflight", "models/test_parts", "models/test_gemma3", "sft/test_policy"),
 )
 
 
