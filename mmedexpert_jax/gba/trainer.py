@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -243,12 +242,16 @@ def _try_out(config: ConfigDict, files: Files) -> None:
     """Runs the estimator and the surrogate on two groups of two. Raises ConfigError where they cannot be had, fail,
     or, as a user's own, give something else than is asked of them."""
     values, weights = np.eye(2, dtype=np.float32)[..., None], np.ones(1, np.float32)
-    logprobs, advantages, mask = jnp.zeros((2, 3)), jnp.ones(2), jnp.ones((2, 3), bool)
+    logprobs, advantages, mask = np.zeros((2, 3), np.float32), np.ones(2, np.float32), np.ones((2, 3), bool)
     eps, ddof = config.advantage_eps, config.advantage_ddof
-    terms = functools.partial(policy_terms, logprobs, None, None, advantages, mask, beta=0)
+
+    @functools.partial(jax.jit, static_argnames="surrogate")  # traced, as in a gradient
+    def loss(logprobs: jax.Array, advantages: jax.Array, mask: jax.Array, surrogate: str) -> jax.Array:
+        return policy_terms(logprobs, None, None, advantages, mask, beta=0, surrogate=surrogate).loss
+
     calls: dict[str, tuple[Callable[[str], Any], tuple[int, ...]]] = {
         "advantage_scale": (lambda name: np.asarray(estimator(name, files)(values, weights, eps, ddof)), (2, 2)),
-        "surrogate": (lambda name: terms(surrogate=name).loss, ()),
+        "surrogate": (lambda name: loss(logprobs, advantages, mask, name), ()),
     }
     for field, (call, shape) in calls.items():
         place = f"config.{field}={border.shown(config[field])}"
