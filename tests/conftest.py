@@ -1,5 +1,6 @@
 """Fixtures that tests of several parts share. No JAX here: the suites that need it import it themselves."""
 
+import gc
 import hashlib
 import json
 import os
@@ -39,6 +40,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # No program carries the lines of Python that each of its operations comes from, a tenth of what compiling takes.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
+# Tracing makes objects by the hundred thousand and drops few of them in cycles: looking for these after every 700 is a
+# quarter of the time that tracing takes.
+gc.set_threshold(100_000, 50, 100)
+
 # One thread a worker for BLAS and torch: two workers with a pool each would get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -55,10 +60,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 # Files of most CPU seconds, which go first: a long one that comes last keeps one worker while the others idle. xdist's
 # own order, most tests first, is about the opposite.
 LONGEST = (
-    *("notebooks/test_notebooks", "gba/test_trainer", "gba/test_terms", "fuzz/test_kills", "docs/test_extend"),
-    *("launch/test_pipeline", "launch/test_killed", "launch/test_processes", "gba/test_devices", "train/test_meshes"),
-    *("mmedexpert/test_factory", "launch/test_plan", "models/test_llava", "models/test_gemma3", "sft/test_trainer"),
-    *("launch/test_plan_jobs", "launch/test_preflight", "models/test_stacked", "rollout/test_decode"),
+    *("notebooks/test_notebooks", "gba/test_trainer", "gba/test_devices", "gba/test_terms", "fuzz/test_kills"),
+    *("launch/test_plan", "gba/test_scanned", "models/test_decode_attention", "rollout/test_decode"),
+    *("launch/test_serve", "mmedexpert/test_factory", "rollout/test_server", "models/test_stacked"),
+    *("launch/test_killed", "sft/test_trainer", "models/test_llava", "launch/test_processes", "models/test_strips"),
+    *("rollout/test_engine", "models/test_parts", "models/test_gemma3", "sft/test_policy", "launch/test_plan_jobs"),
 )
 
 

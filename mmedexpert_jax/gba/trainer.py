@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -245,12 +244,13 @@ def _try_out(config: ConfigDict, files: Files) -> None:
     """Runs the estimator and the surrogate on two groups of two. Raises ConfigError where they cannot be had, fail,
     or, as a user's own, give something else than is asked of them."""
     values, weights = np.eye(2, dtype=np.float32)[..., None], np.ones(1, np.float32)
-    logprobs, advantages, mask = jnp.zeros((2, 3)), jnp.ones(2), jnp.ones((2, 3), bool)
+    logprobs, advantages, mask = np.zeros((2, 3), np.float32), np.ones(2, np.float32), np.ones((2, 3), bool)
     eps, ddof = config.advantage_eps, config.advantage_ddof
 
     def loss() -> jax.Array:
         objective = dataclasses.replace(Objective.from_config(config, files), coefs={})
-        return policy_terms(Tokens(logprobs), advantages, mask, objective).loss
+        traced = jax.jit(lambda tokens, *given: policy_terms(tokens, *given, objective).loss)  # as in a gradient
+        return traced(Tokens(logprobs), advantages, mask)
 
     calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
         "advantage_scale": (

@@ -33,7 +33,7 @@ from mmedexpert_jax.models.tree import STACKED, flatten, is_deep, nest, stack, s
 from mmedexpert_jax.plan.hardware import GPUS, Devices
 from mmedexpert_jax.rollout.logprobs import CHUNK
 from mmedexpert_jax.runtime.mesh import row_shards, shardings
-from mmedexpert_jax.train.optimizer import optimizer
+from mmedexpert_jax.train.optimizer import adam
 
 LOGIT = 12  # bytes an entry of the logits takes: three float32 arrays of their size live at once
 ESTIMATES = ("activations", "logits")
@@ -93,11 +93,8 @@ def abstract_params(shape: ModelConfig, dtype: str, quantize: str = "none") -> d
 
 def abstract_state(config: ConfigDict, weights: dict) -> tuple[Any, Any]:
     """The trained part and its optimizer state before the first step, as shapes."""
-    if config.trainable == "full":
-        trained: Any = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), weights)
-    else:
-        trained = _deltas(_Shapes(weights), config.lora.rank, config.lora.alpha, config.lora.targets)
-    return trained, jax.eval_shape(optimizer(config, 1)[0].init, trained)
+    deltas = None if config.trainable == "full" else (config.lora.rank, config.lora.alpha, config.lora.targets)
+    return _state(_Shapes(weights), deltas, tuple(config.adam_betas), config.weight_decay, config.max_grad_norm)
 
 
 class _Shapes(dict):
@@ -108,8 +105,18 @@ class _Shapes(dict):
 
 
 @functools.lru_cache(maxsize=4)
-def _deltas(weights: _Shapes, rank: int, alpha: float, targets: str) -> lora.Lora:
-    return jax.eval_shape(lambda: lora.init(jax.random.key(0), dict(weights), rank, alpha, targets))
+def _state(
+    weights: _Shapes,
+    deltas: tuple[int, float, str] | None,
+    betas: tuple[float, float],
+    decay: float,
+    max_norm: float,
+) -> tuple[Any, Any]:
+    if deltas is None:
+        trained: Any = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), dict(weights))
+    else:
+        trained = jax.eval_shape(lambda: lora.init(jax.random.key(0), dict(weights), *deltas))
+    return trained, jax.eval_shape(adam(betas, decay, max_norm).init, trained)
 
 
 def cache_bytes(shape: ModelConfig, dtype: str, prompts: int, length: int, samples: int, new: int) -> int:

@@ -54,10 +54,11 @@ def optimizer(config: ConfigDict, updates: int) -> Rule:
     constant = config.schedule == "constant"
     rate = schedule(config.lr, config.schedule, warmup, warmup if constant else updates)
     betas = tuple(config.adam_betas)
-    return _adam(betas, config.weight_decay, config.max_grad_norm), rate
+    return adam(betas, config.weight_decay, config.max_grad_norm), rate
 
 
-def _adam(betas: tuple[float, float], decay: float, max_norm: float) -> optax.GradientTransformation:
+def adam(betas: tuple[float, float], decay: float, max_norm: float) -> optax.GradientTransformation:
+    """The optimizer but for its rate; 0 leaves decay or clipping out, and their part of the state."""
     parts = [optax.clip_by_global_norm(max_norm)] if max_norm else []
     parts.append(optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=1e-8))
     if decay:

@@ -8,7 +8,6 @@ import sys
 from collections import Counter, defaultdict
 from functools import cache
 
-import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -210,6 +209,8 @@ def test_build_writes_the_same_bytes(tmp_path):
 
 
 def test_datasets_shows_the_images(tmp_path):
+    import datasets  # here, since it takes long to import
+
     files = {"dev": str(EMBEDDED / "dev.parquet")}
     rows = datasets.load_dataset("parquet", data_files=files, split="dev", cache_dir=str(tmp_path))
     pictured = next(row for row in rows if row["images"])

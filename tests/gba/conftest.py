@@ -82,7 +82,7 @@ def cases_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Fields that no program of the learner depends on.
 OUTSIDE = (
     *("workdir", "checkpoint_every", "samples_every", "eval", "rewards", "advantage_scale", "advantage_weights"),
-    *("data", "limit"),
+    *("data", "limit", "explain"),
 )
 
 

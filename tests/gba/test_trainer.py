@@ -69,7 +69,11 @@ def setup(run_config, tmp_path_factory):
     order = SimpleNamespace(prompts=lambda step: prompts)
     batches = Batches(processor, order, 1, 2, config.max_prompt_length)
     encoded = [batches.encode(prompt) for prompt in prompts]
-    learner = PolicyLearner(model, params, config, processor.special_vision_ids, config.num_samples, 10)
+    memory = {trainer.ROOM: 0}
+    # by the trainer's name, so that its programs are those of the finished run
+    learner = trainer.PolicyLearner(
+        model, params, config, processor.special_vision_ids, config.num_samples, STEPS, None, None, memory
+    )
     state = learner.init(jax.random.key(1))
     rng = np.random.default_rng(2)
     moved = jax.tree.map(lambda x: np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype(np.float32), state.trained)

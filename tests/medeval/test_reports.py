@@ -5,8 +5,6 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nltk.translate.bleu_score import sentence_bleu
-from rouge import Rouge
 
 from mmedexpert_jax import load_config, medeval
 from mmedexpert_jax.data import benchmarks
@@ -25,6 +23,9 @@ TEXTS = st.lists(WORDS, min_size=1, max_size=25).map(" ".join).filter(lambda tex
 
 def kits(reference, report):
     """`cal_report_metrics.py`, its tokens included, on one pair."""
+    from nltk.translate.bleu_score import sentence_bleu  # here, since it takes long to import
+    from rouge import Rouge
+
     tokens = [[word for word in text.lower().replace(".", " .").split(" ") if word] for text in (report, reference)]
     found = {
         f"BLEU-{order}": sentence_bleu([tokens[1]], tokens[0], weights=[1 / order] * order) for order in range(1, 5)

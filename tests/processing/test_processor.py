@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -79,6 +78,8 @@ def test_prompts_equal_transformers(processor, reference, conversation, add_gene
 
 
 def test_fallback_template_renders_as_the_published_one(processor):
+    import trl  # here, since it takes long to import
+
     published = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5_vl.jinja").read_text()
     content = [{"type": "text", "text": " a\n"}, {"type": "image"}, {"type": "video"}, {"image": "x"}, {"text": "b "}]
     talk = [{"role": "user", "content": content}, {"role": "assistant", "content": "\nyes\n"}]

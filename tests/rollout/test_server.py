@@ -9,7 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
-import openai
 import pytest
 import uvicorn
 from PIL import Image
@@ -82,6 +81,8 @@ def test_answers_are_the_engines(ask, model):
 
 @pytest.fixture(scope="module")
 def client(address):
+    import openai  # here and below, since it takes long to import
+
     with openai.OpenAI(base_url=f"{address}/v1", api_key="secret", max_retries=0, timeout=300) as client:
         yield client
 
@@ -90,6 +91,8 @@ QUESTION = "A man of 61 has a respiratory rate of 32. What is his score?"  # ans
 
 
 def test_openai_s_own_client_is_served(client, ask):
+    import openai
+
     assert [model.id for model in client.models.list()] == ["mini"] and client.models.retrieve("mini").id == "mini"
     asked = {"model": "mini", "temperature": 0, "max_tokens": LIMIT, "logprobs": True, "n": 2}
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
