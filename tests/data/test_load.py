@@ -505,7 +505,10 @@ def test_reasoning_beside_and_before_an_answer_is_its_trace_and_no_part_of_it(tm
         ({"problem": ASKED, "solution": "<think>Two. B"}, "is reasoning alone"),
         ({"prompt": "How many?", "options": ["1", "2", "3"], "answer": 1}, "1 may be an option's text or its number"),
         ({"messages": [{"role": "assistant", "content": "Hi."}, TURN], "answer": "B"}, "stands before the question"),
-        ({"question": "Which?", "options": ["B. two", "A. one"], "answer": "B"}, "they begin with B, A; put them in the order"),
+        (
+            {"question": "Which?", "options": ["B. two", "A. one"], "answer": "B"},
+            "they begin with B, A; put them in the order",
+        ),
     ],
 )
 def test_a_row_that_says_two_things_of_its_answer_is_refused(tmp_path, row, words):
