@@ -140,7 +140,7 @@ def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[st
 
 
 def _vignette(case: RawCase) -> str:
-    """What questions on one vignette share: the text before the last question; of a short one the case's own id."""
+    """The part that questions on one vignette share, before the last question; of a short one the case's own id."""
     words = words_in(without_last_question(case.question))
     return " ".join(words) if len(words) >= VIGNETTE else f"id {case.id}"
 

@@ -123,7 +123,7 @@ def chosen(
 
 
 def chosen_reading() -> dict[str, Any]:
-    """What `chosen` sets that changes a model's answers and is in none of its files, as far as it is set."""
+    """The settings of `chosen` that change a model's answers and are in none of its files, as far as they are set."""
     names = ("quantize", "max_pixels", "pan_and_scan")
     return {name: CHOSEN[name] for name in names if CHOSEN[name] not in (None, "", "none", False)}
 

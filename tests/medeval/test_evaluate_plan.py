@@ -40,10 +40,14 @@ def test_a_second_turn_counts_and_prompts_over_the_limit_are_named(tmp_path, sou
 
 
 def test_stored_answers_the_judge_and_shares_are_named(tmp_path, source):
-    with AnswerLog(tmp_path / "run" / "answers" / "mini" / "medxpertqa-text") as answers:
-        answers.add("one", "0" * 64, [])
+    """Those of processes that share the work stand beside their folders, where the run looks too."""
+    for folder in ("run/answers", "answers"):
+        with AnswerLog(tmp_path / folder / "mini" / "medxpertqa-text") as answers:
+            for number in range(len(folder)):
+                answers.add("one", str(number), [])
+    assert f"{len('run/answers')} lines of answers are stored" in planned(tmp_path, source)
     text = planned(tmp_path, source, processes=2, **{"judge.model": "j", "judge.what": "all"})
-    assert "1 lines of answers are stored" in text and "1/2 of them by each process" in text
+    assert f"{len('answers')} lines of answers are stored" in text and "1/2 of them by each process" in text
     assert "judge      j: at most 6 requests" in text
 
 
