@@ -143,7 +143,6 @@ def learning_curve(
 
     Args:
         runs: label to the metrics of its seeds, as `metrics.read` gives them.
-        path: the PNG.
         metric: smoothed, drawn as a line with a band.
         held_out: drawn as points with whiskers; "" for none.
         title: over the figure.
