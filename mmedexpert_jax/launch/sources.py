@@ -47,9 +47,8 @@ def _noted(config: ConfigDict, run: "Run") -> Iterator[tuple[str, str]]:
         return
     for field, hashes in _hashes(config):
         earlier = before.get(field)
-        for path, found in hashes.items() if isinstance(earlier, dict) else ():
-            if earlier.get(path, found) != found:
-                yield field, path
+        if isinstance(earlier, dict):
+            yield from ((field, path) for path, found in hashes.items() if earlier.get(path, found) != found)
 
 
 def _hashes(config: ConfigDict) -> Iterator[tuple[str, dict[str, str]]]:

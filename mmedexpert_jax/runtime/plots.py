@@ -143,7 +143,6 @@ def learning_curve(
 
     Args:
         runs: label to the metrics of its seeds, as `metrics.read` gives them.
-        path: the PNG.
         metric: smoothed, drawn as a line with a band.
         held_out: drawn as points with whiskers; "" for none.
         title: over the figure.
@@ -196,8 +195,8 @@ def bars(found: Sequence[Bar], path: str | Path, title: str, unit: str) -> Path:
         if bar.mark is not None:
             axes.plot(place - 0.18, bar.mark, "D", color="#111827", mfc="white", ms=5)
     shown = [value for bar in found for value in (bar.low, bar.high, *bar.dots, bar.mark) if value is not None]
-    room = max(0.25 * (max(shown) - min(shown)), 0.5)
-    axes.set_ylim(max(0.0, min(shown) - room), max(shown) + room)
+    margin = max(0.25 * (max(shown) - min(shown)), 0.5)
+    axes.set_ylim(max(0.0, min(shown) - margin), max(shown) + margin)
     axes.set_xticks(list(places), [bar.name.replace(" + ", " +\n") for bar in found], fontsize=9)
     axes.set_xlabel("")
     axes.grid(visible=False, axis="x")
