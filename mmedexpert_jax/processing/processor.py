@@ -99,7 +99,7 @@ class Processor:
         self.special_vision_ids: tuple[int, ...] = tuple(
             sorted(vocabulary[token] for token in marks.never if token in vocabulary)
         )
-        self._check_template()
+        self.opens_reasoning = self._check_template()  # a prompt ends with <think>, so that answers begin behind it
 
     def __repr__(self) -> str:
         """One line: the family and the size of the vocabulary."""
@@ -207,19 +207,23 @@ class Processor:
             reason = " ".join(str(error).split())
             raise DataError(f"the chat template refuses the conversation: {reason}") from error
 
-    def _check_template(self) -> None:
-        """Raises DataError where the chat template is no Jinja, drops what is asked, or makes a book of it; one that
-        refuses the probe is told with the prompt that it refuses."""
+    def _check_template(self) -> bool:
+        """True where the chat template ends prompts with <think>, as those of reasoning models do.
+
+        Raises DataError where it is no Jinja, drops what is asked, or makes a book of it; one that refuses the probe is
+        told with the prompt that it refuses.
+        """
         asked = [{"role": "user", "content": [{"type": "text", "text": PROBE}]}]
         try:
             said = self._template_applied(asked, add_generation_prompt=True, tokenize=False)
         except DataError as error:
             if fault := syntax_fault(self.tokenizer.chat_template):  # no prompt will come through
                 raise DataError(f"the chat template is no Jinja ({fault}); copy the base model's") from error
-            return
+            return False
         if PROBE not in said or len(said) > LONGEST:
             fault = f"makes {len(said)} characters of a word" if PROBE in said else "leaves the question out"
             raise DataError(f"the chat template {fault}; copy the base model's")
+        return said.rstrip().endswith("<think>")
 
     def _expand(self, tokens: np.ndarray, patch_counts: Sequence[int]) -> np.ndarray:
         """Repeats the one pad of each image as often as the image has merged tokens."""
