@@ -128,7 +128,7 @@ def load_architecture(src: str | Path) -> Model:
 
 
 def check_files(src: str | Path) -> None:
-    """Raises DataError where loading a model would, as far as its config, headers and processor tell.
+    """Raises DataError where loading a model would, as far as its config, headers, adapters and processor tell.
 
     Nothing is fetched: an adapter whose base lies elsewhere is left to its load.
     """
@@ -140,7 +140,12 @@ def check_files(src: str | Path) -> None:
             return
         folder = locate(base)
     config = read_config(folder)
-    _tensors(folder, config)
+    shapes = {name: jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for name, t in _tensors(folder, config).items()}
+    params = nest(shapes)
+    for adapter in over[::-1]:
+        params = lora_module.with_saved_modules(adapter, params)
+    for adapter in over:
+        lora_module.load_peft(adapter, params)
     load_processor(src)
 
 
