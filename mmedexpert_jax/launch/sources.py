@@ -28,7 +28,7 @@ def note_sources(config: ConfigDict, run: "Run") -> None:
     Raises:
         ConfigError: the model's files have changed: what was trained is deltas over those that were there.
     """
-    noted = processes.is_writer() and run.checkpoints.latest() is not None
+    noted = run.checkpoints.latest() is not None and processes.is_writer()  # the first asks all processes
     for field, path in processes.agree(list(changed(config, run.path)) if noted else []):
         if field == "data.path":  # of the cases that are trained on, the checkpoint knows more
             continue
