@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import answers, border
 from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.gba.guidelines import Difficulties
@@ -27,6 +28,7 @@ class Rate(msgspec.Struct, frozen=True):
     id: str
     right: int
     samples: int
+    case: int = 0  # `fingerprint` of the case that was asked; 0: of an earlier version, not known
 
 
 def pass_rates(cases: Sequence[Case], engine: Engine, file: Path) -> dict[str, float]:
@@ -36,14 +38,16 @@ def pass_rates(cases: Sequence[Case], engine: Engine, file: Path) -> dict[str, f
     was killed goes on with the rest and finds what one that never was would have found.
     """
     samples = engine.settings.num_samples
-    known = {rate.id: rate for rate in read_rates(file) if rate.samples == samples}
+    prints = {case.id: fingerprint([case]) for case in cases}  # a case that was edited since is asked again
+    stored = (rate for rate in read_rates(file) if rate.samples == samples)
+    known = {rate.id: rate for rate in stored if rate.case in (0, prints.get(rate.id))}
     rest = [(place, case) for place, case in enumerate(cases) if case.id not in known]
     asked = engine.answer((conversation(case) for _, case in rest), [place for place, _ in rest], names(rest))
     with files.lines(file) if processes.is_writer() else contextlib.nullcontext() as lines:
         for number, replies in asked:
             case = rest[number][1]
             right = sum(answers.is_right(reply.text, case.options, case.answer) for reply in replies)
-            known[case.id] = Rate(case.id, right, samples)
+            known[case.id] = Rate(case.id, right, samples, prints[case.id])
             if lines is not None:
                 files.append(lines, file, msgspec.json.encode(known[case.id]) + b"\n")
     return {case.id: known[case.id].right / samples for case in cases}

@@ -32,6 +32,7 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
         run_job: opens and carries out the run of one stage.
     """
     from mmedexpert_jax.launch import ablation_result
+    from mmedexpert_jax.launch.sources import tell_changed
     from mmedexpert_jax.runtime import processes
     from mmedexpert_jax.runtime.devices import compiled_programs
 
@@ -44,6 +45,7 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
         for place, (seed, tasks) in enumerate(plan, 1):
             for task, number in zip(tasks, numbers, strict=False):
                 if processes.agree(task.done):
+                    tell_changed(task.config, task.folder)
                     continue
                 check = functools.partial(stop_if_asked, run, task.folder.name)
                 check()

@@ -26,6 +26,7 @@ from mmedexpert_jax.launch.job_plan import (
     describe,
     preflight,
 )
+from mmedexpert_jax.launch.sources import note_sources, tell_changed
 from mmedexpert_jax.runtime import costs, files, processes
 from mmedexpert_jax.runtime.run import delete_runs, refuse_drift, refuse_folder, refuse_in_use
 
@@ -160,6 +161,7 @@ def run_job(config: ConfigDict) -> bool:
     with opened as run, processes.log(run.path / "logs"):
         if run.done and config.job not in REPEATABLE:
             print(f"{config.job} in {config.workdir} is already finished", flush=True)
+            tell_changed(config, run.path)
             return False
         print(f"{config.job} (preset {config.preset}) in {config.workdir}", flush=True)
         if processes.is_writer():
@@ -197,7 +199,6 @@ def _gba(config: ConfigDict, run: "Run") -> None:
 def _train(train: Callable[..., Any], config: ConfigDict, run: "Run") -> None:
     """Trains with a held-out evaluation, then draws the run's plots and report."""
     from mmedexpert_jax.launch.held_out import NOTE, evaluator, first_and_last, gain, table
-    from mmedexpert_jax.launch.sources import note_sources
     from mmedexpert_jax.runtime import report
 
     note_sources(config, run)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.data.tables import SUFFIXES
+from mmedexpert_jax.errors import ConfigError, UserError
 from mmedexpert_jax.runtime import files, processes
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ def note_sources(config: ConfigDict, run: "Run") -> None:
     Raises:
         ConfigError: the model's files have changed: what was trained is deltas over those that were there.
     """
-    changed = processes.agree(list(_noted(config, run)) if processes.is_writer() else None)
-    for field, path in changed:
+    noted = run.checkpoints.latest() is not None and processes.is_writer()  # the first asks all processes
+    for field, path in processes.agree(list(changed(config, run.path)) if noted else []):
+        if field == "data.path":  # of the cases that are trained on, the checkpoint knows more
+            continue
         if field == "model.path" and field not in config.allow_changes:
             raise ConfigError(
                 f"config.model.path: the files of {path} are not those that {run.path} was trained over; put them "
@@ -40,15 +43,23 @@ def note_sources(config: ConfigDict, run: "Run") -> None:
         files.write_json(run.path / SOURCES, dict(_hashes(config)))
 
 
-def _noted(config: ConfigDict, run: "Run") -> Iterator[tuple[str, str]]:
-    """(field, path) of files that have changed since the run's checkpoints were made."""
-    before = files.read_json(run.path / SOURCES)
-    if not isinstance(before, dict) or run.checkpoints.latest() is None:
-        return
-    for field, hashes in _hashes(config):
+def changed(config: ConfigDict, folder: Path) -> Iterator[tuple[str, str]]:
+    """(field, path) of files that have changed since a run in `folder` was last started."""
+    before = files.read_json(folder / SOURCES)
+    for field, hashes in _hashes(config) if isinstance(before, dict) else ():
         earlier = before.get(field)
         if isinstance(earlier, dict):
             yield from ((field, path) for path, found in hashes.items() if earlier.get(path, found) != found)
+
+
+def tell_changed(config: ConfigDict, folder: Path) -> None:
+    """Prints which files a finished training was made with others of; of any other job nothing."""
+    if config.job not in ("dsa", "gba") or not processes.is_writer():
+        return
+    with suppress(UserError):  # a model that is there no longer
+        for field, path in changed(config, folder):
+            line = f"{folder}: config.{field}: {path} has changed since it was made; delete the folder to make it anew"
+            print(line, flush=True)
 
 
 def _hashes(config: ConfigDict) -> Iterator[tuple[str, dict[str, str]]]:
@@ -56,6 +67,7 @@ def _hashes(config: ConfigDict) -> Iterator[tuple[str, dict[str, str]]]:
     from mmedexpert_jax.medeval.backends.jax_engine import fingerprint
 
     yield "model.path", {config.model.path: fingerprint(config.model.path)}
+    yield "data.path", {config.data.path: _tables(Path(config.data.path).expanduser())}
     if "rewards" not in config:
         return
     own = {"rewards.functions": config.rewards.functions, "surrogate": [config.surrogate]}
@@ -74,6 +86,16 @@ def _hashed(paths: Iterator[str] | list[str]) -> dict[str, str]:
         with suppress(OSError, ValueError):  # a text in the place of a path
             found[path] = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
     return found
+
+
+def _tables(place: Path) -> str:
+    """The hash of a data set's tables; of the embedded one and a benchmark, which change with a version, of none."""
+    digest = hashlib.sha256()
+    for file in sorted(place.iterdir()) if place.is_dir() else [place]:
+        if file.suffix in SUFFIXES and file.is_file():
+            with file.open("rb") as content:
+                digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _code(spec: str) -> str:

@@ -134,7 +134,7 @@ def load_architecture(src: str | Path) -> Model:
 
 
 def check_files(src: str | Path) -> None:
-    """Raises DataError where loading a model would, as far as its config, headers and processor tell.
+    """Raises DataError where loading a model would, as far as its config, headers, adapters and processor tell.
 
     Nothing is fetched: an adapter whose base lies elsewhere is left to its load.
     """
@@ -146,7 +146,12 @@ def check_files(src: str | Path) -> None:
             return
         folder = locate(base)
     config = read_config(folder)
-    _tensors(folder, config)
+    shapes = {name: jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for name, t in _tensors(folder, config).items()}
+    params = nest(shapes)
+    for adapter in over[::-1]:
+        params = lora_module.with_saved_modules(adapter, params)
+    for adapter in over:
+        lora_module.load_peft(adapter, params)
     load_processor(src)
 
 
@@ -194,6 +199,8 @@ def _check_tokenizer(processor: Any, config: ModelConfig, directory: Path) -> No
         )
     if processor.chat_end_id not in config.eos_token_ids:
         _tell_end(directory, processor.marks.end, processor.chat_end_id, config.eos_token_ids)
+    if processor.opens_reasoning:
+        _tell_opened(directory)
     if config.vision.depth and processor.image_token_id != config.image_token_id:
         raise DataError(
             f"{directory}: the image token is {processor.image_token_id} in the tokenizer and {config.image_token_id} "
@@ -208,6 +215,16 @@ def _tell_end(directory: Path, mark: str, id: int, ends: tuple[int, ...]) -> Non
         "%s: %s (%d) closes an answer and is not among the eos_token_id %s, so that answers go on behind it to "
         "max_new_tokens; write both into generation_config.json",
         *(directory, mark, id, list(ends)),
+    )
+
+
+@functools.cache
+def _tell_opened(directory: Path) -> None:
+    """Warns of prompts that open the reasoning, which our completions open themselves."""
+    logging.getLogger(__name__).warning(
+        "%s: the chat template ends a prompt with <think>, which DSA would train to be written again, and without "
+        "which GBA's rewards of form find no reasoning; take it out of the template (the add_generation_prompt part)",
+        directory,
     )
 
 

@@ -281,6 +281,12 @@ def refuse_other_steps(values: Mapping[str, Any], place: str, **fixed: Any) -> N
             raise DataError(f"{place}: {key} is {values[key]!r}, only {expected!r} is supported")
     if not math.isclose(values.get("rescale_factor") or 1 / 255, 1 / 255):
         raise DataError(f"{place}: rescale_factor is not 1/255, the only supported value")
+    for key in ("image_mean", "image_std"):
+        found = values.get(key)
+        if isinstance(found, list | tuple) and any(isinstance(one, int | float) and one > 1 for one in found):
+            raise DataError(
+                f"{place}: {key} {border.shown(found)} is of levels to 255, and pixels are scaled to 1 before"
+            )
 
 
 def normalised(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

@@ -99,7 +99,8 @@ class Processor:
         self.special_vision_ids: tuple[int, ...] = tuple(
             sorted(vocabulary[token] for token in marks.never if token in vocabulary)
         )
-        self._check_template()
+        self._takes_text = False  # the template is of a text model, which prints contents as they are
+        self.opens_reasoning = self._check_template()  # a prompt ends with <think>, so that answers begin behind it
 
     def __repr__(self) -> str:
         """One line: the family and the size of the vocabulary."""
@@ -201,25 +202,39 @@ class Processor:
 
     def _template_applied(self, messages: list[dict[str, Any]], **how: Any) -> Any:
         """transformers' apply_chat_template, whose errors are DataErrors: templates raise errors of their own."""
+        if self._takes_text:
+            messages = [_joined(message) for message in messages]
         try:
             return self.tokenizer.apply_chat_template(messages, **how)
         except Exception as error:
             reason = " ".join(str(error).split())
             raise DataError(f"the chat template refuses the conversation: {reason}") from error
 
-    def _check_template(self) -> None:
-        """Raises DataError where the chat template is no Jinja, drops what is asked, or makes a book of it; one that
-        refuses the probe is told with the prompt that it refuses."""
+    def _check_template(self) -> bool:
+        """True where the chat template ends prompts with <think>, as those of reasoning models do.
+
+        Raises DataError where it is no Jinja, drops what is asked, or makes a book of it; one that refuses the probe is
+        told with the prompt that it refuses.
+        """
         asked = [{"role": "user", "content": [{"type": "text", "text": PROBE}]}]
         try:
             said = self._template_applied(asked, add_generation_prompt=True, tokenize=False)
         except DataError as error:
             if fault := syntax_fault(self.tokenizer.chat_template):  # no prompt will come through
                 raise DataError(f"the chat template is no Jinja ({fault}); copy the base model's") from error
-            return
+            return False
+        if str(asked[0]["content"]) in said and not self._takes_text:
+            self._takes_text = True
+            return self._check_template()
         if PROBE not in said or len(said) > LONGEST:
             fault = f"makes {len(said)} characters of a word" if PROBE in said else "leaves the question out"
             raise DataError(f"the chat template {fault}; copy the base model's")
+        if self.marks.end in said and self.chat_end_id not in self.tokenizer.encode(said, add_special_tokens=False):
+            raise DataError(
+                f"the tokenizer takes the {self.marks.end} of its chat template apart; set split_special_tokens to "
+                "false in tokenizer_config.json"
+            )
+        return said.rstrip().endswith("<think>")
 
     def _expand(self, tokens: np.ndarray, patch_counts: Sequence[int]) -> np.ndarray:
         """Repeats the one pad of each image as often as the image has merged tokens."""
@@ -411,6 +426,14 @@ def _split_images(conversation: Conversation) -> tuple[list[dict[str, Any]], lis
             content = parts
         messages.append({"role": message["role"], "content": content})
     return messages, sources
+
+
+def _joined(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose parts are all text, as one text; with images, as it is."""
+    parts = message["content"]
+    if isinstance(parts, str) or any(part["type"] != "text" for part in parts):
+        return message
+    return message | {"content": "".join(part["text"] for part in parts)}
 
 
 def _write_json(file: Path, settings: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Pass rates before training, the filter by them, the order from easy to hard."""
 
+import dataclasses
 import json
 import re
 from types import SimpleNamespace
@@ -47,6 +48,10 @@ def test_rates_are_stored_and_none_is_asked_twice(tmp_path):
     assert list(rates.values()) == [n / 4 for n in RIGHT]
     again = Scripted()
     assert difficulty.pass_rates(CASES, again, file) == rates and not again.asked
+    edited = [*CASES[:4], dataclasses.replace(CASES[4], answer="A"), CASES[5]]  # a wrong key, mended before a resume
+    again = Scripted()
+    assert difficulty.pass_rates(edited, again, file) == rates | {"c4": 0.0} and again.asked == [4]
+    assert difficulty.pass_rates(edited, again, file) == rates | {"c4": 0.0} and again.asked == [4]
 
 
 def test_bounds_are_inclusive_and_an_empty_set_is_refused(capsys):

@@ -112,6 +112,17 @@ def test_an_adapter_that_is_its_own_base_is_refused_by_a_plan_too(adapter, capsy
         assert "leads back to the adapter itself" in said.out + said.err
 
 
+def test_a_plan_refuses_an_adapter_that_would_not_load(adapter, capsys):
+    weights = Path("adapter/adapter_model.safetensors")
+    tensors = load_file(weights)
+    save_file({name: tensor for name, tensor in tensors.items() if "down_proj" not in name}, weights)
+    for plan in ("True", "False"):
+        assert main([*adapter, f"--config.plan={plan}"]) == 3
+        assert "lacks the factors of model.language_model.layers.0.mlp.down_proj, which" in capsys.readouterr().err
+    save_file({name: tensor[:1] if "lora_A" in name else tensor for name, tensor in tensors.items()}, weights)
+    assert main([*adapter, "--config.plan=True"]) == 3 and "A and B have shapes" in capsys.readouterr().err
+
+
 def test_a_plan_refuses_what_would_not_load_or_merge(tiny, tiny_checkpoint, tmp_path, capsys):
     """Headers against config.json, and experts against the base, before anything is queued on a cluster."""
     wrong = shutil.copytree(tiny_checkpoint, tmp_path / "wrong")

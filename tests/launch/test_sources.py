@@ -7,7 +7,7 @@ import pytest
 
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.launch.sources import note_sources
+from mmedexpert_jax.launch.sources import note_sources, tell_changed
 from mmedexpert_jax.runtime import Run
 
 
@@ -71,3 +71,22 @@ def test_another_base_is_refused_until_it_is_named(config, tmp_path, capsys):
     file.write_bytes(content)
     config.allow_changes = ("model.path",)
     assert len(go(config, capsys)) == 1 and go(config, capsys) == []
+
+
+def test_a_finished_run_says_what_it_was_made_with_others_of(config, tmp_path, capsys):
+    """A plan and an ablation take it as it is: a mended key or an expert that was trained anew is not in it."""
+    shutil.copytree(tmp_path / "model", tmp_path / "set")  # of other files than tables, which do not count
+    (tmp_path / "set" / "train.jsonl").write_text('{"id": "1", "question": "Which?", "answer": "lupus"}')
+    config.data.path = str(tmp_path / "set")
+    go(config, capsys)
+    folder = tmp_path / "run"
+    tell_changed(config, folder)
+    assert not capsys.readouterr().out
+    (tmp_path / "set" / "train.jsonl").write_text('{"id": "1", "question": "Which?", "answer": "gout!"}')
+    (tmp_path / "set" / "README.md").write_text("another word")
+    tell_changed(config, folder)
+    assert capsys.readouterr().out.startswith(f"{folder}: config.data.path: {tmp_path / 'set'} has changed since")
+    assert go(config, capsys) == []  # the trainer itself says it of the cases
+    shutil.rmtree(tmp_path / "model")
+    tell_changed(config, folder)
+    assert not capsys.readouterr().out

@@ -400,6 +400,21 @@ def test_answers_that_no_token_would_end_are_a_line(tmp_path, caplog):
     assert caplog.messages[0].startswith(f"{directory}: <|im_end|> ({vocabulary['<|im_end|>']}) closes an answer and")
 
 
+def test_a_template_that_opens_the_reasoning_is_a_line(tmp_path, caplog):
+    """Qwen3-VL-Thinking's and R1's end a prompt with <think>; those that close it again have none left open."""
+    for name, end in (("closed", "<think>\\n\\n</think>\\n\\n"), ("opened", "<think>\\n")):
+        directory = shutil.copytree(MINI, tmp_path / name)
+        template = load_processor("mini").tokenizer.chat_template
+        assert template.count("<|im_start|>assistant\\n'") == 1
+        template = template.replace("<|im_start|>assistant\\n'", f"<|im_start|>assistant\\n{end}'")
+        (directory / "chat_template.jinja").write_text(template)
+        load_processor(directory)
+        load_processor(directory)
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        f"{directory}: the chat template ends a prompt with <think>"
+    ]
+
+
 def test_generation_settings_and_dtype_of_a_checkpoint_are_kept(checkpoint, tmp_path):
     directory = shutil.copytree(checkpoint("qwen2_tied").directory, tmp_path / "base")
     ids = {"eos_token_id": [199, 198], "temperature": 0.01, "top_k": 1}

@@ -256,6 +256,9 @@ def test_config_refuses_what_it_does_not_do():
             ImageConfig.from_hf({"size": size})
         with pytest.raises(ValueError, match="'shortest_edge' and 'longest_edge'"):  # transformers' word
             Qwen2VLImageProcessorPil(size=size)(Image.new("RGB", (56, 56)))
+    for key, levels in (("image_mean", [122.77, 116.75, 104.09]), ("image_std", [68.5, 66.63, 70.32])):  # of OpenCV's
+        with pytest.raises(DataError, match=rf"{key} \[.*\] is of levels to 255"):
+            ImageConfig.from_hf({key: levels})
     with pytest.raises(DataError, match="merge_size"):
         ImageConfig(merge_size=4)
     with pytest.raises(ConfigError, match="below the 3136"):

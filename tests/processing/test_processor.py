@@ -287,6 +287,30 @@ def test_templates_that_no_question_can_come_through_are_refused(template, said,
         Processor.load(folder)
 
 
+def test_a_text_models_template_gets_text(tiny_tokenizer_dir, tmp_path):
+    """It prints contents as they are, and parts would come out as Python writes a list."""
+    folder = copy_of(tiny_tokenizer_dir, tmp_path / "model")
+    text = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    (folder / "chat_template.jinja").write_text(text)
+    processor, asked = Processor.load(folder), "Which score?"
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Which "}, {"type": "text", "text": "score?"}]}]
+    expected = processor.tokenizer.apply_chat_template(
+        [{"role": "user", "content": asked}], return_dict=False, add_generation_prompt=True
+    )
+    assert processor.encode(parts).tokens.tolist() == expected
+    assert "type" not in processor.decode(expected)
+    with pytest.raises(DataError, match="0 image pads for 1 images"):
+        processor.encode(question((30, 30)))
+
+
+def test_a_tokenizer_that_takes_the_templates_marks_apart_is_refused(tiny_tokenizer_dir, tmp_path):
+    folder = copy_of(tiny_tokenizer_dir, tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"split_special_tokens": True}))
+    with pytest.raises(DataError, match=r"takes the <\|im_end\|> of its chat template apart; set split_special_tokens"):
+        Processor.load(folder)
+
+
 def copy_of(directory: Path, target: Path) -> Path:
     return Path(shutil.copytree(directory, target))
 
