@@ -66,7 +66,7 @@ _SAYS = (
     r"|confident)(?:\s+(?:that|it\s+is|it's))?"
 )
 _LINK = (
-    r"(?:,[^,.;:?!\n]{1,40},)?(?:\s*+(?:[:=]|->|=>|→|[-–—](?=\s))){0,6}\s*+"
+    r"(?:\s*+[(\[][^()\[\]\n]{1,30}[)\]](?=\s*[:=]))?(?:,[^,.;:?!\n]{1,40},)?(?:\s*+(?:[:=]|->|=>|→|[-–—](?=\s))){0,6}\s*+"
     r"(?:(?i:is|would\s+be|should\s+be|must\s+be|will\s+be|remains|choice|letter|option|here)\b\s*+(?:[:=]\s*+)?"
     r"|can\s+only\s+be\s+|none\s+other\s+than\s+"
     r"|(?:es|est|ist|lautet|è|é)(?:\s*+[:=]\s*+|\s+)(?:(?:la|le|a|die|l')\s+)?(?:(?:letra|lettre|lettera|opción|option"
@@ -119,8 +119,8 @@ _PRAISED = re.compile(
 _TICKED = re.compile(rf"^[ \t]*(?:[-*+][ \t]+)?(?:\[[xX✓]\]|[✓✔✅☑])\s*+{_BRACKETED}(?P<more>)", re.MULTILINE)
 # "B. Heart failure - correct", "B) Heart failure ✅"
 _MARKED = re.compile(
-    r"^[ \t]*(?:[-*+][ \t]+)?\(?(?P<marked>[A-J])[.)][ \t][^\n]{0,200}?"
-    r"(?:[-–—:(]\s*(?i:correct|yes)\)?|[✓✔✅☑])[ \t]*$",
+    r"^[ \t]*(?:[-*+][ \t]+)?\(?(?P<marked>[A-J])(?:[.)][ \t]|[ \t]+[-–—](?=[ \t]))"
+    r"(?:[^\n]{0,200}?(?:[-–—:(]\s*(?i:correct|yes)\)?|[✓✔✅☑])|[ \t]*(?i:correct|right|true|yes))[ \t]*$",
     re.MULTILINE,
 )
 _LOOSE = re.compile(
@@ -139,7 +139,7 @@ _LOOSE = re.compile(
     re.MULTILINE,
 )
 _OPTION = re.compile(
-    rf"\b(?i:options?|opción|opção|opzione|alternativa|вариант)\b{_LINK}{_BRACKETED}{_MORE}", re.MULTILINE
+    rf"\b(?i:option|opción|opção|opzione|alternativa|вариант)\b{_LINK}{_BRACKETED}{_MORE}", re.MULTILINE
 )
 _WEIGHTY = ((_FINAL,), (_ANSWER, _PRAISED, _TICKED, _MARKED), (_LOOSE,))
 _TIERS = (*_WEIGHTY, (_OPTION,))
@@ -277,7 +277,7 @@ _TEXT = re.compile(
     r"(?:\b(?i:(?P<final>final\s+)?(?:answer|diagnosis|choice|option)\s*(?:is|would\s+be|must\s+be|:|=)\s*(?:(?:clearly|most\s+"
     r"likely|likely|therefore|thus)\s+)?)"
     r"|\b(?i:(?:respuesta|resposta|risposta|réponse|antwort|diagnóstico|diagnostic|diagnose|diagnosi|ответ|диагноз)"
-    r"(?:\s+(?:correct[ae]|correta|corretta|esatta|final|más\s+probable))?\s*(?:(?:es|é|è|est|ist|lautet)\s|[:—–-]))\s*"
+    r"(?:\s+(?:correct[ae]|correta|corretta|esatta|final|más\s+probable))?\s*(?:(?:es|é|è|est|ist|lautet)\s*:?\s|[:—–-]))\s*"
     r"|(?:答案|诊断|診断|答え|正解|정답|진단)\s*(?:应该是|应为|是|为|為|は|은|는|이|:)\s*"
     r"|(?:الإجابة|الجواب|التشخيص)(?:\s+(?:الصحيحة|الصحيح|النهائية))?\s*(?:هي|هو|:)\s*)"
     r"(?P<text>[^\n;!?。]{2,200}?)(?=\.(?:\s|$)|[\n;!?。]|です|である|입니다|이다|,?\s+(?:because|since|as|given|due|porque|car|weil|da)\b|$)"
