@@ -28,6 +28,7 @@ _REASONING = re.compile(
 )
 _FINAL = re.compile(r"(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>")
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", _FLAGS)
+_JOINT = re.compile(r"\s*(or|and|/)\s*", re.IGNORECASE)
 _FORM = ["<think>", "</think>", "<answer>", "</answer>"]
 
 _LABEL = re.compile(
@@ -51,7 +52,7 @@ _WRAPPED = re.compile(
     r"|\$\$?(?P<math>[^$]*)\$\$?|\\\((?P<inline>.*)\\\)|\\\[(?P<display>.*)\\\]"
     r"|(?P<star>\*{1,3}|_{1,2})(?P<bold>.*)(?P=star)|(?P<tick>`+)(?P<code>.*)(?P=tick)"
     r"|\[(?P<bracket>.*)\]|\{(?P<brace>.*)\}|\"(?P<quote>.*)\"|“(?P<curly>.*)”|'(?P<single>.*)'|[«„「『【](?P<foreign>.*)[»“”」』】]"
-    r"|<(?P<html>b|i|strong|em|code)>(?P<inner>.*)</(?P=html)>",
+    r"|<(?P<html>b|i|u|p|strong|em|code|span)>(?P<inner>.*)</(?P=html)>",
     _FLAGS,
 )
 _INSIDE = tuple(name for name in _WRAPPED.groupindex if name not in ("star", "tick", "html"))
@@ -95,12 +96,24 @@ def parse(text: str) -> Answer:
     if start := next((end for name, _, end in tags if name == "<think>"), None):
         stop = next((begin for name, begin, _ in tags if name == "</think>" and begin >= start), None)
         think = None if stop is None else text[start:stop].strip()
-    blocks = _ANSWER.findall(spoken(text))
+    answer_block = _last_block(spoken(text))
     well_formed = False
     if [name for name, _, _ in tags] == _FORM:
         before, reasoning, between, answer, after = _TAG.split(text)
         well_formed = bool(reasoning.strip() and answer.strip()) and not (before + between + after).strip()
-    return Answer(think, blocks[-1].strip() if blocks else None, well_formed)
+    return Answer(think, answer_block, well_formed)
+
+
+def _last_block(text: str) -> str | None:
+    """Content of the last answer block, of several that "or" or "and" join, which are one answer, of all these; None
+    where there is none."""
+    joined: list[str] = []
+    end = 0
+    for block in _ANSWER.finditer(text):
+        joint = _JOINT.fullmatch(text, end, block.start()) if joined else None
+        joined = [*joined, joint[1], block[1]][-9:] if joint else [block[1]]  # more say no more
+        end = block.end()
+    return " ".join(joined).strip() if joined else None
 
 
 def spoken(text: str) -> str:

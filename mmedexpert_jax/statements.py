@@ -82,7 +82,8 @@ _SAYS = (
 )
 # Between a trigger and its letter: ", in my view, is therefore: option". Possessive and bounded.
 _LINK = (
-    # an aside between commas, then colons and arrows
+    # a remark in brackets before a colon, an aside between commas, then colons and arrows
+    r"(?:\s*+[(\[][^()\[\]\n]{1,30}[)\]](?=\s*[:=]))?"
     r"(?:,[^,.;:?!\n]{1,40},)?(?:\s*+(?:[:=]|->|=>|→|[-–—](?=\s))){0,6}\s*+"
     # "is", "must be", "here"
     r"(?:(?i:is|would\s+be|should\s+be|must\s+be|will\s+be|remains|choice|letter|option|here)\b\s*+(?:[:=]\s*+)?"
@@ -160,8 +161,8 @@ _PRAISED = re.compile(
 _TICKED = re.compile(rf"^[ \t]*(?:[-*+][ \t]+)?(?:\[[xX✓]\]|[✓✔✅☑])\s*+{_BRACKETED}(?P<more>)", re.MULTILINE)
 # "B. Heart failure - correct", "B) Heart failure ✅"
 _MARKED = re.compile(
-    r"^[ \t]*(?:[-*+][ \t]+)?\(?(?P<marked>[A-J])[.)][ \t][^\n]{0,200}?"
-    r"(?:[-–—:(]\s*(?i:correct|yes)\)?|[✓✔✅☑])[ \t]*$",
+    r"^[ \t]*(?:[-*+][ \t]+)?\(?(?P<marked>[A-J])(?:[.)][ \t]|[ \t]+[-–—](?=[ \t]))"
+    r"(?:[^\n]{0,200}?(?:[-–—:(]\s*(?i:correct|yes)\)?|[✓✔✅☑])|[ \t]*(?i:correct|right|true|yes))[ \t]*$",
     re.MULTILINE,
 )
 _LOOSE = re.compile(
@@ -184,7 +185,7 @@ _LOOSE = re.compile(
     re.MULTILINE,
 )
 _OPTION = re.compile(
-    rf"\b(?i:options?|opción|opção|opzione|alternativa|вариант)\b{_LINK}{_BRACKETED}{_MORE}", re.MULTILINE
+    rf"\b(?i:option|opción|opção|opzione|alternativa|вариант)\b{_LINK}{_BRACKETED}{_MORE}", re.MULTILINE
 )
 _WEIGHTY = ((_FINAL,), (_ANSWER, _PRAISED, _TICKED, _MARKED), (_LOOSE,))
 _TIERS = (*_WEIGHTY, (_OPTION,))
@@ -338,7 +339,7 @@ _TEXT = re.compile(
     r"(?:\b(?i:(?P<final>final\s+)?(?:answer|diagnosis|choice|option)\s*(?:is|would\s+be|must\s+be|:|=)\s*(?:(?:clearly|most\s+"
     r"likely|likely|therefore|thus)\s+)?)"
     r"|\b(?i:(?:respuesta|resposta|risposta|réponse|antwort|diagnóstico|diagnostic|diagnose|diagnosi|ответ|диагноз)"
-    r"(?:\s+(?:correct[ae]|correta|corretta|esatta|final|más\s+probable))?\s*(?:(?:es|é|è|est|ist|lautet)\s|[:—–-]))\s*"
+    r"(?:\s+(?:correct[ae]|correta|corretta|esatta|final|más\s+probable))?\s*(?:(?:es|é|è|est|ist|lautet)\s*:?\s|[:—–-]))\s*"
     r"|(?:答案|诊断|診断|答え|正解|정답|진단)\s*(?:应该是|应为|是|为|為|は|은|는|이|:)\s*"
     r"|(?:الإجابة|الجواب|التشخيص)(?:\s+(?:الصحيحة|الصحيح|النهائية))?\s*(?:هي|هو|:)\s*)"
     r"(?P<text>[^\n;!?。]{2,200}?)(?=\.(?:\s|$)|[\n;!?。]|です|である|입니다|이다|,?\s+(?:because|since|as|given|due|porque|car|weil|da)\b|$)"

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,8 @@ def models(config: ConfigDict) -> list[Target]:
     """The models to evaluate, the reference first.
 
     Raises:
-        ConfigError: a name twice, an unknown system, or top_k for an endpoint, whose protocol has no such field.
+        ConfigError: a name twice, also as a file's, an unknown system, or top_k for an endpoint, whose protocol has no
+            such field.
     """
     named: dict[str, Target] = {}
     for entry in (config.model.path, *config.get("compare", ())):
@@ -115,7 +116,20 @@ def models(config: ConfigDict) -> list[Target]:
         if target.kind == "endpoint" and config.temperature > 0 and config.top_k > 0:
             raise ConfigError(f"config.top_k: {target.name} is an endpoint, which takes none; set 0, or use top_p")
         named[target.name] = target
+    _refuse_one_file("models", named)
     return list(named.values())
+
+
+def _refuse_one_file(what: str, names: Iterable[str]) -> None:
+    """Raises ConfigError where the files of two names, or of none, would be one: "a/b" and "a-b"."""
+    by_file: dict[str, str] = {}
+    for name in names:
+        file = slug(name)
+        if not file:
+            raise ConfigError(f"{what}: no file can be called {name!r}; give a name with letters as name=path")
+        if file in by_file:
+            raise ConfigError(f"{what} {by_file[file]!r} and {name!r} would share files; give other names")
+        by_file[file] = name
 
 
 def load(config: ConfigDict, say: Callable[[str], None] = print) -> dict[str, Benchmark]:
@@ -142,6 +156,7 @@ def load(config: ConfigDict, say: Callable[[str], None] = print) -> dict[str, Be
         say(benchmarks.describe(loaded[key]))
     if not loaded:
         raise ConfigError("config.benchmarks is empty; name at least one")
+    _refuse_one_file("benchmarks", loaded)
     return loaded
 
 

@@ -102,8 +102,9 @@ class Evaluation:
         Of grades the mean and the interval's ends are cut to 0 to 1, as HealthBench does."""
         outcomes = list(self.outcomes().values())
         means = [_mean(each) for each in outcomes]
-        found = _figure(len(means), _mean(means), bootstrap(means))
-        if all(len(each) == 1 for each in outcomes) and not self.graded:
+        single = all(len(each) == 1 for each in outcomes) and not self.graded
+        found = _figure(len(means), _mean(means), bootstrap(means) if single else _interval(means))
+        if single:
             low, high = wilson(int(sum(means)), len(means))
             found |= {"low": low, "high": high, "wilson": [low, high]}
         return found
@@ -114,12 +115,15 @@ class Evaluation:
         return any(row.grade is not None for row in self.rows)
 
     def macro(self, label: str) -> dict[str, Any]:
-        """Mean of the accuracies by a label's values, and its bootstrap interval with items drawn within each value."""
+        """Mean of the accuracies by a label's values, and its bootstrap interval with items drawn within each value;
+        a value with one item, which does not show how its items differ, may be anything from 0 to 1."""
         strata = [
             [_mean(outcomes) for outcomes in self.only(label, value).outcomes().values()]
             for value in self.values(label)
         ]
-        return _figure(sum(map(len, strata)), _mean(map(_mean, strata)), stratified_bootstrap(strata))
+        accuracy = _mean(map(_mean, strata))
+        low, high = stratified_bootstrap([values if len(values) > 1 else [0.0, 1.0] for values in strata])
+        return _figure(sum(map(len, strata)), accuracy, (min(low, accuracy), max(high, accuracy)))
 
     def values(self, label: str) -> list[str]:
         """Values of a label, sorted."""
@@ -160,7 +164,7 @@ class Evaluation:
         for name in dict.fromkeys(name for row in self.rows for name in row.measures):
             items = [[row.measures[name] for row in rows if name in row.measures] for rows in self.by_item().values()]
             means = [_mean(values) for values in items if values]
-            found[name] = _figure(len(means), _mean(means), bootstrap(means))
+            found[name] = _figure(len(means), _mean(means), _interval(means))
         return found
 
     def _samples(self) -> dict[str, Any]:
@@ -176,8 +180,8 @@ class Evaluation:
         passed = {}
         for k in ks:
             values = [pass_at_k(right, total, k) for right, total in counts]
-            passed[str(k)] = _figure(len(items), _mean(values), bootstrap(values))
-        return {"majority": _figure(len(items), _mean(votes), bootstrap(votes)), "pass_at": passed}
+            passed[str(k)] = _figure(len(items), _mean(values), _interval(values))
+        return {"majority": _figure(len(items), _mean(votes), _interval(votes)), "pass_at": passed}
 
 
 def compare_evaluations(first: Sequence[Evaluation], second: Sequence[Evaluation], seed: int = 0) -> Comparison:
@@ -341,10 +345,17 @@ def _jobs(cases: Sequence[Case], paradigm: str | None) -> Iterator[tuple[Case, s
             yield case, asked
 
 
-def _figure(items: int, accuracy: float, ends: tuple[float, float]) -> dict[str, Any]:
-    """An accuracy or the mean of grades, with its bootstrap interval; a mean below 0 counts as 0."""
-    accuracy, ends = max(0.0, accuracy), (max(0.0, ends[0]), max(0.0, ends[1]))
-    return {"items": items, "accuracy": accuracy, "low": ends[0], "high": ends[1], "bootstrap": list(ends)}
+def _interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Bootstrap interval of the mean over items; None of one item, whose resamples are all itself."""
+    return bootstrap(values) if len(values) != 1 else None
+
+
+def _figure(items: int, accuracy: float, ends: tuple[float, float] | None) -> dict[str, Any]:
+    """An accuracy or the mean of grades, with its bootstrap interval, without one from 0 to 1; a mean below 0 counts as
+    0."""
+    low, high = (max(0.0, end) for end in ends or (0.0, 1.0))
+    bounds = [low, high] if ends else None
+    return {"items": items, "accuracy": max(0.0, accuracy), "low": low, "high": high, "bootstrap": bounds}
 
 
 def _mean(values: Any) -> float:

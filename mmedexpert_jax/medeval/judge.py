@@ -32,6 +32,12 @@ _TURNED = re.compile(
     r"without(?! (?:a )?(?:doubt|question)))\b[\s\w-]{0,24}$|n['’]t\b[\s\w-]{0,24}$|\bin-?$",
     re.IGNORECASE,
 )
+# A reply that takes its verdict back.
+_CHANGED = re.compile(
+    r"(?:^|[.!?:,\n]\s*)(?:(?:oh|no|but)[, ]+)?(?:wait|hmm+|actually|sorry|correction"
+    r"|(?:up)?on\s+(?:second\s+thoughts?|reflection)|let\s+me\s+re\w+|i\s+was\s+wrong)\b",
+    re.IGNORECASE,
+)
 # The verdict of a reply in JSON, whatever its reason says.
 _NAMED = re.compile(
     r'"(?:(?:final_)?verdict|judge?ment|label|grade|decision)"\s*:\s*"(?P<word>correct|incorrect)"', re.IGNORECASE
@@ -97,8 +103,9 @@ def read(text: str) -> bool | None:
     """The verdict of a judge's reply; None where it holds no word of verdict.
 
     A reply that begins with its verdict, or whose last line is nothing else, has said it: what stands around is the
-    reason. Any other is right only if all its verdicts are: "not correct", "partially correct", a question, or both
-    words are a wrong answer, as all that is ambiguous is.
+    reason; what stands behind a change of mind ("Wait, ...") outweighs it. Any other is right only if all its
+    verdicts are: "not correct", "partially correct", a question, or both words are a wrong answer, as all that is
+    ambiguous is.
     """
     if named := {match["word"].lower() for match in _NAMED.finditer(spoken(text))}:
         return named == {"correct"}
@@ -108,6 +115,9 @@ def read(text: str) -> bool | None:
     lines = [line.strip(" .!:") for line in text.splitlines() if line.strip(" .!:")]
     if not lines or not _WORD.search(text):
         return None
+    changed = list(_CHANGED.finditer(text))
+    if changed and _WORD.search(text, changed[-1].end()):
+        return all(_verdicts(text[changed[-1].end() :]))
     ends = [verdict for line in (lines[0], lines[-1]) if (verdict := _bare(line)) is not None]
     if ends:
         return all(ends)

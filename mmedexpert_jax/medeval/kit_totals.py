@@ -56,5 +56,10 @@ def of_three_files(evaluations: Mapping[str, Mapping[str, Evaluation]]) -> list[
         ]
         if all(parts) and named:
             found = Evaluation(tuple(named)).accuracy()
-            rows.append({"model": model, TITLE: Figure.percent(found["accuracy"], other=tuple(found["bootstrap"]))})
+            rows.append(
+                {
+                    "model": model,
+                    TITLE: Figure.percent(found["accuracy"], other=found["bootstrap"] and tuple(found["bootstrap"])),
+                }
+            )
     return rows

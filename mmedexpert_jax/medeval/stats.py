@@ -106,7 +106,7 @@ class Comparison:
     """A paired comparison of two models on the same items."""
 
     difference: float  # mean accuracy of the second less that of the first
-    low: float  # lower end of the 95 % bootstrap interval over items
+    low: float  # lower end of the 95 % bootstrap interval over items; -1 to 1 of one item, which shows no spread
     high: float  # its upper end
     p_value: float | None  # McNemar's exact p-value; None unless every item has one outcome, right or wrong
     items: int  # number of items
@@ -119,5 +119,5 @@ def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]],
     differences = [float(np.mean(b) - np.mean(a)) for a, b in zip(first, second, strict=True)]
     single = all(len(outcomes) == 1 and outcomes[0] in (0, 1) for outcomes in (*first, *second))
     p_value = mcnemar([a[0] == 1 for a in first], [b[0] == 1 for b in second]) if single else None
-    low, high = bootstrap(differences, seed=seed)
+    low, high = bootstrap(differences, seed=seed) if len(differences) > 1 else (-1.0, 1.0)
     return Comparison(float(np.mean(differences)), low, high, p_value, len(differences))

@@ -129,6 +129,10 @@ def stored(folder):
 def test_two_models_of_one_name(folder, tmp_path):
     with pytest.raises(ConfigError, match="two models are called 'a'"):
         execute(settings(folder, compare=(f"a={folder}/first", f"a={folder}/second")), tmp_path)
+    with pytest.raises(ConfigError, match="'a/b' and 'a-b' would share files"):
+        execute(settings(folder, compare=("endpoint:a/b@http://x/v1", "endpoint:a-b@http://x/v1")), tmp_path)
+    with pytest.raises(ConfigError, match="no file can be called"):
+        execute(settings(folder, compare=("endpoint:::@http://x/v1",)), tmp_path)
 
 
 def test_questions_that_a_model_cannot_take(folder, tmp_path, sampler, capsys):

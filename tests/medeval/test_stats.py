@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from mmedexpert_jax.intervals import wilson
+from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.stats import (
     bootstrap,
     compare,
@@ -93,3 +94,17 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_one_item_shows_no_spread_of_several():
+    rows = [
+        AnswerRow("a", sample, "", "A", "A", sample < 3, 1, False, {"x": "1"}, {"strict": True}) for sample in range(4)
+    ]
+    one = Evaluation(tuple(rows))
+    accuracy = one.accuracy()
+    assert (accuracy["accuracy"], accuracy["low"], accuracy["high"], accuracy["bootstrap"]) == (0.75, 0.0, 1.0, None)
+    assert (one.macro("x")["low"], one.macro("x")["high"]) == (0.0, 1.0)
+    found = compare([[0.0]], [[1.0]])
+    assert (found.difference, found.low, found.high, found.p_value, found.items) == (1.0, -1.0, 1.0, 1.0, 1)
+    two = compare([[0.0], [0.0]], [[1.0], [1.0]])
+    assert (two.low, two.high) == (1.0, 1.0)
