@@ -439,9 +439,8 @@ def _to_rgb(image: Image.Image, name: str, view: View) -> Image.Image:
     elif image.mode in ("RGBa", "La") or "A" in image.getbands() or "transparency" in image.info:
         straight = {"RGBa": "RGBA", "La": "LA"}.get(image.mode, image.mode)
         layer = image.convert(straight).convert("RGBA")
-        bands: Any = layer.getextrema()
-        *colours, (_, opacity) = bands
-        if opacity <= FAINT and any(low < high for low, high in colours):
+        faint = np.asarray(layer.getchannel("A")).max() <= FAINT
+        if faint and layer.convert("RGB").getcolors(1) is None:  # more colours than one
             raise DataError(f"{name}: a picture that is transparent everywhere; save it without transparency")
         picture = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), layer).convert("RGB")
     else:
