@@ -61,10 +61,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 # own order, most tests first, is about the opposite.
 LONGEST = (
     *("notebooks/test_notebooks", "gba/test_trainer", "gba/test_devices", "gba/test_terms", "fuzz/test_kills"),
-    *("launch/test_plan", "gba/test_scanned", "models/test_decode_attention", "rollout/test_decode"),
+    *("train/test_steps", "gba/test_scanned", "models/test_decode_attention", "rollout/test_decode"),
     *("launch/test_serve", "mmedexpert/test_factory", "rollout/test_server", "models/test_stacked"),
     *("launch/test_killed", "sft/test_trainer", "models/test_llava", "launch/test_processes", "models/test_strips"),
-    *("rollout/test_engine", "models/test_parts", "models/test_gemma3", "sft/test_policy", "launch/test_plan_jobs"),
+    *("rollout/test_engine", "models/test_parts", "models/test_gemma3", "sft/test_policy", "launch/test_plan"),
 )
 
 
