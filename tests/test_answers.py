@@ -155,3 +155,18 @@ def test_every_letter_in_every_form_reads_back(options, data):
         assert answers.choice(prompts.render("why", form.format(letter)), options) == letter
     own = options[LETTERS.index(letter)]
     assert answers.choice(prompts.render("why", f"{letter}. {own}"), options) == letter
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "same"),
+    [
+        ("5", "-5", False),
+        ("−5", "-5", True),
+        ("< 5 %", "> 5 %", False),
+        ("<5 %", "< 5%.", True),
+        ("10-20", "10–20", True),
+        ("beta-2 agonist", "Beta 2 agonist", True),
+    ],
+)
+def test_signs_of_numbers_are_part_of_an_open_answer(said, gold, same):
+    assert answers.same_text(said, gold) is same
