@@ -228,8 +228,8 @@ def normalised(text: str) -> str:
 
 
 def same_text(said: str, gold: str) -> bool:
-    """True where two texts are the same `normalised`, with the same signs of numbers ("-5", "< 5 %"), or, of a gold that
-    is all punctuation and articles ("+"), but for case and white space."""
+    """True where two texts are the same `normalised`, with the same signs of numbers ("-5", "< 5 %"), or, of a gold
+    that is all punctuation and articles ("+"), but for case and white space."""
     wanted = normalised(gold)
     if not wanted:
         return _plain(said) == _plain(gold)

@@ -272,8 +272,8 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         raise DataError(f"{where}, key options: {_TEXTS}, none empty, or no options for an open question")
     if any(option.strip().lower() in ("nan", "<na>") for option in options):
         raise DataError(f"{where}, key options: 'nan' stands for an empty cell; leave it out")
-    if letters := answers.out_of_order(options):
-        raise DataError(f"{where}, key options: they begin with {letters}; put them in the order of their letters")
+    if order := answers.out_of_order(options):
+        raise DataError(f"{where}, key options: they begin with {order}; put them in the order of their letters")
     bare = answers.unlabelled(options)  # a prompt adds the letters
     options = tuple(bare if all(text.strip() for text in bare) else options)
     if len({option.strip() for option in options}) < count:
