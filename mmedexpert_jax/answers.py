@@ -74,6 +74,7 @@ _PUNCTUATION = re.compile(r"[^\w\s]")
 _DASH = re.compile("[\u2010-\u2015\u2212]")
 # The blank of "50 mg", which is "50mg" too.
 _UNIT = re.compile(r"(?<=\d) (?=(?:[mkµμn]?g|[mdµμ]?l|[mcµμ]?m|%|mmol|meq|iu|u|mmhg|kg|h|hz|°c)\b|%)")
+_SIGN = re.compile(r"[<>≤≥±]|(?<![\w.)-])-(?=\d)")
 _OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 
@@ -228,10 +229,16 @@ def normalised(text: str) -> str:
 
 
 def same_text(said: str, gold: str) -> bool:
-    """True where two texts are the same `normalised`, or but for case and white space: a gold may be punctuation and
-    articles alone ("+")."""
+    """True where two texts are the same `normalised`, with the same signs of numbers ("-5", "< 5 %"), or but for case and
+    white space: a gold may be punctuation and articles alone ("+")."""
     wanted = normalised(gold)
-    return _plain(said) == _plain(gold) or (bool(wanted) and normalised(said) == wanted)
+    alike = bool(wanted) and normalised(said) == wanted and _signs(said) == _signs(gold)
+    return alike or _plain(said) == _plain(gold)
+
+
+def _signs(text: str) -> list[str]:
+    """Signs that change what a number means: those of comparison, and minus before a digit."""
+    return _SIGN.findall(_DASH.sub("-", readable(text)))
 
 
 def token_f1(gold: str, said: str) -> float:

@@ -175,3 +175,18 @@ def test_an_open_answer_is_right_where_evaluation_says_so():
     for said in ("the aortic regurgitation", "Aortic-regurgitation.", "**aortic regurgitation**"):
         assert answers.is_right(f"<answer>{said}</answer>", (), "Aortic regurgitation")
     assert not answers.is_right("<answer>mitral regurgitation</answer>", (), "Aortic regurgitation")
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "same"),
+    [
+        ("5", "-5", False),
+        ("−5", "-5", True),
+        ("< 5 %", "> 5 %", False),
+        ("<5 %", "< 5%.", True),
+        ("10-20", "10–20", True),
+        ("beta-2 agonist", "Beta 2 agonist", True),
+    ],
+)
+def test_signs_of_numbers_are_part_of_an_open_answer(said, gold, same):
+    assert answers.same_text(said, gold) is same
