@@ -229,8 +229,8 @@ def normalised(text: str) -> str:
 
 
 def same_text(said: str, gold: str) -> bool:
-    """True where two texts are the same `normalised`, with the same signs of numbers ("-5", "< 5 %"), or but for case and
-    white space: a gold may be punctuation and articles alone ("+")."""
+    """True where two texts are the same `normalised`, with the same signs of numbers ("-5", "< 5 %"), or but for case
+    and white space: a gold may be punctuation and articles alone ("+")."""
     wanted = normalised(gold)
     alike = bool(wanted) and normalised(said) == wanted and _signs(said) == _signs(gold)
     return alike or _plain(said) == _plain(gold)

@@ -249,8 +249,9 @@ def _try_out(config: ConfigDict, files: Files) -> None:
 
     def loss() -> jax.Array:
         objective = dataclasses.replace(Objective.from_config(config, files), coefs={})
-        traced = jax.jit(lambda tokens, *rows: policy_terms(tokens, rows[0], rows[1], objective).loss)  # as in a gradient
-        return traced(Tokens(jnp.asarray(logprobs)), advantages, mask)
+        # traced, as in a gradient
+        traced = jax.jit(lambda tokens, advantages, mask: policy_terms(tokens, advantages, mask, objective).loss)
+        return traced(Tokens(jax.device_put(logprobs)), advantages, mask)
 
     calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
         "advantage_scale": (
