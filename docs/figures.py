@@ -44,6 +44,8 @@ COMMANDS = {
     "against": "python benchmarks/learning.py --seeds 0 1 2 3 4 --against"
     " sum,gated,gdpo_even,gdpo_gated,gdpo,ahead,grpo",
     "structure": "python benchmarks/learning.py --seeds 0 1 2 3 4 --against bare,grpo",
+    "objectives": "python benchmarks/learning.py --seeds 0 1 2 --against grpo,rloo,reinforce_pp",
+    "rates": "python benchmarks/learning.py --seeds 0 1 2 --against slower,faster",
     "looking": "python benchmarks/looking.py --seeds 0 1 2",
     "pipeline": "python benchmarks/pipeline.py",
     "merge": "python benchmarks/merge.py --shape qwen2_0_5b",

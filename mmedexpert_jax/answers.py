@@ -70,6 +70,10 @@ _DENIED = re.compile(
 
 # a capital A within a text, or an a at its end, is a name: hepatitis A, vitamin a
 _ARTICLES = re.compile(r"\b(?:[Aa]n|[Tt]he|AN|THE)\b|(?:^\s*A|\ba)\b(?=\s+\w)")
+# "A fracture", but not the label of "A is", "A and"
+_ARTICLE_A = re.compile(
+    r"\bA\s+(?!(?:is|are|was|and|or|if|not|but|because|since|as|can|could|may|might|would|also|too|instead)\b)(?=[a-z])"
+)
 _PUNCTUATION = re.compile(r"[^\w\s]")
 _DASH = re.compile("[\u2010-\u2015\u2212]")
 # The blank of "50 mg", which is "50mg" too.
@@ -112,7 +116,7 @@ def _last_block(text: str) -> str | None:
     end = 0
     for block in _ANSWER.finditer(text):
         joint = _JOINT.fullmatch(text, end, block.start()) if joined else None
-        joined = [*joined, joint[1], block[1]][-9:] if joint else [block[1]]  # more say no more
+        joined = [*joined, joint[1], block[1]][-9:] if joint else [block[1]]  # of a longer chain its ends are enough
         end = block.end()
     return " ".join(joined).strip() if joined else None
 
@@ -319,13 +323,14 @@ def _names_another(letter: str, text: str, options: Sequence[str]) -> bool:
         return plain != own
     if _DENIED.match(plain.removeprefix(own).lstrip(" :-–—")) or _DENIED_END.search(plain):
         return True
-    text = re.sub(r"\bA\s+(?=[a-z])", "", text)  # an article
+    text = _ARTICLE_A.sub("", text)
     beside = re.sub(re.escape(own), " ", text, flags=re.IGNORECASE) if own else text
     own_letters = {letter, *re.findall(r"\b[A-J]\b", options[LETTERS.index(letter)])}  # as in "hepatitis B virus"
     if not own_letters.issuperset(re.findall(rf"\b[{LETTERS[: len(texts)]}]\b", beside)):
         return True
     others = [other for other in texts if other != own and len(other) > 1]
-    return any(re.search(rf"(?<!\w){re.escape(o)}(?!\w)", plain if own in o else _plain(beside)) for o in others)
+    rest = plain.replace(own, " ") if own else plain
+    return any(re.search(rf"(?<!\w){re.escape(o)}(?!\w)", plain if own in o else rest) for o in others)
 
 
 def _plain(text: str) -> str:

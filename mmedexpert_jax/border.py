@@ -439,5 +439,6 @@ def same_folder() -> Iterator[None]:
     try:
         yield
     finally:
-        if folder is not None:
-            os.chdir(folder)
+        with suppress(FileNotFoundError):
+            if folder is not None:
+                os.chdir(folder)

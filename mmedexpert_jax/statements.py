@@ -40,7 +40,9 @@ _WORD_ENDS = rf"(?![^\W{_CJK}]|['’]|-\w)"  # not "C-section", "B12" or "I'd"; 
 _SPECIES = (
     *("difficile", "coli", "pylori", "cereus", "anthracis", "perfringens", "botulinum", "tetani", "albicans"),
     *("jejuni", "influenzae", "ducreyi", "burgdorferi", "pertussis", "fragilis", "henselae", "diphtheriae"),
-    *("trachomatis", "gondii", "faecalis", "faecium", "histolytica", "granulosus"),
+    *("trachomatis", "gondii", "faecalis", "faecium", "histolytica", "granulosus", "neoformans", "immitis"),
+    *("psittaci", "pneumoniae", "fumigatus", "baumannii", "israelii", "lumbricoides", "dermatitidis", "quintana"),
+    *("melitensis", "capsulatum", "vermicularis", "lamblia", "vaginalis", "tularensis", "latum"),
 )
 _THINGS = ("cells?", "lymphocytes?", "symptoms?", "section", "peptide", "dimers?", "protein", "waves?")
 NO_LABEL = rf"(?!\s(?:{'|'.join(_THINGS)})\b|\.?\s?(?:{'|'.join(_SPECIES)})\b)"
@@ -161,14 +163,16 @@ _PRAISED = re.compile(
 _TICKED = re.compile(rf"^[ \t]*(?:[-*+][ \t]+)?(?:\[[xX✓]\]|[✓✔✅☑])\s*+{_BRACKETED}(?P<more>)", re.MULTILINE)
 # "B. Heart failure - correct", "B) Heart failure ✅"
 _MARKED = re.compile(
-    r"^[ \t]*(?:[-*+][ \t]+)?\(?(?P<marked>[A-J])(?:[.)][ \t]|[ \t]+[-–—](?=[ \t]))"
-    r"(?:[^\n]{0,200}?(?:[-–—:(]\s*(?i:correct|yes)\)?|[✓✔✅☑])|[ \t]*(?i:correct|right|true|yes))[ \t]*$",
+    # "B. Pneumonia (correct)", "B) correct", "B - true": not "A. Yes", which is an option
+    r"^[ \t]*(?:[-*+][ \t]+)?\(?(?P<marked>[A-J])(?:(?:[.)][ \t]|[ \t]+[-–—](?=[ \t]))"
+    r"(?:[^\n]{0,200}?(?:[-–—:(]\s*(?i:correct|yes)\)?|[✓✔✅☑])|[ \t]*(?i:correct))"
+    r"|[ \t]+[-–—][ \t]+(?i:right|true|yes))[ \t]*$",
     re.MULTILINE,
 )
 _LOOSE = re.compile(
     # "it is B", "by elimination, B", "the diagnosis is B"
     r"(?:\b(?i:it(?:'s|’s|\s+is|\s+must\s+be|\s+has\s+to\s+be)|must\s+be|going\s+with|leaves(?:\s+only)?"
-    r"|consistent\s+with|points?\s+to|by\s+elimination,?"
+    r"|most\s+consistent\s+with|by\s+elimination,?"
     r"|(?:diagnosis|cause|finding|treatment|management|test|step|one)\s+(?:is|would\s+be))"
     # at the beginning of a clause: "so B", "=> B", "select B"
     r"|(?:^|(?<=[.!?;:\n])|(?<=[.!?;:]\s))\s*+(?:(?i:so|thus|hence|therefore|conclusion|choose|select|pick|mark"
@@ -220,7 +224,7 @@ _CORRECTED = re.compile(
 _CLAUSE = re.compile(r"[.:;!?\n,。،؟]|\b(?:but|mais|aber|pero|so|thus|hence|therefore|while|whereas)\b", re.IGNORECASE)
 _DENIED_BEFORE = re.compile(
     # "not", "neither"; "no" but for "no doubt"
-    r"\b(?:not|never|cannot|neither|nor|no(?!\s+(?:doubt|question))|pas|(?<!at )least|mistake\s+(?:is|would)"
+    r"\b(?:not|never|cannot|neither|nor|no(?!\s+(?:doubt|question))|(?-i:pas)|(?<!at )least|mistake\s+(?:is|would)"
     # verbs: "rule out", "exclude", "reject"
     r"|rul(?:e|ed|es|ing)\s+out|exclud\w+|eliminat(?:e|ed|es|ing)|elimination\s+of|reject\w*|discard\w*|avoid\w*"
     # adjectives and prepositions: "unlikely", "rather than"
@@ -251,7 +255,8 @@ _DENIED_AFTER = re.compile(
     r"|,?\s*(?:only\s+(?:if|when)|unless|provided\s+that|assuming|if(?!\s+(?:i|we|you)\b))\b"
     r"|no\s+es\b|n['’]est\b|non\s+è|não\b|не\b"
     # a clause that takes it back: ", but that's a trap", ", which is wrong"
-    r"|,\s*but\s+(?:that|this|it)(?:['’]s|\s+is)\s+(?:a\s+trap|wrong|incorrect|not\b)"
+    r"|,\s*but\s+(?:that|this|it)(?:['’]s|\s+is)\s+"
+    r"(?:a\s+trap|wrong|incorrect|not\s+(?:correct|right|true|the\s+(?:answer|best))\b)"
     r"|ruled\s+out|excluded|eliminated|,\s*which\s+is\s+(?:wrong|incorrect|not|false)|a\s+distractor|cannot"
     r"|can['’]t|out\b"
     # other languages
@@ -272,7 +277,7 @@ _SAYS_YES = (
     "是 是的 有 有的 对 正确 はい ある 네 예 있다 نعم हाँ हां כן بله ใช่ ya"
 )
 _SAYS_NO = (
-    "no nope false nein non não нет nie ne hayır không όχι nem ei nee nej 否 不 不是 没有 無 无 不对 错误 "
+    "no nope false nein non não нет nie ne hayır hayir không όχι nem ei nee nej 否 不 不是 没有 無 无 不对 错误 "
     "いいえ ない 아니요 아니오 아니 없다 لا नहीं לא خیر ไม่ ไม่ใช่ tidak"
 )
 WORDS = dict.fromkeys(_SAYS_YES.split(), "yes") | dict.fromkeys(_SAYS_NO.split(), "no")
@@ -288,7 +293,10 @@ def opening(text: str) -> tuple[str, str] | None:
     """(The word of WORDS that a text opens with and that ends its clause there, "yes" or "no"); None where none does or
     the text says both."""
     found = _OPENS.match(text)
-    return (found[1], WORDS[found[1].casefold()]) if found and not YES_AND_NO.search(text) else None
+    said = (
+        WORDS.get(found[1].casefold()) if found else None
+    )  # of letters that fold in several ways, as the Turkish i, none
+    return (found[1], said) if found and said and not YES_AND_NO.search(text) else None
 
 
 def readable(text: str) -> str:

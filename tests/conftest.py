@@ -64,7 +64,7 @@ LONGEST = (
     *("train/test_steps", "gba/test_scanned", "models/test_decode_attention", "rollout/test_decode"),
     *("launch/test_serve", "mmedexpert/test_factory", "rollout/test_server", "models/test_stacked"),
     *("launch/test_killed", "sft/test_trainer", "models/test_llava", "launch/test_processes", "models/test_strips"),
-    *("rollout/test_engine", "models/test_parts", "models/test_gemma3", "sft/test_policy", "launch/test_plan"),
+    *("rollout/test_engine", "models/test_sharded", "models/test_gemma3", "sft/test_policy", "launch/test_plan"),
 )
 
 

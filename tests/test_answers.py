@@ -190,3 +190,16 @@ def test_an_open_answer_is_right_where_evaluation_says_so():
 )
 def test_signs_of_numbers_are_part_of_an_open_answer(said, gold, same):
     assert answers.same_text(said, gold) is same
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "letter"),
+    [
+        ("B. A fall in pressure is expected", ("A fall in pressure", "A rise in pressure"), None),
+        ("B. But A is also possible.", ("Gout", "Lupus"), None),
+        ("C. A and C", ("Gout", "Lupus", "Sprain"), None),
+        ("B. Aspirin 50 mg daily (low dose)", ("Aspirin", "Aspirin 50 mg daily"), "B"),
+    ],
+)
+def test_the_label_a_and_the_article_are_told_apart(said, options, letter):
+    assert answers.choice(f"<answer>{said}</answer>", options) == letter

@@ -163,7 +163,7 @@ def _check_training(prefix: str, stage: ConfigDict) -> None:
     if stage.warmup_steps and stage.warmup_ratio:
         raise ConfigError(
             f"config.{prefix}warmup_ratio={stage.warmup_ratio:g} says nothing beside warmup_steps="
-            f"{stage.warmup_steps}; set one of them to 0"
+            f"{stage.warmup_steps}; set --config.{prefix}warmup_steps=0 to use it"
         )
     for name in ("best", "patience"):
         if stage.eval.every <= 0 and stage.eval[name]:
@@ -176,7 +176,7 @@ def _check_training(prefix: str, stage: ConfigDict) -> None:
 
 def _check_changes(prefix: str, stage: ConfigDict) -> None:
     """The fields that `allow_changes` names, and the run that `resume_from` is of."""
-    known = list(fields(stage))
+    known = [*fields(stage), *(["model.path"] if prefix else [])]  # which a stage has from the stages before it
     for name in stage.get("allow_changes") or ():
         if name not in known:
             close = [elsewhere(name, known), *difflib.get_close_matches(name, known, n=1)]

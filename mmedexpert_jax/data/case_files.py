@@ -96,7 +96,7 @@ def load_cases(path: str | Path, split: str, specialty: str | None = None, limit
         raise DataError(f"no specialty {specialty!r}: choose one of {', '.join(SPECIALTIES)}")
     if str(path).startswith(BENCHMARK):
         if specialty is not None:
-            raise DataError(f"{path}: a benchmark has no specialties; leave {specialty} out, or give a set with them")
+            raise DataError(f"{path}: a benchmark has no specialties ({specialty}); give a set that has them")
         cases = _benchmark(str(path).removeprefix(BENCHMARK))
         return _subset(cases, limit, seed) if 0 < limit < len(cases) else cases
     file = find(path, split)

@@ -297,12 +297,15 @@ def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list
     """The rows with letters for answers that are an option's text or number. Numbers count from 0 or from 1 as the
     whole table shows; where it shows neither its rows are refused, since a wrong key is worse than none."""
     numbers: dict[int, tuple[int, int]] = {}  # place of the row -> number, number of options
+    # "A" of the options O, A, B and AB: the text where other rows give texts, else the letter, as in rows read directly
+    of_texts = any(len(_key(row)) > 1 and _key(row) in map(str, row.get("options", ())) for row in rows)
     for place, row in enumerate(rows):
         answer, options = _key(row), [str(option).strip() for option in row.get("options", ())]
         same = [letter for letter, option in zip(LETTERS, options, strict=False) if option.lower() == answer.lower()]
         said = answers.choice(f"<answer>{answer}</answer>", options) if 2 <= len(options) <= len(LETTERS) else None
         label = _LABEL_AND_TEXT.fullmatch(answer)
-        if answer.upper() in (*LETTERS[: len(options)],):  # before a text, as rows that are read directly
+        letter = answer.upper() in (*LETTERS[: len(options)],)
+        if letter and not (of_texts and len(same) == 1):
             row["answer"] = answer.upper()
         elif len(same) == 1:
             row["answer"] = same[0]

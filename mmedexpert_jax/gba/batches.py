@@ -90,9 +90,8 @@ class Batches:
             return min(plans, key=lambda plan: plan[0].overhead)
 
         rows = best(RowBuckets, ORDERS[:1])
-        if (
-            self._devices > 1 or rows[0].overhead > 1
-        ):  # one device pads to no other, and by images mostly keeps the bounds
+        # one device pads to no other, and by images mostly keeps the bounds
+        if self._devices > 1 or rows[0].overhead > 1:
             rows = min(rows, best(RowBuckets, ORDERS[1:]), key=lambda plan: plan[0].overhead)
         # families whose images are all of one size, Gemma's and LLaVA's, know no strips
         unlike = len({size for sizes in steps for one in sizes for size in one.each}) > 1

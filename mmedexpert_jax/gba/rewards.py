@@ -161,7 +161,8 @@ def _check_takes(function: Reward, positional: Sequence[str], keywords: Sequence
     another trainer gives it."""
     try:
         inspect.signature(function).bind(*positional, **dict.fromkeys((*keywords, "truncated", "max_new_tokens")))
-        if theirs := FOREIGN & {*inspect.signature(function).parameters}:
+        needed = {name for name, one in inspect.signature(function).parameters.items() if one.default is one.empty}
+        if theirs := FOREIGN & needed:
             raise TypeError(f"it takes {min(theirs)}, as rewards of another trainer do")
     except TypeError as error:
         raise ConfigError(

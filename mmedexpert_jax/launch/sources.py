@@ -3,6 +3,7 @@
 The config names them by path, which stays when a reward is edited or the expert behind `model.path` is trained anew.
 """
 
+import functools
 import hashlib
 import importlib.util
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.data.tables import SUFFIXES
 from mmedexpert_jax.errors import ConfigError, UserError
 from mmedexpert_jax.runtime import files, processes
@@ -19,6 +21,7 @@ from mmedexpert_jax.runtime import files, processes
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
+WEIGHTS = (".safetensors", ".gguf")
 SOURCES = "sources.json"  # {field: {path: hash}} of the run's last start, in its folder
 
 
@@ -34,8 +37,9 @@ def note_sources(config: ConfigDict, run: "Run") -> None:
             continue
         if field == "model.path" and field not in config.allow_changes:
             raise ConfigError(
-                f"config.model.path: the files of {path} are not those that {run.path} was trained over; put them "
-                "back, start over with fresh=True, or go on over the new ones: --config.allow_changes=model.path"
+                f"config.model.path: the weights of {path} are not those that {run.path} was trained over; put them "
+                "back, start over with fresh=True, or go on over the new ones: --config.allow_changes=model.path (of a "
+                f"pipeline's stage --config.{config.job}.allow_changes)"
             )
         if processes.is_writer():
             print(f"config.{field}: {path} has changed since this run was last started; it goes on with the new one")
@@ -56,17 +60,22 @@ def tell_changed(config: ConfigDict, folder: Path) -> None:
     """Prints which files a finished training was made with others of; of any other job nothing."""
     if config.job not in ("dsa", "gba") or not processes.is_writer():
         return
+    runs = [folder, *(folder / name for name in SPECIALTIES)]
     with suppress(UserError):  # a model that is there no longer
-        for field, path in changed(config, folder):
-            line = f"{folder}: config.{field}: {path} has changed since it was made; delete the folder to make it anew"
-            print(line, flush=True)
+        for run in (run for run in runs if (run / SOURCES).is_file()):
+            for field, path in changed(config, run):
+                line = f"{run}: config.{field}: {path} has changed since it was made; delete the folder to make it anew"
+                print(line, flush=True)
 
 
 def _hashes(config: ConfigDict) -> Iterator[tuple[str, dict[str, str]]]:
     """Fields that name files, and the hashes of these by their paths."""
-    from mmedexpert_jax.medeval.backends.jax_engine import fingerprint
+    from mmedexpert_jax.medeval.backends.jax_engine import content_hash
+    from mmedexpert_jax.models.load import folders
 
-    yield "model.path", {config.model.path: fingerprint(config.model.path)}
+    model = config.model.path
+    if model == "mini" or Path(model).expanduser().is_dir():  # a hub's revision does not change, and may be far
+        yield "model.path", {model: content_hash(folders(model), WEIGHTS)}
     yield "data.path", {config.data.path: _tables(Path(config.data.path).expanduser())}
     if "rewards" not in config:
         return
@@ -93,9 +102,16 @@ def _tables(place: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(place.iterdir()) if place.is_dir() else [place]:
         if file.suffix in SUFFIXES and file.is_file():
-            with file.open("rb") as content:
-                digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+            stat = file.stat()
+            digest.update(file.name.encode() + _sum(file, stat.st_size, stat.st_mtime_ns))
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _sum(file: Path, size: int, changed: int) -> bytes:
+    """The hash of a file, read once for a size and a time of change: stages of one sweep share their data."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()
 
 
 def _code(spec: str) -> str:

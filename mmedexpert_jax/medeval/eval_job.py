@@ -110,9 +110,8 @@ def models(config: ConfigDict) -> list[Target]:
     named: dict[str, Target] = {}
     for entry in (config.model.path, *config.get("compare", ())):
         target = parse(entry, config.endpoint.url)
-        if other := next((name for name in named if slug(name) == slug(target.name)), ""):
-            called = repr(other) if other == target.name else f"{other!r} and {target.name!r}, one name for files"
-            raise ConfigError(f"two models are called {called}: give names as name=path")
+        if target.name in named:
+            raise ConfigError(f"two models are called {target.name!r}: give names as name=path")
         if target.kind == "endpoint" and config.temperature > 0 and config.top_k > 0:
             raise ConfigError(f"config.top_k: {target.name} is an endpoint, which takes none; set 0, or use top_p")
         named[target.name] = target

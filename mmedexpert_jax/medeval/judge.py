@@ -34,7 +34,7 @@ _TURNED = re.compile(
 )
 # A reply that takes its verdict back.
 _CHANGED = re.compile(
-    r"(?:^|[.!?:,\n]\s*)(?:(?:oh|no|but)[, ]+)?(?:wait|hmm+|actually|sorry|correction"
+    r"(?:^|[.!?:,\n]\s{0,8})(?:(?:oh|no|but)[, ]+)?(?:wait|hmm+|actually|sorry|correction"
     r"|(?:up)?on\s+(?:second\s+thoughts?|reflection)|let\s+me\s+re\w+|i\s+was\s+wrong)\b",
     re.IGNORECASE,
 )
@@ -116,8 +116,11 @@ def read(text: str) -> bool | None:
     if not lines or not _WORD.search(text):
         return None
     changed = list(_CHANGED.finditer(text))
-    if changed and _WORD.search(text, changed[-1].end()):
-        return all(_verdicts(text[changed[-1].end() :]))
+    rest = text[changed[-1].end() :] if changed else ""
+    if re.search(
+        r"\b(?:IN)?CORRECT\b|(?i:\b(?:in)?correct\W*\Z)", rest
+    ):  # a verdict, not a remark such as "the right lung"
+        return read(rest)
     ends = [verdict for line in (lines[0], lines[-1]) if (verdict := _bare(line)) is not None]
     if ends:
         return all(ends)

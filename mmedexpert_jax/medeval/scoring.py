@@ -155,11 +155,11 @@ def read_yes_no(response: str, form: str = "tags") -> str | None:
     clause, unless both stand side by side; else "yes" or "no" if exactly one of these two stands in it, undenied.
     """
     text = answers.unwrap(_NO_DOUBT.sub("", read_text(response, form) or ""))
-    if YES_AND_NO.search(text) or _CHANGED.search(text):
+    said = {word.lower() for word in re.findall(r"\b(?:yes|no)\b", text, re.IGNORECASE)}
+    if YES_AND_NO.search(text) or (len(said) > 1 and _CHANGED.search(text)):
         return None
     if first := opening(text):
         return first[1]
-    said = {word.lower() for word in re.findall(r"\b(?:yes|no)\b", text, re.IGNORECASE)}
     return said.pop() if len(said) == 1 and not _NOT.search(text) else None
 
 

@@ -42,9 +42,10 @@ def with_fisher(
     base, processor, count = flatten(params), load_processor(recipe.base), itertools.count(1)
     job = opened(recipe, base)
     mark, wanted = folder / "sources.json", [fingerprint(recipe, job), [case.id for case in cases], seed]
-    if files.read_json(mark) != files.plain(wanted):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+    if (known := files.read_json(mark)) != files.plain(wanted):
+        if known is not None:  # a folder without a mark is of a run that wrote none yet
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
         files.write_json(mark, wanted)
 
     def prompts() -> Iterable[Batch]:

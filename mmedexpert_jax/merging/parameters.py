@@ -190,7 +190,8 @@ def by_expert(value: Any, experts: Sequence[str], which: str) -> dict[str, Spec]
         ConfigError: a list of another length, or other names.
     """
     if isinstance(value, Mapping) and "value" not in value:
-        if set(value) != set(experts):
+        wrong = set(value) != set(experts) if which == "weights" else bool(set(value) - {*experts, ""})
+        if wrong:  # of other numbers the rest falls to "" and to the default
             raise ConfigError(f"{which} name {', '.join(value)}, but the experts are {', '.join(experts)}")
         return dict(value)
     if which == "weights" and isinstance(value, Iterable):

@@ -1,6 +1,7 @@
 """The data set (section 3.3): reviewed traces as Parquet with embedded images, split, stratified, with its history."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from mmedexpert_jax.mmedexpert.record import RawCase, Trace
 from mmedexpert_jax.mmedexpert.review import Verdict
 
 SPLITS = ("train", "dev", "test")
+QUESTIONS = 10  # on one vignette at most; a text before more of them is an introduction
 VIGNETTE = 12  # words from which on the text before a last question tells a patient, and is no mere introduction
 
 
@@ -116,22 +118,29 @@ def choose(
 
 def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[str, list[Built]]:
     """The splits, by a seeded hash of the case within each specialty: all traces of a case and all questions on one
-    vignette stay together, and a case keeps its place in the hash's order when others are added. A specialty of one
-    case gives it to train."""
+    vignette stay together, and a case alone keeps its place in the hash's order when others are added. A specialty of
+    one case gives it to train."""
+    asked = Counter(_vignette(case) for case in {one.trace.case.id: one.trace.case for one in built}.values())
+
+    def group(case: RawCase) -> str:
+        """The vignette; the case alone where more share the text than questions are asked about a patient."""
+        vignette = _vignette(case)
+        return vignette if asked[vignette] <= QUESTIONS else f"id {case.id}"
+
     splits: dict[str, list[Built]] = {name: [] for name in SPLITS}
     known: dict[str, str] = {}  # split by vignette, which questions of several specialties may share
     for specialty in SPECIALTIES:
         members = [one for one in built if one.trace.specialty == specialty]
         groups: dict[str, set[str]] = {}
         for one in members:
-            groups.setdefault(_vignette(one.trace.case), set()).add(one.trace.case.id)
+            groups.setdefault(group(one.trace.case), set()).add(one.trace.case.id)
         count, done = sum(map(len, groups.values())), 0
         first, second = round(test * count), round((test + dev) * count)
-        for vignette, ids in sorted(groups.items(), key=lambda group: _hash(f"{seed}:{min(group[1])}")):
+        for vignette, ids in sorted(groups.items(), key=lambda item: _hash(f"{seed}:{min(item[1])}")):
             known.setdefault(vignette, ("test", "dev", "train")[(done >= first) + (done >= second)])
             done += len(ids)
         for one in members:
-            splits[known[_vignette(one.trace.case)]].append(one)
+            splits[known[group(one.trace.case)]].append(one)
     return {
         name: sorted(members, key=lambda one: _hash(f"{seed}:{one.trace.id}"))
         for name, members in splits.items()

@@ -77,7 +77,7 @@ class Sharded:
 
 
 def shard(tree: Any, where: Any) -> Any:
-    """The tree with an `Sharded` in the place of each array that its sharding in `where` splits along "fsdp"."""
+    """The tree with a `Sharded` in the place of each array that its sharding in `where` splits along "fsdp"."""
 
     def of(path: Any, leaf: Any, sharding: Any) -> Any:
         spec = sharding.spec if isinstance(sharding, NamedSharding) else ()  # a traced array has none
@@ -115,12 +115,12 @@ def specs(tree: Any) -> Any:
 
 
 def is_sharded(node: Any) -> bool:
-    """True for an `Sharded`."""
+    """True for a `Sharded`."""
     return isinstance(node, Sharded)
 
 
 def has_shards(tree: Any) -> bool:
-    """True where any leaf is an `Sharded`."""
+    """True where any leaf is a `Sharded`."""
     return any(map(is_sharded, jax.tree.leaves(tree, is_leaf=is_sharded)))
 
 

@@ -157,6 +157,9 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         "trained in float32": size(trained, split_over),
         "optimizer state": size(opt_state, summed),
     }
+    if gba and config.beta and config.ref_every:
+        found.held["moving reference"] = size(trained, split_over)
+        found.saved += size(trained)
     policy = round(_policy_bytes(weights, trained, full) * size(weights, split_over) / size(weights))
     prompts, samples = rows(config, mesh)
     # what is trained, or sampled from meanwhile, has its layers under their numbers, and is stacked in the program

@@ -222,7 +222,11 @@ class Processor:
         except DataError as error:
             if fault := syntax_fault(self.tokenizer.chat_template):  # no prompt will come through
                 raise DataError(f"the chat template is no Jinja ({fault}); copy the base model's") from error
-            return False
+            if self._takes_text:
+                self._takes_text = False
+                return False
+            self._takes_text = True  # a text model's, which joins contents to strings
+            return self._check_template()
         if str(asked[0]["content"]) in said and not self._takes_text:
             self._takes_text = True
             return self._check_template()

@@ -57,7 +57,7 @@ class Client:
         self._interrupted = interrupted
         self._key = endpoint.key()
         self._dropped: set[str] = set()
-        self._waits = False  # for another run's answers, which has been said
+        self._other_run_said = False  # for another run's answers, which has been said
         self._answered, self._answered_before = 0, answers.totals().get("answered", 0)
         self._fruitless = 0
         self._waits_said = False
@@ -155,9 +155,9 @@ class Client:
                 if stored := self.answers.get(key):
                     settle(stored)
                 else:
-                    if not self._waits:
+                    if not self._other_run_said:
                         print(f"waits for answers that another run on {self.answers.path} is asking for", flush=True)
-                    self._waits = True
+                    self._other_run_said = True
                     queue.append((key, request))
                     await asyncio.sleep(LOOK_AGAIN)
                 continue

@@ -200,11 +200,15 @@ class Checkpoints:
             self._whole.pop(step)
         self._clear()
 
-    def _clear(self) -> None:
-        """Removes what a process that was killed while saving left behind; a step that it was replacing comes back."""
+    def recover(self) -> None:
+        """Brings back a step that a process was replacing when it was killed. For the one that writes here alone."""
         for old in self.path.glob("*.old.tmp"):
             if not (step := self.path / old.name.removesuffix(".old.tmp")).exists():
                 old.rename(step)
+
+    def _clear(self) -> None:
+        """Removes what a process that was killed while saving left behind."""
+        self.recover()
         for entry in self.path.glob("*.tmp"):
             shutil.rmtree(entry, ignore_errors=True)
 

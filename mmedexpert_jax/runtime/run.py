@@ -152,6 +152,8 @@ class Run:
         Once, `resume_from` goes back to an earlier one: later ones are then deleted, so that the same command, given
         again after the run was stopped, goes on from where it was and not from there.
         """
+        if processes.is_writer():
+            self.checkpoints.recover()
         back = int(self.config.get("resume_from") or 0)
         if _goes_back(self.config, self._status):
             self.checkpoints.drop_after(back)

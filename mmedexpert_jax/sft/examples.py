@@ -153,7 +153,7 @@ def _size(prompt: Encoded, completion: Sequence[int]) -> CaseSize:
 
 
 def _buckets(sizes: Sequence[CaseSize], count: int) -> list[tuple[int, int]]:
-    """(prompt, completion) lengths, rising in both, that take equal shards of the cases in order of their length."""
+    """(prompt, completion) lengths, rising in both, that take equally many of the cases in order of their length."""
     lengths = sorted(((size.prompt, size.completion) for size in sizes), key=sum)
     ends = [math.ceil(len(lengths) * (k + 1) / count) for k in range(count)]
     shorter = [lengths[:end] for end in ends if end]

@@ -69,12 +69,12 @@ def fit(
         here = (row for row in rows if row["step"] == state.step)
         if not any(name.startswith("eval/") for row in here for name in row):
             if state.step and is_due(state.step, config.checkpoint_every, steps):
-                save(run, state)  # before minutes in which the process may be killed
+                _save_once(run, state)  # before minutes in which the process may be killed
             _evaluate(run, learner, state, evaluate, steps)
-            if config.eval.best and state.step and (score := _score(run, state.step)) is not None:
-                save(run, state, score)
-            rows = run.metrics()
-        return not _is_stale(rows, config)
+        # also where an evaluation of before a kill is found whose score was not saved with the state
+        if config.eval.best and state.step and (score := _score(run, state.step)) is not None:
+            save(run, state, score)
+        return not _is_stale(run.metrics(), config)
 
     with run.progress(steps, state.step, label) as progress:
         goes_on = evaluated()
@@ -110,10 +110,16 @@ def _evaluate(run: "Run", learner: Learner, state: State, evaluate: Evaluate, st
     try:
         run.log(state.step, evaluate(policy.params, state.step, policy.lora))
     except (Interrupted, Overdue) as error:
-        save(run, state)
+        _save_once(run, state)
         text = f"step {state.step} of {steps} is saved; the same command resumes with its evaluation"
         signum = error.exit_code - 128 if isinstance(error, Interrupted) else error.args[0]
         raise Interrupted(text, signum) from None
+
+
+def _save_once(run: "Run", state: State) -> None:
+    """Saves the state, unless its checkpoint is there."""
+    if run.checkpoints.latest() != state.step:
+        save(run, state)
 
 
 def _score(run: "Run", step: int) -> float | None:

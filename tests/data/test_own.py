@@ -333,9 +333,10 @@ def test_images_of_a_cell_may_be_a_list_or_bare_base64(tmp_path):
     assert [len(case.images) for case in load_cases(tmp_path / "out", "train")] == [count for _, count in rows]
 
 
-def test_a_letter_wins_over_an_option_of_that_text_as_where_rows_are_read_directly(tmp_path):
+@pytest.mark.parametrize(("other", "key"), [("C", "D"), ("Thiamine", "B")])
+def test_a_letter_wins_over_an_option_of_that_text_unless_the_table_gives_texts(tmp_path, other, key):
     row = {"question": "Which vitamin?", "A": "A", "B": "D", "C": "E", "D": "K", "answer": "D"}
-    (tmp_path / "x.json").write_text(json.dumps([row]))
+    second = {"question": "And which?", "A": "Retinol", "B": "Folate", "C": "Thiamine", "D": "Biotin", "answer": other}
+    (tmp_path / "x.json").write_text(json.dumps([row, second]))
     own.convert(tmp_path / "x.json", tmp_path / "out")
-    (case,) = load_cases(tmp_path / "out", "train")
-    assert (case.options[3], case.answer) == ("K", "D")
+    assert [case.answer for case in load_cases(tmp_path / "out", "train")] == [key, "C"]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from mmedexpert_jax.medeval.judge import read
 
 RIGHT = (
+    "Let me review the response. Option C is wrong for other reasons.\n\nCORRECT",
     "CORRECT",
     "Correct.",
     "correct",
@@ -105,6 +106,8 @@ WRONG = (
     "The response is wrongly marked correct.",
     "It would have been correct with the left lung.",
     "correct-ish",
+    "INCORRECT. The response says left, actually the right lung is affected.",
+    "INCORRECT. Actually, the correct side is left.",
 )
 NOTHING = ("", " ", "I cannot grade this.", "Yes", "B", "corrected", "The incorrectness is unclear.")
 

@@ -349,6 +349,10 @@ def test_options_that_are_numbers_or_words_of_any_language(said, options, letter
         ("No, wait: yes", None),
         ("Non-contrast CT", None),
         ("no evidence of fracture", "no"),
+        ("Yes, this is actually a chest X-ray.", "yes"),
+        ("No, surgery can wait.", "no"),
+        ("HAYIR", "no"),
+        ("hayir.", "no"),
     ],
 )
 def test_yes_and_no_of_any_language_as_a_person_reads_them(said, verdict):

@@ -38,5 +38,11 @@ def test_short_introductions_are_shared_by_chance_and_part_nothing():
     assert {name: len(part) for name, part in parts.items()} == {"train": 6, "dev": 2, "test": 2}
 
 
+def test_a_long_introduction_that_all_share_parts_the_set_as_before():
+    words = "Look carefully at the image below and read the clinical information before you answer the question."
+    found = places(split([built(f"case-{i}", f"{words} What is shown in {i}?") for i in range(30)], 0.2, 0.2, 0))
+    assert sorted(found.values()) == ["dev"] * 6 + ["test"] * 6 + ["train"] * 18
+
+
 def test_a_specialty_of_one_case_gives_it_to_train():
     assert places(split([built("case-1", "Why?")], 0.2, 0.2, 0)) == {"case-1": "train"}

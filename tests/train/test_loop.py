@@ -15,7 +15,7 @@ from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.runtime import Run, signals
-from mmedexpert_jax.train import fit
+from mmedexpert_jax.train import fit, loop
 from mmedexpert_jax.train.overlong import report_dropped
 
 STEPS = 6
@@ -77,6 +77,24 @@ def test_a_best_evaluation_that_was_cut_off_still_chooses_its_checkpoint(go, err
         go(scores | {2: error}, **fields)
     best, run, asked = go(scores, **fields)
     assert asked == [2, 4, 6] and best.step == 2 and run.checkpoints.best() == 2
+
+
+def test_a_score_that_a_kill_kept_from_its_checkpoint_chooses_it_still(go, monkeypatch):
+    """Between the evaluation's row and the state with its score."""
+    scores, fields = {0: 0.1, 2: 0.5, 4: 0.3, 6: 0.4}, {"eval.every": 2, "eval.best": True}
+    real = loop.save
+
+    def kill(run, state, score=None):
+        if score is not None:
+            raise MemoryError("killed")
+        real(run, state)
+
+    monkeypatch.setattr(loop, "save", kill)
+    with pytest.raises(MemoryError):
+        go(scores, **fields)
+    monkeypatch.setattr(loop, "save", real)
+    best, run, asked = go(scores, **fields)
+    assert asked == [4, 6] and best.step == 2 and run.checkpoints.best() == 2
 
 
 def test_a_checkpoint_that_is_due_is_there_before_its_evaluation(go):

@@ -154,7 +154,7 @@ class Files:
     def image(self, path: str, where: str) -> ImageRef:
         """The image whose path ends as `path` does. Raises MissingImage, which names `where`; DataError where files of
         several folders do that are not the same."""
-        wanted = _composed(path.strip().replace("\\", "/").removeprefix("./").lstrip("/"))
+        wanted = _composed(re.sub(r"^(?:\.{0,2}/)+", "", path.strip().replace("\\", "/")))
         pool = self._by_name.get(wanted.rpartition("/")[2], ()) if wanted else ()
         found = [(name, entry) for name, entry in pool if f"/{_composed(name)}".endswith(f"/{wanted}")]
         if not found:
