@@ -163,7 +163,7 @@ def _check_training(prefix: str, stage: ConfigDict) -> None:
     if stage.warmup_steps and stage.warmup_ratio:
         raise ConfigError(
             f"config.{prefix}warmup_ratio={stage.warmup_ratio:g} says nothing beside warmup_steps="
-            f"{stage.warmup_steps}; set --config.{prefix}warmup_steps=0 to use it"
+            f"{stage.warmup_steps}; set one of them to 0, warmup_steps to use the ratio"
         )
     for name in ("best", "patience"):
         if stage.eval.every <= 0 and stage.eval[name]:

@@ -37,7 +37,7 @@ def note_sources(config: ConfigDict, run: "Run") -> None:
             continue
         if field == "model.path" and field not in config.allow_changes:
             raise ConfigError(
-                f"config.model.path: the weights of {path} are not those that {run.path} was trained over; put them "
+                f"config.model.path: the files of {path} are not those that {run.path} was trained over; put them "
                 "back, start over with fresh=True, or go on over the new ones: --config.allow_changes=model.path (of a "
                 f"pipeline's stage --config.{config.job}.allow_changes)"
             )

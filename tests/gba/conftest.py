@@ -91,7 +91,7 @@ def _trace_once():
     """Runs with the same programs share a learner: tracing them takes longer than all that a tiny model computes."""
     learners: dict[str, PolicyLearner] = {}
 
-    def made(model, params, config, ban, samples, steps, mesh, under, memory, objective):
+    def made(model, params, config, ban, samples, steps, mesh, under, memory, objective=None):
         fields = {name: value for name, value in config.to_dict().items() if name not in OUTSIDE}
         key = repr((fields, samples, steps))
         if key not in learners or config.trainable == "full" or under:  # full training gives up what it begins with
