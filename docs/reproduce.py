@@ -15,7 +15,7 @@ from typing import Any
 
 from mmedexpert_jax import __version__
 from mmedexpert_jax.data.embedded.tokenizer import MINI
-from mmedexpert_jax.launch import ablation_result, table3
+from mmedexpert_jax.launch import ablation_result, load_config, table3
 
 DOCS = Path(__file__).resolve().parent
 KEPT = DOCS / "results" / "ablation.json"
@@ -111,6 +111,9 @@ def page(result: dict[str, Any]) -> str:
     command = f"mmedexpert ablation:{preset} seeds={seeds}"
     if len(result["rows"]) < len(table3.rows()):
         command += f' rows="{",".join(row["name"] for row in result["rows"])}"'
+    questions = load_config(f"configs/ablation.py:{preset}").questions
+    if questions and result["items"]["greedy"] > questions:
+        command += " questions=0"
     if result["price"]:
         command += f" price={result['price']:g}"
     head = TITLE + HEAD.format(command=command, preset=preset)
