@@ -80,6 +80,7 @@ _DASH = re.compile("[\u2010-\u2015\u2212]")
 _UNIT = re.compile(r"(?<=\d) (?=(?:[mkµμn]?g|[mdµμ]?l|[mcµμ]?m|%|mmol|meq|iu|u|mmhg|kg|h|hz|°c)\b|%)")
 _SIGN = re.compile(r"[<>≤≥±]|(?<![\w.)-])-(?=\d)")
 _OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
+_NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -275,6 +276,8 @@ def out_of_order(options: Sequence[str]) -> str:
 
 
 def _own_labels(options: Sequence[str]) -> list[str]:
+    if not any(_NO_NAME.match(option) for option in options):  # all are names: "A. baumannii", "B. cereus"
+        return []
     found = [_OWN_LABEL.match(option) for option in options]
     return [(label[1] or label[2]).upper() for label in found if label]
 

@@ -203,3 +203,10 @@ def test_signs_of_numbers_are_part_of_an_open_answer(said, gold, same):
 )
 def test_the_label_a_and_the_article_are_told_apart(said, options, letter):
     assert answers.choice(f"<answer>{said}</answer>", options) == letter
+
+
+def test_options_that_are_all_names_of_species_carry_no_labels():
+    for options in (["A. baumannii", "B. cereus"], ["B. cereus", "A. baumannii"], ["C. difficile", "E. coli"]):
+        assert answers.unlabelled(options) == options and not answers.out_of_order(options)
+    assert answers.unlabelled(["A. E. coli", "B. C. difficile"]) == ["E. coli", "C. difficile"]
+    assert answers.unlabelled(["(A) gout", "(B) lupus"]) == ["gout", "lupus"]
