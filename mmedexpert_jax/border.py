@@ -439,6 +439,6 @@ def same_folder() -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(FileNotFoundError):
-            if folder is not None:
+        if folder is not None:
+            with suppress(FileNotFoundError):
                 os.chdir(folder)

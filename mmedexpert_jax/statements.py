@@ -293,10 +293,10 @@ def opening(text: str) -> tuple[str, str] | None:
     """(The word of WORDS that a text opens with and that ends its clause there, "yes" or "no"); None where none does or
     the text says both."""
     found = _OPENS.match(text)
-    said = (
-        WORDS.get(found[1].casefold()) if found else None
-    )  # of letters that fold in several ways, as the Turkish i, none
-    return (found[1], said) if found and said and not YES_AND_NO.search(text) else None
+    if found is None or YES_AND_NO.search(text):
+        return None
+    said = WORDS.get(found[1].casefold())  # None where letters fold in several ways, as the Turkish i
+    return (found[1], said) if said else None
 
 
 def readable(text: str) -> str:

@@ -160,8 +160,9 @@ def _check_takes(function: Reward, positional: Sequence[str], keywords: Sequence
     """Raises ConfigError where a function cannot be called as it will be, at the first step, or has the names of what
     another trainer gives it."""
     try:
-        inspect.signature(function).bind(*positional, **dict.fromkeys((*keywords, "truncated", "max_new_tokens")))
-        needed = {name for name, one in inspect.signature(function).parameters.items() if one.default is one.empty}
+        signature = inspect.signature(function)
+        signature.bind(*positional, **dict.fromkeys((*keywords, "truncated", "max_new_tokens")))
+        needed = {name for name, one in signature.parameters.items() if one.default is one.empty}
         if theirs := FOREIGN & needed:
             raise TypeError(f"it takes {min(theirs)}, as rewards of another trainer do")
     except TypeError as error:

@@ -6,7 +6,7 @@ The config names them by path, which stays when a reward is edited or the expert
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,8 +31,9 @@ def note_sources(config: ConfigDict, run: "Run") -> None:
     Raises:
         ConfigError: the model's files have changed: what was trained is deltas over those that were there.
     """
-    noted = run.checkpoints.latest() is not None and processes.is_writer()  # the first asks all processes
-    for field, path in processes.agree(list(changed(config, run.path)) if noted else []):
+    hashes = dict(_hashes(config)) if processes.is_writer() else {}
+    begun = run.checkpoints.latest() is not None
+    for field, path in processes.agree(list(_changed(hashes, run.path)) if begun else []):
         if field == "data.path":  # of the cases that are trained on, the checkpoint knows more
             continue
         if field == "model.path" and field not in config.allow_changes:
@@ -44,26 +45,27 @@ def note_sources(config: ConfigDict, run: "Run") -> None:
         if processes.is_writer():
             print(f"config.{field}: {path} has changed since this run was last started; it goes on with the new one")
     if processes.is_writer():
-        files.write_json(run.path / SOURCES, dict(_hashes(config)))
+        files.write_json(run.path / SOURCES, hashes)
 
 
-def changed(config: ConfigDict, folder: Path) -> Iterator[tuple[str, str]]:
-    """(field, path) of files that have changed since a run in `folder` was last started."""
+def _changed(hashes: Mapping[str, Mapping[str, str]], folder: Path) -> Iterator[tuple[str, str]]:
+    """(field, path) of files of other `hashes` than when a run in `folder` was last started."""
     before = files.read_json(folder / SOURCES)
-    for field, hashes in _hashes(config) if isinstance(before, dict) else ():
+    for field, of_field in hashes.items() if isinstance(before, dict) else ():
         earlier = before.get(field)
         if isinstance(earlier, dict):
-            yield from ((field, path) for path, found in hashes.items() if earlier.get(path, found) != found)
+            yield from ((field, path) for path, found in of_field.items() if earlier.get(path, found) != found)
 
 
 def tell_changed(config: ConfigDict, folder: Path) -> None:
     """Prints which files a finished training was made with others of; of any other job nothing."""
     if config.job not in ("dsa", "gba") or not processes.is_writer():
         return
-    runs = [folder, *(folder / name for name in SPECIALTIES)]
+    runs = [run for run in (folder, *(folder / name for name in SPECIALTIES)) if (run / SOURCES).is_file()]
     with suppress(UserError):  # a model that is there no longer
-        for run in (run for run in runs if (run / SOURCES).is_file()):
-            for field, path in changed(config, run):
+        hashes = dict(_hashes(config)) if runs else {}
+        for run in runs:
+            for field, path in _changed(hashes, run):
                 line = f"{run}: config.{field}: {path} has changed since it was made; delete the folder to make it anew"
                 print(line, flush=True)
 

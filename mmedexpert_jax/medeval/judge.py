@@ -38,6 +38,8 @@ _CHANGED = re.compile(
     r"|(?:up)?on\s+(?:second\s+thoughts?|reflection)|let\s+me\s+re\w+|i\s+was\s+wrong)\b",
     re.IGNORECASE,
 )
+# A verdict behind it, and no remark such as "the right lung".
+_GIVEN = re.compile(r"\b(?:IN)?CORRECT\b|(?i:\b(?:in)?correct\W*\Z)")
 # The verdict of a reply in JSON, whatever its reason says.
 _NAMED = re.compile(
     r'"(?:(?:final_)?verdict|judge?ment|label|grade|decision)"\s*:\s*"(?P<word>correct|incorrect)"', re.IGNORECASE
@@ -117,9 +119,7 @@ def read(text: str) -> bool | None:
         return None
     changed = list(_CHANGED.finditer(text))
     rest = text[changed[-1].end() :] if changed else ""
-    if re.search(
-        r"\b(?:IN)?CORRECT\b|(?i:\b(?:in)?correct\W*\Z)", rest
-    ):  # a verdict, not a remark such as "the right lung"
+    if _GIVEN.search(rest):
         return read(rest)
     ends = [verdict for line in (lines[0], lines[-1]) if (verdict := _bare(line)) is not None]
     if ends:

@@ -13,7 +13,7 @@ from mmedexpert_jax.runtime.signals import Overdue
 from mmedexpert_jax.train.learner import Learner
 from mmedexpert_jax.train.optimizer import unreached
 from mmedexpert_jax.train.policy import Evaluate
-from mmedexpert_jax.train.state import State, check_finite, is_due, keep, restore, resume, save
+from mmedexpert_jax.train.state import State, check_finite, is_due, keep, restore, resume, save, save_once
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -63,18 +63,20 @@ def fit(
     def evaluated() -> bool:
         """Evaluates the state where that is due, unless it has been; False where the run has not got better for long
         enough."""
-        if not evaluate or not (not state.step or is_due(state.step, config.eval.every, steps)):
+        due = not state.step or is_due(state.step, config.eval.every, steps)
+        if not evaluate or not due:
             return True
         rows = run.metrics()
         here = (row for row in rows if row["step"] == state.step)
         if not any(name.startswith("eval/") for row in here for name in row):
             if state.step and is_due(state.step, config.checkpoint_every, steps):
-                _save_once(run, state)  # before minutes in which the process may be killed
+                save_once(run, state)  # before minutes in which the process may be killed
             _evaluate(run, learner, state, evaluate, steps)
-        # also where an evaluation of before a kill is found whose score was not saved with the state
-        if config.eval.best and state.step and (score := _score(run, state.step)) is not None:
-            save(run, state, score)
-        return not _is_stale(run.metrics(), config)
+            rows = run.metrics()
+        score = next((row[SCORE] for row in rows if row["step"] == state.step and SCORE in row), None)
+        if config.eval.best and state.step and score is not None:
+            save(run, state, score)  # also of an evaluation before a kill, which may not have come to this
+        return not _is_stale(rows, config)
 
     with run.progress(steps, state.step, label) as progress:
         goes_on = evaluated()
@@ -110,21 +112,10 @@ def _evaluate(run: "Run", learner: Learner, state: State, evaluate: Evaluate, st
     try:
         run.log(state.step, evaluate(policy.params, state.step, policy.lora))
     except (Interrupted, Overdue) as error:
-        _save_once(run, state)
+        save_once(run, state)
         text = f"step {state.step} of {steps} is saved; the same command resumes with its evaluation"
         signum = error.exit_code - 128 if isinstance(error, Interrupted) else error.args[0]
         raise Interrupted(text, signum) from None
-
-
-def _save_once(run: "Run", state: State) -> None:
-    """Saves the state, unless its checkpoint is there."""
-    if run.checkpoints.latest() != state.step:
-        save(run, state)
-
-
-def _score(run: "Run", step: int) -> float | None:
-    """The held-out score of a step; None where it has none."""
-    return next((row[SCORE] for row in run.metrics() if row["step"] == step and SCORE in row), None)
 
 
 def _is_stale(rows: Iterable[Mapping[str, Any]], config: ConfigDict) -> bool:

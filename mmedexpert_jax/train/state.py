@@ -50,8 +50,8 @@ def resume(run: "Run", state: State) -> State:
 def keep(run: "Run", state: State, steps: int, every: int) -> None:
     """Saves a checkpoint where one is due or a signal came, which then raises Interrupted, unless the step has one."""
     signum = run.interrupted()
-    if (signum or is_due(state.step, every, steps)) and run.checkpoints.latest() != state.step:
-        save(run, state)
+    if signum or is_due(state.step, every, steps):
+        save_once(run, state)
     if signum and state.step < steps:
         raise Interrupted(f"step {state.step} of {steps} is saved; the same command resumes", signum)
 
@@ -59,6 +59,12 @@ def keep(run: "Run", state: State, steps: int, every: int) -> None:
 def save(run: "Run", state: State, score: float | None = None) -> None:
     """Saves a checkpoint, with its held-out score if it has one."""
     run.checkpoints.save(state.step, _saved(state), *(() if score is None else (score,)))
+
+
+def save_once(run: "Run", state: State) -> None:
+    """Saves a checkpoint, unless the step has one."""
+    if run.checkpoints.latest() != state.step:
+        save(run, state)
 
 
 def restore(run: "Run", step: int, state: State) -> State:
