@@ -207,11 +207,12 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
     """Letter of the option that a text, an answer without its tags, names as a label or by its text; None where it
     does not. As `choice`, but statements are not read."""
     texts = [_plain(option) for option in options]
-    named = [LETTERS[i] for i, text in enumerate(texts) if text in (_plain(answer), _plain(unwrap(answer)))]
+    forms = _plain(answer), _plain(unwrap(answer))
+    named = [LETTERS[i] for i, text in enumerate(texts) if text in forms]
     label, text = _labelled(answer, texts)
     if label not in LETTERS[: len(options)] or not label:
         return named[0] if len(named) == 1 else None
-    return None if _names_another(label, text, options) else label
+    return None if _names_another(label, text, options[LETTERS.index(label)], texts) else label
 
 
 def one_stated(text: str, options: Sequence[str], remarks: bool = False) -> str | None:
@@ -316,9 +317,8 @@ def _bold_label(bare: str) -> tuple[str, str]:
     return marked[2].strip("().:").upper(), marked[3].strip()
 
 
-def _names_another(letter: str, text: str, options: Sequence[str]) -> bool:
-    """True where the text after a label names an option other than the label's, or denies the label's."""
-    texts = [_plain(option) for option in options]
+def _names_another(letter: str, text: str, option: str, texts: Sequence[str]) -> bool:
+    """True where the text after a label names another of the `texts` than its `option`, or denies that."""
     own, plain = texts[LETTERS.index(letter)], _plain(text)
     if not plain:
         return False
@@ -328,7 +328,7 @@ def _names_another(letter: str, text: str, options: Sequence[str]) -> bool:
         return True
     text = _ARTICLE_A.sub("", text)
     beside = re.sub(re.escape(own), " ", text, flags=re.IGNORECASE) if own else text
-    own_letters = {letter, *re.findall(r"\b[A-J]\b", options[LETTERS.index(letter)])}  # as in "hepatitis B virus"
+    own_letters = {letter, *re.findall(r"\b[A-J]\b", option)}  # as in "hepatitis B virus"
     if not own_letters.issuperset(re.findall(rf"\b[{LETTERS[: len(texts)]}]\b", beside)):
         return True
     others = [other for other in texts if other != own and len(other) > 1]

@@ -20,7 +20,7 @@ import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -428,6 +428,11 @@ def _dumped(path: str | os.PathLike, value: Any, indent: int | None = None) -> s
         return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
     except ValueError:
         raise DataError(f"{_name(path)} is not written: a value of it is not finite") from None
+
+
+def listing(names: Sequence[str], most: int) -> str:
+    """The first `most` names, and the number of the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @contextmanager

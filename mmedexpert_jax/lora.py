@@ -403,8 +403,8 @@ def _check_targets(weights: Path, params: dict, config: Mapping[str, Any], names
             untrained |= {} if own else {head: None}
     if lacking:
         raise DataError(
-            f"{weights}: lacks the factors of {_first_of(lacking)}, which adapter_config.json says were trained "
-            "(target_modules); save the adapter again by peft's save_pretrained, or leave them out there"
+            f"{weights}: lacks the factors of {border.listing(lacking, 3)}, which adapter_config.json says were "
+            "trained (target_modules); save the adapter again by peft's save_pretrained, or leave them out there"
         )
     tell = logging.getLogger(__name__).warning
     if untrained:
@@ -412,11 +412,11 @@ def _check_targets(weights: Path, params: dict, config: Mapping[str, Any], names
         tell("%s: has no factors of %s, which target_modules names too: it stays the base's", weights, towers)
     spellings = ((name, [name, module, memory_name(module)]) for module, name in names.items())
     if others := [name for name, spelt in spellings if not _is_targeted(spelt, config, True)]:
-        tell("%s: target_modules does not name %s, which peft leaves out; it counts here", weights, _first_of(others))
-
-
-def _first_of(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        tell(
+            "%s: target_modules does not name %s, which peft leaves out; it counts here",
+            weights,
+            border.listing(others, 3),
+        )
 
 
 def _is_targeted(spelt: Sequence[str], config: Mapping[str, Any], linear: bool) -> bool:

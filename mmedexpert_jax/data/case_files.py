@@ -272,7 +272,7 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         raise DataError(f"{where}, key options: {count} of them; give 2 to {len(LETTERS)}")
     if not count or not all(isinstance(o, str) and o.strip() for o in options):
         raise DataError(f"{where}, key options: {_TEXTS}, none empty, or no options for an open question")
-    if any(option.strip().lower() in ("nan", "<na>") for option in options):
+    if any(option.strip().lower() in tables.ABSENT for option in options):
         raise DataError(f"{where}, key options: 'nan' stands for an empty cell; leave it out")
     if order := answers.out_of_order(options):
         raise DataError(f"{where}, key options: they begin with {order}; put them in the order of their letters")

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Protocol
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 
+ABSENT = ("", "nan", "<na>")  # texts of cells that are empty, also as pandas writes them
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 GROUP_BYTES = 1 << 26  # of a Parquet row group's images that are held to read one of them
 INDEX = 64  # characters of an image cell that may be another row's index; no image is so small

@@ -59,13 +59,13 @@ class JudgeReward:
                 raise ConfigError(f"config.rewards.judge.rubric: {border.cut(rubric, 200)} is empty; write what counts")
             rubric = text
         rubric = rubric or RUBRIC
+        by_prompt = config.group_by == "prompt"
         if group.path:
             answer = chat_of(network_of(group.path, own), REPLY)
             ask = stored(answer, f"{name_of(group.path, config)} judge", store)
-            return cls(ask, kind, rubric, sends=False, by_prompt=config.group_by == "prompt")
-        ask = endpoint_asker(endpoint_of(config, "judge", REPLY), store)
-        ask = guarded(ask, group.privacy)
-        return cls(ask, kind, rubric, group.privacy, by_prompt=config.group_by == "prompt")
+            return cls(ask, kind, rubric, sends=False, by_prompt=by_prompt)
+        ask = guarded(endpoint_asker(endpoint_of(config, "judge", REPLY), store), group.privacy)
+        return cls(ask, kind, rubric, group.privacy, by_prompt=by_prompt)
 
     def __call__(
         self, cases: Sequence[Case], texts: Sequence[str], *, paradigms: Sequence[str | None] = (), **_: Any

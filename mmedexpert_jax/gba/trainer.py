@@ -382,8 +382,7 @@ def _for_update(rollout: Rollout, trained: np.ndarray, config: ConfigDict, step:
     with masked images where a term reads them."""
     if config.perception or config.perception_entropy:
         rollout = rollout.with_masked(config.perception_mask, (config.seed, step))
-    if config.zero_variance != "keep":
-        rollout = rollout.with_trained(trained)
+    rollout = rollout.with_trained(trained)
     return rollout.without_truncated() if config.mask_truncated else rollout
 
 

@@ -1,4 +1,4 @@
-"""The files behind a training's config, beside its cases: a run that goes on finds whether it began with others.
+"""Hashes of the files that a training's config names, by which a run that goes on finds what has changed.
 
 The config names them by path, which stays when a reward is edited or the expert behind `model.path` is trained anew.
 """
@@ -58,7 +58,7 @@ def _changed(hashes: Mapping[str, Mapping[str, str]], folder: Path) -> Iterator[
 
 
 def tell_changed(config: ConfigDict, folder: Path) -> None:
-    """Prints which files a finished training was made with others of; of any other job nothing."""
+    """Prints which files have changed since a training was finished; of any other job nothing."""
     if config.job not in ("dsa", "gba") or not processes.is_writer():
         return
     runs = [run for run in (folder, *(folder / name for name in SPECIALTIES)) if (run / SOURCES).is_file()]

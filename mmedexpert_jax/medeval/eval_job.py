@@ -178,14 +178,16 @@ def _folder(config: ConfigDict, run: Run) -> Path:
 
     That folder is marked as the run that will make the tables, so that it may be opened although answers stand in it.
     """
-    if config.answers:
-        return Path(config.answers).expanduser()
-    if config.processes == 1:
-        return run.path / "answers"
     shared = run.path.parent
-    if run.path.name.startswith("process-") and not files.is_run(shared):
+    apart = not config.answers and config.processes > 1 and run.path.name.startswith("process-")
+    if apart and not files.is_run(shared):
         files.mark(shared, "run", job="evaluate")
-    return shared / "answers"
+    return answers_folder(config, run.path)
+
+
+def answers_folder(config: ConfigDict, run: Path) -> Path:
+    """Where a run's folder has its stored answers, or `config.answers`; of several processes beside their folders."""
+    return Path(config.answers or (run if config.processes == 1 else run.parent) / "answers").expanduser()
 
 
 def _histories(folder: Path, targets: Sequence[Target]) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from mmedexpert_jax.data.case import GRADED, Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval.ask import questions
 from mmedexpert_jax.medeval.controls import variants
-from mmedexpert_jax.medeval.eval_job import load, models
+from mmedexpert_jax.medeval.eval_job import answers_folder, load, models
 from mmedexpert_jax.medeval.finish import slug, style
 from mmedexpert_jax.medeval.prompt_styles import Question, opened
 from mmedexpert_jax.medeval.systems import Target
@@ -109,9 +109,7 @@ def _estimate(
 
 def _stored(config: ConfigDict, target: Target, key: str) -> str:
     """The number of answers in the folder of stored ones, whether or not they fit this run's keys."""
-    run = Path(config.workdir)
-    folder = Path(config.answers or (run if config.processes == 1 else run.parent) / "answers").expanduser()
-    folder = folder / slug(target.name) / slug(key)
+    folder = answers_folder(config, Path(config.workdir)) / slug(target.name) / slug(key)
     lines = sum(path.read_bytes().count(b"\n") for path in folder.glob("*.jsonl"))
     return f"; {lines:,} lines of answers are stored" if lines else ""
 

@@ -120,27 +120,25 @@ def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[st
     """The splits, by a seeded hash of the case within each specialty: all traces of a case and all questions on one
     vignette stay together, and a case alone keeps its place in the hash's order when others are added. A specialty of
     one case gives it to train."""
-    asked = Counter(_vignette(case) for case in {one.trace.case.id: one.trace.case for one in built}.values())
-
-    def group(case: RawCase) -> str:
-        """The vignette; the case alone where more share the text than questions are asked about a patient."""
-        vignette = _vignette(case)
-        return vignette if asked[vignette] <= QUESTIONS else f"id {case.id}"
-
+    cases = {one.trace.case.id: one.trace.case for one in built}
+    vignettes = {id: _vignette(case) for id, case in cases.items()}
+    asked = Counter(vignettes.values())
+    # the case alone where more share the text than questions are asked about a patient
+    group = {id: text if asked[text] <= QUESTIONS else f"id {id}" for id, text in vignettes.items()}
     splits: dict[str, list[Built]] = {name: [] for name in SPLITS}
     known: dict[str, str] = {}  # split by vignette, which questions of several specialties may share
     for specialty in SPECIALTIES:
         members = [one for one in built if one.trace.specialty == specialty]
         groups: dict[str, set[str]] = {}
         for one in members:
-            groups.setdefault(group(one.trace.case), set()).add(one.trace.case.id)
+            groups.setdefault(group[one.trace.case.id], set()).add(one.trace.case.id)
         count, done = sum(map(len, groups.values())), 0
         first, second = round(test * count), round((test + dev) * count)
         for vignette, ids in sorted(groups.items(), key=lambda item: _hash(f"{seed}:{min(item[1])}")):
             known.setdefault(vignette, ("test", "dev", "train")[(done >= first) + (done >= second)])
             done += len(ids)
         for one in members:
-            splits[known[group(one.trace.case)]].append(one)
+            splits[known[group[one.trace.case.id]]].append(one)
     return {
         name: sorted(members, key=lambda one: _hash(f"{seed}:{one.trace.id}"))
         for name, members in splits.items()

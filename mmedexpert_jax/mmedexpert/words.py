@@ -2,8 +2,10 @@
 
 import re
 
+from mmedexpert_jax.data import contamination
+
 # Chinese and Japanese; Thai, Lao, Burmese and Khmer: each with its characters a word.
-_SCRIPTS = (("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]", 1.5), ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]", 4.0))
+_SCRIPTS = ((contamination.UNSPACED.pattern, 1.5), ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]", 4.0))
 UNSPACED = re.compile("|".join(script for script, _ in _SCRIPTS))
 
 

@@ -125,13 +125,13 @@ def tensor_files(directory: Path) -> dict[str, Path]:
             raise DataError(f"{index}: a shard's name is not that of a file in the folder; download it again")
         absent = sorted({file for file in weight_map.values() if not (directory / file).exists()})
         if absent:
-            raise DataError(f"{index}: shards missing: {_listing(absent)}; download them again")
+            raise DataError(f"{index}: shards missing: {border.listing(absent, 12)}; download them again")
         return {name: directory / file for name, file in weight_map.items()}
     if not single.exists():
         there = sorted(file.name for file in directory.glob("*.safetensors") if file.is_file())
         fix = f"; rename {there[0]} to model.safetensors" if len(there) == 1 else ""
         if len(there) > 1 or "-of-" in "".join(there):
-            fix = f"; {_listing(there, 2)} are shards without it: download the index too"
+            fix = f"; {border.listing(there, 2)} are shards without it: download the index too"
         raise DataError(f"{directory}: no weights; expected model.safetensors or model.safetensors.index.json{fix}")
     return dict.fromkeys(_open(single).keys(), single)
 
@@ -144,7 +144,7 @@ def tensors_in(directory: Path) -> dict[str, Stored]:
 def _stored(directory: Path) -> Iterator[tuple[str, Stored]]:
     files = {name: file for name, file in tensor_files(directory).items() if not COMPUTED.search(name)}
     found = {file: views(file) for file in set(files.values())}
-    refuse_two_values(files, found)
+    _refuse_two_values(files, found)
     for name, file in files.items():
         if name not in found[file]:
             raise missing(file, name)
@@ -154,14 +154,9 @@ def _stored(directory: Path) -> Iterator[tuple[str, Stored]]:
         yield name, Stored(view.shape, view.dtype.name, view.__getitem__)
 
 
-def refuse_two_values(files: dict[str, Path], found: dict[Path, dict[str, np.ndarray]]) -> None:
+def _refuse_two_values(files: dict[str, Path], found: dict[Path, dict[str, np.ndarray]]) -> None:
     """Raises DataError where another shard than the one that the index names has a tensor too, with other values:
-    transformers would take that of the last shard.
-
-    Args:
-        files: of the tensors.
-        found: the tensors of each file.
-    """
+    transformers would take that of the last shard. `found`: the tensors of each file."""
     for file, tensors in sorted(found.items()):
         for name in (name for name in tensors if files.get(name, file) != file):
             own = found[files[name]].get(name)
@@ -209,11 +204,6 @@ def _check(directory: Path, expected: dict[str, tuple], found: dict[str, tuple])
             if name in found and found[name] != shape
         ],
     }
-    lines = [f"{kind}: {_listing(names)}" for kind, names in problems.items() if names]
+    lines = [f"{kind}: {border.listing(names, 12)}" for kind, names in problems.items() if names]
     if lines:
         raise DataError(f"{directory}: tensors do not fit config.json: {'; '.join(lines)}")
-
-
-def _listing(names: list[str], limit: int = 12) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

@@ -164,7 +164,7 @@ class Desk:
                 choice.tell(done, False)
 
     def _opened(self, name: str, waiting: deque[Choice]) -> Pool:
-        """The pool of a name. Where there is no room for it, those who wait for it are told with those who run."""
+        """The pool of a name. Where it cannot be opened, those who wait for it fail with those who run."""
         try:
             return self._open(name)
         except Exception:

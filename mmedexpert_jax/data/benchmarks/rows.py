@@ -135,7 +135,7 @@ class Row:
 
 def absent(value: Any) -> bool:
     """True for an empty cell, also as pandas writes one."""
-    return value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan", "<na>"))
+    return value is None or (isinstance(value, str) and value.strip().lower() in tables.ABSENT)
 
 
 def read(found: tuple[str, Entry], images: Sequence[str] = ("image",)) -> Iterator[Row]:

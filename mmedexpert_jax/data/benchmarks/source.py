@@ -76,6 +76,7 @@ class Files:
         """Takes a name for errors, and (path with slashes, entry) pairs; unpacked files before those in zips."""
         self.name, self.root, self.expects = name, root, expects
         self._by_name: dict[str, list[tuple[str, Entry]]] = defaultdict(list)
+        self._are_alike = functools.cache(_alike)  # many questions name one image
         for path, entry in entries:
             path = path.replace("\\", "/")  # as some tools of Windows write a zip's members
             if not any(junk in f"/{path}" for junk in JUNK):
@@ -140,11 +141,10 @@ class Files:
             if found := self.find(pattern):
                 return found
         held = sorted(self._by_name)
-        more = f" and {len(held) - 5} more" if len(held) > 5 else ""
-        some = (", ".join(held[:5]) or "nothing") + more
+        some = border.listing(held, 5) or "nothing"
         wanted = self.expects or " or ".join(patterns)
         raise DataError(
-            f"{self.name} holds no {' or '.join(patterns)} (but {some}); give the place with {wanted}{self._packed()}"
+            f"{self.name} holds no {' or '.join(patterns)} (but {some}); give the place with {wanted}{self._packed}"
         )
 
     def one(self, *patterns: str) -> tuple[str, Entry]:
@@ -158,12 +158,13 @@ class Files:
         pool = self._by_name.get(wanted.rpartition("/")[2], ()) if wanted else ()
         found = [(name, entry) for name, entry in pool if f"/{_composed(name)}".endswith(f"/{wanted}")]
         if not found:
-            raise MissingImage(f"{where}: no image {path!r}{self._packed()}")
-        if not _alike([entry for _, entry in found]):
+            raise MissingImage(f"{where}: no image {path!r}{self._packed}")
+        if not self._are_alike(tuple(entry for _, entry in found)):
             names = " and ".join(name for name, _ in found[:2])
             raise DataError(f"{where}: image {path!r} may be {names}, which differ; leave one of them")
         return ImageRef(wanted, found[0][1])
 
+    @functools.cached_property
     def _packed(self) -> str:
         """A word on an archive among the files that is not looked into; "" where there is none."""
         name = next((name for name in self._by_name if name.lower().endswith(PACKED)), "")

@@ -12,7 +12,7 @@ from typing import Any
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.data.forms import listed
-from mmedexpert_jax.data.tables import InFolder, existing
+from mmedexpert_jax.data.tables import ABSENT, InFolder, existing
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, RawCase, held
 from mmedexpert_jax.mmedexpert.sources.raw_formats import CHOICES, Format, Raw
@@ -45,7 +45,6 @@ PICTURE = re.compile(
 )
 NEGATIVE = re.compile(r"\b(?:EXCEPT|NOT|LEAST)\b|\ball of the following[^.?]*\bexcept\b")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".dcm")
-ABSENT = ("", "nan", "<na>")  # texts of cells that are empty, also as pandas writes them
 OPEN = "open"  # the format of rows without options
 PLAIN_ROWS = "plain"  # that of one's own rows
 GENOTYPE = 12  # characters of an option at most that may be one, such as AaBb or X^A X^a

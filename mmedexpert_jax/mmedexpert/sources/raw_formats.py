@@ -164,8 +164,9 @@ def _plain(row: Mapping[str, Any]) -> Raw:
     options = forms.named(options)
     by_letter = isinstance(options, Mapping)
     texts = list(options.values()) if by_letter else list(options)
-    bare = answers.unlabelled(list(map(str, texts)))
-    if prefixed := bool(texts) and bare != list(map(str, texts)):
+    written = list(map(str, texts))
+    bare = answers.unlabelled(written)
+    if prefixed := bare != written:
         texts = bare
     specialty = text(row.get("specialty"))
     letters = list(options) if by_letter else ()
