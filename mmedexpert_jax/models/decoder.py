@@ -29,7 +29,7 @@ from mmedexpert_jax.models.layers import (
     Linear,
     RMSNorm,
     abstract_param,
-    contract,
+    contract_wide,
     finish_factors,
     project,
 )
@@ -288,9 +288,9 @@ class NetworkBase(nnx.Module):
 
     def unembed(self, hidden: Array) -> Array:
         """Hidden states [..., D] -> logits [..., V] in float32, by the embeddings where the output layer is tied."""
-        head = self.lm_head
-        logits = contract(hidden, self.model.embed_tokens.weight.get_value()) if head is None else head(hidden)
-        return logits.astype(jnp.float32)
+        if self.lm_head is None:
+            return contract_wide(hidden, self.model.embed_tokens.weight.get_value())
+        return self.lm_head(hidden, wide=True).astype(jnp.float32)
 
 
 def run_layers(

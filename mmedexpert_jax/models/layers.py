@@ -52,14 +52,15 @@ class Linear(nnx.Module):
         self.lora: Any = nnx.data(None)  # (a [rank, in], b [out, rank])
         self.scale = 1.0
 
-    def __call__(self, x: Array) -> Array:
-        """x [..., in] -> [..., out]; the delta is computed in float32 and cast back."""
-        return _with_delta([self], x, self.lora, self.scale)[0]
+    def __call__(self, x: Array, wide: bool = False) -> Array:
+        """x [..., in] -> [..., out] in the dtype of x, or `wide`: float32; the delta is computed in float32."""
+        return _with_delta([self], x, self.lora, self.scale, wide)[0]
 
-    def base(self, x: Array, dtype: jnp.dtype | None = None) -> Array:
-        """The same without the delta, in a dtype; None: that of x."""
+    def base(self, x: Array, wide: bool = False) -> Array:
+        """The same without the delta."""
         weight = self.weight.get_value()
-        y = contract_quantised(x, weight) if isinstance(weight, Quantised) else contract(x, weight, dtype)
+        product = contract_wide if wide else contract
+        y = contract_quantised(x, weight) if isinstance(weight, Quantised) else product(x, weight)
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -154,19 +155,24 @@ def project(module: Any, x: Array, *names: str) -> list[Array]:
     return _with_delta(linears, x, module.lora, module.scale)
 
 
-def _with_delta(linears: list[Linear], x: Array, lora: tuple[Array, Array] | None, scale: float) -> list[Array]:
+def _with_delta(
+    linears: list[Linear], x: Array, lora: tuple[Array, Array] | None, scale: float, wide: bool = False
+) -> list[Array]:
     """x [..., in] through linear layers, whose deltas stand in one pair of factors."""
     if lora is None:
-        return [linear.base(x) for linear in linears]
+        return [linear.base(x, wide) for linear in linears]
     a, b = lora
     if _in_halves(lora):
         from mmedexpert_jax.models.delta_kernel import add_delta
 
         products = _products(linears, x, a)
-        whole = add_delta(jnp.concatenate(products, axis=-1), b, scale, x.dtype)
+        whole = add_delta(jnp.concatenate(products, axis=-1), b, scale, jnp.float32 if wide else x.dtype)
         parts = jnp.split(whole, np.cumsum([y.shape[-1] for y in products[:-2]]), axis=-1)
         return [y.reshape(*x.shape[:-1], -1) for y in parts]
-    outputs, whole = [linear.base(x) for linear in linears], scale * contract(contract(x.astype(jnp.float32), a), b)
+    outputs, whole = (
+        [linear.base(x, wide) for linear in linears],
+        scale * contract(contract(x.astype(jnp.float32), a), b),
+    )
     deltas = jnp.split(whole, np.cumsum([y.shape[-1] for y in outputs])[:-1], axis=-1)
     return [y + delta.astype(y.dtype) for y, delta in zip(outputs, deltas, strict=True)]
 
@@ -180,7 +186,7 @@ def _products(linears: list[Linear], x: Array, halves: Array) -> list[Array]:
     """The outputs [N, out] of linear layers and, last, x A^T, in float32: one product for XLA, which sees through
     slices of a result that are joined again, but not through their reshapes."""
     rows = x.reshape(-1, x.shape[-1])
-    return [*(linear.base(rows, jnp.float32) for linear in linears), contract(rows, halves, jnp.float32)]
+    return [*(linear.base(rows, wide=True) for linear in linears), contract_wide(rows, halves)]
 
 
 def finish_factors(module: nnx.Module, x: Any) -> Any:
@@ -212,7 +218,7 @@ def contract(x: Array, weight: Array | Sharded, dtype: jnp.dtype | None = None) 
     [N, 1, in] as in decoding, are asked for as W x^T: that reads W as it lies, where x W^T packs it anew each time.
     """
     if isinstance(weight, Sharded):
-        return weight.product(x, contract)
+        return weight.product(x, contract, dtype)
     one_token = x.ndim == 2 or (x.ndim == 3 and x.shape[1] == 1)
     if fused.on_cpu() and one_token and x.dtype == weight.dtype and len(x) in _FEW.get(x.dtype, ()):
         rows = x.reshape(len(x), -1)
@@ -226,6 +232,24 @@ def contract(x: Array, weight: Array | Sharded, dtype: jnp.dtype | None = None) 
     two = jnp.repeat(rows, 2, axis=0) if len(rows) == 1 else rows
     product = jax.lax.dot_general(two, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     return product[: len(rows)].astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+
+
+@jax.custom_vjp
+def contract_wide(x: Array, weight: Array | Sharded) -> Array:
+    """x [..., in] with weight [out, in] -> [..., out] float32: sums of bfloat16 products that are never rounded to it.
+
+    For logits: in bfloat16 those from 16 to 32 lie 1/8 apart, which is 6 % of a probability. The gradient is that of
+    `contract`, its slope rounded to the dtype of x: XLA would multiply a slope of float32 by a float32 copy of the
+    weight, 2 GB for the embeddings of a 7B.
+    """
+    return contract(x, weight, jnp.float32)
+
+
+def _contract_wide_back(inputs: tuple[Array, Array | Sharded], slope: Array) -> tuple[Array, Array | Sharded]:
+    return jax.vjp(contract, *inputs)[1](slope.astype(inputs[0].dtype))
+
+
+contract_wide.defvjp(lambda x, weight: (contract_wide(x, weight), (x, weight)), _contract_wide_back)
 
 
 def place_features(features: Array, index: Array, elsewhere: Array) -> Array:

@@ -43,18 +43,18 @@ class Sharded:
     def __getitem__(self, key: Any) -> Array:
         return self.whole()[key]
 
-    def product(self, x: Array, contract: Callable[[Array, Array], Array]) -> Array:
-        """`contract(x [..., in], weight [out, in])` -> [..., out]; sums over shards are taken in float32."""
+    def product(self, x: Array, contract: Callable[..., Array], dtype: jnp.dtype | None = None) -> Array:
+        """`contract(x [..., in], weight [out, in], dtype)` -> [..., out]; sums over shards are taken in float32."""
         if not self.sends:
-            return contract(x, self.whole())
+            return contract(x, self.whole(), dtype)
         rows = x.reshape(-1, x.shape[-1])  # [M, in], on F devices
         if self.axis == -2:
-            y = contract(jax.lax.all_gather(rows, AXIS, tiled=True), self.array)  # [F M, out / F]
+            y = contract(jax.lax.all_gather(rows, AXIS, tiled=True), self.array, dtype)  # [F M, out / F]
             y = jax.lax.all_to_all(y, AXIS, split_axis=0, concat_axis=1, tiled=True)
         else:
             rows = jax.lax.all_to_all(rows, AXIS, split_axis=1, concat_axis=0, tiled=True)  # [F M, in / F]
             y = jax.lax.dot_general(rows, self.array, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-            y = jax.lax.psum_scatter(y, AXIS, scatter_dimension=0, tiled=True).astype(x.dtype)
+            y = jax.lax.psum_scatter(y, AXIS, scatter_dimension=0, tiled=True).astype(dtype or x.dtype)
         return y.reshape(*x.shape[:-1], -1)
 
     def rows(self, tokens: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmedexpert_jax.models import attention, fused
-from mmedexpert_jax.models.layers import contract
+from mmedexpert_jax.models.layers import contract, contract_wide
 
 
 @pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (1, 1), (16, 1), (64,), (65,)])
@@ -26,6 +26,19 @@ def test_products_of_bfloat16(shape):
     of_weight = np.broadcast_to(np.asarray(x, np.float64).reshape(-1, 64).sum(0), weight.shape)
     np.testing.assert_allclose(np.asarray(slopes[0], np.float64), of_x, rtol=2**-7, atol=2**-5)
     np.testing.assert_allclose(np.asarray(slopes[1], np.float64), of_weight, rtol=2**-7, atol=2**-5)
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (16, 1), (64,)])
+def test_wide_products_of_bfloat16_are_not_rounded_and_their_gradient_is_that_of_narrow_ones(shape):
+    x = jax.random.normal(jax.random.key(0), (*shape, 64)).astype(jnp.bfloat16)
+    weight = jax.random.normal(jax.random.key(1), (32, 64)).astype(jnp.bfloat16)
+    up = jax.random.normal(jax.random.key(2), (*shape, 32))
+    found, back = jax.vjp(contract_wide, x, weight)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(
+        found, np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T, rtol=1e-5, atol=1e-5
+    )
+    chex.assert_trees_all_equal(back(up), jax.vjp(contract, x, weight)[1](up.astype(jnp.bfloat16)))
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 1), (64,), (65,)])
