@@ -130,11 +130,18 @@ def captured(name: str, kind: str) -> dict[str, int]:
 
 
 def for_tpu(name: str, kind: str) -> dict[str, Any]:
-    """Attention kernels in the compiled step of two layers for a TPU, and the temporary memory."""
+    """Attention kernels in the compiled step of two layers for a TPU, copies of rings, and the temporary memory."""
     os.environ["TPU_ACCELERATOR_TYPE"] = TPUS[kind]
     compiled = compile_loop(name, 2, 64, 1024, deviceless.mesh(kind), capability="")
-    calls = len(re.findall(r'custom_call_target="tpu_custom_call"', compiled.as_text()))
-    return {"kernels": calls, "temporary_megabytes": round(compiled.memory_analysis().temp_size_in_bytes / 1e6, 1)}
+    text, config = compiled.as_text(), PUBLISHED[name].text
+    ring = rf"bf16\[64,{config.num_kv_heads},1024,{config.head_dim}\]"
+    return {
+        "kernels": len(re.findall(r'custom_call_target="tpu_custom_call"', text)),
+        "ring_copies": len(
+            re.findall(rf" = \(?{ring}\S* .*\bcopy(?:-start)?\(|{ring}\S* custom-call\(.*ConcatBitcast", text)
+        ),
+        "temporary_megabytes": round(compiled.memory_analysis().temp_size_in_bytes / 1e6, 1),
+    }
 
 
 def main() -> None:
@@ -172,13 +179,13 @@ def main() -> None:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if arguments.text:
         arguments.text.write_text(text)
-    kernels = Counter(re.findall(r"\S+ (fusion|custom-call|copy|transpose|all-reduce\S*)\(", text))
+    instructions = Counter(re.findall(r"\S+ (fusion|custom-call|copy|transpose|all-reduce\S*)\(", text))
     figures = {
         "compile_seconds": round(time.perf_counter() - began, 1),
         "temporary_megabytes": round(memory.temp_size_in_bytes / 1e6, 1),
         "cache_megabytes": round(memory.alias_size_in_bytes / 1e6, 1),
         "arguments_megabytes": round(memory.argument_size_in_bytes / 1e6, 1),
-        "instructions": dict(kernels),
+        "instructions": dict(instructions),
     }
     print(json.dumps({"benchmark": "deviceless"} | vars(arguments) | figures, default=str))
 
