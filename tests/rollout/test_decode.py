@@ -247,7 +247,7 @@ def test_kernels_of_a_step_do_not_grow():
     found = json.loads(done.stdout.splitlines()[-1])["kernels"]
     most = {"h100, rank 0": 10, "h100, rank 16": 14, "a100, rank 0": 10, "a100, rank 16": 14}
     assert found.keys() == most.keys() and all(found[name]["of a layer"] <= most[name] for name in most)
-    assert all(of["outside the layers"] <= 14 for of in found.values())
+    assert all(of["outside the layers"] <= 13 for of in found.values())
 
 
 def test_prompts_that_are_read_apart_have_the_same_samples(tiny, batch, processor, prompts, lora, limits):
