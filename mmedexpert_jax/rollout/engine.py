@@ -196,7 +196,7 @@ class Engine:
             settings.top_k,
             float(settings.top_p),
             tuple(model.config.eos_token_ids),
-            (),
+            self.processor.special_vision_ids,
         )
         return Pool(model, sampling, params, lora, self._key, self._rows, self._block, tokens, self._mesh)
 
