@@ -144,7 +144,7 @@ prompts = [ask(n) for n in range(5)]
 words = lambda engine: {n: [(r.text, r.tokens, r.truncated) for r in replies] for n, replies in engine.answer(prompts)}
 alone = words(Engine(model, params, load_processor("mini"), settings))
 mesh = make_mesh()
-spread = Engine(model, load_model("mini", mesh=mesh)[1], load_processor("mini"), settings, mesh=mesh)
+spread = Engine(model, load_model("mini", mesh=mesh)[1], load_processor("mini"), settings)  # on the weights' mesh
 assert words(spread) == alone and len(alone) == 5
 assert all(shape.rows % 4 == 0 for shape in spread._shapes.known)
 print("ok")
