@@ -124,7 +124,7 @@ def _versions(place: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _known(config: ConfigDict) -> dict[str, tuple[int, int, str]]:
-    """What `_remember` reads: size, time of change and hash of each table of the data."""
+    """Size, time of change and hash of each table of the data, for `_remember`."""
     versions = _versions(Path(config.data.path).expanduser())
     return {version[0]: (*version[1:], _sums[version]) for version in versions if version in _sums}
 
