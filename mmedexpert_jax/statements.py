@@ -46,6 +46,17 @@ _SPECIES = (
 )
 _THINGS = ("cells?", "lymphocytes?", "symptoms?", "section", "peptide", "dimers?", "protein", "waves?")
 NO_LABEL = rf"(?!\s(?:{'|'.join(_THINGS)})\b|\.?\s?(?:{'|'.join(_SPECIES)})\b)"
+_NOUN = (
+    r"(?:answer|ans|choice|letter|option|response|result|output|solution|prediction|pred|label|key|selection|selected"
+    r"|decision|verdict|conclusion|diagnosis|pick|guess|correct)"
+)
+# An element that holds one label: "<letter>B</letter>", "[best_option]B. Asthma[/best_option]".
+_HELD = re.compile(
+    r"[<\[](?P<name>(?:(?:final|selected|chosen|correct|best|right|predicted|most[ _-]?likely|my|the|your)[ _-]?){0,3}"
+    rf"{_NOUN}(?:[ _-]?{_NOUN})?)[>\]]\s*+[(\[]?(?P<held>[A-J]){NO_LABEL}(?P<text>[.:)\]][^<\[\n]{{0,200}}|)\s*+"
+    r"[<\[]/(?P=name)[>\]]",
+    re.IGNORECASE,
+)
 # A lone A or I may be a word; as a label it ends its clause or is followed by a connective.
 _END = (
     rf"(?=\s*(?:$|[.,;:!?()\[\]{{}}/\n。，；：、）]|[-–—]\s|[{_CJK}])"  # the end of a line or clause
@@ -326,7 +337,7 @@ def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
     Returns:
         The letters; more than one where statements differ or one names several. None where nothing is stated.
     """
-    plain = _undecorated(_ELEMENT.sub(lambda tag: f" {_named(tag)}: ", readable(text)))
+    plain = _undecorated(_ELEMENT.sub(lambda tag: f" {_named(tag)}: ", _told(readable(text))))
     plain = _CONTRAST.sub(" it is ", _RULE.sub("", plain).replace("|", ":"))
     return _corrected(plain, letters) or _weightiest(plain, letters, _TIERS if remarks else _WEIGHTY)
 
@@ -352,6 +363,19 @@ _TEXT = re.compile(
     r"|(?:الإجابة|الجواب|التشخيص)(?:\s+(?:الصحيحة|الصحيح|النهائية))?\s*(?:هي|هو|:)\s*)"
     r"(?P<text>[^\n;!?。]{2,200}?)(?=\.(?:\s|$)|[\n;!?。]|です|である|입니다|이다|,?\s+(?:because|since|as|given|due|porque|car|weil|da)\b|$)"
 )
+
+
+def _told(text: str) -> str:
+    """`text` with a statement in the place of each element that holds a label; of several options each is a remark."""
+    several = sum(element["name"].lower() == "option" for element in _HELD.finditer(text)) > 1
+
+    def statement(element: re.Match[str]) -> str:
+        name = element["name"].lower()
+        word = "option" if several and name == "option" else "answer"
+        final = "final " if name.startswith("final") else ""
+        return f" {final}{word}: ({element['held'].upper()}) {element['text'].lstrip('.:)] ')} "
+
+    return _HELD.sub(statement, text)
 
 
 def _named(element: re.Match[str]) -> str:

@@ -36,6 +36,38 @@ def test_every_form_that_people_read_is_read(form, letter, response):
     assert read_choice(response, options, "plain" if form == "ten" else form) == letter
 
 
+NAMES = (
+    "letter",
+    "choice",
+    "OPTION",
+    "final_answer",
+    "finalAnswer",
+    "best-option",
+    "Response",
+    "predicted_label",
+    "key",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_element_that_holds_a_label_is_an_answer(name):
+    for held in ("B", " b ", "(B)", "\nB\n", "B. Heart failure", "[B]", "B)"):
+        for text in (f"<{name}>{held}</{name}>", f"Rales. So\n[{name}]{held}[/{name}]"):
+            assert read_choice(text, FOUR, "plain") == "B", text
+    assert answers.choice(f"<answer><{name}>A</{name}></answer>", FOUR) == "A"
+    for text in (
+        "not <{0}>B</{0}>",
+        "<{0}>B</{0}> is wrong",
+        "<{0}>B</{0}> or <{0}>C</{0}>",
+        "<{0}>C. difficile</{0}>",
+    ):
+        assert read_choice(text.format(name), FOUR, "plain") is None, text
+    listed = "".join(f"<option>{letter}</option> {text}\n" for letter, text in zip("ABCD", FOUR, strict=True))
+    assert read_choice(f"{listed}<{name}>B</{name}>", FOUR, "plain") == (None if name == "OPTION" else "B")
+    assert read_choice(f"<{name}>A 45-year-old man has a cough.</{name}>", FOUR, "plain") is None
+    assert read_choice(f"<step>A</step>\n<wrong>C</wrong>\n<{name}>B</{name}>", FOUR, "plain") == "B"
+
+
 LETTER = st.sampled_from("BCD")
 WRAPS = ("{}", "({})", "**{}**", "`{}`", "${}$", '"{}"', "[{}]")
 POSITIVE = (

@@ -6,11 +6,12 @@ from typing import Any
 
 from PIL import Image
 
+from mmedexpert_jax.answers import LETTERS as LETTERS
 from mmedexpert_jax.config.fields import PARADIGMS as PARADIGMS
 from mmedexpert_jax.config.fields import SPECIALTIES as SPECIALTIES
 from mmedexpert_jax.processing.images import ImageRef, in_memory
 
-LETTERS = "ABCDEFGHIJ"
+SPLITS = ("train", "dev", "test")
 GRADED = ("report", "rubric")  # whose answers earn a share: by measures of text, or by a judge, criterion by criterion
 KINDS = ("choice", "yes_no", "open", *GRADED)
 

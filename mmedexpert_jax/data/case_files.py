@@ -24,7 +24,6 @@ from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, ImageRef,
 from mmedexpert_jax.processing.windows import View, chosen
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "mmedexpert_mini"
-SPLITS = ("train", "dev", "test")
 MAX_ID = 200  # characters: ids become file names and cells of tables
 
 # The schema of a row, which docs/own.md shows as a table: key -> (value, whether it must be there, meaning).

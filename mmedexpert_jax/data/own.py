@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data import case_files, forms, tables
-from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, Case
+from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, SPLITS, Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
 from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, EncodedImage, clean
@@ -157,8 +157,8 @@ def convert(source: str | Path, folder: str | Path, split: str = "train") -> Con
         DataError: nothing to convert, or a file that cannot be read.
         ConfigError: the file, or another image of its name, exists; another split.
     """
-    if split not in case_files.SPLITS:
-        raise ConfigError(f"a split is {', '.join(case_files.SPLITS)}, not {border.shown(split)}: jobs read no other")
+    if split not in SPLITS:
+        raise ConfigError(f"a split is {', '.join(SPLITS)}, not {border.shown(split)}: jobs read no other")
     source, root = Path(source).expanduser(), Path(folder).expanduser()
     made = Converted(root / f"{split}.jsonl")
     if made.file.exists():
@@ -479,7 +479,7 @@ def check(path: str | Path) -> list[Checked]:
     """
     root = Path(path).expanduser()
     files = [root] if root.is_file() else []
-    for split in () if files else case_files.SPLITS:
+    for split in () if files else SPLITS:
         files += [file for suffix in tables.SUFFIXES if (file := root / f"{split}{suffix}").is_file()][:1]
     if not files:
         raise DataError(f"{root} holds no train, dev or test as {', '.join(tables.SUFFIXES)}; see docs/own.md")

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmedexpert_jax import border, privacy
 from mmedexpert_jax.errors import RemoteError
+from mmedexpert_jax.runtime import processes
 
 Asker = Callable[[Sequence[str]], list[str]]
 Network = Callable[[], tuple[Any, dict, Any, Any]]  # model, parameters, deltas, processor
@@ -50,9 +51,13 @@ def endpoint_asker(endpoint: Any, store: Path, embeds: bool = False) -> Asker:
 
 def stored(answer: Asker, name: str, store: Path) -> Asker:
     """The asker of a model in process, over the same kind of store as an endpoint's. `name` is part of the keys, so
-    that another model, or the same for another purpose, is asked anew."""
+    that another model, or the same for another purpose, is asked anew. Of several processes each has a file of its
+    own, since machines that share a file system must not share one of SQLite's."""
     from mmedexpert_jax import remote
     from mmedexpert_jax.remote.messages import content_key
+
+    if processes.index():
+        store = store.with_stem(f"{store.stem}-{processes.index()}")
 
     def ask(texts: Sequence[str]) -> list[str]:
         store.parent.mkdir(parents=True, exist_ok=True)

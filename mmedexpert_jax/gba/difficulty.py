@@ -35,22 +35,35 @@ def pass_rates(cases: Sequence[Case], engine: Engine, file: Path) -> dict[str, f
     """Share of the engine's answers that are right by case, to the question without a guideline.
 
     Each case's answers come from its place among the cases alone, and are appended to `file` as they come: a run that
-    was killed goes on with the rest and finds what one that never was would have found.
+    was killed goes on with the rest and finds what one that never was would have found. Several processes share the
+    cases; what the others found is appended once all are done.
     """
     samples = engine.settings.num_samples
     prints = {case.id: fingerprint([case]) for case in cases}  # a case that was edited since is asked again
-    stored = (rate for rate in read_rates(file) if rate.samples == samples)
-    known = {rate.id: rate for rate in stored if rate.case in (0, prints.get(rate.id))}
-    rest = [(place, case) for place, case in enumerate(cases) if case.id not in known]
-    asked = engine.answer((conversation(case) for _, case in rest), [place for place, _ in rest], names(rest))
+    stored = _gathered(read_rates(file) if processes.is_writer() else [])
+    known = {rate.id: rate for rate in stored if rate.samples == samples and rate.case in (0, prints.get(rate.id))}
+    own = processes.own([(place, case) for place, case in enumerate(cases) if case.id not in known])
+    asked = engine.answer((conversation(case) for _, case in own), [place for place, _ in own], names(own))
+    found: list[Rate] = []
     with files.lines(file) if processes.is_writer() else contextlib.nullcontext() as lines:
         for number, replies in asked:
-            case = rest[number][1]
+            case = own[number][1]
             right = sum(answers.is_right(reply.text, case.options, case.answer) for reply in replies)
-            known[case.id] = Rate(case.id, right, samples, prints[case.id])
+            found.append(Rate(case.id, right, samples, prints[case.id]))
             if lines is not None:
-                files.append(lines, file, msgspec.json.encode(known[case.id]) + b"\n")
+                files.append(lines, file, msgspec.json.encode(found[-1]) + b"\n")
+        every = _gathered(found)
+        if lines is not None:
+            for rate in every[len(found) :]:
+                files.append(lines, file, msgspec.json.encode(rate) + b"\n")
+    known |= {rate.id: rate for rate in every}
     return {case.id: known[case.id].right / samples for case in cases}
+
+
+def _gathered(rates: Sequence[Rate]) -> list[Rate]:
+    """The rates of all processes, the writer's first."""
+    found = processes.gather(msgspec.to_builtins(rates))
+    return [rate for several in found for rate in msgspec.convert(several, list[Rate])]
 
 
 def names(rest: Iterable[tuple[int, Case]]) -> Iterable[str]:

@@ -97,6 +97,11 @@ class WeightedReward:
         """True for a function of all completions of a rollout."""
         return next(iter(inspect.signature(self.function).parameters), "") == "cases"
 
+    @property
+    def asks(self) -> bool:
+        """True for a reward of ours that asks an endpoint."""
+        return not self.own and getattr(self.function, "sends", False)
+
 
 def from_config(
     config: ConfigDict, folder: Path | None = None, own: "Network | None" = None, files: Files | None = None
@@ -240,6 +245,9 @@ def score(
 ) -> Scores:
     """Scores the completions of a step; of several processes, each those of its block of the prompts.
 
+    An endpoint is asked by process 0 alone, about all of them: its limits and its budget hold for the job, and its
+    answers are stored by SQLite, whose files several machines would damage.
+
     Args:
         rewards: the functions.
         rollout: N prompts, S completions of each.
@@ -254,17 +262,25 @@ def score(
             case.
         RemoteError: a judge's endpoint.
     """
-    own = processes.block(len(rollout.prompts))
-    shape = len(rollout.prompts[own]), rollout.lengths.shape[1]
-    completions = [_context(rollout, i, j, max_new_tokens) for i in range(own.start, own.stop) for j in range(shape[1])]
+    prompts, group = len(rollout.prompts), rollout.lengths.shape[1]
+    block = processes.block(prompts)
+    own = slice(block.start * group, block.stop * group)
+    completions = [_context(rollout, i, j, max_new_tokens) for i in range(prompts) for j in range(group)]
     limits = {"timeout": timeout, "attempts": attempts, "workers": workers}
-    columns = [_column(reward, completions, max_new_tokens, limits) for reward in rewards]
+
+    def column(reward: WeightedReward) -> list[float]:
+        if not reward.asks:
+            return _column(reward, completions[own], max_new_tokens, limits)
+        values = _column(reward, completions, max_new_tokens, limits) if processes.is_writer() else []
+        return processes.gather(values)[0][own]
+
+    columns = [column(reward) for reward in rewards]
     if gated:
         right = columns[[reward.name for reward in rewards].index("accuracy")]
         for place, reward in enumerate(rewards):
             if reward.name in GATED:
                 columns[place] = [value * ok for value, ok in zip(columns[place], right, strict=True)]
-    values = np.array(columns, np.float32).T.reshape(*shape, len(rewards))
+    values = np.array(columns, np.float32).T.reshape(-1, group, len(rewards))
     return Scores(processes.concatenate(values), rewards)
 
 

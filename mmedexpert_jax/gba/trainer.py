@@ -38,7 +38,7 @@ from mmedexpert_jax.runtime.hints import hints
 from mmedexpert_jax.runtime.mesh import make_mesh, row_shards
 from mmedexpert_jax.runtime.progress import doing
 from mmedexpert_jax.train import Evaluate, State, export, fit
-from mmedexpert_jax.train.layout import read_on
+from mmedexpert_jax.train.layout import Layout, read_on
 from mmedexpert_jax.train.overlong import report_dropped
 from mmedexpert_jax.train.state import is_due
 
@@ -130,8 +130,10 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
     cases = load_cases(config.data.path, "train", limit=config.limit, seed=config.seed)
     _guidelines(config, cases)
     processor = load_processor(config.model.path)
-    engine = _engine(config, *network()) if config.filter.samples else None
-    cases, levels = selected(cases, config, engine, folder)
+    # not named, so that its weights on the mesh are gone before the learner's come
+    cases, levels = selected(
+        cases, config, _engine(config, mesh, *network()) if config.filter.samples else None, folder
+    )
     known: Sizes = {}
     with doing(f"encoding {len(cases):,} cases"):
         guidelines, steps = _order(config, cases, levels, processor, known)
@@ -298,8 +300,10 @@ def _network(config: ConfigDict, mesh: Mesh) -> tuple[Model, dict, Any]:
     return load_policy(config.model.path, config.model.dtype, read_on(mesh, config.shard), config.seed)
 
 
-def _engine(config: ConfigDict, model: Model, params: dict, deltas: Any, processor: Processor) -> Engine:
-    """The policy as it begins, asked as often as the filter wants."""
+def _engine(config: ConfigDict, mesh: Mesh, model: Model, params: dict, deltas: Any, processor: Processor) -> Engine:
+    """The policy as it begins, asked as often as the filter wants, on this process's devices of the mesh."""
+    layout = Layout(mesh, config.shard)
+    params, deltas = (processes.local(layout.weights(tree)) for tree in (params, deltas))
     settings = Settings(
         num_samples=config.filter.samples,
         max_new_tokens=config.max_new_tokens,

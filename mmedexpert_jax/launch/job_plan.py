@@ -12,14 +12,13 @@ from mmedexpert_jax.config.fields import named_path
 from mmedexpert_jax.config.job_config import fields, read_config
 from mmedexpert_jax.config.validate import REMOTE_MODEL, parts_of
 from mmedexpert_jax.data import SPECIALTIES, benchmarks, load_cases
-from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.data.case import SPLITS, Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
 from mmedexpert_jax.launch import ablation, pipeline
 from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.runtime import metrics
 from mmedexpert_jax.runtime.run import finished
 
-SPLITS = ("train", "dev", "test")
 SWEEPS = ("pipeline", "ablation")  # jobs of several stages
 LOW_LR = 5e-6  # below it, AdamW's steps of a LoRA delta are lost in a few hundred steps
 DECODED = 2000  # images that a plan decodes, in a minute or so; of more it makes sure that they can be read

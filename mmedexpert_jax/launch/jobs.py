@@ -238,7 +238,7 @@ def _evaluate(config: ConfigDict, run: "Run") -> None:
         if config.fresh and not config.answers and processes.is_writer():
             shutil.rmtree(folder, ignore_errors=True)
         processes.barrier()
-        split = {"process": processes.index(), "processes": processes.count(), "judge": {"model": ""}}
+        split = {"process": processes.index(), "processes": processes.count()}
         with costs.shared(), processes.alone():
             medeval.answer(_changed(config, answers=folder, **split), run)
         processes.barrier()

@@ -3,9 +3,9 @@
 The config names them by path, which stays when a reward is edited or the expert behind `model.path` is trained anew.
 """
 
-import functools
 import hashlib
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = (".safetensors", ".gguf")
 SOURCES = "sources.json"  # {field: {path: hash}} of the run's last start, in its folder
+TABLES = "tables"  # beside the fields: {file: [size, time of change, hash]} of the data's tables, which may be large
+_sums: dict[tuple[str, int, int], str] = {}  # hashes by file, size and time of change: stages of a sweep share data
 
 
 def note_sources(config: ConfigDict, run: "Run") -> None:
@@ -31,6 +33,7 @@ def note_sources(config: ConfigDict, run: "Run") -> None:
     Raises:
         ConfigError: the model's files have changed: what was trained is deltas over those that were there.
     """
+    _remember(run.path)
     hashes = dict(_hashes(config)) if processes.is_writer() else {}
     begun = run.checkpoints.latest() is not None
     for field, path in processes.agree(list(_changed(hashes, run.path)) if begun else []):
@@ -45,7 +48,7 @@ def note_sources(config: ConfigDict, run: "Run") -> None:
         if processes.is_writer():
             print(f"config.{field}: {path} has changed since this run was last started; it goes on with the new one")
     if processes.is_writer():
-        files.write_json(run.path / SOURCES, hashes)
+        files.write_json(run.path / SOURCES, {**hashes, TABLES: _known(config)})
 
 
 def _changed(hashes: Mapping[str, Mapping[str, str]], folder: Path) -> Iterator[tuple[str, str]]:
@@ -62,6 +65,8 @@ def tell_changed(config: ConfigDict, folder: Path) -> None:
     if config.job not in ("dsa", "gba") or not processes.is_writer():
         return
     runs = [run for run in (folder, *(folder / name for name in SPECIALTIES)) if (run / SOURCES).is_file()]
+    for run in runs:
+        _remember(run)
     with suppress(UserError):  # a model that is there no longer
         hashes = dict(_hashes(config)) if runs else {}
         for run in runs:
@@ -102,18 +107,36 @@ def _hashed(paths: Iterator[str] | list[str]) -> dict[str, str]:
 def _tables(place: Path) -> str:
     """The hash of a data set's tables; of the embedded one and a benchmark, which change with a version, of none."""
     digest = hashlib.sha256()
-    for file in sorted(place.iterdir()) if place.is_dir() else [place]:
-        if file.suffix in SUFFIXES and file.is_file():
-            stat = file.stat()
-            digest.update(file.name.encode() + _sum(file, stat.st_size, stat.st_mtime_ns))
+    for version in _versions(place):
+        if version not in _sums:
+            with Path(version[0]).open("rb") as content:
+                _sums[version] = hashlib.file_digest(content, "sha256").hexdigest()
+        digest.update(Path(version[0]).name.encode() + bytes.fromhex(_sums[version]))
     return digest.hexdigest()
 
 
-@functools.lru_cache(maxsize=1024)
-def _sum(file: Path, size: int, changed: int) -> bytes:
-    """The hash of a file, read once for a size and a time of change: stages of one sweep share their data."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").digest()
+def _versions(place: Path) -> Iterator[tuple[str, int, int]]:
+    """(file, size, time of change) of the tables at a place."""
+    for file in sorted(place.iterdir()) if place.is_dir() else [place]:
+        if file.suffix in SUFFIXES and file.is_file():
+            stat = file.stat()
+            yield str(file.absolute()), stat.st_size, stat.st_mtime_ns
+
+
+def _known(config: ConfigDict) -> dict[str, tuple[int, int, str]]:
+    """Size, time of change and hash of each table of the data, for `_remember`."""
+    versions = _versions(Path(config.data.path).expanduser())
+    return {version[0]: (*version[1:], _sums[version]) for version in versions if version in _sums}
+
+
+def _remember(folder: Path) -> None:
+    """Takes the hashes of tables from a run's last start, so that none is read again that is as it was then."""
+    found = files.read_json(folder / SOURCES)
+    tables = found.get(TABLES) if isinstance(found, dict) else None
+    for file, version in tables.items() if isinstance(tables, dict) else ():
+        match version:
+            case [int(size), int(changed), str(digest)] if re.fullmatch("[0-9a-f]{64}", digest):
+                _sums[file, size, changed] = digest
 
 
 def _code(spec: str) -> str:

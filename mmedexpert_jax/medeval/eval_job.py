@@ -37,7 +37,8 @@ def run(config: ConfigDict, run: Run) -> None:
     """Asks `model.path` and every model of `compare` every question of every benchmark, and says how they differ.
 
     Answers are stored as they come, so that a run that was stopped asks none of them again. With `processes` above 1
-    only this process's share is asked; a run of one process with the same folder of answers then makes the tables.
+    only this process's share is asked; a run of one process with the same folder of answers then makes the tables. It
+    alone asks endpoints and the judge, so that their limits, budget and stored answers are those of one process.
 
     Raises:
         ConfigError: a name twice, an unknown benchmark, system, prompt or scorer.
@@ -47,7 +48,8 @@ def run(config: ConfigDict, run: Run) -> None:
     """
     targets, results = answer(config, run)
     if config.processes > 1:
-        answered = {t.name: sum(len(r.evaluations[t.name].rows) for r in results.values()) for t in targets}
+        found = [one for result in results.values() for one in result.evaluations.items()]
+        answered = {t.name: sum(len(one.rows) for name, one in found if name == t.name) for t in targets}
         run.finish({"answers": answered})
         print(f"process {config.process} of {config.processes} has its answers; a run of one process makes the tables")
         return
@@ -72,6 +74,9 @@ def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result
         raise ConfigError(f"{rubric[0]} is graded by a judge: set config.judge.model and config.judge.url")
     results = {key: Result(benchmark, {}) for key, benchmark in loaded.items()}
     for target in targets:
+        if config.processes > 1 and target.kind == "endpoint":
+            print(f"{target.name}: an endpoint is asked by one process, which makes the tables", flush=True)
+            continue
         with contextlib.closing(open_backend(config, target, folder / slug(target.name), run)) as backend:
             for key, result in results.items():
                 store = folder / slug(target.name) / slug(key)
@@ -268,7 +273,7 @@ def _judge(
     config: ConfigDict, run: Run, target: Target, key: str, found: Evaluation, cases: Sequence[Case], folder: Path
 ) -> Evaluation:
     """The evaluation with the verdicts and grades of config.judge, where one is named; they are stored in `folder`."""
-    if not config.judge.model or not found.rows:
+    if not config.judge.model or not found.rows or config.processes > 1:
         return found
     from mmedexpert_jax import remote
     from mmedexpert_jax.medeval import rubric_judge

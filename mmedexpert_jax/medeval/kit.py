@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mmedexpert_jax.answers import LETTERS
+
 PATTERNS = (
     "**answer**:",
     "**answer**",
@@ -98,7 +100,7 @@ def judge_mmmu(options: Sequence[str], answer: str, response: str, seed: str) ->
     text = text.strip()
     for char in ",.!?;:'":
         text = text.strip(char)
-    text, letters = f" {text} ", "ABCDEFGHIJ"[: len(options)]
+    text, letters = f" {text} ", LETTERS[: len(options)]
     for form in ("({})", " {} "):
         if places := {letter: text.rfind(form.format(letter)) for letter in letters if form.format(letter) in text}:
             break

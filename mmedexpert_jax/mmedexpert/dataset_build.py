@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mmedexpert_jax.data import columns
-from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.data.case import SPECIALTIES, SPLITS
 from mmedexpert_jax.data.columns import IMAGES, TEXT, TEXTS
 from mmedexpert_jax.data.contamination import without_last_question, words_in
 from mmedexpert_jax.errors import ConfigError, RemoteError
@@ -19,7 +19,6 @@ from mmedexpert_jax.mmedexpert import filters
 from mmedexpert_jax.mmedexpert.record import RawCase, Trace
 from mmedexpert_jax.mmedexpert.review import Verdict
 
-SPLITS = ("train", "dev", "test")
 QUESTIONS = 10  # on one vignette at most; a text before more of them is an introduction
 VIGNETTE = 12  # words from which on the text before a last question tells a patient, and is no mere introduction
 

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.answers import lettered
+from mmedexpert_jax.data.case import SPLITS
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
 from mmedexpert_jax.mmedexpert import (
     dataset_build,
@@ -148,7 +149,7 @@ class Factory:
         listed = ", ".join(f"{name} {count}" for name, count in sizes.items())
         left_out = len(chosen) - sum(map(len, public.values()))
         print(f"built {len(chosen)} rows ({listed}) in {self.export / 'dataset'}; {left_out} kept out of public")
-        if missing := [name for name in dataset_build.SPLITS if name not in sizes]:
+        if missing := [name for name in SPLITS if name not in sizes]:
             print(f"too few cases for {' and '.join(missing)}: train with --config.eval.every=-1", flush=True)
         if config.push_to:
             dataset_build.push(self.export / "public", config.push_to)

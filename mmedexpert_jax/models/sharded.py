@@ -95,10 +95,11 @@ def as_placed(tree: Any) -> Any:
     return tree if has_shards(tree) else shard(tree, jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), tree))
 
 
-def mesh_of_shards(tree: Any) -> Mesh | None:
-    """The mesh over which a tree's arrays are sharded; None where each device has all of them."""
-    leaves = [leaf for leaf in jax.tree.leaves(as_placed(tree), is_leaf=is_sharded) if is_sharded(leaf)]
-    return leaves[0].array.sharding.mesh if leaves else None
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh of several devices on which a tree's arrays lie, whole or sharded; None where there is none."""
+    placed = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
+    meshes = (sharding.mesh for sharding in placed if isinstance(sharding, NamedSharding))
+    return next((mesh for mesh in meshes if isinstance(mesh, Mesh) and mesh.size > 1), None)
 
 
 def specs(tree: Any) -> Any:

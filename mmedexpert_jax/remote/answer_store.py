@@ -42,6 +42,7 @@ class Answers(Database):
     def __init__(self, path: str | Path):
         """Opens or creates the file. Raises DataError, ResourceError."""
         super().__init__(path, SCHEMA, "a store of answers")
+        self._said: set[str] = set()  # hosts of which `say_elsewhere` has told
         # a process number alone may come again after a reboot
         self._owner = f"{platform.node()} {os.getpid()} {_started(os.getpid())} {uuid.uuid4().hex[:8]}"
 
@@ -112,6 +113,27 @@ class Answers(Database):
             "SELECT COUNT(*) FROM answers WHERE json_extract(reply, '$.finish') IN ('content_filter', 'refusal')"
         )
         return int(found[0][0])
+
+    def say_elsewhere(self, host: str, keys: Iterable[str] | None = None) -> None:
+        """Says, once, that stored answers, all or those of some keys, are of other hosts than the one asked now.
+
+        A key has the model's name and no address, so that a server that moves is not paid twice; two servers may call
+        two models alike.
+        """
+        answered = "SELECT DISTINCT host FROM attempts WHERE outcome = 'answered'"
+        rows = (
+            self.read(answered)
+            if keys is None
+            else [r for key in keys for r in self.read(f"{answered} AND key = ?", key)]
+        )
+        others = sorted({name for (name,) in rows} - {host, *self._said})
+        if others:
+            print(
+                f"{self.path}: answers of {', '.join(others)} stand for {host} too, where the model has the same name; "
+                "if it is another model, choose another workdir",
+                flush=True,
+            )
+        self._said.update(others)
 
     def claim(self, key: str) -> bool:
         """Takes the right to ask for `key`; False where it is answered, or a living process has that right.

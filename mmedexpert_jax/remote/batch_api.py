@@ -69,6 +69,7 @@ class BatchClient:
         """
         keys = [messages.request_key(request, self.endpoint) for request in requests]
         run_to_end(self._ask_all(dict(zip(keys, requests, strict=True))))
+        self.answers.say_elsewhere(self.endpoint.host, keys)
         replies = [self.answers.get(key) or EndpointReply(key, error=self._last_error(key)) for key in keys]
         for index, reply in enumerate(replies if on_reply else []):
             on_reply(index, reply)  # type: ignore[misc]

@@ -95,6 +95,7 @@ class Client:
                 settle(stored)
             else:
                 missing.append(key)
+        self.answers.say_elsewhere(self.endpoint.host, replies)
         if missing:
             run_to_end(self._ask_all([(key, requests[places[key][0]]) for key in missing], settle))
         return [replies[key] for key in keys]

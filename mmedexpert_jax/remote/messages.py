@@ -29,7 +29,8 @@ def wire(request: Request, endpoint: Endpoint) -> list[dict[str, Any]]:
 def content_key(request: Request, model: str, settings: Mapping[str, Any]) -> str:
     """Content address of a request: hash of model, settings, messages, images and sample number.
 
-    Neither the server's address nor anything of our code enters it, so that answers outlive both.
+    Neither the server's address nor anything of our code enters it, so that answers outlive both;
+    `Answers.say_elsewhere` tells where they come from another address.
     """
 
     def hashed(image: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ together, and each has its shard of every product of all their rows; where "tens
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -200,46 +201,9 @@ def advance(
         fuse = state.cache.keys[0].dtype == jnp.bfloat16 and fused.takes_rings(fused.TILE)
         fuse = fuse and lora is not None and kernel_trial.passes("add_delta")
         params, lora = sharded.sending(params), join_factors(model.config, sharded.gathered(lora), fuse)
-
         first = state.place[0]
-        leave, least, most = limits
-
-        def among(x: Array) -> Array:
-            return jax.lax.pmax(x, together) if together else x
-
-        def reach(place: Array, state: DecodeState) -> Array:
-            """The place before which rows need not be looked at unless a sample ends; `place`: all is done."""
-            busy = jnp.minimum(jnp.sum(state.steps > 0) + jnp.sum(state.waiting), len(state.steps))
-            busy, oldest = among(jnp.stack([busy, jnp.maximum(jnp.max(state.steps), 1)]))
-            end = first + jnp.minimum(jnp.where(busy > leave, most, least), most)
-            return jnp.where(busy > 0, jnp.minimum(end, place + cache_length + 1 - oldest), place)
-
-        def turn(carry: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
-            begun, end, state = carry
-            state = _refill(state)
-            row_keys = keys[state.slots.prompt, state.slots.sample]
-            own = jax.tree.map(lambda leaf: leaf[state.slots.prompt], state.own)
-
-            def at(place: Array, cache: Cache, done: Completions) -> DecodeState:
-                steps = jnp.where(state.steps > 0, state.steps + place - begun, 0)
-                return dataclasses.replace(state, steps=steps, cache=cache, completions=done)
-
-            def step(inner: tuple[Array, Array, Cache, Completions]) -> tuple[Array, Array, Cache, Completions]:
-                place, _, cache, done = inner
-                now = at(place, cache, done)
-                cache, done, ended = _step(model, sampling, params, lora, prefix, row_keys, own, now, place)
-                stops = jnp.any(ended | (place + 1 >= end))
-                return place + 1, among(stops.astype(jnp.int32)) == 0 if together else ~stops, cache, done
-
-            place, _, cache, done = jax.lax.while_loop(
-                lambda inner: inner[1], step, (begun, jnp.ones((), bool), state.cache, state.completions)
-            )
-            state = _settle(sampling, at(place, cache, done), own)
-            return place, reach(place, state), state
-
-        place, _, state = jax.lax.while_loop(
-            lambda carry: carry[0] < carry[1], turn, (first, reach(first, state), state)
-        )
+        step = functools.partial(_step, model, sampling, params, lora, prefix)
+        place, state = _turns(sampling, step, keys, first, state, limits, together)
         status = jnp.stack([jnp.sum(state.waiting) + jnp.sum(state.steps > 0), jnp.max(state.steps)])
         state = dataclasses.replace(
             state,
@@ -252,6 +216,65 @@ def advance(
     specs = (sharded.specs(params), sharded.specs(lora), ROWS, ROWS, ROWS, WHOLE)
     limits = jnp.array([leave, least, most], jnp.int32)
     return by_device(run, mesh, specs, (ROWS, WHOLE))(params, lora, prefix, keys, state, limits)
+
+
+def _turns(
+    sampling: Sampling,
+    step: Callable[..., tuple[Cache, Completions, Array]],
+    keys: Array,
+    first: Array,
+    state: DecodeState,
+    limits: Array,
+    together: tuple[str, ...],
+) -> tuple[Array, DecodeState]:
+    """The place behind the last step, and the state there: the two loops on one device.
+
+    Args:
+        sampling: of the rows.
+        step: `_step` from the rows' keys on.
+        keys: [B, G] of the samples.
+        first: place of the first step.
+        state: at that place.
+        limits: [3], `leave`, `least` and `most` of `advance`.
+        together: axes along which no device steps alone.
+    """
+    cache_length = state.cache.keys[0].shape[-2]
+    leave, least, most = limits
+
+    def among(x: Array) -> Array:
+        return jax.lax.pmax(x, together) if together else x
+
+    def reach(place: Array, state: DecodeState) -> Array:
+        """The place before which rows need not be looked at unless a sample ends; `place`: all is done."""
+        busy = jnp.minimum(jnp.sum(state.steps > 0) + jnp.sum(state.waiting), len(state.steps))
+        busy, oldest = among(jnp.stack([busy, jnp.maximum(jnp.max(state.steps), 1)]))
+        end = first + jnp.minimum(jnp.where(busy > leave, most, least), most)
+        return jnp.where(busy > 0, jnp.minimum(end, place + cache_length + 1 - oldest), place)
+
+    def turn(carry: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
+        begun, end, state = carry
+        state = _refill(state)
+        row_keys = keys[state.slots.prompt, state.slots.sample]
+        own = jax.tree.map(lambda leaf: leaf[state.slots.prompt], state.own)
+
+        def at(place: Array, cache: Cache, done: Completions) -> DecodeState:
+            steps = jnp.where(state.steps > 0, state.steps + place - begun, 0)
+            return dataclasses.replace(state, steps=steps, cache=cache, completions=done)
+
+        def decode(inner: tuple[Array, Array, Cache, Completions]) -> tuple[Array, Array, Cache, Completions]:
+            place, _, cache, done = inner
+            cache, done, ended = step(row_keys, own, at(place, cache, done), place)
+            stops = jnp.any(ended | (place + 1 >= end))
+            return place + 1, among(stops.astype(jnp.int32)) == 0 if together else ~stops, cache, done
+
+        place, _, cache, done = jax.lax.while_loop(
+            lambda inner: inner[1], decode, (begun, jnp.ones((), bool), state.cache, state.completions)
+        )
+        state = _settle(sampling, at(place, cache, done), own)
+        return place, reach(place, state), state
+
+    place, _, state = jax.lax.while_loop(lambda carry: carry[0] < carry[1], turn, (first, reach(first, state), state))
+    return place, state
 
 
 def _step(

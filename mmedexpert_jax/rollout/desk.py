@@ -175,7 +175,7 @@ class Desk:
 
     def _open(self, name: str) -> Pool:
         stops = tuple(self._model.config.eos_token_ids)
-        sampling = Sampling(1, self.max_new_tokens, 0, None, 0, 1.0, stops, ())
+        sampling = Sampling(1, self.max_new_tokens, 0, None, 0, 1.0, stops, self.processor.special_vision_ids)
         key, length = jax.random.key(0), self.max_prompt_length
         pool = Pool(self._model, sampling, self._params, self.loras[name], key, self._rows, BLOCK, length)
         pool.warm_up()

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.models import Model, flops
-from mmedexpert_jax.models.sharded import as_placed, mesh_of_shards
+from mmedexpert_jax.models.sharded import as_placed, mesh_of
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Conversation, Encoded, Processor
 from mmedexpert_jax.rollout.buckets import MULTIPLE, Shape, Shapes, Size, buckets
@@ -74,9 +74,9 @@ class Engine:
         mesh: Mesh | None = None,
     ):
         """With a `mesh`, on which parameters lie whole or sharded, the rows of a batch are split over its devices;
-        None: that of sharded parameters. `key` takes the place of `settings.seed`."""
+        None: that on which they lie. `key` takes the place of `settings.seed`."""
         self.processor, self.settings = processor, settings
-        mesh = mesh or mesh_of_shards(params)
+        mesh = mesh or mesh_of(params)
         params, lora = folded(params, lora, None)
         self._network = (model, params, lora) if mesh is None else (model, as_placed(params), as_placed(lora))
         self._given, self._key = key, jax.random.key(settings.seed) if key is None else key
@@ -196,7 +196,7 @@ class Engine:
             settings.top_k,
             float(settings.top_p),
             tuple(model.config.eos_token_ids),
-            (),
+            self.processor.special_vision_ids,
         )
         return Pool(model, sampling, params, lora, self._key, self._rows, self._block, tokens, self._mesh)
 

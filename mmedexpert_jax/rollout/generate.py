@@ -74,7 +74,7 @@ def generate(
         top_k: 0 keeps the whole vocabulary; ties as in transformers.
         top_p: 1.0 keeps the whole vocabulary.
         stop_ids: tokens that end a sample; None means the model's EOS ids.
-        ban: tokens that are never sampled.
+        ban: tokens that are never sampled; GBA, the engine and the server give `Processor.special_vision_ids`.
         lora: deltas.
         rows: [B] row ids, of several batches an array for each; None numbers the prompts from 0.
         prompt_length: tokens to which the prompts' keys are padded, so that rollouts of other lengths share programs;

@@ -241,13 +241,12 @@ def whole(tree: Any) -> Any:
 
 
 def local(tree: Any) -> Any:
-    """The tree on this process's devices alone: sharded where they hold all of it, else on one device."""
+    """The tree on this process's devices alone: sharded where they hold all of it, else whole on each of them."""
     import jax
     from jax.sharding import NamedSharding
 
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if _elsewhere(leaf)]
-    if all(leaf.is_fully_replicated for leaf in leaves) or any(_spans(leaf) for leaf in leaves):
-        return jax.tree.map(lambda leaf: leaf.addressable_data(0) if _elsewhere(leaf) else leaf, whole(tree))
+    if any(_spans(leaf) for leaf in jax.tree.leaves(tree) if _elsewhere(leaf)):
+        tree = whole(tree)
 
     def here(leaf: Any) -> Any:
         if not _elsewhere(leaf):

@@ -10,7 +10,7 @@ from mmedexpert_jax import remote
 from mmedexpert_jax.config.job_config import load_config
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, RemoteError
-from mmedexpert_jax.gba import rewards
+from mmedexpert_jax.gba import askers, rewards
 from mmedexpert_jax.gba.askers import endpoint_asker, network_of, stored, tower_of
 from mmedexpert_jax.gba.judge_reward import JudgeReward
 from mmedexpert_jax.gba.similarity import SimilarityReward, cosine
@@ -49,6 +49,15 @@ def test_a_model_in_process_is_asked_once_for_a_text(tmp_path):
     assert again(["b", "c"]) == ["B", "C"] and calls == ["a", "b", "c"]
     assert stored(answer, "two", tmp_path / "store.sqlite")(["a"]) == ["A"] and calls[-1] == "a"
     assert ask([]) == []
+
+
+def test_each_of_several_processes_has_a_file_of_its_own(tmp_path, monkeypatch):
+    calls = []
+    ask = stored(lambda texts: calls.extend(texts) or list(texts), "one", tmp_path / "judge.sqlite")
+    monkeypatch.setattr(askers.processes, "_index", 1)
+    other = stored(lambda texts: calls.extend(texts) or list(texts), "one", tmp_path / "judge.sqlite")
+    assert ask(["a"]) == other(["a"]) == ask(["a"]) == other(["a"]) == ["a"] and calls == ["a", "a"]
+    assert {path.name for path in tmp_path.glob("*.sqlite")} == {"judge.sqlite", "judge-1.sqlite"}
 
 
 @pytest.mark.parametrize("kind", ["rubric", "pairwise"])

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +54,33 @@ def test_rates_are_stored_and_none_is_asked_twice(tmp_path):
     again = Scripted()
     assert difficulty.pass_rates(edited, again, file) == rates | {"c4": 0.0} and again.asked == [4]
     assert difficulty.pass_rates(edited, again, file) == rates | {"c4": 0.0} and again.asked == [4]
+
+
+def test_several_processes_share_the_cases_and_one_writes(tmp_path, monkeypatch):
+    """Two threads as two processes."""
+    here, both, told = threading.local(), threading.Barrier(2), [None, None]
+
+    def gather(value):
+        told[here.index] = value
+        both.wait(20)
+        found = list(told)
+        both.wait(20)
+        return found
+
+    def process(index):
+        here.index = index
+        engine = Scripted()
+        return difficulty.pass_rates(CASES, engine, file), engine.asked
+
+    file = tmp_path / "samples" / "pass_rates.jsonl"
+    ours = SimpleNamespace(own=lambda things: things[here.index :: 2], is_writer=lambda: here.index == 0, gather=gather)
+    monkeypatch.setattr(difficulty, "processes", ours)
+    for asked in ([[0, 2, 4], [1, 3, 5]], [[], []]):  # the second time all is known, to both
+        with ThreadPoolExecutor(2) as pool:
+            results = list(pool.map(process, range(2)))
+        assert [list(rates.values()) for rates, _ in results] == [[n / 4 for n in RIGHT]] * 2
+        assert [places for _, places in results] == asked
+        assert [rate.id for rate in difficulty.read_rates(file)] == ["c0", "c2", "c4", "c1", "c3", "c5"]
 
 
 def test_bounds_are_inclusive_and_an_empty_set_is_refused(capsys):

@@ -47,6 +47,41 @@ def values(name, texts, **kwargs):
     return rewards.score((reward,), rollout(texts, **kwargs), 100).values[0, :, 0].tolist()
 
 
+def test_of_several_processes_one_asks_an_endpoint_for_all(monkeypatch):
+    """Each scores its own prompts by what is in the process, and has of the endpoint's values those of its prompts."""
+    asked, told = [], []
+
+    class Judge:
+        sends = True
+
+        def __call__(self, cases, texts, **_):
+            asked.extend(texts)
+            return [None if text == "c" else len(asked) + place for place, text in enumerate(texts)]
+
+    def gather(value):
+        told.append(value)
+        return [told[0], []]
+
+    made = rollout(["a", "bb"])
+    parts = {"prompts": made.prompts * 2, "texts": [["a", "bb"], ["c", "dddd"]]}
+    parts |= {name: np.concatenate([getattr(made, name)] * 2) for name in ("lengths", "truncated")}
+    made = dataclasses.replace(made, **parts)
+    plain = rewards.WeightedReward("letters", 1.0, lambda case, text, **_: len(text))
+    scoring = (plain, rewards.WeightedReward("judge", 1.0, Judge()))
+    expected = rewards.score(scoring, made, 100).values
+    assert expected[..., 0].tolist() == [[1, 2], [1, 4]] and asked == ["a", "bb", "c", "dddd"]
+    monkeypatch.setattr(rewards.processes, "_count", 2)
+    monkeypatch.setattr(rewards.processes, "gather", gather)
+    monkeypatch.setattr(rewards.processes, "concatenate", lambda rows: rows)
+    asked.clear()
+    halves = []
+    for index in range(2):
+        monkeypatch.setattr(rewards.processes, "_index", index)
+        halves.append(rewards.score(scoring, made, 100).values)
+    assert asked == ["a", "bb", "c", "dddd"] and told[1] == []
+    np.testing.assert_array_equal(np.concatenate(halves), expected)
+
+
 def test_accuracy_counts_the_parsed_answer_alone():
     texts = [render("x", "B"), "<answer>(B)</answer>", render("x", "A"), "the answer is B", render("B", ""), ""]
     assert values("accuracy", texts) == [1, 1, 0, 0, 0, 0]

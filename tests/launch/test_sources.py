@@ -1,12 +1,13 @@
 """A run that goes on, and files behind its config that were edited meanwhile."""
 
+import os
 import shutil
 
 import numpy as np
 import pytest
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.launch import load_config
+from mmedexpert_jax.launch import load_config, sources
 from mmedexpert_jax.launch.sources import note_sources, tell_changed
 from mmedexpert_jax.runtime import Run
 
@@ -71,6 +72,35 @@ def test_another_base_is_refused_until_it_is_named(config, tmp_path, capsys):
     file.write_bytes(content)
     config.allow_changes = ("model.path",)
     assert len(go(config, capsys)) == 1 and go(config, capsys) == []
+
+
+def test_a_table_is_read_again_only_where_its_size_or_time_differ(config, tmp_path, capsys, monkeypatch):
+    """Tables may hold gigabytes of images; a copy of the same content is no change."""
+    read = []
+    digest = sources.hashlib.file_digest
+    monkeypatch.setattr(sources.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
+    table = tmp_path / "set" / "train.jsonl"
+    table.parent.mkdir()
+    table.write_text('{"id": "1", "question": "Which?", "answer": "lupus"}')
+    config.data.path = str(table.parent)
+
+    def start():
+        monkeypatch.setattr(sources, "_sums", {})  # as a process of its own
+        go(config, capsys)
+        tell_changed(config, tmp_path / "run")
+        return capsys.readouterr().out
+
+    assert not start() and read == [str(table)]
+    assert not start() and not start() and len(read) == 1
+    os.utime(table, ns=(1, 1))
+    assert not start() and len(read) == 2
+    assert not start() and len(read) == 2
+    monkeypatch.setattr(sources, "_sums", {})
+    table.write_text('{"id": "1", "question": "Which?", "answer": "gout!"}')
+    tell_changed(config, tmp_path / "run")
+    assert "config.data.path" in capsys.readouterr().out and len(read) == 3
+    (tmp_path / "run" / "sources.json").write_text('{"tables": {"a": [1, "x"], "b": 3}}')
+    assert not start()
 
 
 def test_a_finished_run_says_what_it_was_made_with_others_of(config, tmp_path, capsys):

@@ -36,6 +36,18 @@ def execute(config, path):
         return run.summary
 
 
+def test_of_several_processes_one_asks_endpoints_and_judges(tmp_path):
+    with Loopback(say_b) as server:
+        judged = {"judge.model": "j", "judge.url": server.url, "judge.what": "all"}
+        shares = [settings(server, processes=2, process=process, limit=4) for process in range(2)]
+        for process, share in enumerate(shares):
+            share.update_from_flattened_dict(judged)
+            execute(share, tmp_path / f"process-{process}")
+        assert not server.asked
+        summary = execute(settings(server, limit=4), tmp_path)["benchmarks"]["mmedexpert_mini"]["served"]
+        assert summary["items"] == 4 and max(server.asked.values()) == 1
+
+
 def test_images_questions_and_samples_reach_the_server_and_come_back(tmp_path, capsys):
     bodies = []
 

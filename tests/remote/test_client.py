@@ -328,6 +328,21 @@ def test_two_runs_on_one_store_pay_each_question_once(endpoint, tmp_path):
     assert server.asked.total() == 60
 
 
+def test_answers_of_another_server_are_taken_and_told(client, answers, tmp_path, capsys):
+    """A server that moved is not paid twice; the line is for one that has another model of the same name."""
+    with Loopback() as one, Loopback() as other:
+        client(one).ask(questions(3))
+        client(one).ask(questions(3))
+        client(other).ask([Request([{"role": "user", "content": "new"}])])
+        assert "stand for" not in capsys.readouterr().out
+        assert all(reply.stored for reply in client(other).ask(questions(3)))
+        host = one.url.partition("//")[2].partition("/")[0]
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "stand for" in line]
+        assert f"{answers.path}: answers of {host} stand for {client(other).endpoint.host} too" in line
+        client(other).ask(questions(3))
+        assert "stand for" not in capsys.readouterr().out
+
+
 def test_a_dead_process_holds_no_question_back(client, answers):
     dead = subprocess.Popen(["true"])
     dead.wait()

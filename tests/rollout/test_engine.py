@@ -34,6 +34,7 @@ def test_answers_are_those_of_each_conversation_alone(engine, tiny, processor, p
         max_new_tokens=12,
         temperature=0.7,
         top_p=0.9,
+        ban=processor.special_vision_ids,
     )
     for number in range(3):
         expected = [
@@ -43,6 +44,21 @@ def test_answers_are_those_of_each_conversation_alone(engine, tiny, processor, p
         assert [reply.text for reply in answers[number]] == expected
         assert [reply.tokens for reply in answers[number]] == np.asarray(done.lengths[number]).tolist()
         assert [reply.truncated for reply in answers[number]] == np.asarray(done.truncated[number]).tolist()
+
+
+def test_no_answer_holds_a_token_of_images(tiny, processor, prompts):
+    """As in training's rollouts, also where a model likes nothing better."""
+    model, params = tiny
+    rows = params["model"]["embed_tokens"]["weight"]  # tied: its rows are the output layer's, too
+    rows = rows.at[np.array(processor.special_vision_ids)].multiply(30)
+    likes = params | {"model": params["model"] | {"embed_tokens": {"weight": rows}}}
+    marks = processor.tokenizer.convert_ids_to_tokens(processor.special_vision_ids)
+    free = generate(model, likes, processor(prompts), key=jax.random.key(3), num_samples=2, max_new_tokens=12)
+    assert np.isin(free.tokens, processor.special_vision_ids).mean() > 0.3
+    for settings in (SETTINGS, replace(SETTINGS, temperature=0.0)):
+        replies = dict(Engine(model, likes, processor, settings).answer(prompts))
+        texts = [reply.text for several in replies.values() for reply in several]
+        assert all(texts) and not [text for text in texts for mark in marks if mark in text]
 
 
 def test_an_answer_depends_on_its_id_alone(engine, prompts, monkeypatch):
@@ -128,7 +144,7 @@ prompts = [ask(n) for n in range(5)]
 words = lambda engine: {n: [(r.text, r.tokens, r.truncated) for r in replies] for n, replies in engine.answer(prompts)}
 alone = words(Engine(model, params, load_processor("mini"), settings))
 mesh = make_mesh()
-spread = Engine(model, load_model("mini", mesh=mesh)[1], load_processor("mini"), settings, mesh=mesh)
+spread = Engine(model, load_model("mini", mesh=mesh)[1], load_processor("mini"), settings)  # on the weights' mesh
 assert words(spread) == alone and len(alone) == 5
 assert all(shape.rows % 4 == 0 for shape in spread._shapes.known)
 print("ok")

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx2 as httpx
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from mmedexpert_jax.errors import NotFinite
 from mmedexpert_jax.models import load_policy, load_processor
 from mmedexpert_jax.rollout import Engine, Settings, server, widths
+from mmedexpert_jax.rollout import desk as desk_module
 from mmedexpert_jax.rollout.decode import programs
 from mmedexpert_jax.rollout.desk import Busy, Choice, Desk
 
@@ -77,6 +79,15 @@ def test_answers_are_the_engines(ask, model):
     assert choice["finish_reason"] == ("length" if expected.truncated else "stop")
     assert found["usage"]["completion_tokens"] == expected.tokens == len(choice["logprobs"]["content"])
     assert sum(token["logprob"] for token in choice["logprobs"]["content"]) == pytest.approx(expected.logprob, abs=1e-3)
+
+
+def test_a_pool_never_draws_tokens_of_images(desk, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        desk_module, "Pool", lambda model, sampling, *rest: made.append(sampling) or SimpleNamespace(warm_up=list)
+    )
+    desk._open("mini")
+    assert set(made[0].ban) == set(desk.processor.special_vision_ids) and made[0].ban
 
 
 @pytest.fixture(scope="module")

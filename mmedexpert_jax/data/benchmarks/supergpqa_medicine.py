@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.registry import Spec, register
 from mmedexpert_jax.data.benchmarks.source import Files
-from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.data.case import LETTERS, Case
 
 
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
@@ -16,7 +16,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.texts("options")
     answer = row.letter(len(texts), "answer_letter")
-    if (said := row.label("answer")) and said != texts["ABCDEFGHIJ".index(answer)]:
+    if (said := row.label("answer")) and said != texts[LETTERS.index(answer)]:
         raise row.bad("answer", f"it is not the text of option {answer}")
     return Case(
         id=row.text("uuid"),

@@ -3,8 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
-from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES, Case
-from mmedexpert_jax.data.case_files import SPLITS, load_cases
+from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, SPLITS, Case
+from mmedexpert_jax.data.case_files import load_cases
 from mmedexpert_jax.data.embedded import baselines
 from mmedexpert_jax.data.embedded.recipe import TASKS
 from mmedexpert_jax.report import pages
@@ -58,5 +58,5 @@ def _tasks(cases: dict[str, list[Case]]) -> str:
 def _example(train: list[Case]) -> str:
     shown = (case for case in train if case.paradigm == "differential" and case.task == "curb65")
     case = next(case for case in shown if len(case.trace.split()) > 30)
-    options = " ".join(f"({letter}) {text}" for letter, text in zip("ABCDE", case.options, strict=False))
+    options = " ".join(f"({letter}) {text}" for letter, text in zip(LETTERS, case.options, strict=False))
     return f"> {case.question} {options}\n>\n> {case.trace} Answer: {case.answer}."

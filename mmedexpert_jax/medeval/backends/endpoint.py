@@ -25,6 +25,7 @@ class EndpointBackend:
             "image_side": endpoint.image_side,
         }
         self._history = history
+        history.say_elsewhere(endpoint.host)
         self._client = Client(endpoint, history, interrupted)
         self._part = PART * endpoint.concurrency
 

@@ -4,14 +4,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mmedexpert_jax.data import load_cases
-from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.data.case import SPLITS, Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
 from mmedexpert_jax.mmedexpert.record import Check, RawCase, Trace, trace_id
 from mmedexpert_jax.processing.images import PLAIN, EncodedImage, ImageRef, clean
 
 OWN_FILE = "review.sqlite"  # holds the events of a review whose traces come from a data set
-SPLITS = ("train", "dev", "test")
 
 
 def locate(data: str, preset: str) -> str:
