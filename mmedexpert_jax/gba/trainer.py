@@ -420,7 +420,7 @@ def _flops(rollout: Rollout, model: Model, learner: PolicyLearner, config: Confi
 
     def once(prompts: Sequence[int]) -> float:
         encoded = [rollout.encoded[i] for i in prompts]
-        images = [len(patches) for one in encoded for patches, _ in one.images]
+        images = [count for one in encoded for count in one.patch_counts]
         lengths = np.array([len(one.tokens) for one in encoded])
         return flops.forward(model.config, lengths, rollout.lengths[list(prompts)], np.array(images))
 
