@@ -258,23 +258,10 @@ class Processor:
         return np.repeat(tokens, repeats)
 
     def __call__(
-        self,
-        conversations: Sequence[Conversation],
-        add_generation_prompt: bool = True,
-        *,
-        min_length: int = 0,
-        min_patches: int = 0,
-        min_images: int = 0,
-        multiple: int = 1,
+        self, conversations: Sequence[Conversation], add_generation_prompt: bool = True, **sizes: Any
     ) -> Batch:
-        """`collate` of `encode` over a list of conversations."""
-        return self.collate(
-            [self.encode(conversation, add_generation_prompt) for conversation in conversations],
-            min_length=min_length,
-            min_patches=min_patches,
-            min_images=min_images,
-            multiple=multiple,
-        )
+        """`collate` of `encode` over a list of conversations; `sizes` are its least ones and `multiple`."""
+        return self.collate([self.encode(one, add_generation_prompt) for one in conversations], **sizes)
 
     def collate(
         self,
