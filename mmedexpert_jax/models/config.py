@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, cast
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 
 # model_type -> architecture
@@ -116,8 +117,7 @@ class Keys:
 
 def shown(value: Any) -> str:
     """A value for an error's line, at most 80 characters of it."""
-    words = repr(value)
-    return words if len(words) <= 80 else f"{words[:77]}..."
+    return border.cut(repr(value))
 
 
 @dataclass(frozen=True)
