@@ -1,7 +1,8 @@
 """Post-training of medical vision-language models in JAX: the system of MMedExpert-R1, from data to merged model."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mmedexpert_jax.lazy import public
 
 __version__ = "0.1.0"
 
@@ -10,19 +11,6 @@ if TYPE_CHECKING:  # what a type checker and an editor see; at run time a name i
     from mmedexpert_jax.launch import launch, load_config
     from mmedexpert_jax.models import load_model, load_processor, save_pretrained
     from mmedexpert_jax.rollout.generate import generate as generate
-
-_EXPORTS = {
-    "load_model": "mmedexpert_jax.models",
-    "load_policy": "mmedexpert_jax.models",
-    "save_pretrained": "mmedexpert_jax.models",
-    "load_processor": "mmedexpert_jax.models",
-    "generate": "mmedexpert_jax.rollout",
-    "load_config": "mmedexpert_jax.launch",
-}
-_MODULES = (
-    *("lora", "merging", "gba", "medeval", "models", "rollout", "data", "processing", "runtime", "answers", "sft"),
-    "launch",  # a package that can be called: mx.launch(config)
-)
 
 __all__ = [
     "__version__",
@@ -45,16 +33,9 @@ __all__ = [
     "sft",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used, so that `import mmedexpert_jax` costs nothing."""
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(f"mmedexpert_jax.{name}")
-    raise AttributeError(f"module 'mmedexpert_jax' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """The public names, for completion."""
-    return sorted(__all__)
+__getattr__, __dir__ = public(
+    __name__,
+    __all__,
+    dict.fromkeys(("load_model", "load_policy", "save_pretrained", "load_processor"), "models")
+    | {"generate": "rollout", "load_config": "launch"},
+)

@@ -126,12 +126,10 @@ def fold(params: dict, lora: Lora) -> dict:
     """
     check(lora, params)
 
-    def walk(tree: dict, path: str) -> dict:
-        if path in lora.factors:
-            return tree | {"weight": _folded(tree["weight"], lora.factors[path], lora.scale)}
-        return {name: walk(node, _join(path, name)) if isinstance(node, dict) else node for name, node in tree.items()}
-
-    return walk(params, "")
+    for path, factors in lora.factors.items():
+        place = f"{path}.weight"
+        params = _replaced(params, place.split("."), _folded(_node(params, place), factors, lora.scale))
+    return params
 
 
 def stack(loras: Sequence[Lora]) -> Lora:
@@ -165,7 +163,7 @@ def rounding(params: dict, folded: dict, lora: Lora) -> str:
     """
     wanted = lost = count = 0.0
     for path in lora.factors:
-        before, after = (_leaf(tree, path)["weight"] for tree in (params, folded))
+        before, after = (_node(tree, f"{path}.weight") for tree in (params, folded))
         sums = _rounded(before, after, lora.factors[path], lora.scale)
         wanted, lost, count = wanted + float(sums[0]), lost + float(sums[1]), count + before.size
     share = (lost / wanted) ** 0.5 if wanted else 0.0
@@ -489,11 +487,6 @@ def _rounded(
     return jnp.sum(delta**2), jnp.sum((delta - kept) ** 2)
 
 
-def _leaf(tree: dict, path: str) -> dict:
-    """The node at a dotted path."""
-    return functools.reduce(lambda node, name: node[name], path.split("."), tree)
-
-
 def _product(factors: dict[str, jax.Array], scale: float) -> jax.Array:
     a, b = factors["a"], factors["b"]  # a of a convolution has its kernel's axes behind the rank
     axes = b.ndim - 1  # of a before those that it contracts inputs with: the rank, and where layers are stacked, them
@@ -507,30 +500,29 @@ def _read_config(file: Path) -> dict[str, Any]:
         if key not in config:
             raise DataError(f"{file}: key {key} is missing")
         if not valid(config[key]):
-            raise DataError(f"{file}: {key}={_shown(config[key])} is no finite number above 0")
+            raise DataError(f"{file}: {key}={border.cut(repr(config[key]))} is no finite number above 0")
     for key, valid in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
         pattern = config.get(key) or {}
         if not isinstance(pattern, dict) or not all(map(valid, pattern.values())):
-            raise DataError(f"{file}: {key}={_shown(pattern)} is no object of finite numbers above 0")
+            raise DataError(f"{file}: {key}={border.cut(repr(pattern))} is no object of finite numbers above 0")
     saved = config.get("modules_to_save") or []
     if not _is_names(saved):
-        raise DataError(f"{file}: modules_to_save={_shown(saved)} is no list of modules' names")
+        raise DataError(f"{file}: modules_to_save={border.cut(repr(saved))} is no list of modules' names")
     for key in ("target_modules", "exclude_modules", "layers_pattern"):
         if not _is_names(config.get(key) or []) and not _is_expression(config[key]):
             raise DataError(
-                f"{file}: {key}={_shown(config[key])} is no list and no regular expression of modules' names"
+                f"{file}: {key}={border.cut(repr(config[key]))} is no list and no regular expression of modules' names"
             )
     layers = config.get("layers_to_transform")
     if not isinstance(layers, int | None) and not (isinstance(layers, list) and all(map(_is_layer, layers))):
-        raise DataError(f"{file}: layers_to_transform={_shown(layers)} is no list of layers' numbers")
+        raise DataError(f"{file}: layers_to_transform={border.cut(repr(layers))} is no list of layers' numbers")
     if not isinstance(config.get("use_rslora") or False, bool):
-        raise DataError(f"{file}: use_rslora={_shown(config['use_rslora'])} is not true or false")
+        raise DataError(f"{file}: use_rslora={border.cut(repr(config['use_rslora']))} is not true or false")
     for key, value in config.items():
         plain = value in _PLAIN[key] if key in _PLAIN else key in _HARMLESS or value in (None, False, [], {}, "")
         if not plain:
-            raise DataError(
-                f"{file}: {key}={_shown(value)} is not supported: only plain LoRA is, merge it with peft first"
-            )
+            fix = "only plain LoRA is, merge it with peft first"
+            raise DataError(f"{file}: {key}={border.cut(repr(value))} is not supported: {fix}")
     return config
 
 
@@ -557,11 +549,6 @@ def _is_alpha(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _shown(value: Any) -> str:
-    words = repr(value)
-    return words if len(words) <= 80 else f"{words[:77]}..."
-
-
 def _pattern(config: dict[str, Any], key: str, module: str, default: str) -> float:
     """A module's own rank or alpha by peft's rule: the first pattern that ends the module's name, else the default."""
     for pattern, value in (config.get(key) or {}).items():
@@ -569,7 +556,9 @@ def _pattern(config: dict[str, Any], key: str, module: str, default: str) -> flo
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error as error:
-            raise DataError(f"adapter_config.json: {key}: {_shown(pattern)} is no regular expression") from error
+            raise DataError(
+                f"adapter_config.json: {key}: {border.cut(repr(pattern))} is no regular expression"
+            ) from error
     return config[default]
 
 

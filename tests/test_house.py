@@ -23,6 +23,7 @@ GROUND = {
     "errors",
     "privacy",
     "border",
+    "lazy",
     "report",
     "config",
 }

@@ -57,7 +57,7 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
         if "adam_betas" in stage:
             _check_training(prefix, stage)
         if "objective" in stage:
-            _check_groups(prefix, stage)
+            check_groups(prefix, stage)
         _check_changes(prefix, stage)
         _check_quantised(config, prefix, stage)
     if config.get("job") == "evaluate":
@@ -372,14 +372,14 @@ def _check_asked(prefix: str, gba: ConfigDict) -> None:
                 )
 
 
-def _check_groups(prefix: str, gba: ConfigDict) -> None:
-    """Group advantages (equation 4) need groups of at least two samples that differ."""
+def check_groups(prefix: str, gba: ConfigDict) -> None:
+    """Raises ConfigError where groups do not have the two samples or more, apart, that equation 4 compares."""
     if gba.num_samples < 2:
         raise ConfigError(
             f"config.{prefix}num_samples must be at least 2: the advantage of equation 4 compares the samples of a "
             f"group; got {gba.num_samples}"
         )
-    if gba.temperature == 0:
+    if gba.temperature <= 0:
         raise ConfigError(f"config.{prefix}temperature must be above 0: greedy samples of a group are all the same")
     if gba.top_k == 1:
         raise ConfigError(f"config.{prefix}top_k=1 is greedy: samples of a group are all the same; 0 samples from all")

@@ -28,7 +28,7 @@ class PromptSize(NamedTuple):
     @classmethod
     def of(cls, encoded: Encoded) -> "PromptSize":
         """That of an encoded prompt."""
-        each = tuple(len(patches) for patches, _ in encoded.images)
+        each = encoded.patch_counts
         return cls(len(each), max(each, default=0), len(encoded.tokens), each)
 
     @classmethod

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import answers, border
+from mmedexpert_jax.config.validate import check_groups
 from mmedexpert_jax.data import Case, load_cases
 from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.data.prompts import question
@@ -218,14 +219,9 @@ def preflight(config: ConfigDict, cases: list[Case]) -> None:
 
 def _check(config: ConfigDict) -> None:
     """Raises ConfigError where fields do not go together."""
-    if config.num_samples < 2:
-        raise ConfigError(
-            f"config.num_samples is {config.num_samples}; group advantages (equation 4) need at least 2 samples"
-        )
+    check_groups("", config)
     if config.rollout_ahead and not config.importance_cap:
         raise ConfigError("config.rollout_ahead=1 samples from weights one step old; set config.importance_cap=2")
-    if config.temperature <= 0:
-        raise ConfigError("config.temperature must be above 0: greedy samples of a group are all the same")
     if config.ref_every and not config.beta:
         raise ConfigError("config.ref_every moves the reference of the KL, which config.beta=0 leaves out; set beta")
     if config.ref_every and config.ref_mixup < 1 and config.trainable == "lora":
@@ -424,7 +420,7 @@ def _flops(rollout: Rollout, model: Model, learner: PolicyLearner, config: Confi
 
     def once(prompts: Sequence[int]) -> float:
         encoded = [rollout.encoded[i] for i in prompts]
-        images = [len(patches) for one in encoded for patches, _ in one.images]
+        images = [count for one in encoded for count in one.patch_counts]
         lengths = np.array([len(one.tokens) for one in encoded])
         return flops.forward(model.config, lengths, rollout.lengths[list(prompts)], np.array(images))
 

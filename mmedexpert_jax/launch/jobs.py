@@ -15,7 +15,7 @@ from mmedexpert_jax.config.validate import check_fields, validate
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.launch import pipeline
+from mmedexpert_jax.launch import ablation, pipeline
 from mmedexpert_jax.launch.job_plan import (
     COUNTED,
     SWEEPS,
@@ -248,12 +248,6 @@ def _evaluate(config: ConfigDict, run: "Run") -> None:
             medeval.run(config, run)
 
 
-def _ablation(config: ConfigDict, run: "Run") -> None:
-    from mmedexpert_jax.launch import ablation
-
-    ablation.run(config, run, run_job)
-
-
 def _export(config: ConfigDict, run: "Run") -> None:
     """The model behind `model.path` with its adapters folded in, or the adapter alone."""
     from mmedexpert_jax.models.save import check_repository, push
@@ -348,7 +342,7 @@ JOBS: dict[str, Callable[[ConfigDict, "Run"], None]] = {
     "merge": _merge,
     "evaluate": _evaluate,
     "pipeline": lambda config, run: pipeline.run(config, run, run_job),
-    "ablation": _ablation,
+    "ablation": lambda config, run: ablation.run(config, run, run_job),
     "export": _export,
     "pretrain": _pretrain,
     "contamination": _contamination,

@@ -1,13 +1,14 @@
 """Merging of experts (paper section 4.3): task vectors, TIES and other methods, and a report of their interference."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mmedexpert_jax.lazy import public
 from mmedexpert_jax.merging.fit import merge_stack
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import merge, merge_with_report
 from mmedexpert_jax.merging.methods import METHODS, PRESETS, Switches, setting, ties
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the job loads models: imported when it is asked for, so that a merge of files starts without Flax
     from mmedexpert_jax.merging.merge_job import run
 
 __all__ = [
@@ -23,16 +24,4 @@ __all__ = [
     "ties",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """The job, which loads models: imported when it is asked for, so that a merge of files starts without Flax."""
-    if name != "run":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mmedexpert_jax.merging.merge_job import run
-
-    return run
-
-
-def __dir__() -> list[str]:
-    """The public names, for completion."""
-    return sorted(__all__)
+__getattr__, __dir__ = public(__name__, __all__, {"run": "merge_job"})

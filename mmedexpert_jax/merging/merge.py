@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ def merge(
     numbers["weight"] = by_expert(1.0 if weights is None else weights, names, "weights")
     rule = switches(preset, method) if method in METHODS else preset
     if normalize_vectors != "none" and isinstance(rule, Switches):
-        rule = switches(replace(rule, normalize=normalize_vectors))
+        rule = switches(replace(rule, normalize=cast(Any, normalize_vectors)))
     how = Parameters(method, names, rule, numbers, seed, tuple(tensors), space=space, compress=rank or 0)
     how.check()
     found = [expert_of(name, expert) for name, expert in experts.items()]

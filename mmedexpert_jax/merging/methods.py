@@ -17,7 +17,7 @@ The same functions take numpy arrays, JAX arrays and tracers: hosts, XLA program
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 import jax
 import numpy as np
@@ -32,27 +32,25 @@ from mmedexpert_jax.merging.threshold import Bound, largest
 class Switches:
     """The choices that the papers leave open."""
 
-    # unit of a trim by magnitude: "tensor", "module" (weight and bias of one layer) or "global" (one vector of the
-    # whole model)
-    scope: str = "tensor"
-    # which of several entries at the bound are kept: "lower_index" or "higher_index" (exactly as many as asked), or
-    # "keep_all"
-    equal_magnitudes: str = "lower_index"
+    # unit of a trim by magnitude; a module is weight and bias of one layer, "global" one vector of the whole model
+    scope: Literal["tensor", "module", "global"] = "tensor"
+    # which of several entries at the bound are kept, exactly as many as asked or all of them
+    equal_magnitudes: Literal["lower_index", "higher_index", "keep_all"] = "lower_index"
     at_least: int = 1  # entries kept of a unit that has any, even if int(density * n) is less
     extra: int = 0  # entries kept beyond int(density * n)
-    elect: str = "mass"  # "mass" (sign of the sum of values) or "count" (sign of the sum of signs)
-    weigh: str = "after"  # weights multiply the trimmed vectors "before" or "after" the election
-    # sign elected where that sum is exactly 0: "drop" (none: the entry is 0), "plus", or "majority" (the more frequent
-    # elected sign of the unit; minus if there is none)
-    cancellation: str = "drop"
-    # the merged sum is divided by the "weights" or the "count" of those that join it, or by "none"
-    denominator: str = "weights"
-    # entries kept are multiplied by 1 / their probability ("density", random methods alone), by the tensor's 1-norm or
-    # 2-norm before over after ("l1", "l2"), or not ("none")
-    rescale: str = "none"
-    # task vectors are first stretched to one magnitude, the mean of the experts': by the 2-norm of a "tensor", a
-    # "module" or the "global" model, by the "median" magnitude of a tensor, or not ("none")
-    normalize: str = "none"
+    elect: Literal["mass", "count"] = "mass"  # by the sign of the sum of values, or of signs
+    weigh: Literal["before", "after"] = "after"  # weights multiply the trimmed vectors before or after the election
+    # sign elected where that sum is exactly 0: none (the entry is 0), plus, or the more frequent elected sign of the
+    # unit (minus if there is none)
+    cancellation: Literal["drop", "plus", "majority"] = "drop"
+    # the merged sum is divided by the weights or the count of those that join it
+    denominator: Literal["weights", "count", "none"] = "weights"
+    # entries kept are multiplied by 1 / their probability ("density", random methods alone), or by the tensor's 1-norm
+    # or 2-norm before over after
+    rescale: Literal["none", "density", "l1", "l2"] = "none"
+    # task vectors are first stretched to one magnitude, the mean of the experts': by the 2-norm of a tensor, a module
+    # or the model, or by the median magnitude of a tensor
+    normalize: Literal["none", "tensor", "module", "global", "median"] = "none"
 
     def kept(self, size: int, density: float) -> int:
         """The number of `size` entries that the trim keeps, int(density * size) before the switches."""
@@ -60,16 +58,7 @@ class Switches:
         return min(size, max(self.at_least if density > 0 else 0, count))
 
 
-CHOICES = {
-    "scope": ("tensor", "module", "global"),
-    "equal_magnitudes": ("lower_index", "higher_index", "keep_all"),
-    "elect": ("mass", "count"),
-    "weigh": ("before", "after"),
-    "cancellation": ("drop", "plus", "majority"),
-    "denominator": ("weights", "count", "none"),
-    "rescale": ("none", "density", "l1", "l2"),
-    "normalize": ("none", "tensor", "module", "global", "median"),
-}
+CHOICES = {name: choices for name, hint in get_type_hints(Switches).items() if (choices := get_args(hint))}
 
 PRESETS = {
     # Algorithm 1: sgn(0) agrees with zeros only, so an exact cancellation gives 0.

@@ -12,7 +12,7 @@ from mmedexpert_jax.merging.methods import METHODS, Setting, Switches, key_of, s
 # A number; a list of numbers, interpolated linearly over the depth from first to last layer; or a list of
 # {"filter": part of a tensor's name (none or "*": all), "value": number or gradient}, the first that fits counts.
 Spec = Any
-NUMBERS = ("density", "weight", "gamma", "epsilon")  # by expert
+NUMBERS = {"density": 1.0, "weight": 1.0, "gamma": 0.01, "epsilon": 0.15}  # by expert, with their defaults
 # Of the merge as a whole; those after scale are of single methods (`Setting`), with mergekit's defaults.
 SHARED = {"scale": 1.0, "t": 0.0, "threshold": 1e-5, "slope": 0.1, "bound": 0.2, "max_iter": 10, "tol": 1e-5}
 # Methods that read a number which the others would pass over.
@@ -83,7 +83,7 @@ class Parameters:
     compress: int = 0
     _settings: dict[str, Setting] = field(default_factory=dict, compare=False, repr=False)
 
-    DEFAULTS = {"density": 1.0, "weight": 1.0, "gamma": 0.01, "epsilon": 0.15} | SHARED
+    DEFAULTS = NUMBERS | SHARED
 
     @cached_property
     def layers(self) -> dict[str, tuple[int, int]]:
@@ -130,7 +130,7 @@ class Parameters:
         return self._settings[name]
 
     def _setting(self, name: str) -> Setting:
-        numbers = {which: tuple(self.number(which, e, name) for e in self.experts) for which in NUMBERS}
+        numbers: dict[str, Any] = {w: tuple(self.number(w, e, name) for e in self.experts) for w in NUMBERS}
         shared = {which: self.number(which, "", name) for which in SHARED}
         if self.method == "weight_slerp" and "t" in self.numbers:  # mergekit's
             numbers["weight"] = (1 - shared["t"], shared["t"])
@@ -138,10 +138,8 @@ class Parameters:
             self.method,
             len(self.experts),
             self.preset,
-            numbers["density"],
-            numbers["weight"],
-            numbers["gamma"],
-            numbers["epsilon"],
+            weights=numbers.pop("weight"),
+            **numbers,
             **shared,
             space=self.space,
             compress=self.compress,

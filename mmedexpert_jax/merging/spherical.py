@@ -121,16 +121,6 @@ def model_stock(gram: Array, weights: Array) -> Array:
     return stock_coefficients(gram[..., None])[:, 0]
 
 
-def average(gram: Array, weights: Array) -> Array:
-    """Weighted mean of the vectors, the same as that of the full weights (mergekit `linear`)."""
-    return weights / namespace(gram).sum(weights)
-
-
-def weighted_sum(gram: Array, weights: Array) -> Array:
-    """The weights themselves (mergekit `linear` with normalize: false, `passthrough` with a scale)."""
-    return weights
-
-
 def pair_coefficients(products: Array, share: Array) -> Array:
     """SLERP of two vectors for each of n rows or columns: [2, 2, n] inner products -> [2, n] at t = `share`.
 
@@ -161,8 +151,10 @@ def stock_coefficients(products: Array) -> Array:
 
 Coefficients = Callable[..., Array]
 SPANS: dict[str, Coefficients] = {
-    "average": average,
-    "sum": weighted_sum,
+    # The weighted mean of the vectors, the same as that of the full weights (mergekit `linear`), and with
+    # normalize: false (or `passthrough` with a scale) their weighted sum.
+    "average": lambda gram, weights: weights / namespace(gram).sum(weights),
+    "sum": lambda gram, weights: weights,
     "slerp": slerp,
     # Below float32's step of a cosine no angle is left, which mergekit looks for in float32.
     "nuslerp": partial(slerp, parallel=1 - 2**-25, line_to_zero=False),

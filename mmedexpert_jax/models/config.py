@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, cast
 
+from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 
 # model_type -> architecture
@@ -116,8 +117,7 @@ class Keys:
 
 def shown(value: Any) -> str:
     """A value for an error's line, at most 80 characters of it."""
-    words = repr(value)
-    return words if len(words) <= 80 else f"{words[:77]}..."
+    return border.cut(repr(value))
 
 
 @dataclass(frozen=True)
@@ -459,37 +459,20 @@ def _vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
     }
 
 
-def _published(
-    family: str,
-    *,
-    width: int,
-    ffn: int,
-    layers: int,
-    heads: int,
-    kv_heads: int,
-    vocab: int,
-    tied: bool,
-    vision_ffn: int = 3420,
-) -> ModelConfig:
-    text = TextConfig(vocab, width, ffn, layers, heads, kv_heads, rms_norm_eps=1e-6)
-    vision_ffn, per_second = (5120, 4) if family == "qwen2_vl" else (vision_ffn, 2)
-    vision = VisionConfig(
-        family,
-        depth=32,
-        hidden_size=1280,
-        intermediate_size=vision_ffn,
-        num_heads=16,
-        out_hidden_size=width,
-        tokens_per_second=per_second,
-    )
-    return ModelConfig(text, vision, tie_word_embeddings=tied)
+_Sizes = tuple[int, int, int, int, int, int]  # vocabulary, width, the MLP's, layers, heads, heads of keys and values
+
+
+def _published(family: str, sizes: _Sizes, tied: bool = False, tower: int = 3420) -> ModelConfig:
+    inner, per_second = (5120, 4) if family == "qwen2_vl" else (tower, 2)
+    vision = VisionConfig(family, 32, 1280, inner, 16, sizes[1], tokens_per_second=per_second)
+    return ModelConfig(TextConfig(*sizes, rms_norm_eps=1e-6), vision, tie_word_embeddings=tied)
 
 
 def _published_qwen3(
-    *, width: int, ffn: int, layers: int, heads: int, tied: bool, tower: tuple[int, int, int], deep: tuple[int, ...]
+    sizes: _Sizes, tower: tuple[int, int, int], deep: tuple[int, ...], tied: bool = False
 ) -> ModelConfig:
     text = TextConfig(
-        *(151936, width, ffn, layers, heads, 8),
+        *sizes,
         rms_norm_eps=1e-6,
         rope_theta=5e6,
         mrope_section=(24, 20, 20),
@@ -499,21 +482,13 @@ def _published_qwen3(
         qk_norm=True,
         mrope_interleaved=True,
     )
-    depth, hidden, inner = tower
-    vision = VisionConfig(
-        *("qwen3_vl", depth, hidden, inner, 16, width),
-        patch_size=16,
-        num_positions=2304,
-        deepstack_blocks=deep,
-    )
+    vision = VisionConfig(*("qwen3_vl", *tower, 16, sizes[1]), patch_size=16, num_positions=2304, deepstack_blocks=deep)
     return ModelConfig(text, vision, tie_word_embeddings=tied)
 
 
-def _published_gemma3(
-    *, width: int, ffn: int, layers: int, heads: tuple[int, int], head_width: int = 256, query_width: float = 256
-) -> ModelConfig:
+def _published_gemma3(sizes: _Sizes, head_width: int, query_width: float) -> ModelConfig:
     text = TextConfig(
-        *(262208, width, ffn, layers, *heads),
+        *sizes,
         rms_norm_eps=1e-6,
         mrope_section=(head_width // 2, 0, 0),
         max_position_embeddings=131072,
@@ -524,11 +499,11 @@ def _published_gemma3(
         query_width=query_width,
         rope_factor=8.0,
         window=1024,
-        windowed=tuple((layer + 1) % 6 > 0 for layer in range(layers)),
+        windowed=tuple((layer + 1) % 6 > 0 for layer in range(sizes[3])),
         window_theta=1e4,
     )
     vision = VisionConfig(
-        *("gemma3", 27, 1152, 4304, 16, width),
+        *("gemma3", 27, 1152, 4304, 16, sizes[1]),
         temporal_patch_size=1,
         merge_size=4,
         num_positions=4096,
@@ -546,15 +521,12 @@ def _published_gemma3(
     )
 
 
-def _published_llava(
-    kind: str, ffn: int, layers: int, heads: tuple[int, int], *, width: int, **text: Any
-) -> ModelConfig:
+def _published_llava(kind: str, sizes: _Sizes, **text: Any) -> ModelConfig:
     """CLIP ViT-L/14 at 336 pixels before a decoder of a known size."""
     common = {"rms_norm_eps": 1e-5, "mrope_section": (64, 0, 0), "bias": False, "kind": kind}
-    decoder = TextConfig(**{"hidden_size": width, "intermediate_size": ffn, "num_layers": layers, **common, **text},
-                         num_heads=heads[0], num_kv_heads=heads[1])  # fmt: skip
+    decoder = TextConfig(*sizes, **{**common, **text})
     vision = VisionConfig(
-        *("llava", 24, 1024, 4096, 16, width),
+        *("llava", 24, 1024, 4096, 16, sizes[1]),
         temporal_patch_size=1,
         merge_size=1,
         num_positions=577,
@@ -576,50 +548,29 @@ def _published_llava(
 # 336 pixels before Mistral-7B-Instruct-v0.2, Qwen2-7B and Llama-3.1-8B;
 # those of google/medgemma-{4b,27b}-it are gemma-3-{4b,27b}-it's: its config.json and Gemma3TextConfig's defaults.
 PUBLISHED: dict[str, ModelConfig] = {
-    "llava_med_7b": _published_llava("mistral", 14336, 32, (32, 8), width=4096, vocab_size=32000),
-    "huatuogpt_vision_7b": _published_llava(
-        *("qwen2", 18944, 28, (28, 4)), width=3584, vocab_size=152064, rms_norm_eps=1e-6, bias=True
-    ),
+    "llava_med_7b": _published_llava("mistral", (32000, 4096, 14336, 32, 32, 8)),
+    "huatuogpt_vision_7b": _published_llava("qwen2", (152064, 3584, 18944, 28, 28, 4), rms_norm_eps=1e-6, bias=True),
     "bimedix2_8b": _published_llava(
-        *("llama", 14336, 32, (32, 8)),
-        width=4096,
-        vocab_size=128256,
+        "llama",
+        (128256, 4096, 14336, 32, 32, 8),
         rope_theta=5e5,
         rope_llama3=(8.0, 1.0, 4.0, 8192),
         max_position_embeddings=131072,
     ),
-    "medgemma_4b": _published_gemma3(width=2560, ffn=10240, layers=34, heads=(8, 4)),
-    "medgemma_27b": _published_gemma3(
-        width=5376, ffn=21504, layers=62, heads=(32, 16), head_width=128, query_width=168
-    ),
-    "qwen2_vl_2b": _published(
-        "qwen2_vl", width=1536, ffn=8960, layers=28, heads=12, kv_heads=2, vocab=151936, tied=True
-    ),
-    "qwen2_vl_7b": _published(
-        "qwen2_vl", width=3584, ffn=18944, layers=28, heads=28, kv_heads=4, vocab=152064, tied=False
-    ),
-    "qwen2_5_vl_3b": _published(
-        "qwen2_5_vl", width=2048, ffn=11008, layers=36, heads=16, kv_heads=2, vocab=151936, tied=True
-    ),
-    "qwen2_5_vl_7b": _published(
-        "qwen2_5_vl", width=3584, ffn=18944, layers=28, heads=28, kv_heads=4, vocab=152064, tied=False
-    ),
-    "qwen2_5_vl_32b": _published(
-        "qwen2_5_vl", width=5120, ffn=27648, layers=64, heads=40, kv_heads=8, vocab=152064, tied=False, vision_ffn=3456
-    ),
-    "qwen2_5_vl_72b": _published(
-        "qwen2_5_vl", width=8192, ffn=29568, layers=80, heads=64, kv_heads=8, vocab=152064, tied=False, vision_ffn=3456
-    ),
+    "medgemma_4b": _published_gemma3((262208, 2560, 10240, 34, 8, 4), head_width=256, query_width=256),
+    "medgemma_27b": _published_gemma3((262208, 5376, 21504, 62, 32, 16), head_width=128, query_width=168),
+    "qwen2_vl_2b": _published("qwen2_vl", (151936, 1536, 8960, 28, 12, 2), tied=True),
+    "qwen2_vl_7b": _published("qwen2_vl", (152064, 3584, 18944, 28, 28, 4)),
+    "qwen2_5_vl_3b": _published("qwen2_5_vl", (151936, 2048, 11008, 36, 16, 2), tied=True),
+    "qwen2_5_vl_7b": _published("qwen2_5_vl", (152064, 3584, 18944, 28, 28, 4)),
+    "qwen2_5_vl_32b": _published("qwen2_5_vl", (152064, 5120, 27648, 64, 40, 8), tower=3456),
+    "qwen2_5_vl_72b": _published("qwen2_5_vl", (152064, 8192, 29568, 80, 64, 8), tower=3456),
     "qwen3_vl_2b": _published_qwen3(
-        width=2048, ffn=6144, layers=28, heads=16, tied=True, tower=(24, 1024, 4096), deep=(5, 11, 17)
+        (151936, 2048, 6144, 28, 16, 8), tower=(24, 1024, 4096), deep=(5, 11, 17), tied=True
     ),
     "qwen3_vl_4b": _published_qwen3(
-        width=2560, ffn=9728, layers=36, heads=32, tied=True, tower=(24, 1024, 4096), deep=(5, 11, 17)
+        (151936, 2560, 9728, 36, 32, 8), tower=(24, 1024, 4096), deep=(5, 11, 17), tied=True
     ),
-    "qwen3_vl_8b": _published_qwen3(
-        width=4096, ffn=12288, layers=36, heads=32, tied=False, tower=(27, 1152, 4304), deep=(8, 16, 24)
-    ),
-    "qwen3_vl_32b": _published_qwen3(
-        width=5120, ffn=25600, layers=64, heads=64, tied=False, tower=(27, 1152, 4304), deep=(8, 16, 24)
-    ),
+    "qwen3_vl_8b": _published_qwen3((151936, 4096, 12288, 36, 32, 8), tower=(27, 1152, 4304), deep=(8, 16, 24)),
+    "qwen3_vl_32b": _published_qwen3((151936, 5120, 25600, 64, 64, 8), tower=(27, 1152, 4304), deep=(8, 16, 24)),
 }

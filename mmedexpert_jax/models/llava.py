@@ -57,11 +57,7 @@ DECODERS = {  # by model_type
     "qwen2": Decoder(151936, 22016, 32, 32768, bias=True),
 }
 TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}  # whether it has a class token
-# transformers' LLaVA without a vision_config
-_TOWER = {
-    "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-    "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
-}  # fmt: skip
+_TOWER = llava_original.TOWERS["clip-vit-large-patch14-336"]  # transformers' LLaVA without a vision_config
 
 # -- config.json -------------------------------------------------------------------------------------------------------
 

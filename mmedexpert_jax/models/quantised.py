@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from mmedexpert_jax import lora
+from mmedexpert_jax.models.tree import flatten, nest
 
 KINDS = ("int8", "nf4")
 BLOCK = 64  # values of nf4 with a scale of their own, as in QLoRA
@@ -104,18 +105,12 @@ def quantise_params(params: dict, kind: str) -> dict:
     """Parameters, or their shapes, with the weights of `quantisable` in one of KINDS."""
     names = quantisable(params, kind)
 
-    def walk(node: dict, path: str) -> dict:
-        return {name: at(leaf, f"{path}.{name}" if path else name) for name, leaf in node.items()}
+    one = functools.partial(quantise, kind=kind)
 
-    def at(leaf: Any, path: str) -> Any:
-        if isinstance(leaf, dict):
-            return walk(leaf, path)
-        if path not in names:
-            return leaf
-        one = functools.partial(quantise, kind=kind)
+    def changed(leaf: Any) -> Any:
         return jax.eval_shape(one, leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else one(leaf)
 
-    return walk(params, "")
+    return nest({name: changed(leaf) if name in names else leaf for name, leaf in flatten(params).items()})
 
 
 def is_quantised(params: dict) -> bool:

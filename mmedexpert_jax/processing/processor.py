@@ -59,6 +59,11 @@ class Encoded:
     vision_index: np.ndarray  # [T] int32, index into the prompt's own merged features back to back; -1 on text
     images: list[tuple[np.ndarray, tuple[int, int]]]  # patches [n, C] float32 and the grid's (rows, columns)
 
+    @property
+    def patch_counts(self) -> tuple[int, ...]:
+        """Patches of each image."""
+        return tuple(len(patches) for patches, _ in self.images)
+
 
 class Processor:
     """Tokenizer, image processor and chat template of a Qwen2-VL checkpoint, without torch.
@@ -253,23 +258,10 @@ class Processor:
         return np.repeat(tokens, repeats)
 
     def __call__(
-        self,
-        conversations: Sequence[Conversation],
-        add_generation_prompt: bool = True,
-        *,
-        min_length: int = 0,
-        min_patches: int = 0,
-        min_images: int = 0,
-        multiple: int = 1,
+        self, conversations: Sequence[Conversation], add_generation_prompt: bool = True, **sizes: Any
     ) -> Batch:
-        """`collate` of `encode` over a list of conversations."""
-        return self.collate(
-            [self.encode(conversation, add_generation_prompt) for conversation in conversations],
-            min_length=min_length,
-            min_patches=min_patches,
-            min_images=min_images,
-            multiple=multiple,
-        )
+        """`collate` of `encode` over a list of conversations; `sizes` are its least ones and `multiple`."""
+        return self.collate([self.encode(one, add_generation_prompt) for one in conversations], **sizes)
 
     def collate(
         self,
@@ -298,18 +290,19 @@ class Processor:
         """
         images = [image for prompt in encoded for image in prompt.images]
         merged = self.image_config.merged
-        length = _round_up(max([min_length, *(len(prompt.tokens) for prompt in encoded)]), multiple)
+        length = round_up(max([min_length, *(len(prompt.tokens) for prompt in encoded)]), multiple)
         num_images = max(min_images, len(images), len(strips) * max(map(len, strips), default=0))
-        num_images = _round_up(num_images, max(1, len(strips)))
-        num_patches = max([min_patches, *(len(patches) for patches, _ in images), merged if num_images else 0])
-        num_patches = _round_up(num_patches, math.lcm(multiple, merged))
+        num_images = round_up(num_images, max(1, len(strips)))
+        counts = [count for prompt in encoded for count in prompt.patch_counts]
+        num_patches = max([min_patches, *counts, merged if num_images else 0])
+        num_patches = round_up(num_patches, math.lcm(multiple, merged))
         if strips and sorted(itertools.chain(*strips)) != [*range(len(images))]:
             raise ValueError(f"strips hold each of {len(images)} images once; got {strips}")
-        counts, size = [len(patches) for patches, _ in images], len(encoded)
+        size = len(encoded)
         rows, width = num_images, num_patches
         if strips:
             rows, width = len(strips), max([min_strip, *(sum(counts[i] for i in strip) for strip in strips)])
-            width = _round_up(width, math.lcm(multiple, merged))
+            width = round_up(width, math.lcm(multiple, merged))
         slots, starts = _layout(counts, strips or [[i] for i in range(len(counts))], num_images // max(1, rows), width)
         places = np.full((num_images, num_patches), -1, np.int32)
         for slot, start, count in zip(slots, starts, counts, strict=True):
@@ -396,7 +389,8 @@ def _layout(
     return slot, start
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple that is not below `value`."""
     return -(-value // multiple) * multiple
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mmedexpert_jax.processing.processor import Encoded
+from mmedexpert_jax.processing.processor import Encoded, round_up
 
 MULTIPLE = 32  # of the padded length, so that alike sets of prompts share shapes
 WASTE = 1.3  # a shape that is there serves a group if it is at most so many times as large as needed
@@ -20,8 +20,7 @@ class Size:
     @classmethod
     def of(cls, encoded: Encoded) -> "Size":
         """Of an encoded prompt."""
-        patches = max((len(patches) for patches, _ in encoded.images), default=0)
-        return cls(len(encoded.tokens), patches, len(encoded.images))
+        return cls(len(encoded.tokens), max(encoded.patch_counts, default=0), len(encoded.images))
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,9 @@ class Shapes:
 
     def fit(self, sizes: Sequence[Size]) -> Shape:
         """The shape for a bucket's prompts: the cheapest known one that wastes little, or a new one."""
-        rows = _round_up(min(self.batch_size, len(sizes)), self.devices)
+        rows = round_up(min(self.batch_size, len(sizes)), self.devices)
         tokens, patches = max(size.tokens for size in sizes), max(size.patches for size in sizes)
-        wanted = Shape(rows, _round_up(tokens, MULTIPLE), sizes[0].images, _round_up(patches, MULTIPLE))
+        wanted = Shape(rows, round_up(tokens, MULTIPLE), sizes[0].images, round_up(patches, MULTIPLE))
         fitting = [shape for shape in self.known if shape.holds(wanted) and shape.cost <= WASTE * wanted.cost]
         if fitting:
             return min(fitting, key=lambda shape: shape.cost)
@@ -88,7 +87,3 @@ def buckets(sizes: Sequence[Size], least: int) -> list[list[int]]:
 def _alike(first: Size, size: Size) -> bool:
     short = 2 * size.tokens <= first.tokens or 4 * size.patches < first.patches
     return first.images == size.images and not short
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -199,7 +199,7 @@ class Desk:
             return
         self._running.update(choices)
         full = choices + choices[:1] * (BLOCK - len(choices) if len(choices) > 1 else 0)
-        patches = max((len(patches) for patches, _ in choices[0].encoded.images), default=0)
+        patches = max(choices[0].encoded.patch_counts, default=0)
         batch = self.processor.collate(
             [choice.encoded for choice in full],
             min_length=min(_power(len(choices[0].encoded.tokens)), pool.capacity),

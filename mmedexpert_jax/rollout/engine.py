@@ -238,4 +238,4 @@ class _Ticket:
 
     @classmethod
     def of(cls, number: int, encoded: Encoded) -> "_Ticket":
-        return cls(number, len(encoded.tokens), tuple(len(patches) for patches, _ in encoded.images))
+        return cls(number, len(encoded.tokens), encoded.patch_counts)

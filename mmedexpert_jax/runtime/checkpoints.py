@@ -150,17 +150,7 @@ class Checkpoints:
         manifest = self._manifest(step)
         leaves, treedef = _flatten(like)
         _compare(self.path / str(step), manifest.leaves, _describe(leaves))
-        arrays = _restore_arrays(self.path / str(step) / "state", leaves)
-        packed, offset, restored = arrays[_PACKED].tobytes(), 0, []
-        for index, (_, leaf) in enumerate(leaves):
-            if _name(index) in arrays:
-                restored.append(arrays[_name(index)])
-                continue
-            shape, dtype = _shape_dtype(leaf)
-            count = _bytes(shape, dtype)
-            restored.append(_as(leaf, packed[offset : offset + count], shape, dtype))
-            offset += count
-        return treedef.unflatten(restored)
+        return treedef.unflatten(_restored(self.path / str(step) / "state", [leaf for _, leaf in leaves]))
 
     def read(self, step: int) -> dict[str, np.ndarray]:
         """The leaves that were saved at `step`, by name (`jax.tree_util.keystr`), for who does not know the tree.
@@ -170,15 +160,8 @@ class Checkpoints:
         self._require(step)
         described = self._manifest(step).leaves
         like = [np.broadcast_to(np.zeros((), dtype), shape) for _, shape, dtype in described]
-        arrays = _restore_arrays(self.path / str(step) / "state", [("", leaf) for leaf in like])
-        packed, offset, leaves = arrays[_PACKED].tobytes(), 0, {}
-        for index, ((name, shape, _), leaf) in enumerate(zip(described, like, strict=True)):
-            if _name(index) in arrays:
-                leaves[name] = arrays[_name(index)]
-                continue
-            leaves[name] = np.frombuffer(packed, leaf.dtype, leaf.size, offset).reshape(shape)
-            offset += leaf.nbytes
-        return leaves
+        leaves = _restored(self.path / str(step) / "state", like)
+        return dict(zip((name for name, _, _ in described), leaves, strict=True))
 
     def _manifest(self, step: int) -> "Manifest":
         return border.read_json(self.path / str(step) / "manifest.json", Manifest)
@@ -307,12 +290,13 @@ def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
         raise OSError(int(code[1]), str(path)) from error
 
 
-def _restore_arrays(path: Path, leaves: list[tuple[str, Any]]) -> dict[str, Any]:
+def _restored(path: Path, leaves: Sequence[Any]) -> list[Any]:
+    """What is saved at `path` as what each of the leaves is. Raises DataError where parts of it are missing."""
     import orbax.checkpoint as ocp
 
     on_host = ocp.RestoreArgs(restore_type=np.ndarray)
     arguments: dict[str, Any] = {_PACKED: on_host}
-    for index, (_, leaf) in enumerate(leaves):
+    for index, leaf in enumerate(leaves):
         if not _is_small(leaf):
             sharding = _sharding(leaf)
             arguments[_name(index)] = on_host if sharding is None else ocp.ArrayRestoreArgs(sharding=sharding)
@@ -325,10 +309,17 @@ def _restore_arrays(path: Path, leaves: list[tuple[str, Any]]) -> dict[str, Any]
             f"{path.parent}: parts of the state are missing ({reason}); bring the ckpt/ of every host into one folder "
             "that all of them see, or go back to another checkpoint by config.resume_from"
         ) from error
-    for index, (_, leaf) in enumerate(leaves):
-        if _name(index) in arrays and isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
-            arrays[_name(index)] = processes.put(arrays[_name(index)], _sharding(leaf))
-    return arrays
+    packed, offset, restored = arrays[_PACKED].tobytes(), 0, []
+    for index, leaf in enumerate(leaves):
+        if (whole := arrays.get(_name(index))) is not None:
+            on_device = isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
+            restored.append(processes.put(whole, _sharding(leaf)) if on_device else whole)
+            continue
+        shape, dtype = _shape_dtype(leaf)
+        count = _bytes(shape, dtype)
+        restored.append(_as(leaf, packed[offset : offset + count], shape, dtype))
+        offset += count
+    return restored
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding | None:

@@ -23,8 +23,45 @@ def hints(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
     steps = [row for row in rows if "reward" in row or "frac_reward_zero_std" in row]
     if len(steps) < RECENT:
         return {}
-    found = [_equal(steps), _truncated(steps), _runaway(steps), _form_alone(steps), _gap(steps), _collapsed(steps)]
-    return dict(hint for hint in found if hint is not None)
+    found = {}
+    equal, level = _recent(steps, "frac_reward_zero_std"), _recent(steps, "rewards/accuracy/mean")
+    if equal > SAME:
+        cause = "samples are alike"
+        if level < HARD:
+            cause = "the cases are too hard"
+        elif level > EASY:
+            cause = "the cases are too easy"
+        found["equal rewards"] = (
+            f"{equal:.0%} of the groups have equal rewards and teach nothing ({cause}): filter cases by pass rate, "
+            "raise num_samples or temperature, or set zero_variance=refill"
+        )
+    if (clipped := _recent(steps, "completions/clipped_ratio")) > TRUNCATED:
+        found["truncation"] = (
+            f"{clipped:.0%} of the completions ran into max_new_tokens and cannot be right: raise it, or set "
+            "rewards.length or mask_truncated"
+        )
+    kl, before = _recent(steps, "kl"), [row["kl"] for row in steps[:-RECENT] if "kl" in row]
+    if before and kl > max(KL_FLOOR, RUNAWAY * statistics.median(before)):
+        times = kl / max(statistics.median(before), 1e-9)
+        found["KL"] = (
+            f"the KL to the reference is {kl:.3g} nats a token, {times:.0f} times its median before: "
+            "lower lr, raise beta"
+        )
+    form, right = _rise(steps, "rewards/format/mean"), _rise(steps, "rewards/accuracy/mean")
+    if form > ROSE and right < STOOD:  # the reward of the form may be all that is climbed
+        found["form alone"] = (
+            f"format rose by {form:.2f} while accuracy moved by {right:+.2f}: lower rewards.format and "
+            "rewards.structure, or let form count only where the answer is right (rewards.gated=True)"
+        )
+    if (gap := _recent(steps, "sampling/logp_difference/mean")) > GAP:
+        found["sampler gap"] = f"sampler and trainer differ by {gap:.3f} nats a token: set importance_cap=2"
+    first = next((row["entropy"] for row in steps if row.get("entropy")), 0.0)
+    if (now := _recent(steps, "entropy")) < COLLAPSE * first:
+        found["entropy"] = (
+            f"entropy fell from {first:.2f} to {now:.3f} nats a token, and samples are nearly alike: lower lr, raise "
+            "clip_high, or raise temperature"
+        )
+    return found
 
 
 def _recent(steps: Sequence[Mapping[str, float]], name: str) -> float:
@@ -33,75 +70,10 @@ def _recent(steps: Sequence[Mapping[str, float]], name: str) -> float:
     return statistics.fmean(values) if values else float("nan")
 
 
-def _equal(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
-    fraction = _recent(steps, "frac_reward_zero_std")
-    if not fraction > SAME:
-        return None
-    level = _recent(steps, "rewards/accuracy/mean")
-    cause = "samples are alike"
-    if level < HARD:
-        cause = "the cases are too hard"
-    elif level > EASY:
-        cause = "the cases are too easy"
-    return "equal rewards", (
-        f"{fraction:.0%} of the groups have equal rewards and teach nothing ({cause}): filter cases by pass rate, "
-        "raise num_samples or temperature, or set zero_variance=refill"
-    )
-
-
-def _truncated(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
-    fraction = _recent(steps, "completions/clipped_ratio")
-    if not fraction > TRUNCATED:
-        return None
-    return "truncation", (
-        f"{fraction:.0%} of the completions ran into max_new_tokens and cannot be right: raise it, or set "
-        "rewards.length or mask_truncated"
-    )
-
-
-def _runaway(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
-    before = [row["kl"] for row in steps[:-RECENT] if "kl" in row]
-    now = _recent(steps, "kl")
-    if not before or not now > max(KL_FLOOR, RUNAWAY * statistics.median(before)):
-        return None
-    times = now / max(statistics.median(before), 1e-9)
-    return "KL", (
-        f"the KL to the reference is {now:.3g} nats a token, {times:.0f} times its median before: lower lr, raise beta"
-    )
-
-
-def _form_alone(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
-    """Form learned while accuracy stays: the reward of the form may be all that is climbed."""
+def _rise(steps: Sequence[Mapping[str, float]], name: str) -> float:
+    """Of a metric from the first tenth of the steps to the last; NaN where these are fewer than two tenths."""
     tenth = max(RECENT, len(steps) // 10)
     if len(steps) < 2 * tenth:
-        return None
-    rise = {
-        name: statistics.fmean(row.get(name, 0.0) for row in steps[-tenth:])
-        - statistics.fmean(row.get(name, 0.0) for row in steps[:tenth])
-        for name in ("rewards/format/mean", "rewards/accuracy/mean")
-    }
-    form, right = rise.values()
-    if not (form > ROSE and right < STOOD):
-        return None
-    return "form alone", (
-        f"format rose by {form:.2f} while accuracy moved by {right:+.2f}: lower rewards.format and rewards.structure, "
-        "or let form count only where the answer is right (rewards.gated=True)"
-    )
-
-
-def _gap(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
-    gap = _recent(steps, "sampling/logp_difference/mean")
-    if not gap > GAP:
-        return None
-    return "sampler gap", f"sampler and trainer differ by {gap:.3f} nats a token: set importance_cap=2"
-
-
-def _collapsed(steps: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
-    first = next((row["entropy"] for row in steps if row.get("entropy")), 0.0)
-    now = _recent(steps, "entropy")
-    if not now < COLLAPSE * first:
-        return None
-    return "entropy", (
-        f"entropy fell from {first:.2f} to {now:.3f} nats a token, and samples are nearly alike: lower lr, raise "
-        "clip_high, or raise temperature"
-    )
+        return float("nan")
+    first, last = ([row.get(name, 0.0) for row in part] for part in (steps[:tenth], steps[-tenth:]))
+    return statistics.fmean(last) - statistics.fmean(first)

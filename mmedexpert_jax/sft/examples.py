@@ -13,7 +13,7 @@ from mmedexpert_jax.data import Case
 from mmedexpert_jax.data.order import batch_indices, epoch_order
 from mmedexpert_jax.data.prompts import completion, conversation
 from mmedexpert_jax.errors import DataError, TooLong
-from mmedexpert_jax.processing.processor import Encoded, Processor
+from mmedexpert_jax.processing.processor import Encoded, Processor, round_up
 from mmedexpert_jax.rollout.logprobs import packed
 from mmedexpert_jax.sft.loss import MicroBatch
 from mmedexpert_jax.train.overlong import report_dropped
@@ -148,8 +148,7 @@ class Examples:
 
 
 def _size(prompt: Encoded, completion: Sequence[int]) -> CaseSize:
-    patches = max((len(patches) for patches, _ in prompt.images), default=0)
-    return CaseSize(len(prompt.tokens), len(completion), len(prompt.images), patches)
+    return CaseSize(len(prompt.tokens), len(completion), len(prompt.images), max(prompt.patch_counts, default=0))
 
 
 def _buckets(sizes: Sequence[CaseSize], count: int) -> list[tuple[int, int]]:
@@ -157,8 +156,4 @@ def _buckets(sizes: Sequence[CaseSize], count: int) -> list[tuple[int, int]]:
     lengths = sorted(((size.prompt, size.completion) for size in sizes), key=sum)
     ends = [math.ceil(len(lengths) * (k + 1) / count) for k in range(count)]
     shorter = [lengths[:end] for end in ends if end]
-    return [(_round_up(max(p for p, _ in part)), _round_up(max(c for _, c in part))) for part in shorter]
-
-
-def _round_up(length: int) -> int:
-    return -(-length // _GRAIN) * _GRAIN
+    return [(round_up(max(p for p, _ in part), _GRAIN), round_up(max(c for _, c in part), _GRAIN)) for part in shorter]

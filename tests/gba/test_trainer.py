@@ -401,7 +401,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_config, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        ({"num_samples": 1}, ConfigError, "config.num_samples is 1; group advantages"),
+        ({"num_samples": 1}, ConfigError, "config.num_samples must be at least 2"),
         ({"temperature": 0.0}, ConfigError, "config.temperature"),
         ({"minibatches": 3}, ConfigError, "minibatches 3, micro_batch 2.; set --config.prompts_per_step=6"),
         ({"micro_batch": 3}, ConfigError, "set --config.micro_batch=2"),
