@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from mmedexpert_jax.mmedexpert.fake_teacher import answer
 from mmedexpert_jax.remote import Answers, Client, Endpoint, Request
+from tests.mmedexpert.fake_teacher import answer
 from tests.remote.loopback import Loopback, Misbehaviour
 
 PROMPT = "A patient has a cough. What is the diagnosis?\nA. First\nB. Second\nC. Third\nUse intuitive reasoning: "

@@ -32,7 +32,7 @@ API = (  # the stable names, and what they are made of
     *("load_model", "load_policy", "load_processor", "save_pretrained", "generate", "load_config", "launch.launch"),
     *("models.Model", "rollout.Completions", "processing.processor.Processor", "lora.Lora", "lora.init", "lora.fold"),
     *("lora.load_peft", "lora.save_peft", "data.load_cases", "data.Case", "data.prompts.conversation"),
-    *("data.benchmarks.load", "data.benchmarks.Spec", "data.Case", "merging.merge"),
+    *("data.benchmarks.load", "data.benchmarks.reader", "data.benchmarks.Spec", "data.Case", "merging.merge"),
     *("gba.group_advantages", "gba.policy_loss", "gba.advantages.estimate", "gba.rewards.from_config"),
     *("medeval.judge_choice", "runtime.Run", "runtime.mesh.make_mesh", "answers.parse", "errors.UserError"),
 )

@@ -34,3 +34,9 @@ def schema(columns: Mapping[str, pa.DataType], lists: str = "Sequence") -> pa.Sc
 
     features = {"info": {"features": {name: feature(kind) for name, kind in columns.items()}}}
     return pa.schema(list(columns.items()), metadata={"huggingface": json.dumps(features)})
+
+
+def row(case: object, schema: pa.Schema, **own: Any) -> dict[str, Any]:
+    """The values of a schema's columns: `own`, and of the others the case's attributes of their names."""
+    values = {name: own[name] if name in own else getattr(case, name) for name in schema.names}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from PIL import Image, ImageDraw
-
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data import case_files, forms, tables
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, SPLITS, Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
-from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, EncodedImage, clean
+from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, clean
 
 SHOWN = 5  # rows named of each fault
 # Columns of spreadsheets and published sets that `case_files.ALIASES`, the keys which a set may nearly have, lacks.
@@ -51,60 +49,7 @@ def schema_table() -> str:
 
 # ---------------------------------------------------------------------------------------------- example
 
-_TRAIN: tuple[dict[str, Any], ...] = (
-    {
-        "id": "choice-1",
-        "question": "A woman of 70 is confused and breathes 32 times a minute. Which CURB-65 score follows from these?",
-        "options": ["1", "2", "3", "4"],
-        "answer": "C",
-        "specialty": "AM",
-        "task": "curb65",
-        "paradigm": "analytical",
-        "trace": "(1) Confusion gives 1 point. (2) A rate of 30 or more gives 1. (3) Age of 65 or more gives 1, so 3.",
-    },
-    {
-        "id": "open-1",
-        "question": "Which valve lesion causes a diastolic murmur and a wide pulse pressure?",
-        "answer": "Aortic regurgitation",
-        "specialty": "AM",
-        "task": "murmurs",
-    },
-    {
-        "id": "image-1",
-        "question": "How many dark spots does the picture show?",
-        "options": ["one", "two", "three"],
-        "answer": "B",
-        "specialty": "CSI",
-        "task": "counting",
-        "images": ["images/spots.png"],
-    },
-)
-_HELD_OUT: dict[str, Any] = {
-    "question": "A man of 40 is alert, breathes 18 times a minute and has a urea of 5 mmol/L. Which CURB-65 score?",
-    "options": ["0", "1", "2", "3"],
-    "answer": "A",
-    "specialty": "AM",
-    "task": "curb65",
-}
-_OLDER = {"question": _HELD_OUT["question"].replace("man of 40", "man of 80"), "answer": "B"}
-EXAMPLE: dict[str, tuple[dict[str, Any], ...]] = {
-    "train": _TRAIN,
-    "dev": ({"id": "dev-1"} | _HELD_OUT,),
-    "test": ({"id": "test-1"} | _HELD_OUT | _OLDER,),
-}
-_README = """# A data set of one's own
-
-`train.jsonl`, `dev.jsonl` and `test.jsonl` hold one case a line. The examples in train.jsonl are a multiple-choice
-question with a reasoning trace, an open question (no `options`; `answer` is the reference), and one about an image.
-Replace them by your own and keep the three files: what is trained on must not be tested on.
-
-{table}
-
-Any other key is kept for rewards of your own. DICOM, NIfTI and multi-page files are images too:
-`{{"path": "scan.nii.gz", "plane": "axial", "slices": 4, "window": "brain"}}`.
-
-Check the set before any job, and again after every change: `mmedexpert check-data {folder}`.
-"""
+EXAMPLE = Path(__file__).parents[1] / "assets" / "example"
 
 
 def new_data(folder: str | Path) -> list[Path]:
@@ -117,16 +62,12 @@ def new_data(folder: str | Path) -> list[Path]:
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         found = "is not empty" if root.is_dir() else "is no folder"
         raise ConfigError(f"{root} {found}; give a new folder")
-    picture = Image.new("RGB", (112, 112), (230, 226, 218))
-    draw = ImageDraw.Draw(picture)
-    for x, y in ((35, 40), (75, 70)):
-        draw.ellipse((x - 9, y - 9, x + 9, y + 9), fill=(60, 40, 40))
     with border.writing(root):
         (root / "images").mkdir(parents=True, exist_ok=True)
-    border.write_bytes(root / "images" / "spots.png", EncodedImage(picture, compress=6)())
-    for split, rows in EXAMPLE.items():
-        border.write_jsonl(root / f"{split}.jsonl", rows)
-    border.write_text(root / "README.md", _README.format(table=schema_table(), folder=root))
+    for name in ("images/spots.png", "train.jsonl", "dev.jsonl", "test.jsonl"):
+        border.write_bytes(root / name, (EXAMPLE / name).read_bytes())
+    readme = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    border.write_text(root / "README.md", readme.replace("{table}", schema_table()).replace("{folder}", str(root)))
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 

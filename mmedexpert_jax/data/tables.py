@@ -319,8 +319,8 @@ def _tsv(place: Place, name: str, images: Sequence[str]) -> Values:
         rows: list[dict[str, Any] | str] = []
         references: list[tuple[dict[str, Any], str, str]] = []  # row, key and the index that may stand there
         try:
-            for record in _records(file):
-                values = _cells(header, _split(record.decode()))
+            for cells, record in _records(file):
+                values = _cells(header, cells)
                 for key in (header[column] for column in columns):
                     if isinstance(values, dict) and values[key]:
                         references += [(values, key, values[key])] if len(values[key]) <= INDEX else []
@@ -336,45 +336,31 @@ def _tsv(place: Place, name: str, images: Sequence[str]) -> Values:
     yield from rows
 
 
-def _records(file: BinaryIO) -> Iterator[bytes]:
-    """Lines of a TSV, those that a quoted cell holds together as one record.
+def _records(file: BinaryIO) -> Iterator[tuple[list[str], bytes]]:
+    """Cells and bytes of the records of a TSV but blank ones; a quoted cell may hold several lines together.
 
-    A quote opens a cell only where the cell begins with it, as for pandas and the csv module: a lone one within a
-    cell, such as an inch sign, is text. Raises csv.Error where the file ends within a quoted cell.
+    A quote opens a cell only where the cell begins with it: a lone one within a cell, such as an inch sign, is text.
+    Raises csv.Error where the file ends within a quoted cell.
     """
-    record, quoted, size = [], False, 0
-    for line in file:
-        record.append(line)
-        size = size + len(line) if quoted else len(line)
-        if size > border.MAX_LINE:
-            raise csv.Error(f"a record of more than {border.MAX_LINE} bytes: {_OPEN}")
-        quoted = _ends_quoted(line, quoted)
-        if not quoted:
-            if b"".join(record).strip():
-                yield b"".join(record)
-            record = []
-    if record:
-        raise csv.Error(_OPEN)
+    record = b""
 
+    def lines() -> Iterator[str]:
+        nonlocal record
+        for line in file:
+            record += line
+            if len(record) > border.MAX_LINE:
+                raise csv.Error(f"a record of more than {border.MAX_LINE} bytes: {_OPEN}")
+            yield line.decode()
+        yield _END
 
-def _ends_quoted(line: bytes, quoted: bool) -> bool:
-    """True where a quoted cell is still open at the end of a line; `quoted`: it was at the line's beginning."""
-    place = 0
-    if not quoted and line[:1] == b'"':
-        quoted, place = True, 1
-    while True:
-        if quoted:
-            place = line.find(b'"', place) + 1
-            if not place:
-                return True
-            quoted = line[place : place + 1] == b'"'  # a doubled quote is one of the text
-            place += quoted
-        else:
-            place = line.find(b"\t", place) + 1
-            if not place:
-                return False
-            quoted = line[place : place + 1] == b'"'
-            place += quoted
+    for cells in csv.reader(lines(), delimiter="\t"):
+        if cells and cells[-1].endswith(_END):
+            if record:
+                raise csv.Error(_OPEN)
+            return
+        if record.strip():
+            yield cells, record
+        record = b""
 
 
 # --------------------------------------------------------------------------------------------- Parquet

@@ -3,7 +3,10 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import named_path
 from mmedexpert_jax.errors import ConfigError
 
@@ -33,99 +36,11 @@ class System:
         return self.title, self.size
 
 
-SYSTEMS: Mapping[str, System] = {
-    "medvlm-r1": System(
-        *("MedVLM-R1", "2B", "JZPeterPan/MedVLM-R1", "jax", "medvlm_r1", "Apache-2.0"),
-        source="model card",
-    ),
-    "med-r1": System(
-        *("Med-R1", "2B", "yuxianglai117/Med-R1", "jax", "med_r1", "Apache-2.0"),
-        source="model card",
-        note="a checkpoint for each modality (VQA_CT, VQA_MRI ...) and task (VQA_AI, VQA_LG ...); the paper does not "
-        "say which it took. Those under Qwen_2.5_3B_nothink/ are 3B and were trained without reasoning",
-        folders=("VQA_CT", "VQA_MRI"),
-    ),
-    "medvlthinker": System(
-        *("MedVLThinker", "3B", "UCSC-VLAA/MedVLThinker-3B-RL_m23k", "jax", "medvlthinker", "Apache-2.0"),
-        source="its repository, git a3163b1",
-    ),
-    "lingshu": System(
-        *("Lingshu", "7B", "lingshu-medical-mllm/Lingshu-7B", "jax", "medevalkit", "MIT"),
-        source="a third party's list (bio.rodeo)",
-    ),
-    "medgemma": System(
-        *("MedGemma", "4B", "google/medgemma-4b-it", "jax", "medevalkit"),
-        licence="Health AI Developer Foundations terms",
-        source="a copy of the model card",
-        served=True,
-        note="gated on the hub; the paper's tables do not give its size",
-    ),
-    "llava-med": System(
-        *("LLaVA-Med", "7B", "microsoft/llava-med-v1.5-mistral-7b", "jax", "medevalkit"),
-        licence="that of Mistral-7B-Instruct-v0.2, for research only",
-        source="model card",
-        note="in the original LLaVA's layout, for which transformers has no class; asked in its authors' template "
-        "mistral_instruct",
-        served=True,
-    ),
-    "huatuogpt-v": System(
-        *("HuatuoGPT-V", "7B", "FreedomIntelligence/HuatuoGPT-Vision-7B-hf", "jax", "medevalkit", "Apache-2.0"),
-        source="hub page of HuatuoGPT-Vision-7B",
-        note="-hf is the form for vLLM, transformers' LLaVA; HuatuoGPT-Vision-7B, in the original's layout, loads too. "
-        "HuatuoGPT-Vision-7B-Qwen2.5VL is a later model",
-        served=True,
-    ),
-    "bimedix2": System(
-        *("BiMediX2", "7B", "MBZUAI/BiMediX2-8B-hf", "jax", "medevalkit", "CC-BY-NC-SA-4.0"),
-        source="its repository, git 00f8bf2",
-        note="8B on the hub, 7B in the paper's table; -hf is the form for vLLM; BiMediX2-8B, in the "
-        "original's layout, loads too",
-        served=True,
-    ),
-}
+def _systems(found: Mapping[str, dict[str, Any]]) -> dict[str, System]:
+    return {name: System(**fields | {"folders": tuple(fields.get("folders", ()))}) for name, fields in found.items()}
 
 
-# Later models of the families that the JAX engine runs. Their own figures are in docs/evaluation.md, apart from the
-# paper's, which has no row of them. Hulu-Med is not among them: its tower (a SigLIP for images of any shape) and its
-# class are its authors' own, so it is asked through transformers or an endpoint.
-NEWER: Mapping[str, System] = {
-    "octomed": System(
-        *("OctoMed", "7B", "OctoMed/OctoMed-7B", "jax", "medevalkit", "Apache-2.0"),
-        note="a Qwen2.5-VL-7B; the prompt of its authors was not seen",
-    ),
-    "octomed-4b": System(
-        *("OctoMed", "4B", "OctoMed/OctoMed-4B", "jax", "medevalkit", "not seen: read its card"),
-        note="a Qwen3-VL-4B; the id is its 7B's with another size, its page was not seen",
-    ),
-    "medix-r1": System(
-        *("MediX-R1", "8B", "MBZUAI/MediX-R1-8B", "jax", "medevalkit", "CC-BY-NC-SA-4.0"),
-        source="the cards of its 2B and 30B",
-        note="a Qwen3-VL-8B; the prompt of its training was not seen",
-    ),
-    "medix-r1-2b": System(
-        *("MediX-R1", "2B", "MBZUAI/MediX-R1-2B", "jax", "medevalkit", "CC-BY-NC-SA-4.0"),
-        source="model card",
-        note="a Qwen3-VL-2B; its 30B is a mixture of experts, which the engine does not run",
-    ),
-    "medmo": System(
-        *("MedMO", "8B", "MBZUAI/MedMO-8B-Next", "jax", "medevalkit", "not seen: read its card"),
-        note="a Qwen3-VL-8B",
-    ),
-    "medvlthinker-7b": System(
-        *("MedVLThinker", "7B", "UCSC-VLAA/MedVLThinker-7B-RL_m23k", "jax", "medvlthinker", "Apache-2.0"),
-        source="its repository, git a3163b1",
-        note="a Qwen2.5-VL-7B",
-    ),
-    "lingshu-32b": System(
-        *("Lingshu", "32B", "lingshu-medical-mllm/Lingshu-32B", "jax", "medevalkit", "not seen: read its card"),
-        note="a Qwen2.5-VL-32B",
-    ),
-    "huatuogpt-v-qwen2.5vl": System(
-        *("HuatuoGPT-V", "7B-Qwen2.5VL", "FreedomIntelligence/HuatuoGPT-Vision-7B-Qwen2.5VL", "jax", "medevalkit"),
-        licence="not seen: read its card",
-        note="a Qwen2.5-VL-7B, not the model of the paper's row",
-    ),
-}
+SYSTEMS, NEWER = map(_systems, border.read_yaml(Path(__file__).with_name("systems.yaml")).values())
 
 
 @dataclass(frozen=True)

@@ -62,31 +62,21 @@ class Built:
     def row(self) -> dict[str, Any]:
         """As a row of SCHEMA."""
         case, trace = self.trace.case, self.trace
-        return {
-            "id": f"{case.id}.{trace.paradigm}",
-            "question": case.question,
-            "options": list(case.options),
-            "answer": case.answer,
-            "specialty": case.specialty,
-            "task": case.task,
-            "images": [
-                {"bytes": p.open(), "path": f"{p.sha256[:16]}{Path(p.name).suffix.lower()}"} for p in case.images
-            ],
-            "paradigm": trace.paradigm,
-            "trace": self.text,
-            "paradigms": list(case.paradigms),
-            "source": case.source,
-            "source_id": case.source_id,
-            "licence": case.licence,
-            "redistributable": case.redistributable,
-            "specialty_by": case.specialty_by,
-            "kind": case.asks,
-            "case_id": case.id,
-            "trace_id": trace.id,
-            "teacher": trace.teacher,
-            "review": self.review,
-            "flags": [*case.flags, *trace.check.flags],
-        }
+        names = [f"{p.sha256[:16]}{Path(p.name).suffix.lower()}" for p in case.images]
+        return columns.row(
+            case,
+            SCHEMA,
+            id=f"{case.id}.{trace.paradigm}",
+            images=[{"bytes": p.open(), "path": name} for p, name in zip(case.images, names, strict=True)],
+            paradigm=trace.paradigm,
+            trace=self.text,
+            kind=case.asks,
+            case_id=case.id,
+            trace_id=trace.id,
+            teacher=trace.teacher,
+            review=self.review,
+            flags=[*case.flags, *trace.check.flags],
+        )
 
 
 def choose(

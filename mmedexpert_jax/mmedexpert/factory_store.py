@@ -159,11 +159,6 @@ def _record_json(record: RawCase) -> str:
 
 def _trace(row: tuple, record: RawCase) -> Trace:
     id, _, paradigm, text, response, teacher, sample, request, stage1, judge = row
-    found = border.parse_json(stage1, f"stage 1 of trace {id}")
-    check = Check(found["passed"], found["answer"], tuple(found["reasons"]), tuple(found["flags"]))
-    judgement = None
-    if judge:
-        values = border.parse_json(judge, f"the judgement of trace {id}")
-        criteria = tuple((name, met) for name, met in values["criteria"])
-        judgement = Judgement(values["score"], criteria, values["model"])
+    check = border.parse_json(stage1, f"stage 1 of trace {id}", Check)
+    judgement = border.parse_json(judge, f"the judgement of trace {id}", Judgement) if judge else None
     return Trace(id, record, paradigm, text, response, teacher, sample, request, check, judgement)

@@ -6,32 +6,16 @@ from typing import Any
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 
+TEMPLATES = Path(__file__).parents[1] / "assets" / "templates"
 SYSTEM = "You are a helpful assistant."  # said where a conversation has no system message
-QWEN2_VL_TEMPLATE = """\
-{%- for message in messages -%}
-    {%- if loop.first and message['role'] != 'system' -%}
-        {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
-    {%- endif -%}
-    {{- '<|im_start|>' + message['role'] + '\\n' -}}
-    {%- if message['content'] is string -%}
-        {{- message['content'] -}}
-    {%- else -%}
-        {%- for content in message['content'] -%}
-            {%- if content['type'] == 'image' or 'image' in content or 'image_url' in content -%}
-                {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
-            {%- elif content['type'] == 'video' or 'video' in content -%}
-                {{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
-            {%- elif 'text' in content -%}
-                {{- content['text'] -}}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-    {{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
+
+
+def shipped(name: str) -> str:
+    """A template of assets/templates, as it enters a checkpoint."""
+    return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+QWEN2_VL_TEMPLATE = shipped("qwen2_vl")
 
 
 def syntax_fault(template: str) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.chat_template import shipped
 from mmedexpert_jax.processing.patches import Grid, normalised, refuse_other_steps
 from mmedexpert_jax.processing.processor import Marks, Processor, Shown
 
@@ -20,32 +21,7 @@ START, SOFT, END = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
 MARKS = Marks(SOFT, "<end_of_turn>", (START, SOFT, END))
 PLACE = "preprocessor_config.json"
 # The template of google/gemma-3-*-it in our words: the system's text opens the first turn, turns alternate.
-GEMMA3_TEMPLATE = """\
-{%- macro say(content) -%}
-    {%- if content is string -%}{{- content | trim -}}
-    {%- else -%}
-        {%- for part in content -%}
-            {{- '<start_of_image>' if part['type'] == 'image' else part['text'] | trim -}}
-        {%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
-{{- bos_token -}}
-{%- set turns, first = messages, '' -%}
-{%- if messages[0]['role'] == 'system' -%}
-    {%- set system = messages[0]['content'] -%}
-    {%- set first = (system if system is string else system[0]['text']) + '\\n\\n' -%}
-    {%- set turns = messages[1:] -%}
-{%- endif -%}
-{%- for message in turns -%}
-    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
-        {{- raise_exception('turns of user and assistant must alternate, the user first') -}}
-    {%- endif -%}
-    {{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' -}}
-    {{- first if loop.first else '' -}}
-    {{- say(message['content']) + '<end_of_turn>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
-"""
+GEMMA3_TEMPLATE = shipped("gemma3")
 _OPEN, _CLOSE = "\ue0f0", "\ue0f1"  # of the number of a token that stands spelt out in a message; for private use
 _MARKED = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmedexpert_jax.data import benchmarks
 from mmedexpert_jax.data.benchmarks import gmai_mmbench, omnimedvqa
-from mmedexpert_jax.data.tables import _records
+from mmedexpert_jax.data.tables import InFolder, _records, read
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval.published import GMAI as GMAI_TABLE
 from mmedexpert_jax.medeval.scoring import score
@@ -491,13 +491,20 @@ def test_a_table_that_ends_within_a_quoted_cell_is_named(tmp_path):
     refused("gmai_mmbench", tmp_path, "row 2: not TSV (a quote opens a cell and is never closed)")
 
 
+def test_a_lone_carriage_return_in_a_table_cuts_no_text_short(tmp_path):
+    write(tmp_path / "x.tsv", "question\tanswer\nWhere?\tleft\rlung\n")
+    with pytest.raises(DataError, match=r"x\.tsv, row 1: not TSV \(new-line character"):
+        list(read(InFolder(tmp_path / "x.tsv"), "x.tsv"))
+
+
 @given(st.lists(st.lists(st.text(alphabet='ab"\t\n ', max_size=6), min_size=2, max_size=2), min_size=1, max_size=6))
 def test_records_of_a_table_are_those_of_the_csv_module(rows):
     buffer = io.StringIO()
     csv.writer(buffer, delimiter="\t", lineterminator="\n").writerows(rows)
     reread = csv.reader(io.StringIO(buffer.getvalue(), newline=""), delimiter="\t")
-    records = [r.decode() for r in _records(io.BytesIO(buffer.getvalue().encode()))]
-    again = [next(csv.reader(io.StringIO(record, newline=""), delimiter="\t")) for record in records]
+    found = list(_records(io.BytesIO(buffer.getvalue().encode())))
+    again = [next(csv.reader(io.StringIO(record.decode(), newline=""), delimiter="\t")) for _, record in found]
+    assert again == [cells for cells, _ in found]
     blank = [row for row in again if not any(map(str.strip, row))]  # a quoted line break; other blank rows are skipped
     assert [row for row in again if row not in blank] == [row for row in reread if any(map(str.strip, row))]
 

@@ -14,7 +14,8 @@ import pytest
 
 from mmedexpert_jax.data import LETTERS, PARADIGMS, SPECIALTIES, load_cases
 from mmedexpert_jax.data.case_files import EMBEDDED, SPLITS
-from mmedexpert_jax.data.embedded import POOLS, TASKS, adult, baselines, build, charts, generate, recipe, scans, wording
+from mmedexpert_jax.data.embedded import POOLS, TASKS, baselines, build, charts, generate, recipe, scans, wording
+from mmedexpert_jax.data.embedded.rules import RULES
 from mmedexpert_jax.data.paradigms import PARADIGMS as RULES_OF_FORM
 
 TASK = {task.task: task for task in TASKS}
@@ -130,7 +131,7 @@ def test_generation_is_deterministic_and_pools_hold_their_keys(dev, pretrain):
 
 def test_generation_does_not_depend_on_the_process():
     code = "from mmedexpert_jax.data.embedded import generate; print([m.case for m in generate(5, 16, 'train', tasks)])"
-    code = "from mmedexpert_jax.data.embedded.adult import RULES as tasks; " + code
+    code = "from mmedexpert_jax.data.embedded import TASKS; tasks = TASKS[:4]; " + code
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -146,7 +147,7 @@ def test_generation_does_not_depend_on_the_process():
 
 def test_too_many_cases_are_refused():
     with pytest.raises(ValueError, match="hypertension: no more cases"):
-        generate(0, 4000, "dev", tasks=(adult.HYPERTENSION,))
+        generate(0, 4000, "dev", tasks=(RULES["hypertension"],))
 
 
 def evidence(case):
@@ -202,9 +203,9 @@ def test_shipped_files_are_what_the_recipe_makes(dev):
 
 
 def test_build_writes_the_same_bytes(tmp_path):
-    made = generate(1, 24, "train", tasks=(adult.QSOFA, charts.BURNS))
+    made = generate(1, 24, "train", tasks=(RULES["qsofa"], charts.BURNS))
     build.write(tmp_path / "a.parquet", made)
-    build.write(tmp_path / "b.parquet", generate(1, 24, "train", tasks=(adult.QSOFA, charts.BURNS)))
+    build.write(tmp_path / "b.parquet", generate(1, 24, "train", tasks=(RULES["qsofa"], charts.BURNS)))
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 

@@ -11,9 +11,8 @@ from open_medicine.mcp.calculators import abcd2, apgar, centor_mcisaac, chadsvas
 
 from mmedexpert_jax.data import LETTERS, load_cases
 from mmedexpert_jax.data.case_files import SPLITS
-from mmedexpert_jax.data.embedded import TASKS, adult, brain, charts, child, generate, materials, surgery
-
-RULES = {rule.task: rule for rule in (*adult.RULES, *child.RULES, *brain.RULES, *surgery.RULES)}
+from mmedexpert_jax.data.embedded import TASKS, charts, generate, materials
+from mmedexpert_jax.data.embedded.rules import RULES
 
 
 @cache

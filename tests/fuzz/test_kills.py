@@ -23,12 +23,12 @@ import pytest
 
 from mmedexpert_jax import lora, models
 from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
-from mmedexpert_jax.mmedexpert.fake_teacher import answer
 from mmedexpert_jax.mmedexpert.review.events import since
 from mmedexpert_jax.remote import Answers
 from mmedexpert_jax.runtime.files import MARKER
 from mmedexpert_jax.runtime.metrics import is_clock
 from tests.fuzz.forked import STARTED, Forked, start
+from tests.mmedexpert.fake_teacher import answer
 from tests.mmedexpert.test_factory import raw_cases
 from tests.remote.loopback import Loopback
 

@@ -7,7 +7,7 @@ import pytest
 
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.medeval import Evaluation
-from mmedexpert_jax.mmedexpert.fake_teacher import answer as teaches
+from tests.mmedexpert.fake_teacher import answer as teaches
 from tests.mmedexpert.test_factory import raw_cases
 from tests.remote.loopback import Loopback
 

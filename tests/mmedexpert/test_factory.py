@@ -21,8 +21,8 @@ from mmedexpert_jax.launch.job_plan import describe
 from mmedexpert_jax.launch.jobs import run_job
 from mmedexpert_jax.mmedexpert import dataset_build, dataset_job, filters
 from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
-from mmedexpert_jax.mmedexpert.fake_teacher import answer
 from mmedexpert_jax.remote import Answers
+from tests.mmedexpert.fake_teacher import answer
 from tests.remote.loopback import Loopback, Misbehaviour
 
 KEY = "sk-very-secret-0123456789"

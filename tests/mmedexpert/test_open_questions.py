@@ -4,10 +4,11 @@ import pytest
 
 from mmedexpert_jax.data.case import PARADIGMS
 from mmedexpert_jax.data.prompts import render
-from mmedexpert_jax.mmedexpert import fake_teacher, filters, teacher_prompts, trace_synthesis
+from mmedexpert_jax.mmedexpert import filters, teacher_prompts, trace_synthesis
 from mmedexpert_jax.mmedexpert.record import Check, RawCase, Trace
 from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.sources import collect
+from tests.mmedexpert import fake_teacher
 
 RECORD = RawCase("x-1", "What is the most likely diagnosis?", (), "Gout", "AM")
 SOUND = {

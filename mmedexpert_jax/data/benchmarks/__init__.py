@@ -2,7 +2,16 @@
 
 from mmedexpert_jax.data.benchmarks.benchmark import Benchmark, Item, from_case
 from mmedexpert_jax.data.benchmarks.census import describe
-from mmedexpert_jax.data.benchmarks.registry import Spec, load, load_entry, names, published_items, register, spec
+from mmedexpert_jax.data.benchmarks.registry import (
+    Spec,
+    load,
+    load_entry,
+    names,
+    published_items,
+    reader,
+    register,
+    spec,
+)
 from mmedexpert_jax.processing.images import ImageRef
 
 __all__ = [
@@ -16,6 +25,7 @@ __all__ = [
     "load_entry",
     "names",
     "published_items",
+    "reader",
     "register",
     "spec",
 ]

@@ -5,10 +5,10 @@ the last two stand behind agreements of use; CheXpert Plus is also read from its
 "valid" is taken.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.processing.images import ImageRef
@@ -37,24 +37,21 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
             yield rows.Row(values, row.where, row.number, row.problem)
 
 
-def _reader(name: str):
-    def item(row: rows.Row, files: Files, subset: str) -> Case:
-        names = row.values.get("image")
-        names = names if isinstance(names, list) else [row.text("image")]
-        if not names:
-            raise row.bad("image", "no image is named")
-        findings, impression = row.label("findings"), row.label("impression")
-        return Case(
-            id=row.label("id") or str(row.number),
-            question=REQUEST,
-            options=(),
-            answer=f"Findings: {findings} Impression: {impression}.",  # as MedEvalKit joins them
-            images=tuple(_image(files, str(image), row.where) for image in names),
-            kind="report",
-            columns={"raw_question": f"You are a helpful assistant. {REQUEST}"},
-        )
-
-    return item
+def _item(row: rows.Row, files: Files, subset: str) -> Case:
+    names = row.values.get("image")
+    names = names if isinstance(names, list) else [row.text("image")]
+    if not names:
+        raise row.bad("image", "no image is named")
+    findings, impression = row.label("findings"), row.label("impression")
+    return Case(
+        id=row.label("id") or str(row.number),
+        question=REQUEST,
+        options=(),
+        answer=f"Findings: {findings} Impression: {impression}.",  # as MedEvalKit joins them
+        images=tuple(_image(files, str(image), row.where) for image in names),
+        kind="report",
+        columns={"raw_question": f"You are a helpful assistant. {REQUEST}"},
+    )
 
 
 def _image(files: Files, name: str, where: str) -> ImageRef:
@@ -65,19 +62,7 @@ def _image(files: Files, name: str, where: str) -> ImageRef:
         return files.image(f"{name.rpartition('.')[0]}.png", where)
 
 
-def _published(count: int) -> Callable[[str, str], dict[str, int]]:
-    return lambda split, subset: {"items": count} if count else {}
-
-
 for _name, (_title, _count, _place, _licence) in SETS.items():
-    register(
-        Spec(
-            name=_name,
-            title=_title,
-            rows=_rows,
-            item=_reader(_name),
-            expects=f"test.json and images/ ({_place})",
-            published=_published(_count),
-            licence=_licence,
-        )
-    )
+    _published = {"items": _count} if _count else {}
+    _expects = f"test.json and images/ ({_place})"
+    reader(_name, _title, rows=_rows, expects=_expects, published=_published, licence=_licence)(_item)

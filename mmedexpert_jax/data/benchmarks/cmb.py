@@ -4,10 +4,9 @@ The authors' keys stand in a file of their own; theirs is a total over questions
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -18,11 +17,20 @@ SINGLE = "单项选择题"
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     keys = {row.label("id"): row.label("answer") for part in files.find(KEYS) for row in rows.read(part)}
     for row in rows.read_all(files.need(QUESTIONS, "CMB-test.json*", "test-*.parquet")):
-        values = {"answer": keys.get(row.label("id"))} | row.values
-        if row.problem or values.get("question_type", SINGLE) == SINGLE:
-            yield replace(row, values=values)
+        if row.problem or row.values.get("question_type", SINGLE) == SINGLE:
+            yield row if "answer" in row.values else row.having(answer=keys.get(row.label("id")))
 
 
+@reader(
+    "cmb",
+    "CMB-Exam, one right answer",
+    rows=_rows,
+    hub="FreedomIntelligence/CMB",
+    hub_files=(f"*{QUESTIONS}", f"*{KEYS}"),
+    expects=f"{QUESTIONS} and {KEYS}",
+    strata=("class",),
+    licence="Apache-2.0 (hub page)",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.choices("option")
     return Case(
@@ -33,18 +41,3 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
         labels={"exam": row.label("exam_type"), "class": row.label("exam_class"), "language": "zh"},
         columns={"raw_options": rows.tight(texts)},
     )
-
-
-register(
-    Spec(
-        name="cmb",
-        title="CMB-Exam, one right answer",
-        rows=_rows,
-        item=_item,
-        hub="FreedomIntelligence/CMB",
-        hub_files=lambda split, subset: (f"*{QUESTIONS}", f"*{KEYS}"),
-        expects=f"{QUESTIONS} and {KEYS}",
-        strata=("class",),
-        licence="Apache-2.0 (hub page)",
-    )
-)

@@ -6,7 +6,7 @@ The seven subjects are MedEvalKit's.
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -24,9 +24,24 @@ SUBJECTS = {
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     for subject in SUBJECTS:
         for row in rows.read(files.one(f"{split}/{subject}.csv")):
-            yield rows.Row(row.values | {"subject": subject}, row.where, row.number, row.problem)
+            yield row.having(subject=subject)
 
 
+@reader(
+    "cmmlu_medical",
+    "CMMLU, medical subjects",
+    rows=_rows,
+    splits=("test", "dev"),
+    hub="haonan-li/cmmlu",
+    hub_files="*.zip",
+    expects="test/anatomy.csv and those of the other subjects",
+    strata=("subject",),
+    columns={"subject": {name: name.replace("_", " ") for name in SUBJECTS}},
+    published=lambda split, subset: (
+        {"items": sum(SUBJECTS.values()), "subject": SUBJECTS} if split == "test" else {"items": 5 * len(SUBJECTS)}
+    ),
+    licence="CC BY-NC-SA 4.0 (the authors' repository)",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = tuple(row.text(letter) for letter in "ABCD")
     return Case(
@@ -37,23 +52,3 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
         labels={"subject": row.text("subject"), "language": "zh"},
         columns={"raw_options": rows.tight(texts)},
     )
-
-
-register(
-    Spec(
-        name="cmmlu_medical",
-        title="CMMLU, medical subjects",
-        rows=_rows,
-        item=_item,
-        splits=("test", "dev"),
-        hub="haonan-li/cmmlu",
-        hub_files=lambda split, subset: ("*.zip",),
-        expects="test/anatomy.csv and those of the other subjects",
-        strata=("subject",),
-        columns={"subject": {name: name.replace("_", " ") for name in SUBJECTS}},
-        published=lambda split, subset: (
-            {"items": sum(SUBJECTS.values()), "subject": SUBJECTS} if split == "test" else {"items": 5 * len(SUBJECTS)}
-        ),
-        licence="CC BY-NC-SA 4.0 (the authors' repository)",
-    )
-)

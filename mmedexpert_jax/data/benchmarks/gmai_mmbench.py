@@ -5,10 +5,9 @@ Instrument Recognition.
 """
 
 import re
-from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -45,11 +44,19 @@ def _plain(text: str) -> str:
 KNOWN = {_plain(name): name for name in TASKS}
 
 
-def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
-    names = ("GMAI_mm_bench_VAL.tsv", "GMAI-MMBench_VAL.tsv", "GMAI_mm_bench_VAL_local.tsv")
-    return rows.read(files.one(*names))
-
-
+@reader(
+    "gmai_mmbench",
+    "GMAI-MMBench",
+    file=("GMAI_mm_bench_VAL.tsv", "GMAI-MMBench_VAL.tsv", "GMAI_mm_bench_VAL_local.tsv"),
+    splits=("val",),
+    hub="OpenGVLab/GMAI-MMBench",
+    hub_files="GMAI_mm_bench_VAL.tsv",
+    expects="GMAI_mm_bench_VAL.tsv",
+    strata=("task",),
+    columns={"task": {name: heading for name, (heading, _) in TASKS.items()}},
+    published={"items": 4550, "task": {name: count for name, (_, count) in TASKS.items()}},
+    licence="Apache-2.0 (hub page, and the authors' repository); gated on the hub",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = [row.label(letter) for letter in "ABCDE"]
     while texts and texts[-1].lower() in ABSENT:
@@ -72,24 +79,3 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
         },
         columns={"category": row.label("category")},
     )
-
-
-register(
-    Spec(
-        name="gmai_mmbench",
-        title="GMAI-MMBench",
-        rows=_rows,
-        item=_item,
-        splits=("val",),
-        hub="OpenGVLab/GMAI-MMBench",
-        hub_files=lambda split, subset: ("GMAI_mm_bench_VAL.tsv",),
-        expects="GMAI_mm_bench_VAL.tsv",
-        strata=("task",),
-        columns={"task": {name: heading for name, (heading, _) in TASKS.items()}},
-        published=lambda split, subset: {
-            "items": 4550,
-            "task": {name: count for name, (_, count) in TASKS.items()},
-        },
-        licence="Apache-2.0 (hub page, and the authors' repository); gated on the hub",
-    )
-)

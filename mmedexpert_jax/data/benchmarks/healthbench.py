@@ -4,12 +4,11 @@ The authors' three files: all 5,000, the hard thousand, and the 3,671 with crite
 three together, so that most conversations count twice.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.benchmark import ScoredCriterion
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -22,10 +21,17 @@ COUNTS = {"all": 5_000, "hard": 1_000, "consensus": 3_671}
 ROLES = ("system", "user", "assistant")
 
 
-def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
-    return rows.read(files.one(NAMES[subset]))
-
-
+@reader(
+    "healthbench",
+    "HealthBench",
+    file=NAMES,
+    subsets=tuple(NAMES),
+    hub="openai/healthbench",
+    hub_files=NAMES,
+    strata=("theme",),
+    published=lambda split, subset: {"items": COUNTS[subset]},
+    licence="MIT (a hub copy's card)",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     turns: tuple[tuple[Any, Any], ...] = tuple(
         (turn.get("role"), turn.get("content")) for turn in _objects(row, "prompt")
@@ -64,20 +70,3 @@ def _criterion(row: rows.Row, one: dict[str, Any]) -> ScoredCriterion:
     if isinstance(points, bool) or not isinstance(points, int | float) or not -1e6 < points < 1e6:
         raise row.bad("rubrics", "the points of every criterion are a number")
     return ScoredCriterion(text, points, tuple(map(str, tags)))
-
-
-register(
-    Spec(
-        name="healthbench",
-        title="HealthBench",
-        rows=_rows,
-        item=_item,
-        subsets=tuple(NAMES),
-        hub="openai/healthbench",
-        hub_files=lambda split, subset: (NAMES[subset],),
-        expects=NAMES["all"],
-        strata=("theme",),
-        published=lambda split, subset: {"items": COUNTS[subset]},
-        licence="MIT (a hub copy's card)",
-    )
-)

@@ -1,21 +1,25 @@
 """Medbullets (Chen et al. 2024), USMLE steps 2 and 3, text only, with four or five options: the copies that
 MedEvalKit reads, or the authors' CSV files."""
 
-from collections.abc import Iterable
-
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
 LETTERS = {"op4": "ABCD", "op5": "ABCDE"}
 
 
-def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
-    names = (f"medbullets_{subset}.csv", f"medbullets_{subset}.jsonl", "train-*.parquet", "test-*.parquet")
-    return rows.read_all(files.need(*names))
-
-
+@reader(
+    "medbullets",
+    "Medbullets",
+    files=("medbullets_{subset}.csv", "medbullets_{subset}.jsonl", "train-*.parquet", "test-*.parquet"),
+    subsets=("op4", "op5"),
+    hub="tuenguyen/Medical-Eval-MedBullets_op4",
+    hub_files={"op4": "data/train-*.parquet"},
+    expects="medbullets_op4.csv or medbullets_op5.csv, or a hub copy's train-*.parquet",
+    published={"items": 308},
+    licence="none in the authors' repository; Apache-2.0 by the card of a third party's copy",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     letters = LETTERS[subset]
     apart = [f"op{letter.lower()}" for letter in letters]
@@ -25,19 +29,3 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
     return Case(
         id=str(row.number), question=row.text("question"), options=texts, answer=row.letter(len(texts), "answer_idx")
     )
-
-
-register(
-    Spec(
-        name="medbullets",
-        title="Medbullets",
-        rows=_rows,
-        item=_item,
-        subsets=("op4", "op5"),
-        hub="tuenguyen/Medical-Eval-MedBullets_op4",
-        hub_files=lambda split, subset: ("data/train-*.parquet",) if subset == "op4" else (),
-        expects="medbullets_op4.csv or medbullets_op5.csv, or a hub copy's train-*.parquet",
-        published=lambda split, subset: {"items": 308},
-        licence="none in the authors' repository; Apache-2.0 by the card of a third party's copy",
-    )
-)

@@ -1,18 +1,22 @@
 """MedQA, MCMLE (Jin et al. 2021): the Mainland Chinese part, five options: the authors' files or the hub's copy."""
 
-from collections.abc import Iterable
-
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import LETTERS, Case
 
 
-def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
-    parts = files.need(f"Mainland/{split}.jsonl", f"mcmle_{split}.jsonl", "train-*.parquet", "*MCMLE*.json*")
-    return rows.read_all(parts)
-
-
+@reader(
+    "medqa_mcmle",
+    "MedQA-MCMLE",
+    files=("Mainland/{split}.jsonl", "mcmle_{split}.jsonl", "train-*.parquet", "*MCMLE*.json*"),
+    hub="shuyuej/MedQA-MCMLE-Benchmark",
+    hub_files=("*.jsonl", "*.json", "data/train-*.parquet"),
+    expects="Mainland/test.jsonl (the authors), or a copy's train-*.parquet",
+    strata=("step",),
+    published={"items": 3_426},
+    licence="MIT (the authors' repository)",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.choices("options")
     answer = row.letter(len(texts), "answer_idx")
@@ -26,19 +30,3 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
         labels={"step": row.label("meta_info"), "language": "zh"},
         columns={"raw_options": texts},  # MedEvalKit shows them without letters
     )
-
-
-register(
-    Spec(
-        name="medqa_mcmle",
-        title="MedQA-MCMLE",
-        rows=_rows,
-        item=_item,
-        hub="shuyuej/MedQA-MCMLE-Benchmark",
-        hub_files=lambda split, subset: ("*.jsonl", "*.json", "data/train-*.parquet"),
-        expects="Mainland/test.jsonl (the authors), or a copy's train-*.parquet",
-        strata=("step",),
-        published=lambda split, subset: {"items": 3_426},
-        licence="MIT (the authors' repository)",
-    )
-)

@@ -3,11 +3,12 @@
 The questions end with their choices ("Answer Choices: (A) ... (E) ..."); `Case.question` is without them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -26,64 +27,47 @@ COLUMNS = {
 }
 
 
-def _rows(part: str) -> Callable[[Files, str, str], Iterable[rows.Row]]:
-    def read(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
-        lower = part.lower()
-        copies = (f"medxpertqa_{lower}_input.jsonl",) if split == "test" else ()
-        return rows.read(files.one(f"{part}/{split}.jsonl", *copies, f"{part}/{split}-*.parquet"))
-
-    return read
+def _rows(part: str, files: Files, split: str, subset: str) -> Iterable[rows.Row]:
+    copies = (f"medxpertqa_{part.lower()}_input.jsonl",) if split == "test" else ()
+    return rows.read(files.one(f"{part}/{split}.jsonl", *copies, f"{part}/{split}-*.parquet"))
 
 
-def _item(part: str) -> Callable[[rows.Row, Files, str], Case]:
-    def item(row: rows.Row, files: Files, subset: str) -> Case:
-        texts = row.choices("options")
-        label = row.values.get("label")
-        values = row.values | {"label": label[0] if isinstance(label, list) and len(label) == 1 else label}
-        row = rows.Row(values, row.where, row.number)
-        full = row.text("question")
-        found = row.written("images") or []
-        names = found if isinstance(found, list) else [found]
-        names = [image.get("image_path", "") if isinstance(image, Mapping) else image for image in names]
-        if part == "MM" and not names:
-            raise row.bad("images", "no image is named")
-        return Case(
-            id=row.text("id"),
-            question=full.rpartition(CHOICES)[0].strip() or full,
-            options=texts,
-            answer=row.letter(len(texts), "label"),
-            images=tuple(files.image(str(name), row.where) for name in names),
-            labels={key: row.label(key) for key in ("question_type", "medical_task", "body_system")},
-            columns={"raw_question": row.values["question"]},
-        )
-
-    return item
+def _item(part: str, row: rows.Row, files: Files, subset: str) -> Case:
+    texts = row.choices("options")
+    label = row.values.get("label")
+    row = row.having(label=label[0] if isinstance(label, list) and len(label) == 1 else label)
+    full = row.text("question")
+    found = row.written("images") or []
+    names = found if isinstance(found, list) else [found]
+    names = [image.get("image_path", "") if isinstance(image, Mapping) else image for image in names]
+    if part == "MM" and not names:
+        raise row.bad("images", "no image is named")
+    return Case(
+        id=row.text("id"),
+        question=full.rpartition(CHOICES)[0].strip() or full,
+        options=texts,
+        answer=row.letter(len(texts), "label"),
+        images=tuple(files.image(str(name), row.where) for name in names),
+        labels={key: row.label(key) for key in ("question_type", "medical_task", "body_system")},
+        columns={"raw_question": row.values["question"]},
+    )
 
 
-def _hub_files(part: str) -> Callable[[str, str], tuple[str, ...]]:
-    images = ("images.zip",) if part == "MM" else ()
-    return lambda split, subset: (f"{part}/{split}.jsonl", *images)
-
-
-def _published(total: Mapping[str, Any]) -> Callable[[str, str], Mapping[str, Any]]:
-    return lambda split, subset: total if split == "test" else {"items": 5}
+def _published(total: Mapping[str, Any], split: str, subset: str) -> Mapping[str, Any]:
+    return total if split == "test" else {"items": 5}
 
 
 for _part, _total in (("MM", MM_TEST), ("Text", {"items": 2450})):
-    _images = "MM/test.jsonl and images.zip or images/" if _part == "MM" else "Text/test.jsonl"
-    register(
-        Spec(
-            name=f"medxpertqa_{_part.lower()}",
-            title=f"MedXpertQA-{_part}",
-            rows=_rows(_part),
-            item=_item(_part),
-            splits=("test", "dev"),
-            hub="TsinghuaC3I/MedXpertQA",
-            hub_files=_hub_files(_part),
-            expects=_images,
-            strata=("medical_task", "question_type"),
-            columns=COLUMNS,
-            published=_published(_total),
-            licence="MIT (hub card)",
-        )
-    )
+    reader(
+        f"medxpertqa_{_part.lower()}",
+        f"MedXpertQA-{_part}",
+        rows=partial(_rows, _part),
+        splits=("test", "dev"),
+        hub="TsinghuaC3I/MedXpertQA",
+        hub_files=("MM/{split}.jsonl", "images.zip") if _part == "MM" else "Text/{split}.jsonl",
+        expects="MM/test.jsonl and images.zip or images/" if _part == "MM" else "Text/test.jsonl",
+        strata=("medical_task", "question_type"),
+        columns=COLUMNS,
+        published=partial(_published, _total),
+        licence="MIT (hub card)",
+    )(partial(_item, _part))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mmedexpert_jax.data.benchmarks.benchmark import from_case
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.rows import Row
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import SPECIALTIES, Case
@@ -17,17 +17,16 @@ def _rows(files: Files, split: str, subset: str) -> Iterator[Case | Row]:
     yield from (Row({}, "", 0, str(error)) for error in broken)
 
 
-register(
-    Spec(
-        name="mmedexpert_mini",
-        title="MMedExpert-mini",
-        rows=_rows,
-        item=lambda case, files, subset: from_case(with_images(case)),
-        splits=("test", "dev", "train"),
-        expects="test.parquet or test.jsonl",
-        default=str(EMBEDDED),
-        strata=("specialty", "task"),
-        columns={"specialty": {name: name for name in SPECIALTIES}},
-        licence="per source, see the data card",
-    )
+@reader(
+    "mmedexpert_mini",
+    "MMedExpert-mini",
+    rows=_rows,
+    splits=("test", "dev", "train"),
+    expects="test.parquet or test.jsonl",
+    default=str(EMBEDDED),
+    strata=("specialty", "task"),
+    columns={"specialty": {name: name for name in SPECIALTIES}},
+    licence="per source, see the data card",
 )
+def _item(case: Case, files: Files, subset: str) -> Case:
+    return from_case(with_images(case))

@@ -6,7 +6,7 @@ Six subjects are what MultiMedQA and most papers count; MedEvalKit adds nutritio
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -18,6 +18,7 @@ SIX = {
     "medical_genetics": 100,
     "professional_medicine": 272,
 }
+PUBLISHED = {"items": sum(SIX.values()), "subject": SIX}
 SUBJECTS = {"six": tuple(SIX), "nine": (*SIX, "nutrition", "virology", "high_school_biology")}
 
 
@@ -25,10 +26,23 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     for subject in SUBJECTS[subset]:
         for part in files.need(f"{subject}/{split}-*.parquet"):
             for row in rows.read(part):
-                values = row.values | {"subject": subject, "id": f"{subject}-{row.number}"}
-                yield rows.Row(values, row.where, row.number, row.problem)
+                yield row.having(subject=subject, id=f"{subject}-{row.number}")
 
 
+@reader(
+    "mmlu_medical",
+    "MMLU, medical subjects",
+    rows=_rows,
+    splits=("test", "validation", "dev"),
+    subsets=("six", "nine"),
+    hub="cais/mmlu",
+    hub_files={part: [f"{subject}/{{split}}-*.parquet" for subject in some] for part, some in SUBJECTS.items()},
+    expects="anatomy/test-00000-of-00001.parquet and those of the other subjects",
+    strata=("subject",),
+    columns={"subject": {name: name.replace("_", " ") for name in SIX}},
+    published=lambda split, subset: PUBLISHED if (split, subset) == ("test", "six") else {},
+    licence="MIT (a hub copy's card)",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.texts("choices", 4)
     return Case(
@@ -38,26 +52,3 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
         answer=row.place("answer", 4),
         labels={"subject": row.text("subject")},
     )
-
-
-def _published(split: str, subset: str) -> dict:
-    return {"items": sum(SIX.values()), "subject": SIX} if (split, subset) == ("test", "six") else {}
-
-
-register(
-    Spec(
-        name="mmlu_medical",
-        title="MMLU, medical subjects",
-        rows=_rows,
-        item=_item,
-        splits=("test", "validation", "dev"),
-        subsets=("six", "nine"),
-        hub="cais/mmlu",
-        hub_files=lambda split, subset: tuple(f"{subject}/{split}-*.parquet" for subject in SUBJECTS[subset]),
-        expects="anatomy/test-00000-of-00001.parquet and those of the other subjects",
-        strata=("subject",),
-        columns={"subject": {name: name.replace("_", " ") for name in SIX}},
-        published=_published,
-        licence="MIT (a hub copy's card)",
-    )
-)

@@ -4,11 +4,10 @@ The test part has no answers. Images of the options stand among the item's image
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from mmedexpert_jax import border
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.vqa import kind_of
 from mmedexpert_jax.data.case import Case
@@ -27,9 +26,22 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     for subject in SUBJECTS:
         for file in files.need(f"{subject}/{split}-*.parquet"):
             for row in rows.read(file, images=IMAGES):
-                yield replace(row, values=row.values | {"subject": subject})
+                yield row.having(subject=subject)
 
 
+@reader(
+    "mmmu_medical",
+    "MMMU Health & Medicine",
+    rows=_rows,
+    splits=("validation", "dev"),
+    hub="MMMU/MMMU",
+    hub_files=tuple(f"{subject}/{{split}}-*.parquet" for subject in SUBJECTS),
+    expects="Clinical_Medicine/validation-*.parquet and the four other subjects",
+    strata=("subject",),
+    columns={"subject": {name.replace("_", " "): name.replace("_", " ") for name in SUBJECTS}},
+    published=lambda split, subset: {"items": {"validation": 150, "dev": 25}[split]},
+    licence="Apache-2.0 (a copy of the hub card)",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     choice = row.text("question_type") == "multiple-choice"
     options = _options(row) if choice else ()
@@ -61,21 +73,3 @@ def _accepted(row: rows.Row) -> list[str]:
     found = row.written("answer")
     texts = [str(text).strip() for text in found] if isinstance(found, list) else []
     return [text for text in texts if text] or [row.text("answer")]
-
-
-register(
-    Spec(
-        name="mmmu_medical",
-        title="MMMU Health & Medicine",
-        rows=_rows,
-        item=_item,
-        splits=("validation", "dev"),
-        hub="MMMU/MMMU",
-        hub_files=lambda split, subset: tuple(f"{subject}/{split}-*.parquet" for subject in SUBJECTS),
-        expects="Clinical_Medicine/validation-*.parquet and the four other subjects",
-        strata=("subject",),
-        columns={"subject": {name.replace("_", " "): name.replace("_", " ") for name in SUBJECTS}},
-        published=lambda split, subset: {"items": {"validation": 150, "dev": 25}[split]},
-        licence="Apache-2.0 (a copy of the hub card)",
-    )
-)

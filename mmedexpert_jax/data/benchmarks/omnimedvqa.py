@@ -4,15 +4,12 @@ Keys are texts; options C and D may be missing; one file says `modality` where t
 The splits `train_1000` and `test_rest` share no image: the first is what the paper's Table 4 trains on.
 """
 
-from collections.abc import Iterable
-
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.subset import apart_by_image
 from mmedexpert_jax.data.case import Case
 
-FOLDER = "QA_information/Open-access/*.json"
 STRATA = ("modality", "question_type")
 TRAINING, SPLIT_SEED = 1000, 2026  # one split for all runs, whatever their seed
 PUBLISHED = {
@@ -37,11 +34,26 @@ PUBLISHED = {
 }
 
 
-def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
-    for found in files.need(FOLDER):
-        yield from rows.read(found)
+def _choose(items: list[Case], split: str) -> list[Case]:
+    if split == "test":
+        return items
+    training, rest = apart_by_image(items, TRAINING, SPLIT_SEED, STRATA)
+    return training if split == "train_1000" else rest
 
 
+@reader(
+    "omnimedvqa",
+    "OmniMedVQA",
+    files="QA_information/Open-access/*.json",
+    splits=("test", "test_rest", "train_1000"),
+    hub="foreverbeliever/OmniMedVQA",
+    hub_files="OmniMedVQA.zip",
+    expects="QA_information/Open-access/*.json and Images/",
+    choose=_choose,
+    strata=STRATA,
+    published=PUBLISHED,
+    licence="none on the hub page, which holds users to the 42 datasets' own licences",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     shown = {letter: row.values.get(f"option_{letter}") for letter in "ABCD"}
     options = {letter: row.text(f"option_{letter}") for letter, text in shown.items() if not rows.absent(text)}
@@ -76,28 +88,3 @@ def _key(gold: str, options: dict[str, str]) -> str:
                 if same(text) == same(gold):
                     return letter
     return gold
-
-
-def _choose(items: list[Case], split: str) -> list[Case]:
-    if split == "test":
-        return items
-    training, rest = apart_by_image(items, TRAINING, SPLIT_SEED, STRATA)
-    return training if split == "train_1000" else rest
-
-
-register(
-    Spec(
-        name="omnimedvqa",
-        title="OmniMedVQA",
-        rows=_rows,
-        item=_item,
-        splits=("test", "test_rest", "train_1000"),
-        hub="foreverbeliever/OmniMedVQA",
-        hub_files=lambda split, subset: ("OmniMedVQA.zip",),
-        expects="QA_information/Open-access/*.json and Images/",
-        choose=_choose,
-        strata=STRATA,
-        published=lambda split, subset: PUBLISHED,
-        licence="none on the hub page, which holds users to the 42 datasets' own licences",
-    )
-)

@@ -1,9 +1,7 @@
 """PathVQA (He et al. 2020): the hub's Parquet files."""
 
-from collections.abc import Iterable
-
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.vqa import fields
 from mmedexpert_jax.data.case import Case
@@ -11,28 +9,19 @@ from mmedexpert_jax.data.case import Case
 COUNTS = {"test": 6_719, "validation": 6_259, "train": 19_654}
 
 
-def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
-    return rows.read_all(files.need(f"{split}-*.parquet"))
-
-
+@reader(
+    "pathvqa",
+    "PathVQA",
+    files="{split}-*.parquet",
+    splits=tuple(COUNTS),
+    hub="flaviagiammarino/path-vqa",
+    hub_files="data/{split}-*.parquet",
+    expects="data/test-*.parquet",
+    strata=("kind",),
+    columns={"kind": {"yes_no": "closed", "open": "open"}},
+    published=lambda split, subset: {"items": COUNTS[split]},
+    licence="MIT (hub card); images of textbooks and of PEIR belong to their owners",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     shared = fields(row)
     return Case(id=str(row.number), images=(row.image("image"),), labels={"kind": shared["kind"]}, **shared)
-
-
-register(
-    Spec(
-        name="pathvqa",
-        title="PathVQA",
-        rows=_rows,
-        item=_item,
-        splits=tuple(COUNTS),
-        hub="flaviagiammarino/path-vqa",
-        hub_files=lambda split, subset: (f"data/{split}-*.parquet",),
-        expects="data/test-*.parquet",
-        strata=("kind",),
-        columns={"kind": {"yes_no": "closed", "open": "open"}},
-        published=lambda split, subset: {"items": COUNTS[split]},
-        licence="MIT (hub card); images of textbooks and of PEIR belong to their owners",
-    )
-)

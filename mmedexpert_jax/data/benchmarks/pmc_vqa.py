@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.images import ImageRef
 
-NAMES = {"v2": "{}_2.csv", "v1": "{}.csv", "v1_clean": "{}_clean.csv"}
+NAMES = {"v2": "{split}_2.csv", "v1": "{split}.csv", "v1_clean": "{split}_clean.csv"}
 FOLDERS = {"v2": ("figures", "images_2.zip"), "v1": ("images", "images.zip"), "v1_clean": ("images", "images.zip")}
 PUBLISHED = {"v2": {"items": 33_430}, "v1": {}, "v1_clean": {"items": 2_000}}
 LABEL = re.compile(r"""["']?\s*([A-D])\s*:\s*(.*)""")
@@ -34,9 +34,21 @@ def clean(cell: str) -> tuple[str, str]:
 def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     if subset == "v1_clean" and split != "test":
         raise DataError("PMC-VQA's checked part has a test split only: use subset v1")
-    return rows.read(files.one(NAMES[subset].format(split)))
+    return rows.read(files.one(NAMES[subset].format(split=split)))
 
 
+@reader(
+    "pmc_vqa",
+    "PMC-VQA",
+    rows=_rows,
+    splits=("test", "train"),
+    subsets=tuple(NAMES),
+    hub="RadGenome/PMC-VQA",
+    hub_files={subset: (NAMES[subset], FOLDERS[subset][1]) for subset in NAMES},
+    expects="test_2.csv and figures/ or images_2.zip (v2), or test.csv and images/ or images.zip (v1)",
+    published=lambda split, subset: PUBLISHED[subset] if split == "test" else {},
+    licence="CC BY-SA (hub card); figures of articles under CC0 or CC BY",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     if lacking := [letter for letter in "ABCD" if row.values.get(f"Choice {letter}") is None]:
         raise row.bad(f"Choice {lacking[0]}", "no such column")
@@ -73,20 +85,3 @@ def _image(files: Files, name: str, subset: str, where: str) -> ImageRef:
         return files.image(f"{FOLDERS[subset][0]}/{name}", where)
     except MissingImage:
         return files.image(name, where)
-
-
-register(
-    Spec(
-        name="pmc_vqa",
-        title="PMC-VQA",
-        rows=_rows,
-        item=_item,
-        splits=("test", "train"),
-        subsets=tuple(NAMES),
-        hub="RadGenome/PMC-VQA",
-        hub_files=lambda split, subset: (NAMES[subset].format(split), FOLDERS[subset][1]),
-        expects="test_2.csv and figures/ or images_2.zip (v2), or test.csv and images/ or images.zip (v1)",
-        published=lambda split, subset: PUBLISHED[subset] if split == "test" else {},
-        licence="CC BY-SA (hub card); figures of articles under CC0 or CC BY",
-    )
-)

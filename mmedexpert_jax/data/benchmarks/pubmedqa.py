@@ -4,21 +4,28 @@ Two distributions: MedEvalKit's (rows with a `data` object of Question, Context,
 authors' pqa_labeled (pubid, question, context, final_decision; all 1,000, of which 500 are the test part).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
 DECISIONS = ("yes", "no", "maybe")
 
 
-def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
-    names = ("test-*.parquet", "test.jsonl") if subset == "test" else ("train-*.parquet", "pqa_labeled.jsonl")
-    return rows.read_all(files.need(*names))
-
-
+@reader(
+    "pubmedqa",
+    "PubMedQA",
+    files={"test": ("test-*.parquet", "test.jsonl"), "labeled": ("train-*.parquet", "pqa_labeled.jsonl")},
+    subsets=("test", "labeled"),
+    hub="openlifescienceai/pubmedqa",
+    hub_files={"test": "data/test-*.parquet"},
+    expects="test-00000-of-00001.parquet (test), or pqa_labeled's train-*.parquet (labeled)",
+    strata=("decision",),
+    published=lambda split, subset: {"items": {"test": 500, "labeled": 1_000}[subset]},
+    licence="MIT (hub card of qiaojin/PubMedQA)",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     kit = row.values.get("data")
     if isinstance(kit, Mapping):
@@ -45,20 +52,3 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
         answer=answer,
         labels={"decision": texts["ABC".index(answer)].lower()},
     )
-
-
-register(
-    Spec(
-        name="pubmedqa",
-        title="PubMedQA",
-        rows=_rows,
-        item=_item,
-        subsets=("test", "labeled"),
-        hub="openlifescienceai/pubmedqa",
-        hub_files=lambda split, subset: ("data/test-*.parquet",) if subset == "test" else (),
-        expects="test-00000-of-00001.parquet (test), or pqa_labeled's train-*.parquet (labeled)",
-        strata=("decision",),
-        published=lambda split, subset: {"items": {"test": 500, "labeled": 1_000}[subset]},
-        licence="MIT (hub card of qiaojin/PubMedQA)",
-    )
-)

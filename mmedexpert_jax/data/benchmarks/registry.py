@@ -4,13 +4,13 @@ import difflib
 import importlib
 import pkgutil
 import runpy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import border
-from mmedexpert_jax.data.benchmarks import census
+from mmedexpert_jax.data.benchmarks import census, rows
 from mmedexpert_jax.data.benchmarks import subset as subsets
 from mmedexpert_jax.data.benchmarks.benchmark import Benchmark
 from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
@@ -52,6 +52,66 @@ def register(spec: Spec) -> Spec:
     """Makes a benchmark known by its name; the last of a name counts."""
     _SPECS[spec.name] = spec
     return spec
+
+
+Patterns = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+Reader = Callable[[Any, Files, str], Case]
+
+
+def reader(
+    name: str,
+    title: str,
+    *,
+    file: Patterns = (),
+    files: Patterns = (),
+    images: Sequence[str] = ("image",),
+    keep: Callable[[rows.Row, str, str], Any] = lambda row, split, subset: True,
+    hub_files: Patterns = (),
+    published: Any = None,
+    **facts: Any,
+) -> Callable[[Reader], Reader]:
+    """A decorator that registers what reads a row, (row, files, subset) -> the row's item, as a benchmark.
+
+    Patterns are ends of paths in which {split} and {subset} stand for themselves, or {subset: such patterns}; of
+    several the first that finds something counts.
+
+    Args:
+        name: of the `Spec`, as `title`.
+        file: pattern of the one file of a split; of several found, that of the shortest path.
+        files: pattern of the files of a split, all of which are read; in the place of `file`.
+        images: keys of the images inside these files.
+        keep: (row, split, subset) -> true for a row that belongs to them.
+        hub_files: patterns of the hub's files that are needed.
+        published: counts of every split and subset, or as of the `Spec`.
+        facts: more of the `Spec`: `rows` in the place of `file` and `files`, `expects` where these say too little ...
+    """
+    paths = _paths(file or files)
+
+    def read(found: Files, split: str, subset: str) -> Iterable[rows.Row]:
+        wanted = paths(split, subset)
+        every = rows.read(found.one(*wanted), images) if file else rows.read_all(found.need(*wanted), images)
+        return (row for row in every if row.problem or keep(row, split, subset))
+
+    def register_reader(item: Reader) -> Reader:
+        known = Spec(name, title, item=item, hub_files=_paths(hub_files), **{"rows": read} | facts)
+        expects = known.expects or " or ".join(paths(known.splits[0], known.subsets[0]))
+        counts = published if callable(published) else lambda split, subset: published or {}
+        register(replace(known, expects=expects, published=counts))
+        return item
+
+    return register_reader
+
+
+def _paths(patterns: Patterns) -> Callable[[str, str], tuple[str, ...]]:
+    """(split, subset) -> the patterns of these."""
+
+    def of(split: str, subset: str) -> tuple[str, ...]:
+        chosen = patterns.get(subset, ()) if isinstance(patterns, Mapping) else patterns
+        return tuple(
+            path.format(split=split, subset=subset) for path in ([chosen] if isinstance(chosen, str) else chosen)
+        )
+
+    return of
 
 
 def names() -> tuple[str, ...]:

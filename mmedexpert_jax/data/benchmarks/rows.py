@@ -25,6 +25,10 @@ class Row:
     number: int  # the same number
     problem: str = ""  # why the row cannot be read at all; "" where it can
 
+    def having(self, **values: Any) -> "Row":
+        """The row with other values of some keys."""
+        return replace(self, values=self.values | values)
+
     def text(self, *keys: str) -> str:
         """The first of `keys` that the row has, as stripped text. Raises DataError where none is or it is empty."""
         key = next((key for key in keys if self.values.get(key) is not None), keys[0])

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.vqa import fields
 from mmedexpert_jax.data.case import Case
@@ -20,6 +20,22 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     return (row for row in rows.read(files.one(*names)) if subset in ("all", row.values.get("q_lang", "en")))
 
 
+@reader(
+    "slake",
+    "SLAKE",
+    rows=_rows,
+    splits=tuple(COUNTS),
+    subsets=("en", "zh", "all"),
+    hub="BoKelvin/SLAKE",
+    hub_files=("{split}.json", "imgs.zip"),
+    expects="test.json and imgs/ or imgs.zip",
+    strata=("language", "answer_type", "modality"),
+    columns={"answer_type": {"closed": "closed", "open": "open"}},
+    published=lambda split, subset: {
+        "items": sum(COUNTS[split].values()) if subset == "all" else COUNTS[split][subset]
+    },
+    licence="CC BY 4.0 (hub page)",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     shared = fields(row)
     closed = row.text("answer_type").upper() == "CLOSED"
@@ -33,27 +49,3 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
         labels=labels | {"content_type": row.label("content_type"), "location": row.label("location")},
         **shared,
     )
-
-
-def _published(split: str, subset: str) -> dict[str, int]:
-    counts = COUNTS[split]
-    return {"items": sum(counts.values()) if subset == "all" else counts[subset]}
-
-
-register(
-    Spec(
-        name="slake",
-        title="SLAKE",
-        rows=_rows,
-        item=_item,
-        splits=tuple(COUNTS),
-        subsets=("en", "zh", "all"),
-        hub="BoKelvin/SLAKE",
-        hub_files=lambda split, subset: (f"{split}.json", "imgs.zip"),
-        expects="test.json and imgs/ or imgs.zip",
-        strata=("language", "answer_type", "modality"),
-        columns={"answer_type": {"closed": "closed", "open": "open"}},
-        published=_published,
-        licence="CC BY 4.0 (hub page)",
-    )
-)

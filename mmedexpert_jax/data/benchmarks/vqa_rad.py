@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import Spec, register
+from mmedexpert_jax.data.benchmarks.registry import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.vqa import fields
 from mmedexpert_jax.data.case import Case
@@ -20,6 +20,19 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
             yield row
 
 
+@reader(
+    "vqa_rad",
+    "VQA-RAD",
+    rows=_rows,
+    splits=("test", "train"),
+    hub="flaviagiammarino/vqa-rad",
+    hub_files="data/{split}-*.parquet",
+    expects=f"data/test-*.parquet, or {ORIGINAL} and its images",
+    strata=("kind",),
+    columns={"kind": {"yes_no": "closed", "open": "open"}},
+    published=lambda split, subset: {"items": 451} if split == "test" else {},
+    licence="CC0 1.0 (hub card)",
+)
 def _item(row: rows.Row, files: Files, subset: str) -> Case:
     original = "image_name" in row.values
     image = files.image(row.text("image_name"), row.where) if original else row.image("image")
@@ -31,21 +44,3 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
         labels=labels | {"kind": shared["kind"]},
         **shared,
     )
-
-
-register(
-    Spec(
-        name="vqa_rad",
-        title="VQA-RAD",
-        rows=_rows,
-        item=_item,
-        splits=("test", "train"),
-        hub="flaviagiammarino/vqa-rad",
-        hub_files=lambda split, subset: (f"data/{split}-*.parquet",),
-        expects=f"data/test-*.parquet, or {ORIGINAL} and its images",
-        strata=("kind",),
-        columns={"kind": {"yes_no": "closed", "open": "open"}},
-        published=lambda split, subset: {"items": 451} if split == "test" else {},
-        licence="CC0 1.0 (hub card)",
-    )
-)

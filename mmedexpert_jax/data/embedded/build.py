@@ -48,21 +48,8 @@ def png(image: Image.Image) -> bytes:
 def row(made: Generated) -> dict:
     """A case as a row of the shipped schema."""
     case, task = made.case, next(task for task in TASKS if task.task == made.case.task)
-    return {
-        "id": case.id,
-        "question": case.question,
-        "options": list(case.options),
-        "answer": case.answer,
-        "specialty": case.specialty,
-        "task": case.task,
-        "images": [{"bytes": png(image.picture()), "path": f"{case.id}.png"} for image in case.images],
-        "paradigm": case.paradigm,
-        "trace": case.trace,
-        "paradigms": list(case.paradigms),
-        "source": task.source,
-        "licence": task.licence,
-        "doi": task.doi,
-    }
+    images = [{"bytes": png(image.picture()), "path": f"{case.id}.png"} for image in case.images]
+    return columns.row(case, SCHEMA, images=images, source=task.source, licence=task.licence, doi=task.doi)
 
 
 def write(path: Path, cases: Iterable[Generated]) -> None:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from random import Random
 
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
-from mmedexpert_jax.data.embedded import adult, brain, charts, child, scans, surgery
+from mmedexpert_jax.data.embedded import charts, scans
 from mmedexpert_jax.data.embedded.problem import Problem
+from mmedexpert_jax.data.embedded.rules import RULES
 from mmedexpert_jax.data.embedded.traces import Task, hasty, trace
 from mmedexpert_jax.processing.images import in_memory
 
-TASKS: tuple[Task, ...] = (*adult.RULES, *child.RULES, *brain.RULES, *surgery.RULES, *charts.TASKS, *scans.TASKS)
+TASKS: tuple[Task, ...] = (*RULES.values(), *charts.TASKS, *scans.TASKS)
 POOLS = {"pretrain": 0.64, "train": 0.80, "dev": 0.85, "test": 1.0}  # upper ends of the shares of all keys
 
 

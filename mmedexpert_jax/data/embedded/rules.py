@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from random import Random
+from typing import Any
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.embedded.problem import Problem, Step
 from mmedexpert_jax.data.embedded.wording import NEUTRAL, sentence, templates
 
@@ -33,17 +36,6 @@ class RuleItem:
 
     name: str
     levels: tuple[Level, ...]
-
-
-def sign(name: str, points: int, present: str, absent: str) -> RuleItem:
-    """An item that is present (counts `points`) or absent; alternatives are separated by "|"."""
-    return RuleItem(name, (Level(0, tuple(absent.split("|"))), Level(points, tuple(present.split("|")))))
-
-
-def measure(name: str, phrase: str, *levels: tuple[int, int, int], scale: int = 1) -> RuleItem:
-    """A measured item; each level is (points, lowest, highest value in units of 1 / scale)."""
-    phrases = tuple(phrase.split("|"))
-    return RuleItem(name, tuple(Level(points, phrases, ((low, high),), scale) for points, low, high in levels))
 
 
 def points(count: int) -> str:
@@ -141,3 +133,23 @@ class Rule:
                 said = "" if self.scored else points(total)
                 steps.append(Step(text, str(total), self.band(total), said, counts=count > 0))
         return tuple(steps)
+
+
+def _levels(item: Any) -> tuple[Level, ...]:
+    """The levels of an item as rules.yaml writes it."""
+    if isinstance(item, list):
+        return tuple(Level(points, tuple(phrases.split("|"))) for points, phrases in item)
+    phrases, scale = (item["phrase"],), item.get("scale", 1)
+    return tuple(
+        Level(n, phrases, tuple(zip(ends[::2], ends[1::2], strict=True)), scale) for n, *ends in item["levels"]
+    )
+
+
+def _rule(task: str, fields: dict[str, Any]) -> Rule:
+    items = tuple(RuleItem(name, _levels(item)) for name, item in fields["items"].items())
+    bands = tuple(fields["bands"].items())
+    return Rule(task, **fields | {"contexts": tuple(fields["contexts"]), "items": items, "bands": bands})
+
+
+_FILE = Path(__file__).with_name("rules.yaml")
+RULES = {task: _rule(task, fields) for task, fields in border.read_yaml(_FILE).items()}  # in the order of the recipe

@@ -58,22 +58,20 @@ def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda row: all(row.get(name) is not None for name in names)
 
 
+def _texts(row: Mapping[str, Any], *same: str, **others: str) -> dict[str, Any]:
+    """Fields of Raw, the texts of the keys of a row: `same` by their own names, `others` by field."""
+    return {field: text(row.get(key)) for field, key in (*zip(same, same, strict=True), *others.items())}
+
+
 def _medqa(row: Mapping[str, Any]) -> Raw:
-    options = row["options"]
-    return Raw(
-        row["question"],
-        list(options.values()),
-        row["answer_idx"],
-        letters=list(options),
-        key_text=text(row.get("answer")),
-        step=text(row.get("meta_info")),
-    )
+    letters, texts = list(row["options"]), list(row["options"].values())
+    return Raw(row["question"], texts, row["answer_idx"], letters, **_texts(row, key_text="answer", step="meta_info"))
 
 
 def _multiple_choice(row: Mapping[str, Any]) -> Raw:
     endings = [row[name] for name in sorted(row) if re.fullmatch(r"ending\d+", name)]
     question = " ".join(part for part in (text(row["sent1"]), text(row.get("sent2"))) if part)
-    return Raw(question, endings, int(row["label"]), from_zero=True, id=text(row.get("id")))
+    return Raw(question, endings, int(row["label"]), from_zero=True, **_texts(row, "id"))
 
 
 def _bigbio(row: Mapping[str, Any]) -> Raw:
@@ -84,7 +82,7 @@ def _bigbio(row: Mapping[str, Any]) -> Raw:
         return Raw(row["question"], texts, answer["label"], letters, key_text=text(answer.get("text")))
     key = row.get("answer_idx")
     key_text = text(answer) if key else ""
-    return Raw(row["question"], texts, key or answer, letters, key_text=key_text, step=text(row.get("meta_info")))
+    return Raw(row["question"], texts, key or answer, letters, key_text=key_text, **_texts(row, step="meta_info"))
 
 
 def _in_question(row: Mapping[str, Any]) -> Raw:
@@ -96,7 +94,7 @@ def _in_question(row: Mapping[str, Any]) -> Raw:
     else:
         letters, texts = listed(rest[0] if rest else "")
     label = row["label"][0] if isinstance(row["label"], list) else row["label"]
-    return Raw(question, texts, label, letters, images=_images(row), id=text(row.get("id")))
+    return Raw(question, texts, label, letters, images=_images(row), **_texts(row, "id"))
 
 
 def _jama(row: Mapping[str, Any]) -> Raw:
@@ -114,16 +112,14 @@ def _lettered(row: Mapping[str, Any]) -> Raw:
     else:
         texts = list(options.values()) if isinstance(options, Mapping) else list(options or [])
     texts, bare = [_PREFIX.sub("", t, count=1) if _PREFIX.match(t) else t for t in texts], texts
-    repairs = ["option-prefix"] if list(texts) != list(bare) else []
     return Raw(
         row["question"],
         texts,
         row["answer_idx"],
         key_text=_PREFIX.sub("", text(row.get("answer")), count=1),
         images=_images(row),
-        id=text(row.get("id")),
-        explanation=text(row.get("explanation")),
-        repairs=repairs,
+        repairs=["option-prefix"] if list(texts) != list(bare) else [],
+        **_texts(row, "id", "explanation"),
     )
 
 
@@ -132,15 +128,8 @@ def _medxpertqa(row: Mapping[str, Any]) -> Raw:
     pairs = options.items() if isinstance(options, Mapping) else ((o["letter"], o["content"]) for o in options)
     given = {letter: text for letter, text in pairs if text is not None}
     label = row["label"][0] if isinstance(row["label"], list) else row["label"]
-    return Raw(
-        CHOICES.split(row["question"], maxsplit=1)[0],
-        list(given.values()),
-        label,
-        list(given),
-        images=_images(row),
-        id=text(row.get("id")),
-        field=text(row.get("body_system")),
-    )
+    question, fields = CHOICES.split(row["question"], maxsplit=1)[0], _texts(row, "id", field="body_system")
+    return Raw(question, list(given.values()), label, list(given), images=_images(row), **fields)
 
 
 def _medvlthinker(row: Mapping[str, Any]) -> Raw:
@@ -150,10 +139,9 @@ def _medvlthinker(row: Mapping[str, Any]) -> Raw:
         list(options.values()),
         row["answer_label"],
         list(options),
-        key_text=text(row.get("answer")),
         images=_images(row),
         id=f"{text(row.get('dataset_name'))}-{text(row.get('dataset_index'))}",
-        source=text(row.get("dataset_name")),
+        **_texts(row, key_text="answer", source="dataset_name"),
     )
 
 
@@ -166,27 +154,18 @@ def _plain(row: Mapping[str, Any]) -> Raw:
     texts = list(options.values()) if by_letter else list(options)
     written = list(map(str, texts))
     bare = answers.unlabelled(written)
-    if prefixed := bare != written:
-        texts = bare
     specialty = text(row.get("specialty"))
-    letters = list(options) if by_letter else ()
-    repairs = ["option-prefix"] if prefixed else []
     return Raw(
         row["question"],
-        texts,
+        texts if bare == written else bare,
         row["answer"],
-        letters,
+        list(options) if by_letter else (),
         images=_images(row),
-        id=text(row.get("id")),
-        explanation=text(row.get("explanation")),
         field=text(row.get("field")) or (specialty if specialty not in SPECIALTIES else ""),
-        step=text(row.get("step")),
-        specialty=specialty,
-        split=text(row.get("split")),
-        source=text(row.get("source")),
         licence=text(row.get("licence") or row.get("license")),
         redistributable=flag(row.get("redistributable")),
-        repairs=repairs,
+        repairs=["option-prefix"] if bare != written else [],
+        **_texts(row, "id", "explanation", "step", "specialty", "split", "source"),
     )
 
 

