@@ -150,8 +150,8 @@ def decode(
         source: path, encoded file, data: or file: URI, opened image, or reference (whose own view then counts).
         name: what an error calls the image; a path names itself.
         window: of grey values: (centre, width) as DICOM's linear function has it, a preset of `windows.PRESETS` for
-            Hounsfield units, "range" (darkest to brightest), "full" (of the bit depth), or three of these, one for
-            each colour channel; None: the file's own, or the rule above.
+            Hounsfield units, "range" (darkest to brightest; of a volume, those of all its slices), "full" (of the bit
+            depth), or three of these, one for each colour channel; None: the file's own, or the rule above.
         slices: of a file of several pictures (pages, frames, slices): so many at even distances, or their indices
             from 0; None: there must be only one.
         plane: of a volume: "axial", "coronal" or "sagittal"; None: axial of NIfTI, of DICOM as the slices were taken.
@@ -458,7 +458,7 @@ def _to_uint8(values: np.ndarray, mode: str, name: str, view: View) -> np.ndarra
     if view.window is not None:
         if not np.isfinite((lowest, highest)).all():
             raise DataError(f"{name}: grey values that are not finite; write 0 in their place")
-        return windowed(values.astype(np.float64), view.window, (0.0, limit), name)
+        return windowed(values.astype(np.float64), view.window, (lowest, highest), (0.0, limit), name)
     if not (lowest >= 0 and highest <= limit):
         raise DataError(
             f"{name}: grey values from {lowest:g} to {highest:g}; window them to 0..255 and save as 8 bit, or give a "

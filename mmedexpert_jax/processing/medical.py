@@ -316,9 +316,7 @@ def _levels(
     if view.window is not None:
         # Hounsfield units are CT's alone; PET, MR and X-ray rescale to units of their own
         hounsfield = dataset.get("Modality") == "CT" and "RescaleSlope" in look
-        full = extent if view.window == "range" else _full(look)
-        window = "full" if view.window == "range" else view.window
-        levels = windowed(units.astype(np.float64), window, full, name, hounsfield)
+        levels = windowed(units.astype(np.float64), view.window, extent, _full(look), name, hounsfield)
     elif _has_lut(look):
         levels = grey(apply_voi_lut(units, look) / (2.0 ** int(look.VOILUTSequence[0].LUTDescriptor[2]) - 1))
     else:
@@ -447,4 +445,4 @@ def _dicom_volume(frames: Sequence[tuple[Any, int]], axes: np.ndarray, name: str
         _dicom_grey(stored, dataset, look, name, view, extent)
         for (dataset, _), stored, look in zip(frames, values, looks, strict=True)
     ]
-    return apply_orientation(rearrange(levels, "slice row column -> column row slice"), axes)
+    return apply_orientation(rearrange(levels, "slice row column ... -> column row slice ..."), axes)

@@ -1,7 +1,7 @@
 """NIfTI volumes as 8-bit pictures: only voxels leave this module, never a header (extra `medical`).
 
 The closest canonical orientation, shown as `volumes.section` says; window from cal_min and cal_max, else the volume's
-0.5 to 99.5 percentiles; the first volume of a series.
+0.5 to 99.5 percentiles; the range is the volume's too; the first volume of a series.
 """
 
 import gzip
@@ -55,8 +55,9 @@ def read(content: bytes, name: str, view: View) -> Frames:
             low, high = volume.limits
             levels = grey((values - low) / max(high - low, 1e-12))
         else:
-            full = volume.extent if "full" in (view.window, *view.window) else (0.0, 1.0)  # which nothing else asks for
-            levels = windowed(values, view.window, full, name, hounsfield=True)
+            asked = {"range", "full"} & {view.window, *view.window}  # all values are looked at for these alone
+            extent = volume.extent if asked else (0.0, 1.0)
+            levels = windowed(values, view.window, extent, extent, name, hounsfield=True)
         return section(levels, spacing, axis)
 
     @quiet
@@ -64,8 +65,7 @@ def read(content: bytes, name: str, view: View) -> Frames:
         volume = kept(content, "", lambda: Volume(_values(content, axes, name), header))
         if view.window is None:
             return between(*volume.limits)
-        values = np.moveaxis(volume.values, axis, 0)[place]
-        return settled(view.window, (float(values.min()), float(values.max())), volume.extent)
+        return settled(view.window, volume.extent, volume.extent)
 
     return Frames(shape[axis], frame, window)
 

@@ -63,9 +63,9 @@ def section(levels: np.ndarray, spacing: Sequence[float], axis: int) -> Image.Im
     look to the left. `levels` is uint8 [first, second axis that is left, ...]; `spacing` in mm, of all three axes.
     """
     # canonical axes point right, anterior, superior: both are reversed
-    picture = Image.fromarray(np.ascontiguousarray(rearrange(levels[::-1, ::-1], "across up -> up across"))).convert(
-        "RGB"
-    )
+    picture = Image.fromarray(
+        np.ascontiguousarray(rearrange(levels[::-1, ::-1], "across up ... -> up across ..."))
+    ).convert("RGB")
     wide, high = (size for i, size in enumerate(spacing) if i != axis)
     return _square(picture, wide, high)
 

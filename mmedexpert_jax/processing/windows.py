@@ -91,13 +91,19 @@ def chosen(count: int, slices: int | Sequence[int] | None, name: str) -> tuple[i
 
 
 def windowed(
-    values: np.ndarray, window: Window, full: tuple[float, float], name: str, hounsfield: bool = False
+    values: np.ndarray,
+    window: Window,
+    extent: tuple[float, float],
+    full: tuple[float, float],
+    name: str,
+    hounsfield: bool = False,
 ) -> np.ndarray:
     """Grey values as uint8.
 
     Args:
         values: [H, W] float.
         window: as in `images.decode`.
+        extent: (lowest, highest) value of "range": of all slices of a volume, so that these have one scale.
         full: (lowest, highest) value that the bit depth allows.
         name: of the image, for errors.
         hounsfield: the values are Hounsfield units, which presets are stated in.
@@ -106,9 +112,9 @@ def windowed(
         [H, W], or [H, W, 3] for three windows.
     """
     if isinstance(window, tuple) and len(window) == 3:
-        return np.stack([windowed(values, one, full, name, hounsfield) for one in window], axis=-1)
+        return np.stack([windowed(values, one, extent, full, name, hounsfield) for one in window], axis=-1)
     if window in ("range", "full"):
-        lowest, highest = (float(values.min()), float(values.max())) if window == "range" else full
+        lowest, highest = extent if window == "range" else full
         return grey((values - lowest) / max(highest - lowest, 1e-12))
     if isinstance(window, str):
         if not hounsfield:

@@ -203,6 +203,21 @@ def test_a_volume_knows_left_from_right_and_up_from_down():
         assert coronal.shape == (12, 8, 3) and coronal[0, 4, 0] == 255 and coronal[11, 4, 0] <= 1
 
 
+@pytest.mark.parametrize("window", ["range", ("range", "full", (100, 201))])
+def test_slices_of_a_volume_under_a_range_have_one_scale(window):
+    """A value is the same grey in a dark slice and in a bright one."""
+    values = np.full((6, 6, 3), -50, np.int16)
+    values[2:4, 2:4] = [10, 100, 150]
+    content = nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
+    pictures = decode(content, window=window, slices=(0, 1, 2))
+    shown = [np.asarray(picture)[3, 3, 0] for picture in pictures]
+    assert shown == [round(255 * (value + 50) / 200) for value in (10, 100, 150)]
+    assert {np.asarray(picture)[0, 0, 0] for picture in pictures} == {0}
+    if window == "range":
+        held = nifti.read(content, "v", View.make(window))
+        assert [held.window(place) for place in range(3)] == [(50.5, 201.0)] * 3
+
+
 def test_slices_are_even_or_named():
     assert chosen(10, 5, "x") == (1, 3, 5, 7, 9)
     assert chosen(9, 1, "x") == (4,)
@@ -284,11 +299,12 @@ def test_a_series_is_cut_as_the_same_volume_in_nifti(laid, plane, tmp_path):
     files = a_series(volume, LAID[laid])
     for number, file in enumerate(files):
         (tmp_path / f"{(5 * number) % 6}.dcm").write_bytes(file)
-    view = {"slices": [0, 2, 5], "plane": plane, "window": [300, 2000]}
-    expected = decode(as_nifti(volume, LAID[laid]), **view)
-    for source in (zipped(files), tmp_path):
-        found = decode(source, name="scan", **view)
-        assert [np.asarray(one).tolist() for one in found] == [np.asarray(one).tolist() for one in expected]
+    for window in ([300, 2000], ["range", [300, 2000], "wide"]):
+        view = {"slices": [0, 2, 5], "plane": plane, "window": window}
+        expected = decode(as_nifti(volume, LAID[laid]), **view)
+        for source in (zipped(files), tmp_path):
+            found = decode(source, name="scan", **view)
+            assert [np.asarray(one).tolist() for one in found] == [np.asarray(one).tolist() for one in expected]
 
 
 def test_a_plane_has_the_pixels_of_the_slices_under_the_middle_ones_window():
