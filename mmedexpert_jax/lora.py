@@ -514,7 +514,9 @@ def _read_config(file: Path) -> dict[str, Any]:
                 f"{file}: {key}={border.cut(repr(config[key]))} is no list and no regular expression of modules' names"
             )
     layers = config.get("layers_to_transform")
-    if not isinstance(layers, int | None) and not (isinstance(layers, list) and all(map(_is_layer, layers))):
+    if not isinstance(layers, int | None) and not (
+        isinstance(layers, list) and all(type(layer) is int for layer in layers)
+    ):
         raise DataError(f"{file}: layers_to_transform={border.cut(repr(layers))} is no list of layers' numbers")
     if not isinstance(config.get("use_rslora") or False, bool):
         raise DataError(f"{file}: use_rslora={border.cut(repr(config['use_rslora']))} is not true or false")
@@ -539,10 +541,6 @@ def _is_expression(value: Any) -> bool:
         return isinstance(value, str) and re.compile(value) is not None
     except re.error:
         return False
-
-
-def _is_layer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_alpha(value: Any) -> bool:

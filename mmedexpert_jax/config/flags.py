@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import border
@@ -60,18 +59,12 @@ def parse_flags(argv: list[str]) -> Flags:
             if name == "--config":
                 flags.config = path
             else:
-                from_files += read_overrides(path)
+                from_files += flatten(border.read_json(path, dict[str, Any], error=ConfigError))
         else:
             following = rest[0] if rest and not equals and not rest[0].startswith("-") else ""
             raise ConfigError(_not_understood(argument, following, flags.config))
     flags.overrides = from_files + flags.overrides
     return flags
-
-
-def read_overrides(path: str | Path) -> list[tuple[str, Any]]:
-    """Reads overrides from a JSON object, nested or with dotted keys, as (dotted key, value) pairs."""
-    tree = border.read_json(path, dict[str, Any], error=ConfigError)
-    return flatten(tree)
 
 
 _EXAMPLE = {"--config": "configs/gba.py", "--overrides": "overrides.json"}

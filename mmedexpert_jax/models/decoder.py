@@ -88,7 +88,10 @@ class TextAttention(nnx.Module):
     def __call__(self, x: Array, rope: Rope | None, attention: Attention) -> tuple[Array, Array, Array]:
         """x [..., T, D] -> [..., T, D], and the keys and values to keep; without a `rope` the attention normalises and
         rotates heads itself, and gets the norms last."""
-        queries, keys, values = map(self._heads, project(self, x, "q_proj", "k_proj", "v_proj"))
+        queries, keys, values = (
+            rearrange(part, "... t (h d) -> ... h t d", d=self.head_dim)
+            for part in project(self, x, "q_proj", "k_proj", "v_proj")
+        )
         if rope is None:
             mixed, keys, values = attention(queries, keys, values, self._norms())
         else:
@@ -105,10 +108,6 @@ class TextAttention(nnx.Module):
             return HeadNorms(scale=self.query_scale)
         weights = self.q_norm.weight[...], self.k_norm.weight[...]
         return HeadNorms(weights, self.q_norm.eps, self.q_norm.shift, self.query_scale)
-
-    def _heads(self, x: Array) -> Array:
-        """[..., T, H * D] -> [..., H, T, D]."""
-        return rearrange(x, "... t (h d) -> ... h t d", d=self.head_dim)
 
 
 class DecoderLayer(nnx.Module):

@@ -48,6 +48,8 @@ def read_text(text: Keys) -> TextConfig:
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
         if text.values.get(key) is not None:
             raise text.wrong(key, "null: Gemma 3 caps no scores, which Gemma 2 did")
+    if text.text("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
+        raise text.wrong("hidden_activation", "gelu_pytorch_tanh, which Gemma 3 has")
     layers, head_width = text.integer("num_hidden_layers", 26), text.integer("head_dim", 256)
     theta, factor, near = _rotary(text)
     return TextConfig(
@@ -64,19 +66,13 @@ def read_text(text: Keys) -> TextConfig:
         head_width=head_width,
         bias=False,
         qk_norm=True,
-        activation=_activation(text),
+        activation="gelu_pytorch_tanh",
         query_width=float(text.positive("query_pre_attn_scalar", 256)),
         rope_factor=factor,
         window=text.integer("sliding_window", 4096),
         windowed=_windowed(text, layers),
         window_theta=near,
     )
-
-
-def _activation(text: Keys) -> str:
-    if text.text("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
-        raise text.wrong("hidden_activation", "gelu_pytorch_tanh, which Gemma 3 has")
-    return "gelu_pytorch_tanh"
 
 
 def _windowed(text: Keys, layers: int) -> tuple[bool, ...]:

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
 from mmedexpert_jax.lora import finite
-from mmedexpert_jax.models.config import ModelConfig, own_file
+from mmedexpert_jax.models.config import own_file
 from mmedexpert_jax.models.hub_card import model_card
 from mmedexpert_jax.models.model import Model
 from mmedexpert_jax.models.network import tensor_shapes
@@ -54,9 +54,11 @@ def save_pretrained(
     flat = flatten(unstack(params))
     if {name: tuple(value.shape) for name, value in flat.items()} != tensor_shapes(model.config):
         raise DataError(f"{path}: the parameters' names or shapes are not those of the model's config")
+    # names on the hub: ours, where the family's file has no `hub_name`, and of a model without a tower
+    hub_name = getattr(own_file(model.config.family), "hub_name", str) if model.config.vision.depth else str
     try:
         with files.replacing(path) as partial:
-            _write_weights(partial, _by_hub_names(flat, model.config), max_shard_bytes)
+            _write_weights(partial, {hub_name(name): value for name, value in flat.items()}, max_shard_bytes)
             _write_configs(partial, model, flat)
             card = model_card(model.config, _dtype(flat), origin, about)
             (partial / "README.md").write_text(card, encoding="utf-8")
@@ -100,15 +102,6 @@ def push(folder: str | Path, repository: str) -> str:
     except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's
         reason = border.cut(str(error), 160)
         raise RemoteError(f"{repository}: upload failed: {reason}; {folder} holds what was to be uploaded") from error
-
-
-def _by_hub_names(flat: dict, config: ModelConfig) -> dict:
-    """The tensors by the names of the family's files on the hub.
-
-    They are ours where its file has no `hub_name`, and of a model without a tower.
-    """
-    rename = getattr(own_file(config.family), "hub_name", str) if config.vision.depth else str
-    return {rename(name): value for name, value in flat.items()}
 
 
 def _write_weights(directory: Path, flat: dict, max_shard_bytes: int) -> None:

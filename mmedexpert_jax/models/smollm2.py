@@ -107,7 +107,7 @@ def read_tensors(file: Path, tower: Path, config: ModelConfig) -> dict[str, Stor
         if name.startswith("visual."):
             tensors[name] = pictures.get(name) or _drawn(name, shape)
         elif name.endswith("_proj.bias"):
-            tensors[name] = Stored(shape, "bfloat16", functools.partial(_zeros, shape))
+            tensors[name] = Stored(shape, "bfloat16", np.broadcast_to(np.float32(0), shape).__getitem__)
         else:
             tensors[name] = Stored(shape, "bfloat16", _dequantiser(file, inside, name, config.text))
     return tensors
@@ -171,10 +171,6 @@ def _tower_tensors(tower: Path) -> dict[str, Stored]:
 
 def _drawn(name: str, shape: tuple[int, ...]) -> Stored:
     return Stored(shape, "bfloat16", lambda index: draw(name, shape, 0)[index])
-
-
-def _zeros(shape: tuple[int, ...], index: Index) -> np.ndarray:
-    return np.zeros(shape, np.float32)[index]
 
 
 def _dequantiser(file: Path, inside: dict[str, Any], name: str, text: TextConfig) -> Callable[[Index], np.ndarray]:

@@ -73,6 +73,9 @@ def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
     trained = f", {found.trained:,} trained ({found.trained / found.parameters:.1%})" if found.trained else ""
     memory = f"{gb(devices.memory)} for a program on each" if devices.memory else "memory not known"
     phase, peak = found.peak
+    used = 1
+    if config.job in ("dsa", "gba"):
+        used = devices.mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor).size
     if prefix:
         space = memory.removesuffix(" for a program on each")
         return [
@@ -85,7 +88,7 @@ def lines(config: ConfigDict, prefix: str, train: Counter) -> list[str]:
     return [
         "needs",
         f"  parameters {found.parameters:,} {dtype}{trained}",
-        f"  devices    {devices.count} x {devices.kind}, {memory}; the job uses {_used(config, devices)}",
+        f"  devices    {devices.count} x {devices.kind}, {memory}; the job uses {used}",
         f"  held       {_listed(found.held) or 'nothing'}",
         *(f"  {name:10} {_listed(parts)}" for name, parts in found.phases.items()),
         f"  peak       {gb(peak)} on a device, in {phase}; * estimated (docs/plan.md)",
@@ -124,13 +127,6 @@ def _larger(config: ConfigDict) -> Iterator[tuple[list[dict[str, Any]], str]]:
     elif config.job == "evaluate":
         sizes = [n * config.batch_size for n in doublings if n * config.batch_size <= 512]
         yield [{"batch_size": size} for size in sizes], "answers more at once"
-
-
-def _used(config: ConfigDict, devices: Devices) -> int:
-    """Devices that a job computes on."""
-    if config.job not in ("dsa", "gba"):
-        return 1
-    return devices.mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor).size
 
 
 def problem(config: ConfigDict, prefix: str) -> str:

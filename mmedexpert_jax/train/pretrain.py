@@ -259,7 +259,7 @@ def _block(seed: int, count: int, tasks: tuple[Task, ...]) -> list[Generated]:
 def _example(item: Generated, rng: Random, config: ConfigDict, step: int) -> tuple[list[dict], list[str]]:
     """A case's prompt and two completions of it: read aloud, or reasoned, guided by a paradigm or not."""
     if step < config.reading_steps and rng.random() < config.reading_share:
-        return _reading(item)
+        return _exercise(item, "Read aloud."), [item.case.question, _options(item.case)]  # teaches to copy
     if config.naming_from <= step < config.naming_until and rng.random() < config.naming_share:
         return _naming(item, rng)
     if config.answering_from <= step < config.answering_until and rng.random() < config.answering_share:
@@ -272,11 +272,6 @@ def _example(item: Generated, rng: Random, config: ConfigDict, step: int) -> tup
         hasty = rng.random() < hasty_share
         texts.append(render(*(item.hasty[paradigm] if hasty else (item.traces[paradigm], item.case.answer))))
     return conversation(item.case, guided), texts
-
-
-def _reading(item: Generated) -> tuple[list[dict], list[str]]:
-    """The exercise that teaches to copy: the question and its options are to be said again."""
-    return _exercise(item, "Read aloud."), [item.case.question, _options(item.case)]
 
 
 def _naming(item: Generated, rng: Random) -> tuple[list[dict], list[str]]:
