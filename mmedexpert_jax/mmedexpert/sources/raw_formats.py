@@ -98,9 +98,8 @@ def _in_question(row: Mapping[str, Any]) -> Raw:
 
 
 def _jama(row: Mapping[str, Any]) -> Raw:
-    raw = _lettered(row)
-    raw.field, raw.folder = text(row.get("field")), text(row.get("link")).rstrip("/").rpartition("/")[2]
-    return raw
+    folder = text(row.get("link")).rstrip("/").rpartition("/")[2]
+    return dataclasses.replace(_lettered(row), folder=folder, **_texts(row, "field"))
 
 
 def _lettered(row: Mapping[str, Any]) -> Raw:
