@@ -2,7 +2,7 @@
 
 from random import Random
 
-from mmedexpert_jax.data.embedded.problem import Problem, Step
+from mmedexpert_jax.data.embedded.problem import Problem
 from mmedexpert_jax.data.embedded.rules import Rule
 from mmedexpert_jax.data.embedded.seen import ImageTask
 from mmedexpert_jax.data.embedded.wording import sentence
