@@ -153,17 +153,20 @@ def _plain(row: Mapping[str, Any]) -> Raw:
     texts = list(options.values()) if by_letter else list(options)
     written = list(map(str, texts))
     bare = answers.unlabelled(written)
+    repairs = ["option-prefix"] if bare != written else []
+    letters = list(options) if by_letter else ()
     specialty = text(row.get("specialty"))
+    field = text(row.get("field")) or (specialty if specialty not in SPECIALTIES else "")
     return Raw(
         row["question"],
-        texts if bare == written else bare,
+        bare if repairs else texts,
         row["answer"],
-        list(options) if by_letter else (),
+        letters,
         images=_images(row),
-        field=text(row.get("field")) or (specialty if specialty not in SPECIALTIES else ""),
+        field=field,
         licence=text(row.get("licence") or row.get("license")),
         redistributable=flag(row.get("redistributable")),
-        repairs=["option-prefix"] if bare != written else [],
+        repairs=repairs,
         **_texts(row, "id", "explanation", "step", "specialty", "split", "source"),
     )
 
