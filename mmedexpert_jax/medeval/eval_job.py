@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,10 @@ from mmedexpert_jax.medeval.ask import Asker, ProcessShard, questions
 from mmedexpert_jax.medeval.backends import Backend
 from mmedexpert_jax.medeval.backends.choose import generation, open_backend
 from mmedexpert_jax.medeval.controls import variants
-from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation, judged
+from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.finish import finish, slug, style
 from mmedexpert_jax.medeval.identifiers import sendable, sendable_requests
 from mmedexpert_jax.medeval.paper_tables import Result
-from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.medeval.systems import Target, parse
 from mmedexpert_jax.runtime import Run, files
@@ -260,13 +260,13 @@ def _evaluate(
     evaluations, start = [], 0
     for group in built:
         answered = [found[place] for place in range(start, start + len(group)) if place in found]
-        evaluations.append(Evaluation(tuple(row for one in answered for row in _judged(one, config.scorer))))
+        rows = [
+            judged(one.case, one.replies, form=one.form, paradigm=one.paradigm, scorer=config.scorer, first=one.first)
+            for one in answered
+        ]
+        evaluations.append(Evaluation(tuple(chain.from_iterable(rows))))
         start += len(group)
     return evaluations
-
-
-def _judged(one: Question, scorer: str) -> list[AnswerRow]:
-    return judged(one.case, one.replies, form=one.form, paradigm=one.paradigm, scorer=scorer, first=one.first)
 
 
 def _judge(

@@ -130,17 +130,8 @@ def _item(
 
 
 def _answer(row: AnswerRow, prompt: int) -> dict[str, Any]:
-    return {
-        "text": row.response,
-        "said": row.said,
-        "right": row.right,
-        "verdicts": dict(row.verdicts),
-        "guessed": row.guessed,
-        "tokens": row.tokens,
-        "truncated": row.truncated,
-        "first": row.first,
-        "prompt": prompt,
-    }
+    same = ("said", "right", "verdicts", "guessed", "tokens", "truncated", "first")
+    return {"text": row.response} | {name: getattr(row, name) for name in same} | {"prompt": prompt}
 
 
 def _prompt_text(item: Case, style: str, paradigm: str | None) -> str:

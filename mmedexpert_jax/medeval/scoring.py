@@ -85,17 +85,12 @@ def judge_choice(response: str, options: Sequence[str], answer: str, scorer: str
         ConfigError: an unknown scorer.
     """
     if scorer == "strict":
-        return strict_choice(response, options) == answer
+        return answers.choice(response, answers.unlabelled(options)) == answer
     if scorer == "medevalkit":
         return kit.judge_multi_choice(options, answer, response).right
     if scorer == "medxpertqa":
         return read_official(response, len(options)) == answer
     raise ConfigError(f"no scorer {scorer!r}: choose one of {', '.join(SCORERS)}")
-
-
-def strict_choice(response: str, options: Sequence[str]) -> str | None:
-    """Letter that `answers.choice` reads in `response`; labels before the options are taken off first."""
-    return answers.choice(response, answers.unlabelled(options))
 
 
 def read_choice(response: str, options: Sequence[str], form: str = "tags") -> str | None:

@@ -44,7 +44,9 @@ def duplicates(records: Sequence[RawCase], threshold: float = 0.8) -> list[Dupli
     unique = list(first.values())
     shingled = [shingles(record.question) for record in unique]
     dropped: set[int] = set()
-    groups = _groups(shingled, list(map(_shared, unique)))
+    # right option and images, which a near duplicate has in common with a case
+    common = [(normal(case.answer_text), *(picture.sha256 for picture in case.images)) for case in unique]
+    groups = _groups(shingled, common)
     for a in range(len(unique)):
         if a in dropped:  # and not looked at again: of cases that are all the same the first drops the others
             continue
@@ -69,11 +71,6 @@ def shingles(text: str) -> frozenset[int]:
     found = words_in(text)
     grams = [found[i : i + WORDS] for i in range(max(1, len(found) - WORDS + 1))]
     return frozenset(zlib.crc32(" ".join(gram).encode()) for gram in grams)
-
-
-def _shared(case: RawCase) -> tuple[str, ...]:
-    """Right option and images, which a near duplicate has in common with a case."""
-    return normal(case.answer_text), *(picture.sha256 for picture in case.images)
 
 
 def _groups(shingled: Sequence[frozenset[int]], shared: Sequence[Hashable]) -> list[list[list[int]]]:

@@ -93,10 +93,6 @@ def _links(trace: Statements) -> bool:
     return sum(bool(_CAUSAL.search(step)) for step in trace.steps) >= 2
 
 
-def _no_probability(trace: Statements) -> bool:
-    return not _PROBABILITY.search(trace.text)
-
-
 def _updates(trace: Statements) -> bool:
     prior = next(
         (
@@ -134,16 +130,16 @@ REQUIRED: dict[str, tuple[Move, ...]] = {
         Move("updates", "Update on at least two findings, and say for each in which direction.", _updates),
     ),
 }
+_NO_PROBABILITIES = Move(
+    "probabilities",
+    "Do not speak of prior or posterior probabilities.",
+    lambda trace: not _PROBABILITY.search(trace.text),
+)
+_NO_LIST = Move("list", "Do not list candidates and exclude them one by one.", _no_list)
 FORBIDDEN: dict[str, tuple[Move, ...]] = {
-    "differential": (Move("probabilities", "Do not speak of prior or posterior probabilities.", _no_probability),),
-    "intuitive": (
-        Move("list", "Do not list candidates and exclude them one by one.", _no_list),
-        Move("probabilities", "Do not speak of prior or posterior probabilities.", _no_probability),
-    ),
-    "analytical": (
-        Move("list", "Do not list candidates and exclude them one by one.", _no_list),
-        Move("probabilities", "Do not speak of prior or posterior probabilities.", _no_probability),
-    ),
+    "differential": (_NO_PROBABILITIES,),
+    "intuitive": (_NO_LIST, _NO_PROBABILITIES),
+    "analytical": (_NO_LIST, _NO_PROBABILITIES),
     "bayesian": (),
 }
 CONCLUSION = Move("conclusion", "End with the option that follows, word for word.", _conclusion)

@@ -21,6 +21,10 @@ MM_TEST = {
     "medical_task": {"Diagnosis": 1199, "Treatment": 448, "Basic Science": 353},
     "images_per_item": {"1": 1581, "2": 236, "3": 59, "4": 22, "5": 78, "6": 24},
 }
+PARTS: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {  # test's counts, files on the hub, what is expected
+    "MM": (MM_TEST, ("MM/{split}.jsonl", "images.zip"), "MM/test.jsonl and images.zip or images/"),
+    "Text": ({"items": 2450}, ("Text/{split}.jsonl",), "Text/test.jsonl"),
+}
 COLUMNS = {
     "question_type": {"Reasoning": "Rea.", "Understanding": "Under."},
     "medical_task": {"Treatment": "Treatment", "Basic Science": "Basic Science", "Diagnosis": "Diagnosis"},
@@ -57,15 +61,15 @@ def _published(total: Mapping[str, Any], split: str, subset: str) -> Mapping[str
     return total if split == "test" else {"items": 5}
 
 
-for _part, _total in (("MM", MM_TEST), ("Text", {"items": 2450})):
+for _part, (_total, _files, _expects) in PARTS.items():
     reader(
         f"medxpertqa_{_part.lower()}",
         f"MedXpertQA-{_part}",
         rows=partial(_rows, _part),
         splits=("test", "dev"),
         hub="TsinghuaC3I/MedXpertQA",
-        hub_files=("MM/{split}.jsonl", "images.zip") if _part == "MM" else "Text/{split}.jsonl",
-        expects="MM/test.jsonl and images.zip or images/" if _part == "MM" else "Text/test.jsonl",
+        hub_files=_files,
+        expects=_expects,
         strata=("medical_task", "question_type"),
         columns=COLUMNS,
         published=partial(_published, _total),

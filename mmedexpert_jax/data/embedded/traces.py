@@ -2,7 +2,7 @@
 
 from random import Random
 
-from mmedexpert_jax.data.embedded.problem import Problem, Step
+from mmedexpert_jax.data.embedded.problem import Problem
 from mmedexpert_jax.data.embedded.rules import Rule
 from mmedexpert_jax.data.embedded.seen import ImageTask
 from mmedexpert_jax.data.embedded.wording import sentence
@@ -19,7 +19,8 @@ def trace(task: Task, problem: Problem, paradigm: str, options: tuple[str, ...],
     band = problem.band(count)
     answer = task.options[band]
     total = steps[-1].total if steps else ""
-    chain = ", ".join(f"{step.text} {_verb(task, step, paradigm)}{step.effect}" for step in steps)
+    counted, kept = (f"{_VERBS[paradigm]} ", "keeps ") if task.running else ("", "")
+    chain = ", ".join(f"{step.text} {counted if step.counts else kept}{step.effect}" for step in steps)
     if paradigm == "differential":
         said = [chain, *_rivals(task, band, options), f"{answer} fits best"]
     elif paradigm == "intuitive":
@@ -39,12 +40,6 @@ def trace(task: Task, problem: Problem, paradigm: str, options: tuple[str, ...],
 def hasty(problem: Problem, rng: Random) -> int:
     """The number of pieces of evidence that a hasty reasoner weighs: one piece or more, at most the first half."""
     return rng.randint(1, max(1, len(problem.steps) // 2))
-
-
-def _verb(task: Task, step: Step, paradigm: str) -> str:
-    if not task.running:
-        return ""
-    return f"{_VERBS[paradigm]} " if step.counts else "keeps "
 
 
 def _rivals(task: Task, band: int, options: tuple[str, ...]) -> list[str]:

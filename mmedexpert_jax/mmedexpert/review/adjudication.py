@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmedexpert_jax.mmedexpert.factory_store import Store
-from mmedexpert_jax.mmedexpert.review.events import Event, since
+from mmedexpert_jax.mmedexpert.review.events import ROLES, Event, since
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
-
-ROLES = ("reviewer", "adjudicator")
 
 
 @dataclass(frozen=True)

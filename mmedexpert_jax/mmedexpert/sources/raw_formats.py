@@ -98,9 +98,8 @@ def _in_question(row: Mapping[str, Any]) -> Raw:
 
 
 def _jama(row: Mapping[str, Any]) -> Raw:
-    raw = _lettered(row)
-    raw.field, raw.folder = text(row.get("field")), text(row.get("link")).rstrip("/").rpartition("/")[2]
-    return raw
+    folder = text(row.get("link")).rstrip("/").rpartition("/")[2]
+    return dataclasses.replace(_lettered(row), folder=folder, **_texts(row, "field"))
 
 
 def _lettered(row: Mapping[str, Any]) -> Raw:
@@ -154,17 +153,20 @@ def _plain(row: Mapping[str, Any]) -> Raw:
     texts = list(options.values()) if by_letter else list(options)
     written = list(map(str, texts))
     bare = answers.unlabelled(written)
+    repairs = ["option-prefix"] if bare != written else []
+    letters = list(options) if by_letter else ()
     specialty = text(row.get("specialty"))
+    field = text(row.get("field")) or (specialty if specialty not in SPECIALTIES else "")
     return Raw(
         row["question"],
-        texts if bare == written else bare,
+        bare if repairs else texts,
         row["answer"],
-        list(options) if by_letter else (),
+        letters,
         images=_images(row),
-        field=text(row.get("field")) or (specialty if specialty not in SPECIALTIES else ""),
+        field=field,
         licence=text(row.get("licence") or row.get("license")),
         redistributable=flag(row.get("redistributable")),
-        repairs=["option-prefix"] if bare != written else [],
+        repairs=repairs,
         **_texts(row, "id", "explanation", "step", "specialty", "split", "source"),
     )
 
