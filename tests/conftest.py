@@ -41,8 +41,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 # Tracing makes objects by the hundred thousand and drops few of them in cycles: looking for these after every 700 is a
-# quarter of the time that tracing takes.
+# quarter of the time that tracing takes. Processes that tests start do the same: tests/startup/sitecustomize.py.
 gc.set_threshold(100_000, 50, 100)
+STARTUP = str(Path(__file__).parent / "startup")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [STARTUP, os.environ.get("PYTHONPATH")]))
 
 # One thread a worker for BLAS and torch: two workers with a pool each would get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

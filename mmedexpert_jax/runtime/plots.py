@@ -236,7 +236,8 @@ def _figure(title: str, unit: str) -> tuple[Any, Any]:
     from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE)
+        # `_save` lays it out: savefig draws a figure that has a layout twice, the first time for the layout alone
+        figure = Figure(SIZE, STYLE["savefig.dpi"], layout="none")
         axes = figure.subplots()
         axes.set_title(title)
         axes.set_xlabel("step")
@@ -247,6 +248,7 @@ def _figure(title: str, unit: str) -> tuple[Any, Any]:
 
 def _save(figure: Any, axes: Any, path: Path, legend: str) -> Path:
     import matplotlib
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
@@ -254,6 +256,7 @@ def _save(figure: Any, axes: Any, path: Path, legend: str) -> Path:
             figure.legend(loc=legend, ncols=2)
         elif legend:
             axes.legend(loc=legend)
+        ConstrainedLayoutEngine().execute(figure)
         figure.savefig(buffer, format="png")
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

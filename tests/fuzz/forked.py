@@ -1,6 +1,5 @@
 """A job in processes of its own, forked from one that has imported the package: it starts in a moment."""
 
-import gc
 import multiprocessing
 import os
 import resource
@@ -106,7 +105,6 @@ def run(arguments: list[str], output: str, environment: dict[str, str], room: in
     os.dup2(os.open(os.devnull, os.O_WRONLY) if room else file, 1)
     os.dup2(file, 2)
     os.environ.update(environment)
-    gc.set_threshold(100_000, 50, 100)  # as in tests/conftest.py
     if room:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
     from mmedexpert_jax.launch.cli import main

@@ -10,7 +10,6 @@ Writes OUT-<number>.npz with the samples, the trained weights (w0, w1, ...) and 
 (m0, ..., v0, ...), and prints the statistics of each step. With `--program` it prints the gradient's compiled program.
 """
 
-import gc
 import json
 import sys
 
@@ -87,7 +86,6 @@ def main():
     if settings[-1] == "--scanned":
         settings.pop()
         tree.DEEP = 2  # layers of the tiny model
-    gc.set_threshold(100_000, 50, 100)  # as in tests/conftest.py
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_disable_most_optimizations", True)
     for number, setting in enumerate(settings):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 RUN = """
-import gc, re, sys
+import re, sys
 import jax, jax.numpy as jnp, numpy as np
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.models import Model, ModelConfig, sharded
@@ -20,7 +20,6 @@ from mmedexpert_jax.rollout.decode import Sampling, advance, prefill, empty_stat
 from mmedexpert_jax.runtime.mesh import make_mesh, shard, shard_batch, shardings
 from mmedexpert_jax.train.layout import Layout
 
-gc.set_threshold(100_000, 50, 100)  # as in tests/conftest.py
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)
 sharded.PIECE = 20  # of the 24 tokens of a device's prompts
