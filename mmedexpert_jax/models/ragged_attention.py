@@ -76,10 +76,10 @@ def attend_ragged(
         pl.BlockSpec((None, key_heads, size, width), of) for size, of in zip(sizes, (of_prompt, of_ring), strict=True)
     ]
     softmax = [(key_heads, heads // key_heads, size) for size in (width, 1, 1)]
-    arrays = prompt_keys, prompt_values, own_keys, own_values
+    arrays = [prompt_keys, prompt_values, own_keys, own_values]
     if not interpret:
         # XLA would copy whole rings into the large VMEM of a v6e, and back, to write one token into them.
-        arrays = tuple(tpu.with_memory_space_constraint(array, tpu.HBM) for array in arrays)
+        arrays = [tpu.with_memory_space_constraint(array, tpu.HBM) for array in arrays]
     mixed = pl.pallas_call(
         functools.partial(_kernel, padded=padded, ring=ring, blocks=blocks[0], sizes=sizes, window=window),
         grid_spec=tpu.PrefetchScalarGridSpec(

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmedexpert_jax.data import LETTERS, PARADIGMS, SPECIALTIES, load_cases
-from mmedexpert_jax.data.case_files import EMBEDDED, SPLITS
+from mmedexpert_jax.data.case import SPLITS
+from mmedexpert_jax.data.case_files import EMBEDDED
 from mmedexpert_jax.data.embedded import POOLS, TASKS, baselines, build, charts, generate, recipe, scans, wording
 from mmedexpert_jax.data.embedded.rules import RULES
 from mmedexpert_jax.data.paradigms import PARADIGMS as RULES_OF_FORM

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from open_medicine.mcp.calculators import abcd2, apgar, centor_mcisaac, chadsvasc, child_pugh, curb65, qsofa, rcri, tbsa
 
 from mmedexpert_jax.data import LETTERS, load_cases
-from mmedexpert_jax.data.case_files import SPLITS
+from mmedexpert_jax.data.case import SPLITS
 from mmedexpert_jax.data.embedded import TASKS, charts, generate, materials
 from mmedexpert_jax.data.embedded.rules import RULES
 
