@@ -19,9 +19,9 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import memory_name
 from mmedexpert_jax.models.config import Keys, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.decoder import Embedding, NetworkBase, declare_layers, run_layers
-from mmedexpert_jax.models.layers import LayerNorm, Linear, PatchConv, place_features
+from mmedexpert_jax.models.layers import LayerNorm, Linear, place_features
 from mmedexpert_jax.models.rotary import axial
-from mmedexpert_jax.models.vision import EPS, Images, VisionAttention
+from mmedexpert_jax.models.vision import EPS, Images, PatchEmbed, VisionAttention
 
 hub_name = memory_name  # of a tensor in the hub's files
 
@@ -167,19 +167,11 @@ class Merger(nnx.Module):
         return self.linear_fc2(jax.nn.gelu(self.linear_fc1(x), approximate=False))
 
 
-class Qwen3PatchEmbed(nnx.Module):
-    """The convolution under the checkpoint's name."""
-
-    def __init__(self, config: VisionConfig):
-        kernel = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
-        self.proj = PatchConv(config.hidden_size, *kernel, bias=True)
-
-
 class Qwen3VisionTower(nnx.Module):
     """Each image sees itself alone; padding patches are masked as keys and their features never read."""
 
     def __init__(self, config: VisionConfig, stacked: bool):
-        self.patch_embed = Qwen3PatchEmbed(config)
+        self.patch_embed = PatchEmbed(config, bias=True)
         self.pos_embed = Embedding(config.num_positions, config.hidden_size)
         self.blocks = declare_layers(functools.partial(TowerBlock, config), config.depth, stacked)
         self.merger = Merger(config, joined_norm=False)
@@ -189,7 +181,7 @@ class Qwen3VisionTower(nnx.Module):
     def __call__(self, patches: Array, positions: Array, images: Images, remat: bool) -> tuple[Array, list[Array]]:
         """patches [I, P, C], positions [I, P, 2] (row, column) -> features [I, P / 4, D], DeepStack's; of images that
         stand side by side [1, N, ...]."""
-        x = self.patch_embed.proj(patches)
+        x = self.patch_embed(patches)
         x = x + self.learned_positions(positions, images).astype(x.dtype)
         rope = axial(positions, self.config.head_dim)
 

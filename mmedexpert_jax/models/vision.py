@@ -65,9 +65,9 @@ class Images(NamedTuple):
 class PatchEmbed(nnx.Module):
     """The convolution under the checkpoint's name."""
 
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: VisionConfig, bias: bool = False):
         kernel = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
-        self.proj = PatchConv(config.hidden_size, *kernel)
+        self.proj = PatchConv(config.hidden_size, *kernel, bias=bias)
 
     def __call__(self, patches: Array) -> Array:
         """patches [..., C] -> [..., D]."""

@@ -291,7 +291,7 @@ def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def _restored(path: Path, leaves: Sequence[Any]) -> list[Any]:
-    """What is saved at `path` as what each of the leaves is. Raises DataError where parts of it are missing."""
+    """The leaves saved at `path`, each as its counterpart in `leaves`. Raises DataError where parts are missing."""
     import orbax.checkpoint as ocp
 
     on_host = ocp.RestoreArgs(restore_type=np.ndarray)
