@@ -69,6 +69,7 @@ class Loopback:
             answers as usual.
         asked: content of a request (hash of messages, model and seed) -> times it was asked.
         answered: the same -> times it was answered in full.
+        failed: of FAULTS, "filtered" or "rejected" -> times it happened.
         most_at_once: requests that were in flight at the same time, at most.
     """
 
@@ -79,6 +80,7 @@ class Loopback:
     raw: Callable[[Mapping[str, Any]], tuple[int, dict[str, str], bytes] | None] = lambda body: None
     asked: Counter = field(default_factory=Counter)
     answered: Counter = field(default_factory=Counter)
+    failed: Counter = field(default_factory=Counter)
     most_at_once: int = 0
     port: int = 0
     embed: Callable[[Mapping[str, Any]], Any] = lambda body: [float(len(body["input"])), 1.0]  # a text's vector
@@ -165,8 +167,10 @@ class Loopback:
         if wrong.per_second and (late := self._too_fast()):
             return _error(429, "Rate limit reached", "rate_limit_exceeded", {"retry-after": f"{late:.3f}"})
         if _share(content, "filter") < wrong.filtered:
+            self.failed["filtered"] += 1
             return _error(400, "flagged by the content filter", "content_filter")
         if _share(content, "reject") < wrong.rejected:
+            self.failed["rejected"] += 1
             return _error(400, "the prompt is too long", "context_length_exceeded")
         await asyncio.sleep(self.latency)
         number = self.asked[content]
@@ -187,6 +191,7 @@ class Loopback:
         return max(0.001, self._window + 1 / self.misbehaviour.per_second - now)
 
     async def _fault(self, kind: str, body: dict[str, Any]) -> bytes:
+        self.failed[kind] += 1
         after = {"retry-after": str(self.misbehaviour.retry_after)}
         if kind == "stall":
             await asyncio.sleep(_STALL)
