@@ -342,13 +342,14 @@ def _records(file: BinaryIO) -> Iterator[tuple[list[str], bytes]]:
     A quote opens a cell only where the cell begins with it: a lone one within a cell, such as an inch sign, is text.
     Raises csv.Error where the file ends within a quoted cell.
     """
-    record = b""
+    record: list[bytes] = []
 
     def lines() -> Iterator[str]:
-        nonlocal record
+        size = 0
         for line in file:
-            record += line
-            if len(record) > border.MAX_LINE:
+            size = size + len(line) if record else len(line)
+            record.append(line)
+            if size > border.MAX_LINE:
                 raise csv.Error(f"a record of more than {border.MAX_LINE} bytes: {_OPEN}")
             yield line.decode()
         yield _END
@@ -358,9 +359,9 @@ def _records(file: BinaryIO) -> Iterator[tuple[list[str], bytes]]:
             if record:
                 raise csv.Error(_OPEN)
             return
-        if record.strip():
-            yield cells, record
-        record = b""
+        if (whole := b"".join(record)).strip():
+            yield cells, whole
+        record.clear()
 
 
 # --------------------------------------------------------------------------------------------- Parquet

@@ -17,7 +17,7 @@ from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.gba.guidelines import Difficulties
 from mmedexpert_jax.rollout.engine import Engine
-from mmedexpert_jax.runtime import files, processes
+from mmedexpert_jax.runtime import costs, files, processes
 
 PASS_RATE = "pass_rate"  # the curriculum by what was measured
 
@@ -45,7 +45,7 @@ def pass_rates(cases: Sequence[Case], engine: Engine, file: Path) -> dict[str, f
     own = processes.own([(place, case) for place, case in enumerate(cases) if case.id not in known])
     asked = engine.answer((conversation(case) for _, case in own), [place for place, _ in own], names(own))
     found: list[Rate] = []
-    with files.lines(file) if processes.is_writer() else contextlib.nullcontext() as lines:
+    with costs.shared(), files.lines(file) if processes.is_writer() else contextlib.nullcontext() as lines:
         for number, replies in asked:
             case = own[number][1]
             right = sum(answers.is_right(reply.text, case.options, case.answer) for reply in replies)

@@ -247,15 +247,25 @@ def local(tree: Any) -> Any:
 
     if any(_spans(leaf) for leaf in jax.tree.leaves(tree) if _elsewhere(leaf)):
         tree = whole(tree)
+    replicated = all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree) if _elsewhere(leaf))
 
     def here(leaf: Any) -> Any:
         if not _elsewhere(leaf):
             return leaf
-        where = NamedSharding(leaf.sharding.mesh.local_mesh, leaf.sharding.spec)
         shards = [shard.data for shard in leaf.addressable_shards]
-        return jax.make_array_from_single_device_arrays(leaf.shape, where, shards)
+        mesh = _in_a_row(leaf) if replicated else leaf.sharding.mesh.local_mesh
+        return jax.make_array_from_single_device_arrays(leaf.shape, NamedSharding(mesh, leaf.sharding.spec), shards)
 
     return jax.tree.map(here, tree)
+
+
+def _in_a_row(leaf: Any) -> Any:
+    """A mesh of this process's devices, which need not be a block of the array's, as `local_mesh` demands."""
+    from jax.sharding import Mesh
+
+    devices, mesh = [shard.device for shard in leaf.addressable_shards], leaf.sharding.mesh
+    row = np.reshape(devices, (-1, *[1] * (len(mesh.axis_names) - 1)))
+    return Mesh(row, mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def _spans(leaf: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What Python runs first in every process that a test starts: tests/conftest.py puts this folder on its path."""
+"""Run first by Python in every process that a test starts: tests/conftest.py puts this folder on its path."""
 
 import gc
 
