@@ -14,7 +14,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY, "axes.labelcolor": "#374151",
     "xtick.color": GREY, "ytick.color": GREY, "axes.grid": True, "grid.color": "#e5e7eb", "grid.linewidth": 0.8,
-    "legend.frameon": False, "legend.fontsize": 9, "figure.constrained_layout.use": True, "savefig.dpi": 150,
+    "legend.frameon": False, "legend.fontsize": 9, "savefig.dpi": 150,
 }  # fmt: skip
 SIZE = (6.4, 3.4)  # inches
 WINDOW = 6  # the moving average spans about this part of a run: 1 / WINDOW of its rows
@@ -237,7 +237,7 @@ def _figure(title: str, unit: str) -> tuple[Any, Any]:
 
     with matplotlib.rc_context(STYLE):
         # `_save` lays it out: savefig draws a figure that has a layout twice, the first time for the layout alone
-        figure = Figure(SIZE, STYLE["savefig.dpi"], layout="none")
+        figure = Figure(SIZE, STYLE["savefig.dpi"])
         axes = figure.subplots()
         axes.set_title(title)
         axes.set_xlabel("step")
