@@ -88,7 +88,7 @@ def growth_image(path: Path, growth: dict) -> None:
     """CPU seconds and memory of a merge as the model grows."""
     rows = list(growth["result"]["rows"].values())
     with matplotlib.rc_context(plots.STYLE):
-        figure = Canvas(figsize=(6.4, 2.8))
+        figure = Canvas(figsize=(6.4, 2.8), layout="constrained")
         panels = zip(
             figure.subplots(1, 2), (("CPU seconds", "cpu_s"), ("peak anonymous GB", "anonymous_gb")), strict=True
         )
