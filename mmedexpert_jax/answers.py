@@ -1,24 +1,37 @@
 """The one parser of `<think>` and `<answer>`, for rewards, filters and evaluation; linear in the text's length."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmedexpert_jax.statements import INVISIBLE, NO_LABEL, WORDS, opening, readable, stated
+from mmedexpert_jax.statements import NO_LABEL, WORDS, opening, readable, stated
 
 LETTERS = "ABCDEFGHIJ"
 
 _FLAGS = re.DOTALL | re.IGNORECASE
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
-# Marks of reasoning beside <think>, opening and closing: of Magistral, Kimi, Gemini, Seed and others.
-REASONING_MARKS = (
+# Marks of reasoning beside <think>, opening and closing: of Magistral, Kimi, MedGemma, Gemini, Seed, Cohere and others.
+_OWN_MARKS = (
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
     *((f"<{name}>", f"</{name}>") for name in ("thinking", "thought", "reasoning", "seed:think")),
+    ("<unused94>thought\n", "<unused95>"),
+    ("<unused94>", "<unused95>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
+# Elements that some prompts ask for, which may also be headings: reasoning where they are closed.
+_ELEMENTS = tuple((f"<{name}>", f"</{name}>") for name in ("cot", "analysis", "scratchpad", "reflection"))
+REASONING_MARKS = (*_OWN_MARKS, *_ELEMENTS)
 _CLOSED = "|".join(
-    rf"{re.escape(mark)}.*?(?:{re.escape(end)}|\Z)" for mark, end in (("<think>", "</think>"), *REASONING_MARKS)
+    (
+        r"<think>.*?(?:</think(?:ing)?>|\Z)",
+        *(rf"{re.escape(mark)}.*?(?:{re.escape(end)}|\Z)" for mark, end in _OWN_MARKS),
+        *(rf"{mark}(?:(?!{mark}).)*?{end}" for mark, end in _ELEMENTS),
+    )
 )
 # Reasoning, closed or not; of gpt-oss with its special tokens and without.
 _REASONING = re.compile(
@@ -75,10 +88,38 @@ _ARTICLE_A = re.compile(
     r"\bA\s+(?!(?:is|are|was|and|or|if|not|but|because|since|as|can|could|may|might|would|also|too|instead)\b)(?=[a-z])"
 )
 _PUNCTUATION = re.compile(r"[^\w\s]")
+_MARKS = ("Mn", "Mc")  # signs of vowels and tones, which Indic and Thai words are told apart by
 _DASH = re.compile("[\u2010-\u2015\u2212]")
 # The blank of "50 mg", which is "50mg" too.
-_UNIT = re.compile(r"(?<=\d) (?=(?:[mkµμn]?g|[mdµμ]?l|[mcµμ]?m|%|mmol|meq|iu|u|mmhg|kg|h|hz|°c)\b|%)")
-_SIGN = re.compile(r"[<>≤≥±]|(?<![\w.)-])-(?=\d)")
+_UNITS = r"(?=(?:[mkµμn]?g|[mdµμ]?l|[mcµμ]?m|%|mmol|meq|iu|u|mmhg|kg|h|hz|°c)\b|%)"
+_UNIT = re.compile(rf"(?<=\d) {_UNITS}")
+_JOINED_UNIT = re.compile(rf"(?<=\d){_UNITS}")
+# One sign each of those written in several ways; a long dash behind a word is punctuation.
+_SAME_SIGN = (
+    (re.compile(r"\+\s?/\s?[-\u2010-\u2013\u2212]"), "±"),
+    (re.compile("[⇑⬆]"), "↑"),
+    (re.compile("[⇓⬇]"), "↓"),
+    (re.compile(r"[⇐⟵⬅]|<-(?!\d)"), "←"),
+    (re.compile("->"), "→"),
+    (re.compile("[\u2014\u2015](?!\\d)"), " "),
+    (_DASH, "-"),
+    # the charge of an anion
+    (re.compile(r"\b(Cl|Br|F|I|CN|OH|HCO3|NO[23]|H?2?PO4\d?|SO4\d?)-+(?!\w)"), r"\1"),
+)
+# A minus behind what is negative; a plus is what is said without a sign ("CD8+ T cells").
+_NEGATIVE = (
+    # "HBsAg (-)", but not an isomer, "(-)-epinephrine"
+    r"\(\s?-+\s?\)(?!-\w)"
+    # "Babinski -"
+    r"|(?<=[\w)]) -+(?=\s*(?:$|[.,;)/]))"
+    # "HER2-", "Rh-", "O-", but not "HER2-positive", "IL- 6", "CT- guided", "T- and B-cells"
+    r"|\b(?=\w{1,24}-)(?:[A-Z]|Rh|(?:[A-Z]\w*?|\w*?[^\W\d]\w*?)[A-Z0-9]\w*+)-+"
+    r"(?![\w-]|\s+(?:\d|(?:guided|based|like|related|associated|induced|positive|negative)\b"
+    r"|(?:and|or|und|oder|et|ou|y|o)\s+\w+-\w)|/\w+-\w)"
+    # "4-/5", and behind any word at the end
+    r"|(?<=\d)-+(?=\s*(?:$|[,;)/]))|(?<=\w)-+(?=\s*$)"
+)
+_SIGN = re.compile(rf"[<>≤≥±↑↓←‰√≠^]|(?<![\w.)-])-(?=\d)|(?P<negative>{_NEGATIVE})")
 _OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
 _HAN = re.compile(r"[\u4e00-\u9fff]")
@@ -230,8 +271,13 @@ def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
 def normalised(text: str) -> str:
     """Text as exact match and F1 compare it: lower case, without articles and extra space (as SQuAD), with spaces for
     punctuation; each Chinese character is a word."""
-    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(" ", readable(text)))
-    return " ".join(_ARTICLES.sub(" ", words).lower().split())
+    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(_blank, readable(text)))
+    return " ".join(_JOINED_UNIT.sub(" ", _ARTICLES.sub(" ", words).casefold()).split())
+
+
+def _blank(sign: re.Match[str]) -> str:
+    """A blank for a sign of punctuation, and signs of vowels and tones as they are."""
+    return sign[0] if unicodedata.category(sign[0]) in _MARKS else " "
 
 
 def same_text(said: str, gold: str) -> bool:
@@ -243,13 +289,32 @@ def same_text(said: str, gold: str) -> bool:
 
 
 def _signs(text: str) -> list[str]:
-    """Signs that change what a number means: those of comparison, and minus before a digit."""
-    return _SIGN.findall(_DASH.sub("-", readable(text)))
+    """Signs that change what is meant: of comparison, of powers, arrows up, down and back, minus before a number and
+    behind what is negative."""
+    text = readable(text)
+    for form, sign in _SAME_SIGN:
+        text = form.sub(sign, text)
+    found = _SIGN.finditer(text)
+    return [_word_before(text, sign.end()) + "-" if sign["negative"] else sign[0] for sign in found]
+
+
+def _word_before(text: str, end: int) -> str:
+    """The word that a sign behind it speaks of."""
+    words = re.findall(r"\w+", text[max(0, end - 32) : end])
+    return words[-1].casefold() if words else ""
+
+
+def vote(text: str) -> str:
+    """The text under which an answer counts in a vote: one for all answers that `same_text` holds equal."""
+    bare = unwrap(text)
+    return " ".join((normalised(bare) or bare, *_signs(bare)))
 
 
 def token_f1(gold: str, said: str) -> float:
-    """F1 over the words of two normalised texts, with multiplicity (as SQuAD)."""
-    wanted, found = normalised(gold).split(), normalised(said).split()
+    """F1 over the words and signs of two normalised texts, with multiplicity (as SQuAD); 1 where they are the same."""
+    if same_text(said, gold):
+        return 1.0
+    wanted, found = [[*normalised(text).split(), *_signs(text)] for text in (gold, said)]
     common = sum((Counter(wanted) & Counter(found)).values())
     return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
 
@@ -339,6 +404,6 @@ def _names_another(letter: str, text: str, option: str, texts: Sequence[str]) ->
 def _plain(text: str) -> str:
     """`text` as exact match compares it: case, white space, a final stop, "the" before it, the form of its dashes and
     the blank between a number and its unit aside."""
-    text = " ".join(INVISIBLE.sub("", text).split()).rstrip(".。").casefold()
+    text = " ".join(readable(text).split()).rstrip(".。").casefold()
     text = _DASH.sub("-", text.removeprefix("the ") or text)
     return _UNIT.sub("", text)

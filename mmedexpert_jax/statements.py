@@ -310,9 +310,15 @@ def opening(text: str) -> tuple[str, str] | None:
     return (found[1], said) if said else None
 
 
+# "10⁹" and "1½", which NFKC alone makes "109" and "11/2".
+_RAISED = re.compile(r"(?<=[0-9])(?=[⁺⁻]?[⁰¹²³⁴-⁹])")
+_FRACTION = re.compile(r"(?<=[0-9])(?=[¼-¾⅐-⅞])")
+
+
 def readable(text: str) -> str:
     """`text` without characters that have no glyph, with plain ones in the place of full-width ones (NFKC), and of a
-    long run of blanks its ends and, between them, each kind once."""
+    long run of blanks its ends and, between them, each kind once. A power stays one ("10^9")."""
+    text = _FRACTION.sub(" ", _RAISED.sub("^", text))
     return _cut(INVISIBLE.sub("", unicodedata.normalize("NFKC", text)))
 
 

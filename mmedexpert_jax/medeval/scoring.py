@@ -12,7 +12,9 @@ from mmedexpert_jax.statements import YES_AND_NO, opening, stated, stated_texts
 
 SCORERS = ("strict", "medevalkit", "medxpertqa")
 FORMS = ("tags", "boxed", "plain")
-_TOKENS = re.compile(r"<\|[^<>|\n]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")  # special ones that a server left in
+_TOKENS = re.compile(
+    r"<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|end_of_turn|end_of_utterance|unused\d+)>"
+)  # special ones that a server left in
 _LABELLED = re.compile(r"\(?([A-J])[.):]")
 _TWO_BOXES = re.compile(
     r"\\boxed\s*\{[^{}]*\}[\s$\\()\[\],;.]*(?:or|and|/|&)[\s$\\()\[\],;.]*\\boxed\s*\{[^{}]*\}\W*\Z"
@@ -171,7 +173,7 @@ def read_text(response: str, form: str = "tags") -> str | None:
         text = _boxed(response)
     if text is None and form == "plain":
         text = answers.spoken(response)
-    return text.strip() or None if text is not None else None
+    return None if text is None else _TOKENS.sub("", text).strip() or None
 
 
 def kit_rule(item: Case) -> str:

@@ -232,6 +232,22 @@ def test_open_answers_are_exact_or_partly_right():
     assert (kit.right, kit.f1) == (False, pytest.approx(2 * 2 / (3 + 2)))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Asthma<|im_end|>",
+        "Asthma</s>",
+        "Asthma<end_of_turn>\n",
+        "Asthma<｜end▁of▁sentence｜>",
+        "<|begin_of_box|>Asthma<|end_of_box|>",
+        "<unused94>thought\nGout, or not.<unused95>Asthma",
+    ],
+)
+def test_what_a_server_leaves_in_is_no_part_of_an_open_answer(said):
+    found = score(open_item("asthma"), said, form="plain")
+    assert (found.right, found.answer, found.f1) == (True, "Asthma", 1.0)
+
+
 def test_the_kit_holds_slakes_closed_answers_to_their_words():
     item = Case(
         "1", "Normal?", (), "yes", kind="yes_no", columns={"raw_answer": "Yes", "kit": "close"}, benchmark="slake"
