@@ -122,6 +122,11 @@ _NEGATIVE = (
 _SIGN = re.compile(rf"[<>≤≥±↑↓←‰√≠^]|(?<![\w.)-])-(?=\d)|(?P<negative>{_NEGATIVE})")
 _OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
+# Behind a label: "i.e.", and where a name ends, behind a stop that may close a sentence and behind any other mark.
+_NAMELY = re.compile(r"\A(?:i\.\s?e\.|namely|meaning|that\s+is)[,:]?\s*", re.IGNORECASE)
+_REASON = r"\s+(?:because|since|as|due|given)\b"
+_SENTENCE_END = re.compile(rf"[.;!?](?=\s|$)|{_REASON}", re.IGNORECASE)
+_CLAUSE_END = re.compile(rf"[.,;:!?](?=\s|$)|[()*]|{_REASON}", re.IGNORECASE)
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -263,6 +268,17 @@ def one_stated(text: str, options: Sequence[str], remarks: bool = False) -> str 
     return next(iter(named)) if len(named) == 1 and not _beside_another(text, min(named), options) else None
 
 
+def without_list(text: str, options: Sequence[str]) -> str:
+    """`text` without lists of all options with their labels, each before its own text, which state nothing."""
+    if len(options) < 2 or not all(option.strip() for option in options):
+        return text
+    listed = r"[\s,;|/*-]{0,8}".join(
+        rf"[(\[*]{{0,3}}{letter}[)\].:*]{{1,4}}\s{{0,4}}{re.escape(option.strip().rstrip('.'))}\.?"
+        for letter, option in zip(LETTERS, options, strict=False)
+    )
+    return re.sub(rf"(?<!\w){listed}(?!\w)", "\n#\n", text, flags=re.IGNORECASE)
+
+
 def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
     """Options with their letters before them."""
     return [form.format(letter, text) for letter, text in zip(LETTERS, options, strict=False)]
@@ -356,6 +372,8 @@ def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
         if len(whole) > 1 and texts.count(whole) == 1 and texts.index(whole) < len(LETTERS):
             return LETTERS[texts.index(whole)], ""
         if label := _LABEL.fullmatch(form):
+            if _begins_another(form, (label["a"] or label["b"]).upper(), texts):
+                return "", ""
             return (label["a"] or label["b"]).upper(), unwrap(label["x"] or label["y"] or label["z"] or "")
         if spaced := _SPACED.fullmatch(form):
             letter, text = spaced["a"] or spaced["b"] or spaced["c"], spaced["x"] or spaced["y"]
@@ -365,13 +383,37 @@ def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
 
 
 def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:
-    """True where the text of another option stands right behind a letter, as in "B (gout)" where gout is C, or begins
-    with the letter, as in "A. fumigatus"."""
+    """True where the text of another option stands right behind a letter, as in "B (gout)", "B) gout" or "B, gout, as"
+    where gout is C, or before it, as in "gout (option B)", or begins with the letter, as in "A. fumigatus"."""
     plain = [normalised(option) for option in options]
     own = plain[LETTERS.index(letter)]
-    behind = re.findall(rf"(?<!\w){letter}[)\]*]*\s*(?:\(([^()\n]+)\)|[.:–—-]\s*([^\n]+))", text)
-    said = {form for a, b in behind for form in (normalised(a or b), normalised(f"{letter}. {a or b}"))}
-    return any(form in plain and form != own for form in said)
+    others = [option for option in plain if option and option != own]
+    bracketed = rf"([^\n.,;:()]{{1,200}})\((?:option\s+|choice\s+)?{letter}\)"
+    for before in re.findall(bracketed, text, re.IGNORECASE):
+        said = f" {normalised(before)}"
+        if not said.endswith(f" {own}") and said.endswith(tuple(f" {other}" for other in others)):
+            return True
+    for mark, rest in re.findall(rf"(?<!\w){letter}(?![\w'’])([)\]}}*]*\s*[.:;,=(–—-]?)\s*([^\n]{{1,300}})", text):
+        rest = _NAMELY.sub("", rest)
+        cut = re.split(_SENTENCE_END if "." in mark else _CLAUSE_END, rest, maxsplit=1)[0]
+        inside = rest.partition(")")[0] if "(" in mark else rest
+        if any(normalised(f"{front}{form}") in others for front in ("", f"{letter}. ") for form in (rest, inside)):
+            return True
+        if normalised(cut) in others and not f"{normalised(rest)} ".startswith(f"{own} "):
+            return True
+        if "." in mark and _begins_another(f"{letter}. {rest}", letter, [_plain(option) for option in options]):
+            return True
+    return False
+
+
+def _begins_another(text: str, letter: str, texts: Sequence[str]) -> bool:
+    """True where the letter and the word behind it begin another of the `texts` than the letter's own begins with that
+    word: "C. acnes infection" beside the option "C. acnes"."""
+    found = re.match(r"[(\[]?([A-Ja-j])[)\]]?\.\s*([a-z]{3,})", text)
+    if found is None or texts[LETTERS.index(letter) :][:1] == [] or texts[LETTERS.index(letter)].startswith(found[2]):
+        return False
+    name = re.compile(rf"{found[1].casefold()}\.\s?{found[2]}\b")
+    return any(name.match(other) for other in texts)
 
 
 def _bold_label(bare: str) -> tuple[str, str]:

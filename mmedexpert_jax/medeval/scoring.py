@@ -141,12 +141,13 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     if whole := _choice(text, options) or _choice(text.strip("* \n"), options):
         return whole
     letters = answers.LETTERS[: len(options)]
-    if stated(text, letters, remarks=False):
-        return answers.one_stated(text, options)
-    read = {_choice(line, options) for line in (*_ends(text), *stated_texts(text))} | {answers.yes_or_no(text, options)}
+    told = answers.without_list(text, options)
+    if stated(told, letters, remarks=False):
+        return answers.one_stated(told, options)
+    read = {_choice(line, options) for line in (*_ends(told), *stated_texts(told))} | {answers.yes_or_no(text, options)}
     read -= {None}
     if not read:
-        return answers.one_stated(text, options, remarks=True)
+        return answers.one_stated(told, options, remarks=True)
     return read.pop() if len(read) == 1 else None
 
 
