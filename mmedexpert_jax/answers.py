@@ -1,24 +1,37 @@
 """The one parser of `<think>` and `<answer>`, for rewards, filters and evaluation; linear in the text's length."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmedexpert_jax.statements import INVISIBLE, NO_LABEL, WORDS, opening, readable, stated
+from mmedexpert_jax.statements import NO_LABEL, WORDS, opening, readable, stated
 
 LETTERS = "ABCDEFGHIJ"
 
 _FLAGS = re.DOTALL | re.IGNORECASE
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
-# Marks of reasoning beside <think>, opening and closing: of Magistral, Kimi, Gemini, Seed and others.
-REASONING_MARKS = (
+# Marks of reasoning beside <think>, opening and closing: of Magistral, Kimi, MedGemma, Gemini, Seed, Cohere and others.
+_OWN_MARKS = (
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
     *((f"<{name}>", f"</{name}>") for name in ("thinking", "thought", "reasoning", "seed:think")),
+    ("<unused94>thought\n", "<unused95>"),
+    ("<unused94>", "<unused95>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
+# Elements that some prompts ask for, which may also be headings: reasoning where they are closed.
+_ELEMENTS = tuple((f"<{name}>", f"</{name}>") for name in ("cot", "analysis", "scratchpad", "reflection"))
+REASONING_MARKS = (*_OWN_MARKS, *_ELEMENTS)
 _CLOSED = "|".join(
-    rf"{re.escape(mark)}.*?(?:{re.escape(end)}|\Z)" for mark, end in (("<think>", "</think>"), *REASONING_MARKS)
+    (
+        r"<think>.*?(?:</think(?:ing)?>|\Z)",
+        *(rf"{re.escape(mark)}.*?(?:{re.escape(end)}|\Z)" for mark, end in _OWN_MARKS),
+        *(rf"{mark}(?:(?!{mark}).)*?{end}" for mark, end in _ELEMENTS),
+    )
 )
 # Reasoning, closed or not; of gpt-oss with its special tokens and without.
 _REASONING = re.compile(
@@ -75,12 +88,45 @@ _ARTICLE_A = re.compile(
     r"\bA\s+(?!(?:is|are|was|and|or|if|not|but|because|since|as|can|could|may|might|would|also|too|instead)\b)(?=[a-z])"
 )
 _PUNCTUATION = re.compile(r"[^\w\s]")
+_MARKS = ("Mn", "Mc")  # signs of vowels and tones, which Indic and Thai words are told apart by
 _DASH = re.compile("[\u2010-\u2015\u2212]")
 # The blank of "50 mg", which is "50mg" too.
-_UNIT = re.compile(r"(?<=\d) (?=(?:[mkµμn]?g|[mdµμ]?l|[mcµμ]?m|%|mmol|meq|iu|u|mmhg|kg|h|hz|°c)\b|%)")
-_SIGN = re.compile(r"[<>≤≥±]|(?<![\w.)-])-(?=\d)")
+_UNITS = r"(?=(?:[mkµμn]?g|[mdµμ]?l|[mcµμ]?m|%|mmol|meq|iu|u|mmhg|kg|h|hz|°c)\b|%)"
+_UNIT = re.compile(rf"(?<=\d) {_UNITS}")
+_JOINED_UNIT = re.compile(rf"(?<=\d){_UNITS}")
+# One sign each of those written in several ways; a long dash behind a word is punctuation.
+_SAME_SIGN = (
+    (re.compile(r"\+\s?/\s?[-\u2010-\u2013\u2212]"), "±"),
+    (re.compile("[⇑⬆]"), "↑"),
+    (re.compile("[⇓⬇]"), "↓"),
+    (re.compile(r"[⇐⟵⬅]|<-(?!\d)"), "←"),
+    (re.compile("->"), "→"),
+    (re.compile("[\u2014\u2015](?!\\d)"), " "),
+    (_DASH, "-"),
+    # the charge of an anion
+    (re.compile(r"\b(Cl|Br|F|I|CN|OH|HCO3|NO[23]|H?2?PO4\d?|SO4\d?)-+(?!\w)"), r"\1"),
+)
+# A minus behind what is negative; a plus is what is said without a sign ("CD8+ T cells").
+_NEGATIVE = (
+    # "HBsAg (-)", but not an isomer, "(-)-epinephrine"
+    r"\(\s?-+\s?\)(?!-\w)"
+    # "Babinski -"
+    r"|(?<=[\w)]) -+(?=\s*(?:$|[.,;)/]))"
+    # "HER2-", "Rh-", "O-", but not "HER2-positive", "IL- 6", "CT- guided", "T- and B-cells"
+    r"|\b(?=\w{1,24}-)(?:[A-Z]|Rh|(?:[A-Z]\w*?|\w*?[^\W\d]\w*?)[A-Z0-9]\w*+)-+"
+    r"(?![\w-]|\s+(?:\d|(?:guided|based|like|related|associated|induced|positive|negative)\b"
+    r"|(?:and|or|und|oder|et|ou|y|o)\s+\w+-\w)|/\w+-\w)"
+    # "4-/5", and behind any word at the end
+    r"|(?<=\d)-+(?=\s*(?:$|[,;)/]))|(?<=\w)-+(?=\s*$)"
+)
+_SIGN = re.compile(rf"[<>≤≥±↑↓←‰√≠^]|(?<![\w.)-])-(?=\d)|(?P<negative>{_NEGATIVE})")
 _OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
+# Behind a label: "i.e.", and where a name ends, behind a stop that may close a sentence and behind any other mark.
+_NAMELY = re.compile(r"\A(?:i\.\s?e\.|namely|meaning|that\s+is)[,:]?\s*", re.IGNORECASE)
+_REASON = r"\s+(?:because|since|as|due|given)\b"
+_SENTENCE_END = re.compile(rf"[.;!?](?=\s|$)|{_REASON}", re.IGNORECASE)
+_CLAUSE_END = re.compile(rf"[.,;:!?](?=\s|$)|[()*]|{_REASON}", re.IGNORECASE)
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -222,6 +268,17 @@ def one_stated(text: str, options: Sequence[str], remarks: bool = False) -> str 
     return next(iter(named)) if len(named) == 1 and not _beside_another(text, min(named), options) else None
 
 
+def without_list(text: str, options: Sequence[str]) -> str:
+    """`text` without lists of all options with their labels, each before its own text, which state nothing."""
+    if len(options) < 2 or not all(option.strip() for option in options):
+        return text
+    listed = r"[\s,;|/*-]{0,8}".join(
+        rf"[(\[*]{{0,3}}{letter}[)\].:*]{{1,4}}\s{{0,4}}{re.escape(option.strip().rstrip('.'))}\.?"
+        for letter, option in zip(LETTERS, options, strict=False)
+    )
+    return re.sub(rf"(?<!\w){listed}(?!\w)", "\n#\n", text, flags=re.IGNORECASE)
+
+
 def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
     """Options with their letters before them."""
     return [form.format(letter, text) for letter, text in zip(LETTERS, options, strict=False)]
@@ -230,8 +287,13 @@ def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
 def normalised(text: str) -> str:
     """Text as exact match and F1 compare it: lower case, without articles and extra space (as SQuAD), with spaces for
     punctuation; each Chinese character is a word."""
-    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(" ", readable(text)))
-    return " ".join(_ARTICLES.sub(" ", words).lower().split())
+    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(_blank, readable(text)))
+    return " ".join(_JOINED_UNIT.sub(" ", _ARTICLES.sub(" ", words).casefold()).split())
+
+
+def _blank(sign: re.Match[str]) -> str:
+    """A blank for a sign of punctuation, and signs of vowels and tones as they are."""
+    return sign[0] if unicodedata.category(sign[0]) in _MARKS else " "
 
 
 def same_text(said: str, gold: str) -> bool:
@@ -243,13 +305,32 @@ def same_text(said: str, gold: str) -> bool:
 
 
 def _signs(text: str) -> list[str]:
-    """Signs that change what a number means: those of comparison, and minus before a digit."""
-    return _SIGN.findall(_DASH.sub("-", readable(text)))
+    """Signs that change what is meant: of comparison, of powers, arrows up, down and back, minus before a number and
+    behind what is negative."""
+    text = readable(text)
+    for form, sign in _SAME_SIGN:
+        text = form.sub(sign, text)
+    found = _SIGN.finditer(text)
+    return [_word_before(text, sign.end()) + "-" if sign["negative"] else sign[0] for sign in found]
+
+
+def _word_before(text: str, end: int) -> str:
+    """The word that a sign behind it speaks of."""
+    words = re.findall(r"\w+", text[max(0, end - 32) : end])
+    return words[-1].casefold() if words else ""
+
+
+def vote(text: str) -> str:
+    """The text under which an answer counts in a vote: one for all answers that `same_text` holds equal."""
+    bare = unwrap(text)
+    return " ".join((normalised(bare) or bare, *_signs(bare)))
 
 
 def token_f1(gold: str, said: str) -> float:
-    """F1 over the words of two normalised texts, with multiplicity (as SQuAD)."""
-    wanted, found = normalised(gold).split(), normalised(said).split()
+    """F1 over the words and signs of two normalised texts, with multiplicity (as SQuAD); 1 where they are the same."""
+    if same_text(said, gold):
+        return 1.0
+    wanted, found = [[*normalised(text).split(), *_signs(text)] for text in (gold, said)]
     common = sum((Counter(wanted) & Counter(found)).values())
     return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
 
@@ -291,6 +372,8 @@ def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
         if len(whole) > 1 and texts.count(whole) == 1 and texts.index(whole) < len(LETTERS):
             return LETTERS[texts.index(whole)], ""
         if label := _LABEL.fullmatch(form):
+            if _begins_another(form, (label["a"] or label["b"]).upper(), texts):
+                return "", ""
             return (label["a"] or label["b"]).upper(), unwrap(label["x"] or label["y"] or label["z"] or "")
         if spaced := _SPACED.fullmatch(form):
             letter, text = spaced["a"] or spaced["b"] or spaced["c"], spaced["x"] or spaced["y"]
@@ -300,13 +383,37 @@ def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
 
 
 def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:
-    """True where the text of another option stands right behind a letter, as in "B (gout)" where gout is C, or begins
-    with the letter, as in "A. fumigatus"."""
+    """True where the text of another option stands right behind a letter, as in "B (gout)", "B) gout" or "B, gout, as"
+    where gout is C, or before it, as in "gout (option B)", or begins with the letter, as in "A. fumigatus"."""
     plain = [normalised(option) for option in options]
     own = plain[LETTERS.index(letter)]
-    behind = re.findall(rf"(?<!\w){letter}[)\]*]*\s*(?:\(([^()\n]+)\)|[.:–—-]\s*([^\n]+))", text)
-    said = {form for a, b in behind for form in (normalised(a or b), normalised(f"{letter}. {a or b}"))}
-    return any(form in plain and form != own for form in said)
+    others = [option for option in plain if option and option != own]
+    bracketed = rf"([^\n.,;:()]{{1,200}})\((?:option\s+|choice\s+)?{letter}\)"
+    for before in re.findall(bracketed, text, re.IGNORECASE):
+        said = f" {normalised(before)}"
+        if not said.endswith(f" {own}") and said.endswith(tuple(f" {other}" for other in others)):
+            return True
+    for mark, rest in re.findall(rf"(?<!\w){letter}(?![\w'’])([)\]}}*]*\s*[.:;,=(–—-]?)\s*([^\n]{{1,300}})", text):
+        rest = _NAMELY.sub("", rest)
+        cut = re.split(_SENTENCE_END if "." in mark else _CLAUSE_END, rest, maxsplit=1)[0]
+        inside = rest.partition(")")[0] if "(" in mark else rest
+        if any(normalised(f"{front}{form}") in others for front in ("", f"{letter}. ") for form in (rest, inside)):
+            return True
+        if normalised(cut) in others and not f"{normalised(rest)} ".startswith(f"{own} "):
+            return True
+        if "." in mark and _begins_another(f"{letter}. {rest}", letter, [_plain(option) for option in options]):
+            return True
+    return False
+
+
+def _begins_another(text: str, letter: str, texts: Sequence[str]) -> bool:
+    """True where the letter and the word behind it begin another of the `texts` than the letter's own begins with that
+    word: "C. acnes infection" beside the option "C. acnes"."""
+    found = re.match(r"[(\[]?([A-Ja-j])[)\]]?\.\s*([a-z]{3,})", text)
+    if found is None or texts[LETTERS.index(letter) :][:1] == [] or texts[LETTERS.index(letter)].startswith(found[2]):
+        return False
+    name = re.compile(rf"{found[1].casefold()}\.\s?{found[2]}\b")
+    return any(name.match(other) for other in texts)
 
 
 def _bold_label(bare: str) -> tuple[str, str]:
@@ -339,6 +446,6 @@ def _names_another(letter: str, text: str, option: str, texts: Sequence[str]) ->
 def _plain(text: str) -> str:
     """`text` as exact match compares it: case, white space, a final stop, "the" before it, the form of its dashes and
     the blank between a number and its unit aside."""
-    text = " ".join(INVISIBLE.sub("", text).split()).rstrip(".。").casefold()
+    text = " ".join(readable(text).split()).rstrip(".。").casefold()
     text = _DASH.sub("-", text.removeprefix("the ") or text)
     return _UNIT.sub("", text)

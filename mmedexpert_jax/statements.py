@@ -33,6 +33,8 @@ _CONTRAST = re.compile(
     r"(?:option\s+)?[(\[]?[A-J][)\]]?\s*+"
     # "but", or a comma before "is" or "it"
     r"(?:[,，]?\s*+(?:\b(?i:but|sondern|sino|mais|bensì|ma|mas|а)\s+(?:rather\s+)?|而是\s*)|,(?=\s*(?:is|it)\b))"
+    # "B, not it, C": Japanese, Korean
+    r"|(?:選択肢)?[(\[]?[A-J][)\]]?\s*+(?:(?:では|じゃ)なく(?:て)?|(?:가|이)?\s*아니라)[、,]?(?=\s*+(?:選択肢)?[(\[]?[A-J])"
 )
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD_ENDS = rf"(?![^\W{_CJK}]|['’]|-\w)"  # not "C-section", "B12" or "I'd"; a Chinese character may follow
@@ -42,7 +44,9 @@ _SPECIES = (
     *("jejuni", "influenzae", "ducreyi", "burgdorferi", "pertussis", "fragilis", "henselae", "diphtheriae"),
     *("trachomatis", "gondii", "faecalis", "faecium", "histolytica", "granulosus", "neoformans", "immitis"),
     *("psittaci", "pneumoniae", "fumigatus", "baumannii", "israelii", "lumbricoides", "dermatitidis", "quintana"),
-    *("melitensis", "capsulatum", "vermicularis", "lamblia", "vaginalis", "tularensis", "latum"),
+    *("melitensis", "capsulatum", "vermicularis", "lamblia", "vaginalis", "tularensis", "latum", "acnes", "auris"),
+    *("glabrata", "microti", "abortus", "mallei", "burnetii", "freundii", "parvum", "medinensis", "folliculorum"),
+    *("actinomycetemcomitans", "phagocytophilum", "bacilliformis", "subtilis", "canis", "diff"),
 )
 _THINGS = ("cells?", "lymphocytes?", "symptoms?", "section", "peptide", "dimers?", "protein", "waves?")
 NO_LABEL = rf"(?!\s(?:{'|'.join(_THINGS)})\b|\.?\s?(?:{'|'.join(_SPECIES)})\b)"
@@ -73,7 +77,7 @@ _MORE = (
     # a number for the letter before, as in "B (80 %) or C"
     r"(?:\s*\(\d[^()\n]{0,20}\)(?=\s*(?:or|and|/)))?\s*(?:"
     # marks and "or": "B/C", "B -> C", "B. Or C", "B (or C"
-    r"/|->|=>|→|(?:[.,;–—-]\s*)?\(?\b(?i:or|alternatively)\b,?"
+    r"/|->|=>|→|>|(?i:vs\.?|versus)\s|(?:[.,;–—-]\s*)?\(?\b(?i:or|alternatively)\b,?"
     # "and", "to" and "or" in other languages
     r"|(?:[,–—-]\s*)?\(?\b(?:and(?:/or|\s+also)?|plus|as\s+well\s+as|to|through"
     r"|bis|oder|und|ou|et|o|u|y|e|или|и|of|en|lub|albo|oraz|eller|och|og|ve(?:ya)?|atau|dan|và|hoặc|ή|και"
@@ -152,6 +156,31 @@ _ANSWER = re.compile(
     rf"|\b(?i:ans)\.|{_ABROAD}){_LINK}{_BRACKETED}{_MORE}",
     re.MULTILINE,
 )
+_NOUNS = unicodedata.normalize(
+    "NFKC",
+    r"(?:answers?|ans\.?|choices?|(?:correct|best|right)\s+(?:option|letter)|selection|decision|vote|guess"
+    r"|respuesta|réponse|risposta|resposta|antwort|lösung|ответ|antwoord|odpowiedź|odpověď|svar(?:et)?|cevap|yanıt"
+    r"|jawaban(?:nya)?|đáp\s+án|απάντηση|الإجابة|الاجابة|الجواب|الخيار|پاسخ|התשובה|תשובה|उत्तर|คำตอบ"
+    r"|答案|答え|解答|回答|正解|正确的?选项|正確的?選項|정답|답|선택|opción|alternativa|opção|opzione)",
+)
+# A noun and a letter without a link: "Answer B", "la réponse correcte (B".
+_BARE = re.compile(
+    rf"(?:\w+[\s_-]+){{0,3}}{_NOUNS}(?:\s+(?:option|choice|letter|correct[aeo]?|corretta|certa|final[e]?))?[\s(\[{{]*",
+    re.IGNORECASE,
+)
+# What makes such a pair a statement: the end of its clause, or praise; else it is a remark, "Answer B describes gout".
+_STATES = re.compile(
+    r"[\s)\]}]*(?:$|[.,;:!?。，；：、()\[\]{}/|–—=→*-]|です|である|だ|입니다|이다|है|است"
+    r"|(?i:because|since|as|due|for|based|given|and|or|but|not|rather|which|that)\b"
+    r"|(?i:is|are|was|would\s+be|must\s+be|should\s+be|seems|appears(?:\s+to\s+be)?|remains|represents)\s+"
+    r"(?i:clearly\s+|also\s+|therefore\s+|definitely\s+)?(?i:the|my|our|an?)?\s*(?i:single\s+|only\s+|very\s+)?"
+    r"(?i:correct|right|true|best|most|answer|choice|preferred|appropriate|likely|one)\b"
+    r"|(?i:best|fits|matches|aligns|explains(?!\s+(?:only|some|few|part|just)))\b"
+    r"|(?i:es|est|ist|è|é|är|jest|είναι|adalah|là)\s+(?i:la|le|die|a|o|il)?\s*(?i:más|plus|più|mais|am|wahrscheinlichste"
+    r"|richtig|korrekt|corr|bonne|juste|giusta|certa|exacta|rätt|poprawn|prawidłow|właściw|σωστ|đúng)"
+    r"|(?i:верн|правильн|benar|đúng)|正确|正確|正しい|最)",
+    re.MULTILINE,
+)
 _YES = r"(?:[✓✔✅☑]|(?i:yes)(?=\s*(?:$|[.,;|\n])))"
 _PRAISED = re.compile(
     # "options A or B", the first of the letters
@@ -203,7 +232,8 @@ _OPTION = re.compile(
     rf"\b(?i:option|opción|opção|opzione|alternativa|вариант)\b{_LINK}{_BRACKETED}{_MORE}", re.MULTILINE
 )
 _WEIGHTY = ((_FINAL,), (_ANSWER, _PRAISED, _TICKED, _MARKED), (_LOOSE,))
-_TIERS = (*_WEIGHTY, (_OPTION,))
+_REMARKS = (_OPTION, _ANSWER)
+_TIERS = (*_WEIGHTY, _REMARKS)
 _LETTERS = ("only", "named", "first", "headed", "alone", "marked")  # groups that hold the letter, if not "letter"
 _CORRECTION = re.compile(
     # at the beginning of a clause, behind "oh", "but no"
@@ -244,7 +274,11 @@ _DENIED_BEFORE = re.compile(
     r"|(?<!no )(?<!without )(?<!without a )(?<!without any )(?<!beyond )(?<!beyond a )doubt(?:s|ful)?"
     # other languages; what others say
     r"|ليست?|لا|לא|không\s+phải"
-    r"|students\s+(?:often|usually|commonly|may|would|tend)"
+    r"|students\s+(?:often|usually|commonly|may|would|tend)|most\s+(?:students|people|candidates|examinees)"
+    # of another than who answers, or of another rank: "the student's answer", "the second best answer"
+    r"|(?:students?(?:['’]s?)?(?:\s+(?:final|given))?"
+    r"|(?:second|next|third)(?:[\s-]+(?:best|most\s+likely))?|alternative|distractor|runner-up)"
+    r"\s+(?:answer|choice|option|guess|pick|selection)"
     r"|(?:some|many)\s+(?:say|think|believe|claim|would)|(?:you|one)(?:['’]d|\s+would)\s+think)\b"
     r"|n['’]t\b",
     re.IGNORECASE,
@@ -260,10 +294,16 @@ _DENIED_AFTER = re.compile(
     r"(?:not\b(?!\s+[(\[]?[A-J]\b)|isn['’]t|n['’]t|no(?=\s*(?:$|[.,;:|\n]))|[✗✘❌✖☒]|wrong|incorrect|false\b"
     r"|unlikely|less\s+(?:likely|probable|plausible|consistent|typical|suitable|appropriate)"
     r"|im(?:plausible|probable|possible)"
+    r"|(?:is|are|seems|looks|sounds|would\s+be|could\s+be)\s+(?:(?:only|too|very|rather|quite|clearly|perhaps|certainly)\s+){0,2}"
+    r"(?:a\s+(?:trap|distractor|decoy|common\s+mistake)|tempting|dangerous|outdated|obsolete|premature|risky|unsafe|harmful"
+    r"|misleading|irrelevant|insufficient|inadequate|unnecessary|(?:to\s+be\s+)?(?:avoided|excluded|rejected)"
+    r"|(?:partly|partially|half)\b)"
+    r"|(?:should|must)\s+be\s+(?:avoided|excluded|rejected|discarded)"
+    r"|would\s+(?:harm|worsen|delay|not)\b|explains?\s+(?:only|just|some|few|part)\b"
     r"|in(?:consistent|compatible|appropriate)|contraindicated|refuted|dismissed|discarded|rejected|contradicted"
-    r"|considered\s+(?:and|but)|do(?:es)?\s+not|do(?:es)?n['’]t|makes?\s+no|fails?\s+to|lacks?"
+    r"|considered\s+(?:and|but)|do(?:es)?\s+not|do(?:es)?n['’]t|makes?\s+no|fails?\b|lacks?"
     # a condition: "only if", "unless"
-    r"|,?\s*(?:only\s+(?:if|when)|unless|provided\s+that|assuming|if(?!\s+(?:i|we|you)\b))\b"
+    r"|,?\s*(?:only\s+(?:if|when)|unless|were\s+it\s+not|if\s+not\s+for|had\s+it\s+not|provided\s+that|assuming|if(?!\s+(?:i|we|you)\b))\b"
     r"|no\s+es\b|n['’]est\b|non\s+è|não\b|не\b"
     # a clause that takes it back: ", but that's a trap", ", which is wrong"
     r"|,\s*but\s+(?:that|this|it)(?:['’]s|\s+is)\s+"
@@ -273,7 +313,37 @@ _DENIED_AFTER = re.compile(
     # other languages
     r"|falsch|nicht|неверн|では(?:ない|ありません)|じゃない"
     r"|(?:가|이|는|은)?\s*아[니닌닙]|不对|不正确|错|scheidet\s+aus|entfällt|değil|नहीं|không|niet\b"
-    r"|خطأ|غير|ليست?|שגויה?|לא|ผิด|ไม่|sai\b|yanlış|fauss?e?\b|fals[ao]|errad|sbagliat|fout\b|błędn)",
+    r"|خطأ|غير|ليست?|שגויה?|לא|ผิด|ไม่|sai\b|yanlış|fauss?e?\b|fals[ao]|errad|sbagliat|fout\b|błędn"
+    # German, Dutch, Swedish, Danish
+    r"|(?:trifft|stimmt|passt|kommt)\s+nicht\b|kann\s+(?:ausgeschlossen|verworfen)|wäre\s+falsch"
+    r"|(?:ist\s+)?(?:unwahrscheinlich|ausgeschlossen|unpassend|ungeeignet|unzutreffend)"
+    r"|klopt\s+niet|is\s+(?:onjuist|onwaarschijnlijk)|(?:är\s+)?(?:fel\b|felaktig|osannolik)|(?:stämmer|passar)\s+inte|inte\b"
+    r"|er\s+(?:forkert|feil)|passer\s+ikke"
+    # French, Spanish, Italian, Portuguese
+    r"|(?:est\s+)?(?:à\s+(?:écarter|exclure|rejeter)|peu\s+probable|exclue?\b|inexacte?)|ne\s+(?:convient|correspond|peut|va)\b"
+    r"|(?:queda|está)\s+(?:descartad|excluid)|se\s+(?:descarta|excluye)|no\s+(?:puede|corresponde|encaja|explica)\b"
+    r"|(?:es\s+)?(?:poco\s+(?:probab|prováv)|errónea|inadecuada)|va\s+(?:esclusa|scartata)|(?:è\s+)?(?:esclus|errat|scorrett)"
+    r"|(?:pouco\s+)?improváve|(?:deve|pode)\s+ser\s+(?:descartad|excluíd)|pouco\s+prováve"
+    # Russian, Polish, Turkish, Indonesian, Greek, Vietnamese, Hindi
+    r"|исключ|неправильн|маловероят|ошибочн|невозмож|(?:jest\s+)?(?:nieprawidłow|niepoprawn|mało\s+prawdopodobn)|odpada|nie\b"
+    r"|olamaz|salah|tidak|keliru|kurang\s+tepat|(?:είναι\s+)?(?:λάθος|λανθασμέν|εσφαλμέν)|δεν\b|(?:bị\s+)?loại|गलत"
+    # Persian, Arabic
+    r"|نیست|نمی|نادرست|غلط|اشتباه|خاط|مستبعد"
+    # Chinese, Japanese, Korean
+    r"|(?:选项|選項)?(?:也|则|并|就|应该?|應該?|应当|可以?|被)*(?:不(?!仅|但|僅)|排除|有误|有誤|错误|錯誤|非)"
+    r"|(?:は|が)?\s*(?:不適|誤り|誤って|間違|違う|不正解|除外)|では(?:ない|なく|ありません|ありえ|あり得)|じゃ(?:ない|なく)"
+    r"|とは(?:言え|いえ|限ら)|でも(?:\s*[A-J]\s*でも)?(?:ない|ありません)"
+    r"|(?:는|은|가|이)?\s*(?:틀[렸린리]|옳지|맞지|적절하지|부적절)|일\s*(?:수|리)(?:는|가)?\s*없)",
+    re.IGNORECASE,
+)
+# "A: 20 %, B: 60 %": shares of several, of which none is stated.
+_SHARES = re.compile(
+    r"[)\]]?\s{0,2}[:=(–—-]{0,2}\s{0,2}\d{1,3}(?:\.\d+)?\s?%\)?[\s,;|]{1,4}(?:(?:and|or)\s+)?"
+    r"(?:option\s+)?[(\[]?[A-J][)\]]?\s{0,2}[:=(–—-]{1,2}\s{0,2}\d{1,3}(?:\.\d+)?\s?%",
+    re.IGNORECASE,
+)
+_EXAMPLE = re.compile(
+    r"(?:\be\.?\s?g\.|\b(?:for\s+(?:example|instance)|such\s+as|(?:in|of|with)\s+the\s+form(?:at)?(?:\s+of)?))[,:]?\s{0,2}\Z",
     re.IGNORECASE,
 )
 # "If ..., it would be": a clause with a condition before it, unless the one who answers would choose.
@@ -310,9 +380,15 @@ def opening(text: str) -> tuple[str, str] | None:
     return (found[1], said) if said else None
 
 
+# "10⁹" and "1½", which NFKC alone makes "109" and "11/2".
+_RAISED = re.compile(r"(?<=[0-9])(?=[⁺⁻]?[⁰¹²³⁴-⁹])")
+_FRACTION = re.compile(r"(?<=[0-9])(?=[¼-¾⅐-⅞])")
+
+
 def readable(text: str) -> str:
     """`text` without characters that have no glyph, with plain ones in the place of full-width ones (NFKC), and of a
-    long run of blanks its ends and, between them, each kind once."""
+    long run of blanks its ends and, between them, each kind once. A power stays one ("10^9")."""
+    text = _FRACTION.sub(" ", _RAISED.sub("^", text))
     return _cut(INVISIBLE.sub("", unicodedata.normalize("NFKC", text)))
 
 
@@ -387,7 +463,11 @@ def _named(element: re.Match[str]) -> str:
 def stated_texts(text: str) -> list[str]:
     """The answers, in words, that the text's statements give; those of a final answer alone where there are such."""
     plain = _undecorated(readable(text))
-    found = [match for match in _TEXT.finditer(plain) if not _withdrawn(plain, match, "text")]
+    found = [
+        match
+        for match in _TEXT.finditer(plain)
+        if not _withdrawn(plain, match, "text") and not _SHARES.match(plain, match.start("text") + 1)
+    ]
     return [match["text"].strip() for match in found if match["final"] or not any(one["final"] for one in found)]
 
 
@@ -398,13 +478,21 @@ def _weightiest(text: str, letters: str, tiers: tuple[tuple[re.Pattern[str], ...
         for pattern in tier:
             for match in pattern.finditer(text):
                 name = match.lastgroup if match.lastgroup in _LETTERS else "letter"
-                if not _withdrawn(text, match, name):
+                remark = tier is not _REMARKS and pattern in (_FINAL, _ANSWER) and _is_remark(text, match)
+                if not remark and not _withdrawn(text, match, name):
                     groups = match.groupdict()
                     others = f"{groups.get('before') or ''} {groups.get('more') or ''}"
                     found |= {match[name].upper(), *re.findall(r"(?<![A-Za-z])[A-J](?![A-Za-z])", others)}
         if found := found & set(letters):
             return found
     return None
+
+
+def _is_remark(text: str, match: re.Match[str]) -> bool:
+    """True where a noun and a letter stand without a link, and what follows is neither the end of the clause nor
+    praise."""
+    head = text[match.start() : match.start("letter")]
+    return len(head) < 64 and _BARE.fullmatch(head) is not None and _STATES.match(text, match.end()) is None
 
 
 def _withdrawn(text: str, match: re.Match[str], name: str) -> bool:
@@ -414,10 +502,14 @@ def _withdrawn(text: str, match: re.Match[str], name: str) -> bool:
     before = text[max(start, match.start() - 200) : match.start(name)]
     if _DENIED_BEFORE.search(before) or _HEDGED.search(before):
         return True
+    if _EXAMPLE.search(text[max(0, match.start() - 32) : match.start()]):
+        return True
     if _WOULD.search(before) and _SUPPOSED.search(text, max(0, match.start() - 200), match.start()):
         return True
     # what is matched may end in the next line, which is another clause
     end = match.start(name) + len(text[match.start(name) : match.end()].rstrip())
     line = text.find("\n", end)
     stop = line if line >= 0 else len(text)
-    return bool(_DENIED_AFTER.match(text, end, stop) or _ASKED.match(text, end, stop))
+    if _DENIED_AFTER.match(text, end, stop) or _ASKED.match(text, end, stop):
+        return True
+    return _SHARES.match(text, match.end(name)) is not None

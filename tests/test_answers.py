@@ -1,5 +1,7 @@
 """The edge table of answer parsing: where peers' reward parsers differ, each line is a decision of ours."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -210,3 +212,106 @@ def test_options_that_are_all_names_of_species_carry_no_labels():
         assert answers.unlabelled(options) == options and not answers.out_of_order(options)
     assert answers.unlabelled(["A. E. coli", "B. C. difficile"]) == ["E. coli", "C. difficile"]
     assert answers.unlabelled(["(A) gout", "(B) lupus"]) == ["gout", "lupus"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        # what is negative
+        ("HER2-", "HER2+"),
+        ("Rh+", "Rh-"),
+        ("O-", "O+"),
+        ("AB+", "AB−"),
+        ("p53-", "p53+"),
+        ("CD4⁺", "CD4⁻"),
+        ("4-/5", "4+/5"),
+        ("ER-/PR+/HER2-", "ER+/PR-/HER2+"),
+        ("CD20- CD3+", "CD20+ CD3-"),
+        ("HBsAg-, HBeAg+", "HBsAg+, HBeAg-"),
+        ("HER2- breast cancer", "HER2+ breast cancer"),
+        ("Babinski -", "Babinski +"),
+        ("fever +, cough -", "fever -, cough +"),
+        ("HBsAg (+)", "HBsAg (-)"),
+        # arrows
+        ("TSH ↓, T4 ↑", "TSH ↑, T4 ↓"),
+        ("↓ K+", "↑ K+"),
+        ("A←B", "A→B"),
+        # powers, fractions, parts
+        ("109", "10⁹"),
+        ("102", "10²"),
+        ("25", "2⁵"),
+        ("11/2", "1½"),
+        ("10⁻⁹", "10⁹"),
+        ("5 %", "5 ‰"),
+        ("2", "√2"),
+        # signs of vowels and tones
+        ("दिन", "दान"),
+        ("पीठ", "पाठ"),
+        ("पेट", "पीट"),
+        ("ไข้", "ไข่"),
+        ("আম", "আমি"),
+    ],
+)
+def test_what_one_sign_tells_apart_is_not_the_same(one, other):
+    for said, gold in ((one, other), (other, one)):
+        assert not answers.same_text(said, gold)
+        assert not answers.is_right(f"<answer>{said}</answer>", (), gold)
+    for text in (one, other):
+        assert answers.same_text(text, text) and answers.is_right(f"<answer>**{text}**</answer>", (), text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("HER2-positive", "HER2 positive"),
+        ("HER2−", "HER2-"),
+        ("CD8+ T cells", "CD8 T cells"),  # a plus is what is said without it
+        ("Na", "Na+"),
+        ("Na+/K+-ATPase", "Na/K ATPase"),
+        ("HCO₃⁻", "HCO3"),
+        ("aspirin + clopidogrel", "aspirin, clopidogrel"),
+        ("left- and right-sided", "left and right sided"),
+        ("T- and B-cell", "T and B cell"),
+        ("CT- guided biopsy", "CT-guided biopsy"),
+        ("(-)-epinephrine", "epinephrine"),
+        ("Asthma —", "asthma"),
+        ("- Asthma", "asthma"),
+        ("5-year survival", "5 year survival"),
+        ("COVID-19", "covid 19"),
+        ("X-ray", "x ray"),
+        ("A → B", "A, B"),
+        ("5 +/- 2", "5 ± 2"),
+        ("1½", "1 1/2"),
+        ("½", "1/2"),
+        ("10⁹/L", "10^9/L"),
+        ("m²", "m2"),
+        ("CO₂", "CO2"),
+        ("45°", "45"),
+        ("5 mg", "5mg"),
+        ("5 %", "5%"),
+        ("Straße", "STRASSE"),
+        ("ไข้", "ไข้"),
+    ],
+)
+def test_what_is_the_same_is_so_in_words_and_in_full(one, other):
+    for said, gold in ((one, other), (other, one)):
+        assert answers.same_text(said, gold) and answers.token_f1(gold, said) == 1.0
+
+
+def test_f1_hears_a_sign_and_counts_units_as_it_did():
+    assert answers.token_f1("HER2+", "HER2-") == pytest.approx(2 / 3)
+    assert answers.token_f1("50 mg daily", "50mg") == pytest.approx(4 / 5)
+    assert answers.token_f1("50 mg", "100 mg") == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("piece", ["A", "-", "A-", "1-", " -", "(-", "+/", "<-", "^", "10⁹", "H-+", "SO4-", "ा"])
+def test_signs_are_found_in_time_linear_in_the_length(piece):
+    start = time.process_time()
+    answers.token_f1(piece * (100_000 // len(piece)), "x")
+    assert time.process_time() - start < 4  # some 0.1
+
+
+def test_an_option_is_one_text_in_any_of_its_unicode_forms():
+    options = ("Embolie pulmonaire aigue\u0308", "Pneumonie", "10⁹", "109")
+    assert choose("Embolie pulmonaire aiguë", options) == "A"
+    assert choose("**10⁹**", options) == "C" and choose("**109**", options) == "D"

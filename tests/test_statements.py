@@ -68,6 +68,35 @@ def test_an_element_that_holds_a_label_is_an_answer(name):
     assert read_choice(f"<step>A</step>\n<wrong>C</wrong>\n<{name}>B</{name}>", FOUR, "plain") == "B"
 
 
+@pytest.mark.parametrize(
+    "marks",
+    [
+        "<unused94>thought\n{}<unused95>",  # MedGemma's
+        "<unused94>{}<unused95>",
+        "<|channel>thought\n{}<channel|>",
+        "<|begin_of_thought|>{}<|end_of_thought|>",
+        "<|START_THINKING|>{}<|END_THINKING|>",
+        "<cot>{}</cot>",
+        "<analysis>{}</analysis>",
+        "<scratchpad>{}</scratchpad>",
+        "<reflection>{}</reflection>",
+        "<think>{}</thinking>",
+    ],
+)
+def test_reasoning_in_any_model_s_marks_is_no_answer(marks):
+    for inside in ("Let me think. The answer is A.", "Answer: A", "<answer>A</answer>", "So it is A, no wait.\n"):
+        for said in ("B", "\n**B**", "The answer is B.", "Heart failure", "<answer>B</answer>"):
+            assert read_choice(marks.format(inside) + said, FOUR, "plain") == "B", inside + said
+        assert read_choice(f"{marks.format(inside)}<answer>B</answer>", FOUR) == "B"
+        assert read_choice(marks.format(inside), FOUR, "plain") is None
+
+
+def test_an_element_that_is_never_closed_is_a_heading():
+    for name in ("analysis", "reflection"):
+        assert read_choice(f"<{name}>\nThe ventricle fails.\n<answer>B</answer>", FOUR) == "B"
+    assert read_choice("<unused94>thought\nThe answer is B.", FOUR, "plain") is None
+
+
 LETTER = st.sampled_from("BCD")
 WRAPS = ("{}", "({})", "**{}**", "`{}`", "${}$", '"{}"', "[{}]")
 POSITIVE = (
@@ -139,6 +168,9 @@ def test_a_final_answer_outweighs_what_stood_before(made, letter, wrap):
         "[THINK]",
         "~~",
         "A or ",
+        "<unused94>",
+        "<analysis>",
+        "<cot></cot",
     ],
 )
 def test_reading_is_linear_in_the_length(piece):

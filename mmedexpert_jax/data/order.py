@@ -1,5 +1,6 @@
 """Deterministic data order: which cases a step sees depends on the seed and the step alone."""
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,11 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
     positions = np.arange(step * batch, (step + 1) * batch)
     epochs = {int(e): epoch_order(count, seed, int(e)) for e in np.unique(positions // count)}
     return np.array([epochs[int(p // count)][p % count] for p in positions])
+
+
+def steps_of(epochs: float, cases: int, batch: int) -> int:
+    """Steps of `batch` cases that visit each of `cases` cases `epochs` times, the last perhaps in part."""
+    return math.ceil(round(epochs * cases / batch, 9))  # 1.1 x 100 is 110.00000000000001
 
 
 def fingerprint(cases: Iterable[Case], levels: Mapping[str, float] | None = None) -> int:

@@ -66,9 +66,10 @@ Estimator = Callable[..., np.ndarray]
 
 
 def totals(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted sums [...] of the functions that did not abstain, of values [..., F]; NaN where all did."""
+    """Weighted sums [...] of the functions that did not abstain, of values [..., F]; NaN where all of weight did."""
     total = np.nansum(values * weights, axis=-1)
-    return np.where(np.isnan(values).all(axis=-1), np.nan, total)
+    weighty = values[..., np.asarray(weights) != 0]  # accuracy is among the functions even where it has no weight
+    return np.where(np.isnan(weighty).all(axis=-1), np.nan, total)
 
 
 def group(values: np.ndarray, weights: np.ndarray, eps: float, ddof: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from mmedexpert_jax import border
 from mmedexpert_jax.data import prompts
 from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.data.order import epoch_order
+from mmedexpert_jax.data.order import epoch_order, steps_of
 from mmedexpert_jax.errors import ConfigError, DataError
 
 GROUPINGS = ("prompt", "query")
@@ -103,7 +103,7 @@ class Guidelines:
 
     def steps(self, epochs: float) -> int:
         """Steps that visit every query `epochs` times."""
-        return int(np.ceil(epochs * len(self.cases) / self.queries_per_step))
+        return steps_of(epochs, len(self.cases), self.queries_per_step)
 
     def prompts(self, step: int) -> list[Prompt]:
         """The prompts of a step (from 0), those of one query side by side."""

@@ -21,8 +21,21 @@ RUBRIC = (
     "Is the reasoning medically sound, does it follow from the findings of the case, and does it lead to the answer "
     "that is given? A wrong answer gets at most 3."
 )
-_SCORE = re.compile(r"score\W{0,6}(\d{1,2}(?:\.\d+)?)(?:\s*/\s*10)?(?!\d)", re.IGNORECASE)
-_BETTER = re.compile(r"\bbetter\W{0,6}([AB])\b|^\W*([AB])\W*$", re.IGNORECASE | re.MULTILINE)
+_SCORE = re.compile(
+    # the range that the prompt names: "Score (0-10): 7", "Score out of 10: 7"
+    r"\bscore(?:[^\d\n:=]{0,24}(?:[01]\s*(?:[-–]|to)\s*|\bof\s+)10\W{0,2}(?=[:=]))?"
+    r"(?P<link>[^\w\n−+-]{0,6}\s{0,2})(?P<number>\d{1,2}(?:\.\d+)?)(?:\s*(?:/|out\s+of)\s*10)?"
+    # no other denominator, unit or range
+    r"(?![\d%]|[.,]\d|\s*(?:/|out\s+of)|\s*%|e\d|\s*(?:[-–]|to)\s*\d)",
+    re.IGNORECASE,
+)
+_OWN_LINE = re.compile(
+    rf"^\W{{0,8}}(?:(?:final|overall|total)\s+)?{_SCORE.pattern}\W{{0,8}}$", re.IGNORECASE | re.MULTILINE
+)
+_BETTER = re.compile(
+    r"\bbetter\W{0,6}([AB])\b(?!\W{0,3}(?:(?:or|and|vs)\W{1,3}|[/=,]\s*)[AB]\b)|^\W*([AB])\W*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -143,9 +156,17 @@ def name_of(path: str, config: ConfigDict) -> str:
 
 
 def read_score(reply: str) -> float | None:
-    """A score of 0 to 10 over 10, the last that the reply states; None where it states none in that range."""
-    found = [float(number) for number in _SCORE.findall(answers.spoken(reply))]
-    return found[-1] / 10 if found and found[-1] <= 10 else None
+    """A score of 0 to 10 over 10: the last that has a line of its own, else the only one behind a colon, else the only
+    one; None where there is none in that range, or one of another range ("4/5")."""
+    text = answers.spoken(reply)
+    if own := list(_OWN_LINE.finditer(text)):
+        found = {float(own[-1]["number"])}
+    else:
+        stated = list(_SCORE.finditer(text))
+        headed = [score for score in stated if re.search("[:=]", score["link"])]
+        found = {float(score["number"]) for score in headed or stated}
+    score = found.pop() if len(found) == 1 else 11.0
+    return score / 10 if score <= 10 else None
 
 
 def read_better(reply: str) -> str | None:

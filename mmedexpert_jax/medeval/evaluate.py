@@ -8,7 +8,7 @@ from typing import Any
 
 from jax import Array
 
-from mmedexpert_jax import border
+from mmedexpert_jax import answers, border
 from mmedexpert_jax.data.benchmarks import from_case
 from mmedexpert_jax.data.case import GRADED, LETTERS, PARADIGMS, Case
 from mmedexpert_jax.data.prompts import conversation
@@ -174,7 +174,7 @@ class Evaluation:
         least = min(map(len, items), default=0)
         if least < 2 or self.graded:
             return {}
-        votes = [majority([(row.said, row.verdicts.get("strict", row.right)) for row in rows]) for rows in items]
+        votes = [majority([(_vote(row), row.verdicts.get("strict", row.right)) for row in rows]) for rows in items]
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < least] + [least]
         counts = [(sum(row.right for row in rows), len(rows)) for rows in items]
         passed = {}
@@ -182,6 +182,10 @@ class Evaluation:
             values = [pass_at_k(right, total, k) for right, total in counts]
             passed[str(k)] = _figure(len(items), _mean(values), _interval(values))
         return {"majority": _figure(len(items), _mean(votes), _interval(votes)), "pass_at": passed}
+
+
+def _vote(row: AnswerRow) -> str | None:
+    return None if row.said is None else answers.vote(row.said)
 
 
 def compare_evaluations(first: Sequence[Evaluation], second: Sequence[Evaluation], seed: int = 0) -> Comparison:

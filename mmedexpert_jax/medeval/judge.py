@@ -13,10 +13,33 @@ from mmedexpert_jax.medeval.prompt_styles import option_lines
 from mmedexpert_jax.remote import Client, Request
 
 WHAT = ("open", "unparsed", "all")
+# "right" and "left" of the body, "true" and "false" before a part of it, and not a verdict: "the right lung".
+_SIDE = re.compile(
+    r"\bright(?=-sided|-hand|\s+(?!(?:and|or|but|because|since|as|in|on|about|with|for|that|though|although|if|except"
+    r"|here|too|also|overall|by|per|given|according|when|while|so|hence|to|at|only|answers?|responses?|options?"
+    r"|choices?|diagnos[ie]s|keys?|one|final|letter|treatment|conclusion)\b)[a-z])"
+    r"|\b(?:says|said|states?|stated|gives|gave|reads|side|laterality|the)\s*:?\s+right(?=\s*(?:$|[.,;:)\n]))"
+    r"|\b(?:true|false)(?=\s+(?:vocal|cords?|lumen|ribs?|aneurysm|positives?|negatives?|labou?r|pelvis)\b)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LEFT = re.compile(r"\bleft\b(?!\s+(?:out|open|unclear|unanswered))", re.IGNORECASE)
+_RIGHT = re.compile(r"(?!\A)(?<!which is )\bright\b", re.IGNORECASE)
+_MISMATCH = re.compile(
+    r"\b(?:(?:do|does|did)\s+not|(?:do|does|did)n['’]t|fails?\s+to)\s+(?:match|agree)\b", re.IGNORECASE
+)
+# A cross beside the word, and a response that is not what the key is said to be.
+_CROSSED = re.compile(r"[❌✗✘✖][^\w\n]{0,8}correct\b|\bcorrect[^\w\n]{0,8}[❌✗✘✖]", re.IGNORECASE)
+_IS_NOT = re.compile(r"\b(?:response|answer|it)\s+(?:isn['’]t|is\s+not)(?=\s*(?:$|[.;!\n]))", re.IGNORECASE)
+# A verdict of the other kind behind one that is begun: "CORRECT. However, ..., so INCORRECT".
+_TAKEN_BACK = re.compile(
+    r"(?<!not )\bINCORRECT\b|\bIncorrect(?=\s+overall|\s*(?:$|[.!]))"
+    r"|(?i:\b(?:so|thus|therefore|hence|overall)\b[,:]?\s+(?:(?:it|the\s+\w+)\s+is\s+)?incorrect\b)",
+    re.MULTILINE,
+)
 _WORD = re.compile(r"\b(?P<wrong>incorrect|wrong|false)\b|\b(?P<right>correct|right|true)\b", re.IGNORECASE)
 # A field that is true or false, such as {"is_correct": false}; "incorrect: false" stays wrong, as what is unclear.
 _FIELD = re.compile(
-    r"(?<![a-z])(?:is[_ ])?correct(?:ness)?\s*[:=]\s*(?P<value>true|yes|1|false|no|0)(?=\s*(?:[.,;]|$))",
+    r"(?<![a-z])(?:is[_ ])?correct(?:ness)?\s*[:=]\s*(?P<value>true|yes|y|1|false|no|n|0)(?=\s*(?:[.,;]|$))",
     re.IGNORECASE | re.MULTILINE,
 )
 # Words behind "correct" that make it speak of the key instead of the response: "the correct answer is B".
@@ -28,8 +51,8 @@ _ABOUT_THE_KEY = re.compile(
 _GIVES = re.compile(r"\b(?:match\w*|gives?|states?|chose|chooses?|is|reach\w*|has)\s+(?:the|a)\s*$", re.IGNORECASE)
 _TURNED = re.compile(
     r"\b(?:not(?! only)|never|nothing|cannot|neither|nor|hardly|n['’]t|in|far from|fail(?:s|ed)? to|less than|"
-    r"anything but|by no means|no longer|in no way|nowhere near|"
-    r"without(?! (?:a )?(?:doubt|question)))\b[\s\w-]{0,24}$|n['’]t\b[\s\w-]{0,24}$|\bin-?$",
+    r"anything but|by no means|no longer|in no way|nowhere near|nobody|no one|(?<![\d.])(?!100)\d{1,2}(?:\.\d+)?\s?%|"
+    r"without(?! (?:a )?(?:doubt|question)))(?!\w)[\s\w'’-]{0,24}$|n['’]t\b[\s\w'’-]{0,24}$|\b(?:in|un|non)-?$",
     re.IGNORECASE,
 )
 # A reply that takes its verdict back.
@@ -107,16 +130,20 @@ def read(text: str) -> bool | None:
     A reply that begins with its verdict, or whose last line is nothing else, has said it: what stands around is the
     reason; what stands behind a change of mind ("Wait, ...") outweighs it. Any other is right only if all its
     verdicts are: "not correct", "partially correct", a question, or both words are a wrong answer, as all that is
-    ambiguous is.
+    ambiguous is. The right and left of a body are no verdict.
     """
     if named := {match["word"].lower() for match in _NAMED.finditer(spoken(text))}:
         return named == {"correct"}
     text = re.sub(r"\b(not|never)\s*\n\s*", r"\1 ", spoken(text), flags=re.IGNORECASE)
     text = re.sub(r"[*_`\"“”{}\[\]<>#$]|(?<!\w)['’]|['’](?!\w)", " ", text).strip()
-    text = _FIELD.sub(lambda field: "correct" if field["value"].lower() in ("true", "yes", "1") else "incorrect", text)
+    text = _FIELD.sub(
+        lambda field: "correct" if field["value"].lower() in ("true", "yes", "y", "1") else "incorrect", text
+    )
+    text = _IS_NOT.sub(" is incorrect", _CROSSED.sub("incorrect", _SIDE.sub("", text)))
+    text = _RIGHT.sub("", text) if _LEFT.search(text) else text
     lines = [line.strip(" .!:") for line in text.splitlines() if line.strip(" .!:")]
     if not lines or not _WORD.search(text):
-        return None
+        return False if _MISMATCH.search(text) else None
     changed = list(_CHANGED.finditer(text))
     rest = text[changed[-1].end() :] if changed else ""
     if _GIVEN.search(rest):
@@ -125,8 +152,9 @@ def read(text: str) -> bool | None:
     if ends:
         return all(ends)
     if (opening := _WORD.match(text)) and re.match(r"\s*(?:[.,;:!–—-]|\n)", text[opening.end() :]):
-        hedged = _HEDGED.search(text[opening.end() :].split(".")[0])
-        return opening["right"] is not None and not hedged
+        behind = text[opening.end() :]
+        doubtful = _HEDGED.search(behind.split(".")[0]) or _TAKEN_BACK.search(behind)
+        return opening["right"] is not None and not doubtful
     return all(_verdicts(text))
 
 

@@ -12,14 +12,30 @@ from mmedexpert_jax.statements import YES_AND_NO, opening, stated, stated_texts
 
 SCORERS = ("strict", "medevalkit", "medxpertqa")
 FORMS = ("tags", "boxed", "plain")
-_TOKENS = re.compile(r"<\|[^<>|\n]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")  # special ones that a server left in
+# special ones that a server left in
+_TOKENS = re.compile(r"<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|end_of_turn|end_of_utterance|unused\d+)>")
 _LABELLED = re.compile(r"\(?([A-J])[.):]")
+# Two that differ, on one line or joined by a word; of those that a blank line parts the last counts.
 _TWO_BOXES = re.compile(
-    r"\\boxed\s*\{[^{}]*\}[\s$\\()\[\],;.]*(?:or|and|/|&)[\s$\\()\[\],;.]*\\boxed\s*\{[^{}]*\}\W*\Z"
+    r"\\boxed\s*\{(?P<one>[^{}]*)\}(?!\s*\n\s*\n)(?:[\s$\\()\[\],;./&]|or|and)*"
+    r"\\boxed\s*\{(?!(?P=one)\})[^{}]*\}\W*\Z"
 )
 _CHANGED = re.compile(r"\b(?:wait|actually|sorry|correction|i\s+mean)\b", re.IGNORECASE)
 _NOT = re.compile(r"\b(?:not|never|cannot\s+be|n['’]t(?:\s+be)?)\s+(?:a\s+)?[\"“]?(?:yes|no)\b", re.IGNORECASE)
-_NO_DOUBT = re.compile(r"\b(?:there\s+is\s+)?no\s+(?:doubt|question)\b", re.IGNORECASE)
+# A "no" that is no answer: of what is not there to see, of what nobody can tell, and before a number.
+_NO_ANSWER = re.compile(
+    r"\b(?:there\s+is\s+)?no\s+(?:doubt|question|idea|clue|opinion)\b"
+    r"|\bno\s+(?:\w+\s+)?(?:images?|pictures?|photos?|photographs?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
+    r"(?=\s*(?:$|[.,;:!?])|\s+(?:is|was|are|were|has|have|to|attached|provided|available|given|shown|included"
+    r"|uploaded|here|with|for|from|so|and|but)\b)"
+    r"|\bno\s+(?:\w+\s+)?(?:information|context|access)\b"
+    r"(?=\s*(?:$|[.,;])|\s+(?:to|about|on|for|that|from|is|was|provided|available|given)\b)"
+    r"|\bno\s+(?:way|means)\s+(?:to|of|for)\b"
+    r"|\bno\s+(?:\w+\s+)?(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
+    r"|\bno\s+(?:lo\s+)?(?:sé|puedo)\b"
+    r"|\bno(?:\.\s?|\s)(?=\d)",
+    re.IGNORECASE,
+)
 READ_WHOLE = ("pmc_vqa",)  # benchmarks whose answers MedEvalKit does not first cut to their tags
 
 
@@ -120,12 +136,13 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     if whole := _choice(text, options) or _choice(text.strip("* \n"), options):
         return whole
     letters = answers.LETTERS[: len(options)]
-    if stated(text, letters, remarks=False):
-        return answers.one_stated(text, options)
-    read = {_choice(line, options) for line in (*_ends(text), *stated_texts(text))} | {answers.yes_or_no(text, options)}
+    told = answers.without_list(text, options)
+    if stated(told, letters, remarks=False):
+        return answers.one_stated(told, options)
+    read = {_choice(line, options) for line in (*_ends(told), *stated_texts(told))} | {answers.yes_or_no(text, options)}
     read -= {None}
     if not read:
-        return answers.one_stated(text, options, remarks=True)
+        return answers.one_stated(told, options, remarks=True)
     return read.pop() if len(read) == 1 else None
 
 
@@ -149,7 +166,7 @@ def read_yes_no(response: str, form: str = "tags") -> str | None:
     The word of either, in any of the languages of `statements.WORDS`, that opens the answer (`read_text`) and ends its
     clause, unless both stand side by side; else "yes" or "no" if exactly one of these two stands in it, undenied.
     """
-    text = answers.unwrap(_NO_DOUBT.sub("", read_text(response, form) or ""))
+    text = answers.unwrap(_NO_ANSWER.sub("", read_text(response, form) or ""))
     said = {word.lower() for word in re.findall(r"\b(?:yes|no)\b", text, re.IGNORECASE)}
     if YES_AND_NO.search(text) or (len(said) > 1 and _CHANGED.search(text)):
         return None
@@ -166,7 +183,7 @@ def read_text(response: str, form: str = "tags") -> str | None:
         text = _boxed(response)
     if text is None and form == "plain":
         text = answers.spoken(response)
-    return text.strip() or None if text is not None else None
+    return None if text is None else _TOKENS.sub("", text).strip() or None
 
 
 def kit_rule(item: Case) -> str:

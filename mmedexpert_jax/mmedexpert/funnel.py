@@ -30,7 +30,7 @@ def funnel(
     for trace in traces:
         place = (_cell(trace.case, trace.paradigm), trace.case.id)
         counts["traced"].add(place)
-        if trace.check.answer == trace.case.answer:
+        if trace.check.answer is not None and "wrong-answer" not in trace.check.reasons:
             counts["matched"].add(place)
         if trace.check.passed:
             counts["passed"].add(place)

@@ -1,6 +1,5 @@
 """The lines of a plan on memory, steps, tokens and disk, and what to change where a job does not fit."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from mmedexpert_jax.config.fields import named_path
 from mmedexpert_jax.config.presets import SHARED
 from mmedexpert_jax.data import SPECIALTIES
+from mmedexpert_jax.data.order import steps_of
 from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.gba import split
 from mmedexpert_jax.models import ModelConfig
@@ -242,7 +242,7 @@ def training_steps(config: ConfigDict, train: Mapping[str, int], specialty: str 
     specialty = specialty or config.get("specialty", "")
     every = sum(count for name, count in train.items() if name != "image")  # own specialties are cases too
     count = train.get(specialty, 0) if specialty in SPECIALTIES else every
-    return config.steps or math.ceil(config.epochs * count / _cases_per_step(config))
+    return config.steps or steps_of(config.epochs, count, _cases_per_step(config))
 
 
 def _cases_per_step(config: ConfigDict) -> int:

@@ -14,13 +14,18 @@ ROSE, STOOD = 0.1, 0.02  # of a reward from the first tenth of a run to the last
 COLLAPSE = 0.1  # of the first entropy
 
 
-def hints(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
+def hints(rows: Sequence[Mapping[str, float | None]]) -> dict[str, str]:
     """Hints at what looks wrong in the last steps: name -> a sentence with the figure and the field to change.
 
     Args:
-        rows: of metrics.jsonl, in order; rows of evaluations are passed over.
+        rows: of metrics.jsonl, in order; rows of evaluations are passed over, and so is a metric that was no number
+            in a step (None).
     """
-    steps = [row for row in rows if "reward" in row or "frac_reward_zero_std" in row]
+    steps = [
+        {name: value for name, value in row.items() if value is not None}
+        for row in rows
+        if "reward" in row or "frac_reward_zero_std" in row
+    ]
     if len(steps) < RECENT:
         return {}
     found = {}

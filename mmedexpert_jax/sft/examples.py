@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.data import Case
-from mmedexpert_jax.data.order import batch_indices, epoch_order
+from mmedexpert_jax.data.order import batch_indices, epoch_order, steps_of
 from mmedexpert_jax.data.prompts import completion, conversation
 from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.processing.processor import Encoded, Processor, round_up
@@ -56,7 +56,7 @@ class Examples:
         measured = self._measured(cases)
         self.cases, self._completions, self._sizes = (list(parts) for parts in zip(*measured, strict=True))
         self._rows, self._size = config.batch_size * config.accumulation, config.batch_size * shards
-        self.steps = config.steps or math.ceil(config.epochs * len(self.cases) / self._rows)
+        self.steps = config.steps or steps_of(config.epochs, len(self.cases), self._rows)
         self._halves = epoch_order(len(self.cases), config.seed + 1, 0)
         self._buckets = _buckets(self._sizes, config.buckets)
 

@@ -145,6 +145,16 @@ def test_a_sample_about_which_all_abstain_is_left_out_of_its_groups_statistics()
     assert found[0, 2] == 0
 
 
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_function_without_weight_is_not_heard_where_all_others_abstain(name):
+    """Accuracy stands among the functions with weight 0: an unreadable judge is no reward of 0."""
+    judge = np.array([[0.9, np.nan, 0.8, np.nan], [0.1, 0.3, np.nan, 0.8]], np.float32)
+    accuracy = np.array([[1, 0, 1, 1], [0, 1, 1, 0]], np.float32)
+    watched = estimate(np.stack([accuracy, judge], axis=-1), np.array([0.0, 1.0]), name)
+    np.testing.assert_array_equal(watched, estimate(judge[..., None], np.ones(1), name))
+    assert (watched[np.isnan(judge)] == 0).all()
+
+
 def test_decoupled_keeps_a_function_whose_variance_is_small():
     """Accuracy of 0 or 1 beside a form that differs by 0.01: lost where they are summed first, kept where not."""
     values = np.array([[[1.0, 0.0], [1.0, 0.01], [0.0, 0.0], [0.0, 0.01]]], np.float32)

@@ -85,6 +85,8 @@ def test_a_prompt_asks_for_its_paradigm_and_quotes_a_guideline_if_asked():
 def test_epochs_become_steps():
     assert Guidelines(make_cases(9), seed=0, groups=4, num_samples=2).steps(1) == 3
     assert Guidelines(make_cases(9), seed=0, groups=4, num_samples=4, paradigms_per_query=2).steps(2) == 9
+    for epochs, steps in ((1.1, 11), (2.2, 22), (1.11, 12)):  # of 100 cases, 10 a step
+        assert Guidelines(make_cases(100), seed=0, groups=10, num_samples=2).steps(epochs) == steps
 
 
 @pytest.mark.parametrize(

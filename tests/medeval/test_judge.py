@@ -42,6 +42,18 @@ RIGHT = (
     '{"verdict": "CORRECT", "reason": "could be worded better"}',
     '{"reason": "it is not another disease, perhaps a synonym", "label": "correct"}',
     "CORRECT: the response claims gout, as the key does.",
+    # parts and sides of the body
+    "The response names the false vocal cord, as the key does: correct",
+    "Both say the left lung, so the response is correct.",
+    "CORRECT, both name the right lung",
+    "It names the left lung, which is right.",
+    "Right. Both say left.",
+    "The response is right about the diagnosis.",
+    "The response is right and complete.",
+    "100% correct",
+    "correct: y",
+    "✅ CORRECT",
+    "CORRECT. The spelling differs; it does not match the key's word for word.",
 )
 WRONG = (
     "INCORRECT",
@@ -108,8 +120,39 @@ WRONG = (
     "correct-ish",
     "INCORRECT. The response says left, actually the right lung is affected.",
     "INCORRECT. Actually, the correct side is left.",
+    # sides of the body that differ
+    "Response: right MCA infarct. Key: left MCA infarct. They do not match.",
+    "They don't match: the key says right.",
+    "The response gives the wrong side.",
+    # taken back behind a begun CORRECT
+    "CORRECT. However, it also states a second answer, so INCORRECT.",
+    "Correct... no, the response says B. Incorrect overall.",
+    "Correct, though the key says otherwise, so INCORRECT",
+    # shares, signs, subjects
+    "0% correct",
+    "50 % correct",
+    "CORRECT = N",
+    "❌ CORRECT",
+    "CORRECT ❌",
+    "The key is correct; the response isn't.",
+    "I can't say it's correct",
+    "Nobody would call this correct",
+    "un-correct",
 )
-NOTHING = ("", " ", "I cannot grade this.", "Yes", "B", "corrected", "The incorrectness is unclear.")
+NOTHING = (
+    "",
+    " ",
+    "I cannot grade this.",
+    "Yes",
+    "B",
+    "corrected",
+    "The incorrectness is unclear.",
+    "The key says left lung; the response says right lung.",
+    "Key: right upper lobe. Response: left upper lobe.",
+    "The key is right-sided heart failure; the response gives left-sided heart failure.",
+    "Both name the right lung.",
+    "Both say true vocal cords.",
+)
 
 
 @pytest.mark.parametrize("reply", RIGHT)

@@ -232,6 +232,37 @@ def test_open_answers_are_exact_or_partly_right():
     assert (kit.right, kit.f1) == (False, pytest.approx(2 * 2 / (3 + 2)))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Asthma<|im_end|>",
+        "Asthma</s>",
+        "Asthma<end_of_turn>\n",
+        "Asthma<｜end▁of▁sentence｜>",
+        "<|begin_of_box|>Asthma<|end_of_box|>",
+        "<unused94>thought\nGout, or not.<unused95>Asthma",
+    ],
+)
+def test_what_a_server_leaves_in_is_no_part_of_an_open_answer(said):
+    found = score(open_item("asthma"), said, form="plain")
+    assert (found.right, found.answer, found.f1) == (True, "Asthma", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        ("\\boxed{B}\\boxed{C}", None),
+        ("\\boxed{B}, \\boxed{C}", None),
+        ("$\\boxed{B}$\n$\\boxed{C}$", None),
+        ("\\boxed{B}, \\boxed{B}", "B"),
+        ("\\boxed{5}\n\n\\boxed{C}", "C"),
+        ("\\boxed{B}, rather \\boxed{C}", "C"),
+    ],
+)
+def test_two_boxes_side_by_side_that_differ_are_no_answer(said, letter):
+    assert read_choice(said, PLAIN, "plain") == read_choice(said, PLAIN, "boxed") == letter
+
+
 def test_the_kit_holds_slakes_closed_answers_to_their_words():
     item = Case(
         "1", "Normal?", (), "yes", kind="yes_no", columns={"raw_answer": "Yes", "kit": "close"}, benchmark="slake"
@@ -353,6 +384,22 @@ def test_options_that_are_numbers_or_words_of_any_language(said, options, letter
         ("No, surgery can wait.", "no"),
         ("HAYIR", "no"),
         ("hayir.", "no"),
+        # what is not there to see, and what nobody can tell
+        ("I'm sorry, but I see no image; please upload it.", None),
+        ("There is no image provided.", None),
+        ("No image was provided.", None),
+        ("I have no way of telling without the image.", None),
+        ("Sorry, there is no picture, so I cannot answer.", None),
+        ("There is no information to decide.", None),
+        ("I have no idea.", None),
+        ("No definite answer can be given.", None),
+        ("No sé", None),
+        ("No. 3 rib is fractured: yes", "yes"),
+        ("No scan abnormality is seen", "no"),
+        ("There is no x-ray evidence of fracture", "no"),
+        ("There is no picture of pneumonia", "no"),
+        ("No se observa fractura", "no"),
+        ("No way.", "no"),
     ],
 )
 def test_yes_and_no_of_any_language_as_a_person_reads_them(said, verdict):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from mmedexpert_jax import answers
 from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.stats import (
@@ -82,6 +83,18 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(counts):
     right, total, k = counts
     draws = list(itertools.combinations([True] * right + [False] * (total - right), k))
     assert pass_at_k(right, total, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+
+
+def test_votes_of_open_answers_are_counted_as_they_are_judged():
+    said = ("Asthma", "asthma", "ASTHMA.", "Gout", "Gout")
+    rights = [answers.same_text(each, "Asthma") for each in said]
+    rows = [
+        AnswerRow("1", place, each, each, "Asthma", right, 3, False)
+        for place, (each, right) in enumerate(zip(said, rights, strict=True))
+    ]
+    assert rights == [True] * 3 + [False] * 2 and Evaluation(rows).summary()["majority"]["accuracy"] == 1.0
+    assert len({answers.vote(said) for said in ("5", "-5", "HER2-", "HER2+", "+", "-")}) == 6
+    assert len({answers.vote(said) for said in ("5 mg", "5mg", "**5 mg**", "5 mg.")}) == 1
 
 
 def test_majority_by_hand():

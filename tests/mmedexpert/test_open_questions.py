@@ -4,7 +4,7 @@ import pytest
 
 from mmedexpert_jax.data.case import PARADIGMS
 from mmedexpert_jax.data.prompts import render
-from mmedexpert_jax.mmedexpert import filters, teacher_prompts, trace_synthesis
+from mmedexpert_jax.mmedexpert import filters, funnel, teacher_prompts, trace_synthesis
 from mmedexpert_jax.mmedexpert.record import Check, RawCase, Trace
 from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.sources import collect
@@ -63,6 +63,16 @@ def test_candidates_of_open_questions_are_counted_and_luck_finds_no_words():
         check = filters.check(response, RECORD, "intuitive")
         trace_synthesis.count(tally, Trace("t", RECORD, "intuitive", "", response, "someone", 0, "", check))
     assert (tally.asked, tally.matched, tally.passed, tally.by_luck) == (2, 1, 1, 0.0)
+
+
+def test_a_reference_answer_in_other_capitals_is_matched_in_the_funnel():
+    checks = [filters.check(render(SOUND["bayesian"], said), RECORD, "bayesian") for said in ("gout.", "Lupus")]
+    traces = [
+        Trace(str(place), RECORD, "bayesian", "", "", "teacher", place, "", check) for place, check in enumerate(checks)
+    ]
+    for trace, matched in zip(traces, (1, 0), strict=True):
+        row = funnel.funnel([(RECORD, "bayesian")], [trace], {}, [])[-1]
+        assert (row["traced"], row["matched"], row["passed"]) == (1, matched, matched)
 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)

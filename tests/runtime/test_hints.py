@@ -49,3 +49,10 @@ def test_form_that_rises_alone():
 
 def test_a_metric_that_is_missing_gives_no_hint():
     assert hints([{"reward": 0.0}] * 40) == {}
+
+
+@pytest.mark.parametrize("name", sorted(HEALTHY))
+def test_a_metric_that_was_no_number_in_a_step_is_passed_over(name):
+    rows = run()
+    assert hints([*rows[:-3], rows[-3] | {name: None}, *rows[-2:]]) == {}
+    assert hints([row | {name: None} for row in rows]) == {}
