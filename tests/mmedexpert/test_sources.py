@@ -261,6 +261,22 @@ def test_rights_can_be_stated(tmp_path):
     assert collect([path], rights=stated).records[0].licence == "by contract"
 
 
+@pytest.mark.parametrize("said", [True, "true", "yes", 1, 1.0, "1.0"])
+def test_what_a_user_restricts_stands_before_what_a_row_says_of_itself(tmp_path, said):
+    path = write(tmp_path / "r.jsonl", [PLAIN | {"redistributable": said}])
+    assert collect([path]).records[0].redistributable
+    assert collect([path], rights=Rights(restricted=("medqa-phrases", "x.jsonl"))).records[0].redistributable
+    for name in ("plain", "r.jsonl"):
+        assert not collect([path], rights=Rights(restricted=(name,))).records[0].redistributable
+    mine = Rights(redistributable=("plain",))
+    for other in (False, "no", 0, 0.0):
+        path = write(tmp_path / "s.jsonl", [PLAIN | {"redistributable": other}])
+        assert not collect([path], rights=mine).records[0].redistributable  # the row's own no stands
+    for empty in (None, "", "nan"):
+        path = write(tmp_path / "t.jsonl", [PLAIN | {"redistributable": empty}])
+        assert collect([path], rights=mine).records[0].redistributable
+
+
 def test_ids_depend_on_the_case_alone(tmp_path):
     rows = [PLAIN, PLAIN | {"question": "Another one?"}]
     first = collect([write(tmp_path / "a" / "x.jsonl", rows)]).records

@@ -10,6 +10,7 @@ from mmedexpert_jax import answers
 from mmedexpert_jax.data import forms
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.data.forms import items, listed
+from mmedexpert_jax.data.tables import ABSENT
 
 CHOICES = re.compile(r"\s*\n\s*(?:Answer Choices|Options)\s*:\s*(?=\(A\)|A[.)])", re.I)
 _PREFIX = re.compile(r"\s*\(?([A-J])\s*[.):]\s*")
@@ -304,8 +305,9 @@ def text(value: Any) -> str:
 
 
 def flag(value: Any) -> bool | None:
-    """A yes or no, also as a spreadsheet writes it; None for an empty cell, and no for any other word."""
-    return None if text(value) == "" else text(value).lower() in ("true", "yes", "y", "1")
+    """A yes or no, also as a spreadsheet or pandas writes it; None for an empty cell, and no for any other word."""
+    said = text(value).lower()
+    return None if said in ABSENT else said in ("true", "yes", "y", "1", "1.0")
 
 
 def recognise(row: Mapping[str, Any]) -> Format | None:
