@@ -147,6 +147,23 @@ def test_every_other_reason(response, finish, reason):
     assert not found.passed and reason in found.reasons and reason in filters.REASONS
 
 
+@pytest.mark.parametrize("finish", ["stop", "", "complete", "eos_token_id", "finishreason.stop", "normal", "no such"])
+def test_a_reason_to_end_that_nobody_knows_throws_no_answer_away(finish):
+    assert filters.check(render(SOUND["intuitive"], "A"), record(), "intuitive", finish=finish).passed
+
+
+@pytest.mark.parametrize("finish", ["content_filter", "content-filter", "SAFETY", "refusal", "tool_calls"])
+def test_what_is_no_answer_stays_none(finish):
+    found = filters.check(render(SOUND["intuitive"], "A"), record(), "intuitive", finish=finish)
+    assert found.reasons == ("no-answer-came",)
+
+
+@pytest.mark.parametrize("finish", ["length", "max_length", "limit", "max-tokens"])
+def test_every_word_for_a_limit_is_a_cut(finish):
+    found = filters.check(render(SOUND["intuitive"], "A"), record(), "intuitive", finish=finish)
+    assert found.reasons == ("cut-short",)
+
+
 def test_flags_do_not_fail_a_trace():
     pictured = record(images=(held("a.png", b"x"),))
     found = filters.check(
