@@ -331,7 +331,7 @@ def _is_filtered(
     if page or status not in (400, 403, 422, 451):
         return False
     metadata = error.get("metadata")
-    if isinstance(metadata, dict) and "flagged_input" in metadata or _FILTERED.search(code):
+    if (isinstance(metadata, dict) and "flagged_input" in metadata) or _FILTERED.search(code):
         return True
     if _NETWORK.search(said):
         return False

@@ -68,7 +68,9 @@ ENDINGS |= {
 }
 
 
-ENDINGS |= dict.fromkeys(("complete", "eos_token_id", "FinishReason.STOP", "stop_str", "normal", "no such", "OTHER"), "stop")
+ENDINGS |= dict.fromkeys(
+    ("complete", "eos_token_id", "FinishReason.STOP", "stop_str", "normal", "no such", "OTHER"), "stop"
+)
 ENDINGS |= dict.fromkeys(("max_length", "limit", "max-tokens", "FinishReason.MAX_TOKENS"), "length")
 ENDINGS |= dict.fromkeys(("content-filter", "FinishReason.SAFETY"), "content_filter")
 ENDINGS |= {"function_call": "function_call", "refusal": "refusal"}
@@ -152,7 +154,7 @@ def test_a_rule_of_a_network_or_a_place_is_no_answer_and_a_verdict_on_the_prompt
 
 ECHOED = (
     "Invalid value for messages[0].content: 'An old woman with insufficient balance and falls'",
-    "Invalid value: \"On her account therapy was suspended; it is the patient's choice\"",
+    'Invalid value: "On her account therapy was suspended; it is the patient\'s choice"',
     "Input should be a string [type=string_type, input_value=['He drinks alcohol in moderation.'], input_type=list]",
     "Cannot parse {'role': 'user', 'content': 'Sensitive words of an old man whose account was suspend",
 )
