@@ -196,8 +196,24 @@ def items(cell: str) -> Any:
     bracketed = re.sub(r"(?m)(^|\s)([A-J])[.):](?=\s)", r"\1(\2)", cell)  # "A. one B. two" as "(A) one (B) two"
     if len(texts := listed(bracketed)[1]) > 1:
         return texts
-    mark = next((mark for mark in (";", "\n", "|") if mark in cell.strip()), ";")
-    return [part.strip() for part in cell.split(mark) if part.strip()]
+    return _parted(cell)
+
+
+def _parted(cell: str) -> list[str]:
+    """The texts of a cell between its outermost marks: lines, unless a semicolon or bar ends each, else semicolons or
+    bars. Where both stand, those of which each part holds the other, or else that make more parts. Raises DataError."""
+    lines = [line.strip() for line in cell.split("\n") if line.strip()]
+    if len(lines) > 1 and not all(line.endswith((";", "|")) for line in lines[:-1]):
+        return lines
+    parts = {mark: [part.strip() for part in " ".join(lines).split(mark) if part.strip()] for mark in ";|"}
+    if "|" not in cell or ";" not in cell:
+        return parts["|" if "|" in cell else ";"]
+    outer = [mark for mark, other in (";|", "|;") if all(other in part for part in parts[mark])]
+    most = max(map(len, parts.values()))
+    outer = outer or [mark for mark, found in parts.items() if len(found) == most]
+    if len(outer) > 1:
+        raise DataError(f"{border.shown(cell)} holds semicolons and bars; put one kind between the texts")
+    return parts[outer[0]]
 
 
 def _numpy(cell: str) -> str:
@@ -271,9 +287,7 @@ def _answer(row: Mapping[str, Any]) -> str:
 
 
 def _images(row: Mapping[str, Any]) -> list[Any]:
-    value = row.get("images") if row.get("images") is not None else row.get("image")
-    if value is None or value == "":
-        return []
+    value = next((row[key] for key in ("images", "image") if row.get(key) not in (None, "", [], ())), [])
     return list(value) if isinstance(value, list | tuple) else [value]
 
 

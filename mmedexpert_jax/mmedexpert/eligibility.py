@@ -67,8 +67,8 @@ _TESTED = re.compile(
 _FOREIGN = {
     "management": re.compile(
         r"治疗|治療|处理|首选|用药|药物|手术|检查|检验|化验|确诊|预防|検査|措施|\btraitement|prise en charge|"
-        r"thérapeutique|conduite à tenir|\bTherapie|\bBehandlung|Vorgehen|Maßnahme|Untersuchung|\btrat(?:amiento|amento|tamento)|"
-        r"\bmanejo\b|\bcondu(?:cta|ta)\b|\bexamen\b|\bprueba\b|\bexame\b|\besame\b|\bterap[ié]",
+        r"thérapeutique|conduite à tenir|\bTherapie|\bBehandlung|Vorgehen|Maßnahme|Untersuchung|"
+        r"\btrat(?:amiento|amento|tamento)|\bmanejo\b|\bcondu(?:cta|ta)\b|\bexamen\b|\bprueba\b|\bexame\b|\besame\b|\bterap[ié]",
         re.I,
     ),
     "mechanism": re.compile(

@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import forms, load_cases, own
+from mmedexpert_jax.data import case_files, forms, load_cases, own
 from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.mmedexpert.sources.raw_formats import recognise
+from mmedexpert_jax.processing.images import open_image
 
 
 def _png(seed: int = 0) -> bytes:
@@ -340,3 +342,43 @@ def test_a_letter_wins_over_an_option_of_that_text_unless_the_table_gives_texts(
     (tmp_path / "x.json").write_text(json.dumps([row, second]))
     own.convert(tmp_path / "x.json", tmp_path / "out")
     assert [case.answer for case in load_cases(tmp_path / "out", "train")] == [key, "C"]
+
+
+CELLS = {
+    "Pain; fever\nRash; cough\nGout": ["Pain; fever", "Rash; cough", "Gout"],
+    "Pain; fever|Rash; cough": ["Pain; fever", "Rash; cough"],
+    "Pain; fever|Rash|Gout": ["Pain; fever", "Rash", "Gout"],
+    "MRI | contrast; CT; X-ray": ["MRI | contrast", "CT", "X-ray"],
+    "a | b; c | d": ["a | b", "c | d"],
+    "Gout; Sepsis;\nLupus": ["Gout", "Sepsis", "Lupus"],
+    "Gout;\r\nSepsis;\r\nLupus;": ["Gout", "Sepsis", "Lupus"],
+    "Gout|\nSepsis|\nLupus": ["Gout", "Sepsis", "Lupus"],
+    "Gout\r\nSepsis": ["Gout", "Sepsis"],
+    "Gout; Sepsis": ["Gout", "Sepsis"],
+    "Gout|Sepsis|": ["Gout", "Sepsis"],
+    "Gout": ["Gout"],
+    "": [],
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_of_texts_is_parted_at_its_outermost_mark(cell):
+    assert forms.items(cell) == CELLS[cell]
+
+
+def test_a_cell_whose_marks_may_be_either_is_refused():
+    with pytest.raises(DataError, match="semicolons and bars"):
+        forms.items("Pain; fever|Rash")
+
+
+@pytest.mark.parametrize("empty", [[], "", None])
+def test_an_empty_list_of_images_hides_no_image_beside_it(tmp_path, empty):
+    (tmp_path / "x.png").write_bytes(_png(1))
+    row = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Flu"}]}
+    case = case_files.case_of(row | {"images": empty, "image": "x.png"}, "here", 1, tmp_path)
+    assert [image.picture().size for image in case.images] == [open_image(_png(1)).size]
+    assert case_files.case_of(row | {"images": empty}, "here", 1, tmp_path).images == ()
+    plain = {"question": "What?", "options": ["a", "b"], "answer": "A", "images": empty, "image": "x.png"}
+    assert recognise(plain).read(plain).images == ["x.png"]
+    assert recognise(plain).read(plain | {"images": ["y.png"]}).images == ["y.png"]
+    assert not recognise(plain).read(plain | {"image": ""}).images

@@ -609,3 +609,14 @@ def test_letters_of_the_source_may_be_roman_and_a_number_as_text_is_unclear(tmp_
     assert _collected(tmp_path, "a.jsonl", json.dumps(row))[0] == [(("x", "y"), "B")]
     _, ((reason, detail),) = _collected(tmp_path, "a.jsonl", json.dumps(row | {"options": ["x", "y"], "answer": "1"}))
     assert reason == "no-such-key" and "may count from 0 or from 1" in detail
+
+
+def test_redacted_options_that_read_the_same_are_no_options(tmp_path):
+    dates = {"A": "12/12/2020", "B": "19/12/2020", "C": "26/12/2020"}
+    named = {"A": "Mrs. Alice Smith", "B": "an aunt", "C": "a nurse"}
+    rows = [PLAIN | {"options": dates, "answer": "B"}, PLAIN | {"options": named, "answer": "B"}]
+    path = write(tmp_path / "d.jsonl", rows)
+    found = collect([path], privacy="redact")
+    assert [record.options for record in found.records] == [("[name]", "an aunt", "a nurse")]
+    assert [row["reason"] for row in found.rejected] == ["identifying"] and "2020" not in str(found.rejected)
+    assert len(collect([path], privacy="report").records) == 2

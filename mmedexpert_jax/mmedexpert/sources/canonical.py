@@ -283,7 +283,7 @@ def without_identifiers(record: RawCase, mode: str) -> RawCase:
         mode: one of `privacy.MODES`.
 
     Raises:
-        Rejected: identifiers, and the mode is "refuse".
+        Rejected: identifiers, and the mode is "refuse", or it is "redact" and options would become one text.
     """
     texts = {"question": record.question, "options": record.options, "explanation": record.explanation}
     found = privacy.scan_texts(texts.items())
@@ -296,10 +296,13 @@ def without_identifiers(record: RawCase, mode: str) -> RawCase:
     record = replace(record, flags=(*record.flags, *(f"identifying:{kind}" for kind in kinds)))
     if mode == "report":
         return record
+    options = tuple(privacy.redact(option) for option in record.options)
+    if len({*options}) < len({*record.options}):
+        raise Rejected("identifying", f"redacted, options read the same ({', '.join(kinds)})")
     return replace(
         record,
         question=privacy.redact(record.question),
-        options=tuple(privacy.redact(option) for option in record.options),
+        options=options,
         explanation=privacy.redact(record.explanation),
     )
 

@@ -172,10 +172,8 @@ def _plain(row: Mapping[str, Any]) -> Raw:
 
 def _images(row: Mapping[str, Any]) -> Sequence[Any]:
     """Images of a row: `images` or `image`, one or a list, perhaps as JSON text in a CSV cell."""
-    found = row.get("images") if row.get("images") is not None else row.get("image")
+    found = next((row[key] for key in ("images", "image") if row.get(key) not in (None, "", [], ())), [])
     found = items(found) if isinstance(found, str) else found
-    if found is None:
-        return []
     listed_images = found if isinstance(found, list) else [found]
     return [i["image_path"] if isinstance(i, Mapping) and "image_path" in i else i for i in listed_images]
 
