@@ -158,7 +158,7 @@ def _groups(cases: Mapping[str, RawCase]) -> dict[str, str]:
 
     for ids in (ids for ids in shown.values() if len(ids) <= QUESTIONS):
         first = whole(group[ids[0]])
-        joined |= {other: first for other in {whole(group[id]) for id in ids} - {first}}
+        joined |= dict.fromkeys({whole(group[id]) for id in ids} - {first}, first)
     return {id: whole(name) for id, name in group.items()}
 
 

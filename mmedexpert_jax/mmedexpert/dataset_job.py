@@ -153,7 +153,8 @@ class Factory:
         print(f"built {len(chosen)} rows ({listed}) in {self.export / 'dataset'}; {left_out} kept out of public")
         if named:
             print(
-                f"{len(named)} of those may identify a person; collect with config.data.privacy=redact, or mend the texts",
+                f"{len(named)} of those may identify a person; collect with config.data.privacy=redact, or mend their "
+                "texts",
                 flush=True,
             )
         if missing := [name for name in SPLITS if name not in sizes]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.data.embedded import generate
@@ -276,6 +277,26 @@ def test_a_folder_of_test_sets_is_joined_by_what_comes_with_the_package(tmp_path
     found = decontamination.compared(decontamination.test_sets([f"all={tmp_path}"]))
     assert found["medqa"] == 1 and found["mmedexpert_mini"] == 1280 and found["pathvqa"] == 0
     assert decontamination.compared(decontamination.test_sets(["mmedexpert_mini@dev"]))["mmedexpert_mini"] == 320
+
+
+def test_cases_are_held_against_every_subset_of_a_test_set_in_a_folder(tmp_path):
+    asked = {
+        "en": "What organ of the abdomen is shown in this axial slice here?",
+        "zh": "图中所示的是腹部的哪一个器官？请回答",
+    }
+    rows = [
+        {"qid": n, "question": text, "answer": "x", "answer_type": "OPEN", "img_name": "a.png", "q_lang": language}
+        for n, (language, text) in enumerate(asked.items(), 1)
+    ]
+    (tmp_path / "slake" / "imgs").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "slake" / "imgs" / "a.png")
+    (tmp_path / "slake" / "test.json").write_text(json.dumps(rows))
+    (tmp_path / "slake" / "train.json").write_text(json.dumps([rows[0] | {"qid": 9, "question": "Of training alone?"}]))
+    tests = [known for known in decontamination.test_sets([f"all={tmp_path}"]) if known.name == "slake"]
+    assert decontamination.compared(tests)["slake"] == 2  # each once, though a third subset has both
+    film = held("a.png", (tmp_path / "slake" / "imgs" / "a.png").read_bytes())
+    held_back = decontamination.leaked([record(asked["zh"], (), "x", images=(film,))], tests)
+    assert {pair.test_id for pair in held_back.pairs} == {"1", "2"}
 
 
 @pytest.mark.parametrize(
