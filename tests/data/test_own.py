@@ -382,3 +382,21 @@ def test_an_empty_list_of_images_hides_no_image_beside_it(tmp_path, empty):
     assert recognise(plain).read(plain).images == ["x.png"]
     assert recognise(plain).read(plain | {"images": ["y.png"]}).images == ["y.png"]
     assert not recognise(plain).read(plain | {"image": ""}).images
+
+
+def test_a_number_that_is_an_options_text_is_no_key_where_the_table_counts_places(tmp_path):
+    def converted(name, *rows):
+        lines = ["question,options,answer", *(f"Q{n}?,{options},{answer}" for n, (options, answer) in enumerate(rows))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+        made = own.convert(tmp_path / f"{name}.csv", tmp_path / name)
+        return [case.answer for case in load_cases(tmp_path / name, "train")], made.refused
+
+    words, numbers = ("gout|flu|lupus|mumps", 4), "2|3|4|5"
+    kept, refused = converted("places", words, ("a|b|c|d", 1), (numbers, 3), ("x|y|z", 2))
+    assert kept == ["D", "A", "B"] and len(refused) == 1 and "3 may be an option's text or its number" in refused[0]
+    kept, refused = converted("agreed", words, ("1|2|3|4", 3))
+    assert kept == ["D", "C"] and not refused  # its text and its place are one
+    kept, refused = converted("far", words, ("20|30|40|50", 30))
+    assert kept == ["D", "B"] and not refused
+    kept, refused = converted("texts", ("gout|flu", "flu"), (numbers, 3))
+    assert kept == ["B", "B"] and not refused  # of texts alone

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mmedexpert_jax import border
+from mmedexpert_jax.data.benchmarks.rows import Row
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.mmedexpert.collection import gather
@@ -620,3 +621,52 @@ def test_redacted_options_that_read_the_same_are_no_options(tmp_path):
     assert [record.options for record in found.records] == [("[name]", "an aunt", "a nurse")]
     assert [row["reason"] for row in found.rejected] == ["identifying"] and "2020" not in str(found.rejected)
     assert len(collect([path], privacy="report").records) == 2
+
+
+@pytest.mark.parametrize("key", [3, "3"])
+def test_a_number_under_a_name_of_indices_is_no_options_text(tmp_path, key):
+    texts = FEVER | {"options": ["2", "3", "4", "5"]}
+    found = collect([write(tmp_path / "i.jsonl", [texts | {"answer_idx": key}])])
+    assert [one["reason"] for one in found.rejected] == ["no-such-key"]
+    told = collect([write(tmp_path / "t.jsonl", [texts | {"answer_idx": key, "answer": "5"}])])
+    assert [record.answer_text for record in told.records] == ["5"]  # counted from 0
+    named = collect([write(tmp_path / "n.jsonl", [texts | {"answer_idx": "B", "answer": "3"}])])
+    assert [record.answer for record in named.records] == ["B"]
+    plain = collect([write(tmp_path / "p.jsonl", [texts | {"options": ["20", "30"], "answer": "30"}])])
+    assert [record.answer for record in plain.records] == ["B"]
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "answer"),
+    [
+        (["O", "A", "B", "AB"], "B", None),
+        (["C", "D", "A", "K"], "C", None),
+        (["O", "A", "B", "AB"], "AB", "D"),
+        (["O", "A", "B", "AB"], "O", "A"),
+        ({"A": "O", "B": "A", "C": "B"}, "B", "B"),  # the letters are the source's own
+        (["A", "B", "O"], "B", "B"),
+        (["K", "Na", "Ca"], "B", "B"),
+    ],
+)
+def test_a_letter_that_is_another_options_text_is_refused(tmp_path, options, key, answer):
+    found = collect([write(tmp_path / "l.jsonl", [PLAIN | {"options": options, "answer": key}])])
+    assert [record.answer for record in found.records] == [answer] * (answer is not None)
+    assert [one["reason"] for one in found.rejected] == ["no-such-key"] * (answer is None)
+
+
+def test_a_letter_of_two_options_is_refused(tmp_path):
+    twice = [{"key": "A", "value": "K"}, {"key": "A", "value": "Na"}, {"key": "B", "value": "Ca"}]
+    rows = [
+        FEVER | {"options": twice, "answer": "A"},
+        FEVER | {"options": {"a": "x", "A": "y", "B": "z"}, "answer": "A"},
+    ]
+    found = collect([write(tmp_path / "d.jsonl", rows)])
+    assert not found.records and all("one letter" in one["detail"] for one in found.rejected)
+    for value in (twice, rows[1]["options"]):
+        with pytest.raises(DataError, match="one letter"):
+            Row({"options": value}, "here", 1).choices("options")
+    assert Row({"options": {"A": "x", "B": "y", "C": float("nan")}}, "here", 1).choices("options") == ("x", "y")
+    assert Row({"options": "A x\nB y"}, "here", 1).choices("options") == ("x", "y")
+    assert Row({"cop": "1.0"}, "here", 1).place("cop", 4) == "B"
+    with pytest.raises(DataError, match="whole number"):
+        Row({"cop": "1.5"}, "here", 1).place("cop", 4)

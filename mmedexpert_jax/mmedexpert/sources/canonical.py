@@ -156,6 +156,8 @@ def _question_and_options(raw: Raw, repairs: list[str], is_open: bool) -> tuple[
     if normal(question) in ABSENT:
         raise Rejected("empty-question")
     letters = letters or [chr(ord("A") + i) for i in range(len(texts))]
+    if len({str(letter).strip().upper() for letter in letters}) < len(letters):
+        raise Rejected("key-differs", f"two options have one letter: {border.cut(', '.join(map(str, letters)))}")
     kept = [
         (letter, option)
         for letter, text in zip(letters, texts, strict=False)
@@ -218,7 +220,7 @@ def _number(raw: Raw, options: list[str], letters: list[str], repairs: list[str]
     if raw.from_zero:
         repairs.append("index-key")  # empty options count, too
         return letters.index(LETTERS[key]) if 0 <= key < len(LETTERS) and LETTERS[key] in letters else None
-    named = _named(str(key), options)
+    named = None if raw.of_index else _named(str(key), options)
     if named is not None:
         repairs.append("key-from-text")
     return named
@@ -235,9 +237,16 @@ def _place(raw: Raw, options: list[str], letters: list[str], repairs: list[str])
         return letters.index(told[1].upper())
     letter = text.strip("(). ")
     if letter and letter.upper() in letters:
+        named = _named(letter, options)
+        if named not in (None, letters.index(letter.upper())) and not (raw.letters or raw.of_index):
+            raise Rejected(
+                "no-such-key", f"key {letter} may be a letter or an option's text; name the options' letters"
+            )
         if letter != text or letter != letter.upper():
             repairs.append("key-form")
         return letters.index(letter.upper())
+    if raw.of_index and text.isdecimal():
+        return None
     named = _named(text, options)
     if named is not None:
         repairs.append("key-from-text")

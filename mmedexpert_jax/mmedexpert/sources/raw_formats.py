@@ -26,6 +26,7 @@ class Raw:
     key: str | int  # letter, text or number of the right option
     letters: Sequence[str] = ()  # of the options, where the source names them; else they count up from A
     from_zero: bool = False  # the shape says that a number counts the options from 0
+    of_index: bool = False  # the key stands under a name of letters and numbers, so that a number is no option's text
     key_text: str = ""  # text of the right option, where the source gives it beside the letter
     images: Sequence[Any] = ()  # bytes, {bytes, path} structs, or names of files
     folder: str = ""  # of its images in a folder of images, where that is not named after the id; ""
@@ -66,7 +67,14 @@ def _texts(row: Mapping[str, Any], *same: str, **others: str) -> dict[str, Any]:
 
 def _medqa(row: Mapping[str, Any]) -> Raw:
     letters, texts = list(row["options"]), list(row["options"].values())
-    return Raw(row["question"], texts, row["answer_idx"], letters, **_texts(row, key_text="answer", step="meta_info"))
+    return Raw(
+        row["question"],
+        texts,
+        row["answer_idx"],
+        letters,
+        of_index=True,
+        **_texts(row, key_text="answer", step="meta_info"),
+    )
 
 
 def _multiple_choice(row: Mapping[str, Any]) -> Raw:
@@ -83,7 +91,8 @@ def _bigbio(row: Mapping[str, Any]) -> Raw:
         return Raw(row["question"], texts, answer["label"], letters, key_text=text(answer.get("text")))
     key = row.get("answer_idx")
     key_text = text(answer) if key else ""
-    return Raw(row["question"], texts, key or answer, letters, key_text=key_text, **_texts(row, step="meta_info"))
+    told = {"key_text": key_text, "of_index": bool(key)} | _texts(row, step="meta_info")
+    return Raw(row["question"], texts, key or answer, letters, **told)
 
 
 def _in_question(row: Mapping[str, Any]) -> Raw:
@@ -95,7 +104,7 @@ def _in_question(row: Mapping[str, Any]) -> Raw:
     else:
         letters, texts = listed(rest[0] if rest else "")
     label = row["label"][0] if isinstance(row["label"], list) else row["label"]
-    return Raw(question, texts, label, letters, images=_images(row), **_texts(row, "id"))
+    return Raw(question, texts, label, letters, of_index=True, images=_images(row), **_texts(row, "id"))
 
 
 def _jama(row: Mapping[str, Any]) -> Raw:
@@ -117,6 +126,7 @@ def _lettered(row: Mapping[str, Any]) -> Raw:
         row["question"],
         texts,
         row["answer_idx"],
+        of_index=True,
         key_text=_PREFIX.sub("", text(row.get("answer")), count=1),
         images=_images(row),
         repairs=["option-prefix"] if list(texts) != list(bare) else [],
@@ -130,7 +140,7 @@ def _medxpertqa(row: Mapping[str, Any]) -> Raw:
     given = {letter: text for letter, text in pairs if text is not None}
     label = row["label"][0] if isinstance(row["label"], list) else row["label"]
     question, fields = CHOICES.split(row["question"], maxsplit=1)[0], _texts(row, "id", field="body_system")
-    return Raw(question, list(given.values()), label, list(given), images=_images(row), **fields)
+    return Raw(question, list(given.values()), label, list(given), of_index=True, images=_images(row), **fields)
 
 
 def _medvlthinker(row: Mapping[str, Any]) -> Raw:
@@ -140,6 +150,7 @@ def _medvlthinker(row: Mapping[str, Any]) -> Raw:
         list(options.values()),
         row["answer_label"],
         list(options),
+        of_index=True,
         images=_images(row),
         id=f"{text(row.get('dataset_name'))}-{text(row.get('dataset_index'))}",
         **_texts(row, key_text="answer", source="dataset_name"),
