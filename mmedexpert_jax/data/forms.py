@@ -35,6 +35,7 @@ _QUOTED = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"  # a text as Python writ
 _ARRAY = re.compile(rf"\s*\[\s*{_QUOTED}(?:\s+{_QUOTED})+\s*\]\s*")
 LABELS = ("label", "letter", "key", "id")  # of an option that is an object
 TEXTS = ("text", "content", "value", "option")
+_FILE = re.compile(r"\.(?:png|jpe?g|webp|bmp|gif|tiff?|dcm|dicom|nii(?:\.gz)?)$", re.IGNORECASE)
 _READ = {*FORMS, *ANSWERS, "image", "images", "input", "reward_model", "options", "id"}
 
 
@@ -54,6 +55,8 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         DataError: a key of another type than its form has, several turns, no answer; the place is left to the caller.
     """
     kind = form(row)
+    if kind == "instruction" and row.get("history"):
+        raise DataError("key history: several turns; a case has one question and one answer, so write them into one")
     images = _images(row)
     if kind in ("messages", "conversations") or (kind == "prompt" and not isinstance(row["prompt"], str)):
         question, answer, system, found = _turns(row[kind], kind)
@@ -197,6 +200,21 @@ def items(cell: str) -> Any:
     if len(texts := listed(bracketed)[1]) > 1:
         return texts
     return _parted(cell)
+
+
+def pictures(cell: str) -> Any:
+    """The images that a cell names: a data URI, a list or an object as `items` reads them, or paths with semicolons or
+    line ends between; also with commas or bars, where each part is a file of an image. Raises DataError."""
+    text = cell.strip()
+    if text[:5].lower() == "data:":
+        return [text]
+    if text.startswith(("[", "{")) and text.endswith(("]", "}")):
+        return items(text)
+    parts = [part.strip() for part in re.split(r"[;\n]", text) if part.strip()]
+    for mark in ",|":
+        more = [piece.strip() for part in parts for piece in part.split(mark) if piece.strip()]
+        parts = more if all(map(_FILE.search, more)) else parts
+    return parts
 
 
 def _parted(cell: str) -> list[str]:

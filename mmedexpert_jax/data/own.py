@@ -193,9 +193,7 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         options = answers.unlabelled(texts) if written else texts
     found["options"] = options
     images = found.get("images") or []
-    if isinstance(images, str):
-        listed = images.strip().startswith("[") and images.strip().endswith("]")
-        images = forms.items(images) if listed else [part.strip() for part in images.split(";")]
+    images = forms.pictures(images) if isinstance(images, str) else images
     images = images if isinstance(images, list | tuple) else [images]
     return found | {"id": str(found.get("id") or f"row-{number}"), "images": list(images)}
 
@@ -331,8 +329,8 @@ def _placed(image: Any, name: str, source: Path, root: Path) -> Any:
     if isinstance(image, str) and image.strip():
         if image.startswith(BASE64) and len(image) > LONGEST:
             return f"data:image/png;base64,{image}"  # the reader goes by the content, not by this name
-        if ADDRESS.match(image) or Path(image).is_absolute():
-            return image
+        if ADDRESS.match(image) or Path(image).is_absolute() or re.match(r"~|[A-Za-z]:[\\/]", image):
+            return image  # a home folder or a drive is the same from any folder
         return os.path.relpath(source.parent / image, root)
     content = image() if callable(image) else image
     if isinstance(content, Mapping):

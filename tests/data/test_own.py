@@ -400,3 +400,33 @@ def test_a_number_that_is_an_options_text_is_no_key_where_the_table_counts_place
     assert kept == ["D", "B"] and not refused
     kept, refused = converted("texts", ("gout|flu", "flu"), (numbers, 3))
     assert kept == ["B", "B"] and not refused  # of texts alone
+
+
+IMAGE_CELLS = {
+    "a.png, b.png": ["a.png", "b.png"],
+    "a.png;b.png": ["a.png", "b.png"],
+    "a.png\nb.nii.gz": ["a.png", "b.nii.gz"],
+    "a.png|b.JPG": ["a.png", "b.JPG"],
+    "Doe, J.png": ["Doe, J.png"],  # a name with a comma
+    "series 1, axial": ["series 1, axial"],
+    "['a.png', 'b.png']": ["a.png", "b.png"],
+    "data:image/png;base64,AAAA": ["data:image/png;base64,AAAA"],
+    "": [],
+}
+
+
+@pytest.mark.parametrize("cell", IMAGE_CELLS)
+def test_a_cell_of_images_is_parted_where_its_parts_are_files(cell):
+    assert forms.pictures(cell) == IMAGE_CELLS[cell]
+    row = {"question": "What?", "options": ["a", "b"], "answer": "A", "images": cell}
+    assert recognise(row).read(row).images == IMAGE_CELLS[cell]
+
+
+def test_paths_from_home_and_from_a_drive_stay_as_they_are(tmp_path):
+    paths = ["~/a.png", "C:\\img\\a.png", "D:/a.png", "/abs/a.png", "a.png", "x:y.png"]
+    rows = [{"question": f"Q{n}?", "options": "a;b", "answer": "A", "images": [path]} for n, path in enumerate(paths)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own.convert(tmp_path / "in" / "x.jsonl", tmp_path / "out")
+    written = [json.loads(line)["images"][0] for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert written == [*paths[:4], "../in/a.png", "../in/x:y.png"]

@@ -18,6 +18,7 @@ from mmedexpert_jax.mmedexpert.collection import gather
 from mmedexpert_jax.mmedexpert.duplicates import duplicates, with_several_keys
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
+from mmedexpert_jax.mmedexpert.sources.canonical import plain_text
 from mmedexpert_jax.mmedexpert.sources.raw_collection import Rights, check_share
 
 QUESTION = (
@@ -670,3 +671,17 @@ def test_a_letter_of_two_options_is_refused(tmp_path):
     assert Row({"cop": "1.0"}, "here", 1).place("cop", 4) == "B"
     with pytest.raises(DataError, match="whole number"):
         Row({"cop": "1.5"}, "here", 1).place("cop", 4)
+
+
+def test_exponents_charges_and_indices_stay_what_they_are():
+    found = {
+        "10<sup>9</sup>/L": "10⁹/L",
+        "10<sup>-3</sup>": "10⁻³",
+        "Ca<SUP>2+</SUP>": "Ca²⁺",
+        "H<sub>2</sub>O": "H₂O",
+        "X<sup>A</sup>": "X A",
+        "a<b>b</b>": "a b",
+        "1<sup>st</sup>": "1 st",
+        "p <sup> 2": "p 2",
+    }
+    assert {text: plain_text(text, []) for text in found} == found

@@ -49,6 +49,9 @@ OPEN = "open"  # the format of rows without options
 PLAIN_ROWS = "plain"  # that of one's own rows
 GENOTYPE = 12  # characters of an option at most that may be one, such as AaBb or X^A X^a
 _TAG = re.compile(r"<(?:br|/?p|/?i|/?b|/?sub|/?sup|/?em|/?strong)\s*/?>", re.I)
+_RAISED = re.compile(r"<(sup|sub)>\s*([0-9+−–-]{1,6})\s*</\1>", re.I)
+_SUPERSCRIPTS = str.maketrans("0123456789+-−–", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻")
+_SUBSCRIPTS = str.maketrans("0123456789+-−–", "₀₁₂₃₄₅₆₇₈₉₊₋₋₋")
 
 
 class Rejected(Exception):
@@ -116,11 +119,16 @@ def plain_text(text: Any, repairs: list[str]) -> str:
     """Text without mark-up, entities and superfluous white space."""
     if not isinstance(text, str):
         text = "" if text is None else str(text)
-    clean = html.unescape(_TAG.sub(" ", text))
+    clean = html.unescape(_TAG.sub(" ", _RAISED.sub(_raised, text)))
     if clean != text:
         repairs.append("mark-up")
     lines = (" ".join(line.split()) for line in clean.replace("\x00", "").splitlines())
     return "\n".join(line for line in lines if line)
+
+
+def _raised(found: re.Match[str]) -> str:
+    """An exponent, a charge or an index as characters of their own: "10<sup>9</sup>" without them is 109, or 10 9."""
+    return found[2].translate(_SUPERSCRIPTS if found[1].lower() == "sup" else _SUBSCRIPTS)
 
 
 def normal(text: str) -> str:
