@@ -1,9 +1,10 @@
 """Identifiers of a person in the text and headers of a case: found, reported by row, redacted or refused.
 
 It finds what has a form or a marker: dates with a year, record, phone and social security numbers, e-mail and postal
-addresses, names behind a title or a label, and the identifying attributes of DICOM, EXIF, PNG and JPEG headers (of
-DICOM those of PS3.15 annex E's basic profile, and every person name and date). Headers never leave in any mode, since
-only pixels are stored, sent and shown (`processing.images.clean`); they are reported because their files stay behind.
+addresses, names behind a title or a label, and the identifying attributes of DICOM, EXIF, IPTC, PNG and JPEG headers
+(of DICOM those of PS3.15 annex E's basic profile, and every person name and date). Headers never leave in any mode,
+since only pixels are stored, sent and shown (`processing.images.clean`); they are reported because their files stay
+behind.
 """
 
 import io
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, IptcImagePlugin
 
 from mmedexpert_jax.processing import medical, nifti
 
@@ -198,6 +199,8 @@ def _pillow(data: bytes) -> Iterator[str]:
             yield "comment"
         if image.info.get("xmp"):
             yield "XMP"
+        with suppress(Exception):  # of what is no IPTC the rest of the findings stand
+            yield from ["IPTC"] if IptcImagePlugin.getiptcinfo(image) else []  # captions, names of people and places
 
 
 def line(rows: Mapping[str, Sequence[Found]], receiver: str, mode: str) -> str:

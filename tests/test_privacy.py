@@ -2,7 +2,9 @@
 
 import io
 import json
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image, PngImagePlugin
 from mmedexpert_jax import privacy
 from mmedexpert_jax.config import field_of
 from mmedexpert_jax.mmedexpert.sources import collect
+from mmedexpert_jax.processing import segments
 from mmedexpert_jax.processing.images import clean, open_image
 
 TEXTS = {
@@ -155,6 +158,68 @@ def test_an_ordinary_file_is_left_as_it_is():
     buffer = io.BytesIO()
     Image.new("RGB", (20, 10)).save(buffer, "JPEG")
     assert clean(buffer.getvalue(), "x") == buffer.getvalue() and not privacy.scan_header(buffer.getvalue(), "x")
+
+
+def part(marker: int, body: bytes) -> bytes:
+    """A segment of a JPEG file."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+SAID = b"Patient John Doe"
+IPTC = b"\x1c\x02\x78" + struct.pack(">H", len(SAID)) + SAID  # a caption, 2:120
+PHOTOSHOP = b"Photoshop 3.0\08BIM\x04\x04\0\0" + struct.pack(">I", len(IPTC)) + IPTC + b"\0"
+SEGMENTS = [(0xED, PHOTOSHOP), (0xEC, SAID), (0xE3, SAID), (0xE4, SAID), (0xE2, b"ICC_PROFILE\0\1\1" + SAID)]
+SEGMENTS += [(0xE0, b"JFXX\0\x13" + SAID)]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_parts_of_a_jpeg_file_that_draw_no_pixel_are_cut_out_and_its_pixels_stay(mode, options):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)  # whose scans hold stuffed bytes
+    Image.fromarray(noise).convert(mode).save(buffer, "JPEG", **options)
+    plain = buffer.getvalue()
+    assert clean(plain, "x") == plain
+    for marker, body in SEGMENTS:
+        assert clean(plain[:2] + part(marker, body) + plain[2:], "x") == plain
+        assert clean(plain[:20] + part(marker, body) + plain[20:], "x") == plain  # behind the JFIF part
+    assert clean(plain + SAID, "x") == plain
+    named = plain[:2] + part(0xED, PHOTOSHOP) + plain[2:]
+    assert [one.place for one in privacy.scan_header(named, "x")] == ["x, IPTC"]
+    assert not privacy.scan_header(plain[:2] + part(0xED, b"Photoshop 3.0\0") + plain[2:], "x")
+    broken = (plain[:-40], plain[:2], plain[:2] + part(0xC8, SAID) + plain[2:], b"GIF89a", b"")
+    assert all(segments.bare(data) is None for data in broken)  # which the decoder takes, or refuses by name
+
+
+def test_a_thumbnail_in_a_jpeg_file_is_cut_out_and_what_says_its_colours_stays():
+    image = Image.new("RGB", (16, 8), (200, 30, 30))
+    buffer, kept = io.BytesIO(), io.BytesIO()
+    image.save(buffer, "JPEG")
+    image.save(kept, "JPEG", keep_rgb=True)  # Adobe's part says that the channels are no luminance
+    plain = buffer.getvalue()
+    small = plain[:2] + part(0xE0, plain[6:18] + b"\2\1" + b"JohnDo") + plain[20:]
+    assert clean(small, "x") == plain
+    assert clean(kept.getvalue(), "x") == kept.getvalue()
+    assert np.allclose(np.asarray(open_image(clean(kept.getvalue(), "x")))[0, 0], (200, 30, 30), atol=3)
+
+
+def test_chunks_of_a_png_file_that_draw_no_pixel_are_cut_out_and_its_pixels_stay():
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10), (1, 2, 3)).save(buffer, "PNG", dpi=(96, 96))
+    plain = buffer.getvalue()
+    assert b"pHYs" in plain and clean(plain, "x") == plain
+    profile = chunk(b"iCCP", b"John Doe\0\0" + zlib.compress(b"none"))
+    for extra in (profile, chunk(b"prVt", SAID), chunk(b"tIME", bytes(7))):
+        assert clean(plain[:33] + extra + plain[33:], "x") == plain  # behind the header
+        assert clean(plain[:-12] + extra + plain[-12:], "x") == plain  # before the end
+    assert clean(plain + SAID, "x") == plain
+    broken = (plain[:-5], plain[:8], plain[:-12] + chunk(b"CRIT", SAID) + plain[-12:])
+    assert all(segments.bare(data) is None for data in broken)
 
 
 def test_counts_are_by_kind_and_modes_are_named():

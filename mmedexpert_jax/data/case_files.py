@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -22,6 +23,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import medical
 from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, ImageRef, content
 from mmedexpert_jax.processing.windows import View, chosen
+from mmedexpert_jax.statements import INVISIBLE
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "mmedexpert_mini"
 MAX_ID = 200  # characters: ids become file names and cells of tables
@@ -68,7 +70,7 @@ _PICTURE = re.compile(
     r"data:image/|.+\.(png|jpe?g|webp|bmp|gif|tiff?|dcm|dicom|nii|nii\.gz)$", re.IGNORECASE | re.DOTALL
 )
 _VIDEO = re.compile(r"data:video/|.+\.(mp4|avi|mov|mkv|webm)$", re.IGNORECASE | re.DOTALL)
-_TAG = re.compile(r"</?(?:think|answer)>")
+_TAG = re.compile(r"<\s*/?\s*(?:think|answer)\s*>", re.IGNORECASE)
 _TEXTS = f"give a list of 2 to {len(LETTERS)} texts (`mmedexpert convert-data` makes one of columns or of a text)"
 
 
@@ -205,9 +207,11 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
     if options and (len(answer) != 1 or answer not in LETTERS[: len(options)]):
         letters = ", ".join(LETTERS[: len(options)])
         raise DataError(f"{where}, key answer: {border.shown(answer)} is not among {letters}")
+    if not options and (tag := _TAG.search(answer)):
+        raise DataError(f"{where}, key answer: holds {tag[0]}; give the answer without tags, which are added")
     if not options and len(answer) == 1 and answer.upper() in LETTERS:
         raise DataError(f"{where}, key options: no options for the answer {answer!r}; {_TEXTS}")
-    id = _text(row, "id", where)
+    id, listed = _text(row, "id", where), _list(row, "paradigms", where)
     if len(id) > MAX_ID:
         raise DataError(f"{where}, key id: {len(id)} characters; give at most {MAX_ID}")
     return Case(
@@ -220,7 +224,7 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
         images=tuple(_image(item, where, folder) for item in images),
         paradigm=_one_of(_text(row, "paradigm", where, ""), "paradigm", ("", *PARADIGMS), where),
         trace=trace,
-        paradigms=tuple(_one_of(p, "paradigms", PARADIGMS, where) for p in _list(row, "paradigms", where) or PARADIGMS),
+        paradigms=tuple(dict.fromkeys(_one_of(p, "paradigms", PARADIGMS, where) for p in listed or PARADIGMS)),
         columns={key: value for key, value in row.items() if key not in KEYS and value is not None},
     )
 
@@ -269,7 +273,7 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     count = len(options) if isinstance(options, list | tuple) else 0
     if count and not 2 <= count <= len(LETTERS):
         raise DataError(f"{where}, key options: {count} of them; give 2 to {len(LETTERS)}")
-    if not count or not all(isinstance(o, str) and o.strip() for o in options):
+    if not count or not all(isinstance(o, str) and _seen(o) for o in options):
         raise DataError(f"{where}, key options: {_TEXTS}, none empty, or no options for an open question")
     if any(option.strip().lower() in tables.ABSENT for option in options):
         raise DataError(f"{where}, key options: 'nan' stands for an empty cell; leave it out")
@@ -277,22 +281,28 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         raise DataError(f"{where}, key options: they begin with {order}; put them in the order of their letters")
     bare = answers.unlabelled(options)  # a prompt adds the letters
     options = tuple(bare if all(text.strip() for text in bare) else options)
-    if len({option.strip() for option in options}) < count:
+    if len(set(map(_seen, options))) < count:
         raise DataError(f"{where}, key options: two of them are the same text, so that no answer is right alone")
     return options
 
 
+def _seen(text: str) -> str:
+    """A text as it is seen: without what has no width, letters and their marks in one form of Unicode."""
+    return unicodedata.normalize("NFC", INVISIBLE.sub("", text)).strip()
+
+
 def _specialty(row: Mapping[str, Any], where: str, needs_four: bool) -> str:
-    value = _text(row, "specialty", where, "")
+    value = _text(row, "specialty", where, "").strip()
     four = needs_four or value.upper() in SPECIALTIES  # "am" is a slip, not a name of one's own
     return _one_of(value, "specialty", SPECIALTIES, where) if four else value
 
 
 def _text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
     value = row.get(key)
-    if default is not None and value in (None, ""):
+    empty = value is None or (isinstance(value, str) and _seen(value).lower() in tables.ABSENT)
+    if default is not None and empty:
         return default
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or empty:
         raise DataError(f"{where}, key {key}: a non-empty text is needed, got {border.shown(value)}")
     return value
 

@@ -35,6 +35,7 @@ _QUOTED = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"  # a text as Python writ
 _ARRAY = re.compile(rf"\s*\[\s*{_QUOTED}(?:\s+{_QUOTED})+\s*\]\s*")
 LABELS = ("label", "letter", "key", "id")  # of an option that is an object
 TEXTS = ("text", "content", "value", "option")
+_FILE = re.compile(r"\.(?:png|jpe?g|webp|bmp|gif|tiff?|dcm|dicom|nii(?:\.gz)?)$", re.IGNORECASE)
 _READ = {*FORMS, *ANSWERS, "image", "images", "input", "reward_model", "options", "id"}
 
 
@@ -54,6 +55,8 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         DataError: a key of another type than its form has, several turns, no answer; the place is left to the caller.
     """
     kind = form(row)
+    if kind == "instruction" and row.get("history"):
+        raise DataError("key history: several turns; a case has one question and one answer, so write them into one")
     images = _images(row)
     if kind in ("messages", "conversations") or (kind == "prompt" and not isinstance(row["prompt"], str)):
         question, answer, system, found = _turns(row[kind], kind)
@@ -196,8 +199,39 @@ def items(cell: str) -> Any:
     bracketed = re.sub(r"(?m)(^|\s)([A-J])[.):](?=\s)", r"\1(\2)", cell)  # "A. one B. two" as "(A) one (B) two"
     if len(texts := listed(bracketed)[1]) > 1:
         return texts
-    mark = next((mark for mark in (";", "\n", "|") if mark in cell.strip()), ";")
-    return [part.strip() for part in cell.split(mark) if part.strip()]
+    return _parted(cell)
+
+
+def pictures(cell: str) -> Any:
+    """The images that a cell names: a data URI, a list or an object as `items` reads them, or paths with semicolons or
+    line ends between; also with commas or bars, where each part is a file of an image. Raises DataError."""
+    text = cell.strip()
+    if text[:5].lower() == "data:":
+        return [text]
+    if text.startswith(("[", "{")) and text.endswith(("]", "}")):
+        return items(text)
+    parts = [part.strip() for part in re.split(r"[;\n]", text) if part.strip()]
+    for mark in ",|":
+        more = [piece.strip() for part in parts for piece in part.split(mark) if piece.strip()]
+        parts = more if all(map(_FILE.search, more)) else parts
+    return parts
+
+
+def _parted(cell: str) -> list[str]:
+    """The texts of a cell between its outermost marks: lines, unless a semicolon or bar ends each, else semicolons or
+    bars. Where both stand, those of which each part holds the other, or else that make more parts. Raises DataError."""
+    lines = [line.strip() for line in cell.split("\n") if line.strip()]
+    if len(lines) > 1 and not all(line.endswith((";", "|")) for line in lines[:-1]):
+        return lines
+    parts = {mark: [part.strip() for part in " ".join(lines).split(mark) if part.strip()] for mark in ";|"}
+    if "|" not in cell or ";" not in cell:
+        return parts["|" if "|" in cell else ";"]
+    outer = [mark for mark, other in (";|", "|;") if all(other in part for part in parts[mark])]
+    most = max(map(len, parts.values()))
+    outer = outer or [mark for mark, found in parts.items() if len(found) == most]
+    if len(outer) > 1:
+        raise DataError(f"{border.shown(cell)} holds semicolons and bars; put one kind between the texts")
+    return parts[outer[0]]
 
 
 def _numpy(cell: str) -> str:
@@ -271,9 +305,7 @@ def _answer(row: Mapping[str, Any]) -> str:
 
 
 def _images(row: Mapping[str, Any]) -> list[Any]:
-    value = row.get("images") if row.get("images") is not None else row.get("image")
-    if value is None or value == "":
-        return []
+    value = next((row[key] for key in ("images", "image") if row.get(key) not in (None, "", [], ())), [])
     return list(value) if isinstance(value, list | tuple) else [value]
 
 

@@ -193,9 +193,7 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         options = answers.unlabelled(texts) if written else texts
     found["options"] = options
     images = found.get("images") or []
-    if isinstance(images, str):
-        listed = images.strip().startswith("[") and images.strip().endswith("]")
-        images = forms.items(images) if listed else [part.strip() for part in images.split(";")]
+    images = forms.pictures(images) if isinstance(images, str) else images
     images = images if isinstance(images, list | tuple) else [images]
     return found | {"id": str(found.get("id") or f"row-{number}"), "images": list(images)}
 
@@ -238,6 +236,7 @@ def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list
     """The rows with letters for answers that are an option's text or number. Numbers count from 0 or from 1 as the
     whole table shows; where it shows neither its rows are refused, since a wrong key is worse than none."""
     numbers: dict[int, tuple[int, int]] = {}  # place of the row -> number, number of options
+    of_text: dict[int, int] = {}  # the same of one that is an option's text -> the number
     # "A" of the options O, A, B and AB: the text where other rows give texts, else the letter, as in rows read directly
     of_texts = any(len(_key(row)) > 1 and _key(row) in map(str, row.get("options", ())) for row in rows)
     for place, row in enumerate(rows):
@@ -250,6 +249,7 @@ def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list
             row["answer"] = answer.upper()
         elif len(same) == 1:
             row["answer"] = same[0]
+            of_text |= {place: int(answer)} if re.fullmatch(r"\d{1,2}", answer) else {}
         elif said and (_LABEL.fullmatch(answer) or (label and _labels(label, said, options))):
             row["answer"] = said
         elif options and re.fullmatch(r"\d{1,2}", answer):
@@ -257,6 +257,7 @@ def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list
         if other := _contradiction(row, options):
             made.refused.append(f"{source}, row of {row['id']}: {other}")
             numbers.pop(place, None)
+            of_text.pop(place, None)
             rows[place] = {}
     first = 0 if any(number == 0 for number, _ in numbers.values()) else 1
     known = first == 0 or any(number == count for number, count in numbers.values())
@@ -267,6 +268,13 @@ def _lettered(rows: list[dict[str, Any]], source: Path, made: Converted) -> list
         why = f"is no number of an option from {first}" if known else "may count from 0 or from 1"
         made.refused.append(f"{source}, row of {rows[place]['id']}: key answer: {number} {why}; give letters")
         rows[place] = {}
+    bases = (first,) if known else (0, 1)
+    for place, number in of_text.items() if numbers else ():  # the table's numbers are places
+        counted = {LETTERS[number - base] for base in bases if 0 <= number - base < len(rows[place]["options"])}
+        if counted - {rows[place]["answer"]}:
+            told = f"key answer: {number} may be an option's text or its number; give its letter"
+            made.refused.append(f"{source}, row of {rows[place]['id']}: {told}")
+            rows[place] = {}
     return [row for row in rows if row]
 
 
@@ -321,8 +329,8 @@ def _placed(image: Any, name: str, source: Path, root: Path) -> Any:
     if isinstance(image, str) and image.strip():
         if image.startswith(BASE64) and len(image) > LONGEST:
             return f"data:image/png;base64,{image}"  # the reader goes by the content, not by this name
-        if ADDRESS.match(image) or Path(image).is_absolute():
-            return image
+        if ADDRESS.match(image) or Path(image).is_absolute() or re.match(r"~|[A-Za-z]:[\\/]", image):
+            return image  # a home folder or a drive is the same from any folder
         return os.path.relpath(source.parent / image, root)
     content = image() if callable(image) else image
     if isinstance(content, Mapping):

@@ -210,7 +210,7 @@ def _json(place: Place, name: str, images: Sequence[str]) -> Values:
 def _of_objects(value: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of an object of objects: pandas' columns, whose rows are numbered, or else rows by their ids."""
     index = next(iter(value.values()))
-    if _asks(value) or all(key.isdecimal() for key in index):
+    if _asks(value) or (index and all(key.isdecimal() for key in index)):
         return [{key: column.get(number) for key, column in value.items()} for number in index]
     return [{"id": id} | row for id, row in value.items()]
 
@@ -225,8 +225,9 @@ def _csv(place: Place, name: str, images: Sequence[str]) -> Values:
         head = text.readline(border.MAX_LINE)
         told = _SEPARATOR.fullmatch(head)
         first = [] if told else [head]
-        marks = "|" if "|" in head and not set(head) & set(",;\t") else ",;\t"  # a bar may stand within a name
-        mark = told[1] if told else max(marks, key=head.count)
+        bare = re.sub(r'"(?:[^"]|"")*"', "", head)  # a quoted name may hold any mark
+        marks = "|" if "|" in bare and not set(bare) & set(",;\t") else ",;\t"  # a bar may stand within a name
+        mark = told[1] if told else max(marks, key=bare.count)
         rows = csv.reader(itertools.chain(first or ["\n"], text, [_END]), delimiter=mark)
         try:
             whole = _whole(rows, name)
@@ -312,7 +313,10 @@ def _tsv(place: Place, name: str, images: Sequence[str]) -> Values:
     A cell of at most 64 characters that is another row's `index` stands for that row's image, as in VLMEvalKit's files.
     """
     with place.open() as file:
-        header = _header(_split(file.readline(border.MAX_LINE).decode("utf-8-sig")), name)
+        first = file.readline(border.MAX_LINE)
+        if b"\n" not in first and b"\r" in first.rstrip(b"\r"):
+            raise DataError(f"{name}: its lines end with carriage returns alone; save it with line ends (LF or CRLF)")
+        header = _header(_split(first.decode("utf-8-sig")), name)
         if len(header) == 1 and re.search("[,;|]", header[0]):
             raise DataError(f"{name}: no tab in its first line ({border.shown(header[0])}); call it .csv")
         columns = [header.index(key) for key in images if key in header]

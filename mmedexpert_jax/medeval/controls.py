@@ -8,6 +8,7 @@ that it changed. All are asked in one pass, and answers are stored by their conv
 """
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,14 @@ TITLES = {
 }
 NEAR = 32  # of the 256 bits of a dHash that may differ in a pair: an eighth, where unrelated images differ in half
 _GREY = (128, 128, 128)
+# An option that names others by their letters or places, which mean others in another order.
+_OF_OTHERS = re.compile(
+    r"\b(?:both|all|none|any|either|neither|two|all but one)\b.{0,20}\babove\b|"
+    r"^\W*(?:(?:both|all|only|options?|choices?|answers?|neither|either)\W+)*\(?[A-J]\)?"
+    r"(?:\s*(?:,|&|/|\+|\b(?:and|or|nor|et|und|y)\b|[和、及与或])\s*\(?[A-J]\b\)?)+(?!\w)|"
+    r"^\W*(?:both|only|options?|choices?|all but) \(?[A-J]\)?\W*$|以上|上述",
+    re.I,
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,8 @@ class Control:
 
 
 def variants(items: Sequence[Case], name: str, rotations: int = 1, seed: int = 0) -> list[Control]:
-    """The items of one control, not asked yet: once, but of "shuffle" once for each rotation of the options.
+    """The items of one control, not asked yet: once, but of "shuffle" once for each rotation of the options. One with
+    an option that names others, such as "A and B" or "none of the above", is not rotated.
 
     Args:
         name: one of CONTROLS.
@@ -72,7 +82,7 @@ def variants(items: Sequence[Case], name: str, rotations: int = 1, seed: int = 0
         return [Control(name, _exchanged(looked_at, seed))]
     if name == "pairs":
         return [Control(name, tuple(item for pair in near_pairs(looked_at) for item in pair))]
-    choices = [item for item in items if _keyed(item)]
+    choices = [item for item in items if _keyed(item) and not any(map(_OF_OTHERS.search, item.options))]
     return [
         Control(name, tuple(_rotated(item, places) for item in choices if places < len(item.options)), places)
         for places in range(1, rotations + 1)

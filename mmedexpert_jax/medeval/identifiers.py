@@ -22,7 +22,8 @@ def sendable(
 ) -> Sequence[Case]:
     """The items that an endpoint may be asked: all ("report"), with redacted texts, or those without a finding.
 
-    Headers of images are named but never sent in any mode, so that they alone keep no item back.
+    Headers of images are named but never sent in any mode, so that they alone keep no item back. With "redact" an item
+    whose options would become one text is kept back, since none of them could be chosen.
 
     Args:
         receiver: of the texts, in words.
@@ -36,8 +37,18 @@ def sendable(
     if mode == "refuse":
         return [item for item in items if not texts[item.id]]
     if mode == "redact":
-        return [_redacted(item) if texts[item.id] else item for item in items]
+        hidden = {item.id: _redacted(item) if texts[item.id] else item for item in items}
+        gone = [item.id for item in items if _distinct(item) and not _distinct(hidden[item.id])]
+        if gone:
+            some = border.cut(", ".join(gone), 200)
+            say(f"privacy: {len(gone)} of them not sent to {receiver}: redacted, their options read the same: {some}")
+        return [one for id, one in hidden.items() if id not in gone]
     return items
+
+
+def _distinct(item: Case) -> bool:
+    """True for options that all differ."""
+    return len({*item.options}) == len(item.options)
 
 
 def sendable_requests(

@@ -54,6 +54,13 @@ def collect(config: ConfigDict, folder: Path, store: Store, voter: Teacher | Non
     if voter is not None:
         records = vote(records, voter)
     records = choose(records, config.limit, config.seed)
+    unknown = sum(record.asks == "other" and bool(record.paradigms) for record in records)
+    if 2 * unknown > len(records):
+        print(
+            f"{unknown} of {len(records)} cases ask for nothing that is known as a diagnosis, a treatment or a "
+            "mechanism; they are reasoned about analytically alone",
+            flush=True,
+        )
     found.counts["all", "without a paradigm"] = sum(not record.paradigms for record in records)
     if not any(record.paradigms for record in records):
         raise DataError(

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from mmedexpert_jax import privacy
 from mmedexpert_jax.data import columns
 from mmedexpert_jax.data.case import SPECIALTIES, SPLITS
 from mmedexpert_jax.data.columns import IMAGES, TEXT, TEXTS
@@ -79,6 +80,13 @@ class Built:
         )
 
 
+def identifies(one: Built) -> bool:
+    """True where a text of the row may identify a person."""
+    case = one.trace.case
+    texts = {"question": case.question, "options": case.options, "answer": case.answer_text, "trace": one.text}
+    return bool(privacy.scan_texts(texts.items()))
+
+
 def choose(
     traces: Iterable[Trace], verdicts: Mapping[str, Verdict], reviewed: str, words: tuple[int, int]
 ) -> list[Built]:
@@ -107,13 +115,9 @@ def choose(
 
 def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[str, list[Built]]:
     """The splits, by a seeded hash of the case within each specialty: all traces of a case and all questions on one
-    vignette stay together, and a case alone keeps its place in the hash's order when others are added. A specialty of
-    one case gives it to train."""
-    cases = {one.trace.case.id: one.trace.case for one in built}
-    vignettes = {id: _vignette(case) for id, case in cases.items()}
-    asked = Counter(vignettes.values())
-    # the case alone where more share the text than questions are asked about a patient
-    group = {id: text if asked[text] <= QUESTIONS else f"id {id}" for id, text in vignettes.items()}
+    vignette or one image stay together, and a case alone keeps its place in the hash's order when others are added. A
+    specialty of one case gives it to train."""
+    group = _groups({one.trace.case.id: one.trace.case for one in built})
     splits: dict[str, list[Built]] = {name: [] for name in SPLITS}
     known: dict[str, str] = {}  # split by vignette, which questions of several specialties may share
     for specialty in SPECIALTIES:
@@ -133,6 +137,29 @@ def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[st
         for name, members in splits.items()
         if members
     }
+
+
+def _groups(cases: Mapping[str, RawCase]) -> dict[str, str]:
+    """By id the name of the group that a case stays together with: of those on its vignette, or with an image of its
+    own. What more share than questions are asked about a patient joins none: an introduction, an empty picture."""
+    vignettes = {id: _vignette(case) for id, case in cases.items()}
+    asked = Counter(vignettes.values())
+    group = {id: text if asked[text] <= QUESTIONS else f"id {id}" for id, text in vignettes.items()}
+    shown: dict[str, list[str]] = {}
+    for id, case in cases.items():
+        for sha in {picture.sha256 for picture in case.images}:
+            shown.setdefault(sha, []).append(id)
+    joined: dict[str, str] = {}  # name of a group -> that of another that it belongs to
+
+    def whole(name: str) -> str:
+        while name in joined:
+            name = joined[name]
+        return name
+
+    for ids in (ids for ids in shown.values() if len(ids) <= QUESTIONS):
+        first = whole(group[ids[0]])
+        joined |= dict.fromkeys({whole(group[id]) for id in ids} - {first}, first)
+    return {id: whole(name) for id, name in group.items()}
 
 
 def _vignette(case: RawCase) -> str:
@@ -160,7 +187,8 @@ def write(directory: Path, splits: Mapping[str, Sequence[Built]]) -> dict[str, s
 
 
 def push(folder: Path, repository: str) -> None:
-    """Uploads a folder as the data set `repository` ("owner/name"), with the token that huggingface_hub finds.
+    """Uploads a folder as the data set `repository` ("owner/name"), made private where there is none, with the token
+    that huggingface_hub finds.
 
     Raises:
         ConfigError: there is nothing that may be passed on.
@@ -173,7 +201,7 @@ def push(folder: Path, repository: str) -> None:
 
     try:
         api = HfApi()
-        api.create_repo(repository, repo_type="dataset", exist_ok=True)
+        api.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repository, repo_type="dataset")
     except (HfHubHTTPError, OSError, ValueError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]

@@ -127,13 +127,15 @@ class Factory:
         return eligibility.assign(records, self.config.paradigm_policy, self.config.seed)
 
     def _write(self, chosen: Sequence[Built], rows: list[dict], settings: trace_synthesis.TraceSettings) -> None:
-        """export/dataset with all rows, export/public without those that may not be passed on."""
+        """export/dataset with all rows, export/public without those that may not be passed on, or may identify a
+        person."""
         config = self.config
         whole = dataset_build.split(chosen, config.dev_share, config.test_share, config.seed)
-        opened = {
-            name: [one for one in built if one.trace.case.redistributable or config.include_restricted]
-            for name, built in whole.items()
-        }  # not split anew, where a case of train might come to test
+        free = [one for one in chosen if one.trace.case.redistributable or config.include_restricted]
+        named = [one for one in free if dataset_build.identifies(one)]
+        passed_on = {one.trace.id for one in free} - {one.trace.id for one in named}
+        # not split anew, where a case of train might come to test
+        opened = {name: [one for one in built if one.trace.id in passed_on] for name, built in whole.items()}
         public = {name: built for name, built in opened.items() if built}
         for folder, splits in (("dataset", whole), ("public", public)):
             path = self.export / folder
@@ -149,6 +151,12 @@ class Factory:
         listed = ", ".join(f"{name} {count}" for name, count in sizes.items())
         left_out = len(chosen) - sum(map(len, public.values()))
         print(f"built {len(chosen)} rows ({listed}) in {self.export / 'dataset'}; {left_out} kept out of public")
+        if named:
+            print(
+                f"{len(named)} of those may identify a person; collect with config.data.privacy=redact, or mend their "
+                "texts",
+                flush=True,
+            )
         if missing := [name for name in SPLITS if name not in sizes]:
             print(f"too few cases for {' and '.join(missing)}: train with --config.eval.every=-1", flush=True)
         if config.push_to:

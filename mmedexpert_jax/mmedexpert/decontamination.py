@@ -1,14 +1,19 @@
 """Decontamination: raw cases held against the test sets of the evaluation, and the sets that were not at hand."""
 
+import contextlib
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mmedexpert_jax.data import benchmarks, contamination
 from mmedexpert_jax.data.benchmarks import Benchmark
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import RawCase
 
-EVERY = "all="  # "all=<folder>": every known benchmark whose directory or zip stands there under its name
+# "all=<folder>": every known benchmark whose directory or zip stands there under its name, with all its subsets
+EVERY = "all="
 
 
 def test_sets(entries: Sequence[str]) -> list[Benchmark]:
@@ -64,4 +69,23 @@ def _of_folder(folder: Path) -> list[Benchmark]:
             f"({', '.join(benchmarks.names())})"
         )
     names = [name for name in places if name in there or benchmarks.spec(name).default]
-    return [benchmarks.load(name, there.get(name, ""), skip_broken=True) for name in names]
+    return [_whole(name, there[name]) if name in there else benchmarks.load(name, skip_broken=True) for name in names]
+
+
+def _whole(name: str, source: Path) -> Benchmark:
+    """A benchmark with the items of every subset and test split whose files are there, each once. Raises DataError
+    where the first is not."""
+    known = benchmarks.spec(name)
+    first = benchmarks.load(name, source, skip_broken=True)
+    items = {_told(item): item for item in first.items}
+    splits = [split for split in known.splits if split == known.splits[0] or split.startswith("test")]
+    for split, subset in [*itertools.product(splits, known.subsets)][1:]:
+        with contextlib.suppress(DataError):  # that it is not there; the line tells how many items are
+            found = benchmarks.load(name, source, split=split, subset=subset, skip_broken=True)
+            items |= {_told(item): item for item in found.items}
+    return replace(first, items=tuple(items.values()))
+
+
+def _told(item: Case) -> tuple[str, str, tuple[str, ...]]:
+    """An item's id and texts: subsets share items, and some count their ids anew."""
+    return item.id, item.question, item.options

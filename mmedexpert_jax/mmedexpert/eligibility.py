@@ -53,12 +53,41 @@ _DIAGNOSIS = re.compile(
     r"injury|deficiency|abnormality)",
     re.I,
 )
+# The same in other languages of published questions: Chinese, Japanese; French, German, Spanish, Portuguese, Italian.
+_NAMED = re.compile(
+    r"诊断|診断|\b(?:le|du|quel|un) diagnostic\b|\b(?-i:Verdachtsd|D)iagnosen?\b|\bdiagnosi\b|"
+    r"\bdiagn[óo]stico\b",
+    re.I,
+)
+_TESTED = re.compile(
+    r"检查|检验|化验|确诊|依据|検査|\b(?:confirm|test|study|step)\b|\bexam(?:en|ens|ination)\b|Untersuchung|"
+    r"\b(?:prueba|exame|esame)s?\b",
+    re.I,
+)
+_FOREIGN = {
+    "management": re.compile(
+        r"治疗|治療|处理|首选|用药|药物|手术|检查|检验|化验|确诊|预防|検査|措施|\btraitement|prise en charge|"
+        r"thérapeutique|conduite à tenir|\bTherapie|\bBehandlung|Vorgehen|Maßnahme|Untersuchung|"
+        r"\btrat(?:amiento|amento|tamento)|\bmanejo\b|\bcondu(?:cta|ta)\b|\bexamen\b|\bprueba\b|\bexame\b|\besame\b|\bterap[ié]",
+        re.I,
+    ),
+    "mechanism": re.compile(
+        r"机制|机理|机転|機序|受体|基因|蛋白|病理|神经|动脉|肌肉|不良反应|副作用|并发症|m[ée]canism[eo]|meccanismo|Mechanismus|"
+        r"effets? (?:secondaires?|indésirables?)|Nebenwirkung|Komplikation|efectos? adversos?|complica(?:ci|ç|zi)",
+        re.I,
+    ),
+    "diagnosis": re.compile(
+        r"病因|原因|疾病|综合征|病原|风险|分期|分级|症候群|疾患|\bmaladie|\bUrsache|\bErkrankung|\bErreger|\bcausa\b|"
+        r"\benfermedad|\bdoença|\bmalattia|\bs[íi]ndrom",
+        re.I,
+    ),
+}
 
 
 def ask(question: str) -> str:
     """The sentence that asks: the last one with a question mark, else the last sentence."""
-    sentences = [s.strip() for s in re.split(r"(?<=[.?!])\s+(?=[A-Z\"(])|\n", question) if s.strip()]
-    asked = [sentence for sentence in sentences if sentence.endswith("?")]
+    sentences = [s.strip() for s in re.split(r"(?<=[.?!])\s+(?=[A-Z¿\"(])|(?<=[。？！])|\n", question) if s.strip()]
+    asked = [sentence for sentence in sentences if sentence.endswith(("?", "？"))]
     return (asked or sentences or [""])[-1]
 
 
@@ -67,7 +96,9 @@ def kind(record: RawCase) -> str:
     stem = ask(record.question)
     if re.search(r"\bdiagnos[ie]s\b", stem, re.I) and not re.search(r"\b(?:confirm|test|study|step)\b", stem, re.I):
         return "diagnosis"
-    cues = (("management", _MANAGEMENT), ("mechanism", _MECHANISM), ("diagnosis", _DIAGNOSIS))
+    if _NAMED.search(stem) and not _TESTED.search(stem):
+        return "diagnosis"
+    cues = (("management", _MANAGEMENT), ("mechanism", _MECHANISM), ("diagnosis", _DIAGNOSIS), *_FOREIGN.items())
     return next((name for name, cue in cues if cue.search(stem)), "diagnosis" if record.images else "other")
 
 

@@ -7,6 +7,7 @@ from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.mmedexpert import paradigm_rules
 from mmedexpert_jax.mmedexpert.record import Check, RawCase
 from mmedexpert_jax.mmedexpert.words import word_count
+from mmedexpert_jax.remote.outcomes import ending
 
 REASONS = {
     "no-answer-came": "the teacher gave no answer: refused, filtered or failed",
@@ -25,6 +26,7 @@ FLAGS = {
     "image-not-mentioned": "a case with an image, and no word about what is seen",
     "new-numbers": "measured values that the case does not give",
 }
+_UNANSWERED = ("content_filter", "refusal", "tool_calls", "function_call")  # ends of what is no answer
 _LEAK = re.compile(
     r"\b(?:answer key|ground truth|gold (?:standard )?answer|"
     r"(?:given|provided|supplied|stated|listed|known|official) (?:correct )?(?:answer|key|solution)|"
@@ -60,9 +62,10 @@ def check(
         response: the whole answer, tags and all; for an edited trace `trace.with_text(text)`.
         paradigm: the designated one.
         words: bounds of the reasoning's length.
-        finish: why the teacher stopped.
+        finish: why the teacher stopped; a reason that nobody knows is an end like any other.
     """
-    if finish not in ("stop", "length", ""):
+    finish = ending(finish)
+    if finish in _UNANSWERED:
         return Check(False, None, ("no-answer-came",))
     parsed = answers.parse(response)
     letter = answers.choice(response, record.options) if record.options else parsed.answer or None

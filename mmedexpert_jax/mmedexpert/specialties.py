@@ -29,13 +29,40 @@ TITLES = {
     "CSI": "Cancer and Surgical Interventions",
 }
 _YOUNG = re.compile(
-    r"\b(?:newborn|neonat\w*|infant|toddler|schoolchild|preterm|premature (?:boy|girl|baby)|baby|boy|girl|adolescent|"
-    r"teenager|child)\b(?!-|bearing|hood)",
+    r"(?<!whose )\b(?:newborn|neonat\w*|infant|toddler|schoolchild|preterm|premature (?:boy|girl|baby)|"
+    r"baby(?! (?:aspirin|powder|oil|shampoo|food))|boy|girl|adolescent|teenager|child)\b(?!-|bearing|hood)|"
+    r"患[儿童]|[新男女幼]?婴儿|新生儿|小儿|[男女]孩",
     re.I,
 )
-_AGE = re.compile(
-    r"\b(?P<number>\d{1,3})[\s-]*(?P<unit>years?|yrs?|months?|mos?|weeks?|wks?|days?|hours?)[\s-]*(?P<old>old\b)?",
+_AGE = re.compile(  # of somebody or something that is so old; "45 yo"
+    r"\b(?<![\d.])(?P<number>\d{1,3})(?:\.\d+)?[\s-]*(?:"
+    r"(?P<unit>years?|yrs?|months?|mos?|weeks?|wks?|days?|hours?)[\s-]*old\b|(?P<short>y\.?/?o\b\.?))",
     re.I,
+)
+# behind an age, up to the end of what it says: that which is no person
+_THING = re.compile(
+    r"(?:\s+(?!(?:with|who|whose|that|which|is|was|has|had|and|in|on|of|to|for|from|at|by|after|man|woman|male|"
+    r"female|boy|girl|child|infant|baby|son|daughter|patient)\b)[\w'’-]+){0,3}?\s+(?:\w*rash|wound|infarct\w*|"
+    r"fracture|lesion|ulcer|burn|scar|stroke|\w*h(?:a)?ematoma|bruise|bite|injury|graft|transplant|\w*thromb\w+|clot|"
+    r"infection|cut|laceration|swelling|mass|lump|tumou?r|sore|blister|incision|stoma|dressing|film|scan|culture|sample|"
+    r"specimen|history|prosthesis|implant|stent|shunt|catheter|pacemaker|valve|suture|h(?:a)?emorrhage|abscess|problem)"
+    r"s?\b",
+    re.I,
+)
+_BROUGHT = re.compile(r"\b(?:brings?|brought|carries|carried)(?: in)? (?:her|his|their|the|an?) $", re.I)
+_AGES = (  # other ways to say it
+    re.compile(r"\bage(?:d)? (?P<number>\d{1,3})\b", re.I),
+    re.compile(
+        r"\b(?:(?:wo)?man|(?:fe)?male|boy|girl|patient|lady|gentleman),? (?:of )?\(?(?P<number>\d{1,3})(?=[,)]|$)", re.I
+    ),
+    re.compile(r"(?:^|[.!?]\s+)(?:[Aa]n? )?(?P<number>\d{1,3})[MF]\b(?! (?:catheter|sheath|tube|drain))"),
+    re.compile(r"(?P<number>\d{1,3})\s*(?:周?岁|歳|세)"),
+    re.compile(
+        r"(?:âgée? de|homme de|femme de|garçon de|fille de|enfant de|hombre de|mujer de|paciente de|niñ[oa] de|"
+        r"varón de|uomo di|donna di|bambin[oa] di) (?P<number>\d{1,3}) (?:ans|años|anos|anni)\b|"
+        r"\b(?P<years>\d{1,3})-?jährige[rsn]?\b",
+        re.I,
+    ),
 )
 _PAEDIATRIC = re.compile(r"\bp(?:a)?ediatric|\bneonat|child and adolescent", re.I)
 _CSI = re.compile(
@@ -119,14 +146,22 @@ def rule(record: RawCase) -> tuple[str, str]:
 
 
 def under_age(question: str) -> bool:
-    """True for a patient under 18: by the first age that the vignette gives, else by a word for the young."""
-    for found in _AGE.finditer(question):
-        unit, number = found["unit"].lower(), int(found["number"])
-        if found["old"]:
-            return not unit.startswith("y") or number < 18
-    if (age := re.search(r"\bage(?:d)? (\d{1,3})\b", question, re.I)) is not None:
-        return int(age[1]) < 18
+    """True for a patient under 18: by the first age of a person that the vignette gives, before others that of whom
+    somebody brings, else by a word for the young."""
+    ages = [found for found in _AGE.finditer(question) if _of_a_person(question, found)]
+    brought = [found for found in ages if _BROUGHT.search(question, max(0, found.start() - 30), found.start())]
+    if ages:
+        first = (brought or ages)[0]
+        return not (first["unit"] or "y").lower().startswith("y") or int(first["number"]) < 18
+    others = (found for form in _AGES if (found := form.search(question)))
+    if other := min(others, key=re.Match.start, default=None):
+        return int(other["number"] or other["years"]) < 18
     return bool(_YOUNG.search(question))
+
+
+def _of_a_person(question: str, age: re.Match[str]) -> bool:
+    """True for an age that is not that of a wound or a rash, nor of somebody's of whom the case only speaks."""
+    return not _THING.match(question, age.end()) and not question[: age.start()].endswith("whose ")
 
 
 def subspecialty(record: RawCase) -> str:

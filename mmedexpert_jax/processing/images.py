@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.processing import medical
+from mmedexpert_jax.processing import medical, segments
 from mmedexpert_jax.processing.windows import Frames, View, chosen, grey, settled, windowed
 
 Source = Image.Image | bytes | str | Path
@@ -215,8 +215,9 @@ def spread(parts: Sequence[Any]) -> list[Any]:
 def clean(data: bytes, name: str, view: View = PLAIN) -> bytes:
     """An encoded file that says nothing beside its pixels, and that every reader shows alike.
 
-    The file itself where it is an ordinary PNG or JPEG without metadata; else what the decoder shows, as PNG. So no
-    header of DICOM or EXIF enters what is stored, sent or shown. Raises DataError.
+    The file itself where it is an ordinary PNG or JPEG without metadata, or without the parts that no pixel is drawn
+    from: captions, profiles, private parts, bytes behind its end. Else what the decoder shows, as PNG. So no header of
+    DICOM or EXIF enters what is stored, sent or shown. Raises DataError.
     """
     with suppress(Exception), Image.open(io.BytesIO(data)) as image:  # the decoder says what is wrong
         coarse = _coarse(image)  # before a look at its texts loads it
@@ -224,7 +225,8 @@ def clean(data: bytes, name: str, view: View = PLAIN) -> bytes:
         plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB") and _pages(image) == 1
         if silent and plain and view == PLAIN and not coarse:
             image.load()
-            return data
+            if alone := segments.bare(data):
+                return alone
     picture = open_image(data, name, window=view.window, slices=view.slices, plane=view.plane)
     return EncodedImage(picture, compress=6)()
 

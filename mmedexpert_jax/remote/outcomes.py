@@ -36,6 +36,25 @@ _FILTERED = re.compile(
     r"flagged.{0,60}\b(?:input|prompt|content|safety)|violat\w+.{0,60}\b(?:usage|safety|content|polic)",
     re.I | re.S,
 )
+# In a 403 the words of a network's own rules are as likely; a verdict on the prompt names the prompt, or moderation.
+_ON_THE_PROMPT = re.compile(
+    r"content[ _-]?filter|ResponsibleAIPolicyViolation|moderation|data_inspection_failed|guardrail|敏感|"
+    r"(?:inappropriate|sensitive) (?:content|words?)|(?:input|prompt|content|message)\b.{0,60}\bflagged|"
+    r"flagged.{0,60}\b(?:input|prompt|content)",
+    re.I | re.S,
+)
+# Rules of a network or of a place, which hold for every question alike.
+_NETWORK = re.compile(
+    r"(?:organi[sz]ation(?:al|'s)?|company|web|network|site|security|firewall|access)\b.{0,20}\bpolic|"
+    r"(?:region|countr(?:y|ies)|territor(?:y|ies)|location|jurisdiction)\b|sanctions?\b",
+    re.I,
+)
+# What a server quotes of the question: its words say nothing about the request.
+_ECHO = re.compile(
+    r"\b(?:content|input(?:_value)?|text|value|prompt|got|received)\b[\]'\"\s:=\[({]{0,8}?(?<!\w)"
+    r"(?:'.*?(?:'(?!\w)|$)|\".*?(?:\"(?!\w)|$))",
+    re.I | re.S,
+)
 _UNKNOWN_FIELD = re.compile(
     r"unsupported|unrecognized|unknown|not support|extra|not permitted|invalid param|cannot find field|"
     r"additional propert|unexpected (?:field|keyword|argument|propert)",
@@ -54,8 +73,9 @@ _BROKEN_OFF = frozenset(
 # Ends of answers that may well hold no text; an empty one that ends in any other way is no answer.
 _ENDS = frozenset({"stop", "length", "content_filter", "refusal", "tool_calls", "function_call"})
 _STOPPED = ("safety", "prohibited_content", "blocklist", "spii", "recitation", "sensitive", "guardrail")  # by a filter
-_FINISH = dict.fromkeys(("max_tokens", "max_output_tokens", "model_length"), "length")
-_FINISH |= dict.fromkeys(("end_turn", "eos", "eos_token", "stop_sequence", "completed", "done"), "stop")
+_FINISH = dict.fromkeys(("max_tokens", "max_output_tokens", "model_length", "max_length", "limit"), "length")
+_FINISH |= dict.fromkeys(("end_turn", "eos", "eos_token", "eos_token_id", "stop_sequence", "stop_str"), "stop")
+_FINISH |= dict.fromkeys(("complete", "completed", "done", "normal"), "stop")
 _UNTYPED = ("text/plain", "application/octet-stream")  # as gateways send what they do not know
 _HIDDEN = re.compile("reasoning|thinking|redacted")  # types of parts that are no answer
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)")
@@ -145,9 +165,10 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], c
     error = _error(body)
     code, said = f"{error.get('code')} {error.get('type')}", _said(error, content)
     detail = shown(f"{status}: {said}", secret)
-    if _QUOTA.search(f"{code} {said[:2000]}") or status == 402:
+    own = _ECHO.sub(" ", said[:2000])
+    if _QUOTA.search(f"{code} {own}") or status == 402:
         return Outcome("quota", detail)
-    if status == 451 or (status in (400, 403, 422) and _is_filtered(code, said, error)):
+    if _is_filtered(status, headers, code, own, error, content):
         return Outcome("answered", detail, reply=EndpointReply("", finish="content_filter"), usage=Usage())
     if status == 429:
         return Outcome("rate-limit", detail, retry_after(headers))
@@ -155,7 +176,7 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], c
         return Outcome("server", detail, retry_after(headers))
     if 300 <= status < 400 and headers.get("location"):
         return Outcome("refused", shown(f"{status}: it sends on to {headers['location']}", secret))
-    if status in (401, 403, 404, 405) or 300 <= status < 400 or _WRONG_KEY.search(said[:2000]):
+    if status in (401, 403, 404, 405, 451) or 300 <= status < 400 or _WRONG_KEY.search(own):
         return Outcome("refused", detail)
     if status in (400, 422) and (drop := _unknown_field(error)):
         return Outcome("unsupported", detail, drop=drop)
@@ -201,38 +222,54 @@ def _without_choice(body: Mapping[str, Any], headers: Mapping[str, str], secret:
 
 
 def _reply(choice: Mapping[str, Any], body: Mapping[str, Any]) -> EndpointReply | None:
-    """The answer in a choice; None where its content is neither text nor parts of text."""
+    """The answer in a choice; None where its content is neither text nor parts of text. One with text under a reason
+    that nobody knows has ended as answers do."""
     message = choice["message"]
     content, refusal = message.get("content") or "", message.get("refusal") or ""
     reasoning = next(filter(None, (_text(message.get(key)) for key in _REASONING)), "")
     if isinstance(content, list):
         hidden = [part for part in content if isinstance(part, dict) and _HIDDEN.match(_text(part.get("type")))]
         reasoning = reasoning or _joined(hidden, "thinking", "reasoning", "text")
+        refusal = refusal or _joined([part for part in content if isinstance(part, dict)], "refusal")
         content = _joined([part for part in content if part not in hidden], "text")
     if not isinstance(content, str):
         return None
     refusal = refusal if isinstance(refusal, str) else str(refusal)
     reasoning = reasoning or _joined(message.get("reasoning_details"), "text", "summary")
     refused = bool(refusal) and not content
-    return EndpointReply(
-        "", content or refusal, "refusal" if refused else _finish(choice), reasoning, _text(body.get("model"))[:200]
-    )
+    finish = "refusal" if refused else _finish(choice)
+    finish = "stop" if finish not in _ENDS and content else finish
+    return EndpointReply("", content or refusal, finish, reasoning, _text(body.get("model"))[:200])
 
 
 def _finish(choice: Mapping[str, Any]) -> str:
+    return ending(_text(choice.get("finish_reason")))
+
+
+def ending(said: str) -> str:
     """The reason why an answer ends, in the protocol's words where servers have their own: Gemini's and Anthropic's are
     other words, some in capitals."""
-    said = _text(choice.get("finish_reason")).lower() or "stop"
+    said = said.lower().removeprefix("finishreason.").replace("-", "_") or "stop"
     if said.startswith(("content_filter", *_STOPPED)):
         return "content_filter"
     return _FINISH.get(said, said[:40])
 
 
 def _joined(parts: Any, *keys: str) -> str:
-    """The texts under the first of `keys` that each part of a list has."""
+    """The texts under the first of `keys` that each part of a list has; a text may be an object with its value, or a
+    list of parts of its own."""
     parts = parts if isinstance(parts, list) else []
     parts = [{"text": part} if isinstance(part, str) else part for part in parts if isinstance(part, str | dict)]
-    return "".join(next(filter(None, (_text(part.get(key)) for key in keys)), "") for part in parts)
+    return "".join(next(filter(None, (_held(part.get(key)) for key in keys)), "") for part in parts)
+
+
+def _held(value: Any) -> str:
+    """A text, that of an object under "value", or those of a list of parts."""
+    if isinstance(value, dict):
+        return _text(value.get("value"))
+    if isinstance(value, list):
+        return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
+    return _text(value)
 
 
 def _usage(usage: Any) -> Usage | None:
@@ -269,22 +306,43 @@ def _error(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _said(error: Mapping[str, Any], content: bytes) -> str:
     """The words of an error."""
-    said = error.get("message") or error.get("detail")
+    said = error.get("message") or _details(error.get("detail"))
     return str(said) if said else content.decode("utf-8", "replace")
 
 
-def _is_filtered(code: str, said: str, error: Mapping[str, Any]) -> bool:
-    """True for a prompt that a moderation or content filter stopped."""
+def _details(detail: Any) -> Any:
+    """The detail of an error; of a list of FastAPI's the place and the message of each, without the input that they
+    quote."""
+    if not isinstance(detail, list) or not all(isinstance(one, dict) and "msg" in one for one in detail):
+        return detail
+    return "; ".join(f"{'.'.join(map(str, _listed(one.get('loc'))))}: {one['msg']}" for one in detail)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_filtered(
+    status: int, headers: Mapping[str, str], code: str, said: str, error: Mapping[str, Any], content: bytes
+) -> bool:
+    """True for a prompt that a moderation or content filter stopped: a verdict that is kept as the answer. A page of a
+    proxy or firewall, and a rule of a network or a place, is none: it meets every question alike, until it is gone."""
+    page = "html" in headers.get("content-type", "") or content.lstrip()[:1] == b"<"
+    if page or status not in (400, 403, 422, 451):
+        return False
     metadata = error.get("metadata")
-    return bool(_FILTERED.search(f"{code} {said[:2000]}")) or (
-        isinstance(metadata, dict) and "flagged_input" in metadata
-    )
+    if (isinstance(metadata, dict) and "flagged_input" in metadata) or _FILTERED.search(code):
+        return True
+    if _NETWORK.search(said):
+        return False
+    words = _ON_THE_PROMPT if status == 403 else _FILTERED
+    return status == 451 or (bool(error) and bool(words.search(said)))
 
 
 def _unknown_field(error: Mapping[str, Any]) -> str:
     """The optional field of a body that a 400 does not know or takes in no form of ours; "" for none. A limit of tokens
     is never left out for its value."""
-    text = f"{error.get('param')} {error.get('message')} {error.get('detail')}"
+    text = f"{error.get('param')} {error.get('message')} {_details(error.get('detail'))}"
     known = OPTIONAL if _UNKNOWN_FIELD.search(text) else OPTIONAL[1:]
     if known is not OPTIONAL and not _REFUSED_VALUE.search(text):
         return ""

@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -643,3 +644,87 @@ def test_a_picture_is_found_by_its_name_in_either_form_of_unicode(tmp_path):
         row = {"id": "1", "question": "q", "answer": "x y", "images": [named]}
         (folder / "train.jsonl").write_text(json.dumps(row))
         assert load_cases(folder, "train")[0].images[0].picture().size == (9, 9)
+
+
+WHOLE = {
+    "id": "1",
+    "question": "Which?",
+    "options": ["gout", "flu"],
+    "answer": "A",
+    "specialty": "AM",
+    "trace": "(1) x.",
+}
+OPEN = {key: value for key, value in WHOLE.items() if key != "options"} | {"answer": "gout"}
+
+
+def case(row):
+    return case_files.case_of(row, "here", 1, Path("."))
+
+
+@pytest.mark.parametrize("empty", ["nan", "NaN", " <NA> ", "\u200b", "\ufeff "])
+def test_a_cell_that_is_empty_as_pandas_writes_it_is_no_text(empty):
+    for row in (WHOLE | {"question": empty}, WHOLE | {"id": empty}, OPEN | {"answer": empty}):
+        with pytest.raises(DataError, match="a non-empty text is needed"):
+            case(row)
+    kept = case(WHOLE | {"trace": empty, "specialty": empty, "task": empty, "paradigm": empty})
+    assert (kept.trace, kept.specialty, kept.task, kept.paradigm) == ("", "", "", "")
+    assert case(OPEN | {"answer": "nanism"}).answer == "nanism" and case(WHOLE | {"trace": "nan is NaN"}).trace
+
+
+@pytest.mark.parametrize("tag", ["</THINK>", "<Answer>", "< answer >", "</answer>"])
+def test_tags_of_any_case_are_refused_in_a_trace_and_an_open_answer(tag):
+    with pytest.raises(DataError, match="key trace: holds"):
+        case(WHOLE | {"trace": f"It is A.{tag} A"})
+    with pytest.raises(DataError, match="key answer: holds"):
+        case(OPEN | {"answer": f"gout{tag}"})
+    assert case(WHOLE | {"trace": "If x < 3 the answer > y; <thinking> and <answers> are none."}).trace
+
+
+@pytest.mark.parametrize("options", [["caf\u00e9", "cafe\u0301"], ["gout", "gout\u200b"], ["gout", " gout "]])
+def test_options_that_are_seen_as_one_text_are_one(options):
+    with pytest.raises(DataError, match="the same text"):
+        case(WHOLE | {"options": options})
+
+
+def test_options_that_differ_in_what_is_seen_stay_and_one_that_shows_nothing_is_empty():
+    for options in (["10\u2079", "109"], ["Aa", "aa"], ["caf\u00e9", "cafe"]):
+        assert case(WHOLE | {"options": options}).options == tuple(options)
+    with pytest.raises(DataError, match="none empty"):
+        case(WHOLE | {"options": ["gout", "\u200b"]})
+
+
+def test_blanks_of_a_specialty_and_paradigms_that_stand_twice_go():
+    found = case(WHOLE | {"specialty": "AM ", "paradigms": ["bayesian", "analytical", "bayesian"]})
+    assert found.specialty == "AM" and found.paradigms == ("bayesian", "analytical")
+
+
+def test_a_history_of_turns_is_refused():
+    row = {"instruction": "And its dose?", "output": "5 mg"}
+    with pytest.raises(DataError, match="key history: several turns"):
+        case(row | {"history": [["Which drug?", "Warfarin"]]})
+    assert case(row | {"history": []}).answer == "5 mg" and case(row | {"history": None}).answer == "5 mg"
+
+
+def test_objects_of_which_the_first_is_empty_are_rows(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"q1": {}, "q2": {"question": "Which?"}}))
+    rows = [row for _, row in tables.read(tables.InFolder(tmp_path / "x.json"), "x.json")]
+    assert rows == [{"id": "q1"}, {"id": "q2", "question": "Which?"}]
+
+
+def test_the_separator_of_a_table_is_looked_for_outside_quotes(tmp_path):
+    (tmp_path / "x.csv").write_text('id;question;"options, A, B, C, D";answer\n1;Which?;gout, flu;A\n')
+    [(_, row)] = tables.read(tables.InFolder(tmp_path / "x.csv"), "x.csv")
+    assert row == {"id": "1", "question": "Which?", "options, A, B, C, D": "gout, flu", "answer": "A"}
+    (tmp_path / "y.csv").write_text('"id","a;b;c;d"\n1,x\n')
+    [(_, row)] = tables.read(tables.InFolder(tmp_path / "y.csv"), "y.csv")
+    assert row == {"id": "1", "a;b;c;d": "x"}
+
+
+def test_a_tsv_with_carriage_returns_alone_says_so(tmp_path):
+    (tmp_path / "x.tsv").write_bytes(b"id\tquestion\r1\tWhich?\r")
+    with pytest.raises(DataError, match="carriage returns alone"):
+        list(tables.read(tables.InFolder(tmp_path / "x.tsv"), "x.tsv"))
+    (tmp_path / "x.tsv").write_bytes(b"id\tquestion\r\n1\tWhich?\r\n")
+    assert [row for _, row in tables.read(tables.InFolder(tmp_path / "x.tsv"), "x.tsv")] == [
+        {"id": "1", "question": "Which?"}
+    ]

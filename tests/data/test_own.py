@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import forms, load_cases, own
+from mmedexpert_jax.data import case_files, forms, load_cases, own
 from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.mmedexpert.sources.raw_formats import recognise
+from mmedexpert_jax.processing.images import open_image
 
 
 def _png(seed: int = 0) -> bytes:
@@ -340,3 +342,91 @@ def test_a_letter_wins_over_an_option_of_that_text_unless_the_table_gives_texts(
     (tmp_path / "x.json").write_text(json.dumps([row, second]))
     own.convert(tmp_path / "x.json", tmp_path / "out")
     assert [case.answer for case in load_cases(tmp_path / "out", "train")] == [key, "C"]
+
+
+CELLS = {
+    "Pain; fever\nRash; cough\nGout": ["Pain; fever", "Rash; cough", "Gout"],
+    "Pain; fever|Rash; cough": ["Pain; fever", "Rash; cough"],
+    "Pain; fever|Rash|Gout": ["Pain; fever", "Rash", "Gout"],
+    "MRI | contrast; CT; X-ray": ["MRI | contrast", "CT", "X-ray"],
+    "a | b; c | d": ["a | b", "c | d"],
+    "Gout; Sepsis;\nLupus": ["Gout", "Sepsis", "Lupus"],
+    "Gout;\r\nSepsis;\r\nLupus;": ["Gout", "Sepsis", "Lupus"],
+    "Gout|\nSepsis|\nLupus": ["Gout", "Sepsis", "Lupus"],
+    "Gout\r\nSepsis": ["Gout", "Sepsis"],
+    "Gout; Sepsis": ["Gout", "Sepsis"],
+    "Gout|Sepsis|": ["Gout", "Sepsis"],
+    "Gout": ["Gout"],
+    "": [],
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_of_texts_is_parted_at_its_outermost_mark(cell):
+    assert forms.items(cell) == CELLS[cell]
+
+
+def test_a_cell_whose_marks_may_be_either_is_refused():
+    with pytest.raises(DataError, match="semicolons and bars"):
+        forms.items("Pain; fever|Rash")
+
+
+@pytest.mark.parametrize("empty", [[], "", None])
+def test_an_empty_list_of_images_hides_no_image_beside_it(tmp_path, empty):
+    (tmp_path / "x.png").write_bytes(_png(1))
+    row = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Flu"}]}
+    case = case_files.case_of(row | {"images": empty, "image": "x.png"}, "here", 1, tmp_path)
+    assert [image.picture().size for image in case.images] == [open_image(_png(1)).size]
+    assert case_files.case_of(row | {"images": empty}, "here", 1, tmp_path).images == ()
+    plain = {"question": "What?", "options": ["a", "b"], "answer": "A", "images": empty, "image": "x.png"}
+    assert recognise(plain).read(plain).images == ["x.png"]
+    assert recognise(plain).read(plain | {"images": ["y.png"]}).images == ["y.png"]
+    assert not recognise(plain).read(plain | {"image": ""}).images
+
+
+def test_a_number_that_is_an_options_text_is_no_key_where_the_table_counts_places(tmp_path):
+    def converted(name, *rows):
+        lines = ["question,options,answer", *(f"Q{n}?,{options},{answer}" for n, (options, answer) in enumerate(rows))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+        made = own.convert(tmp_path / f"{name}.csv", tmp_path / name)
+        return [case.answer for case in load_cases(tmp_path / name, "train")], made.refused
+
+    words, numbers = ("gout|flu|lupus|mumps", 4), "2|3|4|5"
+    kept, refused = converted("places", words, ("a|b|c|d", 1), (numbers, 3), ("x|y|z", 2))
+    assert kept == ["D", "A", "B"] and len(refused) == 1 and "3 may be an option's text or its number" in refused[0]
+    kept, refused = converted("agreed", words, ("1|2|3|4", 3))
+    assert kept == ["D", "C"] and not refused  # its text and its place are one
+    kept, refused = converted("far", words, ("20|30|40|50", 30))
+    assert kept == ["D", "B"] and not refused
+    kept, refused = converted("texts", ("gout|flu", "flu"), (numbers, 3))
+    assert kept == ["B", "B"] and not refused  # of texts alone
+
+
+IMAGE_CELLS = {
+    "a.png, b.png": ["a.png", "b.png"],
+    "a.png;b.png": ["a.png", "b.png"],
+    "a.png\nb.nii.gz": ["a.png", "b.nii.gz"],
+    "a.png|b.JPG": ["a.png", "b.JPG"],
+    "Doe, J.png": ["Doe, J.png"],  # a name with a comma
+    "series 1, axial": ["series 1, axial"],
+    "['a.png', 'b.png']": ["a.png", "b.png"],
+    "data:image/png;base64,AAAA": ["data:image/png;base64,AAAA"],
+    "": [],
+}
+
+
+@pytest.mark.parametrize("cell", IMAGE_CELLS)
+def test_a_cell_of_images_is_parted_where_its_parts_are_files(cell):
+    assert forms.pictures(cell) == IMAGE_CELLS[cell]
+    row = {"question": "What?", "options": ["a", "b"], "answer": "A", "images": cell}
+    assert recognise(row).read(row).images == IMAGE_CELLS[cell]
+
+
+def test_paths_from_home_and_from_a_drive_stay_as_they_are(tmp_path):
+    paths = ["~/a.png", "C:\\img\\a.png", "D:/a.png", "/abs/a.png", "a.png", "x:y.png"]
+    rows = [{"question": f"Q{n}?", "options": "a;b", "answer": "A", "images": [path]} for n, path in enumerate(paths)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own.convert(tmp_path / "in" / "x.jsonl", tmp_path / "out")
+    written = [json.loads(line)["images"][0] for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert written == [*paths[:4], "../in/a.png", "../in/x:y.png"]

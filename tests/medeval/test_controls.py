@@ -110,6 +110,26 @@ def test_rotations_move_every_option_and_its_key():
             assert "raw_options" not in after.columns and after.columns["kit"] == "choice"
 
 
+OTHERS = ["Both A and B", "(A) & (B)", "All of the above", "None of the above", "A, B and C", "neither a nor b"]
+OTHERS += ["A and C only", "Only A", "Both of the above", "以上都是", "A和B", "A/B", "Options A and B"]
+OWN = [
+    "Hepatitis A and B",
+    "Above the knee",
+    "Vitamins A, D and K",
+    "A and alpha blockers",
+    "A Colles fracture",
+    "Both",
+]
+OWN += ["All of them", "A or an O cell", "AB", "A", "Influenza A", "A. fumigatus and A. niger", "IgA and B cells"]
+
+
+@pytest.mark.parametrize("option", [*OTHERS, *OWN])
+def test_an_option_that_names_others_is_not_rotated(option):
+    asked = [replace(item(n), options=("Fever", "Rash", "Cough", option)) for n in range(2)]
+    (control,) = variants(asked, "shuffle")
+    assert len(control.items) == (0 if option in OTHERS else 2)
+
+
 def controls(say, *names, rotations=1):
     return [asked(one, say) for name in names for one in variants(ITEMS, name, rotations)]
 

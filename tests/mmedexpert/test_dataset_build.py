@@ -10,8 +10,8 @@ from mmedexpert_jax.mmedexpert.dataset_build import Built, split
 STEM = "A 67-year-old woman has had a fever, a cough and confusion for two days, patient {}. "
 
 
-def built(id, question, specialty="AM", paradigm="bayesian"):
-    case = SimpleNamespace(id=id, question=question)
+def built(id, question, specialty="AM", paradigm="bayesian", images=()):
+    case = SimpleNamespace(id=id, question=question, images=[SimpleNamespace(sha256=image) for image in images])
     return Built(SimpleNamespace(case=case, specialty=specialty, id=f"{id}.{paradigm}", paradigm=paradigm), "", "none")
 
 
@@ -46,3 +46,27 @@ def test_a_long_introduction_that_all_share_parts_the_set_as_before():
 
 def test_a_specialty_of_one_case_gives_it_to_train():
     assert places(split([built("case-1", "Why?")], 0.2, 0.2, 0)) == {"case-1": "train"}
+
+
+@given(st.integers(0, 99))
+def test_questions_about_one_image_are_in_one_split(seed):
+    asked = ("What does the radiograph show?", "Which drug should be given?")
+    rows = [
+        built(f"case-{image}-{number}", question, ("AM", "BS")[number], images=("logo", f"picture {image}"))
+        for image in range(40)
+        for number, question in enumerate(asked)
+    ]
+    found = places(split(rows, 0.1, 0.2, seed))
+    assert all(found[f"case-{image}-0"] == found[f"case-{image}-1"] for image in range(40))
+    assert set(found.values()) == {"train", "dev", "test"}  # a picture that all share joins none
+
+
+def test_vignettes_and_images_join_in_a_chain_and_cases_without_either_stay_where_they_were():
+    alone = [built(f"case-{i}", f"What is {i} times 2?") for i in range(30)]
+    before = places(split(alone, 0.2, 0.2, 0))
+    chain = [built("x-1", STEM.format(1) + "Why?", images=("a",)), built("x-2", STEM.format(1) + "How?", images=("b",))]
+    chain += [built("x-3", "What is seen?", images=("b", "c")), built("x-4", "And here?", images=("c",))]
+    for seed in range(20):
+        found = places(split([*alone, *chain], 0.2, 0.2, seed))
+        assert len({found[one.trace.case.id] for one in chain}) == 1
+    assert places(split([*alone, built("x-5", "And here?", images=("d",))], 0.2, 0.2, 0)).keys() > before.keys()

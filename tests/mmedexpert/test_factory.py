@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,7 @@ from mmedexpert_jax.launch.job_plan import describe
 from mmedexpert_jax.launch.jobs import run_job
 from mmedexpert_jax.mmedexpert import dataset_build, dataset_job, filters
 from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
+from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.remote import Answers
 from tests.mmedexpert.fake_teacher import answer
 from tests.remote.loopback import FAULTS, Loopback, Misbehaviour
@@ -243,6 +245,30 @@ def test_restricted_rows_are_public_only_where_that_is_asked(dataset, tmp_path):
             assert (public == everything) == asked
     card = (tmp_path / "run" / "export" / "public" / "README.md").read_text()
     assert "| plain | CC0 | no |" in card and "| plain | CC0 | yes |" in card
+
+
+@pytest.mark.parametrize(("mode", "kept_out"), [("report", True), ("redact", False)])
+def test_rows_that_may_identify_a_person_are_not_public(dataset, tmp_path, capsys, mode, kept_out):
+    path = raw_cases(tmp_path / "raw-60.jsonl", 60)  # that the fixture takes
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[::2]:
+        row["question"] = "Mrs. Alice Example was seen on 2023-04-05. " + row["question"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Loopback(answer, key=KEY) as server:
+        run_job(dataset(server, **{"include_restricted": True, "data.privacy": mode}))
+    import pyarrow.parquet as parquet
+
+    texts = {
+        name: [
+            row["question"]
+            for file in (tmp_path / "run" / "export" / name).glob("*.parquet")
+            for row in parquet.read_table(file).to_pylist()
+        ]
+        for name in ("dataset", "public")
+    }
+    assert not any("Alice" in text for text in texts["public"]) and texts["public"]
+    assert (len(texts["public"]) < len(texts["dataset"])) == kept_out
+    assert ("may identify a person; collect with" in capsys.readouterr().out) == kept_out
 
 
 def test_the_manifest_holds_hashes_and_the_card_the_funnel(finished):
@@ -485,6 +511,7 @@ def test_only_what_may_be_passed_on_is_pushed(monkeypatch, tmp_path):
 
     class Api:
         def create_repo(self, *args, **kwargs):
+            assert kwargs["private"]  # where it is new; one that is there keeps what its owner chose
             calls.append(args)
 
         def upload_folder(self, folder_path, **kwargs):
@@ -496,6 +523,21 @@ def test_only_what_may_be_passed_on_is_pushed(monkeypatch, tmp_path):
     (tmp_path / "train.parquet").touch()
     dataset_build.push(tmp_path, "me/set")
     assert calls == [("me/set",), tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("question", "trace", "named"),
+    [
+        ("What is it?", "(1) Crystals. (2) Gout.", False),
+        ("Mrs. Alice Example was seen on 2023-04-05. What is it?", "(1) Crystals. (2) Gout.", True),
+        ("[name] was seen on [date]. What is it?", "(1) Crystals. (2) Gout.", False),  # redacted before
+        ("What is it?", "(1) Mrs. Alice Example has crystals. (2) Gout.", True),
+    ],
+)
+def test_a_row_that_may_identify_a_person_is_known_by_its_texts(question, trace, named):
+    case = RawCase("x-1", question, ("gout", "sepsis"), "A", redistributable=True, flags=("identifying:name",))
+    one = dataset_build.Built(SimpleNamespace(case=case), trace, "none")
+    assert dataset_build.identifies(one) == named
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Label Studio, Argilla and the trail: what is written, what is read back, and what their own exports look like."""
 
 import json
+from dataclasses import asdict
 from xml.etree import ElementTree
 
 import pytest
@@ -12,7 +13,7 @@ from mmedexpert_jax.mmedexpert import review
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.review import argilla, import_export, label_studio
 from mmedexpert_jax.mmedexpert.review.adjudication import ReviewSettings
-from mmedexpert_jax.mmedexpert.review.events import Event, new_id, since
+from mmedexpert_jax.mmedexpert.review.events import Event, append, new_id, since
 from mmedexpert_jax.mmedexpert.review.review_queue import Person, ReviewQueue
 from mmedexpert_jax.mmedexpert.review.review_traces import from_case
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
@@ -295,3 +296,91 @@ def test_an_adjudicators_word_stands_against_an_import_and_the_last_of_two_count
     counts = import_export.take_in(here, TRACES, [import_export.Opinion(IDS[0], "deputy", "accept", None)], "test")
     assert counts == {"of an adjudicator, who decides on the page": 1}
     assert review.verdicts(here)[IDS[0]].kind == "reject"
+
+
+def kinds(store: Store) -> list[str]:
+    return [event.value["kind"] for event in since(store) if event.kind == "verdict"]
+
+
+def test_a_verdict_that_is_changed_in_a_tool_and_changed_back_counts_as_it_stands_there(stores):
+    here = stores[0]
+
+    def imported(*said, tool="label_studio"):
+        opinions = [import_export.Opinion(IDS[0], "anna", kind, None) for kind in said]
+        return import_export.take_in(here, TRACES, opinions, tool)
+
+    for kind in ("accept", "reject", "accept", "reject", "accept"):
+        assert imported(kind) == {"stored": 1} and imported(kind) == {"known": 1}
+        assert review.verdicts(here)[IDS[0]].kind == kind
+    assert imported("accept", "reject") == {"known": 1, "stored": 1}  # the last of a file is what stands there
+    assert imported("accept", "reject") == {"known": 2} and review.verdicts(here)[IDS[0]].kind == "reject"
+    desk = ReviewQueue(here, TRACES, ReviewSettings(("anna",)))
+    desk.announce()
+    (said,) = desk.submit(Person("anna", "reviewer"), [Event(new_id(), "", "", IDS[0], "verdict", {"kind": "accept"})])
+    assert said.result == "stored"
+    assert imported("reject") == {"known": 1} and review.verdicts(here)[IDS[0]].kind == "accept"  # said here since
+
+
+def annotation(kind: str, number: int, **more) -> dict:
+    result = [{"from_name": "verdict", "to_name": "trace", "type": "choices", "value": {"choices": [kind]}}]
+    return {"id": number, "result": result} | more
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_of_a_persons_annotations_of_a_task_the_last_changed_counts(stores, tmp_path, newest_first):
+    by = {"completed_by": {"id": 1, "email": "anna@clinic.example"}}
+    said = [
+        annotation("accept", 9, created_at="2026-11-01T08:00:00.000000Z", updated_at="2026-11-01T08:00:00.1Z", **by),
+        annotation("reject", 4, created_at="2026-10-01T08:00:00.000000Z", updated_at="2026-11-20T08:00:00.1Z", **by),
+    ]
+    path = tmp_path / "ls.json"
+    path.write_text(json.dumps([{"data": {"trace_id": IDS[0]}, "annotations": said[:: -1 if newest_first else 1]}]))
+    import_export.take_in(stores[0], TRACES, label_studio.read(path, {}), "label_studio")
+    assert review.verdicts(stores[0])[IDS[0]].kind == "reject"
+
+
+def test_annotations_without_an_author_are_of_several_people(stores, tmp_path):
+    said = [annotation("accept", 8), annotation("reject", 7), annotation("accept", 9, completed_by=3)]
+    path = tmp_path / "ls.json"
+    path.write_text(json.dumps([{"data": {"trace_id": IDS[0]}, "annotations": said}]))
+    found = {opinion.reviewer: opinion.kind for opinion in label_studio.read(path, {})}
+    assert found == {"label-studio:None": "reject", "label-studio:None 2": "accept", "label-studio:3": "accept"}
+    import_export.take_in(stores[0], TRACES, label_studio.read(path, {}), "label_studio")
+    assert review.waiting(stores[0]) == {IDS[0]: "conflict"}
+
+
+def test_a_trail_that_comes_late_does_not_stand_before_what_was_said_after_it(stores, tmp_path):
+    here = stores[0]
+    desk = ReviewQueue(here, TRACES, ReviewSettings(("anna", "ben")))
+    desk.announce()
+
+    def at(day, kind, name="anna"):
+        value = ACCEPT | {"kind": kind}
+        return Event(new_id(), name, "reviewer", IDS[0], "verdict", value, time=f"2026-11-0{day}T10:00:00.000+00:00")
+
+    append(here, [at(3, "reject")])
+    assert desk.reviews(IDS[0])["anna"].verdict.kind == "reject"
+    path = tmp_path / "events.jsonl"
+    lines = [asdict(at(2, "accept")), asdict(at(1, "accept", "ben")) | {"time": "2026-11-01T12:00:00+02:00"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert import_export.read_trail(here, path) == {"stored": 2, "known": 0}
+    assert review.waiting(here) == {IDS[0]: "conflict"}  # anna's reject stands
+    assert {name: one.verdict.kind for name, one in desk.reviews(IDS[0]).items()} == {"anna": "reject", "ben": "accept"}
+    assert [event.time[:13] for event in since(here) if event.trace_id] == [f"2026-11-0{day}T10" for day in (1, 2, 3)]
+    path.write_text(json.dumps(asdict(at(4, "accept"))))
+    import_export.read_trail(here, path)  # given later in another place
+    assert review.verdicts(here)[IDS[0]].kind == "accept"
+    assert desk.progress()["settled"] == 1
+    path.write_text(json.dumps(asdict(at(5, "accept")) | {"time": "yesterday"}))
+    with pytest.raises(DataError, match="line 1"):
+        import_export.read_trail(here, path)
+
+
+def test_what_is_done_here_comes_after_a_trail_from_a_clock_that_is_ahead(stores, tmp_path):
+    here = stores[0]
+    ahead = Event("1", "anna", "reviewer", IDS[0], "verdict", ACCEPT, time="2999-01-01T00:00:00.000+00:00")
+    append(here, [ahead])
+    desk = ReviewQueue(here, TRACES, ReviewSettings(("anna",)))
+    desk.announce()
+    (said,) = desk.submit(Person("anna", "reviewer"), [Event(new_id(), "", "", IDS[0], "undo", {"verdict": "1"})])
+    assert said.result == "stored" and review.verdicts(here) == {} and desk.status(IDS[0]) == "open"

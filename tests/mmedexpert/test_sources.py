@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from mmedexpert_jax import border
+from mmedexpert_jax.data.benchmarks.rows import Row
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.mmedexpert.collection import gather
 from mmedexpert_jax.mmedexpert.duplicates import duplicates, with_several_keys
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
+from mmedexpert_jax.mmedexpert.sources.canonical import plain_text
 from mmedexpert_jax.mmedexpert.sources.raw_collection import Rights, check_share
 
 QUESTION = (
@@ -259,6 +261,22 @@ def test_rights_can_be_stated(tmp_path):
     assert not collect([path], rights=Rights(restricted=("medqa-phrases",))).records[0].redistributable
     stated = Rights({"m.jsonl": "by contract"}, redistributable=("plain",))
     assert collect([path], rights=stated).records[0].licence == "by contract"
+
+
+@pytest.mark.parametrize("said", [True, "true", "yes", 1, 1.0, "1.0"])
+def test_what_a_user_restricts_stands_before_what_a_row_says_of_itself(tmp_path, said):
+    path = write(tmp_path / "r.jsonl", [PLAIN | {"redistributable": said}])
+    assert collect([path]).records[0].redistributable
+    assert collect([path], rights=Rights(restricted=("medqa-phrases", "x.jsonl"))).records[0].redistributable
+    for name in ("plain", "r.jsonl"):
+        assert not collect([path], rights=Rights(restricted=(name,))).records[0].redistributable
+    mine = Rights(redistributable=("plain",))
+    for other in (False, "no", 0, 0.0):
+        path = write(tmp_path / "s.jsonl", [PLAIN | {"redistributable": other}])
+        assert not collect([path], rights=mine).records[0].redistributable  # the row's own no stands
+    for empty in (None, "", "nan"):
+        path = write(tmp_path / "t.jsonl", [PLAIN | {"redistributable": empty}])
+        assert collect([path], rights=mine).records[0].redistributable
 
 
 def test_ids_depend_on_the_case_alone(tmp_path):
@@ -593,3 +611,77 @@ def test_letters_of_the_source_may_be_roman_and_a_number_as_text_is_unclear(tmp_
     assert _collected(tmp_path, "a.jsonl", json.dumps(row))[0] == [(("x", "y"), "B")]
     _, ((reason, detail),) = _collected(tmp_path, "a.jsonl", json.dumps(row | {"options": ["x", "y"], "answer": "1"}))
     assert reason == "no-such-key" and "may count from 0 or from 1" in detail
+
+
+def test_redacted_options_that_read_the_same_are_no_options(tmp_path):
+    dates = {"A": "12/12/2020", "B": "19/12/2020", "C": "26/12/2020"}
+    named = {"A": "Mrs. Alice Smith", "B": "an aunt", "C": "a nurse"}
+    rows = [PLAIN | {"options": dates, "answer": "B"}, PLAIN | {"options": named, "answer": "B"}]
+    path = write(tmp_path / "d.jsonl", rows)
+    found = collect([path], privacy="redact")
+    assert [record.options for record in found.records] == [("[name]", "an aunt", "a nurse")]
+    assert [row["reason"] for row in found.rejected] == ["identifying"] and "2020" not in str(found.rejected)
+    assert len(collect([path], privacy="report").records) == 2
+
+
+@pytest.mark.parametrize("key", [3, "3"])
+def test_a_number_under_a_name_of_indices_is_no_options_text(tmp_path, key):
+    texts = FEVER | {"options": ["2", "3", "4", "5"]}
+    found = collect([write(tmp_path / "i.jsonl", [texts | {"answer_idx": key}])])
+    assert [one["reason"] for one in found.rejected] == ["no-such-key"]
+    told = collect([write(tmp_path / "t.jsonl", [texts | {"answer_idx": key, "answer": "5"}])])
+    assert [record.answer_text for record in told.records] == ["5"]  # counted from 0
+    named = collect([write(tmp_path / "n.jsonl", [texts | {"answer_idx": "B", "answer": "3"}])])
+    assert [record.answer for record in named.records] == ["B"]
+    plain = collect([write(tmp_path / "p.jsonl", [texts | {"options": ["20", "30"], "answer": "30"}])])
+    assert [record.answer for record in plain.records] == ["B"]
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "answer"),
+    [
+        (["O", "A", "B", "AB"], "B", None),
+        (["C", "D", "A", "K"], "C", None),
+        (["O", "A", "B", "AB"], "AB", "D"),
+        (["O", "A", "B", "AB"], "O", "A"),
+        ({"A": "O", "B": "A", "C": "B"}, "B", "B"),  # the letters are the source's own
+        (["A", "B", "O"], "B", "B"),
+        (["K", "Na", "Ca"], "B", "B"),
+    ],
+)
+def test_a_letter_that_is_another_options_text_is_refused(tmp_path, options, key, answer):
+    found = collect([write(tmp_path / "l.jsonl", [PLAIN | {"options": options, "answer": key}])])
+    assert [record.answer for record in found.records] == [answer] * (answer is not None)
+    assert [one["reason"] for one in found.rejected] == ["no-such-key"] * (answer is None)
+
+
+def test_a_letter_of_two_options_is_refused(tmp_path):
+    twice = [{"key": "A", "value": "K"}, {"key": "A", "value": "Na"}, {"key": "B", "value": "Ca"}]
+    rows = [
+        FEVER | {"options": twice, "answer": "A"},
+        FEVER | {"options": {"a": "x", "A": "y", "B": "z"}, "answer": "A"},
+    ]
+    found = collect([write(tmp_path / "d.jsonl", rows)])
+    assert not found.records and all("one letter" in one["detail"] for one in found.rejected)
+    for value in (twice, rows[1]["options"]):
+        with pytest.raises(DataError, match="one letter"):
+            Row({"options": value}, "here", 1).choices("options")
+    assert Row({"options": {"A": "x", "B": "y", "C": float("nan")}}, "here", 1).choices("options") == ("x", "y")
+    assert Row({"options": "A x\nB y"}, "here", 1).choices("options") == ("x", "y")
+    assert Row({"cop": "1.0"}, "here", 1).place("cop", 4) == "B"
+    with pytest.raises(DataError, match="whole number"):
+        Row({"cop": "1.5"}, "here", 1).place("cop", 4)
+
+
+def test_exponents_charges_and_indices_stay_what_they_are():
+    found = {
+        "10<sup>9</sup>/L": "10⁹/L",
+        "10<sup>-3</sup>": "10⁻³",
+        "Ca<SUP>2+</SUP>": "Ca²⁺",
+        "H<sub>2</sub>O": "H₂O",
+        "X<sup>A</sup>": "X A",
+        "a<b>b</b>": "a b",
+        "1<sup>st</sup>": "1 st",
+        "p <sup> 2": "p 2",
+    }
+    assert {text: plain_text(text, []) for text in found} == found

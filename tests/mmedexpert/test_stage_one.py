@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.data.embedded import generate
@@ -147,6 +148,23 @@ def test_every_other_reason(response, finish, reason):
     assert not found.passed and reason in found.reasons and reason in filters.REASONS
 
 
+@pytest.mark.parametrize("finish", ["stop", "", "complete", "eos_token_id", "finishreason.stop", "normal", "no such"])
+def test_a_reason_to_end_that_nobody_knows_throws_no_answer_away(finish):
+    assert filters.check(render(SOUND["intuitive"], "A"), record(), "intuitive", finish=finish).passed
+
+
+@pytest.mark.parametrize("finish", ["content_filter", "content-filter", "SAFETY", "refusal", "tool_calls"])
+def test_what_is_no_answer_stays_none(finish):
+    found = filters.check(render(SOUND["intuitive"], "A"), record(), "intuitive", finish=finish)
+    assert found.reasons == ("no-answer-came",)
+
+
+@pytest.mark.parametrize("finish", ["length", "max_length", "limit", "max-tokens"])
+def test_every_word_for_a_limit_is_a_cut(finish):
+    found = filters.check(render(SOUND["intuitive"], "A"), record(), "intuitive", finish=finish)
+    assert found.reasons == ("cut-short",)
+
+
 def test_flags_do_not_fail_a_trace():
     pictured = record(images=(held("a.png", b"x"),))
     found = filters.check(
@@ -261,6 +279,26 @@ def test_a_folder_of_test_sets_is_joined_by_what_comes_with_the_package(tmp_path
     assert decontamination.compared(decontamination.test_sets(["mmedexpert_mini@dev"]))["mmedexpert_mini"] == 320
 
 
+def test_cases_are_held_against_every_subset_of_a_test_set_in_a_folder(tmp_path):
+    asked = {
+        "en": "What organ of the abdomen is shown in this axial slice here?",
+        "zh": "图中所示的是腹部的哪一个器官？请回答",
+    }
+    rows = [
+        {"qid": n, "question": text, "answer": "x", "answer_type": "OPEN", "img_name": "a.png", "q_lang": language}
+        for n, (language, text) in enumerate(asked.items(), 1)
+    ]
+    (tmp_path / "slake" / "imgs").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "slake" / "imgs" / "a.png")
+    (tmp_path / "slake" / "test.json").write_text(json.dumps(rows))
+    (tmp_path / "slake" / "train.json").write_text(json.dumps([rows[0] | {"qid": 9, "question": "Of training alone?"}]))
+    tests = [known for known in decontamination.test_sets([f"all={tmp_path}"]) if known.name == "slake"]
+    assert decontamination.compared(tests)["slake"] == 2  # each once, though a third subset has both
+    film = held("a.png", (tmp_path / "slake" / "imgs" / "a.png").read_bytes())
+    held_back = decontamination.leaked([record(asked["zh"], (), "x", images=(film,))], tests)
+    assert {pair.test_id for pair in held_back.pairs} == {"1", "2"}
+
+
 @pytest.mark.parametrize(
     ("text", "reasoning", "whole"),
     [
@@ -279,3 +317,95 @@ def test_a_folder_of_test_sets_is_joined_by_what_comes_with_the_package(tmp_path
 )
 def test_reasoning_in_a_field_of_its_own_is_the_trace(text, reasoning, whole):
     assert trace_synthesis.whole(EndpointReply("k", text, reasoning=reasoning)) == whole
+
+
+OLD = [
+    "A man presents with a 3-day-old rash; he is 45 years old.",
+    "A woman, 65, has a 10-day-old wound.",
+    "A 70yo woman with a 2-week-old infarct",
+    "A 62 y/o man takes baby aspirin",
+    "A 62M on baby aspirin",
+    "A 45 yo woman whose child has varicella",
+    "A 45.5-year-old man",
+    "A 30-year-old man with a 2-day-old itchy rash",
+    "A woman whose 3-year-old son has measles is 30 years old",
+    "A man of 62, with an 8-week-old femoral fracture",
+    "患者，男，45岁，5岁时患哮喘",
+    "Un homme de 62 ans",
+    "Ein 62-jähriger Mann",
+    "A 25-year-old primigravida",
+    "A man with chest pain",
+    "A 62 y.o. man and his son",
+    "A 16F catheter was placed in a man aged 60.",
+    "An 8-week-old gastric ulcer",
+    "Mann, seit 5 Jahren Husten",
+    "45-year-old man, 3-month-old stent",
+]
+YOUNG = [
+    "A 3-day-old girl with rash",
+    "A 6-month-old with a rash",
+    "A 3-week-old is brought",
+    "A 2-year-old boy",
+    "A 5 yo with fever",
+    "患儿，男，5岁",
+    "Garçon âgé de 5 ans",
+    "Ein 5-jähriger Junge",
+    "A mother brings her 2-year-old son",
+    "A 30-year-old woman brings her 2-year-old son",
+    "A mother brings her child",
+    "A 10-day-old male neonate",
+    "A 14-year-old gymnast, 2-day-old wound",
+    "A 0.5-month-old infant",
+    "A 17.5-year-old boy",
+    "A girl aged 7",
+    "A boy, 6, coughs",
+    "A 3-week-old, previously healthy girl",
+    "A newborn has a rash",
+    "A 5F with fever",
+    "A 3-month-old African American infant has an infection",
+    "A baby with cough",
+]
+
+
+@pytest.mark.parametrize("text", OLD)
+def test_an_age_of_a_wound_or_of_somebody_else_makes_no_child(text):
+    assert not specialties.under_age(text)
+
+
+@pytest.mark.parametrize("text", YOUNG)
+def test_children_are_known_by_their_age_however_it_is_written(text):
+    assert specialties.under_age(text)
+
+
+KINDS = {
+    "患者男，45岁。发热3天。最可能的诊断是什么？": "diagnosis",
+    "患者发热。首先考虑的诊断是": "diagnosis",
+    "该患者最可能的诊断为": "diagnosis",
+    "其病因是": "diagnosis",
+    "Un homme de 62 ans tousse. Quel est le diagnostic le plus probable ?": "diagnosis",
+    "Welche Diagnose ist am wahrscheinlichsten?": "diagnosis",
+    "¿Cuál es el diagnóstico más probable?": "diagnosis",
+    "Qual è la diagnosi più probabile?": "diagnosis",
+    "Qual o diagnóstico mais provável?": "diagnosis",
+    "診断は何か。": "diagnosis",
+    "为明确诊断，首选的检查是？": "management",
+    "首选的治疗是什么？请选择。": "management",
+    "Quel traitement proposez-vous ?": "management",
+    "Quel examen permet de confirmer le diagnostic ?": "management",
+    "Welche Therapie ist angezeigt?": "management",
+    "Welche Untersuchung sichert die Diagnose?": "management",
+    "Fiebre. ¿Cuál es el tratamiento de elección?": "management",
+    "Which diagnostic test is best?": "management",
+    "Which diagnostic study would confirm this?": "management",
+    "该药的作用机制是？": "mechanism",
+    "¿Cuál es el mecanismo de acción?": "mechanism",
+    "What is the capital?": "other",
+    "他几岁？": "other",
+    "How would you name this?": "other",
+    "Wie alt ist sie?": "other",
+}
+
+
+@pytest.mark.parametrize("question", KINDS)
+def test_what_is_asked_is_known_in_other_languages_too(question):
+    assert eligibility.kind(record(question)) == KINDS[question]

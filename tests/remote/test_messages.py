@@ -87,3 +87,12 @@ def test_what_is_sent_is_what_the_decoder_shows():
     clear = io.BytesIO()
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(clear, "png")
     assert decoded(data_uri(clear.getvalue(), 4)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_tokens_of_scripts_other_than_latin_are_not_estimated_as_english():
+    def estimated(text: str) -> int:
+        return estimate_tokens(Request([{"role": "user", "content": text}]))
+
+    assert estimated("a" * 3000) == 1000 + 8 and estimated("") == 8
+    assert estimated("患者" * 800) == 1600 + 8  # most tokenizers take one for each character
+    assert estimated("a" * 300 + "岁" * 5) == 100 + 5 + 8

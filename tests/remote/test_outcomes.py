@@ -68,6 +68,14 @@ ENDINGS |= {
 }
 
 
+ENDINGS |= dict.fromkeys(
+    ("complete", "eos_token_id", "FinishReason.STOP", "stop_str", "normal", "no such", "OTHER"), "stop"
+)
+ENDINGS |= dict.fromkeys(("max_length", "limit", "max-tokens", "FinishReason.MAX_TOKENS"), "length")
+ENDINGS |= dict.fromkeys(("content-filter", "FinishReason.SAFETY"), "content_filter")
+ENDINGS |= {"function_call": "function_call", "refusal": "refusal"}
+
+
 @pytest.mark.parametrize("said", ENDINGS)
 def test_reasons_to_end_are_in_the_protocols_words(said):
     choice = {"finish_reason": said, "message": {"content": "x"}}
@@ -105,6 +113,71 @@ def test_reasons_to_end_are_in_the_protocols_words(said):
 )
 def test_what_servers_say_in_words_of_their_own(status, headers, content, outcome):
     assert judge(status, headers, json.dumps(content).encode() if content else b"").kind == outcome
+
+
+HTML = {"content-type": "text/html; charset=utf-8"}
+PAGES = (
+    b"<html>Access to this site has been blocked by your organization's web policy</html>",
+    b"<!DOCTYPE html><p>It was blocked due to company policy.",
+    b"<html>Sorry, you have been blocked. We protect the safety of the site; content policy.</html>",
+    b"<html>Your request violates the site's security policy</html>",
+)
+RULES = (
+    "Organization Policy constraint constraints/gcp.x violated; the request is blocked by policy",
+    "Blocked by the company's web policy",
+    "Your request was flagged as automated",
+    "Content from your region is not served under our content policy",
+)
+
+
+@pytest.mark.parametrize("status", [400, 403, 422, 451])
+@pytest.mark.parametrize("headers", [HTML, JSON, {}])
+def test_a_page_of_a_proxy_or_firewall_is_no_answer(status, headers):
+    for page in PAGES:
+        assert judge(status, headers, page).kind in ("refused", "rejected") and not judge(status, headers, page).reply
+
+
+def test_a_rule_of_a_network_or_a_place_is_no_answer_and_a_verdict_on_the_prompt_is():
+    for said in RULES:
+        assert judge(403, JSON, body(message=said)).kind == "refused"
+    for said in (RULES[0], RULES[1], RULES[3]):
+        assert judge(400, JSON, body(message=said)).kind == "rejected"
+    assert judge(451, JSON, body(message="your region is not served")).kind == "refused"
+    assert judge(451, JSON, body(message="the prompt is not allowed")).kind == "answered"
+    for said in ("Your input was flagged", "it did not pass moderation", "the prompt met a content filter", "敏感"):
+        assert judge(403, JSON, body(message=said)).kind == "answered"
+    blocked = "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."
+    for said in (blocked, "Output blocked by content filtering policy", "violates our usage policies"):
+        assert judge(400, JSON, body(message=said)).kind == "answered"
+    assert judge(400, JSON, body(message="stopped in your region", code="content_filter")).kind == "answered"
+
+
+ECHOED = (
+    "Invalid value for messages[0].content: 'An old woman with insufficient balance and falls'",
+    'Invalid value: "On her account therapy was suspended; it is the patient\'s choice"',
+    "Input should be a string [type=string_type, input_value=['He drinks alcohol in moderation.'], input_type=list]",
+    "Cannot parse {'role': 'user', 'content': 'Sensitive words of an old man whose account was suspend",
+)
+
+
+@pytest.mark.parametrize("status", [400, 422, 500])
+@pytest.mark.parametrize("said", ECHOED)
+def test_the_words_of_a_question_that_a_server_quotes_decide_nothing(status, said):
+    assert judge(status, JSON, body(message=said)).kind == ("server" if status == 500 else "rejected")
+    detail = [{"type": "missing", "loc": ["body", "x"], "msg": "Field required", "input": {"content": said}}]
+    found = judge(status, JSON, json.dumps({"detail": detail}).encode())
+    assert found.kind == ("server" if status == 500 else "rejected")
+    assert found.detail == f"{status}: body.x: Field required"  # which says what is wrong
+
+
+def test_what_a_gateway_quotes_of_another_servers_error_still_decides():
+    inner = "OpenAIException - Error code: {} - {{'error': {{'message': '{}', 'type': 'text', 'code': '{}'}}}}"
+    quota = inner.format(429, "You exceeded your plan", "insufficient_quota")
+    assert judge(429, JSON, body(message=quota)).kind == "quota"
+    assert judge(400, JSON, body(message=inner.format(400, "Insufficient balance", "x"))).kind == "quota"
+    assert judge(400, JSON, body(message=inner.format(400, "stopped", "content_filter"))).kind == "answered"
+    extra = [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted", "input": 0}]
+    assert judge(422, JSON, json.dumps({"detail": extra}).encode()).drop == "seed"
 
 
 def test_half_an_emoji_can_be_stored():
@@ -145,6 +218,15 @@ def test_a_refusal_and_parts_of_text_are_answers():
     assert judge(200, JSON, completion(content=None, refusal="no")).reply.finish == "refusal"
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert judge(200, JSON, completion(content=parts)).reply.text == "ab"
+    held = [{"type": "text", "text": {"value": "B", "annotations": []}}]
+    assert judge(200, JSON, completion(content=held)).reply.text == "B"
+    found = judge(200, JSON, completion(content=[{"type": "refusal", "refusal": "I can't"}])).reply
+    assert (found.text, found.finish) == ("I can't", "refusal")
+    found = judge(200, JSON, completion(content=[*parts, {"type": "refusal", "refusal": "but"}])).reply
+    assert (found.text, found.finish) == ("ab", "stop")
+    nested = [{"type": "thinking", "thinking": [{"type": "text", "text": "wh"}, {"type": "text", "text": "y"}, 3]}]
+    found = judge(200, JSON, completion(content=[*nested, {"type": "text", "text": "B"}])).reply
+    assert (found.text, found.reasoning) == ("B", "why")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Rows of JSON, JSON Lines, CSV, TSV and Parquet files, each with its place; images inside stay unread."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ class Row:
 
     def place(self, key: str, count: int, first: int = 0) -> str:
         """The letter of a key that is the number of an option, the first being `first`. Raises DataError."""
-        text = self.text(key)
+        text = re.sub(r"\.0+$", "", self.text(key))  # 2.0, as pandas writes it into a CSV
         if not text.removeprefix("-").isdecimal():
             raise self.bad(key, f"a whole number is needed, got {border.shown(text)}")
         number = int(text[:9]) - first
@@ -84,20 +85,29 @@ class Row:
             )
         elif isinstance(value, str):
             lines = [_LINE.fullmatch(line) for line in value.splitlines() if line.strip()]
-            value = {line[1]: line[2] for line in lines if line} if all(lines) else None
+            value = self._by_letter(key, [(line[1], line[2]) for line in lines if line]) if all(lines) else None
         elif isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
-            value = {part.get("letter", part.get("key")): part.get("content", part.get("value")) for part in value}
+            pairs = [(part.get("letter", part.get("key")), part.get("content", part.get("value"))) for part in value]
+            value = self._by_letter(key, pairs)
         if not isinstance(value, Mapping):
             raise self.bad(key, f"an object of letters and texts is needed, got {border.shown(self.values.get(key))}")
         # Parquet gives every key that any row has, with None where a row lacks it; CMB leaves unused letters empty.
         found = {letter: text for letter, text in value.items() if not absent(text)}
         if not all(isinstance(text, str | int | float) for text in found.values()):
             raise self.bad(key, f"every option is a text, got {border.shown(value)}")
-        texts = {str(letter).strip().upper(): str(found[letter]).strip() for letter in sorted(found, key=str)}
+        pairs = [(str(letter).strip().upper(), str(found[letter]).strip()) for letter in sorted(found, key=str)]
+        texts = self._by_letter(key, pairs)
         wanted = LETTERS[: len(texts)]
         if not 2 <= len(texts) <= len(LETTERS) or list(texts) != list(wanted) or not all(texts.values()):
             raise self.bad(key, f"the letters are {border.shown(', '.join(map(str, texts)))}, not {', '.join(wanted)}")
         return tuple(texts.values())
+
+    def _by_letter(self, key: str, pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+        """Texts by their letters. Raises DataError where two have one."""
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise self.bad(key, f"two options have one letter: {border.shown([letter for letter, _ in pairs])}")
+        return found
 
     def _unlabelled(self, key: str, texts: Sequence[str]) -> list[str]:
         """Texts without letters of their own. Raises DataError where these stand in another order."""
@@ -138,8 +148,12 @@ class Row:
 
 
 def absent(value: Any) -> bool:
-    """True for an empty cell, also as pandas writes one."""
-    return value is None or (isinstance(value, str) and value.strip().lower() in tables.ABSENT)
+    """True for an empty cell, also as pandas writes one, in text or in Parquet."""
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and value.strip().lower() in tables.ABSENT)
+    )
 
 
 def read(found: tuple[str, Entry], images: Sequence[str] = ("image",)) -> Iterator[Row]:

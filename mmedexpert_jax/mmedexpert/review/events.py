@@ -24,26 +24,38 @@ class Event:
     kind: str  # "opened", "rubric", "reason", "note", "edit", "verdict", "undo", "skip", or "settings" of the server
     value: dict[str, Any] = field(default_factory=dict)  # what was done, JSON
     seconds: float | None = None  # time spent on the page with this trace before a verdict; None for other kinds
-    time: str = ""  # UTC, when it was stored
+    time: str = ""  # UTC, when it was first stored
     id: int = 0  # position in the trail; 0 before it is stored
 
 
 def append(store: Store, events: Iterable[Event]) -> None:
-    """Stores events in one transaction, those whose client_id is known already left out."""
-    time = now()
-    rows = [
-        (e.time or time, e.reviewer, e.role, e.trace_id, e.kind, dumps(e.value), e.seconds, e.client_id) for e in events
-    ]
+    """Stores events in one transaction, those whose client_id is known already left out.
+
+    An event without a time gets the present one, or the last of the trail where a clock was set back meanwhile: what
+    is done here comes after all that is there.
+    """
     insert = """INSERT INTO review_events (time, reviewer, role, trace_id, kind, value, seconds, client_id)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (client_id) DO NOTHING"""
-    store.write(lambda db: db.executemany(insert, rows))
+
+    events = list(events)
+
+    def write(db: Any) -> None:
+        [[last]] = db.execute("SELECT max(time) FROM review_events").fetchall()
+        time = max(now(), last or "")
+        rows = [
+            (e.time or time, e.reviewer, e.role, e.trace_id, e.kind, dumps(e.value), e.seconds, e.client_id)
+            for e in events
+        ]
+        db.executemany(insert, rows)
+
+    store.write(write)
 
 
 def since(store: Store, id: int = 0) -> list[Event]:
-    """Events after position `id`, in order."""
+    """Events stored after position `id`, in the order in which they happened: those of another place may come late."""
     rows = store.read(
         """SELECT client_id, reviewer, role, trace_id, kind, value, seconds, time, id FROM review_events
-        WHERE id > ? ORDER BY id""",
+        WHERE id > ? ORDER BY time, id""",
         id,
     )
     return [

@@ -5,7 +5,8 @@ import hashlib
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
-from mmedexpert_jax.mmedexpert.review.adjudication import misfit, read_reviews, said, settings_of, status, verdict
+from mmedexpert_jax.mmedexpert.review.adjudication import misfit, read_reviews, said, status, verdict
 from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.review.events import Event, append, dumps, since
 from mmedexpert_jax.mmedexpert.review.review_traces import encoded
@@ -44,11 +45,14 @@ def take_in(store: Store, traces: Sequence[Trace], opinions: Iterable[Opinion], 
         Counts: "stored", "known", and by reason those left out.
     """
     by_id = {trace.id: trace for trace in traces}
-    known = {event.client_id for event in since(store)}
-    adjudicators = settings_of(since(store)).adjudicators
+    trail, reviews, settings = read_reviews(store)
+    known = {event.client_id: event for event in trail}
+    adjudicators = settings.adjudicators
     counts: Counter[str] = Counter()
     events = []
-    for opinion in opinions:
+    opinions = list(opinions)
+    last = {(opinion.trace_id, opinion.reviewer): place for place, opinion in enumerate(opinions)}
+    for place, opinion in enumerate(opinions):
         trace = by_id.get(opinion.trace_id)
         why = "no such trace" if trace is None else ""
         if trace is not None:
@@ -58,11 +62,16 @@ def take_in(store: Store, traces: Sequence[Trace], opinions: Iterable[Opinion], 
             counts[why] += 1
             continue
         id = str(uuid.uuid5(NAMESPACE, dumps([tool, opinion.reviewer, trace.id, value])))
+        value |= {"from": tool}
+        standing = said(reviews.get(trace.id, {}), "reviewer").get(opinion.reviewer)
+        if id in known and standing and last[trace.id, opinion.reviewer] == place:
+            before = known[standing.client_id].value
+            if before.get("from") == tool and before != value:  # a verdict that was changed there, and changed back
+                id = str(uuid.uuid5(NAMESPACE, dumps([id, standing.client_id])))
+        event = Event(id, opinion.reviewer, "reviewer", trace.id, "verdict", value, opinion.seconds)
         counts["known" if id in known else "stored"] += 1
-        known.add(id)
-        events.append(
-            Event(id, opinion.reviewer, "reviewer", trace.id, "verdict", value | {"from": tool}, opinion.seconds)
-        )
+        known.setdefault(id, event)
+        events.append(event)
     append(store, events)
     return dict(counts)
 
@@ -142,7 +151,8 @@ def write_trail(store: Store, traces: Sequence[Trace], folder: Path) -> list[Pat
 
 
 def read_trail(store: Store, path: Path) -> dict[str, int]:
-    """Appends the events of an events.jsonl from another place to the trail; those known already are left out.
+    """Appends the events of an events.jsonl from another place to the trail; those known already are left out, and of
+    one reviewer's verdicts on a trace the later counts, wherever it was given.
 
     Raises:
         DataError: a line that is no event, named by its number; nothing is stored then.
@@ -153,6 +163,7 @@ def read_trail(store: Store, path: Path) -> dict[str, int]:
             event = Event(**values | {"id": 0})
             if why := misfit(event):
                 raise ValueError(why)
+            event = replace(event, time=_utc(event.time))
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}, line {number}: no event of a review ({border.cut(str(error))})") from None
         if event.kind != "settings":
@@ -161,6 +172,15 @@ def read_trail(store: Store, path: Path) -> dict[str, int]:
     append(store, events)
     new = len({event.client_id for event in events} - known)
     return {"stored": new, "known": len(events) - new}
+
+
+def _utc(time: str) -> str:
+    """A time as the trail writes it; "" for none. Raises ValueError."""
+    if not time:
+        return ""
+    found = datetime.fromisoformat(time)
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    return found.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 def user_id(name: str) -> str:

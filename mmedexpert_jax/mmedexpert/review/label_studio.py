@@ -92,7 +92,8 @@ def _annotation(trace: Trace, opinion: Opinion) -> dict[str, Any]:
 
 
 def read(path: Path, names: Mapping[str, str]) -> Iterator[Opinion]:
-    """Opinions in a JSON export; cancelled (skipped) annotations are left out.
+    """Opinions in a JSON export, those of a task by the time of their last change; cancelled (skipped) annotations are
+    left out, and of several without an author each is another's.
 
     Args:
         path: the export.
@@ -108,13 +109,29 @@ def read(path: Path, names: Mapping[str, str]) -> Iterator[Opinion]:
         if not isinstance(trace_id, str):
             raise DataError(f"{where}: no data.trace_id; export the project that was made from our tasks, as JSON")
         annotations = task.get("annotations")
-        for annotation in annotations if isinstance(annotations, list) else ():
-            if isinstance(annotation, dict) and not annotation.get("was_cancelled"):
-                yield _opinion(trace_id, annotation, names)
+        found = annotations if isinstance(annotations, list) else []
+        found = [one for one in found if isinstance(one, dict) and not one.get("was_cancelled")]
+        found.sort(key=_number)
+        nameless = [one for one in found if one.get("completed_by") is None and not one.get("reviewer")]
+        others = {id(one): f" {place}" for place, one in enumerate(nameless[1:], 2)}
+        for annotation in sorted(found, key=_changed):
+            yield _opinion(trace_id, annotation, names, others.get(id(annotation), ""))
 
 
-def _opinion(trace_id: str, annotation: Mapping[str, Any], names: Mapping[str, str]) -> Opinion:
-    """The verdict in an annotation; its kind is "" where there is none in it, as in one that was only opened."""
+def _number(annotation: Mapping[str, Any]) -> int:
+    """An annotation's number, which counts up as they are made; 0 where it has none."""
+    number = annotation.get("id")
+    return number if isinstance(number, int) else 0
+
+
+def _changed(annotation: Mapping[str, Any]) -> str:
+    """The time of an annotation's last change, of ISO 8601 as the exports have it; "" where it has none."""
+    return str(annotation.get("updated_at") or annotation.get("created_at") or "")
+
+
+def _opinion(trace_id: str, annotation: Mapping[str, Any], names: Mapping[str, str], other: str) -> Opinion:
+    """The verdict in an annotation; its kind is "" where there is none in it, as in one that was only opened. `other`:
+    behind the name of one without an author, who are several."""
     by_name: dict[str, Any] = {}
     result = annotation.get("result")
     for part in result if isinstance(result, list) else ():
@@ -123,7 +140,7 @@ def _opinion(trace_id: str, annotation: Mapping[str, Any], names: Mapping[str, s
             by_name[str(part.get("from_name"))] = value.get("choices") or value.get("text") or []
     author = annotation.get("completed_by")
     author = author.get("email") or author.get("id") if isinstance(author, dict) else author
-    reviewer = annotation.get("reviewer") or f"label-studio:{author}"
+    reviewer = annotation.get("reviewer") or f"label-studio:{author}{other}"
     verdict = _list(by_name.get("verdict"))
     return Opinion(
         trace_id,

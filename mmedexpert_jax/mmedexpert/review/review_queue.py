@@ -65,18 +65,22 @@ class ReviewQueue:
         self.settings = settings
         self.traces = {trace.id: trace for trace in traces}
         self._needed = {id: settings.needed(id) for id in self.traces}
+        self._held: dict[str, dict[str, float]] = {}  # by trace: name -> when it was handed out
+        self._orders: dict[str, list[str]] = {}
+        self._lock = threading.RLock()
+        self._begin()
+        self._refresh()
+
+    def _begin(self) -> None:
+        """The state before the first event."""
         self._reviews: Reviews = {}
         self._known: set[str] = set()
-        self._last = 0
+        self._last, self._time = 0, ""  # position and time of the last event
         self._opened: dict[str, list[str]] = {}  # by name: traces, the last opened last
         self._paces: dict[str, list[float]] = {}  # by name: seconds of verdicts
-        self._held: dict[str, dict[str, float]] = {}  # by trace: name -> when it was handed out
         self._states = dict.fromkeys(self.traces, "open")  # as in adjudication.status
         self._given = dict.fromkeys(self.traces, 0)  # reviewers whose verdict stands
         self._decided: dict[str, set[str]] = {}  # by name: traces with a verdict that stands
-        self._orders: dict[str, list[str]] = {}
-        self._lock = threading.RLock()
-        self._refresh()
 
     def announce(self) -> None:
         """Writes the settings to the trail, from which `adjudication.verdicts` reads them."""
@@ -146,8 +150,12 @@ class ReviewQueue:
 
     def _refresh(self) -> None:
         """Takes in what has been appended to the trail, by this process or another."""
-        for event in trail.since(self.store, self._last):
-            self._last = event.id
+        events = trail.since(self.store, self._last)
+        if events and events[0].time < self._time:  # of another place, taken in late: all is read again in order
+            self._begin()
+            events = trail.since(self.store)
+        for event in events:
+            self._last, self._time = max(self._last, event.id), event.time
             self._known.add(event.client_id)
             if event.trace_id not in self.traces:
                 continue

@@ -49,6 +49,9 @@ OPEN = "open"  # the format of rows without options
 PLAIN_ROWS = "plain"  # that of one's own rows
 GENOTYPE = 12  # characters of an option at most that may be one, such as AaBb or X^A X^a
 _TAG = re.compile(r"<(?:br|/?p|/?i|/?b|/?sub|/?sup|/?em|/?strong)\s*/?>", re.I)
+_RAISED = re.compile(r"<(sup|sub)>\s*([0-9+−–-]{1,6})\s*</\1>", re.I)
+_SUPERSCRIPTS = str.maketrans("0123456789+-−–", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻")
+_SUBSCRIPTS = str.maketrans("0123456789+-−–", "₀₁₂₃₄₅₆₇₈₉₊₋₋₋")
 
 
 class Rejected(Exception):
@@ -116,11 +119,16 @@ def plain_text(text: Any, repairs: list[str]) -> str:
     """Text without mark-up, entities and superfluous white space."""
     if not isinstance(text, str):
         text = "" if text is None else str(text)
-    clean = html.unescape(_TAG.sub(" ", text))
+    clean = html.unescape(_TAG.sub(" ", _RAISED.sub(_raised, text)))
     if clean != text:
         repairs.append("mark-up")
     lines = (" ".join(line.split()) for line in clean.replace("\x00", "").splitlines())
     return "\n".join(line for line in lines if line)
+
+
+def _raised(found: re.Match[str]) -> str:
+    """An exponent, a charge or an index as characters of their own: "10<sup>9</sup>" without them is 109, or 10 9."""
+    return found[2].translate(_SUPERSCRIPTS if found[1].lower() == "sup" else _SUBSCRIPTS)
 
 
 def normal(text: str) -> str:
@@ -156,6 +164,8 @@ def _question_and_options(raw: Raw, repairs: list[str], is_open: bool) -> tuple[
     if normal(question) in ABSENT:
         raise Rejected("empty-question")
     letters = letters or [chr(ord("A") + i) for i in range(len(texts))]
+    if len({str(letter).strip().upper() for letter in letters}) < len(letters):
+        raise Rejected("key-differs", f"two options have one letter: {border.cut(', '.join(map(str, letters)))}")
     kept = [
         (letter, option)
         for letter, text in zip(letters, texts, strict=False)
@@ -218,7 +228,7 @@ def _number(raw: Raw, options: list[str], letters: list[str], repairs: list[str]
     if raw.from_zero:
         repairs.append("index-key")  # empty options count, too
         return letters.index(LETTERS[key]) if 0 <= key < len(LETTERS) and LETTERS[key] in letters else None
-    named = _named(str(key), options)
+    named = None if raw.of_index else _named(str(key), options)
     if named is not None:
         repairs.append("key-from-text")
     return named
@@ -235,9 +245,16 @@ def _place(raw: Raw, options: list[str], letters: list[str], repairs: list[str])
         return letters.index(told[1].upper())
     letter = text.strip("(). ")
     if letter and letter.upper() in letters:
+        named = _named(letter, options)
+        if named not in (None, letters.index(letter.upper())) and not (raw.letters or raw.of_index):
+            raise Rejected(
+                "no-such-key", f"key {letter} may be a letter or an option's text; name the options' letters"
+            )
         if letter != text or letter != letter.upper():
             repairs.append("key-form")
         return letters.index(letter.upper())
+    if raw.of_index and text.isdecimal():
+        return None
     named = _named(text, options)
     if named is not None:
         repairs.append("key-from-text")
@@ -283,7 +300,7 @@ def without_identifiers(record: RawCase, mode: str) -> RawCase:
         mode: one of `privacy.MODES`.
 
     Raises:
-        Rejected: identifiers, and the mode is "refuse".
+        Rejected: identifiers, and the mode is "refuse", or it is "redact" and options would become one text.
     """
     texts = {"question": record.question, "options": record.options, "explanation": record.explanation}
     found = privacy.scan_texts(texts.items())
@@ -296,10 +313,13 @@ def without_identifiers(record: RawCase, mode: str) -> RawCase:
     record = replace(record, flags=(*record.flags, *(f"identifying:{kind}" for kind in kinds)))
     if mode == "report":
         return record
+    options = tuple(privacy.redact(option) for option in record.options)
+    if len({*options}) < len({*record.options}):
+        raise Rejected("identifying", f"redacted, options read the same ({', '.join(kinds)})")
     return replace(
         record,
         question=privacy.redact(record.question),
-        options=tuple(privacy.redact(option) for option in record.options),
+        options=options,
         explanation=privacy.redact(record.explanation),
     )
 

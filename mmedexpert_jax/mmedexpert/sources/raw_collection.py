@@ -55,7 +55,8 @@ class Collection:
 
 @dataclass(frozen=True)
 class Rights:
-    """Licences that a user states, by name of a format or file: they stand before those of the formats."""
+    """Licences that a user states, by name of a format or file: they stand before those of the formats, and what is
+    restricted stands before what a row says of itself."""
 
     licences: dict[str, str] = field(default_factory=dict)  # name -> licence
     redistributable: tuple[str, ...] = ()  # names whose rows may be passed on
@@ -65,9 +66,13 @@ class Rights:
         """Licence of a file, and whether its rows may be passed on."""
         names = (file.name, shape.name)
         licence = next((self.licences[name] for name in names if name in self.licences), shape.licence)
-        if any(name in self.restricted for name in names):
+        if self.restricts(shape, file):
             return licence, False
         return licence, shape.redistributable or any(name in self.redistributable for name in names)
+
+    def restricts(self, shape: Format, file: Path) -> bool:
+        """True where the user says that a file's rows may not be passed on."""
+        return any(name in self.restricted for name in (file.name, shape.name))
 
 
 def collect(
@@ -161,7 +166,9 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
                 f"it has {keys(row)}; one's own cases have question, options and answer; "
                 "`mmedexpert convert-data` reads other names",
             )
-        return canonical(shape.read(row), shape, where, folders, *rights.of(shape, file))
+        raw = shape.read(row)
+        raw.redistributable = False if rights.restricts(shape, file) else raw.redistributable
+        return canonical(raw, shape, where, folders, *rights.of(shape, file))
     except (Rejected, MemoryError):
         raise
     except Exception as error:  # a value of a type or size that no reader of a shape has thought of

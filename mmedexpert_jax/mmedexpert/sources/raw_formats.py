@@ -10,6 +10,7 @@ from mmedexpert_jax import answers
 from mmedexpert_jax.data import forms
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.data.forms import items, listed
+from mmedexpert_jax.data.tables import ABSENT
 
 CHOICES = re.compile(r"\s*\n\s*(?:Answer Choices|Options)\s*:\s*(?=\(A\)|A[.)])", re.I)
 _PREFIX = re.compile(r"\s*\(?([A-J])\s*[.):]\s*")
@@ -25,6 +26,7 @@ class Raw:
     key: str | int  # letter, text or number of the right option
     letters: Sequence[str] = ()  # of the options, where the source names them; else they count up from A
     from_zero: bool = False  # the shape says that a number counts the options from 0
+    of_index: bool = False  # the key stands under a name of letters and numbers, so that a number is no option's text
     key_text: str = ""  # text of the right option, where the source gives it beside the letter
     images: Sequence[Any] = ()  # bytes, {bytes, path} structs, or names of files
     folder: str = ""  # of its images in a folder of images, where that is not named after the id; ""
@@ -65,7 +67,14 @@ def _texts(row: Mapping[str, Any], *same: str, **others: str) -> dict[str, Any]:
 
 def _medqa(row: Mapping[str, Any]) -> Raw:
     letters, texts = list(row["options"]), list(row["options"].values())
-    return Raw(row["question"], texts, row["answer_idx"], letters, **_texts(row, key_text="answer", step="meta_info"))
+    return Raw(
+        row["question"],
+        texts,
+        row["answer_idx"],
+        letters,
+        of_index=True,
+        **_texts(row, key_text="answer", step="meta_info"),
+    )
 
 
 def _multiple_choice(row: Mapping[str, Any]) -> Raw:
@@ -82,7 +91,8 @@ def _bigbio(row: Mapping[str, Any]) -> Raw:
         return Raw(row["question"], texts, answer["label"], letters, key_text=text(answer.get("text")))
     key = row.get("answer_idx")
     key_text = text(answer) if key else ""
-    return Raw(row["question"], texts, key or answer, letters, key_text=key_text, **_texts(row, step="meta_info"))
+    told = {"key_text": key_text, "of_index": bool(key)} | _texts(row, step="meta_info")
+    return Raw(row["question"], texts, key or answer, letters, **told)
 
 
 def _in_question(row: Mapping[str, Any]) -> Raw:
@@ -94,7 +104,7 @@ def _in_question(row: Mapping[str, Any]) -> Raw:
     else:
         letters, texts = listed(rest[0] if rest else "")
     label = row["label"][0] if isinstance(row["label"], list) else row["label"]
-    return Raw(question, texts, label, letters, images=_images(row), **_texts(row, "id"))
+    return Raw(question, texts, label, letters, of_index=True, images=_images(row), **_texts(row, "id"))
 
 
 def _jama(row: Mapping[str, Any]) -> Raw:
@@ -115,6 +125,7 @@ def _lettered(row: Mapping[str, Any]) -> Raw:
         row["question"],
         texts,
         row["answer_idx"],
+        of_index=True,
         key_text=_PREFIX.sub("", text(row.get("answer")), count=1),
         images=_images(row),
         repairs=["option-prefix"] if list(texts) != list(bare) else [],
@@ -128,7 +139,7 @@ def _medxpertqa(row: Mapping[str, Any]) -> Raw:
     given = {letter: text for letter, text in pairs if text is not None}
     label = row["label"][0] if isinstance(row["label"], list) else row["label"]
     question, fields = CHOICES.split(row["question"], maxsplit=1)[0], _texts(row, "id", field="body_system")
-    return Raw(question, list(given.values()), label, list(given), images=_images(row), **fields)
+    return Raw(question, list(given.values()), label, list(given), of_index=True, images=_images(row), **fields)
 
 
 def _medvlthinker(row: Mapping[str, Any]) -> Raw:
@@ -138,6 +149,7 @@ def _medvlthinker(row: Mapping[str, Any]) -> Raw:
         list(options.values()),
         row["answer_label"],
         list(options),
+        of_index=True,
         images=_images(row),
         id=f"{text(row.get('dataset_name'))}-{text(row.get('dataset_index'))}",
         **_texts(row, key_text="answer", source="dataset_name"),
@@ -173,10 +185,8 @@ def _plain(row: Mapping[str, Any]) -> Raw:
 
 def _images(row: Mapping[str, Any]) -> Sequence[Any]:
     """Images of a row: `images` or `image`, one or a list, perhaps as JSON text in a CSV cell."""
-    found = row.get("images") if row.get("images") is not None else row.get("image")
-    found = items(found) if isinstance(found, str) else found
-    if found is None:
-        return []
+    found = next((row[key] for key in ("images", "image") if row.get(key) not in (None, "", [], ())), [])
+    found = forms.pictures(found) if isinstance(found, str) else found
     listed_images = found if isinstance(found, list) else [found]
     return [i["image_path"] if isinstance(i, Mapping) and "image_path" in i else i for i in listed_images]
 
@@ -306,8 +316,9 @@ def text(value: Any) -> str:
 
 
 def flag(value: Any) -> bool | None:
-    """A yes or no, also as a spreadsheet writes it; None for an empty cell, and no for any other word."""
-    return None if text(value) == "" else text(value).lower() in ("true", "yes", "y", "1")
+    """A yes or no, also as a spreadsheet or pandas writes it; None for an empty cell, and no for any other word."""
+    said = text(value).lower()
+    return None if said in ABSENT else said in ("true", "yes", "y", "1", "1.0")
 
 
 def recognise(row: Mapping[str, Any]) -> Format | None:
