@@ -1,5 +1,7 @@
 """The job `contamination`: every training set of the config against every test set."""
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.data import benchmarks, contamination
@@ -14,8 +16,8 @@ ROW = 150  # bytes of a pair in export/contamination.csv, about: names of sets a
 def run(config: ConfigDict, run: Run) -> None:
     """Writes export/contamination.csv (one row a pair) and table.md, and finishes the run with the counts."""
     _check(config)
-    tests = [member for entry in config.benchmarks for member in _members(entry, config)]
-    training = [member for entry in config.training for member in _members(entry, config)]
+    tests = [member for name, entry in _named(config.benchmarks) for member in _members(name, entry, config)]
+    training = [member for name, entry in _named(config.training) for member in _members(name, entry, config)]
     with run.progress(len(training), label="cases") as progress:
         found = contamination.find(training, tests, config.images, on_case=progress.update)
     (run.path / "export").mkdir(exist_ok=True)
@@ -62,8 +64,16 @@ def _load(entry: str, config: ConfigDict) -> benchmarks.Benchmark:
     return benchmarks.load_entry(entry, limit=config.limit, seed=config.seed, skip_broken=config.skip_broken)
 
 
-def _members(entry: str, config: ConfigDict) -> list[contamination.Member]:
-    """The items of an entry beside the set that it names; prints its census."""
+def _named(entries: Sequence[str]) -> list[tuple[str, str]]:
+    """Each entry behind the name of its set: what stands before "=", or all of it where several entries share that, as
+    two files of one's own do, whose ids may be the same."""
+    names = [entry.partition("=")[0] for entry in entries]
+    shared = {name for name in names if names.count(name) > 1}
+    return [(entry if name in shared else name, entry) for name, entry in zip(names, entries, strict=True)]
+
+
+def _members(name: str, entry: str, config: ConfigDict) -> list[contamination.Member]:
+    """The items of an entry beside the name of its set; prints its census."""
     found = _load(entry, config)
     print(benchmarks.describe(found), flush=True)
-    return [(entry.partition("=")[0], item) for item in found.items]
+    return [(name, item) for item in found.items]

@@ -87,8 +87,8 @@ def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result
                     result.kept_back[target.name] = len(result.benchmark.items) - len(items)
                     if not items:
                         raise DataError(
-                            f"config.privacy=refuse keeps all {len(result.benchmark.items)} questions of {key} from "
-                            f"{target.name}; set redact, or take out what may identify a person"
+                            f"config.privacy={config.privacy} keeps all {len(result.benchmark.items)} questions of "
+                            f"{key} from {target.name}; take out what may identify a person, or choose another mode"
                         )
                 made = [one for name in config.controls for one in variants(items, name, config.rotations, config.seed)]
                 groups = [items, *(control.items for control in made)]

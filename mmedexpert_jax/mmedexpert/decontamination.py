@@ -1,6 +1,5 @@
 """Decontamination: raw cases held against the test sets of the evaluation, and the sets that were not at hand."""
 
-import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,21 +13,29 @@ from mmedexpert_jax.mmedexpert.record import RawCase
 
 # "all=<folder>": every known benchmark whose directory or zip stands there under its name, with all its subsets
 EVERY = "all="
+# beginnings of the splits and subsets that people train on: OmniMedVQA's train_1000; PubMedQA's labeled, half of it
+TRAINING = ("train", "labeled")
 
 
 def test_sets(entries: Sequence[str]) -> list[Benchmark]:
-    """The benchmarks of the entries, "name[:subset][@split][=source]" or "all=<folder>".
+    """The benchmarks of the entries, "name[:subset][@split][=source]" or "all=<folder>"; behind them, without items,
+    the parts that are not held though others of their benchmark are.
 
     Raises:
         ConfigError, DataError, RemoteError: as `benchmarks.load`; DataError where a folder holds no benchmark.
     """
-    found = []
+    found: list[Benchmark] = []
+    named: dict[str, set[str]] = {}  # subsets of the split that is tested on, by benchmark
     for entry in entries:
         if entry.startswith(EVERY):
             found += _of_folder(Path(entry.removeprefix(EVERY)).expanduser())
         else:
-            found.append(benchmarks.load_entry(entry, skip_broken=True))
-    return found
+            known = benchmarks.load_entry(entry, skip_broken=True)
+            rest, _, split = entry.partition("=")[0].partition("@")
+            tested = split in ("", benchmarks.spec(known.name).splits[0])
+            named.setdefault(known.name, set()).update([rest.partition(":")[2]] if tested else [])
+            found.append(known)
+    return found + [part for name, subsets in named.items() for part in _unnamed(name, subsets)]
 
 
 def leaked(records: Sequence[RawCase], tests: Sequence[Benchmark]) -> contamination.Findings:
@@ -38,7 +45,7 @@ def leaked(records: Sequence[RawCase], tests: Sequence[Benchmark]) -> contaminat
 
 
 def compared(tests: Sequence[Benchmark]) -> dict[str, int]:
-    """Items by test set: what the cases were held against; 0 for a known set that was not at hand."""
+    """Items by test set: what the cases were held against; 0 for a known set, or a part of one, not at hand."""
     found = dict.fromkeys(benchmarks.names(), 0)
     for known in tests:
         found[known.name] = found.get(known.name, 0) + len(known.items)
@@ -69,21 +76,41 @@ def _of_folder(folder: Path) -> list[Benchmark]:
             f"({', '.join(benchmarks.names())})"
         )
     names = [name for name in places if name in there or benchmarks.spec(name).default]
-    return [_whole(name, there[name]) if name in there else benchmarks.load(name, skip_broken=True) for name in names]
+    found = [part for name in names if name in there for part in _whole(name, there[name])]
+    return found + [benchmarks.load(name, skip_broken=True) for name in names if name not in there]
 
 
-def _whole(name: str, source: Path) -> Benchmark:
-    """A benchmark with the items of every subset and test split whose files are there, each once. Raises DataError
-    where the first is not."""
+def _whole(name: str, source: Path) -> list[Benchmark]:
+    """A benchmark with the items of every subset and split that is not trained on and whose files are there, each once;
+    behind it, without items, what is not there. Raises DataError where nothing of the split that is tested on is."""
+    known, wrong = benchmarks.spec(name), []
+    held: dict[str, list[Benchmark]] = {split: [] for split in known.splits if not split.startswith(TRAINING)}
+    named = set()
+    for split, subset in itertools.product(held, (part for part in known.subsets if not part.startswith(TRAINING))):
+        try:
+            held[split].append(benchmarks.load(name, source, split=split, subset=subset, skip_broken=True))
+            named.update([subset] if split == known.splits[0] else [])
+        except DataError as error:  # that it is not there, most likely; naming it as an entry says so
+            wrong.append(error)
+    if not held[known.splits[0]]:
+        raise wrong[0]
+    items = {_told(item): item for found in held.values() for part in found for item in part.items}
+    lacking = [_lacking(f"{name}@{split}") for split, found in held.items() if not found]
+    return [replace(held[known.splits[0]][0], items=tuple(items.values())), *_unnamed(name, named), *lacking]
+
+
+def _unnamed(name: str, subsets: set[str]) -> list[Benchmark]:
+    """The subsets of a benchmark's tested split that are not among those held, each without items."""
     known = benchmarks.spec(name)
-    first = benchmarks.load(name, source, skip_broken=True)
-    items = {_told(item): item for item in first.items}
-    splits = [split for split in known.splits if split == known.splits[0] or split.startswith("test")]
-    for split, subset in [*itertools.product(splits, known.subsets)][1:]:
-        with contextlib.suppress(DataError):  # that it is not there; the line tells how many items are
-            found = benchmarks.load(name, source, split=split, subset=subset, skip_broken=True)
-            items |= {_told(item): item for item in found.items}
-    return replace(first, items=tuple(items.values()))
+    held = {subset or known.subsets[0] for subset in subsets}
+    if "all" in held:
+        return []
+    rest = (subset for subset in known.subsets if subset not in held and not subset.startswith(TRAINING))
+    return [_lacking(f"{name}:{subset}" if subset else f"{name}@{known.splits[0]}") for subset in rest]
+
+
+def _lacking(name: str) -> Benchmark:
+    return Benchmark(name, name, ())
 
 
 def _told(item: Case) -> tuple[str, str, tuple[str, ...]]:

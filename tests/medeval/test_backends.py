@@ -19,7 +19,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError, NotFinite
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.medeval.backends.choose import open_backend
-from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend, fingerprint
+from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend, content_hash, fingerprint
 from mmedexpert_jax.medeval.backends.torch_model import TransformersBackend
 from mmedexpert_jax.medeval.prompt_styles import build
 from mmedexpert_jax.medeval.systems import parse
@@ -177,3 +177,33 @@ def test_a_fingerprint_changes_with_the_weights_alone(folder, tmp_path):
     content[-3] ^= 1
     weights.write_bytes(content)
     assert fingerprint(str(copy)) != fingerprint(str(folder))
+
+
+def test_a_fingerprint_changes_with_any_tensor_of_a_large_file(tmp_path):
+    file = tmp_path / "model.safetensors"
+    tensors = {f"layer.{i}": np.zeros((1024, 1024, 2), np.float32) for i in range(2)}
+    tensors |= {f"norm.{i}": np.zeros(300, np.float32) for i in range(20)}
+    save_file(tensors, file)
+    before = fingerprint(str(tmp_path))
+    assert fingerprint(str(tmp_path)) == before
+    for name, tensor in tensors.items():
+        changed = tensor.copy()
+        inner = changed.reshape(-1)[len(changed) // 3 :][:200_000]  # 800 KB of a layer
+        inner[:] = 7
+        save_file(tensors | {name: changed}, file)
+        assert fingerprint(str(tmp_path)) != before, name
+    save_file(tensors, file)
+    assert fingerprint(str(tmp_path)) == before
+
+
+TORN = json.dumps({"a": {"data_offsets": [-5, 2**70]}, "b": {"data_offsets": ["x", 1]}, "c": 1}).encode()
+SPANLESS = len(TORN).to_bytes(8, "little") + TORN
+
+
+@pytest.mark.parametrize("head", [b"GGUF\x03\0\0\0", b"\xff" * 8, (2).to_bytes(8, "little") + b"[]", SPANLESS])
+def test_a_large_file_without_a_header_of_tensors_has_a_fingerprint(tmp_path, head):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(head + bytes(5 * 2**20))
+    before = content_hash([tmp_path])
+    file.write_bytes(head + bytes(2**20) + b"\1" * 2**20 + bytes(3 * 2**20))
+    assert content_hash([tmp_path]) != before

@@ -6,6 +6,7 @@ import pytest
 
 from mmedexpert_jax import load_config, medeval
 from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.gba.judge_reward import JudgeReward
 from mmedexpert_jax.medeval import identifiers
 from mmedexpert_jax.runtime import Run
@@ -81,3 +82,17 @@ def test_an_item_whose_redacted_options_read_the_same_is_kept_back(tmp_path):
     assert [item.id for item in sent] == ["one", "same"] and sent[0].options == ("[date]", "never", "soon")
     assert "1 of them not sent to served" in lines[-1] and "dates" in lines[-1]
     assert len(identifiers.sendable(items, "served", "report", tmp_path / "x.csv", lines.append)) == 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"), [("redact", ("12/01/2020", "14/02/2020")), ("refuse", ("Dr. Smith", "flu"))]
+)
+def test_a_mode_that_leaves_nothing_to_ask_is_named(tmp_path, mode, options):
+    row = ROW | {"id": "one", "question": "Which is due?", "options": list(options)}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
+    config = load_config("configs/evaluate.py:mini").unlock()
+    config.model.path, config.data.path = "served=endpoint:some-model@http://localhost:9/v1", str(tmp_path)
+    config.privacy, config.endpoint.key_env = mode, ""
+    with Run.open(tmp_path / "run", config) as run, pytest.raises(DataError) as told:
+        medeval.run(config, run)
+    assert f"config.privacy={mode} keeps all 1 questions of mmedexpert_mini from served" in str(told.value)

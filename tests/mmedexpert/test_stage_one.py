@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmedexpert_jax.data import contamination
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.data.embedded import generate
 from mmedexpert_jax.data.paradigms import PARADIGMS as KNOWN
@@ -297,6 +298,85 @@ def test_cases_are_held_against_every_subset_of_a_test_set_in_a_folder(tmp_path)
     film = held("a.png", (tmp_path / "slake" / "imgs" / "a.png").read_bytes())
     held_back = decontamination.leaked([record(asked["zh"], (), "x", images=(film,))], tests)
     assert {pair.test_id for pair in held_back.pairs} == {"1", "2"}
+
+
+def slake(folder, **files):
+    """SLAKE's files of (id, language, question) rows."""
+    (folder / "imgs").mkdir(parents=True)
+    picture = Image.new("RGB", (4, 4))
+    for name, rows in files.items():
+        for number, _, _ in rows:
+            picture.save(folder / "imgs" / f"{number}.png")
+        values = [
+            {"qid": number, "q_lang": language, "question": question, "answer": "Yes", "answer_type": "CLOSED"}
+            | {"img_name": f"{number}.png", "modality": "CT", "content_type": "x", "location": "y"}
+            for number, language, question in rows
+        ]
+        (folder / f"{name}.json").write_text(json.dumps(values))
+
+
+IN_CHINESE = "这名三十四岁的男性病人因为发热咳嗽和胸痛三天来医院急诊室看病，他的图像里是否可以看见肺部的大片实变？"
+IN_ENGLISH = (
+    "Does the picture of this man of 34 years, who has had fever, a cough and chest pain for three days, look healthy?"
+)
+SHOWN = (
+    "Is there any large opacity in the left lower lobe of the lung of this woman, who has had night sweats for a month?"
+)
+
+
+def test_every_part_and_split_of_a_folder_of_test_sets_is_held_against_the_cases(tmp_path):
+    rows = {
+        "test": [(1, "en", IN_ENGLISH), (2, "zh", IN_CHINESE)],
+        "validate": [(3, "en", SHOWN)],
+        "train": [(4, "en", "Q?")],
+    }
+    slake(tmp_path / "slake", **rows)
+    tests = decontamination.test_sets([f"all={tmp_path}"])
+    cases = [
+        replace(record(text), id=f"x-{n}") for n, text in enumerate((IN_CHINESE, IN_ENGLISH, SHOWN, "Q?", "Why so?"))
+    ]
+    cases = [replace(case, options=(), answer="Yes") for case in cases]
+    found = decontamination.leaked(cases, tests)
+    assert {pair.train_id for pair in found.pairs} == {"x-0", "x-1", "x-2"}
+    assert len(found.pairs) == 3  # not again for the part "all", which has the items of both languages
+    assert {pair.test_set for pair in found.pairs} == {"slake"}
+    compared = decontamination.compared(tests)
+    assert compared["slake"] == 3 and not any("slake:" in name or "slake@" in name for name in compared)
+
+
+def test_parts_of_test_sets_that_are_not_there_are_said(tmp_path):
+    slake(tmp_path / "some" / "slake", test=[(1, "en", IN_ENGLISH)])
+    (tmp_path / "some" / "medqa").mkdir()
+    row = {"question": "Q?", "options": {"A": "x", "B": "y"}, "answer_idx": "A", "answer": "x", "meta_info": "step1"}
+    (tmp_path / "some" / "medqa" / "phrases_no_exclude_test.jsonl").write_text(json.dumps(row))
+    compared = decontamination.compared(decontamination.test_sets([f"all={tmp_path / 'some'}"]))
+    assert compared["slake"] == 1 and compared["slake@validation"] == 0 == compared["medqa:5_options"]
+    assert not {"slake:en", "slake@train", "medqa:4_options", "mmedexpert_mini@dev"} & set(compared)
+    said = decontamination.line(contamination.Findings([], []), compared)
+    assert "mmedexpert_mini (1280 items)" in said and "medqa:5_options, slake@validation: name their files" in said
+    assert {"test set": "slake@validation", "items": "not at hand"} in decontamination.table(compared)
+
+    slake(tmp_path / "train" / "slake", train=[(1, "en", IN_ENGLISH)])
+    with pytest.raises(DataError, match=r"holds no test\.json"):
+        decontamination.test_sets([f"all={tmp_path / 'train'}"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "items", "missing"),
+    [
+        ("slake", 1, {"slake:zh", "slake:all"}),
+        ("slake:zh", 1, {"slake:en", "slake:all"}),
+        ("slake:all", 2, set()),
+        ("slake:en@validation", 1, {"slake:en", "slake:zh", "slake:all"}),
+        ("slake@test", 1, {"slake:zh", "slake:all"}),
+    ],
+)
+def test_one_part_of_a_test_set_is_not_taken_for_the_whole(tmp_path, entry, items, missing):
+    slake(tmp_path / "s", test=[(1, "en", IN_ENGLISH), (2, "zh", IN_CHINESE)], validate=[(3, "en", SHOWN)])
+    compared = decontamination.compared(decontamination.test_sets([f"{entry}={tmp_path / 's'}"]))
+    assert compared["slake"] == items
+    assert {name for name in compared if name.startswith(("slake:", "slake@"))} == missing
+    assert not any(compared[name] for name in missing)
 
 
 @pytest.mark.parametrize(

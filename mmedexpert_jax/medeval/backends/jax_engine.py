@@ -4,11 +4,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 
-from mmedexpert_jax.errors import NotFinite
+from mmedexpert_jax import border
+from mmedexpert_jax.errors import DataError, NotFinite
 from mmedexpert_jax.medeval.backends.base import OnReply, Refuse, stop_if
 from mmedexpert_jax.medeval.prompt_styles import Question, opened
 from mmedexpert_jax.models import load_policy, load_processor
@@ -19,6 +20,10 @@ from mmedexpert_jax.runtime.progress import doing
 
 _SAMPLED = 2**16  # bytes of each stretch that a fingerprint reads
 _STRETCHES = 64  # of each file
+# bytes at both ends of each tensor of a file that these leave unread in part, and so many every _APART bytes: a norm or
+# a bias is seen by its ends, and what changed in more than _APART bytes in a row by one of those between
+_GRAIN, _APART = 2**12, 2**19
+_HEADER = 100_000_000  # bytes at most, as the format says
 _SUFFIXES = (".json", ".safetensors", ".gguf", ".jinja", ".txt")
 
 
@@ -68,7 +73,8 @@ class JaxBackend:
 
 
 def fingerprint(path: str) -> str:
-    """Hash of the files that a model is read from: their sizes, small ones whole, stretches of large ones."""
+    """Hash of the files that a model is read from: their sizes, small ones whole, stretches of large ones and of each
+    tensor in them."""
     if path.startswith("random:"):
         return path
     return content_hash(folders(path))
@@ -94,3 +100,22 @@ def _add(digest: "hashlib._Hash", file: Path) -> None:
             digest.update(source.read(_SAMPLED))
         source.seek(max(0, size - _SAMPLED))
         digest.update(source.read(_SAMPLED))
+        if step > _SAMPLED:
+            for start in sorted({*range(0, size, _APART), *_ends(source)}):
+                source.seek(start)
+                digest.update(source.read(_GRAIN))
+
+
+def _ends(source: BinaryIO) -> set[int]:
+    """Where the first and the last _GRAIN bytes of each tensor of a safetensors file begin; nothing of another file."""
+    source.seek(0)
+    length = int.from_bytes(source.read(8), "little")
+    if length > _HEADER:
+        return set()
+    try:
+        entries = border.parse_json(source.read(length), "a header").values()
+        spans = [entry["data_offsets"] for entry in entries if "data_offsets" in entry]
+        ends = {place for first, last in spans for place in (first, max(first, last - _GRAIN))}
+        return {8 + length + place for place in ends if 0 <= place < 2**60}
+    except (AttributeError, DataError, TypeError, ValueError):
+        return set()  # what it is, or what is wrong with it, is said where it is loaded
