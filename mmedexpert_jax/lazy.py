@@ -17,7 +17,7 @@ def public(
     def get(name: str) -> Any:
         if name in modules:
             return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
-        if importlib.util.find_spec(f"{package}.{name}") is None:
+        if name.startswith("_") or not name.isidentifier() or importlib.util.find_spec(f"{package}.{name}") is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return importlib.import_module(f"{package}.{name}")
 

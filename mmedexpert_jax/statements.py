@@ -442,12 +442,15 @@ _TEXT = re.compile(
 
 
 def _told(text: str) -> str:
-    """`text` with a statement in the place of each element that holds a label; of several options each is a remark."""
-    several = sum(element["name"].lower() == "option" for element in _HELD.finditer(text)) > 1
+    """`text` with a statement in the place of each element that holds a label; elements of one name that hold several
+    labels list the options, and each is a remark."""
+    held: dict[str, set[str]] = {}
+    for element in _HELD.finditer(text):
+        held.setdefault(element["name"].lower(), set()).add(element["held"].upper())
 
     def statement(element: re.Match[str]) -> str:
         name = element["name"].lower()
-        word = "option" if several and name == "option" else "answer"
+        word = "option" if len(held[name]) > 1 else "answer"
         final = "final " if name.startswith("final") else ""
         return f" {final}{word}: ({element['held'].upper()}) {element['text'].lstrip('.:)] ')} "
 

@@ -36,7 +36,7 @@ def schema(columns: Mapping[str, pa.DataType], lists: str = "Sequence") -> pa.Sc
     return pa.schema(list(columns.items()), metadata={"huggingface": json.dumps(features)})
 
 
-def row(case: object, schema: pa.Schema, **own: Any) -> dict[str, Any]:
+def row(case: object, of: pa.Schema, **own: Any) -> dict[str, Any]:
     """The values of a schema's columns: `own`, and of the others the case's attributes of their names."""
-    values = {name: own[name] if name in own else getattr(case, name) for name in schema.names}
+    values = {name: own[name] if name in own else getattr(case, name) for name in of.names}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

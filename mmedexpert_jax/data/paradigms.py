@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmedexpert_jax.data.case import PARADIGMS as NAMES
+from mmedexpert_jax.data.words import stands
 
 COUNTS = range(2, 13)  # statements of a trace, as teachers are asked for them (mmedexpert/teacher_prompts.py)
 _STATEMENT = re.compile(r"[(（](\d+)[)）]\s*")
@@ -38,7 +39,7 @@ def statements(trace: str) -> list[str]:
 
 def _differential(steps: list[str], options: tuple[str, ...]) -> bool:
     text = " ".join(steps).lower()
-    named = sum(option.lower() in text for option in options)
+    named = sum(stands(option.lower(), text) for option in options)
     return named >= min(2, len(options)) and bool(_ELIMINATION.search(text))  # an open question has none to name
 
 

@@ -4,9 +4,9 @@ import re
 
 from mmedexpert_jax import answers
 from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.data.words import word_count
 from mmedexpert_jax.mmedexpert import paradigm_rules
 from mmedexpert_jax.mmedexpert.record import Check, RawCase
-from mmedexpert_jax.mmedexpert.words import word_count
 from mmedexpert_jax.remote.outcomes import ending
 
 REASONS = {

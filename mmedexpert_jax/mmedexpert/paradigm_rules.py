@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mmedexpert_jax.data.paradigms import COUNTS, PARADIGMS, statements
-from mmedexpert_jax.mmedexpert.words import UNSPACED, word_count
+from mmedexpert_jax.data.words import stands, word_count
 
 _AGAINST = re.compile(
     r"\b(?:against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|lacks?|without|does not|"
@@ -51,7 +51,7 @@ class Statements:
     def named(self, text: str) -> set[int]:
         """Indices of the options that `text` names; an option inside another one that is named does not count."""
         lower = text.lower()
-        found = {i for i, option in enumerate(self.options) if _stands(option.lower(), lower)}
+        found = {i for i, option in enumerate(self.options) if stands(option.lower(), lower)}
         texts = {i: self.options[i].lower() for i in found}
         return {
             i
@@ -169,13 +169,6 @@ def _joined(steps: Sequence[str]) -> str:
     return " ".join(f"({number}) {step}" for number, step in enumerate(steps, 1))
 
 
-def _stands(option: str, text: str) -> bool:
-    """True for an option that stands in a text as whole words, if its script divides words."""
-    if UNSPACED.search(option):
-        return option in text
-    return bool(re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text))
-
-
 def _only_in(short: str, long: str, text: str) -> bool:
     """True for a shorter option that stands in the text only inside the longer one."""
-    return not _stands(short, text.replace(long, " "))
+    return not stands(short, text.replace(long, " "))

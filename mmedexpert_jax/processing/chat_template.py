@@ -11,7 +11,7 @@ SYSTEM = "You are a helpful assistant."  # said where a conversation has no syst
 
 
 def shipped(name: str) -> str:
-    """A template of assets/templates, as it enters a checkpoint."""
+    """A template of assets/templates, or the head of several."""
     return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
 
 

@@ -32,6 +32,9 @@ _COLUMNS = "key, started, seconds, status, outcome, detail, prompt_tokens, compl
 _COLUMNS += "reasoning_tokens, cost, response_id, host"
 
 
+_said: set[tuple[Path, str]] = set()  # stores, and the hosts of their answers of which `say_elsewhere` has told
+
+
 class Answers(Database):
     """Answers and attempts in one file.
 
@@ -42,7 +45,6 @@ class Answers(Database):
     def __init__(self, path: str | Path):
         """Opens or creates the file. Raises DataError, ResourceError."""
         super().__init__(path, SCHEMA, "a store of answers")
-        self._said: set[str] = set()  # hosts of which `say_elsewhere` has told
         # a process number alone may come again after a reboot
         self._owner = f"{platform.node()} {os.getpid()} {_started(os.getpid())} {uuid.uuid4().hex[:8]}"
 
@@ -126,14 +128,14 @@ class Answers(Database):
             if keys is None
             else [r for key in keys for r in self.read(f"{answered} AND key = ?", key)]
         )
-        others = sorted({name for (name,) in rows} - {host, *self._said})
+        others = sorted(name for name in {name for (name,) in rows} - {host} if (self.path, name) not in _said)
         if others:
             print(
                 f"{self.path}: answers of {', '.join(others)} stand for {host} too, where the model has the same name; "
-                "if it is another model, choose another workdir",
+                "if it is another model, choose another workdir or answers",
                 flush=True,
             )
-        self._said.update(others)
+        _said.update((self.path, name) for name in others)
 
     def claim(self, key: str) -> bool:
         """Takes the right to ask for `key`; False where it is answered, or a living process has that right.

@@ -45,8 +45,8 @@ _LEAVES = tuple((re.compile(rf"(?:^|\.)(?:{layers})[._](weight|bias|a|b)$"), axe
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """A mesh of data x fsdp x tensor devices, the first ones that JAX lists; data=-1 takes all that there are.
 
-    JAX lists the devices of a host one after the other, so that "data", the first axis, is the one that goes from host
-    to host: weights are gathered inside a host, and only gradients pass between them.
+    JAX lists the devices of a GPU's host one after the other, so that "data", the first axis, is the one that goes from
+    host to host: weights are gathered inside a host, and only gradients pass between them.
 
     Raises as `sizes` does, and ConfigError where a process of the job is left without a device, or where "fsdp" and
     "tensor" fill some hosts and a part of another.

@@ -56,6 +56,20 @@ def test_other_forms_do_not(paradigm, trace):
     assert not RULES[paradigm].follows(trace, OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("options", "trace", "named"),
+    [
+        (("MS", "ALS"), "(1) The symptoms began with false steps. (2) A reflex is absent.", False),
+        (("MS", "ALS"), "(1) MS is unlikely. (2) It is ALS.", True),
+        (("class I", "class II"), "(1) Class II is excluded. (2) No more is known.", False),
+        (("0", "3"), "(1) 80 of 32 are absent. (2) So it is.", False),
+        (("痛风", "关节炎"), "(1) 可能是痛风或关节炎。 (2) 排除痛风。", True),
+    ],
+)
+def test_options_are_named_by_whole_words(options, trace, named):
+    assert RULES["differential"].follows(trace, options) is named
+
+
 def test_statements_must_count_up_from_one():
     assert statements("(1) a (2) b") == ["a", "b"]
     assert statements("(1) a (3) b") == statements("(1) (2) b") == statements("none") == []

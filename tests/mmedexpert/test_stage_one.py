@@ -14,6 +14,7 @@ from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.data.embedded import generate
 from mmedexpert_jax.data.paradigms import PARADIGMS as KNOWN
 from mmedexpert_jax.data.prompts import render
+from mmedexpert_jax.data.words import word_count
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert import (
     decontamination,
@@ -27,7 +28,6 @@ from mmedexpert_jax.mmedexpert import (
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
 from mmedexpert_jax.mmedexpert.paradigm_rules import FORBIDDEN, REQUIRED
 from mmedexpert_jax.mmedexpert.record import RawCase, held
-from mmedexpert_jax.mmedexpert.words import word_count
 from mmedexpert_jax.remote import EndpointReply
 
 

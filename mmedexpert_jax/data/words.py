@@ -1,4 +1,4 @@
-"""The length of a text in words, also in scripts that set no blanks between them."""
+"""Words of a text, also in scripts that set no blanks between them."""
 
 import re
 
@@ -18,3 +18,10 @@ def word_count(text: str) -> int:
         text, number = re.subn(script, " ", text)
         unspaced += number / characters
     return round(unspaced) + sum(any(map(str.isalnum, word)) for word in text.split())
+
+
+def stands(phrase: str, text: str) -> bool:
+    """True for a phrase that stands in a text as whole words, if its script divides words: "MS" not in "symptoms"."""
+    if UNSPACED.search(phrase):
+        return phrase in text
+    return bool(re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text))
