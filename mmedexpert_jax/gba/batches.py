@@ -11,6 +11,7 @@ from mmedexpert_jax.gba.guidelines import Guidelines, Prompt
 from mmedexpert_jax.gba.padding import LEVELS, PromptSize, RowBuckets, SizeBucket, StripBuckets, deal, deal_images
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Encoded, Processor
+from mmedexpert_jax.runtime.threads import in_order
 from mmedexpert_jax.train import Prefetched
 
 # Where both miss the bounds, images side by side are chosen if rows of their own compute this many times as much:
@@ -66,13 +67,9 @@ class Batches:
         self._processor, self._guidelines, self._limit = processor, guidelines, max_prompt_length
         self._size, self._devices, self._minibatches = size, devices, minibatches
         known = {} if known is None else known
-        steps: list[list[PromptSize]] = []
-        for step in range(rounds):
-            prompts = guidelines.prompts(step)
-            for prompt in prompts:
-                if _key(prompt) not in known:
-                    known[_key(prompt)] = PromptSize.of(self.encode(prompt))
-            steps.append([known[_key(prompt)] for prompt in prompts])
+        new = _unknown(guidelines, rounds, known)
+        known |= zip(new, in_order(lambda prompt: PromptSize.of(self.encode(prompt)), new.values()), strict=True)
+        steps = [[known[_key(prompt)] for prompt in guidelines.prompts(step)] for step in range(rounds)]
         self._buckets, self.order = self._planned(steps)
         self.max_length = self._buckets.tokens[-1]
         self.ahead = Prefetched(self.encoded, rounds)
@@ -164,15 +161,23 @@ def overlong(processor: Processor, guidelines: Guidelines, rounds: int, limit: i
 
     Raises DataError where an image cannot be used.
     """
-    found = set()
-    for prompt in (prompt for step in range(rounds) for prompt in guidelines.prompts(step)):
-        if prompt.case.id in found or _key(prompt) in known:
-            continue
+
+    def size(prompt: Prompt) -> PromptSize | None:
         try:
-            known[_key(prompt)] = PromptSize.of(_encode(processor, prompt, limit))
+            return PromptSize.of(_encode(processor, prompt, limit))
         except TooLong:
-            found.add(prompt.case.id)
-    return found
+            return None
+
+    new = _unknown(guidelines, rounds, known)
+    sizes = dict(zip(new, in_order(size, new.values()), strict=True))
+    known |= {key: one for key, one in sizes.items() if one is not None}
+    return {new[key].case.id for key, one in sizes.items() if one is None}
+
+
+def _unknown(guidelines: Guidelines, rounds: int, known: Sizes) -> dict[tuple, Prompt]:
+    """The prompts of a run that are not measured yet, each once, in the order in which they are met."""
+    prompts = (prompt for step in range(rounds) for prompt in guidelines.prompts(step))
+    return {_key(prompt): prompt for prompt in prompts if _key(prompt) not in known}
 
 
 def cut(rows: np.ndarray, sizes: Sequence[PromptSize], count: int, order: Order = ORDERS[0]) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """`--config.plan=True`: what a job would read, do, need and write, without loading weights."""
 
-from collections import Counter
+import itertools
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from mmedexpert_jax.data.case import SPLITS, Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, ResourceError
 from mmedexpert_jax.launch import ablation, pipeline
 from mmedexpert_jax.launch.pipeline import stage_config
+from mmedexpert_jax.processing.images import in_turn
 from mmedexpert_jax.runtime import metrics
 from mmedexpert_jax.runtime.run import finished
+from mmedexpert_jax.runtime.threads import in_order
 
 SWEEPS = ("pipeline", "ablation")  # jobs of several stages
 LOW_LR = 5e-6  # below it, AdamW's steps of a LoRA delta are lost in a few hundred steps
@@ -142,8 +145,15 @@ def _check_cases(cases: list[Case], split: str, job: str, specialty: str, path: 
         if job == "dsa" and split == "train" and not case.trace:
             raise DataError(f"case {case.id}: no trace to imitate; leave it out of the training split")
     if decode:
-        images = [image for case in cases for image in case.images]
-        for number, image in enumerate(images):
+        first = itertools.accumulate((len(case.images) for case in cases), initial=0)
+        deque(in_order(_look_at, zip(first, cases, strict=False)), maxlen=0)
+
+
+def _look_at(numbered: tuple[int, Case]) -> None:
+    """Decodes the images of a case, whose first is of that number in its split, or makes sure that they can be read."""
+    first, case = numbered
+    with in_turn(case.images):
+        for number, image in enumerate(case.images, first):
             if number < DECODED:
                 image.picture()
             else:

@@ -297,7 +297,7 @@ def _copy_adapter(model_path: str, output: Path) -> None:
     from mmedexpert_jax.lora import finite
     from mmedexpert_jax.merging.checkpoint import copy_settings
     from mmedexpert_jax.models.hub_card import adapter_card, training_of
-    from mmedexpert_jax.models.locate import CHOSEN, base_under
+    from mmedexpert_jax.models.locate import CHOSEN, base_under, is_adapter
     from mmedexpert_jax.models.stored_tensors import views
 
     source = adapter_folder(model_path)
@@ -314,6 +314,12 @@ def _copy_adapter(model_path: str, output: Path) -> None:
             shutil.copyfile(source / name, partial / name)
         copy_settings(source, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
+    if is_adapter(base):
+        print(
+            f"{output} holds the change over {base}, itself an adapter, and none of that one's: evaluate, merge and "
+            "serve add both while it lies there, peft does not; --config.format=model has the whole",
+            flush=True,
+        )
 
 
 def _contamination(config: ConfigDict, run: "Run") -> None:

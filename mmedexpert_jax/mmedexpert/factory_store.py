@@ -5,13 +5,14 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.mmedexpert.record import Check, Judgement, RawCase, Trace, held
+from mmedexpert_jax.mmedexpert.record import Check, Judgement, RawCase, Trace
+from mmedexpert_jax.processing.images import ImageRef
 from mmedexpert_jax.remote.database import Database
 
 FILE = "factory.sqlite"
@@ -53,6 +54,22 @@ def private() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A picture in a factory's file."""
+
+    path: Path
+    sha256: str
+
+    def __call__(self) -> bytes:
+        """The encoded picture. Raises DataError where it has gone."""
+        with contextlib.closing(sqlite3.connect(self.path, timeout=60.0)) as db:
+            row = db.execute("SELECT data FROM images WHERE sha256 = ?", (self.sha256,)).fetchone()
+        if row is None:
+            raise DataError(f"{self.path} holds the picture no longer; run the job again")
+        return row[0]
 
 
 class Store(Database):
@@ -139,13 +156,18 @@ class Store(Database):
         rows = self.read("SELECT value FROM facts WHERE name = ?", name)
         return self._stored(rows[0][0]) if rows else None
 
+    def _image(self, name: str, sha256: str) -> ImageRef:
+        """A picture that stays in the file until it is asked for: those of all cases may be more than the memory."""
+        image = ImageRef(name, StoredImage(self.path, sha256))
+        image.__dict__["sha256"] = sha256  # the cached property, which would read the picture
+        return image
+
     def _stored(self, text: str) -> Any:
         return border.parse_json(text, str(self.path))
 
     def _record(self, text: str) -> RawCase:
         values = self._stored(text)
-        query = "SELECT data FROM images WHERE sha256 = ?"
-        values["images"] = [held(name, self.read(query, sha)[0][0]) for name, sha in values["images"]]
+        values["images"] = [self._image(name, sha) for name, sha in values["images"]]
         whole = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         fields: dict[str, Any] = {RENAMED.get(key, key): value for key, value in whole.items()}
         return RawCase(**fields)

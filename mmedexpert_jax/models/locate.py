@@ -50,7 +50,7 @@ def base_under(adapter: Path, base: str = "", over: Sequence[Path] = ()) -> str:
     if adapter in over:
         raise DataError(f"{adapter}/adapter_config.json: base_model_name_or_path leads back to the adapter itself")
     src = lora_module.base_of(read_json(adapter / "adapter_config.json")) or base
-    if base and not _is_adapter(src):
+    if base and not is_adapter(src):
         src = base
     if not isinstance(src, str) or not src:
         raise DataError(
@@ -60,7 +60,7 @@ def base_under(adapter: Path, base: str = "", over: Sequence[Path] = ()) -> str:
     return src
 
 
-def _is_adapter(src: Any) -> bool:
+def is_adapter(src: Any) -> bool:
     """True where a base is itself an adapter or a run with one, on this machine."""
     places = [Path(str(src)), Path(str(src)) / "export" / "adapter"]
     return any((place / "adapter_config.json").is_file() for place in places)

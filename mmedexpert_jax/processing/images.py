@@ -5,8 +5,8 @@ import binascii
 import hashlib
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import medical, segments
+from mmedexpert_jax.processing.volumes import TURNS
 from mmedexpert_jax.processing.windows import Frames, View, chosen, grey, settled, windowed
 
 Source = Image.Image | bytes | str | Path
@@ -123,6 +124,13 @@ class EncodedImage:
         buffer = io.BytesIO()
         self.image.save(buffer, "PNG", compress_level=self.compress)
         return buffer.getvalue()
+
+
+def in_turn(sources: Iterable[Any]) -> AbstractContextManager:
+    """A context in which several slices of volumes are looked at, by one thread at a time; of other sources an empty
+    one."""
+    sliced = any(isinstance(source, ImageRef) and source.view.slices is not None for source in sources)
+    return TURNS if sliced else nullcontext()
 
 
 def in_memory(image: Image.Image, name: str = "image") -> ImageRef:

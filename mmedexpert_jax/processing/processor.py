@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from mmedexpert_jax.errors import ConfigError, DataError, TooLong
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template, syntax_fault
 from mmedexpert_jax.processing.images import LONGEST as LONGEST_PATH
-from mmedexpert_jax.processing.images import ImageRef, open_image, spread
+from mmedexpert_jax.processing.images import ImageRef, in_turn, open_image, spread
 from mmedexpert_jax.processing.patches import Grid, ImageConfig, Pictures
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -104,6 +105,8 @@ class Processor:
         self.special_vision_ids: tuple[int, ...] = tuple(
             sorted(vocabulary[token] for token in marks.never if token in vocabulary)
         )
+        # Special tokens are text or not by a switch of the tokenizer, which fails where another thread is reading.
+        self._tokenizing = threading.Lock()
         self._takes_text = False  # the template is of a text model, which prints contents as they are
         self.opens_reasoning = self._check_template()  # a prompt ends with <think>, so that answers begin behind it
 
@@ -167,7 +170,8 @@ class Processor:
                 (a prompt is never truncated: that would cut images).
         """
         messages, sources = _split_images(conversation)
-        shown = [self._patches(part, number) for number, part in enumerate(sources, start=1)]
+        with in_turn(part["image"] for part in sources):
+            shown = [self._patches(part, number) for number, part in enumerate(sources, start=1)]
         images = [view for views in shown for view in views]
         expanded = self._tokens(messages, shown, add_generation_prompt)
         if max_length is not None and len(expanded) > max_length:
@@ -210,7 +214,8 @@ class Processor:
         if self._takes_text:
             messages = [_joined(message) for message in messages]
         try:
-            return self.tokenizer.apply_chat_template(messages, **how)
+            with self._tokenizing:
+                return self.tokenizer.apply_chat_template(messages, **how)
         except Exception as error:
             reason = " ".join(str(error).split())
             raise DataError(f"the chat template refuses the conversation: {reason}") from error
@@ -336,7 +341,8 @@ class Processor:
 
     def completion(self, text: str) -> list[int]:
         """Ids of an assistant's answer, closed by `<|im_end|>`; special tokens spelt out in it are ordinary text."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), self.chat_end_id]
+        with self._tokenizing:
+            return [*self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), self.chat_end_id]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids, special tokens skipped."""

@@ -19,6 +19,7 @@ Made = TypeVar("Made")
 
 _kept: list[tuple[bytes, Any, Any]] = []
 _keeping = threading.RLock()
+TURNS = threading.RLock()  # held by who looks at several slices: threads in turn at two volumes would read both anew
 
 
 def kept(content: bytes, view: Any, make: Callable[[], Made]) -> Made:

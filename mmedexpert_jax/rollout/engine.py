@@ -22,6 +22,7 @@ from mmedexpert_jax.rollout.generate import folded
 from mmedexpert_jax.rollout.pool import Ended, Pool
 from mmedexpert_jax.runtime import costs
 from mmedexpert_jax.runtime.mesh import row_shards
+from mmedexpert_jax.runtime.threads import in_order
 
 LOOKAHEAD = 2048  # conversations that are sorted into buckets together
 KEPT = 2**28  # bytes of patches that wait for their batch; images beyond are read a second time
@@ -137,18 +138,17 @@ class Engine:
         self, numbered: Iterator[tuple[int, int, str, Prompt]], refuse: Refuse | None
     ) -> Iterator[tuple[Batch, list["_Ticket | None"], np.ndarray]]:
         """Batches with a ticket for each conversation and the row ids; a batch is filled up with its first row."""
+        encode: Callable[[Prompt, str], Encoded | DataError] = self._tried if refuse else self._encode
         while block := list(itertools.islice(numbered, LOOKAHEAD)):
             sizes: list[Size] = []
             asked: list[tuple[int, int, str, Prompt]] = []
             kept: dict[int, Encoded] = {}
             free = KEPT
-            for number, row, name, prompt in block:
-                try:
-                    encoded = self._encode(prompt, name)
-                except DataError as error:
-                    if refuse is None:
-                        raise
-                    refuse(number, error)
+            found = in_order(lambda one: encode(one[3], one[2]), block)
+            for (number, row, name, prompt), encoded in zip(block, found, strict=True):
+                if isinstance(encoded, DataError):
+                    assert refuse is not None
+                    refuse(number, encoded)
                     continue
                 free -= sum(patches.nbytes for patches, _ in encoded.images)
                 if free >= 0 or not encoded.images:
@@ -168,6 +168,13 @@ class Engine:
                     tickets = [_Ticket.of(asked[place][0], prompts[place]) for place in places]
                     chosen = np.array([asked[place][1] for place in full])
                     yield batch, [*tickets, *[None] * (shape.rows - len(places))], chosen
+
+    def _tried(self, prompt: Prompt, name: str) -> Encoded | DataError:
+        """The prompt encoded, or why it cannot be."""
+        try:
+            return self._encode(prompt, name)
+        except DataError as error:
+            return error
 
     def _encode(self, prompt: Prompt, name: str) -> Encoded:
         try:

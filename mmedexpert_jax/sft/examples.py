@@ -15,6 +15,7 @@ from mmedexpert_jax.data.prompts import completion, conversation
 from mmedexpert_jax.errors import DataError, TooLong
 from mmedexpert_jax.processing.processor import Encoded, Processor, round_up
 from mmedexpert_jax.rollout.logprobs import packed
+from mmedexpert_jax.runtime.threads import in_order
 from mmedexpert_jax.sft.loss import MicroBatch
 from mmedexpert_jax.train.overlong import report_dropped
 
@@ -75,15 +76,19 @@ class Examples:
 
     def _measured(self, cases: Sequence[Case]) -> list[tuple[Case, list[int], CaseSize]]:
         """The cases within the limits, each with its completion's ids and its size."""
-        kept, dropped = list[tuple[Case, list[int], CaseSize]](), list[str]()
-        for case in cases:
+
+        def measured(case: Case) -> tuple[Case, list[int], CaseSize] | None:
             try:
                 ids = self._completion(case)
-                kept.append((case, ids, _size(self._encode(case, case.paradigm or None), ids)))
+                return case, ids, _size(self._encode(case, case.paradigm or None), ids)
             except TooLong:
                 if self._config.overlong == "error":
                     raise
-                dropped.append(case.id)
+                return None
+
+        found = [*in_order(measured, cases)]
+        kept = [one for one in found if one is not None]
+        dropped = [case.id for case, one in zip(cases, found, strict=True) if one is None]
         limits = {name: self._config[name] for name in ("max_prompt_length", "max_new_tokens")}
         report_dropped(dropped, len(cases), " or ".join(f"{name} {limit}" for name, limit in limits.items()))
         return kept

@@ -92,6 +92,21 @@ def test_an_adapter_is_exported_without_what_its_trainer_left(adapter, capsys):
     assert not Path("other/export/adapter").exists()
 
 
+def test_an_adapter_over_an_adapter_says_what_it_lacks(adapter, tiny_checkpoint, capsys):
+    """As GBA leaves it that began from an expert on this disk: here both count, in peft the one that is named."""
+    params = models.load_model(tiny_checkpoint)[1]
+    second = jax.tree.map(lambda factor: factor + 0.01, lora.init(jax.random.key(1), params, rank=3))
+    lora.save_peft("second", second, base="adapter")
+    command = [adapter[0], "--config.model.path=second", adapter[2]]
+    assert main([*command, "--config.format=adapter"]) == 0
+    exported = "runs/export-mini/export/adapter"
+    assert f"{exported} holds the change over adapter, itself an adapter" in capsys.readouterr().out
+    with models.load.chosen(base=tiny_checkpoint):
+        assert models.load_policy(exported)[2].rank == 5  # of both
+    assert main([*adapter, "--config.format=adapter", "--config.workdir=first"]) == 0
+    assert "itself an adapter" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("named", ["/mnt/other/base", None])
 def test_the_base_that_is_given_counts_in_plan_and_run(adapter, named, capsys):
     file = Path("adapter/adapter_config.json")

@@ -1,5 +1,6 @@
 """The data base that stages and review share, the local teacher, and the embedded raw cases."""
 
+import pickle
 import sqlite3
 from dataclasses import replace
 
@@ -35,6 +36,17 @@ def test_records_and_traces_come_back_as_they_went_in(store):
     assert len(list(store.traces(passed=None))) == 3
     with pytest.raises(DataError, match="no trace t-9"):
         store.trace("t-9")
+
+
+def test_pictures_of_cases_stay_in_the_file(store):
+    large = held("p.png", bytes(1 << 20))
+    store.replace_cases([replace(RECORD, images=(large,))])
+    (found,) = store.cases()[0].images
+    assert len(pickle.dumps(found)) < 2000 and found.sha256 == large.sha256
+    assert pickle.loads(pickle.dumps(found)).open() == large.open()
+    store.replace_cases([])
+    with pytest.raises(DataError, match="holds the picture no longer"):
+        found.open()
 
 
 def test_cases_keep_their_order_and_traces_of_others_go(store):
