@@ -235,9 +235,9 @@ def _figure(title: str, unit: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with matplotlib.rc_context(STYLE):
-        # `_save` lays it out: savefig draws a figure that has a layout twice, the first time for the layout alone
-        figure = Figure(SIZE, STYLE["savefig.dpi"], layout="none")
+    # `_save` lays it out: savefig draws a figure that has a layout twice, the first time for the layout alone
+    with matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": False}):
+        figure = Figure(SIZE, STYLE["savefig.dpi"])
         axes = figure.subplots()
         axes.set_title(title)
         axes.set_xlabel("step")
