@@ -5,11 +5,9 @@ import sys
 import types
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from mmedexpert_jax.gba import trainer
@@ -21,24 +19,6 @@ from mmedexpert_jax.models.random import init_params
 from mmedexpert_jax.processing.processor import Processor
 
 NUM_CASES = 10
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compile_once_and_fast():
-    """Programs that several runs share are compiled once, however small, and none is optimised for speed."""
-    options = {
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

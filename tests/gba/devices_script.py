@@ -87,7 +87,6 @@ def main():
         settings.pop()
         tree.DEEP = 2  # layers of the tiny model
     jax.config.update("jax_default_matmul_precision", "highest")
-    jax.config.update("jax_disable_most_optimizations", True)
     for number, setting in enumerate(settings):
         arrays, rows = run(model_path, cases_path, *setting.split(","))
         np.savez(out.replace(".npz", f"-{number}.npz"), **arrays)

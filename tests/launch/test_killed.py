@@ -10,22 +10,33 @@ from pathlib import Path
 
 import pytest
 
+from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.runtime.metrics import is_clock, read
 
 STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def launch(tiny_checkpoint, tiny_cases):
-    """Starts `configs/gba.py` in a folder; the runs share compiled programs on disk."""
+def arguments(tiny_checkpoint, tiny_cases):
+    """`make(workdir)`: of a GBA run of four steps."""
     fields = {
         "model.path": tiny_checkpoint, "data.path": tiny_cases, "steps": STEPS, "checkpoint_every": 1, "lora.rank": 2,
         "num_samples": 2, "prompts_per_step": 2, "max_new_tokens": 8, "samples_every": 1, "eval.every": 2, "lr": 0.1,
     }  # fmt: skip
 
+    def make(workdir: Path) -> list[str]:
+        given = (fields | {"workdir": workdir}).items()
+        return ["--config=configs/gba.py", *(f"--config.{name}={value}" for name, value in given)]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def launch(arguments):
+    """Starts the run in a folder and a process of its own; the runs share compiled programs on disk."""
+
     def start(workdir: Path) -> subprocess.Popen:
-        command = [sys.executable, "-m", "mmedexpert_jax.launch", "--config=configs/gba.py"]
-        command += [f"--config.{name}={value}" for name, value in (fields | {"workdir": workdir}).items()]
+        command = [sys.executable, "-m", "mmedexpert_jax.launch", *arguments(workdir)]
         environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -33,10 +44,10 @@ def launch(tiny_checkpoint, tiny_cases):
 
 
 @pytest.fixture(scope="module")
-def whole(launch, tmp_path_factory):
-    """A run that was never killed."""
+def whole(arguments, tmp_path_factory):
+    """A run that was never killed, in this process."""
     workdir = tmp_path_factory.mktemp("whole")
-    finish(launch(workdir))
+    assert main(arguments(workdir)) == 0
     return workdir
 
 
@@ -48,7 +59,7 @@ def finish(process: subprocess.Popen) -> None:
 def kill_when(process: subprocess.Popen, ready) -> None:
     while not ready():
         assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.002)
+        time.sleep(0.02)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL

@@ -21,7 +21,6 @@ from mmedexpert_jax.runtime.mesh import make_mesh, shard, shard_batch, shardings
 from mmedexpert_jax.train.layout import Layout
 
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_disable_most_optimizations", True)
 sharded.PIECE = 20  # of the 24 tokens of a device's prompts
 family, meshes, vocabulary, checked = sys.argv[1], eval(sys.argv[2]), int(sys.argv[3]), "programs" in sys.argv
 if family == "gemma3":  # a window shorter than a row, and images of four tokens that see one another
