@@ -13,7 +13,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import Check, Judgement, RawCase, Trace
 from mmedexpert_jax.processing.images import ImageRef
-from mmedexpert_jax.remote.database import Database
+from mmedexpert_jax.remote.database import Database, read_once
 
 FILE = "factory.sqlite"
 # Keys of a stored case whose names differ from the attributes'; files that are there keep theirs.
@@ -65,11 +65,10 @@ class StoredImage:
 
     def __call__(self) -> bytes:
         """The encoded picture. Raises DataError where it has gone."""
-        with contextlib.closing(sqlite3.connect(self.path, timeout=60.0)) as db:
-            row = db.execute("SELECT data FROM images WHERE sha256 = ?", (self.sha256,)).fetchone()
-        if row is None:
+        found = read_once(self.path, "SELECT data FROM images WHERE sha256 = ?", self.sha256)
+        if not found:
             raise DataError(f"{self.path} holds the picture no longer; run the job again")
-        return row[0]
+        return found[0][0]
 
 
 class Store(Database):

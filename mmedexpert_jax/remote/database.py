@@ -81,3 +81,12 @@ class Database:
         """The error of a disk that takes nothing more; None for an error of another kind."""
         fix = _FIXES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)  # the low byte: without the details
         return ResourceError(f"cannot write {self.path}: {error}; {fix}") if fix else None
+
+
+def read_once(path: Path, query: str, *values: object) -> list[tuple]:
+    """Rows of a SELECT by a connection of its own, in any thread. Raises DataError where the file has gone."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=60.0)) as db:
+            return db.execute(query, values).fetchall()
+    except sqlite3.OperationalError as error:
+        raise DataError(f"{path} cannot be read ({error}); run the job again") from None
