@@ -437,7 +437,9 @@ _TEXT = re.compile(
     r"(?:\s+(?:correct[ae]|correta|corretta|esatta|final|más\s+probable))?\s*(?:(?:es|é|è|est|ist|lautet)\s*:?\s|[:—–-]))\s*"
     r"|(?:答案|诊断|診断|答え|正解|정답|진단)\s*(?:应该是|应为|是|为|為|は|은|는|이|:)\s*"
     r"|(?:الإجابة|الجواب|التشخيص)(?:\s+(?:الصحيحة|الصحيح|النهائية))?\s*(?:هي|هو|:)\s*)"
-    r"(?P<text>[^\n;!?。]{2,200}?)(?=\.(?:\s|$)|[\n;!?。]|です|である|입니다|이다|,?\s+(?:because|since|as|given|due|porque|car|weil|da)\b|$)"
+    r"(?P<text>[^\n;!?。]{2,200}?)(?=(?<!\b[A-Z])\.(?:\s|$)"
+    # the stop of an initial, "C. acnes", ends nothing
+    r"|\.(?:\s+[^a-z\s]|\s*$)|[\n;!?。]|です|である|입니다|이다|,?\s+(?:because|since|as|given|due|porque|car|weil|da)\b|$)"
 )
 
 

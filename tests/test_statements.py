@@ -97,6 +97,33 @@ def test_an_element_that_is_never_closed_is_a_heading():
     assert read_choice("<unused94>thought\nThe answer is B.", FOUR, "plain") is None
 
 
+SPECIES = ("S. aureus", "C. acnes", "S. epidermidis", "B. cereus")
+DOSES = ("Aspirin", "Aspirin, clopidogrel", "5", "5,000 units")
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "letter"),
+    [
+        ("C. acnes", SPECIES, "B"),
+        ("B. C. acnes", SPECIES, "B"),
+        ("C. S. epidermidis", SPECIES, "C"),
+        ("C. staphylococci of the skin", SPECIES, "C"),
+        ("C. acnes infection", SPECIES, None),
+        ("C. acnes, a Gram-positive rod", SPECIES, None),
+        ("The answer is C. acnes (Cutibacterium acnes).", SPECIES, None),
+        ("C. pecorum infection", ("C. pecorum", "E. coli", "Gout"), None),  # a species that no list holds
+        ("C. pecorum", ("C. pecorum", "E. coli", "Gout"), "A"),
+        ("B. abortus", ("Gout", "Lupus"), None),
+        ("B) Aspirin, clopidogrel", DOSES, "B"),
+        ("D) 5,000 units", DOSES, "D"),
+        ("A) Aspirin, clopidogrel", DOSES, None),
+    ],
+)
+def test_initials_of_species_and_options_that_begin_alike(said, options, letter):
+    for form, text in (("tags", f"<answer>{said}</answer>"), ("plain", said), ("plain", f"Answer: {said}")):
+        assert read_choice(text, options, form) == letter, text
+
+
 LETTER = st.sampled_from("BCD")
 WRAPS = ("{}", "({})", "**{}**", "`{}`", "${}$", '"{}"', "[{}]")
 POSITIVE = (
@@ -171,6 +198,11 @@ def test_a_final_answer_outweighs_what_stood_before(made, letter, wrap):
         "<unused94>",
         "<analysis>",
         "<cot></cot",
+        "B) ",
+        "B>",
+        "Answer B (",
+        "B: 20%, ",
+        "B. Heart failure ",
     ],
 )
 def test_reading_is_linear_in_the_length(piece):
