@@ -5,13 +5,16 @@ import itertools
 import json
 import random
 import time
+import unicodedata
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mmedexpert_jax import border
+from mmedexpert_jax.data import contamination
 from mmedexpert_jax.data.benchmarks.rows import Row
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.mmedexpert.collection import gather
@@ -685,3 +688,21 @@ def test_exponents_charges_and_indices_stay_what_they_are():
         "p <sup> 2": "p 2",
     }
     assert {text: plain_text(text, []) for text in found} == found
+
+
+def test_two_forms_of_unicode_are_one_text(tmp_path):
+    text = "Une femme \u00e2g\u00e9e de 67 ans a de la fi\u00e8vre. Quel est le diagnostic ?"
+    options = ["Embolie aigu\u00eb", "Pneumonie", "\u0153d\u00e8me"]
+    row = PLAIN | {"question": text, "options": options, "answer": options[0]}
+    apart = {key: unicodedata.normalize("NFD", row[key]) for key in ("question", "answer")}
+    apart["options"] = [unicodedata.normalize("NFD", option) for option in options]
+    assert apart["question"] != text
+    found = collect([write(tmp_path / "a.jsonl", [row, row | apart, row | {"answer": apart["answer"]}])])
+    assert len({record.id for record in found.records}) == 1 and {record.answer for record in found.records} == {"A"}
+    assert duplicates(found.records) and {record.question for record in found.records} == {text}
+    assert contamination.words_in(apart["question"]) == contamination.words_in(text)
+    cases = [Case(name, words * 3, (), "x") for name, words in (("a", text), ("b", apart["question"]))]
+    (pair,) = contamination.find([("t", cases[0])], [("s", cases[1])]).pairs
+    assert pair.containment == 1.0 and pair.decision == "drop"
+    powers = PLAIN | {"options": ["10\u2079", "109"], "answer": "A"}
+    assert collect([write(tmp_path / "p.jsonl", [powers])]).records[0].options == ("10\u2079", "109")
