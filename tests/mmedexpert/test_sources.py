@@ -17,7 +17,7 @@ from mmedexpert_jax.data.benchmarks.rows import Row
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.mmedexpert.collection import gather
+from mmedexpert_jax.mmedexpert.collection import gather, hashes
 from mmedexpert_jax.mmedexpert.duplicates import duplicates, with_several_keys
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
@@ -706,3 +706,22 @@ def test_two_forms_of_unicode_are_one_text(tmp_path):
     assert pair.containment == 1.0 and pair.decision == "drop"
     powers = PLAIN | {"options": ["10\u2079", "109"], "answer": "A"}
     assert collect([write(tmp_path / "p.jsonl", [powers])]).records[0].options == ("10\u2079", "109")
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for site, text in (("site1", "First of all?"), ("site2", "Second of all?")):
+        write(tmp_path / site / "cases.jsonl", [PLAIN | {"question": text}])
+    write(tmp_path / "more.jsonl", [PLAIN])
+    found = collect([str(tmp_path)], rights=Rights(redistributable=("site1/cases.jsonl",)))
+    assert [record.source_id for record in found.records] == [
+        "more.jsonl:1",
+        "site1/cases.jsonl:1",
+        "site2/cases.jsonl:1",
+    ]
+    assert [record.redistributable for record in found.records] == [False, True, False]
+    assert found.counts["site1/cases.jsonl", "read"] == found.counts["site2/cases.jsonl", "read"] == 1
+    assert {*hashes(str(tmp_path))} == {"more.jsonl", "site1/cases.jsonl", "site2/cases.jsonl"}
+    assert {*hashes(str(tmp_path / "site1"))} == {"cases.jsonl"}
+    config = load_config("configs/dataset.py", {"data.path": str(tmp_path), "data.redistributable": ("cases.jsonl",)})
+    with pytest.raises(ConfigError, match=r"'cases.jsonl' is no format and no file"):  # which of the two is not said
+        gather(config)
