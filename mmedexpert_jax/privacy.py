@@ -42,6 +42,11 @@ _WEAK = (
     r"patient(?:'s)?|patient-?id|hospital|chart|medicare|medicaid|health card|passport|insurance|mr|pid|acc|hosp|"
     r"encounter|visit|case|account|acct|policy|member|study|specimen|record|file|id|ipd|opd"
 )
+# what stands behind "case:" or "specimen:" with digits of its own: levels of the spine, antigens, viruses, gases
+_CLINICAL = (
+    r"(?:[CTLS]\d{1,2}(?:[-/][CTLS]?\d{1,2})?|CD\d{1,3}|CA[- ]?\d{2,3}|H[IP]V(?:[-/]?\d){0,2}|HER-?2|(?:Sp|Pa|Fi)C?O2|"
+    r"COVID-\d+|H\d{1,2}N\d{1,2}|[Tt]\d[a-c]?N\d[a-c]?(?:M\d)?|Ki-?67|p53|G\d{1,2}P\d{1,2})(?!\d)(?![-/]?\d)"
+)
 _AGE = r"\d{1,3}[ -]?(?:year|yr|y/o|yo\b|month|week|day|jahr)|(?:19|20)\d\d(?![\w/-])"
 _TITLE = (
     r"(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Professor|Herrn?|Frau|Mme|Mlle|Monsieur|Madame|Señora?|Sra?\.|"
@@ -57,7 +62,7 @@ PATTERNS: dict[str, re.Pattern] = {
     "e-mail": re.compile(r"\b[\w.+-]+ ?(?:@|\(at\)|\[at\]) ?[\w-]+(?:\.[\w-]+)+\b"),
     "record number": re.compile(
         rf"\b(?:(?:{_SURE})(?:\s*{_NO})?\s*(?:is|:|#|=)*|(?:{_WEAK})\.?[\s-]*(?:{_NO}\s*[:#=]?|[:#=]+))\s*#?\s*"
-        rf"(?!{_AGE})(?=[\w/-]*\d[\w/-]*(?:\d| \d))[A-Za-z0-9][\w/-]{{2,}}(?: \d{{2,4}}\b)*|"
+        rf"(?!{_AGE})(?!{_CLINICAL})(?=[\w/-]*\d[\w/-]*(?:\d| \d))[A-Za-z0-9][\w/-]{{2,}}(?: \d{{2,4}}\b)*|"
         r"\b[A-Z]{2}\d\d(?: ?\d{4}){3,}(?: ?\d{1,4})?\b|\b[0-2](?:\.\d+){6,}\b|"  # IBAN; DICOM's unique ids
         r"\b\d{3}-\d{2}-\d{4}\b|\b[1-9][A-Z][A-Z\d]\d-?[A-Z][A-Z\d]\d-?[A-Z]{2}\d\d\b",  # SSN; Medicare's
         re.I,
@@ -79,7 +84,8 @@ PATTERNS: dict[str, re.Pattern] = {
         r"\.?(?:\s*(?:no|nr|number)\b\.?)?(?:\s+(?:is|at|on))?\s*:?\s*"
         r"(?=\D{0,2}(?:\d\D{0,2}){6}\d)\+?\(?\d[\d ()/.-]{5,}\d|"
         r"(?:\+|\b00)\d{1,3}[ -]?\(?\d{1,4}\)?(?:[ -]?\d{2,4}){2,4}\b|\(\d{3}\) ?\d{3}[- ]\d{4}\b|"
-        r"(?:\b1-)?\b\d{3}([-. ])\d{3}\1\d{4}\b",
+        r"(?:\b1-)?\b\d{3}([-.])\d{3}\1\d{4}\b|"
+        r"(?:\b1 )?\b[2-9]\d\d [2-9]\d\d \d{4}\b",  # with blanks alone only as North America has them
         re.I,
     ),
     "address": re.compile(
@@ -89,7 +95,8 @@ PATTERNS: dict[str, re.Pattern] = {
         r"\b[A-ZÄÖÜ][a-zäöüß]+(?:straße|strasse|str\.|weg|platz|gasse|allee) \d{1,4}[a-z]?\b|"
         r"(?:(?<=, )|(?<=\bin )|(?<=\baus )|\bD-)\d{5} [A-ZÄÖÜ][a-zäöüß]{2,}|"
         r"\b(?i:address|anschrift|adresse|wohnhaft in)\s*[:=]?\s*(?:(?<=[:=])|(?<=[:=] ))[^\n;]{5,80}|"
-        r"\b[A-Z]{2} \d{5}(?:-\d{4})?\b|\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b"
+        r"\b[A-Z]{2} \d{5}(?:-\d{4})?\b(?! ?(?:(?:units?|IU|U|mg|mcg|µg|ml|cells|copies)\b|/))|"
+        r"\b[A-Z]{1,2}\d[A-Z\d]? \d[ABD-HJLNP-UW-Z]{2}\b"  # the letters that a British code ends with: no MG, MM, IU
     ),
     "name": re.compile(
         rf"\b{_TITLE}(?:\.? {_TITLE})*\.? ?(?:med\. |[A-Z]\. ?)*{_WORD}(?: {_WORD})?|"
@@ -99,7 +106,7 @@ PATTERNS: dict[str, re.Pattern] = {
         rf"\b(?i:patient(?:in)?|pt)\s*[:=]\s*{_WORD},? [A-ZÀ-Þ][\w'’-]*|"
         rf"\b(?i:{_ROLE})\s*(?:[A-Z]\. ?)*{_WORD}(?:,? {_WORD}){{0,2}}|\b{_WORD}(?:\^{_WORD})+|"
         rf"\b(?i:(?:mother|father|husband|wife|guardian):|c/o) {_WORD} {_WORD}|"
-        rf"\b{_WORD}(?: [A-Z]\.)? {_WORD}, ?(?:M\.?D|D\.?O|R\.?N|MBBS|FRCS|FRCR|Ph\.?D)\b\.?"
+        rf"\b{_WORD}(?: [A-Z]\.)? {_WORD}, ?(?:M\.?D|D\.?O(?! NOT\b)|R\.?N|MBBS|FRCS|FRCR|Ph\.?D)\b\.?"
     ),
 }
 # DICOM attributes that identify, beside all of the types person name, date and date-time

@@ -70,6 +70,12 @@ MORE = {  # a line a kind, forms apart by a bar
     "5 rue de la Paix|address: Flat 3, Green House|742 Evergreen Terrace|12 long acre street|SW1A 1AA|Boston, MA 02115",
     "e-mail": "j.doe+x@mail.co.uk|jane(at)example.org|jane [at] example.org",
 }
+MORE["record number"] += (
+    "|Study: A12345|Case: T1234-99|Specimen: S21-4455|ID: CD20123|ID: HIV-123456|Case: L45-2231|ID: C12345"
+)
+MORE["address"] += "|IL 62704|EC1A 1BB|M1 1AE|Reston, VA 20190-1234"
+MORE["phone"] += "|1 800 555 0134|123-456-7890"
+TEXTS |= {"Anna Weber, DO": {"name"}, "Jim Poe, D.O.": {"name"}}
 TEXTS |= {text: {kind} for kind, line in MORE.items() for text in line.split("|")}
 CLINICAL = (
     "5-10-15 mg of prednisone",
@@ -87,6 +93,15 @@ CLINICAL = (
     "A 67-year-old woman has a rate of 32 per minute, 120/80 mmHg and urea 9 mmol/L for 3 days.",
     "TSH 0.01 mU/L, T4 28; HbA1c 7.5-8.0 %; ratio 12/5/3; CD4 200; Na 140, K 4.0, grade 2-3",
     "In May she had a viral infection. Graves disease; Crohn's; Mr. is short for mitral regurgitation.",
+    "VITAMIN B12 1MG DAILY, VIT D3 5MG, L4 5MM slip, T2 4CM mass, C5 6MM disc, L5 2ML, IL 20000 units, PD 10000 IU",
+    "Specimen: CD20-positive B cells",
+    "Specimen: CA125",
+    "ID: HIV1/2 positive",
+    "Case: T10/T12 fracture",
+    "Study: L4-L5 discectomy",
+    "Record: SpO2 98",
+    "Acute Pancreatitis, DO NOT operate",
+    "labs 140 138 1500",
     "INR 2.0-3.0, dose 40-80-120 mg, ICD-10 E11.9, p = 0.05, 1,000,000 copies",
 )
 

@@ -191,10 +191,11 @@ def _is_there(path: str) -> bool:
 
 
 def named_path(entry: str) -> tuple[str, str]:
-    """Name and path of "[name=]path", "" without a name: a path that is there may have signs of equality of its own."""
-    if "=" not in entry or _is_there(entry):
+    """Name and path of "[name=]path", "" without a name: a path that is there, and an address, may have signs of
+    equality of its own."""
+    name, equals, path = entry.partition("=")
+    if not equals or _is_there(entry) or set(name) & set(":@/"):
         return "", entry
-    name, _, path = entry.partition("=")
     return name, path
 
 

@@ -7,6 +7,7 @@ between two texts, without their last question.
 
 import hashlib
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -79,8 +80,10 @@ class Findings:
 
 
 def words_in(text: str) -> tuple[str, ...]:
-    """Words of a text in lower case; where no spaces part them, as in Chinese and Japanese, its characters."""
-    return tuple(re.findall(r"\w+", UNSPACED.sub(r" \g<0> ", text.lower())))
+    """Words of a text in lower case, in one form of Unicode; where no spaces part them, as in Chinese and Japanese, its
+    characters."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    return tuple(re.findall(r"\w+", UNSPACED.sub(r" \g<0> ", text)))
 
 
 def words_of(case: Case) -> tuple[str, ...]:

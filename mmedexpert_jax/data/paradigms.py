@@ -9,6 +9,7 @@ from mmedexpert_jax.data.words import stands
 
 COUNTS = range(2, 13)  # statements of a trace, as teachers are asked for them (mmedexpert/teacher_prompts.py)
 _STATEMENT = re.compile(r"[(（](\d+)[)）]\s*")
+_COUNTED = re.compile(r"[(（]([1-9]|1[0-2])[)）]\s*")  # of COUNTS
 _ELIMINATION = re.compile(
     r"\b(against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|"
     r"not (?:fit|met|reached|match))\b|排除|不支持|不符|不太可能|可能性[较更]?[低小]|未见",
@@ -30,11 +31,14 @@ _POSTERIOR = re.compile(r"\b(posterior|post-?test)\b|后验|验后", re.I)
 
 
 def statements(trace: str) -> list[str]:
-    """The numbered statements "(1) ... (2) ..." of a trace; empty if they do not count up from 1."""
-    parts = _STATEMENT.split(trace)
-    numbers, texts = parts[1::2], [text.strip() for text in parts[2::2]]
-    counted = [int(n) for n in numbers] == list(range(1, len(numbers) + 1))
-    return texts if counted and all(texts) else []
+    """The numbered statements "(1) ... (2) ..." of a trace; empty if they do not count up from 1. A number that no
+    trace counts up to, as an age or a year in brackets, counts nothing."""
+    for pattern in (_STATEMENT, _COUNTED):
+        parts = pattern.split(trace)
+        numbers, texts = parts[1::2], [text.strip() for text in parts[2::2]]
+        if [int(n) for n in numbers] == list(range(1, len(numbers) + 1)):
+            return texts if all(texts) else []
+    return []
 
 
 def _differential(steps: list[str], options: tuple[str, ...]) -> bool:

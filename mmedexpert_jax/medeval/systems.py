@@ -73,7 +73,7 @@ def parse(entry: str, url: str = "") -> Target:
     if not spec:
         named, spec = "", entry
     kind, _, rest = spec.partition(":")
-    if not (rest if kind in ("system", *KINDS[1:]) else spec).partition("@")[0]:
+    if not _at(rest if kind in ("system", *KINDS[1:]) else spec)[0]:
         raise ConfigError(f"{entry!r} names no model; give a directory, a hub id, system:NAME or endpoint:MODEL@URL")
     if kind == "system":
         name, _, folder = rest.partition("/")
@@ -85,11 +85,22 @@ def parse(entry: str, url: str = "") -> Target:
         row = system.row if name in SYSTEMS else None
         return Target(named or title, runs, system.model, url, system.prompt, folder, row)
     if kind == "endpoint":
-        model, _, place = rest.partition("@")
+        model, place = _at(rest)
         return Target(named or model, "endpoint", model, place or url, row=_row(named))
     if kind == "transformers":
         return Target(named or rest, "transformers", rest, row=_row(named))
     return Target(named or spec, "jax", spec, row=_row(named))
+
+
+def _at(text: str) -> tuple[str, str]:
+    """A model and the address behind its "@", of which names of models and addresses may hold others; "" for none."""
+    model, at, place = text.partition("@http")
+    if at:
+        return model, f"http{place}"
+    model, at, place = text.rpartition("@")
+    if not at or (model and not set(place) & set(":./")):  # a version, as of "claude-3-5-sonnet@20240620"
+        return text, ""
+    return model, place
 
 
 def _system(name: str) -> System:

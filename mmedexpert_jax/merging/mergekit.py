@@ -170,6 +170,8 @@ def _merge(path: str | Path, file: File, inputs: list[Input], shared: list[Given
         raise ConfigError(f"{path}: no model but base_model is named")
     names = _short(list(experts))
     place = f"{path}: {file.merge_method}"
+    if base not in experts:  # nothing is made of its numbers, which are checked all the same
+        _numbers(place, method, [], {_short([base])[base]: own.get(base, {})})
     numbers, flags = _numbers(place, method, shared, {names[model]: given for model, given in experts.items()})
     if file.merge_method == "slerp":
         if len(names) != 2 or base not in names:

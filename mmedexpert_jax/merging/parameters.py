@@ -212,7 +212,7 @@ def parse(entries: Iterable[str], method: str) -> dict[str, dict[str, Spec]]:
         target, _, part = left.partition("@")
         expert, _, which = target.rpartition(".")
         try:
-            values = [float(value) for value in right.split(":")]
+            values = [float(value) for value in right.split(":")] if right.isascii() and "_" not in right else []
         except ValueError:
             values = []
         if not equals or not values or which not in Parameters.DEFAULTS:

@@ -17,7 +17,7 @@ from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources import FORMATS, Collection
 from mmedexpert_jax.mmedexpert.sources import collect as read_sources
-from mmedexpert_jax.mmedexpert.sources.raw_collection import EMBEDDED, Rights, check_share, raw_files
+from mmedexpert_jax.mmedexpert.sources.raw_collection import Rights, check_share, named_files
 from mmedexpert_jax.remote import Request
 from mmedexpert_jax.runtime import files
 
@@ -83,7 +83,7 @@ def gather(config: ConfigDict) -> Collection:
     """
     stated = dict(entry.split("=", 1) for entry in config.data.licences)
     names = {"licences": tuple(stated), "redistributable": config.data.redistributable}
-    known = {*FORMATS, *(file.name for file in _files(config.data.path))}
+    known = {*FORMATS, *(called for called, _, _ in named_files(raw_sources(config.data.path)))}
     for field, given in (names | {"restricted": config.data.restricted}).items():
         if unknown := [name for name in given if name not in known]:
             raise ConfigError(
@@ -96,13 +96,8 @@ def gather(config: ConfigDict) -> Collection:
 
 def hashes(text: str) -> dict[str, str]:
     """SHA-256 of every source file, by name."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in _files(text)}
-
-
-def _files(text: str) -> list[Path]:
-    """The files of all sources."""
-    places = [EMBEDDED if path == "embedded" else Path(path).expanduser() for _, path in raw_sources(text)]
-    return [file for place in places for file in raw_files(place)]
+    found = named_files(raw_sources(text))
+    return {called: hashlib.sha256(file.read_bytes()).hexdigest() for called, file, _ in found}
 
 
 def vote(records: Sequence[RawCase], voter: Teacher) -> list[RawCase]:

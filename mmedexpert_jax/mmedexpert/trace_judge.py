@@ -1,5 +1,6 @@
 """An optional judge: a model that marks the reviewers' rubric. Its score orders the review and decides nothing."""
 
+import ast
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,14 +55,25 @@ def conversation(trace: Trace) -> list[dict[str, Any]]:
 
 
 def judgement(text: str, paradigm: str, name: str) -> Judgement | None:
-    """The judgement in a reply; None unless it marks every criterion with true or false."""
-    found = re.search(r"\{[^{}]*\}", spoken(text))
-    try:
-        marks = border.parse_json(found[0], "the judgement", dict[str, Any]) if found else {}
-    except DataError:
-        return None
+    """The judgement in a reply, the last where it holds several; None unless it marks every criterion with true or
+    false, as JSON or Python writes it."""
     codes = [criterion.code for criterion in RUBRIC[paradigm]]
-    if not all(isinstance(marks.get(code), bool) for code in codes):
-        return None
-    criteria = tuple((code, bool(marks[code])) for code in codes)
-    return Judgement(sum(met for _, met in criteria) / len(criteria), criteria, name)
+    for found in reversed(re.findall(r"\{[^{}]*\}", spoken(text))):
+        marks = _marks(found)
+        if all(isinstance(marks.get(code), bool) for code in codes):
+            criteria = tuple((code, marks[code]) for code in codes)
+            return Judgement(sum(met for _, met in criteria) / len(criteria), criteria, name)
+    return None
+
+
+def _marks(written: str) -> dict[str, Any]:
+    """An object with its marks; {} of none. A mark may stand as a text, "true"."""
+    try:
+        marks = border.parse_json(written, "the judgement", dict[str, Any])
+    except DataError:
+        try:
+            marks = ast.literal_eval(written)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return {}
+    words = {"true": True, "false": False}
+    return {key: words.get(str(mark).lower()) for key, mark in marks.items()} if isinstance(marks, dict) else {}

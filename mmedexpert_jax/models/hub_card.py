@@ -32,7 +32,7 @@ def training_of(run: Path) -> str:
     paths = {}
     for key in ("model", "data"):
         fields = config.get(key)
-        paths[key] = border.cut(str(fields.get("path", ""))) if isinstance(fields, dict) else ""
+        paths[key] = border.cut(_passed_on(str(fields.get("path", "")))) if isinstance(fields, dict) else ""
     said = f"{_METHODS[job]}, from `{paths['model']}`"
     if job == "merge":
         return f"{said}; its experts are in the run's config.json."
@@ -40,6 +40,12 @@ def training_of(run: Path) -> str:
     objective = config.get("objective")
     said += f", with the objective {border.cut(str(objective))}" if objective else ""
     return f"{said}, seed {config.get('seed', 0)}. {_FORMAT}"
+
+
+def _passed_on(path: str) -> str:
+    """A path as strangers may read it: of a place on this machine the last name alone; a hub id as it is."""
+    local = path.startswith(("~", ".")) or Path(path).is_absolute() or Path(path).exists() or path.count("/") > 1
+    return Path(path).name if local and "://" not in path else path
 
 
 def model_card(config: ModelConfig, dtype: str, origin: str = "", about: str = "") -> str:
@@ -55,7 +61,7 @@ def model_card(config: ModelConfig, dtype: str, origin: str = "", about: str = "
     front = ["library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [mmedexpert-jax, medical]"]
     if name := _on_the_hub(origin):
         front.append(f"base_model: {json.dumps(name)}")
-    made = f"Made from `{origin}` with" if origin else "Written by"
+    made = f"Made from `{_passed_on(origin)}` with" if origin else "Written by"
     text = config.text
     return f"""---
 {chr(10).join(front)}
@@ -97,6 +103,7 @@ def adapter_card(base: str, rank: int, about: str = "") -> str:
     front = ["library_name: peft", "tags: [mmedexpert-jax, medical, lora]"]
     if name := _on_the_hub(base):
         front.append(f"base_model: {json.dumps(name)}")
+    base = _passed_on(base)
     return f"""---
 {chr(10).join(front)}
 ---

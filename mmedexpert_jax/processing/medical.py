@@ -263,7 +263,7 @@ def _dicom_window(dataset: Any, place: int, name: str, view: View) -> tuple[floa
         )
         return centre, width
     stored = _stored(dataset, place, name)
-    extent = _extent(stored[stored != dataset.get("PixelPaddingValue")], stored, look)
+    extent = _extent(stored[~_is_padding(stored, dataset)], stored, look)
     return settled(view.window or "range", extent, _full(look))
 
 
@@ -285,17 +285,28 @@ def _dicom_grey(
     values: np.ndarray, dataset: Any, look: Any, name: str, view: View, extent: tuple[float, float] | None = None
 ) -> np.ndarray:
     """Stored values [H, W] as uint8 [H, W], or [H, W, 3] under three windows; `extent`: of a range, else their own."""
-    padding = dataset.get("PixelPaddingValue")
     if values.dtype.kind not in "iu" or int(values.max()) - int(values.min()) >= TABLE:
-        return _levels(values, extent or _extent(values[values != padding], values, look), look, dataset, name, view)
+        return _levels(
+            values, extent or _extent(values[~_is_padding(values, dataset)], values, look), look, dataset, name, view
+        )
     # every step below is pointwise: applied to each value once, and looked up, it costs a tenth
     lowest = int(values.min())
     domain = np.arange(lowest, int(values.max()) + 1)
     index = values.astype(np.int32) - lowest
     if extent is None:
         present = np.bincount(index.ravel(), minlength=len(domain)) > 0
-        extent = _extent(domain[present & (domain != padding)], domain, look)
+        extent = _extent(domain[present & ~_is_padding(domain, dataset)], domain, look)
     return _levels(domain, extent, look, dataset, name, view)[index]
+
+
+def _is_padding(values: np.ndarray, dataset: Any) -> np.ndarray:
+    """True for stored values that fill the frame where nothing was measured: one, or a range of them."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(values.shape, bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    low, high = sorted((value, value if limit is None else limit))
+    return (values >= low) & (values <= high)
 
 
 def _extent(held: np.ndarray, values: np.ndarray, look: Any) -> tuple[float, float]:
@@ -439,7 +450,7 @@ def _dicom_volume(frames: Sequence[tuple[Any, int]], axes: np.ndarray, name: str
                 look[key] = middle[key]
     ends = []
     for (dataset, _), stored, look in zip(frames, values, looks, strict=True):
-        ends.append(_extent(stored[stored != dataset.get("PixelPaddingValue")], stored, look))
+        ends.append(_extent(stored[~_is_padding(stored, dataset)], stored, look))
     extent = min(low for low, _ in ends), max(high for _, high in ends)
     levels = [
         _dicom_grey(stored, dataset, look, name, view, extent)

@@ -72,6 +72,10 @@ def test_options_are_named_by_whole_words(options, trace, named):
 
 def test_statements_must_count_up_from_one():
     assert statements("(1) a (2) b") == ["a", "b"]
+    assert statements("(1) Age (65) is a point (2019). (2) So") == ["Age (65) is a point (2019).", "So"]
+    assert statements("(1) a (13) b. (0) c (2) d") == ["a (13) b. (0) c", "d"]
+    many = "".join(f"({n}) x" for n in range(1, 15))
+    assert statements(many) == ["x"] * 14 and statements("(1) grade (2) b. (2) c") == []
     assert statements("(1) a (3) b") == statements("(1) (2) b") == statements("none") == []
 
 

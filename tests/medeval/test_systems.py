@@ -115,3 +115,25 @@ def test_every_system_is_in_one_of_the_layouts():
 def test_an_entry_without_a_model_is_named(entry):
     with pytest.raises(ConfigError, match="names no model; give a directory"):
         parse(entry)
+
+
+ASKED = {
+    "endpoint:claude-3-5-sonnet@20240620": ("claude-3-5-sonnet@20240620", ""),
+    "endpoint:claude-3-5-sonnet@20240620@https://x/v1": ("claude-3-5-sonnet@20240620", "https://x/v1"),
+    "endpoint:m@https://me:pass@x/v1": ("m", "https://me:pass@x/v1"),
+    "endpoint:gpt-4o@https://r.azure.com/d?api-version=2024-06-01": (
+        "gpt-4o",
+        "https://r.azure.com/d?api-version=2024-06-01",
+    ),
+    "endpoint:m@localhost:8000/v1": ("m", "localhost:8000/v1"),  # of which the client says what it lacks
+    "endpoint:m": ("m", ""),
+}
+
+
+@pytest.mark.parametrize("entry", ASKED)
+def test_signs_within_a_model_or_an_address_belong_to_it(entry):
+    for name in ("", "mine="):
+        found = parse(name + entry)
+        assert (found.kind, found.model, found.url) == ("endpoint", *ASKED[entry])
+        assert found.name == ("mine" if name else ASKED[entry][0])
+    assert parse("a=b/c").model == "b/c" and parse("runs/x=1/ckpt").model == "runs/x=1/ckpt"

@@ -414,6 +414,10 @@ def test_what_a_mergekit_file_asks_for_in_vain(models, tmp_path):
         "parameters: {weight: 1, density: nan}}]}",
         r"density of one must be .* found \[{'value': 1}, 0.5\]": f"{{{ties}, models: [{{model: {one}, "
         "parameters: {weight: 1, density: [{value: 1}, 0.5]}}]}",
+        "parameter 'densty' of base is none of its own": f"{{{ties}, models: [{{model: {one}, "
+        f"parameters: {{weight: 1}}}}, {{model: {base}, parameters: {{densty: 9}}}}]}}",
+        "parameter weight of base must be a number": f"{{{ties}, models: [{{model: {one}, "
+        f"parameters: {{weight: 1}}}}, {{model: {base}, parameters: {{weight: abc}}}}]}}",
         "base_model .* is not among its sources": f"{{merge_method: multislerp, base_model: {base}, slices: "
         f"[{{sources: [{{model: {one}, layer_range: [0, 2], parameters: {{weight: 1}}}}]}}]}}",
         "named twice": f"{{{ties}, models: [{{model: {one}}}, {{model: {one}}}]}}",
@@ -425,6 +429,9 @@ def test_what_a_mergekit_file_asks_for_in_vain(models, tmp_path):
         (tmp_path / "m.yaml").write_text(text)
         with pytest.raises(ConfigError, match=match):
             read_mergekit(tmp_path / "m.yaml")
+    known = f"models: [{{model: {one}, parameters: {{weight: 1}}}}, {{model: {base}, parameters: {{weight: 1e-1}}}}]"
+    (tmp_path / "m.yaml").write_text(f"{{{ties}, {known}}}")
+    assert list(read_mergekit(tmp_path / "m.yaml").experts) == ["one"]
     (tmp_path / "m.yaml").write_text(f"{{{ties}, {pair}, tokenizer_source: nowhere}}")
     with pytest.raises(DataError, match=r"tokenizer_source: 'nowhere': nowhere: no such model .*; give base or union"):
         read_mergekit(tmp_path / "m.yaml")

@@ -35,9 +35,19 @@ def test_lines_of_a_config():
     found = parse(["AM.density@mlp=0.1", "AM.density=0.3", "scale=0.5:1", "weight@self_attn=2"], "ties")
     assert found["density"] == {"AM": [{"filter": "mlp", "value": 0.1}, {"filter": None, "value": 0.3}]}
     assert found["scale"] == {"": [{"filter": None, "value": [0.5, 1.0]}]} and "weight" in found
-    for line in ("density", "density=x", "dens=0.1", "density@mlp=", "epsilon=0.1", "a.gamma@mlp=0.1"):
+    for line in (
+        "density",
+        "density=x",
+        "dens=0.1",
+        "density@mlp=",
+        "epsilon=0.1",
+        "a.gamma@mlp=0.1",
+        "weight=１",
+        "weight=1_0",
+    ):
         with pytest.raises(ConfigError, match="parameters"):
             parse([line], "ties")
+    assert parse(["weight=1e-1"], "ties") == {"weight": {"": [{"filter": None, "value": 0.1}]}}
     assert parse(["epsilon=0.1"], "della") == {"epsilon": {"": [{"filter": None, "value": 0.1}]}}
     with pytest.raises(ConfigError, match="scale is a number of the whole merge: leave out a, or give its weight"):
         Parameters("ties", ("a",), numbers=parse(["a.scale=2"], "ties")).check()

@@ -5,16 +5,19 @@ import itertools
 import json
 import random
 import time
+import unicodedata
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mmedexpert_jax import border
+from mmedexpert_jax.data import contamination
 from mmedexpert_jax.data.benchmarks.rows import Row
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.mmedexpert.collection import gather
+from mmedexpert_jax.mmedexpert.collection import gather, hashes
 from mmedexpert_jax.mmedexpert.duplicates import duplicates, with_several_keys
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
@@ -685,3 +688,40 @@ def test_exponents_charges_and_indices_stay_what_they_are():
         "p <sup> 2": "p 2",
     }
     assert {text: plain_text(text, []) for text in found} == found
+
+
+def test_two_forms_of_unicode_are_one_text(tmp_path):
+    text = "Une femme \u00e2g\u00e9e de 67 ans a de la fi\u00e8vre. Quel est le diagnostic ?"
+    options = ["Embolie aigu\u00eb", "Pneumonie", "\u0153d\u00e8me"]
+    row = PLAIN | {"question": text, "options": options, "answer": options[0]}
+    apart = {key: unicodedata.normalize("NFD", row[key]) for key in ("question", "answer")}
+    apart["options"] = [unicodedata.normalize("NFD", option) for option in options]
+    assert apart["question"] != text
+    found = collect([write(tmp_path / "a.jsonl", [row, row | apart, row | {"answer": apart["answer"]}])])
+    assert len({record.id for record in found.records}) == 1 and {record.answer for record in found.records} == {"A"}
+    assert duplicates(found.records) and {record.question for record in found.records} == {text}
+    assert contamination.words_in(apart["question"]) == contamination.words_in(text)
+    cases = [Case(name, words * 3, (), "x") for name, words in (("a", text), ("b", apart["question"]))]
+    (pair,) = contamination.find([("t", cases[0])], [("s", cases[1])]).pairs
+    assert pair.containment == 1.0 and pair.decision == "drop"
+    powers = PLAIN | {"options": ["10\u2079", "109"], "answer": "A"}
+    assert collect([write(tmp_path / "p.jsonl", [powers])]).records[0].options == ("10\u2079", "109")
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for site, text in (("site1", "First of all?"), ("site2", "Second of all?")):
+        write(tmp_path / site / "cases.jsonl", [PLAIN | {"question": text}])
+    write(tmp_path / "more.jsonl", [PLAIN])
+    found = collect([str(tmp_path)], rights=Rights(redistributable=("site1/cases.jsonl",)))
+    assert [record.source_id for record in found.records] == [
+        "more.jsonl:1",
+        "site1/cases.jsonl:1",
+        "site2/cases.jsonl:1",
+    ]
+    assert [record.redistributable for record in found.records] == [False, True, False]
+    assert found.counts["site1/cases.jsonl", "read"] == found.counts["site2/cases.jsonl", "read"] == 1
+    assert {*hashes(str(tmp_path))} == {"more.jsonl", "site1/cases.jsonl", "site2/cases.jsonl"}
+    assert {*hashes(str(tmp_path / "site1"))} == {"cases.jsonl"}
+    config = load_config("configs/dataset.py", {"data.path": str(tmp_path), "data.redistributable": ("cases.jsonl",)})
+    with pytest.raises(ConfigError, match=r"'cases.jsonl' is no format and no file"):  # which of the two is not said
+        gather(config)

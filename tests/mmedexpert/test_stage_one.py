@@ -23,11 +23,13 @@ from mmedexpert_jax.mmedexpert import (
     filters,
     specialties,
     teacher_prompts,
+    trace_judge,
     trace_synthesis,
 )
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
 from mmedexpert_jax.mmedexpert.paradigm_rules import FORBIDDEN, REQUIRED
 from mmedexpert_jax.mmedexpert.record import RawCase, held
+from mmedexpert_jax.mmedexpert.review.rubric import RUBRIC
 from mmedexpert_jax.remote import EndpointReply
 
 
@@ -489,3 +491,20 @@ KINDS = {
 @pytest.mark.parametrize("question", KINDS)
 def test_what_is_asked_is_known_in_other_languages_too(question):
     assert eligibility.kind(record(question)) == KINDS[question]
+
+
+def test_the_last_judgement_of_a_reply_counts_as_json_or_python_writes_it():
+    codes = [criterion.code for criterion in RUBRIC["bayesian"]]
+    yes, no = (dict.fromkeys(codes, met) for met in (True, False))
+
+    def score(text):
+        found = trace_judge.judgement(text, "bayesian", "judge")
+        return found and found.score
+
+    assert score(json.dumps(yes)) == 1.0 and score(str(yes)) == 1.0
+    assert score(json.dumps(dict.fromkeys(codes, "true"))) == 1.0
+    assert score(f'I answer as {{"code": true or false}}: {json.dumps(yes)}') == 1.0
+    assert score(f"{json.dumps(yes)} On reflection: {json.dumps(no)}") == 0.0
+    assert score(f"{json.dumps(no)} (a note with {{braces}})") == 0.0
+    assert score(json.dumps(yes | {codes[0]: None})) is None and score("{}") is None and score("None") is None
+    assert score(json.dumps(yes | {codes[0]: 1})) is None and score("{__import__('os')}") is None

@@ -513,6 +513,23 @@ def test_the_card_of_a_run_says_what_was_trained_on_what(checkpoint, tmp_path):
     assert training_of(case.directory) == training_of(tmp_path / "out") == ""
 
 
+def test_a_card_names_no_place_of_a_machine(checkpoint, tmp_path):
+    place = "/home/dr.smith/st-mary/patients_2024.csv"
+    run = {"job": "gba", "model": {"path": "~/base"}, "data": {"path": place}, "objective": "gba", "seed": 3}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    said = training_of(tmp_path)
+    assert "from `base`" in said and "`patients_2024.csv`" in said and "smith" not in said
+    run |= {"model": {"path": "Qwen/Qwen2-VL-2B-Instruct"}, "data": {"path": "benchmark:medqa"}}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    assert "`Qwen/Qwen2-VL-2B-Instruct`" in training_of(tmp_path) and "`benchmark:medqa`" in training_of(tmp_path)
+    case = checkpoint("qwen2_tied")
+    save_pretrained(tmp_path / "out", case.model, case.params, origin="/home/dr.smith/base")
+    assert "Made from `base`" in (tmp_path / "out" / "README.md").read_text()
+    assert "smith" not in adapter_card("/home/dr.smith/base", 4) and "over base" in adapter_card(
+        "/home/dr.smith/base", 4
+    )
+
+
 def test_saving_replaces_a_model_whole_and_nothing_else(checkpoint, tmp_path):
     case = checkpoint("qwen2_tied")
     save_pretrained(tmp_path / "out", case.model, case.params, max_shard_bytes=40_000)

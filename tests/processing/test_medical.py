@@ -128,6 +128,20 @@ def test_without_a_window_the_range_counts_without_padding():
     assert shown[5, 5, 0] == 0 and shown[1, 5, 0] == 255
 
 
+@pytest.mark.parametrize(("value", "limit"), [(-2000, -1500), (-1500, -2000), (-2000, None)])
+def test_without_a_window_the_range_counts_without_a_range_of_padding(value, limit):
+    values = np.full((48, 64), 40, np.int16)
+    values[0], values[1], values[2], values[3] = -2000, -1500, 0, 100
+    fields = {"PixelPaddingValue": value, "PixelRepresentation": 1} | (
+        {"PixelPaddingRangeLimit": limit} if limit else {}
+    )
+    shown = np.asarray(open_image(a_ct(PixelData=values.tobytes(), RescaleIntercept=0, **fields)))[:, 0, 0]
+    if limit:
+        assert shown[2] == 0 and shown[3] == 255 and shown[0] == shown[1] == 0 and 95 < shown[9] < 110
+    else:
+        assert shown[1] == 0 and shown[3] == 255 and shown[2] > 230  # the other is a value like any
+
+
 LEVEL = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1]}
 
 

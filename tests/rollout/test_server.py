@@ -69,6 +69,25 @@ def picture():
     }
 
 
+def test_an_image_is_taken_however_its_base64_is_written(ask, address):
+    part = picture()
+    head, _, encoded = part["image_url"]["url"].partition(",")
+    lines = base64.encodebytes(base64.b64decode(encoded)).decode()  # of 76 characters, as RFC 2045 has it
+    expected = ask([part, {"type": "text", "text": "What is it?"}]).json()["choices"]
+    for url in (f"{head},{lines}", f"{head.upper()},{encoded}", f"data:;base64,{encoded}"):
+        asked = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
+        assert ask(asked).json()["choices"] == expected
+    for url in ("file:///etc/passwd", "/etc/passwd", "data:text/plain,x", f"{head},%%%", encoded):
+        assert ask([{"type": "image_url", "image_url": {"url": url}}]).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("given", "status"), [("bearer secret", 200), ("BEARER  secret", 200), ("Bearer secreta", 401)]
+)
+def test_the_name_of_the_scheme_has_no_case(address, given, status):
+    assert httpx.get(f"{address}/v1/models", headers={"authorization": given}).status_code == status
+
+
 def test_answers_are_the_engines(ask, model):
     conversation = [{"role": "user", "content": "Is a score of 7 high?"}]
     engine = Engine(*model, load_processor("mini"), Settings(max_new_tokens=LIMIT))

@@ -3,6 +3,7 @@
 import hashlib
 import html
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -116,12 +117,13 @@ def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], lice
 
 
 def plain_text(text: Any, repairs: list[str]) -> str:
-    """Text without mark-up, entities and superfluous white space."""
+    """Text without mark-up, entities and superfluous white space, letters and their marks composed."""
     if not isinstance(text, str):
         text = "" if text is None else str(text)
     clean = html.unescape(_TAG.sub(" ", _RAISED.sub(_raised, text)))
     if clean != text:
         repairs.append("mark-up")
+    clean = unicodedata.normalize("NFC", clean)
     lines = (" ".join(line.split()) for line in clean.replace("\x00", "").splitlines())
     return "\n".join(line for line in lines if line)
 
@@ -132,8 +134,8 @@ def _raised(found: re.Match[str]) -> str:
 
 
 def normal(text: str) -> str:
-    """Text for comparisons: case, white space and punctuation at the ends aside."""
-    return " ".join(text.casefold().split()).strip(" .;:,")
+    """Text for comparisons: case, white space, punctuation at the ends and the form of Unicode aside."""
+    return _spaced(text.casefold())
 
 
 def _has_equals(options: list[str]) -> bool:
@@ -146,7 +148,7 @@ def _has_equals(options: list[str]) -> bool:
 
 def _spaced(text: str) -> str:
     """As `normal`, with the case kept."""
-    return " ".join(text.split()).strip(" .;:,")
+    return " ".join(unicodedata.normalize("NFC", text).split()).strip(" .;:,")
 
 
 def _question_and_options(raw: Raw, repairs: list[str], is_open: bool) -> tuple[str, list[str], list[str]]:

@@ -62,17 +62,17 @@ class Rights:
     redistributable: tuple[str, ...] = ()  # names whose rows may be passed on
     restricted: tuple[str, ...] = ()  # names whose rows may not
 
-    def of(self, shape: Format, file: Path) -> tuple[str, bool]:
+    def of(self, shape: Format, file: str) -> tuple[str, bool]:
         """Licence of a file, and whether its rows may be passed on."""
-        names = (file.name, shape.name)
+        names = (file, shape.name)
         licence = next((self.licences[name] for name in names if name in self.licences), shape.licence)
         if self.restricts(shape, file):
             return licence, False
         return licence, shape.redistributable or any(name in self.redistributable for name in names)
 
-    def restricts(self, shape: Format, file: Path) -> bool:
+    def restricts(self, shape: Format, file: str) -> bool:
         """True where the user says that a file's rows may not be passed on."""
-        return any(name in self.restricted for name in (file.name, shape.name))
+        return any(name in self.restricted for name in (file, shape.name))
 
 
 def collect(
@@ -93,14 +93,33 @@ def collect(
         DataError: no such file, or one that is not readable as a whole.
     """
     found, rights = Collection(), rights or Rights()
-    for source in sources:
-        name, path = raw_source(source) if isinstance(source, str) else source
+    apart = [raw_source(source) if isinstance(source, str) else source for source in sources]
+    for name, _ in apart:
         if name and name not in FORMATS:
             raise ConfigError(f"config.data.path: no format {name!r}; choose one of {', '.join(FORMATS)}")
-        for file in raw_files(EMBEDDED if path == "embedded" else Path(path).expanduser()):
-            folders = [Path(image_dir).expanduser(), file.parent] if image_dir else [file.parent]
-            _read(found, file, FORMATS.get(name), folders, rights, privacy)
+    for called, file, forced in named_files(apart):
+        folders = [Path(image_dir).expanduser(), file.parent] if image_dir else [file.parent]
+        _read(found, called, file, FORMATS.get(forced), folders, rights, privacy)
     return found
+
+
+def named_files(sources: Sequence[tuple[str, str]]) -> list[tuple[str, Path, str]]:
+    """(name, file, format or "") of every file of all sources. A file is called by its own name, and where several have
+    it by as much of its path as tells them apart. Raises DataError."""
+    found = [
+        (file, form)
+        for form, path in sources
+        for file in raw_files(EMBEDDED if path == "embedded" else Path(path).expanduser())
+    ]
+    files = {file.absolute() for file, _ in found}
+
+    def called(file: Path) -> str:
+        parts = file.absolute().parts
+        others = [other.parts for other in files if other.name == file.name and other.parts != parts]
+        count = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
+        return "/".join(parts[-count:])
+
+    return [(called(file), file, form) for file, form in found]
 
 
 def raw_files(path: Path) -> list[Path]:
@@ -134,26 +153,32 @@ def check_share(found: Collection, most: float) -> None:
 
 
 def _read(
-    found: Collection, file: Path, forced: Format | None, folders: list[Path], rights: Rights, privacy: str
+    found: Collection,
+    called: str,
+    file: Path,
+    forced: Format | None,
+    folders: list[Path],
+    rights: Rights,
+    privacy: str,
 ) -> None:
-    for number, row in tables.read(tables.InFolder(file), file.name):
-        found.counts[file.name, "read"] += 1
+    for number, row in tables.read(tables.InFolder(file), called):
+        found.counts[called, "read"] += 1
         if isinstance(row, dict) and file.suffix.lower() in (".csv", ".tsv"):
-            row = _headed(row, file.name)
+            row = _headed(row, called)
         try:
-            record = _record(row, forced, f"{file.name}:{number}", folders, rights, file)
+            record = _record(row, forced, f"{called}:{number}", folders, rights, called)
             record = without_identifiers(record, privacy)
         except Rejected as rejected:
             content = "left out, since it may identify a person" if rejected.reason == "identifying" else _shown(row)
-            found.reject(file.name, number, rejected.reason, str(rejected), content)
+            found.reject(called, number, rejected.reason, str(rejected), content)
             continue
         found.records.append(record)
-        found.counts[file.name, "kept"] += 1
+        found.counts[called, "kept"] += 1
         for flag in record.flags:
-            found.counts[file.name, flag if flag.startswith("repaired:") else f"flagged:{flag}"] += 1
+            found.counts[called, flag if flag.startswith("repaired:") else f"flagged:{flag}"] += 1
 
 
-def _record(row: Any, forced: Format | None, where: str, folders: list[Path], rights: Rights, file: Path) -> RawCase:
+def _record(row: Any, forced: Format | None, where: str, folders: list[Path], rights: Rights, file: str) -> RawCase:
     """The record of a row. Raises Rejected, and nothing else whatever the row holds: one bad row is one refused row."""
     if not isinstance(row, dict):
         raise Rejected("not-an-object", row)
