@@ -191,8 +191,9 @@ def _is_there(path: str) -> bool:
 
 
 def named_path(entry: str) -> tuple[str, str]:
-    """Name and path of "[name=]path", "" without a name: a path that is there may have signs of equality of its own."""
-    if "=" not in entry or _is_there(entry):
+    """Name and path of "[name=]path", "" without a name: a path that is there may have signs of equality of its own,
+    and so may the URL behind "endpoint:"."""
+    if "=" not in entry or re.match("(?:system|endpoint|transformers):", entry) or _is_there(entry):
         return "", entry
     name, _, path = entry.partition("=")
     return name, path

@@ -1,6 +1,7 @@
 """The systems of the paper's tables: where their weights are, how they are asked and run, under which licence."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from mmedexpert_jax.config.fields import named_path
 from mmedexpert_jax.errors import ConfigError
 
 KINDS = ("jax", "endpoint", "transformers")
+# "MODEL@URL"; MODEL may have an "@" of its own, as claude-3-5-sonnet@20240620. A host without http:// is refused later.
+_AT = re.compile(r"(.*?)@(https?://.*|localhost\b.*|[\w.-]+:\d+(?:/.*)?|[\w-]+(?:\.[\w-]+)+/.*)", re.I)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ def parse(entry: str, url: str = "") -> Target:
     if not spec:
         named, spec = "", entry
     kind, _, rest = spec.partition(":")
-    if not (rest if kind in ("system", *KINDS[1:]) else spec).partition("@")[0]:
+    model, place = found.groups() if kind == "endpoint" and (found := _AT.fullmatch(rest)) else (rest, "")
+    whole = model if kind in ("system", *KINDS[1:]) else spec
+    if not (whole.strip("@") if kind == "endpoint" else whole.partition("@")[0]):
         raise ConfigError(f"{entry!r} names no model; give a directory, a hub id, system:NAME or endpoint:MODEL@URL")
     if kind == "system":
         name, _, folder = rest.partition("/")
@@ -85,7 +90,6 @@ def parse(entry: str, url: str = "") -> Target:
         row = system.row if name in SYSTEMS else None
         return Target(named or title, runs, system.model, url, system.prompt, folder, row)
     if kind == "endpoint":
-        model, _, place = rest.partition("@")
         return Target(named or model, "endpoint", model, place or url, row=_row(named))
     if kind == "transformers":
         return Target(named or rest, "transformers", rest, row=_row(named))
