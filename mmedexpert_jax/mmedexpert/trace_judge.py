@@ -1,5 +1,8 @@
 """An optional judge: a model that marks the reviewers' rubric. Its score orders the review and decides nothing."""
 
+import ast
+import contextlib
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +18,7 @@ from mmedexpert_jax.mmedexpert.record import Judgement, Trace
 from mmedexpert_jax.mmedexpert.review.rubric import RUBRIC
 from mmedexpert_jax.remote import EndpointReply, Request
 
+MOST = 50  # opening braces of a reply that are tried, from the last
 SYSTEM = (
     "You check a clinician's written reasoning against a rubric. Be strict: a criterion is met only if the text shows "
     'it. Answer with one JSON object and nothing else: {"<code>": true or false, ...}, one entry for each criterion.'
@@ -54,14 +58,40 @@ def conversation(trace: Trace) -> list[dict[str, Any]]:
 
 
 def judgement(text: str, paradigm: str, name: str) -> Judgement | None:
-    """The judgement in a reply; None unless it marks every criterion with true or false."""
-    found = re.search(r"\{[^{}]*\}", spoken(text))
-    try:
-        marks = border.parse_json(found[0], "the judgement", dict[str, Any]) if found else {}
-    except DataError:
-        return None
+    """The judgement in a reply, the last of several; None unless one marks every criterion with true or false."""
     codes = [criterion.code for criterion in RUBRIC[paradigm]]
-    if not all(isinstance(marks.get(code), bool) for code in codes):
-        return None
-    criteria = tuple((code, bool(marks[code])) for code in codes)
-    return Judgement(sum(met for _, met in criteria) / len(criteria), criteria, name)
+    said = spoken(text)
+    for start in [found.start() for found in re.finditer(r"\{", said)][: -MOST - 1 : -1]:
+        held = _object(said[start:])
+        marks = [_mark(held.get(code)) for code in codes]
+        if None not in marks:
+            criteria = tuple((code, bool(mark)) for code, mark in zip(codes, marks, strict=True))
+            return Judgement(sum(met for _, met in criteria) / len(criteria), criteria, name)
+    return None
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The object that a text begins with, as JSON or as Python writes it; empty where it begins with none."""
+    for end in itertools.islice(re.finditer(r"\}", text), 3):  # a brace may stand in a note
+        part = text[: end.end()]
+        with contextlib.suppress(DataError):
+            return border.parse_json(re.sub(r"\b(?:True|False)\b", _small, part), "the judgement", dict[str, Any])
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            found = ast.literal_eval(re.sub(r"\b(?:true|false)\b", _great, part))
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _small(found: re.Match) -> str:
+    return found[0].lower()
+
+
+def _great(found: re.Match) -> str:
+    return found[0].capitalize()
+
+
+def _mark(value: Any) -> bool | None:
+    """True or false, also where it stands as a text; None for anything else."""
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    return value if isinstance(value, bool) else None

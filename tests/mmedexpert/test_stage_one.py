@@ -23,11 +23,13 @@ from mmedexpert_jax.mmedexpert import (
     filters,
     specialties,
     teacher_prompts,
+    trace_judge,
     trace_synthesis,
 )
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
 from mmedexpert_jax.mmedexpert.paradigm_rules import FORBIDDEN, REQUIRED
 from mmedexpert_jax.mmedexpert.record import RawCase, held
+from mmedexpert_jax.mmedexpert.review.rubric import RUBRIC
 from mmedexpert_jax.remote import EndpointReply
 
 
@@ -259,6 +261,39 @@ def test_flags_do_not_fail_a_trace():
         render(SOUND["intuitive"] + " (3) Urate of 540 mmol is typical of Gout.", "A"), pictured, "intuitive"
     )
     assert found.passed and found.flags == ("image-not-mentioned", "new-numbers")
+
+
+CODES = [criterion.code for criterion in RUBRIC["intuitive"]]
+ALL, NONE = (dict.fromkeys(CODES, met) for met in (True, False))
+FIRST_ALONE = NONE | {CODES[0]: True}
+
+
+@pytest.mark.parametrize(
+    ("reply", "marks"),
+    [
+        (json.dumps(ALL), ALL),
+        (f"```json\n{json.dumps(FIRST_ALONE, indent=1)}\n```", FIRST_ALONE),
+        ('I answer as {"code": true or false}: ' + json.dumps(FIRST_ALONE), FIRST_ALONE),
+        (json.dumps(FIRST_ALONE) + ' as {"code": true or false} asks', FIRST_ALONE),
+        (f"{json.dumps(ALL)} On reflection: {json.dumps(NONE)}", NONE),
+        (str(FIRST_ALONE), FIRST_ALONE),  # as Python writes it
+        (json.dumps(FIRST_ALONE).replace("true", "True").replace("false", "False"), FIRST_ALONE),
+        (json.dumps({code: str(met) for code, met in FIRST_ALONE.items()}), FIRST_ALONE),
+        (json.dumps(FIRST_ALONE | {"note": "a set {x} and {y}"}), FIRST_ALONE),
+        (json.dumps({"marks": FIRST_ALONE}), FIRST_ALONE),
+        (f"<think>{json.dumps(ALL)}</think>{json.dumps(NONE)}", NONE),
+        ("", None),
+        ("All are met.", None),
+        (json.dumps(dict.fromkeys(CODES, 1)), None),
+        (json.dumps(dict.fromkeys(CODES, "yes")), None),
+        (json.dumps(dict(list(ALL.items())[1:])), None),
+        ("{" * 10_000 + "}" * 10_000, None),
+    ],
+)
+def test_a_judges_marks_are_read_from_the_last_object_that_has_them_all(reply, marks):
+    found = trace_judge.judgement(reply, "intuitive", "j")
+    assert (found and dict(found.criteria)) == marks
+    assert found is None or found.score == sum(marks.values()) / len(CODES)
 
 
 def test_the_key_never_reaches_a_teacher():
