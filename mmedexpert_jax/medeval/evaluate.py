@@ -168,13 +168,13 @@ class Evaluation:
         return found
 
     def _samples(self) -> dict[str, Any]:
-        """Majority vote over what the strict scorer reads, and pass@k; empty where an item has one answer or answers
-        are graded."""
+        """Majority vote over what the strict scorer reads, right by its verdict, or by a judge's where one was asked,
+        and pass@k; empty where an item has one answer or answers are graded."""
         items = list(self.by_item().values())
         least = min(map(len, items), default=0)
         if least < 2 or self.graded:
             return {}
-        votes = [majority([(_vote(row), row.verdicts.get("strict", row.right)) for row in rows]) for rows in items]
+        votes = [majority([(_vote(row), _counted(row)) for row in rows]) for rows in items]
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < least] + [least]
         counts = [(sum(row.right for row in rows), len(rows)) for rows in items]
         passed = {}
@@ -186,6 +186,11 @@ class Evaluation:
 
 def _vote(row: AnswerRow) -> str | None:
     return None if row.said is None else answers.vote(row.said)
+
+
+def _counted(row: AnswerRow) -> bool:
+    """The verdict by which a vote counts: the one in force where a judge was asked, as in the mean, else strict's."""
+    return row.right if "judge" in row.verdicts else row.verdicts.get("strict", row.right)
 
 
 def compare_evaluations(first: Sequence[Evaluation], second: Sequence[Evaluation], seed: int = 0) -> Comparison:

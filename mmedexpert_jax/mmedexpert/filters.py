@@ -29,16 +29,25 @@ FLAGS = {
 _UNANSWERED = ("content_filter", "refusal", "tool_calls", "function_call")  # ends of what is no answer
 _LEAK = re.compile(
     r"\b(?:answer key|ground truth|gold (?:standard )?answer|"
-    r"(?:given|provided|supplied|stated|listed|known|official) (?:correct )?(?:answer|key|solution)|"
-    r"(?:answer|key|solution) (?:is|was) (?:given|provided|known|supplied)|"
+    # not the patient's answer, a key finding, or a solution that is infused
+    r"(?:given|provided|supplied|stated|listed|known|official) (?:(?:correct )?answer"
+    r"(?! (?:of|by|from) (?:the|this|a|his|her) (?!question|case|key|exam))|(?:correct )?key"
+    r"(?=\W*$|[.,;:)]| (?:is|was|says|states|gives)\b)|correct solution)|official solution|"
+    r"(?:answer|key|(?:correct|official) solution) (?:is|was) (?:given|provided|known|supplied)|"
     r"we (?:know|are told) (?:that )?the (?:correct )?answer|"
-    r"(?:since|because|given that|as) the (?:correct )?answer is)\b",
+    r"(?:since|because|given that|as) the (?:correct )?answer is(?! not| neither| unlikely))\b|"
+    r"(?:因为|由于|既然|鉴于)(?:正确)?答案(?:是|为)(?!不|否)|(?:标准|参考)答案|(?:给定|给出|所给|已知|提供)的?(?:正确)?答案|"
+    r"答案已(?:知|经?给)|"
+    r"\b(?:da|weil) die (?:richtige|korrekte) Antwort\b(?! nicht)|\b(?:Muster|Beispiel)lösung|"
+    r"\b(?:Lösungs|Antwort)schlüssel|\b(?:vor|an)gegebenen? (?:richtigen? )?Antwort|"
+    r"\b(?:puisque|comme|parce que|étant donné que|car) la (?:bonne réponse|réponse correcte) est(?! pas)\b|"
+    r"\b(?:ya que|puesto que|porque|dado que|como) la respuesta correcta es(?! no)\b",
     re.I,
 )
 _RULES = re.compile(
     r"\b(?:(?:asked|told|instructed|required|requested|supposed) to (?:use|reason|apply|follow)|"
     r"as (?:requested|instructed)|(?:designated|requested|required|assigned) (?:way|method|paradigm|style|reasoning)|"
-    r"as an AI|language model)\b",
+    r"as an AI|(?:AI|large) language model|(?:as|am|I'm) a language model)\b",
     re.I,
 )
 _FIRST = re.compile(
@@ -50,7 +59,13 @@ _LOOKED = re.compile(
     r"shaded)\b",
     re.I,
 )
-_VALUE = re.compile(r"\b\d+(?:\.\d+)?(?=\s?(?:mm|mg|g|cm|mL|mmol|µmol|umol|kg|bpm|/min|U/L|IU|mEq|ng|pg|dB)\b)")
+# A letter, not the article: "A" before no noun, and a small one where its clause ends.
+_LETTER = re.compile(
+    r"\(?(?:[B-J]\b|A\b(?! (?!is\b|was\b|fits\b|matches\b|explains\b|because\b|since\b|as\b|best\b|and\b|or\b)[a-z])|"
+    r"[a-j](?=\W*$|[).:,;]))"
+)
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_VALUE = re.compile(r"\b\d+(?:[.,]\d+)*(?=\s?(?:mm|mg|g|cm|mL|mmol|µmol|umol|kg|bpm|/min|U/L|IU|mEq|ng|pg|dB)\b)")
 
 
 def check(
@@ -90,7 +105,7 @@ def check(
         reasons += [f"structure:{lack}" for lack in lacks]
     flags = {
         "image-not-mentioned": bool(record.images) and not _LOOKED.search(think),
-        "new-numbers": bool(set(_VALUE.findall(think)) - set(re.findall(r"\d+(?:\.\d+)?", record.question))),
+        "new-numbers": _has_new_numbers(think, record.question),
     }
     return Check(not reasons, letter, tuple(reasons), tuple(name for name, there in flags.items() if there))
 
@@ -101,6 +116,17 @@ def states_first(think: str, record: RawCase) -> bool:
     found = _FIRST.match(opening)
     if found is None:
         return False
-    rest = opening[found.end() :].lower()
+    rest = opening[found.end() :]
     texts = [option.lower() for option in record.named[0]]
-    return bool(re.match(r"\(?[a-j]\b", rest)) or any(rest.startswith(text) for text in texts)
+    return bool(_LETTER.match(rest)) or any(rest.lower().startswith(text) for text in texts)
+
+
+def _has_new_numbers(think: str, question: str) -> bool:
+    """True where a measured value stands in the reasoning alone; "9,5" is read as 9.5 and "1,200" as 1200 too."""
+    known = {reading for number in _NUMBER.findall(question) for reading in _readings(number)}
+    return any(not known & _readings(value) for value in _VALUE.findall(think))
+
+
+def _readings(number: str) -> set[str]:
+    thousands = re.fullmatch(r"\d{1,3}(?:,\d{3})+", number)
+    return {number.replace(",", "."), *([number.replace(",", "")] if thousands else [])}

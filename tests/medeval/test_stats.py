@@ -109,6 +109,22 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "right", "majority"),
+    [
+        ({"strict": False, "judge": True}, True, 1.0),  # another word for the key, which a judge knows
+        ({"strict": True, "judge": False}, False, 0.0),
+        ({"strict": True, "medevalkit": False}, False, 1.0),
+        ({"strict": False}, False, 0.0),
+    ],
+)
+def test_votes_count_by_the_judge_where_one_was_asked(verdicts, right, majority):
+    said = [("gouty arthritis", right, verdicts), ("gouty arthritis", right, verdicts)]
+    said += [("x", False, dict.fromkeys(verdicts, False))]
+    rows = [AnswerRow("a", n, "", text, "Gout", ok, 1, False, {}, held) for n, (text, ok, held) in enumerate(said)]
+    assert Evaluation(tuple(rows))._samples()["majority"]["accuracy"] == majority
+
+
 def test_one_item_shows_no_spread_of_several():
     rows = [
         AnswerRow("a", sample, "", "A", "A", sample < 3, 1, False, {"x": "1"}, {"strict": True}) for sample in range(4)

@@ -111,7 +111,32 @@ def test_every_system_is_in_one_of_the_layouts():
     assert {*FAMILIES, *LAYOUTS, "medgemma"} == {*SYSTEMS, *NEWER}
 
 
-@pytest.mark.parametrize("entry", ["", "endpoint:", "endpoint:@http://127.0.0.1:1/v1", "transformers:", "system:"])
+AZURE = "https://r.openai.azure.com/openai/deployments/d?api-version=2024-06-01"
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "model", "url"),
+    [
+        ("endpoint:claude-3-5-sonnet@20240620", "claude-3-5-sonnet@20240620", "claude-3-5-sonnet@20240620", "set"),
+        ("endpoint:claude@20240620@https://x/v1", "claude@20240620", "claude@20240620", "https://x/v1"),
+        ("c=endpoint:claude@20240620@https://x/v1", "c", "claude@20240620", "https://x/v1"),
+        (f"endpoint:gpt-4o@{AZURE}", "gpt-4o", "gpt-4o", AZURE),
+        (f"GPT 4=endpoint:gpt-4o@{AZURE}", "GPT 4", "gpt-4o", AZURE),
+        ("endpoint:@cf/meta/llama@http://x", "@cf/meta/llama", "@cf/meta/llama", "http://x"),
+        ("endpoint:org/m@http://me:p@host/v1", "org/m", "org/m", "http://me:p@host/v1"),
+        ("endpoint:org/m", "org/m", "org/m", "set"),
+        ("endpoint:m@localhost:8000/v1", "m", "m", "localhost:8000/v1"),  # refused for want of http://
+        ("endpoint:m@api.host.org/v1", "m", "m", "api.host.org/v1"),
+    ],
+)
+def test_ids_and_addresses_with_marks_of_their_own_are_read(entry, name, model, url):
+    target = parse(entry, "set")
+    assert (target.kind, target.name, target.model, target.url) == ("endpoint", name, model, url)
+
+
+@pytest.mark.parametrize(
+    "entry", ["", "endpoint:", "endpoint:@", "endpoint:@http://127.0.0.1:1/v1", "transformers:", "system:"]
+)
 def test_an_entry_without_a_model_is_named(entry):
     with pytest.raises(ConfigError, match="names no model; give a directory"):
         parse(entry)

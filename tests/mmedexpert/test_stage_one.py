@@ -168,12 +168,132 @@ def test_every_word_for_a_limit_is_a_cut(finish):
     assert found.reasons == ("cut-short",)
 
 
+LEAKS = {  # reasoning -> whether it tells of an answer that was given
+    "(1) The given answer is Gout.": True,
+    "(1) It fits the provided correct answer of gout.": True,
+    "(1) The given answer of the question is Gout.": True,
+    "(1) By the official solution it is Gout.": True,
+    "(1) The given key is B.": True,
+    "(1) It agrees with the known key.": True,
+    "(2) The answer was given before.": True,
+    "(2) Since the answer is Gout, urate is high.": True,
+    "(2) Because the correct answer is Gout, urate is high.": True,
+    "(1) 因为正确答案是痛风，所以疼痛。": True,
+    "(1) 参考答案提示痛风。": True,
+    "(1) 已知的正确答案为痛风。": True,
+    "(1) Da die richtige Antwort Gicht ist, tut es weh.": True,
+    "(1) Laut Musterlösung ist es Gicht.": True,
+    "(1) Puisque la bonne réponse est la goutte, elle souffre.": True,
+    "(1) Ya que la respuesta correcta es gota, duele.": True,
+    "(1) The given solution is 5 % dextrose.": False,
+    "(1) A hypertonic saline solution is given first.": False,
+    "(1) The stated answer of the patient means pain.": False,
+    "(1) These are the known key mediators and the listed key findings.": False,
+    "(2) Since the answer is not lupus, it is Gout.": False,
+    "(3) The answer is Gout.": False,
+    "(3) 因此答案是痛风。": False,
+    "(2) 因为答案不是狼疮，所以是痛风。": False,
+    "(3) Die richtige Antwort ist daher Gicht.": False,
+    "(2) Da die richtige Antwort nicht Lupus sein kann, bleibt Gicht.": False,
+    "(1) Comme la réponse immunitaire est faible, le QT corrigé est long.": False,
+    "(1) Como la respuesta inmune es lenta, hay fiebre.": False,
+}
+
+
+@pytest.mark.parametrize(("think", "leaks"), LEAKS.items())
+def test_an_answer_that_was_given_is_told_from_what_is_given_else(think, leaks):
+    reasons = filters.check(render(think, "A"), record(), "intuitive").reasons
+    assert ("answer-leak" in reasons) == leaks
+
+
+@pytest.mark.parametrize(
+    ("think", "told"),
+    [
+        ("(1) As a language model I cannot see.", True),
+        ("(1) I am a large language model.", True),
+        ("(1) As an AI I cannot see.", True),
+        ("(1) A language model of aphasia explains the deficit.", False),
+    ],
+)
+def test_a_model_that_speaks_of_itself_is_told_from_models_of_speech(think, told):
+    assert ("mentions-rules" in filters.check(render(think, "A"), record(), "intuitive").reasons) == told
+
+
+@pytest.mark.parametrize(
+    ("think", "first"),
+    [
+        ("(1) Answer: B.", True),
+        ("(1) Answer: b. It fits.", True),
+        ("(1) The correct option is (c)", True),
+        ("(1) Answer A is right.", True),
+        ("(1) Option B explains the pain.", True),
+        ("(1) The best answer is A, as urate is high.", True),
+        ("(1) Choice A fracture would show a line.", False),
+        ("(1) Answer: a red toe at night is seen.", False),
+        ("(1) The best choice is a drug that lowers urate.", False),
+    ],
+)
+def test_an_article_is_no_letter(think, first):
+    assert filters.states_first(think, record()) == first
+
+
+@pytest.mark.parametrize(
+    ("question", "think", "new"),
+    [
+        ("Urate is 5,8 mmol/L.", "It is 9,5 mmol/L.", True),
+        ("Urate is 5,8 mmol/L.", "It is 5,8 mmol/L.", False),
+        ("Urate is 5.8 mmol/L.", "It is 5,8 mmol/L.", False),
+        ("It gave 1,200 mg.", "1200 mg were given.", False),
+        ("It gave 1200 mg.", "1,200 mg were given.", False),
+        ("It gave 1,200 mg.", "1,300 mg were given.", True),
+        ("Urate is high.", "It is 9.5 mmol/L.", True),
+        ("She weighs 70 kg, 3.5 kg more.", "She weighs 70 kg.", False),
+    ],
+)
+def test_measured_values_are_read_with_a_comma_too(question, think, new):
+    found = filters.check(render(f"(1) {think} (2) So it is typical of Gout.", "A"), record(question), "intuitive")
+    assert ("new-numbers" in found.flags) == new
+
+
 def test_flags_do_not_fail_a_trace():
     pictured = record(images=(held("a.png", b"x"),))
     found = filters.check(
         render(SOUND["intuitive"] + " (3) Urate of 540 mmol is typical of Gout.", "A"), pictured, "intuitive"
     )
     assert found.passed and found.flags == ("image-not-mentioned", "new-numbers")
+
+
+CODES = [criterion.code for criterion in RUBRIC["intuitive"]]
+ALL, NONE = (dict.fromkeys(CODES, met) for met in (True, False))
+FIRST_ALONE = NONE | {CODES[0]: True}
+
+
+@pytest.mark.parametrize(
+    ("reply", "marks"),
+    [
+        (json.dumps(ALL), ALL),
+        (f"```json\n{json.dumps(FIRST_ALONE, indent=1)}\n```", FIRST_ALONE),
+        ('I answer as {"code": true or false}: ' + json.dumps(FIRST_ALONE), FIRST_ALONE),
+        (json.dumps(FIRST_ALONE) + ' as {"code": true or false} asks', FIRST_ALONE),
+        (f"{json.dumps(ALL)} On reflection: {json.dumps(NONE)}", NONE),
+        (str(FIRST_ALONE), FIRST_ALONE),  # as Python writes it
+        (json.dumps(FIRST_ALONE).replace("true", "True").replace("false", "False"), FIRST_ALONE),
+        (json.dumps({code: str(met) for code, met in FIRST_ALONE.items()}), FIRST_ALONE),
+        (json.dumps(FIRST_ALONE | {"note": "a set {x} and {y}"}), FIRST_ALONE),
+        (json.dumps({"marks": FIRST_ALONE}), FIRST_ALONE),
+        (f"<think>{json.dumps(ALL)}</think>{json.dumps(NONE)}", NONE),
+        ("", None),
+        ("All are met.", None),
+        (json.dumps(dict.fromkeys(CODES, 1)), None),
+        (json.dumps(dict.fromkeys(CODES, "yes")), None),
+        (json.dumps(dict(list(ALL.items())[1:])), None),
+        ("{" * 10_000 + "}" * 10_000, None),
+    ],
+)
+def test_a_judges_marks_are_read_from_the_last_object_that_has_them_all(reply, marks):
+    found = trace_judge.judgement(reply, "intuitive", "j")
+    assert (found and dict(found.criteria)) == marks
+    assert found is None or found.score == sum(marks.values()) / len(CODES)
 
 
 def test_the_key_never_reaches_a_teacher():
