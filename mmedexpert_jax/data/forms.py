@@ -305,7 +305,7 @@ def _answer(row: Mapping[str, Any]) -> str:
 
 
 def _images(row: Mapping[str, Any]) -> list[Any]:
-    value = next((row[key] for key in ("images", "image") if row.get(key) not in (None, "", [], ())), [])
+    value: Any = next((row[key] for key in ("images", "image") if row.get(key) not in (None, "", [], ())), [])
     return list(value) if isinstance(value, list | tuple) else [value]
 
 

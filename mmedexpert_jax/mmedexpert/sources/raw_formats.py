@@ -91,8 +91,8 @@ def _bigbio(row: Mapping[str, Any]) -> Raw:
         return Raw(row["question"], texts, answer["label"], letters, key_text=text(answer.get("text")))
     key = row.get("answer_idx")
     key_text = text(answer) if key else ""
-    told = {"key_text": key_text, "of_index": bool(key)} | _texts(row, step="meta_info")
-    return Raw(row["question"], texts, key or answer, letters, **told)
+    step = text(row.get("meta_info"))
+    return Raw(row["question"], texts, key or answer, letters, key_text=key_text, of_index=bool(key), step=step)
 
 
 def _in_question(row: Mapping[str, Any]) -> Raw:
@@ -185,7 +185,7 @@ def _plain(row: Mapping[str, Any]) -> Raw:
 
 def _images(row: Mapping[str, Any]) -> Sequence[Any]:
     """Images of a row: `images` or `image`, one or a list, perhaps as JSON text in a CSV cell."""
-    found = next((row[key] for key in ("images", "image") if row.get(key) not in (None, "", [], ())), [])
+    found: Any = next((row[key] for key in ("images", "image") if row.get(key) not in (None, "", [], ())), [])
     found = forms.pictures(found) if isinstance(found, str) else found
     listed_images = found if isinstance(found, list) else [found]
     return [i["image_path"] if isinstance(i, Mapping) and "image_path" in i else i for i in listed_images]
