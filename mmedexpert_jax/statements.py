@@ -277,7 +277,7 @@ _DENIED_BEFORE = re.compile(
     r"|students\s+(?:often|usually|commonly|may|would|tend)|most\s+(?:students|people|candidates|examinees)"
     # of another than who answers, or of another rank: "the student's answer", "the second best answer"
     r"|(?:students?(?:['’]s?)?(?:\s+(?:final|given))?"
-    r"|(?:second|next|third)(?:[\s-]+(?:best|most\s+likely))?|alternative|distractor|runner-up)"
+    r"|(?:second|third)(?:[\s-]+(?:best|most\s+likely))?|next\s+most\s+likely|alternative|distractor|runner-up)"
     r"\s+(?:answer|choice|option|guess|pick|selection)"
     r"|(?:some|many)\s+(?:say|think|believe|claim|would)|(?:you|one)(?:['’]d|\s+would)\s+think)\b"
     r"|n['’]t\b",
