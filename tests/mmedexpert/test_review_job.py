@@ -84,5 +84,8 @@ def test_the_command_that_builds_from_the_verdicts_is_that_of_the_run(tmp_path):
     expected = arguments.replace("--config.data.path='my cases.jsonl'", "'--config.data.path=my cases.jsonl'")
     end = "--config.stages=build --config.reviewed=accepted"
     assert build_command(tmp_path) == f"python -m mmedexpert_jax.launch {expected} {end}"
+    apart = f"{arguments} --config.stages collect,trace --config.plan --config.plan_mesh=a100x8 --config.fresh"
+    (tmp_path / "cmd.txt").write_text(f"/usr/bin/python -m mmedexpert_jax.launch {apart}\n")
+    assert build_command(tmp_path) == f"python -m mmedexpert_jax.launch {expected} --config.plan_mesh=a100x8 {end}"
     (tmp_path / "cmd.txt").write_text("# then\npython notebook.py\n")
     assert build_command(tmp_path) == ""

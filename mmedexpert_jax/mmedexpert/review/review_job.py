@@ -129,7 +129,13 @@ def build_command(folder: Path) -> str:
     if "mmedexpert_jax.launch" not in words:
         return ""
     once = ("--config.stages", "--config.reviewed", "--config.fresh", "--config.plan")
-    kept = [word for word in words[words.index("mmedexpert_jax.launch") :] if not word.startswith(once)]
+    kept, rest = [], words[words.index("mmedexpert_jax.launch") :]
+    while rest:
+        word = rest.pop(0)
+        if word.partition("=")[0] not in once:
+            kept.append(word)
+        elif "=" not in word and rest and not rest[0].startswith("--"):  # its value stands behind a blank
+            rest.pop(0)
     return shlex.join(["python", "-m", *kept, "--config.stages=build", "--config.reviewed=accepted"])
 
 
